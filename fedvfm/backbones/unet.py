@@ -1,0 +1,77 @@
+"""A small U-Net trained from scratch: the honest baseline of every segmentation table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedvfm import config as configs
+from fedvfm import errors
+from fedvfm.backbones import base
+
+
+class UNet(base.Backbone):
+    """MONAI's U-Net with instance norm; its grid has full resolution, so a linear head finishes it.
+
+    Shapes: pixels (B, 3, H, W) -> one grid (B, channels[0], H, W). Sides that the strides do not divide are padded and cut.
+    Source: Ronneberger et al., "U-Net", MICCAI 2015; Kerfoot et al., STACOM 2018 (residual units), as in MONAI.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI's imports warn about optional packages
+            from monai.networks.nets import UNet as MonaiUNet
+
+        self.name, self.sha256, self.pretrained, self.width, self.depth = "unet", "", False, channels[0], 0
+        self.patch = 1
+        self._multiple = 2 ** (len(channels) - 1)
+        self.model = MonaiUNet(
+            spatial_dims=2,
+            in_channels=3,
+            out_channels=channels[0],
+            channels=tuple(channels),
+            strides=(2,) * (len(channels) - 1),
+            num_res_units=1,
+            norm=("INSTANCE", {"affine": True}),
+        )
+
+    def taps(self, count: int) -> tuple[int, ...]:
+        """One grid only."""
+        return (0,)
+
+    def check_size(self, size: Sequence[int]) -> list[str]:
+        """Any size fits."""
+        return []
+
+    def projection(self, block: int, part: str) -> str | None:
+        """There is none."""
+        return None
+
+    def wire_name(self, parameter: str) -> str:
+        """MONAI's own names behind ``unet.``."""
+        return f"unet.{parameter}"
+
+    def features(self, pixels: Tensor, taps: Sequence[int], prefix: base.Prefix | None = None) -> base.Features:
+        """See base."""
+        height, width = pixels.shape[-2:]
+        below, right = -height % self._multiple, -width % self._multiple
+        padded = torch.nn.functional.pad(pixels, (0, right, 0, below), mode="replicate")
+        grid = self.model(padded)[..., :height, :width]
+        return base.Features(pixels, (grid,), grid.mean(dim=(2, 3)))
+
+
+def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> UNet:
+    """A U-Net with the channels of ``options.channels``; its weights are set from the initial adapter.
+
+    Raises:
+        ConfigError: if the channels are not whole positive numbers.
+    """
+    channels = settings.options.get("channels", [16, 32, 64, 128])
+    if not isinstance(channels, list) or len(channels) < 2 or not all(type(c) is int and c > 0 for c in channels):
+        raise errors.ConfigError("backbone 'unet'", [f"options.channels = {channels!r}: give two or more positive whole numbers"])
+    with torch.device(device if with_weights else "meta"):
+        return UNet([int(c) for c in channels])

@@ -1,0 +1,101 @@
+"""An append-only file of JSON lines, each carrying the hash of the one before it.
+
+A line is one JSON object with ``prev`` (the hash of the previous line, or 64 zeros) and ``hash`` (sha256 of the line
+without ``hash``). Inner edits, deletions and reordering are found by :func:`read`; a line cut short by a crash is found and
+cut off by :func:`recover`. Whoever can write the file can rewrite all of it: only a head kept elsewhere shows that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fedvfm import errors, storage
+
+ZERO = "0" * 64
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def _hash(entry: dict[str, Any]) -> str:
+    body = {name: value for name, value in entry.items() if name != "hash"}
+    return hashlib.sha256(canonical(body).encode()).hexdigest()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All entries, verified.
+
+    Raises:
+        CheckpointError: naming the first line that is cut short, edited, missing or out of order.
+    """
+    if not path.exists():
+        return []
+    entries: list[dict[str, Any]] = []
+    head = ZERO
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        entry = _parse(line)
+        if entry is None or entry.get("prev") != head or entry.get("hash") != _hash(entry):
+            raise errors.CheckpointError(f"{path}: line {number} does not continue the chain; it was changed or is not ours")
+        head = entry["hash"]
+        entries.append(entry)
+    return entries
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def recover(path: Path) -> list[dict[str, Any]]:
+    """Cut off a last line without its newline (a crash inside a write), then read.
+
+    A file damaged in any other way is not repaired.
+    """
+    if path.exists():
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole != len(data):
+            with storage.guard(path), path.open("r+b") as file:
+                file.truncate(whole)
+                os.fsync(file.fileno())
+    return read(path)
+
+
+class Chain:
+    """An open chain, ready to append. One writer at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = recover(path)
+
+    @property
+    def head(self) -> str:
+        """Hash of the last entry."""
+        return str(self.entries[-1]["hash"]) if self.entries else ZERO
+
+    def append(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Write one entry and wait until it is on disk.
+
+        Raises:
+            StorageError: if the disk refuses; the file then ends in the line before, or in a part that ``recover`` cuts.
+        """
+        entry = {**value, "prev": self.head}
+        entry["hash"] = _hash(entry)
+        storage.append_line(self.path, canonical(entry))
+        self.entries.append(entry)
+        return entry
+
+    def rewind(self, keep: int) -> None:
+        """Keep only the first ``keep`` entries (a resume drops rounds whose checkpoint was never finished)."""
+        if keep < len(self.entries):
+            self.entries = self.entries[:keep]
+            storage.write_text(self.path, "".join(canonical(entry) + "\n" for entry in self.entries))

@@ -1,0 +1,1 @@
+"""The client wing: what runs at a site."""

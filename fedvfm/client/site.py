@@ -1,0 +1,198 @@
+"""A site: its name, its samples, its device, and what it keeps in memory between messages."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedvfm import config as configs
+from fedvfm import errors, seeding
+from fedvfm.backbones import base as backbones
+from fedvfm.client import model as models
+from fedvfm.data import sample as samples
+from fedvfm.data import transforms
+
+
+class Hospital(Protocol):
+    """What a site needs of its data; ``fedvfm.data.hospitals.Hospital`` is one."""
+
+    name: str
+    train: tuple[samples.Sample, ...]
+    val: tuple[samples.Sample, ...]
+    test: tuple[samples.Sample, ...]
+
+    def read(self, sample: samples.Sample) -> samples.Pixels:
+        """Read one sample."""
+        ...
+
+
+class Memory:
+    """A least-recently-used store bounded in bytes, shared by all sites of a process.
+
+    It holds prepared images and what the frozen blocks compute of them, so that neither is computed twice while it fits.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._used = limit_bytes, 0
+        self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it may hold anything."""
+        return self._limit > 0
+
+    def get(self, key: Hashable, size: Callable[[Any], int], make: Callable[[], Any]) -> Any:
+        """The kept value of ``key``, or a new one (kept if it fits)."""
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key][0]
+        value = make()
+        need = size(value)
+        if need <= self._limit:
+            while self._used + need > self._limit:
+                self._used -= self._items.popitem(last=False)[1][1]
+            self._items[key] = (value, need)
+            self._used += need
+        return value
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as the model takes it.
+
+    Attributes:
+        pixels: (3, h, w) float32, normalised.
+        prefix: what the frozen blocks compute of it, with a batch axis of 1; None where it is not kept.
+        prepared: the image, mask and truth behind it.
+    """
+
+    sample: samples.Sample
+    pixels: Tensor
+    prepared: transforms.Prepared
+    prefix: backbones.Prefix | None
+
+
+@dataclass
+class Site:
+    """One hospital's node.
+
+    Attributes:
+        name: the site's name.
+        hospital: its samples.
+        device: where it computes.
+        rank: the LoRA rank it chose, or 0 for the recipe's.
+        memory: shared with the other virtual sites of this process.
+    """
+
+    name: str
+    hospital: Hospital
+    device: str = "cpu"
+    rank: int = 0
+    memory: Memory = field(default_factory=lambda: Memory(0))
+
+    def recipe(self, recipe: configs.Recipe) -> configs.Recipe:
+        """The recipe with this site's own rank; alpha stays, so the scale follows.
+
+        Raises:
+            ConfigError: if the rank is over the recipe's.
+        """
+        own = self.rank or recipe.adapter.rank
+        if own == recipe.adapter.rank or recipe.adapter.kind != "lora":
+            return recipe
+        if own > recipe.adapter.rank:
+            raise errors.ConfigError(f"site '{self.name}'", [f"rank {own} is over the recipe's {recipe.adapter.rank}"])
+        alpha = recipe.adapter.scale * recipe.adapter.rank
+        return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": own, "alpha": alpha})})
+
+    def split(self, name: str) -> tuple[samples.Sample, ...]:
+        """The samples of a split: "train", "val" or "test"."""
+        splits = {"train": self.hospital.train, "val": self.hospital.val, "test": self.hospital.test}
+        if name not in splits:
+            raise errors.ProtocolError(f"split '{name}' is none of train, val, test")
+        return splits[name]
+
+    def example(self, model: models.AdaptedModel, sample: samples.Sample, view: int | None, words: Sequence[str | int] = ()) -> Example:
+        """One sample as ``model`` takes it.
+
+        Args:
+            model: decides contract, classes and how much of the backbone is frozen.
+            sample: which.
+            view: None for evaluation; a number of a fixed view; -1 for an augmentation drawn afresh under ``words``.
+        """
+        contract = model.recipe.data
+        key = (self.name, sample.id, view, contract)
+        if view == -1:
+            prepared = self._augmented(model, sample, words)
+            prefix = None
+        else:
+            prepared = self.memory.get((*key, "image"), _image_bytes, lambda: self._prepare(model, sample, view))
+            prefix = self._prefix(model, key, prepared)
+        pixels = torch.from_numpy(transforms.normalise(prepared.image[None], contract))[0]
+        return Example(sample, pixels, prepared, prefix)
+
+    def _prepare(self, model: models.AdaptedModel, sample: samples.Sample, view: int | None) -> transforms.Prepared:
+        if view is None:
+            return self._evaluated(model, sample)
+        return self._augmented(model, sample, ("view", view))
+
+    def _read(self, sample: samples.Sample) -> samples.Pixels:
+        try:
+            return self.hospital.read(sample)
+        except errors.DataError as error:
+            raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
+
+    def _evaluated(self, model: models.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
+        contract, classes = model.recipe.data, len(model.recipe.data.class_names)
+        try:
+            return transforms.prepare(self._read(sample), contract, classes, multiple=model.backbone.patch)
+        except errors.DataError as error:
+            raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
+
+    def _augmented(self, model: models.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]) -> transforms.Prepared:
+        base = self.memory.get((self.name, sample.id, model.recipe.data, "base"), _image_bytes, lambda: self._evaluated(model, sample))
+        rng = seeding.stream(model.recipe.seed, "augment", sample.id, *words)
+        return transforms.training_view(base, model.recipe.data, rng)
+
+    def _prefix(self, model: models.AdaptedModel, key: tuple[Hashable, ...], prepared: transforms.Prepared) -> backbones.Prefix | None:
+        """Kept only where it saves work: some blocks are frozen and the memory may hold something."""
+        if model.frozen_blocks == 0 or not self.memory.enabled:
+            return None
+        stop, taps = model.frozen_blocks, tuple(tap for tap in model.taps if tap <= model.frozen_blocks)
+        full_key = (*key, "prefix", model.backbone.sha256, model.recipe.precision, stop, taps)
+
+        def compute() -> backbones.Prefix:
+            pixels = torch.from_numpy(transforms.normalise(prepared.image[None], model.recipe.data)).to(self.device)
+            dtype = torch.bfloat16 if model.recipe.precision == "bfloat16" else torch.float32
+            found = model.frozen_prefix(pixels)
+            taken = {tap: tokens.to(dtype) for tap, tokens in found.taken.items()}
+            hidden = taken[stop] if stop in taken else found.hidden.to(dtype)
+            return backbones.Prefix(found.stop, hidden, taken)
+
+        kept: backbones.Prefix = self.memory.get(full_key, _prefix_bytes, compute)
+        return kept
+
+
+def _image_bytes(prepared: transforms.Prepared) -> int:
+    arrays = (prepared.image, prepared.mask, prepared.truth)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def _prefix_bytes(prefix: backbones.Prefix) -> int:
+    tensors = {id(tensor): tensor for tensor in (prefix.hidden, *prefix.taken.values())}
+    return sum(tensor.element_size() * tensor.numel() for tensor in tensors.values())
+
+
+def collate(examples: Sequence[Example], device: str) -> tuple[Tensor, backbones.Prefix | None]:
+    """Pixels (B, 3, h, w) and the prefixes joined along the batch axis, if every example has one."""
+    pixels = torch.stack([example.pixels for example in examples]).to(device)
+    prefixes = [example.prefix for example in examples if example.prefix is not None]
+    if len(prefixes) < len(examples):
+        return pixels, None
+    hidden = torch.cat([prefix.hidden for prefix in prefixes]).float()
+    taken = {tap: torch.cat([prefix.taken[tap] for prefix in prefixes]).float() for tap in prefixes[0].taken}
+    return pixels, backbones.Prefix(prefixes[0].stop, hidden, taken)

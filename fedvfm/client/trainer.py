@@ -1,0 +1,104 @@
+"""Local training: the global adapter in, this site's adapter out. The backbone never changes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedvfm import config as configs
+from fedvfm import errors, seeding, state
+from fedvfm.client import model as models
+from fedvfm.client import site as sites
+from fedvfm.data import sample as samples
+
+
+def train(model: models.AdaptedModel, site: sites.Site, base: state.AdapterState, round_number: int) -> state.SiteUpdate:
+    """Train for the recipe's local epochs from ``base``.
+
+    The optimiser starts afresh; the learning rate follows the schedule over all rounds. Order, views and dropout depend on
+    seed, round and site name alone.
+
+    Raises:
+        TrainingError: if a loss is not finite, or the adapter did not move.
+    """
+    started = time.monotonic()
+    recipe, examples = model.recipe, site.split("train")
+    if not examples:
+        raise errors.DataError(f"site '{site.name}' has no training sample")
+    torch.manual_seed(seeding.torch_seed(recipe.seed, "train", round_number, site.name))
+    model.write(base)
+    model.train()
+    optimiser = _optimiser(model, recipe.optimiser)
+    steps = math.ceil(len(examples) / recipe.optimiser.batch_size) * recipe.optimiser.local_epochs
+    total, loss_sum = steps * recipe.rounds, 0.0
+    for step, batch in enumerate(_batches(model, site, examples, round_number)):
+        _set_rates(optimiser, recipe.optimiser, ((round_number - 1) * steps + step) / total)
+        loss_sum += _step(model, optimiser, batch, site)
+    after = model.read()
+    if after.fingerprint == base.fingerprint:
+        raise errors.TrainingError(
+            f"site '{site.name}', round {round_number}: the adapter did not change in {steps} steps. Raise recipe.optimiser.learning_rate"
+        )
+    metrics = {"loss": loss_sum / steps, "seconds": round(time.monotonic() - started, 3), "steps": float(steps)}
+    return state.SiteUpdate(site.name, after, len(examples), round_number - 1, base.fingerprint, metrics=metrics)
+
+
+def _optimiser(model: models.AdaptedModel, settings: configs.OptimiserConfig) -> torch.optim.Optimizer:
+    parameters = model.trainable()
+    head_rate = settings.head_learning_rate or settings.learning_rate
+    groups = [
+        {"params": parameters["adapter"], "lr": settings.learning_rate, "base": settings.learning_rate},
+        {"params": parameters["head"], "lr": head_rate, "base": head_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
+
+def rate_factor(settings: configs.OptimiserConfig, progress: float) -> float:
+    """Factor on the learning rate at ``progress`` in [0, 1) of the whole run: linear warm-up, then the schedule."""
+    if progress < settings.warmup:
+        return (progress + 1e-3) / (settings.warmup + 1e-3)
+    done = (progress - settings.warmup) / (1.0 - settings.warmup)
+    if settings.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return float((1.0 - done) ** 0.9) if settings.schedule == "poly" else 1.0
+
+
+def _set_rates(optimiser: torch.optim.Optimizer, settings: configs.OptimiserConfig, progress: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = group["base"] * rate_factor(settings, progress)
+
+
+def _batches(
+    model: models.AdaptedModel, site: sites.Site, examples: Sequence[samples.Sample], round_number: int
+) -> Iterator[list[sites.Example]]:
+    settings, views = model.recipe.optimiser, model.recipe.data.views
+    for epoch in range(settings.local_epochs):
+        order = seeding.stream(model.recipe.seed, "order", round_number, epoch, site.name).permutation(len(examples))
+        passed = (round_number - 1) * settings.local_epochs + epoch
+        view = passed % views if views else -1
+        for start in range(0, len(order), settings.batch_size):
+            chosen = [examples[index] for index in order[start : start + settings.batch_size]]
+            yield [site.example(model, sample, view, ("epoch", passed)) for sample in chosen]
+
+
+def _step(model: models.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site) -> float:
+    pixels, prefix = sites.collate(batch, model.device)
+    target = torch.stack([torch.as_tensor(model.task.target(example.prepared, example.sample.label)) for example in batch])
+    loss: Tensor = model.task.loss(model(pixels, prefix), target.to(model.device))
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise errors.TrainingError(f"site '{site.name}': the loss is {value}. Lower recipe.optimiser.learning_rate or check the images")
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if model.recipe.optimiser.clip_norm:
+        trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, model.recipe.optimiser.clip_norm)
+    optimiser.step()
+    return value

@@ -1,0 +1,313 @@
+"""Recipe, ServerConfig and Experiment: what a user writes in TOML, checked for form with all faults at once.
+
+This module checks *form* (keys, types, ranges). Names in tables and per-kind parameters are checked by the wings, which
+add their faults to the same list. Every value that decides a result is in the Recipe, resolved to the last default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import Field
+
+from fedvfm import chain, errors
+
+SCHEMA_VERSION = 1
+
+Scalar = bool | int | float | str
+Option = Scalar | list[Scalar]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, strict=False)]
+Positive = Annotated[float, Field(gt=0.0, strict=False)]
+NonNegative = Annotated[float, Field(ge=0.0, strict=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _names() -> Any:
+    return Field(default=(), strict=False)
+
+
+class Strict(pydantic.BaseModel):
+    """Base of all configs: strict types, no unknown keys, immutable, no NaN."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BackboneConfig(Strict):
+    """The frozen model. ``name`` is a table name, a Hugging Face name or a local folder."""
+
+    name: Name
+    revision: str | None = None
+    sha256: Sha256 | None = None
+    options: dict[str, Option] = {}
+
+
+class AdapterConfig(Strict):
+    """The small trainable weights. ``layers`` are block numbers from 0; empty means all."""
+
+    kind: Name = "lora"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Positive | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] = 0.0
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _names()] = ()
+    targets: Annotated[tuple[Name, ...], _names()] = ("q", "v")
+    options: dict[str, Option] = {}
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank; alpha defaults to the rank."""
+        return (self.alpha if self.alpha is not None else float(self.rank)) / self.rank
+
+
+class TaskConfig(Strict):
+    """What is learned: the head, the loss and its weights."""
+
+    kind: Name = "segmentation"
+    head: str | None = None
+    ce_weight: NonNegative = 0.2
+    dice_weight: NonNegative = 0.8
+    class_weights: Annotated[tuple[NonNegative, ...], _names()] = ()
+    options: dict[str, Option] = {}
+
+
+class DataContract(Strict):
+    """What every site's images must become: part of the recipe, the same everywhere.
+
+    ``class_names[0]`` is the background in segmentation. ``input_size`` is (height, width) in pixels: with ``fit = "resize"`` every
+    image is resized to it; with ``fit = "native"`` training takes random crops of it at the image's own scale and evaluation
+    sees the whole image. ``views`` > 0 draws that many augmented views of each training sample once and goes round them, so
+    that what the frozen blocks compute can be kept; 0 draws afresh every epoch. ``intensity``: "percentile" stretches each image,
+    "polarity" also turns bright backgrounds dark.
+    """
+
+    class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=256, strict=False)]
+    modality: str = "any"
+    input_size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (224, 224)
+    grey: bool = False
+    fit: Literal["resize", "native"] = "resize"
+    views: Annotated[int, Field(ge=0, le=1024)] = 0
+    intensity: Literal["none", "percentile", "polarity"] = "percentile"
+    mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
+    augment: Annotated[tuple[Name, ...], _names()] = ()
+
+
+class OptimiserConfig(Strict):
+    """Local training; the optimiser starts afresh every round, the schedule runs over all rounds."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    head_learning_rate: Positive | None = None
+    weight_decay: NonNegative = 0.01
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    local_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    schedule: Literal["constant", "cosine", "poly"] = "cosine"
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] = 0.05
+    clip_norm: NonNegative = 1.0
+
+
+class AggregationConfig(Strict):
+    """The rule that joins the sites' updates."""
+
+    rule: Name = "mean"
+    weighting: Literal["examples", "uniform"] = "examples"
+    options: dict[str, Option] = {}
+
+
+class EvaluationConfig(Strict):
+    """How often the sites validate. Every run is tested after the last round."""
+
+    every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    nsd_tolerance: Positive = 2.0
+
+
+class AdmissionConfig(Strict):
+    """Bounds an update must keep."""
+
+    max_examples: PositiveInt = 1_000_000
+    max_update_norm: Positive = 1000.0
+
+
+class Recipe(Strict):
+    """What is trained, resolved to the last default. Its hash names it."""
+
+    schema_version: Literal[1] = 1
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    precision: Literal["float32", "bfloat16"] = "float32"
+    backbone: BackboneConfig
+    adapter: AdapterConfig = AdapterConfig()
+    task: TaskConfig = TaskConfig()
+    data: DataContract
+    optimiser: OptimiserConfig = OptimiserConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON of every resolved value."""
+        return hashlib.sha256(chain.canonical(self.model_dump(mode="json")).encode()).hexdigest()
+
+
+class ServerConfig(Strict):
+    """How the server runs rounds. ``quorum`` and ``cohort`` of 0 mean all sites."""
+
+    quorum: Annotated[int, Field(ge=0)] = 0
+    cohort: Annotated[int, Field(ge=0)] = 0
+    round_timeout_s: Positive = 3600.0
+
+
+class SourceConfig(Strict):
+    """Where samples come from."""
+
+    source: Name
+    path: str | None = None
+    options: dict[str, Option] = {}
+
+
+class PartitionConfig(Strict):
+    """How samples become virtual hospitals, and how each hospital splits its own.
+
+    ``train``, ``val``, ``test`` cap the samples of a hospital (0: no cap); ``val_share`` and ``test_share`` apply where a sample has
+    no split of its own.
+    """
+
+    kind: Name = "natural"
+    sites: Annotated[int, Field(ge=0, le=10_000)] = 0
+    include: Annotated[tuple[Name, ...], _names()] = ()
+    alpha: Positive = 0.5
+    shots: Annotated[int, Field(ge=0)] = 0
+    train: Annotated[int, Field(ge=0)] = 0
+    val: Annotated[int, Field(ge=0)] = 0
+    test: Annotated[int, Field(ge=0)] = 0
+    val_share: Fraction = 0.15
+    test_share: Fraction = 0.25
+    options: dict[str, Option] = {}
+
+
+class BaselineConfig(Strict):
+    """Settings of the baselines that are not those of the recipe."""
+
+    unet_learning_rate: Positive = 2e-3
+    unet_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=6, strict=False)] = (16, 32, 64, 128)
+
+
+class Experiment(Strict):
+    """A simulation file: recipe, data, partition, engine and baselines."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    title: str = ""
+    note: str = ""
+    engine: Name = "in-process"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps|auto)$")] = "cpu"
+    baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
+    site_ranks: dict[Name, Annotated[int, Field(ge=1, le=1024)]] = {}
+    cache_mib: Annotated[int, Field(ge=0)] = 2048
+    recipe: Recipe
+    data: SourceConfig
+    partition: PartitionConfig = PartitionConfig()
+    server: ServerConfig = ServerConfig()
+    baseline: BaselineConfig = BaselineConfig()
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The same experiment under another seed."""
+        return self.model_copy(update={"recipe": self.recipe.model_copy(update={"seed": seed})})
+
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def _known_keys(model: type[pydantic.BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for step in location:
+        field = current.model_fields.get(step) if isinstance(step, str) else None
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, pydantic.BaseModel):
+            return []
+        current = field.annotation
+    return list(current.model_fields)
+
+
+def _sentence(model: type[pydantic.BaseModel], fault: Mapping[str, Any]) -> str:
+    where = ".".join(str(step) for step in fault["loc"]) or "(top level)"
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, tuple(fault["loc"][:-1]))
+        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"; nearest: '{close[0]}'" if close else ""
+        return f"{where}: unknown key; known here: {', '.join(known)}{hint}" if known else f"{where}: unknown key"
+    if fault["type"] == "missing":
+        return f"{where}: required, but not given"
+    shown = repr(fault["input"])
+    return f"{where} = {shown[:80]}: {fault['msg'].lower()}"
+
+
+def parse(model: type[Model], values: Mapping[str, Any], what: str) -> Model:
+    """Check ``values`` against ``model``.
+
+    Raises:
+        ConfigError: listing every fault with its path.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        faults = [_sentence(model, fault) for fault in error.errors()]
+        raise errors.ConfigError(what, list(dict.fromkeys(faults))) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: if the file is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise errors.ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(str(path), [f"is not TOML: {error}"]) from None
+
+
+def apply_sets(values: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
+    """Apply ``key.path=TOML value`` assignments to a copy of ``values``.
+
+    Raises:
+        ConfigError: listing every assignment that cannot be read.
+    """
+    result = _copy_tables(values)
+    faults = []
+    for assignment in sets:
+        path, equals, text = assignment.partition("=")
+        steps = path.strip().split(".")
+        if not equals or not all(steps):
+            faults.append(f"--set {assignment}: write it as key.path=value")
+            continue
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            faults.append(f"--set {assignment}: the value is not TOML; strings need quotes: --set '{path}=\"{text.strip()}\"'")
+            continue
+        table = result
+        for step in steps[:-1]:
+            table = table.setdefault(step, {})
+            if not isinstance(table, dict):
+                faults.append(f"--set {assignment}: '{step}' is a value, not a table")
+                break
+        else:
+            table[steps[-1]] = value
+    if faults:
+        raise errors.ConfigError("--set", faults)
+    return result
+
+
+def _copy_tables(values: Any) -> Any:
+    return {key: _copy_tables(value) for key, value in values.items()} if isinstance(values, dict) else values

@@ -1,0 +1,76 @@
+"""Sample, Pixels and the Source protocol: what every data source provides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, not yet read.
+
+    Attributes:
+        id: unique in its source; safe to log (never a patient's name or number).
+        label: class index for classification, else None.
+        site: the natural site, where real.
+        patient: samples of one patient (or slide) are never split between train, val and test, nor between hospitals.
+        split: "train", "val" or "test" where the source prescribes it.
+    """
+
+    id: str
+    label: int | None = None
+    site: str | None = None
+    patient: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One image as read.
+
+    Attributes:
+        image: float32 (C, H, W), C in {1, 3}, values in [0, 1].
+        mask: int64 (H, W) of class indices, or None in classification.
+        spacing: (row, column) size of a pixel in millimetres, or None where unknown (distances are then in pixels).
+    """
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.int64] | None = None
+    spacing: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """What a source says about itself."""
+
+    name: str
+    task: str
+    class_names: tuple[str, ...]
+    licence: str
+    note: str = ""
+
+
+class Source(Protocol):
+    """Where samples come from. Cheap to build (it may index files but reads no pixels)."""
+
+    @property
+    def info(self) -> SourceInfo:
+        """Name, task, class names, licence and a note shown with every result."""
+        ...
+
+    def samples(self) -> Sequence[Sample]:
+        """All samples in a fixed order."""
+        ...
+
+    def read(self, sample: Sample) -> Pixels:
+        """Read one sample's pixels.
+
+        Raises:
+            DataError: naming the file and the remedy.
+        """
+        ...

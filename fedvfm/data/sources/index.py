@@ -1,0 +1,108 @@
+"""Folders with an ``index.csv``: where they lie, and how the table is read."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from fedvfm import config, errors, registry
+
+FAULTS_SHOWN = 20
+
+
+def candidates(name: str) -> list[Path]:
+    """The folders a data set called ``name`` is looked for in when no path is given, in order."""
+    named = os.environ.get("FEDVFM_DATA")
+    if named:
+        return [Path(named) / name]
+    repository = Path(__file__).resolve().parents[3]
+    return list(dict.fromkeys((base / ".." / "shared" / "data" / name).resolve() for base in (repository, Path.cwd())))
+
+
+def locate(source: config.SourceConfig, needs: Sequence[str]) -> Path:
+    """The folder of a data set: ``path`` of the configuration, else the first candidate that exists.
+
+    Raises:
+        DataError: naming every folder that was tried, and the remedy.
+    """
+    tried = [Path(source.path).expanduser()] if source.path else candidates(source.source)
+    for folder in tried:
+        if folder.is_dir():
+            return folder
+    raise errors.DataError(
+        f"data source '{source.source}': no folder at {' or '.join(str(folder) for folder in tried)}; "
+        f"set data.path to the folder that holds {', '.join(needs)}, "
+        f"or the environment variable FEDVFM_DATA to the folder that holds '{source.source}'"
+    )
+
+
+def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a comma-separated table with a header line; surrounding blanks are removed.
+
+    Raises:
+        DataError: if the file cannot be read, lacks a required column, or a row has no value in one.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise errors.DataError(f"{path}: cannot be read as a comma-separated UTF-8 table: {error}") from None
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise errors.DataError(
+            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(columns) or 'no header line'}"
+        )
+    refuse(
+        path,
+        (f"line {line}: no value for '{key}'" for line, row in enumerate(rows, 2) for key in required if not row[key]),
+    )
+    return rows
+
+
+def refuse(where: Path, faults: Iterable[str]) -> None:
+    """Raise one error that lists the faults, where there are any.
+
+    Raises:
+        DataError: with the number of faults and the first of them, one a line.
+    """
+    found = list(faults)
+    if not found:
+        return
+    lines = [f"\n  - {fault}" for fault in found[:FAULTS_SHOWN]]
+    more = f"\n  - and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
+    number = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+    raise errors.DataError(f"{where}: {number}{''.join(lines)}{more}")
+
+
+def duplicates(rows: Iterable[Mapping[str, str]], key: str) -> list[str]:
+    """One sentence for every value of ``key`` that stands in more than one row."""
+    seen: dict[str, int] = {}
+    for row in rows:
+        seen[row[key]] = seen.get(row[key], 0) + 1
+    return [f"{key} '{value}' stands in {count} rows; keep one" for value, count in seen.items() if count > 1]
+
+
+def unknown_options(source: config.SourceConfig, known: Sequence[str]) -> list[str]:
+    """One sentence for every option that the source does not know."""
+    have = ", ".join(known) if known else "none"
+    return [
+        f"data.options.{key}: unknown option of '{source.source}'; known: {have}{registry.nearest(key, list(known))}"
+        for key in source.options
+        if key not in known
+    ]
+
+
+def refuse_options(source: config.SourceConfig, known: Sequence[str]) -> None:
+    """Refuse options that the source does not know.
+
+    Raises:
+        ConfigError: listing each with the nearest known one.
+    """
+    faults = unknown_options(source, known)
+    if faults:
+        raise errors.ConfigError(f"data source '{source.source}'", faults)

@@ -1,0 +1,272 @@
+"""The three layouts of a folder: which files belong together, and every fault in that, before pixels are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedvfm import errors, registry
+from fedvfm.data import formats
+
+KINDS = ("pairs", "classes", "nnunet")
+DEFAULT_NAMES = ("background", "foreground")
+IGNORED = (".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml")
+REMEDY = (
+    "expected images/ and masks/, or one folder of images a class, or nnU-Net's imagesTr/, labelsTr/ and dataset.json; "
+    "data.options.layout = pairs, classes or nnunet says which"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of a folder source, checked for form."""
+
+    layout: str = "auto"
+    class_names: tuple[str, ...] = ()
+    mask_values: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
+    ids: str = "numbers"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Files that belong together.
+
+    Attributes:
+        name: as a table of patients calls it.
+        images: one file a channel, or one file with all.
+        mask: the mask's file, in segmentation.
+        label: the class, in classification.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    mask: Path | None = None
+    label: int | None = None
+
+
+@dataclass
+class Layout:
+    """What was found: cases in the order of their names, classes, and faults (one sentence each)."""
+
+    kind: str
+    class_names: tuple[str, ...]
+    mask_values: tuple[int, ...] = ()
+    cases: list[Case] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def find(folder: Path, options: Options) -> Layout:
+    """Recognise the layout, or take the one that is named, and collect its cases.
+
+    Raises:
+        DataError: if there is no folder or no known layout in it.
+    """
+    if not folder.is_dir():
+        raise errors.DataError(f"{folder}: no such folder; set data.path to the folder that holds the images")
+    collect: dict[str, Callable[[Path, Options], Layout]] = {"pairs": pairs, "classes": classes, "nnunet": nnunet}
+    kind = options.layout if options.layout != "auto" else _recognise(folder)
+    layout = collect[kind](folder, options)
+    if options.mask_values and kind != "pairs":
+        layout.faults.append(f"data.options.mask_values: only layout 'pairs' has them, this is '{kind}'; leave it out")
+    return layout
+
+
+def _recognise(folder: Path) -> str:
+    if (folder / "dataset.json").is_file() or (folder / "imagesTr").is_dir():
+        return "nnunet"
+    if (folder / "images").is_dir() or (folder / "masks").is_dir():
+        return "pairs"
+    if any(formats.ending(path) for sub in _folders(folder) for path in sub.iterdir()):
+        return "classes"
+    raise errors.DataError(f"{folder}: no known layout; {REMEDY}")
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files(folder: Path, faults: list[str]) -> dict[str, Path]:
+    """Image files by their name without ending; what cannot be read or told apart is a fault."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        where = f"{folder.name}/{path.name}"
+        if path.name.startswith(".") or (path.is_file() and path.suffix.lower() in IGNORED):
+            continue
+        if path.is_dir():
+            faults.append(f"{where}: a folder inside; move its images up, deeper ones are not read")
+        elif not formats.ending(path):
+            known = ", ".join(formats.PICTURES + formats.VOLUMES)
+            faults.append(f"{where}: ending '{path.suffix}' is not read; convert it to one of {known}, or move it away")
+        elif formats.stem(path) in found:
+            faults.append(f"{where}: same name as {found[formats.stem(path)].name}; keep one")
+        else:
+            found[formats.stem(path)] = path
+    return found
+
+
+def pairs(folder: Path, options: Options) -> Layout:
+    """``images/`` and ``masks/`` with files of the same name."""
+    names = options.class_names or DEFAULT_NAMES
+    layout = Layout("pairs", names, options.mask_values or tuple(range(len(names))))
+    for part in ("images", "masks"):
+        if not (folder / part).is_dir():
+            layout.faults.append(f"{part}/: no such folder; {REMEDY}")
+    if layout.faults:
+        return layout
+    images, masks = (_files(folder / part, layout.faults) for part in ("images", "masks"))
+    layout.faults += [
+        f"{path.parent.name}/{path.name}: no mask masks/{name}.*; add it, or move the image away"
+        for name, path in images.items()
+        if name not in masks
+    ]
+    layout.faults += [
+        f"{path.parent.name}/{path.name}: no image images/{name}.*; add it, or move the mask away"
+        for name, path in masks.items()
+        if name not in images
+    ]
+    layout.cases = [Case(name, (images[name],), masks[name]) for name in sorted(images) if name in masks]
+    return layout
+
+
+def classes(folder: Path, options: Options) -> Layout:
+    """One folder a class; ``class_names`` fixes their order and allows for classes this hospital has no image of."""
+    folders = {path.name: path for path in _folders(folder)}
+    layout = Layout("classes", options.class_names or tuple(folders))
+    if len(layout.class_names) < 2:
+        layout.faults.append(
+            f"{len(folders)} class folder(s) ({', '.join(folders)}); two are needed, or all classes in "
+            "data.options.class_names"
+        )
+    for name, path in folders.items():
+        if name not in layout.class_names:
+            near = registry.nearest(name, list(layout.class_names))
+            layout.faults.append(
+                f"{name}/: no class of data.options.class_names ({', '.join(layout.class_names)}){near}; rename it "
+                "or add the class"
+            )
+            continue
+        files = _files(path, layout.faults)
+        if not files:
+            layout.faults.append(
+                f"{name}/: no images; add some, or remove the folder and name all classes in data.options.class_names"
+            )
+        label = layout.class_names.index(name)
+        layout.cases += [Case(f"{name}/{one}", (file,), None, label) for one, file in sorted(files.items())]
+    return layout
+
+
+def nnunet(folder: Path, options: Options) -> Layout:
+    """nnU-Net v2 raw: ``imagesTr/CASE_0000.*``, ``labelsTr/CASE.*``, ``dataset.json``. ``imagesTs`` is not read.
+
+    Source: nnU-Net, documentation/dataset_format.md (version 2).
+    """
+    layout = Layout("nnunet", ())
+    settings = _dataset_json(folder / "dataset.json", layout.faults)
+    layout.class_names = _label_names(settings, layout.faults)
+    layout.mask_values = tuple(range(len(layout.class_names)))
+    if options.class_names and layout.class_names and options.class_names != layout.class_names:
+        layout.faults.append(
+            f"data.options.class_names = {list(options.class_names)}, but dataset.json has "
+            f"{list(layout.class_names)}; leave it out"
+        )
+    for part in ("imagesTr", "labelsTr"):
+        if not (folder / part).is_dir():
+            layout.faults.append(f"{part}/: no such folder; {REMEDY}")
+    if layout.faults:
+        return layout
+    images = _channels(_files(folder / "imagesTr", layout.faults), settings, layout.faults)
+    masks = _files(folder / "labelsTr", layout.faults)
+    layout.faults += [
+        f"imagesTr/{files[0].name}: no mask labelsTr/{case}.*; add it, or move the image away"
+        for case, files in images.items()
+        if case not in masks
+    ]
+    layout.faults += [
+        f"labelsTr/{path.name}: no image imagesTr/{case}_0000.*; add it, or move the mask away"
+        for case, path in masks.items()
+        if case not in images
+    ]
+    stated = settings.get("numTraining")
+    if isinstance(stated, int) and stated != len(images):
+        layout.faults.append(
+            f"dataset.json: numTraining is {stated}, but imagesTr/ has {len(images)} cases; correct it or bring "
+            "the missing files"
+        )
+    layout.cases = [Case(case, images[case], masks[case]) for case in sorted(images) if case in masks]
+    return layout
+
+
+def _dataset_json(path: Path, faults: list[str]) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        faults.append(f"dataset.json: cannot be read ({error}); nnU-Net's format needs it")
+        return {}
+    if not isinstance(settings, dict):
+        faults.append("dataset.json: is no JSON object; see nnU-Net's dataset format")
+        return {}
+    if "channel_names" not in settings:
+        old = (
+            " (this looks like version 1; nnUNetv2_convert_old_nnUNet_dataset converts it)"
+            if "modality" in settings
+            else ""
+        )
+        faults.append(f"dataset.json: 'channel_names' is missing{old}")
+    return settings
+
+
+def _label_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:
+    """Class names in the order of their numbers; regions and 'ignore' cannot be trained on here."""
+    labels = settings.get("labels")
+    if not isinstance(labels, dict):
+        faults.append("dataset.json: 'labels' is missing or no table of name and number")
+        return ()
+    numbers = {name: value for name, value in labels.items() if isinstance(value, int) and not isinstance(value, bool)}
+    faults += [
+        f"dataset.json: label '{name}' = {value!r} is no whole number (regions are not read); give each class its "
+        "own number"
+        for name, value in labels.items()
+        if name not in numbers
+    ]
+    if "ignore" in numbers:
+        faults.append(
+            "dataset.json: label 'ignore' is not supported; remove it and its pixels, or make it a class of "
+            "another name"
+        )
+    if sorted(numbers.values()) != list(range(len(numbers))) or len(numbers) < 2:
+        faults.append(
+            f"dataset.json: label numbers {sorted(numbers.values())}; 0 (background), 1, 2, ... without gaps are needed"
+        )
+    return tuple(sorted(numbers, key=lambda name: numbers[name]))
+
+
+def _channels(files: dict[str, Path], settings: dict[str, Any], faults: list[str]) -> dict[str, tuple[Path, ...]]:
+    """Files of ``imagesTr`` by case, in the order of their channel numbers."""
+    found: dict[str, dict[int, Path]] = {}
+    for name, path in files.items():
+        match = re.fullmatch(r"(.+)_(\d{4})", name)
+        if match is None:
+            faults.append(f"imagesTr/{path.name}: no channel number; call it {name}_0000{formats.ending(path)}")
+        else:
+            found.setdefault(match[1], {})[int(match[2])] = path
+    wanted = len(settings["channel_names"])
+    for case, channels in found.items():
+        # A colour picture holds its three channels in one file.
+        whole = list(channels) == [0] and wanted == 3 and formats.ending(channels[0]) in formats.PICTURES
+        if not whole and sorted(channels) != list(range(wanted)):
+            have = ", ".join(f"{number:04d}" for number in sorted(channels))
+            faults.append(
+                f"imagesTr/{case}: channels {have}, but dataset.json names {wanted}; bring {case}_0000 to "
+                f"{case}_{wanted - 1:04d}"
+            )
+    return {case: tuple(channels[number] for number in sorted(channels)) for case, channels in found.items()}
+
+
+def relative(paths: Sequence[Path], folder: Path) -> str:
+    """File names as seen from the folder, for messages."""
+    return ", ".join(str(path.relative_to(folder)) for path in paths)

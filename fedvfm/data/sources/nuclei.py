@@ -1,0 +1,68 @@
+"""Microscopy nuclei of several laboratories: Data Science Bowl 2018, stage 1, with the community's corrected masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedvfm import config, errors
+from fedvfm.data import formats
+from fedvfm.data import sample as data
+from fedvfm.data.sources import index
+
+CLASS_NAMES = ("background", "nucleus")
+
+
+class Nuclei:
+    """A folder with ``index.csv`` (columns ``id`` and ``site``), ``images/ID.png`` and ``labels/ID.png``.
+
+    A label picture is a uint16 map of instances, 0 is background; here every instance is class 1. Sites are the
+    natural ones, inferred from picture size and stain; they are microscopes and tissues, not patients.
+
+    Raises:
+        DataError: if the folder, the table or files are missing (all of them are named).
+        ConfigError: for unknown options.
+
+    Source: Caicedo et al., "Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl",
+        Nature Methods 2019; image set BBBC038, CC0.
+    """
+
+    def __init__(self, source: config.SourceConfig) -> None:
+        index.refuse_options(source, ())
+        self._folder = index.locate(source, ("index.csv", "images/", "labels/"))
+        rows = index.read_csv(self._folder / "index.csv", ("id", "site"))
+        ids = [row["id"] for row in rows]
+        missing = [
+            f"{part}/{name}.png: no such file"
+            for part in ("images", "labels")
+            for name in ids
+            if not (self._folder / part / f"{name}.png").is_file()
+        ]
+        index.refuse(self._folder, [*index.duplicates(rows, "id"), *missing])
+        self._samples = tuple(data.Sample(id=row["id"], site=row["site"]) for row in rows)
+
+    @property
+    def info(self) -> data.SourceInfo:
+        """Name, task, classes, licence and note."""
+        note = "sites inferred from picture size and stain; cultured cells and tissue sections, not patients"
+        return data.SourceInfo("nuclei", "segmentation", CLASS_NAMES, "CC0-1.0", note)
+
+    def samples(self) -> Sequence[data.Sample]:
+        """All samples in the order of the table."""
+        return self._samples
+
+    def read(self, sample: data.Sample) -> data.Pixels:
+        """Read picture and mask.
+
+        Raises:
+            DataError: if a file is unreadable or both differ in size.
+        """
+        image = formats.read_image(self._folder / "images" / f"{sample.id}.png")
+        labels = formats.read_mask(self._folder / "labels" / f"{sample.id}.png")
+        if image.shape[1:] != labels.shape:
+            raise errors.DataError(
+                f"{self._folder}: images/{sample.id}.png is {image.shape[1]} x {image.shape[2]} pixels, "
+                f"its label {labels.shape[0]} x {labels.shape[1]}; remove the pair or repair it"
+            )
+        return data.Pixels(image, (labels > 0).astype(np.int64))

@@ -1,0 +1,245 @@
+"""Pixels to what a backbone takes: prepared by the data contract, augmented in training, normalised in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedvfm import config, errors, registry
+from fedvfm.data import sample as data
+
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+PERCENTILES = (0.5, 99.5)
+LEAST_CONTRAST = 1e-4
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.int64]
+Augmentation = Callable[[Image, Mask | None, np.random.Generator], tuple[Image, Mask | None]]
+
+AUGMENTATIONS = registry.Table(
+    "augmentation",
+    {
+        "flip": "fedvfm.data.transforms:flip",
+        "intensity": "fedvfm.data.transforms:intensity",
+        "invert": "fedvfm.data.transforms:invert",
+        "mirror": "fedvfm.data.transforms:mirror",
+        "noise": "fedvfm.data.transforms:noise",
+        "rot90": "fedvfm.data.transforms:rot90",
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image as the contract asks for it.
+
+    Attributes:
+        image: float32 (3, h, w) in [0, 1] at the contract's input size, not yet normalised.
+        mask: int64 (h, w) at the input size (nearest), or None.
+        truth: int64 (H, W) as read; metrics are computed on this grid. None in classification.
+        spacing: (row, column) millimetres of a pixel of ``truth``, or None.
+    """
+
+    image: Image
+    mask: Mask | None
+    truth: Mask | None
+    spacing: tuple[float, float] | None
+
+
+def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int, multiple: int = 1) -> Prepared:
+    """Bring one image into the contract: grey, three channels, intensity, size.
+
+    Shapes: ``pixels.image`` (C, H, W) with C 1 or 3 becomes (3, h, w): ``contract.input_size`` with ``fit = "resize"``, the image's
+    own sides rounded to ``multiple`` with ``fit = "native"``.
+
+    Raises:
+        DataError: for other channel counts, values that are not finite, or a mask outside the classes or of another size.
+    """
+    _check(pixels, num_classes)
+    image = pixels.image
+    if contract.grey:
+        image = to_grey(image)
+    if contract.intensity != "none":
+        image = stretch(image)
+    if contract.intensity == "polarity" and float(np.median(image)) > 0.5:
+        image = np.asarray(1.0 - image, dtype=np.float32)
+    size = contract.input_size if contract.fit == "resize" else rounded(image.shape[1:], multiple)
+    image = resize(image, size)
+    if image.shape[0] == 1:
+        image = np.repeat(image, 3, axis=0)
+    mask = None if pixels.mask is None else resize_mask(pixels.mask, size)
+    return Prepared(image, mask, pixels.mask, pixels.spacing)
+
+
+def rounded(size: Sequence[int], multiple: int) -> tuple[int, int]:
+    """Both sides at the nearest positive multiple."""
+    height, width = (max(1, round(side / multiple)) * multiple for side in size)
+    return height, width
+
+
+def training_view(base: Prepared, contract: config.DataContract, rng: np.random.Generator) -> Prepared:
+    """One augmented view of a prepared image for training; with ``fit = "native"`` a random crop of ``contract.input_size``.
+
+    An image smaller than the crop is mirrored at its borders. The truth is left out: views are not scored.
+    """
+    image, mask = base.image, base.mask
+    if contract.fit == "native":
+        image, mask = _crop(image, mask, contract.input_size, rng)
+    image, mask = augment(image, mask, contract.augment, rng)
+    return Prepared(image, mask, None, base.spacing)
+
+
+def _crop(
+    image: Image, mask: Mask | None, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[Image, Mask | None]:
+    short = [max(0, want - have) for want, have in zip(size, image.shape[1:], strict=True)]
+    border = [(missing // 2, missing - missing // 2) for missing in short]
+    if any(short):
+        image = np.pad(image, [(0, 0), *border], mode="symmetric")
+        mask = None if mask is None else np.pad(mask, border, mode="symmetric")
+    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(image.shape[1:], size, strict=True))
+    rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
+    return np.ascontiguousarray(image[:, rows, columns]), None if mask is None else np.ascontiguousarray(
+        mask[rows, columns]
+    )
+
+
+def _check(pixels: data.Pixels, num_classes: int) -> None:
+    shape = pixels.image.shape
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise errors.DataError(f"an image of shape {shape}; (1 or 3, height, width) is needed")
+    if not np.isfinite(pixels.image).all():
+        raise errors.DataError("an image with values that are no finite numbers; repair or remove it")
+    if pixels.mask is None:
+        return
+    if pixels.mask.shape != shape[1:]:
+        raise errors.DataError(
+            f"a mask of {pixels.mask.shape} pixels for an image of {shape[1:]}; repair or remove the pair"
+        )
+    low, high = int(pixels.mask.min()), int(pixels.mask.max())
+    if low < 0 or high >= num_classes:
+        value = low if low < 0 else high
+        raise errors.DataError(
+            f"a mask with value {value}, but the {num_classes} classes are 0 to {num_classes - 1}; "
+            "repair the mask or list all classes in recipe.data.class_names"
+        )
+
+
+def to_grey(image: Image) -> Image:
+    """(3, H, W) to luminance (1, H, W); grey images stay as they are."""
+    if image.shape[0] == 1:
+        return image
+    weights = np.asarray(LUMINANCE, dtype=np.float32)
+    return np.asarray(np.tensordot(weights, image, axes=1)[None], dtype=np.float32)
+
+
+def stretch(image: Image) -> Image:
+    """Map the 0.5th and 99.5th percentile of the whole image to 0 and 1 and cut what is outside.
+
+    Where these percentiles agree (a few bright spots on black), smallest and largest value take their place; an image
+    without contrast becomes zeros.
+    """
+    low, high = (float(value) for value in np.percentile(image, PERCENTILES))
+    if high - low < LEAST_CONTRAST:
+        low, high = float(image.min()), float(image.max())
+    if high - low < LEAST_CONTRAST:
+        return np.zeros_like(image, dtype=np.float32)
+    return np.asarray(np.clip((image - low) / (high - low), 0.0, 1.0), dtype=np.float32)
+
+
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """Bilinear resize of (C, H, W) to (C, h, w), antialiased where it shrinks."""
+    if image.shape[1:] == tuple(size):
+        return np.ascontiguousarray(image, dtype=np.float32)
+    batch = torch.from_numpy(np.ascontiguousarray(image[None], dtype=np.float32))
+    out = torch.nn.functional.interpolate(batch, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return np.asarray(np.clip(out[0].numpy(), 0.0, 1.0), dtype=np.float32)
+
+
+def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
+    """Nearest resize of (H, W) to (h, w), pixel centres on pixel centres."""
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+        for old, new in zip(mask.shape, size, strict=True)
+    )
+    return np.ascontiguousarray(mask[np.ix_(rows, columns)], dtype=np.int64)
+
+
+def normalise(batch: NDArray[np.float32], contract: config.DataContract) -> NDArray[np.float32]:
+    """Subtract the contract's mean and divide by its standard deviation.
+
+    Shapes: (B, 3, h, w) in, the same out, float32.
+    """
+    mean, std = (np.asarray(values, dtype=np.float32).reshape(1, 3, 1, 1) for values in (contract.mean, contract.std))
+    return np.asarray((batch - mean) / std, dtype=np.float32)
+
+
+def augment(
+    image: Image, mask: Mask | None, names: Sequence[str], rng: np.random.Generator
+) -> tuple[Image, Mask | None]:
+    """Apply the named augmentations in the order given; the draws depend on ``rng`` alone.
+
+    Shapes: image (3, h, w) in [0, 1], mask (h, w) or None; the same out. The inputs are not changed.
+
+    Raises:
+        UnknownName: for a name that is not in :data:`AUGMENTATIONS`.
+    """
+    for name in names:
+        apply: Augmentation = AUGMENTATIONS.get(name)
+        image, mask = apply(image, mask, rng)
+    return np.ascontiguousarray(image, dtype=np.float32), None if mask is None else np.ascontiguousarray(mask)
+
+
+def _flip(image: Image, mask: Mask | None, axis: int) -> tuple[Image, Mask | None]:
+    return np.flip(image, axis), None if mask is None else np.flip(mask, axis)
+
+
+def mirror(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Left and right change places in half of the cases."""
+    return _flip(image, mask, -1) if rng.random() < 0.5 else (image, mask)
+
+
+def flip(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Left and right, and top and bottom, each change places in half of the cases."""
+    image, mask = mirror(image, mask, rng)
+    return _flip(image, mask, -2) if rng.random() < 0.5 else (image, mask)
+
+
+def rot90(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Turn by 0, 90, 180 or 270 degrees.
+
+    Raises:
+        DataError: if the input size is not square.
+    """
+    if image.shape[-1] != image.shape[-2]:
+        raise errors.DataError(
+            f"augmentation 'rot90' needs a square input size, not {image.shape[-2]} x {image.shape[-1]}; "
+            "change recipe.data.input_size or take 'flip'"
+        )
+    turns = int(rng.integers(4))
+    return np.rot90(image, turns, axes=(-2, -1)), None if mask is None else np.rot90(mask, turns)
+
+
+def intensity(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Gamma from 2/3 to 3/2, contrast from 0.8 to 1.25 around the mean, brightness by up to 0.1."""
+    gamma = np.exp(rng.uniform(-1.0, 1.0) * np.log(1.5))
+    contrast = np.exp(rng.uniform(-1.0, 1.0) * np.log(1.25))
+    shift = rng.uniform(-0.1, 0.1)
+    curved = np.power(image, np.float32(gamma))
+    mean = curved.mean()
+    return np.clip((curved - mean) * contrast + mean + shift, 0.0, 1.0).astype(np.float32), mask
+
+
+def invert(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Dark and bright change places in half of the cases."""
+    return (np.float32(1.0) - image if rng.random() < 0.5 else image), mask
+
+
+def noise(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Add Gaussian noise of a standard deviation up to 0.05."""
+    level = rng.uniform(0.0, 0.05)
+    return np.clip(image + level * rng.standard_normal(image.shape), 0.0, 1.0).astype(np.float32), mask

@@ -1,0 +1,330 @@
+"""Metric sets: scored sample by sample, combined inside a site, read as one value a metric.
+
+A metric set holds one row of numbers a sample and is used in three steps: *add* a sample, *combine* the parts of one
+site, read the *value*. Between sites only values and sample counts cross (:func:`summarise`), because AUROC and HD95 of
+two sites do not merge.
+
+Importing this module is cheap: MONAI, torch and scikit-learn are loaded by the first metric that needs them.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import errors, registry
+
+CALIBRATION_BINS = 15
+HAUSDORFF_PERCENTILE = 95.0
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Spacing = tuple[float, float]
+
+
+class MetricSet(abc.ABC):
+    """One row of numbers a sample; the order in which samples are added or parts combined changes no bit.
+
+    Attributes:
+        PRIMARY: the key of :meth:`value` that ranks models of this task; higher is better.
+        class_names: names of the classes, by class index.
+        columns: what the numbers of a row are.
+    """
+
+    PRIMARY: ClassVar[str]
+
+    def __init__(self, class_names: Sequence[str], columns: Sequence[str]) -> None:
+        if len(class_names) < 2 or len(set(class_names)) != len(class_names):
+            shown = ", ".join(class_names) or "none"
+            raise errors.DataError(f"class names: {shown}; at least two different names are needed")
+        self.class_names = tuple(class_names)
+        self.columns = tuple(columns)
+        self._rows: dict[str, Floats] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the samples scored so far, sorted: the order of :meth:`per_sample`."""
+        return sorted(self._rows)
+
+    def per_sample(self) -> dict[str, list[float]]:
+        """Column -> one number a sample, in the order of :attr:`ids`."""
+        table = self._table()
+        return {name: [float(number) for number in table[:, at]] for at, name in enumerate(self.columns)}
+
+    def combine(self, other: Self) -> Self:
+        """A new set with the samples of both parts; neither part is changed.
+
+        Raises:
+            DataError: if the parts differ in kind, class names or settings, or score a sample twice.
+        """
+        if type(other) is not type(self) or other._settings() != self._settings():
+            raise errors.DataError(
+                f"cannot combine {other!r} with {self!r}: they differ; build both parts with the same arguments"
+            )
+        twice = sorted(self._rows.keys() & other._rows.keys())
+        if twice:
+            raise errors.DataError(f"sample '{twice[0]}' is in both parts ({len(twice)} such); score each sample once")
+        joined = copy.copy(self)
+        joined._rows = self._rows | other._rows
+        return joined
+
+    @abc.abstractmethod
+    def value(self) -> dict[str, float]:
+        """Metric -> value over all samples added. Always holds :attr:`PRIMARY`; every value is finite.
+
+        Raises:
+            DataError: if no sample was added.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(str, self._settings()))})"
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.class_names, self.columns)
+
+    def _insert(self, sample_id: str, row: Floats) -> None:
+        if sample_id in self._rows:
+            raise errors.DataError(f"sample '{sample_id}' was already scored; score each sample once")
+        self._rows[sample_id] = row
+
+    def _table(self) -> Floats:
+        """Rows in the order of ids, shape (samples, columns)."""
+        if not self._rows:
+            raise errors.DataError("no sample was scored, so no metric has a value; give every site a test sample")
+        return np.stack([self._rows[sample_id] for sample_id in self.ids])
+
+
+class SegmentationScores(MetricSet):
+    """Dice, IoU, HD95 and NSD a sample, each the mean over the foreground classes (all but class 0).
+
+    HD95 is the larger of the two directed 95th percentiles of the distances between the edges; NSD is the share of edge
+    pixels within ``nsd_tolerance`` of the other edge (MONAI's definitions, without subpixels). Both are in millimetres
+    where the spacing is known, else in pixels: do not average the two kinds.
+
+    The rule for empty masks, class by class: absent in truth and prediction: Dice 1, IoU 1, NSD 1, HD95 0. Absent in
+    exactly one: Dice 0, IoU 0, NSD 0, HD95 the diagonal of the image.
+
+    Args:
+        class_names: by class index; the first is the background.
+        surface: also compute HD95 and NSD, which cost far more than overlap.
+        nsd_tolerance: millimetres or pixels, as the distances.
+    """
+
+    PRIMARY = "dice"
+
+    def __init__(self, class_names: Sequence[str], *, surface: bool = True, nsd_tolerance: float = 2.0) -> None:
+        if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
+            raise errors.DataError(f"nsd_tolerance is {nsd_tolerance}; it must be a finite number, 0 or more")
+        foreground = class_names[1:]
+        columns = ["dice", "iou", *(["hd95", "nsd"] if surface else [])]
+        columns += [f"dice_{name}" for name in foreground] if len(foreground) > 1 else []
+        super().__init__(class_names, columns)
+        self.surface = surface
+        self.nsd_tolerance = float(nsd_tolerance)
+
+    def add(self, sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing | None = None) -> None:
+        """Score one image.
+
+        Shapes: ``predicted`` and ``truth`` (H, W), class indices.
+        Units: ``spacing`` (row, column) in millimetres a pixel, or None for distances in pixels.
+
+        Raises:
+            DataError: if the masks differ in shape, hold a value that is no class, or the spacing is not positive.
+        """
+        _check_masks(sample_id, predicted, truth, spacing, len(self.class_names))
+        dice, iou = overlap(predicted, truth, len(self.class_names))
+        row = [dice[1:].mean(), iou[1:].mean()]
+        if self.surface:
+            distances = np.array([self._distances(predicted == k, truth == k, spacing) for k in range(1, len(dice))])
+            row += list(distances.mean(axis=0))
+        row += list(dice[1:]) if len(dice) > 2 else []
+        self._insert(sample_id, np.array(row, dtype=np.float64))
+
+    def value(self) -> dict[str, float]:
+        """Means over samples of every column: dice, iou, hd95, nsd and, with several classes, ``dice_<class>``."""
+        return dict(zip(self.columns, map(float, self._table().mean(axis=0)), strict=True))
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (*super()._settings(), self.nsd_tolerance)
+
+    def _distances(self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Spacing | None) -> Spacing:
+        """(HD95, NSD) of one class, with the rule for empty masks."""
+        if not predicted.any() and not truth.any():
+            return 0.0, 1.0
+        if not predicted.any() or not truth.any():
+            rows, columns = spacing or (1.0, 1.0)
+            return math.hypot(truth.shape[0] * rows, truth.shape[1] * columns), 0.0
+        return surface_distances(predicted, truth, spacing, self.nsd_tolerance)
+
+
+class ClassificationScores(MetricSet):
+    """Balanced accuracy, macro F1, AUROC, AUPRC and calibration from one row of class probabilities a sample.
+
+    The predicted class is the most probable one, the lower index where two are equal. With two classes AUROC and AUPRC
+    are those of class 1; with more they are the mean of one-vs-rest over the classes present. Where only one class is
+    present they are undefined and their keys are left out. Also stated:
+
+    * ``balanced_accuracy``: mean recall over the classes present in the truth.
+    * ``macro_f1``: mean F1 over the classes present in truth or prediction.
+    * ``auprc``: average precision (a step sum, no interpolation).
+    * ``ece``: expected calibration error of the top label: confidence in 15 bins (0, 1/15], ..., (14/15, 1] of equal
+      width, the mean distance of a bin's accuracy from its confidence, weighted by samples.
+    * ``brier``: mean squared distance to the one-hot truth, *summed* over classes: 0 best, 2 worst (twice
+      the figure often quoted for two classes).
+    """
+
+    PRIMARY = "balanced_accuracy"
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__(class_names, ["label", *(f"probability_{k}" for k in range(len(class_names)))])
+
+    def add(self, sample_id: str, probabilities: NDArray[np.floating[Any]], label: int) -> None:
+        """Score one image.
+
+        Shapes: ``probabilities`` (K,), 0 or more, sum 1 to within 1e-3 (half precision); they are normalised here.
+
+        Raises:
+            DataError: if the probabilities are none, or the label is no class.
+        """
+        classes = len(self.class_names)
+        row = np.asarray(probabilities, dtype=np.float64)
+        if row.shape != (classes,):
+            raise errors.DataError(
+                f"sample '{sample_id}': probabilities of shape {row.shape}; {classes} classes expect ({classes},)"
+            )
+        if not np.isfinite(row).all() or (row < 0).any() or abs(row.sum() - 1) > 1e-3:
+            raise errors.DataError(
+                f"sample '{sample_id}': {row.tolist()} are no probabilities; pass the softmax output"
+            )
+        if not 0 <= label < classes:
+            raise errors.DataError(f"sample '{sample_id}': label {label} is no class; labels are 0 to {classes - 1}")
+        self._insert(sample_id, np.concatenate([[float(label)], row / row.sum()]))
+
+    def value(self) -> dict[str, float]:
+        """balanced_accuracy, macro_f1, [auroc, auprc], ece, brier."""
+        from sklearn import metrics as reference
+
+        table = self._table()
+        labels, probabilities = table[:, 0].astype(np.int64), table[:, 1:]
+        predicted = probabilities.argmax(axis=1)
+        present = np.unique(labels)
+        recalls = [float((predicted[labels == k] == k).mean()) for k in present]
+        values = {"balanced_accuracy": math.fsum(recalls) / len(recalls)}
+        values["macro_f1"] = float(reference.f1_score(labels, predicted, average="macro", zero_division=0))
+        if len(present) > 1:
+            ranked = [1] if len(self.class_names) == 2 else present
+            pairs = [(labels == k, probabilities[:, k]) for k in ranked]
+            values["auroc"] = float(np.mean([reference.roc_auc_score(*pair) for pair in pairs]))
+            values["auprc"] = float(np.mean([reference.average_precision_score(*pair) for pair in pairs]))
+        values["ece"] = calibration_error(probabilities.max(axis=1), predicted == labels)
+        truth = np.eye(len(self.class_names))[labels]
+        values["brier"] = float(np.square(probabilities - truth).sum(axis=1).mean())
+        return values
+
+
+def overlap(predicted: Ints, truth: Ints, classes: int) -> tuple[Floats, Floats]:
+    """(Dice, IoU) of every class, each of shape (classes,); 1 where a class is in neither mask."""
+    pairs = truth.ravel().astype(np.int64) * classes + predicted.ravel()
+    counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.float64)
+    both = counts.diagonal()
+    sizes = counts.sum(axis=0) + counts.sum(axis=1)
+    absent = sizes == 0
+    divisor = np.where(absent, 1.0, sizes)
+    return np.where(absent, 1.0, 2 * both / divisor), np.where(absent, 1.0, both / (divisor - both))
+
+
+def surface_distances(
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Spacing | None, tolerance: float
+) -> tuple[float, float]:
+    """(HD95, NSD) of two masks that are both not empty, by MONAI.
+
+    Cropping to the bounding box of both masks is exact (outside it nothing is an edge) and keeps large images quick.
+    Shapes: (H, W). Units: as ``spacing`` says, pixels where it is None.
+    """
+    import torch
+    from monai.metrics import hausdorff_distance, surface_dice
+
+    either = predicted | truth
+    rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    a, b = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (predicted, truth))
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls a deprecated option of its own, which a user can do nothing about.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        hausdorff = hausdorff_distance.compute_hausdorff_distance(
+            a, b, include_background=True, percentile=HAUSDORFF_PERCENTILE, spacing=spacing
+        )
+        near = surface_dice.compute_surface_dice(a, b, [tolerance], include_background=True, spacing=spacing)
+    return float(hausdorff), float(near)
+
+
+def calibration_error(confidence: Floats, correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error in ``bins`` equal-width bins, open below and closed above.
+
+    Shapes: both (samples,).
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. (3).
+    """
+    at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(at, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def summarise(sites: Mapping[str, Mapping[str, float]], counts: Mapping[str, int], primary: str) -> dict[str, Any]:
+    """The primary metric over sites: ``macro``, ``weighted`` (by samples), ``worst`` (site and value) and ``gap``.
+
+    Assumes that higher is better. ``gap`` is best minus worst site; of equal worst sites the first by name is named.
+
+    Raises:
+        DataError: if there is no site, or one lacks the metric or a positive count.
+    """
+    if not sites:
+        raise errors.DataError(f"no site reported '{primary}', so it has no mean; at least one site must be tested")
+    for site in sorted(sites):
+        if not math.isfinite(sites[site].get(primary, math.nan)):
+            raise errors.DataError(f"site '{site}' has no finite '{primary}'; it reported: {dict(sites[site])}")
+        if counts.get(site, 0) < 1:
+            raise errors.DataError(f"site '{site}' has a value but {counts.get(site, 0)} samples; at least 1 is needed")
+    values = {site: float(sites[site][primary]) for site in sorted(sites)}
+    worst = min(values, key=lambda site: values[site])
+    return {
+        "macro": math.fsum(values.values()) / len(values),
+        "weighted": math.fsum(values[site] * counts[site] for site in values) / sum(counts[site] for site in values),
+        "worst": {"site": worst, "value": values[worst]},
+        "gap": max(values.values()) - values[worst],
+    }
+
+
+def _check_masks(sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing | None, classes: int) -> None:
+    if predicted.shape != truth.shape or truth.ndim != 2 or truth.size == 0:
+        raise errors.DataError(
+            f"sample '{sample_id}': prediction {predicted.shape} and truth {truth.shape} must be one (H, W) shape; "
+            "bring the prediction back to the truth's size"
+        )
+    for name, mask in (("prediction", predicted), ("truth", truth)):
+        low, high = int(mask.min()), int(mask.max())
+        if not np.issubdtype(mask.dtype, np.integer) or low < 0 or high >= classes:
+            raise errors.DataError(
+                f"sample '{sample_id}': {name} holds {mask.dtype} values {low} to {high}; "
+                f"class indices are integers 0 to {classes - 1}"
+            )
+    if spacing is not None and not all(math.isfinite(size) and size > 0 for size in spacing):
+        raise errors.DataError(f"sample '{sample_id}': spacing {spacing} mm; both sizes must be positive and finite")
+
+
+TABLE = registry.Table(
+    "metric set",
+    {
+        "classification": "fedvfm.metrics:ClassificationScores",
+        "segmentation": "fedvfm.metrics:SegmentationScores",
+    },
+)

@@ -1,0 +1,268 @@
+"""Flower records <-> our values. Every record key and message type stands here and nowhere else.
+
+A message carries the whole resolved recipe (about 2 KB), so that a site needs no memory of earlier messages to check it.
+Replies carry the round and the base fingerprint they answer, so that a stale one is seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedvfm import config, errors, flower, state
+
+with flower.warnings.catch_warnings():
+    flower.warnings.simplefilter("ignore", DeprecationWarning)
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+VERSION = 1
+
+HANDSHAKE = "query.handshake"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+_ADAPTER = "adapter"
+_HEADER = "fedvfm"
+_METRICS = "metrics"
+_SAMPLES = "samples"
+_IDS = "ids"
+
+# Error codes of a site's typed refusals; the reason is one of these words and never free text.
+ERROR_CODES = {"error": 1001, "data": 1002, "weights": 1003, "training": 1004, "refused": 1005, "config": 1006}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the server asks of a site in one message.
+
+    Attributes:
+        recipe: the resolved recipe.
+        round: the round asked for (0 in the handshake).
+        state: the adapter to start from or to evaluate; None in the handshake.
+        split: "val" or "test" (evaluate only).
+        surface: whether the slow surface metrics are wanted (evaluate only).
+        per_sample: whether per-sample values may be answered (simulation only).
+    """
+
+    recipe: config.Recipe
+    round: int = 0
+    state: state.AdapterState | None = None
+    split: str = ""
+    surface: bool = False
+    per_sample: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A site's answer to the handshake."""
+
+    site: str
+    backbone_sha256: str
+    manifest_fingerprint: str
+    rank: int
+    examples: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A site's answer to an evaluate message: site values, and per-sample values where asked for."""
+
+    site: str
+    round: int
+    num_examples: int
+    metrics: Mapping[str, float]
+    samples: Mapping[str, list[float]] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
+
+
+def _arrays(values: state.AdapterState) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in values.items()})
+
+
+def _state(record: ArrayRecord) -> state.AdapterState:
+    return state.AdapterState({name: array.numpy() for name, array in record.items()})
+
+
+def _header(content: RecordDict) -> Mapping[str, Any]:
+    header = content.config_records.get(_HEADER)
+    if header is None or header.get("protocol") != VERSION:
+        found = None if header is None else header.get("protocol")
+        raise errors.ProtocolError(f"message of protocol version {found!r}; this is version {VERSION}. Install the same fedvfm at both ends")
+    return header
+
+
+def encode_task(task: Task) -> RecordDict:
+    """The records of a server's message."""
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "recipe": task.recipe.model_dump_json(),
+        "recipe_hash": task.recipe.hash,
+        "round": task.round,
+        "split": task.split,
+        "surface": task.surface,
+        "per_sample": task.per_sample,
+    }
+    content = RecordDict({_HEADER: ConfigRecord(header)})
+    if task.state is not None:
+        content[_ADAPTER] = _arrays(task.state)
+    return content
+
+
+def decode_task(content: RecordDict) -> Task:
+    """The inverse of :func:`encode_task`, at the site.
+
+    Raises:
+        ProtocolError: if the recipe is not the one its hash names, or a record is missing.
+        ConfigError: if the recipe has faults.
+    """
+    header = _header(content)
+    try:
+        values = json.loads(header["recipe"])
+        recipe = config.parse(config.Recipe, values, "recipe from the server")
+        arrays = content.array_records.get(_ADAPTER)
+        task = Task(
+            recipe=recipe,
+            round=int(header["round"]),
+            state=None if arrays is None else _state(arrays),
+            split=str(header["split"]),
+            surface=bool(header["surface"]),
+            per_sample=bool(header["per_sample"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.ProtocolError(f"message from the server is not of the known form ({type(error).__name__})") from None
+    if recipe.hash != header.get("recipe_hash"):
+        raise errors.ProtocolError("the recipe is not the one its hash names")
+    return task
+
+
+def encode_hello(hello: Hello) -> RecordDict:
+    """The records of a handshake reply."""
+    header = {
+        "protocol": VERSION,
+        "site": hello.site,
+        "backbone_sha256": hello.backbone_sha256,
+        "manifest_fingerprint": hello.manifest_fingerprint,
+        "rank": hello.rank,
+    }
+    return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
+
+
+def decode_hello(content: RecordDict) -> Hello:
+    """The inverse of :func:`encode_hello`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content)
+    try:
+        return Hello(
+            site=_text(header["site"]),
+            backbone_sha256=_text(header["backbone_sha256"]),
+            manifest_fingerprint=_text(header["manifest_fingerprint"]),
+            rank=_whole(header["rank"]),
+            examples={name: _whole(value) for name, value in content.metric_records[_METRICS].items()},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None
+
+
+def encode_update(update: state.SiteUpdate) -> RecordDict:
+    """The records of a train reply."""
+    header = {"protocol": VERSION, "site": update.site, "round": update.base_round + 1, "base_fingerprint": update.base_fingerprint}
+    metrics: dict[str, Any] = {"num_examples": update.num_examples, **update.metrics}
+    return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics), _ADAPTER: _arrays(update.state)})
+
+
+def decode_update(content: RecordDict) -> state.SiteUpdate:
+    """The inverse of :func:`encode_update`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content)
+    try:
+        metrics = dict(content.metric_records[_METRICS])
+        return state.SiteUpdate(
+            site=_text(header["site"]),
+            state=_state(content.array_records[_ADAPTER]),
+            num_examples=_whole(metrics.pop("num_examples")),
+            base_round=_whole(header["round"]) - 1,
+            base_fingerprint=_text(header["base_fingerprint"]),
+            metrics={name: _real(value) for name, value in metrics.items()},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.ProtocolError(f"train reply is not of the known form ({type(error).__name__})") from None
+
+
+def encode_evaluation(evaluation: Evaluation) -> RecordDict:
+    """The records of an evaluate reply."""
+    header = {"protocol": VERSION, "site": evaluation.site, "round": evaluation.round, _IDS: list(evaluation.ids)}
+    metrics: dict[str, Any] = {"num_examples": evaluation.num_examples, **evaluation.metrics}
+    content = RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics)})
+    if evaluation.samples:
+        content[_SAMPLES] = MetricRecord({name: [float(v) for v in values] for name, values in evaluation.samples.items()})
+    return content
+
+
+def decode_evaluation(content: RecordDict) -> Evaluation:
+    """The inverse of :func:`encode_evaluation`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content)
+    try:
+        metrics = dict(content.metric_records[_METRICS])
+        samples = content.metric_records.get(_SAMPLES) or {}
+        ids = header[_IDS]
+        return Evaluation(
+            site=_text(header["site"]),
+            round=_whole(header["round"]),
+            num_examples=_whole(metrics.pop("num_examples")),
+            metrics={name: _real(value) for name, value in metrics.items()},
+            samples={name: [_real(v) for v in values] for name, values in samples.items() if isinstance(values, list)},
+            ids=tuple(_text(i) for i in ids) if isinstance(ids, list) else (),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.ProtocolError(f"evaluate reply is not of the known form ({type(error).__name__})") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 500:
+        raise TypeError("text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError("whole number")
+    return value
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("number")
+    return float(value)
+
+
+def refusal(error: Exception) -> Error:
+    """A typed error for the coordinator: a code and one word, never the exception's text (it may name files or patients)."""
+    kinds = {
+        errors.DataError: "data",
+        errors.WeightsError: "weights",
+        errors.TrainingError: "training",
+        errors.ProtocolError: "refused",
+        errors.ConfigError: "config",
+    }
+    word = next((word for kind, word in kinds.items() if isinstance(error, kind)), "error")
+    return Error(code=ERROR_CODES[word], reason=word)
+
+
+def error_word(message: Message) -> str:
+    """The word of a typed error reply, or "unknown" for any other text."""
+    reason = message.error.reason or ""
+    return reason if reason in ERROR_CODES else "unknown"

@@ -1,0 +1,59 @@
+"""Admission: every reply is checked before it may touch the aggregate. Validate, then combine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedvfm import config, errors, state
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an update of one site must satisfy in one round.
+
+    Attributes:
+        site: the name the handshake gave this node.
+        round: the round it was asked for.
+        base: the adapter the site was sent (in the site's own ranks).
+        manifest: the exact arrays it must answer with.
+        bounds: the recipe's bounds.
+    """
+
+    site: str
+    round: int
+    base: state.AdapterState
+    manifest: state.Manifest
+    bounds: config.AdmissionConfig
+
+
+def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
+    """Return the update if it keeps every term.
+
+    Raises:
+        Refused: with a reason: ``site-name``, ``stale``, ``base``, ``examples``, ``manifest``, ``not-finite``, ``norm``.
+    """
+    if update.site != terms.site:
+        raise errors.Refused("site-name", f"the node of site '{terms.site}' answered under another name")
+    if update.base_round != terms.round - 1:
+        raise errors.Refused("stale", f"answers round {update.base_round + 1}, round {terms.round} was asked for")
+    if update.base_fingerprint != terms.base.fingerprint:
+        raise errors.Refused("base", "training started from another adapter than the one sent")
+    if not 1 <= update.num_examples <= terms.bounds.max_examples:
+        raise errors.Refused("examples", f"claims {update.num_examples} examples; allowed: 1 to {terms.bounds.max_examples}")
+    _check_arrays(update.state, terms.manifest)
+    if not update.state.finite():
+        raise errors.Refused("not-finite", "an array holds NaN or infinity")
+    norm = (update.state - terms.base).norm()
+    if not norm <= terms.bounds.max_update_norm:
+        raise errors.Refused("norm", f"update norm {norm:.4g} is over the bound {terms.bounds.max_update_norm:.4g}")
+    return update
+
+
+def _check_arrays(adapter: state.AdapterState, manifest: state.Manifest) -> None:
+    expected = {spec.name: spec.shape for spec in manifest}
+    if set(adapter) != set(expected):
+        missing, extra = len(set(expected) - set(adapter)), len(set(adapter) - set(expected))
+        raise errors.Refused("manifest", f"{missing} arrays missing, {extra} not in the manifest")
+    for name, shape in expected.items():
+        if adapter[name].shape != shape:
+            raise errors.Refused("manifest", f"array '{name}' has shape {adapter[name].shape}, the manifest says {shape}")

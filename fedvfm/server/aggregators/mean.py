@@ -1,0 +1,53 @@
+"""mean: every array is averaged, low-rank factors A and B apart (FedAvg, FedIT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedvfm import errors, state
+from fedvfm.server.aggregators import base
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Weighted mean of every array.
+
+    For low-rank pairs it is inexact: mean(B) mean(A) != mean(B A); the journal carries the error of every round.
+
+    Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, alg. 1;
+        Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024.
+    """
+
+    sum_only: ClassVar[bool] = True
+    mixed_ranks: ClassVar[bool] = False
+
+    def init(self, manifest: state.Manifest) -> base.Sums:
+        """Empty sums."""
+        return base.Sums(0.0, {})
+
+    def fold(self, acc: base.Sums, contribution: base.Contribution) -> base.Sums:
+        """Add weight x array to every sum."""
+        return acc.add(contribution)
+
+    def finish(self, acc: base.Sums) -> tuple[state.AdapterState, dict[str, state.Array]]:
+        """The weighted mean; this rule keeps no state.
+
+        Raises:
+            EmptyCohort: if no update was admitted.
+        """
+        return state.AdapterState(acc.mean()), {}
+
+    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
+        """The adapter as it is.
+
+        Raises:
+            HandshakeRefused: if the site's ranks differ from the recipe's.
+        """
+        for spec in manifest:
+            if adapter[spec.name].shape != spec.shape:
+                raise errors.HandshakeRefused(
+                    f"rule 'mean' needs one rank at all sites; array '{spec.name}' is {adapter[spec.name].shape} here and "
+                    f"{spec.shape} at a site. Use rule 'svd' for mixed ranks"
+                )
+        return adapter

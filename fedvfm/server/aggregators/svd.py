@@ -1,0 +1,154 @@
+"""svd: the best rank-r approximation of the mean of the products B A (FlexLoRA), for any mix of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import errors, state
+from fedvfm.server.aggregators import base
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Stacked factors of every pair and the sums of the dense arrays."""
+
+    manifest: state.Manifest
+    dense: base.Sums
+    left: dict[str, list[Matrix]]
+    right: dict[str, list[Matrix]]
+
+
+@dataclass(frozen=True)
+class Svd:
+    """Mean of the products scale B A, re-factored to the global rank.
+
+    The m x n product is never formed: with the factors stacked, both stacks are QR-decomposed and only the small
+    (sum of ranks)-sized core is decomposed. Singular values are split evenly between the factors, scales are those of the
+    manifests. Dense arrays are averaged.
+
+    Shapes: A (r, d_in), B (d_out, r); ranks may differ between sites, the result has the global manifest's.
+    Source: Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources",
+        NeurIPS 2024 (FlexLoRA), eq. (3) and (4).
+    """
+
+    sum_only: ClassVar[bool] = False
+    mixed_ranks: ClassVar[bool] = True
+
+    def init(self, manifest: state.Manifest) -> Factors:
+        """Empty stacks."""
+        return Factors(manifest, base.Sums(0.0, {}), {}, {})
+
+    def fold(self, acc: Factors, contribution: base.Contribution) -> Factors:
+        """Stack sqrt(weight scale) B and sqrt(weight scale) A of every pair."""
+        left, right = dict(acc.left), dict(acc.right)
+        for pair, (a, b) in contribution.manifest.pairs().items():
+            root = np.sqrt(contribution.weight * a.scale)
+            left[pair] = [*left.get(pair, []), root * contribution.state[b.name].astype(np.float64)]
+            right[pair] = [*right.get(pair, []), root * contribution.state[a.name].astype(np.float64)]
+        dense = [spec.name for spec in contribution.manifest if spec.role == "dense"]
+        return Factors(acc.manifest, acc.dense.add(contribution, dense), left, right)
+
+    def finish(self, acc: Factors) -> tuple[state.AdapterState, dict[str, state.Array]]:
+        """Decompose every pair to the global rank; this rule keeps no state.
+
+        Raises:
+            EmptyCohort: if no update was admitted.
+        """
+        arrays = acc.dense.mean()
+        for pair, (a, b) in acc.manifest.pairs().items():
+            scale = a.scale * acc.dense.weight
+            arrays[b.name], arrays[a.name] = _split(acc.left[pair], acc.right[pair], a.shape[0], scale)
+        return state.AdapterState(arrays), {}
+
+    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
+        """The adapter with each pair cut to (or padded with zeros to) the site's rank, rescaled to the site's scale.
+
+        ``finish`` leaves the singular directions in order, so the first r_k columns are the best rank r_k.
+        """
+        arrays = dict(adapter)
+        for a, b in manifest.pairs().values():
+            rank = adapter[a.name].shape[0]
+            # The product must stay scale B A although the site multiplies by its own scale.
+            ratio = np.sqrt(self._scale_of(rank, a) / a.scale)
+            arrays[a.name] = _resize(adapter[a.name], a.shape[0], 0) * np.float32(ratio)
+            arrays[b.name] = _resize(adapter[b.name], a.shape[0], 1) * np.float32(ratio)
+        return state.AdapterState({spec.name: np.asarray(arrays[spec.name], dtype=np.float32) for spec in manifest})
+
+    @staticmethod
+    def _scale_of(rank: int, site: state.ArraySpec) -> float:
+        """Scale of the global pair: alpha / rank with the site's alpha = scale x rank, the same for all."""
+        return site.scale * site.shape[0] / rank
+
+
+def _split(left: Sequence[Matrix], right: Sequence[Matrix], rank: int, scale: float) -> tuple[state.Array, state.Array]:
+    """Best rank-``rank`` B, A with scale B A = sum of left_k right_k (left (m, r_k), right (r_k, n))."""
+    q_left, r_left = np.linalg.qr(np.concatenate(left, axis=1))
+    q_right, r_right = np.linalg.qr(np.concatenate(right, axis=0).T)
+    u, s, vt = np.linalg.svd(r_left @ r_right.T)
+    u, vt = _signs(u, vt)
+    root = np.sqrt(s[:rank] / scale)
+    b = (q_left @ u[:, : len(root)]) * root
+    a = root[:, None] * (vt[: len(root)] @ q_right.T)
+    return _resize(b.astype(np.float32), rank, 1), _resize(a.astype(np.float32), rank, 0)
+
+
+def _signs(u: Matrix, vt: Matrix) -> tuple[Matrix, Matrix]:
+    """Fix the sign of each singular pair, so that equal inputs give equal bytes."""
+    pivot = np.abs(u).argmax(axis=0)
+    sign = np.where(u[pivot, np.arange(u.shape[1])] < 0, -1.0, 1.0)
+    rows = min(len(sign), len(vt))
+    flipped = vt.copy()
+    flipped[:rows] *= sign[:rows, None]
+    return u * sign, flipped
+
+
+def _resize(array: NDArray[Any], rank: int, axis: int) -> NDArray[Any]:
+    """Cut the rank axis to ``rank``, or pad it with zeros."""
+    if array.shape[axis] >= rank:
+        return array[:rank] if axis == 0 else array[:, :rank]
+    missing = [(0, 0), (0, 0)]
+    missing[axis] = (0, rank - array.shape[axis])
+    return np.pad(array, missing)
+
+
+def factor_error(contributions: Sequence[base.Contribution]) -> float | None:
+    """How far averaging the factors apart is from the mean product, relative, over all pairs.
+
+    ``|| mean(B) mean(A) - mean(B A) ||_F / || mean(B A) ||_F`` with the scales in, computed in the factors' small spaces.
+    Below about 0.01 no exact rule can help.
+
+    Returns: None where there is no pair, where ranks differ or where the mean product is zero.
+    Raises: EmptyCohort: without any contribution.
+    """
+    if not contributions:
+        raise errors.EmptyCohort("no update was admitted, so there is no factor-averaging error")
+    if len({contribution.manifest.fingerprint for contribution in contributions}) > 1:
+        return None
+    total = sum(contribution.weight for contribution in contributions)
+    weights = [contribution.weight / total for contribution in contributions]
+    difference = whole = 0.0
+    for a, b in contributions[0].manifest.pairs().values():
+        left = np.stack([contribution.state[b.name].astype(np.float64) for contribution in contributions])
+        right = np.stack([contribution.state[a.name].astype(np.float64) for contribution in contributions])
+        share = np.asarray(weights)[:, None, None]
+        whole += a.scale**2 * _square(share * left, right)
+        # mean(B A) - mean(B) mean(A) = sum p (B - mean B)(A - mean A): no cancellation in this form.
+        difference += a.scale**2 * _square(share * (left - (share * left).sum(0)), right - (share * right).sum(0))
+    return float(np.sqrt(difference / whole)) if whole > 0 else None
+
+
+def _square(left: Matrix, right: Matrix) -> float:
+    """Squared Frobenius norm of sum_k left_k right_k by Gram matrices, without forming the product.
+
+    Shapes: left (K, m, r), right (K, r, n).
+    """
+    tall = left.transpose(1, 0, 2).reshape(left.shape[1], -1)
+    wide = right.reshape(-1, right.shape[2])
+    return max(float(np.sum((tall.T @ tall) * (wide @ wide.T))), 0.0)

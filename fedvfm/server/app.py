@@ -1,0 +1,28 @@
+"""The ServerApp: runs its jobs one after another on whatever Grid Flower hands it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedvfm import flower, progress
+from fedvfm.server import strategy
+
+with flower.warnings.catch_warnings():
+    flower.warnings.simplefilter("ignore", DeprecationWarning)
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+
+
+def make_server_app(jobs: Sequence[strategy.Job], observer: progress.Observer = progress.silent) -> ServerApp:
+    """A ServerApp that runs or resumes every job in order."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        for index, job in enumerate(jobs):
+            observer(
+                "arm", name=job.name, index=index, count=len(jobs), rounds=job.locked.recipe.rounds, sites=len(job.train_sites)
+            )
+            strategy.Federation(job, grid, observer).run()
+
+    return app

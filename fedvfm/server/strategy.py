@@ -1,0 +1,346 @@
+"""The federation: our own round loop on a Flower Grid. handshake -> (configure -> train -> admit -> aggregate -> checkpoint ->
+evaluate -> journal) x rounds -> test.
+
+Flower's own ``Strategy.start`` cannot resume, uses every connected node and admits anything; this loop does what it does not.
+NumPy only, never torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvfm import chain, errors, flower, progress, protocol, state, storage
+from fedvfm import config as configs
+from fedvfm import recipe as recipes
+from fedvfm.server import admission, checkpoint, cohort, journal
+from fedvfm.server.aggregators import base, svd
+from fedvfm.server.aggregators import table as rules
+
+with flower.warnings.catch_warnings():
+    flower.warnings.simplefilter("ignore", DeprecationWarning)
+    from flwr.app import Message
+    from flwr.serverapp import Grid
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One federation to run: what, who, where its state lies.
+
+    Attributes:
+        name: shown in progress ("federated", "local-only/north", ...).
+        locked: recipe, manifest and initial adapter.
+        folder: journal, checkpoints and evaluation of this federation.
+        train_sites: sites that train.
+        test_sites: sites that test the final adapter.
+        server: quorum, cohort size, deadline.
+        per_sample: ask sites for per-sample test values (simulation only).
+        test_best: also test the adapter of the best validation round.
+    """
+
+    name: str
+    locked: recipes.LockedRecipe
+    folder: Path
+    train_sites: tuple[str, ...]
+    test_sites: tuple[str, ...]
+    server: configs.ServerConfig
+    per_sample: bool = False
+    test_best: bool = False
+    primary: str = "dice"
+
+
+@dataclass
+class Traffic:
+    """Bytes of serialised messages, both ways."""
+
+    down: int = 0
+    up: int = 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site after the handshake."""
+
+    name: str
+    node: int
+    manifest: state.Manifest
+    examples: Mapping[str, int]
+
+
+class Federation:
+    """Runs one Job on a Grid; everything it knows between rounds is on disk.
+
+    Args:
+        job: what to run.
+        grid: Flower's Grid; any engine's.
+        observer: told about rounds and replies.
+    """
+
+    def __init__(self, job: Job, grid: Grid, observer: progress.Observer = progress.silent) -> None:
+        self.job, self.grid, self.observer = job, grid, observer
+        self.recipe = job.locked.recipe
+        self.rule: base.Aggregator = rules.TABLE.get(self.recipe.aggregation.rule)(**self.recipe.aggregation.options)
+        self.checkpoints = job.folder / "checkpoints"
+        self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
+        self.traffic = Traffic()
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The file whose presence says that this federation is finished."""
+        return self.job.folder / "evaluation.json"
+
+    def run(self) -> None:
+        """Run or resume to the end.
+
+        Raises:
+            HandshakeRefused, QuorumMissed, CheckpointError, StorageError: see there.
+        """
+        if self.evaluation_path.exists():
+            return
+        members = self._handshake()
+        adapter = self._restore()
+        for number in range(self.journal.last_round + 1, self.recipe.rounds + 1):
+            adapter = self._round(number, adapter, members)
+        self._test(adapter, members)
+
+    # -- handshake -------------------------------------------------------------------------------------------------
+
+    def _handshake(self) -> dict[str, Member]:
+        """Ask every node who it is and whether it holds the same backbone and manifest.
+
+        Raises:
+            HandshakeRefused: if a wanted site is absent, appears twice, or differs.
+        """
+        content = protocol.encode_task(protocol.Task(self.recipe))
+        wanted = sorted(set(self.job.train_sites) | set(self.job.test_sites))
+        members: dict[str, Member] = {}
+        nodes = {node: str(node) for node in self.grid.get_node_ids()}
+        for node, message in self._ask(nodes, protocol.HANDSHAKE, lambda _: content, 0):
+            if message.has_error():
+                raise errors.HandshakeRefused(f"node {node} refused the handshake: {protocol.error_word(message)}")
+            hello = protocol.decode_hello(message.content)
+            if hello.site in members:
+                raise errors.HandshakeRefused(f"two nodes call themselves site '{hello.site}'")
+            if hello.site in wanted:
+                members[hello.site] = self._member(hello, node)
+        absent = [name for name in wanted if name not in members]
+        if absent:
+            raise errors.HandshakeRefused(f"sites not connected: {', '.join(absent)}")
+        return members
+
+    def _member(self, hello: protocol.Hello, node: int) -> Member:
+        locked = self.job.locked
+        if hello.backbone_sha256 != locked.backbone_sha256:
+            raise errors.HandshakeRefused(
+                f"site '{hello.site}' holds backbone {hello.backbone_sha256[:12]}, the recipe is locked to {locked.backbone_sha256[:12]}. "
+                "Fetch the same weights at that site"
+            )
+        manifest = at_rank(locked.manifest, hello.rank)
+        if hello.manifest_fingerprint != manifest.fingerprint:
+            raise errors.HandshakeRefused(f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends")
+        self.rule.for_site(locked.initial, manifest)
+        return Member(hello.site, node, manifest, hello.examples)
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> state.AdapterState:
+        """The adapter of the last journalled round, checked against its journal line."""
+        last = self.journal.last_round
+        if last == 0:
+            return self.job.locked.initial
+        adapter, _, _ = checkpoint.read(checkpoint.path_of(self.checkpoints, last))
+        if adapter.fingerprint != self.journal.rounds[-1]["fingerprint"]:
+            raise errors.CheckpointError(
+                f"{checkpoint.path_of(self.checkpoints, last)} is not the adapter the journal names for round {last}. Restore it from a backup"
+            )
+        return adapter
+
+    # -- one round -------------------------------------------------------------------------------------------------
+
+    def _round(self, number: int, adapter: state.AdapterState, members: Mapping[str, Member]) -> state.AdapterState:
+        started, before = time.monotonic(), dataclasses.replace(self.traffic)
+        asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
+        self.observer("round", arm=self.job.name, round=number, rounds=self.recipe.rounds, sites=asked)
+        updates, refused = self._train(number, adapter, [members[name] for name in asked])
+        why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
+        cohort.require(list(updates), asked, self.job.server, number, why)
+        adapter, rule_state, record = self._aggregate(updates, members)
+        checkpoint.save(self.checkpoints, number, adapter, rule_state, self.recipe.hash)
+        storage.fault_point("between-checkpoint-and-journal")
+        every = self.recipe.evaluation.every
+        validation = self._validate(number, adapter, members) if every and (number % every == 0 or number == self.recipe.rounds) else {}
+        self._keep_best(number, adapter, validation)
+        traffic = {"up": self.traffic.up - before.up, "down": self.traffic.down - before.down}
+        line = {
+            "round": number,
+            "fingerprint": adapter.fingerprint,
+            "cohort": asked,
+            "refused": refused,
+            **record,
+            "validation": validation,
+            "bytes": traffic,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        self.observer("round-end", arm=self.job.name, round=number, record=self.journal.append(line))
+        # The checkpoint before is kept: should this line be lost with the disk's cache, the round can be run again.
+        checkpoint.prune(self.checkpoints, number - 1)
+        return adapter
+
+    def _train(
+        self, number: int, adapter: state.AdapterState, members: Sequence[Member]
+    ) -> tuple[dict[str, state.SiteUpdate], dict[str, dict[str, str]]]:
+        """Updates admitted and sites refused, by name in sorted order."""
+        bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
+        by_node = {member.node: member for member in members}
+
+        def content(node: int) -> Any:
+            return protocol.encode_task(protocol.Task(self.recipe, number, bases[by_node[node].name]))
+
+        updates: dict[str, state.SiteUpdate] = {}
+        refused: dict[str, dict[str, str]] = {}
+        for node, message in self._ask({m.node: m.name for m in members}, protocol.TRAIN, content, number):
+            member = by_node[node]
+            terms = admission.Terms(member.name, number, bases[member.name], member.manifest, self.recipe.admission)
+            try:
+                if message.has_error():
+                    raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
+                updates[member.name] = admission.admit(protocol.decode_update(message.content), terms)
+            except errors.Refused as refusal:
+                refused[member.name] = {"reason": refusal.reason, "detail": refusal.detail}
+            except errors.ProtocolError as error:
+                refused[member.name] = {"reason": "protocol", "detail": str(error)}
+            loss = updates[member.name].metrics.get("loss") if member.name in updates else None
+            self.observer("reply", arm=self.job.name, round=number, phase="train", site=member.name, loss=loss)
+        for member in members:
+            if member.name not in updates and member.name not in refused:
+                refused[member.name] = {"reason": "no-answer", "detail": f"no reply within {self.job.server.round_timeout_s:g} s"}
+        return dict(sorted(updates.items())), dict(sorted(refused.items()))
+
+    def _aggregate(
+        self, updates: Mapping[str, state.SiteUpdate], members: Mapping[str, Member]
+    ) -> tuple[state.AdapterState, dict[str, state.Array], dict[str, Any]]:
+        by_examples = self.recipe.aggregation.weighting == "examples"
+        contributions = [
+            base.Contribution(float(update.num_examples) if by_examples else 1.0, update.state, members[name].manifest)
+            for name, update in updates.items()
+        ]
+        acc = self.rule.init(self.job.locked.manifest)
+        for contribution in contributions:
+            acc = self.rule.fold(acc, contribution)
+        adapter, rule_state = self.rule.finish(acc)
+        record = {
+            "examples": {name: update.num_examples for name, update in updates.items()},
+            "train": {name: dict(update.metrics) for name, update in updates.items()},
+            "factor_error": svd.factor_error(contributions),
+        }
+        return adapter, rule_state, record
+
+    def _keep_best(self, number: int, adapter: state.AdapterState, validation: Mapping[str, Any]) -> None:
+        if not (self.job.test_best and validation):
+            return
+        earlier = [macro(row["validation"], self.job.primary) for row in self.journal.rounds if row["validation"]]
+        if macro(validation, self.job.primary) > max(earlier, default=float("-inf")):
+            checkpoint.write(self.checkpoints / "best.safetensors", adapter, {"round": str(number), "recipe": self.recipe.hash})
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def _validate(self, number: int, adapter: state.AdapterState, members: Mapping[str, Member]) -> dict[str, dict[str, float]]:
+        sites = [members[name] for name in self.job.train_sites if members[name].examples.get("val", 0)]
+        answers = self._evaluate(number, adapter, sites, split="val", full=False)
+        return {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()}
+
+    def _test(self, adapter: state.AdapterState, members: Mapping[str, Member]) -> None:
+        sites = [members[name] for name in self.job.test_sites]
+        rounds = self.recipe.rounds
+        result: dict[str, Any] = {"round": rounds, "fingerprint": adapter.fingerprint, "recipe": self.recipe.hash}
+        before = dataclasses.replace(self.traffic)
+        result["last"] = self._tested(rounds, adapter, sites)
+        best = self.checkpoints / "best.safetensors"
+        if self.job.test_best and best.exists():
+            chosen, _, marks = checkpoint.read(best)
+            same = chosen.fingerprint == adapter.fingerprint
+            scores = result["last"] if same else self._tested(int(marks["round"]), chosen, sites)
+            result["best"] = {"round": int(marks["round"]), "fingerprint": chosen.fingerprint, "sites": scores["sites"]}
+        result["bytes"] = {"up": self.traffic.up - before.up, "down": self.traffic.down - before.down}
+        checkpoint.write(self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash})
+        storage.write_text(self.evaluation_path, chain.canonical(result) + "\n")
+
+    def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[Member]) -> dict[str, Any]:
+        answers = self._evaluate(number, adapter, sites, split="test", full=True)
+        return {
+            "sites": {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()},
+            "samples": {name: {"id": list(answer.ids), **answer.samples} for name, answer in answers.items()},
+        }
+
+    def _evaluate(
+        self, number: int, adapter: state.AdapterState, sites: Sequence[Member], *, split: str, full: bool
+    ) -> dict[str, protocol.Evaluation]:
+        by_node = {member.node: member for member in sites}
+        per_sample = full and self.job.per_sample
+
+        def content(node: int) -> Any:
+            own = self.rule.for_site(adapter, by_node[node].manifest)
+            return protocol.encode_task(protocol.Task(self.recipe, number, own, split, full, per_sample))
+
+        answers: dict[str, protocol.Evaluation] = {}
+        for node, message in self._ask({m.node: m.name for m in sites}, protocol.EVALUATE, content, number):
+            name = by_node[node].name
+            self.observer("reply", arm=self.job.name, round=number, phase=split, site=name, loss=None)
+            if message.has_error():
+                self.observer("note", text=f"site '{name}' did not evaluate: {protocol.error_word(message)}")
+                continue
+            answer = protocol.decode_evaluation(message.content)
+            if answer.site == name and answer.round == number:
+                answers[name] = answer
+        if full and len(answers) < len(sites):
+            missing = ", ".join(sorted({member.name for member in sites} - set(answers)))
+            raise errors.QuorumMissed(f"the final test is missing from: {missing}. Mend the sites and resume")
+        return dict(sorted(answers.items()))
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _ask(self, nodes: Mapping[int, str], kind: str, content: Callable[[int], Any], number: int) -> Iterator[tuple[int, Message]]:
+        """Send one message to each node in order of site name; yield replies as they come, until all or the deadline."""
+        timeout = self.job.server.round_timeout_s
+        ordered = sorted(nodes, key=lambda node: nodes[node])
+        messages = [
+            self.grid.create_message(content(node), kind, node, group_id=str(number), ttl=timeout) for node in ordered
+        ]
+        self.traffic.down += sum(len(flower.serialise(message)) for message in messages)
+        outstanding = set(self.grid.push_messages(messages))
+        del messages
+        deadline = time.monotonic() + timeout
+        while outstanding and time.monotonic() < deadline:
+            replies = list(self.grid.pull_messages(sorted(outstanding)))
+            for message in replies:
+                outstanding.discard(message.metadata.reply_to_message_id)
+                self.traffic.up += len(flower.serialise(message))
+                if message.metadata.src_node_id in nodes:
+                    yield message.metadata.src_node_id, message
+            if not replies:
+                time.sleep(POLL_S)
+
+
+def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:
+    """The manifest with every low-rank pair at ``rank``; alpha stays, so the scale becomes alpha / rank."""
+    rows = []
+    for spec in manifest:
+        if not spec.pair:
+            rows.append(spec)
+            continue
+        own = spec.shape[0] if spec.role == "A" else spec.shape[1]
+        shape = (rank, spec.shape[1]) if spec.role == "A" else (spec.shape[0], rank)
+        rows.append(dataclasses.replace(spec, shape=shape, scale=spec.scale * own / rank))
+    return state.Manifest.of(rows)
+
+
+def macro(sites: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    """Plain mean over the sites that report ``metric``."""
+    values = [row[metric] for row in sites.values() if metric in row]
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,63 @@
+"""What a task provides: a head, a loss and a metric set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedvfm import config as configs
+from fedvfm import metrics
+from fedvfm.backbones import base as backbones
+from fedvfm.data import transforms
+
+
+class Task:
+    """Base of all tasks.
+
+    Args:
+        recipe: the resolved recipe.
+
+    Attributes:
+        primary: name of the metric that ranks models of this task.
+        grids: how many of the backbone's grids the head takes.
+    """
+
+    primary: str
+    grids: int = 1
+
+    def __init__(self, recipe: configs.Recipe) -> None:
+        self.recipe = recipe
+        self.class_names = recipe.data.class_names
+
+    def faults(self) -> list[str]:
+        """What is wrong with the recipe for this task, one sentence a fault."""
+        raise NotImplementedError
+
+    def head(self, backbone: backbones.Backbone) -> nn.Module:
+        """A new head: ``forward(Features) -> logits``."""
+        raise NotImplementedError
+
+    def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
+        """What the loss compares a sample with: an int64 mask (h, w) or a class number."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """A scalar, mean over the batch."""
+        raise NotImplementedError
+
+    def scores(self, *, surface: bool) -> metrics.MetricSet:
+        """An empty metric set."""
+        raise NotImplementedError
+
+    def score(self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None) -> None:
+        """Add one sample's logits (K, h, w) or (K,) to the metric set."""
+        raise NotImplementedError
+
+
+def class_weight_faults(recipe: configs.Recipe) -> list[str]:
+    """Faults of ``class_weights``."""
+    weights, names = recipe.task.class_weights, recipe.data.class_names
+    if weights and len(weights) != len(names):
+        return [f"recipe.task.class_weights: {len(weights)} given for {len(names)} classes"]
+    return []

@@ -1,0 +1,99 @@
+"""Heads: small modules from a backbone's features to logits. No BatchNorm, so that sites and privacy do not mix samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedvfm import registry
+from fedvfm.backbones import base
+
+TABLE = registry.Table(
+    "head",
+    {
+        "linear": "fedvfm.tasks.heads:Linear",
+        "patch": "fedvfm.tasks.heads:Patch",
+        "pyramid": "fedvfm.tasks.heads:Pyramid",
+    },
+)
+
+
+class Linear(nn.Module):
+    """Layer norm and one linear layer on the pooled vector.
+
+    Shapes: pooled (B, D) -> (B, K).
+    """
+
+    grids = 1
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, features: base.Features) -> Tensor:
+        """See the class."""
+        result: Tensor = self.classify(self.norm(features.pooled))
+        return result
+
+
+class Patch(nn.Module):
+    """One linear layer on every cell of the last grid, resized to the input: the linear probe, and the U-Net's last layer.
+
+    Shapes: grid (B, D, h, w) -> (B, K, H, W).
+    """
+
+    grids = 1
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classify = nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: base.Features) -> Tensor:
+        """See the class."""
+        return base.resize(self.classify(features.grids[-1]), features.image.shape[-2:])
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    norm = nn.GroupNorm(max(1, outputs // 8), outputs)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), norm, nn.GELU())
+
+
+class Pyramid(nn.Module):
+    """Token grids of two depths fused with a small convolutional pyramid of the image: sharp masks from coarse patches.
+
+    A patch of 14 pixels is larger than a nucleus; the full-resolution path gives the edges, the tokens say what is inside.
+
+    Shapes: image (B, 3, H, W), grids (B, D, h, w) -> (B, K, H, W).
+    """
+
+    grids = 2
+
+    def __init__(self, width: int, classes: int, inner: int = 32, stem: Sequence[int] = (8, 16, 24)) -> None:
+        super().__init__()
+        full, half, quarter = stem
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(self.grids))
+        self.project = nn.ModuleList(nn.Conv2d(width, inner, 1, bias=index == 0) for index in range(self.grids))
+        self.stem1, self.stem2, self.stem4 = _convolution(3, full), _convolution(full, half, 2), _convolution(half, quarter, 2)
+        self.fuse4 = _convolution(inner + quarter, inner)
+        self.fuse2 = _convolution(inner + half, half)
+        self.fuse1 = _convolution(half + full, full)
+        self.classify = nn.Conv2d(full, classes, 1)
+
+    def forward(self, features: base.Features) -> Tensor:
+        """See the class."""
+        parts = zip(self.norms, self.project, features.grids, strict=True)
+        grid = sum(project(norm(tokens.movedim(1, -1)).movedim(-1, 1)) for norm, project, tokens in parts)
+        full = self.stem1(features.image)
+        half = self.stem2(full)
+        quarter = self.stem4(half)
+        merged = self.fuse4(_join(grid, quarter))
+        merged = self.fuse2(_join(merged, half))
+        result: Tensor = self.classify(self.fuse1(_join(merged, full)))
+        return result
+
+
+def _join(coarse: Tensor | int, fine: Tensor) -> Tensor:
+    return torch.cat([base.resize(torch.as_tensor(coarse), fine.shape[-2:]), fine], dim=1)

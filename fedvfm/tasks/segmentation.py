@@ -1,0 +1,97 @@
+"""Semantic segmentation: 0.2 cross entropy + 0.8 soft Dice by default, scored at each image's own resolution."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedvfm import config as configs
+from fedvfm import errors, metrics
+from fedvfm.backbones import base as backbones
+from fedvfm.data import transforms
+from fedvfm.tasks import base, heads
+
+
+class Segmentation(base.Task):
+    """One class a pixel.
+
+    Shapes: logits (B, K, h, w), target (B, h, w) of class numbers.
+    Source of the loss and its weights: Zhang and Liu, "Customized Segment Anything Model for Medical Image Segmentation"
+        (SAMed), 2023, section 3.4; Dice as in MONAI's ``DiceCELoss``.
+    """
+
+    primary = "dice"
+
+    def __init__(self, recipe: configs.Recipe) -> None:
+        super().__init__(recipe)
+        self._head = recipe.task.head or ("patch" if recipe.backbone.name == "unet" else "pyramid")
+        self.grids = heads.TABLE.get(self._head).grids if self._head in heads.TABLE else 1
+        self._loss: nn.Module | None = None
+
+    def faults(self) -> list[str]:
+        """See base."""
+        settings = self.recipe.task
+        found = base.class_weight_faults(self.recipe)
+        if self._head not in heads.TABLE:
+            found.append(f"recipe.task.head: {heads.TABLE.fault(self._head)}")
+        elif self._head == "linear":
+            found.append("recipe.task.head = 'linear': is for classification; use 'pyramid' or 'patch'")
+        elif self._head == "pyramid" and self.recipe.backbone.name == "unet":
+            found.append("recipe.task.head = 'pyramid': backbone 'unet' has one grid; use 'patch'")
+        if settings.ce_weight + settings.dice_weight == 0:
+            found.append("recipe.task: ce_weight and dice_weight are both 0; nothing would be learned")
+        return found
+
+    def head(self, backbone: backbones.Backbone) -> nn.Module:
+        """See base."""
+        made: nn.Module = heads.TABLE.get(self._head)(backbone.width, len(self.class_names))
+        return made
+
+    def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
+        """See base."""
+        if prepared.mask is None:
+            raise errors.DataError("a sample without a mask in a segmentation task; give every image a mask")
+        return prepared.mask
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See base."""
+        if self._loss is None:
+            self._loss = self._make_loss()
+        result: Tensor = self._loss(logits.float(), target.unsqueeze(1))
+        return result
+
+    def _make_loss(self) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI's imports warn about optional packages
+            from monai.losses import DiceCELoss
+
+        settings = self.recipe.task
+        weight = torch.tensor(settings.class_weights) if settings.class_weights else None
+        dice_weight = weight[1:] if weight is not None else None
+        loss: nn.Module = DiceCELoss(
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            lambda_ce=settings.ce_weight,
+            lambda_dice=settings.dice_weight,
+        )
+        if weight is not None:
+            loss.cross_entropy.weight = weight  # type: ignore[union-attr]
+            loss.dice.class_weight = dice_weight  # type: ignore[union-attr]
+        return loss
+
+    def scores(self, *, surface: bool) -> metrics.SegmentationScores:
+        """See base."""
+        return metrics.SegmentationScores(self.class_names, surface=surface, nsd_tolerance=self.recipe.evaluation.nsd_tolerance)
+
+    def score(self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None) -> None:
+        """See base. Logits are resized to the image's own resolution before the class is chosen."""
+        truth = prepared.truth
+        if truth is None:
+            raise errors.DataError(f"sample '{sample_id}' has no mask to score against")
+        own = backbones.resize(logits.float().unsqueeze(0), truth.shape) if tuple(logits.shape[1:]) != truth.shape else logits.unsqueeze(0)
+        into.add(sample_id, own[0].argmax(dim=0).cpu().numpy().astype(np.int64), truth, prepared.spacing)

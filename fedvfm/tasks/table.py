@@ -1,0 +1,13 @@
+"""The table of tasks."""
+
+from __future__ import annotations
+
+from fedvfm import registry
+
+TABLE = registry.Table(
+    "task",
+    {
+        "classification": "fedvfm.tasks.classification:Classification",
+        "segmentation": "fedvfm.tasks.segmentation:Segmentation",
+    },
+)
