@@ -122,8 +122,12 @@ class AggregationConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """How often the sites validate. Every run is tested after the last round."""
+    """How often the sites validate (0: never). Every run is tested after the last round.
 
+    ``surface`` adds HD95 and NSD to the test, which cost up to a second an image.
+    """
+
+    surface: bool = True
     every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
     nsd_tolerance: Positive = 2.0
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,13 +67,12 @@ class Example:
     """One sample as the model takes it.
 
     Attributes:
-        pixels: (3, h, w) float32, normalised.
+        sample: which.
+        prepared: image (3, h, w) in [0, 1], mask and truth.
         prefix: what the frozen blocks compute of it, with a batch axis of 1; None where it is not kept.
-        prepared: the image, mask and truth behind it.
     """
 
     sample: samples.Sample
-    pixels: Tensor
     prepared: transforms.Prepared
     prefix: backbones.Prefix | None
 
@@ -116,29 +116,36 @@ class Site:
             raise errors.ProtocolError(f"split '{name}' is none of train, val, test")
         return splits[name]
 
-    def example(self, model: models.AdaptedModel, sample: samples.Sample, view: int | None, words: Sequence[str | int] = ()) -> Example:
-        """One sample as ``model`` takes it.
+    def example(
+        self, model: models.AdaptedModel, sample: samples.Sample, view: int, words: Sequence[str | int] = ()
+    ) -> Example:
+        """One training sample as ``model`` takes it.
 
         Args:
             model: decides contract, classes and how much of the backbone is frozen.
             sample: which.
-            view: None for evaluation; a number of a fixed view; -1 for an augmentation drawn afresh under ``words``.
+            view: number of a fixed view, or -1 for an augmentation drawn afresh under ``words``.
+            words: key of the draw.
         """
-        contract = model.recipe.data
-        key = (self.name, sample.id, view, contract)
         if view == -1:
-            prepared = self._augmented(model, sample, words)
-            prefix = None
-        else:
-            prepared = self.memory.get((*key, "image"), _image_bytes, lambda: self._prepare(model, sample, view))
-            prefix = self._prefix(model, key, prepared)
-        pixels = torch.from_numpy(transforms.normalise(prepared.image[None], contract))[0]
-        return Example(sample, pixels, prepared, prefix)
+            return Example(sample, self._augmented(model, sample, words), None)
+        key = (*_key(model, sample), view)
+        prepared = self.memory.get((*key, "image"), _image_bytes, lambda: self._augmented(model, sample, ("view", view)))
+        return Example(sample, prepared, self._prefix(model, key, prepared.image))
 
-    def _prepare(self, model: models.AdaptedModel, sample: samples.Sample, view: int | None) -> transforms.Prepared:
-        if view is None:
-            return self._evaluated(model, sample)
-        return self._augmented(model, sample, ("view", view))
+    def whole(self, model: models.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
+        """One sample for evaluation: the whole image, not augmented."""
+        key = (*_key(model, sample), "image")
+        found: transforms.Prepared = self.memory.get(key, _image_bytes, lambda: self._evaluated(model, sample))
+        return found
+
+    def tile(self, model: models.AdaptedModel, sample: samples.Sample, image: transforms.Image, corner: tuple[int, int]) -> Example:
+        """A window of an image in evaluation.
+
+        Shapes: image (3, h, w), the window cut from the whole image at ``corner``.
+        """
+        prepared = transforms.Prepared(image, None, None, None)
+        return Example(sample, prepared, self._prefix(model, (*_key(model, sample), "tile", corner, image.shape), image))
 
     def _read(self, sample: samples.Sample) -> samples.Pixels:
         try:
@@ -154,11 +161,10 @@ class Site:
             raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
 
     def _augmented(self, model: models.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]) -> transforms.Prepared:
-        base = self.memory.get((self.name, sample.id, model.recipe.data, "base"), _image_bytes, lambda: self._evaluated(model, sample))
         rng = seeding.stream(model.recipe.seed, "augment", sample.id, *words)
-        return transforms.training_view(base, model.recipe.data, rng)
+        return transforms.training_view(self.whole(model, sample), model.recipe.data, rng)
 
-    def _prefix(self, model: models.AdaptedModel, key: tuple[Hashable, ...], prepared: transforms.Prepared) -> backbones.Prefix | None:
+    def _prefix(self, model: models.AdaptedModel, key: tuple[Hashable, ...], image: transforms.Image) -> backbones.Prefix | None:
         """Kept only where it saves work: some blocks are frozen and the memory may hold something."""
         if model.frozen_blocks == 0 or not self.memory.enabled:
             return None
@@ -166,7 +172,7 @@ class Site:
         full_key = (*key, "prefix", model.backbone.sha256, model.recipe.precision, stop, taps)
 
         def compute() -> backbones.Prefix:
-            pixels = torch.from_numpy(transforms.normalise(prepared.image[None], model.recipe.data)).to(self.device)
+            pixels = torch.from_numpy(transforms.normalise(image[None], model.recipe.data)).to(self.device)
             dtype = torch.bfloat16 if model.recipe.precision == "bfloat16" else torch.float32
             found = model.frozen_prefix(pixels)
             taken = {tap: tokens.to(dtype) for tap, tokens in found.taken.items()}
@@ -175,6 +181,10 @@ class Site:
 
         kept: backbones.Prefix = self.memory.get(full_key, _prefix_bytes, compute)
         return kept
+
+
+def _key(model: models.AdaptedModel, sample: samples.Sample) -> tuple[Hashable, ...]:
+    return (sample.id, model.recipe.data, model.backbone.patch, model.recipe.seed)
 
 
 def _image_bytes(prepared: transforms.Prepared) -> int:
@@ -187,9 +197,10 @@ def _prefix_bytes(prefix: backbones.Prefix) -> int:
     return sum(tensor.element_size() * tensor.numel() for tensor in tensors.values())
 
 
-def collate(examples: Sequence[Example], device: str) -> tuple[Tensor, backbones.Prefix | None]:
-    """Pixels (B, 3, h, w) and the prefixes joined along the batch axis, if every example has one."""
-    pixels = torch.stack([example.pixels for example in examples]).to(device)
+def collate(examples: Sequence[Example], model: models.AdaptedModel) -> tuple[Tensor, backbones.Prefix | None]:
+    """Normalised pixels (B, 3, h, w) and the prefixes joined along the batch axis, if every example has one."""
+    images = np.stack([example.prepared.image for example in examples])
+    pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
     prefixes = [example.prefix for example in examples if example.prefix is not None]
     if len(prefixes) < len(examples):
         return pixels, None

@@ -89,7 +89,7 @@ def _batches(
 
 
 def _step(model: models.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site) -> float:
-    pixels, prefix = sites.collate(batch, model.device)
+    pixels, prefix = sites.collate(batch, model)
     target = torch.stack([torch.as_tensor(model.task.target(example.prepared, example.sample.label)) for example in batch])
     loss: Tensor = model.task.loss(model(pixels, prefix), target.to(model.device))
     value = float(loss.detach())

@@ -48,7 +48,8 @@ def _open(path: Path) -> Image.Image:
     except _BROKEN as error:
         reason = "unknown or damaged content" if isinstance(error, UnidentifiedImageError) else str(error)
         raise errors.DataError(f"{path}: unreadable picture ({reason}); replace or remove the file") from None
-    pages = getattr(picture, "n_frames", 1)
+    # Phones write JPEG with further pictures inside (MPO); the first is the photograph.
+    pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     if pages > 1:
         picture.close()
         raise errors.DataError(f"{path}: holds {pages} pages, one is read; save each page as its own file")
@@ -89,7 +90,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as picture:
         try:
-            sideways = picture.getexif().get(0x0112, 1) >= 5
+            # The base class's method: that of PNG reads all pixels to look behind them.
+            sideways = Image.Image.getexif(picture).get(0x0112, 1) >= 5
         except _BROKEN as error:
             raise errors.DataError(
                 f"{path}: damaged or cut short ({error}); copy the file again or remove it"
@@ -192,13 +194,13 @@ def _nifti(path: Path) -> tuple[Any, tuple[int, int, int], NDArray[Any]]:
     Raises:
         DataError: if it is missing, damaged, or not one grey volume of two or three axes.
     """
-    import nibabel  # only those who have volumes pay for the import
+    from nibabel import filebasedimages, loadsave, orientations, spatialimages  # only users of volumes pay for it
 
     if not path.is_file():
         raise errors.DataError(f"{path}: no such file; check the path, or remove its row or partner")
     try:
-        image: Any = nibabel.load(path)
-    except (*_BROKEN, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
+        image: Any = loadsave.load(path)
+    except (*_BROKEN, filebasedimages.ImageFileError, spatialimages.HeaderDataError) as error:
         raise errors.DataError(f"{path}: unreadable NIfTI ({error}); copy the file again or remove it") from None
     if image.get_data_dtype().fields is not None:
         raise errors.DataError(f"{path}: colour voxels; save one grey volume a channel")
@@ -209,7 +211,7 @@ def _nifti(path: Path) -> tuple[Any, tuple[int, int, int], NDArray[Any]]:
         raise errors.DataError(
             f"{path}: axes {image.shape}; one volume of two or three axes is read, save each channel or time on its own"
         )
-    axes: Any = nibabel.orientations
+    axes: Any = orientations
     orientation: NDArray[Any] = axes.io_orientation(image.affine)
     if not np.isfinite(orientation).all():
         raise errors.DataError(
@@ -225,13 +227,13 @@ def volume_geometry(path: Path) -> Geometry:
     Raises:
         DataError: if it is missing, damaged, or not one grey volume.
     """
-    import nibabel
+    from nibabel import orientations
 
     image, stored, orientation = _nifti(path)
     shape = [0, 0, 0]
     for axis, side in enumerate(stored):
         shape[int(orientation[axis, 0])] = side
-    axes: Any = nibabel.orientations
+    axes: Any = orientations
     affine = image.affine @ axes.inv_ornt_aff(orientation, stored)
     _check_size(path, shape[1], shape[0])
     return Geometry((shape[0], shape[1], shape[2]), np.asarray(affine, dtype=np.float64))
@@ -240,7 +242,7 @@ def volume_geometry(path: Path) -> Geometry:
 @functools.lru_cache(maxsize=VOLUMES_IN_MEMORY)
 def _voxels(path: Path, changed_ns: int) -> NDArray[Any]:
     """All voxels, axes turned to right, anterior, superior; ``changed_ns`` makes a changed file a new key."""
-    import nibabel
+    from nibabel import orientations
 
     image, shape, orientation = _nifti(path)
     try:
@@ -248,7 +250,7 @@ def _voxels(path: Path, changed_ns: int) -> NDArray[Any]:
         stored = np.asanyarray(image.dataobj).reshape(shape)
     except _BROKEN as error:
         raise errors.DataError(f"{path}: damaged or cut short ({error}); copy the file again or remove it") from None
-    axes: Any = nibabel.orientations
+    axes: Any = orientations
     turned: NDArray[Any] = axes.apply_orientation(stored, orientation)
     voxels = turned.astype(np.float32) if turned.dtype.kind == "f" else turned.copy()
     if not np.isfinite(voxels).all():

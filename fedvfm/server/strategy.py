@@ -89,6 +89,7 @@ class Federation:
         self.checkpoints = job.folder / "checkpoints"
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self.traffic = Traffic()
+        self._recorded = Traffic()
 
     @property
     def evaluation_path(self) -> Path:
@@ -164,7 +165,7 @@ class Federation:
     # -- one round -------------------------------------------------------------------------------------------------
 
     def _round(self, number: int, adapter: state.AdapterState, members: Mapping[str, Member]) -> state.AdapterState:
-        started, before = time.monotonic(), dataclasses.replace(self.traffic)
+        started = time.monotonic()
         asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
         self.observer("round", arm=self.job.name, round=number, rounds=self.recipe.rounds, sites=asked)
         updates, refused = self._train(number, adapter, [members[name] for name in asked])
@@ -176,7 +177,6 @@ class Federation:
         every = self.recipe.evaluation.every
         validation = self._validate(number, adapter, members) if every and (number % every == 0 or number == self.recipe.rounds) else {}
         self._keep_best(number, adapter, validation)
-        traffic = {"up": self.traffic.up - before.up, "down": self.traffic.down - before.down}
         line = {
             "round": number,
             "fingerprint": adapter.fingerprint,
@@ -184,7 +184,7 @@ class Federation:
             "refused": refused,
             **record,
             "validation": validation,
-            "bytes": traffic,
+            "bytes": self._new_traffic(),
             "seconds": round(time.monotonic() - started, 3),
         }
         self.observer("round-end", arm=self.job.name, round=number, record=self.journal.append(line))
@@ -199,8 +199,8 @@ class Federation:
         bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
         by_node = {member.node: member for member in members}
 
-        def content(node: int) -> Any:
-            return protocol.encode_task(protocol.Task(self.recipe, number, bases[by_node[node].name]))
+        # Sites of one rank get the same records: made once, serialised for each.
+        content = self._contents(lambda member: protocol.Task(self.recipe, number, bases[member.name]), by_node)
 
         updates: dict[str, state.SiteUpdate] = {}
         refused: dict[str, dict[str, str]] = {}
@@ -259,7 +259,7 @@ class Federation:
         sites = [members[name] for name in self.job.test_sites]
         rounds = self.recipe.rounds
         result: dict[str, Any] = {"round": rounds, "fingerprint": adapter.fingerprint, "recipe": self.recipe.hash}
-        before = dataclasses.replace(self.traffic)
+        started = time.monotonic()
         result["last"] = self._tested(rounds, adapter, sites)
         best = self.checkpoints / "best.safetensors"
         if self.job.test_best and best.exists():
@@ -267,7 +267,8 @@ class Federation:
             same = chosen.fingerprint == adapter.fingerprint
             scores = result["last"] if same else self._tested(int(marks["round"]), chosen, sites)
             result["best"] = {"round": int(marks["round"]), "fingerprint": chosen.fingerprint, "sites": scores["sites"]}
-        result["bytes"] = {"up": self.traffic.up - before.up, "down": self.traffic.down - before.down}
+        result["bytes"] = self._new_traffic()
+        result["seconds"] = round(time.monotonic() - started, 3)
         checkpoint.write(self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash})
         storage.write_text(self.evaluation_path, chain.canonical(result) + "\n")
 
@@ -283,10 +284,13 @@ class Federation:
     ) -> dict[str, protocol.Evaluation]:
         by_node = {member.node: member for member in sites}
         per_sample = full and self.job.per_sample
+        surface = full and self.recipe.evaluation.surface
 
-        def content(node: int) -> Any:
-            own = self.rule.for_site(adapter, by_node[node].manifest)
-            return protocol.encode_task(protocol.Task(self.recipe, number, own, split, full, per_sample))
+        def task(member: Member) -> protocol.Task:
+            own = self.rule.for_site(adapter, member.manifest)
+            return protocol.Task(self.recipe, number, own, split, surface, per_sample)
+
+        content = self._contents(task, by_node)
 
         answers: dict[str, protocol.Evaluation] = {}
         for node, message in self._ask({m.node: m.name for m in sites}, protocol.EVALUATE, content, number):
@@ -302,6 +306,25 @@ class Federation:
             missing = ", ".join(sorted({member.name for member in sites} - set(answers)))
             raise errors.QuorumMissed(f"the final test is missing from: {missing}. Mend the sites and resume")
         return dict(sorted(answers.items()))
+
+    @staticmethod
+    def _contents(task_of: Callable[[Member], protocol.Task], by_node: Mapping[int, Member]) -> Callable[[int], Any]:
+        made: dict[str, Any] = {}
+
+        def content(node: int) -> Any:
+            member = by_node[node]
+            key = member.manifest.fingerprint
+            if key not in made:
+                made[key] = protocol.encode_task(task_of(member))
+            return made[key]
+
+        return content
+
+    def _new_traffic(self) -> dict[str, int]:
+        """Bytes since the last record; those of the handshake fall to the first record after it."""
+        new = {"up": self.traffic.up - self._recorded.up, "down": self.traffic.down - self._recorded.down}
+        self._recorded = dataclasses.replace(self.traffic)
+        return new
 
     # -- messages --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fedvfm import config as configs
 from fedvfm import errors, flower, progress
 from fedvfm.client import app as client_app
 from fedvfm.client import site as sites
@@ -101,7 +102,9 @@ class Errors:
         self.last = error
 
 
-def run(jobs: Sequence[strategy.Job], members: Sequence[sites.Site], observer: progress.Observer) -> None:
+def run(
+    jobs: Sequence[strategy.Job], members: Sequence[sites.Site], observer: progress.Observer, experiment: configs.Experiment
+) -> None:
     """Run or resume every job with these sites in this process.
 
     Raises:

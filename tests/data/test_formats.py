@@ -40,7 +40,7 @@ def test_grey_16_bit_keeps_its_depth(tmp_path: Path, ending: str) -> None:
 
 def test_colour_alpha_and_palette_become_rgb(tmp_path: Path) -> None:
     colours = np.zeros((4, 5, 3), dtype=np.uint8)
-    colours[..., 0], colours[1, 2] = 255, (10, 20, 30)
+    colours[..., 0], colours[1, 2] = 255, (51, 102, 0)  # of the web palette, so that P keeps it
     expected = (colours.transpose(2, 0, 1) / 255.0).astype(np.float32)
     for mode in ("RGB", "RGBA", "P"):
         image = formats.read_image(save(tmp_path / f"{mode}.png", colours, mode))
@@ -58,6 +58,12 @@ def test_jpeg_is_turned_upright(tmp_path: Path) -> None:
     assert formats.picture_size(path) == (40, 20)
     assert image[0, :15].min() > 0.9
     assert image[0, 25:].max() < 0.1
+
+
+def test_phone_photograph_with_a_second_picture_inside(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(np.full((20, 30, 3), value, dtype=np.uint8)) for value in (200, 20))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert formats.read_image(tmp_path / "a.jpg").mean() == pytest.approx(200 / 255, abs=0.01)
 
 
 def test_masks_as_grey_palette_bits_and_equal_rgb(tmp_path: Path) -> None:
@@ -107,6 +113,16 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     with pytest.raises(errors.DataError, match="unreadable picture"):
         formats.picture_size(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
+def test_size_comes_from_the_header_alone(tmp_path: Path, ending: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 48), dtype=np.uint8)
+    whole = save(tmp_path / f"whole.{ending}", noise)
+    assert formats.picture_size(whole) == (64, 48)
+    if ending != "tif":  # a TIFF keeps its header at the end
+        whole.write_bytes(whole.read_bytes()[:1000])
+        assert formats.picture_size(whole) == (64, 48)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])

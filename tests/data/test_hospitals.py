@@ -81,7 +81,13 @@ def test_patients_stay_together_and_splits_are_disjoint(patients: list[int], kin
     source = Given(tuple(data.Sample(f"s{i:03d}", i % 3, patient=f"p{patient}") for i, patient in enumerate(patients)))
     if len(set(patients)) < 6:
         return
-    made = make(source, seed, kind=kind, sites=2, train=train, shots=4)
+    try:
+        made = make(source, seed, kind=kind, sites=2, train=train, shots=4)
+    except errors.PartitionError as error:
+        # With so few patients all training samples can be of one class; that alone may be refused.
+        if "one class" not in str(error):
+            raise
+        return
     home: dict[str | None, tuple[str, str]] = {}
     seen = []
     for hospital in made:
@@ -190,7 +196,7 @@ def test_pooled_reads_every_sample_through_its_own_scanner() -> None:
 
 
 def test_sites_that_cannot_work() -> None:
-    with pytest.raises(errors.PartitionError, match="has no samples; check data.path"):
+    with pytest.raises(errors.PartitionError, match=r"has no samples; check data\.path"):
         make(plain(0), kind="iid", sites=1)
     with pytest.raises(errors.PartitionError, match=r"site 'a' has no test sample: it has 1 train, 0 val, 0 test"):
         make(plain(1, site="a"))
@@ -198,7 +204,7 @@ def test_sites_that_cannot_work() -> None:
         make(plain(4, site="a", split="test"))
     with pytest.raises(errors.PartitionError, match="patients stay together"):
         make(plain(9, site="a", patient="one"))
-    with pytest.raises(errors.PartitionError, match="partition.sites = 9, but there are only 5 samples"):
+    with pytest.raises(errors.PartitionError, match=r"partition\.sites = 9, but there are only 5 samples"):
         make(plain(5), kind="iid", sites=9)
     wanderer = [data.Sample(f"{site}{i}", site=site, patient=f"{site}{i}") for site in "ab" for i in range(4)]
     wanderer.append(data.Sample("x", site="b", patient="a1"))

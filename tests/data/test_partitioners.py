@@ -121,7 +121,7 @@ def test_kinds_that_do_not_fit_the_samples() -> None:
         divide("dirichlet", unlabelled, 2)
     with pytest.raises(errors.PartitionError, match="does not say where its samples come from"):
         divide("natural", unlabelled, 0)
-    with pytest.raises(errors.PartitionError, match="set partition.sites"):
+    with pytest.raises(errors.PartitionError, match=r"set partition\.sites"):
         divide("iid", unlabelled, 0)
-    with pytest.raises(errors.UnknownName, match="unknown partitioner 'dirichlett'.*nearest: 'dirichlet'"):
+    with pytest.raises(errors.UnknownName, match=r"unknown partitioner 'dirichlett'.*nearest: 'dirichlet'"):
         partitioners.TABLE.get("dirichlett")

@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,8 @@ def _download(file: Path, name: str, stem: str) -> Path:
     if name not in known or f"url{suffix}" not in known[name]:
         raise errors.DataError(f"medmnist has no set '{stem}'; it has {', '.join(sorted(known))}")
     url, md5 = str(known[name][f"url{suffix}"]), str(known[name][f"MD5{suffix}"])
+    if not url.startswith(("https://", "http://")):
+        raise errors.DataError(f"medmnist names '{url}' for '{stem}', which is no web address; update the package")
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +187,8 @@ def _download(file: Path, name: str, stem: str) -> Path:
 def _fetch(url: str, part: Path) -> str:
     """Download to ``part`` and return its md5, the checksum the package states; it finds damage, not malice."""
     digest = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, part.open("wb") as out:
+    answer = urllib.request.urlopen(url, timeout=TIMEOUT_S)  # noqa: S310  the caller has checked the scheme
+    with answer, part.open("wb") as out:
         while block := answer.read(1 << 20):
             digest.update(block)
             out.write(block)
@@ -199,28 +203,36 @@ def _array(path: Path, changed_ns: int, key: str) -> NDArray[Any]:
         DataError: if the file is damaged or has no such array.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves a file open that is no archive.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             array: NDArray[Any] = file[key]
     except KeyError:
         raise errors.DataError(f"{path}: no array '{key}'; this is no MedMNIST file, download it again") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise errors.DataError(f"{path}: unreadable ({error}); download it again") from None
     return array
 
 
 def _labels(path: Path, split: str) -> NDArray[np.int64]:
-    """The labels of one split, checked against its images' shape.
+    """The labels of one split.
+
+    The images are looked at too, so that a set of volumes is refused before a run starts; they stay in memory.
 
     Raises:
-        DataError: for several labels an image, labels below 0, or counts that differ.
+        DataError: for several labels an image, labels below 0, counts that differ, images that are no 8-bit pictures.
     """
     changed = path.stat().st_mtime_ns
-    labels = _array(path, changed, f"{split}_labels")
+    labels, images = _array(path, changed, f"{split}_labels"), _array(path, changed, f"{split}_images")
     flat = labels.reshape(len(labels), -1)
     if flat.shape[1] != 1:
-        raise errors.DataError(
-            f"{path}: {flat.shape[1]} labels an image; only sets with one are read, not multi-label ones"
-        )
+        raise errors.DataError(f"{path}: {flat.shape[1]} labels an image; only sets with one are read, not multi-label")
     if flat.dtype.kind not in "iu" or (flat.size and int(flat.min()) < 0):
         raise errors.DataError(f"{path}: {split}_labels are no whole numbers from 0; download it again")
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        raise errors.DataError(
+            f"{path}: {split}_images of shape {images.shape} and type {images.dtype}; only 8-bit grey or RGB pictures "
+            "are read, no volumes"
+        )
+    if len(images) != len(flat):
+        raise errors.DataError(f"{path}: {len(flat)} {split} labels for {len(images)} images; download it again")
     return np.asarray(flat[:, 0], dtype=np.int64)

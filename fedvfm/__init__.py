@@ -1,0 +1,58 @@
+"""fedvfm: adapt vision foundation models across hospitals without moving one image.
+
+Importing this package imports neither torch nor Flower; the names below load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedvfm.inference.export import load_adapter
+    from fedvfm.register import (
+        register_adapter,
+        register_backbone,
+        register_baseline,
+        register_rule,
+        register_source,
+        register_task,
+    )
+    from fedvfm.simulation.experiment import load as load_experiment
+    from fedvfm.simulation.run import resume, simulate
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load_adapter": "fedvfm.inference.export:load_adapter",
+    "load_experiment": "fedvfm.simulation.experiment:load",
+    "register_adapter": "fedvfm.register:register_adapter",
+    "register_backbone": "fedvfm.register:register_backbone",
+    "register_baseline": "fedvfm.register:register_baseline",
+    "register_rule": "fedvfm.register:register_rule",
+    "register_source": "fedvfm.register:register_source",
+    "register_task": "fedvfm.register:register_task",
+    "resume": "fedvfm.simulation.run:resume",
+    "simulate": "fedvfm.simulation.run:simulate",
+}
+
+__all__ = [
+    "__version__",
+    "load_adapter",
+    "load_experiment",
+    "register_adapter",
+    "register_backbone",
+    "register_baseline",
+    "register_rule",
+    "register_source",
+    "register_task",
+    "resume",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fedvfm' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

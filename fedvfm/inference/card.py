@@ -1,0 +1,63 @@
+"""The model card that lies beside an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedvfm import state
+from fedvfm.client import model as models
+
+
+def text(model: models.AdaptedModel, adapter: state.AdapterState, made: Mapping[str, Any], note: str, *, with_peft: bool) -> str:
+    """The card as Markdown: what it is, how to load it, how it was made, what it scored."""
+    recipe = model.recipe
+    share = adapter.parameters / max(1, model.backbone_parameters)
+    lines = [
+        "---",
+        "library_name: " + ("peft" if with_peft else "fedvfm"),
+        f"base_model: {recipe.backbone.name}",
+        "tags: [federated-learning, fedvfm]",
+        "---",
+        f"# {made.get('experiment', 'adapter')}: {recipe.adapter.kind} on {recipe.backbone.name}",
+        "",
+        *([f"**{note}**", ""] if note else []),
+        "Not a medical device. Trained for research; check it on your own data before any use.",
+        "",
+        "## Load it",
+        "",
+        *_loading(with_peft),
+        "",
+        "## How it was made",
+        "",
+        f"- task: {recipe.task.kind}, classes: {', '.join(recipe.data.class_names)}",
+        f"- trainable numbers: {adapter.parameters:,} ({share:.2%} of the backbone), {recipe.rounds} rounds, rule `{recipe.aggregation.rule}`",
+        f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
+        f"- recipe hash: `{recipe.hash}`",
+        f"- fingerprint: `{adapter.fingerprint}`",
+        "- differential privacy: none",
+        "",
+        *_scores(made),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _loading(with_peft: bool) -> list[str]:
+    own = ["```python", "import fedvfm", 'model = fedvfm.load_adapter("adapter")  # backbone, adapter and head', "```"]
+    if not with_peft:
+        return ["This kind is not one of PEFT's; load it with fedvfm:", "", *own]
+    stock = [
+        "```python",
+        "from peft import PeftModel",
+        "model = PeftModel.from_pretrained(stock_backbone, \"adapter\")  # the transformers model; the head is head.safetensors",
+        "```",
+    ]
+    return ["With PEFT into the stock backbone:", "", *stock, "", "With fedvfm, head included:", "", *own]
+
+
+def _scores(made: Mapping[str, Any]) -> list[str]:
+    arms = made.get("arms", {})
+    if not arms:
+        return []
+    head = ["## Scores", "", f"Test {made['primary']}, mean over sites (macro) and worst site:", "", "| arm | macro | worst site |", "|---|---|---|"]
+    return [*head, *(f"| {name} | {arm['macro']:.3f} | {arm['worst']['site']} {arm['worst']['value']:.3f} |" for name, arm in arms.items())]

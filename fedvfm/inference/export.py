@@ -1,0 +1,118 @@
+"""Save an adapter where others can load it: PEFT's own layout where PEFT has the kind, ours for every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import safetensors.torch
+from torch import Tensor
+
+from fedvfm import config as configs
+from fedvfm import errors, storage
+from fedvfm.adapters import lora
+from fedvfm.backbones import base as backbones
+from fedvfm.backbones import table as backbone_table
+from fedvfm.client import model as models
+from fedvfm.inference import card
+from fedvfm.server import checkpoint
+
+STATE = "fedvfm_adapter.safetensors"
+ABOUT = "fedvfm.json"
+HEAD = "head.safetensors"
+
+
+def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, note: str = "") -> Path:
+    """Write the model's adapter, its head and a model card.
+
+    ``fedvfm_adapter.safetensors`` holds every array under its wire name (:func:`load_adapter` reads it). For LoRA and norm tuning
+    ``adapter_config.json`` and ``adapter_model.safetensors`` are what ``PeftModel.from_pretrained`` loads into the stock backbone.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    adapter = model.read()
+    checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe.hash})
+    heads = {name.removeprefix("head."): value for name, value in adapter.items() if name.startswith("head.")}
+    storage.write_bytes(folder / HEAD, safetensors.torch.save({name: _tensor(value) for name, value in heads.items()}), mode=0o644)
+    about = {
+        "recipe": model.recipe.model_dump(mode="json"),
+        "backbone_sha256": model.backbone.sha256,
+        "manifest": model.manifest.to_json(),
+        "fingerprint": adapter.fingerprint,
+    }
+    storage.write_text(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n", mode=0o644)
+    for_peft = _peft(model)
+    if for_peft is not None:
+        settings, tensors = for_peft
+        storage.write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n", mode=0o644)
+        storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}), mode=0o644)
+    storage.write_text(folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None), mode=0o644)
+    return folder
+
+
+def load_adapter(folder: str | os.PathLike[str], *, device: str = "cpu", backbone: str | None = None) -> models.AdaptedModel:
+    """The adapted model of a saved adapter, of any kind, ready for evaluation.
+
+    Args:
+        folder: what :func:`save` wrote.
+        device: where to compute.
+        backbone: another place of the same backbone (its sha256 is still checked).
+
+    Raises:
+        CheckpointError: if the folder is damaged or the adapter does not fit.
+        WeightsError: if the backbone is not here or not the same bytes.
+    """
+    path = Path(folder)
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        values, sha256 = dict(about["recipe"]), str(about["backbone_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.CheckpointError(f"{path} is no adapter of fedvfm: {ABOUT} cannot be read ({type(error).__name__})") from None
+    recipe = configs.parse(configs.Recipe, values, str(path / ABOUT))
+    chosen = recipe.backbone.model_copy(update={"sha256": sha256 or None, "name": backbone or recipe.backbone.name})
+    adapter, _, _ = checkpoint.read(path / STATE)
+    model = models.AdaptedModel(recipe.model_copy(update={"backbone": chosen}), device=device)
+    model.write(adapter)
+    model.eval()
+    return model
+
+
+def _tensor(value: Any) -> Tensor:
+    import torch
+
+    return torch.tensor(value)
+
+
+def _peft(model: models.AdaptedModel) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """PEFT's configuration and tensors of the same adapter, or None where PEFT has no such kind."""
+    kind, recipe = model.recipe.adapter.kind, model.recipe
+    if kind not in ("lora", "norm") or not model.injected.parameters:
+        return None
+    fresh: backbones.Backbone = backbone_table.loader(recipe.backbone)(recipe.backbone, with_weights=False)
+    settings: Any = lora.peft_config(recipe.adapter, fresh) if kind == "lora" else _norm_config(model, fresh)
+    settings.inference_mode = True
+    settings.base_model_name_or_path = recipe.backbone.name
+    written = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
+    return written, _peft_tensors(model)
+
+
+def _norm_config(model: models.AdaptedModel, fresh: backbones.Backbone) -> peft.LNTuningConfig:
+    paths = {name.rpartition(".")[0] for name, _ in fresh.model.named_parameters() if fresh.wire_name(name) in model.injected.parameters}
+    return peft.LNTuningConfig(target_modules=sorted(paths))
+
+
+def _peft_tensors(model: models.AdaptedModel) -> dict[str, Tensor]:
+    """Under PEFT's names: the stock path with ``lora_A`` / ``lora_B``, or ``ln_tuning_layers``."""
+    found: dict[str, Tensor] = {}
+    known = {id(parameter) for parameter in model.injected.parameters.values()}
+    for name, parameter in model.backbone.model.named_parameters():
+        if id(parameter) in known:
+            path, last = name.rpartition(".")[0], name.rpartition(".")[2]
+            renamed = name.replace(".default.", ".") if model.recipe.adapter.kind == "lora" else f"{path}.ln_tuning_layers.{last}"
+            found[f"base_model.model.{renamed}"] = parameter.detach().cpu().contiguous()
+    return found

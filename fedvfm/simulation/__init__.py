@@ -1,0 +1,1 @@
+"""The simulation wing: virtual hospitals on one machine."""

@@ -1,0 +1,100 @@
+"""What the federated adapter is compared with. Every trained arm is a federation of its own on the same code path.
+
+A baseline is a function from the experiment and the hospitals' names to its arms. Equal gradient steps per sample in all
+trained arms: same rounds, same local epochs, same batch size ("pooled-2x" doubles the epochs to show convergence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedvfm import config as configs
+
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training of an experiment.
+
+    Attributes:
+        name: unique; also its folder below ``arms/`` ("federated" has the run's own folder).
+        group: the arm of the summary it belongs to.
+        recipe: what is trained; None for the classical arm, which trains nothing.
+        train_sites, test_sites: names of sites; ``pooled`` is the site that holds everything.
+        test_best: whether the adapter of the best validation round is tested too.
+    """
+
+    name: str
+    group: str
+    recipe: configs.Recipe | None
+    train_sites: tuple[str, ...]
+    test_sites: tuple[str, ...]
+    test_best: bool = False
+
+
+def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """The federation itself."""
+    return [Arm("federated", "federated", experiment.recipe, tuple(sites), tuple(sites), test_best=True)]
+
+
+def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """Every site alone, tested everywhere: the rows of the K x K matrix."""
+    return [Arm(f"local-only/{site}", "local-only", experiment.recipe, (site,), tuple(sites)) for site in sites]
+
+
+def pooled(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """One site with all training images: the bound that needs images to move."""
+    return [Arm("pooled", "pooled", experiment.recipe, (POOLED,), tuple(sites))]
+
+
+def pooled_twice(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """Pooled with twice the epochs: if it gains little, the pooled arm has converged."""
+    optimiser = experiment.recipe.optimiser
+    longer = optimiser.model_copy(update={"local_epochs": 2 * optimiser.local_epochs})
+    return [Arm("pooled-2x", "pooled-2x", experiment.recipe.model_copy(update={"optimiser": longer}), (POOLED,), tuple(sites))]
+
+
+def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """Federated, with the backbone wholly frozen: what the pretrained features give by themselves."""
+    adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only"})
+    return [Arm("head-only", "head-only", experiment.recipe.model_copy(update={"adapter": adapter}), tuple(sites), tuple(sites))]
+
+
+def leave_one_out(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """Federated without one site, tested there: how the adapter does at a hospital it has never seen."""
+    return [
+        Arm(f"leave-one-out/{site}", "leave-one-out", experiment.recipe, tuple(s for s in sites if s != site), (site,))
+        for site in sites
+        if len(sites) > 1
+    ]
+
+
+def unet(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """A small U-Net from scratch in the same federation: foundation models do not always win."""
+    recipe, settings = experiment.recipe, experiment.baseline
+    changes = {
+        "backbone": configs.BackboneConfig(name="unet", options={"channels": list(settings.unet_channels)}),
+        "adapter": configs.AdapterConfig(kind="full"),
+        "task": recipe.task.model_copy(update={"head": None}),
+        "optimiser": recipe.optimiser.model_copy(
+            update={"learning_rate": settings.unet_learning_rate, "head_learning_rate": settings.unet_learning_rate}
+        ),
+        "aggregation": configs.AggregationConfig(rule="mean", weighting=recipe.aggregation.weighting),
+        "precision": "float32",
+    }
+    return [Arm("unet", "unet", recipe.model_copy(update=changes), tuple(sites), tuple(sites))]
+
+
+def classical_arm(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """Thresholds fitted on training data: what no network at all gives."""
+    return [Arm("classical", "classical", None, tuple(sites), tuple(sites))]
+
+
+def faults(experiment: configs.Experiment) -> list[str]:
+    """Baselines that do not fit the task."""
+    if experiment.recipe.task.kind == "segmentation":
+        return []
+    wrong = [name for name in experiment.baselines if name in ("classical", "unet")]
+    return [f"baselines: '{name}' is for segmentation" for name in wrong]

@@ -1,0 +1,106 @@
+"""The run folder: what lies where, and one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fedvfm import chain, errors, storage
+
+
+@dataclass
+class RunFolder:
+    """The folder of one run.
+
+    ``experiment.json`` (as resolved), ``journal.jsonl`` and ``checkpoints/`` (the federated arm), ``arms/NAME/`` (the others),
+    ``evaluation.json`` of each arm, ``metrics.csv``, ``samples.csv``, ``summary.json``, ``adapter/``, ``report.html``.
+    """
+
+    path: Path
+
+    def arm(self, name: str) -> Path:
+        """The folder of an arm; the federated one has the run's own."""
+        return self.path if name == "federated" else self.path / "arms" / name
+
+    @property
+    def experiment(self) -> Path:
+        """The experiment as resolved."""
+        return self.path / "experiment.json"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OutputInUse: if it holds anything.
+            StorageError: if it cannot be made.
+        """
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            resume = f"; go on with the run in it: fedvfm simulate --resume {self.path}" if self.experiment.exists() else ""
+            raise errors.OutputInUse(f"output folder {self.path} is not empty. Choose another --output{resume}")
+        with storage.guard(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_experiment(self, values: dict[str, Any]) -> None:
+        """Write the experiment as resolved, before anything else."""
+        storage.write_text(self.experiment, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", mode=0o644)
+
+    def read_experiment(self) -> dict[str, Any]:
+        """The experiment as resolved.
+
+        Raises:
+            CheckpointError: if this is no run folder.
+        """
+        return read_json(self.experiment, f"{self.path} is no run folder of fedvfm simulate")
+
+    def evaluation(self, arm: str) -> dict[str, Any] | None:
+        """What an arm's test found, or None while it is not finished."""
+        path = self.arm(arm) / "evaluation.json"
+        return read_json(path, f"{path} is damaged; remove it and resume") if path.exists() else None
+
+    def write_evaluation(self, arm: str, values: dict[str, Any]) -> None:
+        """Mark an arm as finished."""
+        storage.write_text(self.arm(arm) / "evaluation.json", chain.canonical(values) + "\n")
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: saying ``otherwise``.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise errors.CheckpointError(otherwise) from None
+    if not isinstance(values, dict):
+        raise errors.CheckpointError(otherwise)
+    return values
+
+
+class Lock:
+    """Holds a run folder for one process; the operating system lets go when the process ends, however it ends.
+
+    Raises:
+        OutputInUse: if another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> Self:
+        with storage.guard(self._folder):
+            self._handle = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._handle)
+            raise errors.OutputInUse(f"{self._folder} is in use by another running fedvfm. Wait for it or stop it") from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._handle)

@@ -1,0 +1,201 @@
+"""``simulate``: an experiment from file to report. Arms run one after another; what is finished is never run again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvfm import config as configs
+from fedvfm import errors, progress, seeding, storage
+from fedvfm.client import model as models
+from fedvfm.client import site as sites
+from fedvfm.data import hospitals as hospital_data
+from fedvfm.server import strategy
+from fedvfm.simulation import baselines, classical, experiment, folder, summary, tables
+from fedvfm.tasks import table as tasks
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        path: the run folder.
+        summary: the contents of summary.json.
+    """
+
+    path: Path
+    summary: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        return summary.as_html(self.summary)
+
+
+def simulate(
+    what: configs.Experiment | Mapping[str, Any] | str,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    observer: progress.Observer = progress.silent,
+) -> Result:
+    """Run an experiment to its report.
+
+    Args:
+        what: a bundled name, a TOML file, a table of the same values, or an Experiment.
+        output: a folder that does not exist or is empty; by default ``runs/NAME-DATE``.
+        observer: told of progress.
+
+    Raises:
+        FedvfmError: with cause, value, limit and remedy.
+    """
+    if isinstance(what, str):
+        what = experiment.load(what)
+    elif not isinstance(what, configs.Experiment):
+        what = experiment.parse(what, "experiment")
+    faults = [*experiment.validate(what), *baselines.faults(what)]
+    if faults:
+        raise errors.ConfigError(f"experiment '{what.name}'", faults)
+    run = folder.RunFolder(Path(output) if output else default_output(what.name))
+    hospitals = experiment.hospitals(what)
+    run.create()
+    with folder.Lock(run.path):
+        run.write_experiment(what.model_dump(mode="json"))
+        return _run(what, hospitals, run, observer)
+
+
+def resume(path: str | os.PathLike[str], *, observer: progress.Observer = progress.silent) -> Result:
+    """Go on with a run that was stopped, however it was stopped.
+
+    Raises:
+        CheckpointError: if the folder is no run, or was changed.
+    """
+    run = folder.RunFolder(Path(path))
+    what = experiment.parse(run.read_experiment(), str(run.experiment))
+    with folder.Lock(run.path):
+        return _run(what, experiment.hospitals(what), run, observer)
+
+
+def default_output(name: str) -> Path:
+    """A new folder below ``runs/``, named after experiment and time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidates = [Path("runs") / f"{name}-{stamp}", *(Path("runs") / f"{name}-{stamp}-{n}" for n in range(2, 100))]
+    return next(path for path in candidates if not path.exists())
+
+
+def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
+    """All arms of an experiment, the federated one first."""
+    found = baselines.federated(what, names)
+    for baseline in what.baselines:
+        found += tables.BASELINES.get(baseline)(what, names)
+    return found
+
+
+def _run(
+    what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital], run: folder.RunFolder, observer: progress.Observer
+) -> Result:
+    started = time.monotonic()
+    what = what.model_copy(update={"device": _device(what.device)})
+    planned = arms(what, [hospital.name for hospital in hospitals])
+    for note in dict.fromkeys(note for hospital in hospitals for note in hospital.notes):
+        observer("note", text=note)
+    jobs = [_job(what, run, arm) for arm in planned if arm.recipe is not None]
+    waiting = [job for job in jobs if run.evaluation(job.name) is None]
+    if waiting:
+        _check_sites(what, waiting)
+        tables.ENGINES.get(what.engine)(waiting, members(what, hospitals), observer, what)
+    for arm in planned:
+        if arm.recipe is None and run.evaluation(arm.name) is None:
+            run.write_evaluation(arm.name, _classical(what, hospitals))
+    made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started)
+    _finish(what, hospitals, run, jobs[0], made, observer)
+    return Result(run.path, made)
+
+
+def _check_sites(what: configs.Experiment, jobs: Sequence[strategy.Job]) -> None:
+    """A federation of no sites cannot be."""
+    for job in jobs:
+        if not job.train_sites:
+            raise errors.PartitionError(f"arm '{job.name}' of experiment '{what.name}' has no site to train at")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise errors.ConfigError("--device", [f"'{name}': torch sees no CUDA device here; use cpu or auto"])
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise errors.ConfigError("--device", ["'mps': torch sees no Apple GPU here; use cpu or auto"])
+    return name
+
+
+def _job(what: configs.Experiment, run: folder.RunFolder, arm: baselines.Arm) -> strategy.Job:
+    if arm.recipe is None:
+        raise errors.ConfigError("baseline", [f"'{arm.name}' trains nothing"])
+    locked, _ = models.lock(arm.recipe)
+    return strategy.Job(
+        name=arm.name,
+        locked=locked,
+        folder=run.arm(arm.name),
+        train_sites=arm.train_sites,
+        test_sites=arm.test_sites,
+        server=what.server if arm.name == "federated" else configs.ServerConfig(round_timeout_s=what.server.round_timeout_s),
+        per_sample=True,
+        test_best=arm.test_best,
+        primary=tasks.TABLE.get(arm.recipe.task.kind).primary,
+    )
+
+
+def members(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> list[sites.Site]:
+    """The sites of a simulation: one a hospital, and the one that pools them all. They share one memory."""
+    memory = sites.Memory(what.cache_mib * MIB)
+    everyone = [*hospitals, hospital_data.pooled(hospitals)]
+    return [sites.Site(one.name, one, _device(what.device), what.site_ranks.get(one.name, 0), memory) for one in everyone]
+
+
+def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
+    """Fit the thresholds on all training images and test them, in the form of an evaluation."""
+    started = time.monotonic()
+    task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
+    fitted = classical.fit(hospitals, len(what.recipe.data.class_names))
+    found: dict[str, Any] = {"sites": {}, "samples": {}}
+    for hospital in hospitals:
+        scores = task.scores(surface=what.recipe.evaluation.surface)
+        for sample in hospital.test:
+            pixels = hospital.read(sample)
+            scores.add(sample.id, fitted.predict(pixels.image), pixels.mask, pixels.spacing)
+        found["sites"][hospital.name] = {"num_examples": len(scores), **scores.value()}
+        found["samples"][hospital.name] = {"id": scores.ids, **scores.per_sample()}
+    seconds = round(time.monotonic() - started, 3)
+    return {"round": 0, "fingerprint": "", "last": found, "rule": fitted.describe(), "seconds": seconds, "bytes": {"up": 0, "down": 0}}
+
+
+def _finish(
+    what: configs.Experiment,
+    hospitals: Sequence[hospital_data.Hospital],
+    run: folder.RunFolder,
+    job: strategy.Job,
+    made: Mapping[str, Any],
+    observer: progress.Observer,
+) -> None:
+    """Write what is derived from the arms: tables, adapter, summary, report."""
+    from fedvfm.inference import export
+    from fedvfm.server import checkpoint
+    from fedvfm.simulation import pictures, report
+
+    adapter, _, _ = checkpoint.read(run.path / "adapter.safetensors")
+    model = models.AdaptedModel(job.locked.recipe, device=_device(what.device))
+    model.write(adapter)
+    summary.write_tables(run, made)
+    export.save(model, run.path / "adapter", made, note=what.note)
+    shown = pictures.examples(model, hospitals, seeding.stream(what.recipe.seed, "report"))
+    storage.write_text(run.path / "summary.json", summary.as_json(made) + "\n", mode=0o644)
+    report.write(run, what, hospitals, made, shown)
+    observer("note", text=f"report: {run.path / 'report.html'}")

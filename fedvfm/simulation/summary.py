@@ -1,0 +1,134 @@
+"""summary.json (the machine's view of a run, stable), metrics.csv and samples.csv."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedvfm import chain, metrics, storage
+from fedvfm import config as configs
+from fedvfm import recipe as recipes
+from fedvfm.simulation import baselines, folder
+from fedvfm.tasks import table as tasks
+
+
+def build(
+    what: configs.Experiment, run: folder.RunFolder, arms: Sequence[baselines.Arm], locked: recipes.LockedRecipe, elapsed: float
+) -> dict[str, Any]:
+    """The summary of a finished run; its keys are documented in ``simulations/README.md`` and do not change."""
+    found = {arm.name: run.evaluation(arm.name) or {} for arm in arms}
+    journals = {arm.name: chain.read(run.arm(arm.name) / "journal.jsonl") for arm in arms}
+    seconds = sum(row["seconds"] for rows in journals.values() for row in rows) + sum(e.get("seconds", 0.0) for e in found.values())
+    moved = [*(row["bytes"] for row in journals["federated"]), found["federated"]["bytes"]]
+    primary = tasks.TABLE.get(what.recipe.task.kind).primary
+    return {
+        "experiment": what.name,
+        "seed": what.recipe.seed,
+        "engine": what.engine,
+        "rounds": what.recipe.rounds,
+        "fingerprint": found["federated"]["fingerprint"],
+        "backbone": backbone_of(locked),
+        "trainable_parameters": locked.manifest.parameters,
+        "bytes": {"up": sum(m["up"] for m in moved), "down": sum(m["down"] for m in moved), "full_model": full_model_bytes(locked)},
+        "wall_s": round(max(seconds, elapsed), 1),
+        "peak_mib": peak_mib(),
+        "primary": primary,
+        "arms": {group: _arm(group, arms, found, primary) for group in dict.fromkeys(arm.group for arm in arms)},
+    }
+
+
+def backbone_of(locked: recipes.LockedRecipe) -> dict[str, Any]:
+    """Name, sha256 and size of the backbone."""
+    return {"name": locked.recipe.backbone.name, "sha256": locked.backbone_sha256, "parameters": locked.backbone_parameters}
+
+
+def full_model_bytes(locked: recipes.LockedRecipe) -> int:
+    """One fp32 copy of backbone and head."""
+    head = sum(spec.size for spec in locked.manifest if spec.group == "head")
+    return 4 * (locked.backbone_parameters + head)
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 if sys.platform != "darwin" else 1024 * 1024), 1)
+
+
+def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], primary: str) -> dict[str, Any]:
+    members = [arm for arm in arms if arm.group == group]
+    if group == "local-only":
+        matrix = {arm.train_sites[0]: {s: row[primary] for s, row in found[arm.name]["last"]["sites"].items()} for arm in members}
+        rows = {arm.train_sites[0]: found[arm.name]["last"]["sites"][arm.train_sites[0]] for arm in members}
+        return {**_values(rows, primary), "matrix": matrix, "abroad": _abroad(matrix)}
+    rows = {site: row for arm in members for site, row in found[arm.name]["last"]["sites"].items()}
+    result = _values(rows, primary)
+    best = found[members[0].name].get("best")
+    if best:
+        result["best"] = {"round": best["round"], **_values(best["sites"], primary)}
+    if "rule" in found[members[0].name]:
+        result["rule"] = found[members[0].name]["rule"]
+    return result
+
+
+def _values(rows: Mapping[str, Mapping[str, float]], primary: str) -> dict[str, Any]:
+    counts = {site: int(row["num_examples"]) for site, row in rows.items()}
+    return {"sites": {site: dict(row) for site, row in rows.items()}, **metrics.summarise(rows, counts, primary)}
+
+
+def _abroad(matrix: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Mean over all pairs of a model and a hospital it was not trained at."""
+    values = [value for home, row in matrix.items() for site, value in row.items() if site != home]
+    return sum(values) / len(values) if values else None
+
+
+def as_json(made: Mapping[str, Any]) -> str:
+    """The text of summary.json."""
+    return json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def as_html(made: Mapping[str, Any]) -> str:
+    """A small table: an arm a row."""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{arm['macro']:.3f}</td><td>{html.escape(arm['worst']['site'])} {arm['worst']['value']:.3f}</td></tr>"
+        for name, arm in made["arms"].items()
+    )
+    return f"<table><tr><th>arm</th><th>macro {html.escape(made['primary'])}</th><th>worst site</th></tr>{rows}</table>"
+
+
+def write_tables(run: folder.RunFolder, made: Mapping[str, Any]) -> None:
+    """metrics.csv (arm, trained at, round, split, site, metric, value) and samples.csv (one row a sample and metric)."""
+    names = ["federated", *sorted(str(p.parent.relative_to(run.path / "arms")) for p in (run.path / "arms").rglob("evaluation.json"))]
+    head = ("arm", "round", "split", "site", "metric", "value")
+    _write_csv(run, "metrics.csv", head, (row for name in names for row in _metric_rows(run, name)))
+    head = ("arm", "site", "sample", "metric", "value")
+    _write_csv(run, "samples.csv", head, (row for name in names for row in _sample_rows(run, name)))
+
+
+def _metric_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
+    for line in chain.read(run.arm(name) / "journal.jsonl"):
+        for split, per_site in (("train", line["train"]), ("val", line["validation"])):
+            yield from ((name, line["round"], split, s, m, v) for s, row in per_site.items() for m, v in row.items())
+    found = run.evaluation(name) or {}
+    yield from ((name, found["round"], "test", s, m, v) for s, row in found["last"]["sites"].items() for m, v in row.items())
+
+
+def _sample_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
+    found = run.evaluation(name) or {}
+    for site, columns in found["last"]["samples"].items():
+        for metric, values in columns.items():
+            if metric != "id":
+                yield from ((name, site, sample, metric, value) for sample, value in zip(columns["id"], values, strict=True))
+
+
+def _write_csv(run: folder.RunFolder, name: str, head: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    storage.write_text(run.path / name, text.getvalue(), mode=0o644)

@@ -1,0 +1,26 @@
+"""The tables of engines and baselines."""
+
+from __future__ import annotations
+
+from fedvfm import registry
+
+ENGINES = registry.Table(
+    "engine",
+    {
+        "in-process": "fedvfm.simulation.in_process:run",
+        "ray": "fedvfm.simulation.ray:run",
+    },
+)
+
+BASELINES = registry.Table(
+    "baseline",
+    {
+        "classical": "fedvfm.simulation.baselines:classical_arm",
+        "head-only": "fedvfm.simulation.baselines:head_only",
+        "leave-one-out": "fedvfm.simulation.baselines:leave_one_out",
+        "local-only": "fedvfm.simulation.baselines:local_only",
+        "pooled": "fedvfm.simulation.baselines:pooled",
+        "pooled-2x": "fedvfm.simulation.baselines:pooled_twice",
+        "unet": "fedvfm.simulation.baselines:unet",
+    },
+)
