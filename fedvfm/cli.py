@@ -21,7 +21,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
-from fedvfm import errors  # noqa: E402
+from fedvfm import errors, storage  # noqa: E402
 
 app = typer.Typer(
     name="fedvfm",
@@ -40,20 +40,22 @@ def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except errors.FedvfmError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        _say("Stopped.")
-        sys.exit(130)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
+    except OSError as error:
+        if error.errno not in storage.REFUSALS:
+            raise
+        _fail(errors.StorageError(f"{error.strerror}: {error.filename or 'a file'}. Free space, then go on"))
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:
             raise
         _say(f"Error: {usage()}")
         sys.exit(2)
+    if code == 130:  # what typer makes of Ctrl-C
+        _say("Stopped; nothing was running yet.")
+    sys.exit(code or 0)
 
 
 def _say(text: str) -> None:
@@ -114,6 +116,8 @@ def simulate(
         raise errors.ConfigError("simulate", [f"name an EXPERIMENT (bundled: {known}) or a TOML file, or give --resume RUN"])
     from fedvfm.simulation import experiment as experiments
 
+    # A bar for weights read from the disk is noise in a log; only "weights fetch" downloads.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     what = experiments.load(experiment, sets or [], rounds=rounds, engine=engine, device=device)
     if dry_run:
         _dry_run(what, as_json)
@@ -153,9 +157,9 @@ def _run(work: Callable[[Any], Any], folder: Path, quiet: bool) -> Any:
         with live.watch(quiet) as observer:
             return work(observer)
     except KeyboardInterrupt:
-        raise errors.Interrupted(
-            f"stopped; every finished round is saved. Go on with: fedvfm simulate --resume {folder}"
-        ) from None
+        if not (folder / "experiment.json").exists():
+            raise errors.Interrupted("stopped before the run began; nothing was saved") from None
+        raise errors.Interrupted(f"stopped; every finished round is saved. Go on with: fedvfm simulate --resume {folder}") from None
 
 
 def _show(results: list[Any], as_json: bool) -> None:

@@ -114,10 +114,14 @@ class OptimiserConfig(Strict):
 
 
 class AggregationConfig(Strict):
-    """The rule that joins the sites' updates."""
+    """The rule that joins the sites' updates.
+
+    ``weighting``: by number of training examples, uniform, or by the site's mean training loss of the round, so that a site that
+    is served worst pulls hardest (q-FFL with q = 1; Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020).
+    """
 
     rule: Name = "mean"
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Literal["examples", "uniform", "loss"] = "examples"
     options: dict[str, Option] = {}
 
 
@@ -291,26 +295,50 @@ def apply_sets(values: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
     faults = []
     for assignment in sets:
         path, equals, text = assignment.partition("=")
-        steps = path.strip().split(".")
-        if not equals or not all(steps):
+        steps = _steps(path) if equals else []
+        value = _toml_value(text)
+        if not steps:
             faults.append(f"--set {assignment}: write it as key.path=value")
-            continue
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            faults.append(f"--set {assignment}: the value is not TOML; strings need quotes: --set '{path}=\"{text.strip()}\"'")
-            continue
-        table = result
-        for step in steps[:-1]:
-            table = table.setdefault(step, {})
-            if not isinstance(table, dict):
-                faults.append(f"--set {assignment}: '{step}' is a value, not a table")
-                break
-        else:
-            table[steps[-1]] = value
+        elif value is None:
+            quoted = f"{path}=\"{text.strip()}\""
+            faults.append(f"--set {assignment}: the value is not TOML; strings need quotes: --set '{quoted}'")
+        elif (fault := _put(result, steps, value)) is not None:
+            faults.append(f"--set {assignment}: {fault}")
     if faults:
         raise errors.ConfigError("--set", faults)
     return result
+
+
+def _steps(path: str) -> list[str]:
+    """The keys of a dotted TOML path, quoted ones (site names) included; empty if it is none."""
+    try:
+        table: Any = tomllib.loads(f"{path} = 0")
+    except tomllib.TOMLDecodeError:
+        return []
+    steps = []
+    while isinstance(table, dict) and len(table) == 1:
+        ((key, table),) = table.items()
+        steps.append(key)
+    return steps if table == 0 else []
+
+
+def _toml_value(text: str) -> Any:
+    """The TOML value of a text, or None: TOML has no null."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return None
+    return found["value"] if len(found) == 1 else None
+
+
+def _put(table: dict[str, Any], steps: list[str], value: Any) -> str | None:
+    """Set a value below ``table``; what is wrong, if anything."""
+    for step in steps[:-1]:
+        table = table.setdefault(step, {})
+        if not isinstance(table, dict):
+            return f"'{step}' is a value, not a table"
+    table[steps[-1]] = value
+    return None
 
 
 def _copy_tables(values: Any) -> Any:

@@ -107,6 +107,12 @@ class MissingExtra(FedvfmError):
     exit_code = 10
 
 
+class EngineError(FedvfmError):
+    """What carries the messages (Ray) could not be started, or broke."""
+
+    exit_code = 11
+
+
 class Interrupted(FedvfmError):
     """The user stopped the run; what was finished is saved."""
 

@@ -5,9 +5,20 @@ Flower moves internals almost every release: when one of these breaks, only this
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import logging
+import os
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from fedvfm import errors
+
+# Flower reads these when it is imported: no reports home, no search for updates, unless the user says otherwise.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 with warnings.catch_warnings():
     # flwr 1.41 imports typer 0.20, which uses names that click 8.5 deprecates: nothing we can mend.
@@ -47,6 +58,20 @@ def parse(data: bytes) -> Message:
     return serde.message_from_proto(ProtoMessage.FromString(data))
 
 
+def size(message: Message) -> int:
+    """Bytes of the serialised message; known already where it came through :func:`copy`."""
+    known = message.__dict__.get("_fedvfm_size")
+    return known if isinstance(known, int) else len(serialise(message))
+
+
+def copy(message: Message) -> Message:
+    """The message as it arrives after a transport: serialised and parsed again."""
+    data = serialise(message)
+    arrived = parse(data)
+    arrived.__dict__["_fedvfm_size"] = len(data)
+    return arrived
+
+
 def set_message_id(message: Message, message_id: str) -> None:
     """Give an outgoing message its id, as a SuperLink would."""
     message.metadata.__dict__["_message_id"] = message_id
@@ -59,19 +84,85 @@ def context(run_id: int, node_id: int, node_config: dict[str, Any]) -> Context:
     return Context(run_id=run_id, node_id=node_id, node_config=UserConfig(node_config), state=RecordDict(), run_config=UserConfig())
 
 
-def run_on_ray(server_app: ServerApp, client_app: Callable[[], ClientApp], nodes: int, cpus: int, gpus: float) -> None:
+class _Stoppable:
+    """A ServerApp that ends at its next look for replies once ``stop`` is set.
+
+    Flower runs it in a thread of its own, which would else wait for sites that nobody runs any more.
+    """
+
+    def __init__(self, app: ServerApp, stop: threading.Event) -> None:
+        self._app, self._stop = app, stop
+
+    def __call__(self, grid: Any, context: Context) -> None:
+        """Run the app."""
+        pull = grid.pull_messages
+
+        def pull_or_end(message_ids: Iterable[str]) -> Iterable[Message]:
+            if self._stop.is_set():
+                raise errors.Interrupted("stopped")
+            found: Iterable[Message] = pull(message_ids)
+            return found
+
+        grid.pull_messages = pull_or_end
+        self._app(grid, context)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No log of Flower's unless FLWR_LOG_LEVEL asks for it: what matters is raised. PYTHONPATH, which Flower changes, is restored."""
+    logger, path = logging.getLogger("flwr"), os.environ.get("PYTHONPATH")
+    level = logger.level
+    if "FLWR_LOG_LEVEL" not in os.environ:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = path
+
+
+def run_on_ray(server_app: ServerApp, client_app: Callable[[Message, Context], Message], nodes: int, cpus: int, gpus: float) -> None:
     """Run both apps in Flower's Simulation Runtime on Ray, in this process.
 
     ``run_simulation`` is the same call behind a deprecation warning; ``flwr run`` would leave a SuperLink running.
-    """
-    from flwr.simulation import run_simulation as module
-    from flwr.supercore.telemetry import EventType
 
-    backend = {"client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
-    module._run_simulation(
-        num_supernodes=nodes,
-        exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-        server_app=server_app,
-        client_app=client_app,
-        backend_config=backend,
-    )
+    Args:
+        server_app: its errors are raised here.
+        client_app: called in the actors; must be small, it travels with every message.
+        nodes: number of virtual nodes.
+        cpus: cores of one actor.
+        gpus: GPUs of one actor.
+
+    Raises:
+        EngineError: if Ray cannot be started or breaks.
+    """
+    from flwr.supercore import telemetry
+
+    # The package's face holds a function of the same name.
+    module = importlib.import_module("flwr.simulation.run_simulation")
+
+    telemetry.FLWR_TELEMETRY_ENABLED = os.environ["FLWR_TELEMETRY_ENABLED"]  # it read this when it was imported
+    backend = {
+        "init_args": {"logging_level": logging.ERROR, "log_to_driver": False},
+        "client_resources": {"num_cpus": cpus, "num_gpus": gpus},
+    }
+    stop = threading.Event()
+    try:
+        with _silence():
+            module._run_simulation(
+                num_supernodes=nodes,
+                exit_event=telemetry.EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+                server_app=_Stoppable(server_app, stop),
+                client_app=client_app,
+                backend_config=backend,
+            )
+    except RuntimeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise errors.EngineError(f"engine 'ray': {type(cause).__name__}: {cause}. Use --engine in-process, or mend Ray") from error
+    finally:
+        stop.set()

@@ -6,6 +6,8 @@ Replies carry the round and the base fingerprint they answer, so that a stale on
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,12 +81,51 @@ class Evaluation:
     ids: tuple[str, ...] = ()
 
 
+_STYPE = "numpy.ndarray"
+_NPY = b"\x93NUMPY\x01\x00"
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """The ``.npy`` header (version 1.0) of a little-endian float32 array in C order."""
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_shape(header: bytes) -> tuple[int, ...]:
+    """The shape in a ``.npy`` header.
+
+    Raises:
+        ValueError: for anything but little-endian float32 in C order.
+    """
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header[len(_NPY) :]))
+    if fortran or dtype != np.dtype("<f4"):
+        raise ValueError("only float32 arrays in C order travel")
+    return tuple(shape)
+
+
 def _arrays(values: state.AdapterState) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in values.items()})
+    record = {}
+    for name, array in values.items():
+        data = _npy_header(array.shape) + np.ascontiguousarray(array, dtype="<f4").tobytes()
+        record[name] = Array(dtype="float32", shape=array.shape, stype=_STYPE, data=data)
+    return ArrayRecord(record)
 
 
 def _state(record: ArrayRecord) -> state.AdapterState:
-    return state.AdapterState({name: array.numpy() for name, array in record.items()})
+    """Read the arrays. Headers repeat from round to round, so each is parsed once; numbers are never unpickled."""
+    arrays = {}
+    for name, array in record.items():
+        data = array.data
+        if array.stype != _STYPE or data[: len(_NPY)] != _NPY:
+            raise ValueError("not an .npy array of version 1.0")
+        stop = len(_NPY) + 2 + int.from_bytes(data[len(_NPY) : len(_NPY) + 2], "little")
+        shape = _npy_shape(data[:stop])
+        arrays[name] = np.frombuffer(data, dtype="<f4", offset=stop).reshape(shape)
+    return state.AdapterState(arrays)
 
 
 def _header(content: RecordDict) -> Mapping[str, Any]:

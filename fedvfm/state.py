@@ -145,7 +145,7 @@ class AdapterState(Mapping[str, Array]):
         ProtocolError: if an array is not float32.
     """
 
-    __slots__ = ("_arrays",)
+    __slots__ = ("_arrays", "_fingerprint")
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         kept: dict[str, Array] = {}
@@ -157,6 +157,7 @@ class AdapterState(Mapping[str, Array]):
             view.flags.writeable = False
             kept[name] = view
         self._arrays = kept
+        self._fingerprint = ""
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -185,7 +186,7 @@ class AdapterState(Mapping[str, Array]):
 
     def norm(self) -> float:
         """Euclidean norm over all arrays, summed in float64."""
-        return math.sqrt(sum(float(np.vdot(a, a)) for a in (v.astype(np.float64) for v in self.values())))
+        return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in self.values()))
 
     def finite(self) -> bool:
         """Whether every number is finite."""
@@ -198,12 +199,14 @@ class AdapterState(Mapping[str, Array]):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of names, shapes and little-endian bytes."""
-        digest = hashlib.sha256()
-        for name, array in self.items():
-            digest.update(f"{name}\x1f{array.shape}\x1f".encode())
-            digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
-        return digest.hexdigest()
+        """sha256 of names, shapes and little-endian bytes; computed once."""
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for name, array in self.items():
+                digest.update(f"{name}\x1f{array.shape}\x1f".encode())
+                digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def select(self, names: Iterable[str]) -> AdapterState:
         """The state with only these arrays."""

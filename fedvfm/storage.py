@@ -7,6 +7,7 @@ it comes there. Nothing else reads that variable.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from fedvfm import errors
+
+PART = ".part"
 
 _visits: dict[str, int] = {}
 
@@ -31,6 +34,10 @@ def fault_point(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the operating system says when a disk takes nothing more."""
+
+
 @contextlib.contextmanager
 def guard(path: Path) -> Iterator[None]:
     """Turn an OSError of a write below ``path`` into a StorageError."""
@@ -42,6 +49,18 @@ def guard(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason}. Free space or choose another --output; what was finished before is kept, "
             "go on with --resume"
         ) from error
+
+
+def is_part(path: Path) -> bool:
+    """Whether this is the temporary file of a write that was killed."""
+    return path.name.startswith(".") and path.name.endswith(PART)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writes left below ``folder``. Nobody else may be writing there."""
+    with guard(folder):
+        for path in folder.rglob(f".*{PART}"):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -61,7 +80,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, mode: int = 
     """
     with guard(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 fault_point("file-opened")

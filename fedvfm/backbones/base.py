@@ -57,8 +57,11 @@ class Backbone(nn.Module):
     model: nn.Module
 
     def taps(self, count: int) -> tuple[int, ...]:
-        """Block counts after which ``count`` grids are taken, evenly spaced, the last after the last block."""
-        return tuple(round(self.depth * (index + 1) / count) for index in range(count))
+        """Block counts after which ``count`` grids are taken, evenly spaced, the last after the last block.
+
+        A model of fewer blocks than grids gives a grid twice.
+        """
+        return tuple(max(1, round(self.depth * (index + 1) / count)) for index in range(count))
 
     def check_size(self, size: Sequence[int]) -> list[str]:
         """Faults of an input size (height, width), one sentence each."""

@@ -6,12 +6,14 @@ taken. A test holds the last grid equal to the stock model's ``last_hidden_state
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ class Family:
         renames: regular expressions from a parameter's name to ours, tried in order.
         final: path of the last norm, applied to all tokens; empty where the stock model applies none to them.
         arguments: further arguments of the class.
+        settings: settings that differ from the stock model's: parts we do not use are not built.
     """
 
     model: str
@@ -41,7 +44,8 @@ class Family:
     norms: tuple[str, str]
     final: str
     pooled_norm: str = ""
-    arguments: Mapping[str, Any] = ()  # type: ignore[assignment]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _parts(attention: str, out: str, up: str = "fc1", down: str = "fc2") -> dict[str, str]:
@@ -68,7 +72,8 @@ FAMILIES: dict[str, Family] = {
         "CLIPVisionModel", "encoder.layers", "self_attn", _parts("self_attn", "out_proj"), ("layer_norm1", "layer_norm2"), "", "post_layernorm"
     ),
     "siglip_vision_model": Family(
-        "SiglipVisionModel", "encoder.layers", "self_attn", _parts("self_attn", "out_proj"), ("layer_norm1", "layer_norm2"), "post_layernorm"
+        "SiglipVisionModel", "encoder.layers", "self_attn", _parts("self_attn", "out_proj"), ("layer_norm1", "layer_norm2"), "post_layernorm",
+        settings={"vision_use_head": False},
     ),
 }
 
@@ -91,6 +96,18 @@ class VisionTransformer(base.Backbone):
         self.patch = int(settings.patch_size)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> VisionTransformer:
+        """Only the dropout of an adapter knows a training mode: the frozen blocks always compute the same.
+
+        DINOv3 would jitter its positions in training, others drop tokens; what is kept of the frozen blocks would not fit then.
+        """
+        super().train(False)
+        self.training = mode
+        for path, module in self.model.named_modules():
+            if "lora_dropout" in path:
+                module.train(mode)
+        return self
 
     def check_size(self, size: Sequence[int]) -> list[str]:
         """Faults of an input size (height, width)."""
@@ -193,7 +210,7 @@ def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device:
         values = weights.describe(settings)
         family = _family(settings.name, values)
         with torch.device("meta"):
-            model = _transformers_class(family)(_make_config(family, values), **dict(family.arguments))
+            model = _transformers_class(family)(_make_config(family, values), **family.arguments)
         return VisionTransformer(settings.name, family, model, settings.sha256 or "")
     located = weights.locate(settings)
     family = _family(settings.name, located.config)
@@ -225,23 +242,45 @@ def _make_config(family: Family, values: Mapping[str, Any]) -> Any:
     settings = dict(vision if isinstance(vision, dict) else values)
     settings.pop("model_type", None)
     config_class: Any = _transformers_class(family).config_class  # type: ignore[attr-defined]
-    made = config_class(**settings)
+    made = config_class(**{**settings, **family.settings})
     made._attn_implementation = "sdpa"
     return made
 
 
 def _read(family: Family, located: weights.Located) -> nn.Module:
-    model, info = _transformers_class(family).from_pretrained(  # type: ignore[attr-defined]
-        located.folder,
-        config=_make_config(family, located.config),
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **dict(family.arguments),
-    )
+    try:
+        with _quiet():
+            model, info = _transformers_class(family).from_pretrained(  # type: ignore[attr-defined]
+                located.folder,
+                config=_make_config(family, located.config),
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **family.arguments,
+            )
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise errors.WeightsError(
+            f"{located.folder}: the weights cannot be read into {family.model} ({type(error).__name__}). Fetch the backbone again"
+        ) from None
     missing = sorted(set(info["missing_keys"]) - {"embeddings.mask_token"})
     if missing:
         raise errors.WeightsError(f"{located.folder}: the weights lack {len(missing)} arrays (first: {missing[0]}). Fetch the backbone again")
     model.eval()
     return model  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own bars and reports: what matters becomes an error of ours."""
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -41,6 +41,15 @@ class Models:
         return self._model
 
 
+def no_site(context: Context) -> sites.Site:
+    """The site of a node that was given none.
+
+    Raises:
+        ConfigError: always; a node without data must refuse, not answer.
+    """
+    raise errors.ConfigError("client", ["this node was given no site; use: fedvfm simulate EXPERIMENT"])
+
+
 def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report | None = None) -> ClientApp:
     """A ClientApp.
 

@@ -60,17 +60,19 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.recipe, self.device = recipe, device if with_weights else "meta"
         load = backbone_table.loader(recipe.backbone)
-        self.backbone: backbones.Backbone = load(recipe.backbone, with_weights=with_weights, device=device)
-        self.backbone_parameters = self.backbone.parameters_total()
         self.task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
         kind: adapters.Adapter = adapter_table.TABLE.get(recipe.adapter.kind)()
-        self.injected = kind.inject(recipe.adapter, self.backbone)
-        with torch.random.fork_rng(devices=[]), torch.device(self.device):
-            self.head = self.task.head(self.backbone)
+        with torch.random.fork_rng(devices=[]):  # modules draw first values that nobody uses
+            self.backbone: backbones.Backbone = load(recipe.backbone, with_weights=with_weights, device=device)
+            self.backbone_parameters = self.backbone.parameters_total()
+            self.injected = kind.inject(recipe.adapter, self.backbone)
+            with torch.device(self.device):
+                self.head = self.task.head(self.backbone)
         self.to(self.device) if with_weights else None
         self.taps = self.backbone.taps(self.task.grids)
         self._parameters_by_name = self._wire()
         self.frozen_blocks = self._count_frozen()
+        self._written: state.AdapterState | None = None
 
     def _wire(self) -> dict[str, nn.Parameter]:
         wired = dict(self.injected.parameters)
@@ -113,11 +115,19 @@ class AdaptedModel(nn.Module):
         """The adapter as it is now."""
         arrays = {}
         for name, parameter in self._parameters_by_name.items():
-            value = parameter.detach()
+            value = parameter.detach().cpu()
             if name in self.injected.reference:
-                value = value - self.injected.reference[name].to(value.device)
-            arrays[name] = value.cpu().numpy().copy()
+                value = self._difference(name, value)
+            arrays[name] = value.numpy().copy()
         return state.AdapterState(arrays)
+
+    def _difference(self, name: str, value: Tensor) -> Tensor:
+        """From the frozen value; numbers that did not move since ``write`` are those written, not rounded twice."""
+        frozen = self.injected.reference[name].cpu()
+        if self._written is None:
+            return value - frozen
+        written = torch.tensor(self._written[name])
+        return torch.where(value == written + frozen, written, value - frozen)
 
     @torch.no_grad()
     def write(self, adapter: state.AdapterState) -> None:
@@ -136,6 +146,7 @@ class AdaptedModel(nn.Module):
             if name in self.injected.reference:
                 value = value + self.injected.reference[name].cpu()
             parameter.copy_(value)
+        self._written = adapter
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by learning-rate group: "adapter" and "head"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import peft
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedvfm import config as configs
 from fedvfm import errors, storage
@@ -49,7 +50,7 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
     for_peft = _peft(model)
     if for_peft is not None:
         settings, tensors = for_peft
-        storage.write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n", mode=0o644)
+        storage.write_text(folder / "adapter_config.json", _as_json(settings), mode=0o644)
         storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}), mode=0o644)
     storage.write_text(folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None), mode=0o644)
     return folder
@@ -68,18 +69,50 @@ def load_adapter(folder: str | os.PathLike[str], *, device: str = "cpu", backbon
         WeightsError: if the backbone is not here or not the same bytes.
     """
     path = Path(folder)
-    try:
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        values, sha256 = dict(about["recipe"]), str(about["backbone_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise errors.CheckpointError(f"{path} is no adapter of fedvfm: {ABOUT} cannot be read ({type(error).__name__})") from None
-    recipe = configs.parse(configs.Recipe, values, str(path / ABOUT))
+    recipe, sha256, fingerprint = _about(path)
     chosen = recipe.backbone.model_copy(update={"sha256": sha256 or None, "name": backbone or recipe.backbone.name})
     adapter, _, _ = checkpoint.read(path / STATE)
+    if adapter.fingerprint != fingerprint:
+        raise errors.CheckpointError(f"{path}: {STATE} and {ABOUT} are not of the same adapter. Export it again")
     model = models.AdaptedModel(recipe.model_copy(update={"backbone": chosen}), device=device)
     model.write(adapter)
     model.eval()
     return model
+
+
+def _about(path: Path) -> tuple[configs.Recipe, str, str]:
+    """Recipe, backbone sha256 and fingerprint of a saved adapter."""
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        recipe = configs.parse(configs.Recipe, about["recipe"], str(path / ABOUT))
+        return recipe, str(about["backbone_sha256"]), str(about["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, errors.ConfigError) as error:
+        raise errors.CheckpointError(
+            f"{path} is no adapter of this fedvfm: {ABOUT} cannot be read ({type(error).__name__}). Export it again"
+        ) from None
+
+
+def merge(model: models.AdaptedModel) -> nn.Module:
+    """The stock model with the adapter folded into its weights; it shares nothing with ``model`` and has no head.
+
+    Kinds that PEFT does not have train the weights themselves: there a copy is the merged model.
+    """
+    for_peft = _peft(model)
+    if for_peft is None:
+        return copy.deepcopy(model.backbone.model)
+    settings, tensors = for_peft
+    chosen = model.recipe.backbone
+    # Merging writes into the weights, and those of a loaded backbone are shared.
+    stock = copy.deepcopy(backbone_table.loader(chosen)(chosen, device=model.device).model)
+    tuned: Any = peft.PeftModel(stock, settings)
+    peft.set_peft_model_state_dict(tuned, tensors)
+    merged: nn.Module = tuned.merge_and_unload()
+    return merged
+
+
+def _as_json(settings: peft.PeftConfig) -> str:
+    written = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
+    return json.dumps(written, indent=2, sort_keys=True) + "\n"
 
 
 def _tensor(value: Any) -> Tensor:
@@ -88,7 +121,7 @@ def _tensor(value: Any) -> Tensor:
     return torch.tensor(value)
 
 
-def _peft(model: models.AdaptedModel) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def _peft(model: models.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor]] | None:
     """PEFT's configuration and tensors of the same adapter, or None where PEFT has no such kind."""
     kind, recipe = model.recipe.adapter.kind, model.recipe
     if kind not in ("lora", "norm") or not model.injected.parameters:
@@ -97,8 +130,7 @@ def _peft(model: models.AdaptedModel) -> tuple[dict[str, Any], dict[str, Tensor]
     settings: Any = lora.peft_config(recipe.adapter, fresh) if kind == "lora" else _norm_config(model, fresh)
     settings.inference_mode = True
     settings.base_model_name_or_path = recipe.backbone.name
-    written = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
-    return written, _peft_tensors(model)
+    return settings, _peft_tensors(model)
 
 
 def _norm_config(model: models.AdaptedModel, fresh: backbones.Backbone) -> peft.LNTuningConfig:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fedvfm import config, errors, state
 
 
+LEAST_LOSS, MOST_LOSS = 1e-6, 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What an update of one site must satisfy in one round.
@@ -17,6 +20,7 @@ class Terms:
         base: the adapter the site was sent (in the site's own ranks).
         manifest: the exact arrays it must answer with.
         bounds: the recipe's bounds.
+        weighting: the recipe's; where the loss is a weight it must be a number that can be one.
     """
 
     site: str
@@ -24,13 +28,14 @@ class Terms:
     base: state.AdapterState
     manifest: state.Manifest
     bounds: config.AdmissionConfig
+    weighting: str = "examples"
 
 
 def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
     """Return the update if it keeps every term.
 
     Raises:
-        Refused: with a reason: ``site-name``, ``stale``, ``base``, ``examples``, ``manifest``, ``not-finite``, ``norm``.
+        Refused: with a reason: ``site-name``, ``stale``, ``base``, ``examples``, ``loss``, ``manifest``, ``not-finite``, ``norm``.
     """
     if update.site != terms.site:
         raise errors.Refused("site-name", f"the node of site '{terms.site}' answered under another name")
@@ -40,6 +45,9 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
         raise errors.Refused("base", "training started from another adapter than the one sent")
     if not 1 <= update.num_examples <= terms.bounds.max_examples:
         raise errors.Refused("examples", f"claims {update.num_examples} examples; allowed: 1 to {terms.bounds.max_examples}")
+    loss = update.metrics.get("loss", 0.0)
+    if terms.weighting == "loss" and not LEAST_LOSS <= loss <= MOST_LOSS:
+        raise errors.Refused("loss", f"claims a loss of {loss:.4g}; as a weight it must lie in {LEAST_LOSS:g} to {MOST_LOSS:g}")
     _check_arrays(update.state, terms.manifest)
     if not update.state.finite():
         raise errors.Refused("not-finite", "an array holds NaN or infinity")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedvfm import flower, progress
+from fedvfm import errors, flower, progress
 from fedvfm.server import strategy
 
 with flower.warnings.catch_warnings():
@@ -14,11 +14,17 @@ with flower.warnings.catch_warnings():
 
 
 def make_server_app(jobs: Sequence[strategy.Job], observer: progress.Observer = progress.silent) -> ServerApp:
-    """A ServerApp that runs or resumes every job in order."""
+    """A ServerApp that runs or resumes every job in order.
+
+    Raises (when run):
+        ConfigError: if it was given no job; a federation of nothing must not look like a success.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        if not jobs:
+            raise errors.ConfigError("server", ["this ServerApp was given no federation to run; use: fedvfm simulate EXPERIMENT"])
         for index, job in enumerate(jobs):
             observer(
                 "arm", name=job.name, index=index, count=len(jobs), rounds=job.locked.recipe.rounds, sites=len(job.train_sites)

@@ -44,9 +44,9 @@ def read(path: Path) -> tuple[state.AdapterState, dict[str, state.Array], dict[s
         with safetensors.safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
             marks = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, safetensors.SafetensorError) as error:
+        adapter = state.AdapterState({name: array for name, array in arrays.items() if not name.startswith(_RULE)})
+    except (OSError, TypeError, safetensors.SafetensorError, errors.ProtocolError) as error:
         raise errors.CheckpointError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Restore it from a backup") from None
-    adapter = state.AdapterState({name: array for name, array in arrays.items() if not name.startswith(_RULE)})
     if marks.get("fingerprint") != adapter.fingerprint:
         raise errors.CheckpointError(
             f"{path}: the adapter's fingerprint is {adapter.fingerprint[:12]}, the file says {str(marks.get('fingerprint'))[:12]}: "

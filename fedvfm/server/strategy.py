@@ -8,11 +8,14 @@ NumPy only, never torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import threadpoolctl
 
 from fedvfm import chain, errors, flower, progress, protocol, state, storage
 from fedvfm import config as configs
@@ -206,7 +209,9 @@ class Federation:
         refused: dict[str, dict[str, str]] = {}
         for node, message in self._ask({m.node: m.name for m in members}, protocol.TRAIN, content, number):
             member = by_node[node]
-            terms = admission.Terms(member.name, number, bases[member.name], member.manifest, self.recipe.admission)
+            terms = admission.Terms(
+                member.name, number, bases[member.name], member.manifest, self.recipe.admission, self.recipe.aggregation.weighting
+            )
             try:
                 if message.has_error():
                     raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
@@ -225,19 +230,20 @@ class Federation:
     def _aggregate(
         self, updates: Mapping[str, state.SiteUpdate], members: Mapping[str, Member]
     ) -> tuple[state.AdapterState, dict[str, state.Array], dict[str, Any]]:
-        by_examples = self.recipe.aggregation.weighting == "examples"
-        contributions = [
-            base.Contribution(float(update.num_examples) if by_examples else 1.0, update.state, members[name].manifest)
-            for name, update in updates.items()
-        ]
-        acc = self.rule.init(self.job.locked.manifest)
-        for contribution in contributions:
-            acc = self.rule.fold(acc, contribution)
-        adapter, rule_state = self.rule.finish(acc)
+        weights = {name: _weight(update, self.recipe.aggregation.weighting) for name, update in updates.items()}
+        total = sum(weights.values())
+        contributions = [base.Contribution(weights[name], update.state, members[name].manifest) for name, update in updates.items()]
+        with _blas().limit(limits=1, user_api="blas"):
+            acc = self.rule.init(self.job.locked.manifest)
+            for contribution in contributions:
+                acc = self.rule.fold(acc, contribution)
+            adapter, rule_state = self.rule.finish(acc)
+            error = svd.factor_error(contributions)
         record = {
             "examples": {name: update.num_examples for name, update in updates.items()},
+            "weights": {name: weight / total for name, weight in weights.items()},
             "train": {name: dict(update.metrics) for name, update in updates.items()},
-            "factor_error": svd.factor_error(contributions),
+            "factor_error": error,
         }
         return adapter, rule_state, record
 
@@ -335,7 +341,7 @@ class Federation:
         messages = [
             self.grid.create_message(content(node), kind, node, group_id=str(number), ttl=timeout) for node in ordered
         ]
-        self.traffic.down += sum(len(flower.serialise(message)) for message in messages)
+        self.traffic.down += _sizes(messages)
         outstanding = set(self.grid.push_messages(messages))
         del messages
         deadline = time.monotonic() + timeout
@@ -343,11 +349,33 @@ class Federation:
             replies = list(self.grid.pull_messages(sorted(outstanding)))
             for message in replies:
                 outstanding.discard(message.metadata.reply_to_message_id)
-                self.traffic.up += len(flower.serialise(message))
+                self.traffic.up += flower.size(message)
                 if message.metadata.src_node_id in nodes:
                     yield message.metadata.src_node_id, message
             if not replies:
                 time.sleep(POLL_S)
+
+
+def _weight(update: state.SiteUpdate, weighting: str) -> float:
+    """The site's unnormalised weight; admission has bounded the number it rests on."""
+    if weighting == "loss":
+        return update.metrics["loss"]
+    return float(update.num_examples) if weighting == "examples" else 1.0
+
+
+def _sizes(messages: Sequence[Message]) -> int:
+    """Bytes of all messages; those that share their records are serialised once."""
+    by_content: dict[int, int] = {}
+    for message in messages:
+        if id(message.content) not in by_content:
+            by_content[id(message.content)] = flower.size(message)
+    return sum(by_content[id(message.content)] for message in messages)
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """Handle on NumPy's BLAS. One thread: small products are faster so, and the same bits on any number of cores."""
+    return threadpoolctl.ThreadpoolController()
 
 
 def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 COLOURS = 6
 MANY = 8
 WIDTH, HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 104.0, 12.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 104.0, 12.0, 40.0
 LABEL_GAP = 15.0
 DASHES = ("", "6 3", "2 3")
 
@@ -75,21 +75,29 @@ def shorten(name: str, length: int = 14) -> str:
 
 
 def line(
-    series: Sequence[Series], *, title: str, x_label: str, y_label: str, bounds: Range = (-math.inf, math.inf)
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    bounds: Range = (-math.inf, math.inf),
+    from_edge: bool = False,
 ) -> str:
     """Lines over whole-numbered x. More than :data:`MANY` become faint, with their mean in front.
 
     Args:
         series: at least one with a point.
         title: what the chart shows, for those who cannot see it.
-        x_label, y_label: names of the axes.
+        x_label: name of the horizontal axis.
+        y_label: name of the vertical axis.
         bounds: values the y axis never goes beyond (0 and 1 for a share).
+        from_edge: the y axis starts at the lower bound, wherever the values lie.
     """
     shown = [one for one in series if one.points]
     xs = [x for one in shown for x, _ in one.points]
     ys = [y for one in shown for _, y in one.points]
     x_scale = Scale((min(xs), max(xs)), (LEFT, WIDTH - RIGHT))
-    y_scale = Scale(_padded(ys, bounds), (HEIGHT - BOTTOM, TOP))
+    y_scale = Scale(_padded(ys + [bounds[0]] * from_edge, bounds), (HEIGHT - BOTTOM, TOP))
     marks = _frame(x_scale, y_scale, x_label, y_label)
     if len(shown) > MANY:
         marks += [_path(one, x_scale, y_scale, "faint", "") for one in shown]
@@ -143,9 +151,7 @@ def _path(one: Series, x_scale: Scale, y_scale: Scale, colour: str, dash: str) -
 def _dots(one: Series, x_scale: Scale, y_scale: Scale, at: int, x_label: str) -> list[str]:
     """A marker a point; its shape tells series apart where colour does not."""
     radius = 3.4 if len(one.points) <= 20 else 2.0
-    return [
-        _marker(x_scale(x), y_scale(y), radius, at, f"{one.name}, {x_label} {x:g}: {y:.4g}") for x, y in one.points
-    ]
+    return [_marker(x_scale(x), y_scale(y), radius, at, f"{one.name}, {x_label} {x:g}: {y:.4g}") for x, y in one.points]
 
 
 def _marker(x: float, y: float, radius: float, at: int, name: str) -> str:

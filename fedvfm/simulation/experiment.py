@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedvfm import config as configs
 from fedvfm import errors, registry
-from fedvfm.client import model as models
-from fedvfm.data import hospitals as hospital_data
-from fedvfm.data import sample as samples
-from fedvfm.data import transforms
+from fedvfm.adapters import table as adapters
+from fedvfm.backbones import table as backbones
 from fedvfm.data.sources import table as sources
 from fedvfm.server.aggregators import table as rules
 from fedvfm.simulation import tables
+from fedvfm.tasks import table as tasks
+
+if TYPE_CHECKING:
+    from fedvfm.data import hospitals as hospital_data
+    from fedvfm.data import sample as samples
+
+# What needs torch is imported where it is used: a fault of form or name is answered at once.
 
 _INSTALLED = Path(__file__).parent / "experiments"
 _CHECKOUT = Path(__file__).parents[2] / "simulations" / "experiments"
@@ -43,9 +48,10 @@ def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> confi
     for key in ("engine", "device"):
         if overrides.get(key) is not None:
             values[key] = overrides[key]
+    recipe = values.setdefault("recipe", {})
     for key in ("rounds", "seed"):
-        if overrides.get(key) is not None:
-            values.setdefault("recipe", {})[key] = overrides[key]
+        if overrides.get(key) is not None and isinstance(recipe, dict):
+            recipe[key] = overrides[key]
     return parse(values, str(path))
 
 
@@ -66,7 +72,10 @@ def parse(values: Mapping[str, Any], what: str) -> configs.Experiment:
     Raises:
         ConfigError: with all faults at once.
     """
-    experiment = configs.parse(configs.Experiment, values, what)
+    try:
+        experiment = configs.parse(configs.Experiment, values, what)
+    except errors.ConfigError as error:
+        raise errors.ConfigError(what, [*error.faults, *name_faults(values)]) from None
     faults = validate(experiment)
     if faults:
         raise errors.ConfigError(what, faults)
@@ -75,20 +84,65 @@ def parse(values: Mapping[str, Any], what: str) -> configs.Experiment:
 
 def validate(experiment: configs.Experiment) -> list[str]:
     """Faults of names and per-kind parameters, one sentence a fault. Needs neither weights nor network nor images."""
-    faults = models.validate(experiment.recipe)
-    pairs: list[tuple[registry.Table, str, str]] = [
-        (sources.TABLE, experiment.data.source.partition(":")[0], "data.source"),
-        (rules.TABLE, experiment.recipe.aggregation.rule, "recipe.aggregation.rule"),
-        (tables.ENGINES, experiment.engine, "engine"),
-        *((tables.BASELINES, name, "baselines") for name in experiment.baselines),
-        *((transforms.AUGMENTATIONS, name, "recipe.data.augment") for name in experiment.recipe.data.augment),
-    ]
-    faults += [f"{where}: {table.fault(name)}" for table, name, where in pairs if name not in table]
-    faults += hospital_data.faults(experiment.partition)
-    faults += _rank_faults(experiment)
+    names = name_faults(experiment.model_dump(mode="json"))
+    faults = _rank_faults(experiment)
     if experiment.recipe.aggregation.rule in rules.TABLE:
         faults += _option_faults(experiment)
-    return faults
+    if not names:
+        from fedvfm.client import model as models
+        from fedvfm.data import hospitals as hospital_data
+
+        faults += models.validate(experiment.recipe) + hospital_data.faults(experiment.partition)
+    return names + faults
+
+
+def name_faults(values: Mapping[str, Any]) -> list[str]:
+    """Names that stand in no table, in values whose form may be wrong elsewhere. Needs no torch."""
+    return [f"{where}: {fault}" for where, table, name in _named(values) if (fault := _name_fault(table, name))]
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, registry.Table, str]]:
+    from fedvfm.data import partitioners
+
+    single = {
+        "engine": tables.ENGINES,
+        "data.source": sources.TABLE,
+        "partition.kind": partitioners.TABLE,
+        "recipe.backbone.name": backbones.TABLE,
+        "recipe.adapter.kind": adapters.TABLE,
+        "recipe.task.kind": tasks.TABLE,
+        "recipe.aggregation.rule": rules.TABLE,
+    }
+    for where, table in single.items():
+        name = _at(values, where)
+        if isinstance(name, str):
+            yield where, table, name.partition(":")[0] if where == "data.source" else name
+    yield from (("baselines", tables.BASELINES, name) for name in _texts(values, "baselines"))
+    augment = _texts(values, "recipe.data.augment")
+    if augment:
+        from fedvfm.data import transforms
+
+        yield from (("recipe.data.augment", transforms.AUGMENTATIONS, name) for name in augment)
+
+
+def _at(values: Any, where: str) -> Any:
+    for step in where.split("."):
+        values = values.get(step) if isinstance(values, Mapping) else None
+    return values
+
+
+def _texts(values: Mapping[str, Any], where: str) -> list[str]:
+    found = _at(values, where)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def _name_fault(table: registry.Table, name: str) -> str:
+    if name in table:
+        return ""
+    if table is not backbones.TABLE:
+        return table.fault(name)
+    elsewhere = "/" in name or Path(name).is_dir()
+    return "" if elsewhere else f"{table.fault(name)}; or a Hugging Face name (owner/model), or a local folder"
 
 
 def _rank_faults(experiment: configs.Experiment) -> list[str]:
@@ -114,6 +168,8 @@ def hospitals(experiment: configs.Experiment) -> list[hospital_data.Hospital]:
         DataError, PartitionError: if the data is not there or cannot be divided so.
         ConfigError: if the recipe's task or classes are not those of the data.
     """
+    from fedvfm.data import hospitals as hospital_data
+
     source = sources.make(experiment.data)
     _check_contract(experiment, source.info)
     made = hospital_data.make_hospitals(source, experiment.partition, experiment.recipe.seed)

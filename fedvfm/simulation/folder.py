@@ -32,16 +32,24 @@ class RunFolder:
         """The experiment as resolved."""
         return self.path / "experiment.json"
 
+    def require_free(self) -> None:
+        """Refuse a folder that holds anything but what a killed write leaves.
+
+        Raises:
+            OutputInUse: saying what is there.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise errors.OutputInUse(f"output folder {self.path} is a file. Choose another --output")
+        if self.path.is_dir() and not all(storage.is_part(path) for path in self.path.iterdir()):
+            resume = f", or go on with the run in it: fedvfm simulate --resume {self.path}" if self.experiment.exists() else ""
+            raise errors.OutputInUse(f"output folder {self.path} is not empty. Choose another --output{resume}")
+
     def create(self) -> None:
         """Make the folder.
 
         Raises:
-            OutputInUse: if it holds anything.
             StorageError: if it cannot be made.
         """
-        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
-            resume = f"; go on with the run in it: fedvfm simulate --resume {self.path}" if self.experiment.exists() else ""
-            raise errors.OutputInUse(f"output folder {self.path} is not empty. Choose another --output{resume}")
         with storage.guard(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -55,7 +63,11 @@ class RunFolder:
         Raises:
             CheckpointError: if this is no run folder.
         """
-        return read_json(self.experiment, f"{self.path} is no run folder of fedvfm simulate")
+        if self.path.is_dir() and all(storage.is_part(path) for path in self.path.iterdir()):
+            raise errors.CheckpointError(
+                f"{self.path} is no run folder yet: nothing was saved in it. Start anew: fedvfm simulate EXPERIMENT --output {self.path}"
+            )
+        return read_json(self.experiment, f"{self.path} is no run folder of fedvfm simulate: it holds no readable experiment.json")
 
     def evaluation(self, arm: str) -> dict[str, Any] | None:
         """What an arm's test found, or None while it is not finished."""

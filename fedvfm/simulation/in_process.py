@@ -86,9 +86,8 @@ class InProcessGrid(Grid):
         return [reply for message_id in self.push_messages(messages) for reply in self.pull_messages([message_id])]
 
     def _deliver(self, message: Message) -> Message:
-        arrived = flower.parse(flower.serialise(message))
-        reply = self._app(arrived, self._contexts[message.metadata.dst_node_id])
-        return flower.parse(flower.serialise(reply))
+        reply = self._app(flower.copy(message), self._contexts[message.metadata.dst_node_id])
+        return flower.copy(reply)
 
 
 class Errors:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fedvfm import errors, metrics
 from fedvfm.backbones import base as backbones
+from fedvfm.client import evaluator
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals as hospital_data
@@ -56,9 +57,7 @@ class Picture:
     probabilities: Mapping[str, float] | None = None
 
 
-def examples(
-    model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital], rng: Generator
-) -> list[Picture]:
+def examples(model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital], rng: Generator) -> list[Picture]:
     """One or two test samples of up to eight sites, predicted with the adapter the model holds.
 
     Samples are drawn, not chosen: the report shows what is usual, not what is best.
@@ -92,16 +91,16 @@ def _spaced(hospitals: Sequence[hospital_data.Hospital]) -> list[hospital_data.H
 @torch.no_grad()
 def _picture(model: models.AdaptedModel, hospital: hospital_data.Hospital, sample: samples.Sample) -> Picture:
     site = sites.Site(hospital.name, hospital, device=model.device)
-    example = site.example(model, sample, None)
-    pixels, prefix = sites.collate([example], model.device)
-    logits = model(pixels, prefix).float().cpu()
-    image = hospital.read(sample).image
-    if logits.ndim == 2:
-        return _classified(model, hospital.name, sample, image, logits[0])
-    truth = example.prepared.truth
+    prepared = site.whole(model, sample)
+    logits = evaluator.logits(model, site, sample, prepared)
+    image, truth = hospital.read(sample).image, prepared.truth
+    if logits.ndim == 1:
+        return _classified(model, hospital.name, sample, image, logits)
     if truth is None:
-        raise errors.DataError(f"sample '{sample.id}' of site '{hospital.name}' has no mask to show; give every image one")
-    predicted = backbones.resize(logits, truth.shape)[0].argmax(dim=0).numpy().astype(np.int64)
+        raise errors.DataError(
+            f"sample '{sample.id}' of site '{hospital.name}' has no mask to show; give every image one"
+        )
+    predicted = backbones.resize(logits[None], truth.shape)[0].argmax(dim=0).numpy().astype(np.int64)
     dice, _ = metrics.overlap(predicted, truth, len(model.recipe.data.class_names))
     return Picture(
         site=hospital.name,

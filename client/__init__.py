@@ -1,0 +1,1 @@
+"""The client's door: a deployable unit, not part of the installed package."""

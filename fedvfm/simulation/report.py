@@ -1,0 +1,410 @@
+"""``report.html``: what a run reached and how, in one file that asks the network for nothing.
+
+This module says what was reached (arms, sites, matrix, pictures); :mod:`fedvfm.simulation.provenance` says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from fedvfm import chain, storage
+from fedvfm import config as configs
+from fedvfm.data import hospitals as hospital_data
+from fedvfm.simulation import charts, compare, folder, page, pictures, provenance, statistics
+
+BELOW_HOME = 0.02
+FEW_ROWS = 12
+FEW_COLUMNS = 16
+SHARE = (0.0, 1.0)
+LIGHT, DARK = (0xEE, 0xF5, 0xFB), (0x0A, 0x45, 0x7C)
+
+NAMES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95",
+    "nsd": "NSD",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+    "macro_f1": "macro F1",
+    "brier": "Brier",
+}
+LOWER_IS_BETTER = ("hd95", "ece", "brier")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the report is made of.
+
+    Attributes:
+        what: the experiment.
+        made: its summary.
+        scores: per-sample test values by arm.
+        journal: the federated arm's rounds.
+    """
+
+    what: configs.Experiment
+    made: Mapping[str, Any]
+    scores: Mapping[str, statistics.Scores]
+    journal: Sequence[Mapping[str, Any]]
+
+    @property
+    def arms(self) -> Mapping[str, Any]:
+        """Arm -> its part of the summary, the federated one first."""
+        arms: Mapping[str, Any] = self.made["arms"]
+        return arms
+
+    @property
+    def federated(self) -> Mapping[str, Any]:
+        """The federated arm's part of the summary."""
+        part: Mapping[str, Any] = self.arms["federated"]
+        return part
+
+    @property
+    def primary(self) -> str:
+        """The metric that ranks models of this task."""
+        return str(self.made["primary"])
+
+
+def write(
+    run: folder.RunFolder,
+    what: configs.Experiment,
+    hospitals: Sequence[hospital_data.Hospital],
+    made: Mapping[str, Any],
+    shown: Sequence[pictures.Picture],
+) -> Path:
+    """Write the report of a finished run.
+
+    Args:
+        run: the folder with the arms' evaluations and the journal; the report goes there.
+        what: the experiment as resolved.
+        hospitals: its virtual hospitals.
+        made: the contents of summary.json.
+        shown: sample images with truth and prediction.
+
+    Raises:
+        StorageError: if the disk refuses.
+        CheckpointError: if journal or evaluations are damaged.
+    """
+    journal = chain.read(run.arm("federated") / "journal.jsonl")
+    found = Found(what, made, compare.scores(run, made, compare.patients_of(hospitals)), journal)
+    path = run.path / "report.html"
+    storage.write_text(path, page.document(what.title or what.name, body(found, hospitals, shown)), mode=0o644)
+    return path
+
+
+def body(found: Found, hospitals: Sequence[hospital_data.Hospital], shown: Sequence[pictures.Picture]) -> list[str]:
+    """The page, part by part."""
+    name = metric_name(found.primary)
+    parts = {
+        "arms": ("Arms compared", _arms(found)),
+        "sites": ("Federated adapter, site by site", _sites(found)),
+        "samples": ("Sample images", _samples(found, shown)),
+        "matrix": (f"Trained here, tested there: {name}", _matrix(found)),
+        "training": (
+            "Training, round by round",
+            provenance.training(found.journal, found.primary, name, found.federated),
+        ),
+        "bytes": ("Bytes moved", provenance.traffic(found.journal, found.made)),
+        "hospitals": ("Hospitals", provenance.hospitals(hospitals, found.what)),
+        "environment": ("Environment and settings", provenance.environment(found.what, found.made)),
+    }
+    sections = {key: page.section(key, title, inner) for key, (title, inner) in parts.items() if inner}
+    links = "".join(f'<a href="#{key}">{page.text(parts[key][0])}</a>' for key in sections)
+    return [
+        *_head(found),
+        f'<nav aria-label="Sections">{links}</nav>',
+        "<main>",
+        *sections.values(),
+        "</main>",
+    ]
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people write it."""
+    base, _, of_class = metric.partition("dice_")
+    if of_class and not base:
+        return f"Dice {of_class}"
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+def below_home(arms: Mapping[str, Any], primary: str) -> list[tuple[str, float, float]]:
+    """Sites where the federated adapter is more than 0.02 below their own local-only model: (site, federated, own)."""
+    own, federated = arms.get("local-only", {}).get("sites", {}), arms["federated"]["sites"]
+    pairs = [(site, federated[site][primary], row[primary]) for site, row in own.items() if site in federated]
+    return [(site, ours, theirs) for site, ours, theirs in pairs if theirs - ours > BELOW_HOME]
+
+
+# -- head and arms -----------------------------------------------------------------------------------------------------
+
+
+def _head(found: Found) -> list[str]:
+    what, made = found.what, found.made
+    recipe = what.recipe
+    about = (
+        f"{what.name}: {recipe.task.kind} over {_number(len(found.federated['sites']), 'site')}, "
+        f"{_number(made['rounds'], 'round')}, {recipe.adapter.kind} on {_short_name(made['backbone']['name'])}, "
+        f"rule {recipe.aggregation.rule}, seed {made['seed']}"
+    )
+    return [
+        f'<header><h1>{page.text(what.title or what.name)}</h1><p class="soft">{page.text(about)}</p>',
+        f'<p class="note" role="note">{page.text(what.note)}</p>' if what.note else "",
+        page.cards(_cards(found)),
+        "</header>",
+    ]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _short_name(backbone: str) -> str:
+    """A backbone's name; of a local folder its last part."""
+    path = PurePath(backbone)
+    return path.name if path.is_absolute() else backbone
+
+
+def _cards(found: Found) -> list[tuple[str, str, str]]:
+    name, federated = metric_name(found.primary), found.federated
+    bounds = _interval(found, "federated")
+    between = f"95 % interval {bounds.low:.3f} to {bounds.high:.3f}" if bounds else "no interval"
+    rows = [(f"Federated, macro {name}", f"{federated['macro']:.3f}", between)]
+    worst = federated["worst"]
+    rows.append(("Worst site", f"{worst['value']:.3f}", f"{worst['site']}, {federated['gap']:.3f} below the best"))
+    if "pooled" in found.arms:
+        rows.append(("Pooled", f"{found.arms['pooled']['macro']:.3f}", "one model from all images in one place"))
+    if "local-only" in found.arms:
+        abroad = found.arms["local-only"].get("abroad")
+        away = "" if abroad is None else f", {abroad:.3f} at the other sites"
+        rows.append(("Local-only", f"{found.arms['local-only']['macro']:.3f}", f"at home{away}"))
+    return [*rows, provenance.traffic_card(found.journal, found.made)]
+
+
+def _interval(found: Found, arm: str) -> statistics.Interval | None:
+    return compare.interval([found.scores[arm]]) if arm in found.scores else None
+
+
+def _arms(found: Found) -> str:
+    rows, whiskers = [], []
+    for arm, part in found.arms.items():
+        bounds = _interval(found, arm)
+        label = "local-only, at home" if arm == compare.LOCAL else arm
+        rows.append(_arm_row(found, arm, label, part, bounds))
+        whiskers.append(_whisker(label, part["macro"], bounds))
+        if arm == compare.LOCAL and part.get("abroad") is not None:
+            bounds = _interval(found, compare.ABROAD)
+            values = {"macro": part["abroad"]}
+            rows.append(_arm_row(found, compare.ABROAD, "local-only, abroad", values, bounds))
+            whiskers.append(_whisker("local-only, abroad", part["abroad"], bounds))
+    name = metric_name(found.primary)
+    head = ("arm", f"macro {name}", "95 % interval", "weighted", "worst site", "gap", "minus federated (95 % interval)")
+    caption = (
+        f"Macro: mean over sites of the site's test {name}. Weighted: by test samples. Gap: best minus worst site."
+    )
+    title = f"Macro {name} of every arm with its 95 % interval"
+    chart = charts.whiskers(whiskers, title=title, x_label=f"macro {name}", bounds=SHARE)
+    return (
+        f'<div class="charts">{page.figure(chart, title + "; the dashed line marks the federated arm.")}</div>'
+        + page.table(head, rows, caption)
+        + _below_home_text(found)
+        + page.paragraph(_interval_text(found), "soft")
+        + _rules(found)
+    )
+
+
+def _whisker(label: str, value: float, bounds: statistics.Interval | None) -> charts.Whisker:
+    return charts.Whisker(label, value, bounds.low if bounds else None, bounds.high if bounds else None)
+
+
+def _arm_row(
+    found: Found, arm: str, label: str, part: Mapping[str, Any], bounds: statistics.Interval | None
+) -> list[page.Cell]:
+    worst = part.get("worst")
+    return [
+        label,
+        part["macro"],
+        f"{bounds.low:.3f} to {bounds.high:.3f}" if bounds else None,
+        part.get("weighted"),
+        f"{worst['site']} {worst['value']:.3f}" if worst else None,
+        part.get("gap"),
+        _against_federated(found, arm),
+    ]
+
+
+def _against_federated(found: Found, arm: str) -> str | None:
+    if arm == "federated" or not {arm, "federated"} <= found.scores.keys():
+        return None
+    result = compare.difference([found.scores[arm]], [found.scores["federated"]])
+    if result is None:
+        return None
+    value, paired = result
+    kind = "" if paired else ", unpaired"
+    return f"{value.mean:+.3f} ({value.low:+.3f} to {value.high:+.3f}{kind})"
+
+
+def _below_home_text(found: Found) -> str:
+    if "local-only" not in found.arms:
+        return ""
+    lower = below_home(found.arms, found.primary)
+    if not lower:
+        return page.paragraph(f"No site scores more than {BELOW_HOME} below its own local-only model at home.")
+    named = "; ".join(f"{site} ({ours:.3f} against {own:.3f})" for site, ours, own in lower)
+    number = "1 site scores" if len(lower) == 1 else f"{len(lower)} sites score"
+    strong = f"<strong>{number} more than {BELOW_HOME} below their own local-only model at home:</strong> "
+    return page.paragraph(page.Markup(strong + page.text(named) + "."))
+
+
+def _interval_text(found: Found) -> str:
+    federated = found.scores.get("federated")
+    drawn = "whole patients" if federated and federated.patients else "single test samples"
+    return (
+        f"Intervals: percentile bootstrap, {statistics.DRAWS} draws of {drawn} inside each site; the sites are fixed, "
+        "and one seed shows nothing of the spread between seeds. Differences are paired, sample by sample, unless "
+        "marked unpaired."
+    )
+
+
+def _rules(found: Found) -> str:
+    rules = [(arm, part["rule"]) for arm, part in found.arms.items() if "rule" in part]
+    return "".join(f"<h3>Rule of the arm {page.text(arm)}</h3>{page.paragraph(str(rule))}" for arm, rule in rules)
+
+
+# -- sites -------------------------------------------------------------------------------------------------------------
+
+
+def _sites(found: Found) -> str:
+    sites = found.federated["sites"]
+    metrics = list(dict.fromkeys(name for row in sites.values() for name in row if name != "num_examples"))
+    head = ["site", "test samples", *(_column(name) for name in metrics)]
+    rows = [[site, int(row["num_examples"]), *(row.get(name) for name in metrics)] for site, row in sites.items()]
+    caption = "Test metrics of the federated adapter after the last round"
+    if "hd95" in metrics:
+        tolerance = found.what.recipe.evaluation.nsd_tolerance
+        caption += (
+            f"; HD95 and the tolerance of NSD ({tolerance:g}) in mm where the pixel size is known, else in pixels"
+        )
+    made = page.table(head, rows, caption + ".")
+    return made if len(rows) <= FEW_ROWS else page.folded(f"All {len(rows)} sites", made)
+
+
+def _column(metric: str) -> str:
+    return f"{metric_name(metric)}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}"
+
+
+def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
+    if not shown:
+        return ""
+    about = page.paragraph("Test samples drawn at random, not chosen; predicted with the federated adapter.", "soft")
+    if shown[0].truth is not None:
+        about += _class_key(found.what.recipe.data.class_names)
+    return about + f'<div class="samples">{"".join(_sample(one) for one in shown)}</div>'
+
+
+def _class_key(names: Sequence[str]) -> str:
+    inner = "".join(
+        f'<span style="background:{pictures.colour(number)}"></span>{page.text(name)}'
+        for number, name in enumerate(names[1:], start=1)
+    )
+    return f'<p class="key">Classes:{inner}</p>'
+
+
+def _sample(one: pictures.Picture) -> str:
+    where = f"sample {one.sample} of site {one.site}"
+    panels = [(one.image, "image"), (one.truth, "truth"), (one.prediction, "prediction")]
+    pictured = [
+        f"<span>{page.image(png, f'{kind}: {where}')}<small>{kind}</small></span>"
+        for png, kind in panels
+        if png is not None
+    ]
+    score = "" if one.dice is None else f", Dice {one.dice:.3f}"
+    caption = f"<figcaption>{page.text(one.site)}: {page.text(charts.shorten(one.sample, 28))}{score}</figcaption>"
+    if one.probabilities is None:
+        return f'<figure class="sample">{caption}<div>{"".join(pictured)}</div></figure>'
+    return f'<figure class="sample">{caption}<div class="one">{"".join(pictured)}{_chances(one)}</div></figure>'
+
+
+def _chances(one: pictures.Picture) -> str:
+    """The most probable classes as small bars, the true one named."""
+    ranked = sorted((one.probabilities or {}).items(), key=lambda item: -item[1])
+    bars = "".join(
+        f'<span class="meter"><span>{page.text(name)}</span><i style="width:{100 * value:.1f}%"></i>{value:.2f}</span>'
+        for name, value in ranked[:5]
+    )
+    verdict = "right" if ranked and ranked[0][0] == one.label else "wrong"
+    truth = "" if one.label is None else f"<span>truth: <b>{page.text(one.label)}</b> (prediction {verdict})</span>"
+    return f"<span>{truth}{bars}</span>"
+
+
+# -- the matrix --------------------------------------------------------------------------------------------------------
+
+
+def _matrix(found: Found) -> str:
+    matrix = found.arms.get("local-only", {}).get("matrix")
+    if not matrix:
+        return ""
+    rows = [(site, row, True) for site, row in matrix.items()]
+    for arm in ("federated", "pooled"):
+        if arm in found.arms:
+            values = {site: row[found.primary] for site, row in found.arms[arm]["sites"].items()}
+            rows.append((arm, values, False))
+    columns = list(found.federated["sites"])
+    name = metric_name(found.primary)
+    everything = [value for _, row, _ in rows for value in row.values()]
+    limits = (min(everything), max(everything))
+    if len(columns) > FEW_COLUMNS:
+        return _heat(rows, columns, limits, name)
+    caption = (
+        f"{name} of each site's own model (rows: trained at) on every site's test images (columns: tested at); "
+        "framed: at home. Below, for comparison, the models that learned from all sites."
+    )
+    head = "".join(f'<th scope="col">{page.text(site)}</th>' for site in columns)
+    body_rows = "".join(_matrix_row(row, columns, limits, first=at == len(matrix)) for at, row in enumerate(rows))
+    top = f'<thead><tr><th scope="col">trained at</th>{head}</tr></thead>'
+    return page.scrolling(
+        f'<table class="matrix"><caption><span>{page.text(caption)}</span></caption>{top}<tbody>{body_rows}</tbody></table>'
+    )
+
+
+def _matrix_row(
+    row: tuple[str, Mapping[str, float], bool], columns: Sequence[str], limits: tuple[float, float], *, first: bool
+) -> str:
+    name, values, is_site = row
+    cells = ""
+    for site in columns:
+        if site not in values:
+            cells += f"<td>{page.ABSENT}</td>"
+            continue
+        back, front = shade(values[site], limits)
+        home = ' class="home"' if is_site and site == name else ""
+        cells += f'<td{home} style="background:{back};color:{front}">{values[site]:.3f}</td>'
+    return f'<tr{" class=apart" if first else ""}><th scope="row">{page.text(name)}</th>{cells}</tr>'
+
+
+def _heat(
+    rows: Sequence[tuple[str, Mapping[str, float], bool]],
+    columns: Sequence[str],
+    limits: tuple[float, float],
+    name: str,
+) -> str:
+    field = [
+        (row, [(site, values[site], shade(values[site], limits)[0]) for site in columns if site in values])
+        for row, values, _ in rows
+    ]
+    title = f"{name}: rows trained at, columns tested at, {limits[0]:.3f} (light) to {limits[1]:.3f} (dark)"
+    last = ", ".join(row for row, _, is_site in rows if not is_site)
+    caption = (
+        f"{title}. Sites in the order of their names; last rows: {last}. Point at a cell for its value; all are in "
+        "metrics.csv."
+    )
+    return f'<div class="charts">{page.figure(charts.heat(field, title=title), caption)}</div>'
+
+
+def shade(value: float, limits: tuple[float, float]) -> tuple[str, str]:
+    """(background, text) of a cell: light blue at the lowest value, dark blue at the highest, text that stands out."""
+    low, high = limits
+    share = (value - low) / (high - low) if high > low else 0.5
+    mixed = [round(a + share * (b - a)) for a, b in zip(LIGHT, DARK, strict=True)]
+    return "#" + "".join(f"{part:02x}" for part in mixed), "#000000" if share < 0.5 else "#ffffff"

@@ -1,0 +1,1 @@
+"""The server's door: a deployable unit, not part of the installed package."""

@@ -1,0 +1,278 @@
+"""A tiny experiment on real files: 24 pictures at three natural sites, a random DINOv2 of two narrow blocks on disk.
+
+One whole run of it takes a few seconds, most of them imports, so that the real command line can be run many times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SITES = ("east", "north", "south")
+PER_SITE = 8
+SIDE = 28
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call of the command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The tiny experiment's files."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> Path:
+        return self.root / "tiny.toml"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "backbone"
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """That of a real process: one thread, no network, nothing of the caller's terminal."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("FEDVFM_", "RAY_", "COV_"))}
+        fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FEDVFM_CACHE": str(self.root / "no-cache"), "COLUMNS": "200"}
+        return {**kept, **fixed, "PYTHONPATH": str(Path(__file__).parents[2]), **(more or {})}
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        return [sys.executable, "-m", "fedvfm.cli", *map(str, arguments)]
+
+    def start(self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        """Start the real process; the caller ends it."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment(environment),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def run(self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any) -> Answer:
+        """Run the real process to its end."""
+        process = self.start(*arguments, environment=environment, **options)
+        out, err = process.communicate(timeout=300)
+        return Answer(process.returncode, out, err)
+
+
+def summary(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return found
+
+
+def results(run: Path) -> dict[str, Any]:
+    """What must not depend on how often a run was stopped: the fingerprint and every arm's scores."""
+    made = summary(run)
+    return {key: made[key] for key in ("fingerprint", "arms", "backbone", "trainable_parameters", "rounds", "seed")}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def one_error(answer: Answer, code: int, *words: str) -> str:
+    """One clear message on standard error, the exit code, no traceback; the message holds every word."""
+    assert answer.code == code, answer
+    assert "Traceback" not in answer.err + answer.out, answer.err
+    for word in words:
+        assert word in answer.err, f"{word!r} is not in: {answer.err}"
+    return answer.err
+
+
+def picture(site: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A bright disc on a dark, noisy ground; sites differ in brightness."""
+    rng = np.random.default_rng([site, number])
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    middle, radius = rng.uniform(9, 19, size=2), rng.uniform(5, 9)
+    mask = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2 < radius**2
+    image = 40 + 20 * site + 90 * mask + rng.normal(0, 8, size=mask.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), mask.astype(np.uint8)
+
+
+def write_data(folder: Path, sites: Sequence[str] = SITES, per_site: int = PER_SITE) -> Path:
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    rows = ["id,site"]
+    for site, name in enumerate(sites):
+        for number in range(per_site):
+            image, mask = picture(site, number)
+            stem = f"{name}-{number:02d}"
+            Image.fromarray(image).save(folder / "images" / f"{stem}.png")
+            Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
+            rows.append(f"{stem},{name}")
+    (folder / "index.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def write_backbone(folder: Path) -> Path:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    settings = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, patch_size=14, image_size=SIDE
+    )
+    transformers.Dinov2Model(settings).save_pretrained(folder)
+    return folder
+
+
+def write_experiment(path: Path, data: Path, backbone: Path) -> Path:
+    path.write_text(f"""
+name = "tiny"
+title = "discs"
+baselines = ["pooled"]
+
+[data]
+source = "folder"
+path = "{data}"
+
+[partition]
+kind = "natural"
+
+[recipe]
+rounds = 3
+threads = 1
+
+[recipe.backbone]
+name = "{backbone}"
+
+[recipe.adapter]
+rank = 2
+
+[recipe.data]
+class_names = ["background", "disc"]
+input_size = [28, 28]
+
+[recipe.optimiser]
+learning_rate = 1e-2
+batch_size = 3
+
+[recipe.evaluation]
+surface = false
+""")
+    return path
+
+
+class Forks:
+    """Children of a process that has imported everything: real processes without the seconds of start-up."""
+
+    def __init__(self, tiny: Tiny) -> None:
+        self.root = tiny.root
+        script = str(Path(__file__).parent / "preloaded.py")
+        self._process = subprocess.Popen(
+            [sys.executable, script], cwd=tiny.root, env=tiny.environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._ready = False
+
+    def _ask(self, call: Mapping[str, Any]) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if not self._ready:
+            assert self._process.stdout.readline() == "ready\n"
+            self._ready = True
+        self._process.stdin.write(json.dumps(call) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def start(self, scratch: Path, *arguments: str | Path, limit: int = 0, **environment: str) -> int:
+        """The process id of a new call; what it prints goes to ``scratch``/out and ``scratch``/err."""
+        scratch.mkdir(parents=True, exist_ok=True)
+        streams = {name: str(scratch / name) for name in ("out", "err")}
+        return self._ask({**streams, "arguments": [str(a) for a in arguments], "limit": limit, "env": environment})
+
+    def wait(self, scratch: Path, pid: int) -> Answer:
+        code = self._ask({"wait": pid})
+        return Answer(code, (scratch / "out").read_text(), (scratch / "err").read_text())
+
+    def run(self, scratch: Path, *arguments: str | Path, limit: int = 0, **environment: str) -> Answer:
+        """One call to its end; a child killed by a signal has its negative number as code."""
+        return self.wait(scratch, self.start(scratch, *arguments, limit=limit, **environment))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def forks(tiny: Tiny) -> Iterator[Forks]:
+    made = Forks(tiny)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    made = Tiny(tmp_path_factory.mktemp("tiny"))
+    write_data(made.data)
+    write_backbone(made.backbone)
+    write_experiment(made.experiment, made.data, made.backbone)
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Tiny) -> Path:
+    """An undisturbed run by the real command line; tests copy it before they change it."""
+    folder = tiny.root / "finished"
+    answer = tiny.run("simulate", tiny.experiment, "--output", folder)
+    assert answer.code == 0, answer.err
+    (tiny.root / "finished.err").write_text(answer.err)
+    (tiny.root / "finished.out").write_text(answer.out)
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def cli(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """The command line in this process: no start-up, the same entry point."""
+    from fedvfm import cli as door
+
+    for key in ("HF_HUB_OFFLINE", "FEDVFM_CACHE", "COLUMNS"):
+        monkeypatch.setenv(key, tiny.environment()[key])
+    monkeypatch.chdir(tiny.root)
+
+    def call(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            door.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        made = capsys.readouterr()
+        return Answer(code, made.out, made.err)
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,251 @@
+"""Finished runs side by side: groups over seeds, paired differences, clear errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedvfm import errors
+from fedvfm.data import sample as samples
+from fedvfm.simulation import compare, experiment, folder, statistics
+
+
+def summary(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    return found
+
+
+def shown(found: dict[str, Any], width: int = 200) -> str:
+    out = io.StringIO()
+    compare.show(found, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def changed(run: Path, to: Path, *, seed: int | None = None, shift: float = 0.0, **settings: Any) -> Path:
+    """A copy of a run with other values in it, as another experiment would have left it."""
+    shutil.copytree(run, to)
+    values, made = json.loads((to / "experiment.json").read_text()), summary(to)
+    values["recipe"] |= settings
+    if seed is not None:
+        values["recipe"]["seed"] = made["seed"] = seed
+    evaluation = json.loads((to / "evaluation.json").read_text())
+    for rows in evaluation["last"]["samples"].values():
+        rows["dice"] = [value + shift for value in rows["dice"]]
+    made["arms"]["federated"]["macro"] += shift
+    for name, content in (("experiment", values), ("summary", made), ("evaluation", evaluation)):
+        (to / f"{name}.json").write_text(json.dumps(content))
+    return to
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_parent_of_seeds_is_one_group(tiny_seeds: Path) -> None:
+    (group,) = compare.load([tiny_seeds])
+    assert group.label == "tiny"
+    assert [run.seed for run in group.runs] == [0, 1]
+    (same,) = compare.load([tiny_seeds / "seed-1", tiny_seeds / "seed-0", tiny_seeds])
+    assert [run.seed for run in same.runs] == [0, 1]
+
+
+def test_runs_with_other_baselines_join_and_the_same_seed_does_not(tiny_run: Path, tiny_seeds: Path) -> None:
+    first, second = compare.load([tiny_run, tiny_seeds])
+    assert [run.seed for run in first.runs] == [0, 1]
+    assert [run.seed for run in second.runs] == [0]
+    assert {first.label, second.label} == {"tiny (tiny)", f"tiny ({tiny_seeds.name})"}
+
+
+def test_many_seeds_are_in_the_order_of_their_numbers(tiny_run: Path, tmp_path: Path) -> None:
+    for seed in (10, 9, 2):
+        changed(tiny_run, tmp_path / f"seed-{seed}", seed=seed)
+    (group,) = compare.load([tmp_path])
+    assert [run.seed for run in group.runs] == [2, 9, 10]
+
+
+def test_other_settings_are_another_group_and_named(tiny_run: Path, tmp_path: Path) -> None:
+    other = changed(tiny_run, tmp_path / "other", rounds=7)
+    found = compare.compare([tiny_run, other])
+    assert [row["label"] for row in found["runs"]] == ["tiny (tiny)", "tiny (other)"]
+    assert found["runs"][1]["settings"] == {"recipe.rounds": [2, 7]}
+    assert "tiny (other): recipe.rounds: 2 -> 7" in shown(found)
+
+
+@pytest.mark.parametrize("missing", ["summary.json", "experiment.json"])
+def test_a_run_that_is_not_finished_says_how_to_finish_it(tiny_run: Path, tmp_path: Path, missing: str) -> None:
+    run = changed(tiny_run, tmp_path / "run")
+    (run / missing).unlink()
+    with pytest.raises(errors.CheckpointError, match="--resume" if missing == "summary.json" else "no run folder"):
+        compare.load([run])
+
+
+def test_paths_that_are_no_runs(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.CheckpointError, match="no such folder"):
+        compare.load([tmp_path / "nowhere"])
+    with pytest.raises(errors.CheckpointError, match="no run folder"):
+        compare.load([tmp_path])
+    with pytest.raises(errors.CheckpointError, match="at least one"):
+        compare.load([])
+    run = changed(tiny_run, tmp_path / "run")
+    (run / "summary.json").write_text('{"experiment": "tiny"}')
+    with pytest.raises(errors.CheckpointError, match="not finished"):
+        compare.load([run])
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_arm_has_its_macro_and_interval(tiny_run: Path) -> None:
+    found, made = compare.compare([tiny_run]), summary(tiny_run)
+    (row,) = found["runs"]
+    assert list(row["arms"]) == ["federated", "local-only", "local-only abroad", "pooled", "classical"]
+    for arm in ("federated", "local-only", "pooled", "classical"):
+        values = row["arms"][arm]
+        assert values["macro"] == made["arms"][arm]["macro"]
+        assert values["low"] <= values["macro"] + 1e-12
+        assert values["macro"] <= values["high"] + 1e-12
+    assert row["arms"]["local-only abroad"]["macro"] == made["arms"]["local-only"]["abroad"]
+    assert row["bytes"] == {"up": made["bytes"]["up"], "down": made["bytes"]["down"]}
+    assert row["difference"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_seeds_are_averaged_and_both_kept(tiny_seeds: Path) -> None:
+    (row,) = compare.compare([tiny_seeds])["runs"]
+    own = [summary(tiny_seeds / f"seed-{seed}")["arms"]["federated"]["macro"] for seed in (0, 1)]
+    assert row["arms"]["federated"]["by_seed"] == {"0": own[0], "1": own[1]}
+    assert row["arms"]["federated"]["macro"] == pytest.approx(np.mean(own), abs=1e-12)
+    assert row["seeds"] == [0, 1]
+    assert own[0] != own[1]
+
+
+def test_classification_is_compared_by_balanced_accuracy(tiny_classes: Path) -> None:
+    (row,) = compare.compare([tiny_classes])["runs"]
+    made = summary(tiny_classes)
+    assert row["primary"] == "balanced_accuracy"
+    scores = compare.scores(folder.RunFolder(tiny_classes), made)
+    interval = compare.interval([scores["federated"]])
+    assert interval is not None
+    assert interval.mean == pytest.approx(made["arms"]["federated"]["macro"], abs=1e-12)
+    assert row["arms"]["federated"]["low"] < row["arms"]["federated"]["high"]
+
+
+def test_a_constant_shift_has_an_exact_paired_difference(tiny_run: Path, tmp_path: Path) -> None:
+    other = changed(tiny_run, tmp_path / "other", shift=0.125, rounds=7)
+    difference = compare.compare([tiny_run, other])["runs"][1]["difference"]
+    assert difference["paired"]
+    assert difference["seeds"] == [0]
+    assert [difference[key] for key in ("mean", "low", "high")] == pytest.approx([0.125] * 3, abs=1e-9)
+
+
+def test_pairs_are_taken_on_common_seeds(tiny_seeds: Path, tmp_path: Path) -> None:
+    other = changed(tiny_seeds / "seed-1", tmp_path / "other", shift=0.25, rounds=7)
+    found = compare.compare([tiny_seeds, other])
+    difference = found["runs"][1]["difference"]
+    assert difference["paired"]
+    assert difference["seeds"] == [1]
+    assert difference["mean"] == pytest.approx(0.25, abs=1e-9)
+    assert "unpaired" not in shown(found)
+
+
+def test_other_samples_are_compared_unpaired_and_it_says_so(tiny_run: Path, tmp_path: Path) -> None:
+    other = changed(tiny_run, tmp_path / "other", shift=0.2, rounds=7)
+    evaluation = json.loads((other / "evaluation.json").read_text())
+    for rows in evaluation["last"]["samples"].values():
+        rows["id"] = [f"other-{name}" for name in rows["id"]]
+    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    found = compare.compare([tiny_run, other])
+    difference = found["runs"][1]["difference"]
+    assert not difference["paired"]
+    assert difference["mean"] == pytest.approx(0.2, abs=1e-9)
+    assert difference["low"] < 0.2 < difference["high"]
+    assert "unpaired: other samples" in shown(found)
+
+
+def test_other_metrics_are_not_subtracted(tiny_run: Path, tiny_classes: Path) -> None:
+    found = compare.compare([tiny_run, tiny_classes])
+    assert found["runs"][1]["difference"] is None
+    assert "balanced_accuracy" in json.dumps(found)
+
+
+def _scores(values: np.ndarray, seed: int, prefix: str) -> statistics.Scores:
+    return statistics.Scores("arm", seed, {"a": {f"{prefix}{at}": float(value) for at, value in enumerate(values)}})
+
+
+def test_the_unpaired_interval_is_that_of_independent_means() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0.8, 0.1, 200), rng.normal(0.7, 0.05, 300)
+    result = compare.difference([_scores(one, 0, "x")], [_scores(other, 0, "y")])
+    assert result is not None
+    value, paired = result
+    error = 1.96 * np.sqrt(one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other))
+    assert not paired
+    assert value.mean == pytest.approx(one.mean() - other.mean(), abs=1e-12)
+    assert value.high - value.mean == pytest.approx(error, rel=0.15)
+    assert value.mean - value.low == pytest.approx(error, rel=0.15)
+
+
+# --- patients ---------------------------------------------------------------------------------------------------------
+
+
+def test_patients_are_kept_as_numbers_and_drawn_whole(tiny_run: Path, tmp_path: Path) -> None:
+    run = folder.RunFolder(changed(tiny_run, tmp_path / "run"))
+    (run.path / compare.GROUPS).unlink(missing_ok=True)
+    assert compare.scores(run, summary(run.path))["pooled"].patients is None
+    hospitals = experiment.hospitals(experiment.parse(run.read_experiment(), "test"))
+    compare.write_groups(run, hospitals)
+    text = (run.path / compare.GROUPS).read_text()
+    assert "patient" not in text
+    groups = json.loads(text)
+    assert groups.keys() == {"east", "north", "west"}
+    assert all(sorted(rows.values()) == ["0", "0", "1", "1"] for rows in groups.values())
+    assert compare.scores(run, summary(run.path))["pooled"].patients == groups
+
+
+def test_without_patients_there_is_nothing_to_keep(tiny_classes: Path, tmp_path: Path) -> None:
+    hospitals = experiment.hospitals(experiment.parse(folder.RunFolder(tiny_classes).read_experiment(), "test"))
+    run = folder.RunFolder(tmp_path)
+    compare.write_groups(run, hospitals)
+    assert not (tmp_path / compare.GROUPS).exists()
+    assert compare.patients_of(hospitals) is None
+
+
+def test_a_sample_without_a_patient_stands_for_itself(tiny_run: Path) -> None:
+    import dataclasses
+
+    (first, *_) = experiment.hospitals(experiment.parse(folder.RunFolder(tiny_run).read_experiment(), "test"))
+    mixed = (samples.Sample("1", patient="p"), samples.Sample("p"), samples.Sample("2", patient="p"))
+    found = compare.patients_of([dataclasses.replace(first, test=mixed)])
+    assert found is not None
+    assert found["east"]["1"] == found["east"]["2"] != found["east"]["p"]
+
+
+# --- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_names_arms_seeds_and_costs(tiny_run: Path, tiny_seeds: Path) -> None:
+    found = compare.compare([tiny_run, tiny_seeds])
+    text = shown(found)
+    for word in (
+        "macro dice, 95 % interval",
+        "federated",
+        "local-only abroad",
+        "classical",
+        "seeds",
+        "MB up, down",
+        "peak MiB",
+    ):
+        assert word in text
+    assert f"{summary(tiny_run)['arms']['pooled']['macro']:.3f}" in text
+    assert "same settings as the first" in text
+
+
+def test_labels_are_no_markup(tiny_run: Path, tmp_path: Path) -> None:
+    other = changed(tiny_run, tmp_path / "[bold]x", rounds=7)
+    assert "[bold]x" in shown(compare.compare([tiny_run, other]))
