@@ -6,6 +6,7 @@ Importing this package imports neither torch nor Flower; the names below load on
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from fedvfm.simulation.run import resume, simulate
 
 __version__ = "0.1.0"
+
+# Flower reads these when it is imported: no reports home, no search for updates, unless the user says otherwise.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _LAZY = {
     "load_adapter": "fedvfm.inference.export:load_adapter",

@@ -124,18 +124,21 @@ def simulate(
         return
     from fedvfm.simulation import run as runs
 
-    if not wanted:
-        folder = output or runs.default_output(what.name)
-        _show([_run(lambda see: runs.simulate(what, output=folder, observer=see), folder, quiet or as_json)], as_json)
-        return
     parent = output or runs.default_output(what.name)
+    if not wanted:
+        _show([_simulate(what, parent, quiet or as_json)], as_json)
+        return
     if parent.exists() and any(parent.iterdir()):
-        raise errors.OutputInUse(f"output folder {parent} is not empty. Choose another --output; resume a seed with --resume {parent}/seed-N")
-    results = []
-    for seed in wanted:
-        folder, one = parent / f"seed-{seed}", what.with_seed(seed)
-        results.append(_run(lambda see, one=one, folder=folder: runs.simulate(one, output=folder, observer=see), folder, quiet or as_json))
-    _show(results, as_json)
+        raise errors.OutputInUse(
+            f"output folder {parent} is not empty. Choose another --output; resume a seed with --resume {parent}/seed-N"
+        )
+    _show([_simulate(what.with_seed(seed), parent / f"seed-{seed}", quiet or as_json) for seed in wanted], as_json)
+
+
+def _simulate(what: Any, folder: Path, quiet: bool) -> Any:
+    from fedvfm.simulation import run as runs
+
+    return _run(lambda observer: runs.simulate(what, output=folder, observer=observer), folder, quiet)
 
 
 def _bundled() -> dict[str, Path]:

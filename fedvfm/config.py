@@ -19,14 +19,15 @@ from pydantic import Field
 from fedvfm import chain, errors
 
 SCHEMA_VERSION = 1
+MAX_RANK = 1024
 
 Scalar = bool | int | float | str
 Option = Scalar | list[Scalar]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0, strict=False)]
-Positive = Annotated[float, Field(gt=0.0, strict=False)]
-NonNegative = Annotated[float, Field(ge=0.0, strict=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -53,9 +54,9 @@ class AdapterConfig(Strict):
     """The small trainable weights. ``layers`` are block numbers from 0; empty means all."""
 
     kind: Name = "lora"
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
     alpha: Positive | None = None
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] = 0.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _names()] = ()
     targets: Annotated[tuple[Name, ...], _names()] = ("q", "v")
     options: dict[str, Option] = {}
@@ -109,7 +110,7 @@ class OptimiserConfig(Strict):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
     local_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
-    warmup: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] = 0.05
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     clip_norm: NonNegative = 1.0
 
 
@@ -219,7 +220,7 @@ class Experiment(Strict):
     engine: Name = "in-process"
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps|auto)$")] = "cpu"
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
-    site_ranks: dict[Name, Annotated[int, Field(ge=1, le=1024)]] = {}
+    site_ranks: dict[Name, Annotated[int, Field(ge=1, le=MAX_RANK)]] = {}
     cache_mib: Annotated[int, Field(ge=0)] = 2048
     recipe: Recipe
     data: SourceConfig
@@ -291,7 +292,7 @@ def apply_sets(values: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: listing every assignment that cannot be read.
     """
-    result = _copy_tables(values)
+    result: dict[str, Any] = _copy_tables(values)
     faults = []
     for assignment in sets:
         path, equals, text = assignment.partition("=")
@@ -333,11 +334,12 @@ def _toml_value(text: str) -> Any:
 
 def _put(table: dict[str, Any], steps: list[str], value: Any) -> str | None:
     """Set a value below ``table``; what is wrong, if anything."""
+    inner: Any = table
     for step in steps[:-1]:
-        table = table.setdefault(step, {})
-        if not isinstance(table, dict):
+        inner = inner.setdefault(step, {})
+        if not isinstance(inner, dict):
             return f"'{step}' is a value, not a table"
-    table[steps[-1]] = value
+    inner[steps[-1]] = value
     return None
 
 

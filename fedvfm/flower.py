@@ -10,27 +10,19 @@ import importlib
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from flwr.app import Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common import serde
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.serverapp import ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
 from fedvfm import errors
-
-# Flower reads these when it is imported: no reports home, no search for updates, unless the user says otherwise.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-
-with warnings.catch_warnings():
-    # flwr 1.41 imports typer 0.20, which uses names that click 8.5 deprecates: nothing we can mend.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Context, Message
-    from flwr.app.user_config import UserConfig
-    from flwr.clientapp import ClientApp
-    from flwr.common import serde
-    from flwr.proto.message_pb2 import Message as ProtoMessage
-    from flwr.serverapp import ServerApp
-    from flwr.supercore.run import Run
-    from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = 1
 
@@ -79,8 +71,6 @@ def set_message_id(message: Message, message_id: str) -> None:
 
 def context(run_id: int, node_id: int, node_config: dict[str, Any]) -> Context:
     """An empty Context for an app."""
-    from flwr.app import RecordDict
-
     return Context(run_id=run_id, node_id=node_id, node_config=UserConfig(node_config), state=RecordDict(), run_config=UserConfig())
 
 

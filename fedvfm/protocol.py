@@ -9,17 +9,15 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedvfm import config, errors, flower, state
-
-with flower.warnings.catch_warnings():
-    flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 VERSION = 1
 
@@ -101,8 +99,11 @@ def _npy_shape(header: bytes) -> tuple[int, ...]:
     Raises:
         ValueError: for anything but little-endian float32 in C order.
     """
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header[len(_NPY) :]))
-    if fortran or dtype != np.dtype("<f4"):
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header[len(_NPY) :]))
+    except Exception:  # a header is parsed as Python: a hostile one breaks the parser in a dozen ways
+        raise ValueError("not an .npy header") from None
+    if fortran or dtype != np.dtype("<f4") or any(type(side) is not int or side < 0 for side in shape):
         raise ValueError("only float32 arrays in C order travel")
     return tuple(shape)
 
@@ -129,7 +130,7 @@ def _state(record: ArrayRecord) -> state.AdapterState:
 
 
 def _header(content: RecordDict) -> Mapping[str, Any]:
-    header = content.config_records.get(_HEADER)
+    header: Mapping[str, Any] | None = content.config_records.get(_HEADER)
     if header is None or header.get("protocol") != VERSION:
         found = None if header is None else header.get("protocol")
         raise errors.ProtocolError(f"message of protocol version {found!r}; this is version {VERSION}. Install the same fedvfm at both ends")
@@ -173,7 +174,7 @@ def decode_task(content: RecordDict) -> Task:
             surface=bool(header["surface"]),
             per_sample=bool(header["per_sample"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.ProtocolError(f"message from the server is not of the known form ({type(error).__name__})") from None
     if recipe.hash != header.get("recipe_hash"):
         raise errors.ProtocolError("the recipe is not the one its hash names")
@@ -182,7 +183,7 @@ def decode_task(content: RecordDict) -> Task:
 
 def encode_hello(hello: Hello) -> RecordDict:
     """The records of a handshake reply."""
-    header = {
+    header: dict[str, Any] = {
         "protocol": VERSION,
         "site": hello.site,
         "backbone_sha256": hello.backbone_sha256,
@@ -204,7 +205,7 @@ def decode_hello(content: RecordDict) -> Hello:
             site=_text(header["site"]),
             backbone_sha256=_text(header["backbone_sha256"]),
             manifest_fingerprint=_text(header["manifest_fingerprint"]),
-            rank=_whole(header["rank"]),
+            rank=_rank(header["rank"]),
             examples={name: _whole(value) for name, value in content.metric_records[_METRICS].items()},
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -213,7 +214,7 @@ def decode_hello(content: RecordDict) -> Hello:
 
 def encode_update(update: state.SiteUpdate) -> RecordDict:
     """The records of a train reply."""
-    header = {"protocol": VERSION, "site": update.site, "round": update.base_round + 1, "base_fingerprint": update.base_fingerprint}
+    header: dict[str, Any] = {"protocol": VERSION, "site": update.site, "round": update.base_round + 1, "base_fingerprint": update.base_fingerprint}
     metrics: dict[str, Any] = {"num_examples": update.num_examples, **update.metrics}
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics), _ADAPTER: _arrays(update.state)})
 
@@ -241,7 +242,7 @@ def decode_update(content: RecordDict) -> state.SiteUpdate:
 
 def encode_evaluation(evaluation: Evaluation) -> RecordDict:
     """The records of an evaluate reply."""
-    header = {"protocol": VERSION, "site": evaluation.site, "round": evaluation.round, _IDS: list(evaluation.ids)}
+    header: dict[str, Any] = {"protocol": VERSION, "site": evaluation.site, "round": evaluation.round, _IDS: list(evaluation.ids)}
     metrics: dict[str, Any] = {"num_examples": evaluation.num_examples, **evaluation.metrics}
     content = RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics)})
     if evaluation.samples:
@@ -258,7 +259,7 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
     header = _header(content)
     try:
         metrics = dict(content.metric_records[_METRICS])
-        samples = content.metric_records.get(_SAMPLES) or {}
+        samples: Mapping[str, Any] = content.metric_records.get(_SAMPLES) or {}
         ids = header[_IDS]
         return Evaluation(
             site=_text(header["site"]),
@@ -284,9 +285,16 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _rank(value: Any) -> int:
+    if not 1 <= _whole(value) <= config.MAX_RANK:
+        raise ValueError("rank")
+    return int(value)
+
+
 def _real(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError("number")
+    # The journal is JSON, which has no NaN: it must not come in.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError("finite number")
     return float(value)
 
 

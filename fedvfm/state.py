@@ -139,7 +139,8 @@ class Manifest:
 class AdapterState(Mapping[str, Array]):
     """Immutable named float32 arrays with vector arithmetic.
 
-    Names iterate in sorted order. The arrays are read-only views; arithmetic makes new states.
+    Names iterate in sorted order. The arrays are read-only views, not copies: whoever hands an array in writes to it no more.
+    Arithmetic makes new states; two states are equal if names and bytes are.
 
     Raises:
         ProtocolError: if an array is not float32.
@@ -150,7 +151,7 @@ class AdapterState(Mapping[str, Array]):
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         kept: dict[str, Array] = {}
         for name in sorted(arrays):
-            array = arrays[name]
+            array = np.asarray(arrays[name])
             if array.dtype != np.float32:
                 raise errors.ProtocolError(f"array '{name}' is {array.dtype}, only float32 travels")
             view = array.view()
@@ -167,6 +168,12 @@ class AdapterState(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AdapterState) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     def _with(self, other: AdapterState, combine: Callable[[Array, Array], Array]) -> AdapterState:
         if list(self) != list(other):

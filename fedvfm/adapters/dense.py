@@ -14,7 +14,9 @@ from fedvfm.backbones import base as backbones
 
 
 class Dense(base.Adapter):
-    """Trains the parameters that ``chosen`` picks. They travel as differences from the frozen weights, so averaging is exact.
+    """Trains the parameters that ``chosen`` picks.
+
+    They travel as differences from the frozen weights, so averaging is exact.
 
     A backbone that was not pretrained travels as it is.
 
@@ -30,7 +32,10 @@ class Dense(base.Adapter):
         """See base."""
         found = super().faults(settings, backbone)
         if self.group != "full" and backbone.depth == 0:
-            found.append(f"recipe.adapter.kind: backbone '{backbone.name}' has no pretrained norms or biases to tune; use kind 'full'")
+            found.append(
+                f"recipe.adapter.kind: backbone '{backbone.name}' has no pretrained norms or biases to tune; "
+                f"use kind 'full'"
+            )
         return found
 
     def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:

@@ -28,7 +28,9 @@ def peft_config(settings: configs.AdapterConfig, backbone: backbones.Backbone) -
 
 def _paths(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> dict[str, str | None]:
     chosen = base.blocks_of(settings, backbone)
-    return {f"block.{block:02d}.{part}": backbone.projection(block, part) for block in chosen for part in settings.targets}
+    return {
+        f"block.{block:02d}.{part}": backbone.projection(block, part) for block in chosen for part in settings.targets
+    }
 
 
 class Lora(base.Adapter):
@@ -42,7 +44,9 @@ class Lora(base.Adapter):
         """See base."""
         found = super().faults(settings, backbone)
         if backbone.depth == 0:
-            return [f"recipe.adapter.kind = 'lora': backbone '{backbone.name}' has no projections to adapt; use kind 'full'"]
+            return [
+                f"recipe.adapter.kind = 'lora': backbone '{backbone.name}' has no projections to adapt; use kind 'full'"
+            ]
         unknown = [part for part in settings.targets if backbone.projection(0, part) is None]
         if unknown or not settings.targets:
             found.append(f"recipe.adapter.targets = {list(settings.targets)}: known: q, k, v, o, fc1, fc2")

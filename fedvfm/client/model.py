@@ -31,7 +31,9 @@ def validate(recipe: configs.Recipe) -> list[str]:
         if name not in table:
             faults.append(f"{where}: {table.fault(name)}")
     try:
-        backbone: backbones.Backbone | None = backbone_table.loader(recipe.backbone)(recipe.backbone, with_weights=False)
+        backbone: backbones.Backbone | None = backbone_table.loader(recipe.backbone)(
+            recipe.backbone, with_weights=False
+        )
     except errors.UnknownName as error:
         faults.append(f"recipe.backbone.name: {error}")
         backbone = None
@@ -62,7 +64,10 @@ class AdaptedModel(nn.Module):
         load = backbone_table.loader(recipe.backbone)
         self.task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
         kind: adapters.Adapter = adapter_table.TABLE.get(recipe.adapter.kind)()
-        with torch.random.fork_rng(devices=[]):  # modules draw first values that nobody uses
+        with torch.random.fork_rng(devices=[]):
+            # What a backbone from scratch does not train must be the same at every site; nobody uses the other first
+            # values.
+            torch.manual_seed(seeding.torch_seed(recipe.seed, "initial", "backbone"))
             self.backbone: backbones.Backbone = load(recipe.backbone, with_weights=with_weights, device=device)
             self.backbone_parameters = self.backbone.parameters_total()
             self.injected = kind.inject(recipe.adapter, self.backbone)
@@ -97,14 +102,20 @@ class AdaptedModel(nn.Module):
     def initial(self) -> state.AdapterState:
         """The adapter of round 0, seeded by the recipe."""
         arrays = {spec.name: adapters.initial(spec, self.recipe.seed) for spec in self.injected.specs}
-        arrays |= {name: value.detach().numpy().copy() for name, value in self._from_seed().items() if name in self._parameters_by_name}
+        arrays |= {
+            name: value.detach().numpy().copy()
+            for name, value in self._from_seed().items()
+            if name in self._parameters_by_name
+        }
         return state.AdapterState(arrays)
 
     def _from_seed(self) -> Mapping[str, Tensor]:
         """First values that a module makes itself: the head's, and those of a backbone that was not pretrained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.torch_seed(self.recipe.seed, "initial", "head"))
-            found: dict[str, Tensor] = {f"head.{name}": p for name, p in self.task.head(self.backbone).named_parameters()}
+            found: dict[str, Tensor] = {
+                f"head.{name}": p for name, p in self.task.head(self.backbone).named_parameters()
+            }
             if not self.backbone.pretrained:
                 torch.manual_seed(seeding.torch_seed(self.recipe.seed, "initial", "backbone"))
                 made = backbone_table.loader(self.recipe.backbone)(self.recipe.backbone)
@@ -139,7 +150,8 @@ class AdaptedModel(nn.Module):
         expected = {spec.name: spec.shape for spec in self.manifest}
         if {name: array.shape for name, array in adapter.items()} != expected:
             raise errors.CheckpointError(
-                f"the adapter has {len(adapter)} arrays that do not fit this recipe's {len(expected)}; it belongs to another recipe or backbone"
+                f"the adapter has {len(adapter)} arrays that do not fit this recipe's {len(expected)}; it "
+                f"belongs to another recipe or backbone"
             )
         for name, parameter in self._parameters_by_name.items():
             value = torch.tensor(adapter[name])
@@ -172,7 +184,9 @@ class AdaptedModel(nn.Module):
             return self.backbone.prefix(pixels, self.frozen_blocks, self.taps)
 
 
-def lock(recipe: configs.Recipe, *, with_weights: bool = True, device: str = "cpu") -> tuple[recipes.LockedRecipe, AdaptedModel]:
+def lock(
+    recipe: configs.Recipe, *, with_weights: bool = True, device: str = "cpu"
+) -> tuple[recipes.LockedRecipe, AdaptedModel]:
     """Build the model of a recipe and lock the recipe to its manifest, initial adapter and backbone sha256."""
     model = AdaptedModel(recipe, with_weights=with_weights, device=device)
     initial = model.initial()

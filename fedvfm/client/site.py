@@ -22,10 +22,25 @@ from fedvfm.data import transforms
 class Hospital(Protocol):
     """What a site needs of its data; ``fedvfm.data.hospitals.Hospital`` is one."""
 
-    name: str
-    train: tuple[samples.Sample, ...]
-    val: tuple[samples.Sample, ...]
-    test: tuple[samples.Sample, ...]
+    @property
+    def name(self) -> str:
+        """The hospital's name."""
+        ...
+
+    @property
+    def train(self) -> tuple[samples.Sample, ...]:
+        """Samples to train on."""
+        ...
+
+    @property
+    def val(self) -> tuple[samples.Sample, ...]:
+        """Samples to validate on; may be empty."""
+        ...
+
+    @property
+    def test(self) -> tuple[samples.Sample, ...]:
+        """Samples to test on."""
+        ...
 
     def read(self, sample: samples.Sample) -> samples.Pixels:
         """Read one sample."""
@@ -130,14 +145,12 @@ class Site:
         if view == -1:
             return Example(sample, self._augmented(model, sample, words), None)
         key = (*_key(model, sample), view)
-        prepared = self.memory.get((*key, "image"), _image_bytes, lambda: self._augmented(model, sample, ("view", view)))
+        prepared = self._kept((*key, "image"), lambda: self._augmented(model, sample, ("view", view)))
         return Example(sample, prepared, self._prefix(model, key, prepared.image))
 
     def whole(self, model: models.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
         """One sample for evaluation: the whole image, not augmented."""
-        key = (*_key(model, sample), "image")
-        found: transforms.Prepared = self.memory.get(key, _image_bytes, lambda: self._evaluated(model, sample))
-        return found
+        return self._kept((*_key(model, sample), "image"), lambda: self._evaluated(model, sample))
 
     def tile(self, model: models.AdaptedModel, sample: samples.Sample, image: transforms.Image, corner: tuple[int, int]) -> Example:
         """A window of an image in evaluation.
@@ -146,6 +159,9 @@ class Site:
         """
         prepared = transforms.Prepared(image, None, None, None)
         return Example(sample, prepared, self._prefix(model, (*_key(model, sample), "tile", corner, image.shape), image))
+
+    def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
+        return _unpack(self.memory.get(key, _image_bytes, lambda: _pack(make())))
 
     def _read(self, sample: samples.Sample) -> samples.Pixels:
         try:
@@ -185,6 +201,21 @@ class Site:
 
 def _key(model: models.AdaptedModel, sample: samples.Sample) -> tuple[Hashable, ...]:
     return (sample.id, model.recipe.data, model.backbone.patch, model.recipe.seed)
+
+
+def _pack(prepared: transforms.Prepared) -> transforms.Prepared:
+    """A smaller form to keep: masks in one byte a pixel (a contract has at most 256 classes), grey images in one channel."""
+    mask, truth = (None if array is None else array.astype(np.uint8) for array in (prepared.mask, prepared.truth))
+    image = prepared.image
+    grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
+    return transforms.Prepared(image[:1].copy() if grey else image, mask, truth, prepared.spacing)  # type: ignore[arg-type]
+
+
+def _unpack(packed: transforms.Prepared) -> transforms.Prepared:
+    # A copy in the usual order: another memory layout would choose other kernels and so other last bits.
+    image = np.repeat(packed.image, 3, axis=0) if len(packed.image) == 1 else packed.image
+    mask, truth = (None if array is None else array.astype(np.int64) for array in (packed.mask, packed.truth))
+    return transforms.Prepared(image, mask, truth, packed.spacing)
 
 
 def _image_bytes(prepared: transforms.Prepared) -> int:

@@ -9,7 +9,9 @@ from fedvfm import state
 from fedvfm.client import model as models
 
 
-def text(model: models.AdaptedModel, adapter: state.AdapterState, made: Mapping[str, Any], note: str, *, with_peft: bool) -> str:
+def text(
+    model: models.AdaptedModel, adapter: state.AdapterState, made: Mapping[str, Any], note: str, *, with_peft: bool
+) -> str:
     """The card as Markdown: what it is, how to load it, how it was made, what it scored."""
     recipe = model.recipe
     share = adapter.parameters / max(1, model.backbone_parameters)
@@ -31,7 +33,8 @@ def text(model: models.AdaptedModel, adapter: state.AdapterState, made: Mapping[
         "## How it was made",
         "",
         f"- task: {recipe.task.kind}, classes: {', '.join(recipe.data.class_names)}",
-        f"- trainable numbers: {adapter.parameters:,} ({share:.2%} of the backbone), {recipe.rounds} rounds, rule `{recipe.aggregation.rule}`",
+        f"- trainable numbers: {adapter.parameters:,} ({share:.2%} of the backbone), {recipe.rounds} rounds, "
+        f"rule `{recipe.aggregation.rule}`",
         f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
         f"- recipe hash: `{recipe.hash}`",
         f"- fingerprint: `{adapter.fingerprint}`",
@@ -49,7 +52,7 @@ def _loading(with_peft: bool) -> list[str]:
     stock = [
         "```python",
         "from peft import PeftModel",
-        "model = PeftModel.from_pretrained(stock_backbone, \"adapter\")  # the transformers model; the head is head.safetensors",
+        'model = PeftModel.from_pretrained(stock_backbone, "adapter")  # of transformers; see head.safetensors',
         "```",
     ]
     return ["With PEFT into the stock backbone:", "", *stock, "", "With fedvfm, head included:", "", *own]
@@ -59,5 +62,18 @@ def _scores(made: Mapping[str, Any]) -> list[str]:
     arms = made.get("arms", {})
     if not arms:
         return []
-    head = ["## Scores", "", f"Test {made['primary']}, mean over sites (macro) and worst site:", "", "| arm | macro | worst site |", "|---|---|---|"]
-    return [*head, *(f"| {name} | {arm['macro']:.3f} | {arm['worst']['site']} {arm['worst']['value']:.3f} |" for name, arm in arms.items())]
+    head = [
+        "## Scores",
+        "",
+        f"Test {made['primary']}, mean over sites (macro) and worst site:",
+        "",
+        "| arm | macro | worst site |",
+        "|---|---|---|",
+    ]
+    return [
+        *head,
+        *(
+            f"| {name} | {arm['macro']:.3f} | {arm['worst']['site']} {arm['worst']['value']:.3f} |"
+            for name, arm in arms.items()
+        ),
+    ]

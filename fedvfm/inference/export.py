@@ -30,8 +30,10 @@ HEAD = "head.safetensors"
 def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, note: str = "") -> Path:
     """Write the model's adapter, its head and a model card.
 
-    ``fedvfm_adapter.safetensors`` holds every array under its wire name (:func:`load_adapter` reads it). For LoRA and norm tuning
-    ``adapter_config.json`` and ``adapter_model.safetensors`` are what ``PeftModel.from_pretrained`` loads into the stock backbone.
+    ``fedvfm_adapter.safetensors`` holds every array under its wire name (:func:`load_adapter` reads it). For LoRA and
+    norm tuning
+    ``adapter_config.json`` and ``adapter_model.safetensors`` are what ``PeftModel.from_pretrained`` loads into the
+    stock backbone.
 
     Raises:
         StorageError: if the disk refuses.
@@ -39,7 +41,9 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
     adapter = model.read()
     checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe.hash})
     heads = {name.removeprefix("head."): value for name, value in adapter.items() if name.startswith("head.")}
-    storage.write_bytes(folder / HEAD, safetensors.torch.save({name: _tensor(value) for name, value in heads.items()}), mode=0o644)
+    storage.write_bytes(
+        folder / HEAD, safetensors.torch.save({name: _tensor(value) for name, value in heads.items()}), mode=0o644
+    )
     about = {
         "recipe": model.recipe.model_dump(mode="json"),
         "backbone_sha256": model.backbone.sha256,
@@ -51,12 +55,18 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
     if for_peft is not None:
         settings, tensors = for_peft
         storage.write_text(folder / "adapter_config.json", _as_json(settings), mode=0o644)
-        storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}), mode=0o644)
-    storage.write_text(folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None), mode=0o644)
+        storage.write_bytes(
+            folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}), mode=0o644
+        )
+    storage.write_text(
+        folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None), mode=0o644
+    )
     return folder
 
 
-def load_adapter(folder: str | os.PathLike[str], *, device: str = "cpu", backbone: str | None = None) -> models.AdaptedModel:
+def load_adapter(
+    folder: str | os.PathLike[str], *, device: str = "cpu", backbone: str | None = None
+) -> models.AdaptedModel:
     """The adapted model of a saved adapter, of any kind, ready for evaluation.
 
     Args:
@@ -134,7 +144,11 @@ def _peft(model: models.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor
 
 
 def _norm_config(model: models.AdaptedModel, fresh: backbones.Backbone) -> peft.LNTuningConfig:
-    paths = {name.rpartition(".")[0] for name, _ in fresh.model.named_parameters() if fresh.wire_name(name) in model.injected.parameters}
+    paths = {
+        name.rpartition(".")[0]
+        for name, _ in fresh.model.named_parameters()
+        if fresh.wire_name(name) in model.injected.parameters
+    }
     return peft.LNTuningConfig(target_modules=sorted(paths))
 
 
@@ -145,6 +159,10 @@ def _peft_tensors(model: models.AdaptedModel) -> dict[str, Tensor]:
     for name, parameter in model.backbone.model.named_parameters():
         if id(parameter) in known:
             path, last = name.rpartition(".")[0], name.rpartition(".")[2]
-            renamed = name.replace(".default.", ".") if model.recipe.adapter.kind == "lora" else f"{path}.ln_tuning_layers.{last}"
+            renamed = (
+                name.replace(".default.", ".")
+                if model.recipe.adapter.kind == "lora"
+                else f"{path}.ln_tuning_layers.{last}"
+            )
             found[f"base_model.model.{renamed}"] = parameter.detach().cpu().contiguous()
     return found

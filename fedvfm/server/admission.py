@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedvfm import config, errors, state
+import numpy as np
 
+from fedvfm import config, errors, state
 
 LEAST_LOSS, MOST_LOSS = 1e-6, 10.0
 
@@ -51,7 +52,8 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
     _check_arrays(update.state, terms.manifest)
     if not update.state.finite():
         raise errors.Refused("not-finite", "an array holds NaN or infinity")
-    norm = (update.state - terms.base).norm()
+    with np.errstate(over="ignore"):  # a difference beyond float32 is infinite, and over any bound
+        norm = (update.state - terms.base).norm()
     if not norm <= terms.bounds.max_update_norm:
         raise errors.Refused("norm", f"update norm {norm:.4g} is over the bound {terms.bounds.max_update_norm:.4g}")
     return update

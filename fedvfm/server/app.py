@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
 from fedvfm import errors, flower, progress
 from fedvfm.server import strategy
-
-with flower.warnings.catch_warnings():
-    flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
 
 
 def make_server_app(jobs: Sequence[strategy.Job], observer: progress.Observer = progress.silent) -> ServerApp:

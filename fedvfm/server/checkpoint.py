@@ -28,8 +28,8 @@ def save(folder: Path, round_number: int, adapter: state.AdapterState, rule_stat
 
 def write(path: Path, adapter: state.AdapterState, metadata: Mapping[str, str], extra: Mapping[str, state.Array] | None = None) -> None:
     """Write an adapter as safetensors with its fingerprint in the metadata."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in adapter.items()}
-    arrays |= {_RULE + name: np.ascontiguousarray(array) for name, array in (extra or {}).items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in adapter.items()}
+    arrays |= {_RULE + name: np.asarray(array, order="C") for name, array in (extra or {}).items()}
     marks = {**metadata, "fingerprint": adapter.fingerprint}
     storage.write_bytes(path, safetensors.numpy.save(arrays, metadata=marks))
 
@@ -41,7 +41,7 @@ def read(path: Path) -> tuple[state.AdapterState, dict[str, state.Array], dict[s
         CheckpointError: if the file is missing, damaged, or not the bytes its fingerprint names.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="numpy") as file:
             marks = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         adapter = state.AdapterState({name: array for name, array in arrays.items() if not name.startswith(_RULE)})

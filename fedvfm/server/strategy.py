@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import threadpoolctl
+from flwr.app import Message
+from flwr.serverapp import Grid
 
 from fedvfm import chain, errors, flower, progress, protocol, state, storage
 from fedvfm import config as configs
@@ -23,11 +25,6 @@ from fedvfm import recipe as recipes
 from fedvfm.server import admission, checkpoint, cohort, journal
 from fedvfm.server.aggregators import base, svd
 from fedvfm.server.aggregators import table as rules
-
-with flower.warnings.catch_warnings():
-    flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Message
-    from flwr.serverapp import Grid
 
 POLL_S = 0.5
 
@@ -305,7 +302,11 @@ class Federation:
             if message.has_error():
                 self.observer("note", text=f"site '{name}' did not evaluate: {protocol.error_word(message)}")
                 continue
-            answer = protocol.decode_evaluation(message.content)
+            try:
+                answer = protocol.decode_evaluation(message.content)
+            except errors.ProtocolError as error:
+                self.observer("note", text=f"site '{name}' did not evaluate: {error}")
+                continue
             if answer.site == name and answer.round == number:
                 answers[name] = answer
         if full and len(answers) < len(sites):

@@ -86,14 +86,31 @@ def load(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
     if not paths:
         raise errors.CheckpointError("no run to compare. Give the folder of at least one finished run")
     grouped: list[list[Run]] = []
-    for run in [_read(path) for path in dict.fromkeys(found for path in paths for found in _expand(Path(path)))]:
-        for members in grouped:
-            if _key(members[0]) == _key(run) and run.seed not in [other.seed for other in members]:
-                members.append(run)
-                break
-        else:
-            grouped.append([run])
+    seen: set[Path] = set()
+    for path in paths:
+        fresh = [found for found in _expand(Path(path)) if found.resolve() not in seen]
+        seen |= {found.resolve() for found in fresh}
+        for alike in _alike([_read(found) for found in fresh]):
+            _join(grouped, alike)
     return [Group(label, tuple(sorted(runs, key=lambda run: run.seed))) for label, runs in _labelled(grouped)]
+
+
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of one path, those of one experiment together."""
+    grouped: list[list[Run]] = []
+    for run in runs:
+        _join(grouped, [run])
+    return grouped
+
+
+def _join(grouped: list[list[Run]], alike: list[Run]) -> None:
+    """Add runs to the first group of the same experiment that has none of their seeds, or as a new group."""
+    seeds = {run.seed for run in alike}
+    for members in grouped:
+        if _key(members[0]) == _key(alike[0]) and seeds.isdisjoint(run.seed for run in members):
+            members.extend(alike)
+            return
+    grouped.append(alike)
 
 
 def _key(run: Run) -> tuple[str, dict[str, Any]]:
@@ -367,7 +384,11 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     for row in rows[1:]:
         console.print(f"{row['label']}: {_settings_text(row['settings'])}", highlight=False, markup=False)
     several = any(len(row["seeds"]) > 1 for row in rows)
-    over = "samples and seeds" if several else "samples; one seed, so the spread between seeds is not in them"
+    over = (
+        "samples and seeds (few seeds understate their spread)"
+        if several
+        else "samples; one seed, so the spread between seeds is not in them"
+    )
     console.print(
         f"Intervals: 95 %, bootstrap over {over}. Bytes and seconds are means over seeds, peak memory is the largest.",
         highlight=False,
@@ -384,7 +405,7 @@ def rich_table(found: Mapping[str, Any]) -> Table:
     for row in rows:
         made.add_column(Text(row["label"]), justify="right")
     for arm in dict.fromkeys(arm for row in rows for arm in row["arms"]):
-        made.add_row(arm, *(_bounds_text(row["arms"].get(arm), "macro") for row in rows))
+        made.add_row(arm, *(_bounds_text(row["arms"].get(arm), len(row["seeds"])) for row in rows))
     made.add_section()
     made.add_row("federated minus first", *(_difference_text(row) for row in rows))
     made.add_section()
@@ -396,12 +417,13 @@ def rich_table(found: Mapping[str, Any]) -> Table:
     return made
 
 
-def _bounds_text(row: Mapping[str, Any] | None, key: str) -> str:
-    if row is None or row[key] is None:
+def _bounds_text(row: Mapping[str, Any] | None, seeds: int) -> str:
+    if row is None or row["macro"] is None:
         return "-"
+    few = "" if len(row["by_seed"]) == seeds else f", {len(row['by_seed'])} of {seeds} seeds"
     if row["low"] is None:
-        return f"{row[key]:.3f} (no interval)"
-    return f"{row[key]:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        return f"{row['macro']:.3f} (no interval{few})"
+    return f"{row['macro']:.3f} ({row['low']:.3f} to {row['high']:.3f}{few})"
 
 
 def _difference_text(row: Mapping[str, Any]) -> str:

@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
 from fedvfm import config as configs
 from fedvfm import errors, flower, progress
 from fedvfm.client import app as client_app
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
-
-with flower.warnings.catch_warnings():
-    flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Context, Message, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid
 
 RUN_ID = 1
 FIRST_NODE = 100

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flwr.app import Message, RecordDict
+
 from fedvfm import config as configs
 from fedvfm import flower, protocol, state
 from fedvfm import recipe as recipes
@@ -14,10 +16,6 @@ from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import strategy
 from fedvfm.server.aggregators import table as rules
 from fedvfm.simulation import run, summary
-
-with flower.warnings.catch_warnings():
-    flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Message, RecordDict
 
 BASE_MIB = 550.0
 """Memory of the imports alone (torch, transformers, peft, MONAI, flwr); see ``benchmarks/``."""
@@ -124,7 +122,8 @@ def _memory(what: configs.Experiment, model: models.AdaptedModel, hospitals: Seq
     tokens = (height // backbone.patch) * (width // backbone.patch)
     # About 34 floats a token and channel are kept for the backward pass of a transformer block (Korthikanti et al., 2022).
     activations = 4 * 34 * tokens * backbone.width * max(backbone.depth, 1) * recipe.optimiser.batch_size
-    images = sum(len(h.train) * recipe.data.views + sum(map(len, h.splits.values())) for h in hospitals)
+    images: int = sum(len(h.train) * recipe.data.views + sum(map(len, h.splits.values())) for h in hospitals)
     prefix = 4 * tokens * backbone.width if model.frozen_blocks else 0
     kept = min(what.cache_mib * run.MIB, images * (4 * 5 * height * width + prefix))
-    return round(BASE_MIB + (activations + 4 * model.backbone_parameters + kept) / run.MIB, 1)
+    total: float = BASE_MIB + (activations + 4 * model.backbone_parameters + kept) / run.MIB
+    return round(total, 1)

@@ -113,7 +113,10 @@ def _refusals(journal: Rounds) -> str:
     if not rows:
         return page.paragraph("Every update was admitted.", "soft")
     return page.table(
-        ("round", "site", "reason", "detail"), rows, f"{len(rows)} updates were refused.", words=(1, 2, 3)
+        ("round", "site", "reason", "detail"),
+        rows,
+        "1 update was refused." if len(rows) == 1 else f"{len(rows)} updates were refused.",
+        words=(1, 2, 3),
     )
 
 
@@ -167,8 +170,12 @@ def _against_whole(moved: float, full: float) -> str:
     if not moved or not full:
         return ""
     if moved <= full:
-        return f"{full / moved:,.1f} times less than the whole model"
-    return f"{moved / full:,.1f} times as much as the whole model"
+        return f"{_times(full / moved)} less than the whole model"
+    return f"{_times(moved / full)} as much as the whole model"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
 
 
 def traffic(journal: Rounds, made: Mapping[str, Any]) -> str:

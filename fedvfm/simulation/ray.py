@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
 from fedvfm import config as configs
 from fedvfm import errors, flower, progress, storage
 from fedvfm.client import app as client_app
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
-
-with flower.warnings.catch_warnings():
-    flower.warnings.simplefilter("ignore", DeprecationWarning)
-    from flwr.app import Context, Message
-    from flwr.clientapp import ClientApp
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

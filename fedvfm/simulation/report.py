@@ -20,6 +20,7 @@ FEW_ROWS = 12
 FEW_COLUMNS = 16
 SHARE = (0.0, 1.0)
 LIGHT, DARK = (0xEE, 0xF5, 0xFB), (0x0A, 0x45, 0x7C)
+WHITE_FROM = 0.7  # where black and white text stand out equally, 4.5 to 1
 
 NAMES = {
     "dice": "Dice",
@@ -253,7 +254,7 @@ def _below_home_text(found: Found) -> str:
         return page.paragraph(f"No site scores more than {BELOW_HOME} below its own local-only model at home.")
     named = "; ".join(f"{site} ({ours:.3f} against {own:.3f})" for site, ours, own in lower)
     number = "1 site scores" if len(lower) == 1 else f"{len(lower)} sites score"
-    strong = f"<strong>{number} more than {BELOW_HOME} below their own local-only model at home:</strong> "
+    strong = f"<strong>{number} more than {BELOW_HOME} below the site's own local-only model at home:</strong> "
     return page.paragraph(page.Markup(strong + page.text(named) + "."))
 
 
@@ -363,9 +364,8 @@ def _matrix(found: Found) -> str:
     head = "".join(f'<th scope="col">{page.text(site)}</th>' for site in columns)
     body_rows = "".join(_matrix_row(row, columns, limits, first=at == len(matrix)) for at, row in enumerate(rows))
     top = f'<thead><tr><th scope="col">trained at</th>{head}</tr></thead>'
-    return page.scrolling(
-        f'<table class="matrix"><caption><span>{page.text(caption)}</span></caption>{top}<tbody>{body_rows}</tbody></table>'
-    )
+    named = f"<caption><span>{page.text(caption)}</span></caption>"
+    return page.scrolling(f'<table class="matrix">{named}{top}<tbody>{body_rows}</tbody></table>')
 
 
 def _matrix_row(
@@ -407,4 +407,4 @@ def shade(value: float, limits: tuple[float, float]) -> tuple[str, str]:
     low, high = limits
     share = (value - low) / (high - low) if high > low else 0.5
     mixed = [round(a + share * (b - a)) for a, b in zip(LIGHT, DARK, strict=True)]
-    return "#" + "".join(f"{part:02x}" for part in mixed), "#000000" if share < 0.5 else "#ffffff"
+    return "#" + "".join(f"{part:02x}" for part in mixed), "#000000" if share < WHITE_FROM else "#ffffff"

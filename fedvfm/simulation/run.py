@@ -218,7 +218,7 @@ def _finish(
     """Write what is derived from the arms: tables, adapter, summary, report."""
     from fedvfm.inference import export
     from fedvfm.server import checkpoint
-    from fedvfm.simulation import pictures, report
+    from fedvfm.simulation import compare, pictures, report
 
     adapter, _, _ = checkpoint.read(run.path / "adapter.safetensors")
     if adapter.fingerprint != made["fingerprint"]:
@@ -229,5 +229,6 @@ def _finish(
     export.save(model, run.path / "adapter", made, note=what.note)
     shown = pictures.examples(model, hospitals, seeding.stream(what.recipe.seed, "report"))
     storage.write_text(run.path / "summary.json", summary.as_json(made) + "\n", mode=0o644)
+    compare.write_groups(run, hospitals)
     report.write(run, what, hospitals, made, shown)
     observer("note", text=f"report: {run.path / 'report.html'}")

@@ -104,10 +104,9 @@ def as_html(made: Mapping[str, Any]) -> str:
 def write_tables(run: folder.RunFolder, made: Mapping[str, Any]) -> None:
     """metrics.csv (arm, trained at, round, split, site, metric, value) and samples.csv (one row a sample and metric)."""
     names = ["federated", *sorted(str(p.parent.relative_to(run.path / "arms")) for p in (run.path / "arms").rglob("evaluation.json"))]
-    head = ("arm", "round", "split", "site", "metric", "value")
-    _write_csv(run, "metrics.csv", head, (row for name in names for row in _metric_rows(run, name)))
-    head = ("arm", "site", "sample", "metric", "value")
-    _write_csv(run, "samples.csv", head, (row for name in names for row in _sample_rows(run, name)))
+    columns = ("arm", "round", "split", "site", "metric", "value")
+    _write_csv(run, "metrics.csv", columns, (row for name in names for row in _metric_rows(run, name)))
+    _write_csv(run, "samples.csv", ("arm", "site", "sample", "metric", "value"), (row for name in names for row in _sample_rows(run, name)))
 
 
 def _metric_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:

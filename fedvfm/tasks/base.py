@@ -50,7 +50,9 @@ class Task:
         """An empty metric set."""
         raise NotImplementedError
 
-    def score(self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None) -> None:
+    def score(
+        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None
+    ) -> None:
         """Add one sample's logits (K, h, w) or (K,) to the metric set."""
         raise NotImplementedError
 

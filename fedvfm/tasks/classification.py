@@ -56,7 +56,9 @@ class Classification(base.Task):
         """See base."""
         return metrics.ClassificationScores(self.class_names)
 
-    def score(self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None) -> None:
+    def score(
+        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None
+    ) -> None:
         """See base."""
         if label is None:
             raise errors.DataError(f"sample '{sample_id}' has no label to score against")

@@ -1,4 +1,7 @@
-"""Heads: small modules from a backbone's features to logits. No BatchNorm, so that sites and privacy do not mix samples."""
+"""Heads: small modules from a backbone's features to logits.
+
+No BatchNorm, so that sites and privacy do not mix samples.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ class Linear(nn.Module):
 
 
 class Patch(nn.Module):
-    """One linear layer on every cell of the last grid, resized to the input: the linear probe, and the U-Net's last layer.
+    """One linear layer on every cell of the last grid, resized to the input.
+
+    The linear probe, and the U-Net's last layer.
 
     Shapes: grid (B, D, h, w) -> (B, K, H, W).
     """
@@ -64,7 +69,8 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class Pyramid(nn.Module):
     """Token grids of two depths fused with a small convolutional pyramid of the image: sharp masks from coarse patches.
 
-    A patch of 14 pixels is larger than a nucleus; the full-resolution path gives the edges, the tokens say what is inside.
+    A patch of 14 pixels is larger than a nucleus; the full-resolution path gives the edges, the tokens say what is
+    inside.
 
     Shapes: image (B, 3, H, W), grids (B, D, h, w) -> (B, K, H, W).
     """
@@ -76,7 +82,11 @@ class Pyramid(nn.Module):
         full, half, quarter = stem
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(self.grids))
         self.project = nn.ModuleList(nn.Conv2d(width, inner, 1, bias=index == 0) for index in range(self.grids))
-        self.stem1, self.stem2, self.stem4 = _convolution(3, full), _convolution(full, half, 2), _convolution(half, quarter, 2)
+        self.stem1, self.stem2, self.stem4 = (
+            _convolution(3, full),
+            _convolution(full, half, 2),
+            _convolution(half, quarter, 2),
+        )
         self.fuse4 = _convolution(inner + quarter, inner)
         self.fuse2 = _convolution(inner + half, half)
         self.fuse1 = _convolution(half + full, full)

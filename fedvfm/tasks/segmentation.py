@@ -20,8 +20,8 @@ class Segmentation(base.Task):
     """One class a pixel.
 
     Shapes: logits (B, K, h, w), target (B, h, w) of class numbers.
-    Source of the loss and its weights: Zhang and Liu, "Customized Segment Anything Model for Medical Image Segmentation"
-        (SAMed), 2023, section 3.4; Dice as in MONAI's ``DiceCELoss``.
+    Source of the loss and its weights: Zhang and Liu, "Customized Segment Anything Model for Medical Image
+        Segmentation" (SAMed), 2023, section 3.4; Dice as in MONAI's ``DiceCELoss``.
     """
 
     primary = "dice"
@@ -60,7 +60,7 @@ class Segmentation(base.Task):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See base."""
         if self._loss is None:
-            self._loss = self._make_loss()
+            self._loss = self._make_loss().to(logits.device)
         result: Tensor = self._loss(logits.float(), target.unsqueeze(1))
         return result
 
@@ -71,27 +71,32 @@ class Segmentation(base.Task):
 
         settings = self.recipe.task
         weight = torch.tensor(settings.class_weights) if settings.class_weights else None
-        dice_weight = weight[1:] if weight is not None else None
         loss: nn.Module = DiceCELoss(
             include_background=False,
             to_onehot_y=True,
             softmax=True,
             lambda_ce=settings.ce_weight,
             lambda_dice=settings.dice_weight,
+            weight=weight,
         )
-        if weight is not None:
-            loss.cross_entropy.weight = weight  # type: ignore[union-attr]
-            loss.dice.class_weight = dice_weight  # type: ignore[union-attr]
         return loss
 
     def scores(self, *, surface: bool) -> metrics.SegmentationScores:
         """See base."""
-        return metrics.SegmentationScores(self.class_names, surface=surface, nsd_tolerance=self.recipe.evaluation.nsd_tolerance)
+        return metrics.SegmentationScores(
+            self.class_names, surface=surface, nsd_tolerance=self.recipe.evaluation.nsd_tolerance
+        )
 
-    def score(self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None) -> None:
+    def score(
+        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None
+    ) -> None:
         """See base. Logits are resized to the image's own resolution before the class is chosen."""
         truth = prepared.truth
         if truth is None:
             raise errors.DataError(f"sample '{sample_id}' has no mask to score against")
-        own = backbones.resize(logits.float().unsqueeze(0), truth.shape) if tuple(logits.shape[1:]) != truth.shape else logits.unsqueeze(0)
+        own = (
+            backbones.resize(logits.float().unsqueeze(0), truth.shape)
+            if tuple(logits.shape[1:]) != truth.shape
+            else logits.unsqueeze(0)
+        )
         into.add(sample_id, own[0].argmax(dim=0).cpu().numpy().astype(np.int64), truth, prepared.spacing)

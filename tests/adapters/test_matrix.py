@@ -1,4 +1,4 @@
-"""Every adapter kind in every backbone: identity at the start, only the manifest moves, read and write, stable names."""
+"""Every adapter kind in every backbone: identity at the start, only the manifest moves, round trips, stable names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from fedvfm.client import model as models
 
 GOLDEN = Path(__file__).with_name("golden_names.json")
 KINDS = ("lora", "norm", "bias", "head-only", "full")
-MLP = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "intermediate_size": 64, "patch_size": 14}
+MLP = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "intermediate_size": 64,
+    "patch_size": 14,
+}
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +87,9 @@ def fresh_backbone(name: str) -> backbones.Backbone:
 
 
 @pretrained
-def test_at_the_start_the_model_computes_what_the_backbone_computes(folders: dict[str, str], name: str, kind: str) -> None:
+def test_at_the_start_the_model_computes_what_the_backbone_computes(
+    folders: dict[str, str], name: str, kind: str
+) -> None:
     model = models.AdaptedModel(recipe(folders[name], kind))
     model.write(model.initial())
     plain = fresh_backbone(folders[name])
@@ -98,7 +107,11 @@ def test_training_moves_the_manifest_and_nothing_else(folders: dict[str, str], n
     model.write(start)
     trained = {id(p) for group in model.trainable().values() for p in group}
     frozen = {key: p.detach().clone() for key, p in model.named_parameters() if id(p) not in trained}
-    assert sum(p.numel() for group in model.trainable().values() for p in group) == model.manifest.parameters == start.parameters
+    assert (
+        sum(p.numel() for group in model.trainable().values() for p in group)
+        == model.manifest.parameters
+        == start.parameters
+    )
     assert {key for key, p in model.named_parameters() if p.requires_grad} == {
         key for key, p in model.named_parameters() if id(p) in trained
     }
@@ -135,7 +148,9 @@ def test_the_first_adapter_is_seeded_and_needs_no_weights(folders: dict[str, str
     meta, shapes = models.lock(chosen, with_weights=False)
     assert meta.manifest == real.manifest
     assert meta.initial.fingerprint == real.initial.fingerprint
-    assert {spec.name: spec.shape for spec in real.manifest} == {key: value.shape for key, value in real.initial.items()}
+    assert {spec.name: spec.shape for spec in real.manifest} == {
+        key: value.shape for key, value in real.initial.items()
+    }
     assert meta.backbone_parameters == real.backbone_parameters > 0
     assert all(p.device.type == "meta" for p in shapes.backbone.model.parameters())
     other, _ = models.lock(chosen.model_copy(update={"seed": 4}), with_weights=False)
@@ -168,10 +183,31 @@ def test_prefix_equals_the_whole_and_does_not_move(folders: dict[str, str], name
         torch.testing.assert_close(model(pixels(), after), model(pixels()), rtol=1e-5, atol=1e-5)
 
 
+def test_frozen_parts_of_a_backbone_from_scratch_are_seeded_too() -> None:
+    """Every site builds its own: what does not travel must be the same everywhere."""
+    chosen = recipe("unet", "head-only")
+    torch.manual_seed(1)
+    one = models.AdaptedModel(chosen)
+    torch.manual_seed(2)
+    other = models.AdaptedModel(chosen)
+    for (name, ours), (_, theirs) in zip(
+        one.backbone.named_parameters(), other.backbone.named_parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    whole = models.AdaptedModel(recipe("unet", "full"))
+    whole.write(whole.initial())
+    for (name, ours), (_, theirs) in zip(
+        one.backbone.named_parameters(), whole.backbone.named_parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+
+
 def test_without_layers_everything_is_adapted(folders: dict[str, str]) -> None:
     for kind, frozen in (("lora", 0), ("norm", 0), ("bias", 0), ("full", 0), ("head-only", 4)):
         assert models.AdaptedModel(recipe(folders["dinov2"], kind), with_weights=False).frozen_blocks == frozen
-    one = models.AdaptedModel(recipe(folders["dinov2"], "lora", layers=[3, 3], targets=["q", "fc2"]), with_weights=False)
+    one = models.AdaptedModel(
+        recipe(folders["dinov2"], "lora", layers=[3, 3], targets=["q", "fc2"]), with_weights=False
+    )
     names = {spec.name for spec in one.manifest if spec.group == "lora"}
     assert names == {"block.03.q.A", "block.03.q.B", "block.03.fc2.A", "block.03.fc2.B"}
     assert one.frozen_blocks == 3
@@ -222,8 +258,12 @@ def test_faults_of_each_kind(folders: dict[str, str]) -> None:
     assert [faults(dino, kind) for kind in KINDS] == [[]] * 5
     assert faults("unet", "full") == []
     for kind in KINDS:
-        assert any("recipe.adapter.layers = [4, 9]" in f and "blocks 0 to 3" in f for f in faults(dino, kind, layers=[0, 4, 9])), kind
-    assert "recipe.adapter.targets = ['q', 'w']: known: q, k, v, o, fc1, fc2" in faults(dino, "lora", targets=["q", "w"])
+        assert any(
+            "recipe.adapter.layers = [4, 9]" in f and "blocks 0 to 3" in f for f in faults(dino, kind, layers=[0, 4, 9])
+        ), kind
+    assert "recipe.adapter.targets = ['q', 'w']: known: q, k, v, o, fc1, fc2" in faults(
+        dino, "lora", targets=["q", "w"]
+    )
     assert any("recipe.adapter.targets = []" in f for f in faults(dino, "lora", targets=[]))
     for kind in ("lora", "norm", "bias"):
         assert any("backbone 'unet'" in f and "use kind 'full'" in f for f in faults("unet", kind)), kind

@@ -34,7 +34,15 @@ STOCK: dict[str, Callable[[], nn.Module]] = {
     "clip_vision_model": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**MLP)),
     "siglip_vision_model": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**MLP)),
 }
-EXTRA = {"vit": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 4, "dinov3_vit": 5, "clip_vision_model": 1, "siglip_vision_model": 0}
+EXTRA = {
+    "vit": 1,
+    "deit": 2,
+    "dinov2": 1,
+    "dinov2_with_registers": 4,
+    "dinov3_vit": 5,
+    "clip_vision_model": 1,
+    "siglip_vision_model": 0,
+}
 INTERPOLATES = {"vit", "deit", "clip_vision_model", "siglip_vision_model"}
 
 
@@ -101,7 +109,9 @@ def test_clip_pools_as_the_stock_model(saved: Any) -> None:
     folder, stock = saved["clip_vision_model"]
     backbone, image = load(folder), pixels()
     with torch.no_grad():
-        torch.testing.assert_close(backbone.features(image, (4,)).pooled, stock(image).pooler_output, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            backbone.features(image, (4,)).pooled, stock(image).pooler_output, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", STOCK)
@@ -164,7 +174,7 @@ def test_training_one_model_leaves_another_on_the_same_tensors_alone(saved: Any,
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(list(injected.parameters.values()), lr=0.05)
     for _ in range(2):
-        trained.features(image, (4,)).grids[-1].square().mean().backward()
+        trained.features(image, (4,)).grids[-1].square().mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     expected = stock_output("dinov2", stock, image)[:, 1:]
     with torch.no_grad():
@@ -182,8 +192,14 @@ def test_training_one_model_leaves_another_on_the_same_tensors_alone(saved: Any,
     ],
 )
 def test_folder_of_the_whole_two_tower_model(tmp_path: Path, full: str, whole: Any, config: Any, vision: Any) -> None:
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
-    model = randomise(whole(config(text_config=text, vision_config=MLP)))
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 20,
+    }
+    model: Any = randomise(whole(config(text_config=text, vision_config=MLP)))
     model.save_pretrained(tmp_path / full)
     assert "vision_config" in json.loads((tmp_path / full / "config.json").read_text())
     backbone, image = load(tmp_path / full), pixels()
@@ -194,7 +210,9 @@ def test_folder_of_the_whole_two_tower_model(tmp_path: Path, full: str, whole: A
         grid = backbone.features(image, (4,)).grids[-1].flatten(2).transpose(1, 2)
     torch.testing.assert_close(grid, expected, rtol=1e-5, atol=1e-5)
     # SigLIP's pooling head is not used, so it is not built.
-    assert backbone.parameters_total() == sum(p.numel() for name, p in stock.named_parameters() if not name.startswith("head."))
+    assert backbone.parameters_total() == sum(
+        p.numel() for name, p in stock.named_parameters() if not name.startswith("head.")
+    )
 
 
 def test_input_sizes_must_be_multiples_of_the_patch(tiny_dino: Path) -> None:
@@ -319,7 +337,9 @@ def test_offline_says_how_to_bring_the_weights(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("FEDVFM_CACHE", str(tmp_path / "own"))
-    with pytest.raises(errors.WeightsError, match=r"cannot be downloaded.*fedvfm weights fetch .*recipe\.backbone\.name"):
+    with pytest.raises(
+        errors.WeightsError, match=r"cannot be downloaded.*fedvfm weights fetch .*recipe\.backbone\.name"
+    ):
         load("dinov2-small")
     with pytest.raises(errors.WeightsError, match=r"'nobody/nothing' .*cannot be downloaded"):
         load("nobody/nothing")

@@ -55,13 +55,20 @@ class Tiny:
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """That of a real process: one thread, no network, nothing of the caller's terminal."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("FEDVFM_", "RAY_", "COV_"))}
-        fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FEDVFM_CACHE": str(self.root / "no-cache"), "COLUMNS": "200"}
+        fixed = {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "FEDVFM_CACHE": str(self.root / "no-cache"),
+            "COLUMNS": "200",
+        }
         return {**kept, **fixed, "PYTHONPATH": str(Path(__file__).parents[2]), **(more or {})}
 
     def command(self, *arguments: str | Path) -> list[str]:
         return [sys.executable, "-m", "fedvfm.cli", *map(str, arguments)]
 
-    def start(self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
         """Start the real process; the caller ends it."""
         return subprocess.Popen(
             self.command(*arguments),
@@ -79,29 +86,29 @@ class Tiny:
         out, err = process.communicate(timeout=300)
         return Answer(process.returncode, out, err)
 
+    @staticmethod
+    def summary(run: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((run / "summary.json").read_text())
+        return found
 
-def summary(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return found
+    @staticmethod
+    def results(run: Path) -> dict[str, Any]:
+        """What must not depend on how often a run was stopped: the fingerprint and every arm's scores."""
+        made = Tiny.summary(run)
+        return {key: made[key] for key in ("fingerprint", "arms", "backbone", "trainable_parameters", "rounds", "seed")}
 
+    @staticmethod
+    def lines(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
-def results(run: Path) -> dict[str, Any]:
-    """What must not depend on how often a run was stopped: the fingerprint and every arm's scores."""
-    made = summary(run)
-    return {key: made[key] for key in ("fingerprint", "arms", "backbone", "trainable_parameters", "rounds", "seed")}
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def one_error(answer: Answer, code: int, *words: str) -> str:
-    """One clear message on standard error, the exit code, no traceback; the message holds every word."""
-    assert answer.code == code, answer
-    assert "Traceback" not in answer.err + answer.out, answer.err
-    for word in words:
-        assert word in answer.err, f"{word!r} is not in: {answer.err}"
-    return answer.err
+    @staticmethod
+    def one_error(answer: Answer, code: int, *words: str) -> str:
+        """One clear message on standard error, the exit code, no traceback; the message holds every word."""
+        assert answer.code == code, answer
+        assert "Traceback" not in answer.err + answer.out, answer.err
+        for word in words:
+            assert word in answer.err, f"{word!r} is not in: {answer.err}"
+        return answer.err
 
 
 def picture(site: int, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,29 +192,48 @@ class Forks:
         self.root = tiny.root
         script = str(Path(__file__).parent / "preloaded.py")
         self._process = subprocess.Popen(
-            [sys.executable, script], cwd=tiny.root, env=tiny.environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, script],
+            cwd=tiny.root,
+            env=tiny.environment(),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self._ready = False
 
-    def _ask(self, call: Mapping[str, Any]) -> int:
-        assert self._process.stdin is not None
+    def wait_ready(self) -> None:
+        """Until everything is imported."""
         assert self._process.stdout is not None
         if not self._ready:
             assert self._process.stdout.readline() == "ready\n"
             self._ready = True
+
+    def _ask(self, call: Mapping[str, Any]) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.wait_ready()
         self._process.stdin.write(json.dumps(call) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, scratch: Path, *arguments: str | Path, limit: int = 0, **environment: str) -> int:
-        """The process id of a new call; what it prints goes to ``scratch``/out and ``scratch``/err."""
+    def start(self, scratch: Path, *arguments: str | Path, limit: int = 0, err: str = "", **environment: str) -> int:
+        """The process id of a new call.
+
+        Args:
+            scratch: what it prints goes to files ``out`` and ``err`` here.
+            arguments: of the command line.
+            limit: RLIMIT_FSIZE in bytes, 0 for none.
+            err: another place for standard error (a terminal).
+            environment: variables to set.
+        """
         scratch.mkdir(parents=True, exist_ok=True)
-        streams = {name: str(scratch / name) for name in ("out", "err")}
+        streams = {"out": str(scratch / "out"), "err": err or str(scratch / "err")}
         return self._ask({**streams, "arguments": [str(a) for a in arguments], "limit": limit, "env": environment})
 
     def wait(self, scratch: Path, pid: int) -> Answer:
         code = self._ask({"wait": pid})
-        return Answer(code, (scratch / "out").read_text(), (scratch / "err").read_text())
+        texts = [path.read_text() if path.exists() else "" for path in (scratch / "out", scratch / "err")]
+        return Answer(code, *texts)
 
     def run(self, scratch: Path, *arguments: str | Path, limit: int = 0, **environment: str) -> Answer:
         """One call to its end; a child killed by a signal has its negative number as code."""
@@ -238,8 +264,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def finished(tiny: Tiny) -> Path:
-    """An undisturbed run by the real command line; tests copy it before they change it."""
+def finished(tiny: Tiny, forks: Forks) -> Path:
+    """An undisturbed run by the real command line; tests copy it before they change it.
+
+    ``forks`` is asked for so that its imports go on beside this run.
+    """
     folder = tiny.root / "finished"
     answer = tiny.run("simulate", tiny.experiment, "--output", folder)
     assert answer.code == 0, answer.err

@@ -1,7 +1,7 @@
 """A process that has imported everything once and forks a child for every call of the command line.
 
-A child is a process of its own: it runs the real entry point from its first line and can be killed at any moment. Only the
-seconds of imports are shared. Reads one JSON object a line, answers with one line each.
+A child is a process of its own: it runs the real entry point from its first line and can be killed at any moment. Only
+the seconds of imports are shared. Reads one JSON object a line, answers with one line each.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ def preload() -> None:
     import fedvfm.simulation.run
     import fedvfm.tasks.segmentation
 
-    assert peft and monai.losses and fedvfm
+    assert all([peft, monai.losses, fedvfm, transformers.Dinov2Model])
     torch.set_num_threads(1)
-    assert transformers.Dinov2Model
     gc.freeze()
 
 

@@ -21,7 +21,14 @@ from fedvfm import errors, state
 from fedvfm.client import model as models
 from fedvfm.inference import export
 
-MLP = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "intermediate_size": 64, "patch_size": 14}
+MLP = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "intermediate_size": 64,
+    "patch_size": 14,
+}
 STOCK = {
     "dinov2": (transformers.Dinov2Model, None),
     "vit": (transformers.ViTModel, transformers.ViTConfig),
@@ -29,7 +36,11 @@ STOCK = {
     "clip": (transformers.CLIPVisionModel, transformers.CLIPVisionConfig),
     "siglip": (transformers.SiglipVisionModel, transformers.SiglipVisionConfig),
 }
-MADE = {"experiment": "tiny", "primary": "dice", "arms": {"federated": {"macro": 0.5, "worst": {"site": "north", "value": 0.25}}}}
+MADE = {
+    "experiment": "tiny",
+    "primary": "dice",
+    "arms": {"federated": {"macro": 0.5, "worst": {"site": "north", "value": 0.25}}},
+}
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +64,9 @@ def moved(backbone: Path | str, kind: str, task: str = "segmentation", **adapter
     model = models.AdaptedModel(configs.parse(configs.Recipe, values, "recipe"))
     rng = np.random.default_rng(0)
     start = model.initial()
-    model.write(state.AdapterState({name: a + rng.normal(0, 0.1, a.shape).astype(np.float32) for name, a in start.items()}))
+    model.write(
+        state.AdapterState({name: a + rng.normal(0, 0.1, a.shape).astype(np.float32) for name, a in start.items()})
+    )
     return model.eval()
 
 
@@ -75,7 +88,8 @@ def stock_grid(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["lora", "norm"])
 @pytest.mark.parametrize("name", STOCK)
 def test_peft_loads_it_into_the_stock_model(folders: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
-    model = moved(folders[name], kind, **({"layers": [1, 3], "targets": ["q", "v", "fc1"]} if kind == "lora" else {}))
+    settings: dict[str, Any] = {"layers": [1, 3], "targets": ["q", "v", "fc1"]} if kind == "lora" else {}
+    model = moved(folders[name], kind, **settings)
     export.save(model, tmp_path / "adapter", MADE)
     stock = STOCK[name][0].from_pretrained(folders[name])
     plain = stock_grid(stock)
@@ -137,7 +151,9 @@ def test_merged_equals_unmerged(folders: dict[str, Path], name: str, kind: str) 
     assert torch.equal(last_grid(model), before)
     shared = {p.data_ptr() for p in model.backbone.model.parameters()}
     assert not shared & {p.data_ptr() for p in merged.parameters()}
-    torch.testing.assert_close(stock_grid(STOCK[name][0].from_pretrained(folders[name])), last_grid(fresh(folders[name])), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        stock_grid(STOCK[name][0].from_pretrained(folders[name])), last_grid(fresh(folders[name])), rtol=1e-5, atol=1e-5
+    )
 
 
 def fresh(folder: Path) -> models.AdaptedModel:
@@ -160,7 +176,7 @@ def edit(folder: Path, change: Any) -> None:
     (folder / export.ABOUT).write_text(json.dumps(about))
 
 
-DAMAGES = {
+DAMAGES: dict[str, Any] = {
     "no folder": lambda f: shutil.rmtree(f),
     "no about": lambda f: (f / export.ABOUT).unlink(),
     "about is no JSON": lambda f: (f / export.ABOUT).write_text("{"),

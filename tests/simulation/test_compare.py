@@ -55,10 +55,18 @@ def test_a_parent_of_seeds_is_one_group(tiny_seeds: Path) -> None:
     assert [run.seed for run in same.runs] == [0, 1]
 
 
-def test_runs_with_other_baselines_join_and_the_same_seed_does_not(tiny_run: Path, tiny_seeds: Path) -> None:
+def test_runs_with_other_baselines_join_and_an_arm_says_how_many_seeds_it_has(tiny_run: Path, tiny_seeds: Path) -> None:
+    (group,) = compare.load([tiny_run, tiny_seeds / "seed-1"])
+    assert [run.seed for run in group.runs] == [0, 1]
+    found = compare.table([group])
+    assert list(found["runs"][0]["arms"]["pooled"]["by_seed"]) == ["0"]
+    assert "1 of 2 seeds" in shown(found)
+
+
+def test_seeds_that_were_run_together_stay_together(tiny_run: Path, tiny_seeds: Path) -> None:
     first, second = compare.load([tiny_run, tiny_seeds])
-    assert [run.seed for run in first.runs] == [0, 1]
-    assert [run.seed for run in second.runs] == [0]
+    assert [run.seed for run in first.runs] == [0]
+    assert [run.seed for run in second.runs] == [0, 1]
     assert {first.label, second.label} == {"tiny (tiny)", f"tiny ({tiny_seeds.name})"}
 
 

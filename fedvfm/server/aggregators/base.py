@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from fedvfm import errors, state
+from fedvfm import errors
+from fedvfm import state as states
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,8 @@ class Contribution:
     """
 
     weight: float
-    state: state.AdapterState
-    manifest: state.Manifest
+    state: states.AdapterState
+    manifest: states.Manifest
 
 
 class Aggregator(Protocol):
@@ -36,7 +37,7 @@ class Aggregator(Protocol):
     sum_only: ClassVar[bool]
     mixed_ranks: ClassVar[bool]
 
-    def init(self, manifest: state.Manifest) -> Any:
+    def init(self, manifest: states.Manifest) -> Any:
         """An empty accumulator for a global adapter of this manifest."""
         ...
 
@@ -44,7 +45,7 @@ class Aggregator(Protocol):
         """Take one contribution in."""
         ...
 
-    def finish(self, acc: Any) -> tuple[state.AdapterState, dict[str, state.Array]]:
+    def finish(self, acc: Any) -> tuple[states.AdapterState, dict[str, states.Array]]:
         """The new global adapter and the rule's own state for the next round.
 
         Raises:
@@ -52,7 +53,7 @@ class Aggregator(Protocol):
         """
         ...
 
-    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
+    def for_site(self, adapter: states.AdapterState, manifest: states.Manifest) -> states.AdapterState:
         """The global adapter in the shapes of a site's manifest."""
         ...
 
@@ -72,7 +73,7 @@ class Sums:
             arrays[name] = term if name not in arrays else arrays[name] + term
         return Sums(self.weight + contribution.weight, arrays)
 
-    def mean(self) -> dict[str, state.Array]:
+    def mean(self) -> dict[str, states.Array]:
         """The weighted mean as float32.
 
         Raises:

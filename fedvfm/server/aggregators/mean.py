@@ -15,8 +15,8 @@ class Mean:
 
     For low-rank pairs it is inexact: mean(B) mean(A) != mean(B A); the journal carries the error of every round.
 
-    Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, alg. 1;
-        Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024.
+    Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+        alg. 1; Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024.
     """
 
     sum_only: ClassVar[bool] = True
@@ -47,7 +47,8 @@ class Mean:
         for spec in manifest:
             if adapter[spec.name].shape != spec.shape:
                 raise errors.HandshakeRefused(
-                    f"rule 'mean' needs one rank at all sites; array '{spec.name}' is {adapter[spec.name].shape} here and "
+                    f"rule 'mean' needs one rank at all sites; array '{spec.name}' is "
+                    f"{adapter[spec.name].shape} here and "
                     f"{spec.shape} at a site. Use rule 'svd' for mixed ranks"
                 )
         return adapter

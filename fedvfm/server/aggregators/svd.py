@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors, state
+from fedvfm import errors, seeding, state
 from fedvfm.server.aggregators import base
 
 Matrix = NDArray[np.float64]
+
+LEAST = 1e-12
+"""Singular values below this share of the largest are rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Svd:
     """Mean of the products scale B A, re-factored to the global rank.
 
     The m x n product is never formed: with the factors stacked, both stacks are QR-decomposed and only the small
-    (sum of ranks)-sized core is decomposed. Singular values are split evenly between the factors, scales are those of the
-    manifests. Dense arrays are averaged.
+    (sum of ranks)-sized core is decomposed. Singular values are split evenly between the factors, scales are those of
+    the manifests. Dense arrays are averaged.
 
     Shapes: A (r, d_in), B (d_out, r); ranks may differ between sites, the result has the global manifest's.
     Source: Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources",
@@ -64,7 +67,8 @@ class Svd:
         arrays = acc.dense.mean()
         for pair, (a, b) in acc.manifest.pairs().items():
             scale = a.scale * acc.dense.weight
-            arrays[b.name], arrays[a.name] = _split(acc.left[pair], acc.right[pair], a.shape[0], scale)
+            left, right = _split(acc.left[pair], acc.right[pair], a.shape[0], scale)
+            arrays[b.name], arrays[a.name] = left, _revive(left, right, pair)
         return state.AdapterState(arrays), {}
 
     def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
@@ -93,10 +97,21 @@ def _split(left: Sequence[Matrix], right: Sequence[Matrix], rank: int, scale: fl
     q_right, r_right = np.linalg.qr(np.concatenate(right, axis=0).T)
     u, s, vt = np.linalg.svd(r_left @ r_right.T)
     u, vt = _signs(u, vt)
-    root = np.sqrt(s[:rank] / scale)
+    root = np.sqrt(np.where(s > LEAST * s[0], s, 0.0)[:rank] / scale)
     b = (q_left @ u[:, : len(root)]) * root
     a = root[:, None] * (vt[: len(root)] @ q_right.T)
     return _resize(b.astype(np.float32), rank, 1), _resize(a.astype(np.float32), rank, 0)
+
+
+def _revive(b: state.Array, a: state.Array, pair: str) -> state.Array:
+    """Rows of A whose column of B is zero start afresh, drawn as a first A is, but by the pair's name alone.
+
+    Where the sites span fewer directions than the global rank both factors would be zero, and so their gradients for
+    ever. The product does not change.
+    """
+    fresh = seeding.stream(0, "revive", pair).uniform(-1.0, 1.0, a.shape) / np.sqrt(a.shape[1])
+    alive = np.count_nonzero(b, axis=0, keepdims=True).T > 0
+    return np.where(alive, a, fresh).astype(np.float32)
 
 
 def _signs(u: Matrix, vt: Matrix) -> tuple[Matrix, Matrix]:
@@ -121,8 +136,8 @@ def _resize(array: NDArray[Any], rank: int, axis: int) -> NDArray[Any]:
 def factor_error(contributions: Sequence[base.Contribution]) -> float | None:
     """How far averaging the factors apart is from the mean product, relative, over all pairs.
 
-    ``|| mean(B) mean(A) - mean(B A) ||_F / || mean(B A) ||_F`` with the scales in, computed in the factors' small spaces.
-    Below about 0.01 no exact rule can help.
+    ``|| mean(B) mean(A) - mean(B A) ||_F / || mean(B A) ||_F`` with the scales in, computed in the factors' small
+    spaces. Below about 0.01 no exact rule can help.
 
     Returns: None where there is no pair, where ranks differ or where the mean product is zero.
     Raises: EmptyCohort: without any contribution.

@@ -1,0 +1,198 @@
+"""Every internal of Flower that ``fedvfm/flower.py`` stands on, held to what we need of it.
+
+When a release of Flower moves one of these, the test that fails names it, and only ``flower.py`` changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.common import serde
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore import telemetry
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedvfm import errors, flower
+
+# What flower.py takes from below Flower's public faces; a new one needs a test here.
+INTERNALS = {
+    "flwr.app.user_config",
+    "flwr.common",
+    "flwr.proto.message_pb2",
+    "flwr.supercore",
+    "flwr.supercore.run",
+    "flwr.supercore.task_identity",
+}
+BY_NAME = {"flwr.simulation.run_simulation"}
+
+
+@pytest.fixture(autouse=True)
+def _be_server() -> None:
+    flower.be_server_task(1)
+
+
+def message() -> Message:
+    arrays = {
+        "block.00.q.A": Array(np.arange(6, dtype=np.float32).reshape(2, 3)),
+        "empty": Array(np.zeros((0, 4), np.float32)),
+    }
+    header = ConfigRecord({"text": "ü", "whole": 2**62, "real": 0.1, "flag": True, "list": ["a", "b"]})
+    content = RecordDict(
+        {"adapter": ArrayRecord(arrays), "header": header, "metrics": MetricRecord({"loss": 0.5, "values": [1.0, 2.0]})}
+    )
+    return Message(content, 7, "train", ttl=60.0, group_id="3")
+
+
+def test_nothing_else_is_used() -> None:
+    tree = ast.parse(Path(str(flower.__file__)).read_text())
+    found = {
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flwr")
+    }
+    assert found - {"flwr.app", "flwr.clientapp", "flwr.serverapp"} == INTERNALS
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module"
+    ]
+    assert {ast.literal_eval(call.args[0]) for call in calls} == BY_NAME
+
+
+def test_the_pinned_release() -> None:
+    assert importlib.metadata.version("flwr").startswith("1.41.")
+
+
+def test_a_message_needs_to_know_its_task() -> None:
+    flower.be_server_task(5)
+    assert (TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id) == (5, 1, flower.SERVER_NODE)
+    made = message()
+    assert made.metadata.run_id == 5
+    assert made.metadata.src_node_id == flower.SERVER_NODE
+    assert made.metadata.dst_node_id == 7
+
+
+def test_serde_round_trip_keeps_every_value_and_shares_nothing() -> None:
+    assert callable(serde.message_to_proto)
+    assert callable(serde.message_from_proto)
+    assert hasattr(ProtoMessage, "FromString")
+    sent = message()
+    got = flower.parse(flower.serialise(sent))
+    assert dict(got.content.config_records["header"]) == dict(sent.content.config_records["header"])
+    assert dict(got.content.metric_records["metrics"]) == {"loss": 0.5, "values": [1.0, 2.0]}
+    for name, array in sent.content.array_records["adapter"].items():
+        arrived = got.content.array_records["adapter"][name].numpy()
+        assert arrived.dtype == np.float32
+        np.testing.assert_array_equal(arrived, array.numpy())
+        assert not np.shares_memory(arrived, array.numpy())
+    for field in ("run_id", "src_node_id", "dst_node_id", "message_type", "group_id", "ttl"):
+        assert getattr(got.metadata, field) == getattr(sent.metadata, field), field
+
+
+def test_size_and_copy_are_those_of_the_serialised_message() -> None:
+    sent = message()
+    arrived = flower.copy(sent)
+    assert flower.size(sent) == flower.size(arrived) == len(flower.serialise(sent))
+    assert arrived is not sent
+
+
+def test_replies_carry_the_id_that_was_set() -> None:
+    sent = message()
+    flower.set_message_id(sent, "m1")
+    assert sent.metadata.message_id == "m1"
+    arrived = flower.copy(sent)
+    for reply in (Message(RecordDict(), reply_to=arrived), Message(Error(1002, "data"), reply_to=arrived)):
+        back = flower.copy(reply)
+        assert back.metadata.reply_to_message_id == "m1"
+        assert (back.metadata.src_node_id, back.metadata.dst_node_id) == (7, flower.SERVER_NODE)
+    assert back.has_error()
+    assert (back.error.code, back.error.reason) == (1002, "data")
+
+
+def test_context_and_run() -> None:
+    made = flower.context(1, 100, {"partition-id": 3, "num-partitions": 4})
+    assert isinstance(made, Context)
+    assert dict(made.node_config) == dict(UserConfig({"partition-id": 3, "num-partitions": 4}))
+    assert made.node_config["partition-id"] == 3
+    assert (made.run_id, made.node_id) == (1, 100)
+    run = flower.empty_run(9)
+    assert isinstance(run, Run)
+    assert run.run_id == 9
+
+
+# --- Flower's Simulation Runtime --------------------------------------------------------------------------------------
+
+
+def test_simulation_runtime_takes_what_we_give_it() -> None:
+    module = importlib.import_module("flwr.simulation.run_simulation")
+    known = inspect.signature(module._run_simulation).parameters
+    assert {"num_supernodes", "exit_event", "server_app", "client_app", "backend_config"} <= set(known)
+    assert "PYTHON_API_RUN_SIMULATION_LEAVE" in telemetry.EventType.__members__
+
+
+def test_flower_reports_nothing_home() -> None:
+    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert "FLWR_TELEMETRY_ENABLED" in vars(telemetry), (
+        "run_on_ray sets it there, for those who imported Flower before us"
+    )
+
+
+def test_actors_call_the_client_app_by_these_words() -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    from flwr.simulation.ray_transport import ray_actor
+
+    from fedvfm.simulation import ray as engine
+
+    assert "app(message=message, context=context)" in inspect.getsource(ray_actor.VirtualClientEngineActor.run)
+    assert list(inspect.signature(engine.VirtualNodes.__call__).parameters)[1:] == ["message", "context"]
+
+
+def test_a_stopped_server_app_ends_at_its_next_look() -> None:
+    import threading
+
+    class Grid:
+        looks = 0
+
+        def pull_messages(self, message_ids: list[str]) -> list[Message]:
+            self.looks += 1
+            stop.set()
+            return []
+
+    def app(grid: Grid, context: Context) -> None:
+        for _ in range(10):
+            grid.pull_messages([])
+
+    stop, grid = threading.Event(), Grid()
+    with pytest.raises(errors.Interrupted):
+        flower._Stoppable(app, stop)(grid, flower.context(1, 0, {}))
+    assert grid.looks == 1
+
+
+def test_what_breaks_in_ray_is_one_error_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("flwr.simulation.run_simulation")
+    seen = []
+
+    def broken(**given: object) -> None:
+        seen.append(given)
+        os.environ["PYTHONPATH"] = "changed"
+        try:
+            raise ValueError("ActorPool is empty")
+        except ValueError as error:
+            raise RuntimeError("An error was encountered. Ending simulation.") from error
+
+    monkeypatch.setenv("PYTHONPATH", "before")
+    monkeypatch.setattr(module, "_run_simulation", broken)
+    with pytest.raises(errors.EngineError, match="ValueError: ActorPool is empty"):
+        flower.run_on_ray(None, None, 2, 1, 0.0)  # type: ignore[arg-type]
+    assert seen[0]["num_supernodes"] == 2
+    assert os.environ["PYTHONPATH"] == "before"

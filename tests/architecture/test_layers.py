@@ -1,0 +1,327 @@
+"""The house's rules, read off the source: floors, faces, who may know Flower, and that every name leads somewhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fedvfm import config, registry
+from fedvfm.simulation import experiment as experiments
+
+ROOT = Path(__file__).parents[2]
+LARGEST = 450
+
+# Floor by floor, from the cellar up: a module imports from its own floor and below. Client and server share one floor.
+FLOORS = [
+    ["errors"],
+    ["registry", "seeding", "storage", "progress"],
+    ["chain", "metrics"],
+    ["config", "state"],
+    ["recipe", "flower"],
+    ["protocol"],
+    ["data"],
+    ["backbones"],
+    ["adapters", "tasks"],
+    ["client", "server"],
+    ["inference"],
+    ["simulation"],
+    ["register"],
+    ["", "cli"],
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+KNOWS_FLOWER = {
+    "fedvfm.protocol",
+    "fedvfm.client.app",
+    "fedvfm.server.app",
+    "fedvfm.server.strategy",
+    "fedvfm.flower",
+    "fedvfm.simulation.in_process",
+    "fedvfm.simulation.plan",
+    "fedvfm.simulation.ray",
+}
+PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
+HEAVY = ("torch", "flwr", "transformers", "peft", "monai", "ray")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target.
+
+    Attributes:
+        module: the imported module.
+        name: the name taken out of it, empty where the module itself is imported.
+        top: whether it runs when the module is imported.
+        typing: whether only type checkers see it.
+    """
+
+    module: str
+    name: str
+    top: bool
+    typing: bool
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted((ROOT / "fedvfm").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def is_face(name: str) -> bool:
+    return MODULES[name].name == "__init__.py"
+
+
+@cache
+def imports(name: str) -> tuple[Import, ...]:
+    return tuple(_walk(ast.parse(MODULES[name].read_text()), top=True, typing=False))
+
+
+def _walk(node: ast.AST, *, top: bool, typing: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, "", top, typing) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "relative imports hide the floor"
+            for alias in child.names:
+                full = f"{child.module}.{alias.name}"
+                yield (
+                    Import(full, "", top, typing)
+                    if full in MODULES
+                    else Import(str(child.module), alias.name, top, typing)
+                )
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        guarded = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        yield from _walk(child, top=top and not inside, typing=typing or guarded)
+
+
+def ours(name: str, *, typing: bool = True) -> list[Import]:
+    """Imports of our own modules."""
+    return [one for one in imports(name) if one.module.partition(".")[0] == "fedvfm" and (typing or not one.typing)]
+
+
+def room(module: str) -> str:
+    """The part of the house a module is in: ``client``, ``config``, ``""`` for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+# --- floors -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in MODULES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_arrow_up(name: str) -> None:
+    """Lazy imports and those for type checkers count too; lazy tables (strings) are how low floors name high ones."""
+    here = FLOOR[room(name)]
+    found = {one.module for one in ours(name)}
+    up = {module for module in found if FLOOR[room(module)] > here}
+    assert not up, f"{name} stands on floor {here} and imports from above: {sorted(up)}"
+
+
+def test_client_and_server_do_not_know_each_other() -> None:
+    for name in MODULES:
+        if room(name) in ("client", "server"):
+            other = "server" if room(name) == "client" else "client"
+            assert not [one for one in ours(name) if room(one.module) == other], name
+
+
+def test_no_import_circle() -> None:
+    """Counting lazy imports: a circle put off is a circle."""
+    state: dict[str, int] = {}
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        state[name] = 1
+        path.append(name)
+        for one in ours(name, typing=False):
+            target = one.module
+            assert state.get(target) != 1 or target == name, " -> ".join([*path[path.index(target) :], target])
+            if target in MODULES and target not in state:
+                visit(target)
+        path.pop()
+        state[name] = 2
+
+    for name in MODULES:
+        if name not in state:
+            visit(name)
+    assert len(state) == len(MODULES)
+
+
+# --- faces ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_modules_not_faces_are_imported(name: str) -> None:
+    """A face closes circles; inside the package only modules are imported, and names are written with their module."""
+    for one in ours(name):
+        if name == "fedvfm" or is_face(name):
+            continue
+        assert not one.name, f"{name} takes {one.name} out of {one.module}; import the module"
+        # The package's own face is only asked for its version, by the door.
+        assert not is_face(one.module) or (one.module == "fedvfm" and name == "fedvfm.cli"), (
+            f"{name} imports the face {one.module}"
+        )
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if is_face(name)))
+def test_faces_have_a_complete_sorted_all(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
+    public = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name) and not target.id.startswith("_")
+    }
+    public |= {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    }
+    public |= {one.name for one in imports(name) if one.name and one.module.startswith("fedvfm.") and not one.typing}
+    module = importlib.import_module(name)
+    public |= set(getattr(module, "_LAZY", {})) | ({"__version__"} if hasattr(module, "__version__") else set())
+    listed = getattr(module, "__all__", [])
+    assert list(listed) == sorted(public)
+    assert all(getattr(module, one) is not None for one in listed)
+
+
+def test_an_unknown_name_of_the_face_is_an_attribute_error() -> None:
+    import fedvfm
+
+    with pytest.raises(AttributeError, match="no attribute 'simulat'"):
+        _ = fedvfm.simulat
+
+
+# --- Flower -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_may_know_flower() -> None:
+    found = {name for name in MODULES if any(one.module.partition(".")[0] == "flwr" for one in imports(name))}
+    assert found == KNOWS_FLOWER
+
+
+def test_only_flower_py_touches_internals() -> None:
+    for name in KNOWS_FLOWER - {"fedvfm.flower"}:
+        inner = {one.module for one in imports(name) if one.module.startswith("flwr")} - PUBLIC_FLOWER
+        assert not inner, f"{name} imports {sorted(inner)}; Flower moves its internals, only flower.py may"
+
+
+def test_doors_are_three_plain_lines() -> None:
+    """Flower looks for a plain assignment to ``app`` in the syntax tree."""
+    for wing in ("server", "client"):
+        tree = ast.parse((ROOT / wing / "app.py").read_text())
+        statements = [node for node in tree.body if not isinstance(node, ast.Expr)]
+        assert len(statements) == 2
+        assert isinstance(statements[0], ast.ImportFrom)
+        assert statements[0].module == f"fedvfm.{wing}.app"
+        assert isinstance(statements[1], ast.Assign)
+        assert isinstance(statements[1].targets[0], ast.Name)
+        assert statements[1].targets[0].id == "app"
+        assert (ROOT / wing / "__init__.py").is_file(), "else a foreign package of that name shadows the door"
+
+
+# --- weight -----------------------------------------------------------------------------------------------------------
+
+
+def _loaded(code: str) -> set[str]:
+    command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_fedvfm_loads_nothing_heavy() -> None:
+    everything = _loaded(
+        "import fedvfm, fedvfm.cli, fedvfm.config, fedvfm.state, fedvfm.simulation.experiment, fedvfm.register"
+    )
+    assert not everything & set(HEAVY)
+
+
+def test_files_stay_small() -> None:
+    sizes = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: size for name, size in sizes.items() if size > LARGEST} == {}
+    assert sorted(sizes.values())[len(sizes) // 2] < 150
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def tables() -> dict[str, registry.Table]:
+    """Every table of the package, by where it stands."""
+    found = {}
+    for name, path in MODULES.items():
+        if "registry.Table(" in path.read_text():
+            module = importlib.import_module(name)
+            found |= {
+                f"{name}.{key}": value for key, value in vars(module).items() if isinstance(value, registry.Table)
+            }
+    return found
+
+
+def test_every_table_entry_resolves() -> None:
+    found = tables()
+    assert {table.noun for table in found.values()} >= {
+        "adapter kind",
+        "aggregation rule",
+        "augmentation",
+        "backbone",
+        "baseline",
+        "data source",
+        "engine",
+        "partitioner",
+        "task",
+    }
+    assert len({table.noun for table in found.values()}) == len(found), (
+        "two tables of one noun would share entry points"
+    )
+    for where, table in found.items():
+        for name in table.names():
+            assert callable(table.get(name)), f"{where}: {name}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "simulations" / "experiments").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_shipped_experiment_validates(path: Path) -> None:
+    what = experiments.load(str(path))
+    assert what.name == path.stem
+    assert what.title
+    assert experiments.bundled()[path.stem].samefile(path)
+    # What is stored in a run folder comes back the same.
+    assert experiments.parse(what.model_dump(mode="json"), "again") == what
+
+
+def test_there_are_shipped_experiments() -> None:
+    assert {"brain-mri", "cells", "nuclei"} <= set(experiments.bundled())
+
+
+EXAMPLES = {"server.example.toml": config.ServerConfig}
+
+
+def test_example_configs_parse() -> None:
+    for path in [path for wing in ("server", "client") for path in (ROOT / wing).glob("*.example.toml")]:
+        config.parse(EXAMPLES[path.name], config.read_toml(path), str(path))
+
+
+def test_metadata_and_version_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    import fedvfm
+
+    assert project["version"] == fedvfm.__version__
+    assert project["scripts"] == {"fedvfm": "fedvfm.cli:main"}

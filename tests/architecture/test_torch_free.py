@@ -1,0 +1,73 @@
+"""The server wing is NumPy only: with torch blocked, three rounds of every rule run with NumPy sites."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from fedvfm.server.aggregators import table as rules
+
+SERVER_TESTS = Path(__file__).parents[1] / "server"
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+
+BLOCKED = ("torch", "torchvision", "transformers", "peft", "monai")
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked: the server wing must not need it")
+
+sys.meta_path.insert(0, Blocker())
+sys.path.insert(0, sys.argv[1])
+import fedvfm, fedvfm.config, fedvfm.protocol, fedvfm.recipe, fedvfm.state, fedvfm.chain, fedvfm.storage
+import fedvfm.server.app
+import numpy_sites
+from fedvfm.server import app, checkpoint
+from fedvfm.server.aggregators import table
+from fedvfm import flower
+
+found = {}
+for rule in table.TABLE.names():
+    mixed = table.TABLE.get(rule).mixed_ranks
+    members = [numpy_sites.NumpySite("north", rank=2 if mixed else 3), numpy_sites.NumpySite("west", examples=30)]
+    recipe = numpy_sites.make_recipe(rounds=3, aggregation={"rule": rule})
+    job = numpy_sites.make_job(Path(sys.argv[2]) / rule, members, recipe, per_sample=True, test_best=True)
+    grid = numpy_sites.LoopGrid(numpy_sites.client_app(members), len(members))
+    app.make_server_app([job])(grid, flower.context(1, 1, {}))
+    journal = (job.folder / "journal.jsonl").read_text().splitlines()
+    found[rule] = {"rounds": len(journal)}
+    found[rule] |= {"fingerprint": checkpoint.read(job.folder / "adapter.safetensors")[0].fingerprint}
+loaded = sorted(name for name in sys.modules if name.partition(".")[0] in BLOCKED)
+print(json.dumps({"rules": found, "loaded": loaded}))
+"""
+
+
+def run(tmp_path: Path, name: str) -> dict[str, object]:
+    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
+    command = [sys.executable, "-c", SCRIPT, str(SERVER_TESTS), str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_three_rounds_of_every_rule_with_torch_blocked(tmp_path: Path) -> None:
+    found = run(tmp_path, "one")
+    assert found["loaded"] == []
+    made = found["rules"]
+    assert isinstance(made, dict)
+    assert sorted(made) == rules.TABLE.names()
+    assert all(row["rounds"] == 3 for row in made.values())
+    assert found == run(tmp_path, "two"), "a fresh process ends with the same adapters"
+
+
+def test_the_package_itself_imports_neither_torch_nor_flower() -> None:
+    script = "import sys, fedvfm; print([n for n in ('torch', 'flwr', 'numpy', 'transformers') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

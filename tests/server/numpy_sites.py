@@ -1,0 +1,193 @@
+"""Sites that answer with arithmetic: a real Flower ClientApp without torch, for tests of the server wing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedvfm import config as configs
+from fedvfm import flower, protocol, recipe, seeding, state
+from fedvfm.server import strategy
+
+SHA = "ab" * 32
+
+
+def manifest(rank: int = 3, alpha: float = 6.0) -> state.Manifest:
+    """One low-rank pair of a 5 x 7 product and a head."""
+    rows = [
+        state.ArraySpec("block.00.q.A", (rank, 7), "lora", "A", "block.00.q", alpha / rank),
+        state.ArraySpec("block.00.q.B", (5, rank), "lora", "B", "block.00.q", alpha / rank),
+        state.ArraySpec("head.bias", (2,), "head"),
+        state.ArraySpec("head.weight", (2, 5), "head"),
+    ]
+    return state.Manifest.of(rows)
+
+
+def draw(rows: state.Manifest, seed: int, scale: float = 1.0) -> state.AdapterState:
+    """Random arrays of a manifest."""
+    rng = seeding.stream(seed, "draw")
+    return state.AdapterState(
+        {spec.name: (scale * rng.standard_normal(spec.shape)).astype(np.float32) for spec in rows}
+    )
+
+
+def make_recipe(**values: Any) -> configs.Recipe:
+    """A recipe whose model nobody builds."""
+    base = {
+        "backbone": {"name": "none"},
+        "data": {"class_names": ["rest", "cell"]},
+        "rounds": 3,
+        "adapter": {"rank": 3, "alpha": 6.0},
+    }
+    return configs.parse(configs.Recipe, {**base, **values}, "recipe")
+
+
+def lock(chosen: configs.Recipe) -> recipe.LockedRecipe:
+    """The recipe with a manifest and a first adapter of our own."""
+    rows = manifest(chosen.adapter.rank)
+    return recipe.LockedRecipe(chosen, rows, draw(rows, chosen.seed), SHA, 1000)
+
+
+@dataclass
+class NumpySite:
+    """A site: what it says in the handshake, and how it may misbehave.
+
+    Attributes:
+        change: (message type, round, reply) -> the reply it sends instead; may raise.
+        asked: (message type, round) of every message it got.
+    """
+
+    name: str
+    examples: int = 10
+    val: int = 4
+    rank: int = 3
+    sha256: str = SHA
+    fingerprint: str = ""
+    change: Callable[[str, int, Any], Any] = lambda kind, number, reply: reply
+    asked: list[tuple[str, int]] = field(default_factory=list)
+
+    def hello(self, task: protocol.Task) -> RecordDict:
+        """The handshake reply."""
+        own = self.fingerprint or strategy.at_rank(manifest(task.recipe.adapter.rank), self.rank).fingerprint
+        counts = {"train": self.examples, "val": self.val, "test": 5}
+        return protocol.encode_hello(
+            self.change("hello", 0, protocol.Hello(self.name, self.sha256, own, self.rank, counts))
+        )
+
+    def train(self, task: protocol.Task) -> RecordDict:
+        """Every array moves half way to where this site wants it, with a little noise of the round."""
+        assert task.state is not None
+        rng = seeding.stream(task.recipe.seed, "train", task.round, self.name)
+        arrays = {
+            name: (0.5 * array + 0.5 * len(self.name) + 0.1 * rng.standard_normal(array.shape)).astype(np.float32)
+            for name, array in task.state.items()
+        }
+        update = state.SiteUpdate(
+            self.name,
+            state.AdapterState(arrays),
+            self.examples,
+            task.round - 1,
+            task.state.fingerprint,
+            metrics={"loss": 1.0 / task.round},
+        )
+        reply = self.change("train", task.round, update)
+        return reply if isinstance(reply, RecordDict) else protocol.encode_update(reply)
+
+    def evaluate(self, task: protocol.Task) -> RecordDict:
+        """Dice is made of the adapter's numbers."""
+        assert task.state is not None
+        dice = float(1 / (1 + np.abs(task.state["head.bias"]).sum()))
+        samples = {"dice": [dice, dice]} if task.per_sample else {}
+        ids = ("a", "b") if task.per_sample else ()
+        answer = protocol.Evaluation(self.name, task.round, 2, {"dice": dice}, samples, ids)
+        reply = self.change("evaluate " + task.split, task.round, answer)
+        return reply if isinstance(reply, RecordDict) else protocol.encode_evaluation(reply)
+
+
+def client_app(sites: Sequence[NumpySite]) -> ClientApp:
+    """The ClientApp of all nodes; a node is the site of its partition number."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context, work: str) -> Message:
+        site = sites[int(context.node_config["partition-id"])]
+        try:
+            task = protocol.decode_task(message.content)
+            site.asked.append((work, task.round))
+            return Message(getattr(site, work)(task), reply_to=message)
+        except Exception as error:
+            return Message(protocol.refusal(error), reply_to=message)
+
+    @app.query("handshake")
+    def handshake(message: Message, context: Context) -> Message:
+        return answer(message, context, "hello")
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return answer(message, context, "train")
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer(message, context, "evaluate")
+
+    return app
+
+
+def make_job(folder: Path, sites: Sequence[NumpySite], chosen: configs.Recipe, **more: Any) -> strategy.Job:
+    """A federation of all these sites."""
+    names = tuple(sorted({site.name for site in sites}))
+    server = more.pop("server", configs.ServerConfig())
+    return strategy.Job(
+        "federated", lock(chosen), folder, more.pop("train_sites", names), more.pop("test_sites", names), server, **more
+    )
+
+
+class LoopGrid(Grid):
+    """The least a Grid can be; unlike the in-process engine's module, it comes without torch."""
+
+    def __init__(self, app: ClientApp, nodes: int) -> None:
+        self._app = app
+        self._contexts: Mapping[int, Any] = {
+            n: flower.context(1, n, {"partition-id": n - 10}) for n in range(10, 10 + nodes)
+        }
+        self._waiting: dict[str, Message] = {}
+        flower.be_server_task(1)
+
+    @property
+    def run(self) -> Any:
+        return flower.empty_run(1)
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            flower.set_message_id(message, f"m{len(self._waiting)}-{message.metadata.dst_node_id}")
+            self._waiting[message.metadata.message_id] = message
+        return list(self._waiting)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        found = [self._waiting.pop(key) for key in list(message_ids) if key in self._waiting]
+        return [
+            flower.parse(
+                flower.serialise(self._app(flower.parse(flower.serialise(m)), self._contexts[m.metadata.dst_node_id]))
+            )
+            for m in found
+        ]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))

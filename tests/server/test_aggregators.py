@@ -1,0 +1,289 @@
+"""Laws every aggregation rule keeps, and each rule against dense arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedvfm import errors, state
+from fedvfm.server import strategy
+from fedvfm.server.aggregators import base, svd
+from fedvfm.server.aggregators import table as rules
+
+NAMES = rules.TABLE.names()
+OUT, IN, RANK = 6, 9, 4
+few = settings(max_examples=25, deadline=None)
+weights = st.floats(0.1, 1000.0)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def manifest(rank: int = RANK, alpha: float = 8.0) -> state.Manifest:
+    rows = [state.ArraySpec("head.weight", (3, 4), "head"), state.ArraySpec("head.bias", (3,), "head")]
+    for pair in ("block.00.q", "block.01.v"):
+        rows.append(state.ArraySpec(f"{pair}.A", (rank, IN), "lora", "A", pair, alpha / rank))
+        rows.append(state.ArraySpec(f"{pair}.B", (OUT, rank), "lora", "B", pair, alpha / rank))
+    return state.Manifest.of(rows)
+
+
+def contribution(seed: int, weight: float, rank: int = RANK, alpha: float = 8.0) -> base.Contribution:
+    rng, rows = np.random.default_rng(seed), manifest(rank, alpha)
+    arrays = {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in rows}
+    return base.Contribution(weight, state.AdapterState(arrays), rows)
+
+
+def aggregate(
+    name: str, updates: Sequence[base.Contribution], rows: state.Manifest | None = None
+) -> state.AdapterState:
+    rule: base.Aggregator = rules.TABLE.get(name)()
+    acc = rule.init(rows or manifest())
+    for update in updates:
+        acc = rule.fold(acc, update)
+    return rule.finish(acc)[0]
+
+
+def effective(adapter: state.AdapterState, rows: state.Manifest) -> dict[str, NDArray[np.float64]]:
+    """What the adapter does to the backbone: dense arrays, and scale B A of every pair."""
+    found = {spec.name: adapter[spec.name].astype(np.float64) for spec in rows if spec.role == "dense"}
+    for pair, (a, b) in rows.pairs().items():
+        found[pair] = a.scale * adapter[b.name].astype(np.float64) @ adapter[a.name].astype(np.float64)
+    return found
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 2e-5) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(
+            value, other[name], rtol=tolerance, atol=tolerance * max(1.0, np.abs(value).max()), err_msg=name
+        )
+
+
+groups = st.lists(st.tuples(seeds, weights), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(group=groups, order=st.randoms(use_true_random=False))
+def test_order_of_sites_does_not_matter(name: str, group: list[tuple[int, float]], order: Any) -> None:
+    updates = [contribution(seed, weight) for seed, weight in group]
+    shuffled = list(updates)
+    order.shuffle(shuffled)
+    assert_same(effective(aggregate(name, updates), manifest()), effective(aggregate(name, shuffled), manifest()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(seed=seeds, weight=weights)
+def test_one_site_is_the_identity(name: str, seed: int, weight: float) -> None:
+    one = contribution(seed, weight)
+    assert_same(effective(aggregate(name, [one]), manifest()), effective(one.state, manifest()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(seed=seeds, many=st.lists(weights, min_size=2, max_size=5))
+def test_equal_updates_are_that_update(name: str, seed: int, many: list[float]) -> None:
+    updates = [contribution(seed, weight) for weight in many]
+    assert_same(effective(aggregate(name, updates), manifest()), effective(updates[0].state, manifest()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(group=groups)
+def test_a_fold_leaves_the_accumulator_before_it_alone(name: str, group: list[tuple[int, float]]) -> None:
+    """State in, state out: a rule can be checkpointed between folds and folded on twice."""
+    rule: base.Aggregator = rules.TABLE.get(name)()
+    updates = [contribution(seed, weight) for seed, weight in group]
+    early = rule.init(manifest())
+    for update in updates:
+        early = rule.fold(early, update)
+    before = rule.finish(early)[0].fingerprint
+    for extra in (1, 2):
+        rule.fold(early, contribution(extra, 3.0))
+    assert rule.finish(early)[0].fingerprint == before
+    assert aggregate(name, updates).fingerprint == before
+    for update, row in zip(updates, group, strict=True):
+        assert update.state == contribution(*row).state
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(group=groups, factor=st.floats(0.01, 100.0))
+def test_only_the_ratio_of_weights_counts(name: str, group: list[tuple[int, float]], factor: float) -> None:
+    one = aggregate(name, [contribution(seed, weight) for seed, weight in group])
+    other = aggregate(name, [contribution(seed, weight * factor) for seed, weight in group])
+    assert_same(effective(one, manifest()), effective(other, manifest()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_admitted_is_an_empty_cohort(name: str) -> None:
+    with pytest.raises(errors.EmptyCohort, match="nothing to aggregate"):
+        aggregate(name, [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_input_gives_equal_bytes_and_the_global_manifest(name: str) -> None:
+    updates = [contribution(seed, 1.0 + seed) for seed in range(4)]
+    one = aggregate(name, updates)
+    assert one.fingerprint == aggregate(name, updates).fingerprint
+    assert {key: value.shape for key, value in one.items()} == {spec.name: spec.shape for spec in manifest()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_site_at_the_recipes_rank_gets_the_adapter_as_it_is(name: str) -> None:
+    adapter = aggregate(name, [contribution(seed, 1.0) for seed in range(3)])
+    assert rules.TABLE.get(name)().for_site(adapter, manifest()).fingerprint == adapter.fingerprint
+
+
+# -- mean ------------------------------------------------------------------------------------------------------------
+
+
+@few
+@given(group=groups)
+def test_mean_is_numpys_average_of_every_array(group: list[tuple[int, float]]) -> None:
+    updates = [contribution(seed, weight) for seed, weight in group]
+    found = aggregate("mean", updates)
+    for name, array in found.items():
+        whole = np.average(
+            [u.state[name].astype(np.float64) for u in updates], axis=0, weights=[u.weight for u in updates]
+        )
+        np.testing.assert_allclose(array, whole, rtol=1e-6, atol=1e-7)
+
+
+def test_mean_refuses_a_site_of_another_rank() -> None:
+    rule = rules.TABLE.get("mean")()
+    with pytest.raises(errors.HandshakeRefused, match="Use rule 'svd' for mixed ranks"):
+        rule.for_site(contribution(0, 1.0).state, strategy.at_rank(manifest(), 2))
+
+
+# -- svd -------------------------------------------------------------------------------------------------------------
+
+mixed = st.lists(st.tuples(seeds, weights, st.integers(1, 5), st.floats(0.5, 32.0)), min_size=1, max_size=5)
+
+
+def dense_mean(updates: Sequence[base.Contribution], pair: str) -> NDArray[np.float64]:
+    products = [effective(update.state, update.manifest)[pair] for update in updates]
+    found: NDArray[np.float64] = np.average(products, axis=0, weights=[update.weight for update in updates])
+    return found
+
+
+def truncated(matrix: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    found: NDArray[np.float64] = (u[:, :rank] * s[:rank]) @ vt[:rank]
+    return found
+
+
+@few
+@given(group=mixed, rank=st.integers(1, 6), alpha=st.floats(0.5, 32.0))
+def test_svd_is_the_dense_truncated_svd_of_the_mean_product(group: list[Any], rank: int, alpha: float) -> None:
+    updates = [contribution(*row) for row in group]
+    rows = manifest(rank, alpha)
+    adapter = aggregate("svd", updates, rows)
+    assert {key: value.shape for key, value in adapter.items()} == {spec.name: spec.shape for spec in rows}
+    for pair in rows.pairs():
+        whole = dense_mean(updates, pair)
+        # Near a tie of singular values the truncation is not unique, but how well it fits is.
+        ours = effective(adapter, rows)[pair]
+        best = np.linalg.norm(whole - truncated(whole, rank))
+        size = np.linalg.norm(whole)
+        assert abs(np.linalg.norm(whole - ours) - best) <= 1e-6 * size
+        s = np.linalg.svd(whole, compute_uv=False)
+        if rank >= len(s) or s[rank - 1] - s[rank] > 1e-2 * s[0]:
+            np.testing.assert_allclose(ours, truncated(whole, rank), rtol=0, atol=2e-6 * float(size))
+
+
+def test_svd_core_equals_the_dense_svd_in_float64() -> None:
+    rng = np.random.default_rng(3)
+    left = [rng.standard_normal((OUT, r)) for r in (1, 4, 2)]
+    right = [rng.standard_normal((r, IN)) for r in (1, 4, 2)]
+    whole = sum((a @ b for a, b in zip(left, right, strict=True)), np.zeros((OUT, IN)))
+    for rank in range(1, 8):
+        b, a = svd._split(left, right, rank, 0.5)
+        assert b.shape == (OUT, rank)
+        np.testing.assert_allclose(
+            0.5 * b.astype(np.float64) @ a, truncated(whole, rank), atol=1e-6 * float(np.linalg.norm(whole))
+        )
+
+
+@few
+@given(group=mixed, site_rank=st.integers(1, RANK), alpha=st.floats(0.5, 32.0))
+def test_a_site_of_lower_rank_gets_the_best_approximation_at_its_own_scale(
+    group: list[Any], site_rank: int, alpha: float
+) -> None:
+    rows = manifest(RANK, alpha)
+    adapter = aggregate("svd", [contribution(*row) for row in group], rows)
+    site_rows = strategy.at_rank(rows, site_rank)
+    own = rules.TABLE.get("svd")().for_site(adapter, site_rows)
+    assert {key: value.shape for key, value in own.items()} == {spec.name: spec.shape for spec in site_rows}
+    for pair, product in effective(adapter, rows).items():
+        found = effective(own, site_rows)[pair]
+        if pair not in rows.pairs():
+            np.testing.assert_array_equal(found, product)
+            continue
+        size = max(float(np.linalg.norm(product)), 1e-30)
+        best = np.linalg.norm(product - truncated(product, site_rank))
+        assert abs(np.linalg.norm(product - found) - best) <= 3e-6 * size
+
+
+def test_the_first_adapter_reaches_every_rank_alive() -> None:
+    """B is zero at the start, so a site's A must not be: else its pair could never learn."""
+    rows = manifest()
+    start = {key: np.zeros_like(v) if key.endswith(".B") else v for key, v in contribution(0, 1.0).state.items()}
+    own = rules.TABLE.get("svd")().for_site(state.AdapterState(start), strategy.at_rank(rows, 2))
+    assert np.abs(own["block.00.q.A"]).min() > 0
+    assert not own["block.00.q.B"].any()
+
+
+def test_svd_of_all_zero_products_stays_alive() -> None:
+    zero = {key: np.zeros_like(v) if key.endswith(".B") else v for key, v in contribution(0, 1.0).state.items()}
+    found = aggregate("svd", [base.Contribution(1.0, state.AdapterState(zero), manifest())])
+    assert found.finite()
+    assert not found["block.00.q.B"].any()
+    assert np.abs(found["block.00.q.A"]).min(axis=1).all()
+
+
+def test_directions_that_no_site_uses_can_still_learn() -> None:
+    """Both factors zero where the sites span less than the global rank: no gradient would ever wake them."""
+    rows = manifest(RANK)
+    adapter = aggregate("svd", [contribution(0, 1.0, rank=2)], rows)
+    alive = np.abs(adapter["block.00.q.A"]).sum(axis=1) + np.abs(adapter["block.00.q.B"]).sum(axis=0) > 0
+    assert alive.all()
+    assert_same(effective(adapter, rows), effective(contribution(0, 1.0, rank=2).state, manifest(2)))
+
+
+# -- the error of averaging factors apart ----------------------------------------------------------------------------
+
+
+@few
+@given(group=groups, alpha=st.floats(0.5, 32.0))
+def test_factor_error_is_the_dense_formula(group: list[tuple[int, float]], alpha: float) -> None:
+    updates = [contribution(seed, weight, RANK, alpha) for seed, weight in group]
+    rows = manifest(RANK, alpha)
+    averaged = effective(aggregate("mean", updates, rows), rows)
+    difference = sum(np.sum((averaged[pair] - dense_mean(updates, pair)) ** 2) for pair in rows.pairs())
+    whole = sum(np.sum(dense_mean(updates, pair) ** 2) for pair in rows.pairs())
+    assert svd.factor_error(updates) == pytest.approx(np.sqrt(difference / whole), rel=1e-4, abs=1e-6)
+
+
+def test_factor_error_is_zero_where_one_factor_is_common() -> None:
+    one, other = contribution(0, 1.0), contribution(1, 2.0)
+    shared = {key: one.state[key] if key.endswith(".A") else value for key, value in other.state.items()}
+    error = svd.factor_error([one, base.Contribution(2.0, state.AdapterState(shared), manifest())])
+    assert error is not None
+    assert error < 1e-7
+
+
+def test_factor_error_where_it_has_no_meaning() -> None:
+    with pytest.raises(errors.EmptyCohort):
+        svd.factor_error([])
+    assert svd.factor_error([contribution(0, 1.0), contribution(1, 1.0, rank=2)]) is None
+    rows = state.Manifest.of([state.ArraySpec("head.bias", (3,), "head")])
+    assert (
+        svd.factor_error([base.Contribution(1.0, state.AdapterState({"head.bias": np.ones(3, np.float32)}), rows)])
+        is None
+    )

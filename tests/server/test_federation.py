@@ -1,0 +1,528 @@
+"""The round loop on a real Flower Grid, with sites that answer with arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvfm import chain, errors, flower, state
+from fedvfm import config as configs
+from fedvfm.server import checkpoint, strategy
+from fedvfm.simulation import in_process
+
+
+class Harness:
+    """Builds sites, jobs and grids; keeps the events of the last run."""
+
+    def __init__(self, sites: Any, folder: Path) -> None:
+        self.sites, self.folder = sites, folder
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def site(self, name: str, **more: Any) -> Any:
+        return self.sites.NumpySite(name, **more)
+
+    def three(self, **more: Any) -> list[Any]:
+        return [self.site(name, examples=count, **more) for name, count in (("east", 10), ("north", 20), ("west", 70))]
+
+    def run(self, members: list[Any], folder: str = "run", stop_after: int = 0, grid: Any = None, **more: Any) -> Path:
+        """Run or resume; with ``stop_after`` the watcher raises as that round ends."""
+        recipe = self.sites.make_recipe(**more.pop("recipe", {}))
+        job = self.sites.make_job(self.folder / folder, members, recipe, **more)
+        chosen = grid or in_process.InProcessGrid(self.sites.client_app(members), len(members))
+
+        def watch(event: str, /, **fields: Any) -> None:
+            self.events.append((event, fields))
+            if event == "round-end" and fields["round"] == stop_after:
+                raise KeyboardInterrupt
+
+        try:
+            strategy.Federation(job, chosen, watch).run()
+        except KeyboardInterrupt:
+            assert stop_after
+        found: Path = job.folder
+        return found
+
+
+@pytest.fixture
+def harness(sites: Any, tmp_path: Path) -> Harness:
+    return Harness(sites, tmp_path)
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    return chain.read(folder / "journal.jsonl")
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return found
+
+
+def lasting(folder: Path) -> list[dict[str, Any]]:
+    """Journal lines without what time and the handshake of a resume change."""
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "bytes", "prev", "hash")}
+        for line in journal(folder)
+    ]
+
+
+# -- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_journal_checkpoints_and_evaluation(harness: Harness) -> None:
+    folder = harness.run(harness.three(), per_sample=True)
+    lines = journal(folder)
+    assert [line["round"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert line["cohort"] == ["east", "north", "west"]
+        assert line["refused"] == {}
+        assert line["examples"] == {"east": 10, "north": 20, "west": 70}
+        assert line["train"]["east"]["loss"] == pytest.approx(1 / line["round"])
+        assert set(line["validation"]) == {"east", "north", "west"}
+        assert line["factor_error"] > 0
+        assert line["bytes"]["up"] > 0 < line["bytes"]["down"]
+    adapter, _, marks = checkpoint.read(folder / "checkpoints" / "round-00003.safetensors")
+    assert adapter.fingerprint == lines[-1]["fingerprint"]
+    assert marks["round"] == "3"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "round-00002.safetensors",
+        "round-00003.safetensors",
+    ]
+    found = evaluation(folder)
+    assert found["fingerprint"] == adapter.fingerprint == checkpoint.read(folder / "adapter.safetensors")[0].fingerprint
+    assert found["last"]["sites"]["west"] == {
+        "num_examples": 2,
+        "dice": pytest.approx(float(1 / (1 + np.abs(adapter["head.bias"]).sum()))),
+    }
+    assert found["last"]["samples"]["west"]["id"] == ["a", "b"]
+
+
+def test_one_round_is_the_weighted_mean_of_what_the_sites_sent(harness: Harness) -> None:
+    sent: dict[str, state.SiteUpdate] = {}
+
+    def keep(kind: str, number: int, reply: Any) -> Any:
+        if kind == "train":
+            sent[reply.site] = reply
+        return reply
+
+    for weighting, weights in (("examples", [10, 20, 70]), ("uniform", [1, 1, 1])):
+        folder = harness.run(
+            harness.three(change=keep), weighting, recipe={"rounds": 1, "aggregation": {"weighting": weighting}}
+        )
+        adapter = checkpoint.read(folder / "adapter.safetensors")[0]
+        for name, array in adapter.items():
+            mean = np.average([sent[site].state[name] for site in ("east", "north", "west")], axis=0, weights=weights)
+            np.testing.assert_allclose(array, mean, rtol=1e-5)
+
+
+def test_equal_runs_are_equal_and_seeds_differ(harness: Harness) -> None:
+    one, two = (harness.run(harness.three(), name) for name in ("one", "two"))
+    other = harness.run(harness.three(), "other", recipe={"seed": 1})
+    assert lasting(one) == lasting(two)
+    assert evaluation(one)["fingerprint"] == evaluation(two)["fingerprint"] != evaluation(other)["fingerprint"]
+
+
+def test_the_order_of_nodes_does_not_matter(harness: Harness) -> None:
+    one = harness.run(harness.three(), "one")
+    two = harness.run(harness.three()[::-1], "two")
+    assert lasting(one) == lasting(two)
+
+
+@pytest.mark.parametrize(("every", "rounds"), [(0, []), (2, [2, 3]), (1, [1, 2, 3])])
+def test_how_often_sites_validate(harness: Harness, every: int, rounds: list[int]) -> None:
+    folder = harness.run(harness.three(), recipe={"evaluation": {"every": every}})
+    assert [line["round"] for line in journal(folder) if line["validation"]] == rounds
+
+
+def test_a_site_without_validation_samples_is_not_asked(harness: Harness) -> None:
+    folder = harness.run([harness.site("east"), harness.site("west", val=0)])
+    assert set(journal(folder)[0]["validation"]) == {"east"}
+
+
+def test_the_best_validation_round_is_tested_too(harness: Harness) -> None:
+    def scores(kind: str, number: int, reply: Any) -> Any:
+        return (
+            dataclasses.replace(reply, metrics={"dice": {1: 0.2, 2: 0.9}.get(number, 0.5)})
+            if kind == "evaluate val"
+            else reply
+        )
+
+    folder = harness.run(harness.three(change=scores), test_best=True)
+    best = evaluation(folder)["best"]
+    assert best["round"] == 2
+    assert best["fingerprint"] == journal(folder)[1]["fingerprint"]
+    assert set(best["sites"]) == {"east", "north", "west"}
+
+
+def test_test_sites_need_not_train(harness: Harness) -> None:
+    members = harness.three()
+    folder = harness.run(members, train_sites=("east",), test_sites=("north", "west"))
+    assert journal(folder)[0]["cohort"] == ["east"]
+    assert set(evaluation(folder)["last"]["sites"]) == {"north", "west"}
+    assert ("train", 1) not in members[1].asked
+
+
+def test_bytes_are_those_of_all_messages(harness: Harness) -> None:
+    app = harness.sites.client_app(harness.three())
+
+    class Counting(in_process.InProcessGrid):
+        def __init__(self) -> None:
+            super().__init__(app, 3)
+            self.down = self.up = 0
+
+        def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+            kept = list(messages)
+            self.down += sum(len(flower.serialise(message)) for message in kept)
+            return super().push_messages(kept)
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Any]:
+            replies = list(super().pull_messages(message_ids))
+            self.up += sum(len(flower.serialise(message)) for message in replies)
+            return replies
+
+    grid = Counting()
+    folder = harness.run(harness.three(), grid=grid)
+    rows = [line["bytes"] for line in journal(folder)] + [evaluation(folder)["bytes"]]
+    assert sum(row["up"] for row in rows) == pytest.approx(grid.up, rel=1e-3)
+    assert sum(row["down"] for row in rows) == pytest.approx(grid.down, rel=1e-3)
+
+
+# -- handshake -------------------------------------------------------------------------------------------------------
+
+
+def refused(harness: Harness, members: list[Any], match: str, **more: Any) -> None:
+    with pytest.raises(errors.HandshakeRefused, match=match):
+        harness.run(members, **more)
+    assert not (harness.folder / "run" / "journal.jsonl").exists()
+    assert not any(kind == "train" for member in members for kind, _ in member.asked)
+
+
+def test_handshake_refusals(harness: Harness) -> None:
+    east = harness.site("east")
+    refused(
+        harness,
+        [east, harness.site("west", sha256="cd" * 32)],
+        "site 'west' holds backbone cdcdcdcdcdcd.*Fetch the same weights",
+    )
+    refused(
+        harness,
+        [east, harness.site("west", fingerprint="0" * 64)],
+        "site 'west' builds another adapter.*same fedvfm at both ends",
+    )
+    refused(harness, [east, harness.site("east")], "two nodes call themselves site 'east'")
+    refused(harness, [east], "sites not connected: south, west", train_sites=("east", "west"), test_sites=("south",))
+    refused(harness, [east, harness.site("west", rank=2)], "Use rule 'svd' for mixed ranks")
+
+    def fail(kind: str, number: int, reply: Any) -> Any:
+        raise errors.WeightsError("/data/patients")
+
+    refused(harness, [east, harness.site("west", change=fail)], r"refused the handshake: weights$")
+
+
+@pytest.mark.parametrize("rank", [0, -2, 10**7])
+def test_a_rank_that_cannot_be(harness: Harness, rank: int) -> None:
+    west = harness.site(
+        "west", fingerprint="0" * 64, change=lambda kind, number, reply: dataclasses.replace(reply, rank=rank)
+    )
+    with pytest.raises(errors.ProtocolError):
+        harness.run([harness.site("east"), west])
+
+
+# -- cohort, quorum, admission ---------------------------------------------------------------------------------------
+
+
+def test_a_cohort_is_a_seeded_sample(harness: Harness) -> None:
+    members = [harness.site(name) for name in ("a", "bb", "ccc", "dddd")]
+    server = configs.ServerConfig(cohort=2)
+    folder = harness.run(members, recipe={"rounds": 8}, server=server)
+    cohorts = [line["cohort"] for line in journal(folder)]
+    assert all(len(set(cohort)) == 2 and cohort == sorted(cohort) for cohort in cohorts)
+    assert len({tuple(cohort) for cohort in cohorts}) > 2
+    for member in members:
+        assert [n for kind, n in member.asked if kind == "train"] == [
+            n for n, cohort in enumerate(cohorts, 1) if member.name in cohort
+        ]
+    again = harness.run(
+        [harness.site(name) for name in ("a", "bb", "ccc", "dddd")], "again", recipe={"rounds": 8}, server=server
+    )
+    assert [line["cohort"] for line in journal(again)] == cohorts
+
+
+def test_an_erring_site_is_named_and_the_round_goes_on(harness: Harness) -> None:
+    def fail(kind: str, number: int, reply: Any) -> Any:
+        if kind == "train" and number == 2:
+            raise errors.DataError("/data/patients/Jane Doe.dcm")
+        return reply
+
+    members = [harness.site("east"), harness.site("north"), harness.site("west", change=fail)]
+    folder = harness.run(members, server=configs.ServerConfig(quorum=2))
+    lines = journal(folder)
+    assert [line["refused"] for line in lines] == [
+        {},
+        {"west": {"reason": "site-data", "detail": "the site answered with an error"}},
+        {},
+    ]
+    assert [sorted(line["examples"]) for line in lines] == [
+        ["east", "north", "west"],
+        ["east", "north"],
+        ["east", "north", "west"],
+    ]
+    assert b"Jane" not in b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_missed_quorum_stops_before_anything_is_written(harness: Harness) -> None:
+    def fail(kind: str, number: int, reply: Any) -> Any:
+        if kind == "train" and number == 2:
+            raise ValueError("surprise")
+        return reply
+
+    members = [harness.site("east"), harness.site("west", change=fail)]
+    with pytest.raises(
+        errors.QuorumMissed, match=r"round 2: 1 of 2 sites were admitted, the quorum is 2 \(west: site-error\)"
+    ):
+        harness.run(members)
+    folder = harness.folder / "run"
+    assert [line["round"] for line in journal(folder)] == [1]
+    whole = harness.run([harness.site("east"), harness.site("west")], "whole")
+    harness.run([harness.site("east"), harness.site("west")])
+    assert evaluation(folder)["fingerprint"] == evaluation(whole)["fingerprint"]
+
+
+def changed(**fields: Any) -> Callable[[Any], Any]:
+    return lambda update: dataclasses.replace(update, **fields)
+
+
+def with_array(value: float) -> Callable[[Any], Any]:
+    return lambda update: dataclasses.replace(
+        update, state=state.AdapterState({**update.state, "head.bias": np.full(2, value, np.float32)})
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("site-name", changed(site="north")),
+        ("stale", changed(base_round=7)),
+        ("base", changed(base_fingerprint="0" * 64)),
+        ("examples", changed(num_examples=10**9)),
+        ("examples", changed(num_examples=-1)),
+        ("manifest", lambda update: dataclasses.replace(update, state=update.state.select(["head.bias"]))),
+        ("not-finite", with_array(float("nan"))),
+        ("norm", with_array(1e9)),
+        ("protocol", changed(metrics={"loss": float("nan")})),
+        ("protocol", lambda update: _without(update, "metrics")),
+        ("protocol", lambda update: _without(update, "fedvfm")),
+        ("protocol", lambda update: _without(update, "adapter")),
+    ],
+)
+def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(
+    harness: Harness, reason: str, change: Callable[[Any], Any]
+) -> None:
+    west = harness.site("west", change=lambda kind, number, reply: change(reply) if kind == "train" else reply)
+    folder = harness.run([harness.site("east"), west], server=configs.ServerConfig(quorum=1), recipe={"rounds": 1})
+    (line,) = journal(folder)
+    assert line["refused"]["west"]["reason"] == reason
+    assert set(line["examples"]) == {"east"}
+    alone = harness.run([harness.site("east")], "alone", recipe={"rounds": 1})
+    assert line["fingerprint"] == journal(alone)[0]["fingerprint"], (
+        "nothing of a refused update may touch the aggregate"
+    )
+
+
+def _without(update: Any, record: str) -> Any:
+    from fedvfm import protocol
+
+    content = protocol.encode_update(update)
+    del content[record]
+    return content
+
+
+def test_a_site_that_does_not_answer_in_time(harness: Harness) -> None:
+    members = [harness.site("east"), harness.site("west")]
+
+    class Deaf(in_process.InProcessGrid):
+        """Loses the train messages of the second node."""
+
+        def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+            kept = list(messages)
+            ids = list(super().push_messages(kept))
+            for message in kept:
+                if (
+                    message.metadata.message_type == "train"
+                    and message.metadata.dst_node_id == in_process.FIRST_NODE + 1
+                ):
+                    del self._waiting[message.metadata.message_id]
+            return ids
+
+    grid = Deaf(harness.sites.client_app(members), 2)
+    folder = harness.run(
+        members, grid=grid, server=configs.ServerConfig(quorum=1, round_timeout_s=0.3), recipe={"rounds": 1}
+    )
+    assert journal(folder)[0]["refused"] == {"west": {"reason": "no-answer", "detail": "no reply within 0.3 s"}}
+
+
+@pytest.mark.parametrize("kind", ["evaluate val", "evaluate test"])
+@pytest.mark.parametrize("how", ["error", "nan", "other site"])
+def test_a_site_that_cannot_evaluate(harness: Harness, kind: str, how: str) -> None:
+    """Validation goes on without it; the final test is not finished, and a resume finishes it."""
+
+    def change(asked: str, number: int, reply: Any) -> Any:
+        if asked != kind:
+            return reply
+        if how == "error":
+            raise errors.DataError("unreadable")
+        return dataclasses.replace(reply, **({"metrics": {"dice": float("nan")}} if how == "nan" else {"site": "east"}))
+
+    members = [harness.site("east"), harness.site("west", change=change)]
+    if kind == "evaluate val":
+        folder = harness.run(members)
+        assert set(journal(folder)[-1]["validation"]) == {"east"}
+        return
+    with pytest.raises(errors.QuorumMissed, match="the final test is missing from: west"):
+        harness.run(members)
+    folder = harness.run([harness.site("east"), harness.site("west")])
+    assert set(evaluation(folder)["last"]["sites"]) == {"east", "west"}
+
+
+def test_mixed_ranks_with_svd(harness: Harness) -> None:
+    members = [harness.site("east", rank=1), harness.site("north", rank=2), harness.site("west", rank=3)]
+    folder = harness.run(members, recipe={"aggregation": {"rule": "svd"}})
+    adapter = checkpoint.read(folder / "adapter.safetensors")[0]
+    assert adapter["block.00.q.A"].shape == (3, 7)
+    assert journal(folder)[0]["refused"] == {}
+    assert journal(folder)[0]["factor_error"] is None
+
+
+# -- resume ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["mean", "svd"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_stopped_run_ends_as_one_that_was_not(harness: Harness, after: int, rule: str) -> None:
+    more: dict[str, Any] = {"recipe": {"aggregation": {"rule": rule}}, "test_best": True}
+    whole = harness.run(harness.three(), "whole", **more)
+    members = harness.three()
+    folder = harness.run(members, stop_after=after, **more)
+    assert [line["round"] for line in journal(folder)] == list(range(1, after + 1))
+    assert not (folder / "evaluation.json").exists()
+    for member in members:
+        member.asked.clear()
+    harness.run(members, **more)
+    assert [number for kind, number in members[0].asked if kind == "train"] == list(range(after + 1, 4))
+    assert lasting(folder) == lasting(whole)
+    assert evaluation(folder)["fingerprint"] == evaluation(whole)["fingerprint"]
+    assert evaluation(folder)["best"] == evaluation(whole)["best"]
+
+
+@pytest.mark.parametrize("damage", ["line lost", "line cut short", "checkpoint lost with its line"])
+def test_a_round_whose_line_is_not_there_is_run_again(harness: Harness, damage: str) -> None:
+    whole = harness.run(harness.three(), "whole")
+    folder = harness.run(harness.three(), stop_after=3)
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + (lines[-1][:-20] if damage == "line cut short" else b""))
+    if damage == "checkpoint lost with its line":
+        (folder / "checkpoints" / "round-00003.safetensors").unlink()
+    harness.run(harness.three())
+    assert lasting(folder) == lasting(whole)
+    assert evaluation(folder)["fingerprint"] == evaluation(whole)["fingerprint"]
+
+
+def test_a_finished_run_asks_nobody(harness: Harness) -> None:
+    members = harness.three()
+    folder = harness.run(members)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for member in members:
+        member.asked.clear()
+    harness.run(members)
+    assert [member.asked for member in members] == [[], [], []]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_lost_evaluation_is_made_again_without_training(harness: Harness) -> None:
+    members = harness.three()
+    folder = harness.run(members)
+    before = evaluation(folder)
+    (folder / "evaluation.json").unlink()
+    for member in members:
+        member.asked.clear()
+    harness.run(members)
+    assert not any(kind == "train" for member in members for kind, _ in member.asked)
+    assert evaluation(folder)["last"] == before["last"]
+
+
+def edit_line(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+
+
+def swap_checkpoint(folder: Path) -> None:
+    """A whole and valid checkpoint, but of another adapter than the journal names."""
+    path = folder / "checkpoints" / "round-00002.safetensors"
+    adapter, _, marks = checkpoint.read(path)
+    checkpoint.write(path, 2.0 * adapter, marks)
+
+
+def flip_last_bit(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "number in the journal": (
+        lambda f: edit_line(f / "journal.jsonl", b'"east":10', b'"east":11'),
+        "line 1 does not continue the chain",
+    ),
+    "line of the journal taken out": (
+        lambda f: edit_line(f / "journal.jsonl", (f / "journal.jsonl").read_bytes().splitlines(True)[0], b""),
+        "line 1 does not",
+    ),
+    "NaN in the journal": (lambda f: edit_line(f / "journal.jsonl", b'"east":10', b'"east":NaN'), "line 1 does not"),
+    "journal is no text": (
+        lambda f: edit_line(f / "journal.jsonl", b'"east":10', b'"east":\xff\xff'),
+        "line 1 does not",
+    ),
+    "checkpoint changed": (
+        lambda f: flip_last_bit(f / "checkpoints" / "round-00002.safetensors"),
+        "changed or is damaged",
+    ),
+    "checkpoint of another adapter": (swap_checkpoint, "is not the adapter the journal names"),
+    "checkpoint cut short": (
+        lambda f: (f / "checkpoints" / "round-00002.safetensors").write_bytes(b"123"),
+        "cannot be read as a checkpoint",
+    ),
+    "checkpoint gone": (
+        lambda f: (f / "checkpoints" / "round-00002.safetensors").unlink(),
+        "cannot be read as a checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_edited_run_is_refused(harness: Harness, damage: str) -> None:
+    folder = harness.run(harness.three(), stop_after=2)
+    change, message = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(errors.CheckpointError, match=message):
+        harness.run(harness.three())
+
+
+def test_a_folder_of_another_recipe_is_refused(harness: Harness) -> None:
+    harness.run(harness.three(), stop_after=2)
+    with pytest.raises(errors.CheckpointError, match=r"was written for recipe .*Choose another output folder"):
+        harness.run(harness.three(), recipe={"seed": 9})
+
+
+def test_a_run_folder_can_be_moved(harness: Harness) -> None:
+    whole = harness.run(harness.three(), "whole")
+    folder = harness.run(harness.three(), "here", stop_after=1)
+    shutil.move(folder, harness.folder / "there")
+    harness.run(harness.three(), "there")
+    assert evaluation(harness.folder / "there")["fingerprint"] == evaluation(whole)["fingerprint"]

@@ -1,0 +1,208 @@
+"""A researcher's own parts register from a notebook in a few lines, are validated by name, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedvfm
+from fedvfm import config as configs
+from fedvfm import errors, seeding, state
+from fedvfm.adapters import base as adapters
+from fedvfm.adapters import table as adapter_table
+from fedvfm.backbones import base as backbones
+from fedvfm.backbones import table as backbone_table
+from fedvfm.client import model as models
+from fedvfm.data import sample as data
+from fedvfm.data.sources import table as source_table
+from fedvfm.server.aggregators import mean
+from fedvfm.server.aggregators import table as rule_table
+from fedvfm.simulation import baselines, experiment, tables
+from fedvfm.tasks import classification
+from fedvfm.tasks import table as task_table
+
+TABLES = (
+    backbone_table.TABLE,
+    adapter_table.TABLE,
+    rule_table.TABLE,
+    source_table.TABLE,
+    task_table.TABLE,
+    tables.BASELINES,
+)
+
+
+@pytest.fixture(autouse=True)
+def _tables_as_before() -> Iterator[None]:
+    kept = [dict(table._entries) for table in TABLES]
+    yield
+    for table, entries in zip(TABLES, kept, strict=True):
+        table._entries = entries
+
+
+# What a user writes in a notebook -----------------------------------------------------------------------------------
+
+
+class Patches(backbones.Backbone):
+    """Two convolutions over patches of four pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.sha256, self.pretrained, self.width, self.depth, self.patch = "my-patches", "", False, 8, 0, 4
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GELU(), nn.Conv2d(8, 8, 1))
+
+    def taps(self, count: int) -> tuple[int, ...]:
+        return (0,) * count
+
+    def check_size(self, size: Any) -> list[str]:
+        return (
+            [f"recipe.data.input_size = {list(size)}: sides must be multiples of 4"]
+            if any(side % 4 for side in size)
+            else []
+        )
+
+    def projection(self, block: int, part: str) -> None:
+        return None
+
+    def wire_name(self, parameter: str) -> str:
+        return f"patches.{parameter}"
+
+    def features(self, pixels: torch.Tensor, taps: Any, prefix: Any = None) -> backbones.Features:
+        grid = self.model(pixels)
+        return backbones.Features(pixels, (grid,) * len(taps), grid.mean(dim=(2, 3)))
+
+
+def my_backbone(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> Patches:
+    with torch.device(device if with_weights else "meta"):
+        return Patches()
+
+
+class LastLayer(adapters.Adapter):
+    """Trains the last convolution."""
+
+    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> adapters.Injected:
+        layer: Any = backbone.model[2]  # type: ignore[index]
+        parameters = {f"patches.2.{name}": parameter for name, parameter in layer.named_parameters()}
+        return adapters.Injected(
+            tuple(state.ArraySpec(name, tuple(p.shape), "last") for name, p in parameters.items()), parameters
+        )
+
+
+class Smoothed(classification.Classification):
+    """Cross entropy with smoothed labels."""
+
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
+
+
+class HalfMean(mean.Mean):
+    """The mean, and half of it."""
+
+    def finish(self, acc: Any) -> Any:
+        adapter, kept = super().finish(acc)
+        return 0.5 * adapter, kept
+
+
+class Squares:
+    """Bright and dark squares at three sites."""
+
+    def __init__(self, settings: configs.SourceConfig) -> None:
+        self.info = data.SourceInfo("my-squares", "classification", ("dark", "bright"), "own")
+
+    def samples(self) -> list[data.Sample]:
+        return [
+            data.Sample(f"{site}-{n}", label=n % 2, site=site) for site in ("east", "north", "west") for n in range(12)
+        ]
+
+    def read(self, sample: data.Sample) -> data.Pixels:
+        noise = seeding.stream(0, sample.id).random((1, 16, 16))
+        return data.Pixels((0.3 * noise + 0.6 * (sample.label or 0)).astype(np.float32))
+
+
+def register_all() -> None:
+    fedvfm.register_backbone("my-patches", my_backbone)
+    fedvfm.register_adapter("last-layer", LastLayer)
+    fedvfm.register_task("smoothed", Smoothed)
+    fedvfm.register_rule("half-mean", HalfMean)
+    fedvfm.register_source("my-squares", Squares)
+    fedvfm.register_baseline(
+        "twice", lambda what, sites: [baselines.Arm("twice", "twice", what.recipe, tuple(sites), tuple(sites))]
+    )
+
+
+VALUES: dict[str, Any] = {
+    "name": "mine",
+    "baselines": ["twice"],
+    "data": {"source": "my-squares"},
+    "recipe": {
+        "rounds": 2,
+        "threads": 1,
+        "backbone": {"name": "my-patches"},
+        "adapter": {"kind": "last-layer"},
+        "task": {"kind": "smoothed"},
+        "aggregation": {"rule": "half-mean"},
+        "data": {"class_names": ["dark", "bright"], "input_size": [16, 16], "intensity": "none"},
+        "optimiser": {"learning_rate": 0.05},
+    },
+}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_unregistered_names_are_all_named_at_once() -> None:
+    with pytest.raises(errors.ConfigError) as caught:
+        experiment.parse(VALUES, "experiment")
+    text = str(caught.value)
+    for name in ("my-patches", "last-layer", "smoothed", "half-mean", "my-squares", "twice"):
+        assert f"'{name}'" in text
+
+
+def test_registered_names_are_valid() -> None:
+    register_all()
+    assert experiment.validate(experiment.parse(VALUES, "experiment")) == []
+    wrong = {**VALUES, "recipe": {**VALUES["recipe"], "data": {**VALUES["recipe"]["data"], "input_size": [18, 16]}}}
+    with pytest.raises(errors.ConfigError, match="sides must be multiples of 4"):
+        experiment.parse(wrong, "experiment")
+
+
+def test_registering_returns_the_thing_and_guards_names() -> None:
+    assert fedvfm.register_rule("half-mean", HalfMean) is HalfMean
+    with pytest.raises(errors.ConfigError, match="already registered; pass replace=True"):
+        fedvfm.register_rule("half-mean", HalfMean)
+    with pytest.raises(errors.ConfigError, match="already registered"):
+        fedvfm.register_rule("mean", HalfMean)
+    fedvfm.register_rule("half-mean", mean.Mean, replace=True)
+    assert rule_table.TABLE.get("half-mean") is mean.Mean
+
+
+def test_an_own_backbone_and_adapter_make_a_model() -> None:
+    register_all()
+    recipe = experiment.parse(VALUES, "experiment").recipe
+    locked, model = models.lock(recipe)
+    meta, _ = models.lock(recipe, with_weights=False)
+    assert locked.manifest == meta.manifest
+    assert locked.initial == meta.initial
+    assert {spec.group for spec in model.manifest} == {"last", "head"}
+    model.write(locked.initial)
+    assert model.read() == locked.initial
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 2)
+    assert model.frozen_blocks == 0
+
+
+def test_all_of_them_run_in_one_simulation(tmp_path: Path) -> None:
+    register_all()
+    result = fedvfm.simulate(VALUES, output=tmp_path / "run")
+    arms = result.summary["arms"]
+    assert set(arms) == {"federated", "twice"}
+    assert set(arms["federated"]["sites"]) == {"east", "north", "west"}
+    assert arms["federated"]["macro"] == arms["twice"]["macro"]
+    again = fedvfm.simulate(VALUES, output=tmp_path / "again")
+    assert again.summary["fingerprint"] == result.summary["fingerprint"]
+    loaded = fedvfm.load_adapter(result.path / "adapter")
+    assert loaded.read().fingerprint == result.summary["fingerprint"]
