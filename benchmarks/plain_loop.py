@@ -1,11 +1,11 @@
-"""The same federated LoRA training as a plain PyTorch loop and by the in-process engine: CPU time and peak PSS of the process tree.
+"""The same federated LoRA training as a plain PyTorch loop and by the in-process engine: CPU time and peak PSS.
 
     python benchmarks/plain_loop.py [--sites 4 64] [--runs 5] [--rounds 2]
 
-Both import the same libraries, read the same images with the same transforms, hold one backbone (a random DINOv2 of ViT-tiny's
-shape), start from the same adapter and end at the same one (checked). The plain loop swaps adapters by hand, averages them with
-NumPy and writes nothing; the engine goes through Flower's apps, messages, admission, checkpoints, journal, summary and report. Runs are
-interleaved; medians are printed.
+Both import the same libraries, read the same images with the same transforms, hold one backbone (a random DINOv2 of
+ViT-tiny's shape), start from the same adapter and end at the same one (checked). The plain loop swaps adapters by hand,
+averages them with NumPy and writes nothing; the engine goes through Flower's apps, messages, admission, checkpoints,
+journal, summary and report. CPU time and memory are those of the process tree; runs are interleaved; medians are printed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Discs:
         self.info = sample.SourceInfo("discs", "segmentation", ("background", "disc"), "CC0")
         splits = ["train"] * IMAGES + ["test"]
         self._samples = [
-            sample.Sample(f"s{s:03d}-{i:03d}", site=f"site-{s:03d}", split=split) for s in range(sites) for i, split in enumerate(splits)
+            sample.Sample(f"s{s:03d}-{i:03d}", site=f"site-{s:03d}", split=split)
+            for s in range(sites)
+            for i, split in enumerate(splits)
         ]
 
     def samples(self) -> Any:
@@ -102,10 +104,6 @@ def plain(folder: Path, sites: int, rounds: int) -> str:
     import numpy as np
     import torch
 
-    import fedvfm.inference.export
-    import fedvfm.simulation.in_process
-    import fedvfm.simulation.report
-    import fedvfm.simulation.run
     from fedvfm import seeding, state
     from fedvfm.client import model as models
     from fedvfm.client import trainer
@@ -138,7 +136,9 @@ def plain(folder: Path, sites: int, rounds: int) -> str:
             step, total = 0, per_epoch * settings.local_epochs * rounds
             for epoch in range(settings.local_epochs):
                 passed = (number - 1) * settings.local_epochs + epoch
-                order = seeding.stream(recipe.seed, "order", number, epoch, hospital.name).permutation(len(hospital.train))
+                order = seeding.stream(recipe.seed, "order", number, epoch, hospital.name).permutation(
+                    len(hospital.train)
+                )
                 for start in range(0, len(order), settings.batch_size):
                     views = []
                     for index in order[start : start + settings.batch_size]:
@@ -161,7 +161,9 @@ def plain(folder: Path, sites: int, rounds: int) -> str:
             answers.append({name: parameter.detach().numpy().copy() for name, parameter in names.items()})
         weight = float(IMAGES)
         current = {
-            name: (sum(weight * answer[name].astype(np.float64) for answer in answers) / (weight * len(answers))).astype(np.float32)
+            name: (
+                sum(weight * answer[name].astype(np.float64) for answer in answers) / (weight * len(answers))
+            ).astype(np.float32)
             for name in names
         }
     return state.AdapterState(current).fingerprint
@@ -171,7 +173,20 @@ def measure(kind: str, folder: Path, sites: int, rounds: int) -> tuple[float, fl
     """CPU seconds, peak PSS in MiB and wall seconds of a child and its descendants, and the fingerprint it printed."""
     import psutil
 
-    command = [sys.executable, "-W", "ignore", __file__, "--child", kind, "--backbone", str(folder), "--sites", str(sites), "--rounds", str(rounds)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        "--child",
+        kind,
+        "--backbone",
+        str(folder),
+        "--sites",
+        str(sites),
+        "--rounds",
+        str(rounds),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     started = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
@@ -218,7 +233,9 @@ def main() -> None:
                 for kind in found:
                     found[kind].append(measure(kind, backbone, sites, arguments.rounds))
             equal = len({row[3] for rows in found.values() for row in rows}) == 1
-            medians = {kind: [statistics.median(row[i] for row in rows) for i in range(3)] for kind, rows in found.items()}
+            medians = {
+                kind: [statistics.median(row[i] for row in rows) for i in range(3)] for kind, rows in found.items()
+            }
             ratio = [e / p for e, p in zip(medians["engine"], medians["plain"], strict=True)]
             figures[str(sites)] = {"medians": medians, "ratio": ratio, "same_adapter": equal}
             print(

@@ -1,8 +1,9 @@
 """An append-only file of JSON lines, each carrying the hash of the one before it.
 
 A line is one JSON object with ``prev`` (the hash of the previous line, or 64 zeros) and ``hash`` (sha256 of the line
-without ``hash``). Inner edits, deletions and reordering are found by :func:`read`; a line cut short by a crash is found and
-cut off by :func:`recover`. Whoever can write the file can rewrite all of it: only a head kept elsewhere shows that.
+without ``hash``). Inner edits, deletions and reordering are found by :func:`read`; a line cut short by a crash is
+found and cut off by :func:`recover`. Whoever can write the file can rewrite all of it: only a head kept elsewhere
+shows that.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         entry = _parse(line)
         if entry is None or entry.get("prev") != head or not _sealed(entry):
-            raise errors.CheckpointError(f"{path}: line {number} does not continue the chain; it was changed or is not ours")
+            raise errors.CheckpointError(
+                f"{path}: line {number} does not continue the chain; it was changed or is not ours"
+            )
         head = entry["hash"]
         entries.append(entry)
     return entries
@@ -94,16 +97,11 @@ class Chain:
         """Write one entry and wait until it is on disk.
 
         Raises:
-            StorageError: if the disk refuses; the file then ends in the line before, or in a part that ``recover`` cuts.
+            StorageError: if the disk refuses; the file then ends in the line before, or in a part that ``recover``
+            cuts.
         """
         entry = {**value, "prev": self.head}
         entry["hash"] = _hash(entry)
         storage.append_line(self.path, canonical(entry))
         self.entries.append(entry)
         return entry
-
-    def rewind(self, keep: int) -> None:
-        """Keep only the first ``keep`` entries (a resume drops rounds whose checkpoint was never finished)."""
-        if keep < len(self.entries):
-            self.entries = self.entries[:keep]
-            storage.write_text(self.path, "".join(canonical(entry) + "\n" for entry in self.entries))

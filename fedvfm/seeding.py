@@ -1,7 +1,7 @@
 """One run seed -> named, independent random streams.
 
-A stream is keyed by words (round, site name, purpose), never by the order of calls, so that the same site draws the same
-numbers in every engine and after a resume.
+A stream is keyed by words (round, site name, purpose), never by the order of calls, so that the same site draws the
+same numbers in every engine and after a resume.
 """
 
 from __future__ import annotations

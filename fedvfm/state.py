@@ -77,7 +77,9 @@ class Manifest:
             raise errors.ProtocolError("manifest: an array name is repeated")
         for spec in ordered:
             if spec.role not in ROLES or spec.dtype != "float32":
-                raise errors.ProtocolError(f"manifest: array '{spec.name}' has role {spec.role!r}, dtype {spec.dtype!r}")
+                raise errors.ProtocolError(
+                    f"manifest: array '{spec.name}' has role {spec.role!r}, dtype {spec.dtype!r}"
+                )
         return Manifest(ordered)
 
     @staticmethod
@@ -139,7 +141,7 @@ class Manifest:
 class AdapterState(Mapping[str, Array]):
     """Immutable named float32 arrays with vector arithmetic.
 
-    Names iterate in sorted order. The arrays are read-only views, not copies: whoever hands an array in writes to it no more.
+    Names iterate in sorted order. The arrays are read-only views, no copies: whoever hands one in writes to it no more.
     Arithmetic makes new states; two states are equal if names and bytes are.
 
     Raises:

@@ -1,7 +1,7 @@
 """Durable writes: a file is either the old one or the whole new one, and a full disk is one clear error.
 
-Fault points: a test names one in ``FEDVFM_FAULT_POINT=name:count`` and the process is killed (SIGKILL) the count-th time
-it comes there. Nothing else reads that variable.
+Fault points: a test names one in ``FEDVFM_FAULT_POINT=name:count`` and the process is killed (SIGKILL) the count-th
+time it comes there. Nothing else reads that variable.
 """
 
 from __future__ import annotations

@@ -136,17 +136,6 @@ def test_inner_edits_are_found(three: Path, edit: str) -> None:
             look(three)
 
 
-def test_rewind_keeps_the_first_lines(three: Path) -> None:
-    data = three.read_bytes()
-    made = chain.Chain(three)
-    made.rewind(5)
-    assert three.read_bytes() == data
-    made.rewind(1)
-    assert [row["round"] for row in chain.read(three)] == [1]
-    made.append({"round": 2, "name": "Zürich"})
-    assert three.read_bytes() == b"".join(data.splitlines(keepends=True)[:2])
-
-
 def test_what_json_cannot_say_is_not_written(tmp_path: Path) -> None:
     made = chain.Chain(tmp_path / "file.jsonl")
     with pytest.raises(ValueError, match="JSON"):

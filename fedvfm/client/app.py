@@ -9,7 +9,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedvfm import config as configs
-from fedvfm import errors, flower, protocol
+from fedvfm import errors, protocol
 from fedvfm.client import evaluator, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
@@ -74,7 +74,9 @@ def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report
             model = kept.get(recipe, site.device)
             counts = {split: len(site.split(split)) for split in ("train", "val", "test")}
             fingerprint = model.manifest.fingerprint
-            return protocol.encode_hello(protocol.Hello(site.name, model.backbone.sha256, fingerprint, recipe.adapter.rank, counts))
+            return protocol.encode_hello(
+                protocol.Hello(site.name, model.backbone.sha256, fingerprint, recipe.adapter.rank, counts)
+            )
 
         return answer(message, context, work)
 

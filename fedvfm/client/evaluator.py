@@ -20,7 +20,9 @@ OVERLAP = 1 / 9
 
 
 @torch.no_grad()
-def evaluate(model: models.AdaptedModel, site: sites.Site, adapter: state.AdapterState, task: protocol.Task) -> protocol.Evaluation:
+def evaluate(
+    model: models.AdaptedModel, site: sites.Site, adapter: state.AdapterState, task: protocol.Task
+) -> protocol.Evaluation:
     """Score ``adapter`` on a split: site values, and per-sample values only where the task asks for them.
 
     Raises:
@@ -43,7 +45,9 @@ def evaluate(model: models.AdaptedModel, site: sites.Site, adapter: state.Adapte
 
 
 @torch.no_grad()
-def logits(model: models.AdaptedModel, site: sites.Site, sample: samples.Sample, prepared: transforms.Prepared) -> Tensor:
+def logits(
+    model: models.AdaptedModel, site: sites.Site, sample: samples.Sample, prepared: transforms.Prepared
+) -> Tensor:
     """Logits of a whole image: in one piece, or in overlapping windows of the training size where it is much larger.
 
     Shapes: prepared.image (3, h, w) -> (K, h, w) in segmentation, (K,) in classification.

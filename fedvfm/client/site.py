@@ -50,7 +50,7 @@ class Hospital(Protocol):
 class Memory:
     """A least-recently-used store bounded in bytes, shared by all sites of a process.
 
-    It holds prepared images and what the frozen blocks compute of them, so that neither is computed twice while it fits.
+    It holds prepared images and what the frozen blocks compute of them: neither is computed twice while it fits.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -152,13 +152,17 @@ class Site:
         """One sample for evaluation: the whole image, not augmented."""
         return self._kept((*_key(model, sample), "image"), lambda: self._evaluated(model, sample))
 
-    def tile(self, model: models.AdaptedModel, sample: samples.Sample, image: transforms.Image, corner: tuple[int, int]) -> Example:
+    def tile(
+        self, model: models.AdaptedModel, sample: samples.Sample, image: transforms.Image, corner: tuple[int, int]
+    ) -> Example:
         """A window of an image in evaluation.
 
         Shapes: image (3, h, w), the window cut from the whole image at ``corner``.
         """
         prepared = transforms.Prepared(image, None, None, None)
-        return Example(sample, prepared, self._prefix(model, (*_key(model, sample), "tile", corner, image.shape), image))
+        return Example(
+            sample, prepared, self._prefix(model, (*_key(model, sample), "tile", corner, image.shape), image)
+        )
 
     def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
         return _unpack(self.memory.get(key, _image_bytes, lambda: _pack(make())))
@@ -176,11 +180,15 @@ class Site:
         except errors.DataError as error:
             raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
 
-    def _augmented(self, model: models.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]) -> transforms.Prepared:
+    def _augmented(
+        self, model: models.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]
+    ) -> transforms.Prepared:
         rng = seeding.stream(model.recipe.seed, "augment", sample.id, *words)
         return transforms.training_view(self.whole(model, sample), model.recipe.data, rng)
 
-    def _prefix(self, model: models.AdaptedModel, key: tuple[Hashable, ...], image: transforms.Image) -> backbones.Prefix | None:
+    def _prefix(
+        self, model: models.AdaptedModel, key: tuple[Hashable, ...], image: transforms.Image
+    ) -> backbones.Prefix | None:
         """Kept only where it saves work: some blocks are frozen and the memory may hold something."""
         if model.frozen_blocks == 0 or not self.memory.enabled:
             return None
@@ -204,7 +212,7 @@ def _key(model: models.AdaptedModel, sample: samples.Sample) -> tuple[Hashable, 
 
 
 def _pack(prepared: transforms.Prepared) -> transforms.Prepared:
-    """A smaller form to keep: masks in one byte a pixel (a contract has at most 256 classes), grey images in one channel."""
+    """A smaller form to keep: masks in a byte a pixel (there are at most 256 classes), grey images in one channel."""
     mask, truth = (None if array is None else array.astype(np.uint8) for array in (prepared.mask, prepared.truth))
     image = prepared.image
     grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())

@@ -16,11 +16,13 @@ from fedvfm.client import site as sites
 from fedvfm.data import sample as samples
 
 
-def train(model: models.AdaptedModel, site: sites.Site, base: state.AdapterState, round_number: int) -> state.SiteUpdate:
+def train(
+    model: models.AdaptedModel, site: sites.Site, base: state.AdapterState, round_number: int
+) -> state.SiteUpdate:
     """Train for the recipe's local epochs from ``base``.
 
-    The optimiser starts afresh; the learning rate follows the schedule over all rounds. Order, views and dropout depend on
-    seed, round and site name alone.
+    The optimiser starts afresh; the learning rate follows the schedule over all rounds. Order, views and dropout depend
+    on seed, round and site name alone.
 
     Raises:
         TrainingError: if a loss is not finite, or the adapter did not move.
@@ -41,7 +43,8 @@ def train(model: models.AdaptedModel, site: sites.Site, base: state.AdapterState
     after = model.read()
     if after.fingerprint == base.fingerprint:
         raise errors.TrainingError(
-            f"site '{site.name}', round {round_number}: the adapter did not change in {steps} steps. Raise recipe.optimiser.learning_rate"
+            f"site '{site.name}', round {round_number}: the adapter did not change in {steps} steps. "
+            "Raise recipe.optimiser.learning_rate"
         )
     metrics = {"loss": loss_sum / steps, "seconds": round(time.monotonic() - started, 3), "steps": float(steps)}
     return state.SiteUpdate(site.name, after, len(examples), round_number - 1, base.fingerprint, metrics=metrics)
@@ -88,13 +91,19 @@ def _batches(
             yield [site.example(model, sample, view, ("epoch", passed)) for sample in chosen]
 
 
-def _step(model: models.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site) -> float:
+def _step(
+    model: models.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site
+) -> float:
     pixels, prefix = sites.collate(batch, model)
-    target = torch.stack([torch.as_tensor(model.task.target(example.prepared, example.sample.label)) for example in batch])
+    target = torch.stack(
+        [torch.as_tensor(model.task.target(example.prepared, example.sample.label)) for example in batch]
+    )
     loss: Tensor = model.task.loss(model(pixels, prefix), target.to(model.device))
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise errors.TrainingError(f"site '{site.name}': the loss is {value}. Lower recipe.optimiser.learning_rate or check the images")
+        raise errors.TrainingError(
+            f"site '{site.name}': the loss is {value}. Lower recipe.optimiser.learning_rate or check the images"
+        )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if model.recipe.optimiser.clip_norm:

@@ -53,11 +53,11 @@ class Prepared:
 def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int, multiple: int = 1) -> Prepared:
     """Bring one image into the contract: grey, three channels, intensity, size.
 
-    Shapes: ``pixels.image`` (C, H, W) with C 1 or 3 becomes (3, h, w): ``contract.input_size`` with ``fit = "resize"``, the image's
-    own sides rounded to ``multiple`` with ``fit = "native"``.
+    Shapes: ``pixels.image`` (C, H, W) with C 1 or 3 becomes (3, h, w): ``contract.input_size`` with
+    ``fit = "resize"``, the image's own sides rounded to ``multiple`` with ``fit = "native"``.
 
     Raises:
-        DataError: for other channel counts, values that are not finite, or a mask outside the classes or of another size.
+        DataError: for other channel counts, values that are not finite, a mask outside the classes or of another size.
     """
     _check(pixels, num_classes)
     image = pixels.image
@@ -82,7 +82,7 @@ def rounded(size: Sequence[int], multiple: int) -> tuple[int, int]:
 
 
 def training_view(base: Prepared, contract: config.DataContract, rng: np.random.Generator) -> Prepared:
-    """One augmented view of a prepared image for training; with ``fit = "native"`` a random crop of ``contract.input_size``.
+    """One augmented view of a prepared image; with ``fit = "native"`` of a random crop of ``contract.input_size``.
 
     An image smaller than the crop is mirrored at its borders. The truth is left out: views are not scored.
     """

@@ -1,0 +1,1 @@
+"""The server wing: rounds, admission, aggregation, checkpoints. NumPy only, never torch."""

@@ -36,7 +36,8 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
     """Return the update if it keeps every term.
 
     Raises:
-        Refused: with a reason: ``site-name``, ``stale``, ``base``, ``examples``, ``loss``, ``manifest``, ``not-finite``, ``norm``.
+        Refused: with a reason: ``site-name``, ``stale``, ``base``, ``examples``, ``loss``, ``manifest``,
+        ``not-finite``, ``norm``.
     """
     if update.site != terms.site:
         raise errors.Refused("site-name", f"the node of site '{terms.site}' answered under another name")
@@ -45,10 +46,14 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
     if update.base_fingerprint != terms.base.fingerprint:
         raise errors.Refused("base", "training started from another adapter than the one sent")
     if not 1 <= update.num_examples <= terms.bounds.max_examples:
-        raise errors.Refused("examples", f"claims {update.num_examples} examples; allowed: 1 to {terms.bounds.max_examples}")
+        raise errors.Refused(
+            "examples", f"claims {update.num_examples} examples; allowed: 1 to {terms.bounds.max_examples}"
+        )
     loss = update.metrics.get("loss", 0.0)
     if terms.weighting == "loss" and not LEAST_LOSS <= loss <= MOST_LOSS:
-        raise errors.Refused("loss", f"claims a loss of {loss:.4g}; as a weight it must lie in {LEAST_LOSS:g} to {MOST_LOSS:g}")
+        raise errors.Refused(
+            "loss", f"claims a loss of {loss:.4g}; as a weight it must lie in {LEAST_LOSS:g} to {MOST_LOSS:g}"
+        )
     _check_arrays(update.state, terms.manifest)
     if not update.state.finite():
         raise errors.Refused("not-finite", "an array holds NaN or infinity")
@@ -66,4 +71,6 @@ def _check_arrays(adapter: state.AdapterState, manifest: state.Manifest) -> None
         raise errors.Refused("manifest", f"{missing} arrays missing, {extra} not in the manifest")
     for name, shape in expected.items():
         if adapter[name].shape != shape:
-            raise errors.Refused("manifest", f"array '{name}' has shape {adapter[name].shape}, the manifest says {shape}")
+            raise errors.Refused(
+                "manifest", f"array '{name}' has shape {adapter[name].shape}, the manifest says {shape}"
+            )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedvfm import errors, flower, progress
+from fedvfm import errors, progress
 from fedvfm.server import strategy
 
 
@@ -22,10 +22,17 @@ def make_server_app(jobs: Sequence[strategy.Job], observer: progress.Observer = 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         if not jobs:
-            raise errors.ConfigError("server", ["this ServerApp was given no federation to run; use: fedvfm simulate EXPERIMENT"])
+            raise errors.ConfigError(
+                "server", ["this ServerApp was given no federation to run; use: fedvfm simulate EXPERIMENT"]
+            )
         for index, job in enumerate(jobs):
             observer(
-                "arm", name=job.name, index=index, count=len(jobs), rounds=job.locked.recipe.rounds, sites=len(job.train_sites)
+                "arm",
+                name=job.name,
+                index=index,
+                count=len(jobs),
+                rounds=job.locked.recipe.rounds,
+                sites=len(job.train_sites),
             )
             strategy.Federation(job, grid, observer).run()
 

@@ -19,14 +19,22 @@ def path_of(folder: Path, round_number: int) -> Path:
     return folder / f"round-{round_number:05d}.safetensors"
 
 
-def save(folder: Path, round_number: int, adapter: state.AdapterState, rule_state: Mapping[str, state.Array], recipe_hash: str) -> Path:
+def save(
+    folder: Path,
+    round_number: int,
+    adapter: state.AdapterState,
+    rule_state: Mapping[str, state.Array],
+    recipe_hash: str,
+) -> Path:
     """Write the checkpoint of a round; the rule's own arrays lie beside the adapter's under ``rule.``."""
     path = path_of(folder, round_number)
     write(path, adapter, {"round": str(round_number), "recipe": recipe_hash}, rule_state)
     return path
 
 
-def write(path: Path, adapter: state.AdapterState, metadata: Mapping[str, str], extra: Mapping[str, state.Array] | None = None) -> None:
+def write(
+    path: Path, adapter: state.AdapterState, metadata: Mapping[str, str], extra: Mapping[str, state.Array] | None = None
+) -> None:
     """Write an adapter as safetensors with its fingerprint in the metadata."""
     arrays = {name: np.asarray(array, order="C") for name, array in adapter.items()}
     arrays |= {_RULE + name: np.asarray(array, order="C") for name, array in (extra or {}).items()}
@@ -46,10 +54,13 @@ def read(path: Path) -> tuple[state.AdapterState, dict[str, state.Array], dict[s
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         adapter = state.AdapterState({name: array for name, array in arrays.items() if not name.startswith(_RULE)})
     except (OSError, TypeError, safetensors.SafetensorError, errors.ProtocolError) as error:
-        raise errors.CheckpointError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Restore it from a backup") from None
+        raise errors.CheckpointError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Restore it from a backup"
+        ) from None
     if marks.get("fingerprint") != adapter.fingerprint:
         raise errors.CheckpointError(
-            f"{path}: the adapter's fingerprint is {adapter.fingerprint[:12]}, the file says {str(marks.get('fingerprint'))[:12]}: "
+            f"{path}: the adapter's fingerprint is {adapter.fingerprint[:12]}, the file says "
+            f"{str(marks.get('fingerprint'))[:12]}: "
             "the file was changed or is damaged. Restore it from a backup"
         )
     return adapter, {name[len(_RULE) :]: array for name, array in arrays.items() if name.startswith(_RULE)}, marks

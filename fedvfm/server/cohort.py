@@ -21,7 +21,9 @@ def quorum(asked: int, server: config.ServerConfig) -> int:
     return min(server.quorum, asked) if server.quorum else asked
 
 
-def require(admitted: Sequence[str], asked: Sequence[str], server: config.ServerConfig, round_number: int, why: str) -> None:
+def require(
+    admitted: Sequence[str], asked: Sequence[str], server: config.ServerConfig, round_number: int, why: str
+) -> None:
     """Check the quorum.
 
     Raises:
@@ -30,6 +32,7 @@ def require(admitted: Sequence[str], asked: Sequence[str], server: config.Server
     needed = quorum(len(asked), server)
     if len(admitted) < needed:
         raise errors.QuorumMissed(
-            f"round {round_number}: {len(admitted)} of {len(asked)} sites were admitted, the quorum is {needed} ({why}). "
+            f"round {round_number}: {len(admitted)} of {len(asked)} sites were admitted, the quorum "
+            f"is {needed} ({why}). "
             "Mend the sites or lower server.quorum"
         )

@@ -22,7 +22,8 @@ class Journal:
         for entry in self._chain.entries:
             if entry.get("recipe") != recipe_hash:
                 raise errors.CheckpointError(
-                    f"{path}: was written for recipe {str(entry.get('recipe'))[:12]}, this run has {recipe_hash[:12]}. Choose another output folder"
+                    f"{path}: was written for recipe {str(entry.get('recipe'))[:12]}, this run has "
+                    f"{recipe_hash[:12]}. Choose another output folder"
                 )
         self._recipe = recipe_hash
 

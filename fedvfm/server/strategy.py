@@ -1,14 +1,16 @@
-"""The federation: our own round loop on a Flower Grid. handshake -> (configure -> train -> admit -> aggregate -> checkpoint ->
-evaluate -> journal) x rounds -> test.
+"""The federation: our own round loop on a Flower Grid.
 
-Flower's own ``Strategy.start`` cannot resume, uses every connected node and admits anything; this loop does what it does not.
-NumPy only, never torch.
+handshake -> (configure -> train -> admit -> aggregate -> checkpoint -> evaluate -> journal) x rounds -> test.
+
+Flower's own ``Strategy.start`` cannot resume, uses every connected node and admits anything; this loop does what it
+does not. NumPy only, never torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,12 +141,15 @@ class Federation:
         locked = self.job.locked
         if hello.backbone_sha256 != locked.backbone_sha256:
             raise errors.HandshakeRefused(
-                f"site '{hello.site}' holds backbone {hello.backbone_sha256[:12]}, the recipe is locked to {locked.backbone_sha256[:12]}. "
+                f"site '{hello.site}' holds backbone {hello.backbone_sha256[:12]}, the recipe is "
+                f"locked to {locked.backbone_sha256[:12]}. "
                 "Fetch the same weights at that site"
             )
         manifest = at_rank(locked.manifest, hello.rank)
         if hello.manifest_fingerprint != manifest.fingerprint:
-            raise errors.HandshakeRefused(f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends")
+            raise errors.HandshakeRefused(
+                f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends"
+            )
         self.rule.for_site(locked.initial, manifest)
         return Member(hello.site, node, manifest, hello.examples)
 
@@ -158,7 +163,8 @@ class Federation:
         adapter, _, _ = checkpoint.read(checkpoint.path_of(self.checkpoints, last))
         if adapter.fingerprint != self.journal.rounds[-1]["fingerprint"]:
             raise errors.CheckpointError(
-                f"{checkpoint.path_of(self.checkpoints, last)} is not the adapter the journal names for round {last}. Restore it from a backup"
+                f"{checkpoint.path_of(self.checkpoints, last)} is not the adapter the journal names "
+                f"for round {last}. Restore it from a backup"
             )
         return adapter
 
@@ -175,7 +181,11 @@ class Federation:
         checkpoint.save(self.checkpoints, number, adapter, rule_state, self.recipe.hash)
         storage.fault_point("between-checkpoint-and-journal")
         every = self.recipe.evaluation.every
-        validation = self._validate(number, adapter, members) if every and (number % every == 0 or number == self.recipe.rounds) else {}
+        validation = (
+            self._validate(number, adapter, members)
+            if every and (number % every == 0 or number == self.recipe.rounds)
+            else {}
+        )
         self._keep_best(number, adapter, validation)
         line = {
             "round": number,
@@ -207,7 +217,12 @@ class Federation:
         for node, message in self._ask({m.node: m.name for m in members}, protocol.TRAIN, content, number):
             member = by_node[node]
             terms = admission.Terms(
-                member.name, number, bases[member.name], member.manifest, self.recipe.admission, self.recipe.aggregation.weighting
+                member.name,
+                number,
+                bases[member.name],
+                member.manifest,
+                self.recipe.admission,
+                self.recipe.aggregation.weighting,
             )
             try:
                 if message.has_error():
@@ -221,7 +236,10 @@ class Federation:
             self.observer("reply", arm=self.job.name, round=number, phase="train", site=member.name, loss=loss)
         for member in members:
             if member.name not in updates and member.name not in refused:
-                refused[member.name] = {"reason": "no-answer", "detail": f"no reply within {self.job.server.round_timeout_s:g} s"}
+                refused[member.name] = {
+                    "reason": "no-answer",
+                    "detail": f"no reply within {self.job.server.round_timeout_s:g} s",
+                }
         return dict(sorted(updates.items())), dict(sorted(refused.items()))
 
     def _aggregate(
@@ -229,7 +247,9 @@ class Federation:
     ) -> tuple[state.AdapterState, dict[str, state.Array], dict[str, Any]]:
         weights = {name: _weight(update, self.recipe.aggregation.weighting) for name, update in updates.items()}
         total = sum(weights.values())
-        contributions = [base.Contribution(weights[name], update.state, members[name].manifest) for name, update in updates.items()]
+        contributions = [
+            base.Contribution(weights[name], update.state, members[name].manifest) for name, update in updates.items()
+        ]
         with _blas().limit(limits=1, user_api="blas"):
             acc = self.rule.init(self.job.locked.manifest)
             for contribution in contributions:
@@ -247,13 +267,18 @@ class Federation:
     def _keep_best(self, number: int, adapter: state.AdapterState, validation: Mapping[str, Any]) -> None:
         if not (self.job.test_best and validation):
             return
-        earlier = [macro(row["validation"], self.job.primary) for row in self.journal.rounds if row["validation"]]
+        scores = [macro(row["validation"], self.job.primary) for row in self.journal.rounds if row["validation"]]
+        earlier = [score for score in scores if math.isfinite(score)]
         if macro(validation, self.job.primary) > max(earlier, default=float("-inf")):
-            checkpoint.write(self.checkpoints / "best.safetensors", adapter, {"round": str(number), "recipe": self.recipe.hash})
+            checkpoint.write(
+                self.checkpoints / "best.safetensors", adapter, {"round": str(number), "recipe": self.recipe.hash}
+            )
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
-    def _validate(self, number: int, adapter: state.AdapterState, members: Mapping[str, Member]) -> dict[str, dict[str, float]]:
+    def _validate(
+        self, number: int, adapter: state.AdapterState, members: Mapping[str, Member]
+    ) -> dict[str, dict[str, float]]:
         sites = [members[name] for name in self.job.train_sites if members[name].examples.get("val", 0)]
         answers = self._evaluate(number, adapter, sites, split="val", full=False)
         return {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()}
@@ -272,13 +297,17 @@ class Federation:
             result["best"] = {"round": int(marks["round"]), "fingerprint": chosen.fingerprint, "sites": scores["sites"]}
         result["bytes"] = self._new_traffic()
         result["seconds"] = round(time.monotonic() - started, 3)
-        checkpoint.write(self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash})
+        checkpoint.write(
+            self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash}
+        )
         storage.write_text(self.evaluation_path, chain.canonical(result) + "\n")
 
     def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[Member]) -> dict[str, Any]:
         answers = self._evaluate(number, adapter, sites, split="test", full=True)
         return {
-            "sites": {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()},
+            "sites": {
+                name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()
+            },
             "samples": {name: {"id": list(answer.ids), **answer.samples} for name, answer in answers.items()},
         }
 
@@ -335,13 +364,13 @@ class Federation:
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def _ask(self, nodes: Mapping[int, str], kind: str, content: Callable[[int], Any], number: int) -> Iterator[tuple[int, Message]]:
-        """Send one message to each node in order of site name; yield replies as they come, until all or the deadline."""
+    def _ask(
+        self, nodes: Mapping[int, str], kind: str, content: Callable[[int], Any], number: int
+    ) -> Iterator[tuple[int, Message]]:
+        """Send one message to each node in order of name; yield replies as they come, until all or the deadline."""
         timeout = self.job.server.round_timeout_s
         ordered = sorted(nodes, key=lambda node: nodes[node])
-        messages = [
-            self.grid.create_message(content(node), kind, node, group_id=str(number), ttl=timeout) for node in ordered
-        ]
+        messages = [Message(content(node), node, kind, ttl=timeout, group_id=str(number)) for node in ordered]
         self.traffic.down += _sizes(messages)
         outstanding = set(self.grid.push_messages(messages))
         del messages

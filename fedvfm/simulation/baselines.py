@@ -1,7 +1,7 @@
 """What the federated adapter is compared with. Every trained arm is a federation of its own on the same code path.
 
-A baseline is a function from the experiment and the hospitals' names to its arms. Equal gradient steps per sample in all
-trained arms: same rounds, same local epochs, same batch size ("pooled-2x" doubles the epochs to show convergence).
+A baseline is a function from the experiment and the hospitals' names to its arms. Equal gradient steps per sample in
+all trained arms: same rounds, same local epochs, same batch size ("pooled-2x" doubles the epochs to show convergence).
 """
 
 from __future__ import annotations
@@ -53,13 +53,29 @@ def pooled_twice(experiment: configs.Experiment, sites: Sequence[str]) -> list[A
     """Pooled with twice the epochs: if it gains little, the pooled arm has converged."""
     optimiser = experiment.recipe.optimiser
     longer = optimiser.model_copy(update={"local_epochs": 2 * optimiser.local_epochs})
-    return [Arm("pooled-2x", "pooled-2x", experiment.recipe.model_copy(update={"optimiser": longer}), (POOLED,), tuple(sites))]
+    return [
+        Arm(
+            "pooled-2x",
+            "pooled-2x",
+            experiment.recipe.model_copy(update={"optimiser": longer}),
+            (POOLED,),
+            tuple(sites),
+        )
+    ]
 
 
 def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated, with the backbone wholly frozen: what the pretrained features give by themselves."""
     adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only"})
-    return [Arm("head-only", "head-only", experiment.recipe.model_copy(update={"adapter": adapter}), tuple(sites), tuple(sites))]
+    return [
+        Arm(
+            "head-only",
+            "head-only",
+            experiment.recipe.model_copy(update={"adapter": adapter}),
+            tuple(sites),
+            tuple(sites),
+        )
+    ]
 
 
 def leave_one_out(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:

@@ -63,7 +63,9 @@ def _find(name_or_path: str) -> Path:
     if path.suffix == ".toml" or path.exists():
         return path
     hint = registry.nearest(name_or_path, list(known))
-    raise errors.UnknownName(f"unknown experiment '{name_or_path}'; bundled: {', '.join(known)}{hint}; or give a TOML file")
+    raise errors.UnknownName(
+        f"unknown experiment '{name_or_path}'; bundled: {', '.join(known)}{hint}; or give a TOML file"
+    )
 
 
 def parse(values: Mapping[str, Any], what: str) -> configs.Experiment:
@@ -147,7 +149,11 @@ def _name_fault(table: registry.Table, name: str) -> str:
 
 def _rank_faults(experiment: configs.Experiment) -> list[str]:
     top = experiment.recipe.adapter.rank
-    found = [f"site_ranks.{site} = {rank}: is over recipe.adapter.rank = {top}" for site, rank in experiment.site_ranks.items() if rank > top]
+    found = [
+        f"site_ranks.{site} = {rank}: is over recipe.adapter.rank = {top}"
+        for site, rank in experiment.site_ranks.items()
+        if rank > top
+    ]
     rule = experiment.recipe.aggregation.rule
     mixed = any(rank != top for rank in experiment.site_ranks.values())
     if mixed and rule in rules.TABLE and not rules.TABLE.get(rule).mixed_ranks:
@@ -158,7 +164,11 @@ def _rank_faults(experiment: configs.Experiment) -> list[str]:
 def _option_faults(experiment: configs.Experiment) -> list[str]:
     rule = rules.TABLE.get(experiment.recipe.aggregation.rule)
     known = [field.name for field in dataclasses.fields(rule)] if dataclasses.is_dataclass(rule) else []
-    return [f"recipe.aggregation.options.{key}: unknown; known: {', '.join(known) or 'none'}" for key in experiment.recipe.aggregation.options if key not in known]
+    return [
+        f"recipe.aggregation.options.{key}: unknown; known: {', '.join(known) or 'none'}"
+        for key in experiment.recipe.aggregation.options
+        if key not in known
+    ]
 
 
 def hospitals(experiment: configs.Experiment) -> list[hospital_data.Hospital]:
@@ -186,6 +196,8 @@ def _check_contract(experiment: configs.Experiment, info: samples.SourceInfo) ->
         faults.append(f"recipe.task.kind = '{recipe.task.kind}': source '{info.name}' is for {info.task}")
     if len(info.class_names) != len(recipe.data.class_names):
         theirs, ours = ", ".join(info.class_names), ", ".join(recipe.data.class_names)
-        faults.append(f"recipe.data.class_names: {ours}; source '{info.name}' has {len(info.class_names)} classes: {theirs}")
+        faults.append(
+            f"recipe.data.class_names: {ours}; source '{info.name}' has {len(info.class_names)} classes: {theirs}"
+        )
     if faults:
         raise errors.ConfigError("experiment and data", faults)

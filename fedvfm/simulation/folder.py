@@ -17,8 +17,9 @@ from fedvfm import chain, errors, storage
 class RunFolder:
     """The folder of one run.
 
-    ``experiment.json`` (as resolved), ``journal.jsonl`` and ``checkpoints/`` (the federated arm), ``arms/NAME/`` (the others),
-    ``evaluation.json`` of each arm, ``metrics.csv``, ``samples.csv``, ``summary.json``, ``adapter/``, ``report.html``.
+    ``experiment.json`` (as resolved), ``journal.jsonl`` and ``checkpoints/`` (the federated arm), ``arms/NAME/`` (the
+    others), ``evaluation.json`` of each arm, ``metrics.csv``, ``samples.csv``, ``summary.json``, ``adapter/``,
+    ``report.html``.
     """
 
     path: Path
@@ -41,7 +42,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise errors.OutputInUse(f"output folder {self.path} is a file. Choose another --output")
         if self.path.is_dir() and not all(storage.is_part(path) for path in self.path.iterdir()):
-            resume = f", or go on with the run in it: fedvfm simulate --resume {self.path}" if self.experiment.exists() else ""
+            resume = (
+                f", or go on with the run in it: fedvfm simulate --resume {self.path}"
+                if self.experiment.exists()
+                else ""
+            )
             raise errors.OutputInUse(f"output folder {self.path} is not empty. Choose another --output{resume}")
 
     def create(self) -> None:
@@ -55,7 +60,9 @@ class RunFolder:
 
     def write_experiment(self, values: dict[str, Any]) -> None:
         """Write the experiment as resolved, before anything else."""
-        storage.write_text(self.experiment, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", mode=0o644)
+        storage.write_text(
+            self.experiment, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", mode=0o644
+        )
 
     def read_experiment(self) -> dict[str, Any]:
         """The experiment as resolved.
@@ -65,9 +72,12 @@ class RunFolder:
         """
         if self.path.is_dir() and all(storage.is_part(path) for path in self.path.iterdir()):
             raise errors.CheckpointError(
-                f"{self.path} is no run folder yet: nothing was saved in it. Start anew: fedvfm simulate EXPERIMENT --output {self.path}"
+                f"{self.path} is no run folder yet: nothing was saved in it. Start anew: fedvfm "
+                f"simulate EXPERIMENT --output {self.path}"
             )
-        return read_json(self.experiment, f"{self.path} is no run folder of fedvfm simulate: it holds no readable experiment.json")
+        return read_json(
+            self.experiment, f"{self.path} is no run folder of fedvfm simulate: it holds no readable experiment.json"
+        )
 
     def evaluation(self, arm: str) -> dict[str, Any] | None:
         """What an arm's test found, or None while it is not finished."""
@@ -111,8 +121,12 @@ class Lock:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._handle)
-            raise errors.OutputInUse(f"{self._folder} is in use by another running fedvfm. Wait for it or stop it") from None
+            raise errors.OutputInUse(
+                f"{self._folder} is in use by another running fedvfm. Wait for it or stop it"
+            ) from None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._handle)

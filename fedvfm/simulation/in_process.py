@@ -34,7 +34,9 @@ class InProcessGrid(Grid):
     def __init__(self, app: ClientApp, nodes: int) -> None:
         self._app = app
         self._contexts = {
-            FIRST_NODE + index: flower.context(RUN_ID, FIRST_NODE + index, {"partition-id": index, "num-partitions": nodes})
+            FIRST_NODE + index: flower.context(
+                RUN_ID, FIRST_NODE + index, {"partition-id": index, "num-partitions": nodes}
+            )
             for index in range(nodes)
         }
         self._waiting: dict[str, Message] = {}
@@ -100,7 +102,10 @@ class Errors:
 
 
 def run(
-    jobs: Sequence[strategy.Job], members: Sequence[sites.Site], observer: progress.Observer, experiment: configs.Experiment
+    jobs: Sequence[strategy.Job],
+    members: Sequence[sites.Site],
+    observer: progress.Observer,
+    experiment: configs.Experiment,
 ) -> None:
     """Run or resume every job with these sites in this process.
 
@@ -112,9 +117,14 @@ def run(
     def site_of(context: Context) -> sites.Site:
         return members[int(context.node_config["partition-id"])]
 
+    def watch(event: str, /, **fields: object) -> None:
+        if event in ("arm", "round"):
+            seen.last = None
+        observer(event, **fields)
+
     app = client_app.make_client_app(site_of, report=seen)
     grid = InProcessGrid(app, len(members))
-    server = server_app.make_server_app(jobs, observer)
+    server = server_app.make_server_app(jobs, watch)
     try:
         server(grid, flower.context(RUN_ID, flower.SERVER_NODE, {}))
     except (errors.QuorumMissed, errors.HandshakeRefused):

@@ -54,7 +54,9 @@ class Live:
     def __call__(self, event: str, /, **fields: Any) -> None:
         """Take one event."""
         if event == "arm":
-            self._bar.update(self._arms, total=fields["count"], completed=fields["index"], description=f"arm {fields['name']}")
+            self._bar.update(
+                self._arms, total=fields["count"], completed=fields["index"], description=f"arm {fields['name']}"
+            )
             self._bar.reset(self._rounds, total=fields["rounds"] * fields["sites"], description="round 1")
         elif event == "round":
             done = (fields["round"] - 1) * len(fields["sites"])
@@ -63,7 +65,9 @@ class Live:
             loss = f" loss {fields['loss']:.3f}" if fields["loss"] is not None else ""
             self._bar.update(self._rounds, advance=1, description=f"round {fields['round']} {fields['site']}{loss}")
         elif event == "round-end":
-            self._bar.console.print(f"{fields['arm']} round {fields['round']}: {_scores(fields['record'])}", highlight=False)
+            self._bar.console.print(
+                f"{fields['arm']} round {fields['round']}: {_scores(fields['record'])}", highlight=False
+            )
         elif event == "note":
             self._bar.console.print(str(fields["text"]), highlight=False, soft_wrap=True)
 
@@ -80,7 +84,10 @@ class Lines:
         """Take one event."""
         if event == "arm":
             self._arm_start, self._rounds, self._resumed = time.monotonic(), fields["rounds"], -1
-            self._print(f"arm {fields['index'] + 1}/{fields['count']} {fields['name']}: {fields['sites']} sites, {fields['rounds']} rounds")
+            self._print(
+                f"arm {fields['index'] + 1}/{fields['count']} {fields['name']}: {fields['sites']} "
+                f"sites, {fields['rounds']} rounds"
+            )
         elif event == "round" and self._resumed < 0:
             self._resumed = fields["round"] - 1
         elif event == "reply" and fields["phase"] == "train" and fields["loss"] is not None:
@@ -88,7 +95,10 @@ class Lines:
         elif event == "round-end":
             done = fields["round"] - self._resumed
             remaining = (time.monotonic() - self._arm_start) / done * (self._rounds - fields["round"])
-            self._print(f"{fields['arm']} round {fields['round']}/{self._rounds}: {_scores(fields['record'])}; arm's ETA {remaining:.0f} s")
+            self._print(
+                f"{fields['arm']} round {fields['round']}/{self._rounds}: "
+                f"{_scores(fields['record'])}; arm's ETA {remaining:.0f} s"
+            )
         elif event == "note":
             self._print(str(fields["text"]))
 

@@ -26,9 +26,9 @@ METRICS = tuple(f"metric-{number}" for number in range(6))
 def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
     """The plan, with the keys of summary.json where they are known before a run.
 
-    ``bytes.up`` and ``down`` are totals of the federated arm, from serialised messages of the real shapes, at most: the adapter
-    of the best validated round is tested too only where it is not the last one. ``per_round`` is one round of training and,
-    where validated, evaluation.
+    ``bytes.up`` and ``down`` are totals of the federated arm, from serialised messages of the real shapes, at most:
+    the adapter of the best validated round is tested too only where it is not the last one. ``per_round`` is one
+    round of training and, where validated, evaluation.
     """
     locked, model = models.lock(what.recipe, with_weights=False)
     names = [hospital.name for hospital in hospitals]
@@ -43,7 +43,10 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         "bytes": {**_bytes(what, locked, hospitals), "full_model": summary.full_model_bytes(locked)},
         "peak_mib": _memory(what, model, hospitals),
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
-        "arms": {arm.name: {"train_sites": list(arm.train_sites), "test_sites": list(arm.test_sites)} for arm in run.arms(what, names)},
+        "arms": {
+            arm.name: {"train_sites": list(arm.train_sites), "test_sites": list(arm.test_sites)}
+            for arm in run.arms(what, names)
+        },
         "notes": [note for hospital in hospitals for note in hospital.notes],
     }
 
@@ -62,7 +65,9 @@ class Phase:
         return Phase(round(self.up * factor), round(self.down * factor))
 
 
-def _bytes(what: configs.Experiment, locked: recipes.LockedRecipe, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
+def _bytes(
+    what: configs.Experiment, locked: recipes.LockedRecipe, hospitals: Sequence[hospital_data.Hospital]
+) -> dict[str, Any]:
     """Bytes of the federated arm: handshake, rounds, final test."""
     flower.be_server_task(1)
     recipe = what.recipe
@@ -98,14 +103,18 @@ def _exchange(kind: str, content: RecordDict, answer: RecordDict) -> Phase:
 
 def _handshake(recipe: configs.Recipe, locked: recipes.LockedRecipe) -> Phase:
     counts = {"train": 1, "val": 1, "test": 1}
-    hello = protocol.Hello("site", locked.backbone_sha256 or "0" * 64, locked.manifest.fingerprint, recipe.adapter.rank, counts)
+    hello = protocol.Hello(
+        "site", locked.backbone_sha256 or "0" * 64, locked.manifest.fingerprint, recipe.adapter.rank, counts
+    )
     return _exchange(protocol.HANDSHAKE, protocol.encode_task(protocol.Task(recipe)), protocol.encode_hello(hello))
 
 
 def _train(recipe: configs.Recipe, base: state.AdapterState) -> Phase:
     metrics: Mapping[str, float] = {"loss": 0.0, "seconds": 0.0, "steps": 0.0}
     update = state.SiteUpdate("site", base, 1, 0, base.fingerprint, metrics=metrics)
-    return _exchange(protocol.TRAIN, protocol.encode_task(protocol.Task(recipe, 1, base)), protocol.encode_update(update))
+    return _exchange(
+        protocol.TRAIN, protocol.encode_task(protocol.Task(recipe, 1, base)), protocol.encode_update(update)
+    )
 
 
 def _evaluate(recipe: configs.Recipe, base: state.AdapterState, split: str, ids: Sequence[str]) -> Phase:
@@ -120,7 +129,7 @@ def _memory(what: configs.Experiment, model: models.AdaptedModel, hospitals: Seq
     recipe, backbone = what.recipe, model.backbone
     height, width = recipe.data.input_size
     tokens = (height // backbone.patch) * (width // backbone.patch)
-    # About 34 floats a token and channel are kept for the backward pass of a transformer block (Korthikanti et al., 2022).
+    # A transformer block keeps about 34 floats a token and channel for the backward pass (Korthikanti et al., 2022).
     activations = 4 * 34 * tokens * backbone.width * max(backbone.depth, 1) * recipe.optimiser.batch_size
     images: int = sum(len(h.train) * recipe.data.views + sum(map(len, h.splits.values())) for h in hospitals)
     prefix = 4 * tokens * backbone.width if model.frozen_blocks else 0

@@ -1,7 +1,7 @@
 """The Ray engine: Flower's Simulation Runtime, the way to many GPUs and machines. Needs the extra ``ray``.
 
-Each Ray actor is a process with one frozen backbone of its own, kept between messages. The actors build their sites from the
-resolved experiment: no pixels and no weights travel.
+Each Ray actor is a process with one frozen backbone of its own, kept between messages. The actors build their sites
+from the resolved experiment: no pixels and no weights travel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class VirtualNodes:
 
     Attributes:
         experiment: the resolved experiment as JSON.
-        faults: folder in which an actor leaves a site's error, so that a simulation can show what a real coordinator never sees.
+        faults: folder in which an actor leaves a site's error, so that a simulation can show what a real coordinator
+        never sees.
     """
 
     experiment: str
@@ -79,7 +80,10 @@ def _app(nodes: VirtualNodes) -> ClientApp:
 
 
 def run(
-    jobs: Sequence[strategy.Job], members: Sequence[sites.Site], observer: progress.Observer, experiment: configs.Experiment
+    jobs: Sequence[strategy.Job],
+    members: Sequence[sites.Site],
+    observer: progress.Observer,
+    experiment: configs.Experiment,
 ) -> None:
     """Run or resume every job with one virtual node a site.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedvfm import config as configs
 from fedvfm import errors, progress, seeding, storage
+from fedvfm import recipe as recipes
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals as hospital_data
@@ -110,14 +111,17 @@ def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
 
 
 def _run(
-    what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital], run: folder.RunFolder, observer: progress.Observer
+    what: configs.Experiment,
+    hospitals: Sequence[hospital_data.Hospital],
+    run: folder.RunFolder,
+    observer: progress.Observer,
 ) -> Result:
     started = time.monotonic()
     what = what.model_copy(update={"device": _device(what.device)})
     planned = arms(what, [hospital.name for hospital in hospitals])
     for note in dict.fromkeys(note for hospital in hospitals for note in hospital.notes):
         observer("note", text=note)
-    jobs = [_job(what, run, arm) for arm in planned if arm.recipe is not None]
+    jobs = _jobs(what, run, planned)
     waiting = [job for job in jobs if not _done(run, job)]
     if waiting:
         _check_sites(what, waiting)
@@ -141,7 +145,8 @@ def _done(run: folder.RunFolder, job: strategy.Job) -> bool:
         return False
     if found.get("recipe") != job.locked.recipe.hash:
         raise errors.CheckpointError(
-            f"{run.experiment} was changed after arm '{job.name}' was finished (recipe {str(found.get('recipe'))[:12]}, "
+            f"{run.experiment} was changed after arm '{job.name}' was finished (recipe "
+            f"{str(found.get('recipe'))[:12]}, "
             f"now {job.locked.recipe.hash[:12]}). Run the changed experiment into another folder"
         )
     return True
@@ -166,20 +171,33 @@ def _device(name: str) -> str:
     return name
 
 
-def _job(what: configs.Experiment, run: folder.RunFolder, arm: baselines.Arm) -> strategy.Job:
-    if arm.recipe is None:
-        raise errors.ConfigError("baseline", [f"'{arm.name}' trains nothing"])
-    locked, _ = models.lock(arm.recipe)
+def _jobs(what: configs.Experiment, run: folder.RunFolder, planned: Sequence[baselines.Arm]) -> list[strategy.Job]:
+    """The arms that train. Arms of one recipe share its lock: 64 local-only arms build one model, not 64."""
+    locks: dict[str, recipes.LockedRecipe] = {}
+    jobs = []
+    for arm in planned:
+        if arm.recipe is not None:
+            if arm.recipe.hash not in locks:
+                locks[arm.recipe.hash], _ = models.lock(arm.recipe)
+            jobs.append(_job(what, run, arm, locks[arm.recipe.hash]))
+    return jobs
+
+
+def _job(
+    what: configs.Experiment, run: folder.RunFolder, arm: baselines.Arm, locked: recipes.LockedRecipe
+) -> strategy.Job:
     return strategy.Job(
         name=arm.name,
         locked=locked,
         folder=run.arm(arm.name),
         train_sites=arm.train_sites,
         test_sites=arm.test_sites,
-        server=what.server if arm.name == "federated" else configs.ServerConfig(round_timeout_s=what.server.round_timeout_s),
+        server=what.server
+        if arm.name == "federated"
+        else configs.ServerConfig(round_timeout_s=what.server.round_timeout_s),
         per_sample=True,
         test_best=arm.test_best,
-        primary=tasks.TABLE.get(arm.recipe.task.kind).primary,
+        primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
     )
 
 
@@ -187,7 +205,9 @@ def members(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital
     """The sites of a simulation: one a hospital, and the one that pools them all. They share one memory."""
     memory = sites.Memory(what.cache_mib * MIB)
     everyone = [*hospitals, hospital_data.pooled(hospitals)]
-    return [sites.Site(one.name, one, _device(what.device), what.site_ranks.get(one.name, 0), memory) for one in everyone]
+    return [
+        sites.Site(one.name, one, _device(what.device), what.site_ranks.get(one.name, 0), memory) for one in everyone
+    ]
 
 
 def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
@@ -204,7 +224,14 @@ def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospi
         found["sites"][hospital.name] = {"num_examples": len(scores), **scores.value()}
         found["samples"][hospital.name] = {"id": scores.ids, **scores.per_sample()}
     seconds = round(time.monotonic() - started, 3)
-    return {"round": 0, "fingerprint": "", "last": found, "rule": fitted.describe(), "seconds": seconds, "bytes": {"up": 0, "down": 0}}
+    return {
+        "round": 0,
+        "fingerprint": "",
+        "last": found,
+        "rule": fitted.describe(),
+        "seconds": seconds,
+        "bytes": {"up": 0, "down": 0},
+    }
 
 
 def _finish(
@@ -222,7 +249,9 @@ def _finish(
 
     adapter, _, _ = checkpoint.read(run.path / "adapter.safetensors")
     if adapter.fingerprint != made["fingerprint"]:
-        raise errors.CheckpointError(f"{run.path / 'adapter.safetensors'} is not the adapter that was tested. Restore it from a backup")
+        raise errors.CheckpointError(
+            f"{run.path / 'adapter.safetensors'} is not the adapter that was tested. Restore it from a backup"
+        )
     model = models.AdaptedModel(job.locked.recipe, device=_device(what.device))
     model.write(adapter)
     summary.write_tables(run, made)

@@ -188,7 +188,7 @@ def wilcoxon(first: Sequence[Scores], second: Sequence[Scores]) -> dict[str, Sit
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in the order given.
+    """P values corrected for their number, in the order given.
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Statist. 6, 1979.
     """

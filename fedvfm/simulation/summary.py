@@ -19,12 +19,18 @@ from fedvfm.tasks import table as tasks
 
 
 def build(
-    what: configs.Experiment, run: folder.RunFolder, arms: Sequence[baselines.Arm], locked: recipes.LockedRecipe, elapsed: float
+    what: configs.Experiment,
+    run: folder.RunFolder,
+    arms: Sequence[baselines.Arm],
+    locked: recipes.LockedRecipe,
+    elapsed: float,
 ) -> dict[str, Any]:
     """The summary of a finished run; its keys are documented in ``simulations/README.md`` and do not change."""
     found = {arm.name: run.evaluation(arm.name) or {} for arm in arms}
     journals = {arm.name: chain.read(run.arm(arm.name) / "journal.jsonl") for arm in arms}
-    seconds = sum(row["seconds"] for rows in journals.values() for row in rows) + sum(e.get("seconds", 0.0) for e in found.values())
+    seconds = sum(row["seconds"] for rows in journals.values() for row in rows) + sum(
+        e.get("seconds", 0.0) for e in found.values()
+    )
     moved = [*(row["bytes"] for row in journals["federated"]), found["federated"]["bytes"]]
     primary = tasks.TABLE.get(what.recipe.task.kind).primary
     return {
@@ -35,7 +41,11 @@ def build(
         "fingerprint": found["federated"]["fingerprint"],
         "backbone": backbone_of(locked),
         "trainable_parameters": locked.manifest.parameters,
-        "bytes": {"up": sum(m["up"] for m in moved), "down": sum(m["down"] for m in moved), "full_model": full_model_bytes(locked)},
+        "bytes": {
+            "up": sum(m["up"] for m in moved),
+            "down": sum(m["down"] for m in moved),
+            "full_model": full_model_bytes(locked),
+        },
         "wall_s": round(max(seconds, elapsed), 1),
         "peak_mib": peak_mib(),
         "primary": primary,
@@ -45,7 +55,11 @@ def build(
 
 def backbone_of(locked: recipes.LockedRecipe) -> dict[str, Any]:
     """Name, sha256 and size of the backbone."""
-    return {"name": locked.recipe.backbone.name, "sha256": locked.backbone_sha256, "parameters": locked.backbone_parameters}
+    return {
+        "name": locked.recipe.backbone.name,
+        "sha256": locked.backbone_sha256,
+        "parameters": locked.backbone_parameters,
+    }
 
 
 def full_model_bytes(locked: recipes.LockedRecipe) -> int:
@@ -63,7 +77,10 @@ def peak_mib() -> float:
 def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], primary: str) -> dict[str, Any]:
     members = [arm for arm in arms if arm.group == group]
     if group == "local-only":
-        matrix = {arm.train_sites[0]: {s: row[primary] for s, row in found[arm.name]["last"]["sites"].items()} for arm in members}
+        matrix = {
+            arm.train_sites[0]: {s: row[primary] for s, row in found[arm.name]["last"]["sites"].items()}
+            for arm in members
+        }
         rows = {arm.train_sites[0]: found[arm.name]["last"]["sites"][arm.train_sites[0]] for arm in members}
         return {**_values(rows, primary), "matrix": matrix, "abroad": _abroad(matrix)}
     rows = {site: row for arm in members for site, row in found[arm.name]["last"]["sites"].items()}
@@ -95,18 +112,27 @@ def as_json(made: Mapping[str, Any]) -> str:
 def as_html(made: Mapping[str, Any]) -> str:
     """A small table: an arm a row."""
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{arm['macro']:.3f}</td><td>{html.escape(arm['worst']['site'])} {arm['worst']['value']:.3f}</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td>{arm['macro']:.3f}</td>"
+        f"<td>{html.escape(arm['worst']['site'])} {arm['worst']['value']:.3f}</td></tr>"
         for name, arm in made["arms"].items()
     )
     return f"<table><tr><th>arm</th><th>macro {html.escape(made['primary'])}</th><th>worst site</th></tr>{rows}</table>"
 
 
 def write_tables(run: folder.RunFolder, made: Mapping[str, Any]) -> None:
-    """metrics.csv (arm, trained at, round, split, site, metric, value) and samples.csv (one row a sample and metric)."""
-    names = ["federated", *sorted(str(p.parent.relative_to(run.path / "arms")) for p in (run.path / "arms").rglob("evaluation.json"))]
+    """metrics.csv (arm, round, split, site, metric, value) and samples.csv (one row a sample and metric)."""
+    names = [
+        "federated",
+        *sorted(str(p.parent.relative_to(run.path / "arms")) for p in (run.path / "arms").rglob("evaluation.json")),
+    ]
     columns = ("arm", "round", "split", "site", "metric", "value")
     _write_csv(run, "metrics.csv", columns, (row for name in names for row in _metric_rows(run, name)))
-    _write_csv(run, "samples.csv", ("arm", "site", "sample", "metric", "value"), (row for name in names for row in _sample_rows(run, name)))
+    _write_csv(
+        run,
+        "samples.csv",
+        ("arm", "site", "sample", "metric", "value"),
+        (row for name in names for row in _sample_rows(run, name)),
+    )
 
 
 def _metric_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
@@ -114,7 +140,9 @@ def _metric_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
         for split, per_site in (("train", line["train"]), ("val", line["validation"])):
             yield from ((name, line["round"], split, s, m, v) for s, row in per_site.items() for m, v in row.items())
     found = run.evaluation(name) or {}
-    yield from ((name, found["round"], "test", s, m, v) for s, row in found["last"]["sites"].items() for m, v in row.items())
+    yield from (
+        (name, found["round"], "test", s, m, v) for s, row in found["last"]["sites"].items() for m, v in row.items()
+    )
 
 
 def _sample_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
@@ -122,7 +150,9 @@ def _sample_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
     for site, columns in found["last"]["samples"].items():
         for metric, values in columns.items():
             if metric != "id":
-                yield from ((name, site, sample, metric, value) for sample, value in zip(columns["id"], values, strict=True))
+                yield from (
+                    (name, site, sample, metric, value) for sample, value in zip(columns["id"], values, strict=True)
+                )
 
 
 def _write_csv(run: folder.RunFolder, name: str, head: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:

@@ -157,11 +157,16 @@ def test_actors_call_the_client_app_by_these_words() -> None:
     assert list(inspect.signature(engine.VirtualNodes.__call__).parameters)[1:] == ["message", "context"]
 
 
-def test_a_stopped_server_app_ends_at_its_next_look() -> None:
+def test_a_server_app_waits_for_all_nodes_and_a_stopped_one_ends_at_its_next_look() -> None:
     import threading
 
     class Grid:
         looks = 0
+        nodes = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.nodes += 1  # registered one after another, while the app already runs
+            return list(range(self.nodes))
 
         def pull_messages(self, message_ids: list[str]) -> list[Message]:
             self.looks += 1
@@ -174,7 +179,10 @@ def test_a_stopped_server_app_ends_at_its_next_look() -> None:
 
     stop, grid = threading.Event(), Grid()
     with pytest.raises(errors.Interrupted):
-        flower._Stoppable(app, stop)(grid, flower.context(1, 0, {}))
+        flower._Stoppable(app, stop, 3)(grid, flower.context(1, 0, {}))
+    assert (grid.nodes, grid.looks) == (3, 1)
+    with pytest.raises(errors.Interrupted):
+        flower._Stoppable(app, stop, 9)(Grid(), flower.context(1, 0, {}))
     assert grid.looks == 1
 
 
