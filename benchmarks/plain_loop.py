@@ -5,7 +5,8 @@
 Both import the same libraries, read the same images with the same transforms, hold one backbone (a random DINOv2 of
 ViT-tiny's shape), start from the same adapter and end at the same one (checked). The plain loop swaps adapters by hand,
 averages them with NumPy and writes nothing; the engine goes through Flower's apps, messages, admission, checkpoints,
-journal, summary and report. CPU time and memory are those of the process tree; runs are interleaved; medians are printed.
+journal, summary and report. CPU time and memory are those of the process tree; runs are interleaved; medians are
+printed.
 """
 
 from __future__ import annotations

@@ -216,18 +216,17 @@ class Forks:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, scratch: Path, *arguments: str | Path, limit: int = 0, err: str = "", **environment: str) -> int:
+    def start(self, scratch: Path, *arguments: str | Path, limit: int = 0, **environment: str) -> int:
         """The process id of a new call.
 
         Args:
             scratch: what it prints goes to files ``out`` and ``err`` here.
             arguments: of the command line.
             limit: RLIMIT_FSIZE in bytes, 0 for none.
-            err: another place for standard error (a terminal).
             environment: variables to set.
         """
         scratch.mkdir(parents=True, exist_ok=True)
-        streams = {"out": str(scratch / "out"), "err": err or str(scratch / "err")}
+        streams = {"out": str(scratch / "out"), "err": str(scratch / "err")}
         return self._ask({**streams, "arguments": [str(a) for a in arguments], "limit": limit, "env": environment})
 
     def wait(self, scratch: Path, pid: int) -> Answer:

@@ -217,13 +217,17 @@ def _until_closed(terminal: int) -> Iterator[bytes]:
         yield piece
 
 
-def test_a_terminal_gets_a_live_display(tiny: Any, forks: Any, tmp_path: Path) -> None:
+def test_a_terminal_gets_a_live_display(tiny: Any, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    call = ["simulate", tiny.experiment, "--rounds", "1", "--set", "baselines=[]", "--output", tmp_path / "run"]
-    process = forks.start(tmp_path, *call, err=os.ttyname(follower), TERM="xterm")
+    command = tiny.command(
+        "simulate", tiny.experiment, "--rounds", "1", "--set", "baselines=[]", "--output", tmp_path / "run"
+    )
+    process = subprocess.Popen(
+        command, cwd=tiny.root, env=tiny.environment({"TERM": "xterm"}), stdout=subprocess.DEVNULL, stderr=follower
+    )
     os.close(follower)
     shown = b"".join(_until_closed(leader))
-    assert forks.wait(tmp_path, process).code == 0, shown
+    assert process.wait(timeout=60) == 0, shown
     assert b"\x1b[" in shown
     assert b"federated round 1: loss" in shown
 
