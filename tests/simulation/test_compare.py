@@ -168,6 +168,7 @@ def test_other_samples_are_compared_unpaired_and_it_says_so(tiny_run: Path, tmp_
     for rows in evaluation["last"]["samples"].values():
         rows["id"] = [f"other-{name}" for name in rows["id"]]
     (other / "evaluation.json").write_text(json.dumps(evaluation))
+    (other / "groups.json").unlink()  # it names the samples of before
     found = compare.compare([tiny_run, other])
     difference = found["runs"][1]["difference"]
     assert not difference["paired"]
