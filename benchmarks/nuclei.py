@@ -23,46 +23,77 @@ from fedvfm.simulation import compare
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- nuclei: begin -->", "<!-- nuclei: end -->"
 TARGET, MARGIN = 0.85, 0.02
+EVERY, FIRST = ("classical", "local-only", "pooled"), ("pooled-2x",)
+LEFT_OUT_ROUNDS = 5
 ARMS = {
     "federated": "federated",
     "local-only": "local-only, at home",
     "local-only abroad": "local-only, abroad",
     "pooled": "pooled",
     "pooled-2x": "pooled, twice the steps (first seed)",
-    "head-only": "head-only, federated",
-    "unet": "U-Net from scratch, federated",
     "classical": "classical (per-image Otsu)",
-    "leave-one-out": "leave-one-site-out (first seed)",
 }
 
 
 def train(seeds: Sequence[int], output: Path, jobs: int) -> None:
     """Run or resume every seed, ``jobs`` at a time."""
 
-    def one(seed: int) -> None:
-        folder = output / f"seed-{seed}"
-        more = ', "pooled-2x", "leave-one-out"' if seed == seeds[0] else ""
-        baselines = f'baselines=["classical", "local-only", "pooled", "head-only", "unet"{more}]'
-        fresh = ["nuclei", "--output", str(folder), "--set", f"recipe.seed={seed}", "--set", baselines]
+    def one(work: tuple[Path, list[str]]) -> None:
+        folder, settings = work
+        fresh = ["nuclei", "--output", str(folder), *settings]
         arguments = ["--resume", str(folder)] if (folder / "experiment.json").exists() else fresh
         subprocess.run([sys.executable, "-m", "fedvfm.cli", "simulate", *arguments], check=True)
 
+    todo = [(output / f"seed-{seed}", _settings(seed, EVERY + (FIRST if seed == seeds[0] else ()))) for seed in seeds]
+    todo.append((output / "left-out", ["--rounds", str(LEFT_OUT_ROUNDS), *_settings(seeds[0], ("leave-one-out",))]))
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, seeds))
+        list(pool.map(one, todo))
+
+
+def _settings(seed: int, baselines: Sequence[str]) -> list[str]:
+    return ["--set", f"recipe.seed={seed}", "--set", f"baselines={json.dumps(baselines)}"]
 
 
 def collect(output: Path) -> dict[str, Any]:
     """The figures of all finished seeds."""
-    group = compare.table(compare.load([output]))["runs"][0]
+    groups = compare.load(sorted(path.parent for path in output.glob("seed-*/summary.json")))
+    group = compare.table(groups)["runs"][0]
     summaries = [json.loads(path.read_text()) for path in sorted(output.glob("seed-*/summary.json"))]
-    scores = [compare.scores(run.folder, run.summary) for run in compare.load([output])[0].runs]
+    scores = [compare.scores(run.folder, run.summary) for run in groups[0].runs]
     differences = {}
     for arm in ARMS:
         pairs = [(row["federated"], row[arm]) for row in scores if arm in row and arm != "federated"]
         found = compare.difference([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
         if found is not None:
             differences[arm] = {"mean": found[0].mean, "low": found[0].low, "high": found[0].high, "paired": found[1]}
-    return {"seeds": group["seeds"], "arms": group["arms"], "federated_minus": differences, "runs": summaries}
+    return {
+        "seeds": group["seeds"],
+        "arms": group["arms"],
+        "federated_minus": differences,
+        "curves": {arm: _curve(output, arm) for arm in ("federated", "arms/pooled")},
+        "left_out": _left_out(output / "left-out"),
+        "runs": summaries,
+    }
+
+
+def _curve(output: Path, arm: str) -> dict[str, dict[str, float]]:
+    """Round -> mean over seeds of the sites' mean training loss and validation Dice."""
+    place = "." if arm == "federated" else arm
+    rows = [json.loads(line) for path in output.glob(f"seed-*/{place}/journal.jsonl") for line in path.open()]
+    curve: dict[str, dict[str, float]] = {}
+    for number in sorted({row["round"] for row in rows}):
+        own = [row for row in rows if row["round"] == number]
+        curve[str(number)] = {"loss": mean(mean(site["loss"] for site in row["train"].values()) for row in own)}
+        scores = [mean(site["dice"] for site in row["validation"].values()) for row in own if row["validation"]]
+        if scores:
+            curve[str(number)]["val"] = mean(scores)
+    return curve
+
+
+def _left_out(folder: Path) -> dict[str, Any] | None:
+    """The leave-one-out run, if it is finished."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _site_means(runs: Sequence[Mapping[str, Any]], arm: str) -> dict[str, float]:
@@ -87,7 +118,36 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _per_site(runs)
     yield from _matrix(runs)
+    yield from _curves(figures["curves"])
+    if figures["left_out"]:
+        yield from _held_out(figures["left_out"])
     yield from _verdicts(figures)
+
+
+def _curves(curves: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+    federated, pooled = curves["federated"], curves["arms/pooled"]
+    yield "Learning curves (mean over sites and seeds):"
+    yield ""
+    yield "| round | " + " | ".join(federated) + " |"
+    yield "|---" * (len(federated) + 1) + "|"
+    for label, curve in (("federated", federated), ("pooled", pooled)):
+        yield f"| {label}: training loss | " + " | ".join(f"{row['loss']:.3f}" for row in curve.values()) + " |"
+        shown = (f"{row['val']:.3f}" if "val" in row else "" for row in curve.values())
+        yield f"| {label}: validation Dice | " + " | ".join(shown) + " |"
+    yield ""
+
+
+def _held_out(made: Mapping[str, Any]) -> Iterator[str]:
+    arms = made["arms"]
+    yield f"Leave-one-site-out, one seed, {made['rounds']} rounds: Dice at a site no one trained at, beside"
+    yield "the federation of all six with the same number of rounds."
+    yield ""
+    yield "| site | left out | taking part |"
+    yield "|---|---|---|"
+    for site, row in arms["leave-one-out"]["sites"].items():
+        yield f"| {site} | {row['dice']:.3f} | {arms['federated']['sites'][site]['dice']:.3f} |"
+    yield f"| macro | {arms['leave-one-out']['macro']:.3f} | {arms['federated']['macro']:.3f} |"
+    yield ""
 
 
 def _per_site(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -130,6 +190,10 @@ def _verdicts(figures: Mapping[str, Any]) -> Iterator[str]:
         gain = mean(run["arms"]["pooled-2x"]["macro"] - run["arms"]["pooled"]["macro"] for run in first)
         word = "converged" if gain < 0.01 else "not converged"
         yield f"- Pooled with twice the steps gains {gain:+.3f} on the same seed ({word} by the .01 rule)."
+    gap = figures["federated_minus"].get("pooled")
+    if gap:
+        reached = "reached" if gap["mean"] >= -MARGIN else "not reached"
+        yield f"- Within {MARGIN} of pooled: {gap['mean']:+.3f} ({reached})."
     home, fed = _site_means(runs, "local-only"), _site_means(runs, "federated")
     below = [f"{site} ({fed[site]:.3f} against {home[site]:.3f})" for site in home if fed[site] < home[site] - MARGIN]
     yield f"- More than {MARGIN} below its own local-only model at home: {', '.join(below) or 'no site'}."

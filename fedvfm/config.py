@@ -124,6 +124,8 @@ class AggregationConfig(Strict):
 
     rule: Name = "mean"
     weighting: Literal["examples", "uniform", "loss"] = "examples"
+    server_learning_rate: Positive = 1.0
+    server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     options: dict[str, Option] = {}
 
 

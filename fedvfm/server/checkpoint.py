@@ -38,7 +38,7 @@ def write(
     """Write an adapter as safetensors with its fingerprint in the metadata."""
     arrays = {name: np.asarray(array, order="C") for name, array in adapter.items()}
     arrays |= {_RULE + name: np.asarray(array, order="C") for name, array in (extra or {}).items()}
-    marks = {**metadata, "fingerprint": adapter.fingerprint}
+    marks = {**metadata, "fingerprint": adapter.fingerprint, "kept": state.AdapterState(extra or {}).fingerprint}
     storage.write_bytes(path, safetensors.numpy.save(arrays, metadata=marks))
 
 
@@ -63,7 +63,12 @@ def read(path: Path) -> tuple[state.AdapterState, dict[str, state.Array], dict[s
             f"{str(marks.get('fingerprint'))[:12]}: "
             "the file was changed or is damaged. Restore it from a backup"
         )
-    return adapter, {name[len(_RULE) :]: array for name, array in arrays.items() if name.startswith(_RULE)}, marks
+    kept = {name[len(_RULE) :]: array for name, array in arrays.items() if name.startswith(_RULE)}
+    if marks.get("kept") != state.AdapterState(kept).fingerprint:
+        raise errors.CheckpointError(
+            f"{path}: what the server kept beside the adapter was changed. Restore it from a backup"
+        )
+    return adapter, kept, marks
 
 
 def prune(folder: Path, keep_from: int) -> None:

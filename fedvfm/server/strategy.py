@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from fedvfm import chain, errors, flower, progress, protocol, state, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.server import admission, checkpoint, cohort, journal
+from fedvfm.server import admission, checkpoint, cohort, journal, optimiser
 from fedvfm.server.aggregators import base, svd
 from fedvfm.server.aggregators import table as rules
 
@@ -92,6 +92,7 @@ class Federation:
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self.traffic = Traffic()
         self._recorded = Traffic()
+        self._kept: dict[str, state.Array] = {}
 
     @property
     def evaluation_path(self) -> Path:
@@ -107,7 +108,7 @@ class Federation:
         if self.evaluation_path.exists():
             return
         members = self._handshake()
-        adapter = self._restore()
+        adapter, self._kept = self._restore()
         for number in range(self.journal.last_round + 1, self.recipe.rounds + 1):
             adapter = self._round(number, adapter, members)
         self._test(adapter, members)
@@ -155,18 +156,18 @@ class Federation:
 
     # -- state -----------------------------------------------------------------------------------------------------
 
-    def _restore(self) -> state.AdapterState:
-        """The adapter of the last journalled round, checked against its journal line."""
+    def _restore(self) -> tuple[state.AdapterState, dict[str, state.Array]]:
+        """The adapter of the last journalled round, checked against its journal line, and what the server kept."""
         last = self.journal.last_round
         if last == 0:
-            return self.job.locked.initial
-        adapter, _, _ = checkpoint.read(checkpoint.path_of(self.checkpoints, last))
+            return self.job.locked.initial, {}
+        adapter, kept, _ = checkpoint.read(checkpoint.path_of(self.checkpoints, last))
         if adapter.fingerprint != self.journal.rounds[-1]["fingerprint"]:
             raise errors.CheckpointError(
                 f"{checkpoint.path_of(self.checkpoints, last)} is not the adapter the journal names "
                 f"for round {last}. Restore it from a backup"
             )
-        return adapter
+        return adapter, kept
 
     # -- one round -------------------------------------------------------------------------------------------------
 
@@ -177,8 +178,10 @@ class Federation:
         updates, refused = self._train(number, adapter, [members[name] for name in asked])
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
         cohort.require(list(updates), asked, self.job.server, number, why)
-        adapter, rule_state, record = self._aggregate(updates, members)
-        checkpoint.save(self.checkpoints, number, adapter, rule_state, self.recipe.hash)
+        aggregate, kept, record = self._aggregate(updates, members)
+        adapter, velocity = optimiser.step(adapter, aggregate, self._kept, self.recipe.aggregation)
+        self._kept = {**kept, **velocity}
+        checkpoint.save(self.checkpoints, number, adapter, self._kept, self.recipe.hash)
         storage.fault_point("between-checkpoint-and-journal")
         every = self.recipe.evaluation.every
         validation = (
@@ -251,10 +254,10 @@ class Federation:
             base.Contribution(weights[name], update.state, members[name].manifest) for name, update in updates.items()
         ]
         with _blas().limit(limits=1, user_api="blas"):
-            acc = self.rule.init(self.job.locked.manifest)
+            acc = self.rule.init(self.job.locked.manifest, self._kept)
             for contribution in contributions:
                 acc = self.rule.fold(acc, contribution)
-            adapter, rule_state = self.rule.finish(acc)
+            aggregate, kept = self.rule.finish(acc)
             error = svd.factor_error(contributions)
         record = {
             "examples": {name: update.num_examples for name, update in updates.items()},
@@ -262,7 +265,7 @@ class Federation:
             "train": {name: dict(update.metrics) for name, update in updates.items()},
             "factor_error": error,
         }
-        return adapter, rule_state, record
+        return aggregate, kept, record
 
     def _keep_best(self, number: int, adapter: state.AdapterState, validation: Mapping[str, Any]) -> None:
         if not (self.job.test_best and validation):

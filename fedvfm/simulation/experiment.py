@@ -89,7 +89,7 @@ def validate(experiment: configs.Experiment) -> list[str]:
     names = name_faults(experiment.model_dump(mode="json"))
     faults = _rank_faults(experiment)
     if experiment.recipe.aggregation.rule in rules.TABLE:
-        faults += _option_faults(experiment)
+        faults += _option_faults(experiment) + _server_step_faults(experiment)
     if not names:
         from fedvfm.client import model as models
         from fedvfm.data import hospitals as hospital_data
@@ -159,6 +159,17 @@ def _rank_faults(experiment: configs.Experiment) -> list[str]:
     if mixed and rule in rules.TABLE and not rules.TABLE.get(rule).mixed_ranks:
         found.append(f"site_ranks: rule '{rule}' needs one rank at all sites; use recipe.aggregation.rule = \"svd\"")
     return found
+
+
+def _server_step_faults(experiment: configs.Experiment) -> list[str]:
+    settings = experiment.recipe.aggregation
+    moved = settings.server_momentum != 0.0 or settings.server_learning_rate != 1.0
+    if moved and not rules.TABLE.get(settings.rule).sum_only:
+        return [
+            "recipe.aggregation: server_momentum and server_learning_rate need a rule that is a weighted sum; "
+            f"'{settings.rule}' makes new factors every round, so a difference between rounds means nothing"
+        ]
+    return []
 
 
 def _option_faults(experiment: configs.Experiment) -> list[str]:

@@ -26,7 +26,8 @@ def test_round_trip_with_the_rules_own_arrays(tmp_path: Path) -> None:
     assert found == adapter
     assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in arrays.items()}
     np.testing.assert_array_equal(rule["momentum"], [1, 1])
-    assert marks == {"round": "7", "recipe": "recipe-hash", "fingerprint": adapter.fingerprint}
+    kept = state.AdapterState(rule).fingerprint
+    assert marks == {"round": "7", "recipe": "recipe-hash", "fingerprint": adapter.fingerprint, "kept": kept}
     assert path.stat().st_mode & 0o077 == 0, "an adapter is for its owner alone"
     assert [other.name for other in tmp_path.iterdir()] == [path.name]
 

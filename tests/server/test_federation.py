@@ -526,3 +526,27 @@ def test_a_run_folder_can_be_moved(harness: Harness) -> None:
     shutil.move(folder, harness.folder / "there")
     harness.run(harness.three(), "there")
     assert evaluation(harness.folder / "there")["fingerprint"] == evaluation(whole)["fingerprint"]
+
+
+# -- the server's own step -------------------------------------------------------------------------------------------
+
+
+def test_momentum_survives_a_stop(harness: Harness) -> None:
+    moving = {"recipe": {"aggregation": {"server_momentum": 0.8, "server_learning_rate": 0.5}}}
+    whole = harness.run(harness.three(), "whole", **moving)
+    harness.run(harness.three(), "stopped", stop_after=2, **moving)
+    stopped = harness.run(harness.three(), "stopped", **moving)
+    assert lasting(stopped) == lasting(whole)
+    plain = harness.run(harness.three(), "plain")
+    assert journal(plain)[-1]["fingerprint"] != journal(whole)[-1]["fingerprint"]
+
+
+def test_an_edited_velocity_is_refused(harness: Harness) -> None:
+    moving = {"recipe": {"aggregation": {"server_momentum": 0.8}}}
+    folder = harness.run(harness.three(), stop_after=2, **moving)
+    path = checkpoint.path_of(folder / "checkpoints", 2)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # names are stored in order: the last bytes are a velocity's
+    path.write_bytes(data)
+    with pytest.raises(errors.CheckpointError, match="changed"):
+        harness.run(harness.three(), **moving)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -37,8 +37,8 @@ class Aggregator(Protocol):
     sum_only: ClassVar[bool]
     mixed_ranks: ClassVar[bool]
 
-    def init(self, manifest: states.Manifest) -> Any:
-        """An empty accumulator for a global adapter of this manifest."""
+    def init(self, manifest: states.Manifest, kept: Mapping[str, states.Array] | None = None) -> Any:
+        """An empty accumulator for a global adapter of this manifest; ``kept`` is what ``finish`` left last round."""
         ...
 
     def fold(self, acc: Any, contribution: Contribution) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ class Mean:
     sum_only: ClassVar[bool] = True
     mixed_ranks: ClassVar[bool] = False
 
-    def init(self, manifest: state.Manifest) -> base.Sums:
+    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> base.Sums:
         """Empty sums."""
         return base.Sums(0.0, {})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,7 +44,7 @@ class Svd:
     sum_only: ClassVar[bool] = False
     mixed_ranks: ClassVar[bool] = True
 
-    def init(self, manifest: state.Manifest) -> Factors:
+    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> Factors:
         """Empty stacks."""
         return Factors(manifest, base.Sums(0.0, {}), {}, {})
 
