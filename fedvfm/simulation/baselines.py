@@ -39,29 +39,29 @@ def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]
     return [Arm("federated", "federated", experiment.recipe, tuple(sites), tuple(sites), test_best=True)]
 
 
+def alone(recipe: configs.Recipe) -> configs.Recipe:
+    """The recipe of an arm that trains at one site: nothing is averaged, so the server takes no step of its own."""
+    plain = recipe.aggregation.model_copy(update={"server_momentum": 0.0, "server_learning_rate": 1.0})
+    return recipe.model_copy(update={"aggregation": plain})
+
+
 def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Every site alone, tested everywhere: the rows of the K x K matrix."""
-    return [Arm(f"local-only/{site}", "local-only", experiment.recipe, (site,), tuple(sites)) for site in sites]
+    recipe = alone(experiment.recipe)
+    return [Arm(f"local-only/{site}", "local-only", recipe, (site,), tuple(sites)) for site in sites]
 
 
 def pooled(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """One site with all training images: the bound that needs images to move."""
-    return [Arm("pooled", "pooled", experiment.recipe, (POOLED,), tuple(sites))]
+    return [Arm("pooled", "pooled", alone(experiment.recipe), (POOLED,), tuple(sites))]
 
 
 def pooled_twice(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Pooled with twice the epochs: if it gains little, the pooled arm has converged."""
     optimiser = experiment.recipe.optimiser
     longer = optimiser.model_copy(update={"local_epochs": 2 * optimiser.local_epochs})
-    return [
-        Arm(
-            "pooled-2x",
-            "pooled-2x",
-            experiment.recipe.model_copy(update={"optimiser": longer}),
-            (POOLED,),
-            tuple(sites),
-        )
-    ]
+    recipe = alone(experiment.recipe).model_copy(update={"optimiser": longer})
+    return [Arm("pooled-2x", "pooled-2x", recipe, (POOLED,), tuple(sites))]
 
 
 def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
@@ -80,8 +80,9 @@ def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]
 
 def leave_one_out(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated without one site, tested there: how the adapter does at a hospital it has never seen."""
+    recipe = experiment.recipe if len(sites) > 2 else alone(experiment.recipe)
     return [
-        Arm(f"leave-one-out/{site}", "leave-one-out", experiment.recipe, tuple(s for s in sites if s != site), (site,))
+        Arm(f"leave-one-out/{site}", "leave-one-out", recipe, tuple(s for s in sites if s != site), (site,))
         for site in sites
         if len(sites) > 1
     ]
@@ -97,7 +98,7 @@ def unet(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
         "optimiser": recipe.optimiser.model_copy(
             update={"learning_rate": settings.unet_learning_rate, "head_learning_rate": settings.unet_learning_rate}
         ),
-        "aggregation": configs.AggregationConfig(rule="mean", weighting=recipe.aggregation.weighting),
+        "aggregation": recipe.aggregation.model_copy(update={"rule": "mean", "options": {}}),
         "precision": "float32",
     }
     return [Arm("unet", "unet", recipe.model_copy(update=changes), tuple(sites), tuple(sites))]
