@@ -1,4 +1,4 @@
-"""The nuclei experiment on three seeds, with every baseline, and the tables of simulations/README.md.
+"""The nuclei experiment on three seeds, with its baselines, and the tables of simulations/README.md.
 
     python benchmarks/nuclei.py [--seeds 0 1 2] [--output runs/nuclei] [--jobs 2] [--report-only]
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- nuclei: begin -->", "<!-- nuclei: end -->"
 TARGET, MARGIN = 0.85, 0.02
 EVERY, FIRST = ("classical", "local-only", "pooled"), ("pooled-2x",)
-LEFT_OUT_ROUNDS = 5
+LEFT_OUT_ROUNDS = 10
 ARMS = {
     "federated": "federated",
     "local-only": "local-only, at home",

@@ -93,8 +93,8 @@ def _seeds(text: str | None) -> list[int]:
         raise errors.ConfigError(
             "--seeds", [f"'{text}': give whole numbers separated by commas: --seeds 0,1,2"]
         ) from None
-    if len(set(found)) < len(found) or any(seed < 0 for seed in found):
-        raise errors.ConfigError("--seeds", [f"'{text}': each seed once, 0 or larger"])
+    if len(set(found)) < len(found) or any(not 0 <= seed < 2**63 for seed in found):
+        raise errors.ConfigError("--seeds", [f"'{text}': each seed once, from 0 to 9223372036854775807"])
     return found
 
 

@@ -99,6 +99,13 @@ class DataContract(Strict):
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
     augment: Annotated[tuple[Name, ...], _names()] = ()
 
+    @pydantic.field_validator("class_names")
+    @classmethod
+    def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("class names must differ")
+        return names
+
 
 class OptimiserConfig(Strict):
     """Local training; the optimiser starts afresh every round, the schedule runs over all rounds."""

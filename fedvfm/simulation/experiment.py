@@ -210,5 +210,18 @@ def _check_contract(experiment: configs.Experiment, info: samples.SourceInfo) ->
         faults.append(
             f"recipe.data.class_names: {ours}; source '{info.name}' has {len(info.class_names)} classes: {theirs}"
         )
+    elif _mislabelled(recipe.task.kind, info.class_names, recipe.data.class_names):
+        theirs, ours = ", ".join(info.class_names), ", ".join(recipe.data.class_names)
+        faults.append(f"recipe.data.class_names: {ours}; source '{info.name}' numbers its classes as {theirs}")
     if faults:
         raise errors.ConfigError("experiment and data", faults)
+
+
+def _mislabelled(task: str, theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Whether results would stand under another class's name: the same names in another order, or other class labels.
+
+    Names of masks may be the user's own: a folder of masks knows only numbers.
+    """
+    if tuple(theirs) == tuple(ours):
+        return False
+    return task == "classification" or set(theirs) == set(ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedvfm import chain, errors, progress, seeding, storage
 from fedvfm import config as configs
-from fedvfm import errors, progress, seeding, storage
 from fedvfm import recipe as recipes
+from fedvfm.backbones import table as backbones
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals as hospital_data
@@ -40,7 +42,7 @@ class Result:
 
 
 def simulate(
-    what: configs.Experiment | Mapping[str, Any] | str,
+    what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str],
     *,
     output: str | os.PathLike[str] | None = None,
     observer: progress.Observer = progress.silent,
@@ -55,14 +57,15 @@ def simulate(
     Raises:
         FedvfmError: with cause, value, limit and remedy.
     """
-    if isinstance(what, str):
-        what = experiment.load(what)
+    if isinstance(what, str | os.PathLike):
+        what = experiment.load(os.fspath(what))
     elif not isinstance(what, configs.Experiment):
         what = experiment.parse(what, "experiment")
     faults = [*experiment.validate(what), *baselines.faults(what)]
     if faults:
         raise errors.ConfigError(f"experiment '{what.name}'", faults)
     what = _anywhere(what)
+    _device(what.device)
     run = folder.RunFolder(Path(output) if output else default_output(what.name))
     run.require_free()
     hospitals = experiment.hospitals(what)
@@ -88,11 +91,36 @@ def resume(path: str | os.PathLike[str], *, observer: progress.Observer = progre
 
 
 def _anywhere(what: configs.Experiment) -> configs.Experiment:
-    """The same experiment with an absolute data folder: a run may be resumed from another working directory."""
-    if what.data.path is None:
-        return what
-    path = str(Path(what.data.path).expanduser().absolute())
-    return what.model_copy(update={"data": what.data.model_copy(update={"path": path})})
+    """The same experiment with absolute folders: a run may be resumed from another working directory."""
+    if what.data.path is not None:
+        path = str(Path(what.data.path).expanduser().absolute())
+        what = what.model_copy(update={"data": what.data.model_copy(update={"path": path})})
+    backbone = what.recipe.backbone
+    if backbone.name not in backbones.TABLE and Path(backbone.name).is_dir():
+        own = backbone.model_copy(update={"name": str(Path(backbone.name).absolute())})
+        what = what.model_copy(update={"recipe": what.recipe.model_copy(update={"backbone": own})})
+    return what
+
+
+def _same_setup(
+    run: folder.RunFolder, hospitals: Sequence[hospital_data.Hospital], jobs: Sequence[strategy.Job]
+) -> None:
+    """Keep which samples and which backbone the run began with; refuse to go on with others.
+
+    Raises:
+        CheckpointError: if samples came, went or moved between splits, or a backbone has other bytes.
+    """
+    members = {h.name: {split: [one.id for one in part] for split, part in h.splits.items()} for h in hospitals}
+    frozen = {job.name: [job.locked.backbone_sha256, job.locked.manifest.fingerprint] for job in jobs}
+    found = hashlib.sha256(chain.canonical({"samples": members, "frozen": frozen}).encode()).hexdigest()
+    path = run.path / "setup.json"
+    if not path.exists():
+        storage.write_text(path, chain.canonical({"sha256": found}) + "\n")
+    elif folder.read_json(path, f"{path} is damaged; restore it from a backup").get("sha256") != found:
+        raise errors.CheckpointError(
+            f"{run.path}: the samples, their splits or the backbone are not those this run began with. "
+            "Bring them back, or start a new run with another --output"
+        )
 
 
 def default_output(name: str) -> Path:
@@ -122,6 +150,7 @@ def _run(
     for note in dict.fromkeys(note for hospital in hospitals for note in hospital.notes):
         observer("note", text=note)
     jobs = _jobs(what, run, planned)
+    _same_setup(run, hospitals, jobs)
     waiting = [job for job in jobs if not _done(run, job)]
     if waiting:
         _check_sites(what, waiting)

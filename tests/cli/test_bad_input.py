@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -358,6 +359,22 @@ def test_experiment_changed_after_the_run(forks: Any, tiny: Any, copy: Path, tmp
     for done in copy.rglob("evaluation.json"):
         done.unlink()
     tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "was written for recipe")
+
+
+def test_samples_changed_under_a_run(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+    path = copy / "experiment.json"
+    values = json.loads(path.read_text())
+    values["partition"]["test_share"] = 0.5
+    path.write_text(json.dumps(values))
+    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "not those this run began with")
+
+
+def test_backbone_changed_under_a_run(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny.backbone, tmp_path / "other")
+    _flip(other / "model.safetensors")
+    path = copy / "experiment.json"
+    path.write_text(path.read_text().replace(json.dumps(str(tiny.backbone)), json.dumps(str(other))))
+    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "not those this run began with")
 
 
 # --- a full disk, Ctrl-C ----------------------------------------------------------------------------------------------

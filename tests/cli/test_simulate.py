@@ -40,6 +40,7 @@ ARM = {"sites", "macro", "weighted", "worst", "gap"}
 MORE = {"federated": {"best"}, "local-only": {"matrix", "abroad"}, "classical": {"rule"}}
 FILES = {
     "experiment.json",
+    "setup.json",
     "journal.jsonl",
     "metrics.csv",
     "samples.csv",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedvfm import config, errors
 from fedvfm.data import hospitals
-from fedvfm.data.sources import cells, nuclei, table
+from fedvfm.data.sources import cells, index, nuclei, table
 
 SHARED = Path(os.environ.get("FEDVFM_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 
@@ -170,3 +170,10 @@ def test_real_cells_slides_stay_together() -> None:
             for one in members:
                 assert home.setdefault(one.patient, (site.name, split)) == (site.name, split)
     assert sum(len(members) for site in made for members in site.splits.values()) == 1431
+
+
+@pytest.mark.parametrize("name", ["../outside", ".hidden", "a/b", "a\\b"])
+def test_an_id_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "index.csv").write_text(f"id,site\n{name},north\n")
+    with pytest.raises(errors.DataError, match="no plain file name"):
+        index.read_files(tmp_path / "index.csv", ("id", "site"))

@@ -28,7 +28,7 @@ class Cells:
     def __init__(self, source: config.SourceConfig) -> None:
         index.refuse_options(source, ())
         self._folder = index.locate(source, ("index.csv", "images/"))
-        rows = index.read_csv(self._folder / "index.csv", ("id", "label", "slide"))
+        rows = index.read_files(self._folder / "index.csv", ("id", "label", "slide"))
         known = ", ".join(CLASS_NAMES)
         labels = [
             f"id '{row['id']}' has label '{row['label']}'; known: {known}"

@@ -64,6 +64,22 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
+def read_files(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """:func:`read_csv` of a table whose ``id`` names files beside it; an id that leaves their folder is refused.
+
+    Raises:
+        DataError: see there.
+    """
+    rows = read_csv(path, required)
+    wrong = (
+        f"line {line}: id '{row['id']}' is no plain file name"
+        for line, row in enumerate(rows, 2)
+        if row["id"].startswith(".") or any(mark in row["id"] for mark in "/\\")
+    )
+    refuse(path, wrong)
+    return rows
+
+
 def refuse(where: Path, faults: Iterable[str]) -> None:
     """Raise one error that lists the faults, where there are any.
 

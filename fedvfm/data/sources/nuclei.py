@@ -31,7 +31,7 @@ class Nuclei:
     def __init__(self, source: config.SourceConfig) -> None:
         index.refuse_options(source, ())
         self._folder = index.locate(source, ("index.csv", "images/", "labels/"))
-        rows = index.read_csv(self._folder / "index.csv", ("id", "site"))
+        rows = index.read_files(self._folder / "index.csv", ("id", "site"))
         ids = [row["id"] for row in rows]
         missing = [
             f"{part}/{name}.png: no such file"
