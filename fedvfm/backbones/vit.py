@@ -10,7 +10,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors
@@ -29,17 +29,16 @@ class Family:
     Attributes:
         model: class name in transformers.
         blocks: path of the list of blocks.
-        attention: path of the attention inside a block.
-        names: module name inside attention or mlp -> our part.
-        renames: regular expressions from a parameter's name to ours, tried in order.
+        parts: our part (q, k, v, o, fc1, fc2) -> its path inside a block.
+        norms: names of a block's two norms, in order.
         final: path of the last norm, applied to all tokens; empty where the stock model applies none to them.
+        pooled_norm: path of a norm for the pooled vector alone; empty where there is none.
         arguments: further arguments of the class.
         settings: settings that differ from the stock model's: parts we do not use are not built.
     """
 
     model: str
     blocks: str
-    attention: str
     parts: Mapping[str, str]
     norms: tuple[str, str]
     final: str
@@ -58,41 +57,23 @@ def _parts(attention: str, out: str, up: str = "fc1", down: str = "fc2") -> dict
     return {**projections, "fc1": f"mlp.{up}", "fc2": f"mlp.{down}"}
 
 
-_NO_POOL = {"add_pooling_layer": False}
+_VIT = Family(
+    "ViTModel",
+    "layers",
+    _parts("attention", "o_proj"),
+    ("layernorm_before", "layernorm_after"),
+    "layernorm",
+    arguments={"add_pooling_layer": False},
+)
+_DINOV2 = Family("Dinov2Model", "encoder.layer", _parts("attention", "o_proj"), ("norm1", "norm2"), "layernorm")
 FAMILIES: dict[str, Family] = {
-    "vit": Family(
-        "ViTModel",
-        "layers",
-        "attention",
-        _parts("attention", "o_proj"),
-        ("layernorm_before", "layernorm_after"),
-        "layernorm",
-        arguments=_NO_POOL,
-    ),
-    "deit": Family(
-        "DeiTModel",
-        "layers",
-        "attention",
-        _parts("attention", "o_proj"),
-        ("layernorm_before", "layernorm_after"),
-        "layernorm",
-        arguments=_NO_POOL,
-    ),
-    "dinov2": Family(
-        "Dinov2Model", "encoder.layer", "attention", _parts("attention", "o_proj"), ("norm1", "norm2"), "layernorm"
-    ),
-    "dinov2_with_registers": Family(
-        "Dinov2WithRegistersModel",
-        "encoder.layer",
-        "attention",
-        _parts("attention", "o_proj"),
-        ("norm1", "norm2"),
-        "layernorm",
-    ),
+    "vit": _VIT,
+    "deit": replace(_VIT, model="DeiTModel"),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": replace(_DINOV2, model="Dinov2WithRegistersModel"),
     "dinov3_vit": Family(
         "DINOv3ViTModel",
         "model.layer",
-        "attention",
         _parts("attention", "o_proj", "up_proj", "down_proj"),
         ("norm1", "norm2"),
         "norm",
@@ -100,7 +81,6 @@ FAMILIES: dict[str, Family] = {
     "clip_vision_model": Family(
         "CLIPVisionModel",
         "encoder.layers",
-        "self_attn",
         _parts("self_attn", "out_proj"),
         ("layer_norm1", "layer_norm2"),
         "",
@@ -109,7 +89,6 @@ FAMILIES: dict[str, Family] = {
     "siglip_vision_model": Family(
         "SiglipVisionModel",
         "encoder.layers",
-        "self_attn",
         _parts("self_attn", "out_proj"),
         ("layer_norm1", "layer_norm2"),
         "post_layernorm",
