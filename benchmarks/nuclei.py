@@ -221,6 +221,7 @@ def main() -> None:
     text = "\n".join(lines(figures))
     print(text)
     results = ROOT / "simulations" / "results" / "nuclei.json"
+    results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "simulations" / "README.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
