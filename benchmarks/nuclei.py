@@ -23,7 +23,7 @@ from fedvfm.simulation import compare
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- nuclei: begin -->", "<!-- nuclei: end -->"
 TARGET, MARGIN = 0.85, 0.02
-EVERY, FIRST = ("classical", "local-only", "pooled"), ("pooled-2x",)
+EVERY, FIRST = ("classical", "pooled", "local-only"), ("pooled-2x",)
 LEFT_OUT_ROUNDS = 10
 ARMS = {
     "federated": "federated",

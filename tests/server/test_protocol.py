@@ -97,12 +97,12 @@ def test_evaluation_round_trip(metrics: dict[str, float], samples: dict[str, lis
     assert protocol.decode_evaluation(travelled(protocol.encode_evaluation(answer))) == answer
 
 
-def test_arrays_are_plain_npy_that_flower_reads_too() -> None:
-    values = state.AdapterState({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([], np.float32)})
+def test_the_numbers_travel_as_one_plain_npy_that_flower_reads_too() -> None:
+    values = state.AdapterState({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.full(2, 9, np.float32)})
     update = state.SiteUpdate("north", values, 1, 0, "x")
-    record = next(iter(travelled(protocol.encode_update(update)).array_records.values()))
-    for name, array in record.items():
-        np.testing.assert_array_equal(array.numpy(), values[name])
+    (record,) = travelled(protocol.encode_update(update)).array_records.values()
+    (array,) = record.values()
+    np.testing.assert_array_equal(array.numpy(), [0, 1, 2, 3, 4, 5, 9, 9])
 
 
 # -- fuzz ------------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_arrays_are_plain_npy_that_flower_reads_too() -> None:
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())
 metric_values = st.one_of(numbers, st.lists(st.integers(-9, 9), max_size=3), st.lists(st.floats(), max_size=3))
 lists = st.one_of(st.lists(st.text(max_size=3), max_size=3), st.lists(st.booleans(), max_size=3))
-nasty = st.sampled_from(["[" * 100_000, "{}", "null", "x" * 501, '{"rounds": 1e999}', "north", 10**6])
+nasty = st.sampled_from(['[["a",[3]]]', "[" * 100_000, "{}", "null", "x" * 501, '{"rounds": 1e999}', "north", 10**6])
 config_values = st.one_of(metric_values, st.booleans(), st.text(max_size=8), st.binary(max_size=8), lists, nasty)
 HEADER_KEYS = [
     "site",
@@ -123,7 +123,9 @@ HEADER_KEYS = [
     "recipe",
     "recipe_hash",
     "split",
+    "layout",
 ]
+DEEP = "[" * 100_000
 
 
 def npy(array: Any, **more: Any) -> bytes:
@@ -221,6 +223,7 @@ def records(draw: Any) -> RecordDict:
             "manifest_fingerprint": "",
             "rank": 1,
             "ids": ["a"],
+            "layout": '[["a",[3]]]',
         }
         head = {**good, **draw(st.fixed_dictionaries({}, optional=dict.fromkeys(good, config_values)))}
     head |= draw(
@@ -231,7 +234,7 @@ def records(draw: Any) -> RecordDict:
         "fedvfm": ConfigRecord(head),
         "metrics": MetricRecord(metrics),
         "samples": MetricRecord(draw(st.dictionaries(st.sampled_from(["dice", "hd95"]), metric_values))),
-        "adapter": ArrayRecord(draw(st.dictionaries(st.sampled_from(["a", "b"]), arrays))),
+        "adapter": ArrayRecord(draw(st.dictionaries(st.sampled_from(["adapter", "b"]), arrays))),
     }
     for name in draw(st.sets(st.sampled_from(sorted(content)), max_size=1)):
         content[name] = draw(st.sampled_from([ConfigRecord({"protocol": 1}), MetricRecord({}), ArrayRecord({}), None]))
@@ -261,10 +264,42 @@ def test_every_hostile_array_is_refused(data: bytes) -> None:
 
     update = state.SiteUpdate("north", state.AdapterState({"a": np.zeros(3, np.float32)}), 1, 0, "x")
     content = protocol.encode_update(update)
-    content["adapter"] = ArrayRecord({"a": Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=data)})
+    protocol.decode_update(content)
+    content["adapter"] = ArrayRecord({"adapter": Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=data)})
     with pytest.raises(errors.ProtocolError):
         protocol.decode_update(content)
     assert not hasattr(builtins, "fedvfm_was_here")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        DEEP,
+        "",
+        "null",
+        "[1]",
+        '[["a"]]',
+        '[["a",[3],1]]',
+        "[[1,[3]]]",
+        '[["a",[4]]]',
+        '[["a",[-3]]]',
+        '[["a",[3.0]]]',
+        '[["a",[true,3]]]',
+        '[["a",[1]],["a",[2]]]',
+        '[["a",[99999999999999999999]]]',
+        '[["a",3]]',
+        " " * 2_000_000 + '[["a",[3]]]',
+        b"x",
+        7,
+    ],
+    ids=lambda layout: repr(layout)[:20],
+)
+def test_a_layout_that_does_not_fit_its_numbers_is_refused(layout: Any) -> None:
+    update = state.SiteUpdate("north", state.AdapterState({"a": np.zeros(3, np.float32)}), 1, 0, "x")
+    content = protocol.encode_update(update)
+    content["fedvfm"] = ConfigRecord({**content.config_records["fedvfm"], "layout": layout})
+    with pytest.raises(errors.ProtocolError):
+        protocol.decode_update(content)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -152,18 +152,39 @@ def factor_error(contributions: Sequence[base.Contribution]) -> float | None:
     for a, b in contributions[0].manifest.pairs().values():
         left = np.stack([contribution.state[b.name].astype(np.float64) for contribution in contributions])
         right = np.stack([contribution.state[a.name].astype(np.float64) for contribution in contributions])
-        share = np.asarray(weights)[:, None, None]
-        whole += a.scale**2 * _square(share * left, right)
-        # mean(B A) - mean(B) mean(A) = sum p (B - mean B)(A - mean A): no cancellation in this form.
-        difference += a.scale**2 * _square(share * (left - (share * left).sum(0)), right - (share * right).sum(0))
+        own_difference, own_whole = _squares(left, right, np.asarray(weights)[:, None, None])
+        difference, whole = difference + a.scale**2 * own_difference, whole + a.scale**2 * own_whole
     return float(np.sqrt(difference / whole)) if whole > 0 else None
 
 
-def _square(left: Matrix, right: Matrix) -> float:
+def _squares(left: Matrix, right: Matrix, share: Matrix) -> tuple[float, float]:
+    """Squared Frobenius norms of mean(B A) - mean(B) mean(A), and of mean(B A).
+
+    Shapes: left (K, m, r), right (K, r, n), share (K, 1, 1).
+    """
+    mean_left, mean_right = (share * left).sum(0), (share * right).sum(0)
+    _, rows, rank = left.shape
+    columns = right.shape[2]
+    if len(left) * rank * (rows + columns) > rows * columns:
+        # Many sites: their stacked factors are wider than the product, which is then the cheaper way.
+        product = _tall(share * left) @ _wide(right)
+        return float(np.square(product - mean_left @ mean_right).sum()), float(np.square(product).sum())
+    # mean(B A) - mean(B) mean(A) = sum p (B - mean B)(A - mean A): no cancellation in this form.
+    return _gram_square(share * (left - mean_left), right - mean_right), _gram_square(share * left, right)
+
+
+def _tall(left: Matrix) -> Matrix:
+    return left.transpose(1, 0, 2).reshape(left.shape[1], -1)
+
+
+def _wide(right: Matrix) -> Matrix:
+    return right.reshape(-1, right.shape[2])
+
+
+def _gram_square(left: Matrix, right: Matrix) -> float:
     """Squared Frobenius norm of sum_k left_k right_k by Gram matrices, without forming the product.
 
     Shapes: left (K, m, r), right (K, r, n).
     """
-    tall = left.transpose(1, 0, 2).reshape(left.shape[1], -1)
-    wide = right.reshape(-1, right.shape[2])
+    tall, wide = _tall(left), _wide(right)
     return max(float(np.sum((tall.T @ tall) * (wide @ wide.T))), 0.0)
