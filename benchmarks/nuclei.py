@@ -25,6 +25,10 @@ BEGIN, END = "<!-- nuclei: begin -->", "<!-- nuclei: end -->"
 TARGET, MARGIN = 0.85, 0.02
 EVERY, FIRST = ("classical", "pooled", "local-only"), ("pooled-2x",)
 LEFT_OUT_ROUNDS = 10
+ABLATIONS = {
+    "weighting by number of examples": ('recipe.aggregation.weighting="examples"',),
+    "no server momentum": ("recipe.aggregation.server_momentum=0.0",),
+}
 ARMS = {
     "federated": "federated",
     "local-only": "local-only, at home",
@@ -46,8 +50,14 @@ def train(seeds: Sequence[int], output: Path, jobs: int) -> None:
 
     todo = [(output / f"seed-{seed}", _settings(seed, EVERY + (FIRST if seed == seeds[0] else ()))) for seed in seeds]
     todo.append((output / "left-out", ["--rounds", str(LEFT_OUT_ROUNDS), *_settings(seeds[0], ("leave-one-out",))]))
+    for place, sets in _ablations(output):
+        todo.append((place, [*_settings(seeds[0], ()), *(word for one in sets for word in ("--set", one))]))
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, todo))
+
+
+def _ablations(output: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    return [(output / "ablation" / label.replace(" ", "-"), sets) for label, sets in ABLATIONS.items()]
 
 
 def _settings(seed: int, baselines: Sequence[str]) -> list[str]:
@@ -71,7 +81,9 @@ def collect(output: Path) -> dict[str, Any]:
         "arms": group["arms"],
         "federated_minus": differences,
         "curves": {arm: _curve(output, arm) for arm in ("federated", "arms/pooled")},
-        "left_out": _left_out(output / "left-out"),
+        "left_out": _finished(output / "left-out"),
+        "ablation": {label: _validated(place) for label, (place, _) in zip(ABLATIONS, _ablations(output), strict=True)}
+        | {"as it is": _validated(output / f"seed-{group['seeds'][0]}")},
         "runs": summaries,
     }
 
@@ -90,10 +102,20 @@ def _curve(output: Path, arm: str) -> dict[str, dict[str, float]]:
     return curve
 
 
-def _left_out(folder: Path) -> dict[str, Any] | None:
-    """The leave-one-out run, if it is finished."""
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run, if it is finished."""
     path = folder / "summary.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _validated(folder: Path) -> dict[str, float] | None:
+    """Validation Dice after the last round of the federated arm (mean, worst site) and its test macro Dice."""
+    made = _finished(folder)
+    if made is None:
+        return None
+    last = json.loads((folder / "journal.jsonl").read_text().splitlines()[-1])
+    scores = [site["dice"] for site in last["validation"].values()]
+    return {"validation": mean(scores), "worst": min(scores), "test": made["arms"]["federated"]["macro"]}
 
 
 def _site_means(runs: Sequence[Mapping[str, Any]], arm: str) -> dict[str, float]:
@@ -121,6 +143,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield from _curves(figures["curves"])
     if figures["left_out"]:
         yield from _held_out(figures["left_out"])
+    if all(figures["ablation"].values()):
+        yield from _ablated(figures["ablation"])
     yield from _verdicts(figures)
 
 
@@ -147,6 +171,17 @@ def _held_out(made: Mapping[str, Any]) -> Iterator[str]:
     for site, row in arms["leave-one-out"]["sites"].items():
         yield f"| {site} | {row['dice']:.3f} | {arms['federated']['sites'][site]['dice']:.3f} |"
     yield f"| macro | {arms['leave-one-out']['macro']:.3f} | {arms['federated']['macro']:.3f} |"
+    yield ""
+
+
+def _ablated(ablation: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    yield "What the two choices at the server are worth, first seed, federated arm. They were made on validation."
+    yield ""
+    yield "| recipe | validation Dice, last round | its worst site | test macro Dice |"
+    yield "|---|---|---|---|"
+    for label in ("as it is", *ABLATIONS):
+        row = ablation[label]
+        yield f"| {label} | {row['validation']:.3f} | {row['worst']:.3f} | {row['test']:.3f} |"
     yield ""
 
 
