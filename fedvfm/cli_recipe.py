@@ -1,0 +1,37 @@
+"""``fedvfm recipe ...``: lock a recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = "recipe"
+app = typer.Typer(help="Recipes: what is trained.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+
+
+@app.command()
+def lock(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's or an experiment's TOML file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Locked recipe; the adapter lies beside it.")] = Path(
+        "recipe.json"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Pin the backbone, write the manifest and the initial adapter. A server without torch starts from these files."""
+    from fedvfm import locking
+
+    locked, initial = locking.make(locking.read_toml(recipe))
+    for note in locking.notes(locked):
+        print(f"note: {note}", file=sys.stderr)
+    paths = locking.write(output.with_suffix(".json"), locked, initial)
+    if as_json:
+        found = {"recipe": locked.hash, "initial": locked.initial, "files": [str(path) for path in paths]}
+        print(json.dumps({**found, "trainable_parameters": locked.rows.parameters}, indent=2))
+        return
+    print(f"recipe {locked.hash}\n{locked.rows.parameters:,} numbers train\nfiles: {paths[0]}, {paths[1]}")

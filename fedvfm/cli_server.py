@@ -1,0 +1,139 @@
+"""``fedvfm server ...``: the coordinator's verbs. Thin: each calls one function of the server wing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+NAME = "server"
+app = typer.Typer(help="Launch a federation and decide who may take part.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SERVER_STATE", help="The server's state folder.")]
+Days = Annotated[int, typer.Option(help="Days that an invite is good.")]
+STATE = Path("fedvfm-server")
+
+
+def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+
+
+@app.command()
+def init(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's TOML file, or one locked before (.json).")],
+    name: Annotated[str, typer.Option(help="The federation's name.")],
+    address: Annotated[str, typer.Option(help="host:port that sites connect to.")],
+    sites: Annotated[str, typer.Option(help="Names of the sites to invite: north,south.")],
+    san: Annotated[list[str] | None, typer.Option(help="A further host name or address. Repeatable.")] = None,
+    days: Days = 30,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Make keys, certificates and one invite a site; print the fingerprint to tell them by another channel."""
+    from fedvfm import locking
+    from fedvfm.server import enrolment
+    from fedvfm.trust import certificates
+
+    names = tuple(part.strip() for part in sites.split(",") if part.strip())
+    plan = enrolment.Plan(name, address, tuple(san or ()), names, days)
+    certificates.split_address(address)
+    plan.check()
+    locked, initial = locking.open_recipe(recipe)
+    for note in locking.notes(locked):
+        print(f"note: {note}", file=sys.stderr)
+    made = enrolment.init(state, plan, locked, initial)
+    found = enrolment.summary(made) | {"invites": {site: str(made.invite_path(site)) for site in names}}
+    lines = [
+        f"federation {name} at {address}, state in {state}",
+        f"recipe {made.about.recipe}",
+        "",
+        f"fingerprint: {found['fingerprint']}",
+        "Tell it to every site by telephone or in person, never in the mail that carries the invite.",
+        "",
+        "Hand each site its invite (it holds a secret, good once):",
+        *(f"  {site}: {path}" for site, path in found["invites"].items()),
+        "There: fedvfm client join INVITE --fingerprint FINGERPRINT; then here: fedvfm server approve REQUEST",
+    ]
+    _print(found, lines, as_json)
+
+
+@app.command()
+def invite(
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    days: Days = 30,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Invite a further site, or one anew: an open invite it has becomes void."""
+    from fedvfm.server import enrolment
+
+    where = enrolment.open_state(state)
+    path = enrolment.invite(where, site, days)
+    found = {"site": site, "invite": str(path), "fingerprint": where.fingerprint()}
+    _print(found, [f"invite of {site}: {path}", f"fingerprint: {found['fingerprint']}"], as_json)
+
+
+@app.command()
+def approve(
+    request: Annotated[Path, typer.Argument(help="The file a site sent back.")],
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Check a site's request and put its key on the roster."""
+    from fedvfm.server import enrolment
+    from fedvfm.trust import lock
+
+    where = enrolment.open_state(state)
+    entry, current = enrolment.approve(where, request)
+    lines = [f"site {entry.site} is on the roster, key {entry.key_fingerprint[:16]}"]
+    if not current:
+        lines.append(
+            f"note: it approved recipe {entry.recipe[:12]}; {where.about.recipe[:12]} runs and needs its approval"
+        )
+    if entry.version != lock.version():
+        lines.append(f"note: it has fedvfm {entry.version}, here is {lock.version()}; install the same at both ends")
+    _print(entry.to_json() | {"approved_current_recipe": current}, lines, as_json)
+
+
+@app.command()
+def revoke(
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Take a site off the roster; its key never comes back, the others go on."""
+    from fedvfm.server import enrolment
+
+    entry = enrolment.revoke(enrolment.open_state(state), site)
+    _print(entry.to_json(), [f"site {site} is revoked since {entry.since}"], as_json)
+
+
+@app.command()
+def roster(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Show who was invited, approved and revoked."""
+    from fedvfm.server import enrolment
+
+    found = enrolment.summary(enrolment.open_state(state))
+    lines = [
+        f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
+        f"fingerprint: {found['fingerprint']}",
+        *(f"{row['site']:24} {row['status']:9} {row['since']}  key {row['key'][:16] or '-'}" for row in found["sites"]),
+    ]
+    _print(found, lines, as_json)
+
+
+@app.command()
+def certify(
+    san: Annotated[list[str] | None, typer.Option(help="A further host name or address. Repeatable.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Make a new server key and certificate, before the old one expires or for further names."""
+    from fedvfm.server import enrolment
+
+    names = enrolment.recertify(enrolment.open_state(state), san or [])
+    _print({"names": names}, [f"new server certificate for {', '.join(names)}; restart the server"], as_json)

@@ -1,0 +1,237 @@
+"""The site decides: a recipe, and every message, against the hospital's own policy. What it does not name is refused.
+
+A recipe is judged before a person approves it and again before anything is computed; every message and everything that
+would leave is judged once more. The coordinator is told a word, never why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedvfm import audit, config, errors, metrics
+from fedvfm.trust import documents, lock
+
+if TYPE_CHECKING:
+    from fedvfm import protocol
+
+SCRATCH = "scratch"
+NO_PRIVACY = "none"
+TRAINING = ("loss", "seconds", "steps")
+"""What a train reply says besides the adapter and the number of examples."""
+CLASSIFICATION = ("auprc", "auroc", "balanced_accuracy", "brier", "ece", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a policy judges.
+
+    Attributes:
+        recipe: the resolved recipe.
+        backbone_sha256: of the weights; empty where they are made from the seed.
+        trainable: how many numbers train and leave each round. Before training take it from the model as the site
+            itself built it, not from what the coordinator says.
+        mechanism: of privacy, ``"none"`` where the recipe has none.
+        epsilon: of the whole run under that mechanism.
+    """
+
+    recipe: config.Recipe
+    backbone_sha256: str
+    trainable: int
+    mechanism: str = NO_PRIVACY
+    epsilon: float | None = None
+
+    @staticmethod
+    def of(locked: lock.Lock) -> Facts:
+        """The facts of a locked recipe as it says them itself."""
+        return Facts(locked.recipe, locked.backbone_sha256, locked.rows.parameters)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule of a policy and what it says of a recipe.
+
+    Attributes:
+        rule: the key in ``[policy]``.
+        accepted: whether the recipe keeps it.
+        asked: what the recipe wants.
+        allowed: what the policy allows.
+        reason: the word that the coordinator gets where it is not kept.
+    """
+
+    rule: str
+    accepted: bool
+    asked: str
+    allowed: str
+    reason: str
+
+
+def leaving(recipe: config.Recipe) -> tuple[str, ...]:
+    """Names of the metrics that leave a site under a recipe: those of training, validation and test."""
+    found = set(TRAINING)
+    if recipe.task.kind == "segmentation":
+        found |= set(metrics.SegmentationScores(recipe.data.class_names, surface=recipe.evaluation.surface).columns)
+    else:
+        # Another task's are not known before it runs; each is held back then unless the policy names it.
+        found |= set(CLASSIFICATION if recipe.task.kind == "classification" else ())
+    return tuple(sorted(found))
+
+
+def check(policy: config.PolicyConfig, facts: Facts) -> list[Verdict]:
+    """Every rule of a policy and its verdict."""
+    recipe = facts.recipe
+    return [
+        _backbone(policy, facts),
+        _listed("tasks", recipe.task.kind, policy.tasks, "policy-task"),
+        _listed("adapters", recipe.adapter.kind, policy.adapters, "policy-adapter"),
+        _capped("max_rounds", recipe.rounds, policy.max_rounds, "policy-rounds"),
+        _hours(policy),
+        _capped("max_trainable_parameters", facts.trainable, policy.max_trainable_parameters, "policy-parameters"),
+        _metrics(policy, recipe),
+        _privacy(policy.privacy, facts),
+    ]
+
+
+def require(policy: config.PolicyConfig, facts: Facts) -> None:
+    """Check that every rule is kept.
+
+    Raises:
+        PolicyRefused: with the reason of the first rule that is not, and all of them in the detail.
+    """
+    broken = [verdict for verdict in check(policy, facts) if not verdict.accepted]
+    if broken:
+        lines = "; ".join(f"{one.rule}: asked {one.asked}, allowed {one.allowed}" for one in broken)
+        said = documents.shown(f"the policy of this site does not accept the recipe: {lines}")
+        raise errors.PolicyRefused(broken[0].reason, said)
+
+
+def check_task(policy: config.PolicyConfig, task: protocol.Task, kind: str, used: audit.Usage) -> None:
+    """Judge one message of an approved recipe.
+
+    Args:
+        policy: the site's.
+        task: the message.
+        kind: ``protocol.HANDSHAKE``, ``protocol.TRAIN`` or ``protocol.EVALUATE``.
+        used: what the recipe has used up here, by the site's own audit log.
+
+    Raises:
+        PolicyRefused: if it asks for more than the recipe says, or the policy's rounds or hours are used up.
+    """
+    recipe = task.recipe
+    extra = task.per_sample or (task.surface and not recipe.evaluation.surface)
+    if extra or not 0 <= task.round <= recipe.rounds or (kind == "evaluate" and task.split not in ("val", "test")):
+        raise errors.PolicyRefused("policy-message", f"{kind} of round {task.round} asks for more than the recipe says")
+    if used.seconds >= 3600 * policy.max_hours:
+        raise errors.PolicyRefused(
+            "policy-hours", f"{used.seconds / 3600:.2f} hours are used; policy.max_hours = {policy.max_hours:g}"
+        )
+    if kind == "train":
+        again = task.state is not None and (task.round, task.state.fingerprint) in used.trained
+        if task.round < 1 or (not again and len(used.trained) >= min(policy.max_rounds, recipe.rounds)):
+            raise errors.PolicyRefused(
+                "policy-rounds", f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
+            )
+
+
+def release(
+    policy: config.PolicyConfig, values: Mapping[str, float], samples: int
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Of metrics computed from ``samples`` samples those that may leave, and the names of those held back."""
+    enough = samples >= policy.min_samples
+    free = {name: value for name, value in values.items() if enough and _may_leave(policy, name)}
+    return free, tuple(sorted(set(values) - set(free)))
+
+
+def read(path: Path) -> config.PolicyConfig:
+    """The policy of a site's file, which may hold nothing else.
+
+    Raises:
+        ConfigError: with all faults of the file.
+    """
+    values = config.read_toml(path)
+    if set(values) - {"policy"}:
+        return config.parse(config.SiteConfig, values, str(path)).policy
+    table = values.get("policy", {})
+    if not isinstance(table, dict):
+        raise errors.ConfigError(str(path), ["policy: must be a table: [policy]"])
+    return config.parse(config.PolicyConfig, table, f"{path}, [policy]")
+
+
+def accepting(facts: Facts) -> str:
+    """``[policy]`` in TOML that accepts this recipe and no more, for a person to read and paste."""
+    recipe = facts.recipe
+    return "\n".join(
+        [
+            "[policy]",
+            f"tasks = {_toml([recipe.task.kind])}",
+            f"adapters = {_toml([recipe.adapter.kind])}",
+            f"max_rounds = {recipe.rounds}",
+            "max_hours = 24.0                 # computing time for this recipe at this site",
+            f"max_trainable_parameters = {facts.trainable}",
+            f"metrics = {_toml(list(leaving(recipe)))}",
+            "min_samples = 10                 # no metric leaves that was computed from fewer",
+            "",
+            "[policy.backbones]",
+            f"{_toml(recipe.backbone.name)} = {_toml([facts.backbone_sha256 or SCRATCH])}",
+            "",
+            "[policy.privacy]",
+            f"mechanisms = {_toml([facts.mechanism])}",
+            f"max_epsilon = {facts.epsilon or 0.0}",
+            "",
+        ]
+    )
+
+
+def _toml(value: str | list[str]) -> str:
+    """A TOML string or list of strings; JSON's escapes are TOML's, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _backbone(policy: config.PolicyConfig, facts: Facts) -> Verdict:
+    name, sha256 = facts.recipe.backbone.name, facts.backbone_sha256 or SCRATCH
+    allowed = policy.backbones.get(name, ())
+    # Unpinned, the same recipe would run on other weights tomorrow.
+    pinned = (facts.recipe.backbone.sha256 or SCRATCH) == sha256
+    shown = ", ".join(
+        f"{known} ({', '.join(one[:12] for one in hashes)})" for known, hashes in policy.backbones.items()
+    )
+    asked = f"{name} ({sha256[:12]}{'' if pinned else ', not pinned by the recipe'})"
+    return Verdict("backbones", pinned and sha256 in allowed, asked, shown or "none", "policy-backbone")
+
+
+def _listed(rule: str, asked: str, allowed: tuple[str, ...], reason: str) -> Verdict:
+    return Verdict(rule, asked in allowed, asked, ", ".join(allowed) or "none", reason)
+
+
+def _capped(rule: str, asked: int, most: int, reason: str) -> Verdict:
+    return Verdict(rule, asked <= most, f"{asked:,}", f"at most {most:,}" if most else "none", reason)
+
+
+def _hours(policy: config.PolicyConfig) -> Verdict:
+    allowed = f"stops after {policy.max_hours:g}" if policy.max_hours else "none"
+    return Verdict("max_hours", policy.max_hours > 0, "counted while it runs", allowed, "policy-hours")
+
+
+def _metrics(policy: config.PolicyConfig, recipe: config.Recipe) -> Verdict:
+    wanted = leaving(recipe)
+    over = [name for name in wanted if not _may_leave(policy, name)]
+    allowed = ", ".join(policy.metrics) or "none"
+    asked = ", ".join(wanted) + (f" (not allowed: {', '.join(over)})" if over else "")
+    return Verdict("metrics", not over, asked, f"{allowed}; from {policy.min_samples} samples on", "policy-metrics")
+
+
+def _may_leave(policy: config.PolicyConfig, name: str) -> bool:
+    return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in policy.metrics)
+
+
+def _privacy(policy: config.PrivacyPolicy, facts: Facts) -> Verdict:
+    plain = facts.mechanism == NO_PRIVACY
+    within = plain or (facts.epsilon is not None and facts.epsilon <= policy.max_epsilon)
+    asked = facts.mechanism + ("" if facts.epsilon is None else f", epsilon {facts.epsilon:g}")
+    allowed = ", ".join(policy.mechanisms) or "no mechanism"
+    if any(one != NO_PRIVACY for one in policy.mechanisms):
+        allowed += f"; epsilon at most {policy.max_epsilon:g}"
+    return Verdict("privacy", within and facts.mechanism in policy.mechanisms, asked, allowed, "policy-privacy")

@@ -1,0 +1,97 @@
+"""A recipe in plain words, for the person who answers for a hospital's data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fedvfm.client import policy
+from fedvfm.trust import documents, lock
+
+NEVER = (
+    "images, masks, labels, file names, patient names or numbers, and what the policy holds back; they stay on this "
+    "machine"
+)
+
+
+def words(locked: lock.Lock) -> list[tuple[str, str]]:
+    """Heading and sentence, row by row. Foreign text is shown with its control characters escaped."""
+    recipe = locked.recipe
+    rows = [
+        ("recipe", locked.hash),
+        ("task", _task(locked)),
+        ("backbone", _backbone(locked)),
+        ("what trains", _trains(locked)),
+        ("how long", _rounds(locked)),
+        ("what images become", _contract(locked)),
+        ("leaves at the start", "the number of images in train, val and test, and hashes that identify the backbone"),
+        ("leaves each round", _leaves(locked)),
+        ("metrics that leave", ", ".join(policy.leaving(recipe))),
+        ("never leaves", NEVER),
+        ("privacy", "none: no differential privacy; the numbers can reveal facts about single training images"),
+        ("how updates join", f"rule {recipe.aggregation.rule}, weighted by {recipe.aggregation.weighting}"),
+        ("made by", f"fedvfm {locked.version}"),
+    ]
+    return [(heading, documents.shown(text)) for heading, text in rows]
+
+
+def to_json(locked: lock.Lock, verdicts: Sequence[policy.Verdict] | None) -> dict[str, object]:
+    """The review for scripts; without a policy there is no verdict."""
+    return {
+        "recipe": locked.hash,
+        "words": dict(words(locked)),
+        "accepted": None if verdicts is None else all(one.accepted for one in verdicts),
+        "rules": [vars(one) for one in verdicts or ()],
+    }
+
+
+def _task(locked: lock.Lock) -> str:
+    names = locked.recipe.data.class_names
+    return f"{locked.recipe.task.kind} of {len(names)} classes: {', '.join(names)}"
+
+
+def _backbone(locked: lock.Lock) -> str:
+    name = locked.recipe.backbone.name
+    if not locked.backbone_sha256:
+        return f"{name}, {locked.backbone_parameters:,} numbers made from the seed; no pretrained weights"
+    return (
+        f"{name}, {locked.backbone_parameters:,} frozen numbers, weights sha256 {locked.backbone_sha256}; they are "
+        "already here or fetched by you, and never change"
+    )
+
+
+def _trains(locked: lock.Lock) -> str:
+    sizes: Counter[str] = Counter()
+    for spec in locked.rows:
+        sizes[spec.group] += spec.size
+    parts = ", ".join(f"{size:,} in {group}" for group, size in sorted(sizes.items()))
+    return f"adapter '{locked.recipe.adapter.kind}' and head: {locked.rows.parameters:,} numbers ({parts})"
+
+
+def _rounds(locked: lock.Lock) -> str:
+    recipe = locked.recipe
+    passes = recipe.optimiser.local_epochs
+    often = "never validated" if not recipe.evaluation.every else f"validated every {_times(recipe.evaluation.every)}"
+    return (
+        f"{recipe.rounds} rounds of {passes} {'pass' if passes == 1 else 'passes'} over this site's training images, "
+        f"{often}, tested once at the end"
+    )
+
+
+def _times(every: int) -> str:
+    return "round" if every == 1 else f"{every} rounds"
+
+
+def _contract(locked: lock.Lock) -> str:
+    data = locked.recipe.data
+    height, width = data.input_size
+    how = "resized to" if data.fit == "resize" else "cut into pieces of"
+    return f"modality {data.modality}; {how} {height} x {width} pixels; intensity {data.intensity}"
+
+
+def _leaves(locked: lock.Lock) -> str:
+    rows = locked.rows
+    return (
+        f"{rows.parameters:,} trained numbers ({rows.nbytes / 1e6:,.2f} MB), how many training images they come from, "
+        "and the metrics below"
+    )

@@ -1,0 +1,143 @@
+"""Lock a recipe: pin the backbone's weights, write down what trains, and make the adapter of round 0.
+
+Needs torch and the backbone's shapes; the weights themselves are hashed but not loaded, and not needed where the recipe
+pins their sha256. What comes out, ``NAME.json`` and ``NAME.safetensors``, is read without torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedvfm import config, errors, state, storage
+from fedvfm.server import checkpoint
+from fedvfm.trust import documents, lock
+
+
+def open_recipe(path: Path) -> tuple[lock.Lock, state.AdapterState | None]:
+    """A recipe file of either kind: TOML is locked now (initial adapter included), JSON was locked before.
+
+    A TOML file may also be an experiment; its ``[recipe]`` is taken. Beside JSON the adapter is read if it is there.
+
+    Raises:
+        ConfigError, TrustError, WeightsError, CheckpointError: if the file cannot be used.
+        MissingExtra: if a TOML file is given where torch is not installed.
+    """
+    if path.suffix != ".json":
+        return make(read_toml(path))
+    locked = documents.read(path, lock.Lock, "locked recipe")
+    return locked, read_initial(path.with_suffix(".safetensors"), locked)
+
+
+def read_toml(path: Path) -> config.Recipe:
+    """The recipe of a TOML file, or of an experiment's.
+
+    Raises:
+        ConfigError: with all faults at once.
+    """
+    values = config.read_toml(path)
+    inner = values.get("recipe")
+    return config.parse(config.Recipe, inner if isinstance(inner, dict) else values, str(path))
+
+
+def make(recipe: config.Recipe) -> tuple[lock.Lock, state.AdapterState]:
+    """Lock a recipe on this machine.
+
+    Raises:
+        ConfigError: with all faults of names and per-kind parameters.
+        WeightsError: if the weights are not here and the recipe does not pin them.
+        MissingExtra: without torch.
+    """
+    models = _models()
+    faults = [*models.validate(recipe), *_table_faults(recipe)]
+    if faults:
+        raise errors.ConfigError("recipe", faults)
+    sha256, config_sha256 = _pin(recipe, models)
+    pinned = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"sha256": sha256 or None})})
+    locked, _ = models.lock(pinned, with_weights=False)
+    found = lock.of(locked).model_copy(
+        update={"backbone_config_sha256": config_sha256 or locked.backbone_config_sha256}
+    )
+    return found, locked.initial
+
+
+def notes(locked: lock.Lock) -> list[str]:
+    """What the coordinator should know of a locked recipe before it goes out."""
+    name = locked.recipe.backbone.name
+    found = []
+    if locked.backbone_sha256 and Path(name).is_dir():
+        found.append(f"backbone '{name}' is a folder of this machine; every site needs the same weights at this path")
+    if locked.version != lock.version():
+        found.append(f"locked by fedvfm {locked.version}, here is {lock.version()}; install the same at all ends")
+    return found
+
+
+def _models() -> Any:
+    try:
+        from fedvfm.client import model as models
+    except ModuleNotFoundError as error:
+        raise errors.MissingExtra(
+            f"locking a recipe needs {error.name}, which is not installed here. On a machine with the whole fedvfm run "
+            "'fedvfm recipe lock RECIPE.toml -o recipe.json' and bring recipe.json and recipe.safetensors"
+        ) from None
+    return models
+
+
+def _table_faults(recipe: config.Recipe) -> list[str]:
+    from fedvfm.data import transforms
+    from fedvfm.server.aggregators import table as rules
+
+    rows = [("aggregation.rule", rules.TABLE, recipe.aggregation.rule)]
+    rows += [("data.augment", transforms.AUGMENTATIONS, name) for name in recipe.data.augment]
+    return [f"recipe.{where}: {table.fault(name)}" for where, table, name in rows if name not in table]
+
+
+def _pin(recipe: config.Recipe, models: Any) -> tuple[str, str]:
+    """sha256 of the weights and of their settings; empty where they are made from the seed."""
+    from fedvfm.backbones import table, weights
+
+    if not table.loader(recipe.backbone)(recipe.backbone, with_weights=False).pretrained:
+        return "", ""
+    try:
+        found = weights.locate(recipe.backbone, download=False)
+    except weights.Damaged:
+        raise
+    except errors.WeightsError as error:
+        pinned, config_sha256 = weights.pinned(recipe.backbone)
+        if recipe.backbone.sha256 is None or not pinned:
+            raise errors.WeightsError(
+                f"{error}. Or write the sha256 of its weights into the recipe (backbone.sha256): every site runs the "
+                "weights that the lock names and no others"
+            ) from None
+        return pinned, config_sha256
+    return found.sha256, found.config_sha256
+
+
+def read_initial(path: Path, locked: lock.Lock) -> state.AdapterState | None:
+    """The adapter of round 0 beside a locked recipe, or None if there is no such file.
+
+    Raises:
+        CheckpointError: if it is damaged or another recipe's.
+    """
+    if not path.exists():
+        return None
+    adapter, _, _ = checkpoint.read(path)
+    shapes = {spec.name: spec.shape for spec in locked.rows}
+    if adapter.fingerprint != locked.initial or {name: a.shape for name, a in adapter.items()} != shapes:
+        raise errors.CheckpointError(f"{path}: is not the initial adapter of recipe {locked.hash[:12]}. Lock it again")
+    return adapter
+
+
+def write(path: Path, locked: lock.Lock, initial: state.AdapterState) -> tuple[Path, Path]:
+    """Write ``NAME.json`` and, beside it, the initial adapter; neither may exist.
+
+    Raises:
+        OutputInUse: if one does.
+    """
+    arrays = path.with_suffix(".safetensors")
+    for one in (path, arrays):
+        if one.exists():
+            raise errors.OutputInUse(f"{one} exists and is left as it is. Choose another --output")
+    checkpoint.write(arrays, initial, {"round": "0", "recipe": locked.hash})
+    storage.write_text(path, documents.to_text(locked))
+    return path, arrays

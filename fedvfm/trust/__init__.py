@@ -1,0 +1,1 @@
+"""Who may take part: keys, certificates, invites, requests, the roster and approvals. Used by both ends."""

@@ -1,0 +1,103 @@
+"""Approvals: which recipes a person at the site approved, keyed by hash, in an append-only hash-chained file.
+
+A recipe that differs in one value has another hash and no approval. Every line names the site, so a file carried over
+from another site is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fedvfm import chain, errors, storage
+from fedvfm.trust import documents
+
+APPROVED, WITHDRAWN = "approved", "withdrawn"
+
+
+def who() -> str:
+    """The login name of this process's user as the system knows it; never an environment variable."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+class Approvals:
+    """The approvals of one site.
+
+    Args:
+        path: the file.
+        site: the name every line must bear.
+    """
+
+    def __init__(self, path: Path, site: str) -> None:
+        self.path, self.site = path, site
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines, verified.
+
+        Raises:
+            TrustError: if the file was edited or is another site's.
+        """
+        try:
+            return self._own(chain.read(self.path))
+        except errors.CheckpointError as error:
+            raise errors.TrustError(f"{error}. Nothing counts as approved; restore the file from a backup") from None
+
+    def stand(self) -> list[str]:
+        """Hashes that are approved now."""
+        last = {row["recipe"]: row["event"] for row in self.rows()}
+        return [recipe for recipe, event in last.items() if event == APPROVED]
+
+    def approve(self, recipe: str, person: str | None = None) -> dict[str, Any]:
+        """Record that this login approved a recipe, or return the line that says so already."""
+        return self._write(APPROVED, recipe, person)
+
+    def withdraw(self, recipe: str, person: str | None = None) -> dict[str, Any]:
+        """Record that an approval no longer stands.
+
+        Raises:
+            TrustError: if none stands.
+        """
+        if recipe not in self.stand():
+            raise errors.TrustError(f"recipe {recipe[:12]}: is not approved, so there is nothing to withdraw")
+        return self._write(WITHDRAWN, recipe, person)
+
+    def require(self, recipe: str) -> None:
+        """Check that a recipe is approved.
+
+        Raises:
+            PolicyRefused: ``approval-pending`` if it is not.
+        """
+        if recipe not in self.stand():
+            raise errors.PolicyRefused(
+                "approval-pending",
+                f"recipe {recipe[:12]} waits for a person here. Read it: fedvfm client review {recipe[:12]}; then: "
+                f"fedvfm client approve {recipe}",
+            )
+
+    def _write(self, event: str, recipe: str, person: str | None) -> dict[str, Any]:
+        with storage.exclusive(self.path):
+            try:
+                written = chain.Chain(self.path)
+            except errors.CheckpointError as error:
+                raise errors.TrustError(f"{error}. Restore the file from a backup") from None
+            before = [row for row in self._own(written.entries) if row["recipe"] == recipe]
+            if before and before[-1]["event"] == event:
+                return before[-1]
+            line = {"event": event, "recipe": recipe, "site": self.site, "who": person or who()}
+            return written.append({**line, "time": documents.stamp(documents.now())})
+
+    def _own(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for number, row in enumerate(rows, start=1):
+            known = row.get("event") in (APPROVED, WITHDRAWN) and isinstance(row.get("recipe"), str)
+            if not known or row.get("site") != self.site:
+                raise errors.TrustError(
+                    f"{self.path}: line {number} is no approval of site '{self.site}'. Nothing counts as approved; "
+                    "restore the file from a backup"
+                )
+        return rows

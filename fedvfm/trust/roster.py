@@ -1,0 +1,200 @@
+"""The roster: which sites were invited, approved and revoked, as an append-only hash-chained file of the server.
+
+The state of a site is what its last line says. A token is used up by the line that approves its request, so it is good
+once whatever crashes in between; a key that was ever on the roster is never taken for another site.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvfm import chain, errors, storage
+from fedvfm.trust import documents, invites, keys, requests
+
+INVITED, APPROVED, REVOKED = "invited", "approved", "revoked"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One site.
+
+    Attributes:
+        status: ``invited``, ``approved`` or ``revoked``.
+        since: when that was written.
+        public_key: of an approved or revoked site.
+        recipe: hash of the recipe the site approved when it joined.
+        version: of its fedvfm when it joined.
+        verifier: of the open invite's token.
+        expires: of the open invite.
+    """
+
+    site: str
+    status: str
+    since: str
+    public_key: str = ""
+    recipe: str = ""
+    version: str = ""
+    verifier: str = ""
+    expires: str = ""
+
+    @property
+    def key_fingerprint(self) -> str:
+        """sha256 of the public key, or empty."""
+        return keys.fingerprint(self.public_key) if self.public_key else ""
+
+    def to_json(self) -> dict[str, str]:
+        """What may be shown: nothing of the token."""
+        return {
+            "site": self.site,
+            "status": self.status,
+            "since": self.since,
+            "key": self.key_fingerprint,
+            "public_key": self.public_key,
+            "recipe": self.recipe,
+            "version": self.version,
+            "expires": self.expires,
+        }
+
+
+def read(path: Path) -> dict[str, Entry]:
+    """Site name -> entry, sorted by name.
+
+    Raises:
+        CheckpointError: if the file was edited.
+    """
+    return _fold(chain.read(path))
+
+
+class Roster:
+    """The roster of one federation, to change it; every change takes the file for itself alone.
+
+    Args:
+        path: the file.
+        federation: name that a request must bear.
+    """
+
+    def __init__(self, path: Path, federation: str) -> None:
+        self.path, self.federation = path, federation
+
+    def invite(self, site: str, verifier: str, expires: str, now: datetime.datetime) -> None:
+        """Note an invite; an earlier open one of the site is void.
+
+        Raises:
+            TrustError: if the site is on the roster, or a name differs from another's in case alone.
+        """
+        invites.check_name(site)
+        with storage.exclusive(self.path):
+            written = chain.Chain(self.path)
+            known = _fold(written.entries)
+            twins = [name for name in known if name != site and name.casefold() == site.casefold()]
+            if twins:
+                raise errors.TrustError(f"site '{site}': differs from '{twins[0]}' in case alone. Choose another name")
+            if site in known and known[site].status == APPROVED:
+                raise errors.TrustError(
+                    f"site '{site}': is approved. To give it a new key: fedvfm server revoke \"{site}\", then invite"
+                )
+            written.append(
+                {
+                    "event": INVITED,
+                    "site": site,
+                    "time": documents.stamp(now),
+                    "verifier": verifier,
+                    "expires": expires,
+                }
+            )
+
+    def approve(self, request: requests.Request, now: datetime.datetime) -> Entry:
+        """Check a request and put its key on the roster.
+
+        Raises:
+            TrustError: if it is of another federation or site, its token is wrong, used or expired, or it was changed.
+        """
+        with storage.exclusive(self.path):
+            written = chain.Chain(self.path)
+            self._check(request, _fold(written.entries), written.entries, now)
+            written.append(
+                {
+                    "event": APPROVED,
+                    "site": request.site,
+                    "time": documents.stamp(now),
+                    "public_key": request.public_key,
+                    "recipe": request.recipe,
+                    "version": request.version,
+                }
+            )
+            return _fold(written.entries)[request.site]
+
+    def revoke(self, site: str, now: datetime.datetime) -> Entry:
+        """Take a site off; its open invite is void, its key never comes back.
+
+        Raises:
+            TrustError: if it is not on the roster.
+        """
+        with storage.exclusive(self.path):
+            written = chain.Chain(self.path)
+            known = _fold(written.entries)
+            if site not in known:
+                raise errors.TrustError(f"site '{documents.shown(site)}': is not on the roster: {', '.join(known)}")
+            if known[site].status != REVOKED:
+                written.append({"event": REVOKED, "site": site, "time": documents.stamp(now)})
+            return _fold(written.entries)[site]
+
+    def _check(
+        self,
+        request: requests.Request,
+        known: Mapping[str, Entry],
+        lines: list[dict[str, Any]],
+        now: datetime.datetime,
+    ) -> None:
+        who = f"request of site '{request.site}'"
+        if request.federation != self.federation:
+            raise errors.TrustError(f"{who}: is for federation '{request.federation}'; this one is '{self.federation}'")
+        entry = known.get(request.site)
+        if entry is None:
+            raise errors.TrustError(
+                f"{who}: no such site was invited; invited were: {', '.join(known)}. A renamed site needs an invite of "
+                f"its own"
+            )
+        if entry.status == APPROVED:
+            raise errors.TrustError(
+                f"{who}: the site is approved already and its invite used up. A new key needs: fedvfm server revoke, "
+                "then invite"
+            )
+        if entry.status == REVOKED:
+            raise errors.TrustError(f"{who}: the site was revoked at {entry.since}. It needs a new invite")
+        if not requests.has_token(request, entry.verifier):
+            raise errors.TrustError(
+                f"{who}: does not come from the holder of this site's invite, or was changed. Ask the site on another "
+                "channel; if in doubt invite it anew"
+            )
+        if not requests.signed_by_its_key(request):
+            raise errors.TrustError(f"{who}: is not signed with the key it brings")
+        if now >= documents.moment(entry.expires):
+            raise errors.TrustError(f"{who}: its invite expired at {entry.expires}. Invite it anew")
+        if any(line.get("public_key") == request.public_key for line in lines):
+            raise errors.TrustError(f"{who}: its key was on the roster before. The site must join with a new key")
+
+
+def _fold(lines: list[dict[str, Any]]) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = _next(line, found)
+        except KeyError:
+            raise errors.CheckpointError(f"roster: line {number} is not of the known form") from None
+        found[entry.site] = entry
+    return dict(sorted(found.items()))
+
+
+def _next(line: Mapping[str, Any], before: Mapping[str, Entry]) -> Entry:
+    """The state of a site after one line."""
+    event, site, since = str(line["event"]), str(line["site"]), str(line["time"])
+    if event == REVOKED:
+        known = before[site]
+        return Entry(site, REVOKED, since, known.public_key, known.recipe, known.version)
+    names = ("verifier", "expires") if event == INVITED else ("public_key", "recipe", "version")
+    return Entry(site, event, since, **{name: str(line[name]) for name in names})

@@ -1,0 +1,325 @@
+"""The policy: nothing is accepted that it does not name, every rule alone can refuse, and only words leave the site."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedvfm import audit, config, errors, metrics, protocol, recipe, state
+from fedvfm.client import policy, review
+from fedvfm.trust import lock
+
+SHA, OTHER = "ab" * 32, "cd" * 32
+
+
+def make_recipe(**values: Any) -> config.Recipe:
+    base = {"backbone": {"name": "dino", "sha256": SHA}, "data": {"class_names": ["rest", "cell"]}, "rounds": 5}
+    return config.parse(config.Recipe, {**base, **values}, "recipe")
+
+
+def facts(**values: Any) -> policy.Facts:
+    return policy.Facts(make_recipe(**values), SHA, 1000)
+
+
+GOOD: dict[str, Any] = {
+    "backbones": {"dino": [SHA]},
+    "tasks": ["segmentation"],
+    "adapters": ["lora"],
+    "max_rounds": 5,
+    "max_hours": 2.0,
+    "max_trainable_parameters": 1000,
+    "metrics": list(policy.leaving(make_recipe())),
+    "min_samples": 4,
+    "privacy": {"mechanisms": ["none"]},
+}
+
+
+def make(**values: Any) -> config.PolicyConfig:
+    return config.parse(config.PolicyConfig, {**GOOD, **values}, "policy")
+
+
+def refused(rules: config.PolicyConfig, what: policy.Facts) -> dict[str, str]:
+    return {one.rule: one.reason for one in policy.check(rules, what) if not one.accepted}
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_policy_accepts_nothing() -> None:
+    for empty in (config.PolicyConfig(), config.parse(config.SiteConfig, SITE, "site").policy):
+        verdicts = policy.check(empty, facts())
+        assert not any(one.accepted for one in verdicts)
+        assert {one.rule for one in verdicts} == {
+            "adapters",
+            "backbones",
+            "max_hours",
+            "max_rounds",
+            "max_trainable_parameters",
+            "metrics",
+            "privacy",
+            "tasks",
+        }
+
+
+SITE: dict[str, Any] = {"name": "north", "data": {"source": "folder", "path": "x"}}
+
+
+def test_a_policy_that_names_it_all_accepts() -> None:
+    assert refused(make(), facts()) == {}
+    policy.require(make(), facts())
+
+
+RULES: list[tuple[str, dict[str, Any], str]] = [
+    ("backbones", {"backbones": {"dino": [OTHER]}}, "policy-backbone"),
+    ("backbones", {"backbones": {"other": [SHA]}}, "policy-backbone"),
+    ("backbones", {"backbones": {"dino": []}}, "policy-backbone"),
+    ("backbones", {"backbones": {"dino": ["scratch"]}}, "policy-backbone"),
+    ("tasks", {"tasks": ["classification"]}, "policy-task"),
+    ("adapters", {"adapters": ["norm", "full"]}, "policy-adapter"),
+    ("max_rounds", {"max_rounds": 4}, "policy-rounds"),
+    ("max_hours", {"max_hours": 0.0}, "policy-hours"),
+    ("max_trainable_parameters", {"max_trainable_parameters": 999}, "policy-parameters"),
+    ("metrics", {"metrics": [name for name in policy.leaving(make_recipe()) if name != "nsd"]}, "policy-metrics"),
+    ("metrics", {"metrics": []}, "policy-metrics"),
+    ("privacy", {"privacy": {}}, "policy-privacy"),
+    ("privacy", {"privacy": {"mechanisms": ["record-level"], "max_epsilon": 8.0}}, "policy-privacy"),
+]
+
+
+@pytest.mark.parametrize(("rule", "change", "reason"), RULES)
+def test_every_rule_alone_refuses(rule: str, change: dict[str, Any], reason: str) -> None:
+    rules = make(**change)
+    assert refused(rules, facts()) == {rule: reason}
+    with pytest.raises(errors.PolicyRefused, match=f"{reason}: the policy of this site .*{rule}: asked") as caught:
+        policy.require(rules, facts())
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "epsilon", "accepted"),
+    [("record-level", 8.0, True), ("record-level", 8.01, False), ("record-level", None, False),
+     ("site-level", 1.0, False), ("none", None, False), ("none", 0.0, False)],
+)  # fmt: skip
+def test_privacy_that_is_demanded(mechanism: str, epsilon: float | None, accepted: bool) -> None:
+    rules = make(privacy={"mechanisms": ["record-level"], "max_epsilon": 8.0})
+    asked = policy.Facts(make_recipe(), SHA, 1000, mechanism, epsilon)
+    assert (refused(rules, asked) == {}) is accepted
+
+
+def test_privacy_without_a_cap_accepts_no_epsilon() -> None:
+    rules = make(privacy={"mechanisms": ["record-level"]})
+    assert "privacy" in refused(rules, policy.Facts(make_recipe(), SHA, 1000, "record-level", 0.1))
+
+
+def test_a_recipe_that_does_not_pin_its_backbone_is_refused() -> None:
+    unpinned = policy.Facts(make_recipe(backbone={"name": "dino"}), SHA, 1000)
+    assert refused(make(), unpinned) == {"backbones": "policy-backbone"}
+    verdict = policy.check(make(), unpinned)[0]
+    assert "not pinned by the recipe" in verdict.asked
+
+
+def test_the_weights_that_are_here_count_and_not_what_the_recipe_says() -> None:
+    assert refused(make(), policy.Facts(make_recipe(), OTHER, 1000)) == {"backbones": "policy-backbone"}
+    assert refused(make(backbones={"dino": [SHA, OTHER]}), policy.Facts(make_recipe(), OTHER, 1000)) == {
+        "backbones": "policy-backbone"
+    }
+
+
+def test_a_backbone_from_scratch_is_named_so() -> None:
+    scratch = policy.Facts(make_recipe(backbone={"name": "unet"}), "", 1000)
+    assert refused(make(backbones={"unet": ["scratch"]}), scratch) == {}
+    assert refused(make(backbones={"unet": [SHA]}), scratch) == {"backbones": "policy-backbone"}
+
+
+def test_a_star_stands_for_what_begins_so() -> None:
+    many = facts(data={"class_names": ["rest", "grey", "white"]})
+    assert "dice_grey" in policy.leaving(many.recipe)
+    assert refused(make(), many) == {"metrics": "policy-metrics"}
+    assert refused(make(metrics=[*GOOD["metrics"], "dice_*"]), many) == {}
+    assert refused(make(metrics=["*"]), many) == {}
+
+
+@pytest.mark.parametrize("surface", [True, False])
+@pytest.mark.parametrize("names", [["rest", "cell"], ["rest", "grey", "white"]])
+def test_the_metrics_it_foretells_are_those_a_segmentation_reports(surface: bool, names: list[str]) -> None:
+    scores = metrics.SegmentationScores(names, surface=surface)
+    scores.add("a", np.zeros((4, 4), np.int64), np.zeros((4, 4), np.int64))
+    told = policy.leaving(make_recipe(data={"class_names": names}, evaluation={"surface": surface}))
+    assert set(told) == set(scores.value()) | set(policy.TRAINING)
+
+
+def test_the_metrics_it_foretells_are_those_a_classification_reports() -> None:
+    scores = metrics.ClassificationScores(["a", "b"])
+    for number, row in enumerate(([0.9, 0.1], [0.2, 0.8])):
+        scores.add(str(number), np.array(row), number)
+    told = policy.leaving(make_recipe(task={"kind": "classification"}))
+    assert set(told) == set(scores.value()) | set(policy.TRAINING)
+
+
+# -- policy files ------------------------------------------------------------------------------------------------------
+
+
+@given(
+    name=st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable() or "\x7f" in text),
+    rounds=st.integers(1, 1000),
+    kind=st.sampled_from(["segmentation", "classification", "other"]),
+)
+def test_the_printed_policy_accepts_its_recipe_and_no_other(name: str, rounds: int, kind: str) -> None:
+    asked = facts(backbone={"name": name, "sha256": SHA}, rounds=rounds, task={"kind": kind})
+    found = config.parse(config.PolicyConfig, tomllib.loads(policy.accepting(asked))["policy"], "policy")
+    assert refused(found, asked) == {}
+    for more in (
+        facts(backbone={"name": name + "x", "sha256": SHA}, rounds=rounds, task={"kind": kind}),
+        facts(backbone={"name": name, "sha256": SHA}, rounds=rounds + 1, task={"kind": kind}),
+        policy.Facts(asked.recipe, SHA, 1001),
+    ):
+        assert len(refused(found, more)) == 1
+
+
+def test_the_policy_of_a_file(tmp_path: Path) -> None:
+    path, text = tmp_path / "site.toml", policy.accepting(facts())
+    site = '[data]\nsource = "folder"\npath = "x"\n'
+    for values in (text, f'name = "north"\n{site}{text}'):
+        path.write_text(values)
+        assert refused(policy.read(path), facts()) == {}
+    path.write_text(f'name = "north"\n{site}')
+    assert len(refused(policy.read(path), facts())) == 8
+    path.write_text("policy = 3")
+    with pytest.raises(errors.ConfigError, match=r"policy: must be a table"):
+        policy.read(path)
+    path.write_text("[policy]\nmax_round = 3\ntasks = 'all'\nmin_samples = 0")
+    with pytest.raises(errors.ConfigError, match=r"3 faults(.|\n)*max_round: unknown key.*nearest: 'max_rounds'"):
+        policy.read(path)
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def adapter(value: float) -> state.AdapterState:
+    return state.AdapterState({"a": np.full(2, value, np.float32)})
+
+
+def task(number: int = 1, **values: Any) -> protocol.Task:
+    return protocol.Task(make_recipe(evaluation={"surface": False}), number, adapter(number), **values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        (protocol.TRAIN, task(6)),
+        (protocol.TRAIN, task(-1)),
+        (protocol.EVALUATE, task(1, split="val", per_sample=True)),
+        (protocol.EVALUATE, task(1, split="val", surface=True)),
+        (protocol.EVALUATE, task(1, split="train")),
+        (protocol.EVALUATE, task(1, split="../..")),
+        (protocol.EVALUATE, task(6, split="test")),
+        (protocol.HANDSHAKE, task(0, per_sample=True)),
+    ],
+)
+def test_a_message_that_asks_for_more_than_its_recipe(kind: str, asked: protocol.Task) -> None:
+    with pytest.raises(errors.PolicyRefused) as caught:
+        policy.check_task(make(), asked, kind, audit.Usage())
+    assert caught.value.reason == "policy-message"
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        (protocol.HANDSHAKE, task(0)),
+        (protocol.TRAIN, task(1)),
+        (protocol.TRAIN, task(5)),
+        (protocol.EVALUATE, task(5, split="val")),
+        (protocol.EVALUATE, task(5, split="test")),
+    ],
+)
+def test_messages_within_the_recipe(kind: str, asked: protocol.Task) -> None:
+    policy.check_task(make(), asked, kind, audit.Usage())
+
+
+def test_rounds_are_counted_by_recipe_and_base_not_by_run() -> None:
+    """The same round from another base is another training; the same base again is none."""
+    used = audit.Usage(frozenset((1, adapter(value).fingerprint) for value in (1.0, 2.0, 3.0, 4.0, 5.0)))
+    policy.check_task(make(), task(1), protocol.TRAIN, used)
+    for asked in (task(2), protocol.Task(make_recipe(), 1, adapter(9.0)), protocol.Task(make_recipe(), 1)):
+        with pytest.raises(errors.PolicyRefused, match=r"5 rounds are trained; policy.max_rounds = 5") as caught:
+            policy.check_task(make(), asked, protocol.TRAIN, used)
+        assert caught.value.reason == "policy-rounds"
+    with pytest.raises(errors.PolicyRefused, match="policy-rounds"):
+        policy.check_task(make(), task(0), protocol.TRAIN, audit.Usage())
+
+
+def test_hours_run_out() -> None:
+    policy.check_task(make(), task(1), protocol.TRAIN, audit.Usage(seconds=7199.0))
+    with pytest.raises(errors.PolicyRefused, match=r"2.00 hours are used; policy.max_hours = 2") as caught:
+        policy.check_task(make(), task(1), protocol.TRAIN, audit.Usage(seconds=7200.0))
+    assert caught.value.reason == "policy-hours"
+
+
+def test_usage_comes_from_the_audit_log(tmp_path: Path) -> None:
+    log = audit.Audit(tmp_path / "audit.jsonl", "north", "site")
+    base = {"recipe": SHA, "fingerprint": OTHER, "examples": 3, "seconds": 2.5}
+    for number, start in ((1, SHA), (1, SHA), (1, OTHER), (2, SHA)):
+        log.record("trained", round=number, base=start, **base)
+    log.record("evaluated", round=1, split="val", **base)
+    log.record("trained", round=1, base=SHA, **{**base, "recipe": OTHER})
+    used = audit.usage(log.entries, SHA)
+    assert used.trained == {(1, SHA), (1, OTHER), (2, SHA)}
+    assert used.seconds == 12.5
+
+
+def test_only_what_the_policy_names_leaves_and_not_from_few_samples() -> None:
+    values = {"dice": 0.5, "secret": 1.0, "dice_tumour": 0.4}
+    assert policy.release(make(), values, 4) == ({"dice": 0.5}, ("dice_tumour", "secret"))
+    assert policy.release(make(), values, 3) == ({}, ("dice", "dice_tumour", "secret"))
+    assert policy.release(config.PolicyConfig(), values, 1000)[0] == {}
+
+
+# -- what the coordinator learns ---------------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_a_word_and_a_code() -> None:
+    words = {reason for _, _, reason in RULES} | {"policy-message", "approval-pending", "policy-samples"}
+    assert words <= set(protocol.ERROR_CODES)
+    assert len(set(protocol.ERROR_CODES.values())) == len(protocol.ERROR_CODES)
+    for word in words:
+        answer = protocol.refusal(errors.PolicyRefused(word, "patient Smith, /data/smith.png"))
+        assert (answer.code, answer.reason) == (protocol.ERROR_CODES[word], word)
+    assert protocol.refusal(errors.PolicyRefused("patient Smith", "x")).reason == "refused"
+
+
+def make_lock(**values: Any) -> lock.Lock:
+    rows = state.Manifest.of([state.ArraySpec("a", (10, 100), "lora"), state.ArraySpec("head.b", (2,), "head")])
+    initial = state.AdapterState({spec.name: np.zeros(spec.shape, np.float32) for spec in rows})
+    return lock.of(recipe.LockedRecipe(make_recipe(**values), rows, initial, SHA, 12345))
+
+
+def test_the_plain_words_say_what_leaves() -> None:
+    told = dict(review.words(make_lock()))
+    assert told["leaves each round"].startswith("1,002 trained numbers (0.00 MB)")
+    assert told["what trains"] == "adapter 'lora' and head: 1,002 numbers (2 in head, 1,000 in lora)"
+    assert "dice" in told["metrics that leave"]
+    assert told["privacy"].startswith("none: no differential privacy")
+    assert "12,345 frozen numbers" in told["backbone"]
+    assert told["how long"].startswith("5 rounds of 1 pass over")
+
+
+def test_foreign_names_cannot_dress_up_the_review() -> None:
+    evil = make_lock(data={"class_names": ["rest", "x\x1b[2K\raccepts everything\u202e"], "modality": "\n  accepts"})
+    text = "".join(sentence for _, sentence in review.words(evil))
+    assert text.isprintable()
+    with pytest.raises(errors.PolicyRefused) as caught:
+        policy.require(make(), policy.Facts(make_recipe(backbone={"name": "a\x1b[2J", "sha256": SHA}), SHA, 1))
+    assert str(caught.value).isprintable()
+
+
+def test_facts_of_a_lock() -> None:
+    found = policy.Facts.of(make_lock())
+    assert (found.backbone_sha256, found.trainable, found.mechanism, found.epsilon) == (SHA, 1002, "none", None)
+    assert review.to_json(make_lock(), None)["accepted"] is None
+    assert review.to_json(make_lock(), policy.check(make(), found))["accepted"] is False

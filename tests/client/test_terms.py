@@ -1,0 +1,246 @@
+"""A hospital's terms around real messages: refused before anything is computed, recorded before anything leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+
+from fedvfm import audit, config, errors, flower, protocol, recipe, state
+from fedvfm.client import joining, policy, terms
+from fedvfm.server import enrolment
+from fedvfm.trust import lock
+
+SHA = "ab" * 32
+ROWS = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
+
+
+def make_recipe(**values: Any) -> config.Recipe:
+    base = {
+        "backbone": {"name": "some/backbone", "sha256": SHA},
+        "data": {"class_names": ["rest", "cell"]},
+        "rounds": 3,
+        "evaluation": {"surface": False},
+    }
+    return config.parse(config.Recipe, {**base, **values}, "recipe")
+
+
+def adapter(value: float) -> state.AdapterState:
+    return state.AdapterState({"head.bias": np.full(2, value, np.float32)})
+
+
+def build(asked: config.Recipe) -> recipe.LockedRecipe:
+    """What the site itself makes of a recipe."""
+    return recipe.LockedRecipe(asked, ROWS, adapter(0.0), SHA, 1000)
+
+
+class Hospital:
+    """A joined site, and a coordinator's messages to it."""
+
+    def __init__(self, folder: Path) -> None:
+        locked = lock.of(build(make_recipe()))
+        plan = enrolment.Plan("trial", "a.example:1", (), ("north",))
+        server = enrolment.init(folder / "server", plan, locked, adapter(0.0))
+        invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
+        self.where = joining.join(folder / "site", invite, locked.hash)
+        text = policy.accepting(policy.Facts.of(locked))
+        (folder / "policy.toml").write_text(text)
+        self.rules = policy.read(folder / "policy.toml")
+        self.terms = terms.HospitalTerms(self.where, lambda: self.rules, build)
+        flower.be_server_task(1)
+
+    def entries(self) -> list[dict[str, Any]]:
+        return self.where.audit.entries
+
+    def ask(self, kind: str, task: protocol.Task, content: RecordDict) -> Message:
+        """What the gate does: judge, answer with ``content``, release, record."""
+        message = Message(content=protocol.encode_task(task), dst_node_id=5, message_type=kind)
+        self.terms.received(kind, task, flower.size(message))
+        reply = Message(self.terms.release(kind, task, content), reply_to=message)
+        self.terms.sends(kind, task, reply)
+        return reply
+
+    def refused(self, kind: str, task: protocol.Task) -> str:
+        """The word that a message is refused with; nothing about it was trained, and it is in the log."""
+        with pytest.raises(errors.PolicyRefused) as caught:
+            self.terms.received(kind, task, 100)
+        last = self.entries()[-1]
+        assert (last["event"], last["verdict"], last["reason"]) == ("decided", "refused", caught.value.reason)
+        return caught.value.reason
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Hospital:
+    return Hospital(tmp_path)
+
+
+def update(number: int = 1, start: float = 0.0, examples: int = 20, **metrics: float) -> RecordDict:
+    values = {"loss": 0.5, "seconds": 1.0, "steps": 3.0, **metrics}
+    after = adapter(start + 1.0)
+    return protocol.encode_update(
+        state.SiteUpdate("north", after, examples, number - 1, adapter(start).fingerprint, metrics=values)
+    )
+
+
+def train_task(number: int = 1, start: float = 0.0, **values: Any) -> protocol.Task:
+    return protocol.Task(make_recipe(**values), number, adapter(start))
+
+
+def test_a_round_leaves_its_trace(hospital: Hospital) -> None:
+    before = len(hospital.entries())
+    reply = hospital.ask(protocol.TRAIN, train_task(), update())
+    made = hospital.entries()[before:]
+    assert [row["event"] for row in made] == ["received", "decided", "trained", "sent"]
+    assert made[0]["fingerprint"] == made[2]["base"] == adapter(0.0).fingerprint
+    assert made[3]["fingerprint"] == made[2]["fingerprint"] == adapter(1.0).fingerprint
+    assert made[3]["bytes"] == flower.size(reply)
+    assert made[3]["metrics"] == ["loss", "seconds", "steps"]
+    assert made[2]["examples"] == 20
+    assert {row["recipe"] for row in made} == {make_recipe().hash}
+    assert audit.verify(hospital.where.folder / "audit.jsonl")["length"] == before + 4
+
+
+def test_what_the_policy_does_not_name_stays(hospital: Hospital) -> None:
+    reply = hospital.ask(protocol.TRAIN, train_task(), update(secret=7.0))
+    assert set(protocol.decode_update(reply.content).metrics) == {"loss", "seconds", "steps"}
+    assert protocol.decode_update(reply.content).state == adapter(1.0), "the adapter itself is not touched"
+    few = hospital.ask(protocol.TRAIN, train_task(2, 5.0), update(2, 5.0, examples=9))
+    assert protocol.decode_update(few.content).metrics == {}
+    assert protocol.decode_update(few.content).num_examples == 9
+
+
+def test_values_of_single_samples_never_leave(hospital: Hospital) -> None:
+    task = protocol.Task(make_recipe(), 1, adapter(0.0), split="val")
+    values = {"dice": 0.5, "smith": 1.0}
+    answer = protocol.Evaluation("north", 1, 12, values, {"dice": [0.5] * 12}, ("smith",) * 12)
+    found = protocol.decode_evaluation(
+        hospital.ask(protocol.EVALUATE, task, protocol.encode_evaluation(answer)).content
+    )
+    assert (dict(found.metrics), dict(found.samples), found.ids) == ({"dice": 0.5}, {}, ())
+    assert hospital.entries()[-1]["metrics"] == ["dice"]
+    assert b"smith" not in (hospital.where.folder / "audit.jsonl").read_bytes()
+
+
+def test_a_withdrawn_approval_counts_at_once(hospital: Hospital) -> None:
+    hospital.ask(protocol.TRAIN, train_task(), update())
+    joining.withdraw(hospital.where, make_recipe().hash)
+    assert hospital.refused(protocol.TRAIN, train_task(2)) == "approval-pending"
+
+
+def test_a_changed_recipe_waits_for_a_person_and_can_be_read(hospital: Hospital) -> None:
+    task = train_task(optimiser={"learning_rate": 0.5})
+    assert hospital.refused(protocol.HANDSHAKE, protocol.Task(task.recipe)) == "approval-pending"
+    seen = hospital.where.find(task.recipe.hash)
+    assert seen.recipe == task.recipe
+    assert seen.rows.fingerprint == ROWS.fingerprint, "as this site builds it, not as the coordinator says"
+    joining.approve(hospital.where, seen)
+    hospital.terms.received(protocol.HANDSHAKE, protocol.Task(task.recipe), 10)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"rounds": 4}, "policy-rounds"),
+        ({"backbone": {"name": "other", "sha256": SHA}}, "policy-backbone"),
+        ({"backbone": {"name": "some/backbone"}}, "policy-backbone"),
+        ({"backbone": {"name": "some/backbone", "sha256": "cd" * 32}}, "policy-backbone"),
+        ({"adapter": {"kind": "full"}}, "policy-adapter"),
+        ({"task": {"kind": "classification"}}, "policy-task"),
+        ({"evaluation": {"surface": True}}, "policy-metrics"),
+    ],
+)
+def test_recipes_that_the_policy_refuses(hospital: Hospital, values: dict[str, Any], word: str) -> None:
+    assert hospital.refused(protocol.TRAIN, train_task(**values)) == word
+
+
+def test_the_site_counts_its_own_parameters(hospital: Hospital) -> None:
+    """The coordinator's manifest is never asked: the model as built here is over the policy's bound."""
+    hospital.rules = hospital.rules.model_copy(update={"max_trainable_parameters": 1})
+    assert hospital.refused(protocol.TRAIN, train_task()) == "policy-parameters"
+
+
+def test_rounds_are_used_up_whatever_the_run(hospital: Hospital) -> None:
+    """Who starts over, or sends other adapters for the same round, gets no more than the policy's rounds."""
+    for start in (0.0, 5.0, 10.0):
+        hospital.ask(protocol.TRAIN, train_task(1, start), update(1, start))
+    again = terms.HospitalTerms(joining.open_state(hospital.where.folder), lambda: hospital.rules, build)
+    again.received(protocol.TRAIN, train_task(1, 5.0), 10)  # what was sent already is sent again
+    hospital.terms = again
+    assert hospital.refused(protocol.TRAIN, train_task(1, 15.0)) == "policy-rounds"
+    assert hospital.refused(protocol.TRAIN, train_task(2, 0.0)) == "policy-rounds"
+
+
+def test_messages_beyond_the_recipe(hospital: Hospital) -> None:
+    for task in (
+        protocol.Task(make_recipe(), 1, adapter(0.0), split="val", per_sample=True),
+        protocol.Task(make_recipe(), 1, adapter(0.0), split="val", surface=True),
+        protocol.Task(make_recipe(), -1, adapter(0.0), split="val"),
+        protocol.Task(make_recipe(), 1, adapter(0.0), split="train"),
+    ):
+        assert hospital.refused(protocol.EVALUATE, task) == "policy-message"
+
+
+def test_a_refusal_that_leaves_is_recorded(hospital: Hospital) -> None:
+    task = train_task(rounds=4)
+    message = Message(content=protocol.encode_task(task), dst_node_id=5, message_type=protocol.TRAIN)
+    reply = Message(protocol.refusal(errors.PolicyRefused("policy-rounds", "x")), reply_to=message)
+    hospital.terms.sends(protocol.TRAIN, task, reply)
+    last = hospital.entries()[-1]
+    assert (last["event"], last["kind"], last["reason"]) == ("sent", "refusal", "policy-rounds")
+
+
+def test_recipes_without_end_fill_no_disk(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "MAX_SEEN", 3)
+    words = [hospital.refused(protocol.HANDSHAKE, protocol.Task(make_recipe(seed=seed))) for seed in range(1, 5)]
+    assert words == ["approval-pending", "approval-pending", "policy-message", "policy-message"]
+    assert len(hospital.where.seen()) == 3
+
+
+def test_the_real_builder(hospital: Hospital, tiny_dino: Path) -> None:
+    """On the meta device with a real backbone: shapes from its config.json, the hash from the recipe."""
+    asked = make_recipe(
+        backbone={"name": str(tiny_dino), "sha256": SHA}, data={"class_names": ["a", "b"], "input_size": [56, 56]}
+    )
+    found = terms.built_here(asked)
+    assert found.backbone_sha256 == SHA
+    assert found.manifest.parameters > 1000
+    assert lock.of(terms.built_here(found.recipe)).hash == found.recipe.hash, "a locked recipe locks to itself"
+
+
+def test_a_recipe_that_leaves_values_open_is_refused(hospital: Hospital) -> None:
+    """It would come to the same as the approved one under another hash, and count its rounds afresh."""
+    hospital.terms = terms.HospitalTerms(hospital.where, lambda: hospital.rules, lambda _: build(make_recipe()))
+    assert hospital.refused(protocol.TRAIN, train_task(adapter={"alpha": 8.0})) == "policy-message"
+
+
+def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path: Path) -> None:
+    """The gate with these terms: trained once, sent twice with the same bytes; a refusal travels as a word alone."""
+    from fedvfm.client import gate, sent
+
+    asked: list[str] = []
+
+    def app(message: Message, context: Any) -> Message:
+        asked.append(message.metadata.message_type)
+        return Message(update(secret=1.0), reply_to=message)
+
+    door = gate.Gate(app, sent.Sent(tmp_path / "sent"), hospital.terms, lambda where, error: None)
+
+    def ask(task: protocol.Task) -> Message:
+        return door(Message(content=protocol.encode_task(task), dst_node_id=5, message_type=protocol.TRAIN), Any)  # type: ignore[arg-type]
+
+    first, second = ask(train_task()), ask(train_task())
+    assert len(asked) == 1
+    assert first.content == second.content
+    refused = ask(train_task(rounds=4))
+    assert refused.has_error()
+    assert (refused.error.code, refused.error.reason) == (protocol.ERROR_CODES["policy-rounds"], "policy-rounds")
+    assert len(asked) == 1, "nothing was computed for it"
+    events = [row["event"] for row in hospital.entries()[-11:]]
+    assert events == [
+        "received", "decided", "trained", "sent",
+        "received", "decided", "sent",
+        "received", "received", "decided", "sent",
+    ]  # fmt: skip
