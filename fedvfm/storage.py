@@ -1,5 +1,8 @@
 """Durable writes: a file is either the old one or the whole new one, and a full disk is one clear error.
 
+Everything is private by default: files are 0600, for their owner alone, because adapters, scores and names of samples
+are not for every account of a machine. Who wants to share a run says so with ``chmod``.
+
 Fault points: a test names one in ``FEDVFM_FAULT_POINT=name:count`` and the process is killed (SIGKILL) the count-th
 time it comes there. Nothing else reads that variable.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import tempfile
@@ -34,8 +38,30 @@ def fault_point(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+_KEPT = "what was finished before is kept, go on with --resume"
+_FULL = f"Free space, raise the quota or choose another --output; {_KEPT}"
+_CLOSED = f"Choose an --output that this user may write to, or change its permissions; {_KEPT}"
+REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: _CLOSED,
+    errno.EIO: f"The disk or the network share is failing: mend it or choose another --output; {_KEPT}",
+}
+"""What helps, by what the operating system says when a write fails."""
+
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the operating system says when a disk takes nothing more."""
+"""What only a write can meet: a disk that takes nothing more."""
+
+OTHERWISE = f"Choose another --output; {_KEPT}"
+
+
+def refusal(path: object, error: OSError) -> errors.StorageError:
+    """The error of a write that the operating system refused, with the remedy for its kind."""
+    reason = error.strerror or type(error).__name__
+    return errors.StorageError(f"cannot write {path}: {reason}. {REMEDIES.get(error.errno or 0, OTHERWISE)}")
 
 
 @contextlib.contextmanager
@@ -44,11 +70,7 @@ def guard(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise errors.StorageError(
-            f"cannot write {path}: {reason}. Free space or choose another --output; what was finished before is kept, "
-            "go on with --resume"
-        ) from error
+        raise refusal(path, error) from error
 
 
 def is_part(path: Path) -> bool:
@@ -129,3 +151,30 @@ def append_line(path: Path, line: str) -> None:
 def _write_all(handle: int, data: bytes) -> None:
     while data:
         data = data[os.write(handle, data) :]
+
+
+def private_folder(folder: Path) -> None:
+    """A new folder for its owner alone (0700), whatever the umask; an empty one that is there is taken.
+
+    Raises:
+        OutputInUse: if it holds anything: state is never overwritten.
+        StorageError: if it cannot be made.
+    """
+    with guard(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if any(folder.iterdir()):
+            raise errors.OutputInUse(f"folder {folder} is not empty and is left as it is. Choose another one")
+        folder.chmod(0o700)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the only right to write ``path``, among all processes of this machine; waits for whoever holds it."""
+    with guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

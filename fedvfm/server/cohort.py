@@ -7,10 +7,23 @@ from collections.abc import Sequence
 from fedvfm import config, errors, seeding
 
 
+def faults(sites: int, server: config.ServerConfig) -> list[str]:
+    """What of ``cohort`` and ``quorum`` cannot be with this many sites that train, one sentence a fault."""
+    found = []
+    number = "1 site" if sites == 1 else f"{sites} sites"
+    if server.cohort > sites:
+        found.append(f"server.cohort = {server.cohort}: {number} can train; give at most {sites}, or 0 for all")
+    asked = min(server.cohort or sites, sites)
+    if server.quorum > asked:
+        why = f"a round asks {asked} of {number}" if asked < sites else f"{number} can train"
+        found.append(f"server.quorum = {server.quorum}: {why}; give at most {asked}, or 0 for all that are asked")
+    return found
+
+
 def choose(sites: Sequence[str], server: config.ServerConfig, seed: int, round_number: int) -> list[str]:
     """The cohort of a round, sorted by name: all sites, or a seeded sample of ``server.cohort``."""
     ordered = sorted(sites)
-    if server.cohort == 0 or server.cohort >= len(ordered):
+    if server.cohort in (0, len(ordered)):
         return ordered
     rng = seeding.stream(seed, "cohort", round_number)
     return sorted(str(name) for name in rng.choice(ordered, size=server.cohort, replace=False))
@@ -18,7 +31,7 @@ def choose(sites: Sequence[str], server: config.ServerConfig, seed: int, round_n
 
 def quorum(asked: int, server: config.ServerConfig) -> int:
     """The least number of sites that must be admitted: ``server.quorum``, or all that were asked."""
-    return min(server.quorum, asked) if server.quorum else asked
+    return server.quorum or asked
 
 
 def require(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,9 @@ class Journal:
     def append(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write the line of a finished round and wait until it is on disk."""
         return self._chain.append({"recipe": self._recipe, **record})
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 if sys.platform != "darwin" else 1024 * 1024), 1)

@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from fedvfm import chain, errors, flower, progress, protocol, state, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.server import admission, checkpoint, cohort, journal, optimiser
+from fedvfm.server import admission, checkpoint, cohort, handshake, journal, optimiser
 from fedvfm.server.aggregators import base, svd
 from fedvfm.server.aggregators import table as rules
 
@@ -65,16 +65,6 @@ class Traffic:
     up: int = 0
 
 
-@dataclass(frozen=True)
-class Member:
-    """A site after the handshake."""
-
-    name: str
-    node: int
-    manifest: state.Manifest
-    examples: Mapping[str, int]
-
-
 class Federation:
     """Runs one Job on a Grid; everything it knows between rounds is on disk.
 
@@ -103,10 +93,14 @@ class Federation:
         """Run or resume to the end.
 
         Raises:
+            ConfigError: if cohort or quorum cannot be with the sites that train.
             HandshakeRefused, QuorumMissed, CheckpointError, StorageError: see there.
         """
         if self.evaluation_path.exists():
             return
+        wrong = cohort.faults(len(self.job.train_sites), self.job.server)
+        if wrong:
+            raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
         members = self._handshake()
         adapter, self._kept = self._restore()
         for number in range(self.journal.last_round + 1, self.recipe.rounds + 1):
@@ -115,44 +109,32 @@ class Federation:
 
     # -- handshake -------------------------------------------------------------------------------------------------
 
-    def _handshake(self) -> dict[str, Member]:
+    def _handshake(self) -> dict[str, handshake.Member]:
         """Ask every node who it is and whether it holds the same backbone and manifest.
+
+        A node that does not answer as it should is left out; whether it was a wanted site shows in who is absent then.
 
         Raises:
             HandshakeRefused: if a wanted site is absent, appears twice, or differs.
         """
         content = protocol.encode_task(protocol.Task(self.recipe))
-        wanted = sorted(set(self.job.train_sites) | set(self.job.test_sites))
-        members: dict[str, Member] = {}
+        wanted = set(self.job.train_sites) | set(self.job.test_sites)
+        call = handshake.RollCall(self.job.locked, self.rule, wanted)
         nodes = {node: str(node) for node in self.grid.get_node_ids()}
         for node, message in self._ask(nodes, protocol.HANDSHAKE, lambda _: content, 0):
             if message.has_error():
-                raise errors.HandshakeRefused(f"node {node} refused the handshake: {protocol.error_word(message)}")
-            hello = protocol.decode_hello(message.content)
-            if hello.site in members:
-                raise errors.HandshakeRefused(f"two nodes call themselves site '{hello.site}'")
-            if hello.site in wanted:
-                members[hello.site] = self._member(hello, node)
-        absent = [name for name in wanted if name not in members]
-        if absent:
-            raise errors.HandshakeRefused(f"sites not connected: {', '.join(absent)}")
+                call.leave_out(node, f"refused the handshake: {protocol.error_word(message)}")
+                continue
+            try:
+                hello = protocol.decode_hello(message.content)
+            except errors.ProtocolError as error:
+                call.leave_out(node, f"cannot be understood: {error}")
+            else:
+                call.take(node, hello)
+        members = call.members()
+        for text in call.left_out:
+            self.observer("note", text=f"{text}; no site of '{self.job.name}' is missing")
         return members
-
-    def _member(self, hello: protocol.Hello, node: int) -> Member:
-        locked = self.job.locked
-        if hello.backbone_sha256 != locked.backbone_sha256:
-            raise errors.HandshakeRefused(
-                f"site '{hello.site}' holds backbone {hello.backbone_sha256[:12]}, the recipe is "
-                f"locked to {locked.backbone_sha256[:12]}. "
-                "Fetch the same weights at that site"
-            )
-        manifest = at_rank(locked.manifest, hello.rank)
-        if hello.manifest_fingerprint != manifest.fingerprint:
-            raise errors.HandshakeRefused(
-                f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends"
-            )
-        self.rule.for_site(locked.initial, manifest)
-        return Member(hello.site, node, manifest, hello.examples)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -171,7 +153,9 @@ class Federation:
 
     # -- one round -------------------------------------------------------------------------------------------------
 
-    def _round(self, number: int, adapter: state.AdapterState, members: Mapping[str, Member]) -> state.AdapterState:
+    def _round(
+        self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
+    ) -> state.AdapterState:
         started = time.monotonic()
         asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
         self.observer("round", arm=self.job.name, round=number, rounds=self.recipe.rounds, sites=asked)
@@ -199,6 +183,7 @@ class Federation:
             "validation": validation,
             "bytes": self._new_traffic(),
             "seconds": round(time.monotonic() - started, 3),
+            "peak_mib": journal.peak_mib(),
         }
         self.observer("round-end", arm=self.job.name, round=number, record=self.journal.append(line))
         # The checkpoint before is kept: should this line be lost with the disk's cache, the round can be run again.
@@ -206,7 +191,7 @@ class Federation:
         return adapter
 
     def _train(
-        self, number: int, adapter: state.AdapterState, members: Sequence[Member]
+        self, number: int, adapter: state.AdapterState, members: Sequence[handshake.Member]
     ) -> tuple[dict[str, state.SiteUpdate], dict[str, dict[str, str]]]:
         """Updates admitted and sites refused, by name in sorted order."""
         bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
@@ -246,7 +231,7 @@ class Federation:
         return dict(sorted(updates.items())), dict(sorted(refused.items()))
 
     def _aggregate(
-        self, updates: Mapping[str, state.SiteUpdate], members: Mapping[str, Member]
+        self, updates: Mapping[str, state.SiteUpdate], members: Mapping[str, handshake.Member]
     ) -> tuple[state.AdapterState, dict[str, state.Array], dict[str, Any]]:
         weights = {name: _weight(update, self.recipe.aggregation.weighting) for name, update in updates.items()}
         total = sum(weights.values())
@@ -259,11 +244,15 @@ class Federation:
                 acc = self.rule.fold(acc, contribution)
             aggregate, kept = self.rule.finish(acc)
             error = svd.factor_error(contributions)
+            # Factors of different ranks have no mean; what the rule itself loses can still be told.
+            mixed = len({one.manifest.fingerprint for one in contributions}) > 1
+            lost = svd.aggregate_error(contributions, aggregate, self.job.locked.manifest) if mixed else None
         record = {
             "examples": {name: update.num_examples for name, update in updates.items()},
             "weights": {name: weight / total for name, weight in weights.items()},
             "train": {name: dict(update.metrics) for name, update in updates.items()},
             "factor_error": error,
+            "aggregate_error": lost,
         }
         return aggregate, kept, record
 
@@ -280,13 +269,13 @@ class Federation:
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _validate(
-        self, number: int, adapter: state.AdapterState, members: Mapping[str, Member]
+        self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
     ) -> dict[str, dict[str, float]]:
         sites = [members[name] for name in self.job.train_sites if members[name].examples.get("val", 0)]
         answers = self._evaluate(number, adapter, sites, split="val", full=False)
         return {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()}
 
-    def _test(self, adapter: state.AdapterState, members: Mapping[str, Member]) -> None:
+    def _test(self, adapter: state.AdapterState, members: Mapping[str, handshake.Member]) -> None:
         sites = [members[name] for name in self.job.test_sites]
         rounds = self.recipe.rounds
         result: dict[str, Any] = {"round": rounds, "fingerprint": adapter.fingerprint, "recipe": self.recipe.hash}
@@ -300,12 +289,13 @@ class Federation:
             result["best"] = {"round": int(marks["round"]), "fingerprint": chosen.fingerprint, "sites": scores["sites"]}
         result["bytes"] = self._new_traffic()
         result["seconds"] = round(time.monotonic() - started, 3)
+        result["peak_mib"] = journal.peak_mib()
         checkpoint.write(
             self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash}
         )
         storage.write_text(self.evaluation_path, chain.canonical(result) + "\n")
 
-    def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[Member]) -> dict[str, Any]:
+    def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[handshake.Member]) -> dict[str, Any]:
         answers = self._evaluate(number, adapter, sites, split="test", full=True)
         return {
             "sites": {
@@ -315,13 +305,13 @@ class Federation:
         }
 
     def _evaluate(
-        self, number: int, adapter: state.AdapterState, sites: Sequence[Member], *, split: str, full: bool
+        self, number: int, adapter: state.AdapterState, sites: Sequence[handshake.Member], *, split: str, full: bool
     ) -> dict[str, protocol.Evaluation]:
         by_node = {member.node: member for member in sites}
         per_sample = full and self.job.per_sample
         surface = full and self.recipe.evaluation.surface
 
-        def task(member: Member) -> protocol.Task:
+        def task(member: handshake.Member) -> protocol.Task:
             own = self.rule.for_site(adapter, member.manifest)
             return protocol.Task(self.recipe, number, own, split, surface, per_sample)
 
@@ -347,7 +337,9 @@ class Federation:
         return dict(sorted(answers.items()))
 
     @staticmethod
-    def _contents(task_of: Callable[[Member], protocol.Task], by_node: Mapping[int, Member]) -> Callable[[int], Any]:
+    def _contents(
+        task_of: Callable[[handshake.Member], protocol.Task], by_node: Mapping[int, handshake.Member]
+    ) -> Callable[[int], Any]:
         made: dict[str, Any] = {}
 
         def content(node: int) -> Any:
@@ -409,19 +401,6 @@ def _sizes(messages: Sequence[Message]) -> int:
 def _blas() -> threadpoolctl.ThreadpoolController:
     """Handle on NumPy's BLAS. One thread: small products are faster so, and the same bits on any number of cores."""
     return threadpoolctl.ThreadpoolController()
-
-
-def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:
-    """The manifest with every low-rank pair at ``rank``; alpha stays, so the scale becomes alpha / rank."""
-    rows = []
-    for spec in manifest:
-        if not spec.pair:
-            rows.append(spec)
-            continue
-        own = spec.shape[0] if spec.role == "A" else spec.shape[1]
-        shape = (rank, spec.shape[1]) if spec.role == "A" else (spec.shape[0], rank)
-        rows.append(dataclasses.replace(spec, shape=shape, scale=spec.scale * own / rank))
-    return state.Manifest.of(rows)
 
 
 def macro(sites: Mapping[str, Mapping[str, float]], metric: str) -> float:

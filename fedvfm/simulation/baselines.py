@@ -2,16 +2,21 @@
 
 A baseline is a function from the experiment and the hospitals' names to its arms. Equal gradient steps per sample in
 all trained arms: same rounds, same local epochs, same batch size ("pooled-2x" doubles the epochs to show convergence).
+
+Where ``server.cohort`` asks only some of the sites in a round, a sample is trained on in that share of the rounds. Arms
+that are federations ask a cohort of the same size; an arm whose sites are asked more often than the federation's (one
+site alone, all data pooled, one site left out) has fewer rounds by the same factor, to the nearest whole one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedvfm import config as configs
-
-POOLED = "pooled"
+from fedvfm.data import hospitals as hospital_data
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,46 @@ class Arm:
     test_best: bool = False
 
 
+def equal_steps(arm: Arm, server: configs.ServerConfig, sites: int) -> Arm:
+    """The arm with as many rounds as bring each sample the federation's expected number of gradient steps.
+
+    Args:
+        arm: any.
+        server: the federation's; ``server_of`` says what of it the arm has.
+        sites: of the federation.
+    """
+    if not server.cohort or arm.recipe is None or not arm.train_sites:
+        return arm
+    own = len(arm.train_sites)
+    share, own_share = server.cohort / sites, min(server.cohort, own) / own
+    rounds = max(1, math.floor(arm.recipe.rounds * share / own_share + 0.5))
+    return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update={"rounds": rounds}))
+
+
+def server_of(arm: Arm, server: configs.ServerConfig) -> configs.ServerConfig:
+    """The federation's cohort and quorum, or all of an arm's sites where it has fewer."""
+    own = len(arm.train_sites)
+    asked = min(server.cohort or own, own)
+    return server.model_copy(update={"cohort": min(server.cohort, own), "quorum": min(server.quorum, asked)})
+
+
+def fewer_rounds(rounds: Mapping[str, int], what: configs.Experiment, sites: int) -> str:
+    """The sentence about arms whose rounds are not the recipe's, empty where there is none.
+
+    Args:
+        rounds: of every arm, 0 where nothing is trained.
+        what: the experiment.
+        sites: of the federation.
+    """
+    other = [f"{name} {number}" for name, number in rounds.items() if number not in (0, what.recipe.rounds)]
+    if not other:
+        return ""
+    return (
+        f"a round asks {what.server.cohort} of {sites} sites; arms whose sites are asked more often have fewer than "
+        f"{what.recipe.rounds} rounds, for equal gradient steps per sample: {', '.join(other)}"
+    )
+
+
 def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """The federation itself."""
     return [Arm("federated", "federated", experiment.recipe, tuple(sites), tuple(sites), test_best=True)]
@@ -53,7 +98,7 @@ def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm
 
 def pooled(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """One site with all training images: the bound that needs images to move."""
-    return [Arm("pooled", "pooled", alone(experiment.recipe), (POOLED,), tuple(sites))]
+    return [Arm("pooled", "pooled", alone(experiment.recipe), (hospital_data.POOLED,), tuple(sites))]
 
 
 def pooled_twice(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
@@ -61,12 +106,12 @@ def pooled_twice(experiment: configs.Experiment, sites: Sequence[str]) -> list[A
     optimiser = experiment.recipe.optimiser
     longer = optimiser.model_copy(update={"local_epochs": 2 * optimiser.local_epochs})
     recipe = alone(experiment.recipe).model_copy(update={"optimiser": longer})
-    return [Arm("pooled-2x", "pooled-2x", recipe, (POOLED,), tuple(sites))]
+    return [Arm("pooled-2x", "pooled-2x", recipe, (hospital_data.POOLED,), tuple(sites))]
 
 
 def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated, with the backbone wholly frozen: what the pretrained features give by themselves."""
-    adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only"})
+    adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only", "options": {}})
     return [
         Arm(
             "head-only",

@@ -50,8 +50,14 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that can change the federated arm, by its dotted path, except the seed."""
-        left_out = ("recipe.seed", "name", "title", "note", "cache_mib", "baselines")
+        """Every setting that can change the federated arm, by its dotted path, except the seed.
+
+        A data set that was found by its name is the same wherever it lies; earlier runs did not record where.
+        """
+        left_out = {"recipe.seed", "name", "title", "note", "cache_mib", "baselines"}
+        data = self.experiment.get("data", {})
+        if not data.get("path") or Path(data["path"]).name == data.get("source"):
+            left_out.add("data.path")
         return {path: value for path, value in _flat(self.experiment).items() if path not in left_out}
 
 
@@ -167,7 +173,7 @@ def write_groups(run: folder.RunFolder, hospitals: Sequence[hospital_data.Hospit
     """Keep which test samples belong to one patient, by number, so that intervals can draw whole patients later."""
     found = patients_of(hospitals)
     if found is not None:
-        storage.write_text(run.path / GROUPS, chain.canonical(found) + "\n", mode=0o644)
+        storage.write_text(run.path / GROUPS, chain.canonical(found) + "\n")
 
 
 def patients_of(hospitals: Sequence[hospital_data.Hospital]) -> dict[str, dict[str, str]] | None:
@@ -179,7 +185,7 @@ def patients_of(hospitals: Sequence[hospital_data.Hospital]) -> dict[str, dict[s
     for site, members in tested.items():
         keys = [(one.patient is not None, one.patient or one.id) for one in members]
         numbers = {key: str(number) for number, key in enumerate(sorted(set(keys)))}
-        found[site] = {one.id: numbers[key] for one, key in zip(members, keys, strict=True)}
+        found[site] = {one.unit: numbers[key] for one, key in zip(members, keys, strict=True)}
     return found
 
 

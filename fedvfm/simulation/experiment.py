@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedvfm import assignments, errors, registry
 from fedvfm import config as configs
-from fedvfm import errors, registry
 from fedvfm.adapters import table as adapters
 from fedvfm.backbones import table as backbones
 from fedvfm.data.sources import table as sources
+from fedvfm.server import cohort
 from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import tables
+from fedvfm.simulation import baselines, tables
 from fedvfm.tasks import table as tasks
 
 if TYPE_CHECKING:
     from fedvfm.data import hospitals as hospital_data
-    from fedvfm.data import sample as samples
 
 # What needs torch is imported where it is used: a fault of form or name is answered at once.
 
@@ -44,7 +44,7 @@ def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> confi
         ConfigError: with all faults at once.
     """
     path = _find(name_or_path)
-    values = configs.apply_sets(configs.read_toml(path), sets)
+    values = assignments.apply(configs.read_toml(path), sets)
     for key in ("engine", "device"):
         if overrides.get(key) is not None:
             values[key] = overrides[key]
@@ -90,6 +90,7 @@ def validate(experiment: configs.Experiment) -> list[str]:
     faults = _rank_faults(experiment)
     if experiment.recipe.aggregation.rule in rules.TABLE:
         faults += _option_faults(experiment) + _server_step_faults(experiment)
+    faults += baselines.faults(experiment)
     if not names:
         from fedvfm.client import model as models
         from fedvfm.data import hospitals as hospital_data
@@ -143,8 +144,11 @@ def _name_fault(table: registry.Table, name: str) -> str:
         return ""
     if table is not backbones.TABLE:
         return table.fault(name)
-    elsewhere = "/" in name or Path(name).is_dir()
-    return "" if elsewhere else f"{table.fault(name)}; or a Hugging Face name (owner/model), or a local folder"
+    return (
+        ""
+        if backbones.elsewhere(name)
+        else f"{table.fault(name)}; or a Hugging Face name (owner/model), or a local folder"
+    )
 
 
 def _rank_faults(experiment: configs.Experiment) -> list[str]:
@@ -187,41 +191,29 @@ def hospitals(experiment: configs.Experiment) -> list[hospital_data.Hospital]:
 
     Raises:
         DataError, PartitionError: if the data is not there or cannot be divided so.
-        ConfigError: if the recipe's task or classes are not those of the data.
+        ConfigError: if the recipe's task or classes are not those of the data, or something needs other sites.
     """
     from fedvfm.data import hospitals as hospital_data
+    from fedvfm.data import labels
 
-    source = sources.make(experiment.data)
-    _check_contract(experiment, source.info)
+    source = sources.make(experiment.data, experiment.recipe.data)
+    faults = labels.faults(experiment.recipe, source.info)
+    if faults:
+        raise errors.ConfigError("experiment and data", faults)
     made = hospital_data.make_hospitals(source, experiment.partition, experiment.recipe.seed)
-    unknown = sorted(set(experiment.site_ranks) - {hospital.name for hospital in made})
-    if unknown:
-        names = ", ".join(hospital.name for hospital in made)
-        raise errors.ConfigError("experiment", [f"site_ranks: no site {', '.join(unknown)}; sites: {names}"])
+    faults = site_faults(experiment, [hospital.name for hospital in made])
+    if faults:
+        raise errors.ConfigError(f"experiment '{experiment.name}' with {len(made)} sites", faults)
     return made
 
 
-def _check_contract(experiment: configs.Experiment, info: samples.SourceInfo) -> None:
-    recipe, faults = experiment.recipe, []
-    if recipe.task.kind in ("segmentation", "classification") and info.task != recipe.task.kind:
-        faults.append(f"recipe.task.kind = '{recipe.task.kind}': source '{info.name}' is for {info.task}")
-    if len(info.class_names) != len(recipe.data.class_names):
-        theirs, ours = ", ".join(info.class_names), ", ".join(recipe.data.class_names)
-        faults.append(
-            f"recipe.data.class_names: {ours}; source '{info.name}' has {len(info.class_names)} classes: {theirs}"
-        )
-    elif _mislabelled(recipe.task.kind, info.class_names, recipe.data.class_names):
-        theirs, ours = ", ".join(info.class_names), ", ".join(recipe.data.class_names)
-        faults.append(f"recipe.data.class_names: {ours}; source '{info.name}' numbers its classes as {theirs}")
-    if faults:
-        raise errors.ConfigError("experiment and data", faults)
-
-
-def _mislabelled(task: str, theirs: Sequence[str], ours: Sequence[str]) -> bool:
-    """Whether results would stand under another class's name: the same names in another order, or other class labels.
-
-    Names of masks may be the user's own: a folder of masks knows only numbers.
-    """
-    if tuple(theirs) == tuple(ours):
-        return False
-    return task == "classification" or set(theirs) == set(ours)
+def site_faults(experiment: configs.Experiment, names: Sequence[str]) -> list[str]:
+    """What cannot be with these sites, one sentence a fault: ranks, cohort and quorum, baselines that need more."""
+    found = cohort.faults(len(names), experiment.server)
+    unknown = sorted(set(experiment.site_ranks) - set(names))
+    if unknown:
+        found.append(f"site_ranks: no site {', '.join(unknown)}; sites: {', '.join(names)}")
+    for name in experiment.baselines:
+        if name in tables.BASELINES and not tables.BASELINES.get(name)(experiment, names):
+            found.append(f"baselines: '{name}' needs more sites than {', '.join(names)}; bring more or leave it out")
+    return found

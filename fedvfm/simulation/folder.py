@@ -19,7 +19,8 @@ class RunFolder:
 
     ``experiment.json`` (as resolved), ``journal.jsonl`` and ``checkpoints/`` (the federated arm), ``arms/NAME/`` (the
     others), ``evaluation.json`` of each arm, ``metrics.csv``, ``samples.csv``, ``summary.json``, ``adapter/``,
-    ``report.html``.
+    ``report.html``, written last. The parent of several seeds holds ``seeds.json`` and a run folder a seed. All of it
+    is private: the folder is 0700 where it is made here, files are 0600.
     """
 
     path: Path
@@ -33,6 +34,26 @@ class RunFolder:
         """The experiment as resolved."""
         return self.path / "experiment.json"
 
+    @property
+    def seeds(self) -> Path:
+        """Experiment and seeds, in the parent of several runs."""
+        return self.path / "seeds.json"
+
+    @property
+    def summary(self) -> Path:
+        """The machine's view of a finished run."""
+        return self.path / "summary.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to resume."""
+        return self.experiment.exists() or self.seeds.exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its report."""
+        return self.summary.exists() and (self.path / "report.html").exists()
+
     def require_free(self) -> None:
         """Refuse a folder that holds anything but what a killed write leaves.
 
@@ -42,11 +63,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise errors.OutputInUse(f"output folder {self.path} is a file. Choose another --output")
         if self.path.is_dir() and not all(storage.is_part(path) for path in self.path.iterdir()):
-            resume = (
-                f", or go on with the run in it: fedvfm simulate --resume {self.path}"
-                if self.experiment.exists()
-                else ""
-            )
+            resume = f", or go on with the run in it: fedvfm simulate --resume {self.path}" if self.begun else ""
             raise errors.OutputInUse(f"output folder {self.path} is not empty. Choose another --output{resume}")
 
     def create(self) -> None:
@@ -56,13 +73,16 @@ class RunFolder:
             StorageError: if it cannot be made.
         """
         with storage.guard(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
 
     def write_experiment(self, values: dict[str, Any]) -> None:
         """Write the experiment as resolved, before anything else."""
-        storage.write_text(
-            self.experiment, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", mode=0o644
-        )
+        storage.write_text(self.experiment, as_text(values))
+
+    def write_seeds(self, values: dict[str, Any]) -> None:
+        """Write experiment and seeds into the parent of their runs, before anything else."""
+        storage.write_text(self.seeds, as_text(values))
 
     def read_experiment(self) -> dict[str, Any]:
         """The experiment as resolved.
@@ -74,6 +94,11 @@ class RunFolder:
             raise errors.CheckpointError(
                 f"{self.path} is no run folder yet: nothing was saved in it. Start anew: fedvfm "
                 f"simulate EXPERIMENT --output {self.path}"
+            )
+        if self.seeds.exists():
+            raise errors.CheckpointError(
+                f"{self.path} holds one run a seed. Go on with all of them: fedvfm simulate --resume {self.path}, "
+                "or fedvfm.simulation.seeds.resume"
             )
         return read_json(
             self.experiment, f"{self.path} is no run folder of fedvfm simulate: it holds no readable experiment.json"
@@ -87,6 +112,11 @@ class RunFolder:
     def write_evaluation(self, arm: str, values: dict[str, Any]) -> None:
         """Mark an arm as finished."""
         storage.write_text(self.arm(arm) / "evaluation.json", chain.canonical(values) + "\n")
+
+
+def as_text(values: dict[str, Any]) -> str:
+    """JSON that people read."""
+    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:

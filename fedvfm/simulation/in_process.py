@@ -18,6 +18,7 @@ from fedvfm.client import app as client_app
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
+from fedvfm.simulation import site_errors
 
 RUN_ID = 1
 FIRST_NODE = 100
@@ -91,14 +92,14 @@ class InProcessGrid(Grid):
 
 
 class Errors:
-    """Keeps the last exception of a site, so that a simulation can show what a real coordinator never sees."""
+    """Keeps the last error of a site, so that a simulation can show what a real coordinator never sees."""
 
     def __init__(self) -> None:
-        self.last: Exception | None = None
+        self.last: errors.FedvfmError | None = None
 
-    def __call__(self, node: str, error: Exception) -> None:
+    def __call__(self, where: str, error: Exception) -> None:
         """Take one."""
-        self.last = error
+        self.last = site_errors.explain(where, error)
 
 
 def run(
@@ -125,9 +126,5 @@ def run(
     app = client_app.make_client_app(site_of, report=seen)
     grid = InProcessGrid(app, len(members))
     server = server_app.make_server_app(jobs, watch)
-    try:
+    with site_errors.shown(lambda: seen.last):
         server(grid, flower.context(RUN_ID, flower.SERVER_NODE, {}))
-    except (errors.QuorumMissed, errors.HandshakeRefused):
-        if seen.last is not None:
-            raise seen.last from None
-        raise

@@ -11,14 +11,12 @@ from flwr.app import Message, RecordDict
 from fedvfm import config as configs
 from fedvfm import flower, protocol, state
 from fedvfm import recipe as recipes
+from fedvfm.client import budget
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
-from fedvfm.server import strategy
+from fedvfm.server import handshake
 from fedvfm.server.aggregators import table as rules
 from fedvfm.simulation import run, summary
-
-BASE_MIB = 550.0
-"""Memory of the imports alone (torch, transformers, peft, MONAI, flwr); see ``benchmarks/``."""
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
@@ -44,10 +42,14 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         "peak_mib": _memory(what, model, hospitals),
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
         "arms": {
-            arm.name: {"train_sites": list(arm.train_sites), "test_sites": list(arm.test_sites)}
+            arm.name: {
+                "rounds": arm.recipe.rounds if arm.recipe is not None else 0,
+                "train_sites": list(arm.train_sites),
+                "test_sites": list(arm.test_sites),
+            }
             for arm in run.arms(what, names)
         },
-        "notes": [note for hospital in hospitals for note in hospital.notes],
+        "notes": run.notes(what, hospitals),
     }
 
 
@@ -73,7 +75,7 @@ def _bytes(
     recipe = what.recipe
     # The site that pools all others is a node too and answers the handshake.
     total = _handshake(recipe, locked) * (len(hospitals) + 1)
-    asked = min(what.server.cohort or len(hospitals), len(hospitals)) / len(hospitals)
+    asked = (what.server.cohort or len(hospitals)) / len(hospitals)
     bases = {hospital.name: _base(what, locked, hospital.name) for hospital in hospitals}
     train, validate, test = Phase(), Phase(), Phase()
     for hospital in hospitals:
@@ -92,7 +94,7 @@ def _base(what: configs.Experiment, locked: recipes.LockedRecipe, site: str) -> 
     """The first adapter in the site's own rank."""
     rank = what.site_ranks.get(site, what.recipe.adapter.rank)
     rule = rules.TABLE.get(what.recipe.aggregation.rule)(**what.recipe.aggregation.options)
-    base: state.AdapterState = rule.for_site(locked.initial, strategy.at_rank(locked.manifest, rank))
+    base: state.AdapterState = rule.for_site(locked.initial, handshake.at_rank(locked.manifest, rank))
     return base
 
 
@@ -104,7 +106,7 @@ def _exchange(kind: str, content: RecordDict, answer: RecordDict) -> Phase:
 def _handshake(recipe: configs.Recipe, locked: recipes.LockedRecipe) -> Phase:
     counts = {"train": 1, "val": 1, "test": 1}
     hello = protocol.Hello(
-        "site", locked.backbone_sha256 or "0" * 64, locked.manifest.fingerprint, recipe.adapter.rank, counts
+        "site", locked.backbone_sha256 or "0" * 64, locked.manifest.fingerprint, recipe.adapter.rank, counts, "0" * 64
     )
     return _exchange(protocol.HANDSHAKE, protocol.encode_task(protocol.Task(recipe)), protocol.encode_hello(hello))
 
@@ -126,13 +128,5 @@ def _evaluate(recipe: configs.Recipe, base: state.AdapterState, split: str, ids:
 
 def _memory(what: configs.Experiment, model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital]) -> float:
     """Expected peak: imports, one backbone, activations of one batch with their gradients, and what may be kept."""
-    recipe, backbone = what.recipe, model.backbone
-    height, width = recipe.data.input_size
-    tokens = (height // backbone.patch) * (width // backbone.patch)
-    # A transformer block keeps about 34 floats a token and channel for the backward pass (Korthikanti et al., 2022).
-    activations = 4 * 34 * tokens * backbone.width * max(backbone.depth, 1) * recipe.optimiser.batch_size
-    images: int = sum(len(h.train) * recipe.data.views + sum(map(len, h.splits.values())) for h in hospitals)
-    prefix = 4 * tokens * backbone.width if model.frozen_blocks else 0
-    kept = min(what.cache_mib * run.MIB, images * (4 * 5 * height * width + prefix))
-    total: float = BASE_MIB + (activations + 4 * model.backbone_parameters + kept) / run.MIB
-    return round(total, 1)
+    images: int = sum(len(h.train) * what.recipe.data.views + sum(map(len, h.splits.values())) for h in hospitals)
+    return round(budget.memory(what.recipe, model, images, what.cache_mib).total, 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedvfm import config as configs
 from fedvfm.data import hospitals as hospital_data
-from fedvfm.simulation import charts, page
+from fedvfm.report import charts, page
 
 FEW_ROWS = 12
 PACKAGES = ("fedvfm", "flwr", "torch", "transformers", "peft", "monai", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -25,7 +25,7 @@ Rounds = Sequence[Mapping[str, Any]]
 
 
 def training(journal: Rounds, primary: str, name: str, federated: Mapping[str, Any]) -> str:
-    """Curves per site, factor-averaging error, refusals, best round against last, and every round as a table.
+    """Curves per site, errors of aggregation, refusals, best round against last, and every round as a table.
 
     Args:
         journal: the federated arm's rounds.
@@ -39,6 +39,7 @@ def training(journal: Rounds, primary: str, name: str, federated: Mapping[str, A
         _curves(_per_site(journal, "train", "loss"), "Training loss", "mean loss of the round", (0.0, math.inf)),
         _curves(_per_site(journal, "validation", primary), f"Validation {name}", name, (0.0, 1.0)),
         _factor_error(journal),
+        _aggregate_error(journal),
     ]
     without = (
         "" if any(row["validation"] for row in journal) else page.paragraph("No site validated in this run.", "soft")
@@ -72,21 +73,34 @@ def _curves(series: Sequence[charts.Series], title: str, y_label: str, bounds: c
 
 
 def _factor_error(journal: Rounds) -> str:
-    points = [(row["round"], row["factor_error"]) for row in journal if row.get("factor_error") is not None]
-    if not points:
-        return ""
-    title = "Relative factor-averaging error over rounds"
-    series, bounds = [charts.Series("error", points)], (0.0, math.inf)
-    svg = charts.line(series, title=title, x_label="round", y_label="error", bounds=bounds, from_edge=True)
-    largest = max(value for _, value in points)
+    svg, largest = _error_curve(journal, "factor_error", "Relative factor-averaging error over rounds")
     verdict = (
         f"It stays below {EXACT_BELOW}: averaging A and B apart loses next to nothing here."
         if largest < EXACT_BELOW
         else f"It reaches {largest:.3f}: above {EXACT_BELOW} an exact rule such as svd can differ from averaging."
     )
-    return page.figure(
-        svg, f"Factor-averaging error: distance of mean(B) mean(A) from the mean of B A, relative. {verdict}"
+    said = f"Factor-averaging error: distance of mean(B) mean(A) from the mean of B A, relative. {verdict}"
+    return page.figure(svg, said) if svg else ""
+
+
+def _aggregate_error(journal: Rounds) -> str:
+    """Where sites have ranks of their own, averaging factors means nothing; what the rule lost is shown instead."""
+    svg, largest = _error_curve(journal, "aggregate_error", "Relative error of the aggregate over rounds")
+    said = (
+        "Error of the aggregate under mixed ranks: distance of its products B A from the mean of the sites' products, "
+        f"relative; what the cut to the global rank loses. At most {largest:.3f}."
     )
+    return page.figure(svg, said) if svg else ""
+
+
+def _error_curve(journal: Rounds, key: str, title: str) -> tuple[str, float]:
+    """A chart of one error over rounds and its largest value; an empty text where no round has it."""
+    points = [(row["round"], row[key]) for row in journal if row.get(key) is not None]
+    if not points:
+        return "", 0.0
+    series, bounds = [charts.Series("error", points)], (0.0, math.inf)
+    svg = charts.line(series, title=title, x_label="round", y_label="error", bounds=bounds, from_edge=True)
+    return svg, max(value for _, value in points)
 
 
 def _best_round(journal: Rounds, federated: Mapping[str, Any], name: str) -> str:

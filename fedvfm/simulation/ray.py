@@ -13,17 +13,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedvfm import config as configs
-from fedvfm import errors, flower, progress, storage
+from fedvfm import errors, flower, progress
 from fedvfm.client import app as client_app
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
+from fedvfm.simulation import site_errors
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,14 +51,13 @@ class VirtualNodes:
         try:
             reply: Message = _app(self)(message, context)
         except Exception as error:
-            self.report(str(context.node_id), errors.EngineError(f"a site broke: {type(error).__name__}: {error}"))
+            self.report(f"node {context.node_id}", error)
             raise
         return reply
 
-    def report(self, node: str, error: Exception) -> None:
+    def report(self, where: str, error: Exception) -> None:
         """Leave a site's error where the driver looks for it; on another machine nobody does."""
-        if Path(self.faults).is_dir():
-            storage.write_text(Path(self.faults) / f"{node}.txt", f"{type(error).__name__}\n{error}")
+        site_errors.leave(Path(self.faults), where, error)
 
 
 @functools.lru_cache(maxsize=1)
@@ -99,19 +98,5 @@ def run(
     server = server_app.make_server_app(jobs, observer)
     with tempfile.TemporaryDirectory(prefix="fedvfm-ray-") as faults:
         nodes = VirtualNodes(experiment.model_dump_json(), faults)
-        try:
+        with site_errors.shown(lambda: site_errors.last(Path(faults))):
             flower.run_on_ray(server, nodes, len(members), min(experiment.recipe.threads, os.cpu_count() or 1), gpus)
-        except (errors.QuorumMissed, errors.HandshakeRefused) as stopped:
-            raise _site_error(Path(faults)) or stopped from None
-
-
-def _site_error(faults: Path) -> errors.FedvfmError | None:
-    """The last error a site reported, as the class it was."""
-    found = sorted(faults.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        return None
-    kind, _, text = found[-1].read_text(encoding="utf-8").partition("\n")
-    known: Any = getattr(errors, kind, errors.FedvfmError)
-    made: errors.FedvfmError = known.__new__(known)
-    Exception.__init__(made, text)
-    return made

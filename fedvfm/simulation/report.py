@@ -13,7 +13,9 @@ from typing import Any
 from fedvfm import chain, storage
 from fedvfm import config as configs
 from fedvfm.data import hospitals as hospital_data
-from fedvfm.simulation import charts, compare, folder, page, pictures, provenance, statistics
+from fedvfm.data import overlay
+from fedvfm.report import charts, page
+from fedvfm.simulation import baselines, compare, folder, pictures, provenance, statistics
 
 BELOW_HOME = 0.02
 FEW_ROWS = 12
@@ -26,6 +28,7 @@ NAMES = {
     "dice": "Dice",
     "iou": "IoU",
     "hd95": "HD95",
+    "assd": "ASSD",
     "nsd": "NSD",
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -33,7 +36,7 @@ NAMES = {
     "macro_f1": "macro F1",
     "brier": "Brier",
 }
-LOWER_IS_BETTER = ("hd95", "ece", "brier")
+LOWER_IS_BETTER = ("hd95", "assd", "ece", "brier")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def write(
     journal = chain.read(run.arm("federated") / "journal.jsonl")
     found = Found(what, made, compare.scores(run, made, compare.patients_of(hospitals)), journal)
     path = run.path / "report.html"
-    storage.write_text(path, page.document(what.title or what.name, body(found, hospitals, shown)), mode=0o644)
+    storage.write_text(path, page.document(what.title or what.name, body(found, hospitals, shown)))
     return path
 
 
@@ -211,6 +214,7 @@ def _arms(found: Found) -> str:
         f'<div class="charts">{page.figure(chart, title + "; the dashed line marks the federated arm.")}</div>'
         + page.table(head, rows, caption)
         + _below_home_text(found)
+        + _rounds_text(found)
         + page.paragraph(_interval_text(found), "soft")
         + _rules(found)
     )
@@ -244,6 +248,12 @@ def _against_federated(found: Found, arm: str) -> str | None:
     value, paired = result
     kind = "" if paired else ", unpaired"
     return f"{value.mean:+.3f} ({value.low:+.3f} to {value.high:+.3f}{kind})"
+
+
+def _rounds_text(found: Found) -> str:
+    rounds = {arm: int(part.get("rounds", 0)) for arm, part in found.arms.items()}
+    said = baselines.fewer_rounds(rounds, found.what, len(found.federated["sites"]))
+    return page.paragraph(f"Here {said}.", "soft") if said else ""
 
 
 def _below_home_text(found: Found) -> str:
@@ -285,7 +295,7 @@ def _sites(found: Found) -> str:
     if "hd95" in metrics:
         tolerance = found.what.recipe.evaluation.nsd_tolerance
         caption += (
-            f"; HD95 and the tolerance of NSD ({tolerance:g}) in mm where the pixel size is known, else in pixels"
+            f"; HD95, ASSD and the tolerance of NSD ({tolerance:g}) in mm where the pixel size is known, else in pixels"
         )
     made = page.table(head, rows, caption + ".")
     return made if len(rows) <= FEW_ROWS else page.folded(f"All {len(rows)} sites", made)
@@ -306,7 +316,7 @@ def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
 
 def _class_key(names: Sequence[str]) -> str:
     inner = "".join(
-        f'<span style="background:{pictures.colour(number)}"></span>{page.text(name)}'
+        f'<span style="background:{overlay.colour(number)}"></span>{page.text(name)}'
         for number, name in enumerate(names[1:], start=1)
     )
     return f'<p class="key">Classes:{inner}</p>'

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from fedvfm import chain, errors, progress, seeding, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.backbones import table as backbones
+from fedvfm.client import devices
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals as hospital_data
+from fedvfm.data.sources import index
 from fedvfm.server import strategy
-from fedvfm.simulation import baselines, classical, experiment, folder, summary, tables
+from fedvfm.simulation import baselines, classical, experiment, folder, site_errors, summary, tables
 from fedvfm.tasks import table as tasks
 
 MIB = 1 << 20
@@ -57,24 +60,33 @@ def simulate(
     Raises:
         FedvfmError: with cause, value, limit and remedy.
     """
-    if isinstance(what, str | os.PathLike):
-        what = experiment.load(os.fspath(what))
-    elif not isinstance(what, configs.Experiment):
-        what = experiment.parse(what, "experiment")
-    faults = [*experiment.validate(what), *baselines.faults(what)]
-    if faults:
-        raise errors.ConfigError(f"experiment '{what.name}'", faults)
-    what = _anywhere(what)
-    _device(what.device)
-    run = folder.RunFolder(Path(output) if output else default_output(what.name))
+    prepared = prepare(what)
+    run = folder.RunFolder(Path(output) if output else default_output(prepared.name))
     run.require_free()
-    hospitals = experiment.hospitals(what)
+    hospitals = experiment.hospitals(prepared)
     run.create()
     with folder.Lock(run.path):
         run.require_free()
         storage.sweep(run.path)
-        run.write_experiment(what.model_dump(mode="json"))
-        return _run(what, hospitals, run, observer)
+        run.write_experiment(prepared.model_dump(mode="json"))
+        return _run(prepared, hospitals, run, observer)
+
+
+def prepare(what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str]) -> configs.Experiment:
+    """The experiment, checked for this machine, with absolute paths.
+
+    Raises:
+        ConfigError: with all faults at once.
+    """
+    if isinstance(what, str | os.PathLike):
+        what = experiment.load(os.fspath(what))
+    elif not isinstance(what, configs.Experiment):
+        what = experiment.parse(what, "experiment")
+    faults = experiment.validate(what)
+    if faults:
+        raise errors.ConfigError(f"experiment '{what.name}'", faults)
+    devices.choose(what.device)
+    return _anywhere(what)
 
 
 def resume(path: str | os.PathLike[str], *, observer: progress.Observer = progress.silent) -> Result:
@@ -91,10 +103,8 @@ def resume(path: str | os.PathLike[str], *, observer: progress.Observer = progre
 
 
 def _anywhere(what: configs.Experiment) -> configs.Experiment:
-    """The same experiment with absolute folders: a run may be resumed from another working directory."""
-    if what.data.path is not None:
-        path = str(Path(what.data.path).expanduser().absolute())
-        what = what.model_copy(update={"data": what.data.model_copy(update={"path": path})})
+    """The same experiment with absolute folders: a run may be resumed from elsewhere, under other variables."""
+    what = what.model_copy(update={"data": index.resolve(what.data)})
     backbone = what.recipe.backbone
     if backbone.name not in backbones.TABLE and Path(backbone.name).is_dir():
         own = backbone.model_copy(update={"name": str(Path(backbone.name).absolute())})
@@ -111,7 +121,7 @@ def _same_setup(
         CheckpointError: if samples came, went or moved between splits, or a backbone has other bytes.
     """
     members = {h.name: {split: [one.id for one in part] for split, part in h.splits.items()} for h in hospitals}
-    frozen = {job.name: [job.locked.backbone_sha256, job.locked.manifest.fingerprint] for job in jobs}
+    frozen = {job.name: _frozen(job.locked) for job in jobs}
     found = hashlib.sha256(chain.canonical({"samples": members, "frozen": frozen}).encode()).hexdigest()
     path = run.path / "setup.json"
     if not path.exists():
@@ -121,6 +131,10 @@ def _same_setup(
             f"{run.path}: the samples, their splits or the backbone are not those this run began with. "
             "Bring them back, or start a new run with another --output"
         )
+
+
+def _frozen(locked: recipes.LockedRecipe) -> list[str]:
+    return [locked.backbone_sha256, locked.backbone_config_sha256, locked.manifest.fingerprint]
 
 
 def default_output(name: str) -> Path:
@@ -135,7 +149,7 @@ def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
     found = baselines.federated(what, names)
     for baseline in what.baselines:
         found += tables.BASELINES.get(baseline)(what, names)
-    return found
+    return [baselines.equal_steps(arm, what.server, len(names)) for arm in found]
 
 
 def _run(
@@ -144,20 +158,54 @@ def _run(
     run: folder.RunFolder,
     observer: progress.Observer,
 ) -> Result:
-    started = time.monotonic()
-    what = what.model_copy(update={"device": _device(what.device)})
+    with _as_found(what.recipe.threads):
+        return _train_and_report(what, hospitals, run, observer)
+
+
+@contextlib.contextmanager
+def _as_found(threads: int) -> Iterator[None]:
+    """Compute with this many threads; the caller's own number and random state are as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def notes(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> list[str]:
+    """What a reader of the results must know, each sentence once."""
     planned = arms(what, [hospital.name for hospital in hospitals])
-    for note in dict.fromkeys(note for hospital in hospitals for note in hospital.notes):
+    rounds = {arm.group: arm.recipe.rounds for arm in planned if arm.recipe is not None}
+    told = [note for hospital in hospitals for note in hospital.notes]
+    return [note for note in dict.fromkeys([*told, baselines.fewer_rounds(rounds, what, len(hospitals))]) if note]
+
+
+def _train_and_report(
+    what: configs.Experiment,
+    hospitals: Sequence[hospital_data.Hospital],
+    run: folder.RunFolder,
+    observer: progress.Observer,
+) -> Result:
+    started = time.monotonic()
+    what = what.model_copy(update={"device": devices.choose(what.device)})
+    planned = arms(what, [hospital.name for hospital in hospitals])
+    for note in notes(what, hospitals):
         observer("note", text=note)
     jobs = _jobs(what, run, planned)
     _same_setup(run, hospitals, jobs)
     waiting = [job for job in jobs if not _done(run, job)]
     if waiting:
         _check_sites(what, waiting)
-        tables.ENGINES.get(what.engine)(waiting, members(what, hospitals), observer, what)
+        with site_errors.explained(f"engine '{what.engine}'"):
+            tables.ENGINES.get(what.engine)(waiting, members(what, hospitals), observer, what)
     for arm in planned:
         if arm.recipe is None and run.evaluation(arm.name) is None:
-            run.write_evaluation(arm.name, _classical(what, hospitals))
+            with site_errors.explained(f"arm '{arm.name}'"):
+                run.write_evaluation(arm.name, _classical(what, hospitals))
     made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started)
     _finish(what, hospitals, run, jobs[0], made, observer)
     return Result(run.path, made)
@@ -188,18 +236,6 @@ def _check_sites(what: configs.Experiment, jobs: Sequence[strategy.Job]) -> None
             raise errors.PartitionError(f"arm '{job.name}' of experiment '{what.name}' has no site to train at")
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise errors.ConfigError("--device", [f"'{name}': torch sees no CUDA device here; use cpu or auto"])
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise errors.ConfigError("--device", ["'mps': torch sees no Apple GPU here; use cpu or auto"])
-    return name
-
-
 def _jobs(what: configs.Experiment, run: folder.RunFolder, planned: Sequence[baselines.Arm]) -> list[strategy.Job]:
     """The arms that train. Arms of one recipe share its lock: 64 local-only arms build one model, not 64."""
     locks: dict[str, recipes.LockedRecipe] = {}
@@ -221,9 +257,7 @@ def _job(
         folder=run.arm(arm.name),
         train_sites=arm.train_sites,
         test_sites=arm.test_sites,
-        server=what.server
-        if arm.name == "federated"
-        else configs.ServerConfig(round_timeout_s=what.server.round_timeout_s),
+        server=baselines.server_of(arm, what.server),
         per_sample=True,
         test_best=arm.test_best,
         primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
@@ -234,9 +268,8 @@ def members(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital
     """The sites of a simulation: one a hospital, and the one that pools them all. They share one memory."""
     memory = sites.Memory(what.cache_mib * MIB)
     everyone = [*hospitals, hospital_data.pooled(hospitals)]
-    return [
-        sites.Site(one.name, one, _device(what.device), what.site_ranks.get(one.name, 0), memory) for one in everyone
-    ]
+    device = devices.choose(what.device)
+    return [sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), memory) for one in everyone]
 
 
 def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
@@ -249,7 +282,7 @@ def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospi
         scores = task.scores(surface=what.recipe.evaluation.surface)
         for sample in hospital.test:
             pixels = hospital.read(sample)
-            scores.add(sample.id, fitted.predict(pixels.image), pixels.mask, pixels.spacing)
+            scores.add(sample.id, fitted.predict(pixels.image), pixels.mask, pixels.spacing, pixels.part)
         found["sites"][hospital.name] = {"num_examples": len(scores), **scores.value()}
         found["samples"][hospital.name] = {"id": scores.ids, **scores.per_sample()}
     seconds = round(time.monotonic() - started, 3)
@@ -281,12 +314,12 @@ def _finish(
         raise errors.CheckpointError(
             f"{run.path / 'adapter.safetensors'} is not the adapter that was tested. Restore it from a backup"
         )
-    model = models.AdaptedModel(job.locked.recipe, device=_device(what.device))
+    model = models.AdaptedModel(job.locked.recipe, device=devices.choose(what.device))
     model.write(adapter)
     summary.write_tables(run, made)
     export.save(model, run.path / "adapter", made, note=what.note)
     shown = pictures.examples(model, hospitals, seeding.stream(what.recipe.seed, "report"))
-    storage.write_text(run.path / "summary.json", summary.as_json(made) + "\n", mode=0o644)
+    storage.write_text(run.summary, summary.as_json(made) + "\n")
     compare.write_groups(run, hospitals)
     report.write(run, what, hospitals, made, shown)
     observer("note", text=f"report: {run.path / 'report.html'}")

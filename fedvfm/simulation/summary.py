@@ -6,14 +6,13 @@ import csv
 import html
 import io
 import json
-import resource
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedvfm import chain, metrics, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
+from fedvfm.server import journal
 from fedvfm.simulation import baselines, folder
 from fedvfm.tasks import table as tasks
 
@@ -25,12 +24,15 @@ def build(
     locked: recipes.LockedRecipe,
     elapsed: float,
 ) -> dict[str, Any]:
-    """The summary of a finished run; its keys are documented in ``simulations/README.md`` and do not change."""
+    """The summary of a finished run; its keys are documented in ``simulations/README.md`` and do not change.
+
+    Bytes, seconds and peak memory are those of every process that took part, from the journals. What a killed process
+    had sent and used since its last line is not in them, and the round it was in counts once.
+    """
     found = {arm.name: run.evaluation(arm.name) or {} for arm in arms}
     journals = {arm.name: chain.read(run.arm(arm.name) / "journal.jsonl") for arm in arms}
-    seconds = sum(row["seconds"] for rows in journals.values() for row in rows) + sum(
-        e.get("seconds", 0.0) for e in found.values()
-    )
+    records = [row for rows in (*journals.values(), found.values()) for row in rows]
+    seconds = sum(row.get("seconds", 0.0) for row in records)
     moved = [*(row["bytes"] for row in journals["federated"]), found["federated"]["bytes"]]
     primary = tasks.TABLE.get(what.recipe.task.kind).primary
     return {
@@ -47,7 +49,7 @@ def build(
             "full_model": full_model_bytes(locked),
         },
         "wall_s": round(max(seconds, elapsed), 1),
-        "peak_mib": peak_mib(),
+        "peak_mib": max([journal.peak_mib(), *(row.get("peak_mib", 0.0) for row in records)]),
         "primary": primary,
         "arms": {group: _arm(group, arms, found, primary) for group in dict.fromkeys(arm.group for arm in arms)},
     }
@@ -68,23 +70,18 @@ def full_model_bytes(locked: recipes.LockedRecipe) -> int:
     return 4 * (locked.backbone_parameters + head)
 
 
-def peak_mib() -> float:
-    """Peak resident memory of this process in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024 if sys.platform != "darwin" else 1024 * 1024), 1)
-
-
 def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], primary: str) -> dict[str, Any]:
     members = [arm for arm in arms if arm.group == group]
+    rounds = max(int(found[arm.name]["round"]) for arm in members)
     if group == "local-only":
         matrix = {
             arm.train_sites[0]: {s: row[primary] for s, row in found[arm.name]["last"]["sites"].items()}
             for arm in members
         }
         rows = {arm.train_sites[0]: found[arm.name]["last"]["sites"][arm.train_sites[0]] for arm in members}
-        return {**_values(rows, primary), "matrix": matrix, "abroad": _abroad(matrix)}
+        return {**_values(rows, primary), "rounds": rounds, "matrix": matrix, "abroad": _abroad(matrix)}
     rows = {site: row for arm in members for site, row in found[arm.name]["last"]["sites"].items()}
-    result = _values(rows, primary)
+    result = {**_values(rows, primary), "rounds": rounds}
     best = found[members[0].name].get("best")
     if best:
         result["best"] = {"round": best["round"], **_values(best["sites"], primary)}
@@ -160,4 +157,4 @@ def _write_csv(run: folder.RunFolder, name: str, head: Sequence[str], rows: Iter
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(rows)
-    storage.write_text(run.path / name, text.getvalue(), mode=0o644)
+    storage.write_text(run.path / name, text.getvalue())

@@ -7,6 +7,7 @@ from fedvfm import registry
 ENGINES = registry.Table(
     "engine",
     {
+        "deployment": "fedvfm.simulation.deployment:run",
         "in-process": "fedvfm.simulation.in_process:run",
         "ray": "fedvfm.simulation.ray:run",
     },

@@ -14,9 +14,10 @@ from flwr.serverapp import Grid
 
 from fedvfm import config as configs
 from fedvfm import flower, protocol, recipe, seeding, state
-from fedvfm.server import strategy
+from fedvfm.server import handshake, strategy
 
 SHA = "ab" * 32
+SETTINGS = "ef" * 32
 
 
 def manifest(rank: int = 3, alpha: float = 6.0) -> state.Manifest:
@@ -52,7 +53,7 @@ def make_recipe(**values: Any) -> configs.Recipe:
 def lock(chosen: configs.Recipe) -> recipe.LockedRecipe:
     """The recipe with a manifest and a first adapter of our own."""
     rows = manifest(chosen.adapter.rank)
-    return recipe.LockedRecipe(chosen, rows, draw(rows, chosen.seed), SHA, 1000)
+    return recipe.LockedRecipe(chosen, rows, draw(rows, chosen.seed), SHA, 1000, SETTINGS)
 
 
 @dataclass
@@ -69,16 +70,17 @@ class NumpySite:
     val: int = 4
     rank: int = 3
     sha256: str = SHA
+    config_sha256: str = SETTINGS
     fingerprint: str = ""
     change: Callable[[str, int, Any], Any] = lambda kind, number, reply: reply
     asked: list[tuple[str, int]] = field(default_factory=list)
 
     def hello(self, task: protocol.Task) -> RecordDict:
         """The handshake reply."""
-        own = self.fingerprint or strategy.at_rank(manifest(task.recipe.adapter.rank), self.rank).fingerprint
+        own = self.fingerprint or handshake.at_rank(manifest(task.recipe.adapter.rank), self.rank).fingerprint
         counts = {"train": self.examples, "val": self.val, "test": 5}
         return protocol.encode_hello(
-            self.change("hello", 0, protocol.Hello(self.name, self.sha256, own, self.rank, counts))
+            self.change("hello", 0, protocol.Hello(self.name, self.sha256, own, self.rank, counts, self.config_sha256))
         )
 
     def train(self, task: protocol.Task) -> RecordDict:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedvfm import errors, state
-from fedvfm.server import strategy
+from fedvfm.server import handshake
 from fedvfm.server.aggregators import base, svd
 from fedvfm.server.aggregators import table as rules
 
@@ -158,7 +158,7 @@ def test_mean_is_numpys_average_of_every_array(group: list[tuple[int, float]]) -
 def test_mean_refuses_a_site_of_another_rank() -> None:
     rule = rules.TABLE.get("mean")()
     with pytest.raises(errors.HandshakeRefused, match="Use rule 'svd' for mixed ranks"):
-        rule.for_site(contribution(0, 1.0).state, strategy.at_rank(manifest(), 2))
+        rule.for_site(contribution(0, 1.0).state, handshake.at_rank(manifest(), 2))
 
 
 # -- svd -------------------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_a_site_of_lower_rank_gets_the_best_approximation_at_its_own_scale(
 ) -> None:
     rows = manifest(RANK, alpha)
     adapter = aggregate("svd", [contribution(*row) for row in group], rows)
-    site_rows = strategy.at_rank(rows, site_rank)
+    site_rows = handshake.at_rank(rows, site_rank)
     own = rules.TABLE.get("svd")().for_site(adapter, site_rows)
     assert {key: value.shape for key, value in own.items()} == {spec.name: spec.shape for spec in site_rows}
     for pair, product in effective(adapter, rows).items():
@@ -234,7 +234,7 @@ def test_the_first_adapter_reaches_every_rank_alive() -> None:
     """B is zero at the start, so a site's A must not be: else its pair could never learn."""
     rows = manifest()
     start = {key: np.zeros_like(v) if key.endswith(".B") else v for key, v in contribution(0, 1.0).state.items()}
-    own = rules.TABLE.get("svd")().for_site(state.AdapterState(start), strategy.at_rank(rows, 2))
+    own = rules.TABLE.get("svd")().for_site(state.AdapterState(start), handshake.at_rank(rows, 2))
     assert np.abs(own["block.00.q.A"]).min() > 0
     assert not own["block.00.q.B"].any()
 
@@ -276,6 +276,24 @@ def test_factor_error_is_zero_where_one_factor_is_common() -> None:
     error = svd.factor_error([one, base.Contribution(2.0, state.AdapterState(shared), manifest())])
     assert error is not None
     assert error < 1e-7
+
+
+@pytest.mark.parametrize("rule", ["mean", "svd"])
+def test_aggregate_error_is_the_dense_formula(rule: str) -> None:
+    ranks = (RANK, RANK, RANK) if rule == "mean" else (1, 2, RANK)
+    updates = [contribution(seed, 1.0 + seed, rank) for seed, rank in enumerate(ranks)]
+    rows = manifest(RANK)
+    made = aggregate(rule, updates, rows)
+    found = effective(made, rows)
+    difference = sum(np.sum((found[pair] - dense_mean(updates, pair)) ** 2) for pair in rows.pairs())
+    whole = sum(np.sum(dense_mean(updates, pair) ** 2) for pair in rows.pairs())
+    error = svd.aggregate_error(updates, made, rows)
+    assert error == pytest.approx(np.sqrt(difference / whole), rel=1e-5)
+    assert error > 0.01, "three random products do not fit into the global rank, nor into a mean of factors"
+    if rule == "mean":
+        assert error == pytest.approx(svd.factor_error(updates), rel=1e-5)
+    one = svd.aggregate_error(updates[-1:], updates[-1].state, updates[-1].manifest)
+    assert one == pytest.approx(0.0, abs=1e-6)
 
 
 def test_factor_error_where_it_has_no_meaning() -> None:

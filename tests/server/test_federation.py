@@ -67,7 +67,7 @@ def evaluation(folder: Path) -> dict[str, Any]:
 def lasting(folder: Path) -> list[dict[str, Any]]:
     """Journal lines without what time and the handshake of a resume change."""
     return [
-        {key: value for key, value in line.items() if key not in ("seconds", "bytes", "prev", "hash")}
+        {key: value for key, value in line.items() if key not in ("seconds", "bytes", "peak_mib", "prev", "hash")}
         for line in journal(folder)
     ]
 
@@ -86,6 +86,8 @@ def test_a_run_leaves_journal_checkpoints_and_evaluation(harness: Harness) -> No
         assert line["train"]["east"]["loss"] == pytest.approx(1 / line["round"])
         assert set(line["validation"]) == {"east", "north", "west"}
         assert line["factor_error"] > 0
+        assert line["aggregate_error"] is None
+        assert line["peak_mib"] > 10
         assert line["bytes"]["up"] > 0 < line["bytes"]["down"]
     adapter, _, marks = checkpoint.read(folder / "checkpoints" / "round-00003.safetensors")
     assert adapter.fingerprint == lines[-1]["fingerprint"]
@@ -203,12 +205,25 @@ def refused(harness: Harness, members: list[Any], match: str, **more: Any) -> No
     assert not any(kind == "train" for member in members for kind, _ in member.asked)
 
 
+def test_sites_must_agree_on_settings_that_the_lock_does_not_know(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness.sites, "SETTINGS", "")
+    members = [harness.site("east"), harness.site("west", config_sha256="cd" * 32)]
+    refused(harness, members, "sites east and west hold the backbone with different settings .config.json")
+
+
 def test_handshake_refusals(harness: Harness) -> None:
     east = harness.site("east")
     refused(
         harness,
         [east, harness.site("west", sha256="cd" * 32)],
         "site 'west' holds backbone cdcdcdcdcdcd.*Fetch the same weights",
+    )
+    refused(
+        harness,
+        [east, harness.site("west", config_sha256="cd" * 32)],
+        "site 'west' holds the same backbone with other settings .config.json cdcdcdcdcdcd.*config.json again",
     )
     refused(
         harness,
@@ -222,7 +237,41 @@ def test_handshake_refusals(harness: Harness) -> None:
     def fail(kind: str, number: int, reply: Any) -> Any:
         raise errors.WeightsError("/data/patients")
 
-    refused(harness, [east, harness.site("west", change=fail)], r"refused the handshake: weights$")
+    failing = harness.site("west", change=fail)
+    refused(harness, [east, failing], r"^sites not connected: west; node 101 refused the handshake: weights$")
+
+
+@pytest.mark.parametrize("how", ["error", "nonsense", "another backbone"])
+def test_a_node_that_is_not_wanted_may_answer_as_it_likes(harness: Harness, how: str) -> None:
+    def change(kind: str, number: int, reply: Any) -> Any:
+        if how == "error":
+            raise errors.WeightsError("/data/patients")
+        return dataclasses.replace(reply, rank=0) if how == "nonsense" else reply
+
+    guest = harness.site("guest", change=change, sha256="cd" * 32)
+    members = [harness.site("east"), guest, harness.site("west")]
+    folder = harness.run(members, train_sites=("east", "west"), test_sites=("east", "west"))
+    assert evaluation(folder)["round"] == 3
+    assert [kind for kind, _ in guest.asked] == ["hello"]
+    told = [fields["text"] for event, fields in harness.events if event == "note"]
+    assert len(told) == (how != "another backbone")
+    assert all(text.startswith("node 101 ") and "no site of 'federated' is missing" in text for text in told)
+    assert "patients" not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("server", "fault"),
+    [
+        ({"cohort": 3}, r"server\.cohort = 3: 2 sites can train; give at most 2"),
+        ({"quorum": 3}, r"server\.quorum = 3: 2 sites can train; give at most 2"),
+        ({"cohort": 1, "quorum": 2}, r"server\.quorum = 2: a round asks 1 of 2 sites; give at most 1"),
+    ],
+)
+def test_cohort_and_quorum_that_cannot_be(harness: Harness, server: dict[str, int], fault: str) -> None:
+    members = [harness.site("east"), harness.site("west")]
+    with pytest.raises(errors.ConfigError, match=fault):
+        harness.run(members, server=configs.ServerConfig(**server))
+    assert not members[0].asked
 
 
 @pytest.mark.parametrize("rank", [0, -2, 10**7])
@@ -396,7 +445,9 @@ def test_mixed_ranks_with_svd(harness: Harness) -> None:
     adapter = checkpoint.read(folder / "adapter.safetensors")[0]
     assert adapter["block.00.q.A"].shape == (3, 7)
     assert journal(folder)[0]["refused"] == {}
-    assert journal(folder)[0]["factor_error"] is None
+    for line in journal(folder):
+        assert line["factor_error"] is None
+        assert 0 < line["aggregate_error"] < 1
 
 
 # -- resume ----------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_task_without_an_adapter(sites: Any) -> None:
 @fuzz
 @given(site=names, rank=st.integers(1, 1024), counts=st.dictionaries(names, st.integers(0, 10**9), max_size=3))
 def test_hello_round_trip(site: str, rank: int, counts: dict[str, int]) -> None:
-    hello = protocol.Hello(site, "a" * 64, "b" * 64, rank, counts)
+    hello = protocol.Hello(site, "a" * 64, "b" * 64, rank, counts, "c" * 64)
     assert protocol.decode_hello(travelled(protocol.encode_hello(hello))) == hello
 
 
@@ -117,6 +117,7 @@ HEADER_KEYS = [
     "round",
     "base_fingerprint",
     "backbone_sha256",
+    "backbone_config_sha256",
     "manifest_fingerprint",
     "rank",
     "ids",
@@ -220,6 +221,7 @@ def records(draw: Any) -> RecordDict:
             "round": 1,
             "base_fingerprint": "x",
             "backbone_sha256": "",
+            "backbone_config_sha256": "",
             "manifest_fingerprint": "",
             "rank": 1,
             "ids": ["a"],

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from fedvfm import config
+from fedvfm import config, errors
+from fedvfm.data import hospitals
+from fedvfm.server import cohort
 from fedvfm.simulation import baselines, experiment, run
 
 SITES = ["east", "north", "west"]
@@ -48,9 +50,67 @@ def test_who_trains_and_who_tests(moving: config.Experiment) -> None:
     assert next(iter(found)) == "federated"
     assert found["local-only/north"].train_sites == ("north",)
     assert found["local-only/north"].test_sites == tuple(SITES)
-    assert found["pooled"].train_sites == (baselines.POOLED,)
+    assert found["pooled"].train_sites == (hospitals.POOLED,)
     assert found["leave-one-out/west"].train_sites == ("east", "north")
     assert found["leave-one-out/west"].test_sites == ("west",)
     assert found["classical"].recipe is None
     assert found["unet"].recipe.backbone.name == "unet"
     assert found["head-only"].recipe.adapter.kind == "head-only"
+
+
+# --- cohorts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_cohort_leaves_equal_gradient_steps_per_sample(moving: config.Experiment, size: int) -> None:
+    """Rounds times the share of its sites that a round asks is the same in every arm: a sample's expected visits."""
+    recipe = moving.recipe.model_copy(update={"rounds": 6})
+    what = moving.model_copy(update={"recipe": recipe, "server": config.ServerConfig(cohort=size)})
+    found = arms(what)
+    assert found["federated"].recipe.rounds == found["unet"].recipe.rounds == found["head-only"].recipe.rounds == 6
+    assert found["pooled"].recipe.rounds == found["local-only/north"].recipe.rounds == 2 * size
+    for name, arm in found.items():
+        if arm.recipe is None:
+            continue
+        asked = cohort.choose(arm.train_sites, baselines.server_of(arm, what.server), 0, 1)
+        visits = arm.recipe.rounds * len(asked) / len(arm.train_sites)
+        assert visits == pytest.approx(6 * size / 3), name
+    said = baselines.fewer_rounds({name: arm.recipe.rounds for name, arm in found.items() if arm.recipe}, what, 3)
+    assert ("pooled 4" in said) == (size == 2)
+    assert (said == "") == (size == 3)
+
+
+def test_rounds_under_a_cohort_are_the_nearest_whole_number_and_never_none(moving: config.Experiment) -> None:
+    for rounds, size, expected in ((1, 1, 1), (5, 2, 3), (4, 1, 1)):
+        recipe = moving.recipe.model_copy(update={"rounds": rounds})
+        what = moving.model_copy(update={"recipe": recipe, "server": config.ServerConfig(cohort=size)})
+        assert arms(what)["pooled"].recipe.rounds == expected
+
+
+def test_every_federation_has_the_cohort_and_quorum_of_the_first(moving: config.Experiment) -> None:
+    server = config.ServerConfig(cohort=3, quorum=3, round_timeout_s=7.0)
+    found = arms(moving)
+    for name, asked in (("federated", 3), ("unet", 3), ("head-only", 3), ("leave-one-out/west", 2), ("pooled", 1)):
+        own = baselines.server_of(found[name], server)
+        assert (own.cohort, own.quorum, own.round_timeout_s) == (asked, asked, 7.0), name
+        assert cohort.faults(len(found[name].train_sites), own) == []
+
+
+def test_what_cannot_be_with_these_sites_is_told_at_once(moving: config.Experiment) -> None:
+    server = config.ServerConfig(cohort=4, quorum=5)
+    said = experiment.site_faults(moving.model_copy(update={"server": server, "site_ranks": {"south": 2}}), SITES)
+    assert said == [
+        "server.cohort = 4: 3 sites can train; give at most 3, or 0 for all",
+        "server.quorum = 5: 3 sites can train; give at most 3, or 0 for all that are asked",
+        "site_ranks: no site south; sites: east, north, west",
+    ]
+    server = config.ServerConfig(cohort=2, quorum=3)
+    (fault,) = experiment.site_faults(moving.model_copy(update={"server": server}), SITES)
+    assert fault.startswith("server.quorum = 3: a round asks 2 of 3 sites; give at most 2")
+    (fault,) = experiment.site_faults(moving, ["solo"])
+    assert fault == "baselines: 'leave-one-out' needs more sites than solo; bring more or leave it out"
+
+
+def test_a_baseline_of_another_task_is_found_with_the_other_faults() -> None:
+    with pytest.raises(errors.ConfigError, match=r"baselines: 'unet' is for segmentation"):
+        experiment.load("cells", ['baselines=["unet"]'])

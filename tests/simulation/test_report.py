@@ -17,8 +17,10 @@ from PIL import Image
 
 from fedvfm import config, seeding
 from fedvfm.client import model as models
+from fedvfm.data import overlay
+from fedvfm.report import charts, page
 from fedvfm.server import checkpoint
-from fedvfm.simulation import charts, compare, experiment, folder, page, pictures, provenance, report
+from fedvfm.simulation import compare, experiment, folder, pictures, provenance, report
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
 
@@ -96,7 +98,7 @@ def test_the_page_asks_the_network_for_nothing(tiny_run: Path) -> None:
     assert "url(" not in source
     policies = [tag["content"] for tag in found.named("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
     assert policies == [page.POLICY]
-    assert (tiny_run / "report.html").stat().st_mode & 0o777 == 0o644
+    assert (tiny_run / "report.html").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_page_can_be_read_without_seeing_it(tiny_run: Path) -> None:
@@ -370,7 +372,7 @@ def test_masks_are_tinted_and_outlined_and_the_rest_is_grey() -> None:
     image, mask = np.full((1, 20, 400), 0.5, dtype=np.float32), np.zeros((20, 400), dtype=np.int64)
     image[0, 0, 0], image[0, 0, 1] = 0.0, 1.0
     mask[5:15, 100:200] = 1
-    shown = pictures.overlay(image, mask)
+    shown = overlay.drawn(image, mask)
     assert shown.shape == (18, 360, 3)
     outside, inside = shown[9, 300].astype(int), shown[9, 130].astype(int)
     assert outside[0] == outside[1] == outside[2]
@@ -384,8 +386,8 @@ def test_masks_are_tinted_and_outlined_and_the_rest_is_grey() -> None:
     [(28, 28, (224, 224)), (60, 56, (240, 224)), (512, 1024, (180, 360)), (300, 300, (300, 300))],
 )
 def test_sizes_in_the_report(height: int, width: int, expected: tuple[int, int]) -> None:
-    assert pictures.display_size(height, width) == expected
-    assert pictures.as_shown(np.zeros((3, height, width), dtype=np.float32)).shape == (*expected, 3)
+    assert overlay.display_size(height, width) == expected
+    assert overlay.as_shown(np.zeros((3, height, width), dtype=np.float32)).shape == (*expected, 3)
 
 
 def test_examples_are_drawn_by_the_stream_and_scored_as_the_test_did(tiny_run: Path) -> None:

@@ -139,7 +139,8 @@ def factor_error(contributions: Sequence[base.Contribution]) -> float | None:
     ``|| mean(B) mean(A) - mean(B A) ||_F / || mean(B A) ||_F`` with the scales in, computed in the factors' small
     spaces. Below about 0.01 no exact rule can help.
 
-    Returns: None where there is no pair, where ranks differ or where the mean product is zero.
+    Returns: None where there is no pair, where the mean product is zero, or where ranks differ: factors of different
+    shapes have no mean; see :func:`aggregate_error`.
     Raises: EmptyCohort: without any contribution.
     """
     if not contributions:
@@ -154,6 +155,36 @@ def factor_error(contributions: Sequence[base.Contribution]) -> float | None:
         right = np.stack([contribution.state[a.name].astype(np.float64) for contribution in contributions])
         own_difference, own_whole = _squares(left, right, np.asarray(weights)[:, None, None])
         difference, whole = difference + a.scale**2 * own_difference, whole + a.scale**2 * own_whole
+    return float(np.sqrt(difference / whole)) if whole > 0 else None
+
+
+def aggregate_error(
+    contributions: Sequence[base.Contribution], aggregate: state.AdapterState, manifest: state.Manifest
+) -> float | None:
+    """How far what a rule made is from the mean product, relative, over all pairs; ranks may differ.
+
+    ``|| scale B A - mean(scale_k B_k A_k) ||_F / || mean(scale_k B_k A_k) ||_F``. Under the rule svd this is what the
+    cut to the global rank loses. Computed by Gram matrices, so values below about 1e-7 are rounding.
+
+    Args:
+        contributions: what the rule was given.
+        aggregate: what it made of them.
+        manifest: of the aggregate.
+
+    Returns: None where there is no pair or the mean product is zero.
+    """
+    total = sum(contribution.weight for contribution in contributions)
+    difference = whole = 0.0
+    for pair, (a, b) in manifest.pairs().items():
+        left, right = [], []
+        for one in contributions:
+            own_a, own_b = one.manifest.pairs()[pair]
+            left.append(one.weight / total * own_a.scale * one.state[own_b.name].astype(np.float64))
+            right.append(one.state[own_a.name].astype(np.float64))
+        whole += _square(np.concatenate(left, axis=1), np.concatenate(right))
+        left.append(-a.scale * aggregate[b.name].astype(np.float64))
+        right.append(aggregate[a.name].astype(np.float64))
+        difference += _square(np.concatenate(left, axis=1), np.concatenate(right))
     return float(np.sqrt(difference / whole)) if whole > 0 else None
 
 
@@ -186,5 +217,9 @@ def _gram_square(left: Matrix, right: Matrix) -> float:
 
     Shapes: left (K, m, r), right (K, r, n).
     """
-    tall, wide = _tall(left), _wide(right)
+    return _square(_tall(left), _wide(right))
+
+
+def _square(tall: Matrix, wide: Matrix) -> float:
+    """Squared Frobenius norm of ``tall @ wide``. Shapes: tall (m, R), wide (R, n)."""
     return max(float(np.sum((tall.T @ tall) * (wide @ wide.T))), 0.0)

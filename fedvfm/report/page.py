@@ -1,4 +1,4 @@
-"""The shell of the report: one HTML file with its style inside, and the few pieces it is built from.
+"""The shell of a report: one HTML file with its style inside, and the few pieces it is built from.
 
 The page forbids itself every request (Content-Security-Policy), so that opening it in a hospital tells nobody.
 """

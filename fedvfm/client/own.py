@@ -1,0 +1,106 @@
+"""The hospital's own file: read, checked against the recipe, and turned into splits of its samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedvfm import config as configs
+from fedvfm import errors, seeding
+from fedvfm.data import sample as samples
+from fedvfm.data import splits as splitting
+from fedvfm.data.sources import table as sources
+
+
+@dataclass(frozen=True)
+class Own:
+    """A hospital's settings, and the recipe it would train.
+
+    Attributes:
+        site: its file, with absolute paths.
+        recipe: the recipe, or None where none was given.
+    """
+
+    site: configs.SiteConfig
+    recipe: configs.Recipe | None
+
+
+def read(path: Path, recipe: Path | None = None) -> Own:
+    """Read a site's file and the recipe it names; ``recipe`` is taken in place of that one.
+
+    Raises:
+        ConfigError: listing every fault of either file.
+    """
+    site = configs.parse(configs.SiteConfig, configs.read_toml(path), str(path))
+    name = site.data.source.partition(":")[0]
+    if name not in sources.TABLE:
+        raise errors.ConfigError(str(path), [f"data.source: {sources.TABLE.fault(name)}"])
+    data = site.data
+    if data.path is not None:
+        data = data.model_copy(update={"path": str(_beside(path, data.path))})
+    chosen = recipe or (None if site.recipe is None else _beside(path, site.recipe))
+    return Own(site.model_copy(update={"data": data}), None if chosen is None else read_recipe(chosen))
+
+
+def _beside(file: Path, path: str) -> Path:
+    """A path as seen from the folder of ``file``."""
+    return file.absolute().parent / Path(path).expanduser()
+
+
+def read_recipe(path: Path) -> configs.Recipe:
+    """A recipe from its own file, or from the table ``[recipe]`` of an experiment.
+
+    Raises:
+        ConfigError: listing every fault of form and names.
+    """
+    values = configs.read_toml(path)
+    inner = values.get("recipe")
+    recipe = configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
+    from fedvfm.client import model as models  # torch is loaded only once the file has its form
+
+    faults = models.validate(recipe)
+    if faults:
+        raise errors.ConfigError(str(path), faults)
+    return recipe
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One site's samples in their splits.
+
+    Attributes:
+        parts: samples by split.
+        torn: samples of patients for whom the data prescribes several splits; they are in ``train``.
+    """
+
+    parts: dict[str, list[samples.Sample]]
+    torn: tuple[samples.Sample, ...]
+
+
+def belonging(site: configs.SiteConfig, everything: Sequence[samples.Sample]) -> list[samples.Sample]:
+    """The samples of the natural sites that the hospital includes, or all."""
+    return [one for one in everything if not site.include or one.site in site.include]
+
+
+def split(site: configs.SiteConfig, own: Sequence[samples.Sample]) -> Splits:
+    """Train, val and test: as the data prescribes, else drawn by patients under the site's own seed.
+
+    The draw depends on the site's name, its split settings and its samples, so that it is the same for every recipe.
+    """
+    prescribed: dict[str, set[str]] = {}
+    for one in own:
+        if one.split in splitting.SPLITS:
+            prescribed.setdefault(splitting.group_of(one), set()).add(one.split)
+    torn = {group for group, names in prescribed.items() if len(names) > 1}
+    settled = [_settled(one, torn) for one in own]
+    partition = configs.PartitionConfig(val_share=site.split.val_share, test_share=site.split.test_share)
+    drawn = splitting.split(site.name, settled, partition, seeding.stream(site.split.seed, site.name, "split"))
+    return Splits(drawn, tuple(one for one in own if splitting.group_of(one) in torn))
+
+
+def _settled(one: samples.Sample, torn: set[str]) -> samples.Sample:
+    if splitting.group_of(one) in torn:
+        return dataclasses.replace(one, split="train")
+    return one if one.split is None or one.split in splitting.SPLITS else dataclasses.replace(one, split=None)

@@ -1,0 +1,50 @@
+"""The list of affected files, for the hospital's eyes only: the one thing a check writes that names files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedvfm import storage
+from fedvfm.client.readiness import check, outputs
+
+COLUMNS = ("severity", "code", "sample", "id", "file", "message")
+OPTION, HEAD = "--files", ",".join(COLUMNS).encode()
+
+
+def write(made: check.Checked, path: Path) -> None:
+    """Write a row a finding and sample, with file and full message, for the owner alone (0600).
+
+    Raises:
+        OutputInUse: if another kind of file is there.
+        StorageError: if the disk refuses.
+    """
+    outputs.require(path, OPTION, HEAD)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    writer.writerows(_rows(made))
+    storage.write_text(path, text.getvalue(), mode=0o600)
+
+
+def _rows(made: check.Checked) -> Iterator[tuple[str, ...]]:
+    severities = {one.code: one.severity for one in made.findings}
+    messages = {(number, code): text for number, code, text in made.told}
+    for number, code, text in made.told:
+        if number == 0:
+            yield severities.get(code, ""), code, "", "", "", text
+    for one in made.findings:
+        for number in one.samples:
+            sample_id, file = _place(made, number)
+            yield one.severity, one.code, str(number), sample_id, file, messages.get((number, one.code), "")
+
+
+def _place(made: check.Checked, number: int) -> tuple[str, str]:
+    """A sample's id and file, where the source knows it."""
+    if made.seen is None:
+        return "", ""
+    one = made.seen.samples[number - 1]
+    path_of = getattr(made.raw, "path_of", None)
+    return one.id, "" if path_of is None else str(path_of(one))

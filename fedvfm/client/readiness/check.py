@@ -1,0 +1,233 @@
+"""The check from the site's file to a report: open the data, pass over it once, judge, try a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedvfm import config as configs
+from fedvfm import errors, progress
+from fedvfm.client import own as owns
+from fedvfm.client.readiness import offline
+from fedvfm.data import labels
+from fedvfm.data import sample as samples
+from fedvfm.data import splits as splitting
+from fedvfm.data.readiness import appearance, duplicates, faults, finding, looked, rules, survey
+from fedvfm.data.sources import table as sources
+
+NOT_READY = 20
+"""Exit code of a check that found a blocker."""
+
+
+@dataclass
+class Checked:
+    """All that a check found.
+
+    Attributes:
+        own: settings and recipe.
+        raw: the hospital's data, or None where it could not be opened.
+        source: the same under the recipe's classes.
+        fits: whether the recipe's classes are those of the data.
+        seen: what the pass found, or None.
+        findings: ranked, blockers first.
+        facts: parts of the JSON document about this machine and the step.
+        told: full texts of errors with the number of their sample (0: none); they may name files and patients.
+        limit: samples asked for, 0 for all.
+    """
+
+    own: owns.Own
+    limit: int = 0
+    raw: samples.Source | None = None
+    source: samples.Source | None = None
+    fits: bool = True
+    seen: looked.Looked | None = None
+    findings: list[finding.Finding] = field(default_factory=list)
+    facts: dict[str, object] = field(default_factory=dict)
+    told: list[tuple[int, str, str]] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        """Whether no finding is a blocker."""
+        return all(one.severity != "blocker" for one in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if ready, else :data:`NOT_READY`."""
+        return 0 if self.ready else NOT_READY
+
+
+def check(
+    path: Path, *, recipe: Path | None = None, limit: int = 0, observer: progress.Observer = progress.silent
+) -> Checked:
+    """Check one hospital. Uses no network and writes nothing.
+
+    Args:
+        path: the site's file.
+        recipe: taken in place of the one the file names.
+        limit: look at so many samples only, evenly spaced; 0 for all.
+        observer: told of progress.
+
+    Raises:
+        ConfigError: if the site's file or the recipe has faults; everything else becomes a finding.
+    """
+    with offline.closed():
+        made = Checked(owns.read(path, recipe), limit)
+        raw = _open(made)
+        if raw is not None:
+            _look(made, raw, observer)
+        _machine(made, observer)
+    made.findings = finding.ranked(made.findings)
+    return made
+
+
+def _open(made: Checked) -> samples.Source | None:
+    """The source of what is usable; its faults become findings."""
+    structure: list[str] = []
+    raw, recipe = None, made.own.recipe
+    try:
+        raw = sources.survey(made.own.site.data, structure, None if recipe is None else recipe.data)
+    except errors.DataError as error:
+        structure += error.faults or ([] if structure else [str(error)])
+    except errors.FedvfmError as error:
+        # Settings name no patient, and without their text nobody could correct them.
+        made.findings.append(finding.make("options", "; ".join(getattr(error, "faults", ()) or [str(error)])))
+    except Exception as error:
+        # A source of a third party may fail in any way; the report must still come.
+        problem = f"the source could not be opened ({type(error).__name__})"
+        made.findings.append(finding.make("reader-failed", problem))
+        made.told.append((0, "reader-failed", f"{type(error).__name__}: {error}"))
+    made.told += [(0, faults.kind(fault), fault) for fault in structure]
+    made.findings += rules.structure([faults.kind(fault) for fault in structure])
+    return raw
+
+
+def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> None:
+    """Map the classes, split, pass over the pixels, judge."""
+    site, recipe = made.own.site, made.own.recipe
+    source, contract = _mapped(made.own, raw)
+    made.findings += contract
+    everything = owns.belonging(site, source.samples())
+    split = owns.split(site, everything)
+    numbers = {one.id: number for number, one in enumerate(everything, 1)}
+    chosen = survey.spaced(everything, made.limit)
+    found = survey.look(source, chosen, observer, files=raw)
+    made.seen = looked.Looked(
+        info=source.info,
+        classes=recipe.data.class_names if recipe is not None and not contract else _shown_names(made.own, source.info),
+        samples=everything,
+        found=found,
+        splits={name: [numbers[one.id] for one in members] for name, members in split.parts.items()},
+        torn=[numbers[one.id] for one in split.torn],
+        contract=recipe.data if recipe is not None else None,
+        names_shown=site.data.options.get("ids") == "names",
+        limited=len(chosen) < len(everything),
+    )
+    made.told += [(one.number, one.code, one.message) for one in found.failures]
+    known = {one.code for one in made.findings}
+    for one in [*rules.findings(made.seen), *appearance.findings(made.seen), *duplicates.findings(made.seen)]:
+        # Where table and samples tell the same fault, the one that numbers samples says more.
+        if one.code == "patient-across-splits" and one.code in known:
+            made.findings = [other for other in made.findings if other.code != one.code]
+        made.findings.append(one)
+    made.raw, made.source, made.fits = raw, source, not contract
+
+
+def _shown_names(own: owns.Own, info: samples.SourceInfo) -> tuple[str, ...]:
+    """Class names as they may be shown: those somebody wrote into a file of settings, else numbers.
+
+    Folders that were taken for classes may be one a patient.
+    """
+    known = {*own.site.labels, *own.site.labels.values()} | set(
+        own.recipe.data.class_names if own.recipe is not None else ()
+    )
+    named = own.site.data.options.get("class_names")
+    written = info.name != "folder" or info.task != "classification" or isinstance(named, list)
+    return tuple(
+        name if written or name in known else f"class {number}" for number, name in enumerate(info.class_names, 1)
+    )
+
+
+def _mapped(own: owns.Own, raw: samples.Source) -> tuple[samples.Source, list[finding.Finding]]:
+    """The source under the recipe's classes, or as it is with what keeps it from fitting."""
+    wanted = own.recipe.data.class_names if own.recipe is not None else ()
+    shown = _shown_names(own, raw.info)
+    names = ", ".join(shown)
+    try:
+        source = labels.mapped(raw, own.site.labels, wanted)
+    except errors.ConfigError as error:
+        problem = f"[labels] does not fit: {'; '.join(error.faults)}; the data has {names}"
+        return raw, [finding.make("contract", problem, len(error.faults))]
+    if own.recipe is None or not labels.faults(own.recipe, source.info):
+        return source, []
+    task, theirs = own.recipe.task.kind, f"{len(shown)} classes ({names}) for {source.info.task}"
+    problem = f"the recipe is for {task} of {', '.join(wanted)}; the data has {theirs}"
+    return source, [finding.make("contract", problem)]
+
+
+def _machine(made: Checked, observer: progress.Observer) -> None:
+    """Device, memory, disk and the training step, where a recipe says what is needed."""
+    if made.own.recipe is None:
+        made.findings.append(finding.make("no-recipe", "no recipe was given"))
+        return
+    observer("note", text="trying a training step")
+    # Only a check with a recipe pays for loading torch.
+    from fedvfm.client import budget
+    from fedvfm.client import model as models
+    from fedvfm.client import site as sites
+    from fedvfm.client.readiness import machine, step
+
+    site, recipe = made.own.site, made.own.recipe
+    try:
+        recipe = sites.at_rank(recipe, site.rank, site.name)
+    except errors.ConfigError as error:
+        made.findings.append(finding.make("rank-too-high", error.faults[0]))
+    found, wrong = machine.look(site.device)
+    made.findings += wrong
+    try:
+        shapes = models.AdaptedModel(recipe, with_weights=False)
+    except errors.WeightsError as error:
+        remedy = f"Run: fedvfm weights fetch {recipe.backbone.name}"
+        made.findings.append(finding.make("weights-missing", str(error), remedy=remedy))
+        made.findings.append(finding.make("step-skipped", "the backbone is not on this machine"))
+        return
+    lost = step.missing_weights(recipe, shapes)
+    images = 0 if made.seen is None else len(made.seen.samples) + len(made.seen.splits["train"]) * recipe.data.views
+    memory = budget.memory(recipe, shapes, images, site.cache_mib)
+    disk = budget.disk_mib(shapes, with_backbone=bool(lost))
+    short = machine.judge(found, memory, disk)
+    made.findings += [*lost, *short]
+    made.facts["machine"] = {
+        "device": found.device,
+        "device_name": found.device_name,
+        "memory_mib": {"needed": round(memory.total, 1), "available": round(found.memory, 1)},
+        "gpu_memory_mib": None if found.gpu_memory is None else {"available": round(found.gpu_memory, 1)},
+        "disk_mib": {"needed": round(disk, 1), "available": round(found.disk, 1)},
+    }
+    _try(made, recipe, found.device, blocked=bool(wrong or lost) or any(one.severity == "blocker" for one in short))
+
+
+def _try(made: Checked, recipe: configs.Recipe, device: str, *, blocked: bool) -> None:
+    """The training step, unless it is known to fail."""
+    from fedvfm.client.readiness import step
+
+    usable = _usable(made)
+    if blocked or made.seen is None or made.source is None or not made.fits or not usable["train"]:
+        made.findings.append(finding.make("step-skipped", "a blocker stands in the way of a training step"))
+        return
+    counts = {name: len(members) for name, members in made.seen.splits.items()}
+    timing, found, text = step.measure(recipe, made.own.site, made.source, usable, counts, device)
+    made.findings += found
+    if text:
+        made.told.append((0, "step-failed", text))
+    made.facts["training_step"] = None if timing is None else timing.as_json()
+
+
+def _usable(made: Checked) -> Mapping[str, list[samples.Sample]]:
+    """Samples by split that were read."""
+    if made.seen is None:
+        return {}
+    rows = made.seen.found.rows
+    return {
+        name: [row.sample for row in rows if made.seen.split_of.get(row.number) == name] for name in splitting.SPLITS
+    }

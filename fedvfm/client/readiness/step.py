@@ -1,0 +1,146 @@
+"""Real training steps on the hospital's own images, and from their time that of a round."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedvfm import config as configs
+from fedvfm import errors
+from fedvfm.backbones import weights
+from fedvfm.client import evaluator, trainer
+from fedvfm.client import model as models
+from fedvfm.client import site as sites
+from fedvfm.data import hospitals as hospital_data
+from fedvfm.data import sample as samples
+from fedvfm.data.readiness import faults, finding
+
+ROUND_TIMEOUT_S = configs.ServerConfig().round_timeout_s
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What was measured, and what follows from it.
+
+    Attributes:
+        first_s: the first step, files and kernels cold.
+        step_s: the second step.
+        image_s: prediction of one whole image.
+        steps: training steps of a round.
+        round_s: expected time of a round: its steps, and validation where the recipe validates. What a cache of
+            prepared images saves in later rounds is not counted.
+        gpu_mib: highest GPU memory of the steps, or None.
+    """
+
+    first_s: float
+    step_s: float
+    image_s: float
+    steps: int
+    round_s: float
+    gpu_mib: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers, rounded."""
+        return {key: round(value, 3) if value is not None else None for key, value in dataclasses.asdict(self).items()}
+
+
+def measure(
+    recipe: configs.Recipe,
+    site: configs.SiteConfig,
+    source: samples.Source,
+    usable: Mapping[str, Sequence[samples.Sample]],
+    counts: Mapping[str, int],
+    device: str,
+) -> tuple[Timing | None, list[finding.Finding], str]:
+    """Two real training steps and one prediction.
+
+    Args:
+        recipe: at the site's own rank.
+        site: the hospital's settings.
+        source: where images are read.
+        usable: samples by split, those that were read.
+        counts: how many there are in all.
+        device: where to compute.
+
+    Returns:
+        The timing where it went well, findings, and the full text of an error (for the hospital's eyes only).
+    """
+    try:
+        model = models.AdaptedModel(recipe, device=device)
+        timing = _timed(model, site, source, usable, counts)
+    except Exception as error:
+        # Whatever breaks here would break in the federation; the check itself must end with its report.
+        return None, [_failed(error)], f"{type(error).__name__}: {error}"
+    slow = []
+    if timing.round_s > ROUND_TIMEOUT_S:
+        problem = f"a round would take about {timing.round_s / 3600:.1f} hours here"
+        slow.append(finding.make("round-slow", problem))
+    return timing, slow, ""
+
+
+def _failed(error: Exception) -> finding.Finding:
+    """A finding without the error's text where that may name a file."""
+    if isinstance(error, errors.DataError):
+        what = faults.kind(str(error))
+        return finding.make("step-failed", f"an image could not be prepared for training ({what})")
+    import torch
+
+    if isinstance(error, errors.FedvfmError | torch.OutOfMemoryError):
+        lines = str(error).splitlines() or ["no message"]
+        return finding.make("step-failed", f"{type(error).__name__}: {lines[0][:300]}")
+    return finding.make("step-failed", f"{type(error).__name__} in the training step")
+
+
+def _timed(
+    model: models.AdaptedModel,
+    site: configs.SiteConfig,
+    source: samples.Source,
+    usable: Mapping[str, Sequence[samples.Sample]],
+    counts: Mapping[str, int],
+) -> Timing:
+    train, val, test = (tuple(usable[name]) for name in ("train", "val", "test"))
+    hospital = hospital_data.Hospital(site.name, source, train, val, test)
+    node = sites.Site(site.name, hospital, device=model.device)
+    _reset_peak(model.device)
+    first, second = trainer.trial(model, node, steps=2)
+    model.eval()
+    shown = [*val, *test, *train][0]
+    started = time.monotonic()
+    evaluator.logits(model, node, shown, node.whole(model, shown))
+    image_s = time.monotonic() - started
+    settings = model.recipe.optimiser
+    steps = math.ceil(counts["train"] / settings.batch_size) * settings.local_epochs
+    validated = counts["val"] if model.recipe.evaluation.every else 0
+    round_s = steps * second + validated * image_s
+    return Timing(first, second, image_s, steps, round_s, _peak(model.device))
+
+
+def _reset_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: str) -> float | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return float(torch.cuda.max_memory_allocated(device)) / MIB
+
+
+def missing_weights(recipe: configs.Recipe, shapes: models.AdaptedModel) -> list[finding.Finding]:
+    """A finding where the backbone's weights are not on this machine, or not the pinned ones. Downloads nothing."""
+    if not shapes.backbone.pretrained:
+        return []
+    try:
+        weights.locate(recipe.backbone, download=False)
+    except errors.WeightsError as error:
+        return [finding.make("weights-missing", str(error), remedy=f"Run: fedvfm weights fetch {recipe.backbone.name}")]
+    return []

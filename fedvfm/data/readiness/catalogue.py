@@ -1,0 +1,263 @@
+"""Every code of a finding with its severity, why it matters and what to do. Codes are stable: programs read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is always the same about a finding."""
+
+    severity: str
+    why: str
+    remedy: str
+
+
+_B, _W, _N = "blocker", "warning", "note"
+_STOPS = "Training stops at the first file it cannot use."
+_REPLACE = "Copy the file again from its origin, or remove it together with its mask and its row in the table."
+
+FILES: dict[str, Entry] = {
+    "unreadable": Entry(_B, _STOPS, _REPLACE),
+    "not-found": Entry(_B, _STOPS, "Bring the file, or remove its row or partner."),
+    "too-small": Entry(_B, "An image of a pixel or two shows nothing.", "Replace or remove the file."),
+    "several-pages": Entry(
+        _B, "Of a file with several pages only one would be read.", "Save each page as its own file."
+    ),
+    "value-range": Entry(
+        _B, "The scale of the grey values is unknown.", "Save it as 8- or 16-bit grey, or as DICOM or NIfTI."
+    ),
+    "not-finite": Entry(
+        _B, "One value that is no number makes the whole model useless.", "Replace NaN and infinite values."
+    ),
+    "mask-missing": Entry(_B, "A segmentation learns from masks.", "Add the mask, or move the image away."),
+    "image-missing": Entry(_B, "A mask without its image cannot be used.", "Add the image, or move the mask away."),
+    "label-missing": Entry(_B, "A classification learns from labels.", "Give every image a class."),
+    "mask-size": Entry(
+        _B, "Mask and image must lie on the same grid of pixels.", "Repair the pair, or resample the mask."
+    ),
+    "mask-geometry": Entry(
+        _B,
+        "Mask and image differ in voxels, spacing or place, so the mask marks other tissue than it should.",
+        "Resample one onto the grid of the other.",
+    ),
+    "mask-value": Entry(
+        _B,
+        "A value that stands for no class cannot be learned.",
+        "Repair the mask, or name all classes and their values in data.options.class_names and mask_values.",
+    ),
+    "mask-colour": Entry(
+        _B, "The classes of a coloured mask are unknown.", "Save masks as one grey channel of class numbers."
+    ),
+    "channels": Entry(
+        _B, "A backbone takes one or three channels.", "Choose one or three with data.options.channels = [0]."
+    ),
+    "channels-missing": Entry(
+        _B, "All cases must have the channels that dataset.json names.", "Bring the missing channel files."
+    ),
+    "four-axes": Entry(
+        _B, "Time or channels as a fourth axis are no anatomy.", "Save each time or channel as a volume of its own."
+    ),
+    "no-geometry": Entry(
+        _B, "Without geometry nobody knows which side is left.", "Save the volume again with a proper affine."
+    ),
+    "series-mixed": Entry(
+        _B, "Slices of several series do not make one volume.", "Put one series into each study folder."
+    ),
+    "slices-missing": Entry(
+        _B, "A gap in a series shifts anatomy and distances.", "Bring the missing slices, or leave the study out."
+    ),
+    "modality": Entry(
+        _B, "The recipe was made for another kind of image.", "Leave these studies out, or ask the coordinator."
+    ),
+    "compressed": Entry(
+        _B,
+        "The pixels are packed in a way that cannot be read here.",
+        "Save the files uncompressed.",
+    ),
+    "volume-needed": Entry(
+        _B,
+        "The recipe asks for neighbouring slices or values in units.",
+        "Bring DICOM or NIfTI, or leave pictures out.",
+    ),
+    "whole-slide": Entry(_B, "A slide of many thousand pixels is no image.", "Cut it into tiles, saved as PNG."),
+    "mask-overlap": Entry(_B, "A voxel has one class.", "Separate the segments, or give the mask as NIfTI."),
+    "ending": Entry(
+        _B, "Files that are not read may be images you count on.", "Convert them, or move them out of the folder."
+    ),
+    "name-twice": Entry(_B, "Two files of one name cannot be told apart.", "Keep one of them."),
+    "class-unknown": Entry(
+        _B, "A folder or label stands for no known class.", "Rename it, or name it in data.options.class_names."
+    ),
+    "class-empty": Entry(
+        _B,
+        "A class without images cannot be learned here.",
+        "Add images, or remove the folder and name all classes in data.options.class_names.",
+    ),
+    "table": Entry(
+        _B,
+        "The table says which patient an image is of; where it does not fit the files, patients may mix.",
+        "Give every image one row, and remove rows without an image.",
+    ),
+    "dataset-json": Entry(_B, "dataset.json says what the files mean.", "Correct it as the format asks."),
+    "options": Entry(_B, "The data cannot be opened with these settings.", "Correct [data] in the site's file."),
+    "structure": Entry(
+        _B, _STOPS, "Run again with --files FILE: it names the files and the full reason, for your eyes only."
+    ),
+    "reader-failed": Entry(_B, _STOPS, "Remove the files; if they are sound, report the kind of error (not the file)."),
+}
+
+DATA: dict[str, Entry] = {
+    "no-samples": Entry(_B, "There is nothing to train on.", "Check data.path, data.options and include."),
+    "contract": Entry(
+        _B,
+        "Results would stand under another class's name.",
+        "Map your classes in [labels], set data.options.class_names, or ask for a recipe that fits.",
+    ),
+    "no-training-sample": Entry(_B, "There is nothing to train on.", "Bring more patients, or lower the shares."),
+    "no-test-sample": Entry(
+        _B, "Without a test sample nobody knows whether the result is good here.", "Bring more patients."
+    ),
+    "no-validation-sample": Entry(
+        _N, "The best round cannot be chosen with this site's help.", "Bring more patients, or raise split.val_share."
+    ),
+    "few-training-samples": Entry(
+        _W, "So few images teach little, and what they teach may be traced back to them.", "Bring more patients."
+    ),
+    "few-test-samples": Entry(_W, "A score of so few images is mostly chance.", "Bring more patients."),
+    "few-patients": Entry(
+        _W, "Images of one patient are alike; patients count, not images.", "Bring images of more patients."
+    ),
+    "patients-unknown": Entry(
+        _W,
+        "Images of one patient may land in both train and test; the score would then be too good.",
+        "Add patients.csv with the columns id and patient; pseudonyms are enough.",
+    ),
+    "patient-across-splits": Entry(
+        _B, "A patient who is trained on and tested makes the score too good.", "Keep a patient in one split."
+    ),
+    "several-sites": Entry(
+        _W, "The data names more than one site; all would count as this one.", "Name your own with include = [...]."
+    ),
+    "names-shown": Entry(
+        _W,
+        'With ids = "names" results carry file names, which often are patient numbers.',
+        'Remove ids = "names" from [data.options].',
+    ),
+    "class-missing": Entry(
+        _W, "The model of this site never sees that class.", "Check labels and mask values, or bring such images."
+    ),
+    "class-missing-in-split": Entry(
+        _W, "The class is not learned, or not tested, at this site.", "Bring more patients of that class."
+    ),
+    "one-class": Entry(
+        _W, "With one class there is nothing to tell apart, and AUROC is not defined.", "Bring images of other classes."
+    ),
+    "imbalance": Entry(
+        _W, "A rare class is easily ignored.", "Bring more images of it, or ask for task.class_weights in the recipe."
+    ),
+    "foreground-rare": Entry(
+        _N,
+        "A class of so few pixels is learned slowly.",
+        "Nothing to do if it is small by nature; else check the masks.",
+    ),
+    "masks-all-empty": Entry(
+        _B, "Nothing is marked, so nothing is learned.", "Check mask files and data.options.mask_values."
+    ),
+    "masks-mostly-empty": Entry(
+        _W, "The model may learn to mark nothing.", "Check the masks; leave out images without the structure."
+    ),
+    "mask-empty": Entry(
+        _N, "Right where the structure is absent, wrong where the mask was never drawn.", "Look at a few of them."
+    ),
+    "volume-empty": Entry(
+        _W, "A volume without a mark is healthy, or was never annotated.", "Check these volumes, or leave them out."
+    ),
+    "mask-full": Entry(
+        _W, "A mask without background is often inverted.", "Look at a few; check the order of mask_values."
+    ),
+    "duplicate-files": Entry(_W, "The same image counts several times.", "Keep one copy."),
+    "duplicate-pixels": Entry(
+        _W, "The same image under several names counts several times.", "Keep one, or give all the same patient."
+    ),
+    "duplicate-across-splits": Entry(
+        _B,
+        "An image that is trained on and tested makes the score too good.",
+        "Keep one copy, or give the copies the same patient in patients.csv.",
+    ),
+    "duplicate-conflict": Entry(
+        _W, "One image with two truths teaches nothing.", "Decide which label or mask is right."
+    ),
+    "blank": Entry(_W, "An image of one value shows nothing.", "Remove it, unless it is an end slice of a volume."),
+    "all-blank": Entry(_B, "No image shows anything.", "Check how the images were exported, and their window."),
+    "out-of-range": Entry(_B, "The source must give values from 0 to 1.", "Repair the source, or report this."),
+    "small-images": Entry(
+        _W, "Enlarged images are blurred, and the model sees less than it could.", "Bring the images in full size."
+    ),
+    "sizes-vary": Entry(
+        _N, "The same structure then has different sizes for the model.", "Nothing to do if it is so by nature."
+    ),
+    "distorted": Entry(
+        _N, "Images are stretched to the recipe's shape.", 'Crop to the region of interest, or ask for fit = "native".'
+    ),
+    "colour-mixed": Entry(_N, "Grey and coloured images look different to the model.", "Check that both belong here."),
+    "colour-where-grey": Entry(
+        _W, "The recipe takes grey images; colour is lost.", "Check for overlays and markings burned into the images."
+    ),
+    "polarity-mixed": Entry(
+        _N, "Some images are dark on bright, others bright on dark.", 'Ask for intensity = "polarity" in the recipe.'
+    ),
+    "spacing-unknown": Entry(
+        _N, "Without the size of a pixel distances are in pixels, not millimetres.", "Use DICOM or NIfTI if you can."
+    ),
+    "spacing-partly": Entry(
+        _W, "Distances would be in millimetres for some images and in pixels for others.", "Use one kind of file."
+    ),
+    "spacing-varies": Entry(
+        _W,
+        "The same structure then has different sizes for the model.",
+        "Check the outliers; resample if they are right.",
+    ),
+    "orientation-mixed": Entry(
+        _N, "Volumes are stored along different axes; they are turned alike when read.", "Look at the example pictures."
+    ),
+    "limited": Entry(_N, "What was not looked at may hold more.", "Run again without --limit before you join."),
+}
+
+MACHINE: dict[str, Entry] = {
+    "no-recipe": Entry(
+        _N,
+        "With a recipe the check also compares classes and image size, estimates memory and disk, and makes real "
+        "training steps, so that you know how long a round takes.",
+        'Add --recipe RECIPE.toml, or recipe = "..." to the site\'s file.',
+    ),
+    "rank-too-high": Entry(_B, "The server refuses a rank over the recipe's.", "Lower rank in the site's file."),
+    "device-missing": Entry(
+        _B, "The site would refuse every round.", 'Install the driver and a torch that fits it, or set device = "cpu".'
+    ),
+    "gpu-idle": Entry(_N, "A GPU is there, but the site's file asks for the CPU.", 'Set device = "auto".'),
+    "weights-missing": Entry(_B, "The frozen backbone must lie on this machine.", "Run: fedvfm weights fetch NAME"),
+    "memory-short": Entry(
+        _B, "The operating system would stop the training.", "Free memory, lower cache_mib, or ask for smaller batches."
+    ),
+    "memory-tight": Entry(_W, "Another program may take what the training needs.", "Free memory, or lower cache_mib."),
+    "gpu-memory-short": Entry(
+        _B, "The training step would fail.", "Free the GPU, ask for smaller batches or images, or use the CPU."
+    ),
+    "disk-short": Entry(_B, "Adapters and logs could not be saved.", "Free space."),
+    "disk-tight": Entry(_W, "A full disk stops the site in the middle of a run.", "Free space."),
+    "step-failed": Entry(
+        _B, "What fails here fails in the federation.", "Solve it as the message says, then check again."
+    ),
+    "step-skipped": Entry(
+        _N, "No training step was made, so its time is not known.", "Solve the blockers above, then check again."
+    ),
+    "round-slow": Entry(
+        _W,
+        "The server waits an hour for a round by default; a slower site is left out of it.",
+        "Use a GPU, lower optimiser.local_epochs with the coordinator, or ask for a longer round_timeout_s.",
+    ),
+}
+
+ENTRIES: dict[str, Entry] = {**FILES, **DATA, **MACHINE}

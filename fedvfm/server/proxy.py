@@ -1,0 +1,363 @@
+"""The one port that sites reach: TLS, and of the SuperLink behind it nothing but what a SuperNode needs.
+
+Forwards POST of Flower's fleet routes and GET /health, byte for byte; everything else is refused here and never seen
+by the SuperLink. HTTP/1.1 is read by uvicorn and h11, which come with Flower; nothing of a body is kept or logged.
+
+A SuperNode asks for messages every 3 s, and asks at once again after it had one. An empty answer to that question is
+held back while the proxy asks on, so that a message is not late by a poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import ssl
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from uvicorn.protocols.http import h11_impl
+
+from fedvfm import errors, flower_runtime, processes, storage
+
+MAX_BODY = 32 * 1024 * 1024
+"""Bytes of one request. Flower sends objects in pieces of 5 MiB and everything else in far less."""
+MAX_HEAD = 16 * 1024
+HEAD_S, PIECE_S, BODY_S = 10.0, 20.0, 300.0
+"""How long a client may take for the head of a request, the next piece of its body, and all of it."""
+IDLE_S = 75
+UPSTREAM_S = 60.0
+CONNECTIONS = 1000
+
+PASSED_ON = frozenset((b"content-type", b"accept", b"x-flwr-client", b"user-agent"))
+"""Headers that go on, besides Flower's own."""
+OUR_HEADERS = b"flwr-"
+
+AREAS = ("control", "runtime", "responses", "docs", "openapi.json", "redoc")
+
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Refused = Callable[[str, str], None]
+"""Told of every request that was refused: a word, and the client's address."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the proxy is told.
+
+    Attributes:
+        host, port: where it listens.
+        certificate, key: what it shows.
+        upstream: the SuperLink, ``host:port``.
+        authority: whom the SuperLink's certificate must be from.
+        log: a line of JSON for each refusal, at most one a second for each word.
+        hold_s: how long an empty answer to a SuperNode's question for messages is held back; 0 for not at all.
+    """
+
+    host: str
+    port: int
+    certificate: str
+    key: str
+    upstream: str
+    authority: str
+    log: str = ""
+    hold_s: float = 10.0
+
+    def program(self, path: Path) -> processes.Program:
+        """The process; its settings are written to ``path``."""
+        storage.write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+        return processes.Program("proxy", processes.module(__name__, str(path)))
+
+
+class TooMuch(Exception):
+    """A body over the limit, one that comes too slowly or whose end is not clear: the status says which."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+class Proxy:
+    """The ASGI application.
+
+    Args:
+        client: reaches the SuperLink.
+        base: its URL.
+        hold_s: see :class:`Settings`.
+        refused: told of refusals.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, base: str, hold_s: float, refused: Refused) -> None:
+        self._client, self._base, self._hold_s, self._refused = client, base, hold_s, refused
+        self._held = 0
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        route = bytes(scope["raw_path"]).decode("latin-1")
+        status = judge(scope["method"], route, bytes(scope["query_string"]))
+        if status == 200:
+            try:
+                await self._forward(scope, route, receive, send)
+                return
+            except TooMuch as error:
+                status = error.status
+            except httpx.HTTPError:
+                await _say(send, 502)  # a SuperNode asks again
+                return
+        self._refused(word(status, route), (scope.get("client") or ("",))[0])
+        await _say(send, status)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Until the server ends; then let the connections go."""
+        while (await receive())["type"] != "lifespan.shutdown":
+            await send({"type": "lifespan.startup.complete"})
+        await self._client.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _forward(self, scope: Event, route: str, receive: Receive, send: Send) -> None:
+        headers = [(k, v) for k, v in scope["headers"] if k in PASSED_ON or k.startswith(OUR_HEADERS)]
+        length = _length(scope["headers"])
+        if route == flower_runtime.PULL_ROUTE:
+            body = b"".join([piece async for piece in _pieces(receive, length)])
+            await self._pull(route, headers, body, receive, send)
+            return
+        if length is not None:
+            headers.append((b"content-length", str(length).encode()))
+        content = None if scope["method"] == "GET" else _pieces(receive, length)
+        request = self._client.build_request(scope["method"], self._base + route, headers=headers, content=content)
+        response = await self._client.send(request, stream=True)
+        try:
+            if response.status_code == 401:
+                self._refused("key", (scope.get("client") or ("",))[0])
+            await _start(send, response)
+            async for piece in response.aiter_raw():
+                await _patiently(send, {"type": "http.response.body", "body": piece, "more_body": True})
+            await _patiently(send, {"type": "http.response.body", "body": b""})
+        finally:
+            await response.aclose()
+
+    async def _pull(
+        self, route: str, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive, send: Send
+    ) -> None:
+        """Ask for messages until there is one, the time is over, or the site hung up."""
+        gone = asyncio.ensure_future(_hang_up(receive))
+        until = time.monotonic() + self._hold_s
+        self._held += 1
+        try:
+            while True:
+                response = await self._client.post(self._base + route, headers=headers, content=body)
+                if response.status_code != 200 or response.content or time.monotonic() >= until:
+                    break
+                # Many sites that wait together ask less often each.
+                await asyncio.wait([gone], timeout=max(0.25, 0.02 * self._held))
+                if gone.done():
+                    return
+        finally:
+            self._held -= 1
+            gone.cancel()
+        await _start(send, response)
+        await _patiently(send, {"type": "http.response.body", "body": response.content})
+
+
+def judge(method: str, route: str, query: bytes) -> int:
+    """200 where a request goes on, else the status of its refusal."""
+    if query:
+        return 404
+    if route in flower_runtime.FLEET_ROUTES:
+        return 200 if method == "POST" else 405
+    if route == "/health":
+        return 200 if method == "GET" else 405
+    return 403 if _area(route) else 404
+
+
+def _area(route: str) -> str:
+    parts = [part for part in route.split("/") if part and part != "v1"]
+    return parts[0] if parts and parts[0] in AREAS else ""
+
+
+def word(status: int, route: str) -> str:
+    """What a refusal is called in the audit log."""
+    by_status = {400: "framing", 405: "method", 408: "slow", 413: "size"}
+    area = _area(route)
+    return by_status.get(status, area.removesuffix(".json") if area else "unknown-route")
+
+
+def _length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """The announced length of the body, if any.
+
+    Raises:
+        TooMuch: if it is over the limit, or the head says its length in two ways.
+    """
+    names = [name for name, _ in headers]
+    if b"content-length" in names and b"transfer-encoding" in names:
+        raise TooMuch(400)
+    for name, value in headers:
+        if name == b"content-length":
+            if not value.isdigit() or len(value) > 12 or int(value) > MAX_BODY:
+                raise TooMuch(413)
+            return int(value)
+        if name == b"content-encoding":
+            raise TooMuch(413)  # Flower sends none; what it would unfold to is not known
+    return None
+
+
+async def _pieces(receive: Receive, length: int | None) -> AsyncIterator[bytes]:
+    """The body as it comes, bounded in size and time."""
+    total, until = 0, time.monotonic() + BODY_S
+    while True:
+        try:
+            event = await asyncio.wait_for(receive(), min(PIECE_S, max(0.0, until - time.monotonic())))
+        except TimeoutError:
+            raise TooMuch(408) from None
+        if event["type"] == "http.disconnect":
+            raise httpx.ReadError("the site hung up")
+        piece = event.get("body", b"")
+        total += len(piece)
+        if total > MAX_BODY:
+            raise TooMuch(413)
+        if piece:
+            yield piece
+        if not event.get("more_body"):
+            return
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _start(send: Send, response: httpx.Response) -> None:
+    dropped = ("connection", "transfer-encoding", "keep-alive", "server", "date")
+    headers = [(k, v) for k, v in response.headers.raw if k.decode("latin-1").lower() not in dropped]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+
+
+async def _patiently(send: Send, event: Event) -> None:
+    """Send a piece to a client that may be slow, but not endlessly."""
+    await asyncio.wait_for(send(event), BODY_S)
+
+
+async def _say(send: Send, status: int) -> None:
+    """An answer of our own: no body, and the connection ends."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    with contextlib.suppress(RuntimeError):  # where the answer had begun
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
+class Impatient(h11_impl.H11Protocol):
+    """uvicorn's connection, which here ends if the head of a request does not come in time."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes came: of a head, which must be whole in time, or of a body, which :func:`_pieces` times."""
+        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait()
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._let()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left."""
+        self._let()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """An answer is out; uvicorn times the pause until the next request begins."""
+        self._let()
+        super().on_response_complete()
+
+    def _wait(self) -> None:
+        self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _let(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def server(settings: Settings, refused: Refused) -> uvicorn.Server:
+    """The server, ready to run."""
+    context = ssl.create_default_context(cafile=settings.authority)
+    client = httpx.AsyncClient(
+        verify=context,
+        trust_env=False,
+        timeout=UPSTREAM_S,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=20.0),
+    )
+    app = Proxy(client, f"https://{settings.upstream}", settings.hold_s, refused)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=Impatient,
+        ws="none",
+        lifespan="on",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=MAX_HEAD,
+        backlog=256,
+    )
+    config.load()
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return uvicorn.Server(config)
+
+
+class Refusals:
+    """Writes refusals as lines of JSON: the first of each word at once, then at most one a second with their number.
+
+    Args:
+        path: the file; empty for none.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path) if path else None
+        self._counts: Counter[str] = Counter()
+        self._written: dict[str, float] = {}
+
+    def __call__(self, what: str, client: str) -> None:
+        """Take one."""
+        self._counts[what] += 1
+        now = time.monotonic()
+        if self._path is not None and now - self._written.get(what, -2.0) >= 1.0:
+            self._written[what] = now
+            line = {"time": int(time.time()), "refused": what, "client": client, "count": self._counts.pop(what)}
+            with contextlib.suppress(errors.StorageError):  # a full disk must not stop the others
+                storage.append_line(self._path, json.dumps(line))
+
+
+def main(path: str) -> None:
+    """Be the proxy until told to end."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+    settings = Settings(**json.loads(Path(path).read_text(encoding="utf-8")))
+    server(settings, Refusals(settings.log)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,193 @@
+"""The deployment engine: what hospitals run, all of it on this machine's loopback.
+
+A real SuperLink with TLS and node keys behind the real proxy, and for every virtual hospital a real SuperNode and a
+process of its own that executes its messages. The ServerApp runs here. All of it ends with this process, however that
+ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+
+from fedvfm import config as configs
+from fedvfm import errors, flower_runtime, processes, progress, storage
+from fedvfm.client import executor, supernode
+from fedvfm.client import site as sites
+from fedvfm.server import app as server_app
+from fedvfm.server import proxy, reach, strategy, superlink
+from fedvfm.simulation import site_errors
+from fedvfm.trust import keys
+
+FOLDER = "deployment"
+ONLINE_S = 180.0
+TRIES = 3
+"""A process that ended so often one after another will not do better."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The virtual hospitals' processes.
+
+    Attributes:
+        folder: keys, logs and pid files of all.
+        server: where the SuperNodes connect.
+        authority: whom they trust.
+    """
+
+    folder: Path
+    server: str
+    authority: Path
+
+    def start(self, family: processes.Family, control: flower_runtime.Control, names: Sequence[str]) -> None:
+        """Register a key for each site, and start its SuperNode and its executor."""
+        for number, name in enumerate(names):
+            label = f"site-{number:03d}"
+            key = keys.make()
+            keys.write_private(self.folder / f"{label}.key", key)
+            control.register(keys.public_text(key), name)
+            node = supernode.SuperNode(
+                f"supernode-{label}",
+                self.folder,
+                self.server,
+                self.authority,
+                self.folder / f"{label}.key",
+                processes.free_port(),
+            )
+            node.prepare()
+            family.start(node.program)
+            command = processes.module(__name__, str(self.folder), name, str(node.port), str(node.secret))
+            environment = {**flower_runtime.CHILD_ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+            program = processes.Program(f"executor-{label}", command, environment, pulls_down=(node.name,))
+            family.start(program)
+
+
+def run(
+    jobs: Sequence[strategy.Job],
+    members: Sequence[sites.Site],
+    observer: progress.Observer,
+    experiment: configs.Experiment,
+) -> None:
+    """Run or resume every job with one SuperNode and one executor a site.
+
+    Raises:
+        EngineError: if a process cannot be started or ends again and again.
+        FedvfmError: what stopped the federation; where a site's own error did, that one.
+    """
+    wanted = {name for job in jobs for name in (*job.train_sites, *job.test_sites)}
+    names = [site.name for site in members if site.name in wanted]
+    folder = _fresh(_run_folder(jobs[0].folder) / FOLDER)
+    storage.write_text(folder / "experiment.json", experiment.model_dump_json())
+    server = server_app.make_server_app(jobs, observer)
+    with site_errors.shown(lambda: site_errors.last(folder / "faults")), _connected(folder, names, observer) as steady:
+        grid, context = steady
+        server(grid, context)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _connected(
+    folder: Path, names: Sequence[str], observer: progress.Observer
+) -> Iterator[tuple[reach.SteadyGrid, Context]]:
+    """Everything started and every node online; all of it ended afterwards."""
+
+    def note(text: str) -> None:
+        observer("note", text=text)
+
+    family, stop = processes.Family(folder, note), threading.Event()
+
+    def check() -> None:
+        for child in family.children.values():
+            if child.failures >= TRIES:
+                stop.set()
+                raise errors.EngineError(
+                    f"engine 'deployment': {child.program.name} ended {child.failures} times. Its log "
+                    f"{processes.log_path(folder, child.program.name)} ends: {child.last_words()}"
+                )
+
+    with family.watched():
+        link = superlink.prepare(folder / "superlink")
+        child = family.start(link.program)
+        control = flower_runtime.Control(link.link)
+        superlink.wait_ready(control, child)
+        front = proxy.Settings(
+            host=superlink.HOST,
+            port=processes.free_port(),
+            certificate=str(link.certificate),
+            key=str(link.key),
+            upstream=link.address,
+            authority=str(link.authority),
+            log=str(folder / "refused.jsonl"),
+        )
+        family.start(front.program(folder / "proxy.json"))
+        Nodes(folder, f"{front.host}:{front.port}", link.authority).start(family, control, names)
+        _wait_online(control, len(names), check)
+        run_id = control.start_run()
+        control.close()
+        with flower_runtime.server_task(link.link, run_id, stop) as (grid, context):
+            yield reach.SteadyGrid(grid, check, note), context
+
+
+def _wait_online(control: flower_runtime.Control, count: int, check: Callable[[], None]) -> None:
+    deadline = time.monotonic() + ONLINE_S
+    while (online := sum(node.online for node in control.nodes())) < count:
+        check()
+        if time.monotonic() > deadline:
+            raise errors.EngineError(
+                f"engine 'deployment': {online} of {count} SuperNodes came online in {ONLINE_S:g} s"
+            )
+        time.sleep(0.3)
+
+
+def _run_folder(folder: Path) -> Path:
+    """The run's folder, of which an arm's is part."""
+    for one in (folder, *folder.parents):
+        if (one / "experiment.json").exists():
+            return one
+    return folder
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty private folder; processes that an earlier run left are ended first."""
+    for path in folder.glob("*.pid"):
+        processes.end(path, 2.0)
+    shutil.rmtree(folder, ignore_errors=True)
+    with storage.guard(folder):
+        folder.mkdir(parents=True, mode=0o700)
+        (folder / "faults").mkdir(mode=0o700)
+    return folder
+
+
+def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
+    """Be the executor of one virtual hospital; does not return."""
+    storage.fault_point("executor-starts")
+    import torch
+
+    from fedvfm.client import app as client_app
+    from fedvfm.client import gate, sent
+    from fedvfm.simulation import experiment as experiments
+    from fedvfm.simulation import run as runs
+
+    what = configs.Experiment.model_validate_json((folder / "experiment.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(what.recipe.threads)
+    (site,) = [one for one in runs.members(what, experiments.hospitals(what)) if one.name == name]
+
+    def report(where: str, error: Exception) -> None:
+        site_errors.leave(folder / "faults", where, error)
+
+    app = client_app.make_client_app(lambda context: site, report=report)
+    entry = gate.Gate(app, sent.Sent(folder / "sent" / name), gate.NoTerms(), report)
+    executor.serve(link, entry, threading.Event())
+
+
+if __name__ == "__main__":
+    _folder, _name, _port, _secret = sys.argv[1:]
+    serve(Path(_folder), _name, flower_runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes()))

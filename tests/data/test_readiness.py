@@ -1,0 +1,605 @@
+"""The readiness check on real folders: each fault provoked once, told by its code, and no name of a file or patient."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvfm import config, errors
+from fedvfm.client.readiness import affected, check, document, webpage
+from fedvfm.data import sample as samples
+from fedvfm.data.readiness import appearance, catalogue, duplicates, faults, finding, looked, rules, survey
+from fedvfm.data.sources import table as sources
+
+SECRET = "Mueller_Hans_19510203"
+COUNT = 40
+
+
+def picture(number: int, shape: tuple[int, ...] = (40, 48)) -> np.ndarray:
+    rng = np.random.default_rng([7, number])
+    image = rng.integers(10, 90, size=shape).astype(np.uint8)
+    image[10:30, 12:34] += 100
+    return image
+
+
+def mask(number: int, shape: tuple[int, int] = (40, 48)) -> np.ndarray:
+    made = np.zeros(shape, dtype=np.uint8)
+    made[10:30, 12 : 30 + number % 5] = 1
+    return made
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def name(number: int) -> str:
+    return f"{SECRET}_{number:02d}"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A healthy hospital: 40 pairs of 20 patients; file names and the table carry what must never be shown."""
+    folder = tmp_path_factory.mktemp("whole") / "data"
+    rows = ["id,patient"]
+    for number in range(COUNT):
+        save(folder / "images" / f"{name(number)}.png", picture(number))
+        save(folder / "masks" / f"{name(number)}.png", mask(number))
+        rows.append(f"{name(number)},{SECRET}-{number // 2}")
+    (folder / "patients.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def data(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "data")
+
+
+def site(folder: Path, text: str = "", options: str = "", source: str = "folder") -> Path:
+    path = folder.parent / "site.toml"
+    path.write_text(
+        f'name = "north"\n{text}\n[data]\nsource = "{source}"\npath = "{folder.name}"\n[data.options]\n{options}\n'
+    )
+    return path
+
+
+def run(folder: Path, text: str = "", options: str = "", **settings: object) -> check.Checked:
+    return check.check(site(folder, text, options), **settings)  # type: ignore[arg-type]
+
+
+def one(made: check.Checked, code: str) -> finding.Finding:
+    found = [each for each in made.findings if each.code == code]
+    assert len(found) == 1, [(each.code, each.problem) for each in made.findings]
+    return found[0]
+
+
+def shown(made: check.Checked) -> str:
+    """All that a report may show."""
+    return json.dumps(document.build(made), allow_nan=False)
+
+
+# --- a healthy folder -------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_folder_is_ready(whole: Path) -> None:
+    made = run(whole)
+    assert {each.code for each in made.findings} == {"no-recipe", "spacing-unknown"}
+    assert (made.ready, made.exit_code) == (True, 0)
+    assert made.seen is not None
+    told = document.build(made)
+    assert told["data"]["samples"] == COUNT
+    assert told["data"]["patients"] == COUNT // 2
+    assert told["data"]["splits"] == {"train": 24, "val": 6, "test": 10}
+    assert told["images"]["sizes"] == {"40 x 48": COUNT}
+    assert sum(told["images"]["intensity"]["histogram"]) == COUNT * 40 * 48
+    stack = np.stack([picture(number) for number in range(COUNT)]) / 255
+    assert told["images"]["intensity"]["mean"] == pytest.approx(stack.mean(), abs=1e-4)
+    assert told["images"]["intensity"]["std"] == pytest.approx(stack.std(), abs=1e-4)
+    assert told["images"]["intensity"]["p50"] == pytest.approx(np.median(stack), abs=1 / survey.BINS)
+    share = np.mean([mask(number).mean() for number in range(COUNT)])
+    assert told["masks"]["pixel_share"]["foreground"] == pytest.approx(share, rel=1e-3)
+    assert SECRET not in shown(made)
+
+
+def test_patients_stay_together_and_the_split_is_the_sites_own(whole: Path) -> None:
+    first, again, other = (run(whole, text) for text in ("", "", "[split]\nseed = 1"))
+    assert first.seen is not None
+    assert again.seen is not None
+    assert other.seen is not None
+    assert first.seen.splits == again.seen.splits != other.seen.splits
+    homes: dict[str | None, set[str]] = {}
+    for number, split in first.seen.split_of.items():
+        homes.setdefault(first.seen.samples[number - 1].patient, set()).add(split)
+    assert all(len(splits) == 1 for splits in homes.values())
+
+
+# --- one fault each ---------------------------------------------------------------------------------------------------
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _pages(path: Path) -> None:
+    path.unlink()
+    pages = [Image.fromarray(picture(0)), Image.fromarray(picture(1))]
+    pages[0].save(path.with_suffix(".tif"), save_all=True, append_images=pages[1:])
+
+
+def _float(path: Path) -> None:
+    path.unlink()
+    Image.fromarray(picture(0).astype(np.float32)).save(path.with_suffix(".tif"))
+
+
+def _rewrite(data: Path, change: Callable[[str], str]) -> None:
+    table = data / "patients.csv"
+    table.write_text(change(table.read_text()))
+
+
+I3, M3 = f"images/{name(3)}.png", f"masks/{name(3)}.png"
+
+SPOILS: list[tuple[str, Callable[[Path], object]]] = [
+    ("unreadable", lambda data: _cut(data / I3)),
+    ("unreadable", lambda data: (data / I3).write_text("no picture")),
+    ("too-small", lambda data: (save(data / I3, picture(3)[:1, :1]), save(data / M3, mask(3)[:1, :1]))),
+    ("several-pages", lambda data: _pages(data / I3)),
+    ("value-range", lambda data: _float(data / I3)),
+    ("mask-missing", lambda data: (data / M3).unlink()),
+    ("image-missing", lambda data: (data / I3).unlink()),
+    ("mask-size", lambda data: save(data / M3, mask(3)[:20])),
+    ("mask-value", lambda data: save(data / M3, mask(3) * 255)),
+    ("mask-colour", lambda data: save(data / M3, np.stack([mask(3), mask(4) * 9, mask(3)], axis=-1))),
+    ("ending", lambda data: (data / "images" / f"{SECRET}.dat").write_text("x")),
+    ("ending", lambda data: (data / "images" / SECRET).mkdir()),
+    ("name-twice", lambda data: save(data / "images" / f"{name(3)}.bmp", picture(3))),
+    ("table", lambda data: _rewrite(data, lambda text: text.replace(f"{name(3)},", f"{SECRET},"))),
+]
+
+
+@pytest.mark.parametrize(("code", "spoil"), SPOILS, ids=[f"{at}-{code}" for at, (code, _) in enumerate(SPOILS)])
+def test_each_fault_of_a_file_is_a_blocker_and_the_rest_is_still_looked_at(
+    data: Path, code: str, spoil: Callable[[Path], object]
+) -> None:
+    spoil(data)
+    made = run(data)
+    found = one(made, code)
+    assert found.severity == "blocker"
+    assert found.count >= 1
+    assert (made.ready, made.exit_code) == (False, check.NOT_READY)
+    assert made.seen is not None
+    assert len(made.seen.found.rows) >= COUNT - 2
+    assert SECRET not in shown(made)
+    assert any(SECRET in text or not text for _, _, text in made.told)
+
+
+def test_faults_of_many_kinds_are_all_told_at_once(data: Path, tmp_path: Path) -> None:
+    _cut(data / f"images/{name(1)}.png")
+    save(data / f"masks/{name(2)}.png", mask(2) * 7)
+    save(data / f"masks/{name(3)}.png", mask(3) * 9)
+    (data / f"masks/{name(4)}.png").unlink()
+    made = run(data)
+    assert one(made, "mask-value").count == 2
+    assert "values 7, 9" in one(made, "mask-value").problem
+    assert one(made, "mask-missing").count == 1
+    assert one(made, "unreadable").count == 1
+    affected.write(made, tmp_path / "files.csv")
+    listed = (tmp_path / "files.csv").read_text()
+    assert (tmp_path / "files.csv").stat().st_mode & 0o777 == 0o600
+    for number in (1, 2, 3, 4):
+        assert name(number) in listed
+    with pytest.raises(errors.OutputInUse, match="no file of an earlier check"):
+        affected.write(made, data / "patients.csv")
+
+
+def test_what_headers_and_pixels_tell_of_one_kind_is_one_finding(data: Path) -> None:
+    (data / I3).write_text("no picture")
+    _cut(data / f"images/{name(5)}.png")
+    found = one(run(data), "unreadable")
+    assert found.count == 2
+    assert "in the folder; damaged" in found.problem
+
+
+def test_a_missing_or_unknown_folder_is_a_finding(tmp_path: Path) -> None:
+    made = run(tmp_path / "none")
+    assert one(made, "options").severity == "blocker"
+    (tmp_path / "empty").mkdir()
+    made = run(tmp_path / "empty")
+    assert one(made, "options").severity == "blocker"
+    for part in ("images", "masks"):
+        (tmp_path / "bare" / part).mkdir(parents=True)
+    assert one(run(tmp_path / "bare"), "no-samples").severity == "blocker"
+
+
+def test_wrong_options_are_named(data: Path) -> None:
+    made = run(data, options="layot = 'pairs'")
+    assert "layot: unknown option" in one(made, "options").problem
+
+
+def test_nnunet_faults(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    affine = np.diag([0.5, 0.5, 2.0, 1.0])
+    settings = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 6}
+    for number in range(6):
+        values = np.random.default_rng(number).normal(size=(12, 10, 4)).astype(np.float32)
+        marks = (values > 0.5).astype(np.uint8) if number else np.zeros((12, 10, 4), np.uint8)
+        for path, array in (("imagesTr/{}_0000", values), ("labelsTr/{}", marks)):
+            file = data / f"{path.format(name(number))}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, affine), file)
+    (data / "dataset.json").write_text(json.dumps(settings))
+    made = run(data)
+    volume = one(made, "volume-empty")
+    assert (volume.severity, volume.count, len(volume.samples)) == ("warning", 1, 4)
+    assert one(made, "mask-empty").count == 4
+    assert document.build(made)["images"]["spacing_mm"]["row"] == {"min": 0.5, "median": 0.5, "max": 0.5}
+
+    def store(path: str, array: np.ndarray, placed: np.ndarray = affine) -> None:
+        nibabel.save(nibabel.Nifti1Image(array, placed), data / path)
+
+    bad = np.full((12, 10, 4), np.nan, dtype=np.float32)
+    store(f"imagesTr/{name(1)}_0000.nii.gz", bad)
+    store(f"labelsTr/{name(2)}.nii.gz", np.zeros((12, 10, 4), np.uint8), np.diag([0.5, 0.5, 5.0, 1.0]))
+    store(f"imagesTr/{name(3)}_0000.nii.gz", np.zeros((12, 10, 4, 3), np.float32))
+    store(f"labelsTr/{name(4)}.nii.gz", np.zeros((12, 10, 4), np.float32) + 0.5)
+    store(f"imagesTr/{name(5)}_0001.nii.gz", np.zeros((12, 10, 4), np.float32))
+    made = run(data)
+    for code in ("not-finite", "mask-geometry", "four-axes", "mask-value", "channels-missing"):
+        assert one(made, code).severity == "blocker", code
+    assert SECRET not in shown(made)
+    (data / "dataset.json").write_text("{}")
+    assert one(run(data), "dataset-json").severity == "blocker"
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(44):
+        save(data / ("benign" if number < 40 else SECRET) / f"{SECRET}{number}.png", picture(number))
+    made = run(data)
+    assert SECRET not in shown(made)
+    assert document.build(made)["data"]["per_class"] == {"class 1": 4, "class 2": 40} or SECRET > "benign"
+    assert one(made, "imbalance").severity == "warning"
+    assert one(made, "patients-unknown").count == 44
+    named = run(data, options=f'class_names = ["benign", "malign", "{SECRET}"]')
+    assert "malign" in one(named, "class-missing").problem
+    made = run(data, options='class_names = ["benign", "malign"]')
+    assert one(made, "class-unknown").severity == "blocker"
+    (data / "malign").mkdir()
+    shutil.rmtree(data / SECRET)
+    made = run(data)
+    assert one(made, "class-empty").severity == "blocker"
+    assert one(made, "one-class").severity == "warning"
+
+
+AFFINE = np.diag([0.7, 0.7, 3.0, 1.0])
+
+
+def study(writer: Any, data: Path, number: int, **changes: Any) -> Path:
+    """A DICOM series in a folder named after the patient."""
+    folder = data / "studies" / f"{SECRET}-{number:02d}"
+    voxels = np.random.default_rng(number).integers(0, 900, size=(24, 20, 4)).astype(np.int16)
+    writer.series(folder, voxels, AFFINE, intercept=-1000.0, **changes)
+    return folder
+
+
+def labelled(data: Path, count: int) -> None:
+    rows = [f"{SECRET}-{number:02d},{('healthy', 'ill')[number % 2]}" for number in range(count)]
+    (data / "labels.csv").write_text("id,label\n" + "\n".join(rows) + "\n")
+
+
+def test_dicom_studies_with_names_in_every_header(writer: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(6):
+        study(writer, data, number)
+    labelled(data, 6)
+    made = run(data)
+    told = document.build(made)
+    assert (told["data"]["samples"], told["data"]["volumes"], told["data"]["patients"]) == (24, 6, 6)
+    assert told["images"]["spacing_mm"]["row"]["median"] == 0.7
+    assert told["images"]["orientations"] == {"LPS": 24}
+    assert -1000.0 <= told["images"]["units"]["low"] < told["images"]["units"]["high"] <= -100.0
+    assert made.ready
+    webpage.write(made, tmp_path / "out.html")
+    for text in (shown(made), (tmp_path / "out.html").read_text()):
+        assert SECRET not in text
+        assert writer.PLANTED not in text
+    shutil.copytree(data / "studies" / f"{SECRET}-00", data / "studies" / f"{SECRET}-06")
+    labelled(data, 7)
+    made = run(data)
+    assert one(made, "duplicate-pixels").count == 4
+
+
+def test_dicom_faults(writer: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(4):
+        study(writer, data, number)
+    study(writer, data, 4, skip=(1,))
+    study(writer, data, 5)
+    voxels = np.zeros((24, 20, 3), dtype=np.int16)
+    writer.series(data / "studies" / f"{SECRET}-05" / "more", voxels, AFFINE, number=3)
+    study(writer, data, 6, modality="MR")
+    cut = sorted(study(writer, data, 7).iterdir())[1]
+    cut.write_bytes(cut.read_bytes()[:-300])
+    labelled(data, 8)
+    asked, told = config.DataContract(class_names=("healthy", "ill"), modality="CT"), list[str]()
+    source = sources.survey(config.SourceConfig(source="folder", path=str(data)), told, asked)
+    assert sorted(map(faults.kind, told)) == ["modality", "series-mixed", "slices-missing"]
+    assert len(source.samples()) == 20
+    made = run(data)
+    # A volume is read whole, so one damaged file costs all its slices.
+    for code, count in (("slices-missing", 1), ("series-mixed", 1), ("unreadable", 4)):
+        found = one(made, code)
+        assert (found.severity, found.count) == ("blocker", count), code
+    assert made.seen is not None
+    assert len(made.seen.found.rows) == 20
+    assert not made.ready
+    affected.write(made, tmp_path / "files.csv")
+    assert f"{SECRET}-04" in (tmp_path / "files.csv").read_text()
+    for text in (shown(made), "".join(each.problem for each in made.findings)):
+        assert SECRET not in text
+        assert writer.PLANTED not in text
+
+
+# --- patients, splits and duplicates ----------------------------------------------------------------------------------
+
+
+def test_a_patient_in_train_and_test(data: Path) -> None:
+    lines = (data / "patients.csv").read_text().splitlines()
+    splits = ["train" if number % 2 else "test" for number in range(COUNT)]
+    splits[2:] = ["train", "train"] * 10 + ["test", "test"] * 9
+    table = [lines[0] + ",split", *(f"{line},{split}" for line, split in zip(lines[1:], splits, strict=True))]
+    (data / "patients.csv").write_text("\n".join(table) + "\n")
+    made = run(data)
+    found = one(made, "patient-across-splits")
+    assert (found.severity, found.count, found.samples) == ("blocker", 1, (1, 2))
+    assert one(made, "no-validation-sample").severity == "note"
+
+
+def test_duplicates_by_file_by_pixels_and_across_splits(data: Path) -> None:
+    made = run(data)
+    assert made.seen is not None
+    split_of = made.seen.split_of
+    train = [number for number, split in split_of.items() if split == "train"]
+    test = next(number for number, split in split_of.items() if split == "test")
+    copy, source = data / "images" / f"{name(train[1] - 1)}.png", data / "images" / f"{name(train[0] - 1)}.png"
+    shutil.copy(source, copy)
+    leak = data / "images" / f"{name(test - 1)}.png"
+    leak.unlink()
+    Image.open(data / "images" / f"{name(train[2] - 1)}.png").save(leak.with_suffix(".bmp"))
+    made = run(data)
+    found = one(made, "duplicate-files")
+    assert (found.severity, found.count, set(found.samples)) == ("warning", 1, set(train[:2]))
+    found = one(made, "duplicate-pixels")
+    assert (found.severity, found.count, set(found.samples)) == ("warning", 1, {train[2], test})
+    found = one(made, "duplicate-across-splits")
+    assert (found.severity, found.count, set(found.samples)) == ("blocker", 1, {train[2], test})
+    assert one(made, "duplicate-conflict").count >= 1
+
+
+def test_few_samples_and_shown_names(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(6):
+        save(data / "images" / f"{name(number)}.png", picture(number))
+        save(data / "masks" / f"{name(number)}.png", mask(number))
+    made = run(data, options='ids = "names"')
+    assert one(made, "few-training-samples").severity == "warning"
+    assert one(made, "few-test-samples").severity == "warning"
+    assert one(made, "names-shown").severity == "warning"
+    assert SECRET not in shown(made)
+    (data / "patients.csv").write_text("id,patient,site\n" + "".join(f"{name(at)},p,s{at % 2}\n" for at in range(6)))
+    made = run(data)
+    assert one(made, "no-test-sample").severity == "blocker"
+    assert one(made, "few-patients").count == 1
+    assert one(made, "several-sites").count == 2
+    made = run(data, 'include = ["s1"]')
+    assert made.seen is not None
+    assert len(made.seen.samples) == 3
+    assert one(run(data, 'include = ["elsewhere"]'), "no-samples").severity == "blocker"
+
+
+def test_limit_looks_at_some_and_says_so(whole: Path) -> None:
+    made = run(whole, limit=10)
+    assert made.seen is not None
+    assert len(made.seen.found.rows) == 10
+    assert [row.number for row in made.seen.found.rows][::9] == [1, COUNT]
+    assert one(made, "limited").count == COUNT - 10
+    assert document.build(made)["data"]["limited"] is True
+
+
+def test_progress_is_told(whole: Path) -> None:
+    told = []
+    run(whole, limit=5, observer=lambda event, /, **fields: told.append((event, fields)))
+    assert told == [("check", {"done": done, "total": 5}) for done in range(1, 6)]
+
+
+# --- judged from pixels -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Given:
+    """A source of arrays."""
+
+    pixels: Sequence[samples.Pixels | Exception]
+    task: str = "segmentation"
+    class_names: tuple[str, ...] = ("background", "lesion", "cyst")
+    labels: Sequence[int | None] = ()
+
+    @property
+    def info(self) -> samples.SourceInfo:
+        return samples.SourceInfo("given", self.task, self.class_names, "ours")
+
+    def samples(self) -> list[samples.Sample]:
+        labels = self.labels or [None] * len(self.pixels)
+        return [samples.Sample(f"{at}", label=label, patient=f"{at}") for at, label in enumerate(labels)]
+
+    def read(self, sample: samples.Sample) -> samples.Pixels:
+        found = self.pixels[int(sample.id)]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def judge(source: Given, contract: config.DataContract | None = None) -> dict[str, finding.Finding]:
+    everything = source.samples()
+    found = survey.look(source, survey.spaced(everything, 0))
+    numbers = list(range(1, len(everything) + 1))
+    cut = max(1, len(numbers) * 2 // 3)
+    splits = {"train": numbers[:cut], "val": [], "test": numbers[cut:]}
+    seen = looked.Looked(source.info, source.class_names, everything, found, splits, contract=contract)
+    made = [*rules.findings(seen), *appearance.findings(seen), *duplicates.findings(seen)]
+    codes = [each.code for each in made]
+    assert len(set(codes)) == len(codes)
+    return {each.code: each for each in made}
+
+
+def image(seed: int, shape: tuple[int, int, int] = (1, 40, 40), low: float = 0.0, high: float = 0.4) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(low, high, size=shape).astype(np.float32)
+
+
+def square(value: int = 1, shape: tuple[int, int] = (40, 40)) -> np.ndarray:
+    made = np.zeros(shape, dtype=np.int64)
+    made[4:20, 4:20] = value
+    return made
+
+
+def contract(**values: object) -> config.DataContract:
+    return config.DataContract.model_validate({"class_names": ("background", "lesion", "cyst"), **values})
+
+
+def test_empty_and_full_masks() -> None:
+    empty, full = np.zeros((40, 40), dtype=np.int64), np.ones((40, 40), dtype=np.int64)
+    made = judge(Given([samples.Pixels(image(at), mask) for at, mask in enumerate([square(), square(2), empty, full])]))
+    assert (made["mask-empty"].severity, made["mask-empty"].samples) == ("note", (3,))
+    assert (made["mask-full"].severity, made["mask-full"].samples) == ("warning", (4,))
+    made = judge(Given([samples.Pixels(image(at), mask) for at, mask in enumerate([square(), empty, empty])]))
+    assert made["masks-mostly-empty"].severity == "warning"
+    assert "cyst" in made["class-missing"].problem
+    made = judge(Given([samples.Pixels(image(at), empty) for at in range(3)]))
+    assert made["masks-all-empty"].severity == "blocker"
+    tiny = np.zeros((40, 40), dtype=np.int64)
+    tiny[0, 0] = 1
+    assert (
+        "lesion 0.0006" in judge(Given([samples.Pixels(image(at), tiny) for at in range(2)]))["foreground-rare"].problem
+    )
+
+
+def test_blank_images_and_values_out_of_range() -> None:
+    blank = np.full((1, 40, 40), 0.3, dtype=np.float32)
+    made = judge(Given([samples.Pixels(image(0), square()), samples.Pixels(blank, square())]))
+    assert made["blank"].samples == (2,)
+    made = judge(Given([samples.Pixels(blank, square())] * 3))
+    assert made["all-blank"].severity == "blocker"
+    assert not {code for code in made if code.startswith("duplicate")}
+    made = judge(Given([samples.Pixels(image(0, high=3.0), square())]))
+    assert made["out-of-range"].severity == "blocker"
+
+
+def test_sizes_against_the_recipe() -> None:
+    pixels = [samples.Pixels(image(0, (1, 40, 200)), square(shape=(40, 200))), samples.Pixels(image(1), square())]
+    made = judge(Given(pixels), contract(input_size=(224, 224)))
+    assert made["small-images"].count == 2
+    assert made["sizes-vary"].severity == "note"
+    assert made["distorted"].samples == (1,)
+    assert "small-images" not in judge(Given(pixels))
+
+
+def test_colour_and_polarity() -> None:
+    colour = samples.Pixels(image(0, (3, 40, 40)), square())
+    grey = samples.Pixels(np.repeat(image(1), 3, axis=0), square())
+    bright = samples.Pixels(image(2, low=0.7, high=1.0), square())
+    made = judge(Given([colour, grey, bright]))
+    assert made["colour-mixed"].samples == (1,)
+    assert made["polarity-mixed"].count == 1
+    made = judge(Given([colour, grey, bright]), contract(grey=True, intensity="polarity"))
+    assert (made["colour-where-grey"].severity, made["colour-where-grey"].samples) == ("warning", (1,))
+    assert "polarity-mixed" not in made
+
+
+def test_spacing() -> None:
+    def with_spacing(*sizes: float | None) -> Given:
+        return Given(
+            [
+                samples.Pixels(image(at), square(), None if size is None else (size, size))
+                for at, size in enumerate(sizes)
+            ]
+        )
+
+    assert judge(with_spacing(None, None))["spacing-unknown"].severity == "note"
+    assert judge(with_spacing(0.5, None))["spacing-partly"].samples == (2,)
+    assert "from 0.5 to 2 mm" in judge(with_spacing(0.5, 2.0))["spacing-varies"].problem
+
+
+def test_orientation_is_told_where_the_source_knows_it() -> None:
+    codes = ("RAS", "LPS", "LPS")
+    source = Given([samples.Pixels(image(at), square(), orientation=code) for at, code in enumerate(codes)])
+    assert judge(source)["orientation-mixed"].problem == "axes stored as LPS, RAS"
+
+
+def test_samples_that_training_would_refuse() -> None:
+    pixels: list[samples.Pixels | Exception] = [
+        samples.Pixels(image(0, (2, 40, 40)), square()),
+        samples.Pixels(image(1) + np.float32("nan"), square()),
+        samples.Pixels(image(2), None),
+        samples.Pixels(image(3), square()[:20]),
+        samples.Pixels(image(4), square(7)),
+        samples.Pixels(image(5)[:, :1], square()[:1]),
+        ValueError(f"{SECRET}.dcm"),
+        errors.DataError(f"{SECRET}/a.png: something new"),
+        samples.Pixels(image(8), square()),
+    ]
+    made = judge(Given(pixels))
+    expected = ("channels", "not-finite", "mask-missing", "mask-size", "mask-value", "too-small", "reader-failed")
+    for number, code in enumerate((*expected, "structure"), 1):
+        assert (made[code].severity, made[code].samples) == ("blocker", (number,)), code
+    assert SECRET not in "".join(each.problem for each in made.values())
+
+
+def test_labels_of_a_classification() -> None:
+    pixels = [samples.Pixels(image(at)) for at in range(6)]
+    made = judge(Given(pixels, "classification", ("a", "b", "c"), [0, 0, 0, 0, 1, 1]))
+    assert "no sample of c" in made["class-missing"].problem
+    assert "b" in made["class-missing-in-split"].problem or "a" in made["class-missing-in-split"].problem
+    assert "spacing-unknown" not in made
+
+
+# --- the words of errors ----------------------------------------------------------------------------------------------
+
+WORDS = [
+    ("x.png: no such file; check the path", "not-found"),
+    ("a: 3 series, one is read; leave only one in the folder", "series-mixed"),
+    ("a: slices missing or unevenly spaced: 3.0 to 9.0 mm", "slices-missing"),
+    ("a: images of different size or spacing in one series 2: CT; split it into series", "series-mixed"),
+    ("a: modality MR, but recipe.data.modality is 'CT'; leave it out", "modality"),
+    ("a: pixels packed as 'JPEG 2000' cannot be unpacked; export them uncompressed", "compressed"),
+    ("a: a whole-slide image; cut it into tiles", "whole-slide"),
+    ("a: segments overlap in 3 voxels, but a voxel has one class", "mask-overlap"),
+    ("dataset.json: training 3: label 'x' stands for no class; classes: a, b", "class-unknown"),
+    ("its header does not say how the axes lie (affine [])", "no-geometry"),
+    ("images/series modality.png: unreadable picture (x)", "unreadable"),
+    ("something that nobody foresaw", "structure"),
+]
+
+
+@pytest.mark.parametrize(("text", "code"), WORDS, ids=[code for _, code in WORDS])
+def test_errors_are_sorted_by_their_words(text: str, code: str) -> None:
+    assert faults.kind(text) == code
+
+
+def test_every_kind_has_words_of_its_own() -> None:
+    kinds = {code for _, code in faults.KINDS} | {"structure", "reader-failed", "label-missing"}
+    assert kinds <= set(rules.PROBLEMS)
+    assert set(rules.PROBLEMS) <= set(catalogue.ENTRIES)
+    assert set(catalogue.FILES) <= set(rules.PROBLEMS)
+    for entry in catalogue.ENTRIES.values():
+        assert entry.severity in finding.SEVERITIES
+        assert entry.why.endswith(".")
+        assert entry.remedy
