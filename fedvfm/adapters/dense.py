@@ -43,16 +43,23 @@ class Dense(base.Adapter):
         allowed = tuple(f"block.{block:02d}." for block in settings.layers)
         parameters: dict[str, nn.Parameter] = {}
         reference: dict[str, Tensor] = {}
+        made: dict[int, nn.Parameter] = {}
         for path, module in list(backbone.model.named_modules()):
             for last, frozen in list(module.named_parameters(recurse=False)):
                 name = backbone.wire_name(f"{path}.{last}" if path else last)
-                if self.chosen(module, last) and (not allowed or name.startswith(allowed)):
-                    own = nn.Parameter(frozen.detach().clone())
+                if id(frozen) in made:  # two modules hold one parameter
+                    setattr(module, last, made[id(frozen)])
+                elif self._trains(module, last, name) and (not allowed or name.startswith(allowed)):
+                    own = made[id(frozen)] = nn.Parameter(frozen.detach().clone())
                     setattr(module, last, own)
                     parameters[name] = own
                     reference[name] = frozen.detach() if backbone.pretrained else torch.zeros_like(frozen)
         specs = tuple(state.ArraySpec(name, tuple(p.shape), self.group) for name, p in parameters.items())
         return base.Injected(specs, parameters, reference)
+
+    def _trains(self, module: nn.Module, last: str, name: str) -> bool:
+        """Norms and biases are those of the encoder: ``parts`` chooses of a mask decoder, whole."""
+        return self.chosen(module, last) and (self.group == "full" or not name.startswith(("decoder.", "prompt.")))
 
 
 def norm() -> Dense:

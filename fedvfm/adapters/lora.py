@@ -1,4 +1,4 @@
-"""LoRA through PEFT on projections chosen by our names, resolved per backbone."""
+"""LoRA on projections chosen by our names, resolved per backbone: through PEFT, or on slices of a fused layer."""
 
 from __future__ import annotations
 
@@ -9,28 +9,72 @@ from torch import nn
 
 from fedvfm import config as configs
 from fedvfm import state
-from fedvfm.adapters import base
+from fedvfm.adapters import base, fused
 from fedvfm.backbones import base as backbones
 
 
 def peft_config(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> peft.LoraConfig:
-    """The PEFT configuration of the same adapter in the stock model; it is also what an export carries."""
-    modules = [path for path in _paths(settings, backbone).values() if path]
-    alpha = settings.scale * settings.rank
-    return peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
-        lora_dropout=settings.dropout,
-        target_modules=modules,
-        bias="none",
+    """The PEFT configuration of the same adapter in the stock model; it is what an export carries.
+
+    Pairs on slices of a fused layer become one pair of the whole layer (see :meth:`fused.Fused.block_form`).
+    """
+    whole, sliced = _whole(settings, backbone), _sliced(settings, backbone)
+    number = len(next(iter(sliced.values()), {0: 0}))
+    plain = list(whole.values()) if sliced else []
+    return _config(
+        settings,
+        [*whole.values(), *sliced],
+        settings.rank * number,
+        rank_pattern=dict.fromkeys(plain, settings.rank),
+        alpha_pattern=dict.fromkeys(plain, _alpha(settings, settings.rank)),
     )
 
 
-def _paths(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> dict[str, str | None]:
-    chosen = base.blocks_of(settings, backbone)
-    return {
-        f"block.{block:02d}.{part}": backbone.projection(block, part) for block in chosen for part in settings.targets
+def _config(settings: configs.AdapterConfig, paths: list[str], rank: int, **patterns: Any) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=_alpha(settings, rank),
+        lora_dropout=settings.dropout,
+        target_modules=paths,
+        bias="none",
+        **patterns,
+    )
+
+
+def _alpha(settings: configs.AdapterConfig, rank: int) -> float:
+    alpha = settings.scale * rank
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def _whole(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> dict[str, str]:
+    """Pair -> path of a layer that is one projection."""
+    found = {
+        f"block.{block:02d}.{part}": backbone.projection(block, part)
+        for block in base.blocks_of(settings, backbone)
+        for part in settings.targets
     }
+    return {pair: path for pair, path in found.items() if path}
+
+
+def _sliced(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> dict[str, dict[str, backbones.Slice]]:
+    """Path of a fused layer -> pair -> its rows."""
+    found: dict[str, dict[str, backbones.Slice]] = {}
+    for block in base.blocks_of(settings, backbone):
+        for part in settings.targets:
+            rows = backbone.fused(block, part)
+            if rows is not None:
+                found.setdefault(rows.path, {})[f"block.{block:02d}.{part}"] = rows
+    return found
+
+
+def fold(model: nn.Module) -> None:
+    """Fold all pairs into the layers they sit on, in place: the weights must be the model's own."""
+    fused.fold(model)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            layer: Any = module
+            layer.merge()
+            model.set_submodule(path, layer.get_base_layer())
 
 
 class Lora(base.Adapter):
@@ -47,20 +91,51 @@ class Lora(base.Adapter):
             return [
                 f"recipe.adapter.kind = 'lora': backbone '{backbone.name}' has no projections to adapt; use kind 'full'"
             ]
-        unknown = [part for part in settings.targets if backbone.projection(0, part) is None]
+        unknown = [part for part in settings.targets if not (backbone.projection(0, part) or backbone.fused(0, part))]
         if unknown or not settings.targets:
             found.append(f"recipe.adapter.targets = {list(settings.targets)}: known: q, k, v, o, fc1, fc2")
         return found
 
     def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
         """See base."""
-        peft.inject_adapter_in_model(peft_config(settings, backbone), backbone.model)
+        pairs = self._whole_layers(settings, backbone) | self._slices(settings, backbone)
         specs: list[state.ArraySpec] = []
         parameters: dict[str, nn.Parameter] = {}
-        for pair, path in _paths(settings, backbone).items():
-            layer: Any = backbone.model.get_submodule(str(path))
-            for role, weight in (("A", layer.lora_A["default"].weight), ("B", layer.lora_B["default"].weight)):
+        for pair, weights in pairs.items():
+            for role, weight in zip("AB", weights, strict=True):
                 name = f"{pair}.{role}"
                 specs.append(state.ArraySpec(name, tuple(weight.shape), "lora", role, pair, settings.scale))
                 parameters[name] = weight
         return base.Injected(tuple(specs), parameters)
+
+    @staticmethod
+    def _whole_layers(
+        settings: configs.AdapterConfig, backbone: backbones.Backbone
+    ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Pair -> A and B that PEFT put in."""
+        paths = _whole(settings, backbone)
+        if paths:
+            peft.inject_adapter_in_model(_config(settings, list(paths.values()), settings.rank), backbone.model)
+        layers: dict[str, Any] = {pair: backbone.model.get_submodule(path) for pair, path in paths.items()}
+        return {
+            pair: (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for pair, layer in layers.items()
+        }
+
+    @staticmethod
+    def _slices(
+        settings: configs.AdapterConfig, backbone: backbones.Backbone
+    ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Pair -> A and B put on slices."""
+        found: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        for path, slices in _sliced(settings, backbone).items():
+            parts = {pair.rpartition(".")[2]: (pair, rows) for pair, rows in slices.items()}
+            made = fused.put_in(
+                backbone.model,
+                path,
+                {part: rows for part, (_, rows) in parts.items()},
+                rank=settings.rank,
+                scale=settings.scale,
+                dropout=settings.dropout,
+            )
+            found |= {parts[part][0]: (one.A, one.B) for part, one in made.items()}
+        return found

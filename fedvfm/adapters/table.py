@@ -9,6 +9,9 @@ TABLE = registry.Table(
     {
         "lora": "fedvfm.adapters.lora:Lora",
         "head-only": "fedvfm.adapters.dense:HeadOnly",
+        "adaptformer": "fedvfm.adapters.bottleneck:AdaptFormer",
+        "medical-sam-adapter": "fedvfm.adapters.bottleneck:MedicalSamAdapter",
+        "prompt-tokens": "fedvfm.adapters.prompt_tokens:PromptTokens",
         "norm": "fedvfm.adapters.dense:norm",
         "bias": "fedvfm.adapters.dense:bias",
         "full": "fedvfm.adapters.dense:full",

@@ -18,7 +18,7 @@ from fedvfm.backbones import table as backbone_table
 from fedvfm.client import model as models
 
 GOLDEN = Path(__file__).with_name("golden_names.json")
-KINDS = ("lora", "norm", "bias", "head-only", "full")
+KINDS = ("lora", "norm", "bias", "head-only", "full", "adaptformer", "prompt-tokens")
 MLP = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -60,7 +60,7 @@ def recipe(backbone: str, kind: str = "lora", task: str = "segmentation", **adap
 
 PAIRS = [(name, kind) for name in ("dinov2", "vit", "dinov3", "clip", "siglip") for kind in KINDS] + [("unet", "full")]
 matrix = pytest.mark.parametrize(("name", "kind"), PAIRS)
-pretrained = pytest.mark.parametrize(("name", "kind"), PAIRS[:-1])
+pretrained = pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS[:-1] if pair[1] != "prompt-tokens"])
 partly_frozen = pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[1] != "full"])
 
 
@@ -203,7 +203,7 @@ def test_frozen_parts_of_a_backbone_from_scratch_are_seeded_too() -> None:
 
 
 def test_without_layers_everything_is_adapted(folders: dict[str, str]) -> None:
-    for kind, frozen in (("lora", 0), ("norm", 0), ("bias", 0), ("full", 0), ("head-only", 4)):
+    for kind, frozen in (*((kind, 0) for kind in KINDS if kind != "head-only"), ("head-only", 4)):
         assert models.AdaptedModel(recipe(folders["dinov2"], kind), with_weights=False).frozen_blocks == frozen
     one = models.AdaptedModel(
         recipe(folders["dinov2"], "lora", layers=[3, 3], targets=["q", "fc2"]), with_weights=False
@@ -255,7 +255,7 @@ def faults(*arguments: Any, **adapter: Any) -> list[str]:
 
 def test_faults_of_each_kind(folders: dict[str, str]) -> None:
     dino = folders["dinov2"]
-    assert [faults(dino, kind) for kind in KINDS] == [[]] * 5
+    assert [faults(dino, kind) for kind in KINDS] == [[]] * len(KINDS)
     assert faults("unet", "full") == []
     for kind in KINDS:
         assert any(
@@ -265,7 +265,7 @@ def test_faults_of_each_kind(folders: dict[str, str]) -> None:
         dino, "lora", targets=["q", "w"]
     )
     assert any("recipe.adapter.targets = []" in f for f in faults(dino, "lora", targets=[]))
-    for kind in ("lora", "norm", "bias"):
+    for kind in ("lora", "norm", "bias", "adaptformer"):
         assert any("backbone 'unet'" in f and "use kind 'full'" in f for f in faults("unet", kind)), kind
     assert any("layers" in f for f in faults("unet", "full", layers=[0]))
 
