@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedvfm.inference.export import load_adapter
+    from fedvfm.inference.forms import export_adapter
+    from fedvfm.inference.predict import predict
     from fedvfm.register import (
         register_adapter,
         register_backbone,
@@ -29,8 +31,10 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _LAZY = {
+    "export_adapter": "fedvfm.inference.forms:export_adapter",
     "load_adapter": "fedvfm.inference.export:load_adapter",
     "load_experiment": "fedvfm.simulation.experiment:load",
+    "predict": "fedvfm.inference.predict:predict",
     "register_adapter": "fedvfm.register:register_adapter",
     "register_backbone": "fedvfm.register:register_backbone",
     "register_baseline": "fedvfm.register:register_baseline",
@@ -43,8 +47,10 @@ _LAZY = {
 
 __all__ = [
     "__version__",
+    "export_adapter",
     "load_adapter",
     "load_experiment",
+    "predict",
     "register_adapter",
     "register_backbone",
     "register_baseline",

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from fedvfm import protocol, state
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
+from fedvfm.client import windows
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
-
-WHOLE = 1.6
-OVERLAP = 1 / 9
 
 
 @torch.no_grad()
@@ -44,50 +38,17 @@ def evaluate(
     )
 
 
-@torch.no_grad()
 def logits(
     model: models.AdaptedModel, site: sites.Site, sample: samples.Sample, prepared: transforms.Prepared
 ) -> Tensor:
-    """Logits of a whole image: in one piece, or in overlapping windows of the training size where it is much larger.
+    """Logits of a sample's whole image, with what the site keeps of the frozen blocks.
 
     Shapes: prepared.image (3, h, w) -> (K, h, w) in segmentation, (K,) in classification.
     """
-    size = model.recipe.data.input_size
-    height, width = prepared.image.shape[1:]
-    if height <= WHOLE * size[0] and width <= WHOLE * size[1]:
-        return _run(model, site.tile(model, sample, prepared.image, (0, 0)))
-    window = (min(size[0], height), min(size[1], width))
-    weight = _importance(window)
-    total = torch.zeros(len(model.recipe.data.class_names), height, width)
-    weights = torch.zeros(height, width)
-    for top, left in _corners((height, width), window):
-        rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
-        piece = _run(model, site.tile(model, sample, prepared.image[:, rows, columns], (top, left)))
-        total[:, rows, columns] += piece * weight
-        weights[rows, columns] += weight
-    return total / weights
 
+    def run(image: transforms.Image, corner: tuple[int, int]) -> Tensor:
+        example = site.tile(model, sample, image, corner)
+        result: Tensor = model(*sites.collate([example], model))[0].float().cpu()
+        return result
 
-def _run(model: models.AdaptedModel, example: sites.Example) -> Tensor:
-    result: Tensor = model(*sites.collate([example], model))[0].float().cpu()
-    return result
-
-
-def _corners(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]]:
-    """Upper left corners of windows that cover the image with ``OVERLAP``."""
-    starts = []
-    for side, part in zip(size, window, strict=True):
-        step = max(1, round(part * (1 - OVERLAP)))
-        starts.append([min(start, side - part) for start in range(0, side - part + step, step)])
-    return [(top, left) for top in dict.fromkeys(starts[0]) for left in dict.fromkeys(starts[1])]
-
-
-@functools.lru_cache(maxsize=4)
-def _importance(window: tuple[int, int]) -> Tensor:
-    """MONAI's Gaussian weight of a window: its middle counts more than its border."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's imports warn about optional packages
-        from monai.data.utils import compute_importance_map
-
-    weight: Tensor = compute_importance_map(window, mode="gaussian", sigma_scale=0.25, dtype=torch.float32)
-    return weight
+    return windows.logits(model, prepared.image, run)

@@ -28,7 +28,7 @@ def text(
         "",
         "## Load it",
         "",
-        *_loading(with_peft),
+        *_loading(model, with_peft),
         "",
         "## How it was made",
         "",
@@ -45,17 +45,31 @@ def text(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _loading(with_peft: bool) -> list[str]:
+def _loading(model: models.AdaptedModel, with_peft: bool) -> list[str]:
     own = ["```python", "import fedvfm", 'model = fedvfm.load_adapter("adapter")  # backbone, adapter and head', "```"]
     if not with_peft:
-        return ["This kind is not one of PEFT's; load it with fedvfm:", "", *own]
+        return [f"{_why_not_peft(model)}; load it with fedvfm:", "", *own]
+    head = "see head.safetensors" if next(model.head.parameters(), None) is not None else _classes(model)
     stock = [
         "```python",
         "from peft import PeftModel",
-        'model = PeftModel.from_pretrained(stock_backbone, "adapter")  # of transformers; see head.safetensors',
+        f'model = PeftModel.from_pretrained(stock_backbone, "adapter")  # of transformers; {head}',
         "```",
     ]
     return ["With PEFT into the stock backbone:", "", *stock, "", "With fedvfm, head included:", "", *own]
+
+
+def _classes(model: models.AdaptedModel) -> str:
+    return f"class k is mask token k, 0 to {len(model.recipe.data.class_names) - 1}"
+
+
+def _why_not_peft(model: models.AdaptedModel) -> str:
+    backbone = model.backbone
+    if backbone.stock_differs:
+        return f"Not for the stock backbone: {backbone.stock_differs}"
+    if backbone.mask_tokens > backbone.stock_mask_tokens:
+        return f"The stock backbone has {backbone.stock_mask_tokens} mask tokens, this one {backbone.mask_tokens}"
+    return "This kind is not one of PEFT's"
 
 
 def _scores(made: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from fedvfm import config as configs
 from fedvfm import errors, storage
-from fedvfm.adapters import lora
+from fedvfm.adapters import base as adapters
+from fedvfm.adapters import decoder, fused, lora
+from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
 from fedvfm.client import model as models
@@ -41,26 +43,21 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
     adapter = model.read()
     checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe.hash})
     heads = {name.removeprefix("head."): value for name, value in adapter.items() if name.startswith("head.")}
-    storage.write_bytes(
-        folder / HEAD, safetensors.torch.save({name: _tensor(value) for name, value in heads.items()}), mode=0o644
-    )
+    storage.write_bytes(folder / HEAD, safetensors.torch.save({name: _tensor(value) for name, value in heads.items()}))
     about = {
         "recipe": model.recipe.model_dump(mode="json"),
         "backbone_sha256": model.backbone.sha256,
+        "backbone_config_sha256": model.backbone.config_sha256,
         "manifest": model.manifest.to_json(),
         "fingerprint": adapter.fingerprint,
     }
-    storage.write_text(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n", mode=0o644)
+    storage.write_text(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n")
     for_peft = _peft(model)
     if for_peft is not None:
         settings, tensors = for_peft
-        storage.write_text(folder / "adapter_config.json", _as_json(settings), mode=0o644)
-        storage.write_bytes(
-            folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}), mode=0o644
-        )
-    storage.write_text(
-        folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None), mode=0o644
-    )
+        storage.write_text(folder / "adapter_config.json", _as_json(settings))
+        storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
+    storage.write_text(folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None))
     return folder
 
 
@@ -79,23 +76,32 @@ def load_adapter(
         WeightsError: if the backbone is not here or not the same bytes.
     """
     path = Path(folder)
-    recipe, sha256, fingerprint = _about(path)
-    chosen = recipe.backbone.model_copy(update={"sha256": sha256 or None, "name": backbone or recipe.backbone.name})
+    recipe, sha256, settings, fingerprint = _about(path)
+    chosen = recipe.backbone.model_copy(update={"sha256": sha256 or None})
+    if backbone is not None:  # a revision is one of the place the recipe names
+        chosen = chosen.model_copy(update={"name": backbone, "revision": None})
     adapter, _, _ = checkpoint.read(path / STATE)
     if adapter.fingerprint != fingerprint:
         raise errors.CheckpointError(f"{path}: {STATE} and {ABOUT} are not of the same adapter. Export it again")
     model = models.AdaptedModel(recipe.model_copy(update={"backbone": chosen}), device=device)
+    if settings and model.backbone.config_sha256 != settings:
+        raise errors.WeightsError(
+            f"backbone '{chosen.name}': its config.json has other settings ({model.backbone.config_sha256[:12]}) than "
+            f"{path} was trained with ({settings[:12]}); the adapter would compute something else. Bring config.json "
+            "and weights here as they were"
+        )
     model.write(adapter)
     model.eval()
     return model
 
 
-def _about(path: Path) -> tuple[configs.Recipe, str, str]:
-    """Recipe, backbone sha256 and fingerprint of a saved adapter."""
+def _about(path: Path) -> tuple[configs.Recipe, str, str, str]:
+    """Recipe, both hashes of the backbone (of its settings: empty in older adapters), and fingerprint."""
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         recipe = configs.parse(configs.Recipe, about["recipe"], str(path / ABOUT))
-        return recipe, str(about["backbone_sha256"]), str(about["fingerprint"])
+        settings = str(about.get("backbone_config_sha256", ""))
+        return recipe, str(about["backbone_sha256"]), settings, str(about["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError, errors.ConfigError) as error:
         raise errors.CheckpointError(
             f"{path} is no adapter of this fedvfm: {ABOUT} cannot be read ({type(error).__name__}). Export it again"
@@ -105,11 +111,25 @@ def _about(path: Path) -> tuple[configs.Recipe, str, str]:
 def merge(model: models.AdaptedModel) -> nn.Module:
     """The stock model with the adapter folded into its weights; it shares nothing with ``model`` and has no head.
 
-    Kinds that PEFT does not have train the weights themselves: there a copy is the merged model.
+    Of the kinds that PEFT does not have, those that train the weights themselves are merged by a copy.
+
+    Raises:
+        ConfigError: if the kind adds layers or tokens, which no stock weights can hold.
     """
+    kind: adapters.Adapter = adapter_table.TABLE.get(model.recipe.adapter.kind)()
+    if not kind.foldable:
+        raise errors.ConfigError(
+            "merge",
+            [
+                f"adapter kind '{model.recipe.adapter.kind}' adds parts that the stock model has no weights for; "
+                f"load the adapter with fedvfm.load_adapter"
+            ],
+        )
     for_peft = _peft(model)
     if for_peft is None:
-        return copy.deepcopy(model.backbone.model)
+        folded = copy.deepcopy(model.backbone.model)
+        lora.fold(folded)
+        return folded
     settings, tensors = for_peft
     chosen = model.recipe.backbone
     # Merging writes into the weights, and those of a loaded backbone are shared.
@@ -136,8 +156,11 @@ def _peft(model: models.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor
     kind, recipe = model.recipe.adapter.kind, model.recipe
     if kind not in ("lora", "norm") or not model.injected.parameters:
         return None
+    if model.backbone.mask_tokens > model.backbone.stock_mask_tokens or model.backbone.stock_differs:
+        return None  # the stock model has no place for further mask tokens, or would compute something else
     fresh: backbones.Backbone = backbone_table.loader(recipe.backbone)(recipe.backbone, with_weights=False)
     settings: Any = lora.peft_config(recipe.adapter, fresh) if kind == "lora" else _norm_config(model, fresh)
+    settings.modules_to_save = decoder.paths(recipe.adapter.parts or (), fresh) or None
     settings.inference_mode = True
     settings.base_model_name_or_path = recipe.backbone.name
     return settings, _peft_tensors(model)
@@ -147,22 +170,27 @@ def _norm_config(model: models.AdaptedModel, fresh: backbones.Backbone) -> peft.
     paths = {
         name.rpartition(".")[0]
         for name, _ in fresh.model.named_parameters()
-        if fresh.wire_name(name) in model.injected.parameters
+        if fresh.wire_name(name) in {spec.name for spec in model.injected.specs if spec.group == "norm"}
     }
     return peft.LNTuningConfig(target_modules=sorted(paths))
 
 
 def _peft_tensors(model: models.AdaptedModel) -> dict[str, Tensor]:
-    """Under PEFT's names: the stock path with ``lora_A`` / ``lora_B``, or ``ln_tuning_layers``."""
+    """Under PEFT's names: stock paths with ``lora_A`` / ``lora_B`` or ``ln_tuning_layers``; decoder parts as they are.
+
+    Pairs on slices of a fused layer go in as one pair of the whole layer.
+    """
     found: dict[str, Tensor] = {}
-    known = {id(parameter) for parameter in model.injected.parameters.values()}
+    groups = {id(model.injected.parameters[spec.name]): spec.group for spec in model.injected.specs}
+    for path, module in model.backbone.model.named_modules():
+        if isinstance(module, fused.Fused):
+            down, up = module.block_form()
+            found |= {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
     for name, parameter in model.backbone.model.named_parameters():
-        if id(parameter) in known:
-            path, last = name.rpartition(".")[0], name.rpartition(".")[2]
-            renamed = (
-                name.replace(".default.", ".")
-                if model.recipe.adapter.kind == "lora"
-                else f"{path}.ln_tuning_layers.{last}"
-            )
-            found[f"base_model.model.{renamed}"] = parameter.detach().cpu().contiguous()
-    return found
+        path, _, last = name.rpartition(".")
+        group = groups.get(id(parameter), "")
+        if group == "norm":
+            found[f"{path}.ln_tuning_layers.{last}"] = parameter
+        elif group == decoder.GROUP or (group == "lora" and ".default." in name):
+            found[name.replace(".default.", ".")] = parameter
+    return {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in found.items()}

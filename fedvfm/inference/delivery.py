@@ -1,0 +1,127 @@
+"""What exports share: the model with its adapter folded in, what goes into it, and the check that it is the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedvfm import errors
+from fedvfm.adapters import table as adapter_table
+from fedvfm.client import model as models
+from fedvfm.inference import export
+from fedvfm.tasks import segmentation
+
+TOLERANCE = 1e-4
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Deliverable(nn.Module):
+    """A model that takes prepared images as they are: the contract's mean and standard deviation are part of it.
+
+    Shapes: image (B, 3, h, w) in [0, 1] -> logits (B, K, h, w) in segmentation, (B, K) in classification.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: models.AdaptedModel) -> None:
+        super().__init__()
+        contract = model.recipe.data
+        self.model = model
+        self.register_buffer("mean", torch.tensor(contract.mean).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(contract.std).reshape(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        result: Tensor = self.model((image - self.mean) / self.std)
+        return result
+
+
+def folded(model: models.AdaptedModel) -> models.AdaptedModel:
+    """The same model on a backbone with the adapter folded into its weights; head and recipe are those of ``model``.
+
+    A kind that adds layers or tokens cannot be folded: there the model itself is what is given.
+    """
+    if not adapter_table.TABLE.get(model.recipe.adapter.kind)().foldable:
+        return model
+    return on(model, export.merge(model))
+
+
+def on(model: models.AdaptedModel, stock: nn.Module) -> models.AdaptedModel:
+    """The same model with another stock model in its backbone."""
+    made, backbone = _beside(model), _beside(model.backbone)
+    backbone.model = stock.eval()
+    made.backbone = backbone
+    return made
+
+
+def _beside(module: Module) -> Module:
+    """A shallow copy whose parts can be exchanged without touching the first."""
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    return made
+
+
+def example(model: models.AdaptedModel, batch: int = 2) -> Tensor:
+    """Prepared images that are the same every time: smooth, so that nothing hangs on a single pixel.
+
+    Shapes: (batch, 3, h, w) in [0, 1], at the contract's input size.
+    """
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((batch, 3, 8, 8), dtype=np.float32)).to(model.device)
+    return nn.functional.interpolate(coarse, model.recipe.data.input_size, mode="bilinear", align_corners=False)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, in units of the largest value (of 1 at least)."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+
+
+def require_same(what: str, found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
+    """Their difference, if it is small.
+
+    Raises:
+        CheckpointError: if it is not; nothing is delivered then.
+    """
+    off = difference(found, expected)
+    if not off <= tolerance:
+        raise errors.CheckpointError(
+            f"{what} does not compute what the adapter does: it is off by {off:.2g}, {tolerance:g} is allowed. Nothing "
+            f"was written; tell us the backbone, the adapter kind and the versions of torch and transformers"
+        )
+    return off
+
+
+def what_goes_in(model: models.AdaptedModel) -> list[str]:
+    """Lines of a card: how an image is prepared, and the classes."""
+    contract = model.recipe.data
+    height, width = contract.input_size
+    steps = {
+        "none": "values of the format's full scale to [0, 1]",
+        "percentile": "the 0.5th and 99.5th percentile of each image to 0 and 1, the rest cut",
+        "polarity": "the 0.5th and 99.5th percentile of each image to 0 and 1, the rest cut; images with a median over "
+        "0.5 inverted",
+    }
+    shown = steps[contract.intensity]
+    if contract.limits is not None:
+        shown = "from {:g} to {:g} in the file's units to [0, 1], the rest cut".format(*contract.limits)
+    lines = [
+        f"- classes, in the order of the output: {', '.join(contract.class_names)}",
+        f"- input size: {height} x {width}"
+        + (" (every image resized to it)" if contract.fit == "resize" else " (windows at the image's own scale)"),
+        f"- intensity: {shown}" + ("; colour becomes luminance first" if contract.grey else ""),
+        f"- then normalised with mean {list(contract.mean)} and standard deviation {list(contract.std)}",
+    ]
+    if contract.stack > 1:
+        lines.insert(1, "- channels: each slice between its two neighbours")
+    return lines
+
+
+def dense(model: models.AdaptedModel) -> bool:
+    """Whether the model gives a class for every pixel, rather than one for the image."""
+    return isinstance(model.task, segmentation.Segmentation)

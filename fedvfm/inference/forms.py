@@ -1,0 +1,68 @@
+"""Export: a saved adapter in the layout of other tools."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from fedvfm import registry
+from fedvfm.inference import export, output
+
+TABLE = registry.Table(
+    "export format",
+    {
+        "hf": "fedvfm.inference.hub:write",
+        "monai": "fedvfm.inference.bundle:write",
+        "onnx": "fedvfm.inference.graph:write",
+        "peft": "fedvfm.inference.hub:copy_peft",
+    },
+)
+"""Format -> ``write(model, adapter, folder)``: writes into the folder and gives further rows of the summary.
+
+``model`` is the adapted model on the CPU, ``adapter`` the folder it was loaded from.
+"""
+
+
+def export_adapter(
+    adapter: str | os.PathLike[str],
+    output_folder: str | os.PathLike[str],
+    form: str = "hf",
+    *,
+    backbone: str | None = None,
+) -> dict[str, Any]:
+    """Write an adapter in another tool's layout, and say what was written.
+
+    Args:
+        adapter: folder of a saved adapter.
+        output_folder: must not exist or be empty; it is whole or not there.
+        form: "hf" (merged model of transformers), "onnx", "monai" (bundle) or "peft".
+        backbone: another place of the same backbone (its sha256 is still checked).
+
+    Raises:
+        UnknownName: for a format that is not there.
+        ConfigError: if the adapter's kind or backbone cannot take this form.
+        CheckpointError: if the adapter is damaged, or what was written computes something else.
+        MissingExtra: if a package is needed that is not installed.
+        OutputInUse: if the output folder is not free.
+        StorageError: if the disk refuses.
+    """
+    write = TABLE.get(form)
+    folder = Path(output_folder)
+    output.require_free(folder)
+    model = export.load_adapter(adapter, backbone=backbone)
+    with output.whole(folder) as made, warnings.catch_warnings():
+        # What libraries will rename some day is no business of who exports.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        facts = write(model, Path(adapter), made)
+        files = {path.relative_to(made).as_posix(): path.stat().st_size for path in made.rglob("*") if path.is_file()}
+    return {
+        "format": form,
+        "folder": str(folder),
+        "files": dict(sorted(files.items())),
+        "fingerprint": model.read().fingerprint,
+        "backbone": {"name": model.backbone.name, "sha256": model.backbone.sha256},
+        **facts,
+    }

@@ -1,0 +1,171 @@
+"""ONNX: backbone, adapter and head as one graph at the contract's input size."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvfm import errors, storage
+from fedvfm.client import model as models
+from fedvfm.inference import delivery
+
+FILE = "model.onnx"
+NEEDED = ("onnx", "onnxscript")
+OPSET = 20
+ONE_FILE_BYTES = 1_900_000_000
+"""Protobuf holds 2 GiB; larger weights lie in a file beside the graph."""
+
+
+def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+    """``model.onnx``: input ``image``, output ``logits``, checked against the model before it counts as written.
+
+    The batch is free where the exporter can keep it so, else it is 1; height and width are those of the contract.
+
+    Raises:
+        MissingExtra: without onnx and onnxscript.
+        ConfigError: if the exporter cannot express the model.
+        CheckpointError: if the graph computes something else.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.MissingExtra(
+            f"export to ONNX needs {' and '.join(missing)}, not installed here. Run: pip install 'fedvfm[onnx]'"
+        )
+    plain = delivery.Deliverable(delivery.folded(model)).eval()
+    plain.model.recipe = model.recipe.model_copy(update={"precision": "float32"})
+    program, batch = _graph(plain, model)
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the exporter notes each line of source with this machine's paths
+    program.model.metadata_props.update(_facts(model))
+    big = sum(value.numel() for value in plain.state_dict().values()) * 4 > ONE_FILE_BYTES
+    with storage.guard(folder), _quiet():
+        program.save(str(folder / FILE), external_data=big)
+    image = delivery.example(model, 3 if batch is None else batch)
+    with torch.no_grad():
+        expected = plain(image)
+    by, found = _run(folder / FILE, image)
+    off = delivery.require_same("the ONNX graph", found, expected)
+    storage.write_text(folder / "README.md", _card(model, batch, by, off))
+    return {"opset": OPSET, "batch": "free" if batch is None else batch, "checked_with": by, "difference": off}
+
+
+def _graph(plain: delivery.Deliverable, model: models.AdaptedModel) -> tuple[Any, int | None]:
+    """The exported program, and its fixed batch size or None."""
+    with contextlib.suppress(Exception):  # the exporter raises whatever the traced code raises
+        program = _exported(plain, delivery.example(model, 2), ({0: torch.export.Dim.DYNAMIC},))
+        if not isinstance(program.model.graph.inputs[0].shape[0], int):
+            return program, None
+    try:
+        return _exported(plain, delivery.example(model, 1), None), 1
+    except Exception as error:
+        raise errors.ConfigError(
+            "--format onnx",
+            [
+                f"torch {torch.__version__} cannot express backbone '{model.backbone.name}' with adapter kind "
+                f"'{model.recipe.adapter.kind}' as ONNX ({type(error).__name__}); use hf or monai"
+            ],
+        ) from error
+
+
+def _exported(plain: delivery.Deliverable, image: Tensor, dimensions: Any) -> Any:
+    with _quiet(), torch.no_grad():
+        return torch.onnx.export(
+            plain,
+            (image,),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=dimensions,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+
+
+def _run(path: Path, image: Tensor) -> tuple[str, Tensor]:
+    """(what ran it, logits): onnxruntime where it is installed, else ONNX's own slow reference."""
+    feed = {"image": image.cpu().numpy()}
+    if importlib.util.find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return "onnxruntime", torch.from_numpy(np.asarray(session.run(None, feed)[0]))
+    from onnx import reference
+
+    return "onnx.reference", torch.from_numpy(np.asarray(reference.ReferenceEvaluator(str(path)).run(None, feed)[0]))
+
+
+def _facts(model: models.AdaptedModel) -> dict[str, str]:
+    """What a reader of the graph must know, as text beside it."""
+    contract = model.recipe.data
+    return {
+        "fedvfm.task": model.recipe.task.kind,
+        "fedvfm.class_names": json.dumps(list(contract.class_names)),
+        "fedvfm.input": json.dumps(
+            {"range": [0, 1], "size": list(contract.input_size), "intensity": contract.intensity}
+        ),
+        "fedvfm.adapter_fingerprint": model.read().fingerprint,
+        "fedvfm.backbone_sha256": model.backbone.sha256,
+        "fedvfm.recipe_hash": model.recipe.hash,
+        "fedvfm.note": "not a medical device",
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on packages that are not needed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+
+
+def _card(model: models.AdaptedModel, batch: int | None, by: str, off: float) -> str:
+    height, width = model.recipe.data.input_size
+    classes = len(model.recipe.data.class_names)
+    size = "B" if batch is None else str(batch)
+    shape = f"({size}, {classes}, {height}, {width})" if delivery.dense(model) else f"({size}, {classes})"
+    lines = [
+        f"# {model.recipe.task.kind} with {model.recipe.backbone.name}, as ONNX",
+        "",
+        "Not a medical device. Trained for research; check it on your own data before any use. The terms of use of the",
+        "backbone still hold.",
+        "",
+        "```python",
+        "import onnxruntime",
+        f'session = onnxruntime.InferenceSession("{FILE}")',
+        '(logits,) = session.run(["logits"], {"image": image})',
+        "```",
+        "",
+        f"- `image`: float32 ({size}, 3, {height}, {width}), prepared as below; the graph itself normalises",
+        f"- `logits`: float32 {shape}",
+        f"- checked with {by}: off by {off:.1g} of the largest logit",
+        "",
+        "## What goes in",
+        "",
+        *delivery.what_goes_in(model)[:-1],
+        "",
+        "## Where it comes from",
+        "",
+        f"- adapter: kind `{model.recipe.adapter.kind}`, fingerprint `{model.read().fingerprint}`",
+        f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
+    ]
+    return "\n".join(lines) + "\n"

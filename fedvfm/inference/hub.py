@@ -1,0 +1,149 @@
+"""Hugging Face layouts: the merged model as transformers stores it, and the PEFT form as it was saved."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedvfm import errors, storage
+from fedvfm.backbones import stock
+from fedvfm.client import model as models
+from fedvfm.inference import delivery, export
+
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+    """``config.json`` and ``model.safetensors`` with the adapter folded in, and the head beside them.
+
+    Raises:
+        ConfigError: if the backbone is none of transformers', or the kind cannot be folded.
+        CheckpointError: if the merged model computes other logits, or the stock class other features.
+    """
+    merged: Any = export.merge(model)
+    if not hasattr(merged, "save_pretrained"):
+        raise errors.ConfigError(
+            "--format hf", [f"backbone '{model.backbone.name}' is no model of transformers; use monai or onnx"]
+        )
+    with storage.guard(folder), stock.quiet():
+        merged.save_pretrained(folder)
+    _copy(adapter / export.HEAD, folder / export.HEAD)
+    _copy(adapter / export.ABOUT, folder / export.ABOUT)
+    loaded = _load(type(merged), folder)
+    _require_equal(loaded, merged)
+    image = delivery.example(model)
+    with torch.no_grad():
+        found, expected = (delivery.Deliverable(one)(image) for one in (delivery.on(model, loaded), model))
+    off = delivery.require_same("the merged model", found, expected)
+    name = type(merged).__name__
+    storage.write_text(folder / "README.md", _card(model, name))
+    return {"class": name, "difference": off}
+
+
+def copy_peft(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+    """PEFT's own files, the head and the card, as the adapter's folder has them.
+
+    Raises:
+        ConfigError: if PEFT has no such kind.
+        CheckpointError: if the PEFT form holds other numbers than the adapter.
+    """
+    if not all((adapter / name).is_file() for name in PEFT_FILES):
+        raise errors.ConfigError(
+            "--format peft",
+            [f"this adapter has no PEFT form (kind '{model.recipe.adapter.kind}'); use hf, monai or onnx"],
+        )
+    stored, fresh = _stored_peft(adapter), export.save(model, folder / "again", {})
+    same = _stored_peft(fresh)
+    if stored.keys() != same.keys() or any(not torch.equal(stored[name], same[name]) for name in stored):
+        raise errors.CheckpointError(
+            f"{adapter}: adapter_model.safetensors does not hold this adapter's numbers. Export it again"
+        )
+    shutil.rmtree(folder / "again")
+    for name in (*PEFT_FILES, export.HEAD, "README.md"):
+        if (adapter / name).is_file():
+            _copy(adapter / name, folder / name)
+    return {}
+
+
+def _stored_peft(folder: Path) -> dict[str, torch.Tensor]:
+    import safetensors
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(folder / PEFT_FILES[1])
+    except (OSError, safetensors.SafetensorError) as error:
+        raise errors.CheckpointError(
+            f"{folder}: adapter_model.safetensors cannot be read ({type(error).__name__}). Export it again"
+        ) from None
+
+
+def _load(stock_class: Any, folder: Path) -> Any:
+    """Read it back as anybody would.
+
+    Raises:
+        CheckpointError: if the stock class cannot, because the model has parts of another shape.
+    """
+    try:
+        with stock.quiet():
+            return stock_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise errors.CheckpointError(
+            f"{stock_class.__name__} cannot read the merged model ({type(error).__name__}): it is no longer of the "
+            f"stock shape. Nothing was written; use monai or onnx"
+        ) from error
+
+
+def _require_equal(loaded: Any, merged: Any) -> None:
+    """What ``from_pretrained`` reads is bit for bit what was merged."""
+    stored, expected = loaded.state_dict(), merged.state_dict()
+    wrong = [name for name in expected if name not in stored or not torch.equal(stored[name], expected[name])]
+    if wrong:
+        raise errors.CheckpointError(
+            f"{type(merged).__name__} reads {len(wrong)} arrays otherwise (first: {wrong[0]}). Nothing was written; "
+            f"use monai or onnx"
+        )
+
+
+def _copy(path: Path, to: Path) -> None:
+    with storage.guard(to):
+        shutil.copyfile(path, to)
+
+
+def _card(model: models.AdaptedModel, name: str) -> str:
+    recipe = model.recipe
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"base_model: {recipe.backbone.name}",
+        "tags: [federated-learning, fedvfm]",
+        "---",
+        f"# {recipe.backbone.name} with a federated adapter folded in",
+        "",
+        "Not a medical device. Trained for research; check it on your own data before any use. The terms of use of the",
+        "backbone still hold.",
+        "",
+        "```python",
+        f"from transformers import {name}",
+        f'model = {name}.from_pretrained("this folder")',
+        "```",
+        "",
+        f"`{export.HEAD}` holds the {recipe.task.kind} head, which transformers does not know; "
+        "`fedvfm.load_adapter` on the",
+        "adapter's own folder gives backbone, adapter and head as one model.",
+        "",
+        "## What goes in",
+        "",
+        *delivery.what_goes_in(model),
+        "",
+        "There is no `preprocessor_config.json`: no image processor of transformers does these steps.",
+        "",
+        "## Where it comes from",
+        "",
+        f"- adapter: kind `{recipe.adapter.kind}`, fingerprint `{model.read().fingerprint}`",
+        f"- backbone sha256: `{model.backbone.sha256}`",
+        f"- recipe hash: `{recipe.hash}`",
+    ]
+    return "\n".join(lines) + "\n"

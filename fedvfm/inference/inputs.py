@@ -1,0 +1,107 @@
+"""What there is to predict below a file or folder: pictures, volumes, DICOM series, each under a name safe to show."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedvfm import errors
+from fedvfm.data import dicom, formats, volumes
+
+Kind = Literal["picture", "volume", "dicom"]
+
+KNOWN = tuple(dict.fromkeys((*formats.PICTURES, *volumes.ENDINGS)))
+
+LONGEST_FIRST = sorted(KNOWN, key=len, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to predict.
+
+    Attributes:
+        name: what its results are called. Of pictures and volumes it is the path below the input, without ending; DICOM
+            files and folders are often named after patients, so these are numbered.
+        kind: a picture, a volume in one file (NIfTI, NRRD), or DICOM (one series, or one file).
+        path: the file, or the folder of the series.
+    """
+
+    name: str
+    kind: Kind
+    path: Path = field(repr=False)
+
+
+def find(path: Path) -> list[Item]:
+    """Everything below a folder in the order of names, or the one file.
+
+    A folder with DICOM files is one study of one series; a folder in which every file is a series of its own
+    (radiographs) is as many items.
+
+    Raises:
+        DataError: if there is nothing to predict.
+    """
+    if not path.exists():
+        raise errors.DataError(f"{path}: no such file or folder; check the path")
+    found = list(_walk(path)) if path.is_dir() else [(_kind(path), path)]
+    items = [*_named(path, [one for one in found if one[0] != "dicom"])]
+    series = [one for kind, one in found if kind == "dicom"]
+    width = max(3, len(str(len(series))))
+    items += [Item(f"series-{number:0{width}d}", "dicom", one) for number, one in enumerate(series, 1)]
+    if not items:
+        raise errors.DataError(f"{path}: nothing to predict; these are read: {', '.join(KNOWN)}, and DICOM folders")
+    return items
+
+
+def _kind(path: Path) -> Kind:
+    """Of one file that was named by hand.
+
+    Raises:
+        DataError: if it is of no kind that is read.
+    """
+    name = path.name.lower()
+    if name.endswith(formats.PICTURES):
+        return "picture"
+    return "dicom" if volumes.kind_of(path) == "dicom" else "volume"
+
+
+def _walk(folder: Path) -> Iterator[tuple[Kind, Path]]:
+    for here, deeper, names in os.walk(folder):
+        deeper[:] = sorted(name for name in deeper if not name.startswith("."))
+        files = [Path(here) / name for name in sorted(names) if not name.startswith(".")]
+        if any(_is_dicom(file) for file in files):
+            # A study may keep its series in folders of their own: then these are not walked again.
+            deeper.clear()
+            yield from (("dicom", part) for part in _parts(Path(here)))
+            continue
+        for file in files:
+            if file.name.lower().endswith(KNOWN):
+                yield _kind(file), file
+
+
+def _is_dicom(file: Path) -> bool:
+    name = file.name.lower()
+    return name.endswith(dicom.ENDINGS) or (not name.endswith(KNOWN) and name != "dicomdir" and dicom.is_dicom(file))
+
+
+def _parts(folder: Path) -> Sequence[Path]:
+    """The folder, or each of its files where each is a series by itself."""
+    try:
+        study = dicom.find(folder)
+    except errors.DataError:
+        return [folder]  # told when it is read
+    files = [sorted({one.frame.file for one in series.slices}) for series in study.series]
+    return [one[0] for one in files] if len(files) > 1 and all(len(one) == 1 for one in files) else [folder]
+
+
+def _named(root: Path, found: Sequence[tuple[Kind, Path]]) -> Iterator[Item]:
+    """Items with their names; those that would share one keep their endings."""
+    full = [path.relative_to(root).as_posix() if path != root else path.name for _, path in found]
+    endings = [next(known for known in LONGEST_FIRST if name.lower().endswith(known)) for name in full]
+    short = [name[: -len(ending)] for name, ending in zip(full, endings, strict=True)]
+    times = Counter(name.lower() for name in short)
+    for (kind, path), whole, name in zip(found, full, short, strict=True):
+        yield Item(whole if times[name.lower()] > 1 else name, kind, path)

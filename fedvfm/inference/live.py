@@ -1,0 +1,96 @@
+"""What a person sees while prediction goes on: one line that moves on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedvfm import progress
+
+SHOWN = 20
+
+
+@contextlib.contextmanager
+def watch(quiet: bool) -> Iterator[progress.Observer]:
+    """The observer for this output: silent, live or plain."""
+    if quiet:
+        yield progress.silent
+    elif sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            yield Line(bar)
+    else:
+        yield Lines()
+
+
+class Line:
+    """One bar over all inputs; a volume moves it slice by slice."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._row, self._done = bar, bar.add_task("loading", total=None), 0
+
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        """Take one event."""
+        if event == "input":
+            self._done = fields["index"]
+            self._bar.update(self._row, total=fields["count"], completed=self._done, description=_short(fields["name"]))
+        elif event == "slice":
+            self._bar.update(self._row, completed=self._done + fields["index"] / fields["count"])
+
+
+class Lines:
+    """One line an input, with the time since the start."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        """Take one event."""
+        if event == "input":
+            passed = time.monotonic() - self._start
+            text = f"[{passed:7.1f} s] {fields['index'] + 1}/{fields['count']} {fields['name']}"
+            print(text, file=sys.stderr, flush=True)
+
+
+def show(summary: Mapping[str, Any], as_json: bool) -> None:
+    """The summary on standard output: JSON, or a table and where the results are."""
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    console, rows = Console(), summary["inputs"]
+    table = Table(title=f"{summary['task']}, adapter {summary['adapter']['fingerprint'][:12]}")
+    table.add_column("input")
+    dense = [row for row in rows if "classes" in row]
+    names = summary["class_names"][1:] if dense else ["class", "probability"]
+    for name in names:
+        table.add_column(name)
+    for row in rows[:SHOWN]:
+        table.add_row(row["id"], *(_extent(row["classes"][name]) for name in names) if dense else _best(row))
+    if rows:
+        console.print(table)
+    if len(rows) > SHOWN:
+        console.print(f"and {len(rows) - SHOWN} more in summary.json")
+    console.print(f"results: {summary['output']}", soft_wrap=True)
+
+
+def _extent(counted: Mapping[str, Any]) -> str:
+    """A class's volume or area where it is known, else its number of pixels."""
+    if "ml" in counted:
+        return f"{counted['ml']:.3g} ml"
+    return f"{counted['mm2']:.4g} mm2" if "mm2" in counted else f"{counted['voxels']} px"
+
+
+def _best(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["class"], f"{row['probabilities'][row['class']]:.3f}"
+
+
+def _short(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else f"...{name[3 - most :]}"

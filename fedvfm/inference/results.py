@@ -1,0 +1,142 @@
+"""What prediction leaves: masks in the form of the input, overlays, tables. File names are those of the items."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedvfm import errors, storage
+from fedvfm.data import header as headers
+from fedvfm.data import overlay, volumes
+from fedvfm.inference import inputs, segmentation_object
+
+OVERLAYS = "overlays"
+CLASSES = "classes.csv"
+SOURCES = "sources.csv"
+OWN = {"picture": "png", "volume": "nifti", "dicom": "dicom-seg"}
+
+Labels = NDArray[np.uint8]
+
+
+def form_of(item: inputs.Item, asked: str) -> str:
+    """The form of an item's mask.
+
+    Raises:
+        DataError: if its kind cannot have the form that was asked for.
+    """
+    if asked == "auto":
+        return OWN[item.kind]
+    if item.kind == "picture" and asked != "png":
+        raise errors.DataError(
+            f"a picture has no place in a patient, so its mask cannot be {asked}; write PNG: --as png"
+        )
+    if item.kind == "volume" and asked == "dicom-seg":
+        raise errors.DataError("a DICOM-SEG object refers to DICOM images, and this is none; write NIfTI: --as nifti")
+    return asked
+
+
+def counts(labels: Labels, names: Sequence[str], header: headers.Header | None = None) -> dict[str, Any]:
+    """Voxels of each class, and their volume where the input says how large a voxel is.
+
+    Of a radiograph or photograph with known pixel size it is the area.
+    """
+    found = np.bincount(labels.ravel(), minlength=len(names))
+    rows: dict[str, dict[str, Any]] = {name: {"voxels": int(count)} for name, count in zip(names, found, strict=True)}
+    if header is not None and header.stored.sized:
+        for row in rows.values():
+            row |= _extent(row["voxels"], header)
+    return rows
+
+
+def _extent(voxels: int, header: headers.Header) -> dict[str, float]:
+    spacing = header.stored.spacing
+    if not header.stored.placed or header.moments:
+        return {"mm2": round(voxels * spacing[0] * spacing[1], 6)}
+    # Of a tilted grid it is the parallelepiped, not the product of the edges.
+    volume = voxels * float(abs(np.linalg.det(header.stored.affine[:3, :3])))
+    return {"mm3": round(volume, 6), "ml": round(volume / 1000.0, 9)}
+
+
+def _png(mask: Labels) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(mask, mode="L").save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+class Place:
+    """The output folder while one input after the other is written.
+
+    Args:
+        folder: empty at first, so what is there already is another input's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: list[str] = []
+
+    def begin(self) -> None:
+        """The next input: ``files`` holds what is written of it."""
+        self.files = []
+
+    def discard(self) -> None:
+        """Remove what was written of this input."""
+        for name in self.files:
+            (self.folder / name).unlink(missing_ok=True)
+        self.begin()
+
+    def _new(self, name: str) -> Path:
+        path = self.folder / name
+        if path.exists():
+            raise errors.DataError(f"its result {name} would replace that of another input; rename one of them")
+        self.files.append(name)
+        return path
+
+    def picture(self, name: str, mask: Labels) -> None:
+        """A PNG of class numbers in one grey channel."""
+        storage.write_bytes(self._new(f"{name}.png"), _png(mask))
+
+    def nifti(self, name: str, labels: Labels, header: headers.Header) -> None:
+        """A NIfTI on the input's own grid, packed unless the input is a NIfTI that is not."""
+        ending = ".nii" if header.path.name.lower().endswith(".nii") else ".nii.gz"
+        volumes.write_nifti(self._new(f"{name}{ending}"), labels, header)
+
+    def dicom_seg(
+        self, name: str, labels: Labels, header: headers.Header, names: Sequence[str], fingerprint: str
+    ) -> None:
+        """A DICOM-SEG object of the source's study."""
+        segmentation_object.write(self._new(f"{name}.dcm"), labels, header, names, fingerprint)
+
+    def overlay(self, name: str, image: NDArray[np.float32], mask: Labels) -> None:
+        """The image with every class tinted and outlined, at its own size."""
+        height, width = mask.shape
+        shown = overlay.drawn(image, mask, (height, width))
+        storage.write_bytes(self._new(f"{OVERLAYS}/{name}.png"), overlay.png(shown))
+
+
+def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[inputs.Item]) -> None:
+    """``classes.csv`` in classification, and ``sources.csv``: which DICOM input has which number.
+
+    The second holds paths as this site names them, for this site alone; nothing else repeats them.
+    """
+    rows = [row for row in summary["inputs"] if "probabilities" in row]
+    if rows:
+        names = summary["class_names"]
+        lines = [[row["id"], row["class"], *(row["probabilities"][name] for name in names)] for row in rows]
+        _write_csv(folder / CLASSES, ["id", "class", *(f"p_{name}" for name in names)], lines)
+    if numbered:
+        _write_csv(folder / SOURCES, ["id", "path"], [[item.name, str(item.path.absolute())] for item in numbered])
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    storage.write_text(path, out.getvalue())

@@ -1,0 +1,65 @@
+"""Saved adapters of tiny models, and the DICOM writer of the data tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvfm import config as configs
+from fedvfm import state
+from fedvfm.client import model as models
+from fedvfm.inference import export
+
+Saver = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def writer() -> Any:
+    """The module ``dicom_writer`` of the data tests."""
+    name = "dicom_writer"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "data" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def moved(backbone: Path | str, task: str = "segmentation", kind: str = "lora", **data: Any) -> models.AdaptedModel:
+    """A model whose every trainable number is off its start, as after training; three classes unless told."""
+    values = {
+        "backbone": {"name": str(backbone), "options": {"channels": [4, 8]} if backbone == "unet" else {}},
+        "adapter": {"kind": kind, "rank": 2},
+        "task": {"kind": task},
+        "data": {"class_names": ["rest", "cell", "wall"], "input_size": [28, 28], **data},
+    }
+    model = models.AdaptedModel(configs.parse(configs.Recipe, values, "recipe"))
+    rng = np.random.default_rng(1)
+    start = model.initial()
+    model.write(
+        state.AdapterState({name: a + rng.normal(0, 0.1, a.shape).astype(np.float32) for name, a in start.items()})
+    )
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def saved(tiny_dino: Path, tmp_path_factory: pytest.TempPathFactory) -> Saver:
+    """``saved(task, kind, **contract)`` -> folder of a saved adapter; the same one for the same words."""
+    root, made = tmp_path_factory.mktemp("adapters"), dict[str, Path]()
+
+    def save(task: str = "segmentation", kind: str = "lora", backbone: Any = None, **data: Any) -> Path:
+        key = repr((task, kind, backbone, sorted(data.items())))
+        if key not in made:
+            model = moved(backbone or tiny_dino, task, kind, **data)
+            made[key] = export.save(model, root / f"adapter-{len(made)}", {})
+        return made[key]
+
+    return save

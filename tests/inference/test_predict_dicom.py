@@ -1,0 +1,248 @@
+"""DICOM in, DICOM-SEG or NIfTI out: by physical point, readable by others, and no identifier anywhere else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+import fedvfm
+from fedvfm import errors
+from fedvfm.data import formats, segments, volumes
+from fedvfm.inference import inputs, segmentation_object
+
+Saver = Callable[..., Path]
+
+pydicom = pytest.importorskip("pydicom")
+highdicom = pytest.importorskip("highdicom", reason="DICOM-SEG needs the extra dicom-seg")
+
+
+def oblique(columns: float = 0.8, rows: float = 1.1, step: float = 3.0) -> np.ndarray:
+    """Voxel index to LPS millimetres, turned about two axes."""
+    a, b = 0.3, -0.2
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.diag([columns, rows, step])
+    affine[:3, 3] = [-40.0, 25.0, 12.0]
+    return affine
+
+
+def phantom() -> np.ndarray:
+    """(columns, rows, slices): noise with an asymmetric block."""
+    voxels = np.random.default_rng(0).normal(100, 10, (22, 18, 4)).astype(np.int16)
+    voxels[3:9, 4:16, 1:] += 400
+    return voxels
+
+
+def lps_points(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """LPS millimetres of voxel indices."""
+    return np.asarray(index @ affine[:3, :3].T + affine[:3, 3])
+
+
+def rounded(points: np.ndarray) -> set[tuple[float, ...]]:
+    return {tuple(one) for one in np.round(points, 2) + 0.0}
+
+
+def points_of_nifti(path: Path, number: int) -> set[tuple[float, ...]]:
+    image = nibabel.load(path)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+    return rounded(lps_points(affine, np.argwhere(np.asanyarray(image.dataobj) == number)))
+
+
+def points_of_seg(path: Path, number: int) -> set[tuple[float, ...]]:
+    """Where a segment's pixels lie, read with pydicom alone from the object's own positions."""
+    seg = pydicom.dcmread(path)
+    frames = np.atleast_3d(seg.pixel_array) if seg.pixel_array.ndim == 3 else seg.pixel_array[None]
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    found = set()
+    for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        if group.SegmentIdentificationSequence[0].ReferencedSegmentNumber != number:
+            continue
+        direction = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, dtype=float)
+        spacing = [float(one) for one in shared.PixelMeasuresSequence[0].PixelSpacing]
+        first = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        rows, columns = np.nonzero(frame)
+        places = first + np.outer(columns * spacing[1], direction[:3]) + np.outer(rows * spacing[0], direction[3:])
+        found |= rounded(places)
+    return found
+
+
+@pytest.mark.parametrize("stored", ["series", "backwards", "enhanced"])
+def test_seg_and_nifti_lie_on_the_same_points(saved: Saver, writer: Any, tmp_path: Path, stored: str) -> None:
+    source = tmp_path / "study"
+    if stored == "enhanced":
+        writer.enhanced(source / "a.dcm", phantom(), oblique(), order=[2, 0, 3, 1])
+    else:
+        writer.series(source, phantom(), oblique(), backwards=stored == "backwards")
+    made = fedvfm.predict(saved(), source, tmp_path / "seg")
+    fedvfm.predict(saved(), source, tmp_path / "nifti", form="nifti")
+    (row,) = made["inputs"]
+    assert row["files"] == ["series-001.dcm"]
+    assert row["form"] == "dicom-seg"
+    for number, name in enumerate(["cell", "wall"], 1):
+        there = points_of_seg(tmp_path / "seg" / "series-001.dcm", number)
+        assert there == points_of_nifti(tmp_path / "nifti" / "series-001.nii.gz", number)
+        assert len(there) == row["classes"][name]["voxels"]
+        assert row["classes"][name]["mm3"] == pytest.approx(len(there) * 0.8 * 1.1 * 3.0, rel=1e-4)
+    assert sum(count["voxels"] for count in row["classes"].values()) == phantom().size
+    # All of them are pixels of the source.
+    everywhere = rounded(lps_points(oblique(), np.argwhere(phantom() > -1)))
+    assert points_of_seg(tmp_path / "seg" / "series-001.dcm", 1) <= everywhere
+
+
+def test_highdicom_reads_it_back_with_its_sources(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    sources = writer.series(tmp_path / "study", phantom(), oblique())
+    fedvfm.predict(saved(), tmp_path / "study", tmp_path / "out")
+    fedvfm.predict(saved(), tmp_path / "study", tmp_path / "nifti", form="nifti")
+    seg = highdicom.seg.segread(tmp_path / "out" / "series-001.dcm")
+    assert [seg.get_segment_description(number).segment_label for number in seg.segment_numbers] == ["cell", "wall"]
+    assert seg.StudyInstanceUID == sources[0].StudyInstanceUID
+    assert seg.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
+    assert seg.SeriesInstanceUID != sources[0].SeriesInstanceUID
+    uids = [one.SOPInstanceUID for one in sources]
+    planes = seg.get_pixels_by_source_instance(
+        uids, combine_segments=True, ignore_spatial_locations=False, assert_missing_frames_are_empty=True
+    )
+    stored = np.asanyarray(nibabel.load(tmp_path / "nifti" / "series-001.nii.gz").dataobj)
+    np.testing.assert_array_equal(planes, stored.transpose(2, 1, 0))
+
+
+def test_no_identifier_leaves_the_object(
+    saved: Saver,
+    writer: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    folder = tmp_path / "in" / f"{writer.PLANTED}^NAME"
+    writer.series(folder, phantom(), oblique(), OtherPatientIDs="PLANTED-OTHER", PatientComments="PLANTED comment")
+    writer.series(tmp_path / "in" / "gap" / f"{writer.PLANTED}-2", phantom(), oblique(), skip=(1,))
+    with pytest.raises(errors.DataError) as caught:
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out", overlays=True)
+    shown = capfd.readouterr()
+    said = shown.out + shown.err + caplog.text + str(caught.value)
+    said += (tmp_path / "out" / "summary.json").read_text()
+    said += " ".join(str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*"))
+    assert writer.PLANTED not in said
+    seg = pydicom.dcmread(tmp_path / "out" / "series-001.dcm")
+    held = {element.keyword for element in seg.iterall() if writer.PLANTED in str(element.value)}
+    assert held <= set(segmentation_object.REQUIRED)
+    assert "PatientID" in held
+    assert seg.PatientID == f"{writer.PLANTED}-ID"
+    with (tmp_path / "out" / "sources.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], Path(row["path"])) for row in rows] == [
+        ("series-001", folder),
+        ("series-002", tmp_path / "in" / "gap" / f"{writer.PLANTED}-2"),
+    ]
+    assert (tmp_path / "out" / "sources.csv").stat().st_mode & 0o077 == 0
+
+
+def test_the_right_series_is_told_to_be_incomplete(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    writer.series(tmp_path / "in" / "a", phantom(), oblique())
+    writer.series(tmp_path / "in" / "b", phantom(), oblique(), skip=(2,))
+    with pytest.raises(errors.DataError, match="series-002: series-002: slices missing"):
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
+    made = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["id"] for row in made["inputs"]] == ["series-001"]
+
+
+def test_mixed_series_of_one_folder_are_refused_with_the_list(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    writer.series(tmp_path / "in", phantom(), oblique(), number=3)
+    made = writer.series(tmp_path / "other", phantom()[..., :2], oblique(), number=4)
+    for at, one in enumerate(made):
+        one.save_as(tmp_path / "in" / f"more-{at}.dcm", enforce_file_format=True)
+    with pytest.raises(errors.DataError, match=r"2 series[\s\S]*series 3: CT, 4 images[\s\S]*series 4: CT, 2 images"):
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
+
+
+def test_the_wrong_modality_is_told_without_the_path(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    folder = tmp_path / writer.PLANTED
+    writer.series(folder, phantom(), oblique(), modality="MR")
+    with pytest.raises(
+        errors.DataError, match=r"series-001: modality MR, but recipe\.data\.modality is 'CT'"
+    ) as caught:
+        fedvfm.predict(saved(modality="CT"), folder, tmp_path / "out")
+    assert writer.PLANTED not in str(caught.value)
+
+
+def test_our_own_reader_of_masks_reads_it(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    """What is predicted can be corrected and trained on."""
+    writer.series(tmp_path / "study", phantom(), oblique(), backwards=True)
+    fedvfm.predict(saved(), tmp_path / "study", tmp_path / "seg")
+    fedvfm.predict(saved(), tmp_path / "study", tmp_path / "nifti", form="nifti")
+    header = volumes.read_header(tmp_path / "study")
+    found = segments.read(tmp_path / "seg" / "series-001.dcm", header)
+    np.testing.assert_array_equal(found, volumes.read_volume(tmp_path / "nifti" / "series-001.nii.gz").voxels)
+
+
+def test_radiographs_of_one_folder_are_inputs_each(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        values = np.sort(rng.integers(0, 3000, (30, 44)).astype(np.uint16), axis=number)
+        writer.radiograph(tmp_path / "in" / f"{number}.dcm", values, FrameOfReferenceUID="1.2.3")
+    made = fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
+    assert [row["id"] for row in made["inputs"]] == ["series-001", "series-002"]
+    fedvfm.predict(saved(), tmp_path / "in", tmp_path / "png", form="png")
+    for row in made["inputs"]:
+        seg = highdicom.seg.segread(tmp_path / "out" / row["files"][0])
+        mask = formats.read_mask(tmp_path / "png" / f"{row['id']}.png")
+        assert mask.shape == (30, 44)
+        planes = np.atleast_3d(seg.pixel_array).reshape(-1, 30, 44)
+        groups = seg.PerFrameFunctionalGroupsSequence
+        numbers = [one.SegmentIdentificationSequence[0].ReferencedSegmentNumber for one in groups]
+        assert numbers
+        for number, plane in zip(numbers, planes, strict=True):
+            np.testing.assert_array_equal(plane, mask == number)
+        assert row["classes"]["cell"]["mm2"] == pytest.approx(row["classes"]["cell"]["voxels"] * 0.2 * 0.1)
+
+
+def test_a_radiograph_without_frame_of_reference_or_patient(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    values = np.sort(np.random.default_rng(0).integers(0, 3000, (30, 44)).astype(np.uint16), axis=0)
+    one = writer.radiograph(tmp_path / "a.dcm", values)
+    for keyword in ("FrameOfReferenceUID", *segmentation_object.REQUIRED):
+        if keyword in one:
+            del one[keyword]
+    one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    fedvfm.predict(saved(), tmp_path / "a.dcm", tmp_path / "out")
+    seg = highdicom.seg.segread(tmp_path / "out" / "series-001.dcm")
+    assert seg.PatientID in ("", None)
+    assert (seg.Rows, seg.Columns) == (30, 44)
+
+
+def test_an_empty_mask_is_a_readable_object(writer: Any, tmp_path: Path) -> None:
+    writer.series(tmp_path / "study", phantom(), oblique())
+    header = volumes.read_header(tmp_path / "study")
+    empty = np.zeros(header.stored.shape, dtype=np.uint8)
+    segmentation_object.write(tmp_path / "a.dcm", empty, header, ["rest", "cell"], "f" * 64)
+    assert not highdicom.seg.segread(tmp_path / "a.dcm").pixel_array.any()
+
+
+def test_no_highdicom_is_one_clear_error(
+    saved: Saver, writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.series(tmp_path / "study", phantom(), oblique())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(errors.MissingExtra, match=r"fedvfm\[dicom-seg\].*--as\s+nifti"):
+        fedvfm.predict(saved(), tmp_path / "study", tmp_path / "out")
+
+
+def test_what_is_found_where(writer: Any, tmp_path: Path) -> None:
+    writer.series(tmp_path / "in" / "patient" / "ct", phantom()[..., :2], oblique())
+    writer.series(tmp_path / "in" / "patient" / "mr", phantom()[..., :2], oblique(), modality="MR")
+    (tmp_path / "in" / "patient" / "ct" / "README").write_text("no image")
+    (tmp_path / "in" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    found = inputs.find(tmp_path / "in")
+    assert [(item.name, item.path.name) for item in found] == [("series-001", "ct"), ("series-002", "mr")]
+    without_ending = next((tmp_path / "in" / "patient" / "ct").glob("*.dcm"))
+    renamed = without_ending.rename(tmp_path / "in" / "IM0001")
+    assert inputs.find(renamed)[0].kind == "dicom"
