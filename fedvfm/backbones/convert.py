@@ -1,0 +1,261 @@
+"""Import weights from files: safetensors as they are; pickled state dicts converted once, their code never run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from fedvfm import config as configs
+from fedvfm import errors, storage
+from fedvfm.backbones import base, identity, pickled, record, safefile, sam_original, table, weights
+
+STAGING = ".import."
+STALE_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user gave.
+
+    Attributes:
+        path: the file or folder.
+        files: that make the weights.
+        config: ``config.json``, if any.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    config: Path | None
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the weights are a pickle."""
+        return self.files[0].suffix in pickled.SUFFIXES
+
+
+def bring(
+    path: Path, name: str, *, config: Path | None = None, sha256: str | None = None, replace: bool = False
+) -> weights.Located:
+    """Put weights into our cache under a name that recipes can use, with a record of what they were.
+
+    Args:
+        path: a ``.safetensors``, ``.bin``, ``.pth`` or ``.pt`` file, or a folder in Hugging Face's layout.
+        name: a name of the table, ``owner/model`` or a word of your own.
+        config: ``config.json``, where ``path`` is a file; SAM in its authors' layout needs none.
+        sha256: what the publisher says of the file; checked before anything in it is read.
+        replace: put it in place of what bears the name already.
+
+    Raises:
+        ConfigError: if the name cannot be used.
+        OutputInUse: if the name is taken and ``replace`` is false.
+        WeightsError: if the files are not what they must be, or do not load.
+        StorageError: if the disk refuses.
+    """
+    _check_name(name)
+    given = _look(path, config)
+    found = identity.of_weights(identity.hash_files(given.files))
+    if sha256 is not None and found != sha256.lower():
+        raise errors.WeightsError(
+            f"{path}: sha256 is {found[:16]}..., expected {sha256[:16]}.... It is cut short or another file; download "
+            "it again"
+        )
+    source = f"{path.name}, sha256 {found}"
+    if weights.in_cache(name) and not replace:
+        return _as_before(name, source, given)
+    with _room(given) as staging:
+        _fill(staging, given)
+        made = _record(staging, name, source)
+        _check_loads(staging, path, name)
+        record.write(staging, made)
+        _install(staging, weights.own_folder(name))
+    return weights.locate(configs.BackboneConfig(name=name), download=False)
+
+
+def _check_name(name: str) -> None:
+    if not weights.NAME.fullmatch(name) or "--" in name or len(name) > 100:
+        raise errors.ConfigError(
+            "weights import",
+            [f"--name '{name}': letters, digits, '.', '_', '-', and one '/' (owner/model) are allowed"],
+        )
+    known = weights.KNOWN.get(name)
+    if (name in table.TABLE and known is None) or (known is not None and known.sha256):
+        raise errors.ConfigError("weights import", [f"--name '{name}': is kept for another backbone; choose another"])
+
+
+def _as_before(name: str, source: str, given: Given) -> weights.Located:
+    """What bears the name already, if it was made from the same file and settings.
+
+    Raises:
+        OutputInUse: if it was made from others.
+        WeightsError: if it is damaged.
+    """
+    kept = record.read(weights.own_folder(name))
+    settings = "" if given.config is None else identity.of_settings(identity.read_json(given.config))
+    if kept is None or kept.source != source or settings not in ("", kept.config_sha256):
+        raise errors.OutputInUse(
+            f"'{name}' is on this machine already, made from {kept.source if kept else 'another file'}. Choose another "
+            "--name, or put the new one in its place with --replace"
+        )
+    return weights.locate(configs.BackboneConfig(name=name), download=False)
+
+
+# -- what was given ----------------------------------------------------------------------------------------------------
+
+
+def _look(path: Path, config: Path | None) -> Given:
+    if config is not None:
+        identity.read_json(config)
+    if path.is_dir():
+        own = path / identity.CONFIG
+        return Given(path, _in_folder(path), config or (own if own.is_file() else None))
+    if not path.is_file():
+        raise errors.WeightsError(f"{path}: there is no such file or folder")
+    if path.suffix not in (".safetensors", *pickled.SUFFIXES):
+        known = ", ".join((".safetensors", *pickled.SUFFIXES))
+        raise errors.WeightsError(f"{path}: the suffix '{path.suffix}' is none of {known}; other formats are not read")
+    return Given(path, (path,), config)
+
+
+def _in_folder(folder: Path) -> tuple[Path, ...]:
+    if any((folder / name).is_file() for name in (identity.SINGLE, identity.INDEX)):
+        return identity.weight_files(folder)
+    if (folder / "pytorch_model.bin").is_file():
+        return (folder / "pytorch_model.bin",)
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *pickled.SUFFIXES))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found[:5]) or "none"
+        raise errors.WeightsError(
+            f"{folder}: holds no {identity.SINGLE}, and not one single file of weights (found: {names}). Name the file "
+            "itself; a sharded .bin is not read, take its safetensors"
+        )
+    return (found[0],)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _fill(staging: Path, given: Given) -> None:
+    """Weights and ``config.json`` into the staging folder."""
+    if given.pickled:
+        tensors = pickled.read(given.files[0])
+        names = set(tensors)
+    else:
+        tensors = {}
+        names = {name for file in given.files if file.suffix == ".safetensors" for name in safefile.names(file)}
+    original = sam_original.recognise(names)
+    if given.config is None and not original:
+        raise errors.WeightsError(
+            f"{given.path}: comes without config.json, which says how the weights are used. Give the one of the "
+            "model's page with --config"
+        )
+    if original and not given.pickled:
+        tensors = _read_safetensors(given.files)
+    text = given.config.read_bytes() if given.config is not None else b""
+    if original and given.config is None:
+        made = sam_original.settings({name: tuple(value.shape) for name, value in tensors.items()})
+        text = (json.dumps(made, indent=2) + "\n").encode()
+    storage.write_bytes(staging / identity.CONFIG, text)
+    identity.read_config(staging)
+    if original:
+        tensors = {new: value for old, value in tensors.items() if (new := sam_original.rename(old)) is not None}
+    if tensors:
+        safefile.write(staging / identity.SINGLE, [pickled.row(name, value) for name, value in tensors.items()])
+        return
+    for file in given.files:
+        _copy(file, staging / (file.name if len(given.files) > 1 else identity.SINGLE))
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as file:
+        storage.write_file(target, lambda out: shutil.copyfileobj(file, out, 1 << 20))
+
+
+def _read_safetensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in files:
+        if path.suffix == ".safetensors":
+            found |= safetensors.torch.load_file(path)
+    return found
+
+
+# -- keeping -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _room(given: Given) -> Iterator[Path]:
+    """A new folder beside where the weights go, on a disk that has room for them; gone if anything fails."""
+    place = weights.cache() / "weights"
+    staging = None
+    with safefile.guard(place):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            _sweep(place)
+            need, free = sum(file.stat().st_size for file in given.files) + (1 << 20), shutil.disk_usage(place).free
+            if need > free:
+                raise OSError(errno.ENOSPC, f"{need:,} bytes are needed, {free:,} are free", str(place))
+            staging = Path(tempfile.mkdtemp(prefix=STAGING, suffix=storage.PART, dir=place))
+            yield staging
+        finally:
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what killed imports left, once nobody can be writing there any more."""
+    for folder in place.glob(f"{STAGING}*"):
+        if time.time() - folder.stat().st_mtime > STALE_S:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _record(staging: Path, name: str, source: str) -> record.Record:
+    files = identity.weight_files(staging)
+    hashes = identity.hash_files(files)
+    config = identity.hash_files((staging / identity.CONFIG,))
+    settings = identity.of_settings(identity.read_config(staging))
+    return record.Record(name, "imported", identity.of_weights(hashes), settings, {**hashes, **config}, source=source)
+
+
+def _check_loads(staging: Path, path: Path, name: str) -> None:
+    """Load it as a run would; a name of the table must bear a model of the table's shape.
+
+    Raises:
+        WeightsError: if it does not load.
+    """
+    settings = configs.BackboneConfig.model_construct(name=str(staging))
+    try:
+        made: base.Backbone = table.loader(settings)(settings)
+    except errors.FedvfmError as error:
+        said = str(error).replace(str(staging), str(path)).replace("\n", " ")
+        raise errors.WeightsError(f"{path}: does not load with its config.json: {said}") from None
+    if name in weights.KNOWN:
+        known = configs.BackboneConfig(name=name)
+        wanted: base.Backbone = table.loader(known)(known, with_weights=False)
+        if _shapes(wanted) != _shapes(made):
+            raise errors.WeightsError(
+                f"{path}: is not of the shape of '{name}' ({made.parameters_total():,} parameters, not "
+                f"{wanted.parameters_total():,}). Choose another --name"
+            )
+
+
+def _shapes(backbone: base.Backbone) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in backbone.model.named_parameters()}
+
+
+def _install(staging: Path, place: Path) -> None:
+    """One rename; what stood there before is removed after it."""
+    old = staging.with_name(f"{staging.name}.old")
+    if place.exists():
+        os.rename(place, old)
+    os.rename(staging, place)
+    shutil.rmtree(old, ignore_errors=True)

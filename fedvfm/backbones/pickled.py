@@ -1,0 +1,84 @@
+"""Pickled state dicts, read without running them.
+
+A pickle is a program. ``torch.load(weights_only=True)`` runs none of it: it builds tensors and plain containers and
+refuses everything else. What comes out is written as safetensors, and the pickle is never read again.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedvfm import errors
+from fedvfm.backbones import safefile
+
+SUFFIXES = (".bin", ".pth", ".pt")
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict of a pickle; nothing in it is run.
+
+    Raises:
+        WeightsError: if it is damaged, or holds anything but tensors.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a hostile or damaged pickle breaks the reader in a dozen ways
+        raise errors.WeightsError(
+            f"{path}: refused ({type(error).__name__}): the pickle is damaged, or holds code or Python objects besides "
+            "tensors. Take the model's safetensors"
+        ) from None
+    tensors = _unwrapped(values)
+    wrong = [str(name) for name, value in tensors.items() if not _plain(name, value)]
+    if wrong or not tensors:
+        what = f"'{wrong[0][:80]}' is no plain tensor" if wrong else "it holds no tensors"
+        raise errors.WeightsError(f"{path}: is no state dict: {what}. Take the model's safetensors")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return dict(tensors)
+
+
+def _unwrapped(values: Any) -> Mapping[str, Any]:
+    """The state dict inside what training scripts put round it (optimizer, epoch and the like are left behind)."""
+    for _ in range(4):  # a pickled dictionary may hold itself
+        inner = [
+            values[key] for key in WRAPPERS if isinstance(values, Mapping) and isinstance(values.get(key), Mapping)
+        ]
+        if not inner:
+            break
+        values = inner[0]
+    return values if isinstance(values, Mapping) else {}
+
+
+def _plain(name: Any, value: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in DTYPES
+    )
+
+
+def row(name: str, value: Tensor) -> safefile.Row:
+    """The tensor as an array of a safetensors file."""
+    numbers = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return safefile.Row(name, DTYPES[value.dtype], tuple(value.shape), memoryview(numbers.data))

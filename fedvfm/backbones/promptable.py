@@ -1,0 +1,192 @@
+"""Promptable segmentation models (SAM and its kin): an encoder, a prompt encoder and a mask decoder with mask tokens.
+
+The stock decoders give back only the masks they choose. Here the decoder is walked, so that the logits of every mask
+token come out: class k of a task is mask token k.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedvfm import seeding
+from fedvfm.backbones import base, stock
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "upscale": ("upscale_",),
+    "output_hypernetworks_mlps": ("output_hypernetworks_mlps.",),
+    "mask_tokens": ("mask_tokens",),
+    "transformer": ("transformer.",),
+    "decoder": ("",),
+}
+"""Name of a decoder part -> how its modules' names begin."""
+
+
+class Promptable(stock.Stock):
+    """Base of the SAM models: what their prompt encoders and mask decoders share.
+
+    Without prompts the decoder is told nothing at all, as the stock model is where it gets no points and no boxes.
+    """
+
+    default_parts = ("upscale", "output_hypernetworks_mlps", "mask_tokens")
+    tokens_refused = "they do not fit the windowed two-dimensional grids of its blocks"
+    part_names: Mapping[str, tuple[str, ...]] = PARTS
+
+    def __init__(self, name: str, model: nn.Module, sha256: str, *, checkpointing: bool = False) -> None:
+        super().__init__(name, model, sha256, checkpointing=checkpointing)
+        self.mask_tokens = self.stock_mask_tokens = self._decoder.mask_tokens.num_embeddings
+        self.masks_open = False
+
+    @property
+    def _decoder(self) -> Any:
+        return self.model.mask_decoder
+
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """See base."""
+        owners = [
+            name
+            for name, module in self._decoder.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        ]
+        return {
+            part: tuple(f"mask_decoder.{name}" for name in owners if name.startswith(begins))
+            for part, begins in self.part_names.items()
+        }
+
+    @torch.no_grad()
+    def open_masks(self, count: int, seed: int) -> None:
+        """See base. A new token is drawn as torch draws an Embedding, its layers as torch draws a Linear."""
+        self.masks_open = True
+        fresh = range(self.mask_tokens, count)
+        if not fresh:
+            return
+        decoder, old = self._decoder, self._decoder.mask_tokens.weight
+        rows = [seeding.stream(seed, "initial", f"mask token {index}").normal(size=old.shape[1]) for index in fresh]
+        added = torch.tensor(np.stack(rows), dtype=old.dtype).to(old.device)
+        decoder.mask_tokens = nn.Embedding(count, old.shape[1], device="meta")
+        decoder.mask_tokens.weight = nn.Parameter(torch.cat([old.detach(), added]), requires_grad=False)
+        for index in fresh:
+            layers = copy.deepcopy(decoder.output_hypernetworks_mlps[0])
+            for name, parameter in layers.named_parameters():
+                draw = seeding.stream(seed, "initial", f"mask token {index}", name)
+                bound = old.shape[1] ** -0.5
+                parameter.copy_(torch.tensor(draw.uniform(-bound, bound, tuple(parameter.shape))))
+            decoder.output_hypernetworks_mlps.append(layers)
+        decoder.num_mask_tokens += len(fresh)
+        self.mask_tokens = count
+
+    def wire_name(self, parameter: str) -> str:
+        """Our stable name: ``decoder.upscale_conv1.weight``, ``prompt.no_mask_embed.weight``, or the encoder's."""
+        for theirs, ours in (("mask_decoder.", "decoder."), ("prompt_encoder.", "prompt.")):
+            if parameter.startswith(theirs):
+                return ours + parameter.removeprefix(theirs)
+        return self.encoder_name(parameter)
+
+    def encoder_name(self, parameter: str) -> str:
+        """Our stable name of a parameter outside decoder and prompt encoder."""
+        raise NotImplementedError
+
+    def _position(self, embedding: Tensor) -> Tensor:
+        """What the decoder is told of each cell's place; the stock model knows only the grid of its own size.
+
+        Shapes: embedding (B, C, h, w) -> (1, C, h, w).
+        """
+        rows, columns = embedding.shape[2:]
+        down = (torch.arange(rows, device=embedding.device) + 0.5) / rows
+        across = (torch.arange(columns, device=embedding.device) + 0.5) / columns
+        y, x = torch.meshgrid(down, across, indexing="ij")
+        model: Any = self.model
+        result: Tensor = model.shared_image_embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1).unsqueeze(0)
+        return result
+
+    def _sparse(self, prompts: base.Prompts | None, size: Sequence[int]) -> Tensor | None:
+        """Prompt tokens (B, 1, N, C). The stock encoder divides by its own input size, so coordinates are rescaled."""
+        if prompts is None or (prompts.points is None and prompts.boxes is None):
+            return None
+        encoder: Any = self.model.prompt_encoder
+        own = float(encoder.input_image_size)
+        points, labels, boxes = prompts.points, prompts.labels, prompts.boxes
+        if points is not None:
+            factor = points.new_tensor([own / size[1], own / size[0]])
+            points = ((points + 0.5) * factor - 0.5).unsqueeze(1)
+            labels = torch.ones_like(points[..., 0]) if labels is None else labels.unsqueeze(1)
+            labels = labels.long()
+        if boxes is not None:
+            factor = boxes.new_tensor([own / size[1], own / size[0]] * 2)
+            boxes = ((boxes + 0.5) * factor - 0.5).unsqueeze(1)
+        sparse: Tensor = encoder(input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None)[0]
+        return sparse
+
+    def _dense(self) -> Tensor:
+        """What the decoder adds to the embedding where no mask is given. Shapes: (1, C, 1, 1)."""
+        encoder: Any = self.model.prompt_encoder
+        result: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        return result
+
+    def _attend(self, embedding: Tensor, tokens: Tensor, sparse: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The decoder's two-way transformer.
+
+        Shapes: embedding (B, C, h, w), tokens (T, C), sparse (B, 1, N, C) -> tokens (B, T, C) and grid (B, C, h, w).
+        """
+        batch, _, rows, columns = embedding.shape
+        queries = tokens.expand(batch, 1, -1, -1)
+        queries = queries if sparse is None else torch.cat([queries, sparse], dim=2)
+        found, keys = self._decoder.transformer(
+            point_embeddings=queries,
+            image_embeddings=embedding + self._dense(),
+            image_positional_embeddings=self._position(embedding),
+            attention_similarity=None,
+        )[:2]
+        return found[:, 0, : len(tokens)], keys[:, 0].transpose(1, 2).reshape(batch, -1, rows, columns)
+
+    @staticmethod
+    def _mix(networks: Sequence[nn.Module], tokens: Tensor, fine: Tensor) -> Tensor:
+        """A mask a token: its network's output times the fine grid's channels.
+
+        Shapes: tokens (B, M, C), fine (B, F, h, w) -> (B, M, h, w).
+        """
+        weights = torch.stack([network(tokens[:, index]) for index, network in enumerate(networks)], dim=1)
+        return (weights @ fine.flatten(2)).reshape(len(fine), -1, *fine.shape[2:])
+
+
+def numbered(parameter: str, path: str, names: Mapping[str, str]) -> str | None:
+    """``block.03.norm1.bias`` for a parameter of a list of blocks, None for one elsewhere.
+
+    Args:
+        parameter: the stock name.
+        path: of the list of blocks.
+        names: name inside a block -> ours; others stay.
+    """
+    match = re.match(rf"^{re.escape(path)}\.(\d+)\.(.+)$", parameter)
+    if match is None:
+        return None
+    inner = match[2]
+    for theirs, ours in names.items():
+        if inner == theirs or inner.startswith(f"{theirs}."):
+            inner = ours + inner.removeprefix(theirs)
+            break
+    return f"block.{int(match[1]):02d}.{inner}"
+
+
+def decoder_seats(decoder: Any) -> tuple[base.Seat, ...]:
+    """Where bottlenecks can sit in a two-way transformer, three a layer.
+
+    Source: Wu et al., "Medical SAM Adapter", Medical Image Analysis 2025: behind the attention from tokens to image,
+    beside the feed-forward branch, and behind the residual connection of the attention from image to tokens, before
+    the layer's last norm.
+    """
+    width, found = decoder.hidden_size, []
+    for index in range(len(decoder.transformer.layers)):
+        path = f"mask_decoder.transformer.layers.{index}"
+        found += [
+            base.Seat(f"decoder.{index}.to_image", (f"{path}.cross_attn_token_to_image",), width, "behind"),
+            base.Seat(f"decoder.{index}.ffn", (f"{path}.mlp",), width),
+            base.Seat(f"decoder.{index}.to_tokens", (f"{path}.layer_norm4",), width, "before"),
+        ]
+    return tuple(found)
