@@ -4,6 +4,9 @@ A metric set holds one row of numbers a sample and is used in three steps: *add*
 site, read the *value*. Between sites only values and sample counts cross (:func:`summarise`), because AUROC and HD95 of
 two sites do not merge.
 
+Of a volume every slice is added with its place, and the volume becomes one row once all are there: overlap and
+distances in three dimensions and millimetres, or the mean of the slices' class probabilities.
+
 Importing this module is cheap: MONAI, torch and scikit-learn are loaded by the first metric that needs them.
 """
 
@@ -14,7 +17,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +29,32 @@ HAUSDORFF_PERCENTILE = 95.0
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Spacing = tuple[float, float]
+Spacing = tuple[float, ...]
+"""Millimetres a pixel: (row, column), of a volume (slice, row, column)."""
+
+
+class Part(Protocol):
+    """Which slice of which volume a sample is; ``fedvfm.data.sample.Part`` is one."""
+
+    @property
+    def volume(self) -> str:
+        """The volume's name: what its row is called."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Of the slice."""
+        ...
+
+    @property
+    def of(self) -> int:
+        """Slices of the volume."""
+        ...
+
+    @property
+    def step(self) -> float:
+        """Millimetres from slice to slice."""
+        ...
 
 
 class MetricSet(abc.ABC):
@@ -47,6 +75,7 @@ class MetricSet(abc.ABC):
         self.class_names = tuple(class_names)
         self.columns = tuple(columns)
         self._rows: dict[str, Floats] = {}
+        self._waiting: dict[str, dict[int, tuple[Part, Any]]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -75,7 +104,11 @@ class MetricSet(abc.ABC):
         if twice:
             raise errors.DataError(f"sample '{twice[0]}' is in both parts ({len(twice)} such); score each sample once")
         joined = copy.copy(self)
-        joined._rows = self._rows | other._rows
+        joined._rows, joined._waiting = self._rows | other._rows, {}
+        for waiting in (self._waiting, other._waiting):
+            for pieces in waiting.values():
+                for part, piece in pieces.values():
+                    joined._collect(part, piece)
         return joined
 
     @abc.abstractmethod
@@ -92,6 +125,20 @@ class MetricSet(abc.ABC):
     def _settings(self) -> tuple[Any, ...]:
         return (self.class_names, self.columns)
 
+    @abc.abstractmethod
+    def _whole(self, part: Part, pieces: Sequence[Any]) -> None:
+        """Insert the row of a volume; ``pieces`` are what was collected of its slices, in their order."""
+
+    def _collect(self, part: Part, piece: Any) -> None:
+        """Keep a slice until all slices of its volume are there; then score the volume and keep none of them."""
+        pieces = self._waiting.setdefault(part.volume, {})
+        if part.volume in self._rows or part.index in pieces:
+            raise errors.DataError(f"slice {part.index} of '{part.volume}' was already scored; score each slice once")
+        pieces[part.index] = (part, piece)
+        if len(pieces) == part.of:
+            del self._waiting[part.volume]
+            self._whole(part, [pieces[index][1] for index in sorted(pieces)])
+
     def _insert(self, sample_id: str, row: Floats) -> None:
         if sample_id in self._rows:
             raise errors.DataError(f"sample '{sample_id}' was already scored; score each sample once")
@@ -99,24 +146,28 @@ class MetricSet(abc.ABC):
 
     def _table(self) -> Floats:
         """Rows in the order of ids, shape (samples, columns)."""
+        for volume, pieces in self._waiting.items():
+            of = next(iter(pieces.values()))[0].of
+            raise errors.DataError(f"volume '{volume}': {len(pieces)} of {of} slices were scored; score all of them")
         if not self._rows:
             raise errors.DataError("no sample was scored, so no metric has a value; give every site a test sample")
         return np.stack([self._rows[sample_id] for sample_id in self.ids])
 
 
 class SegmentationScores(MetricSet):
-    """Dice, IoU, HD95 and NSD a sample, each the mean over the foreground classes (all but class 0).
+    """Dice, IoU, HD95, ASSD and NSD a sample, each the mean over the foreground classes (all but class 0).
 
-    HD95 is the larger of the two directed 95th percentiles of the distances between the edges; NSD is the share of edge
-    pixels within ``nsd_tolerance`` of the other edge (MONAI's definitions, without subpixels). Both are in millimetres
-    where the spacing is known, else in pixels: do not average the two kinds.
+    HD95 is the larger of the two directed 95th percentiles of the distances between the edges; ASSD is the mean of all
+    these distances, in both directions; NSD is the share of edge pixels within ``nsd_tolerance`` of the other edge
+    (MONAI's definitions, without subpixels). Distances are in millimetres where the spacing is known, else in pixels:
+    do not average the two kinds. A volume is one sample, in three dimensions, with its own spacing along each axis.
 
-    The rule for empty masks, class by class: absent in truth and prediction: Dice 1, IoU 1, NSD 1, HD95 0. Absent in
-    exactly one: Dice 0, IoU 0, NSD 0, HD95 the diagonal of the image.
+    The rule for empty masks, class by class: absent in truth and prediction: Dice 1, IoU 1, NSD 1, HD95 and ASSD 0.
+    Absent in exactly one: Dice 0, IoU 0, NSD 0, HD95 and ASSD the diagonal of the image or volume.
 
     Args:
         class_names: by class index; the first is the background.
-        surface: also compute HD95 and NSD, which cost far more than overlap.
+        surface: also compute HD95, ASSD and NSD, which cost far more than overlap.
         nsd_tolerance: millimetres or pixels, as the distances.
     """
 
@@ -126,22 +177,37 @@ class SegmentationScores(MetricSet):
         if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
             raise errors.DataError(f"nsd_tolerance is {nsd_tolerance}; it must be a finite number, 0 or more")
         foreground = class_names[1:]
-        columns = ["dice", "iou", *(["hd95", "nsd"] if surface else [])]
+        columns = ["dice", "iou", *(["hd95", "assd", "nsd"] if surface else [])]
         columns += [f"dice_{name}" for name in foreground] if len(foreground) > 1 else []
         super().__init__(class_names, columns)
         self.surface = surface
         self.nsd_tolerance = float(nsd_tolerance)
 
-    def add(self, sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing | None = None) -> None:
-        """Score one image.
+    def add(
+        self, sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing | None = None, part: Part | None = None
+    ) -> None:
+        """Score one image, or keep a slice until its volume is whole.
 
-        Shapes: ``predicted`` and ``truth`` (H, W), class indices.
-        Units: ``spacing`` (row, column) in millimetres a pixel, or None for distances in pixels.
+        Shapes: ``predicted`` and ``truth`` (H, W), or (D, H, W) of a whole volume; class indices.
+        Units: ``spacing`` ([slice,] row, column) in millimetres a pixel, or None for distances in pixels.
 
         Raises:
             DataError: if the masks differ in shape, hold a value that is no class, or the spacing is not positive.
         """
         _check_masks(sample_id, predicted, truth, spacing, len(self.class_names))
+        if part is None:
+            self._score(sample_id, predicted, truth, spacing)
+        else:  # there are at most 256 classes, and a volume may have a thousand slices
+            self._collect(part, (predicted.astype(np.uint8), truth.astype(np.uint8), spacing))
+
+    def _whole(self, part: Part, pieces: Sequence[Any]) -> None:
+        if len({piece[1].shape for piece in pieces}) > 1:
+            raise errors.DataError(f"volume '{part.volume}': its slices differ in size; score one grid")
+        predicted, truth = (np.stack([piece[at] for piece in pieces]) for at in (0, 1))
+        spacing = pieces[0][2]
+        self._score(part.volume, predicted, truth, None if spacing is None else (part.step, *spacing))
+
+    def _score(self, sample_id: str, predicted: NDArray[Any], truth: NDArray[Any], spacing: Spacing | None) -> None:
         dice, iou = overlap(predicted, truth, len(self.class_names))
         row = [dice[1:].mean(), iou[1:].mean()]
         if self.surface:
@@ -151,19 +217,21 @@ class SegmentationScores(MetricSet):
         self._insert(sample_id, np.array(row, dtype=np.float64))
 
     def value(self) -> dict[str, float]:
-        """Means over samples of every column: dice, iou, hd95, nsd and, with several classes, ``dice_<class>``."""
+        """Means over samples of every column: dice, iou, hd95, assd, nsd and, of several classes, ``dice_<class>``."""
         return dict(zip(self.columns, map(float, self._table().mean(axis=0)), strict=True))
 
     def _settings(self) -> tuple[Any, ...]:
         return (*super()._settings(), self.nsd_tolerance)
 
-    def _distances(self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Spacing | None) -> Spacing:
-        """(HD95, NSD) of one class, with the rule for empty masks."""
+    def _distances(
+        self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Spacing | None
+    ) -> tuple[float, float, float]:
+        """(HD95, ASSD, NSD) of one class, with the rule for empty masks."""
         if not predicted.any() and not truth.any():
-            return 0.0, 1.0
+            return 0.0, 0.0, 1.0
         if not predicted.any() or not truth.any():
-            rows, columns = spacing or (1.0, 1.0)
-            return math.hypot(truth.shape[0] * rows, truth.shape[1] * columns), 0.0
+            diagonal = math.hypot(*np.multiply(truth.shape, spacing or 1.0))
+            return diagonal, diagonal, 0.0
         return surface_distances(predicted, truth, spacing, self.nsd_tolerance)
 
 
@@ -188,8 +256,10 @@ class ClassificationScores(MetricSet):
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names, ["label", *(f"probability_{k}" for k in range(len(class_names)))])
 
-    def add(self, sample_id: str, probabilities: NDArray[np.floating[Any]], label: int) -> None:
-        """Score one image.
+    def add(
+        self, sample_id: str, probabilities: NDArray[np.floating[Any]], label: int, part: Part | None = None
+    ) -> None:
+        """Score one image, or keep a slice until its volume is whole: its probabilities are the mean of its slices'.
 
         Shapes: ``probabilities`` (K,), 0 or more, sum 1 to within 1e-3 (half precision); they are normalised here.
 
@@ -208,7 +278,16 @@ class ClassificationScores(MetricSet):
             )
         if not 0 <= label < classes:
             raise errors.DataError(f"sample '{sample_id}': label {label} is no class; labels are 0 to {classes - 1}")
-        self._insert(sample_id, np.concatenate([[float(label)], row / row.sum()]))
+        whole = np.concatenate([[float(label)], row / row.sum()])
+        if part is None:
+            self._insert(sample_id, whole)
+        else:
+            self._collect(part, whole)
+
+    def _whole(self, part: Part, pieces: Sequence[Any]) -> None:
+        if len({piece[0] for piece in pieces}) > 1:
+            raise errors.DataError(f"volume '{part.volume}': its slices have different labels; give it one")
+        self._insert(part.volume, np.mean(pieces, axis=0))
 
     def value(self) -> dict[str, float]:
         """balanced_accuracy, macro_f1, [auroc, auprc], ece, brier."""
@@ -245,18 +324,16 @@ def overlap(predicted: Ints, truth: Ints, classes: int) -> tuple[Floats, Floats]
 
 def surface_distances(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Spacing | None, tolerance: float
-) -> tuple[float, float]:
-    """(HD95, NSD) of two masks that are both not empty, by MONAI.
+) -> tuple[float, float, float]:
+    """(HD95, ASSD, NSD) of two masks that are both not empty, by MONAI.
 
     Cropping to the bounding box of both masks is exact (outside it nothing is an edge) and keeps large images quick.
-    Shapes: (H, W). Units: as ``spacing`` says, pixels where it is None.
+    Shapes: (H, W) or (D, H, W). Units: as ``spacing`` says, pixels where it is None.
     """
     import torch
-    from monai.metrics import hausdorff_distance, surface_dice
+    from monai.metrics import hausdorff_distance, surface_dice, surface_distance
 
-    either = predicted | truth
-    rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    box = _bounds(predicted | truth)
     a, b = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (predicted, truth))
     with warnings.catch_warnings():
         # MONAI 1.6 calls a deprecated option of its own, which a user can do nothing about.
@@ -264,8 +341,20 @@ def surface_distances(
         hausdorff = hausdorff_distance.compute_hausdorff_distance(
             a, b, include_background=True, percentile=HAUSDORFF_PERCENTILE, spacing=spacing
         )
+        mean = surface_distance.compute_average_surface_distance(
+            a, b, include_background=True, symmetric=True, spacing=spacing
+        )
         near = surface_dice.compute_surface_dice(a, b, [tolerance], include_background=True, spacing=spacing)
-    return float(hausdorff), float(near)
+    return float(hausdorff), float(mean), float(near)
+
+
+def _bounds(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds a mask that is not empty."""
+    found = []
+    for axis in range(mask.ndim):
+        at = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        found.append(slice(int(at[0]), int(at[-1]) + 1))
+    return tuple(found)
 
 
 def calibration_error(confidence: Floats, correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:
@@ -305,10 +394,10 @@ def summarise(sites: Mapping[str, Mapping[str, float]], counts: Mapping[str, int
 
 
 def _check_masks(sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing | None, classes: int) -> None:
-    if predicted.shape != truth.shape or truth.ndim != 2 or truth.size == 0:
+    if predicted.shape != truth.shape or truth.ndim not in (2, 3) or truth.size == 0:
         raise errors.DataError(
-            f"sample '{sample_id}': prediction {predicted.shape} and truth {truth.shape} must be one (H, W) shape; "
-            "bring the prediction back to the truth's size"
+            f"sample '{sample_id}': prediction {predicted.shape} and truth {truth.shape} must be one ([D,] H, W) "
+            "shape; bring the prediction back to the truth's size"
         )
     for name, mask in (("prediction", predicted), ("truth", truth)):
         low, high = int(mask.min()), int(mask.max())
@@ -318,7 +407,9 @@ def _check_masks(sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing 
                 f"class indices are integers 0 to {classes - 1}"
             )
     if spacing is not None and not all(math.isfinite(size) and size > 0 for size in spacing):
-        raise errors.DataError(f"sample '{sample_id}': spacing {spacing} mm; both sizes must be positive and finite")
+        raise errors.DataError(f"sample '{sample_id}': spacing {spacing} mm; all sizes must be positive and finite")
+    if spacing is not None and len(spacing) != truth.ndim:
+        raise errors.DataError(f"sample '{sample_id}': spacing {spacing} mm for {truth.ndim} axes; one size an axis")
 
 
 TABLE = registry.Table(

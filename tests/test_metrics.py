@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_segmentation_equals_monai_on_whole_images(names: tuple[str, ...], spaci
             "dice": dice.mean(),
             "iou": reference.compute_iou(*pair, include_background=False).mean(),
             "hd95": reference.compute_hausdorff_distance(*pair, percentile=95, spacing=spacing).mean(),
+            "assd": reference.compute_average_surface_distance(*pair, symmetric=True, spacing=spacing).mean(),
             "nsd": reference.compute_surface_dice(*pair, [1.0] * (len(names) - 1), spacing=spacing).mean(),
         }
         if len(names) > 2:
@@ -94,8 +96,8 @@ def test_cropping_is_exact_for_masks_at_the_border_and_far_apart() -> None:
     far = reference.compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=(2.0, 0.5))
     near = reference.compute_surface_dice(*pair, [80.0], include_background=True, spacing=(2.0, 0.5))
     found = metrics.surface_distances(predicted == 1, truth == 1, (2.0, 0.5), 80.0)
-    assert found == pytest.approx((float(far), float(near)))
-    assert 0 < found[1] < 1
+    assert (found[0], found[2]) == pytest.approx((float(far), float(near)))
+    assert 0 < found[2] < 1
 
 
 def test_distances_by_hand_in_millimetres_and_pixels() -> None:
@@ -103,7 +105,7 @@ def test_distances_by_hand_in_millimetres_and_pixels() -> None:
     pixels, millimetres = metrics.SegmentationScores(BINARY, nsd_tolerance=5.0), metrics.SegmentationScores(BINARY)
     pixels.add("a", square(5, 5, 1), square(8, 9, 1))
     millimetres.add("a", square(5, 5, 1), square(8, 9, 1), (2.0, 0.5))
-    assert pixels.value() == pytest.approx({"dice": 0.0, "iou": 0.0, "hd95": 5.0, "nsd": 1.0})
+    assert pixels.value() == pytest.approx({"dice": 0.0, "iou": 0.0, "hd95": 5.0, "assd": 5.0, "nsd": 1.0})
     assert millimetres.value()["hd95"] == pytest.approx(math.hypot(6, 2), abs=1e-5)
     assert millimetres.value()["nsd"] == 0.0
 
@@ -120,10 +122,20 @@ EMPTY = np.zeros((20, 30), dtype=np.int64)
 @pytest.mark.parametrize(
     ("predicted", "truth", "spacing", "expected"),
     [
-        (EMPTY, EMPTY, None, {"dice": 1.0, "iou": 1.0, "hd95": 0.0, "nsd": 1.0}),
-        (square(2, 3, 4), EMPTY, None, {"dice": 0.0, "iou": 0.0, "hd95": math.hypot(20, 30), "nsd": 0.0}),
-        (EMPTY, square(2, 3, 4), (0.5, 2.0), {"dice": 0.0, "iou": 0.0, "hd95": math.hypot(10, 60), "nsd": 0.0}),
-        (square(2, 3, 4), square(2, 3, 4), None, {"dice": 1.0, "iou": 1.0, "hd95": 0.0, "nsd": 1.0}),
+        (EMPTY, EMPTY, None, {"dice": 1.0, "iou": 1.0, "hd95": 0.0, "assd": 0.0, "nsd": 1.0}),
+        (
+            square(2, 3, 4),
+            EMPTY,
+            None,
+            {"dice": 0.0, "iou": 0.0, "hd95": math.hypot(20, 30), "assd": math.hypot(20, 30), "nsd": 0.0},
+        ),
+        (
+            EMPTY,
+            square(2, 3, 4),
+            (0.5, 2.0),
+            {"dice": 0.0, "iou": 0.0, "hd95": math.hypot(10, 60), "assd": math.hypot(10, 60), "nsd": 0.0},
+        ),
+        (square(2, 3, 4), square(2, 3, 4), None, {"dice": 1.0, "iou": 1.0, "hd95": 0.0, "assd": 0.0, "nsd": 1.0}),
     ],
 )
 def test_the_rule_for_empty_masks(
@@ -147,7 +159,7 @@ def test_without_surface_only_overlap_is_computed_and_equal() -> None:
     whole, fast = metrics.SegmentationScores(TISSUES), metrics.SegmentationScores(TISSUES, surface=False)
     for scores in (whole, fast):
         scores.add("a", *random_masks(0, 3))
-    assert fast.value().keys() == whole.value().keys() - {"hd95", "nsd"}
+    assert fast.value().keys() == whole.value().keys() - {"hd95", "assd", "nsd"}
     assert fast.value().items() <= whole.value().items()
 
 
@@ -182,11 +194,12 @@ def test_segmentation_parts_combine_to_the_whole_in_any_order(data: st.DataObjec
     ("predicted", "truth", "spacing", "message"),
     [
         (EMPTY, EMPTY[:, :5], None, r"\(20, 30\) and truth \(20, 5\)"),
-        (EMPTY[None], EMPTY[None], None, r"one \(H, W\) shape"),
+        (EMPTY[None, None], EMPTY[None, None], None, r"one \(\[D,\] H, W\) shape"),
         (EMPTY, EMPTY + 2, None, "truth holds int64 values 2 to 2; class indices are integers 0 to 1"),
         (EMPTY - 1, EMPTY, None, "prediction holds int64 values -1 to -1"),
         (EMPTY.astype(np.float32), EMPTY, None, "prediction holds float32"),
         (EMPTY, EMPTY, (0.0, 1.0), r"spacing \(0.0, 1.0\) mm"),
+        (EMPTY, EMPTY, (2.0, 1.0, 1.0), r"spacing \(2.0, 1.0, 1.0\) mm for 2 axes"),
     ],
 )
 def test_masks_that_cannot_be_scored_are_refused(
@@ -401,3 +414,96 @@ def test_import_is_cheap_and_overlap_needs_no_torch() -> None:
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "0.0 set()", done.stderr
+
+
+# --- volumes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slice:
+    volume: str
+    index: int
+    of: int
+    step: float
+
+
+def ball(shape: tuple[int, int, int], centre: tuple[int, int, int], radius: int) -> metrics.Ints:
+    grid = np.indices(shape)
+    return (sum((axis - at) ** 2 for axis, at in zip(grid, centre, strict=True)) <= radius**2).astype(np.int64)
+
+
+@MONAI_WARNS_OF_ITSELF
+def test_slices_of_a_volume_are_scored_in_three_dimensions_and_millimetres() -> None:
+    """In whatever order its slices come, and as MONAI scores the whole volume with its three spacings."""
+    import torch
+    from monai import metrics as monai_metrics
+
+    reference: Any = monai_metrics
+    predicted, truth = ball((8, 20, 24), (3, 9, 11), 3), ball((8, 20, 24), (4, 10, 13), 3)
+    scores = metrics.SegmentationScores(BINARY)
+    for index in (5, 0, 7, 2, 1, 6, 4, 3):
+        scores.add(f"v-z{index}", predicted[index], truth[index], (0.7, 0.5), Slice("v", index, 8, 5.0))
+    pair = [torch.from_numpy(mask)[None, None] for mask in (predicted, truth)]
+    options = {"include_background": True, "spacing": (5.0, 0.7, 0.5)}
+    both = np.count_nonzero(predicted & truth)
+    assert scores.ids == ["v"]
+    assert scores.value() == pytest.approx(
+        {
+            "dice": 2 * both / (predicted.sum() + truth.sum()),
+            "iou": both / np.count_nonzero(predicted | truth),
+            "hd95": float(reference.compute_hausdorff_distance(*pair, percentile=95, **options)),
+            "assd": float(reference.compute_average_surface_distance(*pair, symmetric=True, **options)),
+            "nsd": float(reference.compute_surface_dice(*pair, [2.0], **options)),
+        },
+        abs=1e-5,
+    )
+
+
+def test_distance_between_slices_counts_in_millimetres() -> None:
+    """One voxel against one voxel two slices of 5 mm and three columns of 0.5 mm away."""
+    scores = metrics.SegmentationScores(BINARY)
+    for index in range(4):
+        predicted, truth = EMPTY.copy(), EMPTY.copy()
+        predicted[4, 4], truth[4, 7] = index == 1, index == 3
+        scores.add(str(index), predicted, truth, (0.7, 0.5), Slice("v", index, 4, 5.0))
+    assert scores.value()["hd95"] == pytest.approx(math.hypot(10.0, 1.5), abs=1e-5)
+    assert scores.value()["dice"] == 0.0  # per slice, two of four empty pairs would have counted as found
+
+
+def test_the_rule_for_empty_masks_of_a_volume() -> None:
+    scores = metrics.SegmentationScores(BINARY)
+    for index in range(4):
+        truth = EMPTY.copy()
+        truth[2, 2] = index == 0
+        scores.add(f"a{index}", EMPTY, truth, (0.5, 2.0), Slice("missed", index, 4, 3.0))
+        scores.add(f"b{index}", EMPTY, EMPTY, (0.5, 2.0), Slice("rightly empty", index, 4, 3.0))
+    found = scores.per_sample()
+    assert scores.ids == ["missed", "rightly empty"]
+    assert found["dice"] == [0.0, 1.0]
+    assert found["hd95"] == pytest.approx([math.hypot(4 * 3.0, 20 * 0.5, 30 * 2.0), 0.0])
+
+
+def test_a_volume_that_is_not_whole_has_no_score_until_its_other_part_comes() -> None:
+    parts = [metrics.SegmentationScores(BINARY, surface=False) for _ in range(2)]
+    for index in range(4):
+        parts[index % 2].add(str(index), square(2, 3, 4), square(2, 3, 4), None, Slice("v", index, 4, 1.0))
+    with pytest.raises(errors.DataError, match="volume 'v': 2 of 4 slices were scored; score all of them"):
+        parts[0].value()
+    joined = parts[0].combine(parts[1])
+    assert len(joined) == 1
+    assert joined.value()["dice"] == 1.0
+    with pytest.raises(errors.DataError, match="slice 0 of 'v' was already scored"):
+        joined.add("0", EMPTY, EMPTY, None, Slice("v", 0, 4, 1.0))
+    with pytest.raises(errors.DataError, match="slice 0 of 'v' was already scored"):
+        parts[0].combine(parts[0])
+
+
+def test_a_study_is_classified_by_the_mean_of_its_slices() -> None:
+    scores = metrics.ClassificationScores(["well", "ill"])
+    for index, probability in enumerate((0.9, 0.1, 0.8)):
+        scores.add(str(index), np.array([1 - probability, probability]), 1, Slice("study", index, 3, 5.0))
+    assert scores.ids == ["study"]
+    assert scores.per_sample()["probability_1"] == pytest.approx([0.6])
+    scores.add("b0", np.array([0.5, 0.5]), 0, Slice("b", 0, 2, 5.0))
+    with pytest.raises(errors.DataError, match="'b': its slices have different labels"):
+        scores.add("b1", np.array([0.5, 0.5]), 1, Slice("b", 1, 2, 5.0))

@@ -116,13 +116,7 @@ class Site:
         Raises:
             ConfigError: if the rank is over the recipe's.
         """
-        own = self.rank or recipe.adapter.rank
-        if own == recipe.adapter.rank or recipe.adapter.kind != "lora":
-            return recipe
-        if own > recipe.adapter.rank:
-            raise errors.ConfigError(f"site '{self.name}'", [f"rank {own} is over the recipe's {recipe.adapter.rank}"])
-        alpha = recipe.adapter.scale * recipe.adapter.rank
-        return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": own, "alpha": alpha})})
+        return at_rank(recipe, self.rank, self.name)
 
     def split(self, name: str) -> tuple[samples.Sample, ...]:
         """The samples of a split: "train", "val" or "test"."""
@@ -193,7 +187,8 @@ class Site:
         if model.frozen_blocks == 0 or not self.memory.enabled:
             return None
         stop, taps = model.frozen_blocks, tuple(tap for tap in model.taps if tap <= model.frozen_blocks)
-        full_key = (*key, "prefix", model.backbone.sha256, model.recipe.precision, stop, taps)
+        frozen = (model.backbone.sha256, model.backbone.config_sha256)
+        full_key = (*key, "prefix", frozen, model.recipe.precision, stop, taps)
 
         def compute() -> backbones.Prefix:
             pixels = torch.from_numpy(transforms.normalise(image[None], model.recipe.data)).to(self.device)
@@ -207,6 +202,21 @@ class Site:
         return kept
 
 
+def at_rank(recipe: configs.Recipe, rank: int, site: str) -> configs.Recipe:
+    """The recipe with the rank a site chose (0: the recipe's); alpha stays, so the scale follows.
+
+    Raises:
+        ConfigError: if the rank is over the recipe's.
+    """
+    own = rank or recipe.adapter.rank
+    if own == recipe.adapter.rank or recipe.adapter.kind != "lora":
+        return recipe
+    if own > recipe.adapter.rank:
+        raise errors.ConfigError(f"site '{site}'", [f"rank {own} is over the recipe's {recipe.adapter.rank}"])
+    alpha = recipe.adapter.scale * recipe.adapter.rank
+    return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": own, "alpha": alpha})})
+
+
 def _key(model: models.AdaptedModel, sample: samples.Sample) -> tuple[Hashable, ...]:
     return (sample.id, model.recipe.data, model.backbone.patch, model.recipe.seed)
 
@@ -216,14 +226,15 @@ def _pack(prepared: transforms.Prepared) -> transforms.Prepared:
     mask, truth = (None if array is None else array.astype(np.uint8) for array in (prepared.mask, prepared.truth))
     image = prepared.image
     grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
-    return transforms.Prepared(image[:1].copy() if grey else image, mask, truth, prepared.spacing)  # type: ignore[arg-type]
+    kept = image[:1].copy() if grey else image
+    return transforms.Prepared(kept, mask, truth, prepared.spacing, prepared.part)  # type: ignore[arg-type]
 
 
 def _unpack(packed: transforms.Prepared) -> transforms.Prepared:
     # A copy in the usual order: another memory layout would choose other kernels and so other last bits.
     image = np.repeat(packed.image, 3, axis=0) if len(packed.image) == 1 else packed.image
     mask, truth = (None if array is None else array.astype(np.int64) for array in (packed.mask, packed.truth))
-    return transforms.Prepared(image, mask, truth, packed.spacing)
+    return transforms.Prepared(image, mask, truth, packed.spacing, packed.part)
 
 
 def _image_bytes(prepared: transforms.Prepared) -> int:

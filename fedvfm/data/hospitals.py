@@ -20,6 +20,10 @@ from fedvfm.data import splits as splitting
 if TYPE_CHECKING:
     from fedvfm.data import appearance as appearances
 
+POOLED = "pooled"
+RESERVED = (POOLED, "evaluation.json")
+"""Names no site may have: that of all sites together, and that of a file which stands where sites have folders."""
+
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 OPTIONS = {kind: ("strength",) if kind == "appearance" else () for kind in (*partitioners.NEEDS_SITES, "natural")}
 """Options by kind; a registered kind checks its own."""
@@ -116,7 +120,7 @@ def pooled(hospitals: Sequence[Hospital]) -> Hospital:
     joined = {
         split: tuple(one for hospital in hospitals for one in hospital.splits[split]) for split in splitting.SPLITS
     }
-    return Hospital("pooled", Pooled(hospitals), joined["train"], joined["val"], joined["test"], seed=hospitals[0].seed)
+    return Hospital(POOLED, Pooled(hospitals), joined["train"], joined["val"], joined["test"], seed=hospitals[0].seed)
 
 
 def faults(partition: config.PartitionConfig) -> list[str]:
@@ -241,7 +245,7 @@ def _names(
     """Site names: the natural ones, or numbers padded so that they sort.
 
     Raises:
-        PartitionError: if a natural site's name cannot be used for files.
+        PartitionError: if a natural site's name cannot be used for files, or stands for something else.
     """
     if partition.kind != "natural":
         return [f"hospital-{number:0{len(str(len(parts)))}d}" for number in range(1, len(parts) + 1)]
@@ -252,7 +256,30 @@ def _names(
             f"site names {', '.join(repr(name) for name in wrong)}: allowed are up to 64 letters, digits, blanks, '.', "
             "'_' and '-', a letter or digit first; rename them in the table of the data"
         )
+    _check_clashes(names)
     return names
+
+
+def _check_clashes(names: Sequence[str]) -> None:
+    """Refuse names that a run uses itself, and names that would share a folder where case does not count.
+
+    Raises:
+        PartitionError: naming them.
+    """
+    reserved = [name for name in names if name.casefold() in RESERVED]
+    if reserved:
+        raise errors.PartitionError(
+            f"site names {', '.join(repr(name) for name in reserved)}: reserved in a run; rename them in the table "
+            "of the data"
+        )
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise errors.PartitionError(
+                f"site names '{other}' and '{name}' differ in case alone, and folders are named after sites; rename "
+                "one in the table of the data, or join them"
+            )
 
 
 def _hospital(

@@ -11,6 +11,23 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which slice of which volume a sample is. Volumes are scored whole, in three dimensions.
+
+    Attributes:
+        volume: unique in its source; safe to log.
+        index: of the slice, from 0.
+        of: slices of the whole volume, all of which are samples.
+        step: millimetres from slice to slice.
+    """
+
+    volume: str
+    index: int
+    of: int
+    step: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image, not yet read.
 
@@ -20,6 +37,7 @@ class Sample:
         site: the natural site, where real.
         patient: samples of one patient (or slide) are never split between train, val and test, nor between hospitals.
         split: "train", "val" or "test" where the source prescribes it.
+        part: the slice it is of a volume, else None.
     """
 
     id: str
@@ -27,6 +45,12 @@ class Sample:
     site: str | None = None
     patient: str | None = None
     split: str | None = None
+    part: Part | None = None
+
+    @property
+    def unit(self) -> str:
+        """What its score is called: the volume's name for a slice, else its own id."""
+        return self.id if self.part is None else self.part.volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +61,17 @@ class Pixels:
         image: float32 (C, H, W), C in {1, 3}, values in [0, 1].
         mask: int64 (H, W) of class indices, or None in classification.
         spacing: (row, column) size of a pixel in millimetres, or None where unknown (distances are then in pixels).
+        units: what 0 and 1 stand for in the file's units (Hounsfield units for CT), or None where it has none.
+        orientation: to where the file's axes run ("RAS", "LPS", ...), or None where it does not say.
+        part: the slice it is of a volume, else None.
     """
 
     image: NDArray[np.float32]
     mask: NDArray[np.int64] | None = None
     spacing: tuple[float, float] | None = None
+    units: tuple[float, float] | None = None
+    orientation: str | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)

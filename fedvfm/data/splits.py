@@ -101,7 +101,10 @@ def _wanted(total: int, partition: config.PartitionConfig) -> tuple[int, int]:
 def cap(
     splits: dict[str, list[data.Sample]], partition: config.PartitionConfig, rng: np.random.Generator
 ) -> dict[str, tuple[data.Sample, ...]]:
-    """At most the configured number of samples a split, classes in proportion; sorted by id."""
+    """At most the configured number of samples a split, classes in proportion; sorted by id.
+
+    Volumes are scored whole, so that of val and test whole volumes are kept, at least one.
+    """
     caps = {"train": partition.train, "val": partition.val, "test": partition.test}
     kept = {}
     for name in SPLITS:
@@ -110,8 +113,25 @@ def cap(
         if name == "train" and partition.kind == "k-shot":
             order = _shots(members, order, partition.shots)
         limit = caps[name] or len(members)
-        kept[name] = tuple(members[i] for i in sorted(order[:limit]))
+        chosen = order[:limit] if name == "train" else _whole_volumes(members, order, limit)
+        kept[name] = tuple(members[i] for i in sorted(chosen))
     return kept
+
+
+def _whole_volumes(
+    members: Sequence[data.Sample], order: NDArray[np.int64], limit: int
+) -> NDArray[np.int64] | list[int]:
+    """The first samples in the given order, each slice with all others of its volume, up to about ``limit``."""
+    if all(one.part is None for one in members):
+        return order[:limit]
+    units: dict[str, list[int]] = {}
+    for i in order:
+        units.setdefault(members[i].unit, []).append(int(i))
+    chosen: list[int] = []
+    for unit in units.values():
+        if not chosen or len(chosen) + len(unit) <= limit:
+            chosen += unit
+    return chosen
 
 
 def _shots(members: Sequence[data.Sample], order: NDArray[np.int64], shots: int) -> NDArray[np.int64]:

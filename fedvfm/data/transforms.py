@@ -42,12 +42,14 @@ class Prepared:
         mask: int64 (h, w) at the input size (nearest), or None.
         truth: int64 (H, W) as read; metrics are computed on this grid. None in classification.
         spacing: (row, column) millimetres of a pixel of ``truth``, or None.
+        part: the slice it is of a volume, else None.
     """
 
     image: Image
     mask: Mask | None
     truth: Mask | None
     spacing: tuple[float, float] | None
+    part: data.Part | None = None
 
 
 def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int, multiple: int = 1) -> Prepared:
@@ -63,7 +65,9 @@ def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int
     image = pixels.image
     if contract.grey:
         image = to_grey(image)
-    if contract.intensity != "none":
+    if contract.limits is not None:
+        image = windowed(pixels, image, contract.limits)
+    elif contract.intensity != "none":
         image = stretch(image)
     if contract.intensity == "polarity" and float(np.median(image)) > 0.5:
         image = np.asarray(1.0 - image, dtype=np.float32)
@@ -72,7 +76,7 @@ def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int
     if image.shape[0] == 1:
         image = np.repeat(image, 3, axis=0)
     mask = None if pixels.mask is None else resize_mask(pixels.mask, size)
-    return Prepared(image, mask, pixels.mask, pixels.spacing)
+    return Prepared(image, mask, pixels.mask, pixels.spacing, pixels.part)
 
 
 def rounded(size: Sequence[int], multiple: int) -> tuple[int, int]:
@@ -135,6 +139,24 @@ def to_grey(image: Image) -> Image:
         return image
     weights = np.asarray(LUMINANCE, dtype=np.float32)
     return np.asarray(np.tensordot(weights, image, axes=1)[None], dtype=np.float32)
+
+
+def windowed(pixels: data.Pixels, image: Image, limits: tuple[float, float]) -> Image:
+    """Map the limits of a window to 0 and 1 and cut what is outside.
+
+    Units: ``limits`` in those of ``pixels.units``.
+
+    Raises:
+        DataError: if the image has no units.
+    """
+    if pixels.units is None:
+        raise errors.DataError(
+            "an image without units (a picture, or colour), but recipe.data.window is in Hounsfield or other units; "
+            "bring DICOM or NIfTI, or leave the window out of the recipe"
+        )
+    (dark, bright), (low, high) = pixels.units, limits
+    values = image.astype(np.float64) * (bright - dark) + dark
+    return np.asarray(np.clip((values - low) / (high - low), 0.0, 1.0), dtype=np.float32)
 
 
 def stretch(image: Image) -> Image:

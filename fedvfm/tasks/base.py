@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,14 +21,28 @@ class Task:
     Attributes:
         primary: name of the metric that ranks models of this task.
         grids: how many of the backbone's grids the head takes.
+        masks: whether the head takes the masks of a mask decoder.
+        known_options: keys of ``recipe.task.options`` that the task reads; others are refused.
     """
 
+    known_options: ClassVar[tuple[str, ...]] = ()
     primary: str
     grids: int = 1
+    masks: bool = False
 
     def __init__(self, recipe: configs.Recipe) -> None:
         self.recipe = recipe
         self.class_names = recipe.data.class_names
+
+    @classmethod
+    def head_for(cls, backbone: backbones.Backbone) -> str | None:
+        """The head where the recipe names none and the backbone decides; None leaves it to the task."""
+        return None
+
+    @classmethod
+    def takes_masks(cls, head: str | None) -> bool:
+        """Whether a head takes the masks of a mask decoder."""
+        return False
 
     def faults(self) -> list[str]:
         """What is wrong with the recipe for this task, one sentence a fault."""

@@ -62,4 +62,4 @@ class Classification(base.Task):
         """See base."""
         if label is None:
             raise errors.DataError(f"sample '{sample_id}' has no label to score against")
-        into.add(sample_id, logits.float().softmax(dim=0).cpu().double().numpy(), label)
+        into.add(sample_id, logits.float().softmax(dim=0).cpu().double().numpy(), label, prepared.part)

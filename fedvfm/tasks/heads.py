@@ -19,6 +19,7 @@ TABLE = registry.Table(
         "linear": "fedvfm.tasks.heads:Linear",
         "patch": "fedvfm.tasks.heads:Patch",
         "pyramid": "fedvfm.tasks.heads:Pyramid",
+        "sam-masks": "fedvfm.tasks.heads:SamMasks",
     },
 )
 
@@ -103,6 +104,26 @@ class Pyramid(nn.Module):
         merged = self.fuse2(_join(merged, half))
         result: Tensor = self.classify(self.fuse1(_join(merged, full)))
         return result
+
+
+class SamMasks(nn.Module):
+    """The masks of a SAM decoder, resized to the input: class k is mask token k. It has no parameters of its own.
+
+    Shapes: masks (B, M, h, w) -> (B, K, H, W).
+    """
+
+    grids = 1
+    masks = True
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, features: base.Features) -> Tensor:
+        """See the class."""
+        if features.masks is None:
+            raise ValueError("the backbone's mask decoder is not open")
+        return base.resize(features.masks[:, : self.classes], features.image.shape[-2:])
 
 
 def _join(coarse: Tensor | int, fine: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedvfm import config as configs
@@ -30,7 +32,18 @@ class Segmentation(base.Task):
         super().__init__(recipe)
         self._head = recipe.task.head or ("patch" if recipe.backbone.name == "unet" else "pyramid")
         self.grids = heads.TABLE.get(self._head).grids if self._head in heads.TABLE else 1
+        self.masks = self.takes_masks(self._head)
         self._loss: nn.Module | None = None
+
+    @classmethod
+    def head_for(cls, backbone: backbones.Backbone) -> str | None:
+        """See base."""
+        return "sam-masks" if backbone.mask_tokens else None
+
+    @classmethod
+    def takes_masks(cls, head: str | None) -> bool:
+        """See base."""
+        return head is not None and head in heads.TABLE and getattr(heads.TABLE.get(head), "masks", False)
 
     def faults(self) -> list[str]:
         """See base."""
@@ -94,9 +107,15 @@ class Segmentation(base.Task):
         truth = prepared.truth
         if truth is None:
             raise errors.DataError(f"sample '{sample_id}' has no mask to score against")
-        own = (
-            backbones.resize(logits.float().unsqueeze(0), truth.shape)
-            if tuple(logits.shape[1:]) != truth.shape
-            else logits.unsqueeze(0)
-        )
-        into.add(sample_id, own[0].argmax(dim=0).cpu().numpy().astype(np.int64), truth, prepared.spacing)
+        into.add(sample_id, classes_at(logits, truth.shape), truth, prepared.spacing, prepared.part)
+
+
+def classes_at(logits: Tensor, size: Sequence[int]) -> NDArray[np.int64]:
+    """The likeliest class of every pixel at the image's own size: what is scored, shown and delivered.
+
+    Logits are resized before the class is chosen. Shapes: (K, h, w) -> (H, W).
+    """
+    own = logits.float().unsqueeze(0)
+    if tuple(logits.shape[1:]) != tuple(size):
+        own = backbones.resize(own, size)
+    return own[0].argmax(dim=0).cpu().numpy().astype(np.int64)

@@ -84,7 +84,7 @@ def test_every_structural_fault_is_named_at_once(tmp_path: Path) -> None:
     picture(tmp_path / "masks" / "c.png", mask(5, 8))
     (tmp_path / "images" / "d.jpg").write_text("no picture")
     picture(tmp_path / "images" / "e.png")
-    (tmp_path / "images" / "scan.dcm").write_bytes(b"DICM")
+    (tmp_path / "images" / "scan.npy").write_bytes(b"NUMPY")
     (tmp_path / "images" / "deeper").mkdir()
     (tmp_path / "images" / ".hidden").touch()
     (tmp_path / "images" / "Thumbs.db").touch()
@@ -97,7 +97,7 @@ def test_every_structural_fault_is_named_at_once(tmp_path: Path) -> None:
         "masks/c.png is 5 x 8 pixels, images/c.jpg is 6 x 8",
         "images/d.jpg: unreadable picture",
         "images/e.png: same name as e.jpg",
-        "images/scan.dcm: ending '.dcm' is not read",
+        "images/scan.npy: ending '.npy' is not read",
         "images/deeper: a folder inside",
         "images/f.jpg: 1 x 1 pixels",
     ):
@@ -214,7 +214,9 @@ def test_classes(tmp_path: Path) -> None:
     assert "tumour/: no class of data.options.class_names (normal, tumor); nearest: 'tumor'" in message(
         tmp_path, class_names=["normal", "tumor"]
     )
-    assert "only layout 'pairs' has them" in message(tmp_path, mask_values=[0, 1])
+    assert "mask_values: only for layout pairs, studies, bids, this is 'classes'" in message(
+        tmp_path, mask_values=[0, 1]
+    )
 
 
 def test_classes_that_cannot_be_told_apart(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -148,69 +147,3 @@ def test_endings() -> None:
     assert formats.ending(Path("a/B.NII.GZ")) == ".nii.gz"
     assert formats.stem(Path("a/case.1_0000.nii.gz")) == "case.1_0000"
     assert formats.ending(Path("a/b.npy")) == ""
-
-
-def volume() -> np.ndarray:
-    """(x, y, z) = (2, 3, 4) in right, anterior, superior order, every voxel different."""
-    return np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-
-
-@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "ASL"])
-def test_slices_look_the_same_however_the_volume_is_stored(tmp_path: Path, axes: str) -> None:
-    affine = np.diag([2.0, 3.0, 5.0, 1.0])
-    upright = nibabel.Nifti1Image(volume(), affine)
-    turn = nibabel.orientations.ornt_transform(
-        nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(axes)
-    )
-    path = tmp_path / "v.nii.gz"
-    nibabel.save(upright.as_reoriented(turn), path)
-    grid = formats.volume_geometry(path)
-    assert grid.shape == (2, 3, 4)
-    assert grid.spacing == (3.0, 2.0)
-    np.testing.assert_allclose(grid.affine, affine, atol=1e-6)
-    plane = formats.read_mask_slice(path, 1)
-    assert plane.shape == (3, 2)
-    # First row most anterior, first column the patient's right side (the largest x).
-    assert plane[0, 0] == volume()[1, 2, 1]
-    assert plane[-1, -1] == volume()[0, 0, 1]
-    np.testing.assert_allclose(formats.read_slice(path, 1)[0], plane / 23.0, rtol=1e-6)
-
-
-def test_two_dimensional_nifti_is_one_slice(tmp_path: Path) -> None:
-    path = tmp_path / "flat.nii"
-    nibabel.save(nibabel.Nifti1Image(np.arange(20, dtype=np.float32).reshape(4, 5), np.eye(4)), path)
-    assert formats.volume_geometry(path).shape == (4, 5, 1)
-    assert formats.read_slice(path, 0).shape == (1, 5, 4)
-
-
-def test_volumes_that_cannot_be_used(tmp_path: Path) -> None:
-    def stored(name: str, values: np.ndarray) -> Path:
-        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / name)
-        return tmp_path / name
-
-    with pytest.raises(errors.DataError, match="one volume of two or three axes"):
-        formats.volume_geometry(stored("time.nii", np.zeros((4, 4, 4, 2), dtype=np.float32)))
-    bad = np.zeros((4, 4, 4), dtype=np.float32)
-    bad[0, 0, 0] = np.inf
-    with pytest.raises(errors.DataError, match="no finite numbers"):
-        formats.read_slice(stored("inf.nii", bad), 0)
-    with pytest.raises(errors.DataError, match="slice 9 asked, it has 0 to 3"):
-        formats.read_slice(stored("good.nii", np.ones((4, 4, 4), dtype=np.float32)), 9)
-    with pytest.raises(errors.DataError, match="no whole numbers"):
-        formats.read_mask_slice(stored("half.nii", np.full((4, 4, 4), 0.5, dtype=np.float32)), 0)
-    noise = np.random.default_rng(0).standard_normal((16, 16, 16)).astype(np.float32)
-    whole = stored("whole.nii.gz", noise).read_bytes()
-    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(errors.DataError, match=r"cut\.nii\.gz: damaged or cut short"):
-        formats.read_slice(tmp_path / "cut.nii.gz", 0)
-    (tmp_path / "text.nii").write_text("no volume")
-    with pytest.raises(errors.DataError, match="unreadable NIfTI"):
-        formats.volume_geometry(tmp_path / "text.nii")
-
-
-def test_a_changed_volume_is_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "v.nii"
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2), dtype=np.uint8), np.eye(4)), path)
-    assert formats.read_mask_slice(path, 0).max() == 0
-    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 2), dtype=np.uint8), np.eye(4)), path)
-    assert formats.read_mask_slice(path, 0).max() == 1

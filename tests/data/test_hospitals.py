@@ -195,6 +195,21 @@ def test_pooled_reads_every_sample_through_its_own_scanner() -> None:
         hospitals.pooled([])
 
 
+@pytest.mark.parametrize("name", ["pooled", "Pooled", "evaluation.json"])
+def test_names_that_a_run_uses_itself(name: str) -> None:
+    given = Given((*plain(12, site="north").given, *(data.Sample(f"t{number}", site=name) for number in range(12))))
+    with pytest.raises(errors.PartitionError, match=rf"site names '{name}': reserved in a run; rename them"):
+        make(given)
+    assert [one.name for one in make(given, include=["north"])] == ["north"]
+
+
+def test_names_that_differ_in_case_alone() -> None:
+    """Folders are named after sites, and not every disk tells them apart."""
+    given = Given((*plain(12, site="north").given, *(data.Sample(f"t{number}", site="North") for number in range(12))))
+    with pytest.raises(errors.PartitionError, match=r"'(North|north)' and '(north|North)' differ in case alone"):
+        make(given)
+
+
 def test_sites_that_cannot_work() -> None:
     with pytest.raises(errors.PartitionError, match=r"has no samples; check data\.path"):
         make(plain(0), kind="iid", sites=1)

@@ -113,13 +113,26 @@ def test_where_a_data_set_is_looked_for(name: str, tmp_path: Path, monkeypatch: 
         table.make(config.SourceConfig(source=name, options={"sise": 1}))
 
 
-def test_data_beside_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedvfm.data.sources import index
-
+def test_data_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_cells(tmp_path / "work" / "data" / "cells")
+    small_cells(tmp_path / "shared" / "data" / "nuclei")
     monkeypatch.delenv("FEDVFM_DATA", raising=False)
-    (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    assert index.candidates("cells")[-1] == tmp_path / "shared" / "data" / "cells"
+    assert len(table.make(config.SourceConfig(source="cells")).samples()) == 4
+    with pytest.raises(errors.DataError, match=rf"no folder at {tmp_path}/work/data/nuclei; set data\.path"):
+        table.make(config.SourceConfig(source="nuclei"))
+
+
+def test_a_set_found_by_its_name_is_resolved_to_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_cells(tmp_path / "data" / "cells")
+    monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "data"))
+    found = index.resolve(config.SourceConfig(source="cells"))
+    assert found.path == str(tmp_path / "data" / "cells")
+    monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "elsewhere"))
+    assert len(table.make(found).samples()) == 4
+    monkeypatch.chdir(tmp_path)
+    assert index.resolve(config.SourceConfig(source="folder", path="mine")).path == str(tmp_path / "mine")
+    assert index.resolve(config.SourceConfig(source="brain-mri")).path is None
 
 
 def test_unknown_source() -> None:

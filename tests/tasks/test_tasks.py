@@ -142,8 +142,11 @@ def test_heads_mix_no_samples(name: str) -> None:
     assert not [module for module in head.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert not list(head.buffers())
     grids = tuple(torch.randn(3, 16, 4, 5) for _ in range(head.grids))
-    features = backbones.Features(torch.randn(3, 3, 40, 50), grids, torch.randn(3, 16))
-    alone = backbones.Features(features.image[1:2], tuple(grid[1:2] for grid in grids), features.pooled[1:2])
+    masks = torch.randn(3, 4, 8, 10)
+    features = backbones.Features(torch.randn(3, 3, 40, 50), grids, torch.randn(3, 16), masks)
+    alone = backbones.Features(
+        features.image[1:2], tuple(grid[1:2] for grid in grids), features.pooled[1:2], masks[1:2]
+    )
     whole = head(features)
     assert whole.shape == ((3, 3) if name == "linear" else (3, 3, 40, 50))
     torch.testing.assert_close(head(alone)[0], whole[1], rtol=1e-4, atol=1e-5)

@@ -1,35 +1,25 @@
-"""The hospital's own folder, in one of three layouts: ``images/`` + ``masks/``, one folder a class, nnU-Net v2 raw."""
+"""The hospital's own folder: pictures, volumes and DICOM studies in one of six layouts."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors
-from fedvfm.data import formats
+from fedvfm.data import formats, slices
 from fedvfm.data import sample as data
-from fedvfm.data.sources import index, layouts
+from fedvfm.data.sources import cases, index, layouts, patients, recognise
 
-OPTIONS = ("channels", "class_names", "ids", "layout", "mask_values")
-SPLITS = ("train", "val", "test")
-TABLES = ("patients.csv", "index.csv")
+OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "suffix")
 
-Row = Mapping[str, str]
 Item = TypeVar("Item", str, int)
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the headers of a case say: size of a slice, how many slices (None: pictures), size of a pixel."""
-
-    size: tuple[int, int]
-    slices: int | None = None
-    spacing: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +28,34 @@ class Place:
 
     sample: data.Sample
     case: layouts.Case
-    header: Header
-    slice: int | None
+    seen: cases.Seen
+    slice: int
 
 
 class Folder:
     """Images of one hospital, or of several where a table says so.
 
-    =========== ==========================================================================================
-    ``pairs``   ``images/NAME.*`` and ``masks/NAME.*``; segmentation
-    ``classes`` one folder a class with its images; classification, classes in the order of their names
-    ``nnunet``  ``imagesTr/CASE_0000.*``, ``labelsTr/CASE.*``, ``dataset.json`` (nnU-Net v2); segmentation
-    =========== ==========================================================================================
+    ============ ==========================================================================================
+    ``pairs``    ``images/NAME.*`` and ``masks/NAME.*``; segmentation
+    ``classes``  one folder a class with its images; classification, classes in the order of their names
+    ``nnunet``   ``imagesTr/CASE_0000.*``, ``labelsTr/CASE.*``, ``dataset.json`` (nnU-Net v2); segmentation
+    ``datalist`` ``dataset.json`` with ``training = [{image, label}]`` (MONAI, Decathlon); both tasks
+    ``studies``  ``studies/NAME/`` with one DICOM series each; masks as DICOM-SEG in it or ``masks/NAME.*``
+                 (segmentation), or a table with a column ``label`` (classification)
+    ``bids``     ``sub-*/`` and masks in ``derivatives/``; segmentation
+    ============ ==========================================================================================
 
-    Pictures are PNG, JPEG, TIFF or BMP. Of NIfTI volumes every axial slice is a sample, and all slices of a volume are
-    one patient. ``patients.csv`` (or ``index.csv``) may add columns ``id, patient[, split][, site]``; ``id`` is the
-    file's name without ending (``CLASS/NAME`` in ``classes``, ``CASE`` in ``nnunet``).
+    Pictures are PNG, JPEG, TIFF or BMP; volumes NIfTI, NRRD or DICOM; one DICOM file with one frame (a radiograph)
+    stands where a picture may stand. Every slice of a volume is a sample, all slices of a volume are one patient, and
+    volumes are scored whole. A table ``patients.csv`` (or ``index.csv``, ``labels.csv``) may add columns ``id,
+    patient[, split][, site]``; ``id`` is the file's or folder's name without ending (``CLASS/NAME`` in ``classes``,
+    ``CASE`` in ``nnunet``).
 
-    Options: ``layout`` (else recognised by content); ``class_names`` and ``mask_values`` (``pairs``: background and
-    foreground, values 0 and 1, where not given; ``mask_values = [0, 255]`` for black and white masks); ``channels``
-    (the one or three channel numbers to take); ``ids = "names"`` shows file names in results. The default,
-    ``"numbers"``, shows neither file names nor patients, because in a hospital both often are patient numbers.
+    Options: ``layout`` (else recognised by content); ``class_names`` and ``mask_values`` (background and foreground,
+    values 0 and 1, where not given; ``mask_values = [0, 255]`` for black and white masks; of DICOM-SEG the values are
+    segment numbers); ``channels`` (the one or three channel numbers to take); ``fold`` (``datalist``: the fold to test
+    on); ``suffix`` (``bids``); ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither
+    file names nor patients, because in a hospital both often are patient numbers.
 
     Raises:
         DataError: listing every fault of the structure: missing partners, unreadable headers, sizes that differ, tables
@@ -66,24 +63,58 @@ class Folder:
         ConfigError: for wrong options.
     """
 
-    def __init__(self, source: config.SourceConfig) -> None:
+    def __init__(self, source: config.SourceConfig, refuse: index.Refuse = index.refuse) -> None:
         options = read_options(source)
         self._folder = Path(source.path or "").expanduser()
-        self._layout = layouts.find(self._folder, options)
-        self._channels = options.channels
-        headers, faults = _headers(self._folder, self._layout.cases)
-        table, table_faults = _read_table(self._folder, [case.name for case in self._layout.cases])
-        index.refuse(self._folder, [*self._layout.faults, *faults, *table_faults])
+        self._refuse = refuse
+        self._layout = recognise.find(self._folder, options)
+        self._channels, self._by_name = options.channels, options.ids == "names"
+        self._seen, faults = _look(self._folder, self._layout.cases)
+        names = self._layout.names or [case.name for case in self._layout.cases]
+        tables = patients.STUDY_TABLES if self._layout.kind == "studies" else patients.TABLES
+        self._table, table_faults = patients.read_table(self._folder, names, tables)
+        refuse(self._folder, list(dict.fromkeys([*self._layout.faults, *faults, *table_faults])))
         if not self._layout.cases:
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
             raise errors.DataError(f"{self._folder}: no images; these are read: {known}")
-        places = _places(self._layout.cases, headers, table, by_name=options.ids == "names")
-        self._places = {place.sample.id: place for place in places}
+        self._view = slices.View()
+        self._places = self._arranged()
+
+    @classmethod
+    def tolerant(cls, source: config.SourceConfig, faults: list[str]) -> Folder:
+        """The folder without the cases that have a fault; the faults are added to the list instead of raised.
+
+        Raises:
+            DataError, ConfigError: where nothing can be read at all.
+        """
+        return cls(source, refuse=lambda _, found: faults.extend(found))
+
+    def under(self, contract: config.DataContract) -> Self:
+        """The same images as a recipe asks for them: cut in its plane, stacked, seen through its window.
+
+        Raises:
+            DataError: listing images of another modality, and pictures where the recipe needs volumes.
+        """
+        found, faults = copy.copy(self), []
+        found._view = slices.View.of(contract)
+        for case in self._layout.cases:
+            if case.name in self._seen:
+                wrong = cases.faults_under(case, self._seen[case.name], self._folder, contract)
+                faults += wrong
+                if wrong:
+                    found._seen = {name: seen for name, seen in found._seen.items() if name != case.name}
+        self._refuse(self._folder, faults)
+        found._places = found._arranged()
+        return found
+
+    def _arranged(self) -> dict[str, Place]:
+        made = _places(self._layout.cases, self._seen, self._table, self._view, by_name=self._by_name)
+        return {place.sample.id: place for place in made}
 
     @property
     def info(self) -> data.SourceInfo:
         """Name, task, classes; the licence is the owner's."""
-        task = "classification" if self._layout.kind == "classes" else "segmentation"
+        task = "segmentation" if any(case.mask for case in self._layout.cases) else "classification"
         note = f"the owner's data, layout '{self._layout.kind}'"
         return data.SourceInfo("folder", task, self._layout.class_names, "the owner's", note)
 
@@ -92,7 +123,7 @@ class Folder:
         return tuple(place.sample for place in self._places.values())
 
     def path_of(self, sample: data.Sample) -> Path:
-        """The (first) image file of a sample, for those who may see it.
+        """The (first) image file of a sample, for those who may see it; of a DICOM study its folder.
 
         Raises:
             DataError: if the sample is not of this source.
@@ -111,16 +142,15 @@ class Folder:
             DataError: naming the file, for pixels that cannot be read and mask values outside the classes.
         """
         place = self._place(sample)
-        image = _read_image(place, self._channels)
+        pixels = cases.read_image(place.case, place.seen, place.slice, self._view, self._channels)
+        pixels = dataclasses.replace(pixels, part=place.sample.part)
         if place.case.mask is None:
-            return data.Pixels(image, None, place.header.spacing)
-        file = place.case.mask
-        stored = formats.read_mask(file) if place.slice is None else formats.read_mask_slice(file, place.slice)
-        if stored.shape != image.shape[1:]:
-            raise errors.DataError(
-                f"{file}: {stored.shape} pixels for an image of {image.shape[1:]}; repair or remove the pair"
-            )
-        return data.Pixels(image, to_classes(stored, file, self._layout), place.header.spacing)
+            return pixels
+        file, size = place.case.mask, pixels.image.shape[1:]
+        stored = cases.read_mask(file, place.seen, place.slice, self._view)
+        if stored.shape != size:
+            raise errors.DataError(f"{file}: {stored.shape} pixels for an image of {size}; repair or remove the pair")
+        return dataclasses.replace(pixels, mask=to_classes(stored, file, self._layout))
 
 
 def read_options(source: config.SourceConfig) -> layouts.Options:
@@ -133,7 +163,7 @@ def read_options(source: config.SourceConfig) -> layouts.Options:
     faults += index.unknown_options(source, OPTIONS)
     given = source.options
     chosen = {"layout": given.get("layout", "auto"), "ids": given.get("ids", "numbers")}
-    for key, allowed in (("layout", ("auto", *layouts.KINDS)), ("ids", ("numbers", "names"))):
+    for key, allowed in (("layout", ("auto", *recognise.KINDS)), ("ids", ("numbers", "names"))):
         if chosen[key] not in allowed:
             faults.append(f"data.options.{key} = {chosen[key]!r}: one of {', '.join(allowed)} is needed")
     names = _listed(given, "class_names", str, faults)
@@ -149,9 +179,15 @@ def read_options(source: config.SourceConfig) -> layouts.Options:
         )
     if channels and (len(channels) not in (1, 3) or min(channels) < 0):
         faults.append(f"data.options.channels = {list(channels)}: one or three channel numbers from 0 are needed")
+    fold, suffix = given.get("fold"), given.get("suffix", "")
+    if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
+        faults.append(f"data.options.fold = {fold!r}: a whole number from 0 is needed")
+    if not isinstance(suffix, str):
+        faults.append(f"data.options.suffix = {suffix!r}: a name like 'T1w' is needed")
     if faults:
         raise errors.ConfigError("data source 'folder'", faults)
-    return layouts.Options(str(chosen["layout"]), names, values, channels, str(chosen["ids"]))
+    number = fold if isinstance(fold, int) else None
+    return layouts.Options(str(chosen["layout"]), names, values, channels, str(chosen["ids"]), number, str(suffix))
 
 
 def _listed(given: Mapping[str, config.Option], key: str, kind: type[Item], faults: list[str]) -> tuple[Item, ...]:
@@ -166,138 +202,58 @@ def _listed(given: Mapping[str, config.Option], key: str, kind: type[Item], faul
     return good
 
 
-def _headers(folder: Path, cases: Sequence[layouts.Case]) -> tuple[dict[str, Header], list[str]]:
+def _look(folder: Path, found: Sequence[layouts.Case]) -> tuple[dict[str, cases.Seen], list[str]]:
     """Headers by case name, and a fault for every case whose files are unreadable or do not fit."""
-    headers, faults = {}, []
-    for case in cases:
+    seen, faults = {}, []
+    for case in found:
         try:
-            headers[case.name] = _header(folder, case)
+            seen[case.name] = cases.look(folder, case)
         except errors.DataError as error:
-            faults.append(str(error).replace(f"{folder}/", "", 1))
-    return headers, faults
-
-
-def _header(folder: Path, case: layouts.Case) -> Header:
-    """Read the headers of a case.
-
-    Raises:
-        DataError: if one is unreadable, or they differ in size or place.
-    """
-    files = [*case.images, *([case.mask] if case.mask else [])]
-    volumes = [formats.ending(file) in formats.VOLUMES for file in files]
-    if len(set(volumes)) > 1:
-        raise errors.DataError(
-            f"{layouts.relative(files, folder)}: pictures and volumes mixed; convert one to the other's kind"
-        )
-    if volumes[0]:
-        return _volume_header(folder, files)
-    sizes = [formats.picture_size(file) for file in files]
-    for file, size in zip(files, sizes, strict=True):
-        if size != sizes[0]:
-            raise errors.DataError(
-                f"{layouts.relative([file], folder)} is {size[0]} x {size[1]} pixels, "
-                f"{layouts.relative(files[:1], folder)} is "
-                f"{sizes[0][0]} x {sizes[0][1]}; repair or remove the pair"
-            )
-    return Header(sizes[0])
-
-
-def _volume_header(folder: Path, files: Sequence[Path]) -> Header:
-    grids = [formats.volume_geometry(file) for file in files]
-    for file, grid in zip(files, grids, strict=True):
-        if not grid.fits(grids[0]):
-            raise errors.DataError(
-                f"{layouts.relative([file], folder)} (voxels {grid.shape}) and {layouts.relative(files[:1], folder)} "
-                f"(voxels {grids[0].shape}) differ in size, spacing or place; resample one onto the other"
-            )
-    x, y, z = grids[0].shape
-    return Header((y, x), z, grids[0].spacing)
-
-
-def _read_table(folder: Path, names: Sequence[str]) -> tuple[dict[str, Row], list[str]]:
-    """Rows by ``id`` of the first table that is there, and its faults.
-
-    Raises:
-        DataError: if the table cannot be read at all.
-    """
-    path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
-    if path is None:
-        return {}, []
-    rows = index.read_csv(path, ("id",))
-    faults = [f"{path.name}: {fault}" for fault in index.duplicates(rows, "id")]
-    table: dict[str, Row] = {row["id"]: row for row in rows}
-    faults += [
-        f"{path.name}: id '{name}' has no image; remove the row or bring the file"
-        for name in table
-        if name not in set(names)
-    ]
-    faults += [f"{path.name}: no row for image '{name}'; add one" for name in names if name not in table]
-    splits: dict[str, set[str]] = {}
-    for name, row in table.items():
-        faults += [
-            f"{path.name}: id '{name}' has no {key}; fill it in or drop the column"
-            for key in ("patient", "split", "site")
-            if row.get(key) == ""
-        ]
-        if row.get("split", "train") not in ("", *SPLITS):
-            faults.append(f"{path.name}: id '{name}' has split '{row['split']}'; one of {', '.join(SPLITS)} is needed")
-        if row.get("patient") and row.get("split"):
-            splits.setdefault(row["patient"], set()).add(row["split"])
-    faults += [
-        f"{path.name}: a patient with images in {' and '.join(sorted(parts))} (id '{_first_of(table, patient)}' is "
-        "one); keep a patient in one split"
-        for patient, parts in splits.items()
-        if len(parts) > 1
-    ]
-    return table, faults
-
-
-def _first_of(table: Mapping[str, Row], patient: str) -> str:
-    return next(name for name, row in table.items() if row["patient"] == patient)
+            faults.append(str(error).replace(f"{folder}/", ""))
+    return seen, faults
 
 
 def _places(
-    cases: Sequence[layouts.Case], headers: Mapping[str, Header], table: Mapping[str, Row], *, by_name: bool
+    found: Sequence[layouts.Case],
+    seen: Mapping[str, cases.Seen],
+    table: Mapping[str, patients.Row],
+    view: slices.View,
+    *,
+    by_name: bool,
 ) -> list[Place]:
     """The samples: one a picture, one a slice of a volume."""
-    width = max(4, len(str(len(cases))))
-    patients = {
-        name: number for number, name in enumerate(sorted({row.get("patient", "") for row in table.values()}), 1)
-    }
+    width = max(4, len(str(len(found))))
+    given = {case.name: table.get(case.name, {}).get("patient") or case.patient for case in found}
+    known = {name: number for number, name in enumerate(sorted({one or "" for one in given.values()}), 1)}
     places = []
-    for number, case in enumerate(cases, 1):
-        row, header = table.get(case.name, {}), headers[case.name]
+    for number, case in enumerate(found, 1):
+        if case.name not in seen:
+            continue  # a fault that was told and not raised
+        row, what, stated = table.get(case.name, {}), seen[case.name], given[case.name]
         name = case.name if by_name else f"image-{number:0{width}d}"
         # Slices of one volume are near duplicates, so they stay together even without a table.
-        patient = name if header.slices is not None else None
-        if row.get("patient"):
-            patient = row["patient"] if by_name else f"patient-{patients[row['patient']]:0{width}d}"
-        for z in range(header.slices) if header.slices is not None else (None,):
-            id_ = name if z is None else f"{name}-z{z:03d}"
-            one = data.Sample(id_, case.label, row.get("site"), patient, row.get("split"))
-            places.append(Place(one, case, header, z))
+        patient = name if not what.alone else None
+        if stated:
+            patient = stated if by_name else f"patient-{known[stated]:0{width}d}"
+        one = data.Sample(name, case.label, row.get("site"), patient, row.get("split") or case.split)
+        places += [Place(one, case, what, 0)] if what.alone or what.header is None else _slices(one, case, what, view)
     return places
 
 
-def _read_image(place: Place, channels: Sequence[int]) -> NDArray[np.float32]:
-    """All channels of a case as (C, H, W), or those that are chosen.
-
-    Raises:
-        DataError: for files that cannot be read, or channel counts other than one and three.
-    """
-    files, z = place.case.images, place.slice
-    image = np.concatenate([formats.read_image(file) if z is None else formats.read_slice(file, z) for file in files])
-    if channels:
-        if max(channels) >= len(image):
-            raise errors.DataError(
-                f"{files[0]}: data.options.channels = {list(channels)}, but there are {len(image)} channels, from 0"
-            )
-        image = image[list(channels)]
-    if len(image) not in (1, 3):
-        raise errors.DataError(
-            f"{files[0]}: {len(image)} channels; choose one or three with data.options.channels = [0]"
+def _slices(one: data.Sample, case: layouts.Case, seen: cases.Seen, view: slices.View) -> list[Place]:
+    """A sample for every slice of a volume, or every moment of a film."""
+    header = seen.header
+    if header is None:
+        return []
+    return [
+        Place(
+            dataclasses.replace(one, id=f"{one.id}-{number}", part=slices.part_of(header, one.id, at, view)),
+            case,
+            seen,
+            at,
         )
-    return image
+        for at, number in enumerate(slices.names(header, view))
+    ]
 
 
 def to_classes(stored: NDArray[np.int64], file: Path, layout: layouts.Layout) -> NDArray[np.int64]:
@@ -317,7 +273,7 @@ def to_classes(stored: NDArray[np.int64], file: Path, layout: layouts.Layout) ->
         known = ", ".join(f"{value} {name}" for value, name in zip(layout.mask_values, layout.class_names, strict=True))
         remedy = (
             "data.options.class_names and mask_values name what is missing"
-            if layout.kind == "pairs"
+            if layout.kind in ("pairs", "studies", "bids")
             else "add it to dataset.json"
         )
         raise errors.DataError(

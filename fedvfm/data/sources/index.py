@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedvfm import config, errors, registry
 
 FAULTS_SHOWN = 20
+INDEX = "index.csv"
+
+Refuse = Callable[[Path, Sequence[str]], None]
+"""What is done with faults: :func:`refuse`, or something that collects them."""
 
 
-def candidates(name: str) -> list[Path]:
-    """The folders a data set called ``name`` is looked for in when no path is given, in order."""
-    named = os.environ.get("FEDVFM_DATA")
-    if named:
-        return [Path(named) / name]
-    repository = Path(__file__).resolve().parents[3]
-    return list(dict.fromkeys((base / ".." / "shared" / "data" / name).resolve() for base in (repository, Path.cwd())))
+def by_name(name: str) -> Path:
+    """Where a data set is looked for when no path is given: ``$FEDVFM_DATA/NAME``, or ``./data/NAME`` without it."""
+    return Path(os.environ.get("FEDVFM_DATA") or "data").expanduser().absolute() / name
+
+
+def resolve(source: config.SourceConfig) -> config.SourceConfig:
+    """The same source with an absolute path: that given, or the folder of an indexed set that is found by its name.
+
+    What is resolved so is read again by whoever goes on later, from another folder or under another ``FEDVFM_DATA``.
+    """
+    folder = Path(source.path).expanduser().absolute() if source.path else by_name(source.source)
+    if not source.path and not (folder / INDEX).is_file():
+        return source
+    return source.model_copy(update={"path": str(folder)})
 
 
 def locate(source: config.SourceConfig, needs: Sequence[str]) -> Path:
-    """The folder of a data set: ``path`` of the configuration, else the first candidate that exists.
+    """The folder of a data set: ``path`` of the configuration, else that of its name.
 
     Raises:
-        DataError: naming every folder that was tried, and the remedy.
+        DataError: naming the folder that was tried, and the remedy.
     """
-    tried = [Path(source.path).expanduser()] if source.path else candidates(source.source)
-    for folder in tried:
-        if folder.is_dir():
-            return folder
+    folder = Path(source.path).expanduser() if source.path else by_name(source.source)
+    if folder.is_dir():
+        return folder
     raise errors.DataError(
-        f"data source '{source.source}': no folder at {' or '.join(str(folder) for folder in tried)}; "
+        f"data source '{source.source}': no folder at {folder}; "
         f"set data.path to the folder that holds {', '.join(needs)}, "
         f"or the environment variable FEDVFM_DATA to the folder that holds '{source.source}'"
     )
@@ -92,7 +102,7 @@ def refuse(where: Path, faults: Iterable[str]) -> None:
     lines = [f"\n  - {fault}" for fault in found[:FAULTS_SHOWN]]
     more = f"\n  - and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
     number = "1 fault" if len(found) == 1 else f"{len(found)} faults"
-    raise errors.DataError(f"{where}: {number}{''.join(lines)}{more}")
+    raise errors.DataError(f"{where}: {number}{''.join(lines)}{more}", found)
 
 
 def duplicates(rows: Iterable[Mapping[str, str]], key: str) -> list[str]:

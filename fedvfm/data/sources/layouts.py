@@ -1,23 +1,26 @@
-"""The three layouts of a folder: which files belong together, and every fault in that, before pixels are read."""
+"""Layouts of a folder: which files belong together, and every fault in that, before pixels are read.
+
+Here: pairs, classes and nnU-Net. DICOM studies, datalists and BIDS have modules of their own.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvfm import errors, registry
+from fedvfm import registry
 from fedvfm.data import formats
 
-KINDS = ("pairs", "classes", "nnunet")
 DEFAULT_NAMES = ("background", "foreground")
 IGNORED = (".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml")
 REMEDY = (
-    "expected images/ and masks/, or one folder of images a class, or nnU-Net's imagesTr/, labelsTr/ and dataset.json; "
-    "data.options.layout = pairs, classes or nnunet says which"
+    "expected images/ and masks/, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a "
+    "datalist (dataset.json with 'training'), studies/ with a DICOM folder each, or BIDS (sub-*/ and derivatives/); "
+    "data.options.layout = pairs, classes, nnunet, datalist, studies or bids says which"
 )
 
 
@@ -30,6 +33,8 @@ class Options:
     mask_values: tuple[int, ...] = ()
     channels: tuple[int, ...] = ()
     ids: str = "numbers"
+    fold: int | None = None
+    suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,59 +43,42 @@ class Case:
 
     Attributes:
         name: as a table of patients calls it.
-        images: one file a channel, or one file with all.
-        mask: the mask's file, in segmentation.
+        images: one file a channel, or one file with all; a folder holds a DICOM series.
+        mask: the mask's file, in segmentation; a folder holds DICOM-SEG objects.
         label: the class, in classification.
+        patient: where the layout says so; a table speaks first.
+        split: where the layout says so; a table speaks first.
     """
 
     name: str
     images: tuple[Path, ...]
     mask: Path | None = None
     label: int | None = None
+    patient: str | None = None
+    split: str | None = None
 
 
 @dataclass
 class Layout:
-    """What was found: cases in the order of their names, classes, and faults (one sentence each)."""
+    """What was found: cases in the order of their names, classes, and faults (one sentence each).
+
+    ``names`` are those a table must have a row for, where there are more than usable cases.
+    """
 
     kind: str
     class_names: tuple[str, ...]
     mask_values: tuple[int, ...] = ()
     cases: list[Case] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
 
-def find(folder: Path, options: Options) -> Layout:
-    """Recognise the layout, or take the one that is named, and collect its cases.
-
-    Raises:
-        DataError: if there is no folder or no known layout in it.
-    """
-    if not folder.is_dir():
-        raise errors.DataError(f"{folder}: no such folder; set data.path to the folder that holds the images")
-    collect: dict[str, Callable[[Path, Options], Layout]] = {"pairs": pairs, "classes": classes, "nnunet": nnunet}
-    kind = options.layout if options.layout != "auto" else _recognise(folder)
-    layout = collect[kind](folder, options)
-    if options.mask_values and kind != "pairs":
-        layout.faults.append(f"data.options.mask_values: only layout 'pairs' has them, this is '{kind}'; leave it out")
-    return layout
-
-
-def _recognise(folder: Path) -> str:
-    if (folder / "dataset.json").is_file() or (folder / "imagesTr").is_dir():
-        return "nnunet"
-    if (folder / "images").is_dir() or (folder / "masks").is_dir():
-        return "pairs"
-    if any(formats.ending(path) for sub in _folders(folder) for path in sub.iterdir()):
-        return "classes"
-    raise errors.DataError(f"{folder}: no known layout; {REMEDY}")
-
-
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """Its folders in the order of their names; hidden ones are left out."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path, faults: list[str]) -> dict[str, Path]:
+def images_in(folder: Path, faults: list[str]) -> dict[str, Path]:
     """Image files by their name without ending; what cannot be read or told apart is a fault."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -118,7 +106,7 @@ def pairs(folder: Path, options: Options) -> Layout:
             layout.faults.append(f"{part}/: no such folder; {REMEDY}")
     if layout.faults:
         return layout
-    images, masks = (_files(folder / part, layout.faults) for part in ("images", "masks"))
+    images, masks = (images_in(folder / part, layout.faults) for part in ("images", "masks"))
     layout.faults += [
         f"{path.parent.name}/{path.name}: no mask masks/{name}.*; add it, or move the image away"
         for name, path in images.items()
@@ -135,7 +123,7 @@ def pairs(folder: Path, options: Options) -> Layout:
 
 def classes(folder: Path, options: Options) -> Layout:
     """One folder a class; ``class_names`` fixes their order and allows for classes this hospital has no image of."""
-    folders = {path.name: path for path in _folders(folder)}
+    folders = {path.name: path for path in folders_in(folder)}
     layout = Layout("classes", options.class_names or tuple(folders))
     if len(layout.class_names) < 2:
         layout.faults.append(
@@ -150,13 +138,13 @@ def classes(folder: Path, options: Options) -> Layout:
                 "or add the class"
             )
             continue
-        files = _files(path, layout.faults)
-        if not files:
+        images = images_in(path, layout.faults)
+        if not images:
             layout.faults.append(
                 f"{name}/: no images; add some, or remove the folder and name all classes in data.options.class_names"
             )
         label = layout.class_names.index(name)
-        layout.cases += [Case(f"{name}/{one}", (file,), None, label) for one, file in sorted(files.items())]
+        layout.cases += [Case(f"{name}/{one}", (file,), None, label) for one, file in sorted(images.items())]
     return layout
 
 
@@ -166,8 +154,11 @@ def nnunet(folder: Path, options: Options) -> Layout:
     Source: nnU-Net, documentation/dataset_format.md (version 2).
     """
     layout = Layout("nnunet", ())
-    settings = _dataset_json(folder / "dataset.json", layout.faults)
-    layout.class_names = _label_names(settings, layout.faults)
+    settings = read_json(folder / "dataset.json", layout.faults, "nnU-Net's dataset format")
+    if settings and "channel_names" not in settings:
+        old = " (this looks like version 1; nnUNetv2_convert_old_nnUNet_dataset converts it)"
+        layout.faults.append(f"dataset.json: 'channel_names' is missing{old if 'modality' in settings else ''}")
+    layout.class_names = label_names(settings, layout.faults)
     layout.mask_values = tuple(range(len(layout.class_names)))
     if options.class_names and layout.class_names and options.class_names != layout.class_names:
         layout.faults.append(
@@ -179,8 +170,8 @@ def nnunet(folder: Path, options: Options) -> Layout:
             layout.faults.append(f"{part}/: no such folder; {REMEDY}")
     if layout.faults:
         return layout
-    images = _channels(_files(folder / "imagesTr", layout.faults), settings, layout.faults)
-    masks = _files(folder / "labelsTr", layout.faults)
+    images = _channels(images_in(folder / "imagesTr", layout.faults), settings, layout.faults)
+    masks = images_in(folder / "labelsTr", layout.faults)
     layout.faults += [
         f"imagesTr/{files[0].name}: no mask labelsTr/{case}.*; add it, or move the image away"
         for case, files in images.items()
@@ -201,26 +192,20 @@ def nnunet(folder: Path, options: Options) -> Layout:
     return layout
 
 
-def _dataset_json(path: Path, faults: list[str]) -> dict[str, Any]:
+def read_json(path: Path, faults: list[str], format: str) -> dict[str, Any]:
+    """A JSON object, or an empty one and a fault."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        faults.append(f"dataset.json: cannot be read ({error}); nnU-Net's format needs it")
+        faults.append(f"dataset.json: cannot be read ({error}); {format} needs it")
         return {}
     if not isinstance(settings, dict):
-        faults.append("dataset.json: is no JSON object; see nnU-Net's dataset format")
+        faults.append("dataset.json: is no JSON object; see {format}")
         return {}
-    if "channel_names" not in settings:
-        old = (
-            " (this looks like version 1; nnUNetv2_convert_old_nnUNet_dataset converts it)"
-            if "modality" in settings
-            else ""
-        )
-        faults.append(f"dataset.json: 'channel_names' is missing{old}")
     return settings
 
 
-def _label_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:
+def label_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:
     """Class names in the order of their numbers; regions and 'ignore' cannot be trained on here."""
     labels = settings.get("labels")
     if not isinstance(labels, dict):

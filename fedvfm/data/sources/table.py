@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from fedvfm import config, registry
 from fedvfm.data import sample as data
@@ -19,12 +19,29 @@ TABLE = registry.Table(
 )
 
 
-def make(source: config.SourceConfig) -> data.Source:
+def survey(source: config.SourceConfig, faults: list[str], contract: config.DataContract | None = None) -> data.Source:
+    """:func:`make` that goes on with what is usable and adds the faults of the rest to the list, where a source can.
+
+    Raises:
+        UnknownName, DataError: where nothing can be read at all.
+    """
+    made = TABLE.get(source.source.partition(":")[0])
+    return under(made.tolerant(source, faults) if hasattr(made, "tolerant") else made(source), contract)
+
+
+def make(source: config.SourceConfig, contract: config.DataContract | None = None) -> data.Source:
     """Build the source named ``name`` or ``name:argument`` (``medmnist:pathmnist``); the entry reads its own argument.
+
+    With a recipe's data contract the source shows its images as that asks (plane, stack, window), where it can.
 
     Raises:
         UnknownName: if the part before the first colon stands in no table.
         DataError: if the source's files are missing or do not fit together.
     """
     name = source.source.partition(":")[0]
-    return cast(data.Source, TABLE.get(name)(source))
+    return under(TABLE.get(name)(source), contract)
+
+
+def under(source: Any, contract: config.DataContract | None) -> data.Source:
+    """A source as a recipe asks for its images; sources without volumes have no ``under`` and stay as they are."""
+    return cast(data.Source, source.under(contract) if contract is not None and hasattr(source, "under") else source)

@@ -1,0 +1,229 @@
+"""DICOM-SEG: segments as a label volume on the grid of the images they were drawn on.
+
+A frame of a segmentation is put on the slice it refers to by SOP instance UID (and frame number), or, where it refers
+to none, on the slice at its position. Both are checked against the images' own grid: what does not fit is refused, not
+resampled. Names of segments are text of a file and are not read; classes go by segment number.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import errors
+from fedvfm.data import dicom, geometry
+from fedvfm.data import header as headers
+
+TAGS = (
+    "BitsAllocated",
+    "Columns",
+    "MaximumFractionalValue",
+    "NumberOfFrames",
+    "PerFrameFunctionalGroupsSequence",
+    "Rows",
+    "SegmentationType",
+    "SharedFunctionalGroupsSequence",
+)
+KEPT = 4
+HALF = 0.5
+LARGEST = 65535
+NEAR = 0.5
+"""How far a frame may lie from its slice, in voxels."""
+
+_kept: OrderedDict[tuple[Any, ...], NDArray[np.uint16]] = OrderedDict()
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a mask is to be looked for as DICOM-SEG: a folder, or a file that ends as DICOM files do."""
+    return path.is_dir() or path.name.lower().endswith(dicom.ENDINGS)
+
+
+def read(path: Path, image: headers.Header) -> NDArray[np.uint16]:
+    """The segments of a file, or of all segmentations in a folder, as segment numbers on the grid of ``image``.
+
+    Shapes: canonical axes, as :attr:`fedvfm.data.volumes.Volume.voxels`; 0 where no segment is. Not writeable.
+
+    Raises:
+        DataError: if there is none, one is damaged, on another grid, of other images, or segments overlap.
+    """
+    files = dicom.find(path).segmentations
+    key = (image.path, *((str(file), file.stat().st_mtime_ns) for file in files))
+    if key not in _kept:
+        stored = _stored(path, files, image)
+        stored.flags.writeable = False
+        _kept[key] = stored
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    _kept.move_to_end(key)
+    return image.stored.turn().apply(_kept[key])
+
+
+def check(path: Path, image: headers.Header) -> None:
+    """Refuse a segmentation that does not lie on the images, without reading its pixels.
+
+    Raises:
+        DataError: see :func:`read`.
+    """
+    files = _some(path, dicom.find(path).segmentations, image)
+    for number, file in enumerate(files, 1):
+        _frames(_where(path, number, len(files)), file, image)
+
+
+def _some(path: Path, files: Sequence[Path], image: headers.Header) -> Sequence[Path]:
+    if not files:
+        raise errors.DataError(f"{path}: no segmentation (DICOM-SEG); add one, or a mask as NIfTI")
+    if image.kind != "dicom":
+        raise errors.DataError(f"{path}: a DICOM-SEG for images that are no DICOM; add a mask of the images' kind")
+    return files
+
+
+def _where(path: Path, number: int, of: int) -> str:
+    return f"{path}: segmentation {number} of {of}"
+
+
+def _stored(path: Path, files: Sequence[Path], image: headers.Header) -> NDArray[np.uint16]:
+    labels = np.zeros(image.stored.shape, dtype=np.uint16)
+    overlapping = 0
+    _some(path, files, image)
+    for number, file in enumerate(files, 1):
+        where = _where(path, number, len(files))
+        tags, places = _frames(where, file, image)
+        # pydicom 3.0 cuts single frames wrongly where frames of packed bits do not end with a byte.
+        together = int(tags.get("BitsAllocated", 1)) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
+        whole = _decoded(where, file, None) if together else None
+        for frame, (at, segment) in enumerate(places):
+            values = _decoded(where, file, frame) if whole is None else whole.reshape(-1, *whole.shape[-2:])[frame]
+            drawn = _numbers(values.T, segment, tags)
+            current = labels[:, :, at]
+            overlapping += int(np.count_nonzero((current > 0) & (drawn > 0) & (current != drawn)))
+            np.copyto(current, drawn, where=drawn > 0)
+    if overlapping:
+        raise errors.DataError(
+            f"{path}: segments overlap in {overlapping} voxels, but a voxel has one class; separate them, or give the "
+            "mask as NIfTI"
+        )
+    return labels
+
+
+def _decoded(where: str, file: Path, frame: int | None) -> NDArray[Any]:
+    """One frame, (rows, columns), so that a large segmentation is never unpacked whole; or all of them."""
+    from pydicom.pixels import utils as pixels
+
+    try:
+        with dicom.quietly():
+            return np.asarray(pixels.pixel_array(file, index=frame))
+    except dicom.BROKEN as error:
+        kind = type(error).__name__
+        raise errors.DataError(f"{where}: damaged or cut short ({kind}); export it again or remove it") from None
+
+
+def _numbers(values: NDArray[Any], segment: int | None, tags: Any) -> NDArray[np.uint16]:
+    """Segment numbers of a frame; a fraction from one half on counts."""
+    if segment is None:
+        return values.astype(np.uint16)
+    fractional = tags.get("SegmentationType") == "FRACTIONAL"
+    least = HALF * float(tags.get("MaximumFractionalValue") or 1) if fractional else 1
+    return np.where(values >= least, segment, 0).astype(np.uint16)
+
+
+def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tuple[int, int | None]]]:
+    """(stored slice, segment number) of every frame; no number in a label map, whose values are the numbers.
+
+    Raises:
+        DataError: if a frame lies on no slice of the images.
+    """
+    tags = dicom.read_tags(file, where, TAGS)
+    columns, rows, _ = image.stored.shape
+    try:
+        if (int(tags.Rows), int(tags.Columns)) != (rows, columns):
+            raise errors.DataError(
+                f"{where}: {tags.Rows} x {tags.Columns} pixels, the images have {rows} x {columns}: another grid; "
+                "export it on the grid of the images"
+            )
+        groups = list(tags.PerFrameFunctionalGroupsSequence)
+        shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
+        slices = {(frame.uid, frame.number): at for at, frame in enumerate(image.frames)}
+        labelled = tags.get("SegmentationType") == "LABELMAP"
+        return tags, [
+            (_slice(where, [group, shared], image, slices), None if labelled else _segment([group, shared]))
+            for group in groups
+        ]
+    except dicom.BROKEN as error:
+        kind = type(error).__name__
+        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+
+
+def _items(levels: Sequence[Any], group: str) -> list[Any]:
+    return next((list(level.get(group)) for level in levels if level is not None and level.get(group)), [])
+
+
+def _segment(levels: Sequence[Any]) -> int:
+    number = int(_items(levels, "SegmentIdentificationSequence")[0].ReferencedSegmentNumber)
+    if not 0 < number <= LARGEST:
+        raise ValueError
+    return number
+
+
+def _slice(where: str, levels: Sequence[Any], image: headers.Header, slices: Mapping[tuple[str, int], int]) -> int:
+    """The stored slice of a frame, by reference and by position.
+
+    Raises:
+        DataError: if it has neither, or they disagree with the images.
+    """
+    named = _referred(levels, slices)
+    place = _placed(levels, image)
+    if place is None and image.stored.placed and named is None:
+        raise errors.DataError(f"{where}: a frame names no image and no position; export it again")
+    if place is not None:
+        at = round(place[2]) if named is None else named
+        if np.abs(np.subtract(place, (0, 0, at))).max() > NEAR or not 0 <= at < image.stored.shape[2]:
+            raise errors.DataError(
+                f"{where}: a frame lies elsewhere than the images: another grid or other images; export it on the grid "
+                "of the images"
+            )
+        return at
+    if named is None:
+        raise errors.DataError(f"{where}: made on other images; bring the segmentation of these")
+    return named
+
+
+def _referred(levels: Sequence[Any], slices: Mapping[tuple[str, int], int]) -> int | None:
+    """The one slice that a frame names as its source."""
+    found = set()
+    for derivation in _items(levels, "DerivationImageSequence"):
+        for source in derivation.get("SourceImageSequence") or ():
+            uid, numbers = str(source.get("ReferencedSOPInstanceUID", "")), source.get("ReferencedFrameNumber")
+            several = [1] if numbers is None else [numbers] if isinstance(numbers, int | str) else list(numbers)
+            found |= {slices[uid, int(one) - 1] for one in several if (uid, int(one) - 1) in slices}
+    return found.pop() if len(found) == 1 else None
+
+
+def _placed(levels: Sequence[Any], image: headers.Header) -> tuple[float, ...] | None:
+    """The stored voxel index of a frame's first pixel, or None where it or the images have no position.
+
+    Rows and columns that run another way than those of the images lie far from their index.
+    """
+    position = _items(levels, "PlanePositionSequence")
+    orientation = _items(levels, "PlaneOrientationSequence")
+    measures = _items(levels, "PixelMeasuresSequence")
+    if not position or not image.stored.placed:
+        return None
+    first = np.asarray(dicom.numbers(position[0].get("ImagePositionPatient"), 3), dtype=np.float64)
+    inverse = np.linalg.inv(geometry.from_lps(image.stored.affine))
+    start = inverse[:3, :3] @ first + inverse[:3, 3]
+    directions = dicom.numbers(orientation[0].get("ImageOrientationPatient"), 6) if orientation else None
+    spacing = dicom.numbers(measures[0].get("PixelSpacing"), 2) if measures else None
+    if directions is not None and spacing is not None:
+        columns, rows, _ = image.stored.shape
+        last = first + np.multiply(directions[:3], spacing[1] * (columns - 1))
+        last = last + np.multiply(directions[3:], spacing[0] * (rows - 1))
+        end = inverse[:3, :3] @ last + inverse[:3, 3]
+        off = end - start - (columns - 1, rows - 1, 0)
+        if np.abs(off).max() > NEAR:
+            return float("inf"), float("inf"), 0.0
+    return float(start[0]), float(start[1]), float(start[2])

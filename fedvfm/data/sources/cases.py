@@ -1,0 +1,224 @@
+"""What the headers of a case say, whether its image and mask fit together, and how they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import config, errors
+from fedvfm.data import dicom, formats, geometry, segments, slices, volumes
+from fedvfm.data import header as headers
+from fedvfm.data import sample as data
+from fedvfm.data.sources import layouts
+
+SAME: dict[str, tuple[str, ...]] = {
+    "MRI": ("MR",),
+    "PET": ("PT",),
+    "ULTRASOUND": ("US",),
+    "MAMMOGRAPHY": ("MG",),
+    "RADIOGRAPHY": ("CR", "DX", "RG"),
+    "X-RAY": ("CR", "DX", "RG"),
+    "CR": ("CR", "DX", "RG"),
+    "DX": ("CR", "DX", "RG"),
+}
+"""Words of a recipe's modality that stand for DICOM's codes; a radiograph may have any of three."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the headers of a case say.
+
+    Attributes:
+        size: (rows, columns) of a picture.
+        header: of the first image, where it is a volume or DICOM; else None.
+        alone: whether the case is one image: a picture, or one DICOM file with one frame.
+    """
+
+    size: tuple[int, int]
+    header: headers.Header | None = None
+    alone: bool = True
+
+
+def is_volume(file: Path) -> bool:
+    """Whether a file is read as a volume: NIfTI, NRRD, DICOM, or a folder with a DICOM series."""
+    return file.is_dir() or formats.ending(file) not in formats.PICTURES
+
+
+def look(folder: Path, case: layouts.Case) -> Seen:
+    """Read the headers of a case.
+
+    Raises:
+        DataError: if one is unreadable, or they differ in size or place.
+    """
+    if any(is_volume(file) for file in case.images):
+        return _look_at_volume(folder, case)
+    files = [*case.images, *([case.mask] if case.mask else [])]
+    if any(is_volume(file) for file in files):
+        raise errors.DataError(
+            f"{layouts.relative(files, folder)}: pictures and volumes mixed; convert one to the other's kind"
+        )
+    sizes = [formats.picture_size(file) for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        if size != sizes[0]:
+            raise errors.DataError(
+                f"{layouts.relative([file], folder)} is {size[0]} x {size[1]} pixels, "
+                f"{layouts.relative(files[:1], folder)} is "
+                f"{sizes[0][0]} x {sizes[0][1]}; repair or remove the pair"
+            )
+    return Seen(sizes[0])
+
+
+def _look_at_volume(folder: Path, case: layouts.Case) -> Seen:
+    if not all(is_volume(file) for file in case.images):
+        raise errors.DataError(
+            f"{layouts.relative(case.images, folder)}: pictures and volumes mixed; convert one to the other's kind"
+        )
+    found = [volumes.read_header(file) for file in case.images]
+    for file, header in zip(case.images, found, strict=True):
+        _fit(folder, file, header, case.images[0], found[0])
+    first = found[0]
+    alone = first.kind == "dicom" and len(first.frames) == 1 and not case.images[0].is_dir()
+    if case.mask is not None:
+        _check_mask(folder, case, case.mask, first)
+    return Seen(first.size("acquired"), first, alone)
+
+
+def _fit(folder: Path, file: Path, header: headers.Header, other: Path, first: headers.Header) -> None:
+    """Refuse what lies on another grid; where neither says its place, shapes alone count.
+
+    Raises:
+        DataError: naming both files.
+    """
+    one, two = header.grid, first.grid
+    if one.shape == two.shape if not first.stored.placed else one.fits(two):
+        return
+    raise errors.DataError(
+        f"{layouts.relative([file], folder)} (voxels {one.shape}) and {layouts.relative([other], folder)} "
+        f"(voxels {two.shape}) differ in size, spacing or place; resample one onto the other"
+    )
+
+
+def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Header) -> None:
+    if segments.is_segmentation(mask):
+        segments.check(mask, image)
+    elif is_volume(mask):
+        _fit(folder, mask, volumes.read_header(mask), case.images[0], image)
+    elif len(image.frames) != 1:
+        raise errors.DataError(
+            f"{layouts.relative([*case.images, mask], folder)}: pictures and volumes mixed; convert one to the other's "
+            "kind"
+        )
+    else:
+        _check_drawn(folder, case, mask, image)
+
+
+def _check_drawn(folder: Path, case: layouts.Case, mask: Path, image: headers.Header) -> None:
+    """A picture as the mask of one DICOM image: it has the image's rows and columns, as stored.
+
+    Raises:
+        DataError: for another size, or an image that is shown turned.
+    """
+    size, wanted = formats.picture_size(mask), image.size("acquired")
+    if size != wanted:
+        raise errors.DataError(
+            f"{layouts.relative([mask], folder)} is {size[0]} x {size[1]} pixels, "
+            f"{layouts.relative(case.images[:1], folder)} is {wanted[0]} x {wanted[1]}; repair or remove the pair"
+        )
+    turn = image.stored.turn()
+    # Shown rows and columns are those of the file where its columns run against the second canonical axis shown.
+    kept = [axis for axis in range(3) if axis != image.slices]
+    if [turn.axes[0], turn.axes[1]] != kept or turn.flips[:2] != (True, True):
+        raise errors.DataError(
+            f"{layouts.relative(case.images[:1], folder)}: its rows and columns are not those it is shown with; give "
+            "the mask as NIfTI or DICOM-SEG"
+        )
+
+
+def faults_under(case: layouts.Case, seen: Seen, folder: Path, contract: config.DataContract) -> list[str]:
+    """Why a case cannot be used under a recipe's data contract, one sentence each."""
+    where = layouts.relative(case.images[:1], folder)
+    if seen.header is None:
+        return [
+            f"{where}: a picture, but recipe.data.{key} needs {needs}; bring DICOM or NIfTI, or leave it out "
+            "of the recipe"
+            for key, needs, asked in (
+                ("stack", "neighbouring slices", contract.stack > 1),
+                ("window", "values in units", contract.limits is not None),
+            )
+            if asked
+        ]
+    wanted, have = modalities(contract.modality), seen.header.modality
+    if wanted and have and have not in wanted:
+        return [
+            f"{where}: modality {have}, but recipe.data.modality is '{contract.modality}'; leave it out, or ask for a "
+            "recipe that fits"
+        ]
+    return []
+
+
+def modalities(text: str) -> frozenset[str]:
+    """DICOM's codes in a recipe's modality ("CT", "T1 MR", "mri"); empty where it has none: then nothing is refused."""
+    words = re.findall(r"[A-Za-z][A-Za-z-]*", text)
+    found: set[str] = set()
+    for word in words:
+        if word.upper() in SAME:
+            found |= set(SAME[word.upper()])
+        elif word in dicom.MODALITIES or (len(words) == 1 and word.upper() in dicom.MODALITIES):
+            found.add(word.upper())
+    return frozenset(found)
+
+
+def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, channels: Sequence[int]) -> data.Pixels:
+    """All channels of an image or slice as (C, H, W), or those that are chosen.
+
+    Raises:
+        DataError: for files that cannot be read, or channel counts other than one and three.
+    """
+    files = case.images
+    if seen.header is None:
+        pixels = data.Pixels(np.concatenate([formats.read_image(file) for file in files]))
+    elif channels and seen.header.channels == 1:
+        # One file a channel: those that are not asked for need not be read.
+        _check_channels(files[0], channels, len(files))
+        return slices.read([files[number] for number in channels], index, view)
+    else:
+        pixels = slices.read(files, index, view)
+    return _chosen(files[0], pixels, channels)
+
+
+def _check_channels(file: Path, channels: Sequence[int], have: int) -> None:
+    if max(channels) >= have:
+        raise errors.DataError(
+            f"{file}: data.options.channels = {list(channels)}, but there are {have} channels, from 0"
+        )
+
+
+def _chosen(file: Path, pixels: data.Pixels, channels: Sequence[int]) -> data.Pixels:
+    image = pixels.image
+    if channels:
+        _check_channels(file, channels, len(image))
+        image = image[list(channels)]
+    if len(image) not in (1, 3):
+        raise errors.DataError(f"{file}: {len(image)} channels; choose one or three with data.options.channels = [0]")
+    return data.Pixels(image, None, pixels.spacing, pixels.units, pixels.orientation)
+
+
+def read_mask(mask: Path, seen: Seen, index: int, view: slices.View) -> NDArray[np.int64]:
+    """The mask of an image or slice, its values as stored.
+
+    Shapes: (H, W), as :func:`read_image` shows the image.
+
+    Raises:
+        DataError: if it cannot be read, or holds values that are no whole numbers.
+    """
+    if seen.header is None or not is_volume(mask):
+        return formats.read_mask(mask)
+    if not segments.is_segmentation(mask):
+        return np.ascontiguousarray(formats.whole(mask, slices.read_mask(mask, index, seen.header, view)))
+    axis = seen.header.axis(slices.plane_of(seen.header, view))
+    return np.ascontiguousarray(geometry.shown(segments.read(mask, seen.header), axis, index).astype(np.int64))

@@ -1,0 +1,115 @@
+"""Datalists of MONAI and the Medical Segmentation Decathlon: ``dataset.json`` lists images with their labels.
+
+``training = [{image, label[, patient][, fold]}]``, ``validation`` of the same form (its cases are the split "val"),
+``labels = {"0": "background", "1": "tumour"}``. A label is a mask's file, or in classification a class's name or
+number. ``test`` and ``testing`` list images without truth and are not read.
+
+Source: Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 13, 2022 (its dataset.json);
+    MONAI, ``monai.data.load_decathlon_datalist``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedvfm import registry
+from fedvfm.data import formats
+from fedvfm.data.sources import layouts
+
+PARTS = {"training": None, "validation": "val"}
+
+
+def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
+    """The cases of ``dataset.json``. With ``data.options.fold = N`` those of fold N are for testing."""
+    layout = layouts.Layout("datalist", ())
+    settings = layouts.read_json(folder / "dataset.json", layout.faults, "a datalist")
+    if layout.faults:
+        return layout
+    layout.class_names = options.class_names or _class_names(settings, layout.faults)
+    layout.mask_values = tuple(range(len(layout.class_names)))
+    found: dict[str, layouts.Case] = {}
+    for part, split in PARTS.items():
+        entries = settings.get(part, [])
+        if not isinstance(entries, list):
+            layout.faults.append(f"dataset.json: '{part}' is no list")
+            continue
+        for number, entry in enumerate(entries, 1):
+            where = f"dataset.json: {part} {number}"
+            case = _case(folder, entry, where, layout)
+            if case is not None:
+                split_of = _split(entry, split, options.fold, where, layout.faults)
+                name = case.name if case.name not in found else layouts.relative(case.images[:1], folder)
+                if any(case.images == one.images for one in found.values()):
+                    layout.faults.append(f"{where}: an image that is listed twice; keep one")
+                found[name] = layouts.Case(name, case.images, case.mask, case.label, case.patient, split_of)
+    if options.fold is not None and not any(case.split == "test" for case in found.values()):
+        layout.faults.append(f"dataset.json: no case of fold {options.fold}; see data.options.fold")
+    kinds = {case.mask is None for case in found.values()}
+    if len(kinds) > 1:
+        layout.faults.append("dataset.json: some labels are masks and some are classes; keep one kind")
+    layout.cases = list(found.values())
+    return layout
+
+
+def _class_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:
+    """Names in the order of their numbers: numbers to names (the decathlon), or names to numbers."""
+    labels = settings.get("labels")
+    if isinstance(labels, dict) and labels and all(str(key).isdigit() for key in labels):
+        turned = {str(name): int(key) for key, name in labels.items()}
+        if len(turned) < len(labels):
+            faults.append("dataset.json: two labels of one name; class names must differ")
+        return layouts.label_names({"labels": turned}, faults)
+    return layouts.label_names(settings, faults)
+
+
+def _case(folder: Path, entry: Any, where: str, layout: layouts.Layout) -> layouts.Case | None:
+    if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
+        layout.faults.append(f"{where}: needs 'image' and 'label'")
+        return None
+    listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+    images = [_inside(folder, one, where, layout.faults) for one in listed]
+    label = entry["label"]
+    is_mask = isinstance(label, str) and label not in layout.class_names
+    mask = _inside(folder, label, where, layout.faults) if is_mask else None
+    number = None if is_mask else _number(label, where, layout)
+    if not images or None in images or (mask is None and number is None):
+        return None
+    patient = entry.get("patient")
+    paths = tuple(one for one in images if one is not None)
+    return layouts.Case(formats.stem(paths[0]), paths, mask, number, None if patient is None else str(patient))
+
+
+def _inside(folder: Path, name: Any, where: str, faults: list[str]) -> Path | None:
+    """A listed file; a list must not make us read what lies elsewhere on this machine."""
+    if not isinstance(name, str) or not name:
+        faults.append(f"{where}: {name!r} is no path")
+        return None
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        faults.append(f"{where}: a path that leaves the folder; list paths below it")
+        return None
+    if not (folder / path).exists():
+        faults.append(f"{where}: {path}: no such file; bring it, or remove the entry")
+        return None
+    return folder / path
+
+
+def _number(label: Any, where: str, layout: layouts.Layout) -> int | None:
+    if isinstance(label, str):
+        return layout.class_names.index(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(layout.class_names):
+        return label
+    known: Sequence[str] = layout.class_names
+    near = registry.nearest(str(label), list(known))
+    layout.faults.append(f"{where}: label {label!r} stands for no class; classes: {', '.join(known)}{near}")
+    return None
+
+
+def _split(entry: Mapping[str, Any], given: str | None, fold: int | None, where: str, faults: list[str]) -> str | None:
+    if fold is None:
+        return given
+    if not isinstance(entry.get("fold"), int):
+        faults.append(f"{where}: no whole number as 'fold', but data.options.fold = {fold}; add it, or leave fold out")
+    return "test" if entry.get("fold") == fold else "train"

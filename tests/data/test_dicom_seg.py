@@ -1,0 +1,164 @@
+"""DICOM-SEG: segments written by highdicom land on the same voxels, by reference and by position, however stored."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from fedvfm import errors
+from fedvfm.data import geometry, segments, volumes
+
+SHAPE = (5, 7, 6)  # columns, rows, slices; odd sizes: packed bits do not end with a byte
+LETTERS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+RIGHT_HANDED = [
+    code
+    for axes in itertools.permutations(("RL", "AP", "SI"))
+    for code in itertools.product(*axes)
+    if np.linalg.det(np.array([LETTERS[letter] for letter in code])) > 0
+]
+
+
+def lps(code: tuple[str, ...] = ("L", "P", "S")) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([LETTERS[letter] for letter in code]).T * (0.6, 0.9, 2.0)
+    affine[:3, 3] = (11.0, -7.0, 5.0)
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def labels() -> np.ndarray:
+    """Two segments without symmetry, in the order of the frames."""
+    made = np.zeros(SHAPE, dtype=np.uint8)
+    made[0:2, 1:4, 0:3] = 1
+    made[4, 6, 5] = made[3, 0, 4] = 2
+    return made
+
+
+def study(folder: Path, writer: Any, affine: np.ndarray | None = None, **options: Any) -> list[Any]:
+    found: list[Any] = writer.series(folder, np.zeros(SHAPE, np.int16), lps() if affine is None else affine, **options)
+    return found
+
+
+def places(mask: np.ndarray, grid: geometry.Grid, value: int) -> set[tuple[float, ...]]:
+    return {tuple(np.round(grid.world(index), 3)) for index in np.argwhere(mask == value)}
+
+
+@pytest.mark.parametrize("code", RIGHT_HANDED)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_segments_lie_at_their_physical_points(
+    tmp_path: Path, writer: Any, code: tuple[str, ...], backwards: bool
+) -> None:
+    images = study(tmp_path / "study", writer, lps(code), backwards=backwards)
+    writer.segmentation(tmp_path / "seg.dcm", images, labels())
+    header = volumes.read_header(tmp_path / "study")
+    segments.check(tmp_path / "seg.dcm", header)
+    found = segments.read(tmp_path / "seg.dcm", header)
+    expected = geometry.Grid(SHAPE, geometry.from_lps(lps(code)))
+    for value in (1, 2):
+        assert places(found, header.grid, value) == places(labels(), expected, value)
+    assert np.count_nonzero(found) == np.count_nonzero(labels())
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP", "FRACTIONAL"])
+def test_kinds_of_segmentations(tmp_path: Path, writer: Any, kind: str) -> None:
+    images = study(tmp_path / "study", writer)
+    drawn = labels() if kind != "FRACTIONAL" else (labels() == 1).astype(np.float32) * 0.7
+    writer.segmentation(tmp_path / "seg.dcm", images, drawn, kind)
+    header = volumes.read_header(tmp_path / "study")
+    found = header.stored.turn().undo(segments.read(tmp_path / "seg.dcm", header))
+    np.testing.assert_array_equal(found, labels() if kind != "FRACTIONAL" else labels() == 1)
+
+
+def test_fractions_below_one_half_do_not_count(tmp_path: Path, writer: Any) -> None:
+    images = study(tmp_path / "study", writer)
+    writer.segmentation(tmp_path / "seg.dcm", images, (labels() == 1).astype(np.float32) * 0.3, "FRACTIONAL")
+    assert not segments.read(tmp_path / "seg.dcm", volumes.read_header(tmp_path / "study")).any()
+
+
+def test_by_position_where_frames_name_no_image(tmp_path: Path, writer: Any) -> None:
+    images = study(tmp_path / "study", writer)
+    seg = pydicom.dcmread(writer.segmentation(tmp_path / "seg.dcm", images, labels()))
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        del group.DerivationImageSequence
+    seg.save_as(tmp_path / "bare.dcm", enforce_file_format=True)
+    header = volumes.read_header(tmp_path / "study")
+    found = header.stored.turn().undo(segments.read(tmp_path / "bare.dcm", header))
+    np.testing.assert_array_equal(found, labels())
+
+
+def test_on_frames_of_an_enhanced_file(tmp_path: Path, writer: Any) -> None:
+    """Frames stored in another order than they lie; the segmentation names frame numbers."""
+    order = [3, 0, 5, 1, 4, 2]
+    writer.enhanced(tmp_path / "one.dcm", np.zeros(SHAPE, np.int16), lps(), order=order)
+    image = pydicom.dcmread(tmp_path / "one.dcm")
+    image.DimensionOrganizationType = "3D"
+    writer.segmentation(tmp_path / "seg.dcm", [image], labels()[:, :, order])
+    header = volumes.read_header(tmp_path / "one.dcm")
+    found = header.stored.turn().undo(segments.read(tmp_path / "seg.dcm", header))
+    np.testing.assert_array_equal(found, labels())
+
+
+def test_several_objects_of_one_study(tmp_path: Path, writer: Any) -> None:
+    images = study(tmp_path / "study", writer)
+    writer.segmentation(tmp_path / "study" / "one.dcm", images, np.where(labels() == 1, 1, 0).astype(np.uint8))
+    writer.segmentation(tmp_path / "study" / "two.dcm", images, np.where(labels() == 2, 2, 0).astype(np.uint8))
+    header = volumes.read_header(tmp_path / "study")
+    found = header.stored.turn().undo(segments.read(tmp_path / "study", header))
+    np.testing.assert_array_equal(found, labels())
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def refused(seg: Path, header: Any) -> str:
+    with pytest.raises(errors.DataError) as caught:
+        segments.check(seg, header)
+    assert "PLANTED" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_segmentations_of_other_images(tmp_path: Path, writer: Any) -> None:
+    images = study(tmp_path / "study", writer)
+    header = volumes.read_header(tmp_path / "study")
+    seg = writer.segmentation(tmp_path / "seg.dcm", images, labels())
+    moved = lps()
+    moved[2, 3] += 400
+    study(tmp_path / "moved", writer, moved)
+    assert "a frame lies elsewhere than the images: another grid" in refused(
+        seg, volumes.read_header(tmp_path / "moved")
+    )
+    study(tmp_path / "turned", writer, lps(("R", "A", "S")))
+    assert "another grid" in refused(seg, volumes.read_header(tmp_path / "turned"))
+    coarse = lps()
+    coarse[:, 0] *= 2
+    study(tmp_path / "coarse", writer, coarse)
+    assert "another grid" in refused(seg, volumes.read_header(tmp_path / "coarse"))
+    writer.series(tmp_path / "large", np.zeros((9, 9, 6), np.int16), lps())
+    assert "7 x 5 pixels, the images have 9 x 9: another grid" in refused(seg, volumes.read_header(tmp_path / "large"))
+    assert "no segmentation (DICOM-SEG); add one" in refused(tmp_path / "study", header)
+
+
+def test_a_reference_that_contradicts_its_position(tmp_path: Path, writer: Any) -> None:
+    images = study(tmp_path / "study", writer)
+    seg = pydicom.dcmread(writer.segmentation(tmp_path / "seg.dcm", images, labels()))
+    seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = [11, 7, 9]
+    seg.save_as(tmp_path / "wrong.dcm", enforce_file_format=True)
+    header = volumes.read_header(tmp_path / "study")
+    assert "a frame lies elsewhere" in refused(tmp_path / "wrong.dcm", header)
+
+
+def test_overlapping_segments_and_damage(tmp_path: Path, writer: Any) -> None:
+    images = study(tmp_path / "study", writer)
+    header = volumes.read_header(tmp_path / "study")
+    writer.segmentation(tmp_path / "both" / "one.dcm", images, np.where(labels() == 1, 1, 0).astype(np.uint8))
+    writer.segmentation(tmp_path / "both" / "two.dcm", images, np.where(labels() == 1, 2, 0).astype(np.uint8))
+    with pytest.raises(errors.DataError, match="segments overlap in 18 voxels"):
+        segments.read(tmp_path / "both", header)
+    whole = writer.segmentation(tmp_path / "seg.dcm", images, labels()).read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(whole[:1500])
+    with pytest.raises(errors.DataError, match=r"damaged|cut short"):
+        segments.read(tmp_path / "cut.dcm", header)
