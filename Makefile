@@ -42,7 +42,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[demo,ray,dev]"
+	$(PIP) -e ".[demo,dicom-seg,onnx,ray,dev]"
 	touch $@
 
 clean:

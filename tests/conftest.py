@@ -1,10 +1,19 @@
-"""Fixtures of all tests: one thread, and a tiny random DINOv2 on disk."""
+"""Fixtures of all tests: one thread, a tiny random DINOv2 on disk, and where data sets lie."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell that starts the tests in the background tells them to ignore Ctrl-C, and so every process they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+if not os.environ.get("FEDVFM_DATA") and BESIDE.is_dir():
+    os.environ["FEDVFM_DATA"] = str(BESIDE)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,3 +40,64 @@ def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.layernorm.weight.data.add_(1.0)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sam_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> folder of a saved random promptable model: 4 to 6 narrow blocks, some windowed; 64 px (SAM 3: 56 px).
+
+    Every number is random, so that no table, scale or bias is left out unnoticed.
+    """
+    import torch
+    import transformers
+
+    from fedvfm.backbones import sam3
+
+    root = tmp_path_factory.mktemp("sam")
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    plain = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 64, "window_size": 3}
+    vision = {**plain, "global_attn_indexes": [1, 3], "output_channels": 16, "num_pos_feats": 8, "mlp_dim": 64}
+    parts = {"prompt_encoder_config": {"hidden_size": 16, "image_size": 64}, "mask_decoder_config": decoder}
+    hiera = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 8,
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "blocks_per_stage": [1, 2, 2, 1],
+        "global_attention_blocks": [4],
+    }
+    pyramid = {"fpn_hidden_size": 16, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
+    vision2 = {
+        "model_type": "sam2_vision_model",
+        "backbone_config": hiera,
+        "backbone_channel_list": [64, 32, 16, 8],
+        **pyramid,
+    }
+    vit = {"model_type": "sam3_vit_model", **plain, "image_size": 56, "intermediate_size": 64}
+    vit |= {"global_attn_indexes": [1, 3], "pretrain_image_size": 28}
+    vision3 = {"model_type": "sam3_vision_model", "backbone_config": vit, **pyramid}
+    configs = {
+        "sam": transformers.SamConfig(vision_config=vision, **parts),
+        "sam_hq": transformers.SamHQConfig(
+            vision_config=vision, **{**parts, "mask_decoder_config": {**decoder, "vit_dim": 32}}
+        ),
+        "sam2": transformers.Sam2Config(vision_config=vision2, **parts),
+        "sam3": transformers.Sam3TrackerConfig(
+            vision_config=vision3,
+            prompt_encoder_config={"hidden_size": 16, "image_size": 56},
+            mask_decoder_config=decoder,
+        ),
+    }
+    sam3.register()
+    classes = {"sam": "SamModel", "sam_hq": "SamHQModel", "sam2": "Sam2Model", "sam3": "Sam3TrackerModel"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        for name, config in configs.items():
+            model = getattr(transformers, classes[name])(config)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+            for module in model.modules():
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.weight.data.add_(1.0)
+            model.save_pretrained(root / name)
+    return {name: root / name for name in configs}

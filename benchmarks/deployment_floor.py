@@ -1,0 +1,112 @@
+"""The floor of a round: what a federation of real processes costs where the sites do nothing.
+
+    python benchmarks/deployment_floor.py --sites 2 --rounds 5 [--megabytes 1] [--hold 0]
+
+Real SuperLink, proxy, SuperNodes and executors on loopback; the executors send back what they got. ``--hold 0`` takes
+away what the proxy does against Flower's polls, so that the difference can be seen. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+
+from fedvfm import flower_runtime, processes
+from fedvfm.client import executor, supernode
+from fedvfm.server import proxy, reach, superlink
+from fedvfm.trust import keys
+
+
+def echo(message: Message, context: Context) -> Message:
+    return Message(message.content, reply_to=message)
+
+
+def start_sites(folder: Path, front: proxy.Settings, link: superlink.SuperLink, count: int, family: processes.Family,
+                control: flower_runtime.Control) -> None:  # fmt: skip
+    for number in range(count):
+        key = keys.make()
+        keys.write_private(folder / f"{number}.key", key)
+        control.register(keys.public_text(key), f"site-{number}")
+        server = f"{front.host}:{front.port}"
+        node = supernode.SuperNode(f"supernode-{number}", folder, server, link.authority, folder / f"{number}.key",
+                                   processes.free_port())  # fmt: skip
+        node.prepare()
+        family.start(node.program)
+        command = (sys.executable, __file__, "--executor", str(node.port), str(node.secret))
+        family.start(processes.Program(f"executor-{number}", command, flower_runtime.CHILD_ENVIRONMENT))
+
+
+def phases(grid: reach.SteadyGrid, rounds: int, megabytes: float) -> dict[str, list[float]]:
+    """Seconds of every train and evaluate phase; new random numbers each time, for equal ones travel once."""
+    rng, found = np.random.default_rng(0), {"train": [], "evaluate": []}
+    for number in range(rounds):
+        for kind, taken in found.items():
+            values = rng.random(max(1, int(megabytes * 250_000)), dtype=np.float32)
+            content = RecordDict({"a": ArrayRecord({"x": Array(values)})})
+            started = time.monotonic()
+            messages = [Message(content, node, kind, ttl=300.0, group_id=str(number)) for node in grid.get_node_ids()]
+            outstanding = set(grid.push_messages(messages))
+            while outstanding:
+                outstanding -= {one.metadata.reply_to_message_id for one in grid.pull_messages(sorted(outstanding))}
+                time.sleep(0.05)
+            taken.append(time.monotonic() - started)
+    return found
+
+
+def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: float) -> dict[str, object]:
+    family, stop = processes.Family(folder), threading.Event()
+    began = time.monotonic()
+    with family.watched():
+        link = superlink.prepare(folder / "superlink")
+        child = family.start(link.program)
+        control = flower_runtime.Control(link.link)
+        superlink.wait_ready(link, child)
+        front = proxy.Settings(superlink.HOST, processes.free_port(), str(link.certificate), str(link.key),
+                               link.address, str(link.authority), hold_s=hold_s)  # fmt: skip
+        family.start(front.program(folder / "proxy.json"))
+        start_sites(folder, front, link, sites, family, control)
+        while sum(node.online for node in control.nodes()) < sites:
+            time.sleep(0.2)
+        with flower_runtime.server_task(link.link, control.start_run(), stop) as (grid, _):
+            steady = reach.SteadyGrid(grid, lambda: None, lambda text: print(text, file=sys.stderr))
+            phases(steady, 1, megabytes)
+            ready = time.monotonic() - began
+            found = phases(steady, rounds, megabytes)
+    both = [a + b for a, b in zip(found["train"], found["evaluate"], strict=True)]
+    row = {name: round(statistics.median(taken), 2) for name, taken in {**found, "round": both}.items()}
+    return {
+        "sites": sites,
+        "rounds": rounds,
+        "megabytes": megabytes,
+        "hold_s": hold_s,
+        "start_s": round(ready, 1),
+        **row,
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--executor"]:
+        secret = Path(sys.argv[3]).read_bytes()
+        executor.serve(flower_runtime.Link(f"127.0.0.1:{sys.argv[2]}", b"", secret), echo, threading.Event())
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sites", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=1.0)
+    parser.add_argument("--hold", type=float, default=10.0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fedvfm-floor-") as folder:
+        print(json.dumps(measure(Path(folder), given.sites, given.rounds, given.megabytes, given.hold)))
+
+
+if __name__ == "__main__":
+    main()
