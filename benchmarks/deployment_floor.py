@@ -3,7 +3,8 @@
     python benchmarks/deployment_floor.py --sites 2 --rounds 5 [--megabytes 1] [--hold 0]
 
 Real SuperLink, proxy, SuperNodes and executors on loopback; the executors send back what they got. ``--hold 0`` takes
-away what the proxy does against Flower's polls, so that the difference can be seen. Prints one line of JSON.
+away what the proxy does against Flower's polls, so that the difference can be seen. Prints one line of JSON, medians
+in seconds; ``processor_s`` is the processor time of a round, all processes together.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from fedvfm import flower_runtime, processes
 from fedvfm.client import executor, supernode
-from fedvfm.server import proxy, reach, superlink
+from fedvfm.server import proxy, reach, strategy, superlink
 from fedvfm.trust import keys
 
 
@@ -57,9 +59,15 @@ def phases(grid: reach.SteadyGrid, rounds: int, megabytes: float) -> dict[str, l
             outstanding = set(grid.push_messages(messages))
             while outstanding:
                 outstanding -= {one.metadata.reply_to_message_id for one in grid.pull_messages(sorted(outstanding))}
-                time.sleep(0.05)
+                time.sleep(strategy.POLL_S)
             taken.append(time.monotonic() - started)
     return found
+
+
+def processor_seconds(family: processes.Family) -> float:
+    """Of all processes so far: what a busy machine does not change."""
+    own = [psutil.Process()] + [psutil.Process(one.process.pid) for one in family.children.values() if one.process]
+    return sum(sum(one.cpu_times()[:2]) for one in own)
 
 
 def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: float) -> dict[str, object]:
@@ -80,7 +88,9 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
             steady = reach.SteadyGrid(grid, lambda: None, lambda text: print(text, file=sys.stderr))
             phases(steady, 1, megabytes)
             ready = time.monotonic() - began
+            before = processor_seconds(family)
             found = phases(steady, rounds, megabytes)
+            used = (processor_seconds(family) - before) / rounds
     both = [a + b for a, b in zip(found["train"], found["evaluate"], strict=True)]
     row = {name: round(statistics.median(taken), 2) for name, taken in {**found, "round": both}.items()}
     return {
@@ -90,6 +100,7 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
         "hold_s": hold_s,
         "start_s": round(ready, 1),
         **row,
+        "processor_s": round(used, 2),
     }
 
 

@@ -229,6 +229,7 @@ def _verdicts(figures: Mapping[str, Any]) -> Iterator[str]:
     if gap:
         reached = "reached" if gap["mean"] >= -MARGIN else "not reached"
         yield f"- Within {MARGIN} of pooled: {gap['mean']:+.3f} ({reached})."
+        yield from _where_the_gap_is(runs)
     home, fed = _site_means(runs, "local-only"), _site_means(runs, "federated")
     below = [f"{site} ({fed[site]:.3f} against {home[site]:.3f})" for site in home if fed[site] < home[site] - MARGIN]
     yield f"- More than {MARGIN} below its own local-only model at home: {', '.join(below) or 'no site'}."
@@ -239,6 +240,19 @@ def _verdicts(figures: Mapping[str, Any]) -> Iterator[str]:
         f"- Payload {one['trainable_parameters']:,} numbers, {share:.2%} of the backbone; "
         f"{sent['up'] / 1e6:.1f} MB up and {sent['down'] / 1e6:.1f} MB down in a whole run; "
         f"one copy of the model is {sent['full_model'] / 1e6:.1f} MB."
+    )
+
+
+def _where_the_gap_is(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The site that lies furthest below pooled, and what the others' mean says."""
+    federated, pooled = _site_means(runs, "federated"), _site_means(runs, "pooled")
+    worst = min(federated, key=lambda site: federated[site] - pooled[site])
+    rest = [site for site in federated if site != worst]
+    ours, theirs = mean(federated[site] for site in rest), mean(pooled[site] for site in rest)
+    tested = runs[0]["arms"]["federated"]["sites"][worst]["num_examples"]
+    yield (
+        f"- Furthest below it: {worst}, {federated[worst]:.3f} against {pooled[worst]:.3f} ({tested:g} test images). "
+        f"Macro over the other sites: federated {ours:.3f}, pooled {theirs:.3f} ({ours - theirs:+.3f})."
     )
 
 

@@ -201,6 +201,8 @@ def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[An
 
 
 def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
+    from fedvfm.simulation import summary
+
     if as_json:
         found = [dict(result.summary) for result in results]
         print(json.dumps({"runs": found} if many else found[0], indent=2, ensure_ascii=False))
@@ -213,6 +215,7 @@ def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
             table.add_column(column)
         for name, arm in made["arms"].items():
             worst = f"{arm['worst']['site']} {arm['worst']['value']:.3f}"
+            name = summary.shown(name, arm)
             table.add_row(name, f"{arm['macro']:.3f}", f"{arm['weighted']:.3f}", worst, f"{arm['gap']:.3f}")
         console.print(table)
         console.print(f"report: {result.path / 'report.html'}   adapter: {result.path / 'adapter'}", soft_wrap=True)

@@ -198,3 +198,41 @@ def approvals(state: StateOption = STATE, as_json: Json = False) -> None:
         print(f"recipe {one}: {'approved' if one in stand else 'not approved'}")
     for row in rows:
         print(f"{row['time']} {row['event']:9} {row['recipe'][:12]} by {row['who']}")
+
+
+@app.command()
+def start(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    state: StateOption = STATE,
+) -> None:
+    """Take part until Ctrl-C: wait for messages, judge them by the policy and the approvals, and answer."""
+    from fedvfm.client import joining, supervisor
+
+    supervisor.start(joining.open_state(state), site, lambda text: _say([text]))
+
+
+@app.command()
+def stop(state: StateOption = STATE, as_json: Json = False) -> None:
+    """End the client and all its processes."""
+    from fedvfm.client import joining, supervisor
+
+    ran = supervisor.stop(joining.open_state(state))
+    print(json.dumps({"stopped": ran}) if as_json else "stopped" if ran else "it did not run")
+
+
+@app.command()
+def status(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Show what runs, what waits for approval, and what was received, decided and sent last."""
+    from fedvfm.client import joining, supervisor
+
+    found = supervisor.status(joining.open_state(state))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"site {found['site']} of federation {found['federation']} at {found['address']}")
+    for name, pid in found["processes"].items():
+        print(f"{name:12} {'process ' + str(pid) if pid else 'not running'}")
+    for recipe in found["waiting"]:
+        print(f"waits for a person: recipe {recipe}; fedvfm client review {recipe[:12]}")
+    for event, fields in found["last"].items():
+        print(f"{event:10} {' '.join(f'{key}={value}' for key, value in fields.items())}")

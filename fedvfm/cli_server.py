@@ -137,3 +137,51 @@ def certify(
 
     names = enrolment.recertify(enrolment.open_state(state), san or [])
     _print({"names": names}, [f"new server certificate for {', '.join(names)}; restart the server"], as_json)
+
+
+@app.command()
+def start(
+    config: Annotated[Path | None, typer.Option("--config", help="TOML with quorum, cohort and deadlines.")] = None,
+    listen: Annotated[str, typer.Option(help="host:port to listen at, if not that of the address.")] = "",
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Run the federation to its end, or until Ctrl-C; start it again to go on where it stopped."""
+    from fedvfm import config as configs
+    from fedvfm.server import enrolment, supervisor
+
+    server = configs.ServerConfig()
+    if config is not None:
+        server = configs.parse(configs.ServerConfig, configs.read_toml(config), str(config))
+    where = enrolment.open_state(state)
+    done = supervisor.start(where, server, listen, lambda text: print(text, file=sys.stderr, flush=True))
+    if done is None:
+        print("stopped; go on with: fedvfm server start", file=sys.stderr)
+        return
+    found = {"round": done["round"], "fingerprint": done["fingerprint"], "sites": done["last"]["sites"]}
+    _print(found, [f"finished after round {done['round']}, adapter {done['fingerprint'][:16]}"], as_json)
+
+
+@app.command()
+def stop(state: StateOption = STATE, as_json: Json = False) -> None:
+    """End the server and all its processes; what was admitted is kept."""
+    from fedvfm.server import enrolment, supervisor
+
+    ran = supervisor.stop(enrolment.open_state(state))
+    _print({"stopped": ran}, ["stopped" if ran else "it did not run"], as_json)
+
+
+@app.command()
+def status(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Show what runs, who takes part and how far the rounds are."""
+    from fedvfm.server import enrolment, supervisor
+
+    found = supervisor.status(enrolment.open_state(state))
+    lines = [
+        f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
+        f"rounds: {found['finished_rounds']} of {found['rounds']}{', finished' if found['finished'] else ''}",
+        *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
+        *(f"site {name:20} {what}" for name, what in found["sites"].items()),
+        f"last: {found['last']}",
+    ]
+    _print(found, lines, as_json)

@@ -1,4 +1,4 @@
-"""Recipe, ServerConfig and Experiment: what a user writes in TOML, checked for form with all faults at once.
+"""Recipe, SiteConfig, ServerConfig and Experiment: what a user writes in TOML, checked for form, all faults at once.
 
 This module checks *form* (keys, types, ranges). Names in tables and per-kind parameters are checked by the wings, which
 add their faults to the same list. Every value that decides a result is in the Recipe, resolved to the last default.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +29,23 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps|auto)$")]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+
+
+WINDOWS: dict[str, tuple[float, float]] = {
+    "abdomen": (40.0, 400.0),
+    "angio": (300.0, 600.0),
+    "bone": (400.0, 1800.0),
+    "brain": (40.0, 80.0),
+    "liver": (30.0, 150.0),
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (50.0, 350.0),
+    "soft-tissue": (50.0, 400.0),
+    "stroke": (40.0, 40.0),
+    "subdural": (75.0, 215.0),
+}
+"""CT windows by name: (centre, width) in Hounsfield units, as radiologists commonly set them."""
 
 
 def _names() -> Any:
@@ -51,7 +68,11 @@ class BackboneConfig(Strict):
 
 
 class AdapterConfig(Strict):
-    """The small trainable weights. ``layers`` are block numbers from 0; empty means all."""
+    """The small trainable weights. ``layers`` are block numbers from 0; empty means all.
+
+    ``parts`` of a mask decoder train beside them, by name. Left out, they are the backbone's default, which the
+    resolved recipe states; an empty list means none.
+    """
 
     kind: Name = "lora"
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
@@ -59,6 +80,7 @@ class AdapterConfig(Strict):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _names()] = ()
     targets: Annotated[tuple[Name, ...], _names()] = ("q", "v")
+    parts: Annotated[tuple[Name, ...], Field(strict=False)] | None = None
     options: dict[str, Option] = {}
 
     @property
@@ -68,14 +90,25 @@ class AdapterConfig(Strict):
 
 
 class TaskConfig(Strict):
-    """What is learned: the head, the loss and its weights."""
+    """What is learned: the head, the loss and its weights.
+
+    ``prompt`` tells a promptable backbone where each class is, from the truth (see :mod:`fedvfm.data.prompts`).
+    """
 
     kind: Name = "segmentation"
     head: str | None = None
+    prompt: Literal["none", "box", "points"] = "none"
+    prompt_jitter: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    prompt_points: Annotated[int, Field(ge=1, le=64)] = 1
     ce_weight: NonNegative = 0.2
     dice_weight: NonNegative = 0.8
     class_weights: Annotated[tuple[NonNegative, ...], _names()] = ()
     options: dict[str, Option] = {}
+
+    @property
+    def oracle(self) -> str:
+        """What marks every score that was reached with prompts from the truth; empty where there were none."""
+        return "" if self.prompt == "none" else "oracle prompt"
 
 
 class DataContract(Strict):
@@ -86,6 +119,11 @@ class DataContract(Strict):
     image's own scale and evaluation sees the whole image. ``views`` > 0 draws that many augmented views of each
     training sample once and goes round them, so that what the frozen blocks compute can be kept; 0 draws afresh every
     epoch. ``intensity``: "percentile" stretches each image, "polarity" also turns bright backgrounds dark.
+
+    Of volumes ``plane`` says how they are cut ("acquired": as the scanner did, which may differ from site to site) and
+    ``stack = 3`` shows every slice between its two neighbours, one a channel (2.5D). ``window`` is a name of
+    :data:`WINDOWS` or (centre, width) in the files' units, Hounsfield units for CT, and takes the place of
+    ``intensity``. ``modality`` with a code of DICOM in it ("CT", "MR", ...) refuses DICOM files of another.
     """
 
     class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=256, strict=False)]
@@ -95,6 +133,9 @@ class DataContract(Strict):
     fit: Literal["resize", "native"] = "resize"
     views: Annotated[int, Field(ge=0, le=1024)] = 0
     intensity: Literal["none", "percentile", "polarity"] = "percentile"
+    window: Annotated[tuple[float, Positive], Field(strict=False)] | Name | None = None
+    plane: Literal["axial", "coronal", "sagittal", "acquired"] = "axial"
+    stack: Literal[1, 3] = 1
     mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.485, 0.456, 0.406)
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
     augment: Annotated[tuple[Name, ...], _names()] = ()
@@ -105,6 +146,29 @@ class DataContract(Strict):
         if len(set(names)) < len(names):
             raise ValueError("class names must differ")
         return names
+
+    @pydantic.field_validator("window")
+    @classmethod
+    def _known(cls, window: tuple[float, float] | str | None) -> tuple[float, float] | str | None:
+        if isinstance(window, str) and window not in WINDOWS:
+            raise ValueError(f"known windows: {', '.join(WINDOWS)}; or [centre, width]")
+        return window
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> DataContract:
+        if self.window is not None and self.intensity == "polarity":
+            raise ValueError('window and intensity = "polarity" exclude each other: a window fixes what is dark')
+        if self.stack > 1 and self.grey:
+            raise ValueError("stack = 3 and grey = true exclude each other: the neighbours would be mixed into one")
+        return self
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The lowest and highest value the window shows, in the files' units: centre minus and plus half the width."""
+        if self.window is None:
+            return None
+        centre, width = WINDOWS[self.window] if isinstance(self.window, str) else self.window
+        return centre - width / 2, centre + width / 2
 
 
 class OptimiserConfig(Strict):
@@ -178,11 +242,15 @@ class Recipe(Strict):
 
 
 class ServerConfig(Strict):
-    """How the server runs rounds. ``quorum`` and ``cohort`` of 0 mean all sites."""
+    """How the server runs rounds. ``quorum`` and ``cohort`` of 0 mean all sites.
+
+    ``join_timeout_s``: how long it waits for the sites of the roster before it begins with a quorum, or gives up.
+    """
 
     quorum: Annotated[int, Field(ge=0)] = 0
     cohort: Annotated[int, Field(ge=0)] = 0
     round_timeout_s: Positive = 3600.0
+    join_timeout_s: Positive = 3600.0
 
 
 class SourceConfig(Strict):
@@ -213,6 +281,74 @@ class PartitionConfig(Strict):
     options: dict[str, Option] = {}
 
 
+class SiteSplit(Strict):
+    """How a hospital splits its own samples where its data does not say.
+
+    ``seed`` is the site's own and not the recipe's: a patient who is tested once is never trained on in a later run.
+    """
+
+    val_share: Fraction = 0.15
+    test_share: Fraction = 0.25
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+    @pydantic.model_validator(mode="after")
+    def _leave_training(self) -> SiteSplit:
+        if self.val_share + self.test_share >= 1.0:
+            raise ValueError("val_share + test_share must stay below 1, or nothing is left to train on")
+        return self
+
+
+class PrivacyPolicy(Strict):
+    """The least privacy a site asks for.
+
+    ``mechanisms`` are the accepted ones; a recipe without any is accepted only where ``"none"`` is among them.
+    ``max_epsilon`` caps the whole run of a mechanism that has an epsilon; 0 accepts none.
+    """
+
+    mechanisms: Annotated[tuple[Name, ...], _names()] = ()
+    max_epsilon: NonNegative = 0.0
+
+
+class PolicyConfig(Strict):
+    """What a site accepts. Whatever is not named here is refused: an empty policy accepts nothing.
+
+    ``backbones``: name -> accepted sha256 of the weights (``"scratch"`` for one that is trained from nothing).
+    ``metrics``: names that may leave the site; a name that ends in ``*`` stands for all that begin so. None leaves if
+    it was computed from fewer than ``min_samples`` samples.
+    """
+
+    backbones: dict[Name, Annotated[tuple[Sha256 | Literal["scratch"], ...], Field(strict=False)]] = {}
+    tasks: Annotated[tuple[Name, ...], _names()] = ()
+    adapters: Annotated[tuple[Name, ...], _names()] = ()
+    max_rounds: Annotated[int, Field(ge=0)] = 0
+    max_hours: NonNegative = 0.0
+    max_trainable_parameters: Annotated[int, Field(ge=0)] = 0
+    metrics: Annotated[tuple[Name, ...], _names()] = ()
+    min_samples: Annotated[int, Field(ge=1)] = 10
+    privacy: PrivacyPolicy = PrivacyPolicy()
+
+
+class SiteConfig(Strict):
+    """The hospital's own file; it never leaves the site.
+
+    ``labels`` maps the class names of the hospital's data to those of the recipe (several may become one). ``rank`` 0
+    means the recipe's. ``recipe`` and ``data.path`` may be relative to this file. ``include`` names the natural sites
+    of the source that are this hospital's; empty means all.
+    """
+
+    schema_version: Literal[1] = 1
+    name: SiteName
+    recipe: str | None = None
+    device: Device = "cpu"
+    rank: Annotated[int, Field(ge=0, le=MAX_RANK)] = 0
+    cache_mib: Annotated[int, Field(ge=0)] = 2048
+    data: SourceConfig
+    include: Annotated[tuple[Name, ...], _names()] = ()
+    labels: dict[Name, Name] = {}
+    split: SiteSplit = SiteSplit()
+    policy: PolicyConfig = PolicyConfig()
+
+
 class BaselineConfig(Strict):
     """Settings of the baselines that are not those of the recipe."""
 
@@ -233,7 +369,7 @@ class Experiment(Strict):
     title: str = ""
     note: str = ""
     engine: Name = "in-process"
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps|auto)$")] = "cpu"
+    device: Device = "cpu"
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
     site_ranks: dict[Name, Annotated[int, Field(ge=1, le=MAX_RANK)]] = {}
     cache_mib: Annotated[int, Field(ge=0)] = 2048
@@ -303,64 +439,3 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise errors.ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise errors.ConfigError(str(path), [f"is not TOML: {error}"]) from None
-
-
-def apply_sets(values: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
-    """Apply ``key.path=TOML value`` assignments to a copy of ``values``.
-
-    Raises:
-        ConfigError: listing every assignment that cannot be read.
-    """
-    result: dict[str, Any] = _copy_tables(values)
-    faults = []
-    for assignment in sets:
-        path, equals, text = assignment.partition("=")
-        steps = _steps(path) if equals else []
-        value = _toml_value(text)
-        if not steps:
-            faults.append(f"--set {assignment}: write it as key.path=value")
-        elif value is None:
-            quoted = f'{path}="{text.strip()}"'
-            faults.append(f"--set {assignment}: the value is not TOML; strings need quotes: --set '{quoted}'")
-        elif (fault := _put(result, steps, value)) is not None:
-            faults.append(f"--set {assignment}: {fault}")
-    if faults:
-        raise errors.ConfigError("--set", faults)
-    return result
-
-
-def _steps(path: str) -> list[str]:
-    """The keys of a dotted TOML path, quoted ones (site names) included; empty if it is none."""
-    try:
-        table: Any = tomllib.loads(f"{path} = 0")
-    except tomllib.TOMLDecodeError:
-        return []
-    steps = []
-    while isinstance(table, dict) and len(table) == 1:
-        ((key, table),) = table.items()
-        steps.append(key)
-    return steps if table == 0 else []
-
-
-def _toml_value(text: str) -> Any:
-    """The TOML value of a text, or None: TOML has no null."""
-    try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return None
-    return found["value"] if len(found) == 1 else None
-
-
-def _put(table: dict[str, Any], steps: list[str], value: Any) -> str | None:
-    """Set a value below ``table``; what is wrong, if anything."""
-    inner: Any = table
-    for step in steps[:-1]:
-        inner = inner.setdefault(step, {})
-        if not isinstance(inner, dict):
-            return f"'{step}' is a value, not a table"
-    inner[steps[-1]] = value
-    return None
-
-
-def _copy_tables(values: Any) -> Any:
-    return {key: _copy_tables(value) for key, value in values.items()} if isinstance(values, dict) else values

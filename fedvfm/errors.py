@@ -35,9 +35,16 @@ class UnknownName(ConfigError):
 
 
 class DataError(FedvfmError):
-    """An image, mask, label or folder that cannot be used as it is."""
+    """An image, mask, label or folder that cannot be used as it is.
+
+    ``faults`` holds every fault where several are known; the message may show only the first of them.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        self.faults = tuple(faults)
+        super().__init__(message)
 
 
 class PartitionError(DataError):
@@ -101,6 +108,10 @@ class TrainingError(FedvfmError):
     exit_code = 9
 
 
+class DeadlinePassed(TrainingError):
+    """The message's time was over before the work was done; nobody waits for it any more."""
+
+
 class MissingExtra(FedvfmError):
     """An optional package is needed; the message says how to install it."""
 
@@ -111,6 +122,33 @@ class EngineError(FedvfmError):
     """What carries the messages (Ray) could not be started, or broke."""
 
     exit_code = 11
+
+
+class TrustError(FedvfmError):
+    """An invite, request, key, fingerprint, signature or approval that cannot be trusted, or was used before."""
+
+    exit_code = 12
+
+
+class PolicyRefused(ProtocolError):
+    """The site's policy, or its person in charge, does not accept what was asked.
+
+    ``reason`` is one of the words of ``protocol.ERROR_CODES`` and all that the coordinator is told; ``detail`` stays at
+    the site.
+    """
+
+    exit_code = 13
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
+
+
+class AuditError(FedvfmError):
+    """An audit log is not what it was: edited, cut, rolled back or rewritten."""
+
+    exit_code = 14
 
 
 class Interrupted(FedvfmError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import config, errors, state, storage
+from fedvfm.backbones import weights
 from fedvfm.server import checkpoint
 from fedvfm.trust import documents, lock
 
@@ -65,7 +66,7 @@ def notes(locked: lock.Lock) -> list[str]:
     """What the coordinator should know of a locked recipe before it goes out."""
     name = locked.recipe.backbone.name
     found = []
-    if locked.backbone_sha256 and Path(name).is_dir():
+    if locked.backbone_sha256 and weights.is_folder(name):
         found.append(f"backbone '{name}' is a folder of this machine; every site needs the same weights at this path")
     if locked.version != lock.version():
         found.append(f"locked by fedvfm {locked.version}, here is {lock.version()}; install the same at all ends")

@@ -9,7 +9,8 @@ class Observer(Protocol):
     """Receives events by name; unknown events must be ignored.
 
     Events: ``arm`` (name, index, count, rounds, sites), ``round`` (arm, round, rounds, sites), ``reply`` (arm, round,
-    phase, site, loss), ``round-end`` (arm, round, record), ``note`` (text).
+    phase, site, loss), ``round-end`` (arm, round, record), ``note`` (text). Prediction: ``input`` (name, index, count),
+    ``slice`` (name, index, count). Data check: ``check`` (done, total).
     """
 
     def __call__(self, event: str, /, **fields: object) -> None:

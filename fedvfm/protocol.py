@@ -35,6 +35,21 @@ _IDS = "ids"
 
 # Error codes of a site's typed refusals; the reason is one of these words and never free text.
 ERROR_CODES = {"error": 1001, "data": 1002, "weights": 1003, "training": 1004, "refused": 1005, "config": 1006}
+ERROR_CODES["deadline"] = 1007
+# What a site's person in charge or policy does not accept.
+ERROR_CODES |= {
+    "approval-pending": 1020,
+    "policy-adapter": 1021,
+    "policy-backbone": 1022,
+    "policy-hours": 1023,
+    "policy-message": 1024,
+    "policy-metrics": 1025,
+    "policy-parameters": 1026,
+    "policy-privacy": 1027,
+    "policy-rounds": 1028,
+    "policy-samples": 1029,
+    "policy-task": 1030,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +75,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A site's answer to the handshake."""
+    """A site's answer to the handshake; the two hashes name the backbone's weights and its settings."""
 
     site: str
     backbone_sha256: str
     manifest_fingerprint: str
     rank: int
     examples: Mapping[str, int]
+    backbone_config_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +222,7 @@ def encode_hello(hello: Hello) -> RecordDict:
         "protocol": VERSION,
         "site": hello.site,
         "backbone_sha256": hello.backbone_sha256,
+        "backbone_config_sha256": hello.backbone_config_sha256,
         "manifest_fingerprint": hello.manifest_fingerprint,
         "rank": hello.rank,
     }
@@ -223,6 +240,7 @@ def decode_hello(content: RecordDict) -> Hello:
         return Hello(
             site=_text(header["site"]),
             backbone_sha256=_text(header["backbone_sha256"]),
+            backbone_config_sha256=_text(header["backbone_config_sha256"]),
             manifest_fingerprint=_text(header["manifest_fingerprint"]),
             rank=_rank(header["rank"]),
             examples={name: _whole(value) for name, value in content.metric_records[_METRICS].items()},
@@ -336,11 +354,14 @@ def refusal(error: Exception) -> Error:
     kinds = {
         errors.DataError: "data",
         errors.WeightsError: "weights",
+        errors.DeadlinePassed: "deadline",
         errors.TrainingError: "training",
         errors.ProtocolError: "refused",
         errors.ConfigError: "config",
     }
     word = next((word for kind, word in kinds.items() if isinstance(error, kind)), "error")
+    if isinstance(error, errors.PolicyRefused) and error.reason in ERROR_CODES:
+        word = error.reason
     return Error(code=ERROR_CODES[word], reason=word)
 
 

@@ -17,6 +17,8 @@ class LockedRecipe:
         initial: the adapter of round 0.
         backbone_sha256: hash of the frozen weights (empty where they are made from the seed).
         backbone_parameters: number of frozen parameters.
+        backbone_config_sha256: hash of the settings the weights are computed with; empty where it is not known (no
+            settings, or a recipe locked without the weights).
     """
 
     recipe: config.Recipe
@@ -24,3 +26,4 @@ class LockedRecipe:
     initial: state.AdapterState
     backbone_sha256: str
     backbone_parameters: int
+    backbone_config_sha256: str = ""

@@ -22,7 +22,11 @@ def _register(table: registry.Table, name: str, thing: Any, replace: bool) -> An
 
 
 def register_backbone(name: str, load: Any, *, replace: bool = False) -> Any:
-    """``load(settings, *, with_weights=True, device="cpu") -> backbones.base.Backbone``."""
+    """``load(settings, *, with_weights=True, device="cpu") -> backbones.base.Backbone``.
+
+    The options it reads are named by ``@backbones.base.takes("option")``; adapter kinds and tasks name theirs in
+    ``known_options``. Others are refused.
+    """
     return _register(backbones.TABLE, name, load, replace)
 
 

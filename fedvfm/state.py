@@ -25,7 +25,7 @@ class ArraySpec:
     Attributes:
         name: the wire name, ours and stable (``block.03.q.A``).
         shape: its shape.
-        group: what it belongs to (``"lora"``, ``"norm"``, ``"bias"``, ``"head"``, ``"backbone"``).
+        group: what it belongs to (``"lora"``, ``"norm"``, ``"bias"``, ``"head"``, ``"decoder"``).
         role: ``"A"`` or ``"B"`` for the factors of a low-rank pair, ``"dense"`` for all else.
         pair: the name both factors of a pair share (``block.03.q``), else empty.
         scale: alpha / rank of the pair, 1 for dense arrays.

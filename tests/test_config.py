@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedvfm import assignments, errors
 from fedvfm import config as configs
-from fedvfm import errors
 
 RECIPE: dict[str, Any] = {"backbone": {"name": "unet"}, "data": {"class_names": ["rest", "cell"]}}
 EXPERIMENT: dict[str, Any] = {"name": "tiny", "recipe": RECIPE, "data": {"source": "nuclei"}}
@@ -101,8 +101,8 @@ def test_all_faults_come_at_once() -> None:
     found = faults(rounds="many", adapter={"rank": 0, "rnak": 8}, optimiser={"learning_rate": -1.0}, unknown=1)
     assert len(found) == 5
     assert (
-        "adapter.rnak: unknown key; known here: kind, rank, alpha, dropout, layers, targets, options; nearest: 'rank'"
-        in found
+        "adapter.rnak: unknown key; known here: kind, rank, alpha, dropout, layers, targets, parts, options; "
+        "nearest: 'rank'" in found
     )
     assert any(fault.startswith("unknown: unknown key; known here: schema_version, rounds") for fault in found)
     with pytest.raises(
@@ -186,7 +186,7 @@ def test_sets() -> None:
         'note="a = b"',
         'site_ranks."St. Mary"=2',
     ]
-    found = configs.apply_sets(base, sets)
+    found = assignments.apply(base, sets)
     assert found == {
         "recipe": {
             "rounds": 5,
@@ -202,7 +202,7 @@ def test_sets() -> None:
 def test_all_faults_of_sets_come_at_once() -> None:
     bad = ["rounds", "=5", "recipe..rounds=5", "recipe.kind=lora", "recipe.rounds.x=1", "a=1\nb=2", "recipe.ok=1"]
     with pytest.raises(errors.ConfigError) as caught:
-        configs.apply_sets({"recipe": {"rounds": 3}}, bad)
+        assignments.apply({"recipe": {"rounds": 3}}, bad)
     found = caught.value.faults
     assert len(found) == 6
     assert "--set recipe.rounds.x=1: 'rounds' is a value, not a table" in found
@@ -217,7 +217,7 @@ def test_all_faults_of_sets_come_at_once() -> None:
 def test_any_set_is_applied_or_one_clear_error(text: str) -> None:
     number = 0
     try:
-        configs.apply_sets({"recipe": {"rounds": 3}}, [text])
+        assignments.apply({"recipe": {"rounds": 3}}, [text])
     except errors.ConfigError as error:
         number = len(error.faults)
     assert number <= 1

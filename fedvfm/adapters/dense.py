@@ -31,6 +31,11 @@ class Dense(base.Adapter):
     def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """See base."""
         found = super().faults(settings, backbone)
+        if settings.dropout:
+            found.append(
+                f"recipe.adapter.dropout = {settings.dropout}: kind '{settings.kind}' trains the backbone's own "
+                "numbers, of which none is dropped; leave it 0"
+            )
         if self.group != "full" and backbone.depth == 0:
             found.append(
                 f"recipe.adapter.kind: backbone '{backbone.name}' has no pretrained norms or biases to tune; "

@@ -29,12 +29,14 @@ class Prompts:
     """What a mask decoder is told of the object to segment, one set an image.
 
     Shapes: points (B, N, 2) as (x, y) in pixels of the input; labels (B, N), 1 on the object, 0 off it, -10 for
-    padding; boxes (B, 4) as (left, top, right, bottom).
+    padding; boxes (B, 4) as (left, top, right, bottom); present (B,), False where the image has no such object and
+    the other numbers mean nothing.
     """
 
     points: Tensor | None = None
     labels: Tensor | None = None
     boxes: Tensor | None = None
+    present: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Backbone(nn.Module):
         tokens_refused: why prompt tokens cannot enter; empty where they can.
         mask_tokens: tokens of its mask decoder, each of which gives one mask; 0 where it has none.
         stock_mask_tokens: how many of them are pretrained.
+        promptable: whether it can be told where each class is (see ``prompted``).
         default_parts: decoder parts that train where the recipe names none.
         stock_differs: why the stock class computes something else with the same weights; empty where it does not.
     """
@@ -115,6 +118,7 @@ class Backbone(nn.Module):
     tokens_refused: str = "it has no sequence of tokens"
     mask_tokens: int = 0
     stock_mask_tokens: int = 0
+    promptable: bool = False
     default_parts: tuple[str, ...] = ()
     stock_differs: str = ""
 
@@ -137,6 +141,15 @@ class Backbone(nn.Module):
         """Run the model, or what is left of it after ``prefix``.
 
         Shapes: pixels (B, 3, H, W); see Features.
+        """
+        raise NotImplementedError
+
+    def prompted(
+        self, pixels: Tensor, taps: Sequence[int], prefix: Prefix | None, prompts: Sequence[Prompts]
+    ) -> Features:
+        """``features`` of a model that is told where each foreground class is: masks are the logits of every class.
+
+        Shapes: masks (B, 1 + number of prompts, h, w); the background is first.
         """
         raise NotImplementedError
 

@@ -78,7 +78,10 @@ def bring(
         made = _record(staging, name, source)
         _check_loads(staging, path, name)
         record.write(staging, made)
-        _install(staging, weights.own_folder(name))
+        with storage.exclusive(weights.cache() / "weights"):
+            if weights.in_cache(name) and not replace:  # another import of this name came first
+                return _as_before(name, source, given)
+            _install(staging, weights.own_folder(name))
     return weights.locate(configs.BackboneConfig(name=name), download=False)
 
 
@@ -186,6 +189,7 @@ def _read_safetensors(files: Sequence[Path]) -> dict[str, Tensor]:
     for path in files:
         if path.suffix == ".safetensors":
             found |= safetensors.torch.load_file(path)
+            pickled.require_plain(path, found)
     return found
 
 

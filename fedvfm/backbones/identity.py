@@ -30,6 +30,12 @@ _REMARKS = frozenset(
     }
 )
 """Keys of ``config.json`` that change nothing here: every backbone is read as float32, without a class head."""
+_REFUSED = {
+    "compression_config": "asks for compressed weights",
+    "quantization_config": "asks for quantised weights",
+    "transformers_weights": "names another file of weights than the one that is hashed",
+}
+"""Keys of ``config.json`` by which transformers would read other numbers than those of the weights that are pinned."""
 
 
 def sha256_of(path: Path) -> str:
@@ -101,9 +107,21 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     """The values of a folder's ``config.json``.
 
     Raises:
-        WeightsError: if it is missing or no table of settings.
+        WeightsError: if it is missing or no table of settings, or asks for other numbers than those of the weights.
     """
-    return read_json(folder / CONFIG)
+    values = read_json(folder / CONFIG)
+    found = _refused(values)
+    if found:
+        raise errors.WeightsError(
+            f"{folder / CONFIG}: '{found}' {_REFUSED[found]}, which is not supported. Take a backbone without it"
+        )
+    return values
+
+
+def _refused(values: Any) -> str:
+    """The first key that is not followed, at any depth; empty where there is none."""
+    inner = values.items() if isinstance(values, Mapping) else ()
+    return next((found for key, value in inner if (found := key if key in _REFUSED else _refused(value))), "")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from fedvfm.backbones import safefile
 
 SUFFIXES = (".bin", ".pth", ".pt")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
+MOST = 4
+"""How many times the size of its file the tensors of a pickle may take: views can claim any size."""
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -39,21 +41,63 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: if it is damaged, or holds anything but tensors.
     """
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_zip(path)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a hostile or damaged pickle breaks the reader in a dozen ways
         raise errors.WeightsError(
             f"{path}: refused ({type(error).__name__}): the pickle is damaged, or holds code or Python objects besides "
             "tensors. Take the model's safetensors"
         ) from None
     tensors = _unwrapped(values)
-    wrong = [str(name) for name, value in tensors.items() if not _plain(name, value)]
-    if wrong or not tensors:
-        what = f"'{wrong[0][:80]}' is no plain tensor" if wrong else "it holds no tensors"
-        raise errors.WeightsError(f"{path}: is no state dict: {what}. Take the model's safetensors")
+    require_plain(path, tensors)
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return dict(tensors)
+
+
+def _check_zip(path: Path) -> None:
+    """The zip files of torch are uncompressed, and it maps them into memory without a look at their check sums.
+
+    Compressed members would be taken for numbers as they lie, or grow without bound when they are unpacked.
+
+    Raises:
+        WeightsError: if members are compressed or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            broken = None if packed else archive.testzip()
+    except Exception as error:  # as in read
+        raise errors.WeightsError(
+            f"{path}: refused ({type(error).__name__}): the file is damaged. Copy it again"
+        ) from None
+    if packed:
+        raise errors.WeightsError(
+            f"{path}: refused: it is a compressed zip file, which torch does not write. Take the model's safetensors"
+        )
+    if broken is not None:
+        raise errors.WeightsError(f"{path}: refused: a check sum in it is wrong, so it is damaged. Copy it again")
+
+
+def require_plain(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Refuse a state dict that holds anything but plain tensors, or more numbers than its file can.
+
+    Raises:
+        WeightsError: saying what.
+    """
+    wrong = [ascii(name)[1:-1] for name, value in tensors.items() if not _plain(name, value)]
+    if wrong or not tensors:
+        what = f"'{wrong[0][:80]}' is no plain tensor" if wrong else "it holds no tensors"
+        raise errors.WeightsError(f"{path}: is no state dict: {what}. Take the model's safetensors")
+    total, size = sum(value.numel() * value.element_size() for value in tensors.values()), path.stat().st_size
+    if total > MOST * size:
+        raise errors.WeightsError(
+            f"{path}: refused: its tensors would take {total:,} bytes, the file has {size:,}. Take the model's "
+            "safetensors"
+        )
 
 
 def _unwrapped(values: Any) -> Mapping[str, Any]:
@@ -71,7 +115,9 @@ def _unwrapped(values: Any) -> Mapping[str, Any]:
 def _plain(name: Any, value: Any) -> bool:
     return (
         isinstance(name, str)
+        and name.isprintable()  # half a surrogate pair cannot be written
         and isinstance(value, Tensor)
+        and not value.is_nested
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and value.dtype in DTYPES

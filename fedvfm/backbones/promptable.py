@@ -2,13 +2,17 @@
 
 The stock decoders give back only the masks they choose. Here the decoder is walked, so that the logits of every mask
 token come out: class k of a task is mask token k.
+
+With prompts the decoder runs once a foreground class, told where that class is. Class k is then mask token k - 1, so
+that the first one is the mask the stock model gives for that prompt, and the background is the logit 0 that the stock
+model compares masks with. A class that is not there gets no prompt and the logit ``ABSENT``.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,12 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Name of a decoder part -> how its modules' names begin."""
 
+ABSENT = -20.0
+"""Below the background's 0 by a factor of 5e8 in the softmax, yet small enough for bfloat16 and for resizing."""
+
+Told = base.Prompts | Sequence[base.Prompts] | None
+"""One set an image (masks of every token), one for each foreground class (logits of every class), or nothing."""
+
 
 class Promptable(stock.Stock):
     """Base of the SAM models: what their prompt encoders and mask decoders share.
@@ -34,6 +44,7 @@ class Promptable(stock.Stock):
     Without prompts the decoder is told nothing at all, as the stock model is where it gets no points and no boxes.
     """
 
+    promptable = True
     default_parts = ("upscale", "output_hypernetworks_mlps", "mask_tokens")
     tokens_refused = "they do not fit the windowed two-dimensional grids of its blocks"
     part_names: Mapping[str, tuple[str, ...]] = PARTS
@@ -92,6 +103,31 @@ class Promptable(stock.Stock):
         """Our stable name of a parameter outside decoder and prompt encoder."""
         raise NotImplementedError
 
+    def features(
+        self, pixels: Tensor, taps: Sequence[int], prefix: base.Prefix | None = None, prompts: Told = None
+    ) -> base.Features:
+        """See base."""
+        raise NotImplementedError
+
+    def prompted(
+        self, pixels: Tensor, taps: Sequence[int], prefix: base.Prefix | None, prompts: Sequence[base.Prompts]
+    ) -> base.Features:
+        """See base."""
+        return self.features(pixels, taps, prefix, tuple(prompts))
+
+    def _masks(self, decode: Callable[[base.Prompts | None], Tensor], prompts: Told) -> Tensor | None:
+        """What the decoder gives, if it is open: every token's mask, or every class's where each has a prompt."""
+        if not self.masks_open:
+            return None
+        if prompts is None or isinstance(prompts, base.Prompts):
+            return decode(prompts)
+        found = []
+        for index, one in enumerate(prompts):
+            mask = decode(one)[:, index]
+            there = torch.ones(len(mask), dtype=torch.bool) if one.present is None else one.present
+            found.append(torch.where(there.to(mask.device)[:, None, None], mask, ABSENT))
+        return torch.stack([torch.zeros_like(found[0]), *found], dim=1)
+
     def _position(self, embedding: Tensor) -> Tensor:
         """What the decoder is told of each cell's place; the stock model knows only the grid of its own size.
 
@@ -120,7 +156,9 @@ class Promptable(stock.Stock):
         if boxes is not None:
             factor = boxes.new_tensor([own / size[1], own / size[0]] * 2)
             boxes = ((boxes + 0.5) * factor - 0.5).unsqueeze(1)
-        sparse: Tensor = encoder(input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None)[0]
+        # bfloat16 would round a coordinate to 4 of 1024 pixels.
+        with torch.autocast(self._dense().device.type, enabled=False):
+            sparse: Tensor = encoder(input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None)[0]
         return sparse
 
     def _dense(self) -> Tensor:

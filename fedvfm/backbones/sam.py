@@ -88,7 +88,7 @@ class SegmentAnything(promptable.Promptable):
         pixels: Tensor,
         taps: Sequence[int],
         prefix: base.Prefix | None = None,
-        prompts: base.Prompts | None = None,
+        prompts: promptable.Told = None,
     ) -> base.Features:
         """See base. The pooled vector is the mean of the last grid."""
         prefix = prefix or self.prefix(pixels, 0, taps)
@@ -97,7 +97,8 @@ class SegmentAnything(promptable.Promptable):
         grids = tuple(taken[tap].movedim(-1, 1) for tap in taps)
         masks = None
         if self.masks_open:
-            masks = self.decode(self.neck(rest.hidden), taken, prompts, pixels.shape[-2:])
+            embedding = self.neck(rest.hidden)
+            masks = self._masks(lambda one: self.decode(embedding, taken, one, pixels.shape[-2:]), prompts)
         return base.Features(pixels, grids, grids[-1].mean(dim=(2, 3)), masks)
 
     def neck(self, hidden: Tensor) -> Tensor:

@@ -112,14 +112,14 @@ class SegmentAnything2(promptable.Promptable):
         pixels: Tensor,
         taps: Sequence[int],
         prefix: base.Prefix | None = None,
-        prompts: base.Prompts | None = None,
+        prompts: promptable.Told = None,
     ) -> base.Features:
         """See base. The pooled vector is the mean of the grid."""
         prefix = prefix or self.prefix(pixels, 0, taps)
         self._fit(prefix.hidden)
         rest = self._walk(prefix.hidden, range(prefix.stop, self.depth))
         levels = self.levels({**prefix.taken, **rest.taken}, rest.hidden)
-        masks = self.decode(levels, prompts, pixels.shape[-2:]) if self.masks_open else None
+        masks = self._masks(lambda one: self.decode(levels, one, pixels.shape[-2:]), prompts)
         return base.Features(pixels, (levels[2],) * len(taps), levels[2].mean(dim=(2, 3)), masks)
 
     def levels(self, taken: Mapping[int, Tensor], hidden: Tensor) -> list[Tensor]:

@@ -48,6 +48,16 @@ class SegmentAnything3(sam2.SegmentAnything2):
         self.ends = (self.depth,)
         self.inner, self.span = encoder.hidden_size, encoder.window_size
 
+    def check_size(self, size: Sequence[int]) -> list[str]:
+        """See base. The coarsest level halves the grid."""
+        found = super().check_size(size)
+        if found or min(size) >= 2 * self.patch:
+            return found
+        return [
+            f"recipe.data.input_size = {list(size)}: sides must be {2 * self.patch} at least, two patches of "
+            f"{self.patch}"
+        ]
+
     def fused(self, block: int, part: str) -> base.Slice | None:
         """See base: query, key and value are layers of their own."""
         return None

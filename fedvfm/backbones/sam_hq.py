@@ -15,8 +15,8 @@ from fedvfm.backbones import base, promptable, sam, stock
 class SegmentAnythingHQ(sam.SegmentAnything):
     """A stock SAM-HQ, frozen.
 
-    The stock model adds the mask of its high-quality token to every mask it gives. Here it is added to every class but
-    the background (class 0): added to all of them it would vanish in the softmax.
+    The stock model adds the mask of its high-quality token to every mask it gives. So do we with prompts; without, it
+    is added to every class but the background (class 0): added to all of them it would vanish in the softmax.
 
     This is the authors' decoder. That of transformers 5.23 drops the attended grid and mixes masks from the plain image
     embedding with rows and columns exchanged, so it gives other masks with the same weights (see ``stock_differs``).
@@ -45,7 +45,7 @@ class SegmentAnythingHQ(sam.SegmentAnything):
         masks = self._mix(decoder.output_hypernetworks_mlps, found[:, 1:-1], fine)
         early = taken[self._kept()[0]].permute(0, 3, 1, 2)
         sharp = self._mix([decoder.hq_mask_mlp], found[:, -1:], self._sharpen(fine, embedding, early))
-        return torch.cat([masks[:, :1], masks[:, 1:] + sharp], dim=1)
+        return masks + sharp if prompts is not None else torch.cat([masks[:, :1], masks[:, 1:] + sharp], dim=1)
 
     def _sharpen(self, fine: Tensor, embedding: Tensor, early: Tensor) -> Tensor:
         """The decoder's grid with what the last and the first block with global attention know."""

@@ -85,8 +85,12 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "prompt_encoder_config": _prompt(shapes),
             "mask_decoder_config": _decoder(shapes),
         }
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except KeyError as error:
         raise errors.WeightsError(f"this is no whole SAM: it lacks {error}. Download it again") from None
+    except (IndexError, ValueError, ZeroDivisionError):
+        raise errors.WeightsError(
+            "this is no whole SAM: arrays are not of the shapes that SAM's have. Download it again"
+        ) from None
 
 
 def _vision(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import safetensors
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -127,7 +126,9 @@ def read(
                 output_loading_info=True,
                 **arguments,
             )
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+    except errors.FedvfmError:
+        raise
+    except Exception as error:  # damaged files, and settings that do not fit, break transformers in a dozen ways
         raise errors.WeightsError(
             f"{located.folder}: the weights cannot be read into {model} ({type(error).__name__}). Fetch "
             f"the backbone again"
@@ -168,17 +169,39 @@ def load(
     checkpointing = switch(settings.options, "gradient_checkpointing", settings.name)
     if with_weights:
         located = weights.locate(settings)
-        kind, config = shape(located.config)
+        with described(settings.name):
+            kind, config = shape(located.config)
         model = shared(located.key, kind, device, lambda: read(kind, located, config))
         sha256, config_sha256 = located.sha256, located.config_sha256
     else:
-        kind, config = shape(weights.describe(settings))
-        with torch.device("meta"):
+        values = weights.describe(settings)
+        with described(settings.name), torch.device("meta"):
+            kind, config = shape(values)
             model = transformers_class(kind)(config)
         sha256, config_sha256 = weights.pinned(settings)
-    made = build(settings.name, model, sha256, checkpointing=checkpointing)
+    with described(settings.name):
+        made = build(settings.name, model, sha256, checkpointing=checkpointing)
     made.config_sha256 = config_sha256
     return made
+
+
+@contextlib.contextmanager
+def described(name: str) -> Iterator[None]:
+    """Where a model is made of its ``config.json``: what transformers says of wrong settings is one error of ours.
+
+    Raises:
+        WeightsError: in place of what it raised.
+    """
+    try:
+        yield
+    except errors.FedvfmError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise errors.WeightsError(
+            f"backbone '{name}': its config.json does not describe a model ({type(error).__name__}: {said}). Bring "
+            "the one that belongs to the weights"
+        ) from None
 
 
 def switch(settings: Mapping[str, Any], key: str, name: str) -> bool:

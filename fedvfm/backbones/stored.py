@@ -100,7 +100,7 @@ def _sound(settings: configs.BackboneConfig) -> weights.Located:
     try:
         return weights.locate(settings)
     except weights.Damaged:
-        if weights.in_cache(settings.name) or Path(settings.name).is_dir():
+        if weights.in_cache(settings.name) or weights.is_folder(settings.name):
             raise
     try:
         return weights.locate(settings, force=True)
@@ -113,7 +113,7 @@ def _sound(settings: configs.BackboneConfig) -> weights.Located:
 
 def _keep(name: str, located: weights.Located) -> None:
     """Record what was downloaded, so that later damage shows. What our own cache holds has its record already."""
-    if weights.in_cache(name) or Path(name).is_dir():
+    if weights.in_cache(name) or weights.is_folder(name):
         return
     files = identity.hash_files((*identity.weight_files(located.folder), located.folder / identity.CONFIG))
     revision = f"revision {located.folder.name}"
@@ -183,13 +183,16 @@ def _verify(name: str) -> Finding:
         if kept is None and isinstance(error, weights.Missing):
             raise
         return Finding(name, "damaged", f"{_which(kept)}{error}")
+    return Finding(name, "good" if _compared(name, located) else "unrecorded", f"sha256 {located.sha256}")
+
+
+def _compared(name: str, located: weights.Located) -> bool:
+    """Whether there was anything to compare these weights with: a pin, their record, or the names of their blobs."""
     known = weights.KNOWN.get(name)
-    compared = kept is not None or (known is not None and known.sha256) or "/blobs/" in _real(located.folder)
-    return Finding(name, "good" if compared else "unrecorded", f"sha256 {located.sha256}")
-
-
-def _real(folder: Path) -> str:
-    return identity.weight_files(folder)[0].resolve().as_posix()
+    if (known is not None and known.sha256) or weights.record_of(name, located) is not None:
+        return True
+    files = [file for file in identity.weight_files(located.folder) if file.suffix == ".safetensors"]
+    return all(weights.blob_sha256(file) for file in files)
 
 
 def _which(kept: record.Record | None) -> str:

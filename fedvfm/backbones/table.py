@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fedvfm import config as configs
@@ -45,6 +44,7 @@ TABLE = registry.Table(
         "sam2-hiera-base-plus": _SAM2,
         "sam2-hiera-large": _SAM2,
         "sam3": "fedvfm.backbones.sam3:load",
+        "sam-shaped": _SAM,
         "unet": "fedvfm.backbones.unet:load",
     },
 )
@@ -64,7 +64,7 @@ KINDS = {
 
 def elsewhere(name: str) -> bool:
     """Whether a name that stands in no table may name weights: on Hugging Face, imported here, or in a folder."""
-    return "/" in name or Path(name).is_dir() or weights.in_cache(name)
+    return "/" in name or weights.in_cache(name) or weights.is_folder(name)
 
 
 def loader(settings: configs.BackboneConfig) -> Callable[..., Any]:

@@ -234,7 +234,8 @@ class VisionTransformer(base.Backbone):
     @staticmethod
     def _grid(tokens: Tensor, rows: int, columns: int) -> Tensor:
         patches = tokens[:, -rows * columns :]
-        return patches.transpose(1, 2).unflatten(2, (rows, columns))
+        # Not len(tokens): an exporter would take it for a constant.
+        return patches.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], rows, columns)
 
     def _pooled(self, tokens: Tensor, patches: int) -> Tensor:
         pooled = tokens[:, 0] if self.lead else tokens[:, -patches:].mean(dim=1)
@@ -271,17 +272,17 @@ def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device:
     if not with_weights:
         values = weights.describe(settings)
         family = _family(settings.name, values)
-        with torch.device("meta"):
+        with stock.described(settings.name), torch.device("meta"):
             model = stock.transformers_class(family.model)(_make_config(family, values), **family.arguments)
         sha256, config_sha256 = weights.pinned(settings)
+    else:
+        located = weights.locate(settings)
+        family = _family(settings.name, located.config)
+        model = stock.shared(located.key, family.model, device, lambda: _read(family, located))
+        sha256, config_sha256 = located.sha256, located.config_sha256
+    with stock.described(settings.name):
         made = VisionTransformer(settings.name, family, model, sha256)
-        made.config_sha256 = config_sha256
-        return made
-    located = weights.locate(settings)
-    family = _family(settings.name, located.config)
-    model = stock.shared(located.key, family.model, device, lambda: _read(family, located))
-    made = VisionTransformer(settings.name, family, model, located.sha256)
-    made.config_sha256 = located.config_sha256
+    made.config_sha256 = config_sha256
     return made
 
 
@@ -308,5 +309,6 @@ def _make_config(family: Family, values: Mapping[str, Any]) -> Any:
 
 
 def _read(family: Family, located: weights.Located) -> nn.Module:
-    settings = _make_config(family, located.config)
+    with stock.described(str(located.folder)):
+        settings = _make_config(family, located.config)
     return stock.read(family.model, located, settings, ("embeddings.mask_token",), **family.arguments)

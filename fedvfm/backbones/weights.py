@@ -28,12 +28,14 @@ class Known:
         scope: "general" or the modality it was trained on.
         config: what ``config.json`` says about shapes; of a pinned backbone, all of it.
         sha256: of the only weights that may bear the name; empty where the publisher's are taken.
+        made_by: command that makes the weights, where nobody publishes them.
     """
 
     hub: str
     scope: str
     config: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    made_by: str = ""
 
 
 def _dino(kind: str, width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -139,6 +141,33 @@ KNOWN: dict[str, Known] = {
         _sam2(144, 2, [2, 6, 36, 4], [23, 33, 43], window_size_per_stage=[8, 4, 16, 8]),
     ),
     "sam3": Known("facebook/sam3", "general", {"model_type": "sam3_tracker"}),
+    # SAM-shaped, not SAM: small enough for two cores, and known to have seen no image of any federation.
+    "sam-shaped": Known(
+        "",
+        "drawn shapes and one average brain",
+        {
+            "model_type": "sam",
+            "vision_config": {
+                "hidden_size": 192,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 3,
+                "mlp_dim": 768,
+                "image_size": 256,
+                "window_size": 8,
+                "global_attn_indexes": [2, 5],
+                "output_channels": 128,
+                "num_pos_feats": 64,
+            },
+            "prompt_encoder_config": {"hidden_size": 128, "image_size": 256},
+            "mask_decoder_config": {
+                "hidden_size": 128,
+                "mlp_dim": 512,
+                "num_attention_heads": 4,
+                "iou_head_hidden_dim": 128,
+            },
+        },
+        made_by="python benchmarks/sam_shaped.py pretrain (in fedvfm's source tree)",
+    ),
 }
 
 EMBEDDED = "dinov2-small-imgfocus"
@@ -192,11 +221,30 @@ def in_cache(name: str) -> bool:
     return NAME.fullmatch(name) is not None and (own_folder(name) / identity.CONFIG).is_file()
 
 
+def is_folder(name: str) -> bool:
+    """Whether a name is a local folder's; a name of the table, or of imported weights, stands for those everywhere."""
+    return name not in KNOWN and not in_cache(name) and os.path.isdir(name)
+
+
 def hub_folder(hub: str) -> Path | None:
     """Where Hugging Face's cache keeps whole weights of a model; no network is asked."""
     folder = _from_hub(hub, None, download=False)
-    whole = folder is not None and any((folder / name).is_file() for name in (identity.SINGLE, identity.INDEX))
-    return folder if whole else None
+    return folder if folder is not None and _whole(folder) else None
+
+
+def _whole(folder: Path) -> bool:
+    """Whether nothing is missing; of a download that was cut off some files may be here."""
+    try:
+        identity.weight_files(folder)
+    except errors.WeightsError:
+        return False
+    return (folder / identity.CONFIG).is_file()
+
+
+def remedy(name: str) -> str:
+    """What to do where weights are missing."""
+    known = KNOWN.get(name)
+    return f"Run: {known.made_by}" if known is not None and known.made_by else f"Run: fedvfm weights fetch {name}"
 
 
 def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
@@ -238,7 +286,7 @@ def locate(settings: configs.BackboneConfig, *, download: bool = True, force: bo
     check_revision(settings)
     folder = _folder(settings, download=download, force=force)
     if folder is None:
-        raise Missing(f"backbone '{settings.name}' is not on this machine. Run: fedvfm weights fetch {settings.name}")
+        raise Missing(f"backbone '{settings.name}' is not on this machine. {remedy(settings.name)}")
     if (folder / "adapter_config.json").exists():
         raise errors.WeightsError(
             f"{folder}: holds an adapter (adapter_config.json), which would be loaded in place of the weights. Name "
@@ -262,9 +310,15 @@ def _check_blobs(folder: Path, found: Mapping[str, str]) -> None:
     """Hugging Face's cache names a large file by its sha256: a link that leads to other bytes is damage."""
     for name, value in found.items():
         file = folder / name
-        blob = Path(os.readlink(file)).name if file.is_symlink() else ""
-        if _SHA256.fullmatch(blob) and blob != value:
+        blob = blob_sha256(file)
+        if blob and blob != value:
             raise Damaged(f"{file}: sha256 is {value[:16]}..., downloaded were {blob[:16]}.... Fetch it again")
+
+
+def blob_sha256(file: Path) -> str:
+    """The sha256 by which Hugging Face's cache calls a file; empty where its name says none."""
+    blob = Path(os.readlink(file)).name if file.is_symlink() else ""
+    return blob if _SHA256.fullmatch(blob) else ""
 
 
 def _check_kept(name: str, located: Located) -> None:
@@ -273,11 +327,17 @@ def _check_kept(name: str, located: Located) -> None:
     again = f"Fetch it again: fedvfm weights fetch {name}"
     if known is not None and known.sha256:
         _compare(name, located, known.sha256, identity.of_settings(known.config), "this release pins", again)
-    kept = record.read(own_folder(name)) if NAME.fullmatch(name) else None
-    if kept is not None and Path(kept.folder or own_folder(name)) == located.folder:
+    kept = record_of(name, located)
+    if kept is not None:
         if kept.origin == "imported":
             again = f"Import it again: fedvfm weights import FILE --name {name} --replace"
         _compare(name, located, kept.sha256, kept.config_sha256, f"{kept.origin} were", again)
+
+
+def record_of(name: str, located: Located) -> record.Record | None:
+    """What was recorded of these weights; None where nothing was, or of another folder or revision."""
+    kept = record.read(own_folder(name)) if NAME.fullmatch(name) else None
+    return kept if kept is not None and Path(kept.folder or own_folder(name)) == located.folder else None
 
 
 def _compare(name: str, located: Located, sha256: str, config_sha256: str, said: str, again: str) -> None:
@@ -303,7 +363,7 @@ def check_revision(settings: configs.BackboneConfig) -> None:
         return
     if name == EMBEDDED:
         why = "this backbone comes from a package of a fixed version, and is pinned"
-    elif name not in KNOWN and Path(name).is_dir():
+    elif is_folder(name):
         why = "a local folder has no revisions"
     elif in_cache(name) and settings.sha256 is None:
         why = "the weights of this name were imported, and say no revision"
@@ -316,7 +376,7 @@ def check_revision(settings: configs.BackboneConfig) -> None:
 
 def _folder(settings: configs.BackboneConfig, *, download: bool, force: bool = False) -> Path | None:
     name = settings.name
-    if name not in KNOWN and Path(name).is_dir():
+    if is_folder(name):
         return Path(name)
     if in_cache(name):
         return own_folder(name)
@@ -336,8 +396,7 @@ def _from_hub(hub: str, revision: str | None, *, download: bool, force: bool = F
             found = huggingface_hub.snapshot_download(
                 hub, revision=revision, allow_patterns=files, local_files_only=local_only, force_download=force
             )
-            whole = any((Path(found) / name).is_file() for name in (identity.SINGLE, identity.INDEX))
-            if whole or not download:
+            if not local_only or not download or _whole(Path(found)):
                 return Path(found)
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             reason = type(error).__name__

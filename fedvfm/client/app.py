@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -14,28 +16,42 @@ from fedvfm.client import evaluator, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 
+MODELS_HELD = 8
+
 SiteOf = Callable[[Context], sites.Site]
 Report = Callable[[str, Exception], None]
 
 
 class Models:
-    """The models of one process: one frozen backbone, and the adapted model last used.
+    """The models of one process: one frozen backbone, and an adapted model on it for each rank in use.
 
-    All virtual sites of a process share it; a site's adapter lives in the messages, not here.
+    All virtual sites of a process share them; a site's adapter lives in the messages, not here. Models of another
+    recipe than the last one's are let go, so a run with many arms holds those of one arm.
+
+    Args:
+        limit: of models held at a time; the least recently used one goes first.
     """
 
-    def __init__(self) -> None:
-        self._key: str | None = None
-        self._model: models.AdaptedModel | None = None
+    def __init__(self, limit: int = MODELS_HELD) -> None:
+        self._limit = limit
+        self._base = ""
+        self._models: OrderedDict[str, models.AdaptedModel] = OrderedDict()
 
     def get(self, recipe: configs.Recipe, device: str) -> models.AdaptedModel:
-        """The model of this recipe, built if it is another than the last one."""
+        """The model of this recipe, built if it is not held."""
+        adapter = recipe.adapter.model_copy(update={"rank": 1, "alpha": None})
+        base = recipe.model_copy(update={"adapter": adapter}).hash
+        if base != self._base:
+            self._models.clear()
+            self._base = base
         key = f"{recipe.hash}:{device}"
-        if self._model is None or self._key != key:
-            self._model = None
+        if key not in self._models:
+            while len(self._models) >= self._limit:
+                self._models.popitem(last=False)
             torch.set_num_threads(recipe.threads)
-            self._model, self._key = models.AdaptedModel(recipe, device=device), key
-        return self._model
+            self._models[key] = models.AdaptedModel(recipe, device=device)
+        self._models.move_to_end(key)
+        return self._models[key]
 
 
 def no_site(context: Context) -> sites.Site:
@@ -53,18 +69,22 @@ def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report
     Args:
         site_of: which site a node is.
         built: where models are kept between messages.
-        report: told of an exception at the site; its text never travels.
+        report: told where an exception was and which; its text never travels.
     """
     app = ClientApp()
     kept = built or Models()
 
     def answer(message: Message, context: Context, work: Callable[[sites.Site, protocol.Task], RecordDict]) -> Message:
+        site: sites.Site | None = None
         try:
             site = site_of(context)
             return Message(work(site, protocol.decode_task(message.content)), reply_to=message)
-        except errors.FedvfmError as error:
+        except errors.Interrupted:
+            raise
+        except Exception as error:
+            # Whatever broke: the coordinator gets a code and a word, because any text may name files or patients.
             if report is not None:
-                report(str(context.node_id), error)
+                report(f"node {context.node_id}" if site is None else f"site '{site.name}'", error)
             return Message(protocol.refusal(error), reply_to=message)
 
     @app.query("handshake")
@@ -75,7 +95,14 @@ def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report
             counts = {split: len(site.split(split)) for split in ("train", "val", "test")}
             fingerprint = model.manifest.fingerprint
             return protocol.encode_hello(
-                protocol.Hello(site.name, model.backbone.sha256, fingerprint, recipe.adapter.rank, counts)
+                protocol.Hello(
+                    site.name,
+                    model.backbone.sha256,
+                    fingerprint,
+                    recipe.adapter.rank,
+                    counts,
+                    model.backbone.config_sha256,
+                )
             )
 
         return answer(message, context, work)
@@ -86,7 +113,9 @@ def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report
             if task.state is None:
                 raise errors.ProtocolError("a train message without an adapter")
             model = kept.get(site.recipe(task.recipe), site.device)
-            return protocol.encode_update(trainer.train(model, site, task.state, task.round))
+            # From the arrival, not from the coordinator's clock, which may differ.
+            until = time.monotonic() + message.metadata.ttl
+            return protocol.encode_update(trainer.train(model, site, task.state, task.round, until))
 
         return answer(message, context, work)
 

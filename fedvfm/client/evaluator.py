@@ -43,11 +43,15 @@ def logits(
 ) -> Tensor:
     """Logits of a sample's whole image, with what the site keeps of the frozen blocks.
 
+    Prompts, where the recipe asks for them, are those of what each window shows.
+
     Shapes: prepared.image (3, h, w) -> (K, h, w) in segmentation, (K,) in classification.
     """
 
     def run(image: transforms.Image, corner: tuple[int, int]) -> Tensor:
-        example = site.tile(model, sample, image, corner)
+        rows, columns = (slice(at, at + side) for at, side in zip(corner, image.shape[1:], strict=True))
+        shown = None if prepared.mask is None else prepared.mask[rows, columns]
+        example = site.tile(model, sample, image, corner, shown)
         result: Tensor = model(*sites.collate([example], model))[0].float().cpu()
         return result
 

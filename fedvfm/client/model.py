@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedvfm import config as configs
-from fedvfm import errors, seeding, state
+from fedvfm import errors, registry, seeding, state
 from fedvfm import recipe as recipes
 from fedvfm.adapters import base as adapters
+from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
@@ -23,7 +26,7 @@ def validate(recipe: configs.Recipe) -> list[str]:
 
     The model is built on the meta device, so neither weights nor network are needed.
     """
-    faults = []
+    faults = _option_faults(recipe)
     for table, name, where in (
         (task_table.TABLE, recipe.task.kind, "recipe.task.kind"),
         (adapter_table.TABLE, recipe.adapter.kind, "recipe.adapter.kind"),
@@ -40,13 +43,87 @@ def validate(recipe: configs.Recipe) -> list[str]:
     except errors.ConfigError as error:
         faults.extend(f"recipe.backbone: {fault}" for fault in error.faults)
         backbone = None
+    recipe = recipe if backbone is None else resolve(recipe, backbone)
     if recipe.task.kind in task_table.TABLE:
-        faults.extend(task_table.TABLE.get(recipe.task.kind)(recipe).faults())
+        task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
+        faults.extend(task.faults())
+        faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))
+        faults.extend([] if backbone is None else _prompt_faults(recipe, task, backbone))
     if backbone is not None:
         faults.extend(backbone.check_size(recipe.data.input_size))
         if recipe.adapter.kind in adapter_table.TABLE:
             faults.extend(adapter_table.TABLE.get(recipe.adapter.kind)().faults(recipe.adapter, backbone))
     return faults
+
+
+def resolve(recipe: configs.Recipe, backbone: backbones.Backbone) -> configs.Recipe:
+    """The recipe with what its backbone decides stated: the head, and the decoder parts that train."""
+    task, adapter = recipe.task, recipe.adapter
+    if task.head is None and task.kind in task_table.TABLE:
+        task = task.model_copy(update={"head": task_table.TABLE.get(task.kind).head_for(backbone)})
+    if adapter.parts is None:
+        masks = task.kind in task_table.TABLE and task_table.TABLE.get(task.kind).takes_masks(task.head)
+        parts = backbone.default_parts if masks and adapter.kind != "full" else ()
+        adapter = adapter.model_copy(update={"parts": parts})
+    return recipe.model_copy(update={"task": task, "adapter": adapter})
+
+
+def _mask_faults(recipe: configs.Recipe, task: tasks.Task, backbone: backbones.Backbone) -> list[str]:
+    """Faults of a head that takes masks, and of decoder parts."""
+    found = decoder.faults(recipe.adapter.parts or (), backbone, recipe.adapter.kind, masks=task.masks)
+    if task.masks and not backbone.mask_tokens:
+        found.append(
+            f"recipe.task.head = '{recipe.task.head}': backbone '{backbone.name}' has no mask decoder; use another head"
+        )
+    if task.masks and recipe.adapter.kind == "head-only" and not recipe.adapter.parts:
+        found.append(
+            f"recipe.adapter: nothing would train: head '{recipe.task.head}' has no parameters, kind 'head-only' "
+            f"trains none of the backbone's and parts is empty. Name parts: {', '.join(backbone.default_parts)}"
+        )
+    return found
+
+
+def _prompt_faults(recipe: configs.Recipe, task: tasks.Task, backbone: backbones.Backbone) -> list[str]:
+    """Faults of prompts: settings that nothing reads, and models that take none."""
+    chosen, fields = recipe.task, configs.TaskConfig.model_fields
+    found = [
+        f"recipe.task.{key} = {getattr(chosen, key)}: only prompt = '{reader}' reads it; leave it out"
+        for key, reader in (("prompt_jitter", "box"), ("prompt_points", "points"))
+        if chosen.prompt != reader and getattr(chosen, key) != fields[key].default
+    ]
+    if not chosen.oracle:
+        return found
+    where, without = f"recipe.task.prompt = '{chosen.prompt}'", "or leave prompt out"
+    if chosen.kind != "segmentation":
+        found.append(f"{where}: task '{chosen.kind}' takes no prompts; leave prompt out")
+    elif not backbone.promptable:
+        found.append(f"{where}: backbone '{backbone.name}' takes no prompts; use a SAM such as sam-vit-base, {without}")
+    elif not task.masks:
+        found.append(f"{where}: head '{chosen.head}' takes no prompts; use 'sam-masks', {without}")
+    return found
+
+
+def _option_faults(recipe: configs.Recipe) -> list[str]:
+    """Options that the named backbone, adapter kind or task does not read: each table entry states its own."""
+    rows: list[tuple[str, str, Mapping[str, Any], Any]] = []
+    with contextlib.suppress(errors.ConfigError):  # told by validate
+        chosen = recipe.backbone
+        rows.append(("backbone", chosen.name, chosen.options, backbone_table.loader(chosen)))
+    if recipe.adapter.kind in adapter_table.TABLE:
+        kind = adapter_table.TABLE.get(recipe.adapter.kind)()
+        rows.append(("adapter", recipe.adapter.kind, recipe.adapter.options, kind))
+    if recipe.task.kind in task_table.TABLE:
+        rows.append(("task", recipe.task.kind, recipe.task.options, task_table.TABLE.get(recipe.task.kind)))
+    found = []
+    for part, name, given, entry in rows:
+        known = [str(key) for key in getattr(entry, "known_options", ())]
+        found += [
+            f"recipe.{part}.options.{key}: unknown option of '{name}'; known: {', '.join(known) or 'none'}"
+            f"{registry.nearest(key, known)}"
+            for key in given
+            if key not in known
+        ]
+    return found
 
 
 class AdaptedModel(nn.Module):
@@ -56,13 +133,15 @@ class AdaptedModel(nn.Module):
         recipe: the resolved recipe.
         with_weights: False builds shapes only, on the meta device.
         device: where to compute.
+
+    Attributes:
+        recipe_hash: of the recipe that the adapter was trained with: the backbone may lie elsewhere since.
     """
 
     def __init__(self, recipe: configs.Recipe, *, with_weights: bool = True, device: str = "cpu") -> None:
         super().__init__()
-        self.recipe, self.device = recipe, device if with_weights else "meta"
+        self.device = device if with_weights else "meta"
         load = backbone_table.loader(recipe.backbone)
-        self.task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
         kind: adapters.Adapter = adapter_table.TABLE.get(recipe.adapter.kind)()
         with torch.random.fork_rng(devices=[]):
             # What a backbone from scratch does not train must be the same at every site; nobody uses the other first
@@ -70,7 +149,15 @@ class AdaptedModel(nn.Module):
             torch.manual_seed(seeding.torch_seed(recipe.seed, "initial", "backbone"))
             self.backbone: backbones.Backbone = load(recipe.backbone, with_weights=with_weights, device=device)
             self.backbone_parameters = self.backbone.parameters_total()
-            self.injected = kind.inject(recipe.adapter, self.backbone)
+            self.recipe = recipe = resolve(recipe, self.backbone)
+            self.recipe_hash = recipe.hash
+            self.task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
+            if self.task.masks:
+                # With prompts the background needs no token.
+                self.backbone.open_masks(len(recipe.data.class_names) - bool(recipe.task.oracle), recipe.seed)
+            # The parts come first: what a kind puts into the decoder is no part of the pretrained one.
+            parts = decoder.inject(recipe.adapter, self.backbone)
+            self.injected = adapters.joined(kind.inject(recipe.adapter, self.backbone), parts)
             with torch.device(self.device):
                 self.head = self.task.head(self.backbone)
         self.to(self.device) if with_weights else None
@@ -89,19 +176,27 @@ class AdaptedModel(nn.Module):
         rows = [*self.injected.specs]
         rows += [state.ArraySpec(name, tuple(p.shape), "head") for name, p in wired.items() if name.startswith("head.")]
         self.manifest = state.Manifest.of(rows)
+        if not rows:
+            raise errors.ConfigError(
+                "recipe", [f"nothing would train: adapter kind '{self.recipe.adapter.kind}', no decoder parts, no head"]
+            )
         return wired
 
     def _count_frozen(self) -> int:
         """How many leading blocks no trainable parameter touches; 0 where something before them trains."""
         names = list(self.injected.parameters)
-        if any(not name.startswith(("block.", "final_norm.")) for name in names):
+        if any(not name.startswith(("block.", "final_norm.", "neck.", "decoder.", "prompt.")) for name in names):
             return 0
         blocks = [int(name.split(".")[1]) for name in names if name.startswith("block.")]
         return min(blocks, default=self.backbone.depth)
 
     def initial(self) -> state.AdapterState:
         """The adapter of round 0, seeded by the recipe."""
-        arrays = {spec.name: adapters.initial(spec, self.recipe.seed) for spec in self.injected.specs}
+        bounds = self.injected.bounds
+        arrays = {
+            spec.name: adapters.initial(spec, self.recipe.seed, bounds.get(spec.name, 0.0))
+            for spec in self.injected.specs
+        }
         arrays |= {
             name: value.detach().numpy().copy()
             for name, value in self._from_seed().items()
@@ -161,19 +256,31 @@ class AdaptedModel(nn.Module):
         self._written = adapter
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by learning-rate group: "adapter" and "head"."""
+        """Parameters by learning-rate group: "adapter", and "head" with the decoder parts."""
         groups: dict[str, list[nn.Parameter]] = {"adapter": [], "head": []}
+        fast = {spec.name for spec in self.manifest if spec.group in ("head", decoder.GROUP)}
         for name, parameter in self._parameters_by_name.items():
-            groups["head" if name.startswith("head.") else "adapter"].append(parameter)
+            groups["head" if name in fast else "adapter"].append(parameter)
         return groups
 
-    def forward(self, pixels: Tensor, prefix: backbones.Prefix | None = None) -> Tensor:
-        """Logits.
+    def forward(
+        self,
+        pixels: Tensor,
+        prefix: backbones.Prefix | None = None,
+        prompts: Sequence[backbones.Prompts] | None = None,
+    ) -> Tensor:
+        """Logits. ``prompts`` are one for each foreground class, where the recipe trains with prompts.
 
         Shapes: pixels (B, 3, H, W), normalised -> (B, K, H, W) in segmentation, (B, K) in classification.
         """
+        if (prompts is not None) != bool(self.recipe.task.oracle):
+            told = "none were" if prompts is None else "some were"
+            raise ValueError(f"recipe.task.prompt = '{self.recipe.task.prompt}', but {told} given")
         with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            features = self.backbone.features(pixels, self.taps, prefix)
+            if prompts is None:
+                features = self.backbone.features(pixels, self.taps, prefix)
+            else:
+                features = self.backbone.prompted(pixels, self.taps, prefix, prompts)
             result: Tensor = self.head(features)
         return result
 
@@ -190,5 +297,12 @@ def lock(
     """Build the model of a recipe and lock the recipe to its manifest, initial adapter and backbone sha256."""
     model = AdaptedModel(recipe, with_weights=with_weights, device=device)
     initial = model.initial()
-    locked = recipes.LockedRecipe(recipe, model.manifest, initial, model.backbone.sha256, model.backbone_parameters)
+    locked = recipes.LockedRecipe(
+        model.recipe,
+        model.manifest,
+        initial,
+        model.backbone.sha256,
+        model.backbone_parameters,
+        model.backbone.config_sha256,
+    )
     return locked, model

@@ -87,7 +87,8 @@ def belonging(site: configs.SiteConfig, everything: Sequence[samples.Sample]) ->
 def split(site: configs.SiteConfig, own: Sequence[samples.Sample]) -> Splits:
     """Train, val and test: as the data prescribes, else drawn by patients under the site's own seed.
 
-    The draw depends on the site's name, its split settings and its samples, so that it is the same for every recipe.
+    The draw depends on the site's name, its split settings and its samples, so that it is the same for every recipe
+    that cuts volumes in the same plane.
     """
     prescribed: dict[str, set[str]] = {}
     for one in own:

@@ -15,6 +15,7 @@ from fedvfm import config as configs
 from fedvfm import errors, seeding
 from fedvfm.backbones import base as backbones
 from fedvfm.client import model as models
+from fedvfm.data import prompts as simulated
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
 
@@ -85,11 +86,13 @@ class Example:
         sample: which.
         prepared: image (3, h, w) in [0, 1], mask and truth.
         prefix: what the frozen blocks compute of it, with a batch axis of 1; None where it is not kept.
+        prompts: drawn from its mask; None where the recipe asks for none.
     """
 
     sample: samples.Sample
     prepared: transforms.Prepared
     prefix: backbones.Prefix | None
+    prompts: simulated.Simulated | None = None
 
 
 @dataclass
@@ -137,26 +140,49 @@ class Site:
             words: key of the draw.
         """
         if view == -1:
-            return Example(sample, self._augmented(model, sample, words), None)
+            fresh = self._augmented(model, sample, words)
+            return Example(sample, fresh, None, self._prompts(model, sample, fresh.mask, words))
         key = (*_key(model, sample), view)
         prepared = self._kept((*key, "image"), lambda: self._augmented(model, sample, ("view", view)))
-        return Example(sample, prepared, self._prefix(model, key, prepared.image))
+        drawn = self._prompts(model, sample, prepared.mask, ("view", view))
+        return Example(sample, prepared, self._prefix(model, key, prepared.image), drawn)
 
     def whole(self, model: models.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
         """One sample for evaluation: the whole image, not augmented."""
         return self._kept((*_key(model, sample), "image"), lambda: self._evaluated(model, sample))
 
     def tile(
-        self, model: models.AdaptedModel, sample: samples.Sample, image: transforms.Image, corner: tuple[int, int]
+        self,
+        model: models.AdaptedModel,
+        sample: samples.Sample,
+        image: transforms.Image,
+        corner: tuple[int, int],
+        mask: transforms.Mask | None = None,
     ) -> Example:
         """A window of an image in evaluation.
 
-        Shapes: image (3, h, w), the window cut from the whole image at ``corner``.
+        Shapes: image (3, h, w) and mask (h, w), cut from the whole ones at ``corner``; prompts are drawn from the mask.
         """
         prepared = transforms.Prepared(image, None, None, None)
-        return Example(
-            sample, prepared, self._prefix(model, (*_key(model, sample), "tile", corner, image.shape), image)
-        )
+        prefix = self._prefix(model, (*_key(model, sample), "tile", corner, image.shape), image)
+        return Example(sample, prepared, prefix, self._prompts(model, sample, mask, ("tile", *corner)))
+
+    def _prompts(
+        self,
+        model: models.AdaptedModel,
+        sample: samples.Sample,
+        mask: transforms.Mask | None,
+        words: Sequence[str | int],
+    ) -> simulated.Simulated | None:
+        """The same for a sample wherever and whenever it is asked for: arms and rounds see the same prompts."""
+        settings = model.recipe.task
+        if not settings.oracle:
+            return None
+        try:
+            rng = seeding.stream(model.recipe.seed, "prompts", sample.id, *words)
+            return simulated.draw(mask, len(model.recipe.data.class_names), settings, rng)
+        except errors.DataError as error:
+            raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
 
     def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
         return _unpack(self.memory.get(key, _image_bytes, lambda: _pack(make())))
@@ -247,13 +273,33 @@ def _prefix_bytes(prefix: backbones.Prefix) -> int:
     return sum(tensor.element_size() * tensor.numel() for tensor in tensors.values())
 
 
-def collate(examples: Sequence[Example], model: models.AdaptedModel) -> tuple[Tensor, backbones.Prefix | None]:
-    """Normalised pixels (B, 3, h, w) and the prefixes joined along the batch axis, if every example has one."""
+def collate(
+    examples: Sequence[Example], model: models.AdaptedModel
+) -> tuple[Tensor, backbones.Prefix | None, tuple[backbones.Prompts, ...] | None]:
+    """What the model takes: normalised pixels (B, 3, h, w), the prefixes and the prompts joined along the batch axis.
+
+    Prefixes only if every example has one; prompts are one for each foreground class.
+    """
     images = np.stack([example.prepared.image for example in examples])
     pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
+    prompts = _joined_prompts([example.prompts for example in examples if example.prompts is not None], model.device)
     prefixes = [example.prefix for example in examples if example.prefix is not None]
     if len(prefixes) < len(examples):
-        return pixels, None
+        return pixels, None, prompts
     hidden = torch.cat([prefix.hidden for prefix in prefixes]).float()
     taken = {tap: torch.cat([prefix.taken[tap] for prefix in prefixes]).float() for tap in prefixes[0].taken}
-    return pixels, backbones.Prefix(prefixes[0].stop, hidden, taken)
+    return pixels, backbones.Prefix(prefixes[0].stop, hidden, taken), prompts
+
+
+def _joined_prompts(drawn: Sequence[simulated.Simulated], device: str) -> tuple[backbones.Prompts, ...] | None:
+    if not drawn:
+        return None
+    boxes = [one.boxes for one in drawn if one.boxes is not None]
+    points = [one.points for one in drawn if one.points is not None]
+    joined: list[Tensor | None] = [
+        torch.from_numpy(np.stack(arrays)).to(device) if arrays else None
+        for arrays in (points, boxes, [one.present for one in drawn])
+    ]
+    number = len(drawn[0].present)
+    rows = [[None if whole is None else whole[:, index] for whole in joined] for index in range(number)]
+    return tuple(backbones.Prompts(own, None, box, present) for own, box, present in rows)

@@ -105,7 +105,7 @@ class SiteTerms:
         self._where.remember(locks.of(pinned))
 
     def _build(self, config: configs.SiteConfig, recipe: configs.Recipe) -> sites.Site:
-        raw = sources.make(config.data)
+        raw = sources.make(config.data, recipe.data)
         source = labels.mapped(raw, config.labels, recipe.data.class_names)
         faults = labels.faults(recipe, source.info)
         if faults:

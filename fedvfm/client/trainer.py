@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,19 @@ from fedvfm.data import sample as samples
 
 
 def train(
-    model: models.AdaptedModel, site: sites.Site, base: state.AdapterState, round_number: int
+    model: models.AdaptedModel,
+    site: sites.Site,
+    base: state.AdapterState,
+    round_number: int,
+    deadline: float = math.inf,
 ) -> state.SiteUpdate:
     """Train for the recipe's local epochs from ``base``.
 
     The optimiser starts afresh; the learning rate follows the schedule over all rounds. Order, views and dropout depend
-    on seed, round and site name alone.
+    on seed, round and site name alone. ``deadline`` is a time of the monotonic clock.
 
     Raises:
+        DeadlinePassed: if it is over before the last step.
         TrainingError: if a loss is not finite, or the adapter did not move.
     """
     started = time.monotonic()
@@ -38,6 +44,11 @@ def train(
     steps = math.ceil(len(examples) / recipe.optimiser.batch_size) * recipe.optimiser.local_epochs
     total, loss_sum = steps * recipe.rounds, 0.0
     for step, batch in enumerate(_batches(model, site, examples, round_number)):
+        if time.monotonic() > deadline:
+            raise errors.DeadlinePassed(
+                f"site '{site.name}', round {round_number}: the coordinator's time was over after step {step} of "
+                f"{steps}. Ask it to raise round_timeout_s, or train on a faster device"
+            )
         _set_rates(optimiser, recipe.optimiser, ((round_number - 1) * steps + step) / total)
         loss_sum += _step(model, optimiser, batch, site)
     after = model.read()
@@ -48,6 +59,37 @@ def train(
         )
     metrics = {"loss": loss_sum / steps, "seconds": round(time.monotonic() - started, 3), "steps": float(steps)}
     return state.SiteUpdate(site.name, after, len(examples), round_number - 1, base.fingerprint, metrics=metrics)
+
+
+def trial(model: models.AdaptedModel, site: sites.Site, steps: int = 2) -> list[float]:
+    """Seconds of the first steps of round 1, reading and preparing the images included; nothing is kept of them.
+
+    The first step is slower than the others: files are opened and kernels chosen.
+
+    Raises:
+        DataError: if there is no training sample, or one cannot be used.
+        TrainingError: if a loss is not finite.
+    """
+    if not site.split("train"):
+        raise errors.DataError(f"site '{site.name}' has no training sample")
+    torch.manual_seed(seeding.torch_seed(model.recipe.seed, "train", 1, site.name))
+    model.write(model.initial())
+    model.train()
+    optimiser, examples = _optimiser(model, model.recipe.optimiser), site.split("train")
+    batches = itertools.chain.from_iterable(_batches(model, site, examples, 1) for _ in itertools.count())
+    taken = []
+    for _ in range(steps):
+        started = time.monotonic()
+        _step(model, optimiser, next(batches), site)
+        _wait(model.device)
+        taken.append(time.monotonic() - started)
+    return taken
+
+
+def _wait(device: str) -> None:
+    """Until the device has done all it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def _optimiser(model: models.AdaptedModel, settings: configs.OptimiserConfig) -> torch.optim.Optimizer:
@@ -94,11 +136,10 @@ def _batches(
 def _step(
     model: models.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site
 ) -> float:
-    pixels, prefix = sites.collate(batch, model)
     target = torch.stack(
         [torch.as_tensor(model.task.target(example.prepared, example.sample.label)) for example in batch]
     )
-    loss: Tensor = model.task.loss(model(pixels, prefix), target.to(model.device))
+    loss: Tensor = model.task.loss(model(*sites.collate(batch, model)), target.to(model.device))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise errors.TrainingError(

@@ -33,6 +33,9 @@ WITHOUT_PIXELS = frozenset(
 )
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+DEFLATE_RATIO = 1032
+FRAME_BYTES = 8
+"""Every compressed frame has a tag and a length before it."""
 CENTIMETRES = 3
 TAGS = (
     "BitsAllocated",
@@ -174,10 +177,13 @@ def find(path: Path) -> Study:
     study, found = Study(), dict[tuple[str, str], Series]()
     files = files_in(path)
     for number, file in enumerate(files, 1):
+        where = f"{path}: file {number} of {len(files)} (in the order of names)" if path.is_dir() else str(path)
+        if not os.access(file, os.R_OK):
+            # It may be a slice: without it the volume would be shorter than it is.
+            raise errors.DataError(f"{where}: cannot be read; give this user the right to, or remove it")
         if not is_dicom(file) and not (file.name.lower().endswith(ENDINGS) or path.is_file()):
             study.unread += 1
             continue
-        where = f"{path}: file {number} of {len(files)} (in the order of names)" if path.is_dir() else str(path)
         _add(study, found, file, where)
     study.series = sorted(found.values(), key=lambda one: (one.number is None, one.number or 0, one.modality))
     return study
@@ -228,6 +234,7 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
                 return
             if str(tags.get("SOPClassUID", "")) == WHOLE_SLIDE:
                 raise errors.DataError(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
+            _check_length(tags, file, where)
             slices = _slices(tags, file)
             key = (str(tags.get("SeriesInstanceUID", "")), modality)
             number = _whole(tags.get("SeriesNumber"))
@@ -235,7 +242,6 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
         except BROKEN as error:
             kind = type(error).__name__
             raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
-    _check_length(tags, file, where)
     one = found.setdefault(key, Series(number, modality if modality in MODALITIES else "other"))
     one.slices += slices
     one.films |= len(slices) > 1
@@ -250,18 +256,22 @@ def _claims_an_image(tags: Any) -> bool:
 
 
 def _check_length(tags: Any, file: Path, where: str) -> None:
-    """Refuse a file that is shorter than its own pixels, where they are not compressed.
+    """Refuse a file that is shorter than its own pixels; of compressed ones the least that frames take is known.
 
     Raises:
         DataError: with both sizes.
     """
-    packing = syntax(tags)
-    if packing is None or packing.is_compressed or packing.is_deflated:
+    packing, frames, have = syntax(tags), _frames(tags), file.stat().st_size
+    if packing is not None and packing.is_deflated:
+        have *= DEFLATE_RATIO
+    if packing is None or packing.is_compressed:
+        if have < frames * FRAME_BYTES:
+            raise errors.DataError(
+                f"{where}: cut short ({have} bytes for {frames} frames); export or copy it again, or remove it"
+            )
         return
-    frames = _whole(tags.get("NumberOfFrames")) or 1
     samples = 2 if tags.get("PhotometricInterpretation") == "YBR_FULL_422" else tags.get("SamplesPerPixel", 1)
     need = frames * tags.Rows * tags.Columns * samples * tags.get("BitsAllocated", 8) // 8
-    have = file.stat().st_size
     if have < need:
         raise errors.DataError(
             f"{where}: cut short ({have} bytes for {need} bytes of pixels); export or copy it again, or remove it"
@@ -274,7 +284,7 @@ def _slices(tags: Any, file: Path) -> list[Slice]:
     samples = 3 if tags.get("PhotometricInterpretation") == "PALETTE COLOR" else int(tags.get("SamplesPerPixel", 1))
     groups = tags.get("PerFrameFunctionalGroupsSequence")
     shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
-    number = _whole(tags.get("NumberOfFrames")) or 1
+    number = _frames(tags)
     if groups is not None and len(groups) != number:
         raise ValueError
     deflated, made = syntax(tags) == DEFLATED, []
@@ -331,6 +341,18 @@ def numbers(value: Any, count: int) -> tuple[float, ...] | None:
     values = [value] if isinstance(value, int | float | str) else list(value)
     found = tuple(float(one) for one in values)
     return found if len(found) == count and bool(np.isfinite(found).all()) else None
+
+
+def _frames(tags: Any) -> int:
+    """How many frames a file says to have; one where it says nothing.
+
+    Raises:
+        ValueError: for less than none.
+    """
+    number = _whole(tags.get("NumberOfFrames")) or 1
+    if number < 0:
+        raise ValueError
+    return number
 
 
 def _whole(value: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise errors.DataError(f"{path}: no such file; check the path, or remove its row or partner")
     try:
-        picture = Image.open(path, formats=FORMATS)
+        with warnings.catch_warnings():
+            # Of a large picture, half of what is refused: nothing a user could do about it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path, formats=FORMATS)
     except _BROKEN as error:
         reason = "unknown or damaged content" if isinstance(error, UnidentifiedImageError) else str(error)
         raise errors.DataError(f"{path}: unreadable picture ({reason}); replace or remove the file") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -18,6 +19,11 @@ from fedvfm.data import header as headers
 ENDINGS = (".nii", ".nii.gz")
 COARSER = 1.5
 WHOLE = (slice(None),) * 3
+UNITS = {"meter": 1000.0, "micron": 0.001}
+"""Units of length other than millimetres -> millimetres; where none is said, millimetres are meant."""
+GZIP_RATIO = 1032
+"""Deflate packs no better, so a file that claims more is damaged; asked before memory is taken."""
+NO_AFFINE = "neither sform nor qform is set, so its sides are a guess: left may be right"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -47,6 +53,8 @@ def read_header(path: Path) -> headers.Header:
     image = _open(path)
     if image.get_data_dtype().fields is not None:
         raise errors.DataError(f"{path}: colour voxels; save one grey volume a channel")
+    if image.get_data_dtype().kind == "c":
+        raise errors.DataError(f"{path}: complex voxels in two channels, real and imaginary; save the magnitude")
     shape = tuple(int(side) for side in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -54,7 +62,9 @@ def read_header(path: Path) -> headers.Header:
         raise errors.DataError(
             f"{path}: axes {image.shape}; one volume of two or three axes is read, save each channel or time on its own"
         )
-    grid = geometry.Grid((shape[0], shape[1], shape[2] if len(shape) == 3 else 1), np.asarray(image.affine, np.float64))
+    _check_length(path, image)
+    affine = _scaled(np.asarray(image.affine, np.float64), _millimetres(image))
+    grid = geometry.Grid((shape[0], shape[1], shape[2] if len(shape) == 3 else 1), affine)
     try:
         notes = _affines(image, grid)
         return headers.Header(path, "nifti", grid, coarsest(grid), notes=notes)
@@ -62,8 +72,35 @@ def read_header(path: Path) -> headers.Header:
         raise errors.DataError(f"{path}: {error}") from None
 
 
+def _check_length(path: Path, image: Any) -> None:
+    """Refuse a file that cannot hold the voxels its header claims: reading would take the memory of all of them.
+
+    Raises:
+        DataError: with both sizes.
+    """
+    packed = path.name.lower().endswith(".gz")
+    have = path.stat().st_size * (GZIP_RATIO if packed else 1)
+    need = math.prod(int(side) for side in image.shape) * image.get_data_dtype().itemsize
+    if have < need:
+        raise errors.DataError(
+            f"{path}: damaged or cut short ({path.stat().st_size} bytes for {need} bytes of voxels); copy the file "
+            "again or remove it"
+        )
+
+
+def _millimetres(image: Any) -> float:
+    """Millimetres of the header's unit of length."""
+    known = image.header.get_xyzt_units() if hasattr(image.header, "get_xyzt_units") else ("mm", "sec")
+    return UNITS.get(known[0], 1.0)
+
+
+def _scaled(affine: geometry.Affine, factor: float) -> geometry.Affine:
+    """An affine to other units of length."""
+    return np.diag([factor, factor, factor, 1.0]) @ affine
+
+
 def _affines(image: Any, grid: geometry.Grid) -> tuple[str, ...]:
-    """What is to be said of the two affines where both are set and differ.
+    """What is to be said of the two affines where none is set, or both are and differ.
 
     Raises:
         DataError: if they turn the axes to different sides: one of them is wrong, and no one can tell which.
@@ -71,9 +108,12 @@ def _affines(image: Any, grid: geometry.Grid) -> tuple[str, ...]:
     if not hasattr(image, "get_qform"):
         return ()
     quaternion, code = image.get_qform(coded=True)
-    if quaternion is None or code == 0 or image.get_sform(coded=True)[1] == 0:
+    sform_code = image.get_sform(coded=True)[1]
+    if code == 0 and sform_code == 0:
+        return (NO_AFFINE,)
+    if quaternion is None or code == 0 or sform_code == 0:
         return ()
-    other = geometry.Grid(grid.shape, np.asarray(quaternion, dtype=np.float64))
+    other = geometry.Grid(grid.shape, _scaled(np.asarray(quaternion, dtype=np.float64), _millimetres(image)))
     if other.codes != grid.codes:
         raise errors.DataError(
             f"its two affines disagree: the axes run to {grid.codes} by sform, to {other.codes} by qform; find out "
@@ -85,7 +125,13 @@ def _affines(image: Any, grid: geometry.Grid) -> tuple[str, ...]:
 
 
 def coarsest(grid: geometry.Grid) -> int:
-    """The canonical axis that is clearly coarser than the other two, else z: across it the slices were acquired."""
+    """The canonical axis across which the slices were acquired.
+
+    The one with a single voxel, else the one that is clearly coarser than the other two, else z.
+    """
+    single = [axis for axis, side in enumerate(grid.canonical().shape) if side == 1]
+    if len(single) == 1:
+        return single[0]
     sizes = grid.canonical().spacing
     axis = int(np.argmax(sizes))
     others = max(size for other, size in enumerate(sizes) if other != axis)
@@ -112,6 +158,7 @@ def read_part(header: headers.Header, axis: int, index: int) -> NDArray[Any] | N
     return _part(header, tuple(slice(index, index + 1) if at == axis else slice(None) for at in range(3)))
 
 
+@np.errstate(over="ignore")  # what becomes infinite is refused as such
 def _part(header: headers.Header, part: tuple[slice, ...]) -> NDArray[Any]:
     proxy = _open(header.path).dataobj
     try:
@@ -144,15 +191,18 @@ def write(path: Path, labels: NDArray[Any], like: headers.Header) -> None:
             f"{path}: labels {labels.shape} for an input of {like.stored.shape} voxels; put slices back with place_back"
         )
     kind = np.uint8 if labels.size == 0 or (labels.min() >= 0 and labels.max() <= 255) else np.int16
-    image = nifti1.Nifti1Image(np.ascontiguousarray(labels.astype(kind)), like.stored.affine)
-    image.set_sform(like.stored.affine, code=1)
+    source = _open(like.path) if like.kind == "nifti" else None
+    # In the input's own units: programs that do not heed them must find both at one place, too.
+    affine = like.stored.affine if source is None else _scaled(like.stored.affine, 1.0 / _millimetres(source))
+    image = nifti1.Nifti1Image(np.ascontiguousarray(labels.astype(kind)), affine)
+    image.set_sform(affine, code=1)
     # A quaternion cannot hold a sheared affine (a tilted gantry): better none than a wrong one.
-    image.set_qform(like.stored.affine, code=1)
-    if not np.allclose(image.get_qform(), like.stored.affine, atol=1e-3):
+    image.set_qform(affine, code=1)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(None, code=0)
-    if like.kind == "nifti":
-        _place_as(image, _open(like.path))
     image.header.set_xyzt_units("mm")
+    if source is not None:
+        _place_as(image, source)
     content = image.to_bytes()
     storage.write_bytes(path, gzip.compress(content, 6, mtime=0) if path.name.lower().endswith(".gz") else content)
 
@@ -163,3 +213,5 @@ def _place_as(image: Any, source: Any) -> None:
         sform, quaternion = source.get_sform(coded=True), source.get_qform(coded=True)
         image.set_sform(sform[0], code=int(sform[1]))
         image.set_qform(quaternion[0], code=int(quaternion[1]))
+        unit = source.header.get_xyzt_units()[0]
+        image.header.set_xyzt_units(unit if unit in UNITS else "mm")

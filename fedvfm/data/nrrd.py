@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ SPACES = {
     "lps": (-1, -1, 1),
 }
 """Name of a space -> the signs that make its coordinates RAS."""
+PACKED = {"raw": 1, "gzip": nifti.GZIP_RATIO, "gz": nifti.GZIP_RATIO}
+"""Encoding -> most voxels a byte of the file can hold; of others nothing is known."""
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
 
 
@@ -61,11 +64,26 @@ def _read(path: Path, *, voxels: bool) -> tuple[headers.Header, NDArray[Any]]:
         with path.open("rb") as file:
             fields = nrrd.read_header(file)
             found = _header(path, fields)
+            _check_length(path, fields, found)
             values = nrrd.read_data(fields, file, str(path)) if voxels else np.empty(0)
     except (*_BROKEN, nrrd.NRRDError) as error:
         kind = type(error).__name__
         raise errors.DataError(f"{path}: unreadable NRRD ({kind}); copy the file again or remove it") from None
     return found, values
+
+
+def _check_length(path: Path, fields: Mapping[str, Any], found: headers.Header) -> None:
+    """Refuse a file that cannot hold the voxels its header claims: reading would take the memory of all of them.
+
+    Raises:
+        DataError: with both sizes.
+    """
+    least = PACKED.get(str(fields.get("encoding", "")).lower())
+    have, need = path.stat().st_size, math.prod(found.stored.shape)
+    if least is not None and have * least < need:
+        raise errors.DataError(
+            f"{path}: damaged or cut short ({have} bytes for {need} voxels); copy the file again or remove it"
+        )
 
 
 def _header(path: Path, fields: Mapping[str, Any]) -> headers.Header:

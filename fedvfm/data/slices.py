@@ -115,4 +115,7 @@ def read_mask(file: Path, index: int, image: headers.Header, view: View = View()
     Raises:
         DataError: if it cannot be read.
     """
-    return volumes.read_slice(file, index, plane_of(image, view))
+    # The image's axis, by name: of a radiograph's mask the coarsest axis may be one of its rows.
+    axis = image.axis(plane_of(image, view))
+    plane = next(plane for plane, across in geometry.ACROSS.items() if across == axis)
+    return volumes.read_slice(file, index, plane)

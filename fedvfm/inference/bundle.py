@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fedvfm import errors, storage
-from fedvfm.backbones import weights
+from fedvfm.backbones import identity, weights
 from fedvfm.client import model as models
 from fedvfm.inference import delivery, export, inputs, predict
 
@@ -97,8 +97,10 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
 
     Raises:
         CheckpointError: if it does not.
+        ConfigError: if the adapter needs prompts.
         WeightsError: if the backbone has gone meanwhile.
     """
+    delivery.require_promptless(model, "--format monai")
     with storage.guard(folder):
         (folder / "models").mkdir()
         shutil.copytree(adapter, folder / ADAPTER)
@@ -119,8 +121,8 @@ def _copy_backbone(model: models.AdaptedModel, to: Path) -> None:
     if located.sha256 != model.backbone.sha256:
         raise errors.WeightsError(f"{located.folder}: changed while it was read. Export again")
     to.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(located.folder / name, to / name)
+    for file in (located.folder / identity.CONFIG, *identity.weight_files(located.folder)):
+        shutil.copyfile(file, to / file.name)
 
 
 def _inference() -> dict[str, Any]:
@@ -167,7 +169,7 @@ def _metadata(model: models.AdaptedModel) -> dict[str, Any]:
         "image_classes": "images of the contract in the model card",
         "fedvfm": {
             "fingerprint": model.read().fingerprint,
-            "recipe_hash": recipe.hash,
+            "recipe_hash": model.recipe_hash,
             "backbone_sha256": model.backbone.sha256,
         },
         "network_data_format": {"inputs": {"image": _image(model)}, "outputs": {"pred": _logits(model)}},

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedvfm import state
 from fedvfm.client import model as models
+from fedvfm.data import prompts
 
 
 def text(
@@ -36,9 +37,10 @@ def text(
         f"- trainable numbers: {adapter.parameters:,} ({share:.2%} of the backbone), {recipe.rounds} rounds, "
         f"rule `{recipe.aggregation.rule}`",
         f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
-        f"- recipe hash: `{recipe.hash}`",
+        f"- recipe hash: `{model.recipe_hash}`",
         f"- fingerprint: `{adapter.fingerprint}`",
         "- differential privacy: none",
+        *([f"- prompts: {prompts.describe(recipe.task)}"] if recipe.task.oracle else []),
         "",
         *_scores(made),
     ]
@@ -60,7 +62,10 @@ def _loading(model: models.AdaptedModel, with_peft: bool) -> list[str]:
 
 
 def _classes(model: models.AdaptedModel) -> str:
-    return f"class k is mask token k, 0 to {len(model.recipe.data.class_names) - 1}"
+    classes = len(model.recipe.data.class_names)
+    if model.recipe.task.oracle:
+        return f"class k, from 1 to {classes - 1}, is mask token k - 1 under its own prompt, where that is over 0"
+    return f"class k is mask token k, 0 to {classes - 1}"
 
 
 def _why_not_peft(model: models.AdaptedModel) -> str:
@@ -87,7 +92,12 @@ def _scores(made: Mapping[str, Any]) -> list[str]:
     return [
         *head,
         *(
-            f"| {name} | {arm['macro']:.3f} | {arm['worst']['site']} {arm['worst']['value']:.3f} |"
+            f"| {name}{_mark(arm)} | {arm['macro']:.3f} | {arm['worst']['site']} {arm['worst']['value']:.3f} |"
             for name, arm in arms.items()
         ),
     ]
+
+
+def _mark(arm: Mapping[str, Any]) -> str:
+    """Scores of an oracle are marked wherever they stand."""
+    return f" ({arm['prompt']})" if arm.get("prompt") else ""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedvfm import errors
 from fedvfm.adapters import table as adapter_table
+from fedvfm.backbones import base as backbones
 from fedvfm.client import model as models
 from fedvfm.inference import export
 from fedvfm.tasks import segmentation
@@ -22,6 +23,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 class Deliverable(nn.Module):
     """A model that takes prepared images as they are: the contract's mean and standard deviation are part of it.
+
+    One that needs prompts is told the same box for every class: enough to check that two models compute the same.
 
     Shapes: image (B, 3, h, w) in [0, 1] -> logits (B, K, h, w) in segmentation, (B, K) in classification.
     """
@@ -38,8 +41,17 @@ class Deliverable(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
-        result: Tensor = self.model((image - self.mean) / self.std)
+        told = (_middle_box(image),) * (len(self.model.recipe.data.class_names) - 1)
+        prompts = told if self.model.recipe.task.oracle else None
+        result: Tensor = self.model((image - self.mean) / self.std, None, prompts)
         return result
+
+
+def _middle_box(image: Tensor) -> backbones.Prompts:
+    """Shapes: image (B, 3, h, w) -> boxes (B, 4)."""
+    height, width = image.shape[-2:]
+    box = torch.tensor([width / 4, height / 4, 3 * width / 4, 3 * height / 4], device=image.device)
+    return backbones.Prompts(boxes=box.expand(len(image), 4))
 
 
 def folded(model: models.AdaptedModel) -> models.AdaptedModel:
@@ -57,6 +69,13 @@ def on(model: models.AdaptedModel, stock: nn.Module) -> models.AdaptedModel:
     made, backbone = _beside(model), _beside(model.backbone)
     backbone.model = stock.eval()
     made.backbone = backbone
+    return made
+
+
+def exact(model: models.AdaptedModel) -> models.AdaptedModel:
+    """The same model, computing in float32: rounding to bfloat16 would hide whether two models are the same."""
+    made = _beside(model)
+    made.recipe = model.recipe.model_copy(update={"precision": "float32"})
     return made
 
 
@@ -95,6 +114,24 @@ def require_same(what: str, found: Tensor, expected: Tensor, tolerance: float = 
             f"was written; tell us the backbone, the adapter kind and the versions of torch and transformers"
         )
     return off
+
+
+def require_promptless(model: models.AdaptedModel, what: str) -> None:
+    """Refuse adapters that must be told where each class is: files to predict come without.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    kind = model.recipe.task.prompt
+    if model.recipe.task.oracle:
+        raise errors.ConfigError(
+            what,
+            [
+                f"this adapter was trained with prompts (recipe.task.prompt = '{kind}') and segments nothing without "
+                "them, and there is no way to give them here. Train with prompt = 'none', or export --format hf and "
+                "prompt the merged model with transformers"
+            ],
+        )
 
 
 def what_goes_in(model: models.AdaptedModel) -> list[str]:

@@ -41,9 +41,8 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
         StorageError: if the disk refuses.
     """
     adapter = model.read()
-    checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe.hash})
-    heads = {name.removeprefix("head."): value for name, value in adapter.items() if name.startswith("head.")}
-    storage.write_bytes(folder / HEAD, safetensors.torch.save({name: _tensor(value) for name, value in heads.items()}))
+    checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe_hash})
+    write_head(model, folder)
     about = {
         "recipe": model.recipe.model_dump(mode="json"),
         "backbone_sha256": model.backbone.sha256,
@@ -59,6 +58,16 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
         storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     storage.write_text(folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None))
     return folder
+
+
+def write_head(model: models.AdaptedModel, folder: Path) -> None:
+    """The head's numbers under its own names.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    numbers = {name: value.detach().cpu().contiguous() for name, value in model.head.named_parameters()}
+    storage.write_bytes(folder / HEAD, safetensors.torch.save(numbers))
 
 
 def load_adapter(
@@ -80,7 +89,7 @@ def load_adapter(
     chosen = recipe.backbone.model_copy(update={"sha256": sha256 or None})
     if backbone is not None:  # a revision is one of the place the recipe names
         chosen = chosen.model_copy(update={"name": backbone, "revision": None})
-    adapter, _, _ = checkpoint.read(path / STATE)
+    adapter, _, marks = checkpoint.read(path / STATE)
     if adapter.fingerprint != fingerprint:
         raise errors.CheckpointError(f"{path}: {STATE} and {ABOUT} are not of the same adapter. Export it again")
     model = models.AdaptedModel(recipe.model_copy(update={"backbone": chosen}), device=device)
@@ -91,6 +100,7 @@ def load_adapter(
             "and weights here as they were"
         )
     model.write(adapter)
+    model.recipe_hash = marks.get("recipe", model.recipe_hash)
     model.eval()
     return model
 
@@ -143,12 +153,6 @@ def merge(model: models.AdaptedModel) -> nn.Module:
 def _as_json(settings: peft.PeftConfig) -> str:
     written = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
     return json.dumps(written, indent=2, sort_keys=True) + "\n"
-
-
-def _tensor(value: Any) -> Tensor:
-    import torch
-
-    return torch.tensor(value)
 
 
 def _peft(model: models.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor]] | None:

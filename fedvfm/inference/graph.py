@@ -33,7 +33,7 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
 
     Raises:
         MissingExtra: without onnx and onnxscript.
-        ConfigError: if the exporter cannot express the model.
+        ConfigError: if the exporter cannot express the model, or it needs prompts.
         CheckpointError: if the graph computes something else.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -41,8 +41,8 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
         raise errors.MissingExtra(
             f"export to ONNX needs {' and '.join(missing)}, not installed here. Run: pip install 'fedvfm[onnx]'"
         )
-    plain = delivery.Deliverable(delivery.folded(model)).eval()
-    plain.model.recipe = model.recipe.model_copy(update={"precision": "float32"})
+    delivery.require_promptless(model, "--format onnx")
+    plain = delivery.Deliverable(delivery.exact(delivery.folded(model))).eval()
     program, batch = _graph(plain, model)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes each line of source with this machine's paths
@@ -117,7 +117,7 @@ def _facts(model: models.AdaptedModel) -> dict[str, str]:
         ),
         "fedvfm.adapter_fingerprint": model.read().fingerprint,
         "fedvfm.backbone_sha256": model.backbone.sha256,
-        "fedvfm.recipe_hash": model.recipe.hash,
+        "fedvfm.recipe_hash": model.recipe_hash,
         "fedvfm.note": "not a medical device",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
         )
     with storage.guard(folder), stock.quiet():
         merged.save_pretrained(folder)
-    _copy(adapter / export.HEAD, folder / export.HEAD)
+    export.write_head(model, folder)
     _copy(adapter / export.ABOUT, folder / export.ABOUT)
     loaded = _load(type(merged), folder)
     _require_equal(loaded, merged)
     image = delivery.example(model)
     with torch.no_grad():
-        found, expected = (delivery.Deliverable(one)(image) for one in (delivery.on(model, loaded), model))
+        both = (delivery.exact(one) for one in (delivery.on(model, loaded), model))
+        found, expected = (delivery.Deliverable(one)(image) for one in both)
     off = delivery.require_same("the merged model", found, expected)
     name = type(merged).__name__
     storage.write_text(folder / "README.md", _card(model, name))
@@ -44,7 +46,7 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
 
 
 def copy_peft(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
-    """PEFT's own files, the head and the card, as the adapter's folder has them.
+    """PEFT's own files and the head, made again of the adapter's numbers, and the card of its folder.
 
     Raises:
         ConfigError: if PEFT has no such kind.
@@ -61,10 +63,14 @@ def copy_peft(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[s
         raise errors.CheckpointError(
             f"{adapter}: adapter_model.safetensors does not hold this adapter's numbers. Export it again"
         )
-    shutil.rmtree(folder / "again")
-    for name in (*PEFT_FILES, export.HEAD, "README.md"):
-        if (adapter / name).is_file():
-            _copy(adapter / name, folder / name)
+    for name in (*PEFT_FILES, export.HEAD):
+        _copy(fresh / name, folder / name)
+    shutil.rmtree(fresh)
+    about, settings = (json.loads(path.read_text()) for path in (adapter / export.ABOUT, folder / PEFT_FILES[0]))
+    settings["base_model_name_or_path"] = about["recipe"]["backbone"]["name"]  # not where it lies on this machine
+    storage.write_text(folder / PEFT_FILES[0], json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    if (adapter / "README.md").is_file():
+        _copy(adapter / "README.md", folder / "README.md")
     return {}
 
 
@@ -130,13 +136,13 @@ def _card(model: models.AdaptedModel, name: str) -> str:
         f'model = {name}.from_pretrained("this folder")',
         "```",
         "",
-        f"`{export.HEAD}` holds the {recipe.task.kind} head, which transformers does not know; "
-        "`fedvfm.load_adapter` on the",
-        "adapter's own folder gives backbone, adapter and head as one model.",
+        *_head(model, name),
+        "`fedvfm.load_adapter` on the adapter's own folder gives backbone, adapter and head as one model.",
         "",
         "## What goes in",
         "",
         *delivery.what_goes_in(model),
+        *_prompts(model),
         "",
         "There is no `preprocessor_config.json`: no image processor of transformers does these steps.",
         "",
@@ -144,6 +150,37 @@ def _card(model: models.AdaptedModel, name: str) -> str:
         "",
         f"- adapter: kind `{recipe.adapter.kind}`, fingerprint `{model.read().fingerprint}`",
         f"- backbone sha256: `{model.backbone.sha256}`",
-        f"- recipe hash: `{recipe.hash}`",
+        f"- recipe hash: `{model.recipe_hash}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _head(model: models.AdaptedModel, name: str) -> list[str]:
+    """What the stock class alone does not give."""
+    if not model.task.masks:
+        return [f"`{export.HEAD}` holds the {model.recipe.task.kind} head, which transformers does not know."]
+    lines = [f"The masks are those of its decoder, so there is no other head and `{export.HEAD}` is empty."]
+    if not model.recipe.task.oracle:
+        classes = len(model.recipe.data.class_names)
+        lines.append(
+            f"Without prompts class k is mask token k, 0 to {classes - 1}; the stock class shows some of them."
+        )
+    if model.backbone.stock_differs:
+        lines.append(f"`{name}` itself gives other masks with these weights: {model.backbone.stock_differs}.")
+    stock_model: Any = model.backbone.model
+    own, size = stock_model.prompt_encoder.input_image_size, list(model.recipe.data.input_size)
+    if size != [own, own]:
+        lines.append(
+            f"`{name}` itself takes {own} x {own} pixels alone; this adapter was trained at {size[0]} x {size[1]}."
+        )
+    return lines
+
+
+def _prompts(model: models.AdaptedModel) -> list[str]:
+    """How the stock model gives what was trained, where it was trained with prompts."""
+    if not model.recipe.task.oracle:
+        return []
+    return [
+        f"- prompts: trained with prompt = '{model.recipe.task.prompt}'; give the prompt of one class at a time. Class "
+        "1 is then the single mask (`multimask_output=False`) where its logit is over 0; class k is mask token k - 1"
+    ]

@@ -16,6 +16,8 @@ Kind = Literal["picture", "volume", "dicom"]
 
 KNOWN = tuple(dict.fromkeys((*formats.PICTURES, *volumes.ENDINGS)))
 
+OTHERS = tuple(ending for ending in KNOWN if ending not in dicom.ENDINGS)
+
 LONGEST_FIRST = sorted(KNOWN, key=len, reverse=True)
 
 
@@ -69,16 +71,16 @@ def _kind(path: Path) -> Kind:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Kind, Path]]:
+    study: Path | None = None
     for here, deeper, names in os.walk(folder):
         deeper[:] = sorted(name for name in deeper if not name.startswith("."))
         files = [Path(here) / name for name in sorted(names) if not name.startswith(".")]
-        if any(_is_dicom(file) for file in files):
-            # A study may keep its series in folders of their own: then these are not walked again.
-            deeper.clear()
-            yield from (("dicom", part) for part in _parts(Path(here)))
-            continue
+        # A study may keep its series in folders of their own: below it only other files are looked for.
+        if not (study is not None and Path(here).is_relative_to(study)) and any(_is_dicom(file) for file in files):
+            study = Path(here)
+            yield from (("dicom", part) for part in _parts(study))
         for file in files:
-            if file.name.lower().endswith(KNOWN):
+            if file.name.lower().endswith(OTHERS):
                 yield _kind(file), file
 
 

@@ -109,6 +109,7 @@ def run(
     _require_apart(source, folder)
     found = inputs.find(source)
     model = export.load_adapter(adapter, device=devices.choose(device), backbone=backbone)
+    delivery.require_promptless(model, "predict")
     if delivery.dense(model) and form in ("auto", "dicom-seg") and any(item.kind == "dicom" for item in found):
         segmentation_object.require_installed()
     predictor = Predictor(model, folder, form, overlays, observer)
@@ -121,8 +122,11 @@ def run(
             predictor.discard()
             # DICOM folders are often named after patients; sources.csv alone says which one it is.
             failed[item.name] = str(error).replace(str(item.path), item.name) if item.kind == "dicom" else str(error)
+        except MemoryError:
+            predictor.discard()
+            failed[item.name] = "does not fit into the memory of this machine; crop it, or use a larger one"
     summary = {
-        "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe.hash},
+        "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe_hash},
         "task": model.recipe.task.kind,
         "class_names": list(model.recipe.data.class_names),
         "device": model.device,
@@ -143,7 +147,7 @@ def _require_apart(source: Path, folder: Path) -> None:
         OutputInUse: if it is not so.
     """
     output.require_free(folder)
-    if source.is_dir() and folder.absolute().is_relative_to(source.absolute()):
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise errors.OutputInUse(
             f"output folder {folder} lies inside the input {source}: its masks would be predicted next time. Choose "
             "another --output"
@@ -209,7 +213,7 @@ class Predictor:
         if item.kind == "picture":
             self._require_fit(item, None)
             pixels = samples.Pixels(formats.read_image(item.path))
-            return [self._picture(item, pixels, chosen)] if dense else [self._class(item.name, pixels)]
+            return [self._picture(item, pixels, chosen)] if dense else [self._class(item.name, self._chances(pixels))]
         header = volumes.read_header(item.path)
         self._require_fit(item, header)
         return [self._volume(item, header, chosen)] if dense else self._classes(item, header)
@@ -234,11 +238,17 @@ class Predictor:
             yield at, shown, slices.read([item.path], at, self.view)
 
     def _classes(self, item: inputs.Item, header: headers.Header) -> list[dict[str, Any]]:
-        """A row for every slice: recipes of classification know images, not volumes."""
-        return [self._class(name, pixels) for _, name, pixels in self._slices(item, header)]
+        """A row for every slice, and before them one of the volume, as it is scored: the mean of its slices."""
+        found = [(name, self._chances(pixels)) for _, name, pixels in self._slices(item, header)]
+        whole = slices.part_of(header, item.name, 0, self.view) is not None
+        mean = [(item.name, torch.stack([chances for _, chances in found]).mean(dim=0))] if whole else []
+        return [self._class(name, chances) for name, chances in (*mean, *found)]
 
-    def _class(self, name: str, pixels: samples.Pixels) -> dict[str, Any]:
-        chances = self.logits(pixels).double().softmax(dim=0)
+    def _chances(self, pixels: samples.Pixels) -> Tensor:
+        """Probability of every class. Shapes: (K,), float64."""
+        return self.logits(pixels).double().softmax(dim=0)
+
+    def _class(self, name: str, chances: Tensor) -> dict[str, Any]:
         shown = {one: round(float(chance), 6) for one, chance in zip(self.names, chances, strict=True)}
         return {"id": name, "class": self.names[int(chances.argmax())], "probabilities": shown}
 

@@ -30,12 +30,14 @@ class Asked:
         deadline: by this process's clock; the message's own time to live.
         ids: under which Flower knows it and its repetitions that may still be answered.
         since: when it was last pushed.
+        rest_until: no earlier is it asked again, by this process's clock.
     """
 
     message: Message
     deadline: float
     ids: list[str]
     since: datetime.datetime
+    rest_until: float = 0.0
 
 
 class SteadyGrid(Grid):
@@ -89,7 +91,8 @@ class SteadyGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that came; a loss is no reply until the deadline."""
         self._check()
-        wanted = {one: key for key in message_ids if key in self._asked for one in self._asked[key].ids}
+        ids = list(message_ids)
+        wanted = {one: key for key in ids if key in self._asked for one in self._asked[key].ids}
         found = []
         for reply in self._grid.pull_messages(sorted(wanted)) if wanted else ():
             key = wanted[reply.metadata.reply_to_message_id]
@@ -99,10 +102,13 @@ class SteadyGrid(Grid):
             if self._lost(reply) and time.monotonic() < asked.deadline:
                 asked.ids = [one for one in asked.ids if one != reply.metadata.reply_to_message_id]
                 continue
+            if self._wait_for(reply, asked):
+                asked.ids = []
+                continue
             flower_runtime.set_reply_to(reply, key)
             del self._asked[key]
             found.append(reply)
-        self._look([key for key in message_ids if key in self._asked])
+        self._look([key for key in ids if key in self._asked])
         return found
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -117,6 +123,14 @@ class SteadyGrid(Grid):
             time.sleep(0.5)
         return found
 
+    def _wait_for(self, reply: Message, asked: Asked) -> bool:
+        """Whether to ask again after a rest in place of taking this reply."""
+        return False
+
+    def name(self, node: int) -> str:
+        """What a node is called in notes."""
+        return f"node {node}"
+
     @staticmethod
     def _lost(reply: Message) -> bool:
         return reply.has_error() and reply.error.code in flower_runtime.TRANSPORT_ERRORS
@@ -128,6 +142,8 @@ class SteadyGrid(Grid):
         self._looked = time.monotonic()
         online = {node.id: node for node in self.nodes() if node.online}
         for asked in [self._asked[key] for key in keys]:
+            if time.monotonic() < asked.rest_until:
+                continue
             node = online.get(asked.message.metadata.dst_node_id)
             if node is not None and (not asked.ids or _moment(node.activated) > asked.since):
                 self._again(asked)
@@ -140,7 +156,9 @@ class SteadyGrid(Grid):
         again = Message(asked.message.content, old.dst_node_id, old.message_type, ttl=left, group_id=old.group_id)
         asked.ids.extend(self._grid.push_messages([again]))
         asked.since = _now()
-        self._note(f"node {old.dst_node_id} began anew before it answered; it is asked again")
+        if not asked.rest_until:
+            self._note(f"{self.name(old.dst_node_id)} began anew before it answered; it is asked again")
+        asked.rest_until = 0.0
 
 
 def _now() -> datetime.datetime:

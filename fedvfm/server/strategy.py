@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from fedvfm import chain, errors, flower, progress, protocol, state, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.server import admission, checkpoint, cohort, handshake, journal, optimiser
+from fedvfm.server import admission, checkpoint, cohort, handshake, journal, optimiser, received
 from fedvfm.server.aggregators import base, svd
 from fedvfm.server.aggregators import table as rules
 
@@ -44,6 +44,7 @@ class Job:
         server: quorum, cohort size, deadline.
         per_sample: ask sites for per-sample test values (simulation only).
         test_best: also test the adapter of the best validation round.
+        durable: an admitted update is on disk before it counts, and none is asked for twice.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Job:
     per_sample: bool = False
     test_best: bool = False
     primary: str = "dice"
+    durable: bool = False
 
 
 @dataclass
@@ -181,6 +183,7 @@ class Federation:
             "refused": refused,
             **record,
             "validation": validation,
+            **self._mark,
             "bytes": self._new_traffic(),
             "seconds": round(time.monotonic() - started, 3),
             "peak_mib": journal.peak_mib(),
@@ -188,6 +191,8 @@ class Federation:
         self.observer("round-end", arm=self.job.name, round=number, record=self.journal.append(line))
         # The checkpoint before is kept: should this line be lost with the disk's cache, the round can be run again.
         checkpoint.prune(self.checkpoints, number - 1)
+        if self.job.durable:
+            received.Received(self.job.folder / "received").clear()
         return adapter
 
     def _train(
@@ -200,9 +205,11 @@ class Federation:
         # Sites of one rank get the same records: made once, serialised for each.
         content = self._contents(lambda member: protocol.Task(self.recipe, number, bases[member.name]), by_node)
 
-        updates: dict[str, state.SiteUpdate] = {}
+        kept = received.Received(self.job.folder / "received")
+        updates = kept.find(number, bases) if self.job.durable else {}
         refused: dict[str, dict[str, str]] = {}
-        for node, message in self._ask({m.node: m.name for m in members}, protocol.TRAIN, content, number):
+        asked = {m.node: m.name for m in members if m.name not in updates}
+        for node, message in self._ask(asked, protocol.TRAIN, content, number):
             member = by_node[node]
             terms = admission.Terms(
                 member.name,
@@ -215,7 +222,11 @@ class Federation:
             try:
                 if message.has_error():
                     raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
-                updates[member.name] = admission.admit(protocol.decode_update(message.content), terms)
+                update = admission.admit(protocol.decode_update(message.content), terms)
+                if self.job.durable:
+                    kept.keep(update, number)
+                    storage.fault_point("update-kept")
+                updates[member.name] = update
             except errors.Refused as refusal:
                 refused[member.name] = {"reason": refusal.reason, "detail": refusal.detail}
             except errors.ProtocolError as error:
@@ -268,6 +279,11 @@ class Federation:
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
+    @property
+    def _mark(self) -> dict[str, str]:
+        """What a record of scores must say of them."""
+        return {"prompt": self.recipe.task.oracle} if self.recipe.task.oracle else {}
+
     def _validate(
         self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
     ) -> dict[str, dict[str, float]]:
@@ -279,6 +295,7 @@ class Federation:
         sites = [members[name] for name in self.job.test_sites]
         rounds = self.recipe.rounds
         result: dict[str, Any] = {"round": rounds, "fingerprint": adapter.fingerprint, "recipe": self.recipe.hash}
+        result |= self._mark
         started = time.monotonic()
         result["last"] = self._tested(rounds, adapter, sites)
         best = self.checkpoints / "best.safetensors"

@@ -95,16 +95,18 @@ def prepare(folder: Path, port: int = 0) -> SuperLink:
     return made
 
 
-def wait_ready(control: flower_runtime.Control, child: processes.Child, seconds: float = READY_S) -> None:
+def wait_ready(link: SuperLink, child: processes.Child, seconds: float = READY_S) -> None:
     """Until the SuperLink answers.
 
     Raises:
         EngineError: with its last words, if it does not.
     """
     deadline = time.monotonic() + seconds
+    control = flower_runtime.Control(link.link, patience_s=0.0)
     while True:
         try:
             control.nodes()
+            control.close()
             return
         except errors.EngineError as error:
             if time.monotonic() > deadline:

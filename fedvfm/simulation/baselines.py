@@ -135,11 +135,12 @@ def leave_one_out(experiment: configs.Experiment, sites: Sequence[str]) -> list[
 
 def unet(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """A small U-Net from scratch in the same federation: foundation models do not always win."""
-    recipe, settings = experiment.recipe, experiment.baseline
+    recipe, settings, fields = experiment.recipe, experiment.baseline, configs.TaskConfig.model_fields
+    without_prompts = {key: fields[key].default for key in ("prompt", "prompt_jitter", "prompt_points")}
     changes = {
         "backbone": configs.BackboneConfig(name="unet", options={"channels": list(settings.unet_channels)}),
         "adapter": configs.AdapterConfig(kind="full"),
-        "task": recipe.task.model_copy(update={"head": None}),
+        "task": recipe.task.model_copy(update={"head": None, **without_prompts}),
         "optimiser": recipe.optimiser.model_copy(
             update={"learning_rate": settings.unet_learning_rate, "head_learning_rate": settings.unet_learning_rate}
         ),

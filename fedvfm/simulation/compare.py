@@ -299,10 +299,11 @@ def difference(
 def table(groups: Sequence[Group]) -> dict[str, Any]:
     """Groups side by side as plain values, arm by arm.
 
-    Keys of a group: ``label, paths, seeds, rounds, primary, arms {arm: {macro, low, high, by_seed}}``, ``difference``
-    (its federated arm minus that of the first group: ``mean, low, high, paired, seeds``; None for the first and where
-    the metrics differ), ``settings`` (what differs from the first group: ``path: [first, this]``),
-    ``bytes {up, down}``, ``wall_s`` (means over seeds) and ``peak_mib`` (the largest).
+    Keys of a group: ``label, paths, seeds, rounds, primary, arms {arm: {macro, low, high, by_seed, prompt}}``
+    (``prompt`` marks scores of an oracle, else None), ``difference`` (its federated arm minus that of the first group:
+    ``mean, low, high, paired, seeds``; None for the first and where the metrics differ), ``settings`` (what differs
+    from the first group: ``path: [first, this]``), ``bytes {up, down}``, ``wall_s`` (means over seeds) and ``peak_mib``
+    (the largest).
     """
     samples = [[scores(run.folder, run.summary) for run in group.runs] for group in groups]
     return {
@@ -342,6 +343,7 @@ def _arms(group: Group, samples: Sequence[Mapping[str, statistics.Scores]]) -> d
             "low": bounds.low if bounds else None,
             "high": bounds.high if bounds else None,
             "by_seed": by_seed,
+            "prompt": group.first.summary["arms"].get(LOCAL if arm == ABROAD else arm, {}).get("prompt"),
         }
     return found
 
@@ -390,11 +392,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     for row in rows[1:]:
         console.print(f"{row['label']}: {_settings_text(row['settings'])}", highlight=False, markup=False)
     several = any(len(row["seeds"]) > 1 for row in rows)
-    over = (
-        "samples and seeds (few seeds understate their spread)"
-        if several
-        else "samples; one seed, so the spread between seeds is not in them"
-    )
+    one = "samples; one seed, so the spread between seeds is not in them"
+    over = "samples and seeds (few seeds understate their spread)" if several else one
     console.print(
         f"Intervals: 95 %, bootstrap over {over}. Bytes and seconds are means over seeds, peak memory is the largest.",
         highlight=False,
@@ -427,9 +426,8 @@ def _bounds_text(row: Mapping[str, Any] | None, seeds: int) -> str:
     if row is None or row["macro"] is None:
         return "-"
     few = "" if len(row["by_seed"]) == seeds else f", {len(row['by_seed'])} of {seeds} seeds"
-    if row["low"] is None:
-        return f"{row['macro']:.3f} (no interval{few})"
-    return f"{row['macro']:.3f} ({row['low']:.3f} to {row['high']:.3f}{few})"
+    between = "no interval" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    return f"{row['macro']:.3f} ({between}{few}) {row['prompt'] or ''}".rstrip()
 
 
 def _difference_text(row: Mapping[str, Any]) -> str:
@@ -439,7 +437,8 @@ def _difference_text(row: Mapping[str, Any]) -> str:
     kind = "" if found["paired"] else ", unpaired: other samples"
     if found["paired"] and found["seeds"] != row["seeds"]:
         kind = f", seeds {', '.join(map(str, found['seeds']))}"
-    return f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}{kind})"
+    bounds, mark = f"({found['low']:+.3f} to {found['high']:+.3f}{kind})", row["arms"][FEDERATED]["prompt"] or ""
+    return f"{found['mean']:+.3f} {bounds} {mark}".rstrip()
 
 
 def _settings_text(changed: Mapping[str, Sequence[Any]]) -> str:

@@ -117,7 +117,7 @@ def _connected(
         link = superlink.prepare(folder / "superlink")
         child = family.start(link.program)
         control = flower_runtime.Control(link.link)
-        superlink.wait_ready(control, child)
+        superlink.wait_ready(link, child)
         front = proxy.Settings(
             host=superlink.HOST,
             port=processes.free_port(),

@@ -37,7 +37,8 @@ def _scores(record: dict[str, Any]) -> str:
     words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
     for metric in ("dice", "balanced_accuracy"):
         values = [row[metric] for row in record["validation"].values() if metric in row]
-        words += [f"val {metric} {sum(values) / len(values):.3f}"] if values else []
+        mark = f" ({record['prompt']})" if "prompt" in record else ""
+        words += [f"val {metric} {sum(values) / len(values):.3f}{mark}"] if values else []
     if record.get("factor_error") is not None:
         words.append(f"factor error {record['factor_error']:.1%}")
     return ", ".join(words)

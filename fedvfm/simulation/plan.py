@@ -9,14 +9,14 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from fedvfm import config as configs
-from fedvfm import flower, protocol, state
+from fedvfm import errors, flower, protocol, state
 from fedvfm import recipe as recipes
 from fedvfm.client import budget
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
 from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import run, summary
+from fedvfm.simulation import baselines, run, summary
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
@@ -27,9 +27,14 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
     ``bytes.up`` and ``down`` are totals of the federated arm, from serialised messages of the real shapes, at most:
     the adapter of the best validated round is tested too only where it is not the last one. ``per_round`` is one
     round of training and, where validated, evaluation.
+
+    Raises:
+        ConfigError: if the recipe of an arm cannot be trained.
     """
     locked, model = models.lock(what.recipe, with_weights=False)
     names = [hospital.name for hospital in hospitals]
+    arms = run.arms(what, names)
+    _check(what, arms)
     return {
         "experiment": what.name,
         "seed": what.recipe.seed,
@@ -47,10 +52,21 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
                 "train_sites": list(arm.train_sites),
                 "test_sites": list(arm.test_sites),
             }
-            for arm in run.arms(what, names)
+            for arm in arms
         },
         "notes": run.notes(what, hospitals),
     }
+
+
+def _check(what: configs.Experiment, arms: Sequence[baselines.Arm]) -> None:
+    """Each arm's own recipe; that of the experiment was checked when it was read."""
+    groups = {arm.recipe.hash: arm for arm in arms if arm.recipe is not None}
+    groups.pop(what.recipe.hash, None)
+    faults = [
+        f"arm '{arm.name}': {fault}" for arm in groups.values() if arm.recipe for fault in models.validate(arm.recipe)
+    ]
+    if faults:
+        raise errors.ConfigError(f"experiment '{what.name}'", faults)
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ def _bytes(
 ) -> dict[str, Any]:
     """Bytes of the federated arm: handshake, rounds, final test."""
     flower.be_server_task(1)
-    recipe = what.recipe
+    recipe = locked.recipe  # what is sent states what the backbone decides
     # The site that pools all others is a node too and answers the handshake.
     total = _handshake(recipe, locked) * (len(hospitals) + 1)
     asked = (what.server.cohort or len(hospitals)) / len(hospitals)

@@ -13,9 +13,9 @@ from typing import Any
 from fedvfm import chain, storage
 from fedvfm import config as configs
 from fedvfm.data import hospitals as hospital_data
-from fedvfm.data import overlay
+from fedvfm.data import overlay, prompts
 from fedvfm.report import charts, page
-from fedvfm.simulation import baselines, compare, folder, pictures, provenance, statistics
+from fedvfm.simulation import baselines, compare, folder, pictures, provenance, statistics, summary
 
 BELOW_HOME = 0.02
 FEW_ROWS = 12
@@ -72,6 +72,11 @@ class Found:
         """The metric that ranks models of this task."""
         return str(self.made["primary"])
 
+    @property
+    def name(self) -> str:
+        """The same as people write it, marked where the federated arm's scores are an oracle's."""
+        return summary.shown(metric_name(self.primary), self.federated)
+
 
 def write(
     run: folder.RunFolder,
@@ -102,7 +107,7 @@ def write(
 
 def body(found: Found, hospitals: Sequence[hospital_data.Hospital], shown: Sequence[pictures.Picture]) -> list[str]:
     """The page, part by part."""
-    name = metric_name(found.primary)
+    name = found.name
     parts = {
         "arms": ("Arms compared", _arms(found)),
         "sites": ("Federated adapter, site by site", _sites(found)),
@@ -155,10 +160,15 @@ def _head(found: Found) -> list[str]:
     )
     return [
         f'<header><h1>{page.text(what.title or what.name)}</h1><p class="soft">{page.text(about)}</p>',
-        f'<p class="note" role="note">{page.text(what.note)}</p>' if what.note else "",
+        *(f'<p class="note" role="note">{page.text(note)}</p>' for note in _notes(found)),
         page.cards(_cards(found)),
         "</header>",
     ]
+
+
+def _notes(found: Found) -> list[str]:
+    """What must be read before any number."""
+    return [note for note in (found.what.note, prompts.describe(found.what.recipe.task)) if note]
 
 
 def _number(count: int, noun: str) -> str:
@@ -172,18 +182,18 @@ def _short_name(backbone: str) -> str:
 
 
 def _cards(found: Found) -> list[tuple[str, str, str]]:
-    name, federated = metric_name(found.primary), found.federated
+    name, federated, marked = found.name, found.federated, summary.shown
     bounds = _interval(found, "federated")
     between = f"95 % interval {bounds.low:.3f} to {bounds.high:.3f}" if bounds else "no interval"
     rows = [(f"Federated, macro {name}", f"{federated['macro']:.3f}", between)]
-    worst = federated["worst"]
-    rows.append(("Worst site", f"{worst['value']:.3f}", f"{worst['site']}, {federated['gap']:.3f} below the best"))
-    if "pooled" in found.arms:
-        rows.append(("Pooled", f"{found.arms['pooled']['macro']:.3f}", "one model from all images in one place"))
-    if "local-only" in found.arms:
-        abroad = found.arms["local-only"].get("abroad")
-        away = "" if abroad is None else f", {abroad:.3f} at the other sites"
-        rows.append(("Local-only", f"{found.arms['local-only']['macro']:.3f}", f"at home{away}"))
+    worst, below = federated["worst"], f"{federated['gap']:.3f} below the best"
+    rows.append((marked("Worst site", federated), f"{worst['value']:.3f}", f"{worst['site']}, {below}"))
+    pooled, local = found.arms.get("pooled"), found.arms.get("local-only")
+    if pooled:
+        rows.append((marked("Pooled", pooled), f"{pooled['macro']:.3f}", "one model from all images in one place"))
+    if local:
+        away = "" if local.get("abroad") is None else f", {local['abroad']:.3f} at the other sites"
+        rows.append((marked("Local-only", local), f"{local['macro']:.3f}", f"at home{away}"))
     return [*rows, provenance.traffic_card(found.journal, found.made)]
 
 
@@ -195,14 +205,14 @@ def _arms(found: Found) -> str:
     rows, whiskers = [], []
     for arm, part in found.arms.items():
         bounds = _interval(found, arm)
-        label = "local-only, at home" if arm == compare.LOCAL else arm
+        label = summary.shown("local-only, at home" if arm == compare.LOCAL else arm, part)
         rows.append(_arm_row(found, arm, label, part, bounds))
         whiskers.append(_whisker(label, part["macro"], bounds))
         if arm == compare.LOCAL and part.get("abroad") is not None:
             bounds = _interval(found, compare.ABROAD)
-            values = {"macro": part["abroad"]}
-            rows.append(_arm_row(found, compare.ABROAD, "local-only, abroad", values, bounds))
-            whiskers.append(_whisker("local-only, abroad", part["abroad"], bounds))
+            values, label = {"macro": part["abroad"]}, summary.shown("local-only, abroad", part)
+            rows.append(_arm_row(found, compare.ABROAD, label, values, bounds))
+            whiskers.append(_whisker(label, part["abroad"], bounds))
     name = metric_name(found.primary)
     head = ("arm", f"macro {name}", "95 % interval", "weighted", "worst site", "gap", "minus federated (95 % interval)")
     caption = (
@@ -291,7 +301,7 @@ def _sites(found: Found) -> str:
     metrics = list(dict.fromkeys(name for row in sites.values() for name in row if name != "num_examples"))
     head = ["site", "test samples", *(_column(name) for name in metrics)]
     rows = [[site, int(row["num_examples"]), *(row.get(name) for name in metrics)] for site, row in sites.items()]
-    caption = "Test metrics of the federated adapter after the last round"
+    caption = summary.shown("Test metrics of the federated adapter after the last round", found.federated)
     if "hd95" in metrics:
         tolerance = found.what.recipe.evaluation.nsd_tolerance
         caption += (
@@ -309,9 +319,10 @@ def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
     if not shown:
         return ""
     about = page.paragraph("Test samples drawn at random, not chosen; predicted with the federated adapter.", "soft")
+    mark = summary.shown("", found.federated)
     if shown[0].truth is not None:
         about += _class_key(found.what.recipe.data.class_names)
-    return about + f'<div class="samples">{"".join(_sample(one) for one in shown)}</div>'
+    return about + f'<div class="samples">{"".join(_sample(one, mark) for one in shown)}</div>'
 
 
 def _class_key(names: Sequence[str]) -> str:
@@ -322,7 +333,7 @@ def _class_key(names: Sequence[str]) -> str:
     return f'<p class="key">Classes:{inner}</p>'
 
 
-def _sample(one: pictures.Picture) -> str:
+def _sample(one: pictures.Picture, mark: str) -> str:
     where = f"sample {one.sample} of site {one.site}"
     panels = [(one.image, "image"), (one.truth, "truth"), (one.prediction, "prediction")]
     pictured = [
@@ -330,7 +341,7 @@ def _sample(one: pictures.Picture) -> str:
         for png, kind in panels
         if png is not None
     ]
-    score = "" if one.dice is None else f", Dice {one.dice:.3f}"
+    score = "" if one.dice is None else f", Dice {one.dice:.3f}{mark}"
     caption = f"<figcaption>{page.text(one.site)}: {page.text(charts.shorten(one.sample, 28))}{score}</figcaption>"
     if one.probabilities is None:
         return f'<figure class="sample">{caption}<div>{"".join(pictured)}</div></figure>'
@@ -362,7 +373,7 @@ def _matrix(found: Found) -> str:
             values = {site: row[found.primary] for site, row in found.arms[arm]["sites"].items()}
             rows.append((arm, values, False))
     columns = list(found.federated["sites"])
-    name = metric_name(found.primary)
+    name = found.name
     everything = [value for _, row, _ in rows for value in row.values()]
     limits = (min(everything), max(everything))
     if len(columns) > FEW_COLUMNS:

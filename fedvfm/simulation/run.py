@@ -15,10 +15,12 @@ from fedvfm import chain, errors, progress, seeding, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.backbones import table as backbones
+from fedvfm.backbones import weights
 from fedvfm.client import devices
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals as hospital_data
+from fedvfm.data import prompts
 from fedvfm.data.sources import index
 from fedvfm.server import strategy
 from fedvfm.simulation import baselines, classical, experiment, folder, site_errors, summary, tables
@@ -106,7 +108,7 @@ def _anywhere(what: configs.Experiment) -> configs.Experiment:
     """The same experiment with absolute folders: a run may be resumed from elsewhere, under other variables."""
     what = what.model_copy(update={"data": index.resolve(what.data)})
     backbone = what.recipe.backbone
-    if backbone.name not in backbones.TABLE and Path(backbone.name).is_dir():
+    if backbone.name not in backbones.TABLE and weights.is_folder(backbone.name):
         own = backbone.model_copy(update={"name": str(Path(backbone.name).absolute())})
         what = what.model_copy(update={"recipe": what.recipe.model_copy(update={"backbone": own})})
     return what
@@ -181,7 +183,8 @@ def notes(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital])
     planned = arms(what, [hospital.name for hospital in hospitals])
     rounds = {arm.group: arm.recipe.rounds for arm in planned if arm.recipe is not None}
     told = [note for hospital in hospitals for note in hospital.notes]
-    return [note for note in dict.fromkeys([*told, baselines.fewer_rounds(rounds, what, len(hospitals))]) if note]
+    told += [baselines.fewer_rounds(rounds, what, len(hospitals)), prompts.describe(what.recipe.task)]
+    return [note for note in dict.fromkeys(told) if note]
 
 
 def _train_and_report(
@@ -321,5 +324,6 @@ def _finish(
     shown = pictures.examples(model, hospitals, seeding.stream(what.recipe.seed, "report"))
     storage.write_text(run.summary, summary.as_json(made) + "\n")
     compare.write_groups(run, hospitals)
-    report.write(run, what, hospitals, made, shown)
+    # The report states the recipe that was trained: with what the backbone decides.
+    report.write(run, what.model_copy(update={"recipe": job.locked.recipe}), hospitals, made, shown)
     observer("note", text=f"report: {run.path / 'report.html'}")

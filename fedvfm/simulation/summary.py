@@ -51,6 +51,7 @@ def build(
         "wall_s": round(max(seconds, elapsed), 1),
         "peak_mib": max([journal.peak_mib(), *(row.get("peak_mib", 0.0) for row in records)]),
         "primary": primary,
+        "prompt": what.recipe.task.oracle or None,
         "arms": {group: _arm(group, arms, found, primary) for group in dict.fromkeys(arm.group for arm in arms)},
     }
 
@@ -72,6 +73,7 @@ def full_model_bytes(locked: recipes.LockedRecipe) -> int:
 
 def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], primary: str) -> dict[str, Any]:
     members = [arm for arm in arms if arm.group == group]
+    mark = _mark(members[0])
     rounds = max(int(found[arm.name]["round"]) for arm in members)
     if group == "local-only":
         matrix = {
@@ -79,15 +81,26 @@ def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], pr
             for arm in members
         }
         rows = {arm.train_sites[0]: found[arm.name]["last"]["sites"][arm.train_sites[0]] for arm in members}
-        return {**_values(rows, primary), "rounds": rounds, "matrix": matrix, "abroad": _abroad(matrix)}
+        return {**_values(rows, primary), **mark, "rounds": rounds, "matrix": matrix, "abroad": _abroad(matrix)}
     rows = {site: row for arm in members for site, row in found[arm.name]["last"]["sites"].items()}
-    result = {**_values(rows, primary), "rounds": rounds}
+    result = {**_values(rows, primary), **mark, "rounds": rounds}
     best = found[members[0].name].get("best")
     if best:
         result["best"] = {"round": best["round"], **_values(best["sites"], primary)}
     if "rule" in found[members[0].name]:
         result["rule"] = found[members[0].name]["rule"]
     return result
+
+
+def _mark(arm: baselines.Arm) -> dict[str, str]:
+    """``prompt`` of an arm whose scores are an oracle's."""
+    oracle = arm.recipe.task.oracle if arm.recipe is not None else ""
+    return {"prompt": oracle} if oracle else {}
+
+
+def shown(name: str, arm: Mapping[str, Any]) -> str:
+    """An arm's name as people read it: marked where its scores are an oracle's."""
+    return f"{name} ({arm['prompt']})" if arm.get("prompt") else name
 
 
 def _values(rows: Mapping[str, Mapping[str, float]], primary: str) -> dict[str, Any]:
@@ -109,7 +122,7 @@ def as_json(made: Mapping[str, Any]) -> str:
 def as_html(made: Mapping[str, Any]) -> str:
     """A small table: an arm a row."""
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{arm['macro']:.3f}</td>"
+        f"<tr><td>{html.escape(shown(name, arm))}</td><td>{arm['macro']:.3f}</td>"
         f"<td>{html.escape(arm['worst']['site'])} {arm['worst']['value']:.3f}</td></tr>"
         for name, arm in made["arms"].items()
     )
@@ -117,19 +130,22 @@ def as_html(made: Mapping[str, Any]) -> str:
 
 
 def write_tables(run: folder.RunFolder, made: Mapping[str, Any]) -> None:
-    """metrics.csv (arm, round, split, site, metric, value) and samples.csv (one row a sample and metric)."""
+    """metrics.csv (arm, round, split, site, metric, value) and samples.csv (one row a sample and metric).
+
+    Where scores are an oracle's, both have a last column ``prompt``, which says so row by row.
+    """
     names = [
         "federated",
         *sorted(str(p.parent.relative_to(run.path / "arms")) for p in (run.path / "arms").rglob("evaluation.json")),
     ]
-    columns = ("arm", "round", "split", "site", "metric", "value")
-    _write_csv(run, "metrics.csv", columns, (row for name in names for row in _metric_rows(run, name)))
-    _write_csv(
-        run,
-        "samples.csv",
-        ("arm", "site", "sample", "metric", "value"),
-        (row for name in names for row in _sample_rows(run, name)),
-    )
+    tables = {
+        "metrics.csv": (("arm", "round", "split", "site", "metric", "value"), _metric_rows),
+        "samples.csv": (("arm", "site", "sample", "metric", "value"), _sample_rows),
+    }
+    marks = {name: ((run.evaluation(name) or {}).get("prompt", "none"),) if made["prompt"] else () for name in names}
+    for file, (columns, rows_of) in tables.items():
+        head = (*columns, "prompt") if made["prompt"] else columns
+        _write_csv(run, file, head, ((*row, *marks[name]) for name in names for row in rows_of(run, name)))
 
 
 def _metric_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:

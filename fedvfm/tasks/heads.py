@@ -107,7 +107,9 @@ class Pyramid(nn.Module):
 
 
 class SamMasks(nn.Module):
-    """The masks of a SAM decoder, resized to the input: class k is mask token k. It has no parameters of its own.
+    """The masks of a SAM decoder, resized to the input. It has no parameters of its own.
+
+    Without prompts class k is mask token k; with them the decoder gives the logits of every class by itself.
 
     Shapes: masks (B, M, h, w) -> (B, K, H, W).
     """

@@ -268,6 +268,8 @@ def test_faults_of_each_kind(folders: dict[str, str]) -> None:
     for kind in ("lora", "norm", "bias", "adaptformer"):
         assert any("backbone 'unet'" in f and "use kind 'full'" in f for f in faults("unet", kind)), kind
     assert any("layers" in f for f in faults("unet", "full", layers=[0]))
+    for kind in ("norm", "bias", "full"):
+        assert any("recipe.adapter.dropout = 0.1" in f and "leave it 0" in f for f in faults(dino, kind, dropout=0.1))
 
 
 def test_all_faults_come_at_once(folders: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedvfm import errors, flower
+from fedvfm import errors, flower, flower_runtime
 
 # What flower.py takes from below Flower's public faces; a new one needs a test here.
 INTERNALS = {
@@ -204,3 +204,121 @@ def test_what_breaks_in_ray_is_one_error_with_its_cause(monkeypatch: pytest.Monk
         flower.run_on_ray(None, None, 2, 1, 0.0)  # type: ignore[arg-type]
     assert seen[0]["num_supernodes"] == 2
     assert os.environ["PYTHONPATH"] == "before"
+
+
+# --- real processes ---------------------------------------------------------------------------------------------------
+
+RUNTIME_INTERNALS = {
+    "flwr.common",
+    "flwr.common.constant",
+    "flwr.proto",
+    "flwr.supercore.constant",
+    "flwr.supercore.control",
+    "flwr.supercore.fab",
+    "flwr.supercore.heartbeat",
+    "flwr.supercore.interceptors",
+    "flwr.supercore.retry",
+    "flwr.supercore.run",
+    "flwr.supercore.runtime",
+    "flwr.supercore.task_identity",
+    "flwr.superlink.grid",
+    "flwr.supernode.runtime",
+}
+
+
+def test_nothing_else_is_used_at_run_time() -> None:
+    tree = ast.parse(Path(str(flower_runtime.__file__)).read_text())
+    found = {
+        str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flwr")
+    }
+    assert found - {"flwr.app", "flwr.serverapp"} == RUNTIME_INTERNALS
+
+
+def test_the_fleet_routes_are_those_of_the_superlink() -> None:
+    """The proxy forwards these and no others: a new route is a decision, not an accident."""
+    from flwr.superlink.routers.fleet.router import router
+
+    found = {(path, method) for route in router.routes for path, method in _paths(route)}
+    assert found == {(path, "POST") for path in flower_runtime.FLEET_ROUTES}
+    assert flower_runtime.PULL_ROUTE in flower_runtime.FLEET_ROUTES
+
+
+def _paths(route: object) -> list[tuple[str, str]]:
+    return [(route.path, method) for method in route.methods]  # type: ignore[attr-defined]
+
+
+def test_an_empty_answer_for_messages_has_no_byte() -> None:
+    """By that the proxy knows it, and holds it back."""
+    from flwr.proto import fleet_pb2
+
+    assert fleet_pb2.PullMessagesResponse().SerializeToString() == b""
+
+
+def test_errors_that_stand_for_a_lost_reply() -> None:
+    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
+
+    lost = {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.CLIENT_APP_CRASHED,
+    }
+    assert lost == flower_runtime.TRANSPORT_ERRORS
+    assert HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE == flower_runtime.LEASE_S
+
+
+def test_the_bundle_is_accepted_and_holds_no_code() -> None:
+    import io
+    import zipfile
+
+    from flwr.common.config import get_fab_config
+
+    bundle = flower_runtime.empty_bundle()
+    assert bundle == flower_runtime.empty_bundle()
+    assert get_fab_config(bundle)["project"]["name"] == "fedvfm-run"
+    assert sorted(zipfile.ZipFile(io.BytesIO(bundle)).namelist()) == [".info/CONTENT", "pyproject.toml"]
+
+
+def test_programs_take_the_arguments_we_give(tmp_path: Path) -> None:
+    from fedvfm.client import supernode
+    from fedvfm.server import superlink
+
+    # The packages' faces hold functions of the same names.
+    flower_superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    flower_supernode = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    server = superlink.SuperLink(tmp_path, 1234)
+    made = flower_superlink._parse_args_run_superlink().parse_args(server.program.command[1:])
+    assert (made.host, made.port, made.isolation, made.enable_supernode_auth) == ("127.0.0.1", 1234, "process", True)
+    assert made.runtime_dependency_install is False
+    node = supernode.SuperNode("n", tmp_path, "h:1", tmp_path / "ca", tmp_path / "key", 99)
+    found = flower_supernode._parse_args_run_supernode().parse_args(node.program.command[1:])
+    assert (found.superlink, found.host, found.port, found.isolation) == ("h:1", "127.0.0.1", 99, "process")
+    assert found.superexec_auth_secret_file == str(node.secret)
+
+
+def test_the_grid_lets_us_choose_how_it_waits() -> None:
+    from flwr.superlink.grid import HttpGrid
+
+    grid = HttpGrid("127.0.0.1:1", False, None, token="t")
+    assert hasattr(grid, "_retry_invoker")
+    assert "_retry_invoker" in inspect.getsource(HttpGrid._connect), "taken when it connects, after we set ours"
+    assert isinstance(HttpGrid._runtime_client, property)
+
+
+def test_a_reply_can_answer_another_message() -> None:
+    sent = message()
+    flower.set_message_id(sent, "m1")
+    reply = Message(RecordDict(), reply_to=sent)
+    flower_runtime.set_reply_to(reply, "m0")
+    assert reply.metadata.reply_to_message_id == "m0"
+
+
+def test_loopback_is_reached_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "hospital.example")
+    monkeypatch.delenv("no_proxy", raising=False)
+    flower_runtime.go_direct_to_loopback()
+    flower_runtime.go_direct_to_loopback()
+    assert os.environ["NO_PROXY"] == "hospital.example,127.0.0.1,localhost"
+    assert os.environ["no_proxy"] == "127.0.0.1,localhost"

@@ -218,6 +218,11 @@ def test_inputs_need_not_be_square(sam_folders: dict[str, Path], family: str) ->
         assert features.masks.isfinite().all()
     assert torch.equal(features.masks, opened(sam_folders[family]).features(pixels(side), backbone.taps(1)).masks)
     assert backbone.check_size((height, width)) == []
+    if family == "sam3":
+        with pytest.raises(RuntimeError, match="Output size is too small"):
+            backbone.features(pixels(14, 28), backbone.taps(1))
+        (fault,) = backbone.check_size((14, 28))
+        assert "input_size = [14, 28]: sides must be 28 at least" in fault
     assert f"multiples of the patch size {backbone.patch}" in backbone.check_size((side, side + 5))[0]
 
 

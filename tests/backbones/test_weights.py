@@ -357,3 +357,41 @@ def test_verify_says_what_there_is_to_say(tiny_dino: Path, tmp_path: Path, run: 
     assert (code, "fedvfm-weights.json: cannot be read" in out) == (WEIGHTS, True)
     assert "1 of 1 damaged: someone/tiny" in said
     assert run("list")[0] == 0
+
+
+def test_nothing_is_good_that_was_compared_with_nothing(tiny_dino: Path, tmp_path: Path, run: Any) -> None:
+    snapshot = hub(tmp_path, tiny_dino)
+    run("fetch", "someone/tiny")
+    repository = snapshot.parent.parent
+    # A newer revision, whose weights no name of a blob vouches for: the record is of the older one.
+    newer = Path(shutil.copytree(snapshot, repository / "snapshots" / ("b" * 40)))
+    (repository / "refs" / "main").write_text("b" * 40)
+    assert run("verify", "someone/tiny")[1].startswith("someone/tiny: unrecorded: ")
+    (repository / "blobs" / ("c" * 40)).write_bytes((newer / "model.safetensors").read_bytes())
+    (newer / "model.safetensors").unlink()
+    (newer / "model.safetensors").symlink_to(repository / "blobs" / ("c" * 40))
+    assert run("verify", "someone/tiny")[1].startswith("someone/tiny: unrecorded: ")
+    run("fetch", "someone/tiny")
+    assert run("verify", "someone/tiny")[1].startswith("someone/tiny: good: ")
+
+
+@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "config.json"])
+def test_a_download_that_was_cut_off_is_gone_on_with(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    import huggingface_hub
+
+    shard(copied)
+    snapshot, asked = hub(tmp_path, copied), []
+    (snapshot / lost).unlink()
+    local = huggingface_hub.snapshot_download
+
+    def download(name: str, *, local_files_only: bool, **more: Any) -> str:
+        asked.append(local_files_only)
+        if not local_files_only:
+            shutil.copy(copied / lost, snapshot / lost)
+        return str(local(name, local_files_only=True, **more))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert stored.fetch(settings("someone/tiny")).folder == snapshot
+    assert asked[-1] is False

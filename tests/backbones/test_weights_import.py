@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -444,3 +445,131 @@ def test_what_a_killed_import_left_goes_with_the_next_old_enough(tiny_dino: Path
         os.utime(folder, (folder.stat().st_atime, folder.stat().st_mtime - age))
     convert.bring(tiny_dino, "tiny")
     assert {path.name for path in cache.iterdir()} == {".import.new.part", "tiny"}
+
+
+# -- what lies about itself --------------------------------------------------------------------------------------------
+
+
+def zipped(path: Path, to: Path, how: int) -> Path:
+    """The same members, written again."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w", how) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    return to
+
+
+def test_a_compressed_or_damaged_zip_is_not_taken_for_numbers(tiny_dino: Path, tmp_path: Path) -> None:
+    # torch maps the members as they lie: compressed bytes, or bytes that rotted, would be weights.
+    config, whole = tiny_dino / "config.json", save(tmp_path / "whole.pth", arrays_of(tiny_dino))
+    refused(
+        zipped(whole, tmp_path / "packed.pth", zipfile.ZIP_DEFLATED),
+        "it is a compressed zip file, which torch does not write",
+        config=config,
+    )
+    rotten = bytearray(whole.read_bytes())
+    rotten[len(rotten) // 2] ^= 1
+    (tmp_path / "rotten.pth").write_bytes(rotten)
+    refused(tmp_path / "rotten.pth", "a check sum in it is wrong", config=config)
+    convert.bring(zipped(whole, tmp_path / "again.pth", zipfile.ZIP_STORED), "tiny", config=config)
+    assert same(load("tiny"), load(str(tiny_dino)))
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (lambda: {"x": torch.zeros(1).expand(10**6, 10**6)}, "would take 4,000,000,000,000 bytes, the file has"),
+        (lambda: {str(n): torch.zeros(1).expand(4096) for n in range(40)}, "refused: its tensors would take"),
+        (lambda: {"a\ud800": torch.zeros(1)}, r"'a\\ud800' is no plain tensor"),
+        (lambda: {"a\nb": torch.zeros(1)}, r"'a\\nb' is no plain tensor"),
+        (lambda: {"x": torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)])}, "'x' is no plain tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_are_more_or_other_than_they_seem(
+    tiny_dino: Path, tmp_path: Path, values: Callable[[], Any], match: str
+) -> None:
+    refused(save(tmp_path / "odd.pth", values()), match, config=tiny_dino / "config.json")
+
+
+def test_an_original_sam_of_wrong_shapes_or_types(tmp_path: Path) -> None:
+    flat = {"image_encoder.pos_embed": torch.zeros(1, 2, 2, 4), "image_encoder.patch_embed.proj.weight": torch.zeros(3)}
+    given = {"image_encoder.blocks.0.attn.qkv.weight": torch.zeros(3), **flat}
+    refused(save(tmp_path / "flat.pth", given), "arrays are not of the shapes that SAM's have")
+    eight = {name: value.to(torch.float8_e4m3fn) for name, value in given.items()}
+    safetensors.torch.save_file(eight, tmp_path / "eight.safetensors")
+    refused(tmp_path / "eight.safetensors", "is no plain tensor")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"hidden_size": "32"}, "does not describe a model .StrictDataclassFieldValidationError"),
+        ({"hidden_size": None}, "does not describe a model"),
+        ({"num_attention_heads": 0}, r"cannot be read into Dinov2Model \(ZeroDivisionError\)"),
+        ({"hidden_act": "os.system"}, r"cannot be read into Dinov2Model \(KeyError\)"),
+        ({"num_hidden_layers": 0}, "does not describe a model"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'quantization_config' asks for quantised weights"),
+        ({"transformers_weights": "other.safetensors"}, "'transformers_weights' names another file of weights"),
+        ({"vision_config": {"transformers_weights": "other.safetensors"}}, "'transformers_weights' names another"),
+    ],
+)
+def test_wrong_settings_are_one_error(tiny_dino: Path, tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads((tiny_dino / "config.json").read_text()), **changes}))
+    refused(tiny_dino / "model.safetensors", match, config=config)
+
+
+def test_wrong_settings_of_a_sam_are_one_error(sam_folders: dict[str, Path], tmp_path: Path) -> None:
+    values = json.loads((sam_folders["sam"] / "config.json").read_text())
+    folder = Path(shutil.copytree(sam_folders["sam"], tmp_path / "sam"))
+    for vision in ({"hidden_size": "32"}, {"num_attention_heads": 0}, 3):
+        changed = {**values["vision_config"], **vision} if isinstance(vision, dict) else vision
+        (folder / "config.json").write_text(json.dumps({**values, "vision_config": changed}))
+        for with_weights in (True, False):
+            with pytest.raises(errors.WeightsError, match=r"does not describe a model|cannot be read into SamModel"):
+                load(str(folder), with_weights=with_weights)
+
+
+def test_the_weights_that_are_hashed_are_those_that_are_read(tiny_dino: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_dino, tmp_path / "pinned"))
+    others = {name: value + 1 for name, value in arrays_of(tiny_dino).items()}
+    safetensors.torch.save_file(others, folder / "other.safetensors", {"format": "pt"})
+    values = {**json.loads((folder / "config.json").read_text()), "transformers_weights": "other.safetensors"}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(errors.WeightsError, match="names another file of weights than the one that is hashed"):
+        load(str(folder), sha256=identity.sha256_of(folder / "model.safetensors"))
+
+
+def test_an_imported_name_is_not_a_folder_that_happens_to_lie_here(
+    tiny_dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    located = convert.bring(tiny_dino, "tiny")
+    monkeypatch.chdir(tmp_path)
+    other = Path(shutil.copytree(tiny_dino, tmp_path / "tiny"))
+    safetensors.torch.save_file(
+        {name: value + 1 for name, value in arrays_of(tiny_dino).items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    assert weights.locate(configs.BackboneConfig(name="tiny")) == located
+    assert same(load("tiny"), load(str(tiny_dino)))
+    assert not same(load("./tiny"), load(str(tiny_dino)))
+
+
+def test_of_two_imports_at_once_the_second_sees_the_first(
+    tiny_dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(
+        {name: value + 1 for name, value in arrays_of(tiny_dino).items()}, other, {"format": "pt"}
+    )
+    check = convert._check_loads
+
+    def meanwhile(staging: Path, path: Path, name: str) -> None:
+        check(staging, path, name)
+        monkeypatch.setattr(convert, "_check_loads", check)
+        convert.bring(tiny_dino, "tiny")
+
+    monkeypatch.setattr(convert, "_check_loads", meanwhile)
+    with pytest.raises(errors.OutputInUse, match="'tiny' is on this machine already"):
+        convert.bring(other, "tiny", config=tiny_dino / "config.json")
+    assert same(load("tiny"), load(str(tiny_dino)))
+    assert [path.name for path in (weights.cache() / "weights").iterdir()] == ["tiny"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,33 @@ def test_wrong_seeds_device_and_site(cli: Any, tiny: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("sets", "fault"),
+    [
+        (["server.cohort=4"], "server.cohort = 4: 3 sites can train; give at most 3"),
+        (["server.quorum=4"], "server.quorum = 4: 3 sites can train; give at most 3"),
+        (["server.cohort=2", "server.quorum=3"], "server.quorum = 3: a round asks 2 of 3 sites; give at most 2"),
+        (
+            ['baselines=["leave-one-out"]', 'partition={kind="iid", sites=1}'],
+            "baselines: 'leave-one-out' needs more sites than hospital-1",
+        ),
+    ],
+)
+def test_what_these_sites_cannot_do_is_found_by_the_plan(cli: Any, tiny: Any, sets: list[str], fault: str) -> None:
+    words = [word for one in sets for word in ("--set", one)]
+    tiny.one_error(cli("simulate", tiny.experiment, "--dry-run", *words), CONFIG, fault)
+    tiny.one_error(cli("simulate", tiny.experiment, "--output", "never", *words), CONFIG, fault)
+    assert not (tiny.root / "never").exists()
+
+
+def test_a_site_of_a_reserved_name(cli: Any, tiny: Any, data: Path) -> None:
+    table = data / "index.csv"
+    table.write_text(table.read_text().replace(",north", ",pooled"))
+    tiny.one_error(
+        cli("simulate", tiny.experiment, "--dry-run", *on(data)), DATA, "site names 'pooled': reserved in a run"
+    )
+
+
 # --- data and weights -------------------------------------------------------------------------------------------------
 
 
@@ -257,9 +285,12 @@ def test_output_folder_that_is_not_empty(cli: Any, tiny: Any, finished: Path, tm
     said = tiny.one_error(answer, IN_USE, "is not empty. Choose another --output")
     assert "--resume" not in said
     tiny.one_error(cli("simulate", tiny.experiment, "--output", tmp_path / "letters" / "mine.txt"), IN_USE, "is a file")
-    tiny.one_error(
-        cli("simulate", tiny.experiment, "--seeds", "1,2", "--output", tmp_path / "letters"), IN_USE, "is not empty"
-    )
+    seeds = ["simulate", tiny.experiment, "--seeds", "1,2", "--output"]
+    tiny.one_error(cli(*seeds, tmp_path / "letters"), IN_USE, "is not empty")
+    tiny.one_error(cli(*seeds, tmp_path / "letters" / "mine.txt"), IN_USE, "is a file")
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "seeds.json").write_text("{}")
+    tiny.one_error(cli(*seeds, tmp_path / "seeds"), IN_USE, "is not empty", f"--resume {tmp_path / 'seeds'}")
 
 
 def test_output_folder_that_cannot_be_made(cli: Any, tiny: Any) -> None:
@@ -446,6 +477,31 @@ def test_ctrl_c_in_the_real_process_then_resume(forks: Any, tiny: Any, finished:
     answer = forks.run(tmp_path, *said.rpartition("fedvfm ")[2].split())
     assert answer.code == 0, answer.err
     assert tiny.results(run) == tiny.results(finished)
+
+
+def test_ctrl_c_between_seeds_then_resume(forks: Any, tiny: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "runs of mine"
+    call = ["simulate", tiny.experiment, "--set", "baselines=[]", "--rounds", "2", "--seeds", "0,1,2"]
+    process = forks.start(tmp_path, *call, "--output", runs)
+    _until((runs / "seed-1" / "journal.jsonl").exists)
+    os.kill(process, signal.SIGINT)
+    said = tiny.one_error(forks.wait(tmp_path, process), 130, f"Go on with: fedvfm simulate --resume '{runs}'\n")
+    assert not (runs / "seed-2").exists()
+    answer = forks.run(tmp_path, *shlex.split(said.rpartition("fedvfm ")[2]), "--json")
+    assert answer.code == 0, answer.err
+    whole = forks.run(tmp_path, *call, "--output", tmp_path / "whole", "--json")
+    fingerprints = [[row["fingerprint"] for row in json.loads(one.out)["runs"]] for one in (answer, whole)]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints[0])) == 3
+
+
+def test_a_traceback_only_where_it_is_asked_for(forks: Any, tiny: Any, tmp_path: Path) -> None:
+    call = ["simulate", tiny.experiment, "--set", 'device="cuda"', "--output", tmp_path / "run"]
+    tiny.one_error(forks.run(tmp_path, *call, CUDA_VISIBLE_DEVICES=""), CONFIG, "torch sees no CUDA device")
+    answer = forks.run(tmp_path, *call, CUDA_VISIBLE_DEVICES="", FEDVFM_DEBUG="1")
+    assert answer.code == CONFIG
+    assert "Traceback" in answer.err
+    assert "ConfigError" in answer.err.splitlines()[-2]
 
 
 def test_ctrl_c_before_the_run_begins(forks: Any, tiny: Any, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ TOP = {
 }
 BACKBONE = {"name", "sha256", "parameters"}
 BYTES = {"up", "down", "full_model"}
-ARM = {"sites", "macro", "weighted", "worst", "gap"}
+ARM = {"sites", "macro", "weighted", "worst", "gap", "rounds"}
 MORE = {"federated": {"best"}, "local-only": {"matrix", "abroad"}, "classical": {"rule"}}
 FILES = {
     "experiment.json",
@@ -253,6 +253,33 @@ def test_set_and_seeds(tiny: Any, forks: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "seed-4" / "experiment.json").read_text())["recipe"]["adapter"]["rank"] == 3
 
 
+def test_one_seed_is_a_list_too(tiny: Any, forks: Any, tmp_path: Path) -> None:
+    """Whoever reads the output need not count the seeds first; and what goes on prints the same form."""
+    sets = ["--set", "baselines=[]", "--rounds", "1", "--seeds", "4", "--json"]
+    answer = forks.run(tmp_path, "simulate", tiny.experiment, *sets, "--output", tmp_path / "runs")
+    assert answer.code == 0, answer.err
+    made = json.loads(answer.out)
+    assert [row["seed"] for row in made["runs"]] == [4]
+    again = forks.run(tmp_path, "simulate", "--resume", tmp_path / "runs", "--json")
+    assert json.loads(again.out) == made
+    assert answer.err == again.err == ""
+    single = forks.run(tmp_path, "simulate", "--resume", tmp_path / "runs" / "seed-4", "--json")
+    assert json.loads(single.out)["fingerprint"] == made["runs"][0]["fingerprint"]
+
+
+def test_every_verb_prints_one_json_document(cli: Any, tiny: Any, finished: Path) -> None:
+    calls = [
+        ["experiments", "--json"],
+        ["simulate", tiny.experiment, "--dry-run", "--json"],
+        ["compare", finished, "--json"],
+        ["weights", "fetch", tiny.backbone, "--json"],
+    ]
+    for call in calls:
+        answer = cli(*call)
+        assert answer.code == 0, answer.err
+        assert json.loads(answer.out), call
+
+
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
@@ -310,11 +337,9 @@ def test_same_fingerprint_twice_in_one_process_and_in_a_fresh_one(finished: Path
     import torch
 
     what = fedvfm.load_experiment(str(tiny.experiment), ["baselines=[]"])
-    threads = torch.get_num_threads()
     first = fedvfm.simulate(what, output=tmp_path / "first")
     torch.manual_seed(99)  # the caller's own random state must not matter
     second = fedvfm.simulate(what, output=tmp_path / "second")
-    torch.set_num_threads(threads)
     assert first.summary["fingerprint"] == second.summary["fingerprint"] == tiny.summary(finished)["fingerprint"]
     assert first.summary["arms"]["federated"] == tiny.summary(finished)["arms"]["federated"]
     assert "<table>" in first._repr_html_()

@@ -231,6 +231,27 @@ def test_truncated_files(tmp_path: Path, writer: Any) -> None:
     assert "packed.dcm: " in refused(tmp_path / "packed.dcm")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_number_of_frames_that_cannot_be(tmp_path: Path, writer: Any, packed: bool) -> None:
+    """A damaged or hostile number must neither fill the memory nor end in a traceback."""
+    one = writer.pixels(writer.blank("US", writer.US), np.zeros((10, 10), np.uint8))
+    if packed:
+        one.compress(pydicom.uid.RLELossless)
+    for number, expected in ((-5, "damaged header"), (2_000_000_000, "cut short (")):
+        one.NumberOfFrames = number
+        one.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+        assert expected in refused(tmp_path / f"{number}.dcm")
+
+
+def test_a_file_of_a_study_that_cannot_be_opened_is_not_skipped(tmp_path: Path, writer: Any) -> None:
+    """Without its last slice a series would still look whole."""
+    writer.series(tmp_path / "ct", voxels(), LPS)
+    (tmp_path / "ct" / "IM0009").symlink_to(tmp_path / "gone")
+    text = refused(tmp_path / "ct")
+    assert "file 5 of 5 (in the order of names): cannot be read; give this user the right to" in text
+    assert "IM0009" not in text
+
+
 def test_packings_without_a_decoder(tmp_path: Path, writer: Any) -> None:
     one = writer.radiograph(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16))
     one.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from fedvfm import config, errors
-from fedvfm.data import geometry, hospitals, segments
+from fedvfm.data import geometry, hospitals, sample, segments, volumes
+from fedvfm.data.readiness import faults
 from fedvfm.data.sources import cases, folder, table
 
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
@@ -217,6 +218,31 @@ def test_radiographs_with_masks(tmp_path: Path, writer: Any, kind: str) -> None:
         assert "masks/a.png is 8 x 6 pixels, images/a.dcm is 6 x 8" in message(tmp_path)
 
 
+def test_a_mask_of_a_radiograph_with_long_pixels(tmp_path: Path, writer: Any) -> None:
+    """Its rows are further apart than the millimetre that stands for its missing depth: it is no stack of rows."""
+    writer.radiograph(
+        tmp_path / "images" / "a.dcm", np.arange(48, dtype=np.uint16).reshape(6, 8), ImagerPixelSpacing=[3.0, 1.0]
+    )
+    mask = np.zeros((6, 8), dtype=np.uint8)
+    mask[1, 6] = 1
+    header = volumes.read_header(tmp_path / "images" / "a.dcm")
+    (tmp_path / "masks").mkdir()
+    volumes.write_nifti(tmp_path / "masks" / "a.nii.gz", volumes.place_back({0: mask}, header), header)
+    source = make(tmp_path)
+    np.testing.assert_array_equal(source.read(source.samples()[0]).mask, mask)
+
+
+def test_a_mask_without_directions_is_not_turned_upside_down(tmp_path: Path, writer: Any) -> None:
+    """Saved with the unit affine it says right and front where the radiograph's columns and rows run left and down."""
+    writer.radiograph(tmp_path / "images" / "a.dcm", np.arange(36, dtype=np.uint16).reshape(6, 6))
+    mask = np.zeros((6, 6), dtype=np.uint8)
+    mask[1, 4] = 1
+    nifti(tmp_path / "masks" / "a.nii.gz", mask.T[:, :, None], np.eye(4))
+    text = message(tmp_path)
+    assert "masks/a.nii.gz: its axes run to RAS, those of images/a.dcm as stored (columns, rows) to LPS" in text
+    assert faults.kind(text) == "mask-geometry"
+
+
 def test_a_drawn_mask_on_a_turned_slice_is_refused(tmp_path: Path, writer: Any) -> None:
     """Prone: the file's rows are not those a radiologist is shown, and nobody can say on which the mask was drawn."""
     writer.series(tmp_path / "one", values()[:, :, :1], np.diag([-0.5, -0.75, 2.5, 1.0]))
@@ -415,6 +441,25 @@ def test_bids(tmp_path: Path) -> None:
     )
 
 
+def test_one_bids_mask_is_not_given_to_two_images(tmp_path: Path) -> None:
+    bids(tmp_path)
+    first = next(tmp_path.rglob("sub-02_ses-a_T1w.nii.gz"))
+    for run in (1, 2):
+        nifti(first.with_name(f"sub-02_ses-a_run-{run}_T1w.nii.gz"), values(run))
+    first.unlink()
+    text = message(tmp_path, suffix="T1w")
+    assert (
+        "sub-02_ses-a_run-2_T1w.nii.gz: its mask in derivatives/ is that of sub-02/ses-a/anat/sub-02_ses-a_run-1"
+        in text
+    )
+    assert faults.kind(text) == "name-twice"
+    mask = next((tmp_path / "derivatives").rglob("sub-02*mask.nii.gz"))
+    for run in (1, 2):
+        nifti(mask.with_name(f"sub-02_ses-a_run-{run}_label-lesion_mask.nii.gz"), labels())
+    mask.unlink()
+    assert len(make(tmp_path, suffix="T1w").samples()) == 16
+
+
 # --- patients and splits ----------------------------------------------------------------------------------------------
 
 
@@ -440,3 +485,27 @@ def test_a_segmentation_is_unpacked_once(tmp_path: Path, writer: Any, monkeypatc
     monkeypatch.setattr(segments, "_stored", lambda *found: (calls.append(1), original(*found))[1])
     assert [int(source.read(one).mask.sum()) for one in source.samples()] == [0, 0, 1, 1]
     assert len(calls) == 1
+
+
+class Pictures:
+    """A source without volumes."""
+
+    info = sample.SourceInfo("mine", "segmentation", ("background", "foreground"), "none")
+
+    def __init__(self, source: config.SourceConfig) -> None:
+        self.source = source
+
+    def samples(self) -> list[sample.Sample]:
+        return []
+
+
+def test_a_source_without_volumes_does_not_pass_over_what_the_recipe_asks() -> None:
+    source = config.SourceConfig(source="mine")
+    made = Pictures(source)
+    assert table.under(made, contract()) is made
+    assert table.under(made, contract(plane="acquired")) is made
+    assert table.under(made, None) is made
+    for changes, words in ({"stack": 3}, "stack = 3 needs"), ({"plane": "coronal"}, "plane = 'coronal' needs"):
+        with pytest.raises(errors.DataError, match=words) as caught:
+            table.under(made, contract(**changes))
+        assert faults.kind(str(caught.value)) == "volume-needed"

@@ -303,7 +303,8 @@ def test_dicom_studies_with_names_in_every_header(writer: Any, tmp_path: Path) -
     labelled(data, 6)
     made = run(data)
     told = document.build(made)
-    assert (told["data"]["samples"], told["data"]["volumes"], told["data"]["patients"]) == (24, 6, 6)
+    assert (told["data"]["samples"], told["data"]["volumes"], told["data"]["patients"]) == (24, 6, None)
+    assert "each volume was taken for a patient of its own" in one(made, "patients-unknown").problem
     assert told["images"]["spacing_mm"]["row"]["median"] == 0.7
     assert told["images"]["orientations"] == {"LPS": 24}
     assert -1000.0 <= told["images"]["units"]["low"] < told["images"]["units"]["high"] <= -100.0
@@ -316,6 +317,26 @@ def test_dicom_studies_with_names_in_every_header(writer: Any, tmp_path: Path) -
     labelled(data, 7)
     made = run(data)
     assert one(made, "duplicate-pixels").count == 4
+
+
+def test_whose_volumes_they_are_and_what_their_headers_leave_open(writer: Any, tmp_path: Path) -> None:
+    """Two studies of one patient would land in train and test, and nothing but the table can say so."""
+    data = tmp_path / "data"
+    for number in range(6):
+        study(writer, data, number)
+        (data / "studies" / f"{SECRET}-{number:02d}" / "report.pdf").write_bytes(b"%PDF")
+    labelled(data, 6)
+    made = run(data)
+    assert one(made, "patients-unknown").count == 24
+    assert one(made, "header-noted").problem == "1 file(s) without images were not read: 24 samples"
+    assert one(made, "header-noted").samples == tuple(range(1, 25))
+    rows = [f"{SECRET}-{number:02d},{('healthy', 'ill')[number % 2]},{SECRET}{number // 2}" for number in range(6)]
+    (data / "labels.csv").write_text("id,label,patient\n" + "\n".join(rows) + "\n")
+    made = run(data)
+    assert document.build(made)["data"]["patients"] == 3
+    assert not [each for each in made.findings if each.code == "patients-unknown"]
+    assert one(made, "few-patients").count == 3
+    assert SECRET not in shown(made)
 
 
 def test_dicom_faults(writer: Any, tmp_path: Path) -> None:
@@ -522,6 +543,8 @@ def test_colour_and_polarity() -> None:
     made = judge(Given([colour, grey, bright]), contract(grey=True, intensity="polarity"))
     assert (made["colour-where-grey"].severity, made["colour-where-grey"].samples) == ("warning", (1,))
     assert "polarity-mixed" not in made
+    made = judge(Given([colour, grey, bright]), contract(stack=3))
+    assert "colour-mixed" not in made, "channels of a stack are neighbouring slices"
 
 
 def test_spacing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel
@@ -99,6 +100,7 @@ def test_what_is_no_volume(tmp_path: Path) -> None:
     assert "no finite numbers" in refused(nifti(tmp_path / "inf.nii", bad))
     with pytest.raises(errors.DataError, match="no finite numbers"):
         volumes.read_slice(tmp_path / "inf.nii", 0)
+    assert "no finite numbers" in refused(nifti(tmp_path / "big.nii", np.full((4, 4, 4), 1e300)))
     assert "1 x 1 pixels, at least 2 x 2" in refused(nifti(tmp_path / "one.nii", np.zeros((1, 1, 4), np.uint8)))
     colour = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     assert "colour voxels" in refused(nifti(tmp_path / "colour.nii", colour))
@@ -115,6 +117,64 @@ def test_what_is_no_volume(tmp_path: Path) -> None:
         assert f"cut{ending}: damaged or cut short" in refused(cut)
     with pytest.raises(errors.DataError, match="slice 9 asked, it has 0 to 5"):
         volumes.read_slice(nifti(tmp_path / "good.nii", voxels()), 9)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_header_that_claims_more_voxels_than_the_file_can_hold(tmp_path: Path, ending: str) -> None:
+    """Told from the header: reading would take the memory of all that is claimed."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((30000, 30000, 30000))
+    header.set_data_dtype(np.int16)
+    content = header.binaryblock + bytes(5000)
+    path = tmp_path / f"huge{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    with pytest.raises(errors.DataError, match=r"cut short \(\d+ bytes for 54000000000000 bytes of voxels\)"):
+        volumes.read_header(path)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_an_nrrd_that_claims_more_voxels_than_the_file_can_hold(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "v.nrrd"
+    about = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": [0.0] * 3}
+    nrrd.write(str(path), voxels(), {**about, "encoding": encoding})
+    content = path.read_bytes()
+    assert b"sizes: 4 5 6" in content
+    path.write_bytes(content.replace(b"sizes: 4 5 6", b"sizes: 30000 30000 30000"))
+    with pytest.raises(errors.DataError, match=r"cut short \(\d+ bytes for 27000000000000 voxels\)"):
+        volumes.read_header(path)
+
+
+def test_complex_voxels_are_refused(tmp_path: Path) -> None:
+    assert "complex voxels" in refused(nifti(tmp_path / "k.nii.gz", voxels().astype(np.complex64)))
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1000.0), ("meter", 0.001), ("mm", 1.0), ("unknown", 1.0)])
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1)])
+def test_units_of_length_are_heeded_both_ways(tmp_path: Path, unit: str, factor: float, codes: tuple[int, int]) -> None:
+    """Spacings are millimetres, and the mask has the input's own units and numbers."""
+    affine = np.diag([factor, factor, factor, 1.0]) @ AFFINE
+    image = nibabel.Nifti1Image(voxels(), affine)
+    image.set_sform(affine if codes[0] else None, code=codes[0])
+    image.set_qform(affine, code=codes[1])
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "in.nii")
+    header = volumes.read_header(tmp_path / "in.nii")
+    assert header.spacing("axial") == pytest.approx((0.8, 0.7))
+    assert header.step("axial") == pytest.approx(2.5)
+    np.testing.assert_allclose(header.stored.affine, AFFINE, rtol=1e-5, atol=1e-5)
+    volumes.write_nifti(tmp_path / "out.nii", np.ones(voxels().shape, np.uint8), header)
+    back = nibabel.load(tmp_path / "out.nii")
+    np.testing.assert_allclose(back.affine, affine, rtol=1e-5)
+    np.testing.assert_allclose(back.header.get_zooms(), image.header.get_zooms(), rtol=1e-5)
+    assert back.header.get_xyzt_units()[0] == ("mm" if unit == "unknown" else unit)
+
+
+def test_a_volume_without_any_affine_is_noted(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(voxels(), AFFINE)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "bare.nii")
+    assert "its sides are a guess" in volumes.read_header(tmp_path / "bare.nii").notes[0]
 
 
 def test_affines_that_disagree(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ import fedvfm
 from fedvfm import errors
 from fedvfm.client import model as models
 from fedvfm.inference import delivery, export, forms, hub
+from fedvfm.server import checkpoint
 
 Saver = Callable[..., Path]
 
@@ -261,6 +263,66 @@ def test_peft_is_what_was_saved(saved: Saver, tiny_dino: Path, tmp_path: Path) -
     torch.testing.assert_close(found, features, rtol=1e-5, atol=1e-5)
 
 
+# -- what an adapter's folder says beside its numbers ----------------------------------------------------------------
+
+
+def copied(saved: Path, to: Path) -> Path:
+    return Path(shutil.copytree(saved, to))
+
+
+def test_what_lies_beside_the_adapter_is_made_again_of_its_numbers(saved: Saver, tmp_path: Path) -> None:
+    adapter = copied(saved(), tmp_path / "adapter")
+    head = safetensors.torch.load_file(adapter / "head.safetensors")
+    safetensors.torch.save_file({name: value + 1 for name, value in head.items()}, adapter / "head.safetensors")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 100 * settings["lora_alpha"]}))
+    for form in ("hf", "peft"):
+        fedvfm.export_adapter(adapter, tmp_path / form, form)
+        found = safetensors.torch.load_file(tmp_path / form / "head.safetensors")
+        assert all(torch.equal(value, head[name]) for name, value in found.items())
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text()) == settings
+
+
+def test_the_recipe_hash_is_that_of_training_wherever_the_backbone_lies(
+    saved: Saver, tiny_dino: Path, tmp_path: Path
+) -> None:
+    moved = copied(tiny_dino, tmp_path / "elsewhere")
+    model = fedvfm.load_adapter(saved(), backbone=str(moved))
+    trained = checkpoint.read(saved() / export.STATE)[2]["recipe"]
+    assert f"recipe hash: `{trained}`" in (saved() / "README.md").read_text()
+    assert model.recipe_hash == trained
+    fedvfm.export_adapter(saved(), tmp_path / "hf", backbone=str(moved))
+    assert f"recipe hash: `{trained}`" in (tmp_path / "hf" / "README.md").read_text()
+    fedvfm.export_adapter(saved(), tmp_path / "monai", "monai", backbone=str(moved))
+    about = json.loads((tmp_path / "monai" / "configs" / "metadata.json").read_text())
+    assert about["fedvfm"]["recipe_hash"] == trained
+    fedvfm.export_adapter(saved(), tmp_path / "peft", "peft", backbone=str(moved))
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tiny_dino)
+
+
+def test_an_adapter_trained_in_bfloat16_is_compared_in_full_precision(saved: Saver, tmp_path: Path) -> None:
+    model = fedvfm.load_adapter(saved())
+    model.recipe = model.recipe.model_copy(update={"precision": "bfloat16"})
+    adapter = export.save(model, tmp_path / "adapter", {})
+    assert fedvfm.export_adapter(adapter, tmp_path / "hf")["difference"] < 1e-5
+    assert fedvfm.export_adapter(adapter, tmp_path / "monai", "monai")["difference"] == 0.0
+    image = prepared(model)
+    with torch.no_grad():
+        half, full = (delivery.Deliverable(one)(image) for one in (model, delivery.exact(model)))
+    assert delivery.difference(half, full) > delivery.TOLERANCE
+    assert model.recipe.precision == "bfloat16"
+
+
+def test_a_bundle_takes_a_backbone_in_shards(saved: Saver, tiny_dino: Path, tmp_path: Path) -> None:
+    stock = transformers.Dinov2Model.from_pretrained(tiny_dino)
+    stock.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    adapter = saved(backbone=tmp_path / "shards")
+    made = fedvfm.export_adapter(adapter, tmp_path / "bundle", "monai")
+    assert "models/backbone/model.safetensors.index.json" in made["files"]
+    assert made["difference"] == 0.0
+
+
 # -- refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -315,8 +377,6 @@ def test_what_computes_something_else_is_not_delivered(
 
 
 def test_a_peft_form_of_other_numbers_is_refused(saved: Saver, tmp_path: Path) -> None:
-    import shutil
-
     mixed = tmp_path / "mixed"
     shutil.copytree(saved(), mixed)
     name = hub.PEFT_FILES[1]

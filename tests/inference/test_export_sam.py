@@ -42,8 +42,20 @@ def test_hf_and_monai(saved: Saver, sam_folders: dict[str, Path], tmp_path: Path
     torch.testing.assert_close(
         logits(delivery.Deliverable(delivery.on(model, stock)), image), expected, rtol=1e-4, atol=1e-4
     )
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "`head.safetensors` is empty" in card
+    assert ("itself gives other masks" in card) == (family == "sam_hq")
+    assert "pixels alone" not in card
     bundle = fedvfm.export_adapter(adapter, tmp_path / "bundle", "monai")
     assert bundle["difference"] == 0.0
+
+
+def test_the_card_says_where_the_stock_class_takes_no_such_input(
+    saved: Saver, sam_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    fedvfm.export_adapter(saved(backbone=sam_folders["sam"], input_size=[32, 48]), tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "`SamModel` itself takes 64 x 64 pixels alone; this adapter was trained at 32 x 48." in card
 
 
 def test_predict(saved: Saver, sam_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -230,12 +230,16 @@ def test_classification_is_one_table(saved: Saver, tmp_path: Path) -> None:
     made = fedvfm.predict(adapter, tmp_path / "in", tmp_path / "out")
     with (tmp_path / "out" / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["id"] for row in rows] == ["a", "b", "v/z000", "v/z001", "v/z002"]
+    assert [row["id"] for row in rows] == ["a", "b", "v", "v/z000", "v/z001", "v/z002"]
     assert list(rows[0]) == ["id", "class", "p_rest", "p_cell", "p_wall"]
     expected = evaluated(adapter, samples.Pixels(formats.read_image(tmp_path / "in" / "a.png"))).softmax(dim=0)
     found = [float(rows[0][f"p_{name}"]) for name in ("rest", "cell", "wall")]
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
     assert rows[0]["class"] == ["rest", "cell", "wall"][int(expected.argmax())]
+    # A volume is scored by the mean of its slices, so that is what is delivered of it.
+    for name in ("rest", "cell", "wall"):
+        mean = np.mean([float(row[f"p_{name}"]) for row in rows[3:]])
+        assert float(rows[2][f"p_{name}"]) == pytest.approx(mean, abs=2e-6)
     assert made["inputs"][0]["probabilities"]["rest"] == found[0]
     assert not list((tmp_path / "out").rglob("*.png"))
 

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 import fedvfm
 from fedvfm import errors
@@ -246,3 +247,47 @@ def test_what_is_found_where(writer: Any, tmp_path: Path) -> None:
     without_ending = next((tmp_path / "in" / "patient" / "ct").glob("*.dcm"))
     renamed = without_ending.rename(tmp_path / "in" / "IM0001")
     assert inputs.find(renamed)[0].kind == "dicom"
+
+
+def test_pictures_and_volumes_beside_a_study_are_predicted_too(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    """They were passed over in silence: a folder with one DICOM file hid all that lay in and below it."""
+    study = tmp_path / "in" / "case"
+    writer.series(study / "ct", phantom(), oblique())
+    nibabel.save(nibabel.Nifti1Image(phantom(), np.eye(4)), study / "ct" / "before.nii.gz")
+    (study / "ct" / "deep").mkdir()
+    for place in (study / "ct", study / "ct" / "deep"):
+        Image.fromarray(np.arange(900, dtype=np.uint8).reshape(30, 30) % 200).save(place / "view.png")
+    made = fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
+    assert [row["id"] for row in made["inputs"]] == [
+        "case/ct/before",
+        "case/ct/view",
+        "case/ct/deep/view",
+        "series-001",
+    ]
+
+
+def test_an_output_below_the_input_by_another_way(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    writer.series(tmp_path / "in", phantom(), oblique())
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    with pytest.raises(errors.OutputInUse, match="lies inside the input"):
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "link" / "out")
+
+
+def test_what_does_not_fit_into_memory_stops_no_other_input(
+    saved: Saver, writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        writer.series(tmp_path / "in" / name, phantom(), oblique())
+    place = volumes.place_back
+    asked: list[int] = []
+
+    def full(*given: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 1:
+            raise MemoryError
+        return place(*given)
+
+    monkeypatch.setattr(volumes, "place_back", full)
+    with pytest.raises(errors.DataError, match="series-001: does not fit into the memory of this machine"):
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out", form="nifti")
+    assert (tmp_path / "out" / "series-002.nii.gz").is_file()

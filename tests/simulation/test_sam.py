@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fedvfm
+from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.simulation import experiment, plan, run
 
@@ -32,6 +33,13 @@ def test_a_federation_of_sam(tiny: Any, sam_folders: dict[str, Path], tmp_path: 
     for name in ("block.00.q.B", "block.03.v.B", "decoder.upscale_conv1.weight", "decoder.mask_tokens.weight"):
         assert np.abs(adapter[name]).max() > 0, name
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    # What travelled is what the plan said, and the report names the recipe that was trained.
+    what = experiment.parse(values(tiny, sam_folders["sam"]), "experiment")
+    planned = plan.plan(what, experiment.hospitals(what))["bytes"]
+    assert all(planned[way] == pytest.approx(result.summary["bytes"][way], rel=0.015) for way in ("up", "down"))
+    recipe = configs.parse(configs.Recipe, about["recipe"], "recipe")
+    assert recipe.hash in (tmp_path / "run" / "report.html").read_text()
+    assert f"recipe hash: `{recipe.hash}`" in (tmp_path / "run" / "adapter" / "README.md").read_text()
 
 
 def test_a_plan_of_the_real_shape_needs_no_weights(tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -50,3 +58,6 @@ def test_arms_that_could_train_nothing_are_refused_before_they_start(
     lora_only = values(tiny, sam_folders["sam"], adapter={"rank": 2, "parts": []})
     with pytest.raises(errors.ConfigError, match="nothing would train"):
         run.simulate(lora_only, output=tmp_path / "run")
+    what = experiment.parse(lora_only, "experiment")
+    with pytest.raises(errors.ConfigError, match=r"arm 'head-only': recipe\.adapter: nothing would train"):
+        plan.plan(what, experiment.hospitals(what))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,6 +124,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         limited=len(chosen) < len(everything),
     )
     made.told += [(one.number, one.code, one.message) for one in found.failures]
+    made.findings += _noted(raw, everything)
     known = {one.code for one in made.findings}
     for one in [*rules.findings(made.seen), *appearance.findings(made.seen), *duplicates.findings(made.seen)]:
         # Where table and samples tell the same fault, the one that numbers samples says more.
@@ -131,6 +132,21 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
             made.findings = [other for other in made.findings if other.code != one.code]
         made.findings.append(one)
     made.raw, made.source, made.fits = raw, source, not contract
+
+
+def _noted(raw: samples.Source, everything: Sequence[samples.Sample]) -> list[finding.Finding]:
+    """What the headers of volumes leave in doubt, where the source knows; such notes hold no text of a file."""
+    notes_of = getattr(raw, "notes_of", None)
+    if notes_of is None:
+        return []
+    told: dict[str, list[int]] = {}
+    for number, one in enumerate(everything, 1):
+        for note in notes_of(one):
+            told.setdefault(note, []).append(number)
+    return [
+        finding.make("header-noted", f"{note}: {finding.number(len(members), 'sample')}", len(members), members)
+        for note, members in told.items()
+    ]
 
 
 def _shown_names(own: owns.Own, info: samples.SourceInfo) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedvfm.client.readiness import check
 from fedvfm.data import splits as splitting
-from fedvfm.data.readiness import finding, looked, survey
+from fedvfm.data.readiness import finding, looked
 
 FORMAT = 1
 """Raised when a key changes its meaning or goes away; new keys may come at any time."""
@@ -27,7 +27,7 @@ def build(made: check.Checked) -> dict[str, Any]:
         "counts": {name: sum(one.severity == name for one in made.findings) for name in finding.SEVERITIES},
         "recipe": None if recipe is None else {"hash": recipe.hash, "backbone": _backbone(recipe.backbone.name)},
         "data": None if seen is None else _data(seen),
-        "images": None if seen is None or not seen.found.rows else _images(seen.found),
+        "images": None if seen is None or not seen.found.rows else _images(seen),
         "masks": None if seen is None or not seen.segmentation or not seen.found.rows else _masks(seen),
         "machine": made.facts.get("machine"),
         "training_step": made.facts.get("training_step"),
@@ -59,15 +59,16 @@ def _data(seen: looked.Looked) -> dict[str, Any]:
     }
 
 
-def _images(found: survey.Survey) -> dict[str, Any]:
-    rows = found.rows
+def _images(seen: looked.Looked) -> dict[str, Any]:
+    found, rows = seen.found, seen.found.rows
+    stacked = seen.contract is not None and seen.contract.stack > 1
     units = [row.units for row in rows if row.units is not None]
     spacings = [row.spacing for row in rows if row.spacing is not None]
     return {
         "height": spread([row.size[0] for row in rows]),
         "width": spread([row.size[1] for row in rows]),
         "sizes": common([f"{row.size[0]} x {row.size[1]}" for row in rows]),
-        "colour": sum(row.colour for row in rows),
+        "colour": 0 if stacked else sum(row.colour for row in rows),
         "spacing_mm": None
         if not spacings
         else {"row": spread([one[0] for one in spacings]), "column": spread([one[1] for one in spacings])},

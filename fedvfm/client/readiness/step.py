@@ -142,5 +142,5 @@ def missing_weights(recipe: configs.Recipe, shapes: models.AdaptedModel) -> list
     try:
         weights.locate(recipe.backbone, download=False)
     except errors.WeightsError as error:
-        return [finding.make("weights-missing", str(error), remedy=f"Run: fedvfm weights fetch {recipe.backbone.name}")]
+        return [finding.make("weights-missing", str(error), remedy=weights.remedy(recipe.backbone.name))]
     return []

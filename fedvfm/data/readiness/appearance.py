@@ -117,7 +117,9 @@ def _stretched(rows: Rows, aspect: float) -> Findings:
 
 def _colour(seen: looked.Looked, rows: Rows) -> Findings:
     found = []
-    colour = [row for row in rows if row.colour]
+    # In a stack the channels are neighbouring slices.
+    stacked = seen.contract is not None and seen.contract.stack > 1
+    colour = [row for row in rows if row.colour and not stacked]
     if seen.contract is not None and seen.contract.grey and colour:
         problem = f"{finding.number(len(colour), 'image')} in colour, and the recipe takes grey"
         found.append(finding.make("colour-where-grey", problem, len(colour), _numbers(colour)))

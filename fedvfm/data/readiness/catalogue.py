@@ -222,6 +222,11 @@ DATA: dict[str, Entry] = {
     "orientation-mixed": Entry(
         _N, "Volumes are stored along different axes; they are turned alike when read.", "Look at the example pictures."
     ),
+    "header-noted": Entry(
+        _W,
+        "Where a file leaves its place, its sides or its slices in doubt, masks and distances are in doubt, too.",
+        "Look at the example pictures; save the volumes again with a proper affine, or take other files out.",
+    ),
     "limited": Entry(_N, "What was not looked at may hold more.", "Run again without --limit before you join."),
 }
 

@@ -51,7 +51,7 @@ class Looked:
         """Sample numbers by patient, where patients are known."""
         grouped: dict[str, list[int]] = {}
         for number, one in enumerate(self.samples, 1):
-            if one.patient is not None:
+            if one.patient is not None and not assumed(one):
                 grouped.setdefault(one.patient, []).append(number)
         return grouped
 
@@ -74,3 +74,8 @@ class Looked:
             labels = (self.samples[number - 1].label for number in self.splits.get(split, ()))
             return {label for label in labels if label is not None}
         return {at for row in self.found.rows if self.split_of.get(row.number) == split for at in row.classes}
+
+
+def assumed(one: data.Sample) -> bool:
+    """Whether a volume was taken for a patient of its own because nobody said whose it is."""
+    return one.part is not None and one.patient == one.part.volume

@@ -128,13 +128,17 @@ def _patients(seen: looked.Looked) -> Findings:
         torn = {seen.samples[number - 1].patient for number in seen.torn}
         problem = f"{finding.number(len(torn), 'patient')} with images in more than one split"
         found.append(finding.make("patient-across-splits", problem, len(torn), seen.torn))
+    volumes = [number for number, one in enumerate(seen.samples, 1) if looked.assumed(one)]
     unknown = [number for number, one in enumerate(seen.samples, 1) if one.patient is None]
-    if unknown and len(seen.samples) > 1:
-        problem = f"{finding.number(len(unknown), 'sample')} of {len(seen.samples):,} without a patient"
-        found.append(finding.make("patients-unknown", problem, len(unknown)))
-    elif len(known) < FEW_PATIENTS:
-        problem = f"{finding.number(len(known), 'patient')}; fewer than {FEW_PATIENTS}"
-        found.append(finding.make("few-patients", problem, len(known)))
+    units = {seen.samples[number - 1].unit for number in (*volumes, *unknown)}
+    if len(known) + len(units) > 1 and units:
+        problem = f"{finding.number(len(volumes) + len(unknown), 'sample')} of {len(seen.samples):,} without a patient"
+        problem += "; each volume was taken for a patient of its own" if volumes else ""
+        found.append(finding.make("patients-unknown", problem, len(volumes) + len(unknown)))
+    most = len(known) + len(units)
+    if most < FEW_PATIENTS and (not unknown or len(seen.samples) == 1):
+        problem = f"{'at most ' if units else ''}{finding.number(most, 'patient')}; fewer than {FEW_PATIENTS}"
+        found.append(finding.make("few-patients", problem, most))
     return found
 
 

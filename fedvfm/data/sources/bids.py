@@ -35,6 +35,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
         )
         return layout
     masks = _volumes(sorted((folder / "derivatives").rglob("sub-*")))
+    taken: dict[Path, Path] = {}
     for path, (own, entities) in images.items():
         if own != suffix:
             continue
@@ -44,6 +45,13 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             remedy = "add it, or move the image away" if not found else "keep one"
             layout.faults.append(
                 f"{where}: {'no mask' if not found else f'{len(found)} masks'} in derivatives/; {remedy}"
+            )
+            continue
+        other = taken.setdefault(found[0], path)
+        if other != path:
+            layout.faults.append(
+                f"{where}: its mask in derivatives/ is that of {layouts.relative([other], folder)}, too; name the run "
+                "or acquisition in the mask's file name, or move one image away"
             )
             continue
         name = formats.stem(path).removesuffix(f"_{suffix}")

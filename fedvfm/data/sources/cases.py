@@ -107,7 +107,9 @@ def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Hea
     if segments.is_segmentation(mask):
         segments.check(mask, image)
     elif is_volume(mask):
-        _fit(folder, mask, volumes.read_header(mask), case.images[0], image)
+        header = volumes.read_header(mask)
+        _fit(folder, mask, header, case.images[0], image)
+        _check_sides(folder, case, header, image)
     elif len(image.frames) != 1:
         raise errors.DataError(
             f"{layouts.relative([*case.images, mask], folder)}: pictures and volumes mixed; convert one to the other's "
@@ -115,6 +117,23 @@ def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Hea
         )
     else:
         _check_drawn(folder, case, mask, image)
+
+
+def _check_sides(folder: Path, case: layouts.Case, mask: headers.Header, image: headers.Header) -> None:
+    """Refuse a mask whose axes run to other sides than those of an image without a place in the patient.
+
+    There shapes alone are compared, and a mask saved without directions would be turned upside down unseen.
+
+    Raises:
+        DataError: with both directions.
+    """
+    if image.stored.placed or not mask.stored.placed or mask.stored.codes == image.stored.codes:
+        return
+    raise errors.DataError(
+        f"{layouts.relative([mask.path], folder)}: its axes run to {mask.stored.codes}, those of "
+        f"{layouts.relative(case.images[:1], folder)} as stored (columns, rows) to {image.stored.codes}: another grid; "
+        "save it with the image's directions, or as PNG"
+    )
 
 
 def _check_drawn(folder: Path, case: layouts.Case, mask: Path, image: headers.Header) -> None:

@@ -130,6 +130,15 @@ class Folder:
         """
         return self._place(sample).case.images[0]
 
+    def notes_of(self, sample: data.Sample) -> tuple[str, ...]:
+        """What is to be said of a sample's volume, one sentence each, without text of its file.
+
+        Raises:
+            DataError: if the sample is not of this source.
+        """
+        header = self._place(sample).seen.header
+        return () if header is None else header.notes
+
     def _place(self, sample: data.Sample) -> Place:
         if sample.id not in self._places:
             raise errors.DataError(f"{self._folder}: no sample '{sample.id}'; it is of another source")

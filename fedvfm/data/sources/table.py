@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fedvfm import config, registry
+from fedvfm import config, errors, registry
 from fedvfm.data import sample as data
 
 TABLE = registry.Table(
@@ -43,5 +43,20 @@ def make(source: config.SourceConfig, contract: config.DataContract | None = Non
 
 
 def under(source: Any, contract: config.DataContract | None) -> data.Source:
-    """A source as a recipe asks for its images; sources without volumes have no ``under`` and stay as they are."""
-    return cast(data.Source, source.under(contract) if contract is not None and hasattr(source, "under") else source)
+    """A source as a recipe asks for its images; sources without volumes have no ``under`` and stay as they are.
+
+    Raises:
+        DataError: if the recipe asks for what such a source does not have: another plane, or neighbouring slices.
+    """
+    if contract is None:
+        return cast(data.Source, source)
+    if hasattr(source, "under"):
+        return cast(data.Source, source.under(contract))
+    asked = {"stack": contract.stack > 1, "plane": contract.plane in ("coronal", "sagittal")}
+    wrong = [f"recipe.data.{key} = {getattr(contract, key)!r}" for key, wanted in asked.items() if wanted]
+    if wrong:
+        raise errors.DataError(
+            f"data source '{source.info.name}': every image is a picture, but {' and '.join(wrong)} needs volumes; "
+            "leave it out of the recipe"
+        )
+    return cast(data.Source, source)

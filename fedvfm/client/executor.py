@@ -1,0 +1,65 @@
+"""The executor: one warm process that answers a SuperNode's messages with the installed fedvfm.
+
+Flower would start a new process for every message and put the code of the run's bundle first on its path. This one
+keeps the backbone in memory, never opens the bundle, and lets nothing but a reply or a typed refusal out.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+
+from fedvfm import errors, flower_runtime
+
+POLL_S = 0.25
+AWAY_S = 1.0
+
+Answer = Callable[[Message, Context], Message]
+
+
+def say(text: str) -> None:
+    """A line for the process's own log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> None:
+    """Answer messages until ``stop``; a SuperNode that is away is waited for.
+
+    Args:
+        link: the SuperNode.
+        answer: message and context to reply; lets no exception out but one that must end the process.
+        stop: ends it between two messages.
+    """
+    tasks = flower_runtime.NodeTasks(link, stop)
+    away = False
+    while not stop.is_set():
+        try:
+            task = tasks.take()
+        except errors.EngineError as error:
+            if not away:
+                say(f"waiting for the SuperNode: {error}")
+            away = True
+            stop.wait(AWAY_S)
+            continue
+        away = False
+        if task is None:
+            stop.wait(POLL_S)
+        else:
+            _answer(task, answer)
+    tasks.close()
+
+
+def _answer(task: flower_runtime.ClientTask, answer: Answer) -> None:
+    try:
+        reply = answer(task.message, task.context)
+        if task.lost.is_set():
+            say("the SuperNode gave the task up meanwhile; its reply is kept for when it is asked again")
+        else:
+            task.answer(reply)
+    except errors.EngineError as error:
+        say(f"the reply could not be handed over ({error}); it is kept for when it is asked again")
+    finally:
+        task.close()

@@ -1,0 +1,102 @@
+"""The gate of a site: every message passes it on the way in, and every reply on the way out.
+
+Nothing is computed for a message that the gate refuses. What leaves is on disk first. An exception becomes a typed
+refusal here, so that no text of it travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from flwr.app import Context, Message, RecordDict
+
+from fedvfm import errors, flower, protocol
+from fedvfm.client import sent
+
+KINDS = (protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE)
+
+App = Callable[[Message, Context], Message]
+Report = Callable[[str, Exception], None]
+
+
+class Terms(Protocol):
+    """What a site checks and records. A hospital's stand on its policy, approvals and audit log."""
+
+    def received(self, kind: str, task: protocol.Task, size: int) -> None:
+        """Before anything is computed.
+
+        Raises:
+            PolicyRefused: if the message must not be answered.
+        """
+        ...
+
+    def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
+        """What may leave of a reply; recorded as computed."""
+        ...
+
+    def sends(self, kind: str, task: protocol.Task, reply: Message) -> None:
+        """Last, before the reply leaves, a refusal too."""
+        ...
+
+
+class NoTerms:
+    """A virtual hospital has none."""
+
+    def received(self, kind: str, task: protocol.Task, size: int) -> None:
+        """Anything may come in."""
+
+    def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
+        """All of it."""
+        return content
+
+    def sends(self, kind: str, task: protocol.Task, reply: Message) -> None:
+        """Nothing is noted."""
+
+
+class Gate:
+    """A ClientApp behind the site's terms.
+
+    Args:
+        app: the installed ClientApp.
+        kept: the updates that were sent.
+        terms: the site's.
+        report: told of an exception; its text never travels.
+    """
+
+    def __init__(self, app: App, kept: sent.Sent, terms: Terms, report: Report) -> None:
+        self._app, self._kept, self._terms, self._report = app, kept, terms, report
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """The reply to one message; never an exception's text."""
+        kind, task = message.metadata.message_type, None
+        try:
+            if kind not in KINDS:
+                raise errors.ProtocolError("a message of an unknown kind")
+            task = protocol.decode_task(message.content)
+            reply = self._judged(kind, task, message, context)
+        except errors.Interrupted:
+            raise
+        except Exception as error:
+            self._report("message", error)
+            reply = Message(protocol.refusal(error), reply_to=message)
+        if task is not None:
+            try:
+                self._terms.sends(kind, task, reply)
+            except errors.FedvfmError as error:  # what cannot be recorded must not leave
+                self._report("audit log", error)
+                reply = Message(protocol.refusal(error), reply_to=message)
+        return reply
+
+    def _judged(self, kind: str, task: protocol.Task, message: Message, context: Context) -> Message:
+        self._terms.received(kind, task, flower.size(message))
+        known = self._kept.find(task) if kind == protocol.TRAIN else None
+        if known is not None:
+            return Message(known, reply_to=message)
+        reply = self._app(message, context)
+        if reply.has_error():
+            return reply
+        reply = Message(self._terms.release(kind, task, reply.content), reply_to=message)
+        if kind == protocol.TRAIN:
+            self._kept.keep(task, reply)
+        return reply

@@ -1,0 +1,127 @@
+"""``fedvfm client start``: SuperNode and executor of a site, watched; and what they do, from outside.
+
+``python -m fedvfm.client.supervisor`` is the executor's own process.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedvfm import errors, flower_runtime, processes, protocol, storage
+from fedvfm.client import joining, own, supernode
+
+NAME = "client"
+FOLDER = "run"
+
+
+def _folder(where: joining.State) -> Path:
+    return where.folder / FOLDER
+
+
+def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> None:
+    """Run the site's processes until this one is told to end; what ends by itself is started again.
+
+    A SuperNode that was killed is refused for up to a minute (the coordinator takes it for present still); the waits
+    between its starts grow to half a minute, so it is back soon after.
+
+    Raises:
+        ConfigError: if the site's file has faults or names another site.
+        OutputInUse: if it runs already.
+    """
+    site = own.read(settings).site
+    if site.name != where.about.site:
+        raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
+    folder = _folder(where)
+    with storage.guard(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    mine = processes.pid_path(folder, NAME)
+    if processes.running(mine) is not None:
+        raise errors.OutputInUse(f"the client of {where.folder} runs already (process {processes.running(mine)})")
+    processes.write_pid(mine, processes.own_pid())
+    try:
+        _watch(where, settings, note)
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _watch(where: joining.State, settings: Path, note: Callable[[str], None]) -> None:
+    folder = _folder(where)
+    node = supernode.SuperNode(
+        "supernode", folder, where.about.address, where.authority, where.key, processes.free_port()
+    )
+    node.prepare()
+    command = processes.module(
+        __name__, str(where.folder.absolute()), str(settings.absolute()), str(node.port), str(node.secret.absolute())
+    )
+    family, over = processes.Family(folder, note), threading.Event()
+    before = [signal.signal(number, lambda *_: over.set()) for number in (signal.SIGTERM, signal.SIGINT)]
+    with family.watched():
+        family.start(node.program)
+        family.start(processes.Program("executor", command, flower_runtime.CHILD_ENVIRONMENT, pulls_down=(node.name,)))
+        note(f"site {where.about.site}: waiting for messages of {where.about.address}")
+        while not over.wait(1.0):
+            pass
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+def stop(where: joining.State) -> bool:
+    """End the client and all its processes; whether it ran."""
+    folder = _folder(where)
+    ran = processes.end(processes.pid_path(folder, NAME), 30.0)
+    for name in ("supernode", "executor"):  # where the client itself was killed elsewhere than on Linux
+        processes.end(processes.pid_path(folder, name))
+    return ran
+
+
+def status(where: joining.State) -> dict[str, Any]:
+    """What runs, and what was received, decided and sent last."""
+    folder = _folder(where)
+    found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, "supernode", "executor")}
+    entries = where.audit.entries
+    last = {entry["event"]: {key: entry[key] for key in _SHOWN if key in entry} for entry in entries}
+    return {
+        "site": where.about.site,
+        "federation": where.about.federation,
+        "address": where.about.address,
+        "processes": found,
+        "approved": where.approvals.stand(),
+        "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
+        "last": last,
+    }
+
+
+_SHOWN = ("time", "kind", "verdict", "reason", "recipe", "round", "bytes")
+
+
+def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
+    """Be the executor; does not return."""
+    from fedvfm.client import app as client_app
+    from fedvfm.client import devices, executor, gate, sent, terms
+
+    where = joining.open_state(folder)
+    site = own.read(settings).site
+    mine = terms.SiteTerms(where, settings, devices.choose(site.device))
+
+    def report(at: str, error: Exception) -> None:
+        # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.
+        word = protocol.refusal(error).reason
+        executor.say(json.dumps({"time": int(time.time()), "error": type(error).__name__, "told": word}))
+
+    app = client_app.make_client_app(mine.site, report=report)
+    entry = gate.Gate(app, sent.Sent(folder / "sent"), mine, report)
+    executor.serve(link, entry, threading.Event())
+
+
+if __name__ == "__main__":
+    _state, _settings, _port, _secret = sys.argv[1:]
+    serve(
+        Path(_state), Path(_settings), flower_runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes())
+    )

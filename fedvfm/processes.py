@@ -1,0 +1,323 @@
+"""Child processes: started, watched, restarted with back-off, stopped; used by server, client and simulation.
+
+Each child leads a process group of its own, writes to a private log and leaves a pid file that says which process it
+was, so that a later fedvfm never takes a stranger with the same number for it. A child ends when its parent does,
+however the parent ends (Linux tells it); elsewhere the next start ends what an earlier one left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from fedvfm import errors, storage
+
+LONGEST_WAIT_S = 30.0
+STEADY_S = 60.0
+"""A child that ran so long begins with the shortest wait again."""
+LOG_BYTES = 20_000_000
+POLL_S = 0.2
+
+# Lets nobody else read what it will write, sets what the system sends this process when its parent dies (1 is
+# PR_SET_PDEATHSIG), then becomes the program.
+_LAUNCH = """
+import ctypes, os, sys
+os.umask(0o077)
+try:
+    ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
+except (OSError, AttributeError):
+    pass
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run.
+
+    Attributes:
+        name: of its pid file and log.
+        command: program and arguments; no secret may stand there, everybody on the machine can read it.
+        environment: set on top of this process's own.
+        last_signal: what it gets when its parent dies.
+        grace_s: how long it may take to end when asked.
+        restart: whether it is started again when it ends.
+        pulls_down: names of children that are restarted too when this one ends by itself.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    last_signal: int = signal.SIGKILL
+    grace_s: float = 10.0
+    restart: bool = True
+    pulls_down: tuple[str, ...] = ()
+
+
+def console_script(name: str) -> str:
+    """The path of a program that was installed with this Python.
+
+    Raises:
+        EngineError: if it is not there.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise errors.EngineError(f"program {name} is not installed beside {sys.executable}. Install fedvfm again")
+    return found
+
+
+def module(name: str, *arguments: str) -> tuple[str, ...]:
+    """The command that runs a module of this package."""
+    return (sys.executable, "-m", name, *arguments)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pid_path(folder: Path, name: str) -> Path:
+    """The pid file of a child."""
+    return folder / f"{name}.pid"
+
+
+def log_path(folder: Path, name: str) -> Path:
+    """The log of a child."""
+    return folder / f"{name}.log"
+
+
+def write_pid(path: Path, pid: int) -> None:
+    """Note which process this is: its number, and when the system started it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(pid).create_time()
+        storage.write_text(path, json.dumps({"pid": pid, "started": started}) + "\n")
+
+
+def own_pid() -> int:
+    """The number of this process."""
+    return os.getpid()
+
+
+def running(path: Path) -> int | None:
+    """The number of the process a pid file names, or None if it ended, whoever has the number now."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        process = psutil.Process(int(found["pid"]))
+        same = abs(process.create_time() - float(found["started"])) < 1.0
+        return process.pid if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
+def end(path: Path, grace_s: float = 10.0) -> bool:
+    """End the process a pid file names, and its group: first asked, then killed. Whether it ran.
+
+    Raises:
+        EngineError: if it cannot be ended.
+    """
+    pid = running(path)
+    if pid is not None:
+        try:
+            for number, wait in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+                _signal(pid, number)
+                deadline = time.monotonic() + wait
+                while running(path) is not None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                if running(path) is None:
+                    break
+        except PermissionError:
+            raise errors.EngineError(f"process {pid} of {path} is another user's; end it as that user") from None
+        if running(path) is not None:
+            raise errors.EngineError(f"process {pid} of {path} does not end, even killed. Look at it with: ps {pid}")
+    path.unlink(missing_ok=True)
+    return pid is not None
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number) if os.getpgid(pid) == pid else os.kill(pid, number)
+
+
+def open_log(path: Path) -> int:
+    """A file descriptor to append to a private log; one that has grown large is put aside first."""
+    with storage.guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LOG_BYTES:
+            os.replace(path, path.with_suffix(".log.1"))
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+class Child:
+    """One program and the process it is now.
+
+    Args:
+        program: what to run.
+        folder: of pid file and log.
+    """
+
+    def __init__(self, program: Program, folder: Path) -> None:
+        self.program, self.folder = program, folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self.failures = 0
+        self.due = 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Start it; one that an earlier parent left is ended first."""
+        name = self.program.name
+        end(pid_path(self.folder, name), 2.0)
+        launch = (sys.executable, "-SEc", _LAUNCH, str(os.getpid()), str(int(self.program.last_signal)))
+        log = open_log(log_path(self.folder, name))
+        try:
+            self.process = subprocess.Popen(
+                [*launch, *self.program.command],
+                env={**os.environ, **self.program.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        self._began = time.monotonic()
+        write_pid(pid_path(self.folder, name), self.process.pid)
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs or was not started."""
+        return None if self.process is None else self.process.poll()
+
+    def postpone(self) -> float:
+        """Note that it ended by itself, and until when it waits: 1 s, doubled each time it did not run long."""
+        self.failures = 1 if time.monotonic() - self._began > STEADY_S else self.failures + 1
+        wait = min(2.0 ** (self.failures - 1), LONGEST_WAIT_S)
+        self.due = time.monotonic() + wait
+        self.process = None
+        return wait
+
+    def stop(self, patience_s: float | None = None) -> None:
+        """End it, asked first; it may have ended already."""
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _signal(self.process.pid, signal.SIGTERM) if self.process.poll() is None else None
+                self.process.wait(self.program.grace_s if patience_s is None else patience_s)
+            if self.process.poll() is None:
+                _signal(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        pid_path(self.folder, self.program.name).unlink(missing_ok=True)
+
+    def last_words(self, lines: int = 5) -> str:
+        """The end of its log."""
+        try:
+            with log_path(self.folder, self.program.name).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
+                found = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(found[-lines:])
+
+
+def due(child: Child) -> bool:
+    """Whether its wait is over."""
+    return time.monotonic() >= child.due
+
+
+class Family:
+    """Children that live and end together.
+
+    Args:
+        folder: of their pid files and logs.
+        note: told in words when a child ended and is started again.
+    """
+
+    def __init__(self, folder: Path, note: Callable[[str], None] = lambda text: None) -> None:
+        self.folder, self._note = folder, note
+        self.children: dict[str, Child] = {}
+        self._lock = threading.RLock()
+
+    def start(self, program: Program) -> Child:
+        """Start a program as a new member."""
+        with self._lock:  # else a watching thread would start it a second time
+            child = Child(program, self.folder)
+            self.children[program.name] = child
+            child.start()
+            return child
+
+    def tick(self) -> None:
+        """Look after all: what ended by itself is started again when its wait is over."""
+        with self._lock:
+            for name, child in self.children.items():
+                self._look(name, child)
+
+    def _look(self, name: str, child: Child) -> None:
+        code = child.code
+        if code is not None and child.program.restart:
+            wait = child.postpone()
+            self._note(f"{name} ended ({_ending(code)}); started again in {wait:g} s")
+            for other in child.program.pulls_down:
+                self._pull_down(other)
+        if child.process is None and child.program.restart and due(child):
+            child.start()
+
+    def _pull_down(self, name: str) -> None:
+        child = self.children.get(name)
+        if child is not None and child.code is None and child.process is not None:
+            child.stop()
+            child.process, child.due = None, time.monotonic()
+
+    def stop(self) -> None:
+        """End all, the last started first."""
+        with self._lock:
+            ending = list(reversed(self.children.values()))
+            for child in ending:
+                if child.process is not None and child.code is None:
+                    _signal(child.process.pid, signal.SIGTERM)
+            for child in ending:
+                child.stop()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look after all in a thread; end all when the block ends, however it ends."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(POLL_S):
+                try:
+                    self.tick()
+                except errors.FedvfmError as error:  # the others are looked after still
+                    self._note(str(error))
+
+        thread = threading.Thread(target=watch, name="fedvfm-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self.stop()
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"signal {-code}"

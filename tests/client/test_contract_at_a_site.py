@@ -1,0 +1,37 @@
+"""A hospital trains on what the recipe asks for: its data contract reaches the source it reads from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from fedvfm import config
+from fedvfm.client import terms
+
+
+def test_volumes_are_cut_and_stacked_as_the_recipe_says(tmp_path: Path) -> None:
+    """The site once read axial slices in one channel, whatever plane, stack and window had been agreed."""
+    values = np.random.default_rng(0).integers(-500, 500, (8, 9, 6)).astype(np.int16)
+    for part, array in (("images", values), ("masks", (values > 0).astype(np.uint8))):
+        (tmp_path / part).mkdir()
+        for number in range(4):
+            nibabel.save(
+                nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / part / f"{number}.nii.gz"
+            )
+    contract = {"class_names": ["rest", "bone"], "plane": "coronal", "stack": 3, "window": [0.0, 200.0]}
+    recipe = config.parse(config.Recipe, {"backbone": {"name": "some/backbone"}, "data": contract}, "recipe")
+    site = config.parse(
+        config.SiteConfig, {"name": "north", "data": {"source": "folder", "path": str(tmp_path)}}, "site"
+    )
+    # What surrounds it needs a joined site; how the data are opened does not.
+    builder = terms.SiteTerms.__new__(terms.SiteTerms)
+    builder._device = "cpu"
+    made = builder._build(site, recipe)
+    one = made.split("train")[0]
+    assert one.part is not None
+    assert (one.part.of, one.part.step) == (9, 1.0)
+    pixels = made.hospital.read(one)
+    assert pixels.image.shape == (3, 6, 8)
+    assert pixels.units == (-100.0, 100.0)

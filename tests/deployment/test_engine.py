@@ -1,0 +1,110 @@
+"""The deployment engine: real SuperLink, proxy, SuperNodes and executors, the bits of the in-process engine."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
+
+ALONE = ["--set", "baselines=[]"]
+TWO = [*ALONE, "--set", 'partition.include=["east", "south"]']
+
+
+def rounds(tiny: Any, run: Path) -> list[str]:
+    """The fingerprint after every round."""
+    return [line["fingerprint"] for line in tiny.lines(run / "journal.jsonl")]
+
+
+class Watch(threading.Thread):
+    """Looks at a run's processes and files while it runs."""
+
+    def __init__(self, folder: Path, ours: Any) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.ours, self.over = folder, ours, threading.Event()
+        self.words: set[str] = set()
+        self.secrets: set[str] = set()
+        self.modes: dict[str, int] = {}
+
+    def run(self) -> None:
+        while not self.over.wait(0.5):
+            for words in self.ours(self.folder).values():
+                self.words.update(words)
+            for path in (self.folder / "deployment").rglob("*"):
+                try:
+                    if path.suffix in (".key", ".secret", ".log", ".db", ".json", ".pid"):
+                        self.modes[path.name] = stat.S_IMODE(path.stat().st_mode)
+                    if path.suffix == ".secret":
+                        self.secrets.add(path.read_text())
+                except OSError:
+                    continue
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+
+def test_three_sites_give_the_bits_of_the_in_process_engine(tiny: Any, ours: Any, tmp_path: Path) -> None:
+    alike = tiny.run("simulate", tiny.experiment, *ALONE, "--output", tmp_path / "in-process")
+    assert alike.code == 0, alike.err
+    run = tmp_path / "run"
+    with Watch(run, ours) as seen:
+        answer = tiny.run("simulate", tiny.experiment, *ALONE, "--engine", "deployment", "--output", run)
+    assert answer.code == 0, answer.err
+    assert tiny.results(run) == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, run) == rounds(tiny, tmp_path / "in-process")
+    assert len(rounds(tiny, run)) == 3
+    assert not (run / "deployment").exists(), "keys, logs and Flower's database go when all is well"
+    # What the machine could see meanwhile.
+    programs = " ".join(sorted(seen.words))
+    assert "flower-superlink" in programs
+    assert "flower-supernode" in programs
+    assert "flower-superexec" not in programs
+    assert len(seen.secrets) == 4
+    assert not [secret for secret in seen.secrets if secret in programs]
+    assert "0.0.0.0" not in programs
+    open_to_others = {name: oct(mode) for name, mode in seen.modes.items() if mode & 0o077}
+    assert not open_to_others
+    assert {"superlink.log", "executor-site-000.log", "site-002.key", "superlink.key"} <= set(seen.modes)
+
+
+def test_two_sites_a_killed_parent_and_the_run_goes_on(tiny: Any, ours: Any, until: Any, tmp_path: Path) -> None:
+    alike = tiny.run("simulate", tiny.experiment, *TWO, "--output", tmp_path / "in-process")
+    assert alike.code == 0, alike.err
+    run = tmp_path / "run"
+    process = tiny.start("simulate", tiny.experiment, *TWO, "--engine", "deployment", "--output", run)
+    for line in process.stderr:
+        if "federated round 1/3" in line:
+            break
+    assert len(ours(run)) >= 5
+    process.kill()
+    process.communicate()
+    assert until(lambda: not ours(run), 20), f"orphans: {ours(run)}"
+    answer = tiny.run("simulate", "--resume", run)
+    assert answer.code == 0, answer.err
+    assert tiny.results(run) == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, run) == rounds(tiny, tmp_path / "in-process")
+
+
+def test_a_site_that_cannot_start_is_named_with_its_last_words(tiny: Any, tmp_path: Path) -> None:
+    """Every process of it ends, and the log that tells why is kept, for its owner alone."""
+    run = tmp_path / "run"
+    environment = {"FEDVFM_FAULT_POINT": "executor-starts:1"}
+    answer = tiny.run(
+        "simulate", tiny.experiment, *TWO, "--engine", "deployment", "--output", run, environment=environment
+    )
+    said = tiny.one_error(answer, 11, "EngineError", "engine 'deployment': executor-site-00", "ended 3 times")
+    assert "SIGKILL" in answer.err
+    assert "executor-site-00" in said
+    logs = list((run / "deployment").glob("*.log"))
+    assert logs
+    assert all(stat.S_IMODE(os.stat(path).st_mode) == 0o600 for path in logs)

@@ -1,0 +1,151 @@
+"""Child processes: logs, pid files, back-off, and that they end with their parent, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedvfm import errors, processes
+
+SLEEP = (sys.executable, "-SEc", "import time; print('up', flush=True); time.sleep(100)")
+STUBBORN = (
+    sys.executable,
+    "-SEc",
+    "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(100)",
+)
+
+
+def wait(true: object, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def up(folder: Path, name: str) -> bool:
+    path = processes.log_path(folder, name)
+    return path.exists() and "up" in path.read_text()
+
+
+def test_a_child_has_a_private_log_a_pid_file_and_a_group_of_its_own(tmp_path: Path) -> None:
+    family = processes.Family(tmp_path)
+    child = family.start(processes.Program("one", SLEEP, {"MARK": "x"}))
+    wait(lambda: up(tmp_path, "one"))
+    assert child.process is not None
+    pid = child.process.pid
+    assert processes.running(processes.pid_path(tmp_path, "one")) == pid
+    assert os.getpgid(pid) == pid
+    assert psutil.Process(pid).environ()["MARK"] == "x"
+    assert psutil.Process(pid).cmdline()[-1] == SLEEP[-1], "the launcher became the program"
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    family.stop()
+    assert not psutil.pid_exists(pid)
+    assert not processes.pid_path(tmp_path, "one").exists()
+
+
+def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    family = processes.Family(tmp_path)
+    child = family.start(processes.Program("deaf", STUBBORN, grace_s=0.3))
+    wait(lambda: up(tmp_path, "deaf"))
+    family.stop()
+    assert child.code == -signal.SIGKILL
+
+
+def test_what_ends_is_started_again_later_and_later_with_its_partner(tmp_path: Path) -> None:
+    notes: list[str] = []
+    family = processes.Family(tmp_path, notes.append)
+    partner = family.start(processes.Program("partner", SLEEP))
+    family.start(processes.Program("short", (sys.executable, "-SEc", "raise SystemExit(3)"), pulls_down=("partner",)))
+    short = family.children["short"]
+    before = partner.process
+    with family.watched():
+        wait(lambda: short.failures >= 3, 20)
+        wait(lambda: partner.process not in (None, before), 20)
+    assert notes[:2] == [
+        "short ended (exit code 3); started again in 1 s",
+        "short ended (exit code 3); started again in 2 s",
+    ]
+    assert not list(tmp_path.glob("*.pid")), "the block's end ended all"
+
+
+def test_a_program_is_started_once_while_others_look_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watching thread used to start a new member a second time, and both wanted one port."""
+    started: list[str] = []
+    real = processes.Child.start
+
+    def slowly(child: processes.Child) -> None:
+        started.append(child.program.name)
+        time.sleep(0.5)
+        real(child)
+
+    monkeypatch.setattr(processes.Child, "start", slowly)
+    monkeypatch.setattr(processes, "POLL_S", 0.01)
+    family = processes.Family(tmp_path)
+    with family.watched():
+        family.start(processes.Program("one", SLEEP))
+        family.start(processes.Program("two", SLEEP))
+    assert started == ["one", "two"]
+
+
+def test_a_stale_pid_file_is_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    for text in ("", "{}", "[]", '{"pid": 99999999, "started": 1}', json.dumps({"pid": os.getpid(), "started": 5.0})):
+        path.write_text(text)
+        assert processes.running(path) is None
+        assert not processes.end(path)
+        assert not path.exists()
+    assert processes.running(tmp_path / "none.pid") is None
+    processes.write_pid(path, os.getpid())
+    assert processes.running(path) == os.getpid()
+
+
+def test_what_an_earlier_parent_left_is_ended_before_a_new_start(tmp_path: Path) -> None:
+    left = subprocess.Popen(SLEEP, start_new_session=True, stdout=subprocess.DEVNULL)
+    processes.write_pid(processes.pid_path(tmp_path, "one"), left.pid)
+    family = processes.Family(tmp_path)
+    child = family.start(processes.Program("one", SLEEP))
+    assert left.wait(5) == -signal.SIGTERM
+    assert child.code is None
+    family.stop()
+
+
+def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from fedvfm import processes\n"
+        "family = processes.Family(Path(sys.argv[1]))\n"
+        f"command = {STUBBORN!r}\n"
+        "[family.start(processes.Program(name, command)) for name in ('a', 'b')]\n"
+        "with family.watched(): time.sleep(100)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    wait(lambda: up(tmp_path, "a") and up(tmp_path, "b"), 20)
+    pids = [processes.running(processes.pid_path(tmp_path, name)) for name in "ab"]
+    assert all(pids)
+    parent.kill()
+    parent.wait()
+    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids if pid), 5)
+
+
+def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LOG_BYTES", 10)
+    path = processes.log_path(tmp_path, "x")
+    path.write_text("old " * 10)
+    os.close(processes.open_log(path))
+    assert path.read_text() == ""
+    assert path.with_suffix(".log.1").read_text() == "old " * 10
+
+
+def test_a_program_that_is_not_installed_is_named() -> None:
+    assert Path(processes.console_script("flower-superlink")).is_file()
+    with pytest.raises(errors.EngineError, match="program flower-nothing is not installed beside"):
+        processes.console_script("flower-nothing")

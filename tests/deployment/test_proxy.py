@@ -1,0 +1,341 @@
+"""The proxy through real TLS sockets, before a real HTTP server that notes what comes through."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from fedvfm import flower_runtime, processes
+from fedvfm.server import proxy
+from fedvfm.trust import certificates, documents, keys
+
+
+@dataclass
+class Behind:
+    """Stands where the SuperLink stands."""
+
+    seen: list[tuple[str, str, dict[str, str], int]] = field(default_factory=list)
+    answer: bytes = b""
+    later: bytes = b""
+    pulls: int = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        size = 0
+        while True:
+            event = await receive()
+            size += len(event.get("body", b""))
+            if not event.get("more_body"):
+                break
+        headers = {k.decode(): v.decode() for k, v in scope["headers"]}
+        self.seen.append((scope["method"], scope["path"], headers, size))
+        body, status = self.answer, 200
+        if scope["path"].endswith("pull-messages"):
+            self.pulls += 1
+            body = self.later if self.pulls >= 3 else b""
+        if headers.get("flwr-public-key") == "stranger":
+            status, body = 401, b'{"detail":"Invalid SuperNode authentication"}'
+        reply = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/protobuf")]
+        await send({"type": "http.response.start", "status": status, "headers": reply})
+        await send({"type": "http.response.body", "body": body})
+
+
+@contextlib.contextmanager
+def serving(server: uvicorn.Server) -> Iterator[None]:
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@dataclass
+class Public:
+    port: int
+    behind: Behind
+    authority: Path
+    log: Path
+    refusals: list[tuple[str, str]]
+
+    def context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.authority)
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=self.context(), trust_env=False)
+
+    def raw(self) -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return self.context().wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, now = tmp_path_factory.mktemp("tls"), documents.now()
+    authority_key, authority = certificates.make_authority("test", now)
+    key, certificate = certificates.make_server(authority_key, authority, ("127.0.0.1",), now)
+    (folder / "ca.pem").write_text(certificates.to_pem(authority))
+    (folder / "server.pem").write_text(certificates.to_pem(certificate))
+    keys.write_private(folder / "server.key", key, pem=True)
+    return folder
+
+
+@pytest.fixture
+def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Public]:
+    behind, refusals = Behind(), []
+    monkeypatch.setattr(proxy, "HEAD_S", 0.5)
+    monkeypatch.setattr(proxy, "PIECE_S", 0.5)
+    upstream = uvicorn.Server(
+        uvicorn.Config(
+            behind,
+            port=processes.free_port(),
+            http="h11",
+            lifespan="off",
+            log_config=None,
+            ssl_certfile=certified / "server.pem",
+            ssl_keyfile=str(certified / "server.key"),
+        )
+    )
+    settings = proxy.Settings(
+        "127.0.0.1",
+        processes.free_port(),
+        str(certified / "server.pem"),
+        str(certified / "server.key"),
+        f"127.0.0.1:{upstream.config.port}",
+        str(certified / "ca.pem"),
+        str(tmp_path / "refused.jsonl"),
+        hold_s=2.0,
+    )
+    log = proxy.Refusals(settings.log)
+
+    def refused(what: str, client: str) -> None:
+        refusals.append((what, client))
+        log(what, client)
+
+    with serving(upstream), serving(proxy.server(settings, refused)):
+        yield Public(settings.port, behind, certified / "ca.pem", tmp_path / "refused.jsonl", refusals)
+
+
+HEADERS = {
+    "content-type": "application/protobuf",
+    "flwr-public-key": "abc",
+    "flwr-signature": "def",
+    "flwr-timestamp": "now",
+}
+
+
+def test_every_fleet_route_goes_through_with_its_headers(public: Public) -> None:
+    public.behind.answer = b"reply"
+    with public.client() as client:
+        for route in sorted(flower_runtime.FLEET_ROUTES - {flower_runtime.PULL_ROUTE}):
+            answer = client.post(route, content=b"x" * 10, headers=HEADERS)
+            assert (answer.status_code, answer.content) == (200, b"reply")
+        assert client.get("/health").status_code == 200
+    assert len(public.behind.seen) == 12
+    method, path, headers, size = public.behind.seen[0]
+    assert (method, path, size) == ("POST", "/v1/fleet/activate-node", 10)
+    assert {key: headers[key] for key in HEADERS} == HEADERS
+    assert public.refusals == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "what"),
+    [
+        ("POST", "/v1/control/start-run", 403, "control"),
+        ("POST", "/v1/control/register-node", 403, "control"),
+        ("POST", "/v1/runtime/acquire-task", 403, "runtime"),
+        ("POST", "/v1/runtime/pull-messages", 403, "runtime"),
+        ("POST", "/v1/responses", 403, "responses"),
+        ("GET", "/docs", 403, "docs"),
+        ("GET", "/openapi.json", 403, "openapi"),
+        ("GET", "/", 404, "unknown-route"),
+        ("POST", "/v1/fleet/../control/start-run", 404, "unknown-route"),
+        ("POST", "/v1/fleet/%2e%2e/control/start-run", 404, "unknown-route"),
+        ("POST", "/v1/%66leet/get-run", 404, "unknown-route"),
+        ("POST", "//v1/control/start-run", 403, "control"),
+        ("POST", "/v1/fleet/get-run/", 404, "unknown-route"),
+        ("POST", "/v1/fleet/get-run?x=1", 404, "unknown-route"),
+        ("POST", "https://127.0.0.1/v1/control/start-run", 404, "unknown-route"),
+        ("GET", "/v1/fleet/get-run", 405, "method"),
+        ("PUT", "/v1/fleet/get-run", 405, "method"),
+        ("POST", "/health", 405, "method"),
+        ("CONNECT", "127.0.0.1:22", 404, "unknown-route"),
+    ],
+)
+def test_everything_else_is_refused_and_never_seen(
+    public: Public, method: str, path: str, status: int, what: str
+) -> None:
+    with public.raw() as wire:
+        wire.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi".encode())
+        head = wire.recv(4096).decode()
+    assert head.startswith(f"HTTP/1.1 {status} "), head
+    assert public.behind.seen == []
+    assert public.refusals == [(what, "127.0.0.1")]
+    (line,) = [json.loads(text) for text in public.log.read_text().splitlines()]
+    assert (line["refused"], line["client"], line["count"]) == (what, "127.0.0.1", 1)
+    assert public.log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_flood_of_refusals_is_few_lines(public: Public) -> None:
+    with public.client() as client:
+        for _ in range(30):
+            assert client.get("/docs").status_code == 403
+    assert len(public.refusals) == 30
+    assert 1 <= len(public.log.read_text().splitlines()) <= 6
+
+
+def test_a_key_the_superlink_refuses_is_told(public: Public) -> None:
+    with public.client() as client:
+        answer = client.post("/v1/fleet/get-run", headers={**HEADERS, "flwr-public-key": "stranger"})
+    assert answer.status_code == 401
+    assert public.refusals == [("key", "127.0.0.1")]
+
+
+def test_bodies_over_five_megabytes_pass_and_those_over_the_cap_do_not(public: Public) -> None:
+    with public.client() as client:
+        assert client.post("/v1/fleet/push-object", content=os.urandom(6_000_000), headers=HEADERS).status_code == 200
+        assert public.behind.seen[-1][3] == 6_000_000
+
+        def pieces() -> Iterator[bytes]:
+            yield from (b"x" * 1_000_000 for _ in range(8))
+
+        assert client.post("/v1/fleet/push-object", content=pieces(), headers=HEADERS).status_code == 200
+        assert public.behind.seen[-1][3] == 8_000_000
+    seen = len(public.behind.seen)
+    with public.raw() as wire:
+        head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: {proxy.MAX_BODY + 1}\r\n\r\n"
+        wire.sendall(head.encode())
+        assert wire.recv(4096).startswith(b"HTTP/1.1 413 ")
+    assert len(public.behind.seen) == seen
+    assert public.refusals == [("size", "127.0.0.1")]
+
+
+def test_an_answer_of_many_megabytes_comes_whole(public: Public) -> None:
+    public.behind.answer = os.urandom(7_000_000)
+    with public.client() as client:
+        assert client.post("/v1/fleet/pull-object", headers=HEADERS).content == public.behind.answer
+
+
+def test_a_slow_head_a_slow_body_and_a_huge_head_are_cut(public: Public) -> None:
+    with public.raw() as wire:
+        wire.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\n")
+        started = time.monotonic()
+        with contextlib.suppress(OSError):  # reset, or closed
+            for _ in range(40):
+                wire.sendall(b"X-A: b\r\n")
+                time.sleep(0.1)
+            assert wire.recv(10) == b""
+        assert time.monotonic() - started < 3
+    with public.raw() as wire:
+        wire.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        assert wire.recv(4096).startswith(b"HTTP/1.1 408 ")
+    with public.raw() as wire:
+        with contextlib.suppress(OSError):
+            wire.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 40_000 + b"\r\n\r\n")
+        with contextlib.suppress(OSError):
+            assert wire.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert all(size == 0 or (path.endswith("get-run") and size < 10) for _, path, _, size in public.behind.seen)
+    assert ("slow", "127.0.0.1") in public.refusals
+
+
+def test_smuggling_and_old_or_new_protocols_are_refused(public: Public) -> None:
+    two = b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+    two += b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with public.raw() as wire:
+        wire.sendall(two + b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        wire.recv(4096)
+    with public.raw() as wire:
+        wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert wire.recv(4096).startswith(b"HTTP/1.1 404 ")
+    assert [what for what, _ in public.refusals] == ["framing", "unknown-route"]
+    assert public.behind.seen == []
+    with socket.create_connection(("127.0.0.1", public.port), timeout=5) as plain:
+        plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(OSError):
+            assert b"200" not in plain.recv(4096)
+
+
+def test_old_tls_and_a_foreign_authority_are_refused(public: Public, tmp_path: Path) -> None:
+    old = public.context()
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((ssl.SSLError, ConnectionError)), socket.create_connection(("127.0.0.1", public.port)) as plain:
+        old.wrap_socket(plain, server_hostname="127.0.0.1")
+    _, foreign = certificates.make_authority("foreign", documents.now())
+    (tmp_path / "foreign.pem").write_text(certificates.to_pem(foreign))
+    with pytest.raises(ssl.SSLCertVerificationError), socket.create_connection(("127.0.0.1", public.port)) as plain:
+        ssl.create_default_context(cafile=tmp_path / "foreign.pem").wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_an_empty_answer_for_messages_is_held_until_there_is_one(public: Public) -> None:
+    public.behind.later = b"a message"
+    with public.client() as client:
+        started = time.monotonic()
+        answer = client.post(flower_runtime.PULL_ROUTE, content=b"who", headers=HEADERS)
+        assert (answer.status_code, answer.content) == (200, b"a message")
+        assert 0.4 < time.monotonic() - started < 2.0
+    assert [row[3] for row in public.behind.seen] == [3, 3, 3]
+
+
+def test_it_is_held_no_longer_than_said_and_not_for_a_site_that_left(public: Public) -> None:
+    with public.client() as client:
+        started = time.monotonic()
+        assert client.post(flower_runtime.PULL_ROUTE, headers=HEADERS).content == b""
+        assert 1.9 < time.monotonic() - started < 6.0
+    before = public.behind.pulls
+    with public.raw() as wire:
+        wire.sendall(f"POST {flower_runtime.PULL_ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        time.sleep(0.1)
+    time.sleep(1.0)
+    assert public.behind.pulls <= before + 2
+
+
+def test_a_superlink_that_is_away_is_502_so_that_a_supernode_asks_again(certified: Path) -> None:
+    settings = proxy.Settings(
+        "127.0.0.1",
+        processes.free_port(),
+        str(certified / "server.pem"),
+        str(certified / "server.key"),
+        f"127.0.0.1:{processes.free_port()}",
+        str(certified / "ca.pem"),
+    )
+    with serving(proxy.server(settings, lambda what, client: None)):
+        context = ssl.create_default_context(cafile=certified / "ca.pem")
+        with httpx.Client(verify=context, trust_env=False) as client:
+            for route in ("/v1/fleet/get-run", flower_runtime.PULL_ROUTE):
+                assert client.post(f"https://127.0.0.1:{settings.port}{route}", content=b"").status_code == 502
+
+
+def test_the_program_holds_no_secret_in_its_arguments(tmp_path: Path) -> None:
+    settings = proxy.Settings("127.0.0.1", 1, "c", "k", "u", "a")
+    program = replace(settings).program(tmp_path / "proxy.json")
+    assert program.command[-1] == str(tmp_path / "proxy.json")
+    assert (tmp_path / "proxy.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_nginx_configuration_opens_the_same_routes() -> None:
+    import re
+
+    from fedvfm.server import nginx
+
+    text = nginx.render("9092", "/c.pem", "/k.pem", "superlink:8000", "/ca.pem")
+    assert set(re.findall(r"location = (\S+) \{", text)) == {*flower_runtime.FLEET_ROUTES, "/health"}
+    assert text.count("proxy_pass https://superlink:8000;") == 13
+    assert "location / { return 404; }" in text
+    assert "proxy_ssl_verify on;" in text
+    assert "client_max_body_size 32m;" in text
+    assert text.count("{") == text.count("}")
