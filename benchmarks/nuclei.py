@@ -25,7 +25,7 @@ BEGIN, END = "<!-- nuclei: begin -->", "<!-- nuclei: end -->"
 TARGET, MARGIN = 0.85, 0.02
 EVERY, FIRST = ("classical", "pooled", "local-only"), ("pooled-2x",)
 LEFT_OUT_ROUNDS = 5
-ABLATIONS = {
+ABLATIONS: dict[str, tuple[str, ...]] = {
     "weighting by number of examples": ('recipe.aggregation.weighting="examples"',),
     "no server momentum": ("recipe.aggregation.server_momentum=0.0",),
 }
