@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import peft
 import safetensors.torch
 from torch import Tensor, nn
 
+from fedvfm import chain, errors, state, storage
 from fedvfm import config as configs
-from fedvfm import errors, storage
 from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder, fused, lora
 from fedvfm.adapters import table as adapter_table
@@ -41,10 +43,11 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
         StorageError: if the disk refuses.
     """
     adapter = model.read()
-    checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe_hash})
+    checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe.hash})
     write_head(model, folder)
     about = {
         "recipe": model.recipe.model_dump(mode="json"),
+        "recipe_hash": model.recipe_hash,
         "backbone_sha256": model.backbone.sha256,
         "backbone_config_sha256": model.backbone.config_sha256,
         "manifest": model.manifest.to_json(),
@@ -85,34 +88,74 @@ def load_adapter(
         WeightsError: if the backbone is not here or not the same bytes.
     """
     path = Path(folder)
-    recipe, sha256, settings, fingerprint = _about(path)
-    chosen = recipe.backbone.model_copy(update={"sha256": sha256 or None})
+    about = _about(path)
+    adapter, _, marks = checkpoint.read(path / STATE)
+    about.require_of(path, adapter, marks)
+    chosen = about.recipe.backbone.model_copy(update={"sha256": about.sha256 or None})
     if backbone is not None:  # a revision is one of the place the recipe names
         chosen = chosen.model_copy(update={"name": backbone, "revision": None})
-    adapter, _, marks = checkpoint.read(path / STATE)
-    if adapter.fingerprint != fingerprint:
-        raise errors.CheckpointError(f"{path}: {STATE} and {ABOUT} are not of the same adapter. Export it again")
-    model = models.AdaptedModel(recipe.model_copy(update={"backbone": chosen}), device=device)
-    if settings and model.backbone.config_sha256 != settings:
+    model = models.AdaptedModel(about.recipe.model_copy(update={"backbone": chosen}), device=device)
+    if about.settings and model.backbone.config_sha256 != about.settings:
         raise errors.WeightsError(
             f"backbone '{chosen.name}': its config.json has other settings ({model.backbone.config_sha256[:12]}) than "
-            f"{path} was trained with ({settings[:12]}); the adapter would compute something else. Bring config.json "
-            "and weights here as they were"
+            f"{path} was trained with ({about.settings[:12]}); the adapter would compute something else. Bring "
+            "config.json and weights here as they were"
         )
     model.write(adapter)
-    model.recipe_hash = marks.get("recipe", model.recipe_hash)
+    model.recipe_hash = about.trained
     model.eval()
     return model
 
 
-def _about(path: Path) -> tuple[configs.Recipe, str, str, str]:
-    """Recipe, both hashes of the backbone (of its settings: empty in older adapters), and fingerprint."""
+@dataclass(frozen=True)
+class _About:
+    """What ``fedvfm.json`` says.
+
+    Attributes:
+        recipe: with the backbone where it lay when this was saved.
+        hash: of the recipe as it stands in the file.
+        trained: hash of the recipe of training.
+        sha256: of the backbone's weights.
+        settings: sha256 of the backbone's settings; empty in older adapters.
+        fingerprint: of the adapter.
+    """
+
+    recipe: configs.Recipe
+    hash: str
+    trained: str
+    sha256: str
+    settings: str
+    fingerprint: str
+
+    def require_of(self, path: Path, adapter: state.AdapterState, marks: Mapping[str, str]) -> None:
+        """Refuse what is not of this adapter.
+
+        Raises:
+            CheckpointError: saying which.
+        """
+        if adapter.fingerprint != self.fingerprint:
+            raise errors.CheckpointError(f"{path}: {STATE} and {ABOUT} are not of the same adapter. Export it again")
+        if marks.get("recipe") != self.hash:
+            raise errors.CheckpointError(
+                f"{path}: the recipe in {ABOUT} is not the one that {STATE} was made with, so the adapter would "
+                "compute something else. Take both files as they were saved"
+            )
+
+
+def _about(path: Path) -> _About:
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         recipe = configs.parse(configs.Recipe, about["recipe"], str(path / ABOUT))
-        settings = str(about.get("backbone_config_sha256", ""))
-        return recipe, str(about["backbone_sha256"]), settings, str(about["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, errors.ConfigError) as error:
+        found = hashlib.sha256(chain.canonical(about["recipe"]).encode()).hexdigest()
+        return _About(
+            recipe,
+            found,
+            str(about.get("recipe_hash", found)),
+            str(about["backbone_sha256"]),
+            str(about.get("backbone_config_sha256", "")),
+            str(about["fingerprint"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, errors.ConfigError) as error:
         raise errors.CheckpointError(
             f"{path} is no adapter of this fedvfm: {ABOUT} cannot be read ({type(error).__name__}). Export it again"
         ) from None

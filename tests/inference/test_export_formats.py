@@ -118,6 +118,7 @@ def require_onnx() -> None:
     pytest.importorskip("onnx", reason="ONNX needs the extra onnx")
 
 
+@pytest.mark.slow
 def test_onnx_computes_the_same_for_any_batch(saved: Saver, families: dict[str, Path], tmp_path: Path) -> None:
     require_onnx()
     import onnx
@@ -289,6 +290,8 @@ def test_the_recipe_hash_is_that_of_training_wherever_the_backbone_lies(
     moved = copied(tiny_dino, tmp_path / "elsewhere")
     model = fedvfm.load_adapter(saved(), backbone=str(moved))
     trained = checkpoint.read(saved() / export.STATE)[2]["recipe"]
+    again = export.save(model, tmp_path / "again", {})
+    assert fedvfm.load_adapter(again).recipe_hash == trained
     assert f"recipe hash: `{trained}`" in (saved() / "README.md").read_text()
     assert model.recipe_hash == trained
     fedvfm.export_adapter(saved(), tmp_path / "hf", backbone=str(moved))
