@@ -32,6 +32,7 @@ TOP = {
     "wall_s",
     "peak_mib",
     "primary",
+    "prompt",
     "arms",
 }
 BACKBONE = {"name", "sha256", "parameters"}
