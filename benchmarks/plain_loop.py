@@ -101,6 +101,8 @@ def engine(folder: Path, sites: int, rounds: int, out: Path) -> str:
 
 def plain(folder: Path, sites: int, rounds: int) -> str:
     """By hand: one model, a dictionary of arrays, an optimiser a site and round, a mean."""
+    import flwr.clientapp  # noqa: F401
+    import flwr.serverapp  # noqa: F401
     import monai  # noqa: F401 - the same libraries
     import numpy as np
     import torch
