@@ -12,6 +12,7 @@ printed.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -101,9 +102,7 @@ def engine(folder: Path, sites: int, rounds: int, out: Path) -> str:
 
 def plain(folder: Path, sites: int, rounds: int) -> str:
     """By hand: one model, a dictionary of arrays, an optimiser a site and round, a mean."""
-    import flwr.clientapp  # noqa: F401
-    import flwr.serverapp  # noqa: F401
-    import monai  # noqa: F401 - the same libraries
+    import monai  # noqa: F401
     import numpy as np
     import torch
 
@@ -113,6 +112,8 @@ def plain(folder: Path, sites: int, rounds: int) -> str:
     from fedvfm.data import transforms
     from fedvfm.simulation import experiment as experiments
 
+    for library in ("flwr.clientapp", "flwr.serverapp"):  # both runners import the same
+        importlib.import_module(library)
     what = make_experiment(folder, sites, rounds)
     recipe = what.recipe
     torch.set_num_threads(recipe.threads)
