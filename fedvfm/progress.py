@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Observer(Protocol):
@@ -20,3 +26,19 @@ class Observer(Protocol):
 
 def silent(event: str, /, **fields: object) -> None:
     """The observer that says nothing."""
+
+
+@contextlib.contextmanager
+def watch(quiet: bool, live: Callable[[Progress], Observer], plain: Callable[[], Observer]) -> Iterator[Observer]:
+    """The observer for this output: silent, ``live`` with bars where a person looks on, ``plain`` lines elsewhere."""
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            yield live(bar)
+    else:
+        yield plain()

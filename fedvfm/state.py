@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,7 +59,7 @@ class ArraySpec:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """The exact list of arrays an AdapterState holds, sorted by name."""
 
@@ -129,9 +130,9 @@ class Manifest:
                 found.setdefault(spec.pair, {})[spec.role] = spec
         return {pair: (both["A"], both["B"]) for pair, both in sorted(found.items())}
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over every field of every row, in order."""
+        """sha256 over every field of every row, in order; asked for every site in every round, computed once."""
         digest = hashlib.sha256()
         for spec in self.arrays:
             digest.update(repr(tuple(spec.to_json().items())).encode())

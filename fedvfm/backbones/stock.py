@@ -34,7 +34,11 @@ class Stock(base.Backbone):
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Stock:
-        """Only the dropout of an adapter knows a training mode: the frozen blocks always compute the same."""
+        """Only the dropout of an adapter knows a training mode: the frozen blocks always compute the same.
+
+        DINOv3 would jitter its positions in training, others drop tokens; what is kept of the frozen blocks would not
+        fit then.
+        """
         super().train(False)
         self.training = mode
         for path, module in self.model.named_modules():

@@ -109,7 +109,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-class VisionTransformer(base.Backbone):
+class VisionTransformer(stock.Stock):
     """One of the families, frozen.
 
     Args:
@@ -122,39 +122,13 @@ class VisionTransformer(base.Backbone):
     tokens_refused = ""
 
     def __init__(self, name: str, family: Family, model: nn.Module, sha256: str) -> None:
-        super().__init__()
-        self.name, self.family, self.model, self.sha256, self.pretrained = name, family, model, sha256, True
+        super().__init__(name, model, sha256)
+        self.family = family
         settings: Any = model.config
         self.width, self.depth = int(settings.hidden_size), int(settings.num_hidden_layers)
         self.patch = int(settings.patch_size)
         self.lead = family.lead + int(getattr(settings, "num_register_tokens", 0))
         self.tokens = nn.ParameterDict()
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> VisionTransformer:
-        """Only the dropout of an adapter knows a training mode: the frozen blocks always compute the same.
-
-        DINOv3 would jitter its positions in training, others drop tokens; what is kept of the frozen blocks would not
-        fit then.
-        """
-        super().train(False)
-        self.training = mode
-        for path, module in self.model.named_modules():
-            if path.endswith("adapter_dropout") or "lora_dropout" in path:
-                module.train(mode)
-        return self
-
-    def check_size(self, size: Sequence[int]) -> list[str]:
-        """Faults of an input size (height, width)."""
-        wrong = [side for side in size if side % self.patch]
-        if not wrong:
-            return []
-        near = max(self.patch, round(wrong[0] / self.patch) * self.patch)
-        return [
-            f"recipe.data.input_size = {list(size)}: sides must be multiples of the patch size {self.patch}; "
-            f"nearest: {near}"
-        ]
 
     def projection(self, block: int, part: str) -> str | None:
         """See base."""

@@ -6,11 +6,11 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from fedvfm import progress
@@ -18,17 +18,9 @@ from fedvfm import progress
 SHOWN = 20
 
 
-@contextlib.contextmanager
-def watch(quiet: bool) -> Iterator[progress.Observer]:
+def watch(quiet: bool) -> contextlib.AbstractContextManager[progress.Observer]:
     """The observer for this output: silent, live or plain."""
-    if quiet:
-        yield progress.silent
-    elif sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            yield Line(bar)
-    else:
-        yield Lines()
+    return progress.watch(quiet, Line, Lines)
 
 
 class Line:

@@ -197,8 +197,10 @@ def _length(headers: list[tuple[bytes, bytes]]) -> int | None:
     """The announced length of the body, if any.
 
     Raises:
-        TooMuch: if it is over the limit, or the head says its length in two ways.
+        TooMuch: if it is over the limit, or the head is, or says its length in two ways.
     """
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
+        raise TooMuch(400)  # h11 counts a head only while it waits for the rest of it
     names = [name for name, _ in headers]
     if b"content-length" in names and b"transfer-encoding" in names:
         raise TooMuch(400)

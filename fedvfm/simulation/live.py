@@ -5,30 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from fedvfm import progress
 
 
-@contextlib.contextmanager
-def watch(quiet: bool) -> Iterator[progress.Observer]:
+def watch(quiet: bool) -> contextlib.AbstractContextManager[progress.Observer]:
     """The observer for this output: silent, live or plain."""
-    if quiet:
-        yield progress.silent
-    elif sys.stderr.isatty():
-        with _bar() as bar:
-            yield Live(bar)
-    else:
-        yield Lines()
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return progress.watch(quiet, Live, Lines)
 
 
 def _scores(record: dict[str, Any]) -> str:

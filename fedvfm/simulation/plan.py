@@ -45,6 +45,7 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         "share": locked.manifest.parameters / max(1, locked.backbone_parameters),
         "bytes": {**_bytes(what, locked, hospitals), "full_model": summary.full_model_bytes(locked)},
         "peak_mib": _memory(what, model, hospitals),
+        "prompt": what.recipe.task.oracle or None,
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
         "arms": {
             arm.name: {

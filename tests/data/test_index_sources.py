@@ -114,12 +114,12 @@ def test_where_a_data_set_is_looked_for(name: str, tmp_path: Path, monkeypatch: 
 
 
 def test_data_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_cells(tmp_path / "work" / "data" / "cells")
+    small_cells(tmp_path / "desk" / "data" / "cells")
     small_cells(tmp_path / "shared" / "data" / "nuclei")
     monkeypatch.delenv("FEDVFM_DATA", raising=False)
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "desk")
     assert len(table.make(config.SourceConfig(source="cells")).samples()) == 4
-    with pytest.raises(errors.DataError, match=rf"no folder at {tmp_path}/work/data/nuclei; set data\.path"):
+    with pytest.raises(errors.DataError, match=rf"no folder at {tmp_path}/desk/data/nuclei; set data\.path"):
         table.make(config.SourceConfig(source="nuclei"))
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -20,17 +19,9 @@ COLOURS = {"blocker": "bold red", "warning": "yellow", "note": "dim"}
 TENTHS = 10
 
 
-@contextlib.contextmanager
-def watch(quiet: bool) -> Iterator[progress.Observer]:
+def watch(quiet: bool) -> contextlib.AbstractContextManager[progress.Observer]:
     """The observer for this output: silent, a bar, or a line every tenth of the way."""
-    if quiet:
-        yield progress.silent
-    elif sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            yield _bar(bar)
-    else:
-        yield _line
+    return progress.watch(quiet, _bar, lambda: _line)
 
 
 def _bar(bar: Progress) -> progress.Observer:
