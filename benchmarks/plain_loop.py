@@ -1,12 +1,12 @@
 """The same federated LoRA training as a plain PyTorch loop and by the in-process engine: CPU time and peak PSS.
 
-    python benchmarks/plain_loop.py [--sites 4 64] [--runs 5] [--rounds 2]
+    python benchmarks/plain_loop.py [--sites 4 64] [--rounds 8 1] [--runs 5]
 
 Both import the same libraries, read the same images with the same transforms, hold one backbone (a random DINOv2 of
 ViT-tiny's shape), start from the same adapter and end at the same one (checked). The plain loop swaps adapters by hand,
-averages them with NumPy and writes nothing; the engine goes through Flower's apps, messages, admission, checkpoints,
-journal, summary and report. CPU time and memory are those of the process tree; runs are interleaved; medians are
-printed.
+averages them with NumPy, tests the last one and writes nothing; the engine goes through Flower's apps, messages,
+admission, checkpoints, journal, summary and report. CPU time and memory are those of the process tree; runs are
+interleaved; medians are printed.
 """
 
 from __future__ import annotations
@@ -170,7 +170,19 @@ def plain(folder: Path, sites: int, rounds: int) -> str:
             ).astype(np.float32)
             for name in names
         }
-    return state.AdapterState(current).fingerprint
+    adapter = state.AdapterState(current)
+    with torch.no_grad():
+        for name, parameter in names.items():
+            parameter.copy_(torch.tensor(current[name]))
+        model.eval()
+        for hospital in hospitals:
+            for sample in hospital.test:
+                prepared = transforms.prepare(hospital.read(sample), contract, 2, multiple=model.backbone.patch)
+                pixels = torch.from_numpy(transforms.normalise(prepared.image[None], contract))
+                found = model(pixels).argmax(1)[0].numpy() == 1
+                dice = 2 * (found & (prepared.mask == 1)).sum() / max(1, found.sum() + (prepared.mask == 1).sum())
+                print(hospital.name, dice)
+    return adapter.fingerprint
 
 
 def measure(kind: str, folder: Path, sites: int, rounds: int) -> tuple[float, float, float, str]:
@@ -215,35 +227,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sites", type=int, nargs="+", default=[4, 64])
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[8, 1], help="for each number of sites")
     parser.add_argument("--child", choices=["engine", "plain"])
     parser.add_argument("--backbone", type=Path)
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
     arguments = parser.parse_args()
     if arguments.child == "plain":
-        print(plain(arguments.backbone, arguments.sites[0], arguments.rounds))
+        print(plain(arguments.backbone, arguments.sites[0], arguments.rounds[0]))
         return
     if arguments.child == "engine":
         with tempfile.TemporaryDirectory() as out:
-            print(engine(arguments.backbone, arguments.sites[0], arguments.rounds, Path(out) / "run"))
+            print(engine(arguments.backbone, arguments.sites[0], arguments.rounds[0], Path(out) / "run"))
         return
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         backbone = Path(scratch) / "backbone"
         make_backbone(backbone)
-        for sites in arguments.sites:
+        for sites, rounds in zip(arguments.sites, arguments.rounds, strict=True):
             found: dict[str, list[tuple[float, float, float, str]]] = {"plain": [], "engine": []}
             for _ in range(arguments.runs):
                 for kind in found:
-                    found[kind].append(measure(kind, backbone, sites, arguments.rounds))
+                    found[kind].append(measure(kind, backbone, sites, rounds))
             equal = len({row[3] for rows in found.values() for row in rows}) == 1
             medians = {
                 kind: [statistics.median(row[i] for row in rows) for i in range(3)] for kind, rows in found.items()
             }
             ratio = [e / p for e, p in zip(medians["engine"], medians["plain"], strict=True)]
-            figures[str(sites)] = {"medians": medians, "ratio": ratio, "same_adapter": equal}
+            figures[str(sites)] = {"rounds": rounds, "medians": medians, "ratio": ratio, "same_adapter": equal}
             print(
-                f"{sites:3d} sites: CPU {ratio[0]:.3f}x ({medians['engine'][0]:.1f} / {medians['plain'][0]:.1f} s), "
+                f"{sites:3d} sites, {rounds} rounds: CPU {ratio[0]:.3f}x "
+                f"({medians['engine'][0]:.1f} / {medians['plain'][0]:.1f} s), "
                 f"peak PSS {ratio[1]:.3f}x ({medians['engine'][1]:.0f} / {medians['plain'][1]:.0f} MiB), "
                 f"wall {ratio[2]:.3f}x, same adapter: {equal}",
                 flush=True,

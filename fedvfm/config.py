@@ -16,19 +16,19 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import Field
 
-from fedvfm import chain, errors
+from fedvfm import chain, errors, site_policy, strict
 
 SCHEMA_VERSION = 1
 MAX_RANK = 1024
 
 Scalar = bool | int | float | str
 Option = Scalar | list[Scalar]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = strict.Name
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = strict.Fraction
+Positive = strict.Positive
+NonNegative = strict.NonNegative
+Sha256 = strict.Sha256
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps|auto)$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 
@@ -48,14 +48,11 @@ WINDOWS: dict[str, tuple[float, float]] = {
 """CT windows by name: (centre, width) in Hounsfield units, as radiologists commonly set them."""
 
 
-def _names() -> Any:
-    return Field(default=(), strict=False)
-
-
-class Strict(pydantic.BaseModel):
-    """Base of all configs: strict types, no unknown keys, immutable, no NaN."""
-
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+Strict = strict.Strict
+PrivacyPolicy = site_policy.PrivacyPolicy
+PolicyConfig = site_policy.PolicyConfig
+LimitsConfig = site_policy.LimitsConfig
+_names = strict.names
 
 
 class BackboneConfig(Strict):
@@ -298,41 +295,11 @@ class SiteSplit(Strict):
         return self
 
 
-class PrivacyPolicy(Strict):
-    """The least privacy a site asks for.
-
-    ``mechanisms`` are the accepted ones; a recipe without any is accepted only where ``"none"`` is among them.
-    ``max_epsilon`` caps the whole run of a mechanism that has an epsilon; 0 accepts none.
-    """
-
-    mechanisms: Annotated[tuple[Name, ...], _names()] = ()
-    max_epsilon: NonNegative = 0.0
-
-
-class PolicyConfig(Strict):
-    """What a site accepts. Whatever is not named here is refused: an empty policy accepts nothing.
-
-    ``backbones``: name -> accepted sha256 of the weights (``"scratch"`` for one that is trained from nothing).
-    ``metrics``: names that may leave the site; a name that ends in ``*`` stands for all that begin so. None leaves if
-    it was computed from fewer than ``min_samples`` samples.
-    """
-
-    backbones: dict[Name, Annotated[tuple[Sha256 | Literal["scratch"], ...], Field(strict=False)]] = {}
-    tasks: Annotated[tuple[Name, ...], _names()] = ()
-    adapters: Annotated[tuple[Name, ...], _names()] = ()
-    max_rounds: Annotated[int, Field(ge=0)] = 0
-    max_hours: NonNegative = 0.0
-    max_trainable_parameters: Annotated[int, Field(ge=0)] = 0
-    metrics: Annotated[tuple[Name, ...], _names()] = ()
-    min_samples: Annotated[int, Field(ge=1)] = 10
-    privacy: PrivacyPolicy = PrivacyPolicy()
-
-
 class SiteConfig(Strict):
     """The hospital's own file; it never leaves the site.
 
-    ``labels`` maps the class names of the hospital's data to those of the recipe (several may become one). ``rank`` 0
-    means the recipe's. ``recipe`` and ``data.path`` may be relative to this file. ``include`` names the natural sites
+    ``labels`` maps the class names of the hospital's data to those of the recipe (several may become one). ``device``
+    is all it may compute on: where it is "cpu" the executor sees no GPU. ``rank`` 0 means the recipe's. ``recipe`` and ``data.path`` may be relative to this file. ``include`` names the natural sites
     of the source that are this hospital's; empty means all.
     """
 
@@ -346,6 +313,7 @@ class SiteConfig(Strict):
     include: Annotated[tuple[Name, ...], _names()] = ()
     labels: dict[Name, Name] = {}
     split: SiteSplit = SiteSplit()
+    limits: LimitsConfig = LimitsConfig()
     policy: PolicyConfig = PolicyConfig()
 
 
@@ -411,7 +379,9 @@ def _sentence(model: type[pydantic.BaseModel], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{where}: required, but not given"
     shown = repr(fault["input"])
-    return f"{where} = {shown[:80]}: {fault['msg'].lower()}"
+    # What our own checks say is said as it is: a zone's name is no longer one in small letters.
+    said = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"].lower()
+    return f"{where} = {shown[:80]}: {said}"
 
 
 def parse(model: type[Model], values: Mapping[str, Any], what: str) -> Model:

@@ -37,7 +37,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedvfm import errors
+from fedvfm import errors, flower_guards
 
 LEASE_S = 60.0
 """How long a SuperLink takes a SuperNode that vanished for present, and refuses it as already there (code 2004)."""
@@ -142,7 +142,7 @@ def _reached(what: str) -> Iterator[None]:
 
 
 class Control:
-    """The coordinator's side of a SuperLink on loopback: nodes and runs. Whoever reaches it can do the same.
+    """The coordinator's side of a SuperLink on loopback: nodes and runs, for who holds the SuperLink's secret.
 
     Raises (every method):
         EngineError: if the SuperLink cannot be reached, or refuses.
@@ -154,7 +154,7 @@ class Control:
             link.address,
             False,
             link.authority,
-            [RuntimeVersionHttpInterceptor(component_name="fedvfm")],
+            [RuntimeVersionHttpInterceptor(component_name="fedvfm"), flower_guards.ShowToken(link.secret)],
             retry_invoker=_patient(threading.Event(), patience_s),
         )
 
@@ -250,10 +250,8 @@ def server_task(link: Link, run_id: int, stop: threading.Event) -> Iterator[tupl
     Raises:
         EngineError: if the task of that run cannot be had, or the SuperLink ended it.
     """
-    from flwr.superlink.grid import HttpGrid
-
     go_direct_to_loopback()
-    grid = HttpGrid(link.address, False, link.authority, token=_take_server_task(link, run_id, stop))
+    grid = flower_guards.CarefulGrid(link.address, False, link.authority, token=_take_server_task(link, run_id, stop))
     grid._retry_invoker = _patient(stop, None)
     client, lost, done = grid._runtime_client, threading.Event(), False
     sender = _beating(client, lost)

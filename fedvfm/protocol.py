@@ -49,7 +49,11 @@ ERROR_CODES |= {
     "policy-rounds": 1028,
     "policy-samples": 1029,
     "policy-task": 1030,
+    "policy-closed": 1031,
 }
+
+ACCEPTANCE = ("accepted", "declined", "pending")
+"""What a site says of the final adapter once it has scored it: its policy takes it, does not, or a person decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Task:
         split: "val" or "test" (evaluate only).
         surface: whether the slow surface metrics are wanted (evaluate only).
         per_sample: whether per-sample values may be answered (simulation only).
+        final: this is the adapter the federation ends with, for the site to keep (evaluate of "test" only).
     """
 
     recipe: config.Recipe
@@ -71,6 +76,7 @@ class Task:
     split: str = ""
     surface: bool = False
     per_sample: bool = False
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A site's answer to an evaluate message: site values, and per-sample values where asked for."""
+    """A site's answer to an evaluate message: site values, and per-sample values where asked for.
+
+    ``acceptance`` is one of :data:`ACCEPTANCE` where the adapter was the final one and the site has terms, else empty.
+    """
 
     site: str
     round: int
@@ -95,6 +104,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     samples: Mapping[str, list[float]] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
+    acceptance: str = ""
 
 
 _STYPE = "numpy.ndarray"
@@ -179,6 +189,7 @@ def encode_task(task: Task) -> RecordDict:
         "split": task.split,
         "surface": task.surface,
         "per_sample": task.per_sample,
+        "final": task.final,
     }
     content = RecordDict()
     if task.state is not None:
@@ -206,7 +217,10 @@ def decode_task(content: RecordDict) -> Task:
             split=str(header["split"]),
             surface=bool(header["surface"]),
             per_sample=bool(header["per_sample"]),
+            final=_flag(header["final"]),
         )
+        if task.final and (task.state is None or task.split != "test"):
+            raise ValueError("a final adapter comes with the test")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.ProtocolError(
             f"message from the server is not of the known form ({type(error).__name__})"
@@ -290,6 +304,7 @@ def encode_evaluation(evaluation: Evaluation) -> RecordDict:
         "protocol": VERSION,
         "site": evaluation.site,
         "round": evaluation.round,
+        "acceptance": evaluation.acceptance,
         _IDS: list(evaluation.ids),
     }
     metrics: dict[str, Any] = {"num_examples": evaluation.num_examples, **evaluation.metrics}
@@ -319,6 +334,7 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
             metrics={name: _real(value) for name, value in metrics.items()},
             samples={name: [_real(v) for v in values] for name, values in samples.items() if isinstance(values, list)},
             ids=tuple(_text(i) for i in ids) if isinstance(ids, list) else (),
+            acceptance=_acceptance(header["acceptance"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise errors.ProtocolError(f"evaluate reply is not of the known form ({type(error).__name__})") from None
@@ -327,6 +343,18 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 500:
         raise TypeError("text")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("yes or no")
+    return value
+
+
+def _acceptance(value: Any) -> str:
+    if not isinstance(value, str) or value not in ("", *ACCEPTANCE):
+        raise ValueError("acceptance")
     return value
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
-from fedvfm import protocol, state
+from fedvfm import errors, protocol, state
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.client import windows
@@ -21,11 +23,14 @@ def evaluate(
 
     Raises:
         DataError: if a sample cannot be read.
+        DeadlinePassed: if the site's own hours are over before the last sample.
     """
     model.write(adapter)
     model.eval()
     scores = model.task.scores(surface=task.surface)
     for sample in site.split(task.split):
+        if time.monotonic() > site.ends[0]:
+            raise errors.DeadlinePassed(f"site '{site.name}': its own time was over after {len(scores)} samples")
         prepared = site.whole(model, sample)
         model.task.score(scores, sample.id, logits(model, site, sample, prepared), prepared, sample.label)
     return protocol.Evaluation(

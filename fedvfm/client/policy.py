@@ -7,8 +7,10 @@ would leave is judged once more. The coordinator is told a word, never why.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +110,9 @@ def require(policy: config.PolicyConfig, facts: Facts) -> None:
         raise errors.PolicyRefused(broken[0].reason, said)
 
 
-def check_task(policy: config.PolicyConfig, task: protocol.Task, kind: str, used: audit.Usage) -> None:
+def check_task(
+    policy: config.PolicyConfig, task: protocol.Task, kind: str, used: audit.Usage, now: datetime | None = None
+) -> None:
     """Judge one message of an approved recipe.
 
     Args:
@@ -116,9 +120,11 @@ def check_task(policy: config.PolicyConfig, task: protocol.Task, kind: str, used
         task: the message.
         kind: ``protocol.HANDSHAKE``, ``protocol.TRAIN`` or ``protocol.EVALUATE``.
         used: what the recipe has used up here, by the site's own audit log.
+        now: default is the time it is.
 
     Raises:
-        PolicyRefused: if it asks for more than the recipe says, or the policy's rounds or hours are used up.
+        PolicyRefused: if it asks for more than the recipe says, the policy's rounds or hours are used up, or the site
+            does not compute at this time of the week.
     """
     recipe = task.recipe
     extra = task.per_sample or (task.surface and not recipe.evaluation.surface)
@@ -128,12 +134,46 @@ def check_task(policy: config.PolicyConfig, task: protocol.Task, kind: str, used
         raise errors.PolicyRefused(
             "policy-hours", f"{used.seconds / 3600:.2f} hours are used; policy.max_hours = {policy.max_hours:g}"
         )
+    again = kind == "train" and task.state is not None and (task.round, task.state.fingerprint) in used.trained
+    if kind in ("train", "evaluate") and not again:  # what was trained is sent again without computing anything
+        _require_open(policy, now or datetime.now(UTC))
     if kind == "train":
-        again = task.state is not None and (task.round, task.state.fingerprint) in used.trained
         if task.round < 1 or (not again and len(used.trained) >= min(policy.max_rounds, recipe.rounds)):
             raise errors.PolicyRefused(
                 "policy-rounds", f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
             )
+
+
+def _require_open(policy: config.PolicyConfig, now: datetime) -> None:
+    when = policy.when
+    if when is not None and when.closes(now) is None:
+        opens = when.opens(now)
+        again = "never" if opens is None else f"{opens.astimezone(when.zone):%a %H:%M} ({when.zone.key})"
+        raise errors.PolicyRefused("policy-closed", f"outside policy.hours; open again: {again}")
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """How long the policy lets a message be worked on.
+
+    Attributes:
+        seconds: from now on; infinite where nothing ends it.
+        reason: what ends it.
+    """
+
+    seconds: float = math.inf
+    reason: str = ""
+
+
+def remaining(policy: config.PolicyConfig, used: audit.Usage, now: datetime | None = None) -> Remaining:
+    """Until ``max_hours`` are used up or the allowed hours are over, whichever is first."""
+    now, when = now or datetime.now(UTC), policy.when
+    left = Remaining(max(0.0, 3600 * policy.max_hours - used.seconds), "policy-hours")
+    if when is None:
+        return left
+    closes = when.closes(now)
+    open_for = 0.0 if closes is None else (closes - now).total_seconds()
+    return Remaining(open_for, "policy-closed") if open_for < left.seconds else left
 
 
 def release(
@@ -180,6 +220,9 @@ def accepting(facts: Facts) -> str:
             "[policy.privacy]",
             f"mechanisms = {_toml([facts.mechanism])}",
             f"max_epsilon = {facts.epsilon or 0.0}",
+            "",
+            "[policy.final]",
+            'accept = "ask"                   # a person looks at the score and decides',
             "",
         ]
     )

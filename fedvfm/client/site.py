@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class Site:
         device: where it computes.
         rank: the LoRA rank it chose, or 0 for the recipe's.
         memory: shared with the other virtual sites of this process.
+        ends: when its own terms end what it computes, by the monotonic clock; and with which word.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Site:
     device: str = "cpu"
     rank: int = 0
     memory: Memory = field(default_factory=lambda: Memory(0))
+    ends: tuple[float, str] = (math.inf, "")
 
     def recipe(self, recipe: configs.Recipe) -> configs.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.

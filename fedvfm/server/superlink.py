@@ -1,17 +1,21 @@
 """The SuperLink: bound to loopback, with TLS, node keys and a secret for who may take its tasks; state in a database.
 
-Its Control API asks nobody who they are. That is why it never listens on an address that others reach: sites come
-through the proxy. Other users of the same machine do reach it; a coordinator's machine must have none.
+Flower's Control API asks nobody who they are. It listens on loopback alone, sites come through the proxy, and our
+SuperLink's process asks every caller of it for a token made from the secret in this folder: other users of the machine
+reach the port and get 401.
+
+``python -m fedvfm.server.superlink`` is that process; its arguments are those of ``flower-superlink``.
 """
 
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvfm import errors, flower_runtime, processes, storage
+from fedvfm import errors, flower_guards, flower_runtime, processes, storage
 from fedvfm.trust import certificates, documents, keys
 
 HOST = "127.0.0.1"
@@ -52,7 +56,7 @@ class SuperLink:
 
     @property
     def secret(self) -> Path:
-        """Who holds it may take the ServerApp's tasks."""
+        """Who holds it may take the ServerApp's tasks and use the Control API."""
         return self.folder / "executor.secret"
 
     @property
@@ -64,7 +68,8 @@ class SuperLink:
     def program(self) -> processes.Program:
         """The process."""
         command = (
-            *(processes.console_script("flower-superlink"), "--host", HOST, "--port", str(self.port)),
+            *processes.module(__name__),
+            *("--host", HOST, "--port", str(self.port)),
             *("--ssl-ca-certfile", str(self.authority)),
             *("--ssl-certfile", str(self.certificate)),
             *("--ssl-keyfile", str(self.key)),
@@ -115,3 +120,7 @@ def wait_ready(link: SuperLink, child: processes.Child, seconds: float = READY_S
                     f"{processes.log_path(child.folder, child.program.name)} ends: {child.last_words()}"
                 ) from None
             time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    flower_guards.run_superlink(Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1]))

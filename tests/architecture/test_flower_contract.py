@@ -221,7 +221,6 @@ RUNTIME_INTERNALS = {
     "flwr.supercore.run",
     "flwr.supercore.runtime",
     "flwr.supercore.task_identity",
-    "flwr.superlink.grid",
     "flwr.supernode.runtime",
 }
 
@@ -289,7 +288,7 @@ def test_programs_take_the_arguments_we_give(tmp_path: Path) -> None:
     flower_superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
     flower_supernode = importlib.import_module("flwr.supernode.cli.flower_supernode")
     server = superlink.SuperLink(tmp_path, 1234)
-    made = flower_superlink._parse_args_run_superlink().parse_args(server.program.command[1:])
+    made = flower_superlink._parse_args_run_superlink().parse_args(server.program.command[3:])
     assert (made.host, made.port, made.isolation, made.enable_supernode_auth) == ("127.0.0.1", 1234, "process", True)
     assert made.runtime_dependency_install is False
     node = supernode.SuperNode("n", tmp_path, "h:1", tmp_path / "ca", tmp_path / "key", 99)

@@ -54,7 +54,7 @@ def travelled(content: RecordDict) -> RecordDict:
 def test_task_round_trip(
     sites: Any, values: state.AdapterState, number: int, split: str, flags: tuple[bool, bool]
 ) -> None:
-    task = protocol.Task(sites.make_recipe(seed=number), number, values, split, *flags)
+    task = protocol.Task(sites.make_recipe(seed=number), number, values, split, *flags, final=split == "test")
     assert protocol.decode_task(travelled(protocol.encode_task(task))) == task
 
 
@@ -90,10 +90,13 @@ def test_update_round_trip(values: state.AdapterState, count: int, number: int, 
     metrics=st.dictionaries(names, reals, max_size=3),
     samples=st.dictionaries(names, st.lists(reals, max_size=3), max_size=3),
     ids=st.lists(names, max_size=3),
+    said=st.sampled_from(["", *protocol.ACCEPTANCE]),
 )
-def test_evaluation_round_trip(metrics: dict[str, float], samples: dict[str, list[float]], ids: list[str]) -> None:
+def test_evaluation_round_trip(
+    metrics: dict[str, float], samples: dict[str, list[float]], ids: list[str], said: str
+) -> None:
     metrics.pop("num_examples", None)
-    answer = protocol.Evaluation("north", 3, 5, metrics, samples, tuple(ids))
+    answer = protocol.Evaluation("north", 3, 5, metrics, samples, tuple(ids), said)
     assert protocol.decode_evaluation(travelled(protocol.encode_evaluation(answer))) == answer
 
 
@@ -125,6 +128,8 @@ HEADER_KEYS = [
     "recipe_hash",
     "split",
     "layout",
+    "final",
+    "acceptance",
 ]
 DEEP = "[" * 100_000
 
@@ -225,6 +230,7 @@ def records(draw: Any) -> RecordDict:
             "manifest_fingerprint": "",
             "rank": 1,
             "ids": ["a"],
+            "acceptance": "",
             "layout": '[["a",[3]]]',
         }
         head = {**good, **draw(st.fixed_dictionaries({}, optional=dict.fromkeys(good, config_values)))}
@@ -333,6 +339,9 @@ def test_a_rank_that_no_adapter_has(rank: int) -> None:
         {"recipe": "[1]"},
         {"recipe": 7},
         {"recipe": b"\xff"},
+        {"final": 1},
+        {"final": "yes"},
+        {"final": True},
     ],
 )
 def test_a_task_of_no_known_form(sites: Any, change: dict[str, Any]) -> None:
@@ -340,6 +349,14 @@ def test_a_task_of_no_known_form(sites: Any, change: dict[str, Any]) -> None:
     content["fedvfm"] = ConfigRecord({**content.config_records["fedvfm"], **change})
     with pytest.raises(errors.ProtocolError, match="not of the known form"):
         protocol.decode_task(content)
+
+
+@pytest.mark.parametrize("word", ["Accepted", "Jane Doe", "a" * 10_000, True, 1, ["accepted"], b"accepted"])
+def test_acceptance_is_one_of_three_words(word: Any) -> None:
+    content = protocol.encode_evaluation(protocol.Evaluation("north", 1, 1, {"dice": 0.5}))
+    content["fedvfm"] = ConfigRecord({**content.config_records["fedvfm"], "acceptance": word})
+    with pytest.raises(errors.ProtocolError, match="not of the known form"):
+        protocol.decode_evaluation(content)
 
 
 def test_another_version_says_what_to_do(sites: Any) -> None:
