@@ -1,0 +1,137 @@
+"""What privacy would cost a recipe at this site: its own counts, its own ledger, and what trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedvfm import config as configs
+from fedvfm import errors, privacy_config
+from fedvfm.client import own
+from fedvfm.data import labels
+from fedvfm.data.sources import table as sources
+from fedvfm.privacy import accountant, ledger, lines, planner, records
+from fedvfm.trust import documents
+from fedvfm.trust import lock as locks
+
+BOTH = "both factors"
+
+
+def build(recipe: Path, site: Path | None, changes: Mapping[str, Any], accountants: tuple[str, ...]) -> planner.Plan:
+    """A plan.
+
+    Args:
+        recipe: the recipe, of either form; an experiment's will do.
+        site: the site's file; None where ``changes`` name the units.
+        changes: what the person asked for in place of what the files say: ``mechanism``, ``units``, ``batch``,
+            ``rounds``, ``epsilon``, ``noise_multiplier``, ``delta``; None where nothing was.
+        accountants: the first one finds the noise.
+
+    Raises:
+        ConfigError: if the files have faults, or something is asked for that they do not say.
+        DataError: if the site's data cannot be counted.
+    """
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    found, here = _recipe(recipe, wanted), None if site is None else own.read_site(site)
+    names, mechanism = _units(found, here, wanted)
+    asked = planner.question(found, wanted.get("units") or len(names), mechanism=mechanism)
+    asked = replace(asked, **_target(found.privacy, here, wanted))
+    asked = replace(asked, numbers=_numbers(found), before=_before(here, names, asked))
+    return planner.plan(asked, accountants)
+
+
+def _recipe(path: Path, wanted: Mapping[str, Any]) -> configs.Recipe:
+    """The recipe as written: one that cannot be trained with here may be planned."""
+    if path.suffix == ".json":
+        found = documents.read(path, locks.Lock, "locked recipe").recipe
+    else:
+        values = configs.read_toml(path)
+        inner = values.get("recipe")
+        found = configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
+    optimiser = found.optimiser.model_copy(update={"batch_size": wanted.get("batch", found.optimiser.batch_size)})
+    return found.model_copy(update={"rounds": wanted.get("rounds", found.rounds), "optimiser": optimiser})
+
+
+def _units(recipe: configs.Recipe, site: configs.SiteConfig | None, wanted: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The names of the units, where the site's data says them, and the mechanism."""
+    mechanism = wanted.get("mechanism") or recipe.privacy.mechanism
+    known = None if mechanism == privacy_config.NO_MECHANISM else str(mechanism)
+    if known is not None and known not in privacy_config.UNITS:
+        raise errors.ConfigError("privacy plan", [f"mechanism '{known}': known: {', '.join(privacy_config.UNITS)}"])
+    if wanted.get("units"):
+        return [], known or "record-level"
+    if site is None or known == "site-level":
+        missing = "--sites" if known == "site-level" else "SITE.toml or --samples"
+        raise errors.ConfigError("privacy plan", [f"how many there are to draw from is not known; give {missing}"])
+    source, train = _train(recipe, site)
+    if known is None:
+        # The patient where one has several images, else the image.
+        patients = len(records.ids("patient", train, site.name, source))
+        known = "patient-level" if patients < len(train) else "record-level"
+    names = records.ids(privacy_config.UNITS[known], train, site.name, source)
+    if not names:
+        raise errors.DataError(f"site '{site.name}' has no training sample; nothing can be planned")
+    return names, known
+
+
+def _train(recipe: configs.Recipe, site: configs.SiteConfig) -> tuple[Any, list[Any]]:
+    raw = sources.make(site.data, recipe.data)
+    source = labels.mapped(raw, site.labels, recipe.data.class_names)
+    return source, own.split(site, own.belonging(site, source.samples())).parts["train"]
+
+
+def _target(
+    privacy: privacy_config.RecipePrivacy, site: configs.SiteConfig | None, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Epsilon or noise, and delta: as asked, else as the recipe says, else as the site's budget does."""
+    budget = None if site is None else site.privacy
+    noise, epsilon = wanted.get("noise_multiplier"), wanted.get("epsilon")
+    if noise is None and epsilon is None:
+        noise, epsilon = privacy.noise_multiplier, privacy.epsilon
+    if noise is None and epsilon is None and budget is not None:
+        epsilon = budget.epsilon
+    delta = wanted.get("delta") or privacy.delta or (None if budget is None else budget.delta)
+    faults = []
+    if noise is None and epsilon is None:
+        faults.append("give --epsilon or --noise, or [privacy] in the recipe or SITE.toml")
+    if noise is not None and epsilon is not None:
+        faults.append("give --epsilon or --noise, not both")
+    if delta is None:
+        faults.append("give --delta, well below 1 / the number of patients")
+    if faults:
+        raise errors.ConfigError("privacy plan", faults)
+    return {"noise_multiplier": noise, "epsilon": epsilon, "delta": delta}
+
+
+def _numbers(recipe: configs.Recipe) -> dict[str, int]:
+    """Numbers that train in a step, by which factors of the pairs do; empty where the backbone is not here."""
+    from fedvfm.client import model as models  # torch only here
+
+    plain = recipe.model_copy(update={"privacy": privacy_config.NONE})
+    faults = models.validate(plain)
+    if faults:
+        raise errors.ConfigError("recipe", faults)
+    try:
+        manifest = models.lock(plain, with_weights=False)[0].manifest
+    except errors.WeightsError:
+        return {}
+    sizes = {role: sum(spec.size for spec in manifest if spec.role == role) for role in ("A", "B")}
+    total = manifest.parameters
+    if not min(sizes.values()):
+        return {"all that trains": total}
+    # Of alternate the round with the larger factor is the noisier one.
+    return {BOTH: total, "freeze-A": total - sizes["A"], "alternate": total - min(sizes.values())}
+
+
+def _before(site: configs.SiteConfig | None, names: list[str], asked: planner.Question) -> accountant.Curve:
+    """What these records have spent already; the ledger is only looked at."""
+    budget = None if site is None else site.privacy
+    if site is None or budget is None or not names or not (Path(budget.ledger) / lines.FILE).is_file():
+        return ()
+    if budget.unit != asked.unit:
+        return ()
+    found = ledger.Ledger(Path(budget.ledger), site.name, budget.unit)
+    spent = found.spending(found.entries).worst(found.records.find, found.records.hashes(names))
+    return max(spent, key=lambda one: accountant.epsilon(one, asked.delta).value, default=())

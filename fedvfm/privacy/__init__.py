@@ -1,0 +1,1 @@
+"""Differential privacy: mechanisms, accountants, the ledger of what a data set has spent, and the planner."""

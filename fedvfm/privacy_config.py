@@ -1,0 +1,76 @@
+"""``[privacy]`` of a recipe: the mechanism that makes an update private. ``[privacy]`` of a site's file: its budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from fedvfm import strict
+
+NO_MECHANISM = "none"
+UNITS = {"record-level": "record", "patient-level": "patient", "site-level": "site"}
+"""Mechanism -> what it protects the presence of."""
+
+Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class RecipePrivacy(pydantic.BaseModel):
+    """How updates are made private; without a mechanism nothing else may be given.
+
+    Attributes:
+        mechanism: a name of the table of privacy mechanisms.
+        clip: most that one unit (record, patient or site) adds to a step's sum of gradients, in L2 norm.
+        noise_multiplier: standard deviation of the noise in clips. Give it or ``epsilon``.
+        epsilon: of the whole run, from which every site finds the noise for its own number of units.
+        delta: that goes with epsilon, whichever of both is given.
+        sampling: how a step's batch is drawn; what the accountants assume.
+        microbatch: units whose gradients are held at a time; 0 lets the site choose. Only memory depends on it.
+    """
+
+    model_config = strict.SETTINGS
+
+    mechanism: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = NO_MECHANISM
+    clip: strict.Positive | None = None
+    noise_multiplier: strict.Positive | None = None
+    epsilon: strict.Positive | None = None
+    delta: Delta | None = None
+    sampling: Literal["poisson"] = "poisson"
+    microbatch: Annotated[int, Field(ge=0, le=4096)] = 0
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> RecipePrivacy:
+        given = {name for name in ("clip", "noise_multiplier", "epsilon", "delta") if getattr(self, name) is not None}
+        if self.mechanism == NO_MECHANISM:
+            if given or self.microbatch:
+                raise ValueError(f"{', '.join(sorted(given)) or 'microbatch'}: mechanism is 'none', nothing is private")
+            return self
+        if not {"clip", "delta"} <= given or len(given & {"noise_multiplier", "epsilon"}) != 1:
+            raise ValueError("a mechanism needs clip, delta, and either noise_multiplier or epsilon")
+        return self
+
+
+NONE = RecipePrivacy()
+"""A recipe without privacy."""
+
+
+class Budget(pydantic.BaseModel):
+    """What a hospital lets be learned of its data, over all rounds, runs and federations.
+
+    Attributes:
+        data_set: what its records are called together; sets that share a record share what it has spent.
+        epsilon: most that may be spent at ``delta``.
+        unit: whose presence is protected. "patient" where a patient has several images.
+        accountant: "rdp" is quick; "prv" is tighter and takes seconds. Both are upper bounds.
+        ledger: folder of the ledger, beside this file unless absolute. Every file with the same records names the same.
+    """
+
+    model_config = strict.SETTINGS
+
+    data_set: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    epsilon: strict.Positive
+    delta: Delta
+    unit: Literal["record", "patient", "site"]
+    accountant: Literal["rdp", "prv"] = "rdp"
+    ledger: Annotated[str, Field(min_length=1, max_length=500)] = "fedvfm-ledger"
