@@ -1,7 +1,8 @@
 """Promptable segmentation models (SAM and its kin): an encoder, a prompt encoder and a mask decoder with mask tokens.
 
 The stock decoders give back only the masks they choose. Here the decoder is walked, so that the logits of every mask
-token come out: class k of a task is mask token k.
+token come out: class k of a task is mask token k. Tokens and networks that no class uses travel
+with the others: what travels does not hang on the number of classes while the stock tokens suffice.
 
 With prompts the decoder runs once a foreground class, told where that class is. Class k is then mask token k - 1, so
 that the first one is the mask the stock model gives for that prompt, and the background is the logit 0 that the stock
@@ -190,7 +191,7 @@ class Promptable(stock.Stock):
         Shapes: tokens (B, M, C), fine (B, F, h, w) -> (B, M, h, w).
         """
         weights = torch.stack([network(tokens[:, index]) for index, network in enumerate(networks)], dim=1)
-        return (weights @ fine.flatten(2)).reshape(len(fine), -1, *fine.shape[2:])
+        return (weights @ fine.flatten(2)).reshape(fine.shape[0], -1, *fine.shape[2:])
 
 
 def numbered(parameter: str, path: str, names: Mapping[str, str]) -> str | None:

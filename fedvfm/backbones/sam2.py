@@ -143,7 +143,7 @@ class SegmentAnything2(promptable.Promptable):
         """
         decoder, embedding = self._decoder, levels[2]
         if prompts is None:
-            nowhere = embedding.new_zeros(len(embedding), 1, 2)
+            nowhere = embedding.new_zeros(embedding.shape[0], 1, 2)
             prompts = base.Prompts(nowhere, -torch.ones_like(nowhere[..., 0]))
         tokens = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
         found, grid = self._attend(embedding, tokens, self._sparse(prompts, size))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -181,27 +182,25 @@ class Site:
         settings = model.recipe.task
         if not settings.oracle:
             return None
-        try:
+        with self._naming(sample):
             rng = seeding.stream(model.recipe.seed, "prompts", sample.id, *words)
             return simulated.draw(mask, len(model.recipe.data.class_names), settings, rng)
-        except errors.DataError as error:
-            raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
 
     def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
         return _unpack(self.memory.get(key, _image_bytes, lambda: _pack(make())))
 
-    def _read(self, sample: samples.Sample) -> samples.Pixels:
+    @contextlib.contextmanager
+    def _naming(self, sample: samples.Sample) -> Iterator[None]:
+        """Say of a fault which site and sample it is; once, so nothing below says it too."""
         try:
-            return self.hospital.read(sample)
+            yield
         except errors.DataError as error:
             raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
 
     def _evaluated(self, model: models.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
         contract, classes = model.recipe.data, len(model.recipe.data.class_names)
-        try:
-            return transforms.prepare(self._read(sample), contract, classes, multiple=model.backbone.patch)
-        except errors.DataError as error:
-            raise errors.DataError(f"site '{self.name}', sample '{sample.id}': {error}") from error
+        with self._naming(sample):
+            return transforms.prepare(self.hospital.read(sample), contract, classes, multiple=model.backbone.patch)
 
     def _augmented(
         self, model: models.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]

@@ -19,6 +19,8 @@ AIR_HU = -1024
 """Scanners mark what lies outside their field with values far below air; these are raised to it."""
 IN_UNITS = ("CT", "PT", "NM")
 """Modalities whose values are measurements: they are not turned round where the file asks for a dark-on-bright look."""
+UNREAD = frozenset({"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"})
+"""Transfer syntaxes without a decoder: high-throughput JPEG 2000 (HTJ2K)."""
 LUTS = tuple(
     f"{kind}{colour}PaletteColorLookupTable{part}"
     for colour in ("Red", "Green", "Blue")
@@ -84,6 +86,11 @@ def _reason(frame: headers.Frame, error: Exception) -> str:
     syntax = dicom.syntax(dicom.read_tags(frame.file, "", ("Rows",)))
     if syntax is None:
         return "packed in a way that is not known; export it again uncompressed"
+    if syntax in UNREAD:
+        return (
+            f"pixels packed as '{syntax.name}', for which there is no decoder here; export them uncompressed, or as "
+            "JPEG 2000 or JPEG-LS"
+        )
     if syntax.is_compressed and isinstance(error, NotImplementedError | RuntimeError):
         return f"pixels packed as '{syntax.name}' cannot be unpacked; export them uncompressed, or the file is damaged"
     return f"damaged or cut short pixels ({type(error).__name__}); export it again or remove it"

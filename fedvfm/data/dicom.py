@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedvfm import errors
+from fedvfm.data import geometry
 from fedvfm.data import header as headers
 
 ENDINGS = (".dcm", ".dicom")
@@ -61,6 +63,7 @@ TAGS = (
     "SeriesNumber",
     "SharedFunctionalGroupsSequence",
     "SliceThickness",
+    "VOILUTSequence",
 )
 BROKEN = (
     OSError,
@@ -100,6 +103,21 @@ class Slice:
     spacing: tuple[float, float] | None = None
     thickness: float | None = None
 
+    @property
+    def normal(self) -> NDArray[np.float64] | None:
+        """What its rows and columns are at right angles to, in LPS, or None."""
+        if self.orientation is None:
+            return None
+        return np.asarray(np.cross(self.orientation[:3], self.orientation[3:]), dtype=np.float64)
+
+    @property
+    def plane(self) -> geometry.Plane | None:
+        """The plane it lies nearest to, or None."""
+        if self.normal is None:
+            return None
+        axis = int(np.argmax(np.abs(self.normal)))
+        return next(plane for plane, across in geometry.ACROSS.items() if across == axis)
+
 
 @dataclass(slots=True)
 class Series:
@@ -111,6 +129,7 @@ class Series:
         slices: its frames.
         inverted: whether small values are bright (MONOCHROME1).
         films: whether several frames of it come from one file.
+        curved: whether a file of it carries a table for display (VOI LUT), which is not applied.
     """
 
     number: int | None
@@ -118,12 +137,35 @@ class Series:
     slices: list[Slice] = field(default_factory=list)
     inverted: bool = False
     films: bool = False
+    curved: bool = False
 
     def __str__(self) -> str:
         sizes = sorted({(one.rows, one.columns) for one in self.slices})
         shown = ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:3])
         name = "without number" if self.number is None else str(self.number)
         return f"series {name}: {self.modality}, {len(self.slices)} images of {shown}"
+
+    @property
+    def described(self) -> str:
+        """All that tells it apart without its texts; :mod:`fedvfm.data.wanted` chooses by these words."""
+        step = None if self.step is None else f"{self.step:g} mm from slice to slice"
+        return ", ".join(part for part in (str(self), self.plane, step) if part)
+
+    @property
+    def plane(self) -> geometry.Plane | None:
+        """The plane its slices lie nearest to, or None where they do not say or disagree."""
+        planes = {one.plane for one in self.slices}
+        return planes.pop() if len(planes) == 1 else None
+
+    @property
+    def step(self) -> float | None:
+        """The usual distance from slice to slice in millimetres, to a hundredth; None where it is not known."""
+        normal = None if self.plane is None else self.slices[0].normal
+        if normal is None or len(self.slices) < 2:
+            return None
+        along = np.sort([np.dot(one.position, normal) for one in self.slices if one.position is not None])
+        gaps = np.diff(along)
+        return round(float(np.median(gaps)), 2) if len(gaps) else None
 
 
 @dataclass(slots=True)
@@ -239,6 +281,7 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
             key = (str(tags.get("SeriesInstanceUID", "")), modality)
             number = _whole(tags.get("SeriesNumber"))
             photometric = str(tags.get("PhotometricInterpretation", ""))
+            curved = _curved(tags)
         except BROKEN as error:
             kind = type(error).__name__
             raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
@@ -246,6 +289,15 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
     one.slices += slices
     one.films |= len(slices) > 1
     one.inverted |= photometric == "MONOCHROME1"
+    one.curved |= curved
+
+
+def _curved(tags: Any) -> bool:
+    """Whether the file, or its frames, carry a table that a viewer would show the values through."""
+    shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
+    levels = [tags, shared, *(tags.get("PerFrameFunctionalGroupsSequence") or ())]
+    frames = [item for level in levels if level is not None for item in level.get("FrameVOILUTSequence") or ()]
+    return any(one.get("VOILUTSequence") for one in (tags, *frames))
 
 
 def _claims_an_image(tags: Any) -> bool:

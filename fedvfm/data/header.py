@@ -47,6 +47,7 @@ class Header:
         inverted: whether the file shows small values bright (MONOCHROME1); voxels are read the other way round.
         frames: where DICOM's slices are, in the order of the stored third axis.
         notes: what a reader should know, one sentence each, without text of the file.
+        among: whether other series lie in the same folder.
     """
 
     path: Path = field(repr=False)
@@ -59,6 +60,7 @@ class Header:
     inverted: bool = False
     frames: tuple[Frame, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    among: bool = False
 
     @property
     def grid(self) -> geometry.Grid:

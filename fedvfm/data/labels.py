@@ -61,6 +61,11 @@ class Relabelled:
             for one in self._source.samples()
         )
 
+    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
+        """The source's names that stay when files are added; its ids where it has no others."""
+        found = getattr(self._source, "stable", None)
+        return (sample.id, sample.patient) if found is None else found(sample)
+
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read one sample, its mask in the new numbers.
 

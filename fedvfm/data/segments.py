@@ -51,8 +51,9 @@ def read(path: Path, image: headers.Header) -> NDArray[np.uint16]:
     Raises:
         DataError: if there is none, one is damaged, on another grid, of other images, or segments overlap.
     """
-    files = dicom.find(path).segmentations
-    key = (image.path, *((str(file), file.stat().st_mtime_ns) for file in files))
+    files = _of(path, image)
+    first = image.frames[0].uid if image.frames else ""  # of one folder it may be another series
+    key = (image.path, first, *((str(file), file.stat().st_mtime_ns) for file in files))
     if key not in _kept:
         stored = _stored(path, files, image)
         stored.flags.writeable = False
@@ -69,9 +70,32 @@ def check(path: Path, image: headers.Header) -> None:
     Raises:
         DataError: see :func:`read`.
     """
-    files = _some(path, dicom.find(path).segmentations, image)
+    files = _some(path, _of(path, image), image)
     for number, file in enumerate(files, 1):
         _frames(_where(path, number, len(files)), file, image)
+
+
+def _of(path: Path, image: headers.Header) -> Sequence[Path]:
+    """The segmentations of a file or folder; beside several series those of the one that was chosen."""
+    files = dicom.find(path).segmentations
+    if not image.among or path != image.path:
+        return files
+    own = {frame.uid for frame in image.frames}
+    drawn_on = [_images(_where(path, number, len(files)), file) for number, file in enumerate(files, 1)]
+    # One that names no image is kept: whether it lies on these is judged by position.
+    return [file for file, named in zip(files, drawn_on, strict=True) if not named or named & own]
+
+
+def _images(where: str, file: Path) -> set[str]:
+    """SOP instance UIDs of the images that a segmentation names."""
+    found = set()
+    try:
+        for one in dicom.read_tags(file, where, ("ReferencedSeriesSequence",)).get("ReferencedSeriesSequence") or ():
+            found |= {str(item.ReferencedSOPInstanceUID) for item in one.get("ReferencedInstanceSequence") or ()}
+    except dicom.BROKEN as error:
+        kind = type(error).__name__
+        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+    return found
 
 
 def _some(path: Path, files: Sequence[Path], image: headers.Header) -> Sequence[Path]:

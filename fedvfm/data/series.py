@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import dicom, geometry
+from fedvfm.data import dicom, geometry, wanted
 from fedvfm.data import header as headers
 
 UNEVEN = 0.1
@@ -18,28 +19,44 @@ UNEVEN = 0.1
 PARALLEL = 1e-3
 NO_STEP_MM = 0.01
 SHOWN = 5
+CURVED = "carries a table for display (VOI LUT); values are taken as stored, not as a viewer shows them"
 
 Points = NDArray[np.float64]
 
 
-def read_header(path: Path) -> headers.Header:
-    """The one series of a folder, or of one file.
+def read_header(path: Path, words: str = "") -> headers.Header:
+    """The one series of a folder, or of one file; ``words`` say which, where there are several.
 
     Raises:
-        DataError: if there is no image, several series (they are listed), images that differ in size or direction,
-            slices that are missing, or several at one place.
+        DataError: if there is no image, no series that is meant or several (they are listed), images that differ in
+            size or direction, slices that are missing, or several at one place.
     """
     study = dicom.find(path)
     if not study.series:
         what = f"; {len(study.segmentations)} segmentation(s)" if study.segmentations else ""
         raise errors.DataError(f"{path}: no DICOM image{what}; bring the images or remove it")
-    if len(study.series) > 1:
-        listed = "".join(f"\n    {one}" for one in study.series)
+    found = wanted.among(study.series, words)
+    if not found:
         raise errors.DataError(
-            f"{path}: {len(study.series)} series, one is read; leave only one in the folder:{listed}"
+            f"{path}: no series fits '{words}'; say it in the words of this list:{wanted.listed(study.series)}"
+        )
+    if len(found) > 1:
+        fitting = f" that fit '{words}'" if words else ""
+        raise errors.DataError(
+            f"{path}: {len(found)} series{fitting}, one is read; leave only one in the folder, or choose one in words "
+            f"of this list (predict --series, data.options.series = '{_hint(found)}'):{wanted.listed(found)}"
         )
     notes = (f"{study.unread} file(s) without images were not read",) if study.unread else ()
-    return arrange(path, study.series[0], notes)
+    header = arrange(path, found[0], notes)
+    return dataclasses.replace(header, among=True) if len(study.series) > 1 else header
+
+
+def _hint(found: Sequence[dicom.Series]) -> str:
+    """Words that tell the first of several series apart, as an example."""
+    first, others = found[0], found[1:]
+    if first.number is not None and all(one.number != first.number for one in others):
+        return str(first.number)
+    return " ".join(word for word in (first.modality, first.plane) if word)
 
 
 def arrange(path: Path, series: dicom.Series, notes: tuple[str, ...] = ()) -> headers.Header:
@@ -149,6 +166,7 @@ def _header(
     moments: bool = False,
 ) -> headers.Header:
     channels = series.slices[0].samples
+    notes = (*notes, CURVED) if series.curved else notes
     return headers.Header(path, "dicom", grid, axis, series.modality, channels, moments, series.inverted, frames, notes)
 
 

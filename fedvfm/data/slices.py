@@ -26,16 +26,18 @@ class View:
         plane: across which they are cut.
         stack: 3 shows a slice between its neighbours, one a channel (2.5D).
         limits: the lowest and highest value shown, in the files' units; None shows the whole range of each volume.
+        series: words that say which series of a DICOM folder is meant; see :mod:`fedvfm.data.wanted`.
     """
 
     plane: geometry.Plane = "axial"
     stack: int = 1
     limits: tuple[float, float] | None = None
+    series: str = ""
 
     @classmethod
-    def of(cls, contract: config.DataContract) -> Self:
-        """The view a recipe asks for."""
-        return cls(contract.plane, contract.stack, contract.limits)
+    def of(cls, contract: config.DataContract, series: str = "") -> Self:
+        """The view a recipe asks for, of the series the owner of the files means."""
+        return cls(contract.plane, contract.stack, contract.limits, series)
 
 
 def plane_of(header: headers.Header, view: View) -> geometry.Plane:
@@ -59,7 +61,7 @@ def read(files: Sequence[Path], index: int, view: View = View()) -> data.Pixels:
     Raises:
         DataError: for files that cannot be read, a stack of what has channels already, or a window on colour.
     """
-    header = volumes.read_header(files[0])
+    header = volumes.read_header(files[0], view.series)
     if view.stack > 1 and (len(files) > 1 or header.channels > 1):
         raise errors.DataError(
             f"{files[0]}: has channels of its own, but recipe.data.stack = {view.stack} makes channels of neighbouring "
@@ -83,11 +85,11 @@ def _scaled(
     file: Path, indices: Sequence[int], plane: geometry.Plane, view: View
 ) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
     """Slices of one file as channels in [0, 1], and what 0 and 1 stand for; None in colour."""
-    colour = volumes.read_header(file).channels > 1
+    colour = volumes.read_header(file, view.series).channels > 1
     if colour and view.limits is not None:
         raise errors.DataError(f"{file}: in colour, but recipe.data.window is for grey values; leave one of them out")
-    low, high = view.limits if view.limits is not None else volumes.value_range(file)
-    planes = [volumes.read_slice(file, index, plane) for index in indices]
+    low, high = view.limits if view.limits is not None else volumes.value_range(file, view.series)
+    planes = [volumes.read_slice(file, index, plane, view.series) for index in indices]
     values = np.stack(planes).astype(np.float64) if not colour else np.moveaxis(planes[0], -1, 0).astype(np.float64)
     scaled = (values - low) / (high - low) if high > low else np.zeros(values.shape)
     return np.asarray(np.clip(scaled, 0.0, 1.0), dtype=np.float32), None if colour else (low, high)

@@ -62,9 +62,8 @@ def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int
         DataError: for other channel counts, values that are not finite, a mask outside the classes or of another size.
     """
     _check(pixels, num_classes)
-    image = pixels.image
-    if contract.grey:
-        image = to_grey(image)
+    image = to_grey(pixels.image) if contract.grey else pixels.image
+    _check_channels(image, contract)
     if contract.limits is not None:
         image = windowed(pixels, image, contract.limits)
     elif contract.intensity != "none":
@@ -130,6 +129,20 @@ def _check(pixels: data.Pixels, num_classes: int) -> None:
         raise errors.DataError(
             f"a mask with value {value}, but the {num_classes} classes are 0 to {num_classes - 1}; "
             "repair the mask or list all classes in recipe.data.class_names"
+        )
+
+
+def _check_channels(image: Image, contract: config.DataContract) -> None:
+    """Refuse an image with other channels than the recipe names; a stack has its slice's neighbours besides.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    have, named = len(image) // contract.stack, contract.channels
+    if named and have != len(named):
+        raise errors.DataError(
+            f"an image of {have} {'channel' if have == 1 else 'channels'}, but recipe.data.channels names {len(named)} "
+            f"({', '.join(named)}); bring those, or ask for a recipe that fits"
         )
 
 

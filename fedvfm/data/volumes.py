@@ -29,7 +29,8 @@ BYTES_IN_MEMORY = 2**30
 HEADERS_IN_MEMORY = 1024
 READERS: dict[headers.Kind, Any] = {"nifti": nifti, "nrrd": nrrd, "dicom": decoding}
 
-Key = tuple[str, tuple[int, ...]]
+Key = tuple[str, tuple[int, ...], str]
+"""Path, what changes with its files, and the words that say which series of a folder is meant."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,11 +75,11 @@ def kind_of(path: Path) -> headers.Kind:
     raise errors.DataError(f"{path}: no volume; these are read: {', '.join(ENDINGS)}, or a folder with a DICOM series")
 
 
-def _key(path: Path) -> Key:
+def _key(path: Path, words: str) -> Key:
     """A changed file has another key."""
     if path.is_dir():
-        return str(path), series.stamp(path)
-    return str(path), (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else (0,)
+        return str(path), series.stamp(path), words
+    return str(path), (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else (0,), words
 
 
 def _remember(store: OrderedDict[Key, Any], key: Key, value: Any, limit: int) -> Any:
@@ -88,13 +89,15 @@ def _remember(store: OrderedDict[Key, Any], key: Key, value: Any, limit: int) ->
     return value
 
 
-def read_header(path: Path) -> headers.Header:
+def read_header(path: Path, words: str = "") -> headers.Header:
     """Geometry and kind of a volume; voxels are not read.
+
+    ``words`` say which series of a DICOM folder is meant (:mod:`fedvfm.data.wanted`), here and below.
 
     Raises:
         DataError: if it is missing, damaged, or not one volume.
     """
-    return _header(path, _key(path))
+    return _header(path, _key(path, words))
 
 
 def _header(path: Path, key: Key) -> headers.Header:
@@ -102,7 +105,8 @@ def _header(path: Path, key: Key) -> headers.Header:
         return _headers[key]
     kind = kind_of(path)
     readers: dict[headers.Kind, Any] = {"nifti": nifti, "nrrd": nrrd, "dicom": series}
-    found: headers.Header = readers[kind].read_header(path)
+    words = (key[2],) if kind == "dicom" else ()
+    found: headers.Header = readers[kind].read_header(path, *words)
     rows, columns = found.size("acquired")
     if min(rows, columns) < 2:
         raise errors.DataError(f"{path}: {rows} x {columns} pixels, at least 2 x 2 are needed; replace or remove it")
@@ -110,7 +114,7 @@ def _header(path: Path, key: Key) -> headers.Header:
     return found
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, words: str = "") -> Volume:
     """Read a volume whole: ``.nii``, ``.nii.gz``, ``.nrrd``, a DICOM file, or a folder with one DICOM series.
 
     The last few volumes are kept in memory (4 and 1 GiB at most, one at least).
@@ -118,7 +122,7 @@ def read_volume(path: Path) -> Volume:
     Raises:
         DataError: see :func:`read_header`; also for voxels that cannot be decoded or are no finite numbers.
     """
-    return _volume(path, _key(path))
+    return _volume(path, _key(path, words))
 
 
 def _volume(path: Path, key: Key) -> Volume:
@@ -180,7 +184,7 @@ def stack_of(volume: Volume, index: int, plane: geometry.Plane = "axial") -> NDA
     return np.stack([slice_of(volume, one, plane) for one in neighbours(volume.header, index, plane)])
 
 
-def read_slice(path: Path, index: int, plane: geometry.Plane = "axial") -> NDArray[Any]:
+def read_slice(path: Path, index: int, plane: geometry.Plane = "axial", words: str = "") -> NDArray[Any]:
     """:func:`slice_of` of a file, reading no more of it than the format allows.
 
     Of a DICOM series cut as acquired that is one file or frame, of an uncompressed NIfTI one slice; others are read
@@ -189,7 +193,7 @@ def read_slice(path: Path, index: int, plane: geometry.Plane = "axial") -> NDArr
     Raises:
         DataError: see there and :func:`read_volume`.
     """
-    return _slice(path, _key(path), index, plane)
+    return _slice(path, _key(path, words), index, plane)
 
 
 def _slice(path: Path, key: Key, index: int, plane: geometry.Plane) -> NDArray[Any]:
@@ -206,13 +210,13 @@ def _slice(path: Path, key: Key, index: int, plane: geometry.Plane) -> NDArray[A
     return geometry.shown(turn.apply(_finite(path, part)), axis, 0)
 
 
-def value_range(path: Path) -> tuple[float, float]:
+def value_range(path: Path, words: str = "") -> tuple[float, float]:
     """Smallest and largest value of a whole volume; remembered. In colour: what the format can hold.
 
     Raises:
         DataError: see :func:`read_volume`.
     """
-    key = _key(path)
+    key = _key(path, words)
     if key in _ranges:
         return _ranges[key]
     header = _header(path, key)

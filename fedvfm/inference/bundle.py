@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
+from fedvfm import config as configs
 from fedvfm import errors, storage
 from fedvfm.backbones import identity, weights
 from fedvfm.client import model as models
+from fedvfm.inference import channels as grouping
 from fedvfm.inference import delivery, export, inputs, predict
 
 VERSION = "0.1.0"
@@ -58,6 +60,8 @@ class Evaluator:
         output_dir: must not exist or be empty.
         device: where to compute.
         form: of masks.
+        series: which series of a DICOM folder, see :func:`fedvfm.predict`.
+        channels: which files of a case are the model's channels, see there.
     """
 
     folder: str
@@ -65,6 +69,8 @@ class Evaluator:
     output_dir: str
     device: str = "cpu"
     form: str = "auto"
+    series: str = ""
+    channels: str = ""
 
     def run(self) -> dict[str, Any]:
         """The summary.
@@ -78,14 +84,25 @@ class Evaluator:
             self.dataset_dir,
             self.output_dir,
             form=self.form,
+            series=self.series,
+            channels=self.channels,
             device=self.device,
             backbone=_backbone(root),
         )
 
 
-def dataset(dataset_dir: str) -> list[str]:
-    """Names of what would be predicted."""
-    return [item.name for item in inputs.find(Path(dataset_dir))]
+def dataset(folder: str, dataset_dir: str, series: str = "", channels: str = "") -> list[str]:
+    """Names of what would be predicted: the channels of a case are one, as the adapter takes them.
+
+    Raises:
+        FedvfmError: see :func:`fedvfm.predict`.
+    """
+    where = Path(dataset_dir)
+    found, named = inputs.find(where, series), export.recipe_of(Path(folder) / ADAPTER).data.channels
+    passed = inputs.meant(found, series) if series else {}
+    left = [item for item in found if item.name not in passed]
+    joined = grouping.join(left, named, grouping.read_numbers(channels), alone=where.is_file())
+    return [item.name for item in joined.items]
 
 
 def _backbone(root: Path) -> str | None:
@@ -134,9 +151,17 @@ def _inference() -> dict[str, Any]:
         "dataset_dir": "$os.path.join(@bundle_root, 'input')",
         "output_dir": "$os.path.join(@bundle_root, 'output')",
         "form": "auto",
+        "series": "",
+        "channels": "",
         "network_def": {"_target_": "fedvfm.inference.bundle.network", "folder": "@bundle_root", "device": "@device"},
         "inferer": {"_target_": "monai.inferers.SimpleInferer"},
-        "dataset": {"_target_": "fedvfm.inference.bundle.dataset", "dataset_dir": "@dataset_dir"},
+        "dataset": {
+            "_target_": "fedvfm.inference.bundle.dataset",
+            "folder": "@bundle_root",
+            "dataset_dir": "@dataset_dir",
+            "series": "@series",
+            "channels": "@channels",
+        },
         "evaluator": {
             "_target_": "fedvfm.inference.bundle.Evaluator",
             "folder": "@bundle_root",
@@ -144,6 +169,8 @@ def _inference() -> dict[str, Any]:
             "output_dir": "@output_dir",
             "device": "@device",
             "form": "@form",
+            "series": "@series",
+            "channels": "@channels",
         },
         "run": ["$@evaluator.run()"],
     }
@@ -187,8 +214,14 @@ def _image(model: models.AdaptedModel) -> dict[str, Any]:
         "dtype": "float32",
         "value_range": [0, 1],
         "is_patch_data": contract.fit == "native",
-        "channel_def": {"0": "image"} if contract.grey else {"0": "red", "1": "green", "2": "blue"},
+        "channel_def": _channel_names(contract),
     }
+
+
+def _channel_names(contract: configs.DataContract) -> dict[str, str]:
+    if contract.grey or len(contract.channels) == 1:
+        return {"0": contract.channels[0] if contract.channels else "image"}
+    return {str(number): name for number, name in enumerate(contract.channels or ("red", "green", "blue"))}
 
 
 def _logits(model: models.AdaptedModel) -> dict[str, Any]:

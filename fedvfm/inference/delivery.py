@@ -156,6 +156,8 @@ def what_goes_in(model: models.AdaptedModel) -> list[str]:
     ]
     if contract.stack > 1:
         lines.insert(1, "- channels: each slice between its two neighbours")
+    elif contract.channels:
+        lines.insert(1, f"- channels, in this order: {', '.join(contract.channels)}")
     return lines
 
 

@@ -107,13 +107,23 @@ def load_adapter(
     return model
 
 
+def recipe_of(folder: Path) -> configs.Recipe:
+    """The recipe of a saved adapter, without its numbers.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    return _about(folder).recipe
+
+
 @dataclass(frozen=True)
 class _About:
     """What ``fedvfm.json`` says.
 
     Attributes:
         recipe: with the backbone where it lay when this was saved.
-        hash: of the recipe as it stands in the file.
+        hashes: of the recipe as it stands in the file, and as this release resolves it: keys that came since and say
+            nothing leave its name as it was.
         trained: hash of the recipe of training.
         sha256: of the backbone's weights.
         settings: sha256 of the backbone's settings; empty in older adapters.
@@ -121,7 +131,7 @@ class _About:
     """
 
     recipe: configs.Recipe
-    hash: str
+    hashes: tuple[str, str]
     trained: str
     sha256: str
     settings: str
@@ -135,7 +145,7 @@ class _About:
         """
         if adapter.fingerprint != self.fingerprint:
             raise errors.CheckpointError(f"{path}: {STATE} and {ABOUT} are not of the same adapter. Export it again")
-        if marks.get("recipe") != self.hash:
+        if marks.get("recipe") not in self.hashes:
             raise errors.CheckpointError(
                 f"{path}: the recipe in {ABOUT} is not the one that {STATE} was made with, so the adapter would "
                 "compute something else. Take both files as they were saved"
@@ -149,8 +159,8 @@ def _about(path: Path) -> _About:
         found = hashlib.sha256(chain.canonical(about["recipe"]).encode()).hexdigest()
         return _About(
             recipe,
-            found,
-            str(about.get("recipe_hash", found)),
+            (recipe.hash, found),
+            str(about.get("recipe_hash", recipe.hash)),
             str(about["backbone_sha256"]),
             str(about.get("backbone_config_sha256", "")),
             str(about["fingerprint"]),

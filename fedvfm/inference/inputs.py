@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 from fedvfm import errors
-from fedvfm.data import dicom, formats, volumes
+from fedvfm.data import dicom, formats, volumes, wanted
 
 Kind = Literal["picture", "volume", "dicom"]
 
 KNOWN = tuple(dict.fromkeys((*formats.PICTURES, *volumes.ENDINGS)))
 
 OTHERS = tuple(ending for ending in KNOWN if ending not in dicom.ENDINGS)
+
+SHOWN = 20
+"""Series that a message lists."""
 
 LONGEST_FIRST = sorted(KNOWN, key=len, reverse=True)
 
@@ -30,29 +34,36 @@ class Item:
             files and folders are often named after patients, so these are numbered.
         kind: a picture, a volume in one file (NIfTI, NRRD), or DICOM (one series, or one file).
         path: the file, or the folder of the series.
+        more: further files of the case, one a channel, in the order of their numbers.
     """
 
     name: str
     kind: Kind
     path: Path = field(repr=False)
+    more: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the case in the order of its channels."""
+        return (self.path, *self.more)
 
 
-def find(path: Path) -> list[Item]:
+def find(path: Path, series: str = "") -> list[Item]:
     """Everything below a folder in the order of names, or the one file.
 
     A folder with DICOM files is one study of one series; a folder in which every file is a series of its own
-    (radiographs) is as many items.
+    (radiographs) is as many items, unless ``series`` says which one is meant.
 
     Raises:
         DataError: if there is nothing to predict.
     """
     if not path.exists():
         raise errors.DataError(f"{path}: no such file or folder; check the path")
-    found = list(_walk(path)) if path.is_dir() else [(_kind(path), path)]
+    found = list(_walk(path, bool(series))) if path.is_dir() else [(_kind(path), path)]
     items = [*_named(path, [one for one in found if one[0] != "dicom"])]
-    series = [one for kind, one in found if kind == "dicom"]
-    width = max(3, len(str(len(series))))
-    items += [Item(f"series-{number:0{width}d}", "dicom", one) for number, one in enumerate(series, 1)]
+    dicoms = [one for kind, one in found if kind == "dicom"]
+    width = max(3, len(str(len(dicoms))))
+    items += [Item(f"series-{number:0{width}d}", "dicom", one) for number, one in enumerate(dicoms, 1)]
     if not items:
         raise errors.DataError(f"{path}: nothing to predict; these are read: {', '.join(KNOWN)}, and DICOM folders")
     return items
@@ -70,7 +81,31 @@ def _kind(path: Path) -> Kind:
     return "dicom" if volumes.kind_of(path) == "dicom" else "volume"
 
 
-def _walk(folder: Path) -> Iterator[tuple[Kind, Path]]:
+def meant(found: Sequence[Item], series: str) -> dict[str, str]:
+    """Names of the DICOM items that hold no series ``series`` fits, and what they hold instead.
+
+    What cannot be read is left to reading.
+
+    Raises:
+        ConfigError: for words that are not known, and where there is no DICOM item at all.
+        DataError: if no item holds such a series.
+    """
+    wanted.require(series, "--series")
+    dicoms, others = [item for item in found if item.kind == "dicom"], dict[str, list[dicom.Series]]()
+    if not dicoms:
+        raise errors.ConfigError("--series", [f"'{series}': there is no DICOM among the inputs; leave it out"])
+    for item in dicoms:
+        with contextlib.suppress(errors.DataError):
+            held = dicom.find(item.path).series
+            if held and not wanted.among(held, series):
+                others[item.name] = held
+    if len(others) == len(dicoms):
+        listed = wanted.listed([one for held in others.values() for one in held][:SHOWN])
+        raise errors.DataError(f"no series fits '{series}'; say it in the words of what was found:{listed}")
+    return {name: "; ".join(one.described for one in held) for name, held in others.items()}
+
+
+def _walk(folder: Path, whole: bool) -> Iterator[tuple[Kind, Path]]:
     study: Path | None = None
     for here, deeper, names in os.walk(folder):
         deeper[:] = sorted(name for name in deeper if not name.startswith("."))
@@ -78,7 +113,7 @@ def _walk(folder: Path) -> Iterator[tuple[Kind, Path]]:
         # A study may keep its series in folders of their own: below it only other files are looked for.
         if not (study is not None and Path(here).is_relative_to(study)) and any(_is_dicom(file) for file in files):
             study = Path(here)
-            yield from (("dicom", part) for part in _parts(study))
+            yield from (("dicom", part) for part in ([study] if whole else _parts(study)))
         for file in files:
             if file.name.lower().endswith(OTHERS):
                 yield _kind(file), file

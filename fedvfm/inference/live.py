@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -70,7 +70,21 @@ def show(summary: Mapping[str, Any], as_json: bool) -> None:
         console.print(table)
     if len(rows) > SHOWN:
         console.print(f"and {len(rows) - SHOWN} more in summary.json")
+    for line in _remarks(summary):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"results: {summary['output']}", soft_wrap=True)
+
+
+def _remarks(summary: Mapping[str, Any]) -> list[str]:
+    """One line each distinct note on reading, and one of DICOM folders that were passed over."""
+    lines = [f"note: {note} ({_some(names)})" for note, names in summary["notes"].items()]
+    skipped = summary["skipped"]
+    return [*lines, f"passed over, no such series: {_some(list(skipped))}"] if skipped else lines
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _extent(counted: Mapping[str, Any]) -> str:

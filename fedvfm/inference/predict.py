@@ -17,15 +17,19 @@ from torch import Tensor
 from fedvfm import errors, progress, storage
 from fedvfm.client import devices, windows
 from fedvfm.client import model as models
-from fedvfm.data import formats, slices, transforms, volumes
 from fedvfm.data import header as headers
 from fedvfm.data import sample as samples
+from fedvfm.data import slices, transforms, volumes
 from fedvfm.data.sources import cases, layouts
+from fedvfm.inference import channels as grouping
 from fedvfm.inference import delivery, export, inputs, output, results, segmentation_object
 from fedvfm.tasks import segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
 SUMMARY = "summary.json"
+
+Shown = Iterator[tuple[int, str, samples.Pixels]]
+"""Number, name and pixels of slices."""
 
 
 def predict(
@@ -35,6 +39,8 @@ def predict(
     *,
     form: str = "auto",
     overlays: bool = False,
+    series: str = "",
+    channels: str = "",
     device: str = "cpu",
     backbone: str | None = None,
     observer: progress.Observer = progress.silent,
@@ -47,6 +53,10 @@ def predict(
         output_folder: must not exist or be empty.
         form: of masks: "png" (class numbers), "nifti" or "dicom-seg"; "auto" is that of the input.
         overlays: write pictures with the masks drawn in, too.
+        series: which series of a DICOM folder with several, in the words of :mod:`fedvfm.data.wanted`; DICOM folders
+            that hold no such series are passed over and named in ``skipped``.
+        channels: "0,1,3": which files of a case (``CASE_0000.*``, ...) are the model's channels, in its order; left out
+            they must be exactly those the model takes.
         device: where to compute: cpu, cuda, cuda:N, mps or auto.
         backbone: another place of the same backbone (its sha256 is still checked).
         observer: told of every input.
@@ -63,6 +73,8 @@ def predict(
         output_folder,
         form=form,
         overlays=overlays,
+        series=series,
+        channels=channels,
         device=device,
         backbone=backbone,
         observer=observer,
@@ -83,11 +95,8 @@ def require_all(summary: Mapping[str, Any]) -> None:
     faults = [f"{name}: {reason}" for name, reason in failed.items()]
     done = len(summary["inputs"])
     lines = "".join(f"\n  - {fault}" for fault in faults)
-    raise errors.DataError(
-        f"{len(failed)} of {done + len(failed)} inputs could not be used; the results of the others are in "
-        f"{summary['output']}{lines}",
-        faults,
-    )
+    others = f"the results of the others are in {summary['output']}" if done else "nothing was predicted"
+    raise errors.DataError(f"{len(failed)} of {done + len(failed)} inputs could not be used; {others}{lines}", faults)
 
 
 def run(
@@ -97,6 +106,8 @@ def run(
     *,
     form: str = "auto",
     overlays: bool = False,
+    series: str = "",
+    channels: str = "",
     device: str = "cpu",
     backbone: str | None = None,
     observer: progress.Observer = progress.silent,
@@ -105,39 +116,52 @@ def run(
     start = time.monotonic()
     if form not in FORMS:
         raise errors.ConfigError("--as", [f"'{form}': give one of {', '.join(FORMS)}"])
-    source, folder = Path(input_path), Path(output_folder)
+    source, folder, chosen = Path(input_path), Path(output_folder), grouping.read_numbers(channels)
     _require_apart(source, folder)
-    found = inputs.find(source)
+    found = inputs.find(source, series)
+    skipped = inputs.meant(found, series) if series else {}
     model = export.load_adapter(adapter, device=devices.choose(device), backbone=backbone)
     delivery.require_promptless(model, "predict")
-    if delivery.dense(model) and form in ("auto", "dicom-seg") and any(item.kind == "dicom" for item in found):
+    numbered = [item for item in found if item.kind == "dicom"]
+    if delivery.dense(model) and form in ("auto", "dicom-seg") and numbered:
         segmentation_object.require_installed()
-    predictor = Predictor(model, folder, form, overlays, observer)
-    rows, failed = [], {}
-    for index, item in enumerate(found):
-        observer("input", name=item.name, index=index, count=len(found))
-        try:
-            rows.append(predictor.item(item))
-        except errors.DataError as error:
-            predictor.discard()
-            # DICOM folders are often named after patients; sources.csv alone says which one it is.
-            failed[item.name] = str(error).replace(str(item.path), item.name) if item.kind == "dicom" else str(error)
-        except MemoryError:
-            predictor.discard()
-            failed[item.name] = "does not fit into the memory of this machine; crop it, or use a larger one"
+    asked = [item for item in found if item.name not in skipped]
+    joined = grouping.join(asked, model.recipe.data.channels, chosen, alone=source.is_file())
+    predictor = Predictor(model, folder, form, overlays, observer, series=series)
+    rows, failed = _each(predictor, joined.items)
     summary = {
         "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe_hash},
         "task": model.recipe.task.kind,
         "class_names": list(model.recipe.data.class_names),
         "device": model.device,
         "output": str(folder),
-        "inputs": [row for part in rows for row in part],
-        "failed": failed,
+        "inputs": rows,
+        "failed": joined.failed | failed,
+        "skipped": skipped,
+        "notes": predictor.notes,
         "wall_s": round(time.monotonic() - start, 3),
     }
-    results.write_tables(folder, summary, [item for item in found if item.kind == "dicom"])
+    results.write_tables(folder, summary, numbered)
     storage.write_text(folder / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
+
+
+def _each(predictor: Predictor, items: Sequence[inputs.Item]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of the inputs that could be used, and why the others could not, by name."""
+    rows, failed = [], dict[str, str]()
+    for index, item in enumerate(items):
+        predictor.observer("input", name=item.name, index=index, count=len(items))
+        try:
+            rows += predictor.item(item)
+        except errors.DataError as error:
+            predictor.discard()
+            # DICOM folders are often named after patients; sources.csv alone says which one it is.
+            reason = str(error).replace(str(item.path), item.name) if item.kind == "dicom" else str(error)
+            failed[item.name] = reason.removeprefix(f"{item.name}: ")
+        except MemoryError:
+            predictor.discard()
+            failed[item.name] = "does not fit into the memory of this machine; crop it, or use a larger one"
+    return rows, failed
 
 
 def _require_apart(source: Path, folder: Path) -> None:
@@ -163,6 +187,10 @@ class Predictor:
         form: of masks, see :func:`predict`.
         overlays: write pictures with the masks drawn in.
         observer: told of every slice.
+        series: which series of a DICOM folder, see :func:`predict`.
+
+    Attributes:
+        notes: what reading left in doubt, one sentence each -> the inputs it is said of.
     """
 
     def __init__(
@@ -172,11 +200,14 @@ class Predictor:
         form: str = "auto",
         overlays: bool = False,
         observer: progress.Observer = progress.silent,
+        *,
+        series: str = "",
     ) -> None:
         self.model, self.form, self.overlays, self.observer = model, form, overlays, observer
         self.place = results.Place(folder)
         self.names, self.fingerprint = model.recipe.data.class_names, model.read().fingerprint
-        self.view = slices.View.of(model.recipe.data)
+        self.view = slices.View.of(model.recipe.data, series)
+        self.notes: dict[str, list[str]] = {}
         self.model.eval()
 
     def logits(self, pixels: samples.Pixels) -> Tensor:
@@ -210,36 +241,58 @@ class Predictor:
         self.place.begin()
         dense = delivery.dense(self.model)
         chosen = results.form_of(item, self.form) if dense else "csv"
-        if item.kind == "picture":
-            self._require_fit(item, None)
-            pixels = samples.Pixels(formats.read_image(item.path))
-            return [self._picture(item, pixels, chosen)] if dense else [self._class(item.name, self._chances(pixels))]
-        header = volumes.read_header(item.path)
-        self._require_fit(item, header)
-        return [self._volume(item, header, chosen)] if dense else self._classes(item, header)
+        case = layouts.Case(item.name, item.files)
+        seen = self._seen(item, case)
+        if seen.header is None:
+            pixels = cases.read_image(case, seen, 0, self.view, ())
+            rows = [self._picture(item, pixels, chosen)] if dense else [self._class(item.name, self._chances(pixels))]
+        else:
+            shown = self._slices(case, seen.header)
+            rows = (
+                [self._volume(item, seen.header, shown, chosen)] if dense else self._classes(item, seen.header, shown)
+            )
+        for note in self._noted(item):
+            self.notes.setdefault(note, []).append(item.name)
+        return rows
 
-    def _require_fit(self, item: inputs.Item, header: headers.Header | None) -> None:
-        """Refuse what a site could not have trained on under this contract.
+    def _seen(self, item: inputs.Item, case: layouts.Case) -> cases.Seen:
+        """What the headers of a case say.
 
         Raises:
-            DataError: for another modality, or a picture where values in units or neighbouring slices are needed.
+            DataError: for what a site could not have trained on under this contract: files that do not fit together,
+                another modality, other channels, or a picture where values in units or neighbouring slices are needed.
         """
-        case = layouts.Case(item.name, (Path(item.name),))
-        faults = cases.faults_under(case, cases.Seen((0, 0), header), Path(), self.model.recipe.data)
+        seen = cases.look(item.path.parent, case, self.view.series) if item.more else self._one(item)
+        called = layouts.Case(item.name, tuple(Path(item.name) for _ in item.files))
+        faults = cases.faults_under(called, seen, Path(), self.model.recipe.data)
         if faults:
             raise errors.DataError("; ".join(faults))
+        return seen
 
-    def _slices(self, item: inputs.Item, header: headers.Header) -> Iterator[tuple[int, str, samples.Pixels]]:
+    def _one(self, item: inputs.Item) -> cases.Seen:
+        if item.kind == "picture":
+            return cases.Seen((0, 0))
+        header = volumes.read_header(item.path, self.view.series)
+        return cases.Seen(header.size("acquired"), header)
+
+    def _noted(self, item: inputs.Item) -> list[str]:
+        """What the headers of all files of a case leave in doubt, without text of the files."""
+        if item.kind == "picture":
+            return []
+        found = [note for file in item.files for note in volumes.read_header(file, self.view.series).notes]
+        return list(dict.fromkeys(found))
+
+    def _slices(self, case: layouts.Case, header: headers.Header) -> Shown:
         """Number, name and pixels of every slice, cut as the recipe asks; a single one has the input's own name."""
-        names = slices.names(header, self.view)
+        names, seen = slices.names(header, self.view), cases.Seen(header.size("acquired"), header)
         for at, name in enumerate(names):
-            self.observer("slice", name=item.name, index=at, count=len(names))
-            shown = item.name if len(names) == 1 else f"{item.name}/{name}"
-            yield at, shown, slices.read([item.path], at, self.view)
+            self.observer("slice", name=case.name, index=at, count=len(names))
+            shown = case.name if len(names) == 1 else f"{case.name}/{name}"
+            yield at, shown, cases.read_image(case, seen, at, self.view, ())
 
-    def _classes(self, item: inputs.Item, header: headers.Header) -> list[dict[str, Any]]:
+    def _classes(self, item: inputs.Item, header: headers.Header, shown: Shown) -> list[dict[str, Any]]:
         """A row for every slice, and before them one of the volume, as it is scored: the mean of its slices."""
-        found = [(name, self._chances(pixels)) for _, name, pixels in self._slices(item, header)]
+        found = [(name, self._chances(pixels)) for _, name, pixels in shown]
         whole = slices.part_of(header, item.name, 0, self.view) is not None
         mean = [(item.name, torch.stack([chances for _, chances in found]).mean(dim=0))] if whole else []
         return [self._class(name, chances) for name, chances in (*mean, *found)]
@@ -263,9 +316,9 @@ class Predictor:
             self.place.overlay(item.name, pixels.image, mask)
         return self._row(item, form, mask.shape, results.counts(mask, self.names))
 
-    def _volume(self, item: inputs.Item, header: headers.Header, form: str) -> dict[str, Any]:
+    def _volume(self, item: inputs.Item, header: headers.Header, shown: Shown, form: str) -> dict[str, Any]:
         masks = {}
-        for at, name, pixels in self._slices(item, header):
+        for at, name, pixels in shown:
             masks[at] = self._mask(pixels)
             if self.overlays and masks[at].any():
                 self.place.overlay(name, _middle(pixels.image, self.view), masks[at])
@@ -276,13 +329,11 @@ class Predictor:
             self.place.nifti(item.name, labels, header)
         elif form == "dicom-seg":
             self.place.dicom_seg(item.name, labels, header, self.names, self.fingerprint)
-        return self._row(item, form, header.stored.shape, results.counts(labels, self.names, header), header.notes)
+        return self._row(item, form, header.stored.shape, results.counts(labels, self.names, header))
 
-    def _row(
-        self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any], notes: Sequence[str] = ()
-    ) -> dict[str, Any]:
+    def _row(self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any]) -> dict[str, Any]:
         row = {"id": item.name, "kind": item.kind, "form": form, "size": list(size), "files": self.place.files}
-        return {**row, "classes": counts, "notes": list(notes)}
+        return {**row, "classes": counts, "notes": self._noted(item)}
 
 
 def _middle(image: NDArray[np.float32], view: slices.View) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,6 +44,23 @@ def test_masks_overlays_and_json(cli: Any, tiny: Any, finished: Path, images: Pa
         assert mask.shape == truth.shape
         assert int((mask == 1).sum()) == row["classes"]["disc"]["voxels"]
         assert 2 * (mask * truth).sum() / (mask.sum() + truth.sum()) > 0.5, "a trained adapter finds the disc"
+
+
+def test_channels_series_and_notes(cli: Any, tiny: Any, finished: Path, images: Path, tmp_path: Path) -> None:
+    """The options reach prediction, and what reading left in doubt stands under the table."""
+    adapted, out = finished / "adapter", tmp_path / "masks"
+    tiny.one_error(cli("predict", adapted, images, "-o", out, "--series", "CT"), 2, "--series", "no DICOM")
+    tiny.one_error(cli("predict", adapted, images, "-o", out, "--channels", "0,1"), 2, "--channels", "one file a case")
+    values = np.random.default_rng(0).integers(0, 99, (32, 32, 2)).astype(np.int16)
+    image = nibabel.Nifti1Image(values, None)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    for number in range(5):
+        nibabel.save(image, images / f"guess-{number}.nii")
+    answer = cli("predict", adapted, images, "-o", out)
+    assert answer.code == 0, answer.err
+    assert "note: neither sform nor qform is set" in answer.out
+    assert "(guess-0, guess-1, guess-2 and 2 more)" in answer.out
+    assert answer.out.count("neither sform") == 1
 
 
 def test_a_real_process_shows_a_line_an_input(tiny: Any, finished: Path, images: Path, tmp_path: Path) -> None:

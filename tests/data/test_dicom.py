@@ -11,7 +11,8 @@ import pydicom.data
 import pytest
 
 from fedvfm import errors
-from fedvfm.data import dicom, slices, volumes
+from fedvfm.data import dicom, series, slices, volumes
+from fedvfm.data.readiness import faults
 
 EXAMPLES = Path(str(pydicom.data.__file__)).parent / "test_files"
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
@@ -252,15 +253,49 @@ def test_a_file_of_a_study_that_cannot_be_opened_is_not_skipped(tmp_path: Path, 
     assert "IM0009" not in text
 
 
-def test_packings_without_a_decoder(tmp_path: Path, writer: Any) -> None:
+@pytest.mark.parametrize("packing", ["HTJ2KLossless", "HTJ2KLosslessRPCL", "HTJ2K"])
+def test_packings_without_a_decoder(tmp_path: Path, writer: Any, packing: str) -> None:
     one = writer.radiograph(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16))
-    one.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+    one.file_meta.TransferSyntaxUID = getattr(pydicom.uid, packing)
     one.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
     one["PixelData"].VR = "OB"
     one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     text = refused(tmp_path / "a.dcm")
     assert "packed as 'High-Throughput JPEG 2000" in text
-    assert "export them uncompressed" in text
+    assert "no decoder here; export them uncompressed, or as JPEG 2000 or JPEG-LS" in text
+    assert faults.kind(text) == "compressed"
+
+
+def table_for_display(text: str) -> pydicom.Dataset:
+    """A VOI LUT that turns dark and bright round; its explanation may name a patient."""
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTExplanation = [4, 0, 16], text
+    table.LUTData = [3, 2, 1, 0]
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    return table
+
+
+@pytest.mark.parametrize("where", ["file", "frame"])
+def test_a_table_for_display_is_told_and_not_applied(tmp_path: Path, writer: Any, where: str) -> None:
+    """The window of a recipe is in the file's units: what a viewer's table makes of them must not come in between."""
+    table = table_for_display(f"{writer.PLANTED} look")
+    if where == "file":
+        values = np.arange(16, dtype=np.uint16).reshape(4, 4)
+        writer.radiograph(tmp_path / "one.dcm", values, VOILUTSequence=[table])
+    else:
+        one = writer.enhanced(tmp_path / "one.dcm", voxels(), LPS)
+        item = pydicom.Dataset()
+        item.VOILUTSequence = [table]
+        one.PerFrameFunctionalGroupsSequence[0].FrameVOILUTSequence = [item]
+        one.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    header = volumes.read_header(tmp_path / "one.dcm")
+    assert header.notes == (series.CURVED,)
+    assert writer.PLANTED not in repr(header)
+    shown = volumes.read_slice(tmp_path / "one.dcm", 0)
+    expected = np.arange(16).reshape(4, 4) if where == "file" else voxels()[:, :, 0].T - 100
+    np.testing.assert_array_equal(shown, expected)
+    writer.radiograph(tmp_path / "plain.dcm", np.zeros((4, 4), np.uint16))
+    assert volumes.read_header(tmp_path / "plain.dcm").notes == ()
 
 
 def test_what_is_no_image(tmp_path: Path, writer: Any) -> None:

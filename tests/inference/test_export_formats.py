@@ -208,6 +208,25 @@ def test_monai_loads_and_runs_the_bundle(saved: Saver, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a.png").read_bytes() == (tmp_path / "own" / "a.png").read_bytes()
 
 
+def test_a_bundle_of_channels_groups_the_files_of_a_case(saved: Saver, tmp_path: Path) -> None:
+    adapter = saved(channels=["FLAIR", "T1w", "T2w"])
+    fedvfm.export_adapter(adapter, tmp_path / "bundle", "monai")
+    (tmp_path / "in").mkdir()
+    planes = np.random.default_rng(0).integers(0, 255, (4, 30, 40), np.uint8)
+    for number, plane in enumerate(planes):
+        Image.fromarray(plane).save(tmp_path / "in" / f"a_{number:04d}.png")
+    folders = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}
+    workflow = monai_workflow(tmp_path / "bundle", **folders, channels="3,1,2")
+    assert workflow.dataset == ["a"]
+    workflow.run()
+    fedvfm.predict(adapter, tmp_path / "in", tmp_path / "own", channels="3,1,2")
+    assert (tmp_path / "out" / "a.png").read_bytes() == (tmp_path / "own" / "a.png").read_bytes()
+    about = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    named = {"0": "FLAIR", "1": "T1w", "2": "T2w"}
+    assert about["network_data_format"]["inputs"]["image"]["channel_def"] == named
+    assert "- channels, in this order: FLAIR, T1w, T2w" in (tmp_path / "bundle" / "docs" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
 def test_monai_verifies_the_network_against_the_metadata(saved: Saver, tmp_path: Path, task: str) -> None:
     folder = tmp_path / "bundle"

@@ -66,14 +66,18 @@ def test_predict(saved: Saver, sam_folders: dict[str, Path], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_onnx(saved: Saver, sam_folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["sam", "sam3"])
+def test_onnx(saved: Saver, sam_folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    """One graph for any number of images: run with one and with three, against torch."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="the graph is run with onnxruntime")
     pytest.importorskip("onnxscript", reason="ONNX needs the extra onnx")
-    adapter = adapter_of(saved, sam_folders, "sam")
+    adapter = adapter_of(saved, sam_folders, family)
     made = fedvfm.export_adapter(adapter, tmp_path / "onnx", "onnx")
-    batch = 3 if made["batch"] == "free" else made["batch"]
-    image = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    assert made["batch"] == "free"
+    plain = delivery.Deliverable(fedvfm.load_adapter(adapter))
     session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
-    expected = logits(delivery.Deliverable(fedvfm.load_adapter(adapter)), image)
-    assert delivery.difference(found, expected) <= 1e-4
+    image = torch.rand(3, 3, SIZES[family], SIZES[family], generator=torch.Generator().manual_seed(2))
+    for given in (image[:1], image):
+        found = torch.from_numpy(session.run(None, {"image": given.numpy()})[0])
+        assert delivery.difference(found, logits(plain, given)) <= 1e-4
+    assert "(B, 3," in (tmp_path / "onnx" / "README.md").read_text()

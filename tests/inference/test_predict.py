@@ -18,7 +18,7 @@ import fedvfm
 from fedvfm import errors
 from fedvfm.client import evaluator, windows
 from fedvfm.client import site as sites
-from fedvfm.data import formats, slices
+from fedvfm.data import formats, nifti, slices
 from fedvfm.data import sample as samples
 from fedvfm.inference import export, predict
 
@@ -54,6 +54,32 @@ def evaluated(adapter: Path, pixels: samples.Pixels, memory: int = 0) -> torch.T
     site = sites.Site("here", OneFile(pixels), memory=sites.Memory(memory))
     sample = site.split("test")[0]
     return evaluator.logits(model, site, sample, site.whole(model, sample))
+
+
+class Broken(OneFile):
+    """A hospital whose file cannot be read."""
+
+    def read(self, sample: samples.Sample) -> samples.Pixels:
+        raise errors.DataError("a.png: damaged; replace it")
+
+
+@pytest.mark.parametrize(
+    ("hospital", "words"),
+    [
+        (Broken(samples.Pixels(np.zeros((1, 30, 30), np.float32))), "a.png: damaged; replace it"),
+        (OneFile(samples.Pixels(np.zeros((2, 30, 30), np.float32))), "an image of shape (2, 30, 30); (1 or 3, height"),
+    ],
+    ids=["read", "prepare"],
+)
+def test_a_fault_at_a_site_names_site_and_sample_once(saved: Saver, hospital: OneFile, words: str) -> None:
+    model = fedvfm.load_adapter(saved())
+    site = sites.Site("here", hospital)
+    with pytest.raises(errors.DataError) as caught:
+        site.whole(model, hospital.test[0])
+    assert str(caught.value).startswith(f"site 'here', sample 'one': {words}")
+    with pytest.raises(errors.DataError) as trained:
+        site.example(model, hospital.test[0], -1, ("round", 1))
+    assert str(trained.value) == str(caught.value)
 
 
 @pytest.mark.parametrize("fit", ["resize", "native"])
@@ -173,6 +199,16 @@ def test_a_nifti_keeps_its_geometry(saved: Saver, tmp_path: Path, name: str, cod
         assert count["voxels"] == int((labels == number).sum())
         assert count["mm3"] == pytest.approx(count["voxels"] * 1.5 * 0.8 * 4.0, rel=1e-6)
         assert count["ml"] == pytest.approx(count["mm3"] / 1000)
+
+
+def test_what_headers_leave_in_doubt_is_told_once_a_note(saved: Saver, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        volume(tmp_path / "in" / f"{name}.nii.gz", codes=(0, 0))
+    volume(tmp_path / "in" / "sure.nii.gz")
+    for task in ("segmentation", "classification"):
+        made = fedvfm.predict(saved(task), tmp_path / "in", tmp_path / task)
+        assert made["notes"] == {nifti.NO_AFFINE: ["a", "b"]}
+        assert json.loads((tmp_path / task / "summary.json").read_text())["notes"] == made["notes"]
 
 
 def test_slices_of_a_volume_are_what_the_folder_source_reads(saved: Saver, tmp_path: Path) -> None:

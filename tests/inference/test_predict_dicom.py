@@ -16,7 +16,7 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.data import formats, segments, volumes
+from fedvfm.data import formats, segments, series, volumes
 from fedvfm.inference import inputs, segmentation_object
 
 Saver = Callable[..., Path]
@@ -151,7 +151,7 @@ def test_no_identifier_leaves_the_object(
 def test_the_right_series_is_told_to_be_incomplete(saved: Saver, writer: Any, tmp_path: Path) -> None:
     writer.series(tmp_path / "in" / "a", phantom(), oblique())
     writer.series(tmp_path / "in" / "b", phantom(), oblique(), skip=(2,))
-    with pytest.raises(errors.DataError, match="series-002: series-002: slices missing"):
+    with pytest.raises(errors.DataError, match="  - series-002: slices missing"):
         fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
     made = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["id"] for row in made["inputs"]] == ["series-001"]
@@ -166,11 +166,62 @@ def test_mixed_series_of_one_folder_are_refused_with_the_list(saved: Saver, writ
         fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
 
 
+def test_one_of_several_series_is_predicted_where_it_is_asked_for(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    """Of a CD with everything in one folder, and of a study with a folder a series; nothing is sorted by hand."""
+    cd = tmp_path / "cd" / writer.PLANTED
+    for number, (count, modality) in enumerate([(4, "CT"), (2, "CT"), (4, "MR")], 3):
+        for place in (cd, tmp_path / "study" / f"{writer.PLANTED}-{number}"):
+            for at, one in enumerate(
+                writer.series(place, phantom()[..., :count], oblique(), number=number, modality=modality)
+            ):
+                (place / f"{at:03d}-{writer.PLANTED}-1.2.3.{at}.dcm").unlink()
+                one.save_as(place / f"{number}-{at}.dcm", enforce_file_format=True)
+    alone = fedvfm.predict(saved(), tmp_path / "study" / f"{writer.PLANTED}-3", tmp_path / "alone", form="nifti")
+    for at, (given, words) in enumerate([("cd", "3"), ("cd", "CT most"), ("study", "CT 4-images")]):
+        made = fedvfm.predict(saved(), tmp_path / given, tmp_path / f"out-{at}", form="nifti", series=words)
+        (row,) = made["inputs"]
+        assert row["classes"] == alone["inputs"][0]["classes"]
+        found, expected = (nibabel.load(tmp_path / name / row["files"][0]) for name in (f"out-{at}", "alone"))
+        np.testing.assert_array_equal(np.asanyarray(found.dataobj), np.asanyarray(expected.dataobj))
+        assert len(made["skipped"]) == (2 if given == "study" else 0)
+        assert all("from slice to slice" in line for line in made["skipped"].values())
+        assert writer.PLANTED not in json.dumps(made["skipped"])
+    # The segmentation refers to the images of the chosen series alone.
+    fedvfm.predict(saved(), cd, tmp_path / "seg", series="MR")
+    seg = highdicom.seg.segread(tmp_path / "seg" / "series-001.dcm")
+    named = {str(one.ReferencedSOPInstanceUID) for one in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert named <= {str(pydicom.dcmread(file).SOPInstanceUID) for file in cd.glob("5-*.dcm")}
+
+
+def test_a_series_that_is_not_there(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    writer.series(tmp_path / "in" / "a", phantom(), oblique(), number=3)
+    writer.series(tmp_path / "in" / "b", phantom(), oblique(), number=4)
+    with pytest.raises(errors.DataError, match=r"no series fits 'PT'[\s\S]*series 3: CT[\s\S]*series 4: CT"):
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out", series="PT")
+    with pytest.raises(errors.ConfigError, match="'head' says nothing of a series"):
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out", series="head")
+    Image.fromarray(np.zeros((30, 30), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(errors.ConfigError, match="there is no DICOM among the inputs"):
+        fedvfm.predict(saved(), tmp_path / "a.png", tmp_path / "out", series="CT")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_for_display_is_noted(saved: Saver, writer: Any, tmp_path: Path) -> None:
+    """Also where the recipe sets a window: that is in stored units, and the table of the file is not applied."""
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 0, 16], [3, 2, 1, 0]
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    values = np.sort(np.random.default_rng(0).integers(0, 3000, (30, 44)).astype(np.uint16), axis=0)
+    writer.radiograph(tmp_path / "in" / "a.dcm", values, VOILUTSequence=[table])
+    made = fedvfm.predict(saved(window=[1500.0, 3000.0]), tmp_path / "in", tmp_path / "out", form="png")
+    assert made["notes"] == {series.CURVED: ["series-001"]}
+
+
 def test_the_wrong_modality_is_told_without_the_path(saved: Saver, writer: Any, tmp_path: Path) -> None:
     folder = tmp_path / writer.PLANTED
     writer.series(folder, phantom(), oblique(), modality="MR")
     with pytest.raises(
-        errors.DataError, match=r"series-001: modality MR, but recipe\.data\.modality is 'CT'"
+        errors.DataError, match=r"  - series-001: modality MR, but recipe\.data\.modality is 'CT'"
     ) as caught:
         fedvfm.predict(saved(modality="CT"), folder, tmp_path / "out")
     assert writer.PLANTED not in str(caught.value)

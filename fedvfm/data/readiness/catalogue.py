@@ -51,7 +51,9 @@ FILES: dict[str, Entry] = {
         _B, "The classes of a coloured mask are unknown.", "Save masks as one grey channel of class numbers."
     ),
     "channels": Entry(
-        _B, "A backbone takes one or three channels.", "Choose one or three with data.options.channels = [0]."
+        _B,
+        "A model takes the channels it was made for: one or three, as recipe.data.channels names them.",
+        "Choose them with data.options.channels (--files FILE says which), or ask for a recipe that names yours.",
     ),
     "channels-missing": Entry(
         _B, "All cases must have the channels that dataset.json names.", "Bring the missing channel files."
@@ -63,7 +65,9 @@ FILES: dict[str, Entry] = {
         _B, "Without geometry nobody knows which side is left.", "Save the volume again with a proper affine."
     ),
     "series-mixed": Entry(
-        _B, "Slices of several series do not make one volume.", "Put one series into each study folder."
+        _B,
+        "Slices of several series do not make one volume.",
+        "Choose one with data.options.series (--files FILE lists them), or put one series into each study folder.",
     ),
     "slices-missing": Entry(
         _B, "A gap in a series shifts anatomy and distances.", "Bring the missing slices, or leave the study out."
@@ -224,7 +228,7 @@ DATA: dict[str, Entry] = {
     ),
     "header-noted": Entry(
         _W,
-        "Where a file leaves its place, its sides or its slices in doubt, masks and distances are in doubt, too.",
+        "Where a file leaves its place, its sides, its slices or its grey values in doubt, results are in doubt, too.",
         "Look at the example pictures; save the volumes again with a proper affine, or take other files out.",
     ),
     "limited": Entry(_N, "What was not looked at may hold more.", "Run again without --limit before you join."),

@@ -58,7 +58,7 @@ PROBLEMS = {
     "mask-geometry": "mask and image on different grids",
     "mask-value": "mask values that are no class",
     "mask-colour": "masks in colour",
-    "channels": "other than one or three channels",
+    "channels": "other channels than the model takes",
     "channels-missing": "cases whose channel files are not all there",
     "four-axes": "volumes with more than three axes",
     "no-geometry": "volumes that do not say how they lie",

@@ -49,14 +49,14 @@ def is_volume(file: Path) -> bool:
     return file.is_dir() or formats.ending(file) not in formats.PICTURES
 
 
-def look(folder: Path, case: layouts.Case) -> Seen:
-    """Read the headers of a case.
+def look(folder: Path, case: layouts.Case, series: str = "") -> Seen:
+    """Read the headers of a case; ``series`` are words that say which one of a DICOM folder is meant.
 
     Raises:
         DataError: if one is unreadable, or they differ in size or place.
     """
     if any(is_volume(file) for file in case.images):
-        return _look_at_volume(folder, case)
+        return _look_at_volume(folder, case, series)
     files = [*case.images, *([case.mask] if case.mask else [])]
     if any(is_volume(file) for file in files):
         raise errors.DataError(
@@ -73,12 +73,12 @@ def look(folder: Path, case: layouts.Case) -> Seen:
     return Seen(sizes[0])
 
 
-def _look_at_volume(folder: Path, case: layouts.Case) -> Seen:
+def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
     if not all(is_volume(file) for file in case.images):
         raise errors.DataError(
             f"{layouts.relative(case.images, folder)}: pictures and volumes mixed; convert one to the other's kind"
         )
-    found = [volumes.read_header(file) for file in case.images]
+    found = [volumes.read_header(file, series) for file in case.images]
     for file, header in zip(case.images, found, strict=True):
         _fit(folder, file, header, case.images[0], found[0])
     first = found[0]
@@ -158,11 +158,22 @@ def _check_drawn(folder: Path, case: layouts.Case, mask: Path, image: headers.He
         )
 
 
-def faults_under(case: layouts.Case, seen: Seen, folder: Path, contract: config.DataContract) -> list[str]:
-    """Why a case cannot be used under a recipe's data contract, one sentence each."""
+def faults_under(
+    case: layouts.Case, seen: Seen, folder: Path, contract: config.DataContract, chosen: Sequence[int] = ()
+) -> list[str]:
+    """Why a case cannot be used under a recipe's data contract, one sentence each.
+
+    Args:
+        case: which.
+        seen: what its headers say.
+        folder: for messages.
+        contract: the recipe's.
+        chosen: the channel numbers to take; empty for all.
+    """
     where = layouts.relative(case.images[:1], folder)
+    channels = _channel_faults(case, seen, where, contract, chosen)
     if seen.header is None:
-        return [
+        return channels + [
             f"{where}: a picture, but recipe.data.{key} needs {needs}; bring DICOM or NIfTI, or leave it out "
             "of the recipe"
             for key, needs, asked in (
@@ -177,7 +188,56 @@ def faults_under(case: layouts.Case, seen: Seen, folder: Path, contract: config.
             f"{where}: modality {have}, but recipe.data.modality is '{contract.modality}'; leave it out, or ask for a "
             "recipe that fits"
         ]
-    return []
+    return channels
+
+
+def _channel_faults(
+    case: layouts.Case, seen: Seen, where: str, contract: config.DataContract, chosen: Sequence[int]
+) -> list[str]:
+    """Other channels than the recipe names; of one picture they are known only once it is read."""
+    named, files = contract.channels, len(case.images)
+    each = 1 if seen.header is None else seen.header.channels
+    have = 1 if contract.grey and files == 1 else len(chosen) if chosen else files * each
+    if not named and files > 1 and have > 1:
+        return [
+            f"{where}: one of {have} channels in files of their own, but recipe.data.channels names none, so nobody "
+            'could tell what the model takes; name them in the recipe (channels = ["...", "...", "..."]), or take one '
+            "with data.options.channels = [0]"
+        ]
+    known = bool(chosen) or files > 1 or seen.header is not None
+    if not named or not known or have == len(named):
+        return []
+    remedy = "choose with data.options.channels" if have > len(named) else "bring a file for each"
+    return [f"{where}: {count(have)}, but recipe.data.channels names {shown(named)}; {remedy}"]
+
+
+def count(channels: int) -> str:
+    """How many, in words of a message."""
+    return "1 channel" if channels == 1 else f"{channels} channels"
+
+
+def shown(named: Sequence[str]) -> str:
+    """The channels of a recipe for messages: how many, and which."""
+    return f"{len(named)} ({', '.join(named)})"
+
+
+def order_faults(layout: layouts.Layout, contract: config.DataContract, chosen: Sequence[int]) -> list[str]:
+    """A fault where the folder names all channels of the recipe, but others are taken, or in another order.
+
+    Where its names are not the recipe's nobody can tell; there the order counts, as in nnU-Net.
+    """
+    have, named = [name.casefold() for name in layout.channels], [name.casefold() for name in contract.channels]
+    numbers = list(chosen) or list(range(len(have)))
+    if not named or not set(named) <= set(have) or max(numbers) >= len(have):
+        return []
+    right = [have.index(name) for name in named]
+    if right == numbers:
+        return []
+    taken = ", ".join(layout.channels[at] for at in numbers)
+    return [
+        f"dataset.json: the channels taken are {taken}, but recipe.data.channels names {shown(contract.channels)}; set "
+        f"data.options.channels = {right}"
+    ]
 
 
 def modalities(text: str) -> frozenset[str]:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors
-from fedvfm.data import formats, slices
+from fedvfm.data import formats, slices, wanted
 from fedvfm.data import sample as data
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
 
-OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "suffix")
+OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "series", "suffix")
 
 Item = TypeVar("Item", str, int)
 
@@ -54,7 +54,8 @@ class Folder:
     Options: ``layout`` (else recognised by content); ``class_names`` and ``mask_values`` (background and foreground,
     values 0 and 1, where not given; ``mask_values = [0, 255]`` for black and white masks; of DICOM-SEG the values are
     segment numbers); ``channels`` (the one or three channel numbers to take); ``fold`` (``datalist``: the fold to test
-    on); ``suffix`` (``bids``); ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither
+    on); ``suffix`` (``bids``); ``series`` (which one of a DICOM folder with several, as ``"CT axial most"``: see
+    :mod:`fedvfm.data.wanted`); ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither
     file names nor patients, because in a hospital both often are patient numbers.
 
     Raises:
@@ -69,7 +70,8 @@ class Folder:
         self._refuse = refuse
         self._layout = recognise.find(self._folder, options)
         self._channels, self._by_name = options.channels, options.ids == "names"
-        self._seen, faults = _look(self._folder, self._layout.cases)
+        self._view = slices.View(series=options.series)
+        self._seen, faults = _look(self._folder, self._layout.cases, options.series)
         names = self._layout.names or [case.name for case in self._layout.cases]
         tables = patients.STUDY_TABLES if self._layout.kind == "studies" else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
@@ -77,7 +79,6 @@ class Folder:
         if not self._layout.cases:
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
             raise errors.DataError(f"{self._folder}: no images; these are read: {known}")
-        self._view = slices.View()
         self._places = self._arranged()
 
     @classmethod
@@ -93,13 +94,14 @@ class Folder:
         """The same images as a recipe asks for them: cut in its plane, stacked, seen through its window.
 
         Raises:
-            DataError: listing images of another modality, and pictures where the recipe needs volumes.
+            DataError: listing images of another modality or with other channels, and pictures where the recipe needs
+                volumes.
         """
-        found, faults = copy.copy(self), []
-        found._view = slices.View.of(contract)
+        found, faults = copy.copy(self), cases.order_faults(self._layout, contract, self._channels)
+        found._view = slices.View.of(contract, self._view.series)
         for case in self._layout.cases:
             if case.name in self._seen:
-                wrong = cases.faults_under(case, self._seen[case.name], self._folder, contract)
+                wrong = cases.faults_under(case, self._seen[case.name], self._folder, contract, self._channels)
                 faults += wrong
                 if wrong:
                     found._seen = {name: seen for name, seen in found._seen.items() if name != case.name}
@@ -143,6 +145,16 @@ class Folder:
         if sample.id not in self._places:
             raise errors.DataError(f"{self._folder}: no sample '{sample.id}'; it is of another source")
         return self._places[sample.id]
+
+    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
+        """A sample and its patient by names that stay when files are added, which numbers do not.
+
+        For the privacy ledger, which keeps hashes of them; they are not safe to log.
+        """
+        place = self._place(sample)
+        name = place.case.name
+        stated = self._table.get(name, {}).get("patient") or place.case.patient
+        return f"{name} {place.slice}", stated or (None if place.seen.alone else name)
 
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read the image, and the mask where there is one.
@@ -188,15 +200,21 @@ def read_options(source: config.SourceConfig) -> layouts.Options:
         )
     if channels and (len(channels) not in (1, 3) or min(channels) < 0):
         faults.append(f"data.options.channels = {list(channels)}: one or three channel numbers from 0 are needed")
-    fold, suffix = given.get("fold"), given.get("suffix", "")
+    fold, suffix, series = given.get("fold"), given.get("suffix", ""), given.get("series", "")
     if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
         faults.append(f"data.options.fold = {fold!r}: a whole number from 0 is needed")
     if not isinstance(suffix, str):
         faults.append(f"data.options.suffix = {suffix!r}: a name like 'T1w' is needed")
+    if isinstance(series, bool) or not isinstance(series, str | int):
+        faults.append(f"data.options.series = {series!r}: a series number, or words like 'CT axial', are needed")
+    elif "series" in given:
+        faults += [f"data.options.series: {fault}" for fault in wanted.faults(str(series))]
     if faults:
         raise errors.ConfigError("data source 'folder'", faults)
     number = fold if isinstance(fold, int) else None
-    return layouts.Options(str(chosen["layout"]), names, values, channels, str(chosen["ids"]), number, str(suffix))
+    return layouts.Options(
+        str(chosen["layout"]), names, values, channels, str(chosen["ids"]), number, str(suffix), str(series)
+    )
 
 
 def _listed(given: Mapping[str, config.Option], key: str, kind: type[Item], faults: list[str]) -> tuple[Item, ...]:
@@ -211,12 +229,12 @@ def _listed(given: Mapping[str, config.Option], key: str, kind: type[Item], faul
     return good
 
 
-def _look(folder: Path, found: Sequence[layouts.Case]) -> tuple[dict[str, cases.Seen], list[str]]:
+def _look(folder: Path, found: Sequence[layouts.Case], series: str) -> tuple[dict[str, cases.Seen], list[str]]:
     """Headers by case name, and a fault for every case whose files are unreadable or do not fit."""
     seen, faults = {}, []
     for case in found:
         try:
-            seen[case.name] = cases.look(folder, case)
+            seen[case.name] = cases.look(folder, case, series)
         except errors.DataError as error:
             faults.append(str(error).replace(f"{folder}/", ""))
     return seen, faults

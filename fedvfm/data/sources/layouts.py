@@ -35,6 +35,7 @@ class Options:
     ids: str = "numbers"
     fold: int | None = None
     suffix: str = ""
+    series: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Case:
 class Layout:
     """What was found: cases in the order of their names, classes, and faults (one sentence each).
 
-    ``names`` are those a table must have a row for, where there are more than usable cases.
+    ``names`` are those a table must have a row for, where there are more than usable cases; ``channels`` what the
+    folder calls its channels, in their order, where it says so.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class Layout:
     cases: list[Case] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    channels: tuple[str, ...] = ()
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -160,6 +163,7 @@ def nnunet(folder: Path, options: Options) -> Layout:
         layout.faults.append(f"dataset.json: 'channel_names' is missing{old if 'modality' in settings else ''}")
     layout.class_names = label_names(settings, layout.faults)
     layout.mask_values = tuple(range(len(layout.class_names)))
+    layout.channels = channel_names(settings)
     if options.class_names and layout.class_names and options.class_names != layout.class_names:
         layout.faults.append(
             f"data.options.class_names = {list(options.class_names)}, but dataset.json has "
@@ -200,9 +204,17 @@ def read_json(path: Path, faults: list[str], format: str) -> dict[str, Any]:
         faults.append(f"dataset.json: cannot be read ({error}); {format} needs it")
         return {}
     if not isinstance(settings, dict):
-        faults.append("dataset.json: is no JSON object; see {format}")
+        faults.append(f"dataset.json: is no JSON object; see {format}")
         return {}
     return settings
+
+
+def channel_names(settings: dict[str, Any]) -> tuple[str, ...]:
+    """What nnU-Net (``channel_names``) or the decathlon (``modality``) call the channels, in order; else nothing."""
+    named = settings.get("channel_names", settings.get("modality"))
+    if not isinstance(named, dict) or sorted(named) != sorted(str(number) for number in range(len(named))):
+        return ()
+    return tuple(str(named[str(number)]) for number in range(len(named)))
 
 
 def label_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:

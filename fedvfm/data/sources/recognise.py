@@ -19,7 +19,12 @@ COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
     "bids": bids.collect,
 }
 KINDS = tuple(COLLECT)
-OWN_OPTIONS = {"mask_values": ("pairs", "studies", "bids"), "fold": ("datalist",), "suffix": ("bids",)}
+OWN_OPTIONS = {
+    "mask_values": ("pairs", "studies", "bids"),
+    "fold": ("datalist",),
+    "suffix": ("bids",),
+    "series": ("studies", "datalist"),
+}
 """Options that only some layouts have."""
 
 
@@ -33,7 +38,7 @@ def find(folder: Path, options: layouts.Options) -> layouts.Layout:
         raise errors.DataError(f"{folder}: no such folder; set data.path to the folder that holds the images")
     kind = options.layout if options.layout != "auto" else _recognise(folder)
     layout = COLLECT[kind](folder, options)
-    given = {"mask_values": bool(options.mask_values), "fold": options.fold is not None, "suffix": bool(options.suffix)}
+    given = {key: getattr(options, key) not in (None, "", ()) for key in OWN_OPTIONS}
     layout.faults += [
         f"data.options.{key}: only for layout {', '.join(kinds)}, this is '{kind}'; leave it out"
         for key, kinds in OWN_OPTIONS.items()
