@@ -18,7 +18,7 @@ from fedvfm.data.sources import table
 
 SIZE = 256
 BRAIN_SHARE = 0.2
-LEAST_PIXELS = 20
+LEAST_PIXELS = 60
 
 Grey = NDArray[np.float64]
 Image = NDArray[np.float32]
@@ -61,7 +61,7 @@ class Drawn:
 
 def draw(rng: Generator) -> tuple[Image, Labels]:
     """One drawn image."""
-    radius = float(np.exp(rng.uniform(np.log(5.0), np.log(45.0))))
+    radius = float(np.exp(rng.uniform(np.log(8.0), np.log(50.0))))
     number = int(np.clip(rng.uniform(0.05, 0.45) * SIZE**2 / (np.pi * radius**2), 1, 40))
     ground = rng.uniform(0.05, 0.95)
     lift = rng.uniform(0.15, 0.6) * (1 if rng.random() < 1 - ground else -1)

@@ -1,10 +1,11 @@
 """A small SAM-shaped model (not SAM), pretrained outside the federation, and what of it must travel.
 
-    python benchmarks/sam_shaped.py pretrain [--steps 700] [--device cpu]
+    python benchmarks/sam_shaped.py pretrain [--steps 1200] [--device cpu]
     python benchmarks/sam_shaped.py ablate [--seeds 0] [--output runs/sam-shaped] [--set KEY=VALUE ...]
 
-``pretrain`` trains SAM's architecture at 256 px, 4 million numbers, to segment the object that a box or points show, on
-the images of ``drawn_shapes.py``, and puts it into the weights cache as ``sam-shaped``. ``ablate`` runs the bundled
+``pretrain`` makes a model of SAM's architecture at 256 px: its encoder is the first half of DINOv2-small, laid over
+into SAM's form and kept; neck, prompt encoder and mask decoder learn to segment the object that a box or points show,
+on the images of ``drawn_shapes.py``. It goes into the weights cache as ``sam-shaped``. ``ablate`` runs the bundled
 experiment ``sam-nuclei`` with four choices of what trains, and writes the table of simulations/README.md and
 ``simulations/results/sam_shaped.json``. Both go on where they were stopped. ``--quick`` tries everything once, tiny,
 and writes neither.
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import config, errors, seeding
-from fedvfm.backbones import base, convert, sam, stock, stored, weights
+from fedvfm.backbones import base, convert, sam, stock, stored, vit, weights
 from fedvfm.client import trainer
 from fedvfm.data import prompts, transforms
 from fedvfm.simulation import compare
@@ -42,14 +43,28 @@ from fedvfm.simulation import compare
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- sam-shaped: begin -->", "<!-- sam-shaped: end -->"
 NAME, EXPERIMENT = "sam-shaped", "sam-nuclei"
-SEED, OBJECTS, KEEP_EVERY, HELD_OUT = 0, 3, 50, 32
+SEED, IMAGES, OBJECTS, KEEP_EVERY, HELD_OUT = 0, 600, 6, 50, 32
 MOMENTS = ("exp_avg", "exp_avg_sq")
-OPTIMISER = config.OptimiserConfig(learning_rate=8e-4, weight_decay=0.05, schedule="cosine")
+OPTIMISER = config.OptimiserConfig(learning_rate=1e-3, weight_decay=0.05, schedule="cosine")
 ASKED = (
     config.TaskConfig(prompt="box"),
     config.TaskConfig(prompt="points", prompt_points=1),
     config.TaskConfig(prompt="points", prompt_points=3),
 )
+THEIRS = {
+    "q": "attention.q_proj",
+    "k": "attention.k_proj",
+    "v": "attention.v_proj",
+    "attn.proj": "attention.o_proj",
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "mlp.lin1": "mlp.fc1",
+    "mlp.lin2": "mlp.fc2",
+}
+"""Where DINOv2 has what SAM's block calls so."""
+
+SCALED = {"attn.proj": "layer_scale1", "mlp.lin2": "layer_scale2"}
+
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "default": ("LoRA on q, v + upscale + hypernetworks + mask tokens (the default)", ()),
     "lora-only": ("LoRA on q, v alone", ("recipe.adapter.parts=[]",)),
@@ -69,27 +84,35 @@ class Learner:
         steps: of the whole training.
         batch: images a step, each with :data:`OBJECTS` prompted objects.
         device: where to compute.
+        dino: the DINOv2 whose first blocks become the encoder.
         brains: whether slices of ICBM152 are among the images.
     """
 
-    def __init__(self, steps: int, batch: int, device: str, *, brains: bool = True) -> None:
+    def __init__(self, steps: int, batch: int, device: str, dino: nn.Module, *, brains: bool = True) -> None:
         self.steps, self.batch, self.device, self.done = steps, batch, device, 0
         torch.manual_seed(seeding.torch_seed(SEED, "initial"))
         kind, settings = sam.shape(weights.KNOWN[NAME].config)
-        self.stock: Any = stock.transformers_class(kind)(settings).to(device)
+        self.stock: Any = stock.transformers_class(kind)(settings)
+        self.stock.apply(_fresh)
+        _places_meet(self.stock)
+        lay_over(dino, self.stock.vision_encoder)
+        self.stock.to(device)
         self.model = sam.SegmentAnything(NAME, self.stock, "")
         self.model.open_masks(self.model.stock_mask_tokens, SEED)
-        self.named = {name: value.requires_grad_(True) for name, value in self.stock.named_parameters()}
+        self.named = {name: value for name, value in self.stock.named_parameters() if _learns(name)}
+        for value in self.named.values():
+            value.requires_grad_(True)
         rate, decay = OPTIMISER.learning_rate, OPTIMISER.weight_decay
         self.optimiser = torch.optim.AdamW(self.named.values(), lr=rate, weight_decay=decay)
         self.images = drawn_shapes.Drawn(SEED, brains=brains)
+        self.seen: dict[int, tuple[Tensor, np.ndarray]] = {}
 
     def step(self) -> float:
         """One step; its loss."""
         first = self.done * self.batch
-        pixels, labels = self.read(range(first, first + self.batch))
+        hidden, labels = self.read([number % IMAGES for number in range(first, first + self.batch)])
         rng = seeding.stream(SEED, "asked", self.done)
-        logits = self.answers(pixels, labels, [ASKED[int(rng.integers(len(ASKED)))] for _ in range(OBJECTS)], rng)
+        logits = self.answers(hidden, labels, [ASKED[int(rng.integers(len(ASKED)))] for _ in range(OBJECTS)], rng)
         loss = torch.stack([_loss(masks, truth, task) for masks, truth, task in logits]).mean()
         for group in self.optimiser.param_groups:
             group["lr"] = OPTIMISER.learning_rate * trainer.rate_factor(OPTIMISER, self.done / self.steps)
@@ -101,33 +124,37 @@ class Learner:
         return float(loss.detach())
 
     def read(self, numbers: Sequence[int]) -> tuple[Tensor, np.ndarray]:
-        """Normalised pixels (B, 3, h, w) and object numbers (B, h, w)."""
-        found = [self.images.image(number) for number in numbers]
-        contract = config.DataContract(class_names=("rest", "object"))
-        pixels = transforms.normalise(np.stack([image for image, _ in found]), contract)
-        return torch.from_numpy(pixels).to(self.device), np.stack([labels for _, labels in found])
+        """What the frozen encoder makes of images (B, h, w, D), kept as float16, and object numbers (B, H, W)."""
+        for number in numbers:
+            if number not in self.seen:
+                image, labels = self.images.image(number)
+                contract = config.DataContract(class_names=("rest", "object"))
+                pixels = torch.from_numpy(transforms.normalise(image[None], contract)).to(self.device)
+                with torch.no_grad():
+                    self.seen[number] = self.model.prefix(pixels, self.model.depth, ()).hidden.half(), labels
+        found = [self.seen[number] for number in numbers]
+        return torch.cat([hidden for hidden, _ in found]).float(), np.stack([labels for _, labels in found])
 
     def answers(
-        self, pixels: Tensor, labels: np.ndarray, asked: Sequence[config.TaskConfig], rng: np.random.Generator
+        self, hidden: Tensor, labels: np.ndarray, asked: Sequence[config.TaskConfig], rng: np.random.Generator
     ) -> Iterator[tuple[Tensor, Tensor, config.TaskConfig]]:
-        """Masks of every token, the truth, and how the object was shown; the encoder runs once for all objects."""
-        prefix = self.model.prefix(pixels, self.model.depth, ())
-        embedding = self.model.neck(prefix.hidden)
+        """Low-resolution masks of every token, the truth, how it was shown; the neck runs once for all objects."""
+        embedding, size = self.model.neck(hidden), labels.shape[-2:]
         for task in asked:
             truth = np.stack([_one_object(row, rng) for row in labels])
             drawn = [prompts.draw(row, 2, task, rng) for row in truth]
-            masks = self.model.decode(embedding, {}, _told(drawn, self.device), pixels.shape[-2:])
+            masks = self.model.decode(embedding, {}, _told(drawn, self.device), size)
             wanted = torch.from_numpy(truth).to(self.device).float()
-            yield base.resize(masks, pixels.shape[-2:]), wanted, task
+            yield masks, wanted, task
 
     @torch.no_grad()
     def iou(self, task: config.TaskConfig, number: int = HELD_OUT) -> float:
         """Mean IoU of the first mask on images that were not trained on."""
         found = []
         for index in range(number):
-            pixels, labels = self.read([-1 - index])
-            masks, truth, _ = next(self.answers(pixels, labels, [task], seeding.stream(SEED, "held out", index)))
-            ours, theirs = masks[:, 0] > 0, truth > 0
+            hidden, labels = self.read([-1 - index])
+            masks, truth, _ = next(self.answers(hidden, labels, [task], seeding.stream(SEED, "held out", index)))
+            ours, theirs = base.resize(masks, truth.shape[-2:])[:, 0] > 0, truth > 0
             found.append(float((ours & theirs).sum() / (ours | theirs).sum().clamp(min=1)))
         return mean(found)
 
@@ -163,6 +190,64 @@ class Learner:
         self.done = int(about["done"])
 
 
+def _learns(name: str) -> bool:
+    return not name.startswith("vision_encoder.") or name.startswith("vision_encoder.neck.")
+
+
+def _fresh(module: nn.Module) -> None:
+    """PyTorch's own initial values, as SAM's authors have them; those of transformers are made to be loaded over."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+
+
+@torch.no_grad()
+def _places_meet(model: Any) -> None:
+    """A head start for minutes of training: a prompt and what is seen at its place attend to each other.
+
+    Position frequencies as SAM's authors draw them (transformers' scale makes neighbours strangers); the decoder's
+    attention between tokens and image begins with the same projection on both sides.
+    """
+    model.shared_image_embedding.positional_embedding.normal_()
+    decoder = model.mask_decoder.transformer
+    for layer in (*decoder.layers, decoder):
+        for name in ("cross_attn_token_to_image", "cross_attn_image_to_token", "final_attn_token_to_image"):
+            if hasattr(layer, name):
+                attention = getattr(layer, name)
+                attention.q_proj.weight.mul_(2.0)
+                attention.k_proj.load_state_dict(attention.q_proj.state_dict())
+
+
+@torch.no_grad()
+def lay_over(dino: Any, encoder: Any) -> None:
+    """The first blocks of a DINOv2 as those of a SAM encoder of the same width.
+
+    Patch kernels and positions are resampled, LayerScale is folded into the layer before it, the class token is left
+    out, relative positions stay zero.
+    """
+    patch, kernel = dino.embeddings.patch_embeddings.projection, encoder.patch_embed.projection
+    ratio = (patch.kernel_size[0] / kernel.kernel_size[0]) ** 2
+    kernel.weight.copy_(ratio * _resampled(patch.weight, kernel.kernel_size))
+    kernel.bias.copy_(patch.bias)
+    side = encoder.pos_embed.shape[1]
+    places = dino.embeddings.position_embeddings[0, 1:]
+    grid = places.reshape(round(len(places) ** 0.5), -1, places.shape[-1]).permute(2, 0, 1)[None]
+    encoder.pos_embed.copy_(_resampled(grid, (side, side)).permute(0, 2, 3, 1))
+    for theirs, ours in zip(dino.encoder.layer, encoder.layers, strict=False):
+        for name in ("weight", "bias"):
+            source = {key: getattr(theirs.get_submodule(path), name) for key, path in THEIRS.items()}
+            parts = [source.pop(key) for key in ("q", "k", "v")]
+            getattr(ours.attn.qkv, name).copy_(torch.cat(parts))
+            for key, value in source.items():
+                scale = theirs.get_submodule(SCALED[key]).lambda1 if key in SCALED else torch.ones(())
+                folded = scale[:, None] * value if value.ndim == 2 and key in SCALED else scale * value
+                getattr(ours.get_submodule(key), name).copy_(folded)
+
+
+def _resampled(values: Tensor, size: Sequence[int]) -> Tensor:
+    return nn.functional.interpolate(values, tuple(size), mode="bicubic", antialias=True)
+
+
 def _one_object(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The mask of one object of the image, drawn; of the whole foreground where all are too small."""
     known = drawn_shapes.objects(labels)
@@ -182,6 +267,7 @@ def _told(drawn: Sequence[prompts.Simulated], device: str) -> base.Prompts:
 
 def _loss(masks: Tensor, truth: Tensor, task: config.TaskConfig) -> Tensor:
     """Of the first mask; after one point, which may mean several objects, also of the best of the other three."""
+    truth = nn.functional.adaptive_avg_pool2d(truth[:, None], masks.shape[-2:])[:, 0]
     each = torch.stack([_mask_loss(masks[:, index], truth) for index in range(masks.shape[1])], dim=1)
     ambiguous = task.prompt == "points" and task.prompt_points == 1
     return each[:, 0].mean() + (each[:, 1:].min(dim=1).values.mean() if ambiguous else 0.0)
@@ -199,7 +285,8 @@ def pretrain(steps: int, batch: int, device: str, work: Path, *, quick: bool) ->
     """Train or go on, put the model into the weights cache, and say how well it segments what it is shown."""
     started, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
-    learner = Learner(steps, batch, device, brains=not quick)
+    dino = vit.load(config.BackboneConfig(name=weights.EMBEDDED)).model
+    learner = Learner(steps, batch, device, dino, brains=not quick)
     work.mkdir(parents=True, exist_ok=True)
     state, losses = work / "pretraining.safetensors", []
     if state.exists():
@@ -317,7 +404,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("pretrain", "ablate", "report"))
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -141,20 +141,20 @@ KNOWN: dict[str, Known] = {
         _sam2(144, 2, [2, 6, 36, 4], [23, 33, 43], window_size_per_stage=[8, 4, 16, 8]),
     ),
     "sam3": Known("facebook/sam3", "general", {"model_type": "sam3_tracker"}),
-    # SAM-shaped, not SAM: small enough for two cores, and known to have seen no image of any federation.
+    # SAM-shaped, not SAM: small enough for two cores, and known to have seen no image of any federation. Its encoder is
+    # the first half of DINOv2-small, whose attention is global in every block.
     "sam-shaped": Known(
         "",
-        "drawn shapes and one average brain",
+        "general encoder; decoder from drawn shapes and one average brain",
         {
             "model_type": "sam",
             "vision_config": {
-                "hidden_size": 192,
+                "hidden_size": 384,
                 "num_hidden_layers": 6,
-                "num_attention_heads": 3,
-                "mlp_dim": 768,
+                "num_attention_heads": 6,
+                "mlp_dim": 1536,
                 "image_size": 256,
-                "window_size": 8,
-                "global_attn_indexes": [2, 5],
+                "global_attn_indexes": [0, 1, 2, 3, 4, 5],
                 "output_channels": 128,
                 "num_pos_feats": 64,
             },

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from fedvfm import cli, errors
 from fedvfm import config as configs
@@ -81,15 +83,40 @@ def test_brain_slices_are_among_them(shapes: Any) -> None:
     assert set(np.unique(labels)) == {0, 1, 2}
 
 
-def test_pretraining_goes_on_where_it_was_stopped(shaped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def dino() -> Any:
+    """A random DINOv2 of the width and more blocks than the model takes."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 384, "num_hidden_layers": 7, "num_attention_heads": 6, "patch_size": 16, "image_size": 256}
+    made: Any = transformers.Dinov2Model(transformers.Dinov2Config(**shape))
+    for name, value in made.named_parameters():
+        torch.nn.init.normal_(value, 1.0 if name.endswith(("norm1.weight", "norm2.weight", "lambda1")) else 0.0, 0.05)
+    return made.eval()
+
+
+@torch.no_grad()
+def test_the_encoder_computes_what_dinov2_does_without_its_class_token(shaped: Any, dino: Any) -> None:
+    learner = shaped.Learner(1, 1, "cpu", dino, brains=False)
+    pixels = torch.randn(2, 3, 256, 256)
+    hidden = dino.embeddings(pixels)[:, 1:]
+    for layer in dino.encoder.layer[:6]:
+        hidden = layer(hidden)
+    ours = learner.model.prefix(pixels, 6, ()).hidden
+    torch.testing.assert_close(ours.flatten(1, 2), hidden, rtol=1e-3, atol=1e-3)
+    assert float(ours.std()) > 0.1
+
+
+def test_pretraining_goes_on_where_it_was_stopped(
+    shaped: Any, dino: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shaped, "KEEP_EVERY", 1)
-    at_once = shaped.Learner(2, 1, "cpu", brains=False)
+    at_once = shaped.Learner(2, 1, "cpu", dino, brains=False)
     losses = [at_once.step(), at_once.step()]
     assert np.isfinite(losses).all()
-    first = shaped.Learner(2, 1, "cpu", brains=False)
+    first = shaped.Learner(2, 1, "cpu", dino, brains=False)
     first.step()
     first.save(tmp_path / "state.safetensors")
-    second = shaped.Learner(2, 1, "cpu", brains=False)
+    second = shaped.Learner(2, 1, "cpu", dino, brains=False)
     second.load(tmp_path / "state.safetensors")
     assert second.step() == pytest.approx(losses[1], rel=1e-5)
     moved = 0
@@ -98,11 +125,13 @@ def test_pretraining_goes_on_where_it_was_stopped(shaped: Any, tmp_path: Path, m
         moved += int(not np.array_equal(first.named[name].detach(), value.detach()))
     assert moved > 0.7 * len(at_once.named)
     with pytest.raises(errors.CheckpointError, match="is of 2 steps of 1; remove it"):
-        shaped.Learner(3, 1, "cpu", brains=False).load(tmp_path / "state.safetensors")
+        shaped.Learner(3, 1, "cpu", dino, brains=False).load(tmp_path / "state.safetensors")
 
 
-def test_the_weights_are_known_to_verify_and_to_the_experiment(shaped: Any, tmp_path: Path, empty_cache: Path) -> None:
-    learner = shaped.Learner(1, 1, "cpu", brains=False)
+def test_the_weights_are_known_to_verify_and_to_the_experiment(
+    shaped: Any, dino: Any, tmp_path: Path, empty_cache: Path
+) -> None:
+    learner = shaped.Learner(1, 1, "cpu", dino, brains=False)
     learner.stock.save_pretrained(tmp_path / "made")
     located = convert.bring(tmp_path / "made", "sam-shaped")
     (found,) = stored.verify("sam-shaped")
@@ -111,8 +140,8 @@ def test_the_weights_are_known_to_verify_and_to_the_experiment(shaped: Any, tmp_
     here, known = (backbones.loader(chosen)(chosen, with_weights=given) for given in (True, False))
     assert here.sha256 == located.sha256
     assert here.parameters_total() == known.parameters_total()
-    assert 3e6 < here.parameters_total() < 6e6
-    assert (here.depth, here.width, here.window, here.wide) == (6, 192, 8, (2, 5))
+    assert 11e6 < here.parameters_total() < 13e6
+    assert (here.depth, here.width, here.wide) == (6, 384, (0, 1, 2, 3, 4, 5))
     assert here.check_size([256, 256]) == []
 
 
@@ -157,7 +186,7 @@ def test_the_four_arms_are_valid_recipes(shaped: Any) -> None:
         sizes[arm] = made.manifest.parameters
     assert sizes["default"] == sizes["lora-only"] + sizes["parts-only"]
     assert sizes["parts-only"] < sizes["decoder"]
-    assert sizes["lora-only"] == 6 * 4 * 4 * 192
+    assert sizes["lora-only"] == 6 * 4 * 4 * 384
 
 
 def test_the_table_says_what_came_out(shaped: Any) -> None:
