@@ -2,13 +2,16 @@
 
 An entry holds hashes, sizes, numbers and names of a fixed form, never free text, so that nothing of a patient can get
 in. Inner edits, deletions and reordering break the chain. Whoever can write the whole file can cut or rewrite it: that
-shows against a *receipt*, which the other end keeps, and against the heads that the other end noted with each message.
+shows against a *receipt*, which the other end keeps, and against the marks that the other end noted with each message
+(:mod:`fedvfm.witness`).
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -46,6 +49,19 @@ def _metrics(value: Any) -> bool:
     )
 
 
+OTHERS, UNKNOWN = "others", "unknown"
+"""What stands for an address where there are too many of them, or none is known."""
+
+
+def _address(value: Any) -> bool:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f:.]{2,45}|others|unknown", value):
+        return False
+    try:
+        return value in (OTHERS, UNKNOWN) or ipaddress.ip_address(value) is not None
+    except ValueError:
+        return False
+
+
 FIELDS: dict[str, Callable[[Any], bool]] = {
     "owner": _site,
     "end": lambda value: value in ENDS,
@@ -53,9 +69,11 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "peer": _site,
     "peer_head": _sha256,
     "peer_length": _count,
+    "ledger": _matches(r"\d{19}:[0-9a-f]{64}"),
     "key": _sha256,
     "recipe": _sha256,
     "fingerprint": _sha256,
+    "digest": _sha256,
     "base": _sha256,
     "kind": _word,
     "verdict": _word,
@@ -67,11 +85,16 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "examples": _count,
     "steps": _count,
     "seconds": _number,
+    "score": _number,
     "epsilon": _number,
     "expires": _time,
     "metrics": _metrics,
+    "address": _address,
+    "count": _count,
 }
 """Every field that an entry may have, and the form of its value."""
+
+_SENT = "recipe round fingerprint digest split numbers metrics reason epsilon peer seconds"
 
 EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     name: (frozenset(needed.split()), frozenset(free.split()))
@@ -80,11 +103,15 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("invited", "site expires", ""),
         ("enrolled", "site key recipe", ""),
         ("revoked", "site", "key"),
-        ("received", "kind bytes", "recipe round fingerprint split peer peer_head peer_length"),
-        ("decided", "kind verdict", "recipe round reason peer"),
+        ("steered", "kind", "recipe site key round"),
+        ("received", "kind bytes", "recipe round fingerprint digest split reason peer peer_head peer_length ledger"),
+        ("refused", "reason address count", ""),
+        ("decided", "kind verdict", "recipe round reason peer fingerprint examples score"),
         ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon"),
         ("evaluated", "recipe round fingerprint split examples", "seconds"),
-        ("sent", "kind bytes", "recipe round fingerprint split numbers metrics reason epsilon peer"),
+        ("sent", "kind bytes", f"{_SENT} ledger"),
+        ("rehearsed", "recipe bytes seconds", "examples metrics reason"),
+        ("purged", "kind numbers bytes", ""),
         ("receipt", "peer", "peer_head peer_length"),
     )
 }
@@ -101,16 +128,23 @@ class Audit:
 
     Raises:
         AuditError: if the file is another's, or was edited.
+
+    Attributes:
+        events: what may be recorded; another log of this form (the privacy ledger) has its own.
+        forms: of the values.
     """
 
-    def __init__(self, path: Path, owner: str, end: str) -> None:
+    events: ClassVar[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = EVENTS
+    forms: ClassVar[Mapping[str, Callable[[Any], bool]]] = FIELDS
+
+    def __init__(self, path: Path, owner: str, end: str, **opened: Any) -> None:
         self.path, self.owner, self.end = path, owner, end
         self._chain: chain.Chain | None = None
         self._size = -1
         with storage.exclusive(path):
             written = self._open()
             if not written.entries:
-                self._append(written, "opened", {"owner": owner, "end": end})
+                self._append(written, "opened", {"owner": owner, "end": end, **opened})
         first = written.entries[0]
         if (first.get("owner"), first.get("end")) != (owner, end):
             raise errors.AuditError(f"{path}: is the log of another end than {end} '{owner}'")
@@ -131,6 +165,10 @@ class Audit:
         return found
 
     def _append(self, written: chain.Chain, event: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        needed, free = self.events.get(event, (frozenset(), frozenset()))
+        wrong = [name for name, value in fields.items() if name not in needed | free or not self.forms[name](value)]
+        if event not in self.events or wrong or needed - set(fields):
+            raise ValueError(f"no audit entry: {event} {sorted(fields)}, wrong: {wrong}")
         self._size = -1  # a write that fails leaves a part behind, which only reading again finds
         line = written.append({"event": event, "time": documents.stamp(documents.now()), **fields})
         self._size = self.path.stat().st_size
@@ -144,10 +182,6 @@ class Audit:
             AuditError: if the file was edited since.
             StorageError: if the disk refuses.
         """
-        needed, free = EVENTS.get(event, (frozenset(), frozenset()))
-        wrong = [name for name, value in fields.items() if name not in needed | free or not FIELDS[name](value)]
-        if event not in EVENTS or wrong or needed - set(fields):
-            raise ValueError(f"no audit entry: {event} {sorted(fields)}, wrong: {wrong}")
         with storage.exclusive(self.path):
             return self._append(self._open(), event, fields)
 
@@ -158,20 +192,29 @@ class Audit:
             return list(self._open().entries)
 
     @property
-    def mark(self) -> tuple[int, str]:
-        """Length and head: what travels with every update and reply."""
+    def mark(self) -> chain.Mark:
+        """Length and head: what travels with every message and reply."""
         with storage.exclusive(self.path):
             found = self._open()
-            return len(found.entries), found.head
+            return chain.Mark(len(found.entries), found.head)
 
-    def receipt(self, key: keys.Private) -> Receipt:
-        """A signed receipt of the log as it is now, for the other end to keep."""
-        length, head = self.mark
+    def receipt(self, key: keys.Private, peer: str = "") -> Receipt:
+        """A signed receipt of the log as it is now, for the other end to keep.
+
+        Args:
+            key: the owner's.
+            peer: the other end whose log's last mark, as it was noted here, the receipt is to confirm; empty for the
+                only one there is. Names of others do not go into it.
+        """
+        entries = self.entries
+        noted = heard(entries)
+        chosen = [one for one in noted if one.owner == peer or (not peer and len(noted) == 1)]
         draft = Receipt(
             owner=self.owner,
             end=self.end,
-            length=length,
-            head=head,
+            length=len(entries),
+            head=str(entries[-1]["hash"]),
+            heard=tuple(chosen),
             time=documents.stamp(documents.now()),
             public_key=keys.public_text(key),
             signature="A" * 40,
@@ -179,19 +222,38 @@ class Audit:
         return draft.model_copy(update={"signature": keys.sign(key, draft.signed_bytes())})
 
 
+class Heard(config.Strict):
+    """The last mark of another's log that a log holds."""
+
+    owner: config.SiteName
+    length: Annotated[int, Field(ge=1)]
+    head: config.Sha256
+
+
 class Receipt(documents.Document):
-    """What a log was at one time: length and head, signed by its owner. The other end keeps it."""
+    """What a log was at one time, and what it held of the other's: signed by its owner. The other end keeps it."""
 
     SIGNATURES: ClassVar[tuple[str, ...]] = ("signature",)
 
-    format: Literal["fedvfm-receipt-1"] = "fedvfm-receipt-1"
+    format: Literal["fedvfm-receipt-2"] = "fedvfm-receipt-2"
     owner: config.SiteName
     end: str
     length: Annotated[int, Field(ge=1)]
     head: config.Sha256
+    heard: Annotated[tuple[Heard, ...], Field(strict=False, max_length=1)] = ()
     time: documents.Time
     public_key: documents.PublicKey
     signature: documents.Signature
+
+
+def heard(entries: Iterable[Mapping[str, Any]]) -> list[Heard]:
+    """The last mark of every other end's log that these entries hold, by name."""
+    found = {
+        str(entry["peer"]): Heard(owner=entry["peer"], length=entry["peer_length"], head=entry["peer_head"])
+        for entry in entries
+        if "peer_head" in entry and entry.get("peer_length")
+    }
+    return [found[name] for name in sorted(found)]
 
 
 @dataclass(frozen=True)
@@ -229,20 +291,8 @@ def verify(path: Path, noted: Iterable[Noted] = ()) -> dict[str, Any]:
     Raises:
         AuditError: naming what is wrong.
     """
-    entries = read(path)
-    hashes = {number: str(entry["hash"]) for number, entry in enumerate(entries, start=1)}
-    checked = 0
-    for note in noted:
-        checked += 1
-        if note.length > len(entries):
-            raise errors.AuditError(
-                f"{path}: has {len(entries)} entries, but had {note.length} by {note.source}: it was truncated or "
-                "rolled back to an older copy"
-            )
-        if hashes[note.length] != note.head:
-            raise errors.AuditError(
-                f"{path}: entry {note.length} is not the one of {note.source}: the log was rewritten"
-            )
+    entries, notes = read(path), list(noted)
+    check(str(path), entries, notes)
     data = path.read_bytes()
     unfinished = len(data) - (data.rfind(b"\n") + 1)
     first = entries[0]
@@ -250,48 +300,28 @@ def verify(path: Path, noted: Iterable[Noted] = ()) -> dict[str, Any]:
         "owner": first.get("owner"),
         "end": first.get("end"),
         "length": len(entries),
-        "head": hashes[len(entries)],
-        "checked": checked,
+        "head": entries[-1]["hash"],
+        "checked": len(notes),
         "unfinished": unfinished,
     }
 
 
-def from_receipt(path: Path, entries: list[dict[str, Any]], public_key: str = "") -> Noted:
-    """What a receipt notes of the log with these entries.
-
-    Args:
-        path: the receipt's file.
-        entries: of the log it should be of.
-        public_key: the owner's key as the roster has it; empty leaves open who signed.
+def check(name: str, entries: Sequence[Mapping[str, Any]], noted: Iterable[Noted]) -> None:
+    """Check that a log holds what others noted of it.
 
     Raises:
-        TrustError: if the receipt is damaged, not signed by its key, or by another key.
-        AuditError: if it is of another log.
+        AuditError: if it does not.
     """
-    found = documents.read(path, Receipt, "receipt")
-    if not keys.verified(keys.read_public(found.public_key), found.signature, found.signed_bytes()):
-        raise errors.TrustError(f"receipt {path}: was changed after it was signed")
-    if public_key and found.public_key != public_key:
-        raise errors.TrustError(f"receipt {path}: is signed with another key than the one given")
-    owner = entries[0].get("owner"), entries[0].get("end")
-    if (found.owner, found.end) != owner:
-        raise errors.AuditError(
-            f"receipt {path}: is of the log of {found.end} '{found.owner}', this one is of {owner[1]} '{owner[0]}'"
-        )
-    return Noted(found.length, found.head, f"the receipt of {found.time}")
-
-
-def from_peer(path: Path, owner: str) -> list[Noted]:
-    """What the other end's log notes of the log of ``owner``.
-
-    Raises:
-        AuditError: if the other end's log is itself not whole.
-    """
-    return [
-        Noted(int(entry["peer_length"]), str(entry["peer_head"]), f"the other end's entry {number}")
-        for number, entry in enumerate(read(path), start=1)
-        if entry.get("peer") == owner and "peer_head" in entry and int(entry.get("peer_length", 0)) > 0
-    ]
+    for note in noted:
+        if note.length > len(entries):
+            raise errors.AuditError(
+                f"{name}: has {len(entries)} entries, but had {note.length} by {note.source}: it was truncated or "
+                "rolled back to an older copy"
+            )
+        if entries[note.length - 1]["hash"] != note.head:
+            raise errors.AuditError(
+                f"{name}: entry {note.length} is not the one of {note.source}: the log was rewritten"
+            )
 
 
 @dataclass(frozen=True)
@@ -300,7 +330,7 @@ class Usage:
 
     Attributes:
         trained: (round, base fingerprint) of every training.
-        seconds: computing time of training and evaluation.
+        seconds: computing time of training and evaluation, of what broke off before its end too.
     """
 
     trained: frozenset[tuple[int, str]] = frozenset()
@@ -309,6 +339,49 @@ class Usage:
 
 def usage(entries: Iterable[Mapping[str, Any]], recipe: str) -> Usage:
     """Count what these entries say of a recipe."""
-    mine = [entry for entry in entries if entry.get("recipe") == recipe and entry["event"] in ("trained", "evaluated")]
+    events = ("trained", "evaluated", "sent")
+    mine = [entry for entry in entries if entry.get("recipe") == recipe and entry["event"] in events]
     trained = {(int(entry["round"]), str(entry["base"])) for entry in mine if entry["event"] == "trained"}
     return Usage(frozenset(trained), sum(float(entry.get("seconds", 0.0)) for entry in mine))
+
+
+_LEFT = (
+    "time",
+    "kind",
+    "recipe",
+    "round",
+    "split",
+    "bytes",
+    "fingerprint",
+    "digest",
+    "numbers",
+    "metrics",
+    "reason",
+    "peer",
+)
+
+
+def departures(entries: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every message that left, and what they come to.
+
+    Returns: a row for each, with the number of its entry (``entry``), and the totals: messages, bytes, by kind;
+    ``updates`` counts adapters that differ, ``repeated`` those that left once more with the same bytes; ``metrics`` are
+    the names of all that left.
+    """
+    rows = [
+        {"entry": number, **{name: entry[name] for name in _LEFT if name in entry}}
+        for number, entry in enumerate(entries, start=1)
+        if entry["event"] == "sent"
+    ]
+    updates = [row for row in rows if "numbers" in row]
+    different = {(row["fingerprint"], row["recipe"]): row["numbers"] for row in updates}
+    kinds = Counter(str(row["kind"]) for row in rows)
+    return rows, {
+        "messages": len(rows),
+        "bytes": sum(row["bytes"] for row in rows),
+        "kinds": dict(sorted(kinds.items())),
+        "updates": len(different),
+        "repeated": len(updates) - len(different),
+        "numbers": sum(different.values()),
+        "metrics": sorted({name for row in rows for name in row.get("metrics", ())}),
+    }

@@ -11,12 +11,40 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedvfm import errors, storage
 
 ZERO = "0" * 64
+_MARK = re.compile(r"([0-9]{19}):([0-9a-f]{64})")
+
+
+class Mark(NamedTuple):
+    """Length and head of a chain at one time. Whoever keeps it sees later that the chain was cut or rewritten."""
+
+    length: int
+    head: str
+
+    def __str__(self) -> str:
+        return f"{self.length:019d}:{self.head}"
+
+    @staticmethod
+    def parse(text: Any) -> Mark:
+        """The inverse of ``str``; always 84 characters.
+
+        Raises:
+            ValueError: if it is not of that form, or of a chain without entries.
+        """
+        found = _MARK.fullmatch(text) if isinstance(text, str) else None
+        if found is None or not 0 < int(found[1]) < 2**63:
+            raise ValueError("no mark of a chain")
+        return Mark(int(found[1]), found[2])
+
+
+NOWHERE = Mark(0, ZERO)
+"""The mark of no chain: as long as any other."""
 
 
 def canonical(value: Any) -> str:
@@ -35,19 +63,25 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: naming the first line that is edited, missing or out of order.
     """
+    entries, wrong = sound(path)
+    if wrong:
+        raise errors.CheckpointError(f"{path}: line {wrong} does not continue the chain; it was changed or is not ours")
+    return entries
+
+
+def sound(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The entries up to the first that does not continue the chain, and the number of that line; 0 where all do."""
     if not path.exists():
-        return []
+        return [], 0
     entries: list[dict[str, Any]] = []
     head = ZERO
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         entry = _parse(line)
         if entry is None or entry.get("prev") != head or not _sealed(entry):
-            raise errors.CheckpointError(
-                f"{path}: line {number} does not continue the chain; it was changed or is not ours"
-            )
+            return entries, number
         head = entry["hash"]
         entries.append(entry)
-    return entries
+    return entries, 0
 
 
 def _sealed(entry: dict[str, Any]) -> bool:

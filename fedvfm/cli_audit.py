@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,12 +28,16 @@ def _log(path: Path) -> Path:
 def show(
     log: Log,
     last: Annotated[int, typer.Option(min=0, help="Only so many of the last entries; 0: all.")] = 0,
+    sent: Annotated[bool, typer.Option("--sent", help="Only what left this end, with totals.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the entries, after checking that the chain is whole."""
     from fedvfm import audit
 
     entries = audit.read(_log(log))
+    if sent:
+        _show_sent(entries, last, as_json)
+        return
     rows = list(enumerate(entries, start=1))[-last:] if last else list(enumerate(entries, start=1))
     if as_json:
         print(json.dumps([entry for _, entry in rows], indent=2))
@@ -46,6 +50,30 @@ def show(
         print(f"{number:6} {entry.get('time')} {entry['event']:9} {told}")
 
 
+def _show_sent(entries: list[dict[str, Any]], last: int, as_json: bool) -> None:
+    from fedvfm import audit
+
+    rows, totals = audit.departures(entries)
+    rows = rows[-last:] if last else rows
+    if as_json:
+        first = {key: entries[0].get(key) for key in ("owner", "end")}
+        print(json.dumps({**first, "messages": rows, "totals": totals}, indent=2))
+        return
+    for row in rows:
+        where = f"round {row['round']}" if "round" in row else ""
+        about = [f"{row['split']} split"] if "split" in row else []
+        about += [f"recipe {row['recipe'][:12]}"] if "recipe" in row else []
+        about += [f"{row['numbers']:,} numbers, sha256 {row['fingerprint'][:12]}"] if "numbers" in row else []
+        about += [f"metrics {', '.join(row['metrics'])}"] if row.get("metrics") else []
+        about += [f"reason {row['reason']}"] if "reason" in row else []
+        print(f"{row['entry']:6} {row['time']} {row['kind']:9} {where:9} {row['bytes']:>12,} B  {'; '.join(about)}")
+    kinds = ", ".join(f"{number} {kind}" for kind, number in totals["kinds"].items())
+    print(f"{totals['messages']} messages ({kinds or 'none'}), {totals['bytes']:,} bytes in all")
+    again = f"; {totals['repeated']} left once more with the same bytes" if totals["repeated"] else ""
+    print(f"{totals['updates']} updates of {totals['numbers']:,} numbers{again}")
+    print(f"metrics that left: {', '.join(totals['metrics']) or 'none'}")
+
+
 def _hash(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64
 
@@ -54,34 +82,46 @@ def _hash(value: object) -> bool:
 def verify(
     log: Log,
     against: Annotated[
-        list[Path] | None, typer.Option(help="A receipt (.json) or the other end's log (.jsonl). Repeatable.")
+        list[Path] | None, typer.Option(help="A receipt (.json) of either end, or the other end's log. Repeatable.")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Public key that the receipts must be signed with.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check the chain, and that it still holds what the other end noted of it. Exits with 14 if not."""
-    from fedvfm import audit
+    from fedvfm import audit, witness
 
     path = _log(log)
     entries = audit.read(path)
     public = "" if key is None else _public(key)
-    noted = []
-    for one in against or []:
-        if one.is_dir() or one.suffix == ".jsonl":
-            noted += audit.from_peer(_log(one), str(entries[0].get("owner")))
-        else:
-            noted.append(audit.from_receipt(one, entries, public))
-    if against and not noted:
+    said = [
+        witness.log(_log(one), entries, str(path))
+        if one.is_dir() or one.suffix == ".jsonl"
+        else witness.receipt(one, entries, str(path), public)
+        for one in against or []
+    ]
+    agreed = sum(one.agreed for one in said)
+    found = audit.verify(path, [note for one in said for note in one.notes])
+    if against and not found["checked"] + agreed:
         raise errors.AuditError(f"{', '.join(map(str, against))}: notes nothing of this log, so nothing was compared")
-    found = audit.verify(path, noted)
-    if found["unfinished"]:
-        print(f"note: {found['unfinished']} bytes of a line that a crash cut short are left out", file=sys.stderr)
+    peers = witness.peers(entries, str(path))
+    _warn(found["unfinished"], peers)
     if as_json:
-        print(json.dumps({"log": str(path), "whole": True, **found}, indent=2))
+        print(json.dumps({"log": str(path), "whole": True, **found, "agreed": agreed, "peers": peers}, indent=2))
         return
-    alone = "" if noted else "; without --against a cut at the end or a rewritten file does not show"
-    print(f"{path}: {found['length']} entries, the chain is whole, {found['checked']} notes agree{alone}")
+    alone = "" if against else "; without --against a cut at the end or a rewritten file does not show"
+    print(f"{path}: {found['length']} entries, the chain is whole, {found['checked'] + agreed} notes agree{alone}")
     print(f"head {found['head']}")
+    for name, row in peers.items():
+        print(f"{name}: {row['marked']} of {row['messages']} messages showed its log, last {row['length']} entries")
+
+
+def _warn(unfinished: int, peers: dict[str, dict[str, Any]]) -> None:
+    if unfinished:
+        print(f"note: {unfinished} bytes of a line that a crash cut short are left out", file=sys.stderr)
+    for name, row in peers.items():
+        if row["back"]:
+            at = row["back"][0]
+            print(f"note: by entry {at} the log of '{name}' was shorter than before; use --against", file=sys.stderr)
 
 
 def _public(path: Path) -> str:
@@ -95,6 +135,7 @@ def _public(path: Path) -> str:
 def receipt(
     state: Annotated[Path, typer.Argument(help="The state folder of a server or a site.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The receipt; must not exist.")],
+    peer: Annotated[str, typer.Option(help="Site whose log's last mark it confirms; where there is one, it.")] = "",
     as_json: Json = False,
 ) -> None:
     """Write a signed receipt of a log as it is now, for the other end to keep."""
@@ -105,7 +146,10 @@ def receipt(
     if output.exists():
         raise errors.OutputInUse(f"{output} exists and is left as it is. Choose another --output")
     first = audit.read(log)[0]
-    made = audit.Audit(log, str(first["owner"]), str(first["end"])).receipt(keys.read_private(key))
+    made = audit.Audit(log, str(first["owner"]), str(first["end"])).receipt(keys.read_private(key), peer)
+    if peer and not made.heard:
+        raise errors.AuditError(f"{log}: holds no mark of the log of '{documents.shown(peer)[:64]}'")
     documents.write(output, made)
-    found = {"receipt": str(output), "length": made.length, "head": made.head, "time": made.time}
+    heard = [one.model_dump() for one in made.heard]
+    found = {"receipt": str(output), "length": made.length, "head": made.head, "heard": heard, "time": made.time}
     print(json.dumps(found, indent=2) if as_json else f"{output}: {made.length} entries, head {made.head}")

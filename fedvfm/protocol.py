@@ -6,25 +6,25 @@ Replies carry the round and the base fingerprint they answer, so that a stale on
 
 from __future__ import annotations
 
-import functools
-import io
+import hashlib
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedvfm import config, errors, state
+from fedvfm import chain, config, errors, state, wire
 
 VERSION = 1
-MAX_LAYOUT = 1_000_000
+MAX_RECIPE = 200_000
 
 HANDSHAKE = "query.handshake"
 TRAIN = "train"
 EVALUATE = "evaluate"
+WORDS = {HANDSHAKE: "handshake", TRAIN: "train", EVALUATE: "evaluate"}
+"""What both ends' logs call a kind of message."""
 
 _ADAPTER = "adapter"
 _HEADER = "fedvfm"
@@ -32,6 +32,16 @@ _LAYOUT = "layout"
 _METRICS = "metrics"
 _SAMPLES = "samples"
 _IDS = "ids"
+_AUDIT = "audit"
+_MARK = "mark"
+
+# The keys that a header may have, by kind of message; there is no other.
+_TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
+_HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint", "rank"])
+_UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout"])
+_EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
+
+_REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
 
 # Error codes of a site's typed refusals; the reason is one of these words and never free text.
 ERROR_CODES = {"error": 1001, "data": 1002, "weights": 1003, "training": 1004, "refused": 1005, "config": 1006}
@@ -51,6 +61,11 @@ ERROR_CODES |= {
     "policy-task": 1030,
     "policy-closed": 1031,
 }
+# What the coordinator itself puts in place of an answer that it waits for no more.
+ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
+
+# What the coordinator's Grid puts in place of a reply that cannot be read, or is larger than any asked for.
+ERROR_CODES |= {"malformed": 1040, "oversized": 1041}
 
 ACCEPTANCE = ("accepted", "declined", "pending")
 """What a site says of the final adapter once it has scored it: its policy takes it, does not, or a person decides."""
@@ -110,73 +125,87 @@ class Evaluation:
 _STYPE = "numpy.ndarray"
 
 
-@functools.lru_cache(maxsize=64)
-def _npy_header(size: int) -> bytes:
-    """The ``.npy`` header (version 1.0) of ``size`` little-endian float32 numbers in one row."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
-    return file.getvalue()
-
-
-@functools.lru_cache(maxsize=64)
-def _parse_layout(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Names and shapes of the arrays that lie one behind another.
-
-    Raises:
-        ValueError, TypeError, RecursionError: if the text does not say it.
-    """
-    if len(text) > MAX_LAYOUT:
-        raise ValueError("a layout that long is of no adapter")
-    rows = []
-    for name, shape in json.loads(text):
-        if not isinstance(name, str) or any(type(side) is not int or side < 0 for side in shape):
-            raise TypeError("a name and a shape")
-        rows.append((name, tuple(shape)))
-    if len({name for name, _ in rows}) < len(rows):
-        raise ValueError("a name is repeated")
-    return tuple(rows)
-
-
 def _pack(values: state.AdapterState) -> tuple[str, ArrayRecord]:
-    """All arrays one behind another in a single one, and where each lies.
-
-    Flower's transport moves every array as an object of its own and builds each anew at both ends; fifty small ones
-    cost more time than their numbers.
-    """
-    layout = json.dumps([[name, array.shape] for name, array in values.items()], separators=(",", ":"))
-    numbers = [np.ascontiguousarray(array, dtype="<f4").tobytes() for array in values.values()]
-    data = b"".join([_npy_header(values.parameters), *numbers])
+    layout, data = wire.pack(values)
     return layout, ArrayRecord({_ADAPTER: Array("float32", (values.parameters,), _STYPE, data)})
 
 
 def _unpack(layout: Any, record: ArrayRecord) -> state.AdapterState:
-    """The inverse of :func:`_pack`; numbers are never unpickled.
+    if set(record) != {_ADAPTER} or record[_ADAPTER].stype != _STYPE:
+        raise ValueError("no adapter")
+    return wire.unpack(layout, record[_ADAPTER].data)
+
+
+def _header(content: RecordDict, keys: frozenset[str], *records: str) -> Mapping[str, Any]:
+    """The header of a message with these keys and, beside a mark, these records: what is not known is refused.
 
     Raises:
-        KeyError, TypeError, ValueError: if layout and numbers do not fit.
+        ProtocolError: if it is of another version, or holds more.
     """
-    array, rows = record[_ADAPTER], _parse_layout(layout)
-    size = sum(math.prod(shape) for _, shape in rows)
-    header = _npy_header(size)
-    if array.stype != _STYPE or len(array.data) != len(header) + 4 * size or not array.data.startswith(header):
-        raise ValueError("not the numbers of this layout")
-    numbers = np.frombuffer(array.data, dtype="<f4", offset=len(header))
-    arrays, start = {}, 0
-    for name, shape in rows:
-        stop = start + math.prod(shape)
-        arrays[name] = numbers[start:stop].reshape(shape)
-        start = stop
-    return state.AdapterState(arrays)
-
-
-def _header(content: RecordDict) -> Mapping[str, Any]:
     header: Mapping[str, Any] | None = content.config_records.get(_HEADER)
     if header is None or header.get("protocol") != VERSION:
-        found = None if header is None else header.get("protocol")
+        found = None if header is None else repr(header.get("protocol"))[:20]
         raise errors.ProtocolError(
-            f"message of protocol version {found!r}; this is version {VERSION}. Install the same fedvfm at both ends"
+            f"message of protocol version {found}; this is version {VERSION}. Install the same fedvfm at both ends"
         )
+    extra = len(set(content) - {_HEADER, _AUDIT, *records}) + len(set(header) - keys)
+    if extra:
+        raise errors.ProtocolError(f"message holds {extra} records or keys that are not of the known form")
+    _mark(content)
     return header
+
+
+def _mark(content: RecordDict) -> chain.Mark | None:
+    if _AUDIT not in content:
+        return None
+    record = content.config_records.get(_AUDIT)
+    return _parse_mark(None if record is None or set(record) != {_MARK} else record[_MARK])
+
+
+def _parse_mark(text: Any) -> chain.Mark:
+    try:
+        return chain.Mark.parse(text)
+    except ValueError:
+        raise errors.ProtocolError("the mark of the sender's audit log is not of the known form") from None
+
+
+def find_mark(message: Message) -> chain.Mark | None:
+    """Length and head of the sender's audit log as a message carries them; None in simulation, which has no log.
+
+    Raises:
+        ProtocolError: if what it carries is no mark.
+    """
+    if not message.has_error():
+        return _mark(message.content) if message.has_content() else None
+    found = _REASON.fullmatch(message.error.reason or "")
+    return _parse_mark(found[2]) if found is not None and found[2] else None
+
+
+def put_mark(message: Message, mark: chain.Mark) -> None:
+    """Let a message carry the mark of its sender's audit log, in place of one it has.
+
+    The records themselves are not touched: they may be shared with other messages, or kept to be sent again.
+    """
+    if message.has_error():
+        message.error = Error(message.error.code, f"{error_word(message)} {mark}")
+    else:
+        message.content = RecordDict({**message.content, _AUDIT: ConfigRecord({_MARK: str(mark)})})
+
+
+def digest(content: RecordDict) -> str:
+    """sha256 of a message's records but for the mark; the same at both ends, so that their logs can be compared."""
+    total = hashlib.sha256()
+    for name in sorted(set(content) - {_AUDIT}):
+        record = content[name]
+        total.update(f"{type(record).__name__} {name!r} {len(record)}\n".encode())
+        for key in sorted(record):
+            value: Any = record[key]
+            array = isinstance(value, Array)
+            data = value.data if array else repr(value).encode()
+            about = (value.dtype, tuple(value.shape), value.stype) if array else ()
+            total.update(f"{key!r} {about!r} {len(data)}\n".encode())
+            total.update(data)
+    return total.hexdigest()
 
 
 def encode_task(task: Task) -> RecordDict:
@@ -205,23 +234,23 @@ def decode_task(content: RecordDict) -> Task:
         ProtocolError: if the recipe is not the one its hash names, or a record is missing.
         ConfigError: if the recipe has faults.
     """
-    header = _header(content)
+    header = _header(content, _TASK, _ADAPTER)
     try:
-        values = json.loads(header["recipe"])
+        values = json.loads(wire.text(header["recipe"], MAX_RECIPE))
         recipe = config.parse(config.Recipe, values, "recipe from the server")
         arrays = content.array_records.get(_ADAPTER)
         task = Task(
             recipe=recipe,
-            round=int(header["round"]),
+            round=wire.whole(header["round"]),
             state=None if arrays is None else _unpack(header[_LAYOUT], arrays),
-            split=str(header["split"]),
-            surface=bool(header["surface"]),
-            per_sample=bool(header["per_sample"]),
-            final=_flag(header["final"]),
+            split=wire.text(header["split"], 10),
+            surface=wire.flag(header["surface"]),
+            per_sample=wire.flag(header["per_sample"]),
+            final=wire.flag(header["final"]),
         )
         if task.final and (task.state is None or task.split != "test"):
             raise ValueError("a final adapter comes with the test")
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except wire.FAULTS as error:
         raise errors.ProtocolError(
             f"message from the server is not of the known form ({type(error).__name__})"
         ) from None
@@ -249,17 +278,17 @@ def decode_hello(content: RecordDict) -> Hello:
     Raises:
         ProtocolError: if it is not of that form.
     """
-    header = _header(content)
+    header = _header(content, _HELLO, _METRICS)
     try:
         return Hello(
-            site=_text(header["site"]),
-            backbone_sha256=_text(header["backbone_sha256"]),
-            backbone_config_sha256=_text(header["backbone_config_sha256"]),
-            manifest_fingerprint=_text(header["manifest_fingerprint"]),
-            rank=_rank(header["rank"]),
-            examples={name: _whole(value) for name, value in content.metric_records[_METRICS].items()},
+            site=wire.text(header["site"]),
+            backbone_sha256=wire.text(header["backbone_sha256"]),
+            backbone_config_sha256=wire.text(header["backbone_config_sha256"]),
+            manifest_fingerprint=wire.text(header["manifest_fingerprint"]),
+            rank=wire.rank(header["rank"]),
+            examples=wire.counts(content.metric_records[_METRICS]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except wire.FAULTS as error:
         raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None
 
 
@@ -283,18 +312,18 @@ def decode_update(content: RecordDict) -> state.SiteUpdate:
     Raises:
         ProtocolError: if it is not of that form.
     """
-    header = _header(content)
+    header = _header(content, _UPDATE, _METRICS, _ADAPTER)
     try:
         metrics = dict(content.metric_records[_METRICS])
         return state.SiteUpdate(
-            site=_text(header["site"]),
+            site=wire.text(header["site"]),
             state=_unpack(header[_LAYOUT], content.array_records[_ADAPTER]),
-            num_examples=_whole(metrics.pop("num_examples")),
-            base_round=_whole(header["round"]) - 1,
-            base_fingerprint=_text(header["base_fingerprint"]),
-            metrics={name: _real(value) for name, value in metrics.items()},
+            num_examples=wire.whole(metrics.pop("num_examples")),
+            base_round=wire.whole(header["round"]) - 1,
+            base_fingerprint=wire.text(header["base_fingerprint"]),
+            metrics=wire.reals(metrics),
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except wire.FAULTS as error:
         raise errors.ProtocolError(f"train reply is not of the known form ({type(error).__name__})") from None
 
 
@@ -322,59 +351,27 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
     Raises:
         ProtocolError: if it is not of that form.
     """
-    header = _header(content)
+    header = _header(content, _EVALUATION, _METRICS, _SAMPLES)
     try:
         metrics = dict(content.metric_records[_METRICS])
-        samples: Mapping[str, Any] = content.metric_records.get(_SAMPLES) or {}
-        ids = header[_IDS]
+        samples: Mapping[str, Any] = content.metric_records[_SAMPLES] if _SAMPLES in content else {}
         return Evaluation(
-            site=_text(header["site"]),
-            round=_whole(header["round"]),
-            num_examples=_whole(metrics.pop("num_examples")),
-            metrics={name: _real(value) for name, value in metrics.items()},
-            samples={name: [_real(v) for v in values] for name, values in samples.items() if isinstance(values, list)},
-            ids=tuple(_text(i) for i in ids) if isinstance(ids, list) else (),
+            site=wire.text(header["site"]),
+            round=wire.whole(header["round"]),
+            num_examples=wire.count(metrics.pop("num_examples")),
+            metrics=wire.reals(metrics),
+            samples=wire.columns(samples),
+            ids=wire.texts(header[_IDS]),
             acceptance=_acceptance(header["acceptance"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except wire.FAULTS as error:
         raise errors.ProtocolError(f"evaluate reply is not of the known form ({type(error).__name__})") from None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 500:
-        raise TypeError("text")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("yes or no")
-    return value
 
 
 def _acceptance(value: Any) -> str:
     if not isinstance(value, str) or value not in ("", *ACCEPTANCE):
         raise ValueError("acceptance")
     return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError("whole number")
-    return value
-
-
-def _rank(value: Any) -> int:
-    if not 1 <= _whole(value) <= config.MAX_RANK:
-        raise ValueError("rank")
-    return int(value)
-
-
-def _real(value: Any) -> float:
-    # The journal is JSON, which has no NaN: it must not come in.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError("finite number")
-    return float(value)
 
 
 def refusal(error: Exception) -> Error:
@@ -393,7 +390,12 @@ def refusal(error: Exception) -> Error:
     return Error(code=ERROR_CODES[word], reason=word)
 
 
+def in_place_of_answer(word: str, asked: Message) -> Message:
+    """What stands for the answer of a site that is gone: "away", "dropped" or "revoked"."""
+    return Message(Error(code=ERROR_CODES[word], reason=word), reply_to=asked)
+
+
 def error_word(message: Message) -> str:
     """The word of a typed error reply, or "unknown" for any other text."""
-    reason = message.error.reason or ""
-    return reason if reason in ERROR_CODES else "unknown"
+    found = _REASON.fullmatch(message.error.reason or "")
+    return found[1] if found is not None and found[1] in ERROR_CODES else "unknown"

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import errors, flower, protocol
+from fedvfm import errors, protocol
 from fedvfm.client import sent
 
 KINDS = (protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE)
@@ -23,7 +23,11 @@ Report = Callable[[str, Exception], None]
 class Terms(Protocol):
     """What a site checks and records. A hospital's stand on its policy, approvals and audit log."""
 
-    def received(self, kind: str, task: protocol.Task, size: int) -> None:
+    def unread(self, message: Message) -> None:
+        """A message came that is none of ours; it is refused."""
+        ...
+
+    def received(self, kind: str, task: protocol.Task, message: Message) -> None:
         """Before anything is computed.
 
         Raises:
@@ -35,23 +39,26 @@ class Terms(Protocol):
         """What may leave of a reply; recorded as computed."""
         ...
 
-    def sends(self, kind: str, task: protocol.Task, reply: Message) -> None:
-        """Last, before the reply leaves, a refusal too."""
+    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
+        """Last, before the reply leaves, a refusal too: noted, and marked with what the log is then."""
         ...
 
 
 class NoTerms:
     """A virtual hospital has none."""
 
-    def received(self, kind: str, task: protocol.Task, size: int) -> None:
+    def unread(self, message: Message) -> None:
+        """Nothing is noted."""
+
+    def received(self, kind: str, task: protocol.Task, message: Message) -> None:
         """Anything may come in."""
 
     def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
         """All of it."""
         return content
 
-    def sends(self, kind: str, task: protocol.Task, reply: Message) -> None:
-        """Nothing is noted."""
+    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
+        """Nothing is noted, and there is no log whose mark it could carry."""
 
 
 class Gate:
@@ -80,16 +87,19 @@ class Gate:
         except Exception as error:
             self._report("message", error)
             reply = Message(protocol.refusal(error), reply_to=message)
-        if task is not None:
-            try:
-                self._terms.sends(kind, task, reply)
-            except errors.FedvfmError as error:  # what cannot be recorded must not leave
-                self._report("audit log", error)
-                reply = Message(protocol.refusal(error), reply_to=message)
+        try:
+            if task is None:
+                self._terms.unread(message)
+            self._terms.sends(kind, task, reply)
+        except errors.Interrupted:
+            raise
+        except Exception as error:  # what cannot be recorded must not leave
+            self._report("audit log", error)
+            reply = Message(protocol.refusal(error), reply_to=message)
         return reply
 
     def _judged(self, kind: str, task: protocol.Task, message: Message, context: Context) -> Message:
-        self._terms.received(kind, task, flower.size(message))
+        self._terms.received(kind, task, message)
         known = self._kept.find(task) if kind == protocol.TRAIN else None
         if known is not None:
             return Message(known, reply_to=message)

@@ -2,6 +2,10 @@
 
 The same means recipe hash, round and fingerprint of the adapter it started from. A coordinator that crashed, or lost a
 reply on the way, makes nobody train twice, and gets no second noised copy of what was released once.
+
+The mark of the site's audit log is no part of what is kept: it is put on a reply as it leaves. So a reply that is sent
+again has the same records, byte for byte, and carries the mark of the log as it is then: longer than the first one, and
+covering the line that says it was sent again. A site's marks never go back; one that does shows a log that was cut.
 """
 
 from __future__ import annotations
@@ -28,7 +32,15 @@ class Sent:
 
     def find(self, task: protocol.Task) -> RecordDict | None:
         """What was sent for this, if it was; a file that is damaged counts as none."""
-        path = self._path(task)
+        return self._read(self._path(task))
+
+    def last(self, recipe: str) -> RecordDict | None:
+        """The update that was sent last for a recipe, whatever it was asked for with."""
+        kept = sorted(self._folder.glob(f"{recipe}-*{_SUFFIX}"))
+        return self._read(kept[-1]) if kept else None
+
+    @staticmethod
+    def _read(path: Path) -> RecordDict | None:
         try:
             data = path.read_bytes()
         except OSError:

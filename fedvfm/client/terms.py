@@ -6,14 +6,16 @@ kept for review, so that ``fedvfm client review`` can show it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import audit, errors, flower, protocol
+from fedvfm import audit, chain, errors, flower, protocol
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.client import joining, own, policy
@@ -25,7 +27,6 @@ from fedvfm.data.sources import table as sources
 from fedvfm.trust import lock as locks
 
 MIB = 1 << 20
-_WORDS = {protocol.HANDSHAKE: "handshake", protocol.TRAIN: "train", protocol.EVALUATE: "evaluate"}
 
 
 def built_here(recipe: configs.Recipe) -> recipes.LockedRecipe:
@@ -58,24 +59,42 @@ class HospitalTerms:
         self._audit = where.audit
         self._built: dict[str, locks.Lock] = {}
         self._started = 0.0
+        self._accepted = False
 
-    def received(self, kind: str, task: protocol.Task, size: int) -> None:
+    def unread(self, message: Message) -> None:
+        """Note that something came which is no message of ours, or of no known form."""
+        self._accepted = False
+        self._audit.record("received", kind="unknown", **self._came(message))
+        self._audit.record("decided", kind="unknown", verdict="refused", reason="unreadable")
+
+    def _came(self, message: Message) -> dict[str, Any]:
+        """Of any message: size, sha256, and the mark of the coordinator's log where it carries one."""
+        found: dict[str, Any] = {"bytes": flower.size(message), "peer": self._where.about.federation}
+        if message.has_content():
+            found["digest"] = protocol.digest(message.content)
+        with contextlib.suppress(errors.ProtocolError):
+            mark = protocol.find_mark(message)
+            found |= {} if mark is None else {"peer_length": mark.length, "peer_head": mark.head}
+        return found
+
+    def received(self, kind: str, task: protocol.Task, message: Message) -> None:
         """Note what came, then judge it.
 
         Raises:
             PolicyRefused: if no person here approved the recipe, or the policy does not accept it.
         """
-        self._started = time.monotonic()
-        recipe, word = task.recipe.hash, _WORDS[kind]
-        about = {"split": task.split} if task.split in ("val", "test") else {}
+        self._started, self._accepted = time.monotonic(), False
+        recipe, word = task.recipe.hash, protocol.WORDS[kind]
+        about = self._came(message) | ({"split": task.split} if task.split in ("val", "test") else {})
         if task.state is not None:
             about["fingerprint"] = task.state.fingerprint
-        self._audit.record("received", kind=word, bytes=size, recipe=recipe, round=_round(task), **about)
+        self._audit.record("received", kind=word, recipe=recipe, round=_round(task), **about)
         try:
             self._judge(kind, task)
         except errors.PolicyRefused as refusal:
             self._audit.record("decided", kind=word, verdict="refused", recipe=recipe, reason=refusal.reason)
             raise
+        self._accepted = True
         self._audit.record("decided", kind=word, verdict="accepted", recipe=recipe, round=task.round)
 
     def _judge(self, kind: str, task: protocol.Task) -> None:
@@ -131,18 +150,34 @@ class HospitalTerms:
             return protocol.encode_evaluation(dataclasses.replace(answer, metrics=free, samples={}, ids=()))
         return content
 
-    def sends(self, kind: str, task: protocol.Task, reply: Message) -> None:
-        """Note what leaves: its size, and the names of the metrics in it."""
-        about: dict[str, object] = {"recipe": task.recipe.hash, "round": _round(task), "bytes": flower.size(reply)}
-        if reply.has_error():
-            about["reason"] = protocol.error_word(reply)
-        elif kind == protocol.TRAIN:
+    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
+        """Note what leaves (its size, its sha256, the names of the metrics in it), then mark it.
+
+        The mark covers the line of the reply itself: whoever holds the reply can show that this site said so.
+        """
+        about = self._refusal(reply) if reply.has_error() else self._said(kind, task, reply)
+        if task is not None:
+            about |= {"recipe": task.recipe.hash, "round": _round(task)}
+        protocol.put_mark(reply, chain.NOWHERE)  # as long as the one it will carry
+        self._audit.record("sent", bytes=flower.size(reply), peer=self._where.about.federation, **about)
+        protocol.put_mark(reply, self._audit.mark)
+
+    def _refusal(self, reply: Message) -> dict[str, Any]:
+        found: dict[str, Any] = {"kind": "refusal", "reason": protocol.error_word(reply)}
+        if self._accepted:  # what broke off was computed too, and counts
+            found["seconds"] = round(time.monotonic() - self._started, 3)
+        return found
+
+    @staticmethod
+    def _said(kind: str, task: protocol.Task | None, reply: Message) -> dict[str, Any]:
+        found: dict[str, Any] = {"kind": protocol.WORDS[kind], "digest": protocol.digest(reply.content)}
+        if kind == protocol.TRAIN:
             update = protocol.decode_update(reply.content)
-            about |= {"fingerprint": update.state.fingerprint, "numbers": update.state.parameters}
-            about["metrics"] = sorted(update.metrics)
-        elif kind == protocol.EVALUATE:
-            about |= {"metrics": sorted(protocol.decode_evaluation(reply.content).metrics), "split": task.split}
-        self._audit.record("sent", kind="refusal" if reply.has_error() else _WORDS[kind], **about)
+            found |= {"fingerprint": update.state.fingerprint, "numbers": update.state.parameters}
+            found["metrics"] = sorted(update.metrics)
+        elif kind == protocol.EVALUATE and task is not None:
+            found |= {"metrics": sorted(protocol.decode_evaluation(reply.content).metrics), "split": task.split}
+        return found
 
 
 class SiteTerms(HospitalTerms):
@@ -187,6 +222,8 @@ class SiteTerms(HospitalTerms):
         super()._judge(kind, task)
         if self._site is None or self._site[0] != task.recipe.hash:
             self._site = (task.recipe.hash, self._build(self.config, task.recipe))
+        left = policy.remaining(self._rules(), audit.usage(self._audit.entries, task.recipe.hash))
+        self._site[1].ends = (time.monotonic() + left.seconds, left.reason)
 
     def _build(self, config: configs.SiteConfig, recipe: configs.Recipe) -> sites.Site:
         raw = sources.make(config.data, recipe.data)

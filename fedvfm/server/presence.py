@@ -1,22 +1,22 @@
 """Who is there: nodes on the roster by their keys, waited for visibly and never for ever.
 
-What a node calls itself counts for nothing: its site is the one whose key the roster has.
+What a node calls itself counts for nothing: its site is the one whose key the roster has. What goes to a site is in the
+audit log before it goes, with the log's mark upon it; what comes is noted with the mark of the site's own log.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedvfm import errors, protocol
+from fedvfm import audit, chain, errors, flower, protocol
 from fedvfm.server import reach
 from fedvfm.trust import roster as rosters
 
-AGAIN_S = 5.0
-"""How often a site that waits for a person's approval is asked again."""
+UNKNOWN = "unknown"
 
 
 class RosterGrid(reach.SteadyGrid):
@@ -26,7 +26,8 @@ class RosterGrid(reach.SteadyGrid):
         grid: Flower's.
         roster: the roster as it is now, by site.
         check, note: as :class:`fedvfm.server.reach.SteadyGrid`.
-        record: told "sent" or "received", the site and the message, for the audit log.
+        log: the coordinator's audit log; None notes nothing and marks nothing.
+        recipe: hash of the recipe that runs.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class RosterGrid(reach.SteadyGrid):
         roster: Callable[[], Mapping[str, rosters.Entry]],
         check: Callable[[], None],
         note: Callable[[str], None],
-        record: Callable[[str, str, Message], None] = lambda event, site, message: None,
+        log: audit.Audit | None = None,
+        recipe: str = "",
     ) -> None:
         super().__init__(grid, check, note)
-        self._roster, self._record = roster, record
+        self._roster, self._log, self._recipe = roster, log, recipe
         self._names: dict[int, str] = {}
-        self.greeted: set[str] = set()
 
     def present(self) -> dict[str, int]:
         """Site -> node of the approved sites that are online."""
@@ -58,36 +59,53 @@ class RosterGrid(reach.SteadyGrid):
         """The site of a node, for notes."""
         return self._names.get(node, f"node {node}")
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push, and record what was sent to whom."""
-        kept = list(messages)
-        ids = super().push_messages(kept)
-        for message in kept:
-            self._record("sent", self.name(message.metadata.dst_node_id), message)
-        return ids
-
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that came; a greeting under another name is a refusal, a pending approval is waited for."""
-        found = []
-        for reply in super().pull_messages(message_ids):
-            if reply.metadata.src_node_id in self._names:
-                self._record("received", self._names[reply.metadata.src_node_id], reply)
-            found.append(self._bound(reply))
+        """Replies that came; a greeting under another name is nobody's."""
+        ids = list(message_ids)
+        kinds = {key: self._asked[key].message.metadata.message_type for key in ids if key in self._asked}
+        found = super().pull_messages(ids)
+        return [self._bound(reply, kinds.get(reply.metadata.reply_to_message_id, "")) for reply in found]
+
+    def _push(self, messages: list[Message]) -> list[str]:
+        """Note what goes to whom, put the mark of the log that says so upon it, and push."""
+        if self._log is not None:
+            for message in messages:
+                protocol.put_mark(message, chain.NOWHERE)  # as long as the one it will carry
+                site = self.name(message.metadata.dst_node_id)
+                self._log.record("sent", peer=site, **self._about(message, message.metadata))
+            mark = self._log.mark
+            for message in messages:
+                protocol.put_mark(message, mark)
+        return super()._push(messages)
+
+    def _pull(self, message_ids: list[str]) -> list[Message]:
+        """Note what came from whom, whatever becomes of it, and which mark its sender's log had."""
+        found = super()._pull(message_ids)
+        asked = {one: asked.message.metadata for asked in self._asked.values() for one in asked.ids}
+        for reply in found:
+            site, about = self._names.get(reply.metadata.src_node_id), asked.get(reply.metadata.reply_to_message_id)
+            if self._log is not None and site is not None and about is not None and not self._lost(reply):
+                said = _said(reply, about.message_type)
+                self._log.record("received", peer=site, **self._about(reply, about), **said)
         return found
 
-    def _wait_for(self, reply: Message, asked: reach.Asked) -> bool:
-        """Whether the reply says that a person has not approved yet, and there is time left to ask again."""
-        waits = reply.has_error() and protocol.error_word(reply) == "approval-pending"
-        if waits and asked.deadline > time.monotonic() + AGAIN_S:
-            site = self.name(asked.message.metadata.dst_node_id)
-            left = asked.deadline - time.monotonic()
-            self._note(f"site '{site}' waits for a person's approval of the recipe; asked again for {left:.0f} s more")
-            asked.rest_until = time.monotonic() + AGAIN_S
-            return True
-        return False
+    def _about(self, message: Message, asked: Any) -> dict[str, Any]:
+        """What the log says of a message, by the metadata it was asked with: nothing here is the other end's word."""
+        found: dict[str, Any] = {"recipe": self._recipe, "bytes": flower.size(message)}
+        if asked.group_id.isdigit():
+            found["round"] = int(asked.group_id)
+        if message.has_error():
+            return {**found, "kind": "refusal", "reason": protocol.error_word(message)}
+        return {
+            **found,
+            "kind": protocol.WORDS.get(asked.message_type, UNKNOWN),
+            "digest": protocol.digest(message.content),
+        }
 
-    def _bound(self, reply: Message) -> Message:
-        if reply.has_error() or reply.metadata.message_type != protocol.HANDSHAKE:
+    def _bound(self, reply: Message, kind: str) -> Message:
+        # What was asked decides, not what the reply says it is: else a greeting under another name could pass as
+        # something else here and be taken for a greeting later.
+        if reply.has_error() or kind != protocol.HANDSHAKE:
             return reply
         site = self._names.get(reply.metadata.src_node_id)
         try:
@@ -95,11 +113,22 @@ class RosterGrid(reach.SteadyGrid):
         except errors.ProtocolError:
             return reply
         if hello.site == site:
-            self.greeted.add(hello.site)
             return reply
         self._note(f"the node of site '{site}' calls itself by another name; it is left out")
         reply.content = protocol.encode_hello(_nobody(hello))
         return reply
+
+
+def _said(reply: Message, kind: str) -> dict[str, Any]:
+    """What a reply says that the log may hold: its sender's mark, and the fingerprint of an update."""
+    try:
+        mark = protocol.find_mark(reply)
+        found: dict[str, Any] = {} if mark is None else {"peer_length": mark.length, "peer_head": mark.head}
+        if kind == protocol.TRAIN and not reply.has_error():
+            found["fingerprint"] = protocol.decode_update(reply.content).state.fingerprint
+    except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
+        return {}
+    return found
 
 
 def _nobody(hello: protocol.Hello) -> protocol.Hello:

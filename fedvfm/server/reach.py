@@ -30,14 +30,12 @@ class Asked:
         deadline: by this process's clock; the message's own time to live.
         ids: under which Flower knows it and its repetitions that may still be answered.
         since: when it was last pushed.
-        rest_until: no earlier is it asked again, by this process's clock.
     """
 
     message: Message
     deadline: float
     ids: list[str]
     since: datetime.datetime
-    rest_until: float = 0.0
 
 
 class SteadyGrid(Grid):
@@ -83,7 +81,7 @@ class SteadyGrid(Grid):
         kept = list(messages)
         now = time.monotonic()
         self._asked = {key: asked for key, asked in self._asked.items() if asked.deadline > now}
-        ids = list(self._grid.push_messages(kept))
+        ids = self._push(kept)
         for message_id, message in zip(ids, kept, strict=True):
             self._asked[message_id] = Asked(message, now + message.metadata.ttl, [message_id], _now())
         return ids
@@ -94,7 +92,7 @@ class SteadyGrid(Grid):
         ids = list(message_ids)
         wanted = {one: key for key in ids if key in self._asked for one in self._asked[key].ids}
         found = []
-        for reply in self._grid.pull_messages(sorted(wanted)) if wanted else ():
+        for reply in self._pull(sorted(wanted)) if wanted else ():
             key = wanted[reply.metadata.reply_to_message_id]
             asked = self._asked.get(key)
             if asked is None:
@@ -102,14 +100,19 @@ class SteadyGrid(Grid):
             if self._lost(reply) and time.monotonic() < asked.deadline:
                 asked.ids = [one for one in asked.ids if one != reply.metadata.reply_to_message_id]
                 continue
-            if self._wait_for(reply, asked):
-                asked.ids = []
-                continue
             flower_runtime.set_reply_to(reply, key)
             del self._asked[key]
             found.append(reply)
         self._look([key for key in ids if key in self._asked])
         return found
+
+    def _push(self, messages: list[Message]) -> list[str]:
+        """Push, for the first time or again."""
+        return list(self._grid.push_messages(messages))
+
+    def _pull(self, message_ids: list[str]) -> list[Message]:
+        """All that came, a loss too."""
+        return list(self._grid.pull_messages(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and wait for all replies, or until ``timeout``."""
@@ -122,10 +125,6 @@ class SteadyGrid(Grid):
                 found.append(reply)
             time.sleep(0.5)
         return found
-
-    def _wait_for(self, reply: Message, asked: Asked) -> bool:
-        """Whether to ask again after a rest in place of taking this reply."""
-        return False
 
     def name(self, node: int) -> str:
         """What a node is called in notes."""
@@ -142,8 +141,6 @@ class SteadyGrid(Grid):
         self._looked = time.monotonic()
         online = {node.id: node for node in self.nodes() if node.online}
         for asked in [self._asked[key] for key in keys]:
-            if time.monotonic() < asked.rest_until:
-                continue
             node = online.get(asked.message.metadata.dst_node_id)
             if node is not None and (not asked.ids or _moment(node.activated) > asked.since):
                 self._again(asked)
@@ -154,11 +151,9 @@ class SteadyGrid(Grid):
         if left <= 1.0:
             return
         again = Message(asked.message.content, old.dst_node_id, old.message_type, ttl=left, group_id=old.group_id)
-        asked.ids.extend(self._grid.push_messages([again]))
+        asked.ids.extend(self._push([again]))
         asked.since = _now()
-        if not asked.rest_until:
-            self._note(f"{self.name(old.dst_node_id)} began anew before it answered; it is asked again")
-        asked.rest_until = 0.0
+        self._note(f"{self.name(old.dst_node_id)} began anew before it answered; it is asked again")
 
 
 def _now() -> datetime.datetime:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fedvfm import audit, locking, processes
+from fedvfm import audit, chain, errors, locking, processes, witness
 from fedvfm.client import joining, policy
 from fedvfm.server import enrolment
 
@@ -141,3 +141,81 @@ def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     found = json.loads(two.tiny.run("server", "status", "--state", two.server.folder, "--json").out)
     assert (found["finished_rounds"], found["finished"]) == (3, True)
     assert found["processes"] == {"server": None, "superlink": None, "proxy": None, "coordinate": None}
+    check_audit(two)
+
+
+def check_audit(two: Two) -> None:
+    """Both logs are whole and fit each other; nobody can change one so that the other end does not see it."""
+    verified = two.tiny.run("audit", "verify", two.folder / "east", "--against", two.server.folder, "--json")
+    found = json.loads(verified.out)
+    assert verified.code == 0, verified.err
+    assert found["checked"] >= 8, "marks of the site's log that the coordinator holds"
+    assert found["agreed"] > found["checked"], "marks the other way, and every message"
+    peer = found["peers"]["tiny"]
+    assert (peer["messages"], peer["back"]) == (peer["marked"], []), "every message of the coordinator had its mark"
+
+    entries = two.server.audit.entries
+    refused = {entry["reason"]: entry for entry in entries if entry["event"] == "refused"}
+    assert {"control", "runtime", "openapi", "key"} <= set(refused)
+    assert all(entry["address"] == "127.0.0.1" and entry["count"] >= 1 for entry in refused.values())
+    peers = witness.peers(entries, "server")
+    assert set(peers) == set(SITES)
+    assert all(row["marked"] == row["messages"] for row in peers.values()), "refusals too"
+
+    left = json.loads(two.tiny.run("audit", "show", two.folder / "south", "--sent", "--json").out)
+    assert (left["totals"]["updates"], left["owner"]) == (3, "south")
+    assert left["totals"]["kinds"]["train"] == 3 + left["totals"]["repeated"]
+    assert left["totals"]["bytes"] == sum(row["bytes"] for row in left["messages"])
+    journal = two.tiny.lines(two.server.folder / "runs" / two.server.about.recipe / "journal.jsonl")
+    assert set(journal[0]["train"]["south"]) <= set(left["totals"]["metrics"])
+    received = [entry for entry in entries if entry["event"] == "received" and entry["peer"] == "south"]
+    came = {entry["fingerprint"] for entry in received if "fingerprint" in entry}
+    assert {row["fingerprint"] for row in left["messages"] if "numbers" in row} == came, "what left is what came"
+    check_tampering(two)
+
+
+def chained(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A log made anew of these entries: every hash in it is right."""
+    path.unlink(missing_ok=True)
+    made = chain.Chain(path)
+    for row in rows:
+        made.append({key: value for key, value in row.items() if key not in ("prev", "hash")})
+
+
+def check_tampering(two: Two) -> None:
+    """Each way to change a log, at either end, on a copy; found by the chain, the other log, or a receipt."""
+    paths = {"site": two.folder / "east" / "audit.jsonl", "server": two.server.audit_path}
+    receipt = two.folder / "receipt.json"
+    made = two.tiny.run("audit", "receipt", two.server.folder, "--output", receipt, "--peer", "east", "--json")
+    assert [one["owner"] for one in json.loads(made.out)["heard"]] == ["east"]
+    for end, other in (("site", "server"), ("server", "site")):
+        path, copy = paths[end], two.folder / f"{end}-copy.jsonl"
+        lines, rows = path.read_bytes().splitlines(keepends=True), audit.read(path)
+        middle = next(n for n, row in enumerate(rows) if n > len(rows) // 2 and row["event"] == "received")
+        inner = {
+            "edit": [*lines[:middle], lines[middle].replace(b'"bytes":', b'"bytes":1'), *lines[middle + 1 :]],
+            "deletion": [*lines[:middle], *lines[middle + 1 :]],
+            "swap": [*lines[:middle], lines[middle + 1], lines[middle], *lines[middle + 2 :]],
+        }
+        for changed in inner.values():
+            copy.write_bytes(b"".join(changed))
+            with pytest.raises(errors.AuditError, match=f"line {middle + 1} does not continue the chain"):
+                audit.verify(copy)
+        last_told = max(note.length for _, note in witness.marks(audit.read(paths[other]), rows[0]["owner"], other))
+        whole_again = {
+            "truncated": (rows[: last_told - 1], "it was truncated or rolled back"),
+            "rolled back": (rows[:middle], "it was truncated or rolled back"),
+            "rewritten": ([*rows[:middle], {**rows[middle], "bytes": 7}, *rows[middle + 1 :]], "the log was rewritten"),
+        }
+        for forged, said in whole_again.values():
+            chained(copy, forged)
+            audit.verify(copy)
+            with pytest.raises(errors.AuditError, match=said):
+                witness.log(paths[other], audit.read(copy), str(copy))
+            with pytest.raises(errors.AuditError, match=said):
+                witness.log(copy, audit.read(paths[other]), str(paths[other]))
+            if end == "site":  # the hospital's own log and the coordinator's receipt are enough
+                with pytest.raises(errors.AuditError, match=said):
+                    audit.check("copy", audit.read(copy), witness.receipt(receipt, audit.read(copy), "copy").notes)
+    answer = two.tiny.run("audit", "verify", two.folder / "site-copy.jsonl", "--against", receipt)
+    assert (answer.code, "was rewritten" in answer.err) == (errors.AuditError.exit_code, True)

@@ -159,6 +159,7 @@ class LoopGrid(Grid):
             n: flower.context(1, n, {"partition-id": n - 10}) for n in range(10, 10 + nodes)
         }
         self._waiting: dict[str, Message] = {}
+        self._pushed = 0
         flower.be_server_task(1)
 
     @property
@@ -177,10 +178,12 @@ class LoopGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        for message in messages:
-            flower.set_message_id(message, f"m{len(self._waiting)}-{message.metadata.dst_node_id}")
+        kept = list(messages)
+        for message in kept:
+            self._pushed += 1
+            flower.set_message_id(message, f"m{self._pushed}-{message.metadata.dst_node_id}")
             self._waiting[message.metadata.message_id] = message
-        return list(self._waiting)
+        return [message.metadata.message_id for message in kept]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         found = [self._waiting.pop(key) for key in list(message_ids) if key in self._waiting]

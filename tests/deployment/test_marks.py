@@ -1,0 +1,260 @@
+"""Marks of both ends' logs with every message, through the real grid, gate and terms; without processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import serialization
+from flwr.app import Context, Error, Message
+
+from fedvfm import audit, chain, config, errors, flower, protocol, recipe, state, witness
+from fedvfm.client import gate, joining, policy, sent, terms
+from fedvfm.server import enrolment, presence
+from fedvfm.trust import keys, lock
+
+SHA = "ab" * 32
+ROWS = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
+CONTEXT = flower.context(1, 7, {})
+
+
+def make_recipe(**values: Any) -> config.Recipe:
+    base = {
+        "backbone": {"name": "some/backbone", "sha256": SHA},
+        "data": {"class_names": ["rest", "cell"]},
+        "rounds": 3,
+        "evaluation": {"surface": False},
+    }
+    return config.parse(config.Recipe, {**base, **values}, "recipe")
+
+
+def adapter(value: float) -> state.AdapterState:
+    return state.AdapterState({"head.bias": np.full(2, value, np.float32)})
+
+
+def build(asked: config.Recipe) -> recipe.LockedRecipe:
+    return recipe.LockedRecipe(asked, ROWS, adapter(0.0), SHA, 1000)
+
+
+def app(message: Message, context: Context) -> Message:
+    """A site's ClientApp in arithmetic."""
+    task = protocol.decode_task(message.content)
+    if task.state is None:
+        content = protocol.encode_hello(protocol.Hello("north", SHA, ROWS.fingerprint, 3, {"train": 20}))
+    elif message.metadata.message_type == protocol.TRAIN:
+        after = task.state + adapter(1.0)
+        metrics = {"loss": 0.5, "seconds": 1.0, "steps": 3.0}
+        update = state.SiteUpdate("north", after, 20, task.round - 1, task.state.fingerprint, metrics=metrics)
+        content = protocol.encode_update(update)
+    else:
+        content = protocol.encode_evaluation(protocol.Evaluation("north", task.round, 20, {"dice": 0.5}))
+    return Message(content, reply_to=message)
+
+
+class Wire:
+    """A Grid of one node: what is pushed is answered by the site's gate, as it arrives after a transport."""
+
+    def __init__(self, door: Callable[[Message, Context], Message], public_key: bytes) -> None:
+        self.door, self.public_key = door, public_key
+        self.replies: dict[str, Message] = {}
+        self.pushed: list[Message] = []
+        self.tamper: Callable[[Message], None] = lambda reply: None
+        self.lose = 0
+
+    def get_nodes(self) -> list[Any]:
+        class Info:
+            node_id, status, last_activated_at = 7, "online", "2020-01-01T00:00:00+00:00"
+            public_key = self.public_key
+
+        return [Info()]
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            flower.set_message_id(message, f"i{len(self.pushed)}")
+            self.pushed.append(message)
+            reply = flower.copy(self.door(flower.copy(message), CONTEXT))
+            self.tamper(reply)
+            if self.lose:
+                self.lose -= 1
+                reply = Message(Error(3, "gone"), reply_to=message)
+            self.replies[message.metadata.message_id] = reply
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, ids: list[str]) -> list[Message]:
+        return [self.replies.pop(one) for one in ids if one in self.replies]
+
+
+class Trial:
+    """A coordinator and a hospital, joined and approved."""
+
+    def __init__(self, folder: Path) -> None:
+        flower.be_server_task(1)
+        locked = lock.of(build(make_recipe()))
+        self.server = enrolment.init(
+            folder / "server", enrolment.Plan("trial", "a.example:1", (), ("north",)), locked, adapter(0.0)
+        )
+        invite = joining.read_invite(self.server.invite_path("north"), self.server.fingerprint())
+        self.site = joining.join(folder / "site", invite, locked.hash)
+        enrolment.approve(self.server, self.site.request)
+        (folder / "policy.toml").write_text(policy.accepting(policy.Facts.of(locked)))
+        rules = policy.read(folder / "policy.toml")
+        self.reports: list[Exception] = []
+        own = terms.HospitalTerms(self.site, lambda: rules, build)
+        self.door = gate.Gate(app, sent.Sent(self.site.sent), own, lambda where, error: self.reports.append(error))
+        key = keys.read_private(self.site.key).public_key()
+        pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        self.wire, self.notes = Wire(self.door, pem), list[str]()
+        self.grid = presence.RosterGrid(
+            self.wire,  # type: ignore[arg-type]
+            self.server.sites,
+            lambda: None,
+            self.notes.append,
+            self.server.audit,
+            locked.hash,
+        )
+        assert self.grid.present() == {"north": 7}
+
+    def ask(self, kind: str, task: protocol.Task, ttl: float = 60.0) -> Message:
+        message = Message(protocol.encode_task(task), 7, kind, ttl=ttl, group_id=str(task.round))
+        (one,) = self.grid.push_messages([message])
+        for _ in range(5):
+            for reply in self.grid.pull_messages([one]):
+                return reply
+        raise AssertionError("no reply")
+
+    def logs(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        return self.server.audit.entries, self.site.audit.entries
+
+    def compare(self) -> list[witness.Comparison]:
+        server, site = self.logs()
+        here, there = self.server.audit_path, self.site.folder / "audit.jsonl"
+        return [witness.log(there, server, "server"), witness.log(here, site, "site")]
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    from fedvfm.server import reach
+
+    monkeypatch.setattr(reach, "LOOK_S", 0.0)
+    return Trial(tmp_path)
+
+
+def train(number: int = 1, start: float = 0.0, **values: Any) -> protocol.Task:
+    return protocol.Task(make_recipe(**values), number, adapter(start))
+
+
+def test_a_run_binds_both_logs(trial: Trial) -> None:
+    trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe()))
+    for number in (1, 2):
+        reply = trial.ask(protocol.TRAIN, train(number, number - 1.0))
+        assert protocol.decode_update(reply.content).state == adapter(float(number))
+    trial.ask(protocol.EVALUATE, protocol.Task(make_recipe(), 2, adapter(2.0), split="test"))
+    refused = trial.ask(protocol.TRAIN, train(rounds=4))
+    assert protocol.error_word(refused) == "policy-rounds"
+    server, site = trial.logs()
+    came, went = ([one for one in log if one["event"] == "received" and "peer" in one] for log in (server, site))
+    assert [one["kind"] for one in came] == ["handshake", "train", "train", "evaluate", "refusal"]
+    assert [one["kind"] for one in went] == ["handshake", "train", "train", "evaluate", "train"]
+    assert all("peer_head" in one and "peer_length" in one for one in came + went)
+    # A mark covers the line of the message it came with: what was received is what the other says it sent.
+    for one, log in [(one, site) for one in came] + [(one, server) for one in went]:
+        line = log[one["peer_length"] - 1]
+        assert (line["event"], line["hash"], line.get("digest")) == ("sent", one["peer_head"], one.get("digest"))
+        assert line["bytes"] > 0
+    assert came[1]["fingerprint"] == adapter(1.0).fingerprint == site[came[1]["peer_length"] - 1]["fingerprint"]
+    assert came[4]["reason"] == "policy-rounds"
+    assert [one["round"] for one in came] == [0, 1, 2, 2, 1]
+    found = trial.compare()
+    assert [(len(one.notes), one.agreed) for one in found] == [(5, 5 + 9), (5, 5 + 9)]
+    assert witness.peers(server, "server")["north"]["marked"] == 5
+
+
+def test_a_lost_reply_is_sent_again_with_the_same_records_and_a_later_mark(trial: Trial) -> None:
+    seen: list[Message] = []
+    trial.wire.tamper = seen.append
+    trial.wire.lose = 1
+    reply = trial.ask(protocol.TRAIN, train())
+    assert protocol.digest(reply.content) == protocol.digest(seen[0].content)
+    before, after = (protocol.find_mark(one) for one in seen)
+    assert before is not None
+    assert after is not None
+    assert after.length == before.length + 3, "received, decided, sent"
+    server, site = trial.logs()
+    assert [one["event"] for one in site].count("trained") == 1
+    assert [one["event"] for one in server if one.get("round") == 1] == ["sent", "sent", "received"]
+    assert [protocol.find_mark(one) for one in trial.wire.pushed] == [
+        chain.Mark(number, one["hash"]) for number, one in enumerate(server, start=1) if one["event"] == "sent"
+    ]
+    _, totals = audit.departures(site)
+    assert (totals["updates"], totals["repeated"]) == (1, 1)
+    trial.compare()
+
+
+def test_what_is_no_message_is_noted_and_refused(trial: Trial) -> None:
+    """A coordinator's message that cannot be read leaves its trace too."""
+    for kind, change in (("query.other", {}), (protocol.TRAIN, {"protocol": 9}), (protocol.TRAIN, {"extra": "x"})):
+        content = protocol.encode_task(train())
+        header = content.config_records["fedvfm"]
+        header.update(change)
+        message = Message(content, 7, kind, ttl=60.0, group_id="1")
+        protocol.put_mark(message, chain.Mark(9, SHA))
+        before = len(trial.site.audit.entries)
+        reply = trial.door(flower.copy(message), CONTEXT)
+        assert protocol.error_word(reply) == "refused"
+        made = trial.site.audit.entries[before:]
+        assert [(one["event"], one["kind"]) for one in made] == [
+            ("received", "unknown"), ("decided", "unknown"), ("sent", "refusal")
+        ]  # fmt: skip
+        assert (made[0]["peer_length"], made[0]["peer_head"]) == (9, SHA)
+        assert protocol.find_mark(reply) == trial.site.audit.mark
+
+
+def test_a_greeting_under_another_name_is_none_whatever_it_calls_itself(trial: Trial) -> None:
+    """The type of a reply is the site's word: it may not lead past the check of who speaks."""
+
+    def other(reply: Message) -> None:
+        hello = protocol.decode_hello(reply.content)
+        reply.content = protocol.encode_hello(
+            protocol.Hello("south", hello.backbone_sha256, hello.manifest_fingerprint, hello.rank, hello.examples)
+        )
+        reply.metadata.message_type = "query.other"
+
+    trial.wire.tamper = other
+    reply = trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe()))
+    assert protocol.decode_hello(reply.content).site == ""
+    assert "calls itself by another name" in trial.notes[0]
+    assert trial.logs()[0][-1]["kind"] == "handshake"
+    with pytest.raises(errors.AuditError, match="received a message that north does not say it sent to trial"):
+        trial.compare()
+
+
+@pytest.mark.parametrize("mark", ["", "1:" + SHA, f"{0:019d}:{SHA}", f"{2**63:019d}:{SHA}", f"{3:019d}:{SHA} ", 7])
+def test_a_mark_of_no_known_form_is_refused_and_noted_nowhere(trial: Trial, mark: Any) -> None:
+    from flwr.app import ConfigRecord
+
+    def forge(reply: Message) -> None:
+        reply.content["audit"] = ConfigRecord({"mark": mark})
+
+    trial.wire.tamper = forge
+    reply = trial.ask(protocol.TRAIN, train())
+    with pytest.raises(errors.ProtocolError, match="mark of the sender's audit log is not of the known form"):
+        protocol.decode_update(reply.content)
+    assert "peer_head" not in trial.logs()[0][-1]
+
+
+def test_without_a_log_nothing_extra_travels(trial: Trial) -> None:
+    """As in simulation: no mark on the way out, none on the way back."""
+    plain = presence.RosterGrid(trial.wire, trial.server.sites, lambda: None, trial.notes.append)  # type: ignore[arg-type]
+    trial.wire.door = gate.Gate(app, sent.Sent(trial.site.folder / "other"), gate.NoTerms(), lambda where, error: None)
+    plain.present()
+    message = Message(protocol.encode_task(train()), 7, protocol.TRAIN, ttl=60.0, group_id="1")
+    (one,) = plain.push_messages([message])
+    (reply,) = plain.pull_messages([one])
+    for found in (trial.wire.pushed[0], reply):
+        assert protocol.find_mark(found) is None
+        assert set(found.content) <= {"fedvfm", "metrics", "adapter"}

@@ -1,0 +1,76 @@
+"""``server start --detach``: told of when it listens, or with the error it ended with; on small programs."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedvfm import errors, processes
+from fedvfm.server import background
+
+LISTENS = """
+import json, os, pathlib, sys, time
+print("a note", file=sys.stderr, flush=True)
+time.sleep(0.3)
+pathlib.Path(sys.argv[1], "listening.json").write_text(json.dumps({"pid": os.getpid(), "address": "127.0.0.1:1"}))
+time.sleep(600)
+"""
+FAILS = """
+import sys
+print("listening soon\\nConfigError: server.toml: 2 faults\\n  - one\\n  - two", file=sys.stderr)
+sys.exit(2)
+"""
+
+
+def python(text: str, folder: Path) -> tuple[str, ...]:
+    return (sys.executable, "-c", text, str(folder))
+
+
+def test_it_returns_when_it_listens_and_the_server_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "listening.json").write_text('{"pid": 1, "address": "of another"}')
+    told = background.launch(tmp_path / "run", python(LISTENS, tmp_path / "run"))
+    server = psutil.Process(told["pid"])
+    try:
+        assert (told["address"], told["finished"]) == ("127.0.0.1:1", False)
+        assert os.getsid(server.pid) == server.pid, "a session of its own"
+        log = Path(told["log"])
+        assert log.read_text() == "a note\n"
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+def test_the_error_it_ended_with_is_told_whole(tmp_path: Path) -> None:
+    for _ in range(2):  # the log of the first is not taken for the second's
+        with pytest.raises(errors.EngineError, match=r"did not start: ConfigError: server\.toml: 2 faults\n  - one\n"):
+            background.launch(tmp_path / "run", python(FAILS, tmp_path))
+    with pytest.raises(errors.EngineError, match=r"did not start: it said nothing \(log: .*server\.log\)"):
+        background.launch(tmp_path / "run", (sys.executable, "-c", "raise SystemExit(1)"))
+
+
+def test_a_server_that_has_nothing_to_do(tmp_path: Path) -> None:
+    assert background.launch(tmp_path / "run", (sys.executable, "-c", ""))["finished"] is True
+
+
+def test_one_that_never_listens_is_ended(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+               "time.sleep(600)")  # fmt: skip
+    with pytest.raises(errors.EngineError, match="did not start: it said nothing"):
+        background.launch(tmp_path / "run", command, patience_s=3.0)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_the_mark_is_of_the_process_that_listens(tmp_path: Path) -> None:
+    background.announce(tmp_path, "127.0.0.1:9")
+    assert background._listens(tmp_path, processes.own_pid()) == "127.0.0.1:9"
+    assert background._listens(tmp_path, 1) is None
+    background.silence(tmp_path)
+    background.silence(tmp_path)
+    assert background._listens(tmp_path, processes.own_pid()) is None

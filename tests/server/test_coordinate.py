@@ -1,0 +1,410 @@
+"""The coordinator between two rounds: who comes, who leaves, and what was ordered; on a Grid without processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from fedvfm import chain, config, errors, flower, flower_runtime, protocol
+from fedvfm.client import joining
+from fedvfm.server import asking, coordinate, departures, enrolment, greeting, reach, standing, steering
+from fedvfm.trust import lock
+
+ROUNDS = 4
+
+
+class Town:
+    """A server's state folder, and sites that answer with arithmetic.
+
+    Attributes:
+        away: sites that are not connected.
+        refuses: site -> the reason it refuses everything with.
+        silent: sites whose answers to training get lost.
+        when: (event, round) -> what is done as it happens; a note's "round" is its text's first word.
+    """
+
+    def __init__(self, sites: Any, folder: Path, names: Iterable[str]) -> None:
+        self.sites, self.folder = sites, folder
+        self.members: list[Any] = []
+        self.nodes: dict[str, flower_runtime.Node] = {}
+        self.away: set[str] = set()
+        self.refuses: dict[str, str] = {}
+        self.silent: set[str] = set()
+        self.when: dict[tuple[str, Any], Callable[[], object]] = {}
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.server = enrolment.init(
+            folder / "server", enrolment.Plan("town", "127.0.0.1:8443", (), tuple(names)), *self.lock()
+        )
+        for name in names:
+            self.join(name)
+
+    def lock(self, **values: Any) -> Any:
+        recipe = {"rounds": ROUNDS, "backbone": {"name": "none", "sha256": self.sites.SHA}, **values}
+        locked = self.sites.lock(self.sites.make_recipe(**recipe))
+        return lock.of(locked), locked.initial
+
+    def join(self, name: str) -> None:
+        """Enrol a site and connect it."""
+        invite = joining.read_invite(self.server.invite_path(name), self.server.fingerprint())
+        joined = joining.join(self.folder / f"{name}-{len(self.members)}", invite, invite.lock.hash)
+        entry, _ = enrolment.approve(self.server, joined.request)
+        node = flower_runtime.Node(10 + len(self.members), entry.public_key, True, "")
+        self.nodes[name] = node
+        self.members.append(self.sites.NumpySite(name))
+
+    def add(self, name: str) -> None:
+        enrolment.invite(self.server, name)
+        self.join(name)
+
+    def run(self, **values: Any) -> dict[str, Any] | None:
+        """The run until the present recipe is finished or put aside; its evaluation."""
+        settings = {"join_timeout_s": 5.0, "round_timeout_s": 5.0, "away_timeout_s": 0.2, **values}
+        where = enrolment.open_state(self.server.folder)
+        run = coordinate.Coordinator(where, config.ServerConfig(**settings), self._observe)
+        inner = self.sites.LoopGrid(self._app(), 30)
+        grid = _Grid(self, inner, where.sites, run.look, self._note, None, where.about.recipe, away_s=0.2)
+        run.run(grid, flower.context(1, 1, {}))
+        path = where.run_path(where.about.recipe) / "evaluation.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _app(self) -> Any:
+        inner = self.sites.client_app(_Later(self.members))
+
+        def answer(message: Message, context: Any) -> Message:
+            name = self.members[int(context.node_config["partition-id"])].name
+            if name in self.refuses:
+                return Message(protocol.refusal(errors.PolicyRefused(self.refuses[name], "")), reply_to=message)
+            reply: Message = inner(message, context)
+            return reply
+
+        return answer
+
+    def _observe(self, event: str, /, **fields: Any) -> None:
+        self.events.append((event, fields))
+        key = str(fields["text"]).split()[0].strip(":") if event == "note" else fields.get("round")
+        action = self.when.pop((event, key), None)
+        if action is not None:
+            action()
+
+    def _note(self, text: str) -> None:
+        self._observe("note", text=text)
+
+    def notes(self) -> str:
+        return "\n".join(fields["text"] for event, fields in self.events if event == "note")
+
+    def cohorts(self, recipe: str = "") -> list[list[str]]:
+        return [line["cohort"] for line in self.journal(recipe)]
+
+    def journal(self, recipe: str = "") -> list[dict[str, Any]]:
+        return chain.read(self.server.run_path(recipe or self.server.about.recipe) / "journal.jsonl")
+
+    def trained(self, name: str) -> list[int]:
+        return [number for one in self.members if one.name == name for kind, number in one.asked if kind == "train"]
+
+    def stands(self) -> dict[str, Any]:
+        return standing.read(self.server.folder / coordinate.RUN)
+
+
+class _Later(list[Any]):
+    """The members as they are when they are asked for: sites may join while it runs."""
+
+    def __init__(self, members: list[Any]) -> None:
+        self._members = members
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._members[index]
+
+
+class _Grid(departures.WatchfulGrid):
+    """Without a SuperLink: nodes are the town's."""
+
+    def __init__(self, town: Town, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._town = town
+
+    def nodes(self) -> list[flower_runtime.Node]:
+        return [node for name, node in self._town.nodes.items() if name not in self._town.away]
+
+    def _pull(self, message_ids: list[str]) -> list[Message]:
+        waiting = self._grid._waiting  # type: ignore[attr-defined]
+        for key in message_ids:
+            node, kind = waiting[key].metadata.dst_node_id, waiting[key].metadata.message_type
+            if kind == protocol.TRAIN and self.name(node) in self._town.silent & self._town.nodes.keys():
+                message_ids = [one for one in message_ids if one != key]
+        return super()._pull(message_ids)
+
+
+@pytest.fixture
+def make(sites: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Town]:
+    (tmp_path / "server").mkdir()
+    monkeypatch.setattr(coordinate, "LOOK_S", 0.01)
+    monkeypatch.setattr(greeting, "LOOK_S", 0.0)
+    monkeypatch.setattr(greeting, "FIRST_S", 0.05)
+    monkeypatch.setattr(greeting, "LONGEST_S", 0.2)
+    monkeypatch.setattr(reach, "LOOK_S", 0.01)
+    monkeypatch.setattr(asking, "POLL_S", 0.02)
+
+    def made(*names: str) -> Town:
+        town = Town(sites, tmp_path, names or ("east", "west"))
+        (town.server.folder / coordinate.RUN).mkdir(mode=0o700)
+        return town
+
+    return made
+
+
+# -- who takes part ----------------------------------------------------------------------------------------------------
+
+
+def test_two_sites_to_the_end(make: Callable[..., Town]) -> None:
+    town = make()
+    found = town.run()
+    assert found is not None
+    assert (found["round"], sorted(found["last"]["sites"]), found["acceptance"]) == (ROUNDS, ["east", "west"], {})
+    assert town.cohorts() == [["east", "west"]] * ROUNDS
+    assert town.trained("east") == [1, 2, 3, 4]
+
+
+def test_a_site_approved_while_rounds_run_is_taken_in_at_the_next(make: Callable[..., Town]) -> None:
+    town = make()
+    town.when["round", 2] = lambda: town.add("late")
+    town.run()
+    assert town.cohorts() == [["east", "west"]] * 2 + [["east", "late", "west"]] * 2
+    assert "sites now: east, late, west" in town.notes()
+
+
+def test_a_late_site_that_nobody_approved_for_holds_up_nobody(make: Callable[..., Town]) -> None:
+    town = make()
+
+    def arrive() -> None:
+        town.refuses["late"] = "approval-pending"
+        town.add("late")
+
+    town.when["round", 2] = arrive
+    town.when["round", 3] = lambda: town.refuses.clear()
+    town.run()
+    assert town.cohorts()[2] == ["east", "west"]
+    assert "site 'late' waits for a person's approval of the recipe" in town.notes()
+
+
+def test_a_site_that_leaves_and_comes_back(make: Callable[..., Town]) -> None:
+    town = make("east", "north", "west")
+    town.when["round-end", 1] = lambda: town.away.add("north")
+    town.when["round-end", 3] = lambda: town.away.clear()
+    town.run(quorum=2)
+    assert town.cohorts() == [["east", "north", "west"], *[["east", "west"]] * 2, ["east", "north", "west"]]
+
+
+def test_an_approval_withdrawn_in_the_middle_of_a_round(make: Callable[..., Town]) -> None:
+    """The round goes on without the site; with an approval of its person it is back."""
+    town = make("east", "north", "west")
+    town.when["round", 2] = lambda: town.refuses.update(north="approval-pending")
+    town.when["round", 4] = lambda: town.refuses.clear()
+    town.run(quorum=2)
+    assert town.cohorts() == [["east", "north", "west"]] * 2 + [["east", "west"]] * 2
+    assert town.journal()[1]["refused"]["north"]["reason"] == "site-approval-pending"
+
+
+@pytest.mark.parametrize(("how", "word"), [("revoke", "revoked"), ("drop", "dropped")])
+def test_a_site_taken_off_while_it_computes_is_not_waited_for(make: Callable[..., Town], how: str, word: str) -> None:
+    """Its answer counts no more; those of the others do, and nobody trains twice, though the quorum was all."""
+    town = make("east", "north", "west")
+    town.silent.add("north")
+    act = {"revoke": enrolment.revoke, "drop": steering.drop}[how]
+    town.when["reply", 2] = lambda: (act(town.server, "north"), town.silent.clear())
+    town.when["round", 2] = lambda: town.silent.add("north")
+    town.when["round", 1] = lambda: town.silent.clear()
+    town.run(round_timeout_s=60.0)
+    assert town.cohorts() == [["east", "north", "west"], *[["east", "west"]] * 3]
+    assert town.trained("east") == [1, 2, 3, 4]
+    assert f"the answer of site 'north' is not waited for: {word}" in town.notes()
+    assert town.server.sites()["north"].status == word
+    assert "north" not in town.stands()["sites"]
+
+
+def test_a_dropped_site_is_readmitted(make: Callable[..., Town]) -> None:
+    town = make("east", "west")
+    town.when["round-end", 1] = lambda: steering.drop(town.server, "west")
+    town.when["round-end", 2] = lambda: steering.readmit(town.server, "west")
+    town.run()
+    assert town.cohorts() == [["east", "west"], ["east"], *[["east", "west"]] * 2]
+
+
+def test_a_site_that_stays_away_is_waited_for_no_longer_than_told(make: Callable[..., Town]) -> None:
+    town = make("east", "north", "west")
+
+    def vanish() -> None:
+        town.silent.add("north")
+        town.away.add("north")
+
+    town.when["round", 2] = vanish
+    town.run(quorum=2, round_timeout_s=60.0)
+    assert town.journal()[1]["refused"]["north"]["reason"] == "site-away"
+    assert town.cohorts()[2:] == [["east", "west"]] * 2
+
+
+# -- quorum ------------------------------------------------------------------------------------------------------------
+
+
+def test_pending_approvals_are_shown_and_waited_for(make: Callable[..., Town]) -> None:
+    town = make()
+    town.refuses["west"] = "approval-pending"
+    seen: dict[str, Any] = {}
+
+    def approve() -> None:
+        seen.update(town.stands())
+        town.refuses.clear()
+
+    town.when["note", "waiting"] = lambda: town.when.update({("note", "waiting"): approve})
+    town.run()
+    assert "missing: west (approval-pending)" in town.notes()
+    assert (seen["phase"], seen["reason"].split(":")[0]) == ("waiting", "waiting")
+    assert town.cohorts() == [["east", "west"]] * ROUNDS
+
+
+def test_the_time_is_over_and_it_goes_on_with_the_quorum(make: Callable[..., Town]) -> None:
+    town = make()
+    town.refuses["west"] = "policy-backbone"
+    found = town.run(quorum=1, join_timeout_s=0.5)
+    assert found is not None
+    assert town.cohorts() == [["east"]] * ROUNDS
+    assert "goes on without: west (policy-backbone)" in town.notes()
+
+
+def test_the_time_is_over_and_there_is_no_quorum(make: Callable[..., Town]) -> None:
+    town = make()
+    town.refuses["west"] = "approval-pending"
+    with pytest.raises(
+        errors.QuorumMissed,
+        match=r"after 0\.3 s waiting: 1 of 2 sites are there, the quorum is 2; missing: west \(approval-pending\)",
+    ):
+        town.run(join_timeout_s=0.3)
+    assert not (town.server.run_path(town.server.about.recipe) / "journal.jsonl").exists()
+
+
+def test_a_round_that_misses_the_quorum_is_asked_for_again_and_then_given_up(make: Callable[..., Town]) -> None:
+    town = make()
+    town.silent.add("west")
+    with pytest.raises(errors.QuorumMissed, match=r"round 1: 1 of 2 sites were admitted.*west: no-answer"):
+        town.run(round_timeout_s=0.2)
+    assert "It is asked for again (2 of 2)" in town.notes()
+    assert town.trained("east") == [1], "who answered is not asked twice"
+    town.when["round", 1] = lambda: town.silent.clear()
+    assert town.run() is not None
+
+
+def test_a_node_that_calls_itself_by_another_name_takes_no_part(make: Callable[..., Town]) -> None:
+    town = make("east", "north")
+    town.members[1].name = "east"
+    town.run(quorum=1, join_timeout_s=0.3)
+    assert town.cohorts() == [["east"]] * ROUNDS
+
+
+def test_a_site_with_another_backbone_takes_no_part(make: Callable[..., Town]) -> None:
+    town = make("east", "north")
+    town.members[1].sha256 = "cd" * 32
+    town.run(quorum=1, join_timeout_s=0.3)
+    assert "site 'north' holds backbone cdcdcdcdcdcd" in town.notes()
+    assert town.cohorts() == [["east"]] * ROUNDS
+
+
+# -- orders ------------------------------------------------------------------------------------------------------------
+
+
+def test_pause_and_resume(make: Callable[..., Town], monkeypatch: pytest.MonkeyPatch) -> None:
+    town = make()
+    seen: dict[str, Any] = {}
+    sleep = coordinate.time.sleep
+
+    def look(seconds: float) -> None:
+        if town.stands().get("phase") == "paused":
+            seen.update(town.stands(), rounds=len(town.journal()))
+            steering.resume(town.server)
+        sleep(seconds)
+
+    town.when["round", 2] = lambda: steering.pause(town.server)
+    monkeypatch.setattr(coordinate.time, "sleep", look)
+    town.run(join_timeout_s=0.2)
+    assert (seen["phase"], seen["rounds"]) == ("paused", 2), "the round in hand ends first"
+    assert seen["reason"].startswith("paused by ")
+    assert len(town.cohorts()) == ROUNDS
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_finish_ends_after_the_round_in_hand(make: Callable[..., Town], number: int) -> None:
+    town = make()
+    town.when["round", number] = lambda: steering.finish(town.server)
+    found = town.run()
+    assert found is not None
+    assert (found["round"], len(town.cohorts())) == (number, number)
+    assert set(found["last"]["sites"]) == {"east", "west"}
+    assert (town.server.run_path(town.server.about.recipe) / "adapter.safetensors").exists()
+    with pytest.raises(errors.ConfigError, match="is finished already"):
+        steering.finish(town.server)
+
+
+def test_a_finish_ordered_before_the_first_round(make: Callable[..., Town]) -> None:
+    town = make()
+    steering.pause(town.server)
+    steering.finish(town.server)
+    found = town.run()
+    assert found is not None
+    assert (found["round"], len(town.cohorts())) == (1, 1)
+
+
+def test_extended_from_the_final_adapter_under_another_hash(make: Callable[..., Town]) -> None:
+    town = make()
+    town.when["round", 2] = lambda: steering.extend(town.server, 2)
+    first = town.run()
+    assert first is not None
+    before = town.server.about.recipe
+    after = steering.settle(town.server)
+    recipe = after.locked().recipe
+    assert after.about.recipe != before
+    assert (recipe.rounds, recipe.start) == (2, first["fingerprint"])
+    assert after.locked().initial.fingerprint == first["fingerprint"]
+    more = town.run()
+    assert more is not None
+    assert more["fingerprint"] != first["fingerprint"]
+    assert [line["round"] for line in town.journal(after.about.recipe)] == [1, 2]
+    assert steering.settle(town.server).about.recipe == after.about.recipe
+    assert town.trained("east") == [1, 2, 3, 4, 1, 2]
+
+
+def test_another_recipe_at_once_and_back(make: Callable[..., Town]) -> None:
+    town = make()
+    other, initial = town.lock(seed=7)
+    town.when["round", 2] = lambda: steering.add_recipe(town.server, other, initial, at_once=True)
+    assert town.run() is None
+    assert "is put aside for another one" in town.notes()
+    first = town.server.about.recipe
+    assert len(town.cohorts()) == 2
+    assert town.run() is not None
+    assert len(town.cohorts(other.hash)) == ROUNDS
+    assert steering.add_recipe(town.server, *town.lock()) is True
+    assert town.run() is not None
+    assert town.trained("east") == [1, 2, 1, 2, 3, 4, 3, 4]
+    assert town.cohorts(first) == [["east", "west"]] * ROUNDS
+
+
+def test_what_sites_say_of_the_final_adapter_is_kept(make: Callable[..., Town]) -> None:
+    town = make("east", "north", "west")
+    words = {"east": "accepted", "north": "declined", "west": ""}
+    for member in town.members:
+
+        def say(kind: str, number: int, reply: Any, word: str = words[member.name]) -> Any:
+            if kind != "evaluate test":
+                return reply
+            return protocol.Evaluation(reply.site, number, reply.num_examples, reply.metrics, acceptance=word)
+
+        member.change = say
+    found = town.run()
+    assert found is not None
+    assert found["acceptance"] == {"east": "accepted", "north": "declined"}
+    rows = [row for row in town.server.audit.entries if row.get("kind") == "final-adapter"]
+    assert {row["peer"]: row["verdict"] for row in rows} == found["acceptance"]
+    assert {row["fingerprint"] for row in rows} == {found["fingerprint"]}
