@@ -21,12 +21,13 @@ def lock(
     output: Annotated[Path, typer.Option("--output", "-o", help="Locked recipe; the adapter lies beside it.")] = Path(
         "recipe.json"
     ),
+    start: Annotated[Path | None, typer.Option("--from", help="Adapter of an earlier recipe to go on from.")] = None,
     as_json: Json = False,
 ) -> None:
     """Pin the backbone, write the manifest and the initial adapter. A server without torch starts from these files."""
     from fedvfm import locking
 
-    locked, initial = locking.make(locking.read_toml(recipe))
+    locked, initial = locking.make(locking.read_toml(recipe), locking.read_start(start))
     for note in locking.notes(locked):
         print(f"note: {note}", file=sys.stderr)
     paths = locking.write(output.with_suffix(".json"), locked, initial)

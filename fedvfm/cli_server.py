@@ -9,13 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
+from fedvfm import cli_steering
+
 NAME = "server"
-app = typer.Typer(help="Launch a federation and decide who may take part.", no_args_is_help=True)
+app = typer.Typer(help="Launch a federation, steer it and decide who may take part.", no_args_is_help=True)
+app.add_typer(cli_steering.app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SERVER_STATE", help="The server's state folder.")]
 Days = Annotated[int, typer.Option(help="Days that an invite is good.")]
 STATE = Path("fedvfm-server")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -143,23 +150,57 @@ def certify(
 def start(
     config: Annotated[Path | None, typer.Option("--config", help="TOML with quorum, cohort and deadlines.")] = None,
     listen: Annotated[str, typer.Option(help="host:port to listen at, if not that of the address.")] = "",
+    health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
+    stay: Annotated[
+        bool, typer.Option("--stay", help="When finished, keep the sites connected and wait for a further recipe.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Run in the background; return when it listens, or with the error.")
+    ] = False,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
     """Run the federation to its end, or until Ctrl-C; start it again to go on where it stopped."""
     from fedvfm import config as configs
-    from fedvfm.server import enrolment, supervisor
+    from fedvfm import health as probe
+    from fedvfm.server import background, coordinate, doctor, enrolment, supervisor
 
     server = configs.ServerConfig()
     if config is not None:
         server = configs.parse(configs.ServerConfig, configs.read_toml(config), str(config))
     where = enrolment.open_state(state)
-    done = supervisor.start(where, server, listen, lambda text: print(text, file=sys.stderr, flush=True))
-    if done is None:
-        print("stopped; go on with: fedvfm server start", file=sys.stderr)
+    if detach:
+        options = (("--config", config and config.absolute()), ("--listen", listen), ("--health", health))
+        command = background.command(state, [word for pair in options if pair[1] for word in map(str, pair)], stay=stay)
+        told = background.launch(state / coordinate.RUN, command)
+        line = f"listening at {told['address']}, process {told['pid']}" if not told["finished"] else "nothing to do"
+        _print(told, [f"{line}, log {told['log']}"], as_json)
         return
-    found = {"round": done["round"], "fingerprint": done["fingerprint"], "sites": done["last"]["sites"]}
-    _print(found, [f"finished after round {done['round']}, adapter {done['fingerprint'][:16]}"], as_json)
+    with probe.serving(health, lambda: doctor.alive(enrolment.open_state(state))):
+        done = supervisor.start(where, server, listen, _say, stay=stay)
+        if done is None:
+            print("stopped; go on with: fedvfm server start", file=sys.stderr)
+            return
+        found = {"round": done["round"], "fingerprint": done["fingerprint"], "sites": done["last"]["sites"]}
+        _print(found, [f"finished after round {done['round']}, adapter {done['fingerprint'][:16]}"], as_json)
+
+
+@app.command()
+def unit(
+    config: Annotated[Path | None, typer.Option("--config", help="As of server start.")] = None,
+    listen: Annotated[str, typer.Option(help="As of server start.")] = "",
+    user: Annotated[str | None, typer.Option(help="Whom it runs as; default is who owns the state folder.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Print a hardened systemd unit that runs 'fedvfm server start'."""
+    from fedvfm import units
+    from fedvfm.server import enrolment
+
+    address = listen or enrolment.open_state(state).about.address
+    options = (*(("--config", str(config.absolute())) if config else ()), *(("--listen", listen) if listen else ()))
+    text = units.server(state, address, options, user).text()
+    _print({"name": "fedvfm-server.service", "unit": text}, [text.rstrip()], as_json)
 
 
 @app.command()
@@ -177,11 +218,38 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     from fedvfm.server import enrolment, supervisor
 
     found = supervisor.status(enrolment.open_state(state))
+    orders = [f"paused by {found['paused']['who']} since {found['paused']['time']}"] if found["paused"] else []
+    orders += ["to be finished after the round in hand"] if found["finishing"] else []
+    orders += [f"to be extended by {found['extended_by']} rounds"] if found["extended_by"] else []
+    orders += [f"recipe {one[:12]} follows" for one in found["following"]]
+    words = {**found["takes_part"], **{site: f"final adapter {word}" for site, word in found["acceptance"].items()}}
     lines = [
         f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
         f"rounds: {found['finished_rounds']} of {found['rounds']}{', finished' if found['finished'] else ''}",
+        f"now: {found['phase']}{': ' + found['reason'] if found['reason'] else ''}",
+        *(f"order: {order}" for order in orders),
         *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
-        *(f"site {name:20} {what}" for name, what in found["sites"].items()),
+        *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in found["sites"].items()),
         f"last: {found['last']}",
     ]
     _print(found, lines, as_json)
+
+
+@app.command()
+def nginx(
+    upstream: Annotated[str, typer.Option(help="host:port at which 'server start --listen' listens.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for nginx.conf, certificate and key.")],
+    listen: Annotated[str, typer.Option(help="port or address:port that sites reach.")] = "8443",
+    resolver: Annotated[str, typer.Option(help="DNS server of a container network; Docker's is 127.0.0.11.")] = "",
+    scratch: Annotated[Path, typer.Option(help="The folder nginx may write to.")] = Path("/tmp"),  # noqa: S108
+    log: Annotated[str, typer.Option(help="Where refusals are written.")] = "/dev/stdout",
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Write a configuration of nginx to stand before the server; after 'certify' write it again."""
+    from fedvfm.server import enrolment
+    from fedvfm.server import nginx as fronts
+
+    front = fronts.Front(output, listen, upstream, resolver, str(scratch), log)
+    made = front.write(enrolment.open_state(state))
+    _print({"nginx": str(made)}, [f"nginx -e stderr -c {made.absolute()} -g 'daemon off;'"], as_json)

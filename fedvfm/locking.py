@@ -15,17 +15,23 @@ from fedvfm.server import checkpoint
 from fedvfm.trust import documents, lock
 
 
-def open_recipe(path: Path) -> tuple[lock.Lock, state.AdapterState | None]:
+def open_recipe(path: Path, start: Path | None = None) -> tuple[lock.Lock, state.AdapterState | None]:
     """A recipe file of either kind: TOML is locked now (initial adapter included), JSON was locked before.
 
     A TOML file may also be an experiment; its ``[recipe]`` is taken. Beside JSON the adapter is read if it is there.
+
+    Args:
+        path: the recipe.
+        start: an adapter of an earlier recipe to go on from, for TOML.
 
     Raises:
         ConfigError, TrustError, WeightsError, CheckpointError: if the file cannot be used.
         MissingExtra: if a TOML file is given where torch is not installed.
     """
     if path.suffix != ".json":
-        return make(read_toml(path))
+        return make(read_toml(path), read_start(start))
+    if start is not None:
+        raise errors.ConfigError(str(path), ["was locked before, with the adapter it starts from; leave --from out"])
     locked = documents.read(path, lock.Lock, "locked recipe")
     return locked, read_initial(path.with_suffix(".safetensors"), locked)
 
@@ -41,25 +47,46 @@ def read_toml(path: Path) -> config.Recipe:
     return config.parse(config.Recipe, inner if isinstance(inner, dict) else values, str(path))
 
 
-def make(recipe: config.Recipe) -> tuple[lock.Lock, state.AdapterState]:
+def read_start(path: Path | None) -> state.AdapterState | None:
+    """The adapter to go on from, where one is named.
+
+    Raises:
+        CheckpointError: if it is no adapter, or damaged.
+    """
+    return None if path is None else checkpoint.read(path)[0]
+
+
+def make(recipe: config.Recipe, start: state.AdapterState | None = None) -> tuple[lock.Lock, state.AdapterState]:
     """Lock a recipe on this machine.
+
+    Args:
+        recipe: what to lock.
+        start: the adapter to begin with in place of one from the seed; the locked recipe names it.
 
     Raises:
         ConfigError: with all faults of names and per-kind parameters.
+        CheckpointError: if ``start`` is no adapter of this recipe.
         WeightsError: if the weights are not here and the recipe does not pin them.
         MissingExtra: without torch.
     """
     models = _models()
     faults = [*models.validate(recipe), *_table_faults(recipe)]
+    if recipe.start is not None and (start is None or start.fingerprint != recipe.start):
+        faults.append(f"recipe.start: give the adapter {recipe.start[:12]} with --from ADAPTER.safetensors")
     if faults:
         raise errors.ConfigError("recipe", faults)
+    if start is not None:
+        recipe = recipe.model_copy(update={"start": start.fingerprint})
     sha256, config_sha256 = _pin(recipe, models)
     pinned = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"sha256": sha256 or None})})
     locked, _ = models.lock(pinned, with_weights=False)
     found = lock.of(locked).model_copy(
         update={"backbone_config_sha256": config_sha256 or locked.backbone_config_sha256}
     )
-    return found, locked.initial
+    if start is None:
+        return found, locked.initial
+    _require_fit(start, found)
+    return found.model_copy(update={"initial": start.fingerprint}), start
 
 
 def notes(locked: lock.Lock) -> list[str]:
@@ -123,10 +150,21 @@ def read_initial(path: Path, locked: lock.Lock) -> state.AdapterState | None:
     if not path.exists():
         return None
     adapter, _, _ = checkpoint.read(path)
-    shapes = {spec.name: spec.shape for spec in locked.rows}
-    if adapter.fingerprint != locked.initial or {name: a.shape for name, a in adapter.items()} != shapes:
+    if adapter.fingerprint != locked.initial or not _fits(adapter, locked):
         raise errors.CheckpointError(f"{path}: is not the initial adapter of recipe {locked.hash[:12]}. Lock it again")
     return adapter
+
+
+def _fits(adapter: state.AdapterState, locked: lock.Lock) -> bool:
+    return {name: a.shape for name, a in adapter.items()} == {spec.name: spec.shape for spec in locked.rows}
+
+
+def _require_fit(start: state.AdapterState, locked: lock.Lock) -> None:
+    if not _fits(start, locked):
+        raise errors.CheckpointError(
+            f"the adapter to start from has {len(start)} arrays and {start.parameters:,} numbers, the recipe trains "
+            f"{len(locked.rows)} and {locked.rows.parameters:,}, or their shapes differ. Same backbone, kind and rank?"
+        )
 
 
 def write(path: Path, locked: lock.Lock, initial: state.AdapterState) -> tuple[Path, Path]:

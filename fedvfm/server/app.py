@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -11,8 +11,17 @@ from fedvfm import errors, progress
 from fedvfm.server import strategy
 
 
-def make_server_app(jobs: Sequence[strategy.Job], observer: progress.Observer = progress.silent) -> ServerApp:
+def make_server_app(
+    jobs: Sequence[strategy.Job],
+    observer: progress.Observer = progress.silent,
+    drive: Callable[[strategy.Federation], object] = strategy.Federation.run,
+) -> ServerApp:
     """A ServerApp that runs or resumes every job in order.
+
+    Args:
+        jobs: what to run.
+        observer: told of progress.
+        drive: runs one federation; whoever steers it between rounds hands in another.
 
     Raises (when run):
         ConfigError: if it was given no job; a federation of nothing must not look like a success.
@@ -34,6 +43,6 @@ def make_server_app(jobs: Sequence[strategy.Job], observer: progress.Observer = 
                 rounds=job.locked.recipe.rounds,
                 sites=len(job.train_sites),
             )
-            strategy.Federation(job, grid, observer).run()
+            drive(strategy.Federation(job, grid, observer))
 
     return app

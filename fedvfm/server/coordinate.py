@@ -1,33 +1,38 @@
 """The coordinator's run: waits for sites, drives the rounds on the SuperLink, resumes where an earlier process stopped.
 
 ``python -m fedvfm.server.coordinate`` is that process. Each start is a new run of Flower's; rounds count by the hash of
-the recipe, in the journal. Sites that came or went are taken in or left out when a round begins.
+the recipe, in the journal. Between two rounds it looks at the orders and at who is there: sites that came or went are
+taken in or left out, and it pauses, ends early or makes room for another recipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context
 
 from fedvfm import config as configs
-from fedvfm import errors, flower, flower_runtime, progress, storage
+from fedvfm import errors, flower_runtime, progress, storage
+from fedvfm import recipe as recipes
 from fedvfm.server import app as server_app
-from fedvfm.server import enrolment, presence, strategy, superlink
+from fedvfm.server import departures, enrolment, greeting, handshake, standing, steering, strategy, superlink
+from fedvfm.server import journal as journals
+from fedvfm.server.aggregators import table as rules
 from fedvfm.trust import roster as rosters
 
 RUN = "run"
 LOOK_S = 1.0
-
-
-class Changed(Exception):
-    """Other sites are there than when the federation began; it goes on with those."""
+TRIES = 3
+"""How often a round is asked for that misses the quorum before the run stops; whoever answered is not asked twice."""
+NOT_NOW = ("site-approval-pending", "site-policy-closed")
+"""Refusals of a site that takes no part until it greets again: a person withdrew, or it is closed for the day."""
 
 
 class Coordinator:
@@ -41,98 +46,220 @@ class Coordinator:
 
     def __init__(self, where: enrolment.State, server: configs.ServerConfig, observer: progress.Observer) -> None:
         self._where, self._server, self._observer = where, server, observer
-        self._sites: tuple[str, ...] = ()
-        self._left_out: set[str] = set()
+        self._locked: recipes.LockedRecipe = where.locked()
+        self._greetings: greeting.Greetings | None = None
+        self._standing = standing.Board(where.folder / RUN)
+        self._phase = (standing.WAITING, "", 0)
+        self._began = False
+        self._tries = (0, 0)
 
-    def run(self, grid: presence.RosterGrid, context: Context) -> None:
-        """To the last round and the final test.
+    def look(self) -> None:
+        """Greet who came; called while answers are waited for."""
+        if self._greetings is not None and self._greetings.look():
+            self._stands(*self._phase)
+
+    def _stands(self, phase: str, reason: str = "", number: int = 0) -> None:
+        """Show how the run stands to whoever looks from outside."""
+        self._phase = (phase, reason, number)
+        self._standing.write(phase, reason, number, self._words(self._approved()))
+
+    def run(self, grid: departures.WatchfulGrid, context: Context) -> None:
+        """To the last round and the final test, or until another recipe is the present one.
 
         Raises:
-            QuorumMissed: if too few sites came in time.
+            QuorumMissed: if too few sites came in time, or answered.
             FedvfmError: what stopped the federation.
         """
+        rule = rules.TABLE.get(self._locked.recipe.aggregation.rule)(**self._locked.recipe.aggregation.options)
+        self._greetings = greeting.Greetings(grid, self._locked, rule, self._note, self._left_out)
         while True:
-            self._sites = self._wait(grid)
-            try:
-                server_app.make_server_app([self._job()], lambda event, /, **fields: self._told(grid, event, fields))(
-                    grid, context
-                )
+            members = self._gather(self._greetings)
+            if members is None or self._stretch(members, grid, context):
                 return
-            except Changed:
-                continue
-            except errors.HandshakeRefused as refusal:
-                silent = [name for name in self._sites if name not in grid.greeted]
-                if not silent or len(self._sites) - len(silent) < self._least():
-                    raise
-                self._note(f"{refusal}. Goes on without: {', '.join(silent)}")
-                self._left_out.update(silent)
 
-    def _told(self, grid: presence.RosterGrid, event: str, fields: dict[str, object]) -> None:
-        if event == "round" and self._there(grid) != set(self._sites):
-            now = self._there(grid)
-            if len(now) >= self._least():
-                self._note(f"sites now: {', '.join(sorted(now))}; before: {', '.join(self._sites)}")
-                raise Changed
-        if event == "round-end" and isinstance(fields.get("record"), dict):
+    # -- between rounds --------------------------------------------------------------------------------------------
+
+    def _gather(self, greetings: greeting.Greetings) -> dict[str, handshake.Member] | None:
+        """The sites to go on with: at first all that are approved, or a quorum when the time is over; later a quorum.
+
+        Returns: None if another recipe is the present one.
+
+        Raises:
+            QuorumMissed: if there is none in time.
+        """
+        began, said = time.monotonic(), ""
+        while True:
+            greetings.look()
+            orders, members, approved = steering.read(self._where), greetings.members(), self._approved()
+            if enrolment.open_state(self._where.folder).about.recipe != self._recipe:
+                self._note(f"recipe {self._recipe[:12]} is put aside for another one")
+                return None
+            members = {name: member for name, member in members.items() if name in approved}
+            late = time.monotonic() > began + self._server.join_timeout_s
+            if orders.paused is not None:
+                began = time.monotonic()
+                text, phase = f"paused by {orders.paused.who} since {orders.paused.time}", standing.PAUSED
+            elif len(members) >= self._least(approved) and (
+                self._began or late or members.keys() >= self._awaited(approved)
+            ):
+                self._said_of(members, approved)
+                return members
+            else:
+                text, phase = self._waiting(members, approved), standing.WAITING
+            if late and phase == standing.WAITING:
+                raise errors.QuorumMissed(
+                    f"after {self._server.join_timeout_s:g} s {text}. Mend the sites and start again"
+                )
+            if text != said:
+                self._note(text)
+                said = text
+            self._stands(phase, text)
+            time.sleep(LOOK_S)
+
+    def _waiting(self, members: Mapping[str, handshake.Member], approved: set[str]) -> str:
+        words = self._words(approved)
+        missing = ", ".join(f"{name} ({words[name]})" for name in sorted(approved - set(members))) or "none"
+        return (
+            f"waiting: {len(members)} of {len(approved)} sites are there, the quorum is {self._least(approved)}; "
+            f"missing: {missing}"
+        )
+
+    def _said_of(self, members: Mapping[str, handshake.Member], approved: set[str]) -> None:
+        words, absent = self._words(approved), sorted(approved - set(members))
+        without = ", ".join(f"{name} ({words[name]})" for name in absent)
+        self._note(f"sites now: {', '.join(members)}" + (f"; goes on without: {without}" if without else ""))
+
+    def _words(self, approved: set[str]) -> dict[str, str]:
+        """Approved site -> why it takes no part, or that it does."""
+        known = self._greetings.words() if self._greetings is not None else {}
+        return {name: known.get(name, greeting.ABSENT) for name in sorted(approved)}
+
+    def _awaited(self, approved: set[str]) -> set[str]:
+        """Sites that the first round waits for: not one that answered as no honest site does; it may join later."""
+        return {name for name, word in self._words(approved).items() if word not in greeting.WRONG}
+
+    def _approved(self) -> set[str]:
+        return {name for name, entry in self._where.sites().items() if entry.status == rosters.APPROVED}
+
+    def _least(self, approved: set[str]) -> int:
+        return self._server.quorum or max(1, len(approved))
+
+    @property
+    def _recipe(self) -> str:
+        return self._where.about.recipe
+
+    # -- rounds ----------------------------------------------------------------------------------------------------
+
+    def _stretch(
+        self, members: Mapping[str, handshake.Member], grid: departures.WatchfulGrid, context: Context
+    ) -> bool:
+        """Rounds with these sites, until something is to be changed between two of them; whether all is done."""
+        job, finished = self._job(members), False
+        self._began = True
+
+        def drive(federation: strategy.Federation) -> None:
+            nonlocal finished
+            finished = federation.run(members, lambda number: self._leaves(job, members, number))
+
+        try:
+            server_app.make_server_app([job], self._told, drive)(grid, context)
+        except errors.QuorumMissed as missed:
+            self._again(missed)
+        return finished
+
+    def _leaves(self, job: strategy.Job, members: Mapping[str, handshake.Member], number: int) -> bool:
+        """Whether the rounds are left before this one: paused, another end, another recipe, or other sites."""
+        self.look()
+        orders, now = steering.read(self._where), self._members()
+        self._stands(standing.ROUND, number=min(number, job.rounds))
+        return (
+            orders.paused is not None
+            or enrolment.open_state(self._where.folder).about.recipe != self._recipe
+            or job.last != self._last(number - 1)
+            or now != dict(members)
+        )
+
+    def _members(self) -> dict[str, handshake.Member]:
+        approved = self._approved()
+        found = self._greetings.members() if self._greetings is not None else {}
+        return {name: member for name, member in found.items() if name in approved}
+
+    def _last(self, done: int) -> int:
+        """The round to end with where it was ordered to end early, else 0."""
+        return max(1, done) if steering.read(self._where).finishes(self._recipe) else 0
+
+    def _job(self, members: Mapping[str, handshake.Member]) -> strategy.Job:
+        folder, sites, most = self._where.run_path(self._recipe), tuple(sorted(members)), len(members)
+        with storage.guard(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        done = journals.Journal(folder / "journal.jsonl", self._recipe).last_round
+        server = self._server.model_copy(
+            update={"quorum": min(self._server.quorum, most), "cohort": min(self._server.cohort, most)}
+        )
+        return strategy.Job(
+            "federated",
+            self._locked,
+            folder,
+            sites,
+            sites,
+            server,
+            durable=True,
+            last=self._last(done),
+            least_tests=server.quorum,
+        )
+
+    def _again(self, missed: errors.QuorumMissed) -> None:
+        """Let a round that missed the quorum be asked for again, a few times.
+
+        Raises:
+            QuorumMissed: if it was asked for often enough.
+        """
+        done = journals.Journal(self._where.run_path(self._recipe) / "journal.jsonl", self._recipe).last_round
+        tried = self._tries[1] + 1 if self._tries[0] == done else 1
+        self._tries = (done, tried)
+        if tried >= TRIES:
+            raise missed
+        self._note(f"{missed}. It is asked for again ({tried} of {TRIES - 1})")
+
+    def _told(self, event: str, /, **fields: Any) -> None:
+        if event == "refused" and self._greetings is not None:
+            word = str(fields["reason"]).removeprefix("site-")
+            self._greetings.doubt(str(fields["site"]), word if fields["reason"] in NOT_NOW else "")
+        if event == "test":
+            self._stands(standing.TEST, number=int(fields["round"]))
+        if event == "round-end":
             self._decided(fields["record"])
+        if event == "finished":
+            self._accepted(fields["record"])
         self._observer(event, **fields)
 
     def _decided(self, line: Any) -> None:
         """Note in the audit log whose updates were admitted in a round, and whose not and why."""
-        about = {"recipe": self._where.about.recipe, "round": int(line["round"]), "kind": "update"}
+        about = {"recipe": self._recipe, "round": int(line["round"]), "kind": "update"}
         for site in line["examples"]:
             self._where.audit.record("decided", verdict="admitted", peer=site, **about)
         for site, why in line["refused"].items():
             self._where.audit.record("decided", verdict="refused", peer=site, reason=why["reason"], **about)
 
-    def _there(self, grid: presence.RosterGrid) -> set[str]:
-        return set(grid.present()) - self._left_out
+    def _left_out(self, site: str, word: str) -> None:
+        """Note in the audit log that a site takes no part, for what it answered in the handshake."""
+        about = {"recipe": self._recipe, "kind": "handshake", "verdict": "refused", "reason": word}
+        self._where.audit.record("decided", peer=site, **about)
 
-    def _approved(self) -> set[str]:
-        return {name for name, entry in self._where.sites().items() if entry.status == rosters.APPROVED}
-
-    def _least(self) -> int:
-        return self._server.quorum or max(1, len(self._approved()))
-
-    def _wait(self, grid: presence.RosterGrid) -> tuple[str, ...]:
-        """The sites that are there: all that were approved, or a quorum when the time is over."""
-        deadline, said = time.monotonic() + self._server.join_timeout_s, ""
-        while True:
-            there, wanted = self._there(grid), self._approved() - self._left_out
-            late = time.monotonic() > deadline
-            if there and (there >= wanted or late) and len(there) >= self._least():
-                return tuple(sorted(there))
-            text = f"{len(there)} of {len(wanted)} sites are there, the quorum is {self._least()}; missing: " + (
-                ", ".join(sorted(wanted - there)) or "none"
-            )
-            if late:
-                raise errors.QuorumMissed(
-                    f"after {self._server.join_timeout_s:g} s {text}. Mend the sites and start again"
-                )
-            if text != said:
-                self._note(f"waiting: {text}")
-                said = text
-            time.sleep(LOOK_S)
-
-    def _job(self) -> strategy.Job:
-        locked = self._where.locked()
-        folder = self._where.folder / "runs" / locked.recipe.hash
-        with storage.guard(folder):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        quorum = min(self._server.quorum or len(self._sites), len(self._sites))
-        server = self._server.model_copy(
-            update={"quorum": quorum, "cohort": min(self._server.cohort, len(self._sites))}
-        )
-        return strategy.Job("federated", locked, folder, self._sites, self._sites, server, durable=True)
+    def _accepted(self, result: Any) -> None:
+        """Note in the audit log which sites took the final adapter, and which did not."""
+        about = {"recipe": self._recipe, "round": int(result["round"]), "fingerprint": result["fingerprint"]}
+        for site, word in result["acceptance"].items():
+            self._where.audit.record("decided", kind="final-adapter", verdict=word, peer=site, **about)
 
     def _note(self, text: str) -> None:
         self._observer("note", text=text)
 
 
 def sync(control: flower_runtime.Control, sites: dict[str, rosters.Entry]) -> None:
-    """Let in the keys of approved sites and no others."""
+    """Let in the keys of sites that are approved, or dropped and may come back, and no others."""
     known = {node.public_key: node.id for node in control.nodes()}
-    wanted = {entry.public_key: name for name, entry in sites.items() if entry.status == rosters.APPROVED}
+    wanted = {entry.public_key: name for name, entry in sites.items() if entry.status in rosters.KNOWN}
     for key, name in wanted.items():
         if key not in known:
             control.register(key, name)
@@ -144,7 +271,8 @@ def sync(control: flower_runtime.Control, sites: dict[str, rosters.Entry]) -> No
 def say(event: str, /, **fields: object) -> None:
     """One line of JSON for each event: the process's log, which ``server status`` reads."""
     kept = {key: value for key, value in fields.items() if key != "record"}
-    print(json.dumps({"time": int(time.time()), "event": event, **kept}), flush=True)
+    with contextlib.suppress(OSError):  # a full disk takes no log; what must be kept says so by itself
+        print(json.dumps({"time": int(time.time()), "event": event, **kept}), flush=True)
 
 
 def main(folder: Path, port: int, server: configs.ServerConfig, observer: Callable[..., None] = say) -> None:
@@ -159,15 +287,13 @@ def main(folder: Path, port: int, server: configs.ServerConfig, observer: Callab
     def note(text: str) -> None:
         observer("note", text=text)
 
-    log = where.audit
-
-    def record(event: str, site: str, message: Message) -> None:
-        word = "refusal" if message.has_error() else message.metadata.message_type.rpartition(".")[2]
-        log.record(event, kind=word, bytes=flower.size(message), peer=site, recipe=where.about.recipe)
-
-    with flower_runtime.server_task(link, run_id, stop) as (grid, context):
-        steady = presence.RosterGrid(grid, where.sites, lambda: None, note, record)
-        Coordinator(where, server, observer).run(steady, context)
+    most_bytes = superlink.largest_reply(where.lock().rows.parameters)
+    with flower_runtime.server_task(link, run_id, stop, most_bytes) as (grid, context):
+        run = Coordinator(where, server, observer)
+        steady = departures.WatchfulGrid(
+            *(grid, where.sites, run.look, note, where.audit, where.about.recipe), away_s=server.away_timeout_s
+        )
+        run.run(steady, context)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     authority.pem authority.key     signs the server's certificate and the invites
     server.pem server.key           what the TLS port shows
     recipes/<hash>.json .safetensors  locked recipes and their initial adapters
+    steering.json                   what the coordinator ordered: pause, finish, extend, the recipe that follows
+    runs/<hash>/                    journal, checkpoints and evaluation of each recipe
     roster.jsonl audit.jsonl        hash-chained
     invites/<site>.invite.json      to hand over; removed when the site is approved
 """
@@ -94,6 +96,14 @@ class State:
     def recipe_path(self, recipe: str) -> Path:
         """A locked recipe's file; the initial adapter lies beside it."""
         return self.folder / "recipes" / f"{recipe}.json"
+
+    def run_path(self, recipe: str) -> Path:
+        """The folder of a recipe's rounds."""
+        return self.folder / "runs" / recipe
+
+    def finished(self, recipe: str) -> bool:
+        """Whether a recipe's federation came to its end."""
+        return (self.run_path(recipe) / "evaluation.json").is_file()
 
     def invite_path(self, site: str) -> Path:
         """The file to hand to a site."""
@@ -194,16 +204,20 @@ def init(folder: Path, plan: Plan, locked: lock.Lock, initial: state.AdapterStat
     storage.write_text(made.authority, certificates.to_pem(authority))
     keys.write_private(made.key, server_key, pem=True)
     storage.write_text(made.certificate, certificates.to_pem(certificate))
-    storage.write_text(made.recipe_path(locked.hash), documents.to_text(locked))
-    checkpoint.write(
-        made.recipe_path(locked.hash).with_suffix(".safetensors"), initial, {"round": "0", "recipe": locked.hash}
-    )
+    keep_recipe(made, locked, initial)
     for site in plan.sites:
         invite(made, site, plan.days)
     for inner in ("recipes", "invites"):
         (folder / inner).chmod(0o700)
     documents.write(folder / ABOUT, about)
     return made
+
+
+def keep_recipe(where: State, locked: lock.Lock, initial: state.AdapterState) -> None:
+    """Keep a locked recipe and its initial adapter; the adapter first, so that a recipe that is there can be run."""
+    path = where.recipe_path(locked.hash)
+    checkpoint.write(path.with_suffix(".safetensors"), initial, {"round": "0", "recipe": locked.hash})
+    documents.write(path, locked)
 
 
 def open_state(folder: Path) -> State:

@@ -53,7 +53,7 @@ class RollCall:
             return
         if hello.site in self._members:
             raise errors.HandshakeRefused(f"two nodes call themselves site '{hello.site}'")
-        self._members[hello.site] = self._member(node, hello)
+        self._members[hello.site] = member(self.locked, self.rule, node, hello)
         self._settings[hello.backbone_config_sha256] = hello.site
 
     def members(self) -> dict[str, Member]:
@@ -72,27 +72,32 @@ class RollCall:
             )
         return self._members
 
-    def _member(self, node: int, hello: protocol.Hello) -> Member:
-        locked = self.locked
-        if hello.backbone_sha256 != locked.backbone_sha256:
-            raise errors.HandshakeRefused(
-                f"site '{hello.site}' holds backbone {hello.backbone_sha256[:12]}, the recipe is "
-                f"locked to {locked.backbone_sha256[:12]}. "
-                "Fetch the same weights at that site"
-            )
-        if locked.backbone_config_sha256 and hello.backbone_config_sha256 != locked.backbone_config_sha256:
-            raise errors.HandshakeRefused(
-                f"site '{hello.site}' holds the same backbone with other settings (config.json "
-                f"{hello.backbone_config_sha256[:12]}, the recipe is locked to {locked.backbone_config_sha256[:12]}): "
-                "it would compute something else. Fetch weights and config.json again at that site"
-            )
-        manifest = at_rank(locked.manifest, hello.rank)
-        if hello.manifest_fingerprint != manifest.fingerprint:
-            raise errors.HandshakeRefused(
-                f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends"
-            )
-        self.rule.for_site(locked.initial, manifest)
-        return Member(hello.site, node, manifest, hello.examples)
+
+def member(locked: recipes.LockedRecipe, rule: base.Aggregator, node: int, hello: protocol.Hello) -> Member:
+    """What a greeting says of its site, once it was checked.
+
+    Raises:
+        HandshakeRefused: if the site holds another backbone or builds another adapter.
+    """
+    if hello.backbone_sha256 != locked.backbone_sha256:
+        raise errors.HandshakeRefused(
+            f"site '{hello.site}' holds backbone {hello.backbone_sha256[:12]}, the recipe is "
+            f"locked to {locked.backbone_sha256[:12]}. "
+            "Fetch the same weights at that site"
+        )
+    if locked.backbone_config_sha256 and hello.backbone_config_sha256 != locked.backbone_config_sha256:
+        raise errors.HandshakeRefused(
+            f"site '{hello.site}' holds the same backbone with other settings (config.json "
+            f"{hello.backbone_config_sha256[:12]}, the recipe is locked to {locked.backbone_config_sha256[:12]}): "
+            "it would compute something else. Fetch weights and config.json again at that site"
+        )
+    manifest = at_rank(locked.manifest, hello.rank)
+    if hello.manifest_fingerprint != manifest.fingerprint:
+        raise errors.HandshakeRefused(
+            f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends"
+        )
+    rule.for_site(locked.initial, manifest)
+    return Member(hello.site, node, manifest, hello.examples)
 
 
 def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:

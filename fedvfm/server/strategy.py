@@ -1,6 +1,7 @@
 """The federation: our own round loop on a Flower Grid.
 
 handshake -> (configure -> train -> admit -> aggregate -> checkpoint -> evaluate -> journal) x rounds -> test.
+Between rounds whoever steers may take it off the loop, change the sites or the last round, and put it on again.
 
 Flower's own ``Strategy.start`` cannot resume, uses every connected node and admits anything; this loop does what it
 does not. NumPy only, never torch.
@@ -8,27 +9,23 @@ does not. NumPy only, never torch.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import threadpoolctl
-from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedvfm import chain, errors, flower, progress, protocol, state, storage
+from fedvfm import chain, errors, progress, protocol, state, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.server import admission, checkpoint, cohort, handshake, journal, optimiser, received
+from fedvfm.server import admission, asking, checkpoint, cohort, handshake, journal, optimiser, received
 from fedvfm.server.aggregators import base, svd
 from fedvfm.server.aggregators import table as rules
-
-POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class Job:
         per_sample: ask sites for per-sample test values (simulation only).
         test_best: also test the adapter of the best validation round.
         durable: an admitted update is on disk before it counts, and none is asked for twice.
+        last: the last round, where it is to end before the recipe's; 0 for the recipe's.
+        least_tests: how many sites must test the final adapter; 0 for all.
     """
 
     name: str
@@ -57,14 +56,17 @@ class Job:
     test_best: bool = False
     primary: str = "dice"
     durable: bool = False
+    last: int = 0
+    least_tests: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """Number of the last round."""
+        return min(self.last or self.locked.recipe.rounds, self.locked.recipe.rounds)
 
 
-@dataclass
-class Traffic:
-    """Bytes of serialised messages, both ways."""
-
-    down: int = 0
-    up: int = 0
+def _stay(number: int) -> bool:
+    return False
 
 
 class Federation:
@@ -77,13 +79,12 @@ class Federation:
     """
 
     def __init__(self, job: Job, grid: Grid, observer: progress.Observer = progress.silent) -> None:
-        self.job, self.grid, self.observer = job, grid, observer
+        self.job, self.observer = job, observer
+        self.asker = asking.Asker(grid, job.server.round_timeout_s)
         self.recipe = job.locked.recipe
         self.rule: base.Aggregator = rules.TABLE.get(self.recipe.aggregation.rule)(**self.recipe.aggregation.options)
         self.checkpoints = job.folder / "checkpoints"
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
-        self.traffic = Traffic()
-        self._recorded = Traffic()
         self._kept: dict[str, state.Array] = {}
 
     @property
@@ -91,23 +92,35 @@ class Federation:
         """The file whose presence says that this federation is finished."""
         return self.job.folder / "evaluation.json"
 
-    def run(self) -> None:
-        """Run or resume to the end.
+    def run(self, members: Mapping[str, handshake.Member] | None = None, leave: Callable[[int], bool] = _stay) -> bool:
+        """Run or resume to the end, or until told to leave between two rounds.
+
+        Args:
+            members: the sites as a handshake found them; None to hold one now.
+            leave: asked before each round, and before the final test, with the number of the round that would come;
+                True to leave with what is done.
+
+        Returns: whether it is finished.
 
         Raises:
             ConfigError: if cohort or quorum cannot be with the sites that train.
             HandshakeRefused, QuorumMissed, CheckpointError, StorageError: see there.
         """
         if self.evaluation_path.exists():
-            return
+            return True
         wrong = cohort.faults(len(self.job.train_sites), self.job.server)
         if wrong:
             raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
-        members = self._handshake()
+        members = self._handshake() if members is None else members
         adapter, self._kept = self._restore()
-        for number in range(self.journal.last_round + 1, self.recipe.rounds + 1):
+        for number in range(self.journal.last_round + 1, self.job.rounds + 1):
+            if leave(number):
+                return False
             adapter = self._round(number, adapter, members)
+        if leave(self.journal.last_round + 1):
+            return False
         self._test(adapter, members)
+        return True
 
     # -- handshake -------------------------------------------------------------------------------------------------
 
@@ -122,8 +135,8 @@ class Federation:
         content = protocol.encode_task(protocol.Task(self.recipe))
         wanted = set(self.job.train_sites) | set(self.job.test_sites)
         call = handshake.RollCall(self.job.locked, self.rule, wanted)
-        nodes = {node: str(node) for node in self.grid.get_node_ids()}
-        for node, message in self._ask(nodes, protocol.HANDSHAKE, lambda _: content, 0):
+        nodes = {node: str(node) for node in self.asker.grid.get_node_ids()}
+        for node, message in self.asker.ask(nodes, protocol.HANDSHAKE, lambda _: content, 0):
             if message.has_error():
                 call.leave_out(node, f"refused the handshake: {protocol.error_word(message)}")
                 continue
@@ -160,7 +173,7 @@ class Federation:
     ) -> state.AdapterState:
         started = time.monotonic()
         asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
-        self.observer("round", arm=self.job.name, round=number, rounds=self.recipe.rounds, sites=asked)
+        self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=asked)
         updates, refused = self._train(number, adapter, [members[name] for name in asked])
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
         cohort.require(list(updates), asked, self.job.server, number, why)
@@ -172,7 +185,7 @@ class Federation:
         every = self.recipe.evaluation.every
         validation = (
             self._validate(number, adapter, members)
-            if every and (number % every == 0 or number == self.recipe.rounds)
+            if every and (number % every == 0 or number == self.job.rounds)
             else {}
         )
         self._keep_best(number, adapter, validation)
@@ -184,7 +197,7 @@ class Federation:
             **record,
             "validation": validation,
             **self._mark,
-            "bytes": self._new_traffic(),
+            "bytes": self.asker.new_traffic(),
             "seconds": round(time.monotonic() - started, 3),
             "peak_mib": journal.peak_mib(),
         }
@@ -209,7 +222,7 @@ class Federation:
         updates = kept.find(number, bases) if self.job.durable else {}
         refused: dict[str, dict[str, str]] = {}
         asked = {m.node: m.name for m in members if m.name not in updates}
-        for node, message in self._ask(asked, protocol.TRAIN, content, number):
+        for node, message in self.asker.ask(asked, protocol.TRAIN, content, number):
             member = by_node[node]
             terms = admission.Terms(
                 member.name,
@@ -231,6 +244,8 @@ class Federation:
                 refused[member.name] = {"reason": refusal.reason, "detail": refusal.detail}
             except errors.ProtocolError as error:
                 refused[member.name] = {"reason": "protocol", "detail": str(error)}
+            if member.name in refused:
+                self._refused(number, member.name, refused[member.name]["reason"])
             loss = updates[member.name].metrics.get("loss") if member.name in updates else None
             self.observer("reply", arm=self.job.name, round=number, phase="train", site=member.name, loss=loss)
         for member in members:
@@ -239,7 +254,11 @@ class Federation:
                     "reason": "no-answer",
                     "detail": f"no reply within {self.job.server.round_timeout_s:g} s",
                 }
+                self._refused(number, member.name, "no-answer")
         return dict(sorted(updates.items())), dict(sorted(refused.items()))
+
+    def _refused(self, number: int, site: str, reason: str) -> None:
+        self.observer("refused", arm=self.job.name, round=number, site=site, reason=reason)
 
     def _aggregate(
         self, updates: Mapping[str, state.SiteUpdate], members: Mapping[str, handshake.Member]
@@ -293,36 +312,42 @@ class Federation:
 
     def _test(self, adapter: state.AdapterState, members: Mapping[str, handshake.Member]) -> None:
         sites = [members[name] for name in self.job.test_sites]
-        rounds = self.recipe.rounds
+        rounds = self.journal.last_round
         result: dict[str, Any] = {"round": rounds, "fingerprint": adapter.fingerprint, "recipe": self.recipe.hash}
         result |= self._mark
         started = time.monotonic()
-        result["last"] = self._tested(rounds, adapter, sites)
+        self.observer("test", arm=self.job.name, round=rounds, sites=sorted(self.job.test_sites))
+        answers = self._evaluate(rounds, adapter, sites, split="test", full=True, final=True)
+        result["last"] = _scores(answers)
+        if self.job.durable:
+            result["acceptance"] = {name: answer.acceptance for name, answer in answers.items() if answer.acceptance}
         best = self.checkpoints / "best.safetensors"
         if self.job.test_best and best.exists():
             chosen, _, marks = checkpoint.read(best)
             same = chosen.fingerprint == adapter.fingerprint
             scores = result["last"] if same else self._tested(int(marks["round"]), chosen, sites)
             result["best"] = {"round": int(marks["round"]), "fingerprint": chosen.fingerprint, "sites": scores["sites"]}
-        result["bytes"] = self._new_traffic()
+        result["bytes"] = self.asker.new_traffic()
         result["seconds"] = round(time.monotonic() - started, 3)
         result["peak_mib"] = journal.peak_mib()
         checkpoint.write(
             self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash}
         )
+        self.observer("finished", arm=self.job.name, round=rounds, record=result)
         storage.write_text(self.evaluation_path, chain.canonical(result) + "\n")
 
     def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[handshake.Member]) -> dict[str, Any]:
-        answers = self._evaluate(number, adapter, sites, split="test", full=True)
-        return {
-            "sites": {
-                name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()
-            },
-            "samples": {name: {"id": list(answer.ids), **answer.samples} for name, answer in answers.items()},
-        }
+        return _scores(self._evaluate(number, adapter, sites, split="test", full=True))
 
     def _evaluate(
-        self, number: int, adapter: state.AdapterState, sites: Sequence[handshake.Member], *, split: str, full: bool
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        sites: Sequence[handshake.Member],
+        *,
+        split: str,
+        full: bool,
+        final: bool = False,
     ) -> dict[str, protocol.Evaluation]:
         by_node = {member.node: member for member in sites}
         per_sample = full and self.job.per_sample
@@ -330,12 +355,12 @@ class Federation:
 
         def task(member: handshake.Member) -> protocol.Task:
             own = self.rule.for_site(adapter, member.manifest)
-            return protocol.Task(self.recipe, number, own, split, surface, per_sample)
+            return protocol.Task(self.recipe, number, own, split, surface, per_sample, final)
 
         content = self._contents(task, by_node)
 
         answers: dict[str, protocol.Evaluation] = {}
-        for node, message in self._ask({m.node: m.name for m in sites}, protocol.EVALUATE, content, number):
+        for node, message in self.asker.ask({m.node: m.name for m in sites}, protocol.EVALUATE, content, number):
             name = by_node[node].name
             self.observer("reply", arm=self.job.name, round=number, phase=split, site=name, loss=None)
             if message.has_error():
@@ -348,7 +373,7 @@ class Federation:
                 continue
             if answer.site == name and answer.round == number:
                 answers[name] = answer
-        if full and len(answers) < len(sites):
+        if full and len(answers) < (self.job.least_tests or len(sites)):
             missing = ", ".join(sorted({member.name for member in sites} - set(answers)))
             raise errors.QuorumMissed(f"the final test is missing from: {missing}. Mend the sites and resume")
         return dict(sorted(answers.items()))
@@ -368,35 +393,6 @@ class Federation:
 
         return content
 
-    def _new_traffic(self) -> dict[str, int]:
-        """Bytes since the last record; those of the handshake fall to the first record after it."""
-        new = {"up": self.traffic.up - self._recorded.up, "down": self.traffic.down - self._recorded.down}
-        self._recorded = dataclasses.replace(self.traffic)
-        return new
-
-    # -- messages --------------------------------------------------------------------------------------------------
-
-    def _ask(
-        self, nodes: Mapping[int, str], kind: str, content: Callable[[int], Any], number: int
-    ) -> Iterator[tuple[int, Message]]:
-        """Send one message to each node in order of name; yield replies as they come, until all or the deadline."""
-        timeout = self.job.server.round_timeout_s
-        ordered = sorted(nodes, key=lambda node: nodes[node])
-        messages = [Message(content(node), node, kind, ttl=timeout, group_id=str(number)) for node in ordered]
-        self.traffic.down += _sizes(messages)
-        outstanding = set(self.grid.push_messages(messages))
-        del messages
-        deadline = time.monotonic() + timeout
-        while outstanding and time.monotonic() < deadline:
-            replies = list(self.grid.pull_messages(sorted(outstanding)))
-            for message in replies:
-                outstanding.discard(message.metadata.reply_to_message_id)
-                self.traffic.up += flower.size(message)
-                if message.metadata.src_node_id in nodes:
-                    yield message.metadata.src_node_id, message
-            if not replies:
-                time.sleep(POLL_S)
-
 
 def _weight(update: state.SiteUpdate, weighting: str) -> float:
     """The site's unnormalised weight; admission has bounded the number it rests on."""
@@ -405,13 +401,12 @@ def _weight(update: state.SiteUpdate, weighting: str) -> float:
     return float(update.num_examples) if weighting == "examples" else 1.0
 
 
-def _sizes(messages: Sequence[Message]) -> int:
-    """Bytes of all messages; those that share their records are serialised once."""
-    by_content: dict[int, int] = {}
-    for message in messages:
-        if id(message.content) not in by_content:
-            by_content[id(message.content)] = flower.size(message)
-    return sum(by_content[id(message.content)] for message in messages)
+def _scores(answers: Mapping[str, protocol.Evaluation]) -> dict[str, Any]:
+    """Site values and per-sample values, by site."""
+    return {
+        "sites": {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()},
+        "samples": {name: {"id": list(answer.ids), **answer.samples} for name, answer in answers.items()},
+    }
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The roster: which sites were invited, approved and revoked, as an append-only hash-chained file of the server.
+"""The roster: which sites were invited, approved, dropped and revoked, as a hash-chained file of the server.
 
 The state of a site is what its last line says. A token is used up by the line that approves its request, so it is good
 once whatever crashes in between; a key that was ever on the roster is never taken for another site.
@@ -15,7 +15,11 @@ from typing import Any
 from fedvfm import chain, errors, storage
 from fedvfm.trust import documents, invites, keys, requests
 
-INVITED, APPROVED, REVOKED = "invited", "approved", "revoked"
+INVITED, APPROVED, DROPPED, REVOKED = "invited", "approved", "dropped", "revoked"
+KNOWN = (APPROVED, DROPPED)
+"""Sites whose key is let in: a dropped one is asked nothing, but its client may stay and be readmitted."""
+READMITTED = "readmitted"
+"""The line that makes a dropped site an approved one again."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class Entry:
     """One site.
 
     Attributes:
-        status: ``invited``, ``approved`` or ``revoked``.
+        status: ``invited``, ``approved``, ``dropped`` or ``revoked``.
         since: when that was written.
-        public_key: of an approved or revoked site.
+        public_key: of a site that is or was approved.
         recipe: hash of the recipe the site approved when it joined.
         version: of its fedvfm when it joined.
         verifier: of the open invite's token.
@@ -93,9 +97,10 @@ class Roster:
             twins = [name for name in known if name != site and name.casefold() == site.casefold()]
             if twins:
                 raise errors.TrustError(f"site '{site}': differs from '{twins[0]}' in case alone. Choose another name")
-            if site in known and known[site].status == APPROVED:
+            if site in known and known[site].status in KNOWN:
                 raise errors.TrustError(
-                    f"site '{site}': is approved. To give it a new key: fedvfm server revoke \"{site}\", then invite"
+                    f"site '{site}': is {known[site].status}. To give it a new key: fedvfm server revoke \"{site}\", "
+                    "then invite"
                 )
             written.append(
                 {
@@ -143,6 +148,34 @@ class Roster:
                 written.append({"event": REVOKED, "site": site, "time": documents.stamp(now)})
             return _fold(written.entries)[site]
 
+    def drop(self, site: str, now: datetime.datetime) -> Entry:
+        """Ask an approved site nothing more; its entry and key stay.
+
+        Raises:
+            TrustError: if it is not approved.
+        """
+        return self._turn(site, APPROVED, DROPPED, now)
+
+    def readmit(self, site: str, now: datetime.datetime) -> Entry:
+        """The inverse of :meth:`drop`.
+
+        Raises:
+            TrustError: if it was not dropped.
+        """
+        return self._turn(site, DROPPED, APPROVED, now)
+
+    def _turn(self, site: str, before: str, after: str, now: datetime.datetime) -> Entry:
+        with storage.exclusive(self.path):
+            written = chain.Chain(self.path)
+            entry = _fold(written.entries).get(site)
+            if entry is None or entry.status not in (before, after):
+                found = "is not on the roster" if entry is None else f"is {entry.status}, not {before}"
+                raise errors.TrustError(f"site '{documents.shown(site)[:80]}': {found}. See: fedvfm server roster")
+            if entry.status == before:
+                event = DROPPED if after == DROPPED else READMITTED
+                written.append({"event": event, "site": site, "time": documents.stamp(now)})
+            return _fold(written.entries)[site]
+
     def _check(
         self,
         request: requests.Request,
@@ -163,6 +196,11 @@ class Roster:
             raise errors.TrustError(
                 f"{who}: the site is approved already and its invite used up. A new key needs: fedvfm server revoke, "
                 "then invite"
+            )
+        if entry.status == DROPPED:
+            raise errors.TrustError(
+                f"{who}: the site was dropped at {entry.since} and has its key still. Take it in again: "
+                "fedvfm server readmit"
             )
         if entry.status == REVOKED:
             raise errors.TrustError(f"{who}: the site was revoked at {entry.since}. It needs a new invite")
@@ -193,8 +231,9 @@ def _fold(lines: list[dict[str, Any]]) -> dict[str, Entry]:
 def _next(line: Mapping[str, Any], before: Mapping[str, Entry]) -> Entry:
     """The state of a site after one line."""
     event, site, since = str(line["event"]), str(line["site"]), str(line["time"])
-    if event == REVOKED:
+    if event in (DROPPED, READMITTED, REVOKED):
         known = before[site]
-        return Entry(site, REVOKED, since, known.public_key, known.recipe, known.version)
+        status = APPROVED if event == READMITTED else event
+        return Entry(site, status, since, known.public_key, known.recipe, known.version)
     names = ("verifier", "expires") if event == INVITED else ("public_key", "recipe", "version")
     return Entry(site, event, since, **{name: str(line[name]) for name in names})

@@ -1,0 +1,80 @@
+"""Messages of the round loop: sent in the order of the sites' names, answers taken as they come, until a deadline."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedvfm import flower
+
+POLL_S = 0.5
+
+
+@dataclass
+class Traffic:
+    """Bytes of serialised messages, both ways."""
+
+    down: int = 0
+    up: int = 0
+
+
+class Asker:
+    """Asks sites on a Grid and counts what travels.
+
+    Args:
+        grid: Flower's; any engine's.
+        timeout_s: how long answers are waited for, and how long a message lives.
+    """
+
+    def __init__(self, grid: Grid, timeout_s: float) -> None:
+        self.grid, self.timeout_s = grid, timeout_s
+        self.traffic = Traffic()
+        self._recorded = Traffic()
+
+    def ask(
+        self, nodes: Mapping[int, str], kind: str, content: Callable[[int], Any], number: int
+    ) -> Iterator[tuple[int, Message]]:
+        """Send one message to each node in order of name; yield answers as they come, until all or the deadline.
+
+        Args:
+            nodes: node -> name.
+            kind: the message type.
+            content: the records for a node.
+            number: the round.
+        """
+        ordered = sorted(nodes, key=lambda node: nodes[node])
+        messages = [Message(content(node), node, kind, ttl=self.timeout_s, group_id=str(number)) for node in ordered]
+        self.traffic.down += _sizes(messages)
+        outstanding = set(self.grid.push_messages(messages))
+        del messages
+        deadline = time.monotonic() + self.timeout_s
+        while outstanding and time.monotonic() < deadline:
+            replies = list(self.grid.pull_messages(sorted(outstanding)))
+            for message in replies:
+                outstanding.discard(message.metadata.reply_to_message_id)
+                self.traffic.up += flower.size(message)
+                if message.metadata.src_node_id in nodes:
+                    yield message.metadata.src_node_id, message
+            if not replies:
+                time.sleep(POLL_S)
+
+    def new_traffic(self) -> dict[str, int]:
+        """Bytes since the last record; those of the handshake fall to the first record after it."""
+        new = {"up": self.traffic.up - self._recorded.up, "down": self.traffic.down - self._recorded.down}
+        self._recorded = dataclasses.replace(self.traffic)
+        return new
+
+
+def _sizes(messages: Sequence[Message]) -> int:
+    """Bytes of all messages; those that share their records are serialised once."""
+    by_content: dict[int, int] = {}
+    for message in messages:
+        if id(message.content) not in by_content:
+            by_content[id(message.content)] = flower.size(message)
+    return sum(by_content[id(message.content)] for message in messages)

@@ -1,0 +1,101 @@
+"""``fedvfm server start --detach``: the same command in the background, told of as soon as it listens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedvfm import errors, processes, storage
+
+LOG = "server"
+MARK = "listening.json"
+PATIENCE_S = 300.0
+"""More than SuperLink and proxy are waited for in the background."""
+
+
+def announce(folder: Path, address: str) -> None:
+    """Say, in the folder of the server's processes, that this process listens."""
+    storage.write_text(folder / MARK, json.dumps({"pid": processes.own_pid(), "address": address}) + "\n")
+
+
+def silence(folder: Path) -> None:
+    """The inverse of :func:`announce`."""
+    (folder / MARK).unlink(missing_ok=True)
+
+
+def command(state: Path, options: Sequence[str], *, stay: bool) -> tuple[str, ...]:
+    """The command that runs this server in the foreground."""
+    words = ["--state", str(state.absolute()), *options, *(["--stay"] if stay else [])]
+    return processes.module("fedvfm.cli", "server", "start", *words)
+
+
+def launch(folder: Path, command: tuple[str, ...], patience_s: float = PATIENCE_S) -> dict[str, Any]:
+    """Start a server in a session of its own, which outlives this process and its terminal; return when it listens.
+
+    Args:
+        folder: of the server's processes; its log goes there.
+        command: that runs it in the foreground.
+        patience_s: how long it is waited for.
+
+    Returns: ``pid``, ``address``, ``log``, and ``finished`` where there was nothing left to do.
+
+    Raises:
+        EngineError: with its last words, if it does not listen; it was ended then.
+    """
+    with storage.guard(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    path = processes.log_path(folder, LOG)
+    log = processes.open_log(path)
+    try:
+        begun = path.stat().st_size
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    finally:
+        os.close(log)
+    told = {"pid": child.pid, "log": str(path)}
+    try:
+        deadline = time.monotonic() + patience_s
+        while child.poll() is None and time.monotonic() < deadline:
+            if (address := _listens(folder, child.pid)) is not None:
+                child.returncode = 0  # it is let go, and goes on; Python would warn of it
+                return {**told, "address": address, "finished": False}
+            time.sleep(0.1)
+        if child.returncode == 0:
+            return {**told, "address": "", "finished": True}
+    except BaseException:
+        _end(child)
+        raise
+    _end(child)
+    raise errors.EngineError(f"the server did not start: {_said(path, begun)} (log: {path})")
+
+
+def _listens(folder: Path, pid: int) -> str | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return str(found["address"]) if found["pid"] == pid else None
+    return None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(30)
+        child.kill()
+        child.wait()
+
+
+def _said(path: Path, begun: int) -> str:
+    """The error it ended with, or else the last thing it wrote."""
+    try:
+        lines = path.read_bytes()[begun:].decode(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    errors_at = [number for number, line in enumerate(lines) if re.match(r"[A-Z]\w+: ", line)]
+    return "\n".join(lines[errors_at[-1] :] if errors_at else lines[-1:]) or "it said nothing"
