@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,9 @@ import typer
 from fedvfm import errors
 
 if TYPE_CHECKING:
+    from fedvfm.client import joining as joinings
     from fedvfm.client import policy as policies
+    from fedvfm.client import purge as purges
     from fedvfm.trust import lock as locks
 
 NAME = "client"
@@ -22,6 +25,7 @@ app = typer.Typer(help="Take part in a federation, on your own terms.", no_args_
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SITE_STATE", help="This site's state folder.")]
 Site = Annotated[Path | None, typer.Option("--data", help="The site's own file, for its [policy].")]
+StateArgument = Annotated[Path | None, typer.Argument(metavar="[STATE]", help="This site's state folder.")]
 STATE = Path("fedvfm-site")
 
 
@@ -203,12 +207,16 @@ def approvals(state: StateOption = STATE, as_json: Json = False) -> None:
 @app.command()
 def start(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
     state: StateOption = STATE,
 ) -> None:
     """Take part until Ctrl-C: wait for messages, judge them by the policy and the approvals, and answer."""
-    from fedvfm.client import joining, supervisor
+    from fedvfm import health as probe
+    from fedvfm.client import doctor, joining, supervisor
 
-    supervisor.start(joining.open_state(state), site, lambda text: _say([text]))
+    where = joining.open_state(state)
+    with probe.serving(health, lambda: doctor.alive(where)):
+        supervisor.start(where, site, lambda text: _say([text]))
 
 
 @app.command()
@@ -234,5 +242,155 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
         print(f"{name:12} {'process ' + str(pid) if pid else 'not running'}")
     for recipe in found["waiting"]:
         print(f"waits for a person: recipe {recipe}; fedvfm client review {recipe[:12]}")
+    _show_adapters(found["adapters"])
     for event, fields in found["last"].items():
         print(f"{event:10} {' '.join(f'{key}={value}' for key, value in fields.items())}")
+
+
+@app.command()
+def rehearse(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe, an invite or the hash of one seen here; default is the site's."),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the list as JSON to this file; must not exist.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Run one real round on this site's data, send nothing, and list every byte that would leave."""
+    from fedvfm import storage
+    from fedvfm.client import joining
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: nothing is fetched
+    if save is not None and save.exists():
+        raise errors.OutputInUse(f"{save} exists and is left as it is. Choose another --save")
+    where = joining.open_state(state) if (state / joining.ABOUT).exists() else None
+    locked = _open(_rehearsed(site, recipe, where), state)
+    from fedvfm.client import policy, rehearsal
+
+    verdicts = policy.check(policy.read(site), policy.Facts.of(locked))
+    if not all(one.accepted for one in verdicts):
+        _say(_text(locked, verdicts))
+    found = rehearsal.run(site, locked, where)
+    text = json.dumps(found.to_json(), indent=2)
+    if save is not None:
+        storage.write_text(save, text + "\n")
+    print(text if as_json else "\n".join(rehearsal.lines(found)))
+
+
+def _rehearsed(site: Path, recipe: str | None, where: joinings.State | None) -> str:
+    """Which recipe: the one asked for, that of the site's file, or the one that is approved."""
+    from fedvfm import config
+    from fedvfm.client import own
+
+    if recipe is not None:
+        return recipe
+    named = config.parse(config.SiteConfig, config.read_toml(site), str(site)).recipe
+    if named is not None:
+        return str(own.beside(site, named))
+    stand = [] if where is None else where.approvals.stand()
+    if len(stand) != 1:
+        known = ", ".join(one[:12] for one in stand) or "none"
+        raise errors.ConfigError("--recipe", [f"which recipe? {site} names none, and approved here are: {known}"])
+    return stand[0]
+
+
+@app.command()
+def adapter(
+    folder: StateArgument = None,
+    accept: Annotated[str | None, typer.Option(help="Accept the one that waits, by its fingerprint.")] = None,
+    decline: Annotated[str | None, typer.Option(help="Decline it: it is removed.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Show the final adapters that came, where they lie and what was decided; or decide of one that waits."""
+    from fedvfm.client import joining, verdicts
+
+    where = joining.open_state(folder or state)
+    if accept is not None and decline is not None:
+        raise errors.ConfigError("--accept, --decline", ["give one of the two"])
+    chosen = accept or decline
+    if chosen is not None:
+        verdicts.decide(where, chosen, accept is not None)
+    rows = verdicts.to_json(where)
+    if as_json:
+        print(json.dumps({"site": where.about.site, "adapters": rows}, indent=2))
+        return
+    print(f"site {where.about.site}: {len(rows) or 'no'} final adapter{'' if len(rows) == 1 else 's'} received")
+    _show_adapters(rows)
+
+
+def _show_adapters(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        score = "not scored" if row["score"] is None else f"{row['metric']} {row['score']:.4f}"
+        print(
+            f"adapter {row['fingerprint'][:12]} of recipe {row['recipe'][:12]}, round {row['round']}: {row['verdict']} "
+            f"({row['reason']}), {score} on {row['examples']} own test samples"
+        )
+        if row["folder"]:
+            print(f"  {row['folder']}")
+        if row["verdict"] == "pending":
+            print(f"  a person decides: fedvfm client adapter --accept {row['fingerprint'][:12]}, or --decline")
+
+
+@app.command()
+def purge(
+    folder: StateArgument = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    with_audit: Annotated[
+        bool, typer.Option("--audit", help="The audit log too; a receipt of it is printed first, approvals end.")
+    ] = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Remove received adapters, kept replies, logs and caches of this federation; keys and audit log stay."""
+    from fedvfm.client import joining
+    from fedvfm.client import purge as purging
+    from fedvfm.trust import documents
+
+    where = joining.open_state(folder or state)
+    purging.require_stopped(where)
+    rows = purging.found(where, with_audit=with_audit)
+    receipt = purging.receipt(where) if with_audit else None
+    if receipt is not None:
+        _say(["receipt of the audit log; keep it:", documents.to_text(receipt)])
+    if not yes:
+        _confirm(where.about.site, rows, as_json)
+    gone = purging.run(where, with_audit=with_audit)
+    if as_json:
+        told = None if receipt is None else receipt.model_dump(mode="json")
+        print(json.dumps({"site": where.about.site, "removed": [vars(one) for one in gone], "receipt": told}, indent=2))
+        return
+    for one in gone:
+        print(f"removed {one.kind:10} {one.files:4} files, {one.bytes:,} bytes: {one.path}")
+    print(f"kept: key, certificate, recipes, approvals{'' if with_audit else ', audit log'}; weights and your own data")
+
+
+def _confirm(site: str, rows: Sequence[purges.Removed], as_json: bool) -> None:
+    """Ask before anything is removed.
+
+    Raises:
+        ConfigError: if the answer is no, or nobody can be asked.
+    """
+    if as_json:
+        raise errors.ConfigError("purge", ["with --json nobody is asked; give --yes. Nothing was removed"])
+    _say([f"to be removed at site {site}:", *(f"  {one.kind}: {one.files} files, {one.path}" for one in rows)])
+    print("remove? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise errors.ConfigError("purge", ["not confirmed; nothing was removed"])
+
+
+@app.command()
+def unit(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    user: Annotated[str | None, typer.Option(help="Whom it runs as; default is who owns the state folder.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Print a hardened systemd unit that runs 'fedvfm client start'."""
+    from fedvfm import config, units
+
+    found = config.parse(config.SiteConfig, config.read_toml(site), str(site))
+    text = units.client(site, found, state, user).text()
+    print(json.dumps({"name": "fedvfm-client.service", "unit": text}, indent=2) if as_json else text, end="")

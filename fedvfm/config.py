@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import Field
 
-from fedvfm import chain, errors, site_policy, strict
+from fedvfm import chain, errors, privacy_config, site_policy, strict
 
 SCHEMA_VERSION = 1
 MAX_RANK = 1024
@@ -48,7 +48,12 @@ WINDOWS: dict[str, tuple[float, float]] = {
 """CT windows by name: (centre, width) in Hounsfield units, as radiologists commonly set them."""
 
 
-Strict = strict.Strict
+class Strict(pydantic.BaseModel):
+    """Base of all configs: strict types, no unknown keys, immutable, no NaN."""
+
+    model_config = strict.SETTINGS
+
+
 PrivacyPolicy = site_policy.PrivacyPolicy
 PolicyConfig = site_policy.PolicyConfig
 LimitsConfig = site_policy.LimitsConfig
@@ -121,6 +126,9 @@ class DataContract(Strict):
     ``stack = 3`` shows every slice between its two neighbours, one a channel (2.5D). ``window`` is a name of
     :data:`WINDOWS` or (centre, width) in the files' units, Hounsfield units for CT, and takes the place of
     ``intensity``. ``modality`` with a code of DICOM in it ("CT", "MR", ...) refuses DICOM files of another.
+
+    ``channels`` names what is one channel each, in order: ``["FLAIR", "T1w", "T2w"]``. A case then has a file for each
+    on one grid, at every site and in prediction; left out, a case is one file.
     """
 
     class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=256, strict=False)]
@@ -133,6 +141,7 @@ class DataContract(Strict):
     window: Annotated[tuple[float, Positive], Field(strict=False)] | Name | None = None
     plane: Literal["axial", "coronal", "sagittal", "acquired"] = "axial"
     stack: Literal[1, 3] = 1
+    channels: Annotated[tuple[Name, ...], _names()] = ()
     mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.485, 0.456, 0.406)
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
     augment: Annotated[tuple[Name, ...], _names()] = ()
@@ -151,12 +160,21 @@ class DataContract(Strict):
             raise ValueError(f"known windows: {', '.join(WINDOWS)}; or [centre, width]")
         return window
 
+    @pydantic.field_validator("channels")
+    @classmethod
+    def _countable(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(channels) not in (0, 1, 3) or len({name.casefold() for name in channels}) < len(channels):
+            raise ValueError("one name, or three different ones, are needed: a backbone takes one channel or three")
+        return channels
+
     @pydantic.model_validator(mode="after")
     def _agree(self) -> DataContract:
         if self.window is not None and self.intensity == "polarity":
             raise ValueError('window and intensity = "polarity" exclude each other: a window fixes what is dark')
         if self.stack > 1 and self.grey:
             raise ValueError("stack = 3 and grey = true exclude each other: the neighbours would be mixed into one")
+        if len(self.channels) > 1 and (self.grey or self.stack > 1):
+            raise ValueError("three channels exclude grey = true and stack = 3: the model takes three in all")
         return self
 
     @property
@@ -216,7 +234,11 @@ class AdmissionConfig(Strict):
 
 
 class Recipe(Strict):
-    """What is trained, resolved to the last default. Its hash names it."""
+    """What is trained, resolved to the last default. Its hash names it.
+
+    ``start`` is the fingerprint of the adapter of an earlier recipe that training goes on from; left out, the adapter
+    of round 0 is made from the seed.
+    """
 
     schema_version: Literal[1] = 1
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -231,23 +253,32 @@ class Recipe(Strict):
     aggregation: AggregationConfig = AggregationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    privacy: privacy_config.RecipePrivacy = privacy_config.NONE
+    start: Sha256 | None = None
 
     @property
     def hash(self) -> str:
         """sha256 of the canonical JSON of every resolved value."""
-        return hashlib.sha256(chain.canonical(self.model_dump(mode="json")).encode()).hexdigest()
+        # A recipe that starts from nothing, or has no mechanism, is named as before there was such a key.
+        left_out: dict[str, Any] = {"start": True} if self.start is None else {}
+        left_out |= {"privacy": True} if self.privacy == privacy_config.NONE else {}
+        left_out |= {} if self.data.channels else {"data": {"channels"}}
+        values = self.model_dump(mode="json", exclude=left_out)
+        return hashlib.sha256(chain.canonical(values).encode()).hexdigest()
 
 
 class ServerConfig(Strict):
     """How the server runs rounds. ``quorum`` and ``cohort`` of 0 mean all sites.
 
     ``join_timeout_s``: how long it waits for the sites of the roster before it begins with a quorum, or gives up.
+    ``away_timeout_s``: how long a round waits for the answer of a site that is not connected.
     """
 
     quorum: Annotated[int, Field(ge=0)] = 0
     cohort: Annotated[int, Field(ge=0)] = 0
     round_timeout_s: Positive = 3600.0
     join_timeout_s: Positive = 3600.0
+    away_timeout_s: Positive = 600.0
 
 
 class SourceConfig(Strict):
@@ -299,8 +330,9 @@ class SiteConfig(Strict):
     """The hospital's own file; it never leaves the site.
 
     ``labels`` maps the class names of the hospital's data to those of the recipe (several may become one). ``device``
-    is all it may compute on: where it is "cpu" the executor sees no GPU. ``rank`` 0 means the recipe's. ``recipe`` and ``data.path`` may be relative to this file. ``include`` names the natural sites
-    of the source that are this hospital's; empty means all.
+    is all it may compute on: where it is "cpu" the executor sees no GPU. ``rank`` 0 means the recipe's.
+    ``recipe`` and ``data.path`` may be relative to this file. ``include`` names the natural sites of the source that
+    are this hospital's; empty means all.
     """
 
     schema_version: Literal[1] = 1
@@ -315,6 +347,7 @@ class SiteConfig(Strict):
     split: SiteSplit = SiteSplit()
     limits: LimitsConfig = LimitsConfig()
     policy: PolicyConfig = PolicyConfig()
+    privacy: privacy_config.Budget | None = None
 
 
 class BaselineConfig(Strict):
@@ -352,7 +385,7 @@ class Experiment(Strict):
         return self.model_copy(update={"recipe": self.recipe.model_copy(update={"seed": seed})})
 
 
-Model = TypeVar("Model", bound=Strict)
+Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
 def _known_keys(model: type[pydantic.BaseModel], location: tuple[int | str, ...]) -> list[str]:

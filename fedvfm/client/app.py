@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -20,6 +22,8 @@ MODELS_HELD = 8
 
 SiteOf = Callable[[Context], sites.Site]
 Report = Callable[[str, Exception], None]
+Keep = Callable[[models.AdaptedModel, sites.Site, protocol.Task, protocol.Evaluation], str]
+"""What a site does with the final adapter and its scores; answers one of ``protocol.ACCEPTANCE``."""
 
 
 class Models:
@@ -30,10 +34,11 @@ class Models:
 
     Args:
         limit: of models held at a time; the least recently used one goes first.
+        threads: CPU threads at most; 0 takes each recipe's.
     """
 
-    def __init__(self, limit: int = MODELS_HELD) -> None:
-        self._limit = limit
+    def __init__(self, limit: int = MODELS_HELD, threads: int = 0) -> None:
+        self._limit, self._threads = limit, threads
         self._base = ""
         self._models: OrderedDict[str, models.AdaptedModel] = OrderedDict()
 
@@ -48,28 +53,34 @@ class Models:
         if key not in self._models:
             while len(self._models) >= self._limit:
                 self._models.popitem(last=False)
-            torch.set_num_threads(recipe.threads)
+            torch.set_num_threads(min(recipe.threads, self._threads or recipe.threads))
             self._models[key] = models.AdaptedModel(recipe, device=device)
         self._models.move_to_end(key)
         return self._models[key]
 
 
-def no_site(context: Context) -> sites.Site:
-    """The site of a node that was given none.
+@contextlib.contextmanager
+def _own_end(site: sites.Site) -> Iterator[None]:
+    """Where the site's own terms ended the work, the coordinator is told so, and not that it was slow."""
+    try:
+        yield
+    except errors.DeadlinePassed as late:
+        at, word = site.ends
+        if time.monotonic() < at:
+            raise
+        raise errors.PolicyRefused(word, str(late)) from late
 
-    Raises:
-        ConfigError: always; a node without data must refuse, not answer.
-    """
-    raise errors.ConfigError("client", ["this node was given no site; use: fedvfm simulate EXPERIMENT"])
 
-
-def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report | None = None) -> ClientApp:
+def make_client_app(
+    site_of: SiteOf, built: Models | None = None, report: Report | None = None, keep: Keep | None = None
+) -> ClientApp:
     """A ClientApp.
 
     Args:
         site_of: which site a node is.
         built: where models are kept between messages.
         report: told where an exception was and which; its text never travels.
+        keep: asked what becomes of the final adapter; a virtual hospital has nobody to ask.
     """
     app = ClientApp()
     kept = built or Models()
@@ -114,8 +125,9 @@ def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report
                 raise errors.ProtocolError("a train message without an adapter")
             model = kept.get(site.recipe(task.recipe), site.device)
             # From the arrival, not from the coordinator's clock, which may differ.
-            until = time.monotonic() + message.metadata.ttl
-            return protocol.encode_update(trainer.train(model, site, task.state, task.round, until))
+            until = min(time.monotonic() + message.metadata.ttl, site.ends[0])
+            with _own_end(site):
+                return protocol.encode_update(trainer.train(model, site, task.state, task.round, until))
 
         return answer(message, context, work)
 
@@ -125,7 +137,11 @@ def make_client_app(site_of: SiteOf, built: Models | None = None, report: Report
             if task.state is None:
                 raise errors.ProtocolError("an evaluate message without an adapter")
             model = kept.get(site.recipe(task.recipe), site.device)
-            return protocol.encode_evaluation(evaluator.evaluate(model, site, task.state, task))
+            with _own_end(site):
+                found = evaluator.evaluate(model, site, task.state, task)
+                if task.final and keep is not None:
+                    found = dataclasses.replace(found, acceptance=keep(model, site, task, found))
+            return protocol.encode_evaluation(found)
 
         return answer(message, context, work)
 

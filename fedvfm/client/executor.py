@@ -6,6 +6,7 @@ keeps the backbone in memory, never opens the bundle, and lets nothing but a rep
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +23,8 @@ Answer = Callable[[Message, Context], Message]
 
 def say(text: str) -> None:
     """A line for the process's own log."""
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk takes no log; the answer still goes out
+        print(text, file=sys.stderr, flush=True)
 
 
 def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> None:

@@ -8,6 +8,9 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     request.json                 to send back to the coordinator
     recipes/<hash>.json          recipes this site was asked to take part in
     approvals.jsonl audit.jsonl  hash-chained
+    sent/                        the update that was sent last, of each recipe
+    adapters/                    final adapters that came, and what was decided of each
+    run/                         pid files, logs and secrets of the processes
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from fedvfm import audit, config, errors, storage
 from fedvfm.trust import approvals, certificates, documents, invites, keys, lock, requests
 
 ABOUT = "site.json"
+REHEARSAL = "rehearsal-"
+"""How the folder of a rehearsal begins; it is gone afterwards unless that was killed."""
 MAX_SEEN = 1000
 """Recipes that are kept; a coordinator that sends more fills no disk."""
 
@@ -61,6 +66,11 @@ class State:
     def request(self) -> Path:
         """The request to send to the coordinator."""
         return self.folder / "request.json"
+
+    @property
+    def sent(self) -> Path:
+        """Where the updates lie that were sent last."""
+        return self.folder / "sent"
 
     @property
     def approvals(self) -> approvals.Approvals:

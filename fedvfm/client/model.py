@@ -17,6 +17,7 @@ from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
+from fedvfm.privacy import table as mechanisms
 from fedvfm.tasks import base as tasks
 from fedvfm.tasks import table as task_table
 
@@ -26,7 +27,7 @@ def validate(recipe: configs.Recipe) -> list[str]:
 
     The model is built on the meta device, so neither weights nor network are needed.
     """
-    faults = _option_faults(recipe)
+    faults = _option_faults(recipe) + mechanisms.faults(recipe.privacy)
     for table, name, where in (
         (task_table.TABLE, recipe.task.kind, "recipe.task.kind"),
         (adapter_table.TABLE, recipe.adapter.kind, "recipe.adapter.kind"),
@@ -140,6 +141,8 @@ class AdaptedModel(nn.Module):
 
     def __init__(self, recipe: configs.Recipe, *, with_weights: bool = True, device: str = "cpu") -> None:
         super().__init__()
+        # Whoever gets here past every check still trains nothing without the privacy that the recipe asks for.
+        mechanisms.require(recipe.privacy)
         self.device = device if with_weights else "meta"
         load = backbone_table.loader(recipe.backbone)
         kind: adapters.Adapter = adapter_table.TABLE.get(recipe.adapter.kind)()

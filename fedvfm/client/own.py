@@ -12,6 +12,8 @@ from fedvfm import errors, seeding
 from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
 from fedvfm.data.sources import table as sources
+from fedvfm.trust import documents
+from fedvfm.trust import lock as locks
 
 
 @dataclass(frozen=True)
@@ -33,31 +35,47 @@ def read(path: Path, recipe: Path | None = None) -> Own:
     Raises:
         ConfigError: listing every fault of either file.
     """
+    site = read_site(path)
+    chosen = recipe or (None if site.recipe is None else beside(path, site.recipe))
+    return Own(site, None if chosen is None else read_recipe(chosen))
+
+
+def read_site(path: Path) -> configs.SiteConfig:
+    """A site's file alone, its paths made absolute.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
     site = configs.parse(configs.SiteConfig, configs.read_toml(path), str(path))
     name = site.data.source.partition(":")[0]
     if name not in sources.TABLE:
         raise errors.ConfigError(str(path), [f"data.source: {sources.TABLE.fault(name)}"])
-    data = site.data
+    data, budget = site.data, site.privacy
     if data.path is not None:
-        data = data.model_copy(update={"path": str(_beside(path, data.path))})
-    chosen = recipe or (None if site.recipe is None else _beside(path, site.recipe))
-    return Own(site.model_copy(update={"data": data}), None if chosen is None else read_recipe(chosen))
+        data = data.model_copy(update={"path": str(beside(path, data.path))})
+    if budget is not None:
+        budget = budget.model_copy(update={"ledger": str(beside(path, budget.ledger))})
+    return site.model_copy(update={"data": data, "privacy": budget})
 
 
-def _beside(file: Path, path: str) -> Path:
+def beside(file: Path, path: str) -> Path:
     """A path as seen from the folder of ``file``."""
     return file.absolute().parent / Path(path).expanduser()
 
 
 def read_recipe(path: Path) -> configs.Recipe:
-    """A recipe from its own file, or from the table ``[recipe]`` of an experiment.
+    """A recipe from its own file, from the table ``[recipe]`` of an experiment, or as it was locked (.json).
 
     Raises:
         ConfigError: listing every fault of form and names.
+        TrustError: if a locked recipe is not of its form.
     """
-    values = configs.read_toml(path)
-    inner = values.get("recipe")
-    recipe = configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
+    if path.suffix == ".json":
+        recipe = documents.read(path, locks.Lock, "locked recipe").recipe
+    else:
+        values = configs.read_toml(path)
+        inner = values.get("recipe")
+        recipe = configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
     from fedvfm.client import model as models  # torch is loaded only once the file has its form
 
     faults = models.validate(recipe)
@@ -98,6 +116,8 @@ def split(site: configs.SiteConfig, own: Sequence[samples.Sample]) -> Splits:
     settled = [_settled(one, torn) for one in own]
     partition = configs.PartitionConfig(val_share=site.split.val_share, test_share=site.split.test_share)
     drawn = splitting.split(site.name, settled, partition, seeding.stream(site.split.seed, site.name, "split"))
+    # By id, as in a simulation: another order would be another order of training, and other bits.
+    drawn = {name: sorted(part, key=lambda one: one.id) for name, part in drawn.items()}
     return Splits(drawn, tuple(one for one in own if splitting.group_of(one) in torn))
 
 

@@ -47,9 +47,19 @@ class Facts:
     epsilon: float | None = None
 
     @staticmethod
-    def of(locked: lock.Lock) -> Facts:
-        """The facts of a locked recipe as it says them itself."""
-        return Facts(locked.recipe, locked.backbone_sha256, locked.rows.parameters)
+    def of(locked: lock.Lock, units: int | None = None) -> Facts:
+        """The facts of a locked recipe as it says them itself.
+
+        Args:
+            locked: the recipe.
+            units: records, patients or sites to draw from, for the epsilon of a recipe that states its noise instead;
+                where they are not known, neither is the epsilon, and a cap on it refuses.
+        """
+        from fedvfm.privacy import planner  # SciPy only where a policy judges
+
+        privacy = locked.recipe.privacy
+        epsilon = privacy.epsilon if units is None else planner.run_epsilon(locked.recipe, units)
+        return Facts(locked.recipe, locked.backbone_sha256, locked.rows.parameters, privacy.mechanism, epsilon)
 
 
 @dataclass(frozen=True)
@@ -135,13 +145,13 @@ def check_task(
             "policy-hours", f"{used.seconds / 3600:.2f} hours are used; policy.max_hours = {policy.max_hours:g}"
         )
     again = kind == "train" and task.state is not None and (task.round, task.state.fingerprint) in used.trained
-    if kind in ("train", "evaluate") and not again:  # what was trained is sent again without computing anything
+    if not again:  # what was trained is sent again without computing anything
         _require_open(policy, now or datetime.now(UTC))
-    if kind == "train":
-        if task.round < 1 or (not again and len(used.trained) >= min(policy.max_rounds, recipe.rounds)):
-            raise errors.PolicyRefused(
-                "policy-rounds", f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
-            )
+    over = task.round < 1 or (not again and len(used.trained) >= min(policy.max_rounds, recipe.rounds))
+    if kind == "train" and over:
+        raise errors.PolicyRefused(
+            "policy-rounds", f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
+        )
 
 
 def _require_open(policy: config.PolicyConfig, now: datetime) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from fedvfm import privacy_config
 from fedvfm.client import policy
 from fedvfm.trust import documents, lock
 
@@ -22,13 +23,19 @@ def words(locked: lock.Lock) -> list[tuple[str, str]]:
         ("task", _task(locked)),
         ("backbone", _backbone(locked)),
         ("what trains", _trains(locked)),
+        ("starts from", _start(locked)),
         ("how long", _rounds(locked)),
         ("what images become", _contract(locked)),
         ("leaves at the start", "the number of images in train, val and test, and hashes that identify the backbone"),
         ("leaves each round", _leaves(locked)),
+        (
+            "leaves at the end",
+            "one word on the final adapter, which this site scores on its own test images: accepted, declined, pending",
+        ),
+        ("leaves with all", "length and hash of this site's audit log, so that neither end can rewrite its own unseen"),
         ("metrics that leave", ", ".join(policy.leaving(recipe))),
         ("never leaves", NEVER),
-        ("privacy", "none: no differential privacy; the numbers can reveal facts about single training images"),
+        ("privacy", _privacy(recipe.privacy)),
         ("how updates join", f"rule {recipe.aggregation.rule}, weighted by {recipe.aggregation.weighting}"),
         ("made by", f"fedvfm {locked.version}"),
     ]
@@ -43,6 +50,13 @@ def to_json(locked: lock.Lock, verdicts: Sequence[policy.Verdict] | None) -> dic
         "accepted": None if verdicts is None else all(one.accepted for one in verdicts),
         "rules": [vars(one) for one in verdicts or ()],
     }
+
+
+def _privacy(own: privacy_config.RecipePrivacy) -> str:
+    if own.mechanism == privacy_config.NO_MECHANISM:
+        return "none: no differential privacy; the numbers can reveal facts about single training images"
+    size = f"noise multiplier {own.noise_multiplier:g}" if own.epsilon is None else f"epsilon {own.epsilon:g} in all"
+    return f"{own.mechanism}: {size}, delta {own.delta:g}, clip {own.clip:g}; for each update that leaves, not metrics"
 
 
 def _task(locked: lock.Lock) -> str:
@@ -66,6 +80,11 @@ def _trains(locked: lock.Lock) -> str:
         sizes[spec.group] += spec.size
     parts = ", ".join(f"{size:,} in {group}" for group, size in sorted(sizes.items()))
     return f"adapter '{locked.recipe.adapter.kind}' and head: {locked.rows.parameters:,} numbers ({parts})"
+
+
+def _start(locked: lock.Lock) -> str:
+    start = locked.recipe.start
+    return "the seed" if start is None else f"what an earlier recipe trained: adapter {start}"
 
 
 def _rounds(locked: lock.Lock) -> str:

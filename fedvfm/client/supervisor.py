@@ -14,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedvfm import config as configs
 from fedvfm import errors, flower_runtime, processes, protocol, storage
-from fedvfm.client import joining, own, supernode
+from fedvfm.client import joining, limits, own, supernode, verdicts
+from fedvfm.diagnosis import channel, lookout, machine, row
 
 NAME = "client"
+CHILDREN = ("supernode", "executor")
 FOLDER = "run"
 
 
@@ -46,12 +49,12 @@ def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> 
         raise errors.OutputInUse(f"the client of {where.folder} runs already (process {processes.running(mine)})")
     processes.write_pid(mine, processes.own_pid())
     try:
-        _watch(where, settings, note)
+        _watch(where, settings, site, note)
     finally:
         mine.unlink(missing_ok=True)
 
 
-def _watch(where: joining.State, settings: Path, note: Callable[[str], None]) -> None:
+def _watch(where: joining.State, settings: Path, site: configs.SiteConfig, note: Callable[[str], None]) -> None:
     folder = _folder(where)
     node = supernode.SuperNode(
         "supernode", folder, where.about.address, where.authority, where.key, processes.free_port()
@@ -60,11 +63,13 @@ def _watch(where: joining.State, settings: Path, note: Callable[[str], None]) ->
     command = processes.module(
         __name__, str(where.folder.absolute()), str(settings.absolute()), str(node.port), str(node.secret.absolute())
     )
+    # What a site computes with was fetched by its people before; nothing is fetched because a recipe names it.
+    environment = {"HF_HUB_OFFLINE": "1", **flower_runtime.CHILD_ENVIRONMENT, **limits.environment(site)}
     family, over = processes.Family(folder, note), threading.Event()
     before = [signal.signal(number, lambda *_: over.set()) for number in (signal.SIGTERM, signal.SIGINT)]
-    with family.watched():
+    with family.watched(), lookout.Lookout(lambda: look(where), note).watched():
         family.start(node.program)
-        family.start(processes.Program("executor", command, flower_runtime.CHILD_ENVIRONMENT, pulls_down=(node.name,)))
+        family.start(processes.Program("executor", command, environment, pulls_down=(node.name,)))
         note(f"site {where.about.site}: waiting for messages of {where.about.address}")
         while not over.wait(1.0):
             pass
@@ -72,11 +77,17 @@ def _watch(where: joining.State, settings: Path, note: Callable[[str], None]) ->
         signal.signal(number, handler)
 
 
+def look(where: joining.State) -> list[row.Row]:
+    """What stops a site that runs: the way to its coordinator, the clock, the disk."""
+    way = channel.examine(channel.route(where.about.address), where.authority)
+    return [*way, machine.disk(where.folder, 0)]
+
+
 def stop(where: joining.State) -> bool:
     """End the client and all its processes; whether it ran."""
     folder = _folder(where)
     ran = processes.end(processes.pid_path(folder, NAME), 30.0)
-    for name in ("supernode", "executor"):  # where the client itself was killed elsewhere than on Linux
+    for name in CHILDREN:  # where the client itself was killed elsewhere than on Linux
         processes.end(processes.pid_path(folder, name))
     return ran
 
@@ -84,7 +95,7 @@ def stop(where: joining.State) -> bool:
 def status(where: joining.State) -> dict[str, Any]:
     """What runs, and what was received, decided and sent last."""
     folder = _folder(where)
-    found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, "supernode", "executor")}
+    found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
     entries = where.audit.entries
     last = {entry["event"]: {key: entry[key] for key in _SHOWN if key in entry} for entry in entries}
     return {
@@ -94,6 +105,7 @@ def status(where: joining.State) -> dict[str, Any]:
         "processes": found,
         "approved": where.approvals.stand(),
         "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
+        "adapters": verdicts.to_json(where),
         "last": last,
     }
 
@@ -104,19 +116,22 @@ _SHOWN = ("time", "kind", "verdict", "reason", "recipe", "round", "bytes")
 def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
     """Be the executor; does not return."""
     from fedvfm.client import app as client_app
-    from fedvfm.client import devices, executor, gate, sent, terms
+    from fedvfm.client import devices, executor, final, gate, sent, terms
 
     where = joining.open_state(folder)
     site = own.read(settings).site
-    mine = terms.SiteTerms(where, settings, devices.choose(site.device))
+    device = devices.choose(site.device)
+    limits.apply(site.limits, device)
+    mine = terms.SiteTerms(where, settings, device)
 
     def report(at: str, error: Exception) -> None:
         # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.
         word = protocol.refusal(error).reason
         executor.say(json.dumps({"time": int(time.time()), "error": type(error).__name__, "told": word}))
 
-    app = client_app.make_client_app(mine.site, report=report)
-    entry = gate.Gate(app, sent.Sent(folder / "sent"), mine, report)
+    built = client_app.Models(threads=site.limits.threads)
+    app = client_app.make_client_app(mine.site, built, report, final.Finals(where, lambda: mine.config.policy))
+    entry = gate.Gate(app, sent.Sent(where.sent), mine, report)
     executor.serve(link, entry, threading.Event())
 
 

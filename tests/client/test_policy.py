@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,56 @@ def test_hours_run_out() -> None:
     assert caught.value.reason == "policy-hours"
 
 
+NIGHTS = {"hours": ["mon-fri 19:00-06:00"], "time_zone": "UTC"}
+MONDAY_NOON, MONDAY_NIGHT = (datetime(2026, 11, 23, hour, tzinfo=UTC) for hour in (12, 23))
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [(protocol.HANDSHAKE, task(0)), (protocol.TRAIN, task(1)), (protocol.EVALUATE, task(1, split="val"))],
+)
+def test_outside_its_hours_a_site_computes_nothing(kind: str, asked: protocol.Task) -> None:
+    policy.check_task(make(**NIGHTS), asked, kind, audit.Usage(), MONDAY_NIGHT)
+    for hours in (NIGHTS, {"hours": [], "time_zone": "UTC"}):
+        with pytest.raises(
+            errors.PolicyRefused, match=r"outside policy.hours; open again: (Mon 19:00|never)"
+        ) as caught:
+            policy.check_task(make(**hours), asked, kind, audit.Usage(), MONDAY_NOON)
+        assert caught.value.reason == "policy-closed"
+
+
+def test_outside_its_hours_a_site_still_repeats_itself() -> None:
+    used = audit.Usage(frozenset({(1, adapter(1).fingerprint)}))
+    policy.check_task(make(**NIGHTS), task(1), protocol.TRAIN, used, MONDAY_NOON)
+
+
+def test_how_long_a_message_may_be_worked_on() -> None:
+    none, some = audit.Usage(), audit.Usage(seconds=7000.0)
+    assert policy.remaining(make(), some) == policy.Remaining(200.0, "policy-hours")
+    assert policy.remaining(make(**NIGHTS), none, MONDAY_NOON) == policy.Remaining(0.0, "policy-closed")
+    assert policy.remaining(make(**NIGHTS), some, MONDAY_NIGHT) == policy.Remaining(200.0, "policy-hours")
+    late = datetime(2026, 11, 24, 5, 59, tzinfo=UTC)
+    assert policy.remaining(make(**NIGHTS), none, late) == policy.Remaining(60.0, "policy-closed")
+    assert policy.remaining(make(max_hours=0.0), none).seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"hours": ["mon 01:00-02:00"]}, r'state the zone of the hours: time_zone = "Europe/Berlin"'),
+        ({"hours": ["night"], "time_zone": "UTC"}, "'night': write days and times as"),
+        ({"time_zone": "UTC"}, "time_zone is that of hours, which are not given"),
+        ({"final": {"accept": "score"}}, "goes with min_score, max_drop or both"),
+        ({"final": {"accept": "always", "min_score": 0.5}}, "and they with no other"),
+        ({"final": {"accept": "score", "min_score": 1.5}}, "min_score = 1.5"),
+        ({"final": {"min_scor": 1}}, "nearest: 'min_score'"),
+    ],
+)
+def test_hours_and_final_of_a_form_that_is_none(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.ConfigError, match=words):
+        make(**values)
+
+
 def test_usage_comes_from_the_audit_log(tmp_path: Path) -> None:
     log = audit.Audit(tmp_path / "audit.jsonl", "north", "site")
     base = {"recipe": SHA, "fingerprint": OTHER, "examples": 3, "seconds": 2.5}
@@ -268,9 +319,10 @@ def test_usage_comes_from_the_audit_log(tmp_path: Path) -> None:
         log.record("trained", round=number, base=start, **base)
     log.record("evaluated", round=1, split="val", **base)
     log.record("trained", round=1, base=SHA, **{**base, "recipe": OTHER})
+    log.record("sent", kind="refusal", recipe=SHA, bytes=3, reason="deadline", seconds=100.0)
     used = audit.usage(log.entries, SHA)
     assert used.trained == {(1, SHA), (1, OTHER), (2, SHA)}
-    assert used.seconds == 12.5
+    assert used.seconds == 112.5, "what broke off at the coordinator's deadline was computed too"
 
 
 def test_only_what_the_policy_names_leaves_and_not_from_few_samples() -> None:

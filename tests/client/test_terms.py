@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedvfm import audit, config, errors, flower, protocol, recipe, state
+from fedvfm import audit, chain, config, errors, flower, protocol, recipe, state
 from fedvfm.client import joining, policy, terms
 from fedvfm.server import enrolment
 from fedvfm.trust import lock
@@ -37,6 +37,14 @@ def build(asked: config.Recipe) -> recipe.LockedRecipe:
     return recipe.LockedRecipe(asked, ROWS, adapter(0.0), SHA, 1000)
 
 
+def asked(kind: str, task: protocol.Task, mark: chain.Mark | None = None) -> Message:
+    """A coordinator's message, with the mark of its log where it has one."""
+    message = Message(content=protocol.encode_task(task), dst_node_id=5, message_type=kind)
+    if mark is not None:
+        protocol.put_mark(message, mark)
+    return message
+
+
 class Hospital:
     """A joined site, and a coordinator's messages to it."""
 
@@ -57,8 +65,8 @@ class Hospital:
 
     def ask(self, kind: str, task: protocol.Task, content: RecordDict) -> Message:
         """What the gate does: judge, answer with ``content``, release, record."""
-        message = Message(content=protocol.encode_task(task), dst_node_id=5, message_type=kind)
-        self.terms.received(kind, task, flower.size(message))
+        message = asked(kind, task)
+        self.terms.received(kind, task, message)
         reply = Message(self.terms.release(kind, task, content), reply_to=message)
         self.terms.sends(kind, task, reply)
         return reply
@@ -66,7 +74,7 @@ class Hospital:
     def refused(self, kind: str, task: protocol.Task) -> str:
         """The word that a message is refused with; nothing about it was trained, and it is in the log."""
         with pytest.raises(errors.PolicyRefused) as caught:
-            self.terms.received(kind, task, 100)
+            self.terms.received(kind, task, asked(kind, task))
         last = self.entries()[-1]
         assert (last["event"], last["verdict"], last["reason"]) == ("decided", "refused", caught.value.reason)
         return caught.value.reason
@@ -137,7 +145,7 @@ def test_a_changed_recipe_waits_for_a_person_and_can_be_read(hospital: Hospital)
     assert seen.recipe == task.recipe
     assert seen.rows.fingerprint == ROWS.fingerprint, "as this site builds it, not as the coordinator says"
     joining.approve(hospital.where, seen)
-    hospital.terms.received(protocol.HANDSHAKE, protocol.Task(task.recipe), 10)
+    hospital.terms.received(protocol.HANDSHAKE, protocol.Task(task.recipe), asked(protocol.HANDSHAKE, task))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +175,8 @@ def test_rounds_are_used_up_whatever_the_run(hospital: Hospital) -> None:
     for start in (0.0, 5.0, 10.0):
         hospital.ask(protocol.TRAIN, train_task(1, start), update(1, start))
     again = terms.HospitalTerms(joining.open_state(hospital.where.folder), lambda: hospital.rules, build)
-    again.received(protocol.TRAIN, train_task(1, 5.0), 10)  # what was sent already is sent again
+    task = train_task(1, 5.0)
+    again.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))  # what was sent already is sent again
     hospital.terms = again
     assert hospital.refused(protocol.TRAIN, train_task(1, 15.0)) == "policy-rounds"
     assert hospital.refused(protocol.TRAIN, train_task(2, 0.0)) == "policy-rounds"
@@ -233,10 +242,19 @@ def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path:
 
     first, second = ask(train_task()), ask(train_task())
     assert len(asked) == 1
-    assert first.content == second.content
+    assert protocol.digest(first.content) == protocol.digest(second.content), "the same bytes, but for the mark"
+    assert {name: first.content[name] for name in ("fedvfm", "metrics", "adapter")} == {
+        name: second.content[name] for name in second.content if name != "audit"
+    }
     refused = ask(train_task(rounds=4))
     assert refused.has_error()
-    assert (refused.error.code, refused.error.reason) == (protocol.ERROR_CODES["policy-rounds"], "policy-rounds")
+    assert (refused.error.code, protocol.error_word(refused)) == (1028, "policy-rounds")
+    marks = [protocol.find_mark(reply) for reply in (first, second, refused)]
+    entries = hospital.entries()
+    for mark in marks:  # each covers the line of its own reply, and the later ones go on from there
+        assert mark is not None
+        assert (entries[mark.length - 1]["event"], entries[mark.length - 1]["hash"]) == ("sent", mark.head)
+    assert [mark.length for mark in marks if mark] == [len(entries) - 7, len(entries) - 4, len(entries)]
     assert len(asked) == 1, "nothing was computed for it"
     events = [row["event"] for row in hospital.entries()[-11:]]
     assert events == [

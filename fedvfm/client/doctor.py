@@ -1,0 +1,155 @@
+"""``fedvfm doctor client``: whether a site is ready, and what to do where it is not. Changes and sends nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedvfm import config as configs
+from fedvfm import errors, processes
+from fedvfm.client import joining, own, policy
+from fedvfm.diagnosis import channel, machine, row
+from fedvfm.trust import keys
+from fedvfm.trust import lock as locks
+
+RUN = "run"
+CHILDREN = ("supernode", "executor")
+BASE_BYTES = 256 * machine.MIB
+"""Logs, and what Flower keeps."""
+
+
+def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) -> list[row.Row]:
+    """All rows of a site.
+
+    Args:
+        folder: the state folder.
+        settings: the site's own file.
+        data: whether to look at the data too, which takes longest.
+        limit: of samples to look at, 0 for all.
+    """
+    try:
+        site = own.read(settings).site
+    except errors.ConfigError as error:
+        return [row.blocker("state", str(error), f"mend {settings}")]
+    try:
+        where = joining.open_state(folder)
+        approved = _approved(where)
+    except errors.FedvfmError as error:
+        return [row.blocker("state", str(error), "name the folder with --state, or run: fedvfm client join")]
+    rows = [_names(where, site, settings)]
+    rows += row.caught("files", lambda: [machine.private(folder)])
+    rows += row.caught("files", lambda: _key(where))
+    rows += row.caught("reach", lambda: channel.examine(channel.route(where.about.address), where.authority))
+    rows.append(channel.settings())
+    rows += row.caught("disk", lambda: [machine.disk(folder, _need(approved))])
+    rows += row.caught("versions", lambda: machine.versions({f"recipe {r.hash[:12]}": r.version for r in approved}))
+    rows += row.caught("approval", lambda: [_approval(where, approved)])
+    rows += [_policy(site, recipe) for recipe in approved]
+    rows += row.caught("device", lambda: _device(site))
+    rows += [_backbone(recipe) for recipe in approved]
+    rows.append(machine.alive(children(where)))
+    return rows + (_data(settings, where, approved, limit) if data else [])
+
+
+def children(where: joining.State) -> dict[str, int | None]:
+    """The site's processes and their numbers; None for one that does not run."""
+    return {name: processes.running(processes.pid_path(where.folder / RUN, name)) for name in CHILDREN}
+
+
+def alive(where: joining.State) -> Mapping[str, bool]:
+    """For the health probe: which of them run."""
+    return {name: pid is not None for name, pid in children(where).items()}
+
+
+def _approved(where: joining.State) -> list[locks.Lock]:
+    found = []
+    for one in where.approvals.stand():
+        if where.recipe_path(one).is_file():
+            found.append(where.find(one))
+    return found
+
+
+def _names(where: joining.State, site: configs.SiteConfig, settings: Path) -> row.Row:
+    if site.name != where.about.site:
+        told = f"{settings} says name = '{site.name}', this state folder joined as '{where.about.site}'"
+        return row.blocker("state", told, f'write name = "{where.about.site}", or name the other --state')
+    return row.ok("state", f"site '{site.name}' of federation '{where.about.federation}'")
+
+
+def _key(where: joining.State) -> list[row.Row]:
+    public = keys.public_text(keys.read_private(where.key))
+    if public != where.public_key.read_text().strip():
+        return [row.blocker("files", f"{where.key} and {where.public_key} are no pair", "restore both from one backup")]
+    return []
+
+
+def _need(approved: Sequence[locks.Lock]) -> int:
+    """Every update that was sent is kept until its run is over, so that none is trained twice."""
+    return BASE_BYTES + sum(4 * spec.size * (one.recipe.rounds + 2) for one in approved for spec in one.rows)
+
+
+def _approval(where: joining.State, approved: Sequence[locks.Lock]) -> row.Row:
+    waiting = [one for one in where.seen() if one not in {each.hash for each in approved}]
+    if waiting:
+        shown = ", ".join(one[:12] for one in waiting)
+        remedy = f"fedvfm client review {waiting[0][:12]}, then fedvfm client approve {waiting[0][:12]}, or leave it"
+        return row.warning("approval", f"not approved: recipe {shown}", remedy)
+    if not approved:
+        return row.warning("approval", "no recipe is approved", "wait for one, review it and approve it")
+    return row.ok("approval", "approved: recipe " + ", ".join(one.hash[:12] for one in approved))
+
+
+def _policy(site: configs.SiteConfig, recipe: locks.Lock) -> row.Row:
+    verdicts = policy.check(site.policy, policy.Facts.of(recipe))
+    wrong = [f"{one.rule} (asked {one.asked}; allowed {one.allowed})" for one in verdicts if not one.accepted]
+    if wrong:
+        remedy = f"fedvfm client review {recipe.hash[:12]} --print-policy shows the [policy] that accepts it"
+        told = f"approved recipe {recipe.hash[:12]} is refused by the policy: {'; '.join(wrong)}"
+        return row.blocker("policy", told, remedy)
+    return row.ok("policy", f"accepts recipe {recipe.hash[:12]}")
+
+
+def _device(site: configs.SiteConfig) -> list[row.Row]:
+    from fedvfm.client.readiness import machine as computing  # torch takes its time
+
+    found, wrong = computing.look(site.device)
+    severity = {"blocker": row.BLOCKER, "warning": row.WARNING}
+    rows = [row.Row("device", severity.get(one.severity, row.WARNING), one.problem, one.remedy) for one in wrong]
+    name = f" ({found.device_name})" if found.device_name else ""
+    return rows or [row.ok("device", f"{found.device}{name}, {found.memory:,.0f} MiB of memory free")]
+
+
+def _backbone(recipe: locks.Lock) -> row.Row:
+    from fedvfm.backbones import weights
+
+    settings = recipe.recipe.backbone
+    if not recipe.backbone_sha256:
+        return row.ok("backbone", f"'{settings.name}' is made from the recipe's seed")
+    try:
+        found = weights.locate(settings, download=False)
+    except errors.FedvfmError as error:
+        remedy = f"fedvfm weights fetch {settings.name}, or fedvfm weights import FILE; then fedvfm weights verify"
+        return row.blocker("backbone", str(error), remedy)
+    if found.config_sha256 != recipe.backbone_config_sha256 and recipe.backbone_config_sha256:
+        told = f"'{settings.name}' in {found.folder} has other settings (config.json) than the recipe is locked to"
+        return row.blocker("backbone", told, f"fedvfm weights fetch {settings.name}")
+    return row.ok("backbone", f"'{settings.name}', sha256 {found.sha256[:12]} as the recipe pins")
+
+
+def _data(settings: Path, where: joining.State, approved: Sequence[locks.Lock], limit: int) -> list[row.Row]:
+    """What ``fedvfm data check`` finds, in a line each; its own page says more."""
+    from fedvfm.client.readiness import check
+
+    recipe = where.recipe_path(approved[-1].hash) if approved else None
+    try:
+        made = check.check(settings, recipe=recipe, limit=limit)
+    except errors.FedvfmError as error:
+        return [row.blocker("data", str(error), f"fedvfm data check {settings}")]
+    severity = {"blocker": row.BLOCKER, "warning": row.WARNING}
+    rows = [
+        row.Row("data", severity[one.severity], f"{one.code}: {one.problem}", one.remedy)
+        for one in made.findings
+        if one.severity in severity
+    ]
+    number = 0 if made.seen is None else len(made.seen.samples)
+    return rows or [row.ok("data", f"{number:,} samples, no blocker and no warning")]

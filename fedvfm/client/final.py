@@ -1,0 +1,87 @@
+"""The final adapter at a site: scored on the site's own test split, then kept or not, as its policy says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedvfm import config as configs
+from fedvfm import errors, protocol, registry
+from fedvfm.client import evaluator, joining, sent, verdicts
+from fedvfm.client import model as models
+from fedvfm.client import site as sites
+from fedvfm.trust import documents
+
+LAYOUTS = registry.Table("adapter layout", {"fedvfm": "fedvfm.inference.export:save"})
+"""How a kept adapter lies on disk; what writes it stands on a higher floor."""
+
+
+@dataclass(frozen=True)
+class Finals:
+    """Decides of every final adapter that comes, and keeps it; see :data:`fedvfm.client.app.Keep`.
+
+    Args:
+        where: the site's state folder.
+        rules: the policy as it is now.
+    """
+
+    where: joining.State
+    rules: Callable[[], configs.PolicyConfig]
+
+    def __call__(
+        self, model: models.AdaptedModel, site: sites.Site, task: protocol.Task, scored: protocol.Evaluation
+    ) -> str:
+        """The word for the coordinator.
+
+        Raises:
+            StorageError: if the adapter cannot be kept; then nothing is answered.
+        """
+        if task.state is None:
+            raise errors.ProtocolError("a final message without an adapter")
+        before = verdicts.find(self.where, task.recipe.hash, task.state.fingerprint)
+        if before is not None and before.reason == "person":  # who decided once is not asked again
+            return before.verdict
+        score = scored.metrics.get(model.task.primary)
+        full = before is None and len(verdicts.kept(self.where)) >= verdicts.MAX_KEPT
+        word, reason, own = (
+            (verdicts.DECLINED, "too-many", None)
+            if full
+            else verdicts.judge(self.rules().final, score, lambda: self._own(model, site, task))
+        )
+        found = verdicts.Verdict(
+            recipe=task.recipe.hash,
+            fingerprint=task.state.fingerprint,
+            round=task.round,
+            verdict=word,
+            reason=reason,
+            metric=model.task.primary,
+            score=score,
+            own=own,
+            examples=scored.num_examples,
+            time=documents.stamp(documents.now()),
+        )
+        if not full:
+            model.write(task.state)  # the own update was in its place
+            self._keep(model, found)
+        verdicts.record(self.where, found)
+        return word
+
+    def _own(self, model: models.AdaptedModel, site: sites.Site, task: protocol.Task) -> float | None:
+        """The score of what this site sent last; None where there is nothing, or of another rank."""
+        kept = sent.Sent(self.where.sent).last(task.recipe.hash)
+        update = None if kept is None else protocol.decode_update(kept)
+        shapes = {spec.name: spec.shape for spec in model.manifest}
+        if update is None or {name: array.shape for name, array in update.state.items()} != shapes:
+            return None
+        answer = evaluator.evaluate(model, site, update.state, dataclasses.replace(task, surface=False, final=False))
+        return answer.metrics.get(model.task.primary)
+
+    def _keep(self, model: models.AdaptedModel, found: verdicts.Verdict) -> None:
+        folder = self.where.folder / verdicts.FOLDER / found.name
+        verdicts.empty(folder)
+        if found.verdict != verdicts.DECLINED:
+            made = {"experiment": self.where.about.federation}
+            note = f"Final adapter of federation '{self.where.about.federation}', {found.words}"
+            LAYOUTS.get("fedvfm")(model, folder, made, note=note)
+        documents.write(folder / verdicts.VERDICT, found)

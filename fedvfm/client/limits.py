@@ -1,0 +1,34 @@
+"""How much of the machine the executor takes: threads, priority, a GPU's memory, and whether it sees a GPU at all."""
+
+from __future__ import annotations
+
+import os
+
+from fedvfm import config as configs
+
+POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def environment(site: configs.SiteConfig) -> dict[str, str]:
+    """What must be set before the executor's process starts: libraries read it when they are loaded."""
+    found = {name: str(site.limits.threads) for name in POOLS} if site.limits.threads else {}
+    if site.device == "cpu":
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found
+
+
+def apply(limits: configs.LimitsConfig, device: str) -> None:
+    """Keep to the limits from here on; in the executor's own process, before anything is computed.
+
+    A thread count above the recipe's changes nothing: the recipe's is used (see :class:`fedvfm.client.app.Models`).
+    """
+    import threadpoolctl
+    import torch
+
+    os.setpriority(os.PRIO_PROCESS, 0, max(limits.nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    if limits.threads:
+        torch.set_num_threads(limits.threads)
+        threadpoolctl.threadpool_limits(limits.threads)
+    if device.startswith("cuda") and limits.gpu_memory < 1.0:
+        # torch refuses an allocation over it as if the GPU were full.
+        torch.cuda.set_per_process_memory_fraction(limits.gpu_memory, torch.device(device))

@@ -1,0 +1,94 @@
+"""``fedvfm client purge``: what a site received and kept of a federation is removed; what it is and did stays.
+
+Only what is named here is touched, so nothing of another kind is ever lost. Files are unlinked, not overwritten.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedvfm import audit, errors, processes, storage
+from fedvfm.client import joining, supervisor, verdicts
+from fedvfm.trust import keys
+
+AUDIT = "audit.jsonl"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """One kind of what was there.
+
+    Attributes:
+        kind: a word of the audit log.
+        path: where it lay.
+        files: how many.
+        bytes: how many.
+    """
+
+    kind: str
+    path: str
+    files: int
+    bytes: int
+
+
+def found(where: joining.State, *, with_audit: bool = False) -> list[Removed]:
+    """What a purge would remove."""
+    rows = [
+        ("adapters", where.folder / verdicts.FOLDER),
+        ("replies", where.sent),
+        ("run-files", where.folder / supervisor.FOLDER),
+        *(("rehearsals", path) for path in sorted(where.folder.glob(f"{joining.REHEARSAL}*"))),
+        *(("unfinished", path) for path in sorted(where.folder.rglob(f".*{storage.PART}"))),
+        *((("audit", where.folder / AUDIT),) if with_audit else ()),
+    ]
+    return [_measured(kind, path) for kind, path in rows if path.exists()]
+
+
+def _measured(kind: str, path: Path) -> Removed:
+    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file() and not one.is_symlink()]
+    return Removed(kind, str(path), len(files), sum(one.stat().st_size for one in files))
+
+
+def receipt(where: joining.State) -> audit.Receipt:
+    """What the audit log was, signed, before it is removed: whoever keeps it can say so later."""
+    return where.audit.receipt(keys.read_private(where.key))
+
+
+def require_stopped(where: joining.State) -> None:
+    """Check that nothing of the client runs.
+
+    Raises:
+        OutputInUse: if it does.
+    """
+    folder = where.folder / supervisor.FOLDER
+    for name in (supervisor.NAME, *supervisor.CHILDREN):
+        pid = processes.running(processes.pid_path(folder, name))
+        if pid is not None:
+            raise errors.OutputInUse(
+                f"the client of {where.folder} runs ({name}, process {pid}). Stop it first: fedvfm client stop "
+                f"--state {where.folder}"
+            )
+
+
+def run(where: joining.State, *, with_audit: bool = False) -> list[Removed]:
+    """Remove it; what was removed.
+
+    With the audit log the count of rounds and hours would begin anew, so every approval is withdrawn first.
+
+    Raises:
+        OutputInUse: if the client runs.
+        StorageError: if something cannot be removed.
+    """
+    require_stopped(where)
+    rows = found(where, with_audit=with_audit)
+    if with_audit:
+        for recipe in where.approvals.stand():
+            joining.withdraw(where, recipe)
+    for one in rows:
+        path = Path(one.path)
+        with storage.guard(path):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        where.audit.record("purged", kind=one.kind, numbers=one.files, bytes=one.bytes)
+    return rows

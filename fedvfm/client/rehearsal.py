@@ -1,0 +1,324 @@
+"""A rehearsal: one real round on the site's own data, offline, and a list of every byte that would leave.
+
+Messages are made here as a coordinator makes them and go the way of real ones: serialised, through the gate, under the
+site's terms, to the ClientApp of the installed package and back. Only where they would be handed to the SuperNode they
+are listed instead. What the terms note goes to a folder that is thrown away, so a rehearsal uses up no rounds or hours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+
+from fedvfm import audit, errors, flower, protocol, state
+from fedvfm import config as configs
+from fedvfm.client import app as client_app
+from fedvfm.client import devices, final, gate, joining, limits, own, policy, sent, terms
+from fedvfm.client import model as models
+from fedvfm.client import site as sites
+from fedvfm.trust import documents, lock
+
+NODE = 1
+TTL_S = 12 * 3600.0
+LAYOUT = "layout"
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array as it would leave; ``dtype`` is that of the numbers on the wire."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One message that would leave the site.
+
+    Attributes:
+        kind: what it answers.
+        seconds: from the message's arrival to the reply.
+        bytes: of the whole as Flower serialises it.
+        sha256: of the same.
+        header: every field that is neither a number of a metric nor an array, by record and name.
+        numbers: every number, by record and name.
+        withheld: metrics that were computed and stay here.
+        arrays: what the adapter's numbers are of.
+        array_bytes: of the arrays as they travel, with their own headers.
+        fingerprint: of the adapter in it.
+    """
+
+    kind: str
+    seconds: float
+    bytes: int
+    sha256: str
+    header: dict[str, Any]
+    numbers: dict[str, Any]
+    withheld: tuple[str, ...]
+    arrays: tuple[Array, ...]
+    array_bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a round would send, and what it cost.
+
+    Attributes:
+        approved: whether a person here approved the recipe; None before the site joined.
+        open_now: whether the policy's hours allow a real round at this time.
+        peak_mib: of this process's memory; ``gpu_mib`` of the GPU's.
+    """
+
+    site: str
+    recipe: str
+    device: str
+    approved: bool | None
+    open_now: bool
+    replies: tuple[Reply, ...]
+    peak_mib: float
+    gpu_mib: float
+
+    @property
+    def bytes(self) -> int:
+        """Of all messages."""
+        return sum(reply.bytes for reply in self.replies)
+
+    @property
+    def seconds(self) -> float:
+        """Of all messages."""
+        return round(sum(reply.seconds for reply in self.replies), 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it for scripts."""
+        return {**dataclasses.asdict(self), "bytes": self.bytes, "seconds": self.seconds}
+
+
+class _Terms(terms.SiteTerms):
+    """The site's own terms at any hour: a rehearsal is a person's doing, and nobody waits for it."""
+
+    @property
+    def config(self) -> configs.SiteConfig:
+        found = super().config
+        return found.model_copy(update={"policy": at_any_hour(found.policy)})
+
+
+def at_any_hour(rules: configs.PolicyConfig) -> configs.PolicyConfig:
+    """The same policy without its hours."""
+    return rules.model_copy(update={"hours": None, "time_zone": ""})
+
+
+@dataclass
+class _Site:
+    """The site as messages meet it."""
+
+    gate: gate.Gate
+    computed: dict[str, RecordDict] = field(default_factory=dict)
+    faults: list[Exception] = field(default_factory=list)
+
+    def ask(self, kind: str, task: protocol.Task) -> tuple[Message, float]:
+        """The reply as it would arrive, and how long it took.
+
+        Raises:
+            Exception: whatever the site would have answered with a word.
+        """
+        message = Message(protocol.encode_task(task), NODE, kind, ttl=TTL_S, group_id=str(task.round))
+        flower.set_message_id(message, f"{kind}-{task.round}")
+        started = time.monotonic()
+        reply = self.gate(flower.copy(message), flower.context(1, NODE, {}))
+        seconds = round(time.monotonic() - started, 3)
+        if reply.has_error():
+            raise self.faults[-1] if self.faults else errors.ProtocolError(protocol.error_word(reply))
+        return flower.copy(reply), seconds
+
+
+def run(settings: Path, locked: lock.Lock, where: joining.State | None = None) -> Rehearsal:
+    """Rehearse a round of a recipe.
+
+    Args:
+        settings: the site's own file.
+        locked: the recipe.
+        where: the state folder of a site that joined; its audit log gets one line.
+
+    Raises:
+        PolicyRefused: if the site's policy does not accept the recipe.
+        ConfigError: if the site's file has faults or names another site.
+        DataError, WeightsError, TrainingError: as the round itself would.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    site = own.read(settings).site
+    if where is not None and site.name != where.about.site:
+        raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
+    policy.require(site.policy, policy.Facts.of(locked))
+    device = devices.choose(site.device)
+    limits.apply(site.limits, device)
+    beside = None if where is None else where.folder
+    with tempfile.TemporaryDirectory(prefix=joining.REHEARSAL, dir=beside, ignore_cleanup_errors=True) as folder:
+        asked = _site(_throwaway(Path(folder), site.name), settings, site, locked, device)
+        replies = tuple(_round(asked, locked.recipe, site.policy))
+    approved = None if where is None else locked.hash in where.approvals.stand()
+    closed = site.policy.when is not None and policy.remaining(site.policy, audit.Usage()).seconds == 0
+    found = Rehearsal(site.name, locked.hash, device, approved, not closed, replies, _peak_mib(), _gpu_mib(device))
+    if where is not None:
+        where.audit.record("rehearsed", recipe=locked.hash, bytes=found.bytes, seconds=found.seconds)
+    return found
+
+
+def _throwaway(folder: Path, site: str) -> joining.State:
+    """A state folder as joining makes it, for what the terms write."""
+    about = joining.About(
+        federation="rehearsal",
+        address="127.0.0.1:1",
+        site=site,
+        fingerprint="",
+        joined=documents.stamp(documents.now()),
+    )
+    return joining.State(folder, about)
+
+
+def _site(where: joining.State, settings: Path, site: configs.SiteConfig, locked: lock.Lock, device: str) -> _Site:
+    where.remember(locked)
+    joining.approve(where, locked)
+    mine = _Terms(where, settings, device)
+    faults: list[Exception] = []
+    computed: dict[str, RecordDict] = {}
+    app = client_app.make_client_app(
+        mine.site,
+        client_app.Models(threads=site.limits.threads),
+        lambda at, error: faults.append(error),
+        final.Finals(where, lambda: mine.config.policy),
+    )
+
+    def listening(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        if not reply.has_error():
+            computed["last"] = reply.content
+        return reply
+
+    door = gate.Gate(listening, sent.Sent(where.sent), mine, lambda at, error: faults.append(error))
+    flower.be_server_task(1)
+    return _Site(door, computed, faults)
+
+
+def _round(site: _Site, recipe: configs.Recipe, rules: configs.PolicyConfig) -> Iterator[Reply]:
+    """Handshake, training, validation where the recipe asks for it, and the test of the final adapter."""
+    first = protocol.Task(recipe)
+    reply, seconds = site.ask(protocol.HANDSHAKE, first)
+    yield listed("handshake, once", reply, seconds, ())
+    hello = protocol.decode_hello(reply.content)
+    reply, seconds = site.ask(protocol.TRAIN, protocol.Task(recipe, 1, _initial(recipe, hello.rank)))
+    update = protocol.decode_update(reply.content)
+    before = protocol.decode_update(site.computed["last"]).metrics
+    yield listed("update, every round", reply, seconds, _withheld(before, update.metrics))
+    asked = [("test of the final adapter, once", protocol.Task(recipe, recipe.rounds, update.state, "test",
+              recipe.evaluation.surface, final=True))]  # fmt: skip
+    if recipe.evaluation.every and hello.examples.get("val", 0):
+        asked.insert(0, ("validation", protocol.Task(recipe, 1, update.state, "val")))
+    for kind, task in asked:
+        reply, seconds = site.ask(protocol.EVALUATE, task)
+        free = protocol.decode_evaluation(reply.content).metrics
+        before = protocol.decode_evaluation(site.computed["last"]).metrics
+        yield listed(kind, reply, seconds, _withheld(before, free))
+
+
+def _withheld(computed: Any, free: Any) -> tuple[str, ...]:
+    return tuple(sorted(set(computed) - set(free)))
+
+
+def _initial(recipe: configs.Recipe, rank: int) -> state.AdapterState:
+    """The adapter of round 0 at the site's rank."""
+    return models.AdaptedModel(sites.at_rank(recipe, rank, "here"), with_weights=False).initial()
+
+
+def listed(kind: str, reply: Message, seconds: float, withheld: tuple[str, ...]) -> Reply:
+    """Every record of a reply, whatever it holds; nothing is left out because it is not expected."""
+    content, whole = reply.content, flower.serialise(reply)
+    header: dict[str, Any] = {}
+    for record, fields in content.config_records.items():
+        header |= {f"{record}.{name}": value for name, value in fields.items()}
+    numbers: dict[str, Any] = {}
+    for record, values in content.metric_records.items():
+        numbers |= {f"{record}.{name}": value for name, value in values.items()}
+    packed = [array for record in content.array_records.values() for array in record.values()]
+    parts: tuple[Array, ...] = ()
+    fingerprint = ""
+    if packed:
+        adapter = protocol.decode_update(content).state
+        parts = tuple(Array(name, one.shape, str(one.dtype), one.nbytes) for name, one in adapter.items())
+        fingerprint = adapter.fingerprint
+    size = sum(len(array.data) for array in packed)
+    sha256 = hashlib.sha256(whole).hexdigest()
+    return Reply(kind, seconds, len(whole), sha256, header, numbers, withheld, parts, size, fingerprint)
+
+
+def _peak_mib() -> float:
+    """Peak memory of this process; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1024 / (1024 if sys.platform == "darwin" else 1), 1)
+
+
+def _gpu_mib(device: str) -> float:
+    import torch
+
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.startswith("cuda") else 0.0
+
+
+def lines(found: Rehearsal) -> list[str]:
+    """What a person reads."""
+    rows = [f"site {found.site}, recipe {found.recipe}, device {found.device}; nothing was sent", ""]
+    for reply in found.replies:
+        rows += _lines(reply)
+    rows.append(
+        f"total: {found.bytes:,} bytes in {len(found.replies)} messages, {found.seconds:.1f} s, peak memory "
+        f"{found.peak_mib:,.0f} MiB" + (f", of the GPU {found.gpu_mib:,.0f} MiB" if found.gpu_mib else "")
+    )
+    rows.append(
+        "Besides, Flower's SuperNode sends what every node does: its public key, signatures with the time, heartbeats, "
+        "and the numbers of node, run and message."
+    )
+    if found.approved is False:
+        rows.append(f"note: no person here approved this recipe yet: fedvfm client approve {found.recipe}")
+    if not found.open_now:
+        rows.append("note: it is outside policy.hours now; a real message would be refused with 'policy-closed'")
+    return rows
+
+
+def _lines(reply: Reply) -> list[str]:
+    rows = [f"{reply.kind}: {reply.bytes:,} bytes, {reply.seconds:.1f} s, sha256 {reply.sha256}"]
+    width = max((len(name) for name in (*reply.header, *reply.numbers, *(one.name for one in reply.arrays))), default=0)
+    for name, value in {**reply.header, **reply.numbers}.items():
+        rows.append(f"  {name:{width}}  {_shown(name, value)}")
+    for one in reply.arrays:
+        shape = " x ".join(map(str, one.shape))
+        rows.append(f"  {one.name:{width}}  {one.dtype} {shape}, {one.bytes:,} bytes")
+    if reply.arrays:
+        rows.append(f"  {len(reply.arrays)} arrays, {reply.array_bytes:,} bytes, fingerprint {reply.fingerprint}")
+    if reply.withheld:
+        rows.append(f"  held back by the policy: {', '.join(reply.withheld)}")
+    left = reply.bytes - reply.array_bytes
+    return [
+        *rows,
+        f"  {left:,} bytes are the fields and the framing of the message",
+        "",
+    ]
+
+
+def _shown(name: str, value: Any) -> str:
+    if value in ("", []):
+        return "(empty)"
+    if name.endswith(f".{LAYOUT}"):
+        return f"names and shapes of the arrays below, {len(str(value)):,} characters"
+    return documents.shown(f"{value:.6g}" if isinstance(value, float) else str(value))

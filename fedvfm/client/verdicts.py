@@ -1,0 +1,151 @@
+"""What was decided of the final adapters that came to a site: rules, files and a person's word. Loads nothing heavy.
+
+    adapters/<recipe>-<fingerprint>/   verdict.json, and unless it was declined the adapter in the usual layout
+
+What is declined is not kept: an adapter that nobody wants should not lie where somebody may load it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from fedvfm import config as configs
+from fedvfm import errors, site_policy, storage
+from fedvfm.client import joining
+from fedvfm.trust import documents
+
+FOLDER = "adapters"
+VERDICT = "verdict.json"
+MAX_KEPT = 20
+"""Adapters that are kept; a coordinator that sends more fills no disk."""
+Word = Literal["accepted", "declined", "pending"]
+"""One of ``protocol.ACCEPTANCE``."""
+ACCEPTED: Word = "accepted"
+DECLINED: Word = "declined"
+PENDING: Word = "pending"
+
+
+class Verdict(configs.Strict):
+    """What was decided of one final adapter, and why; stays at the site.
+
+    Attributes:
+        reason: "policy", "min-score", "max-drop", "no-own-update", "no-test-samples", "too-many" or "person".
+        metric: the primary metric of the task; ``score`` is the adapter's, ``own`` that of the update this site sent
+            last, where the policy compares them. Both are of the site's own test split.
+    """
+
+    format: Literal["fedvfm-verdict-1"] = "fedvfm-verdict-1"
+    recipe: configs.Sha256
+    fingerprint: configs.Sha256
+    round: int
+    verdict: Word
+    reason: str
+    metric: str
+    score: float | None
+    own: float | None
+    examples: int
+    time: documents.Time
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.recipe[:12]}-{self.fingerprint[:12]}"
+
+    @property
+    def words(self) -> str:
+        """One sentence for a person."""
+        score = "not scored" if self.score is None else f"{self.metric} {self.score:.4f}"
+        own = "" if self.own is None else f", the update of this site {self.own:.4f}"
+        return f"{self.verdict} ({self.reason}): {score} on {self.examples} own test samples{own}"
+
+
+def judge(
+    rules: site_policy.FinalPolicy, score: float | None, own: Callable[[], float | None]
+) -> tuple[Word, str, float | None]:
+    """Verdict, reason, and the own score where it was asked for.
+
+    Args:
+        rules: the site's.
+        score: of the final adapter; None where there was nothing to score it on.
+        own: scores the update that this site sent last; None where it sent none.
+    """
+    if rules.accept != "score":
+        plain: dict[str, Word] = {"never": DECLINED, "always": ACCEPTED, "ask": PENDING}
+        return plain[rules.accept], "policy", None
+    if score is None:
+        return DECLINED, "no-test-samples", None
+    if rules.min_score is not None and score < rules.min_score:
+        return DECLINED, "min-score", None
+    if rules.max_drop is None:
+        return ACCEPTED, "min-score", None
+    before = own()
+    if before is None:
+        return DECLINED, "no-own-update", None
+    return (DECLINED if score < before - rules.max_drop else ACCEPTED), "max-drop", before
+
+
+def empty(folder: Path) -> None:
+    """The folder, private and without what an earlier verdict left."""
+    with storage.guard(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
+
+
+def record(where: joining.State, found: Verdict) -> None:
+    """Note a verdict in the audit log; a score is a number and names nobody."""
+    about: dict[str, Any] = {"fingerprint": found.fingerprint, "examples": found.examples, "reason": found.reason}
+    if found.score is not None and math.isfinite(found.score):
+        about["score"] = round(found.score, 6)
+    where.audit.record("decided", kind="final", verdict=found.verdict, recipe=found.recipe, round=found.round, **about)
+
+
+def kept(where: joining.State) -> list[tuple[Verdict, Path]]:
+    """Every verdict and the folder of its adapter, the newest last."""
+    paths = sorted((where.folder / FOLDER).glob(f"*/{VERDICT}"))
+    found = [(documents.read(path, Verdict, "verdict"), path.parent) for path in paths]
+    return sorted(found, key=lambda one: one[0].time)
+
+
+def find(where: joining.State, recipe: str, fingerprint: str) -> Verdict | None:
+    """The verdict on one adapter, if there is one."""
+    both = (recipe, fingerprint)
+    return next((one for one, _ in kept(where) if (one.recipe, one.fingerprint) == both), None)
+
+
+def decide(where: joining.State, asked: str, accept: bool) -> Verdict:
+    """A person's decision on an adapter that waits for one; declined, it is removed.
+
+    Args:
+        where: the site's state folder.
+        asked: its fingerprint, or the first twelve letters or more.
+        accept: keep it, or not.
+
+    Raises:
+        TrustError: if no such adapter waits.
+    """
+    waiting = [(one, folder) for one, folder in kept(where) if one.verdict == PENDING]
+    fits = [pair for pair in waiting if len(asked) >= 12 and pair[0].fingerprint.startswith(asked)]
+    if len(fits) != 1:
+        known = ", ".join(one.fingerprint[:12] for one, _ in waiting) or "none"
+        raise errors.TrustError(f"adapter '{documents.shown(asked)[:80]}': waits for no decision; waiting: {known}")
+    before, folder = fits[0]
+    now = documents.stamp(documents.now())
+    found = before.model_copy(update={"verdict": ACCEPTED if accept else DECLINED, "reason": "person", "time": now})
+    if not accept:
+        empty(folder)
+    documents.write(folder / VERDICT, found)
+    record(where, found)
+    return found
+
+
+def to_json(where: joining.State) -> list[dict[str, Any]]:
+    """All verdicts for scripts; ``folder`` is empty where the adapter was not kept."""
+    rows: list[dict[str, Any]] = []
+    for one, folder in kept(where):
+        rows.append({**one.model_dump(mode="json"), "folder": "" if one.verdict == DECLINED else str(folder)})
+    return rows

@@ -1,0 +1,479 @@
+"""What a hospital does at its own end, with the real commands, gate, terms and ClientApp on real files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from flwr.app import Message
+
+import fedvfm
+from fedvfm import audit, errors, flower, locking, processes, protocol, state
+from fedvfm.client import app as client_app
+from fedvfm.client import final, gate, joining, policy, purge, sent, supervisor, terms, verdicts
+from fedvfm.server import enrolment
+from fedvfm.trust import lock
+
+CONFIG, IN_USE, TRUST, POLICY = 2, 6, 12, 13
+RULES = 'accept = "ask"                   # a person looks at the score and decides'
+
+
+@pytest.fixture(scope="module")
+def locked(tiny: Any) -> tuple[lock.Lock, state.AdapterState]:
+    return locking.make(locking.read_toml(tiny.experiment))
+
+
+@dataclass
+class Hospital:
+    """A site that joined, its own file, and messages as a coordinator sends them."""
+
+    folder: Path
+    tiny: Any
+    lock: lock.Lock
+    initial: state.AdapterState
+    where: joining.State
+    door: gate.Gate | None = None
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / "site.toml"
+
+    @property
+    def state(self) -> Path:
+        return self.where.folder
+
+    def write(self, final_rules: str = RULES, min_samples: int = 1, **changes: str) -> None:
+        """The site's file; ``changes`` replace whole lines of the policy by their key, or add them."""
+        own = f'name = "east"\ninclude = ["east"]\n[data]\nsource = "folder"\npath = "{self.tiny.data}"\n'
+        text = policy.accepting(policy.Facts.of(self.lock))
+        text = text.replace("min_samples = 10", f"min_samples = {min_samples}").replace(RULES, final_rules)
+        for key, value in changes.items():
+            lines = [line for line in text.splitlines() if not line.startswith(f"{key} =")]
+            lines.insert(lines.index("[policy]") + 1, f"{key} = {value}")
+            text = "\n".join(lines) + "\n"
+        self.settings.write_text(own + text)
+
+    def open(self) -> None:
+        """What the executor sets up."""
+        mine = terms.SiteTerms(self.where, self.settings, "cpu")
+        app = client_app.make_client_app(
+            mine.site, client_app.Models(), lambda at, error: None, final.Finals(self.where, lambda: mine.config.policy)
+        )
+        self.door = gate.Gate(app, sent.Sent(self.where.sent), mine, lambda at, error: None)
+
+    def ask(self, kind: str, task: protocol.Task) -> Message:
+        if self.door is None:
+            self.open()
+        assert self.door is not None
+        flower.be_server_task(1)
+        message = Message(protocol.encode_task(task), 1, kind, ttl=600.0)
+        flower.set_message_id(message, "m1")
+        return flower.copy(self.door(flower.copy(message), flower.context(1, 1, {})))
+
+    def train(self, number: int = 1) -> Message:
+        return self.ask(protocol.TRAIN, protocol.Task(self.lock.recipe, number, self.initial))
+
+    def finish(self, adapter: state.AdapterState) -> str:
+        """What the site says of a final adapter."""
+        task = protocol.Task(self.lock.recipe, self.lock.recipe.rounds, adapter, "test", final=True)
+        reply = self.ask(protocol.EVALUATE, task)
+        assert not reply.has_error(), reply.error
+        return protocol.decode_evaluation(reply.content).acceptance
+
+    def decided(self) -> list[dict[str, Any]]:
+        return [row for row in self.where.audit.entries if row.get("kind") == "final"]
+
+
+@pytest.fixture
+def hospital(tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path) -> Hospital:
+    plan = enrolment.Plan("trial", "127.0.0.1:9", (), ("east",))
+    server = enrolment.init(tmp_path / "server", plan, *locked)
+    invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
+    made = Hospital(tmp_path, tiny, *locked, joining.join(tmp_path / "east", invite, locked[0].hash))
+    made.write()
+    return made
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Answer]]:
+    """The command line in this process, where the network is closed."""
+    from fedvfm import cli as door
+
+    for key in ("HF_HUB_OFFLINE", "FEDVFM_CACHE", "COLUMNS"):
+        monkeypatch.setenv(key, tiny.environment()[key])
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("nothing may be sent")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+    def call(*arguments: str | Path, answer: str = "") -> Answer:
+        monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        capsys.readouterr()
+        code = 0
+        try:
+            door.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        made = capsys.readouterr()
+        assert "Traceback" not in made.err
+        return Answer(code, made.out, made.err)
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+# -- rehearse ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_lists_every_byte_and_uses_nothing_up(hospital: Hospital, cli: Any, tmp_path: Path) -> None:
+    hospital.write(metrics='["loss", "steps", "dice"]', min_samples=2)
+    refused = cli("client", "rehearse", hospital.settings, "--state", hospital.state)
+    assert refused.code == POLICY
+    assert "REFUSES  metrics" in refused.err
+
+    hospital.write(min_samples=2, hours="[]", time_zone='"UTC"')
+    before = hospital.where.audit.entries
+    answer = cli("client", "rehearse", hospital.settings, "--state", hospital.state, "--save", "out.json", "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert json.loads((tmp_path / "out.json").read_text()) == found
+    assert stat.S_IMODE((tmp_path / "out.json").stat().st_mode) == 0o600
+    handshake, update, validation, test = found["replies"]
+    assert (handshake["numbers"]["metrics.train"], handshake["header"]["fedvfm.site"]) == (5, "east")
+    assert {one["name"]: tuple(one["shape"]) for one in update["arrays"]} == {
+        spec.name: spec.shape for spec in hospital.lock.rows
+    }
+    assert sum(one["bytes"] for one in update["arrays"]) == hospital.lock.rows.nbytes
+    assert hospital.lock.rows.nbytes < update["array_bytes"] < update["bytes"]
+    assert set(update["numbers"]) == {"metrics.num_examples", "metrics.loss", "metrics.seconds", "metrics.steps"}
+    assert validation["withheld"] == ["dice", "iou"], "from a single sample nothing leaves"
+    assert set(validation["numbers"]) == {"metrics.num_examples"}
+    assert test["withheld"] == []
+    assert set(test["numbers"]) == {"metrics.num_examples", "metrics.dice", "metrics.iou"}
+    assert test["header"]["fedvfm.acceptance"] == "pending"
+    assert found["bytes"] == sum(reply["bytes"] for reply in found["replies"])
+    assert (found["approved"], found["open_now"]) == (True, False)
+    assert found["peak_mib"] > 100
+
+    after = hospital.where.audit.entries[len(before) :]
+    assert [row["event"] for row in after] == ["rehearsed"]
+    assert after[0]["bytes"] == found["bytes"]
+    assert audit.usage(hospital.where.audit.entries, hospital.lock.hash) == audit.Usage()
+    assert not hospital.where.sent.exists()
+    assert not (hospital.state / verdicts.FOLDER).exists()
+    assert not list(hospital.state.glob(f"{joining.REHEARSAL}*"))
+
+    again = cli("client", "rehearse", hospital.settings, "--state", hospital.state, "--save", "out.json")
+    assert again.code == IN_USE
+    assert "exists and is left as it is" in again.err
+
+
+def test_a_rehearsal_before_joining_in_words(hospital: Hospital, cli: Any, tiny: Any, tmp_path: Path) -> None:
+    nowhere = ("--state", tmp_path / "nowhere")
+    unnamed = cli("client", "rehearse", hospital.settings, *nowhere)
+    assert unnamed.code == CONFIG
+    assert "which recipe?" in unnamed.err
+    answer = cli("client", "rehearse", hospital.settings, "--recipe", tiny.experiment, *nowhere)
+    assert answer.code == 0, answer.err
+    for words in (
+        "nothing was sent",
+        "update, every round:",
+        "float32 2 x 32, 256 bytes",
+        "metrics.num_examples",
+        "acceptance",
+        "total: ",
+    ):
+        assert words in answer.out, answer.out
+    assert "approve" not in answer.out
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_rehearsal_shows_the_site_what_is_wrong_with_its_data(hospital: Hospital, cli: Any) -> None:
+    text = hospital.settings.read_text()
+    hospital.settings.write_text(text.replace(str(hospital.tiny.data), "/no/such/folder"))
+    answer = cli("client", "rehearse", hospital.settings, "--state", hospital.state)
+    assert answer.code != 0
+    assert "/no/such/folder" in answer.err
+    hospital.settings.write_text(text.replace('name = "east"', 'name = "west"'))
+    other = cli("client", "rehearse", hospital.settings, "--state", hospital.state)
+    assert other.code == CONFIG
+    assert "this site joined as 'east'" in other.err
+
+
+# -- the final adapter -------------------------------------------------------------------------------------------------
+
+
+def test_the_final_adapter_is_scored_kept_and_loadable(hospital: Hospital, cli: Any) -> None:
+    hospital.write('accept = "score"\nmax_drop = 1.0\nmin_score = 0.0')
+    update = protocol.decode_update(hospital.train().content)
+    assert hospital.finish(update.state) == "accepted"
+    ((found, folder),) = verdicts.kept(hospital.where)
+    assert (found.verdict, found.reason, found.metric, found.examples) == ("accepted", "max-drop", "dice", 2)
+    assert found.score == found.own, "the final one is the site's own here"
+    (line,) = hospital.decided()
+    assert (line["verdict"], line["fingerprint"]) == ("accepted", update.state.fingerprint)
+    assert line["score"] == pytest.approx(found.score, abs=1e-6)
+
+    model = fedvfm.load_adapter(folder)
+    assert model.read().fingerprint == update.state.fingerprint
+    assert "accepted (max-drop): dice" in (folder / "README.md").read_text()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+    shown = cli("client", "adapter", hospital.state)
+    assert f"adapter {found.fingerprint[:12]}" in shown.out
+    assert str(folder) in shown.out
+    assert json.loads(cli("client", "status", "--state", hospital.state, "--json").out)["adapters"][0]["folder"] == str(
+        folder
+    )
+
+    # The policy is tightened while the client runs: what was accepted goes.
+    hospital.write('accept = "score"\nmin_score = 1.0')
+    assert hospital.finish(update.state) == "declined"
+    assert [path.name for path in folder.iterdir()] == [verdicts.VERDICT]
+    assert hospital.decided()[-1]["reason"] == "min-score"
+    with pytest.raises(errors.CheckpointError):
+        fedvfm.load_adapter(folder)
+
+
+def test_a_person_decides(hospital: Hospital, cli: Any) -> None:
+    assert hospital.finish(hospital.initial) == "pending"
+    name = hospital.initial.fingerprint[:12]
+    assert f"--accept {name}" in cli("client", "adapter", hospital.state).out
+    short = cli("client", "adapter", hospital.state, "--accept", name[:5])
+    assert short.code == TRUST
+    assert f"waiting: {name}" in short.err
+    assert cli("client", "adapter", hospital.state, "--accept", name, "--decline", name).code == CONFIG
+    rows = json.loads(cli("client", "adapter", hospital.state, "--accept", name, "--json").out)["adapters"]
+    assert (rows[0]["verdict"], rows[0]["reason"]) == ("accepted", "person")
+    before = len(hospital.decided())
+    assert hospital.finish(hospital.initial) == "accepted", "who decided once is not asked again"
+    assert len(hospital.decided()) == before
+    other = state.AdapterState({key: value + 1 for key, value in hospital.initial.items()})
+    assert hospital.finish(other) == "pending"
+    verdicts.decide(hospital.where, other.fingerprint, accept=False)
+    assert hospital.finish(other) == "declined"
+
+
+def test_final_adapters_without_end_fill_no_disk(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "MAX_KEPT", 1)
+    hospital.write('accept = "always"')
+    other = state.AdapterState({key: value + 1 for key, value in hospital.initial.items()})
+    assert [hospital.finish(one) for one in (hospital.initial, other, hospital.initial)] == [
+        "accepted",
+        "declined",
+        "accepted",
+    ]
+    assert hospital.decided()[1]["reason"] == "too-many"
+    assert len(list((hospital.state / verdicts.FOLDER).iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "score", "own", "word", "reason"),
+    [
+        ({}, 0.9, None, "declined", "policy"),
+        ({"accept": "always"}, None, None, "accepted", "policy"),
+        ({"accept": "ask"}, 0.9, None, "pending", "policy"),
+        ({"accept": "score", "min_score": 0.5}, 0.5, None, "accepted", "min-score"),
+        ({"accept": "score", "min_score": 0.5}, 0.49, 0.1, "declined", "min-score"),
+        ({"accept": "score", "min_score": 0.0}, None, 0.1, "declined", "no-test-samples"),
+        ({"accept": "score", "max_drop": 0.1}, 0.5, None, "declined", "no-own-update"),
+        ({"accept": "score", "max_drop": 0.125}, 0.5, 0.625, "accepted", "max-drop"),
+        ({"accept": "score", "max_drop": 0.1}, 0.5, 0.625, "declined", "max-drop"),
+        ({"accept": "score", "max_drop": 0.0}, 0.7, 0.6, "accepted", "max-drop"),
+        ({"accept": "score", "max_drop": 0.5, "min_score": 0.6}, 0.5, 0.6, "declined", "min-score"),
+    ],
+)
+def test_every_rule_for_the_final_adapter(
+    rules: dict[str, Any], score: float | None, own: float | None, word: str, reason: str
+) -> None:
+    from fedvfm import config, site_policy
+
+    made = config.parse(site_policy.FinalPolicy, rules, "final")
+    assert verdicts.judge(made, score, lambda: own)[:2] == (word, reason)
+    assert word in protocol.ACCEPTANCE
+
+
+# -- hours -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_site_outside_its_hours_says_so_and_no_more(hospital: Hospital) -> None:
+    hospital.write(hours="[]", time_zone='"Europe/Berlin"')
+    hello = hospital.ask(protocol.HANDSHAKE, protocol.Task(hospital.lock.recipe))
+    assert protocol.error_word(hello) == "policy-closed", "it is counted on when it opens"
+    assert protocol.error_word(hospital.train()) == "policy-closed"
+    decided = [row for row in hospital.where.audit.entries if row["event"] == "decided"][-1]
+    assert (decided["verdict"], decided["reason"]) == ("refused", "policy-closed")
+    hospital.write(hours='["daily 00:00-24:00"]', time_zone='"Europe/Berlin"')
+    assert not hospital.train().has_error()
+    hospital.write(hours="[]", time_zone='"Europe/Berlin"')
+    assert not hospital.train().has_error(), "what was trained is sent again at any hour"
+
+
+def test_used_up_hours_end_a_round_under_way_and_are_counted(hospital: Hospital) -> None:
+    hospital.write(max_hours="0.000003")  # a hundredth of a second
+    assert protocol.error_word(hospital.train()) == "policy-hours"
+    trained = [row for row in hospital.where.audit.entries if row["event"] == "trained"]
+    last = hospital.where.audit.entries[-1]
+    assert (trained, last["event"], last["reason"]) == ([], "sent", "policy-hours")
+    assert last["seconds"] > 0.01
+    assert protocol.error_word(hospital.train()) == "policy-hours"
+    decided = [row for row in hospital.where.audit.entries if row["event"] == "decided"][-1]
+    assert decided["verdict"] == "refused", "before anything is computed"
+
+
+def test_a_site_that_demands_privacy_refuses_a_recipe_without(hospital: Hospital) -> None:
+    text = hospital.settings.read_text()
+    hospital.settings.write_text(text.replace('mechanisms = ["none"]', 'mechanisms = ["record-level"]'))
+    assert protocol.error_word(hospital.train()) == "policy-privacy"
+
+
+# -- purge -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_purge_removes_what_it_says_and_nothing_else(hospital: Hospital, cli: Any) -> None:
+    hospital.train()
+    hospital.finish(hospital.initial)
+    (hospital.state / "run").mkdir()
+    (hospital.state / "run" / "executor.log").write_text("words")
+    (hospital.state / "notes-of-the-operator.txt").write_text("keep me")
+    keep = {path.name for path in hospital.state.iterdir() if path.is_file()}
+    assert cli("client", "purge", hospital.state, "--json").code == CONFIG
+    unsure = cli("client", "purge", hospital.state, answer="n\n")
+    assert unsure.code == CONFIG
+    assert "not confirmed; nothing was removed" in unsure.err
+    assert hospital.where.sent.exists()
+    answer = cli("client", "purge", hospital.state, answer="y\n")
+    assert answer.code == 0, answer.err
+    for words in ("removed adapters", "removed replies", "removed run-files", "kept: key"):
+        assert words in answer.out
+    left = {path.name for path in hospital.state.iterdir()}
+    assert left == {*keep, "recipes"}
+    assert audit.verify(hospital.state / purge.AUDIT)["unfinished"] == 0
+    gone = [row["kind"] for row in hospital.where.audit.entries if row["event"] == "purged"]
+    assert gone == ["adapters", "replies", "run-files"]
+    assert audit.usage(hospital.where.audit.entries, hospital.lock.hash).trained, "rounds stay counted"
+    assert json.loads(cli("client", "purge", hospital.state, "--yes", "--json").out)["removed"] == []
+
+
+def test_a_purge_of_the_audit_log_leaves_a_receipt_and_no_approval(hospital: Hospital, cli: Any) -> None:
+    length = len(hospital.where.audit.entries)
+    answer = cli("client", "purge", hospital.state, "--yes", "--audit", "--json")
+    assert answer.code == 0, answer.err
+    receipt = json.loads(answer.out)["receipt"]
+    assert receipt["length"] == length
+    assert [row["event"] for row in hospital.where.audit.entries] == ["opened", "purged"]
+    assert hospital.where.approvals.stand() == [], "rounds and hours would be counted anew"
+    (hospital.folder / "receipt.json").write_text(json.dumps(receipt))
+    compared = cli("audit", "verify", hospital.state, "--against", hospital.folder / "receipt.json")
+    assert compared.code == errors.AuditError.exit_code
+    assert "truncated or rolled back" in compared.err
+
+
+def test_no_purge_while_the_client_runs(hospital: Hospital, cli: Any) -> None:
+    folder = hospital.state / supervisor.FOLDER
+    folder.mkdir()
+    processes.write_pid(processes.pid_path(folder, "executor"), os.getpid())
+    answer = cli("client", "purge", hospital.state, "--yes")
+    assert answer.code == IN_USE
+    assert f"runs (executor, process {os.getpid()}). Stop it first" in answer.err
+
+
+# -- units -------------------------------------------------------------------------------------------------------------
+
+
+def test_units_by_the_commands(hospital: Hospital, cli: Any) -> None:
+    answer = cli("client", "unit", hospital.settings, "--state", hospital.state, "--user", "hospital", "--json")
+    assert answer.code == 0, answer.err
+    text = json.loads(answer.out)["unit"]
+    assert f'client" "start" "{hospital.settings}" "--state" "{hospital.state}"' in text
+    assert "User=hospital\n" in text
+    server = cli("server", "unit", "--state", hospital.folder / "server", "--user", "hospital")
+    assert server.code == 0, server.err
+    assert f'"server" "start" "--state" "{hospital.folder / "server"}"' in server.out
+    root = cli("client", "unit", hospital.settings, "--state", hospital.state, "--user", "root")
+    assert root.code == CONFIG
+    assert "is not root" in root.err
+
+
+# -- all of it with real processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left")
+def test_a_federation_on_a_sites_own_terms(
+    tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path, until: Any
+) -> None:
+    """Closed, waited for, opened; kept within limits; the final adapter scored and kept; purged after, not before."""
+    plan = enrolment.Plan("trial", f"127.0.0.1:{processes.free_port()}", (), ("east",))
+    server = enrolment.init(tmp_path / "server", plan, *locked)
+    invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
+    site = Hospital(tmp_path, tiny, *locked, joining.join(tmp_path / "east", invite, locked[0].hash))
+    enrolment.approve(server, site.where.request)
+    site.write('accept = "score"\nmax_drop = 1.0', hours="[]", time_zone='"UTC"')
+    text = site.settings.read_text()
+    site.settings.write_text(text.replace("[data]", "[limits]\nthreads = 1\nnice = 11\n[data]"))
+
+    def start(*arguments: str | Path) -> subprocess.Popen[str]:
+        with (tmp_path / f"{arguments[0]}.txt").open("w") as words:
+            return subprocess.Popen(
+                tiny.command(*arguments), cwd=tmp_path, env=tiny.environment(), stdout=words, stderr=words, text=True
+            )
+
+    def said() -> str:
+        path = server.folder / "run" / "coordinate.log"
+        return path.read_text() if path.exists() else ""
+
+    client = start("client", "start", site.settings, "--state", site.state)
+    running = start("server", "start", "--state", server.folder)
+    try:
+        assert until(lambda: "policy-closed" in said(), 600), (tmp_path / "server.txt").read_text()
+        assert not [row for row in site.where.audit.entries if row["event"] == "trained"]
+        executor = processes.running(processes.pid_path(site.state / "run", "executor"))
+        assert executor is not None
+        assert psutil.Process(executor).nice() == 11
+        assert "CUDA_VISIBLE_DEVICES" in psutil.Process(executor).environ()
+        refused = tiny.run("client", "purge", site.state, "--yes")
+        assert tiny.one_error(refused, IN_USE, "Stop it first")
+
+        site.settings.write_text(text.replace("hours = []", 'hours = ["daily 00:00-24:00"]'))
+        assert until(lambda: running.poll() is not None, 900), said()
+        assert running.returncode == 0, (tmp_path / "server.txt").read_text()
+        ((verdict, folder),) = verdicts.kept(site.where)
+        assert (verdict.verdict, verdict.round) == ("accepted", 3)
+        evaluation = json.loads((server.folder / "runs" / locked[0].hash / "evaluation.json").read_text())
+        assert evaluation["acceptance"] == {"east": "accepted"}
+        assert evaluation["fingerprint"] == verdict.fingerprint == fedvfm.load_adapter(folder).read().fingerprint
+    finally:
+        for process in (running, client):
+            process.terminate()
+        codes = [process.wait(60) for process in (running, client)]
+    assert codes == [0, 0], "systemd takes any other ending for a failure"
+    assert tiny.run("client", "purge", site.state, "--yes").code == 0
+    assert not folder.exists()
