@@ -1,5 +1,5 @@
-"""Opens the client wing: Flower loads ``app`` from here."""
+"""``flwr run .``: Flower loads ``app`` from here for a local simulation; a hospital runs ``fedvfm client start``."""
 
-from fedvfm.client.app import make_client_app, no_site
+from fedvfm.simulation.flower_run import make_client_app
 
-app = make_client_app(no_site)
+app = make_client_app()

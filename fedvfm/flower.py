@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -168,3 +169,22 @@ def run_on_ray(
         ) from error
     finally:
         stop.set()
+
+
+def readdress(reply: Message, node_id: int, message_id: str) -> None:
+    """Let a reply be another node's, to another message than the one it was made for."""
+    reply.metadata.__dict__["_src_node_id"] = node_id
+    reply.metadata.__dict__["_reply_to_message_id"] = message_id
+
+
+def is_simulated(grid: Any) -> bool:
+    """Whether a Grid is that of Flower's Simulation Runtime, which reaches no other machine."""
+    from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
+
+
+def in_simulation_actor() -> bool:
+    """Whether this process is an actor of Flower's Simulation Runtime on Ray; no SuperNode's process ever is."""
+    ray = sys.modules.get("ray")
+    return bool(ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id())

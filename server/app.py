@@ -1,5 +1,5 @@
-"""Opens the server wing: Flower loads ``app`` from here."""
+"""``flwr run .``: Flower loads ``app`` from here for a local simulation; a coordinator runs ``fedvfm server start``."""
 
-from fedvfm.server.app import make_server_app
+from fedvfm.simulation.flower_run import make_server_app
 
-app = make_server_app([])
+app = make_server_app()

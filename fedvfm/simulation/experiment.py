@@ -88,6 +88,8 @@ def validate(experiment: configs.Experiment) -> list[str]:
     """Faults of names and per-kind parameters, one sentence a fault. Needs neither weights nor network nor images."""
     names = name_faults(experiment.model_dump(mode="json"))
     faults = _rank_faults(experiment)
+    if experiment.recipe.start is not None:
+        faults.append("recipe.start: only a server goes on from an earlier adapter; leave it out")
     if experiment.recipe.aggregation.rule in rules.TABLE:
         faults += _option_faults(experiment) + _server_step_faults(experiment)
     faults += baselines.faults(experiment)

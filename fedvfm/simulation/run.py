@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from fedvfm.simulation import baselines, classical, experiment, folder, site_err
 from fedvfm.tasks import table as tasks
 
 MIB = 1 << 20
+
+Engine = Callable[[Sequence[strategy.Job], Sequence[sites.Site], progress.Observer, configs.Experiment], None]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def simulate(
     *,
     output: str | os.PathLike[str] | None = None,
     observer: progress.Observer = progress.silent,
+    engine: Engine | None = None,
 ) -> Result:
     """Run an experiment to its report.
 
@@ -58,6 +61,7 @@ def simulate(
         what: a bundled name, a TOML file, a table of the same values, or an Experiment.
         output: a folder that does not exist or is empty; by default ``runs/NAME-DATE``.
         observer: told of progress.
+        engine: carries the messages, in place of the one that the experiment names.
 
     Raises:
         FedvfmError: with cause, value, limit and remedy.
@@ -71,7 +75,7 @@ def simulate(
         run.require_free()
         storage.sweep(run.path)
         run.write_experiment(prepared.model_dump(mode="json"))
-        return _run(prepared, hospitals, run, observer)
+        return _run(prepared, hospitals, run, observer, engine)
 
 
 def prepare(what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str]) -> configs.Experiment:
@@ -159,9 +163,10 @@ def _run(
     hospitals: Sequence[hospital_data.Hospital],
     run: folder.RunFolder,
     observer: progress.Observer,
+    engine: Engine | None = None,
 ) -> Result:
     with _as_found(what.recipe.threads):
-        return _train_and_report(what, hospitals, run, observer)
+        return _train_and_report(what, hospitals, run, observer, engine or tables.ENGINES.get(what.engine))
 
 
 @contextlib.contextmanager
@@ -192,6 +197,7 @@ def _train_and_report(
     hospitals: Sequence[hospital_data.Hospital],
     run: folder.RunFolder,
     observer: progress.Observer,
+    engine: Engine,
 ) -> Result:
     started = time.monotonic()
     what = what.model_copy(update={"device": devices.choose(what.device)})
@@ -204,7 +210,7 @@ def _train_and_report(
     if waiting:
         _check_sites(what, waiting)
         with site_errors.explained(f"engine '{what.engine}'"):
-            tables.ENGINES.get(what.engine)(waiting, members(what, hospitals), observer, what)
+            engine(waiting, members(what, hospitals), observer, what)
     for arm in planned:
         if arm.recipe is None and run.evaluation(arm.name) is None:
             with site_errors.explained(f"arm '{arm.name}'"):

@@ -1,0 +1,59 @@
+"""A look-out while an end runs: what ``fedvfm doctor`` would call a blocker is told once, and when it is over.
+
+Flower's SuperNode asks for ever and says nothing where a proxy wants a password or nobody listens, and a full disk
+takes no log. Their people read it here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from fedvfm import errors
+from fedvfm.diagnosis import row
+
+FIRST_S, EVERY_S, AGAIN_S = 5.0, 60.0, 10.0
+"""After the start; then so often; sooner while something is wrong."""
+
+
+class Lookout:
+    """Looks again and again, and tells what changed.
+
+    Args:
+        look: what is looked at; each look is short and sends nothing but a question for the health.
+        note: told in words.
+    """
+
+    def __init__(self, look: Callable[[], Iterable[row.Row]], note: Callable[[str], None]) -> None:
+        self._look, self._note = look, note
+        self._wrong: dict[str, str] = {}
+
+    def once(self) -> bool:
+        """Look now; whether all is well. What is still as wrong as at the last look is not told again."""
+        found = {one.check: one for one in row.caught("state", self._look) if one.severity == row.BLOCKER}
+        for check, one in found.items():
+            # Numbers in the problem may change with every look; what to do does not.
+            if self._wrong.get(check) != one.remedy:
+                self._note(f"{check}: {one.problem}. Remedy: {one.remedy}")
+        for check in self._wrong.keys() - found.keys():
+            self._note(f"{check}: is well again")
+        self._wrong = {check: one.remedy for check, one in found.items()}
+        return not found
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look in a thread while the block runs."""
+        over = threading.Event()
+
+        def watch() -> None:
+            wait = FIRST_S
+            while not over.wait(wait):
+                with contextlib.suppress(OSError, errors.FedvfmError):
+                    wait = EVERY_S if self.once() else AGAIN_S
+
+        threading.Thread(target=watch, name="fedvfm-lookout", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()

@@ -1,0 +1,178 @@
+"""``fedvfm doctor server``: whether a coordinator is ready, and what to do where it is not. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+
+from fedvfm import config as configs
+from fedvfm import errors, processes
+from fedvfm.diagnosis import channel, machine, row
+from fedvfm.server import enrolment
+from fedvfm.trust import certificates, documents, keys
+from fedvfm.trust import roster as rosters
+
+RUN = "run"
+CHILDREN = ("superlink", "proxy", "coordinate")
+SOON_DAYS = 30
+BASE_BYTES = 512 * machine.MIB
+"""Logs, Flower's database and what lies in it for a while."""
+COPIES = 6
+"""Of an adapter each site needs at most so many: received, in Flower's database both ways, checkpoints."""
+
+
+def examine(folder: Path, server: configs.ServerConfig, listen: str = "") -> list[row.Row]:
+    """All rows of a coordinator.
+
+    Args:
+        folder: the state folder.
+        server: quorum and deadlines, as ``server start --config`` would take them.
+        listen: ``host:port`` as ``server start --listen`` would take it.
+    """
+    try:
+        where = enrolment.open_state(folder)
+    except errors.FedvfmError as error:
+        return [row.blocker("state", str(error), "name the folder with --state, or run: fedvfm server init")]
+    rows = [row.ok("state", f"federation '{where.about.federation}' in {folder}")]
+    rows += row.caught("files", lambda: [machine.private(folder)])
+    rows += row.caught("state", lambda: [_recipe(where)])
+    rows += row.caught("certificate", lambda: _certificate(where))
+    rows += row.caught("authority", lambda: [_authority(where)])
+    rows += row.caught("port", lambda: [_port(where, listen)])
+    rows += row.caught("disk", lambda: [machine.disk(folder, _need(where))])
+    rows += row.caught("versions", lambda: machine.versions(_versions(where)))
+    rows += row.caught("quorum", lambda: _roster(where, server))
+    rows += row.caught("clock", lambda: [_clock(where)])
+    rows.append(machine.other_users())
+    rows.append(machine.alive(children(where)))
+    if processes.running(processes.pid_path(folder / RUN, "proxy")) is not None:
+        rows += row.caught("health", lambda: _answers(where, listen))
+    return rows
+
+
+def children(where: enrolment.State) -> dict[str, int | None]:
+    """The server's processes and their numbers; None for one that does not run."""
+    return {name: processes.running(processes.pid_path(where.folder / RUN, name)) for name in CHILDREN}
+
+
+def alive(where: enrolment.State) -> Mapping[str, bool]:
+    """For the health probe: which of them run; nothing drives rounds when all are done."""
+    done = enrolment.open_state(where.folder).finished(where.about.recipe)
+    return {name: pid is not None or (done and name == "coordinate") for name, pid in children(where).items()}
+
+
+def _recipe(where: enrolment.State) -> row.Row:
+    """Whether recipe and initial adapter are whole."""
+    locked = where.locked()
+    return row.ok("state", f"recipe {locked.recipe.hash[:12]} and its initial adapter are whole")
+
+
+def _certificate(where: enrolment.State) -> list[row.Row]:
+    certificate = certificates.read_pem(where.certificate.read_text(), str(where.certificate))
+    authority = certificates.read_pem(where.authority.read_text(), str(where.authority))
+    again = "fedvfm server certify, then restart the server"
+    key = keys.read_private(where.key)
+    if key.public_key() != certificate.public_key():
+        return [row.blocker("certificate", f"{where.key} is not the key of {where.certificate}", again)]
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        told = f"{where.certificate} is not signed by {where.authority}: sites refuse it"
+        return [row.blocker("certificate", told, again)]
+    host, _ = certificates.split_address(where.about.address)
+    names = certificates.names_of(certificate)
+    if host not in names:
+        told = f"it is for {', '.join(names)}, but sites connect to {host}"
+        return [row.blocker("certificate", told, f"fedvfm server certify --san {host}, then restart the server")]
+    return [_dates("certificate", certificate, again)]
+
+
+def _dates(check: str, certificate: certificates.Certificate, again: str) -> row.Row:
+    now = documents.now()
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < begins:
+        told = f"good from {documents.stamp(begins)} only; it is {documents.stamp(now)} here"
+        return row.blocker(check, told, "set this machine's clock")
+    if now >= ends:
+        return row.blocker(check, f"expired at {documents.stamp(ends)}; it is {documents.stamp(now)} here", again)
+    left = (ends - now).days
+    if left < SOON_DAYS:
+        return row.warning(check, f"expires in {left} days, at {documents.stamp(ends)}", again)
+    return row.ok(check, f"good until {documents.stamp(ends)}")
+
+
+def _authority(where: enrolment.State) -> row.Row:
+    authority = certificates.read_pem(where.authority.read_text(), str(where.authority))
+    if not where.authority_key.exists():
+        told = f"{where.authority_key} is not here; the federation runs without it"
+        return row.warning("authority", told, "bring it back to invite sites or to make a new certificate")
+    key = keys.read_private(where.authority_key)
+    if key.public_key() != certificates.authority_key(authority, str(where.authority)):
+        told = f"{where.authority_key} is not the key of {where.authority}"
+        return row.blocker("authority", told, "restore both from one backup")
+    found = _dates("authority", authority, "a new authority means a new federation: fedvfm server init")
+    return found if found.severity != row.OK else row.ok("authority", f"{where.fingerprint()}, {found.problem}")
+
+
+def _listening(where: enrolment.State, listen: str) -> tuple[str, int]:
+    host, number = certificates.split_address(listen or where.about.address)
+    return (host if listen or host.startswith("127.") else "0.0.0.0", number)  # noqa: S104 - what the server does
+
+
+def _port(where: enrolment.State, listen: str) -> row.Row:
+    host, number = _listening(where, listen)
+    return machine.port(host, number, processes.running(processes.pid_path(where.folder / RUN, "proxy")))
+
+
+def _need(where: enrolment.State) -> int:
+    size = sum(4 * spec.size for spec in where.lock().rows)
+    return BASE_BYTES + size * COPIES * max(1, len(where.sites()))
+
+
+def _versions(where: enrolment.State) -> dict[str, str]:
+    found = {f"site '{name}'": entry.version for name, entry in where.sites().items() if entry.status == "approved"}
+    return found | {f"recipe {where.about.recipe[:12]}": where.lock().version}
+
+
+def _roster(where: enrolment.State, server: configs.ServerConfig) -> list[row.Row]:
+    sites = where.sites()
+    approved = [name for name, entry in sites.items() if entry.status == rosters.APPROVED]
+    waiting = {name: entry.expires for name, entry in sites.items() if entry.status == rosters.INVITED}
+    least = server.quorum or max(1, len(approved))
+    rows = []
+    if len(approved) < least:
+        told = f"{len(approved)} sites are approved, the quorum is {least}"
+        rows.append(row.blocker("quorum", told, "fedvfm server approve REQUEST for each file that a site sent back"))
+    else:
+        rows.append(row.ok("quorum", f"{len(approved)} sites are approved, the quorum is {least}"))
+    void = [name for name, expires in waiting.items() if documents.moment(expires) <= documents.now()]
+    if void:
+        remedy = "fedvfm server invite SITE for each, or revoke it"
+        rows.append(row.warning("invites", f"the invites expired of: {', '.join(void)}", remedy))
+    elif waiting:
+        remedy = "ask them for their request file; fedvfm server approve REQUEST"
+        rows.append(row.warning("invites", f"not joined yet: {', '.join(waiting)}", remedy))
+    return rows
+
+
+def _clock(where: enrolment.State) -> row.Row:
+    """A coordinator has no other end to ask: its clock must at least stand after what it wrote itself."""
+    last = documents.moment(where.audit.entries[-1]["time"])
+    now = documents.now()
+    if (last - now).total_seconds() > channel.AHEAD_S:
+        told = f"it is {documents.stamp(now)} here, but the audit log was written at {documents.stamp(last)}"
+        return row.blocker("clock", told, "set this machine's clock; sites compare theirs with it")
+    return row.ok("clock", f"{documents.stamp(now)}, after the last entry of the audit log")
+
+
+def _answers(where: enrolment.State, listen: str) -> list[row.Row]:
+    """The running server's own public port, as a site sees it."""
+    host, number = _listening(where, listen)
+    host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+    name, _ = certificates.split_address(where.about.address)
+    found = channel.examine(channel.Route(host, number, name=name), where.authority)
+    return [one for one in found if one.check in ("health", "certificate", "reach") and one.severity != row.OK] or [
+        row.ok("health", "the public port answers, with the certificate that lies here")
+    ]
