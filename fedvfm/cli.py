@@ -23,7 +23,18 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
-from fedvfm import cli_audit, cli_client, cli_recipe, cli_server, cli_weights, errors, storage  # noqa: E402
+from fedvfm import (  # noqa: E402
+    cli_audit,
+    cli_client,
+    cli_doctor,
+    cli_ledger,
+    cli_privacy,
+    cli_recipe,
+    cli_server,
+    cli_weights,
+    errors,
+    storage,
+)
 
 app = typer.Typer(
     name="fedvfm",
@@ -34,7 +45,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The hospital's own data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-for _verbs in (cli_server, cli_client, cli_audit, cli_recipe, cli_weights):
+for _verbs in (cli_server, cli_client, cli_audit, cli_doctor, cli_ledger, cli_privacy, cli_recipe, cli_weights):
     app.add_typer(_verbs.app, name=_verbs.NAME)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
@@ -327,6 +338,10 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; must not exist or be empty.")],
     form: Annotated[str, typer.Option("--as", help="Form of masks: auto, png, nifti or dicom-seg.")] = "auto",
     overlays: Annotated[bool, typer.Option("--overlays", help="Also pictures with the masks drawn in.")] = False,
+    series: Annotated[
+        str, typer.Option(help="Which series of a DICOM folder: its number, or words of the list: 'CT axial most'.")
+    ] = "",
+    channels: Annotated[str, typer.Option(help="Which files CASE_0000, ... are the model's channels: 0,1,3.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
     backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
@@ -339,7 +354,8 @@ def predict(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with live.watch(quiet or as_json) as see:
-            options: dict[str, Any] = {"form": form, "overlays": overlays, "device": device, "backbone": backbone}
+            options: dict[str, Any] = {"form": form, "overlays": overlays, "series": series, "channels": channels}
+            options |= {"device": device, "backbone": backbone}
             made = predicting.run(adapter, source, output, **options, observer=see)
     except KeyboardInterrupt:
         raise errors.Interrupted(f"stopped; what was predicted so far lies in {output}, without a summary") from None

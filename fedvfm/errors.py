@@ -151,6 +151,30 @@ class AuditError(FedvfmError):
     exit_code = 14
 
 
+class BudgetExceeded(PolicyRefused):
+    """A round would take more of a site's privacy budget than is left; the coordinator is told "policy-privacy"."""
+
+    exit_code = 15
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("policy-privacy", detail)
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class LedgerError(PolicyRefused):
+    """A site's privacy ledger cannot be charged: it was rolled back, lost its key, or counts another unit."""
+
+    exit_code = 16
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("policy-privacy", detail)
+
+    def __str__(self) -> str:
+        return self.detail
+
+
 class Interrupted(FedvfmError):
     """The user stopped the run; what was finished is saved."""
 

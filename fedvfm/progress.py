@@ -15,7 +15,8 @@ class Observer(Protocol):
     """Receives events by name; unknown events must be ignored.
 
     Events: ``arm`` (name, index, count, rounds, sites), ``round`` (arm, round, rounds, sites), ``reply`` (arm, round,
-    phase, site, loss), ``round-end`` (arm, round, record), ``note`` (text). Prediction: ``input`` (name, index, count),
+    phase, site, loss), ``refused`` (arm, round, site, reason), ``round-end`` (arm, round, record), ``test`` (arm,
+    round, sites), ``finished`` (arm, round, record), ``note`` (text). Prediction: ``input`` (name, index, count),
     ``slice`` (name, index, count). Data check: ``check`` (done, total).
     """
 

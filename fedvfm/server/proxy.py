@@ -1,7 +1,8 @@
 """The one port that sites reach: TLS, and of the SuperLink behind it nothing but what a SuperNode needs.
 
 Forwards POST of Flower's fleet routes and GET /health, byte for byte; everything else is refused here and never seen
-by the SuperLink. HTTP/1.1 is read by uvicorn and h11, which come with Flower; nothing of a body is kept or logged.
+by the SuperLink. HTTP/1.1 is read by uvicorn and h11, which come with Flower; nothing of a body is kept or logged. Of
+bodies only the heads of pushed messages are looked at: a node may speak for itself alone.
 
 A SuperNode asks for messages every 3 s, and asks at once again after it had one. An empty answer to that question is
 held back while the proxy asks on, so that a message is not late by a poll.
@@ -16,7 +17,6 @@ import logging
 import ssl
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,22 +26,38 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http import h11_impl
 
-from fedvfm import errors, flower_runtime, processes, storage
+from fedvfm import flower_guards, flower_runtime, processes, storage
+from fedvfm.server import refused
 
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of one request. Flower sends objects in pieces of 5 MiB and everything else in far less."""
+MAX_PUSH = 2 * 1024 * 1024
+"""Bytes of the heads of pushed messages, with the ids of their parts."""
+MAX_PART = 10 * 1024 * 1024
 MAX_HEAD = 16 * 1024
 HEAD_S, PIECE_S, BODY_S = 10.0, 20.0, 300.0
 """How long a client may take for the head of a request, the next piece of its body, and all of it."""
 IDLE_S = 75
 UPSTREAM_S = 60.0
+STEP_S = 0.25
+"""How often a held question for messages is asked again."""
 CONNECTIONS = 1000
+
+MOST = {
+    flower_guards.PUSH_ROUTE: MAX_PUSH,
+    flower_runtime.PULL_ROUTE: MAX_PUSH,
+    "/v1/fleet/push-object": MAX_PART,
+}
+"""Bytes of a request's body where fewer are enough."""
 
 PASSED_ON = frozenset((b"content-type", b"accept", b"x-flwr-client", b"user-agent"))
 """Headers that go on, besides Flower's own."""
 OUR_HEADERS = b"flwr-"
 
 AREAS = ("control", "runtime", "responses", "docs", "openapi.json", "redoc")
+
+STRANGERS = (401, 412)
+"""What the SuperLink answers to a key it does not know: to any request, and to a node that comes online."""
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -61,6 +77,7 @@ class Settings:
         authority: whom the SuperLink's certificate must be from.
         log: a line of JSON for each refusal, at most one a second for each word.
         hold_s: how long an empty answer to a SuperNode's question for messages is held back; 0 for not at all.
+        most_parts: of one pushed message; see :func:`fedvfm.flower_guards.most_parts`.
     """
 
     host: str
@@ -71,6 +88,7 @@ class Settings:
     authority: str
     log: str = ""
     hold_s: float = 10.0
+    most_parts: int = flower_guards.most_parts(flower_guards.MAX_REPLY)
 
     def program(self, path: Path) -> processes.Program:
         """The process; its settings are written to ``path``."""
@@ -78,8 +96,8 @@ class Settings:
         return processes.Program("proxy", processes.module(__name__, str(path)))
 
 
-class TooMuch(Exception):
-    """A body over the limit, one that comes too slowly or whose end is not clear: the status says which."""
+class Unfit(Exception):
+    """A body over the limit, one that comes too slowly, is not clear, or speaks for another: the status says which."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -91,12 +109,13 @@ class Proxy:
     Args:
         client: reaches the SuperLink.
         base: its URL.
-        hold_s: see :class:`Settings`.
+        hold_s, most_parts: see :class:`Settings`.
         refused: told of refusals.
     """
 
-    def __init__(self, client: httpx.AsyncClient, base: str, hold_s: float, refused: Refused) -> None:
+    def __init__(self, client: httpx.AsyncClient, base: str, hold_s: float, most_parts: int, refused: Refused) -> None:
         self._client, self._base, self._hold_s, self._refused = client, base, hold_s, refused
+        self._most_parts = most_parts
         self._held = 0
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -110,7 +129,7 @@ class Proxy:
             try:
                 await self._forward(scope, route, receive, send)
                 return
-            except TooMuch as error:
+            except Unfit as error:
                 status = error.status
             except httpx.HTTPError:
                 await _say(send, 502)  # a SuperNode asks again
@@ -127,19 +146,23 @@ class Proxy:
 
     async def _forward(self, scope: Event, route: str, receive: Receive, send: Send) -> None:
         headers = [(k, v) for k, v in scope["headers"] if k in PASSED_ON or k.startswith(OUR_HEADERS)]
-        length = _length(scope["headers"])
+        most = MOST.get(route, MAX_BODY)
+        length = _length(scope["headers"], most)
         if route == flower_runtime.PULL_ROUTE:
-            body = b"".join([piece async for piece in _pieces(receive, length)])
-            await self._pull(route, headers, body, receive, send)
+            await self._pull(scope, headers, await _whole(receive, most), receive, send)
             return
-        if length is not None:
+        content: AsyncIterator[bytes] | bytes | None = None if scope["method"] == "GET" else _pieces(receive, most)
+        if route == flower_guards.PUSH_ROUTE:
+            content = await _whole(receive, most)
+            fault = flower_guards.push_fault(content, self._most_parts)
+            if fault:
+                raise Unfit(fault)
+        elif length is not None:
             headers.append((b"content-length", str(length).encode()))
-        content = None if scope["method"] == "GET" else _pieces(receive, length)
         request = self._client.build_request(scope["method"], self._base + route, headers=headers, content=content)
         response = await self._client.send(request, stream=True)
         try:
-            if response.status_code == 401:
-                self._refused("key", (scope.get("client") or ("",))[0])
+            self._judged(scope, response)
             await _start(send, response)
             async for piece in response.aiter_raw():
                 await _patiently(send, {"type": "http.response.body", "body": piece, "more_body": True})
@@ -147,25 +170,31 @@ class Proxy:
         finally:
             await response.aclose()
 
+    def _judged(self, scope: Event, response: httpx.Response) -> None:
+        """Tell of a key that the SuperLink does not let in."""
+        if response.status_code in STRANGERS:
+            self._refused("key", (scope.get("client") or ("",))[0])
+
     async def _pull(
-        self, route: str, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive, send: Send
+        self, scope: Event, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive, send: Send
     ) -> None:
         """Ask for messages until there is one, the time is over, or the site hung up."""
         gone = asyncio.ensure_future(_hang_up(receive))
-        until = time.monotonic() + self._hold_s
+        until, url = time.monotonic() + self._hold_s, self._base + flower_runtime.PULL_ROUTE
         self._held += 1
         try:
             while True:
-                response = await self._client.post(self._base + route, headers=headers, content=body)
+                response = await self._client.post(url, headers=headers, content=body)
                 if response.status_code != 200 or response.content or time.monotonic() >= until:
                     break
                 # Many sites that wait together ask less often each.
-                await asyncio.wait([gone], timeout=max(0.25, 0.02 * self._held))
+                await asyncio.wait([gone], timeout=max(STEP_S, 0.02 * self._held))
                 if gone.done():
                     return
         finally:
             self._held -= 1
             gone.cancel()
+        self._judged(scope, response)
         await _start(send, response)
         await _patiently(send, {"type": "http.response.body", "body": response.content})
 
@@ -190,44 +219,50 @@ def word(status: int, route: str) -> str:
     """What a refusal is called in the audit log."""
     by_status = {400: "framing", 405: "method", 408: "slow", 413: "size"}
     area = _area(route)
+    if status == 403 and not area:
+        return "foreign-node"
     return by_status.get(status, area.removesuffix(".json") if area else "unknown-route")
 
 
-def _length(headers: list[tuple[bytes, bytes]]) -> int | None:
+def _length(headers: list[tuple[bytes, bytes]], most: int) -> int | None:
     """The announced length of the body, if any.
 
     Raises:
-        TooMuch: if it is over the limit, or the head is, or says its length in two ways.
+        Unfit: if it is over the limit, or the head is, or says its length in two ways.
     """
     if sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
-        raise TooMuch(400)  # h11 counts a head only while it waits for the rest of it
+        raise Unfit(400)  # h11 counts a head only while it waits for the rest of it
     names = [name for name, _ in headers]
     if b"content-length" in names and b"transfer-encoding" in names:
-        raise TooMuch(400)
+        raise Unfit(400)
     for name, value in headers:
         if name == b"content-length":
-            if not value.isdigit() or len(value) > 12 or int(value) > MAX_BODY:
-                raise TooMuch(413)
+            if not value.isdigit() or len(value) > 12 or int(value) > most:
+                raise Unfit(413)
             return int(value)
         if name == b"content-encoding":
-            raise TooMuch(413)  # Flower sends none; what it would unfold to is not known
+            raise Unfit(413)  # Flower sends none; what it would unfold to is not known
     return None
 
 
-async def _pieces(receive: Receive, length: int | None) -> AsyncIterator[bytes]:
+async def _whole(receive: Receive, most: int) -> bytes:
+    return b"".join([piece async for piece in _pieces(receive, most)])
+
+
+async def _pieces(receive: Receive, most: int) -> AsyncIterator[bytes]:
     """The body as it comes, bounded in size and time."""
     total, until = 0, time.monotonic() + BODY_S
     while True:
         try:
             event = await asyncio.wait_for(receive(), min(PIECE_S, max(0.0, until - time.monotonic())))
         except TimeoutError:
-            raise TooMuch(408) from None
+            raise Unfit(408) from None
         if event["type"] == "http.disconnect":
             raise httpx.ReadError("the site hung up")
         piece = event.get("body", b"")
         total += len(piece)
-        if total > MAX_BODY:
-            raise TooMuch(413)
+        if total > most:
+            raise Unfit(413)
         if piece:
             yield piece
         if not event.get("more_body"):
@@ -304,7 +339,7 @@ def server(settings: Settings, refused: Refused) -> uvicorn.Server:
         timeout=UPSTREAM_S,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=20.0),
     )
-    app = Proxy(client, f"https://{settings.upstream}", settings.hold_s, refused)
+    app = Proxy(client, f"https://{settings.upstream}", settings.hold_s, settings.most_parts, refused)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -330,35 +365,16 @@ def server(settings: Settings, refused: Refused) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-class Refusals:
-    """Writes refusals as lines of JSON: the first of each word at once, then at most one a second with their number.
-
-    Args:
-        path: the file; empty for none.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path) if path else None
-        self._counts: Counter[str] = Counter()
-        self._written: dict[str, float] = {}
-
-    def __call__(self, what: str, client: str) -> None:
-        """Take one."""
-        self._counts[what] += 1
-        now = time.monotonic()
-        if self._path is not None and now - self._written.get(what, -2.0) >= 1.0:
-            self._written[what] = now
-            line = {"time": int(time.time()), "refused": what, "client": client, "count": self._counts.pop(what)}
-            with contextlib.suppress(errors.StorageError):  # a full disk must not stop the others
-                storage.append_line(self._path, json.dumps(line))
-
-
 def main(path: str) -> None:
     """Be the proxy until told to end."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.ERROR)
     settings = Settings(**json.loads(Path(path).read_text(encoding="utf-8")))
-    server(settings, Refusals(settings.log)).run()
+    log = refused.Refusals(settings.log)
+    try:
+        server(settings, log).run()
+    finally:
+        log.flush()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvfm import errors, flower_guards, flower_runtime, processes, storage
+from fedvfm import errors, flower_runtime, processes, storage
 from fedvfm.trust import certificates, documents, keys
 
 HOST = "127.0.0.1"
@@ -100,6 +100,11 @@ def prepare(folder: Path, port: int = 0) -> SuperLink:
     return made
 
 
+def largest_reply(parameters: int) -> int:
+    """Bytes of the largest reply that a site may send: its adapter, at a rank of its own, twice over, and words."""
+    return 8 * 4 * parameters + 1024 * 1024
+
+
 def wait_ready(link: SuperLink, child: processes.Child, seconds: float = READY_S) -> None:
     """Until the SuperLink answers.
 
@@ -123,4 +128,6 @@ def wait_ready(link: SuperLink, child: processes.Child, seconds: float = READY_S
 
 
 if __name__ == "__main__":
-    flower_guards.run_superlink(Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1]))
+    from fedvfm import flower_superlink
+
+    flower_superlink.run_superlink(Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1]))

@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
 from flwr.common import serde
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fedvfm import errors, flower, flower_runtime
+from fedvfm.simulation import in_process
 
 # What flower.py takes from below Flower's public faces; a new one needs a test here.
 INTERNALS = {
@@ -32,6 +35,7 @@ INTERNALS = {
     "flwr.supercore",
     "flwr.supercore.run",
     "flwr.supercore.task_identity",
+    "flwr.superlink.grid.inmemory_grid",
 }
 BY_NAME = {"flwr.simulation.run_simulation"}
 
@@ -130,6 +134,22 @@ def test_context_and_run() -> None:
     assert run.run_id == 9
 
 
+def test_a_reply_can_be_given_another_address() -> None:
+    sent = message()
+    flower.set_message_id(sent, "m1")
+    reply = Message(RecordDict(), reply_to=flower.copy(sent))
+    flower.readdress(reply, 12, "m9")
+    back = flower.copy(reply)
+    assert (back.metadata.src_node_id, back.metadata.reply_to_message_id) == (12, "m9")
+
+
+def test_the_grid_of_simulations_is_known_and_no_other() -> None:
+    simulated = InMemoryGrid.__new__(InMemoryGrid)
+    assert flower.is_simulated(simulated)
+    assert not flower.is_simulated(in_process.InProcessGrid(ClientApp(), 1))
+    assert not flower.in_simulation_actor()
+
+
 # --- Flower's Simulation Runtime --------------------------------------------------------------------------------------
 
 
@@ -216,6 +236,7 @@ RUNTIME_INTERNALS = {
     "flwr.supercore.control",
     "flwr.supercore.fab",
     "flwr.supercore.heartbeat",
+    "flwr.supercore.inflatable",
     "flwr.supercore.interceptors",
     "flwr.supercore.retry",
     "flwr.supercore.run",

@@ -17,9 +17,13 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
 
 from fedvfm import flower_runtime, processes
-from fedvfm.server import proxy
+from fedvfm.server import proxy, refused
 from fedvfm.trust import certificates, documents, keys
 
 
@@ -120,14 +124,15 @@ def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         str(certified / "ca.pem"),
         str(tmp_path / "refused.jsonl"),
         hold_s=2.0,
+        most_parts=40,
     )
-    log = proxy.Refusals(settings.log)
+    log = refused.Refusals(settings.log)
 
-    def refused(what: str, client: str) -> None:
+    def told(what: str, client: str) -> None:
         refusals.append((what, client))
         log(what, client)
 
-    with serving(upstream), serving(proxy.server(settings, refused)):
+    with serving(upstream), serving(proxy.server(settings, told)):
         yield Public(settings.port, behind, certified / "ca.pem", tmp_path / "refused.jsonl", refusals)
 
 
@@ -139,16 +144,50 @@ HEADERS = {
 }
 
 
+def push(node: int = 7, source: int = 7, to: int = 1, answers: str = "m1", parts: int = 1) -> bytes:
+    about = Metadata(src_node_id=source, dst_node_id=to, reply_to_message_id=answers)
+    tree = ObjectTree(object_id="0" * 64, children=[ObjectTree(object_id="1" * 64) for _ in range(parts - 1)])
+    made = PushMessagesRequest(
+        node=Node(node_id=node), messages_list=[ProtoMessage(metadata=about)], message_object_trees=[tree]
+    )
+    return made.SerializeToString()
+
+
+OWN_PUSH = push()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "what"),
+    [
+        (push(source=8), 403, "foreign-node"),  # an answer in another's name
+        (push(source=1, to=8, answers=""), 403, "foreign-node"),  # an instruction, as if from the coordinator
+        (push(answers=""), 403, "foreign-node"),
+        (push(parts=41), 413, "size"),
+        (b"\xff" * 20, 400, "framing"),
+        (push() + b"\x00" * 3_000_000, 413, "size"),
+    ],
+    ids=["another's name", "an instruction", "no answer", "many parts", "no push", "a long head"],
+)
+def test_a_node_speaks_for_itself_alone_and_in_few_parts(public: Public, body: bytes, status: int, what: str) -> None:
+    with public.client() as client:
+        assert client.post("/v1/fleet/push-messages", content=body, headers=HEADERS).status_code == status
+        assert client.post("/v1/fleet/push-messages", content=iter([body]), headers=HEADERS).status_code == status
+        assert client.post("/v1/fleet/push-messages", content=push(parts=40), headers=HEADERS).status_code == 200
+    assert public.refusals == [(what, "127.0.0.1")] * 2
+    assert [path for _, path, _, _ in public.behind.seen] == ["/v1/fleet/push-messages"]
+
+
 def test_every_fleet_route_goes_through_with_its_headers(public: Public) -> None:
     public.behind.answer = b"reply"
     with public.client() as client:
         for route in sorted(flower_runtime.FLEET_ROUTES - {flower_runtime.PULL_ROUTE}):
-            answer = client.post(route, content=b"x" * 10, headers=HEADERS)
+            answer = client.post(route, content=OWN_PUSH, headers=HEADERS)
             assert (answer.status_code, answer.content) == (200, b"reply")
         assert client.get("/health").status_code == 200
     assert len(public.behind.seen) == 12
     method, path, headers, size = public.behind.seen[0]
-    assert (method, path, size) == ("POST", "/v1/fleet/activate-node", 10)
+    assert (method, path, size) == ("POST", "/v1/fleet/activate-node", len(OWN_PUSH))
+    assert public.behind.seen[6][1::2] == ("/v1/fleet/push-messages", len(OWN_PUSH))
     assert {key: headers[key] for key in HEADERS} == HEADERS
     assert public.refusals == []
 
@@ -199,9 +238,10 @@ def test_a_flood_of_refusals_is_few_lines(public: Public) -> None:
     assert 1 <= len(public.log.read_text().splitlines()) <= 6
 
 
-def test_a_key_the_superlink_refuses_is_told(public: Public) -> None:
+@pytest.mark.parametrize("route", ["/v1/fleet/get-run", flower_runtime.PULL_ROUTE])
+def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None:
     with public.client() as client:
-        answer = client.post("/v1/fleet/get-run", headers={**HEADERS, "flwr-public-key": "stranger"})
+        answer = client.post(route, headers={**HEADERS, "flwr-public-key": "stranger"})
     assert answer.status_code == 401
     assert public.refusals == [("key", "127.0.0.1")]
 
@@ -325,17 +365,3 @@ def test_the_program_holds_no_secret_in_its_arguments(tmp_path: Path) -> None:
     program = replace(settings).program(tmp_path / "proxy.json")
     assert program.command[-1] == str(tmp_path / "proxy.json")
     assert (tmp_path / "proxy.json").stat().st_mode & 0o777 == 0o600
-
-
-def test_the_nginx_configuration_opens_the_same_routes() -> None:
-    import re
-
-    from fedvfm.server import nginx
-
-    text = nginx.render("9092", "/c.pem", "/k.pem", "superlink:8000", "/ca.pem")
-    assert set(re.findall(r"location = (\S+) \{", text)) == {*flower_runtime.FLEET_ROUTES, "/health"}
-    assert text.count("proxy_pass https://superlink:8000;") == 13
-    assert "location / { return 404; }" in text
-    assert "proxy_ssl_verify on;" in text
-    assert "client_max_body_size 32m;" in text
-    assert text.count("{") == text.count("}")

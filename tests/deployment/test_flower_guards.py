@@ -1,0 +1,254 @@
+"""What our SuperLink and Grid hold to where Flower's trust more, each against Flower's own parts."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import HTTPException
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_to_proto
+from flwr.proto import message_pb2, runtime_pb2
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
+
+from fedvfm import flower, flower_guards, flower_runtime, flower_superlink, protocol
+from fedvfm.server import reach
+
+SECRET = b"s" * 64
+INTERNALS = {
+    "flwr.app.message",
+    "flwr.common",
+    "flwr.common.constant",
+    "flwr.proto",
+    "flwr.supercore.inflatable",
+    "flwr.superlink.auth_plugin",
+    "flwr.superlink.grid",
+    "flwr.superlink.servicer.fleet",
+}
+
+
+@pytest.fixture(autouse=True)
+def _be_server() -> None:
+    flower.be_server_task(1)
+
+
+def test_nothing_else_of_flower_is_used() -> None:
+    found = set()
+    for module in (flower_guards, flower_superlink):
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        found |= {str(name) for name in names if str(name).startswith("flwr")}
+    assert found - {"flwr.app"} == INTERNALS
+
+
+# --- the Control API --------------------------------------------------------------------------------------------------
+
+
+def test_only_who_shows_the_token_is_let_in() -> None:
+    plugin = flower_superlink.OwnerOnly(SECRET)
+    token = flower_guards.control_token(SECRET)
+    let_in, account = plugin.validate_tokens_in_metadata([("flwr-oidc-access-token", token)])
+    assert let_in
+    assert account.account_name
+    for wrong in ([], [("flwr-oidc-access-token", token[:-1])], [("flwr-oidc-access-token", "ü")], [("other", token)]):
+        assert plugin.validate_tokens_in_metadata(wrong) == (False, None)
+    assert SECRET.decode() not in token
+
+
+def test_flower_asks_the_plugin_it_is_given() -> None:
+    program = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    source = inspect.getsource(program._parse_superlink_lifespan_config)
+    assert "authn_plugin = load_control_authn_plugin()" in source
+    assert callable(program.flower_superlink)
+
+
+def test_flower_looks_its_handler_up_when_it_is_called_and_ours_lets_a_node_speak_for_itself_alone() -> None:
+    from flwr.proto import fleet_pb2, node_pb2
+    from flwr.superlink.routers.fleet import router
+
+    assert "return fleet_handlers.push_messages(request=request, state=state)" in inspect.getsource(router)
+    seen: list[Any] = []
+    handler = flower_superlink.own_pushes(lambda request, state: seen.append(state))
+    message = message_to_proto(reply(7))
+    handler(fleet_pb2.PushMessagesRequest(node=node_pb2.Node(node_id=7), messages_list=[message]), "state")
+    assert seen == ["state"]
+    with pytest.raises(HTTPException) as refused:
+        handler(fleet_pb2.PushMessagesRequest(node=node_pb2.Node(node_id=8), messages_list=[message]), "state")
+    assert refused.value.status_code == 403
+    assert seen == ["state"]
+
+
+def test_our_client_shows_the_token() -> None:
+    seen: list[Any] = []
+
+    class Context:
+        request = httpx.Request("POST", "https://127.0.0.1/v1/control/list-nodes")
+
+    flower_guards.ShowToken(SECRET).intercept(Context(), lambda context: seen.append(context))  # type: ignore[arg-type, return-value]
+    assert seen[0].request.headers["authorization"] == f"Bearer {flower_guards.control_token(SECRET)}"
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+class Store:
+    """Stands where the SuperLink stands: announced replies, and the parts of them that came."""
+
+    def __init__(self) -> None:
+        self.announced: list[tuple[Any, Any]] = []
+        self.parts: dict[str, bytes] = {}
+        self.confirmed: list[str] = []
+        self.asked: list[list[str]] = []
+
+    def PullMessages(self, request: Any) -> Any:
+        self.asked.append(list(request.message_ids))
+        mine = [pair for pair in self.announced if pair[0].metadata.reply_to_message_id in request.message_ids]
+        self.announced = [pair for pair in self.announced if pair not in mine]
+        return runtime_pb2.PullAppMessagesResponse(
+            messages_list=[pair[0] for pair in mine], message_object_trees=[pair[1] for pair in mine]
+        )
+
+    def PullObject(self, request: Any) -> Any:
+        data = self.parts.get(request.object_id)
+        return message_pb2.PullObjectResponse(
+            object_found=data != b"gone", object_available=data is not None, object_content=data or b""
+        )
+
+    def ConfirmMessageReceived(self, request: Any) -> Any:
+        self.confirmed.append(request.message_object_id)
+        return message_pb2.ConfirmMessageReceivedResponse()
+
+    def announce(self, reply: Message, parts: dict[str, bytes] | None = None, root: str = "") -> None:
+        proto = message_to_proto(reply)
+        proto.ClearField("content")
+        objects = {key: one.deflate() for key, one in get_all_nested_objects(reply).items()}
+        proto.metadata.message_id = root or reply.object_id
+        tree = get_object_tree(reply)
+        if root:
+            tree = message_pb2.ObjectTree(object_id=root)
+        self.announced.append((proto, tree))
+        self.parts |= objects if parts is None else parts
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    made = Store()
+    monkeypatch.setattr(flower_superlink.CarefulGrid, "_runtime_client", made)
+    return made
+
+
+@pytest.fixture
+def grid(store: Store) -> flower_superlink.CarefulGrid:
+    made = flower_superlink.CarefulGrid("127.0.0.1:1", False, None, token="t")
+    made.set_run(flower.empty_run(1))
+    return made
+
+
+def reply(node: int = 7, to: str = "m1", size: int = 3) -> Message:
+    asked = Message(RecordDict(), node, "train", ttl=60.0, group_id="1")
+    flower.set_message_id(asked, to)
+    return Message(RecordDict({"a": ConfigRecord({"x": "y" * size})}), reply_to=asked)
+
+
+def test_a_reply_comes_as_it_was_sent(store: Store, grid: flower_superlink.CarefulGrid) -> None:
+    sent = reply()
+    store.announce(sent)
+    store.announce(reply(8, "m2"))
+    (first, second) = grid.pull_messages(["m1", "m2"])
+    assert first.content["a"]["x"] == "yyy"
+    assert first.metadata.src_node_id == 7
+    assert second.metadata.reply_to_message_id == "m2"
+    assert store.confirmed == [first.metadata.message_id, second.metadata.message_id]
+    assert grid.pull_messages(["m3"]) == []
+
+
+def test_a_reply_whose_parts_do_not_come_holds_up_nobody(
+    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = reply(7, "m1")
+    store.announce(slow, parts={})
+    store.announce(reply(8, "m2"))
+    (other,) = grid.pull_messages(["m1", "m2"])
+    assert other.metadata.src_node_id == 8
+    assert grid.pull_messages(["m1"]) == []
+    assert grid.pull_messages(["m7"]) == []
+    assert store.asked.pop() == ["m7"]
+    assert store.asked == [["m1", "m2"]], "the SuperLink has forgotten m1: asked again it would say so"
+    store.parts |= {key: one.deflate() for key, one in get_all_nested_objects(slow).items()}
+    assert grid.pull_messages(["m7"]) == [], "who asks for another's reply does not get this one"
+    (late,) = grid.pull_messages(["m1"])
+    assert late.content["a"]["x"] == "yyy"
+    # One that never comes is as lost, and asked for again.
+    monkeypatch.setattr(flower_superlink, "WAIT_S", 0.0)
+    store.announce(reply(9, "m4", 5), parts={})
+    (lost,) = grid.pull_messages(["m4"])
+    assert lost.error.code in flower_runtime.TRANSPORT_ERRORS
+    assert reach.SteadyGrid._lost(lost)
+
+
+def test_parts_that_make_no_message_are_a_word(store: Store, grid: flower_superlink.CarefulGrid) -> None:
+    import pickle
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (exec, ("raise SystemExit('unpickled')",))
+
+    content = reply(3, "m5").content
+    bodies = [
+        pickle.dumps(Bomb()),
+        b"Message  5\x00abcde",
+        b"Nothing  0\x00",
+        b"Message " + b"0" * 64 + b" 0\x00",
+        content.deflate(),  # a record where the message should be
+        b"",
+    ]
+    for number, body in enumerate(bodies):
+        store.announce(reply(number + 2, f"b{number}"), {get_object_id(body): body or b" "}, get_object_id(body))
+    store.announce(reply(99, "m9"))
+    found = {one.metadata.src_node_id: one for one in grid.pull_messages([f"b{n}" for n in range(6)] + ["m9"])}
+    assert found.pop(99).content["a"]["x"] == "yyy"
+    assert sorted(found) == list(range(2, 8))
+    for one in found.values():
+        assert (one.error.code, one.error.reason) == (1040, "malformed")
+        assert protocol.error_word(one) == "malformed"
+        assert one.error.code not in flower_runtime.TRANSPORT_ERRORS
+
+
+def test_the_head_is_what_the_superlink_checked_not_what_the_reply_says(
+    store: Store, grid: flower_superlink.CarefulGrid
+) -> None:
+    inner = reply(8, "m2")  # what another site would have answered
+    outer = reply(7, "m1")
+    proto = message_to_proto(outer)
+    proto.ClearField("content")
+    proto.metadata.message_id = inner.object_id
+    store.announced.append((proto, get_object_tree(inner)))
+    store.parts |= {key: one.deflate() for key, one in get_all_nested_objects(inner).items()}
+    (found,) = grid.pull_messages(["m1", "m2"])
+    assert (found.metadata.src_node_id, found.metadata.reply_to_message_id) == (7, "m1")
+    assert found.metadata.dst_node_id == SUPERLINK_NODE_ID
+
+
+def test_a_reply_over_the_limit_is_not_read_to_its_end(
+    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_superlink.CarefulGrid, "most_bytes", 10_000)
+    store.announce(reply(7, "m1", 50_000))
+    store.announce(reply(8, "m2", 500))
+    found = {one.metadata.src_node_id: one for one in grid.pull_messages(["m1", "m2"])}
+    assert protocol.error_word(found[7]) == "oversized"
+    assert not found[8].has_error()
+
+
+def test_an_error_of_a_site_stays_its_own_words(store: Store, grid: flower_superlink.CarefulGrid) -> None:
+    asked = Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")
+    flower.set_message_id(asked, "m1")
+    store.announce(Message(Error(1005, "refused"), reply_to=asked))
+    (found,) = grid.pull_messages(["m1"])
+    assert (found.error.code, found.error.reason) == (1005, "refused")
