@@ -66,7 +66,7 @@ def test_three_sites_give_the_bits_of_the_in_process_engine(tiny: Any, ours: Any
     assert not (run / "deployment").exists(), "keys, logs and Flower's database go when all is well"
     # What the machine could see meanwhile.
     programs = " ".join(sorted(seen.words))
-    assert "flower-superlink" in programs
+    assert "fedvfm.server.superlink" in programs
     assert "flower-supernode" in programs
     assert "flower-superexec" not in programs
     assert len(seen.secrets) == 4

@@ -231,11 +231,12 @@ def test_everything_else_is_refused_and_never_seen(
 
 
 def test_a_flood_of_refusals_is_few_lines(public: Public) -> None:
+    started = time.monotonic()
     with public.client() as client:
         for _ in range(30):
             assert client.get("/docs").status_code == 403
     assert len(public.refusals) == 30
-    assert 1 <= len(public.log.read_text().splitlines()) <= 6
+    assert 1 <= len(public.log.read_text().splitlines()) <= 2 + time.monotonic() - started
 
 
 @pytest.mark.parametrize("route", ["/v1/fleet/get-run", flower_runtime.PULL_ROUTE])
