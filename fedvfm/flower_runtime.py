@@ -27,6 +27,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable import inflatable_utils as parts
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -131,13 +132,17 @@ def _patient(stop: threading.Event, seconds: float | None) -> RetryInvoker:
     )
 
 
+PARTED = (RunNotRunningException, parts.ObjectPullError, parts.ObjectPushError, parts.ObjectUnavailableError)
+"""What Flower raises where the other end gave a task up, perhaps with a part of its message still under way."""
+
+
 @contextlib.contextmanager
 def _reached(what: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
         raise errors.EngineError(f"{what} answered {error.response.status_code}") from error
-    except (httpx.HTTPError, OSError, RuntimeError, RunNotRunningException) as error:
+    except (httpx.HTTPError, OSError, RuntimeError, *PARTED) as error:
         raise errors.EngineError(f"{what} cannot be reached or ended the task: {type(error).__name__}") from error
 
 
@@ -244,15 +249,26 @@ def _beating(client: RuntimeHttpClient, lost: threading.Event) -> HeartbeatSende
 
 
 @contextlib.contextmanager
-def server_task(link: Link, run_id: int, stop: threading.Event) -> Iterator[tuple[Grid, Context]]:
+def server_task(
+    link: Link, run_id: int, stop: threading.Event, most_bytes: int = flower_guards.MAX_REPLY
+) -> Iterator[tuple[Grid, Context]]:
     """Be the ServerApp's process of a run: its Grid and Context. The bundle is not opened.
+
+    Args:
+        link: the SuperLink.
+        run_id: the run.
+        stop: ends all waiting.
+        most_bytes: of one reply; a larger one is refused unread.
 
     Raises:
         EngineError: if the task of that run cannot be had, or the SuperLink ended it.
     """
+    from fedvfm import flower_superlink
+
     go_direct_to_loopback()
-    grid = flower_guards.CarefulGrid(link.address, False, link.authority, token=_take_server_task(link, run_id, stop))
-    grid._retry_invoker = _patient(stop, None)
+    token = _take_server_task(link, run_id, stop)
+    grid = flower_superlink.CarefulGrid(link.address, False, link.authority, token=token)
+    grid.most_bytes, grid._retry_invoker = most_bytes, _patient(stop, None)
     client, lost, done = grid._runtime_client, threading.Event(), False
     sender = _beating(client, lost)
     sender.start()
@@ -263,7 +279,7 @@ def server_task(link: Link, run_id: int, stop: threading.Event) -> Iterator[tupl
         grid.set_run(serde.run_from_proto(found.run))
         yield grid, serde.context_from_proto(found.context)
         done = True
-    except (httpx.HTTPError, RunNotRunningException) as error:
+    except (httpx.HTTPError, *PARTED) as error:
         raise errors.EngineError(f"the SuperLink ended run {run_id}: {type(error).__name__}") from error
     finally:
         stop.set()

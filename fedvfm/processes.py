@@ -181,7 +181,11 @@ class Child:
         self._began = 0.0
 
     def start(self) -> None:
-        """Start it; one that an earlier parent left is ended first."""
+        """Start it; one that an earlier parent left is ended first.
+
+        Raises:
+            StorageError: if its log or pid file cannot be written; it does not run then.
+        """
         name = self.program.name
         end(pid_path(self.folder, name), 2.0)
         launch = (sys.executable, "-SEc", _LAUNCH, str(os.getpid()), str(int(self.program.last_signal)))
@@ -198,7 +202,20 @@ class Child:
         finally:
             os.close(log)
         self._began = time.monotonic()
-        write_pid(pid_path(self.folder, name), self.process.pid)
+        try:
+            write_pid(pid_path(self.folder, name), self.process.pid)
+        except errors.StorageError:
+            self.stop(0.0)  # nobody could find and end it later
+            self.process = None
+            raise
+
+    def try_start(self, note: Callable[[str], None]) -> None:
+        """Start it; where the disk takes neither log nor pid file, say so and wait as if it had ended."""
+        try:
+            self.start()
+        except errors.StorageError as error:
+            note(f"{self.program.name} cannot be started now: {error}")
+            self.postpone()
 
     @property
     def code(self) -> int | None:
@@ -275,7 +292,7 @@ class Family:
             for other in child.program.pulls_down:
                 self._pull_down(other)
         if child.process is None and child.program.restart and due(child):
-            child.start()
+            child.try_start(self._note)
 
     def _pull_down(self, name: str) -> None:
         child = self.children.get(name)

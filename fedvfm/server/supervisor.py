@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedvfm import config as configs
 from fedvfm import errors, flower_runtime, processes, storage
-from fedvfm.server import coordinate, enrolment, journal, proxy, superlink
+from fedvfm.diagnosis import lookout, machine
+from fedvfm.server import background, coordinate, enrolment, journal, proxy, refused, standing, steering, superlink
 from fedvfm.trust import certificates
 
 NAME = "server"
 CHILDREN = ("superlink", "proxy", "coordinate")
-LASTING = (2, 4, 5, 7, 8, 9, 12, 14)
-"""Exit codes that another start does not mend: configuration, weights, checkpoint, disk, protocol, training, trust."""
+LASTING = (2, 4, 5, 8, 9, 12, 14)
+"""Exit codes that another start does not mend: configuration, weights, checkpoint, protocol, training, trust.
+
+A full disk (7) is waited for: what is told of it, and the start that follows when there is room, need nobody.
+"""
+READY_S = 60.0
 
 
 def _folder(where: enrolment.State) -> Path:
@@ -25,7 +32,12 @@ def _folder(where: enrolment.State) -> Path:
 
 
 def start(
-    where: enrolment.State, server: configs.ServerConfig, listen: str, note: Callable[[str], None]
+    where: enrolment.State,
+    server: configs.ServerConfig,
+    listen: str,
+    note: Callable[[str], None],
+    *,
+    stay: bool = False,
 ) -> dict[str, Any] | None:
     """Run the federation to its end, or until this process is told to end. What ends by itself is started again.
 
@@ -34,12 +46,13 @@ def start(
         server: quorum, cohort, deadlines.
         listen: ``host:port`` of the public port; empty for that of the address sites were told, on all interfaces.
         note: told what happens.
+        stay: keep the sites connected when all recipes are finished, and wait for a further one.
 
-    Returns: the evaluation, or None if it was told to end before.
+    Returns: the evaluation of the last recipe, or None if it was told to end before that was finished.
 
     Raises:
         OutputInUse: if it runs already.
-        EngineError: if the SuperLink does not start, or the run stopped for good.
+        EngineError: if the port is taken, the SuperLink does not start, or the run stopped for good.
     """
     folder = _folder(where)
     with storage.guard(folder):
@@ -53,8 +66,9 @@ def start(
     family = processes.Family(folder, note)
     try:
         with family.watched():
-            return _watch(where, server, _listening(where, listen), family, over, note)
+            return _watch(where, server, _listening(where, listen), family, over, note, stay)
     finally:
+        background.silence(folder)
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
         mine.unlink(missing_ok=True)
@@ -72,8 +86,11 @@ def _watch(
     family: processes.Family,
     over: threading.Event,
     note: Callable[[str], None],
+    stay: bool,
 ) -> dict[str, Any] | None:
     folder = _folder(where)
+    processes.end(processes.pid_path(folder, "proxy"))  # one that a killed server left would hold the port
+    _require_free(public)
     link = superlink.prepare(folder / "superlink")
     child = family.start(link.program)
     control = flower_runtime.Control(link.link)
@@ -87,7 +104,7 @@ def _watch(
         authority=str(link.authority),
         log=str(folder / "refused.jsonl"),
     )
-    family.start(front.program(folder / "proxy.json"))
+    _wait_listening(public, family.start(front.program(folder / "proxy.json")))
     command = processes.module(
         coordinate.__name__, str(where.folder.absolute()), str(link.port), server.model_dump_json()
     )
@@ -95,12 +112,46 @@ def _watch(
         processes.Program("coordinate", command, flower_runtime.CHILD_ENVIRONMENT, restart=False), folder
     )
     note(f"federation {where.about.federation}: listening at {public[0]}:{public[1]}")
+    background.announce(folder, f"{public[0]}:{public[1]}")
     run.start()
     try:
-        return _until_done(where, run, control, over, note)
+        disk = lookout.Lookout(lambda: [machine.disk(where.folder, 0)], note)
+        with refused.collected(folder / "refused.jsonl", where.audit, note), disk.watched():
+            return _until_done(where, run, control, over, note, stay)
     finally:
         run.stop()
         control.close()
+
+
+def _require_free(public: tuple[str, int]) -> None:
+    """Check that nobody else listens at the public port; he would answer the sites in our place."""
+    try:
+        family = socket.getaddrinfo(*public, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(public)
+    except OSError as error:
+        raise errors.EngineError(
+            f"cannot listen at {public[0]}:{public[1]}: {error.strerror or error}. End what listens there, or give "
+            "another port with --listen"
+        ) from None
+
+
+def _wait_listening(public: tuple[str, int], child: processes.Child) -> None:
+    host = {"0.0.0.0": superlink.HOST, "::": "::1"}.get(public[0], public[0])  # noqa: S104 - which it is reached by
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            socket.create_connection((host, public[1]), 1.0).close()
+            return
+        except OSError as error:
+            if child.failures or time.monotonic() > deadline:
+                log = processes.log_path(child.folder, child.program.name)
+                raise errors.EngineError(
+                    f"the proxy does not listen at {public[0]}:{public[1]} ({error.strerror or error}). Its log {log} "
+                    f"ends: {child.last_words(2)}"
+                ) from None
+            time.sleep(0.1)
 
 
 def _until_done(
@@ -109,30 +160,46 @@ def _until_done(
     control: flower_runtime.Control,
     over: threading.Event,
     note: Callable[[str], None],
+    stay: bool,
 ) -> dict[str, Any] | None:
-    roster = 0.0
+    roster, rested = 0, ""
     while not over.wait(0.5):
-        changed = where.roster_path.stat().st_mtime
-        if changed != roster:
-            try:
-                coordinate.sync(control, where.sites())
-                roster = changed
-            except errors.EngineError as error:
-                note(f"the roster is not yet known to the SuperLink: {error}")
+        roster = _synced(where, control, roster, note)
         if run.process is None and processes.due(run):
-            run.start()
+            run.try_start(note)
         elif run.code == 0:
-            return _evaluation(where)
+            where = steering.settle(where)
+            recipe = where.about.recipe
+            if not where.finished(recipe):
+                note(f"recipe {recipe[:12]} begins")
+                run.start()
+            elif not stay:
+                return _evaluation(where)
+            elif recipe != rested:
+                note(f"recipe {recipe[:12]} is finished; waits for a further one")
+                rested = recipe
         elif run.code is not None:
             if run.code in LASTING:
                 raise errors.EngineError(f"the run stopped: {run.last_words(1)}")
             code = run.code
             note(f"the run ended ({code}) and resumes in {run.postpone():g} s")
-    return None
+    return _evaluation(where) if where.finished(where.about.recipe) else None
+
+
+def _synced(where: enrolment.State, control: flower_runtime.Control, known: int, note: Callable[[str], None]) -> int:
+    """Let the SuperLink know the roster where it changed; when it was changed last, as far as that is known there."""
+    changed = where.roster_path.stat().st_mtime_ns
+    if changed != known:
+        try:
+            coordinate.sync(control, where.sites())
+            return changed
+        except errors.EngineError as error:
+            note(f"the roster is not yet known to the SuperLink: {error}")
+    return known
 
 
 def _evaluation(where: enrolment.State) -> dict[str, Any]:
-    path = where.folder / "runs" / where.about.recipe / "evaluation.json"
+    path = where.run_path(where.about.recipe) / "evaluation.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
@@ -147,19 +214,30 @@ def stop(where: enrolment.State) -> bool:
 
 
 def status(where: enrolment.State) -> dict[str, Any]:
-    """What runs, who is on the roster, how far the rounds are, and the last thing the run said."""
+    """What runs, who is on the roster, how far the rounds are, what was ordered, and how the run stands."""
     folder, recipe = _folder(where), where.about.recipe
-    arm = where.folder / "runs" / recipe
+    arm = where.run_path(recipe)
     rounds = journal.Journal(arm / "journal.jsonl", recipe) if (arm / "journal.jsonl").exists() else None
     words = processes.Child(processes.Program("coordinate", ()), folder).last_words(1)
+    found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
+    done = _evaluation(where) if where.finished(recipe) else {}
+    orders, stands = steering.read(where), standing.read(folder) if found["coordinate"] else {}
+    takes_part: dict[str, str] = stands.get("sites", {})
     return {
         "federation": where.about.federation,
         "address": where.about.address,
         "recipe": recipe,
         "rounds": where.lock().recipe.rounds,
         "finished_rounds": rounds.last_round if rounds is not None else 0,
-        "finished": (arm / "evaluation.json").exists(),
-        "processes": {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)},
+        "finished": bool(done),
+        "phase": "finished" if done else stands.get("phase", "stopped"),
+        "round": stands.get("round", 0),
+        "reason": "" if done else stands.get("reason", ""),
+        **steering.told(orders, recipe),
+        "processes": found,
         "sites": {name: entry.status for name, entry in where.sites().items()},
+        "takes_part": takes_part,
+        "pending": sorted(name for name, word in takes_part.items() if word == "approval-pending"),
+        "acceptance": done.get("acceptance", {}),
         "last": words,
     }

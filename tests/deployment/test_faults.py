@@ -1,0 +1,114 @@
+"""What makes faults short and clear, without a federation: the look-out, a start on a full disk, a task given up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from flwr.supercore.inflatable import inflatable_utils as parts
+
+from fedvfm import errors, flower_runtime
+from fedvfm.client import executor
+from fedvfm.diagnosis import lookout, row
+
+WAY = row.blocker("reach", "h:1: nobody listens there (12 s)", "ask the coordinator")
+CLOCK = row.blocker("clock", "this clock is 61 s ahead", "set it")
+
+
+def test_a_lookout_tells_what_is_wrong_once_and_when_it_is_over() -> None:
+    notes: list[str] = []
+    rows = [WAY, row.warning("disk", "little", "watch it")]
+    seen = lookout.Lookout(lambda: rows, notes.append)
+    assert not seen.once()
+    rows[0] = row.blocker("reach", "h:1: nobody listens there (19 s)", WAY.remedy)
+    assert not seen.once()
+    assert notes == ["reach: h:1: nobody listens there (12 s). Remedy: ask the coordinator"]
+    rows[:] = [CLOCK]
+    seen.once()
+    assert notes[1:] == ["clock: this clock is 61 s ahead. Remedy: set it", "reach: is well again"]
+    rows.clear()
+    assert seen.once()
+    assert seen.once()
+    assert notes[3:] == ["clock: is well again"]
+
+
+def test_a_look_that_fails_is_told_too_and_the_thread_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    often = threading.Semaphore(0)
+
+    def look() -> list[row.Row]:
+        often.release()
+        raise errors.TrustError("the authority's file is damaged")
+
+    monkeypatch.setattr(lookout, "FIRST_S", 0.01)
+    monkeypatch.setattr(lookout, "AGAIN_S", 0.01)
+    with lookout.Lookout(look, notes.append).watched():
+        assert all(often.acquire(timeout=10) for _ in range(3))
+    assert [note for note in notes if "the authority's file is damaged" in note] == notes[:1]
+
+
+SCRIPT = """
+import json, resource, sys, time
+from pathlib import Path
+from fedvfm import processes
+folder, notes = Path(sys.argv[1]), []
+child = processes.Child(processes.Program("one", (sys.executable, "-SEc", "import time; time.sleep(100)")), folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+child.try_start(notes.append)
+full = [child.process is None, processes.running(processes.pid_path(folder, "one")), processes.due(child)]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+while not processes.due(child):
+    time.sleep(0.05)
+child.try_start(notes.append)
+well = processes.running(processes.pid_path(folder, "one")) == child.process.pid
+child.stop()
+print(json.dumps({"notes": notes, "full": full, "well": well}))
+"""
+
+
+def test_on_a_full_disk_a_child_waits_and_starts_when_there_is_room(tmp_path: Path) -> None:
+    """Its pid file could not be written: unseen by later commands it must not run."""
+    answer = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, check=True)
+    found = json.loads(answer.stdout)
+    assert found["full"] == [True, None, False]
+    assert found["well"]
+    (note,) = found["notes"]
+    assert note.startswith(
+        f"one cannot be started now: cannot write {tmp_path / 'one.pid'}: File too large. Free space"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        parts.ObjectPushError("id", 1, "session"),
+        parts.ObjectPullError("id", "gone"),
+        parts.ObjectUnavailableError("id"),
+        httpx.ReadError("gone"),
+    ],
+)
+def test_a_task_given_up_with_a_part_under_way_is_an_error_of_ours(error: Exception) -> None:
+    """An executor that handed a reply to a SuperNode which let the run go ended with a traceback."""
+    with pytest.raises(errors.EngineError, match=f"the SuperNode cannot .* {type(error).__name__}"), _reached():
+        raise error
+
+
+def _reached() -> object:
+    return flower_runtime._reached("the SuperNode")
+
+
+def test_a_log_that_takes_nothing_more_stops_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    script = (
+        "import os, sys; from fedvfm.client import executor\n"
+        "sys.stderr = open('/dev/full', 'w'); executor.say('x'); os._exit(0)"
+    )
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    executor.say("word")
+    assert capsys.readouterr().err == "word\n"
