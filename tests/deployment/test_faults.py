@@ -12,8 +12,9 @@ import httpx
 import pytest
 from flwr.supercore.inflatable import inflatable_utils as parts
 
-from fedvfm import errors, flower_runtime
-from fedvfm.client import executor
+from fedvfm import config, errors, flower_runtime
+from fedvfm.client import executor, own
+from fedvfm.data import sample as samples
 from fedvfm.diagnosis import lookout, row
 
 WAY = row.blocker("reach", "h:1: nobody listens there (12 s)", "ask the coordinator")
@@ -112,3 +113,11 @@ def test_a_log_that_takes_nothing_more_stops_no_answer(capsys: pytest.CaptureFix
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
     executor.say("word")
     assert capsys.readouterr().err == "word\n"
+
+
+def test_a_hospital_trains_in_the_order_of_a_simulation() -> None:
+    """It drew the same split and trained it in the order of the draw: another order, other last bits."""
+    site = config.parse(config.SiteConfig, {"name": "east", "data": {"source": "folder"}}, "site")
+    found = own.split(site, [samples.Sample(f"image-{number:02d}", number % 2) for number in range(40)]).parts
+    assert {name: len(part) for name, part in found.items()} == {"train": 24, "val": 6, "test": 10}
+    assert all([one.id for one in part] == sorted(one.id for one in part) for part in found.values())

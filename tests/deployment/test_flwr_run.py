@@ -195,6 +195,7 @@ def flwr_home(tmp_path: Path) -> Iterator[dict[str, str]]:
         "import flwr.cli.constant as c\nc.LOCAL_SUPERLINK_STARTUP_TIMEOUT = 300.0\n"
         f"c.LOCAL_SUPERLINK_HTTP_API_PORT = '{port}'\nc.LOCAL_CONTROL_API_ADDRESS = '127.0.0.1:{control}'\n"
     )
+    short = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets allow 107 letters, and pytest's folders are long
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("FEDVFM_", "RAY_", "COV_"))}
     cache = os.environ.get("FEDVFM_CACHE")
     yield {
@@ -206,7 +207,7 @@ def flwr_home(tmp_path: Path) -> Iterator[dict[str, str]]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_TMPDIR": str(tmp_path / "ray"),
+        "RAY_TMPDIR": short,
     }
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or [])
@@ -218,6 +219,7 @@ def flwr_home(tmp_path: Path) -> Iterator[dict[str, str]]:
             for one in family:
                 if one.is_running():
                     one.kill()
+    shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.slow
