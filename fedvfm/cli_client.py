@@ -27,6 +27,7 @@ StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SITE_STATE"
 Site = Annotated[Path | None, typer.Option("--data", help="The site's own file, for its [policy].")]
 StateArgument = Annotated[Path | None, typer.Argument(metavar="[STATE]", help="This site's state folder.")]
 STATE = Path("fedvfm-site")
+YES = ("y", "yes")
 
 
 def _say(lines: Sequence[str]) -> None:
@@ -102,10 +103,20 @@ def _ask(locked: locks.Lock, as_json: bool) -> str:
     _say(["", f"Approve recipe {locked.hash}? Your login name, the time and this hash are recorded."])
     if as_json:
         raise errors.PolicyRefused("approval-pending", f"with --json nobody is asked; give --approve {locked.hash}")
-    print("[y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise errors.PolicyRefused("approval-pending", "not approved; nothing was written and no key was made")
+    said = _answer("[y/N] ")
+    if said not in YES:
+        why = (
+            "not approved" if said is not None else f"nobody answered; without a terminal give --approve {locked.hash}"
+        )
+        raise errors.PolicyRefused("approval-pending", f"{why}; nothing was written and no key was made")
     return locked.hash
+
+
+def _answer(question: str) -> str | None:
+    """What a person types; None where nobody can: no terminal, and nothing piped in."""
+    print(question, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline() if sys.stdin is not None else ""  # a parent may have closed it
+    return line.strip().lower() if line else None
 
 
 def _open(what: str, state: Path) -> locks.Lock:
@@ -376,9 +387,10 @@ def _confirm(site: str, rows: Sequence[purges.Removed], as_json: bool) -> None:
     if as_json:
         raise errors.ConfigError("purge", ["with --json nobody is asked; give --yes. Nothing was removed"])
     _say([f"to be removed at site {site}:", *(f"  {one.kind}: {one.files} files, {one.path}" for one in rows)])
-    print("remove? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise errors.ConfigError("purge", ["not confirmed; nothing was removed"])
+    said = _answer("remove? [y/N] ")
+    if said not in YES:
+        why = "not confirmed" if said is not None else "nobody answered; without a terminal give --yes"
+        raise errors.ConfigError("purge", [f"{why}; nothing was removed"])
 
 
 @app.command()

@@ -31,7 +31,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from fedvfm import flower_guards
 
 WAIT_S = 180.0
-"""How long the parts of an announced reply may be under way before it counts as lost."""
+"""How long nothing of an announced reply may come before it counts as lost; a slow line may take longer for all."""
 
 MALFORMED, OVERSIZED = Error(1040, "malformed"), Error(1041, "oversized")
 """Stand in place of a reply that cannot be read, or is larger than any that was asked for."""
@@ -83,7 +83,7 @@ class _Coming:
     Attributes:
         announced: as the SuperLink stored and checked it.
         missing: ids of its parts that have not come.
-        until: when it counts as lost, by this process's clock.
+        until: when it counts as lost if no further part came, by this process's clock.
         came: parts that have.
     """
 
@@ -172,7 +172,10 @@ class CarefulGrid(HttpGrid):
             coming.came |= {part: data for part, data in found.items() if data}
             if sum(map(len, coming.came.values())) > self.most_bytes:
                 break
-        coming.missing = [part for part in coming.missing if part not in coming.came]
+        left = [part for part in coming.missing if part not in coming.came]
+        if len(left) < len(coming.missing):
+            coming.until = time.monotonic() + WAIT_S
+        coming.missing = left
 
     def _confirm(self, key: str) -> None:
         self._runtime_client.ConfirmMessageReceived(

@@ -45,7 +45,7 @@ _REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
 
 # Error codes of a site's typed refusals; the reason is one of these words and never free text.
 ERROR_CODES = {"error": 1001, "data": 1002, "weights": 1003, "training": 1004, "refused": 1005, "config": 1006}
-ERROR_CODES["deadline"] = 1007
+ERROR_CODES |= {"deadline": 1007, "adapter": 1008, "storage": 1009}
 # What a site's person in charge or policy does not accept.
 ERROR_CODES |= {
     "approval-pending": 1020,
@@ -383,6 +383,8 @@ def refusal(error: Exception) -> Error:
         errors.TrainingError: "training",
         errors.ProtocolError: "refused",
         errors.ConfigError: "config",
+        errors.CheckpointError: "adapter",
+        errors.StorageError: "storage",
     }
     word = next((word for kind, word in kinds.items() if isinstance(error, kind)), "error")
     if isinstance(error, errors.PolicyRefused) and error.reason in ERROR_CODES:

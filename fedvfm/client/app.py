@@ -22,8 +22,8 @@ MODELS_HELD = 8
 
 SiteOf = Callable[[Context], sites.Site]
 Report = Callable[[str, Exception], None]
-Keep = Callable[[models.AdaptedModel, sites.Site, protocol.Task, protocol.Evaluation], str]
-"""What a site does with the final adapter and its scores; answers one of ``protocol.ACCEPTANCE``."""
+Keep = Callable[[models.AdaptedModel, sites.Site, protocol.Task, protocol.Evaluation, float], str]
+"""What a site does with the final adapter and its scores until a time; answers one of ``protocol.ACCEPTANCE``."""
 
 
 class Models:
@@ -57,6 +57,14 @@ class Models:
             self._models[key] = models.AdaptedModel(recipe, device=device)
         self._models.move_to_end(key)
         return self._models[key]
+
+
+def _until(message: Message, site: sites.Site) -> float:
+    """When the work on a message ends: with its life or with the site's own terms, whichever is first.
+
+    From the arrival, not from the coordinator's clock, which may differ.
+    """
+    return min(time.monotonic() + message.metadata.ttl, site.ends[0])
 
 
 @contextlib.contextmanager
@@ -124,8 +132,7 @@ def make_client_app(
             if task.state is None:
                 raise errors.ProtocolError("a train message without an adapter")
             model = kept.get(site.recipe(task.recipe), site.device)
-            # From the arrival, not from the coordinator's clock, which may differ.
-            until = min(time.monotonic() + message.metadata.ttl, site.ends[0])
+            until = _until(message, site)
             with _own_end(site):
                 return protocol.encode_update(trainer.train(model, site, task.state, task.round, until))
 
@@ -137,10 +144,11 @@ def make_client_app(
             if task.state is None:
                 raise errors.ProtocolError("an evaluate message without an adapter")
             model = kept.get(site.recipe(task.recipe), site.device)
+            until = _until(message, site)
             with _own_end(site):
-                found = evaluator.evaluate(model, site, task.state, task)
+                found = evaluator.evaluate(model, site, task.state, task, until)
                 if task.final and keep is not None:
-                    found = dataclasses.replace(found, acceptance=keep(model, site, task, found))
+                    found = dataclasses.replace(found, acceptance=keep(model, site, task, found, until))
             return protocol.encode_evaluation(found)
 
         return answer(message, context, work)

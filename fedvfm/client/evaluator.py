@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -17,20 +18,29 @@ from fedvfm.data import transforms
 
 @torch.no_grad()
 def evaluate(
-    model: models.AdaptedModel, site: sites.Site, adapter: state.AdapterState, task: protocol.Task
+    model: models.AdaptedModel,
+    site: sites.Site,
+    adapter: state.AdapterState,
+    task: protocol.Task,
+    deadline: float = math.inf,
 ) -> protocol.Evaluation:
     """Score ``adapter`` on a split: site values, and per-sample values only where the task asks for them.
 
+    ``deadline`` is a time of the monotonic clock.
+
     Raises:
         DataError: if a sample cannot be read.
-        DeadlinePassed: if the site's own hours are over before the last sample.
+        DeadlinePassed: if it is over before the last sample.
     """
     model.write(adapter)
     model.eval()
     scores = model.task.scores(surface=task.surface)
     for sample in site.split(task.split):
-        if time.monotonic() > site.ends[0]:
-            raise errors.DeadlinePassed(f"site '{site.name}': its own time was over after {len(scores)} samples")
+        if time.monotonic() > deadline:
+            raise errors.DeadlinePassed(
+                f"site '{site.name}', {task.split} of round {task.round}: the time was over after {len(scores)} "
+                "samples. Ask the coordinator to raise round_timeout_s, or evaluate on a faster device"
+            )
         prepared = site.whole(model, sample)
         model.task.score(scores, sample.id, logits(model, site, sample, prepared), prepared, sample.label)
     return protocol.Evaluation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,11 +31,17 @@ class Finals:
     rules: Callable[[], configs.PolicyConfig]
 
     def __call__(
-        self, model: models.AdaptedModel, site: sites.Site, task: protocol.Task, scored: protocol.Evaluation
+        self,
+        model: models.AdaptedModel,
+        site: sites.Site,
+        task: protocol.Task,
+        scored: protocol.Evaluation,
+        until: float = math.inf,
     ) -> str:
         """The word for the coordinator.
 
         Raises:
+            DeadlinePassed: if ``until``, a time of the monotonic clock, is over before the site's own update is scored.
             StorageError: if the adapter cannot be kept; then nothing is answered.
         """
         if task.state is None:
@@ -47,7 +54,7 @@ class Finals:
         word, reason, own = (
             (verdicts.DECLINED, "too-many", None)
             if full
-            else verdicts.judge(self.rules().final, score, lambda: self._own(model, site, task))
+            else verdicts.judge(self.rules().final, score, lambda: self._own(model, site, task, until))
         )
         found = verdicts.Verdict(
             recipe=task.recipe.hash,
@@ -67,14 +74,15 @@ class Finals:
         verdicts.record(self.where, found)
         return word
 
-    def _own(self, model: models.AdaptedModel, site: sites.Site, task: protocol.Task) -> float | None:
+    def _own(self, model: models.AdaptedModel, site: sites.Site, task: protocol.Task, until: float) -> float | None:
         """The score of what this site sent last; None where there is nothing, or of another rank."""
         kept = sent.Sent(self.where.sent).last(task.recipe.hash)
         update = None if kept is None else protocol.decode_update(kept)
         shapes = {spec.name: spec.shape for spec in model.manifest}
         if update is None or {name: array.shape for name, array in update.state.items()} != shapes:
             return None
-        answer = evaluator.evaluate(model, site, update.state, dataclasses.replace(task, surface=False, final=False))
+        plain = dataclasses.replace(task, surface=False, final=False)
+        answer = evaluator.evaluate(model, site, update.state, plain, until)
         return answer.metrics.get(model.task.primary)
 
     def _keep(self, model: models.AdaptedModel, found: verdicts.Verdict) -> None:

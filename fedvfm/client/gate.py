@@ -39,6 +39,10 @@ class Terms(Protocol):
         """What may leave of a reply; recorded as computed."""
         ...
 
+    def again(self, content: RecordDict) -> RecordDict:
+        """What may leave of an update that was kept; the same as before unless the terms are tighter now."""
+        ...
+
     def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
         """Last, before the reply leaves, a refusal too: noted, and marked with what the log is then."""
         ...
@@ -54,6 +58,10 @@ class NoTerms:
         """Anything may come in."""
 
     def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
+        """All of it."""
+        return content
+
+    def again(self, content: RecordDict) -> RecordDict:
         """All of it."""
         return content
 
@@ -102,7 +110,7 @@ class Gate:
         self._terms.received(kind, task, message)
         known = self._kept.find(task) if kind == protocol.TRAIN else None
         if known is not None:
-            return Message(known, reply_to=message)
+            return Message(self._terms.again(known), reply_to=message)
         reply = self._app(message, context)
         if reply.has_error():
             return reply

@@ -150,6 +150,12 @@ class HospitalTerms:
             return protocol.encode_evaluation(dataclasses.replace(answer, metrics=free, samples={}, ids=()))
         return content
 
+    def again(self, content: RecordDict) -> RecordDict:
+        """Hold back of a kept update what a policy that was tightened since does not let out."""
+        update = protocol.decode_update(content)
+        free, held = policy.release(self._rules(), update.metrics, update.num_examples)
+        return protocol.encode_update(dataclasses.replace(update, metrics=free)) if held else content
+
     def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
         """Note what leaves (its size, its sha256, the names of the metrics in it), then mark it.
 

@@ -9,6 +9,7 @@ does not. NumPy only, never torch.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -364,7 +365,9 @@ class Federation:
             name = by_node[node].name
             self.observer("reply", arm=self.job.name, round=number, phase=split, site=name, loss=None)
             if message.has_error():
-                self.observer("note", text=f"site '{name}' did not evaluate: {protocol.error_word(message)}")
+                word = protocol.error_word(message)
+                self.observer("note", text=f"site '{name}' did not evaluate: {word}")
+                self._refused(number, name, f"site-{word}")
                 continue
             try:
                 answer = protocol.decode_evaluation(message.content)
@@ -372,7 +375,8 @@ class Federation:
                 self.observer("note", text=f"site '{name}' did not evaluate: {error}")
                 continue
             if answer.site == name and answer.round == number:
-                answers[name] = answer
+                # Values of single samples that nobody asked for are neither kept nor shown.
+                answers[name] = answer if per_sample else dataclasses.replace(answer, samples={}, ids=())
         if full and len(answers) < (self.job.least_tests or len(sites)):
             missing = ", ".join(sorted({member.name for member in sites} - set(answers)))
             raise errors.QuorumMissed(f"the final test is missing from: {missing}. Mend the sites and resume")

@@ -162,13 +162,19 @@ def _until_done(
     note: Callable[[str], None],
     stay: bool,
 ) -> dict[str, Any] | None:
-    roster, rested = 0, ""
+    roster, rested, told = 0, "", ""
     while not over.wait(0.5):
         roster = _synced(where, control, roster, note)
         if run.process is None and processes.due(run):
             run.try_start(note)
         elif run.code == 0:
-            where = steering.settle(where)
+            try:
+                where = steering.settle(where)
+            except errors.StorageError as error:  # a full disk is waited for
+                if str(error) != told:
+                    note(f"what follows cannot be written down yet: {error}")
+                told = str(error)
+                continue
             recipe = where.about.recipe
             if not where.finished(recipe):
                 note(f"recipe {recipe[:12]} begins")

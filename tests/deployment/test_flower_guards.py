@@ -192,6 +192,31 @@ def test_a_reply_whose_parts_do_not_come_holds_up_nobody(
     assert reach.SteadyGrid._lost(lost)
 
 
+def test_a_large_reply_over_a_slow_line_is_not_lost_while_parts_still_come(
+    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 MB at 2 Mbit/s take four minutes; only a line on which nothing comes gives a reply up."""
+    now = 1000.0
+    monkeypatch.setattr(flower_superlink.time, "monotonic", lambda: now)
+    slow = reply(7, "m1")
+    store.announce(slow, parts={})
+    assert grid.pull_messages(["m1"]) == []
+    parts = {key: one.deflate() for key, one in get_all_nested_objects(slow).items()}
+    assert len(parts) > 2
+    for number, (key, data) in enumerate(parts.items(), start=1):
+        now += 0.9 * flower_superlink.WAIT_S
+        store.parts[key] = data
+        found = list(grid.pull_messages(["m1"]))
+        assert bool(found) == (number == len(parts))
+    assert found[0].content["a"]["x"] == "yyy"
+    # Some of it and then nothing more is lost after all.
+    store.announce(reply(7, "m2", 9), parts={})
+    assert grid.pull_messages(["m2"]) == []
+    now += flower_superlink.WAIT_S + 1
+    (lost,) = grid.pull_messages(["m2"])
+    assert lost.error.code in flower_runtime.TRANSPORT_ERRORS
+
+
 def test_parts_that_make_no_message_are_a_word(store: Store, grid: flower_superlink.CarefulGrid) -> None:
     import pickle
 

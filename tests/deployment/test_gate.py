@@ -117,7 +117,7 @@ def test_what_cannot_be_written_down_does_not_leave(tmp_path: Path) -> None:
             raise errors.StorageError("the disk is full")
 
     entry, _ = make(tmp_path, App(), Terms())
-    assert entry(ask(), CONTEXT).error.reason == "error"
+    assert entry(ask(), CONTEXT).error.reason == "storage"
 
 
 def test_admitted_updates_are_found_again_by_round_and_base(tmp_path: Path) -> None:

@@ -73,12 +73,12 @@ class Hospital:
         )
         self.door = gate.Gate(app, sent.Sent(self.where.sent), mine, lambda at, error: None)
 
-    def ask(self, kind: str, task: protocol.Task) -> Message:
+    def ask(self, kind: str, task: protocol.Task, ttl: float = 600.0) -> Message:
         if self.door is None:
             self.open()
         assert self.door is not None
         flower.be_server_task(1)
-        message = Message(protocol.encode_task(task), 1, kind, ttl=600.0)
+        message = Message(protocol.encode_task(task), 1, kind, ttl=ttl)
         flower.set_message_id(message, "m1")
         return flower.copy(self.door(flower.copy(message), flower.context(1, 1, {})))
 
@@ -348,6 +348,58 @@ def test_used_up_hours_end_a_round_under_way_and_are_counted(hospital: Hospital)
     assert decided["verdict"] == "refused", "before anything is computed"
 
 
+def test_an_evaluation_ends_with_the_life_of_its_message_as_training_does(hospital: Hospital) -> None:
+    recipe = hospital.lock.recipe
+    test = protocol.Task(recipe, recipe.rounds, hospital.initial, "test", final=True)
+    assert protocol.error_word(hospital.ask(protocol.TRAIN, protocol.Task(recipe, 1, hospital.initial), 1e-6)) == (
+        "deadline"
+    )
+    assert protocol.error_word(hospital.ask(protocol.EVALUATE, test, 1e-6)) == "deadline"
+    assert not [row for row in hospital.where.audit.entries if row["event"] in ("trained", "evaluated")]
+    assert hospital.decided() == [], "nothing was scored"
+    hospital.write(max_hours="0.000003")
+    assert protocol.error_word(hospital.ask(protocol.EVALUATE, test)) == "policy-hours", "its own terms end it too"
+
+
+def test_the_deadline_holds_for_scoring_the_own_update_too(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedvfm.client import evaluator
+
+    seen: list[float] = []
+    real = evaluator.evaluate
+
+    def listening(*arguments: Any) -> protocol.Evaluation:
+        seen.append(arguments[4])
+        return real(*arguments)
+
+    hospital.write('accept = "score"\nmax_drop = 1.0')
+    update = protocol.decode_update(hospital.train().content)
+    monkeypatch.setattr(evaluator, "evaluate", listening)
+    assert hospital.finish(update.state) == "accepted"
+    assert len(seen) == 2
+    assert seen[0] == seen[1] < float("inf")
+
+
+def test_an_adapter_of_another_shape_is_refused_by_its_own_word(hospital: Hospital) -> None:
+    wrong = state.AdapterState({key: value[..., :1] for key, value in hospital.initial.items()})
+    recipe = hospital.lock.recipe
+    for kind, task in (
+        (protocol.TRAIN, protocol.Task(recipe, 1, wrong)),
+        (protocol.EVALUATE, protocol.Task(recipe, 1, wrong, "val")),
+    ):
+        assert protocol.error_word(hospital.ask(kind, task)) == "adapter"
+
+
+def test_a_kept_update_leaves_on_the_terms_of_now(hospital: Hospital) -> None:
+    first, same = hospital.train(), hospital.train()
+    assert protocol.digest(first.content) == protocol.digest(same.content)
+    assert "loss" in protocol.decode_update(first.content).metrics
+    hospital.write(min_samples=1000)
+    update = protocol.decode_update(hospital.train().content)
+    assert update.metrics == {}
+    assert update.state.fingerprint == protocol.decode_update(first.content).state.fingerprint
+    assert [row["event"] for row in hospital.where.audit.entries].count("trained") == 1
+
+
 def test_a_site_that_demands_privacy_refuses_a_recipe_without(hospital: Hospital) -> None:
     text = hospital.settings.read_text()
     hospital.settings.write_text(text.replace('mechanisms = ["none"]', 'mechanisms = ["record-level"]'))
@@ -368,6 +420,7 @@ def test_a_purge_removes_what_it_says_and_nothing_else(hospital: Hospital, cli: 
     unsure = cli("client", "purge", hospital.state, answer="n\n")
     assert unsure.code == CONFIG
     assert "not confirmed; nothing was removed" in unsure.err
+    assert "nobody answered" in cli("client", "purge", hospital.state).err, "a script that pipes nothing in"
     assert hospital.where.sent.exists()
     answer = cli("client", "purge", hospital.state, answer="y\n")
     assert answer.code == 0, answer.err
@@ -403,6 +456,26 @@ def test_no_purge_while_the_client_runs(hospital: Hospital, cli: Any) -> None:
     answer = cli("client", "purge", hospital.state, "--yes")
     assert answer.code == IN_USE
     assert f"runs (executor, process {os.getpid()}). Stop it first" in answer.err
+
+
+def test_where_nobody_can_answer_a_question_is_one_error(
+    hospital: Hospital, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedvfm import cli_client
+
+    monkeypatch.setattr(sys, "stdin", None)  # as under a service, or with <&-
+    assert cli_client._answer("? ") is None
+    plan = enrolment.Plan("other", "127.0.0.1:9", (), ("east",))
+    server = enrolment.init(hospital.folder / "other", plan, hospital.lock, hospital.initial)
+    invite = server.invite_path("east")
+    for answer, words in (
+        ("", f"nobody answered; without a terminal give --approve {hospital.lock.hash}"),
+        ("n\n", "not approved"),
+    ):
+        found = cli("client", "join", invite, "--fingerprint", server.fingerprint(), "--state", "new", answer=answer)
+        assert found.code == POLICY
+        assert f"{words}; nothing was written and no key was made" in found.err
+        assert not (hospital.folder / "new").exists()
 
 
 # -- units -------------------------------------------------------------------------------------------------------------

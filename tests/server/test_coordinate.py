@@ -391,6 +391,25 @@ def test_another_recipe_at_once_and_back(make: Callable[..., Town]) -> None:
     assert town.cohorts(first) == [["east", "west"]] * ROUNDS
 
 
+@pytest.mark.parametrize("word", ["policy-closed", "approval-pending"])
+def test_a_site_that_closes_before_the_final_test_is_waited_for(make: Callable[..., Town], word: str) -> None:
+    """It is not asked again and again until the run gives up: it tests when it is open again."""
+    town = make()
+
+    def close() -> None:
+        town.refuses["west"] = word
+        town.when["note", "waiting"] = lambda: town.refuses.clear()
+
+    town.when["test", ROUNDS] = close
+    found = town.run()
+    assert found is not None
+    assert set(found["last"]["sites"]) == {"east", "west"}
+    assert f"missing: west ({word})" in town.notes()
+    assert "(1 of 2)" in town.notes()
+    assert "(2 of 2)" not in town.notes()
+    assert len(town.cohorts()) == ROUNDS
+
+
 def test_what_sites_say_of_the_final_adapter_is_kept(make: Callable[..., Town]) -> None:
     town = make("east", "north", "west")
     words = {"east": "accepted", "north": "declined", "west": ""}

@@ -439,6 +439,23 @@ def test_a_site_that_cannot_evaluate(harness: Harness, kind: str, how: str) -> N
     assert set(evaluation(folder)["last"]["sites"]) == {"east", "west"}
 
 
+def test_values_of_single_samples_are_kept_only_where_they_were_asked_for(harness: Harness) -> None:
+    """A site that sends them unasked shows nobody's; the others' scores stand."""
+
+    def tell(asked: str, number: int, reply: Any) -> Any:
+        if not asked.startswith("evaluate"):
+            return reply
+        return dataclasses.replace(reply, samples={"dice": [0.125, 0.25]}, ids=("Jane Doe", "b"))
+
+    members = [harness.site("east"), harness.site("west", change=tell)]
+    folder = harness.run(members)
+    assert evaluation(folder)["last"]["samples"] == {"east": {"id": []}, "west": {"id": []}}
+    assert set(evaluation(folder)["last"]["sites"]) == {"east", "west"}
+    assert b"Jane" not in b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    asked = harness.run([harness.site("east"), harness.site("west")], "asked", per_sample=True)
+    assert evaluation(asked)["last"]["samples"]["east"]["id"] == ["a", "b"]
+
+
 def test_mixed_ranks_with_svd(harness: Harness) -> None:
     members = [harness.site("east", rank=1), harness.site("north", rank=2), harness.site("west", rank=3)]
     folder = harness.run(members, recipe={"aggregation": {"rule": "svd"}})
