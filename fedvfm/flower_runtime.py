@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ from fedvfm import errors, flower_guards
 
 LEASE_S = 60.0
 """How long a SuperLink takes a SuperNode that vanished for present, and refuses it as already there (code 2004)."""
+
+STALL_S = 60.0
+"""How long the next part of a message may be under way, of at most 5 MiB, before the message counts as lost."""
 
 FLEET_ROUTES = frozenset(
     f"/v1/fleet/{name}"
@@ -349,6 +353,29 @@ class ClientTask:
         self._client.close()
 
 
+class _Impatient:
+    """A client of a SuperNode that gives a message up of which no further part comes.
+
+    A SuperNode hands a message on while its parts are under way. If the run ends meanwhile they never come, and Flower
+    asks for them for over an hour, in which the site answers nobody.
+    """
+
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self._client, self._came = client, time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PullObject(self, request: Any) -> Any:  # noqa: N802 - Flower's name
+        """Ask for a part."""
+        answer = self._client.PullObject(request)
+        if answer.object_available:
+            self._came = time.monotonic()
+        elif time.monotonic() > self._came + STALL_S:
+            raise parts.ObjectPullError(request.object_id, f"no part came for {STALL_S:g} s")
+        return answer
+
+
 class NodeTasks:
     """The tasks of one SuperNode on loopback, for an executor of ours. The bundle it hands over is never opened.
 
@@ -387,7 +414,8 @@ class NodeTasks:
         sender = _beating(client, lost)
         sender.start()
         try:
-            message, context, _, _ = run_clientapp.pull_task_input(client)
+            impatient: Any = _Impatient(client)
+            message, context, _, _ = run_clientapp.pull_task_input(impatient)
         except BaseException:
             sender.stop()
             client.close()
