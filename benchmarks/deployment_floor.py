@@ -4,7 +4,7 @@
 
 Real SuperLink, proxy, SuperNodes and executors on loopback; the executors send back what they got. ``--hold 0`` takes
 away what the proxy does against Flower's polls, so that the difference can be seen. ``--eager`` lets our own polls
-(executor, proxy, round loop) wait 20 ms in place of 0.25 to 0.5 s: what is left is what Flower's node loop and the work
+(executor, proxy, round loop) wait 0.1 s in place of 0.25 to 0.5 s: what is left is what Flower's node loop and the work
 itself take, and the difference to a run without it is ours. Prints one line of JSON, medians in seconds;
 ``processor_s`` is the processor time of a round, all processes together.
 """
@@ -30,7 +30,7 @@ from fedvfm.client import executor, supernode
 from fedvfm.server import asking, proxy, reach, superlink
 from fedvfm.trust import keys
 
-EAGER_S = 0.02
+EAGER_S = 0.1
 
 
 def echo(message: Message, context: Context) -> Message:
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=1.0)
     parser.add_argument("--hold", type=float, default=10.0)
-    parser.add_argument("--eager", action="store_true", help="our own polls at 20 ms")
+    parser.add_argument("--eager", action="store_true", help="our own polls at 0.1 s")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedvfm-floor-") as folder:
         print(json.dumps(measure(Path(folder), given.sites, given.rounds, given.megabytes, given.hold, given.eager)))
