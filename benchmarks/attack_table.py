@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import block
+
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"
 sys.path.insert(0, str(ROOT / "tests" / "deployment"))
 
 from attacks import table  # noqa: E402 - the attacks lie beside their tests
@@ -39,12 +40,6 @@ def tiny(folder: Path) -> Any:
     return made
 
 
-def write(page: Path, text: str) -> None:
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "security" / "attacks.md")
@@ -54,7 +49,7 @@ def main() -> None:
         found = table.attack_ours(folders["ours"], tiny(folders["tiny"]), as_nobody=os.getuid() == 0)
         if found.code != 0 or found.canary or found.secrets or found.open_files:
             sys.exit(f"an attack came through: {found.code}, {found.canary}, {found.secrets}, {found.open_files}")
-        write(given.page, table.markdown(found, table.attack_stock(folders["stock"])))
+        block.write(given.page, "attacks", table.markdown(found, table.attack_stock(folders["stock"])))
         print(f"{given.page}: written; the federation took {found.seconds:g} s")
     finally:
         for folder in folders.values():

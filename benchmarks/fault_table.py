@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import block
 import psutil
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 PAGE = ROOT / "docs" / "faults.md"
 RESULTS = ROOT / "docs" / "faults.json"
 GROUPS = {
@@ -78,10 +78,8 @@ def _line(row: dict[str, Any]) -> str:
 def report(found: dict[str, Any]) -> None:
     """Write the rows, and the block of the page."""
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
     text = "\n".join(lines(found))
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    block.write(PAGE, "faults", text)
     print(text)
 
 

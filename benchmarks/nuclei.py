@@ -18,10 +18,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import block
+
 from fedvfm.simulation import compare
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- nuclei: begin -->", "<!-- nuclei: end -->"
 TARGET, MARGIN = 0.85, 0.02
 EVERY, FIRST = ("classical", "pooled", "local-only"), ("pooled-2x",)
 LEFT_OUT_ROUNDS = 5
@@ -273,9 +274,7 @@ def main() -> None:
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "simulations" / "README.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    block.write(page, "nuclei", text)
 
 
 if __name__ == "__main__":

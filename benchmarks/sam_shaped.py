@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import block
 import drawn_shapes
 import numpy as np
 import safetensors
@@ -41,7 +42,6 @@ from fedvfm.data import prompts, transforms
 from fedvfm.simulation import compare
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- sam-shaped: begin -->", "<!-- sam-shaped: end -->"
 NAME, EXPERIMENT = "sam-shaped", "sam-nuclei"
 SEED, IMAGES, OBJECTS, KEEP_EVERY, HELD_OUT = 0, 600, 6, 50, 32
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -395,9 +395,7 @@ def write(figures: Mapping[str, Any], text: str) -> None:
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "simulations" / "README.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    block.write(page, "sam-shaped", text)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -46,6 +46,7 @@ def shapes() -> Any:
 
 @pytest.fixture(scope="module")
 def shaped(shapes: Any) -> Any:
+    script("block")
     return script("sam_shaped")
 
 
