@@ -97,7 +97,10 @@ def test_what_is_shut(tmp_path: Path) -> None:
     assert service(made(tmp_path)["client"])["CPUQuota"] == "200%"
 
 
-def test_what_hangs_on_where_files_lie() -> None:
+def test_what_hangs_on_where_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Wherever this clone lies.
+    monkeypatch.setattr(units.processes, "console_script", lambda name: f"/opt/fedvfm/bin/{name}")
+
     def placed(state: str, data: str) -> dict[str, str]:
         own = site(data={"source": "folder", "path": data})
         return service(units.client(Path("/etc/fedvfm/site.toml"), own, Path(state), "hospital").text())
