@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import pydantic
 from pydantic import Field
 
 from fedvfm import chain, config, errors, storage
@@ -103,12 +104,14 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("invited", "site expires", ""),
         ("enrolled", "site key recipe", ""),
         ("revoked", "site", "key"),
+        ("certified", "key expires", ""),
         ("steered", "kind", "recipe site key round"),
         ("received", "kind bytes", "recipe round fingerprint digest split reason peer peer_head peer_length ledger"),
         ("refused", "reason address count", ""),
         ("decided", "kind verdict", "recipe round reason peer fingerprint examples score"),
         ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon"),
         ("evaluated", "recipe round fingerprint split examples", "seconds"),
+        ("interrupted", "kind recipe seconds", "round"),
         ("sent", "kind bytes", f"{_SENT} ledger"),
         ("rehearsed", "recipe bytes seconds", "examples metrics reason"),
         ("purged", "kind numbers bytes", ""),
@@ -223,11 +226,17 @@ class Audit:
 
 
 class Heard(config.Strict):
-    """The last mark of another's log that a log holds."""
+    """The last mark of another's log that a log holds, and the last one of its privacy ledger where it has one."""
 
     owner: config.SiteName
     length: Annotated[int, Field(ge=1)]
     head: config.Sha256
+    ledger: Annotated[str, Field(pattern=r"^\d{19}:[0-9a-f]{64}$")] | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_nothing(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A log without a ledger's mark says nothing of it: receipts of before are signed so."""
+        return {name: value for name, value in plain(self).items() if name != "ledger" or value is not None}
 
 
 class Receipt(documents.Document):
@@ -248,10 +257,11 @@ class Receipt(documents.Document):
 
 def heard(entries: Iterable[Mapping[str, Any]]) -> list[Heard]:
     """The last mark of every other end's log that these entries hold, by name."""
+    listed = [entry for entry in entries if "peer_head" in entry and entry.get("peer_length")]
+    ledgers = {str(entry["peer"]): entry["ledger"] for entry in listed if "ledger" in entry}
     found = {
-        str(entry["peer"]): Heard(owner=entry["peer"], length=entry["peer_length"], head=entry["peer_head"])
-        for entry in entries
-        if "peer_head" in entry and entry.get("peer_length")
+        name: Heard(owner=name, length=entry["peer_length"], head=entry["peer_head"], ledger=ledgers.get(name))
+        for name, entry in ((str(entry["peer"]), entry) for entry in listed)
     }
     return [found[name] for name in sorted(found)]
 
@@ -330,7 +340,7 @@ class Usage:
 
     Attributes:
         trained: (round, base fingerprint) of every training.
-        seconds: computing time of training and evaluation, of what broke off before its end too.
+        seconds: computing time of training and evaluation, of what broke off or was killed before its end too.
     """
 
     trained: frozenset[tuple[int, str]] = frozenset()
@@ -339,10 +349,25 @@ class Usage:
 
 def usage(entries: Iterable[Mapping[str, Any]], recipe: str) -> Usage:
     """Count what these entries say of a recipe."""
-    events = ("trained", "evaluated", "sent")
+    events = ("trained", "evaluated", "interrupted", "sent")
     mine = [entry for entry in entries if entry.get("recipe") == recipe and entry["event"] in events]
     trained = {(int(entry["round"]), str(entry["base"])) for entry in mine if entry["event"] == "trained"}
     return Usage(frozenset(trained), sum(float(entry.get("seconds", 0.0)) for entry in mine))
+
+
+def unfinished(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The entry of a message that was accepted and never answered, as its process was killed; None if there is none.
+
+    One process answers, one message at a time, so only the last that was accepted can be such.
+    """
+    found: Mapping[str, Any] | None = None
+    for entry in entries:
+        accepted = entry["event"] == "decided" and entry["verdict"] == "accepted"
+        if accepted and entry["kind"] in ("handshake", "train", "evaluate"):
+            found = entry
+        elif entry["event"] in ("trained", "evaluated", "interrupted", "sent"):
+            found = None
+    return found
 
 
 _LEFT = (

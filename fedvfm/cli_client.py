@@ -16,6 +16,7 @@ from fedvfm import errors
 if TYPE_CHECKING:
     from fedvfm.client import joining as joinings
     from fedvfm.client import policy as policies
+    from fedvfm.client import privacy_here as privacies
     from fedvfm.client import purge as purges
     from fedvfm.trust import lock as locks
 
@@ -37,16 +38,19 @@ def _say(lines: Sequence[str]) -> None:
 
 def _judge(locked: locks.Lock, site: Path | None) -> list[policies.Verdict] | None:
     """The verdicts of a site's policy, or None where no file is given."""
-    from fedvfm.client import policy
+    from fedvfm.client import policy, privacy_here
 
-    return None if site is None else policy.check(policy.read(site), policy.Facts.of(locked))
+    return None if site is None else policy.check(policy.read(site), privacy_here.facts(locked, site))
 
 
-def _text(locked: locks.Lock, verdicts: Sequence[policies.Verdict] | None) -> list[str]:
-    from fedvfm.client import review
+def _text(
+    locked: locks.Lock, verdicts: Sequence[policies.Verdict] | None, here: privacies.Here | None = None
+) -> list[str]:
+    from fedvfm.client import privacy_here, review
     from fedvfm.trust import documents
 
-    lines = [f"{heading + ':':22} {sentence}" for heading, sentence in review.words(locked)]
+    own = () if here is None else privacy_here.words(here)
+    lines = [f"{heading + ':':22} {sentence}" for heading, sentence in review.words(locked, own)]
     if verdicts is None:
         return [
             *lines,
@@ -76,7 +80,9 @@ def join(
     joining.free(state)
     verdicts = _judge(found.lock, data)
     _say([f"invite of federation '{found.federation}' at {found.address} for site '{found.site}'", ""])
-    _say(_text(found.lock, verdicts))
+    from fedvfm.client import privacy_here
+
+    _say(_text(found.lock, verdicts, privacy_here.here(found.lock, data)))
     _refuse(found.lock, data)
     approved = approve if approve is not None else _ask(found.lock, as_json)
     made = joining.join(state, found, approved)
@@ -88,10 +94,10 @@ def join(
 
 
 def _refuse(locked: locks.Lock, site: Path | None) -> None:
-    from fedvfm.client import policy
+    from fedvfm.client import policy, privacy_here
 
     if site is not None:
-        policy.require(policy.read(site), policy.Facts.of(locked))
+        policy.require(policy.read(site), privacy_here.facts(locked, site))
 
 
 def _ask(locked: locks.Lock, as_json: bool) -> str:
@@ -148,16 +154,17 @@ def review(
     as_json: Json = False,
 ) -> None:
     """Say in plain words what a recipe does, and what the site's policy says of it. Exits with 13 if it refuses."""
-    from fedvfm.client import policy
+    from fedvfm.client import policy, privacy_here
     from fedvfm.client import review as reviews
 
     locked = _open(recipe, state)
     if print_policy:
-        text = policy.accepting(policy.Facts.of(locked))
+        text = policy.accepting(privacy_here.facts(locked, site))
         print(json.dumps({"policy": text}, indent=2) if as_json else text, end="" if not as_json else "\n")
         return
-    verdicts = _judge(locked, site)
-    print(json.dumps(reviews.to_json(locked, verdicts), indent=2) if as_json else "\n".join(_text(locked, verdicts)))
+    verdicts, here = _judge(locked, site), privacy_here.here(locked, site)
+    told = reviews.to_json(locked, verdicts, None if here is None else vars(here))
+    print(json.dumps(told, indent=2) if as_json else "\n".join(_text(locked, verdicts, here)))
     if verdicts is not None and not all(one.accepted for one in verdicts):
         raise typer.Exit(errors.PolicyRefused.exit_code)
 
@@ -242,7 +249,7 @@ def stop(state: StateOption = STATE, as_json: Json = False) -> None:
 @app.command()
 def status(state: StateOption = STATE, as_json: Json = False) -> None:
     """Show what runs, what waits for approval, and what was received, decided and sent last."""
-    from fedvfm.client import joining, supervisor
+    from fedvfm.client import joining, privacy_here, supervisor
 
     found = supervisor.status(joining.open_state(state))
     if as_json:
@@ -254,6 +261,8 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     for recipe in found["waiting"]:
         print(f"waits for a person: recipe {recipe}; fedvfm client review {recipe[:12]}")
     _show_adapters(found["adapters"])
+    for line in [] if found["privacy"] is None else privacy_here.status_lines(found["privacy"]):
+        print(line)
     for event, fields in found["last"].items():
         print(f"{event:10} {' '.join(f'{key}={value}' for key, value in fields.items())}")
 
@@ -278,9 +287,9 @@ def rehearse(
         raise errors.OutputInUse(f"{save} exists and is left as it is. Choose another --save")
     where = joining.open_state(state) if (state / joining.ABOUT).exists() else None
     locked = _open(_rehearsed(site, recipe, where), state)
-    from fedvfm.client import policy, rehearsal
+    from fedvfm.client import policy, privacy_here, rehearsal
 
-    verdicts = policy.check(policy.read(site), policy.Facts.of(locked))
+    verdicts = policy.check(policy.read(site), privacy_here.facts(locked, site))
     if not all(one.accepted for one in verdicts):
         _say(_text(locked, verdicts))
     found = rehearsal.run(site, locked, where)

@@ -151,6 +151,7 @@ def start(
     config: Annotated[Path | None, typer.Option("--config", help="TOML with quorum, cohort and deadlines.")] = None,
     listen: Annotated[str, typer.Option(help="host:port to listen at, if not that of the address.")] = "",
     health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
+    without: Annotated[str, typer.Option(help="Sites that the first round does not wait for: south,west.")] = "",
     stay: Annotated[
         bool, typer.Option("--stay", help="When finished, keep the sites connected and wait for a further recipe.")
     ] = False,
@@ -169,8 +170,12 @@ def start(
     if config is not None:
         server = configs.parse(configs.ServerConfig, configs.read_toml(config), str(config))
     where = enrolment.open_state(state)
+    left_out = tuple(part.strip() for part in without.split(",") if part.strip())
+    server = server.model_copy(update={"without": (*server.without, *left_out)})
+    supervisor.require_known(where, server)
     if detach:
-        options = (("--config", config and config.absolute()), ("--listen", listen), ("--health", health))
+        limits = (("--config", config and config.absolute()), ("--without", without))
+        options = (*limits, ("--listen", listen), ("--health", health))
         command = background.command(state, [word for pair in options if pair[1] for word in map(str, pair)], stay=stay)
         told = background.launch(state / coordinate.RUN, command)
         line = f"listening at {told['address']}, process {told['pid']}" if not told["finished"] else "nothing to do"

@@ -42,10 +42,18 @@ def resume(state: StateOption = STATE, as_json: Json = False) -> None:
 
 
 @app.command()
-def finish(state: StateOption = STATE, as_json: Json = False) -> None:
+def finish(
+    undo: Annotated[bool, typer.Option("--undo", help="Take the order back, until the final test begins.")] = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
     """Stop early: after the round in hand the sites test the adapter, which is then the final one."""
     from fedvfm.server import enrolment, steering
 
+    if undo:
+        was = steering.unfinish(enrolment.open_state(state))
+        _print({"undone": was}, "rounds go on to the recipe's last" if was else "no finish was ordered", as_json)
+        return
     order = steering.finish(enrolment.open_state(state))
     _print(
         {"finishing": order.model_dump()}, f"recipe {order.recipe[:12]} is finished after the round in hand", as_json

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import Field
 
-from fedvfm import chain, errors, privacy_config, site_policy, strict
+from fedvfm import chain, errors, privacy_config, server_config, site_policy, strict
 
 SCHEMA_VERSION = 1
 MAX_RANK = 1024
@@ -57,6 +57,7 @@ class Strict(pydantic.BaseModel):
 PrivacyPolicy = site_policy.PrivacyPolicy
 PolicyConfig = site_policy.PolicyConfig
 LimitsConfig = site_policy.LimitsConfig
+ServerConfig = server_config.ServerConfig
 _names = strict.names
 
 
@@ -74,6 +75,10 @@ class AdapterConfig(Strict):
 
     ``parts`` of a mask decoder train beside them, by name. Left out, they are the backbone's default, which the
     resolved recipe states; an empty list means none.
+
+    ``factors`` says which of the two factors of a ``lora`` pair train (see :mod:`fedvfm.factors`): "both"; "freeze-A",
+    only B, so that their mean is exact, half the bytes go up and half the numbers are noised under a privacy mechanism;
+    "alternate", B in odd and A in even rounds, exact too and with A learned. The aggregation rule must be a sum.
     """
 
     kind: Name = "lora"
@@ -83,6 +88,7 @@ class AdapterConfig(Strict):
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _names()] = ()
     targets: Annotated[tuple[Name, ...], _names()] = ("q", "v")
     parts: Annotated[tuple[Name, ...], Field(strict=False)] | None = None
+    factors: Literal["both", "freeze-A", "alternate"] = "both"
     options: dict[str, Option] = {}
 
     @property
@@ -263,22 +269,9 @@ class Recipe(Strict):
         left_out: dict[str, Any] = {"start": True} if self.start is None else {}
         left_out |= {"privacy": True} if self.privacy == privacy_config.NONE else {}
         left_out |= {} if self.data.channels else {"data": {"channels"}}
+        left_out |= {} if self.adapter.factors != "both" else {"adapter": {"factors"}}
         values = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(chain.canonical(values).encode()).hexdigest()
-
-
-class ServerConfig(Strict):
-    """How the server runs rounds. ``quorum`` and ``cohort`` of 0 mean all sites.
-
-    ``join_timeout_s``: how long it waits for the sites of the roster before it begins with a quorum, or gives up.
-    ``away_timeout_s``: how long a round waits for the answer of a site that is not connected.
-    """
-
-    quorum: Annotated[int, Field(ge=0)] = 0
-    cohort: Annotated[int, Field(ge=0)] = 0
-    round_timeout_s: Positive = 3600.0
-    join_timeout_s: Positive = 3600.0
-    away_timeout_s: Positive = 600.0
 
 
 class SourceConfig(Strict):

@@ -152,12 +152,12 @@ class AuditError(FedvfmError):
 
 
 class BudgetExceeded(PolicyRefused):
-    """A round would take more of a site's privacy budget than is left; the coordinator is told "policy-privacy"."""
+    """A round would take more of a site's privacy budget than is left; the coordinator is told "privacy-budget"."""
 
     exit_code = 15
 
     def __init__(self, detail: str) -> None:
-        super().__init__("policy-privacy", detail)
+        super().__init__("privacy-budget", detail)
 
     def __str__(self) -> str:
         return self.detail
@@ -169,7 +169,7 @@ class LedgerError(PolicyRefused):
     exit_code = 16
 
     def __init__(self, detail: str) -> None:
-        super().__init__("policy-privacy", detail)
+        super().__init__("privacy-ledger", detail)
 
     def __str__(self) -> str:
         return self.detail

@@ -117,7 +117,8 @@ def _table_faults(recipe: config.Recipe) -> list[str]:
 
     rows = [("aggregation.rule", rules.TABLE, recipe.aggregation.rule)]
     rows += [("data.augment", transforms.AUGMENTATIONS, name) for name in recipe.data.augment]
-    return [f"recipe.{where}: {table.fault(name)}" for where, table, name in rows if name not in table]
+    found = [f"recipe.{where}: {table.fault(name)}" for where, table, name in rows if name not in table]
+    return found + rules.faults(recipe)
 
 
 def _pin(recipe: config.Recipe, models: Any) -> tuple[str, str]:

@@ -156,6 +156,73 @@ def _signal(pid: int, number: int) -> None:
         os.killpg(pid, number) if os.getpgid(pid) == pid else os.kill(pid, number)
 
 
+@contextlib.contextmanager
+def repeated(work: Callable[[], float | None], wait_s: float, name: str, *, patient: bool = True) -> Iterator[None]:
+    """Do work again and again in a thread while the block runs.
+
+    Args:
+        work: what is done; may return how long to wait after it, in seconds. Lets no exception out.
+        wait_s: before the first time, and after each that returned nothing.
+        name: of the thread.
+        patient: whether work that is in hand when the block ends is waited for.
+    """
+    over = threading.Event()
+
+    def run() -> None:
+        wait: float | None = None
+        while not over.wait(wait_s if wait is None else wait):
+            wait = work()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if patient:
+            thread.join()
+
+
+@contextlib.contextmanager
+def alone(folder: Path, name: str, what: str) -> Iterator[None]:
+    """Be the only process of this name that works in a folder, which is made where there is none; known by a pid file.
+
+    Args:
+        folder: of the processes; private.
+        name: of the pid file.
+        what: this process in words, for who starts a second one.
+
+    Raises:
+        OutputInUse: if there is one already.
+        StorageError: if the folder or the pid file cannot be made.
+    """
+    with storage.guard(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    mine = pid_path(folder, name)
+    if running(mine) is not None:
+        raise errors.OutputInUse(f"{what} runs already (process {running(mine)})")
+    write_pid(mine, own_pid())
+    try:
+        yield
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def told_to_end() -> Iterator[threading.Event]:
+    """Set when this process is asked to end (SIGTERM, Ctrl-C), which does nothing else while the block runs."""
+    over = threading.Event()
+    before = [signal.signal(number, lambda *_: over.set()) for number in ASKED_TO_END]
+    try:
+        yield over
+    finally:
+        for number, handler in zip(ASKED_TO_END, before, strict=True):
+            signal.signal(number, handler)
+
+
 def open_log(path: Path) -> int:
     """A file descriptor to append to a private log; one that has grown large is put aside first."""
     with storage.guard(path):
@@ -313,22 +380,17 @@ class Family:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Look after all in a thread; end all when the block ends, however it ends."""
-        over = threading.Event()
 
         def watch() -> None:
-            while not over.wait(POLL_S):
-                try:
-                    self.tick()
-                except errors.FedvfmError as error:  # the others are looked after still
-                    self._note(str(error))
+            try:
+                self.tick()
+            except errors.FedvfmError as error:  # the others are looked after still
+                self._note(str(error))
 
-        thread = threading.Thread(target=watch, name="fedvfm-watch", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(watch, POLL_S, "fedvfm-watch"):
+                yield
         finally:
-            over.set()
-            thread.join()
             self.stop()
 
 

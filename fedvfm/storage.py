@@ -16,6 +16,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -38,39 +39,98 @@ def fault_point(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-_KEPT = "what was finished before is kept, go on with --resume"
-_FULL = f"Free space, raise the quota or choose another --output; {_KEPT}"
-_CLOSED = f"Choose an --output that this user may write to, or change its permissions; {_KEPT}"
-REMEDIES = {
+@dataclass(frozen=True)
+class Place:
+    """What helps where a write was refused, by whose folder it is.
+
+    Attributes:
+        other: where else to write.
+        allowed: what to do where this user may not.
+        kept: what becomes of the work.
+    """
+
+    other: str
+    allowed: str
+    kept: str
+
+
+_OWNER = "Work as the user whose state folder it is, or change its permissions"
+OUTPUT = Place(
+    "choose another --output",
+    "Choose an --output that this user may write to, or change its permissions",
+    "what was finished before is kept, and a run goes on with: fedvfm simulate --resume",
+)
+SERVER = Place(
+    "move the state folder to another disk (--state)",
+    _OWNER,
+    "what was admitted is kept; a server that runs goes on by itself, any other command is given again",
+)
+SITE = Place(
+    "move the state folder to another disk (--state)",
+    _OWNER,
+    "what was sent is kept; a client that runs goes on by itself, any other command is given again",
+)
+NEW_STATE = Place(
+    "choose another --state",
+    "Choose a --state that this user may write to, or change its permissions",
+    "nothing was made",
+)
+MARKS = {"federation.json": SERVER, "authority.key": SERVER, "site.json": SITE, "site.key": SITE}
+"""File of a state folder, of which there is one from the beginning -> whose folder it is."""
+
+_FULL, _CLOSED, _FAILING = "full", "closed", "failing"
+KINDS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
     errno.EROFS: _CLOSED,
-    errno.EIO: f"The disk or the network share is failing: mend it or choose another --output; {_KEPT}",
+    errno.EIO: _FAILING,
 }
-"""What helps, by what the operating system says when a write fails."""
+"""What the operating system says when a write fails, by what helps."""
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What only a write can meet: a disk that takes nothing more."""
 
-OTHERWISE = f"Choose another --output; {_KEPT}"
+
+def place_of(path: object) -> Place:
+    """Whose folder a path lies in."""
+    here = Path(str(path))
+    if here.name in MARKS:
+        return MARKS[here.name]
+    with contextlib.suppress(OSError):
+        for folder in (here, *here.parents):
+            for mark, place in MARKS.items():
+                if (folder / mark).is_file():
+                    return place
+    return OUTPUT
 
 
-def refusal(path: object, error: OSError) -> errors.StorageError:
-    """The error of a write that the operating system refused, with the remedy for its kind."""
+def _remedy(error: OSError, place: Place) -> str:
+    kind = KINDS.get(error.errno or 0, "")
+    capital = place.other[0].upper() + place.other[1:]
+    first = {
+        _FULL: f"Free space, raise the quota or {place.other}",
+        _CLOSED: place.allowed,
+        _FAILING: f"The disk or the network share is failing: mend it or {place.other}",
+    }.get(kind, capital)
+    return f"{first}; {place.kept}"
+
+
+def refusal(path: object, error: OSError, place: Place | None = None) -> errors.StorageError:
+    """The error of a write that the operating system refused, with the remedy for its kind and its place."""
     reason = error.strerror or type(error).__name__
-    return errors.StorageError(f"cannot write {path}: {reason}. {REMEDIES.get(error.errno or 0, OTHERWISE)}")
+    return errors.StorageError(f"cannot write {path}: {reason}. {_remedy(error, place or place_of(path))}")
 
 
 @contextlib.contextmanager
-def guard(path: Path) -> Iterator[None]:
-    """Turn an OSError of a write below ``path`` into a StorageError."""
+def guard(path: Path, place: Place | None = None) -> Iterator[None]:
+    """Turn an OSError of a write below ``path`` into a StorageError; ``place`` where the path does not tell it yet."""
     try:
         yield
     except OSError as error:
-        raise refusal(path, error) from error
+        raise refusal(path, error, place) from error
 
 
 def is_part(path: Path) -> bool:
@@ -154,13 +214,13 @@ def _write_all(handle: int, data: bytes) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """A new folder for its owner alone (0700), whatever the umask; an empty one that is there is taken.
+    """A new state folder for its owner alone (0700), whatever the umask; an empty one that is there is taken.
 
     Raises:
         OutputInUse: if it holds anything: state is never overwritten.
         StorageError: if it cannot be made.
     """
-    with guard(folder):
+    with guard(folder, NEW_STATE):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if any(folder.iterdir()):
             raise errors.OutputInUse(f"folder {folder} is not empty and is left as it is. Choose another one")

@@ -44,7 +44,9 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
     rows += row.caught("disk", lambda: [machine.disk(folder, _need(approved))])
     rows += row.caught("versions", lambda: machine.versions({f"recipe {r.hash[:12]}": r.version for r in approved}))
     rows += row.caught("approval", lambda: [_approval(where, approved)])
-    rows += [_policy(site, recipe) for recipe in approved]
+    rows += [_policy(site, recipe, settings) for recipe in approved]
+    for recipe in approved:
+        rows += row.caught("privacy", lambda recipe=recipe: _privacy(site, recipe, settings))  # type: ignore[misc]
     rows += row.caught("device", lambda: _device(site))
     rows += [_backbone(recipe) for recipe in approved]
     rows.append(machine.alive(children(where)))
@@ -99,14 +101,41 @@ def _approval(where: joining.State, approved: Sequence[locks.Lock]) -> row.Row:
     return row.ok("approval", "approved: recipe " + ", ".join(one.hash[:12] for one in approved))
 
 
-def _policy(site: configs.SiteConfig, recipe: locks.Lock) -> row.Row:
-    verdicts = policy.check(site.policy, policy.Facts.of(recipe))
+def _policy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> row.Row:
+    from fedvfm.client import privacy_here
+
+    try:
+        facts = privacy_here.facts(recipe, settings)
+    except errors.FedvfmError:  # the row on the data says why it cannot be counted
+        facts = policy.Facts.of(recipe)
+    verdicts = policy.check(site.policy, facts)
     wrong = [f"{one.rule} (asked {one.asked}; allowed {one.allowed})" for one in verdicts if not one.accepted]
     if wrong:
         remedy = f"fedvfm client review {recipe.hash[:12]} --print-policy shows the [policy] that accepts it"
         told = f"approved recipe {recipe.hash[:12]} is refused by the policy: {'; '.join(wrong)}"
         return row.blocker("policy", told, remedy)
     return row.ok("policy", f"accepts recipe {recipe.hash[:12]}")
+
+
+def _privacy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> list[row.Row]:
+    """Whether the rounds of a recipe with a mechanism can be charged, and what they come to here."""
+    from fedvfm.client import privacy_here, spending
+
+    try:
+        budget = spending.require(recipe.recipe, site.privacy)
+    except errors.PolicyRefused as refusal:
+        return [row.blocker("privacy", refusal.detail, f"mend [privacy] of {settings}, or withdraw the approval")]
+    if budget is None:
+        return []
+    found = privacy_here.here(recipe, settings)
+    if found is None:
+        return [row.blocker("privacy", "there is no training image to draw from", f"fedvfm data check {settings}")]
+    told = "; ".join(privacy_here.words(found))
+    if found.waiting:
+        return [row.blocker("privacy", told, "fedvfm ledger reconcile --against a receipt or the other end's log")]
+    if not found.fits:
+        return [row.warning("privacy", told, "raise the recipe's noise, ask for fewer rounds, or decide on the budget")]
+    return [row.ok("privacy", told)]
 
 
 def _device(site: configs.SiteConfig) -> list[row.Row]:

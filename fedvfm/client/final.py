@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedvfm import config as configs
-from fedvfm import errors, protocol, registry
+from fedvfm import errors, factors, protocol, registry
 from fedvfm.client import evaluator, joining, sent, verdicts
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
@@ -75,18 +75,24 @@ class Finals:
         return word
 
     def _own(self, model: models.AdaptedModel, site: sites.Site, task: protocol.Task, until: float) -> float | None:
-        """The score of what this site sent last; None where there is nothing, or of another rank."""
+        """The score of what this site sent last; None where there is nothing, or it makes no adapter of this rank."""
         kept = sent.Sent(self.where.sent).last(task.recipe.hash)
-        update = None if kept is None else protocol.decode_update(kept)
+        if kept is None or task.state is None:
+            return None
+        update = protocol.decode_update(kept)
+        # What did not train in its last round has not moved since, if that was the federation's last one too.
+        trained = model.trained(update.base_round + 1)
+        still = set(trained) == set(model.trained(1)) == set(model.trained(2)) or update.base_round + 1 == task.round
+        own = factors.completed(update.state, task.state)
         shapes = {spec.name: spec.shape for spec in model.manifest}
-        if update is None or {name: array.shape for name, array in update.state.items()} != shapes:
+        if set(update.state) != set(trained) or not still or {key: one.shape for key, one in own.items()} != shapes:
             return None
         plain = dataclasses.replace(task, surface=False, final=False)
-        answer = evaluator.evaluate(model, site, update.state, plain, until)
+        answer = evaluator.evaluate(model, site, own, plain, until)
         return answer.metrics.get(model.task.primary)
 
     def _keep(self, model: models.AdaptedModel, found: verdicts.Verdict) -> None:
-        folder = self.where.folder / verdicts.FOLDER / found.name
+        folder = verdicts.place(self.where, found)
         verdicts.empty(folder)
         if found.verdict != verdicts.DECLINED:
             made = {"experiment": self.where.about.federation}

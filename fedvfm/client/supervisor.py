@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 import time
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, processes, protocol, storage
-from fedvfm.client import joining, limits, own, supernode, verdicts
+from fedvfm import errors, flower_runtime, processes, protocol
+from fedvfm.client import joining, limits, own, refusals, supernode, verdicts
 from fedvfm.diagnosis import channel, lookout, machine, row
 
 NAME = "client"
@@ -41,20 +40,17 @@ def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> 
     site = own.read(settings).site
     if site.name != where.about.site:
         raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
-    folder = _folder(where)
-    with storage.guard(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    mine = processes.pid_path(folder, NAME)
-    if processes.running(mine) is not None:
-        raise errors.OutputInUse(f"the client of {where.folder} runs already (process {processes.running(mine)})")
-    processes.write_pid(mine, processes.own_pid())
-    try:
-        _watch(where, settings, site, note)
-    finally:
-        mine.unlink(missing_ok=True)
+    with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
+        _watch(where, settings, site, over, note)
 
 
-def _watch(where: joining.State, settings: Path, site: configs.SiteConfig, note: Callable[[str], None]) -> None:
+def _watch(
+    where: joining.State,
+    settings: Path,
+    site: configs.SiteConfig,
+    over: threading.Event,
+    note: Callable[[str], None],
+) -> None:
     folder = _folder(where)
     node = supernode.SuperNode(
         "supernode", folder, where.about.address, where.authority, where.key, processes.free_port()
@@ -65,16 +61,14 @@ def _watch(where: joining.State, settings: Path, site: configs.SiteConfig, note:
     )
     # What a site computes with was fetched by its people before; nothing is fetched because a recipe names it.
     environment = {"HF_HUB_OFFLINE": "1", **flower_runtime.CHILD_ENVIRONMENT, **limits.environment(site)}
-    family, over = processes.Family(folder, note), threading.Event()
-    before = [signal.signal(number, lambda *_: over.set()) for number in (signal.SIGTERM, signal.SIGINT)]
-    with family.watched(), lookout.Lookout(lambda: look(where), note).watched():
+    family = processes.Family(folder, note)
+    outside = lookout.Lookout(lambda: look(where), note)
+    with family.watched(), outside.watched(), refusals.told(where.audit.path, note):
         family.start(node.program)
         family.start(processes.Program("executor", command, environment, pulls_down=(node.name,)))
         note(f"site {where.about.site}: waiting for messages of {where.about.address}")
         while not over.wait(1.0):
             pass
-    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-        signal.signal(number, handler)
 
 
 def look(where: joining.State) -> list[row.Row]:
@@ -94,6 +88,8 @@ def stop(where: joining.State) -> bool:
 
 def status(where: joining.State) -> dict[str, Any]:
     """What runs, and what was received, decided and sent last."""
+    from fedvfm.client import privacy_here  # SciPy only where privacy is counted
+
     folder = _folder(where)
     found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
     entries = where.audit.entries
@@ -106,6 +102,7 @@ def status(where: joining.State) -> dict[str, Any]:
         "approved": where.approvals.stand(),
         "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
         "adapters": verdicts.to_json(where),
+        "privacy": privacy_here.status(where),
         "last": last,
     }
 
@@ -116,7 +113,7 @@ _SHOWN = ("time", "kind", "verdict", "reason", "recipe", "round", "bytes")
 def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
     """Be the executor; does not return."""
     from fedvfm.client import app as client_app
-    from fedvfm.client import devices, executor, final, gate, sent, terms
+    from fedvfm.client import devices, executor, final, gate, sent, terms, unfinished
 
     where = joining.open_state(folder)
     site = own.read(settings).site
@@ -127,12 +124,16 @@ def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
     def report(at: str, error: Exception) -> None:
         # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.
         word = protocol.refusal(error).reason
-        executor.say(json.dumps({"time": int(time.time()), "error": type(error).__name__, "told": word}))
+        line: dict[str, object] = {"time": int(time.time()), "error": type(error).__name__, "told": word}
+        if isinstance(error, errors.BudgetExceeded | errors.LedgerError) or word == "privacy-budget":
+            line["text"] = str(error)  # numbers and the remedy; nothing of a patient is in them
+        executor.say(json.dumps(line))
 
     built = client_app.Models(threads=site.limits.threads)
     app = client_app.make_client_app(mine.site, built, report, final.Finals(where, lambda: mine.config.policy))
     entry = gate.Gate(app, sent.Sent(where.sent), mine, report)
-    executor.serve(link, entry, threading.Event())
+    unfinished.settle(where)
+    executor.serve(link, unfinished.counted(where, entry), threading.Event())
 
 
 if __name__ == "__main__":

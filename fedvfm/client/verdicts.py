@@ -52,8 +52,8 @@ class Verdict(configs.Strict):
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        return f"{self.recipe[:12]}-{self.fingerprint[:12]}"
+        """Of its folder; whole hashes, so that no adapter takes another's place."""
+        return f"{self.recipe}-{self.fingerprint}"
 
     @property
     def words(self) -> str:
@@ -109,6 +109,13 @@ def kept(where: joining.State) -> list[tuple[Verdict, Path]]:
     paths = sorted((where.folder / FOLDER).glob(f"*/{VERDICT}"))
     found = [(documents.read(path, Verdict, "verdict"), path.parent) for path in paths]
     return sorted(found, key=lambda one: one[0].time)
+
+
+def place(where: joining.State, found: Verdict) -> Path:
+    """The folder of an adapter: where it lies already (earlier releases cut the hashes in its name), or a new one."""
+    both = (found.recipe, found.fingerprint)
+    there = (folder for one, folder in kept(where) if (one.recipe, one.fingerprint) == both)
+    return next(there, where.folder / FOLDER / found.name)
 
 
 def find(where: joining.State, recipe: str, fingerprint: str) -> Verdict | None:

@@ -7,10 +7,9 @@ takes no log. Their people read it here.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from fedvfm import errors
+from fedvfm import errors, processes
 from fedvfm.diagnosis import row
 
 FIRST_S, EVERY_S, AGAIN_S = 5.0, 60.0, 10.0
@@ -44,16 +43,11 @@ class Lookout:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Look in a thread while the block runs."""
-        over = threading.Event()
 
-        def watch() -> None:
-            wait = FIRST_S
-            while not over.wait(wait):
-                with contextlib.suppress(OSError, errors.FedvfmError):
-                    wait = EVERY_S if self.once() else AGAIN_S
+        def watch() -> float:
+            with contextlib.suppress(OSError, errors.FedvfmError):
+                return EVERY_S if self.once() else AGAIN_S
+            return AGAIN_S
 
-        threading.Thread(target=watch, name="fedvfm-lookout", daemon=True).start()
-        try:
+        with processes.repeated(watch, FIRST_S, "fedvfm-lookout", patient=False):  # a look at the network may take long
             yield
-        finally:
-            over.set()

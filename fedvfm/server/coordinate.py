@@ -12,7 +12,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fedvfm import config as configs
 from fedvfm import errors, flower_runtime, progress, storage
 from fedvfm import recipe as recipes
 from fedvfm.server import app as server_app
-from fedvfm.server import departures, enrolment, greeting, handshake, standing, steering, strategy, superlink
+from fedvfm.server import departures, enrolment, greeting, handshake, patience, standing, steering, strategy, superlink
 from fedvfm.server import journal as journals
 from fedvfm.server.aggregators import table as rules
 from fedvfm.trust import roster as rosters
@@ -80,69 +80,64 @@ class Coordinator:
     # -- between rounds --------------------------------------------------------------------------------------------
 
     def _gather(self, greetings: greeting.Greetings) -> dict[str, handshake.Member] | None:
-        """The sites to go on with: at first all that are approved, or a quorum when the time is over; later a quorum.
+        """The sites to go on with: at first all that are expected, or a quorum when the time is over; later a quorum.
 
         Returns: None if another recipe is the present one.
 
         Raises:
             QuorumMissed: if there is none in time.
         """
-        began, said = time.monotonic(), ""
+        waits, said = self._patience(), ""
         while True:
             greetings.look()
-            orders, members, approved = steering.read(self._where), greetings.members(), self._approved()
             if enrolment.open_state(self._where.folder).about.recipe != self._recipe:
                 self._note(f"recipe {self._recipe[:12]} is put aside for another one")
                 return None
-            members = {name: member for name, member in members.items() if name in approved}
-            late = time.monotonic() > began + self._server.join_timeout_s
+            orders, members, words = steering.read(self._where), self._members(), self._expected()
+            missing = {name: word for name, word in words.items() if name not in members}
             if orders.paused is not None:
-                began = time.monotonic()
+                waits = self._patience()
                 text, phase = f"paused by {orders.paused.who} since {orders.paused.time}", standing.PAUSED
-            elif len(members) >= self._least(approved) and (
-                self._began or late or members.keys() >= self._awaited(approved)
-            ):
-                self._said_of(members, approved)
+            elif waits.enough(members, words) and (self._began or not waits.for_more(missing)):
+                without = _listed(missing)
+                self._note(f"sites now: {', '.join(members)}" + (f"; goes on without: {without}" if without else ""))
                 return members
             else:
-                text, phase = self._waiting(members, approved), standing.WAITING
-            if late and phase == standing.WAITING:
-                raise errors.QuorumMissed(
-                    f"after {self._server.join_timeout_s:g} s {text}. Mend the sites and start again"
-                )
+                text, phase = _waiting(waits, members, words), standing.WAITING
+                _require_hope(waits, members, words, missing, text)
             if text != said:
                 self._note(text)
                 said = text
             self._stands(phase, text)
             time.sleep(LOOK_S)
 
-    def _waiting(self, members: Mapping[str, handshake.Member], approved: set[str]) -> str:
-        words = self._words(approved)
-        missing = ", ".join(f"{name} ({words[name]})" for name in sorted(approved - set(members))) or "none"
-        return (
-            f"waiting: {len(members)} of {len(approved)} sites are there, the quorum is {self._least(approved)}; "
-            f"missing: {missing}"
-        )
+    def _patience(self) -> patience.Patience:
+        return patience.Patience(self._server, again=self._done() > 0)
 
-    def _said_of(self, members: Mapping[str, handshake.Member], approved: set[str]) -> None:
-        words, absent = self._words(approved), sorted(approved - set(members))
-        without = ", ".join(f"{name} ({words[name]})" for name in absent)
-        self._note(f"sites now: {', '.join(members)}" + (f"; goes on without: {without}" if without else ""))
+    def _done(self) -> int:
+        """Number of the last round of this recipe that is done."""
+        path = self._where.run_path(self._recipe) / "journal.jsonl"
+        return journals.Journal(path, self._recipe).last_round if path.exists() else 0
+
+    def _expected(self) -> dict[str, str]:
+        """Site -> why it takes no part, or that it does: all that are approved.
+
+        Until the federation's first round that is everybody who was invited, so that none is forgotten who is only
+        slow; whoever is invited later joins when he comes.
+        """
+        words = self._words(self._approved())
+        if self._began or any((self._where.folder / "runs").glob("*/journal.jsonl")):
+            return words
+        invited = [name for name, entry in self._where.sites().items() if entry.status == rosters.INVITED]
+        return dict(sorted({**words, **dict.fromkeys(invited, patience.INVITED)}.items()))
 
     def _words(self, approved: set[str]) -> dict[str, str]:
         """Approved site -> why it takes no part, or that it does."""
         known = self._greetings.words() if self._greetings is not None else {}
         return {name: known.get(name, greeting.ABSENT) for name in sorted(approved)}
 
-    def _awaited(self, approved: set[str]) -> set[str]:
-        """Sites that the first round waits for: not one that answered as no honest site does; it may join later."""
-        return {name for name, word in self._words(approved).items() if word not in greeting.WRONG}
-
     def _approved(self) -> set[str]:
         return {name for name, entry in self._where.sites().items() if entry.status == rosters.APPROVED}
-
-    def _least(self, approved: set[str]) -> int:
-        return self._server.quorum or max(1, len(approved))
 
     @property
     def _recipe(self) -> str:
@@ -172,12 +167,15 @@ class Coordinator:
         self.look()
         orders, now = steering.read(self._where), self._members()
         self._stands(standing.ROUND, number=min(number, job.rounds))
-        return (
+        if (
             orders.paused is not None
             or enrolment.open_state(self._where.folder).about.recipe != self._recipe
             or job.last != self._last(number - 1)
             or now != dict(members)
-        )
+        ):
+            return True
+        early = job.last and number > job.rounds  # the final test comes next
+        return bool(early) and not steering.take_finish(self._where, self._recipe)
 
     def _members(self) -> dict[str, handshake.Member]:
         approved = self._approved()
@@ -192,7 +190,7 @@ class Coordinator:
         folder, sites, most = self._where.run_path(self._recipe), tuple(sorted(members)), len(members)
         with storage.guard(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        done = journals.Journal(folder / "journal.jsonl", self._recipe).last_round
+        done = self._done()
         server = self._server.model_copy(
             update={"quorum": min(self._server.quorum, most), "cohort": min(self._server.cohort, most)}
         )
@@ -214,7 +212,7 @@ class Coordinator:
         Raises:
             QuorumMissed: if it was asked for often enough.
         """
-        done = journals.Journal(self._where.run_path(self._recipe) / "journal.jsonl", self._recipe).last_round
+        done = self._done()
         tried = self._tries[1] + 1 if self._tries[0] == done else 1
         self._tries = (done, tried)
         if tried >= TRIES:
@@ -254,6 +252,37 @@ class Coordinator:
 
     def _note(self, text: str) -> None:
         self._observer("note", text=text)
+
+
+def _listed(missing: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({word})" for name, word in sorted(missing.items()))
+
+
+def _waiting(waits: patience.Patience, members: Collection[str], words: Mapping[str, str]) -> str:
+    wanted = waits.wanted(words)
+    missing = _listed({name: words[name] for name in wanted - set(members)}) or "none"
+    return (
+        f"waiting: {len(members)} of {len(wanted | set(members))} sites are there, the quorum is {waits.least(words)}; "
+        f"missing: {missing}"
+    )
+
+
+def _require_hope(
+    waits: patience.Patience, members: Collection[str], words: Mapping[str, str], missing: Mapping[str, str], text: str
+) -> None:
+    """Check that a quorum can come together yet, of who is there and who is still waited for.
+
+    Raises:
+        QuorumMissed: if it cannot.
+    """
+    late = waits.given_up(missing)
+    if waits.enough({*members, *missing} - set(late), words):
+        return
+    invited = ",".join(name for name in late if missing[name] == patience.INVITED)
+    more = f"; or go on without who did not join: fedvfm server start --without {invited}" if invited else ""
+    raise errors.QuorumMissed(
+        f"after {max(late.values(), default=0.0):g} s {text}. Mend the sites and start again{more}"
+    )
 
 
 def sync(control: flower_runtime.Control, sites: dict[str, rosters.Entry]) -> None:

@@ -152,7 +152,7 @@ def _roster(where: enrolment.State, server: configs.ServerConfig) -> list[row.Ro
         remedy = "fedvfm server invite SITE for each, or revoke it"
         rows.append(row.warning("invites", f"the invites expired of: {', '.join(void)}", remedy))
     elif waiting:
-        remedy = "ask them for their request file; fedvfm server approve REQUEST"
+        remedy = "fedvfm server approve REQUEST; the first round waits for them, or: fedvfm server start --without SITE"
         rows.append(row.warning("invites", f"not joined yet: {', '.join(waiting)}", remedy))
     return rows
 

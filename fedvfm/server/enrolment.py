@@ -311,6 +311,8 @@ def recertify(where: State, names: Sequence[str]) -> list[str]:
     key, certificate = certificates.make_server(
         keys.read_private(where.authority_key), authority, every, documents.now()
     )
+    expires = documents.stamp(certificate.not_valid_after_utc)
+    where.audit.record("certified", key=keys.fingerprint(keys.public_text(key)), expires=expires)
     keys.write_private(where.key, key, pem=True)
     storage.write_text(where.certificate, certificates.to_pem(certificate))
     documents.write(where.folder / ABOUT, where.about.model_copy(update={"names": tuple(every)}))

@@ -120,11 +120,13 @@ class RosterGrid(reach.SteadyGrid):
 
 
 def _said(reply: Message, kind: str) -> dict[str, Any]:
-    """What a reply says that the log may hold: its sender's mark, and the fingerprint of an update."""
+    """What a reply says that the log may hold: its sender's marks, and the fingerprint of an update."""
     try:
         mark = protocol.find_mark(reply)
         found: dict[str, Any] = {} if mark is None else {"peer_length": mark.length, "peer_head": mark.head}
         if kind == protocol.TRAIN and not reply.has_error():
+            spent = protocol.find_ledger(reply)
+            found |= {} if spent is None else {"ledger": str(spent)}
             found["fingerprint"] = protocol.decode_update(reply.content).state.fingerprint
     except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
         return {}

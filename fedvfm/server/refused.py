@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import json
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedvfm import audit, errors, storage
+from fedvfm import audit, errors, processes, storage
 
 MAX_BYTES = 1_000_000
 """Of the proxy's file; one that has grown over it is put aside once, so that there are twice as many at most."""
@@ -191,7 +190,7 @@ def collected(path: Path, log: audit.Audit, note: Callable[[str], None]) -> Iter
 
     What cannot be written is told once and tried again: it stops nothing.
     """
-    collector, over, said = Collector(path, log), threading.Event(), ""
+    collector, said = Collector(path, log), ""
 
     def carry(work: Callable[[], None]) -> None:
         nonlocal said
@@ -202,15 +201,8 @@ def collected(path: Path, log: audit.Audit, note: Callable[[str], None]) -> Iter
                 note(f"refused requests are not in the audit log: {error}")
             said = str(error)
 
-    def watch() -> None:
-        while not over.wait(PAUSE_S):
-            carry(collector.look)
-
-    thread = threading.Thread(target=watch, name="fedvfm-refused", daemon=True)
-    thread.start()
     try:
-        yield
+        with processes.repeated(lambda: carry(collector.look), PAUSE_S, "fedvfm-refused"):
+            yield
     finally:
-        over.set()
-        thread.join()
         carry(collector.write)

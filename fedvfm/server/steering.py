@@ -35,9 +35,14 @@ class Order(config.Strict):
 
 
 class Finish(Order):
-    """To end a recipe after the round in hand."""
+    """To end a recipe after the round in hand.
+
+    Attributes:
+        taken: the final test has begun, so the order can be taken back no more.
+    """
 
     recipe: config.Sha256
+    taken: bool = False
 
 
 class Extend(Order):
@@ -93,7 +98,7 @@ def _changing(where: enrolment.State) -> Iterator[Callable[[Orders], None]]:
         yield lambda orders: (documents.write(path_of(where), orders), None)[1]
 
 
-def _order() -> dict[str, str]:
+def _order() -> dict[str, Any]:
     return {"who": approvals.who(), "time": documents.stamp(documents.now())}
 
 
@@ -143,6 +148,38 @@ def finish(where: enrolment.State) -> Finish:
         where.audit.record("steered", kind="finish", recipe=recipe)
         write(orders.model_copy(update={"finish": made, "paused": None}))
         return made
+
+
+def unfinish(where: enrolment.State) -> bool:
+    """Take :func:`finish` back while the round in hand runs, or sites are waited for; whether it was ordered.
+
+    A pause that ended with the order does not begin again.
+
+    Raises:
+        ConfigError: if the final test has begun, or is over.
+    """
+    with _changing(where) as write:
+        where = enrolment.open_state(where.folder)
+        recipe, orders = where.about.recipe, read(where)
+        late = "is finished already" if where.finished(recipe) else "is at its final test"
+        if where.finished(recipe) or (orders.finish is not None and orders.finishes(recipe) and orders.finish.taken):
+            raise _refuse("finish --undo", f"recipe {recipe[:12]} {late}. For more rounds: fedvfm server extend")
+        if not orders.finishes(recipe):
+            return False
+        where.audit.record("steered", kind="finish-undone", recipe=recipe)
+        write(orders.model_copy(update={"finish": None}))
+        return True
+
+
+def take_finish(where: enrolment.State, recipe: str) -> bool:
+    """Turn to the final test because it was ordered; False if the order was taken back meanwhile."""
+    with _changing(where) as write:
+        orders = read(where)
+        if orders.finish is None or not orders.finishes(recipe):
+            return False
+        if not orders.finish.taken:
+            write(orders.model_copy(update={"finish": orders.finish.model_copy(update={"taken": True})}))
+        return True
 
 
 def extend(where: enrolment.State, rounds: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import threading
 import time
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, processes, storage
+from fedvfm import errors, flower_runtime, processes
 from fedvfm.diagnosis import lookout, machine
 from fedvfm.server import background, coordinate, enrolment, journal, proxy, refused, standing, steering, superlink
-from fedvfm.trust import certificates
+from fedvfm.trust import certificates, documents
 
 NAME = "server"
 CHILDREN = ("superlink", "proxy", "coordinate")
@@ -55,23 +54,26 @@ def start(
         EngineError: if the port is taken, the SuperLink does not start, or the run stopped for good.
     """
     folder = _folder(where)
-    with storage.guard(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    mine = processes.pid_path(folder, NAME)
-    if processes.running(mine) is not None:
-        raise errors.OutputInUse(f"the server of {where.folder} runs already (process {processes.running(mine)})")
-    processes.write_pid(mine, processes.own_pid())
-    over = threading.Event()
-    before = [signal.signal(number, lambda *_: over.set()) for number in (signal.SIGTERM, signal.SIGINT)]
-    family = processes.Family(folder, note)
-    try:
-        with family.watched():
-            return _watch(where, server, _listening(where, listen), family, over, note, stay)
-    finally:
-        background.silence(folder)
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(number, handler)
-        mine.unlink(missing_ok=True)
+    with processes.alone(folder, NAME, f"the server of {where.folder}"), processes.told_to_end() as over:
+        family = processes.Family(folder, note)
+        try:
+            with family.watched():
+                return _watch(where, server, _listening(where, listen), family, over, note, stay)
+        finally:
+            background.silence(folder)
+
+
+def require_known(where: enrolment.State, server: configs.ServerConfig) -> None:
+    """Check that the sites to go on without are such as are on the roster: a slip of the pen would wait for ever.
+
+    Raises:
+        ConfigError: naming those that are not.
+    """
+    known = where.sites()
+    faults = [f"without '{documents.shown(one)}': is not on the roster: {', '.join(known)}" for one in server.without]
+    strangers = [fault for one, fault in zip(server.without, faults, strict=True) if one not in known]
+    if strangers:
+        raise errors.ConfigError("server start", strangers)
 
 
 def _listening(where: enrolment.State, listen: str) -> tuple[str, int]:

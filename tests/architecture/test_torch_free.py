@@ -1,4 +1,4 @@
-"""The server wing is NumPy only: with torch blocked, three rounds of every rule run with NumPy sites."""
+"""The server wing is NumPy only: with torch blocked, three rounds of every rule and mechanism run with NumPy sites."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fedvfm.privacy import table as mechanisms
 from fedvfm.server.aggregators import table as rules
 
 SERVER_TESTS = Path(__file__).parents[1] / "server"
@@ -30,9 +31,10 @@ import fedvfm.server.app
 import numpy_sites
 from fedvfm.server import app, checkpoint
 from fedvfm.server.aggregators import table
+from fedvfm.privacy import table as mechanisms
 from fedvfm import flower
 
-found = {}
+found, private = {}, {}
 for rule in table.TABLE.names():
     mixed = table.TABLE.get(rule).mixed_ranks
     members = [numpy_sites.NumpySite("north", rank=2 if mixed else 3), numpy_sites.NumpySite("west", examples=30)]
@@ -43,8 +45,18 @@ for rule in table.TABLE.names():
     journal = (job.folder / "journal.jsonl").read_text().splitlines()
     found[rule] = {"rounds": len(journal)}
     found[rule] |= {"fingerprint": checkpoint.read(job.folder / "adapter.safetensors")[0].fingerprint}
+for mechanism in mechanisms.TABLE.names():
+    adaptive = {"adaptive_quantile": 0.5} if mechanism == "site-level" else {}
+    asked = {"mechanism": mechanism, "clip": 1.0, "epsilon": 8.0, "delta": 1e-5, **adaptive}
+    members = [numpy_sites.NumpySite("north"), numpy_sites.NumpySite("west", examples=30)]
+    settings = {} if mechanism == "none" else {"privacy": asked, "aggregation": {"weighting": "uniform"}}
+    recipe = numpy_sites.make_recipe(rounds=3, **settings)
+    job = numpy_sites.make_job(Path(sys.argv[2]) / mechanism, members, recipe, simulated=True)
+    grid = numpy_sites.LoopGrid(numpy_sites.client_app(members), len(members))
+    app.make_server_app([job])(grid, flower.context(1, 1, {}))
+    private[mechanism] = len((job.folder / "journal.jsonl").read_text().splitlines())
 loaded = sorted(name for name in sys.modules if name.partition(".")[0] in BLOCKED)
-print(json.dumps({"rules": found, "loaded": loaded}))
+print(json.dumps({"rules": found, "mechanisms": private, "loaded": loaded}))
 """
 
 
@@ -64,6 +76,7 @@ def test_three_rounds_of_every_rule_with_torch_blocked(tmp_path: Path) -> None:
     assert isinstance(made, dict)
     assert sorted(made) == rules.TABLE.names()
     assert all(row["rounds"] == 3 for row in made.values())
+    assert found["mechanisms"] == dict.fromkeys(mechanisms.TABLE.names(), 3)
     assert found == run(tmp_path, "two"), "a fresh process ends with the same adapters"
 
 

@@ -56,6 +56,15 @@ def test_the_check_finds_what_is_wrong() -> None:
     assert not problem("fedvfm audit receipt STATE -o r.json")
 
 
+def test_every_command_in_a_refusals_remedy_exists() -> None:
+    from fedvfm.client import refusals
+
+    said = [remedy.format(recipe="a" * 12) for _, remedy in refusals.WORDS.values()]
+    found = [part for text in said for part in re.findall(r"fedvfm [a-zA-Z.\- ]+", text)]
+    assert len(found) > 10
+    assert not {line: fault for line in found if (fault := problem(line))}
+
+
 @pytest.mark.parametrize("path", OPERATORS, ids=lambda path: path.parent.name)
 def test_the_quick_start_is_at_most_eight_commands(path: Path) -> None:
     text = path.read_text().partition("## Quick start")[2].partition("\n## ")[0]

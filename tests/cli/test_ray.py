@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,26 +26,45 @@ pytestmark = [
 
 # Ray gives its workers the lowest priority, which starves them on a busy machine.
 ENVIRONMENT = {"RAY_worker_niceness": "0"}
+MARK = "TEST_OF_RAY"
 
 
-def ours() -> set[int]:
-    """Processes of Ray or of a SuperLink."""
-    words = ("ray::", "raylet", "gcs_server", "plasma_store", "default_worker.py", "superlink", "ray/dashboard")
-    found = set()
-    for process in psutil.process_iter(["cmdline"]):
-        if any(word in " ".join(process.info["cmdline"] or []) for word in words):
-            found.add(process.pid)
+def ours(mark: str) -> dict[int, list[str]]:
+    """Processes that a test started, or one of these, whoever is their parent now: they carry its mark.
+
+    Others of the machine are nobody's business here: Ray or a SuperLink may run for another test beside this one.
+    """
+    found = {}
+    for process in psutil.process_iter(["cmdline", "status"]):
+        with contextlib.suppress(psutil.Error):
+            alive = process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid()
+            if alive and process.environ().get(MARK) == mark:
+                found[process.pid] = process.info["cmdline"] or []
     return found
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
-    before = ours()
+def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)  # which every process inherits from the one that starts it
     yield
     deadline = time.monotonic() + 60
-    while ours() - before and time.monotonic() < deadline:
+    while ours(mark) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert not ours() - before
+    assert not ours(mark)
+
+
+def test_only_what_this_test_started_is_counted() -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)  # superlink raylet"]
+    stranger = subprocess.Popen(sleep, env={key: word for key, word in os.environ.items() if key != MARK})
+    between = [sys.executable, "-c", f"import subprocess as s; print(s.Popen({sleep!r}, stdout=s.DEVNULL).pid)"]
+    orphan = int(subprocess.run(between, stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        assert set(ours(os.environ[MARK])) == {orphan}
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+        stranger.kill()
+        stranger.wait()
 
 
 def test_ray_gives_the_same_bits_as_in_process(tiny: Any, finished: Path, tmp_path: Path) -> None:
@@ -56,6 +79,18 @@ def test_ray_gives_the_same_bits_as_in_process(tiny: Any, finished: Path, tmp_pa
     last = [tiny.lines(run / "journal.jsonl")[-1]["bytes"] for run in (tmp_path / "run", finished)]
     assert last[0]["up"] == pytest.approx(last[1]["up"], rel=0.01)
     assert last[0]["down"] == pytest.approx(last[1]["down"], rel=0.01)
+
+
+def test_one_factor_at_a_time_gives_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
+    sets = ["--set", 'recipe.adapter.factors="alternate"', "--set", "baselines=[]"]
+    for engine in ("in-process", "ray"):
+        answer = tiny.run(
+            "simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine,
+            environment=ENVIRONMENT,
+        )  # fmt: skip
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "ray") == tiny.results(tmp_path / "in-process")
+    assert [line["factor_error"] for line in tiny.lines(tmp_path / "ray" / "journal.jsonl")] == [0.0] * 3
 
 
 def test_a_sites_own_words_reach_the_researcher(tiny: Any, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ TOP = {
     "peak_mib",
     "primary",
     "prompt",
+    "privacy",
     "arms",
 }
 BACKBONE = {"name", "sha256", "parameters"}

@@ -67,6 +67,9 @@ def test_orders_show_in_status(server: Server) -> None:
     assert server.said("resume") == "it was not paused\n"
     assert server.good("finish")["finishing"]["recipe"] == server.made["recipe"]
     assert "order: to be finished after the round in hand" in server.said("status")
+    assert server.good("finish", "--undo") == {"undone": True}
+    assert "order: to be finished" not in server.said("status")
+    assert server.said("finish", "--undo") == "no finish was ordered\n"
 
 
 def test_a_finished_recipe_is_extended_and_another_added(server: Server) -> None:
@@ -121,6 +124,24 @@ def test_no_state_folder(server: Server, tmp_path: Path, verb: str) -> None:
     answer = server.cli("server", *verb.split(), "--state", tmp_path / "nothing", "--json")
     server.tiny.one_error(answer, 12, "is no server's state folder")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_new_certificate_is_in_the_audit_log(server: Server) -> None:
+    from fedvfm.trust import keys
+
+    where = enrolment.open_state(server.state)
+    before = where.certificate.read_text()
+    server.good("certify", "--san", "other.example")
+    assert where.certificate.read_text() != before
+    last = where.audit.entries[-1]
+    key = keys.read_private(where.key)
+    assert (last["event"], last["key"]) == ("certified", keys.fingerprint(keys.public_text(key)))
+    assert last["expires"] > last["time"]
+
+
+def test_sites_to_go_on_without_must_be_on_the_roster(server: Server) -> None:
+    answer = server.cli("server", "start", "--state", server.state, "--without", "nroth,north")
+    server.tiny.one_error(answer, 2, "without 'nroth': is not on the roster: north")
 
 
 def test_a_port_that_is_taken_is_told_of(server: Server) -> None:

@@ -77,6 +77,16 @@ def test_three_sites_give_the_bits_of_the_in_process_engine(tiny: Any, ours: Any
     assert {"superlink.log", "executor-site-000.log", "site-002.key", "superlink.key"} <= set(seen.modes)
 
 
+def test_one_factor_at_a_time_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
+    sets = [*TWO, "--set", 'recipe.adapter.factors="alternate"']
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    assert [line["factor_error"] for line in tiny.lines(tmp_path / "deployment" / "journal.jsonl")] == [0.0] * 3
+
+
 def test_two_sites_a_killed_parent_and_the_run_goes_on(tiny: Any, ours: Any, until: Any, tmp_path: Path) -> None:
     alike = tiny.run("simulate", tiny.experiment, *TWO, "--output", tmp_path / "in-process")
     assert alike.code == 0, alike.err

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -149,3 +150,65 @@ def test_a_program_that_is_not_installed_is_named() -> None:
     assert Path(processes.console_script("flower-superlink")).is_file()
     with pytest.raises(errors.EngineError, match="program flower-nothing is not installed beside"):
         processes.console_script("flower-nothing")
+
+
+# -- what a command that stays is made of ------------------------------------------------------------------------------
+
+
+def test_work_is_repeated_until_the_block_ends() -> None:
+    done: list[float] = []
+    waits = iter([None, 0.01, 0.01])
+    with processes.repeated(lambda: (done.append(time.monotonic()), next(waits, 100.0))[1], 0.02, "test"):
+        wait(lambda: len(done) == 4, 60)
+    time.sleep(0.05)
+    assert len(done) == 4
+    assert "test" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_block_ends_after_work_in_hand_or_without_it() -> None:
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(60)
+        over.set()
+
+    with processes.repeated(work, 0.0, "test", patient=False):
+        assert begun.wait(60)
+    assert not over.is_set()
+    go_on.set()
+    begun.clear()
+    with processes.repeated(work, 0.0, "test"):
+        assert begun.wait(60)
+    assert over.wait(60)
+
+
+def test_one_process_of_a_name_works_in_a_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with processes.alone(run, "server", "the server of x"):
+        assert stat.S_IMODE(run.stat().st_mode) == 0o700
+        with (
+            pytest.raises(errors.OutputInUse, match=rf"the server of x runs already \(process {os.getpid()}\)"),
+            processes.alone(run, "server", "the server of x"),
+        ):
+            pass
+        assert processes.running(processes.pid_path(run, "server")) == os.getpid()
+        with processes.alone(run, "client", "another"):
+            pass
+    assert not list(run.glob("*.pid"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heard_and_then_means_what_it_did(number: signal.Signals) -> None:
+    """However the block ended: a client that failed kept the handlers, and Ctrl-C did nothing any more."""
+    before = [signal.getsignal(one) for one in processes.ASKED_TO_END]
+
+    def fail() -> None:
+        with processes.told_to_end() as over:
+            os.kill(os.getpid(), number)
+            assert over.wait(60)
+            raise errors.EngineError("the SuperNode is not installed")
+
+    with pytest.raises(errors.EngineError):
+        fail()
+    assert [signal.getsignal(one) for one in processes.ASKED_TO_END] == before

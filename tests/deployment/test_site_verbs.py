@@ -20,7 +20,7 @@ import pytest
 from flwr.app import Message
 
 import fedvfm
-from fedvfm import audit, errors, flower, locking, processes, protocol, state
+from fedvfm import audit, errors, factors, flower, locking, processes, protocol, state
 from fedvfm.client import app as client_app
 from fedvfm.client import final, gate, joining, policy, purge, sent, supervisor, terms, verdicts
 from fedvfm.server import enrolment
@@ -98,6 +98,18 @@ class Hospital:
 
 @pytest.fixture
 def hospital(tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path) -> Hospital:
+    return joined(tiny, locked, tmp_path)
+
+
+@pytest.fixture
+def alternating(tiny: Any, tmp_path: Path) -> Hospital:
+    """A hospital of a federation that trains one factor at a time."""
+    chosen = locking.read_toml(tiny.experiment)
+    adapter = chosen.adapter.model_copy(update={"factors": "alternate"})
+    return joined(tiny, locking.make(chosen.model_copy(update={"adapter": adapter})), tmp_path)
+
+
+def joined(tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path) -> Hospital:
     plan = enrolment.Plan("trial", "127.0.0.1:9", (), ("east",))
     server = enrolment.init(tmp_path / "server", plan, *locked)
     invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
@@ -225,7 +237,34 @@ def test_a_rehearsal_shows_the_site_what_is_wrong_with_its_data(hospital: Hospit
     assert "this site joined as 'east'" in other.err
 
 
+def test_a_rehearsal_of_one_factor_lists_that_one_and_tests_the_whole(alternating: Hospital, cli: Any) -> None:
+    answer = cli("client", "rehearse", alternating.settings, "--state", alternating.state, "--json")
+    assert answer.code == 0, answer.err
+    _, update, _, test = json.loads(answer.out)["replies"]
+    assert update["kind"] == "update, every odd round; even ones send A for B"
+    rows = {spec.name: spec for spec in alternating.lock.rows}
+    names = [one["name"] for one in update["arrays"]]
+    assert names == [name for name, spec in rows.items() if spec.role != "A"]
+    assert sum(one["bytes"] for one in update["arrays"]) == sum(4 * rows[name].size for name in names)
+    assert {"metrics.dice", "metrics.iou"} < set(test["numbers"])
+
+
 # -- the final adapter -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sent_last", "known"), [(3, True), (2, False)])
+def test_the_own_update_of_one_factor_is_scored_as_the_whole_it_was(
+    alternating: Hospital, sent_last: int, known: bool
+) -> None:
+    """After round 2 the other factor moved too, so that nobody here knows the whole of what was sent then."""
+    alternating.write('accept = "score"\nmax_drop = 1.0')
+    update = protocol.decode_update(alternating.train(sent_last).content)
+    assert len(update.state) < len(alternating.lock.rows)
+    final_one = factors.completed(update.state, alternating.initial)
+    assert alternating.finish(final_one) == ("accepted" if known else "declined")
+    (line,) = alternating.decided()
+    assert line["fingerprint"] == final_one.fingerprint
+    assert [found.own == found.score for found, _ in verdicts.kept(alternating.where)] == [known]
 
 
 def test_the_final_adapter_is_scored_kept_and_loadable(hospital: Hospital, cli: Any) -> None:

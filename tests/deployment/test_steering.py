@@ -152,6 +152,8 @@ def test_a_federation_is_steered_from_its_first_round_to_its_last(running: Feder
     assert (waits["recipe"], waits["phase"], waits["finished_rounds"]) == (later, "waiting", 0)
     assert "east (approval-pending), north (approval-pending)" in waits["reason"]
     assert running.lines(first), "what was done of the other one is kept"
+    word = f"refused: handshake of recipe {later[:12]}: approval-pending"
+    assert running._until(lambda: word in (running.folder / "east.txt").read_text(), LONG), "its people read why"
     for name in ("east", "north"):
         running.approve(name, later)
     running.wait_cohort("east", "north")

@@ -1,0 +1,103 @@
+"""What a site refused, told to its people on the console of ``client start``: a line in plain words, and what to do.
+
+The executor decides in a process of its own and notes every refusal in the audit log. Here its new lines are read, so
+that nobody has to look there to learn why his site takes no part. The same refusal is told once, until it changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedvfm import processes, protocol
+
+EVERY_S = 1.0
+
+_LOG = "the end of executor.log in the folder run/ of the state folder says which error it was"
+_POLICY = "fedvfm client review {recipe} --policy SITE.toml shows each rule; the coordinator is told this word alone"
+WORDS: dict[str, tuple[str, str]] = {
+    "adapter": ("the adapter that came does not fit this site's model", "install the release the coordinator has"),
+    "approval-pending": (
+        "no person here approved this recipe",
+        "fedvfm client review {recipe}, then fedvfm client approve {recipe}",
+    ),
+    "config": ("site.toml has a fault, or does not fit the recipe", "fedvfm doctor client SITE.toml names it"),
+    "data": ("an image or a label cannot be used", "fedvfm data check SITE.toml names it"),
+    "deadline": ("the work took longer than the round lasts", "a faster device, or ask for a longer round"),
+    "error": ("something broke that nobody thought of", _LOG),
+    "policy-adapter": ("the policy does not accept this kind of adapter", _POLICY),
+    "policy-backbone": ("the policy does not name this backbone and its sha256", _POLICY),
+    "policy-closed": ("it is outside policy.hours", "nothing; it goes on when the site is open"),
+    "policy-hours": ("policy.max_hours of computing are used up", "raise max_hours, or leave it at that"),
+    "policy-message": ("the message asks for what the recipe does not say", "ask the coordinator what it sent"),
+    "policy-metrics": ("the policy does not let out a metric that the recipe wants", _POLICY),
+    "policy-parameters": ("more would be trained than policy.max_trainable_parameters", _POLICY),
+    "policy-privacy": ("the recipe's privacy is not what the policy asks for", _POLICY),
+    "policy-rounds": ("policy.max_rounds are trained", "raise max_rounds, or leave it at that"),
+    "policy-samples": ("there are fewer samples than the policy asks for", _POLICY),
+    "policy-task": ("the policy does not accept this task", _POLICY),
+    "privacy-budget": ("the round would spend more privacy than this site's budget has left", _LOG),
+    "privacy-ledger": ("the privacy ledger cannot be charged", _LOG),
+    "refused": ("the message cannot be read, or is none of ours", "both ends need one release: fedvfm doctor client"),
+    "storage": ("the disk takes nothing more", "free space; fedvfm doctor client SITE.toml"),
+    "training": ("the training went wrong; a loss that is not finite, or nothing moved", _LOG),
+    "weights": ("the backbone's weights are missing or not the recipe's", "fedvfm weights fetch; fedvfm doctor client"),
+}
+"""Word of a refusal -> why, and what helps. ``{recipe}`` is the beginning of the recipe's hash."""
+_OTHER = ("the installed release knows no more of it", _LOG)
+
+
+class Listener:
+    """Tells of refusals as they come into a site's audit log.
+
+    Args:
+        log: the audit log; what is in it already is not told.
+        note: told a line.
+    """
+
+    def __init__(self, log: Path, note: Callable[[str], None]) -> None:
+        self._log, self._note = log, note
+        self._at = log.stat().st_size if log.exists() else 0
+        self._asked = ""
+        self._standing: dict[tuple[str, str], str] = {}
+
+    def look(self) -> None:
+        """Read what is new; what cannot be read now is read the next time."""
+        with contextlib.suppress(OSError):
+            if self._log.stat().st_size <= self._at:
+                return
+            with self._log.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+            whole = data.rfind(b"\n") + 1
+            self._at += whole
+            for line in data[:whole].splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    self._take(json.loads(line))
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        if entry["event"] == "received" and entry["kind"] in (*protocol.WORDS.values(), "unknown"):
+            self._asked = entry["kind"]
+        elif entry["event"] == "sent" and entry["kind"] == "refusal":
+            self._refused(str(entry.get("recipe", "")), str(entry["reason"]))
+        elif entry["event"] == "sent":
+            self._standing.pop((str(entry.get("recipe", "")), str(entry["kind"])), None)
+
+    def _refused(self, recipe: str, word: str) -> None:
+        told = {one for (of, _), one in self._standing.items() if of == recipe}
+        self._standing[recipe, self._asked] = word
+        if word not in told:
+            why, remedy = WORDS.get(word, _OTHER)
+            of = f" of recipe {recipe[:12]}" if recipe else ""
+            remedy = remedy.format(recipe=recipe[:12] or "HASH")
+            self._note(f"refused: {self._asked}{of}: {word}, {why}. Remedy: {remedy}")
+
+
+@contextlib.contextmanager
+def told(log: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Tell of refusals while the block runs."""
+    with processes.repeated(Listener(log, note).look, EVERY_S, "fedvfm-refusals"):
+        yield

@@ -1,0 +1,99 @@
+"""A refusal is one line on the site's console: the word, why, and what to do; the same one once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvfm import audit, protocol
+from fedvfm.client import refusals
+
+RECIPE, OTHER = "ab" * 32, "cd" * 32
+OF_THE_COORDINATOR = {"away", "dropped", "revoked", "malformed", "oversized"}
+
+
+class Console:
+    def __init__(self, folder: Path) -> None:
+        self.log = audit.Audit(folder / "audit.jsonl", "north", "site")
+        self.lines: list[str] = []
+        self.listener = refusals.Listener(self.log.path, self.lines.append)
+
+    def answer(self, kind: str, word: str = "", recipe: str = RECIPE) -> list[str]:
+        """A message of this kind is answered, or refused with a word; what is told."""
+        about: dict[str, Any] = {"recipe": recipe} if recipe else {}
+        self.log.record("received", kind=kind, bytes=9, **about)
+        said = {"kind": "refusal", "reason": word} if word else {"kind": kind}
+        self.log.record("sent", bytes=9, **about, **said)
+        self.lines.clear()
+        self.listener.look()
+        return list(self.lines)
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Console:
+    return Console(tmp_path)
+
+
+def test_every_word_has_its_reason_and_remedy() -> None:
+    assert set(refusals.WORDS) == set(protocol.ERROR_CODES) - OF_THE_COORDINATOR
+
+
+def test_a_refusal_is_one_line_with_what_to_do(console: Console) -> None:
+    assert console.answer("handshake", "approval-pending") == [
+        "refused: handshake of recipe abababababab: approval-pending, no person here approved this recipe. Remedy: "
+        "fedvfm client review abababababab, then fedvfm client approve abababababab"
+    ]
+
+
+def test_the_same_refusal_is_told_once_until_it_changes(console: Console) -> None:
+    assert len(console.answer("handshake", "approval-pending")) == 1
+    assert console.answer("handshake", "approval-pending") == []
+    assert console.answer("train", "approval-pending") == [], "another message, the same reason"
+    assert len(console.answer("handshake", "policy-hours")) == 1
+    assert len(console.answer("handshake", "approval-pending", OTHER)) == 1, "another recipe"
+    assert console.answer("handshake") == []
+    assert len(console.answer("handshake", "policy-hours")) == 1, "it was well in between"
+
+
+def test_a_round_refused_each_time_while_the_rest_is_answered_is_told_once(console: Console) -> None:
+    assert len(console.answer("train", "policy-rounds")) == 1
+    for _ in range(3):
+        assert (
+            console.answer("handshake") == console.answer("evaluate") == console.answer("train", "policy-rounds") == []
+        )
+
+
+def test_what_cannot_be_read_is_told_of(console: Console) -> None:
+    (line,) = console.answer("unknown", "refused", recipe="")
+    assert line.startswith("refused: unknown: refused, the message cannot be read")
+
+
+def test_what_was_refused_before_the_start_is_not_told(console: Console) -> None:
+    console.answer("train", "policy-rounds")
+    console.lines.clear()
+    refusals.Listener(console.log.path, console.lines.append).look()
+    assert console.lines == []
+
+
+def test_half_a_line_waits_for_its_other_half(console: Console) -> None:
+    console.answer("handshake")
+    line = '{"event": "sent", "kind": "refusal", "reason": "storage"}\n'
+    with console.log.path.open("a") as file:
+        file.write(line[:20])
+    console.listener.look()
+    with console.log.path.open("a") as file:
+        file.write(line[20:])
+    console.listener.look()
+    assert [one.split(",")[0] for one in console.lines] == ["refused: handshake: storage"]
+
+
+def test_they_are_told_while_the_site_runs(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    monkeypatch.setattr(refusals, "EVERY_S", 0.02)
+    told = threading.Event()
+    with refusals.told(console.log.path, lambda text: told.set()):
+        console.log.record("sent", kind="refusal", reason="data", bytes=9)
+        assert told.wait(60)
