@@ -212,6 +212,7 @@ def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[An
 
 
 def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
+    from fedvfm.privacy import stated
     from fedvfm.simulation import summary
 
     if as_json:
@@ -229,10 +230,13 @@ def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
             name = summary.shown(name, arm)
             table.add_row(name, f"{arm['macro']:.3f}", f"{arm['weighted']:.3f}", worst, f"{arm['gap']:.3f}")
         console.print(table)
+        if made.get("privacy"):
+            console.print(f"{stated.bound(made['privacy'])}; {stated.SIMULATED}", soft_wrap=True)
         console.print(f"report: {result.path / 'report.html'}   adapter: {result.path / 'adapter'}", soft_wrap=True)
 
 
 def _dry_run(what: Any, as_json: bool) -> None:
+    from fedvfm.privacy import stated
     from fedvfm.simulation import experiment as experiments
     from fedvfm.simulation import plan
 
@@ -256,6 +260,8 @@ def _dry_run(what: Any, as_json: bool) -> None:
     console.print(
         f"bytes a round: {per_round['up']:,} up, {per_round['down']:,} down; whole model once: {moved['full_model']:,}"
     )
+    if made["privacy"]:
+        console.print(f"privacy, at most: {stated.bound(made['privacy'])}", soft_wrap=True)
     console.print(f"expected peak memory: about {made['peak_mib']:,.0f} MiB")
     console.print("arms: " + ", ".join(made["arms"]), soft_wrap=True)
     for note in made["notes"]:

@@ -25,14 +25,15 @@ def lock(
     as_json: Json = False,
 ) -> None:
     """Pin the backbone, write the manifest and the initial adapter. A server without torch starts from these files."""
-    from fedvfm import locking
+    from fedvfm import factors, locking
 
     locked, initial = locking.make(locking.read_toml(recipe), locking.read_start(start))
+    trainable = factors.ever(locked.rows, locked.recipe.adapter.factors)
     for note in locking.notes(locked):
         print(f"note: {note}", file=sys.stderr)
     paths = locking.write(output.with_suffix(".json"), locked, initial)
     if as_json:
         found = {"recipe": locked.hash, "initial": locked.initial, "files": [str(path) for path in paths]}
-        print(json.dumps({**found, "trainable_parameters": locked.rows.parameters}, indent=2))
+        print(json.dumps({**found, "trainable_parameters": trainable}, indent=2))
         return
-    print(f"recipe {locked.hash}\n{locked.rows.parameters:,} numbers train\nfiles: {paths[0]}, {paths[1]}")
+    print(f"recipe {locked.hash}\n{trainable:,} numbers train\nfiles: {paths[0]}, {paths[1]}")

@@ -12,6 +12,10 @@ from fedvfm import strict
 NO_MECHANISM = "none"
 UNITS = {"record-level": "record", "patient-level": "patient", "site-level": "site"}
 """Mechanism -> what it protects the presence of."""
+SITE_LEVEL = "site-level"
+_ADAPTIVE = ("adaptive_quantile", "adaptive_rate", "adaptive_noise")
+
+IMAGES_PER_PATIENT = 4
 
 Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -27,6 +31,12 @@ class RecipePrivacy(pydantic.BaseModel):
         delta: that goes with epsilon, whichever of both is given.
         sampling: how a step's batch is drawn; what the accountants assume.
         microbatch: units whose gradients are held at a time; 0 lets the site choose. Only memory depends on it.
+        images_per_patient: most images that stand for a patient in a step, drawn afresh for each; "patient-level" only.
+        adaptive_quantile: of site level: ``clip`` is the first round's, then follows this quantile of updates' norms.
+        adaptive_rate: how fast it follows: by at most a factor of e to this power a round.
+        adaptive_noise: standard deviation of the noise, in sites, on the count of norms within the clip. Left out, a
+            twentieth of the sites asked, or ``noise_multiplier`` where that is more. The noise on the sum is raised so
+            that both together are the noise that ``noise_multiplier`` or ``epsilon`` states.
     """
 
     model_config = strict.SETTINGS
@@ -38,13 +48,22 @@ class RecipePrivacy(pydantic.BaseModel):
     delta: Delta | None = None
     sampling: Literal["poisson"] = "poisson"
     microbatch: Annotated[int, Field(ge=0, le=4096)] = 0
+    images_per_patient: Annotated[int, Field(ge=1, le=1024)] = IMAGES_PER_PATIENT
+    adaptive_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    adaptive_rate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    adaptive_noise: strict.Positive | None = None
 
     @pydantic.model_validator(mode="after")
     def _agree(self) -> RecipePrivacy:
+        adaptive = [name for name in _ADAPTIVE if getattr(self, name) is not None]
+        if adaptive and (self.mechanism != SITE_LEVEL or self.adaptive_quantile is None):
+            raise ValueError(f"{', '.join(adaptive)}: only of mechanism '{SITE_LEVEL}' and with adaptive_quantile")
         given = {name for name in ("clip", "noise_multiplier", "epsilon", "delta") if getattr(self, name) is not None}
         if self.mechanism == NO_MECHANISM:
-            if given or self.microbatch:
-                raise ValueError(f"{', '.join(sorted(given)) or 'microbatch'}: mechanism is 'none', nothing is private")
+            given |= {"microbatch"} if self.microbatch else set()
+            given |= {"images_per_patient"} if self.images_per_patient != IMAGES_PER_PATIENT else set()
+            if given:
+                raise ValueError(f"{', '.join(sorted(given))}: mechanism is 'none', nothing is private")
             return self
         if not {"clip", "delta"} <= given or len(given & {"noise_multiplier", "epsilon"}) != 1:
             raise ValueError("a mechanism needs clip, delta, and either noise_multiplier or epsilon")

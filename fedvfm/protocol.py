@@ -34,6 +34,7 @@ _SAMPLES = "samples"
 _IDS = "ids"
 _AUDIT = "audit"
 _MARK = "mark"
+_LEDGER = "ledger"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
@@ -60,6 +61,9 @@ ERROR_CODES |= {
     "policy-samples": 1029,
     "policy-task": 1030,
     "policy-closed": 1031,
+    # Its privacy budget does not hold the round, or is none; its privacy ledger cannot be charged.
+    "privacy-budget": 1032,
+    "privacy-ledger": 1033,
 }
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
@@ -151,15 +155,17 @@ def _header(content: RecordDict, keys: frozenset[str], *records: str) -> Mapping
     extra = len(set(content) - {_HEADER, _AUDIT, *records}) + len(set(header) - keys)
     if extra:
         raise errors.ProtocolError(f"message holds {extra} records or keys that are not of the known form")
-    _mark(content)
+    _marks(content)
     return header
 
 
-def _mark(content: RecordDict) -> chain.Mark | None:
+def _marks(content: RecordDict) -> dict[str, chain.Mark]:
     if _AUDIT not in content:
-        return None
+        return {}
     record = content.config_records.get(_AUDIT)
-    return _parse_mark(None if record is None or set(record) != {_MARK} else record[_MARK])
+    if record is None or not {_MARK} <= set(record) <= {_MARK, _LEDGER}:
+        return {_MARK: _parse_mark(None)}  # which says what is wrong
+    return {key: _parse_mark(text) for key, text in record.items()}
 
 
 def _parse_mark(text: Any) -> chain.Mark:
@@ -176,24 +182,34 @@ def find_mark(message: Message) -> chain.Mark | None:
         ProtocolError: if what it carries is no mark.
     """
     if not message.has_error():
-        return _mark(message.content) if message.has_content() else None
+        return _marks(message.content).get(_MARK) if message.has_content() else None
     found = _REASON.fullmatch(message.error.reason or "")
     return _parse_mark(found[2]) if found is not None and found[2] else None
 
 
-def put_mark(message: Message, mark: chain.Mark) -> None:
-    """Let a message carry the mark of its sender's audit log, in place of one it has.
+def find_ledger(message: Message) -> chain.Mark | None:
+    """Length and head of the sender's privacy ledger; only an update that was charged carries them.
+
+    Raises:
+        ProtocolError: if what it carries is no mark.
+    """
+    return _marks(message.content).get(_LEDGER) if message.has_content() else None
+
+
+def put_mark(message: Message, mark: chain.Mark, ledger: chain.Mark | None = None) -> None:
+    """Let a message carry the mark of its sender's audit log, and of its privacy ledger, in place of one it has.
 
     The records themselves are not touched: they may be shared with other messages, or kept to be sent again.
     """
     if message.has_error():
         message.error = Error(message.error.code, f"{error_word(message)} {mark}")
     else:
-        message.content = RecordDict({**message.content, _AUDIT: ConfigRecord({_MARK: str(mark)})})
+        marks = {_MARK: str(mark)} | ({} if ledger is None else {_LEDGER: str(ledger)})
+        message.content = RecordDict({**message.content, _AUDIT: ConfigRecord({**marks})})
 
 
 def digest(content: RecordDict) -> str:
-    """sha256 of a message's records but for the mark; the same at both ends, so that their logs can be compared."""
+    """sha256 of a message's records but for the marks; the same at both ends, so that their logs can be compared."""
     total = hashlib.sha256()
     for name in sorted(set(content) - {_AUDIT}):
         record = content[name]

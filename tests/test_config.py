@@ -68,6 +68,8 @@ def test_scale_is_alpha_over_rank(rank: int, alpha: float | None, scale: float) 
         ("adapter.layers", [-1]),
         ("adapter.layers", ["1"]),
         ("adapter.targets", "qv"),
+        ("adapter.factors", "A"),
+        ("adapter.factors", None),
         ("task.ce_weight", "0.2"),
         ("task.ce_weight", -0.1),
         ("optimiser.learning_rate", "1e-3"),
@@ -101,7 +103,7 @@ def test_all_faults_come_at_once() -> None:
     found = faults(rounds="many", adapter={"rank": 0, "rnak": 8}, optimiser={"learning_rate": -1.0}, unknown=1)
     assert len(found) == 5
     assert (
-        "adapter.rnak: unknown key; known here: kind, rank, alpha, dropout, layers, targets, parts, options; "
+        "adapter.rnak: unknown key; known here: kind, rank, alpha, dropout, layers, targets, parts, factors, options; "
         "nearest: 'rank'" in found
     )
     assert any(fault.startswith("unknown: unknown key; known here: schema_version, rounds") for fault in found)
@@ -142,6 +144,8 @@ def test_a_recipe_survives_json_and_its_hash_too() -> None:
         {"seed": 1},
         {"rounds": 11},
         {"adapter": {"layers": [0]}},
+        {"adapter": {"factors": "freeze-A"}},
+        {"adapter": {"factors": "alternate"}},
         {"data": {"grey": True}},
         {"optimiser": {"clip_norm": 0.5}},
         {"threads": 1},

@@ -30,7 +30,41 @@ def test_one_remedy_a_kind_of_refusal(number: int, remedy: str, tmp_path: Path) 
     assert said.startswith(f"cannot write {tmp_path / 'file'}: {os.strerror(number)}. ")
     assert remedy in said
     assert ("Free space" in said) == (number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-    assert said.endswith("what was finished before is kept, go on with --resume")
+    assert said.endswith("what was finished before is kept, and a run goes on with: fedvfm simulate --resume")
+
+
+@pytest.mark.parametrize(("mark", "who"), [("federation.json", "a server"), ("site.json", "a client")])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO, errno.ENAMETOOLONG])
+def test_in_a_state_folder_no_remedy_speaks_of_options_that_are_not_there(
+    tmp_path: Path, mark: str, who: str, number: int
+) -> None:
+    (tmp_path / mark).touch()
+    for path in (tmp_path / "run" / "one.log", tmp_path / "audit.jsonl", tmp_path):
+        said = str(storage.refusal(path, OSError(number, os.strerror(number))))
+        assert said.endswith(f"{who} that runs goes on by itself, any other command is given again")
+        assert "--output" not in said
+        assert "--resume" not in said
+    assert "--output" in str(storage.refusal(tmp_path.parent / "mask.png", OSError(number, os.strerror(number))))
+
+
+@pytest.mark.parametrize(("name", "who"), [("authority.key", "a server"), ("site.key", "a client")])
+def test_the_first_file_of_a_state_folder(tmp_path: Path, name: str, who: str) -> None:
+    said = str(storage.refusal(tmp_path / name, OSError(errno.ENOSPC, "No space left on device")))
+    assert f"{who} that runs" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(errors.StorageError, match="Choose a --state that this user may write to"):
+        storage.private_folder(tmp_path / "closed" / "state")
+
+
+def test_a_state_folder_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.StorageError, match="Choose another --state") as caught:
+        storage.private_folder(tmp_path / "file")
+    assert "--output" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -38,11 +38,13 @@ class Adapter:
         known_options: keys of ``recipe.adapter.options`` that the kind reads; others are refused.
         numbers: options that are numbers -> (default, least, most); a whole default takes whole numbers alone.
         foldable: whether the trained model is a stock model with other weights.
+        pairs: whether it trains pairs of low-rank factors, of which one may be left as it is.
     """
 
     known_options: ClassVar[tuple[str, ...]] = ()
     numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {}
     foldable: ClassVar[bool] = True
+    pairs: ClassVar[bool] = False
 
     def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """What is wrong with the settings for this backbone, one sentence a fault."""

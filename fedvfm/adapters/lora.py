@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 from torch import nn
@@ -83,6 +83,8 @@ class Lora(base.Adapter):
     Shapes: A (rank, d_in), B (d_out, rank).
     Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, eq. (3).
     """
+
+    pairs: ClassVar[bool] = True
 
     def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """See base."""

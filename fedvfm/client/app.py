@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedvfm import config as configs
-from fedvfm import errors, protocol
+from fedvfm import errors, privacy_config, protocol
 from fedvfm.client import evaluator, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
@@ -112,6 +112,8 @@ def make_client_app(
             recipe = site.recipe(task.recipe)
             model = kept.get(recipe, site.device)
             counts = {split: len(site.split(split)) for split in ("train", "val", "test")}
+            if recipe.privacy.mechanism != privacy_config.NO_MECHANISM:  # whether there are any; how many is private
+                counts["train"] = min(1, counts["train"])
             fingerprint = model.manifest.fingerprint
             return protocol.encode_hello(
                 protocol.Hello(

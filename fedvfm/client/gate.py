@@ -1,23 +1,29 @@
 """The gate of a site: every message passes it on the way in, and every reply on the way out.
 
-Nothing is computed for a message that the gate refuses. What leaves is on disk first. An exception becomes a typed
-refusal here, so that no text of it travels.
+Nothing is computed for a message that the gate refuses. What leaves is on disk first, and what it spends of the site's
+privacy is in the ledger before it leaves. An exception becomes a typed refusal here, so that no text of it travels.
+
+The order that never under-counts: judge, reserve, train, keep the update, charge it, note that it leaves, send. Killed
+at any line, the site has sent nothing that was not charged; asked again, it sends what it kept and charges it once.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import errors, protocol
+from fedvfm import errors, protocol, storage
 from fedvfm.client import sent
 
 KINDS = (protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE)
 
 App = Callable[[Message, Context], Message]
 Report = Callable[[str, Exception], None]
+Charge = Callable[[RecordDict], None]
+"""Charges what an update spends, by the records that leave; must have returned before they do."""
 
 
 class Terms(Protocol):
@@ -39,8 +45,22 @@ class Terms(Protocol):
         """What may leave of a reply; recorded as computed."""
         ...
 
-    def again(self, content: RecordDict) -> RecordDict:
-        """What may leave of an update that was kept; the same as before unless the terms are tighter now."""
+    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Charge]:
+        """Around computing an answer: what it spends is reserved meanwhile, and charged by what is given.
+
+        Raises:
+            PolicyRefused: if it would spend more than there is; then nothing is computed.
+        """
+        ...
+
+    def again(self, task: protocol.Task, content: RecordDict) -> RecordDict | None:
+        """What may leave of an update that was kept; the same as before unless the terms are tighter now.
+
+        Returns: None where it may not leave and the answer is to be computed anew.
+
+        Raises:
+            PolicyRefused: if what it spends cannot be charged.
+        """
         ...
 
     def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
@@ -61,7 +81,11 @@ class NoTerms:
         """All of it."""
         return content
 
-    def again(self, content: RecordDict) -> RecordDict:
+    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Charge]:
+        """Nothing is charged: no ledger is kept of images that nobody is behind."""
+        return contextlib.nullcontext(lambda content: None)
+
+    def again(self, task: protocol.Task, content: RecordDict) -> RecordDict | None:
         """All of it."""
         return content
 
@@ -109,12 +133,18 @@ class Gate:
     def _judged(self, kind: str, task: protocol.Task, message: Message, context: Context) -> Message:
         self._terms.received(kind, task, message)
         known = self._kept.find(task) if kind == protocol.TRAIN else None
-        if known is not None:
-            return Message(self._terms.again(known), reply_to=message)
-        reply = self._app(message, context)
-        if reply.has_error():
-            return reply
-        reply = Message(self._terms.release(kind, task, reply.content), reply_to=message)
-        if kind == protocol.TRAIN:
-            self._kept.keep(task, reply)
+        free = None if known is None else self._terms.again(task, known)
+        if free is not None:
+            return Message(free, reply_to=message)
+        with self._terms.reserving(kind, task) as charge:
+            reply = self._app(message, context)
+            if reply.has_error():
+                return reply
+            storage.fault_point("trained")
+            reply = Message(self._terms.release(kind, task, reply.content), reply_to=message)
+            if kind == protocol.TRAIN:
+                self._kept.keep(task, reply)
+                storage.fault_point("update-on-disk")
+                charge(reply.content)
+                storage.fault_point("update-charged")
         return reply

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import config as configs
-from fedvfm import errors, registry, seeding, state
+from fedvfm import errors, factors, registry, seeding, state
 from fedvfm import recipe as recipes
 from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder
@@ -27,7 +27,7 @@ def validate(recipe: configs.Recipe) -> list[str]:
 
     The model is built on the meta device, so neither weights nor network are needed.
     """
-    faults = _option_faults(recipe) + mechanisms.faults(recipe.privacy)
+    faults = _option_faults(recipe) + mechanisms.faults(recipe)
     for table, name, where in (
         (task_table.TABLE, recipe.task.kind, "recipe.task.kind"),
         (adapter_table.TABLE, recipe.adapter.kind, "recipe.adapter.kind"),
@@ -54,7 +54,7 @@ def validate(recipe: configs.Recipe) -> list[str]:
         faults.extend(backbone.check_size(recipe.data.input_size))
         if recipe.adapter.kind in adapter_table.TABLE:
             faults.extend(adapter_table.TABLE.get(recipe.adapter.kind)().faults(recipe.adapter, backbone))
-    return faults
+    return faults + _factor_faults(recipe)
 
 
 def resolve(recipe: configs.Recipe, backbone: backbones.Backbone) -> configs.Recipe:
@@ -104,6 +104,21 @@ def _prompt_faults(recipe: configs.Recipe, task: tasks.Task, backbone: backbones
     return found
 
 
+def _factor_faults(recipe: configs.Recipe) -> list[str]:
+    """A choice of factors where the adapter has none."""
+    kind, way = recipe.adapter.kind, recipe.adapter.factors
+    if (
+        way == factors.BOTH
+        or kind not in adapter_table.TABLE
+        or getattr(adapter_table.TABLE.get(kind)(), "pairs", False)
+    ):
+        return []
+    return [
+        f"recipe.adapter.factors = '{way}': adapter kind '{kind}' has no pairs of factors; use kind 'lora', or leave "
+        "factors out"
+    ]
+
+
 def _option_faults(recipe: configs.Recipe) -> list[str]:
     """Options that the named backbone, adapter kind or task does not read: each table entry states its own."""
     rows: list[tuple[str, str, Mapping[str, Any], Any]] = []
@@ -142,7 +157,7 @@ class AdaptedModel(nn.Module):
     def __init__(self, recipe: configs.Recipe, *, with_weights: bool = True, device: str = "cpu") -> None:
         super().__init__()
         # Whoever gets here past every check still trains nothing without the privacy that the recipe asks for.
-        mechanisms.require(recipe.privacy)
+        mechanisms.require(recipe)
         self.device = device if with_weights else "meta"
         load = backbone_table.loader(recipe.backbone)
         kind: adapters.Adapter = adapter_table.TABLE.get(recipe.adapter.kind)()
@@ -258,13 +273,30 @@ class AdaptedModel(nn.Module):
             parameter.copy_(value)
         self._written = adapter
 
-    def trainable(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by learning-rate group: "adapter", and "head" with the decoder parts."""
+    def trained(self, round_number: int) -> tuple[str, ...]:
+        """Names of the arrays that train in a round and leave after it."""
+        return factors.trained(self.manifest, self.recipe.adapter.factors, round_number)
+
+    def trainable(self, round_number: int | None = None) -> dict[str, list[nn.Parameter]]:
+        """Parameters by learning-rate group: "adapter", and "head" with the decoder parts.
+
+        Args:
+            round_number: those that train in it; None for all of the adapter's.
+        """
         groups: dict[str, list[nn.Parameter]] = {"adapter": [], "head": []}
         fast = {spec.name for spec in self.manifest if spec.group in ("head", decoder.GROUP)}
+        chosen = set(self._parameters_by_name if round_number is None else self.trained(round_number))
         for name, parameter in self._parameters_by_name.items():
-            groups["head" if name in fast else "adapter"].append(parameter)
+            if name in chosen:
+                groups["head" if name in fast else "adapter"].append(parameter)
         return groups
+
+    def select(self, round_number: int) -> None:
+        """Before a round: what trains in it requires a gradient, and nothing else does."""
+        chosen = set(self.trained(round_number))
+        for name, parameter in self._parameters_by_name.items():
+            parameter.requires_grad_(name in chosen)
+            parameter.grad = None
 
     def forward(
         self,

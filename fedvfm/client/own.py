@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedvfm import config as configs
 from fedvfm import errors, seeding
+from fedvfm.data import hospitals, labels
 from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
 from fedvfm.data.sources import table as sources
@@ -119,6 +120,23 @@ def split(site: configs.SiteConfig, own: Sequence[samples.Sample]) -> Splits:
     # By id, as in a simulation: another order would be another order of training, and other bits.
     drawn = {name: sorted(part, key=lambda one: one.id) for name, part in drawn.items()}
     return Splits(drawn, tuple(one for one in own if splitting.group_of(one) in torn))
+
+
+def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hospital:
+    """The site's own samples as a recipe takes them: listed and split, no image read.
+
+    Raises:
+        ConfigError: if recipe and data do not go together.
+        DataError: if the data cannot be listed.
+    """
+    raw = sources.make(site.data, recipe.data)
+    source = labels.mapped(raw, site.labels, recipe.data.class_names)
+    faults = labels.faults(recipe, source.info)
+    if faults:
+        raise errors.ConfigError("recipe and data", faults)
+    parts = split(site, belonging(site, source.samples())).parts
+    train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
+    return hospitals.Hospital(site.name, source, train, val, test)
 
 
 def _settled(one: samples.Sample, torn: set[str]) -> samples.Sample:

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvfm import audit, config, errors, metrics
+from fedvfm import audit, config, errors, factors, metrics, privacy_config
 from fedvfm.trust import documents, lock
 
 if TYPE_CHECKING:
-    from fedvfm import protocol
+    from fedvfm import protocol, state
 
 SCRATCH = "scratch"
 NO_PRIVACY = "none"
@@ -34,8 +34,8 @@ class Facts:
     Attributes:
         recipe: the resolved recipe.
         backbone_sha256: of the weights; empty where they are made from the seed.
-        trainable: how many numbers train and leave each round. Before training take it from the model as the site
-            itself built it, not from what the coordinator says.
+        trainable: how many numbers train and leave in a round, at most. Before training take it from the model as the
+            site itself built it, not from what the coordinator says.
         mechanism: of privacy, ``"none"`` where the recipe has none.
         epsilon: of the whole run under that mechanism.
     """
@@ -57,9 +57,9 @@ class Facts:
         """
         from fedvfm.privacy import planner  # SciPy only where a policy judges
 
-        privacy = locked.recipe.privacy
+        privacy, trainable = locked.recipe.privacy, factors.most(locked.rows, locked.recipe.adapter.factors)
         epsilon = privacy.epsilon if units is None else planner.run_epsilon(locked.recipe, units)
-        return Facts(locked.recipe, locked.backbone_sha256, locked.rows.parameters, privacy.mechanism, epsilon)
+        return Facts(locked.recipe, locked.backbone_sha256, trainable, privacy.mechanism, epsilon)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,11 @@ class Verdict:
 
 
 def leaving(recipe: config.Recipe) -> tuple[str, ...]:
-    """Names of the metrics that leave a site under a recipe: those of training, validation and test."""
-    found = set(TRAINING)
+    """Names of the metrics that leave a site under a recipe: those of training, validation and test.
+
+    Under a mechanism none of training: epsilon covers the update, and nothing else that is computed from its images.
+    """
+    found = set(TRAINING if recipe.privacy.mechanism == NO_PRIVACY else ())
     if recipe.task.kind == "segmentation":
         found |= set(metrics.SegmentationScores(recipe.data.class_names, surface=recipe.evaluation.surface).columns)
     else:
@@ -121,7 +124,13 @@ def require(policy: config.PolicyConfig, facts: Facts) -> None:
 
 
 def check_task(
-    policy: config.PolicyConfig, task: protocol.Task, kind: str, used: audit.Usage, now: datetime | None = None
+    policy: config.PolicyConfig,
+    task: protocol.Task,
+    kind: str,
+    used: audit.Usage,
+    now: datetime | None = None,
+    *,
+    rows: state.Manifest | None = None,
 ) -> None:
     """Judge one message of an approved recipe.
 
@@ -131,6 +140,7 @@ def check_task(
         kind: ``protocol.HANDSHAKE``, ``protocol.TRAIN`` or ``protocol.EVALUATE``.
         used: what the recipe has used up here, by the site's own audit log.
         now: default is the time it is.
+        rows: the recipe's manifest; at a site with a rank of its own the first adapter comes in other shapes.
 
     Raises:
         PolicyRefused: if it asks for more than the recipe says, the policy's rounds or hours are used up, or the site
@@ -140,6 +150,7 @@ def check_task(
     extra = task.per_sample or (task.surface and not recipe.evaluation.surface)
     if extra or not 0 <= task.round <= recipe.rounds or (kind == "evaluate" and task.split not in ("val", "test")):
         raise errors.PolicyRefused("policy-message", f"{kind} of round {task.round} asks for more than the recipe says")
+    _require_start(task, kind, rows)
     if used.seconds >= 3600 * policy.max_hours:
         raise errors.PolicyRefused(
             "policy-hours", f"{used.seconds / 3600:.2f} hours are used; policy.max_hours = {policy.max_hours:g}"
@@ -152,6 +163,19 @@ def check_task(
         raise errors.PolicyRefused(
             "policy-rounds", f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
         )
+
+
+def _require_start(task: protocol.Task, kind: str, rows: state.Manifest | None) -> None:
+    """Check that a recipe that goes on from an earlier adapter begins with that one: its people approved no other."""
+    start, first = task.recipe.start, task.state
+    if start is None or first is None or (kind, task.round) != ("train", 1):
+        return
+    cut = rows is not None and {spec.name: spec.shape for spec in rows} != {
+        name: array.shape for name, array in first.items()
+    }
+    if not cut and first.fingerprint != start:
+        told = f"round 1 is to start from adapter {start[:12]} and came with {first.fingerprint[:12]}"
+        raise errors.PolicyRefused("policy-message", told)
 
 
 def _require_open(policy: config.PolicyConfig, now: datetime) -> None:
@@ -229,13 +253,24 @@ def accepting(facts: Facts) -> str:
             "",
             "[policy.privacy]",
             f"mechanisms = {_toml([facts.mechanism])}",
-            f"max_epsilon = {facts.epsilon or 0.0}",
+            *_epsilon(facts),
             "",
             "[policy.final]",
             'accept = "ask"                   # a person looks at the score and decides',
             "",
         ]
     )
+
+
+def _epsilon(facts: Facts) -> list[str]:
+    if facts.mechanism == NO_PRIVACY:
+        return ["max_epsilon = 0.0"]
+    unit = privacy_config.UNITS.get(facts.mechanism, "record")
+    unknown = "; what the recipe's noise comes to follows from the data: name the whole site file with --policy"
+    return [
+        f"max_epsilon = {facts.epsilon or 0.0}  # of the whole run{unknown if facts.epsilon is None else ''}",
+        f'# Its rounds are charged to a budget: [privacy] with data_set, epsilon, delta and unit = "{unit}"',
+    ]
 
 
 def _toml(value: str | list[str]) -> str:

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import config as configs
-from fedvfm import errors, privacy_config
+from fedvfm import errors, factors, privacy_config
 from fedvfm.client import own
 from fedvfm.data import labels
 from fedvfm.data.sources import table as sources
 from fedvfm.privacy import accountant, ledger, lines, planner, records
 from fedvfm.trust import documents
 from fedvfm.trust import lock as locks
-
-BOTH = "both factors"
 
 
 def build(recipe: Path, site: Path | None, changes: Mapping[str, Any], accountants: tuple[str, ...]) -> planner.Plan:
@@ -106,7 +104,10 @@ def _target(
 
 
 def _numbers(recipe: configs.Recipe) -> dict[str, int]:
-    """Numbers that train in a step, by which factors of the pairs do; empty where the backbone is not here."""
+    """Numbers that train in a step, by which factors of the pairs do; empty where the backbone is not here.
+
+    The recipe's own way is the first one: the verdict is on it.
+    """
     from fedvfm.client import model as models  # torch only here
 
     plain = recipe.model_copy(update={"privacy": privacy_config.NONE})
@@ -117,12 +118,11 @@ def _numbers(recipe: configs.Recipe) -> dict[str, int]:
         manifest = models.lock(plain, with_weights=False)[0].manifest
     except errors.WeightsError:
         return {}
-    sizes = {role: sum(spec.size for spec in manifest if spec.role == role) for role in ("A", "B")}
-    total = manifest.parameters
-    if not min(sizes.values()):
-        return {"all that trains": total}
+    if not manifest.pairs():
+        return {"all that trains": manifest.parameters}
+    ways = sorted(factors.WAYS, key=lambda way: way != recipe.adapter.factors)
     # Of alternate the round with the larger factor is the noisier one.
-    return {BOTH: total, "freeze-A": total - sizes["A"], "alternate": total - min(sizes.values())}
+    return {factors.WAYS[way]: factors.most(manifest, way) for way in ways}
 
 
 def _before(site: configs.SiteConfig | None, names: list[str], asked: planner.Question) -> accountant.Curve:

@@ -7,6 +7,7 @@ are listed instead. What the terms note goes to a folder that is thrown away, so
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -21,10 +22,10 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import audit, errors, flower, protocol, state
+from fedvfm import audit, chain, errors, factors, flower, protocol, state
 from fedvfm import config as configs
 from fedvfm.client import app as client_app
-from fedvfm.client import devices, final, gate, joining, limits, own, policy, sent, terms
+from fedvfm.client import devices, final, gate, joining, limits, own, policy, privacy_here, sent, spending, terms
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.trust import documents, lock
@@ -81,6 +82,7 @@ class Rehearsal:
         approved: whether a person here approved the recipe; None before the site joined.
         open_now: whether the policy's hours allow a real round at this time.
         peak_mib: of this process's memory; ``gpu_mib`` of the GPU's.
+        privacy: what the recipe's mechanism comes to here; None without one. A rehearsal charges nothing.
     """
 
     site: str
@@ -91,6 +93,7 @@ class Rehearsal:
     replies: tuple[Reply, ...]
     peak_mib: float
     gpu_mib: float
+    privacy: privacy_here.Here | None = None
 
     @property
     def bytes(self) -> int:
@@ -114,6 +117,17 @@ class _Terms(terms.SiteTerms):
     def config(self) -> configs.SiteConfig:
         found = super().config
         return found.model_copy(update={"policy": at_any_hour(found.policy)})
+
+    @contextlib.contextmanager
+    def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Charge]:
+        """Nothing is charged: the update is trained with its noise as a real one, and then thrown away."""
+        yield lambda content: None
+
+    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
+        """What stands for the ledger's mark is as long as a real one."""
+        if kind == protocol.TRAIN and task is not None and spending.private(task.recipe):
+            self._ledger = chain.Mark(1, chain.ZERO)
+        super().sends(kind, task, reply)
 
 
 def at_any_hour(rules: configs.PolicyConfig) -> configs.PolicyConfig:
@@ -162,7 +176,8 @@ def run(settings: Path, locked: lock.Lock, where: joining.State | None = None) -
     site = own.read(settings).site
     if where is not None and site.name != where.about.site:
         raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
-    policy.require(site.policy, policy.Facts.of(locked))
+    policy.require(site.policy, privacy_here.facts(locked, settings))
+    spending.require(locked.recipe, site.privacy)
     device = devices.choose(site.device)
     limits.apply(site.limits, device)
     beside = None if where is None else where.folder
@@ -171,7 +186,8 @@ def run(settings: Path, locked: lock.Lock, where: joining.State | None = None) -
         replies = tuple(_round(asked, locked.recipe, site.policy))
     approved = None if where is None else locked.hash in where.approvals.stand()
     closed = site.policy.when is not None and policy.remaining(site.policy, audit.Usage()).seconds == 0
-    found = Rehearsal(site.name, locked.hash, device, approved, not closed, replies, _peak_mib(), _gpu_mib(device))
+    cost, here = (_peak_mib(), _gpu_mib(device)), privacy_here.here(locked, settings)
+    found = Rehearsal(site.name, locked.hash, device, approved, not closed, replies, *cost, here)
     if where is not None:
         where.audit.record("rehearsed", recipe=locked.hash, bytes=found.bytes, seconds=found.seconds)
     return found
@@ -219,14 +235,17 @@ def _round(site: _Site, recipe: configs.Recipe, rules: configs.PolicyConfig) -> 
     reply, seconds = site.ask(protocol.HANDSHAKE, first)
     yield listed("handshake, once", reply, seconds, ())
     hello = protocol.decode_hello(reply.content)
-    reply, seconds = site.ask(protocol.TRAIN, protocol.Task(recipe, 1, _initial(recipe, hello.rank)))
+    base = _initial(recipe, hello.rank)
+    reply, seconds = site.ask(protocol.TRAIN, protocol.Task(recipe, 1, base))
     update = protocol.decode_update(reply.content)
+    adapter = factors.completed(update.state, base)
     before = protocol.decode_update(site.computed["last"]).metrics
-    yield listed("update, every round", reply, seconds, _withheld(before, update.metrics))
-    asked = [("test of the final adapter, once", protocol.Task(recipe, recipe.rounds, update.state, "test",
+    often = "odd round; even ones send A for B" if recipe.adapter.factors == factors.ALTERNATE else "round"
+    yield listed(f"update, every {often}", reply, seconds, _withheld(before, update.metrics))
+    asked = [("test of the final adapter, once", protocol.Task(recipe, recipe.rounds, adapter, "test",
               recipe.evaluation.surface, final=True))]  # fmt: skip
     if recipe.evaluation.every and hello.examples.get("val", 0):
-        asked.insert(0, ("validation", protocol.Task(recipe, 1, update.state, "val")))
+        asked.insert(0, ("validation", protocol.Task(recipe, 1, adapter, "val")))
     for kind, task in asked:
         reply, seconds = site.ask(protocol.EVALUATE, task)
         free = protocol.decode_evaluation(reply.content).metrics
@@ -289,6 +308,9 @@ def lines(found: Rehearsal) -> list[str]:
         "Besides, Flower's SuperNode sends what every node does: its public key, signatures with the time, heartbeats, "
         "and the numbers of node, run and message."
     )
+    if found.privacy is not None:
+        rows += [f"privacy: {text}" for text in privacy_here.words(found.privacy)]
+        rows.append("privacy: the rehearsal trained with fresh noise and charged nothing; a real round is charged")
     if found.approved is False:
         rows.append(f"note: no person here approved this recipe yet: fedvfm client approve {found.recipe}")
     if not found.open_now:

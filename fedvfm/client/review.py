@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fedvfm import privacy_config
+from fedvfm import config as configs
+from fedvfm import factors, privacy_config
 from fedvfm.client import policy
 from fedvfm.trust import documents, lock
 
@@ -15,8 +16,13 @@ NEVER = (
 )
 
 
-def words(locked: lock.Lock) -> list[tuple[str, str]]:
-    """Heading and sentence, row by row. Foreign text is shown with its control characters escaped."""
+def words(locked: lock.Lock, here: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Heading and sentence, row by row. Foreign text is shown with its control characters escaped.
+
+    Args:
+        locked: the recipe.
+        here: what its privacy comes to at this site, in sentences; empty where that is not known.
+    """
     recipe = locked.recipe
     rows = [
         ("recipe", locked.hash),
@@ -26,37 +32,65 @@ def words(locked: lock.Lock) -> list[tuple[str, str]]:
         ("starts from", _start(locked)),
         ("how long", _rounds(locked)),
         ("what images become", _contract(locked)),
-        ("leaves at the start", "the number of images in train, val and test, and hashes that identify the backbone"),
+        ("leaves at the start", _greeting(recipe)),
         ("leaves each round", _leaves(locked)),
         (
             "leaves at the end",
             "one word on the final adapter, which this site scores on its own test images: accepted, declined, pending",
         ),
         ("leaves with all", "length and hash of this site's audit log, so that neither end can rewrite its own unseen"),
-        ("metrics that leave", ", ".join(policy.leaving(recipe))),
+        ("metrics that leave", _metrics(recipe)),
         ("never leaves", NEVER),
         ("privacy", _privacy(recipe.privacy)),
+        *(("privacy here", one) for one in here),
         ("how updates join", f"rule {recipe.aggregation.rule}, weighted by {recipe.aggregation.weighting}"),
         ("made by", f"fedvfm {locked.version}"),
     ]
     return [(heading, documents.shown(text)) for heading, text in rows]
 
 
-def to_json(locked: lock.Lock, verdicts: Sequence[policy.Verdict] | None) -> dict[str, object]:
-    """The review for scripts; without a policy there is no verdict."""
+def to_json(
+    locked: lock.Lock, verdicts: Sequence[policy.Verdict] | None, here: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """The review for scripts; without a policy there is no verdict, without data nothing of privacy here."""
     return {
         "recipe": locked.hash,
         "words": dict(words(locked)),
+        "privacy": here,
         "accepted": None if verdicts is None else all(one.accepted for one in verdicts),
         "rules": [vars(one) for one in verdicts or ()],
     }
+
+
+def _greeting(recipe: configs.Recipe) -> str:
+    train = "the number of images in train, val and test"
+    if not _plain(recipe):
+        train = "whether there are training images, the number of images in val and test"
+    return f"{train}, and hashes that identify the backbone"
+
+
+def _metrics(recipe: configs.Recipe) -> str:
+    names = ", ".join(policy.leaving(recipe))
+    if _plain(recipe):
+        return names
+    return f"{names}; from val and test patients who are not trained on, and outside epsilon"
+
+
+def _plain(recipe: configs.Recipe) -> bool:
+    return recipe.privacy.mechanism == privacy_config.NO_MECHANISM
 
 
 def _privacy(own: privacy_config.RecipePrivacy) -> str:
     if own.mechanism == privacy_config.NO_MECHANISM:
         return "none: no differential privacy; the numbers can reveal facts about single training images"
     size = f"noise multiplier {own.noise_multiplier:g}" if own.epsilon is None else f"epsilon {own.epsilon:g} in all"
-    return f"{own.mechanism}: {size}, delta {own.delta:g}, clip {own.clip:g}; for each update that leaves, not metrics"
+    said = f"{own.mechanism}: {size}, delta {own.delta:g}, clip {own.clip:g}"
+    if own.mechanism == privacy_config.SITE_LEVEL:
+        return (
+            f"{said}; for what the coordinator makes of all updates, not metrics. It adds the noise: it sees this "
+            "site's update without any, and must be trusted"
+        )
+    return f"{said}; for each update that leaves, not metrics"
 
 
 def _task(locked: lock.Lock) -> str:
@@ -79,7 +113,9 @@ def _trains(locked: lock.Lock) -> str:
     for spec in locked.rows:
         sizes[spec.group] += spec.size
     parts = ", ".join(f"{size:,} in {group}" for group, size in sorted(sizes.items()))
-    return f"adapter '{locked.recipe.adapter.kind}' and head: {locked.rows.parameters:,} numbers ({parts})"
+    some = factors.describe(locked.recipe.adapter.factors)
+    whole = f"adapter '{locked.recipe.adapter.kind}' and head: {locked.rows.parameters:,} numbers ({parts})"
+    return f"{whole}; {some}" if some else whole
 
 
 def _start(locked: lock.Lock) -> str:
@@ -109,8 +145,7 @@ def _contract(locked: lock.Lock) -> str:
 
 
 def _leaves(locked: lock.Lock) -> str:
-    rows = locked.rows
-    return (
-        f"{rows.parameters:,} trained numbers ({rows.nbytes / 1e6:,.2f} MB), how many training images they come from, "
-        "and the metrics below"
-    )
+    left = factors.told(locked.rows, locked.recipe.adapter.factors)
+    if not _plain(locked.recipe):
+        return f"{left}, and nothing else that is computed from training images: no loss, not how many there are"
+    return f"{left}, how many training images they come from, and the metrics below"

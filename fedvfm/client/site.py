@@ -17,7 +17,7 @@ from fedvfm import config as configs
 from fedvfm import errors, seeding
 from fedvfm.backbones import base as backbones
 from fedvfm.client import model as models
-from fedvfm.data import prompts as simulated
+from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
 
@@ -94,7 +94,7 @@ class Example:
     sample: samples.Sample
     prepared: transforms.Prepared
     prefix: backbones.Prefix | None
-    prompts: simulated.Simulated | None = None
+    prompts: simulator.Simulated | None = None
 
 
 @dataclass
@@ -108,6 +108,7 @@ class Site:
         rank: the LoRA rank it chose, or 0 for the recipe's.
         memory: shared with the other virtual sites of this process.
         ends: when its own terms end what it computes, by the monotonic clock; and with which word.
+        simulated: whether it is a virtual hospital: its privacy may be seeded, and protects nobody.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Site:
     rank: int = 0
     memory: Memory = field(default_factory=lambda: Memory(0))
     ends: tuple[float, str] = (math.inf, "")
+    simulated: bool = False
 
     def recipe(self, recipe: configs.Recipe) -> configs.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.
@@ -177,14 +179,14 @@ class Site:
         sample: samples.Sample,
         mask: transforms.Mask | None,
         words: Sequence[str | int],
-    ) -> simulated.Simulated | None:
+    ) -> simulator.Simulated | None:
         """The same for a sample wherever and whenever it is asked for: arms and rounds see the same prompts."""
         settings = model.recipe.task
         if not settings.oracle:
             return None
         with self._naming(sample):
             rng = seeding.stream(model.recipe.seed, "prompts", sample.id, *words)
-            return simulated.draw(mask, len(model.recipe.data.class_names), settings, rng)
+            return simulator.draw(mask, len(model.recipe.data.class_names), settings, rng)
 
     def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
         return _unpack(self.memory.get(key, _image_bytes, lambda: _pack(make())))
@@ -293,7 +295,7 @@ def collate(
     return pixels, backbones.Prefix(prefixes[0].stop, hidden, taken), prompts
 
 
-def _joined_prompts(drawn: Sequence[simulated.Simulated], device: str) -> tuple[backbones.Prompts, ...] | None:
+def _joined_prompts(drawn: Sequence[simulator.Simulated], device: str) -> tuple[backbones.Prompts, ...] | None:
     if not drawn:
         return None
     boxes = [one.boxes for one in drawn if one.boxes is not None]

@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import audit, chain, errors, flower, protocol
+from fedvfm import audit, chain, errors, flower, privacy_config, protocol
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.client import joining, own, policy
+from fedvfm.client import gate, joining, own, policy, privacy_here, spending
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
-from fedvfm.data import hospitals as hospital_data
-from fedvfm.data import labels
-from fedvfm.data.sources import table as sources
 from fedvfm.trust import lock as locks
 
 MIB = 1 << 20
@@ -60,10 +57,11 @@ class HospitalTerms:
         self._built: dict[str, locks.Lock] = {}
         self._started = 0.0
         self._accepted = False
+        self._ledger: chain.Mark | None = None
 
     def unread(self, message: Message) -> None:
         """Note that something came which is no message of ours, or of no known form."""
-        self._accepted = False
+        self._accepted, self._ledger = False, None
         self._audit.record("received", kind="unknown", **self._came(message))
         self._audit.record("decided", kind="unknown", verdict="refused", reason="unreadable")
 
@@ -83,7 +81,7 @@ class HospitalTerms:
         Raises:
             PolicyRefused: if no person here approved the recipe, or the policy does not accept it.
         """
-        self._started, self._accepted = time.monotonic(), False
+        self._started, self._accepted, self._ledger = time.monotonic(), False, None
         recipe, word = task.recipe.hash, protocol.WORDS[kind]
         about = self._came(message) | ({"split": task.split} if task.split in ("val", "test") else {})
         if task.state is not None:
@@ -92,10 +90,14 @@ class HospitalTerms:
         try:
             self._judge(kind, task)
         except errors.PolicyRefused as refusal:
-            self._audit.record("decided", kind=word, verdict="refused", recipe=recipe, reason=refusal.reason)
+            self._refuse(kind, task, refusal)
             raise
         self._accepted = True
         self._audit.record("decided", kind=word, verdict="accepted", recipe=recipe, round=task.round)
+
+    def _refuse(self, kind: str, task: protocol.Task, refusal: errors.PolicyRefused) -> None:
+        about = {"recipe": task.recipe.hash, "reason": refusal.reason}
+        self._audit.record("decided", kind=protocol.WORDS[kind], verdict="refused", **about)
 
     def _judge(self, kind: str, task: protocol.Task) -> None:
         rules, recipe = self._rules(), task.recipe
@@ -104,9 +106,44 @@ class HospitalTerms:
             raise errors.PolicyRefused("policy-backbone", f"backbone '{recipe.backbone.name}' is not in the policy")
         locked = self._lock(recipe)
         self._where.remember(locked)
-        policy.require(rules, policy.Facts.of(locked))
+        if spending.private(recipe):  # what it comes to depends on the data, which is not listed for a stranger
+            self._where.approvals.require(recipe.hash)
+        policy.require(rules, policy.Facts.of(locked, self._units(recipe)))
         self._where.approvals.require(recipe.hash)
-        policy.check_task(rules, task, kind, audit.usage(self._audit.entries, recipe.hash))
+        policy.check_task(rules, task, kind, audit.usage(self._audit.entries, recipe.hash), rows=locked.rows)
+
+    def _units(self, recipe: configs.Recipe) -> int | None:
+        """How many units a mechanism can draw from here; None where there is no mechanism, or no data to count."""
+        return None
+
+    def _account(self, task: protocol.Task) -> spending.Account:
+        """Where a round of a mechanism is charged.
+
+        Raises:
+            PolicyRefused: if nowhere.
+        """
+        raise errors.LedgerError("these terms keep no ledger, so no recipe with a mechanism is trained under them")
+
+    @contextlib.contextmanager
+    def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Charge]:
+        """Reserve what a round spends while it trains; what is given charges it by the digest of what leaves."""
+        if kind != protocol.TRAIN or not spending.private(task.recipe):
+            yield lambda content: None
+            return
+        with contextlib.ExitStack() as held:
+            try:
+                account = self._account(task)
+                hold = held.enter_context(account.hold())
+            except errors.PolicyRefused as refusal:
+                self._accepted = False
+                self._refuse(kind, task, refusal)
+                raise
+
+            def charge(content: RecordDict) -> None:
+                hold.charge(protocol.digest(content))
+                self._ledger = account.book.mark
+
+            yield charge
 
     def _lock(self, recipe: configs.Recipe) -> locks.Lock:
         if recipe.hash not in self._built:
@@ -123,6 +160,8 @@ class HospitalTerms:
         allowed = self._rules()
         if kind == protocol.TRAIN and task.state is not None:
             update = protocol.decode_update(content)
+            if spending.private(task.recipe):  # whatever computed it: nothing but the adapter is covered
+                update = dataclasses.replace(update, metrics={}, num_examples=1)
             free, _ = policy.release(allowed, update.metrics, update.num_examples)
             self._audit.record(
                 "trained",
@@ -150,23 +189,46 @@ class HospitalTerms:
             return protocol.encode_evaluation(dataclasses.replace(answer, metrics=free, samples={}, ids=()))
         return content
 
-    def again(self, content: RecordDict) -> RecordDict:
-        """Hold back of a kept update what a policy that was tightened since does not let out."""
+    def again(self, task: protocol.Task, content: RecordDict) -> RecordDict | None:
+        """Hold back of a kept update what a policy that was tightened since does not let out; charge it if it was not.
+
+        Returns: None where a site was killed before it charged the update and its data is another since.
+        """
         update = protocol.decode_update(content)
         free, held = policy.release(self._rules(), update.metrics, update.num_examples)
-        return protocol.encode_update(dataclasses.replace(update, metrics=free)) if held else content
+        released = protocol.encode_update(dataclasses.replace(update, metrics=free)) if held else content
+        if not spending.private(task.recipe):
+            return released
+        try:
+            account = self._account(task)
+            charged = account.again(protocol.digest(released))
+        except errors.PolicyRefused as refusal:
+            self._accepted = False
+            self._refuse(protocol.TRAIN, task, refusal)
+            raise
+        self._ledger = account.book.mark if charged else None
+        return released if charged else None
 
     def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
         """Note what leaves (its size, its sha256, the names of the metrics in it), then mark it.
 
-        The mark covers the line of the reply itself: whoever holds the reply can show that this site said so.
+        The mark covers the line of the reply itself: whoever holds the reply can show that this site said so. An update
+        that was charged carries the mark of the ledger too, so that a ledger that is cut later shows at both ends.
+
+        Raises:
+            LedgerError: if an update under a mechanism would leave uncharged.
         """
         about = self._refusal(reply) if reply.has_error() else self._said(kind, task, reply)
+        ledger = None if reply.has_error() else self._ledger
+        if kind == protocol.TRAIN and not reply.has_error() and task is not None and spending.private(task.recipe):
+            if ledger is None:
+                raise errors.LedgerError(f"round {task.round}: the update was not charged, so it does not leave")
+            about["ledger"] = str(ledger)
         if task is not None:
             about |= {"recipe": task.recipe.hash, "round": _round(task)}
-        protocol.put_mark(reply, chain.NOWHERE)  # as long as the one it will carry
+        protocol.put_mark(reply, chain.NOWHERE, ledger)  # as long as the one it will carry
         self._audit.record("sent", bytes=flower.size(reply), peer=self._where.about.federation, **about)
-        protocol.put_mark(reply, self._audit.mark)
+        protocol.put_mark(reply, self._audit.mark, ledger)
 
     def _refusal(self, reply: Message) -> dict[str, Any]:
         found: dict[str, Any] = {"kind": "refusal", "reason": protocol.error_word(reply)}
@@ -193,10 +255,17 @@ class SiteTerms(HospitalTerms):
         where: the site's state folder.
         settings: the site's own file.
         device: where to compute.
+        build: as above.
     """
 
-    def __init__(self, where: joining.State, settings: Path, device: str) -> None:
-        super().__init__(where, lambda: self.config.policy)
+    def __init__(
+        self,
+        where: joining.State,
+        settings: Path,
+        device: str,
+        build: Callable[[configs.Recipe], recipes.LockedRecipe] = built_here,
+    ) -> None:
+        super().__init__(where, lambda: self.config.policy, build)
         self._settings, self._device = settings, device
         self._read = (0.0, own.read(settings).site)
         self._site: tuple[str, sites.Site] | None = None
@@ -226,18 +295,38 @@ class SiteTerms(HospitalTerms):
 
     def _judge(self, kind: str, task: protocol.Task) -> None:
         super()._judge(kind, task)
-        if self._site is None or self._site[0] != task.recipe.hash:
-            self._site = (task.recipe.hash, self._build(self.config, task.recipe))
+        budget, site = spending.require(task.recipe, self.config.privacy), self._prepared(task.recipe)
+        if budget is not None and kind != protocol.EVALUATE:
+            self._note(task.recipe, site, budget)
         left = policy.remaining(self._rules(), audit.usage(self._audit.entries, task.recipe.hash))
-        self._site[1].ends = (time.monotonic() + left.seconds, left.reason)
+        site.ends = (time.monotonic() + left.seconds, left.reason)
+
+    def _prepared(self, recipe: configs.Recipe) -> sites.Site:
+        """The site for a recipe: as the file and the data are now if it was another one before."""
+        config = self.config
+        if self._site is None or self._site[0] != recipe.hash:
+            self._site = (recipe.hash, self._build(config, recipe))
+        return self._site[1]
 
     def _build(self, config: configs.SiteConfig, recipe: configs.Recipe) -> sites.Site:
-        raw = sources.make(config.data, recipe.data)
-        source = labels.mapped(raw, config.labels, recipe.data.class_names)
-        faults = labels.faults(recipe, source.info)
-        if faults:
-            raise errors.ConfigError("recipe and data", faults)
-        parts = own.split(config, own.belonging(config, source.samples())).parts
-        train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
-        hospital = hospital_data.Hospital(config.name, source, train, val, test)
+        hospital = own.hospital(config, recipe)
         return sites.Site(config.name, hospital, self._device, config.rank, sites.Memory(config.cache_mib * MIB))
+
+    def _units(self, recipe: configs.Recipe) -> int | None:
+        if not spending.private(recipe):
+            return None
+        return len(spending.names(recipe, self._prepared(recipe).hospital)) or None
+
+    def _note(self, recipe: configs.Recipe, site: sites.Site, budget: privacy_config.Budget) -> None:
+        """Keep what it comes to here for ``client status``; a ledger that cannot be read is told of by training."""
+        with contextlib.suppress(errors.LedgerError, errors.AuditError):
+            found = privacy_here.look(recipe, site.hospital, budget)
+            if found is not None:
+                privacy_here.note(self._where, recipe.hash, found)
+
+    def _account(self, task: protocol.Task) -> spending.Account:
+        recipe, budget = task.recipe, spending.require(task.recipe, self.config.privacy)
+        if budget is None or task.state is None:
+            raise errors.ProtocolError("a train message without a mechanism or an adapter is charged to nobody")
+        hospital = self._prepared(recipe).hospital
+        return spending.account(recipe, task.round, task.state.fingerprint, hospital, budget, self._audit.entries)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fedvfm import config as configs
-from fedvfm import errors, seeding, state
+from fedvfm import errors, privacy_config, seeding, state
 from fedvfm.client import model as models
+from fedvfm.client import private
 from fedvfm.client import site as sites
 from fedvfm.data import sample as samples
+from fedvfm.privacy import base as mechanisms
+from fedvfm.privacy import table as mechanism_table
 
 
 def train(
@@ -40,25 +45,46 @@ def train(
     torch.manual_seed(seeding.torch_seed(recipe.seed, "train", round_number, site.name))
     model.write(base)
     model.train()
-    optimiser = _optimiser(model, recipe.optimiser)
-    steps = math.ceil(len(examples) / recipe.optimiser.batch_size) * recipe.optimiser.local_epochs
-    total, loss_sum = steps * recipe.rounds, 0.0
-    for step, batch in enumerate(_batches(model, site, examples, round_number)):
-        if time.monotonic() > deadline:
-            raise errors.DeadlinePassed(
-                f"site '{site.name}', round {round_number}: the coordinator's time was over after step {step} of "
-                f"{steps}. Ask it to raise round_timeout_s, or train on a faster device"
-            )
-        _set_rates(optimiser, recipe.optimiser, ((round_number - 1) * steps + step) / total)
-        loss_sum += _step(model, optimiser, batch, site)
+    model.select(round_number)
+    optimiser = _optimiser(model, recipe.optimiser, round_number)
+    with _pace(model, site, optimiser, round_number) as pace:
+        total, loss_sum = pace.steps * recipe.rounds, 0.0
+        for step in range(pace.steps):
+            if time.monotonic() > deadline:
+                raise errors.DeadlinePassed(
+                    f"site '{site.name}', round {round_number}: the coordinator's time was over after step {step} of "
+                    f"{pace.steps}. Ask it to raise round_timeout_s, or train on a faster device"
+                )
+            _set_rates(optimiser, recipe.optimiser, ((round_number - 1) * pace.steps + step) / total)
+            loss_sum += pace.take()
+            if step == 0 and pace.part is not None:
+                _require_moved(model, base, site, round_number, 1)
+    after = _require_moved(model, base, site, round_number, pace.steps)
+    metrics = {"loss": loss_sum / pace.steps, "seconds": round(time.monotonic() - started, 3)}
+    update = state.SiteUpdate(
+        site.name,
+        after.select(model.trained(round_number)),
+        len(examples),
+        round_number - 1,
+        base.fingerprint,
+        metrics={**metrics, "steps": float(pace.steps)},
+    )
+    if recipe.privacy.mechanism == privacy_config.NO_MECHANISM:
+        return update
+    return mechanisms.bare(update) if pace.part is None else pace.part.on_update(update)
+
+
+def _require_moved(
+    model: models.AdaptedModel, base: state.AdapterState, site: sites.Site, round_number: int, steps: int
+) -> state.AdapterState:
+    """The adapter as it is now. Under a mechanism this is looked at after the first step, before more is spent."""
     after = model.read()
     if after.fingerprint == base.fingerprint:
         raise errors.TrainingError(
-            f"site '{site.name}', round {round_number}: the adapter did not change in {steps} steps. "
-            "Raise recipe.optimiser.learning_rate"
+            f"site '{site.name}', round {round_number}: the adapter did not change in {steps} "
+            f"step{'s' * (steps != 1)}. Raise recipe.optimiser.learning_rate"
         )
-    metrics = {"loss": loss_sum / steps, "seconds": round(time.monotonic() - started, 3), "steps": float(steps)}
-    return state.SiteUpdate(site.name, after, len(examples), round_number - 1, base.fingerprint, metrics=metrics)
+    return after
 
 
 def trial(model: models.AdaptedModel, site: sites.Site, steps: int = 2) -> list[float]:
@@ -75,15 +101,52 @@ def trial(model: models.AdaptedModel, site: sites.Site, steps: int = 2) -> list[
     torch.manual_seed(seeding.torch_seed(model.recipe.seed, "train", 1, site.name))
     model.write(model.initial())
     model.train()
-    optimiser, examples = _optimiser(model, model.recipe.optimiser), site.split("train")
-    batches = itertools.chain.from_iterable(_batches(model, site, examples, 1) for _ in itertools.count())
+    model.select(1)
     taken = []
-    for _ in range(steps):
-        started = time.monotonic()
-        _step(model, optimiser, next(batches), site)
-        _wait(model.device)
-        taken.append(time.monotonic() - started)
+    with _pace(model, site, _optimiser(model, model.recipe.optimiser, 1), 1, endless=True) as pace:
+        for _ in range(steps):
+            started = time.monotonic()
+            pace.take()
+            _wait(model.device)
+            taken.append(time.monotonic() - started)
     return taken
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The steps of a round.
+
+    Attributes:
+        steps: how many there are.
+        take: takes the next one; its loss, which under a mechanism is NaN and never leaves.
+        part: of the mechanism at the site, if there is one.
+    """
+
+    steps: int
+    take: Callable[[], float]
+    part: mechanisms.SitePart | None = None
+
+
+@contextlib.contextmanager
+def _pace(
+    model: models.AdaptedModel,
+    site: sites.Site,
+    optimiser: torch.optim.Optimizer,
+    round_number: int,
+    *,
+    endless: bool = False,
+) -> Iterator[Pace]:
+    """The plain steps, or those of the recipe's mechanism; ``endless`` ones go on for a trial, none of them empty."""
+    settings, examples = model.recipe.optimiser, site.split("train")
+    part = mechanism_table.get(model.recipe.privacy).site()
+    if part is not None:
+        with private.opened(part, model, site, optimiser, round_number, full=endless) as steps:
+            yield Pace(steps.count, steps.take, part)
+        return
+    rounds = itertools.count() if endless else range(1)
+    batches = itertools.chain.from_iterable(_batches(model, site, examples, round_number) for _ in rounds)
+    count = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
+    yield Pace(count, lambda: _step(model, optimiser, next(batches), site))
 
 
 def _wait(device: str) -> None:
@@ -92,8 +155,10 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _optimiser(model: models.AdaptedModel, settings: configs.OptimiserConfig) -> torch.optim.Optimizer:
-    parameters = model.trainable()
+def _optimiser(
+    model: models.AdaptedModel, settings: configs.OptimiserConfig, round_number: int
+) -> torch.optim.Optimizer:
+    parameters = model.trainable(round_number)
     head_rate = settings.head_learning_rate or settings.learning_rate
     groups = [
         {"params": parameters["adapter"], "lr": settings.learning_rate, "base": settings.learning_rate},

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedvfm import state
+from fedvfm import factors, state
 from fedvfm.client import model as models
 from fedvfm.data import prompts
+from fedvfm.privacy import stated
 
 
 def text(
@@ -15,7 +16,8 @@ def text(
 ) -> str:
     """The card as Markdown: what it is, how to load it, how it was made, what it scored."""
     recipe = model.recipe
-    share = adapter.parameters / max(1, model.backbone_parameters)
+    trainable, way = factors.ever(model.manifest, recipe.adapter.factors), factors.describe(recipe.adapter.factors)
+    share = trainable / max(1, model.backbone_parameters)
     lines = [
         "---",
         "library_name: " + ("peft" if with_peft else "fedvfm"),
@@ -34,12 +36,13 @@ def text(
         "## How it was made",
         "",
         f"- task: {recipe.task.kind}, classes: {', '.join(recipe.data.class_names)}",
-        f"- trainable numbers: {adapter.parameters:,} ({share:.2%} of the backbone), {recipe.rounds} rounds, "
+        f"- trainable numbers: {trainable:,} ({share:.2%} of the backbone), {recipe.rounds} rounds, "
         f"rule `{recipe.aggregation.rule}`",
+        *([f"- factors: `{recipe.adapter.factors}`: {way}"] if way else []),
         f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
         f"- recipe hash: `{model.recipe_hash}`",
         f"- fingerprint: `{adapter.fingerprint}`",
-        "- differential privacy: none",
+        f"- differential privacy: {stated.sentence(recipe.privacy, made.get('privacy'))}",
         *([f"- prompts: {prompts.describe(recipe.task)}"] if recipe.task.oracle else []),
         "",
         *_scores(made),

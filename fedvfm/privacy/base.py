@@ -6,16 +6,26 @@ State goes in and comes out, so that a mechanism is a value and a run can be res
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fedvfm import privacy_config, state
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import config, privacy_config, state
+from fedvfm.privacy import entropy
 
 Settings = privacy_config.RecipePrivacy
+Losses = Callable[[Sequence[Any]], Any]
+"""Samples -> a tensor of one loss each. A loss depends on its own sample and on no other one of the batch."""
 Memory = Mapping[str, Any]
 """What a mechanism keeps from round to round: plain JSON values."""
+Change = Mapping[str, NDArray[np.float64]]
+"""Differences of named arrays."""
 
 
 @dataclass(frozen=True)
@@ -60,39 +70,98 @@ def steps(units: int, batch: int, epochs: int = 1) -> int:
     return math.ceil(units / batch) * epochs
 
 
-class SitePart(Protocol):
-    """What a mechanism does at a site. Torch objects are named Any, so that the server wing can read this module."""
+def bare(update: state.SiteUpdate) -> state.SiteUpdate:
+    """Of all that training computed, the adapter alone: one example is claimed whatever there are."""
+    return dataclasses.replace(update, num_examples=1, metrics={}, extra={})
 
-    def prepare(self, model: Any, settings: Settings, units: int, memory: Memory) -> Memory:
-        """Check model and settings before the first step and say what the round needs.
+
+@dataclass(frozen=True)
+class Work:
+    """What a round trains. Torch objects are named Any, so that the server wing can read this module.
+
+    Attributes:
+        model: the module, on its device and in training mode.
+        groups: the parameters that train in this round, by what they are of: adapter, head. Nothing else may require a
+            gradient.
+        where: site and round, for what is said of faults.
+        examples: samples for a first look at the model; they are trained on all the same.
+        losses: samples -> one loss each, each of that sample alone.
+    """
+
+    model: Any
+    groups: Sequence[Sequence[Any]]
+    where: str
+    examples: Sequence[Any]
+    losses: Losses
+
+    @property
+    def parameters(self) -> list[Any]:
+        """All of them, in the order of the groups."""
+        return [one for group in self.groups for one in group]
+
+
+class Steps(Protocol):
+    """The private steps of one round."""
+
+    def draw(self, units: int) -> list[int]:
+        """Which of so many units are in the next batch."""
+        ...
+
+    def choose(self, images: int) -> list[int]:
+        """Which of a unit's images stand for it in this step."""
+        ...
+
+    def gradient(self, units: Sequence[Sequence[Any]], losses: Losses) -> None:
+        """The private gradient of these units' samples, as the ``.grad`` of every trained parameter.
+
+        Raises:
+            TrainingError: if it cannot be made, or no gradient reaches what trains.
+        """
+        ...
+
+
+class SitePart(Protocol):
+    """What a mechanism does at a site."""
+
+    def prepare(
+        self, work: Work, recipe: config.Recipe, event: PrivacyEvent, draws: entropy.Draws
+    ) -> AbstractContextManager[Steps]:
+        """What takes the place of the plain gradient while the context is open; nothing of it stays in the model.
 
         Raises:
             ConfigError: if this model cannot be trained so.
         """
         ...
 
-    def wrap_training(self, model: Any, memory: Memory) -> Any:
-        """What takes the place of the plain step: clips each unit, adds noise of the operating system's entropy."""
-        ...
-
-    def on_update(self, update: state.SiteUpdate, memory: Memory) -> tuple[state.SiteUpdate, Memory]:
-        """The update as it may leave, and the new state. Nothing computed from training records but it is left in."""
+    def on_update(self, update: state.SiteUpdate) -> state.SiteUpdate:
+        """The update as it may leave: nothing computed from training records but the adapter is left in."""
         ...
 
 
 class ServerPart(Protocol):
-    """What a mechanism does at the server: NumPy alone."""
+    """What a mechanism does at the server: NumPy alone.
 
-    def configure(self, settings: Settings, sites: int, memory: Memory) -> Memory:
-        """Before a round: the state of this round, an adaptive clip among it."""
+    A change is the difference that one update makes to its base, in float64, of the arrays that train in the round.
+    ``memory`` is what the journal states of a round. It goes into the next one, and between ``on_aggregate`` and
+    ``finish``, where it never leaves the process, it may hold what is not private yet.
+    """
+
+    def configure(self, recipe: config.Recipe, sites: int, memory: Memory) -> Memory:
+        """Before a round, and before any update of it is seen: clip and noise among it.
+
+        Args:
+            recipe: what is trained.
+            sites: that are asked in this round, whether they answer or not.
+            memory: of the round before; empty before the first.
+        """
         ...
 
-    def on_aggregate(self, update: state.SiteUpdate, memory: Memory) -> tuple[state.SiteUpdate, Memory]:
-        """One admitted update as it goes into the sum."""
+    def on_aggregate(self, change: Change, memory: Memory) -> tuple[Change, Memory]:
+        """One admitted update's change as it goes into the sum."""
         ...
 
-    def finish(self, adapter: state.AdapterState, memory: Memory) -> tuple[state.AdapterState, Memory]:
-        """The aggregate as it may be used, and the new state."""
+    def finish(self, total: Change, memory: Memory, draws: entropy.Draws) -> tuple[Change, Memory]:
+        """The private mean change of the sites that were asked, from the sum, and what may be told of the round."""
         ...
 
 
@@ -106,6 +175,10 @@ class Mechanism(Protocol):
 
     unit: str
     needs_plain_updates: bool
+
+    def faults(self, recipe: config.Recipe) -> list[str]:
+        """What of the recipe would break what the mechanism promises, one sentence a fault."""
+        ...
 
     def event(
         self, settings: Settings, noise_multiplier: float, units: int, batch: int, epochs: int
@@ -135,6 +208,10 @@ class NoMechanism:
 
     unit = ""
     needs_plain_updates = False
+
+    def faults(self, recipe: config.Recipe) -> list[str]:
+        """None."""
+        return []
 
     def event(
         self, settings: Settings, noise_multiplier: float, units: int, batch: int, epochs: int

@@ -184,6 +184,20 @@ class Ledger(audit.Audit):
         storage.fault_point("ledger-charged")
         return line
 
+    def known(self, claim: Claim, budget: privacy_config.Budget, update: str) -> bool:
+        """Whether an update that was kept may be charged by this claim.
+
+        It may if it was charged before, or was trained under a reservation of the same records, noise and steps: a site
+        that was killed in between may come back with other files, and then the claim is not what was released.
+        """
+        with storage.exclusive(self.path):
+            entries = self._open().entries
+            if _charged(entries, claim, update) is not None:
+                return True
+            fields = self._fields(claim, budget)
+        wanted = {name: fields[name] for name in lines.RELEASE}
+        return any(one["event"] == "reserved" and wanted.items() <= one.items() for one in entries)
+
     def _fields(self, claim: Claim, budget: privacy_config.Budget) -> dict[str, Any]:
         """A line of this release; its set of records is on disk before the line is."""
         event = claim.event

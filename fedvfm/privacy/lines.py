@@ -12,6 +12,8 @@ from fedvfm import audit, chain, privacy_config
 FILE = "ledger.jsonl"
 END = "ledger"
 _RELEASE = "recipe round base mechanism noise_multiplier sample_rate steps clip data_set records key"
+RELEASE = tuple(name for name in _RELEASE.split() if name != "data_set")
+"""What a release is, whatever its data set is called."""
 _BUDGET = "budget_epsilon budget_delta"
 
 

@@ -26,7 +26,7 @@ COVERED = (
 )
 NOT_COVERED = (
     "metrics: they come from test patients who are not trained on, and are outside epsilon; the policy can forbid them",
-    "the number of images, which the handshake tells",
+    "the number of validation and test images, which the handshake tells, and how long a round takes",
     "what the coordinator or others learn elsewhere, and that this site took part",
 )
 

@@ -119,10 +119,11 @@ def _spent(number: int, entry: Mapping[str, Any]) -> Spent:
 
 
 def read(path: Path, owner: str, public_key: str = "") -> Statement:
-    """What a receipt (.json) or an audit log of either end (.jsonl, or a state folder) says of a ledger.
+    """What a file says of a ledger.
 
     Args:
-        path: the file.
+        path: a receipt of the ledger or of the coordinator's audit log (.json), an audit log of either end (.jsonl), or
+            a state folder that holds one.
         owner: of the ledger.
         public_key: that receipts must be signed with; empty leaves open who signed.
 
@@ -132,7 +133,9 @@ def read(path: Path, owner: str, public_key: str = "") -> Statement:
     """
     log = path / "audit.jsonl" if path.is_dir() else path
     if log.suffix == ".jsonl":
-        return Statement(tuple(_marks(audit.read(log), owner, str(log))))
+        return Statement(tuple(marks(audit.read(log), owner, str(log))))
+    if documents.format_of(path) == audit.Receipt.model_fields["format"].default:
+        return Statement(_heard(path, owner))
     found = documents.read(path, Receipt, "ledger receipt")
     if not keys.verified(keys.read_public(found.public_key), found.signature, found.signed_bytes()):
         raise errors.TrustError(f"ledger receipt {path}: was changed after it was signed")
@@ -144,7 +147,20 @@ def read(path: Path, owner: str, public_key: str = "") -> Statement:
     return Statement((note,), found.rows, found.floor, bool(public_key))
 
 
-def _marks(entries: Sequence[Mapping[str, Any]], owner: str, name: str) -> Iterable[audit.Noted]:
+def _heard(path: Path, owner: str) -> tuple[audit.Noted, ...]:
+    """The ledger's last mark in a receipt of the coordinator's audit log; nothing is known of what was spent then."""
+    found = documents.read(path, audit.Receipt, "receipt")
+    if not keys.verified(keys.read_public(found.public_key), found.signature, found.signed_bytes()):
+        raise errors.TrustError(f"receipt {path}: was changed after it was signed")
+    source = f"the receipt that {found.owner} gave at {found.time}"
+    try:
+        said = [chain.Mark.parse(one.ledger) for one in found.heard if one.owner == owner and one.ledger is not None]
+    except ValueError:
+        raise errors.TrustError(f"receipt {path}: what it says of the ledger is no mark") from None
+    return tuple(audit.Noted(one.length, one.head, source) for one in said)
+
+
+def marks(entries: Sequence[Mapping[str, Any]], owner: str, name: str) -> Iterable[audit.Noted]:
     """Marks of the site's ledger in its own audit log, or in the server's."""
     own = entries[0].get("end") == "site"
     for number, one in enumerate(entries, start=1):

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from fedvfm import errors, privacy_config, registry
+from fedvfm import config, errors, privacy_config, registry
+from fedvfm.privacy import base
 
-TABLE = registry.Table("privacy mechanism", {"none": "fedvfm.privacy.base:NoMechanism"})
+TABLE = registry.Table(
+    "privacy mechanism",
+    {
+        "none": "fedvfm.privacy.base:NoMechanism",
+        "record-level": "fedvfm.privacy.sampled:record_level",
+        "patient-level": "fedvfm.privacy.sampled:patient_level",
+        "site-level": "fedvfm.privacy.site_level:SiteLevel",
+    },
+)
 
 
-def faults(settings: privacy_config.RecipePrivacy) -> list[str]:
-    """Why a recipe with these settings cannot be trained here; nobody trains it without its mechanism instead."""
-    name = settings.mechanism
+def get(settings: privacy_config.RecipePrivacy) -> base.Mechanism:
+    """The mechanism of these settings.
+
+    Raises:
+        UnknownName: if it is not in the table.
+    """
+    made: base.Mechanism = TABLE.get(settings.mechanism)()
+    return made
+
+
+def faults(recipe: config.Recipe) -> list[str]:
+    """Why a recipe with its mechanism cannot be trained here; nobody trains it without its mechanism instead."""
+    name = recipe.privacy.mechanism
     if name in TABLE:
-        return []
+        return get(recipe.privacy).faults(recipe)
     if name in privacy_config.UNITS:
         known = ", ".join(TABLE.names())
         return [
@@ -21,12 +40,12 @@ def faults(settings: privacy_config.RecipePrivacy) -> list[str]:
     return [f"recipe.privacy.mechanism: {TABLE.fault(name)}"]
 
 
-def require(settings: privacy_config.RecipePrivacy) -> None:
-    """Check that the mechanism is there, before anything is built or trained.
+def require(recipe: config.Recipe) -> None:
+    """Check that the mechanism is there and can keep its promise, before anything is built or trained.
 
     Raises:
-        ConfigError: if it is not.
+        ConfigError: if not.
     """
-    found = faults(settings)
+    found = faults(recipe)
     if found:
         raise errors.ConfigError("recipe", found)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedvfm import config, errors, state
+from fedvfm import config, errors, factors, state
 
 LEAST_LOSS, MOST_LOSS = 1e-6, 10.0
 
@@ -19,9 +19,10 @@ class Terms:
         site: the name the handshake gave this node.
         round: the round it was asked for.
         base: the adapter the site was sent (in the site's own ranks).
-        manifest: the exact arrays it must answer with.
+        manifest: every array of its adapter; it must answer with exactly those that train in this round.
         bounds: the recipe's bounds.
         weighting: the recipe's; where the loss is a weight it must be a number that can be one.
+        way: the recipe's ``adapter.factors``: what of a pair trains in a round.
     """
 
     site: str
@@ -30,10 +31,11 @@ class Terms:
     manifest: state.Manifest
     bounds: config.AdmissionConfig
     weighting: str = "examples"
+    way: str = factors.BOTH
 
 
 def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
-    """Return the update if it keeps every term.
+    """Return the update if it keeps every term, as a whole adapter: what did not train is what the site was sent.
 
     Raises:
         Refused: with a reason: ``site-name``, ``stale``, ``base``, ``examples``, ``loss``, ``manifest``,
@@ -54,22 +56,24 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
         raise errors.Refused(
             "loss", f"claims a loss of {loss:.4g}; as a weight it must lie in {LEAST_LOSS:g} to {MOST_LOSS:g}"
         )
-    _check_arrays(update.state, terms.manifest)
+    _check_arrays(update.state, terms)
     if not update.state.finite():
         raise errors.Refused("not-finite", "an array holds NaN or infinity")
+    whole = factors.completed(update.state, terms.base)
     with np.errstate(over="ignore"):  # a difference beyond float32 is infinite, and over any bound
-        norm = (update.state - terms.base).norm()
+        norm = (whole - terms.base).norm()
     if not norm <= terms.bounds.max_update_norm:
         raise errors.Refused("norm", f"update norm {norm:.4g} is over the bound {terms.bounds.max_update_norm:.4g}")
-    return update
+    return update if whole is update.state else replace(update, state=whole)
 
 
-def _check_arrays(adapter: state.AdapterState, manifest: state.Manifest) -> None:
-    expected = {spec.name: spec.shape for spec in manifest}
-    if set(adapter) != set(expected):
-        missing, extra = len(set(expected) - set(adapter)), len(set(adapter) - set(expected))
-        raise errors.Refused("manifest", f"{missing} arrays missing, {extra} not in the manifest")
-    for name, shape in expected.items():
+def _check_arrays(adapter: state.AdapterState, terms: Terms) -> None:
+    expected = set(factors.trained(terms.manifest, terms.way, terms.round))
+    if set(adapter) != expected:
+        missing, idle = len(expected - set(adapter)), len((set(adapter) - expected) & set(terms.base))
+        told = f"{missing} arrays missing, {len(set(adapter) - expected) - idle} not in the manifest"
+        raise errors.Refused("manifest", told + (f", {idle} that do not train in this round" if idle else ""))
+    for name, shape in {spec.name: spec.shape for spec in terms.manifest if spec.name in expected}.items():
         if adapter[name].shape != shape:
             raise errors.Refused(
                 "manifest", f"array '{name}' has shape {adapter[name].shape}, the manifest says {shape}"

@@ -10,7 +10,6 @@ does not. NumPy only, never torch.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import threadpoolctl
 from flwr.serverapp import Grid
 
-from fedvfm import chain, errors, progress, protocol, state, storage
+from fedvfm import chain, errors, factors, progress, protocol, state, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.server import admission, asking, checkpoint, cohort, handshake, journal, optimiser, received
-from fedvfm.server.aggregators import base, svd
+from fedvfm.privacy import base as mechanisms
+from fedvfm.privacy import stated
+from fedvfm.server import (
+    admission,
+    aggregation,
+    asking,
+    checkpoint,
+    cohort,
+    handshake,
+    journal,
+    optimiser,
+    private,
+    received,
+)
+from fedvfm.server.aggregators import base
 from fedvfm.server.aggregators import table as rules
 
 
@@ -45,6 +56,7 @@ class Job:
         durable: an admitted update is on disk before it counts, and none is asked for twice.
         last: the last round, where it is to end before the recipe's; 0 for the recipe's.
         least_tests: how many sites must test the final adapter; 0 for all.
+        simulated: whether noise that this server adds for privacy comes from the seed (simulation only).
     """
 
     name: str
@@ -59,6 +71,7 @@ class Job:
     durable: bool = False
     last: int = 0
     least_tests: int = 0
+    simulated: bool = False
 
     @property
     def rounds(self) -> int:
@@ -77,6 +90,9 @@ class Federation:
         job: what to run.
         grid: Flower's Grid; any engine's.
         observer: told about rounds and replies.
+
+    Raises:
+        ConfigError: if the recipe asks for a privacy that is not to be had here.
     """
 
     def __init__(self, job: Job, grid: Grid, observer: progress.Observer = progress.silent) -> None:
@@ -87,6 +103,7 @@ class Federation:
         self.checkpoints = job.folder / "checkpoints"
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self._kept: dict[str, state.Array] = {}
+        self._private = private.of(job.locked, self.rule, job.folder, simulated=job.simulated)
 
     @property
     def evaluation_path(self) -> Path:
@@ -109,7 +126,7 @@ class Federation:
         """
         if self.evaluation_path.exists():
             return True
-        wrong = cohort.faults(len(self.job.train_sites), self.job.server)
+        wrong = cohort.faults(len(self.job.train_sites), self.job.server) + rules.faults(self.recipe)
         if wrong:
             raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
         members = self._handshake() if members is None else members
@@ -175,12 +192,11 @@ class Federation:
         started = time.monotonic()
         asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
         self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=asked)
-        updates, refused = self._train(number, adapter, [members[name] for name in asked])
-        why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
-        cohort.require(list(updates), asked, self.job.server, number, why)
-        aggregate, kept, record = self._aggregate(updates, members)
-        adapter, velocity = optimiser.step(adapter, aggregate, self._kept, self.recipe.aggregation)
-        self._kept = {**kept, **velocity}
+        made = self._private.found(number, adapter, self._kept) if self._private is not None else None
+        made = made or self._joined(number, adapter, members, asked)
+        trained = factors.trained(self.job.locked.manifest, self.recipe.adapter.factors, number)
+        adapter, velocity = optimiser.step(adapter, made.adapter, self._kept, self.recipe.aggregation, trained)
+        self._kept = {**made.kept, **velocity}
         checkpoint.save(self.checkpoints, number, adapter, self._kept, self.recipe.hash)
         storage.fault_point("between-checkpoint-and-journal")
         every = self.recipe.evaluation.every
@@ -193,9 +209,7 @@ class Federation:
         line = {
             "round": number,
             "fingerprint": adapter.fingerprint,
-            "cohort": asked,
-            "refused": refused,
-            **record,
+            **made.record,
             "validation": validation,
             **self._mark,
             "bytes": self.asker.new_traffic(),
@@ -203,11 +217,33 @@ class Federation:
             "peak_mib": journal.peak_mib(),
         }
         self.observer("round-end", arm=self.job.name, round=number, record=self.journal.append(line))
+        if self._private is not None and not self.job.simulated:
+            self.observer("note", text=f"round {number}: {stated.so_far(line[private.ENTRY])}")
         # The checkpoint before is kept: should this line be lost with the disk's cache, the round can be run again.
         checkpoint.prune(self.checkpoints, number - 1)
         if self.job.durable:
             received.Received(self.job.folder / "received").clear()
         return adapter
+
+    def _joined(
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        members: Mapping[str, handshake.Member],
+        asked: list[str],
+    ) -> aggregation.Joined:
+        """What the cohort's updates came to, and what the journal states of it."""
+        updates, refused = self._train(number, adapter, [members[name] for name in asked])
+        why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
+        cohort.require(list(updates), asked, self.job.server, number, why)
+        record = {"cohort": asked, "refused": refused}
+        if self._private is not None:
+            drawn = self._private.join(number, adapter, updates, self._kept, record, self.journal.rounds)
+            received.Received(self.job.folder / "received").clear()  # what is not private stays no longer than it must
+            return drawn
+        weighting, manifest = self.recipe.aggregation.weighting, self.job.locked.manifest
+        made = aggregation.join(self.rule, updates, members, weighting, manifest, self._kept)
+        return dataclasses.replace(made, record={**record, **made.record})
 
     def _train(
         self, number: int, adapter: state.AdapterState, members: Sequence[handshake.Member]
@@ -232,11 +268,13 @@ class Federation:
                 member.manifest,
                 self.recipe.admission,
                 self.recipe.aggregation.weighting,
+                self.recipe.adapter.factors,
             )
             try:
                 if message.has_error():
                     raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
                 update = admission.admit(protocol.decode_update(message.content), terms)
+                update = update if self._private is None else mechanisms.bare(update)  # the rest is not private
                 if self.job.durable:
                     kept.keep(update, number)
                     storage.fault_point("update-kept")
@@ -260,32 +298,6 @@ class Federation:
 
     def _refused(self, number: int, site: str, reason: str) -> None:
         self.observer("refused", arm=self.job.name, round=number, site=site, reason=reason)
-
-    def _aggregate(
-        self, updates: Mapping[str, state.SiteUpdate], members: Mapping[str, handshake.Member]
-    ) -> tuple[state.AdapterState, dict[str, state.Array], dict[str, Any]]:
-        weights = {name: _weight(update, self.recipe.aggregation.weighting) for name, update in updates.items()}
-        total = sum(weights.values())
-        contributions = [
-            base.Contribution(weights[name], update.state, members[name].manifest) for name, update in updates.items()
-        ]
-        with _blas().limit(limits=1, user_api="blas"):
-            acc = self.rule.init(self.job.locked.manifest, self._kept)
-            for contribution in contributions:
-                acc = self.rule.fold(acc, contribution)
-            aggregate, kept = self.rule.finish(acc)
-            error = svd.factor_error(contributions)
-            # Factors of different ranks have no mean; what the rule itself loses can still be told.
-            mixed = len({one.manifest.fingerprint for one in contributions}) > 1
-            lost = svd.aggregate_error(contributions, aggregate, self.job.locked.manifest) if mixed else None
-        record = {
-            "examples": {name: update.num_examples for name, update in updates.items()},
-            "weights": {name: weight / total for name, weight in weights.items()},
-            "train": {name: dict(update.metrics) for name, update in updates.items()},
-            "factor_error": error,
-            "aggregate_error": lost,
-        }
-        return aggregate, kept, record
 
     def _keep_best(self, number: int, adapter: state.AdapterState, validation: Mapping[str, Any]) -> None:
         if not (self.job.test_best and validation):
@@ -398,25 +410,12 @@ class Federation:
         return content
 
 
-def _weight(update: state.SiteUpdate, weighting: str) -> float:
-    """The site's unnormalised weight; admission has bounded the number it rests on."""
-    if weighting == "loss":
-        return update.metrics["loss"]
-    return float(update.num_examples) if weighting == "examples" else 1.0
-
-
 def _scores(answers: Mapping[str, protocol.Evaluation]) -> dict[str, Any]:
     """Site values and per-sample values, by site."""
     return {
         "sites": {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()},
         "samples": {name: {"id": list(answer.ids), **answer.samples} for name, answer in answers.items()},
     }
-
-
-@functools.cache
-def _blas() -> threadpoolctl.ThreadpoolController:
-    """Handle on NumPy's BLAS. One thread: small products are faster so, and the same bits on any number of cores."""
-    return threadpoolctl.ThreadpoolController()
 
 
 def macro(sites: Mapping[str, Mapping[str, float]], metric: str) -> float:

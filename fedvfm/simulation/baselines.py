@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedvfm import config as configs
+from fedvfm import privacy_config
 from fedvfm.data import hospitals as hospital_data
 
 
@@ -85,9 +86,14 @@ def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]
 
 
 def alone(recipe: configs.Recipe) -> configs.Recipe:
-    """The recipe of an arm that trains at one site: nothing is averaged, so the server takes no step of its own."""
+    """The recipe of an arm that trains at one site: nothing is averaged, so the server takes no step of its own.
+
+    Nor can it hide whether that site took part.
+    """
     plain = recipe.aggregation.model_copy(update={"server_momentum": 0.0, "server_learning_rate": 1.0})
-    return recipe.model_copy(update={"aggregation": plain})
+    at_server = recipe.privacy.mechanism == privacy_config.SITE_LEVEL
+    privacy = privacy_config.NONE if at_server else recipe.privacy
+    return recipe.model_copy(update={"aggregation": plain, "privacy": privacy})
 
 
 def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
@@ -111,7 +117,7 @@ def pooled_twice(experiment: configs.Experiment, sites: Sequence[str]) -> list[A
 
 def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated, with the backbone wholly frozen: what the pretrained features give by themselves."""
-    adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only", "options": {}})
+    adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only", "options": {}, "factors": "both"})
     return [
         Arm(
             "head-only",

@@ -91,7 +91,7 @@ def validate(experiment: configs.Experiment) -> list[str]:
     if experiment.recipe.start is not None:
         faults.append("recipe.start: only a server goes on from an earlier adapter; leave it out")
     if experiment.recipe.aggregation.rule in rules.TABLE:
-        faults += _option_faults(experiment) + _server_step_faults(experiment)
+        faults += _option_faults(experiment) + _server_step_faults(experiment) + rules.faults(experiment.recipe)
     faults += baselines.faults(experiment)
     if not names:
         from fedvfm.client import model as models

@@ -10,6 +10,7 @@ from typing import Any
 from rich.progress import Progress
 
 from fedvfm import progress
+from fedvfm.privacy import stated
 
 
 def watch(quiet: bool) -> contextlib.AbstractContextManager[progress.Observer]:
@@ -27,6 +28,8 @@ def _scores(record: dict[str, Any]) -> str:
         words += [f"val {metric} {sum(values) / len(values):.3f}{mark}"] if values else []
     if record.get("factor_error") is not None:
         words.append(f"factor error {record['factor_error']:.1%}")
+    if "privacy" in record:
+        words.append(stated.so_far(record["privacy"]))
     return ", ".join(words)
 
 

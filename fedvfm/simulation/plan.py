@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Message, RecordDict
 
 from fedvfm import config as configs
-from fedvfm import errors, flower, protocol, state
+from fedvfm import errors, factors, flower, privacy_config, protocol, state
 from fedvfm import recipe as recipes
 from fedvfm.client import budget
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
 from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import baselines, run, summary
+from fedvfm.simulation import baselines, privacy, run, summary
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
@@ -26,7 +26,7 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
 
     ``bytes.up`` and ``down`` are totals of the federated arm, from serialised messages of the real shapes, at most:
     the adapter of the best validated round is tested too only where it is not the last one. ``per_round`` is one
-    round of training and, where validated, evaluation.
+    round of training, the mean over all where they differ, and, where validated, evaluation.
 
     Raises:
         ConfigError: if the recipe of an arm cannot be trained.
@@ -34,6 +34,7 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
     locked, model = models.lock(what.recipe, with_weights=False)
     names = [hospital.name for hospital in hospitals]
     arms = run.arms(what, names)
+    trainable = factors.ever(locked.manifest, locked.recipe.adapter.factors)
     _check(what, arms)
     return {
         "experiment": what.name,
@@ -41,11 +42,12 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         "engine": what.engine,
         "rounds": what.recipe.rounds,
         "backbone": summary.backbone_of(locked),
-        "trainable_parameters": locked.manifest.parameters,
-        "share": locked.manifest.parameters / max(1, locked.backbone_parameters),
+        "trainable_parameters": trainable,
+        "share": trainable / max(1, locked.backbone_parameters),
         "bytes": {**_bytes(what, locked, hospitals), "full_model": summary.full_model_bytes(locked)},
         "peak_mib": _memory(what, model, hospitals),
         "prompt": what.recipe.task.oracle or None,
+        "privacy": privacy.planned(what.recipe, what.server.cohort or len(hospitals), hospitals),
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
         "arms": {
             arm.name: {
@@ -94,16 +96,18 @@ def _bytes(
     total = _handshake(recipe, locked) * (len(hospitals) + 1)
     asked = (what.server.cohort or len(hospitals)) / len(hospitals)
     bases = {hospital.name: _base(what, locked, hospital.name) for hospital in hospitals}
-    train, validate, test = Phase(), Phase(), Phase()
+    odd, even, validate, test = Phase(), Phase(), Phase(), Phase()
     for hospital in hospitals:
-        train += _train(recipe, bases[hospital.name]) * asked
+        odd += _train(locked, bases[hospital.name], 1) * asked
+        even += _train(locked, bases[hospital.name], 2) * asked
         validate += _evaluate(recipe, bases[hospital.name], "val", ()) if hospital.val else Phase()
         test += _evaluate(recipe, bases[hospital.name], "test", [sample.id for sample in hospital.test])
     every = recipe.evaluation.every
     validated = len({*range(every, recipe.rounds + 1, every), recipe.rounds}) if every else 0
     tests = 2 if validated > 1 and validate.up else 1
-    total += train * recipe.rounds + validate * validated + test * tests
-    round_ = train + (validate if validated else Phase())
+    trained = odd * ((recipe.rounds + 1) // 2) + even * (recipe.rounds // 2)
+    total += trained + validate * validated + test * tests
+    round_ = trained * (1 / recipe.rounds) + (validate if validated else Phase())
     return {"up": total.up, "down": total.down, "per_round": {"up": round_.up, "down": round_.down}}
 
 
@@ -128,9 +132,13 @@ def _handshake(recipe: configs.Recipe, locked: recipes.LockedRecipe) -> Phase:
     return _exchange(protocol.HANDSHAKE, protocol.encode_task(protocol.Task(recipe)), protocol.encode_hello(hello))
 
 
-def _train(recipe: configs.Recipe, base: state.AdapterState) -> Phase:
-    metrics: Mapping[str, float] = {"loss": 0.0, "seconds": 0.0, "steps": 0.0}
-    update = state.SiteUpdate("site", base, 1, 0, base.fingerprint, metrics=metrics)
+def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int) -> Phase:
+    recipe = locked.recipe
+    # Under a mechanism nothing that is made of training records leaves beside the adapter.
+    plain = recipe.privacy.mechanism == privacy_config.NO_MECHANISM
+    metrics = dict.fromkeys(("loss", "seconds", "steps"), 0.0) if plain else {}
+    left = base.select(factors.trained(locked.manifest, recipe.adapter.factors, number))
+    update = state.SiteUpdate("site", left, 1, 0, base.fingerprint, metrics=metrics)
     return _exchange(
         protocol.TRAIN, protocol.encode_task(protocol.Task(recipe, 1, base)), protocol.encode_update(update)
     )

@@ -210,7 +210,7 @@ def traffic(journal: Rounds, made: Mapping[str, Any]) -> str:
         "in its favour."
     )
     text = (
-        f"The adapter has {made['trainable_parameters']:,} numbers, {share:.2%} of backbone and head "
+        f"{made['trainable_parameters']:,} numbers train, {share:.2%} of backbone and head "
         f"({size(moved['full_model'])} in fp32)."
     )
     return (

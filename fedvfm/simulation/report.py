@@ -14,8 +14,9 @@ from fedvfm import chain, storage
 from fedvfm import config as configs
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import overlay, prompts
+from fedvfm.privacy import stated
 from fedvfm.report import charts, page
-from fedvfm.simulation import baselines, compare, folder, pictures, provenance, statistics, summary
+from fedvfm.simulation import baselines, compare, folder, pictures, privacy, provenance, statistics, summary
 
 BELOW_HOME = 0.02
 FEW_ROWS = 12
@@ -117,6 +118,7 @@ def body(found: Found, hospitals: Sequence[hospital_data.Hospital], shown: Seque
             "Training, round by round",
             provenance.training(found.journal, found.primary, name, found.federated),
         ),
+        "privacy": ("Privacy: simulated", privacy.section(found.made.get("privacy"))),
         "bytes": ("Bytes moved", provenance.traffic(found.journal, found.made)),
         "hospitals": ("Hospitals", provenance.hospitals(hospitals, found.what)),
         "environment": ("Environment and settings", provenance.environment(found.what, found.made)),
@@ -168,7 +170,10 @@ def _head(found: Found) -> list[str]:
 
 def _notes(found: Found) -> list[str]:
     """What must be read before any number."""
-    return [note for note in (found.what.note, prompts.describe(found.what.recipe.task)) if note]
+    told = [found.what.note, prompts.describe(found.what.recipe.task)]
+    bound = found.made.get("privacy")
+    told += [f"{stated.bound(bound)}; {stated.SIMULATED}"] if bound else []
+    return [note for note in told if note]
 
 
 def _number(count: int, noun: str) -> str:

@@ -23,7 +23,7 @@ from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import prompts
 from fedvfm.data.sources import index
 from fedvfm.server import strategy
-from fedvfm.simulation import baselines, classical, experiment, folder, site_errors, summary, tables
+from fedvfm.simulation import baselines, classical, experiment, folder, privacy, site_errors, summary, tables
 from fedvfm.tasks import table as tasks
 
 MIB = 1 << 20
@@ -188,6 +188,7 @@ def notes(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital])
     planned = arms(what, [hospital.name for hospital in hospitals])
     rounds = {arm.group: arm.recipe.rounds for arm in planned if arm.recipe is not None}
     told = [note for hospital in hospitals for note in hospital.notes]
+    told += privacy.notes(what.recipe, len(hospitals))
     told += [baselines.fewer_rounds(rounds, what, len(hospitals)), prompts.describe(what.recipe.task)]
     return [note for note in dict.fromkeys(told) if note]
 
@@ -215,7 +216,7 @@ def _train_and_report(
         if arm.recipe is None and run.evaluation(arm.name) is None:
             with site_errors.explained(f"arm '{arm.name}'"):
                 run.write_evaluation(arm.name, _classical(what, hospitals))
-    made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started)
+    made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started, hospitals)
     _finish(what, hospitals, run, jobs[0], made, observer)
     return Result(run.path, made)
 
@@ -268,7 +269,9 @@ def _job(
         test_sites=arm.test_sites,
         server=baselines.server_of(arm, what.server),
         per_sample=True,
-        test_best=arm.test_best,
+        # Under a mechanism no round is chosen by what its scores say.
+        test_best=arm.test_best and not privacy.is_private(locked.recipe),
+        simulated=True,
         primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
     )
 
@@ -278,7 +281,9 @@ def members(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital
     memory = sites.Memory(what.cache_mib * MIB)
     everyone = [*hospitals, hospital_data.pooled(hospitals)]
     device = devices.choose(what.device)
-    return [sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), memory) for one in everyone]
+    return [
+        sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), memory, simulated=True) for one in everyone
+    ]
 
 
 def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedvfm import chain, metrics, storage
+from fedvfm import chain, factors, metrics, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
+from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import journal
-from fedvfm.simulation import baselines, folder
+from fedvfm.simulation import baselines, folder, privacy
 from fedvfm.tasks import table as tasks
 
 
@@ -23,6 +24,7 @@ def build(
     arms: Sequence[baselines.Arm],
     locked: recipes.LockedRecipe,
     elapsed: float,
+    hospitals: Sequence[hospital_data.Hospital] = (),
 ) -> dict[str, Any]:
     """The summary of a finished run; its keys are documented in ``simulations/README.md`` and do not change.
 
@@ -42,7 +44,7 @@ def build(
         "rounds": what.recipe.rounds,
         "fingerprint": found["federated"]["fingerprint"],
         "backbone": backbone_of(locked),
-        "trainable_parameters": locked.manifest.parameters,
+        "trainable_parameters": factors.ever(locked.manifest, locked.recipe.adapter.factors),
         "bytes": {
             "up": sum(m["up"] for m in moved),
             "down": sum(m["down"] for m in moved),
@@ -52,7 +54,11 @@ def build(
         "peak_mib": max([journal.peak_mib(), *(row.get("peak_mib", 0.0) for row in records)]),
         "primary": primary,
         "prompt": what.recipe.task.oracle or None,
-        "arms": {group: _arm(group, arms, found, primary) for group in dict.fromkeys(arm.group for arm in arms)},
+        "privacy": privacy.of_arm(arms[0], journals["federated"], hospitals),
+        "arms": {
+            group: {**_arm(group, arms, found, primary), **_epsilon(group, arms, journals, hospitals)}
+            for group in dict.fromkeys(arm.group for arm in arms)
+        },
     }
 
 
@@ -90,6 +96,18 @@ def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], pr
     if "rule" in found[members[0].name]:
         result["rule"] = found[members[0].name]["rule"]
     return result
+
+
+def _epsilon(
+    group: str,
+    arms: Sequence[baselines.Arm],
+    journals: Mapping[str, Any],
+    hospitals: Sequence[hospital_data.Hospital],
+) -> dict[str, Any]:
+    """``simulated_epsilon`` of a private arm: the largest of its trainings, each by itself; null where not bounded."""
+    spent = [privacy.of_arm(arm, journals[arm.name], hospitals) for arm in arms if arm.group == group]
+    values = [one["epsilon"] for one in spent if one is not None]
+    return {"simulated_epsilon": None if None in values else max(values)} if values else {}
 
 
 def _mark(arm: baselines.Arm) -> dict[str, str]:

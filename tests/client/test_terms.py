@@ -192,6 +192,21 @@ def test_messages_beyond_the_recipe(hospital: Hospital) -> None:
         assert hospital.refused(protocol.EVALUATE, task) == "policy-message"
 
 
+def test_an_extension_begins_with_the_adapter_that_its_recipe_names(hospital: Hospital) -> None:
+    """Its people approved to go on from that one: another in its place is refused, and nothing is trained."""
+    task = protocol.Task(make_recipe(start=adapter(7.0).fingerprint), 1, adapter(7.0))
+    hospital.where.remember(lock.of(build(task.recipe)))
+    joining.approve(hospital.where, hospital.where.find(task.recipe.hash))
+    other = protocol.Task(task.recipe, 1, adapter(8.0))
+    assert hospital.refused(protocol.TRAIN, other) == "policy-message"
+    hospital.terms.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))
+    second = protocol.Task(task.recipe, 2, adapter(8.0))
+    hospital.terms.received(protocol.TRAIN, second, asked(protocol.TRAIN, second))
+    # A site with a rank of its own is sent it cut to that, and cannot tell.
+    cut = protocol.Task(task.recipe, 1, state.AdapterState({"head.bias": np.full(1, 8.0, np.float32)}))
+    hospital.terms.received(protocol.TRAIN, cut, asked(protocol.TRAIN, cut))
+
+
 def test_a_refusal_that_leaves_is_recorded(hospital: Hospital) -> None:
     task = train_task(rounds=4)
     message = Message(content=protocol.encode_task(task), dst_node_id=5, message_type=protocol.TRAIN)

@@ -50,7 +50,7 @@ def test_rounds_compose_and_the_first_that_is_too_much_is_refused_before_trainin
         "round 5 would bring site 'north' to epsilon 8.02 (record level, delta 1e-05); its ledger allows 8.00. "
         "Raise noise-multiplier to 1.106 or stop at round 4."
     )
-    assert caught.value.reason == "policy-privacy"
+    assert caught.value.reason == "privacy-budget"
     with pytest.raises(errors.BudgetExceeded), book.hold(claim(5), own):
         pytest.fail("the block ran")
     with pytest.raises(errors.BudgetExceeded):

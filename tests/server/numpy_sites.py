@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedvfm import config as configs
-from fedvfm import flower, protocol, recipe, seeding, state
+from fedvfm import factors, flower, protocol, recipe, seeding, state
 from fedvfm.server import handshake, strategy
 
 SHA = "ab" * 32
@@ -84,8 +84,9 @@ class NumpySite:
         )
 
     def train(self, task: protocol.Task) -> RecordDict:
-        """Every array moves half way to where this site wants it, with a little noise of the round."""
+        """Every array that trains moves half way to where this site wants it, with a little noise of the round."""
         assert task.state is not None
+        rows = manifest(task.recipe.adapter.rank)
         rng = seeding.stream(task.recipe.seed, "train", task.round, self.name)
         arrays = {
             name: (0.5 * array + 0.5 * len(self.name) + 0.1 * rng.standard_normal(array.shape)).astype(np.float32)
@@ -93,7 +94,7 @@ class NumpySite:
         }
         update = state.SiteUpdate(
             self.name,
-            state.AdapterState(arrays),
+            state.AdapterState(arrays).select(factors.trained(rows, task.recipe.adapter.factors, task.round)),
             self.examples,
             task.round - 1,
             task.state.fingerprint,

@@ -94,6 +94,55 @@ def test_a_loss_that_is_a_weight_has_bounds(loss: float | None) -> None:
     assert refused.value.reason == "loss"
 
 
+# -- one factor at a time ----------------------------------------------------------------------------------------------
+
+PAIR = state.Manifest.of(
+    [
+        state.ArraySpec("q.A", (2, 3), "lora", "A", "q"),
+        state.ArraySpec("q.B", (4, 2), "lora", "B", "q"),
+        state.ArraySpec("w", (2,), "head"),
+    ]
+)
+START = state.AdapterState({spec.name: np.full(spec.shape, 0.25, np.float32) for spec in PAIR})
+
+
+def one_factor(number: int, names: list[str], way: str = "alternate", value: float = 0.5) -> state.SiteUpdate:
+    left = state.AdapterState({name: np.full(START[name].shape, value, np.float32) for name in names})
+    terms = admission.Terms("north", number, START, PAIR, configs.AdmissionConfig(max_update_norm=1.0), way=way)
+    return admission.admit(state.SiteUpdate("north", left, 10, number - 1, START.fingerprint), terms)
+
+
+@pytest.mark.parametrize(("number", "trained", "idle"), [(1, "q.B", "q.A"), (2, "q.A", "q.B"), (3, "q.B", "q.A")])
+def test_only_what_trained_may_come_and_the_rest_is_what_was_sent(number: int, trained: str, idle: str) -> None:
+    found = one_factor(number, [trained, "w"])
+    assert set(found.state) == set(START)
+    assert found.state[idle].tobytes() == START[idle].tobytes()
+    assert (found.state[trained] == 0.5).all()
+    for names, detail in (
+        ([idle, "w"], "1 arrays missing, 0 not in the manifest, 1 that do not train in this round"),
+        ([trained, idle, "w"], "0 arrays missing, 0 not in the manifest, 1 that do not train in this round"),
+        ([trained], "1 arrays missing, 0 not in the manifest"),
+    ):
+        with pytest.raises(errors.Refused, match=f"{detail}$") as refused:
+            one_factor(number, names)
+        assert refused.value.reason == "manifest"
+
+
+def test_the_norm_of_one_factor_has_the_same_bound() -> None:
+    """B has 8 numbers and w has 2: with each moved by 0.31 the norm is 0.98, by 0.32 it is 1.01."""
+    assert one_factor(1, ["q.B", "w"], value=0.25 + 0.31)
+    with pytest.raises(errors.Refused, match=r"update norm 1\.01"):
+        one_factor(1, ["q.B", "w"], value=0.25 + 0.32)
+
+
+def test_freeze_a_takes_no_a_in_any_round() -> None:
+    assert one_factor(2, ["q.B", "w"], "freeze-A").state["q.A"].tobytes() == START["q.A"].tobytes()
+    with pytest.raises(errors.Refused, match="do not train in this round"):
+        one_factor(2, ["q.A", "w"], "freeze-A")
+    with pytest.raises(errors.Refused, match="1 arrays missing"):
+        one_factor(2, ["q.A", "w"], "both")
+
+
 def test_all_documented_reasons_are_tested() -> None:
     documented = {word.strip("`. \n") for word in (admission.admit.__doc__ or "").split("reason:")[1].split(",")}
     assert documented == {"loss", *(reason for reason, _, _ in BAD)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from flwr.app import Message
 
 from fedvfm import chain, config, errors, flower, flower_runtime, protocol
 from fedvfm.client import joining
-from fedvfm.server import asking, coordinate, departures, enrolment, greeting, reach, standing, steering
+from fedvfm.server import asking, coordinate, departures, enrolment, greeting, patience, reach, standing, steering
 from fedvfm.trust import lock
 
 ROUNDS = 4
@@ -37,6 +38,7 @@ class Town:
         self.silent: set[str] = set()
         self.when: dict[tuple[str, Any], Callable[[], object]] = {}
         self.events: list[tuple[str, dict[str, Any]]] = []
+        self._later: list[tuple[float, Callable[[], object]]] = []
         self.server = enrolment.init(
             folder / "server", enrolment.Plan("town", "127.0.0.1:8443", (), tuple(names)), *self.lock()
         )
@@ -94,6 +96,15 @@ class Town:
     def _note(self, text: str) -> None:
         self._observe("note", text=text)
 
+    def at(self, moment: float, action: Callable[[], object]) -> None:
+        """Do something at a time of the monotonic clock, between two answers."""
+        self._later.append((moment, action))
+
+    def pass_time(self) -> None:
+        for moment, action in [one for one in self._later if time.monotonic() >= one[0]]:
+            self._later.remove((moment, action))
+            action()
+
     def notes(self) -> str:
         return "\n".join(fields["text"] for event, fields in self.events if event == "note")
 
@@ -128,6 +139,7 @@ class _Grid(departures.WatchfulGrid):
         self._town = town
 
     def nodes(self) -> list[flower_runtime.Node]:
+        self._town.pass_time()
         return [node for name, node in self._town.nodes.items() if name not in self._town.away]
 
     def _pull(self, message_ids: list[str]) -> list[Message]:
@@ -275,15 +287,118 @@ def test_the_time_is_over_and_it_goes_on_with_the_quorum(make: Callable[..., Tow
     assert "goes on without: west (policy-backbone)" in town.notes()
 
 
-def test_the_time_is_over_and_there_is_no_quorum(make: Callable[..., Town]) -> None:
+@pytest.mark.parametrize(
+    ("word", "limit"), [("approval-pending", "approval"), ("policy-closed", "approval"), ("not-connected", "join")]
+)
+def test_the_time_is_over_and_there_is_no_quorum(make: Callable[..., Town], word: str, limit: str) -> None:
     town = make()
-    town.refuses["west"] = "approval-pending"
+    town.away.update({"west"} if word == "not-connected" else ())
+    town.refuses["west"] = word
     with pytest.raises(
         errors.QuorumMissed,
-        match=r"after 0\.3 s waiting: 1 of 2 sites are there, the quorum is 2; missing: west \(approval-pending\)",
+        match=rf"after 0\.3 s waiting: 1 of 2 sites are there, the quorum is 2; missing: west \({word}\)",
     ):
-        town.run(join_timeout_s=0.3)
+        town.run(**{"join_timeout_s": 60.0, "approval_timeout_s": 60.0, f"{limit}_timeout_s": 0.3})
     assert not (town.server.run_path(town.server.about.recipe) / "journal.jsonl").exists()
+
+
+def test_a_person_has_longer_than_a_site_that_is_absent(make: Callable[..., Town]) -> None:
+    """An approval that takes a night does not end a federation whose sites are all there."""
+    town = make()
+    town.refuses["west"] = "approval-pending"
+    begins = time.monotonic()
+
+    def approve() -> None:
+        assert time.monotonic() > begins + 0.5
+        town.refuses.clear()
+
+    town.at(begins + 0.6, approve)
+    found = town.run(join_timeout_s=0.2)
+    assert found is not None
+    assert town.cohorts() == [["east", "west"]] * ROUNDS
+    assert town.notes().count("missing: west (approval-pending)") == 1, "told once, and shown all the time"
+
+
+def test_a_site_that_comes_and_goes_is_not_waited_for_without_end() -> None:
+    now = [0.0]
+    waits = patience.Patience(
+        config.ServerConfig(join_timeout_s=100.0, approval_timeout_s=500.0), again=False, clock=lambda: now[0]
+    )
+    for now[0] in range(0, 501, 50):
+        assert waits.given_up({"west": "not-connected" if now[0] % 100 else "asked"} if now[0] % 150 else {}) == {}
+    now[0] = 501.0
+    assert waits.given_up({"west": "asked"}) == {"west": 500.0}
+
+
+def test_a_server_that_starts_again_goes_on_with_its_quorum(make: Callable[..., Town]) -> None:
+    """Rounds were done: who is not back soon may join later; at the first start all of them had an hour."""
+    town = make()
+    town.when["round-end", 1] = lambda: steering.pause(town.server)
+    sleep = coordinate.time.sleep
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(seconds: float) -> None:
+            if town.stands().get("phase") == "paused":
+                raise KeyboardInterrupt
+            sleep(seconds)
+
+        patch.setattr(coordinate.time, "sleep", stop)
+        with pytest.raises(KeyboardInterrupt):
+            town.run(quorum=1, join_timeout_s=60.0)
+    steering.resume(town.server)
+    town.away.add("west")
+    found = town.run(quorum=1, join_timeout_s=60.0, away_timeout_s=0.3)
+    assert found is not None
+    assert town.cohorts() == [["east", "west"], *[["east"]] * 3]
+    assert "goes on without: west (not-connected)" in town.notes()
+
+
+# -- who was invited ---------------------------------------------------------------------------------------------------
+
+
+def test_a_federation_does_not_begin_without_a_site_that_was_invited(make: Callable[..., Town]) -> None:
+    """Whoever approves the first request and starts has no federation of one: the second site is waited for."""
+    town = make("east")
+    enrolment.invite(town.server, "west")
+    town.when["note", "waiting"] = lambda: town.join("west")
+    assert town.run(join_timeout_s=0.1) is not None
+    assert town.cohorts() == [["east", "west"]] * ROUNDS
+    assert "0 of 2 sites are there, the quorum is 2; missing: east (asked), west (invited, not yet approved)" in (
+        town.notes()
+    )
+
+
+def test_a_site_that_never_joins_ends_the_wait_with_what_to_do(make: Callable[..., Town]) -> None:
+    town = make("east")
+    enrolment.invite(town.server, "west")
+    with pytest.raises(errors.QuorumMissed, match=r"west \(invited, not yet approved\).*server start --without west"):
+        town.run(approval_timeout_s=0.3)
+    assert town.run(without=("west",), approval_timeout_s=0.3) is not None
+    assert town.cohorts() == [["east"]] * ROUNDS
+    assert "goes on without: west (invited, not yet approved)" in town.notes()
+
+
+def test_with_a_quorum_a_site_that_was_invited_is_waited_for_like_an_absent_one(make: Callable[..., Town]) -> None:
+    town = make("east")
+    enrolment.invite(town.server, "west")
+    assert town.run(quorum=1, join_timeout_s=0.3) is not None
+    assert "goes on without: west (invited, not yet approved)" in town.notes()
+
+
+def test_a_site_invited_while_rounds_run_holds_up_nobody(make: Callable[..., Town]) -> None:
+    town = make()
+    town.when["round", 2] = lambda: (enrolment.invite(town.server, "later"), steering.pause(town.server))
+    town.when["note", "paused"] = lambda: steering.resume(town.server)
+    assert town.run() is not None
+    steering.extend(town.server, 1)
+    assert town.run() is not None
+    assert "later" not in town.notes()
+
+
+def test_without_a_site_that_is_there_it_takes_part_all_the_same(make: Callable[..., Town]) -> None:
+    town = make()
+    assert town.run(without=("west",)) is not None
+    assert "west" in town.cohorts()[-1]
 
 
 def test_a_round_that_misses_the_quorum_is_asked_for_again_and_then_given_up(make: Callable[..., Town]) -> None:
@@ -354,6 +469,40 @@ def test_a_finish_ordered_before_the_first_round(make: Callable[..., Town]) -> N
     found = town.run()
     assert found is not None
     assert (found["round"], len(town.cohorts())) == (1, 1)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_finish_is_taken_back_in_the_round_it_was_ordered(make: Callable[..., Town], number: int) -> None:
+    town = make()
+    if number == 1:
+        steering.finish(town.server)
+        town.when["round", 1] = lambda: steering.unfinish(town.server)
+    else:
+        town.when["round", 2] = lambda: steering.finish(town.server)
+        town.when["reply", 2] = lambda: steering.unfinish(town.server)
+    found = town.run()
+    assert found is not None
+    assert (found["round"], len(town.cohorts())) == (ROUNDS, ROUNDS)
+    kinds = [entry["kind"] for entry in town.server.audit.entries if entry["event"] == "steered"]
+    assert kinds == ["finish", "finish-undone"]
+
+
+def test_a_finish_is_not_taken_back_once_the_final_test_began(make: Callable[..., Town]) -> None:
+    town = make()
+    refused = []
+
+    def undo() -> None:
+        with pytest.raises(errors.ConfigError, match=r"is at its final test\. For more rounds: fedvfm server extend"):
+            steering.unfinish(town.server)
+        refused.append(True)
+
+    town.when["round", 2] = lambda: steering.finish(town.server)
+    town.when["test", 2] = undo
+    found = town.run()
+    assert found is not None
+    assert (found["round"], refused) == (2, [True])
+    with pytest.raises(errors.ConfigError, match="is finished already"):
+        steering.unfinish(town.server)
 
 
 def test_extended_from_the_final_adapter_under_another_hash(make: Callable[..., Town]) -> None:

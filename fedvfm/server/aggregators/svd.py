@@ -154,6 +154,8 @@ def factor_error(contributions: Sequence[base.Contribution]) -> float | None:
         left = np.stack([contribution.state[b.name].astype(np.float64) for contribution in contributions])
         right = np.stack([contribution.state[a.name].astype(np.float64) for contribution in contributions])
         own_difference, own_whole = _squares(left, right, np.asarray(weights)[:, None, None])
+        # One factor is the same everywhere, as where the other one trains alone: then nothing but rounding is lost.
+        own_difference = 0.0 if _same(left) or _same(right) else own_difference
         difference, whole = difference + a.scale**2 * own_difference, whole + a.scale**2 * own_whole
     return float(np.sqrt(difference / whole)) if whole > 0 else None
 
@@ -202,6 +204,11 @@ def _squares(left: Matrix, right: Matrix, share: Matrix) -> tuple[float, float]:
         return float(np.square(product - mean_left @ mean_right).sum()), float(np.square(product).sum())
     # mean(B A) - mean(B) mean(A) = sum p (B - mean B)(A - mean A): no cancellation in this form.
     return _gram_square(share * (left - mean_left), right - mean_right), _gram_square(share * left, right)
+
+
+def _same(factors: Matrix) -> bool:
+    """Whether all sites hold the same factor. Shapes: factors (K, ., .)."""
+    return bool((factors == factors[:1]).all())
 
 
 def _tall(left: Matrix) -> Matrix:

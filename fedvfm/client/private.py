@@ -1,0 +1,144 @@
+"""A private round at a site: which units a step draws, and what their images' losses are.
+
+Sums, clips and noise are the mechanism's (:mod:`fedvfm.privacy`); images, views and losses are the site's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fedvfm import errors
+from fedvfm.client import model as models
+from fedvfm.client import site as sites
+from fedvfm.data import sample as samples
+from fedvfm.privacy import base, entropy, rounds
+from fedvfm.privacy import table as mechanisms
+
+Unit = tuple[samples.Sample, ...]
+
+
+def draws_of(site: sites.Site, seed: int, round_number: int) -> entropy.Draws:
+    """The operating system's entropy; of a virtual hospital the run's seed, so that engines agree."""
+    if site.simulated:
+        return entropy.Seeded(seed, "privacy", round_number, site.name)
+    return entropy.System()
+
+
+def units_of(model: models.AdaptedModel, site: sites.Site) -> list[Unit]:
+    """What a step draws from: the training samples of each record or patient, in the order of the units' names.
+
+    Raises:
+        DataError: if there is none.
+    """
+    unit = mechanisms.get(model.recipe.privacy).unit
+    source = getattr(site.hospital, "source", None)
+    found = list(rounds.members(unit, site.split("train"), site.name, source).values())
+    if not found:
+        raise errors.DataError(f"site '{site.name}' has no training sample")
+    return found
+
+
+class Steps:
+    """The steps of one round.
+
+    Args:
+        steps: of the mechanism.
+        model: the adapted model.
+        site: whose images.
+        optimiser: takes the private gradient.
+        units: that are drawn from.
+        first: number of steps before this round.
+        count: of steps in the round.
+        full: draw a whole batch each time, for a trial of how long it takes; nothing private comes of it.
+    """
+
+    def __init__(
+        self,
+        steps: base.Steps,
+        model: models.AdaptedModel,
+        site: sites.Site,
+        optimiser: torch.optim.Optimizer,
+        units: Sequence[Unit],
+        *,
+        first: int,
+        count: int,
+        full: bool = False,
+    ) -> None:
+        self._steps, self._model, self._site, self._optimiser = steps, model, site, optimiser
+        self._units, self._first, self.count, self._full = list(units), first, count, full
+        self._taken = 0
+
+    def take(self) -> float:
+        """One step; no loss is told."""
+        batch = min(self._model.recipe.optimiser.batch_size, len(self._units))
+        drawn = list(range(batch)) if self._full else self._steps.draw(len(self._units))
+        chosen = [[self._units[one][image] for image in self._steps.choose(len(self._units[one]))] for one in drawn]
+        number = self._first + self._taken
+        self._steps.gradient(chosen, lambda some: losses(self._model, self._site, some, number, self.count))
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self._taken += 1
+        return math.nan
+
+
+@contextlib.contextmanager
+def opened(
+    part: base.SitePart,
+    model: models.AdaptedModel,
+    site: sites.Site,
+    optimiser: torch.optim.Optimizer,
+    round_number: int,
+    *,
+    full: bool = False,
+) -> Iterator[Steps]:
+    """The private steps of a round.
+
+    Raises:
+        ConfigError: if this model cannot be trained so.
+        DataError: if there is nothing to train on.
+    """
+    recipe, units = model.recipe, units_of(model, site)
+    event = rounds.event_of(recipe, len(units))
+    if event is None:
+        raise errors.ConfigError("recipe", [f"mechanism '{recipe.privacy.mechanism}' spends nothing at a site"])
+    draws = draws_of(site, recipe.seed, round_number)
+    # Dropout's masks are part of the release. From the run's seed they would depend, for all who know it, on who else
+    # is in the batch.
+    torch.manual_seed(int(draws.uniform(1)[0] * 2**53))
+    first = (round_number - 1) * event.steps
+    work = base.Work(
+        model,
+        [group["params"] for group in optimiser.param_groups],
+        f"site '{site.name}', round {round_number}",
+        [unit[0] for unit in units[:2]],
+        lambda some: losses(model, site, some, first, event.steps),
+    )
+    with part.prepare(work, recipe, event, draws) as steps:
+        yield Steps(steps, model, site, optimiser, units, first=first, count=event.steps, full=full)
+
+
+def losses(
+    model: models.AdaptedModel, site: sites.Site, some: Sequence[samples.Sample], step: int, count: int
+) -> Tensor:
+    """One loss each, of that image alone, in the view of this step; views change with every expected pass.
+
+    Shapes: (n,).
+    """
+    views, epochs = model.recipe.data.views, model.recipe.optimiser.local_epochs
+    passed = step * epochs // count
+    view, words = (passed % views, ("epoch", passed)) if views else (-1, ("step", step))
+    examples = [site.example(model, one, view, words) for one in some]
+    targets = [torch.as_tensor(model.task.target(one.prepared, one.sample.label)) for one in examples]
+    logits = model(*sites.collate(examples, model))
+    # One by one: a loss that weighs classes over its batch would tie an image's gradient to its neighbours.
+    return torch.stack(
+        [
+            model.task.loss(logits[at : at + 1], target.unsqueeze(0).to(model.device))
+            for at, target in enumerate(targets)
+        ]
+    )

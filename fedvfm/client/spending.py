@@ -1,0 +1,143 @@
+"""What a recipe spends of this site's privacy: reserved before a round is trained, charged before its update leaves.
+
+The ledger itself is in :mod:`fedvfm.privacy.ledger`; here is what of a message, the site's data and its file goes into
+it. A ledger that does not hold what this site's own audit log noted of it was cut or restored: nothing is charged then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvfm import config as configs
+from fedvfm import errors, privacy_config
+from fedvfm.privacy import ledger, receipts, records, rounds
+
+
+def private(recipe: configs.Recipe) -> bool:
+    """Whether the recipe has a mechanism."""
+    return recipe.privacy.mechanism != privacy_config.NO_MECHANISM
+
+
+def names(recipe: configs.Recipe, hospital: Any) -> list[str]:
+    """The units of this site that a mechanism protects: records, patients, or the site itself."""
+    unit = privacy_config.UNITS[recipe.privacy.mechanism]
+    return records.ids(unit, hospital.train, hospital.name, getattr(hospital, "source", None))
+
+
+def require(recipe: configs.Recipe, budget: privacy_config.Budget | None) -> privacy_config.Budget | None:
+    """The budget that a recipe's rounds are charged to; None where there is neither a mechanism nor a budget.
+
+    Raises:
+        PolicyRefused: if the site has none, or it counts otherwise than the recipe: "privacy-budget". So too where the
+            site has one and the recipe no mechanism: after a plain update no epsilon of these images is true.
+    """
+    if not private(recipe):
+        if budget is not None:
+            raise _refused(
+                f"the recipe has no privacy mechanism, and [privacy] of this site gives data set '{budget.data_set}' a "
+                "budget: a plain update is more than any. Ask for a mechanism, or take [privacy] out and count nothing"
+            )
+        return None
+    mechanism, delta = recipe.privacy.mechanism, recipe.privacy.delta or 0.0
+    unit = privacy_config.UNITS[mechanism]
+    if budget is None:
+        raise _refused(
+            f"recipe.privacy.mechanism = '{mechanism}', and this site's file has no [privacy]. Write data_set, "
+            f'epsilon, delta and unit = "{unit}" there: what its data may spend over all runs'
+        )
+    if budget.unit != unit:
+        raise _refused(
+            f"recipe.privacy.mechanism = '{mechanism}' counts by {unit}, [privacy] of this site by {budget.unit}. "
+            "Epsilons of different units do not add up: ask for a recipe that counts as this site does"
+        )
+    if delta > budget.delta:
+        raise _refused(
+            f"recipe.privacy.delta = {delta:g} is above {budget.delta:g}, the delta of this site's [privacy]. Ask for "
+            "a recipe with a smaller one"
+        )
+    return budget
+
+
+def _refused(detail: str) -> errors.PolicyRefused:
+    return errors.PolicyRefused("privacy-budget", detail)
+
+
+@dataclass(frozen=True)
+class Account:
+    """One round of a recipe, and the ledger it is charged to."""
+
+    book: ledger.Ledger
+    claim: ledger.Claim
+    budget: privacy_config.Budget
+
+    def hold(self) -> contextlib.AbstractContextManager[ledger.Hold]:
+        """Reserve the round while it trains; see :meth:`fedvfm.privacy.ledger.Ledger.hold`."""
+        return self.book.hold(self.claim, self.budget)
+
+    def again(self, update: str) -> bool:
+        """Charge an update that was kept; what was charged is not charged twice. Whether it may leave.
+
+        Raises:
+            BudgetExceeded, LedgerError: then it must not.
+        """
+        if not self.book.known(self.claim, self.budget, update):
+            return False
+        self.book.charge(self.claim, self.budget, update)
+        return True
+
+
+def account(
+    recipe: configs.Recipe,
+    number: int,
+    start: str,
+    hospital: Any,
+    budget: privacy_config.Budget,
+    log: Sequence[Mapping[str, Any]],
+) -> Account:
+    """The account of one round.
+
+    Args:
+        recipe: which.
+        number: of the round.
+        start: fingerprint of the adapter it starts from.
+        hospital: the site's samples.
+        budget: as :func:`require` gave it.
+        log: entries of the site's own audit log, which hold marks of the ledger.
+
+    Raises:
+        LedgerError: if the ledger is not what it was, or there is nothing to draw from.
+    """
+    units = names(recipe, hospital)
+    event = rounds.event_of(recipe, len(units)) if units else None
+    if event is None:
+        raise errors.LedgerError(f"site '{hospital.name}' has no {budget.unit} to train on; nothing can be charged")
+    with _told():
+        book = ledger.Ledger(Path(budget.ledger), hospital.name, budget.unit)
+        _require_whole(book, log)
+    left = max(1, recipe.rounds - number + 1)
+    return Account(book, ledger.Claim(recipe.hash, number, start, event, units, left), budget)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """An edited ledger is a refusal of the site too."""
+    try:
+        yield
+    except errors.AuditError as error:
+        raise errors.LedgerError(str(error)) from None
+
+
+def _require_whole(book: ledger.Ledger, log: Sequence[Mapping[str, Any]]) -> None:
+    """Check the ledger against what this site's audit log noted of it with every update.
+
+    Raises:
+        LedgerError: if it does not hold all of it; written down, so that only reconciling helps.
+    """
+    wrong = receipts.misfits(book.entries, receipts.marks(log, book.owner, "this site's audit log"))
+    if wrong:
+        book.suspend(max(wrong, key=lambda one: one.length))
+    ledger.require_sound(book.path, book.entries, book.records.key_id())

@@ -1,0 +1,137 @@
+"""One private step: clip the gradient of each unit, sum, add noise, divide by a number that tells nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvfm import config, errors
+from fedvfm.privacy import base, entropy, gradients
+
+_SLACK = 1e-6
+"""Rows are clipped to this much less than the clip, so that rounding brings none above it."""
+
+_MOST_UNITS, _ROW_BYTES = 16, 1 << 28
+
+
+class PrivateSteps:
+    """The steps of one round at one site.
+
+    Args:
+        way: of the gradients.
+        work: what is trained.
+        recipe: whose batch and memory options are read.
+        event: what the round spends: rate, noise and clip.
+        draws: where all randomness comes from.
+    """
+
+    def __init__(
+        self,
+        way: gradients.Way,
+        work: base.Work,
+        recipe: config.Recipe,
+        event: base.PrivacyEvent,
+        draws: entropy.Draws,
+    ) -> None:
+        self.way, self.event = way, event
+        self._parameters, self._draws, self._where = work.parameters, draws, work.where
+        self._groups = [sum(one.numel() for one in group) for group in work.groups]
+        self._sizes = [one.numel() for one in self._parameters]
+        self._numbers = sum(self._sizes)
+        # Not the site's own count, where that is smaller: what leaves would tell it.
+        self._batch = recipe.optimiser.batch_size
+        self._images = recipe.privacy.images_per_patient
+        room = _ROW_BYTES // (12 * max(self._numbers, 1))
+        self._held = recipe.privacy.microbatch or max(1, min(_MOST_UNITS, room))
+        self._reached = False
+
+    def draw(self, units: int) -> list[int]:
+        """Each unit by itself with the event's chance: a Poisson sample, which may be empty."""
+        chosen = np.flatnonzero(self._draws.uniform(units) < self.event.sample_rate)
+        return [int(one) for one in chosen]
+
+    def choose(self, images: int) -> list[int]:
+        """All of a unit's images where they are few, else as many as the recipe says, drawn afresh."""
+        if images <= self._images:
+            return list(range(images))
+        return sorted(int(one) for one in np.argsort(self._draws.uniform(images))[: self._images])
+
+    def gradient(self, units: Sequence[Sequence[Any]], losses: base.Losses) -> None:
+        """See base. Without a unit it is noise alone, as it must be: that none was drawn is no one's to know."""
+        noisy = self.clipped(units, losses)
+        scale = self.event.noise_multiplier * self.event.clip
+        noisy += scale * torch.from_numpy(self._draws.normal(self._numbers)).to(noisy.device)
+        noisy /= self._batch
+        for one, share in zip(self._parameters, torch.split(noisy, self._sizes), strict=True):
+            one.grad = share.reshape(one.shape).to(one)
+
+    def clipped(self, units: Sequence[Sequence[Any]], losses: base.Losses) -> Tensor:
+        """The sum of the units' clipped gradients. Shapes: (P,), float64."""
+        first = self._parameters[0]
+        # Apple's GPUs have no float64.
+        device = torch.device("cpu") if first.device.type == "mps" else first.device
+        total = torch.zeros(self._numbers, dtype=torch.float64, device=device)
+        for start in range(0, len(units), self._held):
+            some = units[start : start + self._held]
+            rows = self.way.rows(some, losses).to(device)
+            if rows.shape != (len(some), self._numbers):
+                raise errors.TrainingError(
+                    f"{self._where}: {len(some)} units gave gradients {tuple(rows.shape)}, not one row each of "
+                    f"{self._numbers}; nothing is sent. Report this"
+                )
+            total += clipped_sum(rows, self.event.clip, self._where)
+        self._look(units, total)
+        return total
+
+    def _look(self, units: Sequence[Sequence[Any]], total: Tensor) -> None:
+        """At the first units of a round: noise would hide for ever that the adapter learns nothing from them."""
+        if self._reached or not units:
+            return
+        if not all(bool(share.any()) for share in torch.split(total, self._groups) if len(share)):
+            raise errors.TrainingError(
+                f"{self._where}: no gradient reaches what trains, so noise is all it would learn; nothing is sent and "
+                "no epsilon reported. Check recipe.adapter and the loss"
+            )
+        self._reached = True
+
+
+def clipped_sum(rows: Tensor, clip: float, where: str) -> Tensor:
+    """Sum of rows that are scaled down to a norm of at most ``clip``, over all their numbers; ``rows`` is changed.
+
+    Shapes: (U, P) float32 -> (P,) float64.
+
+    Raises:
+        TrainingError: if a number is not finite, or a row stays above the clip.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    if not bool(torch.isfinite(norms).all()):
+        raise errors.TrainingError(
+            f"{where}: a gradient is not finite. Lower recipe.optimiser.learning_rate or check the images"
+        )
+    factors = (clip * (1 - _SLACK) / norms).clamp(max=1.0)
+    rows *= factors.to(rows.dtype).unsqueeze(1)
+    largest = float(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).max())
+    if not largest <= clip * (1 + _SLACK):
+        raise errors.TrainingError(
+            f"{where}: a clipped gradient has norm {largest:.8g}, above the clip {clip:g}; nothing is sent. Report this"
+        )
+    return rows.sum(dim=0, dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def opened(
+    work: base.Work,
+    recipe: config.Recipe,
+    event: base.PrivacyEvent,
+    draws: entropy.Draws,
+    *,
+    hooks: bool | None = None,
+) -> Iterator[PrivateSteps]:
+    """The steps of a round, on a model that nothing stays in afterwards; ``hooks``: see :func:`gradients.opened`."""
+    with gradients.opened(work, hooks=hooks) as way:
+        yield PrivateSteps(way, work, recipe, event, draws)

@@ -1,0 +1,185 @@
+"""Privacy at the server: a round's aggregate is made private once, put on disk, and only then used.
+
+A server that was killed after that finds it there and draws no second time for the same round: the mean of two draws
+has less noise than the journal states.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import chain, errors, factors, state, storage
+from fedvfm import recipe as recipes
+from fedvfm.privacy import accountant, entropy, planner
+from fedvfm.privacy import base as mechanisms
+from fedvfm.privacy import table as mechanism_table
+from fedvfm.server import aggregation, checkpoint
+from fedvfm.server.aggregators import base
+
+FOLDER = "private"
+ENTRY = "privacy"
+"""Key of a journal line, and of what is kept beside a private mean."""
+_COMPUTED = ("norm", "examples")
+"""Reasons of a refusal whose detail is a number made from a site's images."""
+
+Rounds = Sequence[Mapping[str, Any]]
+
+
+def of(locked: recipes.LockedRecipe, rule: base.Aggregator, folder: Path, *, simulated: bool) -> Private | None:
+    """The server's part of the recipe's mechanism; None where it has none.
+
+    Raises:
+        ConfigError: if the recipe has a mechanism that is not known here, or cannot keep what it promises.
+    """
+    mechanism_table.require(locked.recipe)
+    part = mechanism_table.get(locked.recipe.privacy).server()
+    return None if part is None else Private(part, locked, rule, folder, simulated=simulated)
+
+
+class Private:
+    """Makes the rounds of one federation private.
+
+    Args:
+        part: the mechanism's.
+        locked: recipe and manifest.
+        rule: a sum: it is given the private mean as if it were one update of all sites asked.
+        folder: of the federation.
+        simulated: noise comes from the recipe's seed; only a simulation, whose engines must agree, may say so.
+    """
+
+    def __init__(
+        self,
+        part: mechanisms.ServerPart,
+        locked: recipes.LockedRecipe,
+        rule: base.Aggregator,
+        folder: Path,
+        *,
+        simulated: bool,
+    ) -> None:
+        self._part, self._locked, self._rule, self._simulated = part, locked, rule, simulated
+        self._recipe = locked.recipe
+        self._folder = folder / FOLDER
+
+    def found(
+        self, number: int, start: state.AdapterState, kept: Mapping[str, state.Array]
+    ) -> aggregation.Joined | None:
+        """What was drawn for this round before the server was stopped, if anything was.
+
+        Raises:
+            CheckpointError: if it is damaged, or was drawn from another adapter. There is no second draw.
+        """
+        path = checkpoint.path_of(self._folder, number)
+        if not path.exists():
+            return None
+        mean, _, marks = checkpoint.read(path)
+        if (marks.get("recipe"), marks.get("base")) != (self._recipe.hash, start.fingerprint):
+            raise errors.CheckpointError(
+                f"{path}: noise was drawn for round {number} before, from another adapter, and is not drawn twice: "
+                "epsilon would be more than the journal states. Restore the folder from a backup"
+            )
+        return self._joined(mean, json.loads(marks["record"]), kept)
+
+    def join(
+        self,
+        number: int,
+        start: state.AdapterState,
+        updates: Mapping[str, state.SiteUpdate],
+        kept: Mapping[str, state.Array],
+        record: Mapping[str, Any],
+        before: Rounds,
+    ) -> aggregation.Joined:
+        """Clip, sum, add noise, divide by the number asked, put it on disk, and give it to the rule.
+
+        Args:
+            number: of the round.
+            start: the global adapter that the sites started from.
+            updates: admitted, by site in sorted order.
+            kept: what the rule left in the round before.
+            record: what the journal states of the round so far, ``cohort`` and ``refused`` among it.
+            before: the journal's lines.
+        """
+        asked = len(record["cohort"])
+        mean, told = self._mean(number, start, updates, asked, before)
+        line = {
+            **record,
+            "refused": {name: _without_numbers(why) for name, why in record["refused"].items()},
+            "examples": {name: update.num_examples for name, update in updates.items()},
+            "weights": dict.fromkeys(updates, 1 / asked),
+            "train": {name: {} for name in updates},
+            "factor_error": None,
+            "aggregate_error": None,
+            ENTRY: told,
+        }
+        marks = {"round": str(number), "recipe": self._recipe.hash, "base": start.fingerprint}
+        path = checkpoint.path_of(self._folder, number)
+        checkpoint.write(path, mean, {**marks, "record": chain.canonical(line)})
+        storage.fault_point("private-kept")
+        # The one before is kept as its checkpoint is: its journal line may be lost with the disk's cache.
+        checkpoint.prune(self._folder, number - 1)
+        return self._joined(mean, line, kept)
+
+    def _mean(
+        self,
+        number: int,
+        start: state.AdapterState,
+        updates: Mapping[str, state.SiteUpdate],
+        asked: int,
+        before: Rounds,
+    ) -> tuple[state.AdapterState, dict[str, Any]]:
+        names = factors.trained(self._locked.manifest, self._recipe.adapter.factors, number)
+        memory = self._part.configure(self._recipe, asked, before[-1].get(ENTRY, {}) if before else {})
+        total: dict[str, NDArray[np.float64]] = {name: np.zeros(start[name].shape) for name in names}
+        for update in updates.values():
+            change, memory = self._part.on_aggregate(difference(update.state, start, names), memory)
+            total = {name: total[name] + change[name] for name in names}
+        moved, memory = self._part.finish(total, memory, self._draws(number))
+        after = {name: (start[name].astype(np.float64) + moved[name]).astype(np.float32) for name in names}
+        return state.AdapterState({**start, **after}), self._told(memory, before)
+
+    def _draws(self, number: int) -> entropy.Draws:
+        if self._simulated:
+            return entropy.Seeded(self._recipe.seed, "privacy", number, "server")
+        return entropy.System()
+
+    def _told(self, memory: mechanisms.Memory, before: Rounds) -> dict[str, Any]:
+        """The journal's entry: what was done, and epsilon of all rounds so far."""
+        own = self._recipe.privacy
+        noises = [float(line[ENTRY]["noise_multiplier"]) for line in before if ENTRY in line]
+        noises.append(float(memory["noise_multiplier"]))
+        spent = accountant.joined(((1.0, noise, 1),) for noise in noises)
+        bound = accountant.epsilon(spent, float(own.delta or 0.0))
+        return {
+            "mechanism": own.mechanism,
+            "unit": mechanism_table.get(own).unit,
+            **memory,
+            "steps": len(noises),
+            "epsilon": planner.finite(bound.value),
+            "delta": bound.delta,
+            "accountant": bound.accountant,
+            "simulated": self._simulated,
+        }
+
+    def _joined(
+        self, mean: state.AdapterState, line: dict[str, Any], kept: Mapping[str, state.Array]
+    ) -> aggregation.Joined:
+        """The rule's aggregate. A sum of equal weights sees no more of the updates than this."""
+        manifest = self._locked.manifest
+        one = base.Contribution(float(len(line["cohort"])), mean, manifest)
+        return aggregation.Joined(*aggregation.folded(self._rule, [one], manifest, kept), line)
+
+
+def difference(
+    after: state.AdapterState, before: state.AdapterState, names: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """What changed of these arrays, exact: a difference of two float32 numbers rounded in float64."""
+    return {name: after[name].astype(np.float64) - before[name].astype(np.float64) for name in names}
+
+
+def _without_numbers(why: Mapping[str, str]) -> dict[str, str]:
+    return {**why, "detail": "not told: it is made from images"} if why["reason"] in _COMPUTED else dict(why)
