@@ -226,7 +226,7 @@ class Audit:
 
 
 class Heard(config.Strict):
-    """The last mark of another's log that a log holds, and the last one of its privacy ledger where it has one."""
+    """The last mark of another's log that a log holds, and the longest of its privacy ledger where it has one."""
 
     owner: config.SiteName
     length: Annotated[int, Field(ge=1)]
@@ -258,7 +258,10 @@ class Receipt(documents.Document):
 def heard(entries: Iterable[Mapping[str, Any]]) -> list[Heard]:
     """The last mark of every other end's log that these entries hold, by name."""
     listed = [entry for entry in entries if "peer_head" in entry and entry.get("peer_length")]
-    ledgers = {str(entry["peer"]): entry["ledger"] for entry in listed if "ledger" in entry}
+    ledgers: dict[str, str] = {}
+    for entry in listed:
+        if "ledger" in entry:  # a ledger that was cut must not outdo what was noted of it before
+            ledgers[str(entry["peer"])] = max(ledgers.get(str(entry["peer"]), ""), entry["ledger"])
     found = {
         name: Heard(owner=name, length=entry["peer_length"], head=entry["peer_head"], ledger=ledgers.get(name))
         for name, entry in ((str(entry["peer"]), entry) for entry in listed)
@@ -339,11 +342,11 @@ class Usage:
     """What a recipe has used up at a site, by its hash: a new Flower run changes nothing.
 
     Attributes:
-        trained: (round, base fingerprint) of every training.
+        trained: (round, base fingerprint) of every training in order; the same again at once is one.
         seconds: computing time of training and evaluation, of what broke off or was killed before its end too.
     """
 
-    trained: frozenset[tuple[int, str]] = frozenset()
+    trained: tuple[tuple[int, str], ...] = ()
     seconds: float = 0.0
 
 
@@ -351,8 +354,9 @@ def usage(entries: Iterable[Mapping[str, Any]], recipe: str) -> Usage:
     """Count what these entries say of a recipe."""
     events = ("trained", "evaluated", "interrupted", "sent")
     mine = [entry for entry in entries if entry.get("recipe") == recipe and entry["event"] in events]
-    trained = {(int(entry["round"]), str(entry["base"])) for entry in mine if entry["event"] == "trained"}
-    return Usage(frozenset(trained), sum(float(entry.get("seconds", 0.0)) for entry in mine))
+    trained = [(int(entry["round"]), str(entry["base"])) for entry in mine if entry["event"] == "trained"]
+    once = tuple(one for at, one in enumerate(trained) if trained[max(0, at - 1) : at] != [one])
+    return Usage(once, sum(float(entry.get("seconds", 0.0)) for entry in mine))
 
 
 def unfinished(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -227,6 +228,9 @@ def start(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
     health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
     state: StateOption = STATE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each note as a line of JSON on standard output.")
+    ] = False,
 ) -> None:
     """Take part until Ctrl-C: wait for messages, judge them by the policy and the approvals, and answer."""
     from fedvfm import health as probe
@@ -234,7 +238,14 @@ def start(
 
     where = joining.open_state(state)
     with probe.serving(health, lambda: doctor.alive(where)):
-        supervisor.start(where, site, lambda text: _say([text]))
+        supervisor.start(where, site, _note_json if as_json else lambda text: _say([text]))
+
+
+def _note_json(text: str) -> None:
+    from fedvfm.trust import documents
+
+    with contextlib.suppress(OSError):  # a full disk takes no log; the work goes on
+        print(json.dumps({"time": documents.stamp(documents.now()), "text": text}), flush=True)
 
 
 @app.command()
@@ -261,6 +272,8 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     for recipe in found["waiting"]:
         print(f"waits for a person: recipe {recipe}; fedvfm client review {recipe[:12]}")
     _show_adapters(found["adapters"])
+    for text in found["damaged"]:
+        print(f"damaged      {text}")
     for line in [] if found["privacy"] is None else privacy_here.status_lines(found["privacy"]):
         print(line)
     for event, fields in found["last"].items():
@@ -333,12 +346,14 @@ def adapter(
     chosen = accept or decline
     if chosen is not None:
         verdicts.decide(where, chosen, accept is not None)
-    rows = verdicts.to_json(where)
+    rows, damaged = verdicts.to_json(where), verdicts.damaged(where)
     if as_json:
-        print(json.dumps({"site": where.about.site, "adapters": rows}, indent=2))
+        print(json.dumps({"site": where.about.site, "adapters": rows, "damaged": damaged}, indent=2))
         return
     print(f"site {where.about.site}: {len(rows) or 'no'} final adapter{'' if len(rows) == 1 else 's'} received")
     _show_adapters(rows)
+    for text in damaged:
+        print(f"damaged: {text}")
 
 
 def _show_adapters(rows: Sequence[Mapping[str, Any]]) -> None:

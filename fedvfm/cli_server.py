@@ -43,11 +43,9 @@ def init(
     """Make keys, certificates and one invite a site; print the fingerprint to tell them by another channel."""
     from fedvfm import locking
     from fedvfm.server import enrolment
-    from fedvfm.trust import certificates
 
     names = tuple(part.strip() for part in sites.split(",") if part.strip())
     plan = enrolment.Plan(name, address, tuple(san or ()), names, days)
-    certificates.split_address(address)
     plan.check()
     locked, initial = locking.open_recipe(recipe)
     for note in locking.notes(locked):
@@ -231,13 +229,18 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     lines = [
         f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
         f"rounds: {found['finished_rounds']} of {found['rounds']}{', finished' if found['finished'] else ''}",
-        f"now: {found['phase']}{': ' + found['reason'] if found['reason'] else ''}",
+        f"now: {_standing(found['phase'], found['reason'])}",
         *(f"order: {order}" for order in orders),
         *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
         *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in found["sites"].items()),
         f"last: {found['last']}",
     ]
     _print(found, lines, as_json)
+
+
+def _standing(phase: str, reason: str) -> str:
+    """Phase and reason, whose first word is often the phase."""
+    return reason if reason.startswith(phase) else f"{phase}: {reason}" if reason else phase
 
 
 @app.command()

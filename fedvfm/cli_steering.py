@@ -43,11 +43,17 @@ def resume(state: StateOption = STATE, as_json: Json = False) -> None:
 
 @app.command()
 def finish(
-    undo: Annotated[bool, typer.Option("--undo", help="Take the order back, until the final test begins.")] = False,
+    undo: Annotated[
+        bool,
+        typer.Option(
+            "--undo",
+            help="Take the order back, until the final test begins, or when it failed. A pause before stays ended.",
+        ),
+    ] = False,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
-    """Stop early: after the round in hand the sites test the adapter, which is then the final one."""
+    """Stop early: after the round in hand the sites test the adapter, which is then the final one. Ends a pause."""
     from fedvfm.server import enrolment, steering
 
     if undo:

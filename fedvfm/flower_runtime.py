@@ -1,4 +1,4 @@
-"""Flower's internals for real processes: a SuperLink, its SuperNodes, and the tasks they hand out.
+"""Flower's internals for real processes: a SuperLink, its SuperNodes, and the tasks of a coordinator.
 
 As :mod:`fedvfm.flower`, with which it shares the contract test; apart from it because only processes that talk to a
 SuperLink or SuperNode need what this loads.
@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable import inflatable_utils as parts
 from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
@@ -43,9 +41,6 @@ from fedvfm import errors, flower_guards
 
 LEASE_S = 60.0
 """How long a SuperLink takes a SuperNode that vanished for present, and refuses it as already there (code 2004)."""
-
-STALL_S = 60.0
-"""How long the next part of a message may be under way, of at most 5 MiB, before the message counts as lost."""
 
 FLEET_ROUTES = frozenset(
     f"/v1/fleet/{name}"
@@ -124,7 +119,7 @@ def _final(stop: threading.Event) -> Callable[[Exception], bool]:
     return judge
 
 
-def _patient(stop: threading.Event, seconds: float | None) -> RetryInvoker:
+def patient(stop: threading.Event, seconds: float | None) -> RetryInvoker:
     """Asks again while the other end is away. Flower's own interrupts the whole process on a refusal."""
     return RetryInvoker(
         lambda: exponential(max_delay=5),
@@ -141,7 +136,8 @@ PARTED = (RunNotRunningException, parts.ObjectPullError, parts.ObjectPushError, 
 
 
 @contextlib.contextmanager
-def _reached(what: str) -> Iterator[None]:
+def reached(what: str) -> Iterator[None]:
+    """What goes wrong on the way to the other end is one error of ours."""
     try:
         yield
     except httpx.HTTPStatusError as error:
@@ -164,12 +160,12 @@ class Control:
             False,
             link.authority,
             [RuntimeVersionHttpInterceptor(component_name="fedvfm"), flower_guards.ShowToken(link.secret)],
-            retry_invoker=_patient(threading.Event(), patience_s),
+            retry_invoker=patient(threading.Event(), patience_s),
         )
 
     def nodes(self) -> list[Node]:
         """All registered nodes."""
-        with _reached("the SuperLink"):
+        with reached("the SuperLink"):
             found = self._client.ListNodes(control_pb2.ListNodesRequest())
         return [_node(info) for info in found.nodes_info if info.status != "unregistered"]
 
@@ -177,26 +173,26 @@ class Control:
         """Let a node in by its key (in OpenSSH's form); its number."""
         key = serialization.load_ssh_public_key(public_key.encode())
         pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        with _reached("the SuperLink"):
+        with reached("the SuperLink"):
             answer = self._client.RegisterNode(control_pb2.RegisterNodeRequest(public_key=pem, name=name))
         return int(answer.node_id)
 
     def unregister(self, node: int) -> None:
         """Let a node in no more."""
-        with _reached("the SuperLink"):
+        with reached("the SuperLink"):
             self._client.UnregisterNode(control_pb2.UnregisterNodeRequest(node_id=node))
 
     def start_run(self) -> int:
         """A new run; nothing happens in it until a process of ours takes its task."""
         bundle = empty_bundle()
         fab = serde.fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {}))
-        with _reached("the SuperLink"):
+        with reached("the SuperLink"):
             answer = self._client.StartRun(control_pb2.StartRunRequest(fab=fab))
         return int(answer.run_id)
 
     def stop_run(self, run_id: int) -> None:
         """End a run."""
-        with _reached("the SuperLink"):
+        with reached("the SuperLink"):
             self._client.StopRun(control_pb2.StopRunRequest(run_id=run_id))
 
     def close(self) -> None:
@@ -219,7 +215,7 @@ def empty_bundle() -> bytes:
     return file.getvalue()
 
 
-def _executor(link: Link, insecure: bool) -> RuntimeHttpClient:
+def executor(link: Link, insecure: bool) -> RuntimeHttpClient:
     """A client that may take tasks: it signs with the secret."""
     method = "/flwr.proto.Runtime/AcquireTask"
     return RuntimeHttpClient.from_server_address(
@@ -233,7 +229,7 @@ def _executor(link: Link, insecure: bool) -> RuntimeHttpClient:
     )
 
 
-def _beating(client: RuntimeHttpClient, lost: threading.Event) -> HeartbeatSender:
+def beating(client: RuntimeHttpClient, lost: threading.Event) -> HeartbeatSender:
     """Keeps a task ours; ``lost`` is set where it was taken away. Flower's own interrupts the whole process then."""
 
     def beat() -> bool:
@@ -272,9 +268,9 @@ def server_task(
     go_direct_to_loopback()
     token = _take_server_task(link, run_id, stop)
     grid = flower_superlink.CarefulGrid(link.address, False, link.authority, token=token)
-    grid.most_bytes, grid._retry_invoker = most_bytes, _patient(stop, None)
+    grid.most_bytes, grid._retry_invoker = most_bytes, patient(stop, None)
     client, lost, done = grid._runtime_client, threading.Event(), False
-    sender = _beating(client, lost)
+    sender = beating(client, lost)
     sender.start()
     try:
         found = client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
@@ -296,10 +292,10 @@ def server_task(
 
 def _take_server_task(link: Link, run_id: int, stop: threading.Event) -> str:
     """The token of a run's task; tasks of runs that nobody drives any more are taken on the way and left to expire."""
-    client = _executor(link, insecure=False)
+    client = executor(link, insecure=False)
     try:
         while not stop.is_set():
-            with _reached("the SuperLink"):
+            with reached("the SuperLink"):
                 answer = client.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
             if answer.token and answer.task.run_id == run_id:
                 return str(answer.token)
@@ -318,110 +314,3 @@ def set_reply_to(reply: Message, message_id: str) -> None:
 def nodes(grid: Grid) -> list[Node]:
     """The nodes a run can reach now, with their keys."""
     return [_node(info) for info in grid.get_nodes()]
-
-
-@dataclass
-class ClientTask:
-    """One message of a SuperNode's, and the way to answer it.
-
-    Attributes:
-        lost: set where the SuperNode gave the task up.
-    """
-
-    message: Message
-    context: Context
-    lost: threading.Event
-    _client: RuntimeHttpClient
-    _sender: HeartbeatSender
-
-    def answer(self, reply: Message) -> None:
-        """Hand the reply to the SuperNode, which sends it.
-
-        Raises:
-            EngineError: if the SuperNode is gone or gave the task up.
-        """
-        from flwr.supernode.runtime import run_clientapp
-
-        with _reached("the SuperNode"):
-            run_clientapp.push_message(self._client, reply, self.context)
-            self._client.PushTaskOutput(runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
-
-    def close(self) -> None:
-        """End the heartbeat and the connection."""
-        if self._sender.is_running:
-            self._sender.stop()
-        self._client.close()
-
-
-class _Impatient:
-    """A client of a SuperNode that gives a message up of which no further part comes.
-
-    A SuperNode hands a message on while its parts are under way. If the run ends meanwhile they never come, and Flower
-    asks for them for over an hour, in which the site answers nobody.
-    """
-
-    def __init__(self, client: RuntimeHttpClient) -> None:
-        self._client, self._came = client, time.monotonic()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def PullObject(self, request: Any) -> Any:  # noqa: N802 - Flower's name
-        """Ask for a part."""
-        answer = self._client.PullObject(request)
-        if answer.object_available:
-            self._came = time.monotonic()
-        elif time.monotonic() > self._came + STALL_S:
-            raise parts.ObjectPullError(request.object_id, f"no part came for {STALL_S:g} s")
-        return answer
-
-
-class NodeTasks:
-    """The tasks of one SuperNode on loopback, for an executor of ours. The bundle it hands over is never opened.
-
-    Args:
-        link: the SuperNode's address and secret; its loopback port has no TLS.
-        stop: ends all waiting.
-    """
-
-    def __init__(self, link: Link, stop: threading.Event) -> None:
-        go_direct_to_loopback()
-        self._link, self._stop = link, stop
-        self._finder = _executor(link, insecure=True)
-
-    def take(self) -> ClientTask | None:
-        """The next task, or None where there is none.
-
-        Raises:
-            EngineError: if the SuperNode is gone or refuses.
-        """
-        request = runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-        with _reached("the SuperNode"):
-            token = self._finder.AcquireTask(request).token
-            return self._open(token) if token else None
-
-    def _open(self, token: str) -> ClientTask:
-        from flwr.supernode.runtime import run_clientapp
-
-        client = RuntimeHttpClient.from_server_address(
-            self._link.address,
-            True,
-            None,
-            [RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)],
-            retry_invoker=_patient(self._stop, 20.0),
-        )
-        lost = threading.Event()
-        sender = _beating(client, lost)
-        sender.start()
-        try:
-            impatient: Any = _Impatient(client)
-            message, context, _, _ = run_clientapp.pull_task_input(impatient)
-        except BaseException:
-            sender.stop()
-            client.close()
-            raise
-        return ClientTask(message, context, lost, client, sender)
-
-    def close(self) -> None:
-        """Let the connection go."""
-        self._finder.close()

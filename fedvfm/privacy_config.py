@@ -17,7 +17,13 @@ _ADAPTIVE = ("adaptive_quantile", "adaptive_rate", "adaptive_noise")
 
 IMAGES_PER_PATIENT = 4
 
+LEAST_NOISE = 0.01
+"""Noise multipliers below promise nothing that has a use, and further down floating point loses them."""
+LEAST_CLIP, MOST_CLIP = 1e-6, 1e6
+
 Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
+Noise = Annotated[float, Field(ge=LEAST_NOISE)]
+Clip = Annotated[float, Field(ge=LEAST_CLIP, le=MOST_CLIP)]
 
 
 class RecipePrivacy(pydantic.BaseModel):
@@ -25,8 +31,8 @@ class RecipePrivacy(pydantic.BaseModel):
 
     Attributes:
         mechanism: a name of the table of privacy mechanisms.
-        clip: most that one unit (record, patient or site) adds to a step's sum of gradients, in L2 norm.
-        noise_multiplier: standard deviation of the noise in clips. Give it or ``epsilon``.
+        clip: most that one unit (record, patient or site) adds to a step's sum of gradients, in L2 norm; 1e-6 to 1e6.
+        noise_multiplier: standard deviation of the noise in clips, at least 0.01. Give it or ``epsilon``.
         epsilon: of the whole run, from which every site finds the noise for its own number of units.
         delta: that goes with epsilon, whichever of both is given.
         sampling: how a step's batch is drawn; what the accountants assume.
@@ -42,8 +48,8 @@ class RecipePrivacy(pydantic.BaseModel):
     model_config = strict.SETTINGS
 
     mechanism: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = NO_MECHANISM
-    clip: strict.Positive | None = None
-    noise_multiplier: strict.Positive | None = None
+    clip: Clip | None = None
+    noise_multiplier: Noise | None = None
     epsilon: strict.Positive | None = None
     delta: Delta | None = None
     sampling: Literal["poisson"] = "poisson"
@@ -83,6 +89,8 @@ class Budget(pydantic.BaseModel):
         unit: whose presence is protected. "patient" where a patient has several images.
         accountant: "rdp" is quick; "prv" is tighter and takes seconds. Both are upper bounds.
         ledger: folder of the ledger, beside this file unless absolute. Every file with the same records names the same.
+        units: a public number in place of how many records or patients there are to train on: rate, steps and noise are
+            made from it, and so do not tell how many there are. About as many as there are; it is valid for any number.
     """
 
     model_config = strict.SETTINGS
@@ -93,3 +101,10 @@ class Budget(pydantic.BaseModel):
     unit: Literal["record", "patient", "site"]
     accountant: Literal["rdp", "prv"] = "rdp"
     ledger: Annotated[str, Field(min_length=1, max_length=500)] = "fedvfm-ledger"
+    units: Annotated[int, Field(ge=1, le=10**9)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _countable(self) -> Budget:
+        if self.units is not None and self.unit == "site":
+            raise ValueError("units: only with unit = 'record' or 'patient'; a site is one")
+        return self

@@ -8,6 +8,7 @@ however the parent ends (Linux tells it); elsewhere the next start ends what an 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -198,14 +199,29 @@ def alone(folder: Path, name: str, what: str) -> Iterator[None]:
     """
     with storage.guard(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
+        handle = os.open(folder / f".{name}.lock", os.O_WRONLY | os.O_CREAT, 0o600)
     mine = pid_path(folder, name)
-    if running(mine) is not None:
-        raise errors.OutputInUse(f"{what} runs already (process {running(mine)})")
-    write_pid(mine, own_pid())
     try:
-        yield
+        if not _only(handle) or running(mine) is not None:  # the lock for two at once, the number for who has none
+            pid = running(mine)
+            raise errors.OutputInUse(f"{what} runs already ({f'process {pid}' if pid else 'it starts just now'})")
+        write_pid(mine, own_pid())
+        try:
+            yield
+        finally:
+            mine.unlink(missing_ok=True)
     finally:
-        mine.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _only(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: the pid file has to do
+        return True
+    return True
 
 
 ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)

@@ -36,3 +36,20 @@ class ServerConfig(pydantic.BaseModel):
     join_timeout_s: strict.Positive = 3600.0
     approval_timeout_s: strict.Positive = WEEK_S
     away_timeout_s: strict.Positive = 600.0
+
+    @pydantic.field_validator("without", mode="before")
+    @classmethod
+    def _several(cls, given: object) -> object:
+        """One name alone is a slip that deserves a sentence."""
+        if isinstance(given, str):
+            raise ValueError('give a list of names, as without = ["north"]')
+        return given
+
+    @pydantic.field_validator("cohort")
+    @classmethod
+    def _enough(cls, cohort: int, info: pydantic.ValidationInfo) -> int:
+        """Else every round would miss the quorum."""
+        quorum = info.data.get("quorum", 0)
+        if 0 < cohort < quorum:
+            raise ValueError(f"no round could reach quorum = {quorum}; give at least {quorum}, or 0 for all sites")
+        return cohort

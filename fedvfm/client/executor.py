@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from flwr.app import Context, Message
 
-from fedvfm import errors, flower_runtime
+from fedvfm import errors, flower_runtime, flower_supernode
 
 POLL_S = 0.25
 AWAY_S = 1.0
@@ -35,7 +35,7 @@ def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> N
         answer: message and context to reply; lets no exception out but one that must end the process.
         stop: ends it between two messages.
     """
-    tasks = flower_runtime.NodeTasks(link, stop)
+    tasks = flower_supernode.NodeTasks(link, stop)
     away = False
     while not stop.is_set():
         try:
@@ -54,7 +54,7 @@ def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> N
     tasks.close()
 
 
-def _answer(task: flower_runtime.ClientTask, answer: Answer) -> None:
+def _answer(task: flower_supernode.ClientTask, answer: Answer) -> None:
     try:
         reply = answer(task.message, task.context)
         if task.lost.is_set():

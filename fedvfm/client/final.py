@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedvfm import config as configs
 from fedvfm import errors, factors, protocol, registry
-from fedvfm.client import evaluator, joining, sent, verdicts
+from fedvfm.client import evaluator, joining, sent, spending, verdicts
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.trust import documents
@@ -50,7 +50,7 @@ class Finals:
         if before is not None and before.reason == "person":  # who decided once is not asked again
             return before.verdict
         score = scored.metrics.get(model.task.primary)
-        full = before is None and len(verdicts.kept(self.where)) >= verdicts.MAX_KEPT
+        full = (before is None or before.verdict == verdicts.DECLINED) and verdicts.full(self.where)
         word, reason, own = (
             (verdicts.DECLINED, "too-many", None)
             if full
@@ -75,9 +75,17 @@ class Finals:
         return word
 
     def _own(self, model: models.AdaptedModel, site: sites.Site, task: protocol.Task, until: float) -> float | None:
-        """The score of what this site sent last; None where there is nothing, or it makes no adapter of this rank."""
+        """The score of what this site sent last; None where there is nothing, or it makes no adapter of this rank.
+
+        Under a mechanism one that was kept and never left is nothing: no budget was charged for it, and the word that
+        follows from its score leaves.
+        """
         kept = sent.Sent(self.where.sent).last(task.recipe.hash)
-        if kept is None or task.state is None:
+        if (
+            kept is None
+            or task.state is None
+            or (spending.private(task.recipe) and not self._left(protocol.digest(kept)))
+        ):
             return None
         update = protocol.decode_update(kept)
         # What did not train in its last round has not moved since, if that was the federation's last one too.
@@ -91,6 +99,10 @@ class Finals:
         answer = evaluator.evaluate(model, site, own, plain, until)
         return answer.metrics.get(model.task.primary)
 
+    def _left(self, digest: str) -> bool:
+        """Whether the site's own log says that it sent these bytes, which it does once they are charged."""
+        return any(one["event"] == "sent" and one.get("digest") == digest for one in self.where.audit.entries)
+
     def _keep(self, model: models.AdaptedModel, found: verdicts.Verdict) -> None:
         folder = verdicts.place(self.where, found)
         verdicts.empty(folder)
@@ -99,3 +111,4 @@ class Finals:
             note = f"Final adapter of federation '{self.where.about.federation}', {found.words}"
             LAYOUTS.get("fedvfm")(model, folder, made, note=note)
         documents.write(folder / verdicts.VERDICT, found)
+        verdicts.forget_declined(self.where)

@@ -136,6 +136,8 @@ class Gate:
         free = None if known is None else self._terms.again(task, known)
         if free is not None:
             return Message(free, reply_to=message)
+        if known is not None:  # or it could pass for what is trained now
+            self._kept.drop(task)
         with self._terms.reserving(kind, task) as charge:
             reply = self._app(message, context)
             if reply.has_error():

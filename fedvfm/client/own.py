@@ -13,6 +13,7 @@ from fedvfm.data import hospitals, labels
 from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
 from fedvfm.data.sources import table as sources
+from fedvfm.privacy import records
 from fedvfm.trust import documents
 from fedvfm.trust import lock as locks
 
@@ -103,11 +104,17 @@ def belonging(site: configs.SiteConfig, everything: Sequence[samples.Sample]) ->
     return [one for one in everything if not site.include or one.site in site.include]
 
 
-def split(site: configs.SiteConfig, own: Sequence[samples.Sample]) -> Splits:
+def split(site: configs.SiteConfig, own: Sequence[samples.Sample], source: object = None) -> Splits:
     """Train, val and test: as the data prescribes, else drawn by patients under the site's own seed.
 
     The draw depends on the site's name, its split settings and its samples, so that it is the same for every recipe
-    that cuts volumes in the same plane.
+    that cuts volumes in the same plane. Where the site's file has ``[privacy]`` every patient is drawn alone: there one
+    patient more must not move another one between train and test.
+
+    Args:
+        site: the site's file.
+        own: its samples.
+        source: where they come from; see :func:`fedvfm.privacy.records.stable`.
     """
     prescribed: dict[str, set[str]] = {}
     for one in own:
@@ -116,7 +123,12 @@ def split(site: configs.SiteConfig, own: Sequence[samples.Sample]) -> Splits:
     torn = {group for group, names in prescribed.items() if len(names) > 1}
     settled = [_settled(one, torn) for one in own]
     partition = configs.PartitionConfig(val_share=site.split.val_share, test_share=site.split.test_share)
-    drawn = splitting.split(site.name, settled, partition, seeding.stream(site.split.seed, site.name, "split"))
+    if site.privacy is None:
+        drawn = splitting.split(site.name, settled, partition, seeding.stream(site.split.seed, site.name, "split"))
+    else:
+        drawn = splitting.split_alone(
+            site.name, settled, partition, site.split.seed, lambda one: records.group(one, source)
+        )
     # By id, as in a simulation: another order would be another order of training, and other bits.
     drawn = {name: sorted(part, key=lambda one: one.id) for name, part in drawn.items()}
     return Splits(drawn, tuple(one for one in own if splitting.group_of(one) in torn))
@@ -127,16 +139,33 @@ def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hosp
 
     Raises:
         ConfigError: if recipe and data do not go together.
-        DataError: if the data cannot be listed.
+        DataError: if the data cannot be listed, or its split under ``[privacy]`` leaves nothing to train or test on.
     """
     raw = sources.make(site.data, recipe.data)
     source = labels.mapped(raw, site.labels, recipe.data.class_names)
     faults = labels.faults(recipe, source.info)
     if faults:
         raise errors.ConfigError("recipe and data", faults)
-    parts = split(site, belonging(site, source.samples())).parts
+    own = belonging(site, source.samples())
+    parts = split(site, own, source).parts
+    _require_parts(site, own, parts)
     train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
     return hospitals.Hospital(site.name, source, train, val, test)
+
+
+def _require_parts(
+    site: configs.SiteConfig, own: Sequence[samples.Sample], parts: dict[str, list[samples.Sample]]
+) -> None:
+    """Where patients are drawn alone, chance may leave a part empty; what the data prescribes is as it is."""
+    empty = [name for name in ("train", "test") if not parts[name]]
+    if site.privacy is None or not empty or all(one.split in splitting.SPLITS for one in own):
+        return
+    groups = len({splitting.group_of(one) for one in own})
+    raise errors.DataError(
+        f"site '{site.name}': no {' and no '.join(empty)} sample. With [privacy] in the site's file each of its "
+        f"{groups} patients (or images) is put into train, val or test by itself. Bring more patients, give them a "
+        "column 'split' in the table, or, before the first round, change split.seed or the shares"
+    )
 
 
 def _settled(one: samples.Sample, torn: set[str]) -> samples.Sample:

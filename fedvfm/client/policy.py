@@ -130,7 +130,8 @@ def check_task(
     used: audit.Usage,
     now: datetime | None = None,
     *,
-    rows: state.Manifest | None = None,
+    cut: state.Manifest | None = None,
+    kept: bool = False,
 ) -> None:
     """Judge one message of an approved recipe.
 
@@ -140,7 +141,8 @@ def check_task(
         kind: ``protocol.HANDSHAKE``, ``protocol.TRAIN`` or ``protocol.EVALUATE``.
         used: what the recipe has used up here, by the site's own audit log.
         now: default is the time it is.
-        rows: the recipe's manifest; at a site with a rank of its own the first adapter comes in other shapes.
+        cut: of a site with a rank of its own, the manifest that it is sent; None where the first adapter comes whole.
+        kept: whether the update that is asked for was sent before and lies here: nothing is computed then.
 
     Raises:
         PolicyRefused: if it asks for more than the recipe says, the policy's rounds or hours are used up, or the site
@@ -150,30 +152,44 @@ def check_task(
     extra = task.per_sample or (task.surface and not recipe.evaluation.surface)
     if extra or not 0 <= task.round <= recipe.rounds or (kind == "evaluate" and task.split not in ("val", "test")):
         raise errors.PolicyRefused("policy-message", f"{kind} of round {task.round} asks for more than the recipe says")
-    _require_start(task, kind, rows)
+    _require_start(task, kind, cut)
     if used.seconds >= 3600 * policy.max_hours:
         raise errors.PolicyRefused(
             "policy-hours", f"{used.seconds / 3600:.2f} hours are used; policy.max_hours = {policy.max_hours:g}"
         )
-    again = kind == "train" and task.state is not None and (task.round, task.state.fingerprint) in used.trained
-    if not again:  # what was trained is sent again without computing anything
+    again = kind == "train" and kept
+    if not again:  # what was kept is sent again without computing anything
         _require_open(policy, now or datetime.now(UTC))
-    over = task.round < 1 or (not again and len(used.trained) >= min(policy.max_rounds, recipe.rounds))
-    if kind == "train" and over:
-        raise errors.PolicyRefused(
-            "policy-rounds", f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
-        )
+    if kind == "train" and (task.round < 1 or not (again or _rounds_left(policy, task, used))):
+        told = f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
+        raise errors.PolicyRefused("policy-rounds", f"{told}, the recipe has {recipe.rounds}")
 
 
-def _require_start(task: protocol.Task, kind: str, rows: state.Manifest | None) -> None:
-    """Check that a recipe that goes on from an earlier adapter begins with that one: its people approved no other."""
+def _rounds_left(policy: config.PolicyConfig, task: protocol.Task, used: audit.Usage) -> bool:
+    """Whether one more may be trained.
+
+    The last one may always: a site that was killed before its update was kept trains it anew. An earlier one, which a
+    coordinator asks for that was put back, is none of the recipe's rounds again, but one of the policy's.
+    """
+    pair = None if task.state is None else (task.round, task.state.fingerprint)
+    if used.trained[-1:] == (pair,):
+        return True
+    different = set(used.trained) | {pair}
+    return len(used.trained) < policy.max_rounds and len(different) <= task.recipe.rounds
+
+
+def _require_start(task: protocol.Task, kind: str, cut: state.Manifest | None) -> None:
+    """Check that a recipe that goes on from an earlier adapter begins with that one: its people approved no other.
+
+    What later rounds start from is made of all sites' updates, and bound by nothing. Cut to the exact shapes of this
+    site's own rank, the first one cannot be told from another either.
+    """
     start, first = task.recipe.start, task.state
     if start is None or first is None or (kind, task.round) != ("train", 1):
         return
-    cut = rows is not None and {spec.name: spec.shape for spec in rows} != {
-        name: array.shape for name, array in first.items()
-    }
-    if not cut and first.fingerprint != start:
+    came = {name: array.shape for name, array in first.items()}
+    smaller = cut is not None and {spec.name: spec.shape for spec in cut} == came
+    if not smaller and first.fingerprint != start:
         told = f"round 1 is to start from adapter {start[:12]} and came with {first.fingerprint[:12]}"
         raise errors.PolicyRefused("policy-message", told)
 

@@ -27,6 +27,7 @@ class Here:
         mechanism, unit, noise_multiplier, sample_rate, steps, clip: of one round; see
             :class:`fedvfm.privacy.base.PrivacyEvent`.
         units: how many can be drawn.
+        public: the number that rate, steps and noise are made from in their place; 0 where it is ``units``.
         rounds: of the recipe.
         delta, epsilon: of the whole run of the recipe alone; None for an infinite one.
         data_set, allowed, budget_delta: the site's budget; empty or None without one.
@@ -53,6 +54,7 @@ class Here:
     after: float | None = None
     waiting: bool = False
     ledger: str = ""
+    public: int = 0
 
     @property
     def fits(self) -> bool:
@@ -67,7 +69,8 @@ def look(recipe: configs.Recipe, hospital: Any, budget: privacy_config.Budget | 
         LedgerError, AuditError: if there is a ledger and it cannot be read.
     """
     units = spending.names(recipe, hospital) if spending.private(recipe) else []
-    event = rounds.event_of(recipe, len(units)) if units else None
+    made_from = spending.counted(recipe, hospital, budget) if units else 0
+    event = rounds.event_of(recipe, made_from) if units else None
     if event is None:
         return None
     delta = recipe.privacy.delta or 0.0
@@ -77,7 +80,8 @@ def look(recipe: configs.Recipe, hospital: Any, budget: privacy_config.Budget | 
     made = Here(event.mechanism, event.unit, len(units), *release, *run)
     if budget is None or budget.unit != event.unit:
         return made
-    return _with_budget(made, recipe, units, event, budget, hospital.name)
+    made = replace(made, public=budget.units or 0)
+    return _with_budget(made, recipe, spending.charged(recipe, hospital), event, budget, hospital.name)
 
 
 def _times(event: base.PrivacyEvent, number: int) -> accountant.Curve:
@@ -87,7 +91,7 @@ def _times(event: base.PrivacyEvent, number: int) -> accountant.Curve:
 def _with_budget(
     made: Here,
     recipe: configs.Recipe,
-    units: list[str],
+    names: list[str],
     event: base.PrivacyEvent,
     budget: privacy_config.Budget,
     site: str,
@@ -98,7 +102,7 @@ def _with_budget(
         book = ledger.Ledger(folder, site, budget.unit)
         entries = book.entries
         now = book.spending(entries)
-        before = now.worst(book.records.find, book.records.hashes(units))
+        before = now.worst(book.records.find, book.records.hashes(names))
         mine = {one["round"] for one in entries if one["event"] == "charged" and one["recipe"] == recipe.hash}
         done, waits = len(mine), bool(lines.waiting(entries))
     more = _times(event, max(0, recipe.rounds - done))
@@ -123,14 +127,20 @@ def words(found: Here) -> list[str]:
     shown = _shown(found.epsilon)
     drawn = "the coordinator adds the noise, once a round"
     if found.unit != "site":
+        stated = f", counted as {found.public:,}," if found.public else ""
         drawn = (
-            f"{found.units:,} {found.unit}s here, each drawn with chance {found.sample_rate:.3g} in each of "
-            f"{found.steps:,} steps a round"
+            f"{found.units:,} {found.unit}s here{stated}{'' if stated else ','} each drawn with chance "
+            f"{found.sample_rate:.3g} in each of {found.steps:,} steps a round"
         )
     rows = [
         f"{found.mechanism}: {drawn}; noise multiplier {found.noise_multiplier:g}, clip {found.clip:g}",
         f"the whole run of {found.rounds} rounds: epsilon {shown} at delta {found.delta:g} ({found.unit} level)",
     ]
+    if found.unit != "site" and not found.public:
+        rows.append(
+            f"about how many {found.unit}s there are is taken as public, because noise and steps follow from it; with "
+            "units = N in [privacy] they follow from N"
+        )
     if found.allowed is None:
         return [*rows, f"no budget: without [privacy] that counts by {found.unit} in the site's file none is trained"]
     rows.append(
@@ -173,7 +183,8 @@ def facts(locked: locks.Lock, settings: Path | None) -> policy.Facts:
     if settings is None or not spending.private(locked.recipe) or set(configs.read_toml(settings)) <= {"policy"}:
         return policy.Facts.of(locked)
     site = own.read_site(settings)
-    return policy.Facts.of(locked, len(spending.names(locked.recipe, own.hospital(site, locked.recipe))) or None)
+    units = spending.counted(locked.recipe, own.hospital(site, locked.recipe), site.privacy)
+    return policy.Facts.of(locked, units or None)
 
 
 def note(where: joining.State, recipe: str, found: Here) -> None:

@@ -12,7 +12,7 @@ from fedvfm import errors, factors, privacy_config
 from fedvfm.client import own
 from fedvfm.data import labels
 from fedvfm.data.sources import table as sources
-from fedvfm.privacy import accountant, ledger, lines, planner, records
+from fedvfm.privacy import accountant, ledger, lines, planner, records, rounds
 from fedvfm.trust import documents
 from fedvfm.trust import lock as locks
 
@@ -33,8 +33,8 @@ def build(recipe: Path, site: Path | None, changes: Mapping[str, Any], accountan
     """
     wanted = {name: value for name, value in changes.items() if value is not None}
     found, here = _recipe(recipe, wanted), None if site is None else own.read_site(site)
-    names, mechanism = _units(found, here, wanted)
-    asked = planner.question(found, wanted.get("units") or len(names), mechanism=mechanism)
+    units, names, mechanism = _units(found, here, wanted)
+    asked = planner.question(found, units, mechanism=mechanism)
     asked = replace(asked, **_target(found.privacy, here, wanted))
     asked = replace(asked, numbers=_numbers(found), before=_before(here, names, asked))
     return planner.plan(asked, accountants)
@@ -52,14 +52,16 @@ def _recipe(path: Path, wanted: Mapping[str, Any]) -> configs.Recipe:
     return found.model_copy(update={"rounds": wanted.get("rounds", found.rounds), "optimiser": optimiser})
 
 
-def _units(recipe: configs.Recipe, site: configs.SiteConfig | None, wanted: Mapping[str, Any]) -> tuple[list[str], str]:
-    """The names of the units, where the site's data says them, and the mechanism."""
+def _units(
+    recipe: configs.Recipe, site: configs.SiteConfig | None, wanted: Mapping[str, Any]
+) -> tuple[int, list[str], str]:
+    """How many units it is made from, the names that are charged where the site's data says them, and the mechanism."""
     mechanism = wanted.get("mechanism") or recipe.privacy.mechanism
     known = None if mechanism == privacy_config.NO_MECHANISM else str(mechanism)
     if known is not None and known not in privacy_config.UNITS:
         raise errors.ConfigError("privacy plan", [f"mechanism '{known}': known: {', '.join(privacy_config.UNITS)}"])
     if wanted.get("units"):
-        return [], known or "record-level"
+        return int(wanted["units"]), [], known or "record-level"
     if site is None or known == "site-level":
         missing = "--sites" if known == "site-level" else "SITE.toml or --samples"
         raise errors.ConfigError("privacy plan", [f"how many there are to draw from is not known; give {missing}"])
@@ -68,16 +70,17 @@ def _units(recipe: configs.Recipe, site: configs.SiteConfig | None, wanted: Mapp
         # The patient where one has several images, else the image.
         patients = len(records.ids("patient", train, site.name, source))
         known = "patient-level" if patients < len(train) else "record-level"
-    names = records.ids(privacy_config.UNITS[known], train, site.name, source)
-    if not names:
+    unit = privacy_config.UNITS[known]
+    units = rounds.counted(len(records.ids(unit, train, site.name, source)), unit, site.privacy)
+    if not units:
         raise errors.DataError(f"site '{site.name}' has no training sample; nothing can be planned")
-    return names, known
+    return units, records.charged(unit, train, site.name, source), known
 
 
 def _train(recipe: configs.Recipe, site: configs.SiteConfig) -> tuple[Any, list[Any]]:
     raw = sources.make(site.data, recipe.data)
     source = labels.mapped(raw, site.labels, recipe.data.class_names)
-    return source, own.split(site, own.belonging(site, source.samples())).parts["train"]
+    return source, own.split(site, own.belonging(site, source.samples()), source).parts["train"]
 
 
 def _target(

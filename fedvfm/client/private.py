@@ -9,13 +9,16 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedvfm import errors
+from fedvfm import errors, seeding
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
+from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
+from fedvfm.data import transforms
 from fedvfm.privacy import base, entropy, rounds
 from fedvfm.privacy import table as mechanisms
 
@@ -101,9 +104,10 @@ def opened(
     Raises:
         ConfigError: if this model cannot be trained so.
         DataError: if there is nothing to train on.
+        TrainingError: if no gradient reaches what trains.
     """
     recipe, units = model.recipe, units_of(model, site)
-    event = rounds.event_of(recipe, len(units))
+    event = rounds.event_of(recipe, site.units or len(units))
     if event is None:
         raise errors.ConfigError("recipe", [f"mechanism '{recipe.privacy.mechanism}' spends nothing at a site"])
     draws = draws_of(site, recipe.seed, round_number)
@@ -115,8 +119,8 @@ def opened(
         model,
         [group["params"] for group in optimiser.param_groups],
         f"site '{site.name}', round {round_number}",
-        [unit[0] for unit in units[:2]],
-        lambda some: losses(model, site, some, first, event.steps),
+        made(model),
+        lambda examples: losses_of(model, examples),
     )
     with part.prepare(work, recipe, event, draws) as steps:
         yield Steps(steps, model, site, optimiser, units, first=first, count=event.steps, full=full)
@@ -132,13 +136,27 @@ def losses(
     views, epochs = model.recipe.data.views, model.recipe.optimiser.local_epochs
     passed = step * epochs // count
     view, words = (passed % views, ("epoch", passed)) if views else (-1, ("step", step))
-    examples = [site.example(model, one, view, words) for one in some]
-    targets = [torch.as_tensor(model.task.target(one.prepared, one.sample.label)) for one in examples]
-    logits = model(*sites.collate(examples, model))
-    # One by one: a loss that weighs classes over its batch would tie an image's gradient to its neighbours.
-    return torch.stack(
-        [
-            model.task.loss(logits[at : at + 1], target.unsqueeze(0).to(model.device))
-            for at, target in enumerate(targets)
-        ]
-    )
+    return losses_of(model, [site.example(model, one, view, words) for one in some])
+
+
+def losses_of(model: models.AdaptedModel, examples: Sequence[sites.Example]) -> Tensor:
+    """One loss each, of that example alone. Shapes: (n,)."""
+    targets = torch.stack([torch.as_tensor(model.task.target(one.prepared, one.sample.label)) for one in examples])
+    return model.task.losses(model(*sites.collate(examples, model)), targets.to(model.device))
+
+
+def made(model: models.AdaptedModel) -> list[sites.Example]:
+    """Two images of no site, with targets, the same everywhere: what is found out with them tells of nobody."""
+    contract, settings = model.recipe.data, model.recipe.task
+    classes, found = len(contract.class_names), []
+    # The heaviest classes first: of one without weight nothing is learned.
+    labels = np.argsort([-weight for weight in settings.class_weights] or np.zeros(classes), kind="stable")
+    for number in range(2):
+        rng = seeding.stream(0, "made image", number)
+        coarse, fine = rng.random((3, 4, 4)).astype(np.float32), rng.random((3, *contract.input_size))
+        image = np.asarray(0.8 * transforms.resize(coarse, contract.input_size) + 0.2 * fine, dtype=np.float32)
+        mask = transforms.resize_mask(rng.integers(0, classes, (8, 8)), contract.input_size)
+        drawn = simulator.draw(mask, classes, settings, rng) if settings.oracle else None
+        sample = samples.Sample(f"made {number}", label=int(labels[number % classes]))
+        found.append(sites.Example(sample, transforms.Prepared(image, mask, None, None), None, drawn))
+    return found

@@ -18,6 +18,7 @@ EVERY_S = 1.0
 
 _LOG = "the end of executor.log in the folder run/ of the state folder says which error it was"
 _POLICY = "fedvfm client review {recipe} --policy SITE.toml shows each rule; the coordinator is told this word alone"
+_MORE = "fedvfm client review {{recipe}} --policy SITE.toml says which; raise {}, or leave it at that"
 WORDS: dict[str, tuple[str, str]] = {
     "adapter": ("the adapter that came does not fit this site's model", "install the release the coordinator has"),
     "approval-pending": (
@@ -31,16 +32,16 @@ WORDS: dict[str, tuple[str, str]] = {
     "policy-adapter": ("the policy does not accept this kind of adapter", _POLICY),
     "policy-backbone": ("the policy does not name this backbone and its sha256", _POLICY),
     "policy-closed": ("it is outside policy.hours", "nothing; it goes on when the site is open"),
-    "policy-hours": ("policy.max_hours of computing are used up", "raise max_hours, or leave it at that"),
+    "policy-hours": ("the hours of computing are, or would be, more than policy.max_hours", _MORE.format("max_hours")),
     "policy-message": ("the message asks for what the recipe does not say", "ask the coordinator what it sent"),
     "policy-metrics": ("the policy does not let out a metric that the recipe wants", _POLICY),
     "policy-parameters": ("more would be trained than policy.max_trainable_parameters", _POLICY),
     "policy-privacy": ("the recipe's privacy is not what the policy asks for", _POLICY),
-    "policy-rounds": ("policy.max_rounds are trained", "raise max_rounds, or leave it at that"),
+    "policy-rounds": ("the rounds are, or would be, more than policy.max_rounds", _MORE.format("max_rounds")),
     "policy-samples": ("there are fewer samples than the policy asks for", _POLICY),
     "policy-task": ("the policy does not accept this task", _POLICY),
     "privacy-budget": ("the round would spend more privacy than this site's budget has left", _LOG),
-    "privacy-ledger": ("the privacy ledger cannot be charged", _LOG),
+    "privacy-ledger": ("the privacy ledger cannot be charged, or the coordinator was put back to an older copy", _LOG),
     "refused": ("the message cannot be read, or is none of ours", "both ends need one release: fedvfm doctor client"),
     "storage": ("the disk takes nothing more", "free space; fedvfm doctor client SITE.toml"),
     "training": ("the training went wrong; a loss that is not finite, or nothing moved", _LOG),

@@ -90,7 +90,11 @@ def _privacy(own: privacy_config.RecipePrivacy) -> str:
             f"{said}; for what the coordinator makes of all updates, not metrics. It adds the noise: it sees this "
             "site's update without any, and must be trusted"
         )
-    return f"{said}; for each update that leaves, not metrics"
+    return (
+        f"{said}; for each update that leaves, not metrics. It hides what one "
+        f"{privacy_config.UNITS[own.mechanism]} adds, not about how many there are, unless [privacy] of the site's "
+        "file has units"
+    )
 
 
 def _task(locked: lock.Lock) -> str:
@@ -120,7 +124,10 @@ def _trains(locked: lock.Lock) -> str:
 
 def _start(locked: lock.Lock) -> str:
     start = locked.recipe.start
-    return "the seed" if start is None else f"what an earlier recipe trained: adapter {start}"
+    if start is None:
+        return "the seed"
+    held = "round 1 is held to it, unless this site has a rank of its own; later rounds start from all sites' work"
+    return f"what an earlier recipe trained: adapter {start}; {held}"
 
 
 def _rounds(locked: lock.Lock) -> str:
@@ -147,5 +154,5 @@ def _contract(locked: lock.Lock) -> str:
 def _leaves(locked: lock.Lock) -> str:
     left = factors.told(locked.rows, locked.recipe.adapter.factors)
     if not _plain(locked.recipe):
-        return f"{left}, and nothing else that is computed from training images: no loss, not how many there are"
+        return f"{left}, and nothing else that is computed from training images: no loss, no count"
     return f"{left}, how many training images they come from, and the metrics below"

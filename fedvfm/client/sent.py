@@ -64,6 +64,16 @@ class Sent:
             if old != path:
                 old.unlink(missing_ok=True)
 
+    def drop(self, task: protocol.Task) -> None:
+        """Let go of an update that may not leave.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        path = self._path(task)
+        with storage.guard(path):
+            path.unlink(missing_ok=True)
+
     def _path(self, task: protocol.Task) -> Path:
         if task.state is None:
             raise errors.ProtocolError("a train message without an adapter")

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from fedvfm import config as configs
-from fedvfm import errors, seeding
+from fedvfm import errors, privacy_config, seeding
 from fedvfm.backbones import base as backbones
 from fedvfm.client import model as models
 from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
+from fedvfm.privacy import records
 
 
 class Hospital(Protocol):
@@ -109,6 +110,8 @@ class Site:
         memory: shared with the other virtual sites of this process.
         ends: when its own terms end what it computes, by the monotonic clock; and with which word.
         simulated: whether it is a virtual hospital: its privacy may be seeded, and protects nobody.
+        units: the public number that a private round is made from; 0 for as many as there are. See
+            :func:`fedvfm.privacy.rounds.counted`.
     """
 
     name: str
@@ -118,6 +121,7 @@ class Site:
     memory: Memory = field(default_factory=lambda: Memory(0))
     ends: tuple[float, str] = (math.inf, "")
     simulated: bool = False
+    units: int = 0
 
     def recipe(self, recipe: configs.Recipe) -> configs.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.
@@ -185,7 +189,7 @@ class Site:
         if not settings.oracle:
             return None
         with self._naming(sample):
-            rng = seeding.stream(model.recipe.seed, "prompts", sample.id, *words)
+            rng = seeding.stream(model.recipe.seed, "prompts", self._word(model.recipe, sample), *words)
             return simulator.draw(mask, len(model.recipe.data.class_names), settings, rng)
 
     def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
@@ -207,8 +211,18 @@ class Site:
     def _augmented(
         self, model: models.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]
     ) -> transforms.Prepared:
-        rng = seeding.stream(model.recipe.seed, "augment", sample.id, *words)
+        rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
         return transforms.training_view(self.whole(model, sample), model.recipe.data, rng)
+
+    def _word(self, recipe: configs.Recipe, sample: samples.Sample) -> str:
+        """What draws for a sample are keyed by.
+
+        Under a mechanism it is a name that stays: a number shifts when a file is added, and one image more would give
+        every later one another view.
+        """
+        if recipe.privacy.mechanism == privacy_config.NO_MECHANISM:
+            return sample.id
+        return records.stable(sample, getattr(self.hospital, "source", None))[0]
 
     def _prefix(
         self, model: models.AdaptedModel, key: tuple[Hashable, ...], image: transforms.Image

@@ -28,6 +28,17 @@ def names(recipe: configs.Recipe, hospital: Any) -> list[str]:
     return records.ids(unit, hospital.train, hospital.name, getattr(hospital, "source", None))
 
 
+def charged(recipe: configs.Recipe, hospital: Any) -> list[str]:
+    """All names that a round at this site is charged to; see :func:`fedvfm.privacy.records.charged`."""
+    unit = privacy_config.UNITS[recipe.privacy.mechanism]
+    return records.charged(unit, hospital.train, hospital.name, getattr(hospital, "source", None))
+
+
+def counted(recipe: configs.Recipe, hospital: Any, budget: privacy_config.Budget | None) -> int:
+    """How many units rate, steps and noise are made from here; 0 where there is nothing to train on."""
+    return rounds.counted(len(names(recipe, hospital)), privacy_config.UNITS[recipe.privacy.mechanism], budget)
+
+
 def require(recipe: configs.Recipe, budget: privacy_config.Budget | None) -> privacy_config.Budget | None:
     """The budget that a recipe's rounds are charged to; None where there is neither a mechanism nor a budget.
 
@@ -111,15 +122,16 @@ def account(
     Raises:
         LedgerError: if the ledger is not what it was, or there is nothing to draw from.
     """
-    units = names(recipe, hospital)
-    event = rounds.event_of(recipe, len(units)) if units else None
+    units = counted(recipe, hospital, budget)
+    event = rounds.event_of(recipe, units) if units else None
     if event is None:
         raise errors.LedgerError(f"site '{hospital.name}' has no {budget.unit} to train on; nothing can be charged")
     with _told():
         book = ledger.Ledger(Path(budget.ledger), hospital.name, budget.unit)
         _require_whole(book, log)
     left = max(1, recipe.rounds - number + 1)
-    return Account(book, ledger.Claim(recipe.hash, number, start, event, units, left), budget)
+    claim = ledger.Claim(recipe.hash, number, start, event, charged(recipe, hospital), left)
+    return Account(book, claim, budget)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,7 @@ def status(where: joining.State) -> dict[str, Any]:
         "approved": where.approvals.stand(),
         "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
         "adapters": verdicts.to_json(where),
+        "damaged": verdicts.damaged(where),
         "privacy": privacy_here.status(where),
         "last": last,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import audit, chain, errors, flower, privacy_config, protocol
+from fedvfm import audit, chain, errors, flower, privacy_config, protocol, state
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.client import gate, joining, own, policy, privacy_here, spending
+from fedvfm.client import gate, joining, own, policy, privacy_here, rollback, sent, spending
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.trust import lock as locks
@@ -58,6 +59,8 @@ class HospitalTerms:
         self._started = 0.0
         self._accepted = False
         self._ledger: chain.Mark | None = None
+        self._sent = sent.Sent(where.sent)
+        self._came_with: dict[str, Any] = {}
 
     def unread(self, message: Message) -> None:
         """Note that something came which is no message of ours, or of no known form."""
@@ -83,7 +86,8 @@ class HospitalTerms:
         """
         self._started, self._accepted, self._ledger = time.monotonic(), False, None
         recipe, word = task.recipe.hash, protocol.WORDS[kind]
-        about = self._came(message) | ({"split": task.split} if task.split in ("val", "test") else {})
+        self._came_with = self._came(message)
+        about = self._came_with | ({"split": task.split} if task.split in ("val", "test") else {})
         if task.state is not None:
             about["fingerprint"] = task.state.fingerprint
         self._audit.record("received", kind=word, recipe=recipe, round=_round(task), **about)
@@ -110,7 +114,15 @@ class HospitalTerms:
             self._where.approvals.require(recipe.hash)
         policy.require(rules, policy.Facts.of(locked, self._units(recipe)))
         self._where.approvals.require(recipe.hash)
-        policy.check_task(rules, task, kind, audit.usage(self._audit.entries, recipe.hash), rows=locked.rows)
+        entries = self._audit.entries
+        kept = kind == protocol.TRAIN and task.state is not None and self._sent.find(task) is not None
+        used = audit.usage(entries, recipe.hash)
+        policy.check_task(rules, task, kind, used, cut=self._cut(task), kept=kept)
+        rollback.require_onward(kind, task, self._came_with, entries)
+
+    def _cut(self, task: protocol.Task) -> state.Manifest | None:
+        """What the first adapter comes as where this site has a rank of its own; None where it comes whole."""
+        return None
 
     def _units(self, recipe: configs.Recipe) -> int | None:
         """How many units a mechanism can draw from here; None where there is no mechanism, or no data to count."""
@@ -173,6 +185,7 @@ class HospitalTerms:
                 examples=update.num_examples,
                 seconds=seconds,
             )
+            self._started = time.monotonic()  # what is noted counts once, also where it is refused after all
             return protocol.encode_update(dataclasses.replace(update, metrics=free))
         if kind == protocol.EVALUATE and task.state is not None:
             answer = protocol.decode_evaluation(content)
@@ -186,6 +199,7 @@ class HospitalTerms:
                 examples=answer.num_examples,
                 seconds=seconds,
             )
+            self._started = time.monotonic()  # what is noted counts once, also where it is refused after all
             return protocol.encode_evaluation(dataclasses.replace(answer, metrics=free, samples={}, ids=()))
         return content
 
@@ -267,7 +281,7 @@ class SiteTerms(HospitalTerms):
     ) -> None:
         super().__init__(where, lambda: self.config.policy, build)
         self._settings, self._device = settings, device
-        self._read = (0.0, own.read(settings).site)
+        self._read = ("", own.read(settings).site)
         self._site: tuple[str, sites.Site] | None = None
 
     @property
@@ -277,7 +291,8 @@ class SiteTerms(HospitalTerms):
         Raises:
             ConfigError: if it has faults; then nothing is answered.
         """
-        changed = self._settings.stat().st_mtime
+        # By its content: an editor, a copy or a restored backup may leave any time on it.
+        changed = hashlib.sha256(self._settings.read_bytes()).hexdigest()
         if changed != self._read[0]:
             found = own.read(self._settings).site
             if found.name != self._where.about.site:
@@ -295,27 +310,43 @@ class SiteTerms(HospitalTerms):
 
     def _judge(self, kind: str, task: protocol.Task) -> None:
         super()._judge(kind, task)
-        budget, site = spending.require(task.recipe, self.config.privacy), self._prepared(task.recipe)
+        budget, site = spending.require(task.recipe, self._judged.privacy), self._prepared(task.recipe)
         if budget is not None and kind != protocol.EVALUATE:
             self._note(task.recipe, site, budget)
-        left = policy.remaining(self._rules(), audit.usage(self._audit.entries, task.recipe.hash))
-        site.ends = (time.monotonic() + left.seconds, left.reason)
+        site.ends = self._ends(task.recipe)
+
+    @property
+    def _judged(self) -> configs.SiteConfig:
+        """The site's own file as the policy was last read from it: a message is worked on by what it was judged by."""
+        return self._read[1]
 
     def _prepared(self, recipe: configs.Recipe) -> sites.Site:
-        """The site for a recipe: as the file and the data are now if it was another one before."""
-        config = self.config
+        """The site for a recipe: as the data are now if the file or the recipe was another one before."""
         if self._site is None or self._site[0] != recipe.hash:
-            self._site = (recipe.hash, self._build(config, recipe))
+            self._site = (recipe.hash, self._build(self._judged, recipe))
+            self._site[1].ends = self._ends(recipe)  # whenever it is built, it has an end
         return self._site[1]
+
+    def _ends(self, recipe: configs.Recipe) -> tuple[float, str]:
+        left = policy.remaining(self._judged.policy, audit.usage(self._audit.entries, recipe.hash))
+        return time.monotonic() + left.seconds, left.reason
+
+    def _cut(self, task: protocol.Task) -> state.Manifest | None:
+        if task.recipe.start is None or task.round != 1:
+            return None
+        smaller = sites.at_rank(task.recipe, self._judged.rank, self._judged.name)
+        return None if smaller is task.recipe else self._build_recipe(smaller).manifest
 
     def _build(self, config: configs.SiteConfig, recipe: configs.Recipe) -> sites.Site:
         hospital = own.hospital(config, recipe)
-        return sites.Site(config.name, hospital, self._device, config.rank, sites.Memory(config.cache_mib * MIB))
+        memory, budget = sites.Memory(config.cache_mib * MIB), config.privacy
+        units = 0 if budget is None else budget.units or 0
+        return sites.Site(config.name, hospital, self._device, config.rank, memory, units=units)
 
     def _units(self, recipe: configs.Recipe) -> int | None:
         if not spending.private(recipe):
             return None
-        return len(spending.names(recipe, self._prepared(recipe).hospital)) or None
+        return spending.counted(recipe, self._prepared(recipe).hospital, self._judged.privacy) or None
 
     def _note(self, recipe: configs.Recipe, site: sites.Site, budget: privacy_config.Budget) -> None:
         """Keep what it comes to here for ``client status``; a ledger that cannot be read is told of by training."""
@@ -325,7 +356,7 @@ class SiteTerms(HospitalTerms):
                 privacy_here.note(self._where, recipe.hash, found)
 
     def _account(self, task: protocol.Task) -> spending.Account:
-        recipe, budget = task.recipe, spending.require(task.recipe, self.config.privacy)
+        recipe, budget = task.recipe, spending.require(task.recipe, self._judged.privacy)
         if budget is None or task.state is None:
             raise errors.ProtocolError("a train message without a mechanism or an adapter is charged to nobody")
         hospital = self._prepared(recipe).hospital

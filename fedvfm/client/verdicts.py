@@ -7,6 +7,7 @@ What is declined is not kept: an adapter that nobody wants should not lie where 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from fedvfm.trust import documents
 FOLDER = "adapters"
 VERDICT = "verdict.json"
 MAX_KEPT = 20
-"""Adapters that are kept; a coordinator that sends more fills no disk."""
+"""Adapters that are kept, and as many verdicts on declined ones; a coordinator that sends more fills no disk."""
 Word = Literal["accepted", "declined", "pending"]
 """One of ``protocol.ACCEPTANCE``."""
 ACCEPTED: Word = "accepted"
@@ -105,10 +106,39 @@ def record(where: joining.State, found: Verdict) -> None:
 
 
 def kept(where: joining.State) -> list[tuple[Verdict, Path]]:
-    """Every verdict and the folder of its adapter, the newest last."""
-    paths = sorted((where.folder / FOLDER).glob(f"*/{VERDICT}"))
-    found = [(documents.read(path, Verdict, "verdict"), path.parent) for path in paths]
+    """Every verdict that can be read and the folder of its adapter, the newest last."""
+    found = []
+    for path in _paths(where):
+        with contextlib.suppress(errors.FedvfmError):
+            found.append((documents.read(path, Verdict, "verdict"), path.parent))
     return sorted(found, key=lambda one: one[0].time)
+
+
+def _paths(where: joining.State) -> list[Path]:
+    return sorted((where.folder / FOLDER).glob(f"*/{VERDICT}"))
+
+
+def damaged(where: joining.State) -> list[str]:
+    """Verdicts that cannot be read, and why, a sentence each; the others count without them."""
+    found = []
+    for path in _paths(where):
+        try:
+            documents.read(path, Verdict, "verdict")
+        except errors.FedvfmError as error:
+            found.append(f"{error}. Remove the folder; the adapter comes again if it is asked for")
+    return found
+
+
+def full(where: joining.State) -> bool:
+    """Whether no more adapters are kept; what was declined takes no place, what cannot be read may."""
+    return sum(one.verdict != DECLINED for one, _ in kept(where)) + len(damaged(where)) >= MAX_KEPT
+
+
+def forget_declined(where: joining.State) -> None:
+    """Let go of the oldest verdicts on what a rule declined, beyond as many as adapters; the audit log has them."""
+    declined = [folder for one, folder in kept(where) if one.verdict == DECLINED and one.reason != "person"]
+    for folder in declined[:-MAX_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def place(where: joining.State, found: Verdict) -> Path:

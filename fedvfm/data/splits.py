@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, errors
+from fedvfm import config, errors, seeding
 from fedvfm.data import sample as data
 
 SPLITS = ("train", "val", "test")
@@ -27,6 +27,45 @@ def split(
     Raises:
         PartitionError: if the source prescribes two splits for one patient.
     """
+    splits, free = _prescribed(site, own)
+    for name, drawn in _draw(free, partition, rng).items():
+        splits[name].extend(drawn)
+    return splits
+
+
+def split_alone(
+    site: str,
+    own: Sequence[data.Sample],
+    partition: config.PartitionConfig,
+    seed: int,
+    name_of: Callable[[data.Sample], str],
+) -> dict[str, list[data.Sample]]:
+    """The same with every group drawn by itself, from the seed and its own name: no other one moves when one comes.
+
+    So one patient more changes what a site trains on by that patient alone, which is what privacy counts with. Shares
+    hold about, classes are not spread, and with few groups a split may be empty.
+
+    Args:
+        site: its name, for what is said of faults.
+        own: the samples.
+        partition: whose shares are taken; caps are not.
+        seed: of the draw.
+        name_of: what a sample's group is called, whatever others there are.
+
+    Raises:
+        PartitionError: if the source prescribes two splits for one patient.
+    """
+    splits, free = _prescribed(site, own)
+    for members in free:
+        place = seeding.key(seed, "split", name_of(members[0])) / 2**64
+        tested = place < partition.test_share
+        name = "test" if tested else "val" if place < partition.test_share + partition.val_share else "train"
+        splits[name].extend(members)
+    return splits
+
+
+def _prescribed(site: str, own: Sequence[data.Sample]) -> tuple[dict[str, list[data.Sample]], list[list[data.Sample]]]:
+    """The splits as far as the source prescribes them, and the groups for which it does not."""
     groups: dict[str, list[data.Sample]] = {}
     for one in own:
         groups.setdefault(group_of(one), []).append(one)
@@ -44,9 +83,7 @@ def split(
             splits[given[0]].extend(members)
         else:
             free.append(members)
-    for name, drawn in _draw(free, partition, rng).items():
-        splits[name].extend(drawn)
-    return splits
+    return splits, free
 
 
 def _draw(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedvfm import errors
+from fedvfm import errors, privacy_config
 from fedvfm.privacy import base, rdp
 
 KINDS = ("rdp", "prv")
@@ -84,7 +84,8 @@ def epsilon(spent: Curve, delta: float, accountant: str = "rdp") -> Epsilon:
 def _rdp(spent: Curve, delta: float) -> Epsilon:
     divergences = np.zeros(len(rdp.ORDERS))
     for rate, noise, steps in spent:
-        divergences += steps * rdp.divergence(rate, noise)
+        with np.errstate(over="ignore"):  # infinite, as it should be
+            divergences += steps * rdp.divergence(rate, noise)
     value, order = rdp.epsilon(divergences, delta)
     return Epsilon(value, delta, "rdp", order)
 
@@ -113,6 +114,8 @@ def noise(
 ) -> float | None:
     """The least noise multiplier with which ``steps`` more bring epsilon to at most ``wanted``; None if none does.
 
+    None is below ``privacy_config.LEAST_NOISE``, whatever is wanted.
+
     Args:
         wanted: epsilon, what was spent before included.
         delta: the delta.
@@ -136,4 +139,4 @@ def noise(
     while high - low > 0.5 / PRECISION:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
-    return math.ceil(high * PRECISION) / PRECISION
+    return max(privacy_config.LEAST_NOISE, math.ceil(high * PRECISION) / PRECISION)

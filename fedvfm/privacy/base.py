@@ -32,16 +32,17 @@ Change = Mapping[str, NDArray[np.float64]]
 class PrivacyEvent:
     """One release: the Poisson-subsampled Gaussian mechanism, ``steps`` times. What an accountant composes.
 
-    Neighbours differ by one unit that is there or not. What identifies the release (recipe, round, base) and whose
+    Neighbours differ by what one unit adds to the sums, or zero in its place; where rate, steps and noise are made from
+    a public number, also by one unit that is there or not. What identifies the release (recipe, round, base) and whose
     records it was made from belongs to the ledger's claim.
 
     Attributes:
         mechanism: its name in the table.
         unit: "record", "patient" or "site": whose presence it protects.
-        noise_multiplier: standard deviation of the noise in clips.
+        noise_multiplier: standard deviation of the noise in clips, at least 0.01.
         sample_rate: chance of a unit to be in a step's batch.
         steps: gradient steps (record and patient level), or rounds (site level).
-        clip: most that one unit adds to a sum, in L2 norm.
+        clip: most that one unit adds to a sum, in L2 norm; 1e-6 to 1e6.
     """
 
     mechanism: str
@@ -54,9 +55,10 @@ class PrivacyEvent:
     def __post_init__(self) -> None:
         if self.unit not in privacy_config.UNITS.values():
             raise ValueError(f"unit '{self.unit}' is none of {', '.join(privacy_config.UNITS.values())}")
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
-            raise ValueError(f"noise multiplier {self.noise_multiplier} is not above 0: nothing would be private")
-        if not 0 < self.sample_rate <= 1 or self.steps < 1 or not (math.isfinite(self.clip) and self.clip > 0):
+        least, clips = privacy_config.LEAST_NOISE, (privacy_config.LEAST_CLIP, privacy_config.MOST_CLIP)
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= least):
+            raise ValueError(f"noise multiplier {self.noise_multiplier} is below {least}: nothing would be private")
+        if not 0 < self.sample_rate <= 1 or self.steps < 1 or not clips[0] <= self.clip <= clips[1]:
             raise ValueError(f"no release: rate {self.sample_rate}, {self.steps} steps, clip {self.clip}")
 
 
@@ -84,8 +86,8 @@ class Work:
         groups: the parameters that train in this round, by what they are of: adapter, head. Nothing else may require a
             gradient.
         where: site and round, for what is said of faults.
-        examples: samples for a first look at the model; they are trained on all the same.
-        losses: samples -> one loss each, each of that sample alone.
+        examples: for a first look at the model. They are made up: what comes of the look may be told.
+        losses: examples -> one loss each, each of that example alone.
     """
 
     model: Any
@@ -114,8 +116,7 @@ class Steps(Protocol):
     def gradient(self, units: Sequence[Sequence[Any]], losses: Losses) -> None:
         """The private gradient of these units' samples, as the ``.grad`` of every trained parameter.
 
-        Raises:
-            TrainingError: if it cannot be made, or no gradient reaches what trains.
+        Whatever the samples are, it is made: that a round ended would tell of them what no noise covers.
         """
         ...
 
@@ -130,6 +131,7 @@ class SitePart(Protocol):
 
         Raises:
             ConfigError: if this model cannot be trained so.
+            TrainingError: if no gradient reaches what trains.
         """
         ...
 

@@ -40,7 +40,6 @@ class PrivateSteps:
     ) -> None:
         self.way, self.event = way, event
         self._parameters, self._draws, self._where = work.parameters, draws, work.where
-        self._groups = [sum(one.numel() for one in group) for group in work.groups]
         self._sizes = [one.numel() for one in self._parameters]
         self._numbers = sum(self._sizes)
         # Not the site's own count, where that is smaller: what leaves would tell it.
@@ -48,7 +47,6 @@ class PrivateSteps:
         self._images = recipe.privacy.images_per_patient
         room = _ROW_BYTES // (12 * max(self._numbers, 1))
         self._held = recipe.privacy.microbatch or max(1, min(_MOST_UNITS, room))
-        self._reached = False
 
     def draw(self, units: int) -> list[int]:
         """Each unit by itself with the event's chance: a Poisson sample, which may be empty."""
@@ -84,42 +82,23 @@ class PrivateSteps:
                     f"{self._where}: {len(some)} units gave gradients {tuple(rows.shape)}, not one row each of "
                     f"{self._numbers}; nothing is sent. Report this"
                 )
-            total += clipped_sum(rows, self.event.clip, self._where)
-        self._look(units, total)
+            total += clipped_sum(rows, self.event.clip)
         return total
 
-    def _look(self, units: Sequence[Sequence[Any]], total: Tensor) -> None:
-        """At the first units of a round: noise would hide for ever that the adapter learns nothing from them."""
-        if self._reached or not units:
-            return
-        if not all(bool(share.any()) for share in torch.split(total, self._groups) if len(share)):
-            raise errors.TrainingError(
-                f"{self._where}: no gradient reaches what trains, so noise is all it would learn; nothing is sent and "
-                "no epsilon reported. Check recipe.adapter and the loss"
-            )
-        self._reached = True
 
-
-def clipped_sum(rows: Tensor, clip: float, where: str) -> Tensor:
+def clipped_sum(rows: Tensor, clip: float) -> Tensor:
     """Sum of rows that are scaled down to a norm of at most ``clip``, over all their numbers; ``rows`` is changed.
 
-    Shapes: (U, P) float32 -> (P,) float64.
+    A row that is not finite, or that rounding leaves above the clip, adds nothing. A refusal would tell of it without
+    noise.
 
-    Raises:
-        TrainingError: if a number is not finite, or a row stays above the clip.
+    Shapes: (U, P) float32 -> (P,) float64.
     """
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    if not bool(torch.isfinite(norms).all()):
-        raise errors.TrainingError(
-            f"{where}: a gradient is not finite. Lower recipe.optimiser.learning_rate or check the images"
-        )
-    factors = (clip * (1 - _SLACK) / norms).clamp(max=1.0)
+    rows[~torch.isfinite(norms)] = 0.0
+    factors = (clip * (1 - _SLACK) / norms).nan_to_num(0.0, posinf=1.0).clamp(max=1.0)
     rows *= factors.to(rows.dtype).unsqueeze(1)
-    largest = float(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).max())
-    if not largest <= clip * (1 + _SLACK):
-        raise errors.TrainingError(
-            f"{where}: a clipped gradient has norm {largest:.8g}, above the clip {clip:g}; nothing is sent. Report this"
-        )
+    rows[~(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) <= clip)] = 0.0
     return rows.sum(dim=0, dtype=torch.float64)
 
 

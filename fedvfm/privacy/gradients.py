@@ -4,8 +4,10 @@
 of the memory (``benchmarks/private_step.py``), so it is all there is. ``Hooks`` computes many at once, for
 accelerators, with Opacus's hooks on the layers. Opacus takes the first axis of what enters a layer for the samples;
 that is wrong for windows (SAM, Swin), for prompts of a mask decoder, and for a parameter that is read without a call of
-its module. So hooks are used only where, on real images and with every trained number moved away from where it began,
-they give what the loop gives.
+its module. So hooks are used only where, on made images and with every trained number moved away from where it began,
+they give what the loop gives; and the loop takes over where a step's rows do not add up.
+
+Both looks are at images that are no site's, and no step ends for what is in one: a refusal carries no noise.
 """
 
 from __future__ import annotations
@@ -66,7 +68,10 @@ class Loop:
         return torch.stack([self._row(unit, losses) for unit in units])
 
     def _row(self, unit: Sequence[Any], losses: base.Losses) -> Tensor:
-        found = torch.autograd.grad(losses(unit).mean(), self._parameters, allow_unused=True)
+        loss = losses(unit).mean()
+        # Of a loss that depends on nothing that trains, torch refuses to ask.
+        nothing = (None,) * len(self._parameters)
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True) if loss.requires_grad else nothing
         pairs = zip(found, self._parameters, strict=True)
         return torch.cat([(torch.zeros_like(p) if one is None else one).reshape(-1).float() for one, p in pairs])
 
@@ -77,23 +82,36 @@ class Loop:
 class Hooks:
     """One backward pass for many units, with Opacus's hooks in the layers until ``close``.
 
+    Where a step's rows are not those of its images, the loop computes them, and all that come after.
+
     Source: Opacus 1.6, ``opacus/grad_sample/grad_sample_module.py``.
     """
 
     name = HOOKS
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-        from opacus.grad_sample import grad_sample_module
-
         self._model, self._parameters = model, list(parameters)
+        self._hooks: Any = None
+        self._loop: Loop | None = None
         # Opacus looks only at layers in training mode, and frozen backbones never are. A layer that owns what trains
         # is a linear or a norm, and knows no mode; where it does, the proof finds it.
         trained = {id(one) for one in parameters}
         owners = [one for one in model.modules() if any(id(p) in trained for p in one.parameters(recurse=False))]
         self._still = [one for one in owners if not one.training]
+        try:
+            self._put_in()
+        except BaseException:
+            self.close()
+            raise
+
+    def _put_in(self) -> None:
+        from opacus.grad_sample import grad_sample_module
+
         for module in self._still:
             module.training = True
-        self._hooks: Any = grad_sample_module.GradSampleHooks(model, loss_reduction="sum", strict=False)
+        # Made before it is filled, so that what was put in can be taken out where filling it fails.
+        self._hooks = grad_sample_module.GradSampleHooks.__new__(grad_sample_module.GradSampleHooks)
+        self._hooks.__init__(self._model, loss_reduction="sum", strict=False)
         arranged = self._hooks.rearrange_grad_samples
 
         def contiguous(**arguments: Any) -> tuple[list[Tensor], Tensor]:
@@ -105,6 +123,22 @@ class Hooks:
 
     def rows(self, units: Units, losses: base.Losses) -> Tensor:
         """See Way. A unit's row is the sum of its samples' rows, each weighed by one over their number."""
+        if self._loop is None:
+            try:
+                return self.together(units, losses)
+            except Exception:
+                # Whatever it was, it may be of one image, such as a gradient that is not finite or too little memory;
+                # what is wrong with an image itself, the loop meets again and says.
+                self._loop = Loop(self._parameters)
+            self.close()
+        return self._loop.rows(units, losses)
+
+    def together(self, units: Units, losses: base.Losses) -> Tensor:
+        """The rows by hooks alone.
+
+        Raises:
+            TrainingError: if they are not those of the images.
+        """
         owner = [number for number, unit in enumerate(units) for _ in unit]
         samples = [sample for unit in units for sample in unit]
         found = losses(samples)
@@ -131,7 +165,7 @@ class Hooks:
             shown = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise errors.TrainingError(
                 f"per-sample gradients of a parameter {tuple(parameter.shape)} are {shown} for {count} images: one "
-                "image's influence is not bounded, so nothing is sent. Report this"
+                "image's influence is not bounded"
             )
         return rows.reshape(count, -1).float()
 
@@ -142,13 +176,13 @@ class Hooks:
         apart = float(torch.linalg.vector_norm(rows.sum(dim=0) - expected))
         if not apart <= _CLOSE * float(torch.linalg.vector_norm(rows)) + 1e-12:
             raise errors.TrainingError(
-                f"per-sample gradients miss their sum by {apart:.3g}: they are not those of the images, so nothing is "
-                "sent. Report this"
+                f"per-sample gradients miss their sum by {apart:.3g}: they are not those of the images"
             )
 
     def close(self) -> None:
-        """See Way."""
-        self._hooks.cleanup()
+        """See Way. What is out already is left alone."""
+        if self._hooks is not None:
+            self._hooks.cleanup()
         for module in self._still:
             module.training = False
         for module in self._model.modules():
@@ -162,16 +196,17 @@ def opened(work: base.Work, *, hooks: bool | None = None) -> Iterator[Way]:
     """The quickest way that is right for this model; nothing of it stays behind.
 
     Args:
-        work: the model, what trains, and samples for the proof.
+        work: the model, what trains, and examples for the proof.
         hooks: whether to use them where they are right; None: where they are worth it.
 
     Raises:
         ConfigError: if a layer mixes the samples of a batch.
-        TrainingError: if no gradient reaches the adapter.
+        TrainingError: if no gradient reaches what trains.
     """
     wrong = faults(work.model)
     if wrong:
         raise errors.ConfigError("recipe", wrong)
+    _require_gradients(work)
     wanted = worthwhile(work.parameters) if hooks is None else hooks
     way: Way = Hooks(work.model, work.parameters) if wanted and _right(work) else Loop(work.parameters)
     try:
@@ -210,8 +245,28 @@ def _mixes(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.instancenorm._InstanceNorm) and bool(module.track_running_stats)
 
 
+def _require_gradients(work: base.Work) -> None:
+    """Noise would hide for ever that the adapter, or the head, learns nothing. Usually one example is enough."""
+    sizes = [sum(one.numel() for one in group) for group in work.groups]
+    found = torch.zeros(sum(sizes), device=work.parameters[0].device)
+    for one in work.examples:
+        with _without_dropout(work.model):
+            found += Loop(work.parameters).rows([[one]], work.losses)[0].abs()
+        if not bool(torch.isfinite(found).all()):
+            raise errors.TrainingError(
+                f"{work.where}: of a made image a gradient is not finite; nothing was spent or sent. Lower "
+                "recipe.optimiser.learning_rate"
+            )
+        if all(bool(share.any()) for share in torch.split(found, sizes) if len(share)):
+            return
+    raise errors.TrainingError(
+        f"{work.where}: no gradient reaches what trains, so noise is all it would learn; nothing was spent or sent. "
+        "Check recipe.adapter and the loss"
+    )
+
+
 def _agree(work: base.Work) -> bool:
-    """Whether hooks give the loop's rows, on two real samples that differ.
+    """Whether hooks give the loop's rows, on two made images that differ.
 
     Every trained number is moved first: at the start one factor of each pair is zero, and so is the gradient of the
     other, where any two ways agree.
@@ -221,10 +276,8 @@ def _agree(work: base.Work) -> bool:
         return False
     with _moved(work.parameters), _without_dropout(work.model):
         expected = Loop(work.parameters).rows(units, work.losses)
-        if not bool(expected.any()):
-            raise errors.TrainingError(f"{work.where}: no gradient reaches what trains; nothing was spent or sent")
-        if _near(expected[:1], expected[1:], work.parameters):
-            return False  # rows that are alike could be mixed up unseen
+        if not bool(torch.isfinite(expected).all()) or _near(expected[:1], expected[1:], work.parameters):
+            return False  # rows that are alike, or both of nought, could be mixed up unseen
         found = _by_hooks(work, units)
     return found is not None and _near(found, expected, work.parameters)
 
@@ -234,9 +287,7 @@ def _by_hooks(work: base.Work, units: Units) -> Tensor | None:
     hooks: Hooks | None = None
     try:
         hooks = Hooks(work.model, work.parameters)
-        return hooks.rows(units, work.losses)
-    except (errors.DataError, torch.OutOfMemoryError):
-        raise
+        return hooks.together(units, work.losses)
     except Exception:
         # Opacus fails in many ways where a batch is not one of images; whatever it is, the loop is right.
         return None

@@ -36,7 +36,8 @@ class Claim:
         round: its round.
         base: fingerprint of the adapter it starts from.
         event: what it spends.
-        names: of all units that could be drawn; see :func:`fedvfm.privacy.records.ids`.
+        names: of all units that could be drawn, and what else it is charged to; see
+            :func:`fedvfm.privacy.records.charged`.
         rounds: that the recipe still wants, this one included; for the remedy alone.
     """
 
@@ -187,8 +188,9 @@ class Ledger(audit.Audit):
     def known(self, claim: Claim, budget: privacy_config.Budget, update: str) -> bool:
         """Whether an update that was kept may be charged by this claim.
 
-        It may if it was charged before, or was trained under a reservation of the same records, noise and steps: a site
-        that was killed in between may come back with other files, and then the claim is not what was released.
+        It may if it was charged before, or if the last reservation of its recipe, round and base was of the same
+        records, noise and steps: a site that was killed in between may come back with other files, and then the claim
+        is not what was released. An earlier reservation says nothing of what is kept now.
         """
         with storage.exclusive(self.path):
             entries = self._open().entries
@@ -196,7 +198,11 @@ class Ledger(audit.Audit):
                 return True
             fields = self._fields(claim, budget)
         wanted = {name: fields[name] for name in lines.RELEASE}
-        return any(one["event"] == "reserved" and wanted.items() <= one.items() for one in entries)
+        same = ("recipe", "round", "base")
+        mine = [
+            one for one in entries if one["event"] == "reserved" and all(one[name] == wanted[name] for name in same)
+        ]
+        return bool(mine) and wanted.items() <= mine[-1].items()
 
     def _fields(self, claim: Claim, budget: privacy_config.Budget) -> dict[str, Any]:
         """A line of this release; its set of records is on disk before the line is."""

@@ -27,6 +27,7 @@ COVERED = (
 NOT_COVERED = (
     "metrics: they come from test patients who are not trained on, and are outside epsilon; the policy can forbid them",
     "the number of validation and test images, which the handshake tells, and how long a round takes",
+    "about how many units there are to train on, because noise and steps follow from it; units in [privacy] hides it",
     "what the coordinator or others learn elsewhere, and that this site took part",
 )
 

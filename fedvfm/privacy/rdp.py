@@ -24,6 +24,8 @@ ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(11, 65), 80, 96, 
 
 _ENOUGH = -30.0
 _TERMS = 1 << 22
+_LEAST, _MOST = 1e-3, 1e100
+"""Beyond these noise multipliers the series meet the ends of floating point; the bound without sampling still holds."""
 
 
 def divergence(q: float, sigma: float, orders: Sequence[float] = ORDERS) -> Floats:
@@ -44,14 +46,18 @@ def divergence(q: float, sigma: float, orders: Sequence[float] = ORDERS) -> Floa
 
 @functools.lru_cache(maxsize=20_000)
 def _one(q: float, sigma: float, order: float) -> float:
+    """Never less than it is: what is no number is that of the mechanism without sampling, which is never less."""
     if q == 0 or math.isinf(sigma):
         return 0.0
-    if sigma == 0:
+    square = sigma * sigma
+    if square == 0:  # no noise, or so little that its square is none
         return math.inf
-    if q == 1:
-        return order / (2 * sigma**2)
+    whole = order / (2 * square)
+    if q == 1 or not _LEAST <= sigma <= _MOST:
+        return whole
     log_a = _whole(q, sigma, int(order)) if order.is_integer() else _fractional(q, sigma, order)
-    return max(0.0, log_a / (order - 1))
+    found = log_a / (order - 1)
+    return max(0.0, found) if math.isfinite(found) else whole
 
 
 def _log_binomial(order: float, i: Floats) -> Floats:
@@ -80,7 +86,7 @@ def _fractional(q: float, sigma: float, order: float) -> float:
         if max(first[-1], second[-1]) < _ENOUGH:
             return float(special.logsumexp(np.concatenate([first, second]), b=np.concatenate([sign, sign])))
         if number >= _TERMS:
-            return math.inf  # no bound at this order; the others decide
+            return math.inf  # no number at this order
         number *= 4
 
 
@@ -96,5 +102,6 @@ def epsilon(divergences: Floats, delta: float, orders: Sequence[float] = ORDERS)
         raise ValueError(f"delta {delta} is not between 0 and 1")
     alpha = np.asarray(orders, dtype=np.float64)
     found = divergences - (math.log(delta) + np.log(alpha)) / (alpha - 1) + np.log1p(-1 / alpha)
-    best = int(np.argmin(np.where(np.isnan(found), np.inf, found)))
+    found = np.where(np.isfinite(found), found, np.inf)  # what is no number proves nothing
+    best = int(np.argmin(found))
     return max(0.0, float(found[best])), float(alpha[best])

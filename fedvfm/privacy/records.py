@@ -24,28 +24,57 @@ BYTES = 16
 Hashes = frozenset[bytes]
 
 
+def stable(sample: samples.Sample, source: object = None) -> tuple[str, str | None]:
+    """A sample and its patient by names that do not depend on which others there are.
+
+    Args:
+        sample: which.
+        source: where it comes from. One whose ids are numbers (a hospital's folder) has a method ``stable``, because
+            numbers shift when a file is added, and a shifted number would be another record.
+    """
+    found = getattr(source, "stable", None)
+    if found is None:
+        return sample.id, sample.patient
+    named: tuple[str, str | None] = found(sample)
+    return named
+
+
+def group(sample: samples.Sample, source: object = None) -> str:
+    """The patient that a sample is of, or the sample itself, by its stable name."""
+    record, patient = stable(sample, source)
+    return f"sample {record}" if patient is None else f"patient {patient}"
+
+
 def ids(unit: str, own: Sequence[samples.Sample], site: str, source: object = None) -> list[str]:
     """Names of the units among these samples: of each image, patient (an image without one is its own), or the site.
 
     Args:
         unit: "record", "patient" or "site".
         own: the samples that can be drawn.
-        site: the site's name.
-        source: where they come from. One whose ids are numbers (a hospital's folder) has a method ``stable``, because
-            numbers shift when a file is added, and a shifted number would be another record.
+        site: the site's name. No unit is called after it: a hospital may have two names in two federations, and has
+            one ledger.
+        source: see :func:`stable`.
 
     Raises:
         ValueError: for an unknown unit.
     """
-    stable = getattr(source, "stable", None) or (lambda one: (one.id, one.patient))
-    named = [stable(one) for one in own]
     if unit == "record":
-        return sorted({f"sample {record}" for record, _ in named})
+        return sorted({f"sample {stable(one, source)[0]}" for one in own})
     if unit == "patient":
-        return sorted({f"sample {record}" if patient is None else f"patient {patient}" for record, patient in named})
+        return sorted({group(one, source) for one in own})
     if unit == "site":
-        return [f"site {site}"] if own else []
+        return ["site"] if own else []
     raise ValueError(f"unit '{unit}' is none of record, patient, site")
+
+
+def charged(unit: str, own: Sequence[samples.Sample], site: str, source: object = None) -> list[str]:
+    """All names that a release of these samples is charged to.
+
+    The units; and with patients their images too, so that a new pseudonym, or a table of patients that comes later,
+    opens no fresh budget.
+    """
+    images = ids("record", own, site, source) if unit == "patient" else []
+    return sorted({*ids(unit, own, site, source), *images})
 
 
 class Records:

@@ -15,7 +15,7 @@ def event_of(recipe: config.Recipe, units: int) -> base.PrivacyEvent | None:
 
     Args:
         recipe: the recipe. Where it gives epsilon, the noise is that with which all its rounds come to it.
-        units: records, patients or sites that can be drawn.
+        units: records, patients or sites that can be drawn, or the public number in their place: see :func:`counted`.
 
     Raises:
         ConfigError: if no noise reaches the recipe's epsilon.
@@ -29,6 +29,16 @@ def event_of(recipe: config.Recipe, units: int) -> base.PrivacyEvent | None:
         raise errors.DataError(f"mechanism '{recipe.privacy.mechanism}': there is no {mechanism.unit} to draw")
     batch = planner.question(recipe, units).batch
     return mechanism.event(recipe.privacy, _noise(recipe, units), units, batch, recipe.optimiser.local_epochs)
+
+
+def counted(found: int, unit: str, budget: privacy_config.Budget | None) -> int:
+    """How many units rate, steps and noise are made from: the budget's public number, else as many as there are.
+
+    Each unit is drawn by itself with the stated rate, so that what a round spends holds for any number there really is.
+    """
+    if not found or budget is None or budget.units is None or budget.unit != unit:
+        return found
+    return budget.units
 
 
 def members(

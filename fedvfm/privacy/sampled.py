@@ -36,6 +36,11 @@ class Sampled:
                 f"recipe.aggregation.weighting = '{weighting}': under '{self.name}' neither the number of images nor a "
                 "loss may leave a site; use weighting 'uniform'"
             )
+        if self.unit == "record" and recipe.data.stack > 1:
+            found.append(
+                f"recipe.data.stack = {recipe.data.stack}: a slice is seen beside its neighbours, so one image is in "
+                f"several gradients and '{self.name}' hides none; use mechanism 'patient-level', or leave stack out"
+            )
         if self.unit != "patient" and own.images_per_patient != privacy_config.IMAGES_PER_PATIENT:
             found.append(
                 f"recipe.privacy.images_per_patient = {own.images_per_patient}: only 'patient-level' reads it; leave "

@@ -54,7 +54,7 @@ def _data_set(
     return {
         "name": name,
         "releases": len(mine),
-        "units": None if among is None else len(among),
+        "names": None if among is None else len(among),
         "epsilon": planner.finite(after.value),
         "delta": delta,
         "accountant": after.accountant,

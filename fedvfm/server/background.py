@@ -47,7 +47,7 @@ def launch(folder: Path, command: tuple[str, ...], patience_s: float = PATIENCE_
     Returns: ``pid``, ``address``, ``log``, and ``finished`` where there was nothing left to do.
 
     Raises:
-        EngineError: with its last words, if it does not listen; it was ended then.
+        FedvfmError: with its last words and its exit code, if it does not listen; it was ended then.
     """
     with storage.guard(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -71,8 +71,11 @@ def launch(folder: Path, command: tuple[str, ...], patience_s: float = PATIENCE_
     except BaseException:
         _end(child)
         raise
+    code = child.poll()  # None for one that was patiently waited for
     _end(child)
-    raise errors.EngineError(f"the server did not start: {_said(path, begun)} (log: {path})")
+    found = errors.EngineError(f"the server did not start: {_said(path, begun)} (log: {path})")
+    found.exit_code = code if code is not None and code > 0 else found.exit_code
+    raise found
 
 
 def _listens(folder: Path, pid: int) -> str | None:

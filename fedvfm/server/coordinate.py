@@ -8,6 +8,7 @@ taken in or left out, and it pauses, ends early or makes room for another recipe
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import threading
@@ -28,11 +29,30 @@ from fedvfm.server.aggregators import table as rules
 from fedvfm.trust import roster as rosters
 
 RUN = "run"
+EXPIRED = "its invite expired"
 LOOK_S = 1.0
 TRIES = 3
-"""How often a round is asked for that misses the quorum before the run stops; whoever answered is not asked twice."""
-NOT_NOW = ("site-approval-pending", "site-policy-closed")
-"""Refusals of a site that takes no part until it greets again: a person withdrew, or it is closed for the day."""
+"""How often a round is asked for that misses the quorum before the run stops; whoever answered is not asked twice.
+
+Where sites refused, which takes no time, it does not stop before ``join_timeout_s`` either.
+"""
+GONE = ("site-away", "site-dropped", "site-revoked")
+"""What stands in place of the answer of a site that is gone; every other word is that of a site that refused."""
+
+
+@dataclasses.dataclass
+class _Missed:
+    """A round that missed the quorum.
+
+    Attributes:
+        done: the round before it.
+        since: when it missed it first.
+        tries: how often it was asked for.
+    """
+
+    done: int
+    since: float
+    tries: int = 0
 
 
 class Coordinator:
@@ -50,8 +70,9 @@ class Coordinator:
         self._greetings: greeting.Greetings | None = None
         self._standing = standing.Board(where.folder / RUN)
         self._phase = (standing.WAITING, "", 0)
-        self._began = False
-        self._tries = (0, 0)
+        self._memory = patience.Memory(where.folder / RUN)
+        self._began = self._refused = False
+        self._missed: _Missed | None = None
 
     def look(self) -> None:
         """Greet who came; called while answers are waited for."""
@@ -87,24 +108,29 @@ class Coordinator:
         Raises:
             QuorumMissed: if there is none in time.
         """
-        waits, said = self._patience(), ""
+        waits, said, done = self._patience(), "", self._done()
+        self._memory.go_on(waits, self._recipe, done)
         while True:
             greetings.look()
             if enrolment.open_state(self._where.folder).about.recipe != self._recipe:
+                self._memory.forget()
                 self._note(f"recipe {self._recipe[:12]} is put aside for another one")
                 return None
             orders, members, words = steering.read(self._where), self._members(), self._expected()
             missing = {name: word for name, word in words.items() if name not in members}
             if orders.paused is not None:
                 waits = self._patience()
+                self._memory.forget()
                 text, phase = f"paused by {orders.paused.who} since {orders.paused.time}", standing.PAUSED
             elif waits.enough(members, words) and (self._began or not waits.for_more(missing)):
-                without = _listed(missing)
+                self._memory.forget()
+                without = _listed({**missing, **self._expired()})
                 self._note(f"sites now: {', '.join(members)}" + (f"; goes on without: {without}" if without else ""))
                 return members
             else:
                 text, phase = _waiting(waits, members, words), standing.WAITING
-                _require_hope(waits, members, words, missing, text)
+                self._require_hope(waits, members, words, missing, text)
+                self._memory.keep(waits, self._recipe, done)
             if text != said:
                 self._note(text)
                 said = text
@@ -123,13 +149,48 @@ class Coordinator:
         """Site -> why it takes no part, or that it does: all that are approved.
 
         Until the federation's first round that is everybody who was invited, so that none is forgotten who is only
-        slow; whoever is invited later joins when he comes.
+        slow; whoever is invited later joins when he comes. Where too few are approved for the quorum, whoever was
+        invited or dropped is missed at any time.
         """
         words = self._words(self._approved())
-        if self._began or any((self._where.folder / "runs").glob("*/journal.jsonl")):
-            return words
-        invited = [name for name, entry in self._where.sites().items() if entry.status == rosters.INVITED]
-        return dict(sorted({**words, **dict.fromkeys(invited, patience.INVITED)}.items()))
+        few = len(words) < (self._server.quorum or 1)
+        if few or self._first:
+            words |= {name: patience.INVITED for name, good in self._where.invited().items() if good}
+        if few:
+            dropped = [name for name, entry in self._where.sites().items() if entry.status == rosters.DROPPED]
+            words |= dict.fromkeys(dropped, patience.DROPPED)
+        return dict(sorted(words.items()))
+
+    def _expired(self) -> dict[str, str]:
+        """Sites that the first round would have waited for, had their invites not expired."""
+        return {name: EXPIRED for name, good in self._where.invited().items() if not good and self._first}
+
+    @property
+    def _first(self) -> bool:
+        return not self._began and not self._where.begun
+
+    def _require_hope(
+        self,
+        waits: patience.Patience,
+        members: Collection[str],
+        words: Mapping[str, str],
+        missing: Mapping[str, str],
+        text: str,
+    ) -> None:
+        """Check that a quorum can come together yet, of who is there and who is still waited for.
+
+        Raises:
+            QuorumMissed: if it cannot; where nobody is late, but too few are on the roster, not at once.
+        """
+        possible = waits.enough({*members, *missing}, words)
+        patient, late = waits.may_hope(possible), waits.given_up(missing)
+        if (patient and not possible) or waits.enough({*members, *missing} - set(late), words):
+            return
+        self._memory.forget()
+        seconds = max(late.values(), default=self._server.join_timeout_s)
+        raise errors.QuorumMissed(
+            f"after {seconds:g} s {text}. Mend the sites and start again{_remedies(missing, late, self._server)}"
+        )
 
     def _words(self, approved: set[str]) -> dict[str, str]:
         """Approved site -> why it takes no part, or that it does."""
@@ -150,7 +211,7 @@ class Coordinator:
     ) -> bool:
         """Rounds with these sites, until something is to be changed between two of them; whether all is done."""
         job, finished = self._job(members), False
-        self._began = True
+        self._began, self._refused = True, False
 
         def drive(federation: strategy.Federation) -> None:
             nonlocal finished
@@ -159,6 +220,7 @@ class Coordinator:
         try:
             server_app.make_server_app([job], self._told, drive)(grid, context)
         except errors.QuorumMissed as missed:
+            steering.untake_finish(self._where, self._recipe)
             self._again(missed)
         return finished
 
@@ -209,20 +271,24 @@ class Coordinator:
     def _again(self, missed: errors.QuorumMissed) -> None:
         """Let a round that missed the quorum be asked for again, a few times.
 
+        Who refused it takes no part until it answers another greeting, which comes after pauses that grow.
+
         Raises:
             QuorumMissed: if it was asked for often enough.
         """
-        done = self._done()
-        tried = self._tries[1] + 1 if self._tries[0] == done else 1
-        self._tries = (done, tried)
-        if tried >= TRIES:
+        done, now = self._done(), time.monotonic()
+        if self._missed is None or self._missed.done != done:
+            self._missed = _Missed(done, now)
+        self._missed.tries += 1
+        tried, patient = self._missed.tries, now <= self._missed.since + self._server.join_timeout_s
+        if tried >= TRIES and not (self._refused and patient):
             raise missed
-        self._note(f"{missed}. It is asked for again ({tried} of {TRIES - 1})")
+        when = "when who refused takes part again" if self._refused else f"({tried} of {TRIES - 1})"
+        self._note(f"{missed}. It is asked for again {when}")
 
     def _told(self, event: str, /, **fields: Any) -> None:
-        if event == "refused" and self._greetings is not None:
-            word = str(fields["reason"]).removeprefix("site-")
-            self._greetings.doubt(str(fields["site"]), word if fields["reason"] in NOT_NOW else "")
+        if event == "refused":
+            self._doubt(str(fields["site"]), str(fields["reason"]))
         if event == "test":
             self._stands(standing.TEST, number=int(fields["round"]))
         if event == "round-end":
@@ -230,6 +296,13 @@ class Coordinator:
         if event == "finished":
             self._accepted(fields["record"])
         self._observer(event, **fields)
+
+    def _doubt(self, site: str, reason: str) -> None:
+        """Greet a site again whose answer was none; one that refused takes no part until it answered that."""
+        refused = reason.startswith("site-") and reason not in GONE
+        self._refused = self._refused or refused
+        if self._greetings is not None:
+            self._greetings.doubt(site, reason.removeprefix("site-") if refused else "")
 
     def _decided(self, line: Any) -> None:
         """Note in the audit log whose updates were admitted in a round, and whose not and why."""
@@ -260,28 +333,21 @@ def _listed(missing: Mapping[str, str]) -> str:
 
 def _waiting(waits: patience.Patience, members: Collection[str], words: Mapping[str, str]) -> str:
     wanted = waits.wanted(words)
-    missing = _listed({name: words[name] for name in wanted - set(members)}) or "none"
-    return (
-        f"waiting: {len(members)} of {len(wanted | set(members))} sites are there, the quorum is {waits.least(words)}; "
-        f"missing: {missing}"
-    )
+    missing, every = _listed({name: words[name] for name in wanted - set(members)}), wanted | set(members)
+    few = waits.least(words) - len(every)
+    parts = [f"waiting: {len(members)} of {len(every)} sites are there, the quorum is {waits.least(words)}"]
+    parts += [f"missing: {missing}"] if missing else []
+    parts += [f"{few} too few are on the roster: fedvfm server invite NAME, or lower the quorum"] if few > 0 else []
+    return "; ".join(parts)
 
 
-def _require_hope(
-    waits: patience.Patience, members: Collection[str], words: Mapping[str, str], missing: Mapping[str, str], text: str
-) -> None:
-    """Check that a quorum can come together yet, of who is there and who is still waited for.
-
-    Raises:
-        QuorumMissed: if it cannot.
-    """
-    late = waits.given_up(missing)
-    if waits.enough({*members, *missing} - set(late), words):
-        return
-    invited = ",".join(name for name in late if missing[name] == patience.INVITED)
-    more = f"; or go on without who did not join: fedvfm server start --without {invited}" if invited else ""
-    raise errors.QuorumMissed(
-        f"after {max(late.values(), default=0.0):g} s {text}. Mend the sites and start again{more}"
+def _remedies(missing: Mapping[str, str], late: Collection[str], server: configs.ServerConfig) -> str:
+    """What a person can do about sites that he himself holds up."""
+    invited = [name for name in late if missing[name] == patience.INVITED]
+    dropped = [name for name in missing if missing[name] == patience.DROPPED]
+    found = f"; or go on without who did not join: fedvfm server start --without {','.join(invited)}"
+    return (found if invited and not server.quorum else "") + "".join(
+        f"; or take '{name}' in again: fedvfm server readmit {name}" for name in dropped
     )
 
 

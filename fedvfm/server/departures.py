@@ -76,4 +76,5 @@ class WatchfulGrid(presence.RosterGrid):
             self._counted = now
             there = names if begins else set(self.present())
             self._seen |= dict.fromkeys(there, now)
-        return {name for name in names if now > self._seen.setdefault(name, now) + self._away_s}
+        longest = max(self._away_s, 2 * reach.LOOK_S)  # who was there at the last look is not away
+        return {name for name in names if now > self._seen.setdefault(name, now) + longest}

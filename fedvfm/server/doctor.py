@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -137,24 +137,35 @@ def _versions(where: enrolment.State) -> dict[str, str]:
 
 
 def _roster(where: enrolment.State, server: configs.ServerConfig) -> list[row.Row]:
-    sites = where.sites()
+    sites, invited = where.sites(), where.invited()
     approved = [name for name, entry in sites.items() if entry.status == rosters.APPROVED]
-    waiting = {name: entry.expires for name, entry in sites.items() if entry.status == rosters.INVITED}
-    least = server.quorum or max(1, len(approved))
-    rows = []
-    if len(approved) < least:
-        told = f"{len(approved)} sites are approved, the quorum is {least}"
-        rows.append(row.blocker("quorum", told, "fedvfm server approve REQUEST for each file that a site sent back"))
-    else:
-        rows.append(row.ok("quorum", f"{len(approved)} sites are approved, the quorum is {least}"))
-    void = [name for name, expires in waiting.items() if documents.moment(expires) <= documents.now()]
+    open_ones, void = [one for one in invited if invited[one]], [one for one in invited if not invited[one]]
+    rows = [_quorum(where, server, approved, open_ones)]
+    strangers = [documents.shown(one) for one in server.without if one not in sites]
+    if strangers:
+        told = f"'without' names sites that are not on the roster: {', '.join(strangers)}"
+        rows.append(row.blocker("quorum", told, f"mend server.toml; the roster has: {', '.join(sites)}"))
     if void:
-        remedy = "fedvfm server invite SITE for each, or revoke it"
+        remedy = "the first round does not wait for them; fedvfm server invite SITE for each, or revoke it"
         rows.append(row.warning("invites", f"the invites expired of: {', '.join(void)}", remedy))
-    elif waiting:
+    if open_ones:
         remedy = "fedvfm server approve REQUEST; the first round waits for them, or: fedvfm server start --without SITE"
-        rows.append(row.warning("invites", f"not joined yet: {', '.join(waiting)}", remedy))
+        rows.append(row.warning("invites", f"not joined yet: {', '.join(open_ones)}", remedy))
     return rows
+
+
+def _quorum(
+    where: enrolment.State, server: configs.ServerConfig, approved: Sequence[str], invited: Sequence[str]
+) -> row.Row:
+    """Whether the approved sites can make a quorum: of the first round all that were invited are a part."""
+    waited = [] if where.begun else [one for one in invited if one not in server.without]
+    every = [one for one in approved if one not in server.without] + waited
+    least = server.quorum or max(1, len(every))
+    told = f"{len(approved)} sites are approved, the quorum is {least}"
+    told += f" (all, with {len(waited)} that are invited)" if waited and not server.quorum else ""
+    if len(approved) < (server.quorum or 1):
+        return row.blocker("quorum", told, "fedvfm server approve REQUEST for each file that a site sent back")
+    return row.ok("quorum", told)
 
 
 def _clock(where: enrolment.State) -> row.Row:

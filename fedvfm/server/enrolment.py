@@ -105,6 +105,16 @@ class State:
         """Whether a recipe's federation came to its end."""
         return (self.run_path(recipe) / "evaluation.json").is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether rounds of any recipe were begun."""
+        return any((self.folder / "runs").glob("*/journal.jsonl"))
+
+    def invited(self) -> dict[str, bool]:
+        """Site that was invited and not approved yet -> whether its invite is still good."""
+        found = {name: entry.expires for name, entry in self.sites().items() if entry.status == rosters.INVITED}
+        return {name: documents.moment(expires) > documents.now() for name, expires in found.items()}
+
     def invite_path(self, site: str) -> Path:
         """The file to hand to a site."""
         return self.folder / "invites" / f"{site}.invite.json"
@@ -154,7 +164,8 @@ class Plan:
         Raises:
             ConfigError: with all faults at once.
         """
-        faults = [f"--san {fault}" for fault in certificates.names_faults(self.names)]
+        faults = _address_faults(self.address)
+        faults += [f"--san {fault}" for fault in certificates.names_faults(self.names)]
         faults += [f"--name '{documents.shown(self.federation)}': {_NAMES}"] * (not _is_name(self.federation))
         faults += [f"--sites '{documents.shown(one)}': {_NAMES}" for one in self.sites if not _is_name(one)]
         folded = [one.casefold() for one in self.sites]
@@ -166,6 +177,14 @@ class Plan:
             faults.append(f"--days {self.days}: from 1 to 365")
         if faults:
             raise errors.ConfigError("server init", faults)
+
+
+def _address_faults(address: str) -> list[str]:
+    try:
+        certificates.split_address(address)
+    except errors.ConfigError as error:
+        return [f"--address {fault}" for fault in error.faults]
+    return []
 
 
 _NAMES = "letters, digits, '.', '_', '-' and inner spaces, 64 at most, beginning and ending in a letter or digit"
@@ -183,8 +202,8 @@ def init(folder: Path, plan: Plan, locked: lock.Lock, initial: state.AdapterStat
         CheckpointError: without the initial adapter.
         OutputInUse: if the folder holds anything.
     """
-    host, _ = certificates.split_address(plan.address)
     plan.check()
+    host, _ = certificates.split_address(plan.address)
     if initial is None:
         raise errors.CheckpointError("the locked recipe's initial adapter (.safetensors) must lie beside its .json")
     storage.private_folder(folder)

@@ -19,6 +19,9 @@ from fedvfm.server.aggregators import base
 
 ANSWER_S = 600.0
 """How long a greeting lives: a site may have to hash large weights, or be at work on an old round."""
+SILENCE_S = 30.0
+"""Until a site that is there and silent is greeted once more, doubled each time: it may be at work, or what was sent
+got lost on the way."""
 LOOK_S = 1.0
 FIRST_S, LONGEST_S = 5.0, 60.0
 """Pause before a site is asked again, doubled each time."""
@@ -35,19 +38,23 @@ class _Site:
     Attributes:
         node: the node it is.
         word: why it does not take part, or that it does.
-        message: the greeting it has not answered.
+        messages: the greetings it has not answered, and until when each lives.
+        silence: how long after the last of them the next one is sent.
         asked: when that was sent.
         due: when it may be asked again.
         pause: how long the next pause is.
+        refused: when it last refused something after a good answer.
         hello, member: of its answer, once it was good.
     """
 
     node: int
     word: str = ASKED
-    message: str = ""
+    messages: dict[str, float] = field(default_factory=dict)
+    silence: float = field(default_factory=lambda: SILENCE_S)
     asked: float = 0.0
     due: float = 0.0
     pause: float = field(default_factory=lambda: FIRST_S)
+    refused: float = float("-inf")
     hello: protocol.Hello | None = None
     member: handshake.Member | None = None
 
@@ -111,34 +118,37 @@ class Greetings:
         if site is None:
             return
         if word:
-            site.member, site.hello, site.word = None, None, word
-        if not site.message:
+            site.member, site.hello, site.word, site.refused = None, None, word, time.monotonic()
+        if not site.messages:
             site.due = time.monotonic() + (site.pause if word else 0.0)
+            site.pause = min(2 * site.pause, LONGEST_S) if word else site.pause
             site.hello = None
 
     def _greet(self, name: str, site: _Site) -> None:
         now = time.monotonic()
-        if site.message and now > site.asked + ANSWER_S:
-            site.message = ""
-        if site.message or site.hello is not None or now < site.due:
+        site.messages = {message: until for message, until in site.messages.items() if now < until}
+        if site.hello is not None or now < (site.asked + site.silence if site.messages else site.due):
             return
+        site.silence = 2 * site.silence if site.messages else SILENCE_S
         message = Message(self._content, site.node, protocol.HANDSHAKE, ttl=ANSWER_S, group_id="0")
-        (site.message,) = self._grid.push_messages([message])
-        site.asked = now
+        (sent,) = self._grid.push_messages([message])
+        site.messages[sent], site.asked = now + ANSWER_S, now
 
     def _take(self) -> None:
-        by_message = {site.message: name for name, site in self._sites.items() if site.message}
+        by_message = {message: name for name, site in self._sites.items() for message in site.messages}
         for reply in self._grid.pull_messages(sorted(by_message)) if by_message else ():
             name = by_message[reply.metadata.reply_to_message_id]
             site = self._sites[name]
-            site.message = ""
+            if reply.metadata.reply_to_message_id not in site.messages:
+                continue  # the answer to another one came with it
+            site.messages.clear()
             before, word = site.word, self._answer(name, site, reply)
             site.word = word or GREETED
             if word:
                 site.member, site.hello = None, None
                 site.due = time.monotonic() + site.pause
                 site.pause = min(2 * site.pause, LONGEST_S)
-            else:
+            elif time.monotonic() > site.refused + 2 * LONGEST_S:  # else it answers well and refuses the work
                 site.pause = FIRST_S
             if word == "approval-pending" and before != word:
                 self._note(f"site '{name}' waits for a person's approval of the recipe; it is asked again")

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedvfm import audit, chain, errors, flower, protocol
+from fedvfm import audit, chain, errors, flower, flower_runtime, protocol
 from fedvfm.server import reach
 from fedvfm.trust import roster as rosters
 
@@ -42,6 +42,11 @@ class RosterGrid(reach.SteadyGrid):
         super().__init__(grid, check, note)
         self._roster, self._log, self._recipe = roster, log, recipe
         self._names: dict[int, str] = {}
+        self._ledgers: dict[str, int] = {}
+        if log is not None:
+            for one in log.entries:
+                if one["event"] == "received" and one.get("recipe") == recipe and "ledger" in one:
+                    self._longer(str(one["peer"]), chain.Mark.parse(one["ledger"]).length)
 
     def present(self) -> dict[str, int]:
         """Site -> node of the approved sites that are online."""
@@ -81,13 +86,34 @@ class RosterGrid(reach.SteadyGrid):
     def _pull(self, message_ids: list[str]) -> list[Message]:
         """Note what came from whom, whatever becomes of it, and which mark its sender's log had."""
         found = super()._pull(message_ids)
-        asked = {one: asked.message.metadata for asked in self._asked.values() for one in asked.ids}
-        for reply in found:
-            site, about = self._names.get(reply.metadata.src_node_id), asked.get(reply.metadata.reply_to_message_id)
-            if self._log is not None and site is not None and about is not None and not self._lost(reply):
-                said = _said(reply, about.message_type)
-                self._log.record("received", peer=site, **self._about(reply, about), **said)
+        asked = {one: asked.message for asked in self._asked.values() for one in asked.ids}
+        for at, reply in enumerate(found):
+            site, message = self._names.get(reply.metadata.src_node_id), asked.get(reply.metadata.reply_to_message_id)
+            if self._log is not None and site is not None and message is not None and not self._lost(reply):
+                said = _said(reply, message.metadata.message_type)
+                self._log.record("received", peer=site, **self._about(reply, message.metadata), **said)
+                if "fingerprint" in said:
+                    found[at] = self._charged(site, reply, message, said)
         return found
+
+    def _charged(self, site: str, update: Message, asked: Message, said: Mapping[str, Any]) -> Message:
+        """The update, or a refusal in its place where its site's ledger is shorter than it was in this recipe."""
+        length = chain.Mark.parse(said["ledger"]).length if "ledger" in said else 0
+        before = self._ledgers.get(site, 0)
+        self._longer(site, length)
+        if length >= before:
+            return update
+        self._note(
+            f"the update of site '{site}' is refused: its privacy ledger has {length} entries and had {before}: it was "
+            "cut or put back. Its people run 'fedvfm ledger verify' and 'fedvfm ledger reconcile'; it takes part again "
+            "in another recipe"
+        )
+        refusal = Message(protocol.refusal(errors.LedgerError("its ledger went back")), reply_to=asked)
+        flower_runtime.set_reply_to(refusal, update.metadata.reply_to_message_id)
+        return refusal
+
+    def _longer(self, site: str, length: int) -> None:
+        self._ledgers[site] = max(length, self._ledgers.get(site, 0))
 
     def _about(self, message: Message, asked: Any) -> dict[str, Any]:
         """What the log says of a message, by the metadata it was asked with: nothing here is the other end's word."""

@@ -1,7 +1,9 @@
 """Privacy at the server: a round's aggregate is made private once, put on disk, and only then used.
 
 A server that was killed after that finds it there and draws no second time for the same round: the mean of two draws
-has less noise than the journal states.
+has less noise than the journal states. Which rounds were drawn is never forgotten here, and a round before one of them
+is not drawn anew: the folder was put back then. Where all of it was put back, the sites notice
+(:mod:`fedvfm.client.rollback`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from fedvfm.server import aggregation, checkpoint
 from fedvfm.server.aggregators import base
 
 FOLDER = "private"
+DRAWN = ".drawn"
+"""What is kept of a draw for ever: an empty file of this suffix. The mean itself is kept as its checkpoint is."""
 ENTRY = "privacy"
 """Key of a journal line, and of what is kept beside a private mean."""
 _COMPUTED = ("norm", "examples")
@@ -72,10 +76,11 @@ class Private:
         """What was drawn for this round before the server was stopped, if anything was.
 
         Raises:
-            CheckpointError: if it is damaged, or was drawn from another adapter. There is no second draw.
+            CheckpointError: if it is damaged or gone, or was drawn from another adapter. There is no second draw.
         """
         path = checkpoint.path_of(self._folder, number)
         if not path.exists():
+            self._require_undrawn(number)
             return None
         mean, _, marks = checkpoint.read(path)
         if (marks.get("recipe"), marks.get("base")) != (self._recipe.hash, start.fingerprint):
@@ -120,9 +125,33 @@ class Private:
         path = checkpoint.path_of(self._folder, number)
         checkpoint.write(path, mean, {**marks, "record": chain.canonical(line)})
         storage.fault_point("private-kept")
-        # The one before is kept as its checkpoint is: its journal line may be lost with the disk's cache.
-        checkpoint.prune(self._folder, number - 1)
+        self._let_go(number - 1)
         return self._joined(mean, line, kept)
+
+    def _rounds(self) -> list[int]:
+        """Rounds that noise was drawn for, whatever is left of them."""
+        kept = [path for path in self._folder.glob("round-*") if path.suffix in (DRAWN, ".safetensors")]
+        return sorted({int(path.stem.partition("-")[2]) for path in kept})
+
+    def _require_undrawn(self, number: int) -> None:
+        last = max(self._rounds(), default=0)
+        if number <= last:
+            raise errors.CheckpointError(
+                f"{self._folder}: noise was drawn up to round {last} before, and what was drawn for round {number} is "
+                "gone: this folder was put back to an older copy. Noise is not drawn twice: epsilon would be more than "
+                "the journal states. Restore the newest copy of the whole folder, or begin another recipe"
+            )
+
+    def _let_go(self, keep_from: int) -> None:
+        """Remove means of rounds before, but not that they were drawn.
+
+        The one before the last is kept as its checkpoint is: its journal line may be lost with the disk's cache.
+        """
+        for number in self._rounds():
+            mark = checkpoint.path_of(self._folder, number).with_suffix(DRAWN)
+            if number < keep_from and not mark.exists():
+                storage.write_bytes(mark, b"")
+        checkpoint.prune(self._folder, keep_from)
 
     def _mean(
         self,

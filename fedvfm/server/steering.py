@@ -38,7 +38,7 @@ class Finish(Order):
     """To end a recipe after the round in hand.
 
     Attributes:
-        taken: the final test has begun, so the order can be taken back no more.
+        taken: the final test has begun, so the order can be taken back no more, unless that test fails.
     """
 
     recipe: config.Sha256
@@ -180,6 +180,14 @@ def take_finish(where: enrolment.State, recipe: str) -> bool:
         if not orders.finish.taken:
             write(orders.model_copy(update={"finish": orders.finish.model_copy(update={"taken": True})}))
         return True
+
+
+def untake_finish(where: enrolment.State, recipe: str) -> None:
+    """Let the order be taken back again, as the final test has failed."""
+    with _changing(where) as write:
+        orders = read(where)
+        if orders.finish is not None and orders.finishes(recipe) and orders.finish.taken:
+            write(orders.model_copy(update={"finish": orders.finish.model_copy(update={"taken": False})}))
 
 
 def extend(where: enrolment.State, rounds: int) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,26 +106,29 @@ def largest_reply(parameters: int) -> int:
     return 8 * 4 * parameters + 1024 * 1024
 
 
-def wait_ready(link: SuperLink, child: processes.Child, seconds: float = READY_S) -> None:
-    """Until the SuperLink answers.
+def wait_ready(
+    link: SuperLink, child: processes.Child, seconds: float = READY_S, over: threading.Event | None = None
+) -> None:
+    """Until the SuperLink answers, or this process is told to end.
 
     Raises:
         EngineError: with its last words, if it does not.
     """
     deadline = time.monotonic() + seconds
     control = flower_runtime.Control(link.link, patience_s=0.0)
-    while True:
+    over = over or threading.Event()
+    while not over.is_set():
         try:
             control.nodes()
-            control.close()
-            return
+            break
         except errors.EngineError as error:
             if time.monotonic() > deadline:
                 raise errors.EngineError(
                     f"the SuperLink does not answer after {seconds:g} s ({error}). Its log "
                     f"{processes.log_path(child.folder, child.program.name)} ends: {child.last_words()}"
                 ) from None
-            time.sleep(0.2)
+            over.wait(0.2)
+    control.close()
 
 
 if __name__ == "__main__":

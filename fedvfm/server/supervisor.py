@@ -13,7 +13,18 @@ from typing import Any
 from fedvfm import config as configs
 from fedvfm import errors, flower_runtime, processes
 from fedvfm.diagnosis import lookout, machine
-from fedvfm.server import background, coordinate, enrolment, journal, proxy, refused, standing, steering, superlink
+from fedvfm.server import (
+    background,
+    coordinate,
+    enrolment,
+    journal,
+    patience,
+    proxy,
+    refused,
+    standing,
+    steering,
+    superlink,
+)
 from fedvfm.trust import certificates, documents
 
 NAME = "server"
@@ -51,7 +62,8 @@ def start(
 
     Raises:
         OutputInUse: if it runs already.
-        EngineError: if the port is taken, the SuperLink does not start, or the run stopped for good.
+        EngineError: if the port is taken, the SuperLink does not start, or the run stopped for good; then with the
+            exit code the run ended with.
     """
     folder = _folder(where)
     with processes.alone(folder, NAME, f"the server of {where.folder}"), processes.told_to_end() as over:
@@ -96,7 +108,7 @@ def _watch(
     link = superlink.prepare(folder / "superlink")
     child = family.start(link.program)
     control = flower_runtime.Control(link.link)
-    superlink.wait_ready(link, child)
+    superlink.wait_ready(link, child, over=over)
     front = proxy.Settings(
         host=public[0],
         port=public[1],
@@ -106,7 +118,11 @@ def _watch(
         authority=str(link.authority),
         log=str(folder / "refused.jsonl"),
     )
-    _wait_listening(public, family.start(front.program(folder / "proxy.json")))
+    if not over.is_set():
+        _wait_listening(public, family.start(front.program(folder / "proxy.json")), over)
+    if over.is_set():  # told to end before it stood
+        control.close()
+        return None
     command = processes.module(
         coordinate.__name__, str(where.folder.absolute()), str(link.port), server.model_dump_json()
     )
@@ -122,6 +138,8 @@ def _watch(
             return _until_done(where, run, control, over, note, stay)
     finally:
         run.stop()
+        if over.is_set():  # a person ended it, and whoever starts it again has as long as at first
+            patience.Memory(folder).forget()
         control.close()
 
 
@@ -139,10 +157,10 @@ def _require_free(public: tuple[str, int]) -> None:
         ) from None
 
 
-def _wait_listening(public: tuple[str, int], child: processes.Child) -> None:
+def _wait_listening(public: tuple[str, int], child: processes.Child, over: threading.Event) -> None:
     host = {"0.0.0.0": superlink.HOST, "::": "::1"}.get(public[0], public[0])  # noqa: S104 - which it is reached by
     deadline = time.monotonic() + READY_S
-    while True:
+    while not over.is_set():
         try:
             socket.create_connection((host, public[1]), 1.0).close()
             return
@@ -153,7 +171,7 @@ def _wait_listening(public: tuple[str, int], child: processes.Child) -> None:
                     f"the proxy does not listen at {public[0]}:{public[1]} ({error.strerror or error}). Its log {log} "
                     f"ends: {child.last_words(2)}"
                 ) from None
-            time.sleep(0.1)
+            over.wait(0.1)
 
 
 def _until_done(
@@ -180,7 +198,7 @@ def _until_done(
             recipe = where.about.recipe
             if not where.finished(recipe):
                 note(f"recipe {recipe[:12]} begins")
-                run.start()
+                run.try_start(note)
             elif not stay:
                 return _evaluation(where)
             elif recipe != rested:
@@ -188,10 +206,21 @@ def _until_done(
                 rested = recipe
         elif run.code is not None:
             if run.code in LASTING:
-                raise errors.EngineError(f"the run stopped: {run.last_words(1)}")
+                raise _stopped(run.code, run.last_words(1))
             code = run.code
             note(f"the run ended ({code}) and resumes in {run.postpone():g} s")
     return _evaluation(where) if where.finished(where.about.recipe) else None
+
+
+def _stopped(code: int, words: str) -> errors.EngineError:
+    """What the run ended with, as an error of this process: same text, same exit code."""
+    try:
+        text = str(json.loads(words)["text"])
+    except (ValueError, TypeError, KeyError):
+        text = words
+    found = errors.EngineError(f"the run stopped: {text}")
+    found.exit_code = code
+    return found
 
 
 def _synced(where: enrolment.State, control: flower_runtime.Control, known: int, note: Callable[[str], None]) -> int:
@@ -208,8 +237,20 @@ def _synced(where: enrolment.State, control: flower_runtime.Control, known: int,
 
 def _evaluation(where: enrolment.State) -> dict[str, Any]:
     path = where.run_path(where.about.recipe) / "evaluation.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**found}
+    except (OSError, ValueError, KeyError, TypeError):
+        why = "cannot be read; remove it and start the server: the final test is made again"
+        raise errors.CheckpointError(f"{path}: {why}") from None
+
+
+def _finished(where: enrolment.State) -> tuple[dict[str, Any], str]:
+    """The evaluation, empty where there is none; and why, where it is damaged."""
+    try:
+        return (_evaluation(where) if where.finished(where.about.recipe) else {}), ""
+    except errors.CheckpointError as error:
+        return {}, str(error)
 
 
 def stop(where: enrolment.State) -> bool:
@@ -228,7 +269,7 @@ def status(where: enrolment.State) -> dict[str, Any]:
     rounds = journal.Journal(arm / "journal.jsonl", recipe) if (arm / "journal.jsonl").exists() else None
     words = processes.Child(processes.Program("coordinate", ()), folder).last_words(1)
     found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
-    done = _evaluation(where) if where.finished(recipe) else {}
+    done, fault = _finished(where)
     orders, stands = steering.read(where), standing.read(folder) if found["coordinate"] else {}
     takes_part: dict[str, str] = stands.get("sites", {})
     return {
@@ -240,7 +281,7 @@ def status(where: enrolment.State) -> dict[str, Any]:
         "finished": bool(done),
         "phase": "finished" if done else stands.get("phase", "stopped"),
         "round": stands.get("round", 0),
-        "reason": "" if done else stands.get("reason", ""),
+        "reason": "" if done else fault or stands.get("reason", ""),
         **steering.told(orders, recipe),
         "processes": found,
         "sites": {name: entry.status for name, entry in where.sites().items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fedvfm import config as configs
@@ -60,6 +61,13 @@ class Task:
         """A scalar, mean over the batch."""
         raise NotImplementedError
 
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """One loss each, of that sample alone: what weighs samples is no mean over those that are beside it.
+
+        Shapes: (B,).
+        """
+        return torch.stack([self.loss(logits[at : at + 1], target[at : at + 1]) for at in range(len(target))])
+
     def scores(self, *, surface: bool) -> metrics.MetricSet:
         """An empty metric set."""
         raise NotImplementedError
@@ -76,4 +84,6 @@ def class_weight_faults(recipe: configs.Recipe) -> list[str]:
     weights, names = recipe.task.class_weights, recipe.data.class_names
     if weights and len(weights) != len(names):
         return [f"recipe.task.class_weights: {len(weights)} given for {len(names)} classes"]
+    if weights and not any(weights):
+        return ["recipe.task.class_weights: all are 0; nothing would be learned. Leave class_weights out"]
     return []

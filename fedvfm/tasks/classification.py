@@ -48,9 +48,20 @@ class Classification(base.Task):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See base."""
+        return nn.functional.cross_entropy(logits.float(), target, weight=self._weights(logits.device))
+
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See base. Of one sample alone a weighted mean knows no weight, so that of its class stands beside the mean's.
+
+        The mean is over the classes, not over the samples, which would tie one to another.
+        """
+        weight = self._weights(logits.device)
+        found = nn.functional.cross_entropy(logits.float(), target, weight=weight, reduction="none")
+        return found if weight is None else found / weight.mean()
+
+    def _weights(self, device: torch.device) -> Tensor | None:
         weights = self.recipe.task.class_weights
-        weight = torch.tensor(weights, device=logits.device) if weights else None
-        return nn.functional.cross_entropy(logits.float(), target, weight=weight)
+        return torch.tensor(weights, device=device) if weights else None
 
     def scores(self, *, surface: bool) -> metrics.ClassificationScores:
         """See base."""

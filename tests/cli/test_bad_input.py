@@ -178,7 +178,7 @@ def test_wrong_seeds_device_and_site(cli: Any, tiny: Any) -> None:
     [
         (["server.cohort=4"], "server.cohort = 4: 3 sites can train; give at most 3"),
         (["server.quorum=4"], "server.quorum = 4: 3 sites can train; give at most 3"),
-        (["server.cohort=2", "server.quorum=3"], "server.quorum = 3: a round asks 2 of 3 sites; give at most 2"),
+        (["server.cohort=2", "server.quorum=3"], "server.cohort = 2: no round could reach quorum = 3"),
         (
             ['baselines=["leave-one-out"]', 'partition={kind="iid", sites=1}'],
             "baselines: 'leave-one-out' needs more sites than hospital-1",

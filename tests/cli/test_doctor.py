@@ -143,7 +143,8 @@ def write_pair(folder: Path, authority: str, names: tuple[str, ...], made: datet
 def test_a_fresh_coordinator_waits_for_its_sites_and_a_joined_one_is_ready(ends: Ends) -> None:
     code, rows = ends.of_server()
     assert code == NOT_READY
-    assert "0 sites are approved, the quorum is 1" in only(rows, "quorum", "blocker")["problem"]
+    told = "0 sites are approved, the quorum is 2 (all, with 2 that are invited)"
+    assert told in only(rows, "quorum", "blocker")["problem"]
     assert "not joined yet: east, south" in only(rows, "invites", "warning")["problem"]
     enrolment.approve(ends.server, ends.site.request)
     code, rows = ends.of_server()
@@ -153,6 +154,17 @@ def test_a_fresh_coordinator_waits_for_its_sites_and_a_joined_one_is_ready(ends:
     shown = ends.cli("doctor", "server", "--state", ends.server.folder)
     assert shown.out.endswith("ready\n")
     assert f"0.0.0.0:{ends.port} is free" in shown.out
+    settings = ends.root / "server.toml"
+    settings.write_text('quorum = 2\nwithout = ["sotuh"]\n')
+    code, rows = ends.of_server("--config", settings)
+    assert code == NOT_READY
+    assert {one["problem"] for one in rows["quorum"] if one["severity"] == "blocker"} == {
+        "'without' names sites that are not on the roster: sotuh",
+        "1 sites are approved, the quorum is 2",
+    }
+    settings.write_text('without = ["south"]\n')
+    code, rows = ends.of_server("--config", settings)
+    assert (code, rows["quorum"][0]["problem"]) == (0, "1 sites are approved, the quorum is 1")
 
 
 def test_a_taken_port_and_an_address_of_another_machine(ends: Ends) -> None:

@@ -248,7 +248,10 @@ def test_init_faults(trial: Trial, tmp_path: Path, tiny: Any) -> None:
         names = ("--name", "trial", "--address", address, "--sites", sites, "--state", trial.server)
         return trial.cli("server", "init", recipe, *names, *more)
 
-    tiny.one_error(init(address="nowhere"), CONFIG, "--address", "write it as host:port")
+    tiny.one_error(
+        *(init("--days", "0", address="nowhere", sites="a,A"), CONFIG),
+        *("3 faults", "--address 'nowhere': write it as host:port", "--days 0", "a name is given twice"),
+    )
     tiny.one_error(init("--san", "*.x", sites="a,../b,A"), CONFIG, "3 faults", "'../b'", "given twice")
     tiny.one_error(init(sites=" , "), CONFIG, "--sites: 0 given")
     alone = shutil.copy(trial.recipe, tmp_path / "alone.json")

@@ -117,12 +117,14 @@ class Site:
     def write(self, asked: config.Recipe, budget: str) -> None:
         """The site's own file: accepts this recipe, with the epsilon that it comes to here."""
         about = f'name = "north"\n[data]\nsource = "folder"\npath = "{self.folder / "data"}"\n'
-        self.settings.write_text(about)
-        units = len(spending.names(asked, own.hospital(own.read_site(self.settings), asked)))
+        ending = f"[privacy]\n{budget}" if budget else ""
+        self.settings.write_text(about + ending)
+        config = own.read_site(self.settings)
+        units = spending.counted(asked, own.hospital(config, asked), config.privacy)
         rules = policy.accepting(policy.Facts.of(lock.of(build(asked)), units)).replace(
             "max_rounds = 3", "max_rounds = 9"
         )
-        self.settings.write_text(about + rules + (f"[privacy]\n{budget}" if budget else ""))
+        self.settings.write_text(about + rules + ending)
 
     def approve(self, asked: config.Recipe) -> None:
         locked = lock.of(build(asked))

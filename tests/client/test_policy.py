@@ -244,9 +244,16 @@ def test_messages_within_the_recipe(kind: str, asked: protocol.Task) -> None:
 
 
 def test_rounds_are_counted_by_recipe_and_base_not_by_run() -> None:
-    """The same round from another base is another training; the same base again is none."""
-    used = audit.Usage(frozenset((1, adapter(value).fingerprint) for value in (1.0, 2.0, 3.0, 4.0, 5.0)))
+    """The same round from another base is another training; what was kept is none, nor what was trained last."""
+    used = audit.Usage(tuple((1, adapter(value).fingerprint) for value in (2.0, 3.0, 4.0, 5.0, 1.0)))
     policy.check_task(make(), task(1), protocol.TRAIN, used)
+    early = protocol.Task(make_recipe(), 1, adapter(2.0))
+    policy.check_task(make(), early, protocol.TRAIN, used, kept=True)
+    with pytest.raises(errors.PolicyRefused, match="policy-rounds: 5 rounds are trained"):
+        policy.check_task(make(), early, protocol.TRAIN, used)
+    policy.check_task(make(max_rounds=6), early, protocol.TRAIN, used)  # as after a restored backup, where they let it
+    with pytest.raises(errors.PolicyRefused, match=r"policy.max_rounds = 6, the recipe has 5"):
+        policy.check_task(make(max_rounds=6), task(2), protocol.TRAIN, used)
     for asked in (task(2), protocol.Task(make_recipe(), 1, adapter(9.0)), protocol.Task(make_recipe(), 1)):
         with pytest.raises(errors.PolicyRefused, match=r"5 rounds are trained; policy.max_rounds = 5") as caught:
             policy.check_task(make(), asked, protocol.TRAIN, used)
@@ -281,8 +288,21 @@ def test_outside_its_hours_a_site_computes_nothing(kind: str, asked: protocol.Ta
 
 
 def test_outside_its_hours_a_site_still_repeats_itself() -> None:
-    used = audit.Usage(frozenset({(1, adapter(1).fingerprint)}))
-    policy.check_task(make(**NIGHTS), task(1), protocol.TRAIN, used, MONDAY_NOON)
+    used = audit.Usage(((1, adapter(1).fingerprint),))
+    policy.check_task(make(**NIGHTS), task(1), protocol.TRAIN, used, MONDAY_NOON, kept=True)
+    with pytest.raises(errors.PolicyRefused, match="policy-closed"):  # killed before it was kept: it would be trained
+        policy.check_task(make(**NIGHTS), task(1), protocol.TRAIN, used, MONDAY_NOON)
+
+
+def test_only_what_is_cut_to_this_site_s_rank_need_not_be_the_adapter_to_start_from() -> None:
+    cut = state.Manifest.of([state.ArraySpec("a", (1,), "head")])
+    first = make_recipe(start=adapter(7.0).fingerprint)
+    for number, start in ((1, adapter(7.0)), (1, state.AdapterState({"a": np.ones(1, np.float32)})), (2, adapter(8.0))):
+        policy.check_task(make(), protocol.Task(first, number, start), protocol.TRAIN, audit.Usage(), cut=cut)
+    for other in ({"a": np.ones(2, np.float32)}, {"a": np.ones(3, np.float32)}, {"b": np.ones(1, np.float32)}):
+        asked = protocol.Task(first, 1, state.AdapterState(other))
+        with pytest.raises(errors.PolicyRefused, match="policy-message: round 1 is to start from adapter"):
+            policy.check_task(make(), asked, protocol.TRAIN, audit.Usage(), cut=cut)
 
 
 def test_how_long_a_message_may_be_worked_on() -> None:
@@ -321,7 +341,9 @@ def test_usage_comes_from_the_audit_log(tmp_path: Path) -> None:
     log.record("trained", round=1, base=SHA, **{**base, "recipe": OTHER})
     log.record("sent", kind="refusal", recipe=SHA, bytes=3, reason="deadline", seconds=100.0)
     used = audit.usage(log.entries, SHA)
-    assert used.trained == {(1, SHA), (1, OTHER), (2, SHA)}
+    assert used.trained == ((1, SHA), (1, OTHER), (2, SHA))
+    log.record("trained", round=1, base=SHA, **base)
+    assert len(audit.usage(log.entries, SHA).trained) == 4, "an earlier one trained anew is one more"
     assert used.seconds == 112.5, "what broke off at the coordinator's deadline was computed too"
 
 

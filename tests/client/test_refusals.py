@@ -47,6 +47,15 @@ def test_a_refusal_is_one_line_with_what_to_do(console: Console) -> None:
     ]
 
 
+@pytest.mark.parametrize("word", ["policy-rounds", "policy-hours"])
+def test_a_limit_that_the_recipe_alone_goes_beyond_is_not_called_used_up(console: Console, word: str) -> None:
+    """A site that had trained nothing was told that its rounds were trained."""
+    limit = f"max_{word[7:]}"
+    (line,) = console.answer("handshake", word)
+    assert f"are, or would be, more than policy.{limit}. Remedy: fedvfm client review abababababab " in line
+    assert line.endswith(f"says which; raise {limit}, or leave it at that")
+
+
 def test_the_same_refusal_is_told_once_until_it_changes(console: Console) -> None:
     assert len(console.answer("handshake", "approval-pending")) == 1
     assert console.answer("handshake", "approval-pending") == []

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fedvfm import errors, flower, privacy_config, protocol
-from fedvfm.client import own, policy, privacy_here, review, spending
+from fedvfm.client import final, own, policy, privacy_here, review, sent, spending
 from fedvfm.privacy import receipts, reconcile
 from fedvfm.trust import lock
 
@@ -99,12 +99,42 @@ def test_what_was_kept_uncharged_is_not_charged_as_if_the_data_were_as_before(si
     pid = private_site.child(lambda: private_site.leave(folder), FEDVFM_FAULT_POINT="update-on-disk")
     os.waitpid(pid, 0)
     assert site.charged() == []
+    source = (hospital := own.hospital(own.read_site(site.settings), private_site.make_recipe())).source
+    name = source.path_of(hospital.train[0]).name
     for part in ("images", "masks"):
-        (folder / "data" / part / "scan-03.png").unlink()
-    again = private_site.Site(folder)
+        (folder / "data" / part / name).unlink()
+    text = site.settings.read_text()
+    (line,) = [one for one in text.splitlines() if one.startswith("max_epsilon")]
+    site.settings.write_text(text.replace(line, "max_epsilon = 9.0"))
+    again, kept = private_site.Site(folder), sent.Sent(site.where.sent)
+    assert kept.find(private_site.train()) is not None
+    again.app.during = lambda: seen.append(kept.find(private_site.train()))
+    seen: list[Any] = []
     assert not again.ask(private_site.train()).has_error()
+    assert seen == [None], "let go before anything is reserved in its place"
     assert again.app.asked == [protocol.TRAIN], "trained anew; what was kept never left"
     assert len(site.charged()) == 1
+
+
+def test_a_kept_update_that_was_not_charged_decides_nothing_of_the_final_adapter(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word on the final adapter leaves, and would be computed from training images that no budget paid for."""
+    from types import SimpleNamespace
+
+    model: Any = SimpleNamespace(
+        trained=lambda number: ("head.bias",), manifest=private_site.ROWS, task=SimpleNamespace(primary="dice")
+    )
+    answer = protocol.Evaluation("north", 1, 12, {"dice": 0.5})
+    monkeypatch.setattr(final.evaluator, "evaluate", lambda *_: answer)
+    finals = final.Finals(site.where, lambda: site.terms.config.policy)
+    task = protocol.Task(private_site.make_recipe(), 1, private_site.adapter(1.0, 1.0), "test", final=True)
+    pid = private_site.child(lambda: private_site.leave(site.folder), FEDVFM_FAULT_POINT="update-on-disk")
+    os.waitpid(pid, 0)
+    assert sent.Sent(site.where.sent).last(task.recipe.hash) is not None
+    assert finals._own(model, site, task, 1e9) is None
+    assert not private_site.Site(site.folder).ask(private_site.train()).has_error()
+    assert finals._own(model, site, task, 1e9) == 0.5, "charged, and it left"
 
 
 @pytest.mark.parametrize("points", [POINTS, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
@@ -271,7 +301,7 @@ def test_what_a_recipe_comes_to_here_before_and_after_a_round(site: Site) -> Non
 def test_a_review_says_what_leaves_under_a_mechanism() -> None:
     rows = dict(review.words(lock.of(private_site.build(private_site.make_recipe())), ["epsilon 3"]))
     assert rows["leaves at the start"].startswith("whether there are training images")
-    assert "no loss, not how many there are" in rows["leaves each round"]
+    assert "no loss, no count" in rows["leaves each round"]
     assert "outside epsilon" in rows["metrics that leave"]
     assert rows["privacy here"] == "epsilon 3"
     assert not set(policy.leaving(private_site.make_recipe())) & set(policy.TRAINING)
@@ -298,7 +328,7 @@ def test_the_doctor_says_whether_rounds_can_be_charged(site: Site) -> None:
         return found.severity, found.problem
 
     assert look()[0] == "ok"
-    assert "the whole run of 3 rounds: epsilon 7.14 at delta 1e-05 (record level)" in look()[1]
+    assert "the whole run of 3 rounds: epsilon 6.52 at delta 1e-05 (record level)" in look()[1]
     text = site.settings.read_text()
     site.settings.write_text(text.replace("\nepsilon = 8.0", "\nepsilon = 6.0"))
     assert look()[0] == "warning"
@@ -309,7 +339,7 @@ def test_the_doctor_says_whether_rounds_can_be_charged(site: Site) -> None:
 
 def test_a_policy_that_is_printed_names_the_budget(site: Site) -> None:
     text = policy.accepting(privacy_here.facts(lock.of(private_site.build(private_site.make_recipe())), site.settings))
-    assert "max_epsilon = 7.13" in text
+    assert "max_epsilon = 6.51" in text
     assert '# Its rounds are charged to a budget: [privacy] with data_set, epsilon, delta and unit = "record"' in text
     unknown = policy.accepting(policy.Facts.of(lock.of(private_site.build(private_site.make_recipe()))))
     assert "max_epsilon = 0.0  # of the whole run; what the recipe's noise comes to follows from the data" in unknown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from fedvfm import audit, chain, config, errors, flower, protocol, recipe, state
-from fedvfm.client import joining, policy, terms
+from fedvfm.client import joining, policy, sent, terms
 from fedvfm.server import enrolment
 from fedvfm.trust import lock
 
@@ -175,9 +177,13 @@ def test_rounds_are_used_up_whatever_the_run(hospital: Hospital) -> None:
     for start in (0.0, 5.0, 10.0):
         hospital.ask(protocol.TRAIN, train_task(1, start), update(1, start))
     again = terms.HospitalTerms(joining.open_state(hospital.where.folder), lambda: hospital.rules, build)
-    task = train_task(1, 5.0)
-    again.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))  # what was sent already is sent again
+    task = train_task(1, 10.0)
+    again.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))  # killed before it was kept, it is trained anew
     hospital.terms = again
+    assert hospital.refused(protocol.TRAIN, train_task(1, 5.0)) == "policy-rounds"
+    early = Message(update(1, 5.0), reply_to=asked(protocol.TRAIN, task))
+    sent.Sent(hospital.where.sent).keep(train_task(1, 5.0), early)
+    again.received(protocol.TRAIN, train_task(1, 5.0), asked(protocol.TRAIN, train_task(1, 5.0)))
     assert hospital.refused(protocol.TRAIN, train_task(1, 15.0)) == "policy-rounds"
     assert hospital.refused(protocol.TRAIN, train_task(2, 0.0)) == "policy-rounds"
 
@@ -202,9 +208,66 @@ def test_an_extension_begins_with_the_adapter_that_its_recipe_names(hospital: Ho
     hospital.terms.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))
     second = protocol.Task(task.recipe, 2, adapter(8.0))
     hospital.terms.received(protocol.TRAIN, second, asked(protocol.TRAIN, second))
-    # A site with a rank of its own is sent it cut to that, and cannot tell.
     cut = protocol.Task(task.recipe, 1, state.AdapterState({"head.bias": np.full(1, 8.0, np.float32)}))
-    hospital.terms.received(protocol.TRAIN, cut, asked(protocol.TRAIN, cut))
+    assert hospital.refused(protocol.TRAIN, cut) == "policy-message", "this site has no rank of its own"
+
+
+# -- a coordinator that went back --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(hospital: Hospital) -> Callable[..., str]:
+    """Sends a message of a recipe at site level with the length of the coordinator's log: "" or the refusal's word."""
+
+    def send(kind: str, number: int, start: float, length: int, head: str = SHA, **values: Any) -> str:
+        about = {"mechanism": "site-level", "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
+        recipe = make_recipe(**{"privacy": about, "aggregation": {"weighting": "uniform"}, **values})
+        locked = lock.of(build(recipe))
+        hospital.rules = config.parse(
+            config.PolicyConfig, tomllib.loads(policy.accepting(policy.Facts.of(locked)))["policy"], "policy"
+        )
+        hospital.where.remember(locked)
+        joining.approve(hospital.where, locked)
+        split = "val" if kind == protocol.EVALUATE else ""
+        task = protocol.Task(recipe, number, adapter(start), split)
+        try:
+            hospital.terms.received(kind, task, asked(kind, task, chain.Mark(length, head) if length else None))
+        except errors.LedgerError as refusal:
+            return f"{hospital.entries()[-1]['reason']}: {refusal}"
+        return ""
+
+    return send
+
+
+def test_a_round_whose_result_came_is_not_trained_for_again(guarded: Callable[..., str]) -> None:
+    """A coordinator that was put back would draw its noise twice; the log it has grown again does not hide it."""
+    assert guarded(protocol.TRAIN, 1, 0.0, 10) == ""
+    assert guarded(protocol.TRAIN, 1, 0.0, 12) == "", "nothing came of it yet: asked again as after a lost reply"
+    assert guarded(protocol.EVALUATE, 1, 1.0, 14) == ""
+    said = guarded(protocol.TRAIN, 1, 0.0, 50)
+    assert said.startswith("privacy-ledger: round 1: the coordinator went back")
+    assert "whose result was sent here before, up to round 1" in said
+    assert guarded(protocol.TRAIN, 2, 1.0, 52) == ""
+    assert guarded(protocol.TRAIN, 3, 2.0, 54) == ""
+    for number in (1, 2):
+        said = guarded(protocol.TRAIN, number, 1.0, 60)
+        assert "up to round 2" in said
+        assert "This recipe is over here: ask its people for another recipe" in said
+    assert guarded(protocol.TRAIN, 1, 0.0, 61, seed=4) == "", "another recipe is another draw"
+    assert guarded(protocol.TRAIN, 1, 0.0, 62, privacy={}) == ""
+
+
+def test_a_coordinator_s_log_that_is_shorter_than_it_was(guarded: Callable[..., str]) -> None:
+    assert guarded(protocol.TRAIN, 1, 0.0, 10) == ""
+    assert guarded(protocol.EVALUATE, 1, 1.0, 14) == ""
+    assert guarded(protocol.TRAIN, 2, 1.0, 16) == ""
+    assert guarded(protocol.TRAIN, 2, 1.0, 15) == "", "a repetition of one message may come late"
+    assert "its audit log has 13 entries, and had 16" in guarded(protocol.TRAIN, 3, 2.0, 13)
+    assert "its audit log has 0 entries, and had 16" in guarded(protocol.TRAIN, 3, 2.0, 0)
+    assert "entry 16 of its audit log is another one than it was" in guarded(protocol.TRAIN, 3, 2.0, 16, "cd" * 32)
+    assert guarded(protocol.EVALUATE, 2, 2.0, 13) == "", "nothing is drawn of scores"
+    assert guarded(protocol.TRAIN, 1, 0.0, 3, privacy={}) == ""
+    assert guarded(protocol.TRAIN, 3, 2.0, 17) == ""
 
 
 def test_a_refusal_that_leaves_is_recorded(hospital: Hospital) -> None:
@@ -242,7 +305,7 @@ def test_a_recipe_that_leaves_values_open_is_refused(hospital: Hospital) -> None
 
 def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path: Path) -> None:
     """The gate with these terms: trained once, sent twice with the same bytes; a refusal travels as a word alone."""
-    from fedvfm.client import gate, sent
+    from fedvfm.client import gate
 
     asked: list[str] = []
 
@@ -277,3 +340,18 @@ def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path:
         "received", "decided", "sent",
         "received", "received", "decided", "sent",
     ]  # fmt: skip
+
+
+def test_time_that_is_noted_counts_once(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update that could not be kept was computed once, and counted in its own line and in that of the refusal."""
+    now = [100.0]
+    monkeypatch.setattr(terms.time, "monotonic", lambda: now[0])
+    task = train_task()
+    message = asked(protocol.TRAIN, task)
+    hospital.terms.received(protocol.TRAIN, task, message)
+    now[0] += 40.0
+    hospital.terms.release(protocol.TRAIN, task, update())
+    now[0] += 2.0
+    hospital.terms.sends(protocol.TRAIN, task, Message(protocol.refusal(errors.StorageError("full")), reply_to=message))
+    assert [entry["seconds"] for entry in hospital.entries()[-2:]] == [40.0, 2.0]
+    assert audit.usage(hospital.entries(), task.recipe.hash).seconds == 42.0

@@ -52,3 +52,36 @@ def test_one_that_an_earlier_release_kept_stays_where_it_is(where: joining.State
     assert verdicts.place(where, one) == old
     decided = verdicts.decide(where, "b" * 12, accept=True)
     assert verdicts.kept(where) == [(decided, old)]
+
+
+def test_one_damaged_verdict_hides_no_other(where: joining.State) -> None:
+    """It stopped status, the list of adapters, and every final adapter that came."""
+    good, bad = verdict("a" * 64, "b" * 64), verdict("a" * 64, "c" * 64)
+    for one in (good, bad):
+        keep(where, one, verdicts.place(where, one))
+    (verdicts.place(where, bad) / verdicts.VERDICT).write_text("{")
+    assert [one for one, _ in verdicts.kept(where)] == [good]
+    assert [row["fingerprint"] for row in verdicts.to_json(where)] == [good.fingerprint]
+    (told,) = verdicts.damaged(where)
+    assert bad.name in told
+    assert "is no strict JSON" in told
+    keep(where, bad, verdicts.place(where, bad))  # it came again
+    assert verdicts.damaged(where) == []
+
+
+def test_what_was_declined_takes_no_place(where: joining.State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty adapters that the rules declined, and none was kept any more."""
+    monkeypatch.setattr(verdicts, "MAX_KEPT", 2)
+    mine = verdict("a" * 64, "0" * 64).model_copy(update={"verdict": verdicts.DECLINED, "reason": "person"})
+    keep(where, mine, verdicts.place(where, mine))
+    for number in range(1, 6):
+        one = verdict("a" * 64, str(number) * 64)
+        late = {"verdict": verdicts.DECLINED, "time": f"2030-01-01T00:00:0{number}Z"}
+        keep(where, one.model_copy(update=late), verdicts.place(where, one))
+        verdicts.forget_declined(where)
+    left = [one.fingerprint[0] for one, _ in verdicts.kept(where)]
+    assert left == ["0", "4", "5"], "what a person declined stays, or it would be asked for again"
+    assert not verdicts.full(where)
+    for number in (6, 7):
+        keep(where, verdict("a" * 64, str(number) * 64), where.folder / verdicts.FOLDER / str(number))
+    assert verdicts.full(where)

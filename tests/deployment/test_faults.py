@@ -10,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.supercore.inflatable import inflatable_utils as parts
 
 from fedvfm import config, errors, flower_runtime
@@ -101,30 +100,7 @@ def test_a_task_given_up_with_a_part_under_way_is_an_error_of_ours(error: Except
 
 
 def _reached() -> object:
-    return flower_runtime._reached("the SuperNode")
-
-
-def test_a_message_whose_parts_never_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower asks 500 times for each part, for over an hour; in that time the site answered nobody."""
-    asked = PullObjectRequest(object_id="part")
-    answers = [PullObjectResponse(object_available=ready) for ready in (False, True, False, False)]
-
-    class Client:
-        word = "else"
-
-        def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
-            return answers.pop(0)
-
-    now = [0.0]
-    monkeypatch.setattr(flower_runtime.time, "monotonic", lambda: now[0])
-    client = flower_runtime._Impatient(Client())  # type: ignore[arg-type]
-    assert client.word == "else"
-    for moment in (50.0, 100.0, 150.0):
-        now[0] = moment
-        client.PullObject(asked)
-    now[0] = 161.0
-    with pytest.raises(parts.ObjectPullError, match="no part came for 60 s"):
-        client.PullObject(asked)
+    return flower_runtime.reached("the SuperNode")
 
 
 def test_a_log_that_takes_nothing_more_stops_no_answer(capsys: pytest.CaptureFixture[str]) -> None:

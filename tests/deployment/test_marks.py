@@ -247,6 +247,40 @@ def test_a_mark_of_no_known_form_is_refused_and_noted_nowhere(trial: Trial, mark
     assert "peer_head" not in trial.logs()[0][-1]
 
 
+def test_an_update_whose_ledger_went_back_is_refused(trial: Trial) -> None:
+    """Cut or put back: told once to both, and the same after the coordinator was started again."""
+    ledger = chain.Mark(9, SHA)
+
+    def carry(reply: Message) -> None:
+        protocol.put_mark(reply, trial.site.audit.mark, ledger)
+
+    trial.wire.tamper = carry
+    assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
+    ledger = chain.Mark(12, SHA)
+    assert not trial.ask(protocol.TRAIN, train(2, 1.0)).has_error()
+    again = presence.RosterGrid(
+        trial.wire,  # type: ignore[arg-type]
+        trial.server.sites,
+        lambda: None,
+        trial.notes.append,
+        trial.server.audit,
+        make_recipe().hash,
+    )
+    again.present()
+    for grid in (trial.grid, again):
+        trial.grid, ledger = grid, chain.Mark(11, SHA)
+        reply = trial.ask(protocol.TRAIN, train(2, 1.0))
+        assert (reply.has_error(), protocol.error_word(reply)) == (True, "privacy-ledger")
+        assert "ledger has 11 entries and had 12: it was cut or put back" in trial.notes[-1]
+        assert trial.logs()[0][-1]["ledger"] == str(ledger), "noted as it came"
+        (heard,) = audit.heard(trial.logs()[0])
+        assert heard.ledger == str(chain.Mark(12, SHA)), "a receipt names the longest"
+    trial.wire.tamper = lambda reply: None
+    assert trial.ask(protocol.TRAIN, train(2, 1.0)).has_error(), "no mark at all is no way round it"
+    trial.wire.tamper, ledger = carry, chain.Mark(13, SHA)
+    assert not trial.ask(protocol.TRAIN, train(2, 1.0)).has_error()
+
+
 def test_without_a_log_nothing_extra_travels(trial: Trial) -> None:
     """As in simulation: no mark on the way out, none on the way back."""
     plain = presence.RosterGrid(trial.wire, trial.server.sites, lambda: None, trial.notes.append)  # type: ignore[arg-type]

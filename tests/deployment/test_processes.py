@@ -212,3 +212,29 @@ def test_a_signal_is_heard_and_then_means_what_it_did(number: signal.Signals) ->
     with pytest.raises(errors.EngineError):
         fail()
     assert [signal.getsignal(one) for one in processes.ASKED_TO_END] == before
+
+
+def test_of_two_that_start_together_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both looked for a pid file before either had written one."""
+    with processes.alone(tmp_path, "client", "the client"):
+        monkeypatch.setattr(processes, "running", lambda path: None)
+        with (
+            pytest.raises(errors.OutputInUse, match=r"the client runs already \(it starts just now\)"),
+            processes.alone(tmp_path, "client", "the client"),
+        ):
+            pass
+    with processes.alone(tmp_path, "client", "the client"):
+        assert processes.pid_path(tmp_path, "client").exists()
+
+
+def test_one_that_was_killed_stands_in_nobodys_way(tmp_path: Path) -> None:
+    words = "import pathlib, sys, time; from fedvfm import processes\n"
+    words += "with processes.alone(pathlib.Path(sys.argv[1]), 'client', 'x'): print('in', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", words, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(errors.OutputInUse, match=str(other.pid)), processes.alone(tmp_path, "client", "x"):
+            pass
+        other.kill()
+    with processes.alone(tmp_path, "client", "x"):
+        pass

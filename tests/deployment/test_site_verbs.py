@@ -333,6 +333,30 @@ def test_final_adapters_without_end_fill_no_disk(hospital: Hospital, monkeypatch
     assert len(list((hospital.state / verdicts.FOLDER).iterdir())) == 1
 
 
+def test_notes_as_lines_of_json(hospital: Hospital, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> None:
+        note(f"site {where.about.site}: waiting")
+        note("two\nlines")
+
+    monkeypatch.setattr(supervisor, "start", start)
+    plain = cli("client", "start", hospital.settings, "--state", hospital.state)
+    assert (plain.out, plain.err) == ("", "site east: waiting\ntwo\nlines\n")
+    found = cli("client", "start", hospital.settings, "--state", hospital.state, "--json")
+    lines = [json.loads(line) for line in found.out.splitlines()]
+    assert [line["text"] for line in lines] == ["site east: waiting", "two\nlines"]
+    assert all(line["time"].endswith("Z") for line in lines)
+    assert found.err == ""
+
+
+def test_a_damaged_verdict_is_shown(hospital: Hospital, cli: Any) -> None:
+    folder = hospital.state / verdicts.FOLDER / "x"
+    folder.mkdir(parents=True)
+    (folder / verdicts.VERDICT).write_text("{")
+    for words in (("adapter", hospital.state), ("status", "--state", hospital.state)):
+        assert f"{folder / verdicts.VERDICT}: is no strict JSON" in cli("client", *words).out
+        assert len(json.loads(cli("client", *words, "--json").out)["damaged"]) == 1
+
+
 @pytest.mark.parametrize(
     ("rules", "score", "own", "word", "reason"),
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
+import warnings
 
 import mpmath
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from fedvfm import config, errors, privacy_config
 from fedvfm.privacy import accountant, base, rdp
 
 OPACUS_ORDERS = [*(1 + x / 10 for x in range(1, 100)), *range(12, 64)]
@@ -215,6 +218,9 @@ def test_nothing_spent_is_nothing() -> None:
         lambda: rdp.divergence(0.1, 1.0, [1.0]),
         lambda: event(sigma=0.0),
         lambda: event(sigma=math.nan),
+        lambda: event(sigma=0.009),
+        lambda: base.PrivacyEvent("x", "record", 1.0, 0.1, 1, 9e-7),
+        lambda: base.PrivacyEvent("x", "record", 1.0, 0.1, 1, 1.1e6),
         lambda: event(q=0.0),
         lambda: event(steps=0),
         lambda: base.PrivacyEvent("x", "scan", 1.0, 0.1, 1, 1.0),
@@ -228,6 +234,52 @@ def test_nonsense_is_refused(call: object) -> None:
 def test_no_noise_is_no_privacy() -> None:
     assert math.isinf(rdp.divergence(0.1, 0.0)[0])
     assert rdp.divergence(0.0, 1.0)[0] == 0.0
+
+
+@pytest.mark.parametrize("sigma", [5e-324, 1e-200, 1e-163, 1e-160, 1e-154, 1e-30, 1e-4])
+@pytest.mark.parametrize("q", [1e-6, 0.1, 0.5, 1.0])
+def test_next_to_no_noise_is_no_privacy(sigma: float, q: float) -> None:
+    """Its square is lost to floating point, and what is no number must not pass for nought; nor cost a minute."""
+    started = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert value(q, sigma, 3) > 1e7
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("sigma", [1e6, 1e100, 1e155, 1e200, 1.7e308])
+def test_noise_beyond_all_measure_costs_next_to_nothing(sigma: float) -> None:
+    assert 0 <= value(0.1, sigma, 10) <= value(0.1, 1e5, 10)
+
+
+def test_what_is_no_number_proves_nothing() -> None:
+    orders = [2.0, 4.0]
+    for wrong in (math.nan, math.inf, -math.inf):
+        assert rdp.epsilon(np.array([wrong, 3.0]), 1e-5, orders)[1] == 4.0
+        assert math.isinf(rdp.epsilon(np.array([wrong, wrong]), 1e-5, orders)[0])
+
+
+def test_no_noise_is_found_that_no_event_takes() -> None:
+    found = accountant.noise(1e9, 1e-5, 0.1, 1)
+    assert found == privacy_config.LEAST_NOISE
+    assert event(sigma=found).noise_multiplier == found
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"noise_multiplier": 0.009}, "noise_multiplier.*0.01"),
+        ({"noise_multiplier": 1e-163}, "noise_multiplier.*0.01"),
+        ({"clip": 9e-7}, "clip.*0.000001"),
+        ({"clip": 1.1e6}, "clip.*1000000"),
+    ],
+)
+def test_a_recipe_asks_for_noise_and_clips_that_mean_something(change: dict[str, float], match: str) -> None:
+    given = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    values = {"backbone": {"name": "x"}, "data": {"class_names": ["a", "b"]}, "privacy": {**given, **change}}
+    with pytest.raises(errors.ConfigError, match=match):
+        config.parse(config.Recipe, values, "recipe")
+    config.parse(config.Recipe, {**values, "privacy": given | {"noise_multiplier": 0.01, "clip": 1e-6}}, "recipe")
 
 
 def test_the_server_needs_no_torch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -276,16 +277,50 @@ def test_units_of_samples() -> None:
     ]
     assert records.ids("record", own, "north") == ["sample a", "sample b", "sample c", "sample p"]
     assert records.ids("patient", own, "north") == ["patient p", "sample c", "sample p"]
-    assert records.ids("site", own, "north") == ["site north"]
+    assert records.ids("site", own, "north") == records.ids("site", own, "another-name") == ["site"]
+    assert records.charged("record", own, "north") == records.ids("record", own, "north")
+    assert records.charged("patient", own, "north") == ["patient p", "sample a", "sample b", "sample c", "sample p"]
     with pytest.raises(ValueError, match="unit 'scan'"):
         records.ids("scan", own, "north")
+
+
+def test_a_pseudonym_that_comes_later_opens_no_fresh_budget(folder: Path, budget: MakeBudget, claim: MakeClaim) -> None:
+    """Nor does a table of patients where there was none: their images have spent what they have."""
+    book, own = ledger.Ledger(folder, "north", "patient"), budget(unit="patient")
+    event = {"mechanism": "patient-level", "unit": "patient"}
+
+    def named(number: int, patient: str | None) -> ledger.Claim:
+        images = [
+            samples.Sample(f"image-{at}", patient=None if patient is None else f"{patient}{at}") for at in range(9)
+        ]
+        return dataclasses.replace(claim(number, **event), names=records.charged("patient", images, "north"))
+
+    for number, patient in enumerate((None, "Smith-", "p-", "q-"), 1):
+        spend(book, named(number, patient), own)
+    with pytest.raises(errors.BudgetExceeded, match=r"8\.02"):
+        book.check(named(5, "r-"), own)
+
+
+def test_what_was_kept_is_known_by_the_last_reservation_alone(
+    book: ledger.Ledger, budget: MakeBudget, claim: MakeClaim
+) -> None:
+    """One that was given back, of other files, says nothing of what was trained after it."""
+    own, before, after = budget(epsilon=20.0), claim(1), claim(1, last=39)
+    with book.hold(before, own):
+        assert book.known(before, own, sha("kept"))
+    with book.hold(after, own):
+        pass  # trained, kept, and killed before it was charged
+    assert not book.known(before, own, sha("kept"))
+    assert book.known(after, own, sha("kept"))
+    with book.hold(claim(2), own):
+        assert book.known(after, own, sha("kept")), "another round is another matter"
 
 
 def test_show_says_what_is_spent_of_how_much(book: ledger.Ledger, budget: MakeBudget, claim: MakeClaim) -> None:
     spend(book, claim(1), budget())
     spend(book, claim(2), budget(data_set="later", epsilon=9.0))
     found = summary.build(book.folder, budget())
-    assert [(one["name"], one["releases"], one["units"]) for one in found["data_sets"]] == [
+    assert [(one["name"], one["releases"], one["names"]) for one in found["data_sets"]] == [
         ("later", 1, 40),
         ("nuclei", 1, 40),
     ]

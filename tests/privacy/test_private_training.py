@@ -91,10 +91,15 @@ def moved(made: configs.Recipe) -> models.AdaptedModel:
 
 
 def work(model: models.AdaptedModel, site: sites.Site, step: int = 0) -> base.Work:
+    """Its losses take the site's samples too, which those of the package never see."""
     groups = [group for group in model.trainable(1).values() if group]
-    return base.Work(
-        model, groups, WHERE, site.split("train")[:2], lambda some: private.losses(model, site, some, step, 2)
-    )
+
+    def losses(some: Any) -> torch.Tensor:
+        if isinstance(some[0], sites.Example):
+            return private.losses_of(model, some)
+        return private.losses(model, site, some, step, 2)
+
+    return base.Work(model, groups, WHERE, private.made(model), losses)
 
 
 @contextlib.contextmanager
@@ -229,7 +234,7 @@ def test_stock_opacus_lets_one_image_move_a_sam_by_more_than_the_clip(sam_folder
     model, site = moved(made), sites.Site("north", Drawn(side=64, count=3))
     model.head.requires_grad_(False)
     pairs = list(model.trainable(1)["adapter"])
-    what = base.Work(model, [pairs], WHERE, site.split("train")[:2], work(model, site).losses)
+    what = base.Work(model, [pairs], WHERE, private.made(model), work(model, site).losses)
     train = list(site.split("train"))
     apart = float(
         torch.linalg.vector_norm(stock_sum(model, what, train, clip) - stock_sum(model, what, train[1:], clip))
@@ -269,7 +274,7 @@ def test_stock_opacus_unfolds_a_channels_last_image_wrongly(tiny_dino: Path) -> 
     model, site = moved(recipe(tiny_dino)), sites.Site("north", Drawn(count=2))
     what, train = work(model, site), list(site.split("train"))
     own = [p for name, p in model.head.named_parameters() if name.startswith("project") and name.endswith("weight")]
-    chosen = base.Work(model, [own], WHERE, train, what.losses)
+    chosen = base.Work(model, [own], WHERE, private.made(model), what.losses)
     for one in what.parameters:
         one.requires_grad_(any(one is other for other in own))
     expected = plain_rows(model, chosen, train).sum(dim=0)
@@ -304,12 +309,23 @@ def test_no_row_adds_more_than_the_clip(units: int, numbers: int, clip: float, s
     """Over shapes, clips and gradients of any size: below the clip untouched, above it scaled to it."""
     rng = np.random.default_rng(seed)
     rows = torch.from_numpy((rng.normal(0, 1, (units, numbers)) * 10**size).astype(np.float32))
-    whole = dpsgd.clipped_sum(rows.clone(), clip, WHERE)
-    less = dpsgd.clipped_sum(rows[1:].clone(), clip, WHERE) if units > 1 else torch.zeros(numbers, dtype=torch.float64)
+    whole = dpsgd.clipped_sum(rows.clone(), clip)
+    less = dpsgd.clipped_sum(rows[1:].clone(), clip) if units > 1 else torch.zeros(numbers, dtype=torch.float64)
     moved_by = float(torch.linalg.vector_norm(whole - less))
     assert moved_by <= clip
     own = float(torch.linalg.vector_norm(rows[0].double()))
     assert moved_by == pytest.approx(min(own, clip), rel=1e-4, abs=1e-30)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_row_that_is_no_gradient_adds_nothing_or_the_clip(broken: float) -> None:
+    """It does not end the round: a refusal that depends on an image tells of it without any noise."""
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(rng.normal(0, 1, (3, 40)).astype(np.float32))
+    rows[1, 7] = broken
+    less = dpsgd.clipped_sum(rows[[0, 2]].clone(), 1e-6)
+    moved_by = float(torch.linalg.vector_norm(dpsgd.clipped_sum(rows.clone(), 1e-6) - less))
+    assert moved_by <= 1e-6 if broken == 3e38 else moved_by == 0.0
 
 
 ARMS = [("dino", kind) for kind in ("lora", "adaptformer", "prompt-tokens", "norm")] + [
@@ -473,9 +489,12 @@ def test_only_what_trains_in_a_round_is_clipped_noised_and_sent(tiny_dino: Path,
     assert all(np.array_equal(still[spec.name], start[spec.name]) for spec in model.manifest if spec.role == "A")
 
 
-def test_private_training_without_noise_or_clip_learns_what_plain_training_does(tiny_dino: Path) -> None:
-    """Sum over a batch of all units, divided by the batch, is the mean: with next to no noise it is plain training."""
-    quiet = {**PRIVACY, "clip": 1e4, "noise_multiplier": 1e-9}
+def test_private_training_without_noise_or_clip_learns_what_plain_training_does(
+    tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sum over a batch of all units, divided by the batch, is the mean: without its noise it is plain training."""
+    quiet = {**PRIVACY, "clip": 1e4}
+    monkeypatch.setattr(entropy.System, "normal", lambda self, shape: np.zeros(shape))
     optimiser = {"batch_size": 6, "learning_rate": 0.1, "weight_decay": 0.0, "name": "sgd", "clip_norm": 0.0}
     more: dict[str, Any] = {"optimiser": optimiser, "rounds": 1}
     contract = {"class_names": ["rest", "box"], "input_size": [56, 56]}
@@ -493,7 +512,7 @@ def test_private_training_without_noise_or_clip_learns_what_plain_training_does(
         ("frozen", "no gradient reaches what trains"),
         ("detached", "no gradient reaches what trains"),
         ("still", "the adapter did not change in 1 step"),
-        ("infinite", "a gradient is not finite"),
+        ("infinite", "of a made image a gradient is not finite"),
     ],
 )
 def test_what_learns_nothing_is_refused_before_it_leaves(
@@ -532,16 +551,103 @@ def test_layers_that_mix_images_are_refused(tiny_dino: Path) -> None:
 
 
 def test_a_row_that_is_missing_stops_the_round(tiny_dino: Path) -> None:
-    """Rows are counted at every step, not only when the way is chosen."""
+    """Rows are counted at every step, not only when the way is chosen; a way that gives too few is not used."""
     model, site = moved(recipe(tiny_dino)), sites.Site("north", Drawn())
     units = [[one] for one in site.split("train")]
     with steps(model, site, hooks=True) as (opened, what):
         assert opened.way.name == "hooks"
+
+        def halves(some: Any) -> torch.Tensor:
+            return what.losses(some) if len(some) == 1 else torch.cat([what.losses(some[:3]), what.losses(some[3:])])
+
+        assert isinstance(opened.way, gradients.Hooks)
         with pytest.raises(errors.TrainingError, match=r"per-sample gradients of a parameter .* for 6 images"):
-            opened.way.rows(units, lambda some: torch.cat([what.losses(some[:3]), what.losses(some[3:])]))
+            opened.way.together(units, halves)
+        found = opened.way.rows(units, halves)  # the loop takes over, so that no image can end the round
+        assert torch.equal(found, gradients.Loop(what.parameters).rows(units, what.losses))
+        assert_clean(model)
         opened.way.rows = lambda some, losses: torch.zeros(1, 1)  # type: ignore[method-assign]
         with pytest.raises(errors.TrainingError, match="6 units gave gradients"):
             opened.clipped(units, what.losses)
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+def test_no_image_can_end_a_round(tiny_dino: Path, hooks: bool) -> None:
+    """Of one image the loss is no number: its row is nought, the others' are what they are without it."""
+    model, site = moved(recipe(tiny_dino)), sites.Site("north", Drawn())
+    units = [[one] for one in site.split("train")]
+
+    def broken(some: Any) -> torch.Tensor:
+        bad = torch.tensor([math.nan if one.id == "002" else 1.0 for one in some])
+        return what.losses(some) * bad
+
+    with steps(model, site, hooks=hooks) as (opened, what):
+        whole = opened.clipped(units, broken)
+        assert opened.way.name == ("hooks" if hooks else "loop")
+    with steps(model, site, hooks=False) as (opened, what):
+        less = opened.clipped(units[:2] + units[3:], what.losses)
+    assert bool(less.any())
+    assert torch.allclose(whole, less, atol=1e-6)
+    assert_clean(model)
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+def test_whether_a_round_begins_depends_on_no_image(tiny_dino: Path, hooks: bool) -> None:
+    """Gradients are looked for, and hooks proven, with made images: black ones, all alike, are trained on as others."""
+    model = moved(recipe(tiny_dino, task={"kind": "classification"}))
+    seen: list[str] = []
+    read = Drawn.read
+
+    class Watched(Drawn):
+        def read(self, sample: samples.Sample) -> samples.Pixels:
+            seen.append(sample.id)
+            return read(self, sample)
+
+    site = sites.Site("north", Watched(loud={f"{at:03d}": 0.0 for at in range(6)}))
+    with steps(model, site, hooks=hooks) as (opened, what):
+        assert opened.way.name == ("hooks" if hooks else "loop")
+        assert seen == []
+        assert not bool(opened.clipped([[one] for one in site.split("train")], lambda some: _nothing(some)).any())
+    again = private.made(model)
+    assert all(np.array_equal(a.prepared.image, b.prepared.image) for a, b in zip(what.examples, again, strict=True))
+
+
+def _nothing(some: Any) -> torch.Tensor:
+    """Losses that depend on nothing that trains."""
+    return torch.zeros(len(some))
+
+
+def test_hooks_that_cannot_be_put_in_leave_nothing(tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opacus.grad_sample import grad_sample_module
+
+    def late(self: Any) -> None:
+        raise RuntimeError("late")
+
+    model, site = moved(recipe(tiny_dino)), sites.Site("north", Drawn())
+    modes = [one.training for one in model.modules()]
+    monkeypatch.setattr(grad_sample_module.GradSampleHooks, "enable_hooks", late)
+    with pytest.raises(RuntimeError, match="late"):
+        gradients.Hooks(model, work(model, site).parameters)
+    assert_clean(model)
+    assert [one.training for one in model.modules()] == modes
+    with steps(model, site, hooks=True) as (opened, _):
+        assert opened.way.name == "loop"
+    assert_clean(model)
+
+
+def test_class_weights_count_where_images_stand_alone(tiny_dino: Path) -> None:
+    """A weighted mean over one image is unweighted; and what an image counts for depends on no other one."""
+    weights, made = [1.0, 5.0], {"kind": "classification"}
+    plain = models.AdaptedModel(recipe(tiny_dino, task=made)).task
+    task = models.AdaptedModel(recipe(tiny_dino, task={**made, "class_weights": weights})).task
+    logits, target = torch.tensor([[0.3, -1.0], [2.0, 0.1], [0.0, 0.4]]), torch.tensor([0, 1, 1])
+    each = plain.losses(logits, target)
+    assert torch.allclose(each.mean(), plain.loss(logits, target))
+    found = task.losses(logits, target)
+    assert torch.allclose(found, each * torch.tensor([1 / 3, 5 / 3, 5 / 3]))
+    assert torch.equal(found[1:2], task.losses(logits[1:2], target[1:2]))
+    wrong = recipe(tiny_dino, task={**made, "class_weights": [0.0, 0.0]})
+    assert "class_weights: all are 0" in models.validate(wrong)[0]
 
 
 def test_the_units_are_those_of_the_ledger(tiny_dino: Path) -> None:
@@ -582,6 +688,9 @@ def test_recipes_that_would_tell_more_are_refused(tiny_dino: Path) -> None:
             models.AdaptedModel(wrong)
     assert "only 'patient-level' reads it" in mechanisms.faults(recipe("x", {**PRIVACY, "images_per_patient": 2}))[0]
     assert mechanisms.faults(recipe("x", {})) == []
+    stacked = {"class_names": ["rest", "box"], "input_size": [56, 56], "stack": 3}
+    assert "use mechanism 'patient-level'" in mechanisms.faults(recipe("x", data=stacked))[0]
+    assert mechanisms.faults(recipe("x", {**PRIVACY, "mechanism": "patient-level"}, data=stacked)) == []
     with pytest.raises(errors.ConfigError, match="images_per_patient: mechanism is 'none'"):
         recipe("x", {"images_per_patient": 2})
 

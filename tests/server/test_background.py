@@ -49,8 +49,11 @@ def test_it_returns_when_it_listens_and_the_server_goes_on(tmp_path: Path) -> No
 
 def test_the_error_it_ended_with_is_told_whole(tmp_path: Path) -> None:
     for _ in range(2):  # the log of the first is not taken for the second's
-        with pytest.raises(errors.EngineError, match=r"did not start: ConfigError: server\.toml: 2 faults\n  - one\n"):
+        with pytest.raises(
+            errors.EngineError, match=r"did not start: ConfigError: server\.toml: 2 faults\n  - one\n"
+        ) as told:
             background.launch(tmp_path / "run", python(FAILS, tmp_path))
+        assert told.value.exit_code == errors.ConfigError.exit_code, "as in the foreground"
     with pytest.raises(errors.EngineError, match=r"did not start: it said nothing \(log: .*server\.log\)"):
         background.launch(tmp_path / "run", (sys.executable, "-c", "raise SystemExit(1)"))
 
@@ -62,8 +65,9 @@ def test_a_server_that_has_nothing_to_do(tmp_path: Path) -> None:
 def test_one_that_never_listens_is_ended(tmp_path: Path) -> None:
     command = (sys.executable, "-c", f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
                "time.sleep(600)")  # fmt: skip
-    with pytest.raises(errors.EngineError, match="did not start: it said nothing"):
+    with pytest.raises(errors.EngineError, match="did not start: it said nothing") as told:
         background.launch(tmp_path / "run", command, patience_s=3.0)
+    assert told.value.exit_code == errors.EngineError.exit_code
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 

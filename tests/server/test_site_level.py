@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -321,7 +322,7 @@ def test_a_stop_between_checkpoint_and_journal_draws_nothing_again(harness: Harn
     assert {number for kind, number in harness.asked if kind == "train"} == {3}
     assert [line["privacy"]["steps"] for line in journal(folder)] == [1, 2, 3]
     kept = sorted(path.name for path in (folder / "private").iterdir())
-    assert kept == ["round-00002.safetensors", "round-00003.safetensors"]
+    assert kept == ["round-00001.drawn", "round-00002.safetensors", "round-00003.safetensors"]
 
 
 def test_a_draw_from_another_adapter_is_refused(harness: Harness) -> None:
@@ -334,6 +335,36 @@ def test_a_draw_from_another_adapter_is_refused(harness: Harness) -> None:
     with pytest.raises(errors.CheckpointError, match="cannot be read as a checkpoint"):
         harness.run()
     assert [line["round"] for line in journal(folder)] == [1, 2]
+
+
+def put_back(folder: Path, safe: Path) -> None:
+    """Journal and checkpoints of an older copy; what was drawn since stays."""
+    for name in ("journal.jsonl", "checkpoints", "evaluation.json", "adapter.safetensors"):
+        one = folder / name
+        shutil.rmtree(one) if one.is_dir() else one.unlink()
+    shutil.copytree(safe, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("private"))
+
+
+def test_a_folder_that_was_put_back_draws_no_second_time(harness: Harness, tmp_path: Path) -> None:
+    rounds: dict[str, Any] = {"recipe": {"rounds": 4}}
+
+    def copied_after(number: int) -> Path:
+        found = harness.run(stop=lambda event, fields: event == "round-end" and fields["round"] == number, **rounds)
+        shutil.copytree(found, tmp_path / f"safe-{number}")
+        return found
+
+    copied_after(1)
+    folder = copied_after(2)
+    harness.run(**rounds)
+    drawn = final(folder)
+    put_back(folder, tmp_path / "safe-2")
+    harness.run(**rounds)
+    assert final(folder) == drawn, "what is there is taken, and no site is asked to train again"
+    assert not [one for one in harness.asked if one[0] == "train"]
+    put_back(folder, tmp_path / "safe-1")
+    with pytest.raises(errors.CheckpointError, match=r"drawn up to round 4 before, .* for round 2 is gone: .*put back"):
+        harness.run(**rounds)
+    assert [line["round"] for line in journal(folder)] == [1]
 
 
 SCRIPT = """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fedvfm import errors
-from fedvfm.server import steering, supervisor
+from fedvfm import errors, processes, units
+from fedvfm.server import steering, superlink, supervisor
 
 
 def test_a_full_disk_between_two_recipes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +36,79 @@ def test_a_full_disk_between_two_recipes_is_waited_for(tmp_path: Path, monkeypat
     run: Any = SimpleNamespace(process=object(), code=0)
     assert supervisor._until_done(where, run, control, threading.Event(), notes.append, False) == {"round": 3}
     assert notes == ["what follows cannot be written down yet: cannot write steering.json: No space left on device"]
+
+
+def test_a_damaged_evaluation_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """`server status` ended with a traceback."""
+    where: Any = SimpleNamespace(
+        run_path=lambda recipe: tmp_path, about=SimpleNamespace(recipe="a" * 64), finished=lambda recipe: True
+    )
+    for text in ("{", "[1]", '"x"'):
+        (tmp_path / "evaluation.json").write_text(text)
+        done, why = supervisor._finished(where)
+        assert done == {}
+        assert why.endswith("cannot be read; remove it and start the server: the final test is made again")
+    (tmp_path / "evaluation.json").write_text('{"round": 3}')
+    assert supervisor._finished(where) == ({"round": 3}, "")
+
+
+def test_a_server_that_is_told_to_end_while_it_starts_does(tmp_path: Path) -> None:
+    """It went on waiting for a SuperLink for two minutes; `server stop` kills after half of one."""
+    over = threading.Event()
+    threading.Timer(0.5, over.set).start()
+    child = processes.Child(processes.Program("superlink", ()), tmp_path)
+    link = superlink.prepare(tmp_path / "superlink")  # nobody listens at its port
+    began = time.monotonic()
+    superlink.wait_ready(link, child, over=over)
+    supervisor._wait_listening(("127.0.0.1", link.port), child, over)
+    assert time.monotonic() - began < supervisor.READY_S
+
+
+def test_a_run_that_stopped_for_good_ends_the_server_with_its_own_code(tmp_path: Path) -> None:
+    """And with its sentence, not with the line of its log; systemd does not start it again then."""
+    roster = tmp_path / "roster.jsonl"
+    roster.touch()
+    where: Any = SimpleNamespace(roster_path=roster, sites=dict)
+    control: Any = SimpleNamespace(nodes=list)
+    said = '{"time": 1, "event": "stopped", "error": "QuorumMissed", "text": "after 3600 s waiting: 1 of 2 sites"}'
+    run: Any = SimpleNamespace(process=object(), code=errors.QuorumMissed.exit_code, last_words=lambda lines: said)
+    with pytest.raises(errors.FedvfmError, match=r"^the run stopped: after 3600 s waiting: 1 of 2 sites$") as told:
+        supervisor._until_done(where, run, control, threading.Event(), print, False)
+    assert told.value.exit_code == errors.QuorumMissed.exit_code
+    assert set(supervisor.LASTING) <= set(units.LASTING)
+    run.last_words = lambda lines: "Killed"
+    with pytest.raises(errors.FedvfmError, match=r"^the run stopped: Killed$"):
+        supervisor._until_done(where, run, control, threading.Event(), print, False)
+
+
+def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster = tmp_path / "roster.jsonl"
+    roster.touch()
+    done: list[bool] = []
+    where: Any = SimpleNamespace(
+        roster_path=roster, sites=dict, about=SimpleNamespace(recipe="a" * 64), finished=lambda recipe: bool(done)
+    )
+    control: Any = SimpleNamespace(nodes=list)
+    run = processes.Child(processes.Program("coordinate", ("true",)), tmp_path)
+    run.process = subprocess.Popen(["true"])
+    run.process.wait()
+    full = [True]
+
+    def start() -> None:
+        if full.pop() if full else False:
+            raise errors.StorageError("cannot write coordinate.log: No space left on device")
+        done.append(True)
+        run.process = subprocess.Popen(["true"])
+        run.process.wait()
+
+    notes: list[str] = []
+    monkeypatch.setattr(run, "start", start)
+    monkeypatch.setattr(steering, "settle", lambda given: given)
+    monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
+    assert supervisor._until_done(where, run, control, threading.Event(), notes.append, False) == {"round": 3}
+    assert notes == [
+        "recipe aaaaaaaaaaaa begins",
+        "coordinate cannot be started now: cannot write coordinate.log: No space left on device",
+    ]

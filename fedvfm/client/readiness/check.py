@@ -108,7 +108,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     source, contract = _mapped(made.own, raw)
     made.findings += contract
     everything = owns.belonging(site, source.samples())
-    split = owns.split(site, everything)
+    split = owns.split(site, everything, source)
     numbers = {one.id: number for number, one in enumerate(everything, 1)}
     chosen = survey.spaced(everything, made.limit)
     found = survey.look(source, chosen, observer, files=raw)

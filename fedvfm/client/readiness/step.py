@@ -105,7 +105,8 @@ def _timed(
 ) -> Timing:
     train, val, test = (tuple(usable[name]) for name in ("train", "val", "test"))
     hospital = hospital_data.Hospital(site.name, source, train, val, test)
-    node = sites.Site(site.name, hospital, device=model.device)
+    public = 0 if site.privacy is None else site.privacy.units or 0
+    node = sites.Site(site.name, hospital, device=model.device, units=public)
     _reset_peak(model.device)
     first, second = trainer.trial(model, node, steps=2)
     model.eval()

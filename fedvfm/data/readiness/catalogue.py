@@ -119,9 +119,15 @@ DATA: dict[str, Entry] = {
         "Results would stand under another class's name.",
         "Map your classes in [labels], set data.options.class_names, or ask for a recipe that fits.",
     ),
-    "no-training-sample": Entry(_B, "There is nothing to train on.", "Bring more patients, or lower the shares."),
+    "no-training-sample": Entry(
+        _B,
+        "There is nothing to train on.",
+        "Bring more patients, or lower the shares; with [privacy], before the first round, take another split.seed.",
+    ),
     "no-test-sample": Entry(
-        _B, "Without a test sample nobody knows whether the result is good here.", "Bring more patients."
+        _B,
+        "Without a test sample nobody knows whether the result is good here.",
+        "Bring more patients; with [privacy], before the first round, take another split.seed.",
     ),
     "no-validation-sample": Entry(
         _N, "The best round cannot be chosen with this site's help.", "Bring more patients, or raise split.val_share."

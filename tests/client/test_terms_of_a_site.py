@@ -1,0 +1,105 @@
+"""A site's own file while it works: every edit counts from the next message on, and what is worked on always ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from fedvfm import config, errors, protocol, recipe, state
+from fedvfm.client import joining, terms
+from fedvfm.trust import lock
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("fedvfm_private_site", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+private_site = _load(Path(__file__).with_name("private_site.py"))
+Site = Any
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return private_site.Site(tmp_path)
+
+
+def edit(site: Site, old: str, new: str) -> None:
+    """In place, of the same length, and with the time that it had."""
+    assert len(old) == len(new)
+    before = site.settings.stat()
+    text = site.settings.read_text()
+    assert old in text
+    with site.settings.open("r+") as file:
+        file.write(text.replace(old, new))
+    os.utime(site.settings, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert site.settings.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_an_edit_counts_whatever_time_is_on_the_file(site: Site) -> None:
+    assert not site.ask(private_site.train()).has_error()
+    edit(site, "max_rounds = 9", "max_rounds = 1")
+    reply = site.ask(private_site.train(2, private_site.adapter(1.0, 1.0)))
+    assert protocol.error_word(reply) == "policy-rounds"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_edit_between_judging_and_reserving_leaves_no_work_without_an_end(site: Site, kept: bool) -> None:
+    task = private_site.train()
+    message = Message(protocol.encode_task(task), 7, protocol.TRAIN, ttl=600.0, group_id="1")
+    site.terms.received(protocol.TRAIN, task, message)
+    judged = site.terms.site(private_site.CONTEXT)
+    assert math.isfinite(judged.ends[0])
+    edit(site, "max_hours = 24.0", "max_hours = 0.01")
+    if kept:  # charging what was kept reads the policy anew
+        update = state.SiteUpdate("north", private_site.adapter(1.0, 1.0), 1, 0, task.state.fingerprint)
+        assert site.terms.again(task, protocol.encode_update(update)) is None
+    with site.terms.reserving(protocol.TRAIN, task):
+        at, word = site.terms.site(private_site.CONTEXT).ends
+    assert (math.isfinite(at), word) == (True, "policy-hours")
+    assert (site.terms.site(private_site.CONTEXT) is judged) != kept, "worked on by what it was judged by"
+
+
+def test_the_first_adapter_of_an_extension_at_a_rank_of_its_own(tmp_path: Path) -> None:
+    """Only the exact shapes of this site's rank pass for the cut one; all else is the adapter that was approved."""
+
+    def adapter(size: int, value: float) -> state.AdapterState:
+        return state.AdapterState({"head.bias": np.full(size, value, np.float32)})
+
+    def build(asked: config.Recipe) -> recipe.LockedRecipe:
+        size = asked.adapter.rank // 4
+        rows = state.Manifest.of([state.ArraySpec("head.bias", (size,), "head")])
+        return recipe.LockedRecipe(asked, rows, adapter(size, 0.0), private_site.SHA, 1000)
+
+    made = private_site.Site(tmp_path)
+    asked = private_site.make_recipe(start=adapter(2, 7.0).fingerprint, adapter={"rank": 8, "alpha": 8.0})
+    locked = lock.of(build(asked))
+    made.where.remember(locked)
+    joining.approve(made.where, locked)
+    made.settings.write_text(f"rank = 4\n{made.settings.read_text()}")
+    own = terms.SiteTerms(made.where, made.settings, "cpu", build)
+
+    def word(start: state.AdapterState) -> str:
+        task = protocol.Task(asked, 1, start)
+        message = Message(protocol.encode_task(task), 7, protocol.TRAIN, ttl=600.0, group_id="1")
+        try:
+            own.received(protocol.TRAIN, task, message)
+        except errors.PolicyRefused as refusal:
+            return refusal.reason
+        return ""
+
+    assert word(adapter(2, 7.0)) == word(adapter(1, 7.0)) == ""
+    assert word(adapter(2, 8.0)) == word(adapter(3, 7.0)) == "policy-message"

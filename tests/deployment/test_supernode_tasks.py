@@ -1,0 +1,264 @@
+"""Our executor at a SuperNode: its own loop, stores and HTTP API in this process; the test plays the SuperLink."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable import inflatable_object as trees
+from flwr.supercore.inflatable import inflatable_utils as parts
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run, RunNotRunningException
+from flwr.supernode import main, start_client_internal
+from flwr.supernode.nodestate import NodeStateFactory
+
+from fedvfm import errors, flower, flower_runtime, flower_supernode, processes
+from fedvfm.client import executor
+
+SECRET = b"0" * 64
+PATIENCE_S = 60.0
+
+
+class SuperLink:
+    """What a SuperNode asks of a SuperLink.
+
+    Attributes:
+        over: runs that ended.
+        slow: seconds until each part of a message is there.
+        replies: run and id of the message, of each reply that arrived.
+    """
+
+    def __init__(self) -> None:
+        self._bundle = flower_runtime.empty_bundle()
+        self._waiting: list[tuple[Message, Any]] = []
+        self._contents: dict[str, bytes] = {}
+        self.over: set[int] = set()
+        self.slow = 0.0
+        self.replies: list[tuple[int, str]] = []
+        self.pulled = 0
+
+    def send(self, run: int) -> str:
+        """A handshake of a run; its id."""
+        flower.be_server_task(run)
+        record = RecordDict({"recipe": ConfigRecord({"text": "the same in every run"})})
+        record["adapter"] = ArrayRecord({str(n): Array(np.full(4, n, np.float32)) for n in range(3)})
+        message = Message(record, 7, "query.handshake", ttl=600.0, group_id="0")
+        message.metadata.__dict__["_message_id"] = message.object_id
+        with trees.no_object_id_recompute():
+            tree = trees.get_object_tree(message)
+            contents = {key: part.deflate() for key, part in trees.get_all_nested_objects(message).items()}
+        self._contents.update(contents)
+        self._waiting.append((remove_content_from_message(message), tree))
+        return str(tree.object_id)
+
+    def receive(self) -> Any:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def get_run(self, run_id: int) -> Run:
+        run = Run.create_empty(run_id)
+        run.fab_hash, run.series_id = hashlib.sha256(self._bundle).hexdigest(), run_id
+        return run
+
+    def get_fab(self, fab_hash: str, run_id: int) -> Fab:
+        return Fab(fab_hash, self._bundle, {})
+
+    def pull_object(self, run_id: int, object_id: str) -> bytes:
+        if run_id in self.over:
+            raise RunNotRunningException
+        time.sleep(self.slow)
+        self.pulled += 1
+        return self._contents[object_id]
+
+    def send_reply(self, message: Message, tree: Any, seconds: float) -> tuple[set[str], str]:
+        self.replies.append((message.metadata.run_id, message.metadata.reply_to_message_id))
+        return set(), "session"
+
+
+class SuperNode:
+    """Flower's loop, turned by hand where the order matters, and its HTTP API for the executor."""
+
+    def __init__(self, link: SuperLink, port: int) -> None:
+        factory = NodeStateFactory(ObjectStoreFactory())
+        self.state, self.store = factory.state(), factory.objectstore_factory.store()
+        self.state.set_node_id(7)
+        self._link = link
+        application = main.create_app(factory, SECRET)
+        self.server = uvicorn.Server(
+            uvicorn.Config(application, host="127.0.0.1", port=port, log_level="warning", ws="none")
+        )
+
+    def pull(self) -> int | None:
+        """One message from the SuperLink; its run, where it came whole."""
+        return start_client_internal._pull_and_store_message(
+            state=self.state,
+            object_store=self.store,
+            node_config={},
+            receive=self._link.receive,
+            get_run=self._link.get_run,
+            get_fab=self._link.get_fab,
+            pull_object=self._link.pull_object,
+            confirm_message_received=lambda run_id, object_id: None,
+            trusted_entities=None,
+        )
+
+    def push(self) -> None:
+        """Wait for a reply and send it, as Flower does once after each message that came whole."""
+        start_client_internal._push_messages(
+            state=self.state,
+            object_store=self.store,
+            send=self._link.send_reply,
+            push_object=lambda run_id, session, object_id, content: None,
+        )
+
+
+@pytest.fixture
+def link() -> SuperLink:
+    return SuperLink()
+
+
+@pytest.fixture
+def node(link: SuperLink) -> Iterator[SuperNode]:
+    made = SuperNode(link, processes.free_port())
+    thread = threading.Thread(target=made.server.run)
+    thread.start()
+    until(lambda: made.server.started)
+    yield made
+    made.server.should_exit = True
+    thread.join(PATIENCE_S)
+
+
+@pytest.fixture
+def answered(node: SuperNode) -> Iterator[list[int]]:
+    """The runs whose messages our executor answered, in order."""
+    found: list[int] = []
+    stop = threading.Event()
+
+    def answer(message: Message, context: Any) -> Message:
+        found.append(message.metadata.run_id)
+        return Message(RecordDict(), reply_to=message)
+
+    at = flower_runtime.Link(f"127.0.0.1:{node.server.config.port}", b"", SECRET)
+    thread = threading.Thread(target=executor.serve, args=(at, answer, stop))
+    thread.start()
+    yield found
+    stop.set()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_messages_of_runs_that_ended_hold_up_no_other(node: SuperNode, link: SuperLink, answered: list[int]) -> None:
+    """A coordinator that was started again five times left four behind; a site then answered nobody for 20 minutes."""
+    link.over = {1, 2, 3, 4}
+    for run in sorted(link.over):
+        link.send(run)
+        assert node.pull() is None
+    time.sleep(2 * executor.POLL_S)  # the executor takes the first, and waits for its parts
+    asked = link.send(5)
+    began = time.monotonic()
+    assert node.pull() == 5
+    node.push()
+    assert link.replies == [(5, asked)], "no reply of another run takes its place"
+    assert answered == [5]
+    assert time.monotonic() - began < 30.0
+    assert len(node.store) == 0, "the parts that came of the others are gone"
+    assert {task.status.status for task in node.state.get_tasks()} == {"finished"}
+
+
+def test_a_slow_line_loses_no_message(
+    node: SuperNode, link: SuperLink, answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While parts are under way nothing else can be there; how long they take is then of no account."""
+    monkeypatch.setattr(flower_supernode, "STALL_S", 0.05)
+    link.slow = 0.15
+    for run in (1, 2):
+        asked = link.send(run)
+        assert node.pull() == run
+        node.push()
+        assert link.replies.pop() == (run, asked)
+    assert answered == [1, 2]
+
+
+def test_a_task_that_is_there_before_its_message(node: SuperNode, link: SuperLink, answered: list[int]) -> None:
+    """A SuperNode makes the task first; who was quick found no message, and the SuperNode waited for its reply."""
+    store = node.state.store_message
+
+    def late(message: Message) -> str | None:
+        time.sleep(4 * executor.POLL_S)
+        return store(message)
+
+    node.state.store_message = late  # type: ignore[method-assign]
+    asked = link.send(1)
+    assert node.pull() == 1
+    node.push()
+    assert (link.replies, answered) == ([(1, asked)], [1])
+
+
+def test_an_older_task_that_is_offered_again_ends_no_message(
+    node: SuperNode, link: SuperLink, answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executor that was killed leaves a task which comes back after newer ones."""
+    link.over = {1}
+    link.send(1)
+    (claimed,) = [node.pull()]
+    assert claimed is None
+    (old,) = node.state.get_tasks()
+    until(lambda: node.state.task_store[old.task_id].status.status == "running")  # type: ignore[attr-defined]
+    link.slow = 0.3
+    asked = link.send(2)
+    real = link.pull_object
+
+    def pull(run_id: int, object_id: str) -> bytes:
+        if link.pulled == 1:  # the second is half there: the first one is offered once more
+            node.state.create_task(task_type=TaskType.CLIENT_APP, run_id=1, fab_hash=old.fab_hash)
+            made = max(node.state.get_tasks(run_ids=[1]), key=lambda task: task.pending_at)
+            node.state.task_store[made.task_id].pending_at = old.pending_at  # type: ignore[attr-defined]
+        return real(run_id, object_id)
+
+    monkeypatch.setattr(link, "pull_object", pull)
+    assert node.pull() == 2
+    node.push()
+    assert link.replies == [(2, asked)]
+
+
+def test_an_executor_that_is_stopped_waits_for_no_part(node: SuperNode, link: SuperLink) -> None:
+    link.over = {1}
+    link.send(1)
+    assert node.pull() is None
+    stop = threading.Event()
+    at = flower_runtime.Link(f"127.0.0.1:{node.server.config.port}", b"", SECRET)
+    tasks = flower_supernode.NodeTasks(at, stop)
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(errors.EngineError, match="ObjectPullError"):
+        tasks.take()
+    tasks.close()
+
+
+def test_a_part_that_is_late_while_another_task_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where clocks do not tell which of two is the later, patience decides, and the task is left to end by itself."""
+    now = [0.0]
+    monkeypatch.setattr(flower_supernode.time, "monotonic", lambda: now[0])
+    tasks = flower_supernode.NodeTasks(flower_runtime.Link("127.0.0.1:9", b"", SECRET), threading.Event())
+    monkeypatch.setattr(tasks, "_take_ahead", lambda: None)
+    tasks._held = [flower_supernode._Offer("2020-01-01", "token", 1e9)]
+    assert tasks._over("2020-01-02", 0.0) is None
+    now[0] = flower_supernode.STALL_S + 1.0
+    assert tasks._over("2020-01-02", 0.0) is parts.ObjectPullError
+    assert tasks._over("2019-12-31", now[0]) is flower_supernode._Dead
+    tasks.close()

@@ -1,0 +1,45 @@
+"""``server.toml``: what cannot be is refused as it is read, in sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedvfm import cli_server, config, errors
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        (
+            {"quorum": 3, "cohort": 2},
+            r"cohort = 2: no round could reach quorum = 3; give at least 3, or 0 for all sites",
+        ),
+        ({"without": "north"}, r'without = \'north\': give a list of names, as without = \["north"\]'),
+    ],
+)
+def test_what_cannot_be_is_refused_at_reading(values: dict[str, Any], fault: str) -> None:
+    with pytest.raises(errors.ConfigError, match=fault):
+        config.parse(config.ServerConfig, values, "server.toml")
+
+
+@pytest.mark.parametrize(
+    "values", [{"quorum": 3}, {"cohort": 2}, {"quorum": 2, "cohort": 2}, {"without": ["north"]}, {}]
+)
+def test_what_can_be_is_taken_and_travels_as_json(values: dict[str, Any]) -> None:
+    read = config.parse(config.ServerConfig, values, "server.toml")
+    assert config.ServerConfig.model_validate_json(read.model_dump_json()) == read
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason", "shown"),
+    [
+        ("waiting", "waiting: 1 of 2 sites are there", "waiting: 1 of 2 sites are there"),
+        ("paused", "paused by ana since 12:00", "paused by ana since 12:00"),
+        ("round", "", "round"),
+        ("stopped", "the disk is full", "stopped: the disk is full"),
+    ],
+)
+def test_status_says_the_phase_once(phase: str, reason: str, shown: str) -> None:
+    assert cli_server._standing(phase, reason) == shown
