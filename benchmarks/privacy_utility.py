@@ -26,15 +26,15 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "privacy.md"
 RESULTS = ROOT / "simulations" / "results" / "privacy.json"
 EPSILONS: tuple[float | None, ...] = (None, 8.0, 3.0, 1.0)
-DELTA, CLIP, SITES = 1e-3, 1.0, 2
+DELTA, CLIP, SITES, IMAGES = 1e-3, 1.0, 2, 2
 WAYS: dict[str, dict[str, Any]] = {
     "LoRA, both factors": {"kind": "lora"},
     "LoRA, freeze-A": {"kind": "lora", "factors": "freeze-A"},
     "LoRA, alternate": {"kind": "lora", "factors": "alternate"},
     "norm": {"kind": "norm"},
 }
-LORA = {"rank": 2, "alpha": 4}
-BLOCKS = [10, 11]
+LORA = {"rank": 4, "alpha": 8}
+BLOCKS = [11]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def experiment(name: str, way: str, epsilon: float | None, seed: int) -> dict[st
     one = SETS[name]
     adapter = {**WAYS[way], "layers": BLOCKS, **(LORA if WAYS[way]["kind"] == "lora" else {})}
     recipe: dict[str, Any] = {
-        "rounds": 6,
+        "rounds": 4,
         "seed": seed,
         "threads": 1,
         "backbone": {"name": "dinov2-small-imgfocus"},
@@ -106,7 +106,7 @@ def experiment(name: str, way: str, epsilon: float | None, seed: int) -> dict[st
         **one.recipe,
         "optimiser": {
             "learning_rate": 2e-3,
-            "head_learning_rate": 2e-3,
+            "head_learning_rate": 2e-2,
             "weight_decay": 0.0,
             "batch_size": 32,
             "local_epochs": 2,
@@ -117,6 +117,7 @@ def experiment(name: str, way: str, epsilon: float | None, seed: int) -> dict[st
     }
     if epsilon is not None:
         recipe["privacy"] = {"mechanism": one.mechanism, "clip": CLIP, "epsilon": epsilon, "delta": DELTA}
+        recipe["privacy"] |= {"images_per_patient": IMAGES} if one.mechanism == "patient-level" else {}
     return {
         "name": f"privacy-{name}",
         "baselines": [],
