@@ -100,6 +100,7 @@ def test_what_is_shut(tmp_path: Path) -> None:
 def test_what_hangs_on_where_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     # Wherever this clone lies.
     monkeypatch.setattr(units.processes, "console_script", lambda name: f"/opt/fedvfm/bin/{name}")
+    monkeypatch.setenv("FEDVFM_CACHE", "/var/cache/fedvfm")
 
     def placed(state: str, data: str) -> dict[str, str]:
         own = site(data={"source": "folder", "path": data})

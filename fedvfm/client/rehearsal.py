@@ -118,6 +118,11 @@ class _Terms(terms.SiteTerms):
         found = super().config
         return found.model_copy(update={"policy": at_any_hour(found.policy)})
 
+    @property
+    def _judged(self) -> configs.SiteConfig:
+        found = super()._judged
+        return found.model_copy(update={"policy": at_any_hour(found.policy)})
+
     @contextlib.contextmanager
     def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Charge]:
         """Nothing is charged: the update is trained with its noise as a real one, and then thrown away."""

@@ -58,6 +58,9 @@ AREAS = ("control", "runtime", "responses", "docs", "openapi.json", "redoc")
 
 STRANGERS = (401, 412)
 """What the SuperLink answers to a key it does not know: to any request, and to a node that comes online."""
+FAULT, ASK_AGAIN = 500, 503
+"""What the SuperLink answers where its disk is full, and what a SuperNode takes for a pause: after a 500 its heartbeat
+ends for good, and the site is taken for gone until somebody starts it again."""
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -277,7 +280,8 @@ async def _hang_up(receive: Receive) -> None:
 async def _start(send: Send, response: httpx.Response) -> None:
     dropped = ("connection", "transfer-encoding", "keep-alive", "server", "date")
     headers = [(k, v) for k, v in response.headers.raw if k.decode("latin-1").lower() not in dropped]
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    status = ASK_AGAIN if response.status_code == FAULT else response.status_code
+    await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 async def _patiently(send: Send, event: Event) -> None:

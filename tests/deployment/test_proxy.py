@@ -51,6 +51,8 @@ class Behind:
             body = self.later if self.pulls >= 3 else b""
         if headers.get("flwr-public-key") == "stranger":
             status, body = 401, b'{"detail":"Invalid SuperNode authentication"}'
+        if headers.get("flwr-public-key") == "disk-full":
+            status, body = 500, b"Internal Server Error"
         reply = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/protobuf")]
         await send({"type": "http.response.start", "status": status, "headers": reply})
         await send({"type": "http.response.body", "body": body})
@@ -245,6 +247,14 @@ def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None
         answer = client.post(route, headers={**HEADERS, "flwr-public-key": "stranger"})
     assert answer.status_code == 401
     assert public.refusals == [("key", "127.0.0.1")]
+
+
+@pytest.mark.parametrize("route", ["/v1/fleet/send-node-heartbeat", flower_runtime.PULL_ROUTE])
+def test_a_fault_of_the_superlink_is_a_pause_to_a_supernode(public: Public, route: str) -> None:
+    with public.client() as client:
+        answer = client.post(route, headers={**HEADERS, "flwr-public-key": "disk-full"})
+    assert answer.status_code == 503, "after a 500 its heartbeat would end for good"
+    assert public.refusals == []
 
 
 def test_bodies_over_five_megabytes_pass_and_those_over_the_cap_do_not(public: Public) -> None:
