@@ -36,8 +36,9 @@ TRIES = 3
 
 Where sites refused, which takes no time, it does not stop before ``join_timeout_s`` either.
 """
-GONE = ("site-away", "site-dropped", "site-revoked")
-"""What stands in place of the answer of a site that is gone; every other word is that of a site that refused."""
+NO_WORD = ("site-away", "site-dropped", "site-revoked", "site-malformed", "site-oversized", "site-unknown")
+"""What stands in place of the answer of a site that is gone or is not understood; every other word is that of a site
+that refused, and may not for long."""
 
 
 @dataclasses.dataclass
@@ -299,7 +300,7 @@ class Coordinator:
 
     def _doubt(self, site: str, reason: str) -> None:
         """Greet a site again whose answer was none; one that refused takes no part until it answered that."""
-        refused = reason.startswith("site-") and reason not in GONE
+        refused = reason.startswith("site-") and reason not in NO_WORD
         self._refused = self._refused or refused
         if self._greetings is not None:
             self._greetings.doubt(site, reason.removeprefix("site-") if refused else "")
