@@ -20,7 +20,7 @@ from typing import Any
 from flwr.app import Context
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, progress, storage
+from fedvfm import errors, flower_runtime, progress, protocol, storage
 from fedvfm import recipe as recipes
 from fedvfm.server import app as server_app
 from fedvfm.server import departures, enrolment, greeting, handshake, patience, standing, steering, strategy, superlink
@@ -36,9 +36,9 @@ TRIES = 3
 
 Where sites refused, which takes no time, it does not stop before ``join_timeout_s`` either.
 """
-NO_WORD = ("site-away", "site-dropped", "site-revoked", "site-malformed", "site-oversized", "site-unknown")
-"""What stands in place of the answer of a site that is gone or is not understood; every other word is that of a site
-that refused, and may not for long."""
+NO_WORD = ("away", "dropped", "revoked", "malformed", "oversized")
+"""What stands in place of the answer of a site that is gone or is not understood; every other word of the protocol is
+that of a site that refused, and may not for long."""
 
 
 @dataclasses.dataclass
@@ -300,10 +300,11 @@ class Coordinator:
 
     def _doubt(self, site: str, reason: str) -> None:
         """Greet a site again whose answer was none; one that refused takes no part until it answered that."""
-        refused = reason.startswith("site-") and reason not in NO_WORD
+        word = reason.removeprefix("site-")
+        refused = word != reason and word in protocol.ERROR_CODES and word not in NO_WORD
         self._refused = self._refused or refused
         if self._greetings is not None:
-            self._greetings.doubt(site, reason.removeprefix("site-") if refused else "")
+            self._greetings.doubt(site, word if refused else "")
 
     def _decided(self, line: Any) -> None:
         """Note in the audit log whose updates were admitted in a round, and whose not and why."""
