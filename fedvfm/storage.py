@@ -145,7 +145,8 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -178,7 +179,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, mode: int = 
                 os.unlink(name)
             raise
         fault_point("file-renamed")
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -192,9 +193,10 @@ def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and wait until it is on disk."""
+    """Append one line and wait until it, and the file's name where it is new, are on disk."""
     with guard(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             data = (line + "\n").encode()
@@ -206,6 +208,8 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+        if new:
+            sync_folder(path.parent)
 
 
 def _write_all(handle: int, data: bytes) -> None:

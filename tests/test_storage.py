@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,20 @@ def test_files_are_private(tmp_path: Path) -> None:
     storage.write_text(tmp_path / "a" / "whole", "x")
     storage.append_line(tmp_path / "a" / "lines", "x")
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {0o600}
+
+
+def test_what_is_written_is_on_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file before it has its name, and its name before anybody goes on; a line before it is said to be written."""
+    path, synced = tmp_path / "file", []
+
+    def sync(handle: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    storage.write_text(path, "x")
+    assert synced == [(False, False), (True, True)]
+    storage.append_line(path, "y")
+    assert synced[2:] == [(False, True)]
+    path.unlink()
+    storage.append_line(path, "first of a new file")
+    assert synced[3:] == [(False, True), (True, True)]

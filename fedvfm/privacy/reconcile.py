@@ -185,6 +185,7 @@ def _write(folder: Path, found: Found, made: Decision, opened: tuple[str, str]) 
     storage.fault_point("ledger-reconciled")
     with storage.guard(path):
         os.replace(fresh, path)
+        storage.sync_folder(folder)
 
 
 def _line(written: chain.Chain, event: str, **fields: Any) -> None:
