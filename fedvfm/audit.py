@@ -70,6 +70,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "peer": _site,
     "peer_head": _sha256,
     "peer_length": _count,
+    "run": _matches(r"[0-9]{1,20}"),
     "ledger": _matches(r"\d{19}:[0-9a-f]{64}"),
     "key": _sha256,
     "recipe": _sha256,
@@ -95,6 +96,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 """Every field that an entry may have, and the form of its value."""
 
+_CAME = "recipe round fingerprint digest split reason"
 _SENT = "recipe round fingerprint digest split numbers metrics reason epsilon peer seconds"
 
 EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -106,7 +108,7 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("revoked", "site", "key"),
         ("certified", "key expires", ""),
         ("steered", "kind", "recipe site key round"),
-        ("received", "kind bytes", "recipe round fingerprint digest split reason peer peer_head peer_length ledger"),
+        ("received", "kind bytes", f"{_CAME} peer peer_head peer_length ledger run"),
         ("refused", "reason address count", ""),
         ("decided", "kind verdict", "recipe round reason peer fingerprint examples score"),
         ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon"),

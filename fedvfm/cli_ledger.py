@@ -112,6 +112,7 @@ def reconcile(where: Where, against: Against = None, key: Key = None, as_json: J
         _tell(found, f"{folder}: holds all that was noted of it; nothing to reconcile", as_json)
         return
     text = f"{folder}: {found['adopted']} lost releases charged, {found['marks']} notes settled"
+    text += "; a recipe under way that saw a longer ledger leaves this site out, the next one takes it in"
     if found["unknown"]:
         text += "; what was lost is not known, so the whole budget counts as spent"
     text += "; records have a new key, so all that was spent counts for all of them" if found["rekeyed"] else ""

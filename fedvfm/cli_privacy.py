@@ -64,8 +64,11 @@ def plan(
         "mechanism": "site-level" if sites else mechanism,
         "units": sites or samples,
         "batch": batch,
+        "rounds": rounds,
+        "epsilon": epsilon,
+        "noise_multiplier": noise,
+        "delta": delta,
     }
-    changes |= {"rounds": rounds, "epsilon": epsilon, "noise_multiplier": noise, "delta": delta}
     made = privacy_plan.build(recipe, site, changes, _accountants(accountant))
     print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join(_lines(made)))
 

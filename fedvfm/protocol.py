@@ -59,6 +59,7 @@ ERROR_CODES |= {
     "policy-privacy": 1027,
     "policy-rounds": 1028,
     "policy-samples": 1029,
+    "policy-split": 1034,
     "policy-task": 1030,
     "policy-closed": 1031,
     # Its privacy budget does not hold the round, or is none; its privacy ledger cannot be charged.
@@ -67,6 +68,9 @@ ERROR_CODES |= {
 }
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
+# ... and of one whose privacy ledger is shorter than it was in this recipe.
+LEDGER_WENT_BACK = "ledger-went-back"
+ERROR_CODES[LEDGER_WENT_BACK] = 1053
 
 # What the coordinator's Grid puts in place of a reply that cannot be read, or is larger than any asked for.
 ERROR_CODES |= {"malformed": 1040, "oversized": 1041}
@@ -188,7 +192,7 @@ def find_mark(message: Message) -> chain.Mark | None:
 
 
 def find_ledger(message: Message) -> chain.Mark | None:
-    """Length and head of the sender's privacy ledger; only an update that was charged carries them.
+    """Length and head of the sender's privacy ledger, as an update that was charged and a private greeting carry them.
 
     Raises:
         ProtocolError: if what it carries is no mark.
@@ -409,7 +413,7 @@ def refusal(error: Exception) -> Error:
 
 
 def in_place_of_answer(word: str, asked: Message) -> Message:
-    """What stands for the answer of a site that is gone: "away", "dropped" or "revoked"."""
+    """What stands for the answer of a site that is gone or takes no part: a word of the coordinator's own."""
     return Message(Error(code=ERROR_CODES[word], reason=word), reply_to=asked)
 
 

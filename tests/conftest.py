@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,6 +25,46 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Only a machine that stops loses what the kernel has, and no test stops one; tests/test_storage.py counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+class Answer(NamedTuple):
+    """What one call of the command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Answer]]:
+    """The command line in this process: no start-up, the same entry point; ``answer`` is what a person types."""
+    from fedvfm import cli as door
+
+    def call(*arguments: str | Path, answer: str | None = None) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
+        if answer is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        capsys.readouterr()
+        code = 0
+        try:
+            door.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        made = capsys.readouterr()
+        assert "Traceback" not in made.err
+        return Answer(code, made.out, made.err)
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

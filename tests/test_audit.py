@@ -84,7 +84,7 @@ def test_every_event_can_be_recorded(log: audit.Audit) -> None:
         "recipe": SHA, "fingerprint": SHA, "base": SHA, "kind": "update", "verdict": "refused", "split": "val",
         "reason": "policy-rounds", "round": 0, "bytes": 1, "numbers": 2, "examples": 3, "steps": 4, "seconds": 0.5,
         "epsilon": 1, "score": 0.5, "digest": SHA, "address": "2001:db8::1", "count": 3,
-        "ledger": str(chain.Mark(3, SHA)),
+        "ledger": str(chain.Mark(3, SHA)), "run": "18446744073709551615",
         "expires": "2026-01-01T00:00:00Z", "metrics": ["dice"],
     }  # fmt: skip
     assert set(values) == set(audit.FIELDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedvfm import config as configs
 from fedvfm import errors, processes
-from fedvfm.client import joining, own, policy
+from fedvfm.client import joining, own, policy, split_note
 from fedvfm.diagnosis import channel, machine, row
 from fedvfm.trust import keys
 from fedvfm.trust import lock as locks
@@ -45,6 +45,7 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
     rows += row.caught("versions", lambda: machine.versions({f"recipe {r.hash[:12]}": r.version for r in approved}))
     rows += row.caught("approval", lambda: [_approval(where, approved)])
     rows += [_policy(site, recipe, settings) for recipe in approved]
+    rows += [one for recipe in approved for one in _split(where, site, recipe, settings)]
     for recipe in approved:
         rows += row.caught("privacy", lambda recipe=recipe: _privacy(site, recipe, settings))  # type: ignore[misc]
     rows += row.caught("device", lambda: _device(site))
@@ -115,6 +116,16 @@ def _policy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> row
         told = f"approved recipe {recipe.hash[:12]} is refused by the policy: {'; '.join(wrong)}"
         return row.blocker("policy", told, remedy)
     return row.ok("policy", f"accepts recipe {recipe.hash[:12]}")
+
+
+def _split(where: joining.State, site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> list[row.Row]:
+    """Whether a recipe that began here is split as it was."""
+    try:
+        split_note.require(where, split_note.of(recipe.hash, site))
+    except errors.PolicyRefused as refusal:
+        remedy = f"mend [privacy] and [split] of {settings}, or withdraw the approval"
+        return [row.blocker("split", refusal.detail, remedy)]
+    return []
 
 
 def _privacy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> list[row.Row]:

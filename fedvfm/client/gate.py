@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from flwr.app import Context, Message, RecordDict
@@ -22,8 +23,23 @@ KINDS = (protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE)
 
 App = Callable[[Message, Context], Message]
 Report = Callable[[str, Exception], None]
-Charge = Callable[[RecordDict], None]
-"""Charges what an update spends, by the records that leave; must have returned before they do."""
+
+
+def _nothing(content: RecordDict) -> None:
+    """Charges nothing."""
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What an answer spends, reserved while it is computed.
+
+    Attributes:
+        charge: charges it, by the records that leave; must have returned before they do.
+        token: of the reservation, kept beside the update; "" where nothing is reserved.
+    """
+
+    charge: Callable[[RecordDict], None] = _nothing
+    token: str = ""
 
 
 class Terms(Protocol):
@@ -45,16 +61,22 @@ class Terms(Protocol):
         """What may leave of a reply; recorded as computed."""
         ...
 
-    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Charge]:
+    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Reserved]:
         """Around computing an answer: what it spends is reserved meanwhile, and charged by what is given.
 
         Raises:
-            PolicyRefused: if it would spend more than there is; then nothing is computed.
+            PolicyRefused: if it would spend more than there is, or the message was accepted because its answer was
+                kept, and it is computed anew where that is refused; then nothing is computed.
         """
         ...
 
-    def again(self, task: protocol.Task, content: RecordDict) -> RecordDict | None:
+    def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
         """What may leave of an update that was kept; the same as before unless the terms are tighter now.
+
+        Args:
+            task: what it answers.
+            content: the update.
+            token: of the reservation that it was trained under.
 
         Returns: None where it may not leave and the answer is to be computed anew.
 
@@ -81,11 +103,11 @@ class NoTerms:
         """All of it."""
         return content
 
-    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Charge]:
+    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Reserved]:
         """Nothing is charged: no ledger is kept of images that nobody is behind."""
-        return contextlib.nullcontext(lambda content: None)
+        return contextlib.nullcontext(Reserved())
 
-    def again(self, task: protocol.Task, content: RecordDict) -> RecordDict | None:
+    def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
         """All of it."""
         return content
 
@@ -133,20 +155,20 @@ class Gate:
     def _judged(self, kind: str, task: protocol.Task, message: Message, context: Context) -> Message:
         self._terms.received(kind, task, message)
         known = self._kept.find(task) if kind == protocol.TRAIN else None
-        free = None if known is None else self._terms.again(task, known)
+        free = None if known is None else self._terms.again(task, known, self._kept.token(task))
         if free is not None:
             return Message(free, reply_to=message)
-        if known is not None:  # or it could pass for what is trained now
-            self._kept.drop(task)
-        with self._terms.reserving(kind, task) as charge:
+        with self._terms.reserving(kind, task) as reserved:
+            if known is not None:  # refused, it stays: the data may come back as they were
+                self._kept.drop(task)
             reply = self._app(message, context)
             if reply.has_error():
                 return reply
             storage.fault_point("trained")
             reply = Message(self._terms.release(kind, task, reply.content), reply_to=message)
             if kind == protocol.TRAIN:
-                self._kept.keep(task, reply)
+                self._kept.keep(task, reply, reserved.token)
                 storage.fault_point("update-on-disk")
-                charge(reply.content)
+                reserved.charge(reply.content)
                 storage.fault_point("update-charged")
         return reply

@@ -17,6 +17,7 @@ from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
+from fedvfm.privacy import gradients
 from fedvfm.privacy import table as mechanisms
 from fedvfm.tasks import base as tasks
 from fedvfm.tasks import table as task_table
@@ -54,7 +55,30 @@ def validate(recipe: configs.Recipe) -> list[str]:
         faults.extend(backbone.check_size(recipe.data.input_size))
         if recipe.adapter.kind in adapter_table.TABLE:
             faults.extend(adapter_table.TABLE.get(recipe.adapter.kind)().faults(recipe.adapter, backbone))
-    return faults + _factor_faults(recipe)
+    faults += _factor_faults(recipe)
+    return faults or mixing_faults(recipe)
+
+
+def mixing_faults(recipe: configs.Recipe) -> list[str]:
+    """Why one image's, or patient's, part cannot be bounded in the model of a recipe whose mechanism needs that.
+
+    Only the whole model tells: a backbone, an adapter kind or a head may bring layers that tie images together. It is
+    built on the meta device; where its shapes are not here nothing is known, and whoever trains it is told so.
+    """
+    if not _bounds_units(recipe):
+        return []
+    try:
+        AdaptedModel(recipe, with_weights=False)
+    except errors.WeightsError:
+        return []
+    except errors.ConfigError as error:
+        return list(error.faults)
+    return []
+
+
+def _bounds_units(recipe: configs.Recipe) -> bool:
+    """Whether the mechanism clips what one record or patient adds, at the site."""
+    return recipe.privacy.mechanism in mechanisms.TABLE and mechanisms.get(recipe.privacy).site() is not None
 
 
 def resolve(recipe: configs.Recipe, backbone: backbones.Backbone) -> configs.Recipe:
@@ -178,6 +202,9 @@ class AdaptedModel(nn.Module):
             self.injected = adapters.joined(kind.inject(recipe.adapter, self.backbone), parts)
             with torch.device(self.device):
                 self.head = self.task.head(self.backbone)
+        wrong = gradients.faults(self) if _bounds_units(recipe) else []
+        if wrong:
+            raise errors.ConfigError("recipe", wrong)
         self.to(self.device) if with_weights else None
         self.taps = self.backbone.taps(self.task.grids)
         self._parameters_by_name = self._wire()

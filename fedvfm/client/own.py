@@ -17,6 +17,12 @@ from fedvfm.privacy import records
 from fedvfm.trust import documents
 from fedvfm.trust import lock as locks
 
+TEST_SHARE_NEEDED = (
+    "Before the first round raise split.test_share (0.25 where it is left out), or give the table a column 'split'; "
+    "val_share may be 0"
+)
+"""What helps where no share of the patients is for testing, and each is drawn alone."""
+
 
 @dataclass(frozen=True)
 class Own:
@@ -65,19 +71,30 @@ def beside(file: Path, path: str) -> Path:
     return file.absolute().parent / Path(path).expanduser()
 
 
-def read_recipe(path: Path) -> configs.Recipe:
+def written(path: Path) -> configs.Recipe:
     """A recipe from its own file, from the table ``[recipe]`` of an experiment, or as it was locked (.json).
+
+    As it is written: it may not be one that can be trained with here.
+
+    Raises:
+        ConfigError: listing every fault of form.
+        TrustError: if a locked recipe is not of its form.
+    """
+    if path.suffix == ".json":
+        return documents.read(path, locks.Lock, "locked recipe").recipe
+    values = configs.read_toml(path)
+    inner = values.get("recipe")
+    return configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
+
+
+def read_recipe(path: Path) -> configs.Recipe:
+    """:func:`written`, and it can be trained with here.
 
     Raises:
         ConfigError: listing every fault of form and names.
         TrustError: if a locked recipe is not of its form.
     """
-    if path.suffix == ".json":
-        recipe = documents.read(path, locks.Lock, "locked recipe").recipe
-    else:
-        values = configs.read_toml(path)
-        inner = values.get("recipe")
-        recipe = configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
+    recipe = written(path)
     from fedvfm.client import model as models  # torch is loaded only once the file has its form
 
     faults = models.validate(recipe)
@@ -139,7 +156,8 @@ def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hosp
 
     Raises:
         ConfigError: if recipe and data do not go together.
-        DataError: if the data cannot be listed, or its split under ``[privacy]`` leaves nothing to train or test on.
+        DataError: if the data cannot be listed, a patient stands in several splits, or the split under ``[privacy]``
+            leaves nothing to train or test on.
     """
     raw = sources.make(site.data, recipe.data)
     source = labels.mapped(raw, site.labels, recipe.data.class_names)
@@ -147,10 +165,27 @@ def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hosp
     if faults:
         raise errors.ConfigError("recipe and data", faults)
     own = belonging(site, source.samples())
-    parts = split(site, own, source).parts
+    parts = whole(site, split(site, own, source))
     _require_parts(site, own, parts)
     train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
     return hospitals.Hospital(site.name, source, train, val, test)
+
+
+def whole(site: configs.SiteConfig, found: Splits) -> dict[str, list[samples.Sample]]:
+    """The parts of a split that tears no patient: ``fedvfm data check`` alone goes on with one that does.
+
+    Raises:
+        PartitionError: with the number of patients for whom the data prescribes several splits; names stay out of it.
+    """
+    torn = len({splitting.group_of(one) for one in found.torn})
+    if torn:
+        named = " and ".join(name for name in splitting.SPLITS if any(one.split == name for one in found.torn))
+        raise errors.PartitionError(
+            f"site '{site.name}': {torn} patient{'s have' if torn > 1 else ' has'} images in {named}; whoever is "
+            "trained on and tested makes the score too good. Keep each patient in one split; 'fedvfm data check "
+            "SITE.toml --files FILE.csv' writes down whose images they are"
+        )
+    return found.parts
 
 
 def _require_parts(
@@ -160,6 +195,11 @@ def _require_parts(
     empty = [name for name in ("train", "test") if not parts[name]]
     if site.privacy is None or not empty or all(one.split in splitting.SPLITS for one in own):
         return
+    if "test" in empty and not site.split.test_share:
+        raise errors.DataError(
+            f"site '{site.name}': split.test_share = 0, and with [privacy] no patient is put into test then; what is "
+            f"trained must be tested. {TEST_SHARE_NEEDED}"
+        )
     groups = len({splitting.group_of(one) for one in own})
     raise errors.DataError(
         f"site '{site.name}': no {' and no '.join(empty)} sample. With [privacy] in the site's file each of its "

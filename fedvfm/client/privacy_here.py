@@ -10,6 +10,8 @@ from typing import Any
 
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, storage
+from fedvfm.backbones import table as backbones
+from fedvfm.backbones import weights
 from fedvfm.client import joining, own, policy, spending
 from fedvfm.privacy import accountant, base, ledger, lines, planner, rounds, summary
 from fedvfm.privacy import spending as spendings
@@ -81,7 +83,7 @@ def look(recipe: configs.Recipe, hospital: Any, budget: privacy_config.Budget | 
     if budget is None or budget.unit != event.unit:
         return made
     made = replace(made, public=budget.units or 0)
-    return _with_budget(made, recipe, spending.charged(recipe, hospital), event, budget, hospital.name)
+    return _with_budget(made, recipe, hospital, event, budget)
 
 
 def _times(event: base.PrivacyEvent, number: int) -> accountant.Curve:
@@ -91,18 +93,17 @@ def _times(event: base.PrivacyEvent, number: int) -> accountant.Curve:
 def _with_budget(
     made: Here,
     recipe: configs.Recipe,
-    names: list[str],
+    hospital: Any,
     event: base.PrivacyEvent,
     budget: privacy_config.Budget,
-    site: str,
 ) -> Here:
     folder = Path(budget.ledger)
     now, before, done, waits = spendings.Spending(()), [accountant.joined([])], 0, False
     if (folder / lines.FILE).is_file():
-        book = ledger.Ledger(folder, site, budget.unit)
+        book = ledger.Ledger(folder, hospital.name, budget.unit)
         entries = book.entries
         now = book.spending(entries)
-        before = now.worst(book.records.find, book.records.hashes(names))
+        before = now.worst(book.records.find, book.records.hashes(spending.charged(recipe, hospital)))
         mine = {one["round"] for one in entries if one["event"] == "charged" and one["recipe"] == recipe.hash}
         done, waits = len(mine), bool(lines.waiting(entries))
     more = _times(event, max(0, recipe.rounds - done))
@@ -168,10 +169,8 @@ def here(locked: locks.Lock, settings: Path | None) -> Here | None:
     Raises:
         ConfigError, DataError, LedgerError: if the file, the data or the ledger cannot be used.
     """
-    if settings is None or not spending.private(locked.recipe) or set(configs.read_toml(settings)) <= {"policy"}:
-        return None
-    site = own.read_site(settings)
-    return look(locked.recipe, own.hospital(site, locked.recipe), site.privacy)
+    site = _site(locked.recipe, settings)
+    return None if site is None else look(locked.recipe, own.hospital(site, locked.recipe), site.privacy)
 
 
 def facts(locked: locks.Lock, settings: Path | None) -> policy.Facts:
@@ -180,11 +179,35 @@ def facts(locked: locks.Lock, settings: Path | None) -> policy.Facts:
     Raises:
         ConfigError, DataError: if file or data cannot be used.
     """
-    if settings is None or not spending.private(locked.recipe) or set(configs.read_toml(settings)) <= {"policy"}:
+    site = _site(locked.recipe, settings)
+    if site is None:
         return policy.Facts.of(locked)
-    site = own.read_site(settings)
     units = spending.counted(locked.recipe, own.hospital(site, locked.recipe), site.privacy)
     return policy.Facts.of(locked, units or None)
+
+
+def _site(recipe: configs.Recipe, settings: Path | None) -> configs.SiteConfig | None:
+    """The site's file, where the recipe has a mechanism and the file says more than a policy."""
+    if settings is None or not spending.private(recipe) or set(configs.read_toml(settings)) <= {"policy"}:
+        return None
+    _require_apart(recipe)
+    return own.read_site(settings)
+
+
+def _require_apart(recipe: configs.Recipe) -> None:
+    """Check that the mechanism can bound each unit in the recipe's model, where its shapes are on this machine.
+
+    Raises:
+        ConfigError: naming the layers that tie images together, or the faults by which there is no such model.
+    """
+    name = recipe.backbone.name
+    if not (name in backbones.TABLE or weights.in_cache(name) or weights.is_folder(name)):
+        return  # nothing is fetched because a recipe names it
+    from fedvfm.client import model as models  # torch only here
+
+    wrong = models.validate(recipe)  # all of it: a model is not built of whatever a stranger wrote
+    if wrong:
+        raise errors.ConfigError("recipe", wrong)
 
 
 def note(where: joining.State, recipe: str, found: Here) -> None:

@@ -13,8 +13,6 @@ from fedvfm.client import own
 from fedvfm.data import labels
 from fedvfm.data.sources import table as sources
 from fedvfm.privacy import accountant, ledger, lines, planner, records, rounds
-from fedvfm.trust import documents
-from fedvfm.trust import lock as locks
 
 
 def build(recipe: Path, site: Path | None, changes: Mapping[str, Any], accountants: tuple[str, ...]) -> planner.Plan:
@@ -36,18 +34,13 @@ def build(recipe: Path, site: Path | None, changes: Mapping[str, Any], accountan
     units, names, mechanism = _units(found, here, wanted)
     asked = planner.question(found, units, mechanism=mechanism)
     asked = replace(asked, **_target(found.privacy, here, wanted))
-    asked = replace(asked, numbers=_numbers(found), before=_before(here, names, asked))
+    asked = replace(asked, numbers=_numbers(found, mechanism), before=_before(here, names, asked))
     return planner.plan(asked, accountants)
 
 
 def _recipe(path: Path, wanted: Mapping[str, Any]) -> configs.Recipe:
     """The recipe as written: one that cannot be trained with here may be planned."""
-    if path.suffix == ".json":
-        found = documents.read(path, locks.Lock, "locked recipe").recipe
-    else:
-        values = configs.read_toml(path)
-        inner = values.get("recipe")
-        found = configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
+    found = own.written(path)
     optimiser = found.optimiser.model_copy(update={"batch_size": wanted.get("batch", found.optimiser.batch_size)})
     return found.model_copy(update={"rounds": wanted.get("rounds", found.rounds), "optimiser": optimiser})
 
@@ -62,25 +55,25 @@ def _units(
         raise errors.ConfigError("privacy plan", [f"mechanism '{known}': known: {', '.join(privacy_config.UNITS)}"])
     if wanted.get("units"):
         return int(wanted["units"]), [], known or "record-level"
-    if site is None or known == "site-level":
-        missing = "--sites" if known == "site-level" else "SITE.toml or --samples"
+    if site is None or known == privacy_config.SITE_LEVEL:
+        missing = "--sites" if known == privacy_config.SITE_LEVEL else "SITE.toml or --samples"
         raise errors.ConfigError("privacy plan", [f"how many there are to draw from is not known; give {missing}"])
     source, train = _train(recipe, site)
     if known is None:
         # The patient where one has several images, else the image.
-        patients = len(records.ids("patient", train, site.name, source))
+        patients = len(records.ids("patient", train, source))
         known = "patient-level" if patients < len(train) else "record-level"
     unit = privacy_config.UNITS[known]
-    units = rounds.counted(len(records.ids(unit, train, site.name, source)), unit, site.privacy)
+    units = rounds.counted(len(records.ids(unit, train, source)), unit, site.privacy)
     if not units:
         raise errors.DataError(f"site '{site.name}' has no training sample; nothing can be planned")
-    return units, records.charged(unit, train, site.name, source), known
+    return units, records.charged(unit, train, source), known
 
 
 def _train(recipe: configs.Recipe, site: configs.SiteConfig) -> tuple[Any, list[Any]]:
     raw = sources.make(site.data, recipe.data)
     source = labels.mapped(raw, site.labels, recipe.data.class_names)
-    return source, own.split(site, own.belonging(site, source.samples()), source).parts["train"]
+    return source, own.whole(site, own.split(site, own.belonging(site, source.samples()), source))["train"]
 
 
 def _target(
@@ -106,21 +99,29 @@ def _target(
     return {"noise_multiplier": noise, "epsilon": epsilon, "delta": delta}
 
 
-def _numbers(recipe: configs.Recipe) -> dict[str, int]:
+def _numbers(recipe: configs.Recipe, mechanism: str) -> dict[str, int]:
     """Numbers that train in a step, by which factors of the pairs do; empty where the backbone is not here.
 
     The recipe's own way is the first one: the verdict is on it.
+
+    Raises:
+        ConfigError: if the recipe has faults, or its model has layers that the mechanism cannot be used with.
     """
     from fedvfm.client import model as models  # torch only here
+    from fedvfm.privacy import gradients
 
     plain = recipe.model_copy(update={"privacy": privacy_config.NONE})
     faults = models.validate(plain)
     if faults:
         raise errors.ConfigError("recipe", faults)
     try:
-        manifest = models.lock(plain, with_weights=False)[0].manifest
+        locked, model = models.lock(plain, with_weights=False)
     except errors.WeightsError:
         return {}
+    wrong = [] if mechanism == privacy_config.SITE_LEVEL else gradients.faults(model)
+    if wrong:
+        raise errors.ConfigError("recipe", wrong)
+    manifest = locked.manifest
     if not manifest.pairs():
         return {"all that trains": manifest.parameters}
     ways = sorted(factors.WAYS, key=lambda way: way != recipe.adapter.factors)

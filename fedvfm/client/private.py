@@ -40,7 +40,7 @@ def units_of(model: models.AdaptedModel, site: sites.Site) -> list[Unit]:
     """
     unit = mechanisms.get(model.recipe.privacy).unit
     source = getattr(site.hospital, "source", None)
-    found = list(rounds.members(unit, site.split("train"), site.name, source).values())
+    found = list(rounds.members(unit, site.split("train"), source).values())
     if not found:
         raise errors.DataError(f"site '{site.name}' has no training sample")
     return found

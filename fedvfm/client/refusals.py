@@ -39,6 +39,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "policy-privacy": ("the recipe's privacy is not what the policy asks for", _POLICY),
     "policy-rounds": ("the rounds are, or would be, more than policy.max_rounds", _MORE.format("max_rounds")),
     "policy-samples": ("there are fewer samples than the policy asks for", _POLICY),
+    "policy-split": (
+        "[privacy] or [split] of site.toml is another than when this recipe began here, so that patients who were "
+        "tested would be trained on",
+        "put the file back as it was: fedvfm doctor client SITE.toml names the values; or ask for another recipe",
+    ),
     "policy-task": ("the policy does not accept this task", _POLICY),
     "privacy-budget": ("the round would spend more privacy than this site's budget has left", _LOG),
     "privacy-ledger": ("the privacy ledger cannot be charged, or the coordinator was put back to an older copy", _LOG),

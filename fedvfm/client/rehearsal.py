@@ -25,7 +25,20 @@ from flwr.app import Context, Message, RecordDict
 from fedvfm import audit, chain, errors, factors, flower, protocol, state
 from fedvfm import config as configs
 from fedvfm.client import app as client_app
-from fedvfm.client import devices, final, gate, joining, limits, own, policy, privacy_here, sent, spending, terms
+from fedvfm.client import (
+    devices,
+    final,
+    gate,
+    joining,
+    limits,
+    own,
+    policy,
+    privacy_here,
+    sent,
+    spending,
+    split_note,
+    terms,
+)
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.trust import documents, lock
@@ -124,9 +137,9 @@ class _Terms(terms.SiteTerms):
         return found.model_copy(update={"policy": at_any_hour(found.policy)})
 
     @contextlib.contextmanager
-    def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Charge]:
+    def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Reserved]:
         """Nothing is charged: the update is trained with its noise as a real one, and then thrown away."""
-        yield lambda content: None
+        yield gate.Reserved()
 
     def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
         """What stands for the ledger's mark is as long as a real one."""
@@ -182,6 +195,8 @@ def run(settings: Path, locked: lock.Lock, where: joining.State | None = None) -
     if where is not None and site.name != where.about.site:
         raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
     policy.require(site.policy, privacy_here.facts(locked, settings))
+    if where is not None:
+        split_note.require(where, split_note.of(locked.hash, site))
     spending.require(locked.recipe, site.privacy)
     device = devices.choose(site.device)
     limits.apply(site.limits, device)

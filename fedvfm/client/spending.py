@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedvfm import chain, errors, privacy_config
 from fedvfm import config as configs
-from fedvfm import errors, privacy_config
-from fedvfm.privacy import ledger, receipts, records, rounds
+from fedvfm.privacy import ledger, lines, receipts, records, rounds
 
 
 def private(recipe: configs.Recipe) -> bool:
@@ -25,13 +25,13 @@ def private(recipe: configs.Recipe) -> bool:
 def names(recipe: configs.Recipe, hospital: Any) -> list[str]:
     """The units of this site that a mechanism protects: records, patients, or the site itself."""
     unit = privacy_config.UNITS[recipe.privacy.mechanism]
-    return records.ids(unit, hospital.train, hospital.name, getattr(hospital, "source", None))
+    return records.ids(unit, hospital.train, getattr(hospital, "source", None))
 
 
 def charged(recipe: configs.Recipe, hospital: Any) -> list[str]:
     """All names that a round at this site is charged to; see :func:`fedvfm.privacy.records.charged`."""
     unit = privacy_config.UNITS[recipe.privacy.mechanism]
-    return records.charged(unit, hospital.train, hospital.name, getattr(hospital, "source", None))
+    return records.charged(unit, hospital.train, getattr(hospital, "source", None))
 
 
 def counted(recipe: configs.Recipe, hospital: Any, budget: privacy_config.Budget | None) -> int:
@@ -89,15 +89,19 @@ class Account:
         """Reserve the round while it trains; see :meth:`fedvfm.privacy.ledger.Ledger.hold`."""
         return self.book.hold(self.claim, self.budget)
 
-    def again(self, update: str) -> bool:
+    def again(self, update: str, token: str) -> bool:
         """Charge an update that was kept; what was charged is not charged twice. Whether it may leave.
+
+        Args:
+            update: sha256 of the bytes that leave.
+            token: of the reservation that it was trained under.
 
         Raises:
             BudgetExceeded, LedgerError: then it must not.
         """
-        if not self.book.known(self.claim, self.budget, update):
+        if not self.book.known(self.claim, self.budget, update, token):
             return False
-        self.book.charge(self.claim, self.budget, update)
+        self.book.charge(self.claim, self.budget, update, token=token)
         return True
 
 
@@ -132,6 +136,28 @@ def account(
     left = max(1, recipe.rounds - number + 1)
     claim = ledger.Claim(recipe.hash, number, start, event, charged(recipe, hospital), left)
     return Account(book, claim, budget)
+
+
+def shown(budget: privacy_config.Budget, site: str, log: Sequence[Mapping[str, Any]]) -> chain.Mark | None:
+    """The ledger's mark as it is now, for the coordinator to see before it asks for an update.
+
+    Args:
+        budget: the site's.
+        site: its name.
+        log: entries of the site's own audit log.
+
+    Returns: None where there is no ledger yet, or none that can be charged: reconciled, it may be as long as it was.
+    """
+    folder = Path(budget.ledger)
+    if not (folder / lines.FILE).is_file():
+        return None
+    with contextlib.suppress(errors.LedgerError, errors.AuditError):
+        book = ledger.Ledger(folder, site, budget.unit)
+        entries, now = book.entries, book.mark
+        ledger.require_sound(book.path, entries, book.records.key_id())
+        if not receipts.misfits(entries, receipts.marks(log, book.owner, "this site's audit log")):
+            return now
+    return None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedvfm import config as configs
 from fedvfm import errors, flower_runtime, processes, protocol
-from fedvfm.client import joining, limits, own, refusals, supernode, verdicts
+from fedvfm.client import joining, limits, own, refusals, split_note, supernode, verdicts
 from fedvfm.diagnosis import channel, lookout, machine, row
 
 NAME = "client"
@@ -126,7 +126,8 @@ def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
         # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.
         word = protocol.refusal(error).reason
         line: dict[str, object] = {"time": int(time.time()), "error": type(error).__name__, "told": word}
-        if isinstance(error, errors.BudgetExceeded | errors.LedgerError) or word == "privacy-budget":
+        plain = word in ("privacy-budget", split_note.REASON)
+        if plain or isinstance(error, errors.BudgetExceeded | errors.LedgerError):
             line["text"] = str(error)  # numbers and the remedy; nothing of a patient is in them
         executor.say(json.dumps(line))
 

@@ -19,7 +19,7 @@ from flwr.app import Context, Message, RecordDict
 from fedvfm import audit, chain, errors, flower, privacy_config, protocol, state
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.client import gate, joining, own, policy, privacy_here, rollback, sent, spending
+from fedvfm.client import gate, joining, own, policy, privacy_here, rollback, sent, spending, split_note
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.trust import lock as locks
@@ -61,6 +61,7 @@ class HospitalTerms:
         self._ledger: chain.Mark | None = None
         self._sent = sent.Sent(where.sent)
         self._came_with: dict[str, Any] = {}
+        self._as_kept = False
 
     def unread(self, message: Message) -> None:
         """Note that something came which is no message of ours, or of no known form."""
@@ -69,8 +70,9 @@ class HospitalTerms:
         self._audit.record("decided", kind="unknown", verdict="refused", reason="unreadable")
 
     def _came(self, message: Message) -> dict[str, Any]:
-        """Of any message: size, sha256, and the mark of the coordinator's log where it carries one."""
+        """Of any message: size, sha256, its run, and the mark of the coordinator's log where it carries one."""
         found: dict[str, Any] = {"bytes": flower.size(message), "peer": self._where.about.federation}
+        found["run"] = str(message.metadata.run_id % 2**64)
         if message.has_content():
             found["digest"] = protocol.digest(message.content)
         with contextlib.suppress(errors.ProtocolError):
@@ -115,10 +117,21 @@ class HospitalTerms:
         policy.require(rules, policy.Facts.of(locked, self._units(recipe)))
         self._where.approvals.require(recipe.hash)
         entries = self._audit.entries
-        kept = kind == protocol.TRAIN and task.state is not None and self._sent.find(task) is not None
+        self._as_kept = kind == protocol.TRAIN and task.state is not None and self._sent.find(task) is not None
         used = audit.usage(entries, recipe.hash)
-        policy.check_task(rules, task, kind, used, cut=self._cut(task), kept=kept)
+        policy.check_task(rules, task, kind, used, cut=self._cut(task), kept=self._as_kept)
         rollback.require_onward(kind, task, self._came_with, entries)
+
+    def _require_as_new(self, kind: str, task: protocol.Task) -> None:
+        """Judge a message again that was accepted for its kept update, where that may not leave: it is work after all.
+
+        Raises:
+            PolicyRefused: if the policy's rounds are used up, or the site does not compute at this time of the week.
+        """
+        if self._as_kept:
+            used = audit.usage(self._audit.entries, task.recipe.hash)
+            policy.check_task(self._rules(), task, kind, used, cut=self._cut(task))
+            self._as_kept = False
 
     def _cut(self, task: protocol.Task) -> state.Manifest | None:
         """What the first adapter comes as where this site has a rank of its own; None where it comes whole."""
@@ -137,25 +150,32 @@ class HospitalTerms:
         raise errors.LedgerError("these terms keep no ledger, so no recipe with a mechanism is trained under them")
 
     @contextlib.contextmanager
-    def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Charge]:
+    def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Reserved]:
         """Reserve what a round spends while it trains; what is given charges it by the digest of what leaves."""
-        if kind != protocol.TRAIN or not spending.private(task.recipe):
-            yield lambda content: None
-            return
         with contextlib.ExitStack() as held:
-            try:
-                account = self._account(task)
-                hold = held.enter_context(account.hold())
-            except errors.PolicyRefused as refusal:
-                self._accepted = False
-                self._refuse(kind, task, refusal)
-                raise
+            with self._noting(kind, task):
+                self._require_as_new(kind, task)
+                account = self._account(task) if kind == protocol.TRAIN and spending.private(task.recipe) else None
+                hold = None if account is None else held.enter_context(account.hold())
+            if account is None or hold is None:
+                yield gate.Reserved()
+                return
 
             def charge(content: RecordDict) -> None:
                 hold.charge(protocol.digest(content))
                 self._ledger = account.book.mark
 
-            yield charge
+            yield gate.Reserved(charge, hold.token)
+
+    @contextlib.contextmanager
+    def _noting(self, kind: str, task: protocol.Task) -> Iterator[None]:
+        """A message that was accepted and is refused after all, before anything was computed, is noted as refused."""
+        try:
+            yield
+        except errors.PolicyRefused as refusal:
+            self._accepted = False
+            self._refuse(kind, task, refusal)
+            raise
 
     def _lock(self, recipe: configs.Recipe) -> locks.Lock:
         if recipe.hash not in self._built:
@@ -203,7 +223,7 @@ class HospitalTerms:
             return protocol.encode_evaluation(dataclasses.replace(answer, metrics=free, samples={}, ids=()))
         return content
 
-    def again(self, task: protocol.Task, content: RecordDict) -> RecordDict | None:
+    def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
         """Hold back of a kept update what a policy that was tightened since does not let out; charge it if it was not.
 
         Returns: None where a site was killed before it charged the update and its data is another since.
@@ -213,13 +233,9 @@ class HospitalTerms:
         released = protocol.encode_update(dataclasses.replace(update, metrics=free)) if held else content
         if not spending.private(task.recipe):
             return released
-        try:
+        with self._noting(protocol.TRAIN, task):
             account = self._account(task)
-            charged = account.again(protocol.digest(released))
-        except errors.PolicyRefused as refusal:
-            self._accepted = False
-            self._refuse(protocol.TRAIN, task, refusal)
-            raise
+            charged = account.again(protocol.digest(released), token)
         self._ledger = account.book.mark if charged else None
         return released if charged else None
 
@@ -227,7 +243,8 @@ class HospitalTerms:
         """Note what leaves (its size, its sha256, the names of the metrics in it), then mark it.
 
         The mark covers the line of the reply itself: whoever holds the reply can show that this site said so. An update
-        that was charged carries the mark of the ledger too, so that a ledger that is cut later shows at both ends.
+        that was charged carries the mark of the ledger too, so that a ledger that is cut later shows at both ends; so
+        does a greeting under a mechanism, so that it shows before anything more is charged.
 
         Raises:
             LedgerError: if an update under a mechanism would leave uncharged.
@@ -283,6 +300,7 @@ class SiteTerms(HospitalTerms):
         self._settings, self._device = settings, device
         self._read = ("", own.read(settings).site)
         self._site: tuple[str, sites.Site] | None = None
+        self._basis: split_note.Basis | None = None
 
     @property
     def config(self) -> configs.SiteConfig:
@@ -310,9 +328,12 @@ class SiteTerms(HospitalTerms):
 
     def _judge(self, kind: str, task: protocol.Task) -> None:
         super()._judge(kind, task)
+        self._require_split(task.recipe)  # before the budget: where [privacy] came or went, this says more
         budget, site = spending.require(task.recipe, self._judged.privacy), self._prepared(task.recipe)
         if budget is not None and kind != protocol.EVALUATE:
             self._note(task.recipe, site, budget)
+        if budget is not None and kind == protocol.HANDSHAKE:
+            self._ledger = spending.shown(budget, self._judged.name, self._audit.entries)
         site.ends = self._ends(task.recipe)
 
     @property
@@ -323,9 +344,23 @@ class SiteTerms(HospitalTerms):
     def _prepared(self, recipe: configs.Recipe) -> sites.Site:
         """The site for a recipe: as the data are now if the file or the recipe was another one before."""
         if self._site is None or self._site[0] != recipe.hash:
+            basis = self._require_split(recipe)
             self._site = (recipe.hash, self._build(self._judged, recipe))
+            self._basis = basis  # of the site that stands: one that cannot be built leaves the one before
             self._site[1].ends = self._ends(recipe)  # whenever it is built, it has an end
         return self._site[1]
+
+    def _require_split(self, recipe: configs.Recipe) -> split_note.Basis:
+        """What the split follows from as the file was last read, and followed from when the recipe began here."""
+        found = split_note.of(recipe.hash, self._judged)
+        split_note.require(self._where, found)
+        return found
+
+    def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
+        """See above; before the first answer of a recipe leaves, what its split follows from is kept."""
+        if kind != protocol.HANDSHAKE and self._basis is not None:
+            split_note.keep(self._where, self._basis)
+        return super().release(kind, task, content)
 
     def _ends(self, recipe: configs.Recipe) -> tuple[float, str]:
         left = policy.remaining(self._judged.policy, audit.usage(self._audit.entries, recipe.hash))

@@ -34,6 +34,7 @@ WHY = {
     "proxy-settings": "programs that are told of a proxy send even 127.0.0.1 through it unless they are told not to",
     "quorum": "a round needs its quorum; the server waits until so many sites are there",
     "reach": "a site needs one way out: HTTPS to the coordinator's address",
+    "split": "with another split into train, val and test, a recipe in mid-run trains on patients it was tested on",
     "state": "everything this end knows lies in its state folder",
     "versions": "the two ends understand each other in one version; another may build another adapter",
 }

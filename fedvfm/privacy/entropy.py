@@ -26,16 +26,7 @@ _BITS = 53
 
 
 class Draws(Protocol):
-    """A stream of random numbers.
-
-    Attributes:
-        simulated: whether they come from a seed, so that every epsilon they give is "simulated".
-    """
-
-    @property
-    def simulated(self) -> bool:
-        """See the class."""
-        ...
+    """A stream of random numbers."""
 
     def normal(self, size: Size) -> Numbers:
         """Independent standard normal numbers."""
@@ -58,8 +49,6 @@ class System:
         its secure mode.
     """
 
-    simulated = False
-
     def normal(self, size: Size) -> Numbers:
         """See Draws."""
         count = int(np.prod(size))
@@ -81,8 +70,6 @@ class Seeded:
         seed: of the run.
         words: what the stream is for: "privacy", the round, the site's name.
     """
-
-    simulated = True
 
     def __init__(self, seed: int, *words: str | int) -> None:
         self._stream = seeding.stream(seed, *words)

@@ -234,7 +234,7 @@ def faults(model: nn.Module) -> list[str]:
     found = sorted({type(one).__name__ for one in model.modules() if _mixes(one)})
     return [
         f"recipe.privacy: the model has {name} layers, which mix the images of a batch: one image's influence cannot "
-        "be bounded. Use a backbone and a head with LayerNorm or GroupNorm"
+        "be bounded. Use a backbone, an adapter and a head with LayerNorm or GroupNorm"
         for name in found
     ]
 

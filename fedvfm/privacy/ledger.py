@@ -160,7 +160,8 @@ class Ledger(audit.Audit):
         """Charge a release and wait until it is on disk: call it before every sending of the update.
 
         The same update of the same recipe, round and base is charged once. Another one is another release, because its
-        noise was drawn anew.
+        noise was drawn anew; and so are the same bytes of another reservation, which two federations have where noise
+        is added at their coordinators.
 
         Args:
             claim: what is released.
@@ -174,7 +175,7 @@ class Ledger(audit.Audit):
         """
         with storage.exclusive(self.path):
             written = self._open()
-            done = _charged(written.entries, claim, update)
+            done = _charged(written.entries, claim, update, token)
             if done is not None:
                 return done
             self._require(written.entries, claim, budget, token)
@@ -185,24 +186,27 @@ class Ledger(audit.Audit):
         storage.fault_point("ledger-charged")
         return line
 
-    def known(self, claim: Claim, budget: privacy_config.Budget, update: str) -> bool:
+    def known(self, claim: Claim, budget: privacy_config.Budget, update: str, token: str) -> bool:
         """Whether an update that was kept may be charged by this claim.
 
-        It may if it was charged before, or if the last reservation of its recipe, round and base was of the same
-        records, noise and steps: a site that was killed in between may come back with other files, and then the claim
-        is not what was released. An earlier reservation says nothing of what is kept now.
+        It may if it was charged before, or if its own reservation was of the same records, noise and steps: a site that
+        was killed in between may come back with other files, and then the claim is not what was released. Other
+        reservations of the same round, of another federation or before it, say nothing of it.
+
+        Args:
+            claim: as the data are now.
+            budget: the site's, as it is now.
+            update: sha256 of the bytes that would leave.
+            token: of the reservation that it was trained under; "" where that is not known any more, and then it may
+                only if it was charged before.
         """
         with storage.exclusive(self.path):
             entries = self._open().entries
-            if _charged(entries, claim, update) is not None:
+            if _charged(entries, claim, update, token) is not None:
                 return True
             fields = self._fields(claim, budget)
-        wanted = {name: fields[name] for name in lines.RELEASE}
-        same = ("recipe", "round", "base")
-        mine = [
-            one for one in entries if one["event"] == "reserved" and all(one[name] == wanted[name] for name in same)
-        ]
-        return bool(mine) and wanted.items() <= mine[-1].items()
+        wanted = {"event": "reserved", "token": token, **{name: fields[name] for name in lines.RELEASE}}
+        return any(wanted.items() <= one.items() for one in entries)
 
     def _fields(self, claim: Claim, budget: privacy_config.Budget) -> dict[str, Any]:
         """A line of this release; its set of records is on disk before the line is."""
@@ -232,7 +236,7 @@ class Ledger(audit.Audit):
                 f"{claim.event.unit}, {len(claim.names)} of them; epsilons of different units do not add up"
             )
         require_sound(self.path, entries, self.records.key_id())
-        now = self.spending([one for one in entries if not token or one.get("token") != token])
+        now = self.spending([one for one in entries if (one["event"], one.get("token")) != ("reserved", token)])
         before = now.worst(self.records.find, self.records.hashes(claim.names))
         new = accountant.curve([claim.event])
         curves = [accountant.joined([one, new]) for one in before]
@@ -308,12 +312,15 @@ def _first(path: Path) -> dict[str, Any] | None:
         return {}  # opening it says what is wrong
 
 
-def _charged(entries: Iterable[dict[str, Any]], claim: Claim, update: str) -> dict[str, Any] | None:
-    wanted = (claim.recipe, claim.round, claim.base, update)
-    for one in entries:
-        if one["event"] == "charged" and (one["recipe"], one["round"], one["base"], one["update"]) == wanted:
-            return one
-    return None
+def _charged(entries: Iterable[dict[str, Any]], claim: Claim, update: str, token: str) -> dict[str, Any] | None:
+    """The line that an update was charged by, in place of its own reservation.
+
+    Of one that an earlier release kept the reservation is not known: bytes with noise in them are nobody else's.
+    """
+    wanted = {"event": "charged", "recipe": claim.recipe, "round": claim.round, "base": claim.base, "update": update}
+    unique = not token and claim.event.mechanism != privacy_config.SITE_LEVEL
+    fits = (one for one in entries if wanted.items() <= one.items() and (unique or one.get("token", "") == token))
+    return next(fits, None)
 
 
 def shown(value: float) -> str:

@@ -4,7 +4,7 @@ Neighbours differ by one unit that is there or not; sensitivity is 1, so ``sigma
 
 Source: Mironov, Talwar, Zhang, "Renyi Differential Privacy of the Sampled Gaussian Mechanism", arXiv 1908.10530,
 section 3.3; composition is the sum (Mironov, "Renyi Differential Privacy", CSF 2017, prop. 1). Held equal to
-``opacus.accountants.analysis.rdp`` (Opacus 1.6.0) by tests/privacy/test_rdp.py.
+``opacus.accountants.analysis.rdp`` (Opacus 1.6.0) by tests/privacy/test_accountant.py.
 """
 
 from __future__ import annotations

@@ -45,14 +45,14 @@ def group(sample: samples.Sample, source: object = None) -> str:
     return f"sample {record}" if patient is None else f"patient {patient}"
 
 
-def ids(unit: str, own: Sequence[samples.Sample], site: str, source: object = None) -> list[str]:
+def ids(unit: str, own: Sequence[samples.Sample], source: object = None) -> list[str]:
     """Names of the units among these samples: of each image, patient (an image without one is its own), or the site.
+
+    The site is not called by its name: a hospital may have two names in two federations, and has one ledger.
 
     Args:
         unit: "record", "patient" or "site".
         own: the samples that can be drawn.
-        site: the site's name. No unit is called after it: a hospital may have two names in two federations, and has
-            one ledger.
         source: see :func:`stable`.
 
     Raises:
@@ -67,14 +67,14 @@ def ids(unit: str, own: Sequence[samples.Sample], site: str, source: object = No
     raise ValueError(f"unit '{unit}' is none of record, patient, site")
 
 
-def charged(unit: str, own: Sequence[samples.Sample], site: str, source: object = None) -> list[str]:
+def charged(unit: str, own: Sequence[samples.Sample], source: object = None) -> list[str]:
     """All names that a release of these samples is charged to.
 
     The units; and with patients their images too, so that a new pseudonym, or a table of patients that comes later,
     opens no fresh budget.
     """
-    images = ids("record", own, site, source) if unit == "patient" else []
-    return sorted({*ids(unit, own, site, source), *images})
+    images = ids("record", own, source) if unit == "patient" else []
+    return sorted({*ids(unit, own, source), *images})
 
 
 class Records:

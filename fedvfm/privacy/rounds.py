@@ -41,13 +41,11 @@ def counted(found: int, unit: str, budget: privacy_config.Budget | None) -> int:
     return budget.units
 
 
-def members(
-    unit: str, train: Sequence[samples.Sample], site: str, source: object = None
-) -> dict[str, tuple[samples.Sample, ...]]:
+def members(unit: str, train: Sequence[samples.Sample], source: object = None) -> dict[str, tuple[samples.Sample, ...]]:
     """Name of each unit -> its samples; the names are those of :func:`records.ids`, in its order."""
-    found: dict[str, list[samples.Sample]] = {name: [] for name in records.ids(unit, train, site, source)}
+    found: dict[str, list[samples.Sample]] = {name: [] for name in records.ids(unit, train, source)}
     for one in train:
-        found[records.ids(unit, [one], site, source)[0]].append(one)
+        found[records.ids(unit, [one], source)[0]].append(one)
     return {name: tuple(own) for name, own in found.items()}
 
 

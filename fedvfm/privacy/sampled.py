@@ -8,7 +8,6 @@ Source: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algor
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import AbstractContextManager
 
 from fedvfm import config, privacy_config, state
@@ -79,8 +78,8 @@ class SitePart:
         return made
 
     def on_update(self, update: state.SiteUpdate) -> state.SiteUpdate:
-        """Of all that training computed, the adapter alone: one example is claimed whatever there are."""
-        return dataclasses.replace(update, num_examples=1, metrics={}, extra={})
+        """See base."""
+        return base.bare(update)
 
 
 def record_level() -> Sampled:

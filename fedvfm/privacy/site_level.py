@@ -12,7 +12,6 @@ Source: McMahan et al., "Learning Differentially Private Recurrent Language Mode
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -143,12 +142,7 @@ def noise_multiplier(recipe: config.Recipe) -> float | None:
     own = recipe.privacy
     if own.noise_multiplier is not None or own.epsilon is None or own.delta is None:
         return own.noise_multiplier
-    return _found(own.epsilon, own.delta, recipe.rounds)
-
-
-@functools.lru_cache(maxsize=100)
-def _found(epsilon: float, delta: float, rounds: int) -> float | None:
-    return accountant.noise(epsilon, delta, 1.0, rounds)
+    return accountant.noise(own.epsilon, own.delta, 1.0, recipe.rounds)
 
 
 def norm(change: base.Change) -> float:

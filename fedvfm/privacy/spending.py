@@ -54,11 +54,13 @@ def read(entries: Iterable[Entry], alive: Callable[[str], bool], key: str) -> Sp
         key: id of the key that records are hashed with now; what was hashed with another counts for every record.
     """
     listed = list(entries)
+    # Of a whole site there is one, whatever it was called when it was charged.
+    alone = any(one["event"] == "opened" and one["unit"] == "site" for one in listed)
     closed = {str(one["token"]) for one in listed if one["event"] in ("charged", "released") and "token" in one}
     rows: list[tuple[accountant.Curve, str | None]] = []
     for one in listed:
         if _counts(one, closed, alive):
-            known = "records" in one and one.get("key") == key
+            known = not alone and "records" in one and one.get("key") == key
             rows.append((curve(one), str(one["records"]) if known else None))
     return Spending(tuple(rows), lines.floor(listed))
 

@@ -347,8 +347,10 @@ def _remedies(missing: Mapping[str, str], late: Collection[str], server: configs
     """What a person can do about sites that he himself holds up."""
     invited = [name for name in late if missing[name] == patience.INVITED]
     dropped = [name for name in missing if missing[name] == patience.DROPPED]
-    found = f"; or go on without who did not join: fedvfm server start --without {','.join(invited)}"
-    return (found if invited and not server.quorum else "") + "".join(
+    back = [name for name in late if missing[name] == protocol.LEDGER_WENT_BACK]
+    parts = [(invited, "who did not join"), (back, "whose privacy ledger went back")]
+    found = [f"; or go on without {who}: fedvfm server start --without {','.join(one)}" for one, who in parts if one]
+    return ("" if server.quorum else "".join(found)) + "".join(
         f"; or take '{name}' in again: fedvfm server readmit {name}" for name in dropped
     )
 

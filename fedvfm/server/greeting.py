@@ -28,6 +28,8 @@ FIRST_S, LONGEST_S = 5.0, 60.0
 
 WRONG = ("other-name", "other-settings", "refused", "malformed", "oversized")
 """Words of a site that is there and answered, but not as it should."""
+NOT_WAITED_FOR = (*WRONG, protocol.LEDGER_WENT_BACK)
+"""Words of a site that nobody waits for where there is a quorum without it."""
 ABSENT, GREETED, ASKED = "not-connected", "takes-part", "asked"
 
 
@@ -146,13 +148,14 @@ class Greetings:
             site.word = word or GREETED
             if word:
                 site.member, site.hello = None, None
-                site.due = time.monotonic() + site.pause
+                lasting = word == protocol.LEDGER_WENT_BACK  # nothing of this recipe mends it
+                site.due = float("inf") if lasting else time.monotonic() + site.pause
                 site.pause = min(2 * site.pause, LONGEST_S)
             elif time.monotonic() > site.refused + 2 * LONGEST_S:  # else it answers well and refuses the work
                 site.pause = FIRST_S
             if word == "approval-pending" and before != word:
                 self._note(f"site '{name}' waits for a person's approval of the recipe; it is asked again")
-            elif word and before != word:
+            elif word and before != word and word != protocol.LEDGER_WENT_BACK:  # the grid told more of that
                 self._note(f"site '{name}' takes no part: {word}; it is asked again")
             if word in WRONG and before != word:
                 self._refused(name, word)

@@ -86,8 +86,8 @@ class Patience:
         return bool(there) and self.wanted(expected) <= set(there)
 
     def for_more(self, missing: Mapping[str, str]) -> bool:
-        """Whether sites are waited for though there is a quorum: not for one that answered as no honest site does."""
-        waits = any(word not in greeting.WRONG for name, word in missing.items() if name in self.wanted(missing))
+        """Whether sites are waited for though there is a quorum: not for one that nothing mends by itself."""
+        waits = any(missing[name] not in greeting.NOT_WAITED_FOR for name in self.wanted(missing))
         return waits and self._clock() <= self._began + self._all_s
 
     def given_up(self, missing: Mapping[str, str]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from fedvfm.server import reach
 from fedvfm.trust import roster as rosters
 
 UNKNOWN = "unknown"
+_BACK = protocol.LEDGER_WENT_BACK
 
 
 class RosterGrid(reach.SteadyGrid):
@@ -43,10 +44,13 @@ class RosterGrid(reach.SteadyGrid):
         self._roster, self._log, self._recipe = roster, log, recipe
         self._names: dict[int, str] = {}
         self._ledgers: dict[str, int] = {}
-        if log is not None:
-            for one in log.entries:
-                if one["event"] == "received" and one.get("recipe") == recipe and "ledger" in one:
-                    self._longer(str(one["peer"]), chain.Mark.parse(one["ledger"]).length)
+        self._known: dict[str, int] = {}
+        self._back: set[str] = set()
+        for one in log.entries if log is not None else ():
+            if one["event"] == "received" and one.get("recipe") == recipe and "ledger" in one:
+                self._longer(str(one["peer"]), chain.Mark.parse(one["ledger"]).length)
+            if one["event"] == "decided" and one.get("recipe") == recipe and one.get("reason") == _BACK:
+                self._back.add(str(one["peer"]))
 
     def present(self) -> dict[str, int]:
         """Site -> node of the approved sites that are online."""
@@ -81,7 +85,12 @@ class RosterGrid(reach.SteadyGrid):
             mark = self._log.mark
             for message in messages:
                 protocol.put_mark(message, mark)
-        return super()._push(messages)
+        ids = super()._push(messages)
+        waiting = {one for asked in self._asked.values() for one in asked.ids}
+        self._known = {one: length for one, length in self._known.items() if one in waiting}
+        for one, message in zip(ids, messages, strict=True):
+            self._known[one] = self._ledgers.get(self.name(message.metadata.dst_node_id), 0)
+        return ids
 
     def _pull(self, message_ids: list[str]) -> list[Message]:
         """Note what came from whom, whatever becomes of it, and which mark its sender's log had."""
@@ -92,25 +101,38 @@ class RosterGrid(reach.SteadyGrid):
             if self._log is not None and site is not None and message is not None and not self._lost(reply):
                 said = _said(reply, message.metadata.message_type)
                 self._log.record("received", peer=site, **self._about(reply, message.metadata), **said)
-                if "fingerprint" in said:
-                    found[at] = self._charged(site, reply, message, said)
+                if "fingerprint" in said or message.metadata.message_type == protocol.HANDSHAKE:
+                    found[at] = self._onward(site, reply, message)
         return found
 
-    def _charged(self, site: str, update: Message, asked: Message, said: Mapping[str, Any]) -> Message:
-        """The update, or a refusal in its place where its site's ledger is shorter than it was in this recipe."""
-        length = chain.Mark.parse(said["ledger"]).length if "ledger" in said else 0
-        before = self._ledgers.get(site, 0)
-        self._longer(site, length)
-        if length >= before:
-            return update
+    def _onward(self, site: str, reply: Message, asked: Message) -> Message:
+        """The reply to a greeting, or an update; in its place a word where its site's ledger is shorter than it was.
+
+        Shorter than noted before it was asked: answers may overtake each other. A site whose ledger went back trains no
+        more in this recipe: its updates would be charged there and thrown away here, round after round.
+        """
+        before, length = self._known.get(reply.metadata.reply_to_message_id, 0), _ledger(reply)
+        if asked.metadata.message_type == protocol.TRAIN:
+            length = length or 0  # an update that says nothing after one that did is no way round it
+            self._longer(site, length)
+        if site not in self._back and length is not None and length < before:
+            self._leave_out(site, length, before)
+        if site not in self._back:
+            return reply
+        word = protocol.in_place_of_answer(_BACK, asked)
+        flower_runtime.set_reply_to(word, reply.metadata.reply_to_message_id)
+        return word
+
+    def _leave_out(self, site: str, length: int, before: int) -> None:
+        about = {"kind": "ledger", "verdict": "refused", "reason": _BACK, "recipe": self._recipe}
+        if self._log is not None:
+            self._log.record("decided", peer=site, **about)
+        self._back.add(site)
         self._note(
-            f"the update of site '{site}' is refused: its privacy ledger has {length} entries and had {before}: it was "
-            "cut or put back. Its people run 'fedvfm ledger verify' and 'fedvfm ledger reconcile'; it takes part again "
-            "in another recipe"
+            f"site '{site}' takes no part in this recipe any more: its privacy ledger has {length} entries and had "
+            f"{before}: it was cut or put back. Its people run 'fedvfm ledger verify' and 'fedvfm ledger reconcile'; "
+            "it takes part again in another recipe"
         )
-        refusal = Message(protocol.refusal(errors.LedgerError("its ledger went back")), reply_to=asked)
-        flower_runtime.set_reply_to(refusal, update.metadata.reply_to_message_id)
-        return refusal
 
     def _longer(self, site: str, length: int) -> None:
         self._ledgers[site] = max(length, self._ledgers.get(site, 0))
@@ -157,6 +179,15 @@ def _said(reply: Message, kind: str) -> dict[str, Any]:
     except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
         return {}
     return found
+
+
+def _ledger(reply: Message) -> int | None:
+    """Length of the privacy ledger of a reply's sender as it says; None where it says nothing that can be read."""
+    try:
+        mark = protocol.find_ledger(reply)
+    except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
+        return None
+    return None if mark is None else mark.length
 
 
 def _nobody(hello: protocol.Hello) -> protocol.Hello:

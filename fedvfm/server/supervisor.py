@@ -238,11 +238,13 @@ def _synced(where: enrolment.State, control: flower_runtime.Control, known: int,
 def _evaluation(where: enrolment.State) -> dict[str, Any]:
     path = where.run_path(where.about.recipe) / "evaluation.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {**found}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
         why = "cannot be read; remove it and start the server: the final test is made again"
-        raise errors.CheckpointError(f"{path}: {why}") from None
+        raise errors.CheckpointError(f"{path}: {why}")
+    return found
 
 
 def _finished(where: enrolment.State) -> tuple[dict[str, Any], str]:

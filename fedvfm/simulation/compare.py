@@ -20,7 +20,7 @@ from rich.text import Text
 
 from fedvfm import chain, errors, seeding, storage
 from fedvfm.data import hospitals as hospital_data
-from fedvfm.simulation import folder, statistics
+from fedvfm.simulation import folder, settings, statistics
 
 FEDERATED, LOCAL, ABROAD = "federated", "local-only", "local-only abroad"
 GROUPS = "groups.json"
@@ -50,15 +50,8 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that can change the federated arm, by its dotted path, except the seed.
-
-        A data set that was found by its name is the same wherever it lies; earlier runs did not record where.
-        """
-        left_out = {"recipe.seed", "name", "title", "note", "cache_mib", "baselines"}
-        data = self.experiment.get("data", {})
-        if not data.get("path") or Path(data["path"]).name == data.get("source"):
-            left_out.add("data.path")
-        return {path: value for path, value in _flat(self.experiment).items() if path not in left_out}
+        """Every setting that can change the federated arm, by its dotted path; see :mod:`settings`."""
+        return settings.of(self.experiment)
 
 
 @dataclass(frozen=True)
@@ -155,15 +148,6 @@ def _labelled(grouped: Sequence[list[Run]]) -> list[tuple[str, list[Run]]]:
 def _folder_name(runs: Sequence[Run]) -> str:
     path = runs[0].folder.path.resolve()
     return path.parent.name if path.name.startswith("seed-") else path.name
-
-
-def _flat(values: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {path: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{path}.{key}" if path else key)
-    return found
 
 
 # -- per-sample values -------------------------------------------------------------------------------------------------

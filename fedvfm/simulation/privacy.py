@@ -121,7 +121,7 @@ def _at_sites(recipe: configs.Recipe, asked: Mapping[str, int], sites: Sequence[
 
 def _site(recipe: configs.Recipe, site: hospital_data.Hospital, times: int) -> Row:
     unit = privacy_config.UNITS[recipe.privacy.mechanism]
-    units = len(records.ids(unit, site.train, site.name, site.source))
+    units = len(records.ids(unit, site.train, site.source))
     event = _event(recipe, units)
     return {"units": units, "sample_rate": event.sample_rate, **_bound(event, times, recipe.privacy)}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +50,27 @@ class Tiny:
     @property
     def backbone(self) -> Path:
         return self.root / "backbone"
+
+    @property
+    def recipe(self) -> str:
+        """The recipe alone, as a file of its own says it."""
+        text = self.experiment.read_text()
+        return text[text.index("[recipe]\n") :].replace("[recipe]\n", "", 1).replace("[recipe.", "[")
+
+    def site(self, name: str, data: Path | None = None) -> str:
+        """A hospital's own file but for what it allows: the images of the natural site of its name."""
+        source = f'[data]\nsource = "folder"\npath = "{data or self.data}"\n'
+        return f'name = "{name}"\ninclude = ["{name}"]\n{source}'
+
+    def with_patients(self, folder: Path) -> Path:
+        """The same images in another folder, several of a patient, every patient in one split."""
+        shutil.copytree(self.data, folder)
+        table, rows = folder / "index.csv", ["id,site,patient,split"]
+        for number, line in enumerate(table.read_text().splitlines()[1:]):
+            site, at = line.split(",")[1], number % PER_SITE
+            rows.append(f"{line},{site} {'aabbcdef'[at]},{('train', 'val', 'test')[max(0, at - 5)]}")
+        table.write_text("\n".join(rows) + "\n")
+        return folder
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """That of a real process: one thread, no network, nothing of the caller's terminal."""
@@ -282,25 +302,9 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """The command line in this process: no start-up, the same entry point."""
-    from fedvfm import cli as door
-
+def cli(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Any:
+    """The command line in this process, in the tiny experiment's folder."""
     for key in ("HF_HUB_OFFLINE", "FEDVFM_CACHE", "COLUMNS"):
         monkeypatch.setenv(key, tiny.environment()[key])
     monkeypatch.chdir(tiny.root)
-
-    def call(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            door.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        made = capsys.readouterr()
-        return Answer(code, made.out, made.err)
-
-    before = signal.getsignal(signal.SIGTERM)
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    return cli

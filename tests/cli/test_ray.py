@@ -93,6 +93,31 @@ def test_one_factor_at_a_time_gives_the_same_bits_too(tiny: Any, tmp_path: Path)
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "ray" / "journal.jsonl")] == [0.0] * 3
 
 
+@pytest.mark.parametrize("mechanism", ["patient-level", "site-level"])
+def test_noise_of_a_run_s_seed_gives_the_same_bits_too(tiny: Any, cli: Any, tmp_path: Path, mechanism: str) -> None:
+    """Drawn at the sites, in other processes, or at the server."""
+    data = tiny.with_patients(tmp_path / "data")
+    privacy = f'{{mechanism="{mechanism}", clip=1.0, noise_multiplier=0.8, delta=1e-5}}'
+    sets = (
+        f'data.path="{data}"',
+        "baselines=[]",
+        'recipe.aggregation.weighting="uniform"',
+        f"recipe.privacy={privacy}",
+    )
+    call = ["simulate", tiny.experiment, *(word for one in sets for word in ("--set", one))]
+    alike = cli(*call, "--output", tmp_path / "in-process")
+    assert alike.code == 0, alike.err
+    answer = tiny.run(*call, "--engine", "ray", "--output", tmp_path / "ray", environment=ENVIRONMENT)
+    assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "ray") == tiny.results(tmp_path / "in-process")
+    found = [tiny.lines(tmp_path / engine / "journal.jsonl") for engine in ("ray", "in-process")]
+    for mine, theirs in zip(*found, strict=True):
+        assert mine["fingerprint"] == theirs["fingerprint"]
+        assert mine.get("privacy") == theirs.get("privacy")
+    drawn = [line["privacy"]["simulated"] for line in found[0] if "privacy" in line]
+    assert drawn == ([True] * 3 if mechanism == "site-level" else []), "the server's draws"
+
+
 def test_a_sites_own_words_reach_the_researcher(tiny: Any, tmp_path: Path) -> None:
     import shutil
 

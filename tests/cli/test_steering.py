@@ -31,12 +31,8 @@ class Server:
         return str(answer.out)
 
     def recipe(self, name: str, *lines: str) -> Path:
-        text = self.tiny.experiment.read_text()
-        text = text[text.index("[recipe]") :].replace(
-            "[recipe]\nrounds = 3\n", "".join(f"{line}\n" for line in lines), 1
-        )
         path = self.folder / f"{name}.toml"
-        path.write_text(text.replace("[recipe.", "["))
+        path.write_text(self.tiny.recipe.replace("rounds = 3\n", "".join(f"{line}\n" for line in lines), 1))
         return path
 
     def finish(self) -> Path:

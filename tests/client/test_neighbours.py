@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,10 +109,62 @@ def test_a_part_that_chance_left_empty_says_what_helps(make: Make, tmp_path: Pat
     assert own.hospital(make(budget=None, split={"val_share": 0.0, "test_share": 0.1}), recipe()).test
 
 
-def test_check_plan_and_training_see_one_split(make: Make, tmp_path: Path) -> None:
-    text = f'name = "north"\n[data]\nsource = "folder"\npath = "{tmp_path / "data"}"\n[privacy]\n'
+def test_no_share_for_testing_is_no_bad_luck(make: Make, tmp_path: Path) -> None:
+    none = {"test_share": 0, "val_share": 0.2}
+    with pytest.raises(
+        errors.DataError, match=r"split.test_share = 0, and with \[privacy\] no patient .* raise"
+    ) as caught:
+        own.hospital(make(split=none), recipe())
+    assert "seed" not in str(caught.value), "no other seed helps"
+    file = written(tmp_path, "[split]\ntest_share = 0\n")
+    (found,) = [one for one in check.check(file).findings if one.code == "no-test-sample"]
+    assert (found.severity, "split.test_share = 0" in found.problem) == ("blocker", True)
+    assert "raise split.test_share" in found.remedy
+    hospital = own.hospital(make(split={"val_share": 0}), recipe())
+    assert (hospital.val, bool(hospital.train), bool(hospital.test)) == ((), True, True), "nothing needs validation"
+    names = [f"scan-{number:02d}" for number in range(40)]
+    rows = [f"{name},{name},{'test' if at < 9 else 'train'}" for at, name in enumerate(names)]
+    (tmp_path / "data" / "patients.csv").write_text("\n".join(["id,patient,split", *rows]) + "\n")
+    assert len(own.hospital(make(split=none), recipe()).test) == 9, "the data says it; shares count for nothing"
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_a_patient_in_two_splits_is_never_trained_on(make: Make, tmp_path: Path, budget: dict[str, Any] | None) -> None:
+    """Folds of a datalist that cut patients apart: no table is there whose rows would be refused."""
+
+    def written_list(tested: int) -> None:
+        entries = [
+            {"image": f"images/scan-{at:02d}.png", "label": f"masks/scan-{at:02d}.png", "patient": f"smith-{at // 2}"}
+            for at in range(40)
+        ]
+        folds = [{**one, "fold": int(at >= tested)} for at, one in enumerate(entries)]
+        listed = {"labels": {"0": "background", "1": "disc"}, "training": folds}
+        (tmp_path / "data" / "dataset.json").write_text(json.dumps(listed))
+
+    data = {"source": "folder", "path": str(tmp_path / "data"), "options": {"layout": "datalist", "fold": 0}}
+    site = make(budget=budget, data=data)
+    written_list(11)
+    said = "1 patient has images in train and test; .* Keep each patient in one split"
+    with pytest.raises(errors.PartitionError, match=said) as caught:
+        own.hospital(site, recipe())
+    assert "smith" not in str(caught.value), "whose images they are is for the list of files alone"
+    with pytest.raises(errors.PartitionError, match=said):
+        privacy_plan._train(recipe(), site)
+    written_list(10)
+    hospital = own.hospital(site, recipe())
+    assert (len(hospital.train), len(hospital.test)) == (30, 10)
+
+
+def written(folder: Path, more: str = "") -> Path:
+    """The site's file on disk."""
+    text = f'name = "north"\n[data]\nsource = "folder"\npath = "{folder / "data"}"\n{more}[privacy]\n'
     text += "".join(f"{key} = {value!r}\n" for key, value in BUDGET.items()).replace("'", '"')
-    (tmp_path / "site.toml").write_text(text)
+    (folder / "site.toml").write_text(text)
+    return folder / "site.toml"
+
+
+def test_check_plan_and_training_see_one_split(make: Make, tmp_path: Path) -> None:
+    written(tmp_path)
     hospital = own.hospital(make(), recipe())
     seen = check.check(tmp_path / "site.toml").seen
     assert seen is not None

@@ -11,7 +11,7 @@ from fedvfm import audit, protocol
 from fedvfm.client import refusals
 
 RECIPE, OTHER = "ab" * 32, "cd" * 32
-OF_THE_COORDINATOR = {"away", "dropped", "revoked", "malformed", "oversized"}
+OF_THE_COORDINATOR = {"away", "dropped", "revoked", "ledger-went-back", "malformed", "oversized"}
 
 
 class Console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,24 +14,12 @@ from typing import Any
 import pytest
 
 from fedvfm import errors, flower, privacy_config, protocol
-from fedvfm.client import final, own, policy, privacy_here, review, sent, spending
+from fedvfm.client import final, gate, own, policy, privacy_here, review, sent, spending
 from fedvfm.privacy import receipts, reconcile
 from fedvfm.trust import lock
+from tests.client import private_site
 
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("fedvfm_private_site", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-private_site = _load(Path(__file__).with_name("private_site.py"))
-Site = Any
-
+Site = private_site.Site
 POINTS = ("trained", "update-on-disk", "update-charged", "ledger-charged", "line-half-written:6", "line-written:7")
 ALL = (
     "trained",
@@ -48,11 +35,6 @@ ALL = (
     *(f"line-written:{number}" for number in range(1, 8)),
 )
 """Lines 1 to 7: opened, received, decided, reserved, trained, charged, sent."""
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return private_site.Site(tmp_path)
 
 
 def word(site: Site, task: protocol.Task, kind: str = protocol.TRAIN) -> str:
@@ -91,29 +73,6 @@ def test_asked_again_the_same_bytes_leave_and_nothing_is_charged(site: Site) -> 
     assert protocol.digest(first.content) == protocol.digest(second.content)
     assert len(site.charged()) == 1
     assert protocol.find_ledger(second) == site.book.mark
-
-
-def test_what_was_kept_uncharged_is_not_charged_as_if_the_data_were_as_before(site: Site) -> None:
-    """Killed before the charge, and an image taken out meanwhile: its release would be charged to nobody."""
-    folder = site.folder
-    pid = private_site.child(lambda: private_site.leave(folder), FEDVFM_FAULT_POINT="update-on-disk")
-    os.waitpid(pid, 0)
-    assert site.charged() == []
-    source = (hospital := own.hospital(own.read_site(site.settings), private_site.make_recipe())).source
-    name = source.path_of(hospital.train[0]).name
-    for part in ("images", "masks"):
-        (folder / "data" / part / name).unlink()
-    text = site.settings.read_text()
-    (line,) = [one for one in text.splitlines() if one.startswith("max_epsilon")]
-    site.settings.write_text(text.replace(line, "max_epsilon = 9.0"))
-    again, kept = private_site.Site(folder), sent.Sent(site.where.sent)
-    assert kept.find(private_site.train()) is not None
-    again.app.during = lambda: seen.append(kept.find(private_site.train()))
-    seen: list[Any] = []
-    assert not again.ask(private_site.train()).has_error()
-    assert seen == [None], "let go before anything is reserved in its place"
-    assert again.app.asked == [protocol.TRAIN], "trained anew; what was kept never left"
-    assert len(site.charged()) == 1
 
 
 def test_a_kept_update_that_was_not_charged_decides_nothing_of_the_final_adapter(
@@ -263,13 +222,38 @@ def test_evaluation_and_a_recipe_without_a_mechanism_charge_nothing(tmp_path: Pa
     assert not (tmp_path / "fedvfm-ledger").exists()
 
 
+def test_a_greeting_shows_the_ledger_before_anything_more_is_charged(site: Site) -> None:
+    """One that was put back and reconciled: the coordinator sees it, and asks for no update to throw away."""
+    hello = protocol.Task(private_site.make_recipe())
+
+    def shown() -> Any:
+        reply = site.ask(hello, protocol.HANDSHAKE)
+        assert not reply.has_error()
+        return protocol.find_ledger(reply)
+
+    assert shown() is None
+    assert not (site.folder / "fedvfm-ledger").exists(), "a greeting makes no ledger"
+    for number in (1, 2, 3):
+        site.ask(private_site.train(number, private_site.adapter(number - 1.0, 0.0)))
+    before = site.book.mark
+    assert shown() == before
+    assert protocol.find_ledger(site.ask(private_site.train(), protocol.EVALUATE)) is None
+    path = site.folder / "fedvfm-ledger" / "ledger.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    assert shown() is None, "reconciled, it may be as long as it was"
+    said = reconcile.statements(path.parent, [site.where.folder])
+    assert reconcile.reconcile(path.parent, said, site.terms.config.privacy, "north")["changed"]
+    assert shown() == site.book.mark
+    assert site.book.mark.length < before.length
+
+
 def test_an_update_that_was_charged_nowhere_does_not_leave(site: Site) -> None:
     """Whatever order somebody makes of the gate one day."""
     import contextlib
 
     @contextlib.contextmanager
     def free(kind: str, task: protocol.Task) -> Any:
-        yield lambda content: None
+        yield gate.Reserved()
 
     site.terms.reserving = free  # type: ignore[method-assign]
     assert protocol.error_word(site.ask(private_site.train())) == "privacy-ledger"

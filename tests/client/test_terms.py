@@ -11,32 +11,11 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedvfm import audit, chain, config, errors, flower, protocol, recipe, state
+from fedvfm import audit, chain, config, errors, flower, protocol, state
 from fedvfm.client import joining, policy, sent, terms
-from fedvfm.server import enrolment
 from fedvfm.trust import lock
-
-SHA = "ab" * 32
-ROWS = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
-
-
-def make_recipe(**values: Any) -> config.Recipe:
-    base = {
-        "backbone": {"name": "some/backbone", "sha256": SHA},
-        "data": {"class_names": ["rest", "cell"]},
-        "rounds": 3,
-        "evaluation": {"surface": False},
-    }
-    return config.parse(config.Recipe, {**base, **values}, "recipe")
-
-
-def adapter(value: float) -> state.AdapterState:
-    return state.AdapterState({"head.bias": np.full(2, value, np.float32)})
-
-
-def build(asked: config.Recipe) -> recipe.LockedRecipe:
-    """What the site itself makes of a recipe."""
-    return recipe.LockedRecipe(asked, ROWS, adapter(0.0), SHA, 1000)
+from tests.client import two_numbers
+from tests.client.two_numbers import ROWS, SHA, adapter, build, make_recipe
 
 
 def asked(kind: str, task: protocol.Task, mark: chain.Mark | None = None) -> Message:
@@ -51,14 +30,8 @@ class Hospital:
     """A joined site, and a coordinator's messages to it."""
 
     def __init__(self, folder: Path) -> None:
-        locked = lock.of(build(make_recipe()))
-        plan = enrolment.Plan("trial", "a.example:1", (), ("north",))
-        server = enrolment.init(folder / "server", plan, locked, adapter(0.0))
-        invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
-        self.where = joining.join(folder / "site", invite, locked.hash)
-        text = policy.accepting(policy.Facts.of(locked))
-        (folder / "policy.toml").write_text(text)
-        self.rules = policy.read(folder / "policy.toml")
+        joined = two_numbers.join(folder)
+        self.where, self.rules = joined.site, joined.rules
         self.terms = terms.HospitalTerms(self.where, lambda: self.rules, build)
         flower.be_server_task(1)
 
@@ -217,9 +190,13 @@ def test_an_extension_begins_with_the_adapter_that_its_recipe_names(hospital: Ho
 
 @pytest.fixture
 def guarded(hospital: Hospital) -> Callable[..., str]:
-    """Sends a message of a recipe at site level with the length of the coordinator's log: "" or the refusal's word."""
+    """Sends a message of a recipe at site level with the length of the coordinator's log: "" or the refusal's word.
 
-    def send(kind: str, number: int, start: float, length: int, head: str = SHA, **values: Any) -> str:
+    ``run`` is the start of the coordinator that sends it. Every message is judged by terms that were just opened: what
+    they know is what the audit log holds.
+    """
+
+    def send(kind: str, number: int, start: float, length: int, head: str = "", run: int = 1, **values: Any) -> str:
         about = {"mechanism": "site-level", "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
         recipe = make_recipe(**{"privacy": about, "aggregation": {"weighting": "uniform"}, **values})
         locked = lock.of(build(recipe))
@@ -229,9 +206,12 @@ def guarded(hospital: Hospital) -> Callable[..., str]:
         hospital.where.remember(locked)
         joining.approve(hospital.where, locked)
         split = "val" if kind == protocol.EVALUATE else ""
-        task = protocol.Task(recipe, number, adapter(start), split)
+        task = protocol.Task(recipe, number, None if kind == protocol.HANDSHAKE else adapter(start), split)
+        flower.be_server_task(run)
+        mark = chain.Mark(length, head or f"{length:064x}") if length else None
+        own = terms.HospitalTerms(hospital.where, lambda: hospital.rules, build)
         try:
-            hospital.terms.received(kind, task, asked(kind, task, chain.Mark(length, head) if length else None))
+            own.received(kind, task, asked(kind, task, mark))
         except errors.LedgerError as refusal:
             return f"{hospital.entries()[-1]['reason']}: {refusal}"
         return ""
@@ -244,14 +224,13 @@ def test_a_round_whose_result_came_is_not_trained_for_again(guarded: Callable[..
     assert guarded(protocol.TRAIN, 1, 0.0, 10) == ""
     assert guarded(protocol.TRAIN, 1, 0.0, 12) == "", "nothing came of it yet: asked again as after a lost reply"
     assert guarded(protocol.EVALUATE, 1, 1.0, 14) == ""
-    said = guarded(protocol.TRAIN, 1, 0.0, 50)
-    assert said.startswith("privacy-ledger: round 1: the coordinator went back")
+    said = guarded(protocol.TRAIN, 1, 0.0, 13)
+    assert said.startswith("privacy-ledger: round 1: the coordinator went back, or a later message overtook this one")
     assert "whose result was sent here before, up to round 1" in said
-    assert guarded(protocol.TRAIN, 2, 1.0, 52) == ""
-    assert guarded(protocol.TRAIN, 3, 2.0, 54) == ""
-    for number in (1, 2):
-        said = guarded(protocol.TRAIN, number, 1.0, 60)
-        assert "up to round 2" in said
+    assert guarded(protocol.TRAIN, 2, 1.0, 16) == "", "a repetition that came late proves nothing"
+    for number, length in ((1, 50), (2, 52), (3, 54)):
+        said = guarded(protocol.TRAIN, number, number - 1.0, length)
+        assert "it asked for round 1 at entry 50 of its log, and had drawn it by 14" in said
         assert "This recipe is over here: ask its people for another recipe" in said
     assert guarded(protocol.TRAIN, 1, 0.0, 61, seed=4) == "", "another recipe is another draw"
     assert guarded(protocol.TRAIN, 1, 0.0, 62, privacy={}) == ""
@@ -262,12 +241,61 @@ def test_a_coordinator_s_log_that_is_shorter_than_it_was(guarded: Callable[..., 
     assert guarded(protocol.EVALUATE, 1, 1.0, 14) == ""
     assert guarded(protocol.TRAIN, 2, 1.0, 16) == ""
     assert guarded(protocol.TRAIN, 2, 1.0, 15) == "", "a repetition of one message may come late"
-    assert "its audit log has 13 entries, and had 16" in guarded(protocol.TRAIN, 3, 2.0, 13)
     assert "its audit log has 0 entries, and had 16" in guarded(protocol.TRAIN, 3, 2.0, 0)
-    assert "entry 16 of its audit log is another one than it was" in guarded(protocol.TRAIN, 3, 2.0, 16, "cd" * 32)
-    assert guarded(protocol.EVALUATE, 2, 2.0, 13) == "", "nothing is drawn of scores"
+    assert guarded(protocol.EVALUATE, 1, 1.0, 13) == "", "nothing is drawn of scores"
     assert guarded(protocol.TRAIN, 1, 0.0, 3, privacy={}) == ""
     assert guarded(protocol.TRAIN, 3, 2.0, 17) == ""
+
+
+def test_messages_that_overtake_each_other_prove_nothing(guarded: Callable[..., str]) -> None:
+    """What may be honest is refused once at most: only then may a person be told that the recipe is over."""
+    assert guarded(protocol.HANDSHAKE, 0, 0.0, 5) == ""
+    assert guarded(protocol.HANDSHAKE, 0, 0.0, 14, run=2) == "", "started again"
+    assert "or a later message overtook this one: its audit log has 10 entries, and had 14" in guarded(
+        protocol.TRAIN, 1, 0.0, 10
+    ), "of the run before"
+    for length in (18, 16, 16, 20):
+        assert guarded(protocol.TRAIN, 1, 0.0, length, run=2) == "", "asked again, and again"
+    assert guarded(protocol.HANDSHAKE, 0, 0.0, 30, run=3) == ""
+    assert guarded(protocol.EVALUATE, 1, 1.0, 24, run=2) == ""
+    assert guarded(protocol.TRAIN, 2, 1.0, 32, run=3) == ""
+    assert guarded(protocol.TRAIN, 2, 1.0, 31, run=3) == ""
+    assert guarded(protocol.TRAIN, 3, 2.0, 40, run=4) == ""
+
+
+BEFORE: list[tuple[str, int, int, int]] = [
+    (protocol.HANDSHAKE, 0, 5, 1), (protocol.TRAIN, 1, 16, 1), (protocol.HANDSHAKE, 0, 20, 1)
+]  # fmt: skip
+"""What a site noted, to which the result of round 1 was not sent: kind, round, length of the log, run."""
+
+
+@pytest.mark.parametrize(
+    ("before", "back", "told"),
+    [
+        (BEFORE, (protocol.TRAIN, 1, 12, 2), "started anew with 12 entries in its audit log or less, and had 20"),
+        (BEFORE[1:], (protocol.TRAIN, 1, 13, 2), "or a later message overtook this one"),
+        (BEFORE[:2], (protocol.HANDSHAKE, 0, 13, 2), ""),
+        (BEFORE[1:], (protocol.HANDSHAKE, 0, 13, 2), ""),
+        (BEFORE[:1], (protocol.TRAIN, 1, 5, 2), "entry 5 of its audit log is another one than it was"),
+        (BEFORE[1:2], (protocol.TRAIN, 2, 13, 2), "round 1 at entry 16 of its log, and had drawn it by 13"),
+    ],
+)
+def test_a_coordinator_that_went_back_is_refused_for_good(
+    guarded: Callable[..., str], before: list[Any], back: tuple[str, int, int, int], told: str
+) -> None:
+    """Its log grows with every try, over all that was noted of it; that was enough to be let in again."""
+    for kind, number, length, run in before:
+        assert guarded(kind, number, 0.0, length, run=run) == ""
+    kind, number, length, run = back
+    assert told in guarded(kind, number, 0.0, length, "cd" * 32, run)
+    number = max(1, number)
+    for run, length in ((2, 17), (2, 40), (3, 300)):
+        said = guarded(protocol.TRAIN, number, 0.0, length, "ef" * 32, run)
+        assert said.startswith(f"privacy-ledger: round {number}: the coordinator went back: "), length
+        assert "This recipe is over here: ask its people for another recipe" in said
+    assert guarded(protocol.EVALUATE, number, 1.0, 310, run=3) == "", "nothing is drawn of scores"
+    assert guarded(protocol.TRAIN, 1, 0.0, 312, run=4, seed=4) == "", "another recipe begins after it"
+    assert guarded(protocol.TRAIN, 2, 1.0, 320, run=4, seed=4) == ""
 
 
 def test_a_refusal_that_leaves_is_recorded(hospital: Hospital) -> None:

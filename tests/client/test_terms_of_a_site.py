@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,25 +13,9 @@ from flwr.app import Message
 from fedvfm import config, errors, protocol, recipe, state
 from fedvfm.client import joining, terms
 from fedvfm.trust import lock
+from tests.client import private_site
 
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("fedvfm_private_site", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-private_site = _load(Path(__file__).with_name("private_site.py"))
-Site = Any
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return private_site.Site(tmp_path)
+Site = private_site.Site
 
 
 def edit(site: Site, old: str, new: str) -> None:
@@ -66,7 +47,7 @@ def test_an_edit_between_judging_and_reserving_leaves_no_work_without_an_end(sit
     edit(site, "max_hours = 24.0", "max_hours = 0.01")
     if kept:  # charging what was kept reads the policy anew
         update = state.SiteUpdate("north", private_site.adapter(1.0, 1.0), 1, 0, task.state.fingerprint)
-        assert site.terms.again(task, protocol.encode_update(update)) is None
+        assert site.terms.again(task, protocol.encode_update(update), "") is None
     with site.terms.reserving(protocol.TRAIN, task):
         at, word = site.terms.site(private_site.CONTEXT).ends
     assert (math.isfinite(at), word) == (True, "policy-hours")

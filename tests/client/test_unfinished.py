@@ -33,6 +33,14 @@ def accept(where: joining.State, number: int = 1, kind: str = "train") -> None:
     where.audit.record("decided", kind=kind, verdict="accepted", recipe=RECIPE, round=number)
 
 
+def accept_on_friday(where: joining.State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three days ago."""
+    with monkeypatch.context() as then:
+        friday = documents.now() - datetime.timedelta(days=3)
+        then.setattr(documents, "now", lambda: friday)
+        accept(where)
+
+
 def used(where: joining.State) -> audit.Usage:
     return audit.usage(where.audit.entries, RECIPE)
 
@@ -71,10 +79,7 @@ def test_killed_at_work_what_it_worked_is_used_up(where: joining.State) -> None:
 def test_a_weekend_that_the_machine_was_off_uses_up_nothing(
     where: joining.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    friday = documents.now() - datetime.timedelta(days=3)
-    monkeypatch.setattr(documents, "now", lambda: friday)
-    accept(where)
-    monkeypatch.undo()
+    accept_on_friday(where, monkeypatch)
     unfinished.path_of(where).write_text('{"seconds": 40.0}\n')
     assert unfinished.settle(where) == 40.0 + unfinished.EVERY_S
     accept(where)
@@ -84,10 +89,7 @@ def test_where_nothing_was_written_down_an_hour_counts_at_most(
     where: joining.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever removes the file gains nothing by it, and loses no more than a round."""
-    friday = documents.now() - datetime.timedelta(days=3)
-    monkeypatch.setattr(documents, "now", lambda: friday)
-    accept(where)
-    monkeypatch.undo()
+    accept_on_friday(where, monkeypatch)
     unfinished.path_of(where).write_text("{")
     assert unfinished.settle(where) == unfinished.LONGEST_S
     accept(where)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -13,6 +12,7 @@ import pytest
 from fedvfm import errors
 from fedvfm.data import dicom, series, slices, volumes
 from fedvfm.data.readiness import faults
+from tests.data import dicom_writer as writer
 
 EXAMPLES = Path(str(pydicom.data.__file__)).parent / "test_files"
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
@@ -114,7 +114,7 @@ def test_real_series_in_order_and_mixed_ones_listed() -> None:
     assert "series 5: CT, 5 images of 16 x 16" in text
 
 
-def test_monochrome1_is_turned_bright_where_the_body_is(tmp_path: Path, writer: Any) -> None:
+def test_monochrome1_is_turned_bright_where_the_body_is(tmp_path: Path) -> None:
     values = np.array([[0, 10, 20], [30, 40, 4095]], dtype=np.uint16)
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         writer.radiograph(tmp_path / f"{photometric}.dcm", values, photometric, BitsStored=12, HighBit=11)
@@ -129,7 +129,7 @@ def test_monochrome1_is_turned_bright_where_the_body_is(tmp_path: Path, writer: 
 # --- rescale, windows, 16 bits ----------------------------------------------------------------------------------------
 
 
-def test_rescale_slope_and_intercept(tmp_path: Path, writer: Any) -> None:
+def test_rescale_slope_and_intercept(tmp_path: Path) -> None:
     writer.series(tmp_path / "whole", voxels(), LPS, modality="MR", slope=1.0, intercept=-50.0)
     assert volumes.value_range(tmp_path / "whole") == (-50.0, 69.0)
     assert volumes.read_volume(tmp_path / "whole").voxels.dtype == np.int16
@@ -138,13 +138,13 @@ def test_rescale_slope_and_intercept(tmp_path: Path, writer: Any) -> None:
     assert volumes.read_volume(tmp_path / "half").voxels.dtype == np.float32
 
 
-def test_16_unsigned_bits_do_not_wrap(tmp_path: Path, writer: Any) -> None:
+def test_16_unsigned_bits_do_not_wrap(tmp_path: Path) -> None:
     values = np.array([[[0], [65535]], [[40000], [1]]], dtype=np.uint16)
     writer.series(tmp_path / "s", values, LPS, modality="MR")
     assert volumes.value_range(tmp_path / "s") == (0.0, 65535.0)
 
 
-def test_slices_of_different_slope_join(tmp_path: Path, writer: Any) -> None:
+def test_slices_of_different_slope_join(tmp_path: Path) -> None:
     """PET scales every slice by itself."""
     made = writer.series(tmp_path / "pet", np.full((3, 2, 2), 10, dtype=np.int16), LPS, modality="PT")
     made[1].RescaleSlope = 0.25
@@ -153,7 +153,7 @@ def test_slices_of_different_slope_join(tmp_path: Path, writer: Any) -> None:
     assert sorted(np.unique(volume.voxels).tolist()) == [2.5, 10.0]
 
 
-def test_window_of_the_recipe(tmp_path: Path, writer: Any) -> None:
+def test_window_of_the_recipe(tmp_path: Path) -> None:
     writer.series(tmp_path / "ct", voxels() * 10, LPS, intercept=-600.0)
     raw = volumes.read_slice(tmp_path / "ct", 1).astype(float)
     lung = slices.read([tmp_path / "ct"], 1, slices.View(limits=(-1350.0, 150.0)))
@@ -161,7 +161,7 @@ def test_window_of_the_recipe(tmp_path: Path, writer: Any) -> None:
     assert lung.units == (-1350.0, 150.0)
 
 
-def test_one_slice_reads_one_file(tmp_path: Path, writer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_slice_reads_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedvfm.data import decoding
 
     writer.series(tmp_path / "ct", voxels(), LPS)
@@ -177,14 +177,14 @@ def test_one_slice_reads_one_file(tmp_path: Path, writer: Any, monkeypatch: pyte
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-def test_missing_slices_are_refused_with_their_positions(tmp_path: Path, writer: Any) -> None:
+def test_missing_slices_are_refused_with_their_positions(tmp_path: Path) -> None:
     writer.series(tmp_path / "ct", np.zeros((4, 4, 9), np.int16), LPS, skip=(3, 6, 7))
     text = refused(tmp_path / "ct")
     assert "slices missing or unevenly spaced: 5.0 to 10.0, 12.5 to 20.0 mm, where 2.5 mm is the rule" in text
     assert "series 1: CT, 6 images of 4 x 4" in text
 
 
-def test_several_images_at_one_place(tmp_path: Path, writer: Any) -> None:
+def test_several_images_at_one_place(tmp_path: Path) -> None:
     affine = LPS.copy()
     affine[2, 2] = 0.0
     affine[2, 3] = 7.0
@@ -194,14 +194,14 @@ def test_several_images_at_one_place(tmp_path: Path, writer: Any) -> None:
     assert "3 images at 2 places in one series 1: CT" in refused(tmp_path / "ct")
 
 
-def test_a_localiser_among_the_slices(tmp_path: Path, writer: Any) -> None:
+def test_a_localiser_among_the_slices(tmp_path: Path) -> None:
     made = writer.series(tmp_path / "ct", np.zeros((4, 4, 3), np.int16), LPS)
     made[0].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
     made[0].save_as(next((tmp_path / "ct").glob("000-*")), enforce_file_format=True)
     assert "images in different directions in one series 1" in refused(tmp_path / "ct")
 
 
-def test_slices_of_different_size_or_off_the_line(tmp_path: Path, writer: Any) -> None:
+def test_slices_of_different_size_or_off_the_line(tmp_path: Path) -> None:
     made = writer.series(tmp_path / "size", np.zeros((4, 4, 3), np.int16), LPS)
     made[0].PixelSpacing = [3, 3]
     made[0].save_as(next((tmp_path / "size").glob("000-*")), enforce_file_format=True)
@@ -212,13 +212,13 @@ def test_slices_of_different_size_or_off_the_line(tmp_path: Path, writer: Any) -
     assert "do not lie on one line" in refused(tmp_path / "line")
 
 
-def test_two_radiographs_are_no_volume(tmp_path: Path, writer: Any) -> None:
+def test_two_radiographs_are_no_volume(tmp_path: Path) -> None:
     for number in range(2):
         writer.radiograph(tmp_path / "study" / f"{number}.dcm", np.zeros((4, 4), np.uint16), SeriesInstanceUID="1.2.3")
     assert "2 images that do not say where they lie" in refused(tmp_path / "study")
 
 
-def test_truncated_files(tmp_path: Path, writer: Any) -> None:
+def test_truncated_files(tmp_path: Path) -> None:
     writer.series(tmp_path / "ct", np.zeros((64, 64, 3), np.int16), LPS)
     cut = sorted((tmp_path / "ct").iterdir())[1]
     whole = cut.read_bytes()
@@ -233,7 +233,7 @@ def test_truncated_files(tmp_path: Path, writer: Any) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_number_of_frames_that_cannot_be(tmp_path: Path, writer: Any, packed: bool) -> None:
+def test_a_number_of_frames_that_cannot_be(tmp_path: Path, packed: bool) -> None:
     """A damaged or hostile number must neither fill the memory nor end in a traceback."""
     one = writer.pixels(writer.blank("US", writer.US), np.zeros((10, 10), np.uint8))
     if packed:
@@ -244,7 +244,7 @@ def test_a_number_of_frames_that_cannot_be(tmp_path: Path, writer: Any, packed: 
         assert expected in refused(tmp_path / f"{number}.dcm")
 
 
-def test_a_file_of_a_study_that_cannot_be_opened_is_not_skipped(tmp_path: Path, writer: Any) -> None:
+def test_a_file_of_a_study_that_cannot_be_opened_is_not_skipped(tmp_path: Path) -> None:
     """Without its last slice a series would still look whole."""
     writer.series(tmp_path / "ct", voxels(), LPS)
     (tmp_path / "ct" / "IM0009").symlink_to(tmp_path / "gone")
@@ -254,7 +254,7 @@ def test_a_file_of_a_study_that_cannot_be_opened_is_not_skipped(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("packing", ["HTJ2KLossless", "HTJ2KLosslessRPCL", "HTJ2K"])
-def test_packings_without_a_decoder(tmp_path: Path, writer: Any, packing: str) -> None:
+def test_packings_without_a_decoder(tmp_path: Path, packing: str) -> None:
     one = writer.radiograph(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16))
     one.file_meta.TransferSyntaxUID = getattr(pydicom.uid, packing)
     one.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
@@ -276,7 +276,7 @@ def table_for_display(text: str) -> pydicom.Dataset:
 
 
 @pytest.mark.parametrize("where", ["file", "frame"])
-def test_a_table_for_display_is_told_and_not_applied(tmp_path: Path, writer: Any, where: str) -> None:
+def test_a_table_for_display_is_told_and_not_applied(tmp_path: Path, where: str) -> None:
     """The window of a recipe is in the file's units: what a viewer's table makes of them must not come in between."""
     table = table_for_display(f"{writer.PLANTED} look")
     if where == "file":
@@ -298,7 +298,7 @@ def test_a_table_for_display_is_told_and_not_applied(tmp_path: Path, writer: Any
     assert volumes.read_header(tmp_path / "plain.dcm").notes == ()
 
 
-def test_what_is_no_image(tmp_path: Path, writer: Any) -> None:
+def test_what_is_no_image(tmp_path: Path) -> None:
     assert "no DICOM image" in refused(EXAMPLES / "rtplan.dcm")
     assert "no DICOM image" in refused(EXAMPLES / "test-SR.dcm")
     assert "no DICOM image; 1 segmentation(s)" in refused(EXAMPLES / "liver_1frame.dcm")
@@ -314,7 +314,7 @@ def test_what_is_no_image(tmp_path: Path, writer: Any) -> None:
     assert "whole-slide image" in refused(tmp_path / "slide.dcm")
 
 
-def test_other_files_in_the_folder_are_counted_not_read(tmp_path: Path, writer: Any) -> None:
+def test_other_files_in_the_folder_are_counted_not_read(tmp_path: Path) -> None:
     writer.series(tmp_path / "ct" / "deeper", voxels(), LPS)
     (tmp_path / "ct" / "report.pdf").write_bytes(b"%PDF")
     (tmp_path / "ct" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
@@ -325,6 +325,6 @@ def test_other_files_in_the_folder_are_counted_not_read(tmp_path: Path, writer: 
     assert header.notes == ("1 file(s) without images were not read",)
 
 
-def test_enhanced_file_of_several_phases_is_refused(tmp_path: Path, writer: Any) -> None:
+def test_enhanced_file_of_several_phases_is_refused(tmp_path: Path) -> None:
     writer.enhanced(tmp_path / "one.dcm", voxels(), LPS, order=[0, 1, 2, 3, 0, 1, 2, 3])
     assert "8 images at 4 places in one series 1: MR" in refused(tmp_path / "one.dcm")

@@ -20,6 +20,7 @@ import pytest
 from fedvfm import config, errors
 from fedvfm.data import slices, volumes
 from fedvfm.data.sources import folder
+from tests.data import dicom_writer as writer
 
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
 READ = [
@@ -85,7 +86,7 @@ def told(path: Path) -> str:
         return "".join([str(error), repr(error), *traceback.format_exception(error)])
 
 
-def clean(writer: Any, uids: list[str], *texts: str) -> None:
+def clean(uids: list[str], *texts: str) -> None:
     for text in texts:
         assert writer.PLANTED not in text
         for uid in [*uids, "1.2.826.0.1.7777777", "1.2.3.", "19700101"]:
@@ -93,18 +94,18 @@ def clean(writer: Any, uids: list[str], *texts: str) -> None:
 
 
 @pytest.mark.parametrize("element", READ)
-def test_planted_text_in_any_element(tmp_path: Path, writer: Any, element: str, seen: Seen) -> None:
+def test_planted_text_in_any_element(tmp_path: Path, element: str, seen: Seen) -> None:
     made = writer.series(tmp_path / "study", np.zeros((8, 8, 3), np.int16), LPS)
     for one, file in zip(made, sorted((tmp_path / "study").iterdir()), strict=True):
         one.add_new(element, "LO", f"{writer.PLANTED} text")
         one.save_as(file, enforce_file_format=True)
     uids = [str(one.SOPInstanceUID) for one in made]
     seen.start()
-    clean(writer, uids, told(tmp_path / "study"), seen.text())
+    clean(uids, told(tmp_path / "study"), seen.text())
 
 
 @pytest.mark.parametrize("uid", ["1.2.840.PLANTED.2.1", "1.2.840.10008.1.9.9", "1.2.826.0.1.77777.1"])
-def test_planted_text_as_transfer_syntax(tmp_path: Path, writer: Any, uid: str, seen: Seen) -> None:
+def test_planted_text_as_transfer_syntax(tmp_path: Path, uid: str, seen: Seen) -> None:
     file = tmp_path / "a" / "1.2.3.PLANTED.dcm"
     one = writer.radiograph(file, np.zeros((8, 8), np.uint16))
     plain = b"1.2.840.10008.1.2.1"
@@ -114,10 +115,10 @@ def test_planted_text_as_transfer_syntax(tmp_path: Path, writer: Any, uid: str, 
     seen.start()
     text = told(tmp_path / "a")
     assert "DataError" in text
-    clean(writer, [str(one.SOPInstanceUID), uid], text, seen.text())
+    clean([str(one.SOPInstanceUID), uid], text, seen.text())
 
 
-def broken(kind: str, folder: Path, writer: Any) -> list[Any]:
+def broken(kind: str, folder: Path) -> list[Any]:
     """A study that is wrong in one way."""
     values = np.random.default_rng(0).integers(0, 99, (16, 16, 6)).astype(np.int16)
     made: list[Any] = writer.series(folder, values, LPS, skip=(2,) if kind == "missing" else ())
@@ -148,18 +149,18 @@ KINDS = ["whole", "missing", "mixed", "cut pixels", "cut header", "no dicom", "t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_way_a_study_can_be_wrong(tmp_path: Path, writer: Any, kind: str, seen: Seen) -> None:
-    made = broken(kind, tmp_path / "study", writer)
+def test_every_way_a_study_can_be_wrong(tmp_path: Path, kind: str, seen: Seen) -> None:
+    made = broken(kind, tmp_path / "study")
     seen.start()
     text = told(tmp_path / "study")
     assert (kind == "whole") == ("DataError" not in text)
-    clean(writer, [str(one.SOPInstanceUID) for one in made], text, seen.text())
+    clean([str(one.SOPInstanceUID) for one in made], text, seen.text())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_source_of_such_studies(tmp_path: Path, writer: Any, kind: str, seen: Seen) -> None:
+def test_a_source_of_such_studies(tmp_path: Path, kind: str, seen: Seen) -> None:
     """Also its samples, and the errors of reading them; the study's own folder may be named, its files not."""
-    made = [one for name in ("a", "b") for one in broken(kind, tmp_path / "studies" / name, writer)]
+    made = [one for name in ("a", "b") for one in broken(kind, tmp_path / "studies" / name)]
     (tmp_path / "labels.csv").write_text("id,label,patient\na,well,PLANTED-1\nb,ill,PLANTED-2\n")
     source_config = config.SourceConfig(source="folder", path=str(tmp_path))
     seen.start()
@@ -172,10 +173,10 @@ def test_a_source_of_such_studies(tmp_path: Path, writer: Any, kind: str, seen: 
         assert kind != "whole"
         texts += [str(error), *traceback.format_exception(error)]
     assert texts
-    clean(writer, [str(one.SOPInstanceUID) for one in made], *texts, seen.text())
+    clean([str(one.SOPInstanceUID) for one in made], *texts, seen.text())
 
 
-def test_names_are_not_even_read(tmp_path: Path, writer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data set that pydicom makes for us has none of the elements that name someone."""
     read: list[pydicom.Dataset] = []
     original = pydicom.dcmread

@@ -12,6 +12,7 @@ import pytest
 
 from fedvfm import errors
 from fedvfm.data import geometry, segments, volumes
+from tests.data import dicom_writer as writer
 
 SHAPE = (5, 7, 6)  # columns, rows, slices; odd sizes: packed bits do not end with a byte
 LETTERS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
@@ -38,7 +39,7 @@ def labels() -> np.ndarray:
     return made
 
 
-def study(folder: Path, writer: Any, affine: np.ndarray | None = None, **options: Any) -> list[Any]:
+def study(folder: Path, affine: np.ndarray | None = None, **options: Any) -> list[Any]:
     found: list[Any] = writer.series(folder, np.zeros(SHAPE, np.int16), lps() if affine is None else affine, **options)
     return found
 
@@ -49,10 +50,8 @@ def places(mask: np.ndarray, grid: geometry.Grid, value: int) -> set[tuple[float
 
 @pytest.mark.parametrize("code", RIGHT_HANDED)
 @pytest.mark.parametrize("backwards", [False, True])
-def test_segments_lie_at_their_physical_points(
-    tmp_path: Path, writer: Any, code: tuple[str, ...], backwards: bool
-) -> None:
-    images = study(tmp_path / "study", writer, lps(code), backwards=backwards)
+def test_segments_lie_at_their_physical_points(tmp_path: Path, code: tuple[str, ...], backwards: bool) -> None:
+    images = study(tmp_path / "study", lps(code), backwards=backwards)
     writer.segmentation(tmp_path / "seg.dcm", images, labels())
     header = volumes.read_header(tmp_path / "study")
     segments.check(tmp_path / "seg.dcm", header)
@@ -64,8 +63,8 @@ def test_segments_lie_at_their_physical_points(
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP", "FRACTIONAL"])
-def test_kinds_of_segmentations(tmp_path: Path, writer: Any, kind: str) -> None:
-    images = study(tmp_path / "study", writer)
+def test_kinds_of_segmentations(tmp_path: Path, kind: str) -> None:
+    images = study(tmp_path / "study")
     drawn = labels() if kind != "FRACTIONAL" else (labels() == 1).astype(np.float32) * 0.7
     writer.segmentation(tmp_path / "seg.dcm", images, drawn, kind)
     header = volumes.read_header(tmp_path / "study")
@@ -73,14 +72,14 @@ def test_kinds_of_segmentations(tmp_path: Path, writer: Any, kind: str) -> None:
     np.testing.assert_array_equal(found, labels() if kind != "FRACTIONAL" else labels() == 1)
 
 
-def test_fractions_below_one_half_do_not_count(tmp_path: Path, writer: Any) -> None:
-    images = study(tmp_path / "study", writer)
+def test_fractions_below_one_half_do_not_count(tmp_path: Path) -> None:
+    images = study(tmp_path / "study")
     writer.segmentation(tmp_path / "seg.dcm", images, (labels() == 1).astype(np.float32) * 0.3, "FRACTIONAL")
     assert not segments.read(tmp_path / "seg.dcm", volumes.read_header(tmp_path / "study")).any()
 
 
-def test_by_position_where_frames_name_no_image(tmp_path: Path, writer: Any) -> None:
-    images = study(tmp_path / "study", writer)
+def test_by_position_where_frames_name_no_image(tmp_path: Path) -> None:
+    images = study(tmp_path / "study")
     seg = pydicom.dcmread(writer.segmentation(tmp_path / "seg.dcm", images, labels()))
     for group in seg.PerFrameFunctionalGroupsSequence:
         del group.DerivationImageSequence
@@ -90,7 +89,7 @@ def test_by_position_where_frames_name_no_image(tmp_path: Path, writer: Any) -> 
     np.testing.assert_array_equal(found, labels())
 
 
-def test_on_frames_of_an_enhanced_file(tmp_path: Path, writer: Any) -> None:
+def test_on_frames_of_an_enhanced_file(tmp_path: Path) -> None:
     """Frames stored in another order than they lie; the segmentation names frame numbers."""
     order = [3, 0, 5, 1, 4, 2]
     writer.enhanced(tmp_path / "one.dcm", np.zeros(SHAPE, np.int16), lps(), order=order)
@@ -102,8 +101,8 @@ def test_on_frames_of_an_enhanced_file(tmp_path: Path, writer: Any) -> None:
     np.testing.assert_array_equal(found, labels())
 
 
-def test_several_objects_of_one_study(tmp_path: Path, writer: Any) -> None:
-    images = study(tmp_path / "study", writer)
+def test_several_objects_of_one_study(tmp_path: Path) -> None:
+    images = study(tmp_path / "study")
     writer.segmentation(tmp_path / "study" / "one.dcm", images, np.where(labels() == 1, 1, 0).astype(np.uint8))
     writer.segmentation(tmp_path / "study" / "two.dcm", images, np.where(labels() == 2, 2, 0).astype(np.uint8))
     header = volumes.read_header(tmp_path / "study")
@@ -121,29 +120,29 @@ def refused(seg: Path, header: Any) -> str:
     return str(caught.value)
 
 
-def test_segmentations_of_other_images(tmp_path: Path, writer: Any) -> None:
-    images = study(tmp_path / "study", writer)
+def test_segmentations_of_other_images(tmp_path: Path) -> None:
+    images = study(tmp_path / "study")
     header = volumes.read_header(tmp_path / "study")
     seg = writer.segmentation(tmp_path / "seg.dcm", images, labels())
     moved = lps()
     moved[2, 3] += 400
-    study(tmp_path / "moved", writer, moved)
+    study(tmp_path / "moved", moved)
     assert "a frame lies elsewhere than the images: another grid" in refused(
         seg, volumes.read_header(tmp_path / "moved")
     )
-    study(tmp_path / "turned", writer, lps(("R", "A", "S")))
+    study(tmp_path / "turned", lps(("R", "A", "S")))
     assert "another grid" in refused(seg, volumes.read_header(tmp_path / "turned"))
     coarse = lps()
     coarse[:, 0] *= 2
-    study(tmp_path / "coarse", writer, coarse)
+    study(tmp_path / "coarse", coarse)
     assert "another grid" in refused(seg, volumes.read_header(tmp_path / "coarse"))
     writer.series(tmp_path / "large", np.zeros((9, 9, 6), np.int16), lps())
     assert "7 x 5 pixels, the images have 9 x 9: another grid" in refused(seg, volumes.read_header(tmp_path / "large"))
     assert "no segmentation (DICOM-SEG); add one" in refused(tmp_path / "study", header)
 
 
-def test_a_reference_that_contradicts_its_position(tmp_path: Path, writer: Any) -> None:
-    images = study(tmp_path / "study", writer)
+def test_a_reference_that_contradicts_its_position(tmp_path: Path) -> None:
+    images = study(tmp_path / "study")
     seg = pydicom.dcmread(writer.segmentation(tmp_path / "seg.dcm", images, labels()))
     seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = [11, 7, 9]
     seg.save_as(tmp_path / "wrong.dcm", enforce_file_format=True)
@@ -151,8 +150,8 @@ def test_a_reference_that_contradicts_its_position(tmp_path: Path, writer: Any) 
     assert "a frame lies elsewhere" in refused(tmp_path / "wrong.dcm", header)
 
 
-def test_overlapping_segments_and_damage(tmp_path: Path, writer: Any) -> None:
-    images = study(tmp_path / "study", writer)
+def test_overlapping_segments_and_damage(tmp_path: Path) -> None:
+    images = study(tmp_path / "study")
     header = volumes.read_header(tmp_path / "study")
     writer.segmentation(tmp_path / "both" / "one.dcm", images, np.where(labels() == 1, 1, 0).astype(np.uint8))
     writer.segmentation(tmp_path / "both" / "two.dcm", images, np.where(labels() == 1, 2, 0).astype(np.uint8))

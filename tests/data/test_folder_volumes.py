@@ -16,6 +16,7 @@ from fedvfm import config, errors
 from fedvfm.data import geometry, hospitals, sample, segments, volumes
 from fedvfm.data.readiness import faults
 from fedvfm.data.sources import cases, folder, table
+from tests.data import dicom_writer as writer
 
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
 RAS = geometry.from_lps(LPS)
@@ -68,14 +69,14 @@ def check_truth(source: folder.Folder) -> None:
 # --- DICOM studies ----------------------------------------------------------------------------------------------------
 
 
-def studies(path: Path, writer: Any, names: str = "ab", **options: Any) -> Path:
+def studies(path: Path, names: str = "ab", **options: Any) -> Path:
     for number, name in enumerate(names):
         writer.series(path / "studies" / name, values(number), LPS, modality="MR", **options)
     return path
 
 
-def test_studies_with_labels(tmp_path: Path, writer: Any) -> None:
-    studies(tmp_path, writer, "abc")
+def test_studies_with_labels(tmp_path: Path) -> None:
+    studies(tmp_path, "abc")
     (tmp_path / "labels.csv").write_text("id,label,patient,split\na,well,p1,train\nb,ill,p2,test\nc,ill,p2,test\n")
     source = make(tmp_path)
     assert source.info.task == "classification"
@@ -97,8 +98,8 @@ def test_studies_with_labels(tmp_path: Path, writer: Any) -> None:
     assert source.path_of(found[0]) == tmp_path / "studies" / "a"
 
 
-def test_studies_whose_labels_do_not_fit(tmp_path: Path, writer: Any) -> None:
-    studies(tmp_path, writer, "abcd")
+def test_studies_whose_labels_do_not_fit(tmp_path: Path) -> None:
+    studies(tmp_path, "abcd")
     (tmp_path / "labels.csv").write_text("id,label\na,well\nb,il\nc,ill\nz,ill\n")
     text = message(tmp_path, class_names=["well", "ill"])
     assert "3 faults" in text
@@ -110,8 +111,8 @@ def test_studies_whose_labels_do_not_fit(tmp_path: Path, writer: Any) -> None:
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
-def test_studies_with_masks_as_files(tmp_path: Path, writer: Any, ending: str) -> None:
-    studies(tmp_path, writer, "a")
+def test_studies_with_masks_as_files(tmp_path: Path, ending: str) -> None:
+    studies(tmp_path, "a")
     turned = nibabel.Nifti1Image(labels(), RAS).as_reoriented(np.array([[2, 1], [0, -1], [1, 1]]))
     if ending == "nrrd":
         fields = {"space": "RAS", "space directions": turned.affine[:3, :3].T, "space origin": turned.affine[:3, 3]}
@@ -122,7 +123,7 @@ def test_studies_with_masks_as_files(tmp_path: Path, writer: Any, ending: str) -
     check_truth(make(tmp_path))
 
 
-def test_studies_with_segmentations_inside(tmp_path: Path, writer: Any) -> None:
+def test_studies_with_segmentations_inside(tmp_path: Path) -> None:
     images = writer.series(tmp_path / "studies" / "a", values(), LPS)
     writer.segmentation(tmp_path / "studies" / "a" / "seg" / "one.dcm", images, labels())
     source = make(tmp_path)
@@ -138,7 +139,7 @@ def test_studies_with_segmentations_inside(tmp_path: Path, writer: Any) -> None:
     check_truth(make(tmp_path))
 
 
-def test_segment_numbers_are_mask_values(tmp_path: Path, writer: Any) -> None:
+def test_segment_numbers_are_mask_values(tmp_path: Path) -> None:
     images = writer.series(tmp_path / "studies" / "a", values(), LPS)
     writer.segmentation(tmp_path / "studies" / "a" / "seg.dcm", images, labels() * 2)
     source = make(tmp_path)
@@ -148,8 +149,8 @@ def test_segment_numbers_are_mask_values(tmp_path: Path, writer: Any) -> None:
     assert source.read(source.samples()[2]).mask.sum() == 1
 
 
-def test_structural_faults_of_studies_at_once(tmp_path: Path, writer: Any) -> None:
-    studies(tmp_path, writer, "abcdefg")
+def test_structural_faults_of_studies_at_once(tmp_path: Path) -> None:
+    studies(tmp_path, "abcdefg")
     for name, array, affine in (
         ("a", labels(), RAS),
         ("b", labels()[:5], RAS),
@@ -179,15 +180,15 @@ def test_structural_faults_of_studies_at_once(tmp_path: Path, writer: Any) -> No
     assert str(tmp_path / "studies") not in text  # as seen from the folder
 
 
-def test_studies_without_masks_or_labels(tmp_path: Path, writer: Any) -> None:
-    studies(tmp_path, writer, "a")
+def test_studies_without_masks_or_labels(tmp_path: Path) -> None:
+    studies(tmp_path, "a")
     assert "studies/a: no segmentation (DICOM-SEG); add one, or a mask as NIfTI" in message(tmp_path)
 
 
 # --- radiographs where pictures may stand -----------------------------------------------------------------------------
 
 
-def test_radiographs_in_class_folders(tmp_path: Path, writer: Any) -> None:
+def test_radiographs_in_class_folders(tmp_path: Path) -> None:
     for name in ("normal", "pneumonia"):
         writer.radiograph(tmp_path / name / "1.dcm", np.arange(48, dtype=np.uint16).reshape(6, 8))
     source = make(tmp_path)
@@ -201,7 +202,7 @@ def test_radiographs_in_class_folders(tmp_path: Path, writer: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "nii.gz"])
-def test_radiographs_with_masks(tmp_path: Path, writer: Any, kind: str) -> None:
+def test_radiographs_with_masks(tmp_path: Path, kind: str) -> None:
     writer.radiograph(tmp_path / "images" / "a.dcm", np.arange(48, dtype=np.uint16).reshape(6, 8))
     (tmp_path / "masks").mkdir()
     mask = np.zeros((6, 8), dtype=np.uint8)
@@ -218,7 +219,7 @@ def test_radiographs_with_masks(tmp_path: Path, writer: Any, kind: str) -> None:
         assert "masks/a.png is 8 x 6 pixels, images/a.dcm is 6 x 8" in message(tmp_path)
 
 
-def test_a_mask_of_a_radiograph_with_long_pixels(tmp_path: Path, writer: Any) -> None:
+def test_a_mask_of_a_radiograph_with_long_pixels(tmp_path: Path) -> None:
     """Its rows are further apart than the millimetre that stands for its missing depth: it is no stack of rows."""
     writer.radiograph(
         tmp_path / "images" / "a.dcm", np.arange(48, dtype=np.uint16).reshape(6, 8), ImagerPixelSpacing=[3.0, 1.0]
@@ -232,7 +233,7 @@ def test_a_mask_of_a_radiograph_with_long_pixels(tmp_path: Path, writer: Any) ->
     np.testing.assert_array_equal(source.read(source.samples()[0]).mask, mask)
 
 
-def test_a_mask_without_directions_is_not_turned_upside_down(tmp_path: Path, writer: Any) -> None:
+def test_a_mask_without_directions_is_not_turned_upside_down(tmp_path: Path) -> None:
     """Saved with the unit affine it says right and front where the radiograph's columns and rows run left and down."""
     writer.radiograph(tmp_path / "images" / "a.dcm", np.arange(36, dtype=np.uint16).reshape(6, 6))
     mask = np.zeros((6, 6), dtype=np.uint8)
@@ -243,7 +244,7 @@ def test_a_mask_without_directions_is_not_turned_upside_down(tmp_path: Path, wri
     assert faults.kind(text) == "mask-geometry"
 
 
-def test_a_drawn_mask_on_a_turned_slice_is_refused(tmp_path: Path, writer: Any) -> None:
+def test_a_drawn_mask_on_a_turned_slice_is_refused(tmp_path: Path) -> None:
     """Prone: the file's rows are not those a radiologist is shown, and nobody can say on which the mask was drawn."""
     writer.series(tmp_path / "one", values()[:, :, :1], np.diag([-0.5, -0.75, 2.5, 1.0]))
     (tmp_path / "images").mkdir()
@@ -256,7 +257,7 @@ def test_a_drawn_mask_on_a_turned_slice_is_refused(tmp_path: Path, writer: Any) 
 # --- what the recipe asks ---------------------------------------------------------------------------------------------
 
 
-def test_plane_stack_and_window(tmp_path: Path, writer: Any) -> None:
+def test_plane_stack_and_window(tmp_path: Path) -> None:
     writer.series(tmp_path / "studies" / "a", values(), LPS)
     nifti(tmp_path / "masks" / "a.nii.gz", labels())
     source = make(tmp_path).under(contract(plane="coronal", stack=3, window=[40.0, 40.0]))
@@ -275,8 +276,8 @@ def test_plane_stack_and_window(tmp_path: Path, writer: Any) -> None:
     assert part.step == pytest.approx(0.75)
 
 
-def test_wrong_modality_is_named(tmp_path: Path, writer: Any) -> None:
-    studies(tmp_path, writer, "ab")
+def test_wrong_modality_is_named(tmp_path: Path) -> None:
+    studies(tmp_path, "ab")
     writer.series(tmp_path / "studies" / "c", values(), LPS, modality="CT")
     (tmp_path / "labels.csv").write_text("id,label\na,well\nb,ill\nc,ill\n")
     source = make(tmp_path)
@@ -463,8 +464,8 @@ def test_one_bids_mask_is_not_given_to_two_images(tmp_path: Path) -> None:
 # --- patients and splits ----------------------------------------------------------------------------------------------
 
 
-def test_caps_keep_test_volumes_whole(tmp_path: Path, writer: Any) -> None:
-    studies(tmp_path, writer, "abcdef")
+def test_caps_keep_test_volumes_whole(tmp_path: Path) -> None:
+    studies(tmp_path, "abcdef")
     (tmp_path / "labels.csv").write_text(
         "id,label\n" + "".join(f"{name},{'xy'[at % 2]}\n" for at, name in enumerate("abcdef"))
     )
@@ -476,7 +477,7 @@ def test_caps_keep_test_volumes_whole(tmp_path: Path, writer: Any) -> None:
     assert len({one.unit for one in site.test}) == 1
 
 
-def test_a_segmentation_is_unpacked_once(tmp_path: Path, writer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segmentation_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = writer.series(tmp_path / "studies" / "a", values(), LPS)
     writer.segmentation(tmp_path / "studies" / "a" / "seg.dcm", images, labels())
     source = make(tmp_path)

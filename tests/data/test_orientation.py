@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
 from fedvfm.data import geometry, volumes
+from tests.data import dicom_writer as writer
 
 SHAPE = (4, 5, 6)
 UPRIGHT = np.array([[2.0, 0, 0, -11.0], [0, 3.0, 0, 7.0], [0, 0, 5.0, -31.0], [0, 0, 0, 1.0]])
@@ -102,7 +102,7 @@ def test_48_codes() -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_dicom_in_all_48_axis_codes(tmp_path: Path, writer: Any, code: str) -> None:
+def test_dicom_in_all_48_axis_codes(tmp_path: Path, code: str) -> None:
     """Columns, rows and the order of the files run to ``code``; 24 of the 48 list their slices against the normal."""
     values, affine = stored(code)
     lps = geometry.from_lps(affine)
@@ -122,7 +122,7 @@ def test_dicom_in_all_48_axis_codes(tmp_path: Path, writer: Any, code: str) -> N
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_oblique(tmp_path: Path, writer: Any, backwards: bool) -> None:
+def test_oblique(tmp_path: Path, backwards: bool) -> None:
     for code in ("RAS", "LPS", "PIR"):
         values, affine = stored(code, oblique())
         nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / f"{code}.nii.gz")
@@ -134,14 +134,14 @@ def test_oblique(tmp_path: Path, writer: Any, backwards: bool) -> None:
             check_writing(tmp_path / code, tmp_path / f"{code}-dicom.nii.gz", "acquired", oblique())
 
 
-def test_enhanced_multi_frame_in_any_order_of_frames(tmp_path: Path, writer: Any) -> None:
+def test_enhanced_multi_frame_in_any_order_of_frames(tmp_path: Path) -> None:
     values, affine = stored("LPS")
     writer.enhanced(tmp_path / "one.dcm", values + 100, geometry.from_lps(affine), order=[3, 0, 5, 1, 4, 2])
     check_reading(tmp_path / "one.dcm")  # its frames say: minus 100
     check_writing(tmp_path / "one.dcm", tmp_path / "out.nii.gz", "axial")
 
 
-def test_tilted_gantry_keeps_its_shear(tmp_path: Path, writer: Any) -> None:
+def test_tilted_gantry_keeps_its_shear(tmp_path: Path) -> None:
     """The affine is not at right angles; only the sform can hold it."""
     values, affine = stored("LPS")
     sheared = affine.copy()
@@ -180,7 +180,7 @@ def test_slices_are_shown_as_a_radiologist_sees_them(tmp_path: Path, code: str) 
 
 
 @pytest.mark.parametrize("letters", [["L", "F"], ["R", "F"], ["A", "F"], []])
-def test_radiograph_is_never_turned(tmp_path: Path, writer: Any, letters: list[str]) -> None:
+def test_radiograph_is_never_turned(tmp_path: Path, letters: list[str]) -> None:
     """Rows stay rows. A point r rows down and c columns right is where its pixel spacing says, in and out."""
     values = np.arange(7 * 9, dtype=np.uint16).reshape(7, 9) * 10
     writer.radiograph(tmp_path / "chest.dcm", values, PatientOrientation=letters)

@@ -19,6 +19,7 @@ from fedvfm.client.readiness import affected, check, document, webpage
 from fedvfm.data import sample as samples
 from fedvfm.data.readiness import appearance, catalogue, duplicates, faults, finding, looked, rules, survey
 from fedvfm.data.sources import table as sources
+from tests.data import dicom_writer as writer
 
 SECRET = "Mueller_Hans_19510203"
 COUNT = 40
@@ -283,7 +284,7 @@ def test_class_folders(tmp_path: Path) -> None:
 AFFINE = np.diag([0.7, 0.7, 3.0, 1.0])
 
 
-def study(writer: Any, data: Path, number: int, **changes: Any) -> Path:
+def study(data: Path, number: int, **changes: Any) -> Path:
     """A DICOM series in a folder named after the patient."""
     folder = data / "studies" / f"{SECRET}-{number:02d}"
     voxels = np.random.default_rng(number).integers(0, 900, size=(24, 20, 4)).astype(np.int16)
@@ -296,10 +297,10 @@ def labelled(data: Path, count: int) -> None:
     (data / "labels.csv").write_text("id,label\n" + "\n".join(rows) + "\n")
 
 
-def test_dicom_studies_with_names_in_every_header(writer: Any, tmp_path: Path) -> None:
+def test_dicom_studies_with_names_in_every_header(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for number in range(6):
-        study(writer, data, number)
+        study(data, number)
     labelled(data, 6)
     made = run(data)
     told = document.build(made)
@@ -319,11 +320,11 @@ def test_dicom_studies_with_names_in_every_header(writer: Any, tmp_path: Path) -
     assert one(made, "duplicate-pixels").count == 4
 
 
-def test_whose_volumes_they_are_and_what_their_headers_leave_open(writer: Any, tmp_path: Path) -> None:
+def test_whose_volumes_they_are_and_what_their_headers_leave_open(tmp_path: Path) -> None:
     """Two studies of one patient would land in train and test, and nothing but the table can say so."""
     data = tmp_path / "data"
     for number in range(6):
-        study(writer, data, number)
+        study(data, number)
         (data / "studies" / f"{SECRET}-{number:02d}" / "report.pdf").write_bytes(b"%PDF")
     labelled(data, 6)
     made = run(data)
@@ -339,16 +340,16 @@ def test_whose_volumes_they_are_and_what_their_headers_leave_open(writer: Any, t
     assert SECRET not in shown(made)
 
 
-def test_dicom_faults(writer: Any, tmp_path: Path) -> None:
+def test_dicom_faults(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for number in range(4):
-        study(writer, data, number)
-    study(writer, data, 4, skip=(1,))
-    study(writer, data, 5)
+        study(data, number)
+    study(data, 4, skip=(1,))
+    study(data, 5)
     voxels = np.zeros((24, 20, 3), dtype=np.int16)
     writer.series(data / "studies" / f"{SECRET}-05" / "more", voxels, AFFINE, number=3)
-    study(writer, data, 6, modality="MR")
-    cut = sorted(study(writer, data, 7).iterdir())[1]
+    study(data, 6, modality="MR")
+    cut = sorted(study(data, 7).iterdir())[1]
     cut.write_bytes(cut.read_bytes()[:-300])
     labelled(data, 8)
     asked, told = config.DataContract(class_names=("healthy", "ill"), modality="CT"), list[str]()

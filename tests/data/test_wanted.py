@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from fedvfm import config, errors
 from fedvfm.data import dicom, volumes, wanted
 from fedvfm.data.readiness import faults
 from fedvfm.data.sources import folder
+from tests.data import dicom_writer as writer
 
 AXIAL = np.diag([0.5, 0.75, 2.5, 1.0])
 THIN = np.diag([0.5, 0.75, 1.25, 1.0])
@@ -22,7 +22,7 @@ def voxels(seed: int, slices: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 99, (6, 5, slices)).astype(np.int16)
 
 
-def study(path: Path, writer: Any) -> Path:
+def study(path: Path) -> Path:
     """Thick and thin axial CT, coronal CT, and an MR: in one folder, as a CD comes."""
     for number, (affine, slices, modality) in enumerate(
         [(AXIAL, 4, "CT"), (THIN, 8, "CT"), (CORONAL, 3, "CT"), (AXIAL, 4, "MR")], 2
@@ -39,8 +39,8 @@ LISTED = [
 ]
 
 
-def test_the_list_says_all_that_tells_them_apart(tmp_path: Path, writer: Any) -> None:
-    found = dicom.find(study(tmp_path / "cd", writer)).series
+def test_the_list_says_all_that_tells_them_apart(tmp_path: Path) -> None:
+    found = dicom.find(study(tmp_path / "cd")).series
     assert [one.described for one in found] == LISTED
     with pytest.raises(errors.DataError, match="4 series, one is read") as caught:
         volumes.read_header(tmp_path / "cd")
@@ -62,8 +62,8 @@ def test_the_list_says_all_that_tells_them_apart(tmp_path: Path, writer: Any) ->
         ("CT axial 4-images 5x6", 2),
     ],
 )
-def test_words_choose_one(tmp_path: Path, writer: Any, words: str, number: int) -> None:
-    path = study(tmp_path / "cd", writer)
+def test_words_choose_one(tmp_path: Path, words: str, number: int) -> None:
+    path = study(tmp_path / "cd")
     found = volumes.read_volume(path, words)
     alone = volumes.read_volume(path / f"part-{number}")
     np.testing.assert_array_equal(found.voxels, alone.voxels)
@@ -76,8 +76,8 @@ def test_words_choose_one(tmp_path: Path, writer: Any, words: str, number: int) 
     assert volumes.value_range(path, words) == volumes.value_range(path / f"part-{number}")
 
 
-def test_words_that_choose_none_or_several(tmp_path: Path, writer: Any) -> None:
-    path = study(tmp_path / "cd", writer)
+def test_words_that_choose_none_or_several(tmp_path: Path) -> None:
+    path = study(tmp_path / "cd")
     with pytest.raises(errors.DataError, match="no series fits 'sagittal CT'") as none:
         volumes.read_header(path, "sagittal CT")
     assert all(line in str(none.value) for line in LISTED)
@@ -94,9 +94,9 @@ def settings(path: Path, **options: object) -> config.SourceConfig:
     return config.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
 
 
-def test_a_source_takes_the_series_of_every_study(tmp_path: Path, writer: Any) -> None:
+def test_a_source_takes_the_series_of_every_study(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        study(tmp_path / "studies" / name, writer)
+        study(tmp_path / "studies" / name)
     (tmp_path / "labels.csv").write_text("id,label\na,well\nb,ill\n")
     with pytest.raises(errors.DataError, match=r"2 faults[\s\S]*4 series, one is read"):
         folder.Folder(settings(tmp_path))
@@ -113,7 +113,7 @@ def test_a_source_takes_the_series_of_every_study(tmp_path: Path, writer: Any) -
         folder.Folder(settings(tmp_path, series=9))
 
 
-def test_segmentations_of_the_series_that_was_left_do_not_disturb(tmp_path: Path, writer: Any) -> None:
+def test_segmentations_of_the_series_that_was_left_do_not_disturb(tmp_path: Path) -> None:
     pytest.importorskip("highdicom", reason="writes the segmentations")
     study_folder = tmp_path / "studies" / "a"
     drawn = {}

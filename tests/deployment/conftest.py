@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,21 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
-
-def _cli_tests() -> Any:
-    path = Path(__file__).parents[1] / "cli" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("fedvfm_cli_conftest", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.cli import conftest as cli
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    cli = _cli_tests()
     made = cli.Tiny(tmp_path_factory.mktemp("tiny"))
     cli.write_data(made.data)
     cli.write_backbone(made.backbone)

@@ -6,97 +6,55 @@ import json
 import os
 import signal
 import ssl
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from fedvfm import audit, chain, errors, locking, processes, witness
+from fedvfm import audit, chain, errors, processes, witness
 from fedvfm.client import joining, policy
-from fedvfm.server import enrolment
+from tests.deployment import two_hospitals
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
-SITES = ("east", "south")
+SITES = two_hospitals.SITES
+
+Two = two_hospitals.Two
 
 
-@dataclass
-class Two:
-    """A federation of two sites, joined and approved."""
+def notes(two: Two) -> list[str]:
+    """What the coordinator told its people."""
+    path = two.server.folder / "run" / "coordinate.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    return [one["text"] for one in events if one["event"] == "note"]
 
-    tiny: Any
-    folder: Path
-    server: enrolment.State
-    sites: dict[str, joining.State]
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """A real command, its words in a file."""
-        with (self.folder / f"{arguments[0]}-{len(self.started)}.txt").open("w") as words:
-            process = subprocess.Popen(
-                self.tiny.command(*arguments),
-                cwd=self.folder,
-                env=self.tiny.environment(environment),
-                stdout=words,
-                stderr=words,
-                text=True,
-            )
-        self.started.append(process)
-        return process
-
-    def said(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.folder.glob("server-*.txt")))
-
-    def log(self) -> list[dict[str, Any]]:
-        path = self.server.folder / "run" / "coordinate.log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.startswith("{")]
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in self.log() if line["event"] == name]
-
-    def trained(self, site: str) -> list[int]:
-        return [entry["round"] for entry in self.sites[site].audit.entries if entry["event"] == "trained"]
+def trained(two: Two, site: str) -> list[int]:
+    return [entry["round"] for entry in two.sites[site].audit.entries if entry["event"] == "trained"]
 
 
 @pytest.fixture
 def two(tiny: Any, tmp_path: Path) -> Iterator[Two]:
-    text = tiny.experiment.read_text()
-    recipe = text[text.index("[recipe]") :].replace("[recipe]\n", "", 1).replace("[recipe.", "[")
-    (tmp_path / "recipe.toml").write_text(recipe)
-    locked, initial = locking.open_recipe(tmp_path / "recipe.toml")
-    plan = enrolment.Plan("tiny", f"127.0.0.1:{processes.free_port()}", (), SITES)
-    server = enrolment.init(tmp_path / "server", plan, locked, initial)
-    joined = {}
-    for site in SITES:
-        invite = joining.read_invite(server.invite_path(site), server.fingerprint())
-        joined[site] = joining.join(tmp_path / site, invite, locked.hash)
-        enrolment.approve(server, joined[site].request)
-        own = f'name = "{site}"\ninclude = ["{site}"]\n[data]\nsource = "folder"\npath = "{tiny.data}"\n'
-        allowed = policy.accepting(policy.Facts.of(locked)).replace("min_samples = 10", "min_samples = 1")
-        (tmp_path / f"{site}.toml").write_text(own + allowed)
-    made = Two(tiny, tmp_path, server, joined)
-    yield made
-    for process in made.started:
-        process.terminate()
-    for process in made.started:
-        process.wait(60)
+    with two_hospitals.enrolled(tiny, tmp_path, tiny.recipe) as made:
+        allowed = policy.accepting(policy.Facts.of(made.locked)).replace("min_samples = 10", "min_samples = 1")
+        for site in SITES:
+            made.settings(site).write_text(tiny.site(site) + allowed)
+        yield made
 
 
 def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     hash_ = two.server.about.recipe
     joining.withdraw(two.sites["south"], hash_)
-    clients = {site: two.start("client", "start", f"{site}.toml", "--state", site) for site in SITES}
+    clients = two.start_clients()
     # The coordinator's process is killed each time it has written the third update since its start.
     crash = {"FEDVFM_FAULT_POINT": "update-kept:3"}
-    server = two.start("server", "start", "--state", "server", **crash)
+    server = two.start_server(**crash)
 
     # A person has not approved: the server says so and waits; the site keeps what it decided.
-    assert until(lambda: any("'south' waits for a person's approval" in e["text"] for e in two.events("note")), 600)
-    assert two.trained("south") == []
+    assert until(lambda: any("'south' waits for a person's approval" in one for one in notes(two)), 600)
+    assert trained(two, "south") == []
     refused = [e for e in two.sites["south"].audit.entries if e["event"] == "decided" and e["verdict"] == "refused"]
     assert refused[0]["reason"] == "approval-pending"
 
@@ -114,7 +72,7 @@ def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     assert '"runtime"' in refusals
 
     joining.approve(two.sites["south"], two.sites["south"].find(hash_))
-    assert until(lambda: len(two.trained("south")) >= 2 and len(two.trained("east")) >= 2, 600), two.said()
+    assert until(lambda: len(trained(two, "south")) >= 2 and len(trained(two, "east")) >= 2, 600), two.said()
 
     # Everything of the server is killed, as by a reboot, and started again.
     server.kill()
@@ -124,16 +82,16 @@ def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     executor = processes.running(processes.pid_path(two.folder / "east" / "run", "executor"))
     assert executor is not None
     os.kill(executor, signal.SIGKILL)
-    server = two.start("server", "start", "--state", "server", **crash)
+    server = two.start_server(**crash)
     assert until(lambda: server.poll() is not None, 900), two.said()
     assert server.returncode == 0, two.said()
 
-    journal = two.tiny.lines(two.server.folder / "runs" / hash_ / "journal.jsonl")
+    journal = two.journal()
     assert [line["round"] for line in journal] == [1, 2, 3]
     assert all(line["cohort"] == list(SITES) and not line["refused"] for line in journal)
-    assert not list((two.server.folder / "runs" / hash_ / "received").glob("*"))
+    assert not list((two.run / "received").glob("*"))
     for site in SITES:
-        assert two.trained(site) == [1, 2, 3], f"{site} trained a round twice"
+        assert trained(two, site) == [1, 2, 3], f"{site} trained a round twice"
         assert audit.verify(two.folder / site / "audit.jsonl")["unfinished"] == 0
         assert clients[site].poll() is None, "the client waits for what comes next"
     answer = two.tiny.run("client", "stop", "--state", two.folder / "east", "--json")
@@ -166,8 +124,7 @@ def check_audit(two: Two) -> None:
     assert (left["totals"]["updates"], left["owner"]) == (3, "south")
     assert left["totals"]["kinds"]["train"] == 3 + left["totals"]["repeated"]
     assert left["totals"]["bytes"] == sum(row["bytes"] for row in left["messages"])
-    journal = two.tiny.lines(two.server.folder / "runs" / two.server.about.recipe / "journal.jsonl")
-    assert set(journal[0]["train"]["south"]) <= set(left["totals"]["metrics"])
+    assert set(two.journal()[0]["train"]["south"]) <= set(left["totals"]["metrics"])
     received = [entry for entry in entries if entry["event"] == "received" and entry["peer"] == "south"]
     came = {entry["fingerprint"] for entry in received if "fingerprint" in entry}
     assert {row["fingerprint"] for row in left["messages"] if "numbers" in row} == came, "what left is what came"

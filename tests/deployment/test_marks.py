@@ -6,37 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Context, Error, Message
 
-from fedvfm import audit, chain, config, errors, flower, protocol, recipe, state, witness
-from fedvfm.client import gate, joining, policy, sent, terms
+from fedvfm import audit, chain, errors, flower, protocol, state, witness
+from fedvfm.client import gate, sent, terms
 from fedvfm.server import enrolment, presence
-from fedvfm.trust import keys, lock
+from fedvfm.trust import keys
+from tests.client import two_numbers
+from tests.client.two_numbers import ROWS, SHA, adapter, build, make_recipe
 
-SHA = "ab" * 32
-ROWS = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
 CONTEXT = flower.context(1, 7, {})
-
-
-def make_recipe(**values: Any) -> config.Recipe:
-    base = {
-        "backbone": {"name": "some/backbone", "sha256": SHA},
-        "data": {"class_names": ["rest", "cell"]},
-        "rounds": 3,
-        "evaluation": {"surface": False},
-    }
-    return config.parse(config.Recipe, {**base, **values}, "recipe")
-
-
-def adapter(value: float) -> state.AdapterState:
-    return state.AdapterState({"head.bias": np.full(2, value, np.float32)})
-
-
-def build(asked: config.Recipe) -> recipe.LockedRecipe:
-    return recipe.LockedRecipe(asked, ROWS, adapter(0.0), SHA, 1000)
 
 
 def app(message: Message, context: Context) -> Message:
@@ -94,30 +75,29 @@ class Trial:
 
     def __init__(self, folder: Path) -> None:
         flower.be_server_task(1)
-        locked = lock.of(build(make_recipe()))
-        self.server = enrolment.init(
-            folder / "server", enrolment.Plan("trial", "a.example:1", (), ("north",)), locked, adapter(0.0)
-        )
-        invite = joining.read_invite(self.server.invite_path("north"), self.server.fingerprint())
-        self.site = joining.join(folder / "site", invite, locked.hash)
+        joined = two_numbers.join(folder)
+        self.server, self.site = joined.server, joined.site
         enrolment.approve(self.server, self.site.request)
-        (folder / "policy.toml").write_text(policy.accepting(policy.Facts.of(locked)))
-        rules = policy.read(folder / "policy.toml")
         self.reports: list[Exception] = []
-        own = terms.HospitalTerms(self.site, lambda: rules, build)
+        own = terms.HospitalTerms(self.site, lambda: joined.rules, build)
         self.door = gate.Gate(app, sent.Sent(self.site.sent), own, lambda where, error: self.reports.append(error))
         key = keys.read_private(self.site.key).public_key()
         pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         self.wire, self.notes = Wire(self.door, pem), list[str]()
-        self.grid = presence.RosterGrid(
+        self.grid = self.start_again()
+
+    def start_again(self, recipe_hash: str = "") -> presence.RosterGrid:
+        """The coordinator's process, as after a restart."""
+        grid = presence.RosterGrid(
             self.wire,  # type: ignore[arg-type]
             self.server.sites,
             lambda: None,
             self.notes.append,
             self.server.audit,
-            locked.hash,
+            recipe_hash or make_recipe().hash,
         )
-        assert self.grid.present() == {"north": 7}
+        assert grid.present() == {"north": 7}
+        return grid
 
     def ask(self, kind: str, task: protocol.Task, ttl: float = 60.0) -> Message:
         message = Message(protocol.encode_task(task), 7, kind, ttl=ttl, group_id=str(task.round))
@@ -247,38 +227,77 @@ def test_a_mark_of_no_known_form_is_refused_and_noted_nowhere(trial: Trial, mark
     assert "peer_head" not in trial.logs()[0][-1]
 
 
-def test_an_update_whose_ledger_went_back_is_refused(trial: Trial) -> None:
-    """Cut or put back: told once to both, and the same after the coordinator was started again."""
+def test_a_site_whose_ledger_went_back_trains_no_more_in_this_recipe(trial: Trial) -> None:
+    """It charged its people's privacy for updates that were thrown away, round after round."""
     ledger = chain.Mark(9, SHA)
 
     def carry(reply: Message) -> None:
-        protocol.put_mark(reply, trial.site.audit.mark, ledger)
+        if not reply.has_error():
+            protocol.put_mark(reply, trial.site.audit.mark, ledger)
 
     trial.wire.tamper = carry
+    hello, word = protocol.Task(make_recipe()), protocol.LEDGER_WENT_BACK
     assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
     ledger = chain.Mark(12, SHA)
     assert not trial.ask(protocol.TRAIN, train(2, 1.0)).has_error()
-    again = presence.RosterGrid(
-        trial.wire,  # type: ignore[arg-type]
-        trial.server.sites,
-        lambda: None,
-        trial.notes.append,
-        trial.server.audit,
-        make_recipe().hash,
-    )
-    again.present()
-    for grid in (trial.grid, again):
-        trial.grid, ledger = grid, chain.Mark(11, SHA)
-        reply = trial.ask(protocol.TRAIN, train(2, 1.0))
-        assert (reply.has_error(), protocol.error_word(reply)) == (True, "privacy-ledger")
-        assert "ledger has 11 entries and had 12: it was cut or put back" in trial.notes[-1]
-        assert trial.logs()[0][-1]["ledger"] == str(ledger), "noted as it came"
-        (heard,) = audit.heard(trial.logs()[0])
-        assert heard.ledger == str(chain.Mark(12, SHA)), "a receipt names the longest"
+    assert not trial.ask(protocol.HANDSHAKE, hello).has_error()
+    ledger = chain.Mark(11, SHA)
+    assert protocol.error_word(trial.ask(protocol.TRAIN, train(3, 2.0))) == word
+    assert "ledger has 11 entries and had 12: it was cut or put back" in trial.notes[-1]
+    assert [(one["event"], one.get("ledger")) for one in trial.logs()[0][-2:]] == [
+        ("received", str(ledger)), ("decided", None)
+    ], "noted as it came"  # fmt: skip
+    assert trial.logs()[0][-1]["reason"] == word
+    (heard,) = audit.heard(trial.logs()[0])
+    assert heard.ledger == str(chain.Mark(12, SHA)), "a receipt names the longest"
+    for grid in (trial.grid, trial.start_again()):
+        trial.grid = grid
+        for length in (11, 13):
+            ledger = chain.Mark(length, SHA)
+            assert protocol.error_word(trial.ask(protocol.HANDSHAKE, hello)) == word, "so it is asked for no update"
+            assert protocol.error_word(trial.ask(protocol.TRAIN, train(3, 2.0))) == word
+        assert not trial.ask(protocol.EVALUATE, protocol.Task(make_recipe(), 2, adapter(2.0), split="test")).has_error()
+    assert len(trial.notes) == 1
+    trial.grid = trial.start_again("cd" * 32)
+    assert not trial.ask(protocol.HANDSHAKE, hello).has_error(), "in another recipe it takes part"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_greeting_shows_a_ledger_that_went_back_before_anything_is_charged(trial: Trial, known: bool) -> None:
+    """The coordinator may have been started again since."""
+    ledger: chain.Mark | None = chain.Mark(12, SHA)
+    trial.wire.tamper = lambda reply: protocol.put_mark(reply, trial.site.audit.mark, ledger)
+    assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
+    trial.grid = trial.grid if known else trial.start_again()
+    hello = protocol.Task(make_recipe())
+    for good in (None, chain.Mark(12, SHA), chain.Mark(40, SHA), chain.Mark(12, SHA)):
+        ledger = good
+        assert not trial.ask(protocol.HANDSHAKE, hello).has_error(), "only an update is what was charged in this recipe"
+    ledger = chain.Mark(7, SHA)
+    assert protocol.error_word(trial.ask(protocol.HANDSHAKE, hello)) == protocol.LEDGER_WENT_BACK
+    assert "ledger has 7 entries and had 12" in trial.notes[-1]
+    assert trial.logs()[0][-1]["kind"] == "ledger"
+
+
+def test_no_mark_at_all_is_no_way_round_it(trial: Trial) -> None:
+    trial.wire.tamper = lambda reply: protocol.put_mark(reply, trial.site.audit.mark, chain.Mark(12, SHA))
+    assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
     trial.wire.tamper = lambda reply: None
-    assert trial.ask(protocol.TRAIN, train(2, 1.0)).has_error(), "no mark at all is no way round it"
-    trial.wire.tamper, ledger = carry, chain.Mark(13, SHA)
-    assert not trial.ask(protocol.TRAIN, train(2, 1.0)).has_error()
+    assert protocol.error_word(trial.ask(protocol.TRAIN, train(2, 1.0))) == protocol.LEDGER_WENT_BACK
+
+
+def test_answers_that_overtake_each_other_show_no_ledger_that_went_back(trial: Trial) -> None:
+    """An old answer says what the ledger was when the site was asked, and no more."""
+    ledgers = iter([9, 10, 12])
+    trial.wire.tamper = lambda reply: protocol.put_mark(reply, trial.site.audit.mark, chain.Mark(next(ledgers), SHA))
+    ids = []
+    for kind, task in ((protocol.HANDSHAKE, protocol.Task(make_recipe())), *[(protocol.TRAIN, train(1, 0.0))] * 2):
+        message = Message(protocol.encode_task(task), 7, kind, ttl=60.0, group_id=str(task.round))
+        ids += trial.grid.push_messages([message])
+    for one in reversed(ids):
+        (reply,) = trial.grid.pull_messages([one])
+        assert not reply.has_error()
+    assert trial.notes == []
 
 
 def test_without_a_log_nothing_extra_travels(trial: Trial) -> None:

@@ -12,22 +12,20 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 
 from fedvfm import config, errors, flower_runtime, processes, recipe, state
 from fedvfm.server import enrolment, nginx
 from fedvfm.trust import lock
+from tests.deployment import doors
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: apt-get install nginx-light)")
@@ -75,38 +73,7 @@ def test_only_what_nginx_needs_is_written(tmp_path: Path) -> None:
 # -- for real ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Behind:
-    """Stands where the server's own door stands."""
-
-    seen: list[tuple[str, str, int]] = field(default_factory=list)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        size = 0
-        while True:
-            event = await receive()
-            size += len(event.get("body", b""))
-            if not event.get("more_body"):
-                break
-        target = scope["raw_path"].decode() + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
-        self.seen.append((scope["method"], target, size))
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
-        await send({"type": "http.response.body", "body": b"pong"})
-
-
-@dataclass
-class Public:
-    port: int
-    behind: Behind
-    authority: Path
-    log: Path
-
-    def context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.authority)
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=self.context(), trust_env=False)
-
+class Public(doors.Public):
     def raw(self, data: bytes) -> bytes:
         """What comes back for these bytes, until the end or a pause."""
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=10)
@@ -124,13 +91,7 @@ class Public:
 def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Public]:
     folder = tmp_path_factory.mktemp("nginx")
     where = make_server(folder / "server", "127.0.0.1:1", "server")
-    behind, port, inner = Behind(), processes.free_port(), processes.free_port()
-    settings = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
-    upstream = uvicorn.Server(
-        uvicorn.Config(behind, port=inner, http="h11", lifespan="off", ws="none", log_config=None, **settings)
-    )
-    thread = threading.Thread(target=upstream.run, daemon=True)
-    thread.start()
+    behind, port, inner = doors.Behind(), processes.free_port(), processes.free_port()
     front = nginx.Front(
         folder / "edge",
         f"127.0.0.1:{port}",
@@ -142,23 +103,22 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Public]:
     made = front.write(where)
     assert NGINX is not None
     words = folder / "words.txt"
-    with words.open("w") as log:
-        process = subprocess.Popen([NGINX, "-e", "stderr", "-c", str(made), "-g", "daemon off;"], stderr=log)
-    found = Public(port, behind, where.authority, folder / "refused.jsonl")
-    deadline = time.monotonic() + 60
-    while True:
-        assert process.poll() is None, words.read_text()
-        assert time.monotonic() < deadline, words.read_text()
-        with contextlib.suppress(httpx.TransportError), found.client() as client:
-            if client.get("/health").status_code == 200:
-                break
-        time.sleep(0.05)
-    behind.seen.clear()
-    yield found
-    process.terminate()
-    process.wait(30)
-    upstream.should_exit = True
-    thread.join(10)
+    with doors.serving(behind.server(where.certificate, where.key, inner)):
+        with words.open("w") as log:
+            process = subprocess.Popen([NGINX, "-e", "stderr", "-c", str(made), "-g", "daemon off;"], stderr=log)
+        found = Public(port, behind, where.authority, folder / "refused.jsonl")
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, words.read_text()
+            assert time.monotonic() < deadline, words.read_text()
+            with contextlib.suppress(httpx.TransportError), found.client() as client:
+                if client.get("/health").status_code == 200:
+                    break
+            time.sleep(0.05)
+        behind.seen.clear()
+        yield found
+        process.terminate()
+        process.wait(30)
 
 
 @needs_nginx
@@ -172,7 +132,7 @@ def test_what_a_supernode_needs_passes(public: Public) -> None:
         assert client.post("/v1/fleet/push-object", content=piece, timeout=60).status_code == 200
         chunked = client.post("/v1/fleet/push-object", content=iter([b"a" * 1000] * 3))
         assert chunked.status_code == 200
-    sizes = [size for _, route, size in public.behind.seen if route == "/v1/fleet/push-object"]
+    sizes = [size for _, route, _, size in public.behind.seen if route == "/v1/fleet/push-object"]
     assert sizes == [7, 6 * 1024 * 1024, 3000]
 
 

@@ -1,123 +1,123 @@
-"""Two hospitals train under record-level privacy by the real commands: charged, shown, marked at the coordinator."""
+"""Two hospitals train under each mechanism by the real commands: charged, shown, marked at the coordinator."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedvfm import audit, errors, locking, processes
-from fedvfm.client import joining, policy
-from fedvfm.privacy import ledger
-from fedvfm.server import enrolment
+from fedvfm import audit, chain, errors, protocol
+from fedvfm.client import policy, sent, verdicts
+from fedvfm.privacy import accountant, ledger
+from fedvfm.server import checkpoint
+from tests.deployment import two_hospitals
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
-SITES = ("east", "south")
-ROUNDS = 2
-PRIVACY = """
-[aggregation]
-weighting = "uniform"
+SITES = two_hospitals.SITES
+ROUNDS, NOISE, DELTA = 2, 4.0, 1e-3
 
-[privacy]
-mechanism = "record-level"
-clip = 1.0
-noise_multiplier = 4.0
-delta = 1e-3
-"""
+
+@dataclass(frozen=True)
+class Way:
+    """A mechanism, and what a round of it is at each hospital; the recipe's batch is 3.
+
+    Attributes:
+        units: that can be drawn.
+        names: that a round is charged to.
+        rate: the chance of each in a step.
+        steps: of a round.
+    """
+
+    mechanism: str
+    unit: str
+    units: int
+    names: int
+    rate: float
+    steps: int
+
+    def epsilon(self, rounds: int) -> float:
+        return accountant.epsilon(((self.rate, NOISE, self.steps * rounds),), DELTA).value
+
+
+WAYS = (
+    Way("record-level", "record", 5, 5, 3 / 5, 2),
+    Way("patient-level", "patient", 4, 4 + 6, 3 / 4, 2),
+    Way("site-level", "site", 1, 1, 1.0, 1),
+)
 
 
 @dataclass
-class Two:
-    """A federation of two sites, joined and approved, each with a budget."""
+class Private:
+    """The federation under one mechanism; every hospital has a budget."""
 
-    tiny: Any
-    folder: Path
-    server: enrolment.State
-    sites: dict[str, joining.State]
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A real command, its words in a file."""
-        with (self.folder / f"{arguments[0]}-{len(self.started)}.txt").open("w") as words:
-            process = subprocess.Popen(
-                self.tiny.command(*arguments),
-                cwd=self.folder,
-                env=self.tiny.environment(),
-                stdout=words,
-                stderr=words,
-                text=True,
-            )
-        self.started.append(process)
-        return process
-
-    def said(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.folder.glob("*.txt")))
+    two: two_hospitals.Two
+    way: Way
+    cli: Any
 
     def json(self, *arguments: str | Path, code: int = 0) -> Any:
-        """What a real command prints."""
-        answer = self.tiny.run(*arguments, "--json")
+        """What a command prints."""
+        answer = self.cli(*arguments, "--json")
         assert answer.code == code, answer
         return json.loads(answer.out)
 
-    def settings(self, site: str) -> Path:
-        return self.folder / f"{site}.toml"
+    def state(self, site: str) -> Path:
+        return self.two.sites[site].folder
 
-    def book(self, site: str) -> ledger.Ledger:
-        return ledger.reopen(self.folder / f"{site}-ledger")
-
-
-@pytest.fixture
-def two(tiny: Any, tmp_path: Path) -> Iterator[Two]:
-    text = tiny.experiment.read_text()
-    recipe = text[text.index("[recipe]") :].replace("[recipe]\n", "", 1).replace("[recipe.", "[")
-    (tmp_path / "recipe.toml").write_text(recipe.replace("rounds = 3", f"rounds = {ROUNDS}") + PRIVACY)
-    locked, initial = locking.open_recipe(tmp_path / "recipe.toml")
-    plan = enrolment.Plan("tiny", f"127.0.0.1:{processes.free_port()}", (), SITES)
-    server = enrolment.init(tmp_path / "server", plan, locked, initial)
-    joined = {}
-    for site in SITES:
-        invite = joining.read_invite(server.invite_path(site), server.fingerprint())
-        joined[site] = joining.join(tmp_path / site, invite, locked.hash)
-        enrolment.approve(server, joined[site].request)
-        own = f'name = "{site}"\ninclude = ["{site}"]\n[data]\nsource = "folder"\npath = "{tiny.data}"\n'
-        own += "[split]\nseed = 52\n"  # each image is drawn alone; with it both sites have 5, 1 and 2 of their eight
-        allowed = policy.accepting(policy.Facts.of(locked, 5)).replace("min_samples = 10", "min_samples = 1")
-        lines = ["max_epsilon = 9.0" if one.startswith("max_epsilon") else one for one in allowed.splitlines()]
-        budget = 'data_set = "discs"\nepsilon = 9.0\ndelta = 1e-3\nunit = "record"\n'
-        spent = f'[privacy]\n{budget}ledger = "{site}-ledger"\n'
-        (tmp_path / f"{site}.toml").write_text(own + "\n".join(lines) + "\n" + spent)
-    made = Two(tiny, tmp_path, server, joined)
-    yield made
-    for process in made.started:
-        process.terminate()
-    for process in made.started:
-        process.wait(60)
+    def ledger(self, site: str) -> Path:
+        return self.two.folder / f"{site}-ledger"
 
 
-def test_a_federation_under_record_level_privacy(two: Two, until: Any) -> None:
-    rehearse(two)
-    for site in SITES:
-        two.start("client", "start", f"{site}.toml", "--state", site)
-    server = two.start("server", "start", "--state", "server")
+@pytest.fixture(params=WAYS, ids=lambda way: way.mechanism)
+def private(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path, cli: Any) -> Iterator[Private]:
+    way: Way = request.param
+    settings = f'mechanism = "{way.mechanism}"\nclip = 1.0\nnoise_multiplier = {NOISE}\ndelta = {DELTA}\n'
+    recipe = tiny.recipe.replace("rounds = 3", f"rounds = {ROUNDS}")
+    recipe += f'\n[aggregation]\nweighting = "uniform"\n\n[privacy]\n{settings}'
+    data = tiny.with_patients(tmp_path / "data") if way.unit == "patient" else tiny.data
+    with two_hospitals.enrolled(tiny, tmp_path, recipe) as two:
+        facts = policy.Facts.of(two.locked, way.units)
+        allowed = policy.accepting(facts).replace("min_samples = 10", "min_samples = 1")
+        for site in SITES:
+            # Where the table says nothing each image is drawn alone: with this seed both sites have 5, 1 and 2 of 8.
+            own = f"{tiny.site(site, data)}[split]\nseed = 52\n{allowed}"
+            budget = f'data_set = "discs"\nepsilon = 9.0\ndelta = {DELTA}\nunit = "{way.unit}"\n'
+            two.settings(site).write_text(f'{own}\n[privacy]\n{budget}ledger = "{site}-ledger"\n')
+        yield Private(two, way, cli)
+
+
+def test_a_federation_under_a_mechanism(private: Private, until: Any) -> None:
+    two = private.two
+    if private.way.unit == "record":
+        rehearse(private)
+    clients = two.start_clients()
+    server = two.start_server()
     assert until(lambda: server.poll() is not None, 1500), two.said()
     assert server.returncode == 0, two.said()
-    check_rounds(two)
+    check_rounds(private)
+    if private.way.unit == "site":
+        check_draws(private)
     for site in SITES:
-        check_ledger(two, site)
-    for process in two.started[:-1]:
+        check_ledger(private, site)
+        check_what_left(private, site)
+        check_shown(private, site)
+        check_delivered(private, site)
+    for process in clients.values():
         process.terminate()
         process.wait(60)
-    check_restored(two)
+    if private.way.unit == "record":
+        check_restored(private)
 
 
-def rehearse(two: Two) -> None:
+def rehearse(private: Private) -> None:
     """One real private round: nothing is charged, and only the adapter would leave of training."""
-    found = two.json("client", "rehearse", two.settings("east"), "--state", two.folder / "east")
+    two = private.two
+    answer = two.tiny.run("client", "rehearse", two.settings("east"), "--state", private.state("east"), "--json")
+    assert answer.code == 0, answer
+    found = json.loads(answer.out)
     (update,) = [one for one in found["replies"] if one["kind"].startswith("update")]
     assert set(update["numbers"]) == {"metrics.num_examples"}
     assert update["numbers"]["metrics.num_examples"] == 1
@@ -126,11 +126,11 @@ def rehearse(two: Two) -> None:
     assert (hello["metrics.train"], hello["metrics.test"] >= 1) == (1, True), "whether there are any, not how many"
     assert found["privacy"]["spent"] == 0.0
     assert 0.0 < found["privacy"]["after"] < 9.0
-    assert not (two.folder / "east-ledger").exists()
+    assert not private.ledger("east").exists()
 
 
-def check_rounds(two: Two) -> None:
-    journal = two.tiny.lines(two.server.folder / "runs" / two.server.about.recipe / "journal.jsonl")
+def check_rounds(private: Private) -> None:
+    journal = private.two.journal()
     assert [line["round"] for line in journal] == list(range(1, ROUNDS + 1))
     for line in journal:
         assert not line["refused"]
@@ -139,43 +139,105 @@ def check_rounds(two: Two) -> None:
     assert all("dice" in journal[-1]["validation"][site] for site in SITES), "from patients who are not trained on"
 
 
-def check_ledger(two: Two, site: str) -> None:
-    book = two.book(site)
+def check_draws(private: Private) -> None:
+    """The coordinator drew once a round, kept what came of it, and went on from that."""
+    kept = private.two.run / "private"
+    assert sorted(path.name for path in kept.iterdir()) == ["round-00001.safetensors", "round-00002.safetensors"]
+    for line in private.two.journal():
+        number, told = line["round"], line["privacy"]
+        assert (told["mechanism"], told["unit"], told["sites"], told["simulated"]) == ("site-level", "site", 2, False)
+        assert (told["steps"], told["noise_multiplier"], told["delta"]) == (number, NOISE, DELTA)
+        assert told["epsilon"] == pytest.approx(private.way.epsilon(number))
+        mean, _, marks = checkpoint.read(checkpoint.path_of(kept, number))
+        assert mean.fingerprint == line["fingerprint"]
+        assert json.loads(marks["record"])["privacy"] == told
+
+
+def check_ledger(private: Private, site: str) -> None:
+    """Every round was charged once, as what it was, before it left: what left carries the hash of its charge."""
+    two, way, book = private.two, private.way, ledger.reopen(private.ledger(site))
+    assert [one["event"] for one in book.entries] == ["opened", *("reserved", "charged") * ROUNDS]
+    assert book.entries[0]["unit"] == way.unit
     charged = [one for one in book.entries if one["event"] == "charged"]
     assert [one["round"] for one in charged] == list(range(1, ROUNDS + 1))
+    release = (way.mechanism, NOISE, way.rate, way.steps, 1.0)
+    told = ("mechanism", "noise_multiplier", "sample_rate", "steps", "clip")
+    assert {tuple(one[name] for name in told) for one in charged} == {release}
+    left = [one for one in two.sites[site].audit.entries if one["event"] == "sent" and one["kind"] == "train"]
     came = [
         one
         for one in two.server.audit.entries
         if one["event"] == "received" and one.get("peer") == site and one["kind"] == "train"
     ]
-    assert {one["digest"] for one in came} == {one["update"] for one in charged}, "what came is what was charged"
-    marks = [f"{number:019d}:{one['hash']}" for number, one in enumerate(book.entries, start=1)]
-    assert all(one["ledger"] in marks for one in came)
-    shown = two.json("ledger", "show", two.settings(site))["data_sets"][0]
-    assert (shown["name"], shown["releases"], shown["allowed"]) == ("discs", ROUNDS, 9.0)
-    assert 0.0 < shown["epsilon"] <= 9.0
-    status = two.json("client", "status", "--state", two.folder / site)["privacy"]
+    assert {one["round"] for one in left} == set(range(1, ROUNDS + 1))
+    for one in left:
+        mark = chain.Mark.parse(one["ledger"])
+        line = book.entries[mark.length - 1]
+        assert (line["event"], line["round"], line["hash"]) == ("charged", one["round"], mark.head)
+        assert line["update"] == one["digest"]
+    for name in ("digest", "ledger"):
+        assert {one[name] for one in came} == {one[name] for one in left}, "what came is what was charged"
+
+
+def check_what_left(private: Private, site: str) -> None:
+    """Of training the adapter and nothing beside it, by the hospital's own log and in the bytes themselves."""
+    two = private.two
+    found = private.json("audit", "show", private.state(site), "--sent")
+    updates = [row for row in found["messages"] if row["kind"] == "train"]
+    assert {(row["numbers"], *row["metrics"]) for row in updates} == {(two.locked.rows.parameters,)}
+    assert found["totals"]["updates"] == ROUNDS
+    content = sent.Sent(two.sites[site].sent).last(two.locked.hash)
+    assert content is not None
+    assert protocol.digest(content) == updates[-1]["digest"]
+    update = protocol.decode_update(content)
+    assert (update.num_examples, update.metrics, update.extra) == (1, {}, {})
+
+
+def check_shown(private: Private, site: str) -> None:
+    """What people see is what the accountant says of these rounds, and both ends agree on the ledger."""
+    two, way = private.two, private.way
+    settings, spent = two.settings(site), pytest.approx(way.epsilon(ROUNDS))
+    shown = private.json("ledger", "show", settings)["data_sets"][0]
+    assert (shown["name"], shown["releases"], shown["allowed"], shown["names"]) == ("discs", ROUNDS, 9.0, way.names)
+    assert shown["epsilon"] == spent
+    status = private.json("client", "status", "--state", private.state(site))["privacy"]
+    assert (status["mechanism"], status["noise_multiplier"], status["units"]) == (way.mechanism, NOISE, way.units)
     assert status["data_sets"][0]["epsilon"] == shown["epsilon"]
-    assert (status["mechanism"], status["noise_multiplier"]) == ("record-level", 4.0)
-    assert status["after"] == pytest.approx(shown["epsilon"]), "all its rounds are spent"
-    log = b"".join(path.read_bytes() for path in (two.folder / site).rglob("*.log"))
-    assert b"Traceback" not in log
-    verified = two.json("ledger", "verify", two.settings(site), "--against", two.server.folder)
-    assert (verified["whole"], verified["checked"]) == (True, len(came))
+    assert status["after"] == spent, "all its rounds are spent"
+    logs = b"".join(path.read_bytes() for path in private.state(site).rglob("*.log"))
+    assert b"Traceback" not in logs
+    receipt = two.folder / f"{site}-receipt.json"
+    private.json("audit", "receipt", two.server.folder, "--output", receipt, "--peer", site)
+    assert private.json("ledger", "verify", settings)["waiting"] == 0
+    for witness, least in ((two.server.folder, ROUNDS), (private.state(site), ROUNDS), (receipt, 1)):
+        verified = private.json("ledger", "verify", settings, "--against", witness)
+        assert verified["whole"]
+        assert verified["checked"] >= least
 
 
-def check_restored(two: Two) -> None:
+def check_delivered(private: Private, site: str) -> None:
+    """The last global adapter came, was scored, and is taken by a person."""
+    two, last = private.two, private.two.journal()[-1]["fingerprint"]
+    done = json.loads((two.run / "evaluation.json").read_text())
+    assert (done["fingerprint"], done["acceptance"][site]) == (last, "pending")
+    ((verdict, _),) = verdicts.kept(two.sites[site])
+    assert (verdict.fingerprint, verdict.recipe, verdict.verdict) == (last, two.locked.hash, "pending")
+    (row,) = private.json("client", "adapter", private.state(site), "--accept", last[:12])["adapters"]
+    assert (row["verdict"], row["reason"]) == ("accepted", "person")
+
+
+def check_restored(private: Private) -> None:
     """The ledger of the day before is put back: its chain is whole, the coordinator's log and receipt tell."""
-    path, receipt = two.folder / "east-ledger" / "ledger.jsonl", two.folder / "receipt.json"
+    two = private.two
+    path, settings = private.ledger("east") / "ledger.jsonl", two.settings("east")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]))
     assert audit.verify(path)["length"] == 3
-    two.json("audit", "receipt", two.server.folder, "--output", receipt, "--peer", "east")
-    for witness in (two.server.folder, receipt):
-        answer = two.tiny.run("ledger", "verify", two.settings("east"), "--against", witness)
+    for witness in (two.server.folder, two.folder / "east-receipt.json"):
+        answer = private.cli("ledger", "verify", settings, "--against", witness)
         said = two.tiny.one_error(answer, errors.AuditError.exit_code, "was truncated or rolled back to an older copy")
         assert "east-ledger" in said
-    waiting = two.json("ledger", "verify", two.settings("east"), code=errors.LedgerError.exit_code)
+    waiting = private.json("ledger", "verify", settings, code=errors.LedgerError.exit_code)
     assert waiting["waiting"] >= 1
-    assert two.json("ledger", "reconcile", two.settings("east"), "--against", two.server.folder)["unknown"]
-    assert two.json("ledger", "verify", two.settings("east"), "--against", two.server.folder)["reconciled"] >= 1
+    assert private.json("ledger", "reconcile", settings, "--against", two.server.folder)["unknown"]
+    assert private.json("ledger", "verify", settings, "--against", two.server.folder)["reconciled"] >= 1

@@ -7,16 +7,13 @@ import json
 import os
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
@@ -25,65 +22,31 @@ from flwr.proto.node_pb2 import Node
 from fedvfm import flower_runtime, processes
 from fedvfm.server import proxy, refused
 from fedvfm.trust import certificates, documents, keys
+from tests.deployment import doors
 
 
 @dataclass
-class Behind:
+class Behind(doors.Behind):
     """Stands where the SuperLink stands."""
 
-    seen: list[tuple[str, str, dict[str, str], int]] = field(default_factory=list)
     answer: bytes = b""
     later: bytes = b""
     pulls: int = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        size = 0
-        while True:
-            event = await receive()
-            size += len(event.get("body", b""))
-            if not event.get("more_body"):
-                break
-        headers = {k.decode(): v.decode() for k, v in scope["headers"]}
-        self.seen.append((scope["method"], scope["path"], headers, size))
-        body, status = self.answer, 200
-        if scope["path"].endswith("pull-messages"):
-            self.pulls += 1
-            body = self.later if self.pulls >= 3 else b""
+    def reply(self, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
         if headers.get("flwr-public-key") == "stranger":
-            status, body = 401, b'{"detail":"Invalid SuperNode authentication"}'
+            return 401, b'{"detail":"Invalid SuperNode authentication"}'
         if headers.get("flwr-public-key") == "disk-full":
-            status, body = 500, b"Internal Server Error"
-        reply = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/protobuf")]
-        await send({"type": "http.response.start", "status": status, "headers": reply})
-        await send({"type": "http.response.body", "body": body})
-
-
-@contextlib.contextmanager
-def serving(server: uvicorn.Server) -> Iterator[None]:
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+            return 500, b"Internal Server Error"
+        if path.endswith("pull-messages"):
+            self.pulls += 1
+            return 200, self.later if self.pulls >= 3 else b""
+        return 200, self.answer
 
 
 @dataclass
-class Public:
-    port: int
-    behind: Behind
-    authority: Path
-    log: Path
+class Public(doors.Public):
     refusals: list[tuple[str, str]]
-
-    def context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.authority)
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=self.context(), trust_env=False)
 
     def raw(self) -> ssl.SSLSocket:
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=10)
@@ -106,17 +69,7 @@ def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     behind, refusals = Behind(), []
     monkeypatch.setattr(proxy, "HEAD_S", 0.5)
     monkeypatch.setattr(proxy, "PIECE_S", 0.5)
-    upstream = uvicorn.Server(
-        uvicorn.Config(
-            behind,
-            port=processes.free_port(),
-            http="h11",
-            lifespan="off",
-            log_config=None,
-            ssl_certfile=certified / "server.pem",
-            ssl_keyfile=str(certified / "server.key"),
-        )
-    )
+    upstream = behind.server(certified / "server.pem", certified / "server.key", processes.free_port())
     settings = proxy.Settings(
         "127.0.0.1",
         processes.free_port(),
@@ -134,7 +87,7 @@ def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         refusals.append((what, client))
         log(what, client)
 
-    with serving(upstream), serving(proxy.server(settings, told)):
+    with doors.serving(upstream), doors.serving(proxy.server(settings, told)):
         yield Public(settings.port, behind, certified / "ca.pem", tmp_path / "refused.jsonl", refusals)
 
 
@@ -364,7 +317,7 @@ def test_a_superlink_that_is_away_is_502_so_that_a_supernode_asks_again(certifie
         f"127.0.0.1:{processes.free_port()}",
         str(certified / "ca.pem"),
     )
-    with serving(proxy.server(settings, lambda what, client: None)):
+    with doors.serving(proxy.server(settings, lambda what, client: None)):
         context = ssl.create_default_context(cafile=certified / "ca.pem")
         with httpx.Client(verify=context, trust_env=False) as client:
             for route in ("/v1/fleet/get-run", flower_runtime.PULL_ROUTE):

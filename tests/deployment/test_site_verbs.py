@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +55,13 @@ class Hospital:
 
     def write(self, final_rules: str = RULES, min_samples: int = 1, **changes: str) -> None:
         """The site's file; ``changes`` replace whole lines of the policy by their key, or add them."""
-        own = f'name = "east"\ninclude = ["east"]\n[data]\nsource = "folder"\npath = "{self.tiny.data}"\n'
         text = policy.accepting(policy.Facts.of(self.lock))
         text = text.replace("min_samples = 10", f"min_samples = {min_samples}").replace(RULES, final_rules)
         for key, value in changes.items():
             lines = [line for line in text.splitlines() if not line.startswith(f"{key} =")]
             lines.insert(lines.index("[policy]") + 1, f"{key} = {value}")
             text = "\n".join(lines) + "\n"
-        self.settings.write_text(own + text)
+        self.settings.write_text(self.tiny.site("east") + text)
 
     def open(self) -> None:
         """What the executor sets up."""
@@ -118,45 +116,19 @@ def joined(tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Pa
     return made
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def cli(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Answer]]:
-    """The command line in this process, where the network is closed."""
-    from fedvfm import cli as door
-
+def cli(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Any:
+    """The command line in this process, where the network is closed and nobody types anything unless told."""
     for key in ("HF_HUB_OFFLINE", "FEDVFM_CACHE", "COLUMNS"):
         monkeypatch.setenv(key, tiny.environment()[key])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
 
     def refuse(*_: Any) -> None:
         raise AssertionError("nothing may be sent")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-    def call(*arguments: str | Path, answer: str = "") -> Answer:
-        monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-        capsys.readouterr()
-        code = 0
-        try:
-            door.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        made = capsys.readouterr()
-        assert "Traceback" not in made.err
-        return Answer(code, made.out, made.err)
-
-    before = signal.getsignal(signal.SIGTERM)
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    return cli
 
 
 # -- rehearse ----------------------------------------------------------------------------------------------------------
@@ -490,7 +462,7 @@ def test_a_purge_removes_what_it_says_and_nothing_else(hospital: Hospital, cli: 
     for words in ("removed adapters", "removed replies", "removed run-files", "kept: key"):
         assert words in answer.out
     left = {path.name for path in hospital.state.iterdir()}
-    assert left == {*keep, "recipes"}
+    assert left == {*keep, "recipes", "splits"}
     assert audit.verify(hospital.state / purge.AUDIT)["unfinished"] == 0
     gone = [row["kind"] for row in hospital.where.audit.entries if row["event"] == "purged"]
     assert gone == ["adapters", "replies", "run-files"]

@@ -35,9 +35,7 @@ class Federation:
         (folder / "server.toml").write_text("quorum = 1\njoin_timeout_s = 600.0\nround_timeout_s = 600.0\n")
 
     def recipe(self, name: str, **values: int) -> Path:
-        text = self.tiny.experiment.read_text()
-        text = text[text.index("[recipe]") :].replace("[recipe]\nrounds = 3\n", "", 1).replace("[recipe.", "[")
-        text = text.replace("surface = false", "surface = false\nevery = 0")
+        text = self.tiny.recipe.replace("rounds = 3\n", "", 1).replace("surface = false", "surface = false\nevery = 0")
         path = self.folder / f"{name}.toml"
         path.write_text("".join(f"{key} = {value}\n" for key, value in values.items()) + text)
         return path
@@ -46,8 +44,7 @@ class Federation:
         invite = joining.read_invite(self.server.invite_path(name), self.server.fingerprint())
         self.sites[name] = joining.join(self.folder / name, invite, invite.lock.hash)
         enrolment.approve(self.server, self.sites[name].request)
-        own = f'name = "{name}"\ninclude = ["{name}"]\n[data]\nsource = "folder"\npath = "{self.tiny.data}"\n'
-        (self.folder / f"{name}.toml").write_text(own + self.policy)
+        (self.folder / f"{name}.toml").write_text(self.tiny.site(name) + self.policy)
 
     def connect(self, name: str) -> None:
         with (self.folder / f"{name}.txt").open("wb") as words:

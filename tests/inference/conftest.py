@@ -1,9 +1,7 @@
-"""Saved adapters of tiny models, and the DICOM writer of the data tests."""
+"""Saved adapters of tiny models."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,6 @@ from fedvfm.client import model as models
 from fedvfm.inference import export
 
 Saver = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def writer() -> Any:
-    """The module ``dicom_writer`` of the data tests."""
-    name = "dicom_writer"
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / "data" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def moved(backbone: Path | str, task: str = "segmentation", kind: str = "lora", **data: Any) -> models.AdaptedModel:

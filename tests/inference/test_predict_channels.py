@@ -21,6 +21,7 @@ from fedvfm.client import site as sites
 from fedvfm.data import hospitals
 from fedvfm.data.sources import table
 from fedvfm.inference import channels
+from tests.data import dicom_writer as writer
 
 Saver = Callable[..., Path]
 
@@ -191,7 +192,7 @@ def test_a_numbering_is_not_taken_for_channels(saved: Saver, tmp_path: Path) -> 
     assert len(made["inputs"]) == 10
 
 
-def test_series_of_grey_dicom_are_not_channels(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_series_of_grey_dicom_are_not_channels(saved: Saver, tmp_path: Path) -> None:
     writer.series(tmp_path / "in", np.zeros((20, 16, 2), np.int16), np.diag([1.0, 1, 2, 1]))
     found = failed(saved(channels=NAMED), tmp_path / "in", tmp_path / "out")
     assert found["series-001"].startswith("1 channel, but recipe.data.channels names 3")

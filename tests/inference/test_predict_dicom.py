@@ -18,6 +18,7 @@ import fedvfm
 from fedvfm import errors
 from fedvfm.data import formats, segments, series, volumes
 from fedvfm.inference import inputs, segmentation_object
+from tests.data import dicom_writer as writer
 
 Saver = Callable[..., Path]
 
@@ -77,7 +78,7 @@ def points_of_seg(path: Path, number: int) -> set[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("stored", ["series", "backwards", "enhanced"])
-def test_seg_and_nifti_lie_on_the_same_points(saved: Saver, writer: Any, tmp_path: Path, stored: str) -> None:
+def test_seg_and_nifti_lie_on_the_same_points(saved: Saver, tmp_path: Path, stored: str) -> None:
     source = tmp_path / "study"
     if stored == "enhanced":
         writer.enhanced(source / "a.dcm", phantom(), oblique(), order=[2, 0, 3, 1])
@@ -99,7 +100,7 @@ def test_seg_and_nifti_lie_on_the_same_points(saved: Saver, writer: Any, tmp_pat
     assert points_of_seg(tmp_path / "seg" / "series-001.dcm", 1) <= everywhere
 
 
-def test_highdicom_reads_it_back_with_its_sources(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_highdicom_reads_it_back_with_its_sources(saved: Saver, tmp_path: Path) -> None:
     sources = writer.series(tmp_path / "study", phantom(), oblique())
     fedvfm.predict(saved(), tmp_path / "study", tmp_path / "out")
     fedvfm.predict(saved(), tmp_path / "study", tmp_path / "nifti", form="nifti")
@@ -118,7 +119,6 @@ def test_highdicom_reads_it_back_with_its_sources(saved: Saver, writer: Any, tmp
 
 def test_no_identifier_leaves_the_object(
     saved: Saver,
-    writer: Any,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
@@ -148,7 +148,7 @@ def test_no_identifier_leaves_the_object(
     assert (tmp_path / "out" / "sources.csv").stat().st_mode & 0o077 == 0
 
 
-def test_the_right_series_is_told_to_be_incomplete(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_the_right_series_is_told_to_be_incomplete(saved: Saver, tmp_path: Path) -> None:
     writer.series(tmp_path / "in" / "a", phantom(), oblique())
     writer.series(tmp_path / "in" / "b", phantom(), oblique(), skip=(2,))
     with pytest.raises(errors.DataError, match="  - series-002: slices missing"):
@@ -157,7 +157,7 @@ def test_the_right_series_is_told_to_be_incomplete(saved: Saver, writer: Any, tm
     assert [row["id"] for row in made["inputs"]] == ["series-001"]
 
 
-def test_mixed_series_of_one_folder_are_refused_with_the_list(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_mixed_series_of_one_folder_are_refused_with_the_list(saved: Saver, tmp_path: Path) -> None:
     writer.series(tmp_path / "in", phantom(), oblique(), number=3)
     made = writer.series(tmp_path / "other", phantom()[..., :2], oblique(), number=4)
     for at, one in enumerate(made):
@@ -166,7 +166,7 @@ def test_mixed_series_of_one_folder_are_refused_with_the_list(saved: Saver, writ
         fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
 
 
-def test_one_of_several_series_is_predicted_where_it_is_asked_for(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_one_of_several_series_is_predicted_where_it_is_asked_for(saved: Saver, tmp_path: Path) -> None:
     """Of a CD with everything in one folder, and of a study with a folder a series; nothing is sorted by hand."""
     cd = tmp_path / "cd" / writer.PLANTED
     for number, (count, modality) in enumerate([(4, "CT"), (2, "CT"), (4, "MR")], 3):
@@ -193,7 +193,7 @@ def test_one_of_several_series_is_predicted_where_it_is_asked_for(saved: Saver, 
     assert named <= {str(pydicom.dcmread(file).SOPInstanceUID) for file in cd.glob("5-*.dcm")}
 
 
-def test_a_series_that_is_not_there(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_a_series_that_is_not_there(saved: Saver, tmp_path: Path) -> None:
     writer.series(tmp_path / "in" / "a", phantom(), oblique(), number=3)
     writer.series(tmp_path / "in" / "b", phantom(), oblique(), number=4)
     with pytest.raises(errors.DataError, match=r"no series fits 'PT'[\s\S]*series 3: CT[\s\S]*series 4: CT"):
@@ -206,7 +206,7 @@ def test_a_series_that_is_not_there(saved: Saver, writer: Any, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_for_display_is_noted(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_a_table_for_display_is_noted(saved: Saver, tmp_path: Path) -> None:
     """Also where the recipe sets a window: that is in stored units, and the table of the file is not applied."""
     table = pydicom.Dataset()
     table.LUTDescriptor, table.LUTData = [4, 0, 16], [3, 2, 1, 0]
@@ -217,7 +217,7 @@ def test_a_table_for_display_is_noted(saved: Saver, writer: Any, tmp_path: Path)
     assert made["notes"] == {series.CURVED: ["series-001"]}
 
 
-def test_the_wrong_modality_is_told_without_the_path(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_the_wrong_modality_is_told_without_the_path(saved: Saver, tmp_path: Path) -> None:
     folder = tmp_path / writer.PLANTED
     writer.series(folder, phantom(), oblique(), modality="MR")
     with pytest.raises(
@@ -227,7 +227,7 @@ def test_the_wrong_modality_is_told_without_the_path(saved: Saver, writer: Any, 
     assert writer.PLANTED not in str(caught.value)
 
 
-def test_our_own_reader_of_masks_reads_it(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_our_own_reader_of_masks_reads_it(saved: Saver, tmp_path: Path) -> None:
     """What is predicted can be corrected and trained on."""
     writer.series(tmp_path / "study", phantom(), oblique(), backwards=True)
     fedvfm.predict(saved(), tmp_path / "study", tmp_path / "seg")
@@ -237,7 +237,7 @@ def test_our_own_reader_of_masks_reads_it(saved: Saver, writer: Any, tmp_path: P
     np.testing.assert_array_equal(found, volumes.read_volume(tmp_path / "nifti" / "series-001.nii.gz").voxels)
 
 
-def test_radiographs_of_one_folder_are_inputs_each(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_radiographs_of_one_folder_are_inputs_each(saved: Saver, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(2):
         values = np.sort(rng.integers(0, 3000, (30, 44)).astype(np.uint16), axis=number)
@@ -258,7 +258,7 @@ def test_radiographs_of_one_folder_are_inputs_each(saved: Saver, writer: Any, tm
         assert row["classes"]["cell"]["mm2"] == pytest.approx(row["classes"]["cell"]["voxels"] * 0.2 * 0.1)
 
 
-def test_a_radiograph_without_frame_of_reference_or_patient(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_a_radiograph_without_frame_of_reference_or_patient(saved: Saver, tmp_path: Path) -> None:
     values = np.sort(np.random.default_rng(0).integers(0, 3000, (30, 44)).astype(np.uint16), axis=0)
     one = writer.radiograph(tmp_path / "a.dcm", values)
     for keyword in ("FrameOfReferenceUID", *segmentation_object.REQUIRED):
@@ -271,7 +271,7 @@ def test_a_radiograph_without_frame_of_reference_or_patient(saved: Saver, writer
     assert (seg.Rows, seg.Columns) == (30, 44)
 
 
-def test_an_empty_mask_is_a_readable_object(writer: Any, tmp_path: Path) -> None:
+def test_an_empty_mask_is_a_readable_object(tmp_path: Path) -> None:
     writer.series(tmp_path / "study", phantom(), oblique())
     header = volumes.read_header(tmp_path / "study")
     empty = np.zeros(header.stored.shape, dtype=np.uint8)
@@ -279,16 +279,14 @@ def test_an_empty_mask_is_a_readable_object(writer: Any, tmp_path: Path) -> None
     assert not highdicom.seg.segread(tmp_path / "a.dcm").pixel_array.any()
 
 
-def test_no_highdicom_is_one_clear_error(
-    saved: Saver, writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_highdicom_is_one_clear_error(saved: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer.series(tmp_path / "study", phantom(), oblique())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(errors.MissingExtra, match=r"fedvfm\[dicom-seg\].*--as\s+nifti"):
         fedvfm.predict(saved(), tmp_path / "study", tmp_path / "out")
 
 
-def test_what_is_found_where(writer: Any, tmp_path: Path) -> None:
+def test_what_is_found_where(tmp_path: Path) -> None:
     writer.series(tmp_path / "in" / "patient" / "ct", phantom()[..., :2], oblique())
     writer.series(tmp_path / "in" / "patient" / "mr", phantom()[..., :2], oblique(), modality="MR")
     (tmp_path / "in" / "patient" / "ct" / "README").write_text("no image")
@@ -300,7 +298,7 @@ def test_what_is_found_where(writer: Any, tmp_path: Path) -> None:
     assert inputs.find(renamed)[0].kind == "dicom"
 
 
-def test_pictures_and_volumes_beside_a_study_are_predicted_too(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_pictures_and_volumes_beside_a_study_are_predicted_too(saved: Saver, tmp_path: Path) -> None:
     """They were passed over in silence: a folder with one DICOM file hid all that lay in and below it."""
     study = tmp_path / "in" / "case"
     writer.series(study / "ct", phantom(), oblique())
@@ -317,7 +315,7 @@ def test_pictures_and_volumes_beside_a_study_are_predicted_too(saved: Saver, wri
     ]
 
 
-def test_an_output_below_the_input_by_another_way(saved: Saver, writer: Any, tmp_path: Path) -> None:
+def test_an_output_below_the_input_by_another_way(saved: Saver, tmp_path: Path) -> None:
     writer.series(tmp_path / "in", phantom(), oblique())
     (tmp_path / "link").symlink_to(tmp_path / "in")
     with pytest.raises(errors.OutputInUse, match="lies inside the input"):
@@ -325,7 +323,7 @@ def test_an_output_below_the_input_by_another_way(saved: Saver, writer: Any, tmp
 
 
 def test_what_does_not_fit_into_memory_stops_no_other_input(
-    saved: Saver, writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "ab":
         writer.series(tmp_path / "in" / name, phantom(), oblique())

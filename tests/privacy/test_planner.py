@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import cli as door
 from fedvfm import config, errors, privacy_config, registry
 from fedvfm.client import model as models
 from fedvfm.client import policy, review
 from fedvfm.privacy import base, ledger, planner, records, table
 from fedvfm.trust import documents, keys
+from tests.privacy import releases
 
 RECIPE: dict[str, Any] = {
     "backbone": {"name": "unet"},
@@ -206,31 +205,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process."""
-    import signal
-
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
-        code = 0
-        try:
-            door.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        made = capsys.readouterr()
-        assert "Traceback" not in made.err
-        return code, made.out, made.err
-
-    return run
-
-
-def test_plan_counts_the_site_s_own_patients_and_what_they_spent(
-    files: Path, call: Callable[..., tuple[int, str, str]]
-) -> None:
-    code, out, err = call("privacy", "plan", files / "recipe.toml", files / "site.toml", "--json")
+def test_plan_counts_the_site_s_own_patients_and_what_they_spent(files: Path, cli: Any) -> None:
+    code, out, err = cli("privacy", "plan", files / "recipe.toml", files / "site.toml", "--json")
     assert code == 0, err
     made = json.loads(out)
     assert (made["mechanism"], made["unit"], made["batch"]) == ("patient-level", "patient", 4)
@@ -245,16 +221,16 @@ def test_plan_counts_the_site_s_own_patients_and_what_they_spent(
     event = base.PrivacyEvent("patient-level", "patient", 1.5, 0.3, 10, 1.0)
     one = ledger.Claim("ab" * 32, 1, "cd" * 32, event, [f"patient p{number}" for number in range(12)])
     book.charge(one, budget, "ef" * 32)
-    code, out, _ = call("privacy", "plan", files / "recipe.toml", files / "site.toml", "--json")
+    code, out, _ = cli("privacy", "plan", files / "recipe.toml", files / "site.toml", "--json")
     assert (code, json.loads(out)["noise_multiplier"] > before) == (0, True)
-    code, out, _ = call("ledger", "show", files / "site.toml")
+    code, out, _ = cli("ledger", "show", files / "site.toml")
     assert code == 0
     assert "data set discs: epsilon" in out
     assert "of 8.00 (patient level, delta 0.0001, rdp), 1 releases" in out
 
 
-def test_plan_in_words_without_a_site(files: Path, call: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = call("privacy", "plan", files / "recipe.toml", "--sites", "6", "--epsilon", "8", "--rounds", "50")
+def test_plan_in_words_without_a_site(files: Path, cli: Any) -> None:
+    code, out, _ = cli("privacy", "plan", files / "recipe.toml", "--sites", "6", "--epsilon", "8", "--rounds", "50")
     assert code == 0
     assert "site-level: 6 sites" in out
     assert "warning: site-level privacy with 6 sites" in out
@@ -273,51 +249,48 @@ def test_plan_in_words_without_a_site(files: Path, call: Callable[..., tuple[int
         (["epsilon", "--noise", "-1", "--samples", "9", "--batch", "3", "--steps", "9", "--delta", "1e-5"], "above 0"),
     ],
 )
-def test_bad_questions(files: Path, call: Callable[..., tuple[int, str, str]], arguments: list[str], said: str) -> None:
-    code, _, err = call("privacy", *[files / one if one.endswith(".toml") else one for one in arguments])
+def test_bad_questions(files: Path, cli: Any, arguments: list[str], said: str) -> None:
+    code, _, err = cli("privacy", *[files / one if one.endswith(".toml") else one for one in arguments])
     assert code == 2
     assert said in err
 
 
-def test_epsilon_of_a_noise(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_epsilon_of_a_noise(cli: Any) -> None:
     given = ["--noise", "1.1", "--samples", "300", "--batch", "8", "--steps", "500", "--delta", "1e-5"]
-    assert "epsilon 3.495 at delta 1e-05 (rdp, rate 0.02667, 500 steps)" in call("privacy", "epsilon", *given)[1]
-    code, out, _ = call("privacy", "epsilon", *given, "--accountant", "both", "--json")
+    assert "epsilon 3.495 at delta 1e-05 (rdp, rate 0.02667, 500 steps)" in cli("privacy", "epsilon", *given)[1]
+    code, out, _ = cli("privacy", "epsilon", *given, "--accountant", "both", "--json")
     found = json.loads(out)["epsilons"]
     assert code == 0
     assert found["prv"]["epsilon"] < found["rdp"]["epsilon"] == pytest.approx(3.495, abs=1e-3)
 
 
-def test_the_ledger_s_verbs(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_ledger_s_verbs(tmp_path: Path, cli: Any) -> None:
     folder, state = tmp_path / "ledger", tmp_path / "state"
     state.mkdir()
     private = keys.make()
     keys.write_private(state / "site.key", private)
     (state / "site.pub").write_text(keys.public_text(private) + "\n")
-    budget = privacy_config.Budget(data_set="discs", epsilon=8.0, delta=1e-5, unit="record")
-    event = base.PrivacyEvent("record-level", "record", 1.1, 0.1, 30, 1.0)
     book = ledger.Ledger(folder, "north", "record")
-    names = records.ids("site", [], "north") or ["sample a"]
     for number in (1, 2):
-        book.charge(ledger.Claim("ab" * 32, number, "cd" * 32, event, names), budget, f"{number:064d}")
+        book.charge(releases.claim(number), releases.budget(), f"{number:064d}")
     receipt = tmp_path / "receipt.json"
-    code, out, _ = call("ledger", "receipt", folder, "-o", receipt, "--state", state, "--with-spending", "--json")
+    code, out, _ = cli("ledger", "receipt", folder, "-o", receipt, "--state", state, "--with-spending", "--json")
     assert (code, json.loads(out)["length"]) == (0, 3)
     assert documents.format_of(receipt) == "fedvfm-ledger-receipt-1"
     with_key = ["--against", receipt, "--key", state / "site.pub"]
-    assert call("ledger", "verify", folder, *with_key)[0] == 0
+    assert cli("ledger", "verify", folder, *with_key)[0] == 0
     lines = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "ledger.jsonl").write_bytes(b"".join(lines[:2]))
-    code, _, err = call("ledger", "verify", folder, *with_key)
+    code, _, err = cli("ledger", "verify", folder, *with_key)
     assert (code, "truncated or rolled back" in err) == (14, True)
-    assert call("ledger", "verify", folder)[0] == 16, "it waits"
-    assert "nothing is charged" in call("ledger", "show", folder)[1]
-    code, out, _ = call("ledger", "reconcile", folder, *with_key, "--json")
+    assert cli("ledger", "verify", folder)[0] == 16, "it waits"
+    assert "nothing is charged" in cli("ledger", "show", folder)[1]
+    code, out, _ = cli("ledger", "reconcile", folder, *with_key, "--json")
     assert (code, json.loads(out)["adopted"], json.loads(out)["unknown"]) == (0, 1, False)
-    assert "nothing to reconcile" in call("ledger", "reconcile", folder, *with_key)[1]
-    code, out, _ = call("ledger", "show", folder, "--json")
-    assert json.loads(out)["data_sets"][0]["epsilon"] == pytest.approx(5.2822, abs=1e-3)
-    assert call("ledger", "show", tmp_path / "nowhere")[0] == 14
+    assert "nothing to reconcile" in cli("ledger", "reconcile", folder, *with_key)[1]
+    code, out, _ = cli("ledger", "show", folder, "--json")
+    assert json.loads(out)["data_sets"][0]["epsilon"] == pytest.approx(releases.AFTER[2], abs=1e-3)
+    assert cli("ledger", "show", tmp_path / "nowhere")[0] == 14
 
 
 def test_names_of_records_stay_when_a_file_is_added_though_numbers_shift(files: Path, tmp_path: Path) -> None:
@@ -336,7 +309,7 @@ def test_names_of_records_stay_when_a_file_is_added_though_numbers_shift(files: 
     def names(unit: str) -> tuple[set[str], set[str]]:
         source = labels.mapped(sources.make(settings, recipe().data), {}, ("background", "disc"))
         own = source.samples()
-        return {one.id for one in own[:5]}, set(records.ids(unit, own, "north", source))
+        return {one.id for one in own[:5]}, set(records.ids(unit, own, source))
 
     ids, before = names("record")
     _, patients = names("patient")

@@ -654,9 +654,9 @@ def test_the_units_are_those_of_the_ledger(tiny_dino: Path) -> None:
     site = sites.Site("north", Drawn(count=12, each=4))
     for mechanism, unit in (("record-level", "record"), ("patient-level", "patient")):
         model = models.AdaptedModel(recipe(tiny_dino, {**PRIVACY, "mechanism": mechanism}))
-        names = records.ids(unit, site.split("train"), "north")
+        names = records.ids(unit, site.split("train"))
         assert len(private.units_of(model, site)) == len(names)
-        assert list(rounds.members(unit, site.split("train"), "north")) == names
+        assert list(rounds.members(unit, site.split("train"))) == names
 
 
 def test_what_a_round_spends() -> None:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedvfm import audit, chain, errors, privacy_config, storage
-from fedvfm.privacy import accountant, ledger, lines, receipts, reconcile
+from fedvfm import audit, chain, errors, storage
+from fedvfm.privacy import ledger, lines, receipts, reconcile
 from fedvfm.trust import documents, keys
-
-MakeBudget = Callable[..., privacy_config.Budget]
-MakeClaim = Callable[..., ledger.Claim]
-
-
-def sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+from tests.privacy.releases import AFTER, budget, claim, epsilon, sha
 
 
 class Site:
     """A site that makes rounds, keeps a receipt after each, and whose ledger somebody tampers with."""
 
-    def __init__(self, root: Path, key: keys.Private, budget: MakeBudget, claim: MakeClaim) -> None:
-        self.root, self.folder, self.key, self.budget, self.claim = root, root / "ledger", key, budget(), claim
+    def __init__(self, root: Path, key: keys.Private) -> None:
+        self.root, self.folder, self.key, self.budget = root, root / "ledger", key, budget()
         self.public = keys.public_text(key)
 
     @property
@@ -35,7 +27,7 @@ class Site:
 
     def rounds(self, first: int, last: int, branch: str = "") -> None:
         for number in range(first, last + 1):
-            with self.book.hold(self.claim(number), self.budget) as held:
+            with self.book.hold(claim(number), self.budget) as held:
                 held.charge(sha(f"{branch} update {number}"))
 
     def receipt(self, name: str, *, spending: bool) -> Path:
@@ -58,26 +50,17 @@ class Site:
     def reconcile(self, *paths: Path) -> dict[str, Any]:
         return reconcile.reconcile(self.folder, self.said(*paths), self.budget, "north")
 
-    def epsilon(self) -> float:
-        book = self.book
-        spent = book.spending(book.entries).worst(book.records.find)
-        return max(accountant.epsilon(one, 1e-5).value for one in spent)
-
     def refused(self) -> str:
         with pytest.raises(errors.LedgerError) as caught:
-            self.book.check(self.claim(90), self.budget)
+            self.book.check(claim(90), self.budget)
         return str(caught.value)
 
 
 @pytest.fixture
-def site(tmp_path: Path, key: keys.Private, budget: MakeBudget, claim: MakeClaim) -> Site:
-    made = Site(tmp_path, key, budget, claim)
+def site(tmp_path: Path, key: keys.Private) -> Site:
+    made = Site(tmp_path, key)
     made.rounds(1, 2)
     return made
-
-
-THREE = 6.3034
-"""Epsilon of three rounds."""
 
 
 def test_a_whole_ledger_holds_its_receipts(site: Site) -> None:
@@ -110,13 +93,13 @@ def test_a_rollback_is_found_refused_and_made_good(site: Site, harm: str) -> Non
         site.verify(full)
     assert "Nothing is charged until 'fedvfm ledger reconcile --against RECEIPT'" in site.refused()
     with pytest.raises(errors.LedgerError):
-        site.book.charge(site.claim(91), site.budget, sha("x"))
+        site.book.charge(claim(91), site.budget, sha("x"))
     made = site.reconcile(full)
     assert (made["adopted"], made["unknown"], made["floor"]) == (1, False, {"epsilon": 0.0, "delta": 0.0})
-    assert site.epsilon() == pytest.approx(THREE, abs=1e-3)
+    assert epsilon(site.book) == pytest.approx(AFTER[3], abs=1e-3)
     site.rounds(4, 4)
     with pytest.raises(errors.BudgetExceeded):
-        site.book.check(site.claim(5), site.budget)
+        site.book.check(claim(5), site.budget)
     found = site.verify(full)
     assert (found["reconciled"], found["waiting"]) == (1, 0), "what was reconciled is no finding again"
     assert site.reconcile(full) == {"changed": False}
@@ -132,7 +115,7 @@ def test_a_ledger_that_went_on_after_a_rollback_pays_for_both_branches(site: Sit
     with pytest.raises(errors.AuditError, match="the log was rewritten"):
         site.verify(full)
     assert site.reconcile(full)["adopted"] == 1
-    assert site.epsilon() == pytest.approx(7.1998, abs=1e-3), "four rounds: two, one lost, one since"
+    assert epsilon(site.book) == pytest.approx(AFTER[4], abs=1e-3), "four rounds: two, one lost, one since"
 
 
 def test_without_knowing_what_was_lost_the_whole_budget_counts(site: Site) -> None:
@@ -145,9 +128,9 @@ def test_without_knowing_what_was_lost_the_whole_budget_counts(site: Site) -> No
     made = site.reconcile(plain)
     assert (made["unknown"], made["floor"]) == (True, {"epsilon": 8.0, "delta": 1e-5})
     with pytest.raises(errors.BudgetExceeded, match=r"to epsilon infinity .*No noise fits what is left"):
-        site.book.check(site.claim(4), own)
+        site.book.check(claim(4), own)
     raised = own.model_copy(update={"epsilon": 20.0, "delta": 2e-5})
-    after = site.book.check(site.claim(4), raised)
+    after = site.book.check(claim(4), raised)
     assert 8.0 + 6.0 < after.value < 20.0, "what was lost is added to what is known"
 
 
@@ -161,12 +144,12 @@ def test_a_rewritten_ledger_is_found(site: Site) -> None:
         body = {name: value for name, value in one.items() if name not in ("prev", "hash")}
         written.append({**body, "steps": 1} if body["event"] in ("charged", "reserved") else body)
     audit.verify(site.book.path)
-    assert site.epsilon() < 3.0
+    assert epsilon(site.book) < 3.0
     with pytest.raises(errors.AuditError, match="the log was rewritten"):
         site.verify(full)
     site.refused()
     assert site.reconcile(full)["adopted"] == 3
-    assert site.epsilon() >= THREE
+    assert epsilon(site.book) >= AFTER[3]
 
 
 def test_an_edited_ledger_is_kept_as_evidence_and_made_good(site: Site) -> None:
@@ -181,7 +164,7 @@ def test_an_edited_ledger_is_kept_as_evidence_and_made_good(site: Site) -> None:
     made = site.reconcile(full)
     assert (made["adopted"], made["unknown"]) == (2, False)
     assert Path(made["evidence"]).read_bytes() == broken
-    assert site.epsilon() == pytest.approx(THREE, abs=1e-3)
+    assert epsilon(site.book) == pytest.approx(AFTER[3], abs=1e-3)
     assert site.reconcile() == {"changed": False}
 
 
@@ -213,19 +196,19 @@ def test_a_ledger_that_is_gone_comes_back_from_its_receipt(site: Site) -> None:
     with pytest.raises(errors.LedgerError, match="Name the site's file"):
         reconcile.reconcile(site.folder, site.said(full), None)
     assert site.reconcile(full)["adopted"] == 3
-    assert site.epsilon() == pytest.approx(THREE, abs=1e-3)
-    fresh = site.book.check(site.claim(4, first=500, last=540), site.budget)
-    assert fresh.value == pytest.approx(4.0245, abs=1e-3), "the sets are still here, so other records are free"
+    assert epsilon(site.book) == pytest.approx(AFTER[3], abs=1e-3)
+    fresh = site.book.check(claim(4, first=500, last=540), site.budget)
+    assert fresh.value == pytest.approx(AFTER[1], abs=1e-3), "the sets are still here, so other records are free"
 
 
 def test_a_lost_key_makes_all_that_was_spent_count_for_all(site: Site) -> None:
     site.book.records.key_path.unlink()
     made = site.reconcile()
     assert (made["rekeyed"], made["unknown"]) == (True, False)
-    after = site.book.check(site.claim(3, first=500, last=540), site.budget)
-    assert after.value == pytest.approx(THREE, abs=1e-3)
+    after = site.book.check(claim(3, first=500, last=540), site.budget)
+    assert after.value == pytest.approx(AFTER[3], abs=1e-3)
     site.rounds(3, 3)
-    assert site.epsilon() == pytest.approx(THREE, abs=1e-3)
+    assert epsilon(site.book) == pytest.approx(AFTER[3], abs=1e-3)
 
 
 def test_marks_in_audit_logs_of_both_ends_find_a_rollback(site: Site, tmp_path: Path) -> None:

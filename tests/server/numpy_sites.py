@@ -197,3 +197,38 @@ class LoopGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
+
+
+Stop = Callable[[str, Mapping[str, Any]], bool]
+
+
+def after(number: int) -> Stop | None:
+    """The end of a process as this round ends; 0 for none."""
+    return (lambda event, fields: event == "round-end" and fields["round"] == number) if number else None
+
+
+def run(
+    job: strategy.Job,
+    members: Sequence[NumpySite],
+    *,
+    stop: Stop | None = None,
+    note: Callable[[str, Mapping[str, Any]], object] = lambda event, fields: None,
+    grid: Grid | None = None,
+) -> Path:
+    """Run or resume a federation of these sites; its folder.
+
+    Args:
+        stop: says of an event whether the process ends there.
+        note: told of every event.
+    """
+
+    def watch(event: str, /, **fields: Any) -> None:
+        note(event, fields)
+        if stop is not None and stop(event, fields):
+            raise KeyboardInterrupt
+
+    try:
+        strategy.Federation(job, grid or LoopGrid(client_app(members), len(members)), watch).run()
+    except KeyboardInterrupt:
+        assert stop is not None
+    return job.folder

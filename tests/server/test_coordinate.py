@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 import json
@@ -430,6 +431,43 @@ def test_a_site_with_another_backbone_takes_no_part(make: Callable[..., Town]) -
     town.run(quorum=1, join_timeout_s=0.3)
     assert "site 'north' holds backbone cdcdcdcdcdcd" in town.notes()
     assert town.cohorts() == [["east"]] * ROUNDS
+
+
+def test_a_refusal_by_admission_is_no_word_of_the_site(make: Callable[..., Town]) -> None:
+    """Admission says "site-name" of an update; what a site says itself comes as "site-" and its word."""
+    town = make()
+
+    def other(kind: str, number: int, reply: Any) -> Any:
+        if kind == "train" and number == 2 and town.trained("west").count(2) == 1:
+            return dataclasses.replace(reply, site="east")
+        return reply
+
+    town.members[1].change = other
+    assert town.run() is not None
+    assert "west: site-name" in town.notes()
+    assert "It is asked for again (1 of 2)" in town.notes(), "at once: nobody refused"
+    assert "missing: west" not in town.notes()
+    assert town.trained("west") == [1, 2, 2, 3, 4]
+
+
+def test_a_site_whose_ledger_went_back_is_asked_no_more_in_this_recipe(make: Callable[..., Town]) -> None:
+    town = make()
+    town.when["round", 2] = lambda: town.refuses.update(west=protocol.LEDGER_WENT_BACK)
+    seen: list[str] = []
+    town.when["round", 4] = lambda: (seen.append(town.stands()["sites"]["west"]), town.refuses.clear())
+    assert town.run(quorum=1) is not None
+    assert town.cohorts() == [["east", "west"]] * 2 + [["east"]] * 2
+    assert town.journal()[1]["refused"]["west"]["reason"] == "site-ledger-went-back"
+    assert seen == ["ledger-went-back"], "as the server's status shows it"
+    assert "goes on without: west (ledger-went-back)" in town.notes()
+    town.refuses["west"] = protocol.LEDGER_WENT_BACK
+    steering.add_recipe(town.server, *town.lock(seed=7))
+    begins = time.monotonic()
+    assert town.run(quorum=1) is not None
+    assert time.monotonic() < begins + 50.0, "nobody waits for it"
+    steering.add_recipe(town.server, *town.lock(seed=8))
+    with pytest.raises(errors.QuorumMissed, match=r"whose privacy ledger went back: .*server start --without west"):
+        town.run(join_timeout_s=0.3)
 
 
 @pytest.mark.parametrize("how", ["revoke", "drop"])

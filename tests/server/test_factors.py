@@ -11,7 +11,7 @@ import pytest
 
 from fedvfm import chain, errors, flower, protocol, state, storage
 from fedvfm import config as configs
-from fedvfm.server import checkpoint, strategy
+from fedvfm.server import checkpoint
 
 PAIR, A, B = "block.00.q", "block.00.q.A", "block.00.q.B"
 IDLE = {"freeze-A": (A, A, A, A, A), "alternate": (A, B, A, B, A)}
@@ -59,17 +59,7 @@ class Country:
         job = self.sites.make_job(
             self.root / folder, members, self.sites.make_recipe(**values), durable=durable, server=server
         )
-        grid = self.sites.LoopGrid(self.sites.client_app(members), len(members))
-
-        def watch(event: str, /, **fields: Any) -> None:
-            if event == "round-end" and fields["round"] == stop_after:
-                raise KeyboardInterrupt
-
-        try:
-            strategy.Federation(job, grid, watch).run()
-        except KeyboardInterrupt:
-            assert stop_after
-        found: Path = job.folder
+        found: Path = self.sites.run(job, members, stop=self.sites.after(stop_after))
         return found
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from fedvfm import chain, errors, flower, state
 from fedvfm import config as configs
-from fedvfm.server import checkpoint, strategy
+from fedvfm.server import checkpoint
 from fedvfm.simulation import in_process
 
 
@@ -36,17 +36,8 @@ class Harness:
         recipe = self.sites.make_recipe(**more.pop("recipe", {}))
         job = self.sites.make_job(self.folder / folder, members, recipe, **more)
         chosen = grid or in_process.InProcessGrid(self.sites.client_app(members), len(members))
-
-        def watch(event: str, /, **fields: Any) -> None:
-            self.events.append((event, fields))
-            if event == "round-end" and fields["round"] == stop_after:
-                raise KeyboardInterrupt
-
-        try:
-            strategy.Federation(job, chosen, watch).run()
-        except KeyboardInterrupt:
-            assert stop_after
-        found: Path = job.folder
+        note, stop = lambda *event: self.events.append(event), self.sites.after(stop_after)
+        found: Path = self.sites.run(job, members, stop=stop, note=note, grid=chosen)
         return found
 
 

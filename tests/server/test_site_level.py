@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, stats
+from scipy import stats
 
 from fedvfm import chain, errors, factors, state
 from fedvfm import config as configs
 from fedvfm.privacy import accountant, base, entropy, rounds, site_level, table
 from fedvfm.server import checkpoint, private, strategy
 from fedvfm.simulation import in_process
+from tests.privacy import gaussian
+from tests.server import numpy_sites as sites
 
 CLIP = 0.5
 PRIVACY: dict[str, Any] = {"mechanism": "site-level", "clip": CLIP, "noise_multiplier": 1.2, "delta": 1e-5}
@@ -35,41 +37,36 @@ UNIFORM = {"aggregation": {"weighting": "uniform"}}
 class Harness:
     """Federations of sites that answer with arithmetic."""
 
-    def __init__(self, sites: Any, folder: Path) -> None:
-        self.sites, self.folder = sites, folder
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.asked: list[tuple[str, int]] = []
         self.notes: list[str] = []
 
     def members(self, names: tuple[str, ...] = ("east", "north", "west"), **more: Any) -> list[Any]:
-        return [self.sites.NumpySite(name, **more) for name in names]
+        return [sites.NumpySite(name, **more) for name in names]
 
     def job(self, members: list[Any], folder: str, **more: Any) -> strategy.Job:
-        recipe = self.sites.make_recipe(**{"privacy": PRIVACY, **UNIFORM, **more.pop("recipe", {})})
-        found: strategy.Job = self.sites.make_job(self.folder / folder, members, recipe, **more)
+        recipe = sites.make_recipe(**{"privacy": PRIVACY, **UNIFORM, **more.pop("recipe", {})})
+        found: strategy.Job = sites.make_job(self.folder / folder, members, recipe, **more)
         return found
 
     def run(self, members: list[Any] | None = None, folder: str = "run", stop: Any = None, **more: Any) -> Path:
         """Run or resume; ``stop`` says of an event whether the process ends there."""
         members = members or self.members()
         job = self.job(members, folder, **more)
-        grid = in_process.InProcessGrid(self.sites.client_app(members), len(members))
+        grid = in_process.InProcessGrid(sites.client_app(members), len(members))
 
-        def watch(event: str, /, **fields: Any) -> None:
+        def note(event: str, fields: Mapping[str, Any]) -> None:
             self.notes += [fields["text"]] if event == "note" else []
-            if stop is not None and stop(event, fields):
-                raise KeyboardInterrupt
 
-        try:
-            strategy.Federation(job, grid, watch).run()
-        except KeyboardInterrupt:
-            assert stop is not None
+        found: Path = sites.run(job, members, stop=stop, note=note, grid=grid)
         self.asked = [one for member in members for one in member.asked]
-        return job.folder
+        return found
 
 
 @pytest.fixture
-def harness(sites: Any, tmp_path: Path) -> Harness:
-    return Harness(sites, tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
@@ -80,13 +77,9 @@ def final(folder: Path) -> state.AdapterState:
     return checkpoint.read(folder / "adapter.safetensors")[0]
 
 
-def recipe(sites: Any, **privacy: Any) -> configs.Recipe:
+def recipe(**privacy: Any) -> configs.Recipe:
     found: configs.Recipe = sites.make_recipe(privacy=PRIVACY | privacy, **UNIFORM)
     return found
-
-
-def norm(one: state.AdapterState) -> float:
-    return one.norm()
 
 
 # -- one site's influence ----------------------------------------------------------------------------------------------
@@ -118,7 +111,7 @@ def test_no_change_is_longer_than_the_clip(change: base.Change, clip: float, ada
 )
 @settings(max_examples=40)
 def test_one_site_moves_the_sum_by_at_most_the_clip(
-    sites: Any, tmp_path_factory: pytest.TempPathFactory, scales: list[float], way: str, number: int, privacy: Any
+    tmp_path_factory: pytest.TempPathFactory, scales: list[float], way: str, number: int, privacy: Any
 ) -> None:
     """All sites or all but one, the same noise: what is left of the difference is that site's."""
     chosen = sites.make_recipe(privacy=privacy, adapter={"rank": 3, "alpha": 6.0, "factors": way}, **UNIFORM)
@@ -142,13 +135,13 @@ def test_one_site_moves_the_sum_by_at_most_the_clip(
 
     whole, without = made(updates), made({name: one for name, one in updates.items() if name != "s0"})
     told = (whole - without) * float(len(scales))
-    assert norm(told) <= CLIP * (1 + 1e-4)
+    assert told.norm() <= CLIP * (1 + 1e-4)
     idle = set(start) - set(names)
     assert all((whole[name] == start[name]).all() for name in idle), "what did not train gets neither mean nor noise"
     assert all((whole[name] != start[name]).all() for name in names), "every number that trained has its own noise"
 
 
-def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(sites: Any, tmp_path: Path) -> None:
+def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(tmp_path: Path) -> None:
     from fedvfm.server.aggregators import base as aggregators
     from fedvfm.server.aggregators import mean
 
@@ -163,7 +156,7 @@ def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(sites: A
         def finish(self, acc: aggregators.Sums) -> tuple[state.AdapterState, dict[str, state.Array]]:
             return super().finish(acc)[0] * 0.5, {"seen": np.float32([acc.weight])}
 
-    locked = sites.lock(recipe(sites))
+    locked = sites.lock(recipe())
     update = state.SiteUpdate("a", sites.draw(locked.manifest, 5), 1, 0, "")
     record = {"cohort": ["a", "b", "c"], "refused": {}}
     made = []
@@ -185,7 +178,7 @@ def test_the_denominator_is_who_was_asked_and_not_who_answered(harness: Harness)
     more: dict[str, Any] = {"recipe": {"rounds": 1}, "simulated": True, "server": configs.ServerConfig(quorum=2)}
     two, three = harness.run(lost, "two", **more), harness.run(folder="three", **more)
     told = (final(three) - final(two)) * 3.0
-    assert norm(told) == pytest.approx(CLIP, rel=1e-3), "one clipped update of three, whole"
+    assert told.norm() == pytest.approx(CLIP, rel=1e-3), "one clipped update of three, whole"
     assert journal(two)[0]["privacy"]["sites"] == journal(three)[0]["privacy"]["sites"] == 3
     assert journal(two)[0]["refused"]["west"]["reason"] == "site-data"
 
@@ -194,9 +187,9 @@ def test_the_denominator_is_who_was_asked_and_not_who_answered(harness: Harness)
 
 
 @pytest.mark.parametrize("privacy", [{}, {"adaptive_quantile": 0.4}])
-def test_noise_is_as_much_as_the_journal_says_and_independent(sites: Any, privacy: Any) -> None:
+def test_noise_is_as_much_as_the_journal_says_and_independent(privacy: Any) -> None:
     part, size, asked = site_level.Server(), 40_000, 5
-    chosen = recipe(sites, **privacy)
+    chosen = recipe(**privacy)
     drawn = []
     for _ in range(2):
         memory = part.configure(chosen, asked, {})
@@ -226,23 +219,13 @@ def test_a_run_s_noise_is_no_one_s_to_repeat_and_a_simulation_s_is(harness: Harn
 # -- epsilon -----------------------------------------------------------------------------------------------------------
 
 
-def exact_epsilon(mu: float, delta: float) -> float:
-    """Of the Gaussian mechanism, sensitivity 1, noise 1/mu: Balle and Wang, ICML 2018, theorem 8."""
-
-    def excess(epsilon: float) -> float:
-        left, right = stats.norm.cdf(mu / 2 - epsilon / mu), stats.norm.cdf(-mu / 2 - epsilon / mu)
-        return float(left - math.exp(epsilon) * right - delta)
-
-    return float(optimize.brentq(excess, 0.0, 200.0))
-
-
 def test_the_journal_s_epsilon_is_the_accountant_s_and_bounds_the_exact_one(harness: Harness) -> None:
     lines = journal(harness.run(recipe={"rounds": 6}))
     for number, line in enumerate(lines, 1):
         said = line["privacy"]
         assert said["steps"] == number
         assert said["epsilon"] == accountant.epsilon(((1.0, 1.2, number),), 1e-5).value
-        exact = exact_epsilon(math.sqrt(number) / 1.2, 1e-5)
+        exact = gaussian.epsilon(1.2 / math.sqrt(number), 1e-5)
         assert exact <= said["epsilon"] <= 1.15 * exact
         told = f"round {number}: epsilon {said['epsilon']:.3g} (site level, delta 1e-05)"
         assert told in harness.notes, "whoever coordinates is told as it goes"
@@ -276,9 +259,9 @@ def test_sum_and_count_together_spend_what_the_recipe_says(sigma: float, counted
 
 @pytest.mark.parametrize("begins", [0.01, 100.0])
 @pytest.mark.parametrize("quantile", [0.3, 0.8])
-def test_an_adaptive_clip_finds_the_quantile(sites: Any, begins: float, quantile: float) -> None:
+def test_an_adaptive_clip_finds_the_quantile(begins: float, quantile: float) -> None:
     lengths = np.random.default_rng(1).lognormal(sigma=0.8, size=200)
-    chosen = recipe(sites, clip=begins, adaptive_quantile=quantile, noise_multiplier=2.0)
+    chosen = recipe(clip=begins, adaptive_quantile=quantile, noise_multiplier=2.0)
     part, memory, draws, seen = site_level.Server(), {}, entropy.Seeded(0, "clip"), []
     for _ in range(150):
         memory = part.configure(chosen, len(lengths), memory)
@@ -294,7 +277,7 @@ def test_an_adaptive_clip_finds_the_quantile(sites: Any, begins: float, quantile
 def test_an_adaptive_clip_goes_on_where_it_was(harness: Harness) -> None:
     more: dict[str, Any] = {"recipe": {"rounds": 4, "privacy": ADAPTIVE}, "simulated": True}
     whole = harness.run(folder="whole", **more)
-    harness.run(stop=lambda event, fields: event == "round-end" and fields["round"] == 2, **more)
+    harness.run(stop=sites.after(2), **more)
     again = harness.run(**more)
     clips = [line["privacy"]["clip"] for line in journal(whole)]
     assert len(set(clips)) == 4
@@ -326,7 +309,7 @@ def test_a_stop_between_checkpoint_and_journal_draws_nothing_again(harness: Harn
 
 
 def test_a_draw_from_another_adapter_is_refused(harness: Harness) -> None:
-    folder = harness.run(stop=lambda event, fields: event == "round-end" and fields["round"] == 2)
+    folder = harness.run(stop=sites.after(2))
     drawn = folder / "private"
     (drawn / "round-00002.safetensors").rename(drawn / "round-00003.safetensors")
     with pytest.raises(errors.CheckpointError, match="noise was drawn for round 3 before, from another adapter"):
@@ -349,7 +332,7 @@ def test_a_folder_that_was_put_back_draws_no_second_time(harness: Harness, tmp_p
     rounds: dict[str, Any] = {"recipe": {"rounds": 4}}
 
     def copied_after(number: int) -> Path:
-        found = harness.run(stop=lambda event, fields: event == "round-end" and fields["round"] == number, **rounds)
+        found = harness.run(stop=sites.after(number), **rounds)
         shutil.copytree(found, tmp_path / f"safe-{number}")
         return found
 
@@ -372,11 +355,10 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import numpy_sites
-from fedvfm.server import strategy
 members = [numpy_sites.NumpySite(name) for name in ("east", "west")]
 recipe = numpy_sites.make_recipe(**json.loads(sys.argv[3]))
 job = numpy_sites.make_job(Path(sys.argv[2]), members, recipe, durable=True)
-strategy.Federation(job, numpy_sites.LoopGrid(numpy_sites.client_app(members), len(members))).run()
+numpy_sites.run(job, members)
 print(json.dumps({"trained": sorted({n for m in members for kind, n in m.asked if kind == "train"}),
                   "torch": "torch" in sys.modules}))
 """
@@ -472,7 +454,7 @@ def test_what_it_cannot_be_is_said_before_anybody_is_asked(
         {"adaptive_noise": 1.0},
     ],
 )
-def test_an_adaptive_clip_is_site_level_s_alone(sites: Any, privacy: dict[str, Any]) -> None:
+def test_an_adaptive_clip_is_site_level_s_alone(privacy: dict[str, Any]) -> None:
     with pytest.raises(errors.ConfigError, match="only of mechanism 'site-level' and with adaptive_quantile"):
         sites.make_recipe(privacy=privacy)
 

@@ -43,7 +43,7 @@ def test_a_damaged_evaluation_is_told_in_a_sentence(tmp_path: Path) -> None:
     where: Any = SimpleNamespace(
         run_path=lambda recipe: tmp_path, about=SimpleNamespace(recipe="a" * 64), finished=lambda recipe: True
     )
-    for text in ("{", "[1]", '"x"'):
+    for text in ("{", "[1]", "[]", '"x"'):
         (tmp_path / "evaluation.json").write_text(text)
         done, why = supervisor._finished(where)
         assert done == {}

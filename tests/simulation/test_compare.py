@@ -85,6 +85,33 @@ def test_other_settings_are_another_group_and_named(tiny_run: Path, tmp_path: Pa
     assert "tiny (other): recipe.rounds: 2 -> 7" in shown(found)
 
 
+def test_an_option_that_did_not_exist_yet_is_its_default(tiny_run: Path, tmp_path: Path) -> None:
+    """A run of an earlier release names fewer options; that is no difference, and one that is stays one."""
+    earlier = changed(tiny_run, tmp_path / "earlier")
+    values = json.loads((earlier / "experiment.json").read_text())
+    for table, options in (
+        (values["recipe"]["adapter"], ("factors", "parts")),
+        (values["recipe"]["data"], ("channels", "window", "plane", "stack")),
+        (values["recipe"], ("privacy", "start", "admission")),
+        (values["partition"], ("options",)),
+        (values, ("site_ranks", "server")),
+    ):
+        for option in options:
+            del table[option]
+    values["recipe"]["task"]["retired"] = 3
+    (earlier / "experiment.json").write_text(json.dumps(values))
+    later = changed(tiny_run, tmp_path / "later", seed=7)
+    other = changed(tiny_run, tmp_path / "other", adapter={**values["recipe"]["adapter"], "factors": "freeze-A"})
+    first, second, third = compare.compare([earlier, later, other])["runs"]
+    assert first["settings"] == {}
+    assert second["settings"] == {"recipe.task.retired": [3, None]}, "what no release knows any more is told"
+    assert third["settings"] == {"recipe.adapter.factors": ["both", "freeze-A"], "recipe.task.retired": [3, None]}
+    del values["recipe"]["task"]["retired"]
+    (earlier / "experiment.json").write_text(json.dumps(values))
+    (group,) = compare.load([earlier, later])
+    assert [run.seed for run in group.runs] == [0, 7], "runs of two releases are one group where they differ in seed"
+
+
 @pytest.mark.parametrize("missing", ["summary.json", "experiment.json"])
 def test_a_run_that_is_not_finished_says_how_to_finish_it(tiny_run: Path, tmp_path: Path, missing: str) -> None:
     run = changed(tiny_run, tmp_path / "run")

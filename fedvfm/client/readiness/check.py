@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +131,16 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         # Where table and samples tell the same fault, the one that numbers samples says more.
         if one.code == "patient-across-splits" and one.code in known:
             made.findings = [other for other in made.findings if other.code != one.code]
-        made.findings.append(one)
+        made.findings.append(_explained(site, one))
     made.raw, made.source, made.fits = raw, source, not contract
+
+
+def _explained(site: configs.SiteConfig, one: finding.Finding) -> finding.Finding:
+    """A finding with the remedy that helps here: no other seed draws a test patient where no share is for testing."""
+    if one.code != "no-test-sample" or site.privacy is None or site.split.test_share:
+        return one
+    problem = f"{one.problem}; split.test_share = 0, and with [privacy] no patient is put into test then"
+    return dataclasses.replace(one, problem=problem, remedy=owns.TEST_SHARE_NEEDED + ".")
 
 
 def _noted(raw: samples.Source, everything: Sequence[samples.Sample]) -> list[finding.Finding]:

@@ -145,7 +145,9 @@ DATA: dict[str, Entry] = {
         "Add patients.csv with the columns id and patient; pseudonyms are enough.",
     ),
     "patient-across-splits": Entry(
-        _B, "A patient who is trained on and tested makes the score too good.", "Keep a patient in one split."
+        _B,
+        "A patient who is trained on and tested makes the score too good; nothing is trained so.",
+        "Keep a patient in one split: mend the column 'split' of the table, or the lists of dataset.json.",
     ),
     "several-sites": Entry(
         _W, "The data names more than one site; all would count as this one.", "Name your own with include = [...]."

@@ -141,11 +141,8 @@ def make(folder: Path, tiny: Any) -> Federation:
     folder.chmod(0o755)  # another user reaches it; what lies in it must guard itself
     (folder / "canary").mkdir()
     (folder / "canary").chmod(0o777)
-    text = tiny.experiment.read_text()
-    recipe = text[text.index("[recipe]") :].replace("[recipe]\n", "", 1).replace("[recipe.", "[")
-    recipe = recipe.replace("rounds = 3", f"rounds = {len(ORDER)}").replace(
-        "surface = false", "surface = false\nevery = 0"
-    )
+    recipe = tiny.recipe.replace("rounds = 3", f"rounds = {len(ORDER)}")
+    recipe = recipe.replace("surface = false", "surface = false\nevery = 0")
     (folder / "recipe.toml").write_text(recipe)
     limits = f"quorum = 2\nround_timeout_s = {ROUND_S}\njoin_timeout_s = 900.0\n"
     (folder / "server.toml").write_text(f"{limits}without = {json.dumps(LATER)}\n")
@@ -163,8 +160,7 @@ def make(folder: Path, tiny: Any) -> Federation:
     keys.write_private(folder / "stray.key", keys.make())
     allowed = policy.accepting(policy.Facts.of(locked)).replace("min_samples = 10", "min_samples = 1")
     for site in HONEST:
-        own = f'name = "{site}"\ninclude = ["{site}"]\n[data]\nsource = "folder"\npath = "{tiny.data}"\n'
-        (folder / f"{site}.toml").write_text(own + allowed)
+        (folder / f"{site}.toml").write_text(tiny.site(site) + allowed)
     book = {
         "address": server.about.address,
         "authority": str(made.sites["east"].authority),

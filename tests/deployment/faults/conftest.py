@@ -47,8 +47,7 @@ class Discs:
 
     def recipe(self, rounds: int) -> str:
         """The recipe in TOML."""
-        text: str = self.tiny.experiment.read_text()
-        inner = text[text.index("[recipe]") :].replace("[recipe]\n", "", 1).replace("[recipe.", "[")
+        inner: str = self.tiny.recipe
         inner = inner.replace("rounds = 3", f"rounds = {rounds}").replace("batch_size = 3", "batch_size = 1")
         inner = inner.replace("[optimiser]\n", f"[optimiser]\nlocal_epochs = {EPOCHS}\n")
         inner = inner.replace("learning_rate = 1e-2", "learning_rate = 1e-3")
@@ -308,7 +307,6 @@ class Made:
             places: where state folders lie, by end, if not below the test's folder.
         """
         lies = {end: (places or {}).get(end, self.folder) / end for end in ("server", *SITES)}
-        tiny = self.discs.tiny
         (self.folder / "recipe.toml").write_text(self.discs.recipe(rounds))
         (self.folder / "server.toml").write_text(settings or "round_timeout_s = 600.0\n")
         locked, initial = locking.open_recipe(self.folder / "recipe.toml")
@@ -319,9 +317,8 @@ class Made:
             invite = joining.read_invite(server.invite_path(site), server.fingerprint())
             joined[site] = joining.join(lies[site], invite, locked.hash)
             enrolment.approve(server, joined[site].request)
-            own = f'name = "{site}"\ninclude = ["{site}"]\n[data]\nsource = "folder"\npath = "{tiny.data}"\n'
             allowed = policy.accepting(policy.Facts.of(locked)).replace("min_samples = 10", "min_samples = 1")
-            (self.folder / f"{site}.toml").write_text(own + allowed)
+            (self.folder / f"{site}.toml").write_text(self.discs.tiny.site(site) + allowed)
         self.made.append(Federation(self.discs, self.folder, server, joined, rounds))
         return self.made[-1]
 

@@ -1,0 +1,96 @@
+"""A coordinator and two hospitals, joined and approved, whose ends are real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedvfm import locking, processes, state
+from fedvfm.client import joining
+from fedvfm.server import enrolment
+from fedvfm.trust import lock
+
+SITES = ("east", "south")
+
+
+@dataclass
+class Two:
+    """The federation.
+
+    Attributes:
+        tiny: the tiny experiment of the command line's tests: data, backbone, command, environment.
+        folder: holds the state folders ``server``, ``east`` and ``south``, and beside them what the processes say.
+        locked, initial: the recipe.
+    """
+
+    tiny: Any
+    folder: Path
+    locked: lock.Lock
+    initial: state.AdapterState
+    server: enrolment.State
+    sites: dict[str, joining.State] = field(default_factory=dict)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """A real command, its words in a file."""
+        with (self.folder / f"{arguments[0]}-{len(self.started)}.txt").open("w") as words:
+            process = subprocess.Popen(
+                self.tiny.command(*arguments),
+                cwd=self.folder,
+                env=self.tiny.environment(environment),
+                stdout=words,
+                stderr=words,
+                text=True,
+            )
+        self.started.append(process)
+        return process
+
+    def start_clients(self) -> dict[str, subprocess.Popen[str]]:
+        return {site: self.start("client", "start", f"{site}.toml", "--state", site) for site in SITES}
+
+    def start_server(self, **environment: str) -> subprocess.Popen[str]:
+        return self.start("server", "start", "--state", "server", **environment)
+
+    def settings(self, site: str) -> Path:
+        """A hospital's own file, which each test writes."""
+        return self.folder / f"{site}.toml"
+
+    def said(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("*.txt")))
+
+    @property
+    def run(self) -> Path:
+        """What the coordinator keeps of the recipe's rounds."""
+        return self.server.run_path(self.locked.hash)
+
+    def journal(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.tiny.lines(self.run / "journal.jsonl")
+        return found
+
+    def end(self) -> None:
+        for process in self.started:
+            process.terminate()
+        for process in self.started:
+            process.wait(60)
+
+
+@contextlib.contextmanager
+def enrolled(tiny: Any, folder: Path, recipe: str) -> Iterator[Two]:
+    """Both hospitals have approved the recipe, the coordinator both of them; nothing runs yet."""
+    (folder / "recipe.toml").write_text(recipe)
+    locked, initial = locking.open_recipe(folder / "recipe.toml")
+    plan = enrolment.Plan("tiny", f"127.0.0.1:{processes.free_port()}", (), SITES)
+    server = enrolment.init(folder / "server", plan, locked, initial)
+    made = Two(tiny, folder, locked, initial, server)
+    for site in SITES:
+        invite = joining.read_invite(server.invite_path(site), server.fingerprint())
+        made.sites[site] = joining.join(folder / site, invite, locked.hash)
+        enrolment.approve(server, made.sites[site].request)
+    try:
+        yield made
+    finally:
+        made.end()
