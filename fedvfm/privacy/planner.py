@@ -18,6 +18,7 @@ from fedvfm.privacy import accountant, base
 
 HOPELESS, HARD, FAIR = "hopeless", "hard", "fair"
 _NOISE_AS_LARGE, _NOISE_FELT = 1.0, 0.3
+"""Above the first about half of what training gives is lost, above the second a tenth and more: docs/privacy.md."""
 _FEW_SITES, _WEAK_EPSILON = 50, 10.0
 
 COVERED = (
@@ -230,4 +231,7 @@ def _outlook(signals: Sequence[Signal]) -> str:
     )
     if first.verdict == HOPELESS:
         return text + "Take more data, fewer trained numbers or a larger epsilon; or train without privacy and say so"
-    return text + "Expect a loss of accuracy; more data, larger batches and fewer trained numbers help"
+    return text + (
+        "Expect a loss of accuracy; more data, larger batches and fewer trained numbers help, and so does a learning "
+        "rate of the head that is chosen anew: clipped gradients want a larger one"
+    )
