@@ -1,4 +1,4 @@
-"""What a recipe's split into train, val and test follows from, kept at the site from its first answer on.
+"""What a recipe's split into train, val and test follows from, kept at the site once an update or score is to leave.
 
 With ``[privacy]`` every patient is put into a part by keyed hash, without it shares are exact: written or removed in
 mid-recipe it makes another split, and so do another seed and other shares. Then a patient who was tested is trained on,
