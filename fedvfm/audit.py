@@ -208,18 +208,22 @@ class Audit:
 
         Args:
             key: the owner's.
-            peer: the other end whose log's last mark, as it was noted here, the receipt is to confirm; empty for the
-                only one there is. Names of others do not go into it.
+            peer: the other end whose log's last mark, as it was noted here, the receipt is to confirm. Empty confirms
+                the only one there is or, where several sites are enrolled, the log of each of them by its key: names
+                of sites, and how long their logs are, do not go into such a receipt.
         """
         entries = self.entries
-        noted = heard(entries)
-        chosen = [one for one in noted if one.owner == peer or (not peer and len(noted) == 1)]
+        noted, enrolled = heard(entries), site_keys(entries)
+        alone = not peer and len(noted) == 1 and len(enrolled) <= 1
+        chosen = [mark for mark in noted if mark.owner == peer or alone]
+        everyone = () if peer or alone else [mark for mark in noted if mark.owner in enrolled]
         draft = Receipt(
             owner=self.owner,
             end=self.end,
             length=len(entries),
             head=str(entries[-1]["hash"]),
             heard=tuple(chosen),
+            sites=tuple(sorted((SiteMark(key=enrolled[m.owner], head=m.head) for m in everyone), key=lambda m: m.key)),
             time=documents.stamp(documents.now()),
             public_key=keys.public_text(key),
             signature="A" * 40,
@@ -241,8 +245,20 @@ class Heard(config.Strict):
         return {name: value for name, value in plain(self).items() if name != "ledger" or value is not None}
 
 
+class SiteMark(config.Strict):
+    """The head of one site's log as the coordinator noted it last; the site is named by the fingerprint of its key."""
+
+    key: config.Sha256
+    head: config.Sha256
+
+
 class Receipt(documents.Document):
-    """What a log was at one time, and what it held of the other's: signed by its owner. The other end keeps it."""
+    """What a log was at one time, and what it held of the other's: signed by its owner. The other end keeps it.
+
+    Attributes:
+        heard: the mark of the one other end that it is for.
+        sites: in a coordinator's receipt for all its sites, the head of each one's log.
+    """
 
     SIGNATURES: ClassVar[tuple[str, ...]] = ("signature",)
 
@@ -252,9 +268,20 @@ class Receipt(documents.Document):
     length: Annotated[int, Field(ge=1)]
     head: config.Sha256
     heard: Annotated[tuple[Heard, ...], Field(strict=False, max_length=1)] = ()
+    sites: Annotated[tuple[SiteMark, ...], Field(strict=False, max_length=10_000)] = ()
     time: documents.Time
     public_key: documents.PublicKey
     signature: documents.Signature
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_nothing(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A receipt for one end does not mention sites: receipts of before are signed so."""
+        return {name: value for name, value in plain(self).items() if name != "sites" or value}
+
+
+def site_keys(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Site -> fingerprint of the key it was enrolled with last, as a coordinator's log says."""
+    return {str(entry["site"]): str(entry["key"]) for entry in entries if entry["event"] == "enrolled"}
 
 
 def heard(entries: Iterable[Mapping[str, Any]]) -> list[Heard]:

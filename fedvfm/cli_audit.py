@@ -87,22 +87,32 @@ def verify(
     key: Annotated[Path | None, typer.Option(help="Public key that the receipts must be signed with.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the chain, and that it still holds what the other end noted of it. Exits with 14 if not."""
+    """Check the chain, and that it still holds what the other end noted of it.
+
+    Exits with 14 if not, with 17 if all is well but what --against names says nothing of this log.
+    """
     from fedvfm import audit, witness
 
     path = _log(log)
     entries = audit.read(path)
     public = "" if key is None else _public(key)
-    said = [
-        witness.log(_log(one), entries, str(path))
-        if one.is_dir() or one.suffix == ".jsonl"
-        else witness.receipt(one, entries, str(path), public)
-        for one in against or []
-    ]
+    said: list[witness.Comparison] = []
+    silent: list[str] = []
+    for other in against or []:
+        try:
+            if other.is_dir() or other.suffix == ".jsonl":
+                said.append(witness.log(_log(other), entries, str(path)))
+            else:
+                said.append(witness.receipt(other, entries, str(path), public, _own_key(path)))
+        except errors.NothingCompared as error:  # a fault that another file shows counts more
+            silent.append(str(error))
     agreed = sum(one.agreed for one in said)
     found = audit.verify(path, [note for one in said for note in one.notes])
-    if against and not found["checked"] + agreed:
-        raise errors.AuditError(f"{', '.join(map(str, against))}: notes nothing of this log, so nothing was compared")
+    if against and not silent and not found["checked"] + agreed:
+        silent.append(f"{', '.join(map(str, against))}: notes nothing of this log, so nothing was compared")
+    if silent:
+        held = f"{path}: {found['length']} entries, the chain is whole, {found['checked'] + agreed} notes agree"
+        raise errors.NothingCompared("; ".join([*silent, held]))
     peers = witness.peers(entries, str(path))
     _warn(found["unfinished"], peers)
     if as_json:
@@ -131,11 +141,21 @@ def _public(path: Path) -> str:
     return keys.public_text(keys.read_public(text))
 
 
+def _own_key(log: Path) -> str:
+    """Fingerprint of the key of the site whose log this is; empty where its public key does not lie beside it."""
+    from fedvfm.trust import keys
+
+    path = log.parent / "site.pub"
+    return keys.fingerprint(_public(path)) if path.is_file() else ""
+
+
 @app.command()
 def receipt(
     state: Annotated[Path, typer.Argument(help="The state folder of a server or a site.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The receipt; must not exist.")],
-    peer: Annotated[str, typer.Option(help="Site whose log's last mark it confirms; where there is one, it.")] = "",
+    peer: Annotated[
+        str, typer.Option(help="Confirm the log of this site alone, and its ledger; default is every site's log.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Write a signed receipt of a log as it is now, for the other end to keep."""
@@ -148,8 +168,11 @@ def receipt(
     first = audit.read(log)[0]
     made = audit.Audit(log, str(first["owner"]), str(first["end"])).receipt(keys.read_private(key), peer)
     if peer and not made.heard:
-        raise errors.AuditError(f"{log}: holds no mark of the log of '{documents.shown(peer)[:64]}'")
+        raise errors.NothingCompared(
+            f"{log}: holds no mark of the log of '{documents.shown(peer)[:64]}' yet; one comes with its next message"
+        )
     documents.write(output, made)
     heard = [one.model_dump() for one in made.heard]
-    found = {"receipt": str(output), "length": made.length, "head": made.head, "heard": heard, "time": made.time}
+    found: dict[str, Any] = {"receipt": str(output), "length": made.length, "head": made.head}
+    found |= {"heard": heard, "sites": len(made.sites), "time": made.time}
     print(json.dumps(found, indent=2) if as_json else f"{output}: {made.length} entries, head {made.head}")

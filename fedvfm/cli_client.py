@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedvfm.client import policy as policies
     from fedvfm.client import privacy_here as privacies
     from fedvfm.client import purge as purges
+    from fedvfm.client import weights
     from fedvfm.trust import lock as locks
 
 NAME = "client"
@@ -28,13 +29,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SITE_STATE", help="This site's state folder.")]
 Site = Annotated[Path | None, typer.Option("--data", help="The site's own file, for its [policy].")]
 StateArgument = Annotated[Path | None, typer.Argument(metavar="[STATE]", help="This site's state folder.")]
+FetchWeights = Annotated[
+    bool,
+    typer.Option("--fetch-weights", help="Download the recipe's backbone if it is missing; else it is only named."),
+]
 STATE = Path("fedvfm-site")
 YES = ("y", "yes")
 
 
 def _say(lines: Sequence[str]) -> None:
     """Notes go to standard error, so that standard output stays machine-readable."""
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    if lines:
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _judge(locked: locks.Lock, site: Path | None) -> list[policies.Verdict] | None:
@@ -71,11 +77,12 @@ def join(
     fingerprint: Annotated[str, typer.Option(help="What the coordinator told you by another channel.")],
     data: Site = None,
     approve: Annotated[str | None, typer.Option(help="Hash of the recipe you approve, instead of being asked.")] = None,
+    fetch_weights: FetchWeights = False,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
     """Check an invite, review its recipe, make this site's key here and write a request to send back."""
-    from fedvfm.client import joining
+    from fedvfm.client import joining, weights
 
     found = joining.read_invite(invite, fingerprint)
     joining.free(state)
@@ -85,13 +92,22 @@ def join(
 
     _say(_text(found.lock, verdicts, privacy_here.here(found.lock, data)))
     _refuse(found.lock, data)
+    if not fetch_weights:
+        _say_weights(weights.faults([found.lock]))
     approved = approve if approve is not None else _ask(found.lock, as_json)
+    if fetch_weights and approved == found.lock.hash:
+        _say_weights(weights.faults([found.lock], fetch=True))
     made = joining.join(state, found, approved)
     told = {"site": found.site, "federation": found.federation, "state": str(state), "request": str(made.request)}
     if as_json:
         print(json.dumps({**told, "recipe": found.lock.hash, "approved": True}, indent=2))
         return
     print(f"site {found.site}: key made in {state}\nsend this file to the coordinator: {made.request}")
+
+
+def _say_weights(faults: Sequence[weights.Fault]) -> None:
+    """Name missing weights and what brings them; the site can join and start, but trains only once they are here."""
+    _say([f"note: {fault.note}" for fault in faults])
 
 
 def _refuse(locked: locks.Lock, site: Path | None) -> None:
@@ -131,7 +147,6 @@ def _open(what: str, state: Path) -> locks.Lock:
     from fedvfm import locking
     from fedvfm.client import joining
     from fedvfm.trust import documents, invites
-    from fedvfm.trust import lock as locks
 
     path = Path(what)
     if not path.exists() and path.suffix not in (".json", ".toml"):
@@ -140,8 +155,7 @@ def _open(what: str, state: Path) -> locks.Lock:
         return locking.make(locking.read_toml(path))[0]
     if documents.format_of(path) == "fedvfm-invite-1":
         _say(["note: whom this invite is from is not checked here; 'fedvfm client join' checks it", ""])
-        return documents.read(path, invites.Invite, "invite").lock
-    return documents.read(path, locks.Lock, "locked recipe")
+    return invites.read_lock(path)
 
 
 @app.command()
@@ -227,6 +241,7 @@ def approvals(state: StateOption = STATE, as_json: Json = False) -> None:
 def start(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
     health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
+    fetch_weights: FetchWeights = False,
     state: StateOption = STATE,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each note as a line of JSON on standard output.")
@@ -234,11 +249,14 @@ def start(
 ) -> None:
     """Take part until Ctrl-C: wait for messages, judge them by the policy and the approvals, and answer."""
     from fedvfm import health as probe
-    from fedvfm.client import doctor, joining, supervisor
+    from fedvfm.client import doctor, joining, supervisor, weights
 
     where = joining.open_state(state)
+    note = _note_json if as_json else lambda text: _say([text])
+    for fault in weights.faults(weights.approved(where), fetch=fetch_weights):
+        note(fault.note)
     with probe.serving(health, lambda: doctor.alive(where)):
-        supervisor.start(where, site, _note_json if as_json else lambda text: _say([text]))
+        supervisor.start(where, site, note)
 
 
 def _note_json(text: str) -> None:

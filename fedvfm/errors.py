@@ -151,6 +151,12 @@ class AuditError(FedvfmError):
     exit_code = 14
 
 
+class NothingCompared(FedvfmError):
+    """A receipt or log says nothing that the one at hand can be compared with: nothing is proven, and nothing is wrong."""
+
+    exit_code = 17
+
+
 class BudgetExceeded(PolicyRefused):
     """A round would take more of a site's privacy budget than is left; the coordinator is told "privacy-budget"."""
 

@@ -77,7 +77,7 @@ def peers(entries: Entries, name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def receipt(path: Path, entries: Entries, name: str, public_key: str = "") -> Comparison:
+def receipt(path: Path, entries: Entries, name: str, public_key: str = "", own_key: str = "") -> Comparison:
     """Compare a log with a receipt, of the log itself or of the other end's.
 
     A receipt of the other end says what that log was and what it had noted of this one. A site's key is known to the
@@ -88,10 +88,13 @@ def receipt(path: Path, entries: Entries, name: str, public_key: str = "") -> Co
         entries: of the log that is checked.
         name: its file.
         public_key: the signer's as the roster has it; empty leaves open who signed.
+        own_key: fingerprint of the key of the site whose log is checked: a coordinator's receipt for all its sites
+            names each by that.
 
     Raises:
         TrustError: if the receipt is damaged, not signed by its key, or by another key.
-        AuditError: if it is of a third log, or what it says does not fit what these entries noted.
+        AuditError: if what it says does not fit what these entries noted.
+        NothingCompared: if it is of a third log, or says nothing of this one.
     """
     found = documents.read(path, audit.Receipt, "receipt")
     if not keys.verified(keys.read_public(found.public_key), found.signature, found.signed_bytes()):
@@ -108,13 +111,42 @@ def receipt(path: Path, entries: Entries, name: str, public_key: str = "") -> Co
         for one in found.heard
         if one.owner == owner and found.end != end
     )
+    mine += _of_own_key(found, entries, name, own_key)
     agreed = _shown_before(found, entries, name)
     if not mine and not agreed:
-        raise errors.AuditError(
+        raise errors.NothingCompared(
             f"receipt {path}: is of the log of {found.end} '{found.owner}' and says nothing that {name}, of {end} "
-            f"'{owner}', can be compared with"
+            f"'{owner}', can be compared with. {_what_can(found, end, own_key)}"
         )
     return Comparison(mine, agreed)
+
+
+def _what_can(found: audit.Receipt, end: str, own_key: str) -> str:
+    """What to compare with in place of a receipt that says nothing of this log."""
+    if found.end == end:
+        return "A log is compared with its own receipts and with those of the other end"
+    if found.sites and not own_key:
+        return "Give the state folder in place of the log: the key beside it (site.pub) says which mark is its own"
+    return f"Ask {found.end} '{found.owner}' for a receipt made after the next message: fedvfm audit receipt STATE"
+
+
+def _of_own_key(found: audit.Receipt, entries: Entries, name: str, own_key: str) -> tuple[audit.Noted, ...]:
+    """This site's mark in a receipt for all sites.
+
+    Raises:
+        AuditError: if no entry of the log has the head that was noted.
+    """
+    heads = [mark.head for mark in found.sites if mark.key == own_key]
+    if not heads:
+        return ()
+    source = f"the receipt that {found.end} '{found.owner}' gave at {found.time}"
+    lengths = {str(entry["hash"]): number for number, entry in enumerate(entries, start=1)}
+    if heads[0] not in lengths:
+        raise errors.AuditError(
+            f"{name}: no entry has the head {heads[0][:12]} that stands in {source}: the log was truncated, rolled "
+            "back to an older copy or rewritten"
+        )
+    return (audit.Noted(lengths[heads[0]], heads[0], source),)
 
 
 def _shown_before(found: audit.Receipt, entries: Entries, name: str) -> int:

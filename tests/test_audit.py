@@ -206,7 +206,7 @@ def test_receipts_are_signed_and_of_one_log(log: audit.Audit, tmp_path: Path) ->
             witness.receipt(path, entries, "x")
     other = audit.Audit(tmp_path / "other.jsonl", "south", "site")
     with pytest.raises(
-        errors.AuditError, match="is of the log of site 'south' and says nothing that x, of site 'north'"
+        errors.NothingCompared, match="is of the log of site 'south' and says nothing that x, of site 'north'"
     ):
         witness.receipt(receipt(other, tmp_path / "r.json", key), entries, "x")
 
@@ -361,9 +361,43 @@ def test_the_coordinator_takes_a_sites_receipt_of_the_enrolled_key_alone(ends: E
 
 
 def test_a_receipt_names_no_other_site(ends: Ends) -> None:
+    ends.server.record("enrolled", site="south", key=SHA, recipe=SHA)
     ends.server.record("received", kind="train", bytes=3, peer="south", peer_length=5, peer_head=SHA)
-    assert ends.server.receipt(keys.make()).heard == ()
+    made = ends.server.receipt(keys.make())
+    assert made.heard == ()
+    assert {mark.key for mark in made.sites} == {SHA, keys.fingerprint(keys.public_text(ends.key))}
+    assert "south" not in documents.to_text(made)
     assert [one.owner for one in ends.server.receipt(keys.make(), "south").heard] == ["south"]
+    assert ends.server.receipt(keys.make(), "south").sites == ()
+
+
+def test_one_receipt_for_all_sites_is_compared_at_each(ends: Ends, tmp_path: Path) -> None:
+    """The coordinator made one without --peer, of a log that is longer than any site was shown."""
+    south = audit.Audit(tmp_path / "south.jsonl", "south", "site")
+    ends.server.record("enrolled", site="south", key=SHA, recipe=SHA)
+    ends._travel(south, ends.server, f"{99:064x}", 1)
+    ends.server.record("enrolled", site="late", key="cd" * 32, recipe=SHA)
+    path = receipt(ends.server, tmp_path / "all.json", keys.make())
+    own = {"north": keys.fingerprint(keys.public_text(ends.key)), "south": SHA, "late": "cd" * 32}
+    for log, length in ((ends.site, 10), (south, 2)):
+        found = witness.receipt(path, audit.read(log.path), log.owner, own_key=own[log.owner])
+        assert [note.length for note in found.notes] == [length]
+        audit.check(log.owner, audit.read(log.path), found.notes)
+    silent = audit.Audit(tmp_path / "late.jsonl", "late", "site")
+    with pytest.raises(errors.NothingCompared, match="Ask server 'trial' for a receipt made after the next message"):
+        witness.receipt(path, audit.read(silent.path), "late", own_key=own["late"])
+    with pytest.raises(errors.NothingCompared, match="Give the state folder in place of the log"):
+        witness.receipt(path, audit.read(ends.site.path), "north")
+    rewrite(ends.site.path, lambda rows: rows[:9])
+    with pytest.raises(errors.AuditError, match="no entry has the head .* truncated, rolled back .* or rewritten"):
+        witness.receipt(path, audit.read(ends.site.path), "north", own_key=own["north"])
+
+
+def test_receipts_for_one_end_are_signed_as_before(ends: Ends) -> None:
+    """A key that came later is left out where it is empty, so that what other releases signed still holds."""
+    made = ends.site.receipt(ends.key)
+    assert b'"sites"' not in made.signed_bytes()
+    assert [one.owner for one in made.heard] == ["trial"]
 
 
 # -- what left ---------------------------------------------------------------------------------------------------------
@@ -458,8 +492,24 @@ def test_verify_says_what_was_compared_and_what_was_not(ends: Ends, tmp_path: Pa
     ends.server.record("received", kind="train", bytes=3, peer="north", peer_length=5, peer_head=SHA)
     told = verb("verify", ends.server.path)
     assert "note: by entry 9 the log of 'north' was shorter than before; use --against" in told.stderr
-    with pytest.raises(errors.AuditError, match="holds no mark of the log of 'south'"):
+    with pytest.raises(errors.NothingCompared, match="holds no mark of the log of 'south'"):
         raise verb("receipt", _state(ends, tmp_path), "-o", tmp_path / "r.json", "--peer", "south").exception
+
+
+def test_what_cannot_be_compared_is_no_fault_of_the_log(ends: Ends, tmp_path: Path) -> None:
+    """Its own exit code; but a fault that another file shows comes first."""
+    third = audit.Audit(tmp_path / "third.jsonl", "elsewhere", "server")
+    stranger = receipt(third, tmp_path / "stranger.json", keys.make())
+    good = receipt(ends.server, tmp_path / "good.json", keys.make())
+    said = verb("verify", ends.site.path, "--against", stranger, "--against", good).exception
+    assert isinstance(said, errors.NothingCompared)
+    assert said.exit_code == 17
+    assert "of the log of server 'elsewhere'" in str(said)
+    assert "10 entries, the chain is whole, 1 notes agree" in str(said)
+    rewrite(ends.site.path, lambda rows: rows[:9])
+    said = verb("verify", ends.site.path, "--against", stranger, "--against", good).exception
+    assert isinstance(said, errors.AuditError)
+    assert "truncated or rolled back" in str(said)
 
 
 def _state(ends: Ends, folder: Path) -> Path:

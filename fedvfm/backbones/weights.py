@@ -241,10 +241,17 @@ def _whole(folder: Path) -> bool:
     return (folder / identity.CONFIG).is_file()
 
 
-def remedy(name: str) -> str:
-    """What to do where weights are missing."""
-    known = KNOWN.get(name)
-    return f"Run: {known.made_by}" if known is not None and known.made_by else f"Run: fedvfm weights fetch {name}"
+def remedy(settings: configs.BackboneConfig) -> str:
+    """What to do where weights are missing: the exact command where there is one."""
+    name, known = settings.name, KNOWN.get(settings.name)
+    if known is not None and known.made_by:
+        return f"Run: {known.made_by}"
+    if NAME.fullmatch(name) is None:
+        return "It is a folder: bring the same weights to this path, or ask for a recipe that names them otherwise"
+    if known is None and "/" not in name:
+        return f"Bring its file and run: fedvfm weights import FILE --name {name}"
+    revision = f" --revision {settings.revision}" if settings.revision else ""
+    return f"Run: fedvfm weights fetch {name}{revision}"
 
 
 def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
@@ -286,7 +293,7 @@ def locate(settings: configs.BackboneConfig, *, download: bool = True, force: bo
     check_revision(settings)
     folder = _folder(settings, download=download, force=force)
     if folder is None:
-        raise Missing(f"backbone '{settings.name}' is not on this machine. {remedy(settings.name)}")
+        raise Missing(f"backbone '{settings.name}' is not on this machine. {remedy(settings)}")
     if (folder / "adapter_config.json").exists():
         raise errors.WeightsError(
             f"{folder}: holds an adapter (adapter_config.json), which would be loaded in place of the weights. Name "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedvfm import config as configs
 from fedvfm import errors, processes
-from fedvfm.client import joining, own, policy, split_note
+from fedvfm.client import joining, own, policy, split_note, weights
 from fedvfm.diagnosis import channel, machine, row
 from fedvfm.trust import keys
 from fedvfm.trust import lock as locks
@@ -33,7 +33,7 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
         return [row.blocker("state", str(error), f"mend {settings}")]
     try:
         where = joining.open_state(folder)
-        approved = _approved(where)
+        approved = weights.approved(where)
     except errors.FedvfmError as error:
         return [row.blocker("state", str(error), "name the folder with --state, or run: fedvfm client join")]
     rows = [_names(where, site, settings)]
@@ -62,14 +62,6 @@ def children(where: joining.State) -> dict[str, int | None]:
 def alive(where: joining.State) -> Mapping[str, bool]:
     """For the health probe: which of them run."""
     return {name: pid is not None for name, pid in children(where).items()}
-
-
-def _approved(where: joining.State) -> list[locks.Lock]:
-    found = []
-    for one in where.approvals.stand():
-        if where.recipe_path(one).is_file():
-            found.append(where.find(one))
-    return found
 
 
 def _names(where: joining.State, site: configs.SiteConfig, settings: Path) -> row.Row:
@@ -160,20 +152,12 @@ def _device(site: configs.SiteConfig) -> list[row.Row]:
 
 
 def _backbone(recipe: locks.Lock) -> row.Row:
-    from fedvfm.backbones import weights
-
-    settings = recipe.recipe.backbone
+    name, fault = recipe.recipe.backbone.name, weights.fault(recipe)
+    if fault is not None:
+        return row.blocker("backbone", fault.problem, fault.remedy)
     if not recipe.backbone_sha256:
-        return row.ok("backbone", f"'{settings.name}' is made from the recipe's seed")
-    try:
-        found = weights.locate(settings, download=False)
-    except errors.FedvfmError as error:
-        remedy = f"fedvfm weights fetch {settings.name}, or fedvfm weights import FILE; then fedvfm weights verify"
-        return row.blocker("backbone", str(error), remedy)
-    if found.config_sha256 != recipe.backbone_config_sha256 and recipe.backbone_config_sha256:
-        told = f"'{settings.name}' in {found.folder} has other settings (config.json) than the recipe is locked to"
-        return row.blocker("backbone", told, f"fedvfm weights fetch {settings.name}")
-    return row.ok("backbone", f"'{settings.name}', sha256 {found.sha256[:12]} as the recipe pins")
+        return row.ok("backbone", f"'{name}' is made from the recipe's seed")
+    return row.ok("backbone", f"'{name}', sha256 {recipe.backbone_sha256[:12]} as the recipe pins")
 
 
 def _data(settings: Path, where: joining.State, approved: Sequence[locks.Lock], limit: int) -> list[row.Row]:

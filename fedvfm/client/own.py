@@ -14,8 +14,7 @@ from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
 from fedvfm.data.sources import table as sources
 from fedvfm.privacy import records
-from fedvfm.trust import documents
-from fedvfm.trust import lock as locks
+from fedvfm.trust import invites
 
 TEST_SHARE_NEEDED = (
     "Before the first round raise split.test_share (0.25 where it is left out), or give the table a column 'split'; "
@@ -72,16 +71,16 @@ def beside(file: Path, path: str) -> Path:
 
 
 def written(path: Path) -> configs.Recipe:
-    """A recipe from its own file, from the table ``[recipe]`` of an experiment, or as it was locked (.json).
+    """A recipe from its own file, from the table ``[recipe]`` of an experiment, or as it was locked or sent (.json).
 
     As it is written: it may not be one that can be trained with here.
 
     Raises:
         ConfigError: listing every fault of form.
-        TrustError: if a locked recipe is not of its form.
+        TrustError: if a locked recipe or an invite is not of its form.
     """
     if path.suffix == ".json":
-        return documents.read(path, locks.Lock, "locked recipe").recipe
+        return invites.read_lock(path).recipe
     values = configs.read_toml(path)
     inner = values.get("recipe")
     return configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))

@@ -129,7 +129,8 @@ def read(path: Path, owner: str, public_key: str = "") -> Statement:
 
     Raises:
         TrustError: if a receipt is damaged, or signed with another key.
-        AuditError: if it is of another ledger, or the log is not whole.
+        AuditError: if the log is not whole.
+        NothingCompared: if it is of another ledger.
     """
     log = path / "audit.jsonl" if path.is_dir() else path
     if log.suffix == ".jsonl":
@@ -142,7 +143,7 @@ def read(path: Path, owner: str, public_key: str = "") -> Statement:
     if public_key and found.public_key != public_key:
         raise errors.TrustError(f"ledger receipt {path}: is signed with another key than the one given")
     if found.owner != owner:
-        raise errors.AuditError(f"ledger receipt {path}: is of site '{found.owner}', this ledger is of '{owner}'")
+        raise errors.NothingCompared(f"ledger receipt {path}: is of site '{found.owner}', this ledger is of '{owner}'")
     note = audit.Noted(found.length, found.head, f"the receipt of {found.time}")
     return Statement((note,), found.rows, found.floor, bool(public_key))
 

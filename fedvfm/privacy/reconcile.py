@@ -199,11 +199,14 @@ def statements(
     """What these files say of the ledger in a folder; see :func:`fedvfm.privacy.receipts.read`.
 
     Raises:
-        AuditError: if none of them notes anything of it.
+        NothingCompared: if none of them notes anything of it, or one is of another ledger.
     """
     entries, _ = chain.sound(folder / lines.FILE)
     of = str(entries[0].get("owner")) if entries else owner
     said = tuple(receipts.read(path, of, public_key) for path in paths)
     if paths and not any(one.notes for one in said):
-        raise errors.AuditError(f"{', '.join(map(str, paths))}: notes nothing of this ledger, so nothing was compared")
+        raise errors.NothingCompared(
+            f"{', '.join(map(str, paths))}: notes nothing of this ledger, so nothing was compared. A coordinator's receipt "
+            "notes it where it was made for this site alone: fedvfm audit receipt STATE --peer SITE"
+        )
     return said

@@ -7,6 +7,7 @@ vouches for all: address, site name, token and recipe.
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -68,6 +69,17 @@ def make(
         signature="A" * 40,
     )
     return draft.model_copy(update={"signature": keys.sign(authority_key, draft.signed_bytes())})
+
+
+def read_lock(path: Path) -> lock.Lock:
+    """The recipe of a locked recipe's file, or the one in an invite; whom an invite is from is not checked.
+
+    Raises:
+        TrustError: if the file is neither.
+    """
+    if documents.format_of(path) == Invite.model_fields["format"].default:
+        return documents.read(path, Invite, "invite").lock
+    return documents.read(path, lock.Lock, "locked recipe")
 
 
 def check(invite: Invite, told: str, now: datetime.datetime) -> None:

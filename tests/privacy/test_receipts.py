@@ -231,14 +231,14 @@ def test_receipts_of_others_and_forged_ones(site: Site, tmp_path: Path) -> None:
     full = site.receipt("full", spending=True)
     with pytest.raises(errors.TrustError, match="signed with another key"):
         receipts.read(full, "north", keys.public_text(keys.make()))
-    with pytest.raises(errors.AuditError, match="is of site 'north', this ledger is of 'south'"):
+    with pytest.raises(errors.NothingCompared, match="is of site 'north', this ledger is of 'south'"):
         receipts.read(full, "south", site.public)
     forged = tmp_path / "forged.json"
     storage.write_text(forged, full.read_text().replace('"steps": 30', '"steps": 3'))
     with pytest.raises(errors.TrustError, match="was changed after it was signed"):
         receipts.read(forged, "north", site.public)
     empty = audit.Audit(tmp_path / "empty.jsonl", "trial", "server")
-    with pytest.raises(errors.AuditError, match="notes nothing of this ledger"):
+    with pytest.raises(errors.NothingCompared, match="notes nothing of this ledger"):
         site.said(empty.path)
 
 

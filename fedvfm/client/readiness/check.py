@@ -197,6 +197,7 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
         return
     observer("note", text="trying a training step")
     # Only a check with a recipe pays for loading torch.
+    from fedvfm.backbones import weights
     from fedvfm.client import budget
     from fedvfm.client import model as models
     from fedvfm.client import site as sites
@@ -212,7 +213,7 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     try:
         shapes = models.AdaptedModel(recipe, with_weights=False)
     except errors.WeightsError as error:
-        remedy = f"Run: fedvfm weights fetch {recipe.backbone.name}"
+        remedy = weights.remedy(recipe.backbone)
         made.findings.append(finding.make("weights-missing", str(error), remedy=remedy))
         made.findings.append(finding.make("step-skipped", "the backbone is not on this machine"))
         return

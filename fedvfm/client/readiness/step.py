@@ -143,5 +143,5 @@ def missing_weights(recipe: configs.Recipe, shapes: models.AdaptedModel) -> list
     try:
         weights.locate(recipe.backbone, download=False)
     except errors.WeightsError as error:
-        return [finding.make("weights-missing", str(error), remedy=weights.remedy(recipe.backbone.name))]
+        return [finding.make("weights-missing", str(error), remedy=weights.remedy(recipe.backbone))]
     return []
