@@ -31,7 +31,7 @@ Site = Annotated[Path | None, typer.Option("--data", help="The site's own file, 
 StateArgument = Annotated[Path | None, typer.Argument(metavar="[STATE]", help="This site's state folder.")]
 FetchWeights = Annotated[
     bool,
-    typer.Option("--fetch-weights", help="Download the recipe's backbone if it is missing; else it is only named."),
+    typer.Option("--fetch-weights", help="Download the backbone if it is missing, in place of naming it."),
 ]
 STATE = Path("fedvfm-site")
 YES = ("y", "yes")

@@ -152,7 +152,7 @@ class AuditError(FedvfmError):
 
 
 class NothingCompared(FedvfmError):
-    """A receipt or log says nothing that the one at hand can be compared with: nothing is proven, and nothing is wrong."""
+    """A receipt or log says nothing that the one at hand can be compared with; that is no fault of either."""
 
     exit_code = 17
 

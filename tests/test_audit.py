@@ -389,7 +389,7 @@ def test_one_receipt_for_all_sites_is_compared_at_each(ends: Ends, tmp_path: Pat
     with pytest.raises(errors.NothingCompared, match="Give the state folder in place of the log"):
         witness.receipt(path, audit.read(ends.site.path), "north")
     rewrite(ends.site.path, lambda rows: rows[:9])
-    with pytest.raises(errors.AuditError, match="no entry has the head .* truncated, rolled back .* or rewritten"):
+    with pytest.raises(errors.AuditError, match=r"no entry has the head .* truncated, rolled back .* or rewritten"):
         witness.receipt(path, audit.read(ends.site.path), "north", own_key=own["north"])
 
 

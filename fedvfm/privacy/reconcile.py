@@ -206,7 +206,7 @@ def statements(
     said = tuple(receipts.read(path, of, public_key) for path in paths)
     if paths and not any(one.notes for one in said):
         raise errors.NothingCompared(
-            f"{', '.join(map(str, paths))}: notes nothing of this ledger, so nothing was compared. A coordinator's receipt "
-            "notes it where it was made for this site alone: fedvfm audit receipt STATE --peer SITE"
+            f"{', '.join(map(str, paths))}: notes nothing of this ledger, so nothing was compared. A coordinator's "
+            "receipt notes it where it was made for this site alone: fedvfm audit receipt STATE --peer SITE"
         )
     return said
