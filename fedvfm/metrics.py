@@ -7,7 +7,7 @@ two sites do not merge.
 Of a volume every slice is added with its place, and the volume becomes one row once all are there: overlap and
 distances in three dimensions and millimetres, or the mean of the slices' class probabilities.
 
-Importing this module is cheap: MONAI, torch and scikit-learn are loaded by the first metric that needs them.
+Importing this module is cheap: SciPy and scikit-learn are loaded by the first metric that needs them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from __future__ import annotations
 import abc
 import copy
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors, registry
+from fedvfm import errors, registry, surfaces
 
 CALIBRATION_BINS = 15
-HAUSDORFF_PERCENTILE = 95.0
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -157,10 +155,10 @@ class MetricSet(abc.ABC):
 class SegmentationScores(MetricSet):
     """Dice, IoU, HD95, ASSD and NSD a sample, each the mean over the foreground classes (all but class 0).
 
-    HD95 is the larger of the two directed 95th percentiles of the distances between the edges; ASSD is the mean of all
-    these distances, in both directions; NSD is the share of edge pixels within ``nsd_tolerance`` of the other edge
-    (MONAI's definitions, without subpixels). Distances are in millimetres where the spacing is known, else in pixels:
-    do not average the two kinds. A volume is one sample, in three dimensions, with its own spacing along each axis.
+    HD95, ASSD and NSD are those of :mod:`fedvfm.surfaces`: MONAI's definitions, every edge pixel counted the same.
+    Distances are in millimetres where the spacing is known, else in pixels: do not average the two kinds. A volume is
+    one sample, in three dimensions, with its own spacing along each axis; an axis of length 1 is dropped, since along it
+    every pixel would be an edge: a volume of one slice is scored as an image.
 
     The rule for empty masks, class by class: absent in truth and prediction: Dice 1, IoU 1, NSD 1, HD95 and ASSD 0.
     Absent in exactly one: Dice 0, IoU 0, NSD 0, HD95 and ASSD the diagonal of the image or volume.
@@ -211,8 +209,7 @@ class SegmentationScores(MetricSet):
         dice, iou = overlap(predicted, truth, len(self.class_names))
         row = [dice[1:].mean(), iou[1:].mean()]
         if self.surface:
-            distances = np.array([self._distances(predicted == k, truth == k, spacing) for k in range(1, len(dice))])
-            row += list(distances.mean(axis=0))
+            row += list(np.mean(self._surfaces(predicted, truth, spacing), axis=0))
         row += list(dice[1:]) if len(dice) > 2 else []
         self._insert(sample_id, np.array(row, dtype=np.float64))
 
@@ -223,16 +220,25 @@ class SegmentationScores(MetricSet):
     def _settings(self) -> tuple[Any, ...]:
         return (*super()._settings(), self.nsd_tolerance)
 
-    def _distances(
-        self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Spacing | None
-    ) -> tuple[float, float, float]:
-        """(HD95, ASSD, NSD) of one class, with the rule for empty masks."""
-        if not predicted.any() and not truth.any():
-            return 0.0, 0.0, 1.0
-        if not predicted.any() or not truth.any():
-            diagonal = math.hypot(*np.multiply(truth.shape, spacing or 1.0))
-            return diagonal, diagonal, 0.0
-        return surface_distances(predicted, truth, spacing, self.nsd_tolerance)
+    def _surfaces(
+        self, predicted: NDArray[Any], truth: NDArray[Any], spacing: Spacing | None
+    ) -> list[tuple[float, float, float]]:
+        """(HD95, ASSD, NSD) of every class but 0, with the rule for empty masks."""
+        flat = [at for at, size in enumerate(truth.shape) if size == 1][: truth.ndim - 2]
+        predicted, truth = (np.squeeze(mask, tuple(flat)) for mask in (predicted, truth))
+        spacing = spacing and tuple(size for at, size in enumerate(spacing) if at not in flat)
+        diagonal = math.hypot(*np.multiply(truth.shape, spacing or 1.0))
+        rows = []
+        for k, (here, there) in enumerate(surfaces.boxes(predicted, truth, len(self.class_names)), start=1):
+            if here is None and there is None:
+                rows.append((0.0, 0.0, 1.0))
+            elif here is None or there is None:
+                rows.append((diagonal, diagonal, 0.0))
+            else:
+                box = surfaces.around(here, there)
+                pair = predicted[box] == k, truth[box] == k
+                rows.append(surfaces.scores(*pair, spacing, self.nsd_tolerance))
+        return rows
 
 
 class ClassificationScores(MetricSet):
@@ -320,41 +326,6 @@ def overlap(predicted: Ints, truth: Ints, classes: int) -> tuple[Floats, Floats]
     absent = sizes == 0
     divisor = np.where(absent, 1.0, sizes)
     return np.where(absent, 1.0, 2 * both / divisor), np.where(absent, 1.0, both / (divisor - both))
-
-
-def surface_distances(
-    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Spacing | None, tolerance: float
-) -> tuple[float, float, float]:
-    """(HD95, ASSD, NSD) of two masks that are both not empty, by MONAI.
-
-    Cropping to the bounding box of both masks is exact (outside it nothing is an edge) and keeps large images quick.
-    Shapes: (H, W) or (D, H, W). Units: as ``spacing`` says, pixels where it is None.
-    """
-    import torch
-    from monai.metrics import hausdorff_distance, surface_dice, surface_distance
-
-    box = _bounds(predicted | truth)
-    a, b = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (predicted, truth))
-    with warnings.catch_warnings():
-        # MONAI 1.6 calls a deprecated option of its own, which a user can do nothing about.
-        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
-        hausdorff = hausdorff_distance.compute_hausdorff_distance(
-            a, b, include_background=True, percentile=HAUSDORFF_PERCENTILE, spacing=spacing
-        )
-        mean = surface_distance.compute_average_surface_distance(
-            a, b, include_background=True, symmetric=True, spacing=spacing
-        )
-        near = surface_dice.compute_surface_dice(a, b, [tolerance], include_background=True, spacing=spacing)
-    return float(hausdorff), float(mean), float(near)
-
-
-def _bounds(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds a mask that is not empty."""
-    found = []
-    for axis in range(mask.ndim):
-        at = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        found.append(slice(int(at[0]), int(at[-1]) + 1))
-    return tuple(found)
 
 
 def calibration_error(confidence: Floats, correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:

@@ -83,23 +83,6 @@ def test_segmentation_equals_monai_on_whole_images(names: tuple[str, ...], spaci
         assert scores.value() == pytest.approx({name: float(value) for name, value in expected.items()}, abs=1e-5)
 
 
-@MONAI_WARNS_OF_ITSELF
-def test_cropping_is_exact_for_masks_at_the_border_and_far_apart() -> None:
-    import torch
-    from monai import metrics as monai_metrics
-
-    reference: Any = monai_metrics
-    predicted, truth = np.zeros((90, 70), dtype=np.int64), np.zeros((90, 70), dtype=np.int64)
-    predicted[:7, 60:] = 1
-    truth[80:, :12] = truth[40:52, 30:50] = 1
-    pair = [torch.from_numpy(mask)[None, None] for mask in (predicted, truth)]
-    far = reference.compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=(2.0, 0.5))
-    near = reference.compute_surface_dice(*pair, [80.0], include_background=True, spacing=(2.0, 0.5))
-    found = metrics.surface_distances(predicted == 1, truth == 1, (2.0, 0.5), 80.0)
-    assert (found[0], found[2]) == pytest.approx((float(far), float(near)))
-    assert 0 < found[2] < 1
-
-
 def test_distances_by_hand_in_millimetres_and_pixels() -> None:
     """One pixel against one pixel, 3 rows and 4 columns away."""
     pixels, millimetres = metrics.SegmentationScores(BINARY, nsd_tolerance=5.0), metrics.SegmentationScores(BINARY)
@@ -468,6 +451,31 @@ def test_distance_between_slices_counts_in_millimetres() -> None:
         scores.add(str(index), predicted, truth, (0.7, 0.5), Slice("v", index, 4, 5.0))
     assert scores.value()["hd95"] == pytest.approx(math.hypot(10.0, 1.5), abs=1e-5)
     assert scores.value()["dice"] == 0.0  # per slice, two of four empty pairs would have counted as found
+
+
+def test_a_volume_of_one_slice_is_scored_as_an_image() -> None:
+    """In three dimensions every pixel of a single slice is an edge: these discs would have NSD .93 and ASSD .33."""
+    rows, columns = np.indices((64, 64))
+    discs = [((rows - 32) ** 2 + (columns - 32) ** 2 <= radius**2).astype(np.int64) for radius in (17, 20)]
+    scores = metrics.SegmentationScores(BINARY)
+    scores.add("image", *discs, (0.7, 0.5))
+    scores.add("whole", discs[0][None], discs[1][None], (5.0, 0.7, 0.5))
+    scores.add("v-z0", *discs, (0.7, 0.5), Slice("slice", 0, 1, 5.0))
+    scores.add("missed", 0 * discs[0][None], discs[1][None], (5.0, 0.7, 0.5))
+    found = scores.per_sample()
+    for column in ("dice", "hd95", "assd", "nsd"):
+        by_id = dict(zip(scores.ids, found[column], strict=True))
+        assert by_id["whole"] == by_id["slice"] == by_id["image"], column
+    assert by_id["image"] < 0.9
+    assert dict(zip(scores.ids, found["hd95"], strict=True))["missed"] == pytest.approx(math.hypot(64 * 0.7, 64 * 0.5))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (1, 1, 1), (1, 1, 7), (3, 1, 7), (3, 1, 1)])
+def test_arrays_with_axes_of_length_one_are_scored(shape: tuple[int, ...]) -> None:
+    mask = np.ones(shape, dtype=np.int64)
+    scores = metrics.SegmentationScores(BINARY)
+    scores.add("a", mask, mask, (0.5,) * len(shape))
+    assert scores.value() == {"dice": 1.0, "iou": 1.0, "hd95": 0.0, "assd": 0.0, "nsd": 1.0}
 
 
 def test_the_rule_for_empty_masks_of_a_volume() -> None:

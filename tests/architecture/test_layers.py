@@ -24,7 +24,7 @@ LARGEST = 450
 # Floor by floor, from the cellar up: a module imports from its own floor and below. Client and server share one floor.
 FLOORS = [
     ["errors"],
-    ["registry", "seeding", "storage", "progress", "report", "assignments", "hours", "strict"],
+    ["registry", "seeding", "storage", "progress", "report", "assignments", "hours", "strict", "surfaces"],
     ["chain", "metrics", "privacy_config", "server_config", "site_policy"],
     ["config", "state"],
     [
