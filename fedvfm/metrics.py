@@ -157,8 +157,8 @@ class SegmentationScores(MetricSet):
 
     HD95, ASSD and NSD are those of :mod:`fedvfm.surfaces`: MONAI's definitions, every edge pixel counted the same.
     Distances are in millimetres where the spacing is known, else in pixels: do not average the two kinds. A volume is
-    one sample, in three dimensions, with its own spacing along each axis; an axis of length 1 is dropped, since along it
-    every pixel would be an edge: a volume of one slice is scored as an image.
+    one sample, in three dimensions, with its own spacing along each axis; an axis of length 1 is dropped, since along
+    it every pixel would be an edge: a volume of one slice is scored as an image.
 
     The rule for empty masks, class by class: absent in truth and prediction: Dice 1, IoU 1, NSD 1, HD95 and ASSD 0.
     Absent in exactly one: Dice 0, IoU 0, NSD 0, HD95 and ASSD the diagonal of the image or volume.
