@@ -6,7 +6,6 @@ Evaluation, the report's pictures and prediction all compute them here, so that 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +16,8 @@ from fedvfm.data import transforms
 
 WHOLE = 1.6
 OVERLAP = 1 / 9
+SIGMA = 0.25
+LEAST = 1e-3
 
 Run = Callable[[transforms.Image, tuple[int, int]], Tensor]
 """(window (3, h, w), its upper left corner in the image) -> logits (K, h, w) or (K,) as float32 on the CPU."""
@@ -72,10 +73,12 @@ def _corners(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]
 
 @functools.lru_cache(maxsize=4)
 def _importance(window: tuple[int, int]) -> Tensor:
-    """MONAI's Gaussian weight of a window: its middle counts more than its border."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's imports warn about optional packages
-        from monai.data.utils import compute_importance_map
+    """Gaussian weight of a window's pixels, as MONAI's ``compute_importance_map``: its middle counts most.
 
-    weight: Tensor = compute_importance_map(window, mode="gaussian", sigma_scale=0.25, dtype=torch.float32)
-    return weight
+    Shapes: (h, w). Its standard deviation is ``SIGMA`` of each side, its least value ``LEAST``.
+    """
+    lines = []
+    for side in window:
+        offset = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
+        lines.append(torch.exp(offset**2 / (-2 * (SIGMA * side) ** 2)))
+    return (lines[0][:, None] * lines[1]).clamp(min=LEAST)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.polynomial import legendre
 from numpy.random import Generator
 from numpy.typing import NDArray
 
@@ -119,22 +119,30 @@ def _coarse(image: NDArray[np.float32], resolution: float) -> NDArray[np.float32
     """Area-averaged down and bilinearly up again."""
     if resolution == 1.0:
         return image
-    from monai.transforms.spatial import array as spatial
+    from torch import from_numpy
+    from torch.nn import functional
 
-    zoom = (resolution, resolution)
-    transform = spatial.RandSimulateLowResolution(
-        1.0, downsample_mode="area", upsample_mode="bilinear", zoom_range=zoom
-    )
-    return _run(transform, image, 0)
+    own = image.shape[1:]
+    low = [max(1, round(side * resolution)) for side in own]
+    coarse = functional.interpolate(from_numpy(np.ascontiguousarray(image))[None], size=low, mode="area")
+    fine = functional.interpolate(coarse, size=own, mode="bilinear", align_corners=False)[0]
+    return np.asarray(fine, dtype=np.float32)
 
 
 def _biased(image: NDArray[np.float32], bias: float, seed: int) -> NDArray[np.float32]:
-    """A smooth multiplicative field, the exponential of Legendre polynomials, one for all channels."""
+    """A smooth multiplicative field, the exponential of Legendre polynomials, one for all channels.
+
+    Source: Van Leemput et al., "Automated model-based tissue classification of MR images of the brain", IEEE TMI 1999;
+        the draws are those of MONAI's ``RandBiasField``.
+    """
     if bias == 0.0:
         return image
-    from monai.transforms.intensity import array as intensity
-
-    biased = _run(intensity.RandBiasField(BIAS_DEGREE, (-bias, bias), prob=1.0), image, seed)
+    coefficients = np.zeros((BIAS_DEGREE + 1, BIAS_DEGREE + 1))
+    low = np.tril_indices(BIAS_DEGREE + 1)
+    coefficients[low] = _stream(seed).uniform(-bias, bias, len(low[0]))
+    rows, columns = (np.linspace(-1.0, 1.0, side, dtype=np.float32) for side in image.shape[1:])
+    field = np.exp(legendre.leggrid2d(rows, columns, coefficients))
+    biased = np.asarray(image * field, dtype=np.float32)
     peak = float(biased.max())
     return biased / peak * float(image.max()) if peak > 0 else biased
 
@@ -142,14 +150,11 @@ def _biased(image: NDArray[np.float32], bias: float, seed: int) -> NDArray[np.fl
 def _noisy(image: NDArray[np.float32], noise: float, seed: int) -> NDArray[np.float32]:
     if noise == 0.0:
         return image
-    from monai.transforms.intensity import array as intensity
-
-    return _run(intensity.RandGaussianNoise(1.0, std=noise, sample_std=False), image, seed)
+    return image + _stream(seed).normal(0.0, noise, size=image.shape).astype(np.float32)
 
 
-def _run(transform: Any, image: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """Apply one MONAI array transform with its own seeded state (imported late: MONAI takes seconds to import)."""
-    import torch
-
-    transform.set_random_state(state=np.random.RandomState(seed))
-    return np.asarray(transform(torch.from_numpy(np.ascontiguousarray(image))), dtype=np.float32)
+def _stream(seed: int) -> np.random.RandomState:
+    """The stream of a MONAI transform with that seed: its first number decides whether the transform is applied."""
+    stream = np.random.RandomState(seed)
+    stream.rand()
+    return stream

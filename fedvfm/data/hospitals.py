@@ -7,18 +7,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors, registry, seeding
+from fedvfm.data import appearance as appearances
 from fedvfm.data import partitioners
 from fedvfm.data import sample as data
 from fedvfm.data import splits as splitting
-
-if TYPE_CHECKING:
-    from fedvfm.data import appearance as appearances
 
 POOLED = "pooled"
 RESERVED = (POOLED, "evaluation.json")
@@ -297,8 +294,6 @@ def _hospital(
     _check_needed(name, splits, kept)
     look = None
     if partition.kind == "appearance":
-        from fedvfm.data import appearance as appearances  # MONAI is slow to import and not needed elsewhere
-
         look = appearances.Appearance.draw(seeding.stream(seed, name, "scanner"), _strength(partition) or 0.0)
     return Hospital(
         name,

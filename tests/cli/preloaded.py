@@ -20,8 +20,6 @@ from fedvfm import cli  # noqa: E402
 
 
 def preload() -> None:
-    import monai.data.utils
-    import monai.losses
     import peft
     import torch
     import transformers
@@ -34,7 +32,7 @@ def preload() -> None:
     import fedvfm.simulation.run
     import fedvfm.tasks.segmentation
 
-    assert all([peft, monai.losses, fedvfm, transformers.Dinov2Model])
+    assert all([peft, fedvfm, transformers.Dinov2Model])
     torch.set_num_threads(1)
     gc.freeze()
 

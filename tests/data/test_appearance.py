@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +88,34 @@ def test_the_bias_field_is_smooth_one_for_all_images_and_channels_and_does_not_s
     assert np.abs(other - field).mean() > 0.02
     black = np.zeros((1, 8, 8), dtype=np.float32)
     np.testing.assert_array_equal(scanner.apply(black, seeding.stream(0)), black)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(40, 56), (33, 21), (1, 7)])
+def test_resolution_bias_field_and_noise_are_those_of_monai_s_transforms(channels: int, size: tuple[int, int]) -> None:
+    """To the last bit, with the same seeds: what was drawn before this release is drawn again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its imports warn of optional packages
+        from monai.transforms.intensity import array as intensities
+        from monai.transforms.spatial import array as spatial
+    image = picture(channels, size)
+    for seed in (0, 7, 2**32 - 1):
+        for resolution in (0.3, 0.5, 0.75):
+            zoom = (resolution, resolution)
+            reference = spatial.RandSimulateLowResolution(
+                1.0, downsample_mode="area", upsample_mode="bilinear", zoom_range=zoom
+            )
+            np.testing.assert_array_equal(appearance._coarse(image, resolution), by_monai(reference, image, seed))
+        biased = by_monai(intensities.RandBiasField(appearance.BIAS_DEGREE, (-0.4, 0.4), prob=1.0), image, seed)
+        scaled = biased / float(biased.max()) * float(image.max())
+        np.testing.assert_array_equal(appearance._biased(image, 0.4, seed), scaled)
+        noise = intensities.RandGaussianNoise(1.0, std=0.05, sample_std=False)
+        np.testing.assert_array_equal(appearance._noisy(image, 0.05, seed), by_monai(noise, image, seed))
+
+
+def by_monai(transform: Any, image: np.ndarray, seed: int) -> np.ndarray:
+    transform.set_random_state(state=np.random.RandomState(seed))
+    return np.asarray(transform(torch.from_numpy(image.copy())), dtype=np.float32)
 
 
 def test_draw_is_seeded_and_grows_with_the_strength() -> None:

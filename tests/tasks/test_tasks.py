@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,37 @@ def test_class_weights_in_segmentation() -> None:
     weights = (0.5, 1.0, 3.0)
     expected = 0.2 * cross_entropy_by_hand(logits, target, weights) + 0.8 * dice_by_hand(logits, target, weights)
     assert float(make(class_weights=list(weights)).loss(logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(classes: int, weighted: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its imports warn of optional packages
+        from monai.losses import DiceCELoss
+    weights = [0.5 + 0.25 * k for k in range(classes)] if weighted else []
+    reference: Any = DiceCELoss(
+        include_background=False,
+        to_onehot_y=True,
+        softmax=True,
+        lambda_ce=0.2,
+        lambda_dice=0.8,
+        weight=torch.tensor(weights) if weighted else None,
+    )
+    task = make(classes=classes, class_weights=weights)
+    generator = torch.Generator().manual_seed(classes)
+    for size in ((6, 5), (64, 48)):
+        target = torch.randint(0, classes, (3, *size), generator=generator)
+        target[1] = 0  # an image of background alone
+        values, gradients = [], []
+        for loss in (task.loss, lambda logits, target: reference(logits, target.unsqueeze(1))):
+            logits = torch.randn(3, classes, *size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            value = loss(logits, target)
+            value.backward()
+            values.append(value.detach())
+            gradients.append(logits.grad)
+        assert torch.equal(*values)
+        assert torch.equal(*gradients)
 
 
 def test_class_weights_in_classification() -> None:
