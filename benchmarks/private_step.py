@@ -90,6 +90,7 @@ def save(folder: Path) -> None:
 def build(folder: Path, model: str, arm: str, batch: int) -> tuple[Any, Any]:
     """The adapted model and a site with as many images as a batch has."""
     from fedvfm import config
+    from fedvfm.client import feature_cache
     from fedvfm.client import model as models
     from fedvfm.client import site as sites
 
@@ -101,7 +102,7 @@ def build(folder: Path, model: str, arm: str, batch: int) -> tuple[Any, Any]:
         "privacy": {} if arm in ("plain", "opacus") else PRIVACY,
     }
     made = models.AdaptedModel(config.parse(config.Recipe, values, "benchmark"))
-    return made, sites.Site("north", Drawn(SIZES[model], batch), memory=sites.Memory(64 * MIB))
+    return made, sites.Site("north", Drawn(SIZES[model], batch), cache=feature_cache.FeatureCache(64 * MIB))
 
 
 def stock(model: Any, site: Any, steps: int) -> list[float]:

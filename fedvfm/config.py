@@ -325,6 +325,8 @@ class SiteConfig(Strict):
 
     ``labels`` maps the class names of the hospital's data to those of the recipe (several may become one). ``device``
     is all it may compute on: where it is "cpu" the executor sees no GPU. ``rank`` 0 means the recipe's.
+    ``cache_mib`` bounds what is kept of images in memory; what the frozen blocks compute and does not fit there goes to
+    private files in the state folder, at most ``cache_disk_mib``, until the recipe ends (0: never).
     ``recipe`` and ``data.path`` may be relative to this file. ``include`` names the natural sites of the source that
     are this hospital's; empty means all.
     """
@@ -335,6 +337,7 @@ class SiteConfig(Strict):
     device: Device = "cpu"
     rank: Annotated[int, Field(ge=0, le=MAX_RANK)] = 0
     cache_mib: Annotated[int, Field(ge=0)] = 2048
+    cache_disk_mib: Annotated[int, Field(ge=0)] = 4096
     data: SourceConfig
     include: Annotated[tuple[Name, ...], _names()] = ()
     labels: dict[Name, Name] = {}
@@ -357,7 +360,11 @@ class BaselineConfig(Strict):
 
 
 class Experiment(Strict):
-    """A simulation file: recipe, data, partition, engine and baselines."""
+    """A simulation file: recipe, data, partition, engine and baselines.
+
+    ``cache_mib`` bounds what is kept of images in memory, over all processes of a run; ``cache_disk_mib`` what the
+    frozen blocks compute and is kept in files of the run folder until the run is finished (0: none).
+    """
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -368,6 +375,7 @@ class Experiment(Strict):
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
     site_ranks: dict[Name, Annotated[int, Field(ge=1, le=MAX_RANK)]] = {}
     cache_mib: Annotated[int, Field(ge=0)] = 2048
+    cache_disk_mib: Annotated[int, Field(ge=0)] = 4096
     recipe: Recipe
     data: SourceConfig
     partition: PartitionConfig = PartitionConfig()

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -229,6 +230,27 @@ def private_folder(folder: Path) -> None:
         if any(folder.iterdir()):
             raise errors.OutputInUse(f"folder {folder} is not empty and is left as it is. Choose another one")
         folder.chmod(0o700)
+
+
+def make_private(folder: Path) -> None:
+    """A folder for its owner alone (0700), whatever the umask and whatever is in it.
+
+    Raises:
+        StorageError: if it cannot be made.
+    """
+    with guard(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, where there is one. Files are unlinked, not overwritten.
+
+    Raises:
+        StorageError: if something cannot be removed.
+    """
+    with guard(folder), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

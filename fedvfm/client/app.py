@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, protocol
-from fedvfm.client import evaluator, trainer
+from fedvfm.client import evaluator, feature_cache, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 
@@ -135,8 +135,13 @@ def make_client_app(
                 raise errors.ProtocolError("a train message without an adapter")
             model = kept.get(site.recipe(task.recipe), site.device)
             until = _until(message, site)
+            before = site.cache.counts
             with _own_end(site):
-                return protocol.encode_update(trainer.train(model, site, task.state, task.round, until))
+                update = trainer.train(model, site, task.state, task.round, until)
+            if site.simulated and update.metrics:  # at a real site how often is nobody else's business
+                counts = feature_cache.as_metrics(site.cache.counts - before)
+                update = dataclasses.replace(update, metrics={**update.metrics, **counts})
+            return protocol.encode_update(update)
 
         return answer(message, context, work)
 

@@ -11,6 +11,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     splits/                      what the split into train, val and test follows from, of each recipe that began here
     sent/                        the update that was sent last, of each recipe
     adapters/                    final adapters that came, and what was decided of each
+    features/                    what the frozen blocks computed of images, while a recipe trains here
     run/                         pid files, logs and secrets of the processes
 """
 
@@ -72,6 +73,11 @@ class State:
     def sent(self) -> Path:
         """Where the updates lie that were sent last."""
         return self.folder / "sent"
+
+    @property
+    def features(self) -> Path:
+        """Where files lie of what the frozen blocks computed of this site's images; as sensitive as these."""
+        return self.folder / "features"
 
     @property
     def approvals(self) -> approvals.Approvals:

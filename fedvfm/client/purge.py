@@ -38,6 +38,7 @@ def found(where: joining.State, *, with_audit: bool = False) -> list[Removed]:
     rows = [
         ("adapters", where.folder / verdicts.FOLDER),
         ("replies", where.sent),
+        ("features", where.features),
         ("run-files", where.folder / supervisor.FOLDER),
         *(("rehearsals", path) for path in sorted(where.folder.glob(f"{joining.REHEARSAL}*"))),
         *(("unfinished", path) for path in sorted(where.folder.rglob(f".*{storage.PART}"))),

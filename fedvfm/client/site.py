@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, seeding
 from fedvfm.backbones import base as backbones
+from fedvfm.client import feature_cache
 from fedvfm.client import model as models
 from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
@@ -51,36 +51,6 @@ class Hospital(Protocol):
         ...
 
 
-class Memory:
-    """A least-recently-used store bounded in bytes, shared by all sites of a process.
-
-    It holds prepared images and what the frozen blocks compute of them: neither is computed twice while it fits.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit, self._used = limit_bytes, 0
-        self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-
-    @property
-    def enabled(self) -> bool:
-        """Whether it may hold anything."""
-        return self._limit > 0
-
-    def get(self, key: Hashable, size: Callable[[Any], int], make: Callable[[], Any]) -> Any:
-        """The kept value of ``key``, or a new one (kept if it fits)."""
-        if key in self._items:
-            self._items.move_to_end(key)
-            return self._items[key][0]
-        value = make()
-        need = size(value)
-        if need <= self._limit:
-            while self._used + need > self._limit:
-                self._used -= self._items.popitem(last=False)[1][1]
-            self._items[key] = (value, need)
-            self._used += need
-        return value
-
-
 @dataclass(frozen=True)
 class Example:
     """One sample as the model takes it.
@@ -107,7 +77,7 @@ class Site:
         hospital: its samples.
         device: where it computes.
         rank: the LoRA rank it chose, or 0 for the recipe's.
-        memory: shared with the other virtual sites of this process.
+        cache: shared with the other virtual sites of this process.
         ends: when its own terms end what it computes, by the monotonic clock; and with which word.
         simulated: whether it is a virtual hospital: its privacy may be seeded, and protects nobody.
         units: the public number that a private round is made from; 0 for as many as there are. See
@@ -118,7 +88,7 @@ class Site:
     hospital: Hospital
     device: str = "cpu"
     rank: int = 0
-    memory: Memory = field(default_factory=lambda: Memory(0))
+    cache: feature_cache.FeatureCache = field(default_factory=feature_cache.FeatureCache)
     ends: tuple[float, str] = (math.inf, "")
     simulated: bool = False
     units: int = 0
@@ -155,7 +125,7 @@ class Site:
         key = (*_key(model, sample), view)
         prepared = self._kept((*key, "image"), lambda: self._augmented(model, sample, ("view", view)))
         drawn = self._prompts(model, sample, prepared.mask, ("view", view))
-        return Example(sample, prepared, self._prefix(model, key, prepared.image), drawn)
+        return Example(sample, prepared, self._prefix(model, prepared.image), drawn)
 
     def whole(self, model: models.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
         """One sample for evaluation: the whole image, not augmented."""
@@ -174,8 +144,9 @@ class Site:
         Shapes: image (3, h, w) and mask (h, w), cut from the whole ones at ``corner``; prompts are drawn from the mask.
         """
         prepared = transforms.Prepared(image, None, None, None)
-        prefix = self._prefix(model, (*_key(model, sample), "tile", corner, image.shape), image)
-        return Example(sample, prepared, prefix, self._prompts(model, sample, mask, ("tile", *corner)))
+        return Example(
+            sample, prepared, self._prefix(model, image), self._prompts(model, sample, mask, ("tile", *corner))
+        )
 
     def _prompts(
         self,
@@ -193,7 +164,7 @@ class Site:
             return simulator.draw(mask, len(model.recipe.data.class_names), settings, rng)
 
     def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
-        return _unpack(self.memory.get(key, _image_bytes, lambda: _pack(make())))
+        return _unpack(self.cache.image(key, _image_bytes, lambda: _pack(make())))
 
     @contextlib.contextmanager
     def _naming(self, sample: samples.Sample) -> Iterator[None]:
@@ -224,26 +195,25 @@ class Site:
             return sample.id
         return records.stable(sample, getattr(self.hospital, "source", None))[0]
 
-    def _prefix(
-        self, model: models.AdaptedModel, key: tuple[Hashable, ...], image: transforms.Image
-    ) -> backbones.Prefix | None:
-        """Kept only where it saves work: some blocks are frozen and the memory may hold something."""
-        if model.frozen_blocks == 0 or not self.memory.enabled:
+    def _prefix(self, model: models.AdaptedModel, image: transforms.Image) -> backbones.Prefix | None:
+        """Kept only where it saves work: some blocks are frozen and the cache may hold something."""
+        if model.frozen_blocks == 0 or not self.cache.enabled:
             return None
         stop, taps = model.frozen_blocks, tuple(tap for tap in model.taps if tap <= model.frozen_blocks)
-        frozen = (model.backbone.sha256, model.backbone.config_sha256)
-        full_key = (*key, "prefix", frozen, model.recipe.precision, stop, taps)
+        recipe, backbone = model.recipe, model.backbone
+        # A backbone from scratch is told by its name, options and seed.
+        frozen = (backbone.sha256, backbone.config_sha256, recipe.backbone.model_dump_json(), recipe.seed)
+        seen = (recipe.data.mean, recipe.data.std, recipe.precision, self.device.partition(":")[0])
 
         def compute() -> backbones.Prefix:
-            pixels = torch.from_numpy(transforms.normalise(image[None], model.recipe.data)).to(self.device)
-            dtype = torch.bfloat16 if model.recipe.precision == "bfloat16" else torch.float32
+            pixels = torch.from_numpy(transforms.normalise(image[None], recipe.data)).to(self.device)
+            dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
             found = model.frozen_prefix(pixels)
             taken = {tap: tokens.to(dtype) for tap, tokens in found.taken.items()}
             hidden = taken[stop] if stop in taken else found.hidden.to(dtype)
             return backbones.Prefix(found.stop, hidden, taken)
 
-        kept: backbones.Prefix = self.memory.get(full_key, _prefix_bytes, compute)
-        return kept
+        return self.cache.features(image, (*frozen, *seen, stop, taps), compute)
 
 
 def at_rank(recipe: configs.Recipe, rank: int, site: str) -> configs.Recipe:
@@ -286,11 +256,6 @@ def _image_bytes(prepared: transforms.Prepared) -> int:
     return sum(array.nbytes for array in arrays if array is not None)
 
 
-def _prefix_bytes(prefix: backbones.Prefix) -> int:
-    tensors = {id(tensor): tensor for tensor in (prefix.hidden, *prefix.taken.values())}
-    return sum(tensor.element_size() * tensor.numel() for tensor in tensors.values())
-
-
 def collate(
     examples: Sequence[Example], model: models.AdaptedModel
 ) -> tuple[Tensor, backbones.Prefix | None, tuple[backbones.Prompts, ...] | None]:
@@ -304,9 +269,15 @@ def collate(
     prefixes = [example.prefix for example in examples if example.prefix is not None]
     if len(prefixes) < len(examples):
         return pixels, None, prompts
-    hidden = torch.cat([prefix.hidden for prefix in prefixes]).float()
-    taken = {tap: torch.cat([prefix.taken[tap] for prefix in prefixes]).float() for tap in prefixes[0].taken}
-    return pixels, backbones.Prefix(prefixes[0].stop, hidden, taken), prompts
+    stop = prefixes[0].stop
+    taken = {tap: _joined([prefix.taken[tap] for prefix in prefixes], model.device) for tap in prefixes[0].taken}
+    hidden = taken[stop] if stop in taken else _joined([prefix.hidden for prefix in prefixes], model.device)
+    return pixels, backbones.Prefix(stop, hidden, taken), prompts
+
+
+def _joined(parts: Sequence[Tensor], device: str) -> Tensor:
+    """One batch on the device, in float32. A copy: nothing that computes with it can change what is kept."""
+    return torch.cat(list(parts)).to(device).float()
 
 
 def _joined_prompts(drawn: Sequence[simulator.Simulated], device: str) -> tuple[backbones.Prompts, ...] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, processes, protocol
+from fedvfm import errors, flower_runtime, processes, protocol, storage
 from fedvfm.client import joining, limits, own, refusals, split_note, supernode, verdicts
 from fedvfm.diagnosis import channel, lookout, machine, row
 
@@ -42,6 +42,7 @@ def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> 
         raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
     with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
         _watch(where, settings, site, over, note)
+        storage.remove_folder(where.features)
 
 
 def _watch(

@@ -16,10 +16,22 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import audit, chain, errors, flower, privacy_config, protocol, state
+from fedvfm import audit, chain, errors, flower, privacy_config, protocol, state, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
-from fedvfm.client import gate, joining, own, policy, privacy_here, rollback, sent, spending, split_note
+from fedvfm.client import (
+    feature_cache,
+    feature_files,
+    gate,
+    joining,
+    own,
+    policy,
+    privacy_here,
+    rollback,
+    sent,
+    spending,
+    split_note,
+)
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.trust import lock as locks
@@ -374,9 +386,16 @@ class SiteTerms(HospitalTerms):
 
     def _build(self, config: configs.SiteConfig, recipe: configs.Recipe) -> sites.Site:
         hospital = own.hospital(config, recipe)
-        memory, budget = sites.Memory(config.cache_mib * MIB), config.privacy
+        files = feature_files.of_recipe(self._where.features, recipe.hash, config.cache_disk_mib * MIB)
+        cache, budget = feature_cache.FeatureCache(config.cache_mib * MIB, files), config.privacy
         units = 0 if budget is None else budget.units or 0
-        return sites.Site(config.name, hospital, self._device, config.rank, memory, units=units)
+        return sites.Site(config.name, hospital, self._device, config.rank, cache, units=units)
+
+    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
+        """See above; with the final adapter the recipe ends, and what was kept of the images' features goes."""
+        super().sends(kind, task, reply)
+        if task is not None and task.final and not reply.has_error():
+            storage.remove_folder(self._where.features)
 
     def _units(self, recipe: configs.Recipe) -> int | None:
         if not spending.private(recipe):

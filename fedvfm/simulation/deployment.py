@@ -24,6 +24,7 @@ from fedvfm.client import executor, supernode
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import proxy, reach, strategy, superlink
+from fedvfm.simulation import folder as folders
 from fedvfm.simulation import site_errors
 from fedvfm.trust import keys
 
@@ -84,7 +85,7 @@ def run(
     """
     wanted = {name for job in jobs for name in (*job.train_sites, *job.test_sites)}
     names = [site.name for site in members if site.name in wanted]
-    folder = _fresh(_run_folder(jobs[0].folder) / FOLDER)
+    folder = _fresh(folders.of_arm(jobs[0].folder) / FOLDER)
     storage.write_text(folder / "experiment.json", experiment.model_dump_json())
     server = server_app.make_server_app(jobs, observer)
     with site_errors.shown(lambda: site_errors.last(folder / "faults")), _connected(folder, names, observer) as steady:
@@ -147,14 +148,6 @@ def _wait_online(control: flower_runtime.Control, count: int, check: Callable[[]
         time.sleep(0.3)
 
 
-def _run_folder(folder: Path) -> Path:
-    """The run's folder, of which an arm's is part."""
-    for one in (folder, *folder.parents):
-        if (one / "experiment.json").exists():
-            return one
-    return folder
-
-
 def _fresh(folder: Path) -> Path:
     """An empty private folder; processes that an earlier run left are ended first."""
     for path in folder.glob("*.pid"):
@@ -178,7 +171,8 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
 
     what = configs.Experiment.model_validate_json((folder / "experiment.json").read_text(encoding="utf-8"))
     torch.set_num_threads(what.recipe.threads)
-    (site,) = [one for one in runs.members(what, experiments.hospitals(what)) if one.name == name]
+    files = runs.shared_files(folder.parent, what)
+    (site,) = [one for one in runs.members(what, experiments.hospitals(what), files) if one.name == name]
 
     def report(where: str, error: Exception) -> None:
         site_errors.leave(folder / "faults", where, error)

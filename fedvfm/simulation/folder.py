@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "seeds.json"
 
     @property
+    def features(self) -> Path:
+        """What the frozen blocks computed of images, until the run is finished."""
+        return self.path / "features"
+
+    @property
     def summary(self) -> Path:
         """The machine's view of a finished run."""
         return self.path / "summary.json"
@@ -112,6 +117,14 @@ class RunFolder:
     def write_evaluation(self, arm: str, values: dict[str, Any]) -> None:
         """Mark an arm as finished."""
         storage.write_text(self.arm(arm) / "evaluation.json", chain.canonical(values) + "\n")
+
+
+def of_arm(path: Path) -> Path:
+    """The run's folder, of which an arm's is part."""
+    for one in (path, *path.parents):
+        if (one / "experiment.json").exists():
+            return one
+    return path
 
 
 def as_text(values: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ from fedvfm import errors, metrics
 from fedvfm.client import evaluator
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
-from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import overlay
 from fedvfm.data import sample as samples
 from fedvfm.tasks import segmentation
@@ -45,7 +44,7 @@ class Picture:
     probabilities: Mapping[str, float] | None = None
 
 
-def examples(model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital], rng: Generator) -> list[Picture]:
+def examples(model: models.AdaptedModel, members: Sequence[sites.Site], rng: Generator) -> list[Picture]:
     """One or two test samples of up to eight sites, predicted with the adapter the model holds.
 
     Samples are drawn, not chosen: the report shows what is usual, not what is best.
@@ -53,40 +52,38 @@ def examples(model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospi
     Raises:
         DataError: if a sample cannot be read.
     """
-    chosen = _spaced(hospitals)
+    chosen = _spaced(members)
     number = 2 if len(chosen) <= SITES // 2 else 1
     shown = []
     model.eval()
-    for hospital in chosen:
-        drawn = rng.choice(len(hospital.test), size=min(number, len(hospital.test)), replace=False)
-        shown += [_picture(model, hospital, hospital.test[at]) for at in sorted(drawn)]
+    for site in chosen:
+        tested = site.split("test")
+        drawn = rng.choice(len(tested), size=min(number, len(tested)), replace=False)
+        shown += [_picture(model, site, tested[at]) for at in sorted(drawn)]
     return shown
 
 
-def _spaced(hospitals: Sequence[hospital_data.Hospital]) -> list[hospital_data.Hospital]:
-    """All hospitals with a test sample, or :data:`SITES` of them at even distances in the order of their names."""
-    tested = [hospital for hospital in hospitals if hospital.test]
+def _spaced(members: Sequence[sites.Site]) -> list[sites.Site]:
+    """All sites with a test sample, or :data:`SITES` of them at even distances in the order of their names."""
+    tested = [site for site in members if site.split("test")]
     if len(tested) <= SITES:
         return tested
     return [tested[round(at)] for at in np.linspace(0, len(tested) - 1, SITES)]
 
 
 @torch.no_grad()
-def _picture(model: models.AdaptedModel, hospital: hospital_data.Hospital, sample: samples.Sample) -> Picture:
-    site = sites.Site(hospital.name, hospital, device=model.device)
+def _picture(model: models.AdaptedModel, site: sites.Site, sample: samples.Sample) -> Picture:
     prepared = site.whole(model, sample)
     logits = evaluator.logits(model, site, sample, prepared)
-    image, truth = hospital.read(sample).image, prepared.truth
+    image, truth = site.hospital.read(sample).image, prepared.truth
     if logits.ndim == 1:
-        return _classified(model, hospital.name, sample, image, logits)
+        return _classified(model, site.name, sample, image, logits)
     if truth is None:
-        raise errors.DataError(
-            f"sample '{sample.id}' of site '{hospital.name}' has no mask to show; give every image one"
-        )
+        raise errors.DataError(f"sample '{sample.id}' of site '{site.name}' has no mask to show; give every image one")
     predicted = segmentation.classes_at(logits, truth.shape)
     dice, _ = metrics.overlap(predicted, truth, len(model.recipe.data.class_names))
     return Picture(
-        site=hospital.name,
+        site=site.name,
         sample=sample.id,
         image=overlay.png(overlay.as_shown(image)),
         truth=overlay.png(overlay.drawn(image, truth)),

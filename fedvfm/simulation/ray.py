@@ -23,6 +23,7 @@ from fedvfm.client import app as client_app
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
+from fedvfm.simulation import folder as folders
 from fedvfm.simulation import site_errors
 
 QUIET = {
@@ -39,11 +40,13 @@ class VirtualNodes:
 
     Attributes:
         experiment: the resolved experiment as JSON.
+        run: the run folder; actors on its machine share what the frozen blocks computed.
         faults: folder in which an actor leaves a site's error, so that a simulation can show what a real coordinator
         never sees.
     """
 
     experiment: str
+    run: str
     faults: str
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -70,7 +73,7 @@ def _app(nodes: VirtualNodes) -> ClientApp:
 
     what = configs.Experiment.model_validate_json(nodes.experiment)
     torch.set_num_threads(what.recipe.threads)
-    members = runs.members(what, experiments.hospitals(what))
+    members = runs.members(what, experiments.hospitals(what), runs.shared_files(Path(nodes.run), what))
 
     def site_of(context: Context) -> sites.Site:
         return members[int(context.node_config["partition-id"])]
@@ -97,6 +100,6 @@ def run(
     gpus = 1.0 if experiment.device.startswith("cuda") else 0.0
     server = server_app.make_server_app(jobs, observer)
     with tempfile.TemporaryDirectory(prefix="fedvfm-ray-") as faults:
-        nodes = VirtualNodes(experiment.model_dump_json(), faults)
+        nodes = VirtualNodes(experiment.model_dump_json(), str(folders.of_arm(jobs[0].folder)), faults)
         with site_errors.shown(lambda: site_errors.last(Path(faults))):
             flower.run_on_ray(server, nodes, len(members), min(experiment.recipe.threads, os.cpu_count() or 1), gpus)

@@ -16,7 +16,7 @@ from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
-from fedvfm.client import devices
+from fedvfm.client import devices, feature_cache, feature_files
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals as hospital_data
@@ -165,8 +165,9 @@ def _run(
     observer: progress.Observer,
     engine: Engine | None = None,
 ) -> Result:
-    with _as_found(what.recipe.threads):
-        return _train_and_report(what, hospitals, run, observer, engine or tables.ENGINES.get(what.engine))
+    with _as_found(what.recipe.threads), feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files:
+        engine = engine or tables.ENGINES.get(what.engine)
+        return _train_and_report(what, hospitals, run, observer, engine, files)
 
 
 @contextlib.contextmanager
@@ -199,25 +200,26 @@ def _train_and_report(
     run: folder.RunFolder,
     observer: progress.Observer,
     engine: Engine,
+    files: feature_files.FeatureFiles | None,
 ) -> Result:
     started = time.monotonic()
     what = what.model_copy(update={"device": devices.choose(what.device)})
     planned = arms(what, [hospital.name for hospital in hospitals])
     for note in notes(what, hospitals):
         observer("note", text=note)
-    jobs = _jobs(what, run, planned)
+    jobs, everyone = _jobs(what, run, planned), members(what, hospitals, files)
     _same_setup(run, hospitals, jobs)
     waiting = [job for job in jobs if not _done(run, job)]
     if waiting:
         _check_sites(what, waiting)
         with site_errors.explained(f"engine '{what.engine}'"):
-            engine(waiting, members(what, hospitals), observer, what)
+            engine(waiting, everyone, observer, what)
     for arm in planned:
         if arm.recipe is None and run.evaluation(arm.name) is None:
             with site_errors.explained(f"arm '{arm.name}'"):
                 run.write_evaluation(arm.name, _classical(what, hospitals))
     made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started, hospitals)
-    _finish(what, hospitals, run, jobs[0], made, observer)
+    _finish(what, hospitals, run, jobs[0], made, observer, everyone)
     return Result(run.path, made)
 
 
@@ -276,13 +278,34 @@ def _job(
     )
 
 
-def members(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> list[sites.Site]:
-    """The sites of a simulation: one a hospital, and the one that pools them all. They share one memory."""
-    memory = sites.Memory(what.cache_mib * MIB)
+def shared_files(path: Path, what: configs.Experiment) -> feature_files.FeatureFiles | None:
+    """Files of features as another process of the run sees them, None where it keeps none.
+
+    Args:
+        path: the run folder.
+        what: the experiment.
+    """
+    limit = what.cache_disk_mib * MIB
+    return feature_files.FeatureFiles(folder.RunFolder(path).features, limit) if limit else None
+
+
+def members(
+    what: configs.Experiment,
+    hospitals: Sequence[hospital_data.Hospital],
+    files: feature_files.FeatureFiles | None = None,
+) -> list[sites.Site]:
+    """The sites of a simulation: one a hospital, and the one that pools them all. They share one cache.
+
+    Args:
+        what: the experiment.
+        hospitals: its hospitals.
+        files: shared with other processes of the run.
+    """
+    cache = feature_cache.FeatureCache(what.cache_mib * MIB, files, files_first=True)
     everyone = [*hospitals, hospital_data.pooled(hospitals)]
     device = devices.choose(what.device)
     return [
-        sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), memory, simulated=True) for one in everyone
+        sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), cache, simulated=True) for one in everyone
     ]
 
 
@@ -317,6 +340,7 @@ def _finish(
     job: strategy.Job,
     made: Mapping[str, Any],
     observer: progress.Observer,
+    everyone: Sequence[sites.Site],
 ) -> None:
     """Write what is derived from the arms: tables, adapter, summary, report."""
     from fedvfm.inference import export
@@ -332,7 +356,7 @@ def _finish(
     model.write(adapter)
     summary.write_tables(run, made)
     export.save(model, run.path / "adapter", made, note=what.note)
-    shown = pictures.examples(model, hospitals, seeding.stream(what.recipe.seed, "report"))
+    shown = pictures.examples(model, everyone[: len(hospitals)], seeding.stream(what.recipe.seed, "report"))
     storage.write_text(run.summary, summary.as_json(made) + "\n")
     compare.write_groups(run, hospitals)
     # The report states the recipe that was trained: with what the backbone decides.

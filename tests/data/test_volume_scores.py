@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedvfm import config, metrics, protocol
-from fedvfm.client import evaluator
+from fedvfm.client import evaluator, feature_cache
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals
@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[sites.Site, models.A
     (hospital,) = hospitals.make_hospitals(
         source, config.PartitionConfig(kind="iid", sites=1, val_share=0.0, test_share=0.5), 0
     )
-    return sites.Site("one", hospital, memory=sites.Memory(2**24)), models.AdaptedModel(recipe)
+    return sites.Site("one", hospital, cache=feature_cache.FeatureCache(2**24)), models.AdaptedModel(recipe)
 
 
 def test_a_site_reports_volumes(made: tuple[sites.Site, models.AdaptedModel]) -> None:

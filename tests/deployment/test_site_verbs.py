@@ -21,7 +21,7 @@ from flwr.app import Message
 import fedvfm
 from fedvfm import audit, errors, factors, flower, locking, processes, protocol, state
 from fedvfm.client import app as client_app
-from fedvfm.client import final, gate, joining, policy, purge, sent, supervisor, terms, verdicts
+from fedvfm.client import final, gate, joining, own, policy, purge, sent, supervisor, terms, verdicts
 from fedvfm.server import enrolment
 from fedvfm.trust import lock
 
@@ -105,6 +105,19 @@ def alternating(tiny: Any, tmp_path: Path) -> Hospital:
     chosen = locking.read_toml(tiny.experiment)
     adapter = chosen.adapter.model_copy(update={"factors": "alternate"})
     return joined(tiny, locking.make(chosen.model_copy(update={"adapter": adapter})), tmp_path)
+
+
+@pytest.fixture
+def freezing(tiny: Any, tmp_path: Path) -> Hospital:
+    """A hospital of a federation whose first block is frozen; its own file leaves the cache no memory."""
+    chosen = locking.read_toml(tiny.experiment)
+    changed = {
+        "adapter": chosen.adapter.model_copy(update={"layers": (1,)}),
+        "data": chosen.data.model_copy(update={"views": 1}),
+    }
+    made = joined(tiny, locking.make(chosen.model_copy(update=changed)), tmp_path)
+    made.settings.write_text("cache_mib = 0\n" + made.settings.read_text())
+    return made
 
 
 def joined(tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path) -> Hospital:
@@ -468,6 +481,36 @@ def test_a_purge_removes_what_it_says_and_nothing_else(hospital: Hospital, cli: 
     assert gone == ["adapters", "replies", "run-files"]
     assert audit.usage(hospital.where.audit.entries, hospital.lock.hash).trained, "rounds stay counted"
     assert json.loads(cli("client", "purge", hospital.state, "--yes", "--json").out)["removed"] == []
+
+
+def test_features_of_patients_images_are_private_and_go(freezing: Hospital, cli: Any) -> None:
+    """They go with the final adapter and with a purge; another executor finds them; how often is not in a reply."""
+
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mode & 0o777 for path in freezing.where.features.rglob("*")}
+
+    first = protocol.decode_update(freezing.train().content)
+    assert not [name for name in first.metrics if "features" in name]
+    features = {path: path.stat().st_mtime_ns for path in kept() if path.suffix == ".features"}
+    assert len(features) == len(own.hospital(own.read(freezing.settings).site, freezing.lock.recipe).train)
+    assert set(kept().values()) == {0o700, 0o600}
+    freezing.open()
+    assert protocol.decode_update(freezing.train(2).content).state.parameters
+    assert {path: path.stat().st_mtime_ns for path in kept() if path.suffix == ".features"} == features
+    freezing.finish(freezing.initial)
+    assert not freezing.where.features.exists()
+    freezing.open()
+    freezing.train(3)
+    assert kept()
+    answer = cli("client", "purge", freezing.state, "--yes", "--json")
+    assert "features" in [row["kind"] for row in json.loads(answer.out)["removed"]]
+    assert not kept()
+    freezing.settings.write_text(
+        freezing.settings.read_text().replace("cache_mib = 0", "cache_mib = 0\ncache_disk_mib = 0")
+    )
+    freezing.open()
+    assert not freezing.train(3).has_error()
+    assert not kept()
 
 
 def test_a_purge_of_the_audit_log_leaves_a_receipt_and_no_approval(hospital: Hospital, cli: Any) -> None:

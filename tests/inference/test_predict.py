@@ -16,7 +16,7 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.client import evaluator, windows
+from fedvfm.client import evaluator, feature_cache, windows
 from fedvfm.client import site as sites
 from fedvfm.data import formats, nifti, slices
 from fedvfm.data import sample as samples
@@ -51,7 +51,7 @@ class OneFile:
 def evaluated(adapter: Path, pixels: samples.Pixels, memory: int = 0) -> torch.Tensor:
     """The logits that evaluation scores."""
     model = fedvfm.load_adapter(adapter)
-    site = sites.Site("here", OneFile(pixels), memory=sites.Memory(memory))
+    site = sites.Site("here", OneFile(pixels), cache=feature_cache.FeatureCache(memory))
     sample = site.split("test")[0]
     return evaluator.logits(model, site, sample, site.whole(model, sample))
 

@@ -20,7 +20,7 @@ from fedvfm import cli, errors
 from fedvfm import config as configs
 from fedvfm.backbones import base, promptable
 from fedvfm.backbones import table as backbones
-from fedvfm.client import evaluator, trainer
+from fedvfm.client import evaluator, feature_cache, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import sample as samples
@@ -69,7 +69,7 @@ def recipe(folder: Path | str, prompt: str = "box", *, size: int = 64, **more: A
 
 
 def site(limit: int = 1 << 24) -> sites.Site:
-    return sites.Site("here", Drawn(), memory=sites.Memory(limit))
+    return sites.Site("here", Drawn(), cache=feature_cache.FeatureCache(limit))
 
 
 def told(model: models.AdaptedModel, place: sites.Site, number: int) -> sites.Example:
@@ -206,7 +206,7 @@ def test_prompts_leave_the_frozen_prefix_as_it_is(sam_folders: dict[str, Path]) 
         assert without.prefix is None
         ours, theirs = (model(*sites.collate([one], model)) for one in (with_memory, without))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert sum(key[-5] == "prefix" for key in kept.memory._items if len(key) > 5) == 1, "one for both kinds of prompt"
+    assert kept.cache.counts == feature_cache.Counts(computed=1, memory=1), "one for both kinds of prompt"
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

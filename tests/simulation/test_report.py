@@ -21,6 +21,7 @@ from fedvfm.data import overlay
 from fedvfm.report import charts, page
 from fedvfm.server import checkpoint
 from fedvfm.simulation import compare, experiment, folder, pictures, provenance, report
+from fedvfm.simulation import run as simulation
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
 
@@ -396,8 +397,9 @@ def test_examples_are_drawn_by_the_stream_and_scored_as_the_test_did(tiny_run: P
     hospitals = experiment.hospitals(what)
     model = models.AdaptedModel(what.recipe)
     model.write(checkpoint.read(tiny_run / "adapter.safetensors")[0])
-    shown = pictures.examples(model, hospitals, seeding.stream(0, "test"))
-    again = pictures.examples(model, hospitals, seeding.stream(0, "test"))
+    members = simulation.members(what, hospitals)[:-1]
+    shown = pictures.examples(model, members, seeding.stream(0, "test"))
+    again = pictures.examples(model, members, seeding.stream(0, "test"))
     assert shown == again
     assert [one.site for one in shown] == ["east", "east", "north", "north", "west", "west"]
     evaluation = run.evaluation("federated")
@@ -405,5 +407,5 @@ def test_examples_are_drawn_by_the_stream_and_scored_as_the_test_did(tiny_run: P
     for one in shown:
         columns: Mapping[str, Any] = evaluation["last"]["samples"][one.site]
         assert one.dice == pytest.approx(columns["dice"][columns["id"].index(one.sample)], abs=1e-6)
-    many = pictures.examples(model, hospitals * 7, seeding.stream(0, "test"))
+    many = pictures.examples(model, members * 7, seeding.stream(0, "test"))
     assert len(many) == pictures.SITES

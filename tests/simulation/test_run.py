@@ -72,6 +72,47 @@ def test_peak_memory_is_that_of_all_processes_that_took_part(tiny_run: Path, tmp
     assert run.resume(copy).summary["peak_mib"] == 123456.5
 
 
+def test_the_cache_changes_no_bit_and_leaves_nothing(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory, in files, or too small for all: one adapter, and the journal says what was computed how often."""
+    data = {**tiny.values["recipe"]["data"], "views": 2, "augment": ["noise"]}
+    recipe = {**tiny.values["recipe"], "data": data, "optimiser": {"learning_rate": 1e-2, "local_epochs": 2}}
+    places = {"files": (64, 64), "memory": (64, 0), "files-alone": (0, 64), "small": (8, 0)}
+    made, again = {}, {}
+    for name, (memory, disk) in places.items():
+        monkeypatch.setattr(run, "MIB", 1 << 14 if name == "small" else 1 << 20)
+        values = {**tiny.values, "baselines": [], "recipe": recipe, "cache_mib": memory, "cache_disk_mib": disk}
+        found = run.simulate(values, output=tmp_path / name)
+        assert not (found.path / "features").exists()
+        rows = chain.read(found.path / "journal.jsonl")
+        made[name], again[name] = found.summary["fingerprint"], [row["train"]["east"] for row in rows]
+    assert len(set(made.values())) == 1
+    small = again.pop("small")
+    assert 0 < small[1]["features_again"] == small[1]["features_computed"] < 8
+    for name, (first, second) in again.items():
+        assert first["features_computed"] == 8, name
+        assert second["features_computed"] == second["features_again"] == 0, name
+        assert second["features_files" if "files" in name else "features_memory"] == 8, name
+
+
+def test_a_resumed_run_computes_no_feature_again(tiny: Any, tmp_path: Path) -> None:
+    recipe = {**tiny.values["recipe"], "data": {**tiny.values["recipe"]["data"], "views": 1}}
+
+    def stop(event: str, /, **fields: Any) -> None:
+        if event == "round-end" and fields["round"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.simulate({**tiny.values, "baselines": [], "recipe": recipe}, output=tmp_path / "run", observer=stop)
+    assert list((tmp_path / "run" / "features").glob("*.features"))
+    run.resume(tmp_path / "run")
+    rows = [row["train"]["east"] for row in chain.read(tmp_path / "run" / "journal.jsonl")]
+    assert [row["features_computed"] for row in rows] == [4, 0]
+    assert rows[1]["features_files"] == 4
+    assert not (tmp_path / "run" / "features").exists()
+
+
 def test_one_model_a_rank_on_one_backbone(tiny: Any) -> None:
     """Sites of different ranks are asked in turn: no model is built twice, and the frozen weights are there once."""
     recipe = experiment.parse(tiny.values, "x").recipe
