@@ -307,7 +307,7 @@ def experiments(as_json: Json = False) -> None:
 
 @data_app.command("check")
 def data_check(
-    site: Annotated[Path, typer.Argument(help="The hospital's own file; see client/site.example.toml.")],
+    site: Annotated[Path, typer.Argument(help="The hospital's own file; 'fedvfm client init' writes one.")],
     recipe: Annotated[Path | None, typer.Option(help="The recipe, in place of the one the file names.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Look at so many samples only, evenly spaced; 0: all.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write a one-file page with example pictures (0600).")] = None,

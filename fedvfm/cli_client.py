@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedvfm import errors
+from fedvfm import cli_drafts, errors
 
 if TYPE_CHECKING:
     from fedvfm.client import joining as joinings
     from fedvfm.client import policy as policies
     from fedvfm.client import privacy_here as privacies
     from fedvfm.client import purge as purges
-    from fedvfm.client import weights
     from fedvfm.trust import lock as locks
 
 NAME = "client"
 app = typer.Typer(help="Take part in a federation, on your own terms.", no_args_is_help=True)
+app.command("init")(cli_drafts.site)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SITE_STATE", help="This site's state folder.")]
@@ -92,22 +92,17 @@ def join(
 
     _say(_text(found.lock, verdicts, privacy_here.here(found.lock, data)))
     _refuse(found.lock, data)
-    if not fetch_weights:
-        _say_weights(weights.faults([found.lock]))
+    # The site joins and starts without the weights too, but trains only once they are here.
+    _say([f"note: {fault.note}" for fault in weights.faults([found.lock] if not fetch_weights else [])])
     approved = approve if approve is not None else _ask(found.lock, as_json)
     if fetch_weights and approved == found.lock.hash:
-        _say_weights(weights.faults([found.lock], fetch=True))
+        _say([f"note: {fault.note}" for fault in weights.faults([found.lock], fetch=True)])
     made = joining.join(state, found, approved)
     told = {"site": found.site, "federation": found.federation, "state": str(state), "request": str(made.request)}
     if as_json:
         print(json.dumps({**told, "recipe": found.lock.hash, "approved": True}, indent=2))
         return
     print(f"site {found.site}: key made in {state}\nsend this file to the coordinator: {made.request}")
-
-
-def _say_weights(faults: Sequence[weights.Fault]) -> None:
-    """Name missing weights and what brings them; the site can join and start, but trains only once they are here."""
-    _say([f"note: {fault.note}" for fault in faults])
 
 
 def _refuse(locked: locks.Lock, site: Path | None) -> None:

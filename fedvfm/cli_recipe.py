@@ -1,4 +1,4 @@
-"""``fedvfm recipe ...``: lock a recipe."""
+"""``fedvfm recipe ...``: begin a recipe, and lock it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Annotated
 
 import typer
 
+from fedvfm import cli_drafts
+
 NAME = "recipe"
 app = typer.Typer(help="Recipes: what is trained.", no_args_is_help=True)
+app.command("new")(cli_drafts.recipe)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvfm import cli_steering
+from fedvfm import cli_drafts, cli_steering
 
 NAME = "server"
 app = typer.Typer(help="Launch a federation, steer it and decide who may take part.", no_args_is_help=True)
 app.add_typer(cli_steering.app)
+app.command("init-config")(cli_drafts.server)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SERVER_STATE", help="The server's state folder.")]

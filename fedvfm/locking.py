@@ -69,12 +69,11 @@ def make(recipe: config.Recipe, start: state.AdapterState | None = None) -> tupl
         WeightsError: if the weights are not here and the recipe does not pin them.
         MissingExtra: without torch.
     """
-    models = _models()
-    faults = [*models.validate(recipe), *_table_faults(recipe)]
+    models, wrong = _models(), faults(recipe)
     if recipe.start is not None and (start is None or start.fingerprint != recipe.start):
-        faults.append(f"recipe.start: give the adapter {recipe.start[:12]} with --from ADAPTER.safetensors")
-    if faults:
-        raise errors.ConfigError("recipe", faults)
+        wrong.append(f"recipe.start: give the adapter {recipe.start[:12]} with --from ADAPTER.safetensors")
+    if wrong:
+        raise errors.ConfigError("recipe", wrong)
     if start is not None:
         recipe = recipe.model_copy(update={"start": start.fingerprint})
     sha256, config_sha256 = _pin(recipe, models)
@@ -87,6 +86,16 @@ def make(recipe: config.Recipe, start: state.AdapterState | None = None) -> tupl
         return found, locked.initial
     _require_fit(start, found)
     return found.model_copy(update={"initial": start.fingerprint}), start
+
+
+def faults(recipe: config.Recipe) -> list[str]:
+    """Faults of a recipe's names and per-kind parameters, one sentence each.
+
+    Raises:
+        WeightsError: if the backbone's shape is not known on this machine.
+        MissingExtra: without torch.
+    """
+    return [*_models().validate(recipe), *_table_faults(recipe)]
 
 
 def notes(locked: lock.Lock) -> list[str]:

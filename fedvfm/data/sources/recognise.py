@@ -36,7 +36,7 @@ def find(folder: Path, options: layouts.Options) -> layouts.Layout:
     """
     if not folder.is_dir():
         raise errors.DataError(f"{folder}: no such folder; set data.path to the folder that holds the images")
-    kind = options.layout if options.layout != "auto" else _recognise(folder)
+    kind = options.layout if options.layout != "auto" else kind_of(folder)
     layout = COLLECT[kind](folder, options)
     given = {key: getattr(options, key) not in (None, "", ()) for key in OWN_OPTIONS}
     layout.faults += [
@@ -47,7 +47,12 @@ def find(folder: Path, options: layouts.Options) -> layouts.Layout:
     return layout
 
 
-def _recognise(folder: Path) -> str:
+def kind_of(folder: Path) -> str:
+    """The layout of a folder, by what lies in it.
+
+    Raises:
+        DataError: if none is known.
+    """
     if (folder / "dataset_description.json").is_file():
         return "bids"
     if (folder / "dataset.json").is_file():

@@ -1,0 +1,160 @@
+"""``site.toml``, ``server.toml`` and ``recipe.toml`` as a person starts from them: a commented template, filled in.
+
+A template is TOML that can be read as it stands. Filling it in changes the values of some lines and nothing else, and
+what comes out is checked as if a person had written it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fedvfm import config, errors, storage
+from fedvfm.backbones import table as backbones
+from fedvfm.backbones import weights
+from fedvfm.data.sources import recognise
+
+LINE = re.compile(r'^#?([A-Za-z0-9_]+|"[^"]+") = (.*)$')
+"""A line with a key and its value; with ``#`` before it the key is left out."""
+TABLE = re.compile(r"^#?\[([a-z_.]+)\]$")
+
+_SEGMENTATION = {"optimiser.learning_rate": 1.5e-3, "optimiser.head_learning_rate": 6e-3, "optimiser.batch_size": 2}
+_CLASSIFICATION = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 5e-3, "optimiser.batch_size": 8}
+_SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
+_SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
+_SAM_SIDE, _SAM3_SIDE = 1024, 1008
+
+
+def text(name: str) -> str:
+    """A template as it stands in the package: ``site.toml``, ``server.toml`` or ``recipe.toml``."""
+    return resources.files("fedvfm.templates").joinpath(name).read_text(encoding="utf-8")
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """The template with these values in place of those that stand there; a key that was left out is no longer.
+
+    Args:
+        template: TOML.
+        values: dotted key, as ``"data.path"`` -> value.
+
+    Raises:
+        KeyError: for a key that has no line.
+    """
+    lines, at, done = template.splitlines(), "", set()
+    for number, line in enumerate(lines):
+        if heading := TABLE.match(line):
+            at = f"{heading[1]}."
+        elif (found := LINE.match(line)) and at + found[1] in values:
+            lines[number] = f"{found[1]} = {literal(values[at + found[1]])}"
+            done.add(at + found[1])
+    if missing := set(values) - done:
+        raise KeyError(f"no line for {', '.join(sorted(missing))}")
+    return "\n".join(lines) + "\n"
+
+
+def literal(value: bool | int | float | str | Sequence[Any]) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool | int | float | str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"[{', '.join(literal(each) for each in value)}]"
+
+
+def server() -> str:
+    """A coordinator's file; every value in it is the default."""
+    return text("server.toml")
+
+
+def site(name: str, path: str | None = None, layout: str | None = None) -> str:
+    """A hospital's file.
+
+    Args:
+        name: of the hospital in the federation.
+        path: folder with its images; None leaves the template's example.
+        layout: of that folder; None writes down what is recognised there, if anything is.
+
+    Raises:
+        ConfigError: listing every fault of what was given.
+    """
+    if layout is not None and layout not in recognise.KINDS:
+        raise errors.ConfigError("--layout", [f"'{layout}': known layouts: {', '.join(recognise.KINDS)}"])
+    values: dict[str, Any] = {"name": name} | ({} if path is None else {"data.path": path})
+    kind = layout if layout is not None else recognised(path)
+    found = fill(text("site.toml"), values | ({} if kind is None else {"data.options.layout": kind}))
+    config.parse(config.SiteConfig, tomllib.loads(found), "site.toml")
+    return found
+
+
+def recognised(path: str | None) -> str | None:
+    """The layout of a folder; None where there is no such folder, or none is known."""
+    if path is None:
+        return None
+    try:
+        return recognise.kind_of(Path(path).expanduser())
+    except (errors.DataError, OSError):
+        return None
+
+
+def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
+    """A recipe's file: what trains well with this backbone, as the bundled experiments do.
+
+    It has its form; whether its names and numbers go together is for :func:`fedvfm.client.model.validate`, which needs
+    torch.
+
+    Args:
+        task: segmentation or classification.
+        backbone: a name of the table, a Hugging Face name or a folder.
+        classes: their names; in segmentation the background first.
+
+    Raises:
+        ConfigError: listing every fault of form.
+        UnknownName: for a backbone that nobody knows.
+    """
+    settings = config.BackboneConfig(name=backbone)
+    backbones.loader(settings)
+    values: dict[str, Any] = {"task.kind": task, "backbone.name": backbone, "data.class_names": list(classes)}
+    values |= {"data.augment": ["mirror", "intensity"]}
+    known, shape = weights.KNOWN.get(backbone), _shape(settings)
+    if known is not None and known.sha256:
+        values["backbone.sha256"] = known.sha256
+    kind = str(shape.get("model_type", ""))
+    if backbone in backbones.TABLE and known is None:
+        values |= _SCRATCH
+    elif kind.startswith("sam"):
+        side = int(shape.get("vision_config", {}).get("image_size", _SAM_SIDE))
+        values |= _SAM | {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}
+    else:
+        depth = int(shape.get("num_hidden_layers", 0))
+        values |= _SEGMENTATION if task == "segmentation" else _CLASSIFICATION
+        values |= {"data.views": 4, "adapter.layers": list(range(depth - depth // 3, depth))}
+    found = fill(text("recipe.toml"), values)
+    config.parse(config.Recipe, tomllib.loads(found), "recipe")
+    return found
+
+
+def _shape(settings: config.BackboneConfig) -> Mapping[str, Any]:
+    """What ``config.json`` says, as far as it is known here; of a model that is not on this machine, nothing."""
+    if settings.name in backbones.TABLE and settings.name not in weights.KNOWN:
+        return {}
+    try:
+        return weights.describe(settings)
+    except errors.WeightsError:
+        return {}
+
+
+def write(path: Path, content: str) -> Path:
+    """Write a draft for its owner alone (0600); nothing is overwritten.
+
+    Raises:
+        OutputInUse: if there is anything at the path.
+        StorageError: if it cannot be written.
+    """
+    if os.path.lexists(path):
+        raise errors.OutputInUse(f"{path} exists and is left as it is. Choose another --output, or move it away")
+    storage.write_text(path, content)
+    return path

@@ -1,0 +1,322 @@
+"""Files that a person starts from: they parse, explain every key there is, and say the defaults that hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from fedvfm import config, errors, locking, privacy_config, site_policy
+from fedvfm.backbones import table as backbones
+from fedvfm.backbones import weights
+from fedvfm.client import policy
+from fedvfm.data.sources import folder, layouts, recognise
+from fedvfm.templates import drafts
+
+MODELS: dict[str, type[pydantic.BaseModel]] = {
+    "site.toml": config.SiteConfig,
+    "server.toml": config.ServerConfig,
+    "recipe.toml": config.Recipe,
+}
+NOTE = re.compile(
+    r"# (?P<key>[A-Za-z0-9_]+): (?P<type>[^;]+?)(?: \((?P<unit>[^)]+)\))?; "
+    r"(?:default (?P<default>.+?)|(?P<needed>required))\. (?P<meaning>.+)"
+)
+FREE = {"site.toml": {"labels", "policy.backbones"}}
+"""Tables whose keys a person makes up."""
+INTERNAL = {"schema_version"}
+NOT_TOGETHER = {"noise_multiplier", "adaptive_quantile", "adaptive_rate", "adaptive_noise", "images_per_patient"}
+NOT_TOGETHER |= {"channels"}
+"""Examples that another example of the same file excludes."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One key of a template, and the note before it."""
+
+    table: str
+    key: str
+    value: Any
+    active: bool
+    note: re.Match[str] | None
+
+    @property
+    def path(self) -> str:
+        return f"{self.table}.{self.key}".lstrip(".")
+
+
+def read(name: str) -> list[Line]:
+    lines, table, comment = [], "", list[str]()
+    for text in drafts.text(name).splitlines():
+        if heading := drafts.TABLE.match(text):
+            table, comment = heading[1], []
+        elif found := drafts.LINE.match(text):
+            value = tomllib.loads(text.removeprefix("#"))[found[1].strip('"')]
+            note = NOTE.match(" ".join(part.removeprefix("#  ").strip() for part in comment))
+            lines.append(Line(table, found[1], value, not text.startswith("#"), note))
+            comment = []
+        elif text.startswith("#   ") or text.startswith("# "):
+            comment = [*comment, text] if text.startswith("#   ") and comment else [text]
+        else:
+            comment = []
+            assert text == "" or text.startswith("#"), text
+    return lines
+
+
+def model_of(name: str, table: str) -> type[Any] | None:
+    """The pydantic model of a table; None where it has none of its own."""
+    model: Any = MODELS[name]
+    for step in filter(None, table.split(".")):
+        found = model.model_fields[step].annotation
+        options = typing.get_args(found) if isinstance(found, types.UnionType) else (found,)
+        model = next((one for one in options if isinstance(one, type) and issubclass(one, pydantic.BaseModel)), None)
+        if model is None:
+            return None
+    return typing.cast("type[Any]", model)
+
+
+def keys() -> list[Any]:
+    lines = [(name, line) for name in MODELS for line in read(name) if line.table not in FREE.get(name, ())]
+    return [pytest.param(name, line, id=f"{name}:{line.path}") for name, line in lines]
+
+
+# -- the notes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "line"), keys())
+def test_every_key_has_a_note_that_is_true(name: str, line: Line) -> None:
+    """Type, default, meaning; the default that it says is the model's."""
+    assert line.note is not None, f"{line.path}: no note of the form 'key: type (unit); default VALUE. Meaning.'"
+    assert line.note["key"] == line.key
+    said = line.note["default"]
+    default: Any
+    if (model := model_of(name, line.table)) is not None:
+        field = model.model_fields[line.key]
+        if field.is_required():
+            assert line.note["needed"], f"{line.path} is required"
+            return
+        default = json.loads(json.dumps(field.get_default(call_default_factory=True), default=list))
+    else:
+        assert line.table == "data.options"
+        default = json.loads(json.dumps(getattr(layouts.Options(), line.key), default=list))
+    assert said is not None, f"{line.path} is not required"
+    told = None if said == "none" else tomllib.loads(f"x = {said}")["x"]
+    assert (told, type(told)) == (default, type(default)), f"{line.path}: the default is {default!r}"
+
+
+NUMBERS = ("number", "whole number")
+
+
+@pytest.mark.parametrize(("name", "line"), keys())
+def test_the_type_of_a_note_is_that_of_its_value(name: str, line: Line) -> None:
+    assert line.note is not None
+    kinds: dict[str, Any] = {
+        "text": str, "path": str, "sha256": str, "whole number": int, "number": (int, float), "true or false": bool,
+        "table": dict,
+    }  # fmt: skip
+    said = line.note["type"]
+    wanted = list if said.startswith("list of") else kinds[said.split(" or list")[0]]
+    assert isinstance(line.value, wanted), f"{line.path} = {line.value!r} is no {said}"
+    assert isinstance(line.value, bool) == (said == "true or false")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_key_of_the_models_is_in_it_and_no_other(name: str) -> None:
+    tables: dict[str, set[str]] = {}
+    for line in read(name):
+        tables.setdefault(line.table, set()).add(line.key)
+    for table in {"", *tables} - FREE.get(name, set()):
+        if (model := model_of(name, table)) is None:
+            continue
+        inner = {field for field in model.model_fields if model_of(name, f"{table}.{field}".lstrip(".")) is not None}
+        inner |= {path.rpartition(".")[2] for path in FREE.get(name, ()) if path.rpartition(".")[0] == table}
+        inner |= {"options"} if name == "site.toml" and table == "data" else set()
+        assert tables.get(table, set()) == set(model.model_fields) - INTERNAL - inner, table
+    if name == "site.toml":
+        assert tables["data.options"] <= set(folder.OPTIONS)
+
+
+def test_every_table_of_the_models_is_in_it() -> None:
+    for name, model in MODELS.items():
+        headings = {found[1] for line in drafts.text(name).splitlines() if (found := drafts.TABLE.match(line))}
+        for field in model.model_fields:
+            if field not in INTERNAL and model_of(name, field) is not None:
+                assert field in headings, f"{name}: [{field}]"
+
+
+# -- as they stand, and with every key ---------------------------------------------------------------------------------
+
+
+def uncommented(name: str) -> dict[str, Any]:
+    """A template with every key that it only mentions."""
+    lines = drafts.text(name).splitlines()
+    kept = []
+    for line in lines:
+        if found := drafts.LINE.match(line):
+            line = line.removeprefix("#") if found[1] not in NOT_TOGETHER else line
+        elif drafts.TABLE.match(line):
+            line = line.removeprefix("#")
+        kept.append(line)
+    return tomllib.loads("\n".join(kept))
+
+
+@pytest.mark.parametrize(("name", "model"), MODELS.items())
+def test_it_parses_as_it_stands_and_with_every_example(name: str, model: type[pydantic.BaseModel]) -> None:
+    config.parse(model, tomllib.loads(drafts.text(name)), name)
+    values = uncommented(name)
+    if name == "recipe.toml":
+        values["privacy"]["mechanism"] = "record-level"
+    config.parse(model, values, name)
+
+
+def test_a_site_as_it_stands_accepts_nothing(tmp_path: Path) -> None:
+    path = drafts.write(tmp_path / "site.toml", drafts.text("site.toml"))
+    found = config.parse(config.SiteConfig, config.read_toml(path), "site")
+    assert found.policy == config.PolicyConfig() == policy.read(path)
+    assert found.limits == config.LimitsConfig()
+    assert found.policy.final.accept == "never"
+    full = config.parse(config.SiteConfig, uncommented("site.toml"), "site")
+    assert full.policy.max_rounds > 0
+    assert full.policy.when is not None
+    assert full.policy.final.min_score is not None
+    assert full.limits.threads > 0
+    assert isinstance(full.privacy, privacy_config.Budget)
+    assert isinstance(full.policy.final, site_policy.FinalPolicy)
+
+
+def test_a_servers_file_is_the_defaults() -> None:
+    assert config.parse(config.ServerConfig, tomllib.loads(drafts.server()), "server") == config.ServerConfig()
+
+
+# -- filling in --------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_value_of_a_line_changes() -> None:
+    before = drafts.text("site.toml")
+    after = drafts.fill(before, {"name": 'Saint "Mary"\\', "data.path": "/d\xe4ta", "data.options.layout": "nnunet"})
+    found = tomllib.loads(after)
+    assert (found["name"], found["data"]["path"]) == ('Saint "Mary"\\', "/d\xe4ta")
+    assert found["data"]["options"] == {"layout": "nnunet"}
+    changed = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
+    assert len(changed) == 3
+    with pytest.raises(KeyError, match=r"no line for data\.paths"):
+        drafts.fill(before, {"data.paths": "x"})
+
+
+@pytest.mark.parametrize("value", [True, 0, 1.5e-3, 1e-5, 'a"\\\n\t', "\x7f\u2028\U0001f600", [1, 2], ["a"], []])
+def test_a_value_is_written_as_it_is_read(value: Any) -> None:
+    assert tomllib.loads(f"x = {drafts.literal(value)}")["x"] == value
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", sorted(backbones.TABLE.names()))
+def test_a_recipe_of_every_backbone_validates(backbone: str) -> None:
+    recipe = config.parse(
+        config.Recipe, tomllib.loads(drafts.recipe("segmentation", backbone, ["rest", "lesion"])), "recipe"
+    )
+    assert recipe.backbone.name == backbone
+    assert locking.faults(recipe) == []
+
+
+@pytest.mark.parametrize("backbone", ["dinov2-small-imgfocus", "dinov2-large", "deit-tiny", "clip-vit-base"])
+def test_a_recipe_for_classification_validates(backbone: str) -> None:
+    recipe = config.parse(config.Recipe, tomllib.loads(drafts.recipe("classification", backbone, "abc")), "recipe")
+    assert (recipe.task.kind, recipe.data.class_names) == ("classification", ("a", "b", "c"))
+    assert locking.faults(recipe) == []
+
+
+def test_the_embedded_backbone_is_pinned_and_locks_without_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDVFM_CACHE", str(tmp_path / "nothing"))
+    text = drafts.recipe("segmentation", weights.EMBEDDED, ["background", "lesion"])
+    path = drafts.write(tmp_path / "recipe.toml", text)
+    locked, initial = locking.make(locking.read_toml(path))
+    assert locked.backbone_sha256 == weights.KNOWN[weights.EMBEDDED].sha256
+    assert initial.fingerprint == locked.initial
+    assert locked.recipe.adapter.layers == (8, 9, 10, 11)
+
+
+# -- the verbs ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_given_stands_in_the_site_file(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study" / "images").mkdir(parents=True)
+    answer = cli("client", "init", "--name", "south", "--path", "study", "--json")
+    assert (answer.code, json.loads(answer.out)["layout"]) == (0, "pairs")
+    found = config.parse(config.SiteConfig, config.read_toml(tmp_path / "site.toml"), "site.toml")
+    assert (found.name, found.data.path, found.data.options["layout"]) == ("south", "study", "pairs")
+    assert (tmp_path / "site.toml").stat().st_mode & 0o777 == 0o600
+    again = cli("client", "init", "--name", "another-one")
+    assert (again.code, "is left as it is" in again.err) == (errors.OutputInUse.exit_code, True)
+    assert "another-one" not in (tmp_path / "site.toml").read_text()
+
+    other = cli("client", "init", "--path", "study", "--layout", "bids", "-o", "elsewhere/site.toml")
+    assert other.code == 0
+    found = config.parse(config.SiteConfig, config.read_toml(tmp_path / "elsewhere" / "site.toml"), "site.toml")
+    assert (found.data.path, found.data.options["layout"]) == (str(tmp_path / "study"), "bids")
+    for words, said in (
+        (("--name", "../x", "-o", "a.toml"), "name = '../x'"),
+        (("--layout", "nnunet2", "-o", "a.toml"), "known layouts: pairs, classes"),
+    ):
+        wrong = cli("client", "init", *words)
+        assert (wrong.code, said in wrong.err) == (errors.ConfigError.exit_code, True), wrong.err
+    assert not (tmp_path / "a.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("images", "pairs"), ("imagesTr", "nnunet"), ("studies", "studies"), ("nothing", None), ("", None)],
+)
+def test_the_layout_is_recognised(cli: Any, tmp_path: Path, name: str, kind: str | None) -> None:
+    data = tmp_path / "data"
+    if name:
+        (data / name).mkdir(parents=True)
+    answer = cli("client", "init", "--path", data, "-o", tmp_path / "site.toml", "--json")
+    assert (answer.code, json.loads(answer.out)["layout"]) == (0, kind)
+    assert ("note:" in answer.err) == (kind is None)
+    assert kind is None or kind in recognise.KINDS
+
+
+def test_a_servers_file_is_written_once(cli: Any, tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    assert cli("server", "init-config", "-o", path).code == 0
+    path.write_text("quorum = 2\n")
+    assert cli("server", "init-config", "-o", path).code == errors.OutputInUse.exit_code
+    assert path.read_text() == "quorum = 2\n"
+
+
+def test_a_recipe_is_written_checked_and_once(cli: Any, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    new = ("recipe", "new", "-o", path)
+    for words, said in (
+        (("--classes", "background"), "data.class_names"),
+        (("--classes", "a,b", "--task", "regression"), "recipe.task.kind"),
+        (("--classes", "a,b", "--backbone", "dinov2-smal"), "nearest: 'dinov2-small'"),
+        (("--classes", "a,a"), "class names must differ"),
+    ):
+        wrong = cli(*new, *words)
+        assert (wrong.code, said in wrong.err) == (errors.ConfigError.exit_code, True), wrong.err
+        assert not path.exists()
+    answer = cli(*new, "--classes", "background, lesion")
+    assert answer.code == 0, answer.err
+    assert "the background is 'background'" in answer.out
+    assert cli(*new, "--classes", "a,b").code == errors.OutputInUse.exit_code
+    assert cli("recipe", "lock", path, "-o", tmp_path / "recipe.json").code == 0
+
+
+def test_a_backbone_that_is_not_here_is_written_with_a_note(cli: Any, tmp_path: Path) -> None:
+    answer = cli("recipe", "new", "--classes", "a,b", "--backbone", "someone/else", "-o", tmp_path / "r.toml", "--json")
+    assert (answer.code, json.loads(answer.out)["checked"]) == (0, False), answer.err
+    assert "fedvfm weights fetch someone/else" in answer.err
