@@ -1,18 +1,20 @@
 """DICOM pixels to values: decompressed, in the file's units, dark to bright, colour as RGB.
 
-Decoders: pydicom's own (uncompressed, deflated, RLE), GDCM (JPEG of every process, JPEG-LS, JPEG 2000), Pillow as
-second choice. High-throughput JPEG 2000 has none and is refused.
+Decoders: pydicom's own (uncompressed, deflated, RLE), GDCM (JPEG, JPEG-LS, JPEG 2000), Pillow as second choice. What
+pydicom's way to GDCM refuses (JPEG Extended of 12 bits) is read by GDCM's own reader, where it is grey.
+High-throughput JPEG 2000 has no decoder and is refused.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import dicom
+from fedvfm.data import dicom, frames
 from fedvfm.data import header as headers
 
 AIR_HU = -1024
@@ -28,33 +30,80 @@ LUTS = tuple(
 )
 
 
-def read_voxels(header: headers.Header) -> NDArray[Any]:
-    """All voxels in stored axes (column, row, slice[, colour]), float32 or integers.
+Values = NDArray[Any]
+Padding = NDArray[np.bool_] | None
+"""Where values are padding (PS3.3, C.7.5.1.1.2); None where none is."""
+
+
+def read_voxels(header: headers.Header) -> tuple[Values, Padding]:
+    """All voxels in stored axes (column, row, slice[, colour]), float32 or integers, and where they are padding.
 
     Raises:
         DataError: if a frame cannot be decoded.
     """
-    first = read_frame(header, 0)
+    first, padded = read_frame(header, 0)
     whole = np.empty((len(header.frames), *first.shape), dtype=first.dtype)
     whole[0] = first
-    for number in range(1, len(header.frames)):
-        frame = read_frame(header, number)
-        # Slopes or bits may differ from slice to slice (PET): the wider type holds both.
-        if not np.can_cast(frame.dtype, whole.dtype, "safe"):
-            whole = whole.astype(np.result_type(frame.dtype, whole.dtype))
-        whole[number] = frame
-    return whole.transpose(2, 1, 0, *range(3, whole.ndim))
+    where = np.zeros(whole.shape, dtype=np.bool_) if header.padded else None
+    for number in range(len(header.frames)):
+        if number:
+            frame, padded = read_frame(header, number)
+            # Slopes or bits may differ from slice to slice (PET): the wider type holds both.
+            if not np.can_cast(frame.dtype, whole.dtype, "safe"):
+                whole = whole.astype(np.result_type(frame.dtype, whole.dtype))
+            whole[number] = frame
+        if where is not None and padded is not None:
+            where[number] = padded
+    order = (2, 1, 0, *range(3, whole.ndim))
+    return whole.transpose(order), None if where is None or not where.any() else where.transpose(order)
 
 
-def read_part(header: headers.Header, axis: int, index: int) -> NDArray[Any] | None:
+def read_part(header: headers.Header, axis: int, index: int) -> tuple[Values, Padding] | None:
     """One stored slice (axis 2), that axis kept with length 1; None for slices across the others."""
-    return read_frame(header, index).swapaxes(0, 1)[:, :, None] if axis == 2 else None
+    if axis != 2:
+        return None
+    values, padded = read_frame(header, index)
+    return values.swapaxes(0, 1)[:, :, None], None if padded is None else padded.T[:, :, None]
 
 
-def read_frame(header: headers.Header, number: int) -> NDArray[Any]:
-    """One slice in the order of ``header.frames``.
+def read_frame(header: headers.Header, number: int) -> tuple[Values, Padding]:
+    """One slice in the order of ``header.frames``, and where it is padding, which is given its darkest value.
 
     Shapes: (rows, columns) or (rows, columns, 3). Colour is as wide as stored; grey is in the file's units.
+
+    Raises:
+        DataError: if it cannot be decoded.
+    """
+    stored, tags = _decoded(header, number)
+    frame = header.frames[number]
+    try:
+        with dicom.quietly():
+            values = _values(stored, tags, header, frame)
+    except dicom.BROKEN as error:
+        raise errors.DataError(f"{_where(header, number)}: {_reason(frame, error)}") from None
+    padded = _is_padding(stored, frame)
+    if padded is None or not padded.any():
+        return values, None
+    values = values.copy()
+    values[padded] = _fill(values[~padded], header)
+    return values, padded
+
+
+def _is_padding(stored: NDArray[Any], frame: headers.Frame) -> NDArray[np.bool_] | None:
+    if frame.padding is None or stored.ndim != 2:
+        return None
+    return np.asarray((stored >= frame.padding[0]) & (stored <= frame.padding[1]))
+
+
+def _fill(tissue: NDArray[Any], header: headers.Header) -> Any:
+    """What stands for padding: air where the values are Hounsfield units, else the darkest value of the slice."""
+    if header.hounsfield:
+        return AIR_HU
+    return tissue.min() if tissue.size else 0
+
+
+def _decoded(header: headers.Header, number: int) -> tuple[NDArray[Any], Any]:
+    """Stored values of one frame, and the elements that say what they mean.
 
     Raises:
         DataError: if it cannot be decoded.
@@ -67,13 +116,53 @@ def read_frame(header: headers.Header, number: int) -> NDArray[Any]:
     try:
         with dicom.quietly():
             # Frames of other files are found by their place in the file; these have to be unpacked first.
-            if frame.deflated:
-                tags = pydicom.dcmread(frame.file, specific_tags=[*dicom.TAGS, "PlanarConfiguration", "PixelData"])
-            source = {"src": tags} if frame.deflated else {"src": frame.file, "ds_out": tags, "specific_tags": extra}
-            stored = pixels.pixel_array(**source, index=frame.number)
-            return _values(stored, tags, header, frame)
+            if frame.deflated or frame.bare:
+                tags = _whole(frame)
+            together = frame.deflated or frame.bare
+            source = {"src": tags} if together else {"src": frame.file, "ds_out": tags, "specific_tags": extra}
+            try:
+                return pixels.pixel_array(**source, index=frame.number), tags
+            except (NotImplementedError, RuntimeError):
+                return _by_gdcm(frame), pydicom.dcmread(frame.file, stop_before_pixels=True)
     except (*dicom.BROKEN, pydicom.errors.InvalidDicomError) as error:
         raise errors.DataError(f"{_where(header, number)}: {_reason(frame, error)}") from None
+
+
+def _whole(frame: headers.Frame) -> Any:
+    """A file with its pixels in memory: one that is packed as a whole, or has no preamble."""
+    import pydicom
+
+    wanted = [*dicom.TAGS, *LUTS, "PlanarConfiguration", "HighBit", "PixelData"]
+    tags = pydicom.dcmread(frame.file, specific_tags=wanted, force=frame.bare)
+    if frame.bare and "TransferSyntaxUID" not in tags.file_meta:
+        tags.file_meta.TransferSyntaxUID = dicom.syntax(tags)
+    return tags
+
+
+def _by_gdcm(frame: headers.Frame) -> NDArray[Any]:
+    """Stored values of a grey frame by GDCM's own reader, which knows packings that pydicom does not hand to it.
+
+    Raises:
+        ValueError, RuntimeError: if it cannot read them, or they are not as large as the header says.
+    """
+    import gdcm
+
+    tags = dicom.read_tags(frame.file, "")
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(frame.file))
+    if int(tags.get("SamplesPerPixel", 1)) != 1 or not reader.Read():
+        raise RuntimeError
+    image = reader.GetImage()
+    shape = (frames.count(tags), int(tags.Rows), int(tags.Columns))
+    allocated, signed = int(tags.BitsAllocated), tags.get("PixelRepresentation", 0) == 1
+    kind = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
+    if image.GetBufferLength() != math.prod(shape) * kind.itemsize:
+        raise ValueError
+    text = image.GetBuffer()
+    content = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
+    values = np.frombuffer(content, kind).reshape(shape)[frame.number]
+    unused = allocated - int(tags.get("BitsStored", allocated))
+    return np.asarray((values << unused) >> unused) if signed else values
 
 
 def _where(header: headers.Header, number: int) -> str:
@@ -103,12 +192,20 @@ def _values(stored: NDArray[Any], tags: Any, header: headers.Header, frame: head
         return np.asarray(processing.apply_color_lut(stored, tags))[..., :3]
     if header.channels == 3:
         return stored
-    if tags.get("ModalityLUTSequence"):
-        return np.asarray(processing.apply_modality_lut(stored, tags), dtype=np.float32)
-    if header.inverted and header.modality not in IN_UNITS:
+    turned = frame.inverted and header.modality not in IN_UNITS
+    if frame.table and tags.get("ModalityLUTSequence"):
+        # The table's outputs run from 0 to what the bits of its entries hold (PS3.3, C.11.1.1). Some writers say 10
+        # or 12, but
+        # entries take two bytes then, which pydicom knows as 16 alone.
+        entries, first, bits = (int(one) for one in tags.ModalityLUTSequence[0].LUTDescriptor)
+        if 8 < bits < 16:
+            tags.ModalityLUTSequence[0].LUTDescriptor = [entries, first, 16]
+        values = np.asarray(processing.apply_modality_lut(stored, tags), dtype=np.float32)
+        return np.float32(2**bits - 1) - values if turned else values
+    if turned:
         stored = sum(_limits(tags)) - stored.astype(np.int64)
     scaled = _rescaled(stored, frame.slope, frame.intercept)
-    return np.maximum(scaled, scaled.dtype.type(AIR_HU)) if header.modality == "CT" else scaled
+    return np.maximum(scaled, scaled.dtype.type(AIR_HU)) if header.hounsfield else scaled
 
 
 def _limits(tags: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ patients' names): a file is called by its place in the order of names.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import logging
 import os
 import struct
@@ -19,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import geometry
-from fedvfm.data import header as headers
+from fedvfm.data import frames, geometry
 
 ENDINGS = (".dcm", ".dicom")
 MODALITIES = frozenset(
@@ -38,33 +37,10 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 DEFLATE_RATIO = 1032
 FRAME_BYTES = 8
 """Every compressed frame has a tag and a length before it."""
-CENTIMETRES = 3
-TAGS = (
-    "BitsAllocated",
-    "BitsStored",
-    "Columns",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImagerPixelSpacing",
-    "Modality",
-    "NumberOfFrames",
-    "PerFrameFunctionalGroupsSequence",
-    "PhotometricInterpretation",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "Rows",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SamplesPerPixel",
-    "SequenceOfUltrasoundRegions",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SharedFunctionalGroupsSequence",
-    "SliceThickness",
-    "VOILUTSequence",
-)
+TAGS = (*frames.TAGS, "SeriesInstanceUID", "SeriesNumber", "VOILUTSequence")
+PRIVATE = tuple(tag for pair in frames.TILES.values() for tag in pair)
+"""Numbers and creators of private blocks that say that a picture is a mosaic; none of them is a text on a patient."""
+HEAD_BYTES = 4096
 BROKEN = (
     OSError,
     ValueError,
@@ -80,45 +56,6 @@ BROKEN = (
 """What pydicom and its decoders raise on a file that is not as it should be. Their words may quote the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One frame of one DICOM file.
-
-    Attributes:
-        frame: where it is.
-        rows, columns: its size.
-        samples: 1 grey, 3 colour (palettes count as colour).
-        orientation: direction cosines of rows and columns in LPS, six numbers, or None.
-        position: LPS millimetres of the first pixel, or None.
-        spacing: (row, column) millimetres, or None.
-        thickness: millimetres, or None.
-    """
-
-    frame: headers.Frame
-    rows: int
-    columns: int
-    samples: int = 1
-    orientation: tuple[float, ...] | None = None
-    position: tuple[float, ...] | None = None
-    spacing: tuple[float, float] | None = None
-    thickness: float | None = None
-
-    @property
-    def normal(self) -> NDArray[np.float64] | None:
-        """What its rows and columns are at right angles to, in LPS, or None."""
-        if self.orientation is None:
-            return None
-        return np.asarray(np.cross(self.orientation[:3], self.orientation[3:]), dtype=np.float64)
-
-    @property
-    def plane(self) -> geometry.Plane | None:
-        """The plane it lies nearest to, or None."""
-        if self.normal is None:
-            return None
-        axis = int(np.argmax(np.abs(self.normal)))
-        return next(plane for plane, across in geometry.ACROSS.items() if across == axis)
-
-
 @dataclass(slots=True)
 class Series:
     """Images of one series as found, not yet in order.
@@ -127,17 +64,17 @@ class Series:
         number: the series number, or None.
         modality: a code of :data:`MODALITIES`, or "other".
         slices: its frames.
-        inverted: whether small values are bright (MONOCHROME1).
         films: whether several frames of it come from one file.
         curved: whether a file of it carries a table for display (VOI LUT), which is not applied.
+        notes: what is to be said of its files, without text of them.
     """
 
     number: int | None
     modality: str
-    slices: list[Slice] = field(default_factory=list)
-    inverted: bool = False
+    slices: list[frames.Slice] = field(default_factory=list)
     films: bool = False
     curved: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         sizes = sorted({(one.rows, one.columns) for one in self.slices})
@@ -170,11 +107,25 @@ class Series:
 
 @dataclass(slots=True)
 class Study:
-    """What a folder (or one file) holds: series of images in the order of their numbers, and segmentation files."""
+    """What a folder (or one file) holds.
+
+    Attributes:
+        series: of images, in the order of their numbers.
+        segmentations: DICOM-SEG files.
+        contours: RT structure sets.
+        left: files that were left out, each with the reason.
+    """
 
     series: list[Series] = field(default_factory=list)
     segmentations: list[Path] = field(default_factory=list)
-    unread: int = 0
+    contours: list[Path] = field(default_factory=list)
+    left: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many files were left out and why, one sentence a reason; none is named."""
+        reasons = [reason for _, reason in self.left]
+        return tuple(f"{reasons.count(one)} file(s) left out: {one}" for one in dict.fromkeys(reasons))
 
 
 @contextlib.contextmanager
@@ -192,20 +143,66 @@ def quietly() -> Iterator[None]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file says that it is DICOM, whatever its name."""
+    """Whether the file is DICOM by its content, whatever its name: with the preamble of PS3.10, or without it."""
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            head = file.read(HEAD_BYTES)
     except OSError:
         return False
+    return head[128:132] == b"DICM" or is_bare(head)
+
+
+def is_bare(head: bytes) -> bool:
+    """Whether bytes begin as a data set does without the preamble of PS3.10, Section 7.1 (old exports have none)."""
+    for order in ("little", "big"):
+        at, last = 0, (0, -1)
+        for _ in range(3):
+            tag = (_number(head, at, 2, order), _number(head, at + 2, 2, order))
+            if tag[0] not in (0x0002, 0x0008) or tag <= last:
+                break
+            last, named = tag, head[at + 4 : at + 6]
+            if named.isalpha() and named.isupper():
+                long = named in (b"OB", b"OW", b"SQ", b"UN", b"UT")
+                size = _number(head, at + 8, 4, order) + 12 if long else _number(head, at + 6, 2, order) + 8
+            elif order == "big":
+                break
+            else:
+                size = _number(head, at + 4, 4, order) + 8
+            at += size
+            if at >= len(head):
+                break
+        else:
+            return True
+    return False
+
+
+def _number(head: bytes, at: int, size: int, order: Any) -> int:
+    return int.from_bytes(head[at : at + size], order)
 
 
 def files_in(path: Path) -> list[Path]:
-    """The files of a study folder, deeper ones too, in the order of their names; the file itself where it is one."""
+    """The files of a study folder, deeper ones too, in the order of their names; the file itself where it is one.
+
+    Raises:
+        DataError: for a link to a folder, or a folder that cannot be opened: what lies behind would be missing unseen.
+    """
     if path.is_file():
         return [path]
-    found = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if not name.startswith(".")]
+    found: list[Path] = []
+    for folder, deeper, names in os.walk(path, onerror=_unreadable):
+        if any((Path(folder) / name).is_symlink() for name in deeper):
+            raise errors.DataError(
+                f"{path}: a link to a folder in it, which is not followed; put the folder itself there, or remove the "
+                f"link"
+            )
+        found += [Path(folder) / name for name in names if not name.startswith(".")]
     return sorted(one for one in found if one.name.upper() != "DICOMDIR")
+
+
+def _unreadable(error: OSError) -> None:
+    raise errors.DataError(
+        f"a folder of a study cannot be read ({error.strerror}); give this user the right to"
+    ) from None
 
 
 def find(path: Path) -> Study:
@@ -217,16 +214,20 @@ def find(path: Path) -> Study:
     if not path.exists():
         raise errors.DataError(f"{path}: no such file or folder; check the path, or remove its row or partner")
     study, found = Study(), dict[tuple[str, str], Series]()
-    files = files_in(path)
+    files, known = files_in(path), dict[str, Path]()
     for number, file in enumerate(files, 1):
         where = f"{path}: file {number} of {len(files)} (in the order of names)" if path.is_dir() else str(path)
+        if not file.exists():
+            raise errors.DataError(f"{where}: a link that leads nowhere; bring the file, or remove the link")
         if not os.access(file, os.R_OK):
             # It may be a slice: without it the volume would be shorter than it is.
             raise errors.DataError(f"{where}: cannot be read; give this user the right to, or remove it")
         if not is_dicom(file) and not (file.name.lower().endswith(ENDINGS) or path.is_file()):
-            study.unread += 1
+            study.left.append((file, "no DICOM"))
             continue
-        _add(study, found, file, where)
+        reason = _add(study, found, file, where, known)
+        if reason:
+            study.left.append((file, reason))
     study.series = sorted(found.values(), key=lambda one: (one.number is None, one.number or 0, one.modality))
     return study
 
@@ -241,7 +242,8 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
 
     try:
         with quietly():
-            found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+            wanted = [*(pydicom.tag.Tag(name) for name in tags), *(pydicom.tag.Tag(one) for one in PRIVATE)]
+            found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=bare(file))
             for element in found:
                 _ = element.value  # values are decoded on first use; better here
             return found
@@ -252,35 +254,60 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
         ) from None
 
 
+def bare(file: Path) -> bool:
+    """Whether a file holds a data set without the preamble of PS3.10.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    return head[128:132] != b"DICM" and is_bare(head)
+
+
 def syntax(tags: Any) -> Any:
-    """The transfer syntax UID of a file where the standard knows it, else None."""
+    """The transfer syntax UID of a file where the standard knows it, else None; of a bare data set as it was read."""
+    import pydicom.uid as uids
+
     found = tags.file_meta.get("TransferSyntaxUID") if hasattr(tags, "file_meta") else None
+    if found is None and tags.original_encoding[0] is not None:
+        implicit, little = tags.original_encoding
+        explicit = uids.ExplicitVRLittleEndian if little else uids.ExplicitVRBigEndian
+        return uids.ImplicitVRLittleEndian if implicit else explicit
     try:
         return found if found is not None and found.is_transfer_syntax and not found.is_private else None
     except ValueError:  # no UID of the standard
         return None
 
 
-def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: str) -> None:
+def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: str, known: dict[str, Path]) -> str:
+    """Put a file where it belongs; the reason where it is left out."""
     tags = read_tags(file, where)
     with quietly():
         try:
             modality = str(tags.get("Modality") or "")
+            uid = str(tags.get("SOPInstanceUID") or "")
+            if uid and uid in known and filecmp.cmp(known[uid], file, shallow=False):
+                return "an exact copy of another file of the study"
+            if uid:
+                known.setdefault(uid, file)
             if modality == "SEG":
                 study.segmentations.append(file)
-                return
+                return ""
+            if modality == "RTSTRUCT":
+                study.contours.append(file)
+                return ""
             if modality in WITHOUT_PIXELS or tags.get("Rows") is None:
                 if _claims_an_image(tags):
                     raise ValueError
-                study.unread += 1
-                return
+                return f"{modality} objects are not read" if modality in WITHOUT_PIXELS else "no image in it"
             if str(tags.get("SOPClassUID", "")) == WHOLE_SLIDE:
                 raise errors.DataError(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
             _check_length(tags, file, where)
-            slices = _slices(tags, file)
+            packing = syntax(tags)
+            slices, notes = frames.read(tags, file, where, deflated=packing == DEFLATED, bare=bare(file))
             key = (str(tags.get("SeriesInstanceUID", "")), modality)
-            number = _whole(tags.get("SeriesNumber"))
-            photometric = str(tags.get("PhotometricInterpretation", ""))
+            number = frames.whole(tags.get("SeriesNumber"))
             curved = _curved(tags)
         except BROKEN as error:
             kind = type(error).__name__
@@ -288,16 +315,17 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
     one = found.setdefault(key, Series(number, modality if modality in MODALITIES else "other"))
     one.slices += slices
     one.films |= len(slices) > 1
-    one.inverted |= photometric == "MONOCHROME1"
     one.curved |= curved
+    one.notes += [note for note in notes if note not in one.notes]
+    return ""
 
 
 def _curved(tags: Any) -> bool:
     """Whether the file, or its frames, carry a table that a viewer would show the values through."""
     shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
     levels = [tags, shared, *(tags.get("PerFrameFunctionalGroupsSequence") or ())]
-    frames = [item for level in levels if level is not None for item in level.get("FrameVOILUTSequence") or ()]
-    return any(one.get("VOILUTSequence") for one in (tags, *frames))
+    items = [item for level in levels if level is not None for item in level.get("FrameVOILUTSequence") or ()]
+    return any(one.get("VOILUTSequence") for one in (tags, *items))
 
 
 def _claims_an_image(tags: Any) -> bool:
@@ -313,102 +341,18 @@ def _check_length(tags: Any, file: Path, where: str) -> None:
     Raises:
         DataError: with both sizes.
     """
-    packing, frames, have = syntax(tags), _frames(tags), file.stat().st_size
+    packing, number, have = syntax(tags), frames.count(tags), file.stat().st_size
     if packing is not None and packing.is_deflated:
         have *= DEFLATE_RATIO
     if packing is None or packing.is_compressed:
-        if have < frames * FRAME_BYTES:
+        if have < number * FRAME_BYTES:
             raise errors.DataError(
-                f"{where}: cut short ({have} bytes for {frames} frames); export or copy it again, or remove it"
+                f"{where}: cut short ({have} bytes for {number} frames); export or copy it again, or remove it"
             )
         return
     samples = 2 if tags.get("PhotometricInterpretation") == "YBR_FULL_422" else tags.get("SamplesPerPixel", 1)
-    need = frames * tags.Rows * tags.Columns * samples * tags.get("BitsAllocated", 8) // 8
+    need = number * tags.Rows * tags.Columns * samples * tags.get("BitsAllocated", 8) // 8
     if have < need:
         raise errors.DataError(
             f"{where}: cut short ({have} bytes for {need} bytes of pixels); export or copy it again, or remove it"
         )
-
-
-def _slices(tags: Any, file: Path) -> list[Slice]:
-    """One slice a frame."""
-    uid, rows, columns = str(tags.get("SOPInstanceUID", "")), int(tags.Rows), int(tags.Columns)
-    samples = 3 if tags.get("PhotometricInterpretation") == "PALETTE COLOR" else int(tags.get("SamplesPerPixel", 1))
-    groups = tags.get("PerFrameFunctionalGroupsSequence")
-    shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
-    number = _frames(tags)
-    if groups is not None and len(groups) != number:
-        raise ValueError
-    deflated, made = syntax(tags) == DEFLATED, []
-    for index in range(number):
-        levels = [groups[index], shared] if groups is not None else [None, shared]
-        slope, intercept = _rescale(tags, levels)
-        made.append(
-            Slice(
-                headers.Frame(file, index, uid, slope, intercept, deflated),
-                rows,
-                columns,
-                samples,
-                numbers(_get(tags, levels, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-                numbers(_get(tags, levels, "PlanePositionSequence", "ImagePositionPatient"), 3),
-                _spacing(tags, levels),
-                (numbers(_get(tags, levels, "PixelMeasuresSequence", "SliceThickness"), 1) or (None,))[0],
-            )
-        )
-    return made
-
-
-def _get(tags: Any, levels: Sequence[Any], group: str, name: str) -> Any:
-    """An element from a frame's functional groups, the shared ones, or the file's own level."""
-    for level in levels:
-        for item in (level.get(group) or ()) if level is not None else ():
-            if item.get(name) is not None:
-                return item.get(name)
-    return tags.get(name)
-
-
-def _rescale(tags: Any, levels: Sequence[Any]) -> tuple[float, float]:
-    slope = numbers(_get(tags, levels, "PixelValueTransformationSequence", "RescaleSlope"), 1)
-    intercept = numbers(_get(tags, levels, "PixelValueTransformationSequence", "RescaleIntercept"), 1)
-    return (slope[0] if slope and slope[0] else 1.0), (intercept[0] if intercept else 0.0)
-
-
-def _spacing(tags: Any, levels: Sequence[Any]) -> tuple[float, float] | None:
-    """Of the patient, else of the detector (not corrected for magnification), else of the one ultrasound region."""
-    found = numbers(_get(tags, levels, "PixelMeasuresSequence", "PixelSpacing"), 2)
-    found = found or numbers(tags.get("ImagerPixelSpacing"), 2)
-    regions = list(tags.get("SequenceOfUltrasoundRegions") or ())
-    if found is None and len(regions) == 1:
-        units = (regions[0].get("PhysicalUnitsXDirection"), regions[0].get("PhysicalUnitsYDirection"))
-        steps = (regions[0].get("PhysicalDeltaY"), regions[0].get("PhysicalDeltaX"))
-        if units == (CENTIMETRES, CENTIMETRES) and None not in steps:
-            found = numbers([10.0 * abs(float(step)) for step in steps], 2)
-    return (found[0], found[1]) if found is not None and min(found) > 0 else None
-
-
-def numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """``count`` finite numbers, or None where the element is empty or has another count."""
-    if value is None or value == "":
-        return None
-    values = [value] if isinstance(value, int | float | str) else list(value)
-    found = tuple(float(one) for one in values)
-    return found if len(found) == count and bool(np.isfinite(found).all()) else None
-
-
-def _frames(tags: Any) -> int:
-    """How many frames a file says to have; one where it says nothing.
-
-    Raises:
-        ValueError: for less than none.
-    """
-    number = _whole(tags.get("NumberOfFrames")) or 1
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def _whole(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None

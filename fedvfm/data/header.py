@@ -21,6 +21,10 @@ class Frame:
         uid: its SOP instance UID, which DICOM-SEG objects refer to.
         slope, intercept: stored value to the file's units (rescale).
         deflated: whether the file is packed as a whole.
+        bare: whether the file begins without the 128 bytes and "DICM" of PS3.10.
+        inverted: whether it shows small values bright (MONOCHROME1).
+        table: whether its Modality LUT is applied to the values.
+        padding: lowest and highest stored value that is no grey value but padding, or None.
     """
 
     file: Path = field(repr=False)
@@ -29,6 +33,10 @@ class Frame:
     slope: float = 1.0
     intercept: float = 0.0
     deflated: bool = False
+    bare: bool = False
+    inverted: bool = False
+    table: bool = False
+    padding: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,10 +52,13 @@ class Header:
         modality: DICOM's code ("CT", "MR", ...), or empty.
         channels: 1 grey, 3 colour.
         moments: whether the slices are moments of one view (an ultrasound film), not places.
-        inverted: whether the file shows small values bright (MONOCHROME1); voxels are read the other way round.
+        inverted: whether a frame shows small values bright (MONOCHROME1); its voxels are read the other way round.
         frames: where DICOM's slices are, in the order of the stored third axis.
         notes: what a reader should know, one sentence each, without text of the file.
         among: whether other series lie in the same folder.
+        left: files of the folder that were left out, each with the reason.
+        thick: whether the file says how thick its slices are; else the third spacing of one slice is a guess.
+        hounsfield: whether the values of a CT are in Hounsfield units; None where the kind of file does not say.
     """
 
     path: Path = field(repr=False)
@@ -61,6 +72,14 @@ class Header:
     frames: tuple[Frame, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     among: bool = False
+    left: tuple[tuple[Path, str], ...] = field(default=(), repr=False)
+    thick: bool = True
+    hounsfield: bool | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Whether some values may be padding, which is no grey value."""
+        return any(frame.padding is not None for frame in self.frames)
 
     @property
     def grid(self) -> geometry.Grid:

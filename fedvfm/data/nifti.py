@@ -33,14 +33,20 @@ def _open(path: Path) -> Any:
     Raises:
         DataError: if it is missing or damaged.
     """
-    from nibabel import filebasedimages, loadsave, spatialimages  # only users of volumes pay for it
+    from nibabel import filebasedimages, loadsave, nifti1, spatialimages  # only users of volumes pay for it
 
     if not path.is_file():
         raise errors.DataError(f"{path}: no such file; check the path, or remove its row or partner")
     try:
-        return loadsave.load(path)
+        image = loadsave.load(path)
     except (*_BROKEN, filebasedimages.ImageFileError, spatialimages.HeaderDataError) as error:
         raise errors.DataError(f"{path}: unreadable NIfTI ({error}); copy the file again or remove it") from None
+    # Files of this ending may hold surfaces or matrices (CIFTI-2: .dscalar.nii, .dconn.nii, ...).
+    if not isinstance(image, nifti1.Nifti1Pair):
+        raise errors.DataError(
+            f"{path}: no volume of voxels but {type(image).__name__}; take it out, or export a volume"
+        )
+    return image
 
 
 def read_header(path: Path) -> headers.Header:
@@ -67,7 +73,8 @@ def read_header(path: Path) -> headers.Header:
     grid = geometry.Grid((shape[0], shape[1], shape[2] if len(shape) == 3 else 1), affine)
     try:
         notes = _affines(image, grid)
-        return headers.Header(path, "nifti", grid, coarsest(grid), notes=notes)
+        # Of two axes the header says the size of pixels alone.
+        return headers.Header(path, "nifti", grid, coarsest(grid), notes=notes, thick=len(shape) == 3)
     except errors.DataError as error:
         raise errors.DataError(f"{path}: {error}") from None
 

@@ -64,6 +64,7 @@ class Pixels:
         units: what 0 and 1 stand for in the file's units (Hounsfield units for CT), or None where it has none.
         orientation: to where the file's axes run ("RAS", "LPS", ...), or None where it does not say.
         part: the slice it is of a volume, else None.
+        padded: bool (H, W), where pixels are padding and no grey value; None where none is.
     """
 
     image: NDArray[np.float32]
@@ -72,6 +73,7 @@ class Pixels:
     units: tuple[float, float] | None = None
     orientation: str | None = None
     part: Part | None = None
+    padded: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import dicom, geometry
+from fedvfm.data import dicom, frames, geometry
 from fedvfm.data import header as headers
 
 TAGS = (
@@ -237,11 +237,11 @@ def _placed(levels: Sequence[Any], image: headers.Header) -> tuple[float, ...] |
     measures = _items(levels, "PixelMeasuresSequence")
     if not position or not image.stored.placed:
         return None
-    first = np.asarray(dicom.numbers(position[0].get("ImagePositionPatient"), 3), dtype=np.float64)
+    first = np.asarray(frames.numbers(position[0].get("ImagePositionPatient"), 3), dtype=np.float64)
     inverse = np.linalg.inv(geometry.from_lps(image.stored.affine))
     start = inverse[:3, :3] @ first + inverse[:3, 3]
-    directions = dicom.numbers(orientation[0].get("ImageOrientationPatient"), 6) if orientation else None
-    spacing = dicom.numbers(measures[0].get("PixelSpacing"), 2) if measures else None
+    directions = frames.numbers(orientation[0].get("ImageOrientationPatient"), 6) if orientation else None
+    spacing = frames.numbers(measures[0].get("PixelSpacing"), 2) if measures else None
     if directions is not None and spacing is not None:
         columns, rows, _ = image.stored.shape
         last = first + np.multiply(directions[:3], spacing[1] * (columns - 1))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import dicom, geometry, wanted
+from fedvfm.data import dicom, frames, geometry, wanted
 from fedvfm.data import header as headers
 
 UNEVEN = 0.1
@@ -19,6 +19,14 @@ UNEVEN = 0.1
 PARALLEL = 1e-3
 NO_STEP_MM = 0.01
 SHOWN = 5
+ROUNDED_MM = 0.05
+"""How far one decimal may move a position."""
+ROUNDED_SHARE = 0.16
+"""The same in steps of the fit: where one of four slices is missing the others lie a sixth of a step beside it."""
+NO_THICKNESS = "its one slice does not say how thick it is; 1 mm was taken, and volumes in ml are not told"
+NOT_HOUNSFIELD = "values are not in Hounsfield units"
+UNSCALED = "the file does not say how its values become Hounsfield units (no rescale slope and intercept)"
+NO_SIZE = "does not say how large a pixel is (Pixel Spacing is missing), so it is read as a picture without a place"
 CURVED = "carries a table for display (VOI LUT); values are taken as stored, not as a viewer shows them"
 
 Points = NDArray[np.float64]
@@ -46,9 +54,8 @@ def read_header(path: Path, words: str = "") -> headers.Header:
             f"{path}: {len(found)} series{fitting}, one is read; leave only one in the folder, or choose one in words "
             f"of this list (predict --series, data.options.series = '{_hint(found)}'):{wanted.listed(found)}"
         )
-    notes = (f"{study.unread} file(s) without images were not read",) if study.unread else ()
-    header = arrange(path, found[0], notes)
-    return dataclasses.replace(header, among=True) if len(study.series) > 1 else header
+    header = arrange(path, found[0], study.notes)
+    return dataclasses.replace(header, among=len(study.series) > 1, left=tuple(study.left))
 
 
 def _hint(found: Sequence[dicom.Series]) -> str:
@@ -71,18 +78,62 @@ def arrange(path: Path, series: dicom.Series, notes: tuple[str, ...] = ()) -> he
     first = slices[0]
     if first.samples not in (1, 3):
         raise errors.DataError(f"{path}: {first.samples} samples a pixel; one (grey) or three (colour) are read")
+    _refuse_mixed(path, series)
     placed = all(one.position is not None and one.orientation is not None for one in slices)
-    if placed and first.spacing is not None and not _film(slices):
+    film = _film(slices)
+    if placed and first.spacing is not None and not film:
         return _volume(path, series, notes)
+    if len(slices) > 1 and placed and not film:
+        raise errors.DataError(
+            f"{path}: {len(slices)} images that do not say how large a pixel is (Pixel Spacing is missing in "
+            f"{series}); "
+            "export the series again, or as NIfTI"
+        )
     if len(slices) > 1 and not series.films:
         raise errors.DataError(
             f"{path}: {len(slices)} images that do not say where they lie in the patient ({series}); make a folder of "
             "each"
         )
-    return _pictures(path, series, notes)
+    if len({one.frame.file for one in slices}) > 1:
+        clips = len({one.frame.file for one in slices})
+        raise errors.DataError(f"{path}: {clips} clips or pictures in one {series}; make a folder of each")
+    return _pictures(path, series, (*notes, NO_SIZE) if placed and not film else notes)
 
 
-def _film(slices: Sequence[dicom.Slice]) -> bool:
+def _refuse_mixed(path: Path, series: dicom.Series) -> None:
+    """Refuse slices whose values are not all scaled alike, or not in one unit.
+
+    Raises:
+        DataError: with the numbers.
+    """
+    without = [one for one in series.slices if not one.scaled]
+    others = [one for one in series.slices if one.scaled]
+    if without and any((one.frame.slope, one.frame.intercept, one.frame.table) != (1.0, 0.0, False) for one in others):
+        raise errors.DataError(
+            f"{path}: {len(without)} of {len(series.slices)} images of {series} do not say how their values are "
+            f"scaled, the "
+            "others do (rescale missing); export the series again"
+        )
+    units = sorted({one.units or "none named" for one in others})
+    if len(units) > 1 and not set(units) <= {"HU", "none named"}:
+        raise errors.DataError(
+            f"{path}: values in several units ({', '.join(units)}) in one {series}; split it into series"
+        )
+
+
+def _hounsfield(series: dicom.Series) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether the values of a CT are Hounsfield units, and what is to be said where they are not."""
+    if series.modality != "CT" or series.slices[0].samples != 1:
+        return None, ()
+    if not all(one.scaled for one in series.slices):
+        return False, (f"{NOT_HOUNSFIELD}: {UNSCALED}",)
+    units = {one.units for one in series.slices} - {"", "HU"}
+    if units:
+        return False, (f"{NOT_HOUNSFIELD} but of rescale type {', '.join(sorted(units))}",)
+    return True, ()
+
+
+def _film(slices: Sequence[frames.Slice]) -> bool:
     """Whether all frames of one file show one place."""
     one_file = len({one.frame.file for one in slices}) == 1
     return one_file and len(slices) > 1 and len({(one.position, one.orientation) for one in slices}) == 1
@@ -95,8 +146,9 @@ def _pictures(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> heade
     affine = geometry.from_lps(np.diag([column, row, 1.0, 1.0]))
     shape = (first.columns, first.rows, len(series.slices))
     grid = geometry.Grid(shape, affine, placed=False, sized=first.spacing is not None)
-    frames = tuple(one.frame for one in series.slices)
-    return _header(path, series, grid, 2, frames, notes, moments=len(frames) > 1)
+    found = tuple(one.frame for one in series.slices)
+    moments = len(found) > 1 and first.moment
+    return _header(path, series, grid, 2, found, notes, moments=moments)
 
 
 def _volume(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers.Header:
@@ -110,26 +162,33 @@ def _volume(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers
     along = np.array([one.position for one in series.slices], dtype=np.float64) @ normal
     order = np.argsort(along, kind="stable")
     slices = [series.slices[i] for i in order]
-    step = _step(path, series, along[order], np.array([one.position for one in slices], dtype=np.float64), normal)
+    positions = np.array([one.position for one in slices], dtype=np.float64)
+    step, start, more = _step(path, series, along[order], positions, normal)
+    notes = (*notes, *more)
     spacing = slices[0].spacing or (1.0, 1.0)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * spacing[1], column * spacing[0], step
-    affine[:3, 3] = slices[0].position
+    affine[:3, 3] = start
     if len(slices) > 1 and np.linalg.norm(step - normal * (step @ normal)) > 0.01 * np.linalg.norm(step):
         notes = (*notes, "slices lie askew (a tilted gantry): distances are those of the tilted grid")
     grid = geometry.Grid((slices[0].columns, slices[0].rows, len(slices)), geometry.from_lps(affine))
-    return _header(path, series, grid, grid.turn().axes[2], tuple(one.frame for one in slices), notes)
+    thick = len(slices) > 1 or slices[0].thickness is not None
+    found = tuple(one.frame for one in slices)
+    return _header(path, series, grid, grid.turn().axes[2], found, notes, thick=thick)
 
 
-def _step(path: Path, series: dicom.Series, along: Points, positions: Points, normal: Points) -> Points:
-    """From slice to slice in LPS millimetres.
+def _step(
+    path: Path, series: dicom.Series, along: Points, positions: Points, normal: Points
+) -> tuple[Points, Points, tuple[str, ...]]:
+    """From slice to slice and the first slice's place, in LPS millimetres, and what is to be said of it.
 
     Raises:
         DataError: for slices that are missing, unevenly spaced, or several at one place.
     """
     if len(along) == 1:
         thickness = series.slices[0].thickness
-        return np.asarray(normal * (thickness if thickness is not None and thickness > 0 else 1.0))
+        alone: Points = np.asarray(normal * (1.0 if thickness is None else thickness))
+        return alone, positions[0], (NO_THICKNESS,) if thickness is None else ()
     gaps = np.diff(along)
     if gaps.min() < NO_STEP_MM:
         places = len(along) - int((gaps < NO_STEP_MM).sum())
@@ -140,6 +199,9 @@ def _step(path: Path, series: dicom.Series, along: Points, positions: Points, no
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # of two the smaller: what is missing makes gaps larger
     uneven = np.flatnonzero(np.abs(gaps - usual) > UNEVEN * usual)
     if len(uneven):
+        rounded = _rounded(positions, normal, series.slices[0].thickness)
+        if rounded is not None:
+            return rounded
         shown = ", ".join(f"{along[i]:.1f} to {along[i + 1]:.1f}" for i in uneven[:SHOWN])
         more = f" and {len(uneven) - SHOWN} more places" if len(uneven) > SHOWN else ""
         raise errors.DataError(
@@ -152,7 +214,44 @@ def _step(path: Path, series: dicom.Series, along: Points, positions: Points, no
         raise errors.DataError(
             f"{path}: the slices of {series} do not lie on one line; resample the volume and save it as NIfTI"
         )
-    return step
+    return step, positions[0], ()
+
+
+def _rounded(
+    positions: Points, normal: Points, thickness: float | None
+) -> tuple[Points, Points, tuple[str, ...]] | None:
+    """The regular grid that positions were rounded from: its step, first place and a note; None where there is none.
+
+    Every coordinate must lie within half of a last decimal (0.05 mm), and 0.16 of a step, of its place. Of the steps
+    that fit the stated thickness is taken, else that of least squares, else that of the smallest largest distance.
+    """
+    index = np.arange(len(positions), dtype=np.float64)
+    centred = index - index.mean()
+    squares = centred @ positions / (centred @ centred)
+    widest = np.array([_nearest_step(positions[:, axis]) for axis in range(3)])
+    stated = squares / np.linalg.norm(squares) * thickness if thickness and squares.any() else squares
+    for step in (stated, squares, widest):
+        rest = positions - index[:, None] * step
+        off = float(np.ptp(rest, axis=0).max()) / 2
+        if off <= ROUNDED_MM + 1e-6 and off <= ROUNDED_SHARE * abs(float(step @ normal)):
+            start = (rest.max(axis=0) + rest.min(axis=0)) / 2
+            return (
+                step,
+                start,
+                (f"positions of slices were rounded: they lie up to {off:.2f} mm beside a regular grid",),
+            )
+    return None
+
+
+def _nearest_step(values: Points) -> float:
+    """The step of the line nearest to values at 0, 1, 2, ... by the largest distance, which is convex in it."""
+    index = np.arange(len(values))
+    usual, wide = (values[-1] - values[0]) / (len(values) - 1), 2 * np.ptp(values) / (len(values) - 1) + 1e-6
+    low, high = float(usual - wide), float(usual + wide)
+    for _ in range(80):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, right) if np.ptp(values - left * index) <= np.ptp(values - right * index) else (left, high)
+    return (low + high) / 2
 
 
 def _header(
@@ -160,14 +259,29 @@ def _header(
     series: dicom.Series,
     grid: geometry.Grid,
     axis: int,
-    frames: tuple[headers.Frame, ...],
+    found: tuple[headers.Frame, ...],
     notes: tuple[str, ...],
     *,
     moments: bool = False,
+    thick: bool = True,
 ) -> headers.Header:
-    channels = series.slices[0].samples
-    notes = (*notes, CURVED) if series.curved else notes
-    return headers.Header(path, "dicom", grid, axis, series.modality, channels, moments, series.inverted, frames, notes)
+    channels, inverted = series.slices[0].samples, any(frame.inverted for frame in found)
+    hounsfield, units = _hounsfield(series)
+    notes = (*notes, *series.notes, *units, *((CURVED,) if series.curved else ()))
+    return headers.Header(
+        path,
+        "dicom",
+        grid,
+        axis,
+        series.modality,
+        channels,
+        moments,
+        inverted,
+        found,
+        notes,
+        thick=thick,
+        hounsfield=hounsfield,
+    )
 
 
 def stamp(path: Path) -> tuple[int, ...]:

@@ -71,10 +71,13 @@ def read(files: Sequence[Path], index: int, view: View = View()) -> data.Pixels:
     parts = [
         _scaled(file, indices, plane, view) for file in files for indices in [_indices(header, index, plane, view)]
     ]
-    units = parts[0][1] if len({unit for _, unit in parts}) == 1 else None
-    image = np.ascontiguousarray(np.concatenate([part for part, _ in parts]), dtype=np.float32)
+    units = parts[0][1] if len({unit for _, unit, _ in parts}) == 1 else None
+    image = np.ascontiguousarray(np.concatenate([part for part, _, _ in parts]), dtype=np.float32)
     orientation = header.stored.codes if header.stored.placed else None
-    return data.Pixels(image, None, header.spacing(plane), units, orientation)
+    padding = [padded for _, _, padded in parts if padded is not None]
+    # What is padding in one channel only still has a value in another.
+    padded = np.logical_and.reduce(padding) if len(padding) == len(parts) else None
+    return data.Pixels(image, None, header.spacing(plane), units, orientation, padded=padded)
 
 
 def _indices(header: headers.Header, index: int, plane: geometry.Plane, view: View) -> tuple[int, ...]:
@@ -83,16 +86,22 @@ def _indices(header: headers.Header, index: int, plane: geometry.Plane, view: Vi
 
 def _scaled(
     file: Path, indices: Sequence[int], plane: geometry.Plane, view: View
-) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
-    """Slices of one file as channels in [0, 1], and what 0 and 1 stand for; None in colour."""
+) -> tuple[NDArray[np.float32], tuple[float, float] | None, NDArray[np.bool_] | None]:
+    """Slices of one file as channels in [0, 1], what 0 and 1 stand for (None in colour), and where all are padding."""
     colour = volumes.read_header(file, view.series).channels > 1
     if colour and view.limits is not None:
         raise errors.DataError(f"{file}: in colour, but recipe.data.window is for grey values; leave one of them out")
     low, high = view.limits if view.limits is not None else volumes.value_range(file, view.series)
-    planes = [volumes.read_slice(file, index, plane, view.series) for index in indices]
+    read = [volumes.read_shown(file, index, plane, view.series) for index in indices]
+    planes = [values for values, _ in read]
     values = np.stack(planes).astype(np.float64) if not colour else np.moveaxis(planes[0], -1, 0).astype(np.float64)
     scaled = (values - low) / (high - low) if high > low else np.zeros(values.shape)
-    return np.asarray(np.clip(scaled, 0.0, 1.0), dtype=np.float32), None if colour else (low, high)
+    for channel, (_, padded) in enumerate(read):
+        if padded is not None:
+            scaled[channel][padded] = 0.0
+    together = [padded for _, padded in read if padded is not None]
+    where = np.logical_and.reduce(together) if len(together) == len(read) else None
+    return np.asarray(np.clip(scaled, 0.0, 1.0), dtype=np.float32), None if colour else (low, high), where
 
 
 def names(header: headers.Header, view: View) -> list[str]:

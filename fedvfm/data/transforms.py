@@ -67,9 +67,11 @@ def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int
     if contract.limits is not None:
         image = windowed(pixels, image, contract.limits)
     elif contract.intensity != "none":
-        image = stretch(image)
-    if contract.intensity == "polarity" and float(np.median(image)) > 0.5:
+        image = stretch(image, pixels.padded)
+    if contract.intensity == "polarity" and float(np.median(_tissue(image, pixels.padded))) > 0.5:
         image = np.asarray(1.0 - image, dtype=np.float32)
+        if pixels.padded is not None:
+            image[:, pixels.padded] = 0.0
     size = contract.input_size if contract.fit == "resize" else rounded(image.shape[1:], multiple)
     image = resize(image, size)
     if image.shape[0] == 1:
@@ -172,15 +174,23 @@ def windowed(pixels: data.Pixels, image: Image, limits: tuple[float, float]) -> 
     return np.asarray(np.clip((values - low) / (high - low), 0.0, 1.0), dtype=np.float32)
 
 
-def stretch(image: Image) -> Image:
+def _tissue(image: Image, padded: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """The values that are no padding; all of them where there is nothing else."""
+    return image if padded is None or padded.all() else image[:, ~padded]
+
+
+def stretch(image: Image, padded: NDArray[np.bool_] | None = None) -> Image:
     """Map the 0.5th and 99.5th percentile of the whole image to 0 and 1 and cut what is outside.
+
+    ``padded`` (H, W) says which pixels are no grey values and set no percentile.
 
     Where these percentiles agree (a few bright spots on black), smallest and largest value take their place; an image
     without contrast becomes zeros.
     """
-    low, high = (float(value) for value in np.percentile(image, PERCENTILES))
+    tissue = _tissue(image, padded)
+    low, high = (float(value) for value in np.percentile(tissue, PERCENTILES))
     if high - low < LEAST_CONTRAST:
-        low, high = float(image.min()), float(image.max())
+        low, high = float(tissue.min()), float(tissue.max())
     if high - low < LEAST_CONTRAST:
         return np.zeros_like(image, dtype=np.float32)
     return np.asarray(np.clip((image - low) / (high - low), 0.0, 1.0), dtype=np.float32)

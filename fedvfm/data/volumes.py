@@ -41,10 +41,12 @@ class Volume:
         voxels: (x, y, z), or (x, y, z, 3) in colour, in canonical axes; float32 or integers, in the file's units after
             its scale (Hounsfield units for CT). Not writeable: it is shared.
         header: everything else, and the way back.
+        padded: where voxels are padding, which is no grey value, of the same shape; None where none is.
     """
 
     voxels: NDArray[Any]
     header: headers.Header
+    padded: NDArray[np.bool_] | None = None
 
     @property
     def grid(self) -> geometry.Grid:
@@ -130,14 +132,17 @@ def _volume(path: Path, key: Key) -> Volume:
         _volumes.move_to_end(key)
         return _volumes[key]
     header = _header(path, key)
-    voxels = header.stored.turn().apply(_finite(path, READERS[header.kind].read_voxels(header)))
+    found = READERS[header.kind].read_voxels(header)
+    stored, where = found if header.kind == "dicom" else (found, None)
+    voxels = header.stored.turn().apply(_finite(path, stored))
     voxels.flags.writeable = False
+    padded = None if where is None else header.stored.turn().apply(where)
     while _volumes and (
         len(_volumes) >= VOLUMES_IN_MEMORY
         or sum(one.voxels.nbytes for one in _volumes.values()) + voxels.nbytes > BYTES_IN_MEMORY
     ):
         _volumes.popitem(last=False)
-    _volumes[key] = Volume(voxels, header)
+    _volumes[key] = Volume(voxels, header, padded)
     return _volumes[key]
 
 
@@ -193,25 +198,48 @@ def read_slice(path: Path, index: int, plane: geometry.Plane = "axial", words: s
     Raises:
         DataError: see there and :func:`read_volume`.
     """
+    return _slice(path, _key(path, words), index, plane)[0]
+
+
+def read_shown(
+    path: Path, index: int, plane: geometry.Plane = "axial", words: str = ""
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """:func:`read_slice`, and where its pixels are padding: these are no grey values, and no range is set by them.
+
+    Shapes: (H, W) or (H, W, 3), and (H, W) or None where no pixel is padding.
+
+    Raises:
+        DataError: see :func:`read_slice`.
+    """
     return _slice(path, _key(path, words), index, plane)
 
 
-def _slice(path: Path, key: Key, index: int, plane: geometry.Plane) -> NDArray[Any]:
+def _slice(path: Path, key: Key, index: int, plane: geometry.Plane) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     header = _header(path, key)
     axis = _axis(header, index, plane)
     if key in _volumes:
-        return slice_of(_volume(path, key), index, plane)
+        return _of_volume(_volume(path, key), index, plane)
     turn = header.stored.turn()
     stored = turn.axes.index(axis)
     at = header.stored.shape[stored] - 1 - index if turn.flips[stored] else index
     part = READERS[header.kind].read_part(header, stored, at)
     if part is None:
-        return slice_of(_volume(path, key), index, plane)
-    return geometry.shown(turn.apply(_finite(path, part)), axis, 0)
+        return _of_volume(_volume(path, key), index, plane)
+    values, where = part if header.kind == "dicom" else (part, None)
+    padded = None if where is None else geometry.shown(turn.apply(where), axis, 0)
+    return geometry.shown(turn.apply(_finite(path, values)), axis, 0), padded
+
+
+def _of_volume(volume: Volume, index: int, plane: geometry.Plane) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    values = slice_of(volume, index, plane)
+    if volume.padded is None:
+        return values, None
+    padded = geometry.shown(volume.padded, volume.header.axis(plane), index)
+    return values, padded if padded.any() else None
 
 
 def value_range(path: Path, words: str = "") -> tuple[float, float]:
-    """Smallest and largest value of a whole volume; remembered. In colour: what the format can hold.
+    """Smallest and largest value of a whole volume, padding left out; remembered. In colour: what the format can hold.
 
     Raises:
         DataError: see :func:`read_volume`.
@@ -222,13 +250,14 @@ def value_range(path: Path, words: str = "") -> tuple[float, float]:
     header = _header(path, key)
     plane: geometry.Plane = "acquired"
     if header.channels == 3:
-        kind = _slice(path, key, 0, plane).dtype
+        kind = _slice(path, key, 0, plane)[0].dtype
         found = 0.0, float(np.iinfo(kind).max) if kind.kind in "iu" else 1.0
     else:
         # Slice by slice: a long series need not fit into memory for two numbers.
         parts = (_slice(path, key, index, plane) for index in range(header.count(plane)))
-        ends = np.array([(part.min(), part.max()) for part in parts], dtype=np.float64)
-        found = float(ends[:, 0].min()), float(ends[:, 1].max())
+        tissue = (values if padded is None else values[~padded] for values, padded in parts)
+        ends = np.array([(part.min(), part.max()) for part in tissue if part.size], dtype=np.float64)
+        found = (float(ends[:, 0].min()), float(ends[:, 1].max())) if len(ends) else (0.0, 0.0)
     _remember(_ranges, key, found, HEADERS_IN_MEMORY)
     return found
 

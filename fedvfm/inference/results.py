@@ -45,7 +45,7 @@ def form_of(item: inputs.Item, asked: str) -> str:
 def counts(labels: Labels, names: Sequence[str], header: headers.Header | None = None) -> dict[str, Any]:
     """Voxels of each class, and their volume where the input says how large a voxel is.
 
-    Of a radiograph or photograph with known pixel size it is the area.
+    Of a radiograph or photograph with known pixel size, and of one slice of unknown thickness, it is the area.
     """
     found = np.bincount(labels.ravel(), minlength=len(names))
     rows: dict[str, dict[str, Any]] = {name: {"voxels": int(count)} for name, count in zip(names, found, strict=True)}
@@ -57,7 +57,7 @@ def counts(labels: Labels, names: Sequence[str], header: headers.Header | None =
 
 def _extent(voxels: int, header: headers.Header) -> dict[str, float]:
     spacing = header.stored.spacing
-    if not header.stored.placed or header.moments:
+    if not header.stored.placed or header.moments or not header.thick:
         return {"mm2": round(voxels * spacing[0] * spacing[1], 6)}
     # Of a tilted grid it is the parallelepiped, not the product of the edges.
     volume = voxels * float(abs(np.linalg.det(header.stored.affine[:3, :3])))

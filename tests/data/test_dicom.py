@@ -249,7 +249,7 @@ def test_a_file_of_a_study_that_cannot_be_opened_is_not_skipped(tmp_path: Path) 
     writer.series(tmp_path / "ct", voxels(), LPS)
     (tmp_path / "ct" / "IM0009").symlink_to(tmp_path / "gone")
     text = refused(tmp_path / "ct")
-    assert "file 5 of 5 (in the order of names): cannot be read; give this user the right to" in text
+    assert "file 5 of 5 (in the order of names): a link that leads nowhere" in text
     assert "IM0009" not in text
 
 
@@ -322,7 +322,8 @@ def test_other_files_in_the_folder_are_counted_not_read(tmp_path: Path) -> None:
         path.rename(path.with_suffix(""))  # as many PACS export: without an ending
     header = volumes.read_header(tmp_path / "ct")
     assert header.stored.shape == (6, 5, 4)
-    assert header.notes == ("1 file(s) without images were not read",)
+    assert header.notes == ("1 file(s) left out: no DICOM",)
+    assert [(file.name, reason) for file, reason in header.left] == [("report.pdf", "no DICOM")]
 
 
 def test_enhanced_file_of_several_phases_is_refused(tmp_path: Path) -> None:

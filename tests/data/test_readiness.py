@@ -329,7 +329,7 @@ def test_whose_volumes_they_are_and_what_their_headers_leave_open(tmp_path: Path
     labelled(data, 6)
     made = run(data)
     assert one(made, "patients-unknown").count == 24
-    assert one(made, "header-noted").problem == "1 file(s) without images were not read: 24 samples"
+    assert one(made, "header-noted").problem == "1 file(s) left out: no DICOM: 24 samples"
     assert one(made, "header-noted").samples == tuple(range(1, 25))
     rows = [f"{SECRET}-{number:02d},{('healthy', 'ill')[number % 2]},{SECRET}{number // 2}" for number in range(6)]
     (data / "labels.csv").write_text("id,label,patient\n" + "\n".join(rows) + "\n")

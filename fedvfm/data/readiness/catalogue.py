@@ -72,6 +72,24 @@ FILES: dict[str, Entry] = {
     "slices-missing": Entry(
         _B, "A gap in a series shifts anatomy and distances.", "Bring the missing slices, or leave the study out."
     ),
+    "grey-units": Entry(
+        _B,
+        "Grey values would mean something else than in other hospitals.",
+        "Export the series again with its rescale values, or leave it out.",
+    ),
+    "frames-unplaced": Entry(
+        _B,
+        "Slices whose place nobody knows would be put anywhere.",
+        "Export as enhanced DICOM, one file a slice, or NIfTI (dcm2niix unfolds mosaics).",
+    ),
+    "pixel-size": Entry(
+        _B, "Without the size of a pixel a volume has no shape.", "Export the series again with Pixel Spacing."
+    ),
+    "link": Entry(
+        _B,
+        "What lies behind a link may be missing, or not belong here.",
+        "Bring the files themselves (git annex: get them), or remove the link.",
+    ),
     "modality": Entry(
         _B, "The recipe was made for another kind of image.", "Leave these studies out, or ask the coordinator."
     ),

@@ -182,6 +182,12 @@ def faults_under(
             )
             if asked
         ]
+    if contract.limits is not None and seen.header.hounsfield is False:
+        return [
+            f"{where}: its values are not in Hounsfield units, but recipe.data.window is; export the series again "
+            f"with its "
+            "rescale values, or leave it out"
+        ]
     wanted, have = modalities(contract.modality), seen.header.modality
     if wanted and have and have not in wanted:
         return [
@@ -284,7 +290,7 @@ def _chosen(file: Path, pixels: data.Pixels, channels: Sequence[int]) -> data.Pi
         image = image[list(channels)]
     if len(image) not in (1, 3):
         raise errors.DataError(f"{file}: {len(image)} channels; choose one or three with data.options.channels = [0]")
-    return data.Pixels(image, None, pixels.spacing, pixels.units, pixels.orientation)
+    return data.Pixels(image, None, pixels.spacing, pixels.units, pixels.orientation, padded=pixels.padded)
 
 
 def read_mask(mask: Path, seen: Seen, index: int, view: slices.View) -> NDArray[np.int64]:

@@ -1,0 +1,208 @@
+"""What a grey value means in DICOM: polarity, tables, padding and units, as the standard says or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from fedvfm import config, errors
+from fedvfm.data import slices, transforms, volumes
+from fedvfm.data.readiness import faults
+from tests.data import dicom_writer as writer
+
+RAMP = np.tile(np.arange(64, dtype=np.uint16) * 10, (64, 1))
+LPS = np.diag([0.5, 0.75, 2.5, 1.0])
+XA = "1.2.840.10008.5.1.4.1.1.12.1"
+CONTRACT = config.DataContract(class_names=("background", "lesion"), input_size=(64, 64))
+
+
+def table(values: np.ndarray, bits: int = 16) -> pydicom.Dataset:
+    made = pydicom.Dataset()
+    made.add_new(0x00283002, "US", [len(values), 0, bits])
+    made.add_new(0x00283006, "OW", values.astype(np.uint16).tobytes())
+    made.ModalityLUTType = "US"
+    return made
+
+
+def voxels(number: int = 6) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 1000, (8, 7, number)).astype(np.int16)
+
+
+def shown(path: Path) -> np.ndarray:
+    return np.asarray(volumes.read_slice(path, 0), dtype=float)
+
+
+# --- polarity and Modality LUT: PS3.3, C.7.6.3.1.2 and C.11.1 ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "MG", "PX"])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_monochrome1_is_turned_after_its_table(tmp_path: Path, modality: str, bits: int) -> None:
+    rising = table(np.arange(640), bits)
+    path = tmp_path / "a.dcm"
+    writer.radiograph(path, RAMP, "MONOCHROME1", ModalityLUTSequence=[rising], Modality=modality)
+    np.testing.assert_array_equal(shown(path), 2.0**bits - 1 - RAMP)
+    writer.radiograph(tmp_path / "b.dcm", RAMP, "MONOCHROME2", ModalityLUTSequence=[rising], Modality=modality)
+    np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), RAMP)
+
+
+@pytest.mark.parametrize("modality", ["XA", "RF"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_table_of_angiography_leads_back_to_intensity_and_is_not_applied(
+    tmp_path: Path, modality: str, photometric: str
+) -> None:
+    falling = table(np.arange(640)[::-1])
+    path = tmp_path / "a.dcm"
+    more = {"ModalityLUTSequence": [falling], "Modality": modality, "PixelIntensityRelationship": "LOG"}
+    writer.radiograph(path, RAMP, photometric, SOPClassUID=XA, **more)
+    expected = 65535.0 - RAMP if photometric == "MONOCHROME1" else RAMP
+    np.testing.assert_array_equal(shown(path), expected)
+
+
+def test_polarity_is_that_of_each_file_of_a_series(tmp_path: Path) -> None:
+    made = writer.series(tmp_path / "mr", voxels().astype(np.uint16), LPS, modality="MR")
+    plain = volumes.read_volume(tmp_path / "mr").voxels.copy()
+    files = sorted((tmp_path / "mr").iterdir())
+    one = pydicom.dcmread(files[2])
+    one.PhotometricInterpretation = "MONOCHROME1"
+    one.PixelData = (65535 - one.pixel_array).astype(np.uint16).tobytes()
+    one.save_as(files[2])
+    assert len(made) == 6
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "mr").voxels, plain)
+
+
+def test_a_contradiction_of_polarity_is_noted(tmp_path: Path) -> None:
+    writer.radiograph(tmp_path / "a.dcm", RAMP, "MONOCHROME2", PresentationLUTShape="INVERSE")
+    assert any("contradict" in note for note in volumes.read_header(tmp_path / "a.dcm").notes)
+
+
+# --- padding: PS3.3, C.7.5.1.1.2 --------------------------------------------------------------------------------------
+
+PADDED: dict[str, tuple[str, type, dict[str, Any], int]] = {
+    "MR, far below": ("MONOCHROME2", np.int16, {"PixelPaddingValue": -32768}, -32768),
+    "DX, far above": ("MONOCHROME2", np.uint16, {"PixelPaddingValue": 65535}, 65535),
+    "MG, dark on bright": ("MONOCHROME1", np.uint16, {"PixelPaddingValue": 65535}, 65535),
+    "a range": ("MONOCHROME2", np.uint16, {"PixelPaddingValue": 60000, "PixelPaddingRangeLimit": 65535}, 61234),
+    "a range, upper end first": (
+        "MONOCHROME2",
+        np.int16,
+        {"PixelPaddingValue": -900, "PixelPaddingRangeLimit": -999},
+        -950,
+    ),
+    "a range of MONOCHROME1": (
+        "MONOCHROME1",
+        np.uint16,
+        {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 4096},
+        5000,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_sets_no_range_and_no_percentile(tmp_path: Path, name: str) -> None:
+    photometric, kind, said, value = PADDED[name]
+    pixels = RAMP.astype(kind)
+    writer.radiograph(tmp_path / "whole.dcm", pixels[20:], photometric)
+    padded = pixels.copy()
+    padded[:20] = value
+    path = tmp_path / "padded.dcm"
+    writer.radiograph(path, padded, photometric, **said)
+    assert volumes.value_range(path) == volumes.value_range(tmp_path / "whole.dcm")
+    read, whole = slices.read([path], 0), slices.read([tmp_path / "whole.dcm"], 0)
+    np.testing.assert_array_equal(read.image[0, 20:], whole.image[0])
+    assert read.image[0, :20].max() == 0.0
+    np.testing.assert_array_equal(np.flatnonzero(read.padded.all(axis=1)), np.arange(20))
+    assert volumes.read_volume(path).voxels.min() == volumes.read_volume(tmp_path / "whole.dcm").voxels.min()
+    for intensity in ("percentile", "polarity"):
+        contract = CONTRACT.model_copy(update={"intensity": intensity, "fit": "native"})
+        seen, alone = (transforms.prepare(one, contract, 2).image[0] for one in (read, whole))
+        np.testing.assert_array_equal(seen[20:], alone)
+        assert seen[:20].max() == 0.0
+
+
+def test_padding_given_in_the_other_sign_is_the_same_bits(tmp_path: Path) -> None:
+    pixels = RAMP.astype(np.int16)
+    pixels[:9] = -2000
+    one = writer.radiograph(tmp_path / "a.dcm", pixels)
+    one.add_new(0x00280120, "US", 65536 - 2000)
+    one.save_as(tmp_path / "a.dcm")
+    assert volumes.value_range(tmp_path / "a.dcm") == (0.0, 630.0)
+
+
+def test_padding_of_a_volume_is_left_out_in_every_plane(tmp_path: Path) -> None:
+    values = voxels()
+    values[:2], values[:, :, 5] = -32768, -32768
+    writer.series(tmp_path / "mr", values, LPS, modality="MR", PixelPaddingValue=-32768)
+    tissue = values[2:, :, :5]
+    assert volumes.value_range(tmp_path / "mr") == (float(tissue.min()), float(tissue.max()))
+    for plane in ("axial", "coronal", "sagittal"):
+        found, padded = volumes.read_shown(tmp_path / "mr", 1, plane)
+        if padded is not None:
+            assert found[~padded].min() >= 0 if (~padded).any() else padded.all()
+    assert volumes.read_volume(tmp_path / "mr").padded.sum() == values.size - tissue.size
+
+
+def test_padding_of_a_ct_is_air(tmp_path: Path) -> None:
+    values = voxels()
+    values[0] = -2000
+    writer.series(tmp_path / "ct", values, LPS, intercept=-1024, PixelPaddingValue=-2000)
+    assert volumes.value_range(tmp_path / "ct") == (float(values[1:].min()) - 1024, float(values.max()) - 1024)
+    assert volumes.read_volume(tmp_path / "ct").voxels.min() == -1024
+
+
+# --- units: PS3.3, C.11.1.1.2 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+def test_a_slice_that_lost_its_rescale_is_refused(tmp_path: Path, modality: str) -> None:
+    writer.series(tmp_path / "ct", voxels(), LPS, modality=modality, slope=2.0, intercept=-1024)
+    last = sorted((tmp_path / "ct").iterdir())[-1]
+    one = pydicom.dcmread(last)
+    del one.RescaleSlope, one.RescaleIntercept
+    one.save_as(last)
+    with pytest.raises(errors.DataError, match=r"1 of 6 images .* do not say how their values are scaled") as caught:
+        volumes.read_header(tmp_path / "ct")
+    assert faults.kind(str(caught.value)) == "grey-units"
+
+
+@pytest.mark.parametrize("kind", ["MGML", "Z_EFF", "ED", "HU_MOD", "US", "Vendor's own"])
+def test_a_ct_not_in_hounsfield_units_is_noted_and_not_cut_at_air(tmp_path: Path, kind: str) -> None:
+    writer.series(tmp_path / "ct", voxels(), LPS, slope=1.0, intercept=-5000, RescaleType=kind)
+    header = volumes.read_header(tmp_path / "ct")
+    assert header.hounsfield is False
+    assert any("not in Hounsfield units" in note for note in header.notes)
+    assert not any("Vendor" in note for note in header.notes)
+    assert volumes.read_volume(tmp_path / "ct").voxels.min() < -1024
+
+
+@pytest.mark.parametrize("kind", ["HU", None])
+def test_a_ct_in_hounsfield_units_has_no_note(tmp_path: Path, kind: str | None) -> None:
+    writer.series(tmp_path / "ct", voxels(), LPS, intercept=-1024, **({"RescaleType": kind} if kind else {}))
+    header = volumes.read_header(tmp_path / "ct")
+    assert header.hounsfield is True
+    assert header.notes == ()
+
+
+def test_units_that_change_inside_a_series_are_refused(tmp_path: Path) -> None:
+    writer.series(tmp_path / "ct", voxels(), LPS, intercept=-1024, RescaleType="HU")
+    last = sorted((tmp_path / "ct").iterdir())[-1]
+    one = pydicom.dcmread(last)
+    one.RescaleType = "MGML"
+    one.save_as(last)
+    with pytest.raises(errors.DataError, match="several units"):
+        volumes.read_header(tmp_path / "ct")
+
+
+# --- packings ---------------------------------------------------------------------------------------------------------
+
+
+def test_jpeg_of_12_bits_is_read() -> None:
+    from pydicom.data import get_testdata_file
+
+    for name, most in (("JPGExtended.dcm", 264), ("JPEG-lossy.dcm", 264)):
+        found = volumes.read_volume(Path(str(get_testdata_file(name, download=False)))).voxels
+        assert (found.min(), found.max()) == (0, most)
