@@ -144,4 +144,21 @@ def sam_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 if isinstance(module, torch.nn.LayerNorm):
                     module.weight.data.add_(1.0)
             model.save_pretrained(root / name)
-    return {name: root / name for name in configs}
+    _light_sam(root / "tinyvit")
+    return {name: root / name for name in (*configs, "tinyvit")}
+
+
+def _light_sam(folder: Path) -> None:
+    """A light SAM in our own layout, as an import leaves it."""
+    import json
+
+    import safetensors.torch
+
+    from fedvfm.backbones import tinyvit_original
+    from tests.backbones import light_sam
+
+    arrays = light_sam.arrays()
+    folder.mkdir()
+    settings = tinyvit_original.settings({name: tuple(value.shape) for name, value in arrays.items()})
+    (folder / "config.json").write_text(json.dumps(settings))
+    safetensors.torch.save_file(tinyvit_original.convert(arrays), folder / "model.safetensors")

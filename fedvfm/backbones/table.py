@@ -13,6 +13,7 @@ _VIT = "fedvfm.backbones.vit:load"
 _SAM = "fedvfm.backbones.sam:load"
 _SAM_HQ = "fedvfm.backbones.sam_hq:load"
 _SAM2 = "fedvfm.backbones.sam2:load"
+_TINYVIT_SAM = "fedvfm.backbones.tinyvit_sam:load"
 
 TABLE = registry.Table(
     "backbone",
@@ -44,6 +45,8 @@ TABLE = registry.Table(
         "sam2-hiera-base-plus": _SAM2,
         "sam2-hiera-large": _SAM2,
         "sam3": "fedvfm.backbones.sam3:load",
+        "litemedsam": _TINYVIT_SAM,
+        "mobilesam": _TINYVIT_SAM,
         "sam-shaped": _SAM,
         "unet": "fedvfm.backbones.unet:load",
     },
@@ -58,6 +61,7 @@ KINDS = {
     "sam3_tracker": "sam3",
     "sam3_tracker_video": "sam3",
     "sam3_video": "sam3",
+    "tinyvit_sam": "litemedsam",
 }
 """``model_type`` of a model that is in no table -> the entry that loads it; vision transformers load all others."""
 

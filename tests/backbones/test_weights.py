@@ -70,7 +70,13 @@ def copied(tiny_dino: Path, tmp_path: Path) -> Path:
 def embedded(tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny model under the embedded one's name and pin, in our cache."""
     folder = Path(shutil.copytree(tiny_dino, weights.own_folder(weights.EMBEDDED)))
-    known = weights.Known("", "general", identity.read_config(folder), weights.locate(settings(folder)).sha256)
+    known = weights.Known(
+        "",
+        "general",
+        identity.read_config(folder),
+        weights.locate(settings(folder)).sha256,
+        wheel="fedvfm.backbones.imgfocus",
+    )
     monkeypatch.setitem(weights.KNOWN, weights.EMBEDDED, known)
     return folder
 

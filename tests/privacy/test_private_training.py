@@ -139,10 +139,12 @@ VIT = [
     )
 ]
 SAM = [
-    pytest.param({"rank": 2, "layers": [0, 2], "parts": []}, "pyramid", id="windows"),
-    pytest.param({"rank": 2, "layers": [0, 1], "parts": []}, "pyramid", id="windows-and-global"),
-    pytest.param({"rank": 2, "parts": DECODER}, "sam-masks", id="lora-and-decoder"),
-    pytest.param({"kind": "medical-sam-adapter", "parts": []}, "sam-masks", id="medical-sam-adapter"),
+    pytest.param("sam", {"rank": 2, "layers": [0, 2], "parts": []}, "pyramid", id="windows"),
+    pytest.param("sam", {"rank": 2, "layers": [0, 1], "parts": []}, "pyramid", id="windows-and-global"),
+    pytest.param("sam", {"rank": 2, "parts": DECODER}, "sam-masks", id="lora-and-decoder"),
+    pytest.param("sam", {"kind": "medical-sam-adapter", "parts": []}, "sam-masks", id="medical-sam-adapter"),
+    pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "sam-masks", id="tinyvit-lora-and-decoder"),
+    pytest.param("tinyvit", {"rank": 2, "layers": [0, 3], "parts": []}, "sam-masks", id="tinyvit-windows"),
 ]
 
 
@@ -174,10 +176,12 @@ def assert_clean(model: nn.Module) -> None:
     assert not any(hasattr(one, "grad_sample") or hasattr(one, "_forward_counter") for one in model.parameters())
 
 
-@pytest.mark.parametrize(("adapter", "head"), SAM)
-def test_sam_is_computed_by_the_loop(sam_folders: dict[str, Path], adapter: dict[str, Any], head: str) -> None:
+@pytest.mark.parametrize(("family", "adapter", "head"), SAM)
+def test_sam_is_computed_by_the_loop(
+    sam_folders: dict[str, Path], family: str, adapter: dict[str, Any], head: str
+) -> None:
     """Even where hooks are asked for: they are tried and found wrong."""
-    made = recipe(sam_folders["sam"], side=64, adapter=adapter, task={"head": head})
+    made = recipe(sam_folders[family], side=64, adapter=adapter, task={"head": head})
     model, site = moved(made), sites.Site("north", Drawn(side=64, count=3))
     with steps(model, site, hooks=True) as (opened, what):
         assert opened.way.name == "loop"
@@ -331,13 +335,14 @@ def test_a_row_that_is_no_gradient_adds_nothing_or_the_clip(broken: float) -> No
 ARMS = [("dino", kind) for kind in ("lora", "adaptformer", "prompt-tokens", "norm")] + [
     ("sam", "lora"),
     ("sam", "bias"),
+    ("tinyvit", "lora"),
 ]
 
 
 @pytest.fixture(scope="module")
 def built(tiny_dino: Path, sam_folders: dict[str, Path]) -> dict[tuple[str, str], models.AdaptedModel]:
     """One model a backbone and kind, for all examples."""
-    folders = {"dino": (tiny_dino, 56), "sam": (sam_folders["sam"], 64)}
+    folders = {"dino": (tiny_dino, 56), **{name: (sam_folders[name], 64) for name in ("sam", "tinyvit")}}
     return {
         (name, kind): moved(recipe(folders[name][0], side=folders[name][1], adapter={"kind": kind}))
         for name, kind in ARMS
