@@ -116,6 +116,15 @@ def _seeds(text: str | None) -> list[int]:
     return found
 
 
+def _workers(text: str | None) -> int | str | None:
+    if text in (None, "auto"):
+        return text
+    number = int(text) if text is not None and text.isascii() and text.isdigit() else 0
+    if not 1 <= number <= 1024:
+        raise errors.ConfigError("--workers", [f"'{text}': give a number from 1 to 1024, or auto"])
+    return number
+
+
 @app.command()
 def simulate(
     experiment: Annotated[str | None, typer.Argument(help="A bundled experiment's name or a TOML file.")] = None,
@@ -125,6 +134,9 @@ def simulate(
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the experiment's.")] = None,
     engine: Annotated[str | None, typer.Option(help="in-process, ray or deployment.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Processes that compute, or auto; results are the same with any number.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; must not exist or be empty.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run, or the runs of several seeds, in this folder.")
@@ -137,13 +149,13 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Train federated, local-only and pooled on virtual hospitals of this machine."""
-    wanted = _seeds(seeds)
+    wanted, processes = _seeds(seeds), _workers(workers)
     if resume is not None:
         if experiment is not None or sets or rounds is not None or engine or device or output or wanted or dry_run:
             raise errors.ConfigError(
-                "--resume", ["goes on with a run as it was set up; give no EXPERIMENT and no other setting"]
+                "--resume", ["goes on with a run as it was set up; give no EXPERIMENT and no setting but --workers"]
             )
-        _resume(resume, quiet, as_json)
+        _resume(resume, quiet, as_json, processes)
         return
     if experiment is None:
         known = ", ".join(_bundled())
@@ -154,7 +166,7 @@ def simulate(
 
     # A bar for weights read from the disk is noise in a log; only "weights fetch" downloads.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    what = experiments.load(experiment, sets or [], rounds=rounds, engine=engine, device=device)
+    what = experiments.load(experiment, sets or [], rounds=rounds, engine=engine, device=device, workers=processes)
     if dry_run:
         _dry_run(what.with_seed(wanted[0]) if wanted else what, as_json)
         return
@@ -181,7 +193,7 @@ def _bundled() -> dict[str, Path]:
     return experiments.bundled()
 
 
-def _resume(folder: Path, quiet: bool, as_json: bool) -> None:
+def _resume(folder: Path, quiet: bool, as_json: bool, workers: Any) -> None:
     from fedvfm.simulation import folder as folders
     from fedvfm.simulation import run as runs
     from fedvfm.simulation import seeds
@@ -190,8 +202,8 @@ def _resume(folder: Path, quiet: bool, as_json: bool) -> None:
 
     def work(observer: Any) -> list[Any]:
         if many:
-            return list(seeds.resume(folder, observer=observer))
-        return [runs.resume(folder, observer=observer)]
+            return list(seeds.resume(folder, observer=observer, workers=workers))
+        return [runs.resume(folder, observer=observer, workers=workers)]
 
     _show(_run(work, folder, quiet or as_json), as_json, many=many)
 

@@ -244,13 +244,15 @@ class Recipe(Strict):
     """What is trained, resolved to the last default. Its hash names it.
 
     ``start`` is the fingerprint of the adapter of an earlier recipe that training goes on from; left out, the adapter
-    of round 0 is made from the seed.
+    of round 0 is made from the seed. ``threads`` is for results that must be equal to the last bit on machines of one
+    kind: so many CPU threads compute at every site whose own file does not say otherwise. Left out, each machine takes
+    its own number, and results differ in the last bits.
     """
 
     schema_version: Literal[1] = 1
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     backbone: BackboneConfig
     adapter: AdapterConfig = AdapterConfig()
@@ -272,6 +274,7 @@ class Recipe(Strict):
         left_out |= {} if self.data.channels else {"data": {"channels"}}
         left_out |= {} if self.adapter.factors != "both" else {"adapter": {"factors"}}
         values = self.model_dump(mode="json", exclude=left_out)
+        values["threads"] = 2  # no part of what is trained; what it was where nobody named it, so that names stay
         return hashlib.sha256(chain.canonical(values).encode()).hexdigest()
 
 
@@ -359,11 +362,16 @@ class BaselineConfig(Strict):
     )
 
 
+Workers = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+
+
 class Experiment(Strict):
     """A simulation file: recipe, data, partition, engine and baselines.
 
     ``cache_mib`` bounds what is kept of images in memory, over all processes of a run; ``cache_disk_mib`` what the
     frozen blocks compute and is kept in files of the run folder until the run is finished (0: none).
+    ``workers`` is how many processes the in-process engine computes in: "auto" goes by the cores, the GPUs and the
+    memory that are free. The results are the same with any number.
     """
 
     schema_version: Literal[1] = 1
@@ -373,6 +381,7 @@ class Experiment(Strict):
     engine: Name = "in-process"
     device: Device = "cpu"
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
+    workers: Workers = "auto"
     site_ranks: dict[Name, Annotated[int, Field(ge=1, le=MAX_RANK)]] = {}
     cache_mib: Annotated[int, Field(ge=0)] = 2048
     cache_disk_mib: Annotated[int, Field(ge=0)] = 4096

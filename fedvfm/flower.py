@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.common import serde
+from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
@@ -50,18 +51,44 @@ def parse(data: bytes) -> Message:
     return serde.message_from_proto(ProtoMessage.FromString(data))
 
 
+def head(message: Message) -> bytes:
+    """A message without its records: ``head(message) + body(message.content)`` is the serialised message."""
+    data: bytes = ProtoMessage(metadata=metadata_to_proto(message.metadata)).SerializeToString()
+    return data
+
+
+def body(content: RecordDict) -> bytes:
+    """The records of a message, which messages to many sites share, serialised."""
+    data: bytes = ProtoMessage(content=serde.recorddict_to_proto(content)).SerializeToString()
+    return data
+
+
 def size(message: Message) -> int:
-    """Bytes of the serialised message; known already where it came through :func:`copy`."""
+    """Bytes of the serialised message; known already where it was :func:`received`."""
     known = message.__dict__.get("_fedvfm_size")
     return known if isinstance(known, int) else len(serialise(message))
 
 
+def received(data: bytes, origin: str = "") -> Message:
+    """A message as it arrives after a transport.
+
+    Args:
+        data: its bytes.
+        origin: which federation a simulation computed it for, where that is another; see :func:`origin`.
+    """
+    arrived = parse(data)
+    arrived.__dict__.update(_fedvfm_size=len(data), _fedvfm_origin=origin)
+    return arrived
+
+
+def origin(message: Message) -> str:
+    """Which other federation of a simulation a reply was computed for, empty where it was computed for this one."""
+    return str(message.__dict__.get("_fedvfm_origin", ""))
+
+
 def copy(message: Message) -> Message:
     """The message as it arrives after a transport: serialised and parsed again."""
-    data = serialise(message)
-    arrived = parse(data)
-    arrived.__dict__["_fedvfm_size"] = len(data)
-    return arrived
+    return received(serialise(message))
 
 
 def set_message_id(message: Message, message_id: str) -> None:

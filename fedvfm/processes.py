@@ -8,6 +8,7 @@ however the parent ends (Linux tells it); elsewhere the next start ends what an 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -68,6 +69,18 @@ class Program:
     grace_s: float = 10.0
     restart: bool = True
     pulls_down: tuple[str, ...] = ()
+
+
+def end_with(parent: int) -> None:
+    """End this process (SIGKILL) when its parent dies, however that dies; Linux alone can tell.
+
+    Args:
+        parent: which process that is; where it is dead already, this one ends now.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def console_script(name: str) -> str:

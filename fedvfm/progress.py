@@ -15,14 +15,24 @@ class Observer(Protocol):
     """Receives events by name; unknown events must be ignored.
 
     Events: ``arm`` (name, index, count, rounds, sites), ``round`` (arm, round, rounds, sites), ``reply`` (arm, round,
-    phase, site, loss), ``refused`` (arm, round, site, reason), ``round-end`` (arm, round, record), ``test`` (arm,
-    round, sites), ``finished`` (arm, round, record), ``note`` (text). Prediction: ``input`` (name, index, count),
-    ``slice`` (name, index, count). Data check: ``check`` (done, total).
+    phase, site, loss), ``step`` (arm, round, phase, site, done, total; only from engines that see their sites compute,
+    and a few times a second at most), ``refused`` (arm, round, site, reason), ``round-end`` (arm, round, record),
+    ``test`` (arm, round, sites), ``finished`` (arm, round, record), ``note`` (text). Arms may go on side by side: an
+    event belongs to the arm that it names. Prediction: ``input`` (name, index, count), ``slice`` (name, index, count).
+    Data check: ``check`` (done, total).
     """
 
     def __call__(self, event: str, /, **fields: object) -> None:
         """Take one event."""
         ...
+
+
+Step = Callable[[int, int], None]
+"""Receives how many steps, or samples, of how many are done."""
+
+
+def no_step(done: int, total: int, /) -> None:
+    """The receiver of steps that does nothing with them."""
 
 
 def silent(event: str, /, **fields: object) -> None:

@@ -88,7 +88,8 @@ class LimitsConfig(Part):
     """How much of the machine the site's executor may take; read when the client starts.
 
     Attributes:
-        threads: CPU threads at most; 0 takes the recipe's. Fewer than the recipe's change the last bits of a result.
+        threads: CPU threads that compute, whatever the recipe says; 0 takes the recipe's, or all cores where it names
+            none. Another number than the other sites' changes the last bits of a result and nothing else.
         nice: how far it stands back behind other programs, 19 the most.
         gpu_memory: the share of a GPU's memory it may take.
     """

@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedvfm import config as configs
-from fedvfm import errors, privacy_config, protocol
+from fedvfm import errors, privacy_config, progress, protocol
 from fedvfm.client import evaluator, feature_cache, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
@@ -29,34 +29,41 @@ Keep = Callable[[models.AdaptedModel, sites.Site, protocol.Task, protocol.Evalua
 class Models:
     """The models of one process: one frozen backbone, and an adapted model on it for each rank in use.
 
-    All virtual sites of a process share them; a site's adapter lives in the messages, not here. Models of another
-    recipe than the last one's are let go, so a run with many arms holds those of one arm.
+    All virtual sites of a process share them; a site's adapter lives in the messages, not here. Models of a recipe that
+    was not asked for lately are let go, so a run with many arms holds those of few.
 
     Args:
         limit: of models held at a time; the least recently used one goes first.
-        threads: CPU threads at most; 0 takes each recipe's.
+        recipes: held at a time; those that differ in the adapter's rank alone count as one.
+        threads: CPU threads that compute; 0 takes each recipe's, where it names a number.
     """
 
-    def __init__(self, limit: int = MODELS_HELD, threads: int = 0) -> None:
-        self._limit, self._threads = limit, threads
-        self._base = ""
-        self._models: OrderedDict[str, models.AdaptedModel] = OrderedDict()
+    def __init__(self, limit: int = MODELS_HELD, threads: int = 0, recipes: int = 1) -> None:
+        self.threads = threads
+        self._limit, self._recipes = limit, recipes
+        self._models: OrderedDict[tuple[str, str, str], models.AdaptedModel] = OrderedDict()
 
     def get(self, recipe: configs.Recipe, device: str) -> models.AdaptedModel:
         """The model of this recipe, built if it is not held."""
         adapter = recipe.adapter.model_copy(update={"rank": 1, "alpha": None})
-        base = recipe.model_copy(update={"adapter": adapter}).hash
-        if base != self._base:
-            self._models.clear()
-            self._base = base
-        key = f"{recipe.hash}:{device}"
+        key = (recipe.model_copy(update={"adapter": adapter}).hash, recipe.hash, device)
         if key not in self._models:
-            while len(self._models) >= self._limit:
-                self._models.popitem(last=False)
-            torch.set_num_threads(min(recipe.threads, self._threads or recipe.threads))
+            self._make_room(key[0])
+            if threads := self.threads or recipe.threads:
+                torch.set_num_threads(threads)
             self._models[key] = models.AdaptedModel(recipe, device=device)
         self._models.move_to_end(key)
         return self._models[key]
+
+    def _make_room(self, coming: str) -> None:
+        """Let go of what was not used for longest, until one model more, of this recipe, is not too many."""
+
+        def full() -> bool:
+            recipes = {base for base, _, _ in self._models} | {coming}
+            return len(self._models) >= self._limit or len(recipes) > self._recipes
+
+        while self._models and full():
+            self._models.popitem(last=False)
 
 
 def _until(message: Message, site: sites.Site) -> float:
@@ -80,7 +87,11 @@ def _own_end(site: sites.Site) -> Iterator[None]:
 
 
 def make_client_app(
-    site_of: SiteOf, built: Models | None = None, report: Report | None = None, keep: Keep | None = None
+    site_of: SiteOf,
+    built: Models | None = None,
+    report: Report | None = None,
+    keep: Keep | None = None,
+    on_step: progress.Step = progress.no_step,
 ) -> ClientApp:
     """A ClientApp.
 
@@ -89,6 +100,7 @@ def make_client_app(
         built: where models are kept between messages.
         report: told where an exception was and which; its text never travels.
         keep: asked what becomes of the final adapter; a virtual hospital has nobody to ask.
+        on_step: told after each step of training and each sample of evaluation; nothing of it travels.
     """
     app = ClientApp()
     kept = built or Models()
@@ -137,7 +149,7 @@ def make_client_app(
             until = _until(message, site)
             before = site.cache.counts
             with _own_end(site):
-                update = trainer.train(model, site, task.state, task.round, until)
+                update = trainer.train(model, site, task.state, task.round, until, on_step)
             if site.simulated and update.metrics:  # at a real site how often is nobody else's business
                 counts = feature_cache.as_metrics(site.cache.counts - before)
                 update = dataclasses.replace(update, metrics={**update.metrics, **counts})
@@ -153,7 +165,7 @@ def make_client_app(
             model = kept.get(site.recipe(task.recipe), site.device)
             until = _until(message, site)
             with _own_end(site):
-                found = evaluator.evaluate(model, site, task.state, task, until)
+                found = evaluator.evaluate(model, site, task.state, task, until, on_step)
                 if task.final and keep is not None:
                     found = dataclasses.replace(found, acceptance=keep(model, site, task, found, until))
             return protocol.encode_evaluation(found)

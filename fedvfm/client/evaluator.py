@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from fedvfm import errors, protocol, state
+from fedvfm import errors, progress, protocol, state
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.client import windows
@@ -23,6 +23,7 @@ def evaluate(
     adapter: state.AdapterState,
     task: protocol.Task,
     deadline: float = math.inf,
+    on_step: progress.Step = progress.no_step,
 ) -> protocol.Evaluation:
     """Score ``adapter`` on a split: site values, and per-sample values only where the task asks for them.
 
@@ -35,7 +36,8 @@ def evaluate(
     model.write(adapter)
     model.eval()
     scores = model.task.scores(surface=task.surface)
-    for sample in site.split(task.split):
+    chosen = site.split(task.split)
+    for number, sample in enumerate(chosen, start=1):
         if time.monotonic() > deadline:
             raise errors.DeadlinePassed(
                 f"site '{site.name}', {task.split} of round {task.round}: the time was over after {len(scores)} "
@@ -43,6 +45,7 @@ def evaluate(
             )
         prepared = site.whole(model, sample)
         model.task.score(scores, sample.id, logits(model, site, sample, prepared), prepared, sample.label)
+        on_step(number, len(chosen))
     return protocol.Evaluation(
         site=site.name,
         round=task.round,

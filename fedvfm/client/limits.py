@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from fedvfm import capacity
 from fedvfm import config as configs
 
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -20,14 +21,14 @@ def environment(site: configs.SiteConfig) -> dict[str, str]:
 def apply(limits: configs.LimitsConfig, device: str) -> None:
     """Keep to the limits from here on; in the executor's own process, before anything is computed.
 
-    A thread count above the recipe's changes nothing: the recipe's is used (see :class:`fedvfm.client.app.Models`).
+    Where the site's file names no number of threads, a recipe may (see :class:`fedvfm.client.app.Models`).
     """
     import threadpoolctl
     import torch
 
     os.setpriority(os.PRIO_PROCESS, 0, max(limits.nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    torch.set_num_threads(limits.threads or min(torch.get_num_threads(), capacity.cores()))
     if limits.threads:
-        torch.set_num_threads(limits.threads)
         threadpoolctl.threadpool_limits(limits.threads)
     if device.startswith("cuda") and limits.gpu_memory < 1.0:
         # torch refuses an allocation over it as if the GPU were full.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import config as configs
-from fedvfm import errors, privacy_config, seeding, state
+from fedvfm import errors, privacy_config, progress, seeding, state
 from fedvfm.client import model as models
 from fedvfm.client import private
 from fedvfm.client import site as sites
@@ -28,6 +28,7 @@ def train(
     base: state.AdapterState,
     round_number: int,
     deadline: float = math.inf,
+    on_step: progress.Step = progress.no_step,
 ) -> state.SiteUpdate:
     """Train for the recipe's local epochs from ``base``.
 
@@ -59,6 +60,7 @@ def train(
             loss_sum += pace.take()
             if step == 0 and pace.part is not None:
                 _require_moved(model, base, site, round_number, 1)
+            on_step(step + 1, pace.steps)
     after = _require_moved(model, base, site, round_number, pace.steps)
     metrics = {"loss": loss_sum / pace.steps, "seconds": round(time.monotonic() - started, 3)}
     update = state.SiteUpdate(
@@ -170,19 +172,19 @@ def _optimiser(
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
 
-def rate_factor(settings: configs.OptimiserConfig, progress: float) -> float:
-    """Factor on the learning rate at ``progress`` in [0, 1) of the whole run: linear warm-up, then the schedule."""
-    if progress < settings.warmup:
-        return (progress + 1e-3) / (settings.warmup + 1e-3)
-    done = (progress - settings.warmup) / (1.0 - settings.warmup)
+def rate_factor(settings: configs.OptimiserConfig, share: float) -> float:
+    """Factor on the learning rate at ``share`` in [0, 1) of the whole run: linear warm-up, then the schedule."""
+    if share < settings.warmup:
+        return (share + 1e-3) / (settings.warmup + 1e-3)
+    done = (share - settings.warmup) / (1.0 - settings.warmup)
     if settings.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * done))
     return float((1.0 - done) ** 0.9) if settings.schedule == "poly" else 1.0
 
 
-def _set_rates(optimiser: torch.optim.Optimizer, settings: configs.OptimiserConfig, progress: float) -> None:
+def _set_rates(optimiser: torch.optim.Optimizer, settings: configs.OptimiserConfig, share: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = group["base"] * rate_factor(settings, progress)
+        group["lr"] = group["base"] * rate_factor(settings, share)
 
 
 def _batches(

@@ -19,7 +19,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedvfm import chain, errors, factors, progress, protocol, state, storage
+from fedvfm import chain, errors, factors, flower, progress, protocol, state, storage
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.privacy import base as mechanisms
@@ -57,6 +57,7 @@ class Job:
         last: the last round, where it is to end before the recipe's; 0 for the recipe's.
         least_tests: how many sites must test the final adapter; 0 for all.
         simulated: whether noise that this server adds for privacy comes from the seed (simulation only).
+        machine: what each line of the journal states of how all sites compute (simulation only).
     """
 
     name: str
@@ -72,6 +73,7 @@ class Job:
     last: int = 0
     least_tests: int = 0
     simulated: bool = False
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -103,6 +105,9 @@ class Federation:
         self.checkpoints = job.folder / "checkpoints"
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self._kept: dict[str, state.Array] = {}
+        self._same_as: dict[str, str] = {}
+        # A Grid whose sites compute in processes of their own knows what all of them take.
+        self._peak_mib: Callable[[], float] = getattr(grid, "peak_mib", journal.peak_mib)
         self._private = private.of(job.locked, self.rule, job.folder, simulated=job.simulated)
 
     @property
@@ -212,9 +217,11 @@ class Federation:
             **made.record,
             "validation": validation,
             **self._mark,
+            **({"same_as": self._same_as} if self._same_as else {}),
+            **self.job.machine,
             "bytes": self.asker.new_traffic(),
-            "seconds": round(time.monotonic() - started, 3),
-            "peak_mib": journal.peak_mib(),
+            **_times(started),
+            "peak_mib": self._peak_mib(),
         }
         self.observer("round-end", arm=self.job.name, round=number, record=self.journal.append(line))
         if self._private is not None and not self.job.simulated:
@@ -258,9 +265,12 @@ class Federation:
         kept = received.Received(self.job.folder / "received")
         updates = kept.find(number, bases) if self.job.durable else {}
         refused: dict[str, dict[str, str]] = {}
+        self._same_as = {}
         asked = {m.node: m.name for m in members if m.name not in updates}
         for node, message in self.asker.ask(asked, protocol.TRAIN, content, number):
             member = by_node[node]
+            if flower.origin(message):
+                self._same_as[member.name] = flower.origin(message)
             terms = admission.Terms(
                 member.name,
                 number,
@@ -341,8 +351,7 @@ class Federation:
             scores = result["last"] if same else self._tested(int(marks["round"]), chosen, sites)
             result["best"] = {"round": int(marks["round"]), "fingerprint": chosen.fingerprint, "sites": scores["sites"]}
         result["bytes"] = self.asker.new_traffic()
-        result["seconds"] = round(time.monotonic() - started, 3)
-        result["peak_mib"] = journal.peak_mib()
+        result |= {**self.job.machine, **_times(started), "peak_mib": self._peak_mib()}
         checkpoint.write(
             self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash}
         )
@@ -408,6 +417,11 @@ class Federation:
             return made[key]
 
         return content
+
+
+def _times(started: float) -> dict[str, float]:
+    """Seconds since ``started`` on the monotonic clock, and the time of day (Unix time) that it is now."""
+    return {"seconds": round(time.monotonic() - started, 3), "ended": round(time.time(), 3)}
 
 
 def _scores(answers: Mapping[str, protocol.Evaluation]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import proxy, reach, strategy, superlink
 from fedvfm.simulation import folder as folders
-from fedvfm.simulation import site_errors
+from fedvfm.simulation import schedule, site_errors
 from fedvfm.trust import keys
 
 FOLDER = "deployment"
@@ -170,7 +170,7 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
     from fedvfm.simulation import run as runs
 
     what = configs.Experiment.model_validate_json((folder / "experiment.json").read_text(encoding="utf-8"))
-    torch.set_num_threads(what.recipe.threads)
+    torch.set_num_threads(schedule.threads(what))
     files = runs.shared_files(folder.parent, what)
     (site,) = [one for one in runs.members(what, experiments.hospitals(what), files) if one.name == name]
 

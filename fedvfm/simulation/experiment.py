@@ -38,14 +38,14 @@ def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> confi
     Args:
         name_or_path: a bundled name or a TOML file.
         sets: ``key.path=TOML value`` assignments.
-        overrides: ``rounds``, ``engine``, ``device``, ``seed``; None leaves the file's value.
+        overrides: ``rounds``, ``engine``, ``device``, ``workers``, ``seed``; None leaves the file's value.
 
     Raises:
         ConfigError: with all faults at once.
     """
     path = _find(name_or_path)
     values = assignments.apply(configs.read_toml(path), sets)
-    for key in ("engine", "device"):
+    for key in ("engine", "device", "workers"):
         if overrides.get(key) is not None:
             values[key] = overrides[key]
     recipe = values.setdefault("recipe", {})

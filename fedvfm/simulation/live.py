@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from fedvfm import progress
 from fedvfm.privacy import stated
@@ -34,63 +34,91 @@ def _scores(record: dict[str, Any]) -> str:
 
 
 class Live:
-    """Two bars: arms, and replies of the arm's rounds, with site, loss and time remaining."""
+    """A bar of the arms that are finished, and one of each arm that goes on: its sites' work in all rounds."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._arms = bar.add_task("arms", total=None)
-        self._rounds = bar.add_task("rounds", total=None)
+        self._bars: dict[str, TaskID] = {}
+        self._replies: dict[str, int] = {}
+        self._begun: dict[str, dict[str, float]] = {}
 
     def __call__(self, event: str, /, **fields: Any) -> None:
         """Take one event."""
+        arm = str(fields.get("arm", ""))
         if event == "arm":
-            self._bar.update(
-                self._arms, total=fields["count"], completed=fields["index"], description=f"arm {fields['name']}"
-            )
-            self._bar.reset(self._rounds, total=fields["rounds"] * fields["sites"], description="round 1")
+            self._bar.update(self._arms, total=fields["count"])
+            total = fields["rounds"] * fields["sites"]
+            self._bars[fields["name"]] = self._bar.add_task(fields["name"], total=total)
         elif event == "round":
-            done = (fields["round"] - 1) * len(fields["sites"])
-            self._bar.update(self._rounds, completed=done, description=f"round {fields['round']}/{fields['rounds']}")
+            self._replies[arm], self._begun[arm] = (fields["round"] - 1) * len(fields["sites"]), {}
+            self._show(arm, f"round {fields['round']}/{fields['rounds']}")
+        elif event == "step":
+            if fields["phase"] == "train" and arm in self._begun:
+                self._begun[arm][fields["site"]] = fields["done"] / fields["total"]
+            self._show(arm, f"round {fields['round']} {fields['site']} {_step(fields)}")
         elif event == "reply" and fields["phase"] == "train":
+            self._replies[arm] += 1
+            self._begun[arm].pop(fields["site"], None)
             loss = f" loss {fields['loss']:.3f}" if fields["loss"] is not None else ""
-            self._bar.update(self._rounds, advance=1, description=f"round {fields['round']} {fields['site']}{loss}")
+            self._show(arm, f"round {fields['round']} {fields['site']}{loss}")
         elif event == "round-end":
-            self._bar.console.print(
-                f"{fields['arm']} round {fields['round']}: {_scores(fields['record'])}", highlight=False
-            )
+            self._bar.console.print(f"{arm} round {fields['round']}: {_scores(fields['record'])}", highlight=False)
+        elif event == "test":
+            self._show(arm, "test")
+        elif event == "finished":
+            self._bar.remove_task(self._bars.pop(arm))
+            self._bar.advance(self._arms)
         elif event == "note":
             self._bar.console.print(str(fields["text"]), highlight=False, soft_wrap=True)
+
+    def _show(self, arm: str, text: str) -> None:
+        if arm in self._bars:
+            done = self._replies.get(arm, 0) + sum(self._begun.get(arm, {}).values())
+            self._bar.update(self._bars[arm], completed=done, description=f"{arm} {text}")
+
+
+def _step(fields: dict[str, Any]) -> str:
+    noun = "sample" if fields["phase"] == "evaluate" else "step"
+    return f"{noun} {fields['done']} of {fields['total']}"
+
+
+QUIET_S = 20.0
+"""Plain lines tell of a step where nothing else was printed for so long."""
 
 
 class Lines:
     """One line an event, with the time since the start and an estimate of what remains of the arm."""
 
     def __init__(self) -> None:
-        self._start = self._arm_start = time.monotonic()
-        self._rounds = 1
-        self._resumed = 0
+        self._start = self._last = time.monotonic()
+        self._begun: dict[str, tuple[float, int]] = {}
+        self._resumed: dict[str, int] = {}
 
     def __call__(self, event: str, /, **fields: Any) -> None:
         """Take one event."""
+        arm = str(fields.get("arm", ""))
         if event == "arm":
-            self._arm_start, self._rounds, self._resumed = time.monotonic(), fields["rounds"], -1
+            self._begun[fields["name"]] = (time.monotonic(), fields["rounds"])
+            self._resumed.pop(fields["name"], None)
             self._print(
                 f"arm {fields['index'] + 1}/{fields['count']} {fields['name']}: {fields['sites']} "
                 f"sites, {fields['rounds']} rounds"
             )
-        elif event == "round" and self._resumed < 0:
-            self._resumed = fields["round"] - 1
+        elif event == "round":
+            self._resumed.setdefault(arm, fields["round"] - 1)
+        elif event == "step" and time.monotonic() - self._last > QUIET_S:
+            self._print(f"{arm} round {fields['round']} site {fields['site']}: {_step(fields)}")
         elif event == "reply" and fields["phase"] == "train" and fields["loss"] is not None:
-            self._print(f"{fields['arm']} round {fields['round']} site {fields['site']}: loss {fields['loss']:.4f}")
+            self._print(f"{arm} round {fields['round']} site {fields['site']}: loss {fields['loss']:.4f}")
         elif event == "round-end":
-            done = fields["round"] - self._resumed
-            remaining = (time.monotonic() - self._arm_start) / done * (self._rounds - fields["round"])
-            self._print(
-                f"{fields['arm']} round {fields['round']}/{self._rounds}: "
-                f"{_scores(fields['record'])}; arm's ETA {remaining:.0f} s"
-            )
+            began, rounds = self._begun[arm]
+            remaining = (time.monotonic() - began) / (fields["round"] - self._resumed[arm]) * (rounds - fields["round"])
+            scores = _scores(fields["record"])
+            self._print(f"{arm} round {fields['round']}/{rounds}: {scores}; arm's ETA {remaining:.0f} s")
         elif event == "note":
             self._print(str(fields["text"]))
 
     def _print(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._start:7.1f} s] {text}", file=sys.stderr, flush=True)
+        self._last = time.monotonic()
+        print(f"[{self._last - self._start:7.1f} s] {text}", file=sys.stderr, flush=True)

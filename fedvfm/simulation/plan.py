@@ -16,7 +16,7 @@ from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
 from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import baselines, privacy, run, summary
+from fedvfm.simulation import baselines, privacy, run, schedule, summary
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
@@ -46,6 +46,8 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         "share": trainable / max(1, locked.backbone_parameters),
         "bytes": {**_bytes(what, locked, hospitals), "full_model": summary.full_model_bytes(locked)},
         "peak_mib": _memory(what, model, hospitals),
+        "threads": schedule.threads(what),
+        "workers": _workers(what, arms, model),
         "prompt": what.recipe.task.oracle or None,
         "privacy": privacy.planned(what.recipe, what.server.cohort or len(hospitals), hospitals),
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
@@ -59,6 +61,14 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         },
         "notes": run.notes(what, hospitals),
     }
+
+
+def _workers(what: configs.Experiment, arms: Sequence[baselines.Arm], model: models.AdaptedModel) -> int | None:
+    """How many workers would compute here; None for an engine that has none of its own."""
+    if what.engine != "in-process":
+        return None
+    tasks = sum(schedule.at_a_time(len(arm.train_sites), what.server) for arm in arms if arm.recipe is not None)
+    return schedule.count(what, tasks, lambda: model)[0]
 
 
 def _check(what: configs.Experiment, arms: Sequence[baselines.Arm]) -> None:

@@ -263,13 +263,19 @@ def _environment(what: configs.Experiment, made: Mapping[str, Any]) -> list[tupl
         ("engine", made["engine"]),
         ("device", _device(what.device)),
         ("precision", recipe.precision),
-        ("threads", f"{recipe.threads} of {os.cpu_count()} processors"),
+        ("threads", _threads(made)),
         ("wall time", f"{made['wall_s']:,.0f} s, all arms"),
         ("peak memory", f"{made['peak_mib']:,.0f} MiB"),
         ("platform", platform.platform()),
         ("Python", platform.python_version()),
         *((name, version) for name in PACKAGES if (version := _version(name)) is not None),
     ]
+
+
+def _threads(made: Mapping[str, Any]) -> str:
+    """How many threads a site computed with, and how many worker processes there were."""
+    workers = f" in each of {made['workers']} workers" if (made["workers"] or 1) > 1 else ""
+    return f"{made['threads']}{workers}; the machine has {os.cpu_count()} processors"
 
 
 def _code(value: str) -> page.Markup:

@@ -24,7 +24,7 @@ from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
 from fedvfm.simulation import folder as folders
-from fedvfm.simulation import site_errors
+from fedvfm.simulation import schedule, site_errors
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -72,7 +72,7 @@ def _app(nodes: VirtualNodes) -> ClientApp:
     from fedvfm.simulation import run as runs
 
     what = configs.Experiment.model_validate_json(nodes.experiment)
-    torch.set_num_threads(what.recipe.threads)
+    torch.set_num_threads(schedule.threads(what))
     members = runs.members(what, experiments.hospitals(what), runs.shared_files(Path(nodes.run), what))
 
     def site_of(context: Context) -> sites.Site:
@@ -102,4 +102,5 @@ def run(
     with tempfile.TemporaryDirectory(prefix="fedvfm-ray-") as faults:
         nodes = VirtualNodes(experiment.model_dump_json(), str(folders.of_arm(jobs[0].folder)), faults)
         with site_errors.shown(lambda: site_errors.last(Path(faults))):
-            flower.run_on_ray(server, nodes, len(members), min(experiment.recipe.threads, os.cpu_count() or 1), gpus)
+            cpus = min(schedule.threads(experiment), os.cpu_count() or 1)
+            flower.run_on_ray(server, nodes, len(members), cpus, gpus)

@@ -23,7 +23,17 @@ from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import prompts
 from fedvfm.data.sources import index
 from fedvfm.server import strategy
-from fedvfm.simulation import baselines, classical, experiment, folder, privacy, site_errors, summary, tables
+from fedvfm.simulation import (
+    baselines,
+    classical,
+    experiment,
+    folder,
+    privacy,
+    schedule,
+    site_errors,
+    summary,
+    tables,
+)
 from fedvfm.tasks import table as tasks
 
 MIB = 1 << 20
@@ -91,21 +101,38 @@ def prepare(what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str
     faults = experiment.validate(what)
     if faults:
         raise errors.ConfigError(f"experiment '{what.name}'", faults)
-    devices.choose(what.device)
-    return _anywhere(what)
+    return _anywhere(_with_threads(what))
 
 
-def resume(path: str | os.PathLike[str], *, observer: progress.Observer = progress.silent) -> Result:
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    observer: progress.Observer = progress.silent,
+    workers: configs.Workers | None = None,
+) -> Result:
     """Go on with a run that was stopped, however it was stopped.
+
+    Args:
+        path: the run folder.
+        observer: told of progress.
+        workers: processes that compute, in place of the experiment's.
 
     Raises:
         CheckpointError: if the folder is no run, or was changed.
     """
     run = folder.RunFolder(Path(path))
-    what = experiment.parse(run.read_experiment(), str(run.experiment))
+    what = _with_threads(experiment.parse(run.read_experiment(), str(run.experiment)))
+    what = what if workers is None else what.model_copy(update={"workers": workers})
     with folder.Lock(run.path):
         storage.sweep(run.path)
         return _run(what, experiment.hospitals(what), run, observer)
+
+
+def _with_threads(what: configs.Experiment) -> configs.Experiment:
+    """The same experiment with the number of threads stated, so that every engine, and a resume, takes that one."""
+    here = what.model_copy(update={"device": devices.choose(what.device)})
+    recipe = what.recipe.model_copy(update={"threads": schedule.threads(here)})
+    return what.model_copy(update={"recipe": recipe})
 
 
 def _anywhere(what: configs.Experiment) -> configs.Experiment:
@@ -165,19 +192,22 @@ def _run(
     observer: progress.Observer,
     engine: Engine | None = None,
 ) -> Result:
-    with _as_found(what.recipe.threads), feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files:
+    with _as_found(), feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files:
         engine = engine or tables.ENGINES.get(what.engine)
         return _train_and_report(what, hospitals, run, observer, engine, files)
 
 
 @contextlib.contextmanager
-def _as_found(threads: int) -> Iterator[None]:
-    """Compute with this many threads; the caller's own number and random state are as before afterwards."""
+def _as_found() -> Iterator[None]:
+    """The caller's own number of threads and random state are as before afterwards.
+
+    One thread until an engine takes more: threads that once computed do not go along into a forked process.
+    """
     import torch
 
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         try:
             yield
         finally:
@@ -275,6 +305,7 @@ def _job(
         test_best=arm.test_best and not privacy.is_private(locked.recipe),
         simulated=True,
         primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
+        machine={"threads": locked.recipe.threads},
     )
 
 

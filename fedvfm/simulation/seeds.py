@@ -48,14 +48,25 @@ def simulate(
         return _all(prepared, seeds, parent, observer)
 
 
-def resume(path: str | os.PathLike[str], *, observer: progress.Observer = progress.silent) -> list[run.Result]:
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    observer: progress.Observer = progress.silent,
+    workers: configs.Workers | None = None,
+) -> list[run.Result]:
     """Go on with all seeds: finished ones are left as they are, others are resumed or begun.
+
+    Args:
+        path: the parent folder.
+        observer: told of progress.
+        workers: processes that compute, in place of the experiment's.
 
     Raises:
         CheckpointError: if the folder is no parent of seeds, or was changed.
     """
     parent = folder.RunFolder(Path(path))
     what, seeds = _recorded(parent)
+    what = what if workers is None else what.model_copy(update={"workers": workers})
     with folder.Lock(parent.path):
         return _all(what, seeds, parent, observer)
 
@@ -87,5 +98,5 @@ def _one(what: configs.Experiment, own: folder.RunFolder, observer: progress.Obs
     if own.finished:
         return run.Result(own.path, folder.read_json(own.summary, f"{own.summary} is damaged; remove it and resume"))
     if own.experiment.exists():
-        return run.resume(own.path, observer=observer)
+        return run.resume(own.path, observer=observer, workers=what.workers)
     return run.simulate(what, output=own.path, observer=observer)

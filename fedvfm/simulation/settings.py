@@ -15,7 +15,9 @@ from pydantic_core import to_jsonable_python
 
 from fedvfm import config as configs
 
-LEFT_OUT = frozenset(["recipe.seed", "name", "title", "note", "cache_mib", "cache_disk_mib", "baselines"])
+LEFT_OUT = frozenset(
+    ["recipe.seed", "recipe.threads", "name", "title", "note", "workers", "cache_mib", "cache_disk_mib", "baselines"]
+)
 
 
 def of(experiment: Mapping[str, Any]) -> dict[str, Any]:

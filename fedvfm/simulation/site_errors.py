@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import time
@@ -63,9 +64,8 @@ def leave(folder: Path, where: str, error: Exception) -> None:
     """Leave a site's error where the simulation looks for it; on another machine nobody does."""
     if not folder.is_dir():
         return
-    told = explain(where, error)
-    trace = "\n" + "".join(traceback.format_exception(error)) if debugging() else ""
-    storage.write_text(folder / f"{time.time_ns()}-{os.getpid()}.txt", f"{type(told).__name__}\n{told}{trace}")
+    kind, text, *_ = pack(where, error)
+    storage.write_text(folder / f"{time.time_ns()}-{os.getpid()}.txt", f"{kind}\n{text}")
 
 
 def last(folder: Path) -> errors.FedvfmError | None:
@@ -74,7 +74,33 @@ def last(folder: Path) -> errors.FedvfmError | None:
     if not found:
         return None
     kind, _, text = found[-1].read_text(encoding="utf-8").partition("\n")
-    known: Any = getattr(errors, kind, errors.FedvfmError)
-    made: errors.FedvfmError = known.__new__(known)
+    return unpack((kind, text, "", ""))
+
+
+Packed = tuple[str, str, str, str]
+"""An error on its way between processes: its class and text, and those of its cause where there is one."""
+
+
+def pack(where: str, error: Exception) -> Packed:
+    """A site's error for another process of this simulation; with its traceback where that is asked for."""
+    ours = explain(where, error)
+    trace = "\n" + "".join(traceback.format_exception(error)) if debugging() else ""
+    cause = ours.__cause__
+    return type(ours).__name__, f"{ours}{trace}", "" if cause is None else type(cause).__name__, str(cause or "")
+
+
+def unpack(packed: Packed) -> errors.FedvfmError:
+    """The error as the class it was, with a cause of its class where that is one of Python's own."""
+    kind, text, cause, cause_text = packed
+    made: errors.FedvfmError = _of_class(getattr(errors, kind, errors.FedvfmError), text)
+    if cause:
+        python = getattr(builtins, cause, None)
+        known = isinstance(python, type) and issubclass(python, Exception)
+        made.__cause__ = _of_class(python, cause_text) if known else RuntimeError(f"{cause}: {cause_text}")
+    return made
+
+
+def _of_class(kind: Any, text: str) -> Any:
+    made = kind.__new__(kind)
     Exception.__init__(made, text)
     return made

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,15 +35,15 @@ def build(
     found = {arm.name: run.evaluation(arm.name) or {} for arm in arms}
     journals = {arm.name: chain.read(run.arm(arm.name) / "journal.jsonl") for arm in arms}
     records = [row for rows in (*journals.values(), found.values()) for row in rows]
-    seconds = sum(row.get("seconds", 0.0) for row in records)
-    moved = [*(row["bytes"] for row in journals["federated"]), found["federated"]["bytes"]]
+    federated = found["federated"]
+    moved = [*(row["bytes"] for row in journals["federated"]), federated["bytes"]]
     primary = tasks.TABLE.get(what.recipe.task.kind).primary
     return {
         "experiment": what.name,
         "seed": what.recipe.seed,
         "engine": what.engine,
         "rounds": what.recipe.rounds,
-        "fingerprint": found["federated"]["fingerprint"],
+        "fingerprint": federated["fingerprint"],
         "backbone": backbone_of(locked),
         "trainable_parameters": factors.ever(locked.manifest, locked.recipe.adapter.factors),
         "bytes": {
@@ -50,8 +51,10 @@ def build(
             "down": sum(m["down"] for m in moved),
             "full_model": full_model_bytes(locked),
         },
-        "wall_s": round(max(seconds, elapsed), 1),
+        "wall_s": round(max(_busy_s(records), elapsed), 1),
         "peak_mib": max([journal.peak_mib(), *(row.get("peak_mib", 0.0) for row in records)]),
+        "threads": federated.get("threads"),
+        "workers": federated.get("workers"),
         "primary": primary,
         "prompt": what.recipe.task.oracle or None,
         "privacy": privacy.of_arm(arms[0], journals["federated"], hospitals),
@@ -60,6 +63,16 @@ def build(
             for group in dict.fromkeys(arm.group for arm in arms)
         },
     }
+
+
+def _busy_s(records: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds in which some arm was at work, in whichever process; arms that go on side by side count once."""
+    total, last = 0.0, -math.inf
+    spans = ((row["ended"] - row["seconds"], row["ended"]) for row in records if "ended" in row)
+    for began, ended in sorted(spans):
+        total += max(0.0, ended - max(began, last))
+        last = max(last, ended)
+    return total + sum(float(row.get("seconds", 0.0)) for row in records if "ended" not in row)
 
 
 def backbone_of(locked: recipes.LockedRecipe) -> dict[str, Any]:
