@@ -274,7 +274,8 @@ class Recipe(Strict):
         left_out |= {} if self.data.channels else {"data": {"channels"}}
         left_out |= {} if self.adapter.factors != "both" else {"adapter": {"factors"}}
         values = self.model_dump(mode="json", exclude=left_out)
-        values["threads"] = 2  # no part of what is trained; what it was where nobody named it, so that names stay
+        if self.threads is None:
+            values["threads"] = 2  # what it was where nobody named it: such recipes keep their names
         return hashlib.sha256(chain.canonical(values).encode()).hexdigest()
 
 
@@ -351,8 +352,13 @@ class SiteConfig(Strict):
 
 
 class BaselineConfig(Strict):
-    """Settings of the baselines that are not those of the recipe."""
+    """Settings of the baselines that are not those of the recipe.
 
+    ``matrix_sites`` is at how many sites, its own among them, a local-only model is tested; where there are more, which
+    ones is drawn from the seed (see :func:`fedvfm.simulation.baselines.tested_at`).
+    """
+
+    matrix_sites: PositiveInt = 16
     unet_learning_rate: Positive = 2e-3
     unet_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=6, strict=False)] = (
         16,
@@ -371,7 +377,9 @@ class Experiment(Strict):
     ``cache_mib`` bounds what is kept of images in memory, over all processes of a run; ``cache_disk_mib`` what the
     frozen blocks compute and is kept in files of the run folder until the run is finished (0: none).
     ``workers`` is how many processes the in-process engine computes in: "auto" goes by the cores, the GPUs and the
-    memory that are free. The results are the same with any number.
+    memory that are free. The results are the same with any number. ``threads`` is how many CPU threads each of them
+    computes with, whatever the recipe says (0: the recipe's, else :func:`fedvfm.simulation.schedule.threads`); results
+    with another number differ in the last bits.
     """
 
     schema_version: Literal[1] = 1
@@ -382,6 +390,7 @@ class Experiment(Strict):
     device: Device = "cpu"
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
     workers: Workers = "auto"
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     site_ranks: dict[Name, Annotated[int, Field(ge=1, le=MAX_RANK)]] = {}
     cache_mib: Annotated[int, Field(ge=0)] = 2048
     cache_disk_mib: Annotated[int, Field(ge=0)] = 4096

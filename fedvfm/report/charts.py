@@ -239,17 +239,20 @@ def bars(rows: Sequence[tuple[str, float, str]], *, title: str) -> str:
     return _svg(WIDTH, height, title, marks)
 
 
-def heat(rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], *, title: str) -> str:
+def heat(rows: Sequence[tuple[str, Sequence[tuple[str, float, str] | None]]], *, title: str) -> str:
     """A field of coloured cells without numbers, for more sites than a table can show.
 
     Args:
-        rows: row name and its cells: (column name, value, fill colour).
+        rows: row name and its cells: (column name, value, fill colour), or None for one that stays empty.
         title: what the chart shows.
     """
     side = WIDTH / max(len(cells) for _, cells in rows)
     marks = []
     for down, (name, cells) in enumerate(rows):
-        for across, (column, value, fill) in enumerate(cells):
+        for across, cell in enumerate(cells):
+            if cell is None:
+                continue
+            column, value, fill = cell
             hover = f"<title>{html.escape(f'{name} at {column}: {value:.3f}')}</title>"
             place = f'x="{across * side:.2f}" y="{down * side:.2f}" width="{side:.2f}" height="{side:.2f}"'
             marks.append(f'<rect {place} fill="{fill}">{hover}</rect>')

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedvfm import config as configs
-from fedvfm import privacy_config
+from fedvfm import privacy_config, seeding
 from fedvfm.data import hospitals as hospital_data
 
 
@@ -97,9 +97,39 @@ def alone(recipe: configs.Recipe) -> configs.Recipe:
 
 
 def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
-    """Every site alone, tested everywhere: the rows of the K x K matrix."""
-    recipe = alone(experiment.recipe)
-    return [Arm(f"local-only/{site}", "local-only", recipe, (site,), tuple(sites)) for site in sites]
+    """Every site alone, tested at all sites or at a sample of them: the rows of the K x K matrix."""
+    recipe, tested = alone(experiment.recipe), tested_at(experiment, sites)
+    return [Arm(f"local-only/{site}", "local-only", recipe, (site,), tested[site]) for site in sites]
+
+
+def tested_at(experiment: configs.Experiment, sites: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Where each site's own model is tested: everywhere, or at ``baseline.matrix_sites`` sites where there are more.
+
+    The sites stand in a circle whose order is drawn from the seed; each model is tested at home and at the sites that
+    come next. So every site tests equally many models of others, and tests grow with the sites and not their square.
+    """
+    most = experiment.baseline.matrix_sites
+    if len(sites) <= most:
+        return dict.fromkeys(sites, tuple(sites))
+    circle = [str(name) for name in seeding.stream(experiment.recipe.seed, "matrix").permutation(sorted(sites))]
+    return {
+        home: tuple(sorted(circle[(place + step) % len(circle)] for step in range(most)))
+        for place, home in enumerate(circle)
+    }
+
+
+def fewer_tests(experiment: configs.Experiment, sites: int) -> str:
+    """The sentence about cells of the K x K matrix that are not computed, empty where all are.
+
+    Args:
+        experiment: with its baselines.
+        sites: how many there are.
+    """
+    most = experiment.baseline.matrix_sites
+    if "local-only" not in experiment.baselines or sites <= most:
+        return ""
+    where = f"at home and at {most - 1} of {sites - 1} other sites" if most > 1 else "at home alone"
+    return f"each local-only model is tested {where}, drawn from the seed (baseline.matrix_sites = {most})"
 
 
 def pooled(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:

@@ -170,14 +170,15 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
     from fedvfm.simulation import run as runs
 
     what = configs.Experiment.model_validate_json((folder / "experiment.json").read_text(encoding="utf-8"))
-    torch.set_num_threads(schedule.threads(what))
+    built = client_app.Models(threads=schedule.threads(what))
+    torch.set_num_threads(built.threads)
     files = runs.shared_files(folder.parent, what)
     (site,) = [one for one in runs.members(what, experiments.hospitals(what), files) if one.name == name]
 
     def report(where: str, error: Exception) -> None:
         site_errors.leave(folder / "faults", where, error)
 
-    app = client_app.make_client_app(lambda context: site, report=report)
+    app = client_app.make_client_app(lambda context: site, built, report)
     entry = gate.Gate(app, sent.Sent(folder / "sent" / name), gate.NoTerms(), report)
     executor.serve(link, entry, threading.Event())
 

@@ -31,7 +31,7 @@ from fedvfm import errors, flower, protocol
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
 from fedvfm.simulation import experiment as experiments
-from fedvfm.simulation import site_errors
+from fedvfm.simulation import schedule, site_errors
 
 LOG = logging.getLogger("flwr")
 """Flower's own, so that ``flwr run . --stream`` and ``flwr log`` show the lines."""
@@ -127,7 +127,7 @@ def _app(experiment: str, faults: str) -> ClientApp:
         if _private(Path(faults)):
             site_errors.leave(Path(faults), where, error)
 
-    return client_app.make_client_app(site_of, report=report)
+    return client_app.make_client_app(site_of, client_app.Models(threads=schedule.threads(what)), report)
 
 
 def make_client_app() -> ClientApp:

@@ -168,6 +168,7 @@ class WorkerGrid(LocalGrid):
         shared: orders that several arms give.
         turns: whose messages go first.
         report: told of the errors of the arm's sites.
+        begun: told when its sites have been asked for more than a handshake.
     """
 
     def __init__(
@@ -178,10 +179,11 @@ class WorkerGrid(LocalGrid):
         shared: repeats.Repeats[workers.Order],
         turns: schedule.Schedule,
         report: Callable[[errors.FedvfmError], None],
+        begun: Callable[[], None],
     ) -> None:
         super().__init__(names)
         self._pool, self._job, self._names, self._shared = pool, job, names, shared
-        self._turns, self._report = turns, report
+        self._turns, self._report, self._begun = turns, report, begun
         self._waiting: dict[str, tuple[Message, workers.Order]] = {}
         self._idle = 0.0
         self.peak_mib = pool.peak_mib
@@ -194,6 +196,8 @@ class WorkerGrid(LocalGrid):
         """Hand the messages to the workers."""
         rows = self._numbered(messages)
         self._waiting |= {message_id: (message, self._order(message, body)) for message_id, message, body in rows}
+        if any(message.metadata.message_type != protocol.HANDSHAKE for _, message, _ in rows):
+            self._begun()
         return [message_id for message_id, _, _ in rows]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -427,6 +431,7 @@ class SideBySide:
         self._waiting = collections.deque(self._turns.jobs)
         self._threads: list[threading.Thread] = []
         self._running: set[str] = set()
+        self._beginning = ""
         self._failed: list[BaseException] = []
 
     def run(self) -> None:
@@ -452,9 +457,14 @@ class SideBySide:
             self._told(event, **fields)
 
     def _finished(self) -> bool:
-        """Whether all is over; begins arms while there is room."""
-        while self._waiting and not self._failed and len(self._running) <= self._team.number:
+        """Whether all is over; begins arms while there is room.
+
+        One after another, so that the federation's first round is there when the sites alone ask for the same.
+        """
+        room = len(self._running) <= self._team.number and not self._beginning
+        if self._waiting and not self._failed and room:
             job = self._waiting.popleft()
+            self._beginning = job.name
             self._running.add(job.name)
             thread = threading.Thread(target=self._arm, args=(job,), name=f"fedvfm-arm-{job.name}", daemon=True)
             self._threads.append(thread)
@@ -464,10 +474,20 @@ class SideBySide:
     def _arm(self, job: strategy.Job) -> None:
         try:
             seen, place = Errors(), [other.name for other in self._team.jobs].index(job.name)
-            grid = WorkerGrid(self._pool, job, self._names, self._shared, self._turns, seen.take)
+
+            def begun() -> None:
+                self._has_begun(job)
+
+            grid = WorkerGrid(self._pool, job, self._names, self._shared, self._turns, seen.take, begun)
             _drive(job, grid, seen, _numbered(self._observe, place, len(self._team.jobs)))
         except BaseException as error:
             self._failed.append(error)
         finally:
             self._running.discard(job.name)
+            self._has_begun(job)
+            self._pool.ring()
+
+    def _has_begun(self, job: strategy.Job) -> None:
+        if self._beginning == job.name:
+            self._beginning = ""
             self._pool.ring()

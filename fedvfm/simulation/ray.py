@@ -72,13 +72,14 @@ def _app(nodes: VirtualNodes) -> ClientApp:
     from fedvfm.simulation import run as runs
 
     what = configs.Experiment.model_validate_json(nodes.experiment)
-    torch.set_num_threads(schedule.threads(what))
+    built = client_app.Models(threads=schedule.threads(what))
+    torch.set_num_threads(built.threads)
     members = runs.members(what, experiments.hospitals(what), runs.shared_files(Path(nodes.run), what))
 
     def site_of(context: Context) -> sites.Site:
         return members[int(context.node_config["partition-id"])]
 
-    return client_app.make_client_app(site_of, report=nodes.report)
+    return client_app.make_client_app(site_of, built, nodes.report)
 
 
 def run(

@@ -378,15 +378,16 @@ def _matrix(found: Found) -> str:
             values = {site: row[found.primary] for site, row in found.arms[arm]["sites"].items()}
             rows.append((arm, values, False))
     columns = list(found.federated["sites"])
-    name = found.name
+    name, sampled = found.name, baselines.fewer_tests(found.what, len(columns))
     everything = [value for _, row, _ in rows for value in row.values()]
     limits = (min(everything), max(everything))
     if len(columns) > FEW_COLUMNS:
-        return _heat(rows, columns, limits, name)
+        return _heat(rows, columns, limits, name, sampled)
     caption = (
         f"{name} of each site's own model (rows: trained at) on every site's test images (columns: tested at); "
         "framed: at home. Below, for comparison, the models that learned from all sites."
     )
+    caption += f" {sampled[0].upper()}{sampled[1:]}." if sampled else ""
     head = "".join(f'<th scope="col">{page.text(site)}</th>' for site in columns)
     body_rows = "".join(_matrix_row(row, columns, limits, first=at == len(matrix)) for at, row in enumerate(rows))
     top = f'<thead><tr><th scope="col">trained at</th>{head}</tr></thead>'
@@ -414,16 +415,18 @@ def _heat(
     columns: Sequence[str],
     limits: tuple[float, float],
     name: str,
+    sampled: str,
 ) -> str:
     field = [
-        (row, [(site, values[site], shade(values[site], limits)[0]) for site in columns if site in values])
+        (row, [(site, values[site], shade(values[site], limits)[0]) if site in values else None for site in columns])
         for row, values, _ in rows
     ]
     title = f"{name}: rows trained at, columns tested at, {limits[0]:.3f} (light) to {limits[1]:.3f} (dark)"
     last = ", ".join(row for row, _, is_site in rows if not is_site)
+    empty = f" {sampled[0].upper()}{sampled[1:]}." if sampled else ""
     caption = (
         f"{title}. Sites in the order of their names; last rows: {last}. Point at a cell for its value; all are in "
-        "metrics.csv."
+        f"metrics.csv.{empty}"
     )
     return f'<div class="charts">{page.figure(charts.heat(field, title=title), caption)}</div>'
 

@@ -131,8 +131,7 @@ def resume(
 def _with_threads(what: configs.Experiment) -> configs.Experiment:
     """The same experiment with the number of threads stated, so that every engine, and a resume, takes that one."""
     here = what.model_copy(update={"device": devices.choose(what.device)})
-    recipe = what.recipe.model_copy(update={"threads": schedule.threads(here)})
-    return what.model_copy(update={"recipe": recipe})
+    return what.model_copy(update={"threads": schedule.threads(here)})
 
 
 def _anywhere(what: configs.Experiment) -> configs.Experiment:
@@ -220,7 +219,8 @@ def notes(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital])
     rounds = {arm.group: arm.recipe.rounds for arm in planned if arm.recipe is not None}
     told = [note for hospital in hospitals for note in hospital.notes]
     told += privacy.notes(what.recipe, len(hospitals))
-    told += [baselines.fewer_rounds(rounds, what, len(hospitals)), prompts.describe(what.recipe.task)]
+    told += [baselines.fewer_rounds(rounds, what, len(hospitals)), baselines.fewer_tests(what, len(hospitals))]
+    told += [prompts.describe(what.recipe.task)]
     return [note for note in dict.fromkeys(told) if note]
 
 
@@ -305,7 +305,7 @@ def _job(
         test_best=arm.test_best and not privacy.is_private(locked.recipe),
         simulated=True,
         primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
-        machine={"threads": locked.recipe.threads},
+        machine={"threads": schedule.threads(what)},
     )
 
 

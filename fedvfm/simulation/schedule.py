@@ -62,11 +62,12 @@ class Schedule:
 def threads(what: configs.Experiment) -> int:
     """How many CPU threads a site of a simulation computes with.
 
-    As many as the recipe says; else one where workers can be forked, because workers gain more of further cores than
-    threads do, and results are then equal to the last bit on any number of cores; else up to four.
+    As many as the experiment or its recipe says; else one where workers can be forked, because workers gain more of
+    further cores than threads do, and results are then equal to the last bit on any number of cores; else up to four.
     """
-    if what.recipe.threads is not None:
-        return what.recipe.threads
+    stated = what.threads or what.recipe.threads
+    if stated:
+        return stated
     return 1 if can_fork() and what.device == "cpu" else min(MOST_THREADS, capacity.cores())
 
 

@@ -16,7 +16,10 @@ from pydantic_core import to_jsonable_python
 from fedvfm import config as configs
 
 LEFT_OUT = frozenset(
-    ["recipe.seed", "recipe.threads", "name", "title", "note", "workers", "cache_mib", "cache_disk_mib", "baselines"]
+    [
+        *("name", "title", "note", "baselines", "recipe.seed"),
+        *("workers", "threads", "recipe.threads", "cache_mib", "cache_disk_mib"),
+    ]
 )
 
 

@@ -100,7 +100,10 @@ def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], pr
             for arm in members
         }
         rows = {arm.train_sites[0]: found[arm.name]["last"]["sites"][arm.train_sites[0]] for arm in members}
-        return {**_values(rows, primary), **mark, "rounds": rounds, "matrix": matrix, "abroad": _abroad(matrix)}
+        few = min(map(len, matrix.values()))
+        capped = {"matrix_sites": few} if few < len(matrix) else {}
+        values = {**_values(rows, primary), **mark, "rounds": rounds, "matrix": matrix, "abroad": _abroad(matrix)}
+        return values | capped
     rows = {site: row for arm in members for site, row in found[arm.name]["last"]["sites"].items()}
     result = {**_values(rows, primary), **mark, "rounds": rounds}
     best = found[members[0].name].get("best")

@@ -31,6 +31,7 @@ from fedvfm.simulation import in_process
 INTERNALS = {
     "flwr.app.user_config",
     "flwr.common",
+    "flwr.common.serde_utils",
     "flwr.proto.message_pb2",
     "flwr.supercore",
     "flwr.supercore.run",
@@ -108,6 +109,18 @@ def test_size_and_copy_are_those_of_the_serialised_message() -> None:
     arrived = flower.copy(sent)
     assert flower.size(sent) == flower.size(arrived) == len(flower.serialise(sent))
     assert arrived is not sent
+
+
+def test_a_message_is_its_head_and_its_records() -> None:
+    """So messages to many sites share what is large of them."""
+    sent = message()
+    assert flower.head(sent) + flower.body(sent.content) == flower.serialise(sent)
+    other = Message(sent.content, 9, "train", ttl=60.0, group_id="3")
+    got = flower.received(flower.head(other) + flower.body(sent.content), origin="federated")
+    assert got.metadata.dst_node_id == 9
+    assert got.content.config_records["header"]["text"] == "ü"
+    assert flower.size(got) == len(flower.serialise(got))
+    assert (flower.origin(got), flower.origin(sent)) == ("federated", "")
 
 
 def test_replies_carry_the_id_that_was_set() -> None:

@@ -92,6 +92,8 @@ KNOWS_FLOWER = {
     "fedvfm.simulation.in_process",
     "fedvfm.simulation.plan",
     "fedvfm.simulation.ray",
+    "fedvfm.simulation.repeats",
+    "fedvfm.simulation.workers",
 }
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 HEAVY = ("torch", "flwr", "transformers", "peft", "monai", "ray")

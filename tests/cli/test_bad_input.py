@@ -329,7 +329,10 @@ def test_resume_takes_no_experiment_and_no_settings(cli: Any, tiny: Any, finishe
         ["--output", "o"],
     ):
         tiny.one_error(
-            cli("simulate", "--resume", finished, *more), CONFIG, "--resume", "no EXPERIMENT and no other setting"
+            cli("simulate", "--resume", finished, *more),
+            CONFIG,
+            "--resume",
+            "no EXPERIMENT and no setting but --workers",
         )
 
 

@@ -21,6 +21,8 @@ SITES = ("east", "north", "south")
 
 # The machine's view of a run, stable: simulations/README.md documents these keys.
 TOP = {
+    "threads",
+    "workers",
     "experiment",
     "seed",
     "engine",

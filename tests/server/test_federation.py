@@ -57,10 +57,8 @@ def evaluation(folder: Path) -> dict[str, Any]:
 
 def lasting(folder: Path) -> list[dict[str, Any]]:
     """Journal lines without what time and the handshake of a resume change."""
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "bytes", "peak_mib", "prev", "hash")}
-        for line in journal(folder)
-    ]
+    changing = ("seconds", "ended", "bytes", "peak_mib", "prev", "hash")
+    return [{key: value for key, value in line.items() if key not in changing} for line in journal(folder)]
 
 
 # -- a whole run -----------------------------------------------------------------------------------------------------
