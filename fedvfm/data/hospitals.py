@@ -89,6 +89,10 @@ class Pooled:
         """The samples of every hospital, site by site."""
         return tuple(one for hospital in self._hospitals for one in _all(hospital))
 
+    def home(self, sample: data.Sample) -> str:
+        """The name of a sample's own hospital."""
+        return self._home[sample.id].name
+
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read a sample as its own hospital does.
 
