@@ -122,6 +122,19 @@ class Grid:
         allowed = max(SAME_PLACE_MM, 0.1 * min(self.spacing))
         return bool(np.abs(self.world(corners) - other.world(corners)).max() <= allowed)
 
+    def holds(self, other: Grid) -> tuple[int, int, int] | None:
+        """Where the first voxel of a smaller grid lies in this one, both canonical; None where it does not fit in.
+
+        It must have the same axes and spacing and lie by whole voxels, to a tenth of one, inside this grid.
+        """
+        first = np.linalg.inv(self.affine) @ other.affine
+        start = np.rint(first[:3, 3]).astype(int)
+        if np.abs(first[:3, :3] - np.eye(3)).max() * max(other.shape) > 0.1 or np.abs(first[:3, 3] - start).max() > 0.1:
+            return None
+        if (start < 0).any() or (start + other.shape > np.asarray(self.shape)).any():
+            return None
+        return int(start[0]), int(start[1]), int(start[2])
+
 
 def from_lps(affine: Affine) -> Affine:
     """An affine to LPS millimetres as one to RAS millimetres, and the reverse."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedvfm import config, errors, registry
 from fedvfm.data import sample as data
+from fedvfm.data import structures
 
 
 def faults(recipe: config.Recipe, info: data.SourceInfo) -> list[str]:
@@ -23,17 +24,31 @@ def faults(recipe: config.Recipe, info: data.SourceInfo) -> list[str]:
         )
     elif _mislabelled(recipe.task.kind, info.class_names, recipe.data.class_names):
         found.append(f"recipe.data.class_names: {ours}; source '{info.name}' numbers its classes as {theirs}")
+    elif info.named and _others(info.class_names, recipe.data.class_names):
+        found.append(
+            f"recipe.data.class_names: {ours}; the masks of source '{info.name}' are of {theirs}; say in [labels] "
+            f"which is "
+            "which"
+        )
     return found
 
 
-def _mislabelled(task: str, theirs: Sequence[str], ours: Sequence[str]) -> bool:
-    """Whether results would stand under another class's name: the same names in another order, or other class labels.
+def _others(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Whether data that names its classes has others than the recipe; the background may be called as one likes."""
+    named = [(structures.plain(own), structures.plain(one)) for own, one in zip(theirs[1:], ours[1:], strict=True)]
+    return any(own != one and one not in structures.GENERIC and own not in structures.GENERIC for own, one in named)
 
-    Names of masks may be the user's own: a folder of masks knows only numbers.
+
+def _mislabelled(task: str, theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Whether results would stand under another class's name: one name under two numbers, or other class labels.
+
+    Capitals, hyphens and underscores do not count. Other names of masks may be the user's own: a folder of masks knows
+    only numbers.
     """
-    if tuple(theirs) == tuple(ours):
+    own, recipe = ([structures.plain(name) for name in names] for names in (theirs, ours))
+    if own == recipe:
         return False
-    return task == "classification" or set(theirs) == set(ours)
+    return task == "classification" or any(name in recipe and recipe.index(name) != at for at, name in enumerate(own))
 
 
 class Relabelled:
@@ -83,6 +98,19 @@ class Relabelled:
         return dataclasses.replace(pixels, mask=self._numbers[pixels.mask])
 
 
+def _by_own_name(source: data.Source, names: Mapping[str, str]) -> dict[str, str]:
+    """The map by the source's own class names: it may call them by a code ("SCT:10200004"), or in other capitals."""
+    own = source.info.class_names
+    aliases: Mapping[str, str] = getattr(source, "aliases", {})
+    plain = {structures.plain(name): name for name in own}
+    made = {}
+    for key, value in names.items():
+        other = aliases.get(key.strip().casefold()) or plain.get(structures.plain(key))
+        other = other or aliases.get(structures.plain(key))
+        made[key if key in own or other is None else other] = value
+    return made
+
+
 def mapped(source: data.Source, names: Mapping[str, str], wanted: Sequence[str] = ()) -> data.Source:
     """The source under the classes of the recipe; without a map the source itself.
 
@@ -97,6 +125,7 @@ def mapped(source: data.Source, names: Mapping[str, str], wanted: Sequence[str] 
     if not names:
         return source
     theirs = source.info.class_names
+    names = _by_own_name(source, names)
     found = [
         f"labels.{name}: the data has no such class{registry.nearest(name, list(theirs))}"
         for name in names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -13,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import geometry, nifti
+from fedvfm.data import geometry, nifti, structures
 from fedvfm.data import header as headers
 
-ENDINGS = (".nrrd",)
+SEGMENTATION = ".seg.nrrd"
+"""How 3D Slicer calls a segmentation; one ending, so that NAME.seg.nrrd is the mask of NAME.nrrd."""
+ENDINGS = (SEGMENTATION, ".nrrd")
 SPACES = {
     "right-anterior-superior": (1, 1, 1),
     "ras": (1, 1, 1),
@@ -28,6 +31,25 @@ SPACES = {
 """Name of a space -> the signs that make its coordinates RAS."""
 PACKED = {"raw": 1, "gzip": nifti.GZIP_RATIO, "gz": nifti.GZIP_RATIO}
 """Encoding -> most voxels a byte of the file can hold; of others nothing is known."""
+UNITS = {
+    "": 1.0,
+    "mm": 1.0,
+    "millimeter": 1.0,
+    "millimetre": 1.0,
+    "cm": 10.0,
+    "centimeter": 10.0,
+    "centimetre": 10.0,
+    "m": 1000.0,
+    "meter": 1000.0,
+    "metre": 1000.0,
+    "um": 0.001,
+    "micron": 0.001,
+    "micrometer": 0.001,
+    "micrometre": 0.001,
+}
+"""Space unit -> millimetres; none said means millimetres."""
+TERMS = re.compile(r"^[^~]*~[^~]*~([^~^]*)\^([^~^]*)\^([^~^]*)~([^~^]*)\^([^~^]*)\^([^~^]*)(?:~|$)")
+"""3D Slicer's terminology entry: its list, the category, then type and type modifier as scheme^code^meaning."""
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
 
 
@@ -91,6 +113,12 @@ def _header(path: Path, fields: Mapping[str, Any]) -> headers.Header:
     if any(key.replace(" ", "") == "datafile" for key in fields):
         raise errors.DataError(f"{path}: its voxels are in another file; save them in one .nrrd")
     sizes = tuple(int(side) for side in fields["sizes"])
+    if len(sizes) == 4 and any(key.startswith("Segment0_") for key in fields):
+        raise errors.DataError(
+            f"{path}: segments overlap (3D Slicer keeps them in {sizes[0]} layers), but a voxel has one class; "
+            f"separate "
+            "them, or export a label map"
+        )
     if len(sizes) != 3 or 0 in sizes:
         raise errors.DataError(f"{path}: axes {sizes}; one volume of three axes is read, save each channel on its own")
     space = str(fields.get("space", "")).lower()
@@ -102,8 +130,62 @@ def _header(path: Path, fields: Mapping[str, Any]) -> headers.Header:
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(fields["space directions"], dtype=np.float64).T
     affine[:3, 3] = np.asarray(fields.get("space origin", (0.0, 0.0, 0.0)), dtype=np.float64)
-    grid = geometry.Grid((sizes[0], sizes[1], sizes[2]), np.diag([*SPACES[space], 1.0]) @ affine)
+    signs = np.multiply(SPACES[space], _millimetres(path, fields))
+    grid = geometry.Grid((sizes[0], sizes[1], sizes[2]), np.diag([*signs, 1.0]) @ affine)
     try:
         return headers.Header(path, "nrrd", grid, nifti.coarsest(grid))
     except errors.DataError as error:
         raise errors.DataError(f"{path}: {error}") from None
+
+
+def _millimetres(path: Path, fields: Mapping[str, Any]) -> list[float]:
+    """Millimetres of the unit of each axis of the space.
+
+    Raises:
+        DataError: for a unit that is no length.
+    """
+    said = fields.get("space units") or ["mm"] * 3
+    words = [str(word).strip().strip('"').casefold().replace("\u00b5", "u").replace("\u03bc", "u") for word in said]
+    known = [UNITS.get(word, UNITS.get(word.rstrip("s"))) for word in words]
+    if len(words) != 3 or None in known:
+        raise errors.DataError(
+            f"{path}: space units {', '.join(words)[:60]}: mm, cm, m or um are read; save it again in mm"
+        )
+    return [factor for factor in known if factor is not None]
+
+
+def held(path: Path) -> list[structures.Structure]:
+    """What the numbers of 3D Slicer's segmentation stand for (``Segment0_LabelValue``, ...); nothing of other files.
+
+    Raises:
+        DataError: if the header cannot be read.
+    """
+    import nrrd  # the package, not this module
+
+    try:
+        fields = nrrd.read_header(str(path))
+    except (*_BROKEN, nrrd.NRRDError) as error:
+        kind = type(error).__name__
+        raise errors.DataError(f"{path}: unreadable NRRD ({kind}); copy the file again or remove it") from None
+    found = []
+    for key, value in fields.items():
+        match = re.fullmatch(r"Segment(\d+)_LabelValue", key)
+        if match is not None:
+            begin = f"Segment{match[1]}_"
+            name, tags = (str(fields.get(begin + part, "")) for part in ("Name", "Tags"))
+            found.append(_structure(path, value, name, tags))
+    return found
+
+
+def _structure(path: Path, value: Any, name: str, tags: str) -> structures.Structure:
+    entry = next((tag[1] for tag in re.finditer(r"TerminologyEntry:([^|]*)", tags)), "")
+    terms = TERMS.match(entry)
+    scheme, code, meaning, side_scheme, side, side_meaning = terms.groups() if terms else ("",) * 6
+    kind, modifier = structures.code_of(scheme, code), structures.code_of(side_scheme, side)
+    words = {structures.plain(text) for text in (f"{side_meaning} {meaning}", f"{meaning} {side_meaning}")} - {""}
+    try:
+        number = int(value)
+    except ValueError:
+        raise errors.DataError(f"{path}: a segment without a whole label value; export it again") from None
+    plain = structures.plain(name)
+    return structures.Structure(number, kind + (f"+{modifier}" if modifier else ""), plain, tuple(sorted(words)))

@@ -78,13 +78,24 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """What a source says about itself."""
+    """What a source says about itself.
+
+    Attributes:
+        name: of the source.
+        task: "segmentation" or "classification".
+        class_names: in the order of their numbers.
+        licence: of the data.
+        note: shown with every result.
+        named: whether the data itself says what its classes are (a dataset.json, coded segments): then a recipe must
+            name the same, or the site map them.
+    """
 
     name: str
     task: str
     class_names: tuple[str, ...]
     licence: str
     note: str = ""
+    named: bool = False
 
 
 class Source(Protocol):

@@ -2,7 +2,8 @@
 
 A frame of a segmentation is put on the slice it refers to by SOP instance UID (and frame number), or, where it refers
 to none, on the slice at its position. Both are checked against the images' own grid: what does not fit is refused, not
-resampled. Names of segments are text of a file and are not read; classes go by segment number.
+resampled. Which structure a segment is says its coded type and label (:mod:`fedvfm.data.structures`): these are
+compared and never shown.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import dicom, frames, geometry
+from fedvfm.data import dicom, frames, geometry, structures
 from fedvfm.data import header as headers
 
 TAGS = (
@@ -25,7 +26,9 @@ TAGS = (
     "MaximumFractionalValue",
     "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence",
+    "PixelPaddingValue",
     "Rows",
+    "SegmentSequence",
     "SegmentationType",
     "SharedFunctionalGroupsSequence",
 )
@@ -43,8 +46,13 @@ def is_segmentation(path: Path) -> bool:
     return path.is_dir() or path.name.lower().endswith(dicom.ENDINGS)
 
 
-def read(path: Path, image: headers.Header) -> NDArray[np.uint16]:
-    """The segments of a file, or of all segmentations in a folder, as segment numbers on the grid of ``image``.
+def read(path: Path, image: headers.Header, table: Mapping[structures.Key, int] | None = None) -> NDArray[np.uint16]:
+    """The segments of a file, or of all segmentations in a folder, as numbers on the grid of ``image``.
+
+    Args:
+        path: the file or folder.
+        image: the images it was drawn on.
+        table: class number of every structure; without it the segment numbers are taken.
 
     Shapes: canonical axes, as :attr:`fedvfm.data.volumes.Volume.voxels`; 0 where no segment is. Not writeable.
 
@@ -53,15 +61,59 @@ def read(path: Path, image: headers.Header) -> NDArray[np.uint16]:
     """
     files = _of(path, image)
     first = image.frames[0].uid if image.frames else ""  # of one folder it may be another series
-    key = (image.path, first, *((str(file), file.stat().st_mtime_ns) for file in files))
+    stamps = ((str(file), file.stat().st_mtime_ns) for file in files)
+    key = (image.path, first, tuple(sorted((table or {}).items())), table is None, *stamps)
     if key not in _kept:
-        stored = _stored(path, files, image)
+        stored = _stored(path, files, image, table)
         stored.flags.writeable = False
         _kept[key] = stored
         while len(_kept) > KEPT:
             _kept.popitem(last=False)
     _kept.move_to_end(key)
     return image.stored.turn().apply(_kept[key])
+
+
+def held(path: Path, image: headers.Header) -> list[list[structures.Structure]]:
+    """The structures of every segmentation of a file or folder, as their headers describe them.
+
+    Raises:
+        DataError: if a header is damaged.
+    """
+    files = _of(path, image)
+    return [_described(_where(path, number, len(files)), file) for number, file in enumerate(files, 1)]
+
+
+def _described(where: str, file: Path) -> list[structures.Structure]:
+    tags = dicom.read_tags(file, where, ("SegmentSequence",))
+    try:
+        return [one for one in map(_structure, tags.get("SegmentSequence") or ()) if one.value != 0]
+    except dicom.BROKEN as error:
+        kind = type(error).__name__
+        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+
+
+def _structure(item: Any) -> structures.Structure:
+    """A segment's number, coded type with modifiers and region, and label."""
+    kind, meaning = _coded(item, "SegmentedPropertyTypeCodeSequence")
+    modifier, modified = _coded(item, "SegmentedPropertyTypeModifierCodeSequence")
+    for part in item.get("SegmentedPropertyTypeCodeSequence") or ():
+        if not modifier:
+            modifier, modified = _coded(part, "SegmentedPropertyTypeModifierCodeSequence")
+    region, _ = _coded(item, "AnatomicRegionSequence")
+    code = kind + (f"+{modifier}" if modifier else "") + (f"@{region}" if kind and region and region != kind else "")
+    words = {structures.plain(f"{modified} {meaning}"), structures.plain(f"{meaning} {modified}")} - {""}
+    label = structures.plain(str(item.get("SegmentLabel") or ""))
+    return structures.Structure(int(item.SegmentNumber), code, label, tuple(sorted(words)))
+
+
+def _coded(item: Any, name: str) -> tuple[str, str]:
+    """A code, and what it means in words."""
+    found = next(iter(item.get(name) or ()), None)
+    if found is None:
+        return "", ""
+    value = found.get("CodeValue") or found.get("LongCodeValue") or ""
+    code = structures.code_of(str(found.get("CodingSchemeDesignator") or ""), str(value))
+    return code, str(found.get("CodeMeaning") or "")
 
 
 def check(path: Path, image: headers.Header) -> None:
@@ -110,19 +162,22 @@ def _where(path: Path, number: int, of: int) -> str:
     return f"{path}: segmentation {number} of {of}"
 
 
-def _stored(path: Path, files: Sequence[Path], image: headers.Header) -> NDArray[np.uint16]:
+def _stored(
+    path: Path, files: Sequence[Path], image: headers.Header, table: Mapping[structures.Key, int] | None
+) -> NDArray[np.uint16]:
     labels = np.zeros(image.stored.shape, dtype=np.uint16)
     overlapping = 0
     _some(path, files, image)
     for number, file in enumerate(files, 1):
         where = _where(path, number, len(files))
         tags, places = _frames(where, file, image)
+        classes = _classes(where, tags, table)
         # pydicom 3.0 cuts single frames wrongly where frames of packed bits do not end with a byte.
         together = int(tags.get("BitsAllocated", 1)) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
         whole = _decoded(where, file, None) if together else None
         for frame, (at, segment) in enumerate(places):
             values = _decoded(where, file, frame) if whole is None else whole.reshape(-1, *whole.shape[-2:])[frame]
-            drawn = _numbers(values.T, segment, tags)
+            drawn = _numbers(where, values.T, segment, tags, classes)
             current = labels[:, :, at]
             overlapping += int(np.count_nonzero((current > 0) & (drawn > 0) & (current != drawn)))
             np.copyto(current, drawn, where=drawn > 0)
@@ -132,6 +187,18 @@ def _stored(path: Path, files: Sequence[Path], image: headers.Header) -> NDArray
             "mask as NIfTI"
         )
     return labels
+
+
+def _classes(where: str, tags: Any, table: Mapping[structures.Key, int] | None) -> dict[int, int]:
+    """Segment number -> what it becomes, for all segments that the file describes."""
+    try:
+        held = [one for one in map(_structure, tags.get("SegmentSequence") or ()) if one.value != 0]
+    except dicom.BROKEN as error:
+        kind = type(error).__name__
+        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+    return {
+        one.value: one.value if table is None else table[one.key] for one in held if table is None or one.key in table
+    }
 
 
 def _decoded(where: str, file: Path, frame: int | None) -> NDArray[Any]:
@@ -146,13 +213,31 @@ def _decoded(where: str, file: Path, frame: int | None) -> NDArray[Any]:
         raise errors.DataError(f"{where}: damaged or cut short ({kind}); export it again or remove it") from None
 
 
-def _numbers(values: NDArray[Any], segment: int | None, tags: Any) -> NDArray[np.uint16]:
-    """Segment numbers of a frame; a fraction from one half on counts."""
+def _numbers(
+    where: str, values: NDArray[Any], segment: int | None, tags: Any, classes: Mapping[int, int]
+) -> NDArray[np.uint16]:
+    """Class numbers of a frame; a fraction from one half on counts.
+
+    In a label map the Pixel Padding Value is background, unless a segment has that number (PS3.3, C.8.20.4).
+
+    Raises:
+        DataError: for a number that no segment describes.
+    """
     if segment is None:
-        return values.astype(np.uint16)
+        present = {int(value) for value in np.unique(values)} - {0}
+        padding = frames.whole(tags.get("PixelPaddingValue"))
+        drawn = np.zeros(values.shape, dtype=np.uint16)
+        for value in sorted(present):
+            if value in classes:
+                drawn[values == value] = classes[value]
+            elif value != padding:
+                raise errors.DataError(f"{where}: number {value} is described by no segment; export it again")
+        return drawn
+    if segment not in classes:
+        raise errors.DataError(f"{where}: number {segment} is described by no segment; export it again")
     fractional = tags.get("SegmentationType") == "FRACTIONAL"
     least = HALF * float(tags.get("MaximumFractionalValue") or 1) if fractional else 1
-    return np.where(values >= least, segment, 0).astype(np.uint16)
+    return np.where(values >= least, classes[segment], 0).astype(np.uint16)
 
 
 def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tuple[int, int | None]]]:
@@ -217,12 +302,18 @@ def _slice(where: str, levels: Sequence[Any], image: headers.Header, slices: Map
 
 
 def _referred(levels: Sequence[Any], slices: Mapping[tuple[str, int], int]) -> int | None:
-    """The one slice that a frame names as its source."""
+    """The one slice that a frame names as its source.
+
+    An instance named without frame numbers is meant with all its frames (PS3.3, table 10-3): of several none is named.
+    """
     found = set()
     for derivation in _items(levels, "DerivationImageSequence"):
         for source in derivation.get("SourceImageSequence") or ():
             uid, numbers = str(source.get("ReferencedSOPInstanceUID", "")), source.get("ReferencedFrameNumber")
-            several = [1] if numbers is None else [numbers] if isinstance(numbers, int | str) else list(numbers)
+            if numbers is None or numbers == "":
+                found |= {at for (other, _), at in slices.items() if other == uid}
+                continue
+            several = [numbers] if isinstance(numbers, int | str) else list(numbers)
             found |= {slices[uid, int(one) - 1] for one in several if (uid, int(one) - 1) in slices}
     return found.pop() if len(found) == 1 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,18 +140,28 @@ def radiograph(path: Path, values: np.ndarray, photometric: str = "MONOCHROME2",
     return one
 
 
-def segmentation(path: Path, images: list[pydicom.Dataset], drawn: np.ndarray, kind: str = "BINARY") -> Path:
-    """A DICOM-SEG by highdicom; ``drawn`` (columns, rows, slices): segment numbers, or fractions of segment 1."""
+def segmentation(
+    path: Path,
+    images: list[pydicom.Dataset],
+    drawn: np.ndarray,
+    kind: str = "BINARY",
+    described: Sequence[tuple[Any, str]] = (),
+) -> Path:
+    """A DICOM-SEG by highdicom; ``drawn`` (columns, rows, slices): segment numbers, or fractions of segment 1.
+
+    ``described`` holds coded type and label of segments 1, 2, ...
+    """
     import highdicom
     from pydicom.sr.codedict import codes
 
-    count = int(drawn.max()) if drawn.dtype.kind != "f" else 1
+    count = max(len(described), int(drawn.max()) if drawn.dtype.kind != "f" else 1)
+    said = [*described, *((codes.SCT.Liver, f"{PLANTED} {number}") for number in range(len(described) + 1, count + 1))]
     descriptions = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=f"{PLANTED} {number}",
+            segment_label=said[number - 1][1],
             segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=codes.SCT.Liver,
+            segmented_property_type=said[number - 1][0],
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
         )
         for number in range(1, count + 1)

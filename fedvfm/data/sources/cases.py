@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors
-from fedvfm.data import dicom, formats, geometry, segments, slices, volumes
+from fedvfm.data import dicom, formats, geometry, label_tables, nrrd, segments, slices, structures, volumes
 from fedvfm.data import header as headers
 from fedvfm.data import sample as data
 from fedvfm.data.sources import layouts
@@ -29,6 +30,9 @@ SAME: dict[str, tuple[str, ...]] = {
 """Words of a recipe's modality that stand for DICOM's codes; a radiograph may have any of three."""
 
 
+Held = tuple[tuple[structures.Structure, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the headers of a case say.
@@ -37,11 +41,13 @@ class Seen:
         size: (rows, columns) of a picture.
         header: of the first image, where it is a volume or DICOM; else None.
         alone: whether the case is one image: a picture, or one DICOM file with one frame.
+        held: what the numbers of its mask stand for, by the mask's files; empty where these do not say.
     """
 
     size: tuple[int, int]
     header: headers.Header | None = None
     alone: bool = True
+    held: Held = ()
 
 
 def is_volume(file: Path) -> bool:
@@ -83,9 +89,21 @@ def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
         _fit(folder, file, header, case.images[0], found[0])
     first = found[0]
     alone = first.kind == "dicom" and len(first.frames) == 1 and not case.images[0].is_dir()
+    held: Held = ()
     if case.mask is not None:
         _check_mask(folder, case, case.mask, first)
-    return Seen(first.size("acquired"), first, alone)
+        held = _held(case.mask, first)
+    return Seen(first.size("acquired"), first, alone, held)
+
+
+def _held(mask: Path, image: headers.Header) -> Held:
+    """What the numbers of a mask stand for, where its files say so: DICOM-SEG, 3D Slicer's NRRD, a table beside it."""
+    if segments.is_segmentation(mask):
+        return tuple(tuple(one) for one in segments.held(mask, image) if one)
+    if not is_volume(mask):
+        return ()
+    found = nrrd.held(mask) if volumes.kind_of(mask) == "nrrd" else ()
+    return tuple(one for one in (tuple(found) or label_tables.beside(mask),) if one)
 
 
 def _fit(folder: Path, file: Path, header: headers.Header, other: Path, first: headers.Header) -> None:
@@ -108,7 +126,8 @@ def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Hea
         segments.check(mask, image)
     elif is_volume(mask):
         header = volumes.read_header(mask)
-        _fit(folder, mask, header, case.images[0], image)
+        if _crop(header, image) is None:
+            _fit(folder, mask, header, case.images[0], image)
         _check_sides(folder, case, header, image)
     elif len(image.frames) != 1:
         raise errors.DataError(
@@ -293,17 +312,75 @@ def _chosen(file: Path, pixels: data.Pixels, channels: Sequence[int]) -> data.Pi
     return data.Pixels(image, None, pixels.spacing, pixels.units, pixels.orientation, padded=pixels.padded)
 
 
-def read_mask(mask: Path, seen: Seen, index: int, view: slices.View) -> NDArray[np.int64]:
-    """The mask of an image or slice, its values as stored.
+def _crop(mask: headers.Header, image: headers.Header) -> tuple[int, int, int] | None:
+    """Where a segmentation that 3D Slicer cropped begins in the image, in canonical voxels; None for other masks."""
+    cropped = mask.path.name.lower().endswith(nrrd.SEGMENTATION) or bool(mask.kind == "nrrd" and nrrd.held(mask.path))
+    if not cropped or mask.grid.shape == image.grid.shape:
+        return None
+    return image.grid.holds(mask.grid)
+
+
+def read_mask(
+    mask: Path, seen: Seen, index: int, view: slices.View, table: Mapping[structures.Key, int] | None = None
+) -> NDArray[np.int64]:
+    """The mask of an image or slice: class numbers where the table knows its structures, else its values as stored.
 
     Shapes: (H, W), as :func:`read_image` shows the image.
 
     Raises:
-        DataError: if it cannot be read, or holds values that are no whole numbers.
+        DataError: if it cannot be read, or holds values that are no whole numbers, or no described structure.
     """
     if seen.header is None or not is_volume(mask):
         return formats.read_mask(mask)
-    if not segments.is_segmentation(mask):
-        return np.ascontiguousarray(formats.whole(mask, slices.read_mask(mask, index, seen.header, view)))
-    axis = seen.header.axis(slices.plane_of(seen.header, view))
-    return np.ascontiguousarray(geometry.shown(segments.read(mask, seen.header), axis, index).astype(np.int64))
+    if segments.is_segmentation(mask):
+        axis = seen.header.axis(slices.plane_of(seen.header, view))
+        drawn = segments.read(mask, seen.header, table)
+        return np.ascontiguousarray(geometry.shown(drawn, axis, index).astype(np.int64))
+    start = _crop(volumes.read_header(mask), seen.header)
+    if start is None:
+        stored = formats.whole(mask, slices.read_mask(mask, index, seen.header, view))
+    else:
+        stored = formats.whole(mask, _placed(volumes.read_volume(mask), seen.header, start, index, view))
+    return np.ascontiguousarray(stored if not seen.held else _named(mask, stored, seen.held[0], table))
+
+
+def _placed(
+    mask: volumes.Volume, image: headers.Header, start: tuple[int, int, int], index: int, view: slices.View
+) -> NDArray[Any]:
+    """One slice of a cropped mask on the image's grid, 0 around it. Shapes: (H, W), as the image is shown."""
+    axis = image.axis(slices.plane_of(image, view))
+    shape = image.grid.shape
+    whole = np.zeros([1 if at == axis else shape[at] for at in range(3)], dtype=mask.voxels.dtype)
+    at = index - start[axis]
+    if 0 <= at < mask.voxels.shape[axis]:
+        part = np.take(mask.voxels, [at], axis=axis)
+        place = tuple(
+            slice(0, 1) if side == axis else slice(start[side], start[side] + part.shape[side]) for side in range(3)
+        )
+        whole[place] = part
+    return geometry.shown(whole, axis, 0)
+
+
+def _named(
+    mask: Path,
+    stored: NDArray[np.int64],
+    held: Sequence[structures.Structure],
+    table: Mapping[structures.Key, int] | None,
+) -> NDArray[np.int64]:
+    """Class numbers for the numbers of one file.
+
+    Raises:
+        DataError: for a number that the file describes nowhere.
+    """
+    becomes = {one.value: one.value if table is None else table.get(one.key, 0) for one in held}
+    classes = np.zeros(stored.shape, dtype=np.int64)
+    for value in np.unique(stored):
+        if int(value) in becomes:
+            classes[stored == value] = becomes[int(value)]
+        elif value:
+            raise errors.DataError(
+                f"{mask}: value {int(value)} in {np.count_nonzero(stored == value)} pixels is no class: the file "
+                f"describes "
+                "no structure of that number; repair the mask"
+            )
+    return classes

@@ -28,7 +28,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     if layout.faults:
         return layout
     layout.class_names = options.class_names or _class_names(settings, layout.faults)
-    layout.mask_values = tuple(range(len(layout.class_names)))
+    layout.mask_values, layout.named = tuple(range(len(layout.class_names))), not options.class_names
     layout.channels = layouts.channel_names(settings)
     found: dict[str, layouts.Case] = {}
     for part, split in PARTS.items():

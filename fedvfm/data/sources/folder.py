@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors
-from fedvfm.data import formats, slices, wanted
+from fedvfm.data import formats, slices, structures, wanted
 from fedvfm.data import sample as data
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
 
@@ -75,11 +75,49 @@ class Folder:
         names = self._layout.names or [case.name for case in self._layout.cases]
         tables = patients.STUDY_TABLES if self._layout.kind == "studies" else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
-        refuse(self._folder, list(dict.fromkeys([*self._layout.faults, *faults, *table_faults])))
+        self._own_numbers = bool(options.mask_values)
+        self._stated = bool(options.class_names)
+        self._assigned = self._structures()
+        named = list(self._assigned.faults)
+        refuse(self._folder, list(dict.fromkeys([*self._layout.faults, *faults, *table_faults, *named])))
         if not self._layout.cases:
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
             raise errors.DataError(f"{self._folder}: no images; these are read: {known}")
         self._places = self._arranged()
+
+    def _held(self) -> structures.Found:
+        return {name: seen.held for name, seen in self._seen.items() if seen.held}
+
+    def _structures(self) -> structures.Assigned:
+        """What the numbers of all masks stand for; where their names are the classes', masks are read by them."""
+        layout = self._layout
+        found = structures.assign(
+            self._held(),
+            layout.class_names,
+            layout.mask_values,
+            numbers=self._own_numbers,
+            stated=self._stated or layout.named,
+        )
+        if found.names != layout.class_names:
+            layout.class_names, layout.mask_values = found.names, tuple(range(len(found.names)))
+        return found
+
+    def _structures_under(self, wanted: Sequence[str]) -> list[str]:
+        """Read masks by the recipe's classes, where only the masks say what they are; the faults of that."""
+        if self._stated or self._own_numbers or self._layout.named:
+            return []
+        found = structures.under(self._held(), wanted)
+        if found is None:
+            return []
+        numbers = tuple(range(len(found.names)))
+        self._layout = dataclasses.replace(self._layout, class_names=found.names, mask_values=numbers, named=True)
+        self._assigned = found
+        return list(found.faults)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Codes and plain names by which ``[labels]`` may call a class, beside its own name."""
+        return self._assigned.aliases
 
     @classmethod
     def tolerant(cls, source: config.SourceConfig, faults: list[str]) -> Folder:
@@ -98,6 +136,7 @@ class Folder:
                 volumes.
         """
         found, faults = copy.copy(self), cases.order_faults(self._layout, contract, self._channels)
+        faults += found._structures_under(contract.class_names)
         found._view = slices.View.of(contract, self._view.series)
         for case in self._layout.cases:
             if case.name in self._seen:
@@ -118,7 +157,7 @@ class Folder:
         """Name, task, classes; the licence is the owner's."""
         task = "segmentation" if any(case.mask for case in self._layout.cases) else "classification"
         note = f"the owner's data, layout '{self._layout.kind}'"
-        return data.SourceInfo("folder", task, self._layout.class_names, "the owner's", note)
+        return data.SourceInfo("folder", task, self._layout.class_names, "the owner's", note, self._layout.named)
 
     def samples(self) -> Sequence[data.Sample]:
         """All samples in the order of the files' names."""
@@ -138,8 +177,9 @@ class Folder:
         Raises:
             DataError: if the sample is not of this source.
         """
-        header = self._place(sample).seen.header
-        return () if header is None else header.notes
+        place = self._place(sample)
+        header, more = place.seen.header, self._assigned.notes.get(place.case.name, ())
+        return more if header is None else (*header.notes, *more)
 
     def _place(self, sample: data.Sample) -> Place:
         if sample.id not in self._places:
@@ -168,7 +208,7 @@ class Folder:
         if place.case.mask is None:
             return pixels
         file, size = place.case.mask, pixels.image.shape[1:]
-        stored = cases.read_mask(file, place.seen, place.slice, self._view)
+        stored = cases.read_mask(file, place.seen, place.slice, self._view, self._assigned.table)
         if stored.shape != size:
             raise errors.DataError(f"{file}: {stored.shape} pixels for an image of {size}; repair or remove the pair")
         return dataclasses.replace(pixels, mask=to_classes(stored, file, self._layout))

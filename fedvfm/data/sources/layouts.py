@@ -64,7 +64,7 @@ class Layout:
     """What was found: cases in the order of their names, classes, and faults (one sentence each).
 
     ``names`` are those a table must have a row for, where there are more than usable cases; ``channels`` what the
-    folder calls its channels, in their order, where it says so.
+    folder calls its channels, in their order, where it says so; ``named`` whether the data itself names its classes.
     """
 
     kind: str
@@ -74,6 +74,7 @@ class Layout:
     faults: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     channels: tuple[str, ...] = ()
+    named: bool = False
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -162,7 +163,7 @@ def nnunet(folder: Path, options: Options) -> Layout:
         old = " (this looks like version 1; nnUNetv2_convert_old_nnUNet_dataset converts it)"
         layout.faults.append(f"dataset.json: 'channel_names' is missing{old if 'modality' in settings else ''}")
     layout.class_names = label_names(settings, layout.faults)
-    layout.mask_values = tuple(range(len(layout.class_names)))
+    layout.mask_values, layout.named = tuple(range(len(layout.class_names))), True
     layout.channels = channel_names(settings)
     if options.class_names and layout.class_names and options.class_names != layout.class_names:
         layout.faults.append(

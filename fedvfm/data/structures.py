@@ -1,0 +1,309 @@
+"""Which number of a mask means which structure: by coded type and name, never by the position in one file.
+
+DICOM-SEG, 3D Slicer's NRRD, dcmqi's JSON and BIDS tables say of every number what it stands for. Where these names or
+codes are those of the classes, masks are read by them. Where they are not, numbers are taken as classes only if every
+number is one structure in all files. Names and meanings are text of a file that may name a patient: they are
+compared, and never shown; codes of known schemes are.
+
+Sources: DICOM PS3.3, C.8.20.2 (Segment Description Macro) and C.8.8.5 (Structure Set); PS3.16, CID 7151; 3D Slicer,
+"Segmentation file formats"; dcmqi, JSON meta information; BIDS 1.10, "Common image-derived labels".
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMES = {
+    "SCT": "SCT",
+    "SRT": "SRT",
+    "SNM3": "SRT",
+    "99SDM": "SRT",
+    "FMA": "FMA",
+    "DCM": "DCM",
+    "UMLS": "UMLS",
+    "NCIT": "NCIt",
+}
+"""Coding schemes whose codes come from closed lists and may be shown."""
+CODE = re.compile(r"[A-Z0-9][A-Z0-9.-]{0,15}", re.IGNORECASE)
+GENERAL = frozenset(
+    f"SCT:{code}"
+    for code in (
+        "85756007",  # tissue
+        "123037004",  # body structure
+        "91723000",  # anatomical structure
+        "113343008",  # organ
+        "49755003",  # morphologically abnormal structure
+        "52988006",  # lesion
+        "4147007",  # mass
+        "108369006",  # neoplasm
+        "309825002",  # spatial and relational concept
+        "64572001",  # disease
+    )
+)
+"""Codes that say too little to tell structures apart: there the name counts, too."""
+
+GENERIC = frozenset({"foreground", "object", "structure", "mask", "segment", "roi"})
+"""Class names that say no more than that there is something."""
+
+Key = tuple[str, str]
+"""Code and name of a structure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What one number of a mask stands for.
+
+    Attributes:
+        value: the number in this file.
+        code: "SCT:10200004", with modifiers and region, or empty.
+        name: as the file calls it, in plain words (:func:`plain`).
+        meanings: other words for it: what its code means.
+    """
+
+    value: int
+    code: str = ""
+    name: str = field(default="", repr=False)
+    meanings: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def key(self) -> Key:
+        """What tells it apart."""
+        return self.code, self.name
+
+    @property
+    def shown(self) -> str:
+        """How a message calls it, without text of its file."""
+        return f"number {self.value} ({self.code})" if self.code else f"number {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What structures stand for.
+
+    Attributes:
+        names: the classes.
+        table: class number of every structure; None where numbers are taken as they are stored.
+        faults: one sentence each.
+        notes: case -> what is to be said of it.
+        aliases: codes and plain names by which ``[labels]`` may call a class.
+    """
+
+    names: tuple[str, ...]
+    table: Mapping[Key, int] | None = None
+    faults: tuple[str, ...] = ()
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+Found = Mapping[str, Sequence[Sequence[Structure]]]
+"""Case -> the structures of each of its mask files."""
+
+TWO_OBJECTS = "two segmentation objects of the study hold one structure; both are taken together"
+
+
+def plain(text: str) -> str:
+    """Words in lower case with single blanks: capitals, hyphens and underscores tell no structures apart."""
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+
+
+def code_of(scheme: str, value: str) -> str:
+    """A code as it is compared and shown: SNOMED's old form (T-62000) as its new one; of other schemes a hash."""
+    known, value = SCHEMES.get(scheme.strip().upper(), ""), value.strip()
+    if known == "SRT":
+        from pydicom.sr import _snomed_dict as snomed  # the one table of both forms that is installed
+
+        found = snomed.mapping["SRT"].get(value.upper())
+        known, value = ("SCT", found) if found else (known, value)
+    if not value:
+        return ""
+    return f"{known}:{value}" if known and CODE.fullmatch(value) else f"other scheme:{hash_of(scheme + value)}"
+
+
+def hash_of(text: str) -> str:
+    """A short name of a text that must not be shown."""
+    import hashlib
+
+    return hashlib.sha256(plain(text).encode()).hexdigest()[:8]
+
+
+@functools.lru_cache(maxsize=1)
+def _concepts() -> Mapping[str, frozenset[str]]:
+    """Plain name -> SNOMED CT codes that pydicom's dictionary knows by it."""
+    from pydicom.sr import _concepts_dict as concepts
+
+    found: dict[str, set[str]] = {}
+    known: Any = concepts.concepts["SCT"]
+    for keyword, meant in known.items():
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", keyword)
+        for code, (meaning, _) in meant.items():
+            for name in (words, re.sub(r"\(.*?\)| structure\b", "", meaning)):
+                found.setdefault(plain(name), set()).add(f"SCT:{code}")
+    return {name: frozenset(codes) for name, codes in found.items()}
+
+
+def codes_of(name: str) -> frozenset[str]:
+    """SNOMED CT codes of a class name, where it is a term of pydicom's dictionary ("liver", "left lung")."""
+    return _concepts().get(plain(name), frozenset())
+
+
+def _words(one: Structure) -> set[str]:
+    return {word for word in (one.name, *one.meanings) if word}
+
+
+def _classes(one: Structure, names: Sequence[str]) -> set[int]:
+    """The classes that a structure may be: by code, by name, by what its code means."""
+    codes = {one.code.casefold(), one.code.partition(":")[2].casefold()} - {""}
+    found = {at for at, name in enumerate(names) if name.casefold().strip() in codes or plain(name) in _words(one)}
+    if one.code not in GENERAL:
+        found |= {at for at, name in enumerate(names) if at and one.code in codes_of(name)}
+    return found
+
+
+def assign(found: Found, names: Sequence[str], values: Sequence[int], *, numbers: bool, stated: bool) -> Assigned:
+    """What the structures of all masks of a folder stand for.
+
+    Args:
+        found: the structures of all cases.
+        names: the classes, background first.
+        values: the number of each class, where numbers count.
+        numbers: whether the site says itself which number is which class (``mask_values``).
+        stated: whether the site, or the data, says the class names.
+
+    Returns:
+        Classes by name where a structure has the name or code of one; else by number, with a fault for every number
+        that is not one structure everywhere.
+    """
+    every = list({one.key: one for one in _all(found)}.values())
+    if not every:
+        return Assigned(tuple(names))
+    classes = tuple(names)
+    if not stated and not numbers and len({one.code for one in every}) > 1:
+        classes = (names[0], *_derived(every))
+    fitting = {one.key: _classes(one, classes) for one in every}
+    notes = _notes(found)
+    if numbers or not any(fitting.values()):
+        faults = [*_number_faults(found), *(_contradictions(found, classes, values, fitting) if numbers else ())]
+        return Assigned(classes, None, tuple(faults), notes, _by_number(found, classes, values))
+    wrong = []
+    for one in every:
+        if len(fitting[one.key]) > 1:
+            either = " and ".join(classes[at] for at in sorted(fitting[one.key]))
+            wrong.append(f"a structure of the masks, {one.shown}, has code and name of several classes ({either})")
+        elif not fitting[one.key]:
+            wrong.append(
+                f"a structure of the masks, {one.shown}, stands for no class of {', '.join(classes)}; name it (or its "
+                f"code) "
+                "in data.options.class_names too, and map it in [labels], to the background if it does not count"
+            )
+    table = {key: min(at) for key, at in fitting.items() if at}
+    aliases = {word: classes[table[one.key]] for one in every if one.key in table for word in _aliases(one)}
+    return Assigned(classes, table, tuple(wrong), notes, aliases)
+
+
+def under(found: Found, wanted: Sequence[str]) -> Assigned | None:
+    """The structures of all masks by a recipe's classes, where neither the site nor the data has said any.
+
+    A structure that is none of the recipe's becomes a class of its own, called by its code, so that ``[labels]`` can
+    map it and nothing is trained under another's name. None where the masks do not say what they are, or the recipe
+    does not.
+    """
+    every = list({one.key: one for one in _all(found)}.values())
+    fitting = {one.key: _classes(one, wanted) for one in every}
+    telling = any(fitting.values()) or any(_telling(one) for one in every)
+    if not every or not telling or {plain(name) for name in wanted[1:]} <= GENERIC:
+        return None
+    wrong = [
+        f"a structure of the masks, {one.shown}, has code and name of several classes "
+        f"({' and '.join(wanted[at] for at in sorted(fitting[one.key]))})"
+        for one in every
+        if len(fitting[one.key]) > 1
+    ]
+    others = _derived([one for one in every if not fitting[one.key]])
+    names = (*wanted, *others) if any(fitting.values()) else (wanted[0], *others)
+    table = {one.key: min(fitting[one.key]) if fitting[one.key] else names.index(_derived([one])[0]) for one in every}
+    aliases = {word: names[table[one.key]] for one in every for word in _aliases(one)}
+    return Assigned(names, table, tuple(wrong), _notes(found), aliases)
+
+
+def _telling(one: Structure) -> bool:
+    """Whether a structure says more of itself than that it is one."""
+    named = bool(one.name) and re.fullmatch(r"(segment|label|class|structure|object|roi|mask)?\s*\d*", one.name) is None
+    return (bool(one.code) and one.code not in GENERAL) or named
+
+
+def _aliases(one: Structure) -> Iterator[str]:
+    if one.code:
+        yield one.code.casefold()
+        yield one.code.partition(":")[2].casefold()
+    yield from _words(one)
+
+
+def _all(found: Found) -> Iterator[Structure]:
+    return (one for files in found.values() for held in files for one in held)
+
+
+def _derived(every: Sequence[Structure]) -> list[str]:
+    """Class names of structures where nobody gave any: the code, which may be shown, in order."""
+    return sorted({one.code or f"structure {hash_of(one.name)}" for one in every})
+
+
+def _by_number(found: Found, names: Sequence[str], values: Sequence[int]) -> dict[str, str]:
+    called = dict(zip(values, names, strict=False))
+    return {word: called[one.value] for one in _all(found) if one.value in called for word in _aliases(one)}
+
+
+def _contradictions(
+    found: Found, names: Sequence[str], values: Sequence[int], fitting: Mapping[Key, set[int]]
+) -> Iterator[str]:
+    """Numbers of ``mask_values`` that a mask gives to another class."""
+    told = set()
+    for one in _all(found):
+        wrong = [at for at in fitting[one.key] if at < len(values) and values[at] != one.value]
+        if wrong and one.value not in told:
+            told.add(one.value)
+            yield (
+                f"masks: {one.shown} is {names[wrong[0]]} by its name or code, but data.options.mask_values give that "
+                f"class "
+                f"the number {values[wrong[0]]}; leave mask_values out"
+            )
+
+
+def _number_faults(found: Found) -> Iterator[str]:
+    """Why a number cannot be taken for a class."""
+    remedy = "give the classes their names (or codes) in data.options.class_names, then masks are read by them"
+    meant: dict[int, set[Key]] = {}
+    for one in _all(found):
+        code_says_all = bool(one.code) and one.code not in GENERAL
+        meant.setdefault(one.value, set()).add((one.code, "" if code_says_all else one.name))
+    for value, keys in sorted(meant.items()):
+        if len(keys) > 1:
+            codes = sorted({code for code, _ in keys if code})
+            told = f" ({', '.join(codes)})" if len(codes) > 1 else ""
+            yield f"masks: number {value} is another structure from file to file{told}; {remedy}"
+    under: dict[Key, set[int]] = {}
+    together: set[Key] = set()
+    for files in found.values():
+        for held in files:
+            keys_here: dict[Key, int] = {}
+            for one in held:
+                under.setdefault(one.key, set()).add(one.value)
+                keys_here[one.key] = keys_here.get(one.key, 0) + 1
+            together |= {key for key, times in keys_here.items() if times > 1}
+    for key, values in under.items():
+        if len(values) > 1 and key not in together and any(key):
+            listed = ", ".join(map(str, sorted(values)))
+            yield f"masks: one structure{f' ({key[0]})' if key[0] else ''} has the numbers {listed}; {remedy}"
+
+
+def _notes(found: Found) -> dict[str, tuple[str, ...]]:
+    """Cases in which several objects hold one structure."""
+    made: dict[str, tuple[str, ...]] = {}
+    for case, files in found.items():
+        held = [key for structures in files for key in {one.key for one in structures}]
+        if len(held) > len(set(held)):
+            made[case] = (TWO_OBJECTS,)
+    return made
