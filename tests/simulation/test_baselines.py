@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +114,38 @@ def test_what_cannot_be_with_these_sites_is_told_at_once(moving: config.Experime
 def test_a_baseline_of_another_task_is_found_with_the_other_faults() -> None:
     with pytest.raises(errors.ConfigError, match=r"baselines: 'unet' is for segmentation"):
         experiment.load("cells", ['baselines=["unet"]'])
+
+
+def test_beyond_its_cap_the_matrix_is_a_balanced_sample(tiny: Any) -> None:
+    """Every model at home, every site tests equally many models, the seed decides which; below the cap all cells."""
+    names = [f"site-{number:02d}" for number in range(40)]
+
+    def drawn(seed: int, most: int) -> dict[str, tuple[str, ...]]:
+        recipe = {**tiny.values["recipe"], "seed": seed}
+        values = {**tiny.values, "recipe": recipe, "baseline": {"matrix_sites": most}}
+        return baselines.tested_at(experiment.parse(values, "x"), names)
+
+    found = drawn(0, 16)
+    assert all(home in tested and len(set(tested)) == 16 for home, tested in found.items())
+    assert {sum(name in tested for tested in found.values()) for name in names} == {16}
+    assert found == drawn(0, 16)
+    assert found != drawn(1, 16)
+    assert set(drawn(0, 40).values()) == {tuple(names)}
+    assert drawn(0, 1) == {name: (name,) for name in names}
+
+
+def test_a_sampled_matrix_is_said_wherever_it_is_shown(tiny: Any, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    def watch(event: str, /, **fields: Any) -> None:
+        notes.extend([fields["text"]] if event == "note" else [])
+
+    values = {**tiny.values, "baselines": ["local-only"], "baseline": {"matrix_sites": 2}}
+    values["recipe"] = {**tiny.values["recipe"], "rounds": 1}
+    made = run.simulate(values, output=tmp_path / "run", observer=watch)
+    local = made.summary["arms"]["local-only"]
+    assert local["matrix_sites"] == 2
+    assert all(home in row and len(row) == 2 for home, row in local["matrix"].items())
+    said = "ach local-only model is tested at home and at 1 of 2 other sites, drawn from the seed"
+    assert any(said in note for note in notes)
+    assert said in (made.path / "report.html").read_text()
