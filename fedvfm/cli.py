@@ -33,6 +33,7 @@ from fedvfm import (  # noqa: E402
     cli_server,
     cli_weights,
     errors,
+    extras,
     storage,
 )
 
@@ -62,6 +63,11 @@ def main() -> None:
         if error.errno not in storage.REFUSALS:
             raise
         _fail(storage.refusal(error.filename or "a file", error))
+    except ModuleNotFoundError as error:
+        lacking = extras.missing(error)
+        if lacking is None:
+            raise
+        _fail(lacking)
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:
@@ -150,6 +156,8 @@ def simulate(
 ) -> None:
     """Train federated, local-only and pooled on virtual hospitals of this machine."""
     wanted, processes = _seeds(seeds), _workers(workers)
+    if resume is not None or experiment is not None:
+        extras.require()
     if resume is not None:
         if experiment is not None or sets or rounds is not None or engine or device or output or wanted or dry_run:
             raise errors.ConfigError(
@@ -331,6 +339,7 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Check data and machine before joining: exit code 0 ready, 20 not ready. Nothing leaves the site."""
+    extras.require()
     from fedvfm.client.readiness import affected, check, document, outputs, terminal, webpage
 
     for path, kind in ((html, webpage), (files, affected)):
@@ -366,6 +375,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict files with a saved adapter; masks lie where the input's own pixels lie."""
+    extras.require()
     from fedvfm.inference import live
     from fedvfm.inference import predict as predicting
 
@@ -390,6 +400,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a saved adapter in another tool's layout; it is checked to compute the same before it counts."""
+    extras.require()
     from fedvfm.inference import forms
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -243,7 +243,10 @@ def start(
     ] = False,
 ) -> None:
     """Take part until Ctrl-C: wait for messages, judge them by the policy and the approvals, and answer."""
+    from fedvfm import extras
     from fedvfm import health as probe
+
+    extras.require()  # the processes that are started need it
     from fedvfm.client import doctor, joining, supervisor, weights
 
     where = joining.open_state(state)
@@ -305,7 +308,9 @@ def rehearse(
     as_json: Json = False,
 ) -> None:
     """Run one real round on this site's data, send nothing, and list every byte that would leave."""
-    from fedvfm import storage
+    from fedvfm import extras, storage
+
+    extras.require()
     from fedvfm.client import joining
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: nothing is fetched

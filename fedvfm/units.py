@@ -17,7 +17,7 @@ from fedvfm import config as configs
 from fedvfm import errors, processes
 
 STOP_S = 60
-LASTING = (2, 3, 4, 5, 6, 8, 9, 12, 13, 14)
+LASTING = (2, 3, 4, 5, 6, 8, 9, 10, 12, 13, 14)
 """Exit codes that another start does not mend: configuration, data, weights, checkpoints, folders in use, protocol (a
 quorum missed), training, trust, policy, audit."""
 PRIVILEGED = 1024

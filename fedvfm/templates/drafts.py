@@ -18,7 +18,6 @@ from typing import Any
 from fedvfm import config, errors, storage
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
-from fedvfm.data.sources import recognise
 
 LINE = re.compile(r'^#?([A-Za-z0-9_]+|"[^"]+") = (.*)$')
 """A line with a key and its value; with ``#`` before it the key is left out."""
@@ -81,6 +80,8 @@ def site(name: str, path: str | None = None, layout: str | None = None) -> str:
     Raises:
         ConfigError: listing every fault of what was given.
     """
+    from fedvfm.data.sources import recognise  # what reads images; a coordinator has none of it
+
     if layout is not None and layout not in recognise.KINDS:
         raise errors.ConfigError("--layout", [f"'{layout}': known layouts: {', '.join(recognise.KINDS)}"])
     values: dict[str, Any] = {"name": name} | ({} if path is None else {"data.path": path})
@@ -92,6 +93,8 @@ def site(name: str, path: str | None = None, layout: str | None = None) -> str:
 
 def recognised(path: str | None) -> str | None:
     """The layout of a folder; None where there is no such folder, or none is known."""
+    from fedvfm.data.sources import recognise
+
     if path is None:
         return None
     try:
@@ -115,8 +118,9 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         ConfigError: listing every fault of form.
         UnknownName: for a backbone that nobody knows.
     """
-    settings = config.BackboneConfig(name=backbone)
-    backbones.loader(settings)
+    settings = config.parse(config.BackboneConfig, {"name": backbone}, "--backbone")
+    if backbone not in backbones.TABLE and not backbones.elsewhere(backbone):
+        raise errors.UnknownName(f"--backbone: {backbones.TABLE.fault(backbone)}; or owner/model, or a folder")
     values: dict[str, Any] = {"task.kind": task, "backbone.name": backbone, "data.class_names": list(classes)}
     values |= {"data.augment": ["mirror", "intensity"]}
     known, shape = weights.KNOWN.get(backbone), _shape(settings)
@@ -143,7 +147,7 @@ def _shape(settings: config.BackboneConfig) -> Mapping[str, Any]:
         return {}
     try:
         return weights.describe(settings)
-    except errors.WeightsError:
+    except (errors.WeightsError, ModuleNotFoundError):  # a coordinator may lack what reads Hugging Face's cache
         return {}
 
 

@@ -23,7 +23,19 @@ ROOT = Path(__file__).parents[2]
 # Floor by floor, from the cellar up: a module imports from its own floor and below. Client and server share one floor.
 FLOORS = [
     ["errors"],
-    ["registry", "seeding", "storage", "progress", "report", "assignments", "capacity", "hours", "strict", "surfaces"],
+    [
+        "registry",
+        "seeding",
+        "storage",
+        "extras",
+        "progress",
+        "report",
+        "assignments",
+        "capacity",
+        "hours",
+        "strict",
+        "surfaces",
+    ],
     ["chain", "metrics", "privacy_config", "server_config", "site_policy"],
     ["config", "state"],
     [

@@ -23,7 +23,7 @@ import compose_spec
 import pytest
 import yaml
 
-from fedvfm import config, locking, processes
+from fedvfm import config, extras, locking, processes
 from fedvfm.backbones import weights
 from fedvfm.client import policy
 
@@ -148,20 +148,40 @@ def test_the_locks_are_those_of_the_constraints_and_hold_no_torch() -> None:
     assert heavy < set(locked(ROOT / "client" / "requirements.lock"))
 
 
-def test_every_dependency_of_the_project_is_in_the_sites_lock() -> None:
+def asked(extra: str = "") -> set[str]:
+    """Packages that the project asks for: the base's, or those of an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[<>=!~\[; ]", one, maxsplit=1)[0].lower() for one in project["dependencies"]} - {"torch"}
-    assert wanted <= set(locked(ROOT / "client" / "requirements.lock"))
-    asked = {line.strip() for line in (ROOT / "server" / "requirements.in").read_text().splitlines() if line[:1] != "#"}
-    assert asked <= wanted | {"fastapi", "httpx", "uvicorn"}, "the server's packages are some of the project's"
-    assert asked <= set(locked(ROOT / "server" / "requirements.lock"))
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return {re.split(r"[<>=!~\[; ]", one, maxsplit=1)[0].lower() for one in lines}
+
+
+def test_every_dependency_of_the_project_is_in_the_locks() -> None:
+    base, client = asked(), asked("client")
+    assert asked("server") == set(), "the base is a coordinator"
+    assert base <= set(locked(ROOT / "server" / "requirements.lock"))
+    assert client.isdisjoint(locked(ROOT / "server" / "requirements.lock")), "a coordinator trains and reads nothing"
+    assert base | client - {"torch"} <= set(locked(ROOT / "client" / "requirements.lock"))
+    assert client - {"torch"} | {"nilearn", "onnx"} <= set(locked(ROOT / "client" / "demo.lock"))
+    for extra in ("demo", "dicom-seg", "onnx", "ray"):
+        assert "fedvfm" in asked(extra), f"'{extra}' is used with what trains and predicts"
+
+
+def test_every_lock_says_how_it_is_made() -> None:
+    for path, words in (("server/requirements.lock", ""), ("client/requirements.lock", "--extra client "),
+                        ("client/demo.lock", "--extra demo ")):  # fmt: skip
+        line = (ROOT / path).read_text().splitlines()[1]
+        assert f"uv pip compile pyproject.toml {words}-c constraints.txt" in line
+        assert line.endswith(f"-o {path}")
+        assert ("--override client/without-torch.txt" in line) == bool(words)
+
+
+def test_the_packages_of_the_extra_are_those_that_a_command_names() -> None:
+    assert set(extras.CLIENT.values()) == asked("client")
 
 
 def test_the_server_wing_imports_nothing_that_is_not_asked_for() -> None:
     """Third-party modules named by an import at the top of a server's module, or of what it stands on."""
-    asked = {
-        line.strip().replace("-", "_") for line in (ROOT / "server" / "requirements.in").read_text().splitlines()
-    } | {"grpc", "grpc_health"}
+    base = {name.replace("-", "_") for name in asked()} | {"grpc", "grpc_health"}
     found = set()
     for path in [*(ROOT / "fedvfm" / "server").rglob("*.py"), *(ROOT / "fedvfm").glob("*.py"),
                  *(ROOT / "fedvfm" / "trust").glob("*.py"), *(ROOT / "fedvfm" / "diagnosis").glob("*.py")]:  # fmt: skip
@@ -171,7 +191,7 @@ def test_the_server_wing_imports_nothing_that_is_not_asked_for() -> None:
             elif isinstance(node, ast.ImportFrom):
                 found.add(str(node.module).partition(".")[0])
     third = found - set(sys.stdlib_module_names) - {"fedvfm"}
-    assert third <= asked, third - asked
+    assert third <= base, third - base
 
 
 # -- docker-compose.yml ------------------------------------------------------------------------------------------------
