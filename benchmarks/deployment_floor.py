@@ -1,18 +1,17 @@
 """The floor of a round: what a federation of real processes costs where the sites do nothing.
 
-    python benchmarks/deployment_floor.py --sites 2 --rounds 5 [--megabytes 1] [--hold 0] [--eager]
+    python benchmarks/deployment_floor.py --sites 2 --rounds 5 [--megabytes 1] [--hold 0] [--idle 60]
 
-Real SuperLink, proxy, SuperNodes and executors on loopback; the executors send back what they got. ``--hold 0`` takes
-away what the proxy does against Flower's polls, so that the difference can be seen. ``--eager`` lets our own polls
-(executor, proxy, round loop) wait 0.1 s in place of 0.25 to 0.5 s: what is left is what Flower's node loop and the work
-itself take, and the difference to a run without it is ours. Prints one line of JSON, medians in seconds;
-``processor_s`` is the processor time of a round, all processes together.
+Real SuperLink, proxy, SuperNodes and executors on loopback; the executors send back what they got. ``--hold 0`` lets
+the proxy answer a SuperNode's question for messages at once, as a stock proxy would, so that Flower's pause of 3 s can
+be seen. Prints one line of JSON, medians in seconds; ``processor_s`` is the processor time of a round, all processes
+together. ``--idle SECONDS`` also lets everything wait for so long and prints what each kind of process takes of a core,
+in per cent.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -30,15 +29,13 @@ from fedvfm.client import executor, supernode
 from fedvfm.server import asking, proxy, reach, superlink
 from fedvfm.trust import keys
 
-EAGER_S = 0.1
-
 
 def echo(message: Message, context: Context) -> Message:
     return Message(message.content, reply_to=message)
 
 
 def start_sites(folder: Path, front: proxy.Settings, link: superlink.SuperLink, count: int, family: processes.Family,
-                control: flower_runtime.Control, eager: bool) -> None:  # fmt: skip
+                control: flower_runtime.Control) -> None:  # fmt: skip
     for number in range(count):
         key = keys.make()
         keys.write_private(folder / f"{number}.key", key)
@@ -48,11 +45,11 @@ def start_sites(folder: Path, front: proxy.Settings, link: superlink.SuperLink, 
                                    processes.free_port())  # fmt: skip
         node.prepare()
         family.start(node.program)
-        command = (sys.executable, __file__, "--executor", str(node.port), str(node.secret), *eager * ["--eager"])
+        command = (sys.executable, __file__, "--executor", str(node.port), str(node.secret))
         family.start(processes.Program(f"executor-{number}", command, flower_runtime.CHILD_ENVIRONMENT))
 
 
-def phases(grid: reach.SteadyGrid, rounds: int, megabytes: float, poll_s: float) -> dict[str, list[float]]:
+def phases(grid: reach.SteadyGrid, rounds: int, megabytes: float) -> dict[str, list[float]]:
     """Seconds of every train and evaluate phase; new random numbers each time, for equal ones travel once."""
     rng, found = np.random.default_rng(0), {"train": [], "evaluate": []}
     for number in range(rounds):
@@ -63,8 +60,10 @@ def phases(grid: reach.SteadyGrid, rounds: int, megabytes: float, poll_s: float)
             messages = [Message(content, node, kind, ttl=300.0, group_id=str(number)) for node in grid.get_node_ids()]
             outstanding = set(grid.push_messages(messages))
             while outstanding:
-                outstanding -= {one.metadata.reply_to_message_id for one in grid.pull_messages(sorted(outstanding))}
-                time.sleep(poll_s)
+                replies = {one.metadata.reply_to_message_id for one in grid.pull_messages(sorted(outstanding))}
+                outstanding -= replies
+                if outstanding and not replies:
+                    grid.wait(outstanding, asking.POLL_S)
             taken.append(time.monotonic() - started)
     return found
 
@@ -75,8 +74,23 @@ def processor_seconds(family: processes.Family) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in own)
 
 
-def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: float, eager: bool) -> dict[str, object]:
-    poll_s = EAGER_S if eager else asking.POLL_S
+def by_kind(family: processes.Family) -> dict[str, float]:
+    """Processor seconds so far, the mean of each kind of process."""
+    found: dict[str, list[float]] = {}
+    for name, one in family.children.items():
+        if one.process:
+            found.setdefault(name.partition("-")[0], []).append(sum(psutil.Process(one.process.pid).cpu_times()[:2]))
+    return {kind: statistics.mean(taken) for kind, taken in found.items()}
+
+
+def idle(family: processes.Family, seconds: float) -> dict[str, float]:
+    """Per cent of a core that each kind of process takes while nothing is to be done."""
+    before = by_kind(family)
+    time.sleep(seconds)
+    return {kind: round(100 * (taken - before[kind]) / seconds, 2) for kind, taken in by_kind(family).items()}
+
+
+def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: float, idle_s: float) -> dict[str, object]:
     family, stop = processes.Family(folder), threading.Event()
     began = time.monotonic()
     with family.watched():
@@ -86,19 +100,18 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
         superlink.wait_ready(link, child)
         front = proxy.Settings(superlink.HOST, processes.free_port(), str(link.certificate), str(link.key),
                                link.address, str(link.authority), hold_s=hold_s)  # fmt: skip
-        program = front.program(folder / "proxy.json")
-        own = (sys.executable, __file__, "--proxy", str(folder / "proxy.json"))
-        family.start(dataclasses.replace(program, command=own) if eager else program)
-        start_sites(folder, front, link, sites, family, control, eager)
+        family.start(front.program(folder / "proxy.json"))
+        start_sites(folder, front, link, sites, family, control)
         while sum(node.online for node in control.nodes()) < sites:
             time.sleep(0.2)
         with flower_runtime.server_task(link.link, control.start_run(), stop) as (grid, _):
             steady = reach.SteadyGrid(grid, lambda: None, lambda text: print(text, file=sys.stderr))
-            phases(steady, 1, megabytes, poll_s)
+            phases(steady, 1, megabytes)
             ready = time.monotonic() - began
             before = processor_seconds(family)
-            found = phases(steady, rounds, megabytes, poll_s)
+            found = phases(steady, rounds, megabytes)
             used = (processor_seconds(family) - before) / rounds
+            resting = idle(family, idle_s) if idle_s else None
     both = [a + b for a, b in zip(found["train"], found["evaluate"], strict=True)]
     row = {name: round(statistics.median(taken), 2) for name, taken in {**found, "round": both}.items()}
     return {
@@ -106,32 +119,27 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
         "rounds": rounds,
         "megabytes": megabytes,
         "hold_s": hold_s,
-        "eager": eager,
         "start_s": round(ready, 1),
         **row,
         "processor_s": round(used, 2),
+        **({"idle_percent": resting} if resting else {}),
     }
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--executor"]:
         secret = Path(sys.argv[3]).read_bytes()
-        executor.POLL_S = EAGER_S if sys.argv[4:] else executor.POLL_S
         executor.serve(flower_runtime.Link(f"127.0.0.1:{sys.argv[2]}", b"", secret), echo, threading.Event())
-        return
-    if sys.argv[1:2] == ["--proxy"]:
-        proxy.STEP_S = EAGER_S
-        proxy.main(sys.argv[2])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=1.0)
     parser.add_argument("--hold", type=float, default=10.0)
-    parser.add_argument("--eager", action="store_true", help="our own polls at 0.1 s")
+    parser.add_argument("--idle", type=float, default=0.0, help="seconds to watch everything wait")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedvfm-floor-") as folder:
-        print(json.dumps(measure(Path(folder), given.sites, given.rounds, given.megabytes, given.hold, given.eager)))
+        print(json.dumps(measure(Path(folder), given.sites, given.rounds, given.megabytes, given.hold, given.idle)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ import httpx
 from flwr.proto import fleet_pb2
 from flwr.supercore.inflatable import inflatable_object as trees
 
-PUSH_ROUTE = "/v1/fleet/push-messages"
+PUSH_ROUTE, PULL_ROUTE = "/v1/fleet/push-messages", "/v1/fleet/pull-messages"
+REPLY_ROUTE, TASK_ROUTE = "/v1/runtime/pull-messages", "/v1/runtime/acquire-task"
+"""Where a coordinator asks its SuperLink for replies, and an executor its SuperNode for a task."""
 PART_BYTES = 5 * 1024 * 1024
 """In pieces of this size Flower sends an array."""
 MAX_REPLY = 2 * 1024**3

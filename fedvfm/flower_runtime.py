@@ -37,7 +37,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedvfm import errors, flower_guards
+from fedvfm import errors, flower_guards, long_poll
 
 LEASE_S = 60.0
 """How long a SuperLink takes a SuperNode that vanished for present, and refuses it as already there (code 2004)."""
@@ -60,8 +60,6 @@ FLEET_ROUTES = frozenset(
     )
 )
 """All that a SuperNode asks of a SuperLink, each as POST."""
-
-PULL_ROUTE = "/v1/fleet/pull-messages"
 
 TRANSPORT_ERRORS = frozenset({3, 4, 5, 8})
 """Codes of errors that Flower itself puts in place of a reply: message or reply unavailable, node or app gone."""
@@ -215,8 +213,8 @@ def empty_bundle() -> bytes:
     return file.getvalue()
 
 
-def executor(link: Link, insecure: bool) -> RuntimeHttpClient:
-    """A client that may take tasks: it signs with the secret."""
+def executor(link: Link, insecure: bool, hold_s: float = 0.0) -> RuntimeHttpClient:
+    """A client that may take tasks: it signs with the secret; ``hold_s``: how long it is content to wait for one."""
     method = "/flwr.proto.Runtime/AcquireTask"
     return RuntimeHttpClient.from_server_address(
         link.address,
@@ -225,6 +223,7 @@ def executor(link: Link, insecure: bool) -> RuntimeHttpClient:
         [
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
             SuperExecAuthHttpInterceptor(master_secret=link.secret, protected_methods={method}),
+            long_poll.Hold(flower_guards.TASK_ROUTE, hold_s),
         ],
     )
 

@@ -20,18 +20,24 @@ from flwr.app import Error, Message
 from flwr.app.message import make_message
 from flwr.common import serde_utils
 from flwr.common.constant import ACCESS_TOKEN_KEY, ErrorCode
-from flwr.proto import message_pb2, runtime_pb2
+from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
 from flwr.supercore.inflatable import inflatable_object as trees
 from flwr.supercore.inflatable import inflatable_protobuf_utils as wire
 from flwr.supercore.inflatable import inflatable_utils as parts
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink import main as links
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.servicer.fleet import fleet_handlers
 
-from fedvfm import flower_guards
+from fedvfm import flower_guards, long_poll
 
 WAIT_S = 180.0
 """How long nothing of an announced reply may come before it counts as lost; a slow line may take longer for all."""
+
+FIRST_PAUSE_S = 0.02
+"""The first wait for parts of a reply that are under way."""
 
 MALFORMED, OVERSIZED = Error(1040, "malformed"), Error(1041, "oversized")
 """Stand in place of a reply that cannot be read, or is larger than any that was asked for."""
@@ -61,7 +67,41 @@ def run_superlink(secret: Path) -> None:
     program: Any = importlib.import_module("flwr.superlink.cli.flower_superlink")
     program.load_control_authn_plugin = lambda: OwnerOnly(secret.read_bytes())
     fleet_handlers.push_messages = own_pushes(fleet_handlers.push_messages)
+    links.create_app = with_long_polls(links.create_app, long_poll.Bell())
     program.flower_superlink()
+
+
+REPLIES = "replies"
+
+
+def with_long_polls(make: Callable[..., Any], bell: long_poll.Bell) -> Callable[..., Any]:
+    """Flower's maker of its application, of one that holds questions for replies and for messages to a node."""
+
+    def made(*given: Any, **named: Any) -> long_poll.LongPoll:
+        held = {
+            flower_guards.REPLY_ROUTE: long_poll.Held(lambda body: REPLIES),
+            flower_guards.PULL_ROUTE: long_poll.Held(_asking_node),
+        }
+        rings: dict[str, Callable[[bytes], Iterable[str]] | None] = {
+            "/v1/runtime/push-messages": _addressed_nodes,
+            "/v1/fleet/push-messages": None,
+        }
+        return long_poll.LongPoll(make(*given, **named), bell, held, rings, (REPLIES,))
+
+    return made
+
+
+def _asking_node(body: bytes) -> str:
+    with contextlib.suppress(Exception):  # whatever the parser says: Flower refuses it
+        return str(fleet_pb2.PullMessagesRequest.FromString(body).node.node_id)
+    return ""
+
+
+def _addressed_nodes(body: bytes) -> set[str]:
+    with contextlib.suppress(Exception):
+        pushed = runtime_pb2.PushAppMessagesRequest.FromString(body)
+        return {str(message.metadata.dst_node_id) for message in pushed.messages_list}
+    return set()
 
 
 def own_pushes(push: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,6 +162,43 @@ class CarefulGrid(HttpGrid):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self._coming: dict[str, _Coming] = {}
+        self._patient: RuntimeHttpClient | None = None
+        self._pause = FIRST_PAUSE_S
+
+    def wait(self, message_ids: Iterable[str], seconds: float) -> None:
+        """Until one of these has a reply, or a part of one that is under way may have come; at most so long.
+
+        While nothing is under way the SuperLink holds the question. Parts are asked for again after growing pauses.
+        """
+        wanted = set(message_ids)
+        if any(one.answers in wanted for one in self._coming.values()):
+            time.sleep(min(self._pause, seconds))
+            self._pause = min(2 * self._pause, seconds)
+            return
+        self._announced(
+            self._held(seconds).PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=sorted(wanted)))
+        )
+
+    def _held(self, seconds: float) -> RuntimeHttpClient:
+        if self._patient is None:
+            self._patient = RuntimeHttpClient.from_server_address(
+                self._addr,
+                self._insecure,
+                self._cert,
+                [
+                    RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+                    RuntimeTokenHttpInterceptor(token=self._token),
+                    long_poll.Hold(flower_guards.REPLY_ROUTE, seconds),
+                ],
+                retry_invoker=self._retry_invoker,
+            )
+        return self._patient
+
+    def close(self) -> None:
+        """Let the connections go."""
+        if self._patient is not None:
+            self._patient.close()
+        super().close()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to these that are there whole; a part that is under way is asked for at the next call."""
@@ -142,6 +219,7 @@ class CarefulGrid(HttpGrid):
         for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
             ids = dict.fromkeys(one.object_id for one in trees.iterate_object_tree(tree))
             self._coming[message.metadata.message_id] = _Coming(message, list(ids), time.monotonic() + WAIT_S)
+            self._pause = FIRST_PAUSE_S
 
     def _look(self, key: str, coming: _Coming) -> Message | None:
         try:

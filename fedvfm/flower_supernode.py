@@ -25,10 +25,16 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from fedvfm import flower_runtime
 
 ASK_S = 0.5
-"""Between two questions for a part of a message that is under way, and for a task behind it."""
+"""The longest pause between two questions for a part that is under way; so often a task behind it is asked for."""
 
 STALL_S = 60.0
 """How long the next part of a message may be under way, of at most 5 MiB, where another task waits."""
+
+FIRST_ASK_S = 0.02
+"""The first wait for a part that is under way; each further one is twice as long, up to ``ASK_S``."""
+
+HOLD_S = 10.0
+"""How long a question for a task may be held by a SuperNode that has none."""
 
 HELD_S = 20.0
 """How long a task that was taken ahead stays ours; a SuperNode offers it again 30 s after it was taken."""
@@ -120,13 +126,14 @@ class _Waiting:
         return answer
 
     def _until(self, ask: Callable[[], Any], there: Callable[[Any], bool], what: str) -> Any:
-        over = None
+        over, pause = None, FIRST_ASK_S
         while not there(answer := ask()):  # once more after it was judged: what came until then is not lost
             if over is not None:
                 raise over(what, "no part comes any more")
             over = self._over(self._came)
-            if over is None and self._stop.wait(ASK_S):
+            if over is None and self._stop.wait(pause):
                 raise parts.ObjectPullError(what, "stopped")
+            pause = min(2 * pause, ASK_S)
         return answer
 
     def bury(self) -> None:
@@ -155,6 +162,7 @@ class NodeTasks:
         flower_runtime.go_direct_to_loopback()
         self._link, self._stop = link, stop
         self._finder = flower_runtime.executor(link, insecure=True)
+        self._patient = flower_runtime.executor(link, insecure=True, hold_s=HOLD_S)
         self._lock, self._asked = threading.Lock(), float("-inf")
         self._held: list[_Offer] = []
 
@@ -175,11 +183,11 @@ class NodeTasks:
         with self._lock:
             self._held = [offer for offer in self._held if offer.until > time.monotonic()]
             if not self._held:
-                self._take_ahead()
+                self._take_ahead(self._patient)
             return self._held.pop(0) if self._held else None
 
-    def _take_ahead(self) -> None:
-        answer = self._finder.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+    def _take_ahead(self, finder: RuntimeHttpClient) -> None:
+        answer = finder.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         if answer.token:
             offer = _Offer(answer.task.pending_at, answer.token, time.monotonic() + HELD_S)
             self._held = sorted([*self._held, offer])
@@ -191,7 +199,7 @@ class NodeTasks:
             self._held = [offer for offer in self._held if offer.until > now]
             if now >= self._asked + ASK_S:
                 self._asked = now
-                self._take_ahead()
+                self._take_ahead(self._finder)
             if any(offer.made > made for offer in self._held):
                 return _Dead
             return parts.ObjectPullError if self._held and now > came + STALL_S else None
@@ -227,3 +235,4 @@ class NodeTasks:
     def close(self) -> None:
         """Let the connection go."""
         self._finder.close()
+        self._patient.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from flwr.app import Context, Message
@@ -16,6 +17,7 @@ from flwr.app import Context, Message
 from fedvfm import errors, flower_runtime, flower_supernode
 
 POLL_S = 0.25
+"""The least time between two questions for a task."""
 AWAY_S = 1.0
 
 Answer = Callable[[Message, Context], Message]
@@ -38,6 +40,7 @@ def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> N
     tasks = flower_supernode.NodeTasks(link, stop)
     away = False
     while not stop.is_set():
+        asked = time.monotonic()
         try:
             task = tasks.take()
         except errors.EngineError as error:
@@ -47,8 +50,8 @@ def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> N
             stop.wait(AWAY_S)
             continue
         away = False
-        if task is None:
-            stop.wait(POLL_S)
+        if task is None:  # a SuperNode of ours held the question until its time was over
+            stop.wait(max(0.0, asked + POLL_S - time.monotonic()))
         else:
             _answer(task, answer)
     tasks.close()

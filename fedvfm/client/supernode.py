@@ -1,6 +1,8 @@
 """The SuperNode: Flower's own process that fetches messages over TLS and hands them to our executor on loopback.
 
 It downloads the run's app bundle and never opens it but for its settings; nor do we.
+
+``python -m fedvfm.client.supernode`` is that process; its arguments are those of ``flower-supernode``.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class SuperNode:
     def program(self) -> processes.Program:
         """The process. Asked to end, it tells the coordinator, so that it may come back at once."""
         command = (
-            *(processes.console_script("flower-supernode"), "--superlink", self.server),
+            *(*processes.module(__name__), "--superlink", self.server),
             *("--root-certificates", str(self.authority), "--auth-supernode-private-key", str(self.key)),
             *("--host", HOST, "--port", str(self.port), "--isolation", "process"),
             *("--superexec-auth-secret-file", str(self.secret)),
@@ -62,3 +64,9 @@ class SuperNode:
         with storage.guard(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         storage.write_bytes(self.secret, secrets.token_hex(32).encode())
+
+
+if __name__ == "__main__":
+    from fedvfm import flower_node
+
+    flower_node.run_supernode()

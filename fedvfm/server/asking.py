@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedvfm import flower
+from fedvfm.server import reach
 
 POLL_S = 0.5
 
@@ -64,7 +65,14 @@ class Asker:
                 if message.metadata.src_node_id in nodes:
                     yield message.metadata.src_node_id, message
             if not replies:
-                time.sleep(POLL_S)
+                self._wait(outstanding)
+
+    def _wait(self, outstanding: Collection[str]) -> None:
+        """Until a reply may be there; a Grid of ours knows, of others it is looked for again after a while."""
+        if isinstance(self.grid, reach.SteadyGrid):
+            self.grid.wait(outstanding, POLL_S)
+        else:
+            time.sleep(POLL_S)
 
     def new_traffic(self) -> dict[str, int]:
         """Bytes since the last record; those of the handshake fall to the first record after it."""

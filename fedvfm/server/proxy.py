@@ -4,8 +4,8 @@ Forwards POST of Flower's fleet routes and GET /health, byte for byte; everythin
 by the SuperLink. HTTP/1.1 is read by uvicorn and h11, which come with Flower; nothing of a body is kept or logged. Of
 bodies only the heads of pushed messages are looked at: a node may speak for itself alone.
 
-A SuperNode asks for messages every 3 s, and asks at once again after it had one. An empty answer to that question is
-held back while the proxy asks on, so that a message is not late by a poll.
+A SuperNode asks for messages again as soon as it had an answer. The SuperLink holds that question until there is a
+message; where it does not, or very many sites wait, the proxy holds an empty answer back and asks on itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http import h11_impl
 
-from fedvfm import flower_guards, flower_runtime, processes, storage
+from fedvfm import flower_guards, flower_runtime, long_poll, processes, storage
 from fedvfm.server import refused
 
 MAX_BODY = 32 * 1024 * 1024
@@ -40,12 +40,14 @@ HEAD_S, PIECE_S, BODY_S = 10.0, 20.0, 300.0
 IDLE_S = 75
 UPSTREAM_S = 60.0
 STEP_S = 0.25
-"""How often a held question for messages is asked again."""
+"""How often a question for messages is asked again that the SuperLink does not hold."""
+LONG_POLLS = 200
+"""How many questions the SuperLink holds at a time: each takes a connection to it."""
 CONNECTIONS = 1000
 
 MOST = {
     flower_guards.PUSH_ROUTE: MAX_PUSH,
-    flower_runtime.PULL_ROUTE: MAX_PUSH,
+    flower_guards.PULL_ROUTE: MAX_PUSH,
     "/v1/fleet/push-object": MAX_PART,
 }
 """Bytes of a request's body where fewer are enough."""
@@ -151,7 +153,7 @@ class Proxy:
         headers = [(k, v) for k, v in scope["headers"] if k in PASSED_ON or k.startswith(OUR_HEADERS)]
         most = MOST.get(route, MAX_BODY)
         length = _length(scope["headers"], most)
-        if route == flower_runtime.PULL_ROUTE:
+        if route == flower_guards.PULL_ROUTE:
             await self._pull(scope, headers, await _whole(receive, most), receive, send)
             return
         content: AsyncIterator[bytes] | bytes | None = None if scope["method"] == "GET" else _pieces(receive, most)
@@ -183,11 +185,14 @@ class Proxy:
     ) -> None:
         """Ask for messages until there is one, the time is over, or the site hung up."""
         gone = asyncio.ensure_future(_hang_up(receive))
-        until, url = time.monotonic() + self._hold_s, self._base + flower_runtime.PULL_ROUTE
+        until = time.monotonic() + self._hold_s
         self._held += 1
         try:
             while True:
-                response = await self._client.post(url, headers=headers, content=body)
+                left = until - time.monotonic() if self._held <= LONG_POLLS else 0.0
+                response = await self._asked(headers, body, max(0.0, left), gone)
+                if response is None:
+                    return
                 if response.status_code != 200 or response.content or time.monotonic() >= until:
                     break
                 # Many sites that wait together ask less often each.
@@ -200,6 +205,20 @@ class Proxy:
         self._judged(scope, response)
         await _start(send, response)
         await _patiently(send, {"type": "http.response.body", "body": response.content})
+
+    async def _asked(
+        self, headers: list[tuple[bytes, bytes]], body: bytes, hold_s: float, gone: asyncio.Future[None]
+    ) -> httpx.Response | None:
+        """The SuperLink's answer; None where the site hung up before: no message is to be handed out to it."""
+        hold = (long_poll.HEADER, f"{hold_s:g}".encode())
+        url = self._base + flower_guards.PULL_ROUTE
+        asking = asyncio.ensure_future(self._client.post(url, headers=[*headers, hold], content=body))
+        try:
+            either: set[asyncio.Future[Any]] = {gone, asking}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else None
+        finally:
+            asking.cancel()
 
 
 def judge(method: str, route: str, query: bytes) -> int:

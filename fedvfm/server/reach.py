@@ -106,6 +106,15 @@ class SteadyGrid(Grid):
         self._look([key for key in ids if key in self._asked])
         return found
 
+    def wait(self, message_ids: Iterable[str], seconds: float) -> None:
+        """Until there may be something new of these, at most so long."""
+        pause = getattr(self._grid, "wait", None)  # Flower's own grids have none
+        ids = [one for key in message_ids if key in self._asked for one in self._asked[key].ids]
+        if pause is None or not ids:
+            time.sleep(seconds)
+        else:
+            pause(ids, seconds)
+
     def _push(self, messages: list[Message]) -> list[str]:
         """Push, for the first time or again."""
         return list(self._grid.push_messages(messages))
@@ -123,7 +132,8 @@ class SteadyGrid(Grid):
             for reply in self.pull_messages(sorted(outstanding)):
                 outstanding.discard(reply.metadata.reply_to_message_id)
                 found.append(reply)
-            time.sleep(0.5)
+            if outstanding:
+                self.wait(outstanding, 0.5)
         return found
 
     def name(self, node: int) -> str:

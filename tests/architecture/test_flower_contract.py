@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,16 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fedvfm import errors, flower, flower_runtime, flower_supernode
+from fedvfm import (
+    errors,
+    flower,
+    flower_guards,
+    flower_node,
+    flower_runtime,
+    flower_superlink,
+    flower_supernode,
+    long_poll,
+)
 from fedvfm.simulation import in_process
 
 # What flower.py takes from below Flower's public faces; a new one needs a test here.
@@ -276,7 +286,7 @@ def test_the_fleet_routes_are_those_of_the_superlink() -> None:
 
     found = {(path, method) for route in router.routes for path, method in _paths(route)}
     assert found == {(path, "POST") for path in flower_runtime.FLEET_ROUTES}
-    assert flower_runtime.PULL_ROUTE in flower_runtime.FLEET_ROUTES
+    assert flower_guards.PULL_ROUTE in flower_runtime.FLEET_ROUTES
 
 
 def _paths(route: object) -> list[tuple[str, str]]:
@@ -288,6 +298,117 @@ def test_an_empty_answer_for_messages_has_no_byte() -> None:
     from flwr.proto import fleet_pb2
 
     assert fleet_pb2.PullMessagesResponse().SerializeToString() == b""
+
+
+# --- events in place of looks -----------------------------------------------------------------------------------------
+
+NODE_INTERNALS = {"flwr.supercore.exit", "flwr.supernode"}
+
+
+def test_nothing_else_is_used_by_the_supernode() -> None:
+    tree = ast.parse(Path(str(flower_node.__file__)).read_text())
+    found = {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name for name in found if name.startswith("flwr")} == NODE_INTERNALS
+
+
+def test_the_supernodes_loop_sleeps_and_fetches_where_it_can_be_woken() -> None:
+    from flwr.supercore.exit import exit_handler
+    from flwr.supernode import main as nodes
+    from flwr.supernode import start_client_internal as loops
+
+    program = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    loop, push = inspect.getsource(loops.start_client_internal), inspect.getsource(loops._push_messages)
+    assert f"time.sleep({flower_node.IDLE_S:g})" in loop
+    assert push.count("time.sleep(0.5)") == 2, "for the reply, and for each of its parts"
+    whole = inspect.getsource(loops)
+    assert "time.monotonic" not in whole
+    assert "time.time" not in whole
+    pull = inspect.getsource(loops._pull_and_store_message)
+    assert pull.index("state.create_task(") < pull.index("pull_objects("), "which rings for the task"
+    assert "initial_backoff" in inspect.signature(loops.pull_objects).parameters
+    start = inspect.getsource(program.flower_supernode)
+    assert start.index("stop_http_server)") < start.index("start_client_internal("), "ours is called before that"
+    assert "LIFO" in str(exit_handler.add_exit_handler.__doc__)
+    assert "import (" in inspect.getsource(program._start_supernode_http_api), "looked up when it is called"
+    assert callable(nodes.create_app)
+
+
+def test_what_an_executor_says_rings() -> None:
+    from flwr.supernode import main as nodes
+
+    paths = {context.route.path for context in _routes(nodes.create_app())}
+    assert {f"/v1/runtime/{name}" for name in flower_node.RINGS} | {flower_guards.TASK_ROUTE} <= paths
+
+
+def test_what_the_superlink_holds_and_what_rings_there() -> None:
+    from flwr.proto import fleet_pb2, message_pb2, node_pb2, runtime_pb2
+    from flwr.superlink import main as links
+
+    program = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    assert "import (" in inspect.getsource(program._run_superlink_http_api), "looked up when it is called"
+    paths = {context.route.path for context in _routes(links.create_app())}
+    assert {flower_guards.REPLY_ROUTE, flower_guards.PULL_ROUTE, "/v1/runtime/push-messages"} <= paths
+    assert runtime_pb2.PullAppMessagesResponse().SerializeToString() == b""
+    asked = fleet_pb2.PullMessagesRequest(node=node_pb2.Node(node_id=7)).SerializeToString()
+    pushed = runtime_pb2.PushAppMessagesRequest(
+        messages_list=[ProtoMessage(metadata=message_pb2.Metadata(dst_node_id=node)) for node in (7, 8, 7)]
+    ).SerializeToString()
+    assert flower_superlink._asking_node(asked) == "7"
+    assert flower_superlink._addressed_nodes(pushed) == {"7", "8"}
+    assert flower_superlink._asking_node(b"\xff" * 9) == ""
+    assert flower_superlink._addressed_nodes(b"\xff" * 9) == set()
+
+
+def _routes(application: object) -> list[Any]:
+    from fastapi.routing import APIRoute, iter_route_contexts
+
+    return [one for one in iter_route_contexts(application.routes) if isinstance(one.route, APIRoute)]  # type: ignore[attr-defined]
+
+
+def test_a_held_question_lives_shorter_than_flowers_client_waits_and_its_signature_counts() -> None:
+    from flwr.common.constant import TIMESTAMP_TOLERANCE
+    from flwr.supercore.protobuf.client import ProtobufClient
+
+    waits = inspect.signature(ProtobufClient.__init__).parameters["timeout"].default
+    assert waits > flower_supernode.HOLD_S
+    assert long_poll.MOST_S <= waits < TIMESTAMP_TOLERANCE
+    assert flower_supernode.HOLD_S < flower_supernode.HELD_S + 30.0
+
+
+def test_sleeps_end_when_it_rings_and_no_question_is_asked_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    bell, slept, now = long_poll.Bell(), [], [100.0]
+    clock = flower_node.WakefulTime(bell)
+    monkeypatch.setattr(flower_node.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(flower_node.time, "sleep", slept.append)
+    clock._asked = 100.0
+    clock.sleep(3)  # answered at once: the whole pause
+    now[0] = 111.0
+    clock.sleep(3)  # the question was held: none
+    now[0] = 112.0
+    clock.sleep(3)  # asked again at once, and answered after one second
+    assert slept == [3.0, 0.0, 2.0]
+    bell.ring(flower_node.REPLIES)
+    clock.sleep(0.5)  # rang while nobody waited: not missed
+    bell.ring(flower_node.REPLIES)
+    clock.sleep(0.5)
+    assert len(slept) == 3
+
+
+def test_a_task_rings_when_its_parts_were_fetched_and_when_they_could_not_be() -> None:
+    bell, seen = long_poll.Bell(), []
+
+    def pull(ids: list[str], *, pull_object_fn: object, initial_backoff: float) -> dict[str, bytes]:
+        seen.append((ids, initial_backoff, bell.rung(flower_node.TASKS)))
+        if not ids:
+            raise ValueError("unreachable")
+        return {}
+
+    told = flower_node.telling(pull, bell)
+    told(["a"], pull_object_fn=None)
+    with pytest.raises(ValueError, match="unreachable"):
+        told([], pull_object_fn=None)
+    assert seen == [(["a"], flower_node.PART_S, 0), ([], flower_node.PART_S, 1)]
+    assert bell.rung(flower_node.TASKS) == 2
 
 
 def test_errors_that_stand_for_a_lost_reply() -> None:
@@ -327,7 +448,7 @@ def test_programs_take_the_arguments_we_give(tmp_path: Path) -> None:
     assert (made.host, made.port, made.isolation, made.enable_supernode_auth) == ("127.0.0.1", 1234, "process", True)
     assert made.runtime_dependency_install is False
     node = supernode.SuperNode("n", tmp_path, "h:1", tmp_path / "ca", tmp_path / "key", 99)
-    found = flower_supernode._parse_args_run_supernode().parse_args(node.program.command[1:])
+    found = flower_supernode._parse_args_run_supernode().parse_args(node.program.command[3:])
     assert (found.superlink, found.host, found.port, found.isolation) == ("h:1", "127.0.0.1", 99, "process")
     assert found.superexec_auth_secret_file == str(node.secret)
 

@@ -67,7 +67,7 @@ def test_three_sites_give_the_bits_of_the_in_process_engine(tiny: Any, ours: Any
     # What the machine could see meanwhile.
     programs = " ".join(sorted(seen.words))
     assert "fedvfm.server.superlink" in programs
-    assert "flower-supernode" in programs
+    assert "fedvfm.client.supernode" in programs
     assert "flower-superexec" not in programs
     assert len(seen.secrets) == 4
     assert not [secret for secret in seen.secrets if secret in programs]

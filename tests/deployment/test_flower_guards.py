@@ -27,6 +27,9 @@ INTERNALS = {
     "flwr.common.constant",
     "flwr.proto",
     "flwr.supercore.inflatable",
+    "flwr.supercore.interceptors",
+    "flwr.supercore.runtime",
+    "flwr.superlink",
     "flwr.superlink.auth_plugin",
     "flwr.superlink.grid",
     "flwr.superlink.servicer.fleet",
@@ -215,6 +218,35 @@ def test_a_large_reply_over_a_slow_line_is_not_lost_while_parts_still_come(
     now += flower_superlink.WAIT_S + 1
     (lost,) = grid.pull_messages(["m2"])
     assert lost.error.code in flower_runtime.TRANSPORT_ERRORS
+
+
+def test_the_grid_waits_at_the_superlink_and_for_parts_ever_longer(
+    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(flower_superlink.time, "sleep", slept.append)
+    monkeypatch.setattr(flower_superlink.CarefulGrid, "_held", lambda self, seconds: store)
+    grid.wait(["m1", "m2"], 0.5)
+    assert (store.asked, slept) == ([["m1", "m2"]], []), "the SuperLink holds the question"
+    slow = reply(7, "m1")
+    store.announce(slow, parts={})
+    grid.wait(["m1", "m2"], 0.5)
+    assert (len(store.asked), slept) == (2, [])
+    for _ in range(7):
+        grid.wait(["m1", "m2"], 0.5)
+    assert (len(store.asked), slept) == (2, [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5])
+    store.parts |= {key: one.deflate() for key, one in get_all_nested_objects(slow).items()}
+    (found,) = grid.pull_messages(["m1"])
+    assert found.content["a"]["x"] == "yyy"
+
+
+def test_the_held_question_is_asked_by_a_client_of_its_own() -> None:
+    grid = flower_superlink.CarefulGrid("127.0.0.1:1", True, None, token="t")
+    client = grid._held(0.5)
+    assert grid._held(0.5) is client
+    assert client._retry_invoker is grid._retry_invoker
+    grid.close()
+    assert client._client.is_closed
 
 
 def test_parts_that_make_no_message_are_a_word(store: Store, grid: flower_superlink.CarefulGrid) -> None:

@@ -19,7 +19,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 
-from fedvfm import flower_runtime, processes
+from fedvfm import flower_guards, flower_runtime, processes
 from fedvfm.server import proxy, refused
 from fedvfm.trust import certificates, documents, keys
 from tests.deployment import doors
@@ -135,7 +135,7 @@ def test_a_node_speaks_for_itself_alone_and_in_few_parts(public: Public, body: b
 def test_every_fleet_route_goes_through_with_its_headers(public: Public) -> None:
     public.behind.answer = b"reply"
     with public.client() as client:
-        for route in sorted(flower_runtime.FLEET_ROUTES - {flower_runtime.PULL_ROUTE}):
+        for route in sorted(flower_runtime.FLEET_ROUTES - {flower_guards.PULL_ROUTE}):
             answer = client.post(route, content=OWN_PUSH, headers=HEADERS)
             assert (answer.status_code, answer.content) == (200, b"reply")
         assert client.get("/health").status_code == 200
@@ -194,7 +194,7 @@ def test_a_flood_of_refusals_is_few_lines(public: Public) -> None:
     assert 1 <= len(public.log.read_text().splitlines()) <= 2 + time.monotonic() - started
 
 
-@pytest.mark.parametrize("route", ["/v1/fleet/get-run", flower_runtime.PULL_ROUTE])
+@pytest.mark.parametrize("route", ["/v1/fleet/get-run", flower_guards.PULL_ROUTE])
 def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None:
     with public.client() as client:
         answer = client.post(route, headers={**HEADERS, "flwr-public-key": "stranger"})
@@ -202,7 +202,7 @@ def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None
     assert public.refusals == [("key", "127.0.0.1")]
 
 
-@pytest.mark.parametrize("route", ["/v1/fleet/send-node-heartbeat", flower_runtime.PULL_ROUTE])
+@pytest.mark.parametrize("route", ["/v1/fleet/send-node-heartbeat", flower_guards.PULL_ROUTE])
 def test_a_fault_of_the_superlink_is_a_pause_to_a_supernode(public: Public, route: str) -> None:
     with public.client() as client:
         answer = client.post(route, headers={**HEADERS, "flwr-public-key": "disk-full"})
@@ -289,7 +289,7 @@ def test_an_empty_answer_for_messages_is_held_until_there_is_one(public: Public)
     public.behind.later = b"a message"
     with public.client() as client:
         started = time.monotonic()
-        answer = client.post(flower_runtime.PULL_ROUTE, content=b"who", headers=HEADERS)
+        answer = client.post(flower_guards.PULL_ROUTE, content=b"who", headers=HEADERS)
         assert (answer.status_code, answer.content) == (200, b"a message")
         assert 0.4 < time.monotonic() - started < 2.0
     assert [row[3] for row in public.behind.seen] == [3, 3, 3]
@@ -298,11 +298,11 @@ def test_an_empty_answer_for_messages_is_held_until_there_is_one(public: Public)
 def test_it_is_held_no_longer_than_said_and_not_for_a_site_that_left(public: Public) -> None:
     with public.client() as client:
         started = time.monotonic()
-        assert client.post(flower_runtime.PULL_ROUTE, headers=HEADERS).content == b""
+        assert client.post(flower_guards.PULL_ROUTE, headers=HEADERS).content == b""
         assert 1.9 < time.monotonic() - started < 6.0
     before = public.behind.pulls
     with public.raw() as wire:
-        wire.sendall(f"POST {flower_runtime.PULL_ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        wire.sendall(f"POST {flower_guards.PULL_ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
         time.sleep(0.1)
     time.sleep(1.0)
     assert public.behind.pulls <= before + 2
@@ -320,7 +320,7 @@ def test_a_superlink_that_is_away_is_502_so_that_a_supernode_asks_again(certifie
     with doors.serving(proxy.server(settings, lambda what, client: None)):
         context = ssl.create_default_context(cafile=certified / "ca.pem")
         with httpx.Client(verify=context, trust_env=False) as client:
-            for route in ("/v1/fleet/get-run", flower_runtime.PULL_ROUTE):
+            for route in ("/v1/fleet/get-run", flower_guards.PULL_ROUTE):
                 assert client.post(f"https://127.0.0.1:{settings.port}{route}", content=b"").status_code == 502
 
 

@@ -255,7 +255,7 @@ def test_a_part_that_is_late_while_another_task_waits(monkeypatch: pytest.Monkey
     now = [0.0]
     monkeypatch.setattr(flower_supernode.time, "monotonic", lambda: now[0])
     tasks = flower_supernode.NodeTasks(flower_runtime.Link("127.0.0.1:9", b"", SECRET), threading.Event())
-    monkeypatch.setattr(tasks, "_take_ahead", lambda: None)
+    monkeypatch.setattr(tasks, "_take_ahead", lambda finder: None)
     tasks._held = [flower_supernode._Offer("2020-01-01", "token", 1e9)]
     assert tasks._over("2020-01-02", 0.0) is None
     now[0] = flower_supernode.STALL_S + 1.0
