@@ -141,6 +141,8 @@ class Pool:
             for worker in self._workers:
                 worker.process.join()
                 worker.line.close()
+            self._bell.close()
+            self._button.close()
 
     def _fork(self) -> None:
         forks = multiprocessing.get_context("fork")
