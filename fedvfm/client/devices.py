@@ -19,8 +19,8 @@ def choose(name: str) -> str:
     if kind not in ("cpu", "cuda", "mps", "auto") or (colon and (kind != "cuda" or not number.isdigit())):
         raise errors.ConfigError("--device", [f"'{name}': give {NAMES}"])
     if kind == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
+        return "cuda" if torch.cuda.device_count() else "cpu"
+    if kind == "cuda" and not torch.cuda.device_count():  # unlike is_available, this leaves processes forkable
         raise errors.ConfigError("--device", [f"'{name}': torch sees no CUDA device here; use cpu or auto"])
     if colon and int(number) >= torch.cuda.device_count():
         known = torch.cuda.device_count()

@@ -146,8 +146,9 @@ class Pool:
 
     def _fork(self) -> None:
         forks = multiprocessing.get_context("fork")
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # what is not written yet must not be written twice
+                stream.flush()
         gc.collect()
         gc.freeze()  # what is there already is not looked at again, so its pages stay shared
         try:
@@ -159,7 +160,10 @@ class Pool:
                 process = forks.Process(target=self._be_worker, args=arguments, name=name, daemon=True)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads: see above
-                    process.start()
+                    try:
+                        process.start()
+                    except (AssertionError, OSError) as error:  # a daemon may have no children; no room for another
+                        raise CannotCompute(f"worker {index + 1} of {self._count} cannot start: {error}") from error
                 theirs.close()
                 self._workers.append(_Worker(index, process, ours))
         finally:

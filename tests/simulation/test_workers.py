@@ -252,3 +252,17 @@ def test_the_longest_arm_goes_first_and_sites_stick_to_workers(tiny: Any, one: P
     assert pool._choice(2) == 1, "a new site rather than another's"
     pool._queue = pool._queue[:1]
     assert pool._choice(0) == 0, "another's site rather than nothing"
+
+
+def _simulate(values: dict[str, Any], output: Path) -> None:
+    made = run.simulate(values, output=output)
+    assert made.summary["workers"] == 1
+
+
+def test_a_process_that_may_have_no_children_computes_alone(tiny: Any, tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(
+        target=_simulate, args=(values(tiny, workers=2, recipe={"rounds": 1}), tmp_path / "run"), daemon=True
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == 0
