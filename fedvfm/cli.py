@@ -233,7 +233,7 @@ def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[An
 
 def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
     from fedvfm.privacy import stated
-    from fedvfm.simulation import summary
+    from fedvfm.report import scores
 
     if as_json:
         found = [dict(result.summary) for result in results]
@@ -247,7 +247,7 @@ def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
             table.add_column(column)
         for name, arm in made["arms"].items():
             worst = f"{arm['worst']['site']} {arm['worst']['value']:.3f}"
-            name = summary.shown(name, arm)
+            name = scores.shown(name, arm)
             table.add_row(name, f"{arm['macro']:.3f}", f"{arm['weighted']:.3f}", worst, f"{arm['gap']:.3f}")
         console.print(table)
         if made.get("privacy"):

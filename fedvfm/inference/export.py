@@ -24,10 +24,9 @@ from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
 from fedvfm.client import model as models
 from fedvfm.inference import card
-from fedvfm.server import checkpoint
+from fedvfm.server import adapter_folder, checkpoint
 
-STATE = "fedvfm_adapter.safetensors"
-ABOUT = "fedvfm.json"
+STATE, ABOUT = adapter_folder.STATE, adapter_folder.ABOUT
 HEAD = "head.safetensors"
 
 
@@ -43,23 +42,16 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
         StorageError: if the disk refuses.
     """
     adapter = model.read()
-    checkpoint.write(folder / STATE, adapter, {"recipe": model.recipe.hash})
+    adapter_folder.write(folder, card.facts(model), adapter)
     write_head(model, folder)
-    about = {
-        "recipe": model.recipe.model_dump(mode="json"),
-        "recipe_hash": model.recipe_hash,
-        "backbone_sha256": model.backbone.sha256,
-        "backbone_config_sha256": model.backbone.config_sha256,
-        "manifest": model.manifest.to_json(),
-        "fingerprint": adapter.fingerprint,
-    }
-    storage.write_text(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n")
     for_peft = _peft(model)
     if for_peft is not None:
         settings, tensors = for_peft
         storage.write_text(folder / "adapter_config.json", _as_json(settings))
         storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
-    storage.write_text(folder / "README.md", card.text(model, adapter, made, note, with_peft=for_peft is not None))
+    storage.write_text(
+        folder / adapter_folder.CARD, card.text(model, adapter, made, note, with_peft=for_peft is not None)
+    )
     return folder
 
 

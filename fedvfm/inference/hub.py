@@ -52,25 +52,29 @@ def copy_peft(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[s
         ConfigError: if PEFT has no such kind.
         CheckpointError: if the PEFT form holds other numbers than the adapter.
     """
-    if not all((adapter / name).is_file() for name in PEFT_FILES):
+    fresh = export.save(model, folder / "again", {})
+    if not all((fresh / name).is_file() for name in PEFT_FILES):
         raise errors.ConfigError(
             "--format peft",
             [f"this adapter has no PEFT form (kind '{model.recipe.adapter.kind}'); use hf, monai or onnx"],
         )
-    stored, fresh = _stored_peft(adapter), export.save(model, folder / "again", {})
-    same = _stored_peft(fresh)
-    if stored.keys() != same.keys() or any(not torch.equal(stored[name], same[name]) for name in stored):
-        raise errors.CheckpointError(
-            f"{adapter}: adapter_model.safetensors does not hold this adapter's numbers. Export it again"
-        )
+    before = any((adapter / name).is_file() for name in PEFT_FILES)  # a coordinator saves without the backbone
+    if before:
+        stored, same = _stored_peft(adapter), _stored_peft(fresh)
+        if stored.keys() != same.keys() or any(not torch.equal(stored[name], same[name]) for name in stored):
+            raise errors.CheckpointError(
+                f"{adapter}: adapter_model.safetensors does not hold this adapter's numbers. Export it again"
+            )
+    if not before or not (adapter / "README.md").is_file():
+        _copy(fresh / "README.md", folder / "README.md")
+    else:
+        _copy(adapter / "README.md", folder / "README.md")
     for name in (*PEFT_FILES, export.HEAD):
         _copy(fresh / name, folder / name)
     shutil.rmtree(fresh)
     about, settings = (json.loads(path.read_text()) for path in (adapter / export.ABOUT, folder / PEFT_FILES[0]))
     settings["base_model_name_or_path"] = about["recipe"]["backbone"]["name"]  # not where it lies on this machine
     storage.write_text(folder / PEFT_FILES[0], json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    if (adapter / "README.md").is_file():
-        _copy(adapter / "README.md", folder / "README.md")
     return {}
 
 

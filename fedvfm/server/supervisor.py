@@ -21,6 +21,7 @@ from fedvfm.server import (
     patience,
     proxy,
     refused,
+    result,
     standing,
     steering,
     superlink,
@@ -182,13 +183,14 @@ def _until_done(
     note: Callable[[str], None],
     stay: bool,
 ) -> dict[str, Any] | None:
-    roster, rested, told = 0, "", ""
+    roster, rested, told, shown = 0, "", "", ""
     while not over.wait(0.5):
         roster = _synced(where, control, roster, note)
         if run.process is None and processes.due(run):
             run.try_start(note)
         elif run.code == 0:
             try:
+                shown = _shown(where, shown, note)
                 where = steering.settle(where)
             except errors.StorageError as error:  # a full disk is waited for
                 if str(error) != told:
@@ -210,6 +212,15 @@ def _until_done(
             code = run.code
             note(f"the run ended ({code}) and resumes in {run.postpone():g} s")
     return _evaluation(where) if where.finished(where.about.recipe) else None
+
+
+def _shown(where: enrolment.State, before: str, note: Callable[[str], None]) -> str:
+    """Write what a finished recipe leaves, and say where it is, once; the recipe that was said last."""
+    recipe = where.about.recipe
+    folder = result.ensure(where) if recipe != before else None
+    if folder is not None:
+        note(f"recipe {recipe[:12]} is finished: adapter and report lie in {folder}")
+    return recipe if folder is not None else before
 
 
 def _stopped(code: int, words: str) -> errors.EngineError:
@@ -290,5 +301,6 @@ def status(where: enrolment.State) -> dict[str, Any]:
         "takes_part": takes_part,
         "pending": sorted(name for name, word in takes_part.items() if word == "approval-pending"),
         "acceptance": done.get("acceptance", {}),
+        "result": str(arm) if (arm / result.REPORT).is_file() else "",
         "last": words,
     }

@@ -219,7 +219,7 @@ def _tables(run: folder.RunFolder, arm: str) -> dict[str, Mapping[str, Any]]:
     """Site -> columns. Where an arm has a part a site, that site's own part speaks for it."""
     found: dict[str, Mapping[str, Any]] = {}
     for site, evaluation in _evaluations(run, arm).items():
-        samples = evaluation["last"].get("samples", {})
+        samples = {at: rows for at, rows in evaluation["last"].get("samples", {}).items() if rows.get("id")}
         found |= {site: samples[site]} if site in samples else samples if not site else {}
     return found
 
@@ -316,12 +316,13 @@ def _about(group: Group) -> dict[str, Any]:
 
 def _arms(group: Group, samples: Sequence[Mapping[str, statistics.Scores]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for arm in dict.fromkeys(arm for own in samples for arm in own):
+    whole = [arm for run in group.runs for arm in run.summary["arms"] if arm != LOCAL]  # a federation has no samples
+    for arm in dict.fromkeys([*(arm for own in samples for arm in own), *whole]):
         runs = [own[arm] for own in samples if arm in own]
         by_seed = {
             str(run.seed): _macro(arm, run.summary) for run in group.runs if _macro(arm, run.summary) is not None
         }
-        bounds = interval(runs)
+        bounds = interval(runs) if runs else None
         found[arm] = {
             "macro": _mean([value for value in by_seed.values() if value is not None]),
             "low": bounds.low if bounds else None,

@@ -15,8 +15,9 @@ from fedvfm.client import budget
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
+from fedvfm.server import summary as summaries
 from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import baselines, privacy, run, schedule, summary
+from fedvfm.simulation import baselines, privacy, run, schedule
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
@@ -41,10 +42,10 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         "seed": what.recipe.seed,
         "engine": what.engine,
         "rounds": what.recipe.rounds,
-        "backbone": summary.backbone_of(locked),
+        "backbone": summaries.backbone_of(locked),
         "trainable_parameters": trainable,
         "share": trainable / max(1, locked.backbone_parameters),
-        "bytes": {**_bytes(what, locked, hospitals), "full_model": summary.full_model_bytes(locked)},
+        "bytes": {**_bytes(what, locked, hospitals), "full_model": summaries.full_model_bytes(locked)},
         "peak_mib": _memory(what, model, hospitals),
         "threads": schedule.threads(what),
         "workers": _workers(what, arms, model),

@@ -15,29 +15,14 @@ from fedvfm import config as configs
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import overlay, prompts
 from fedvfm.privacy import stated
-from fedvfm.report import charts, page
-from fedvfm.simulation import baselines, compare, folder, pictures, privacy, provenance, statistics, summary
+from fedvfm.report import charts, page, rounds, scores
+from fedvfm.simulation import baselines, compare, folder, pictures, privacy, provenance, statistics
 
 BELOW_HOME = 0.02
-FEW_ROWS = 12
 FEW_COLUMNS = 16
 SHARE = (0.0, 1.0)
 LIGHT, DARK = (0xEE, 0xF5, 0xFB), (0x0A, 0x45, 0x7C)
 WHITE_FROM = 0.7  # where black and white text stand out equally, 4.5 to 1
-
-NAMES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "hd95": "HD95",
-    "assd": "ASSD",
-    "nsd": "NSD",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-    "macro_f1": "macro F1",
-    "brier": "Brier",
-}
-LOWER_IS_BETTER = ("hd95", "assd", "ece", "brier")
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,7 @@ class Found:
     @property
     def name(self) -> str:
         """The same as people write it, marked where the federated arm's scores are an oracle's."""
-        return summary.shown(metric_name(self.primary), self.federated)
+        return scores.shown(scores.metric_name(self.primary), self.federated)
 
 
 def write(
@@ -116,10 +101,10 @@ def body(found: Found, hospitals: Sequence[hospital_data.Hospital], shown: Seque
         "matrix": (f"Trained here, tested there: {name}", _matrix(found)),
         "training": (
             "Training, round by round",
-            provenance.training(found.journal, found.primary, name, found.federated),
+            rounds.training(found.journal, found.primary, name, found.federated),
         ),
         "privacy": ("Privacy: simulated", privacy.section(found.made.get("privacy"))),
-        "bytes": ("Bytes moved", provenance.traffic(found.journal, found.made)),
+        "bytes": ("Bytes moved", rounds.traffic(found.journal, found.made)),
         "hospitals": ("Hospitals", provenance.hospitals(hospitals, found.what)),
         "environment": ("Environment and settings", provenance.environment(found.what, found.made)),
     }
@@ -132,14 +117,6 @@ def body(found: Found, hospitals: Sequence[hospital_data.Hospital], shown: Seque
         *sections.values(),
         "</main>",
     ]
-
-
-def metric_name(metric: str) -> str:
-    """A metric as people write it."""
-    base, _, of_class = metric.partition("dice_")
-    if of_class and not base:
-        return f"Dice {of_class}"
-    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def below_home(arms: Mapping[str, Any], primary: str) -> list[tuple[str, float, float]]:
@@ -187,7 +164,7 @@ def _short_name(backbone: str) -> str:
 
 
 def _cards(found: Found) -> list[tuple[str, str, str]]:
-    name, federated, marked = found.name, found.federated, summary.shown
+    name, federated, marked = found.name, found.federated, scores.shown
     bounds = _interval(found, "federated")
     between = f"95 % interval {bounds.low:.3f} to {bounds.high:.3f}" if bounds else "no interval"
     rows = [(f"Federated, macro {name}", f"{federated['macro']:.3f}", between)]
@@ -199,7 +176,7 @@ def _cards(found: Found) -> list[tuple[str, str, str]]:
     if local:
         away = "" if local.get("abroad") is None else f", {local['abroad']:.3f} at the other sites"
         rows.append((marked("Local-only", local), f"{local['macro']:.3f}", f"at home{away}"))
-    return [*rows, provenance.traffic_card(found.journal, found.made)]
+    return [*rows, rounds.traffic_card(found.journal, found.made)]
 
 
 def _interval(found: Found, arm: str) -> statistics.Interval | None:
@@ -210,15 +187,15 @@ def _arms(found: Found) -> str:
     rows, whiskers = [], []
     for arm, part in found.arms.items():
         bounds = _interval(found, arm)
-        label = summary.shown("local-only, at home" if arm == compare.LOCAL else arm, part)
+        label = scores.shown("local-only, at home" if arm == compare.LOCAL else arm, part)
         rows.append(_arm_row(found, arm, label, part, bounds))
         whiskers.append(_whisker(label, part["macro"], bounds))
         if arm == compare.LOCAL and part.get("abroad") is not None:
             bounds = _interval(found, compare.ABROAD)
-            values, label = {"macro": part["abroad"]}, summary.shown("local-only, abroad", part)
+            values, label = {"macro": part["abroad"]}, scores.shown("local-only, abroad", part)
             rows.append(_arm_row(found, compare.ABROAD, label, values, bounds))
             whiskers.append(_whisker(label, part["abroad"], bounds))
-    name = metric_name(found.primary)
+    name = scores.metric_name(found.primary)
     head = ("arm", f"macro {name}", "95 % interval", "weighted", "worst site", "gap", "minus federated (95 % interval)")
     caption = (
         f"Macro: mean over sites of the site's test {name}. Weighted: by test samples. Gap: best minus worst site."
@@ -302,29 +279,15 @@ def _rules(found: Found) -> str:
 
 
 def _sites(found: Found) -> str:
-    sites = found.federated["sites"]
-    metrics = list(dict.fromkeys(name for row in sites.values() for name in row if name != "num_examples"))
-    head = ["site", "test samples", *(_column(name) for name in metrics)]
-    rows = [[site, int(row["num_examples"]), *(row.get(name) for name in metrics)] for site, row in sites.items()]
-    caption = summary.shown("Test metrics of the federated adapter after the last round", found.federated)
-    if "hd95" in metrics:
-        tolerance = found.what.recipe.evaluation.nsd_tolerance
-        caption += (
-            f"; HD95, ASSD and the tolerance of NSD ({tolerance:g}) in mm where the pixel size is known, else in pixels"
-        )
-    made = page.table(head, rows, caption + ".")
-    return made if len(rows) <= FEW_ROWS else page.folded(f"All {len(rows)} sites", made)
-
-
-def _column(metric: str) -> str:
-    return f"{metric_name(metric)}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}"
+    sites, about = found.federated["sites"], "Test metrics of the federated adapter after the last round"
+    return scores.by_site(sites, scores.shown(about, found.federated), found.what.recipe.evaluation.nsd_tolerance)
 
 
 def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
     if not shown:
         return ""
     about = page.paragraph("Test samples drawn at random, not chosen; predicted with the federated adapter.", "soft")
-    mark = summary.shown("", found.federated)
+    mark = scores.shown("", found.federated)
     if shown[0].truth is not None:
         about += _class_key(found.what.recipe.data.class_names)
     return about + f'<div class="samples">{"".join(_sample(one, mark) for one in shown)}</div>'

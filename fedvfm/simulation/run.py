@@ -23,12 +23,12 @@ from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import prompts
 from fedvfm.data.sources import index
 from fedvfm.server import strategy
+from fedvfm.server import summary as summaries
 from fedvfm.simulation import (
     baselines,
     classical,
     experiment,
     folder,
-    number_format,
     privacy,
     schedule,
     site_errors,
@@ -192,11 +192,7 @@ def _run(
     observer: progress.Observer,
     engine: Engine | None = None,
 ) -> Result:
-    with (
-        _as_found(),
-        number_format.of_run(run, what, observer),
-        feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files,
-    ):
+    with _as_found(), feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files:
         engine = engine or tables.ENGINES.get(what.engine)
         return _train_and_report(what, hospitals, run, observer, engine, files)
 
@@ -393,7 +389,7 @@ def _finish(
     summary.write_tables(run, made)
     export.save(model, run.path / "adapter", made, note=what.note)
     shown = pictures.examples(model, everyone[: len(hospitals)], seeding.stream(what.recipe.seed, "report"))
-    storage.write_text(run.summary, summary.as_json(made) + "\n")
+    storage.write_text(run.summary, summaries.as_json(made) + "\n")
     compare.write_groups(run, hospitals)
     # The report states the recipe that was trained: with what the backbone decides.
     report.write(run, what.model_copy(update={"recipe": job.locked.recipe}), hospitals, made, shown)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedvfm import chain, factors, metrics, storage
+from fedvfm import chain, factors, metrics
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.data import hospitals as hospital_data
+from fedvfm.report import scores
 from fedvfm.server import journal
+from fedvfm.server import summary as summaries
 from fedvfm.simulation import baselines, folder, privacy
 from fedvfm.tasks import table as tasks
 
@@ -43,14 +42,13 @@ def build(
         "seed": what.recipe.seed,
         "engine": what.engine,
         "rounds": what.recipe.rounds,
-        "precision": _precision(journals["federated"]),
         "fingerprint": federated["fingerprint"],
-        "backbone": backbone_of(locked),
+        "backbone": summaries.backbone_of(locked),
         "trainable_parameters": factors.ever(locked.manifest, locked.recipe.adapter.factors),
         "bytes": {
             "up": sum(m["up"] for m in moved),
             "down": sum(m["down"] for m in moved),
-            "full_model": full_model_bytes(locked),
+            "full_model": summaries.full_model_bytes(locked),
         },
         "wall_s": round(max(_busy_s(records), elapsed), 1),
         "peak_mib": max([journal.peak_mib(), *(row.get("peak_mib", 0.0) for row in records)]),
@@ -74,26 +72,6 @@ def _busy_s(records: Sequence[Mapping[str, Any]]) -> float:
         total += max(0.0, ended - max(began, last))
         last = max(last, ended)
     return total + sum(float(row.get("seconds", 0.0)) for row in records if "ended" not in row)
-
-
-def _precision(rounds: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the sites computed in, joined where they differ; None where no journal says so (an older run)."""
-    return " and ".join(sorted({word for row in rounds for word in row.get("precision", {}).values()})) or None
-
-
-def backbone_of(locked: recipes.LockedRecipe) -> dict[str, Any]:
-    """Name, sha256 and size of the backbone."""
-    return {
-        "name": locked.recipe.backbone.name,
-        "sha256": locked.backbone_sha256,
-        "parameters": locked.backbone_parameters,
-    }
-
-
-def full_model_bytes(locked: recipes.LockedRecipe) -> int:
-    """One fp32 copy of backbone and head."""
-    head = sum(spec.size for spec in locked.manifest if spec.group == "head")
-    return 4 * (locked.backbone_parameters + head)
 
 
 def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], primary: str) -> dict[str, Any]:
@@ -138,11 +116,6 @@ def _mark(arm: baselines.Arm) -> dict[str, str]:
     return {"prompt": oracle} if oracle else {}
 
 
-def shown(name: str, arm: Mapping[str, Any]) -> str:
-    """An arm's name as people read it: marked where its scores are an oracle's."""
-    return f"{name} ({arm['prompt']})" if arm.get("prompt") else name
-
-
 def _values(rows: Mapping[str, Mapping[str, float]], primary: str) -> dict[str, Any]:
     counts = {site: int(row["num_examples"]) for site, row in rows.items()}
     return {"sites": {site: dict(row) for site, row in rows.items()}, **metrics.summarise(rows, counts, primary)}
@@ -154,15 +127,10 @@ def _abroad(matrix: Mapping[str, Mapping[str, float]]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def as_json(made: Mapping[str, Any]) -> str:
-    """The text of summary.json."""
-    return json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False)
-
-
 def as_html(made: Mapping[str, Any]) -> str:
     """A small table: an arm a row."""
     rows = "".join(
-        f"<tr><td>{html.escape(shown(name, arm))}</td><td>{arm['macro']:.3f}</td>"
+        f"<tr><td>{html.escape(scores.shown(name, arm))}</td><td>{arm['macro']:.3f}</td>"
         f"<td>{html.escape(arm['worst']['site'])} {arm['worst']['value']:.3f}</td></tr>"
         for name, arm in made["arms"].items()
     )
@@ -179,23 +147,20 @@ def write_tables(run: folder.RunFolder, made: Mapping[str, Any]) -> None:
         *sorted(str(p.parent.relative_to(run.path / "arms")) for p in (run.path / "arms").rglob("evaluation.json")),
     ]
     tables = {
-        "metrics.csv": (("arm", "round", "split", "site", "metric", "value"), _metric_rows),
+        "metrics.csv": (summaries.COLUMNS, _metric_rows),
         "samples.csv": (("arm", "site", "sample", "metric", "value"), _sample_rows),
     }
     marks = {name: ((run.evaluation(name) or {}).get("prompt", "none"),) if made["prompt"] else () for name in names}
     for file, (columns, rows_of) in tables.items():
         head = (*columns, "prompt") if made["prompt"] else columns
-        _write_csv(run, file, head, ((*row, *marks[name]) for name in names for row in rows_of(run, name)))
+        summaries.write_csv(
+            run.path / file, head, ((*row, *marks[name]) for name in names for row in rows_of(run, name))
+        )
 
 
 def _metric_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
-    for line in chain.read(run.arm(name) / "journal.jsonl"):
-        for split, per_site in (("train", line["train"]), ("val", line["validation"])):
-            yield from ((name, line["round"], split, s, m, v) for s, row in per_site.items() for m, v in row.items())
-    found = run.evaluation(name) or {}
-    yield from (
-        (name, found["round"], "test", s, m, v) for s, row in found["last"]["sites"].items() for m, v in row.items()
-    )
+    journal = chain.read(run.arm(name) / "journal.jsonl")
+    yield from summaries.metric_rows(name, journal, run.evaluation(name) or {})
 
 
 def _sample_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
@@ -206,11 +171,3 @@ def _sample_rows(run: folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
                 yield from (
                     (name, site, sample, metric, value) for sample, value in zip(columns["id"], values, strict=True)
                 )
-
-
-def _write_csv(run: folder.RunFolder, name: str, head: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    storage.write_text(run.path / name, text.getvalue())

@@ -33,6 +33,7 @@ from fedvfm.server import app, checkpoint
 from fedvfm.server.aggregators import table
 from fedvfm.privacy import table as mechanisms
 from fedvfm import flower
+from fedvfm.server import result
 
 found, private = {}, {}
 for rule in table.TABLE.names():
@@ -45,6 +46,10 @@ for rule in table.TABLE.names():
     journal = (job.folder / "journal.jsonl").read_text().splitlines()
     found[rule] = {"rounds": len(journal)}
     found[rule] |= {"fingerprint": checkpoint.read(job.folder / "adapter.safetensors")[0].fingerprint}
+    made = result.write(job.folder, "town", job.locked)
+    found[rule] |= {"macro": made["arms"]["federated"]["macro"], "saved": sorted(
+        path.name for path in (job.folder / "adapter").iterdir()
+    )}
 for mechanism in mechanisms.TABLE.names():
     adaptive = {"adaptive_quantile": 0.5} if mechanism == "site-level" else {}
     asked = {"mechanism": mechanism, "clip": 1.0, "epsilon": 8.0, "delta": 1e-5, **adaptive}
@@ -76,6 +81,8 @@ def test_three_rounds_of_every_rule_with_torch_blocked(tmp_path: Path) -> None:
     assert isinstance(made, dict)
     assert sorted(made) == rules.TABLE.names()
     assert all(row["rounds"] == 3 for row in made.values())
+    assert all(row["saved"] == ["README.md", "fedvfm.json", "fedvfm_adapter.safetensors"] for row in made.values())
+    assert all(0.0 < row["macro"] < 1.0 for row in made.values())
     assert found["mechanisms"] == dict.fromkeys(mechanisms.TABLE.names(), 3)
     assert found == run(tmp_path, "two"), "a fresh process ends with the same adapters"
 

@@ -99,7 +99,32 @@ def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     found = json.loads(two.tiny.run("server", "status", "--state", two.server.folder, "--json").out)
     assert (found["finished_rounds"], found["finished"]) == (3, True)
     assert found["processes"] == {"server": None, "superlink": None, "proxy": None, "coordinate": None}
+    check_result(two, found["result"])
     check_audit(two)
+
+
+def check_result(two: Two, result: str) -> None:
+    """The coordinator's adapter predicts what a site's own copy does, and its run can be compared and exported."""
+    folder = two.server.run_path(two.locked.hash)
+    assert result == str(folder)
+    (own,) = (path for path in (two.folder / "south" / "adapters").iterdir() if path.is_dir())
+    image = next(path for path in sorted(two.tiny.data.rglob("*.png")))
+    masks = []
+    for name, adapter in (("here", folder / "adapter"), ("there", own)):
+        answer = two.tiny.run("predict", adapter, image, "--output", two.folder / name, "--json")
+        assert answer.code == 0, answer.err
+        (mask,) = (two.folder / name).glob("*.png")
+        masks.append((json.loads(answer.out)["adapter"]["fingerprint"], mask.read_bytes()))
+    assert masks[0] == masks[1]
+    answer = two.tiny.run("export", folder / "adapter", "--output", two.folder / "peft", "--format", "peft")
+    assert answer.code == 0, answer.err
+    tensors = "adapter_model.safetensors"
+    assert (two.folder / "peft" / tensors).read_bytes() == (own / tensors).read_bytes()
+    compared = json.loads(two.tiny.run("compare", folder, "--json").out)
+    made = json.loads((folder / "summary.json").read_text())
+    assert compared["runs"][0]["arms"]["federated"]["macro"] == made["arms"]["federated"]["macro"]
+    assert made["acceptance"] == dict.fromkeys(SITES, "pending")
+    assert "Federation tiny" in (folder / "report.html").read_text()
 
 
 def check_audit(two: Two) -> None:

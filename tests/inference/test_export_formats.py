@@ -283,6 +283,17 @@ def test_peft_is_what_was_saved(saved: Saver, tiny_dino: Path, tmp_path: Path) -
     torch.testing.assert_close(found, features, rtol=1e-5, atol=1e-5)
 
 
+def test_peft_is_made_of_an_adapter_that_a_coordinator_saved_without_the_backbone(saved: Saver, tmp_path: Path) -> None:
+    adapter = copied(saved(), tmp_path / "adapter")
+    fedvfm.export_adapter(adapter, tmp_path / "peft", "peft")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "head.safetensors"):
+        (adapter / name).unlink()
+    fedvfm.export_adapter(adapter, tmp_path / "again", "peft")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "head.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "peft" / name).read_bytes()
+    assert "PeftModel.from_pretrained" in (tmp_path / "again" / "README.md").read_text()
+
+
 # -- what an adapter's folder says beside its numbers ----------------------------------------------------------------
 
 
@@ -325,7 +336,7 @@ def test_the_recipe_hash_is_that_of_training_wherever_the_backbone_lies(
 
 def test_an_adapter_trained_in_bfloat16_is_compared_in_full_precision(saved: Saver, tmp_path: Path) -> None:
     model = fedvfm.load_adapter(saved())
-    model.precision = "bfloat16"
+    model.recipe = model.recipe.model_copy(update={"precision": "bfloat16"})
     adapter = export.save(model, tmp_path / "adapter", {})
     assert fedvfm.export_adapter(adapter, tmp_path / "hf")["difference"] < 1e-5
     assert fedvfm.export_adapter(adapter, tmp_path / "monai", "monai")["difference"] == 0.0
@@ -333,7 +344,7 @@ def test_an_adapter_trained_in_bfloat16_is_compared_in_full_precision(saved: Sav
     with torch.no_grad():
         half, full = (delivery.Deliverable(one)(image) for one in (model, delivery.exact(model)))
     assert delivery.difference(half, full) > delivery.TOLERANCE
-    assert model.precision == "bfloat16"
+    assert model.recipe.precision == "bfloat16"
 
 
 def test_a_bundle_takes_a_backbone_in_shards(saved: Saver, tiny_dino: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedvfm import errors, processes, units
-from fedvfm.server import steering, superlink, supervisor
+from fedvfm.server import result, steering, superlink, supervisor
 
 
 def test_a_full_disk_between_two_recipes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,10 +32,14 @@ def test_a_full_disk_between_two_recipes_is_waited_for(tmp_path: Path, monkeypat
         return given
 
     monkeypatch.setattr(steering, "settle", settle)
+    monkeypatch.setattr(result, "ensure", lambda given: tmp_path)
     monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
     run: Any = SimpleNamespace(process=object(), code=0)
     assert supervisor._until_done(where, run, control, threading.Event(), notes.append, False) == {"round": 3}
-    assert notes == ["what follows cannot be written down yet: cannot write steering.json: No space left on device"]
+    assert notes == [
+        f"recipe {'a' * 12} is finished: adapter and report lie in {tmp_path}",
+        "what follows cannot be written down yet: cannot write steering.json: No space left on device",
+    ]
 
 
 def test_a_damaged_evaluation_is_told_in_a_sentence(tmp_path: Path) -> None:
@@ -105,6 +109,7 @@ def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
 
     notes: list[str] = []
     monkeypatch.setattr(run, "start", start)
+    monkeypatch.setattr(result, "ensure", lambda given: None)
     monkeypatch.setattr(steering, "settle", lambda given: given)
     monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
     assert supervisor._until_done(where, run, control, threading.Event(), notes.append, False) == {"round": 3}

@@ -19,8 +19,9 @@ from fedvfm import config, seeding
 from fedvfm.client import model as models
 from fedvfm.data import overlay
 from fedvfm.report import charts, page
+from fedvfm.report import rounds as rounds_of
 from fedvfm.server import checkpoint
-from fedvfm.simulation import compare, experiment, folder, pictures, provenance, report
+from fedvfm.simulation import compare, experiment, folder, pictures, report
 from fedvfm.simulation import run as simulation
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
@@ -256,17 +257,17 @@ def test_a_local_backbone_shows_no_path_in_the_head() -> None:
 
 def test_bytes_are_set_against_the_whole_model() -> None:
     found = _found(3, 2)
-    assert provenance.whole_model(found.journal, found.made) == 2 * 400_000 * 3 * 2
-    assert provenance.traffic_card(found.journal, found.made)[2] == "282 times less than the whole model"
+    assert rounds_of.whole_model(found.journal, found.made) == 2 * 400_000 * 3 * 2
+    assert rounds_of.traffic_card(found.journal, found.made)[2] == "282 times less than the whole model"
     larger = {**found.made, "bytes": {"up": 4_800_000, "down": 4_800_000, "full_model": 400_000}}
-    assert provenance.traffic_card(found.journal, larger)[2] == "2.0 times as much as the whole model"
+    assert rounds_of.traffic_card(found.journal, larger)[2] == "2.0 times as much as the whole model"
 
 
 @pytest.mark.parametrize(
     ("number", "expected"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_345_678, "2.35 MB"), (7.7e10, "77 GB")]
 )
 def test_sizes(number: float, expected: str) -> None:
-    assert provenance.size(number) == expected
+    assert rounds_of.size(number) == expected
 
 
 def test_only_marked_text_goes_in_as_it_is() -> None:

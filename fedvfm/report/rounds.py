@@ -1,0 +1,213 @@
+"""Rounds and bytes as parts of a report: from journal and summary of a federation, simulated or real."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedvfm.report import charts, page
+
+EXACT_BELOW = 0.01
+
+Rounds = Sequence[Mapping[str, Any]]
+
+
+# -- rounds ------------------------------------------------------------------------------------------------------------
+
+
+def training(journal: Rounds, primary: str, name: str, federated: Mapping[str, Any]) -> str:
+    """Curves per site, errors of aggregation, refusals, best round against last, and every round as a table.
+
+    Args:
+        journal: the federated arm's rounds.
+        primary: key of the metric that ranks models.
+        name: that metric as people write it.
+        federated: the federated arm's part of the summary.
+    """
+    if not journal:
+        return ""
+    figures = [
+        _curves(_per_site(journal, "train", "loss"), "Training loss", "mean loss of the round", (0.0, math.inf)),
+        _curves(_per_site(journal, "validation", primary), f"Validation {name}", name, (0.0, 1.0)),
+        _factor_error(journal),
+        _aggregate_error(journal),
+    ]
+    without = (
+        "" if any(row["validation"] for row in journal) else page.paragraph("No site validated in this run.", "soft")
+    )
+    return (
+        f'<div class="charts">{"".join(figures)}</div>{without}'
+        + _best_round(journal, federated, name)
+        + _refusals(journal)
+        + page.folded(f"Every round ({len(journal)})", _rounds(journal, primary, name))
+    )
+
+
+def _per_site(journal: Rounds, part: str, metric: str) -> list[charts.Series]:
+    names = sorted({site for row in journal for site in row[part]})
+    return [
+        charts.Series(
+            site, [(row["round"], row[part][site][metric]) for row in journal if metric in row[part].get(site, {})]
+        )
+        for site in names
+    ]
+
+
+def _curves(series: Sequence[charts.Series], title: str, y_label: str, bounds: charts.Range) -> str:
+    if not any(one.points for one in series):
+        return ""
+    more = f"; thin lines: {len(series)} sites, thick: their mean" if len(series) > charts.MANY else ""
+    svg = charts.line(
+        series, title=f"{title} of every site over rounds", x_label="round", y_label=y_label, bounds=bounds
+    )
+    return page.figure(svg, f"{title} per site{more}.")
+
+
+def _factor_error(journal: Rounds) -> str:
+    svg, largest = _error_curve(journal, "factor_error", "Relative factor-averaging error over rounds")
+    verdict = (
+        f"It stays below {EXACT_BELOW}: averaging A and B apart loses next to nothing here."
+        if largest < EXACT_BELOW
+        else f"It reaches {largest:.3f}: above {EXACT_BELOW} an exact rule such as svd can differ from averaging."
+    )
+    said = f"Factor-averaging error: distance of mean(B) mean(A) from the mean of B A, relative. {verdict}"
+    return page.figure(svg, said) if svg else ""
+
+
+def _aggregate_error(journal: Rounds) -> str:
+    """Where sites have ranks of their own, averaging factors means nothing; what the rule lost is shown instead."""
+    svg, largest = _error_curve(journal, "aggregate_error", "Relative error of the aggregate over rounds")
+    said = (
+        "Error of the aggregate under mixed ranks: distance of its products B A from the mean of the sites' products, "
+        f"relative; what the cut to the global rank loses. At most {largest:.3f}."
+    )
+    return page.figure(svg, said) if svg else ""
+
+
+def _error_curve(journal: Rounds, key: str, title: str) -> tuple[str, float]:
+    """A chart of one error over rounds and its largest value; an empty text where no round has it."""
+    points = [(row["round"], row[key]) for row in journal if row.get(key) is not None]
+    if not points:
+        return "", 0.0
+    series, bounds = [charts.Series("error", points)], (0.0, math.inf)
+    svg = charts.line(series, title=title, x_label="round", y_label="error", bounds=bounds, from_edge=True)
+    return svg, max(value for _, value in points)
+
+
+def _best_round(journal: Rounds, federated: Mapping[str, Any], name: str) -> str:
+    last = {"round": journal[-1]["round"], **federated}
+    rows = [_round_row("last round", last)]
+    if "best" in federated:
+        rows.append(_round_row("best validation round", federated["best"]))
+    head = ("adapter", "round", f"macro {name}", "weighted", "worst site", "gap")
+    caption = "Test values of the federated adapter after the last round and of the round that validated best"
+    return page.table(head, rows, caption + ("." if "best" in federated else " (none was kept)."))
+
+
+def _round_row(label: str, part: Mapping[str, Any]) -> list[page.Cell]:
+    worst = part["worst"]  # None where no site sent the metric
+    named = f"{worst['site']} {worst['value']:.3f}" if worst else None
+    return [label, part["round"], part["macro"], part["weighted"], named, part["gap"]]
+
+
+def _refusals(journal: Rounds) -> str:
+    rows = [
+        [row["round"], site, why["reason"], why["detail"]]
+        for row in journal
+        for site, why in row.get("refused", {}).items()
+    ]
+    if not rows:
+        return page.paragraph("Every update was admitted.", "soft")
+    return page.table(
+        ("round", "site", "reason", "detail"),
+        rows,
+        "1 update was refused." if len(rows) == 1 else f"{len(rows)} updates were refused.",
+        words=(1, 2, 3),
+    )
+
+
+def _rounds(journal: Rounds, primary: str, name: str) -> str:
+    head = ("round", "sites", "mean loss", f"mean validation {name}", "factor error", "up", "down", "seconds")
+    rows: list[list[page.Cell]] = [
+        [
+            row["round"],
+            len(row["cohort"]),
+            _mean(row["train"], "loss"),
+            _mean(row["validation"], primary),
+            None if row.get("factor_error") is None else f"{row['factor_error']:.2e}",
+            size(row["bytes"]["up"]),
+            size(row["bytes"]["down"]),
+            f"{row['seconds']:.1f}",
+        ]
+        for row in journal
+    ]
+    return page.table(head, rows, "The federated arm's journal, a round a row.")
+
+
+def _mean(per_site: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
+    values = [row[metric] for row in per_site.values() if metric in row]
+    return math.fsum(values) / len(values) if values else None
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}" if number < 999.5 * factor else f"{number / factor:,.0f} {unit}"
+    return f"{number:.0f} B"
+
+
+def whole_model(journal: Rounds, made: Mapping[str, Any]) -> int:
+    """Bytes of sending the whole model down and up instead: every site of every round, training alone."""
+    return 2 * int(made["bytes"]["full_model"]) * sum(len(row["cohort"]) for row in journal)
+
+
+def traffic_card(journal: Rounds, made: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The figure for the head of the report."""
+    moved = made["bytes"]["up"] + made["bytes"]["down"]
+    full = whole_model(journal, made)
+    return "Bytes moved", size(moved), _against_whole(moved, full)
+
+
+def _against_whole(moved: float, full: float) -> str:
+    if not moved or not full:
+        return ""
+    if moved <= full:
+        return f"{_times(full / moved)} less than the whole model"
+    return f"{_times(moved / full)} as much as the whole model"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
+
+
+def traffic(journal: Rounds, made: Mapping[str, Any]) -> str:
+    """Bytes moved against sending the whole model."""
+    moved, full = made["bytes"], whole_model(journal, made)
+    total = moved["up"] + moved["down"]
+    title = "Bytes moved by the federation and by sending the whole model instead"
+    chart = charts.bars([("this run", total, size(total)), ("whole model", full, size(full))], title=title)
+    share = 4 * made["trainable_parameters"] / moved["full_model"]
+    rows: list[list[page.Cell]] = [
+        ["up (sites to server)", size(moved["up"]), size(full / 2)],
+        ["down (server to sites)", size(moved["down"]), size(full / 2)],
+        ["both", size(total), size(full)],
+    ]
+    caption = (
+        "Totals of the federated arm. This run: serialised messages of handshake, training, validation and test. "
+        "Whole model: one fp32 copy of backbone and head down and up for every site of every round, and nothing else, "
+        "in its favour."
+    )
+    text = (
+        f"{made['trainable_parameters']:,} numbers train, {share:.2%} of backbone and head "
+        f"({size(moved['full_model'])} in fp32)."
+    )
+    return (
+        f'<div class="charts">{page.figure(chart, title + ".")}</div>'
+        + page.table(("direction", "this run", "whole model"), rows, caption)
+        + page.paragraph(text)
+    )

@@ -1,0 +1,59 @@
+"""Scores as people read them: the names of metrics, the mark of an oracle's, and a table of sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedvfm.report import page
+
+FEW_ROWS = 12
+NAMES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "nsd": "NSD",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+    "macro_f1": "macro F1",
+    "brier": "Brier",
+}
+LOWER_IS_BETTER = ("hd95", "assd", "ece", "brier")
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people write it."""
+    base, _, of_class = metric.partition("dice_")
+    if of_class and not base:
+        return f"Dice {of_class}"
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+def shown(name: str, arm: Mapping[str, Any]) -> str:
+    """An arm's name as people read it: marked where its scores are an oracle's."""
+    return f"{name} ({arm['prompt']})" if arm.get("prompt") else name
+
+
+def by_site(sites: Mapping[str, Mapping[str, float]], about: str, tolerance: float) -> str:
+    """Every metric that sites sent, a site a row.
+
+    Args:
+        sites: site -> metric -> value, with ``num_examples``.
+        about: what the values are.
+        tolerance: of NSD.
+    """
+    metrics = list(dict.fromkeys(name for row in sites.values() for name in row if name != "num_examples"))
+    head = ["site", "test samples", *(_column(name) for name in metrics)]
+    rows = [[site, int(row["num_examples"]), *(row.get(name) for name in metrics)] for site, row in sites.items()]
+    if "hd95" in metrics:
+        about += (
+            f"; HD95, ASSD and the tolerance of NSD ({tolerance:g}) in mm where the pixel size is known, else in pixels"
+        )
+    made = page.table(head, rows, about + ".")
+    return made if len(rows) <= FEW_ROWS else page.folded(f"All {len(rows)} sites", made)
+
+
+def _column(metric: str) -> str:
+    return f"{metric_name(metric)}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}"
