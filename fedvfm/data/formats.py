@@ -1,4 +1,11 @@
-"""Picture files to arrays: PNG, JPEG, TIFF and BMP through Pillow. Volumes: :mod:`fedvfm.data.volumes`."""
+"""Picture files to arrays: PNG, JPEG, TIFF and BMP through Pillow. Volumes: :mod:`fedvfm.data.volumes`.
+
+Images are read as they are meant to be shown: turned upright (EXIF orientation), dark to bright at every depth (TIFF's
+WhiteIsZero). Masks are read as the numbers that are stored: the same at 1, 2, 4 and 8 bits, whatever is shown white;
+of a palette of greys the grey counts, since a palette's order is the writer's, and of a palette of colours the index.
+
+Sources: PNG (third edition), Section 11.2.1; TIFF 6.0, tags 258, 262 and 274; EXIF 2.32, Section 4.6.4 (orientation).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +26,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOLUMES = volumes.ENDINGS
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MIN_SIDE = 2
+LARGEST_PIXELS = 2**26
+"""A picture of more pixels is refused before memory is taken; a whole slide has to be cut into tiles anyway."""
+ORIENTATION, PHOTOMETRIC, BITS = 0x0112, 262, 258
+UPRIGHT = 1
+SIDEWAYS = (5, 6, 7, 8)
+
+Palette = tuple[tuple[int, int, int], ...]
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -55,25 +69,73 @@ def _open(path: Path) -> Image.Image:
     if pages > 1:
         picture.close()
         raise errors.DataError(f"{path}: holds {pages} pages, one is read; save each page as its own file")
+    if picture.width * picture.height > LARGEST_PIXELS:
+        size = f"{picture.height} x {picture.width}"
+        picture.close()
+        raise errors.DataError(
+            f"{path}: {size} pixels, {LARGEST_PIXELS:,} are read at most; cut it into tiles, or take it out"
+        )
     return picture
 
 
-def _load(path: Path) -> Image.Image:
-    """Read a picture whole and turned upright.
+def _orientation(picture: Image.Image) -> int:
+    # The base class's method: that of PNG reads all pixels to look behind them.
+    return int(Image.Image.getexif(picture).get(ORIENTATION, UPRIGHT) or UPRIGHT)
+
+
+def orientation(path: Path) -> int:
+    """How a picture is turned to be upright (EXIF orientation), 1 where it is not.
 
     Raises:
-        DataError: if it is damaged, cut short or too small.
+        DataError: if it cannot be read.
     """
     with _open(path) as picture:
         try:
+            return _orientation(picture)
+        except _BROKEN as error:
+            raise errors.DataError(
+                f"{path}: damaged or cut short ({error}); copy the file again or remove it"
+            ) from None
+
+
+def _load(path: Path) -> tuple[Image.Image, bool, int]:
+    """Read a picture whole and turned upright; whether small values are shown white, and the bits of a grey value.
+
+    Raises:
+        DataError: if it is damaged, cut short, too small, or turned in a way that cannot be read rightly.
+    """
+    with _open(path) as picture:
+        try:
+            said = _orientation(picture)
+            white, bits = _grey(picture)
+            if picture.format == "TIFF" and said in SIDEWAYS and picture.tile and picture.tile[0][0] != "libtiff":
+                # Pillow 13 reads the rows of these with the width they have once they are turned.
+                raise errors.DataError(
+                    f"{path}: an uncompressed TIFF that lies on its side (orientation {said}); save it upright"
+                )
             picture.load()
+            if picture.format == "PNG" and int(picture.getexif().get(ORIENTATION, UPRIGHT) or UPRIGHT) != said:
+                raise errors.DataError(f"{path}: says how it is turned behind its pixels only; save it upright")
             upright = ImageOps.exif_transpose(picture)
         except _BROKEN as error:
             raise errors.DataError(
                 f"{path}: damaged or cut short ({error}); copy the file again or remove it"
             ) from None
         _check_size(path, upright.height, upright.width)
-        return upright.copy() if upright is picture else upright
+        return upright.copy() if upright is picture else upright, white, bits
+
+
+def _grey(picture: Image.Image) -> tuple[bool, int]:
+    """Whether a TIFF shows 0 white, and how many bits a grey value has in the file."""
+    if picture.format == "TIFF":
+        bits = picture.tag_v2.get(BITS, (1,))
+        white = picture.tag_v2.get(PHOTOMETRIC) == 0
+        return white, int(bits[0] if isinstance(bits, tuple) else bits)
+    if picture.format == "PNG" and picture.mode == "L" and picture.tile:
+        # Pillow spreads 2 and 4 bits over 8; what it unpacks from says how many there were.
+        packed = picture.tile[0][3]
+        return False, {"L;2": 2, "L;4": 4}.get(packed if isinstance(packed, str) else "", 8)
+    return False, 16 if picture.mode.startswith("I") else 8
 
 
 def _check_size(path: Path, height: int, width: int) -> None:
@@ -92,8 +154,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as picture:
         try:
-            # The base class's method: that of PNG reads all pixels to look behind them.
-            sideways = Image.Image.getexif(picture).get(0x0112, 1) >= 5
+            # Pillow gives the size of a TIFF as it will be once it is turned.
+            sideways = picture.format != "TIFF" and _orientation(picture) in SIDEWAYS
         except _BROKEN as error:
             raise errors.DataError(
                 f"{path}: damaged or cut short ({error}); copy the file again or remove it"
@@ -111,11 +173,13 @@ def read_image(path: Path) -> NDArray[np.float32]:
     Raises:
         DataError: if it is missing, unreadable, cut short, too small, or has values whose scale is unknown.
     """
-    picture = _load(path)
+    picture, white, _ = _load(path)
     if picture.mode in ("1", "L", "LA", "La"):
         return _scaled(np.asarray(picture.convert("L"), dtype=np.float32), 255.0)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return _wide(path, np.asarray(picture, dtype=np.float64), is_float=picture.mode == "F")
+        wide = _wide(path, np.asarray(picture, dtype=np.float64), is_float=picture.mode == "F")
+        # Up to 8 bits Pillow has turned it already.
+        return np.float32(1.0) - wide if white else wide
     return _scaled(np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1), 255.0)
 
 
@@ -138,17 +202,22 @@ def _wide(path: Path, values: NDArray[np.float64], *, is_float: bool) -> NDArray
 
 
 def read_mask(path: Path) -> NDArray[np.int64]:
-    """Read a mask picture; a palette picture gives its indices.
+    """Read a mask picture: the numbers that are stored, of a palette of greys the grey, of another palette the index.
 
-    Shapes: the result is (H, W), the values as stored.
+    Shapes: the result is (H, W).
 
     Raises:
-        DataError: if it is missing, unreadable, in colour, or has values that are no whole numbers.
+        DataError: if it is missing, unreadable, in colour, has values that are no whole numbers, or a palette in
+            which two numbers look alike.
     """
-    picture = _load(path)
-    if picture.mode in ("1", "P", "L", "I") or picture.mode.startswith("I;16"):
-        return np.asarray(picture).astype(np.int64)
-    if picture.mode in ("LA", "PA"):
+    picture, white, bits = _load(path)
+    if picture.mode == "P":
+        return _indexed(path, np.asarray(picture).astype(np.int64), _colours(picture))
+    if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;16"):
+        return _stored(np.asarray(picture).astype(np.int64), picture.mode, white, bits)
+    if picture.mode == "PA":
+        return _indexed(path, np.asarray(picture)[..., 0].astype(np.int64), _colours(picture))
+    if picture.mode == "LA":
         return np.asarray(picture)[..., 0].astype(np.int64)
     if picture.mode == "F":
         return whole(path, np.asarray(picture))
@@ -157,6 +226,58 @@ def read_mask(path: Path) -> NDArray[np.int64]:
     if (planes == planes[..., :1]).all():
         return planes[..., 0].astype(np.int64)
     raise errors.DataError(f"{path}: a mask in colour ({picture.mode}); save it as one grey channel of class numbers")
+
+
+def _stored(values: NDArray[np.int64], mode: str, white: bool, bits: int) -> NDArray[np.int64]:
+    """The numbers of the file from those of Pillow, which spreads fewer bits over 8 and turns WhiteIsZero round."""
+    if mode == "1":
+        return 1 - values if white else values
+    if mode != "L":
+        return values
+    full = 2**bits - 1
+    turned = 255 - values if white else values
+    return np.rint(turned * full / 255).astype(np.int64) if bits < 8 else turned
+
+
+def _colours(picture: Image.Image) -> Palette:
+    flat = picture.getpalette("RGB") or []
+    return tuple((flat[at], flat[at + 1], flat[at + 2]) for at in range(0, len(flat) - 2, 3))
+
+
+def is_grey(palette: Palette) -> bool:
+    """Whether all colours of a palette are greys: then a number is told by its grey, not by its place."""
+    return bool(palette) and all(red == green == blue for red, green, blue in palette)
+
+
+def _indexed(path: Path, indices: NDArray[np.int64], palette: Palette) -> NDArray[np.int64]:
+    used = [int(index) for index in np.unique(indices)]
+    if not palette:
+        return indices
+    shown = [palette[index] if index < len(palette) else None for index in used]
+    if len(set(shown)) < len(shown):
+        raise errors.DataError(
+            f"{path}: a mask with a palette in which two numbers have one colour; save it as one grey channel of class "
+            "numbers"
+        )
+    if not is_grey(palette) or None in shown:
+        return indices
+    greys = np.array([red for red, _, _ in palette], dtype=np.int64)
+    return np.asarray(greys[indices])
+
+
+def palette(path: Path) -> Palette:
+    """The palette of a picture; empty where it has none. Pixels are not read.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    with _open(path) as picture:
+        try:
+            return _colours(picture) if picture.mode in ("P", "PA") else ()
+        except _BROKEN as error:
+            raise errors.DataError(
+                f"{path}: damaged or cut short ({error}); copy the file again or remove it"
+            ) from None
 
 
 def whole(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:

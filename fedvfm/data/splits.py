@@ -124,7 +124,7 @@ def _wanted(total: int, partition: config.PartitionConfig) -> tuple[int, int]:
     """How many samples of ``total`` to train and validate on; the rest is for testing.
 
     What caps take from val and test goes to training. With a cap on training, everything beyond train and val becomes
-    test, for a sharper estimate; a site too small for the cap and its shares trains on half.
+    test, for a sharper estimate; a site too small for the cap trains on its share.
     """
     val = math.floor(total * partition.val_share + 0.5)
     test = math.floor(total * partition.test_share + 0.5)
@@ -132,7 +132,7 @@ def _wanted(total: int, partition: config.PartitionConfig) -> tuple[int, int]:
     if not partition.train:
         return total - val - (min(test, partition.test) if partition.test else test), val
     room = total - val - test
-    return (partition.train if room >= partition.train else max(total // 2, 1)), val
+    return max(min(partition.train, room), 1), val
 
 
 def cap(

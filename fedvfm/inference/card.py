@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,21 @@ def _loading(model: models.AdaptedModel, with_peft: bool) -> list[str]:
         f'model = PeftModel.from_pretrained(stock_backbone, "adapter")  # of transformers; {head}',
         "```",
     ]
-    return ["With PEFT into the stock backbone:", "", *stock, "", "With fedvfm, head included:", "", *own]
+    return [
+        f"With PEFT into the stock backbone ({_named_by()}):",
+        "",
+        *stock,
+        "",
+        "With fedvfm, head included:",
+        "",
+        *own,
+    ]
+
+
+def _named_by() -> str:
+    """Which transformers knows the layers by the names in adapter_config.json: they changed between releases."""
+    version = importlib.metadata.version("transformers")
+    return f"names of its layers are those of transformers {version}; transformers >= 5 is needed"
 
 
 def _classes(model: models.AdaptedModel) -> str:

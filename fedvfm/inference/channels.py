@@ -111,8 +111,8 @@ def _one_grid(group: Group) -> bool:
         return False
     try:
         grids = [volumes.read_header(item.path).grid for item in group.values()]
-    except errors.DataError:
-        return False  # told when it is read
+    except Exception:
+        return False  # told when it is read, whatever it is
     return all(one.fits(grids[0]) for one in grids[1:])
 
 

@@ -123,7 +123,14 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _card(model: models.AdaptedModel, name: str) -> str:
+    import inspect
+
+    import transformers
+
     recipe = model.recipe
+    # A pooling layer that was never trained would be made anew at random, and pooler_output with it.
+    pooled = "add_pooling_layer" in inspect.signature(getattr(transformers, name).__init__).parameters
+    options = ", add_pooling_layer=False" if pooled else ""
     lines = [
         "---",
         "library_name: transformers",
@@ -137,7 +144,7 @@ def _card(model: models.AdaptedModel, name: str) -> str:
         "",
         "```python",
         f"from transformers import {name}",
-        f'model = {name}.from_pretrained("this folder")',
+        f'model = {name}.from_pretrained("this folder"{options})',
         "```",
         "",
         *_head(model, name),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedvfm import errors
-from fedvfm.data import dicom, formats, volumes, wanted
+from fedvfm.data import dicom, formats, nrrd, volumes, wanted
 
 Kind = Literal["picture", "volume", "dicom"]
 
@@ -69,6 +69,36 @@ def find(path: Path, series: str = "") -> list[Item]:
     return items
 
 
+def unread(path: Path, found: Sequence[Item]) -> dict[str, str]:
+    """Files below a folder that are no input, and why; what lies in a DICOM study is told by its own notes.
+
+    Names are those below the folder. Hidden files and DICOMDIR are nobody's image.
+    """
+    if not path.is_dir():
+        return {}
+    taken = {file for item in found for file in item.files}
+    studies = [item.path if item.path.is_dir() else item.path.parent for item in found if item.kind == "dicom"]
+    told: dict[str, str] = {}
+    for here, deeper, names in os.walk(path):
+        deeper[:] = sorted(name for name in deeper if not name.startswith("."))
+        told |= {
+            (Path(here) / name).relative_to(path).as_posix(): "a link to a folder, which is not followed"
+            for name in deeper
+            if (Path(here) / name).is_symlink()
+        }
+        for file in (Path(here) / name for name in sorted(names) if not name.startswith(".")):
+            in_study = any(file.is_relative_to(study) for study in studies) and not file.name.lower().endswith(OTHERS)
+            if file not in taken and not in_study and file.name.lower() != "dicomdir":
+                told[file.relative_to(path).as_posix()] = _why_unread(file)
+    return told
+
+
+def _why_unread(file: Path) -> str:
+    if file.name.lower().endswith(nrrd.SEGMENTATION):
+        return "a segmentation of 3D Slicer, no image"
+    return f"ending '{file.suffix}' is not read" if file.suffix else "no DICOM, and without an ending"
+
+
 def _kind(path: Path) -> Kind:
     """Of one file that was named by hand.
 
@@ -115,7 +145,7 @@ def _walk(folder: Path, whole: bool) -> Iterator[tuple[Kind, Path]]:
             study = Path(here)
             yield from (("dicom", part) for part in ([study] if whole else _parts(study)))
         for file in files:
-            if file.name.lower().endswith(OTHERS):
+            if file.name.lower().endswith(OTHERS) and not file.name.lower().endswith(nrrd.SEGMENTATION):
                 yield _kind(file), file
 
 
@@ -131,7 +161,12 @@ def _parts(folder: Path) -> Sequence[Path]:
     except errors.DataError:
         return [folder]  # told when it is read
     files = [sorted({one.frame.file for one in series.slices}) for series in study.series]
-    return [one[0] for one in files] if len(files) > 1 and all(len(one) == 1 for one in files) else [folder]
+    # Pictures of one series (frontal and lateral radiographs) and clips do not make a volume: each is by itself.
+    alone = all(one.position is None for series in study.series for one in series.slices)
+    several = sum(map(len, files)) > 1
+    if several and (alone or all(len(one) == 1 for one in files)):
+        return sorted(file for one in files for file in one)
+    return [folder]
 
 
 def _named(root: Path, found: Sequence[tuple[Kind, Path]]) -> Iterator[Item]:

@@ -138,6 +138,7 @@ def run(
         "inputs": rows,
         "failed": joined.failed | failed,
         "skipped": skipped,
+        "unread": inputs.unread(source, found),
         "notes": predictor.notes,
         "wall_s": round(time.monotonic() - start, 3),
     }
@@ -161,6 +162,14 @@ def _each(predictor: Predictor, items: Sequence[inputs.Item]) -> tuple[list[dict
         except MemoryError:
             predictor.discard()
             failed[item.name] = "does not fit into the memory of this machine; crop it, or use a larger one"
+        except errors.FedvfmError:
+            raise  # a full disk concerns all inputs
+        except Exception as error:
+            # Whatever a reader does with one file, the others get their results. Its words may quote the file.
+            predictor.discard()
+            failed[item.name] = (
+                f"the reader broke ({type(error).__name__}); if the file is sound, report the kind of error"
+            )
     return rows, failed
 
 

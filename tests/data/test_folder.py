@@ -67,14 +67,22 @@ def test_pairs(tmp_path: Path) -> None:
     assert source.path_of(source.samples()[1]) == tmp_path / "images" / "b.jpg"
 
 
-def test_black_and_white_masks_need_their_values(tmp_path: Path) -> None:
+def test_black_and_white_masks_of_two_classes(tmp_path: Path) -> None:
     source = make(pairs(tmp_path, value=255))
-    with pytest.raises(errors.DataError, match=r"masks/a\.png: value 255 in 24 pixels is no class; .*mask_values"):
-        source.read(source.samples()[0])
+    np.testing.assert_array_equal(source.read(source.samples()[0]).mask, mask())
     mapped = make(tmp_path, mask_values=[0, 255])
     np.testing.assert_array_equal(mapped.read(mapped.samples()[0]).mask, mask())
+    three = make(tmp_path, class_names=["background", "cyst", "tumour"])
+    with pytest.raises(errors.DataError, match=r"masks/a\.png: value 255 in 24 pixels is no class; .*mask_values"):
+        three.read(three.samples()[0])
     three = make(tmp_path, class_names=["background", "cyst", "tumour"], mask_values=[0, 128, 255])
     np.testing.assert_array_equal(three.read(three.samples()[0]).mask, mask(value=2))
+    both = mask(value=255)
+    both[5, 5] = 1
+    picture(tmp_path / "masks" / "a.png", both)
+    mixed = make(tmp_path)
+    with pytest.raises(errors.DataError, match="value 255"):
+        mixed.read(mixed.samples()[0])
 
 
 def test_every_structural_fault_is_named_at_once(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def sizes(hospital: hospitals.Hospital) -> tuple[int, ...]:
         (334, {"train": 20, "val": 5, "test": 60}, (20, 5, 60)),
         (90, {"train": 20, "val": 5}, (20, 5, 65)),
         (38, {"train": 20, "val": 5, "test": 60}, (20, 5, 13)),
-        (16, {"train": 20, "val": 5, "test": 60}, (8, 2, 6)),
+        (16, {"train": 20, "val": 5, "test": 60}, (10, 2, 4)),
         (100, {"val": 5, "test": 10}, (85, 5, 10)),
         (100, {"test": 60}, (60, 15, 25)),
         (3, {}, (2, 0, 1)),
@@ -258,3 +258,12 @@ def test_all_faults_of_a_partition_at_once() -> None:
         True
     ] * 2
     assert "nearest: 'natural'" in hospitals.faults(config.PartitionConfig(kind="naturel"))[0]
+
+
+@pytest.mark.parametrize(("samples", "cap", "trained"), [(100, 80, 60), (100, 60, 60), (100, 30, 30), (20, 50, 12)])
+def test_a_cap_never_shrinks_a_site_below_its_share(samples: int, cap: int, trained: int) -> None:
+    """Of 100 samples 60 are for training with the default shares."""
+    (site,) = make(labelled(samples, (0, 1)), kind="iid", sites=1, train=cap)
+    (free,) = make(labelled(samples, (0, 1)), kind="iid", sites=1)
+    assert abs(len(site.train) - trained) <= 1
+    assert len(site.train) >= min(cap, len(free.train)) - 1

@@ -158,7 +158,7 @@ SPOILS: list[tuple[str, Callable[[Path], object]]] = [
     ("mask-missing", lambda data: (data / M3).unlink()),
     ("image-missing", lambda data: (data / I3).unlink()),
     ("mask-size", lambda data: save(data / M3, mask(3)[:20])),
-    ("mask-value", lambda data: save(data / M3, mask(3) * 255)),
+    ("mask-value", lambda data: save(data / M3, mask(3) * 254)),
     ("mask-colour", lambda data: save(data / M3, np.stack([mask(3), mask(4) * 9, mask(3)], axis=-1))),
     ("ending", lambda data: (data / "images" / f"{SECRET}.dat").write_text("x")),
     ("ending", lambda data: (data / "images" / SECRET).mkdir()),
@@ -472,7 +472,7 @@ class Given:
 
 def judge(source: Given, contract: config.DataContract | None = None) -> dict[str, finding.Finding]:
     everything = source.samples()
-    found = survey.look(source, survey.spaced(everything, 0))
+    found = survey.look(source, survey.spaced(everything, 0), contract=contract)
     numbers = list(range(1, len(everything) + 1))
     cut = max(1, len(numbers) * 2 // 3)
     splits = {"train": numbers[:cut], "val": [], "test": numbers[cut:]}
@@ -627,3 +627,23 @@ def test_every_kind_has_words_of_its_own() -> None:
         assert entry.severity in finding.SEVERITIES
         assert entry.why.endswith(".")
         assert entry.remedy
+
+
+def test_polarity_is_advised_for_two_groups_of_pictures_only() -> None:
+    dark = [samples.Pixels(image(at, low=0.0, high=0.5), square()) for at in range(6)]
+    bright = [samples.Pixels(image(at, low=0.6, high=1.0), square()) for at in range(6, 9)]
+    middle = [samples.Pixels(image(at, low=0.1, high=0.6 + at / 20), square()) for at in range(8)]
+    made = judge(Given([*dark, *bright]))
+    assert made["polarity-mixed"].count == 3
+    assert "made worse" in made["polarity-mixed"].remedy
+    assert "polarity-mixed" not in judge(Given([*dark[:2], *middle, *bright]))
+    with_units = [dataclasses.replace(one, units=(0.0, 4095.0)) for one in (*dark, *bright)]
+    assert "polarity-mixed" not in judge(Given(with_units)), "DICOM says what is bright"
+
+
+def test_what_training_would_refuse_is_refused() -> None:
+    grey, colour = samples.Pixels(image(1), square()), samples.Pixels(image(0, (3, 40, 40)), square())
+    made = judge(Given([grey, colour, grey]), contract(channels=["a", "b", "c"]))
+    assert (made["channels"].severity, made["channels"].samples) == ("blocker", (1, 3))
+    made = judge(Given([grey, dataclasses.replace(grey, units=(-1000.0, 1000.0))]), contract(window=[0.0, 80.0]))
+    assert made["volume-needed"].samples == (1,)

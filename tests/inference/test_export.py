@@ -100,6 +100,7 @@ def test_peft_loads_it_into_the_stock_model(folders: dict[str, Path], tmp_path: 
     assert not torch.allclose(plain, last_grid(model), atol=1e-3)
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "PeftModel.from_pretrained(stock_backbone" in card
+    assert f"those of transformers {transformers.__version__}; transformers >= 5 is needed" in card
     assert "library_name: peft" in card
 
 

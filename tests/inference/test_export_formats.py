@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shutil
@@ -89,6 +90,9 @@ def test_hf_of_every_family(saved: Saver, families: dict[str, Path], tmp_path: P
     adapter = saved(backbone=families[name])
     made = fedvfm.export_adapter(adapter, tmp_path / "hf")
     assert made["class"] == FAMILIES[name][0].__name__
+    card = (tmp_path / "hf" / "README.md").read_text()
+    pooled = "add_pooling_layer" in inspect.signature(FAMILIES[name][0].__init__).parameters
+    assert ('from_pretrained("this folder", add_pooling_layer=False)' in card) == pooled
     model = fedvfm.load_adapter(adapter)
     merged = delivery.folded(model)
     merged.backbone.model = FAMILIES[name][0].from_pretrained(tmp_path / "hf").eval()

@@ -406,3 +406,40 @@ def test_an_adapter_of_another_shape_is_refused(saved: Saver, tmp_path: Path) ->
     shutil.copy(saved(class_names=["rest", "cell"]) / export.STATE, mixed / export.STATE)
     with pytest.raises(errors.CheckpointError, match="not of the same adapter"):
         fedvfm.predict(mixed, picture(tmp_path / "a.png"), tmp_path / "out")
+
+
+def test_every_file_gets_its_result_or_its_reason(
+    saved: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nibabel import cifti2
+
+    root = tmp_path / "in"
+    picture(root / "good.png")
+    picture(root / "breaks.png")
+    axes = (cifti2.ScalarAxis(["thickness"]), cifti2.ScalarAxis([f"v{at}" for at in range(20)]))
+    surface = cifti2.Cifti2Image(np.zeros((1, 20), np.float32), header=axes)
+    surface.to_filename(root / "sub-01.dscalar.nii")
+    (root / "notes.txt").write_text("x")
+    (root / "case.seg.nrrd").write_bytes(b"NRRD0004")
+    (root / ".hidden").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "more").symlink_to(tmp_path / "elsewhere")
+    original = formats.read_image
+
+    def read(path: Path) -> Any:
+        return 1 / 0 if path.name == "breaks.png" else original(path)
+
+    monkeypatch.setattr(formats, "read_image", read)
+    with pytest.raises(errors.DataError, match="2 of 3 inputs could not be used"):
+        fedvfm.predict(saved(), root, tmp_path / "out")
+    made = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["id"] for row in made["inputs"]] == ["good"]
+    assert "no volume of voxels" in made["failed"]["sub-01.dscalar"]
+    assert made["failed"]["breaks"] == (
+        "the reader broke (ZeroDivisionError); if the file is sound, report the kind of error"
+    )
+    assert made["unread"] == {
+        "case.seg.nrrd": "a segmentation of 3D Slicer, no image",
+        "more": "a link to a folder, which is not followed",
+        "notes.txt": "ending '.txt' is not read",
+    }

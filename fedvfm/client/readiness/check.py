@@ -112,7 +112,8 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     split = owns.split(site, everything, source)
     numbers = {one.id: number for number, one in enumerate(everything, 1)}
     chosen = survey.spaced(everything, made.limit)
-    found = survey.look(source, chosen, observer, files=raw)
+    wanted = None if recipe is None or contract else recipe.data
+    found = survey.look(source, chosen, observer, files=raw, contract=wanted)
     made.seen = looked.Looked(
         info=source.info,
         classes=recipe.data.class_names if recipe is not None and not contract else _shown_names(made.own, source.info),
@@ -126,6 +127,11 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     )
     made.told += [(one.number, one.code, one.message) for one in found.failures]
     made.findings += _noted(raw, everything)
+    left: Sequence[str] = getattr(raw, "left", ())
+    if left:
+        problem = f"{finding.number(len(left), 'file or case is', 'files or cases are')} left out"
+        made.findings.append(finding.make("left-out", problem, len(left)))
+        made.told += [(0, "left-out", text) for text in left]
     known = {one.code for one in made.findings}
     for one in [*rules.findings(made.seen), *appearance.findings(made.seen), *duplicates.findings(made.seen)]:
         # Where table and samples tell the same fault, the one that numbers samples says more.

@@ -12,6 +12,8 @@ SPACING_SPREAD = 2.0
 STRETCHED = 1.5
 SMALL = 32
 MIXED = 0.1
+BRIGHT, DARK = 0.6, 0.4
+"""Medians above and below which a picture is of one polarity or the other, if there are both."""
 
 Findings = list[finding.Finding]
 Rows = Sequence[survey.Row]
@@ -126,12 +128,23 @@ def _colour(seen: looked.Looked, rows: Rows) -> Findings:
     elif 0 < len(colour) < len(rows):
         problem = f"{len(colour):,} of {finding.number(len(rows), 'image')} in colour"
         found.append(finding.make("colour-mixed", problem, len(colour), _numbers(colour)))
-    bright = [row for row in rows if row.median > MOSTLY]
+    return [*found, *_polarity(seen, rows)]
+
+
+def _polarity(seen: looked.Looked, rows: Rows) -> Findings:
+    """Pictures of both polarities: two groups with hardly an image between them.
+
+    Images with units (DICOM, NIfTI) are left out: DICOM says what is bright, and is read so. Pictures of one polarity
+    have medians all over the middle, and turning the brighter ones round would make them worse.
+    """
+    pictures = [row for row in rows if row.units is None]
+    bright, dark = ([row for row in pictures if test(row.median)] for test in (BRIGHT.__lt__, DARK.__gt__))
+    between = len(pictures) - len(bright) - len(dark)
     asked = seen.contract is not None and seen.contract.intensity == "polarity"
-    if not asked and MIXED * len(rows) <= min(len(bright), len(rows) - len(bright)) and len(rows) > 1 and bright:
-        problem = f"{len(bright):,} of {finding.number(len(rows), 'image')} are mostly bright, the others mostly dark"
-        found.append(finding.make("polarity-mixed", problem, len(bright)))
-    return found
+    if asked or min(len(bright), len(dark)) < max(1, MIXED * len(pictures)) or between > MIXED * len(pictures):
+        return []
+    problem = f"{len(bright):,} of {finding.number(len(pictures), 'picture')} are bright throughout, {len(dark):,} dark"
+    return [finding.make("polarity-mixed", problem, len(bright))]
 
 
 def _spacing(seen: looked.Looked, rows: Rows) -> Findings:

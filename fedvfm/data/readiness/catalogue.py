@@ -22,6 +22,11 @@ FILES: dict[str, Entry] = {
     "unreadable": Entry(_B, _STOPS, _REPLACE),
     "not-found": Entry(_B, _STOPS, "Bring the file, or remove its row or partner."),
     "too-small": Entry(_B, "An image of a pixel or two shows nothing.", "Replace or remove the file."),
+    "too-large": Entry(
+        _B,
+        "A file that unpacks to more than it claims, or than a machine holds, stops the site.",
+        "Cut it into tiles, or take it out.",
+    ),
     "several-pages": Entry(
         _B, "Of a file with several pages only one would be read.", "Save each page as its own file."
     ),
@@ -236,7 +241,11 @@ DATA: dict[str, Entry] = {
         _W, "The recipe takes grey images; colour is lost.", "Check for overlays and markings burned into the images."
     ),
     "polarity-mixed": Entry(
-        _N, "Some images are dark on bright, others bright on dark.", 'Ask for intensity = "polarity" in the recipe.'
+        _N,
+        "Some pictures may be dark on bright, others bright on dark.",
+        "Look at some of both. Only if the same structure is dark in one and bright in the other: intensity = "
+        '"polarity" in '
+        "the recipe. It turns every bright image round, so that images of one polarity would be made worse.",
     ),
     "spacing-unknown": Entry(
         _N, "Without the size of a pixel distances are in pixels, not millimetres.", "Use DICOM or NIfTI if you can."
@@ -256,6 +265,11 @@ DATA: dict[str, Entry] = {
         _W,
         "Where a file leaves its place, its sides, its slices or its grey values in doubt, results are in doubt, too.",
         "Look at the example pictures; save the volumes again with a proper affine, or take other files out.",
+    ),
+    "left-out": Entry(
+        _W,
+        "The folder holds more than is used: fewer slices, patients or cases are trained on than you count.",
+        "Run again with --files FILE: it names each with its reason. Bring what is missing, or move them away.",
     ),
     "limited": Entry(_N, "What was not looked at may hold more.", "Run again without --limit before you join."),
 }

@@ -48,6 +48,7 @@ PROBLEMS = {
     "unreadable": "damaged, cut short or unknown content",
     "not-found": "files that do not exist",
     "too-small": "images of fewer than 2 x 2 pixels",
+    "too-large": "files that unpack to more than is read",
     "several-pages": "files with several pages",
     "value-range": "values outside the range of their kind of file",
     "not-finite": "values that are no finite numbers",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors, progress
+from fedvfm import config, errors, progress
 from fedvfm.data import sample as data
 from fedvfm.data.readiness import faults
 
@@ -130,6 +130,7 @@ def look(
     observer: progress.Observer = progress.silent,
     *,
     files: data.Source | None = None,
+    contract: config.DataContract | None = None,
 ) -> Survey:
     """Read every chosen sample once and go on past those that cannot be read.
 
@@ -138,6 +139,7 @@ def look(
         chosen: samples with their numbers, in the source's order so that volumes are opened once.
         observer: told ``check`` (done, total) after every sample.
         files: the source that knows the files, where ``source`` is a wrapper of it.
+        contract: what a recipe asks of images; what training would refuse by it is refused here.
     """
     found = Survey(len(source.info.class_names))
     digests = _Digests(files or source)
@@ -146,6 +148,8 @@ def look(
         try:
             pixels = source.read(one)
             _refuse_unusable(pixels, found.num_classes, source.info.task)
+            if contract is not None:
+                _refuse_under(pixels, contract)
             _add(found, number, one, pixels, digests)
         except errors.FedvfmError as error:
             found.failures.append(Failure(number, faults.kind(str(error)), str(error)))
@@ -179,6 +183,21 @@ def _refuse_unusable(pixels: data.Pixels, num_classes: int, task: str) -> None:
     low, high = int(mask.min()), int(mask.max())
     if low < 0 or high >= num_classes:
         raise errors.DataError(f"a mask with value {low if low < 0 else high}, which is no class")
+
+
+def _refuse_under(pixels: data.Pixels, contract: config.DataContract) -> None:
+    """What training would refuse by the recipe: other channels, and values without units under a window.
+
+    Raises:
+        DataError: in the words that :mod:`faults` knows.
+    """
+    have, named = 1 if contract.grey else len(pixels.image) // contract.stack, contract.channels
+    if named and have != len(named):
+        raise errors.DataError(
+            f"{have} channels, but recipe.data.channels names {len(named)} ({', '.join(named)}); bring those"
+        )
+    if contract.limits is not None and pixels.units is None:
+        raise errors.DataError("a picture, but recipe.data.window needs values in units; bring DICOM or NIfTI")
 
 
 def _add(found: Survey, number: int, one: data.Sample, pixels: data.Pixels, digests: _Digests) -> None:

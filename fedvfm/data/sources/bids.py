@@ -9,7 +9,7 @@ Source: Brain Imaging Data Structure, version 1.10, "Imaging data" and "Derivati
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fedvfm.data import formats
@@ -18,15 +18,21 @@ from fedvfm.data.sources import layouts
 MASKS = ("dseg", "mask")
 SAME = ("sub", "ses", "run", "acq")
 """Entities a mask shares with its image, where the mask has them."""
+OTHERS = ("space", "hemi", "res", "den")
+"""Entities that make a mask another image's where the image lacks them: of another grid, or of one half."""
+NATIVE = ("orig", "individual")
+"""Spaces that are the image's own."""
 
 Entities = dict[str, str]
+Kind = tuple[str, Entities]
+"""Suffix and entities of a file."""
 
 
 def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     """Every image of the suffix with its one mask."""
     names = options.class_names or layouts.DEFAULT_NAMES
     layout = layouts.Layout("bids", names, options.mask_values or tuple(range(len(names))))
-    images = _volumes(path for sub in sorted(folder.glob("sub-*")) for path in sorted(sub.rglob("*")))
+    images = _volumes((path for sub in sorted(folder.glob("sub-*")) for path in sorted(sub.rglob("*"))), folder, layout)
     suffixes = sorted({suffix for suffix, _ in images.values()})
     suffix = options.suffix or (suffixes[0] if len(suffixes) == 1 else "")
     if suffix not in suffixes:
@@ -34,17 +40,22 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             f"data.options.suffix = '{suffix}': there are images of {', '.join(suffixes) or 'none'}; say which"
         )
         return layout
-    masks = _volumes(sorted((folder / "derivatives").rglob("sub-*")))
+    masks = _volumes(sorted((folder / "derivatives").rglob("sub-*")), folder, layout)
     taken: dict[Path, Path] = {}
     for path, (own, entities) in images.items():
         if own != suffix:
             continue
         where = layouts.relative([path], folder)
-        found = [mask for mask, (kind, theirs) in masks.items() if kind in MASKS and _match(entities, theirs)]
+        fitting = {mask: theirs for mask, (kind, theirs) in masks.items() if kind in MASKS and _match(entities, theirs)}
+        own_grid = [mask for mask, theirs in fitting.items() if _same_grid(suffix, entities, theirs)]
+        # Of several the one that names no space is the image's own, as pybids takes it.
+        plain = [mask for mask in own_grid if "space" not in fitting[mask]]
+        found = plain if len(own_grid) > 1 and len(plain) == 1 else own_grid
         if len(found) != 1:
             remedy = "add it, or move the image away" if not found else "keep one"
+            elsewhere = f" ({len(fitting)} of another space, side or resolution)" if fitting and not found else ""
             layout.faults.append(
-                f"{where}: {'no mask' if not found else f'{len(found)} masks'} in derivatives/; {remedy}"
+                f"{where}: {'no mask' if not found else f'{len(found)} masks'} in derivatives/{elsewhere}; {remedy}"
             )
             continue
         other = taken.setdefault(found[0], path)
@@ -56,20 +67,50 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             continue
         name = formats.stem(path).removesuffix(f"_{suffix}")
         layout.cases.append(layouts.Case(name, (path,), found[0], None, f"sub-{entities['sub']}"))
+    layout.left += _left(folder, layout, suffix, images, masks)
     return layout
 
 
-def _volumes(paths: Iterable[Path]) -> dict[Path, tuple[str, Entities]]:
-    """NIfTI files with their suffix and entities."""
+def _left(
+    folder: Path, layout: layouts.Layout, suffix: str, images: Mapping[Path, Kind], masks: Mapping[Path, Kind]
+) -> list[str]:
+    """Subjects without an image of the suffix, and masks that are no image's."""
+    used = {case.mask for case in layout.cases}
+    with_images = {entities["sub"] for own, entities in images.values() if own == suffix}
+    subjects = [path.name for path in sorted(folder.glob("sub-*")) if path.name.removeprefix("sub-") not in with_images]
+    return [
+        *(f"{name}: no image of suffix {suffix}" for name in subjects),
+        *(
+            f"{layouts.relative([mask], folder)}: a mask that is taken for no image"
+            for mask, (kind, _) in masks.items()
+            if kind in MASKS and mask not in used
+        ),
+    ]
+
+
+def _volumes(paths: Iterable[Path], folder: Path, layout: layouts.Layout) -> dict[Path, Kind]:
+    """NIfTI files with their suffix and entities; a link that leads nowhere (git-annex has no file) is a fault."""
     found = {}
     for path in paths:
-        if path.is_file() and formats.ending(path) in (".nii", ".nii.gz"):
+        if path.is_symlink() and not path.exists():
+            layout.faults.append(
+                f"{layouts.relative([path], folder)}: a link that leads nowhere (no such file); bring the file, or "
+                f"remove "
+                "the link"
+            )
+        elif path.is_file() and formats.ending(path) in (".nii", ".nii.gz"):
             *pairs, suffix = formats.stem(path).split("_")
             matches = [re.fullmatch(r"([a-z]+)-(.+)", pair) for pair in pairs]
             entities: Entities = {match[1]: match[2] for match in matches if match}
             if "sub" in entities:
                 found[path] = (suffix, entities)
     return found
+
+
+def _same_grid(suffix: str, image: Entities, mask: Entities) -> bool:
+    """Whether a mask names no space, side or resolution that its image lacks."""
+    own = {"space": (*NATIVE, suffix)}
+    return all(mask[key] == image.get(key) or mask[key] in own.get(key, ()) for key in OTHERS if key in mask)
 
 
 def _match(image: Entities, mask: Entities) -> bool:

@@ -76,7 +76,29 @@ def look(folder: Path, case: layouts.Case, series: str = "") -> Seen:
                 f"{layouts.relative(files[:1], folder)} is "
                 f"{sizes[0][0]} x {sizes[0][1]}; repair or remove the pair"
             )
+    _check_turned(folder, files, sizes[0])
     return Seen(sizes[0])
+
+
+def _check_turned(folder: Path, files: Sequence[Path], size: tuple[int, int]) -> None:
+    """Refuse pictures that are turned differently (EXIF orientation) where sizes cannot tell which way they fit.
+
+    A mask of the upright picture's size fits one that lies on its side; turned by half a turn, mirrored, or square, the
+    size says nothing.
+
+    Raises:
+        DataError: with both orientations.
+    """
+    turned = [formats.orientation(file) for file in files]
+    for file, one in zip(files[1:], turned[1:], strict=True):
+        told_by_size = formats.UPRIGHT in (one, turned[0]) and max(one, turned[0]) >= 5 and size[0] != size[1]
+        if one != turned[0] and not told_by_size:
+            raise errors.DataError(
+                f"{layouts.relative([file], folder)} is turned by EXIF orientation {one}, "
+                f"{layouts.relative(files[:1], folder)} by {turned[0]}: nobody can tell whether the mask was drawn on "
+                f"the "
+                "turned picture; save both upright, without the orientation"
+            )
 
 
 def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
@@ -342,6 +364,15 @@ def read_mask(
     else:
         stored = formats.whole(mask, _placed(volumes.read_volume(mask), seen.header, start, index, view))
     return np.ascontiguousarray(stored if not seen.held else _named(mask, stored, seen.held[0], table))
+
+
+def is_black_and_white(mask: Path, stored: NDArray[np.int64]) -> bool:
+    """Whether a mask has the values 0 and 255 alone: the file as a whole, of which ``stored`` is one slice."""
+    if not (stored == 255).any() or not np.isin(stored, (0, 255)).all():
+        return False
+    if not is_volume(mask) or segments.is_segmentation(mask):
+        return not is_volume(mask)
+    return bool(np.isin(volumes.read_volume(mask).voxels, (0, 255)).all())
 
 
 def _placed(

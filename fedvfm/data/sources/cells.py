@@ -40,6 +40,8 @@ class Cells:
             for row in rows
             if not (self._folder / "images" / f"{row['id']}.png").is_file()
         ]
+        if not (self._folder / "images").is_dir():
+            files = ["images/: no such folder"]
         index.refuse(self._folder, [*index.duplicates(rows, "id"), *labels, *files])
         self._samples = tuple(
             data.Sample(id=row["id"], label=CLASS_NAMES.index(row["label"]), patient=row["slide"]) for row in rows

@@ -30,6 +30,13 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     layout.class_names = options.class_names or _class_names(settings, layout.faults)
     layout.mask_values, layout.named = tuple(range(len(layout.class_names))), not options.class_names
     layout.channels = layouts.channel_names(settings)
+    if _is_first_nnunet(folder, settings):
+        layout.faults.append(
+            "dataset.json: nnU-Net's version 1 (it lists CASE, the files are CASE_0000): "
+            "nnUNetv2_convert_old_nnUNet_dataset "
+            "converts it to version 2, which is read"
+        )
+        return layout
     found: dict[str, layouts.Case] = {}
     for part, split in PARTS.items():
         entries = settings.get(part, [])
@@ -51,7 +58,35 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     if len(kinds) > 1:
         layout.faults.append("dataset.json: some labels are masks and some are classes; keep one kind")
     layout.cases = list(found.values())
+    layout.left += _unlisted(folder, settings, layout.cases)
     return layout
+
+
+def _is_first_nnunet(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the images of the list are there with channel numbers only, as in nnU-Net's version 1."""
+    entries = settings.get("training")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    name = first.get("image") if isinstance(first, dict) else None
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts or (folder / name).exists():
+        return False
+    path = folder / name
+    return path.with_name(f"{formats.stem(path)}_0000{formats.ending(path)}").exists()
+
+
+def _unlisted(folder: Path, settings: Mapping[str, Any], cases: Sequence[layouts.Case]) -> list[str]:
+    """Images that lie beside listed ones and stand in no list."""
+    listed = {file for case in cases for file in (*case.images, case.mask) if file is not None}
+    for part in (*PARTS, "test", "testing"):
+        for entry in settings.get(part) or ():
+            names = entry.get("image") if isinstance(entry, dict) else entry
+            given = names if isinstance(names, list) else [names]
+            listed |= {folder / name for name in given if isinstance(name, str)}
+    beside = sorted({path for case in cases for image in case.images[:1] for path in image.parent.iterdir()})
+    return [
+        f"{layouts.relative([path], folder)}: not listed in dataset.json"
+        for path in beside
+        if path not in listed and formats.ending(path) and not path.name.startswith(".")
+    ]
 
 
 def _class_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:

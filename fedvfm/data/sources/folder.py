@@ -1,4 +1,4 @@
-"""The hospital's own folder: pictures, volumes and DICOM studies in one of six layouts."""
+"""The hospital's own folder: pictures, volumes and DICOM studies in one of seven layouts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from fedvfm.data.sources import cases, index, layouts, patients, recognise
 
 OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "series", "suffix")
 
+WHITE = 255
+"""Of two classes the second may be drawn white."""
+
 Item = TypeVar("Item", str, int)
 
 
@@ -36,7 +39,9 @@ class Folder:
     """Images of one hospital, or of several where a table says so.
 
     ============ ==========================================================================================
-    ``pairs``    ``images/NAME.*`` and ``masks/NAME.*``; segmentation
+    ``pairs``    ``images/NAME.*`` and ``masks/NAME.*`` (or ``labels/``, ...); segmentation; or both in a folder a
+                 hospital, whose name is the site
+    ``table``    ``images/NAME.*`` and a table with the columns ``id`` and ``label``; classification
     ``classes``  one folder a class with its images; classification, classes in the order of their names
     ``nnunet``   ``imagesTr/CASE_0000.*``, ``labelsTr/CASE.*``, ``dataset.json`` (nnU-Net v2); segmentation
     ``datalist`` ``dataset.json`` with ``training = [{image, label}]`` (MONAI, Decathlon); both tasks
@@ -51,12 +56,15 @@ class Folder:
     patient[, split][, site]``; ``id`` is the file's or folder's name without ending (``CLASS/NAME`` in ``classes``,
     ``CASE`` in ``nnunet``).
 
+    Masks that say what their numbers are (DICOM-SEG, 3D Slicer's NRRD, dcmqi's JSON, BIDS tables) are read by code
+    and name (:mod:`fedvfm.data.structures`).
+
     Options: ``layout`` (else recognised by content); ``class_names`` and ``mask_values`` (background and foreground,
-    values 0 and 1, where not given; ``mask_values = [0, 255]`` for black and white masks; of DICOM-SEG the values are
-    segment numbers); ``channels`` (the one or three channel numbers to take); ``fold`` (``datalist``: the fold to test
-    on); ``suffix`` (``bids``); ``series`` (which one of a DICOM folder with several, as ``"CT axial most"``: see
-    :mod:`fedvfm.data.wanted`); ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither
-    file names nor patients, because in a hospital both often are patient numbers.
+    values 0 and 1, or 0 and 255, where not given; of DICOM-SEG the values are segment numbers); ``channels`` (the one
+    or three channel numbers to take); ``fold`` (``datalist``: the fold to test on); ``suffix`` (``bids``); ``series``
+    (which one of a DICOM folder with several, as ``"CT axial most"``: see :mod:`fedvfm.data.wanted`); ``ids = "names"``
+    shows file names in results. The default, ``"numbers"``, shows neither file names nor patients, because in a
+    hospital both often are patient numbers.
 
     Raises:
         DataError: listing every fault of the structure: missing partners, unreadable headers, sizes that differ, tables
@@ -78,7 +86,11 @@ class Folder:
         self._own_numbers = bool(options.mask_values)
         self._stated = bool(options.class_names)
         self._assigned = self._structures()
-        named = list(self._assigned.faults)
+        masks = [case.mask for case in self._layout.cases if case.mask is not None]
+        named = [
+            *self._assigned.faults,
+            *layouts.palette_faults(masks, self._folder, max(self._layout.mask_values, default=0) + 1),
+        ]
         refuse(self._folder, list(dict.fromkeys([*self._layout.faults, *faults, *table_faults, *named])))
         if not self._layout.cases:
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
@@ -113,6 +125,15 @@ class Folder:
         self._layout = dataclasses.replace(self._layout, class_names=found.names, mask_values=numbers, named=True)
         self._assigned = found
         return list(found.faults)
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What the folder holds and was left out, each with its reason; for those who may see names of files."""
+        found = list(self._layout.left)
+        for seen in self._seen.values():
+            if seen.header is not None:
+                found += [f"{layouts.relative([file], self._folder)}: {reason}" for file, reason in seen.header.left]
+        return tuple(found)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -209,6 +230,8 @@ class Folder:
             return pixels
         file, size = place.case.mask, pixels.image.shape[1:]
         stored = cases.read_mask(file, place.seen, place.slice, self._view, self._assigned.table)
+        if self._layout.mask_values == (0, 1) and not self._own_numbers and cases.is_black_and_white(file, stored):
+            stored = np.where(stored == WHITE, 1, stored)
         if stored.shape != size:
             raise errors.DataError(f"{file}: {stored.shape} pixels for an image of {size}; repair or remove the pair")
         return dataclasses.replace(pixels, mask=to_classes(stored, file, self._layout))
@@ -302,7 +325,8 @@ def _places(
         patient = name if not what.alone else None
         if stated:
             patient = stated if by_name else f"patient-{known[stated]:0{width}d}"
-        one = data.Sample(name, case.label, row.get("site"), patient, row.get("split") or case.split)
+        site = row.get("site") or case.site
+        one = data.Sample(name, case.label, site, patient, row.get("split") or case.split)
         places += [Place(one, case, what, 0)] if what.alone or what.header is None else _slices(one, case, what, view)
     return places
 

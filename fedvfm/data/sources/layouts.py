@@ -12,15 +12,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvfm import registry
+from fedvfm import errors, registry
 from fedvfm.data import formats
+from fedvfm.data.sources import index, patients
 
 DEFAULT_NAMES = ("background", "foreground")
 IGNORED = (".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "segmentations",
+    "segmentation",
+    "annotations",
+    "annotation",
+    "groundtruth",
+    "ground_truth",
+    "gt",
+)
+SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing")
+"""Names of folders that are no classes."""
 REMEDY = (
-    "expected images/ and masks/, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a "
-    "datalist (dataset.json with 'training'), studies/ with a DICOM folder each, or BIDS (sub-*/ and derivatives/); "
-    "data.options.layout = pairs, classes, nnunet, datalist, studies or bids says which"
+    "expected images/ and masks/ (or labels/), also in a folder for each hospital, images/ with a table that has a "
+    "column "
+    "label, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a datalist (dataset.json "
+    "with "
+    "'training'), studies/ with a DICOM folder each, or BIDS (sub-*/ and derivatives/); data.options.layout = pairs, "
+    "table, "
+    "classes, nnunet, datalist, studies or bids says which"
 )
 
 
@@ -49,6 +70,7 @@ class Case:
         label: the class, in classification.
         patient: where the layout says so; a table speaks first.
         split: where the layout says so; a table speaks first.
+        site: where the layout says so; a table speaks first.
     """
 
     name: str
@@ -57,6 +79,7 @@ class Case:
     label: int | None = None
     patient: str | None = None
     split: str | None = None
+    site: str | None = None
 
 
 @dataclass
@@ -64,7 +87,8 @@ class Layout:
     """What was found: cases in the order of their names, classes, and faults (one sentence each).
 
     ``names`` are those a table must have a row for, where there are more than usable cases; ``channels`` what the
-    folder calls its channels, in their order, where it says so; ``named`` whether the data itself names its classes.
+    folder calls its channels, in their order, where it says so; ``named`` whether the data itself names its classes;
+    ``left`` what the folder holds and is left out, one sentence each.
     """
 
     kind: str
@@ -75,6 +99,34 @@ class Layout:
     names: list[str] = field(default_factory=list)
     channels: tuple[str, ...] = ()
     named: bool = False
+    left: list[str] = field(default_factory=list)
+
+
+def palette_faults(masks: Sequence[Path], folder: Path, classes: int) -> list[str]:
+    """A fault for every mask whose palette gives a class number another colour than the first such mask does.
+
+    Palettes of greys are told by their greys, so that their order says nothing.
+    """
+    first: dict[int, tuple[tuple[int, int, int], Path]] = {}
+    found = []
+    for mask in masks:
+        if formats.ending(mask) not in formats.PICTURES or not mask.is_file():
+            continue
+        try:
+            colours = formats.palette(mask)
+        except errors.DataError:
+            continue  # told when its header is read
+        if not colours or formats.is_grey(colours):
+            continue
+        for number, colour in enumerate(colours[:classes]):
+            other, path = first.setdefault(number, (colour, mask))
+            if other != colour:
+                found.append(
+                    f"{relative([mask], folder)}: its palette has another colour for number {number} than "
+                    f"{relative([path], folder)}, so numbers do not mean the same; save masks as grey class numbers"
+                )
+                break
+    return found
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -89,7 +141,9 @@ def images_in(folder: Path, faults: list[str]) -> dict[str, Path]:
         where = f"{folder.name}/{path.name}"
         if path.name.startswith(".") or (path.is_file() and path.suffix.lower() in IGNORED):
             continue
-        if path.is_dir():
+        if path.is_symlink() and not path.exists():
+            faults.append(f"{where}: a link that leads nowhere (no such file); bring the file, or remove the link")
+        elif path.is_dir():
             faults.append(f"{where}: a folder inside; move its images up, deeper ones are not read")
         elif not formats.ending(path):
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
@@ -101,39 +155,131 @@ def images_in(folder: Path, faults: list[str]) -> dict[str, Path]:
     return found
 
 
+def folder_of(folder: Path, names: Sequence[str], faults: list[str]) -> Path | None:
+    """The one folder in it that has one of the names, in any capitals; several are a fault."""
+    if not folder.is_dir():
+        return None
+    found = [path for path in folders_in(folder) if path.name.casefold() in names]
+    if len(found) > 1:
+        listed = ", ".join(f"{path.name}/" for path in found)
+        faults.append(f"{listed}: nobody can tell which of them is meant; move the others away")
+    return found[0] if found else None
+
+
+def hospitals_in(folder: Path) -> list[Path]:
+    """Folders in it that hold images and masks of their own, one a hospital."""
+    return [
+        one for one in folders_in(folder) if all(folder_of(one, names, []) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
+    ]
+
+
 def pairs(folder: Path, options: Options) -> Layout:
-    """``images/`` and ``masks/`` with files of the same name."""
+    """``images/`` and ``masks/`` (or ``labels/``, ...) with files of the same name; or both in a folder a hospital."""
     names = options.class_names or DEFAULT_NAMES
     layout = Layout("pairs", names, options.mask_values or tuple(range(len(names))))
-    for part in ("images", "masks"):
-        if not (folder / part).is_dir():
-            layout.faults.append(f"{part}/: no such folder; {REMEDY}")
-    if layout.faults:
+    own = [folder_of(folder, kind, layout.faults) for kind in (IMAGE_FOLDERS, MASK_FOLDERS)]
+    hospitals = hospitals_in(folder)
+    if hospitals and not any(own):
+        for one in hospitals:
+            _add_pairs(layout, one, f"{one.name}/", one.name)
+        others = [path.name for path in folders_in(folder) if path not in hospitals]
+        layout.faults += [f"{name}/: no images and masks in it, as the other hospitals have" for name in others]
         return layout
-    images, masks = (images_in(folder / part, layout.faults) for part in ("images", "masks"))
+    for kind, found in zip(("images", "masks"), own, strict=True):
+        if found is None:
+            layout.faults.append(f"{kind}/: no such folder; {REMEDY}")
+    if not layout.faults:
+        _add_pairs(layout, folder, "", None)
+    return layout
+
+
+def _add_pairs(layout: Layout, folder: Path, begin: str, site: str | None) -> None:
+    """Images and masks of one folder as cases of a layout."""
+    here = [folder_of(folder, kind, layout.faults) for kind in (IMAGE_FOLDERS, MASK_FOLDERS)]
+    if here[0] is None or here[1] is None:
+        return
+    first, second = here[0].name, here[1].name
+    images, masks = (images_in(path, layout.faults) for path in (here[0], here[1]))
     layout.faults += [
-        f"{path.parent.name}/{path.name}: no mask masks/{name}.*; add it, or move the image away"
+        f"{begin}{first}/{path.name}: no mask {second}/{name}.*; add it, or move the image away"
         for name, path in images.items()
         if name not in masks
     ]
     layout.faults += [
-        f"{path.parent.name}/{path.name}: no image images/{name}.*; add it, or move the mask away"
+        f"{begin}{second}/{path.name}: no image {first}/{name}.*; add it, or move the mask away"
         for name, path in masks.items()
         if name not in images
     ]
-    layout.cases = [Case(name, (images[name],), masks[name]) for name in sorted(images) if name in masks]
+    layout.cases += [
+        Case(f"{begin}{name}", (images[name],), masks[name], site=site) for name in sorted(images) if name in masks
+    ]
+
+
+def table(folder: Path, options: Options) -> Layout:
+    """``images/`` and a table with the columns ``id`` and ``label``: classification.
+
+    Raises:
+        DataError: if the table cannot be read.
+    """
+    layout = Layout("table", options.class_names)
+    where = folder_of(folder, IMAGE_FOLDERS, layout.faults)
+    rows = labelled(folder)
+    if where is None or rows is None:
+        missing = "images/: no such folder" if where is None else "no table with the columns id and label"
+        layout.faults.append(f"{missing}; {REMEDY}")
+        return layout
+    name, labels = rows
+    layout.class_names = options.class_names or tuple(sorted({label for label in labels.values() if label}))
+    if len(layout.class_names) < 2:
+        layout.faults.append(
+            f"{name}: {len(layout.class_names)} class(es) in the column 'label'; two are needed, or all classes in "
+            "data.options.class_names"
+        )
+    images = images_in(where, layout.faults)
+    layout.names = list(images)
+    for one, path in sorted(images.items()):
+        label = labels.get(one)
+        if label in layout.class_names:
+            layout.cases.append(Case(one, (path,), None, layout.class_names.index(label)))
+        elif label is not None:
+            near = registry.nearest(label, list(layout.class_names))
+            known = ", ".join(layout.class_names)
+            layout.faults.append(f"{name}: id '{one}': label '{label}' stands for no class; classes: {known}{near}")
     return layout
+
+
+def labelled(folder: Path) -> tuple[str, dict[str, str]] | None:
+    """The first table of a folder that has a column ``label``, its name and id -> class; or None.
+
+    Raises:
+        DataError: if a table cannot be read.
+    """
+    for name in patients.STUDY_TABLES:
+        if (folder / name).is_file():
+            rows = index.read_csv(folder / name, ("id",))
+            if rows and "label" in rows[0]:
+                return name, {row["id"]: row["label"] for row in rows}
+    return None
 
 
 def classes(folder: Path, options: Options) -> Layout:
     """One folder a class; ``class_names`` fixes their order and allows for classes this hospital has no image of."""
     folders = {path.name: path for path in folders_in(folder)}
+    lost = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
     layout = Layout("classes", options.class_names or tuple(folders))
     if len(layout.class_names) < 2:
         layout.faults.append(
             f"{len(folders)} class folder(s) ({', '.join(folders)}); two are needed, or all classes in "
             "data.options.class_names"
         )
+    layout.faults += [
+        f"{path.name}: a link that leads nowhere; bring what it stands for, or remove it" for path in lost
+    ]
+    layout.left += [
+        f"{path.name}: a file beside the class folders"
+        for path in sorted(folder.iterdir())
+        if path.is_file() and formats.ending(path)
+    ]
     for name, path in folders.items():
         if name not in layout.class_names:
             near = registry.nearest(name, list(layout.class_names))

@@ -33,9 +33,11 @@ class Nuclei:
         self._folder = index.locate(source, ("index.csv", "images/", "labels/"))
         rows = index.read_files(self._folder / "index.csv", ("id", "site"))
         ids = [row["id"] for row in rows]
-        missing = [
+        parts = [part for part in ("images", "labels") if (self._folder / part).is_dir()]
+        missing = [f"{part}/: no such folder" for part in ("images", "labels") if part not in parts]
+        missing += [
             f"{part}/{name}.png: no such file"
-            for part in ("images", "labels")
+            for part in parts
             for name in ids
             if not (self._folder / part / f"{name}.png").is_file()
         ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fedvfm import errors
 from fedvfm.data import formats
@@ -17,6 +19,7 @@ COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
     "datalist": datalist.collect,
     "studies": studies.collect,
     "bids": bids.collect,
+    "table": layouts.table,
 }
 KINDS = tuple(COLLECT)
 OWN_OPTIONS = {
@@ -26,6 +29,9 @@ OWN_OPTIONS = {
     "series": ("studies", "datalist"),
 }
 """Options that only some layouts have."""
+PARTS = ("mask", "label", "annot", "image", "img", "truth", "segment")
+"""In names of folders that hold the parts of pairs."""
+LOOKED_AT, FEW = 3, 8
 
 
 def find(folder: Path, options: layouts.Options) -> layouts.Layout:
@@ -36,7 +42,7 @@ def find(folder: Path, options: layouts.Options) -> layouts.Layout:
     """
     if not folder.is_dir():
         raise errors.DataError(f"{folder}: no such folder; set data.path to the folder that holds the images")
-    kind = options.layout if options.layout != "auto" else kind_of(folder)
+    kind = options.layout if options.layout != "auto" else kind_of(folder, named=bool(options.class_names))
     layout = COLLECT[kind](folder, options)
     given = {key: getattr(options, key) not in (None, "", ()) for key in OWN_OPTIONS}
     layout.faults += [
@@ -47,8 +53,8 @@ def find(folder: Path, options: layouts.Options) -> layouts.Layout:
     return layout
 
 
-def kind_of(folder: Path) -> str:
-    """The layout of a folder, by what lies in it.
+def kind_of(folder: Path, *, named: bool = False) -> str:
+    """The layout of a folder, by what lies in it; ``named`` where the classes are said, so that folders may be classes.
 
     Raises:
         DataError: if none is known.
@@ -57,12 +63,58 @@ def kind_of(folder: Path) -> str:
         return "bids"
     if (folder / "dataset.json").is_file():
         return "datalist" if _has_training(folder / "dataset.json") else "nnunet"
-    for name, kind in (("imagesTr", "nnunet"), ("studies", "studies"), ("images", "pairs"), ("masks", "pairs")):
+    for name, kind in (("imagesTr", "nnunet"), ("studies", "studies")):
         if (folder / name).is_dir():
             return kind
-    if any(formats.ending(path) for sub in layouts.folders_in(folder) for path in sub.iterdir()):
+    images, masks = (layouts.folder_of(folder, names, []) for names in (layouts.IMAGE_FOLDERS, layouts.MASK_FOLDERS))
+    if images and not masks and layouts.labelled(folder) is not None:
+        return "table"
+    if images or masks or layouts.hospitals_in(folder):
+        return "pairs"
+    lists = [path.name for path in sorted(folder.glob("*.json")) if _has_training(path)]
+    if lists:
+        raise errors.DataError(
+            f"{folder}: no known layout: {', '.join(lists)} lists training images, but a datalist has to be called "
+            "dataset.json; rename it"
+        )
+    held = layouts.folders_in(folder)
+    if any(formats.ending(path) for sub in held for path in sub.iterdir()):
+        if not named:
+            _refuse_no_classes(folder, held)
         return "classes"
     raise errors.DataError(f"{folder}: no known layout; {layouts.REMEDY}")
+
+
+def _refuse_no_classes(folder: Path, held: Sequence[Path]) -> None:
+    """Refuse folders that are no classes by their names, or hold files of the same names.
+
+    Raises:
+        DataError: with the remedy.
+    """
+    splits = [path.name for path in held if path.name.casefold() in layouts.SPLIT_FOLDERS]
+    if splits:
+        raise errors.DataError(
+            f"{folder}: no known layout: {', '.join(splits)} are splits, not classes; write the split into a table "
+            f"(patients.csv: id,patient,split), and {layouts.REMEDY}"
+        )
+    stems = [{formats.stem(path): path for path in sub.iterdir() if formats.ending(path)} for sub in held]
+    alike = len(held) > 1 and bool(stems[0]) and all(one.keys() == stems[0].keys() for one in stems[1:])
+    named = any(word in path.name.casefold() for path in held for word in PARTS)
+    if alike and (named or len({_drawn(one) for one in stems}) > 1):
+        listed = ", ".join(path.name for path in held)
+        raise errors.DataError(
+            f"{folder}: no known layout: {listed} hold files of the same names, as images and masks do, not classes; "
+            f"{layouts.REMEDY}"
+        )
+
+
+def _drawn(files: Mapping[str, Path]) -> bool:
+    """Whether the first pictures of a folder hold a few numbers only, as masks do and images do not."""
+    shown = [files[name] for name in sorted(files) if formats.ending(files[name]) in formats.PICTURES][:LOOKED_AT]
+    try:
+        return bool(shown) and all(len(np.unique(formats.read_mask(path))) <= FEW for path in shown)
+    except errors.DataError:
+        return False
 
 
 def _has_training(path: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedvfm import registry
 from fedvfm.data import dicom
-from fedvfm.data.sources import index, layouts, patients
+from fedvfm.data.sources import layouts
 
 
 def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
@@ -28,7 +28,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
         return layout
     found = {path.name: path for path in _studies(folder / "studies", layout.faults)}
     layout.names = list(found)
-    table = None if (folder / "masks").is_dir() else _labels(folder)
+    table = None if (folder / "masks").is_dir() else layouts.labelled(folder)
     if table is not None:
         _classify(layout, found, *table, options.class_names)
     elif (folder / "masks").is_dir():
@@ -41,20 +41,14 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
 def _studies(folder: Path, faults: list[str]) -> Sequence[Path]:
     """Its folders; files beside them are named, because they may be a study that someone forgot to put into one."""
     loose = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    lost = [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]
+    faults += [f"studies/{path.name}: a link that leads nowhere; bring the study, or remove the link" for path in lost]
+    lost = [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]
+    faults += [f"studies/{path.name}: a link that leads nowhere; bring the study, or remove the link" for path in lost]
     wrong = [path for path in loose if path.suffix.lower() not in layouts.IGNORED and dicom.is_dicom(path)]
     if wrong:
         faults.append(f"studies/: {len(wrong)} DICOM file(s) outside of a study's folder; put each study into its own")
     return layouts.folders_in(folder)
-
-
-def _labels(folder: Path) -> tuple[str, dict[str, str]] | None:
-    """The first table that has a column ``label``, its name and study -> class; or None."""
-    for name in patients.STUDY_TABLES:
-        if (folder / name).is_file():
-            rows = index.read_csv(folder / name, ("id",))
-            if rows and "label" in rows[0]:
-                return name, {row["id"]: row["label"] for row in rows}
-    return None
 
 
 def _classify(

@@ -1,0 +1,205 @@
+"""Folders as hospitals have them: other names, one a hospital, tables, links that lead nowhere, what is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvfm import config, errors
+from fedvfm.data.readiness import faults
+from fedvfm.data.sources import folder
+
+RNG = np.random.default_rng(0)
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+def pair(root: Path, images: str, masks: str, name: str) -> None:
+    save(root / images / f"{name}.png", RNG.integers(0, 255, (16, 16)))
+    save(root / masks / f"{name}.png", RNG.integers(0, 2, (16, 16)))
+
+
+def nii(path: Path, values: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 4), np.uint8) if values is None else values, np.eye(4)), path)
+    return path
+
+
+def make(path: Path, **options: object) -> folder.Folder:
+    return folder.Folder(
+        config.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
+    )
+
+
+def refused(path: Path, **options: object) -> errors.DataError:
+    with pytest.raises(errors.DataError) as caught:
+        make(path, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("images", "labels"), ("img", "label"), ("Images", "Masks"), ("imgs", "annotations"), ("image", "gt")],
+)
+def test_folders_of_images_and_masks_by_other_names(tmp_path: Path, images: str, masks: str) -> None:
+    for name in "ab":
+        pair(tmp_path, images, masks, name)
+    source = make(tmp_path)
+    assert source.info.task == "segmentation"
+    assert len(source.samples()) == 2
+    save(tmp_path / images / "c.png", np.zeros((16, 16)))
+    assert f"{images}/c.png: no mask {masks}/c.*" in str(refused(tmp_path))
+
+
+def test_a_folder_for_each_hospital(tmp_path: Path) -> None:
+    for site, masks in (("north", "masks"), ("south", "labels")):
+        for name in "ab":
+            pair(tmp_path / site, "images", masks, name)
+    source = make(tmp_path)
+    assert [one.site for one in source.samples()] == ["north", "north", "south", "south"]
+    assert len({one.id for one in source.samples()}) == 4
+    save(tmp_path / "east" / "a.png", np.zeros((16, 16)))
+    assert "east/: no images and masks in it" in str(refused(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("scans", "masken"), ("x", "y"), ("raw_images", "seg_labels")])
+def test_images_and_masks_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in "ab":
+        pair(tmp_path, *names, name)
+    assert "no known layout" in str(refused(tmp_path))
+    assert make(tmp_path, layout="classes").info.class_names == tuple(sorted(names))
+
+
+def test_splits_and_lists_of_other_names_are_no_classes(tmp_path: Path) -> None:
+    for split in ("train", "Test"):
+        save(tmp_path / "a" / split / f"{split}.png", np.zeros((16, 16)))
+    assert "are splits, not classes" in str(refused(tmp_path / "a"))
+    save(tmp_path / "b" / "x" / "1.png", np.zeros((16, 16)))
+    (tmp_path / "b" / "list.json").write_text(json.dumps({"training": []}))
+    assert "has to be called dataset.json" in str(refused(tmp_path / "b"))
+
+
+def test_classes_may_hold_files_of_the_same_names(tmp_path: Path) -> None:
+    for kind in ("ill", "well"):
+        for name in "ab":
+            save(tmp_path / kind / f"{name}.png", RNG.integers(0, 255, (16, 16)))
+    assert make(tmp_path).info.class_names == ("ill", "well")
+
+
+def test_images_and_a_table_with_labels(tmp_path: Path) -> None:
+    for name in "abc":
+        save(tmp_path / "images" / f"{name}.png", np.zeros((16, 16)))
+    (tmp_path / "index.csv").write_text("id,label,patient,site\na,ill,p1,north\nb,well,p1,north\nc,ill,p2,south\n")
+    source = make(tmp_path)
+    assert source.info.task == "classification"
+    assert source.info.class_names == ("ill", "well")
+    assert [one.label for one in source.samples()] == [0, 1, 0]
+    assert [one.site for one in source.samples()] == ["north", "north", "south"]
+    (tmp_path / "index.csv").write_text("id,label\na,ill\nb,well\n")
+    assert "no row for image 'c'" in str(refused(tmp_path))
+
+
+def test_a_missing_folder_is_one_fault(tmp_path: Path) -> None:
+    for name in range(30):
+        save(tmp_path / "images" / f"{name}.png", np.zeros((16, 16)))
+    assert len(refused(tmp_path).faults) == 1
+    from fedvfm.data.sources import nuclei
+
+    (tmp_path / "index.csv").write_text("id,site\n" + "".join(f"{name},a\n" for name in range(30)))
+    with pytest.raises(errors.DataError) as caught:
+        nuclei.Nuclei(config.SourceConfig(source="nuclei", path=str(tmp_path)))
+    assert caught.value.faults == ("labels/: no such folder",)
+
+
+def test_nnunets_first_version_is_called_so(tmp_path: Path) -> None:
+    for name in ("a_1", "a_2"):
+        nii(tmp_path / "imagesTr" / f"{name}_0000.nii.gz")
+        nii(tmp_path / "labelsTr" / f"{name}.nii.gz")
+    entries = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in ("a_1", "a_2")]
+    settings = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}, "training": entries}
+    (tmp_path / "dataset.json").write_text(json.dumps(settings))
+    (fault,) = refused(tmp_path).faults
+    assert "version 1" in fault
+    assert faults.kind(fault) == "dataset-json"
+
+
+# --- nothing vanishes -------------------------------------------------------------------------------------------------
+
+
+def bids(root: Path, *subjects: str) -> Path:
+    (root / "dataset_description.json").parent.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text("{}")
+    for sub in subjects:
+        nii(root / f"sub-{sub}" / "anat" / f"sub-{sub}_T1w.nii.gz")
+        nii(root / "derivatives" / "manual" / f"sub-{sub}" / "anat" / f"sub-{sub}_dseg.nii.gz")
+    return root
+
+
+@pytest.mark.parametrize("which", ["image", "mask"])
+def test_a_file_that_git_annex_has_not_got(tmp_path: Path, which: str) -> None:
+    root = bids(tmp_path, "01", "02")
+    lost = root / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    if which == "mask":
+        lost = root / "derivatives" / "manual" / "sub-02" / "anat" / "sub-02_dseg.nii.gz"
+    lost.unlink()
+    lost.symlink_to("../../.git/annex/objects/x.nii.gz")
+    fault = refused(root).faults[0]
+    assert "leads nowhere" in fault
+    assert faults.kind(fault) in ("not-found", "link")
+
+
+@pytest.mark.parametrize("layout", ["pairs", "classes", "studies"])
+def test_links_that_lead_nowhere_are_faults(tmp_path: Path, layout: str) -> None:
+    where = {"pairs": "images/c.png", "classes": "third", "studies": "studies/c"}[layout]
+    if layout == "pairs":
+        pair(tmp_path, "images", "masks", "a")
+    elif layout == "classes":
+        save(tmp_path / "one" / "a.png", np.zeros((16, 16)))
+        save(tmp_path / "two" / "b.png", np.zeros((16, 16)))
+    else:
+        (tmp_path / "studies").mkdir()
+    (tmp_path / where).symlink_to(tmp_path / "gone")
+    assert "leads nowhere" in str(refused(tmp_path))
+
+
+def test_subjects_and_masks_that_are_not_taken_are_told(tmp_path: Path) -> None:
+    root = bids(tmp_path, "01", "02")
+    nii(root / "sub-03" / "anat" / "sub-03_FLAIR.nii.gz")
+    nii(root / "derivatives" / "manual" / "sub-04" / "anat" / "sub-04_dseg.nii.gz")
+    source = make(root, suffix="T1w")
+    assert source.left == (
+        "sub-03: no image of suffix T1w",
+        "derivatives/manual/sub-04/anat/sub-04_dseg.nii.gz: a mask that is taken for no image",
+    )
+
+
+@pytest.mark.parametrize("entity", ["space-MNI152NLin2009cAsym", "hemi-L", "res-2", "den-32k"])
+def test_a_mask_of_another_space_is_no_images_mask(tmp_path: Path, entity: str) -> None:
+    root = bids(tmp_path, "01")
+    own = root / "derivatives" / "manual" / "sub-01" / "anat" / "sub-01_dseg.nii.gz"
+    other = own.with_name(f"sub-01_{entity}_dseg.nii.gz")
+    nii(other)
+    assert len(make(root).samples()) == 4
+    own.unlink()
+    assert "no mask in derivatives/ (1 of another space, side or resolution)" in str(refused(root))
+    other.rename(other.with_name("sub-01_space-T1w_dseg.nii.gz"))
+    assert len(make(root).samples()) == 4
+
+
+def test_images_that_no_list_names_are_told(tmp_path: Path) -> None:
+    entries = []
+    for name in "abc":
+        nii(tmp_path / "imagesTr" / f"{name}.nii.gz")
+        nii(tmp_path / "labelsTr" / f"{name}.nii.gz")
+        entries.append({"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"})
+    settings = {"labels": {"0": "background", "1": "liver"}, "training": entries[:2]}
+    (tmp_path / "dataset.json").write_text(json.dumps(settings))
+    assert make(tmp_path).left == ("imagesTr/c.nii.gz: not listed in dataset.json",)

@@ -1,0 +1,209 @@
+"""Pictures as they are meant and masks as they are stored: depth, WhiteIsZero, palettes, EXIF orientation."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvfm import config, errors
+from fedvfm.data import formats
+from fedvfm.data.readiness import faults
+from fedvfm.data.sources import folder
+
+DRAWN = np.array([[0, 1, 1, 0, 0, 0, 0, 0]] * 4, np.uint8)
+BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
+
+
+def png(path: Path, values: np.ndarray, depth: int) -> Path:
+    """A grey PNG of 1, 2 or 4 bits."""
+    rows = b""
+    for row in values:
+        bits = "".join(format(int(value), f"0{depth}b") for value in row)
+        bits += "0" * (-len(bits) % 8)
+        rows += b"\0" + bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def tiff(path: Path, values: np.ndarray, bits: int, white: bool) -> Path:
+    """An uncompressed grey TIFF of 1, 4, 8 or 16 bits, by hand: Pillow turns values round when it writes, too."""
+    height, width = values.shape
+    if bits == 16:
+        content = values.astype("<u2").tobytes()
+    elif bits == 8:
+        content = values.astype(np.uint8).tobytes()
+    else:
+        content = b""
+        for row in values:
+            text = "".join(format(int(value), f"0{bits}b") for value in row)
+            text += "0" * (-len(text) % 8)
+            content += bytes(int(text[at : at + 8], 2) for at in range(0, len(text), 8))
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: 0 if white else 1,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(content),
+    }
+    made = struct.pack("<2sHI", b"II", 42, 8 + len(content)) + content + struct.pack("<H", len(tags))
+    for tag, value in tags.items():
+        made += struct.pack("<HHII", tag, 4 if tag in (256, 257, 273, 278, 279) else 3, 1, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(made + struct.pack("<I", 0))
+    return path
+
+
+def palette(path: Path, indices: np.ndarray, colours: list[tuple[int, int, int]]) -> Path:
+    made = Image.fromarray(indices, mode="P")
+    made.putpalette([part for colour in colours for part in colour])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save(path)
+    return path
+
+
+def make(path: Path, **options: object) -> folder.Folder:
+    return folder.Folder(
+        config.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_few_bits_of_a_png_mask_are_numbers(tmp_path: Path, depth: int) -> None:
+    values = (np.arange(32).reshape(4, 8) % 2**depth).astype(np.uint8)
+    np.testing.assert_array_equal(formats.read_mask(png(tmp_path / "a.png", values, depth)), values)
+    shown = formats.read_image(tmp_path / "a.png")[0]
+    np.testing.assert_allclose(shown, values / (2**depth - 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8, 16])
+@pytest.mark.parametrize("white", [False, True])
+def test_white_is_zero_at_every_depth(tmp_path: Path, bits: int, white: bool) -> None:
+    full = 2**bits - 1
+    values = (np.arange(32).reshape(4, 8) * max(1, full // 32)) % (full + 1)
+    path = tiff(tmp_path / "a.tif", values, bits, white)
+    np.testing.assert_array_equal(formats.read_mask(path), values)
+    expected = (full - values if white else values) / full
+    np.testing.assert_allclose(formats.read_image(path)[0], expected, atol=1e-6)
+
+
+def test_greys_of_a_palette_count_and_not_their_order(tmp_path: Path) -> None:
+    one = palette(tmp_path / "a.png", DRAWN, [BLACK, WHITE])
+    two = palette(tmp_path / "b.png", 1 - DRAWN, [WHITE, BLACK])
+    three = palette(tmp_path / "c.bmp", 1 - DRAWN, [WHITE, BLACK])
+    for path in (one, two, three):
+        np.testing.assert_array_equal(formats.read_mask(path), DRAWN * 255)
+    small = palette(tmp_path / "d.png", 1 - DRAWN, [(1, 1, 1), BLACK])
+    np.testing.assert_array_equal(formats.read_mask(small), DRAWN)
+
+
+def test_two_numbers_of_one_colour_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.DataError, match="two numbers have one colour") as caught:
+        formats.read_mask(palette(tmp_path / "a.png", DRAWN, [BLACK, BLACK]))
+    assert faults.kind(str(caught.value)) == "mask-colour"
+
+
+@pytest.mark.parametrize(
+    ("second", "right"),
+    [
+        ([BLACK, RED, GREEN], True),
+        ([BLACK, RED], True),
+        ([BLACK, RED, GREEN, WHITE], True),
+        ([BLACK, GREEN, RED], False),
+        ([BLACK, GREEN], False),
+        ([RED, BLACK, GREEN], False),
+    ],
+)
+def test_palettes_of_colours_have_to_agree(tmp_path: Path, second: list[tuple[int, int, int]], right: bool) -> None:
+    for name, colours in (("a", [BLACK, RED, GREEN]), ("b", second)):
+        Image.fromarray(np.full((4, 8), 9, np.uint8)).save(_in(tmp_path / "images" / f"{name}.png"))
+        palette(tmp_path / "masks" / f"{name}.png", DRAWN, colours)
+    options = {"class_names": ["background", "red", "green"]}
+    if right:
+        source = make(tmp_path, **options)
+        assert all(source.read(one).mask.sum() == 8 for one in source.samples())
+        return
+    with pytest.raises(errors.DataError, match="another colour for number") as caught:
+        make(tmp_path, **options)
+    assert faults.kind(caught.value.faults[0]) == "mask-colour"
+
+
+def _in(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def turned(path: Path, shape: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros(shape, np.uint8)).save(_in(path), exif=exif)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize(
+    ("image", "mask", "shape", "right"),
+    [
+        (1, 1, (4, 8), True),
+        (3, 3, (4, 8), True),
+        (6, 6, (8, 8), True),
+        (2, 1, (4, 8), False),
+        (3, 1, (4, 8), False),
+        (4, 1, (4, 8), False),
+        (1, 3, (4, 8), False),
+        (6, 1, (8, 8), False),
+        (5, 7, (4, 8), False),
+    ],
+)
+def test_image_and_mask_turned_differently(
+    tmp_path: Path, ending: str, image: int, mask: int, shape: tuple[int, int], right: bool
+) -> None:
+    turned(tmp_path / "images" / f"a.{ending}", shape, image)
+    turned(tmp_path / "masks" / "a.png", shape, mask)
+    if right:
+        assert len(make(tmp_path).samples()) == 1
+        return
+    with pytest.raises(errors.DataError, match=f"EXIF orientation {mask}") as caught:
+        make(tmp_path)
+    assert faults.kind(caught.value.faults[0]) == "mask-size"
+
+
+def test_a_mask_drawn_on_the_upright_picture_fits(tmp_path: Path) -> None:
+    turned(tmp_path / "images" / "a.jpg", (4, 8), 6)
+    turned(tmp_path / "masks" / "a.png", (8, 4), 1)
+    assert len(make(tmp_path).samples()) == 1
+
+
+def test_a_tiff_on_its_side(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "packed.tif", exif=exif, compression="tiff_lzw")
+    assert formats.picture_size(tmp_path / "packed.tif") == (6, 4)
+    np.testing.assert_array_equal(formats.read_mask(tmp_path / "packed.tif"), np.rot90(values, -1))
+    Image.fromarray(values).save(tmp_path / "plain.tif", exif=exif)
+    with pytest.raises(errors.DataError, match="lies on its side"):
+        formats.read_mask(tmp_path / "plain.tif")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    head = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT" + bytes(64))
+    with pytest.raises(errors.DataError, match="67,108,864 are read at most") as caught:
+        formats.picture_size(tmp_path / "a.png")
+    assert faults.kind(str(caught.value)) == "too-large"
