@@ -159,7 +159,7 @@ class ServerPart(Protocol):
         ...
 
     def on_aggregate(self, change: Change, memory: Memory) -> tuple[Change, Memory]:
-        """One admitted update's change as it goes into the sum."""
+        """One admitted update's change as it goes into the sum. Updates come in any order, which must not matter."""
         ...
 
     def finish(self, total: Change, memory: Memory, draws: entropy.Draws) -> tuple[Change, Memory]:

@@ -9,7 +9,7 @@ is not drawn anew: the folder was put back then. Where all of it was put back, t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fedvfm.privacy import accountant, entropy, planner
 from fedvfm.privacy import base as mechanisms
 from fedvfm.privacy import table as mechanism_table
 from fedvfm.server import aggregation, checkpoint
-from fedvfm.server.aggregators import base
+from fedvfm.server.aggregators import base, exact_sum
 
 FOLDER = "private"
 DRAWN = ".drawn"
@@ -90,36 +90,49 @@ class Private:
             )
         return self._joined(mean, json.loads(marks["record"]), kept)
 
-    def join(
+    def intake(
+        self, number: int, start: state.AdapterState, asked: int, kept: Mapping[str, state.Array], before: Rounds
+    ) -> Clipped:
+        """Takes the updates of a round: each is clipped and summed as it comes.
+
+        Args:
+            number: of the round.
+            start: the global adapter that the sites start from.
+            asked: number of sites asked.
+            kept: what the rule left in the round before.
+            before: the journal's lines.
+        """
+        names = factors.trained(self._locked.manifest, self._recipe.adapter.factors, number)
+        memory = self._part.configure(self._recipe, asked, before[-1].get(ENTRY, {}) if before else {})
+
+        def finish(clipped: Clipped, record: Mapping[str, Any]) -> aggregation.Joined:
+            return self._finish(number, clipped, kept, record, before)
+
+        return Clipped(self._part, start, names, memory, finish)
+
+    def _finish(
         self,
         number: int,
-        start: state.AdapterState,
-        updates: Mapping[str, state.SiteUpdate],
+        clipped: Clipped,
         kept: Mapping[str, state.Array],
         record: Mapping[str, Any],
         before: Rounds,
     ) -> aggregation.Joined:
-        """Clip, sum, add noise, divide by the number asked, put it on disk, and give it to the rule.
-
-        Args:
-            number: of the round.
-            start: the global adapter that the sites started from.
-            updates: admitted, by site in sorted order.
-            kept: what the rule left in the round before.
-            record: what the journal states of the round so far, ``cohort`` and ``refused`` among it.
-            before: the journal's lines.
-        """
+        """Add noise, divide by the number asked, put it on disk, and give it to the rule."""
         asked = len(record["cohort"])
-        mean, told = self._mean(number, start, updates, asked, before)
+        moved, memory = self._part.finish(clipped.total(), clipped.memory, self._draws(number))
+        start = clipped.start
+        after = {name: (start[name].astype(np.float64) + moved[name]).astype(np.float32) for name in moved}
+        mean = state.AdapterState({**start, **after})
         line = {
             **record,
             "refused": {name: _without_numbers(why) for name, why in record["refused"].items()},
-            "examples": {name: update.num_examples for name, update in updates.items()},
-            "weights": dict.fromkeys(updates, 1 / asked),
-            "train": {name: {} for name in updates},
+            "examples": dict(sorted(clipped.examples.items())),
+            "weights": dict.fromkeys(sorted(clipped.examples), 1 / asked),
+            "train": {name: {} for name in sorted(clipped.examples)},
             "factor_error": None,
             "aggregate_error": None,
-            ENTRY: told,
+            ENTRY: self._told(memory, before),
         }
         marks = {"round": str(number), "recipe": self._recipe.hash, "base": start.fingerprint}
         path = checkpoint.path_of(self._folder, number)
@@ -153,24 +166,6 @@ class Private:
                 storage.write_bytes(mark, b"")
         checkpoint.prune(self._folder, keep_from)
 
-    def _mean(
-        self,
-        number: int,
-        start: state.AdapterState,
-        updates: Mapping[str, state.SiteUpdate],
-        asked: int,
-        before: Rounds,
-    ) -> tuple[state.AdapterState, dict[str, Any]]:
-        names = factors.trained(self._locked.manifest, self._recipe.adapter.factors, number)
-        memory = self._part.configure(self._recipe, asked, before[-1].get(ENTRY, {}) if before else {})
-        total: dict[str, NDArray[np.float64]] = {name: np.zeros(start[name].shape) for name in names}
-        for update in updates.values():
-            change, memory = self._part.on_aggregate(difference(update.state, start, names), memory)
-            total = {name: total[name] + change[name] for name in names}
-        moved, memory = self._part.finish(total, memory, self._draws(number))
-        after = {name: (start[name].astype(np.float64) + moved[name]).astype(np.float32) for name in names}
-        return state.AdapterState({**start, **after}), self._told(memory, before)
-
     def _draws(self, number: int) -> entropy.Draws:
         if self._simulated:
             return entropy.Seeded(self._recipe.seed, "privacy", number, "server")
@@ -201,6 +196,53 @@ class Private:
         manifest = self._locked.manifest
         one = base.Contribution(float(len(line["cohort"])), mean, manifest)
         return aggregation.Joined(*aggregation.folded(self._rule, [one], manifest, kept), line)
+
+
+class Clipped:
+    """The intake under a mechanism at the server: what each site changed, clipped, in one exact sum; no more stays.
+
+    Args:
+        part: the mechanism's.
+        start: the global adapter that the sites started from.
+        names: of the arrays that train.
+        memory: the mechanism's, of this round.
+        finish: makes the sum private.
+    """
+
+    def __init__(
+        self,
+        part: mechanisms.ServerPart,
+        start: state.AdapterState,
+        names: Sequence[str],
+        memory: mechanisms.Memory,
+        finish: Callable[[Clipped, Mapping[str, Any]], aggregation.Joined],
+    ) -> None:
+        self.start, self.memory = start, memory
+        self.examples: dict[str, int] = {}
+        self._part, self._names, self._finish = part, names, finish
+        self._sum = exact_sum.ExactSum()
+
+    @property
+    def sites(self) -> Collection[str]:
+        """See :class:`fedvfm.server.aggregation.Intake`."""
+        return sorted(self.examples)
+
+    def take(self, update: state.SiteUpdate) -> None:
+        """See :class:`fedvfm.server.aggregation.Intake`."""
+        change, self.memory = self._part.on_aggregate(difference(update.state, self.start, self._names), self.memory)
+        self._sum = self._sum.add(1.0, change)
+        self.examples[update.site] = update.num_examples
+
+    def go_without(self, site: str) -> None:
+        """See :class:`fedvfm.server.aggregation.Intake`."""
+
+    def total(self) -> dict[str, NDArray[np.float64]]:
+        """The sum; zeros where nothing was taken."""
+        return self._sum.totals() or {name: np.zeros(self.start[name].shape) for name in self._names}
+
+    def finish(self, record: Mapping[str, Any]) -> aggregation.Joined:
+        """See :class:`fedvfm.server.aggregation.Intake`."""
+        return self._finish(self, record)
 
 
 def difference(

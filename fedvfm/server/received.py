@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedvfm import errors, state
@@ -33,27 +33,54 @@ class Received:
             "base": update.base_fingerprint,
             "metrics": dict(update.metrics),
         }
-        path = self._folder / f"{number:05d}-{_safe(update.site)}.safetensors"
-        checkpoint.write(path, update.state, {"round": str(number), "update": json.dumps(about)}, update.extra)
+        checkpoint.write(
+            self._path(number, update.site),
+            update.state,
+            {"round": str(number), "update": json.dumps(about)},
+            update.extra,
+        )
 
-    def find(self, number: int, bases: Mapping[str, state.AdapterState]) -> dict[str, state.SiteUpdate]:
-        """Updates of this round that start from these adapters, by site; a damaged file is asked for again."""
-        found = {}
+    def find(self, number: int, bases: Mapping[str, state.AdapterState]) -> Iterator[state.SiteUpdate]:
+        """Updates of this round that start from these adapters, one at a time; a damaged file is asked for again."""
         for path in sorted(self._folder.glob(f"{number:05d}-*.safetensors")):
+            update = None
             with contextlib.suppress(errors.CheckpointError, ValueError, KeyError):
-                adapter, extra, marks = checkpoint.read(path)
-                about = json.loads(marks["update"])
-                base = bases.get(about["site"])
-                if base is not None and base.fingerprint == about["base"]:
-                    found[about["site"]] = state.SiteUpdate(
-                        about["site"], adapter, about["examples"], number - 1, about["base"], extra, about["metrics"]
-                    )
-        return found
+                update = _read(path, number)
+                base = bases.get(update.site)
+                update = None if base is None or base.fingerprint != update.base_fingerprint else update
+            if update is not None:
+                yield update
+
+    def read(self, number: int, site: str) -> state.SiteUpdate:
+        """The update of a site that was kept in this round.
+
+        Raises:
+            CheckpointError: if it was damaged since, or is gone.
+        """
+        path = self._path(number, site)
+        try:
+            return _read(path, number)
+        except (ValueError, KeyError):
+            raise errors.CheckpointError(
+                f"{path}: the update of site '{site}' was changed since it was admitted. Remove the file and resume: "
+                "the site is asked again"
+            ) from None
+
+    def _path(self, number: int, site: str) -> Path:
+        return self._folder / f"{number:05d}-{_safe(site)}.safetensors"
 
     def clear(self) -> None:
         """The round is in the journal: its updates are not needed any more, and go."""
         for path in self._folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
+
+
+def _read(path: Path, number: int) -> state.SiteUpdate:
+    adapter, extra, marks = checkpoint.read(path)
+    about = json.loads(marks["update"])
+    return state.SiteUpdate(
+        about["site"], adapter, about["examples"], number - 1, about["base"], extra, about["metrics"]
+    )
 
 
 def _safe(site: str) -> str:

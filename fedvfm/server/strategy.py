@@ -10,6 +10,7 @@ does not. NumPy only, never torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -240,35 +241,57 @@ class Federation:
         asked: list[str],
     ) -> aggregation.Joined:
         """What the cohort's updates came to, and what the journal states of it."""
-        updates, refused = self._train(number, adapter, [members[name] for name in asked])
+        kept = received.Received(self.job.folder / "received")
+        intake = self._intake(number, adapter, members, asked, kept)
+        refused = self._train(number, adapter, [members[name] for name in asked], intake, kept)
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
-        cohort.require(list(updates), asked, self.job.server, number, why)
-        record = {"cohort": asked, "refused": refused}
+        cohort.require(list(intake.sites), asked, self.job.server, number, why)
+        made = intake.finish({"cohort": asked, "refused": refused})
         if self._private is not None:
-            drawn = self._private.join(number, adapter, updates, self._kept, record, self.journal.rounds)
-            received.Received(self.job.folder / "received").clear()  # what is not private stays no longer than it must
-            return drawn
+            kept.clear()  # what is not private stays no longer than it must
+        return made
+
+    def _intake(
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        members: Mapping[str, handshake.Member],
+        asked: list[str],
+        kept: received.Received,
+    ) -> aggregation.Intake:
+        if self._private is not None:
+            return self._private.intake(number, adapter, len(asked), self._kept, self.journal.rounds)
         weighting, manifest = self.recipe.aggregation.weighting, self.job.locked.manifest
-        made = aggregation.join(self.rule, updates, members, weighting, manifest, self._kept)
-        return dataclasses.replace(made, record={**record, **made.record})
+        stored = functools.partial(kept.read, number) if self.job.durable else None
+        return aggregation.Fold(self.rule, asked, members, weighting, manifest, self._kept, stored)
 
     def _train(
-        self, number: int, adapter: state.AdapterState, members: Sequence[handshake.Member]
-    ) -> tuple[dict[str, state.SiteUpdate], dict[str, dict[str, str]]]:
-        """Updates admitted and sites refused, by name in sorted order."""
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        members: Sequence[handshake.Member],
+        intake: aggregation.Intake,
+        kept: received.Received,
+    ) -> dict[str, dict[str, str]]:
+        """Let every admitted update be taken, once it is on disk where it must; sites refused, in sorted order."""
         bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
         by_node = {member.node: member for member in members}
 
         # Sites of one rank get the same records: made once, serialised for each.
         content = self._contents(lambda member: protocol.Task(self.recipe, number, bases[member.name]), by_node)
 
-        kept = received.Received(self.job.folder / "received")
-        updates = kept.find(number, bases) if self.job.durable else {}
+        taken: set[str] = set()
         refused: dict[str, dict[str, str]] = {}
         self._same_as = {}
-        asked = {m.node: m.name for m in members if m.name not in updates}
+        if self.job.durable:
+            for update in kept.find(number, bases):
+                intake.take(update)
+                taken.add(update.site)
+        asked = {m.node: m.name for m in members if m.name not in taken}
         for node, message in self.asker.ask(asked, protocol.TRAIN, content, number):
             member = by_node[node]
+            if member.name in taken or member.name in refused:
+                continue  # a second answer of a site counts no more than the first
             if flower.origin(message):
                 self._same_as[member.name] = flower.origin(message)
             terms = admission.Terms(
@@ -280,6 +303,7 @@ class Federation:
                 self.recipe.aggregation.weighting,
                 self.recipe.adapter.factors,
             )
+            loss = None
             try:
                 if message.has_error():
                     raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
@@ -288,23 +312,26 @@ class Federation:
                 if self.job.durable:
                     kept.keep(update, number)
                     storage.fault_point("update-kept")
-                updates[member.name] = update
+                intake.take(update)
+                taken.add(member.name)
+                loss = update.metrics.get("loss")
             except errors.Refused as refusal:
                 refused[member.name] = {"reason": refusal.reason, "detail": refusal.detail}
             except errors.ProtocolError as error:
                 refused[member.name] = {"reason": "protocol", "detail": str(error)}
             if member.name in refused:
                 self._refused(number, member.name, refused[member.name]["reason"])
-            loss = updates[member.name].metrics.get("loss") if member.name in updates else None
+                intake.go_without(member.name)
             self.observer("reply", arm=self.job.name, round=number, phase="train", site=member.name, loss=loss)
         for member in members:
-            if member.name not in updates and member.name not in refused:
+            if member.name not in taken and member.name not in refused:
                 refused[member.name] = {
                     "reason": "no-answer",
                     "detail": f"no reply within {self.job.server.round_timeout_s:g} s",
                 }
                 self._refused(number, member.name, "no-answer")
-        return dict(sorted(updates.items())), dict(sorted(refused.items()))
+                intake.go_without(member.name)
+        return dict(sorted(refused.items()))
 
     def _refused(self, number: int, site: str, reason: str) -> None:
         self.observer("refused", arm=self.job.name, round=number, site=site, reason=reason)

@@ -126,18 +126,21 @@ def test_admitted_updates_are_found_again_by_round_and_base(tmp_path: Path) -> N
     for name in names:
         kept.keep(state.SiteUpdate(name, BASE, 5, 2, BASE.fingerprint, metrics={"loss": 0.25}), 3)
     bases = dict.fromkeys(names, BASE)
-    found = received.Received(tmp_path / "received").find(3, bases)
+    found = {one.site: one for one in received.Received(tmp_path / "received").find(3, bases)}
     assert sorted(found) == sorted(names)
     assert (found["north"].num_examples, found["north"].base_round, found["north"].metrics) == (5, 2, {"loss": 0.25})
     assert found["north"].state.fingerprint == BASE.fingerprint
-    assert kept.find(4, bases) == {}
-    assert kept.find(3, {"north": state.AdapterState({"head.w": np.zeros((2, 2), np.float32)})}) == {}
+    assert list(kept.find(4, bases)) == []
+    assert not list(kept.find(3, {"north": state.AdapterState({"head.w": np.zeros((2, 2), np.float32)})}))
+    assert kept.read(3, names[1]).state == BASE
     files = sorted((tmp_path / "received").iterdir())
     assert len(files) == 2, "no name leads out of the folder"
     files[0].write_bytes(b"damaged")
-    assert len(kept.find(3, bases)) == 1
+    assert len(list(kept.find(3, bases))) == 1
+    with pytest.raises(errors.CheckpointError):
+        [kept.read(3, name) for name in names]
     kept.clear()
-    assert kept.find(3, bases) == {}
+    assert list(kept.find(3, bases)) == []
 
 
 class Losing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors, state
 from fedvfm.server import handshake
-from fedvfm.server.aggregators import base, svd
+from fedvfm.server.aggregators import averaging_error, base, exact_sum, products
 from fedvfm.server.aggregators import table as rules
 
 NAMES = rules.TABLE.names()
@@ -73,7 +74,10 @@ def test_order_of_sites_does_not_matter(name: str, group: list[tuple[int, float]
     updates = [contribution(seed, weight) for seed, weight in group]
     shuffled = list(updates)
     order.shuffle(shuffled)
-    assert_same(effective(aggregate(name, updates), manifest()), effective(aggregate(name, shuffled), manifest()))
+    one, other = aggregate(name, updates), aggregate(name, shuffled)
+    assert_same(effective(one, manifest()), effective(other, manifest()))
+    if rules.TABLE.get(name).any_order:
+        assert one.fingerprint == other.fingerprint
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,6 +86,8 @@ def test_order_of_sites_does_not_matter(name: str, group: list[tuple[int, float]
 def test_one_site_is_the_identity(name: str, seed: int, weight: float) -> None:
     one = contribution(seed, weight)
     assert_same(effective(aggregate(name, [one]), manifest()), effective(one.state, manifest()))
+    if rules.TABLE.get(name).any_order:
+        assert aggregate(name, [one]) == one.state
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,6 +96,8 @@ def test_one_site_is_the_identity(name: str, seed: int, weight: float) -> None:
 def test_equal_updates_are_that_update(name: str, seed: int, many: list[float]) -> None:
     updates = [contribution(seed, weight) for weight in many]
     assert_same(effective(aggregate(name, updates), manifest()), effective(updates[0].state, manifest()))
+    if rules.TABLE.get(name).any_order:
+        assert aggregate(name, updates) == updates[0].state
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,17 +205,28 @@ def test_svd_is_the_dense_truncated_svd_of_the_mean_product(group: list[Any], ra
             np.testing.assert_allclose(ours, truncated(whole, rank), rtol=0, atol=2e-6 * float(size))
 
 
-def test_svd_core_equals_the_dense_svd_in_float64() -> None:
+@pytest.mark.parametrize("formed", [False, True], ids=["stacks", "matrix"])
+@pytest.mark.parametrize("shape", [(OUT, IN), (IN, OUT)])
+def test_singular_vectors_of_a_sum_of_products_are_those_of_the_dense_matrix(
+    shape: tuple[int, int], formed: bool
+) -> None:
     rng = np.random.default_rng(3)
-    left = [rng.standard_normal((OUT, r)) for r in (1, 4, 2)]
-    right = [rng.standard_normal((r, IN)) for r in (1, 4, 2)]
-    whole = sum((a @ b for a, b in zip(left, right, strict=True)), np.zeros((OUT, IN)))
+    factors = [
+        (rng.standard_normal((shape[0], r)).astype(np.float32), rng.standard_normal((r, shape[1])).astype(np.float32))
+        for r in (1, 2, 4)
+    ]
+    product = products.Product()
+    for b, a in factors[: 3 if formed else 2]:
+        product = product.add(0.5, b, a)
+    assert (product.whole is not None) == formed, "7 columns and 7 rows hold more than the matrix, 3 hold less"
+    whole = sum((0.5 * b.astype(np.float64) @ a for b, a in factors[: 3 if formed else 2]), np.zeros(shape))
+    np.testing.assert_allclose(product.matrix(), whole, atol=1e-12)
+    assert product.square() == pytest.approx(np.square(whole).sum(), rel=1e-12)
     for rank in range(1, 8):
-        b, a = svd._split(left, right, rank, 0.5)
-        assert b.shape == (OUT, rank)
-        np.testing.assert_allclose(
-            0.5 * b.astype(np.float64) @ a, truncated(whole, rank), atol=1e-6 * float(np.linalg.norm(whole))
-        )
+        u, s, vt = product.decomposed(rank)
+        assert len(s) == min(rank, 6 if formed else 3)
+        np.testing.assert_allclose((u * s) @ vt, truncated(whole, rank), atol=1e-7 * float(np.linalg.norm(whole)))
+        np.testing.assert_allclose(u.T @ u, np.eye(len(s)), atol=1e-10)
 
 
 @few
@@ -259,23 +278,36 @@ def test_directions_that_no_site_uses_can_still_learn() -> None:
 # -- the error of averaging factors apart ----------------------------------------------------------------------------
 
 
+def measured(
+    updates: Sequence[base.Contribution], rows: state.Manifest | None = None
+) -> averaging_error.AveragingError:
+    found = averaging_error.AveragingError(rows or manifest())
+    for update in updates:
+        found.add(update)
+    return found
+
+
+def dense_errors(
+    updates: Sequence[base.Contribution], aggregate: state.AdapterState, rows: state.Manifest, pairs: Sequence[str]
+) -> float:
+    found = effective(aggregate, rows)
+    difference = sum(np.sum((found[pair] - dense_mean(updates, pair)) ** 2) for pair in pairs)
+    return float(np.sqrt(difference / sum(np.sum(dense_mean(updates, pair) ** 2) for pair in pairs)))
+
+
 @few
 @given(group=groups, alpha=st.floats(0.5, 32.0))
 def test_factor_error_is_the_dense_formula(group: list[tuple[int, float]], alpha: float) -> None:
     updates = [contribution(seed, weight, RANK, alpha) for seed, weight in group]
     rows = manifest(RANK, alpha)
-    averaged = effective(aggregate("mean", updates, rows), rows)
-    difference = sum(np.sum((averaged[pair] - dense_mean(updates, pair)) ** 2) for pair in rows.pairs())
-    whole = sum(np.sum(dense_mean(updates, pair) ** 2) for pair in rows.pairs())
-    assert svd.factor_error(updates) == pytest.approx(np.sqrt(difference / whole), rel=1e-4, abs=1e-6)
+    expected = dense_errors(updates, aggregate("mean", updates, rows), rows, list(rows.pairs()))
+    assert measured(updates, rows).factor() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_factor_error_is_zero_where_one_factor_is_common() -> None:
     one, other = contribution(0, 1.0), contribution(1, 2.0)
     shared = {key: one.state[key] if key.endswith(".A") else value for key, value in other.state.items()}
-    error = svd.factor_error([one, base.Contribution(2.0, state.AdapterState(shared), manifest())])
-    assert error is not None
-    assert error < 1e-7
+    assert measured([one, base.Contribution(2.0, state.AdapterState(shared), manifest())]).factor() == 0.0
 
 
 @pytest.mark.parametrize("rule", ["mean", "svd"])
@@ -284,24 +316,96 @@ def test_aggregate_error_is_the_dense_formula(rule: str) -> None:
     updates = [contribution(seed, 1.0 + seed, rank) for seed, rank in enumerate(ranks)]
     rows = manifest(RANK)
     made = aggregate(rule, updates, rows)
-    found = effective(made, rows)
-    difference = sum(np.sum((found[pair] - dense_mean(updates, pair)) ** 2) for pair in rows.pairs())
-    whole = sum(np.sum(dense_mean(updates, pair) ** 2) for pair in rows.pairs())
-    error = svd.aggregate_error(updates, made, rows)
-    assert error == pytest.approx(np.sqrt(difference / whole), rel=1e-5)
+    found = measured(updates, rows)
+    assert found.mixed == (rule == "svd")
+    error = found.aggregate(made)
+    assert error == pytest.approx(dense_errors(updates, made, rows, list(rows.pairs())), rel=1e-5)
     assert error > 0.01, "three random products do not fit into the global rank, nor into a mean of factors"
     if rule == "mean":
-        assert error == pytest.approx(svd.factor_error(updates), rel=1e-5)
-    one = svd.aggregate_error(updates[-1:], updates[-1].state, updates[-1].manifest)
+        assert error == pytest.approx(found.factor(), rel=1e-5)
+    one = measured(updates[-1:], updates[-1].manifest).aggregate(updates[-1].state)
     assert one == pytest.approx(0.0, abs=1e-6)
 
 
 def test_factor_error_where_it_has_no_meaning() -> None:
-    with pytest.raises(errors.EmptyCohort):
-        svd.factor_error([])
-    assert svd.factor_error([contribution(0, 1.0), contribution(1, 1.0, rank=2)]) is None
+    assert measured([]).factor() is None
+    assert measured([contribution(0, 1.0), contribution(1, 1.0, rank=2)]).factor() is None
     rows = state.Manifest.of([state.ArraySpec("head.bias", (3,), "head")])
-    assert (
-        svd.factor_error([base.Contribution(1.0, state.AdapterState({"head.bias": np.ones(3, np.float32)}), rows)])
-        is None
-    )
+    bias = base.Contribution(1.0, state.AdapterState({"head.bias": np.ones(3, np.float32)}), rows)
+    assert measured([bias], rows).factor() is None
+
+
+def test_many_large_pairs_are_measured_at_a_sample_that_the_names_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = [contribution(seed, 1.0 + seed) for seed in range(3)]
+    assert measured(updates).sample() == {}
+    monkeypatch.setattr(averaging_error, "ALL_BELOW", 2 * OUT * IN - 1)
+    monkeypatch.setattr(averaging_error, "SAMPLE", 1)
+    found = measured(updates)
+    (pair,) = found.sample()["error_measured_at"]
+    assert measured(updates[::-1]).sample() == {"error_measured_at": [pair]}
+    expected = dense_errors(updates, aggregate("mean", updates), manifest(), [pair])
+    assert found.factor() == pytest.approx(expected, rel=1e-5)
+
+
+# -- exact sums ------------------------------------------------------------------------------------------------------
+
+
+def fractions_of(sums: exact_sum.ExactSum) -> list[Fraction]:
+    whole = [Fraction(0)] * len(next(iter(sums.totals().values())))
+    for unit in sums._emptied().bins["x"].values():
+        whole = [total + Fraction(float(value)) for total, value in zip(whole, unit, strict=True)]
+    return whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=3, max_size=3),
+            st.floats(2.0**-20, 2.0**24, width=32),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    most=st.integers(1, 4),
+)
+def test_a_sum_is_that_of_its_terms_rounded_to_the_last_place(rows: list[Any], most: int) -> None:
+    """Any float32 numbers, huge, tiny and cancelling, against rational arithmetic."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_sum, "BUFFER_TERMS", most)
+        patch.setattr(exact_sum, "MOST", 2)
+        sums = exact_sum.ExactSum()
+        expected = [Fraction(0)] * 3
+        for values, weight in rows:
+            sums = sums.add(weight, {"x": np.float32(values)})
+            terms = [Fraction(weight) * Fraction(value) for value in values]
+            expected = [
+                total + Fraction(round(term * 2**64), 2**64) for total, term in zip(expected, terms, strict=True)
+            ]
+        assert fractions_of(sums) == expected
+        assert sums.weight == sum(Fraction(weight) for _, weight in rows)
+        for total, exact in zip(sums.totals()["x"], expected, strict=True):
+            assert abs(Fraction(float(total)) - exact) <= abs(exact) * Fraction(1, 2**48)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (5,)])
+def test_arrays_without_a_side_or_a_number(shape: tuple[int, ...]) -> None:
+    sums = exact_sum.ExactSum().add(2.0, {"x": np.full(shape, 3.0, np.float32)})
+    mean = sums.add(1.0, {"x": np.full(shape, 6.0, np.float32)}).mean()["x"]
+    assert mean.shape == shape
+    assert (mean == 4.0).all()
+
+
+def test_what_is_not_finite_is_not_summed() -> None:
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="finite"):
+            exact_sum.ExactSum().add(1.0, {"x": np.float32([0.0, wrong, 1.0])}).totals()
+
+
+def test_sums_of_more_terms_than_a_bin_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_sum, "MOST", 64)
+    value = np.float32([2.0**15 - 2**-9, -(2.0**15 - 2**-9), 2.0**-40])
+    sums = exact_sum.ExactSum()
+    for _ in range(1000):
+        sums = sums.add(1.0, {"x": value})
+    np.testing.assert_array_equal(sums.totals()["x"], 1000 * value.astype(np.float64))

@@ -606,3 +606,41 @@ def test_an_edited_velocity_is_refused(harness: Harness) -> None:
     path.write_bytes(data)
     with pytest.raises(errors.CheckpointError, match="changed"):
         harness.run(harness.three(), **moving)
+
+
+# -- updates as they come ----------------------------------------------------------------------------------------------
+
+
+class Shuffled(in_process.InProcessGrid):
+    """A Grid whose replies come in another order than the questions went."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Any]:
+        return super().pull_messages(sorted(message_ids, reverse=True))
+
+
+@pytest.mark.parametrize("rule", ["mean", "svd"])
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_order_of_arrival_changes_no_bit(harness: Harness, rule: str, durable: bool) -> None:
+    chosen: dict[str, Any] = {"recipe": {"aggregation": {"rule": rule}}, "durable": durable}
+    one = harness.run(harness.three(), "one", **chosen)
+    members = harness.three()
+    two = harness.run(members, "two", grid=Shuffled(harness.sites.client_app(members), 3), **chosen)
+    assert lasting(one) == lasting(two)
+
+
+@pytest.mark.parametrize("rule", ["mean", "svd"])
+def test_a_site_that_answers_late_or_never_holds_no_other_up(harness: Harness, rule: str) -> None:
+    def fail(kind: str, number: int, reply: Any) -> Any:
+        if kind == "train" and number == 2:
+            raise errors.DataError("no")
+        return reply
+
+    def members() -> list[Any]:
+        return [harness.site("east", examples=10, change=fail), *harness.three()[1:]]
+
+    more: dict[str, Any] = {"recipe": {"aggregation": {"rule": rule}}, "server": configs.ServerConfig(quorum=2)}
+    one = harness.run(members(), "one", **more)
+    late = members()
+    two = harness.run(late, "two", grid=Shuffled(harness.sites.client_app(late), 3), **more)
+    assert set(journal(one)[1]["weights"]) == {"north", "west"}
+    assert lasting(one) == lasting(two)

@@ -23,7 +23,7 @@ from scipy import stats
 from fedvfm import chain, errors, factors, state
 from fedvfm import config as configs
 from fedvfm.privacy import accountant, base, entropy, rounds, site_level, table
-from fedvfm.server import checkpoint, private, strategy
+from fedvfm.server import aggregation, checkpoint, private, strategy
 from fedvfm.simulation import in_process
 from tests.privacy import gaussian
 from tests.server import numpy_sites as sites
@@ -90,6 +90,21 @@ changes = st.dictionaries(st.sampled_from("abcd"), st.lists(numbers, min_size=1,
 )
 
 
+def joined(
+    part: private.Private,
+    number: int,
+    start: state.AdapterState,
+    updates: Mapping[str, state.SiteUpdate],
+    kept: Mapping[str, state.Array],
+    record: Mapping[str, Any],
+) -> aggregation.Joined:
+    """One round of these updates, as the round loop takes them."""
+    intake = part.intake(number, start, len(record["cohort"]), kept, [])
+    for update in updates.values():
+        intake.take(update)
+    return intake.finish(record)
+
+
 @given(changes, st.floats(1e-6, 1e6), st.booleans())
 def test_no_change_is_longer_than_the_clip(change: base.Change, clip: float, adaptive: bool) -> None:
     memory: Mapping[str, Any] = {"clip": clip, **({"within": 0.0} if adaptive else {})}
@@ -131,7 +146,7 @@ def test_one_site_moves_the_sum_by_at_most_the_clip(
         folder = tmp_path_factory.mktemp("one")
         part = private.of(locked, mean.Mean(), folder, simulated=True)
         assert part is not None
-        return part.join(number, start, who, {}, record, []).adapter
+        return joined(part, number, start, who, {}, record).adapter
 
     whole, without = made(updates), made({name: one for name, one in updates.items() if name != "s0"})
     told = (whole - without) * float(len(scales))
@@ -142,19 +157,18 @@ def test_one_site_moves_the_sum_by_at_most_the_clip(
 
 
 def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(tmp_path: Path) -> None:
-    from fedvfm.server.aggregators import base as aggregators
-    from fedvfm.server.aggregators import mean
+    from fedvfm.server.aggregators import exact_sum, mean
 
     class Half(mean.Mean):
         """Goes half way, and keeps how much weight it saw."""
 
-        def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> aggregators.Sums:
+        def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> exact_sum.ExactSum:
             assert kept is not None
             assert kept["seen"] == 7
             return super().init(manifest, kept)
 
-        def finish(self, acc: aggregators.Sums) -> tuple[state.AdapterState, dict[str, state.Array]]:
-            return super().finish(acc)[0] * 0.5, {"seen": np.float32([acc.weight])}
+        def finish(self, acc: exact_sum.ExactSum) -> tuple[state.AdapterState, dict[str, state.Array]]:
+            return super().finish(acc)[0] * 0.5, {"seen": np.float32([float(acc.weight)])}
 
     locked = sites.lock(recipe())
     update = state.SiteUpdate("a", sites.draw(locked.manifest, 5), 1, 0, "")
@@ -163,7 +177,7 @@ def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(tmp_path
     for rule in (Half(), mean.Mean()):
         part = private.of(locked, rule, tmp_path / type(rule).__name__, simulated=True)
         assert part is not None
-        made.append(part.join(1, locked.initial, {"a": update}, {"seen": np.float32([7])}, record, []))
+        made.append(joined(part, 1, locked.initial, {"a": update}, {"seen": np.float32([7])}, record))
     assert made[0].adapter == made[1].adapter * 0.5
     assert made[0].kept["seen"] == 3, "weight of all that were asked"
 

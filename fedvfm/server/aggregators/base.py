@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
-from fedvfm import errors
 from fedvfm import state as states
 
 
@@ -31,11 +28,14 @@ class Aggregator(Protocol):
     """A rule: ``init``, ``fold`` each contribution, ``finish``. A fold returns a new accumulator.
 
     ``sum_only`` says that the rule needs nothing but weighted sums (so secure aggregation can serve it);
-    ``mixed_ranks`` that sites may have ranks of their own.
+    ``mixed_ranks`` that sites may have ranks of their own; ``any_order`` that the order of the folds changes no bit of
+    the aggregate, so that updates are folded as they come. A rule without it is given them in the order of the sites'
+    names.
     """
 
     sum_only: ClassVar[bool]
     mixed_ranks: ClassVar[bool]
+    any_order: ClassVar[bool]
 
     def init(self, manifest: states.Manifest, kept: Mapping[str, states.Array] | None = None) -> Any:
         """An empty accumulator for a global adapter of this manifest; ``kept`` is what ``finish`` left last round."""
@@ -56,29 +56,3 @@ class Aggregator(Protocol):
     def for_site(self, adapter: states.AdapterState, manifest: states.Manifest) -> states.AdapterState:
         """The global adapter in the shapes of a site's manifest."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Weighted sums in float64, the accumulator of the sum-only rules."""
-
-    weight: float
-    arrays: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-
-    def add(self, contribution: Contribution, names: Sequence[str] | None = None) -> Sums:
-        """A new accumulator with ``contribution`` added (all arrays, or these)."""
-        arrays = dict(self.arrays)
-        for name in contribution.state if names is None else names:
-            term = contribution.weight * contribution.state[name].astype(np.float64)
-            arrays[name] = term if name not in arrays else arrays[name] + term
-        return Sums(self.weight + contribution.weight, arrays)
-
-    def mean(self) -> dict[str, states.Array]:
-        """The weighted mean as float32.
-
-        Raises:
-            EmptyCohort: if nothing was added.
-        """
-        if self.weight <= 0:
-            raise errors.EmptyCohort("no update was admitted, so there is nothing to aggregate")
-        return {name: (array / self.weight).astype(np.float32) for name, array in self.arrays.items()}

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedvfm import errors, state
-from fedvfm.server.aggregators import base
+from fedvfm.server.aggregators import base, exact_sum
 
 
 @dataclass(frozen=True)
 class Mean:
     """Weighted mean of every array.
 
+    Sums are exact in fixed point (:mod:`fedvfm.server.aggregators.exact_sum`) and no update is held.
     For low-rank pairs it is inexact: mean(B) mean(A) != mean(B A); the journal carries the error of every round.
 
     Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
@@ -22,16 +23,17 @@ class Mean:
 
     sum_only: ClassVar[bool] = True
     mixed_ranks: ClassVar[bool] = False
+    any_order: ClassVar[bool] = True
 
-    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> base.Sums:
+    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> exact_sum.ExactSum:
         """Empty sums."""
-        return base.Sums(0.0, {})
+        return exact_sum.ExactSum()
 
-    def fold(self, acc: base.Sums, contribution: base.Contribution) -> base.Sums:
+    def fold(self, acc: exact_sum.ExactSum, contribution: base.Contribution) -> exact_sum.ExactSum:
         """Add weight x array to every sum."""
-        return acc.add(contribution)
+        return acc.add(contribution.weight, contribution.state)
 
-    def finish(self, acc: base.Sums) -> tuple[state.AdapterState, dict[str, state.Array]]:
+    def finish(self, acc: exact_sum.ExactSum) -> tuple[state.AdapterState, dict[str, state.Array]]:
         """The weighted mean; this rule keeps no state.
 
         Raises:
