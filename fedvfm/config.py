@@ -20,6 +20,8 @@ from fedvfm import chain, errors, privacy_config, server_config, site_policy, st
 
 SCHEMA_VERSION = 1
 MAX_RANK = 1024
+COMPUTED_IN = ("float32", "bfloat16")
+"""What a site may compute in; a recipe's "auto" is decided by each machine."""
 
 Scalar = bool | int | float | str
 Option = Scalar | list[Scalar]
@@ -246,14 +248,15 @@ class Recipe(Strict):
     ``start`` is the fingerprint of the adapter of an earlier recipe that training goes on from; left out, the adapter
     of round 0 is made from the seed. ``threads`` is for results that must be equal to the last bit on machines of one
     kind: so many CPU threads compute at every site whose own file does not say otherwise. Left out, each machine takes
-    its own number, and results differ in the last bits.
+    its own number, and results differ in the last bits. ``precision`` "auto" and "bfloat16" let each machine compute
+    in bfloat16 where it is not slower with it, and in float32 elsewhere; "float32" is strict.
     """
 
     schema_version: Literal[1] = 1
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
     backbone: BackboneConfig
     adapter: AdapterConfig = AdapterConfig()
     task: TaskConfig = TaskConfig()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,8 @@ _LEDGER = "ledger"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
-_HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint", "rank"])
+_HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
+_HELLO |= {"rank", "precision"}
 _UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout"])
 _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
 
@@ -104,7 +105,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A site's answer to the handshake; the two hashes name the backbone's weights and its settings."""
+    """A site's answer to the handshake; the two hashes name the backbone's weights and its settings.
+
+    ``precision`` is what the site computes in: one of :data:`fedvfm.config.COMPUTED_IN`.
+    """
 
     site: str
     backbone_sha256: str
@@ -112,6 +116,7 @@ class Hello:
     rank: int
     examples: Mapping[str, int]
     backbone_config_sha256: str = ""
+    precision: str = config.COMPUTED_IN[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +293,7 @@ def encode_hello(hello: Hello) -> RecordDict:
         "backbone_config_sha256": hello.backbone_config_sha256,
         "manifest_fingerprint": hello.manifest_fingerprint,
         "rank": hello.rank,
+        "precision": hello.precision,
     }
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
 
@@ -307,6 +313,7 @@ def decode_hello(content: RecordDict) -> Hello:
             manifest_fingerprint=wire.text(header["manifest_fingerprint"]),
             rank=wire.rank(header["rank"]),
             examples=wire.counts(content.metric_records[_METRICS]),
+            precision=_word(header["precision"], config.COMPUTED_IN),
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None
@@ -382,15 +389,15 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
             metrics=wire.reals(metrics),
             samples=wire.columns(samples),
             ids=wire.texts(header[_IDS]),
-            acceptance=_acceptance(header["acceptance"]),
+            acceptance=_word(header["acceptance"], ("", *ACCEPTANCE)),
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"evaluate reply is not of the known form ({type(error).__name__})") from None
 
 
-def _acceptance(value: Any) -> str:
-    if not isinstance(value, str) or value not in ("", *ACCEPTANCE):
-        raise ValueError("acceptance")
+def _word(value: Any, known: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError("word")
     return value
 
 

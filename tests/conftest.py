@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,14 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_unless_told() -> None:
+    """Recipes of precision "auto" compute in the same numbers on every machine that runs the tests."""
+    from fedvfm.client import precision
+
+    precision.take("cpu", math.inf)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -135,6 +135,7 @@ def make_client_app(
                     recipe.adapter.rank,
                     counts,
                     model.backbone.config_sha256,
+                    model.precision,
                 )
             )
 

@@ -48,7 +48,7 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
     rows += [one for recipe in approved for one in _split(where, site, recipe, settings)]
     for recipe in approved:
         rows += row.caught("privacy", lambda recipe=recipe: _privacy(site, recipe, settings))  # type: ignore[misc]
-    rows += row.caught("device", lambda: _device(site))
+    rows += row.caught("device", lambda: _device(site, approved))
     rows += [_backbone(recipe) for recipe in approved]
     rows.append(machine.alive(children(where)))
     return rows + (_data(settings, where, approved, limit) if data else [])
@@ -141,14 +141,18 @@ def _privacy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> li
     return [row.ok("privacy", told)]
 
 
-def _device(site: configs.SiteConfig) -> list[row.Row]:
+def _device(site: configs.SiteConfig, approved: Sequence[locks.Lock]) -> list[row.Row]:
+    """Device and memory, and what each way of asking for a precision comes to here."""
+    from fedvfm.client import precision
     from fedvfm.client.readiness import machine as computing  # torch takes its time
 
     found, wrong = computing.look(site.device)
     severity = {"blocker": row.BLOCKER, "warning": row.WARNING}
     rows = [row.Row("device", severity.get(one.severity, row.WARNING), one.problem, one.remedy) for one in wrong]
     name = f" ({found.device_name})" if found.device_name else ""
-    return rows or [row.ok("device", f"{found.device}{name}, {found.memory:,.0f} MiB of memory free")]
+    rows = rows or [row.ok("device", f"{found.device}{name}, {found.memory:,.0f} MiB of memory free")]
+    ways = sorted({one.recipe.precision for one in approved} or {"auto"})
+    return rows + [row.ok("precision", f"{way}: {precision.words(way, found.device)}") for way in ways]
 
 
 def _backbone(recipe: locks.Lock) -> row.Row:

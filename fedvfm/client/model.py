@@ -17,6 +17,7 @@ from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
+from fedvfm.client import precision as precisions
 from fedvfm.privacy import gradients
 from fedvfm.privacy import table as mechanisms
 from fedvfm.tasks import base as tasks
@@ -175,6 +176,7 @@ class AdaptedModel(nn.Module):
         device: where to compute.
 
     Attributes:
+        precision: "float32" or "bfloat16": what it computes in, as recipe and machine allow.
         recipe_hash: of the recipe that the adapter was trained with: the backbone may lie elsewhere since.
     """
 
@@ -183,6 +185,7 @@ class AdaptedModel(nn.Module):
         # Whoever gets here past every check still trains nothing without the privacy that the recipe asks for.
         mechanisms.require(recipe)
         self.device = device if with_weights else "meta"
+        self.precision = precisions.of(recipe.precision, device) if with_weights else precisions.FLOAT32
         load = backbone_table.loader(recipe.backbone)
         kind: adapters.Adapter = adapter_table.TABLE.get(recipe.adapter.kind)()
         with torch.random.fork_rng(devices=[]):
@@ -325,6 +328,12 @@ class AdaptedModel(nn.Module):
             parameter.requires_grad_(name in chosen)
             parameter.grad = None
 
+    def _computing(self) -> torch.autocast:
+        """In this, the model computes in its precision."""
+        return torch.autocast(
+            self.device.partition(":")[0], torch.bfloat16, enabled=self.precision == precisions.BFLOAT16
+        )
+
     def forward(
         self,
         pixels: Tensor,
@@ -338,7 +347,7 @@ class AdaptedModel(nn.Module):
         if (prompts is not None) != bool(self.recipe.task.oracle):
             told = "none were" if prompts is None else "some were"
             raise ValueError(f"recipe.task.prompt = '{self.recipe.task.prompt}', but {told} given")
-        with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        with self._computing():
             if prompts is None:
                 features = self.backbone.features(pixels, self.taps, prefix)
             else:
@@ -349,7 +358,7 @@ class AdaptedModel(nn.Module):
     @torch.no_grad()
     def frozen_prefix(self, pixels: Tensor) -> backbones.Prefix:
         """What the blocks before the first adapted one compute. Shapes: pixels (B, 3, H, W)."""
-        with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        with self._computing():
             return self.backbone.prefix(pixels, self.frozen_blocks, self.taps)
 
 

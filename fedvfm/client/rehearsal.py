@@ -33,6 +33,7 @@ from fedvfm.client import (
     limits,
     own,
     policy,
+    precision,
     privacy_here,
     sent,
     spending,
@@ -93,6 +94,7 @@ class Rehearsal:
 
     Attributes:
         approved: whether a person here approved the recipe; None before the site joined.
+        precision: what it computed in, and why.
         open_now: whether the policy's hours allow a real round at this time.
         peak_mib: of this process's memory; ``gpu_mib`` of the GPU's.
         privacy: what the recipe's mechanism comes to here; None without one. A rehearsal charges nothing.
@@ -101,6 +103,7 @@ class Rehearsal:
     site: str
     recipe: str
     device: str
+    precision: str
     approved: bool | None
     open_now: bool
     replies: tuple[Reply, ...]
@@ -206,8 +209,9 @@ def run(settings: Path, locked: lock.Lock, where: joining.State | None = None) -
         replies = tuple(_round(asked, locked.recipe, site.policy))
     approved = None if where is None else locked.hash in where.approvals.stand()
     closed = site.policy.when is not None and policy.remaining(site.policy, audit.Usage()).seconds == 0
+    computed = precision.words(locked.recipe.precision, device)
     cost, here = (_peak_mib(), _gpu_mib(device)), privacy_here.here(locked, settings)
-    found = Rehearsal(site.name, locked.hash, device, approved, not closed, replies, *cost, here)
+    found = Rehearsal(site.name, locked.hash, device, computed, approved, not closed, replies, *cost, here)
     if where is not None:
         where.audit.record("rehearsed", recipe=locked.hash, bytes=found.bytes, seconds=found.seconds)
     return found
@@ -317,7 +321,11 @@ def _gpu_mib(device: str) -> float:
 
 def lines(found: Rehearsal) -> list[str]:
     """What a person reads."""
-    rows = [f"site {found.site}, recipe {found.recipe}, device {found.device}; nothing was sent", ""]
+    rows = [
+        f"site {found.site}, recipe {found.recipe}, device {found.device}; nothing was sent",
+        f"precision: {found.precision}",
+        "",
+    ]
     for reply in found.replies:
         rows += _lines(reply)
     rows.append(

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, seeding
 from fedvfm.backbones import base as backbones
-from fedvfm.client import feature_cache
+from fedvfm.client import feature_cache, precision
 from fedvfm.client import model as models
 from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
@@ -205,11 +205,11 @@ class Site:
         recipe, backbone = model.recipe, model.backbone
         # A backbone from scratch is told by its name, options and seed.
         frozen = (backbone.sha256, backbone.config_sha256, recipe.backbone.model_dump_json(), recipe.seed)
-        seen = (recipe.data.mean, recipe.data.std, recipe.precision, self.device.partition(":")[0])
+        seen = (recipe.data.mean, recipe.data.std, model.precision, self.device.partition(":")[0])
 
         def compute() -> backbones.Prefix:
             pixels = torch.from_numpy(transforms.normalise(image[None], recipe.data)).to(self.device)
-            dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+            dtype = torch.bfloat16 if model.precision == precision.BFLOAT16 else torch.float32
             found = model.frozen_prefix(pixels)
             taken = {tap: tokens.to(dtype) for tap, tokens in found.taken.items()}
             hidden = taken[stop] if stop in taken else found.hidden.to(dtype)

@@ -13,6 +13,7 @@ from fedvfm import errors
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.client import model as models
+from fedvfm.client import precision
 from fedvfm.inference import export
 from fedvfm.tasks import segmentation
 
@@ -75,7 +76,7 @@ def on(model: models.AdaptedModel, stock: nn.Module) -> models.AdaptedModel:
 def exact(model: models.AdaptedModel) -> models.AdaptedModel:
     """The same model, computing in float32: rounding to bfloat16 would hide whether two models are the same."""
     made = _beside(model)
-    made.recipe = model.recipe.model_copy(update={"precision": "float32"})
+    made.precision = precision.FLOAT32
     return made
 
 

@@ -6,19 +6,20 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from fedvfm import errors, protocol, state
+from fedvfm import config, errors, protocol, state
 from fedvfm import recipe as recipes
 from fedvfm.server.aggregators import base
 
 
 @dataclass(frozen=True)
 class Member:
-    """A site after the handshake."""
+    """A site after the handshake; ``precision`` is what it computes in."""
 
     name: str
     node: int
     manifest: state.Manifest
     examples: Mapping[str, int]
+    precision: str = config.COMPUTED_IN[0]
 
 
 class RollCall:
@@ -97,7 +98,7 @@ def member(locked: recipes.LockedRecipe, rule: base.Aggregator, node: int, hello
             f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends"
         )
     rule.for_site(locked.initial, manifest)
-    return Member(hello.site, node, manifest, hello.examples)
+    return Member(hello.site, node, manifest, hello.examples, hello.precision)
 
 
 def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:

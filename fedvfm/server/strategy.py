@@ -216,6 +216,7 @@ class Federation:
             "round": number,
             "fingerprint": adapter.fingerprint,
             **made.record,
+            "precision": {name: members[name].precision for name in asked if name in members},
             "validation": validation,
             **self._mark,
             **({"same_as": self._same_as} if self._same_as else {}),

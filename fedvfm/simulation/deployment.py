@@ -20,7 +20,7 @@ from flwr.app import Context
 
 from fedvfm import config as configs
 from fedvfm import errors, flower_runtime, processes, progress, storage
-from fedvfm.client import executor, supernode
+from fedvfm.client import executor, precision, supernode
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import proxy, reach, strategy, superlink
@@ -87,6 +87,7 @@ def run(
     names = [site.name for site in members if site.name in wanted]
     folder = _fresh(folders.of_arm(jobs[0].folder) / FOLDER)
     storage.write_text(folder / "experiment.json", experiment.model_dump_json())
+    precision.write(folder / "precision.json", experiment.device)
     server = server_app.make_server_app(jobs, observer)
     with site_errors.shown(lambda: site_errors.last(folder / "faults")), _connected(folder, names, observer) as steady:
         grid, context = steady
@@ -172,6 +173,7 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
     what = configs.Experiment.model_validate_json((folder / "experiment.json").read_text(encoding="utf-8"))
     built = client_app.Models(threads=schedule.threads(what))
     torch.set_num_threads(built.threads)
+    precision.take(what.device, precision.read(folder / "precision.json"))
     files = runs.shared_files(folder.parent, what)
     (site,) = [one for one in runs.members(what, experiments.hospitals(what), files) if one.name == name]
 

@@ -17,10 +17,10 @@ from fedvfm import chain, errors, storage
 class RunFolder:
     """The folder of one run.
 
-    ``experiment.json`` (as resolved), ``journal.jsonl`` and ``checkpoints/`` (the federated arm), ``arms/NAME/`` (the
-    others), ``evaluation.json`` of each arm, ``metrics.csv``, ``samples.csv``, ``summary.json``, ``adapter/``,
-    ``report.html``, written last. The parent of several seeds holds ``seeds.json`` and a run folder a seed. All of it
-    is private: the folder is 0700 where it is made here, files are 0600.
+    ``experiment.json`` (as resolved), ``precision.json``, ``journal.jsonl`` and ``checkpoints/`` (the federated arm),
+    ``arms/NAME/`` (the others), ``evaluation.json`` of each arm, ``metrics.csv``, ``samples.csv``, ``summary.json``,
+    ``adapter/``, ``report.html``, written last. The parent of several seeds holds ``seeds.json`` and a run folder a
+    seed. All of it is private: the folder is 0700 where it is made here, files are 0600.
     """
 
     path: Path
@@ -48,6 +48,11 @@ class RunFolder:
     def summary(self) -> Path:
         """The machine's view of a finished run."""
         return self.path / "summary.json"
+
+    @property
+    def precision(self) -> Path:
+        """How the run began to compute."""
+        return self.path / "precision.json"
 
     @property
     def begun(self) -> bool:

@@ -62,7 +62,7 @@ def _environment(what: configs.Experiment, made: Mapping[str, Any]) -> list[tupl
         ("backbone sha256", _code(backbone["sha256"]) if backbone["sha256"] else "made from the seed"),
         ("engine", made["engine"]),
         ("device", _device(what.device)),
-        ("precision", recipe.precision),
+        ("precision", f"{made.get('precision') or 'not recorded'}; the recipe says {recipe.precision}"),
         ("threads", _threads(made)),
         ("wall time", f"{made['wall_s']:,.0f} s, all arms"),
         ("peak memory", f"{made['peak_mib']:,.0f} MiB"),

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from fedvfm import config as configs
 from fedvfm import errors, flower, progress
 from fedvfm.client import app as client_app
+from fedvfm.client import precision
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
@@ -43,11 +44,13 @@ class VirtualNodes:
         run: the run folder; actors on its machine share what the frozen blocks computed.
         faults: folder in which an actor leaves a site's error, so that a simulation can show what a real coordinator
         never sees.
+        ratio: what decides the precision, so that all actors compute alike; see :mod:`fedvfm.client.precision`.
     """
 
     experiment: str
     run: str
     faults: str
+    ratio: float
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message in an actor."""
@@ -74,6 +77,7 @@ def _app(nodes: VirtualNodes) -> ClientApp:
     what = configs.Experiment.model_validate_json(nodes.experiment)
     built = client_app.Models(threads=schedule.threads(what))
     torch.set_num_threads(built.threads)
+    precision.take(what.device, nodes.ratio)
     members = runs.members(what, experiments.hospitals(what), runs.shared_files(Path(nodes.run), what))
 
     def site_of(context: Context) -> sites.Site:
@@ -101,7 +105,12 @@ def run(
     gpus = 1.0 if experiment.device.startswith("cuda") else 0.0
     server = server_app.make_server_app(jobs, observer)
     with tempfile.TemporaryDirectory(prefix="fedvfm-ray-") as faults:
-        nodes = VirtualNodes(experiment.model_dump_json(), str(folders.of_arm(jobs[0].folder)), faults)
+        nodes = VirtualNodes(
+            experiment.model_dump_json(),
+            str(folders.of_arm(jobs[0].folder)),
+            faults,
+            precision.ratio(experiment.device),
+        )
         with site_errors.shown(lambda: site_errors.last(Path(faults))):
             cpus = min(schedule.threads(experiment), os.cpu_count() or 1)
             flower.run_on_ray(server, nodes, len(members), cpus, gpus)

@@ -29,6 +29,7 @@ from fedvfm.simulation import (
     classical,
     experiment,
     folder,
+    number_format,
     privacy,
     schedule,
     site_errors,
@@ -192,7 +193,11 @@ def _run(
     observer: progress.Observer,
     engine: Engine | None = None,
 ) -> Result:
-    with _as_found(), feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files:
+    with (
+        _as_found(),
+        number_format.of_run(run, what, observer),
+        feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files,
+    ):
         engine = engine or tables.ENGINES.get(what.engine)
         return _train_and_report(what, hospitals, run, observer, engine, files)
 

@@ -293,7 +293,18 @@ def test_a_site_that_is_ready(ends: Ends, speak: Speak) -> None:
     assert code == 0, rows
     assert server.seen == ["GET /health HTTP/1.1"]
     well = {check for check, found in rows.items() if all(one["severity"] == "ok" for one in found)}
-    assert well >= {"approval", "backbone", "certificate", "clock", "device", "health", "policy", "reach", "versions"}
+    assert well >= {
+        "approval",
+        "backbone",
+        "certificate",
+        "clock",
+        "device",
+        "health",
+        "policy",
+        "reach",
+        "versions",
+        "precision",
+    }
 
 
 @pytest.mark.parametrize(

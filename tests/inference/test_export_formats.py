@@ -340,7 +340,7 @@ def test_the_recipe_hash_is_that_of_training_wherever_the_backbone_lies(
 
 def test_an_adapter_trained_in_bfloat16_is_compared_in_full_precision(saved: Saver, tmp_path: Path) -> None:
     model = fedvfm.load_adapter(saved())
-    model.recipe = model.recipe.model_copy(update={"precision": "bfloat16"})
+    model.precision = "bfloat16"
     adapter = export.save(model, tmp_path / "adapter", {})
     assert fedvfm.export_adapter(adapter, tmp_path / "hf")["difference"] < 1e-5
     assert fedvfm.export_adapter(adapter, tmp_path / "monai", "monai")["difference"] == 0.0
@@ -348,7 +348,7 @@ def test_an_adapter_trained_in_bfloat16_is_compared_in_full_precision(saved: Sav
     with torch.no_grad():
         half, full = (delivery.Deliverable(one)(image) for one in (model, delivery.exact(model)))
     assert delivery.difference(half, full) > delivery.TOLERANCE
-    assert model.recipe.precision == "bfloat16"
+    assert model.precision == "bfloat16"
 
 
 def test_a_bundle_takes_a_backbone_in_shards(saved: Saver, tiny_dino: Path, tmp_path: Path) -> None:

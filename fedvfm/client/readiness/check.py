@@ -204,7 +204,7 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     observer("note", text="trying a training step")
     # Only a check with a recipe pays for loading torch.
     from fedvfm.backbones import weights
-    from fedvfm.client import budget
+    from fedvfm.client import budget, precision
     from fedvfm.client import model as models
     from fedvfm.client import site as sites
     from fedvfm.client.readiness import machine, step
@@ -229,9 +229,12 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     disk = budget.disk_mib(shapes, with_backbone=bool(lost))
     short = machine.judge(found, memory, disk)
     made.findings += [*lost, *short]
+    if precision.of(recipe.precision, found.device) == precision.FLOAT32 != recipe.precision:
+        made.findings.append(finding.make("bfloat16-slow", precision.words(recipe.precision, found.device)))
     made.facts["machine"] = {
         "device": found.device,
         "device_name": found.device_name,
+        "precision": precision.words(recipe.precision, found.device),
         "memory_mib": {"needed": round(memory.total, 1), "available": round(found.memory, 1)},
         "gpu_memory_mib": None if found.gpu_memory is None else {"available": round(found.gpu_memory, 1)},
         "disk_mib": {"needed": round(disk, 1), "available": round(found.disk, 1)},

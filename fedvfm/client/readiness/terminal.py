@@ -75,6 +75,7 @@ def _numbers(made_of: dict[str, Any], console: Console) -> None:
             for key, what in (("memory_mib", "memory"), ("disk_mib", "disk"))
         )
         _say(console, f"machine: {machine['device_name'] or machine['device']}; {room}")
+        _say(console, f"precision: {machine['precision']}")
     if step is not None:
         _say(
             console,

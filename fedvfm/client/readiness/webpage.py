@@ -169,6 +169,7 @@ def _machine(made_of: Mapping[str, Any]) -> str:
     if machine is None:
         return page.paragraph("Without a recipe nobody knows what training needs.")
     rows: list[list[page.Cell]] = [["device", machine["device_name"] or machine["device"], None]]
+    rows.append(["precision", machine["precision"], None])
     for key, name in (("memory_mib", "memory, MiB"), ("disk_mib", "disk, MiB")):
         rows.append([name, f"{machine[key]['available']:,.0f} free", f"about {machine[key]['needed']:,.0f} needed"])
     if step is not None:

@@ -285,6 +285,11 @@ MACHINE: dict[str, Entry] = {
     "device-missing": Entry(
         _B, "The site would refuse every round.", 'Install the driver and a torch that fits it, or set device = "cpu".'
     ),
+    "bfloat16-slow": Entry(
+        _N,
+        "Rounds take longer here than at sites with instructions for bfloat16.",
+        "None needed; a GPU, or a processor with avx512_bf16 or AMX, is quicker.",
+    ),
     "gpu-idle": Entry(_N, "A GPU is there, but the site's file asks for the CPU.", 'Set device = "auto".'),
     "weights-missing": Entry(_B, "The frozen backbone must lie on this machine.", "Run: fedvfm weights fetch NAME"),
     "memory-short": Entry(
