@@ -81,7 +81,9 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    # Names of files come from strangers: no control character of theirs reaches the terminal.
+    shown = "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+    print(shown, file=sys.stderr, flush=True)
 
 
 def _fail(error: errors.FedvfmError) -> None:
@@ -239,7 +241,7 @@ def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
         found = [dict(result.summary) for result in results]
         print(json.dumps({"runs": found} if many else found[0], indent=2, ensure_ascii=False))
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for result in results:
         made = result.summary
         table = Table(title=f"{made['experiment']}, seed {made['seed']}: test {made['primary']}")
@@ -264,7 +266,7 @@ def _dry_run(what: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(made, indent=2, ensure_ascii=False))
         return
-    console, moved = Console(), made["bytes"]
+    console, moved = Console(markup=False, emoji=False), made["bytes"]
     table = Table(
         title=f"plan of {made['experiment']}: {made['rounds']} rounds, engine {made['engine']}, seed {made['seed']}"
     )
@@ -300,7 +302,7 @@ def compare(
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        comparing.show(found, Console())
+        comparing.show(found, Console(markup=False, emoji=False))
 
 
 @app.command()
@@ -322,7 +324,7 @@ def experiments(as_json: Json = False) -> None:
         table.add_column(column)
     for name, row in rows.items():
         table.add_row(name, row.get("title", ""), row.get("note", ""))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 @data_app.command("check")
@@ -354,7 +356,7 @@ def data_check(
     if as_json:
         print(json.dumps(document.build(made), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        terminal.show(made, Console())
+        terminal.show(made, Console(markup=False, emoji=False))
     raise typer.Exit(made.exit_code)
 
 

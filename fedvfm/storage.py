@@ -10,13 +10,15 @@ time it comes there. Nothing else reads that variable.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
+import io
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -264,3 +266,25 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A comma-separated table as text; the one writer of names that others gave.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, and control characters are written
+    out: names of files and classes come from strangers. Numbers stay numbers.
+
+    Source: OWASP, "CSV Injection".
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    plain = "".join(one if one.isprintable() else repr(one)[1:-1] for one in value)
+    return f"'{plain}" if plain[:1] in ("=", "+", "-", "@") or value[:1] in ("\t", "\r") else plain

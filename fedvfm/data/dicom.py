@@ -14,6 +14,7 @@ import logging
 import os
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ TAGS = (*frames.TAGS, "SeriesInstanceUID", "SeriesNumber", "VOILUTSequence")
 PRIVATE = tuple(tag for pair in frames.TILES.values() for tag in pair)
 """Numbers and creators of private blocks that say that a picture is a mosaic; none of them is a text on a patient."""
 HEAD_BYTES = 4096
+CHUNK = 1 << 20
+MOST_INFLATED = 1 << 28
+"""Bytes of a deflated file once unpacked: pydicom unpacks such a file whole."""
+MOST_PIXELS = 1 << 27
+"""Of one frame: memory is taken for them before the pixels are seen."""
 BROKEN = (
     OSError,
     ValueError,
@@ -240,6 +246,7 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
     """
     import pydicom  # only users of DICOM pay for it
 
+    _check_inflated(file, where)
     try:
         with quietly():
             wanted = [*(pydicom.tag.Tag(name) for name in tags), *(pydicom.tag.Tag(one) for one in PRIVATE)]
@@ -252,6 +259,36 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
         raise errors.DataError(
             f"{where}: damaged, cut short or no DICOM ({kind}); export it again or remove it"
         ) from None
+
+
+def _check_inflated(file: Path, where: str) -> None:
+    """Refuse a file packed as a whole that unpacks to more than is read, before any of it is kept in memory.
+
+    Raises:
+        DataError: with the limit.
+    """
+    import pydicom
+
+    try:
+        with file.open("rb") as opened:
+            if DEFLATED.encode() not in opened.read(HEAD_BYTES):
+                return
+            with quietly():
+                meta = pydicom.filereader.read_file_meta_info(file)
+            opened.seek(132 + 12 + int(meta.get("FileMetaInformationGroupLength", 0)))
+            inflated, unpacking = 0, zlib.decompressobj(-zlib.MAX_WBITS)
+            while (chunk := opened.read(CHUNK)) and inflated <= MOST_INFLATED:
+                while chunk and inflated <= MOST_INFLATED:
+                    inflated += len(unpacking.decompress(chunk, CHUNK))
+                    chunk = unpacking.unconsumed_tail
+    except (*BROKEN, zlib.error, pydicom.errors.InvalidDicomError):
+        return  # damaged: told when it is read
+    if inflated > MOST_INFLATED:
+        raise errors.DataError(
+            f"{where}: packed as a whole (deflated), and larger than the {MOST_INFLATED >> 20} MiB that are read at "
+            f"most; "
+            "export it uncompressed"
+        )
 
 
 def bare(file: Path) -> bool:
@@ -342,6 +379,10 @@ def _check_length(tags: Any, file: Path, where: str) -> None:
         DataError: with both sizes.
     """
     packing, number, have = syntax(tags), frames.count(tags), file.stat().st_size
+    if int(tags.Rows) * int(tags.Columns) > MOST_PIXELS:
+        raise errors.DataError(
+            f"{where}: {tags.Rows} x {tags.Columns} pixels, {MOST_PIXELS:,} are read at most; cut it into tiles"
+        )
     if packing is not None and packing.is_deflated:
         have *= DEFLATE_RATIO
     if packing is None or packing.is_compressed:

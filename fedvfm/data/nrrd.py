@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import io
 import math
 import re
 import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ SPACES = {
     "lps": (-1, -1, 1),
 }
 """Name of a space -> the signs that make its coordinates RAS."""
+MOST_UNCHECKED, SUSPICIOUS = 2**27, 2000
+"""A volume of more voxels than the first number must have a byte in the file for each so many of them."""
 PACKED = {"raw": 1, "gzip": nifti.GZIP_RATIO, "gz": nifti.GZIP_RATIO}
 """Encoding -> most voxels a byte of the file can hold; of others nothing is known."""
 UNITS = {
@@ -87,7 +91,7 @@ def _read(path: Path, *, voxels: bool) -> tuple[headers.Header, NDArray[Any]]:
             fields = nrrd.read_header(file)
             found = _header(path, fields)
             _check_length(path, fields, found)
-            values = nrrd.read_data(fields, file, str(path)) if voxels else np.empty(0)
+            values = _unpacked(path, fields, file) if voxels else np.empty(0)
     except (*_BROKEN, nrrd.NRRDError) as error:
         kind = type(error).__name__
         raise errors.DataError(f"{path}: unreadable NRRD ({kind}); copy the file again or remove it") from None
@@ -106,6 +110,51 @@ def _check_length(path: Path, fields: Mapping[str, Any], found: headers.Header) 
         raise errors.DataError(
             f"{path}: damaged or cut short ({have} bytes for {need} voxels); copy the file again or remove it"
         )
+    if need > MOST_UNCHECKED and need > SUSPICIOUS * have:
+        raise errors.DataError(
+            f"{path}: {have} bytes that claim {need} voxels, more than are read at most from so few; it is damaged, "
+            "or made to harm"
+        )
+
+
+def _unpacked(path: Path, fields: Mapping[str, Any], file: BinaryIO) -> NDArray[Any]:
+    """The voxels; what is packed is unpacked no further than the header claims.
+
+    Raises:
+        DataError: for more or fewer bytes than it claims.
+    """
+    import nrrd
+
+    encoding = str(fields.get("encoding", "")).lower()
+    unpack: dict[str, Any] = {
+        "gzip": lambda: zlib.decompressobj(zlib.MAX_WBITS | 32),
+        "bzip2": bz2.BZ2Decompressor,
+    }
+    unpack |= {"gz": unpack["gzip"], "bz2": unpack["bzip2"]}
+    if encoding not in unpack:
+        return np.asarray(nrrd.read_data(dict(fields), file, str(path)))
+    if any(fields.get(key) for key in ("line skip", "lineskip", "byte skip", "byteskip")):
+        raise errors.DataError(f"{path}: skips lines or bytes before packed voxels; save it again")
+    need = _claimed(fields)
+    content = unpack[encoding]().decompress(file.read(), need + 1)
+    if len(content) < need:
+        raise errors.DataError(
+            f"{path}: unreadable NRRD ({len(content)} bytes for {need} bytes of voxels); copy the file again or "
+            f"remove it"
+        )
+    if len(content) > need:
+        raise errors.DataError(
+            f"{path}: unpacks to more than the {need} bytes of its header; it is damaged, or made to harm"
+        )
+    return np.asarray(nrrd.read_data({**fields, "encoding": "raw"}, io.BytesIO(content)))
+
+
+def _claimed(fields: Mapping[str, Any]) -> int:
+    """Bytes of all voxels, by the header."""
+    from nrrd import reader
+
+    kind = np.dtype(reader._determine_datatype(dict(fields)))
+    return math.prod(int(side) for side in fields["sizes"]) * int(kind.itemsize)
 
 
 def _header(path: Path, fields: Mapping[str, Any]) -> headers.Header:

@@ -57,7 +57,7 @@ def show(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
-    console, rows = Console(), summary["inputs"]
+    console, rows = Console(markup=False, emoji=False), summary["inputs"]
     table = Table(title=f"{summary['task']}, adapter {summary['adapter']['fingerprint'][:12]}")
     table.add_column("input")
     dense = [row for row in rows if "classes" in row]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,14 +128,7 @@ def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[in
     if rows:
         names = summary["class_names"]
         lines = [[row["id"], row["class"], *(row["probabilities"][name] for name in names)] for row in rows]
-        _write_csv(folder / CLASSES, ["id", "class", *(f"p_{name}" for name in names)], lines)
+        storage.write_text(folder / CLASSES, storage.table(["id", "class", *(f"p_{name}" for name in names)], lines))
     if numbered:
-        _write_csv(folder / SOURCES, ["id", "path"], [[item.name, str(item.path.absolute())] for item in numbered])
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    storage.write_text(path, out.getvalue())
+        paths = [[item.name, str(item.path.absolute())] for item in numbered]
+        storage.write_text(folder / SOURCES, storage.table(["id", "path"], paths))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,8 +100,4 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[tuple[Any, ...]]) 
     Raises:
         StorageError: if the disk refuses.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    storage.write_text(path, text.getvalue())
+    storage.write_text(path, storage.table(head, rows))

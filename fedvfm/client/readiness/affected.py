@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +20,7 @@ def write(made: check.Checked, path: Path) -> None:
         StorageError: if the disk refuses.
     """
     outputs.require(path, OPTION, HEAD)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    writer.writerows(_rows(made))
-    storage.write_text(path, text.getvalue(), mode=0o600)
+    storage.write_text(path, storage.table(COLUMNS, _rows(made)), mode=0o600)
 
 
 def _rows(made: check.Checked) -> Iterator[tuple[str, ...]]:

@@ -79,6 +79,8 @@ class Folder:
         self._layout = recognise.find(self._folder, options)
         self._channels, self._by_name = options.channels, options.ids == "names"
         self._view = slices.View(series=options.series)
+        files = [file for case in self._layout.cases for file in (*case.images, case.mask) if file is not None]
+        self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder)
         self._seen, faults = _look(self._folder, self._layout.cases, options.series)
         names = self._layout.names or [case.name for case in self._layout.cases]
         tables = patients.STUDY_TABLES if self._layout.kind == "studies" else patients.TABLES

@@ -6,6 +6,7 @@ Here: pairs, classes and nnU-Net. DICOM studies, datalists and BIDS have modules
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,27 @@ def palette_faults(masks: Sequence[Path], folder: Path, classes: int) -> list[st
                 found.append(
                     f"{relative([mask], folder)}: its palette has another colour for number {number} than "
                     f"{relative([path], folder)}, so numbers do not mean the same; save masks as grey class numbers"
+                )
+                break
+    return found
+
+
+def links_out(paths: Sequence[Path], folder: Path) -> list[str]:
+    """A fault for every file, also inside of a folder, that is a link to something outside of the data folder."""
+    root, found = folder.resolve(), list[str]()
+    inside: dict[Path, bool] = {}
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            files += [Path(here) / name for here, _, names in os.walk(path) for name in names]
+        for file in files:
+            if file.parent not in inside:
+                inside[file.parent] = file.parent.resolve().is_relative_to(root)
+            if not inside[file.parent] or (file.is_symlink() and not file.resolve().is_relative_to(root)):
+                found.append(
+                    f"{relative([path], folder)}: a link that leaves the data folder; bring the file itself, or let "
+                    f"data.path "
+                    "name the folder that holds both"
                 )
                 break
     return found

@@ -1,0 +1,138 @@
+"""Files made to harm: what unpacks to far more than it is, links out of the folder, names that are formulas."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from fedvfm import config, errors, storage
+from fedvfm.data import volumes
+from fedvfm.data.readiness import faults
+from fedvfm.data.sources import folder
+from tests.data import dicom_writer as writer
+
+MIB = 1 << 20
+
+
+def refused(path: Path, code: str = "too-large", least: int = 64 * MIB) -> str:
+    """The refusal, which has to come before much memory is taken."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.DataError) as caught:
+            volumes.read_volume(path)
+        assert tracemalloc.get_traced_memory()[1] < least
+    finally:
+        tracemalloc.stop()
+    assert faults.kind(str(caught.value)) == code
+    return str(caught.value)
+
+
+def test_a_deflated_file_that_unpacks_to_much_more(tmp_path: Path) -> None:
+    one = writer.pixels(writer.blank(), np.zeros((8, 8), np.uint16))
+    one.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    one.save_as(tmp_path / "small.dcm", enforce_file_format=True)
+    assert volumes.read_volume(tmp_path / "small.dcm").voxels.shape == (8, 8, 1)
+    raw = (tmp_path / "small.dcm").read_bytes()
+    length = int(pydicom.filereader.read_file_meta_info(tmp_path / "small.dcm").FileMetaInformationGroupLength)
+    start = 132 + 12 + length
+    body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw[start:])
+    packing = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    element = b"\xfc\xff\xfc\xffOB\0\0" + (400 * MIB).to_bytes(4, "little")
+    made = [raw[:start], packing.compress(body + element)]
+    made += [packing.compress(bytes(MIB)) for _ in range(400)]
+    (tmp_path / "bomb.dcm").write_bytes(b"".join([*made, packing.flush()]))
+    assert (tmp_path / "bomb.dcm").stat().st_size < MIB
+    assert "256 MiB" in refused(tmp_path / "bomb.dcm")
+
+
+def nrrd_file(path: Path, sizes: tuple[int, int, int], content: bytes, encoding: str) -> Path:
+    head = (
+        f"NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: {sizes[0]} {sizes[1]} "
+        f"{sizes[2]}\n"
+        f"space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: {encoding}\n\n"
+    )
+    path.write_bytes(head.encode() + content)
+    return path
+
+
+PACK = {"bzip2": bz2.compress, "bz2": bz2.compress, "gzip": gzip.compress, "gz": gzip.compress, "raw": bytes}
+
+
+@pytest.mark.parametrize("encoding", PACK)
+def test_packed_nrrd_is_read_as_far_as_it_claims(tmp_path: Path, encoding: str) -> None:
+    values = np.arange(60, dtype=np.uint8)
+    pack = PACK[encoding]
+    path = nrrd_file(tmp_path / "a.nrrd", (3, 4, 5), pack(values.tobytes()), encoding)
+    found = volumes.read_volume(path)
+    stored = found.header.stored.turn().undo(found.voxels)
+    np.testing.assert_array_equal(stored, values.reshape((3, 4, 5), order="F"))
+    if encoding == "raw":
+        return
+    more = nrrd_file(tmp_path / "more.nrrd", (3, 4, 5), pack(bytes(200 * MIB)), encoding)
+    assert "unpacks to more than the 60 bytes" in refused(more)
+    fewer = nrrd_file(tmp_path / "fewer.nrrd", (3, 4, 5), pack(bytes(59)), encoding)
+    refused(fewer, "unreadable")
+
+
+def test_an_nrrd_that_claims_more_than_it_can_mean(tmp_path: Path) -> None:
+    path = nrrd_file(tmp_path / "a.nrrd", (1000, 1000, 1250), bz2.compress(bytes(9)), "bzip2")
+    refused(path)
+
+
+def test_one_dicom_frame_of_too_many_pixels(tmp_path: Path) -> None:
+    one = writer.pixels(writer.blank("DX", writer.DX), np.zeros((8, 8), np.uint8))
+    one.Rows, one.Columns = 60_000, 60_000
+    one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    refused(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_links_that_leave_the_data_folder_are_refused(tmp_path: Path, what: str) -> None:
+    data, other = tmp_path / "data", tmp_path / "other"
+    for root in (data, other):
+        for part in ("images", "masks"):
+            (root / part).mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / part / "a.png")
+    if what == "file":
+        (data / "images" / "a.png").unlink()
+        (data / "images" / "a.png").symlink_to(other / "images" / "a.png")
+    else:
+        (data / "images" / "a.png").unlink()
+        (data / "images").rmdir()
+        (data / "images").symlink_to(other / "images")
+    with pytest.raises(errors.DataError, match="a link that leaves the data folder") as caught:
+        folder.Folder(config.SourceConfig(source="folder", path=str(data)))
+    assert faults.kind(caught.value.faults[0]) == "link"
+    linked = tmp_path / "linked"
+    linked.symlink_to(other)
+    assert len(folder.Folder(config.SourceConfig(source="folder", path=str(linked))).samples()) == 1
+
+
+def test_links_inside_the_data_folder_are_read(tmp_path: Path) -> None:
+    """As git-annex keeps files."""
+    for part in ("images", "masks", ".git/annex"):
+        (tmp_path / part).mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / ".git" / "annex" / "x.png")
+    for part in ("images", "masks"):
+        (tmp_path / part / "a.png").symlink_to("../.git/annex/x.png")
+    assert len(folder.Folder(config.SourceConfig(source="folder", path=str(tmp_path))).samples()) == 1
+
+
+def test_tables_hold_no_formulas_and_no_control_characters() -> None:
+    names = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a\x1b[2Kb", "plain, with comma", "a\u202eb"]
+    text = storage.table(["name", "value"], [[name, -1.5] for name in names])
+    rows = list(csv.reader(io.StringIO(text)))
+    assert [row[1] for row in rows[1:]] == ["-1.5"] * len(names)
+    assert all(row[0][0] not in "=+-@\t\r" for row in rows)
+    assert text.replace("\n", "").isprintable()
+    assert rows[8][0] == "plain, with comma"
