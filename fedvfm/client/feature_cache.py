@@ -81,6 +81,11 @@ class FeatureCache:
         """Whether it may hold anything."""
         return self._memory.limit > 0 or self._files is not None
 
+    @property
+    def held(self) -> int:
+        """Bytes that are kept in memory."""
+        return self._memory.used
+
     def divide(self, processes: int) -> None:
         """Take this process's share of the memory; called in each of ``processes`` that were forked from one."""
         self._memory.limit //= processes
@@ -188,7 +193,7 @@ class _Memory:
     """A store that keeps what came first, in groups of things that are asked for together."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self._used, self._turn = limit, 0, 0
+        self.limit, self.used, self._turn = limit, 0, 0
         self._groups: dict[Hashable, dict[Hashable, tuple[Any, int]]] = {}
         self._asked: dict[Hashable, int] = {}
 
@@ -200,15 +205,15 @@ class _Memory:
 
     def keep(self, group: Hashable, key: Hashable, value: Any, need: int) -> bool:
         """Keep a value if there is room, or can be made by letting go of what nobody asks for; whether it is kept."""
-        while need <= self.limit < self._used + need:
+        while need <= self.limit < self.used + need:
             if not self._let_go():
                 break
-        if self._used + need > self.limit:
+        if self.used + need > self.limit:
             return False
         held = self._groups.setdefault(group, {})
         if key not in held:  # another thread may have been quicker
             held[key] = (value, need)
-            self._used += need
+            self.used += need
         return True
 
     def _let_go(self) -> bool:
@@ -216,6 +221,6 @@ class _Memory:
         held = sum(map(len, self._groups.values()))
         for group, members in self._groups.items():
             if members and self._turn - self._asked[group] > held:
-                self._used -= members.pop(next(iter(members)))[1]
+                self.used -= members.pop(next(iter(members)))[1]
                 return True
         return False
