@@ -227,7 +227,7 @@ def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[An
             return work(observer)
     except KeyboardInterrupt:
         if not folders.RunFolder(folder).begun:
-            raise errors.Interrupted("stopped before the run began; nothing was saved") from None
+            raise errors.Interrupted("stopped before a round was finished; nothing was saved") from None
         raise errors.Interrupted(
             f"stopped; every finished round is saved. Go on with: fedvfm simulate --resume {shlex.quote(str(folder))}"
         ) from None

@@ -253,6 +253,11 @@ def _unpack(packed: transforms.Prepared) -> transforms.Prepared:
     return transforms.Prepared(image, mask, truth, packed.spacing, packed.part)
 
 
+def kept_bytes(prepared: transforms.Prepared) -> int:
+    """Bytes that a prepared image takes in the cache."""
+    return _image_bytes(_pack(prepared))
+
+
 def _image_bytes(prepared: transforms.Prepared) -> int:
     arrays = (prepared.image, prepared.mask, prepared.truth)
     return sum(array.nbytes for array in arrays if array is not None)

@@ -51,6 +51,15 @@ def logits(model: models.AdaptedModel, image: transforms.Image, run: Run) -> Ten
     return torch.stack(votes).mean(dim=0) if votes else total / weights
 
 
+def tiling(model: models.AdaptedModel, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """Size and number of the windows in which an image of ``size`` (height, width) is run."""
+    window = model.recipe.data.input_size
+    if size[0] <= WHOLE * window[0] and size[1] <= WHOLE * window[1]:
+        return size, 1
+    window = (min(window[0], size[0]), min(window[1], size[1]))
+    return window, len(_corners(size, window))
+
+
 def alone(model: models.AdaptedModel) -> Run:
     """The run of an image that is seen once: nothing is kept of it."""
 

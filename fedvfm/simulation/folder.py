@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fedvfm import chain, errors, storage
+
+WRITTEN = (
+    *("experiment.json", "seeds.json", "setup.json", "journal.jsonl"),
+    *("arms", "checkpoints", "deployment", "features", "private", "received"),
+)
+"""What may lie in a run folder before the first round is finished."""
 
 
 @dataclass
@@ -64,6 +72,12 @@ class RunFolder:
         """Whether the run has come to its report."""
         return self.summary.exists() and (self.path / "report.html").exists()
 
+    @property
+    def trained(self) -> bool:
+        """Whether a round of any arm is finished, here or in the run of a seed."""
+        journals = self.path.rglob("journal.jsonl")
+        return any(path.stat().st_size for path in journals) or any(self.path.rglob("evaluation.json"))
+
     def require_free(self) -> None:
         """Refuse a folder that holds anything but what a killed write leaves.
 
@@ -76,15 +90,46 @@ class RunFolder:
             resume = f", or go on with the run in it: fedvfm simulate --resume {self.path}" if self.begun else ""
             raise errors.OutputInUse(f"output folder {self.path} is not empty. Choose another --output{resume}")
 
-    def create(self) -> None:
-        """Make the folder.
+    def create(self) -> bool:
+        """Make the folder; whether it was not there.
 
         Raises:
             StorageError: if it cannot be made.
         """
+        new = not self.path.exists()
         with storage.guard(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700, exist_ok=True)
+        return new
+
+    @contextlib.contextmanager
+    def freed_unless_trained(self, new: bool) -> Iterator[None]:
+        """Where the work inside ends before any round is finished, free the folder: it may be named again at once.
+
+        Not so where the disk refused: there the remedy is to make room and resume. Only what a run writes is removed,
+        and the folder if it is empty then. Whoever calls holds the folder's lock.
+
+        Args:
+            new: whether the folder was made for this run.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not self.trained and not isinstance(error, errors.StorageError):
+                with contextlib.suppress(OSError, errors.StorageError):
+                    self._free(new)
+            raise
+
+    def _free(self, new: bool) -> None:
+        for name in WRITTEN:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                storage.remove_folder(path)
+            else:
+                path.unlink(missing_ok=True)
+        storage.sweep(self.path)
+        if new:
+            self.path.rmdir()
 
     def write_experiment(self, values: dict[str, Any]) -> None:
         """Write the experiment as resolved, before anything else."""

@@ -1,4 +1,7 @@
-"""``--dry-run``: what a run would do, from shapes and the data's index. Needs neither weights nor network."""
+"""``--dry-run``: what a run would do, from shapes, the data's index and one image of every site.
+
+Needs neither weights nor network.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from flwr.app import Message, RecordDict
 from fedvfm import config as configs
 from fedvfm import errors, factors, flower, privacy_config, protocol, state
 from fedvfm import recipe as recipes
-from fedvfm.client import budget
+from fedvfm.client import budget, feature_cache
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
 from fedvfm.server import summary as summaries
 from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import baselines, privacy, run, schedule
+from fedvfm.simulation import baselines, inspection, privacy, run, schedule
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
@@ -31,12 +34,15 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
 
     Raises:
         ConfigError: if the recipe of an arm cannot be trained.
+        DataError: if training would refuse the first sample of a site.
     """
     locked, model = models.lock(what.recipe, with_weights=False)
     names = [hospital.name for hospital in hospitals]
     arms = run.arms(what, names)
     trainable = factors.ever(locked.manifest, locked.recipe.adapter.factors)
     _check(what, arms)
+    workers = _workers(what, arms, model)
+    memory = _memory(what, model, arms, inspection.inspect(model, hospitals))
     return {
         "experiment": what.name,
         "seed": what.recipe.seed,
@@ -46,9 +52,10 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         "trainable_parameters": trainable,
         "share": trainable / max(1, locked.backbone_parameters),
         "bytes": {**_bytes(what, locked, hospitals), "full_model": summaries.full_model_bytes(locked)},
-        "peak_mib": _memory(what, model, hospitals),
+        "peak_mib": round(memory.total + (workers - 1) * (memory.activations + schedule.OWN_MIB), 1),
+        "cache": _cache(what, memory),
         "threads": schedule.threads(what),
-        "workers": _workers(what, arms, model),
+        "workers": workers if what.engine == "in-process" else None,
         "prompt": what.recipe.task.oracle or None,
         "privacy": privacy.planned(what.recipe, what.server.cohort or len(hospitals), hospitals),
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
@@ -60,14 +67,14 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
             }
             for arm in arms
         },
-        "notes": run.notes(what, hospitals),
+        "notes": [*run.notes(what, hospitals), *_cheap(what, model, memory)],
     }
 
 
-def _workers(what: configs.Experiment, arms: Sequence[baselines.Arm], model: models.AdaptedModel) -> int | None:
-    """How many workers would compute here; None for an engine that has none of its own."""
+def _workers(what: configs.Experiment, arms: Sequence[baselines.Arm], model: models.AdaptedModel) -> int:
+    """How many workers would compute here; 1 for an engine that has none of its own."""
     if what.engine != "in-process":
-        return None
+        return 1
     tasks = sum(schedule.at_a_time(len(arm.train_sites), what.server) for arm in arms if arm.recipe is not None)
     return schedule.count(what, tasks, lambda: model)[0]
 
@@ -147,7 +154,8 @@ def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int) 
     recipe = locked.recipe
     # Under a mechanism nothing that is made of training records leaves beside the adapter.
     plain = recipe.privacy.mechanism == privacy_config.NO_MECHANISM
-    metrics = dict.fromkeys(("loss", "seconds", "steps"), 0.0) if plain else {}
+    counted = feature_cache.METRICS.values() if recipe.data.views else ()
+    metrics = dict.fromkeys(("loss", "seconds", "steps", *counted), 0.0) if plain else {}
     left = base.select(factors.trained(locked.manifest, recipe.adapter.factors, number))
     update = state.SiteUpdate("site", left, 1, 0, base.fingerprint, metrics=metrics)
     return _exchange(
@@ -162,7 +170,44 @@ def _evaluate(recipe: configs.Recipe, base: state.AdapterState, split: str, ids:
     return _exchange(protocol.EVALUATE, protocol.encode_task(task), protocol.encode_evaluation(answer))
 
 
-def _memory(what: configs.Experiment, model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital]) -> float:
-    """Expected peak: imports, one backbone, activations of one batch with their gradients, and what may be kept."""
-    images: int = sum(len(h.train) * what.recipe.data.views + sum(map(len, h.splits.values())) for h in hospitals)
-    return round(budget.memory(what.recipe, model, images, what.cache_mib).total, 1)
+def _memory(
+    what: configs.Experiment, model: models.AdaptedModel, arms: Sequence[baselines.Arm], seen: Sequence[budget.Images]
+) -> budget.Memory:
+    """The largest of all arms, which share one cache."""
+    places = budget.Places(what.cache_mib, what.cache_disk_mib, files_first=True)
+    trained = {arm.recipe.model_copy(update={"rounds": 1}).hash: arm.recipe for arm in arms if arm.recipe is not None}
+    shapes = [
+        model if recipe == what.recipe else models.lock(recipe, with_weights=False)[1] for recipe in trained.values()
+    ]
+    return budget.largest([budget.memory(one, seen, places) for one in shapes], places)
+
+
+def _cache(what: configs.Experiment, memory: budget.Memory) -> dict[str, float]:
+    """What all images and features take, and what there is for them."""
+    return {
+        "images_mib": round(memory.images, 1),
+        "features_mib": round(memory.features, 1),
+        "memory_mib": what.cache_mib,
+        "files_mib": what.cache_disk_mib,
+    }
+
+
+def _cheap(what: configs.Experiment, model: models.AdaptedModel, memory: budget.Memory) -> list[str]:
+    """Which epochs compute the adapted blocks alone, and what a cache that is too small would have to hold."""
+    views = what.recipe.data.views
+    if not (memory.features and views and model.frozen_blocks):
+        return []
+    epochs, a_round = what.recipe.rounds * what.recipe.optimiser.local_epochs, what.recipe.optimiser.local_epochs
+    first, depth, frozen = min(views, epochs), model.backbone.depth, model.frozen_blocks
+    rest = f"the last {depth - frozen}" if depth > frozen else "head and decoder"
+    told = [
+        f"epochs 1 to {first} of {epochs} (rounds 1 to {-(-first // a_round)}) see each view for the first time and "
+        f"compute all {depth} blocks" + (f"; later epochs compute only {rest}" if epochs > first else "")
+    ]
+    need, room = memory.images + memory.features, what.cache_mib + what.cache_disk_mib
+    if need > room:
+        told.append(
+            f"the cache holds {room / need:.0%} of what is needed, the rest is computed again every time: raise "
+            f"cache_mib + cache_disk_mib from {room:,} to {need:,.0f}"
+        )
+    return told

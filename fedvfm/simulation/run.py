@@ -82,12 +82,13 @@ def simulate(
     run = folder.RunFolder(Path(output) if output else default_output(prepared.name))
     run.require_free()
     hospitals = experiment.hospitals(prepared)
-    run.create()
+    new = run.create()
     with folder.Lock(run.path):
         run.require_free()
         storage.sweep(run.path)
-        run.write_experiment(prepared.model_dump(mode="json"))
-        return _run(prepared, hospitals, run, observer, engine)
+        with run.freed_unless_trained(new):
+            run.write_experiment(prepared.model_dump(mode="json"))
+            return _run(prepared, hospitals, run, observer, engine)
 
 
 def prepare(what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str]) -> configs.Experiment:

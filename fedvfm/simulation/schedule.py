@@ -101,7 +101,7 @@ def count(what: configs.Experiment, tasks: int, build: Callable[[], models.Adapt
     if what.device != "cpu":
         return min(wanted, places), ""
     model = build()
-    own = budget.memory(model.recipe, model, 0, 0).activations + OWN_MIB
+    own = budget.activations(model) / budget.MIB + OWN_MIB
     room = int((capacity.memory_mib() - what.cache_mib) // own)
     if what.workers != "auto" or room >= wanted:
         return wanted, ""

@@ -39,13 +39,14 @@ def simulate(
     parent.require_free()
     for seed in seeds:
         experiment.hospitals(prepared.with_seed(seed))
-    parent.create()
+    new = parent.create()
     with folder.Lock(parent.path):
         parent.require_free()
         storage.sweep(parent.path)
-        values = prepared.model_dump(mode="json")
-        parent.write_seeds({"schema_version": SCHEMA_VERSION, "experiment": values, "seeds": list(seeds)})
-        return _all(prepared, seeds, parent, observer)
+        with parent.freed_unless_trained(new):
+            values = prepared.model_dump(mode="json")
+            parent.write_seeds({"schema_version": SCHEMA_VERSION, "experiment": values, "seeds": list(seeds)})
+            return _all(prepared, seeds, parent, observer)
 
 
 def resume(

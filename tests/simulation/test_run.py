@@ -113,6 +113,42 @@ def test_a_resumed_run_computes_no_feature_again(tiny: Any, tmp_path: Path) -> N
     assert not (tmp_path / "run" / "features").exists()
 
 
+def test_a_run_that_trained_nothing_frees_its_folder(tiny: Any, tmp_path: Path) -> None:
+    """Stopped or broken before a round is finished: the same output works at once. What is not a run's stays."""
+
+    def stop(event: str, /, **fields: Any) -> None:
+        if event == "reply":
+            if (empty / "experiment.json").exists():
+                (empty / "notes.txt").write_text("the user's")
+            raise KeyboardInterrupt
+
+    new, empty = tmp_path / "deep" / "new", tmp_path / "mine"
+    empty.mkdir()
+    broken = {**tiny.values["recipe"], "backbone": {"name": str(tmp_path / "no-weights")}}
+    for output in (new, empty):
+        with pytest.raises(errors.FedvfmError):
+            run.simulate(small(tiny, recipe=broken), output=output)
+        with pytest.raises(KeyboardInterrupt):
+            run.simulate(small(tiny), output=output, observer=stop)
+    assert not new.exists()
+    assert [path.name for path in empty.iterdir()] == ["notes.txt"]
+    (empty / "notes.txt").unlink()
+    (tmp_path / "parent").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        seeds.simulate(small(tiny), [1, 2], output=tmp_path / "parent", observer=stop)
+    assert not list((tmp_path / "parent").iterdir())
+    assert run.simulate(small(tiny), output=empty).summary["rounds"] == 1
+
+
+def test_a_folder_that_another_run_holds_is_left_alone(tiny: Any, tmp_path: Path) -> None:
+    with folder.Lock(tmp_path), pytest.raises(errors.OutputInUse):
+        run.simulate(small(tiny), output=tmp_path)
+    (tmp_path / "experiment.json").write_text("another's")
+    with pytest.raises(errors.OutputInUse):
+        run.simulate(small(tiny), output=tmp_path)
+    assert (tmp_path / "experiment.json").read_text() == "another's"
+
+
 def test_one_model_a_rank_on_one_backbone(tiny: Any) -> None:
     """Sites of different ranks are asked in turn: no model is built twice, and the frozen weights are there once."""
     recipe = experiment.parse(tiny.values, "x").recipe
@@ -180,7 +216,7 @@ def test_seeds_go_on_where_they_were(tiny: Any, tmp_path: Path) -> None:
     parent = tmp_path / "runs"
 
     def stop(event: str, /, **fields: Any) -> None:
-        if event == "arm" and (parent / "seed-4").exists():
+        if event == "round-end" and (parent / "seed-4").exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

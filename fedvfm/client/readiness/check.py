@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedvfm import config as configs
 from fedvfm import errors, progress
@@ -16,6 +18,10 @@ from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
 from fedvfm.data.readiness import appearance, duplicates, faults, finding, looked, rules, survey
 from fedvfm.data.sources import table as sources
+
+if TYPE_CHECKING:
+    from fedvfm.client import budget
+    from fedvfm.client import model as models
 
 NOT_READY = 20
 """Exit code of a check that found a blocker."""
@@ -224,8 +230,7 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
         made.findings.append(finding.make("step-skipped", "the backbone is not on this machine"))
         return
     lost = step.missing_weights(recipe, shapes)
-    images = 0 if made.seen is None else len(made.seen.samples) + len(made.seen.splits["train"]) * recipe.data.views
-    memory = budget.memory(recipe, shapes, images, site.cache_mib)
+    memory = budget.memory(shapes, _images(made, shapes), budget.Places(site.cache_mib, site.cache_disk_mib))
     disk = budget.disk_mib(shapes, with_backbone=bool(lost))
     short = machine.judge(found, memory, disk)
     made.findings += [*lost, *short]
@@ -240,6 +245,29 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
         "disk_mib": {"needed": round(disk, 1), "available": round(found.disk, 1)},
     }
     _try(made, recipe, found.device, blocked=bool(wrong or lost) or any(one.severity == "blocker" for one in short))
+
+
+def _images(made: Checked, model: models.AdaptedModel) -> list[budget.Images]:
+    """The samples by size and colour; those that were not looked at are taken to be like the others."""
+    from fedvfm.client import budget
+    from fedvfm.data import transforms
+
+    if made.seen is None:
+        return []
+    contract, rows, number_of = model.recipe.data, made.seen.found.rows, made.seen.split_of
+    view = contract.input_size[0] * contract.input_size[1]
+    counts: Counter[tuple[tuple[int, int], bool, bool]] = Counter()
+    for row in rows:
+        counts[(row.size, row.colour and not contract.grey, number_of.get(row.number) == "train")] += 1
+    found = []
+    for (truth, colour, trained), seen in counts.items():
+        native = contract.fit == "native"
+        size = transforms.rounded(truth, model.backbone.patch) if native else contract.input_size
+        a_pixel = 13 if colour else 5
+        nbytes = a_pixel * size[0] * size[1] + truth[0] * truth[1]
+        count = round(seen * len(made.seen.samples) / len(rows))
+        found.append(budget.Images(size, nbytes, a_pixel * view, count * trained, count * (not trained)))
+    return found
 
 
 def _try(made: Checked, recipe: configs.Recipe, device: str, *, blocked: bool) -> None:

@@ -1,0 +1,46 @@
+"""One image and mask of every site, opened and held against the recipe before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedvfm import errors
+from fedvfm.client import budget
+from fedvfm.client import model as models
+from fedvfm.client import site as sites
+from fedvfm.data import hospitals as hospital_data
+
+
+def inspect(model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital]) -> list[budget.Images]:
+    """Open the first training sample of every hospital as training would; what the samples of each come to.
+
+    Args:
+        model: its shapes will do.
+        hospitals: the sites.
+
+    Raises:
+        DataError: what training would refuse in these samples, all at once, each with its site and sample.
+    """
+    found, faults = [], []
+    for hospital in hospitals:
+        try:
+            found.append(_open(model, hospital))
+        except errors.DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise errors.DataError("\n".join(faults))
+    return found
+
+
+def _open(model: models.AdaptedModel, hospital: hospital_data.Hospital) -> budget.Images:
+    site, sample = sites.Site(hospital.name, hospital), hospital.train[0]
+    whole = site.whole(model, sample)
+    view = site.example(model, sample, 0 if model.recipe.data.views else -1, ("epoch", 0)).prepared
+    try:
+        model.task.target(view, sample.label)
+    except errors.DataError as error:
+        raise errors.DataError(f"site '{hospital.name}', sample '{sample.id}': {error}") from error
+    height, width = whole.image.shape[1:]
+    evaluated = len(hospital.val) + len(hospital.test)
+    sizes = sites.kept_bytes(whole), sites.kept_bytes(view)
+    return budget.Images((height, width), *sizes, len(hospital.train), evaluated)

@@ -1,0 +1,135 @@
+"""The plan: what a cache must hold, what memory a step takes, and one image of every site held against the recipe."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedvfm import config, errors, protocol
+from fedvfm.client import budget, evaluator, feature_cache, trainer
+from fedvfm.client import model as models
+from fedvfm.simulation import experiment, inspection, plan, run
+
+MIB = 1 << 20
+
+
+def prepared(tiny: Any, **recipe: Any) -> config.Experiment:
+    """Two views, two epochs, the first two of four blocks frozen."""
+    data = {**tiny.values["recipe"]["data"], "augment": ["noise"], "views": 2, **recipe.pop("data", {})}
+    whole = {**tiny.values["recipe"], "rounds": 2, **recipe, "data": data}
+    return run.prepare({**tiny.values, "recipe": whole, "baselines": []})
+
+
+@pytest.mark.parametrize("fit", ["resize", "native"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_cache_takes_what_is_planned(tiny: Any, fit: str, precision: str) -> None:
+    """Images and features, to the byte, after every view was trained on and every image scored."""
+    size = [56, 56] if fit == "resize" else [28, 28]
+    what = prepared(tiny, data={"fit": fit, "input_size": size}, precision=precision)
+    hospitals = experiment.hospitals(what)
+    shapes = models.lock(what.recipe, with_weights=False)[1]
+    seen = inspection.inspect(shapes, hospitals)
+    planned = budget.memory(shapes, seen, budget.Places(1000))
+    members = run.members(what.model_copy(update={"cache_mib": 1000}), hospitals)
+    model = models.AdaptedModel(what.recipe)
+    for site in members[:-1]:
+        for number in (1, 2):
+            trainer.train(model, site, model.initial(), number)
+        for split in ("val", "test"):
+            evaluator.evaluate(model, site, model.initial(), protocol.Task(what.recipe, 1, model.initial(), split))
+    assert members[0].cache.held == pytest.approx((planned.images + planned.features) * MIB, abs=1)
+    assert planned.kept == pytest.approx(planned.images + planned.features)
+
+
+def test_activations_are_those_that_torch_saves(tiny: Any) -> None:
+    """On the meta device, of shapes alone: the same bytes as a real forward pass keeps."""
+    recipe = prepared(tiny).recipe
+    real = models.AdaptedModel(recipe)
+    shapes = models.lock(recipe, with_weights=False)[1]
+    pixels = torch.zeros(4, 3, 56, 56)
+    saved, largest = budget._saved(real, pixels)
+    planned, widest = budget._saved(shapes, pixels.to("meta"))
+    assert planned == pytest.approx(saved, rel=0.1)
+    assert widest == largest
+    assert budget.activations(shapes) <= saved * 1.1 + 2 * largest
+
+
+def test_arms_share_a_cache() -> None:
+    """Features of every arm, images once, the largest step; what goes to files takes no memory."""
+    one = budget.Memory(400.0, 80.0, 100.0, 0.0, features=50.0, images=30.0)
+    other = budget.Memory(400.0, 10.0, 300.0, 0.0, features=20.0, images=30.0)
+    assert budget.largest([one, other], budget.Places(1000)).total == 400 + 310 + 100
+    assert budget.largest([one, other], budget.Places(60)).total == 400 + 310 + 60
+    assert budget.largest([one, other], budget.Places(1000, 40, files_first=True)).total == 400 + 310 + 60
+    assert budget.largest([one, other], budget.Places(1000, 40)).total == 400 + 310 + 100
+
+
+def test_the_plan_says_which_epochs_are_cheap_and_what_a_cache_needs(tiny: Any) -> None:
+    what = prepared(tiny)
+    made = plan.plan(what, experiment.hospitals(what))
+    (note,) = [note for note in made["notes"] if "epochs" in note]
+    assert note == ("epochs 1 to 2 of 2 (rounds 1 to 2) see each view for the first time and compute all 4 blocks")
+    longer = what.model_copy(update={"recipe": what.recipe.model_copy(update={"rounds": 5})})
+    made = plan.plan(longer, experiment.hospitals(longer))
+    assert any(note.endswith("; later epochs compute only the last 2") for note in made["notes"])
+    small = longer.model_copy(update={"cache_mib": 0, "cache_disk_mib": 1})
+    wide = small.model_copy(update={"recipe": small.recipe.model_copy(update={"rounds": 400})})
+    views = wide.recipe.data.model_copy(update={"views": 400})
+    wide = wide.model_copy(update={"recipe": wide.recipe.model_copy(update={"data": views})})
+    made = plan.plan(wide, experiment.hospitals(wide))
+    need = made["cache"]["images_mib"] + made["cache"]["features_mib"]
+    (note,) = [note for note in made["notes"] if "computed again" in note]
+    assert f"raise cache_mib + cache_disk_mib from 1 to {need:,.0f}" in note
+
+
+def spoiled(tiny: Any, folder: Path, **masks: np.ndarray[Any, Any]) -> config.Experiment:
+    """The tiny experiment with the first training mask of sites replaced."""
+    shutil.copytree(tiny.data, folder)
+    what = run.prepare({**tiny.values, "data": {**tiny.values["data"], "path": str(folder)}, "baselines": []})
+    for hospital in experiment.hospitals(what):
+        if hospital.name in masks:
+            Image.fromarray(masks[hospital.name]).save(folder / "masks" / f"{hospital.train[0].id}.png")
+    return what
+
+
+def test_a_plan_opens_one_image_and_mask_of_every_site(tiny: Any, tmp_path: Path) -> None:
+    """What training would refuse in them is refused at once, of all sites together."""
+    values, size = np.full((60, 56), 9, dtype=np.uint8), np.zeros((8, 8), dtype=np.uint8)
+    what = spoiled(tiny, tmp_path / "data", north=values, west=size)
+    with pytest.raises(errors.DataError) as caught:
+        plan.plan(what, experiment.hospitals(what))
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("site 'north', sample '")
+    assert "9" in first
+    assert second.startswith("site 'west', sample '")
+
+
+def test_a_plan_refuses_other_channels(tiny: Any) -> None:
+    what = prepared(tiny, data={"channels": ["red", "green", "blue"]})
+    with pytest.raises(errors.FedvfmError, match=r"channel"):
+        plan.plan(what, experiment.hospitals(what))
+
+
+def test_the_cache_of_a_run_is_that_of_the_plan(tiny: Any, tmp_path: Path) -> None:
+    """Nothing is computed again where the plan says that the cache is large enough."""
+    what = prepared(tiny).model_copy(update={"cache_disk_mib": 0})
+    seen: list[feature_cache.Counts] = []
+    everyone = run.members(what, experiment.hospitals(what))
+
+    def engine(jobs: Any, members: Any, observer: Any, settings: Any) -> None:
+        from fedvfm.simulation import in_process
+
+        everyone[:] = members
+        in_process.run(jobs, members, observer, settings)
+        seen.append(members[0].cache.counts)
+
+    run.simulate(what, output=tmp_path / "run", engine=engine)
+    assert seen[0].again == 0
+    assert everyone[0].cache.counts.computed == seen[0].computed, "pictures of the report take what is there"
+    assert everyone[0].cache.counts.memory > seen[0].memory
