@@ -100,14 +100,15 @@ def spoiled(tiny: Any, folder: Path, **masks: np.ndarray[Any, Any]) -> config.Ex
 
 def test_a_plan_opens_one_image_and_mask_of_every_site(tiny: Any, tmp_path: Path) -> None:
     """What training would refuse in them is refused at once, of all sites together."""
-    values, size = np.full((60, 56), 9, dtype=np.uint8), np.zeros((8, 8), dtype=np.uint8)
-    what = spoiled(tiny, tmp_path / "data", north=values, west=size)
+    values = np.full((60, 56), 9, dtype=np.uint8)
+    what = spoiled(tiny, tmp_path / "data", north=values, west=values + 1)
+    hospitals = experiment.hospitals(what)
     with pytest.raises(errors.DataError) as caught:
-        plan.plan(what, experiment.hospitals(what))
-    first, second = str(caught.value).splitlines()
-    assert first.startswith("site 'north', sample '")
-    assert "9" in first
-    assert second.startswith("site 'west', sample '")
+        plan.plan(what, hospitals)
+    for site, value in (("north", 9), ("west", 10)):
+        (own,) = [one for one in hospitals if one.name == site]
+        assert f"site '{site}', sample '{own.train[0].id}': " in str(caught.value)
+        assert f"value {value}" in str(caught.value)
 
 
 def test_a_plan_refuses_other_channels(tiny: Any) -> None:
