@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedvfm import config as configs
 from fedvfm.backbones import base as backbones
-from fedvfm.client import feature_cache, windows
+from fedvfm.client import feature_cache, precision, windows
 from fedvfm.client import model as models
 
 MIB = 1 << 20
@@ -98,25 +98,27 @@ class Places:
     files_first: bool = False
 
 
-def memory(model: models.AdaptedModel, seen: Iterable[Images], places: Places) -> Memory:
+def memory(model: models.AdaptedModel, seen: Iterable[Images], places: Places, device: str = "cpu") -> Memory:
     """Expected peak memory of training and evaluation.
 
     Args:
         model: its shapes, on the meta device.
         seen: the images.
         places: where they are kept.
+        device: where it will compute: what decides between float32 and bfloat16.
     """
     recipe, seen = model.recipe, list(seen)
+    narrow = precision.of(recipe.precision, device) == precision.BFLOAT16
     views = views_used(recipe)
     images = sum((one.train + one.evaluated) * one.nbytes + one.train * views * one.view_nbytes for one in seen)
-    features = _features(model, seen, views) if places.memory or places.files else 0
+    features = _features(model, seen, views) // (1 + narrow) if places.memory or places.files else 0
     pixels = max((one.size[0] * one.size[1] for one in seen), default=0)
     # Logits, their sums and their resized form, and the image with its normalised copy.
     scored = 4 * pixels * (3 * len(recipe.data.class_names) + 6)
     spilled = min(places.files * MIB, features) if places.files_first else 0
     kept = min(places.memory * MIB, images + features - spilled)
     trained = 4 * COPIES * model.manifest.parameters
-    step = activations(model) * (HALVED if recipe.precision == "bfloat16" else 1.0)
+    step = activations(model) * (HALVED if narrow else 1.0)
     parts = (4 * model.backbone_parameters, max(step, scored) + trained, kept, features, images)
     return Memory(BASE_MIB, *(part / MIB for part in parts))
 
@@ -127,7 +129,7 @@ def views_used(recipe: configs.Recipe) -> int:
 
 
 def _features(model: models.AdaptedModel, seen: Sequence[Images], views: int) -> int:
-    """Bytes of the features of all views and all windows of evaluation."""
+    """Bytes of the features of all views and all windows of evaluation, in float32."""
     if model.frozen_blocks == 0:
         return 0
     of_size: dict[tuple[int, int], int] = {}
@@ -143,9 +145,9 @@ def _features(model: models.AdaptedModel, seen: Sequence[Images], views: int) ->
 
 @torch.no_grad()
 def feature_bytes(model: models.AdaptedModel, size: Sequence[int]) -> int:
-    """Bytes that the frozen blocks' result takes, of one image of ``size`` (height, width); ``model`` on meta."""
+    """Bytes of what the frozen blocks give of an image of ``size`` (height, width), in float32; ``model`` on meta."""
     found = model.backbone.prefix(torch.empty(1, 3, *size, device="meta"), model.frozen_blocks, model.taps)
-    return feature_cache.nbytes(found) // (2 if model.recipe.precision == "bfloat16" else 1)
+    return feature_cache.nbytes(found)
 
 
 def activations(model: models.AdaptedModel) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from fedvfm import chain, errors, storage
 
 WRITTEN = (
-    *("experiment.json", "seeds.json", "setup.json", "journal.jsonl"),
+    *("experiment.json", "seeds.json", "setup.json", "precision.json", "journal.jsonl"),
     *("arms", "checkpoints", "deployment", "features", "private", "received"),
 )
 """What may lie in a run folder before the first round is finished."""

@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from fedvfm import config as configs
 from fedvfm import errors, factors, flower, privacy_config, protocol, state
 from fedvfm import recipe as recipes
-from fedvfm.client import budget, feature_cache
+from fedvfm.client import budget, devices, feature_cache
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
@@ -179,7 +179,11 @@ def _memory(
     shapes = [
         model if recipe == what.recipe else models.lock(recipe, with_weights=False)[1] for recipe in trained.values()
     ]
-    return budget.largest([budget.memory(one, seen, places) for one in shapes], places)
+    try:
+        device = devices.choose(what.device)
+    except errors.FedvfmError:  # planned here, run elsewhere
+        device = "cpu"
+    return budget.largest([budget.memory(one, seen, places, device) for one in shapes], places)
 
 
 def _cache(what: configs.Experiment, memory: budget.Memory) -> dict[str, float]:

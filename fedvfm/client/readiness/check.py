@@ -230,7 +230,8 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
         made.findings.append(finding.make("step-skipped", "the backbone is not on this machine"))
         return
     lost = step.missing_weights(recipe, shapes)
-    memory = budget.memory(shapes, _images(made, shapes), budget.Places(site.cache_mib, site.cache_disk_mib))
+    places = budget.Places(site.cache_mib, site.cache_disk_mib)
+    memory = budget.memory(shapes, _images(made, shapes), places, found.device)
     disk = budget.disk_mib(shapes, with_backbone=bool(lost))
     short = machine.judge(found, memory, disk)
     made.findings += [*lost, *short]
