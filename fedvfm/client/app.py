@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, progress, protocol
-from fedvfm.client import evaluator, feature_cache, trainer
+from fedvfm.client import evaluator, feature_counts, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 
@@ -152,7 +152,7 @@ def make_client_app(
             with _own_end(site):
                 update = trainer.train(model, site, task.state, task.round, until, on_step)
             if site.simulated and update.metrics:  # at a real site how often is nobody else's business
-                counts = feature_cache.as_metrics(site.cache.counts - before)
+                counts = feature_counts.as_metrics(site.cache.counts - before)
                 update = dataclasses.replace(update, metrics={**update.metrics, **counts})
             return protocol.encode_update(update)
 

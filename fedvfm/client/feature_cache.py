@@ -12,7 +12,6 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -21,39 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedvfm.backbones import base as backbones
-from fedvfm.client import feature_files
+from fedvfm.client import feature_counts, feature_files
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How often features were asked for, by where they came from.
-
-    Attributes:
-        computed: by the frozen blocks, for the first time or not.
-        again: of these, not for the first time in this process: what a larger cache would have kept.
-        memory, files: found there.
-    """
-
-    computed: int = 0
-    again: int = 0
-    memory: int = 0
-    files: int = 0
-
-    def __sub__(self, earlier: Counts) -> Counts:
-        values = zip(dataclasses.astuple(self), dataclasses.astuple(earlier), strict=True)
-        return Counts(*(now - before for now, before in values))
-
-
-METRICS = {name: f"features_{name}" for name in ("computed", "again", "memory", "files")}
-"""Counts -> what the journal of a simulation calls them."""
-
-
-def as_metrics(counts: Counts) -> dict[str, float]:
-    """As a training round of a simulation reports them; nothing where no features were asked for."""
-    values = dataclasses.asdict(counts)
-    return {METRICS[name]: float(value) for name, value in values.items()} if any(values.values()) else {}
 
 
 class FeatureCache:
@@ -74,7 +43,7 @@ class FeatureCache:
         self._memory, self._files, self._files_first = _Memory(limit), files, files_first
         self._computed: set[str] = set()
         self._lock = threading.Lock()
-        self.counts = Counts()
+        self.counts = feature_counts.Counts()
 
     @property
     def enabled(self) -> bool:

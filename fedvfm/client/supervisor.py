@@ -121,7 +121,7 @@ def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
     site = own.read(settings).site
     device = devices.choose(site.device)
     limits.apply(site.limits, device)
-    mine = terms.SiteTerms(where, settings, device)
+    mine = terms.SiteTerms(where, settings, device, say=executor.say)
 
     def report(at: str, error: Exception) -> None:
         # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.

@@ -21,6 +21,7 @@ from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.client import (
     feature_cache,
+    feature_counts,
     feature_files,
     gate,
     joining,
@@ -299,6 +300,7 @@ class SiteTerms(HospitalTerms):
         settings: the site's own file.
         device: where to compute.
         build: as above.
+        say: writes a line into the process's own log.
     """
 
     def __init__(
@@ -307,9 +309,11 @@ class SiteTerms(HospitalTerms):
         settings: Path,
         device: str,
         build: Callable[[configs.Recipe], recipes.LockedRecipe] = built_here,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         super().__init__(where, lambda: self.config.policy, build)
-        self._settings, self._device = settings, device
+        self._settings, self._device, self._say = settings, device, say
+        self._counted = feature_counts.Counts()
         self._read = ("", own.read(settings).site)
         self._site: tuple[str, sites.Site] | None = None
         self._basis: split_note.Basis | None = None
@@ -357,7 +361,7 @@ class SiteTerms(HospitalTerms):
         """The site for a recipe: as the data are now if the file or the recipe was another one before."""
         if self._site is None or self._site[0] != recipe.hash:
             basis = self._require_split(recipe)
-            self._site = (recipe.hash, self._build(self._judged, recipe))
+            self._site, self._counted = (recipe.hash, self._build(self._judged, recipe)), feature_counts.Counts()
             self._basis = basis  # of the site that stands: one that cannot be built leaves the one before
             self._site[1].ends = self._ends(recipe)  # whenever it is built, it has an end
         return self._site[1]
@@ -372,6 +376,11 @@ class SiteTerms(HospitalTerms):
         """See above; before the first answer of a recipe leaves, what its split follows from is kept."""
         if kind != protocol.HANDSHAKE and self._basis is not None:
             split_note.keep(self._where, self._basis)
+        if kind == protocol.TRAIN and self._site is not None:
+            now = self._site[1].cache.counts
+            found, self._counted = now - self._counted, now
+            if found.asked:  # for the people here; it never leaves
+                self._say(f"round {task.round}: features of the frozen blocks: {found}")
         return super().release(kind, task, content)
 
     def _ends(self, recipe: configs.Recipe) -> tuple[float, str]:

@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from fedvfm import config as configs
 from fedvfm import errors, factors, flower, privacy_config, protocol, state
 from fedvfm import recipe as recipes
-from fedvfm.client import budget, devices, feature_cache
+from fedvfm.client import budget, devices, feature_counts
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
@@ -154,7 +154,7 @@ def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int) 
     recipe = locked.recipe
     # Under a mechanism nothing that is made of training records leaves beside the adapter.
     plain = recipe.privacy.mechanism == privacy_config.NO_MECHANISM
-    counted = feature_cache.METRICS.values() if recipe.data.views else ()
+    counted = feature_counts.METRICS.values() if recipe.data.views else ()
     metrics = dict.fromkeys(("loss", "seconds", "steps", *counted), 0.0) if plain else {}
     left = base.select(factors.trained(locked.manifest, recipe.adapter.factors, number))
     update = state.SiteUpdate("site", left, 1, 0, base.fingerprint, metrics=metrics)

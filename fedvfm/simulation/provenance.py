@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from fedvfm import config as configs
+from fedvfm.client import feature_counts
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.report import page
 
@@ -66,6 +67,7 @@ def _environment(what: configs.Experiment, made: Mapping[str, Any]) -> list[tupl
         ("threads", _threads(made)),
         ("wall time", f"{made['wall_s']:,.0f} s, all arms"),
         ("peak memory", f"{made['peak_mib']:,.0f} MiB"),
+        *((("features", str(feature_counts.Counts(**made["features"]))),) if made.get("features") else ()),
         ("platform", platform.platform()),
         ("Python", platform.python_version()),
         *((name, version) for name in PACKAGES if (version := _version(name)) is not None),

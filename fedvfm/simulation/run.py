@@ -256,6 +256,8 @@ def _train_and_report(
             with site_errors.explained(f"arm '{arm.name}'"):
                 run.write_evaluation(arm.name, _classical(what, hospitals))
     made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started, hospitals)
+    if summary.too_small(made):
+        observer("note", text=summary.too_small(made))
     _finish(what, hospitals, run, jobs[0], made, observer, everyone)
     return Result(run.path, made)
 

@@ -10,6 +10,7 @@ from typing import Any
 from fedvfm import chain, factors, metrics
 from fedvfm import config as configs
 from fedvfm import recipe as recipes
+from fedvfm.client import feature_counts
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.report import scores
 from fedvfm.server import journal
@@ -55,6 +56,7 @@ def build(
         "peak_mib": max([journal.peak_mib(), *(row.get("peak_mib", 0.0) for row in records)]),
         "threads": federated.get("threads"),
         "workers": federated.get("workers"),
+        "features": _features(journals),
         "primary": primary,
         "prompt": what.recipe.task.oracle or None,
         "privacy": privacy.of_arm(arms[0], journals["federated"], hospitals),
@@ -63,6 +65,23 @@ def build(
             for group in dict.fromkeys(arm.group for arm in arms)
         },
     }
+
+
+def _features(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int] | None:
+    """How often training asked for what the frozen blocks compute, over all arms, by where it came from; else None."""
+    sites = [site for rows in journals.values() for row in rows for site in row["train"].values()]
+    if not any(feature_counts.METRICS["computed"] in site for site in sites):
+        return None
+    return {name: int(sum(site.get(metric, 0.0) for site in sites)) for name, metric in feature_counts.METRICS.items()}
+
+
+def too_small(made: Mapping[str, Any]) -> str:
+    """What a person must know of a cache that did not hold all; empty where it did."""
+    found = made.get("features")
+    if not found or not found["again"]:
+        return ""
+    counts = feature_counts.Counts(**found)
+    return f"the cache was too small: features of the frozen blocks: {counts}; --dry-run says to how much"
 
 
 def _busy_s(records: Sequence[Mapping[str, Any]]) -> float:

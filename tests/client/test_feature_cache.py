@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fedvfm.backbones import base as backbones
-from fedvfm.client import feature_cache, feature_files
+from fedvfm.client import feature_cache, feature_counts, feature_files
 
 TOKENS = (1, 10, 4)
 BYTES = 2 * 4 * 10 * 4
@@ -53,7 +53,7 @@ def test_a_full_memory_keeps_what_came_first() -> None:
     assert computed(cache, lambda: [ask(cache, n) for n in range(4)]) == 4
     for _ in range(5):
         assert computed(cache, lambda: [ask(cache, n) for n in range(4)]) == 1
-    assert cache.counts == feature_cache.Counts(computed=9, again=5, memory=15, files=0)
+    assert cache.counts == feature_counts.Counts(computed=9, again=5, memory=15, files=0)
 
 
 def test_what_nobody_asks_for_makes_room() -> None:
@@ -95,7 +95,7 @@ def test_files_give_the_same_bits(tmp_path: Path, dtype: torch.dtype, same: bool
     first.features(image(1), "arm", lambda: made)
     other = feature_cache.FeatureCache(0, feature_files.FeatureFiles(tmp_path / "f", 1 << 20))
     found = other.features(image(1), "arm", lambda: pytest.fail("computed again"))
-    assert other.counts == feature_cache.Counts(files=1)
+    assert other.counts == feature_counts.Counts(files=1)
     assert found.stop == made.stop
     assert found.hidden.dtype == dtype
     assert torch.equal(found.hidden, made.hidden)
@@ -222,7 +222,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.client import test_feature_cache as t
-from fedvfm.client import feature_cache, feature_files
+from fedvfm.client import feature_cache, feature_counts, feature_files
 cache = feature_cache.FeatureCache(0, feature_files.FeatureFiles(Path(sys.argv[1]), 1 << 20))
 for _ in range(3):
     for number in range(40):

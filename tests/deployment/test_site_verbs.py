@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Hospital:
     initial: state.AdapterState
     where: joining.State
     door: gate.Gate | None = None
+    log: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> Path:
@@ -65,7 +66,7 @@ class Hospital:
 
     def open(self) -> None:
         """What the executor sets up."""
-        mine = terms.SiteTerms(self.where, self.settings, "cpu")
+        mine = terms.SiteTerms(self.where, self.settings, "cpu", say=self.log.append)
         app = client_app.make_client_app(
             mine.site, client_app.Models(), lambda at, error: None, final.Finals(self.where, lambda: mine.config.policy)
         )
@@ -492,6 +493,8 @@ def test_features_of_patients_images_are_private_and_go(freezing: Hospital, cli:
     first = protocol.decode_update(freezing.train().content)
     assert not [name for name in first.metrics if "features" in name]
     features = {path: path.stat().st_mtime_ns for path in kept() if path.suffix == ".features"}
+    (line,) = freezing.log
+    assert line.startswith(f"round 1: features of the frozen blocks: {len(features)} computed")
     assert len(features) == len(own.hospital(own.read(freezing.settings).site, freezing.lock.recipe).train)
     assert set(kept().values()) == {0o700, 0o600}
     freezing.open()

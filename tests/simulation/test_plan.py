@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fedvfm import config, errors, protocol
-from fedvfm.client import budget, evaluator, feature_cache, trainer
+from fedvfm.client import budget, evaluator, feature_counts, trainer
 from fedvfm.client import model as models
 from fedvfm.simulation import experiment, inspection, plan, run
 
@@ -120,7 +120,7 @@ def test_a_plan_refuses_other_channels(tiny: Any) -> None:
 def test_the_cache_of_a_run_is_that_of_the_plan(tiny: Any, tmp_path: Path) -> None:
     """Nothing is computed again where the plan says that the cache is large enough."""
     what = prepared(tiny).model_copy(update={"cache_disk_mib": 0, "workers": 1})
-    seen: list[feature_cache.Counts] = []
+    seen: list[feature_counts.Counts] = []
     everyone = run.members(what, experiment.hospitals(what))
 
     def engine(jobs: Any, members: Any, observer: Any, settings: Any) -> None:

@@ -20,7 +20,7 @@ from fedvfm import cli, errors
 from fedvfm import config as configs
 from fedvfm.backbones import base, promptable
 from fedvfm.backbones import table as backbones
-from fedvfm.client import evaluator, feature_cache, trainer
+from fedvfm.client import evaluator, feature_cache, feature_counts, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import sample as samples
@@ -206,7 +206,7 @@ def test_prompts_leave_the_frozen_prefix_as_it_is(sam_folders: dict[str, Path]) 
         assert without.prefix is None
         ours, theirs = (model(*sites.collate([one], model)) for one in (with_memory, without))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert kept.cache.counts == feature_cache.Counts(computed=1, memory=1), "one for both kinds of prompt"
+    assert kept.cache.counts == feature_counts.Counts(computed=1, memory=1), "one for both kinds of prompt"
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

@@ -80,14 +80,23 @@ def test_the_cache_changes_no_bit_and_leaves_nothing(
     recipe = {**tiny.values["recipe"], "data": data, "optimiser": {"learning_rate": 1e-2, "local_epochs": 2}}
     places = {"files": (64, 64), "memory": (64, 0), "files-alone": (0, 64), "small": (8, 0)}
     made, again = {}, {}
+    told = dict.fromkeys(places, "")
     for name, (memory, disk) in places.items():
+
+        def hear(event: str, /, *, said: str = name, **fields: Any) -> None:
+            if event == "note" and "too small" in fields["text"]:
+                told[said] += fields["text"]
+
         monkeypatch.setattr(run, "MIB", 1 << 14 if name == "small" else 1 << 20)
         values = {**tiny.values, "baselines": [], "recipe": recipe, "cache_mib": memory, "cache_disk_mib": disk}
-        found = run.simulate(values, output=tmp_path / name)
+        found = run.simulate(values, output=tmp_path / name, observer=hear)
         assert not (found.path / "features").exists()
         rows = chain.read(found.path / "journal.jsonl")
         made[name], again[name] = found.summary["fingerprint"], [row["train"]["east"] for row in rows]
     assert len(set(made.values())) == 1
+    assert "features of the frozen blocks" in told["small"]
+    assert "raise cache_mib or cache_disk_mib" in told["small"]
+    assert not any(told[name] for name in told if name != "small")
     small = again.pop("small")
     assert 0 < small[1]["features_again"] == small[1]["features_computed"] < 8
     for name, (first, second) in again.items():
