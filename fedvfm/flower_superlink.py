@@ -67,7 +67,14 @@ def run_superlink(secret: Path) -> None:
     program: Any = importlib.import_module("flwr.superlink.cli.flower_superlink")
     program.load_control_authn_plugin = lambda: OwnerOnly(secret.read_bytes())
     fleet_handlers.push_messages = own_pushes(fleet_handlers.push_messages)
-    links.create_app = with_long_polls(links.create_app, long_poll.Bell())
+    bell, ended = long_poll.Bell(), program.uvicorn.Server.handle_exit
+
+    def end(server: Any, *given: Any) -> None:
+        bell.end()  # else it waits for held questions, of up to ten seconds, before it ends
+        ended(server, *given)
+
+    links.create_app = with_long_polls(links.create_app, bell)
+    program.uvicorn.Server.handle_exit = end
     program.flower_superlink()
 
 

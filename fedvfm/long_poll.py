@@ -30,10 +30,15 @@ class Bell:
     """Says that something happened, by key, to who waits for it: in a thread, or in an event loop."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while its own thread holds it
         self._rung: Counter[str] = Counter()
         self._waiting: dict[str, list[Callable[[], object]]] = {}
         self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._ended
 
     def rung(self, key: str) -> int:
         """How often it rang."""
@@ -170,7 +175,8 @@ class LongPoll:
                 good, empty = _judged(events)
                 if good and held.asks_once:
                     self._answered[key] = seen
-                if held.asks_once or not (good and empty) or time.monotonic() >= until or gone.done():
+                over = time.monotonic() >= until or gone.done() or self._bell.ended
+                if held.asks_once or not (good and empty) or over:
                     for event in events:
                         await send(event)
                     return

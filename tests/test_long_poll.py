@@ -197,6 +197,21 @@ def test_a_bell_wakes_a_thread_and_an_event_loop_and_is_quick_where_it_rang_befo
     assert not bell._waiting, "nobody is left behind"
 
 
+def test_after_its_end_questions_are_answered_at_once(
+    poll: long_poll.LongPoll, application: Application, bell: long_poll.Bell
+) -> None:
+    async def scene() -> None:
+        asked = Client(poll, ASKED, b"a", PATIENCE_S)
+        await asyncio.sleep(0.05)
+        bell.end()
+        await asked.done
+        await Client(poll, ASKED, b"a", PATIENCE_S).done
+        assert (asked.status, asked.answer) == (200, b"")
+        assert len(application.asked) <= 3
+
+    run(scene)
+
+
 def test_after_its_end_nobody_waits(bell: long_poll.Bell) -> None:
     threading.Timer(0.05, bell.end).start()
     began = time.monotonic()

@@ -346,6 +346,8 @@ def test_what_the_superlink_holds_and_what_rings_there() -> None:
 
     program = importlib.import_module("flwr.superlink.cli.flower_superlink")
     assert "import (" in inspect.getsource(program._run_superlink_http_api), "looked up when it is called"
+    assert "uvicorn.run(" in inspect.getsource(program._run_superlink_http_api)
+    assert "self.handle_exit" in inspect.getsource(program.uvicorn.Server.capture_signals), "which ours stands before"
     paths = {context.route.path for context in _routes(links.create_app())}
     assert {flower_guards.REPLY_ROUTE, flower_guards.PULL_ROUTE, "/v1/runtime/push-messages"} <= paths
     assert runtime_pb2.PullAppMessagesResponse().SerializeToString() == b""

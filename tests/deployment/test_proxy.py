@@ -19,7 +19,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 
-from fedvfm import flower_guards, flower_runtime, processes
+from fedvfm import flower_guards, flower_runtime, long_poll, processes
 from fedvfm.server import proxy, refused
 from fedvfm.trust import certificates, documents, keys
 from tests.deployment import doors
@@ -293,6 +293,25 @@ def test_an_empty_answer_for_messages_is_held_until_there_is_one(public: Public)
         assert (answer.status_code, answer.content) == (200, b"a message")
         assert 0.4 < time.monotonic() - started < 2.0
     assert [row[3] for row in public.behind.seen] == [3, 3, 3]
+
+
+def test_the_superlink_is_asked_to_hold_as_long_as_is_left_whatever_the_site_says(
+    public: Public, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = long_poll.HEADER.decode()
+    with public.client() as client:
+        client.post(flower_guards.PULL_ROUTE, content=b"who", headers={**HEADERS, name: "9999"})
+        asked = [float(row[2][name]) for row in public.behind.seen]
+        assert 1.5 < asked[0] <= 2.0
+        assert asked == sorted(asked, reverse=True)
+        # Beyond so many that wait, the SuperLink is asked to answer at once.
+        monkeypatch.setattr(proxy, "LONG_POLLS", 0)
+        public.behind.seen.clear()
+        client.post(flower_guards.PULL_ROUTE, content=b"who", headers=HEADERS)
+        assert {row[2][name] for row in public.behind.seen} == {"0"}
+        public.behind.seen.clear()
+        client.post("/v1/fleet/get-run", headers={**HEADERS, name: "9999"})
+        assert name not in public.behind.seen[0][2], "no other question is held, and no site says for how long"
 
 
 def test_it_is_held_no_longer_than_said_and_not_for_a_site_that_left(public: Public) -> None:
