@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,15 +38,19 @@ def evaluate(
     model.eval()
     scores = model.task.scores(surface=task.surface)
     chosen = site.split(task.split)
-    for number, sample in enumerate(chosen, start=1):
+    batch = windows.batch_of(model)
+    for start in range(0, len(chosen), batch):
         if time.monotonic() > deadline:
             raise errors.DeadlinePassed(
                 f"site '{site.name}', {task.split} of round {task.round}: the time was over after {len(scores)} "
                 "samples. Ask the coordinator to raise round_timeout_s, or evaluate on a faster device"
             )
-        prepared = site.whole(model, sample)
-        model.task.score(scores, sample.id, logits(model, site, sample, prepared), prepared, sample.label)
-        on_step(number, len(chosen))
+        shown = chosen[start : start + batch]
+        ready = [site.whole(model, sample) for sample in shown]
+        found = many(model, site, shown, ready, batch)
+        for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
+            model.task.score(scores, sample.id, values, prepared, sample.label)
+            on_step(number, len(chosen))
     return protocol.Evaluation(
         site=site.name,
         round=task.round,
@@ -59,18 +64,50 @@ def evaluate(
 def logits(
     model: models.AdaptedModel, site: sites.Site, sample: samples.Sample, prepared: transforms.Prepared
 ) -> Tensor:
-    """Logits of a sample's whole image, with what the site keeps of the frozen blocks.
-
-    Prompts, where the recipe asks for them, are those of what each window shows.
+    """Logits of one sample's whole image, see :func:`many`.
 
     Shapes: prepared.image (3, h, w) -> (K, h, w) in segmentation, (K,) in classification.
     """
+    (found,) = many(model, site, [sample], [prepared], 1)
+    return found
 
-    def run(image: transforms.Image, corner: tuple[int, int]) -> Tensor:
-        rows, columns = (slice(at, at + side) for at, side in zip(corner, image.shape[1:], strict=True))
-        shown = None if prepared.mask is None else prepared.mask[rows, columns]
-        example = site.tile(model, sample, image, corner, shown)
-        result: Tensor = model(*sites.collate([example], model))[0].float().cpu()
+
+def many(
+    model: models.AdaptedModel,
+    site: sites.Site,
+    shown: Sequence[samples.Sample],
+    ready: Sequence[transforms.Prepared],
+    batch: int,
+) -> Iterator[Tensor]:
+    """Logits of samples' whole images, with what the site keeps of the frozen blocks.
+
+    Prompts, where the recipe asks for them, are those of what each window shows.
+
+    Args:
+        model: the model.
+        site: whose samples they are.
+        shown: the samples.
+        ready: the same, prepared.
+        batch: how many windows are computed at a time at most.
+
+    Yields: as :func:`fedvfm.client.windows.many`.
+    """
+
+    def run(parts: Sequence[windows.Window]) -> Tensor:
+        examples = [_tile(model, site, shown[part.number], ready[part.number], part) for part in parts]
+        result: Tensor = model(*sites.collate(examples, model)).float().cpu()
         return result
 
-    return windows.logits(model, prepared.image, run)
+    return windows.many(model, [one.image for one in ready], run, batch)
+
+
+def _tile(
+    model: models.AdaptedModel,
+    site: sites.Site,
+    sample: samples.Sample,
+    prepared: transforms.Prepared,
+    part: windows.Window,
+) -> sites.Example:
+    rows, columns = (slice(at, at + side) for at, side in zip(part.corner, part.image.shape[1:], strict=True))
+    shown = None if prepared.mask is None else prepared.mask[rows, columns]
+    return site.tile(model, sample, part.image, part.corner, shown)

@@ -6,8 +6,10 @@ Evaluation, the report's pictures and prediction all compute them here, so that 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,36 +21,144 @@ OVERLAP = 1 / 9
 SIGMA = 0.25
 LEAST = 1e-3
 
-Run = Callable[[transforms.Image, tuple[int, int]], Tensor]
-"""(window (3, h, w), its upper left corner in the image) -> logits (K, h, w) or (K,) as float32 on the CPU."""
+BATCH = 8
+"""Windows computed at a time on a GPU, at least: they need no gradients, so more fit than in training."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Window:
+    """A part of an image, or all of it.
+
+    Attributes:
+        number: of the image.
+        image: its pixels. Shapes: (3, h, w).
+        corner: its upper left corner in the image.
+    """
+
+    number: int
+    image: transforms.Image
+    corner: tuple[int, int]
+
+
+Run = Callable[[Sequence[Window]], Tensor]
+"""Windows of one shape -> logits (B, K, h, w) or (B, K) as float32 on the CPU."""
+
+
 def logits(model: models.AdaptedModel, image: transforms.Image, run: Run) -> Tensor:
-    """Logits of a whole prepared image: windows of the training size where it is much larger than that.
-
-    In segmentation windows overlap and their middles count most; in classification each window counts the same.
+    """Logits of a whole prepared image.
 
     Shapes: image (3, h, w) -> (K, h, w) in segmentation, (K,) in classification.
     """
+    (found,) = many(model, [image], run, 1)
+    return found
+
+
+def batch_of(model: models.AdaptedModel) -> int:
+    """How many windows are computed at a time: one on a CPU, where more are hardly quicker and change the last bits."""
+    return 1 if model.device == "cpu" else max(BATCH, model.recipe.optimiser.batch_size)
+
+
+@torch.no_grad()
+def many(model: models.AdaptedModel, images: Sequence[transforms.Image], run: Run, batch: int) -> Iterator[Tensor]:
+    """Logits of prepared images, one after the other: windows of the training size where one is much larger than that.
+
+    In segmentation windows overlap and their middles count most; in classification each window counts the same.
+
+    Args:
+        model: the model.
+        images: prepared. Shapes: (3, h, w) each, not all of one size.
+        run: computes windows.
+        batch: how many of them at a time at most; fewer where the memory of a GPU holds no more.
+
+    Yields: in the order of the images. Shapes: (K, h, w) in segmentation, (K,) in classification.
+
+    Raises:
+        OutOfMemoryError: if not even one window fits.
+    """
     size = model.recipe.data.input_size
-    height, width = image.shape[1:]
-    if height <= WHOLE * size[0] and width <= WHOLE * size[1]:
-        return run(image, (0, 0))
-    window = (min(size[0], height), min(size[1], width))
-    weight = _importance(window)
-    total = torch.zeros(len(model.recipe.data.class_names), height, width)
-    weights = torch.zeros(height, width)
-    votes = []
-    for top, left in _corners((height, width), window):
-        rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
-        piece = run(image[:, rows, columns], (top, left))
-        if piece.ndim == 1:
-            votes.append(piece)
-            continue
-        total[:, rows, columns] += piece * weight
-        weights[rows, columns] += weight
-    return torch.stack(votes).mean(dim=0) if votes else total / weights
+    joined = [_Joined(len(model.recipe.data.class_names), image.shape[1:], size) for image in images]
+    waiting: list[Window] = []
+    done = 0
+    for number, (image, whole) in enumerate(zip(images, joined, strict=True)):
+        for corner in whole.corners:
+            window = Window(number, whole.cut(image, corner), corner)
+            if waiting and waiting[0].image.shape != window.image.shape:
+                _compute(waiting, run, joined)
+                waiting = []
+            waiting.append(window)
+            if len(waiting) == batch:
+                _compute(waiting, run, joined)
+                waiting = []
+        ready = waiting[0].number if waiting else number + 1
+        for whole in joined[done:ready]:
+            yield whole.result()
+        done = ready
+    if waiting:
+        _compute(waiting, run, joined)
+    for whole in joined[done:]:
+        yield whole.result()
+
+
+def _compute(windows: Sequence[Window], run: Run, joined: Sequence[_Joined]) -> None:
+    """Compute windows and add them to their images; in halves where they do not fit together."""
+    try:
+        found = run(windows)
+    except torch.OutOfMemoryError:
+        if len(windows) == 1:
+            raise
+        half = len(windows) // 2
+        _compute(windows[:half], run, joined)
+        _compute(windows[half:], run, joined)
+        return
+    for window, piece in zip(windows, found, strict=True):
+        joined[window.number].add(piece, window.corner)
+
+
+class _Joined:
+    """An image's windows, and what is known of its logits.
+
+    Args:
+        classes: how many.
+        whole: height and width of the image.
+        size: of a window in training.
+    """
+
+    def __init__(self, classes: int, whole: Sequence[int], size: Sequence[int]) -> None:
+        self._classes, self._whole = classes, tuple(whole)
+        single = all(side <= WHOLE * trained for side, trained in zip(whole, size, strict=True))
+        self._window = self._whole if single else tuple(min(pair) for pair in zip(size, whole, strict=True))
+        self.corners = [(0, 0)] if single else _corners(self._whole, self._window)
+        self._total: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._votes: list[Tensor] = []
+
+    def cut(self, image: transforms.Image, corner: tuple[int, int]) -> transforms.Image:
+        """A window's pixels. Shapes: (3, H, W) -> (3, h, w)."""
+        rows, columns = self._at(corner)
+        return image[:, rows, columns]
+
+    def add(self, piece: Tensor, corner: tuple[int, int]) -> None:
+        """Take the logits of one window, in the order of the corners. Shapes: (K, h, w) or (K,)."""
+        if piece.ndim == 1 or self._window == self._whole:
+            self._votes.append(piece)
+            return
+        if self._total is None or self._weights is None:
+            self._total, self._weights = torch.zeros(self._classes, *self._whole), torch.zeros(self._whole)
+        weight, (rows, columns) = _importance(self._window), self._at(corner)
+        self._total[:, rows, columns] += piece * weight
+        self._weights[rows, columns] += weight
+
+    def result(self) -> Tensor:
+        """Logits of the whole image, once all windows are there; what was held for them is let go."""
+        votes, total, weights = self._votes, self._total, self._weights
+        self._votes, self._total, self._weights = [], None, None
+        if total is not None and weights is not None:
+            return total / weights
+        return votes[0] if len(self.corners) == 1 else torch.stack(votes).mean(dim=0)
+
+    def _at(self, corner: tuple[int, int]) -> tuple[slice, slice]:
+        rows, columns = (slice(start, start + side) for start, side in zip(corner, self._window, strict=True))
+        return rows, columns
 
 
 def tiling(model: models.AdaptedModel, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -61,11 +171,12 @@ def tiling(model: models.AdaptedModel, size: tuple[int, int]) -> tuple[tuple[int
 
 
 def alone(model: models.AdaptedModel) -> Run:
-    """The run of an image that is seen once: nothing is kept of it."""
+    """The run of images that are seen once: nothing is kept of them."""
 
-    def run(image: transforms.Image, corner: tuple[int, int]) -> Tensor:
-        pixels = torch.from_numpy(transforms.normalise(image[None], model.recipe.data)).to(model.device)
-        result: Tensor = model(pixels)[0].float().cpu()
+    def run(windows: Sequence[Window]) -> Tensor:
+        images = np.stack([window.image for window in windows])
+        pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
+        result: Tensor = model(pixels).float().cpu()
         return result
 
     return run
@@ -81,7 +192,7 @@ def _corners(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]
 
 
 @functools.lru_cache(maxsize=4)
-def _importance(window: tuple[int, int]) -> Tensor:
+def _importance(window: tuple[int, ...]) -> Tensor:
     """Gaussian weight of a window's pixels, as MONAI's ``compute_importance_map``: its middle counts most.
 
     Shapes: (h, w). Its standard deviation is ``SIGMA`` of each side, its least value ``LEAST``.

@@ -114,9 +114,9 @@ def test_classification_of_a_large_native_image_is_the_mean_of_its_windows(saved
     image = np.random.default_rng(0).random((3, 28, 56), dtype=np.float32)
     seen = []
 
-    def run(window: Any, corner: tuple[int, int]) -> torch.Tensor:
-        seen.append((corner, window.shape))
-        return torch.tensor([float(corner[1]), 0.0, 1.0])
+    def run(parts: Any) -> torch.Tensor:
+        seen.extend((part.corner, part.image.shape) for part in parts)
+        return torch.tensor([[float(part.corner[1]), 0.0, 1.0] for part in parts])
 
     found = windows.logits(model, image, run)
     assert {shape for _, shape in seen} == {(3, 28, 28)}
