@@ -372,6 +372,10 @@ def predict(
     ] = "",
     channels: Annotated[str, typer.Option(help="Which files CASE_0000, ... are the model's channels: 0,1,3.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Images or slices computed at a time; 0: 1 on a CPU, more on a GPU.")] = 0,
+    graph: Annotated[
+        Path | None, typer.Option(help="Folder of an ONNX export of this adapter: onnxruntime computes it.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
     as_json: Json = False,
@@ -385,7 +389,7 @@ def predict(
     try:
         with live.watch(quiet or as_json) as see:
             options: dict[str, Any] = {"form": form, "overlays": overlays, "series": series, "channels": channels}
-            options |= {"device": device, "backbone": backbone}
+            options |= {"device": device, "batch": batch, "graph": graph, "backbone": backbone}
             made = predicting.run(adapter, source, output, **options, observer=see)
     except KeyboardInterrupt:
         raise errors.Interrupted(f"stopped; what was predicted so far lies in {output}, without a summary") from None
@@ -397,7 +401,7 @@ def predict(
 def export(
     adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter: a run's adapter/.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; must not exist or be empty.")],
-    form: Annotated[str, typer.Option("--format", help="hf (merged), onnx, monai (bundle) or peft.")] = "hf",
+    form: Annotated[str, typer.Option("--format", help="hf (merged), onnx, onnx-int8, monai (bundle) or peft.")] = "hf",
     backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -412,7 +416,12 @@ def export(
         return
     size = sum(made["files"].values())
     print(f"{made['folder']}: {form}, {len(made['files'])} files, {size:,} bytes")
-    if "difference" in made:
+    if "int8" in made:
+        print(
+            f"weights in 8 bits: off by {made['difference']:.2g} of the largest logit, on drawn images "
+            f"{made['int8']:.2%} of the classes are the same. Compare predictions on your own images before you use it"
+        )
+    elif "difference" in made:
         print(f"computes what the adapter does: largest difference {made['difference']:.1g} of the largest logit")
 
 

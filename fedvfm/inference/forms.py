@@ -16,6 +16,7 @@ TABLE = registry.Table(
         "hf": "fedvfm.inference.hub:write",
         "monai": "fedvfm.inference.bundle:write",
         "onnx": "fedvfm.inference.graph:write",
+        "onnx-int8": "fedvfm.inference.graph:write_int8",
         "peft": "fedvfm.inference.hub:copy_peft",
     },
 )
@@ -37,7 +38,7 @@ def export_adapter(
     Args:
         adapter: folder of a saved adapter.
         output_folder: must not exist or be empty; it is whole or not there.
-        form: "hf" (merged model of transformers), "onnx", "monai" (bundle) or "peft".
+        form: "hf" (merged model of transformers), "onnx", "onnx-int8" (weights in 8 bits), "monai" (bundle) or "peft".
         backbone: another place of the same backbone (its sha256 is still checked).
 
     Raises:

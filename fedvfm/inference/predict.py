@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import time
@@ -22,11 +24,12 @@ from fedvfm.data import sample as samples
 from fedvfm.data import slices, transforms, volumes
 from fedvfm.data.sources import cases, layouts
 from fedvfm.inference import channels as grouping
-from fedvfm.inference import delivery, export, inputs, output, results, segmentation_object
+from fedvfm.inference import delivery, export, inputs, output, results, segmentation_object, sessions
 from fedvfm.tasks import segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
 SUMMARY = "summary.json"
+MOST = 4096
 
 Shown = Iterator[tuple[int, str, samples.Pixels]]
 """Number, name and pixels of slices."""
@@ -42,6 +45,8 @@ def predict(
     series: str = "",
     channels: str = "",
     device: str = "cpu",
+    batch: int = 0,
+    graph: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
     observer: progress.Observer = progress.silent,
 ) -> dict[str, Any]:
@@ -58,6 +63,8 @@ def predict(
         channels: "0,1,3": which files of a case (``CASE_0000.*``, ...) are the model's channels, in its order; left out
             they must be exactly those the model takes.
         device: where to compute: cpu, cuda, cuda:N, mps or auto.
+        batch: how many images, slices or windows of one size are computed at a time; 0: one on a CPU, more on a GPU.
+        graph: folder of an ONNX export of this adapter, which onnxruntime computes in place of torch, on the CPU.
         backbone: another place of the same backbone (its sha256 is still checked).
         observer: told of every input.
 
@@ -76,6 +83,8 @@ def predict(
         series=series,
         channels=channels,
         device=device,
+        batch=batch,
+        graph=graph,
         backbone=backbone,
         observer=observer,
     )
@@ -109,6 +118,8 @@ def run(
     series: str = "",
     channels: str = "",
     device: str = "cpu",
+    batch: int = 0,
+    graph: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
     observer: progress.Observer = progress.silent,
 ) -> dict[str, Any]:
@@ -116,24 +127,32 @@ def run(
     start = time.monotonic()
     if form not in FORMS:
         raise errors.ConfigError("--as", [f"'{form}': give one of {', '.join(FORMS)}"])
+    if not 0 <= batch <= MOST:
+        raise errors.ConfigError("--batch", [f"{batch}: give a number from 1 to {MOST}, or 0 for what fits the device"])
+    if graph is not None and device not in ("cpu", "auto"):
+        raise errors.ConfigError("--graph", [f"onnxruntime computes on the CPU here; leave --device {device} out"])
     source, folder, chosen = Path(input_path), Path(output_folder), grouping.read_numbers(channels)
     _require_apart(source, folder)
     found = inputs.find(source, series)
     skipped = inputs.meant(found, series) if series else {}
-    model = export.load_adapter(adapter, device=devices.choose(device), backbone=backbone)
+    place = "cpu" if graph is not None else devices.choose(device)
+    model = export.load_adapter(adapter, device=place, backbone=backbone)
     delivery.require_promptless(model, "predict")
     numbered = [item for item in found if item.kind == "dicom"]
     if delivery.dense(model) and form in ("auto", "dicom-seg") and numbered:
         segmentation_object.require_installed()
     asked = [item for item in found if item.name not in skipped]
     joined = grouping.join(asked, model.recipe.data.channels, chosen, alone=source.is_file())
-    predictor = Predictor(model, folder, form, overlays, observer, series=series)
+    session = None if graph is None else sessions.Session(Path(graph), model)
+    predictor = Predictor(model, folder, form, overlays, observer, series=series, batch=batch, session=session)
     rows, failed = _each(predictor, joined.items)
     summary = {
         "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe_hash},
         "task": model.recipe.task.kind,
         "class_names": list(model.recipe.data.class_names),
         "device": model.device,
+        "precision": model.precision if session is None else session.precision,
+        "computed_by": "torch" if session is None else session.name,
         "output": str(folder),
         "inputs": rows,
         "failed": joined.failed | failed,
@@ -151,6 +170,7 @@ def _each(predictor: Predictor, items: Sequence[inputs.Item]) -> tuple[list[dict
     """Rows of the inputs that could be used, and why the others could not, by name."""
     rows, failed = [], dict[str, str]()
     for index, item in enumerate(items):
+        predictor.ahead(items[index : index + predictor.batch])
         predictor.observer("input", name=item.name, index=index, count=len(items))
         try:
             rows += predictor.item(item)
@@ -197,6 +217,8 @@ class Predictor:
         overlays: write pictures with the masks drawn in.
         observer: told of every slice.
         series: which series of a DICOM folder, see :func:`predict`.
+        batch: images, slices or windows at a time; 0 for what fits the device.
+        session: computes in place of the model.
 
     Attributes:
         notes: what reading left in doubt, one sentence each -> the inputs it is said of.
@@ -211,6 +233,8 @@ class Predictor:
         observer: progress.Observer = progress.silent,
         *,
         series: str = "",
+        batch: int = 0,
+        session: sessions.Session | None = None,
     ) -> None:
         self.model, self.form, self.overlays, self.observer = model, form, overlays, observer
         self.place = results.Place(folder)
@@ -218,24 +242,40 @@ class Predictor:
         self.view = slices.View.of(model.recipe.data, series)
         self.notes: dict[str, list[str]] = {}
         self.model.eval()
+        self.batch = batch or windows.batch_of(model)
+        self._run = windows.alone(model) if session is None else session.run
+        self._ready: dict[str, tuple[samples.Pixels, Tensor]] = {}
 
-    def logits(self, pixels: samples.Pixels) -> Tensor:
-        """Logits of one image or slice, computed as in evaluation.
+    def logits(self, shown: Sequence[samples.Pixels]) -> list[Tensor]:
+        """Logits of images or slices, computed as in evaluation.
 
         Shapes: pixels.image (1 or 3, H, W) -> (K, h, w) in segmentation, (K,) in classification.
 
         Raises:
-            DataError: if the contract cannot take the image.
+            DataError: if the contract cannot take an image.
         """
-        contract = self.model.recipe.data
-        prepared = transforms.prepare(pixels, contract, len(contract.class_names), multiple=self.model.backbone.patch)
+        contract, patch = self.model.recipe.data, self.model.backbone.patch
+        ready = [transforms.prepare(one, contract, len(contract.class_names), multiple=patch).image for one in shown]
         try:
-            return windows.logits(self.model, prepared.image, windows.alone(self.model))
+            return list(windows.many(self.model, ready, self._run, self.batch))
         except torch.OutOfMemoryError:
-            height, width = prepared.image.shape[1:]
+            height, width = max(image.shape[1:] for image in ready)
             raise errors.DataError(
                 f"{height} x {width} pixels do not fit into the memory of {self.model.device}; use --device cpu"
             ) from None
+
+    def ahead(self, items: Sequence[inputs.Item]) -> None:
+        """Compute pictures together that come next; one that cannot be used is left to :meth:`item`, which says why."""
+        if self.batch == 1 or items[0].name in self._ready or items[0].kind != "picture" or items[0].more:
+            return
+        shown: dict[str, samples.Pixels] = {}
+        for item in itertools.takewhile(lambda one: one.kind == "picture" and not one.more, items):
+            with contextlib.suppress(errors.DataError):
+                shown[item.name] = self._read(item)
+        with contextlib.suppress(errors.DataError, MemoryError):
+            self._ready = dict(
+                zip(shown, zip(shown.values(), self.logits(list(shown.values())), strict=True), strict=True)
+            )
 
     def discard(self) -> None:
         """Remove what was written of the input that failed."""
@@ -253,8 +293,8 @@ class Predictor:
         case = layouts.Case(item.name, item.files)
         seen = self._seen(item, case)
         if seen.header is None:
-            pixels = cases.read_image(case, seen, 0, self.view, ())
-            rows = [self._picture(item, pixels, chosen)] if dense else [self._class(item.name, self._chances(pixels))]
+            pixels, found = self._ready.pop(item.name) if item.name in self._ready else self._alone(item)
+            rows = [self._picture(item, pixels, found, chosen)] if dense else [self._class(item.name, _chances(found))]
         else:
             shown = self._slices(case, seen.header)
             rows = (
@@ -263,6 +303,16 @@ class Predictor:
         for note in self._noted(item):
             self.notes.setdefault(note, []).append(item.name)
         return rows
+
+    def _alone(self, item: inputs.Item) -> tuple[samples.Pixels, Tensor]:
+        pixels = self._read(item)
+        (found,) = self.logits([pixels])
+        return pixels, found
+
+    def _read(self, item: inputs.Item) -> samples.Pixels:
+        """The pixels of a picture."""
+        case = layouts.Case(item.name, item.files)
+        return cases.read_image(case, self._seen(item, case), 0, self.view, ())
 
     def _seen(self, item: inputs.Item, case: layouts.Case) -> cases.Seen:
         """What the headers of a case say.
@@ -301,25 +351,23 @@ class Predictor:
 
     def _classes(self, item: inputs.Item, header: headers.Header, shown: Shown) -> list[dict[str, Any]]:
         """A row for every slice, and before them one of the volume, as it is scored: the mean of its slices."""
-        found = [(name, self._chances(pixels)) for _, name, pixels in shown]
+        found = [(name, _chances(values)) for _, name, _, values in self._computed(shown)]
         whole = slices.part_of(header, item.name, 0, self.view) is not None
         mean = [(item.name, torch.stack([chances for _, chances in found]).mean(dim=0))] if whole else []
         return [self._class(name, chances) for name, chances in (*mean, *found)]
 
-    def _chances(self, pixels: samples.Pixels) -> Tensor:
-        """Probability of every class. Shapes: (K,), float64."""
-        return self.logits(pixels).double().softmax(dim=0)
+    def _computed(self, shown: Shown) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
+        """Slices with their logits, so many at a time as are computed together."""
+        while part := list(itertools.islice(shown, self.batch)):
+            for one, values in zip(part, self.logits([pixels for _, _, pixels in part]), strict=True):
+                yield (*one, values)
 
     def _class(self, name: str, chances: Tensor) -> dict[str, Any]:
         shown = {one: round(float(chance), 6) for one, chance in zip(self.names, chances, strict=True)}
         return {"id": name, "class": self.names[int(chances.argmax())], "probabilities": shown}
 
-    def _mask(self, pixels: samples.Pixels) -> results.Labels:
-        found = segmentation.classes_at(self.logits(pixels), pixels.image.shape[1:])
-        return found.astype(np.uint8)  # a contract has 256 classes at most
-
-    def _picture(self, item: inputs.Item, pixels: samples.Pixels, form: str) -> dict[str, Any]:
-        mask = self._mask(pixels)
+    def _picture(self, item: inputs.Item, pixels: samples.Pixels, found: Tensor, form: str) -> dict[str, Any]:
+        mask = _mask(found, pixels)
         self.place.picture(item.name, mask)
         if self.overlays:
             self.place.overlay(item.name, pixels.image, mask)
@@ -327,8 +375,8 @@ class Predictor:
 
     def _volume(self, item: inputs.Item, header: headers.Header, shown: Shown, form: str) -> dict[str, Any]:
         masks = {}
-        for at, name, pixels in shown:
-            masks[at] = self._mask(pixels)
+        for at, name, pixels, found in self._computed(shown):
+            masks[at] = _mask(found, pixels)
             if self.overlays and masks[at].any():
                 self.place.overlay(name, _middle(pixels.image, self.view), masks[at])
             if form == "png":
@@ -343,6 +391,16 @@ class Predictor:
     def _row(self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any]) -> dict[str, Any]:
         row = {"id": item.name, "kind": item.kind, "form": form, "size": list(size), "files": self.place.files}
         return {**row, "classes": counts, "notes": self._noted(item)}
+
+
+def _chances(found: Tensor) -> Tensor:
+    """Probability of every class. Shapes: (K,), float64."""
+    return found.double().softmax(dim=0)
+
+
+def _mask(found: Tensor, pixels: samples.Pixels) -> results.Labels:
+    """Class numbers on the image's own pixels. Shapes: (K, h, w) -> (H, W)."""
+    return segmentation.classes_at(found, pixels.image.shape[1:]).astype(np.uint8)  # at most 256 classes
 
 
 def _middle(image: NDArray[np.float32], view: slices.View) -> NDArray[np.float32]:
