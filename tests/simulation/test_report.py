@@ -183,6 +183,7 @@ def _found(number: int, rounds: int, *, local: bool = True) -> report.Found:
     made = {
         **{"seed": 0, "rounds": rounds, "engine": "in-process", "fingerprint": "f" * 64, "primary": "dice"},
         **{"wall_s": 3.0, "peak_mib": 700.0, "trainable_parameters": 1000, "arms": arms},
+        **{"threads": 1, "workers": None, "precision": "float32"},
         "bytes": {"up": 8000, "down": 9000, "full_model": 400_000},
         "backbone": {"name": "/home/someone/weights/tiny", "sha256": "", "parameters": 99_000},
     }

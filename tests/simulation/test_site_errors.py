@@ -129,7 +129,7 @@ def test_a_full_disk_keeps_its_own_remedy() -> None:
 
 
 def test_actors_leave_errors_for_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = ray.VirtualNodes("{}", "", str(tmp_path))
+    nodes = ray.VirtualNodes("{}", "", str(tmp_path), 1.0)
     assert site_errors.last(tmp_path) is None
     nodes.report("site 'east'", errors.DataError("first"))
     nodes.report("site 'west'", KeyError("second"))
