@@ -24,7 +24,7 @@ class Pair(nn.Module):
         self.start, self.stop, self.scale = rows.start, rows.stop, scale
         self.A = nn.Parameter(base.weight.new_zeros(rank, base.in_features))
         self.B = nn.Parameter(base.weight.new_zeros(rows.stop - rows.start, rank))
-        self.lora_dropout = nn.Dropout(dropout)
+        self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, entering: Tensor) -> Tensor:
         """See the class."""

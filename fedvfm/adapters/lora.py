@@ -1,16 +1,23 @@
-"""LoRA on projections chosen by our names, resolved per backbone: through PEFT, or on slices of a fused layer."""
+"""LoRA on projections chosen by our names, resolved per backbone: whole layers, or slices of a fused layer.
+
+What trains is computed as by PEFT, whose import takes seconds; an export is in its form (:func:`peft_config`).
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import peft
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedvfm import config as configs
 from fedvfm import state
 from fedvfm.adapters import base, fused
 from fedvfm.backbones import base as backbones
+
+if TYPE_CHECKING:
+    import peft
 
 
 def peft_config(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> peft.LoraConfig:
@@ -31,6 +38,8 @@ def peft_config(settings: configs.AdapterConfig, backbone: backbones.Backbone) -
 
 
 def _config(settings: configs.AdapterConfig, paths: list[str], rank: int, **patterns: Any) -> peft.LoraConfig:
+    import peft
+
     return peft.LoraConfig(
         r=rank,
         lora_alpha=_alpha(settings, rank),
@@ -67,14 +76,41 @@ def _sliced(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> di
     return found
 
 
+class Layer(nn.Module):
+    """A frozen linear layer with a pair beside it: W x + scale * B A x, in PEFT's order.
+
+    Shapes: A (r, d_in), B (d_out, r); (..., d_in) -> (..., d_out).
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.base, self.scale = base, scale
+        place: Any = {"device": base.weight.device, "dtype": base.weight.dtype}
+        self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, **place)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, **place)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, entering: Tensor) -> Tensor:
+        """See the class."""
+        leaving: Tensor = self.base(entering)
+        change: Tensor = self.lora_B(self.lora_A(self.lora_dropout(entering))) * self.scale
+        return leaving + change
+
+    @torch.no_grad()
+    def folded(self) -> nn.Linear:
+        """A plain layer with the pair in its weights; it shares nothing with this one."""
+        made = copy.deepcopy(self.base)
+        made.weight += self.lora_B.weight @ self.lora_A.weight * self.scale
+        return made.requires_grad_(False)
+
+
 def fold(model: nn.Module) -> None:
     """Fold all pairs into the layers they sit on, in place: the weights must be the model's own."""
     fused.fold(model)
     for path, module in list(model.named_modules()):
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            layer: Any = module
-            layer.merge()
-            model.set_submodule(path, layer.get_base_layer())
+        if isinstance(module, Layer):
+            model.set_submodule(path, module.folded())
 
 
 class Lora(base.Adapter):
@@ -114,14 +150,17 @@ class Lora(base.Adapter):
     def _whole_layers(
         settings: configs.AdapterConfig, backbone: backbones.Backbone
     ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Pair -> A and B that PEFT put in."""
-        paths = _whole(settings, backbone)
-        if paths:
-            peft.inject_adapter_in_model(_config(settings, list(paths.values()), settings.rank), backbone.model)
-        layers: dict[str, Any] = {pair: backbone.model.get_submodule(path) for pair, path in paths.items()}
-        return {
-            pair: (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for pair, layer in layers.items()
-        }
+        """Pair -> A and B put beside whole layers."""
+        found: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        for pair, path in _whole(settings, backbone).items():
+            frozen = backbone.model.get_submodule(path)
+            if not isinstance(frozen, nn.Linear):
+                raise TypeError(f"{path} is {type(frozen).__name__}, no linear layer")
+            made = Layer(frozen, settings.rank, settings.scale, settings.dropout)
+            backbone.model.set_submodule(path, made)
+            down, up = (layer.get_parameter("weight") for layer in (made.lora_A, made.lora_B))
+            found[pair] = down, up
+        return found
 
     @staticmethod
     def _slices(

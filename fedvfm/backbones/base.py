@@ -186,6 +186,10 @@ class Backbone(nn.Module):
         """Our stable name for one of the model's parameters."""
         raise NotImplementedError
 
+    def stock(self, model: nn.Module) -> nn.Module:
+        """A model of this shape as an object of the stock class, on the same tensors: what an export is made of."""
+        return model
+
     def parameters_total(self) -> int:
         """Number of the model's own parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())

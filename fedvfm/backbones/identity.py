@@ -16,7 +16,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
-_REMARKS = frozenset(
+REMARKS = frozenset(
     {
         "_commit_hash",
         "_name_or_path",
@@ -57,7 +57,7 @@ def of_settings(values: Mapping[str, Any]) -> str:
 
 def _settings(values: Any) -> Any:
     if isinstance(values, Mapping):
-        return {key: _settings(value) for key, value in values.items() if key not in _REMARKS}
+        return {key: _settings(value) for key, value in values.items() if key not in REMARKS}
     return values
 
 

@@ -1,4 +1,4 @@
-"""Vision transformers through ``transformers``: ViT, DeiT, DINOv2 (with registers), DINOv3, CLIP and SigLIP vision.
+"""Vision transformers of ``transformers``: ViT, DeiT, DINOv2 (with registers), DINOv3, CLIP and SigLIP vision.
 
 A family says where a transformer keeps its blocks; the forward walks them itself, so that grids of several depths can
 be taken. A test holds the last grid equal to the stock model's ``last_hidden_state`` for every family.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedvfm import config as configs
 from fedvfm import errors
-from fedvfm.backbones import base, stock, table, weights
+from fedvfm.backbones import base, encoder, stock, table, weights
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,15 @@ class VisionTransformer(stock.Stock):
         self.lead = family.lead + int(getattr(settings, "num_register_tokens", 0))
         self.tokens = nn.ParameterDict()
 
+    def stock(self, model: nn.Module) -> nn.Module:
+        """See base."""
+        if not isinstance(model, encoder.Encoder):
+            return model
+        with torch.device("meta"):
+            made = _stock_model(self.family, model.config.values)
+        made.load_state_dict(model.state_dict(), assign=True)
+        return made.eval().requires_grad_(False)
+
     def projection(self, block: int, part: str) -> str | None:
         """See base."""
         path = self.family.parts.get(part)
@@ -221,7 +230,7 @@ class VisionTransformer(stock.Stock):
         Position tables are interpolated to the input's size.
         """
         model: Any = self.model
-        if self.family.model.startswith(("Dinov2", "DINOv3")):
+        if self.family.model.startswith(("Dinov2", "DINOv3")) or isinstance(model, encoder.Encoder):
             return model.embeddings(pixels), self._arguments(pixels)
         hidden = model.embeddings(pixels, interpolate_pos_encoding=True)
         hidden = model.pre_layrnorm(hidden) if self.family.model == "CLIPVisionModel" else hidden
@@ -247,7 +256,8 @@ def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device:
         values = weights.describe(settings)
         family = _family(settings.name, values)
         with stock.described(settings.name), torch.device("meta"):
-            model = stock.transformers_class(family.model)(_make_config(family, values), **family.arguments)
+            known = encoder.settings_of(values)
+            model = encoder.Encoder(known) if known else _stock_model(family, values)
         sha256, config_sha256 = weights.pinned(settings)
     else:
         located = weights.locate(settings)
@@ -282,7 +292,16 @@ def _make_config(family: Family, values: Mapping[str, Any]) -> Any:
     return made
 
 
+def _stock_model(family: Family, values: Mapping[str, Any]) -> nn.Module:
+    made: nn.Module = stock.transformers_class(family.model)(_make_config(family, values), **family.arguments)
+    return made
+
+
 def _read(family: Family, located: weights.Located) -> nn.Module:
+    known = encoder.settings_of(located.config)
+    made = encoder.read(known, located) if known else None
+    if made is not None:
+        return made
     with stock.described(str(located.folder)):
         settings = _make_config(family, located.config)
     return stock.read(family.model, located, settings, ("embeddings.mask_token",), **family.arguments)

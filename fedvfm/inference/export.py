@@ -9,9 +9,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import safetensors.torch
 from torch import Tensor, nn
 
@@ -25,6 +24,9 @@ from fedvfm.backbones import table as backbone_table
 from fedvfm.client import model as models
 from fedvfm.inference import card
 from fedvfm.server import adapter_folder, checkpoint
+
+if TYPE_CHECKING:
+    import peft
 
 STATE, ABOUT = adapter_folder.STATE, adapter_folder.ABOUT
 HEAD = "head.safetensors"
@@ -184,11 +186,13 @@ def merge(model: models.AdaptedModel) -> nn.Module:
     if for_peft is None:
         folded = copy.deepcopy(model.backbone.model)
         lora.fold(folded)
-        return folded
+        return model.backbone.stock(folded)
+    import peft
+
     settings, tensors = for_peft
     chosen = model.recipe.backbone
     # Merging writes into the weights, and those of a loaded backbone are shared.
-    stock = copy.deepcopy(backbone_table.loader(chosen)(chosen, device=model.device).model)
+    stock = model.backbone.stock(copy.deepcopy(backbone_table.loader(chosen)(chosen, device=model.device).model))
     tuned: Any = peft.PeftModel(stock, settings)
     peft.set_peft_model_state_dict(tuned, tensors)
     merged: nn.Module = tuned.merge_and_unload()
@@ -216,6 +220,8 @@ def _peft(model: models.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor
 
 
 def _norm_config(model: models.AdaptedModel, fresh: backbones.Backbone) -> peft.LNTuningConfig:
+    import peft
+
     paths = {
         name.rpartition(".")[0]
         for name, _ in fresh.model.named_parameters()
@@ -240,6 +246,6 @@ def _peft_tensors(model: models.AdaptedModel) -> dict[str, Tensor]:
         group = groups.get(id(parameter), "")
         if group == "norm":
             found[f"{path}.ln_tuning_layers.{last}"] = parameter
-        elif group == decoder.GROUP or (group == "lora" and ".default." in name):
-            found[name.replace(".default.", ".")] = parameter
+        elif group == decoder.GROUP or (group == "lora" and path.endswith((".lora_A", ".lora_B"))):
+            found[name] = parameter
     return {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in found.items()}

@@ -230,7 +230,7 @@ def test_scale_stands_in_the_manifest_and_in_the_model(folders: dict[str, str]) 
     assert {spec.scale for spec in model.manifest if spec.pair} == {1.5}
     assert {spec.scale for spec in model.manifest if not spec.pair} == {1.0}
     layer: Any = model.backbone.model.get_submodule(str(model.backbone.projection(1, "v")))
-    assert layer.scaling == {"default": 1.5}
+    assert layer.scale == 1.5
     pairs = model.manifest.pairs()
     assert pairs["block.01.v"][0].shape == (4, 32)
     assert pairs["block.01.v"][1].shape == (32, 4)
