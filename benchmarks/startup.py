@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 what = experiment.load(sys.argv[1])
 hospital = experiment.hospitals(what)[0]
 model = models.AdaptedModel(what.recipe)
-site = sites.Site(hospital.name, hospital, memory=sites.Memory(2**28))
+site = sites.Site(hospital.name, hospital)
 trainer.train(model, site, model.initial(), 1)
 evaluator.evaluate(model, site, model.read(), protocol.Task(what.recipe, 1, model.read(), "test", surface=True))
 names = [name for name in sys.modules if name != "__main__"]

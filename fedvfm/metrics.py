@@ -7,7 +7,7 @@ two sites do not merge.
 Of a volume every slice is added with its place, and the volume becomes one row once all are there: overlap and
 distances in three dimensions and millimetres, or the mean of the slices' class probabilities.
 
-Importing this module is cheap: SciPy and scikit-learn are loaded by the first metric that needs them.
+Importing this module is cheap: SciPy is loaded by the first distance.
 """
 
 from __future__ import annotations
@@ -297,20 +297,19 @@ class ClassificationScores(MetricSet):
 
     def value(self) -> dict[str, float]:
         """balanced_accuracy, macro_f1, [auroc, auprc], ece, brier."""
-        from sklearn import metrics as reference
-
         table = self._table()
         labels, probabilities = table[:, 0].astype(np.int64), table[:, 1:]
         predicted = probabilities.argmax(axis=1)
         present = np.unique(labels)
         recalls = [float((predicted[labels == k] == k).mean()) for k in present]
         values = {"balanced_accuracy": math.fsum(recalls) / len(recalls)}
-        values["macro_f1"] = float(reference.f1_score(labels, predicted, average="macro", zero_division=0))
+        either = np.union1d(labels, predicted)
+        values["macro_f1"] = float(np.mean([overlap(predicted == k, labels == k, 2)[0][1] for k in either]))
         if len(present) > 1:
             ranked = [1] if len(self.class_names) == 2 else present
             pairs = [(labels == k, probabilities[:, k]) for k in ranked]
-            values["auroc"] = float(np.mean([reference.roc_auc_score(*pair) for pair in pairs]))
-            values["auprc"] = float(np.mean([reference.average_precision_score(*pair) for pair in pairs]))
+            values["auroc"] = float(np.mean([roc_area(*pair) for pair in pairs]))
+            values["auprc"] = float(np.mean([average_precision(*pair) for pair in pairs]))
         values["ece"] = calibration_error(probabilities.max(axis=1), predicted == labels)
         truth = np.eye(len(self.class_names))[labels]
         values["brier"] = float(np.square(probabilities - truth).sum(axis=1).mean())
@@ -326,6 +325,27 @@ def overlap(predicted: Ints, truth: Ints, classes: int) -> tuple[Floats, Floats]
     absent = sizes == 0
     divisor = np.where(absent, 1.0, sizes)
     return np.where(absent, 1.0, 2 * both / divisor), np.where(absent, 1.0, both / (divisor - both))
+
+
+def roc_area(positive: NDArray[np.bool_], scores: Floats) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative, ties counted half.
+
+    Shapes: both (samples,), with a positive and a negative among them.
+    """
+    negatives, positives = np.sort(scores[~positive]), scores[positive]
+    below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
+    return float(below.mean() / (2 * len(negatives)))
+
+
+def average_precision(positive: NDArray[np.bool_], scores: Floats) -> float:
+    """The precision at each threshold, weighted by the recall it adds (a step sum, no interpolation).
+
+    Shapes: both (samples,), with a positive among them.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # samples of one score are one threshold
+    hits = np.cumsum(positive[order])[last]
+    return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / hits[-1])
 
 
 def calibration_error(confidence: Floats, correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:

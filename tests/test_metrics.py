@@ -226,6 +226,20 @@ def test_classification_equals_scikit_learn(classes: int) -> None:
         )
 
 
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), number=st.integers(2, 40))
+def test_ranking_equals_scikit_learn_with_ties_too(data: st.DataObject, number: int) -> None:
+    from sklearn import metrics as reference
+
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    levels = data.draw(st.sampled_from([1, 2, 5, 1000]))
+    scores, positive = rng.integers(0, levels, number) / levels, rng.random(number) < 0.4
+    positive[:2] = True, False
+    assert metrics.roc_area(positive, scores) == pytest.approx(reference.roc_auc_score(positive, scores), abs=1e-12)
+    expected = reference.average_precision_score(positive, scores)
+    assert metrics.average_precision(positive, scores) == pytest.approx(expected, abs=1e-12)
+
+
 def test_a_class_without_samples_is_left_out() -> None:
     """Class 2 is predicted once but is in no truth: recall counts classes 0 and 1, F1 all three."""
     probabilities = np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.2, 0.3, 0.5], [0.8, 0.1, 0.1]])

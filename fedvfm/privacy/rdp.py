@@ -1,5 +1,7 @@
 """Renyi differential privacy of the Poisson-subsampled Gaussian mechanism. NumPy and SciPy alone: the server uses it.
 
+SciPy is loaded by the first call: whoever trains without a mechanism does not pay for it.
+
 Neighbours differ by one unit that is there or not; sensitivity is 1, so ``sigma`` is the noise multiplier.
 
 Source: Mironov, Talwar, Zhang, "Renyi Differential Privacy of the Sampled Gaussian Mechanism", arXiv 1908.10530,
@@ -15,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 Floats = NDArray[np.float64]
 
@@ -62,12 +63,16 @@ def _one(q: float, sigma: float, order: float) -> float:
 
 def _log_binomial(order: float, i: Floats) -> Floats:
     """Of the absolute value; the sign is that of Gamma(order - i + 1)."""
+    from scipy import special
+
     found: Floats = special.gammaln(order + 1) - special.gammaln(i + 1) - special.gammaln(order - i + 1)
     return found
 
 
 def _whole(q: float, sigma: float, order: int) -> float:
     """Log A at a whole order: a binomial sum."""
+    from scipy import special
+
     i = np.arange(order + 1, dtype=np.float64)
     terms = _log_binomial(order, i) + i * math.log(q) + (order - i) * math.log1p(-q) + (i * i - i) / (2 * sigma**2)
     return float(special.logsumexp(terms))
@@ -75,6 +80,8 @@ def _whole(q: float, sigma: float, order: int) -> float:
 
 def _fractional(q: float, sigma: float, order: float) -> float:
     """Log A at a fractional order: two series, on either side of z0, whose terms shrink like a power of i."""
+    from scipy import special
+
     z0, number = sigma**2 * math.log(1 / q - 1) + 0.5, 256
     while True:
         i = np.arange(number, dtype=np.float64)
