@@ -283,10 +283,15 @@ class Recipe(Strict):
 
 
 class SourceConfig(Strict):
-    """Where samples come from."""
+    """Where samples come from.
+
+    ``unreadable = "skip"`` leaves out cases whose files cannot be read, counted and named, where the source is a
+    folder; by default one such case stops everything.
+    """
 
     source: Name
     path: str | None = None
+    unreadable: Literal["stop", "skip"] = "stop"
     options: dict[str, Option] = {}
 
 

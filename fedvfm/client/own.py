@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvfm import config as configs
-from fedvfm import errors, seeding
+from fedvfm import errors, privacy_config, seeding
 from fedvfm.data import hospitals, labels
 from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
@@ -150,6 +150,27 @@ def split(site: configs.SiteConfig, own: Sequence[samples.Sample], source: objec
     return Splits(drawn, tuple(one for one in own if splitting.group_of(one) in torn))
 
 
+def require_no_skipping(site: configs.SiteConfig, recipe: configs.Recipe | None) -> None:
+    """Refuse ``[data] unreadable = "skip"`` where privacy is counted.
+
+    Who is trained on must not hang on the state of a file.
+
+    Raises:
+        ConfigError: saying so.
+    """
+    private = site.privacy is not None or (
+        recipe is not None and recipe.privacy.mechanism != privacy_config.NO_MECHANISM
+    )
+    if private and site.data.unreadable == "skip":
+        raise errors.ConfigError(
+            f"site '{site.name}'",
+            [
+                'data.unreadable = "skip" is not for a site with [privacy] or under a mechanism; repair or remove the '
+                "files"
+            ],
+        )
+
+
 def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hospital:
     """The site's own samples as a recipe takes them: listed and split, no image read.
 
@@ -158,6 +179,7 @@ def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hosp
         DataError: if the data cannot be listed, a patient stands in several splits, or the split under ``[privacy]``
             leaves nothing to train or test on.
     """
+    require_no_skipping(site, recipe)
     raw = sources.make(site.data, recipe.data)
     source = labels.mapped(raw, site.labels, recipe.data.class_names)
     faults = labels.faults(recipe, source.info)

@@ -161,3 +161,18 @@ def test_overlapping_segments_and_damage(tmp_path: Path) -> None:
     (tmp_path / "cut.dcm").write_bytes(whole[:1500])
     with pytest.raises(errors.DataError, match=r"damaged|cut short"):
         segments.read(tmp_path / "cut.dcm", header)
+
+
+def test_an_instance_without_frame_numbers_is_meant_with_all_of_them(tmp_path: Path) -> None:
+    source = writer.enhanced(tmp_path / "mr.dcm", np.zeros(SHAPE, np.uint16), lps())
+    path = writer.segmentation(tmp_path / "seg.dcm", [source], labels())
+    header = volumes.read_header(tmp_path / "mr.dcm")
+    expected = np.array(segments.read(path, header))
+    one = pydicom.dcmread(path)
+    for group in one.PerFrameFunctionalGroupsSequence:
+        for derived in group.DerivationImageSequence:
+            for item in derived.SourceImageSequence:
+                del item.ReferencedFrameNumber
+    one.save_as(tmp_path / "other.dcm")
+    np.testing.assert_array_equal(segments.read(tmp_path / "other.dcm", header), expected)
+    assert expected.any()

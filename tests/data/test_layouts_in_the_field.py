@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors
+from fedvfm import config, errors, privacy_config
 from fedvfm.data.readiness import faults
 from fedvfm.data.sources import folder
 
@@ -203,3 +203,47 @@ def test_images_that_no_list_names_are_told(tmp_path: Path) -> None:
     settings = {"labels": {"0": "background", "1": "liver"}, "training": entries[:2]}
     (tmp_path / "dataset.json").write_text(json.dumps(settings))
     assert make(tmp_path).left == ("imagesTr/c.nii.gz: not listed in dataset.json",)
+
+
+# --- [data] unreadable = "skip" ---------------------------------------------------------------------------------------
+
+
+def skipping(path: Path) -> folder.Folder:
+    return folder.Folder(config.SourceConfig(source="folder", path=str(path), unreadable="skip"))
+
+
+def test_unreadable_cases_are_skipped_by_choice_and_counted(tmp_path: Path) -> None:
+    for name in "abcd":
+        nii(tmp_path / "images" / f"{name}.nii.gz")
+        nii(tmp_path / "masks" / f"{name}.nii.gz")
+    (tmp_path / "images" / "b.nii.gz").write_bytes(b"no volume")
+    whole = (tmp_path / "masks" / "c.nii.gz").read_bytes()
+    (tmp_path / "masks" / "c.nii.gz").write_bytes(whole[:-20])
+    assert "unreadable NIfTI" in str(refused(tmp_path))
+    source = skipping(tmp_path)
+    assert len({one.unit for one in source.samples()}) == 2
+    assert all(source.read(one).mask is not None for one in source.samples())
+    assert [text.split(":")[0] for text in source.left] == ["b", "c"]
+    assert "2 case(s) skipped as unreadable" in source.info.note
+    nii(tmp_path / "masks" / "d.nii.gz", np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(errors.DataError, match="differ in size"):
+        skipping(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["site", "recipe"])
+def test_nothing_is_skipped_under_privacy(where: str) -> None:
+    from fedvfm.client import own
+
+    data = config.SourceConfig(source="folder", path="x", unreadable="skip")
+    site = config.SiteConfig(name="north", data=data)
+    recipe = config.Recipe.model_validate(
+        {"backbone": {"name": "dino"}, "task": {"kind": "segmentation"}, "data": {"class_names": ["a", "b"]}}
+    )
+    own.require_no_skipping(site, recipe)
+    budget = privacy_config.Budget.model_construct()
+    settings = recipe.privacy.model_copy(update={"mechanism": "site-level"})
+    site = site.model_copy(update={"privacy": budget}) if where == "site" else site
+    recipe = recipe.model_copy(update={"privacy": settings}) if where == "recipe" else recipe
+    with pytest.raises(errors.ConfigError, match="repair or remove the files"):
+        own.require_no_skipping(site, recipe)
+    own.require_no_skipping(site.model_copy(update={"data": config.SourceConfig(source="folder", path="x")}), recipe)

@@ -93,6 +93,7 @@ def _open(made: Checked) -> samples.Source | None:
     structure: list[str] = []
     raw, recipe = None, made.own.recipe
     try:
+        owns.require_no_skipping(made.own.site, recipe)
         raw = sources.survey(made.own.site.data, structure, None if recipe is None else recipe.data)
     except errors.DataError as error:
         structure += error.faults or ([] if structure else [str(error)])

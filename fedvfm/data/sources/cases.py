@@ -366,6 +366,23 @@ def read_mask(
     return np.ascontiguousarray(stored if not seen.held else _named(mask, stored, seen.held[0], table))
 
 
+def read_whole(case: layouts.Case, seen: Seen, view: slices.View) -> None:
+    """Read every pixel of a case once, to know that it can be.
+
+    Raises:
+        DataError: naming the file that cannot be read.
+    """
+    for file in (*case.images, case.mask):
+        if file is None:
+            continue
+        if not is_volume(file):
+            formats.read_mask(file) if file == case.mask else formats.read_image(file)
+        elif file == case.mask and segments.is_segmentation(file) and seen.header is not None:
+            segments.read(file, seen.header)
+        else:
+            volumes.read_volume(file, view.series if file != case.mask else "")
+
+
 def is_black_and_white(mask: Path, stored: NDArray[np.int64]) -> bool:
     """Whether a mask has the values 0 and 255 alone: the file as a whole, of which ``stored`` is one slice."""
     if not (stored == 255).any() or not np.isin(stored, (0, 255)).all():

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from fedvfm import config, errors
 from fedvfm.data import formats, slices, structures, wanted
 from fedvfm.data import sample as data
+from fedvfm.data.readiness import faults as kinds
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
 
 OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "series", "suffix")
 
+UNREADABLE = ("unreadable", "not-found", "compressed", "too-large", "not-finite")
+"""Kinds of faults that ``[data] unreadable = "skip"`` passes over: files nobody can read, not ones that do not fit."""
 WHITE = 255
 """Of two classes the second may be drawn white."""
 
@@ -83,6 +86,9 @@ class Folder:
         self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder)
         self._seen, faults = _look(self._folder, self._layout.cases, options.series)
         names = self._layout.names or [case.name for case in self._layout.cases]
+        self._skipped = 0
+        if source.unreadable == "skip":
+            faults = self._skip_unreadable(faults)
         tables = patients.STUDY_TABLES if self._layout.kind == "studies" else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
         self._own_numbers = bool(options.mask_values)
@@ -93,11 +99,28 @@ class Folder:
             *self._assigned.faults,
             *layouts.palette_faults(masks, self._folder, max(self._layout.mask_values, default=0) + 1),
         ]
-        refuse(self._folder, list(dict.fromkeys([*self._layout.faults, *faults, *table_faults, *named])))
+        refuse(self._folder, list(dict.fromkeys([*self._layout.faults, *faults.values(), *table_faults, *named])))
         if not self._layout.cases:
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
             raise errors.DataError(f"{self._folder}: no images; these are read: {known}")
         self._places = self._arranged()
+
+    def _skip_unreadable(self, faults: Mapping[str, str]) -> dict[str, str]:
+        """Leave out the cases whose files cannot be read, their pixels too; the faults of the others remain."""
+        wrong = dict(faults)
+        for case in self._layout.cases:
+            if case.name in self._seen:
+                try:
+                    cases.read_whole(case, self._seen[case.name], self._view)
+                except errors.DataError as error:
+                    wrong[case.name] = str(error).replace(f"{self._folder}/", "")
+        lost = {name: fault for name, fault in wrong.items() if kinds.kind(fault) in UNREADABLE}
+        self._layout.left += [f'{name}: skipped (unreadable = "skip"): {fault}' for name, fault in lost.items()]
+        self._layout.cases = [case for case in self._layout.cases if case.name not in lost]
+        self._seen = {name: seen for name, seen in self._seen.items() if name not in lost}
+        self._skipped = len(lost)
+        # Faults of pixels that are not skipped are told when they are read, as always.
+        return {name: fault for name, fault in faults.items() if name not in lost}
 
     def _held(self) -> structures.Found:
         return {name: seen.held for name, seen in self._seen.items() if seen.held}
@@ -180,6 +203,7 @@ class Folder:
         """Name, task, classes; the licence is the owner's."""
         task = "segmentation" if any(case.mask for case in self._layout.cases) else "classification"
         note = f"the owner's data, layout '{self._layout.kind}'"
+        note += f"; {self._skipped} case(s) skipped as unreadable" if self._skipped else ""
         return data.SourceInfo("folder", task, self._layout.class_names, "the owner's", note, self._layout.named)
 
     def samples(self) -> Sequence[data.Sample]:
@@ -294,14 +318,14 @@ def _listed(given: Mapping[str, config.Option], key: str, kind: type[Item], faul
     return good
 
 
-def _look(folder: Path, found: Sequence[layouts.Case], series: str) -> tuple[dict[str, cases.Seen], list[str]]:
+def _look(folder: Path, found: Sequence[layouts.Case], series: str) -> tuple[dict[str, cases.Seen], dict[str, str]]:
     """Headers by case name, and a fault for every case whose files are unreadable or do not fit."""
-    seen, faults = {}, []
+    seen, faults = {}, dict[str, str]()
     for case in found:
         try:
             seen[case.name] = cases.look(folder, case, series)
         except errors.DataError as error:
-            faults.append(str(error).replace(f"{folder}/", ""))
+            faults[case.name] = str(error).replace(f"{folder}/", "")
     return seen, faults
 
 
