@@ -39,8 +39,8 @@ class Models:
     """
 
     def __init__(self, limit: int = MODELS_HELD, threads: int = 0, recipes: int = 1) -> None:
-        self.threads = threads
-        self._limit, self._recipes = limit, recipes
+        self.threads, self.recipes = threads, recipes
+        self._limit = limit
         self._models: OrderedDict[tuple[str, str, str], models.AdaptedModel] = OrderedDict()
 
     def get(self, recipe: configs.Recipe, device: str) -> models.AdaptedModel:
@@ -60,7 +60,7 @@ class Models:
 
         def full() -> bool:
             recipes = {base for base, _, _ in self._models} | {coming}
-            return len(self._models) >= self._limit or len(recipes) > self._recipes
+            return len(self._models) >= self._limit or len(recipes) > self.recipes
 
         while self._models and full():
             self._models.popitem(last=False)

@@ -364,7 +364,7 @@ class Team:
 def _in_turn(team: Team, nodes: Mapping[str, int], observer: progress.Observer) -> None:
     """All arms one after another, all sites in this process."""
     seen, steps = Errors(), Steps(observer)
-    team.models.threads = team.threads
+    team.models.threads, team.models.recipes = team.threads, 1
     app = team.app(seen, steps)
     shared: repeats.Repeats[Reply] = repeats.Repeats(team.jobs, nodes)
     names = {node: name for name, node in nodes.items()}
@@ -469,7 +469,7 @@ class SideBySide:
             thread = threading.Thread(target=self._arm, args=(job,), name=f"fedvfm-arm-{job.name}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        return bool(self._failed) or not self._running
+        return bool(self._failed) or not (self._running or self._waiting)
 
     def _arm(self, job: strategy.Job) -> None:
         try:
@@ -483,8 +483,8 @@ class SideBySide:
         except BaseException as error:
             self._failed.append(error)
         finally:
-            self._running.discard(job.name)
             self._has_begun(job)
+            self._running.discard(job.name)
             self._pool.ring()
 
     def _has_begun(self, job: strategy.Job) -> None:
