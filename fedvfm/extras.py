@@ -17,7 +17,6 @@ CLIENT: dict[str, str] = {
     "opacus": "opacus",
     "peft": "peft",
     "pydicom": "pydicom",
-    "sklearn": "scikit-learn",
     "transformers": "transformers",
 }
 """Import name -> the package of the extra ``client`` that brings it."""

@@ -18,7 +18,7 @@ from fedvfm.data import hospitals as hospital_data
 from fedvfm.report import page
 
 FEW_ROWS = 12
-PACKAGES = ("fedvfm", "flwr", "torch", "transformers", "peft", "monai", "numpy", "scipy", "scikit-learn", "safetensors")
+PACKAGES = ("fedvfm", "flwr", "torch", "transformers", "peft", "monai", "numpy", "scipy", "safetensors")
 
 
 # -- hospitals and environment -----------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_the_locks_are_those_of_the_constraints_and_hold_no_torch() -> None:
         assert not differing, f"{path}: make it again, see the file beside it: {differing}"
         assert path.read_text().count("--hash=sha256:") >= len(found)
         assert "://" not in re.sub(r"#.*", "", path.read_text()), "a lock names no place, only hashes"
-    heavy = {"transformers", "monai", "peft", "scikit-learn", "nibabel"}
+    heavy = {"transformers", "monai", "peft", "nibabel"}
     assert heavy.isdisjoint(locked(ROOT / "server" / "requirements.lock"))
     assert heavy < set(locked(ROOT / "client" / "requirements.lock"))
 
