@@ -106,7 +106,8 @@ class RunFolder:
     def freed_unless_trained(self, new: bool) -> Iterator[None]:
         """Where the work inside ends before any round is finished, free the folder: it may be named again at once.
 
-        Not so where the disk refused: there the remedy is to make room and resume. Only what a run writes is removed,
+        Not so where the disk refused: there the remedy is to make room and resume; nor where an engine broke: its error
+        names the logs that lie in the folder. Only what a run writes is removed,
         and the folder if it is empty then. Whoever calls holds the folder's lock.
 
         Args:
@@ -115,7 +116,7 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
-            if not self.trained and not isinstance(error, errors.StorageError):
+            if not self.trained and not isinstance(error, errors.StorageError | errors.EngineError):
                 with contextlib.suppress(OSError, errors.StorageError):
                     self._free(new)
             raise
