@@ -150,11 +150,7 @@ def quietly() -> Iterator[None]:
 
 def is_dicom(path: Path) -> bool:
     """Whether the file is DICOM by its content, whatever its name: with the preamble of PS3.10, or without it."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
-        return False
+    head = _head(path)
     return head[128:132] == b"DICM" or is_bare(head)
 
 
@@ -246,11 +242,15 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
     """
     import pydicom  # only users of DICOM pay for it
 
-    _check_inflated(file, where)
+    head = _head(file)
+    if DEFLATED.encode() in head:
+        _check_inflated(file, where)
     try:
         with quietly():
             wanted = [*(pydicom.tag.Tag(name) for name in tags), *(pydicom.tag.Tag(one) for one in PRIVATE)]
-            found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=bare(file))
+            found = pydicom.dcmread(
+                file, stop_before_pixels=True, specific_tags=wanted, force=head[128:132] != b"DICM" and is_bare(head)
+            )
             for element in found:
                 _ = element.value  # values are decoded on first use; better here
             return found
@@ -271,8 +271,6 @@ def _check_inflated(file: Path, where: str) -> None:
 
     try:
         with file.open("rb") as opened:
-            if DEFLATED.encode() not in opened.read(HEAD_BYTES):
-                return
             with quietly():
                 meta = pydicom.filereader.read_file_meta_info(file)
             opened.seek(132 + 12 + int(meta.get("FileMetaInformationGroupLength", 0)))
@@ -291,15 +289,13 @@ def _check_inflated(file: Path, where: str) -> None:
         )
 
 
-def bare(file: Path) -> bool:
-    """Whether a file holds a data set without the preamble of PS3.10.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    with file.open("rb") as opened:
-        head = opened.read(HEAD_BYTES)
-    return head[128:132] != b"DICM" and is_bare(head)
+def _head(file: Path) -> bytes:
+    """The first bytes of a file; nothing of one that cannot be read, which is told when it is read."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def syntax(tags: Any) -> Any:
@@ -342,7 +338,7 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
                 raise errors.DataError(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
             _check_length(tags, file, where)
             packing = syntax(tags)
-            slices, notes = frames.read(tags, file, where, deflated=packing == DEFLATED, bare=bare(file))
+            slices, notes = frames.read(tags, file, where, deflated=packing == DEFLATED, bare=tags.preamble is None)
             key = (str(tags.get("SeriesInstanceUID", "")), modality)
             number = frames.whole(tags.get("SeriesNumber"))
             curved = _curved(tags)

@@ -170,7 +170,11 @@ def _volume(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * spacing[1], column * spacing[0], step
     affine[:3, 3] = start
     if len(slices) > 1 and np.linalg.norm(step - normal * (step @ normal)) > 0.01 * np.linalg.norm(step):
-        notes = (*notes, "slices lie askew (a tilted gantry): distances are those of the tilted grid")
+        notes = (
+            *notes,
+            "slices lie askew (a tilted gantry): distances are those of the tilted grid; ITK, 3D Slicer and nnU-Net "
+            "refuse a NIfTI on it, DICOM-SEG is taken",
+        )
     grid = geometry.Grid((slices[0].columns, slices[0].rows, len(slices)), geometry.from_lps(affine))
     thick = len(slices) > 1 or slices[0].thickness is not None
     found = tuple(one.frame for one in slices)
