@@ -28,3 +28,13 @@ def choose(name: str) -> str:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise errors.ConfigError("--device", ["'mps': torch sees no Apple GPU here; use cpu or auto"])
     return name
+
+
+def wait(device: str) -> None:
+    """Until the device has done all it was asked to."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fedvfm import config as configs
 from fedvfm import errors, storage
+from fedvfm.client import devices
 
 FLOAT32, BFLOAT16 = configs.COMPUTED_IN
 LIMIT = 1.2
@@ -149,25 +150,15 @@ def _measured(device: str) -> float:
     with torch.inference_mode():
         for turn in range(1 + MOST):
             for kind, (pixels, weight) in enumerate(layers):
-                _wait(device)
+                devices.wait(device)
                 started = time.perf_counter()
                 torch.nn.functional.linear(pixels, weight)
-                _wait(device)
+                devices.wait(device)
                 if turn:  # the first one chooses kernels
                     least[kind] = min(least[kind], time.perf_counter() - started)
             if turn >= TIMED and not CLEAR[0] < least[1] / least[0] < CLEAR[1]:
                 break
     return least[1] / least[0]
-
-
-def _wait(device: str) -> None:
-    """Until the device has done all it was told."""
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _kind(device: str) -> str:

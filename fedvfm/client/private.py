@@ -141,8 +141,7 @@ def losses(
 
 def losses_of(model: models.AdaptedModel, examples: Sequence[sites.Example]) -> Tensor:
     """One loss each, of that example alone. Shapes: (n,)."""
-    targets = torch.stack([torch.as_tensor(model.task.target(one.prepared, one.sample.label)) for one in examples])
-    return model.task.losses(model(*sites.collate(examples, model)), targets.to(model.device))
+    return model.task.losses(model(*sites.collate(examples, model)), sites.targets(examples, model))
 
 
 def made(model: models.AdaptedModel) -> list[sites.Example]:

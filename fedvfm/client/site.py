@@ -17,9 +17,9 @@ from fedvfm import errors, privacy_config, seeding
 from fedvfm.backbones import base as backbones
 from fedvfm.client import feature_cache, precision
 from fedvfm.client import model as models
+from fedvfm.data import augmentation, transforms
 from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
-from fedvfm.data import transforms
 from fedvfm.privacy import records
 
 
@@ -60,12 +60,14 @@ class Example:
         prepared: image (3, h, w) in [0, 1], mask and truth.
         prefix: what the frozen blocks compute of it, with a batch axis of 1; None where it is not kept.
         prompts: drawn from its mask; None where the recipe asks for none.
+        view: where it is augmented on the device; ``prepared`` is then what it was made from.
     """
 
     sample: samples.Sample
     prepared: transforms.Prepared
     prefix: backbones.Prefix | None
     prompts: simulator.Simulated | None = None
+    view: augmentation.View | None = None
 
 
 @dataclass
@@ -119,6 +121,11 @@ class Site:
             view: number of a fixed view, or -1 for an augmentation drawn afresh under ``words``.
             words: key of the draw.
         """
+        if view == -1 and augments_there(model):
+            base = self.whole(model, sample)
+            rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
+            made = augmentation.training_view(base, model.recipe.data, rng, model.device)
+            return Example(sample, base, None, view=made)
         if view == -1:
             fresh = self._augmented(model, sample, words)
             return Example(sample, fresh, None, self._prompts(model, sample, fresh.mask, words))
@@ -218,6 +225,12 @@ class Site:
         return self.cache.features(image, (*frozen, *seen, stop, taps), compute)
 
 
+def augments_there(model: models.AdaptedModel) -> bool:
+    """Whether images are augmented on the device: on a GPU, unless prompts must be drawn from the augmented mask."""
+    recipe = model.recipe
+    return model.device != "cpu" and not recipe.task.oracle and augmentation.known(recipe.data.augment)
+
+
 def at_rank(recipe: configs.Recipe, rank: int, site: str) -> configs.Recipe:
     """The recipe with the rank a site chose (0: the recipe's); alpha stays, so the scale follows.
 
@@ -270,6 +283,9 @@ def collate(
 
     Prefixes only if every example has one; prompts are one for each foreground class.
     """
+    views = [example.view.image for example in examples if example.view is not None]
+    if views:
+        return augmentation.normalise(torch.stack(views), model.recipe.data), None, None
     images = np.stack([example.prepared.image for example in examples])
     pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
     prompts = _joined_prompts([example.prompts for example in examples if example.prompts is not None], model.device)
@@ -280,6 +296,16 @@ def collate(
     taken = {tap: _joined([prefix.taken[tap] for prefix in prefixes], model.device) for tap in prefixes[0].taken}
     hidden = taken[stop] if stop in taken else _joined([prefix.hidden for prefix in prefixes], model.device)
     return pixels, backbones.Prefix(stop, hidden, taken), prompts
+
+
+def targets(examples: Sequence[Example], model: models.AdaptedModel) -> Tensor:
+    """What each example's loss is computed against, on the device. Shapes: (B, h, w) in segmentation, (B,) else."""
+    made = []
+    for one in examples:
+        found = model.task.target(one.prepared, one.sample.label)
+        turned = one.view.mask if one.view is not None and found is one.prepared.mask else None
+        made.append(torch.as_tensor(found) if turned is None else turned)
+    return torch.stack(made).to(model.device)
 
 
 def _joined(parts: Sequence[Tensor], device: str) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, progress, seeding, state
+from fedvfm.client import devices, feed, private
 from fedvfm.client import model as models
-from fedvfm.client import private
 from fedvfm.client import site as sites
 from fedvfm.data import sample as samples
 from fedvfm.privacy import base as mechanisms
@@ -109,7 +109,7 @@ def trial(model: models.AdaptedModel, site: sites.Site, steps: int = 2) -> list[
         for _ in range(steps):
             started = time.monotonic()
             pace.take()
-            _wait(model.device)
+            devices.wait(model.device)
             taken.append(time.monotonic() - started)
     return taken
 
@@ -148,13 +148,8 @@ def _pace(
     rounds = itertools.count() if endless else range(1)
     batches = itertools.chain.from_iterable(_batches(model, site, examples, round_number) for _ in rounds)
     count = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
-    yield Pace(count, lambda: _step(model, optimiser, next(batches), site))
-
-
-def _wait(device: str) -> None:
-    """Until the device has done all it was told."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+    with feed.ahead(batches, feed.helps(model, site)) as ready:
+        yield Pace(count, lambda: _step(model, optimiser, next(ready), site))
 
 
 def _optimiser(
@@ -203,10 +198,7 @@ def _batches(
 def _step(
     model: models.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site
 ) -> float:
-    target = torch.stack(
-        [torch.as_tensor(model.task.target(example.prepared, example.sample.label)) for example in batch]
-    )
-    loss: Tensor = model.task.loss(model(*sites.collate(batch, model)), target.to(model.device))
+    loss: Tensor = model.task.loss(model(*sites.collate(batch, model)), sites.targets(batch, model))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise errors.TrainingError(

@@ -15,6 +15,7 @@ from fedvfm.data import sample as data
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 PERCENTILES = (0.5, 99.5)
 LEAST_CONTRAST = 1e-4
+MOST_NOISE = 0.05
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.int64]
@@ -91,11 +92,16 @@ def training_view(base: Prepared, contract: config.DataContract, rng: np.random.
 
     An image smaller than the crop is mirrored at its borders. The truth is left out: views are not scored.
     """
-    image, mask = base.image, base.mask
-    if contract.fit == "native":
-        image, mask = _crop(image, mask, contract.input_size, rng)
+    image, mask = cropped(base, contract, rng)
     image, mask = augment(image, mask, contract.augment, rng)
     return Prepared(image, mask, None, base.spacing)
+
+
+def cropped(base: Prepared, contract: config.DataContract, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Image and mask; with ``fit = "native"`` a random crop of them."""
+    if contract.fit == "native":
+        return _crop(base.image, base.mask, contract.input_size, rng)
+    return base.image, base.mask
 
 
 def _crop(
@@ -260,20 +266,34 @@ def rot90(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Im
     Raises:
         DataError: if the input size is not square.
     """
-    if image.shape[-1] != image.shape[-2]:
-        raise errors.DataError(
-            f"augmentation 'rot90' needs a square input size, not {image.shape[-2]} x {image.shape[-1]}; "
-            "change recipe.data.input_size or take 'flip'"
-        )
+    require_square(image.shape[-2:])
     turns = int(rng.integers(4))
     return np.rot90(image, turns, axes=(-2, -1)), None if mask is None else np.rot90(mask, turns)
 
 
-def intensity(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
-    """Gamma from 2/3 to 3/2, contrast from 0.8 to 1.25 around the mean, brightness by up to 0.1."""
+def require_square(size: Sequence[int]) -> None:
+    """Refuse to turn what would then have another shape.
+
+    Raises:
+        DataError: if height and width differ.
+    """
+    if size[0] != size[1]:
+        raise errors.DataError(
+            f"augmentation 'rot90' needs a square input size, not {size[0]} x {size[1]}; "
+            "change recipe.data.input_size or take 'flip'"
+        )
+
+
+def drawn_intensity(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Gamma, contrast and shift of :func:`intensity`."""
     gamma = np.exp(rng.uniform(-1.0, 1.0) * np.log(1.5))
     contrast = np.exp(rng.uniform(-1.0, 1.0) * np.log(1.25))
-    shift = rng.uniform(-0.1, 0.1)
+    return gamma, contrast, rng.uniform(-0.1, 0.1)
+
+
+def intensity(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Gamma from 2/3 to 3/2, contrast from 0.8 to 1.25 around the mean, brightness by up to 0.1."""
+    gamma, contrast, shift = drawn_intensity(rng)
     curved = np.power(image, np.float32(gamma))
     mean = curved.mean()
     return np.clip((curved - mean) * contrast + mean + shift, 0.0, 1.0).astype(np.float32), mask
@@ -286,5 +306,5 @@ def invert(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[I
 
 def noise(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
     """Add Gaussian noise of a standard deviation up to 0.05."""
-    level = rng.uniform(0.0, 0.05)
+    level = rng.uniform(0.0, MOST_NOISE)
     return np.clip(image + level * rng.standard_normal(image.shape), 0.0, 1.0).astype(np.float32), mask
