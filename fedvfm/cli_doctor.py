@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.diagnosis import row
 
@@ -37,6 +36,7 @@ def server(
     as_json: Json = False,
 ) -> None:
     """Look at a coordinator: files, certificate, port, disk, clock, versions, sites, processes."""
+    from fedvfm import config as configs
     from fedvfm.server import doctor
 
     settings = configs.ServerConfig()
