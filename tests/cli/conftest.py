@@ -184,6 +184,7 @@ kind = "natural"
 [recipe]
 rounds = 3
 threads = 1
+precision = "float32"
 
 [recipe.backbone]
 name = "{backbone}"
