@@ -249,7 +249,9 @@ class Recipe(Strict):
     of round 0 is made from the seed. ``threads`` is for results that must be equal to the last bit on machines of one
     kind: so many CPU threads compute at every site whose own file does not say otherwise. Left out, each machine takes
     its own number, and results differ in the last bits. ``precision`` "auto" and "bfloat16" let each machine compute
-    in bfloat16 where it is not slower with it, and in float32 elsewhere; "float32" is strict.
+    in bfloat16 where it is not slower with it, and in float32 elsewhere; "float32" is strict. ``codec`` is how
+    adapters are written on the wire, in both directions: "fp32" as they are, "fp16", "int8" and "int4" as coded
+    differences (see :mod:`fedvfm.codecs`).
     """
 
     schema_version: Literal[1] = 1
@@ -266,6 +268,7 @@ class Recipe(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     admission: AdmissionConfig = AdmissionConfig()
     privacy: privacy_config.RecipePrivacy = privacy_config.NONE
+    codec: Name = "fp32"
     start: Sha256 | None = None
 
     @property
@@ -274,6 +277,7 @@ class Recipe(Strict):
         # A recipe that starts from nothing, or has no mechanism, is named as before there was such a key.
         left_out: dict[str, Any] = {"start": True} if self.start is None else {}
         left_out |= {"privacy": True} if self.privacy == privacy_config.NONE else {}
+        left_out |= {"codec": True} if self.codec == "fp32" else {}
         left_out |= {} if self.data.channels else {"data": {"channels"}}
         left_out |= {} if self.adapter.factors != "both" else {"adapter": {"factors"}}
         values = self.model_dump(mode="json", exclude=left_out)

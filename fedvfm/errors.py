@@ -94,6 +94,10 @@ class Refused(ProtocolError):
         super().__init__(f"{reason}: {detail}")
 
 
+class AdapterMissing(ProtocolError):
+    """A difference came to an adapter that this end does not hold; the whole adapter is sent in its place."""
+
+
 class EmptyCohort(ProtocolError):
     """No update was left to aggregate."""
 

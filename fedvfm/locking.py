@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedvfm import config, errors, state, storage
+from fedvfm import codecs, config, errors, state, storage
 from fedvfm.backbones import weights
 from fedvfm.server import checkpoint
 from fedvfm.trust import documents, lock
@@ -124,7 +124,7 @@ def _table_faults(recipe: config.Recipe) -> list[str]:
     from fedvfm.data import transforms
     from fedvfm.server.aggregators import table as rules
 
-    rows = [("aggregation.rule", rules.TABLE, recipe.aggregation.rule)]
+    rows = [("aggregation.rule", rules.TABLE, recipe.aggregation.rule), ("codec", codecs.TABLE, recipe.codec)]
     rows += [("data.augment", transforms.AUGMENTATIONS, name) for name in recipe.data.augment]
     found = [f"recipe.{where}: {table.fault(name)}" for where, table, name in rows if name not in table]
     return found + rules.faults(recipe)

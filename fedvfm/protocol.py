@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedvfm import chain, config, errors, state, wire
+from fedvfm import chain, codecs, config, errors, factors, state, wire
 
 VERSION = 1
 MAX_RECIPE = 200_000
@@ -35,12 +35,14 @@ _IDS = "ids"
 _AUDIT = "audit"
 _MARK = "mark"
 _LEDGER = "ledger"
+_CODEC, _BASE, _TARGET = "codec", "base", "fingerprint"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
+_TASK |= {_CODEC, _BASE, _TARGET}
 _HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
-_HELLO |= {"rank", "precision"}
-_UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout"])
+_HELLO |= {"rank", "precision", _CODEC}
+_UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", _CODEC])
 _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
 
 _REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
@@ -48,6 +50,9 @@ _REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
 # Error codes of a site's typed refusals; the reason is one of these words and never free text.
 ERROR_CODES = {"error": 1001, "data": 1002, "weights": 1003, "training": 1004, "refused": 1005, "config": 1006}
 ERROR_CODES |= {"deadline": 1007, "adapter": 1008, "storage": 1009}
+# A difference came to an adapter that the site does not hold: it is sent the whole one; a codec it does not know.
+MISSING = "adapter-missing"
+ERROR_CODES |= {MISSING: 1010, "codec": 1011}
 # What a site's person in charge or policy does not accept.
 ERROR_CODES |= {
     "approval-pending": 1020,
@@ -108,6 +113,7 @@ class Hello:
     """A site's answer to the handshake; the two hashes name the backbone's weights and its settings.
 
     ``precision`` is what the site computes in: one of :data:`fedvfm.config.COMPUTED_IN`.
+    ``codec`` is the one that it will send and take, the recipe's: it agrees to it by name.
     """
 
     site: str
@@ -117,6 +123,7 @@ class Hello:
     examples: Mapping[str, int]
     backbone_config_sha256: str = ""
     precision: str = config.COMPUTED_IN[0]
+    codec: str = codecs.PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +154,18 @@ def _unpack(layout: Any, record: ArrayRecord) -> state.AdapterState:
     if set(record) != {_ADAPTER} or record[_ADAPTER].stype != _STYPE:
         raise ValueError("no adapter")
     return wire.unpack(layout, record[_ADAPTER].data)
+
+
+def _pack_difference(difference: codecs.Difference) -> tuple[dict[str, Any], ArrayRecord]:
+    header = {_CODEC: difference.codec, _LAYOUT: wire.layout_of(difference.shapes)}
+    return header, ArrayRecord({_ADAPTER: Array("uint8", (len(difference.data),), _STYPE, difference.data)})
+
+
+def _unpack_difference(header: Mapping[str, Any], base: str, target: str, record: ArrayRecord) -> codecs.Difference:
+    codec = wire.text(header[_CODEC], 64)
+    if set(record) != {_ADAPTER} or record[_ADAPTER].stype != _STYPE or codec not in codecs.TABLE:
+        raise ValueError("no difference")
+    return codecs.Difference(codec, base, target, wire.shapes_of(header[_LAYOUT]), record[_ADAPTER].data)
 
 
 def _header(content: RecordDict, keys: frozenset[str], *records: str) -> Mapping[str, Any]:
@@ -233,8 +252,21 @@ def digest(content: RecordDict) -> str:
     return total.hexdigest()
 
 
-def encode_task(task: Task) -> RecordDict:
-    """The records of a server's message."""
+Held = Callable[[str], state.AdapterState | None]
+"""The adapter of a fingerprint, where this end holds it."""
+
+
+def _nothing(fingerprint: str) -> None:
+    return None
+
+
+def encode_task(task: Task, difference: codecs.Difference | None = None) -> RecordDict:
+    """The records of a server's message.
+
+    Args:
+        task: what is asked.
+        difference: travels in place of the adapter, to a site that holds its base.
+    """
     header: dict[str, Any] = {
         "protocol": VERSION,
         "recipe": task.recipe.model_dump_json(),
@@ -246,17 +278,46 @@ def encode_task(task: Task) -> RecordDict:
         "final": task.final,
     }
     content = RecordDict()
-    if task.state is not None:
+    if difference is not None:
+        coded, content[_ADAPTER] = _pack_difference(difference)
+        header |= {**coded, _BASE: difference.base, _TARGET: difference.target}
+    elif task.state is not None:
         header[_LAYOUT], content[_ADAPTER] = _pack(task.state)
     content[_HEADER] = ConfigRecord(header)
     return content
 
 
-def decode_task(content: RecordDict) -> Task:
+def _adapter(header: Mapping[str, Any], recipe: config.Recipe, arrays: ArrayRecord, held: Held) -> state.AdapterState:
+    """The adapter of a server's message: whole, or by its difference to one that is held here.
+
+    Raises:
+        AdapterMissing: if it is not held.
+    """
+    if _CODEC not in header:
+        return _unpack(header[_LAYOUT], arrays)
+    names = wire.text(header[_BASE], 64), wire.text(header[_TARGET], 64)
+    difference = _unpack_difference(header, *names, arrays)
+    if difference.codec != recipe.codec:
+        raise ValueError("another codec than the recipe's")
+    base = held(difference.base)
+    if base is None:
+        raise errors.AdapterMissing("the message holds a difference to an adapter that is not held here")
+    adapter = factors.completed(codecs.decode(difference, base), base)
+    if adapter.fingerprint != difference.target:
+        raise errors.AdapterMissing("the difference does not lead to the adapter that the message names")
+    return adapter
+
+
+def decode_task(content: RecordDict, held: Held = _nothing) -> Task:
     """The inverse of :func:`encode_task`, at the site.
+
+    Args:
+        content: the records.
+        held: adapters that came before; a difference is to one of them.
 
     Raises:
         ProtocolError: if the recipe is not the one its hash names, or a record is missing.
+        AdapterMissing: if a difference is to an adapter that is not held.
         ConfigError: if the recipe has faults.
     """
     header = _header(content, _TASK, _ADAPTER)
@@ -267,7 +328,7 @@ def decode_task(content: RecordDict) -> Task:
         task = Task(
             recipe=recipe,
             round=wire.whole(header["round"]),
-            state=None if arrays is None else _unpack(header[_LAYOUT], arrays),
+            state=None if arrays is None else _adapter(header, recipe, arrays, held),
             split=wire.text(header["split"], 10),
             surface=wire.flag(header["surface"]),
             per_sample=wire.flag(header["per_sample"]),
@@ -295,6 +356,8 @@ def encode_hello(hello: Hello) -> RecordDict:
         "rank": hello.rank,
         "precision": hello.precision,
     }
+    if hello.codec != codecs.PLAIN:  # a coordinator of an earlier release knows no such key, and asks for no other
+        header[_CODEC] = hello.codec
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
 
 
@@ -314,44 +377,89 @@ def decode_hello(content: RecordDict) -> Hello:
             rank=wire.rank(header["rank"]),
             examples=wire.counts(content.metric_records[_METRICS]),
             precision=_word(header["precision"], config.COMPUTED_IN),
+            codec=wire.text(header.get(_CODEC, codecs.PLAIN), 64),
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None
 
 
-def encode_update(update: state.SiteUpdate) -> RecordDict:
-    """The records of a train reply."""
-    layout, arrays = _pack(update.state)
+def encode_update(update: state.SiteUpdate, difference: codecs.Difference | None = None) -> RecordDict:
+    """The records of a train reply.
+
+    Args:
+        update: what was trained.
+        difference: travels in place of its arrays.
+    """
+    if difference is None:
+        layout, arrays = _pack(update.state)
+        coded: dict[str, Any] = {_LAYOUT: layout}
+    else:
+        coded, arrays = _pack_difference(difference)
     header: dict[str, Any] = {
         "protocol": VERSION,
         "site": update.site,
         "round": update.base_round + 1,
         "base_fingerprint": update.base_fingerprint,
-        _LAYOUT: layout,
+        **coded,
     }
+    return RecordDict({_HEADER: ConfigRecord(header), _METRICS: _train_metrics(update), _ADAPTER: arrays})
+
+
+def _train_metrics(update: state.SiteUpdate) -> MetricRecord:
     metrics: dict[str, Any] = {"num_examples": update.num_examples, **update.metrics}
-    return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics), _ADAPTER: arrays})
+    return MetricRecord(metrics)
 
 
-def decode_update(content: RecordDict) -> state.SiteUpdate:
-    """The inverse of :func:`encode_update`.
+def with_metrics(content: RecordDict, update: state.SiteUpdate) -> RecordDict:
+    """A train reply with the example count and metrics of ``update``; its arrays travel as they are."""
+    return RecordDict({**content, _METRICS: _train_metrics(update)})
+
+
+def base_of(content: RecordDict) -> str:
+    """Fingerprint of the adapter that a train reply holds a difference to; empty where it holds whole arrays.
 
     Raises:
-        ProtocolError: if it is not of that form.
+        ProtocolError: if it is no train reply.
+    """
+    header = _header(content, _UPDATE, _METRICS, _ADAPTER)
+    return str(header.get("base_fingerprint", ""))[:64] if _CODEC in header else ""
+
+
+def decode_update(content: RecordDict, base: state.AdapterState | None = None) -> state.SiteUpdate:
+    """The inverse of :func:`encode_update`.
+
+    Args:
+        content: the records.
+        base: the adapter that training started from, whole; a difference is added to it.
+
+    Raises:
+        ProtocolError: if it is not of that form, or a difference to another adapter.
     """
     header = _header(content, _UPDATE, _METRICS, _ADAPTER)
     try:
         metrics = dict(content.metric_records[_METRICS])
+        name = wire.text(header["base_fingerprint"])
         return state.SiteUpdate(
             site=wire.text(header["site"]),
-            state=_unpack(header[_LAYOUT], content.array_records[_ADAPTER]),
+            state=_trained(header, name, content.array_records[_ADAPTER], base),
             num_examples=wire.whole(metrics.pop("num_examples")),
             base_round=wire.whole(header["round"]) - 1,
-            base_fingerprint=wire.text(header["base_fingerprint"]),
+            base_fingerprint=name,
             metrics=wire.reals(metrics),
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"train reply is not of the known form ({type(error).__name__})") from None
+
+
+def _trained(
+    header: Mapping[str, Any], name: str, arrays: ArrayRecord, base: state.AdapterState | None
+) -> state.AdapterState:
+    if _CODEC not in header:
+        return _unpack(header[_LAYOUT], arrays)
+    difference = _unpack_difference(header, name, "", arrays)
+    if base is None or base.fingerprint != name:
+        raise ValueError("a difference to an adapter that is not at hand")
+    return codecs.decode(difference, base)
 
 
 def encode_evaluation(evaluation: Evaluation) -> RecordDict:
@@ -407,6 +515,7 @@ def refusal(error: Exception) -> Error:
         errors.DataError: "data",
         errors.WeightsError: "weights",
         errors.DeadlinePassed: "deadline",
+        errors.AdapterMissing: MISSING,
         errors.TrainingError: "training",
         errors.ProtocolError: "refused",
         errors.ConfigError: "config",

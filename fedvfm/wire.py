@@ -133,9 +133,19 @@ def pack(values: state.AdapterState) -> tuple[str, bytes]:
     Flower's transport moves every array as an object of its own and builds each anew at both ends; fifty small ones
     cost more time than their numbers.
     """
-    layout = json.dumps([[name, array.shape] for name, array in values.items()], separators=(",", ":"))
+    layout = layout_of({name: array.shape for name, array in values.items()})
     numbers = [np.ascontiguousarray(array, dtype="<f4").tobytes() for array in values.values()]
     return layout, b"".join([_npy_header(values.parameters), *numbers])
+
+
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Names and shapes as they travel."""
+    return json.dumps([[name, shape] for name, shape in shapes.items()], separators=(",", ":"))
+
+
+def shapes_of(layout: Any) -> dict[str, tuple[int, ...]]:
+    """The inverse of :func:`layout_of`."""
+    return dict(_parse_layout(layout))
 
 
 def unpack(layout: Any, data: bytes) -> state.AdapterState:

@@ -12,9 +12,9 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedvfm import codecs, errors, privacy_config, progress, protocol, state
 from fedvfm import config as configs
-from fedvfm import errors, privacy_config, progress, protocol
-from fedvfm.client import evaluator, feature_counts, trainer
+from fedvfm.client import evaluator, feature_counts, held, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 
@@ -86,12 +86,32 @@ def _own_end(site: sites.Site) -> Iterator[None]:
         raise errors.PolicyRefused(word, str(late)) from late
 
 
+def _encoded(site: sites.Site, task: protocol.Task, base: state.AdapterState, update: state.SiteUpdate) -> RecordDict:
+    """The update as the recipe's codec writes it; what that loses is proposed for the next one.
+
+    Under a mechanism the update is noised by now: all that is made of it is post-processing.
+
+    Raises:
+        TrainingError: if a number of it is not finite.
+    """
+    codec, recipe = task.recipe.codec, task.recipe.hash
+    if codec == codecs.PLAIN:
+        return protocol.encode_update(update)
+    try:
+        coded = codecs.encode(codec, update.state, base, site.residuals.before(recipe, site.name, task.round))
+    except ValueError as error:
+        raise errors.TrainingError(f"site '{site.name}', round {task.round}: {error}") from None
+    site.residuals.propose(recipe, site.name, task.round, coded.residual)
+    return protocol.encode_update(dataclasses.replace(update, state=coded.after), coded.difference)
+
+
 def make_client_app(
     site_of: SiteOf,
     built: Models | None = None,
     report: Report | None = None,
     keep: Keep | None = None,
     on_step: progress.Step = progress.no_step,
+    adapters: held.Adapters | None = None,
 ) -> ClientApp:
     """A ClientApp.
 
@@ -100,16 +120,21 @@ def make_client_app(
         built: where models are kept between messages.
         report: told where an exception was and which; its text never travels.
         keep: asked what becomes of the final adapter; a virtual hospital has nobody to ask.
+        adapters: that came, where a codec sends differences to them; a gate has its own.
         on_step: told after each step of training and each sample of evaluation; nothing of it travels.
     """
     app = ClientApp()
     kept = built or Models()
+    came = adapters or held.Adapters()
 
     def answer(message: Message, context: Context, work: Callable[[sites.Site, protocol.Task], RecordDict]) -> Message:
         site: sites.Site | None = None
         try:
             site = site_of(context)
-            return Message(work(site, protocol.decode_task(message.content)), reply_to=message)
+            task = protocol.decode_task(message.content, came.find)
+            if task.state is not None and task.recipe.codec != codecs.PLAIN:
+                came.keep(task.recipe.hash, task.state)
+            return Message(work(site, task), reply_to=message)
         except errors.Interrupted:
             raise
         except Exception as error:
@@ -121,6 +146,8 @@ def make_client_app(
     @app.query("handshake")
     def handshake(message: Message, context: Context) -> Message:
         def work(site: sites.Site, task: protocol.Task) -> RecordDict:
+            if task.recipe.codec not in codecs.TABLE:
+                raise errors.PolicyRefused("codec", codecs.TABLE.fault(task.recipe.codec))
             recipe = site.recipe(task.recipe)
             model = kept.get(recipe, site.device)
             counts = {split: len(site.split(split)) for split in ("train", "val", "test")}
@@ -136,6 +163,7 @@ def make_client_app(
                     counts,
                     model.backbone.config_sha256,
                     model.precision,
+                    task.recipe.codec,
                 )
             )
 
@@ -154,7 +182,7 @@ def make_client_app(
             if site.simulated and update.metrics:  # at a real site how often is nobody else's business
                 counts = feature_counts.as_metrics(site.cache.counts - before)
                 update = dataclasses.replace(update, metrics={**update.metrics, **counts})
-            return protocol.encode_update(update)
+            return _encoded(site, task, task.state, update)
 
         return answer(message, context, work)
 

@@ -80,14 +80,19 @@ class Finals:
         Under a mechanism one that was kept and never left is nothing: no budget was charged for it, and the word that
         follows from its score leaves.
         """
-        kept = sent.Sent(self.where.sent).last(task.recipe.hash)
+        updates = sent.Sent(self.where.sent)
+        kept = updates.last(task.recipe.hash)
         if (
             kept is None
             or task.state is None
             or (spending.private(task.recipe) and not self._left(protocol.digest(kept)))
         ):
             return None
-        update = protocol.decode_update(kept)
+        base = protocol.base_of(kept)
+        start = updates.adapters.find(base) if base else None
+        if base and start is None:
+            return None
+        update = protocol.decode_update(kept, start)
         # What did not train in its last round has not moved since, if that was the federation's last one too.
         trained = model.trained(update.base_round + 1)
         still = set(trained) == set(model.trained(1)) == set(model.trained(2)) or update.base_round + 1 == task.round

@@ -3,8 +3,9 @@
 Nothing is computed for a message that the gate refuses. What leaves is on disk first, and what it spends of the site's
 privacy is in the ledger before it leaves. An exception becomes a typed refusal here, so that no text of it travels.
 
-The order that never under-counts: judge, reserve, train, keep the update, charge it, note that it leaves, send. Killed
-at any line, the site has sent nothing that was not charged; asked again, it sends what it kept and charges it once.
+The order that never under-counts: judge, reserve, train, keep the update, charge it, settle what coding it lost, note
+that it leaves, send. Killed at any line, the site has sent nothing that was not charged; asked again, it sends what it
+kept and charges it once, and what coding lost counts once, and only if the update may leave.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from flwr.app import Context, Message, RecordDict
 
-from fedvfm import errors, protocol, storage
+from fedvfm import codecs, errors, protocol, storage
 from fedvfm.client import sent
 
 KINDS = (protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE)
@@ -134,7 +135,7 @@ class Gate:
         try:
             if kind not in KINDS:
                 raise errors.ProtocolError("a message of an unknown kind")
-            task = protocol.decode_task(message.content)
+            task = protocol.decode_task(message.content, self._kept.adapters.find)
             reply = self._judged(kind, task, message, context)
         except errors.Interrupted:
             raise
@@ -154,9 +155,12 @@ class Gate:
 
     def _judged(self, kind: str, task: protocol.Task, message: Message, context: Context) -> Message:
         self._terms.received(kind, task, message)
+        if task.state is not None and task.recipe.codec != codecs.PLAIN:
+            self._kept.adapters.keep(task.recipe.hash, task.state)
         known = self._kept.find(task) if kind == protocol.TRAIN else None
         free = None if known is None else self._terms.again(task, known, self._kept.token(task))
         if free is not None:
+            self._kept.residuals.settle(task.recipe.hash, task.round)
             return Message(free, reply_to=message)
         with self._terms.reserving(kind, task) as reserved:
             if known is not None:  # refused, it stays: the data may come back as they were
@@ -171,4 +175,6 @@ class Gate:
                 storage.fault_point("update-on-disk")
                 reserved.charge(reply.content)
                 storage.fault_point("update-charged")
+                self._kept.residuals.settle(task.recipe.hash, task.round)
+                storage.fault_point("residual-settled")
         return reply

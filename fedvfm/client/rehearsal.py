@@ -261,11 +261,11 @@ def _round(site: _Site, recipe: configs.Recipe, rules: configs.PolicyConfig) -> 
     hello = protocol.decode_hello(reply.content)
     base = _initial(recipe, hello.rank)
     reply, seconds = site.ask(protocol.TRAIN, protocol.Task(recipe, 1, base))
-    update = protocol.decode_update(reply.content)
+    update = protocol.decode_update(reply.content, base)
     adapter = factors.completed(update.state, base)
-    before = protocol.decode_update(site.computed["last"]).metrics
+    before = protocol.decode_update(site.computed["last"], base).metrics
     often = "odd round; even ones send A for B" if recipe.adapter.factors == factors.ALTERNATE else "round"
-    yield listed(f"update, every {often}", reply, seconds, _withheld(before, update.metrics))
+    yield listed(f"update, every {often}", reply, seconds, _withheld(before, update.metrics), base)
     asked = [("test of the final adapter, once", protocol.Task(recipe, recipe.rounds, adapter, "test",
               recipe.evaluation.surface, final=True))]  # fmt: skip
     if recipe.evaluation.every and hello.examples.get("val", 0):
@@ -286,8 +286,13 @@ def _initial(recipe: configs.Recipe, rank: int) -> state.AdapterState:
     return models.AdaptedModel(sites.at_rank(recipe, rank, "here"), with_weights=False).initial()
 
 
-def listed(kind: str, reply: Message, seconds: float, withheld: tuple[str, ...]) -> Reply:
-    """Every record of a reply, whatever it holds; nothing is left out because it is not expected."""
+def listed(
+    kind: str, reply: Message, seconds: float, withheld: tuple[str, ...], base: state.AdapterState | None = None
+) -> Reply:
+    """Every record of a reply, whatever it holds; nothing is left out because it is not expected.
+
+    ``base`` is the adapter that an update may be a difference to.
+    """
     content, whole = reply.content, flower.serialise(reply)
     header: dict[str, Any] = {}
     for record, fields in content.config_records.items():
@@ -299,7 +304,7 @@ def listed(kind: str, reply: Message, seconds: float, withheld: tuple[str, ...])
     parts: tuple[Array, ...] = ()
     fingerprint = ""
     if packed:
-        adapter = protocol.decode_update(content).state
+        adapter = protocol.decode_update(content, base).state
         parts = tuple(Array(name, one.shape, str(one.dtype), one.nbytes) for name, one in adapter.items())
         fingerprint = adapter.fingerprint
     size = sum(len(array.data) for array in packed)

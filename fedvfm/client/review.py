@@ -44,6 +44,11 @@ def words(locked: lock.Lock, here: Sequence[str] = ()) -> list[tuple[str, str]]:
         ("privacy", _privacy(recipe.privacy)),
         *(("privacy here", one) for one in here),
         ("how updates join", f"rule {recipe.aggregation.rule}, weighted by {recipe.aggregation.weighting}"),
+        *(
+            (("numbers travel as", f"codec {recipe.codec}, differences, in both directions"),)
+            if recipe.codec != "fp32"
+            else ()
+        ),
         ("made by", f"fedvfm {locked.version}"),
     ]
     return [(heading, documents.shown(text)) for heading, text in rows]

@@ -20,6 +20,7 @@ from pathlib import Path
 from flwr.app import Message, RecordDict
 
 from fedvfm import errors, flower, protocol, storage
+from fedvfm.client import held
 
 _SUFFIX = ".reply"
 
@@ -27,12 +28,16 @@ _SUFFIX = ".reply"
 class Sent:
     """The updates kept in a folder: the last one of each recipe.
 
+    Beside them lies what a codec needs: the adapters that came, and the residuals of what was sent.
+
     Args:
         folder: private; made when needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.adapters = held.Adapters(folder)
+        self.residuals = held.Residuals(folder)
 
     def find(self, task: protocol.Task) -> RecordDict | None:
         """What was sent for this, if it was; a file that is damaged counts as none."""

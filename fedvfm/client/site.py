@@ -15,7 +15,7 @@ from torch import Tensor
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, seeding
 from fedvfm.backbones import base as backbones
-from fedvfm.client import feature_cache, precision
+from fedvfm.client import feature_cache, held, precision
 from fedvfm.client import model as models
 from fedvfm.data import augmentation, transforms
 from fedvfm.data import prompts as simulator
@@ -84,6 +84,7 @@ class Site:
         simulated: whether it is a virtual hospital: its privacy may be seeded, and protects nobody.
         units: the public number that a private round is made from; 0 for as many as there are. See
             :func:`fedvfm.privacy.rounds.counted`.
+        residuals: what coding its updates lost.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Site:
     ends: tuple[float, str] = (math.inf, "")
     simulated: bool = False
     units: int = 0
+    residuals: held.Residuals = field(default_factory=held.Residuals)
 
     def recipe(self, recipe: configs.Recipe) -> configs.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.

@@ -133,8 +133,10 @@ def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
         executor.say(json.dumps(line))
 
     built = client_app.Models(threads=site.limits.threads)
-    app = client_app.make_client_app(mine.site, built, report, final.Finals(where, lambda: mine.config.policy))
-    entry = gate.Gate(app, sent.Sent(where.sent), mine, report)
+    kept = sent.Sent(where.sent)
+    finals = final.Finals(where, lambda: mine.config.policy)
+    app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters)
+    entry = gate.Gate(app, kept, mine, report)
     unfinished.settle(where)
     executor.serve(link, unfinished.counted(where, entry), threading.Event())
 

@@ -204,7 +204,7 @@ class HospitalTerms:
         seconds = round(time.monotonic() - self._started, 3)
         allowed = self._rules()
         if kind == protocol.TRAIN and task.state is not None:
-            update = protocol.decode_update(content)
+            update = protocol.decode_update(content, task.state)
             if spending.private(task.recipe):  # whatever computed it: nothing but the adapter is covered
                 update = dataclasses.replace(update, metrics={}, num_examples=1)
             free, _ = policy.release(allowed, update.metrics, update.num_examples)
@@ -219,7 +219,7 @@ class HospitalTerms:
                 seconds=seconds,
             )
             self._started = time.monotonic()  # what is noted counts once, also where it is refused after all
-            return protocol.encode_update(dataclasses.replace(update, metrics=free))
+            return protocol.with_metrics(content, dataclasses.replace(update, metrics=free))
         if kind == protocol.EVALUATE and task.state is not None:
             answer = protocol.decode_evaluation(content)
             free, _ = policy.release(allowed, answer.metrics, answer.num_examples)
@@ -241,9 +241,9 @@ class HospitalTerms:
 
         Returns: None where a site was killed before it charged the update and its data is another since.
         """
-        update = protocol.decode_update(content)
+        update = protocol.decode_update(content, task.state)
         free, held = policy.release(self._rules(), update.metrics, update.num_examples)
-        released = protocol.encode_update(dataclasses.replace(update, metrics=free)) if held else content
+        released = protocol.with_metrics(content, dataclasses.replace(update, metrics=free)) if held else content
         if not spending.private(task.recipe):
             return released
         with self._noting(protocol.TRAIN, task):
@@ -284,7 +284,7 @@ class HospitalTerms:
     def _said(kind: str, task: protocol.Task | None, reply: Message) -> dict[str, Any]:
         found: dict[str, Any] = {"kind": protocol.WORDS[kind], "digest": protocol.digest(reply.content)}
         if kind == protocol.TRAIN:
-            update = protocol.decode_update(reply.content)
+            update = protocol.decode_update(reply.content, None if task is None else task.state)
             found |= {"fingerprint": update.state.fingerprint, "numbers": update.state.parameters}
             found["metrics"] = sorted(update.metrics)
         elif kind == protocol.EVALUATE and task is not None:
@@ -398,7 +398,9 @@ class SiteTerms(HospitalTerms):
         files = feature_files.of_recipe(self._where.features, recipe.hash, config.cache_disk_mib * MIB)
         cache, budget = feature_cache.FeatureCache(config.cache_mib * MIB, files), config.privacy
         units = 0 if budget is None else budget.units or 0
-        return sites.Site(config.name, hospital, self._device, config.rank, cache, units=units)
+        return sites.Site(
+            config.name, hospital, self._device, config.rank, cache, units=units, residuals=self._sent.residuals
+        )
 
     def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
         """See above; with the final adapter the recipe ends, and what was kept of the images' features goes."""

@@ -92,6 +92,11 @@ def member(locked: recipes.LockedRecipe, rule: base.Aggregator, node: int, hello
             f"{hello.backbone_config_sha256[:12]}, the recipe is locked to {locked.backbone_config_sha256[:12]}): "
             "it would compute something else. Fetch weights and config.json again at that site"
         )
+    if hello.codec != locked.recipe.codec:
+        raise errors.HandshakeRefused(
+            f"site '{hello.site}' agrees to codec '{hello.codec}', the recipe says '{locked.recipe.codec}'. Install "
+            "the same fedvfm at both ends"
+        )
     manifest = at_rank(locked.manifest, hello.rank)
     if hello.manifest_fingerprint != manifest.fingerprint:
         raise errors.HandshakeRefused(

@@ -175,7 +175,8 @@ def _said(reply: Message, kind: str) -> dict[str, Any]:
         if kind == protocol.TRAIN and not reply.has_error():
             spent = protocol.find_ledger(reply)
             found |= {} if spent is None else {"ledger": str(spent)}
-            found["fingerprint"] = protocol.decode_update(reply.content).state.fingerprint
+            if not protocol.base_of(reply.content):  # a difference is named by its digest alone
+                found["fingerprint"] = protocol.decode_update(reply.content).state.fingerprint
     except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
         return {}
     return found

@@ -13,11 +13,12 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedvfm import chain, errors, factors, flower, progress, protocol, state, storage
@@ -29,6 +30,7 @@ from fedvfm.server import (
     admission,
     aggregation,
     asking,
+    broadcast,
     checkpoint,
     cohort,
     handshake,
@@ -106,6 +108,7 @@ class Federation:
         self.checkpoints = job.folder / "checkpoints"
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self._kept: dict[str, state.Array] = {}
+        self._broadcast = broadcast.Broadcast(self.recipe.codec, job.locked.manifest)
         self._same_as: dict[str, str] = {}
         # A Grid whose sites compute in processes of their own knows what all of them take.
         self._peak_mib: Callable[[], float] = getattr(grid, "peak_mib", journal.peak_mib)
@@ -201,8 +204,9 @@ class Federation:
         made = self._private.found(number, adapter, self._kept) if self._private is not None else None
         made = made or self._joined(number, adapter, members, asked)
         trained = factors.trained(self.job.locked.manifest, self.recipe.adapter.factors, number)
-        adapter, velocity = optimiser.step(adapter, made.adapter, self._kept, self.recipe.aggregation, trained)
-        self._kept = {**made.kept, **velocity}
+        goal, velocity = optimiser.step(adapter, made.adapter, self._kept, self.recipe.aggregation, trained)
+        adapter, lost = self._broadcast.moved(adapter, goal, self._kept, trained)
+        self._kept = {**made.kept, **velocity, **lost}
         checkpoint.save(self.checkpoints, number, adapter, self._kept, self.recipe.hash)
         storage.fault_point("between-checkpoint-and-journal")
         every = self.recipe.evaluation.every
@@ -278,9 +282,6 @@ class Federation:
         bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
         by_node = {member.node: member for member in members}
 
-        # Sites of one rank get the same records: made once, serialised for each.
-        content = self._contents(lambda member: protocol.Task(self.recipe, number, bases[member.name]), by_node)
-
         taken: set[str] = set()
         refused: dict[str, dict[str, str]] = {}
         self._same_as = {}
@@ -289,7 +290,12 @@ class Federation:
                 intake.take(update)
                 taken.add(update.site)
         asked = {m.node: m.name for m in members if m.name not in taken}
-        for node, message in self.asker.ask(asked, protocol.TRAIN, content, number):
+        for node, message in self._ask(
+            [by_node[node] for node in asked],
+            protocol.TRAIN,
+            lambda member: protocol.Task(self.recipe, number, bases[member.name]),
+            number,
+        ):
             member = by_node[node]
             if member.name in taken or member.name in refused:
                 continue  # a second answer of a site counts no more than the first
@@ -308,7 +314,7 @@ class Federation:
             try:
                 if message.has_error():
                     raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
-                update = admission.admit(protocol.decode_update(message.content), terms)
+                update = admission.admit(protocol.decode_update(message.content, terms.base), terms)
                 update = update if self._private is None else mechanisms.bare(update)  # the rest is not private
                 if self.job.durable:
                     kept.keep(update, number)
@@ -407,10 +413,8 @@ class Federation:
             own = self.rule.for_site(adapter, member.manifest)
             return protocol.Task(self.recipe, number, own, split, surface, per_sample, final)
 
-        content = self._contents(task, by_node)
-
         answers: dict[str, protocol.Evaluation] = {}
-        for node, message in self.asker.ask({m.node: m.name for m in sites}, protocol.EVALUATE, content, number):
+        for node, message in self._ask(sites, protocol.EVALUATE, task, number):
             name = by_node[node].name
             self.observer("reply", arm=self.job.name, round=number, phase=split, site=name, loss=None)
             if message.has_error():
@@ -431,17 +435,59 @@ class Federation:
             raise errors.QuorumMissed(f"the final test is missing from: {missing}. Mend the sites and resume")
         return dict(sorted(answers.items()))
 
-    @staticmethod
+    def _ask(
+        self,
+        members: Sequence[handshake.Member],
+        kind: str,
+        task_of: Callable[[handshake.Member], protocol.Task],
+        number: int,
+    ) -> Iterator[tuple[int, Message]]:
+        """Ask these sites; one that does not hold what a difference is to is asked again with the whole adapter."""
+        by_node = {member.node: member for member in members}
+        adapters: dict[int, str] = {}
+        lacking: dict[int, str] = {}
+        for asked in ({member.node: member.name for member in members}, lacking):
+            content = self._contents(task_of, by_node, adapters)
+            for node, message in self.asker.ask(asked, kind, content, number):
+                name = by_node[node].name
+                if message.has_error():
+                    self._broadcast.forget(name)
+                    if protocol.error_word(message) == protocol.MISSING and asked is not lacking:
+                        lacking[node] = name
+                        continue
+                else:
+                    self._broadcast.holds(name, adapters[node])
+                yield node, message
+            if not lacking:
+                return
+
     def _contents(
-        task_of: Callable[[handshake.Member], protocol.Task], by_node: Mapping[int, handshake.Member]
+        self,
+        task_of: Callable[[handshake.Member], protocol.Task],
+        by_node: Mapping[int, handshake.Member],
+        adapters: dict[int, str],
     ) -> Callable[[int], Any]:
-        made: dict[str, Any] = {}
+        """The records for a node; sites of one rank that hold the same get the same: made once, serialised for each.
+
+        Args:
+            task_of: what is asked of a site.
+            by_node: the sites.
+            adapters: takes the fingerprint of each node's adapter.
+        """
+        made: dict[tuple[str, str | None], Any] = {}
+        tasks: dict[str, protocol.Task] = {}
 
         def content(node: int) -> Any:
             member = by_node[node]
-            key = member.manifest.fingerprint
+            kind = member.manifest.fingerprint
+            task = tasks[kind] if kind in tasks else tasks.setdefault(kind, task_of(member))
+            difference = None
+            if task.state is not None:
+                adapters[node] = task.state.fingerprint
+                difference = self._broadcast.difference(member, task.state)
+            key = (kind, None if difference is None else difference.base)
             if key not in made:
-                made[key] = protocol.encode_task(task_of(member))
+                made[key] = protocol.encode_task(task, difference)
             return made[key]
 
         return content

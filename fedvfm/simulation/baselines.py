@@ -15,8 +15,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedvfm import codecs, privacy_config, seeding
 from fedvfm import config as configs
-from fedvfm import privacy_config, seeding
 from fedvfm.data import hospitals as hospital_data
 
 
@@ -88,12 +88,12 @@ def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]
 def alone(recipe: configs.Recipe) -> configs.Recipe:
     """The recipe of an arm that trains at one site: nothing is averaged, so the server takes no step of its own.
 
-    Nor can it hide whether that site took part.
+    Nor can it hide whether that site took part; and nothing has to travel, so no codec loses anything.
     """
     plain = recipe.aggregation.model_copy(update={"server_momentum": 0.0, "server_learning_rate": 1.0})
     at_server = recipe.privacy.mechanism == privacy_config.SITE_LEVEL
     privacy = privacy_config.NONE if at_server else recipe.privacy
-    return recipe.model_copy(update={"aggregation": plain, "privacy": privacy})
+    return recipe.model_copy(update={"aggregation": plain, "privacy": privacy, "codec": codecs.PLAIN})
 
 
 def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:

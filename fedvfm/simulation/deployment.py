@@ -166,7 +166,7 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
     import torch
 
     from fedvfm.client import app as client_app
-    from fedvfm.client import gate, sent
+    from fedvfm.client import gate, held, sent
     from fedvfm.simulation import experiment as experiments
     from fedvfm.simulation import run as runs
 
@@ -180,8 +180,11 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
     def report(where: str, error: Exception) -> None:
         site_errors.leave(folder / "faults", where, error)
 
-    app = client_app.make_client_app(lambda context: site, built, report)
-    entry = gate.Gate(app, sent.Sent(folder / "sent" / name), gate.NoTerms(), report)
+    kept = sent.Sent(folder / "sent" / name)
+    # The gate settles what coding an update lost, as at a real site; it lies in the run folder, for a run that goes on.
+    site.residuals = kept.residuals = held.Residuals(folders.RunFolder(folder.parent).residuals)
+    app = client_app.make_client_app(lambda context: site, built, report, adapters=kept.adapters)
+    entry = gate.Gate(app, kept, gate.NoTerms(), report)
     executor.serve(link, entry, threading.Event())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedvfm import assignments, errors, registry
+from fedvfm import assignments, codecs, errors, registry
 from fedvfm import config as configs
 from fedvfm.adapters import table as adapters
 from fedvfm.backbones import table as backbones
@@ -117,6 +117,7 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, registry.Table, str
         "recipe.adapter.kind": adapters.TABLE,
         "recipe.task.kind": tasks.TABLE,
         "recipe.aggregation.rule": rules.TABLE,
+        "recipe.codec": codecs.TABLE,
     }
     for where, table in single.items():
         name = _at(values, where)

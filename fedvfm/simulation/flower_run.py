@@ -115,7 +115,7 @@ def _app(experiment: str, faults: str) -> ClientApp:
     from fedvfm.simulation import run as runs
 
     what = configs.Experiment.model_validate_json(experiment)
-    members = runs.members(what, experiments.hospitals(what))
+    members = runs.members(what, experiments.hospitals(what), run=Path(faults) if _private(Path(faults)) else None)
 
     def site_of(context: Context) -> sites.Site:
         index = int(str(context.node_config["partition-id"]))

@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "seeds.json"
 
     @property
+    def residuals(self) -> Path:
+        """What coding updates lost, until the run is finished."""
+        return self.path / "residuals"
+
+    @property
     def features(self) -> Path:
         """What the frozen blocks computed of images, until the run is finished."""
         return self.path / "features"

@@ -5,14 +5,15 @@ Needs neither weights nor network.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Message, RecordDict
 
+from fedvfm import codecs, errors, factors, flower, privacy_config, protocol, state
 from fedvfm import config as configs
-from fedvfm import errors, factors, flower, privacy_config, protocol, state
 from fedvfm import recipe as recipes
 from fedvfm.client import budget, devices, feature_counts
 from fedvfm.client import model as models
@@ -115,16 +116,25 @@ def _bytes(
     asked = (what.server.cohort or len(hospitals)) / len(hospitals)
     bases = {hospital.name: _base(what, locked, hospital.name) for hospital in hospitals}
     odd, even, validate, test = Phase(), Phase(), Phase(), Phase()
-    for hospital in hospitals:
-        odd += _train(locked, bases[hospital.name], 1) * asked
-        even += _train(locked, bases[hospital.name], 2) * asked
-        validate += _evaluate(recipe, bases[hospital.name], "val", ()) if hospital.val else Phase()
-        test += _evaluate(recipe, bases[hospital.name], "test", [sample.id for sample in hospital.test])
     every = recipe.evaluation.every
+    # Under a codec a site that validates holds the adapter that it then trains from, or tests.
+    held = every == 1
+    for hospital in hospitals:
+        odd += _train(locked, bases[hospital.name], 1, held) * asked
+        even += _train(locked, bases[hospital.name], 2, held) * asked
+        validate += _evaluate(locked, bases[hospital.name], "val", ()) if hospital.val else Phase()
+        test += _evaluate(locked, bases[hospital.name], "test", [sample.id for sample in hospital.test], held=every > 0)
     validated = len({*range(every, recipe.rounds + 1, every), recipe.rounds}) if every else 0
     tests = 2 if validated > 1 and validate.up else 1
     trained = odd * ((recipe.rounds + 1) // 2) + even * (recipe.rounds // 2)
     total += trained + validate * validated + test * tests
+    if recipe.codec != codecs.PLAIN:
+        # Nobody holds the first adapter: it comes whole.
+        usual = [_travels(locked, base, 1, held) for base in bases.values()]
+        more = sum(4 * base.parameters for base in bases.values()) - sum(
+            len(one.data) for one in usual if one is not None
+        )
+        total += Phase(0, round(asked * more))
     round_ = trained * (1 / recipe.rounds) + (validate if validated else Phase())
     return {"up": total.up, "down": total.down, "per_round": {"up": round_.up, "down": round_.down}}
 
@@ -150,7 +160,20 @@ def _handshake(recipe: configs.Recipe, locked: recipes.LockedRecipe) -> Phase:
     return _exchange(protocol.HANDSHAKE, protocol.encode_task(protocol.Task(recipe)), protocol.encode_hello(hello))
 
 
-def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int) -> Phase:
+def _travels(
+    locked: recipes.LockedRecipe, base: state.AdapterState, number: int, held: bool
+) -> codecs.Difference | None:
+    """What takes the place of the adapter on the way down: nothing where it is held, else the step of a round."""
+    recipe = locked.recipe
+    if recipe.codec == codecs.PLAIN:
+        return None
+    if held:
+        return codecs.Difference(recipe.codec, base.fingerprint, base.fingerprint, {}, b"")
+    left = base.select(factors.trained(locked.manifest, recipe.adapter.factors, number))
+    return dataclasses.replace(codecs.encode(recipe.codec, left, base, {}).difference, target=base.fingerprint)
+
+
+def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int, held: bool) -> Phase:
     recipe = locked.recipe
     # Under a mechanism nothing that is made of training records leaves beside the adapter.
     plain = recipe.privacy.mechanism == privacy_config.NO_MECHANISM
@@ -158,16 +181,20 @@ def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int) 
     metrics = dict.fromkeys(("loss", "seconds", "steps", *counted), 0.0) if plain else {}
     left = base.select(factors.trained(locked.manifest, recipe.adapter.factors, number))
     update = state.SiteUpdate("site", left, 1, 0, base.fingerprint, metrics=metrics)
-    return _exchange(
-        protocol.TRAIN, protocol.encode_task(protocol.Task(recipe, 1, base)), protocol.encode_update(update)
-    )
+    up = None if recipe.codec == codecs.PLAIN else codecs.encode(recipe.codec, left, base, {}).difference
+    task = protocol.encode_task(protocol.Task(recipe, 1, base), _travels(locked, base, number, held))
+    return _exchange(protocol.TRAIN, task, protocol.encode_update(update, up))
 
 
-def _evaluate(recipe: configs.Recipe, base: state.AdapterState, split: str, ids: Sequence[str]) -> Phase:
+def _evaluate(
+    locked: recipes.LockedRecipe, base: state.AdapterState, split: str, ids: Sequence[str], held: bool = False
+) -> Phase:
+    recipe = locked.recipe
     values = {name: [0.5] * len(ids) for name in METRICS} if ids else {}
     answer = protocol.Evaluation("site", 1, 1, dict.fromkeys(METRICS, 0.5), values, tuple(ids))
     task = protocol.Task(recipe, 1, base, split)
-    return _exchange(protocol.EVALUATE, protocol.encode_task(task), protocol.encode_evaluation(answer))
+    content = protocol.encode_task(task, _travels(locked, base, recipe.rounds, held))
+    return _exchange(protocol.EVALUATE, content, protocol.encode_evaluation(answer))
 
 
 def _memory(

@@ -78,7 +78,7 @@ def _app(nodes: VirtualNodes) -> ClientApp:
     built = client_app.Models(threads=schedule.threads(what))
     torch.set_num_threads(built.threads)
     precision.take(what.device, nodes.ratio)
-    members = runs.members(what, experiments.hospitals(what), runs.shared_files(Path(nodes.run), what))
+    members = runs.members(what, experiments.hospitals(what), runs.shared_files(Path(nodes.run), what), Path(nodes.run))
 
     def site_of(context: Context) -> sites.Site:
         return members[int(context.node_config["partition-id"])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fedvfm import config as configs
 from fedvfm import recipe as recipes
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
-from fedvfm.client import devices, feature_cache, feature_files
+from fedvfm.client import devices, feature_cache, feature_files, held
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.data import hospitals as hospital_data
@@ -244,13 +245,14 @@ def _train_and_report(
     planned = arms(what, [hospital.name for hospital in hospitals])
     for note in notes(what, hospitals):
         observer("note", text=note)
-    jobs, everyone = _jobs(what, run, planned), members(what, hospitals, files)
+    jobs, everyone = _jobs(what, run, planned), members(what, hospitals, files, run.path)
     _same_setup(run, hospitals, jobs)
     waiting = [job for job in jobs if not _done(run, job)]
     if waiting:
         _check_sites(what, waiting)
         with site_errors.explained(f"engine '{what.engine}'"):
             engine(waiting, everyone, observer, what)
+    shutil.rmtree(run.residuals, ignore_errors=True)
     for arm in planned:
         if arm.recipe is None and run.evaluation(arm.name) is None:
             with site_errors.explained(f"arm '{arm.name}'"):
@@ -333,6 +335,7 @@ def members(
     what: configs.Experiment,
     hospitals: Sequence[hospital_data.Hospital],
     files: feature_files.FeatureFiles | None = None,
+    run: Path | None = None,
 ) -> list[sites.Site]:
     """The sites of a simulation: one a hospital, and the one that pools them all. They share one cache.
 
@@ -340,12 +343,15 @@ def members(
         what: the experiment.
         hospitals: its hospitals.
         files: shared with other processes of the run.
+        run: the run folder, where what coding an update lost outlives the process; None to keep it in memory.
     """
+    residuals = held.Residuals(None if run is None else folder.RunFolder(run).residuals, at_once=True)
     cache = feature_cache.FeatureCache(what.cache_mib * MIB, files, files_first=True)
     everyone = [*hospitals, hospital_data.pooled(hospitals)]
     device = devices.choose(what.device)
     return [
-        sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), cache, simulated=True) for one in everyone
+        sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), cache, simulated=True, residuals=residuals)
+        for one in everyone
     ]
 
 

@@ -87,6 +87,23 @@ def test_one_factor_at_a_time_over_a_real_network(tiny: Any, tmp_path: Path) -> 
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "deployment" / "journal.jsonl")] == [0.0] * 3
 
 
+def test_coded_differences_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
+    sets = [*TWO, "--set", 'recipe.codec="int8"']
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    plain = tiny.run("simulate", tiny.experiment, *TWO, "--output", tmp_path / "plain")
+    assert plain.code == 0, plain.err
+    coded, whole = (
+        [sum(line["bytes"].values()) for line in tiny.lines(tmp_path / name / "journal.jsonl")[1:]]
+        for name in ("in-process", "plain")
+    )
+    assert all(one < 0.5 * other for one, other in zip(coded, whole, strict=True))
+    assert not (tmp_path / "in-process" / "residuals").exists()
+
+
 def test_two_sites_a_killed_parent_and_the_run_goes_on(tiny: Any, ours: Any, until: Any, tmp_path: Path) -> None:
     alike = tiny.run("simulate", tiny.experiment, *TWO, "--output", tmp_path / "in-process")
     assert alike.code == 0, alike.err

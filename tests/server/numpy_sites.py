@@ -12,8 +12,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedvfm import codecs, factors, flower, protocol, recipe, seeding, state
 from fedvfm import config as configs
-from fedvfm import factors, flower, protocol, recipe, seeding, state
+from fedvfm.client import held
 from fedvfm.server import handshake, strategy
 
 SHA = "ab" * 32
@@ -74,13 +75,21 @@ class NumpySite:
     fingerprint: str = ""
     change: Callable[[str, int, Any], Any] = lambda kind, number, reply: reply
     asked: list[tuple[str, int]] = field(default_factory=list)
+    adapters: held.Adapters = field(default_factory=held.Adapters)
+    residuals: held.Residuals = field(default_factory=held.Residuals)
 
     def hello(self, task: protocol.Task) -> RecordDict:
         """The handshake reply."""
         own = self.fingerprint or handshake.at_rank(manifest(task.recipe.adapter.rank), self.rank).fingerprint
         counts = {"train": self.examples, "val": self.val, "test": 5}
         return protocol.encode_hello(
-            self.change("hello", 0, protocol.Hello(self.name, self.sha256, own, self.rank, counts, self.config_sha256))
+            self.change(
+                "hello",
+                0,
+                protocol.Hello(
+                    self.name, self.sha256, own, self.rank, counts, self.config_sha256, codec=task.recipe.codec
+                ),
+            )
         )
 
     def train(self, task: protocol.Task) -> RecordDict:
@@ -101,7 +110,12 @@ class NumpySite:
             metrics={"loss": 1.0 / task.round},
         )
         reply = self.change("train", task.round, update)
-        return reply if isinstance(reply, RecordDict) else protocol.encode_update(reply)
+        if isinstance(reply, RecordDict) or task.recipe.codec == codecs.PLAIN:
+            return reply if isinstance(reply, RecordDict) else protocol.encode_update(reply)
+        word = (task.recipe.hash, self.name, task.round)
+        coded = codecs.encode(task.recipe.codec, reply.state, task.state, self.residuals.before(*word))
+        self.residuals.propose(*word, coded.residual)
+        return protocol.encode_update(reply, coded.difference)
 
     def evaluate(self, task: protocol.Task) -> RecordDict:
         """Dice is made of the adapter's numbers."""
@@ -121,7 +135,9 @@ def client_app(sites: Sequence[NumpySite]) -> ClientApp:
     def answer(message: Message, context: Context, work: str) -> Message:
         site = sites[int(context.node_config["partition-id"])]
         try:
-            task = protocol.decode_task(message.content)
+            task = protocol.decode_task(message.content, site.adapters.find)
+            if task.state is not None:
+                site.adapters.keep(task.recipe.hash, task.state)
             site.asked.append((work, task.round))
             return Message(getattr(site, work)(task), reply_to=message)
         except Exception as error:
