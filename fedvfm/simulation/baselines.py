@@ -80,6 +80,13 @@ def fewer_rounds(rounds: Mapping[str, int], what: configs.Experiment, sites: int
     )
 
 
+def whole(arm: Arm) -> Arm:
+    """The arm without a codec: what a baseline sends is nobody's bytes, and no two arms may share a residual."""
+    if arm.recipe is None or arm.recipe.codec == codecs.PLAIN:
+        return arm
+    return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update={"codec": codecs.PLAIN}))
+
+
 def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     """The federation itself."""
     return [Arm("federated", "federated", experiment.recipe, tuple(sites), tuple(sites), test_best=True)]
@@ -88,12 +95,12 @@ def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]
 def alone(recipe: configs.Recipe) -> configs.Recipe:
     """The recipe of an arm that trains at one site: nothing is averaged, so the server takes no step of its own.
 
-    Nor can it hide whether that site took part; and nothing has to travel, so no codec loses anything.
+    Nor can it hide whether that site took part.
     """
     plain = recipe.aggregation.model_copy(update={"server_momentum": 0.0, "server_learning_rate": 1.0})
     at_server = recipe.privacy.mechanism == privacy_config.SITE_LEVEL
     privacy = privacy_config.NONE if at_server else recipe.privacy
-    return recipe.model_copy(update={"aggregation": plain, "privacy": privacy, "codec": codecs.PLAIN})
+    return recipe.model_copy(update={"aggregation": plain, "privacy": privacy})
 
 
 def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:

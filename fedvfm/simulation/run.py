@@ -184,7 +184,7 @@ def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
     """All arms of an experiment, the federated one first."""
     found = baselines.federated(what, names)
     for baseline in what.baselines:
-        found += tables.BASELINES.get(baseline)(what, names)
+        found += [baselines.whole(arm) for arm in tables.BASELINES.get(baseline)(what, names)]
     return [baselines.equal_steps(arm, what.server, len(names)) for arm in found]
 
 
