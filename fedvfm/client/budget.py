@@ -29,8 +29,8 @@ ADAPTERS_KEPT = 4
 COPIES = 10
 """Of what trains: parameters, gradients, two moments of the optimiser, what was received, sent and serialised."""
 
-HALVED = 0.75
-"""What activations take in bfloat16, beside float32: layers of the head and norms stay wide."""
+NARROW = 0.4
+"""What activations of a backbone's blocks take in bfloat16, beside float32; those of the head stay as wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def memory(model: models.AdaptedModel, seen: Iterable[Images], places: Places, d
     spilled = min(places.files * MIB, features) if places.files_first else 0
     kept = min(places.memory * MIB, images + features - spilled)
     trained = 4 * COPIES * model.manifest.parameters
-    step = activations(model) * (HALVED if narrow else 1.0)
+    step = activations(model, narrow=narrow)
     parts = (4 * model.backbone_parameters, max(step, scored) + trained, kept, features, images)
     return Memory(BASE_MIB, *(part / MIB for part in parts))
 
@@ -150,11 +150,11 @@ def feature_bytes(model: models.AdaptedModel, size: Sequence[int]) -> int:
     return feature_cache.nbytes(found)
 
 
-def activations(model: models.AdaptedModel) -> int:
-    """Bytes that a step keeps of a batch for the backward pass, in float32, and what it computes meanwhile.
+def activations(model: models.AdaptedModel, *, narrow: bool = False) -> int:
+    """Bytes that a step keeps of a batch for the backward pass, and what it computes meanwhile.
 
     Counted on the meta device: what torch saves in a forward pass, each storage once. Where the shapes alone do not
-    suffice for one, it is estimated from the backbone.
+    suffice for one, it is estimated from the backbone. ``narrow``: computed in bfloat16.
     """
     recipe = model.recipe
     if model.device != "meta":
@@ -162,13 +162,13 @@ def activations(model: models.AdaptedModel) -> int:
     size, batch = recipe.data.input_size, recipe.optimiser.batch_size
     estimated = 4 * model.backbone.activations(size) * batch
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
-        saved, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))
-        return min(saved + 2 * largest, estimated) if model.backbone.depth else saved + 2 * largest
+        blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))
+        return round(blocks * (NARROW if narrow else 1.0)) + head + 2 * largest
     return estimated
 
 
-def _saved(model: models.AdaptedModel, pixels: Tensor) -> tuple[int, int]:
-    """Bytes of all storages that a forward pass saves, and of the largest of them."""
+def _saved(model: models.AdaptedModel, pixels: Tensor) -> tuple[int, int, int]:
+    """Bytes of all storages that a forward pass saves in the backbone and then in the head, and of the largest one."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -185,10 +185,13 @@ def _saved(model: models.AdaptedModel, pixels: Tensor) -> tuple[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if model.recipe.task.oracle:
             raise NotImplementedError("prompts have values, not shapes alone")
-        logits = model.head(model.backbone.features(pixels, model.taps, prefix))
+        features = model.backbone.features(pixels, model.taps, prefix)
+        blocks = sum(storage.nbytes() for storage in storages.values())
+        logits = model.head(features)
     sizes = [storage.nbytes() for storage in storages.values()]
     # The loss keeps probabilities, their logarithms and the truth.
-    return sum(sizes) + 4 * logits.numel() * logits.element_size(), max(sizes, default=0)
+    lost = 4 * logits.numel() * logits.element_size()
+    return blocks, sum(sizes) - blocks + lost, max(sizes, default=0)
 
 
 def largest(parts: Iterable[Memory], places: Places) -> Memory:
