@@ -22,6 +22,7 @@ SITES = ("east", "north", "south")
 # The machine's view of a run, stable: simulations/README.md documents these keys.
 TOP = {
     "features",
+    "precision",
     "threads",
     "workers",
     "experiment",

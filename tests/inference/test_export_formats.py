@@ -424,4 +424,4 @@ def test_a_peft_form_of_other_numbers_is_refused(saved: Saver, tmp_path: Path) -
 
 
 def test_every_form_is_in_the_table() -> None:
-    assert forms.TABLE.names() == ["hf", "monai", "onnx", "peft"]
+    assert forms.TABLE.names() == ["hf", "monai", "onnx", "onnx-int8", "peft"]
