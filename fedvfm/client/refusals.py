@@ -21,10 +21,15 @@ _POLICY = "fedvfm client review {recipe} --policy SITE.toml shows each rule; the
 _MORE = "fedvfm client review {{recipe}} --policy SITE.toml says which; raise {}, or leave it at that"
 WORDS: dict[str, tuple[str, str]] = {
     "adapter": ("the adapter that came does not fit this site's model", "install the release the coordinator has"),
+    "adapter-missing": (
+        "a difference came to an adapter that is not kept here",
+        "nothing; the coordinator sends the whole adapter next",
+    ),
     "approval-pending": (
         "no person here approved this recipe",
         "fedvfm client review {recipe}, then fedvfm client approve {recipe}",
     ),
+    "codec": ("this release does not know the recipe's codec", "install the release the coordinator has"),
     "config": ("site.toml has a fault, or does not fit the recipe", "fedvfm doctor client SITE.toml names it"),
     "data": ("an image or a label cannot be used", "fedvfm data check SITE.toml names it"),
     "deadline": ("the work took longer than the round lasts", "a faster device, or ask for a longer round"),

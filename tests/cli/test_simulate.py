@@ -295,7 +295,13 @@ def test_plan_needs_neither_weights_nor_network(tiny: Any) -> None:
     answer = tiny.run("simulate", tiny.experiment, "--dry-run", "--json", *sets, environment=nowhere)
     assert answer.code == 0, answer.err
     made = json.loads(answer.out)
-    assert set(made) - {"share", "sites", "notes", "cache"} == TOP - {"features", "fingerprint", "wall_s", "primary"}
+    assert set(made) - {"share", "sites", "notes", "cache"} == TOP - {
+        "features",
+        "fingerprint",
+        "precision",
+        "wall_s",
+        "primary",
+    }
     assert set(made["backbone"]) == BACKBONE
     assert set(made["bytes"]) == BYTES | {"per_round"}
     assert made["backbone"]["parameters"] > 21_000_000

@@ -183,7 +183,11 @@ def views(site: config.SiteConfig, asked: config.Recipe, view: int) -> dict[str,
     hospital = own.hospital(site, asked)
     node = sites.Site("north", hospital)
     model: Any = SimpleNamespace(
-        recipe=asked, backbone=SimpleNamespace(patch=14, sha256="", config_sha256=""), frozen_blocks=0, taps=()
+        recipe=asked,
+        backbone=SimpleNamespace(patch=14, sha256="", config_sha256=""),
+        frozen_blocks=0,
+        taps=(),
+        device="cpu",
     )
     found = {}
     for one in hospital.train:
