@@ -27,10 +27,12 @@ from flwr.serverapp import Grid
 from fedvfm import config as configs
 from fedvfm import errors, flower, progress, protocol
 from fedvfm.client import app as client_app
+from fedvfm.client import held
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
+from fedvfm.simulation import folder as folders
 from fedvfm.simulation import repeats, schedule, site_errors, workers
 
 RUN_ID = 1
@@ -311,6 +313,7 @@ class Team:
 
     def __init__(self, jobs: Sequence[strategy.Job], members: Sequence[sites.Site], what: configs.Experiment) -> None:
         self.members, self.what = members, what
+        self._shared_folder = folders.RunFolder(folders.of_arm(jobs[0].folder)).residuals
         self.threads = schedule.threads(what)
         recipes = {job.locked.recipe.hash: job.locked.recipe for job in jobs}
         self.models = client_app.Models(threads=1, recipes=len(recipes))
@@ -342,7 +345,9 @@ class Team:
         def site_of(context: Context) -> sites.Site:
             return self.members[int(context.node_config["partition-id"])]
 
-        return client_app.make_client_app(site_of, self.models, report, on_step=on_step)
+        # A codec sends differences to an adapter that came before, maybe to another worker.
+        adapters = held.Adapters(self._shared_folder if self.number > 1 else None)
+        return client_app.make_client_app(site_of, self.models, report, on_step=on_step, adapters=adapters)
 
     def prepare(self, index: int) -> None:
         """Make a forked process a worker: its threads, its share of what is kept of images, its GPU."""

@@ -128,6 +128,20 @@ def test_who_stops_a_run_in_any_thread_stops_it(tiny: Any, one: Path, tmp_path: 
         assert run.resume(tmp_path / "run").summary["fingerprint"] == run.resume(one).summary["fingerprint"]
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_a_codec_s_residual_follows_its_site_from_worker_to_worker(tiny: Any, tmp_path: Path, codec: str) -> None:
+    made = [
+        run.simulate(
+            values(tiny, baselines=["pooled"], recipe={"rounds": 4, "codec": codec}, workers=number),
+            output=tmp_path / str(number),
+        )
+        for number in (1, 2, 3)
+    ]
+    assert len({one.summary["fingerprint"] for one in made}) == 1
+    assert made[0].summary["arms"] == made[1].summary["arms"] == made[2].summary["arms"]
+    assert [lines(one.path) for one in made[1:]] == [lines(made[0].path)] * 2, "bytes too"
+
+
 class Loud:
     """Boxes at two sites whose reader complains."""
 
