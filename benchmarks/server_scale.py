@@ -4,10 +4,10 @@
 
 Updates of 2 M numbers (48 pairs of rank 16 at width 1024, and a head), from the seed, one after another, as a round
 hands them over; rule ``mean`` with weights by examples, then rule ``svd``. What a round calls is called: fold, finish,
-and the error of averaging the factors. Decoding and admission are not in it. Each figure is a process of its own on
-one thread; ``--before`` names another checkout with its own ``.venv``, and the runs of both are interleaved. Prints one
-line of JSON a run and the ratios of the medians. A checkout that holds all updates runs with as many as ``--most-mib``
-takes; its figures are scaled up, and marked ``scaled``.
+and the error of averaging the factors. Decoding and admission are not in it. Each figure is a process of its own, BLAS
+on one thread; ``--before`` names another checkout with its own ``.venv``, and the runs of both are interleaved. Prints
+one line of JSON a run and the ratios of the medians. A checkout that holds all updates runs with as many as
+``--most-mib`` takes; its figures are scaled up, and marked ``scaled``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, RANK, NUMBERS = 1024, 16, 2_000_000
+FIGURES = ("wall_s", "cpu_s", "extra_mib")
 
 
 def rows(pairs: int) -> Any:
@@ -49,6 +50,21 @@ def updates(manifest: Any, count: int) -> Iterator[Any]:
         yield state.SiteUpdate(f"site-{number:04d}", state.AdapterState(arrays), 10 + number % 90, 0, "")
 
 
+class Clock:
+    """Seconds of the blocks it is opened for."""
+
+    def __init__(self) -> None:
+        self.wall = self.processor = 0.0
+        self._began = (0.0, 0.0)
+
+    def __enter__(self) -> None:
+        self._began = (time.perf_counter(), time.process_time())
+
+    def __exit__(self, *_: object) -> None:
+        self.wall += time.perf_counter() - self._began[0]
+        self.processor += time.process_time() - self._began[1]
+
+
 def work(rule_name: str, count: int, pairs: int) -> dict[str, Any]:
     """One run in this process, whichever checkout it is."""
     import resource
@@ -61,25 +77,24 @@ def work(rule_name: str, count: int, pairs: int) -> dict[str, Any]:
     members = {name: handshake.Member(name, at, manifest, {}) for at, name in enumerate(names)}
     next(updates(manifest, 1))
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = 0.0
+    clock = Clock()
     if hasattr(aggregation, "Fold"):
         intake = aggregation.Fold(rule, names, members, "examples", manifest, {})
         for update in updates(manifest, count):
-            started = time.process_time()
-            intake.take(update)
-            seconds += time.process_time() - started
-        started = time.process_time()
-        made = intake.finish({})
+            with clock:
+                intake.take(update)
+        with clock:
+            made = intake.finish({})
     else:
         held = {update.site: update for update in updates(manifest, count)}
-        started = time.process_time()
-        made = aggregation.join(rule, held, members, "examples", manifest, {})
-    seconds += time.process_time() - started
+        with clock:
+            made = aggregation.join(rule, held, members, "examples", manifest, {})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "rule": rule_name,
         "updates": count,
-        "cpu_s": round(seconds, 2),
+        "wall_s": round(clock.wall, 2),
+        "cpu_s": round(clock.processor, 2),
         "extra_mib": round(peak - base),
         "factor_error": made.record["factor_error"],
     }
@@ -95,7 +110,7 @@ def run(checkout: Path, rule: str, count: int, options: argparse.Namespace) -> d
     done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if fewer < count:
-        found["cpu_s"], found["extra_mib"] = found["cpu_s"] * count / fewer, found["extra_mib"] * count / fewer
+        found |= {key: round(found[key] * count / fewer, 2) for key in FIGURES}
         found["scaled"] = f"{fewer} updates were run"
     return {"checkout": checkout.name, **found}
 
@@ -123,7 +138,7 @@ def main() -> None:
                 print(json.dumps(figures[checkout][-1]), flush=True)
         if options.before is not None:
             now, before = (
-                {key: statistics.median(one[key] for one in figures[checkout]) for key in ("cpu_s", "extra_mib")}
+                {key: statistics.median(one[key] for one in figures[checkout]) for key in FIGURES}
                 for checkout in checkouts
             )
             ratios = {key: round(now[key] / before[key], 3) for key in now}

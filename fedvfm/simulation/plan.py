@@ -129,12 +129,13 @@ def _bytes(
     trained = odd * ((recipe.rounds + 1) // 2) + even * (recipe.rounds // 2)
     total += trained + validate * validated + test * tests
     if recipe.codec != codecs.PLAIN:
-        # Nobody holds the first adapter: it comes whole.
+        # Nobody holds the first adapter, nor that of the best round, tested after the last one: they come whole.
         usual = [_travels(locked, base, 1, held) for base in bases.values()]
         more = sum(4 * base.parameters for base in bases.values()) - sum(
             len(one.data) for one in usual if one is not None
         )
         total += Phase(0, round(asked * more))
+        total += Phase(0, (tests - 1) * sum(4 * base.parameters for base in bases.values()))
     round_ = trained * (1 / recipe.rounds) + (validate if validated else Phase())
     return {"up": total.up, "down": total.down, "per_round": {"up": round_.up, "down": round_.down}}
 

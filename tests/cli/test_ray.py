@@ -93,6 +93,17 @@ def test_one_factor_at_a_time_gives_the_same_bits_too(tiny: Any, tmp_path: Path)
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "ray" / "journal.jsonl")] == [0.0] * 3
 
 
+def test_coded_differences_give_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
+    sets = ["--set", 'recipe.codec="int8"', "--set", "baselines=[]"]
+    for engine in ("in-process", "ray"):
+        answer = tiny.run(
+            "simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine,
+            environment=ENVIRONMENT,
+        )  # fmt: skip
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "ray") == tiny.results(tmp_path / "in-process")
+
+
 @pytest.mark.parametrize("mechanism", ["patient-level", "site-level"])
 def test_noise_of_a_run_s_seed_gives_the_same_bits_too(tiny: Any, cli: Any, tmp_path: Path, mechanism: str) -> None:
     """Drawn at the sites, in other processes, or at the server."""

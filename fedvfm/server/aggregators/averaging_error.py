@@ -11,7 +11,7 @@ from fedvfm.server.aggregators import base, products
 
 ALL_BELOW = 1 << 22
 """Numbers of all products together up to which every pair is measured (32 MiB of float64)."""
-SAMPLE = 1 << 21
+SAMPLE = 1 << 20
 """Numbers of the products of a sample; one pair at least."""
 DIGITS = 6
 """Significant digits that are told: the order in which updates come shows only behind them."""

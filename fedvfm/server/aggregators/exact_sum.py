@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent import futures
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors
+from fedvfm import capacity, errors
 from fedvfm import state as states
 
 Wide = NDArray[np.float64]
@@ -22,8 +23,11 @@ SLICE = 40
 """Binary places of a bin. A float64 holds 53, so 2^13 slices add up before any can overflow into the next bin."""
 MOST = 1 << 13
 """Terms between two carries."""
-BUFFER_BYTES = 64 << 20
+BUFFER_BYTES = 48 << 20
 BUFFER_TERMS = 32
+THREADS = 4
+LARGE = 1 << 20
+"""Numbers to add from which several threads are worth their start."""
 _BLOCK = 1 << 15
 _LARGEST = 2.0**900
 
@@ -102,10 +106,18 @@ class ExactSum:
         if terms > MOST:
             before = {name: _carried(bins) for name, bins in before.items()}
             terms = len(weights) + 1
-        after = {
-            name: _added(before.get(name, {}), [arrays[name].reshape(-1) for _, arrays in self.buffer], weights)
-            for name in self.shapes
-        }
+
+        def added(name: str) -> dict[int, Wide]:
+            rows = [arrays[name].reshape(-1) for _, arrays in self.buffer]
+            return _added(before.get(name, {}), rows, weights)
+
+        size = sum(math.prod(shape) for shape in self.shapes.values())
+        threads = min(capacity.cores(), THREADS) if size * len(weights) >= LARGE else 1
+        if threads == 1:
+            after = {name: added(name) for name in self.shapes}
+        else:
+            with futures.ThreadPoolExecutor(threads) as pool:  # exact, so nobody sees which thread was first
+                after = dict(zip(self.shapes, pool.map(added, self.shapes), strict=True))
         return ExactSum(self.weight, after, self.shapes, (), terms)
 
 
@@ -127,15 +139,14 @@ def _added(bins: Mapping[int, Wide], rows: list[NDArray[Any]], weights: list[flo
     after = {unit: np.empty(size) if unit in units else bins[unit] for unit in {*units, *bins}}
     step = max(_BLOCK // len(rows), 256)
     block, part = np.empty((len(rows), step)), np.empty((len(rows), step))
-    factors, ones = np.asarray(weights)[:, None], np.ones(len(rows))
-    plain = bool((factors == 1.0).all())
+    ones = np.ones(len(rows))
     for start in range(0, size, step):
         stop = min(start + step, size)
         left, cut = block[:, : stop - start], part[:, : stop - start]
-        for index, row in enumerate(rows):
-            left[index] = row[start:stop]
-        if not plain:
-            left *= factors
+        for own, row, weight in zip(left, rows, weights, strict=True):
+            own[:] = row[start:stop]
+            if weight != 1.0:
+                own *= weight
         for unit in units:
             np.add(left, _rounder(unit), out=cut)
             np.subtract(cut, _rounder(unit), out=cut)

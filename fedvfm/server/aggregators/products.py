@@ -13,7 +13,7 @@ from fedvfm import state
 
 Matrix = NDArray[np.float64]
 
-BATCH = 128
+BATCH = 256
 """Sum of ranks that is multiplied at once; so many columns of B and rows of A are held at most beside the matrix."""
 
 
