@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 
 from fedvfm import config
-from fedvfm.client import joining, terms
+from fedvfm.client import joining, sent, terms
 
 
 def test_volumes_are_cut_and_stacked_as_the_recipe_says(tmp_path: Path) -> None:
@@ -29,6 +29,7 @@ def test_volumes_are_cut_and_stacked_as_the_recipe_says(tmp_path: Path) -> None:
     # What surrounds it needs a joined site; how the data are opened does not.
     builder = terms.SiteTerms.__new__(terms.SiteTerms)
     builder._device, builder._where = "cpu", joining.State(tmp_path / "state", cast(joining.About, None))
+    builder._sent = sent.Sent(tmp_path / "sent")
     made = builder._build(site, recipe)
     one = made.split("train")[0]
     assert one.part is not None
