@@ -280,10 +280,7 @@ class Recipe(Strict):
         left_out |= {"codec": True} if self.codec == "fp32" else {}
         left_out |= {} if self.data.channels else {"data": {"channels"}}
         left_out |= {} if self.adapter.factors != "both" else {"adapter": {"factors"}}
-        values = self.model_dump(mode="json", exclude=left_out)
-        if self.threads is None:
-            values["threads"] = 2  # what it was where nobody named it: such recipes keep their names
-        return hashlib.sha256(chain.canonical(values).encode()).hexdigest()
+        return hashlib.sha256(chain.canonical(self.model_dump(mode="json", exclude=left_out)).encode()).hexdigest()
 
 
 class SourceConfig(Strict):

@@ -149,6 +149,7 @@ def test_a_recipe_survives_json_and_its_hash_too() -> None:
         {"data": {"grey": True}},
         {"optimiser": {"clip_norm": 0.5}},
         {"threads": 1},
+        {"threads": 2},
     ],
     ids=lambda tables: next(iter(tables)),
 )

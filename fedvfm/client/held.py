@@ -142,7 +142,11 @@ def _read(path: Path) -> Residual:
 
 
 def _age(path: Path) -> tuple[int, str]:
-    return path.stat().st_mtime_ns, path.name
+    """For sorting, the oldest first; another worker may have let go of the file already."""
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except FileNotFoundError:
+        return 0, path.name
 
 
 def _trim(paths: list[Path], most: int) -> None:

@@ -156,3 +156,12 @@ def test_a_damaged_adapter_counts_as_none(tmp_path: Path) -> None:
     path.write_bytes(b"damaged")
     assert held.Adapters(tmp_path).find(START.fingerprint) is None
     assert held.Adapters(tmp_path).find("../../etc/passwd") is None
+
+
+def test_processes_that_share_a_folder_let_go_of_the_same_adapter(tmp_path: Path) -> None:
+    """One of them finds a name whose file the other has just removed."""
+    (tmp_path / "recipe-gone.adapter").symlink_to("nothing")
+    held.Adapters(tmp_path).keep("recipe", START)
+    other = held.Adapters(tmp_path)
+    other.keep("recipe", state.AdapterState({"head.w": np.ones(SHAPE, np.float32)}))
+    assert other.find(START.fingerprint) == START
