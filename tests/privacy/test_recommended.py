@@ -32,7 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_it_is_the_measured_run(measured: Any) -> None:
     found = experiments.load("nuclei-private")
     run = experiments.parse(measured.experiment("nuclei", "LoRA, alternate", 8.0, 0), "measured")
-    assert found.recipe == run.recipe.model_copy(update={"threads": None})  # each machine's own, but where bits are compared
+    assert found.recipe == run.recipe.model_copy(update={"threads": None})  # measured with 1, for equal bits
     assert (found.data, found.partition) == (run.data, run.partition)
 
 
