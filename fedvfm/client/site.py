@@ -131,7 +131,8 @@ class Site:
         if view == -1:
             fresh = self._augmented(model, sample, words)
             return Example(sample, fresh, None, self._prompts(model, sample, fresh.mask, words))
-        key = (*_key(model, sample), view)
+        # Arms of a run share the cache, and under a mechanism the same view is drawn otherwise.
+        key = (*_key(model, sample), self._word(model.recipe, sample), view)
         prepared = self._kept((*key, "image"), lambda: self._augmented(model, sample, ("view", view)))
         drawn = self._prompts(model, sample, prepared.mask, ("view", view))
         return Example(sample, prepared, self._prefix(model, prepared.image), drawn)

@@ -370,6 +370,7 @@ def _in_turn(team: Team, nodes: Mapping[str, int], observer: progress.Observer) 
     """All arms one after another, all sites in this process."""
     seen, steps = Errors(), Steps(observer)
     team.models.threads, team.models.recipes = team.threads, 1
+    torch.set_num_threads(team.threads)  # models that were built for workers are not built again
     app = team.app(seen, steps)
     shared: repeats.Repeats[Reply] = repeats.Repeats(team.jobs, nodes)
     names = {node: name for name, node in nodes.items()}

@@ -143,6 +143,21 @@ def test_a_codec_s_residual_follows_its_site_from_worker_to_worker(tiny: Any, tm
     assert moved[0] == moved[1] == moved[2], "no worker has to be sent what another one holds"
 
 
+@pytest.mark.parametrize("mechanism", ["site-level", "record-level"])
+def test_arms_that_draw_other_views_of_an_image_share_none(tiny: Any, tmp_path: Path, mechanism: str) -> None:
+    """A mechanism keys draws by names that stay, and not every arm has it: kept views must not pass between them."""
+    recipe = {
+        "privacy": {"mechanism": mechanism, "clip": 1.0, "noise_multiplier": 0.8, "delta": 1e-5},
+        "aggregation": {"weighting": "uniform"},
+        "data": {**tiny.values["recipe"]["data"], "augment": ["flip", "intensity", "noise"], "views": 1},
+    }
+    adapters = []
+    for name, more in (("kept", {}), ("not-kept", {"cache_mib": 0, "cache_disk_mib": 0}), ("workers", {"workers": 2})):
+        path = run.simulate(values(tiny, recipe=recipe, **{"workers": 1, **more}), output=tmp_path / name).path
+        adapters.append({arm: [line["fingerprint"] for line in rounds] for arm, rounds in lines(path).items()})
+    assert adapters[0] == adapters[1] == adapters[2]
+
+
 class Loud:
     """Boxes at two sites whose reader complains."""
 
@@ -192,10 +207,17 @@ def test_threads_that_computed_before_the_fork_are_not_waited_for(
     """A caller's own threads do not go along into a worker, which would wait for them for ever."""
     monkeypatch.setattr(in_process, "ALARM_S", 2)
     notes: list[str] = []
+    computed: set[int] = set()
+    really = trainer.train
 
     def watch(event: str, /, **fields: Any) -> None:
         notes.extend([fields["text"]] if event == "note" else [])
 
+    def train(*arguments: Any) -> Any:
+        computed.add(torch.get_num_threads())
+        return really(*arguments)
+
+    monkeypatch.setattr(trainer, "train", train)
     torch.set_num_threads(2)
     try:
         torch.ones(1 << 22).sum()
@@ -208,6 +230,7 @@ def test_threads_that_computed_before_the_fork_are_not_waited_for(
         torch.set_num_threads(1)
     assert any(note.startswith("1 worker: worker 1 of 2 cannot compute") for note in notes), notes
     assert (made.summary["workers"], made.summary["threads"]) == (1, 2)
+    assert computed == {2}, "as many as the run says, though models were built for the workers before"
 
 
 # -- the schedule ------------------------------------------------------------------------------------------------------
