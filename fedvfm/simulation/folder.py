@@ -16,7 +16,7 @@ from fedvfm import chain, errors, storage
 
 WRITTEN = (
     *("experiment.json", "seeds.json", "setup.json", "precision.json", "journal.jsonl"),
-    *("arms", "checkpoints", "deployment", "features", "private", "received"),
+    *("arms", "checkpoints", "deployment", "features", "private", "received", "residuals"),
 )
 """What may lie in a run folder before the first round is finished."""
 

@@ -139,6 +139,11 @@ def test_a_run_that_trained_nothing_frees_its_folder(tiny: Any, tmp_path: Path) 
     for output in (new, empty):
         with pytest.raises(errors.FedvfmError):
             run.simulate(small(tiny, recipe=broken), output=output)
+        for codec in ("fp32", "int8"):
+            coded = small(tiny, recipe={**small(tiny)["recipe"], "codec": codec})
+            with pytest.raises(KeyboardInterrupt):
+                run.simulate(coded, output=output, observer=stop)
+            (output / "notes.txt").unlink(missing_ok=True)
         with pytest.raises(KeyboardInterrupt):
             run.simulate(small(tiny), output=output, observer=stop)
     assert not new.exists()
