@@ -265,14 +265,14 @@ class Predictor:
             ) from None
 
     def ahead(self, items: Sequence[inputs.Item]) -> None:
-        """Compute pictures together that come next; one that cannot be used is left to :meth:`item`, which says why."""
+        """Compute pictures together that come next; whatever fails is left to :meth:`item`, which says why."""
         if self.batch == 1 or items[0].name in self._ready or items[0].kind != "picture" or items[0].more:
             return
         shown: dict[str, samples.Pixels] = {}
         for item in itertools.takewhile(lambda one: one.kind == "picture" and not one.more, items):
-            with contextlib.suppress(errors.DataError):
+            with contextlib.suppress(Exception):
                 shown[item.name] = self._read(item)
-        with contextlib.suppress(errors.DataError, MemoryError):
+        with contextlib.suppress(Exception):
             self._ready = dict(
                 zip(shown, zip(shown.values(), self.logits(list(shown.values())), strict=True), strict=True)
             )

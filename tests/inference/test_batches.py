@@ -16,6 +16,7 @@ from PIL import Image
 import fedvfm
 from fedvfm import errors
 from fedvfm.client import windows
+from fedvfm.data import formats
 from fedvfm.inference import export
 
 Saver = Callable[..., Path]
@@ -101,6 +102,23 @@ def test_a_batch_is_computed_together(
     monkeypatch.setattr(windows, "alone", counted)
     predicted(saved(), source, tmp_path / "out", batch=4)
     assert sizes == [3, 3, 4, 1]  # p0 p1 p2 (p2b is damaged), p3 p4 p5, and the volume's five slices
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError(), MemoryError()])
+def test_one_file_that_breaks_the_reader_ends_no_other(
+    saved: Saver, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    original = formats.read_image
+
+    def read(path: Path) -> Any:
+        if path.name == "p1.png":
+            raise fault
+        return original(path)
+
+    monkeypatch.setattr(formats, "read_image", read)
+    made, found = predicted(saved(), source, tmp_path / "out", batch=4)
+    assert set(made["failed"]) == {"p1", "p2b"}
+    assert set(found) >= {"p0", "p2", "p3", "p4", "p5"}
 
 
 @pytest.mark.parametrize("batch", [-1, 5000])
