@@ -28,10 +28,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedvfm import config as configs
 from fedvfm import errors, flower, protocol
+from fedvfm.client import precision
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
 from fedvfm.simulation import experiment as experiments
 from fedvfm.simulation import schedule, site_errors
+
+PRECISION = "precision.json"
 
 LOG = logging.getLogger("flwr")
 """Flower's own, so that ``flwr run . --stream`` and ``flwr log`` show the lines."""
@@ -109,13 +112,20 @@ class Door(ClientApp):
 
 @functools.lru_cache(maxsize=1)
 def _app(experiment: str, faults: str) -> ClientApp:
-    """The real ClientApp of one process: sites and models are built once and kept between messages."""
+    """The real ClientApp of one process: sites and models are built once and kept between messages.
+
+    It computes in what the run began with, where it is on the run's machine.
+    """
     from fedvfm.client import app as client_app
+    from fedvfm.client import devices
     from fedvfm.client import site as sites
     from fedvfm.simulation import run as runs
 
     what = configs.Experiment.model_validate_json(experiment)
-    members = runs.members(what, experiments.hospitals(what), run=Path(faults) if _private(Path(faults)) else None)
+    here = _private(Path(faults))
+    if here:
+        precision.take(devices.choose(what.device), precision.read(Path(faults) / PRECISION))
+    members = runs.members(what, experiments.hospitals(what), run=Path(faults) if here else None)
 
     def site_of(context: Context) -> sites.Site:
         index = int(str(context.node_config["partition-id"]))
@@ -260,7 +270,8 @@ def _simulate(grid: Grid, context: Context) -> None:
     output = Path(told) if told else runs.default_output(what.name)
     with _faults_of(context.run_id) as faults:
 
-        def engine(jobs: Sequence[strategy.Job], members: Sequence[Any], observer: Any, _: Any) -> None:
+        def engine(jobs: Sequence[strategy.Job], members: Sequence[Any], observer: Any, what: Any) -> None:
+            precision.write(faults / PRECISION, what.device)
             with site_errors.shown(lambda: site_errors.last(faults)):
                 server_app.make_server_app(jobs, observer)(SharedNodes(grid, len(members)), context)
 

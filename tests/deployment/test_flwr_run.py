@@ -20,6 +20,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 
 from fedvfm import errors, flower, processes, protocol
+from fedvfm.client import precision
 from fedvfm.simulation import experiment as experiments
 from fedvfm.simulation import flower_run, in_process
 
@@ -73,6 +74,30 @@ def in_process_run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
     what = experiments.load(str(tiny.experiment), ["baselines=[]"], rounds=2)
     return dict(run.simulate(what, output=tmp_path_factory.mktemp("alike") / "run").summary)
+
+
+def test_all_processes_of_a_run_compute_in_what_the_first_one_decided(
+    tiny: Any, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor is a process of its own: what it would time, beside others that do the same, may come out otherwise."""
+    text = (bundled / "tiny.toml").read_text()
+    (bundled / "tiny.toml").write_text(text.replace('precision = "float32"', 'precision = "auto"'))
+    ours: dict[str, float] = {"cpu": 0.5}
+    theirs: dict[str, float] = {}
+    monkeypatch.setattr(precision, "_ratios", ours)
+    monkeypatch.setattr(precision, "measure", lambda device: 8.0)
+
+    class Actor(flower_run.Door):
+        def __call__(self, message: Message, context: Context) -> Message:
+            with monkeypatch.context() as patch:
+                patch.setattr(precision, "_ratios", theirs)
+                return super().__call__(message, context)
+
+    settings = {"experiment": "tiny", "rounds": 1, "output": str(tmp_path / "run")}
+    grid = Nodes(Actor(lambda: True), 2, **settings)
+    flower_run.make_server_app(lambda grid: True)(grid, server_context(**settings))
+    made = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (made["precision"], theirs) == ("bfloat16", {"cpu": 0.5})
 
 
 def test_a_sites_own_error_is_shown(tiny: Any, bundled: Path, tmp_path: Path) -> None:
