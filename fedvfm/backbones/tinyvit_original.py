@@ -70,9 +70,13 @@ def _fused(stem: str, arrays: Mapping[str, Tensor], new: str) -> dict[str, Tenso
     except KeyError as error:
         raise errors.WeightsError(f"this is no whole SAM: it lacks {error}. Download it again") from None
     except RuntimeError:
-        raise errors.WeightsError(
-            f"this is no whole SAM: the arrays of {stem} are not of the shapes that a SAM has. Download it again"
-        ) from None
+        raise _misshapen(stem) from None
+
+
+def _misshapen(stem: str) -> errors.WeightsError:
+    return errors.WeightsError(
+        f"this is no whole SAM: the arrays of {ascii(stem)[1:-1]} are not of the shapes that a SAM has. Download it again"
+    )
 
 
 def _by_projection(new: str, value: Tensor, arrays: Mapping[str, Tensor], name: str) -> Tensor:
@@ -80,8 +84,10 @@ def _by_projection(new: str, value: Tensor, arrays: Mapping[str, Tensor], name: 
     match = re.fullmatch(r"(.*\.attn\.)qkv\.(weight|bias)", name)
     if match is None:
         return value.float()
-    heads = _heads(arrays, match[1])
-    rows = value.float().reshape(heads, 3, -1, *value.shape[1:])
+    try:
+        rows = value.float().reshape(_heads(arrays, match[1]), 3, -1, *value.shape[1:])
+    except (IndexError, RuntimeError):
+        raise _misshapen(match[1]) from None
     return rows.transpose(0, 1).reshape(value.shape).contiguous()
 
 

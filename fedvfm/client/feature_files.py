@@ -54,7 +54,7 @@ class FeatureFiles:
         """
         storage.make_private(self.folder)
         storage.sweep(self.folder)
-        with self._counter() as counter:
+        with storage.guard(self.folder), self._counter() as counter:
             _set(counter, sum(path.stat().st_size for path in self.folder.glob(f"*{SUFFIX}")))
 
     def read(self, name: str) -> dict[str, Tensor] | None:

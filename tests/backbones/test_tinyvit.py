@@ -101,6 +101,16 @@ def test_a_folded_batch_norm_is_the_convolution_and_the_norm(kernel: int) -> Non
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in _model(kernel).modules())
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("attn.qkv.weight", torch.zeros(7, 2)), ("attn.attention_biases", torch.zeros(0, 4))],
+)
+def test_attention_of_other_shapes_is_no_traceback(name: str, wrong: torch.Tensor) -> None:
+    arrays = light_sam.arrays(1) | {f"image_encoder.layers.1.blocks.0.{name}": wrong}
+    with pytest.raises(errors.WeightsError, match="are not of the shapes that a SAM has"):
+        tinyvit_original.convert(arrays)
+
+
 def _model(kernel: int) -> tinyvit_sam.LightSam:
     shapes = {name: tuple(value.shape) for name, value in light_sam.arrays(kernel).items()}
     return tinyvit_sam.LightSam(tinyvit_original.settings(shapes))

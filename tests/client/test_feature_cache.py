@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedvfm import errors
 from fedvfm.backbones import base as backbones
 from fedvfm.client import feature_cache, feature_counts, feature_files
 
@@ -267,3 +269,17 @@ def test_files_of_another_recipe_go(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     assert feature_files.of_recipe(folder, "bb", 0) is None
     assert not list(folder.iterdir())
+
+
+def test_a_disk_that_takes_nothing_leaves_a_site_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.open
+
+    def full(path: object, *arguments: int) -> int:
+        if str(path).endswith(".bytes"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", full)
+    assert feature_files.of_recipe(tmp_path / "f", "aa", 1 << 20) is None
+    with pytest.raises(errors.StorageError, match="No space left"):
+        files_at(tmp_path / "run")
