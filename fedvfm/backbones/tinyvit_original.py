@@ -75,7 +75,8 @@ def _fused(stem: str, arrays: Mapping[str, Tensor], new: str) -> dict[str, Tenso
 
 def _misshapen(stem: str) -> errors.WeightsError:
     return errors.WeightsError(
-        f"this is no whole SAM: the arrays of {ascii(stem)[1:-1]} are not of the shapes that a SAM has. Download it again"
+        f"this is no whole SAM: the arrays of {ascii(stem)[1:-1]} are not of the shapes that a SAM has. Download it "
+        "again"
     )
 
 
