@@ -7,6 +7,7 @@ and kind of device. All processes of one simulation get the decision of the firs
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import math
@@ -131,13 +132,24 @@ def measure(device: str) -> float:
 
 
 def _apart(device: str) -> float:
-    """The same in a child of this process, if this one did not use CUDA yet: once it did, no worker can be forked."""
+    """The same in a child of this process, if this one did not use CUDA yet: once it did, no worker can be forked.
+
+    Raises:
+        EngineError: if the child ends.
+    """
     import torch
 
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    daemon = multiprocessing.current_process().daemon  # may have no children, and so no workers either
+    if daemon or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return _measured(device)
-    with multiprocessing.get_context("fork").Pool(1) as child:
-        return child.apply(_measured, (device,))
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as child:
+        try:
+            return child.submit(_measured, device).result()
+        except concurrent.futures.BrokenExecutor:
+            raise errors.EngineError(
+                f"the process that timed float32 and bfloat16 on {device} was ended, by a lack of memory or a fault of "
+                'the driver. Mend that, or say recipe.precision = "float32"'
+            ) from None
 
 
 def _measured(device: str) -> float:

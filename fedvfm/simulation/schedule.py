@@ -99,7 +99,8 @@ def count(what: configs.Experiment, tasks: int, build: Callable[[], models.Adapt
     if wanted == 1 or why:
         return 1, why if wanted > 1 else ""
     if what.device != "cpu":
-        return min(wanted, places), ""
+        number = min(wanted, places)
+        return number, f"1 worker: the sites take turns on {what.device}" if number == 1 < wanted else ""
     model = build()
     own = budget.activations(model) / budget.MIB + OWN_MIB
     room = int((capacity.memory_mib() - what.cache_mib) // own)

@@ -126,6 +126,16 @@ def _told_by_another(device: str) -> float:
     return float(os.getpid())
 
 
+def test_a_child_that_ends_is_an_error_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_measured", _ended)
+    with pytest.raises(errors.EngineError, match="was ended"):
+        precision._apart("cpu")
+
+
+def _ended(device: str) -> float:
+    os._exit(3)
+
+
 @pytest.mark.parametrize("fault", [RuntimeError("not implemented for BFloat16"), TypeError("no BFloat16 on MPS")])
 def test_a_device_without_bfloat16_computes_in_float32(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.nn.functional.linear

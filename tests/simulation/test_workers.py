@@ -252,6 +252,8 @@ def test_how_many_workers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert number(5) == (5, "")
     assert number(20, workers=30) == (30, ""), "whoever says a number gets it"
     assert number(1) == (1, "")
+    assert number(20, device="cuda") == (1, "")
+    assert number(20, device="cuda", workers=2) == (1, "1 worker: the sites take turns on cuda")
     monkeypatch.setattr(schedule.capacity, "memory_mib", lambda: 2048 + 700.0)
     assert number(20)[0] == 3
     monkeypatch.setattr(schedule.capacity, "memory_mib", lambda: 100.0)
