@@ -51,7 +51,9 @@ class Live:
             total = fields["rounds"] * fields["sites"]
             self._bars[fields["name"]] = self._bar.add_task(fields["name"], total=total)
         elif event == "round":
-            self._replies[arm], self._begun[arm] = (fields["round"] - 1) * len(fields["sites"]), {}
+            asked = len(fields["sites"])  # a cohort, maybe, and not all
+            self._replies[arm], self._begun[arm] = (fields["round"] - 1) * asked, {}
+            self._bar.update(self._bars[arm], total=fields["rounds"] * asked)
             self._show(arm, f"round {fields['round']}/{fields['rounds']}")
         elif event == "step":
             if fields["phase"] == "train" and arm in self._begun:
