@@ -108,10 +108,13 @@ class Residuals:
         storage.write_bytes(path, safetensors.numpy.save(residual))
         storage.fault_point("residual-proposed")
         if self._at_once:
-            self.settle(recipe, number)
+            with storage.guard(self._folder):
+                self._settle(path)
 
     def settle(self, recipe: str, number: int) -> None:
         """The update of this round may leave: what it lost goes into the next one. Once, however often it is called.
+
+        All that is proposed in the folder is of this site, or of sites whose updates leave together.
 
         Raises:
             StorageError: if the disk refuses; then the update must not leave.
@@ -120,14 +123,19 @@ class Residuals:
             return
         with storage.guard(self._folder):
             for path in self._folder.glob(f"{recipe}-{number:06d}-*{_PROPOSED}"):
-                path.replace(path.with_suffix(_RESIDUAL))
-                word = path.stem.split("-")[2]
-                kept = sorted(self._folder.glob(f"{recipe}-*-{word}{_RESIDUAL}"))
-                # A coordinator that went back comes to the rounds after this one anew.
-                for later in [one for one in kept if int(one.name.split("-")[1]) > number]:
-                    later.unlink(missing_ok=True)
-                    kept.remove(later)
-                _trim(kept, RESIDUALS_ON_DISK)
+                self._settle(path)
+
+    @staticmethod
+    def _settle(path: Path) -> None:
+        """One site's; processes that share the folder have sites of their own, and touch no other's files."""
+        recipe, number, word = path.stem.rsplit("-", 2)
+        path.replace(path.with_suffix(_RESIDUAL))
+        kept = sorted(path.parent.glob(f"{recipe}-*-{word}{_RESIDUAL}"))
+        # A coordinator that went back comes to the rounds after this one anew.
+        for later in [one for one in kept if int(one.name.split("-")[1]) > int(number)]:
+            later.unlink(missing_ok=True)
+            kept.remove(later)
+        _trim(kept, RESIDUALS_ON_DISK)
 
 
 def _word(site: str) -> str:

@@ -181,8 +181,9 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
         site_errors.leave(folder / "faults", where, error)
 
     kept = sent.Sent(folder / "sent" / name)
-    # The gate settles what coding an update lost, as at a real site; it lies in the run folder, for a run that goes on.
-    site.residuals = kept.residuals = held.Residuals(folders.RunFolder(folder.parent).residuals)
+    # The gate settles what coding an update lost, as at a real site, and so all of its folder; that lies in the run's,
+    # for a run that goes on.
+    site.residuals = kept.residuals = held.Residuals(folders.RunFolder(folder.parent).residuals / name)
     app = client_app.make_client_app(lambda context: site, built, report, adapters=kept.adapters)
     entry = gate.Gate(app, kept, gate.NoTerms(), report)
     executor.serve(link, entry, threading.Event())
