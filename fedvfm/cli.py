@@ -34,6 +34,7 @@ from fedvfm import (  # noqa: E402
     cli_weights,
     errors,
     extras,
+    processes,
     storage,
 )
 
@@ -91,6 +92,7 @@ def _fail(error: errors.FedvfmError) -> None:
 
     if site_errors.debugging():
         traceback.print_exception(error)
+    processes.write_failure(error)
     _say(f"{type(error).__name__}: {error}")
     sys.exit(error.exit_code)
 

@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 def _tell(end: str, rows: list[row.Row], as_json: bool) -> None:
     print(json.dumps(row.document(end, rows), indent=2) if as_json else "\n".join(row.lines(rows)))
     if not row.ready(rows):
-        raise typer.Exit(row.NOT_READY)
+        raise typer.Exit(errors.NOT_READY)
 
 
 @app.command()

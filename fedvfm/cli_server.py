@@ -235,7 +235,6 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
         *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
         *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in found["sites"].items()),
         *([f"result: {found['result']} (adapter/, report.html, summary.json, metrics.csv)"] if found["result"] else []),
-        f"last: {found['last']}",
     ]
     _print(found, lines, as_json)
 

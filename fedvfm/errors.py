@@ -1,6 +1,7 @@
 """The exception tree: every error a user can cause or meet has a class here.
 
 The message says cause, value, limit and remedy. The command line prints it as one line and exits with ``exit_code``.
+Programs read ``code``, never the message: the text may change in any release, a code does not.
 """
 
 from __future__ import annotations
@@ -9,15 +10,26 @@ from collections.abc import Sequence
 
 
 class FedvfmError(Exception):
-    """Base of every error that is shown to the user without a traceback."""
+    """Any error that is shown to the user without a traceback; this class itself for those of no other kind.
 
+    Attributes:
+        code: short stable name of the kind of error.
+        exit_code: what the command line ends with.
+        restart: whether the same command may succeed later with nothing changed, so that systemd and the server's
+            supervisor start it again.
+    """
+
+    code = "error"
     exit_code = 1
+    restart = True
 
 
 class ConfigError(FedvfmError):
     """A configuration has faults; all of them are listed, one a line."""
 
+    code = "config"
     exit_code = 2
+    restart = False
 
     def __init__(self, what: str, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -28,6 +40,8 @@ class ConfigError(FedvfmError):
 
 class UnknownName(ConfigError):
     """A name that stands in no table; the message lists the known names and the nearest one."""
+
+    code = "unknown-name"
 
     def __init__(self, fault: str) -> None:
         FedvfmError.__init__(self, fault)
@@ -40,7 +54,9 @@ class DataError(FedvfmError):
     ``faults`` holds every fault where several are known; the message may show only the first of them.
     """
 
+    code = "data"
     exit_code = 3
+    restart = False
 
     def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
         self.faults = tuple(faults)
@@ -50,43 +66,58 @@ class DataError(FedvfmError):
 class PartitionError(DataError):
     """The samples cannot be divided as asked."""
 
+    code = "partition"
+
 
 class WeightsError(FedvfmError):
     """Backbone weights are missing, damaged or not the pinned ones."""
 
+    code = "weights"
     exit_code = 4
+    restart = False
 
 
 class CheckpointError(FedvfmError):
     """A checkpoint or an adapter file is missing, damaged or does not fit."""
 
+    code = "checkpoint"
     exit_code = 5
+    restart = False
 
 
 class OutputInUse(FedvfmError):
     """The output folder already holds something."""
 
+    code = "output-in-use"
     exit_code = 6
+    restart = False
 
 
 class StorageError(FedvfmError):
     """The disk refused a write (full, read-only, over a quota)."""
 
+    code = "storage"
     exit_code = 7
 
 
 class ProtocolError(FedvfmError):
     """A message between server and site does not say what it must."""
 
+    code = "protocol"
     exit_code = 8
+    restart = False
 
 
 class HandshakeRefused(ProtocolError):
     """A site and the server do not hold the same backbone, manifest or version."""
 
+    code = "handshake-refused"
+
 
 class Refused(ProtocolError):
     """A site's reply was not admitted; ``reason`` is a short stable name, ``detail`` the numbers."""
+
+    code = "update-refused"
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
@@ -97,41 +128,56 @@ class Refused(ProtocolError):
 class AdapterMissing(ProtocolError):
     """A difference came to an adapter that this end does not hold; the whole adapter is sent in its place."""
 
+    code = "adapter-missing"
+
 
 class EmptyCohort(ProtocolError):
     """No update was left to aggregate."""
+
+    code = "empty-cohort"
 
 
 class QuorumMissed(ProtocolError):
     """Fewer sites answered than the quorum asks for."""
 
+    code = "quorum-missed"
+
 
 class TrainingError(FedvfmError):
     """Training went wrong: a loss that is not finite, an adapter that did not move."""
 
+    code = "training"
     exit_code = 9
+    restart = False
 
 
 class DeadlinePassed(TrainingError):
     """The message's time was over before the work was done; nobody waits for it any more."""
 
+    code = "deadline-passed"
+
 
 class MissingExtra(FedvfmError):
     """An optional package is needed; the message says how to install it."""
 
+    code = "missing-extra"
     exit_code = 10
+    restart = False
 
 
 class EngineError(FedvfmError):
     """What carries the messages (Ray) could not be started, or broke."""
 
+    code = "engine"
     exit_code = 11
 
 
 class TrustError(FedvfmError):
     """An invite, request, key, fingerprint, signature or approval that cannot be trusted, or was used before."""
 
+    code = "trust"
     exit_code = 12
+    restart = False
 
 
 class PolicyRefused(ProtocolError):
@@ -141,7 +187,9 @@ class PolicyRefused(ProtocolError):
     the site.
     """
 
+    code = "policy-refused"
     exit_code = 13
+    restart = False
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
@@ -152,18 +200,23 @@ class PolicyRefused(ProtocolError):
 class AuditError(FedvfmError):
     """An audit log is not what it was: edited, cut, rolled back or rewritten."""
 
+    code = "audit"
     exit_code = 14
+    restart = False
 
 
 class NothingCompared(FedvfmError):
     """A receipt or log says nothing that the one at hand can be compared with; that is no fault of either."""
 
+    code = "nothing-compared"
     exit_code = 17
+    restart = False
 
 
 class BudgetExceeded(PolicyRefused):
     """A round would take more of a site's privacy budget than is left; the coordinator is told "privacy-budget"."""
 
+    code = "budget-exceeded"
     exit_code = 15
 
     def __init__(self, detail: str) -> None:
@@ -176,6 +229,7 @@ class BudgetExceeded(PolicyRefused):
 class LedgerError(PolicyRefused):
     """A site's privacy ledger cannot be charged: it was rolled back, lost its key, or counts another unit."""
 
+    code = "ledger"
     exit_code = 16
 
     def __init__(self, detail: str) -> None:
@@ -188,4 +242,16 @@ class LedgerError(PolicyRefused):
 class Interrupted(FedvfmError):
     """The user stopped the run; what was finished is saved."""
 
+    code = "interrupted"
     exit_code = 130
+
+
+def tree(top: type[FedvfmError] = FedvfmError) -> tuple[type[FedvfmError], ...]:
+    """A class and all below it, each before those that it is the base of."""
+    return (top, *(each for child in top.__subclasses__() for each in tree(child)))
+
+
+NOT_READY = 20
+"""The exit code of ``data check`` and ``doctor`` where something must be mended first; no error is raised for it."""
+LASTING = tuple(sorted({NOT_READY} | {each.exit_code for each in tree() if not each.restart}))
+"""Exit codes that another start does not mend."""

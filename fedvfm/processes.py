@@ -31,6 +31,8 @@ LONGEST_WAIT_S = 30.0
 STEADY_S = 60.0
 """A child that ran so long begins with the shortest wait again."""
 LOG_BYTES = 20_000_000
+ERROR_FILE = "FEDVFM_ERROR_FILE"
+"""Environment variable: the file into which a process writes the error it ends with, for whoever started it."""
 POLL_S = 0.2
 
 # Lets nobody else read what it will write, sets what the system sends this process when its parent dies (1 is
@@ -170,6 +172,57 @@ def _signal(pid: int, number: int) -> None:
         os.killpg(pid, number) if os.getpgid(pid) == pid else os.kill(pid, number)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """The error a process ended with, as it wrote it down itself.
+
+    Attributes:
+        code: of the error's class.
+        exit_code: what the process ended with.
+        text: for people.
+    """
+
+    code: str
+    exit_code: int
+    text: str
+
+    def error(self, what: str) -> errors.EngineError:
+        """As an error of this process, with the same codes."""
+        raised = errors.EngineError(f"{what}: {self.text}")
+        if self.exit_code > 0:  # a signal is no exit code of ours
+            raised.code, raised.exit_code = self.code, self.exit_code
+        return raised
+
+
+def write_failure(error: errors.FedvfmError) -> None:
+    """Leave the error this process ends with for whoever started it, where that asked for it."""
+    path = os.environ.get(ERROR_FILE, "")
+    values = {"pid": own_pid(), "code": error.code, "exit_code": error.exit_code, "text": str(error)}
+    if path:
+        with contextlib.suppress(errors.StorageError):  # a full disk: the exit code has to do
+            storage.write_text(Path(path), json.dumps(values) + "\n")
+
+
+def read_failure(path: Path, pid: int, code: int) -> Failure:
+    """The error a process ended with.
+
+    Args:
+        path: where it was asked to write it.
+        pid: the process; what another one wrote is not its error.
+        code: its exit code; negative for a signal.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["pid"] == pid and values["exit_code"] == code:
+            return Failure(str(values["code"]), code, str(values["text"]))
+    return Failure(errors.FedvfmError.code, code, f"it ended with {_ending(code)} and left no error")
+
+
+def error_path(folder: Path, name: str) -> Path:
+    """Where a child writes the error it ends with."""
+    return folder / f"{name}.error.json"
+
+
 @contextlib.contextmanager
 def repeated(work: Callable[[], float | None], wait_s: float, name: str, *, patient: bool = True) -> Iterator[None]:
     """Do work again and again in a thread while the block runs.
@@ -289,7 +342,7 @@ class Child:
         try:
             self.process = subprocess.Popen(
                 [*launch, *self.program.command],
-                env={**os.environ, **self.program.environment},
+                env={**os.environ, **self.program.environment, ERROR_FILE: str(error_path(self.folder, name))},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -317,6 +370,12 @@ class Child:
     def code(self) -> int | None:
         """The exit code, negative for a signal; None while it runs or was not started."""
         return None if self.process is None else self.process.poll()
+
+    def failure(self) -> Failure:
+        """The error it ended with; called when it has ended."""
+        assert self.process is not None, "it was started"
+        path = error_path(self.folder, self.program.name)
+        return read_failure(path, self.process.pid, self.process.wait())
 
     def postpone(self) -> float:
         """Note that it ended by itself, and until when it waits: 1 s, doubled each time it did not run long."""

@@ -17,9 +17,6 @@ from fedvfm import config as configs
 from fedvfm import errors, processes
 
 STOP_S = 60
-LASTING = (2, 3, 4, 5, 6, 8, 9, 10, 12, 13, 14)
-"""Exit codes that another start does not mend: configuration, data, weights, checkpoints, folders in use, protocol (a
-quorum missed), training, trust, policy, audit."""
 PRIVILEGED = 1024
 HOMES = ("/home", "/root", "/run/user")
 TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - looked for, not written to
@@ -96,7 +93,7 @@ class Service:
             f"User={self.user}",
             "Restart=on-failure",
             "RestartSec=10",
-            f"RestartPreventExitStatus={' '.join(map(str, LASTING))}",
+            f"RestartPreventExitStatus={' '.join(map(str, errors.LASTING))}",
             "# Only the first process is asked to end; it ends its own, so that the other end learns of it.",
             "KillMode=mixed",
             f"TimeoutStopSec={STOP_S}",

@@ -8,8 +8,6 @@ from typing import Any
 
 from fedvfm import errors
 
-NOT_READY = 20
-"""Exit code where a blocker was found; that of ``fedvfm data check`` too."""
 BLOCKER, WARNING, OK = "blocker", "warning", "ok"
 SEVERITIES = (BLOCKER, WARNING, OK)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -47,15 +46,18 @@ def launch(folder: Path, command: tuple[str, ...], patience_s: float = PATIENCE_
     Returns: ``pid``, ``address``, ``log``, and ``finished`` where there was nothing left to do.
 
     Raises:
-        FedvfmError: with its last words and its exit code, if it does not listen; it was ended then.
+        EngineError: with the text and the codes of the error it ended with, if it does not listen; it was ended then.
     """
     with storage.guard(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
     path = processes.log_path(folder, LOG)
     log = processes.open_log(path)
     try:
-        begun = path.stat().st_size
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        failed = processes.error_path(folder, LOG)
+        environment = {**os.environ, processes.ERROR_FILE: str(failed)}
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     finally:
         os.close(log)
     told = {"pid": child.pid, "log": str(path)}
@@ -71,11 +73,11 @@ def launch(folder: Path, command: tuple[str, ...], patience_s: float = PATIENCE_
     except BaseException:
         _end(child)
         raise
-    code = child.poll()  # None for one that was patiently waited for
+    code = child.poll()
     _end(child)
-    found = errors.EngineError(f"the server did not start: {_said(path, begun)} (log: {path})")
-    found.exit_code = code if code is not None and code > 0 else found.exit_code
-    raise found
+    if code is None:
+        raise errors.EngineError(f"the server does not listen after {patience_s:g} s and was ended. Its log: {path}")
+    raise processes.read_failure(failed, child.pid, code).error(f"the server did not start (log: {path})")
 
 
 def _listens(folder: Path, pid: int) -> str | None:
@@ -92,13 +94,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait(30)
         child.kill()
         child.wait()
-
-
-def _said(path: Path, begun: int) -> str:
-    """The error it ended with, or else the last thing it wrote."""
-    try:
-        lines = path.read_bytes()[begun:].decode(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    errors_at = [number for number, line in enumerate(lines) if re.match(r"[A-Z]\w+: ", line)]
-    return "\n".join(lines[errors_at[-1] :] if errors_at else lines[-1:]) or "it said nothing"

@@ -20,7 +20,7 @@ from typing import Any
 from flwr.app import Context
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, progress, protocol, storage
+from fedvfm import errors, flower_runtime, processes, progress, protocol, storage
 from fedvfm import recipe as recipes
 from fedvfm.server import app as server_app
 from fedvfm.server import departures, enrolment, greeting, handshake, patience, standing, steering, strategy, superlink
@@ -399,5 +399,6 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]), configs.ServerConfig.model_validate_json(sys.argv[3]))
     except errors.FedvfmError as error:
-        say("stopped", error=type(error).__name__, text=str(error))
+        say("stopped", code=error.code, text=str(error))
+        processes.write_failure(error)
         sys.exit(error.exit_code)

@@ -30,11 +30,6 @@ from fedvfm.trust import certificates, documents
 
 NAME = "server"
 CHILDREN = ("superlink", "proxy", "coordinate")
-LASTING = (2, 4, 5, 8, 9, 12, 14)
-"""Exit codes that another start does not mend: configuration, weights, checkpoint, protocol, training, trust.
-
-A full disk (7) is waited for: what is told of it, and the start that follows when there is room, need nobody.
-"""
 READY_S = 60.0
 
 
@@ -207,8 +202,8 @@ def _until_done(
                 note(f"recipe {recipe[:12]} is finished; waits for a further one")
                 rested = recipe
         elif run.code is not None:
-            if run.code in LASTING:
-                raise _stopped(run.code, run.last_words(1))
+            if run.code in errors.LASTING:
+                raise run.failure().error("the run stopped")
             code = run.code
             note(f"the run ended ({code}) and resumes in {run.postpone():g} s")
     return _evaluation(where) if where.finished(where.about.recipe) else None
@@ -221,17 +216,6 @@ def _shown(where: enrolment.State, before: str, note: Callable[[str], None]) -> 
     if folder is not None:
         note(f"recipe {recipe[:12]} is finished: adapter and report lie in {folder}")
     return recipe if folder is not None else before
-
-
-def _stopped(code: int, words: str) -> errors.EngineError:
-    """What the run ended with, as an error of this process: same text, same exit code."""
-    try:
-        text = str(json.loads(words)["text"])
-    except (ValueError, TypeError, KeyError):
-        text = words
-    found = errors.EngineError(f"the run stopped: {text}")
-    found.exit_code = code
-    return found
 
 
 def _synced(where: enrolment.State, control: flower_runtime.Control, known: int, note: Callable[[str], None]) -> int:
@@ -280,7 +264,6 @@ def status(where: enrolment.State) -> dict[str, Any]:
     folder, recipe = _folder(where), where.about.recipe
     arm = where.run_path(recipe)
     rounds = journal.Journal(arm / "journal.jsonl", recipe) if (arm / "journal.jsonl").exists() else None
-    words = processes.Child(processes.Program("coordinate", ()), folder).last_words(1)
     found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
     done, fault = _finished(where)
     orders, stands = steering.read(where), standing.read(folder) if found["coordinate"] else {}
@@ -302,5 +285,4 @@ def status(where: enrolment.State) -> dict[str, Any]:
         "pending": sorted(name for name, word in takes_part.items() if word == "approval-pending"),
         "acceptance": done.get("acceptance", {}),
         "result": str(arm) if (arm / result.REPORT).is_file() else "",
-        "last": words,
     }

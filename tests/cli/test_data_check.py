@@ -14,11 +14,11 @@ import pytest
 
 from fedvfm import errors
 from fedvfm.client import budget
-from fedvfm.client.readiness import check, machine, offline, step
+from fedvfm.client.readiness import machine, offline, step
 from fedvfm.data.readiness import catalogue
 from fedvfm.report import page
 
-NOT_READY = check.NOT_READY
+NOT_READY = errors.NOT_READY
 SECRET = "Mueller_Hans_19510203"
 
 

@@ -22,7 +22,9 @@ time.sleep(600)
 """
 FAILS = """
 import sys
-print("listening soon\\nConfigError: server.toml: 2 faults\\n  - one\\n  - two", file=sys.stderr)
+from fedvfm import errors, processes
+print("listening soon\\nOutputInUse: of something else", file=sys.stderr)
+processes.write_failure(errors.ConfigError("server.toml", ["one", "two"]))
 sys.exit(2)
 """
 
@@ -49,12 +51,11 @@ def test_it_returns_when_it_listens_and_the_server_goes_on(tmp_path: Path) -> No
 
 def test_the_error_it_ended_with_is_told_whole(tmp_path: Path) -> None:
     for _ in range(2):  # the log of the first is not taken for the second's
-        with pytest.raises(
-            errors.EngineError, match=r"did not start: ConfigError: server\.toml: 2 faults\n  - one\n"
-        ) as told:
+        with pytest.raises(errors.EngineError, match=r"\(log: .*\): server\.toml: 2 faults\n  - one\n  - two$") as told:
             background.launch(tmp_path / "run", python(FAILS, tmp_path))
         assert told.value.exit_code == errors.ConfigError.exit_code, "as in the foreground"
-    with pytest.raises(errors.EngineError, match=r"did not start: it said nothing \(log: .*server\.log\)"):
+        assert told.value.code == "config"
+    with pytest.raises(errors.EngineError, match=r"server\.log\): it ended with exit code 1 and left no error"):
         background.launch(tmp_path / "run", (sys.executable, "-c", "raise SystemExit(1)"))
 
 
@@ -65,7 +66,7 @@ def test_a_server_that_has_nothing_to_do(tmp_path: Path) -> None:
 def test_one_that_never_listens_is_ended(tmp_path: Path) -> None:
     command = (sys.executable, "-c", f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
                "time.sleep(600)")  # fmt: skip
-    with pytest.raises(errors.EngineError, match="did not start: it said nothing") as told:
+    with pytest.raises(errors.EngineError, match="does not listen after 3 s and was ended") as told:
         background.launch(tmp_path / "run", command, patience_s=3.0)
     assert told.value.exit_code == errors.EngineError.exit_code
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))

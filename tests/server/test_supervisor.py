@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fedvfm import errors, processes, units
+from fedvfm import errors, processes
 from fedvfm.server import result, steering, superlink, supervisor
 
 
@@ -74,15 +76,19 @@ def test_a_run_that_stopped_for_good_ends_the_server_with_its_own_code(tmp_path:
     roster.touch()
     where: Any = SimpleNamespace(roster_path=roster, sites=dict)
     control: Any = SimpleNamespace(nodes=list)
-    said = '{"time": 1, "event": "stopped", "error": "QuorumMissed", "text": "after 3600 s waiting: 1 of 2 sites"}'
-    run: Any = SimpleNamespace(process=object(), code=errors.QuorumMissed.exit_code, last_words=lambda lines: said)
-    with pytest.raises(errors.FedvfmError, match=r"^the run stopped: after 3600 s waiting: 1 of 2 sites$") as told:
+    raised = "processes.write_failure(errors.QuorumMissed('after 3600 s waiting: 1 of 2 sites'))"
+    ended = f"import sys; from fedvfm import errors, processes; {raised}; sys.exit(8)"
+    run = processes.Child(processes.Program("coordinate", (sys.executable, "-c", ended), restart=False), tmp_path)
+    run.start()
+    with pytest.raises(errors.EngineError, match=r"^the run stopped: after 3600 s waiting: 1 of 2 sites$") as told:
+        supervisor._until_done(where, run, control, threading.Event(), print, False)
+    assert (told.value.code, told.value.exit_code) == ("quorum-missed", errors.QuorumMissed.exit_code)
+    assert stat.S_IMODE(processes.error_path(tmp_path, "coordinate").stat().st_mode) == 0o600
+    run = processes.Child(processes.Program("coordinate", (sys.executable, "-c", "exit(8)"), restart=False), tmp_path)
+    run.start()  # what the process before it wrote is not its error
+    with pytest.raises(errors.EngineError, match="it ended with exit code 8 and left no error") as told:
         supervisor._until_done(where, run, control, threading.Event(), print, False)
     assert told.value.exit_code == errors.QuorumMissed.exit_code
-    assert set(supervisor.LASTING) <= set(units.LASTING)
-    run.last_words = lambda lines: "Killed"
-    with pytest.raises(errors.FedvfmError, match=r"^the run stopped: Killed$"):
-        supervisor._until_done(where, run, control, threading.Event(), print, False)
 
 
 def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(

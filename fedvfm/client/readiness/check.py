@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from fedvfm.client import budget
     from fedvfm.client import model as models
 
-NOT_READY = 20
 """Exit code of a check that found a blocker."""
 
 
@@ -60,8 +59,8 @@ class Checked:
 
     @property
     def exit_code(self) -> int:
-        """0 if ready, else :data:`NOT_READY`."""
-        return 0 if self.ready else NOT_READY
+        """0 if ready, else :data:`fedvfm.errors.NOT_READY`."""
+        return 0 if self.ready else errors.NOT_READY
 
 
 def check(
