@@ -28,18 +28,21 @@ def first(kind: type[errors.FedvfmError]) -> str:
 
 def text() -> str:
     """The whole page."""
-    kinds = sorted(errors.tree(), key=lambda kind: kind.exit_code)
+    kinds = [kind for kind in errors.tree() if kind.__module__ == errors.__name__]
+    kinds.sort(key=lambda kind: kind.exit_code)
+    words = sorted((number, word) for word, number in protocol.ERROR_CODES.items())
     return "\n".join(
         [
             "# Errors and exit codes",
             "",
-            "Made by `python docs/make_errors.py`; a test holds it equal to the code. Texts of errors may change in any",
-            "release; exit codes, codes and words do not.",
+            "Made by `python docs/make_errors.py`; a test holds it equal to the code. Texts of errors may change in",
+            "any release; exit codes, codes and words do not.",
             "",
             "## Exit codes",
             "",
-            'Every command ends with 0 or with one of these. "Again" says whether the same command may succeed later with nothing',
-            "changed: systemd units (`client unit`, `server unit`) and the server's supervisor start again only then.",
+            'Every command ends with 0 or with one of these. "Again" says whether the same command may succeed later',
+            "with nothing changed: systemd units (`client unit`, `server unit`) and the server's supervisor start again",
+            "only then.",
             "",
             *table(
                 ("exit code", "code", "again", "meaning"),
@@ -52,13 +55,7 @@ def text() -> str:
             "",
             "A site that does not answer a message as asked says one word and a number, and nothing else of its error.",
             "",
-            *table(
-                ("number", "word"),
-                (
-                    (number, f"`{word}`")
-                    for word, number in sorted(protocol.ERROR_CODES.items(), key=lambda row: row[1])
-                ),
-            ),
+            *table(("number", "word"), ((number, f"`{word}`") for number, word in words)),
             "## Findings of `data check`",
             "",
             *table(

@@ -373,7 +373,8 @@ class Child:
 
     def failure(self) -> Failure:
         """The error it ended with; called when it has ended."""
-        assert self.process is not None, "it was started"
+        if self.process is None:
+            raise errors.EngineError(f"{self.program.name} was not started")
         path = error_path(self.folder, self.program.name)
         return read_failure(path, self.process.pid, self.process.wait())
 
