@@ -41,8 +41,8 @@ def text() -> str:
             "## Exit codes",
             "",
             'Every command ends with 0 or with one of these. "Again" says whether the same command may succeed later',
-            "with nothing changed: systemd units (`client unit`, `server unit`) and the server's supervisor start again",
-            "only then.",
+            "with nothing changed: systemd units (`client unit`, `server unit`) and the server's supervisor start",
+            "again only then.",
             "",
             *table(
                 ("exit code", "code", "again", "meaning"),
