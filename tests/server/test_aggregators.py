@@ -352,7 +352,7 @@ def test_many_large_pairs_are_measured_at_a_sample_that_the_names_decide(monkeyp
 
 def fractions_of(sums: exact_sum.ExactSum) -> list[Fraction]:
     whole = [Fraction(0)] * len(next(iter(sums.totals().values())))
-    for unit in sums._emptied().bins["x"].values():
+    for unit in sums.emptied().chunks[0].values():
         whole = [total + Fraction(float(value)) for total, value in zip(whole, unit, strict=True)]
     return whole
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,12 +25,16 @@ SLICE = 40
 MOST = 1 << 13
 """Terms between two carries."""
 BUFFER_BYTES = 48 << 20
-BUFFER_TERMS = 32
+BUFFER_TERMS = 16
+CHUNK = 1 << 13
+"""Numbers whose sums are held together, and added to at once."""
 THREADS = 4
 LARGE = 1 << 20
 """Numbers to add from which several threads are worth their start."""
-_BLOCK = 1 << 15
-_LARGEST = 2.0**900
+_LARGEST = 2.0**500
+
+Bins = Mapping[int, Wide]
+"""Exponent of a bin's unit -> the sums of its slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class ExactSum:
     """
 
     weight: Fraction = Fraction(0)
-    bins: Mapping[str, Mapping[int, Wide]] = field(default_factory=dict)
+    chunks: tuple[Bins, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     buffer: tuple[tuple[float, Mapping[str, NDArray[Any]]], ...] = ()
     terms: int = 0
@@ -69,21 +74,23 @@ class ExactSum:
         rounded = float(np.float32(weight))
         shapes = self.shapes or {name: array.shape for name, array in arrays.items()}
         terms = (*self.buffer, (rounded, arrays))
-        now = ExactSum(self.weight + Fraction(rounded), self.bins, shapes, terms, self.terms)
+        now = ExactSum(self.weight + Fraction(rounded), self.chunks, shapes, terms, self.terms)
         size = sum(array.nbytes for array in arrays.values())
         full = len(terms) >= BUFFER_TERMS or size * len(terms) >= BUFFER_BYTES
-        return now._emptied() if full else now
+        return now.emptied() if full else now
 
     def totals(self) -> dict[str, Wide]:
         """The sums, each rounded to float64 once more than it has bins, relative to its own size."""
-        found = {}
-        bins = self._emptied().bins
-        for name, shape in self.shapes.items():
-            total = np.zeros(math.prod(shape))
-            carried = _carried(bins[name])  # the same bins, however the terms came
+        chunks = self.emptied().chunks
+        flat, found, start = np.zeros(self._size), {}, 0
+        for index, bins in enumerate(chunks):
+            carried = _carried(bins)  # the same bins, however the terms came
             for unit in sorted(carried, reverse=True):  # from the top: what cancels, cancels exactly
-                total += carried[unit]
-            found[name] = total.reshape(shape)
+                flat[index * CHUNK : (index + 1) * CHUNK] += carried[unit]
+        for name, shape in self.shapes.items():
+            stop = start + math.prod(shape)
+            found[name] = flat[start:stop].reshape(shape)
+            start = stop
         return found
 
     def mean(self) -> dict[str, states.Array]:
@@ -97,28 +104,52 @@ class ExactSum:
         weight = float(self.weight)
         return {name: np.asarray(total / weight, dtype=np.float32) for name, total in self.totals().items()}
 
-    def _emptied(self) -> ExactSum:
+    def emptied(self) -> ExactSum:
         """The same sums with every term in its bins."""
         if not self.buffer:
             return self
         weights = [weight for weight, _ in self.buffer]
-        before, terms = self.bins, self.terms + len(weights)
+        rows = [[arrays[name].reshape(-1) for name in self.shapes] for _, arrays in self.buffer]
+        chunks, terms = self.chunks or ({},) * -(-self._size // CHUNK), self.terms + len(weights)
         if terms > MOST:
-            before = {name: _carried(bins) for name, bins in before.items()}
-            terms = len(weights) + 1
+            chunks, terms = tuple(map(_carried, chunks)), len(weights) + 1
+        pieces = _pieces([math.prod(shape) for shape in self.shapes.values()])
+        threads = min(capacity.cores(), THREADS) if self._size * len(weights) >= LARGE else 1
+        share = max(-(-len(pieces) // threads), 1)
+        parts = [slice(start, start + share) for start in range(0, len(pieces), share)]
 
-        def added(name: str) -> dict[int, Wide]:
-            rows = [arrays[name].reshape(-1) for _, arrays in self.buffer]
-            return _added(before.get(name, {}), rows, weights)
+        def added(part: slice) -> list[Bins]:
+            return _added(chunks[part], pieces[part], rows, weights)
 
-        size = sum(math.prod(shape) for shape in self.shapes.values())
-        threads = min(capacity.cores(), THREADS) if size * len(weights) >= LARGE else 1
-        if threads == 1:
-            after = {name: added(name) for name in self.shapes}
+        if len(parts) < 2:
+            after = [added(part) for part in parts]
         else:
             with futures.ThreadPoolExecutor(threads) as pool:  # exact, so nobody sees which thread was first
-                after = dict(zip(self.shapes, pool.map(added, self.shapes), strict=True))
-        return ExactSum(self.weight, after, self.shapes, (), terms)
+                after = list(pool.map(added, parts))
+        return ExactSum(self.weight, tuple(itertools.chain.from_iterable(after)), self.shapes, (), terms)
+
+    @property
+    def _size(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+Piece = tuple[int, slice, slice]
+"""Number of an array, what of it lies in a chunk, and where there."""
+
+
+def _pieces(sizes: Sequence[int]) -> list[list[Piece]]:
+    """What of the arrays, laid one behind another, lies in each chunk."""
+    found: list[list[Piece]] = [[] for _ in range(-(-sum(sizes) // CHUNK))]
+    start = 0
+    for number, size in enumerate(sizes):
+        done = 0
+        while done < size:
+            place = (start + done) % CHUNK
+            count = min(CHUNK - place, size - done)
+            found[(start + done) // CHUNK].append((number, slice(done, done + count), slice(place, place + count)))
+            done += count
+        start += size
+    return found
 
 
 def _rounder(unit: int) -> float:
@@ -126,36 +157,40 @@ def _rounder(unit: int) -> float:
     return math.ldexp(1.5, 52 + unit)
 
 
-def _added(bins: Mapping[int, Wide], rows: list[NDArray[Any]], weights: list[float]) -> dict[int, Wide]:
-    """The bins with the slices of all rows added. Shapes: rows (n,) each."""
-    size = rows[0].size
-    sizes = [float(np.maximum(row.max(), -row.min())) * own for row, own in zip(rows, weights, strict=True) if size]
-    largest = float(np.max(sizes, initial=0.0))
+def _added(
+    chunks: Sequence[Bins], pieces: Sequence[list[Piece]], rows: list[list[NDArray[Any]]], weights: list[float]
+) -> list[Bins]:
+    """The chunks' bins with the slices of all rows added."""
+    after: list[Bins] = []
+    ones = np.ones(len(rows))
+    block, part = np.empty((len(rows), CHUNK)), np.empty((len(rows), CHUNK))
+    for bins, own in zip(chunks, pieces, strict=True):
+        size = own[-1][2].stop
+        left, cut = block[:, :size], part[:, :size]
+        for line, row, weight in zip(left, rows, weights, strict=True):
+            for number, source, target in own:
+                line[target] = row[number][source]
+            if weight != 1.0:
+                line *= weight
+        after.append(_sliced(bins, left, cut, ones))
+    return after
+
+
+def _sliced(bins: Bins, left: Wide, cut: Wide, ones: Wide) -> dict[int, Wide]:
+    """The bins with the slices of every line of ``left`` added, which is used up; ``cut`` is room to work in."""
+    largest = max(float(left.max()), -float(left.min()))
     if not largest < _LARGEST:
         raise ValueError("a term of a sum is not a finite number of usual size")
-    if largest == 0.0:
-        return dict(bins)
-    units = _units(largest)
-    after = {unit: np.empty(size) if unit in units else bins[unit] for unit in {*units, *bins}}
-    step = max(_BLOCK // len(rows), 256)
-    block, part = np.empty((len(rows), step)), np.empty((len(rows), step))
-    ones = np.ones(len(rows))
-    for start in range(0, size, step):
-        stop = min(start + step, size)
-        left, cut = block[:, : stop - start], part[:, : stop - start]
-        for own, row, weight in zip(left, rows, weights, strict=True):
-            own[:] = row[start:stop]
-            if weight != 1.0:
-                own *= weight
-        for unit in units:
-            np.add(left, _rounder(unit), out=cut)
-            np.subtract(cut, _rounder(unit), out=cut)
-            if unit != -PLACES:
-                np.subtract(left, cut, out=left)
-            slices = ones @ cut  # exact: whole multiples of the unit, and their sum is below 2^53 of them
-            if unit in bins:
-                slices += bins[unit][start:stop]
-            after[unit][start:stop] = slices
+    after = dict(bins)
+    for unit in _units(largest) if largest > 0 else ():
+        np.add(left, _rounder(unit), out=cut)
+        np.subtract(cut, _rounder(unit), out=cut)
+        if unit != -PLACES:
+            np.subtract(left, cut, out=left)
+        slices = ones @ cut  # exact: whole multiples of the unit, and their sum is below 2^53 of them
+        if unit in bins:
+            slices += bins[unit]
+        after[unit] = slices
     return after
 
 
@@ -166,7 +201,7 @@ def _units(largest: float) -> list[int]:
     return [SLICE * number - PLACES for number in range(top, -1, -1)]
 
 
-def _carried(bins: Mapping[int, Wide]) -> dict[int, Wide]:
+def _carried(bins: Bins) -> dict[int, Wide]:
     """The same sums with no more in a bin than one slice: the rest is in the bins above, exactly."""
     after: dict[int, Wide] = {}
     carry: Wide | None = None
