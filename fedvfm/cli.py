@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import signal
@@ -34,6 +35,7 @@ from fedvfm import (  # noqa: E402
     cli_weights,
     errors,
     extras,
+    logs,
     processes,
     storage,
 )
@@ -45,6 +47,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
 data_app = typer.Typer(help="The hospital's own data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 for _verbs in (cli_server, cli_client, cli_audit, cli_doctor, cli_ledger, cli_privacy, cli_recipe, cli_weights):
@@ -53,6 +56,7 @@ for _verbs in (cli_server, cli_client, cli_audit, cli_doctor, cli_ledger, cli_pr
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 
 
+@logs.output()
 def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -74,17 +78,11 @@ def main() -> None:
         if usage is None:
             raise
         if usage():  # empty where the help was shown instead
-            _say(f"Error: {usage()}")
+            LOG.error(f"Error: {usage()}")
         sys.exit(2)
     if code == 130:  # what typer makes of Ctrl-C
-        _say("Stopped; nothing was running yet.")
+        LOG.error("Stopped; nothing was running yet.")
     sys.exit(code or 0)
-
-
-def _say(text: str) -> None:
-    # Names of files come from strangers: no control character of theirs reaches the terminal.
-    shown = "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
-    print(shown, file=sys.stderr, flush=True)
 
 
 def _fail(error: errors.FedvfmError) -> None:
@@ -93,7 +91,7 @@ def _fail(error: errors.FedvfmError) -> None:
     if site_errors.debugging():
         traceback.print_exception(error)
     processes.write_failure(error)
-    _say(f"{type(error).__name__}: {error}")
+    LOG.error(f"{type(error).__name__}: {error}")
     sys.exit(error.exit_code)
 
 
@@ -225,7 +223,7 @@ def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[An
     from fedvfm.simulation import live
 
     try:
-        with live.watch(quiet) as observer:
+        with logs.output(level=logging.CRITICAL if quiet else logging.INFO), live.watch(quiet) as observer:
             return work(observer)
     except KeyboardInterrupt:
         if not folders.RunFolder(folder).begun:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedvfm import cli_drafts, errors
+from fedvfm import cli_drafts, errors, logs
 
 if TYPE_CHECKING:
     from fedvfm.client import joining as joinings
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedvfm.client import purge as purges
     from fedvfm.trust import lock as locks
 
+LOG = logging.getLogger(__name__)
 NAME = "client"
 app = typer.Typer(help="Take part in a federation, on your own terms.", no_args_is_help=True)
 app.command("init")(cli_drafts.site)
@@ -250,18 +251,11 @@ def start(
     from fedvfm.client import doctor, joining, supervisor, weights
 
     where = joining.open_state(state)
-    note = _note_json if as_json else lambda text: _say([text])
-    for fault in weights.faults(weights.approved(where), fetch=fetch_weights):
-        note(fault.note)
-    with probe.serving(health, lambda: doctor.alive(where)):
-        supervisor.start(where, site, note)
-
-
-def _note_json(text: str) -> None:
-    from fedvfm.trust import documents
-
-    with contextlib.suppress(OSError):  # a full disk takes no log; the work goes on
-        print(json.dumps({"time": documents.stamp(documents.now()), "text": text}), flush=True)
+    with logs.output(as_json=as_json, stream="stdout" if as_json else "stderr"):
+        for fault in weights.faults(weights.approved(where), fetch=fetch_weights):
+            LOG.warning(fault.note)
+        with probe.serving(health, lambda: doctor.alive(where)):
+            supervisor.start(where, site)
 
 
 @app.command()

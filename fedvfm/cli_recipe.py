@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +31,7 @@ def lock(
 
     locked, initial = locking.make(locking.read_toml(recipe), locking.read_start(start))
     trainable = factors.ever(locked.rows, locked.recipe.adapter.factors)
-    for note in locking.notes(locked):
-        print(f"note: {note}", file=sys.stderr)
+    locking.warn(locked)
     paths = locking.write(output.with_suffix(".json"), locked, initial)
     if as_json:
         found = {"recipe": locked.hash, "initial": locked.initial, "files": [str(path) for path in paths]}

@@ -22,10 +22,6 @@ Days = Annotated[int, typer.Option(help="Days that an invite is good.")]
 STATE = Path("fedvfm-server")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
     print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
 
@@ -49,8 +45,7 @@ def init(
     plan = enrolment.Plan(name, address, tuple(san or ()), names, days)
     plan.check()
     locked, initial = locking.open_recipe(recipe)
-    for note in locking.notes(locked):
-        print(f"note: {note}", file=sys.stderr)
+    locking.warn(locked)
     made = enrolment.init(state, plan, locked, initial)
     found = enrolment.summary(made) | {"invites": {site: str(made.invite_path(site)) for site in names}}
     lines = [
@@ -181,7 +176,7 @@ def start(
         _print(told, [f"{line}, log {told['log']}"], as_json)
         return
     with probe.serving(health, lambda: doctor.alive(enrolment.open_state(state))):
-        done = supervisor.start(where, server, listen, _say, stay=stay)
+        done = supervisor.start(where, server, listen, stay=stay)
         if done is None:
             print("stopped; go on with: fedvfm server start", file=sys.stderr)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,8 +117,7 @@ def recipe(
 
     where = enrolment.open_state(state)
     locked, initial = locking.open_recipe(recipe, start)
-    for note in locking.notes(locked):
-        print(f"note: {note}", file=sys.stderr)
+    locking.warn(locked)
     current = steering.add_recipe(where, locked, initial, at_once=now)
     when = "is the present one" if current else "follows when the present one is finished"
     _print(

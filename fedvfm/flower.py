@@ -23,7 +23,7 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedvfm import errors
+from fedvfm import errors, logs
 
 SERVER_NODE = 1
 
@@ -136,14 +136,11 @@ def _silence() -> Iterator[None]:
 
     PYTHONPATH, which Flower changes, is restored.
     """
-    logger, path = logging.getLogger("flwr"), os.environ.get("PYTHONPATH")
-    level = logger.level
-    if "FLWR_LOG_LEVEL" not in os.environ:
-        logger.setLevel(logging.CRITICAL)
+    path = os.environ.get("PYTHONPATH")
     try:
-        yield
+        with logs.limited(logging.CRITICAL, *([] if "FLWR_LOG_LEVEL" in os.environ else ["flwr"])):
+            yield
     finally:
-        logger.setLevel(level)
         if path is None:
             os.environ.pop("PYTHONPATH", None)
         else:

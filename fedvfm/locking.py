@@ -6,6 +6,7 @@ pins their sha256. What comes out, ``NAME.json`` and ``NAME.safetensors``, is re
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fedvfm import codecs, config, errors, state, storage
 from fedvfm.backbones import weights
 from fedvfm.server import checkpoint
 from fedvfm.trust import documents, lock
+
+LOG = logging.getLogger(__name__)
 
 
 def open_recipe(path: Path, start: Path | None = None) -> tuple[lock.Lock, state.AdapterState | None]:
@@ -98,15 +101,15 @@ def faults(recipe: config.Recipe) -> list[str]:
     return [*_models().validate(recipe), *_table_faults(recipe)]
 
 
-def notes(locked: lock.Lock) -> list[str]:
-    """What the coordinator should know of a locked recipe before it goes out."""
-    name = locked.recipe.backbone.name
-    found = []
+def warn(locked: lock.Lock) -> None:
+    """Log what the coordinator should know of a locked recipe before it goes out."""
+    name, here = locked.recipe.backbone.name, lock.version()
     if locked.backbone_sha256 and weights.is_folder(name):
-        found.append(f"backbone '{name}' is a folder of this machine; every site needs the same weights at this path")
-    if locked.version != lock.version():
-        found.append(f"locked by fedvfm {locked.version}, here is {lock.version()}; install the same at all ends")
-    return found
+        LOG.warning(
+            f"note: backbone '{name}' is a folder of this machine; every site needs the same weights at this path"
+        )
+    if locked.version != here:
+        LOG.warning(f"note: locked by fedvfm {locked.version}, here is {here}; install the same at all ends")
 
 
 def _models() -> Any:

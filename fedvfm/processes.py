@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ import psutil
 
 from fedvfm import errors, storage
 
+LOG = logging.getLogger(__name__)
 LONGEST_WAIT_S = 30.0
 STEADY_S = 60.0
 """A child that ran so long begins with the shortest wait again."""
@@ -358,12 +360,12 @@ class Child:
             self.process = None
             raise
 
-    def try_start(self, note: Callable[[str], None]) -> None:
+    def try_start(self) -> None:
         """Start it; where the disk takes neither log nor pid file, say so and wait as if it had ended."""
         try:
             self.start()
         except errors.StorageError as error:
-            note(f"{self.program.name} cannot be started now: {error}")
+            LOG.error(f"{self.program.name} cannot be started now: {error}")
             self.postpone()
 
     @property
@@ -414,15 +416,14 @@ def due(child: Child) -> bool:
 
 
 class Family:
-    """Children that live and end together.
+    """Children that live and end together; the log has when one ended and is started again.
 
     Args:
         folder: of their pid files and logs.
-        note: told in words when a child ended and is started again.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None] = lambda text: None) -> None:
-        self.folder, self._note = folder, note
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.children: dict[str, Child] = {}
         self._lock = threading.RLock()
 
@@ -444,11 +445,11 @@ class Family:
         code = child.code
         if code is not None and child.program.restart:
             wait = child.postpone()
-            self._note(f"{name} ended ({_ending(code)}); started again in {wait:g} s")
+            LOG.warning(f"{name} ended ({_ending(code)}); started again in {wait:g} s")
             for other in child.program.pulls_down:
                 self._pull_down(other)
         if child.process is None and child.program.restart and due(child):
-            child.try_start(self._note)
+            child.try_start()
 
     def _pull_down(self, name: str) -> None:
         child = self.children.get(name)
@@ -474,7 +475,7 @@ class Family:
             try:
                 self.tick()
             except errors.FedvfmError as error:  # the others are looked after still
-                self._note(str(error))
+                LOG.error(str(error))
 
         try:
             with repeated(watch, POLL_S, "fedvfm-watch"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import signal
@@ -42,6 +43,13 @@ def no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What fedvfm logged since the test began; other libraries' records are left out."""
+    caplog.set_level(logging.INFO, logger="fedvfm")
+    return lambda: [record.getMessage() for record in caplog.records if record.name.split(".")[0] == "fedvfm"]
 
 
 class Answer(NamedTuple):

@@ -6,8 +6,7 @@ keeps the backbone in memory, never opens the bundle, and lets nothing but a rep
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,17 +15,12 @@ from flwr.app import Context, Message
 
 from fedvfm import errors, flower_runtime, flower_supernode
 
+LOG = logging.getLogger(__name__)
 POLL_S = 0.25
 """The least time between two questions for a task."""
 AWAY_S = 1.0
 
 Answer = Callable[[Message, Context], Message]
-
-
-def say(text: str) -> None:
-    """A line for the process's own log."""
-    with contextlib.suppress(OSError):  # a full disk takes no log; the answer still goes out
-        print(text, file=sys.stderr, flush=True)
 
 
 def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> None:
@@ -45,7 +39,7 @@ def serve(link: flower_runtime.Link, answer: Answer, stop: threading.Event) -> N
             task = tasks.take()
         except errors.EngineError as error:
             if not away:
-                say(f"waiting for the SuperNode: {error}")
+                LOG.warning(f"waiting for the SuperNode: {error}")
             away = True
             stop.wait(AWAY_S)
             continue
@@ -61,10 +55,10 @@ def _answer(task: flower_supernode.ClientTask, answer: Answer) -> None:
     try:
         reply = answer(task.message, task.context)
         if task.lost.is_set():
-            say("the SuperNode gave the task up meanwhile; its reply is kept for when it is asked again")
+            LOG.warning("the SuperNode gave the task up meanwhile; its reply is kept for when it is asked again")
         else:
             task.answer(reply)
     except errors.EngineError as error:
-        say(f"the reply could not be handed over ({error}); it is kept for when it is asked again")
+        LOG.warning(f"the reply could not be handed over ({error}); it is kept for when it is asked again")
     finally:
         task.close()

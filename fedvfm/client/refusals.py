@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedvfm import processes, protocol
 
+LOG = logging.getLogger(__name__)
 EVERY_S = 1.0
 
 _LOG = "the end of executor.log in the folder run/ of the state folder says which error it was"
@@ -66,11 +68,10 @@ class Listener:
 
     Args:
         log: the audit log; what is in it already is not told.
-        note: told a line.
     """
 
-    def __init__(self, log: Path, note: Callable[[str], None]) -> None:
-        self._log, self._note = log, note
+    def __init__(self, log: Path) -> None:
+        self._log = log
         self._at = log.stat().st_size if log.exists() else 0
         self._asked = ""
         self._standing: dict[tuple[str, str], str] = {}
@@ -104,11 +105,9 @@ class Listener:
             why, remedy = WORDS.get(word, _OTHER)
             of = f" of recipe {recipe[:12]}" if recipe else ""
             remedy = remedy.format(recipe=recipe[:12] or "HASH")
-            self._note(f"refused: {self._asked}{of}: {word}, {why}. Remedy: {remedy}")
+            LOG.warning(f"refused: {self._asked}{of}: {word}, {why}. Remedy: {remedy}")
 
 
-@contextlib.contextmanager
-def told(log: Path, note: Callable[[str], None]) -> Iterator[None]:
+def told(log: Path) -> contextlib.AbstractContextManager[None]:
     """Tell of refusals while the block runs."""
-    with processes.repeated(Listener(log, note).look, EVERY_S, "fedvfm-refusals"):
-        yield
+    return processes.repeated(Listener(log).look, EVERY_S, "fedvfm-refusals")

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, processes, protocol, storage
+from fedvfm import errors, flower_runtime, logs, processes, protocol, storage
 from fedvfm.client import joining, limits, own, refusals, split_note, supernode, verdicts
 from fedvfm.diagnosis import channel, lookout, machine, row
 
+LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
 NAME = "client"
 CHILDREN = ("supernode", "executor")
 FOLDER = "run"
@@ -27,7 +26,7 @@ def _folder(where: joining.State) -> Path:
     return where.folder / FOLDER
 
 
-def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> None:
+def start(where: joining.State, settings: Path) -> None:
     """Run the site's processes until this one is told to end; what ends by itself is started again.
 
     A SuperNode that was killed is refused for up to a minute (the coordinator takes it for present still); the waits
@@ -41,17 +40,11 @@ def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> 
     if site.name != where.about.site:
         raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
     with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
-        _watch(where, settings, site, over, note)
+        _watch(where, settings, site, over)
         storage.remove_folder(where.features)
 
 
-def _watch(
-    where: joining.State,
-    settings: Path,
-    site: configs.SiteConfig,
-    over: threading.Event,
-    note: Callable[[str], None],
-) -> None:
+def _watch(where: joining.State, settings: Path, site: configs.SiteConfig, over: threading.Event) -> None:
     folder = _folder(where)
     node = supernode.SuperNode(
         "supernode", folder, where.about.address, where.authority, where.key, processes.free_port()
@@ -62,12 +55,12 @@ def _watch(
     )
     # What a site computes with was fetched by its people before; nothing is fetched because a recipe names it.
     environment = {"HF_HUB_OFFLINE": "1", **flower_runtime.CHILD_ENVIRONMENT, **limits.environment(site)}
-    family = processes.Family(folder, note)
-    outside = lookout.Lookout(lambda: look(where), note)
-    with family.watched(), outside.watched(), refusals.told(where.audit.path, note):
+    family = processes.Family(folder)
+    outside = lookout.Lookout(lambda: look(where))
+    with family.watched(), outside.watched(), refusals.told(where.audit.path):
         family.start(node.program)
         family.start(processes.Program("executor", command, environment, pulls_down=(node.name,)))
-        note(f"site {where.about.site}: waiting for messages of {where.about.address}")
+        LOG.info(f"site {where.about.site}: waiting for messages of {where.about.address}")
         while not over.wait(1.0):
             pass
 
@@ -121,16 +114,16 @@ def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
     site = own.read(settings).site
     device = devices.choose(site.device)
     limits.apply(site.limits, device)
-    mine = terms.SiteTerms(where, settings, device, say=executor.say)
+    mine = terms.SiteTerms(where, settings, device)
 
     def report(at: str, error: Exception) -> None:
         # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.
         word = protocol.refusal(error).reason
-        line: dict[str, object] = {"time": int(time.time()), "error": type(error).__name__, "told": word}
+        line: dict[str, object] = {"error": type(error).__name__, "told": word}
         plain = word in ("privacy-budget", split_note.REASON)
         if plain or isinstance(error, errors.BudgetExceeded | errors.LedgerError):
             line["text"] = str(error)  # numbers and the remedy; nothing of a patient is in them
-        executor.say(json.dumps(line))
+        LOG.warning(word, extra={"fields": line})
 
     built = client_app.Models(threads=site.limits.threads)
     kept = sent.Sent(where.sent)
@@ -143,6 +136,6 @@ def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
 
 if __name__ == "__main__":
     _state, _settings, _port, _secret = sys.argv[1:]
-    serve(
-        Path(_state), Path(_settings), flower_runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes())
-    )
+    _link = flower_runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes())
+    with logs.output(as_json=True):
+        serve(Path(_state), Path(_settings), _link)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ from fedvfm.client import model as models
 from fedvfm.client import site as sites
 from fedvfm.trust import lock as locks
 
+LOG = logging.getLogger(__name__)
 MIB = 1 << 20
 
 
@@ -300,7 +302,6 @@ class SiteTerms(HospitalTerms):
         settings: the site's own file.
         device: where to compute.
         build: as above.
-        say: writes a line into the process's own log.
     """
 
     def __init__(
@@ -309,10 +310,9 @@ class SiteTerms(HospitalTerms):
         settings: Path,
         device: str,
         build: Callable[[configs.Recipe], recipes.LockedRecipe] = built_here,
-        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         super().__init__(where, lambda: self.config.policy, build)
-        self._settings, self._device, self._say = settings, device, say
+        self._settings, self._device = settings, device
         self._counted = feature_counts.Counts()
         self._read = ("", own.read(settings).site)
         self._site: tuple[str, sites.Site] | None = None
@@ -380,7 +380,7 @@ class SiteTerms(HospitalTerms):
             now = self._site[1].cache.counts
             found, self._counted = now - self._counted, now
             if found.asked:  # for the people here; it never leaves
-                self._say(f"round {task.round}: features of the frozen blocks: {found}")
+                LOG.info(f"round {task.round}: features of the frozen blocks: {found}")
         return super().release(kind, task, content)
 
     def _ends(self, recipe: configs.Recipe) -> tuple[float, str]:

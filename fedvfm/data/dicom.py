@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fedvfm import errors
+from fedvfm import errors, logs
 from fedvfm.data import frames, geometry
 
 ENDINGS = (".dcm", ".dicom")
@@ -137,15 +137,9 @@ class Study:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Keep pydicom's warnings and log lines, which may quote a header, from every output."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with logs.limited(logging.CRITICAL + 1, "pydicom"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def is_dicom(path: Path) -> bool:

@@ -7,25 +7,26 @@ takes no log. Their people read it here.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from fedvfm import errors, processes
 from fedvfm.diagnosis import row
 
+LOG = logging.getLogger(__name__)
 FIRST_S, EVERY_S, AGAIN_S = 5.0, 60.0, 10.0
 """After the start; then so often; sooner while something is wrong."""
 
 
 class Lookout:
-    """Looks again and again, and tells what changed.
+    """Looks again and again, and logs what changed.
 
     Args:
         look: what is looked at; each look is short and sends nothing but a question for the health.
-        note: told in words.
     """
 
-    def __init__(self, look: Callable[[], Iterable[row.Row]], note: Callable[[str], None]) -> None:
-        self._look, self._note = look, note
+    def __init__(self, look: Callable[[], Iterable[row.Row]]) -> None:
+        self._look = look
         self._wrong: dict[str, str] = {}
 
     def once(self) -> bool:
@@ -34,9 +35,9 @@ class Lookout:
         for check, one in found.items():
             # Numbers in the problem may change with every look; what to do does not.
             if self._wrong.get(check) != one.remedy:
-                self._note(f"{check}: {one.problem}. Remedy: {one.remedy}")
+                LOG.error(f"{check}: {one.problem}. Remedy: {one.remedy}")
         for check in self._wrong.keys() - found.keys():
-            self._note(f"{check}: is well again")
+            LOG.info(f"{check}: is well again")
         self._wrong = {check: one.remedy for check, one in found.items()}
         return not found
 

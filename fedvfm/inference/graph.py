@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedvfm import errors, storage
+from fedvfm import errors, logs, storage
 from fedvfm.client import model as models
 from fedvfm.inference import delivery, sessions
 
@@ -191,17 +191,9 @@ def _facts(model: models.AdaptedModel) -> dict[str, str]:
 def _quiet() -> Iterator[None]:
     """Without the exporter's notes on packages that are not needed."""
     # onnxruntime's quantization says what it has to say to the root.
-    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+    with logs.limited(logging.ERROR, "", "torch.onnx", "onnxscript", "onnx_ir"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _card(model: models.AdaptedModel, batch: int | None, by: str, off: float, *, int8: float | None = None) -> str:

@@ -7,19 +7,18 @@ are in that file alone, which lies where the images lie; they are never logged, 
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors, storage
+from fedvfm import errors, logs, storage
 from fedvfm.data import dicom
 from fedvfm.data import header as headers
 
@@ -95,7 +94,8 @@ def write(
     """
     require_installed()
     try:
-        with dicom.quietly(), _silent_highdicom():
+        # Log lines of highdicom name what is copied.
+        with dicom.quietly(), logs.limited(logging.CRITICAL + 1, "highdicom"):
             sources, planes = _sources(labels, header)
             made = _object(sources, planes, class_names, fingerprint)
             content = io.BytesIO()
@@ -107,18 +107,6 @@ def write(
             "nifti"
         ) from None
     storage.write_bytes(path, content.getvalue())
-
-
-@contextlib.contextmanager
-def _silent_highdicom() -> Iterator[None]:
-    """Without its log lines, which name what is copied."""
-    logger = logging.getLogger("highdicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _sources(labels: NDArray[np.uint8], header: headers.Header) -> tuple[list[Any], NDArray[np.uint8]]:

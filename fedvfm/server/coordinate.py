@@ -7,20 +7,19 @@ taken in or left out, and it pauses, ends early or makes room for another recipe
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, processes, progress, protocol, storage
+from fedvfm import errors, flower_runtime, logs, processes, progress, protocol, storage
 from fedvfm import recipe as recipes
 from fedvfm.server import app as server_app
 from fedvfm.server import departures, enrolment, greeting, handshake, patience, standing, steering, strategy, superlink
@@ -28,6 +27,7 @@ from fedvfm.server import journal as journals
 from fedvfm.server.aggregators import table as rules
 from fedvfm.trust import roster as rosters
 
+LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
 RUN = "run"
 EXPIRED = "its invite expired"
 LOOK_S = 1.0
@@ -93,7 +93,7 @@ class Coordinator:
             FedvfmError: what stopped the federation.
         """
         rule = rules.TABLE.get(self._locked.recipe.aggregation.rule)(**self._locked.recipe.aggregation.options)
-        self._greetings = greeting.Greetings(grid, self._locked, rule, self._note, self._left_out)
+        self._greetings = greeting.Greetings(grid, self._locked, rule, self._left_out)
         while True:
             members = self._gather(self._greetings)
             if members is None or self._stretch(members, grid, context):
@@ -115,7 +115,7 @@ class Coordinator:
             greetings.look()
             if enrolment.open_state(self._where.folder).about.recipe != self._recipe:
                 self._memory.forget()
-                self._note(f"recipe {self._recipe[:12]} is put aside for another one")
+                LOG.info(f"recipe {self._recipe[:12]} is put aside for another one")
                 return None
             orders, members, words = steering.read(self._where), self._members(), self._expected()
             missing = {name: word for name, word in words.items() if name not in members}
@@ -126,14 +126,14 @@ class Coordinator:
             elif waits.enough(members, words) and (self._began or not waits.for_more(missing)):
                 self._memory.forget()
                 without = _listed({**missing, **self._expired()})
-                self._note(f"sites now: {', '.join(members)}" + (f"; goes on without: {without}" if without else ""))
+                LOG.info(f"sites now: {', '.join(members)}" + (f"; goes on without: {without}" if without else ""))
                 return members
             else:
                 text, phase = _waiting(waits, members, words), standing.WAITING
                 self._require_hope(waits, members, words, missing, text)
                 self._memory.keep(waits, self._recipe, done)
             if text != said:
-                self._note(text)
+                LOG.info(text)
                 said = text
             self._stands(phase, text)
             time.sleep(LOOK_S)
@@ -285,7 +285,7 @@ class Coordinator:
         if tried >= TRIES and not (self._refused and patient):
             raise missed
         when = "when who refused takes part again" if self._refused else f"({tried} of {TRIES - 1})"
-        self._note(f"{missed}. It is asked for again {when}")
+        LOG.info(f"{missed}. It is asked for again {when}")
 
     def _told(self, event: str, /, **fields: Any) -> None:
         if event == "refused":
@@ -324,9 +324,6 @@ class Coordinator:
         about = {"recipe": self._recipe, "round": int(result["round"]), "fingerprint": result["fingerprint"]}
         for site, word in result["acceptance"].items():
             self._where.audit.record("decided", kind="final-adapter", verdict=word, peer=site, **about)
-
-    def _note(self, text: str) -> None:
-        self._observer("note", text=text)
 
 
 def _listed(missing: Mapping[str, str]) -> str:
@@ -368,13 +365,12 @@ def sync(control: flower_runtime.Control, sites: dict[str, rosters.Entry]) -> No
 
 
 def say(event: str, /, **fields: object) -> None:
-    """One line of JSON for each event: the process's log, which ``server status`` reads."""
+    """Log an event of the rounds."""
     kept = {key: value for key, value in fields.items() if key != "record"}
-    with contextlib.suppress(OSError):  # a full disk takes no log; what must be kept says so by itself
-        print(json.dumps({"time": int(time.time()), "event": event, **kept}), flush=True)
+    LOG.info(kept.get("text", event), extra={} if event == "note" else {"fields": {"event": event, **kept}})
 
 
-def main(folder: Path, port: int, server: configs.ServerConfig, observer: Callable[..., None] = say) -> None:
+def main(folder: Path, port: int, server: configs.ServerConfig) -> None:
     """Be the coordinator's process until the federation is finished."""
     where = enrolment.open_state(folder)
     link = superlink.SuperLink(folder / RUN / "superlink", port).link
@@ -382,23 +378,20 @@ def main(folder: Path, port: int, server: configs.ServerConfig, observer: Callab
     sync(control, where.sites())
     run_id, stop = control.start_run(), threading.Event()
     control.close()
-
-    def note(text: str) -> None:
-        observer("note", text=text)
-
     most_bytes = superlink.largest_reply(where.lock().rows.parameters)
     with flower_runtime.server_task(link, run_id, stop, most_bytes) as (grid, context):
-        run = Coordinator(where, server, observer)
+        run = Coordinator(where, server, say)
         steady = departures.WatchfulGrid(
-            *(grid, where.sites, run.look, note, where.audit, where.about.recipe), away_s=server.away_timeout_s
+            *(grid, where.sites, run.look, where.audit, where.about.recipe), away_s=server.away_timeout_s
         )
         run.run(steady, context)
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), int(sys.argv[2]), configs.ServerConfig.model_validate_json(sys.argv[3]))
-    except errors.FedvfmError as error:
-        say("stopped", code=error.code, text=str(error))
-        processes.write_failure(error)
-        sys.exit(error.exit_code)
+    with logs.output(as_json=True):
+        try:
+            main(Path(sys.argv[1]), int(sys.argv[2]), configs.ServerConfig.model_validate_json(sys.argv[3]))
+        except errors.FedvfmError as error:
+            say("stopped", code=error.code, text=str(error))
+            processes.write_failure(error)
+            sys.exit(error.exit_code)

@@ -5,6 +5,7 @@ A site that is revoked while it computes is answered for at once; whatever it st
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from fedvfm import flower_runtime, protocol
 from fedvfm.server import presence, reach
 from fedvfm.trust import roster as rosters
 
+LOG = logging.getLogger(__name__)
 PAUSE_S = 30.0
 """How long nobody may have been asked before who is away counts from the beginning."""
 
@@ -55,7 +57,7 @@ class WatchfulGrid(presence.RosterGrid):
             node = message.metadata.dst_node_id
             word = self._left(node, roster.get(self.name(node))) or ("away" if self.name(node) in away else "")
             if word:
-                self._note(f"the answer of site '{self.name(node)}' is not waited for: {word}")
+                LOG.warning(f"the answer of site '{self.name(node)}' is not waited for: {word}")
                 found.append(protocol.in_place_of_answer(word, message))
                 flower_runtime.set_reply_to(found[-1], key)
                 del self._asked[key]

@@ -6,6 +6,7 @@ was left with the wrong weights is asked again, ever more rarely; why it does no
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from fedvfm import recipe as recipes
 from fedvfm.server import handshake, presence
 from fedvfm.server.aggregators import base
 
+LOG = logging.getLogger(__name__)
 ANSWER_S = 600.0
 """How long a greeting lives: a site may have to hash large weights, or be at work on an old round."""
 SILENCE_S = 30.0
@@ -62,13 +64,12 @@ class _Site:
 
 
 class Greetings:
-    """Greets every approved site that is there.
+    """Greets every approved site that is there; the log has what each answered.
 
     Args:
         grid: where the sites are.
         locked: recipe, manifest and first adapter.
         rule: the aggregation rule; says whether it takes a site's rank.
-        note: told in words what a site answered.
         refused: told the site and the word, once, where it takes no part for what it answered.
     """
 
@@ -77,10 +78,9 @@ class Greetings:
         grid: presence.RosterGrid,
         locked: recipes.LockedRecipe,
         rule: base.Aggregator,
-        note: Callable[[str], None],
         refused: Callable[[str, str], None] = lambda site, word: None,
     ) -> None:
-        self._grid, self._locked, self._rule, self._note, self._refused = grid, locked, rule, note, refused
+        self._grid, self._locked, self._rule, self._refused = grid, locked, rule, refused
         self._sites: dict[str, _Site] = {}
         self._there: dict[str, int] = {}
         self._content = protocol.encode_task(protocol.Task(locked.recipe))
@@ -154,9 +154,9 @@ class Greetings:
             elif time.monotonic() > site.refused + 2 * LONGEST_S:  # else it answers well and refuses the work
                 site.pause = FIRST_S
             if word == "approval-pending" and before != word:
-                self._note(f"site '{name}' waits for a person's approval of the recipe; it is asked again")
+                LOG.info(f"site '{name}' waits for a person's approval of the recipe; it is asked again")
             elif word and before != word and word != protocol.LEDGER_WENT_BACK:  # the grid told more of that
-                self._note(f"site '{name}' takes no part: {word}; it is asked again")
+                LOG.warning(f"site '{name}' takes no part: {word}; it is asked again")
             if word in WRONG and before != word:
                 self._refused(name, word)
 
@@ -170,11 +170,11 @@ class Greetings:
                 return "other-name"
             member = handshake.member(self._locked, self._rule, site.node, hello)
         except errors.FedvfmError as error:
-            self._note(f"site '{name}': {error}")
+            LOG.warning(f"site '{name}': {error}")
             return "refused"
         settings = {other.hello.backbone_config_sha256: at for at, other in self._sites.items() if other.hello}
         if name not in settings.values() and settings and hello.backbone_config_sha256 not in settings:
-            self._note(
+            LOG.warning(
                 f"sites '{name}' and '{next(iter(settings.values()))}' hold the backbone with different settings "
                 "(config.json). Fetch weights and config.json again at these sites"
             )

@@ -6,6 +6,7 @@ audit log before it goes, with the log's mark upon it; what comes is noted with 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedvfm import audit, chain, errors, flower, flower_runtime, protocol
 from fedvfm.server import reach
 from fedvfm.trust import roster as rosters
 
+LOG = logging.getLogger(__name__)
 UNKNOWN = "unknown"
 _BACK = protocol.LEDGER_WENT_BACK
 
@@ -26,7 +28,7 @@ class RosterGrid(reach.SteadyGrid):
     Args:
         grid: Flower's.
         roster: the roster as it is now, by site.
-        check, note: as :class:`fedvfm.server.reach.SteadyGrid`.
+        check: as :class:`fedvfm.server.reach.SteadyGrid`.
         log: the coordinator's audit log; None notes nothing and marks nothing.
         recipe: hash of the recipe that runs.
     """
@@ -36,11 +38,10 @@ class RosterGrid(reach.SteadyGrid):
         grid: Grid,
         roster: Callable[[], Mapping[str, rosters.Entry]],
         check: Callable[[], None],
-        note: Callable[[str], None],
         log: audit.Audit | None = None,
         recipe: str = "",
     ) -> None:
-        super().__init__(grid, check, note)
+        super().__init__(grid, check)
         self._roster, self._log, self._recipe = roster, log, recipe
         self._names: dict[int, str] = {}
         self._ledgers: dict[str, int] = {}
@@ -65,7 +66,7 @@ class RosterGrid(reach.SteadyGrid):
         return sorted(self.present().values())
 
     def name(self, node: int) -> str:
-        """The site of a node, for notes."""
+        """The site of a node, for the log."""
         return self._names.get(node, f"node {node}")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -128,7 +129,7 @@ class RosterGrid(reach.SteadyGrid):
         if self._log is not None:
             self._log.record("decided", peer=site, **about)
         self._back.add(site)
-        self._note(
+        LOG.error(
             f"site '{site}' takes no part in this recipe any more: its privacy ledger has {length} entries and had "
             f"{before}: it was cut or put back. Its people run 'fedvfm ledger verify' and 'fedvfm ledger reconcile'; "
             "it takes part again in another recipe"
@@ -162,7 +163,7 @@ class RosterGrid(reach.SteadyGrid):
             return reply
         if hello.site == site:
             return reply
-        self._note(f"the node of site '{site}' calls itself by another name; it is left out")
+        LOG.warning(f"the node of site '{site}' calls itself by another name; it is left out")
         reply.content = protocol.encode_hello(_nobody(hello))
         return reply
 

@@ -7,6 +7,7 @@ late or never; a site that is asked again for what it has answered sends the sam
 from __future__ import annotations
 
 import datetime
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedvfm import flower_runtime
 
+LOG = logging.getLogger(__name__)
 LOOK_S = 2.0
 """How often the nodes are looked at while replies are outstanding."""
 
@@ -39,16 +41,15 @@ class Asked:
 
 
 class SteadyGrid(Grid):
-    """Another Grid, whose losses it makes good.
+    """Another Grid, whose losses it makes good; the log has when a site is asked again.
 
     Args:
         grid: Flower's.
         check: called at every look for replies; raises to end the run.
-        note: told in words when a site is asked again.
     """
 
-    def __init__(self, grid: Grid, check: Callable[[], None], note: Callable[[str], None]) -> None:
-        self._grid, self._check, self._note = grid, check, note
+    def __init__(self, grid: Grid, check: Callable[[], None]) -> None:
+        self._grid, self._check = grid, check
         self._asked: dict[str, Asked] = {}
         self._looked = 0.0
 
@@ -137,7 +138,7 @@ class SteadyGrid(Grid):
         return found
 
     def name(self, node: int) -> str:
-        """What a node is called in notes."""
+        """What a node is called in the log."""
         return f"node {node}"
 
     @staticmethod
@@ -163,7 +164,7 @@ class SteadyGrid(Grid):
         again = Message(asked.message.content, old.dst_node_id, old.message_type, ttl=left, group_id=old.group_id)
         asked.ids.extend(self._push([again]))
         asked.since = _now()
-        self._note(f"{self.name(old.dst_node_id)} began anew before it answered; it is asked again")
+        LOG.warning(f"{self.name(old.dst_node_id)} began anew before it answered; it is asked again")
 
 
 def _now() -> datetime.datetime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 
 from fedvfm import audit, errors, processes, storage
 
+LOG = logging.getLogger(__name__)
 MAX_BYTES = 1_000_000
 """Of the proxy's file; one that has grown over it is put aside once, so that there are twice as many at most."""
 MOST_ADDRESSES = 8
@@ -185,7 +187,7 @@ class Collector:
 
 
 @contextlib.contextmanager
-def collected(path: Path, log: audit.Audit, note: Callable[[str], None]) -> Iterator[None]:
+def collected(path: Path, log: audit.Audit) -> Iterator[None]:
     """Carry refusals while the block runs, in a thread; the last ones when it ends.
 
     What cannot be written is told once and tried again: it stops nothing.
@@ -198,7 +200,7 @@ def collected(path: Path, log: audit.Audit, note: Callable[[str], None]) -> Iter
             work()
         except errors.FedvfmError as error:
             if str(error) != said:
-                note(f"refused requests are not in the audit log: {error}")
+                LOG.error(f"refused requests are not in the audit log: {error}")
             said = str(error)
 
     try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from fedvfm.server import (
 )
 from fedvfm.trust import certificates, documents
 
+LOG = logging.getLogger(__name__)
 NAME = "server"
 CHILDREN = ("superlink", "proxy", "coordinate")
 READY_S = 60.0
@@ -38,12 +39,7 @@ def _folder(where: enrolment.State) -> Path:
 
 
 def start(
-    where: enrolment.State,
-    server: configs.ServerConfig,
-    listen: str,
-    note: Callable[[str], None],
-    *,
-    stay: bool = False,
+    where: enrolment.State, server: configs.ServerConfig, listen: str, *, stay: bool = False
 ) -> dict[str, Any] | None:
     """Run the federation to its end, or until this process is told to end. What ends by itself is started again.
 
@@ -51,7 +47,6 @@ def start(
         where: the state folder.
         server: quorum, cohort, deadlines.
         listen: ``host:port`` of the public port; empty for that of the address sites were told, on all interfaces.
-        note: told what happens.
         stay: keep the sites connected when all recipes are finished, and wait for a further one.
 
     Returns: the evaluation of the last recipe, or None if it was told to end before that was finished.
@@ -63,10 +58,10 @@ def start(
     """
     folder = _folder(where)
     with processes.alone(folder, NAME, f"the server of {where.folder}"), processes.told_to_end() as over:
-        family = processes.Family(folder, note)
+        family = processes.Family(folder)
         try:
             with family.watched():
-                return _watch(where, server, _listening(where, listen), family, over, note, stay)
+                return _watch(where, server, _listening(where, listen), family, over, stay)
         finally:
             background.silence(folder)
 
@@ -95,7 +90,6 @@ def _watch(
     public: tuple[str, int],
     family: processes.Family,
     over: threading.Event,
-    note: Callable[[str], None],
     stay: bool,
 ) -> dict[str, Any] | None:
     folder = _folder(where)
@@ -125,13 +119,13 @@ def _watch(
     run = processes.Child(
         processes.Program("coordinate", command, flower_runtime.CHILD_ENVIRONMENT, restart=False), folder
     )
-    note(f"federation {where.about.federation}: listening at {public[0]}:{public[1]}")
+    LOG.info(f"federation {where.about.federation}: listening at {public[0]}:{public[1]}")
     background.announce(folder, f"{public[0]}:{public[1]}")
     run.start()
     try:
-        disk = lookout.Lookout(lambda: [machine.disk(where.folder, 0)], note)
-        with refused.collected(folder / "refused.jsonl", where.audit, note), disk.watched():
-            return _until_done(where, run, control, over, note, stay)
+        disk = lookout.Lookout(lambda: [machine.disk(where.folder, 0)])
+        with refused.collected(folder / "refused.jsonl", where.audit), disk.watched():
+            return _until_done(where, run, control, over, stay)
     finally:
         run.stop()
         if over.is_set():  # a person ended it, and whoever starts it again has as long as at first
@@ -171,54 +165,49 @@ def _wait_listening(public: tuple[str, int], child: processes.Child, over: threa
 
 
 def _until_done(
-    where: enrolment.State,
-    run: processes.Child,
-    control: flower_runtime.Control,
-    over: threading.Event,
-    note: Callable[[str], None],
-    stay: bool,
+    where: enrolment.State, run: processes.Child, control: flower_runtime.Control, over: threading.Event, stay: bool
 ) -> dict[str, Any] | None:
     roster, rested, told, shown = 0, "", "", ""
     while not over.wait(0.5):
-        roster = _synced(where, control, roster, note)
+        roster = _synced(where, control, roster)
         if run.process is None and processes.due(run):
-            run.try_start(note)
+            run.try_start()
         elif run.code == 0:
             try:
-                shown = _shown(where, shown, note)
+                shown = _shown(where, shown)
                 where = steering.settle(where)
             except errors.StorageError as error:  # a full disk is waited for
                 if str(error) != told:
-                    note(f"what follows cannot be written down yet: {error}")
+                    LOG.error(f"what follows cannot be written down yet: {error}")
                 told = str(error)
                 continue
             recipe = where.about.recipe
             if not where.finished(recipe):
-                note(f"recipe {recipe[:12]} begins")
-                run.try_start(note)
+                LOG.info(f"recipe {recipe[:12]} begins")
+                run.try_start()
             elif not stay:
                 return _evaluation(where)
             elif recipe != rested:
-                note(f"recipe {recipe[:12]} is finished; waits for a further one")
+                LOG.info(f"recipe {recipe[:12]} is finished; waits for a further one")
                 rested = recipe
         elif run.code is not None:
             if run.code in errors.LASTING:
                 raise run.failure().error("the run stopped")
             code = run.code
-            note(f"the run ended ({code}) and resumes in {run.postpone():g} s")
+            LOG.warning(f"the run ended ({code}) and resumes in {run.postpone():g} s")
     return _evaluation(where) if where.finished(where.about.recipe) else None
 
 
-def _shown(where: enrolment.State, before: str, note: Callable[[str], None]) -> str:
+def _shown(where: enrolment.State, before: str) -> str:
     """Write what a finished recipe leaves, and say where it is, once; the recipe that was said last."""
     recipe = where.about.recipe
     folder = result.ensure(where) if recipe != before else None
     if folder is not None:
-        note(f"recipe {recipe[:12]} is finished: adapter and report lie in {folder}")
+        LOG.info(f"recipe {recipe[:12]} is finished: adapter and report lie in {folder}")
     return recipe if folder is not None else before
 
 
-def _synced(where: enrolment.State, control: flower_runtime.Control, known: int, note: Callable[[str], None]) -> int:
+def _synced(where: enrolment.State, control: flower_runtime.Control, known: int) -> int:
     """Let the SuperLink know the roster where it changed; when it was changed last, as far as that is known there."""
     changed = where.roster_path.stat().st_mtime_ns
     if changed != known:
@@ -226,7 +215,7 @@ def _synced(where: enrolment.State, control: flower_runtime.Control, known: int,
             coordinate.sync(control, where.sites())
             return changed
         except errors.EngineError as error:
-            note(f"the roster is not yet known to the SuperLink: {error}")
+            LOG.warning(f"the roster is not yet known to the SuperLink: {error}")
     return known
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, processes, progress, storage
+from fedvfm import errors, flower_runtime, logs, processes, progress, storage
 from fedvfm.client import executor, precision, supernode
 from fedvfm.client import site as sites
 from fedvfm.server import app as server_app
@@ -89,22 +89,16 @@ def run(
     storage.write_text(folder / "experiment.json", experiment.model_dump_json())
     precision.write(folder / "precision.json", experiment.device)
     server = server_app.make_server_app(jobs, observer)
-    with site_errors.shown(lambda: site_errors.last(folder / "faults")), _connected(folder, names, observer) as steady:
+    with site_errors.shown(lambda: site_errors.last(folder / "faults")), _connected(folder, names) as steady:
         grid, context = steady
         server(grid, context)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _connected(
-    folder: Path, names: Sequence[str], observer: progress.Observer
-) -> Iterator[tuple[reach.SteadyGrid, Context]]:
+def _connected(folder: Path, names: Sequence[str]) -> Iterator[tuple[reach.SteadyGrid, Context]]:
     """Everything started and every node online; all of it ended afterwards."""
-
-    def note(text: str) -> None:
-        observer("note", text=text)
-
-    family, stop = processes.Family(folder, note), threading.Event()
+    family, stop = processes.Family(folder), threading.Event()
 
     def check() -> None:
         for child in family.children.values():
@@ -135,7 +129,7 @@ def _connected(
         run_id = control.start_run()
         control.close()
         with flower_runtime.server_task(link.link, run_id, stop) as (grid, context):
-            yield reach.SteadyGrid(grid, check, note), context
+            yield reach.SteadyGrid(grid, check), context
 
 
 def _wait_online(control: flower_runtime.Control, count: int, check: Callable[[], None]) -> None:
@@ -191,4 +185,5 @@ def serve(folder: Path, name: str, link: flower_runtime.Link) -> None:
 
 if __name__ == "__main__":
     _folder, _name, _port, _secret = sys.argv[1:]
-    serve(Path(_folder), _name, flower_runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes()))
+    with logs.output(as_json=True):
+        serve(Path(_folder), _name, flower_runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes()))

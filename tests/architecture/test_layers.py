@@ -33,6 +33,7 @@ FLOORS = [
         "assignments",
         "capacity",
         "hours",
+        "logs",
         "strict",
         "surfaces",
         "long_poll",

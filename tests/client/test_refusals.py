@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,9 @@ OF_THE_COORDINATOR = {"away", "dropped", "revoked", "ledger-went-back", "malform
 
 
 class Console:
-    def __init__(self, folder: Path) -> None:
-        self.log = audit.Audit(folder / "audit.jsonl", "north", "site")
-        self.lines: list[str] = []
-        self.listener = refusals.Listener(self.log.path, self.lines.append)
+    def __init__(self, folder: Path, said: Callable[[], list[str]]) -> None:
+        self.log, self._said = audit.Audit(folder / "audit.jsonl", "north", "site"), said
+        self.listener = refusals.Listener(self.log.path)
 
     def answer(self, kind: str, word: str = "", recipe: str = RECIPE) -> list[str]:
         """A message of this kind is answered, or refused with a word; what is told."""
@@ -26,14 +27,18 @@ class Console:
         self.log.record("received", kind=kind, bytes=9, **about)
         said = {"kind": "refusal", "reason": word} if word else {"kind": kind}
         self.log.record("sent", bytes=9, **about, **said)
-        self.lines.clear()
+        return self.look()
+
+    def look(self) -> list[str]:
+        """What is told now."""
+        before = len(self._said())
         self.listener.look()
-        return list(self.lines)
+        return self._said()[before:]
 
 
 @pytest.fixture
-def console(tmp_path: Path) -> Console:
-    return Console(tmp_path)
+def console(tmp_path: Path, said: Callable[[], list[str]]) -> Console:
+    return Console(tmp_path, said)
 
 
 def test_every_word_has_its_reason_and_remedy() -> None:
@@ -81,9 +86,8 @@ def test_what_cannot_be_read_is_told_of(console: Console) -> None:
 
 def test_what_was_refused_before_the_start_is_not_told(console: Console) -> None:
     console.answer("train", "policy-rounds")
-    console.lines.clear()
-    refusals.Listener(console.log.path, console.lines.append).look()
-    assert console.lines == []
+    console.listener = refusals.Listener(console.log.path)
+    assert console.look() == []
 
 
 def test_half_a_line_waits_for_its_other_half(console: Console) -> None:
@@ -91,18 +95,19 @@ def test_half_a_line_waits_for_its_other_half(console: Console) -> None:
     line = '{"event": "sent", "kind": "refusal", "reason": "storage"}\n'
     with console.log.path.open("a") as file:
         file.write(line[:20])
-    console.listener.look()
+    assert console.look() == []
     with console.log.path.open("a") as file:
         file.write(line[20:])
-    console.listener.look()
-    assert [one.split(",")[0] for one in console.lines] == ["refused: handshake: storage"]
+    assert [one.split(",")[0] for one in console.look()] == ["refused: handshake: storage"]
 
 
-def test_they_are_told_while_the_site_runs(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
+def test_they_are_told_while_the_site_runs(
+    console: Console, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
     monkeypatch.setattr(refusals, "EVERY_S", 0.02)
-    told = threading.Event()
-    with refusals.told(console.log.path, lambda text: told.set()):
+    deadline = time.monotonic() + 60
+    with refusals.told(console.log.path):
         console.log.record("sent", kind="refusal", reason="data", bytes=9)
-        assert told.wait(60)
+        while not said() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert ": data, an image or a label cannot be used. Remedy" in said()[0]

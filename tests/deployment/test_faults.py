@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from flwr.supercore.inflatable import inflatable_utils as parts
 
 from fedvfm import config, errors, flower_runtime
-from fedvfm.client import executor, own
+from fedvfm.client import own
 from fedvfm.data import sample as samples
 from fedvfm.diagnosis import lookout, row
 
@@ -21,25 +22,26 @@ WAY = row.blocker("reach", "h:1: nobody listens there (12 s)", "ask the coordina
 CLOCK = row.blocker("clock", "this clock is 61 s ahead", "set it")
 
 
-def test_a_lookout_tells_what_is_wrong_once_and_when_it_is_over() -> None:
-    notes: list[str] = []
+Said = Callable[[], list[str]]
+
+
+def test_a_lookout_tells_what_is_wrong_once_and_when_it_is_over(said: Said) -> None:
     rows = [WAY, row.warning("disk", "little", "watch it")]
-    seen = lookout.Lookout(lambda: rows, notes.append)
+    seen = lookout.Lookout(lambda: rows)
     assert not seen.once()
     rows[0] = row.blocker("reach", "h:1: nobody listens there (19 s)", WAY.remedy)
     assert not seen.once()
-    assert notes == ["reach: h:1: nobody listens there (12 s). Remedy: ask the coordinator"]
+    assert said() == ["reach: h:1: nobody listens there (12 s). Remedy: ask the coordinator"]
     rows[:] = [CLOCK]
     seen.once()
-    assert notes[1:] == ["clock: this clock is 61 s ahead. Remedy: set it", "reach: is well again"]
+    assert said()[1:] == ["clock: this clock is 61 s ahead. Remedy: set it", "reach: is well again"]
     rows.clear()
     assert seen.once()
     assert seen.once()
-    assert notes[3:] == ["clock: is well again"]
+    assert said()[3:] == ["clock: is well again"]
 
 
-def test_a_look_that_fails_is_told_too_and_the_thread_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
+def test_a_look_that_fails_is_told_too_and_the_thread_looks_on(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     often = threading.Semaphore(0)
 
     def look() -> list[row.Row]:
@@ -48,27 +50,29 @@ def test_a_look_that_fails_is_told_too_and_the_thread_looks_on(monkeypatch: pyte
 
     monkeypatch.setattr(lookout, "FIRST_S", 0.01)
     monkeypatch.setattr(lookout, "AGAIN_S", 0.01)
-    with lookout.Lookout(look, notes.append).watched():
+    with lookout.Lookout(look).watched():
         assert all(often.acquire(timeout=10) for _ in range(3))
-    assert [note for note in notes if "the authority's file is damaged" in note] == notes[:1]
+    assert [text for text in said() if "the authority's file is damaged" in text] == said()[:1]
+    assert said()
 
 
 SCRIPT = """
 import json, resource, sys, time
 from pathlib import Path
-from fedvfm import processes
-folder, notes = Path(sys.argv[1]), []
+from fedvfm import logs, processes
+folder = Path(sys.argv[1])
 child = processes.Child(processes.Program("one", (sys.executable, "-SEc", "import time; time.sleep(100)")), folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-child.try_start(notes.append)
+with logs.output(as_json=True):
+    child.try_start()
 full = [child.process is None, processes.running(processes.pid_path(folder, "one")), processes.due(child)]
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 while not processes.due(child):
     time.sleep(0.05)
-child.try_start(notes.append)
+child.try_start()
 well = processes.running(processes.pid_path(folder, "one")) == child.process.pid
 child.stop()
-print(json.dumps({"notes": notes, "full": full, "well": well}))
+print(json.dumps({"full": full, "well": well}))
 """
 
 
@@ -78,8 +82,9 @@ def test_on_a_full_disk_a_child_waits_and_starts_when_there_is_room(tmp_path: Pa
     found = json.loads(answer.stdout)
     assert found["full"] == [True, None, False]
     assert found["well"]
-    (note,) = found["notes"]
-    assert note.startswith(
+    record = json.loads(answer.stderr)
+    assert (record["logger"], record["level"]) == ("fedvfm.processes", "error")
+    assert record["text"].startswith(
         f"one cannot be started now: cannot write {tmp_path / 'one.pid'}: File too large. Free space"
     )
 
@@ -103,16 +108,18 @@ def _reached() -> object:
     return flower_runtime.reached("the SuperNode")
 
 
-def test_a_log_that_takes_nothing_more_stops_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_log_that_takes_nothing_more_stops_no_answer(stream: str) -> None:
     script = (
-        "import os, sys; from fedvfm.client import executor\n"
-        "sys.stderr = open('/dev/full', 'w'); executor.say('x'); os._exit(0)"
+        "import os, sys; from fedvfm import logs; from fedvfm.client import executor\n"
+        f"sys.{stream} = open('/dev/full', 'w')\n"
+        f"with logs.output(as_json=True, stream='{stream}'): executor.LOG.warning('x')\n"
+        "os.write(1, b'goes on'); os._exit(0)"
     )
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-    executor.say("word")
-    assert capsys.readouterr().err == "word\n"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"goes on", b"")
 
 
 def test_a_hospital_trains_in_the_order_of_a_simulation() -> None:

@@ -27,8 +27,8 @@ def notes(two: Two) -> list[str]:
     """What the coordinator told its people."""
     path = two.server.folder / "run" / "coordinate.log"
     lines = path.read_text().splitlines() if path.exists() else []
-    events = [json.loads(line) for line in lines if line.startswith("{")]
-    return [one["text"] for one in events if one["event"] == "note"]
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    return [one["text"] for one in records if "event" not in one]
 
 
 def trained(two: Two, site: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,12 @@ PEM = _pem()
 
 
 @pytest.mark.parametrize("how", ["error", "restarted"])
-def test_a_lost_reply_is_asked_for_again_under_its_first_number(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_reply_is_asked_for_again_under_its_first_number(
+    how: str, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
     monkeypatch.setattr(reach, "LOOK_S", 0.0)
-    grid, notes = Losing(), []
-    steady = reach.SteadyGrid(grid, lambda: None, notes.append)  # type: ignore[arg-type]
+    grid = Losing()
+    steady = reach.SteadyGrid(grid, lambda: None)  # type: ignore[arg-type]
     (first,) = steady.push_messages([Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")])
     if how == "error":
         grid.answers[first] = Error(next(iter(flower_runtime.TRANSPORT_ERRORS)), "gone")
@@ -195,7 +198,7 @@ def test_a_lost_reply_is_asked_for_again_under_its_first_number(how: str, monkey
         grid.activated = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)).isoformat()
     assert steady.pull_messages([first]) == []
     assert len(grid.pushed) == 2
-    assert "asked again" in notes[0]
+    assert "asked again" in said()[0]
     grid.answers["i1"] = RecordDict()
     (reply,) = steady.pull_messages([first])
     assert reply.metadata.reply_to_message_id == first
@@ -204,7 +207,7 @@ def test_a_lost_reply_is_asked_for_again_under_its_first_number(how: str, monkey
 
 def test_a_sites_own_refusal_is_an_answer() -> None:
     grid = Losing()
-    steady = reach.SteadyGrid(grid, lambda: None, lambda text: None)  # type: ignore[arg-type]
+    steady = reach.SteadyGrid(grid, lambda: None)  # type: ignore[arg-type]
     (first,) = steady.push_messages([Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")])
     grid.answers[first] = Error(1005, "refused")
     (reply,) = steady.pull_messages([first])

@@ -73,8 +73,9 @@ class Wire:
 class Trial:
     """A coordinator and a hospital, joined and approved."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, said: Callable[[], list[str]]) -> None:
         flower.be_server_task(1)
+        self.said = said
         joined = two_numbers.join(folder)
         self.server, self.site = joined.server, joined.site
         enrolment.approve(self.server, self.site.request)
@@ -83,7 +84,7 @@ class Trial:
         self.door = gate.Gate(app, sent.Sent(self.site.sent), own, lambda where, error: self.reports.append(error))
         key = keys.read_private(self.site.key).public_key()
         pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        self.wire, self.notes = Wire(self.door, pem), list[str]()
+        self.wire = Wire(self.door, pem)
         self.grid = self.start_again()
 
     def start_again(self, recipe_hash: str = "") -> presence.RosterGrid:
@@ -92,7 +93,6 @@ class Trial:
             self.wire,  # type: ignore[arg-type]
             self.server.sites,
             lambda: None,
-            self.notes.append,
             self.server.audit,
             recipe_hash or make_recipe().hash,
         )
@@ -117,11 +117,11 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> Trial:
     from fedvfm.server import reach
 
     monkeypatch.setattr(reach, "LOOK_S", 0.0)
-    return Trial(tmp_path)
+    return Trial(tmp_path, said)
 
 
 def train(number: int = 1, start: float = 0.0, **values: Any) -> protocol.Task:
@@ -207,7 +207,7 @@ def test_a_greeting_under_another_name_is_none_whatever_it_calls_itself(trial: T
     trial.wire.tamper = other
     reply = trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe()))
     assert protocol.decode_hello(reply.content).site == ""
-    assert "calls itself by another name" in trial.notes[0]
+    assert "calls itself by another name" in trial.said()[0]
     assert trial.logs()[0][-1]["kind"] == "handshake"
     with pytest.raises(errors.AuditError, match="received a message that north does not say it sent to trial"):
         trial.compare()
@@ -243,7 +243,7 @@ def test_a_site_whose_ledger_went_back_trains_no_more_in_this_recipe(trial: Tria
     assert not trial.ask(protocol.HANDSHAKE, hello).has_error()
     ledger = chain.Mark(11, SHA)
     assert protocol.error_word(trial.ask(protocol.TRAIN, train(3, 2.0))) == word
-    assert "ledger has 11 entries and had 12: it was cut or put back" in trial.notes[-1]
+    assert "ledger has 11 entries and had 12: it was cut or put back" in trial.said()[-1]
     assert [(one["event"], one.get("ledger")) for one in trial.logs()[0][-2:]] == [
         ("received", str(ledger)), ("decided", None)
     ], "noted as it came"  # fmt: skip
@@ -257,7 +257,7 @@ def test_a_site_whose_ledger_went_back_trains_no_more_in_this_recipe(trial: Tria
             assert protocol.error_word(trial.ask(protocol.HANDSHAKE, hello)) == word, "so it is asked for no update"
             assert protocol.error_word(trial.ask(protocol.TRAIN, train(3, 2.0))) == word
         assert not trial.ask(protocol.EVALUATE, protocol.Task(make_recipe(), 2, adapter(2.0), split="test")).has_error()
-    assert len(trial.notes) == 1
+    assert len(trial.said()) == 1
     trial.grid = trial.start_again("cd" * 32)
     assert not trial.ask(protocol.HANDSHAKE, hello).has_error(), "in another recipe it takes part"
 
@@ -275,7 +275,7 @@ def test_a_greeting_shows_a_ledger_that_went_back_before_anything_is_charged(tri
         assert not trial.ask(protocol.HANDSHAKE, hello).has_error(), "only an update is what was charged in this recipe"
     ledger = chain.Mark(7, SHA)
     assert protocol.error_word(trial.ask(protocol.HANDSHAKE, hello)) == protocol.LEDGER_WENT_BACK
-    assert "ledger has 7 entries and had 12" in trial.notes[-1]
+    assert "ledger has 7 entries and had 12" in trial.said()[-1]
     assert trial.logs()[0][-1]["kind"] == "ledger"
 
 
@@ -297,12 +297,12 @@ def test_answers_that_overtake_each_other_show_no_ledger_that_went_back(trial: T
     for one in reversed(ids):
         (reply,) = trial.grid.pull_messages([one])
         assert not reply.has_error()
-    assert trial.notes == []
+    assert trial.said() == []
 
 
 def test_without_a_log_nothing_extra_travels(trial: Trial) -> None:
     """As in simulation: no mark on the way out, none on the way back."""
-    plain = presence.RosterGrid(trial.wire, trial.server.sites, lambda: None, trial.notes.append)  # type: ignore[arg-type]
+    plain = presence.RosterGrid(trial.wire, trial.server.sites, lambda: None)  # type: ignore[arg-type]
     trial.wire.door = gate.Gate(app, sent.Sent(trial.site.folder / "other"), gate.NoTerms(), lambda where, error: None)
     plain.present()
     message = Message(protocol.encode_task(train()), 7, protocol.TRAIN, ttl=60.0, group_id="1")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -62,9 +63,10 @@ def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     assert child.code == -signal.SIGKILL
 
 
-def test_what_ends_is_started_again_later_and_later_with_its_partner(tmp_path: Path) -> None:
-    notes: list[str] = []
-    family = processes.Family(tmp_path, notes.append)
+def test_what_ends_is_started_again_later_and_later_with_its_partner(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    family = processes.Family(tmp_path)
     partner = family.start(processes.Program("partner", SLEEP))
     family.start(processes.Program("short", (sys.executable, "-SEc", "raise SystemExit(3)"), pulls_down=("partner",)))
     short = family.children["short"]
@@ -72,7 +74,7 @@ def test_what_ends_is_started_again_later_and_later_with_its_partner(tmp_path: P
     with family.watched():
         wait(lambda: short.failures >= 3, 20)
         wait(lambda: partner.process not in (None, before), 20)
-    assert notes[:2] == [
+    assert said()[:2] == [
         "short ended (exit code 3); started again in 1 s",
         "short ended (exit code 3); started again in 2 s",
     ]

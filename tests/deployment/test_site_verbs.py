@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ class Hospital:
     initial: state.AdapterState
     where: joining.State
     door: gate.Gate | None = None
-    log: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> Path:
@@ -66,7 +65,7 @@ class Hospital:
 
     def open(self) -> None:
         """What the executor sets up."""
-        mine = terms.SiteTerms(self.where, self.settings, "cpu", say=self.log.append)
+        mine = terms.SiteTerms(self.where, self.settings, "cpu")
         app = client_app.make_client_app(
             mine.site, client_app.Models(), lambda at, error: None, final.Finals(self.where, lambda: mine.config.policy)
         )
@@ -320,16 +319,18 @@ def test_final_adapters_without_end_fill_no_disk(hospital: Hospital, monkeypatch
 
 
 def test_notes_as_lines_of_json(hospital: Hospital, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(where: joining.State, settings: Path, note: Callable[[str], None]) -> None:
-        note(f"site {where.about.site}: waiting")
-        note("two\nlines")
+    def start(where: joining.State, settings: Path) -> None:
+        supervisor.LOG.info(f"site {where.about.site}: waiting")
+        supervisor.LOG.warning("two\nlines \x1b[2J")
 
     monkeypatch.setattr(supervisor, "start", start)
     plain = cli("client", "start", hospital.settings, "--state", hospital.state)
-    assert (plain.out, plain.err) == ("", "site east: waiting\ntwo\nlines\n")
+    assert (plain.out, plain.err) == ("", "site east: waiting\ntwo\nlines \\x1b[2J\n")
     found = cli("client", "start", hospital.settings, "--state", hospital.state, "--json")
     lines = [json.loads(line) for line in found.out.splitlines()]
-    assert [line["text"] for line in lines] == ["site east: waiting", "two\nlines"]
+    assert [line["text"] for line in lines] == ["site east: waiting", "two\nlines \x1b[2J"]
+    assert [line["level"] for line in lines] == ["info", "warning"]
+    assert {line["logger"] for line in lines} == {"fedvfm.client.supervisor"}
     assert all(line["time"].endswith("Z") for line in lines)
     assert found.err == ""
 
@@ -484,7 +485,9 @@ def test_a_purge_removes_what_it_says_and_nothing_else(hospital: Hospital, cli: 
     assert json.loads(cli("client", "purge", hospital.state, "--yes", "--json").out)["removed"] == []
 
 
-def test_features_of_patients_images_are_private_and_go(freezing: Hospital, cli: Any) -> None:
+def test_features_of_patients_images_are_private_and_go(
+    freezing: Hospital, cli: Any, said: Callable[[], list[str]]
+) -> None:
     """They go with the final adapter and with a purge; another executor finds them; how often is not in a reply."""
 
     def kept() -> dict[Path, int]:
@@ -493,7 +496,7 @@ def test_features_of_patients_images_are_private_and_go(freezing: Hospital, cli:
     first = protocol.decode_update(freezing.train().content)
     assert not [name for name in first.metrics if "features" in name]
     features = {path: path.stat().st_mtime_ns for path in kept() if path.suffix == ".features"}
-    (line,) = freezing.log
+    (line,) = [text for text in said() if "features" in text]
     assert line.startswith(f"round 1: features of the frozen blocks: {len(features)} computed")
     assert len(features) == len(own.hospital(own.read(freezing.settings).site, freezing.lock.recipe).train)
     assert set(kept().values()) == {0o700, 0o600}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
 import json
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message
 
-from fedvfm import chain, config, errors, flower, flower_runtime, protocol
+from fedvfm import chain, config, errors, flower, flower_runtime, logs, protocol
 from fedvfm.client import joining
 from fedvfm.server import asking, coordinate, departures, enrolment, greeting, patience, reach, standing, steering
 from fedvfm.trust import documents, lock
@@ -75,8 +77,9 @@ class Town:
         where = enrolment.open_state(self.server.folder)
         run = coordinate.Coordinator(where, config.ServerConfig(**settings), self._observe)
         inner = self.sites.LoopGrid(self._app(), 30)
-        grid = _Grid(self, inner, where.sites, run.look, self._note, None, where.about.recipe, away_s=AWAY_S)
-        run.run(grid, flower.context(1, 1, {}))
+        grid = _Grid(self, inner, where.sites, run.look, None, where.about.recipe, away_s=AWAY_S)
+        with self._listening():
+            run.run(grid, flower.context(1, 1, {}))
         path = where.run_path(where.about.recipe) / "evaluation.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -99,8 +102,17 @@ class Town:
         if action is not None:
             action()
 
-    def _note(self, text: str) -> None:
-        self._observe("note", text=text)
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """A line of the log is an event as it is written."""
+        logger, ears = logging.getLogger("fedvfm"), logging.Handler()
+        ears.emit = lambda record: self._observe("note", text=record.getMessage())  # type: ignore[method-assign]
+        logger.addHandler(ears)
+        try:
+            with logs.limited(logging.INFO, "fedvfm"):
+                yield
+        finally:
+            logger.removeHandler(ears)
 
     def at(self, moment: float, action: Callable[[], object]) -> None:
         """Do something at a time of the monotonic clock, between two answers."""

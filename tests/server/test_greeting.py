@@ -52,7 +52,7 @@ def test_a_site_that_is_there_but_silent_is_greeted_again(sites: Any, clock: lis
     flower.be_server_task(1)
     grid, locked = Grid(), sites.lock(sites.make_recipe())
     rule = aggregators.TABLE.get(locked.recipe.aggregation.rule)()
-    found = greeting.Greetings(grid, locked, rule, lambda text: None)  # type: ignore[arg-type]
+    found = greeting.Greetings(grid, locked, rule)  # type: ignore[arg-type]
     when = []
     while clock[0] < 900.0:
         before = len(grid.sent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,17 @@ def test_what_is_no_refusal_is_left_out(tmp_path: Path, log: audit.Audit, clock:
     ]
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, log: audit.Audit) -> None:
-    path, said = tmp_path / "refused.jsonl", list[str]()
+def test_a_log_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, log: audit.Audit, said: Callable[[], list[str]]
+) -> None:
+    path = tmp_path / "refused.jsonl"
     whole = log.path.read_bytes()
     log.path.write_bytes(whole[:-9] + b"\n")
-    with refused.collected(path, log, said.append):
+    with refused.collected(path, log):
         refused.Refusals(str(path))("docs", "10.0.0.1")
         deadline = time.monotonic() + 60
-        while not said and time.monotonic() < deadline:
+        while not said() and time.monotonic() < deadline:
             time.sleep(0.05)
         log.path.write_bytes(whole)
-    assert "refused requests are not in the audit log" in said[0]
+    assert "refused requests are not in the audit log" in said()[0]
     assert entries(log) == [("docs", "10.0.0.1", 1)]

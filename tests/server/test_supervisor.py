@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,9 @@ from fedvfm import errors, processes
 from fedvfm.server import result, steering, superlink, supervisor
 
 
-def test_a_full_disk_between_two_recipes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_between_two_recipes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
     """What follows is written down when there is room; the server and its sites stay up, and it is told once."""
     roster = tmp_path / "roster.jsonl"
     roster.touch()
@@ -25,7 +28,7 @@ def test_a_full_disk_between_two_recipes_is_waited_for(tmp_path: Path, monkeypat
         roster_path=roster, sites=dict, about=SimpleNamespace(recipe="a" * 64), finished=lambda recipe: True
     )
     control: Any = SimpleNamespace(nodes=list)
-    left, notes = [2], []
+    left = [2]
 
     def settle(given: Any) -> Any:
         if left[0]:
@@ -37,8 +40,8 @@ def test_a_full_disk_between_two_recipes_is_waited_for(tmp_path: Path, monkeypat
     monkeypatch.setattr(result, "ensure", lambda given: tmp_path)
     monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
     run: Any = SimpleNamespace(process=object(), code=0)
-    assert supervisor._until_done(where, run, control, threading.Event(), notes.append, False) == {"round": 3}
-    assert notes == [
+    assert supervisor._until_done(where, run, control, threading.Event(), False) == {"round": 3}
+    assert said() == [
         f"recipe {'a' * 12} is finished: adapter and report lie in {tmp_path}",
         "what follows cannot be written down yet: cannot write steering.json: No space left on device",
     ]
@@ -81,18 +84,18 @@ def test_a_run_that_stopped_for_good_ends_the_server_with_its_own_code(tmp_path:
     run = processes.Child(processes.Program("coordinate", (sys.executable, "-c", ended), restart=False), tmp_path)
     run.start()
     with pytest.raises(errors.EngineError, match=r"^the run stopped: after 3600 s waiting: 1 of 2 sites$") as told:
-        supervisor._until_done(where, run, control, threading.Event(), print, False)
+        supervisor._until_done(where, run, control, threading.Event(), False)
     assert (told.value.code, told.value.exit_code) == ("quorum-missed", errors.QuorumMissed.exit_code)
     assert stat.S_IMODE(processes.error_path(tmp_path, "coordinate").stat().st_mode) == 0o600
     run = processes.Child(processes.Program("coordinate", (sys.executable, "-c", "exit(8)"), restart=False), tmp_path)
     run.start()  # what the process before it wrote is not its error
     with pytest.raises(errors.EngineError, match="it ended with exit code 8 and left no error") as told:
-        supervisor._until_done(where, run, control, threading.Event(), print, False)
+        supervisor._until_done(where, run, control, threading.Event(), False)
     assert told.value.exit_code == errors.QuorumMissed.exit_code
 
 
 def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
     roster = tmp_path / "roster.jsonl"
     roster.touch()
@@ -113,13 +116,12 @@ def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
         run.process = subprocess.Popen(["true"])
         run.process.wait()
 
-    notes: list[str] = []
     monkeypatch.setattr(run, "start", start)
     monkeypatch.setattr(result, "ensure", lambda given: None)
     monkeypatch.setattr(steering, "settle", lambda given: given)
     monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
-    assert supervisor._until_done(where, run, control, threading.Event(), notes.append, False) == {"round": 3}
-    assert notes == [
+    assert supervisor._until_done(where, run, control, threading.Event(), False) == {"round": 3}
+    assert said() == [
         "recipe aaaaaaaaaaaa begins",
         "coordinate cannot be started now: cannot write coordinate.log: No space left on device",
     ]

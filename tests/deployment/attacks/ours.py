@@ -23,7 +23,7 @@ from attacks import strangers, updates
 from fedvfm import flower_runtime, locking, processes
 from fedvfm.client import joining, policy
 from fedvfm.server import coordinate, enrolment, superlink
-from fedvfm.trust import keys
+from fedvfm.trust import documents, keys
 
 HONEST = ("east", "south")
 FIRST, LATER = (*HONEST, "mal"), ("thief", "liar")
@@ -68,8 +68,8 @@ class Federation:
 
     def heard(self, number: int) -> dict[str, float]:
         """When the train replies of a round were taken, by site."""
-        log = [line for line in self.log() if line["event"] == "reply" and line["round"] == number]
-        return {line["site"]: float(line["time"]) for line in log if line["phase"] == "train"}
+        log = [line for line in self.log() if line.get("event") == "reply" and line["round"] == number]
+        return {line["site"]: documents.moment(line["time"]).timestamp() for line in log if line["phase"] == "train"}
 
     @property
     def link(self) -> superlink.SuperLink:
@@ -206,7 +206,7 @@ def running(made: Federation) -> Iterator[subprocess.Popen[Any]]:
             return bool(found)
 
         until(victim, 300, "the first hospital")
-        until(lambda: any(line["event"] == "round" for line in made.log()), 300, "the first round")
+        until(lambda: any(line.get("event") == "round" for line in made.log()), 300, "the first round")
         for site in LATER:
             enrolment.approve(made.server, made.sites[site].request)
         known = {made.sites[site].public_key.read_text().strip() for site in LATER}
