@@ -58,6 +58,8 @@ def text() -> str:
             *table(("number", "word"), ((number, f"`{word}`") for number, word in words)),
             "## Findings of `data check`",
             "",
+            "Errors about data (exit code 3) carry one of these as their code, too, where one fits.",
+            "",
             *table(
                 ("code", "severity", "why it matters", "remedy"),
                 ((f"`{code}`", entry.severity, entry.why, entry.remedy) for code, entry in catalogue.ENTRIES.items()),

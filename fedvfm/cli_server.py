@@ -225,18 +225,13 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     lines = [
         f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
         f"rounds: {found['finished_rounds']} of {found['rounds']}{', finished' if found['finished'] else ''}",
-        f"now: {_standing(found['phase'], found['reason'])}",
+        f"now: {found['reason'] or found['phase']}",
         *(f"order: {order}" for order in orders),
         *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
         *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in found["sites"].items()),
         *([f"result: {found['result']} (adapter/, report.html, summary.json, metrics.csv)"] if found["result"] else []),
     ]
     _print(found, lines, as_json)
-
-
-def _standing(phase: str, reason: str) -> str:
-    """Phase and reason, whose first word is often the phase."""
-    return reason if reason.startswith(phase) else f"{phase}: {reason}" if reason else phase
 
 
 @app.command()

@@ -7,6 +7,8 @@ Programs read ``code``, never the message: the text may change in any release, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
 
 
 class FedvfmError(Exception):
@@ -48,19 +50,55 @@ class UnknownName(ConfigError):
         self.faults = (fault,)
 
 
+class Fault(str):
+    """What is wrong with data, in one sentence for people, with a code for programs.
+
+    Attributes:
+        code: a stable name of the kind of fault: see :mod:`fedvfm.data.defect`.
+        values: numbers of a mask that it is about.
+    """
+
+    code: str
+    values: tuple[int, ...]
+
+    def __new__(cls, text: str, code: str, values: Sequence[int] = ()) -> Self:
+        """A fault: text, code and values as above."""
+        fault = super().__new__(cls, text)
+        fault.code, fault.values = code, tuple(values)
+        return fault
+
+    def __getnewargs__(self) -> tuple[str, str, tuple[int, ...]]:  # type: ignore[override]
+        """What a copy is made of."""
+        return str(self), self.code, self.values
+
+
 class DataError(FedvfmError):
     """An image, mask, label or folder that cannot be used as it is.
 
-    ``faults`` holds every fault where several are known; the message may show only the first of them.
+    Attributes:
+        faults: every fault where several are known; the message may show only the first of them.
+        code: as in :class:`Fault`, given or that of all faults; "data" where it is about something else.
+        values: as in :class:`Fault`.
     """
 
     code = "data"
     exit_code = 3
     restart = False
 
-    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
-        self.faults = tuple(faults)
+    def __init__(self, message: str, faults: Sequence[str] = (), *, code: str = "", values: Sequence[int] = ()) -> None:
+        codes = {fault.code if isinstance(fault, Fault) else "" for fault in faults}
+        self.faults, self.values = tuple(faults), tuple(values)
+        self.code = str(code or (codes.pop() if len(codes) == 1 else "") or type(self).code)
         super().__init__(message)
+
+    def fault(self, folder: Path | None = None) -> Fault:
+        """The error as an entry of a list of faults; files of ``folder`` are named from there."""
+        text = str(self) if folder is None else str(self).replace(f"{folder}/", "")
+        return Fault(text, self.code, self.values)
+
+    def at(self, where: object) -> DataError:
+        """The same error that says where it is."""
+        return DataError(f"{where}: {self}", self.faults, code=self.code, values=self.values)
 
 
 class PartitionError(DataError):
@@ -247,8 +285,9 @@ class Interrupted(FedvfmError):
 
 
 def tree(top: type[FedvfmError] = FedvfmError) -> tuple[type[FedvfmError], ...]:
-    """A class and all below it, each before those that it is the base of."""
-    return (top, *(each for child in top.__subclasses__() for each in tree(child)))
+    """A class and all below it in this module, each before those that it is the base of."""
+    own = (child for child in top.__subclasses__() if child.__module__ == __name__)
+    return (top, *(each for child in own for each in tree(child)))
 
 
 NOT_READY = 20

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
+import ssl
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -112,9 +113,18 @@ def _final(stop: threading.Event) -> Callable[[Exception], bool]:
     def judge(error: Exception) -> bool:
         if isinstance(error, httpx.HTTPStatusError):
             return stop.is_set() or error.response.status_code not in (502, 503, 504)
-        return stop.is_set() or "certificate" in str(error).lower()
+        return stop.is_set() or _untrusted(error)
 
     return judge
+
+
+def _untrusted(error: BaseException | None) -> bool:
+    """Whether OpenSSL refused a certificate, or the other end ours; httpx raises its own errors from OpenSSL's."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or ""):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def patient(stop: threading.Event, seconds: float | None) -> RetryInvoker:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, seeding
-from fedvfm.data import hospitals, labels
+from fedvfm.data import defect, hospitals, labels
 from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
 from fedvfm.data.sources import table as sources
@@ -204,7 +204,8 @@ def whole(site: configs.SiteConfig, found: Splits) -> dict[str, list[samples.Sam
         raise errors.PartitionError(
             f"site '{site.name}': {torn} patient{'s have' if torn > 1 else ' has'} images in {named}; whoever is "
             "trained on and tested makes the score too good. Keep each patient in one split; 'fedvfm data check "
-            "SITE.toml --files FILE.csv' writes down whose images they are"
+            "SITE.toml --files FILE.csv' writes down whose images they are",
+            code=defect.PATIENT_ACROSS_SPLITS,
         )
     return found.parts
 

@@ -184,7 +184,7 @@ class Site:
         except errors.DataError as error:
             home = getattr(getattr(self.hospital, "source", None), "home", None)
             name = home(sample) if home is not None else self.name  # of the site that pools all, whose sample it is
-            raise errors.DataError(f"site '{name}', sample '{sample.id}': {error}") from error
+            raise error.at(f"site '{name}', sample '{sample.id}'") from error
 
     def _evaluated(self, model: models.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
         contract, classes = model.recipe.data, len(model.recipe.data.class_names)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import dicom, frames
+from fedvfm.data import defect, dicom, frames
 from fedvfm.data import header as headers
 
 AIR_HU = -1024
@@ -80,7 +80,7 @@ def read_frame(header: headers.Header, number: int) -> tuple[Values, Padding]:
         with dicom.quietly():
             values = _values(stored, tags, header, frame)
     except dicom.BROKEN as error:
-        raise errors.DataError(f"{_where(header, number)}: {_reason(frame, error)}") from None
+        raise _fault(_where(header, number), frame, error) from None
     padded = _is_padding(stored, frame)
     if padded is None or not padded.any():
         return values, None
@@ -125,7 +125,7 @@ def _decoded(header: headers.Header, number: int) -> tuple[NDArray[Any], Any]:
             except (NotImplementedError, RuntimeError):
                 return _by_gdcm(frame), pydicom.dcmread(frame.file, stop_before_pixels=True)
     except (*dicom.BROKEN, pydicom.errors.InvalidDicomError) as error:
-        raise errors.DataError(f"{_where(header, number)}: {_reason(frame, error)}") from None
+        raise _fault(_where(header, number), frame, error) from None
 
 
 def _whole(frame: headers.Frame) -> Any:
@@ -170,19 +170,22 @@ def _where(header: headers.Header, number: int) -> str:
     return f"{header.path}: slice {number + 1} of {len(header.frames)}" if several else str(header.path)
 
 
-def _reason(frame: headers.Frame, error: Exception) -> str:
+def _fault(where: str, frame: headers.Frame, error: Exception) -> errors.DataError:
     """Why a frame cannot be decoded, without the exception's words: they may quote the file."""
     syntax = dicom.syntax(dicom.read_tags(frame.file, "", ("Rows",)))
     if syntax is None:
-        return "packed in a way that is not known; export it again uncompressed"
+        return defect.COMPRESSED.error(f"{where}: packed in a way that is not known; export it again uncompressed")
     if syntax in UNREAD:
-        return (
-            f"pixels packed as '{syntax.name}', for which there is no decoder here; export them uncompressed, or as "
-            "JPEG 2000 or JPEG-LS"
+        return defect.COMPRESSED.error(
+            f"{where}: pixels packed as '{syntax.name}', for which there is no decoder here; export them uncompressed, "
+            "or as JPEG 2000 or JPEG-LS"
         )
     if syntax.is_compressed and isinstance(error, NotImplementedError | RuntimeError):
-        return f"pixels packed as '{syntax.name}' cannot be unpacked; export them uncompressed, or the file is damaged"
-    return f"damaged or cut short pixels ({type(error).__name__}); export it again or remove it"
+        return defect.COMPRESSED.error(
+            f"{where}: pixels packed as '{syntax.name}' cannot be unpacked; export them uncompressed, or the file is "
+            "damaged"
+        )
+    return dicom.damaged(where, error, "damaged or cut short pixels")
 
 
 def _values(stored: NDArray[Any], tags: Any, header: headers.Header, frame: headers.Frame) -> NDArray[Any]:

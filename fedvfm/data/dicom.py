@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fedvfm import errors, logs
-from fedvfm.data import frames, geometry
+from fedvfm.data import defect, frames, geometry
 
 ENDINGS = (".dcm", ".dicom")
 MODALITIES = frozenset(
@@ -142,6 +142,11 @@ def quietly() -> Iterator[None]:
         yield
 
 
+def damaged(where: str, error: Exception, what: str = "damaged header") -> errors.DataError:
+    """What becomes of one of :data:`BROKEN`: its words may quote the file and go no further."""
+    return defect.UNREADABLE.error(f"{where}: {what} ({type(error).__name__}); export it again or remove it")
+
+
 def is_dicom(path: Path) -> bool:
     """Whether the file is DICOM by its content, whatever its name: with the preamble of PS3.10, or without it."""
     head = _head(path)
@@ -187,16 +192,16 @@ def files_in(path: Path) -> list[Path]:
     found: list[Path] = []
     for folder, deeper, names in os.walk(path, onerror=_unreadable):
         if any((Path(folder) / name).is_symlink() for name in deeper):
-            raise errors.DataError(
+            raise defect.LINK.error(
                 f"{path}: a link to a folder in it, which is not followed; put the folder itself there, or remove the "
-                f"link"
+                "link"
             )
         found += [Path(folder) / name for name in names if not name.startswith(".")]
     return sorted(one for one in found if one.name.upper() != "DICOMDIR")
 
 
 def _unreadable(error: OSError) -> None:
-    raise errors.DataError(
+    raise defect.UNREADABLE.error(
         f"a folder of a study cannot be read ({error.strerror}); give this user the right to"
     ) from None
 
@@ -208,16 +213,16 @@ def find(path: Path) -> Study:
         DataError: if it is missing, or a file is damaged.
     """
     if not path.exists():
-        raise errors.DataError(f"{path}: no such file or folder; check the path, or remove its row or partner")
+        raise defect.NOT_FOUND.error(f"{path}: no such file or folder; check the path, or remove its row or partner")
     study, found = Study(), dict[tuple[str, str], Series]()
     files, known = files_in(path), dict[str, Path]()
     for number, file in enumerate(files, 1):
         where = f"{path}: file {number} of {len(files)} (in the order of names)" if path.is_dir() else str(path)
         if not file.exists():
-            raise errors.DataError(f"{where}: a link that leads nowhere; bring the file, or remove the link")
+            raise defect.LINK.error(f"{where}: a link that leads nowhere; bring the file, or remove the link")
         if not os.access(file, os.R_OK):
             # It may be a slice: without it the volume would be shorter than it is.
-            raise errors.DataError(f"{where}: cannot be read; give this user the right to, or remove it")
+            raise defect.UNREADABLE.error(f"{where}: cannot be read; give this user the right to, or remove it")
         if not is_dicom(file) and not (file.name.lower().endswith(ENDINGS) or path.is_file()):
             study.left.append((file, "no DICOM"))
             continue
@@ -249,10 +254,7 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
                 _ = element.value  # values are decoded on first use; better here
             return found
     except (*BROKEN, pydicom.errors.InvalidDicomError) as error:
-        kind = type(error).__name__
-        raise errors.DataError(
-            f"{where}: damaged, cut short or no DICOM ({kind}); export it again or remove it"
-        ) from None
+        raise damaged(where, error, "damaged, cut short or no DICOM") from None
 
 
 def _check_inflated(file: Path, where: str) -> None:
@@ -276,10 +278,9 @@ def _check_inflated(file: Path, where: str) -> None:
     except (*BROKEN, zlib.error, pydicom.errors.InvalidDicomError):
         return  # damaged: told when it is read
     if inflated > MOST_INFLATED:
-        raise errors.DataError(
+        raise defect.TOO_LARGE.error(
             f"{where}: packed as a whole (deflated), and larger than the {MOST_INFLATED >> 20} MiB that are read at "
-            f"most; "
-            "export it uncompressed"
+            "most; export it uncompressed"
         )
 
 
@@ -329,7 +330,7 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
                     raise ValueError
                 return f"{modality} objects are not read" if modality in WITHOUT_PIXELS else "no image in it"
             if str(tags.get("SOPClassUID", "")) == WHOLE_SLIDE:
-                raise errors.DataError(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
+                raise defect.WHOLE_SLIDE.error(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
             _check_length(tags, file, where)
             packing = syntax(tags)
             slices, notes = frames.read(tags, file, where, deflated=packing == DEFLATED, bare=tags.preamble is None)
@@ -337,8 +338,7 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
             number = frames.whole(tags.get("SeriesNumber"))
             curved = _curved(tags)
         except BROKEN as error:
-            kind = type(error).__name__
-            raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+            raise damaged(where, error) from None
     one = found.setdefault(key, Series(number, modality if modality in MODALITIES else "other"))
     one.slices += slices
     one.films |= len(slices) > 1
@@ -370,20 +370,20 @@ def _check_length(tags: Any, file: Path, where: str) -> None:
     """
     packing, number, have = syntax(tags), frames.count(tags), file.stat().st_size
     if int(tags.Rows) * int(tags.Columns) > MOST_PIXELS:
-        raise errors.DataError(
+        raise defect.TOO_LARGE.error(
             f"{where}: {tags.Rows} x {tags.Columns} pixels, {MOST_PIXELS:,} are read at most; cut it into tiles"
         )
     if packing is not None and packing.is_deflated:
         have *= DEFLATE_RATIO
     if packing is None or packing.is_compressed:
         if have < number * FRAME_BYTES:
-            raise errors.DataError(
+            raise defect.UNREADABLE.error(
                 f"{where}: cut short ({have} bytes for {number} frames); export or copy it again, or remove it"
             )
         return
     samples = 2 if tags.get("PhotometricInterpretation") == "YBR_FULL_422" else tags.get("SamplesPerPixel", 1)
     need = number * tags.Rows * tags.Columns * samples * tags.get("BitsAllocated", 8) // 8
     if have < need:
-        raise errors.DataError(
+        raise defect.UNREADABLE.error(
             f"{where}: cut short ({have} bytes for {need} bytes of pixels); export or copy it again, or remove it"
         )

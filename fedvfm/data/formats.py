@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedvfm import errors
-from fedvfm.data import volumes
+from fedvfm.data import defect, volumes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOLUMES = volumes.ENDINGS
@@ -55,27 +55,33 @@ def _open(path: Path) -> Image.Image:
         DataError: if it is missing, no picture of a known format, or holds several pages.
     """
     if not path.is_file():
-        raise errors.DataError(f"{path}: no such file; check the path, or remove its row or partner")
+        raise defect.NOT_FOUND.error(f"{path}: no such file; check the path, or remove its row or partner")
     try:
         with warnings.catch_warnings():
             # Of a large picture, half of what is refused: nothing a user could do about it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise _too_large(path, f"over {LARGEST_PIXELS:,}") from None
     except _BROKEN as error:
         reason = "unknown or damaged content" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise errors.DataError(f"{path}: unreadable picture ({reason}); replace or remove the file") from None
+        raise defect.UNREADABLE.error(f"{path}: unreadable picture ({reason}); replace or remove the file") from None
     # Phones write JPEG with further pictures inside (MPO); the first is the photograph.
     pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     if pages > 1:
         picture.close()
-        raise errors.DataError(f"{path}: holds {pages} pages, one is read; save each page as its own file")
+        raise defect.SEVERAL_PAGES.error(f"{path}: holds {pages} pages, one is read; save each page as its own file")
     if picture.width * picture.height > LARGEST_PIXELS:
         size = f"{picture.height} x {picture.width}"
         picture.close()
-        raise errors.DataError(
-            f"{path}: {size} pixels, {LARGEST_PIXELS:,} are read at most; cut it into tiles, or take it out"
-        )
+        raise _too_large(path, size)
     return picture
+
+
+def _too_large(path: Path, size: str) -> errors.DataError:
+    return defect.TOO_LARGE.error(
+        f"{path}: {size} pixels, {LARGEST_PIXELS:,} are read at most; cut it into tiles, or take it out"
+    )
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -93,9 +99,7 @@ def orientation(path: Path) -> int:
         try:
             return _orientation(picture)
         except _BROKEN as error:
-            raise errors.DataError(
-                f"{path}: damaged or cut short ({error}); copy the file again or remove it"
-            ) from None
+            raise defect.damaged(path, error) from None
 
 
 def _load(path: Path) -> tuple[Image.Image, bool, int]:
@@ -110,17 +114,15 @@ def _load(path: Path) -> tuple[Image.Image, bool, int]:
             white, bits = _grey(picture)
             if picture.format == "TIFF" and said in SIDEWAYS and picture.tile and picture.tile[0][0] != "libtiff":
                 # Pillow 13 reads the rows of these with the width they have once they are turned.
-                raise errors.DataError(
+                raise defect.TURNED.error(
                     f"{path}: an uncompressed TIFF that lies on its side (orientation {said}); save it upright"
                 )
             picture.load()
             if picture.format == "PNG" and int(picture.getexif().get(ORIENTATION, UPRIGHT) or UPRIGHT) != said:
-                raise errors.DataError(f"{path}: says how it is turned behind its pixels only; save it upright")
+                raise defect.TURNED.error(f"{path}: says how it is turned behind its pixels only; save it upright")
             upright = ImageOps.exif_transpose(picture)
         except _BROKEN as error:
-            raise errors.DataError(
-                f"{path}: damaged or cut short ({error}); copy the file again or remove it"
-            ) from None
+            raise defect.damaged(path, error) from None
         _check_size(path, upright.height, upright.width)
         return upright.copy() if upright is picture else upright, white, bits
 
@@ -140,9 +142,9 @@ def _grey(picture: Image.Image) -> tuple[bool, int]:
 
 def _check_size(path: Path, height: int, width: int) -> None:
     if min(height, width) < MIN_SIDE:
-        raise errors.DataError(
-            f"{path}: {height} x {width} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed; replace or remove "
-            "the file"
+        raise defect.TOO_SMALL.error(
+            f"{path}: {height} x {width} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed; replace or remove the "
+            "file"
         )
 
 
@@ -157,9 +159,7 @@ def picture_size(path: Path) -> tuple[int, int]:
             # Pillow gives the size of a TIFF as it will be once it is turned.
             sideways = picture.format != "TIFF" and _orientation(picture) in SIDEWAYS
         except _BROKEN as error:
-            raise errors.DataError(
-                f"{path}: damaged or cut short ({error}); copy the file again or remove it"
-            ) from None
+            raise defect.damaged(path, error) from None
         height, width = (picture.width, picture.height) if sideways else (picture.height, picture.width)
     _check_size(path, height, width)
     return height, width
@@ -193,10 +193,9 @@ def _wide(path: Path, values: NDArray[np.float64], *, is_float: bool) -> NDArray
     full = 1.0 if is_float else 65535.0
     low, high = float(values.min()), float(values.max())
     if not (low >= 0.0 and high <= full):
-        raise errors.DataError(
+        raise defect.VALUE_RANGE.error(
             f"{path}: values from {low:g} to {high:g}, but a {'float' if is_float else '16-bit'} picture has 0 to "
-            f"{full:g}; "
-            "save it as 8- or 16-bit grey, or as NIfTI"
+            f"{full:g}; save it as 8- or 16-bit grey, or as NIfTI"
         )
     return _scaled(values, full)
 
@@ -225,7 +224,9 @@ def read_mask(path: Path) -> NDArray[np.int64]:
     # Some tools save grey masks as RGB; equal planes mean one thing only.
     if (planes == planes[..., :1]).all():
         return planes[..., 0].astype(np.int64)
-    raise errors.DataError(f"{path}: a mask in colour ({picture.mode}); save it as one grey channel of class numbers")
+    raise defect.MASK_COLOUR.error(
+        f"{path}: a mask in colour ({picture.mode}); save it as one grey channel of class numbers"
+    )
 
 
 def _stored(values: NDArray[np.int64], mode: str, white: bool, bits: int) -> NDArray[np.int64]:
@@ -255,7 +256,7 @@ def _indexed(path: Path, indices: NDArray[np.int64], palette: Palette) -> NDArra
         return indices
     shown = [palette[index] if index < len(palette) else None for index in used]
     if len(set(shown)) < len(shown):
-        raise errors.DataError(
+        raise defect.MASK_COLOUR.error(
             f"{path}: a mask with a palette in which two numbers have one colour; save it as one grey channel of class "
             "numbers"
         )
@@ -275,9 +276,7 @@ def palette(path: Path) -> Palette:
         try:
             return _colours(picture) if picture.mode in ("P", "PA") else ()
         except _BROKEN as error:
-            raise errors.DataError(
-                f"{path}: damaged or cut short ({error}); copy the file again or remove it"
-            ) from None
+            raise defect.damaged(path, error) from None
 
 
 def whole(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
@@ -289,5 +288,7 @@ def whole(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
     with np.errstate(invalid="ignore"):
         numbers: NDArray[np.int64] = np.rint(values).astype(np.int64)
     if not np.array_equal(numbers, values):
-        raise errors.DataError(f"{path}: a mask with values that are no whole numbers; save class numbers as integers")
+        raise defect.MASK_VALUE.error(
+            f"{path}: a mask with values that are no whole numbers; save class numbers as integers"
+        )
     return numbers

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors
-from fedvfm.data import geometry
+from fedvfm.data import defect, geometry
 from fedvfm.data import header as headers
 
 TAGS = (
@@ -209,10 +208,9 @@ def _refuse_mosaic(tags: Any, where: str) -> None:
         if owner is not None and tiles is not None and str(owner.value).strip() == creator:
             tiled |= (whole(tiles.value) or 0) > 1
     if tiled:
-        raise errors.DataError(
+        raise defect.FRAMES_UNPLACED.error(
             f"{where}: a mosaic, many slices as tiles of one picture; unfold it into a volume (dcm2niix does) and "
-            f"bring "
-            "that as NIfTI"
+            "bring that as NIfTI"
         )
 
 
@@ -258,10 +256,9 @@ def _refuse_unknown(tags: Any, where: str) -> None:
     pointer = _pointer(tags)
     slices, silent = pointer & SLICES, not pointer & (MOMENTS | VIEWS | {PAGES})
     if slices or (silent and str(tags.get("Modality")) in BY_PLACE):
-        raise errors.DataError(
+        raise defect.FRAMES_UNPLACED.error(
             f"{where}: several frames that do not say where they lie in the patient, nor that they are moments of one "
-            f"view; "
-            "export it as enhanced multi-frame, one file a slice, or NIfTI"
+            "view; export it as enhanced multi-frame, one file a slice, or NIfTI"
         )
 
 
@@ -287,7 +284,9 @@ def _nuclear(tags: Any, number: int, where: str) -> tuple[list[Place], list[str]
     """
     pointer = _pointer(tags)
     if ANGLES in pointer or (_kind_of(tags).endswith("TOMO") and not _reconstructed(tags)):
-        raise errors.DataError(f"{where}: projections of a tomography; reconstruct slices from them and bring those")
+        raise defect.FRAMES_UNPLACED.error(
+            f"{where}: projections of a tomography; reconstruct slices from them and bring those"
+        )
     slices = tags.get("SliceVector")
     if 0x00540080 not in pointer and slices is None and not _reconstructed(tags):
         return [Place(None, None)] * number, [] if pointer & MOMENTS else [AS_VIEWS]
@@ -297,7 +296,9 @@ def _nuclear(tags: Any, number: int, where: str) -> tuple[list[Place], list[str]
     said = (numbers(tags.get(name), 1) for name in ("SpacingBetweenSlices", "SliceThickness"))
     step = next((one[0] for one in said if one is not None), 0.0)
     if step == 0.0:
-        raise errors.DataError(f"{where}: slices that do not say how far apart they are; export it again, or as NIfTI")
+        raise defect.FRAMES_UNPLACED.error(
+            f"{where}: slices that do not say how far apart they are; export it again, or as NIfTI"
+        )
     detector = next(iter(tags.get("DetectorInformationSequence") or ()), None)
     stated = [detector, tags]
     orientation = _first(stated, "ImageOrientationPatient", 6)

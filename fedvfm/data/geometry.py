@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors
+from fedvfm.data import defect
 
 Plane = Literal["axial", "coronal", "sagittal", "acquired"]
 
@@ -96,9 +96,9 @@ class Grid:
 
         found: NDArray[Any] = orientations.io_orientation(self.affine)
         if not np.isfinite(self.affine).all() or not np.isfinite(found).all():
-            raise errors.DataError(
-                f"its header does not say how the axes lie (affine {self.affine.tolist()}); "
-                "save it again with an affine"
+            raise defect.NO_GEOMETRY.error(
+                f"its header does not say how the axes lie (affine {self.affine.tolist()}); save it again with an "
+                "affine"
             )
         a, b, c = ((int(axis), bool(sign < 0)) for axis, sign in found)
         return Turn((a[0], b[0], c[0]), (a[1], b[1], c[1]))

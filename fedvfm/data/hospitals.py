@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedvfm import config, errors, registry, seeding
 from fedvfm.data import appearance as appearances
-from fedvfm.data import partitioners
+from fedvfm.data import defect, partitioners
 from fedvfm.data import sample as data
 from fedvfm.data import splits as splitting
 
@@ -76,7 +76,7 @@ class Pooled:
             for one in _all(hospital):
                 other = self._home.setdefault(one.id, hospital)
                 if other is not hospital:
-                    raise errors.DataError(
+                    raise defect.NAME_TWICE.error(
                         f"sample '{one.id}' is at the sites '{other.name}' and '{hospital.name}'; ids must be unique"
                     )
 
@@ -100,7 +100,7 @@ class Pooled:
             DataError: if no hospital has it, or its file is unreadable.
         """
         if sample.id not in self._home:
-            raise errors.DataError(
+            raise defect.NOT_FOUND.error(
                 f"sample '{sample.id}' is at none of the sites {', '.join(one.name for one in self._hospitals)}"
             )
         return self._home[sample.id].read(sample)
@@ -117,7 +117,7 @@ def pooled(hospitals: Sequence[Hospital]) -> Hospital:
         DataError: if there is no hospital, or two hold a sample of the same id.
     """
     if not hospitals:
-        raise errors.DataError("no hospitals to pool; the experiment needs at least one site")
+        raise defect.NO_SAMPLES.error("no hospitals to pool; the experiment needs at least one site")
     joined = {
         split: tuple(one for hospital in hospitals for one in hospital.splits[split]) for split in splitting.SPLITS
     }
@@ -193,7 +193,9 @@ def _included(source: data.Source, partition: config.PartitionConfig) -> list[da
     """
     everything = list(source.samples())
     if not everything:
-        raise errors.PartitionError(f"data source '{source.info.name}' has no samples; check data.path")
+        raise errors.PartitionError(
+            f"data source '{source.info.name}' has no samples; check data.path", code=defect.NO_SAMPLES
+        )
     strange = sorted({one.split for one in everything if one.split is not None} - set(splitting.SPLITS))
     if strange:
         raise errors.PartitionError(
@@ -270,8 +272,8 @@ def _check_clashes(names: Sequence[str]) -> None:
     reserved = [name for name in names if name.casefold() in RESERVED]
     if reserved:
         raise errors.PartitionError(
-            f"site names {', '.join(repr(name) for name in reserved)}: reserved in a run; rename them in the table "
-            "of the data"
+            f"site names {', '.join(repr(name) for name in reserved)}: reserved in a run; rename them in the table of "
+            "the data"
         )
     seen: dict[str, str] = {}
     for name in names:
@@ -323,8 +325,8 @@ def _check_needed(
         if not kept[needed]:
             sizes = ", ".join(f"{len(splits[split])} {split}" for split in splitting.SPLITS)
             raise errors.PartitionError(
-                f"site '{name}' has no {needed} sample: it has {sizes} before any cap "
-                "(patients stay together); leave it out, ask for fewer sites or bring more data"
+                f"site '{name}' has no {needed} sample: it has {sizes} before any cap (patients stay together); leave "
+                "it out, ask for fewer sites or bring more data"
             )
 
 
@@ -370,10 +372,10 @@ def _check_classes(made: Sequence[Hospital]) -> None:
     names = made[0].source.info.class_names
     if len(present) == 1:
         raise errors.PartitionError(
-            f"all training samples are of one class ({names[present.pop()]}); there is nothing to tell apart, "
-            "check labels and sites"
+            f"all training samples are of one class ({names[present.pop()]}); there is nothing to tell apart, check "
+            "labels and sites"
         )
     raise errors.PartitionError(
-        f"each of the {len(made)} sites trains on one class only; raise partition.alpha, ask for fewer sites or "
-        "bring more data"
+        f"each of the {len(made)} sites trains on one class only; raise partition.alpha, ask for fewer sites or bring "
+        "more data"
     )

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedvfm import errors
-from fedvfm.data import structures
+from fedvfm.data import defect, structures
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 MOST_BYTES = 1 << 20
@@ -50,25 +49,25 @@ def _tables(folder: Path, stem: str) -> Iterator[Path]:
 
 def _text(path: Path) -> str:
     if path.stat().st_size > MOST_BYTES:
-        raise errors.DataError(f"{path}: larger than a table of labels can be; take it out")
+        raise defect.TOO_LARGE.error(f"{path}: larger than a table of labels can be; take it out")
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise errors.DataError(f"{path}: cannot be read as UTF-8 text; save it again or take it out") from None
+        raise defect.UNREADABLE.error(f"{path}: cannot be read as UTF-8 text; save it again or take it out") from None
 
 
 def _dcmqi(path: Path) -> tuple[structures.Structure, ...]:
     try:
         content = json.loads(_text(path))
     except ValueError:
-        raise errors.DataError(f"{path}: cannot be read as JSON; correct it or take it out") from None
+        raise defect.UNREADABLE.error(f"{path}: cannot be read as JSON; correct it or take it out") from None
     groups = content.get("segmentAttributes") if isinstance(content, dict) else None
     if not isinstance(groups, list):
         return ()
     try:
         return tuple(_segment(one) for group in groups for one in (group if isinstance(group, list) else [group]))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise errors.DataError(f"{path}: segmentAttributes without labelID; correct it as dcmqi writes it") from None
+        raise defect.TABLE.error(f"{path}: segmentAttributes without labelID; correct it as dcmqi writes it") from None
 
 
 def _segment(one: Mapping[str, Any]) -> structures.Structure:
@@ -97,4 +96,4 @@ def _bids(path: Path) -> tuple[structures.Structure, ...]:
             if row["index"] != "0"
         )
     except (KeyError, TypeError, ValueError):
-        raise errors.DataError(f"{path}: needs the columns index and name; correct it as BIDS asks") from None
+        raise defect.TABLE.error(f"{path}: needs the columns index and name; correct it as BIDS asks") from None

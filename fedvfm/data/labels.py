@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedvfm import config, errors, registry
+from fedvfm.data import defect, structures
 from fedvfm.data import sample as data
-from fedvfm.data import structures
 
 
 def faults(recipe: config.Recipe, info: data.SourceInfo) -> list[str]:
@@ -27,8 +27,7 @@ def faults(recipe: config.Recipe, info: data.SourceInfo) -> list[str]:
     elif info.named and _others(info.class_names, recipe.data.class_names):
         found.append(
             f"recipe.data.class_names: {ours}; the masks of source '{info.name}' are of {theirs}; say in [labels] "
-            f"which is "
-            "which"
+            "which is which"
         )
     return found
 
@@ -91,7 +90,7 @@ class Relabelled:
         if pixels.mask is None:
             return pixels
         if pixels.mask.size and not 0 <= int(pixels.mask.min()) <= int(pixels.mask.max()) < len(self._numbers):
-            raise errors.DataError(
+            raise defect.MASK_VALUE.error(
                 f"a mask with values from {int(pixels.mask.min())} to {int(pixels.mask.max())}, but the source has "
                 f"{len(self._numbers)} classes; repair the mask"
             )

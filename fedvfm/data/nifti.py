@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors, storage
-from fedvfm.data import geometry
+from fedvfm.data import defect, geometry
 from fedvfm.data import header as headers
 
 ENDINGS = (".nii", ".nii.gz")
@@ -36,14 +36,14 @@ def _open(path: Path) -> Any:
     from nibabel import filebasedimages, loadsave, nifti1, spatialimages  # only users of volumes pay for it
 
     if not path.is_file():
-        raise errors.DataError(f"{path}: no such file; check the path, or remove its row or partner")
+        raise defect.NOT_FOUND.error(f"{path}: no such file; check the path, or remove its row or partner")
     try:
         image = loadsave.load(path)
     except (*_BROKEN, filebasedimages.ImageFileError, spatialimages.HeaderDataError) as error:
-        raise errors.DataError(f"{path}: unreadable NIfTI ({error}); copy the file again or remove it") from None
+        raise defect.UNREADABLE.error(f"{path}: unreadable NIfTI ({error}); copy the file again or remove it") from None
     # Files of this ending may hold surfaces or matrices (CIFTI-2: .dscalar.nii, .dconn.nii, ...).
     if not isinstance(image, nifti1.Nifti1Pair):
-        raise errors.DataError(
+        raise defect.ENDING.error(
             f"{path}: no volume of voxels but {type(image).__name__}; take it out, or export a volume"
         )
     return image
@@ -58,14 +58,14 @@ def read_header(path: Path) -> headers.Header:
     """
     image = _open(path)
     if image.get_data_dtype().fields is not None:
-        raise errors.DataError(f"{path}: colour voxels; save one grey volume a channel")
+        raise defect.CHANNELS.error(f"{path}: colour voxels; save one grey volume a channel")
     if image.get_data_dtype().kind == "c":
-        raise errors.DataError(f"{path}: complex voxels in two channels, real and imaginary; save the magnitude")
+        raise defect.CHANNELS.error(f"{path}: complex voxels in two channels, real and imaginary; save the magnitude")
     shape = tuple(int(side) for side in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3) or 0 in shape:
-        raise errors.DataError(
+        raise defect.FOUR_AXES.error(
             f"{path}: axes {image.shape}; one volume of two or three axes is read, save each channel or time on its own"
         )
     _check_length(path, image)
@@ -76,7 +76,7 @@ def read_header(path: Path) -> headers.Header:
         # Of two axes the header says the size of pixels alone.
         return headers.Header(path, "nifti", grid, coarsest(grid), notes=notes, thick=len(shape) == 3)
     except errors.DataError as error:
-        raise errors.DataError(f"{path}: {error}") from None
+        raise error.at(path) from None
 
 
 def _check_length(path: Path, image: Any) -> None:
@@ -89,10 +89,7 @@ def _check_length(path: Path, image: Any) -> None:
     have = path.stat().st_size * (GZIP_RATIO if packed else 1)
     need = math.prod(int(side) for side in image.shape) * image.get_data_dtype().itemsize
     if have < need:
-        raise errors.DataError(
-            f"{path}: damaged or cut short ({path.stat().st_size} bytes for {need} bytes of voxels); copy the file "
-            "again or remove it"
-        )
+        raise defect.damaged(path, f"{path.stat().st_size} bytes for {need} bytes of voxels")
 
 
 def _millimetres(image: Any) -> float:
@@ -122,7 +119,7 @@ def _affines(image: Any, grid: geometry.Grid) -> tuple[str, ...]:
         return ()
     other = geometry.Grid(grid.shape, _scaled(np.asarray(quaternion, dtype=np.float64), _millimetres(image)))
     if other.codes != grid.codes:
-        raise errors.DataError(
+        raise defect.NO_GEOMETRY.error(
             f"its two affines disagree: the axes run to {grid.codes} by sform, to {other.codes} by qform; find out "
             "which is right and set both to it"
         )
@@ -176,9 +173,7 @@ def _part(header: headers.Header, part: tuple[slice, ...]) -> NDArray[Any]:
         else:  # asking for float32 keeps scaled volumes from being unfolded in double precision
             values = np.asarray(whole, dtype=np.float32) if scaled else np.asanyarray(whole)
     except _BROKEN as error:
-        raise errors.DataError(
-            f"{header.path}: damaged or cut short ({error}); copy the file again or remove it"
-        ) from None
+        raise defect.damaged(header.path, error) from None
     return values if values.dtype.kind in "iu" else np.asarray(values, dtype=np.float32)
 
 
@@ -192,9 +187,9 @@ def write(path: Path, labels: NDArray[Any], like: headers.Header) -> None:
     from nibabel import nifti1
 
     if not path.name.lower().endswith(ENDINGS):
-        raise errors.DataError(f"{path}: a NIfTI file ends in {' or '.join(ENDINGS)}; choose such a name")
+        raise defect.ENDING.error(f"{path}: a NIfTI file ends in {' or '.join(ENDINGS)}; choose such a name")
     if labels.shape != like.stored.shape:
-        raise errors.DataError(
+        raise defect.MASK_SIZE.error(
             f"{path}: labels {labels.shape} for an input of {like.stored.shape} voxels; put slices back with place_back"
         )
     kind = np.uint8 if labels.size == 0 or (labels.min() >= 0 and labels.max() <= 255) else np.int16

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import geometry, nifti, structures
+from fedvfm.data import defect, geometry, nifti, structures
 from fedvfm.data import header as headers
 
 SEGMENTATION = ".seg.nrrd"
@@ -85,7 +85,7 @@ def _read(path: Path, *, voxels: bool) -> tuple[headers.Header, NDArray[Any]]:
     import nrrd  # the package, not this module
 
     if not path.is_file():
-        raise errors.DataError(f"{path}: no such file; check the path, or remove its row or partner")
+        raise defect.NOT_FOUND.error(f"{path}: no such file; check the path, or remove its row or partner")
     try:
         with path.open("rb") as file:
             fields = nrrd.read_header(file)
@@ -93,9 +93,12 @@ def _read(path: Path, *, voxels: bool) -> tuple[headers.Header, NDArray[Any]]:
             _check_length(path, fields, found)
             values = _unpacked(path, fields, file) if voxels else np.empty(0)
     except (*_BROKEN, nrrd.NRRDError) as error:
-        kind = type(error).__name__
-        raise errors.DataError(f"{path}: unreadable NRRD ({kind}); copy the file again or remove it") from None
+        raise _unreadable(path, type(error).__name__) from None
     return found, values
+
+
+def _unreadable(path: Path, reason: str) -> errors.DataError:
+    return defect.UNREADABLE.error(f"{path}: unreadable NRRD ({reason}); copy the file again or remove it")
 
 
 def _check_length(path: Path, fields: Mapping[str, Any], found: headers.Header) -> None:
@@ -107,13 +110,11 @@ def _check_length(path: Path, fields: Mapping[str, Any], found: headers.Header) 
     least = PACKED.get(str(fields.get("encoding", "")).lower())
     have, need = path.stat().st_size, math.prod(found.stored.shape)
     if least is not None and have * least < need:
-        raise errors.DataError(
-            f"{path}: damaged or cut short ({have} bytes for {need} voxels); copy the file again or remove it"
-        )
+        raise defect.damaged(path, f"{have} bytes for {need} voxels")
     if need > MOST_UNCHECKED and need > SUSPICIOUS * have:
-        raise errors.DataError(
-            f"{path}: {have} bytes that claim {need} voxels, more than are read at most from so few; it is damaged, "
-            "or made to harm"
+        raise defect.TOO_LARGE.error(
+            f"{path}: {have} bytes that claim {need} voxels, more than are read at most from so few; it is damaged, or "
+            "made to harm"
         )
 
 
@@ -134,16 +135,13 @@ def _unpacked(path: Path, fields: Mapping[str, Any], file: BinaryIO) -> NDArray[
     if encoding not in unpack:
         return np.asarray(nrrd.read_data(dict(fields), file, str(path)))
     if any(fields.get(key) for key in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise errors.DataError(f"{path}: skips lines or bytes before packed voxels; save it again")
+        raise defect.COMPRESSED.error(f"{path}: skips lines or bytes before packed voxels; save it again")
     need = _claimed(fields)
     content = unpack[encoding]().decompress(file.read(), need + 1)
     if len(content) < need:
-        raise errors.DataError(
-            f"{path}: unreadable NRRD ({len(content)} bytes for {need} bytes of voxels); copy the file again or "
-            f"remove it"
-        )
+        raise _unreadable(path, f"{len(content)} bytes for {need} bytes of voxels")
     if len(content) > need:
-        raise errors.DataError(
+        raise defect.TOO_LARGE.error(
             f"{path}: unpacks to more than the {need} bytes of its header; it is damaged, or made to harm"
         )
     return np.asarray(nrrd.read_data({**fields, "encoding": "raw"}, io.BytesIO(content)))
@@ -160,19 +158,20 @@ def _claimed(fields: Mapping[str, Any]) -> int:
 def _header(path: Path, fields: Mapping[str, Any]) -> headers.Header:
     # A header that names another file could make us read any file of this machine.
     if any(key.replace(" ", "") == "datafile" for key in fields):
-        raise errors.DataError(f"{path}: its voxels are in another file; save them in one .nrrd")
+        raise defect.LINK.error(f"{path}: its voxels are in another file; save them in one .nrrd")
     sizes = tuple(int(side) for side in fields["sizes"])
     if len(sizes) == 4 and any(key.startswith("Segment0_") for key in fields):
-        raise errors.DataError(
+        raise defect.MASK_OVERLAP.error(
             f"{path}: segments overlap (3D Slicer keeps them in {sizes[0]} layers), but a voxel has one class; "
-            f"separate "
-            "them, or export a label map"
+            "separate them, or export a label map"
         )
     if len(sizes) != 3 or 0 in sizes:
-        raise errors.DataError(f"{path}: axes {sizes}; one volume of three axes is read, save each channel on its own")
+        raise defect.FOUR_AXES.error(
+            f"{path}: axes {sizes}; one volume of three axes is read, save each channel on its own"
+        )
     space = str(fields.get("space", "")).lower()
     if space not in SPACES or "space directions" not in fields:
-        raise errors.DataError(
+        raise defect.NO_GEOMETRY.error(
             f"{path}: its header does not say how the axes lie; save it again with a space (LPS or RAS) and space "
             "directions"
         )
@@ -184,7 +183,7 @@ def _header(path: Path, fields: Mapping[str, Any]) -> headers.Header:
     try:
         return headers.Header(path, "nrrd", grid, nifti.coarsest(grid))
     except errors.DataError as error:
-        raise errors.DataError(f"{path}: {error}") from None
+        raise error.at(path) from None
 
 
 def _millimetres(path: Path, fields: Mapping[str, Any]) -> list[float]:
@@ -197,7 +196,7 @@ def _millimetres(path: Path, fields: Mapping[str, Any]) -> list[float]:
     words = [str(word).strip().strip('"').casefold().replace("\u00b5", "u").replace("\u03bc", "u") for word in said]
     known = [UNITS.get(word, UNITS.get(word.rstrip("s"))) for word in words]
     if len(words) != 3 or None in known:
-        raise errors.DataError(
+        raise defect.NO_GEOMETRY.error(
             f"{path}: space units {', '.join(words)[:60]}: mm, cm, m or um are read; save it again in mm"
         )
     return [factor for factor in known if factor is not None]
@@ -214,8 +213,7 @@ def held(path: Path) -> list[structures.Structure]:
     try:
         fields = nrrd.read_header(str(path))
     except (*_BROKEN, nrrd.NRRDError) as error:
-        kind = type(error).__name__
-        raise errors.DataError(f"{path}: unreadable NRRD ({kind}); copy the file again or remove it") from None
+        raise _unreadable(path, type(error).__name__) from None
     found = []
     for key, value in fields.items():
         match = re.fullmatch(r"Segment(\d+)_LabelValue", key)
@@ -235,6 +233,6 @@ def _structure(path: Path, value: Any, name: str, tags: str) -> structures.Struc
     try:
         number = int(value)
     except ValueError:
-        raise errors.DataError(f"{path}: a segment without a whole label value; export it again") from None
+        raise defect.MASK_VALUE.error(f"{path}: a segment without a whole label value; export it again") from None
     plain = structures.plain(name)
     return structures.Structure(number, kind + (f"+{modifier}" if modifier else ""), plain, tuple(sorted(words)))

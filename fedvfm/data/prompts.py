@@ -20,7 +20,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from fedvfm import config, errors
+from fedvfm import config
+from fedvfm.data import defect
 
 Floats = NDArray[np.float32]
 
@@ -46,7 +47,7 @@ def draw(mask: NDArray[np.int64] | None, classes: int, settings: config.TaskConf
         DataError: if there is no mask to draw them from.
     """
     if mask is None:
-        raise errors.DataError(
+        raise defect.MASK_MISSING.error(
             f"recipe.task.prompt = '{settings.prompt}' draws prompts from the mask, and this image has none; give "
             "every image a mask"
         )

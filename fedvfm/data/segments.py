@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors
-from fedvfm.data import dicom, frames, geometry, structures
+from fedvfm.data import defect, dicom, frames, geometry, structures
 from fedvfm.data import header as headers
 
 TAGS = (
@@ -88,8 +87,7 @@ def _described(where: str, file: Path) -> list[structures.Structure]:
     try:
         return [one for one in map(_structure, tags.get("SegmentSequence") or ()) if one.value != 0]
     except dicom.BROKEN as error:
-        kind = type(error).__name__
-        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+        raise dicom.damaged(where, error) from None
 
 
 def _structure(item: Any) -> structures.Structure:
@@ -145,16 +143,17 @@ def _images(where: str, file: Path) -> set[str]:
         for one in dicom.read_tags(file, where, ("ReferencedSeriesSequence",)).get("ReferencedSeriesSequence") or ():
             found |= {str(item.ReferencedSOPInstanceUID) for item in one.get("ReferencedInstanceSequence") or ()}
     except dicom.BROKEN as error:
-        kind = type(error).__name__
-        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+        raise dicom.damaged(where, error) from None
     return found
 
 
 def _some(path: Path, files: Sequence[Path], image: headers.Header) -> Sequence[Path]:
     if not files:
-        raise errors.DataError(f"{path}: no segmentation (DICOM-SEG); add one, or a mask as NIfTI")
+        raise defect.MASK_MISSING.error(f"{path}: no segmentation (DICOM-SEG); add one, or a mask as NIfTI")
     if image.kind != "dicom":
-        raise errors.DataError(f"{path}: a DICOM-SEG for images that are no DICOM; add a mask of the images' kind")
+        raise defect.KINDS_MIXED.error(
+            f"{path}: a DICOM-SEG for images that are no DICOM; add a mask of the images' kind"
+        )
     return files
 
 
@@ -182,7 +181,7 @@ def _stored(
             overlapping += int(np.count_nonzero((current > 0) & (drawn > 0) & (current != drawn)))
             np.copyto(current, drawn, where=drawn > 0)
     if overlapping:
-        raise errors.DataError(
+        raise defect.MASK_OVERLAP.error(
             f"{path}: segments overlap in {overlapping} voxels, but a voxel has one class; separate them, or give the "
             "mask as NIfTI"
         )
@@ -194,8 +193,7 @@ def _classes(where: str, tags: Any, table: Mapping[structures.Key, int] | None) 
     try:
         held = [one for one in map(_structure, tags.get("SegmentSequence") or ()) if one.value != 0]
     except dicom.BROKEN as error:
-        kind = type(error).__name__
-        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+        raise dicom.damaged(where, error) from None
     return {
         one.value: one.value if table is None else table[one.key] for one in held if table is None or one.key in table
     }
@@ -209,8 +207,7 @@ def _decoded(where: str, file: Path, frame: int | None) -> NDArray[Any]:
         with dicom.quietly():
             return np.asarray(pixels.pixel_array(file, index=frame))
     except dicom.BROKEN as error:
-        kind = type(error).__name__
-        raise errors.DataError(f"{where}: damaged or cut short ({kind}); export it again or remove it") from None
+        raise dicom.damaged(where, error, "damaged or cut short") from None
 
 
 def _numbers(
@@ -231,10 +228,14 @@ def _numbers(
             if value in classes:
                 drawn[values == value] = classes[value]
             elif value != padding:
-                raise errors.DataError(f"{where}: number {value} is described by no segment; export it again")
+                raise defect.MASK_VALUE.error(
+                    f"{where}: number {value} is described by no segment; export it again", [value]
+                )
         return drawn
     if segment not in classes:
-        raise errors.DataError(f"{where}: number {segment} is described by no segment; export it again")
+        raise defect.MASK_VALUE.error(
+            f"{where}: number {segment} is described by no segment; export it again", [segment]
+        )
     fractional = tags.get("SegmentationType") == "FRACTIONAL"
     least = HALF * float(tags.get("MaximumFractionalValue") or 1) if fractional else 1
     return np.where(values >= least, classes[segment], 0).astype(np.uint16)
@@ -250,7 +251,7 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
     columns, rows, _ = image.stored.shape
     try:
         if (int(tags.Rows), int(tags.Columns)) != (rows, columns):
-            raise errors.DataError(
+            raise defect.MASK_GEOMETRY.error(
                 f"{where}: {tags.Rows} x {tags.Columns} pixels, the images have {rows} x {columns}: another grid; "
                 "export it on the grid of the images"
             )
@@ -263,8 +264,7 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
             for group in groups
         ]
     except dicom.BROKEN as error:
-        kind = type(error).__name__
-        raise errors.DataError(f"{where}: damaged header ({kind}); export it again or remove it") from None
+        raise dicom.damaged(where, error) from None
 
 
 def _items(levels: Sequence[Any], group: str) -> list[Any]:
@@ -287,17 +287,17 @@ def _slice(where: str, levels: Sequence[Any], image: headers.Header, slices: Map
     named = _referred(levels, slices)
     place = _placed(levels, image)
     if place is None and image.stored.placed and named is None:
-        raise errors.DataError(f"{where}: a frame names no image and no position; export it again")
+        raise defect.NO_GEOMETRY.error(f"{where}: a frame names no image and no position; export it again")
     if place is not None:
         at = round(place[2]) if named is None else named
         if np.abs(np.subtract(place, (0, 0, at))).max() > NEAR or not 0 <= at < image.stored.shape[2]:
-            raise errors.DataError(
+            raise defect.MASK_GEOMETRY.error(
                 f"{where}: a frame lies elsewhere than the images: another grid or other images; export it on the grid "
                 "of the images"
             )
         return at
     if named is None:
-        raise errors.DataError(f"{where}: made on other images; bring the segmentation of these")
+        raise defect.MASK_GEOMETRY.error(f"{where}: made on other images; bring the segmentation of these")
     return named
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors
-from fedvfm.data import dicom, frames, geometry, wanted
+from fedvfm.data import defect, dicom, frames, geometry, wanted
 from fedvfm.data import header as headers
 
 UNEVEN = 0.1
@@ -42,15 +41,15 @@ def read_header(path: Path, words: str = "") -> headers.Header:
     study = dicom.find(path)
     if not study.series:
         what = f"; {len(study.segmentations)} segmentation(s)" if study.segmentations else ""
-        raise errors.DataError(f"{path}: no DICOM image{what}; bring the images or remove it")
+        raise defect.IMAGE_MISSING.error(f"{path}: no DICOM image{what}; bring the images or remove it")
     found = wanted.among(study.series, words)
     if not found:
-        raise errors.DataError(
+        raise defect.SERIES_MIXED.error(
             f"{path}: no series fits '{words}'; say it in the words of this list:{wanted.listed(study.series)}"
         )
     if len(found) > 1:
         fitting = f" that fit '{words}'" if words else ""
-        raise errors.DataError(
+        raise defect.SERIES_MIXED.error(
             f"{path}: {len(found)} series{fitting}, one is read; leave only one in the folder, or choose one in words "
             f"of this list (predict --series, data.options.series = '{_hint(found)}'):{wanted.listed(found)}"
         )
@@ -74,29 +73,30 @@ def arrange(path: Path, series: dicom.Series, notes: tuple[str, ...] = ()) -> he
     """
     slices = series.slices
     if len({(one.rows, one.columns, one.samples, one.spacing) for one in slices}) > 1:
-        raise errors.DataError(f"{path}: images of different size or spacing in one {series}; split it into series")
+        raise defect.SERIES_MIXED.error(
+            f"{path}: images of different size or spacing in one {series}; split it into series"
+        )
     first = slices[0]
     if first.samples not in (1, 3):
-        raise errors.DataError(f"{path}: {first.samples} samples a pixel; one (grey) or three (colour) are read")
+        raise defect.CHANNELS.error(f"{path}: {first.samples} samples a pixel; one (grey) or three (colour) are read")
     _refuse_mixed(path, series)
     placed = all(one.position is not None and one.orientation is not None for one in slices)
     film = _film(slices)
     if placed and first.spacing is not None and not film:
         return _volume(path, series, notes)
     if len(slices) > 1 and placed and not film:
-        raise errors.DataError(
+        raise defect.PIXEL_SIZE.error(
             f"{path}: {len(slices)} images that do not say how large a pixel is (Pixel Spacing is missing in "
-            f"{series}); "
-            "export the series again, or as NIfTI"
+            f"{series}); export the series again, or as NIfTI"
         )
     if len(slices) > 1 and not series.films:
-        raise errors.DataError(
+        raise defect.NO_GEOMETRY.error(
             f"{path}: {len(slices)} images that do not say where they lie in the patient ({series}); make a folder of "
             "each"
         )
     if len({one.frame.file for one in slices}) > 1:
         clips = len({one.frame.file for one in slices})
-        raise errors.DataError(f"{path}: {clips} clips or pictures in one {series}; make a folder of each")
+        raise defect.SERIES_MIXED.error(f"{path}: {clips} clips or pictures in one {series}; make a folder of each")
     return _pictures(path, series, (*notes, NO_SIZE) if placed and not film else notes)
 
 
@@ -109,14 +109,13 @@ def _refuse_mixed(path: Path, series: dicom.Series) -> None:
     without = [one for one in series.slices if not one.scaled]
     others = [one for one in series.slices if one.scaled]
     if without and any((one.frame.slope, one.frame.intercept, one.frame.table) != (1.0, 0.0, False) for one in others):
-        raise errors.DataError(
+        raise defect.GREY_UNITS.error(
             f"{path}: {len(without)} of {len(series.slices)} images of {series} do not say how their values are "
-            f"scaled, the "
-            "others do (rescale missing); export the series again"
+            "scaled, the others do (rescale missing); export the series again"
         )
     units = sorted({one.units or "none named" for one in others})
     if len(units) > 1 and not set(units) <= {"HU", "none named"}:
-        raise errors.DataError(
+        raise defect.GREY_UNITS.error(
             f"{path}: values in several units ({', '.join(units)}) in one {series}; split it into series"
         )
 
@@ -154,11 +153,13 @@ def _pictures(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> heade
 def _volume(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers.Header:
     directions = np.array([one.orientation for one in series.slices], dtype=np.float64)
     if np.abs(directions - directions[0]).max() > PARALLEL:
-        raise errors.DataError(f"{path}: images in different directions in one {series} (a localiser?); split it")
+        raise defect.SERIES_MIXED.error(
+            f"{path}: images in different directions in one {series} (a localiser?); split it"
+        )
     row, column = directions[0, :3], directions[0, 3:]
     normal = np.cross(row, column)
     if abs(np.linalg.norm(normal) - 1.0) > 1e-2:
-        raise errors.DataError(f"{path}: rows and columns of {series} are not at right angles; export it again")
+        raise defect.NO_GEOMETRY.error(f"{path}: rows and columns of {series} are not at right angles; export it again")
     along = np.array([one.position for one in series.slices], dtype=np.float64) @ normal
     order = np.argsort(along, kind="stable")
     slices = [series.slices[i] for i in order]
@@ -196,7 +197,7 @@ def _step(
     gaps = np.diff(along)
     if gaps.min() < NO_STEP_MM:
         places = len(along) - int((gaps < NO_STEP_MM).sum())
-        raise errors.DataError(
+        raise defect.SLICES_MISSING.error(
             f"{path}: {len(along)} images at {places} places in one {series}: several phases, echoes or copies; leave "
             "one of each place"
         )
@@ -208,14 +209,14 @@ def _step(
             return rounded
         shown = ", ".join(f"{along[i]:.1f} to {along[i + 1]:.1f}" for i in uneven[:SHOWN])
         more = f" and {len(uneven) - SHOWN} more places" if len(uneven) > SHOWN else ""
-        raise errors.DataError(
+        raise defect.SLICES_MISSING.error(
             f"{path}: slices missing or unevenly spaced: {shown} mm{more}, where {usual:g} mm is the rule in {series}; "
             "bring the missing slices, or resample the volume and save it as NIfTI"
         )
     step: Points = (positions[-1] - positions[0]) / (len(positions) - 1)
     expected = positions[0] + np.arange(len(positions))[:, None] * step
     if np.abs(positions - expected).max() > max(UNEVEN * usual, geometry.SAME_PLACE_MM):
-        raise errors.DataError(
+        raise defect.SLICES_MISSING.error(
             f"{path}: the slices of {series} do not lie on one line; resample the volume and save it as NIfTI"
         )
     return step, positions[0], ()

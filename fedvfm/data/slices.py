@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, errors
-from fedvfm.data import geometry, volumes
+from fedvfm import config
+from fedvfm.data import defect, geometry, volumes
 from fedvfm.data import header as headers
 from fedvfm.data import sample as data
 
@@ -63,7 +63,7 @@ def read(files: Sequence[Path], index: int, view: View = View()) -> data.Pixels:
     """
     header = volumes.read_header(files[0], view.series)
     if view.stack > 1 and (len(files) > 1 or header.channels > 1):
-        raise errors.DataError(
+        raise defect.CHANNELS.error(
             f"{files[0]}: has channels of its own, but recipe.data.stack = {view.stack} makes channels of neighbouring "
             "slices; choose one with data.options.channels = [0], or leave stack out of the recipe"
         )
@@ -90,7 +90,9 @@ def _scaled(
     """Slices of one file as channels in [0, 1], what 0 and 1 stand for (None in colour), and where all are padding."""
     colour = volumes.read_header(file, view.series).channels > 1
     if colour and view.limits is not None:
-        raise errors.DataError(f"{file}: in colour, but recipe.data.window is for grey values; leave one of them out")
+        raise defect.CHANNELS.error(
+            f"{file}: in colour, but recipe.data.window is for grey values; leave one of them out"
+        )
     low, high = view.limits if view.limits is not None else volumes.value_range(file, view.series)
     read = [volumes.read_shown(file, index, plane, view.series) for index in indices]
     planes = [values for values, _ in read]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors, seeding
+from fedvfm.data import defect
 from fedvfm.data import sample as data
 
 SPLITS = ("train", "val", "test")
@@ -75,8 +76,9 @@ def _prescribed(site: str, own: Sequence[data.Sample]) -> tuple[dict[str, list[d
         given = sorted({one.split for one in members if one.split is not None})
         if len(given) > 1:
             raise errors.PartitionError(
-                f"site '{site}': the patient of sample '{members[0].id}' has images in {' and '.join(given)}; "
-                "keep a patient in one split"
+                f"site '{site}': the patient of sample '{members[0].id}' has images in {' and '.join(given)}; keep a "
+                "patient in one split",
+                code=defect.PATIENT_ACROSS_SPLITS,
             )
         # A patient whose split is prescribed for some images takes the others along.
         if given:

@@ -17,6 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedvfm import errors
+from fedvfm.data import defect
+
 SCHEMES = {
     "SCT": "SCT",
     "SRT": "SRT",
@@ -94,7 +97,7 @@ class Assigned:
 
     names: tuple[str, ...]
     table: Mapping[Key, int] | None = None
-    faults: tuple[str, ...] = ()
+    faults: tuple[errors.Fault, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
@@ -192,12 +195,18 @@ def assign(found: Found, names: Sequence[str], values: Sequence[int], *, numbers
     for one in every:
         if len(fitting[one.key]) > 1:
             either = " and ".join(classes[at] for at in sorted(fitting[one.key]))
-            wrong.append(f"a structure of the masks, {one.shown}, has code and name of several classes ({either})")
+            wrong.append(
+                defect.CLASS_UNKNOWN.fault(
+                    f"a structure of the masks, {one.shown}, has code and name of several classes ({either})"
+                )
+            )
         elif not fitting[one.key]:
             wrong.append(
-                f"a structure of the masks, {one.shown}, stands for no class of {', '.join(classes)}; name it (or its "
-                f"code) "
-                "in data.options.class_names too, and map it in [labels], to the background if it does not count"
+                defect.CLASS_UNKNOWN.fault(
+                    f"a structure of the masks, {one.shown}, stands for no class of {', '.join(classes)}; name it (or "
+                    "its code) in data.options.class_names too, and map it in [labels], to the background if it does "
+                    "not count"
+                )
             )
     table = {key: min(at) for key, at in fitting.items() if at}
     aliases = {word: classes[table[one.key]] for one in every if one.key in table for word in _aliases(one)}
@@ -217,8 +226,10 @@ def under(found: Found, wanted: Sequence[str]) -> Assigned | None:
     if not every or not telling or {plain(name) for name in wanted[1:]} <= GENERIC:
         return None
     wrong = [
-        f"a structure of the masks, {one.shown}, has code and name of several classes "
-        f"({' and '.join(wanted[at] for at in sorted(fitting[one.key]))})"
+        defect.CLASS_UNKNOWN.fault(
+            f"a structure of the masks, {one.shown}, has code and name of several classes "
+            f"({' and '.join(wanted[at] for at in sorted(fitting[one.key]))})"
+        )
         for one in every
         if len(fitting[one.key]) > 1
     ]
@@ -258,7 +269,7 @@ def _by_number(found: Found, names: Sequence[str], values: Sequence[int]) -> dic
 
 def _contradictions(
     found: Found, names: Sequence[str], values: Sequence[int], fitting: Mapping[Key, set[int]]
-) -> Iterator[str]:
+) -> Iterator[errors.Fault]:
     """Numbers of ``mask_values`` that a mask gives to another class."""
     told = set()
     for one in _all(found):
@@ -266,13 +277,14 @@ def _contradictions(
         if wrong and one.value not in told:
             told.add(one.value)
             yield (
-                f"masks: {one.shown} is {names[wrong[0]]} by its name or code, but data.options.mask_values give that "
-                f"class "
-                f"the number {values[wrong[0]]}; leave mask_values out"
+                defect.OPTIONS.fault(
+                    f"masks: {one.shown} is {names[wrong[0]]} by its name or code, but data.options.mask_values give "
+                    f"that class the number {values[wrong[0]]}; leave mask_values out"
+                )
             )
 
 
-def _number_faults(found: Found) -> Iterator[str]:
+def _number_faults(found: Found) -> Iterator[errors.Fault]:
     """Why a number cannot be taken for a class."""
     remedy = "give the classes their names (or codes) in data.options.class_names, then masks are read by them"
     meant: dict[int, set[Key]] = {}
@@ -283,7 +295,7 @@ def _number_faults(found: Found) -> Iterator[str]:
         if len(keys) > 1:
             codes = sorted({code for code, _ in keys if code})
             told = f" ({', '.join(codes)})" if len(codes) > 1 else ""
-            yield f"masks: number {value} is another structure from file to file{told}; {remedy}"
+            yield defect.OPTIONS.fault(f"masks: number {value} is another structure from file to file{told}; {remedy}")
     under: dict[Key, set[int]] = {}
     together: set[Key] = set()
     for files in found.values():
@@ -296,7 +308,9 @@ def _number_faults(found: Found) -> Iterator[str]:
     for key, values in under.items():
         if len(values) > 1 and key not in together and any(key):
             listed = ", ".join(map(str, sorted(values)))
-            yield f"masks: one structure{f' ({key[0]})' if key[0] else ''} has the numbers {listed}; {remedy}"
+            yield defect.OPTIONS.fault(
+                f"masks: one structure{f' ({key[0]})' if key[0] else ''} has the numbers {listed}; {remedy}"
+            )
 
 
 def _notes(found: Found) -> dict[str, tuple[str, ...]]:

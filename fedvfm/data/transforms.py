@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedvfm import config, errors, registry
+from fedvfm import config, registry
+from fedvfm.data import defect
 from fedvfm.data import sample as data
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -122,21 +123,22 @@ def _crop(
 def _check(pixels: data.Pixels, num_classes: int) -> None:
     shape = pixels.image.shape
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise errors.DataError(f"an image of shape {shape}; (1 or 3, height, width) is needed")
+        raise defect.CHANNELS.error(f"an image of shape {shape}; (1 or 3, height, width) is needed")
     if not np.isfinite(pixels.image).all():
-        raise errors.DataError("an image with values that are no finite numbers; repair or remove it")
+        raise defect.NOT_FINITE.error("an image with values that are no finite numbers; repair or remove it")
     if pixels.mask is None:
         return
     if pixels.mask.shape != shape[1:]:
-        raise errors.DataError(
+        raise defect.MASK_SIZE.error(
             f"a mask of {pixels.mask.shape} pixels for an image of {shape[1:]}; repair or remove the pair"
         )
     low, high = int(pixels.mask.min()), int(pixels.mask.max())
     if low < 0 or high >= num_classes:
         value = low if low < 0 else high
-        raise errors.DataError(
-            f"a mask with value {value}, but the {num_classes} classes are 0 to {num_classes - 1}; "
-            "repair the mask or list all classes in recipe.data.class_names"
+        raise defect.MASK_VALUE.error(
+            f"a mask with value {value}, but the {num_classes} classes are 0 to {num_classes - 1}; repair the mask or "
+            "list all classes in recipe.data.class_names",
+            [value],
         )
 
 
@@ -148,7 +150,7 @@ def _check_channels(image: Image, contract: config.DataContract) -> None:
     """
     have, named = len(image) // contract.stack, contract.channels
     if named and have != len(named):
-        raise errors.DataError(
+        raise defect.CHANNELS.error(
             f"an image of {have} {'channel' if have == 1 else 'channels'}, but recipe.data.channels names {len(named)} "
             f"({', '.join(named)}); bring those, or ask for a recipe that fits"
         )
@@ -171,7 +173,7 @@ def windowed(pixels: data.Pixels, image: Image, limits: tuple[float, float]) -> 
         DataError: if the image has no units.
     """
     if pixels.units is None:
-        raise errors.DataError(
+        raise defect.VOLUME_NEEDED.error(
             "an image without units (a picture, or colour), but recipe.data.window is in Hounsfield or other units; "
             "bring DICOM or NIfTI, or leave the window out of the recipe"
         )
@@ -278,9 +280,9 @@ def require_square(size: Sequence[int]) -> None:
         DataError: if height and width differ.
     """
     if size[0] != size[1]:
-        raise errors.DataError(
-            f"augmentation 'rot90' needs a square input size, not {size[0]} x {size[1]}; "
-            "change recipe.data.input_size or take 'flip'"
+        raise defect.OPTIONS.error(
+            f"augmentation 'rot90' needs a square input size, not {size[0]} x {size[1]}; change recipe.data.input_size "
+            "or take 'flip'"
         )
 
 

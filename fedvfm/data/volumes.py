@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors
-from fedvfm.data import decoding, dicom, geometry, nifti, nrrd, series
+from fedvfm.data import decoding, defect, dicom, geometry, nifti, nrrd, series
 from fedvfm.data import header as headers
 
 ENDINGS = (*nifti.ENDINGS, *nrrd.ENDINGS, *dicom.ENDINGS)
@@ -74,7 +73,9 @@ def kind_of(path: Path) -> headers.Kind:
         return "nrrd"
     if dicom.is_dicom(path):
         return "dicom"
-    raise errors.DataError(f"{path}: no volume; these are read: {', '.join(ENDINGS)}, or a folder with a DICOM series")
+    raise defect.ENDING.error(
+        f"{path}: no volume; these are read: {', '.join(ENDINGS)}, or a folder with a DICOM series"
+    )
 
 
 def _key(path: Path, words: str) -> Key:
@@ -111,7 +112,9 @@ def _header(path: Path, key: Key) -> headers.Header:
     found: headers.Header = readers[kind].read_header(path, *words)
     rows, columns = found.size("acquired")
     if min(rows, columns) < 2:
-        raise errors.DataError(f"{path}: {rows} x {columns} pixels, at least 2 x 2 are needed; replace or remove it")
+        raise defect.TOO_SMALL.error(
+            f"{path}: {rows} x {columns} pixels, at least 2 x 2 are needed; replace or remove it"
+        )
     _remember(_headers, key, found, HEADERS_IN_MEMORY)
     return found
 
@@ -148,14 +151,14 @@ def _volume(path: Path, key: Key) -> Volume:
 
 def _finite(path: Path, values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise errors.DataError(f"{path}: holds voxels that are no finite numbers; replace them before use")
+        raise defect.NOT_FINITE.error(f"{path}: holds voxels that are no finite numbers; replace them before use")
     return values
 
 
 def _axis(header: headers.Header, index: int, plane: geometry.Plane) -> int:
     count = header.count(plane)
     if not 0 <= index < count:
-        raise errors.DataError(f"{header.path}: slice {index} asked, it has 0 to {count - 1}")
+        raise defect.NOT_FOUND.error(f"{header.path}: slice {index} asked, it has 0 to {count - 1}")
     return header.axis(plane)
 
 
@@ -185,7 +188,7 @@ def stack_of(volume: Volume, index: int, plane: geometry.Plane = "axial") -> NDA
         DataError: if the volume has no such slice, or is in colour.
     """
     if volume.header.channels != 1:
-        raise errors.DataError(f"{volume.header.path}: in colour; a stack of neighbouring slices needs grey")
+        raise defect.CHANNELS.error(f"{volume.header.path}: in colour; a stack of neighbouring slices needs grey")
     return np.stack([slice_of(volume, one, plane) for one in neighbours(volume.header, index, plane)])
 
 
@@ -274,14 +277,14 @@ def place_back(
         DataError: if there is no slice, or one does not fit.
     """
     if not slices:
-        raise errors.DataError(f"{header.path}: no slice to put back; predict at least one")
+        raise defect.NO_SAMPLES.error(f"{header.path}: no slice to put back; predict at least one")
     size = header.size(plane)
     kind = np.result_type(*(one.dtype for one in slices.values()))
     whole = np.zeros(header.grid.shape, dtype=kind)
     for index, one in slices.items():
         axis = _axis(header, index, plane)
         if one.shape != size:
-            raise errors.DataError(
+            raise defect.MASK_SIZE.error(
                 f"{header.path}: a slice of {one.shape} pixels where the input has {size}; resize it"
             )
         np.moveaxis(whole, axis, 0)[index] = geometry.hidden(one)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedvfm import errors
-from fedvfm.data import dicom, formats, nrrd, volumes, wanted
+from fedvfm.data import defect, dicom, formats, nrrd, volumes, wanted
 
 Kind = Literal["picture", "volume", "dicom"]
 
@@ -58,14 +58,16 @@ def find(path: Path, series: str = "") -> list[Item]:
         DataError: if there is nothing to predict.
     """
     if not path.exists():
-        raise errors.DataError(f"{path}: no such file or folder; check the path")
+        raise defect.NOT_FOUND.error(f"{path}: no such file or folder; check the path")
     found = list(_walk(path, bool(series))) if path.is_dir() else [(_kind(path), path)]
     items = [*_named(path, [one for one in found if one[0] != "dicom"])]
     dicoms = [one for kind, one in found if kind == "dicom"]
     width = max(3, len(str(len(dicoms))))
     items += [Item(f"series-{number:0{width}d}", "dicom", one) for number, one in enumerate(dicoms, 1)]
     if not items:
-        raise errors.DataError(f"{path}: nothing to predict; these are read: {', '.join(KNOWN)}, and DICOM folders")
+        raise defect.NO_SAMPLES.error(
+            f"{path}: nothing to predict; these are read: {', '.join(KNOWN)}, and DICOM folders"
+        )
     return items
 
 
@@ -131,7 +133,7 @@ def meant(found: Sequence[Item], series: str) -> dict[str, str]:
                 others[item.name] = held
     if len(others) == len(dicoms):
         listed = wanted.listed([one for held in others.values() for one in held][:SHOWN])
-        raise errors.DataError(f"no series fits '{series}'; say it in the words of what was found:{listed}")
+        raise defect.SERIES_MIXED.error(f"no series fits '{series}'; say it in the words of what was found:{listed}")
     return {name: "; ".join(one.described for one in held) for name, held in others.items()}
 
 

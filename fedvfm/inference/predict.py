@@ -325,7 +325,7 @@ class Predictor:
         called = layouts.Case(item.name, tuple(Path(item.name) for _ in item.files))
         faults = cases.faults_under(called, seen, Path(), self.model.recipe.data)
         if faults:
-            raise errors.DataError("; ".join(faults))
+            raise errors.DataError("; ".join(faults), faults)
         return seen
 
     def _one(self, item: inputs.Item) -> cases.Seen:

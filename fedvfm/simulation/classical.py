@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
+from fedvfm.data import defect
 from fedvfm.data import sample as data
 
 LEVELS = 256
@@ -225,12 +226,12 @@ def _pairs(hospital: Hospital, num_classes: int) -> Iterator[tuple[NDArray[np.fl
     for sample in hospital.train:
         pixels = hospital.read(sample)
         if pixels.mask is None:
-            raise errors.DataError(
+            raise defect.MASK_MISSING.error(
                 f"classical: sample '{sample.id}' has no mask; the baseline is for segmentation only"
             )
         low, high = int(pixels.mask.min()), int(pixels.mask.max())
         if low < 0 or high >= num_classes:
-            raise errors.DataError(
+            raise defect.MASK_VALUE.error(
                 f"classical: the mask of sample '{sample.id}' holds values {low} to {high}, "
                 f"the task has classes 0 to {num_classes - 1}"
             )

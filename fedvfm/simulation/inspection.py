@@ -26,9 +26,9 @@ def inspect(model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospit
         try:
             found.append(_open(model, hospital))
         except errors.DataError as error:
-            faults.append(str(error))
+            faults.append(error.fault())
     if faults:
-        raise errors.DataError("\n".join(faults))
+        raise errors.DataError("\n".join(faults), faults)
     return found
 
 
@@ -39,7 +39,7 @@ def _open(model: models.AdaptedModel, hospital: hospital_data.Hospital) -> budge
     try:
         model.task.target(view, sample.label)
     except errors.DataError as error:
-        raise errors.DataError(f"site '{hospital.name}', sample '{sample.id}': {error}") from error
+        raise error.at(f"site '{hospital.name}', sample '{sample.id}'") from error
     height, width = whole.image.shape[1:]
     evaluated = len(hospital.val) + len(hospital.test)
     sizes = sites.kept_bytes(whole), sites.kept_bytes(view)

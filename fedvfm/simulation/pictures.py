@@ -10,11 +10,11 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from fedvfm import errors, metrics
+from fedvfm import metrics
 from fedvfm.client import evaluator
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
-from fedvfm.data import overlay
+from fedvfm.data import defect, overlay
 from fedvfm.data import sample as samples
 from fedvfm.tasks import segmentation
 
@@ -79,7 +79,9 @@ def _picture(model: models.AdaptedModel, site: sites.Site, sample: samples.Sampl
     if logits.ndim == 1:
         return _classified(model, site.name, sample, image, logits)
     if truth is None:
-        raise errors.DataError(f"sample '{sample.id}' of site '{site.name}' has no mask to show; give every image one")
+        raise defect.MASK_MISSING.error(
+            f"sample '{sample.id}' of site '{site.name}' has no mask to show; give every image one"
+        )
     predicted = segmentation.classes_at(logits, truth.shape)
     dice, _ = metrics.overlap(predicted, truth, len(model.recipe.data.class_names))
     return Picture(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import config as configs
-from fedvfm import errors, metrics
+from fedvfm import metrics
 from fedvfm.backbones import base as backbones
-from fedvfm.data import transforms
+from fedvfm.data import defect, transforms
 from fedvfm.tasks import base, heads
 
 
@@ -43,7 +43,9 @@ class Classification(base.Task):
     def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
         """See base."""
         if label is None:
-            raise errors.DataError("a sample without a label in a classification task; give every image a class")
+            raise defect.LABEL_MISSING.error(
+                "a sample without a label in a classification task; give every image a class"
+            )
         return label
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -72,5 +74,5 @@ class Classification(base.Task):
     ) -> None:
         """See base."""
         if label is None:
-            raise errors.DataError(f"sample '{sample_id}' has no label to score against")
+            raise defect.LABEL_MISSING.error(f"sample '{sample_id}' has no label to score against")
         into.add(sample_id, logits.float().softmax(dim=0).cpu().double().numpy(), label, prepared.part)

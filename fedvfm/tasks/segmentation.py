@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedvfm import config as configs
-from fedvfm import errors, metrics
+from fedvfm import metrics
 from fedvfm.backbones import base as backbones
-from fedvfm.data import transforms
+from fedvfm.data import defect, transforms
 from fedvfm.tasks import base, heads
 
 SMOOTH = 1e-5
@@ -69,7 +69,7 @@ class Segmentation(base.Task):
     def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
         """See base."""
         if prepared.mask is None:
-            raise errors.DataError("a sample without a mask in a segmentation task; give every image a mask")
+            raise defect.MASK_MISSING.error("a sample without a mask in a segmentation task; give every image a mask")
         return prepared.mask
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Segmentation(base.Task):
         """See base. Logits are resized to the image's own resolution before the class is chosen."""
         truth = prepared.truth
         if truth is None:
-            raise errors.DataError(f"sample '{sample_id}' has no mask to score against")
+            raise defect.MASK_MISSING.error(f"sample '{sample_id}' has no mask to score against")
         into.add(sample_id, classes_at(logits, truth.shape), truth, prepared.spacing, prepared.part)
 
 

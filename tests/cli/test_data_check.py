@@ -15,6 +15,7 @@ import pytest
 from fedvfm import errors
 from fedvfm.client import budget
 from fedvfm.client.readiness import machine, offline, step
+from fedvfm.data import defect
 from fedvfm.data.readiness import catalogue
 from fedvfm.report import page
 
@@ -307,7 +308,7 @@ def test_a_source_that_would_download_is_refused(cli: Any, hospital: Path, monke
         try:
             socket.create_connection(("127.0.0.1", 9))
         except OSError as error:
-            raise errors.DataError(f"download failed ({error})") from None
+            raise defect.NOT_FOUND.error(f"download failed ({error})") from None
 
     monkeypatch.setattr(folder.Folder, "tolerant", reach_out)
     answer = cli("data", "check", hospital, "--json")

@@ -11,7 +11,6 @@ import pytest
 
 from fedvfm import errors
 from fedvfm.data import dicom, series, slices, volumes
-from fedvfm.data.readiness import faults
 from tests.data import dicom_writer as writer
 
 EXAMPLES = Path(str(pydicom.data.__file__)).parent / "test_files"
@@ -22,9 +21,10 @@ def voxels() -> np.ndarray:
     return np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)
 
 
-def refused(path: Path) -> str:
+def refused(path: Path, code: str) -> str:
     with pytest.raises(errors.DataError) as caught:
         volumes.read_volume(path)
+    assert caught.value.code == code
     return str(caught.value)
 
 
@@ -108,7 +108,7 @@ def test_real_series_in_order_and_mixed_ones_listed() -> None:
     header = volumes.read_header(folder / "CT5N")
     assert header.stored.shape == (16, 16, 5)
     assert header.step("axial") == pytest.approx(2.5)
-    text = refused(folder)
+    text = refused(folder, "series-mixed")
     assert "2 series, one is read" in text
     assert "series 4: CT, 2 images of 16 x 16" in text
     assert "series 5: CT, 5 images of 16 x 16" in text
@@ -179,8 +179,8 @@ def test_one_slice_reads_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_missing_slices_are_refused_with_their_positions(tmp_path: Path) -> None:
     writer.series(tmp_path / "ct", np.zeros((4, 4, 9), np.int16), LPS, skip=(3, 6, 7))
-    text = refused(tmp_path / "ct")
-    assert "slices missing or unevenly spaced: 5.0 to 10.0, 12.5 to 20.0 mm, where 2.5 mm is the rule" in text
+    text = refused(tmp_path / "ct", "slices-missing")
+    assert "5.0 to 10.0, 12.5 to 20.0 mm, where 2.5 mm" in text
     assert "series 1: CT, 6 images of 4 x 4" in text
 
 
@@ -191,31 +191,31 @@ def test_several_images_at_one_place(tmp_path: Path) -> None:
     made = writer.series(tmp_path / "ct", np.zeros((4, 4, 3), np.int16), LPS)
     made[2].ImagePositionPatient = made[1].ImagePositionPatient
     made[2].save_as(next((tmp_path / "ct").glob("002-*")), enforce_file_format=True)
-    assert "3 images at 2 places in one series 1: CT" in refused(tmp_path / "ct")
+    assert "3 images at 2 places" in refused(tmp_path / "ct", "slices-missing")
 
 
 def test_a_localiser_among_the_slices(tmp_path: Path) -> None:
     made = writer.series(tmp_path / "ct", np.zeros((4, 4, 3), np.int16), LPS)
     made[0].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
     made[0].save_as(next((tmp_path / "ct").glob("000-*")), enforce_file_format=True)
-    assert "images in different directions in one series 1" in refused(tmp_path / "ct")
+    assert "directions" in refused(tmp_path / "ct", "series-mixed")
 
 
 def test_slices_of_different_size_or_off_the_line(tmp_path: Path) -> None:
     made = writer.series(tmp_path / "size", np.zeros((4, 4, 3), np.int16), LPS)
     made[0].PixelSpacing = [3, 3]
     made[0].save_as(next((tmp_path / "size").glob("000-*")), enforce_file_format=True)
-    assert "images of different size or spacing in one series 1" in refused(tmp_path / "size")
+    assert "size or spacing" in refused(tmp_path / "size", "series-mixed")
     made = writer.series(tmp_path / "line", np.zeros((4, 4, 3), np.int16), LPS)
     made[1].ImagePositionPatient = [9, 0, 2.5]
     made[1].save_as(next((tmp_path / "line").glob("001-*")), enforce_file_format=True)
-    assert "do not lie on one line" in refused(tmp_path / "line")
+    assert "line" in refused(tmp_path / "line", "slices-missing")
 
 
 def test_two_radiographs_are_no_volume(tmp_path: Path) -> None:
     for number in range(2):
         writer.radiograph(tmp_path / "study" / f"{number}.dcm", np.zeros((4, 4), np.uint16), SeriesInstanceUID="1.2.3")
-    assert "2 images that do not say where they lie" in refused(tmp_path / "study")
+    assert "2 images" in refused(tmp_path / "study", "no-geometry")
 
 
 def test_truncated_files(tmp_path: Path) -> None:
@@ -223,13 +223,13 @@ def test_truncated_files(tmp_path: Path) -> None:
     cut = sorted((tmp_path / "ct").iterdir())[1]
     whole = cut.read_bytes()
     cut.write_bytes(whole[:-4000])
-    assert "file 2 of 3 (in the order of names): cut short (" in refused(tmp_path / "ct")
+    assert "file 2 of 3 (in the order of names): cut short (" in refused(tmp_path / "ct", "unreadable")
     cut.write_bytes(whole[:400])
-    assert "file 2 of 3 (in the order of names): " in refused(tmp_path / "ct")
-    assert "damaged or cut short" in refused(EXAMPLES / "MR_truncated.dcm")
+    assert "file 2 of 3 (in the order of names): " in refused(tmp_path / "ct", "unreadable")
+    refused(EXAMPLES / "MR_truncated.dcm", "unreadable")
     packed = (EXAMPLES / "MR_small_jp2klossless.dcm").read_bytes()
     (tmp_path / "packed.dcm").write_bytes(packed[: len(packed) - 3000])
-    assert "packed.dcm: " in refused(tmp_path / "packed.dcm")
+    assert "packed.dcm: " in refused(tmp_path / "packed.dcm", "compressed")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -241,15 +241,15 @@ def test_a_number_of_frames_that_cannot_be(tmp_path: Path, packed: bool) -> None
     for number, expected in ((-5, "damaged header"), (2_000_000_000, "cut short (")):
         one.NumberOfFrames = number
         one.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
-        assert expected in refused(tmp_path / f"{number}.dcm")
+        assert expected in refused(tmp_path / f"{number}.dcm", "unreadable")
 
 
 def test_a_file_of_a_study_that_cannot_be_opened_is_not_skipped(tmp_path: Path) -> None:
     """Without its last slice a series would still look whole."""
     writer.series(tmp_path / "ct", voxels(), LPS)
     (tmp_path / "ct" / "IM0009").symlink_to(tmp_path / "gone")
-    text = refused(tmp_path / "ct")
-    assert "file 5 of 5 (in the order of names): a link that leads nowhere" in text
+    text = refused(tmp_path / "ct", "link")
+    assert "file 5 of 5 (in the order of names): " in text
     assert "IM0009" not in text
 
 
@@ -260,10 +260,8 @@ def test_packings_without_a_decoder(tmp_path: Path, packing: str) -> None:
     one.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
     one["PixelData"].VR = "OB"
     one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    text = refused(tmp_path / "a.dcm")
+    text = refused(tmp_path / "a.dcm", "compressed")
     assert "packed as 'High-Throughput JPEG 2000" in text
-    assert "no decoder here; export them uncompressed, or as JPEG 2000 or JPEG-LS" in text
-    assert faults.kind(text) == "compressed"
 
 
 def table_for_display(text: str) -> pydicom.Dataset:
@@ -299,19 +297,19 @@ def test_a_table_for_display_is_told_and_not_applied(tmp_path: Path, where: str)
 
 
 def test_what_is_no_image(tmp_path: Path) -> None:
-    assert "no DICOM image" in refused(EXAMPLES / "rtplan.dcm")
-    assert "no DICOM image" in refused(EXAMPLES / "test-SR.dcm")
-    assert "no DICOM image; 1 segmentation(s)" in refused(EXAMPLES / "liver_1frame.dcm")
-    assert "damaged, cut short or no DICOM" in refused(EXAMPLES / "no_meta.dcm")
+    refused(EXAMPLES / "rtplan.dcm", "image-missing")
+    refused(EXAMPLES / "test-SR.dcm", "image-missing")
+    assert "1 segmentation(s)" in refused(EXAMPLES / "liver_1frame.dcm", "image-missing")
+    refused(EXAMPLES / "no_meta.dcm", "unreadable")
     (tmp_path / "empty").mkdir()
-    assert "no DICOM image" in refused(tmp_path / "empty")
-    assert "no such file" in refused(tmp_path / "none.dcm")
+    refused(tmp_path / "empty", "image-missing")
+    refused(tmp_path / "none.dcm", "not-found")
     writer.radiograph(tmp_path / "point.dcm", np.zeros((1, 1), np.uint16))
-    assert "1 x 1 pixels, at least 2 x 2" in refused(tmp_path / "point.dcm")
+    assert "1 x 1" in refused(tmp_path / "point.dcm", "too-small")
     one = writer.radiograph(tmp_path / "slide.dcm", np.zeros((4, 4), np.uint16))
     one.SOPClassUID = dicom.WHOLE_SLIDE
     one.save_as(tmp_path / "slide.dcm", enforce_file_format=True)
-    assert "whole-slide image" in refused(tmp_path / "slide.dcm")
+    refused(tmp_path / "slide.dcm", "whole-slide")
 
 
 def test_other_files_in_the_folder_are_counted_not_read(tmp_path: Path) -> None:
@@ -328,4 +326,4 @@ def test_other_files_in_the_folder_are_counted_not_read(tmp_path: Path) -> None:
 
 def test_enhanced_file_of_several_phases_is_refused(tmp_path: Path) -> None:
     writer.enhanced(tmp_path / "one.dcm", voxels(), LPS, order=[0, 1, 2, 3, 0, 1, 2, 3])
-    assert "8 images at 4 places in one series 1: MR" in refused(tmp_path / "one.dcm")
+    assert "8 images at 4 places" in refused(tmp_path / "one.dcm", "slices-missing")

@@ -113,11 +113,11 @@ def test_several_objects_of_one_study(tmp_path: Path) -> None:
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-def refused(seg: Path, header: Any) -> str:
+def refused(seg: Path, header: Any) -> errors.Fault:
     with pytest.raises(errors.DataError) as caught:
         segments.check(seg, header)
     assert "PLANTED" not in str(caught.value)
-    return str(caught.value)
+    return caught.value.fault()
 
 
 def test_segmentations_of_other_images(tmp_path: Path) -> None:
@@ -127,18 +127,18 @@ def test_segmentations_of_other_images(tmp_path: Path) -> None:
     moved = lps()
     moved[2, 3] += 400
     study(tmp_path / "moved", moved)
-    assert "a frame lies elsewhere than the images: another grid" in refused(
-        seg, volumes.read_header(tmp_path / "moved")
-    )
+    assert refused(seg, volumes.read_header(tmp_path / "moved")).code == "mask-geometry"
     study(tmp_path / "turned", lps(("R", "A", "S")))
-    assert "another grid" in refused(seg, volumes.read_header(tmp_path / "turned"))
+    assert refused(seg, volumes.read_header(tmp_path / "turned")).code == "mask-geometry"
     coarse = lps()
     coarse[:, 0] *= 2
     study(tmp_path / "coarse", coarse)
-    assert "another grid" in refused(seg, volumes.read_header(tmp_path / "coarse"))
+    assert refused(seg, volumes.read_header(tmp_path / "coarse")).code == "mask-geometry"
     writer.series(tmp_path / "large", np.zeros((9, 9, 6), np.int16), lps())
-    assert "7 x 5 pixels, the images have 9 x 9: another grid" in refused(seg, volumes.read_header(tmp_path / "large"))
-    assert "no segmentation (DICOM-SEG); add one" in refused(tmp_path / "study", header)
+    fault = refused(seg, volumes.read_header(tmp_path / "large"))
+    assert fault.code == "mask-geometry"
+    assert "7 x 5 pixels, the images have 9 x 9" in fault
+    assert refused(tmp_path / "study", header).code == "mask-missing"
 
 
 def test_a_reference_that_contradicts_its_position(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_reference_that_contradicts_its_position(tmp_path: Path) -> None:
     seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = [11, 7, 9]
     seg.save_as(tmp_path / "wrong.dcm", enforce_file_format=True)
     header = volumes.read_header(tmp_path / "study")
-    assert "a frame lies elsewhere" in refused(tmp_path / "wrong.dcm", header)
+    assert refused(tmp_path / "wrong.dcm", header).code == "mask-geometry"
 
 
 def test_overlapping_segments_and_damage(tmp_path: Path) -> None:
@@ -155,12 +155,14 @@ def test_overlapping_segments_and_damage(tmp_path: Path) -> None:
     header = volumes.read_header(tmp_path / "study")
     writer.segmentation(tmp_path / "both" / "one.dcm", images, np.where(labels() == 1, 1, 0).astype(np.uint8))
     writer.segmentation(tmp_path / "both" / "two.dcm", images, np.where(labels() == 1, 2, 0).astype(np.uint8))
-    with pytest.raises(errors.DataError, match="segments overlap in 18 voxels"):
+    with pytest.raises(errors.DataError, match="18 voxels") as caught:
         segments.read(tmp_path / "both", header)
+    assert caught.value.code == "mask-overlap"
     whole = writer.segmentation(tmp_path / "seg.dcm", images, labels()).read_bytes()
     (tmp_path / "cut.dcm").write_bytes(whole[:1500])
-    with pytest.raises(errors.DataError, match=r"damaged|cut short"):
+    with pytest.raises(errors.DataError) as caught:
         segments.read(tmp_path / "cut.dcm", header)
+    assert caught.value.code == "unreadable"
 
 
 def test_an_instance_without_frame_numbers_is_meant_with_all_of_them(tmp_path: Path) -> None:

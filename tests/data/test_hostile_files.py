@@ -17,7 +17,6 @@ from PIL import Image
 
 from fedvfm import config, errors, storage
 from fedvfm.data import volumes
-from fedvfm.data.readiness import faults
 from fedvfm.data.sources import folder
 from tests.data import dicom_writer as writer
 
@@ -33,7 +32,7 @@ def refused(path: Path, code: str = "too-large", least: int = 64 * MIB) -> str:
         assert tracemalloc.get_traced_memory()[1] < least
     finally:
         tracemalloc.stop()
-    assert faults.kind(str(caught.value)) == code
+    assert caught.value.code == code
     return str(caught.value)
 
 
@@ -110,9 +109,9 @@ def test_links_that_leave_the_data_folder_are_refused(tmp_path: Path, what: str)
         (data / "images" / "a.png").unlink()
         (data / "images").rmdir()
         (data / "images").symlink_to(other / "images")
-    with pytest.raises(errors.DataError, match="a link that leaves the data folder") as caught:
+    with pytest.raises(errors.DataError, match="images") as caught:
         folder.Folder(config.SourceConfig(source="folder", path=str(data)))
-    assert faults.kind(caught.value.faults[0]) == "link"
+    assert caught.value.faults[0].code == "link"
     linked = tmp_path / "linked"
     linked.symlink_to(other)
     assert len(folder.Folder(config.SourceConfig(source="folder", path=str(linked))).samples()) == 1

@@ -12,7 +12,6 @@ from PIL import Image
 
 from fedvfm import config, errors
 from fedvfm.data import formats
-from fedvfm.data.readiness import faults
 from fedvfm.data.sources import folder
 
 DRAWN = np.array([[0, 1, 1, 0, 0, 0, 0, 0]] * 4, np.uint8)
@@ -113,9 +112,9 @@ def test_greys_of_a_palette_count_and_not_their_order(tmp_path: Path) -> None:
 
 
 def test_two_numbers_of_one_colour_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(errors.DataError, match="two numbers have one colour") as caught:
+    with pytest.raises(errors.DataError, match="palette") as caught:
         formats.read_mask(palette(tmp_path / "a.png", DRAWN, [BLACK, BLACK]))
-    assert faults.kind(str(caught.value)) == "mask-colour"
+    assert caught.value.code == "mask-colour"
 
 
 @pytest.mark.parametrize(
@@ -138,9 +137,9 @@ def test_palettes_of_colours_have_to_agree(tmp_path: Path, second: list[tuple[in
         source = make(tmp_path, **options)
         assert all(source.read(one).mask.sum() == 8 for one in source.samples())
         return
-    with pytest.raises(errors.DataError, match="another colour for number") as caught:
+    with pytest.raises(errors.DataError, match="palette") as caught:
         make(tmp_path, **options)
-    assert faults.kind(caught.value.faults[0]) == "mask-colour"
+    assert caught.value.faults[0].code == "mask-colour"
 
 
 def _in(path: Path) -> Path:
@@ -179,7 +178,7 @@ def test_image_and_mask_turned_differently(
         return
     with pytest.raises(errors.DataError, match=f"EXIF orientation {mask}") as caught:
         make(tmp_path)
-    assert faults.kind(caught.value.faults[0]) == "mask-size"
+    assert caught.value.faults[0].code == "mask-size"
 
 
 def test_a_mask_drawn_on_the_upright_picture_fits(tmp_path: Path) -> None:
@@ -196,14 +195,15 @@ def test_a_tiff_on_its_side(tmp_path: Path) -> None:
     assert formats.picture_size(tmp_path / "packed.tif") == (6, 4)
     np.testing.assert_array_equal(formats.read_mask(tmp_path / "packed.tif"), np.rot90(values, -1))
     Image.fromarray(values).save(tmp_path / "plain.tif", exif=exif)
-    with pytest.raises(errors.DataError, match="lies on its side"):
+    with pytest.raises(errors.DataError, match="orientation 6") as caught:
         formats.read_mask(tmp_path / "plain.tif")
+    assert caught.value.code == "turned"
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     head = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT" + bytes(64))
-    with pytest.raises(errors.DataError, match="67,108,864 are read at most") as caught:
+    with pytest.raises(errors.DataError, match="67,108,864") as caught:
         formats.picture_size(tmp_path / "a.png")
-    assert faults.kind(str(caught.value)) == "too-large"
+    assert caught.value.code == "too-large"

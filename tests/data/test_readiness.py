@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
 from fedvfm import config, errors
 from fedvfm.client.readiness import affected, check, document, webpage
+from fedvfm.data import defect
 from fedvfm.data import sample as samples
-from fedvfm.data.readiness import appearance, catalogue, duplicates, faults, finding, looked, rules, survey
+from fedvfm.data.readiness import appearance, catalogue, duplicates, finding, looked, rules, survey
 from fedvfm.data.sources import table as sources
 from tests.data import dicom_writer as writer
 
@@ -142,6 +148,31 @@ def _float(path: Path) -> None:
     Image.fromarray(picture(0).astype(np.float32)).save(path.with_suffix(".tif"))
 
 
+def _on_its_side(data: Path) -> None:
+    (data / I3).unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(3)).save((data / I3).with_suffix(".tif"), exif=exif)
+    save(data / M3, mask(3, (48, 40)))
+
+
+def _as_volume(path: Path) -> None:
+    path.unlink()
+    nibabel.save(nibabel.Nifti1Image(picture(3)[:, :, None], np.eye(4)), path.with_suffix(".nii"))
+
+
+def _lost(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(f"../annex/{SECRET}")
+
+
+def _claims(path: Path) -> None:
+    """A picture whose head claims more pixels than are read."""
+    content = path.read_bytes()
+    head = b"IHDR" + struct.pack(">II", 60_000, 60_000) + content[24:29]
+    path.write_bytes(content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:])
+
+
 def _rewrite(data: Path, change: Callable[[str], str]) -> None:
     table = data / "patients.csv"
     table.write_text(change(table.read_text()))
@@ -164,6 +195,10 @@ SPOILS: list[tuple[str, Callable[[Path], object]]] = [
     ("ending", lambda data: (data / "images" / SECRET).mkdir()),
     ("name-twice", lambda data: save(data / "images" / f"{name(3)}.bmp", picture(3))),
     ("table", lambda data: _rewrite(data, lambda text: text.replace(f"{name(3)},", f"{SECRET},"))),
+    ("turned", lambda data: _on_its_side(data)),
+    ("kinds-mixed", lambda data: _as_volume(data / I3)),
+    ("link", lambda data: _lost(data / I3)),
+    ("too-large", lambda data: _claims(data / I3)),
 ]
 
 
@@ -176,7 +211,7 @@ def test_each_fault_of_a_file_is_a_blocker_and_the_rest_is_still_looked_at(
     found = one(made, code)
     assert found.severity == "blocker"
     assert found.count >= 1
-    assert (made.ready, made.exit_code) == (False, check.NOT_READY)
+    assert (made.ready, made.exit_code) == (False, errors.NOT_READY)
     assert made.seen is not None
     assert len(made.seen.found.rows) >= COUNT - 2
     assert SECRET not in shown(made)
@@ -292,8 +327,8 @@ def study(data: Path, number: int, **changes: Any) -> Path:
     return folder
 
 
-def labelled(data: Path, count: int) -> None:
-    rows = [f"{SECRET}-{number:02d},{('healthy', 'ill')[number % 2]}" for number in range(count)]
+def labelled(data: Path, count: int, names: tuple[str, str] = ("healthy", "ill")) -> None:
+    rows = [f"{SECRET}-{number:02d},{names[number % 2]}" for number in range(count)]
     (data / "labels.csv").write_text("id,label\n" + "\n".join(rows) + "\n")
 
 
@@ -340,6 +375,77 @@ def test_whose_volumes_they_are_and_what_their_headers_leave_open(tmp_path: Path
     assert SECRET not in shown(made)
 
 
+def _change(folder: Path, number: int, **values: Any) -> None:
+    """Change one file of a study; None takes an element out."""
+    file = sorted(folder.iterdir())[number]
+    one = pydicom.dcmread(file)
+    for key, value in values.items():
+        delattr(one, key) if value is None else setattr(one, key, value)
+    one.save_as(file)
+
+
+def _frames(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    writer.pixels(writer.blank("CT"), np.zeros((4, 24, 20), np.uint16)).save_as(
+        folder / "a.dcm", enforce_file_format=True
+    )
+
+
+def _packed(folder: Path) -> None:
+    one = writer.radiograph(folder / "a.dcm", np.zeros((24, 20), np.uint16))
+    one.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2K
+    one.PixelData = pydicom.encaps.encapsulate([bytes(64)])
+    one["PixelData"].VR = "OB"
+    one.save_as(folder / "a.dcm", enforce_file_format=True)
+
+
+STUDIES: list[tuple[str, Callable[[Path], object]]] = [
+    ("frames-unplaced", lambda data: _frames(data / "studies" / f"{SECRET}-03")),
+    ("compressed", lambda data: _packed(data / "studies" / f"{SECRET}-03")),
+    ("whole-slide", lambda data: study(data, 3, SOPClassUID=pydicom.uid.VLWholeSlideMicroscopyImageStorage)),
+    ("no-geometry", lambda data: study(data, 3, ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0])),
+    ("pixel-size", lambda data: study(data, 3, PixelSpacing=None)),
+    ("grey-units", lambda data: _change(study(data, 3), 1, RescaleSlope=None, RescaleIntercept=None)),
+    ("too-large", lambda data: study(data, 3, Rows=60_000, Columns=60_000)),
+    ("channels", lambda data: study(data, 3, SamplesPerPixel=2, BitsAllocated=8, BitsStored=8, HighBit=7)),
+    ("link", lambda data: (study(data, 3) / "more").symlink_to(data / "studies" / f"{SECRET}-00")),
+    ("image-missing", lambda data: (data / "studies" / f"{SECRET}-03").mkdir()),
+    ("class-unknown", lambda data: (study(data, 3), labelled(data, 4, ("healthy", SECRET)))),
+    ("table", lambda data: (study(data, 3), labelled(data, 3))),
+]
+
+
+@pytest.mark.parametrize(("code", "spoil"), STUDIES, ids=[f"{at}-{code}" for at, (code, _) in enumerate(STUDIES)])
+def test_each_fault_of_a_study_is_a_blocker_and_names_no_patient(
+    tmp_path: Path, code: str, spoil: Callable[[Path], object]
+) -> None:
+    data = tmp_path / "data"
+    for number in range(3):
+        study(data, number)
+    labelled(data, 4)
+    spoil(data)
+    made = run(data, options='class_names = ["healthy", "ill"]')
+    found = one(made, code)
+    assert found.severity == "blocker"
+    assert made.seen is not None
+    assert len(made.seen.found.rows) >= 8
+    for text in (shown(made), "".join(each.problem for each in made.findings)):
+        assert SECRET not in text
+        assert writer.PLANTED not in text
+
+
+def test_listed_files_that_are_missing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    save(data / "a.png", picture(0))
+    save(data / "a_mask.png", mask(0))
+    entries = [{"image": "a.png", "label": "a_mask.png"}, {"image": f"{SECRET}.png", "label": "a_mask.png"}]
+    settings = {"labels": {"0": "background", "1": "lesion"}, "training": entries}
+    (data / "dataset.json").write_text(json.dumps(settings))
+    made = run(data)
+    assert one(made, "not-found").severity == "blocker"
+    assert SECRET not in shown(made)
+
+
 def test_dicom_faults(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for number in range(4):
@@ -354,7 +460,7 @@ def test_dicom_faults(tmp_path: Path) -> None:
     labelled(data, 8)
     asked, told = config.DataContract(class_names=("healthy", "ill"), modality="CT"), list[str]()
     source = sources.survey(config.SourceConfig(source="folder", path=str(data)), told, asked)
-    assert sorted(map(faults.kind, told)) == ["modality", "series-mixed", "slices-missing"]
+    assert sorted(map(defect.of, told)) == ["modality", "series-mixed", "slices-missing"]
     assert len(source.samples()) == 20
     made = run(data)
     # A volume is read whole, so one damaged file costs all its slices.
@@ -595,38 +701,41 @@ def test_labels_of_a_classification() -> None:
     assert "spacing-unknown" not in made
 
 
-# --- the words of errors ----------------------------------------------------------------------------------------------
-
-WORDS = [
-    ("x.png: no such file; check the path", "not-found"),
-    ("a: 3 series, one is read; leave only one in the folder", "series-mixed"),
-    ("a: slices missing or unevenly spaced: 3.0 to 9.0 mm", "slices-missing"),
-    ("a: images of different size or spacing in one series 2: CT; split it into series", "series-mixed"),
-    ("a: modality MR, but recipe.data.modality is 'CT'; leave it out", "modality"),
-    ("a: pixels packed as 'JPEG 2000' cannot be unpacked; export them uncompressed", "compressed"),
-    ("a: a whole-slide image; cut it into tiles", "whole-slide"),
-    ("a: segments overlap in 3 voxels, but a voxel has one class", "mask-overlap"),
-    ("dataset.json: training 3: label 'x' stands for no class; classes: a, b", "class-unknown"),
-    ("its header does not say how the axes lie (affine [])", "no-geometry"),
-    ("images/series modality.png: unreadable picture (x)", "unreadable"),
-    ("something that nobody foresaw", "structure"),
-]
+# --- codes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "code"), WORDS, ids=[code for _, code in WORDS])
-def test_errors_are_sorted_by_their_words(text: str, code: str) -> None:
-    assert faults.kind(text) == code
-
-
-def test_every_kind_has_words_of_its_own() -> None:
-    kinds = {code for _, code in faults.KINDS} | {"structure", "reader-failed", "label-missing"}
-    assert kinds <= set(rules.PROBLEMS)
-    assert set(rules.PROBLEMS) <= set(catalogue.ENTRIES)
-    assert set(catalogue.FILES) <= set(rules.PROBLEMS)
+def test_every_kind_of_fault_is_in_the_catalogue() -> None:
+    assert set(catalogue.FILES) <= set(defect.KINDS) <= set(catalogue.ENTRIES)
     for entry in catalogue.ENTRIES.values():
         assert entry.severity in finding.SEVERITIES
         assert entry.why.endswith(".")
         assert entry.remedy
+
+
+def test_a_fault_keeps_its_code_in_lists_copies_and_errors() -> None:
+    fault = defect.MASK_VALUE.fault("data/a.png: value 7 is no class", [7])
+    other = defect.LINK.fault("b: a link")
+    for copied in (copy.deepcopy(fault), pickle.loads(pickle.dumps(fault))):
+        assert (copied, copied.code, copied.values) == (fault, "mask-value", (7,))
+    assert errors.DataError("x", [fault, fault]).code == "mask-value"
+    assert errors.DataError("x", [fault, other]).code == errors.DataError("x", ["a", "b"]).code == "data"
+    error = defect.MASK_VALUE.error("data/a.png: value 7 is no class", [7]).at("site 'north'")
+    assert (error.code, error.values, str(error)) == ("mask-value", (7,), f"site 'north': {fault}")
+    assert error.fault(Path("data")).endswith("'north': a.png: value 7 is no class")
+    for sent in (error, errors.PartitionError("x", code=defect.PATIENT_ACROSS_SPLITS)):
+        assert pickle.loads(pickle.dumps(sent)).code == sent.code
+
+
+def test_what_has_no_code_is_of_no_known_kind() -> None:
+    for thing in ("images/series.png: a mask with value 3", errors.DataError("damaged"), ValueError("cut short")):
+        assert defect.of(thing) == "structure"
+    assert defect.of(errors.DataError("x", code="nobody-knows")) == "structure"
+
+
+def test_a_large_value_of_a_mask_may_be_a_patient_s_number() -> None:
+    pixels: list[samples.Pixels | Exception] = [samples.Pixels(image(at), square()) for at in range(3)]
+    made = judge(Given([*pixels, defect.MASK_VALUE.error("x", [19_510_203]), defect.MASK_VALUE.error("y", [7])]))
+    assert made["mask-value"].problem == "mask values that are no class: 2 samples, values 7"
 
 
 def test_polarity_is_advised_for_two_groups_of_pictures_only() -> None:

@@ -13,10 +13,10 @@ from fedvfm import config as configs
 from fedvfm import errors, progress
 from fedvfm.client import own as owns
 from fedvfm.client.readiness import offline
-from fedvfm.data import labels
+from fedvfm.data import defect, labels
 from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
-from fedvfm.data.readiness import appearance, duplicates, faults, finding, looked, rules, survey
+from fedvfm.data.readiness import appearance, duplicates, finding, looked, rules, survey
 from fedvfm.data.sources import table as sources
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _open(made: Checked) -> samples.Source | None:
         owns.require_no_skipping(made.own.site, recipe)
         raw = sources.survey(made.own.site.data, structure, None if recipe is None else recipe.data)
     except errors.DataError as error:
-        structure += error.faults or ([] if structure else [str(error)])
+        structure += error.faults or ([] if structure else [error.fault()])
     except errors.FedvfmError as error:
         # Settings name no patient, and without their text nobody could correct them.
         made.findings.append(finding.make("options", "; ".join(getattr(error, "faults", ()) or [str(error)])))
@@ -104,8 +104,8 @@ def _open(made: Checked) -> samples.Source | None:
         problem = f"the source could not be opened ({type(error).__name__})"
         made.findings.append(finding.make("reader-failed", problem))
         made.told.append((0, "reader-failed", f"{type(error).__name__}: {error}"))
-    made.told += [(0, faults.kind(fault), fault) for fault in structure]
-    made.findings += rules.structure([faults.kind(fault) for fault in structure])
+    made.told += [(0, defect.of(fault), fault) for fault in structure]
+    made.findings += rules.structure([defect.of(fault) for fault in structure])
     return raw
 
 

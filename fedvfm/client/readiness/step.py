@@ -15,9 +15,10 @@ from fedvfm.backbones import weights
 from fedvfm.client import evaluator, trainer
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
+from fedvfm.data import defect
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import sample as samples
-from fedvfm.data.readiness import faults, finding
+from fedvfm.data.readiness import finding
 
 ROUND_TIMEOUT_S = configs.ServerConfig().round_timeout_s
 MIB = 1 << 20
@@ -86,8 +87,7 @@ def measure(
 def _failed(error: Exception) -> finding.Finding:
     """A finding without the error's text where that may name a file."""
     if isinstance(error, errors.DataError):
-        what = faults.kind(str(error))
-        return finding.make("step-failed", f"an image could not be prepared for training ({what})")
+        return finding.make("step-failed", f"an image could not be prepared for training ({defect.of(error)})")
     import torch
 
     if isinstance(error, errors.FedvfmError | torch.OutOfMemoryError):

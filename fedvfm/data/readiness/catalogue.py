@@ -36,6 +36,9 @@ FILES: dict[str, Entry] = {
     "not-finite": Entry(
         _B, "One value that is no number makes the whole model useless.", "Replace NaN and infinite values."
     ),
+    "turned": Entry(
+        _B, "A picture that is turned the wrong way does not lie under its mask.", "Save the picture upright."
+    ),
     "mask-missing": Entry(_B, "A segmentation learns from masks.", "Add the mask, or move the image away."),
     "image-missing": Entry(_B, "A mask without its image cannot be used.", "Add the image, or move the mask away."),
     "label-missing": Entry(_B, "A classification learns from labels.", "Give every image a class."),
@@ -54,6 +57,9 @@ FILES: dict[str, Entry] = {
     ),
     "mask-colour": Entry(
         _B, "The classes of a coloured mask are unknown.", "Save masks as one grey channel of class numbers."
+    ),
+    "kinds-mixed": Entry(
+        _B, "A picture does not say where it lies, so it fits no volume.", "Convert one to the other's kind of file."
     ),
     "channels": Entry(
         _B,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedvfm.data import defect
 from fedvfm.data.readiness import finding, looked, survey
 
 FEW_TRAIN = 20
@@ -11,6 +12,8 @@ FEW_TEST = 10
 FEW_PATIENTS = 5
 IMBALANCE = 10.0
 RARE = 1e-3
+MOST_SHOWN = 999_999
+"""A larger value of a mask is not shown: it might be a number of a patient."""
 
 Findings = list[finding.Finding]
 
@@ -35,72 +38,21 @@ def failures(failed: Sequence[survey.Failure]) -> Findings:
     return [_failure(code, members) for code, members in survey.by_code(failed).items()]
 
 
-def structure(codes: Sequence[str]) -> Findings:
+def structure(codes: Sequence[defect.Kind]) -> Findings:
     """One finding a kind of fault that the source told before any pixel was read."""
     found = []
     for code in dict.fromkeys(codes):
         count = codes.count(code)
-        found.append(finding.make(code, f"{PROBLEMS[code]}: {finding.number(count, 'fault')} in the folder", count))
+        found.append(finding.make(code, f"{code.problem}: {finding.number(count, 'fault')} in the folder", count))
     return found
 
 
-PROBLEMS = {
-    "unreadable": "damaged, cut short or unknown content",
-    "not-found": "files that do not exist",
-    "too-small": "images of fewer than 2 x 2 pixels",
-    "too-large": "files that unpack to more than is read",
-    "several-pages": "files with several pages",
-    "value-range": "values outside the range of their kind of file",
-    "not-finite": "values that are no finite numbers",
-    "mask-missing": "images without a mask",
-    "image-missing": "masks without an image",
-    "label-missing": "images without a label",
-    "mask-size": "mask and image of different size",
-    "mask-geometry": "mask and image on different grids",
-    "mask-value": "mask values that are no class",
-    "mask-colour": "masks in colour",
-    "channels": "other channels than the model takes",
-    "channels-missing": "cases whose channel files are not all there",
-    "four-axes": "volumes with more than three axes",
-    "no-geometry": "volumes that do not say how they lie",
-    "series-mixed": "several series in one study",
-    "slices-missing": "series with missing, doubled or unevenly spaced slices",
-    "grey-units": "grey values that are not scaled alike, or not in Hounsfield units",
-    "frames-unplaced": "frames that do not say where they lie",
-    "pixel-size": "series without the size of a pixel",
-    "link": "links that lead nowhere, to a folder or out of the data",
-    "modality": "images of another modality",
-    "compressed": "packed in a way that cannot be read here",
-    "ending": "files and folders that are not read",
-    "name-twice": "two files of one name",
-    "class-unknown": "folders or labels that stand for no class",
-    "volume-needed": "pictures where the recipe needs volumes",
-    "whole-slide": "whole-slide images",
-    "mask-overlap": "segments that overlap",
-    "class-empty": "class folders without images",
-    "table": "the table does not fit the files",
-    "dataset-json": "dataset.json does not say what it must",
-    "options": "the folder or its settings do not fit",
-    "structure": "other faults",
-    "reader-failed": "the reader broke",
-    "no-samples": "no samples",
-    "patient-across-splits": "patients in more than one split",
-}
-"""What a kind of fault is, in words that name no file."""
-
-
-def _failure(code: str, members: Sequence[survey.Failure]) -> finding.Finding:
-    problem = f"{PROBLEMS[code]}: {finding.number(len(members), 'sample')}"
-    values = sorted({value for one in members if (value := _value(code, one)) is not None})
+def _failure(code: defect.Kind, members: Sequence[survey.Failure]) -> finding.Finding:
+    problem = f"{code.problem}: {finding.number(len(members), 'sample')}"
+    values = sorted({value for one in members for value in one.values if abs(value) <= MOST_SHOWN})
     if values:
         problem += f", values {', '.join(map(str, values[:8]))}"
     return finding.make(code, problem, len(members), [one.number for one in members])
-
-
-def _value(code: str, one: survey.Failure) -> int | None:
-    from fedvfm.data.readiness import faults
-
-    return faults.value(one.message) if code == "mask-value" else None
 
 
 def _limited(seen: looked.Looked) -> Findings:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors, progress
+from fedvfm.data import defect
 from fedvfm.data import sample as data
-from fedvfm.data.readiness import faults
 
 BINS = 64
 BLANK = 1e-4
@@ -74,11 +74,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sample that could not be used: its number, the kind of error, and the text (never shown in a report)."""
+    """A sample that could not be used: its number, kind and values of the error, and its text (never in a report)."""
 
     number: int
-    code: str
+    code: defect.Kind
     message: str
+    values: Sequence[int] = ()
 
 
 @dataclass
@@ -152,10 +153,10 @@ def look(
                 _refuse_under(pixels, contract)
             _add(found, number, one, pixels, digests)
         except errors.FedvfmError as error:
-            found.failures.append(Failure(number, faults.kind(str(error)), str(error)))
+            found.failures.append(Failure(number, defect.of(error), str(error), getattr(error, "values", ())))
         except Exception as error:
             # A source of a third party may fail in any way; the other samples still count.
-            found.failures.append(Failure(number, "reader-failed", f"{type(error).__name__}: {error}"))
+            found.failures.append(Failure(number, defect.READER_FAILED, f"{type(error).__name__}: {error}"))
         found.seconds += time.monotonic() - started
         observer("check", done=done, total=len(chosen))
     return found
@@ -165,39 +166,43 @@ def _refuse_unusable(pixels: data.Pixels, num_classes: int, task: str) -> None:
     """What training would refuse later.
 
     Raises:
-        DataError: in the words that :mod:`faults` knows.
+        DataError: with the code of the fault.
     """
     image, mask = pixels.image, pixels.mask
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise errors.DataError(f"{image.shape[0] if image.ndim else 0} channels; one or three are needed")
+        raise defect.CHANNELS.error(f"{image.shape[0] if image.ndim else 0} channels; one or three are needed")
     if min(image.shape[1:]) < 2:
-        raise errors.DataError("fewer pixels, at least 2 x 2 are needed")
+        raise defect.TOO_SMALL.error("fewer pixels, at least 2 x 2 are needed")
     if not np.isfinite(image).all():
-        raise errors.DataError("values that are no finite numbers")
+        raise defect.NOT_FINITE.error("values that are no finite numbers")
     if task == "segmentation" and mask is None:
-        raise errors.DataError("no mask for this image; add one")
+        raise defect.MASK_MISSING.error("no mask for this image; add one")
     if mask is None:
         return
     if mask.shape != image.shape[1:]:
-        raise errors.DataError(f"a mask of {mask.shape} pixels for an image of {image.shape[1:]}")
+        raise defect.MASK_SIZE.error(f"a mask of {mask.shape} pixels for an image of {image.shape[1:]}")
     low, high = int(mask.min()), int(mask.max())
     if low < 0 or high >= num_classes:
-        raise errors.DataError(f"a mask with value {low if low < 0 else high}, which is no class")
+        raise defect.MASK_VALUE.error(
+            f"a mask with value {low if low < 0 else high}, which is no class", [low if low < 0 else high]
+        )
 
 
 def _refuse_under(pixels: data.Pixels, contract: config.DataContract) -> None:
     """What training would refuse by the recipe: other channels, and values without units under a window.
 
     Raises:
-        DataError: in the words that :mod:`faults` knows.
+        DataError: with the code of the fault.
     """
     have, named = 1 if contract.grey else len(pixels.image) // contract.stack, contract.channels
     if named and have != len(named):
-        raise errors.DataError(
+        raise defect.CHANNELS.error(
             f"{have} channels, but recipe.data.channels names {len(named)} ({', '.join(named)}); bring those"
         )
     if contract.limits is not None and pixels.units is None:
-        raise errors.DataError("a picture, but recipe.data.window needs values in units; bring DICOM or NIfTI")
+        raise defect.VOLUME_NEEDED.error(
+            "a picture, but recipe.data.window needs values in units; bring DICOM or NIfTI"
+        )
 
 
 def _add(found: Survey, number: int, one: data.Sample, pixels: data.Pixels, digests: _Digests) -> None:
@@ -269,9 +274,9 @@ def spaced(samples: Sequence[data.Sample], limit: int) -> list[Numbered]:
     return [numbered[int(at)] for at in np.linspace(0, len(numbered) - 1, limit).round()]
 
 
-def by_code(failures: Iterable[Failure]) -> Mapping[str, list[Failure]]:
+def by_code(failures: Iterable[Failure]) -> Mapping[defect.Kind, list[Failure]]:
     """Failures grouped by their kind."""
-    grouped: dict[str, list[Failure]] = {}
+    grouped: dict[defect.Kind, list[Failure]] = {}
     for one in failures:
         grouped.setdefault(one.code, []).append(one)
     return grouped

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fedvfm.data import formats
+from fedvfm.data import defect, formats
 from fedvfm.data.sources import layouts
 
 MASKS = ("dseg", "mask")
@@ -37,7 +37,9 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     suffix = options.suffix or (suffixes[0] if len(suffixes) == 1 else "")
     if suffix not in suffixes:
         layout.faults.append(
-            f"data.options.suffix = '{suffix}': there are images of {', '.join(suffixes) or 'none'}; say which"
+            defect.OPTIONS.fault(
+                f"data.options.suffix = '{suffix}': there are images of {', '.join(suffixes) or 'none'}; say which"
+            )
         )
         return layout
     masks = _volumes(sorted((folder / "derivatives").rglob("sub-*")), folder, layout)
@@ -52,17 +54,22 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
         plain = [mask for mask in own_grid if "space" not in fitting[mask]]
         found = plain if len(own_grid) > 1 and len(plain) == 1 else own_grid
         if len(found) != 1:
-            remedy = "add it, or move the image away" if not found else "keep one"
+            kind = defect.NAME_TWICE if found else defect.MASK_MISSING
+            remedy = "keep one" if found else "add it, or move the image away"
             elsewhere = f" ({len(fitting)} of another space, side or resolution)" if fitting and not found else ""
             layout.faults.append(
-                f"{where}: {'no mask' if not found else f'{len(found)} masks'} in derivatives/{elsewhere}; {remedy}"
+                kind.fault(
+                    f"{where}: {f'{len(found)} masks' if found else 'no mask'} in derivatives/{elsewhere}; {remedy}"
+                )
             )
             continue
         other = taken.setdefault(found[0], path)
         if other != path:
             layout.faults.append(
-                f"{where}: its mask in derivatives/ is that of {layouts.relative([other], folder)}, too; name the run "
-                "or acquisition in the mask's file name, or move one image away"
+                defect.NAME_TWICE.fault(
+                    f"{where}: its mask in derivatives/ is that of {layouts.relative([other], folder)}, too; name the "
+                    "run or acquisition in the mask's file name, or move one image away"
+                )
             )
             continue
         name = formats.stem(path).removesuffix(f"_{suffix}")
@@ -94,9 +101,9 @@ def _volumes(paths: Iterable[Path], folder: Path, layout: layouts.Layout) -> dic
     for path in paths:
         if path.is_symlink() and not path.exists():
             layout.faults.append(
-                f"{layouts.relative([path], folder)}: a link that leads nowhere (no such file); bring the file, or "
-                f"remove "
-                "the link"
+                defect.LINK.fault(
+                    f"{layouts.relative([path], folder)}: a link that leads nowhere; bring the file, or remove the link"
+                )
             )
         elif path.is_file() and formats.ending(path) in (".nii", ".nii.gz"):
             *pairs, suffix = formats.stem(path).split("_")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors, seeding
-from fedvfm.data import appearance
+from fedvfm.data import appearance, defect
 from fedvfm.data import sample as data
 
 SIZE = 182
@@ -105,7 +105,7 @@ class BrainMRI:
             DataError: if the sample is not of this source, or nilearn's files are missing or not the pinned ones.
         """
         if sample.id not in self._slices:
-            raise errors.DataError(
+            raise defect.NOT_FOUND.error(
                 f"brain-mri has no sample '{sample.id}'; its samples are icbm152-zNNN, see samples()"
             )
         t1, grey, white = load(self._folder)[:, self._slices[sample.id]]
@@ -169,9 +169,11 @@ def _open(path: Path, sha256: str) -> Any:
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise errors.DataError(f"{path}: nilearn's volume cannot be read ({error.strerror}); {_REMEDY}") from None
+        raise defect.UNREADABLE.error(
+            f"{path}: nilearn's volume cannot be read ({error.strerror}); {_REMEDY}"
+        ) from None
     if found != sha256:
-        raise errors.DataError(f"{path}: sha256 is {found[:16]}..., expected {sha256[:16]}...; {_REMEDY}")
+        raise defect.UNREADABLE.error(f"{path}: sha256 is {found[:16]}..., expected {sha256[:16]}...; {_REMEDY}")
     return importlib.import_module("nibabel").load(path)
 
 

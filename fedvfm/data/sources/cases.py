@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors
-from fedvfm.data import dicom, formats, geometry, label_tables, nrrd, segments, slices, structures, volumes
+from fedvfm.data import defect, dicom, formats, geometry, label_tables, nrrd, segments, slices, structures, volumes
 from fedvfm.data import header as headers
 from fedvfm.data import sample as data
 from fedvfm.data.sources import layouts
@@ -65,16 +65,15 @@ def look(folder: Path, case: layouts.Case, series: str = "") -> Seen:
         return _look_at_volume(folder, case, series)
     files = [*case.images, *([case.mask] if case.mask else [])]
     if any(is_volume(file) for file in files):
-        raise errors.DataError(
+        raise defect.KINDS_MIXED.error(
             f"{layouts.relative(files, folder)}: pictures and volumes mixed; convert one to the other's kind"
         )
     sizes = [formats.picture_size(file) for file in files]
     for file, size in zip(files, sizes, strict=True):
         if size != sizes[0]:
-            raise errors.DataError(
+            raise defect.MASK_SIZE.error(
                 f"{layouts.relative([file], folder)} is {size[0]} x {size[1]} pixels, "
-                f"{layouts.relative(files[:1], folder)} is "
-                f"{sizes[0][0]} x {sizes[0][1]}; repair or remove the pair"
+                f"{layouts.relative(files[:1], folder)} is {sizes[0][0]} x {sizes[0][1]}; repair or remove the pair"
             )
     _check_turned(folder, files, sizes[0])
     return Seen(sizes[0])
@@ -93,17 +92,16 @@ def _check_turned(folder: Path, files: Sequence[Path], size: tuple[int, int]) ->
     for file, one in zip(files[1:], turned[1:], strict=True):
         told_by_size = formats.UPRIGHT in (one, turned[0]) and max(one, turned[0]) >= 5 and size[0] != size[1]
         if one != turned[0] and not told_by_size:
-            raise errors.DataError(
+            raise defect.MASK_SIZE.error(
                 f"{layouts.relative([file], folder)} is turned by EXIF orientation {one}, "
                 f"{layouts.relative(files[:1], folder)} by {turned[0]}: nobody can tell whether the mask was drawn on "
-                f"the "
-                "turned picture; save both upright, without the orientation"
+                "the turned picture; save both upright, without the orientation"
             )
 
 
 def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
     if not all(is_volume(file) for file in case.images):
-        raise errors.DataError(
+        raise defect.KINDS_MIXED.error(
             f"{layouts.relative(case.images, folder)}: pictures and volumes mixed; convert one to the other's kind"
         )
     found = [volumes.read_header(file, series) for file in case.images]
@@ -137,9 +135,9 @@ def _fit(folder: Path, file: Path, header: headers.Header, other: Path, first: h
     one, two = header.grid, first.grid
     if one.shape == two.shape if not first.stored.placed else one.fits(two):
         return
-    raise errors.DataError(
-        f"{layouts.relative([file], folder)} (voxels {one.shape}) and {layouts.relative([other], folder)} "
-        f"(voxels {two.shape}) differ in size, spacing or place; resample one onto the other"
+    raise defect.MASK_GEOMETRY.error(
+        f"{layouts.relative([file], folder)} (voxels {one.shape}) and {layouts.relative([other], folder)} (voxels "
+        f"{two.shape}) differ in size, spacing or place; resample one onto the other"
     )
 
 
@@ -152,7 +150,7 @@ def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Hea
             _fit(folder, mask, header, case.images[0], image)
         _check_sides(folder, case, header, image)
     elif len(image.frames) != 1:
-        raise errors.DataError(
+        raise defect.KINDS_MIXED.error(
             f"{layouts.relative([*case.images, mask], folder)}: pictures and volumes mixed; convert one to the other's "
             "kind"
         )
@@ -170,7 +168,7 @@ def _check_sides(folder: Path, case: layouts.Case, mask: headers.Header, image: 
     """
     if image.stored.placed or not mask.stored.placed or mask.stored.codes == image.stored.codes:
         return
-    raise errors.DataError(
+    raise defect.MASK_GEOMETRY.error(
         f"{layouts.relative([mask.path], folder)}: its axes run to {mask.stored.codes}, those of "
         f"{layouts.relative(case.images[:1], folder)} as stored (columns, rows) to {image.stored.codes}: another grid; "
         "save it with the image's directions, or as PNG"
@@ -185,7 +183,7 @@ def _check_drawn(folder: Path, case: layouts.Case, mask: Path, image: headers.He
     """
     size, wanted = formats.picture_size(mask), image.size("acquired")
     if size != wanted:
-        raise errors.DataError(
+        raise defect.MASK_SIZE.error(
             f"{layouts.relative([mask], folder)} is {size[0]} x {size[1]} pixels, "
             f"{layouts.relative(case.images[:1], folder)} is {wanted[0]} x {wanted[1]}; repair or remove the pair"
         )
@@ -193,7 +191,7 @@ def _check_drawn(folder: Path, case: layouts.Case, mask: Path, image: headers.He
     # Shown rows and columns are those of the file where its columns run against the second canonical axis shown.
     kept = [axis for axis in range(3) if axis != image.slices]
     if [turn.axes[0], turn.axes[1]] != kept or turn.flips[:2] != (True, True):
-        raise errors.DataError(
+        raise defect.MASK_GEOMETRY.error(
             f"{layouts.relative(case.images[:1], folder)}: its rows and columns are not those it is shown with; give "
             "the mask as NIfTI or DICOM-SEG"
         )
@@ -201,7 +199,7 @@ def _check_drawn(folder: Path, case: layouts.Case, mask: Path, image: headers.He
 
 def faults_under(
     case: layouts.Case, seen: Seen, folder: Path, contract: config.DataContract, chosen: Sequence[int] = ()
-) -> list[str]:
+) -> list[errors.Fault]:
     """Why a case cannot be used under a recipe's data contract, one sentence each.
 
     Args:
@@ -215,8 +213,10 @@ def faults_under(
     channels = _channel_faults(case, seen, where, contract, chosen)
     if seen.header is None:
         return channels + [
-            f"{where}: a picture, but recipe.data.{key} needs {needs}; bring DICOM or NIfTI, or leave it out "
-            "of the recipe"
+            defect.VOLUME_NEEDED.fault(
+                f"{where}: a picture, but recipe.data.{key} needs {needs}; bring DICOM or NIfTI, or leave it out of "
+                "the recipe"
+            )
             for key, needs, asked in (
                 ("stack", "neighbouring slices", contract.stack > 1),
                 ("window", "values in units", contract.limits is not None),
@@ -225,37 +225,42 @@ def faults_under(
         ]
     if contract.limits is not None and seen.header.hounsfield is False:
         return [
-            f"{where}: its values are not in Hounsfield units, but recipe.data.window is; export the series again "
-            f"with its "
-            "rescale values, or leave it out"
+            defect.GREY_UNITS.fault(
+                f"{where}: its values are not in Hounsfield units, but recipe.data.window is; export the series again "
+                "with its rescale values, or leave it out"
+            )
         ]
     wanted, have = modalities(contract.modality), seen.header.modality
     if wanted and have and have not in wanted:
         return [
-            f"{where}: modality {have}, but recipe.data.modality is '{contract.modality}'; leave it out, or ask for a "
-            "recipe that fits"
+            defect.MODALITY.fault(
+                f"{where}: modality {have}, but recipe.data.modality is '{contract.modality}'; leave it out, or ask "
+                "for a recipe that fits"
+            )
         ]
     return channels
 
 
 def _channel_faults(
     case: layouts.Case, seen: Seen, where: str, contract: config.DataContract, chosen: Sequence[int]
-) -> list[str]:
+) -> list[errors.Fault]:
     """Other channels than the recipe names; of one picture they are known only once it is read."""
     named, files = contract.channels, len(case.images)
     each = 1 if seen.header is None else seen.header.channels
     have = 1 if contract.grey and files == 1 else len(chosen) if chosen else files * each
     if not named and files > 1 and have > 1:
         return [
-            f"{where}: one of {have} channels in files of their own, but recipe.data.channels names none, so nobody "
-            'could tell what the model takes; name them in the recipe (channels = ["...", "...", "..."]), or take one '
-            "with data.options.channels = [0]"
+            defect.CHANNELS.fault(
+                f"{where}: one of {have} channels in files of their own, but recipe.data.channels names none, so "
+                "nobody could tell what the model takes; name them in the recipe "
+                '(channels = ["...", "...", "..."]), or take one with data.options.channels = [0]'
+            )
         ]
     known = bool(chosen) or files > 1 or seen.header is not None
     if not named or not known or have == len(named):
         return []
     remedy = "choose with data.options.channels" if have > len(named) else "bring a file for each"
-    return [f"{where}: {count(have)}, but recipe.data.channels names {shown(named)}; {remedy}"]
+    return [defect.CHANNELS.fault(f"{where}: {count(have)}, but recipe.data.channels names {shown(named)}; {remedy}")]
 
 
 def count(channels: int) -> str:
@@ -268,7 +273,7 @@ def shown(named: Sequence[str]) -> str:
     return f"{len(named)} ({', '.join(named)})"
 
 
-def order_faults(layout: layouts.Layout, contract: config.DataContract, chosen: Sequence[int]) -> list[str]:
+def order_faults(layout: layouts.Layout, contract: config.DataContract, chosen: Sequence[int]) -> list[errors.Fault]:
     """A fault where the folder names all channels of the recipe, but others are taken, or in another order.
 
     Where its names are not the recipe's nobody can tell; there the order counts, as in nnU-Net.
@@ -282,8 +287,10 @@ def order_faults(layout: layouts.Layout, contract: config.DataContract, chosen: 
         return []
     taken = ", ".join(layout.channels[at] for at in numbers)
     return [
-        f"dataset.json: the channels taken are {taken}, but recipe.data.channels names {shown(contract.channels)}; set "
-        f"data.options.channels = {right}"
+        defect.CHANNELS.fault(
+            f"dataset.json: the channels taken are {taken}, but recipe.data.channels names {shown(contract.channels)}; "
+            f"set data.options.channels = {right}"
+        )
     ]
 
 
@@ -319,7 +326,7 @@ def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, ch
 
 def _check_channels(file: Path, channels: Sequence[int], have: int) -> None:
     if max(channels) >= have:
-        raise errors.DataError(
+        raise defect.CHANNELS.error(
             f"{file}: data.options.channels = {list(channels)}, but there are {have} channels, from 0"
         )
 
@@ -330,7 +337,9 @@ def _chosen(file: Path, pixels: data.Pixels, channels: Sequence[int]) -> data.Pi
         _check_channels(file, channels, len(image))
         image = image[list(channels)]
     if len(image) not in (1, 3):
-        raise errors.DataError(f"{file}: {len(image)} channels; choose one or three with data.options.channels = [0]")
+        raise defect.CHANNELS.error(
+            f"{file}: {len(image)} channels; choose one or three with data.options.channels = [0]"
+        )
     return data.Pixels(image, None, pixels.spacing, pixels.units, pixels.orientation, padded=pixels.padded)
 
 
@@ -426,9 +435,9 @@ def _named(
         if int(value) in becomes:
             classes[stored == value] = becomes[int(value)]
         elif value:
-            raise errors.DataError(
+            raise defect.MASK_VALUE.error(
                 f"{mask}: value {int(value)} in {np.count_nonzero(stored == value)} pixels is no class: the file "
-                f"describes "
-                "no structure of that number; repair the mask"
+                "describes no structure of that number; repair the mask",
+                [int(value)],
             )
     return classes

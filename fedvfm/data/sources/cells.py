@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedvfm import config
-from fedvfm.data import formats
+from fedvfm.data import defect, formats
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
@@ -31,17 +31,17 @@ class Cells:
         rows = index.read_files(self._folder / "index.csv", ("id", "label", "slide"))
         known = ", ".join(CLASS_NAMES)
         labels = [
-            f"id '{row['id']}' has label '{row['label']}'; known: {known}"
+            defect.CLASS_UNKNOWN.fault(f"id '{row['id']}' has label '{row['label']}'; known: {known}")
             for row in rows
             if row["label"] not in CLASS_NAMES
         ]
         files = [
-            f"images/{row['id']}.png: no such file"
+            defect.NOT_FOUND.fault(f"images/{row['id']}.png: no such file")
             for row in rows
             if not (self._folder / "images" / f"{row['id']}.png").is_file()
         ]
         if not (self._folder / "images").is_dir():
-            files = ["images/: no such folder"]
+            files = [defect.OPTIONS.fault("images/: no such folder")]
         index.refuse(self._folder, [*index.duplicates(rows, "id"), *labels, *files])
         self._samples = tuple(
             data.Sample(id=row["id"], label=CLASS_NAMES.index(row["label"]), patient=row["slide"]) for row in rows

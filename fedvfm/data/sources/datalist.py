@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedvfm import registry
-from fedvfm.data import formats
+from fedvfm import errors, registry
+from fedvfm.data import defect, formats
 from fedvfm.data.sources import layouts
 
 PARTS = {"training": None, "validation": "val"}
@@ -32,16 +32,17 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     layout.channels = layouts.channel_names(settings)
     if _is_first_nnunet(folder, settings):
         layout.faults.append(
-            "dataset.json: nnU-Net's version 1 (it lists CASE, the files are CASE_0000): "
-            "nnUNetv2_convert_old_nnUNet_dataset "
-            "converts it to version 2, which is read"
+            defect.DATASET_JSON.fault(
+                "dataset.json: nnU-Net's version 1 (it lists CASE, the files are CASE_0000): "
+                "nnUNetv2_convert_old_nnUNet_dataset converts it to version 2, which is read"
+            )
         )
         return layout
     found: dict[str, layouts.Case] = {}
     for part, split in PARTS.items():
         entries = settings.get(part, [])
         if not isinstance(entries, list):
-            layout.faults.append(f"dataset.json: '{part}' is no list")
+            layout.faults.append(defect.DATASET_JSON.fault(f"dataset.json: '{part}' is no list"))
             continue
         for number, entry in enumerate(entries, 1):
             where = f"dataset.json: {part} {number}"
@@ -50,13 +51,17 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
                 split_of = _split(entry, split, options.fold, where, layout.faults)
                 name = case.name if case.name not in found else layouts.relative(case.images[:1], folder)
                 if any(case.images == one.images for one in found.values()):
-                    layout.faults.append(f"{where}: an image that is listed twice; keep one")
+                    layout.faults.append(defect.NAME_TWICE.fault(f"{where}: an image that is listed twice; keep one"))
                 found[name] = layouts.Case(name, case.images, case.mask, case.label, case.patient, split_of)
     if options.fold is not None and not any(case.split == "test" for case in found.values()):
-        layout.faults.append(f"dataset.json: no case of fold {options.fold}; see data.options.fold")
+        layout.faults.append(
+            defect.DATASET_JSON.fault(f"dataset.json: no case of fold {options.fold}; see data.options.fold")
+        )
     kinds = {case.mask is None for case in found.values()}
     if len(kinds) > 1:
-        layout.faults.append("dataset.json: some labels are masks and some are classes; keep one kind")
+        layout.faults.append(
+            defect.DATASET_JSON.fault("dataset.json: some labels are masks and some are classes; keep one kind")
+        )
     layout.cases = list(found.values())
     layout.left += _unlisted(folder, settings, layout.cases)
     return layout
@@ -89,20 +94,20 @@ def _unlisted(folder: Path, settings: Mapping[str, Any], cases: Sequence[layouts
     ]
 
 
-def _class_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:
+def _class_names(settings: dict[str, Any], faults: list[errors.Fault]) -> tuple[str, ...]:
     """Names in the order of their numbers: numbers to names (the decathlon), or names to numbers."""
     labels = settings.get("labels")
     if isinstance(labels, dict) and labels and all(str(key).isdigit() for key in labels):
         turned = {str(name): int(key) for key, name in labels.items()}
         if len(turned) < len(labels):
-            faults.append("dataset.json: two labels of one name; class names must differ")
+            faults.append(defect.DATASET_JSON.fault("dataset.json: two labels of one name; class names must differ"))
         return layouts.label_names({"labels": turned}, faults)
     return layouts.label_names(settings, faults)
 
 
 def _case(folder: Path, entry: Any, where: str, layout: layouts.Layout) -> layouts.Case | None:
     if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-        layout.faults.append(f"{where}: needs 'image' and 'label'")
+        layout.faults.append(defect.DATASET_JSON.fault(f"{where}: needs 'image' and 'label'"))
         return None
     listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     images = [_inside(folder, one, where, layout.faults) for one in listed]
@@ -117,17 +122,17 @@ def _case(folder: Path, entry: Any, where: str, layout: layouts.Layout) -> layou
     return layouts.Case(formats.stem(paths[0]), paths, mask, number, None if patient is None else str(patient))
 
 
-def _inside(folder: Path, name: Any, where: str, faults: list[str]) -> Path | None:
+def _inside(folder: Path, name: Any, where: str, faults: list[errors.Fault]) -> Path | None:
     """A listed file; a list must not make us read what lies elsewhere on this machine."""
     if not isinstance(name, str) or not name:
-        faults.append(f"{where}: {name!r} is no path")
+        faults.append(defect.DATASET_JSON.fault(f"{where}: {name!r} is no path"))
         return None
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
-        faults.append(f"{where}: a path that leaves the folder; list paths below it")
+        faults.append(defect.DATASET_JSON.fault(f"{where}: a path that leaves the folder; list paths below it"))
         return None
     if not (folder / path).exists():
-        faults.append(f"{where}: {path}: no such file; bring it, or remove the entry")
+        faults.append(defect.NOT_FOUND.fault(f"{where}: {path}: no such file; bring it, or remove the entry"))
         return None
     return folder / path
 
@@ -139,13 +144,21 @@ def _number(label: Any, where: str, layout: layouts.Layout) -> int | None:
         return label
     known: Sequence[str] = layout.class_names
     near = registry.nearest(str(label), list(known))
-    layout.faults.append(f"{where}: label {label!r} stands for no class; classes: {', '.join(known)}{near}")
+    layout.faults.append(
+        defect.CLASS_UNKNOWN.fault(f"{where}: label {label!r} stands for no class; classes: {', '.join(known)}{near}")
+    )
     return None
 
 
-def _split(entry: Mapping[str, Any], given: str | None, fold: int | None, where: str, faults: list[str]) -> str | None:
+def _split(
+    entry: Mapping[str, Any], given: str | None, fold: int | None, where: str, faults: list[errors.Fault]
+) -> str | None:
     if fold is None:
         return given
     if not isinstance(entry.get("fold"), int):
-        faults.append(f"{where}: no whole number as 'fold', but data.options.fold = {fold}; add it, or leave fold out")
+        faults.append(
+            defect.DATASET_JSON.fault(
+                f"{where}: no whole number as 'fold', but data.options.fold = {fold}; add it, or leave fold out"
+            )
+        )
     return "test" if entry.get("fold") == fold else "train"

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors
-from fedvfm.data import formats, slices, structures, wanted
+from fedvfm.data import defect, formats, slices, structures, wanted
 from fedvfm.data import sample as data
-from fedvfm.data.readiness import faults as kinds
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
 
 OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "series", "suffix")
 
-UNREADABLE = ("unreadable", "not-found", "compressed", "too-large", "not-finite")
+UNREADABLE = (defect.UNREADABLE, defect.NOT_FOUND, defect.COMPRESSED, defect.TOO_LARGE, defect.NOT_FINITE)
 """Kinds of faults that ``[data] unreadable = "skip"`` passes over: files nobody can read, not ones that do not fit."""
 WHITE = 255
 """Of two classes the second may be drawn white."""
@@ -102,10 +101,10 @@ class Folder:
         refuse(self._folder, list(dict.fromkeys([*self._layout.faults, *faults.values(), *table_faults, *named])))
         if not self._layout.cases:
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
-            raise errors.DataError(f"{self._folder}: no images; these are read: {known}")
+            raise defect.NO_SAMPLES.error(f"{self._folder}: no images; these are read: {known}")
         self._places = self._arranged()
 
-    def _skip_unreadable(self, faults: Mapping[str, str]) -> dict[str, str]:
+    def _skip_unreadable(self, faults: Mapping[str, errors.Fault]) -> dict[str, errors.Fault]:
         """Leave out the cases whose files cannot be read, their pixels too; the faults of the others remain."""
         wrong = dict(faults)
         for case in self._layout.cases:
@@ -113,8 +112,8 @@ class Folder:
                 try:
                     cases.read_whole(case, self._seen[case.name], self._view)
                 except errors.DataError as error:
-                    wrong[case.name] = str(error).replace(f"{self._folder}/", "")
-        lost = {name: fault for name, fault in wrong.items() if kinds.kind(fault) in UNREADABLE}
+                    wrong[case.name] = error.fault(self._folder)
+        lost = {name: fault for name, fault in wrong.items() if fault.code in UNREADABLE}
         self._layout.left += [f'{name}: skipped (unreadable = "skip"): {fault}' for name, fault in lost.items()]
         self._layout.cases = [case for case in self._layout.cases if case.name not in lost]
         self._seen = {name: seen for name, seen in self._seen.items() if name not in lost}
@@ -139,7 +138,7 @@ class Folder:
             layout.class_names, layout.mask_values = found.names, tuple(range(len(found.names)))
         return found
 
-    def _structures_under(self, wanted: Sequence[str]) -> list[str]:
+    def _structures_under(self, wanted: Sequence[str]) -> list[errors.Fault]:
         """Read masks by the recipe's classes, where only the masks say what they are; the faults of that."""
         if self._stated or self._own_numbers or self._layout.named:
             return []
@@ -230,7 +229,7 @@ class Folder:
 
     def _place(self, sample: data.Sample) -> Place:
         if sample.id not in self._places:
-            raise errors.DataError(f"{self._folder}: no sample '{sample.id}'; it is of another source")
+            raise defect.NOT_FOUND.error(f"{self._folder}: no sample '{sample.id}'; it is of another source")
         return self._places[sample.id]
 
     def stable(self, sample: data.Sample) -> tuple[str, str | None]:
@@ -259,7 +258,9 @@ class Folder:
         if self._layout.mask_values == (0, 1) and not self._own_numbers and cases.is_black_and_white(file, stored):
             stored = np.where(stored == WHITE, 1, stored)
         if stored.shape != size:
-            raise errors.DataError(f"{file}: {stored.shape} pixels for an image of {size}; repair or remove the pair")
+            raise defect.MASK_SIZE.error(
+                f"{file}: {stored.shape} pixels for an image of {size}; repair or remove the pair"
+            )
         return dataclasses.replace(pixels, mask=to_classes(stored, file, self._layout))
 
 
@@ -318,14 +319,16 @@ def _listed(given: Mapping[str, config.Option], key: str, kind: type[Item], faul
     return good
 
 
-def _look(folder: Path, found: Sequence[layouts.Case], series: str) -> tuple[dict[str, cases.Seen], dict[str, str]]:
+def _look(
+    folder: Path, found: Sequence[layouts.Case], series: str
+) -> tuple[dict[str, cases.Seen], dict[str, errors.Fault]]:
     """Headers by case name, and a fault for every case whose files are unreadable or do not fit."""
-    seen, faults = {}, dict[str, str]()
+    seen, faults = {}, dict[str, errors.Fault]()
     for case in found:
         try:
             seen[case.name] = cases.look(folder, case, series)
         except errors.DataError as error:
-            faults[case.name] = str(error).replace(f"{folder}/", "")
+            faults[case.name] = error.fault(folder)
     return seen, faults
 
 
@@ -393,8 +396,9 @@ def to_classes(stored: NDArray[np.int64], file: Path, layout: layouts.Layout) ->
             if layout.kind in ("pairs", "studies", "bids")
             else "add it to dataset.json"
         )
-        raise errors.DataError(
+        raise defect.MASK_VALUE.error(
             f"{file}: value {value} in {np.count_nonzero(outside == value)} pixels is no class; classes: {known}; "
-            f"repair the mask, or {remedy}"
+            f"repair the mask, or {remedy}",
+            [value],
         )
     return classes

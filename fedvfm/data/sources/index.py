@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedvfm import config, errors, registry
+from fedvfm.data import defect
 
 FAULTS_SHOWN = 20
 INDEX = "index.csv"
 
-Refuse = Callable[[Path, Sequence[str]], None]
+Refuse = Callable[[Path, Sequence[errors.Fault]], None]
 """What is done with faults: :func:`refuse`, or something that collects them."""
 
 
@@ -41,10 +42,9 @@ def locate(source: config.SourceConfig, needs: Sequence[str]) -> Path:
     folder = Path(source.path).expanduser() if source.path else by_name(source.source)
     if folder.is_dir():
         return folder
-    raise errors.DataError(
-        f"data source '{source.source}': no folder at {folder}; "
-        f"set data.path to the folder that holds {', '.join(needs)}, "
-        f"or the environment variable FEDVFM_DATA to the folder that holds '{source.source}'"
+    raise defect.OPTIONS.error(
+        f"data source '{source.source}': no folder at {folder}; set data.path to the folder that holds "
+        f"{', '.join(needs)}, or the environment variable FEDVFM_DATA to the folder that holds '{source.source}'"
     )
 
 
@@ -61,15 +61,20 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
             reader.fieldnames = columns
             rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise errors.DataError(f"{path}: cannot be read as a comma-separated UTF-8 table: {error}") from None
+        raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {error}") from None
     missing = [name for name in required if name not in columns]
     if missing:
-        raise errors.DataError(
+        raise defect.TABLE.error(
             f"{path}: column {', '.join(missing)} is missing; it has {', '.join(columns) or 'no header line'}"
         )
     refuse(
         path,
-        (f"line {line}: no value for '{key}'" for line, row in enumerate(rows, 2) for key in required if not row[key]),
+        (
+            defect.TABLE.fault(f"line {line}: no value for '{key}'")
+            for line, row in enumerate(rows, 2)
+            for key in required
+            if not row[key]
+        ),
     )
     return rows
 
@@ -82,7 +87,7 @@ def read_files(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     """
     rows = read_csv(path, required)
     wrong = (
-        f"line {line}: id '{row['id']}' is no plain file name"
+        defect.TABLE.fault(f"line {line}: id '{row['id']}' is no plain file name")
         for line, row in enumerate(rows, 2)
         if row["id"].startswith(".") or any(mark in row["id"] for mark in "/\\")
     )
@@ -90,7 +95,7 @@ def read_files(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def refuse(where: Path, faults: Iterable[str]) -> None:
+def refuse(where: Path, faults: Iterable[errors.Fault]) -> None:
     """Raise one error that lists the faults, where there are any.
 
     Raises:
@@ -105,12 +110,16 @@ def refuse(where: Path, faults: Iterable[str]) -> None:
     raise errors.DataError(f"{where}: {number}{''.join(lines)}{more}", found)
 
 
-def duplicates(rows: Iterable[Mapping[str, str]], key: str) -> list[str]:
+def duplicates(rows: Iterable[Mapping[str, str]], key: str) -> list[errors.Fault]:
     """One sentence for every value of ``key`` that stands in more than one row."""
     seen: dict[str, int] = {}
     for row in rows:
         seen[row[key]] = seen.get(row[key], 0) + 1
-    return [f"{key} '{value}' stands in {count} rows; keep one" for value, count in seen.items() if count > 1]
+    return [
+        defect.TABLE.fault(f"{key} '{value}' stands in {count} rows; keep one")
+        for value, count in seen.items()
+        if count > 1
+    ]
 
 
 def unknown_options(source: config.SourceConfig, known: Sequence[str]) -> list[str]:

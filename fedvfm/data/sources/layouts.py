@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedvfm import errors, registry
-from fedvfm.data import formats
+from fedvfm.data import defect, formats
 from fedvfm.data.sources import index, patients
 
 DEFAULT_NAMES = ("background", "foreground")
@@ -37,12 +37,9 @@ SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "tes
 """Names of folders that are no classes."""
 REMEDY = (
     "expected images/ and masks/ (or labels/), also in a folder for each hospital, images/ with a table that has a "
-    "column "
-    "label, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a datalist (dataset.json "
-    "with "
-    "'training'), studies/ with a DICOM folder each, or BIDS (sub-*/ and derivatives/); data.options.layout = pairs, "
-    "table, "
-    "classes, nnunet, datalist, studies or bids says which"
+    "column label, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a datalist "
+    "(dataset.json with 'training'), studies/ with a DICOM folder each, or BIDS (sub-*/ and derivatives/); "
+    "data.options.layout = pairs, table, classes, nnunet, datalist, studies or bids says which"
 )
 
 
@@ -96,14 +93,14 @@ class Layout:
     class_names: tuple[str, ...]
     mask_values: tuple[int, ...] = ()
     cases: list[Case] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    faults: list[errors.Fault] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     channels: tuple[str, ...] = ()
     named: bool = False
     left: list[str] = field(default_factory=list)
 
 
-def palette_faults(masks: Sequence[Path], folder: Path, classes: int) -> list[str]:
+def palette_faults(masks: Sequence[Path], folder: Path, classes: int) -> list[errors.Fault]:
     """A fault for every mask whose palette gives a class number another colour than the first such mask does.
 
     Palettes of greys are told by their greys, so that their order says nothing.
@@ -123,16 +120,18 @@ def palette_faults(masks: Sequence[Path], folder: Path, classes: int) -> list[st
             other, path = first.setdefault(number, (colour, mask))
             if other != colour:
                 found.append(
-                    f"{relative([mask], folder)}: its palette has another colour for number {number} than "
-                    f"{relative([path], folder)}, so numbers do not mean the same; save masks as grey class numbers"
+                    defect.MASK_COLOUR.fault(
+                        f"{relative([mask], folder)}: its palette has another colour for number {number} than "
+                        f"{relative([path], folder)}, so numbers do not mean the same; save masks as grey class numbers"
+                    )
                 )
                 break
     return found
 
 
-def links_out(paths: Sequence[Path], folder: Path) -> list[str]:
+def links_out(paths: Sequence[Path], folder: Path) -> list[errors.Fault]:
     """A fault for every file, also inside of a folder, that is a link to something outside of the data folder."""
-    root, found = folder.resolve(), list[str]()
+    root, found = folder.resolve(), list[errors.Fault]()
     inside: dict[Path, bool] = {}
     for path in paths:
         files = [path]
@@ -143,9 +142,10 @@ def links_out(paths: Sequence[Path], folder: Path) -> list[str]:
                 inside[file.parent] = file.parent.resolve().is_relative_to(root)
             if not inside[file.parent] or (file.is_symlink() and not file.resolve().is_relative_to(root)):
                 found.append(
-                    f"{relative([path], folder)}: a link that leaves the data folder; bring the file itself, or let "
-                    f"data.path "
-                    "name the folder that holds both"
+                    defect.LINK.fault(
+                        f"{relative([path], folder)}: a link that leaves the data folder; bring the file itself, or "
+                        "let data.path name the folder that holds both"
+                    )
                 )
                 break
     return found
@@ -156,35 +156,48 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def images_in(folder: Path, faults: list[str]) -> dict[str, Path]:
-    """Image files by their name without ending; what cannot be read or told apart is a fault."""
+def images_in(folder: Path, faults: list[errors.Fault], *, deeper: bool = False) -> dict[str, Path]:
+    """Image files by their name without ending; what cannot be read or told apart is a fault.
+
+    Folders in it are a fault, too, unless the caller reads them (``deeper``).
+    """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         where = f"{folder.name}/{path.name}"
         if path.name.startswith(".") or (path.is_file() and path.suffix.lower() in IGNORED):
             continue
         if path.is_symlink() and not path.exists():
-            faults.append(f"{where}: a link that leads nowhere (no such file); bring the file, or remove the link")
+            faults.append(defect.LINK.fault(f"{where}: a link that leads nowhere; bring the file, or remove the link"))
+        elif path.is_dir() and deeper:
+            continue
         elif path.is_dir():
-            faults.append(f"{where}: a folder inside; move its images up, deeper ones are not read")
+            faults.append(
+                defect.ENDING.fault(f"{where}: a folder inside; move its images up, deeper ones are not read")
+            )
         elif not formats.ending(path):
             known = ", ".join(formats.PICTURES + formats.VOLUMES)
-            faults.append(f"{where}: ending '{path.suffix}' is not read; convert it to one of {known}, or move it away")
+            faults.append(
+                defect.ENDING.fault(
+                    f"{where}: ending '{path.suffix}' is not read; convert it to one of {known}, or move it away"
+                )
+            )
         elif formats.stem(path) in found:
-            faults.append(f"{where}: same name as {found[formats.stem(path)].name}; keep one")
+            faults.append(defect.NAME_TWICE.fault(f"{where}: same name as {found[formats.stem(path)].name}; keep one"))
         else:
             found[formats.stem(path)] = path
     return found
 
 
-def folder_of(folder: Path, names: Sequence[str], faults: list[str]) -> Path | None:
+def folder_of(folder: Path, names: Sequence[str], faults: list[errors.Fault]) -> Path | None:
     """The one folder in it that has one of the names, in any capitals; several are a fault."""
     if not folder.is_dir():
         return None
     found = [path for path in folders_in(folder) if path.name.casefold() in names]
     if len(found) > 1:
         listed = ", ".join(f"{path.name}/" for path in found)
-        faults.append(f"{listed}: nobody can tell which of them is meant; move the others away")
+        faults.append(
+            defect.NAME_TWICE.fault(f"{listed}: nobody can tell which of them is meant; move the others away")
+        )
     return found[0] if found else None
 
 
@@ -205,11 +218,13 @@ def pairs(folder: Path, options: Options) -> Layout:
         for one in hospitals:
             _add_pairs(layout, one, f"{one.name}/", one.name)
         others = [path.name for path in folders_in(folder) if path not in hospitals]
-        layout.faults += [f"{name}/: no images and masks in it, as the other hospitals have" for name in others]
+        layout.faults += [
+            defect.ENDING.fault(f"{name}/: no images and masks in it, as the other hospitals have") for name in others
+        ]
         return layout
     for kind, found in zip(("images", "masks"), own, strict=True):
         if found is None:
-            layout.faults.append(f"{kind}/: no such folder; {REMEDY}")
+            layout.faults.append(defect.OPTIONS.fault(f"{kind}/: no such folder; {REMEDY}"))
     if not layout.faults:
         _add_pairs(layout, folder, "", None)
     return layout
@@ -222,18 +237,46 @@ def _add_pairs(layout: Layout, folder: Path, begin: str, site: str | None) -> No
         return
     first, second = here[0].name, here[1].name
     images, masks = (images_in(path, layout.faults) for path in (here[0], here[1]))
-    layout.faults += [
-        f"{begin}{first}/{path.name}: no mask {second}/{name}.*; add it, or move the image away"
-        for name, path in images.items()
-        if name not in masks
-    ]
-    layout.faults += [
-        f"{begin}{second}/{path.name}: no image {first}/{name}.*; add it, or move the mask away"
-        for name, path in masks.items()
-        if name not in images
-    ]
+    layout.faults += alone(
+        {name: f"{begin}{first}/{path.name}" for name, path in images.items()},
+        {name: f"{begin}{second}/{path.name}" for name, path in masks.items()},
+        f"{first}/{{}}.*",
+        f"{second}/{{}}.*",
+    )
     layout.cases += [
         Case(f"{begin}{name}", (images[name],), masks[name], site=site) for name in sorted(images) if name in masks
+    ]
+
+
+def alone(images: Mapping[str, str], masks: Mapping[str, str], image: str, mask: str) -> list[errors.Fault]:
+    """A fault for every image without a mask, and mask without an image.
+
+    Args:
+        images: name -> its file, for messages.
+        masks: the same of masks.
+        image: how the image of a name would be called, with {} for the name.
+        mask: the same of its mask.
+    """
+    return [
+        *(
+            defect.MASK_MISSING.fault(f"{file}: no mask {mask.format(name)}; add it, or move the image away")
+            for name, file in images.items()
+            if name not in masks
+        ),
+        *(
+            defect.IMAGE_MISSING.fault(f"{file}: no image {image.format(name)}; add it, or move the mask away")
+            for name, file in masks.items()
+            if name not in images
+        ),
+    ]
+
+
+def lost(folder: Path, begin: str = "") -> list[errors.Fault]:
+    """A fault for every link in a folder that leads nowhere."""
+    return [
+        defect.LINK.fault(f"{begin}{path.name}: a link that leads nowhere; bring what it stands for, or remove it")
+        for path in sorted(folder.iterdir())
+        if path.is_symlink() and not path.exists()
     ]
 
 
@@ -248,26 +291,35 @@ def table(folder: Path, options: Options) -> Layout:
     rows = labelled(folder)
     if where is None or rows is None:
         missing = "images/: no such folder" if where is None else "no table with the columns id and label"
-        layout.faults.append(f"{missing}; {REMEDY}")
+        layout.faults.append((defect.OPTIONS if where is None else defect.TABLE).fault(f"{missing}; {REMEDY}"))
         return layout
     name, labels = rows
-    layout.class_names = options.class_names or tuple(sorted({label for label in labels.values() if label}))
-    if len(layout.class_names) < 2:
-        layout.faults.append(
-            f"{name}: {len(layout.class_names)} class(es) in the column 'label'; two are needed, or all classes in "
-            "data.options.class_names"
-        )
     images = images_in(where, layout.faults)
     layout.names = list(images)
-    for one, path in sorted(images.items()):
-        label = labels.get(one)
-        if label in layout.class_names:
-            layout.cases.append(Case(one, (path,), None, layout.class_names.index(label)))
-        elif label is not None:
-            near = registry.nearest(label, list(layout.class_names))
-            known = ", ".join(layout.class_names)
-            layout.faults.append(f"{name}: id '{one}': label '{label}' stands for no class; classes: {known}{near}")
+    classify(layout, name, labels, dict(sorted(images.items())))
     return layout
+
+
+def classify(layout: Layout, table: str, labels: Mapping[str, str], images: Mapping[str, Path]) -> None:
+    """Images as cases of the classes that a table gives them; without class names those of the table are taken."""
+    layout.class_names = layout.class_names or tuple(sorted({label for label in labels.values() if label}))
+    known = list(layout.class_names)
+    if len(known) < 2:
+        layout.faults.append(
+            defect.TABLE.fault(
+                f"{table}: {len(known)} class(es) in the column 'label'; two are needed, or all classes in "
+                "data.options.class_names"
+            )
+        )
+    for name, path in images.items():
+        label = labels.get(name)
+        if label is None:
+            layout.faults.append(defect.TABLE.fault(f"{table}: no row for image '{name}'; add one"))
+        elif label in known:
+            layout.cases.append(Case(name, (path,), None, known.index(label)))
+        else:
+            text = f"{table}: id '{name}': label '{label}' stands for no class; classes: {', '.join(known)}"
+            layout.faults.append(defect.CLASS_UNKNOWN.fault(text + registry.nearest(label, known)))
 
 
 def labelled(folder: Path) -> tuple[str, dict[str, str]] | None:
@@ -287,16 +339,15 @@ def labelled(folder: Path) -> tuple[str, dict[str, str]] | None:
 def classes(folder: Path, options: Options) -> Layout:
     """One folder a class; ``class_names`` fixes their order and allows for classes this hospital has no image of."""
     folders = {path.name: path for path in folders_in(folder)}
-    lost = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
     layout = Layout("classes", options.class_names or tuple(folders))
     if len(layout.class_names) < 2:
         layout.faults.append(
-            f"{len(folders)} class folder(s) ({', '.join(folders)}); two are needed, or all classes in "
-            "data.options.class_names"
+            defect.OPTIONS.fault(
+                f"{len(folders)} class folder(s) ({', '.join(folders)}); two are needed, or all classes in "
+                "data.options.class_names"
+            )
         )
-    layout.faults += [
-        f"{path.name}: a link that leads nowhere; bring what it stands for, or remove it" for path in lost
-    ]
+    layout.faults += lost(folder)
     layout.left += [
         f"{path.name}: a file beside the class folders"
         for path in sorted(folder.iterdir())
@@ -306,14 +357,19 @@ def classes(folder: Path, options: Options) -> Layout:
         if name not in layout.class_names:
             near = registry.nearest(name, list(layout.class_names))
             layout.faults.append(
-                f"{name}/: no class of data.options.class_names ({', '.join(layout.class_names)}){near}; rename it "
-                "or add the class"
+                defect.CLASS_UNKNOWN.fault(
+                    f"{name}/: no class of data.options.class_names ({', '.join(layout.class_names)}){near}; rename it "
+                    "or add the class"
+                )
             )
             continue
         images = images_in(path, layout.faults)
         if not images:
             layout.faults.append(
-                f"{name}/: no images; add some, or remove the folder and name all classes in data.options.class_names"
+                defect.CLASS_EMPTY.fault(
+                    f"{name}/: no images; add some, or remove the folder and name all classes in "
+                    "data.options.class_names"
+                )
             )
         label = layout.class_names.index(name)
         layout.cases += [Case(f"{name}/{one}", (file,), None, label) for one, file in sorted(images.items())]
@@ -329,51 +385,55 @@ def nnunet(folder: Path, options: Options) -> Layout:
     settings = read_json(folder / "dataset.json", layout.faults, "nnU-Net's dataset format")
     if settings and "channel_names" not in settings:
         old = " (this looks like version 1; nnUNetv2_convert_old_nnUNet_dataset converts it)"
-        layout.faults.append(f"dataset.json: 'channel_names' is missing{old if 'modality' in settings else ''}")
+        layout.faults.append(
+            defect.DATASET_JSON.fault(
+                f"dataset.json: 'channel_names' is missing{old if 'modality' in settings else ''}"
+            )
+        )
     layout.class_names = label_names(settings, layout.faults)
     layout.mask_values, layout.named = tuple(range(len(layout.class_names))), True
     layout.channels = channel_names(settings)
     if options.class_names and layout.class_names and options.class_names != layout.class_names:
         layout.faults.append(
-            f"data.options.class_names = {list(options.class_names)}, but dataset.json has "
-            f"{list(layout.class_names)}; leave it out"
+            defect.OPTIONS.fault(
+                f"data.options.class_names = {list(options.class_names)}, but dataset.json has "
+                f"{list(layout.class_names)}; leave it out"
+            )
         )
     for part in ("imagesTr", "labelsTr"):
         if not (folder / part).is_dir():
-            layout.faults.append(f"{part}/: no such folder; {REMEDY}")
+            layout.faults.append(defect.OPTIONS.fault(f"{part}/: no such folder; {REMEDY}"))
     if layout.faults:
         return layout
     images = _channels(images_in(folder / "imagesTr", layout.faults), settings, layout.faults)
     masks = images_in(folder / "labelsTr", layout.faults)
-    layout.faults += [
-        f"imagesTr/{files[0].name}: no mask labelsTr/{case}.*; add it, or move the image away"
-        for case, files in images.items()
-        if case not in masks
-    ]
-    layout.faults += [
-        f"labelsTr/{path.name}: no image imagesTr/{case}_0000.*; add it, or move the mask away"
-        for case, path in masks.items()
-        if case not in images
-    ]
+    layout.faults += alone(
+        {case: f"imagesTr/{files[0].name}" for case, files in images.items()},
+        {case: f"labelsTr/{path.name}" for case, path in masks.items()},
+        "imagesTr/{}_0000.*",
+        "labelsTr/{}.*",
+    )
     stated = settings.get("numTraining")
     if isinstance(stated, int) and stated != len(images):
         layout.faults.append(
-            f"dataset.json: numTraining is {stated}, but imagesTr/ has {len(images)} cases; correct it or bring "
-            "the missing files"
+            defect.DATASET_JSON.fault(
+                f"dataset.json: numTraining is {stated}, but imagesTr/ has {len(images)} cases; correct it or bring "
+                "the missing files"
+            )
         )
     layout.cases = [Case(case, images[case], masks[case]) for case in sorted(images) if case in masks]
     return layout
 
 
-def read_json(path: Path, faults: list[str], format: str) -> dict[str, Any]:
+def read_json(path: Path, faults: list[errors.Fault], format: str) -> dict[str, Any]:
     """A JSON object, or an empty one and a fault."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        faults.append(f"dataset.json: cannot be read ({error}); {format} needs it")
+        faults.append(defect.DATASET_JSON.fault(f"dataset.json: cannot be read ({error}); {format} needs it"))
         return {}
     if not isinstance(settings, dict):
-        faults.append(f"dataset.json: is no JSON object; see {format}")
+        faults.append(defect.DATASET_JSON.fault(f"dataset.json: is no JSON object; see {format}"))
         return {}
     return settings
 
@@ -386,38 +446,51 @@ def channel_names(settings: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(named[str(number)]) for number in range(len(named)))
 
 
-def label_names(settings: dict[str, Any], faults: list[str]) -> tuple[str, ...]:
+def label_names(settings: dict[str, Any], faults: list[errors.Fault]) -> tuple[str, ...]:
     """Class names in the order of their numbers; regions and 'ignore' cannot be trained on here."""
     labels = settings.get("labels")
     if not isinstance(labels, dict):
-        faults.append("dataset.json: 'labels' is missing or no table of name and number")
+        faults.append(defect.DATASET_JSON.fault("dataset.json: 'labels' is missing or no table of name and number"))
         return ()
     numbers = {name: value for name, value in labels.items() if isinstance(value, int) and not isinstance(value, bool)}
     faults += [
-        f"dataset.json: label '{name}' = {value!r} is no whole number (regions are not read); give each class its "
-        "own number"
+        defect.DATASET_JSON.fault(
+            f"dataset.json: label '{name}' = {value!r} is no whole number (regions are not read); give each class its "
+            "own number"
+        )
         for name, value in labels.items()
         if name not in numbers
     ]
     if "ignore" in numbers:
         faults.append(
-            "dataset.json: label 'ignore' is not supported; remove it and its pixels, or make it a class of "
-            "another name"
+            defect.DATASET_JSON.fault(
+                "dataset.json: label 'ignore' is not supported; remove it and its pixels, or make it a class of "
+                "another name"
+            )
         )
     if sorted(numbers.values()) != list(range(len(numbers))) or len(numbers) < 2:
         faults.append(
-            f"dataset.json: label numbers {sorted(numbers.values())}; 0 (background), 1, 2, ... without gaps are needed"
+            defect.DATASET_JSON.fault(
+                f"dataset.json: label numbers {sorted(numbers.values())}; 0 (background), 1, 2, ... without gaps are "
+                "needed"
+            )
         )
     return tuple(sorted(numbers, key=lambda name: numbers[name]))
 
 
-def _channels(files: dict[str, Path], settings: dict[str, Any], faults: list[str]) -> dict[str, tuple[Path, ...]]:
+def _channels(
+    files: dict[str, Path], settings: dict[str, Any], faults: list[errors.Fault]
+) -> dict[str, tuple[Path, ...]]:
     """Files of ``imagesTr`` by case, in the order of their channel numbers."""
     found: dict[str, dict[int, Path]] = {}
     for name, path in files.items():
         match = re.fullmatch(r"(.+)_(\d{4})", name)
         if match is None:
-            faults.append(f"imagesTr/{path.name}: no channel number; call it {name}_0000{formats.ending(path)}")
+            faults.append(
+                defect.CHANNELS_MISSING.fault(
+                    f"imagesTr/{path.name}: no channel number; call it {name}_0000{formats.ending(path)}"
+                )
+            )
         else:
             found.setdefault(match[1], {})[int(match[2])] = path
     wanted = len(settings["channel_names"])
@@ -427,8 +500,10 @@ def _channels(files: dict[str, Path], settings: dict[str, Any], faults: list[str
         if not whole and sorted(channels) != list(range(wanted)):
             have = ", ".join(f"{number:04d}" for number in sorted(channels))
             faults.append(
-                f"imagesTr/{case}: channels {have}, but dataset.json names {wanted}; bring {case}_0000 to "
-                f"{case}_{wanted - 1:04d}"
+                defect.CHANNELS_MISSING.fault(
+                    f"imagesTr/{case}: channels {have}, but dataset.json names {wanted}; bring {case}_0000 to "
+                    f"{case}_{wanted - 1:04d}"
+                )
             )
     return {case: tuple(channels[number] for number in sorted(channels)) for case, channels in found.items()}
 

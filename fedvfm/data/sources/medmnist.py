@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import config, errors
+from fedvfm.data import defect
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
@@ -51,9 +52,9 @@ class MedMNIST:
             names or _package_classes(self._name) or tuple(f"class-{number}" for number in range(max(count, 2)))
         )
         if count > len(self._classes):
-            raise errors.DataError(
-                f"{self._path}: label {count - 1}, but {len(self._classes)} classes ({', '.join(self._classes)}); "
-                "name all in data.options.class_names"
+            raise defect.CLASS_UNKNOWN.error(
+                f"{self._path}: label {count - 1}, but {len(self._classes)} classes ({', '.join(self._classes)}); name "
+                "all in data.options.class_names"
             )
         self._samples = tuple(
             data.Sample(id=f"{split}-{number:06d}", label=int(label), split=split)
@@ -123,7 +124,9 @@ def find(stem: str, name: str, path: str | None) -> Path:
         given = Path(path).expanduser()
         file = given / f"{stem}.npz" if given.is_dir() else given
         if not file.is_file():
-            raise errors.DataError(f"{file}: no such file; set data.path to {stem}.npz or the folder that holds it")
+            raise defect.NOT_FOUND.error(
+                f"{file}: no such file; set data.path to {stem}.npz or the folder that holds it"
+            )
         return file
     file = Path.home() / ".medmnist" / f"{stem}.npz"
     return file if file.is_file() else _download(file, name, stem)
@@ -157,26 +160,28 @@ def _download(file: Path, name: str, stem: str) -> Path:
     known = _package()
     if not known:
         raise errors.MissingExtra(
-            f"{file}: no such file, and the package 'medmnist' that knows where to get it is not installed; "
-            f"pip install medmnist, or download {stem}.npz from medmnist.com and set data.path"
+            f"{file}: no such file, and the package 'medmnist' that knows where to get it is not installed; pip "
+            f"install medmnist, or download {stem}.npz from medmnist.com and set data.path"
         )
     suffix = stem[len(name) :]
     if name not in known or f"url{suffix}" not in known[name]:
-        raise errors.DataError(f"medmnist has no set '{stem}'; it has {', '.join(sorted(known))}")
+        raise defect.OPTIONS.error(f"medmnist has no set '{stem}'; it has {', '.join(sorted(known))}")
     url, md5 = str(known[name][f"url{suffix}"]), str(known[name][f"MD5{suffix}"])
     if not url.startswith(("https://", "http://")):
-        raise errors.DataError(f"medmnist names '{url}' for '{stem}', which is no web address; update the package")
+        raise defect.NOT_FOUND.error(
+            f"medmnist names '{url}' for '{stem}', which is no web address; update the package"
+        )
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         found = _fetch(url, part)
         if found != md5:
-            raise errors.DataError(
+            raise defect.UNREADABLE.error(
                 f"{url}: md5 {found}, the package states {md5}; try again later, or update the package"
             )
         part.replace(file)
     except (OSError, urllib.error.URLError) as error:
-        raise errors.DataError(
+        raise defect.NOT_FOUND.error(
             f"{url}: download failed ({error}); fetch {stem}.npz elsewhere and set data.path"
         ) from None
     finally:
@@ -207,9 +212,11 @@ def _array(path: Path, changed_ns: int, key: str) -> NDArray[Any]:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             array: NDArray[Any] = file[key]
     except KeyError:
-        raise errors.DataError(f"{path}: no array '{key}'; this is no MedMNIST file, download it again") from None
+        raise defect.UNREADABLE.error(
+            f"{path}: no array '{key}'; this is no MedMNIST file, download it again"
+        ) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise errors.DataError(f"{path}: unreadable ({error}); download it again") from None
+        raise defect.UNREADABLE.error(f"{path}: unreadable ({error}); download it again") from None
     return array
 
 
@@ -225,14 +232,16 @@ def _labels(path: Path, split: str) -> NDArray[np.int64]:
     labels, images = _array(path, changed, f"{split}_labels"), _array(path, changed, f"{split}_images")
     flat = labels.reshape(len(labels), -1)
     if flat.shape[1] != 1:
-        raise errors.DataError(f"{path}: {flat.shape[1]} labels an image; only sets with one are read, not multi-label")
+        raise defect.OPTIONS.error(
+            f"{path}: {flat.shape[1]} labels an image; only sets with one are read, not multi-label"
+        )
     if flat.dtype.kind not in "iu" or (flat.size and int(flat.min()) < 0):
-        raise errors.DataError(f"{path}: {split}_labels are no whole numbers from 0; download it again")
+        raise defect.UNREADABLE.error(f"{path}: {split}_labels are no whole numbers from 0; download it again")
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-        raise errors.DataError(
+        raise defect.OPTIONS.error(
             f"{path}: {split}_images of shape {images.shape} and type {images.dtype}; only 8-bit grey or RGB pictures "
             "are read, no volumes"
         )
     if len(images) != len(flat):
-        raise errors.DataError(f"{path}: {len(flat)} {split} labels for {len(images)} images; download it again")
+        raise defect.UNREADABLE.error(f"{path}: {len(flat)} {split} labels for {len(images)} images; download it again")
     return np.asarray(flat[:, 0], dtype=np.int64)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedvfm import config, errors
-from fedvfm.data import formats
+from fedvfm import config
+from fedvfm.data import defect, formats
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
@@ -34,9 +34,11 @@ class Nuclei:
         rows = index.read_files(self._folder / "index.csv", ("id", "site"))
         ids = [row["id"] for row in rows]
         parts = [part for part in ("images", "labels") if (self._folder / part).is_dir()]
-        missing = [f"{part}/: no such folder" for part in ("images", "labels") if part not in parts]
+        missing = [
+            defect.OPTIONS.fault(f"{part}/: no such folder") for part in ("images", "labels") if part not in parts
+        ]
         missing += [
-            f"{part}/{name}.png: no such file"
+            defect.NOT_FOUND.fault(f"{part}/{name}.png: no such file")
             for part in parts
             for name in ids
             if not (self._folder / part / f"{name}.png").is_file()
@@ -63,8 +65,8 @@ class Nuclei:
         image = formats.read_image(self._folder / "images" / f"{sample.id}.png")
         labels = formats.read_mask(self._folder / "labels" / f"{sample.id}.png")
         if image.shape[1:] != labels.shape:
-            raise errors.DataError(
-                f"{self._folder}: images/{sample.id}.png is {image.shape[1]} x {image.shape[2]} pixels, "
-                f"its label {labels.shape[0]} x {labels.shape[1]}; remove the pair or repair it"
+            raise defect.MASK_SIZE.error(
+                f"{self._folder}: images/{sample.id}.png is {image.shape[1]} x {image.shape[2]} pixels, its label "
+                f"{labels.shape[0]} x {labels.shape[1]}; remove the pair or repair it"
             )
         return data.Pixels(image, (labels > 0).astype(np.int64))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedvfm import errors
+from fedvfm.data import defect
 from fedvfm.data.sources import index
 
 SPLITS = ("train", "val", "test")
@@ -14,7 +16,9 @@ STUDY_TABLES = (*TABLES, "labels.csv")
 Row = Mapping[str, str]
 
 
-def read_table(folder: Path, names: Sequence[str], tables: Sequence[str] = TABLES) -> tuple[dict[str, Row], list[str]]:
+def read_table(
+    folder: Path, names: Sequence[str], tables: Sequence[str] = TABLES
+) -> tuple[dict[str, Row], list[errors.Fault]]:
     """Rows by ``id`` of the first table that is there, and its faults.
 
     Raises:
@@ -24,28 +28,36 @@ def read_table(folder: Path, names: Sequence[str], tables: Sequence[str] = TABLE
     if path is None:
         return {}, []
     rows = index.read_csv(path, ("id",))
-    faults = [f"{path.name}: {fault}" for fault in index.duplicates(rows, "id")]
+    faults = [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     table: dict[str, Row] = {row["id"]: row for row in rows}
     faults += [
-        f"{path.name}: id '{name}' has no image; remove the row or bring the file"
+        defect.TABLE.fault(f"{path.name}: id '{name}' has no image; remove the row or bring the file")
         for name in table
         if name not in set(names)
     ]
-    faults += [f"{path.name}: no row for image '{name}'; add one" for name in names if name not in table]
+    faults += [
+        defect.TABLE.fault(f"{path.name}: no row for image '{name}'; add one") for name in names if name not in table
+    ]
     splits: dict[str, set[str]] = {}
     for name, row in table.items():
         faults += [
-            f"{path.name}: id '{name}' has no {key}; fill it in or drop the column"
+            defect.TABLE.fault(f"{path.name}: id '{name}' has no {key}; fill it in or drop the column")
             for key in ("patient", "split", "site")
             if row.get(key) == ""
         ]
         if row.get("split", "train") not in ("", *SPLITS):
-            faults.append(f"{path.name}: id '{name}' has split '{row['split']}'; one of {', '.join(SPLITS)} is needed")
+            faults.append(
+                defect.TABLE.fault(
+                    f"{path.name}: id '{name}' has split '{row['split']}'; one of {', '.join(SPLITS)} is needed"
+                )
+            )
         if row.get("patient") and row.get("split"):
             splits.setdefault(row["patient"], set()).add(row["split"])
     faults += [
-        f"{path.name}: a patient with images in {' and '.join(sorted(parts))} (id '{_first_of(table, patient)}' is "
-        "one); keep a patient in one split"
+        defect.PATIENT_ACROSS_SPLITS.fault(
+            f"{path.name}: a patient with images in {' and '.join(sorted(parts))} (id '{_first_of(table, patient)}' is "
+            "one); keep a patient in one split"
+        )
         for patient, parts in splits.items()
         if len(parts) > 1
     ]

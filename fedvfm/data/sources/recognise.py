@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedvfm import errors
-from fedvfm.data import formats
+from fedvfm.data import defect, formats
 from fedvfm.data.sources import bids, datalist, layouts, studies
 
 COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
@@ -41,12 +41,12 @@ def find(folder: Path, options: layouts.Options) -> layouts.Layout:
         DataError: if there is no folder or no known layout in it.
     """
     if not folder.is_dir():
-        raise errors.DataError(f"{folder}: no such folder; set data.path to the folder that holds the images")
+        raise defect.OPTIONS.error(f"{folder}: no such folder; set data.path to the folder that holds the images")
     kind = options.layout if options.layout != "auto" else kind_of(folder, named=bool(options.class_names))
     layout = COLLECT[kind](folder, options)
     given = {key: getattr(options, key) not in (None, "", ()) for key in OWN_OPTIONS}
     layout.faults += [
-        f"data.options.{key}: only for layout {', '.join(kinds)}, this is '{kind}'; leave it out"
+        defect.OPTIONS.fault(f"data.options.{key}: only for layout {', '.join(kinds)}, this is '{kind}'; leave it out")
         for key, kinds in OWN_OPTIONS.items()
         if given[key] and kind not in kinds
     ]
@@ -73,7 +73,7 @@ def kind_of(folder: Path, *, named: bool = False) -> str:
         return "pairs"
     lists = [path.name for path in sorted(folder.glob("*.json")) if _has_training(path)]
     if lists:
-        raise errors.DataError(
+        raise defect.OPTIONS.error(
             f"{folder}: no known layout: {', '.join(lists)} lists training images, but a datalist has to be called "
             "dataset.json; rename it"
         )
@@ -82,7 +82,7 @@ def kind_of(folder: Path, *, named: bool = False) -> str:
         if not named:
             _refuse_no_classes(folder, held)
         return "classes"
-    raise errors.DataError(f"{folder}: no known layout; {layouts.REMEDY}")
+    raise defect.OPTIONS.error(f"{folder}: no known layout; {layouts.REMEDY}")
 
 
 def _refuse_no_classes(folder: Path, held: Sequence[Path]) -> None:
@@ -93,7 +93,7 @@ def _refuse_no_classes(folder: Path, held: Sequence[Path]) -> None:
     """
     splits = [path.name for path in held if path.name.casefold() in layouts.SPLIT_FOLDERS]
     if splits:
-        raise errors.DataError(
+        raise defect.OPTIONS.error(
             f"{folder}: no known layout: {', '.join(splits)} are splits, not classes; write the split into a table "
             f"(patients.csv: id,patient,split), and {layouts.REMEDY}"
         )
@@ -102,7 +102,7 @@ def _refuse_no_classes(folder: Path, held: Sequence[Path]) -> None:
     named = any(word in path.name.casefold() for path in held for word in PARTS)
     if alike and (named or len({_drawn(one) for one in stems}) > 1):
         listed = ", ".join(path.name for path in held)
-        raise errors.DataError(
+        raise defect.OPTIONS.error(
             f"{folder}: no known layout: {listed} hold files of the same names, as images and masks do, not classes; "
             f"{layouts.REMEDY}"
         )

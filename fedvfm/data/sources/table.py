@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fedvfm import config, errors, registry
+from fedvfm import config, registry
+from fedvfm.data import defect
 from fedvfm.data import sample as data
 
 TABLE = registry.Table(
@@ -55,7 +56,7 @@ def under(source: Any, contract: config.DataContract | None) -> data.Source:
     asked = {"stack": contract.stack > 1, "plane": contract.plane in ("coronal", "sagittal")}
     wrong = [f"recipe.data.{key} = {getattr(contract, key)!r}" for key, wanted in asked.items() if wanted]
     if wrong:
-        raise errors.DataError(
+        raise defect.VOLUME_NEEDED.error(
             f"data source '{source.info.name}': every image is a picture, but {' and '.join(wrong)} needs volumes; "
             "leave it out of the recipe"
         )
