@@ -69,6 +69,7 @@ def write(folder: Path, federation: str, locked: recipes.LockedRecipe) -> dict[s
     )
     known = {"experiment": federation, "primary": made["primary"], "arms": made["arms"]}
     note = f"Final adapter of federation '{federation}', saved by its coordinator"
+    storage.make_private(folder / ADAPTER)
     adapter_folder.write(folder / ADAPTER, facts, adapter)
     card = adapter_folder.card(facts, adapter, known, note, "fedvfm", _loading())
     storage.write_text(folder / ADAPTER / adapter_folder.CARD, card)

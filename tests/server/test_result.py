@@ -54,6 +54,7 @@ def test_everything_that_sites_sent_and_nothing_else(tmp_path: Path) -> None:
         assert words in page
     assert not (job.folder / "samples.csv").exists(), "nobody sent values of single images"
     assert {path.stat().st_mode & 0o077 for path in job.folder.rglob("*") if path.is_file()} == {0}
+    assert (job.folder / "adapter").stat().st_mode & 0o777 == 0o700
 
 
 def test_the_adapter_is_saved_as_a_simulation_saves_it_and_says_what_it_is_not(tmp_path: Path) -> None:
