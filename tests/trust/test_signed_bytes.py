@@ -1,0 +1,96 @@
+"""What is signed, hashed or kept at both ends is the same bytes as when the golden file was written.
+
+A site that joined keeps these files for years, and its signatures and approvals are of these bytes: if a case differs,
+the code is wrong, not the golden file.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvfm import config
+from fedvfm.simulation import experiment
+from fedvfm.trust import approvals, documents, invites, lock, requests, roster
+
+GOLDEN = Path(__file__).parent / "golden_signed_bytes.json"
+NOW = datetime.datetime(2026, 11, 3, 12, tzinfo=datetime.UTC)
+KEY = "ecdsa-sha2-nistp384 " + "A" * 160
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "start": {"start": "cd" * 32},
+    "codec": {"codec": "int8"},
+    "channels": {"data": {"class_names": ["rest", "cell"], "channels": ["T1w", "T2w", "FLAIR"]}},
+    "factors": {"adapter": {"factors": "freeze-A", "rank": 4}},
+    "privacy": {"privacy": {"mechanism": "record-level", "noise_multiplier": 1.0, "clip": 0.5, "delta": 1e-5}},
+    "options": {"backbone": {"name": "some/backbone", "sha256": "ab" * 32, "options": {"b": [1, 2.5, "x"], "a": True}}},
+}
+
+
+def written(make_lock: Any, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Every text by its name."""
+    patch.setattr(documents, "now", lambda: NOW)
+    texts: dict[str, str] = {}
+    for name in experiment.bundled():
+        values = config.read_toml(experiment.bundled()[name])
+        texts[f"hash of {name}"] = config.parse(config.Recipe, values["recipe"], name).hash
+    for name, values in VARIANTS.items():
+        locked, initial = make_lock(**values)
+        locked = locked.model_copy(update={"version": "0.1.0"})
+        texts[f"lock {name}"] = documents.to_text(locked)
+        texts[f"manifest {name}"] = locked.rows.fingerprint
+        texts[f"initial {name}"] = initial.fingerprint
+        invite = invites.Invite(
+            federation="trial",
+            address="server.example:8443",
+            site="north",
+            authority="a certificate",
+            token="t" * 43,
+            created=documents.stamp(NOW),
+            expires=documents.stamp(NOW + datetime.timedelta(days=30)),
+            lock=locked,
+            signature="A" * 40,
+        )
+        texts[f"invite {name}"] = invite.signed_bytes().decode()
+        request = requests.Request(
+            federation="trial",
+            site="north",
+            public_key=KEY,
+            recipe=locked.hash,
+            version=locked.version,
+            created=documents.stamp(NOW),
+            token_proof="A" * 40,
+            signature="A" * 40,
+        )
+        texts[f"request {name}"] = request.signed_bytes().decode()
+    patch.setattr(requests, "has_token", lambda *_: True)
+    patch.setattr(requests, "signed_by_its_key", lambda *_: True)
+    rows = roster.Roster(folder / "roster.jsonl", "trial")
+    rows.invite("north", "ef" * 32, documents.stamp(NOW + datetime.timedelta(days=30)), NOW)
+    rows.approve(request, NOW)
+    rows.drop("north", NOW)
+    rows.readmit("north", NOW)
+    texts["roster"] = rows.path.read_text()
+    persons = approvals.Approvals(folder / "approvals.jsonl", "north")
+    persons.approve(locked.hash, "doctor")
+    persons.withdraw(locked.hash, "doctor")
+    texts["approvals"] = (folder / "approvals.jsonl").read_text()
+    return texts
+
+
+def test_signed_bytes_and_hashes_are_as_ever(make_lock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden, now = json.loads(GOLDEN.read_text()), written(make_lock, tmp_path, monkeypatch)
+    assert sorted(now) == sorted(golden)
+    assert {name for name in golden if now[name] != golden[name]} == set()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_locked_recipe_written_before_opens_and_is_written_again_as_it_was(name: str, make_lock: Any) -> None:
+    text = json.loads(GOLDEN.read_text())[f"lock {name}"]
+    opened = documents.parse(text.encode(), lock.Lock, "locked recipe")
+    assert documents.to_text(opened) == text
+    assert opened == make_lock(**VARIANTS[name])[0].model_copy(update={"version": "0.1.0"})
