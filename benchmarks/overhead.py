@@ -21,15 +21,16 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedvfm import config, flower, protocol, recipe, state
+from fedvfm import config, flower, protocol, state
 from fedvfm.server import app as server_app
 from fedvfm.server import strategy
 from fedvfm.simulation import in_process
+from fedvfm.trust import lock as locks
 
 SHA = "0" * 64
 
 
-def make_locked(rounds: int) -> recipe.LockedRecipe:
+def make_locked(rounds: int) -> locks.LockedRecipe:
     """A locked recipe of real shapes, without torch."""
     rows = []
     for block in range(12):
@@ -47,10 +48,10 @@ def make_locked(rounds: int) -> recipe.LockedRecipe:
     }
     rng = np.random.default_rng(0)
     initial = state.AdapterState({spec.name: rng.standard_normal(spec.shape, dtype=np.float32) for spec in manifest})
-    return recipe.LockedRecipe(config.parse(config.Recipe, values, "benchmark"), manifest, initial, SHA, 22_056_576)
+    return locks.LockedRecipe.of(config.parse(config.Recipe, values, "benchmark"), manifest, initial, SHA, 22_056_576)
 
 
-def make_app(locked: recipe.LockedRecipe, names: list[str]) -> ClientApp:
+def make_app(locked: locks.LockedRecipe, names: list[str]) -> ClientApp:
     """Sites that answer at once."""
     app = ClientApp()
 

@@ -211,7 +211,7 @@ def plans(name: str, ways: Sequence[str], epsilons: Sequence[float | None]) -> l
             prepared = experiments.parse(experiment(name, way, epsilon, 0), "experiment")
             units = min(_units(experiments.hospitals(prepared), prepared.recipe))
             plain = config.parse(config.Recipe, prepared.recipe.model_dump(exclude={"privacy"}), "recipe")
-            manifest = models.lock(plain, with_weights=False)[0].manifest
+            manifest = models.AdaptedModel(plain, with_weights=False).locked().manifest
             trained = [set(factors.trained(manifest, plain.adapter.factors, number)) for number in (1, 2)]
             numbers = max(sum(spec.size for spec in manifest if spec.name in names) for names in trained)
             asked = planner.question(prepared.recipe, units, numbers={way: numbers})

@@ -189,10 +189,12 @@ def _simulate(what: Any, wanted: list[int], output: Path, quiet: bool, as_json: 
     from fedvfm.simulation import run as runs
     from fedvfm.simulation import seeds
 
+    prepared = None if wanted else runs.prepare(what)
+
     def work(observer: Any) -> list[Any]:
-        if wanted:
+        if prepared is None:
             return list(seeds.simulate(what, wanted, output=output, observer=observer))
-        return [runs.simulate(what, output=output, observer=observer)]
+        return [runs.simulate(prepared, output=output, observer=observer)]
 
     _show(_run(work, output, quiet or as_json), as_json, many=bool(wanted))
 

@@ -16,7 +16,6 @@ from fedvfm import cli_drafts, errors, logs
 
 if TYPE_CHECKING:
     from fedvfm.client import joining as joinings
-    from fedvfm.client import policy as policies
     from fedvfm.client import privacy_here as privacies
     from fedvfm.client import purge as purges
     from fedvfm.trust import lock as locks
@@ -44,20 +43,18 @@ def _say(lines: Sequence[str]) -> None:
         print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def _judge(locked: locks.Lock, site: Path | None) -> list[policies.Verdict] | None:
-    """The verdicts of a site's policy, or None where no file is given."""
-    from fedvfm.client import policy, privacy_here
+def _judge(locked: locks.LockedRecipe, site: Path | None) -> privacies.Judged:
+    """A recipe under the policy of a site's file, where one is given."""
+    from fedvfm.client import own, privacy_here
 
-    return None if site is None else policy.check(policy.read(site), privacy_here.facts(locked, site))
+    return privacy_here.judge(locked, None if site is None else own.read_policy(site))
 
 
-def _text(
-    locked: locks.Lock, verdicts: Sequence[policies.Verdict] | None, here: privacies.Here | None = None
-) -> list[str]:
+def _text(locked: locks.LockedRecipe, judged: privacies.Judged, here: privacies.Here | None = None) -> list[str]:
     from fedvfm.client import privacy_here, review
     from fedvfm.trust import documents
 
-    own = () if here is None else privacy_here.words(here)
+    own, verdicts = () if here is None else privacy_here.words(here), judged.verdicts
     lines = [f"{heading + ':':22} {sentence}" for heading, sentence in review.words(locked, own)]
     if verdicts is None:
         return [
@@ -87,12 +84,10 @@ def join(
 
     found = joining.read_invite(invite, fingerprint)
     joining.free(state)
-    verdicts = _judge(found.lock, data)
+    judged = _judge(found.lock, data)
     _say([f"invite of federation '{found.federation}' at {found.address} for site '{found.site}'", ""])
-    from fedvfm.client import privacy_here
-
-    _say(_text(found.lock, verdicts, privacy_here.here(found.lock, data)))
-    _refuse(found.lock, data)
+    _say(_text(found.lock, judged, judged.here))
+    judged.require()
     # The site joins and starts without the weights too, but trains only once they are here.
     _say([f"note: {fault.note}" for fault in weights.faults([found.lock] if not fetch_weights else [])])
     approved = approve if approve is not None else _ask(found.lock, as_json)
@@ -106,14 +101,7 @@ def join(
     print(f"site {found.site}: key made in {state}\nsend this file to the coordinator: {made.request}")
 
 
-def _refuse(locked: locks.Lock, site: Path | None) -> None:
-    from fedvfm.client import policy, privacy_here
-
-    if site is not None:
-        policy.require(policy.read(site), privacy_here.facts(locked, site))
-
-
-def _ask(locked: locks.Lock, as_json: bool) -> str:
+def _ask(locked: locks.LockedRecipe, as_json: bool) -> str:
     """The hash of the recipe if the person says yes.
 
     Raises:
@@ -138,20 +126,22 @@ def _answer(question: str) -> str | None:
     return line.strip().lower() if line else None
 
 
-def _open(what: str, state: Path) -> locks.Lock:
+def _open(what: str, state: Path) -> locks.LockedRecipe:
     """A recipe by file (TOML, locked, invite) or by the hash of one seen here."""
-    from fedvfm import locking
+    from fedvfm import config, locking
     from fedvfm.client import joining
-    from fedvfm.trust import documents, invites
+    from fedvfm.trust import invites, recipes
 
     path = Path(what)
     if not path.exists() and path.suffix not in (".json", ".toml"):
         return joining.open_state(state).find(what)
-    if path.suffix == ".toml":
-        return locking.make(locking.read_toml(path))[0]
-    if documents.format_of(path) == "fedvfm-invite-1":
+    content = recipes.read(path)
+    if isinstance(content, config.Recipe):
+        return locking.make(content)[0]
+    if isinstance(content, invites.Invite):
         _say(["note: whom this invite is from is not checked here; 'fedvfm client join' checks it", ""])
-    return invites.read_lock(path)
+        return content.lock
+    return content
 
 
 @app.command()
@@ -165,18 +155,19 @@ def review(
     as_json: Json = False,
 ) -> None:
     """Say in plain words what a recipe does, and what the site's policy says of it. Exits with 13 if it refuses."""
-    from fedvfm.client import policy, privacy_here
+    from fedvfm.client import policy
     from fedvfm.client import review as reviews
 
     locked = _open(recipe, state)
+    judged = _judge(locked, site)
     if print_policy:
-        text = policy.accepting(privacy_here.facts(locked, site))
+        text = policy.accepting(judged.facts)
         print(json.dumps({"policy": text}, indent=2) if as_json else text, end="" if not as_json else "\n")
         return
-    verdicts, here = _judge(locked, site), privacy_here.here(locked, site)
+    here, verdicts = judged.here, judged.verdicts
     told = reviews.to_json(locked, verdicts, None if here is None else vars(here))
-    print(json.dumps(told, indent=2) if as_json else "\n".join(_text(locked, verdicts, here)))
-    if verdicts is not None and not all(one.accepted for one in verdicts):
+    print(json.dumps(told, indent=2) if as_json else "\n".join(_text(locked, judged, here)))
+    if verdicts is not None and not all(verdict.accepted for verdict in verdicts):
         raise typer.Exit(errors.PolicyRefused.exit_code)
 
 
@@ -192,7 +183,7 @@ def approve(
 
     where = joining.open_state(state)
     locked = where.find(recipe)
-    _refuse(locked, data)
+    _judge(locked, data).require()
     _show(joining.approve(where, locked), as_json)
 
 
@@ -311,32 +302,29 @@ def rehearse(
     if save is not None and save.exists():
         raise errors.OutputInUse(f"{save} exists and is left as it is. Choose another --save")
     where = joining.open_state(state) if (state / joining.ABOUT).exists() else None
-    locked = _open(_rehearsed(site, recipe, where), state)
-    from fedvfm.client import policy, privacy_here, rehearsal
+    from fedvfm.client import own, privacy_here
 
-    verdicts = policy.check(policy.read(site), privacy_here.facts(locked, site))
-    if not all(one.accepted for one in verdicts):
-        _say(_text(locked, verdicts))
-    found = rehearsal.run(site, locked, where)
+    here = own.read_site(site)
+    if where is not None:
+        own.require_name(here, where.about.site, site)
+    locked = _open(recipe or here.recipe or _approved(site, where), state)
+    from fedvfm.client import rehearsal
+
+    judged = privacy_here.judge(locked, here, examined=locked.holds_adapter)
+    if not all(verdict.accepted for verdict in judged.verdicts or ()):
+        _say(_text(locked, judged))
+    found = rehearsal.run(here, locked, judged, where)
     text = json.dumps(found.to_json(), indent=2)
     if save is not None:
         storage.write_text(save, text + "\n")
     print(text if as_json else "\n".join(rehearsal.lines(found)))
 
 
-def _rehearsed(site: Path, recipe: str | None, where: joinings.State | None) -> str:
-    """Which recipe: the one asked for, that of the site's file, or the one that is approved."""
-    from fedvfm import config
-    from fedvfm.client import own
-
-    if recipe is not None:
-        return recipe
-    named = config.parse(config.SiteConfig, config.read_toml(site), str(site)).recipe
-    if named is not None:
-        return str(own.beside(site, named))
+def _approved(site: Path, where: joinings.State | None) -> str:
+    """The one recipe that is approved here, where the site's file names none."""
     stand = [] if where is None else where.approvals.stand()
     if len(stand) != 1:
-        known = ", ".join(one[:12] for one in stand) or "none"
+        known = ", ".join(recipe[:12] for recipe in stand) or "none"
         raise errors.ConfigError("--recipe", [f"which recipe? {site} names none, and approved here are: {known}"])
     return stand[0]
 
@@ -437,8 +425,8 @@ def unit(
     as_json: Json = False,
 ) -> None:
     """Print a hardened systemd unit that runs 'fedvfm client start'."""
-    from fedvfm import config, units
+    from fedvfm import units
+    from fedvfm.client import own
 
-    found = config.parse(config.SiteConfig, config.read_toml(site), str(site))
-    text = units.client(site, found, state, user).text()
+    text = units.client(site, own.read_site(site), state, user).text()
     print(json.dumps({"name": "fedvfm-client.service", "unit": text}, indent=2) if as_json else text, end="")

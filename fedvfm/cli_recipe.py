@@ -28,9 +28,10 @@ def lock(
 ) -> None:
     """Pin the backbone, write the manifest and the initial adapter. A server without torch starts from these files."""
     from fedvfm import factors, locking
+    from fedvfm.trust import recipes
 
-    locked, initial = locking.make(locking.read_toml(recipe), locking.read_start(start))
-    trainable = factors.ever(locked.rows, locked.recipe.adapter.factors)
+    locked, initial = locking.make(recipes.written(recipe), locking.read_start(start))
+    trainable = factors.ever(locked.manifest, locked.recipe.adapter.factors)
     locking.warn(locked)
     paths = locking.write(output.with_suffix(".json"), locked, initial)
     if as_json:

@@ -7,6 +7,7 @@ add their faults to the same list. Every value that decides a result is in the R
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import tomllib
 from collections.abc import Mapping
@@ -271,9 +272,9 @@ class Recipe(Strict):
     codec: Name = "fp32"
     start: Sha256 | None = None
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
-        """sha256 of the canonical JSON of every resolved value."""
+        """sha256 of the canonical JSON of every resolved value; computed once of each recipe, and anew of a copy."""
         # A recipe that starts from nothing, or has no mechanism, is named as before there was such a key.
         left_out: dict[str, Any] = {"start": True} if self.start is None else {}
         left_out |= {"privacy": True} if self.privacy == privacy_config.NONE else {}
@@ -281,6 +282,12 @@ class Recipe(Strict):
         left_out |= {} if self.data.channels else {"data": {"channels"}}
         left_out |= {} if self.adapter.factors != "both" else {"adapter": {"factors"}}
         return hashlib.sha256(chain.canonical(self.model_dump(mode="json", exclude=left_out)).encode()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
+        """A copy, which may have other values and so another hash."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("hash", None)
+        return copy
 
 
 class SourceConfig(Strict):
@@ -459,14 +466,14 @@ def parse(model: type[Model], values: Mapping[str, Any], what: str) -> Model:
         raise errors.ConfigError(what, list(dict.fromkeys(faults))) from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+def read_toml(path: Path, data: bytes | None = None) -> dict[str, Any]:
+    """The tables of a TOML file; of its content where that was read before.
 
     Raises:
         ConfigError: if the file is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads((path.read_bytes() if data is None else data).decode())
     except OSError as error:
         raise errors.ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -13,12 +13,12 @@ from typing import Any
 from fedvfm import codecs, config, errors, state, storage
 from fedvfm.backbones import weights
 from fedvfm.server import checkpoint
-from fedvfm.trust import documents, lock
+from fedvfm.trust import documents, invites, lock, recipes
 
 LOG = logging.getLogger(__name__)
 
 
-def open_recipe(path: Path, start: Path | None = None) -> tuple[lock.Lock, state.AdapterState | None]:
+def open_recipe(path: Path, start: Path | None = None) -> tuple[lock.LockedRecipe, state.AdapterState | None]:
     """A recipe file of either kind: TOML is locked now (initial adapter included), JSON was locked before.
 
     A TOML file may also be an experiment; its ``[recipe]`` is taken. Beside JSON the adapter is read if it is there.
@@ -31,23 +31,13 @@ def open_recipe(path: Path, start: Path | None = None) -> tuple[lock.Lock, state
         ConfigError, TrustError, WeightsError, CheckpointError: if the file cannot be used.
         MissingExtra: if a TOML file is given where torch is not installed.
     """
-    if path.suffix != ".json":
-        return make(read_toml(path), read_start(start))
-    if start is not None:
+    if start is not None and path.suffix == ".json":
         raise errors.ConfigError(str(path), ["was locked before, with the adapter it starts from; leave --from out"])
-    locked = documents.read(path, lock.Lock, "locked recipe")
+    content = recipes.read(path)
+    if isinstance(content, config.Recipe):
+        return make(content, read_start(start))
+    locked = content.lock if isinstance(content, invites.Invite) else content
     return locked, read_initial(path.with_suffix(".safetensors"), locked)
-
-
-def read_toml(path: Path) -> config.Recipe:
-    """The recipe of a TOML file, or of an experiment's.
-
-    Raises:
-        ConfigError: with all faults at once.
-    """
-    values = config.read_toml(path)
-    inner = values.get("recipe")
-    return config.parse(config.Recipe, inner if isinstance(inner, dict) else values, str(path))
 
 
 def read_start(path: Path | None) -> state.AdapterState | None:
@@ -59,7 +49,9 @@ def read_start(path: Path | None) -> state.AdapterState | None:
     return None if path is None else checkpoint.read(path)[0]
 
 
-def make(recipe: config.Recipe, start: state.AdapterState | None = None) -> tuple[lock.Lock, state.AdapterState]:
+def make(
+    recipe: config.Recipe, start: state.AdapterState | None = None
+) -> tuple[lock.LockedRecipe, state.AdapterState]:
     """Lock a recipe on this machine.
 
     Args:
@@ -72,23 +64,20 @@ def make(recipe: config.Recipe, start: state.AdapterState | None = None) -> tupl
         WeightsError: if the weights are not here and the recipe does not pin them.
         MissingExtra: without torch.
     """
-    models, wrong = _models(), faults(recipe)
+    shapes, wrong = _examine(recipe)
     if recipe.start is not None and (start is None or start.fingerprint != recipe.start):
         wrong.append(f"recipe.start: give the adapter {recipe.start[:12]} with --from ADAPTER.safetensors")
-    if wrong:
+    if wrong or shapes is None:
         raise errors.ConfigError("recipe", wrong)
+    changes: dict[str, Any] = {} if start is None else {"start": start.fingerprint}
+    sha256, config_sha256 = _pin(recipe, shapes)
+    changes["backbone"] = recipe.backbone.model_copy(update={"sha256": sha256 or None})
     if start is not None:
-        recipe = recipe.model_copy(update={"start": start.fingerprint})
-    sha256, config_sha256 = _pin(recipe, models)
-    pinned = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"sha256": sha256 or None})})
-    locked, _ = models.lock(pinned, with_weights=False)
-    found = lock.of(locked).model_copy(
-        update={"backbone_config_sha256": config_sha256 or locked.backbone_config_sha256}
-    )
-    if start is None:
-        return found, locked.initial
-    _require_fit(start, found)
-    return found.model_copy(update={"initial": start.fingerprint}), start
+        _require_fit(start, shapes.manifest)
+    adapter = start or shapes.initial()
+    pinned = shapes.recipe.model_copy(update=changes)
+    parts = (shapes.manifest, adapter, sha256, shapes.backbone_parameters, config_sha256)
+    return lock.LockedRecipe.of(pinned, *parts), adapter
 
 
 def faults(recipe: config.Recipe) -> list[str]:
@@ -98,10 +87,15 @@ def faults(recipe: config.Recipe) -> list[str]:
         WeightsError: if the backbone's shape is not known on this machine.
         MissingExtra: without torch.
     """
-    return [*_models().validate(recipe), *_table_faults(recipe)]
+    return _examine(recipe)[1]
 
 
-def warn(locked: lock.Lock) -> None:
+def _examine(recipe: config.Recipe) -> tuple[Any, list[str]]:
+    shapes, wrong = _models().examine(recipe)
+    return shapes, [*wrong, *_table_faults(recipe)]
+
+
+def warn(locked: lock.LockedRecipe) -> None:
     """Log what the coordinator should know of a locked recipe before it goes out."""
     name, here = locked.recipe.backbone.name, lock.version()
     if locked.backbone_sha256 and weights.is_folder(name):
@@ -133,11 +127,9 @@ def _table_faults(recipe: config.Recipe) -> list[str]:
     return found + rules.faults(recipe)
 
 
-def _pin(recipe: config.Recipe, models: Any) -> tuple[str, str]:
+def _pin(recipe: config.Recipe, shapes: Any) -> tuple[str, str]:
     """sha256 of the weights and of their settings; empty where they are made from the seed."""
-    from fedvfm.backbones import table, weights
-
-    if not table.loader(recipe.backbone)(recipe.backbone, with_weights=False).pretrained:
+    if not shapes.backbone.pretrained:
         return "", ""
     try:
         found = weights.locate(recipe.backbone, download=False)
@@ -154,7 +146,7 @@ def _pin(recipe: config.Recipe, models: Any) -> tuple[str, str]:
     return found.sha256, found.config_sha256
 
 
-def read_initial(path: Path, locked: lock.Lock) -> state.AdapterState | None:
+def read_initial(path: Path, locked: lock.LockedRecipe) -> state.AdapterState | None:
     """The adapter of round 0 beside a locked recipe, or None if there is no such file.
 
     Raises:
@@ -163,24 +155,24 @@ def read_initial(path: Path, locked: lock.Lock) -> state.AdapterState | None:
     if not path.exists():
         return None
     adapter, _, _ = checkpoint.read(path)
-    if adapter.fingerprint != locked.initial or not _fits(adapter, locked):
+    if adapter.fingerprint != locked.initial or not _fits(adapter, locked.manifest):
         raise errors.CheckpointError(f"{path}: is not the initial adapter of recipe {locked.hash[:12]}. Lock it again")
     return adapter
 
 
-def _fits(adapter: state.AdapterState, locked: lock.Lock) -> bool:
-    return {name: a.shape for name, a in adapter.items()} == {spec.name: spec.shape for spec in locked.rows}
+def _fits(adapter: state.AdapterState, manifest: state.Manifest) -> bool:
+    return {name: a.shape for name, a in adapter.items()} == {spec.name: spec.shape for spec in manifest}
 
 
-def _require_fit(start: state.AdapterState, locked: lock.Lock) -> None:
-    if not _fits(start, locked):
+def _require_fit(start: state.AdapterState, manifest: state.Manifest) -> None:
+    if not _fits(start, manifest):
         raise errors.CheckpointError(
             f"the adapter to start from has {len(start)} arrays and {start.parameters:,} numbers, the recipe trains "
-            f"{len(locked.rows)} and {locked.rows.parameters:,}, or their shapes differ. Same backbone, kind and rank?"
+            f"{len(manifest)} and {manifest.parameters:,}, or their shapes differ. Same backbone, kind and rank?"
         )
 
 
-def write(path: Path, locked: lock.Lock, initial: state.AdapterState) -> tuple[Path, Path]:
+def write(path: Path, locked: lock.LockedRecipe, initial: state.AdapterState) -> tuple[Path, Path]:
     """Write ``NAME.json`` and, beside it, the initial adapter; neither may exist.
 
     Raises:

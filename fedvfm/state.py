@@ -6,17 +6,23 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fedvfm import errors
 
 Array = NDArray[np.float32]
 
 ROLES = ("A", "B", "dense")
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=200, strict=True)]
+_Side = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +37,19 @@ class ArraySpec:
         pair: the name both factors of a pair share (``block.03.q``), else empty.
         scale: alpha / rank of the pair, 1 for dense arrays.
         dtype: always ``"float32"`` on the wire.
+
+    The bounds of each field are those of a file; see :class:`fedvfm.trust.lock.LockedRecipe`.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    group: str
-    role: str = "dense"
-    pair: str = ""
-    scale: float = 1.0
-    dtype: str = "float32"
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: _Name
+    shape: Annotated[tuple[_Side, ...], Field(max_length=8)]
+    group: _Name
+    role: Annotated[str, Field(pattern="^(A|B|dense)$", strict=True)] = "dense"
+    pair: Annotated[str, Field(max_length=200, strict=True)] = ""
+    scale: Annotated[float, Field(strict=True)] = 1.0
+    dtype: Annotated[str, Field(pattern="^float32$", strict=True)] = "float32"
 
     @property
     def size(self) -> int:
@@ -48,15 +58,7 @@ class ArraySpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "group": self.group,
-            "role": self.role,
-            "pair": self.pair,
-            "scale": self.scale,
-            "dtype": self.dtype,
-        }
+        return {**asdict(self), "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -82,25 +84,6 @@ class Manifest:
                     f"manifest: array '{spec.name}' has role {spec.role!r}, dtype {spec.dtype!r}"
                 )
         return Manifest(ordered)
-
-    @staticmethod
-    def from_json(rows: Iterable[Mapping[str, Any]]) -> Manifest:
-        """The inverse of :meth:`to_json`."""
-        try:
-            return Manifest.of(
-                ArraySpec(
-                    name=str(row["name"]),
-                    shape=tuple(int(n) for n in row["shape"]),
-                    group=str(row["group"]),
-                    role=str(row["role"]),
-                    pair=str(row["pair"]),
-                    scale=float(row["scale"]),
-                    dtype=str(row["dtype"]),
-                )
-                for row in rows
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise errors.ProtocolError(f"manifest: a row is not of the known form ({type(error).__name__})") from None
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain values for JSON."""

@@ -157,7 +157,7 @@ VALUES: dict[str, Any] = {
 
 def test_unregistered_names_are_all_named_at_once() -> None:
     with pytest.raises(errors.ConfigError) as caught:
-        experiment.parse(VALUES, "experiment")
+        experiment.examine(experiment.parse(VALUES, "experiment"))
     text = str(caught.value)
     for name in ("my-patches", "last-layer", "smoothed", "half-mean", "my-squares", "twice"):
         assert f"'{name}'" in text
@@ -165,10 +165,10 @@ def test_unregistered_names_are_all_named_at_once() -> None:
 
 def test_registered_names_are_valid() -> None:
     register_all()
-    assert experiment.validate(experiment.parse(VALUES, "experiment")) == []
+    assert experiment.examine(experiment.parse(VALUES, "experiment")).device == "meta"
     wrong = {**VALUES, "recipe": {**VALUES["recipe"], "data": {**VALUES["recipe"]["data"], "input_size": [18, 16]}}}
     with pytest.raises(errors.ConfigError, match="sides must be multiples of 4"):
-        experiment.parse(wrong, "experiment")
+        experiment.examine(experiment.parse(wrong, "experiment"))
 
 
 def test_registering_returns_the_thing_and_guards_names() -> None:
@@ -184,13 +184,14 @@ def test_registering_returns_the_thing_and_guards_names() -> None:
 def test_an_own_backbone_and_adapter_make_a_model() -> None:
     register_all()
     recipe = experiment.parse(VALUES, "experiment").recipe
-    locked, model = models.lock(recipe)
-    meta, _ = models.lock(recipe, with_weights=False)
+    model = models.AdaptedModel(recipe)
+    locked = model.locked()
+    meta = models.AdaptedModel(recipe, with_weights=False).locked()
     assert locked.manifest == meta.manifest
-    assert locked.initial == meta.initial
+    assert locked.adapter == meta.adapter
     assert {spec.group for spec in model.manifest} == {"last", "head"}
-    model.write(locked.initial)
-    assert model.read() == locked.initial
+    model.write(locked.adapter)
+    assert model.read() == locked.adapter
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 2)
     assert model.frozen_blocks == 0
 

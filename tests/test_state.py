@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -132,25 +133,15 @@ def test_a_manifest_is_sorted_and_counts() -> None:
     assert state.Manifest.of(reversed(rows())) == manifest
 
 
-def test_manifest_round_trip_through_json() -> None:
-    import json
-
-    manifest = state.Manifest.of(rows())
-    again = state.Manifest.from_json(json.loads(json.dumps(manifest.to_json())))
-    assert again == manifest
-    assert again.fingerprint == manifest.fingerprint
-
-
 @pytest.mark.parametrize(
     "change",
-    [{"name": "x"}, {"shape": [4, 2]}, {"group": "x"}, {"role": "dense"}, {"pair": "block.00.k"}, {"scale": 1.0}],
+    [{"name": "x"}, {"shape": (4, 2)}, {"group": "x"}, {"role": "dense"}, {"pair": "block.00.k"}, {"scale": 1.0}],
     ids=lambda change: next(iter(change)),
 )
 def test_every_field_is_in_the_manifests_fingerprint(change: dict[str, Any]) -> None:
     manifest = state.Manifest.of(rows())
-    table = manifest.to_json()
-    table[0] = {**table[0], **change}
-    assert state.Manifest.from_json(table).fingerprint != manifest.fingerprint
+    first, *others = manifest
+    assert state.Manifest((dataclasses.replace(first, **change), *others)).fingerprint != manifest.fingerprint
 
 
 def test_the_manifests_fingerprint_is_a_promise() -> None:
@@ -158,22 +149,11 @@ def test_the_manifests_fingerprint_is_a_promise() -> None:
     assert state.Manifest.of(rows()).fingerprint == "8992bb5c2295651fb46a33988d2f15975b64b4d8c62d4f73547bcf67f564bfb9"
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        lambda r: [*r, r[0]],
-        lambda r: [{**r[0], "role": "C"}],
-        lambda r: [{**r[0], "dtype": "float16"}],
-        lambda r: [{key: value for key, value in r[0].items() if key != "shape"}],
-        lambda r: [{**r[0], "shape": 3}],
-        lambda r: [{**r[0], "scale": "big"}],
-        lambda r: ["block"],
-        lambda r: 7,
-    ],
-)
+@pytest.mark.parametrize("bad", [{}, {"name": "x", "role": "C"}, {"name": "x", "dtype": "float16"}])
 def test_a_bad_manifest_is_a_protocol_error(bad: Any) -> None:
+    first = rows()[0]
     with pytest.raises(errors.ProtocolError, match="manifest"):
-        state.Manifest.from_json(bad(state.Manifest.of(rows()).to_json()))
+        state.Manifest.of([first, dataclasses.replace(first, **bad)])
 
 
 def test_state_needs_no_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedvfm import config as configs
 from fedvfm import errors, processes
@@ -11,6 +12,10 @@ from fedvfm.client import joining, own, policy, split_note, weights
 from fedvfm.diagnosis import channel, machine, row
 from fedvfm.trust import keys
 from fedvfm.trust import lock as locks
+
+if TYPE_CHECKING:
+    from fedvfm.client import privacy_here as privacies
+    from fedvfm.data import sample as samples
 
 RUN = "run"
 CHILDREN = ("supernode", "executor")
@@ -28,7 +33,7 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
         limit: of samples to look at, 0 for all.
     """
     try:
-        site = own.read(settings).site
+        site = own.read_site(settings)
     except errors.ConfigError as error:
         return [row.blocker("state", str(error), f"mend {settings}")]
     try:
@@ -44,14 +49,13 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
     rows += row.caught("disk", lambda: [machine.disk(folder, _need(approved))])
     rows += row.caught("versions", lambda: machine.versions({f"recipe {r.hash[:12]}": r.version for r in approved}))
     rows += row.caught("approval", lambda: [_approval(where, approved)])
-    rows += [_policy(site, recipe, settings) for recipe in approved]
-    rows += [one for recipe in approved for one in _split(where, site, recipe, settings)]
+    listed, about_data = _data(settings, site, approved, limit) if data else (None, [])
     for recipe in approved:
-        rows += row.caught("privacy", lambda recipe=recipe: _privacy(site, recipe, settings))  # type: ignore[misc]
+        rows += _recipe(where, site, recipe, settings, listed if recipe is approved[-1] else None)
     rows += row.caught("device", lambda: _device(site, approved))
     rows += [_backbone(recipe) for recipe in approved]
     rows.append(machine.alive(children(where)))
-    return rows + (_data(settings, where, approved, limit) if data else [])
+    return rows + about_data
 
 
 def children(where: joining.State) -> dict[str, int | None]:
@@ -78,12 +82,12 @@ def _key(where: joining.State) -> list[row.Row]:
     return []
 
 
-def _need(approved: Sequence[locks.Lock]) -> int:
+def _need(approved: Sequence[locks.LockedRecipe]) -> int:
     """Every update that was sent is kept until its run is over, so that none is trained twice."""
-    return BASE_BYTES + sum(4 * spec.size * (one.recipe.rounds + 2) for one in approved for spec in one.rows)
+    return BASE_BYTES + sum(4 * spec.size * (one.recipe.rounds + 2) for one in approved for spec in one.manifest)
 
 
-def _approval(where: joining.State, approved: Sequence[locks.Lock]) -> row.Row:
+def _approval(where: joining.State, approved: Sequence[locks.LockedRecipe]) -> row.Row:
     waiting = [one for one in where.seen() if one not in {each.hash for each in approved}]
     if waiting:
         shown = ", ".join(one[:12] for one in waiting)
@@ -94,14 +98,27 @@ def _approval(where: joining.State, approved: Sequence[locks.Lock]) -> row.Row:
     return row.ok("approval", "approved: recipe " + ", ".join(one.hash[:12] for one in approved))
 
 
-def _policy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> row.Row:
+def _recipe(
+    where: joining.State,
+    site: configs.SiteConfig,
+    recipe: locks.LockedRecipe,
+    settings: Path,
+    listed: samples.Source | None,
+) -> list[row.Row]:
+    """What the site's policy, split and budget say of an approved recipe; ``listed`` is the data, where it is known."""
     from fedvfm.client import privacy_here
 
+    judged, uncounted = privacy_here.Judged(recipe.recipe, site.policy, policy.Facts.of(recipe)), None
     try:
-        facts = privacy_here.facts(recipe, settings)
-    except errors.FedvfmError:  # the row on the data says why it cannot be counted
-        facts = policy.Facts.of(recipe)
-    verdicts = policy.check(site.policy, facts)
+        judged = privacy_here.judge(recipe, site, listed=listed, examined=listed is not None)
+    except errors.FedvfmError as error:
+        uncounted = error
+    charged = row.caught("privacy", lambda: _privacy(site, judged, uncounted, settings))
+    return [_policy(recipe, judged), *_split(where, site, recipe, settings), *charged]
+
+
+def _policy(recipe: locks.LockedRecipe, judged: privacies.Judged) -> row.Row:
+    verdicts = judged.verdicts or ()
     wrong = [f"{one.rule} (asked {one.asked}; allowed {one.allowed})" for one in verdicts if not one.accepted]
     if wrong:
         remedy = f"fedvfm client review {recipe.hash[:12]} --print-policy shows the [policy] that accepts it"
@@ -110,7 +127,7 @@ def _policy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> row
     return row.ok("policy", f"accepts recipe {recipe.hash[:12]}")
 
 
-def _split(where: joining.State, site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> list[row.Row]:
+def _split(where: joining.State, site: configs.SiteConfig, recipe: locks.LockedRecipe, settings: Path) -> list[row.Row]:
     """Whether a recipe that began here is split as it was."""
     try:
         split_note.require(where, split_note.of(recipe.hash, site))
@@ -120,17 +137,21 @@ def _split(where: joining.State, site: configs.SiteConfig, recipe: locks.Lock, s
     return []
 
 
-def _privacy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> list[row.Row]:
+def _privacy(
+    site: configs.SiteConfig, judged: privacies.Judged, uncounted: errors.FedvfmError | None, settings: Path
+) -> list[row.Row]:
     """Whether the rounds of a recipe with a mechanism can be charged, and what they come to here."""
     from fedvfm.client import privacy_here, spending
 
     try:
-        budget = spending.require(recipe.recipe, site.privacy)
+        budget = spending.require(judged.recipe, site.privacy)
     except errors.PolicyRefused as refusal:
         return [row.blocker("privacy", refusal.detail, f"mend [privacy] of {settings}, or withdraw the approval")]
     if budget is None:
         return []
-    found = privacy_here.here(recipe, settings)
+    if uncounted is not None:
+        raise uncounted
+    found = judged.here
     if found is None:
         return [row.blocker("privacy", "there is no training image to draw from", f"fedvfm data check {settings}")]
     told = "; ".join(privacy_here.words(found))
@@ -141,7 +162,7 @@ def _privacy(site: configs.SiteConfig, recipe: locks.Lock, settings: Path) -> li
     return [row.ok("privacy", told)]
 
 
-def _device(site: configs.SiteConfig, approved: Sequence[locks.Lock]) -> list[row.Row]:
+def _device(site: configs.SiteConfig, approved: Sequence[locks.LockedRecipe]) -> list[row.Row]:
     """Device and memory, and what each way of asking for a precision comes to here."""
     from fedvfm.client import precision
     from fedvfm.client.readiness import machine as computing  # torch takes its time
@@ -155,7 +176,7 @@ def _device(site: configs.SiteConfig, approved: Sequence[locks.Lock]) -> list[ro
     return rows + [row.ok("precision", f"{way}: {precision.words(way, found.device)}") for way in ways]
 
 
-def _backbone(recipe: locks.Lock) -> row.Row:
+def _backbone(recipe: locks.LockedRecipe) -> row.Row:
     name, fault = recipe.recipe.backbone.name, weights.fault(recipe)
     if fault is not None:
         return row.blocker("backbone", fault.problem, fault.remedy)
@@ -164,15 +185,17 @@ def _backbone(recipe: locks.Lock) -> row.Row:
     return row.ok("backbone", f"'{name}', sha256 {recipe.backbone_sha256[:12]} as the recipe pins")
 
 
-def _data(settings: Path, where: joining.State, approved: Sequence[locks.Lock], limit: int) -> list[row.Row]:
-    """What ``fedvfm data check`` finds, in a line each; its own page says more."""
-    from fedvfm.client.readiness import check
+def _data(
+    settings: Path, site: configs.SiteConfig, approved: Sequence[locks.LockedRecipe], limit: int
+) -> tuple[samples.Source | None, list[row.Row]]:
+    """What ``fedvfm data check`` finds, in a line each; its own page says more. And the data, where it is whole."""
+    from fedvfm.client.readiness import check, offline
 
-    recipe = where.recipe_path(approved[-1].hash) if approved else None
     try:
-        made = check.check(settings, recipe=recipe, limit=limit)
+        with offline.closed():
+            made = check.check(own.read(site, approved[-1].recipe if approved else None), limit=limit)
     except errors.FedvfmError as error:
-        return [row.blocker("data", str(error), f"fedvfm data check {settings}")]
+        return None, [row.blocker("data", str(error), f"fedvfm data check {settings}")]
     severity = {"blocker": row.BLOCKER, "warning": row.WARNING}
     rows = [
         row.Row("data", severity[one.severity], f"{one.code}: {one.problem}", one.remedy)
@@ -180,4 +203,4 @@ def _data(settings: Path, where: joining.State, approved: Sequence[locks.Lock], 
         if one.severity in severity
     ]
     number = 0 if made.seen is None else len(made.seen.samples)
-    return rows or [row.ok("data", f"{number:,} samples, no blocker and no warning")]
+    return made.listed, rows or [row.ok("data", f"{number:,} samples, no blocker and no warning")]

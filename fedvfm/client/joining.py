@@ -97,7 +97,7 @@ class State:
         """Hashes of the recipes this site was asked to take part in."""
         return sorted(path.stem for path in (self.folder / "recipes").glob("*.json"))
 
-    def find(self, asked: str) -> lock.Lock:
+    def find(self, asked: str) -> lock.LockedRecipe:
         """A seen recipe by its hash, or the first twelve letters or more of it.
 
         Raises:
@@ -109,12 +109,12 @@ class State:
             raise errors.TrustError(
                 f"recipe '{documents.shown(asked)[:80]}': is not one this site was asked to take part in: {known}"
             )
-        locked = documents.read(self.recipe_path(found[0]), lock.Lock, "locked recipe")
+        locked = documents.read(self.recipe_path(found[0]), lock.LockedRecipe, "locked recipe")
         if locked.hash != found[0]:
             raise errors.TrustError(f"{self.recipe_path(found[0])}: holds another recipe than its name says")
         return locked
 
-    def remember(self, locked: lock.Lock) -> bool:
+    def remember(self, locked: lock.LockedRecipe) -> bool:
         """Keep a recipe that arrived, so that a person can review it; whether it is new here.
 
         Raises:
@@ -213,7 +213,7 @@ def join(folder: Path, invite: invites.Invite, approved: str, person: str | None
     return made
 
 
-def approve(where: State, locked: lock.Lock, person: str | None = None) -> dict[str, str]:
+def approve(where: State, locked: lock.LockedRecipe, person: str | None = None) -> dict[str, str]:
     """Record that a person here approved a recipe."""
     line = where.approvals.approve(locked.hash, person)
     where.audit.record("decided", kind="approval", recipe=locked.hash, verdict="approved")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fedvfm import config as configs
 from fedvfm import errors, factors, registry, seeding, state
-from fedvfm import recipe as recipes
 from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
@@ -22,12 +21,22 @@ from fedvfm.privacy import gradients
 from fedvfm.privacy import table as mechanisms
 from fedvfm.tasks import base as tasks
 from fedvfm.tasks import table as task_table
+from fedvfm.trust import lock as locks
 
 
 def validate(recipe: configs.Recipe) -> list[str]:
-    """Faults of names and per-kind parameters that need no data, one sentence a fault.
+    """Faults of names and per-kind parameters that need no data, one sentence a fault; see :func:`examine`."""
+    return examine(recipe)[1]
 
-    The model is built on the meta device, so neither weights nor network are needed.
+
+def examine(recipe: configs.Recipe) -> tuple[AdaptedModel | None, list[str]]:
+    """The recipe's model on the meta device, and the faults of names and parameters for which there is none.
+
+    Needs neither weights nor network, nor data. Only the whole model tells whether one image's, or patient's, part can
+    be bounded: a backbone, an adapter kind or a head may bring layers that tie images together.
+
+    Raises:
+        WeightsError: if the backbone's shapes are not known on this machine.
     """
     faults = _option_faults(recipe) + mechanisms.faults(recipe)
     for table, name, where in (
@@ -57,24 +66,12 @@ def validate(recipe: configs.Recipe) -> list[str]:
         if recipe.adapter.kind in adapter_table.TABLE:
             faults.extend(adapter_table.TABLE.get(recipe.adapter.kind)().faults(recipe.adapter, backbone))
     faults += _factor_faults(recipe)
-    return faults or mixing_faults(recipe)
-
-
-def mixing_faults(recipe: configs.Recipe) -> list[str]:
-    """Why one image's, or patient's, part cannot be bounded in the model of a recipe whose mechanism needs that.
-
-    Only the whole model tells: a backbone, an adapter kind or a head may bring layers that tie images together. It is
-    built on the meta device; where its shapes are not here nothing is known, and whoever trains it is told so.
-    """
-    if not _bounds_units(recipe):
-        return []
+    if faults or backbone is None:
+        return None, faults
     try:
-        AdaptedModel(recipe, with_weights=False)
-    except errors.WeightsError:
-        return []
+        return AdaptedModel(recipe, with_weights=False, backbone=backbone), []
     except errors.ConfigError as error:
-        return list(error.faults)
-    return []
+        return None, list(error.faults)
 
 
 def _bounds_units(recipe: configs.Recipe) -> bool:
@@ -174,13 +171,21 @@ class AdaptedModel(nn.Module):
         recipe: the resolved recipe.
         with_weights: False builds shapes only, on the meta device.
         device: where to compute.
+        backbone: already built, and in no other model; left out, it is loaded.
 
     Attributes:
         precision: "float32" or "bfloat16": what it computes in, as recipe and machine allow.
         recipe_hash: of the recipe that the adapter was trained with: the backbone may lie elsewhere since.
     """
 
-    def __init__(self, recipe: configs.Recipe, *, with_weights: bool = True, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        recipe: configs.Recipe,
+        *,
+        with_weights: bool = True,
+        device: str = "cpu",
+        backbone: backbones.Backbone | None = None,
+    ) -> None:
         super().__init__()
         # Whoever gets here past every check still trains nothing without the privacy that the recipe asks for.
         mechanisms.require(recipe)
@@ -192,7 +197,9 @@ class AdaptedModel(nn.Module):
             # What a backbone from scratch does not train must be the same at every site; nobody uses the other first
             # values.
             torch.manual_seed(seeding.torch_seed(recipe.seed, "initial", "backbone"))
-            self.backbone: backbones.Backbone = load(recipe.backbone, with_weights=with_weights, device=device)
+            if backbone is None:
+                backbone = load(recipe.backbone, with_weights=with_weights, device=device)
+            self.backbone: backbones.Backbone = backbone
             self.backbone_parameters = self.backbone.parameters_total()
             self.recipe = recipe = resolve(recipe, self.backbone)
             self.recipe_hash = recipe.hash
@@ -361,19 +368,8 @@ class AdaptedModel(nn.Module):
         with self._computing():
             return self.backbone.prefix(pixels, self.frozen_blocks, self.taps)
 
-
-def lock(
-    recipe: configs.Recipe, *, with_weights: bool = True, device: str = "cpu"
-) -> tuple[recipes.LockedRecipe, AdaptedModel]:
-    """Build the model of a recipe and lock the recipe to its manifest, initial adapter and backbone sha256."""
-    model = AdaptedModel(recipe, with_weights=with_weights, device=device)
-    initial = model.initial()
-    locked = recipes.LockedRecipe(
-        model.recipe,
-        model.manifest,
-        initial,
-        model.backbone.sha256,
-        model.backbone_parameters,
-        model.backbone.config_sha256,
-    )
-    return locked, model
+    def locked(self) -> locks.LockedRecipe:
+        """The recipe, locked to this model's manifest, initial adapter and backbone."""
+        backbone = self.backbone
+        parts = (self.manifest, self.initial(), backbone.sha256, self.backbone_parameters, backbone.config_sha256)
+        return locks.LockedRecipe.of(self.recipe, *parts)

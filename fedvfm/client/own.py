@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fedvfm import config as configs
 from fedvfm import errors, privacy_config, seeding
@@ -14,7 +15,10 @@ from fedvfm.data import sample as samples
 from fedvfm.data import splits as splitting
 from fedvfm.data.sources import table as sources
 from fedvfm.privacy import records
-from fedvfm.trust import invites
+from fedvfm.trust import recipes
+
+if TYPE_CHECKING:
+    from fedvfm.client import model as models
 
 TEST_SHARE_NEEDED = (
     "Before the first round raise split.test_share (0.25 where it is left out), or give the table a column 'split'; "
@@ -30,21 +34,33 @@ class Own:
     Attributes:
         site: its file, with absolute paths.
         recipe: the recipe, or None where none was given.
+        shapes: its model on the meta device.
     """
 
     site: configs.SiteConfig
-    recipe: configs.Recipe | None
+    recipe: configs.Recipe | None = None
+    shapes: models.AdaptedModel | None = None
 
 
-def read(path: Path, recipe: Path | None = None) -> Own:
-    """Read a site's file and the recipe it names; ``recipe`` is taken in place of that one.
+def read(settings: Path | configs.SiteConfig, recipe: Path | configs.Recipe | None = None) -> Own:
+    """A site's settings and the recipe they name, if it can be trained with here; ``recipe`` is taken in its place.
 
     Raises:
-        ConfigError: listing every fault of either file.
+        ConfigError: listing every fault of form, names and parameters of either file.
+        TrustError: if a locked recipe or an invite is not of its form.
+        WeightsError: if the backbone's shapes are not known on this machine.
     """
-    site = read_site(path)
-    chosen = recipe or (None if site.recipe is None else beside(path, site.recipe))
-    return Own(site, None if chosen is None else read_recipe(chosen))
+    site = read_site(settings) if isinstance(settings, Path) else settings
+    asked = recipe or (None if site.recipe is None else Path(site.recipe))
+    if asked is None:
+        return Own(site)
+    chosen = recipes.written(asked) if isinstance(asked, Path) else asked
+    from fedvfm.client import model as models  # torch is loaded only once the file has its form
+
+    shapes, faults = models.examine(chosen)
+    if faults:
+        raise errors.ConfigError(str(asked) if isinstance(asked, Path) else "recipe", faults)
+    return Own(site, chosen, shapes)
 
 
 def read_site(path: Path) -> configs.SiteConfig:
@@ -53,53 +69,55 @@ def read_site(path: Path) -> configs.SiteConfig:
     Raises:
         ConfigError: listing every fault.
     """
-    site = configs.parse(configs.SiteConfig, configs.read_toml(path), str(path))
+    return parse_site(configs.read_toml(path), path)
+
+
+def read_policy(path: Path) -> configs.SiteConfig | configs.PolicyConfig:
+    """A site's file, or the policy of one that holds nothing else.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    values = configs.read_toml(path)
+    if set(values) - {"policy"}:
+        return parse_site(values, path)
+    table = values.get("policy", {})
+    if not isinstance(table, dict):
+        raise errors.ConfigError(str(path), ["policy: must be a table: [policy]"])
+    return configs.parse(configs.PolicyConfig, table, f"{path}, [policy]")
+
+
+def parse_site(values: Mapping[str, Any], path: Path) -> configs.SiteConfig:
+    """The tables of a site's file, checked; paths are seen from the file's folder and made absolute.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    site = configs.parse(configs.SiteConfig, values, str(path))
     name = site.data.source.partition(":")[0]
     if name not in sources.TABLE:
         raise errors.ConfigError(str(path), [f"data.source: {sources.TABLE.fault(name)}"])
+
+    def beside(other: str) -> str:
+        return str(path.absolute().parent / Path(other).expanduser())
+
     data, budget = site.data, site.privacy
     if data.path is not None:
-        data = data.model_copy(update={"path": str(beside(path, data.path))})
+        data = data.model_copy(update={"path": beside(data.path)})
     if budget is not None:
-        budget = budget.model_copy(update={"ledger": str(beside(path, budget.ledger))})
-    return site.model_copy(update={"data": data, "privacy": budget})
+        budget = budget.model_copy(update={"ledger": beside(budget.ledger)})
+    recipe = None if site.recipe is None else beside(site.recipe)
+    return site.model_copy(update={"data": data, "privacy": budget, "recipe": recipe})
 
 
-def beside(file: Path, path: str) -> Path:
-    """A path as seen from the folder of ``file``."""
-    return file.absolute().parent / Path(path).expanduser()
-
-
-def written(path: Path) -> configs.Recipe:
-    """A recipe from its own file, from the table ``[recipe]`` of an experiment, or as it was locked or sent (.json).
-
-    As it is written: it may not be one that can be trained with here.
+def require_name(site: configs.SiteConfig, joined: str, path: Path) -> None:
+    """Check that a site's file is of the site that joined.
 
     Raises:
-        ConfigError: listing every fault of form.
-        TrustError: if a locked recipe or an invite is not of its form.
+        ConfigError: if it names another.
     """
-    if path.suffix == ".json":
-        return invites.read_lock(path).recipe
-    values = configs.read_toml(path)
-    inner = values.get("recipe")
-    return configs.parse(configs.Recipe, inner if isinstance(inner, dict) else values, str(path))
-
-
-def read_recipe(path: Path) -> configs.Recipe:
-    """:func:`written`, and it can be trained with here.
-
-    Raises:
-        ConfigError: listing every fault of form and names.
-        TrustError: if a locked recipe is not of its form.
-    """
-    recipe = written(path)
-    from fedvfm.client import model as models  # torch is loaded only once the file has its form
-
-    faults = models.validate(recipe)
-    if faults:
-        raise errors.ConfigError(str(path), faults)
-    return recipe
+    if site.name != joined:
+        raise errors.ConfigError(str(path), [f"name = '{site.name}': this site joined as '{joined}'"])
 
 
 @dataclass(frozen=True)
@@ -171,8 +189,15 @@ def require_no_skipping(site: configs.SiteConfig, recipe: configs.Recipe | None)
         )
 
 
-def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hospital:
+def hospital(
+    site: configs.SiteConfig, recipe: configs.Recipe, listed: samples.Source | None = None
+) -> hospitals.Hospital:
     """The site's own samples as a recipe takes them: listed and split, no image read.
+
+    Args:
+        site: the site's file.
+        recipe: whose classes, task and data contract the data must fit.
+        listed: the site's data as the recipe asks for it, where it was listed before.
 
     Raises:
         ConfigError: if recipe and data do not go together.
@@ -180,7 +205,7 @@ def hospital(site: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hosp
             leaves nothing to train or test on.
     """
     require_no_skipping(site, recipe)
-    raw = sources.make(site.data, recipe.data)
+    raw = sources.make(site.data, recipe.data) if listed is None else listed
     source = labels.mapped(raw, site.labels, recipe.data.class_names)
     faults = labels.faults(recipe, source.info)
     if faults:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvfm import audit, config, errors, factors, metrics, privacy_config
@@ -47,7 +46,7 @@ class Facts:
     epsilon: float | None = None
 
     @staticmethod
-    def of(locked: lock.Lock, units: int | None = None) -> Facts:
+    def of(locked: lock.LockedRecipe, units: int | None = None) -> Facts:
         """The facts of a locked recipe as it says them itself.
 
         Args:
@@ -57,7 +56,7 @@ class Facts:
         """
         from fedvfm.privacy import planner  # SciPy only where a policy judges
 
-        privacy, trainable = locked.recipe.privacy, factors.most(locked.rows, locked.recipe.adapter.factors)
+        privacy, trainable = locked.recipe.privacy, factors.most(locked.manifest, locked.recipe.adapter.factors)
         epsilon = privacy.epsilon if units is None else planner.run_epsilon(locked.recipe, units)
         return Facts(locked.recipe, locked.backbone_sha256, trainable, privacy.mechanism, epsilon)
 
@@ -233,21 +232,6 @@ def release(
     enough = samples >= policy.min_samples
     free = {name: value for name, value in values.items() if enough and _may_leave(policy, name)}
     return free, tuple(sorted(set(values) - set(free)))
-
-
-def read(path: Path) -> config.PolicyConfig:
-    """The policy of a site's file, which may hold nothing else.
-
-    Raises:
-        ConfigError: with all faults of the file.
-    """
-    values = config.read_toml(path)
-    if set(values) - {"policy"}:
-        return config.parse(config.SiteConfig, values, str(path)).policy
-    table = values.get("policy", {})
-    if not isinstance(table, dict):
-        raise errors.ConfigError(str(path), ["policy: must be a table: [policy]"])
-    return config.parse(config.PolicyConfig, table, f"{path}, [policy]")
 
 
 def accepting(facts: Facts) -> str:

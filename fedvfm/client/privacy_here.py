@@ -13,6 +13,8 @@ from fedvfm import errors, privacy_config, storage
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
 from fedvfm.client import joining, own, policy, spending
+from fedvfm.data import hospitals
+from fedvfm.data import sample as samples
 from fedvfm.privacy import accountant, base, ledger, lines, planner, rounds, summary
 from fedvfm.privacy import spending as spendings
 from fedvfm.trust import lock as locks
@@ -159,39 +161,68 @@ def _shown(value: float | None) -> str:
     return "infinity" if value is None else ledger.shown(value)
 
 
-def here(locked: locks.Lock, settings: Path | None) -> Here | None:
-    """:func:`look` for a recipe at a person's hand; None where there is no mechanism or the data is not known.
+@dataclass(frozen=True)
+class Judged:
+    """A recipe at a site whose people look at it; the site's data was listed at most once.
+
+    Attributes:
+        recipe: the recipe.
+        rules: the site's policy; None where no file was given.
+        facts: what the policy judges, with the epsilon that the recipe comes to on this site's own data.
+        hospital: the site's data; None where the recipe has no mechanism or the data is not known.
+        budget: the site's ``[privacy]``.
+    """
+
+    recipe: configs.Recipe
+    rules: configs.PolicyConfig | None
+    facts: policy.Facts
+    hospital: hospitals.Hospital | None = None
+    budget: privacy_config.Budget | None = None
+
+    @property
+    def verdicts(self) -> list[policy.Verdict] | None:
+        """Of the policy's rules; None where no file was given."""
+        return None if self.rules is None else policy.check(self.rules, self.facts)
+
+    @property
+    def here(self) -> Here | None:
+        """What the recipe's privacy comes to here; see :func:`look`."""
+        return None if self.hospital is None else look(self.recipe, self.hospital, self.budget)
+
+    def require(self) -> None:
+        """Raise PolicyRefused if the policy does not accept the recipe."""
+        if self.rules is not None:
+            policy.require(self.rules, self.facts)
+
+
+def judge(
+    locked: locks.LockedRecipe,
+    settings: configs.SiteConfig | configs.PolicyConfig | None,
+    *,
+    listed: samples.Source | None = None,
+    examined: bool = False,
+) -> Judged:
+    """What a site's policy judges of a recipe.
 
     Args:
         locked: the recipe.
-        settings: a site's file; one that holds a policy alone says nothing of data.
-
-    Raises:
-        ConfigError, DataError, LedgerError: if the file, the data or the ledger cannot be used.
-    """
-    site = _site(locked.recipe, settings)
-    return None if site is None else look(locked.recipe, own.hospital(site, locked.recipe), site.privacy)
-
-
-def facts(locked: locks.Lock, settings: Path | None) -> policy.Facts:
-    """What a policy judges, with the epsilon that the recipe comes to on this site's own data.
+        settings: the site's file, or a policy alone, which says nothing of data.
+        listed: the site's data as the recipe asks for it, where it was listed before.
+        examined: whether the recipe's model was built on this machine already.
 
     Raises:
         ConfigError, DataError: if file or data cannot be used.
     """
-    site = _site(locked.recipe, settings)
-    if site is None:
-        return policy.Facts.of(locked)
-    units = spending.counted(locked.recipe, own.hospital(site, locked.recipe), site.privacy)
-    return policy.Facts.of(locked, units or None)
-
-
-def _site(recipe: configs.Recipe, settings: Path | None) -> configs.SiteConfig | None:
-    """The site's file, where the recipe has a mechanism and the file says more than a policy."""
-    if settings is None or not spending.private(recipe) or set(configs.read_toml(settings)) <= {"policy"}:
-        return None
-    _require_apart(recipe)
-    return own.read_site(settings)
+    recipe, facts = locked.recipe, policy.Facts.of(locked)
+    if not isinstance(settings, configs.SiteConfig):
+        return Judged(recipe, settings, facts)
+    if not spending.private(recipe):
+        return Judged(recipe, settings.policy, facts)
+    if not examined:
+        _require_apart(recipe)
+    hospital = own.hospital(settings, recipe, listed)
+    units = spending.counted(recipe, hospital, settings.privacy)
+    return Judged(recipe, settings.policy, policy.Facts.of(locked, units or None), hospital, settings.privacy)
 
 
 def _require_apart(recipe: configs.Recipe) -> None:

@@ -13,6 +13,7 @@ from fedvfm.client import own
 from fedvfm.data import labels
 from fedvfm.data.sources import table as sources
 from fedvfm.privacy import accountant, ledger, lines, planner, records, rounds
+from fedvfm.trust import recipes
 
 
 def build(recipe: Path, site: Path | None, changes: Mapping[str, Any], accountants: tuple[str, ...]) -> planner.Plan:
@@ -40,7 +41,7 @@ def build(recipe: Path, site: Path | None, changes: Mapping[str, Any], accountan
 
 def _recipe(path: Path, wanted: Mapping[str, Any]) -> configs.Recipe:
     """The recipe as written: one that cannot be trained with here may be planned."""
-    found = own.written(path)
+    found = recipes.written(path)
     optimiser = found.optimiser.model_copy(update={"batch_size": wanted.get("batch", found.optimiser.batch_size)})
     return found.model_copy(update={"rounds": wanted.get("rounds", found.rounds), "optimiser": optimiser})
 
@@ -111,17 +112,13 @@ def _numbers(recipe: configs.Recipe, mechanism: str) -> dict[str, int]:
     from fedvfm.privacy import gradients
 
     plain = recipe.model_copy(update={"privacy": privacy_config.NONE})
-    faults = models.validate(plain)
-    if faults:
+    shapes, faults = models.examine(plain)
+    if faults or shapes is None:
         raise errors.ConfigError("recipe", faults)
-    try:
-        locked, model = models.lock(plain, with_weights=False)
-    except errors.WeightsError:
-        return {}
-    wrong = [] if mechanism == privacy_config.SITE_LEVEL else gradients.faults(model)
+    wrong = [] if mechanism == privacy_config.SITE_LEVEL else gradients.faults(shapes)
     if wrong:
         raise errors.ConfigError("recipe", wrong)
-    manifest = locked.manifest
+    manifest = shapes.manifest
     if not manifest.pairs():
         return {"all that trains": manifest.parameters}
     ways = sorted(factors.WAYS, key=lambda way: way != recipe.adapter.factors)

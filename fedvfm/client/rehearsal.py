@@ -15,7 +15,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from fedvfm.client import (
     gate,
     joining,
     limits,
-    own,
     policy,
     precision,
     privacy_here,
@@ -40,13 +39,15 @@ from fedvfm.client import (
     split_note,
     terms,
 )
-from fedvfm.client import model as models
 from fedvfm.client import site as sites
-from fedvfm.trust import documents, lock
+from fedvfm.data import hospitals
+from fedvfm.trust import documents
+from fedvfm.trust import lock as locks
 
 NODE = 1
 TTL_S = 12 * 3600.0
 LAYOUT = "layout"
+Build = Callable[[configs.Recipe], locks.LockedRecipe]
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,15 @@ class Rehearsal:
 class _Terms(terms.SiteTerms):
     """The site's own terms at any hour: a rehearsal is a person's doing, and nobody waits for it."""
 
-    @property
-    def config(self) -> configs.SiteConfig:
-        found = super().config
-        return found.model_copy(update={"policy": at_any_hour(found.policy)})
+    def __init__(
+        self, where: joining.State, site: configs.SiteConfig, device: str, judged: privacy_here.Judged, build: Build
+    ) -> None:
+        at_any_hour = site.policy.model_copy(update={"hours": None, "time_zone": ""})
+        super().__init__(where, site.model_copy(update={"policy": at_any_hour}), device, build)
+        self._listed = judged.hospital
 
-    @property
-    def _judged(self) -> configs.SiteConfig:
-        found = super()._judged
-        return found.model_copy(update={"policy": at_any_hour(found.policy)})
+    def _hospital(self, config: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hospital:
+        return self._listed or super()._hospital(config, recipe)
 
     @contextlib.contextmanager
     def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Reserved]:
@@ -151,16 +152,12 @@ class _Terms(terms.SiteTerms):
         super().sends(kind, task, reply)
 
 
-def at_any_hour(rules: configs.PolicyConfig) -> configs.PolicyConfig:
-    """The same policy without its hours."""
-    return rules.model_copy(update={"hours": None, "time_zone": ""})
-
-
 @dataclass
 class _Site:
-    """The site as messages meet it."""
+    """The site as messages meet it; ``initial`` is the adapter of round 0 at its rank."""
 
     gate: gate.Gate
+    initial: Callable[[], state.AdapterState]
     computed: dict[str, RecordDict] = field(default_factory=dict)
     faults: list[Exception] = field(default_factory=list)
 
@@ -180,24 +177,26 @@ class _Site:
         return flower.copy(reply), seconds
 
 
-def run(settings: Path, locked: lock.Lock, where: joining.State | None = None) -> Rehearsal:
+def run(
+    site: configs.SiteConfig,
+    locked: locks.LockedRecipe,
+    judged: privacy_here.Judged,
+    where: joining.State | None = None,
+) -> Rehearsal:
     """Rehearse a round of a recipe.
 
     Args:
-        settings: the site's own file.
+        site: the site's own file.
         locked: the recipe.
+        judged: the same under the site's policy.
         where: the state folder of a site that joined; its audit log gets one line.
 
     Raises:
         PolicyRefused: if the site's policy does not accept the recipe.
-        ConfigError: if the site's file has faults or names another site.
         DataError, WeightsError, TrainingError: as the round itself would.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    site = own.read(settings).site
-    if where is not None and site.name != where.about.site:
-        raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
-    policy.require(site.policy, privacy_here.facts(locked, settings))
+    judged.require()
     if where is not None:
         split_note.require(where, split_note.of(locked.hash, site))
     spending.require(locked.recipe, site.privacy)
@@ -205,12 +204,12 @@ def run(settings: Path, locked: lock.Lock, where: joining.State | None = None) -
     limits.apply(site.limits, device)
     beside = None if where is None else where.folder
     with tempfile.TemporaryDirectory(prefix=joining.REHEARSAL, dir=beside, ignore_cleanup_errors=True) as folder:
-        asked = _site(_throwaway(Path(folder), site.name), settings, site, locked, device)
-        replies = tuple(_round(asked, locked.recipe, site.policy))
+        asked = _site(_throwaway(Path(folder), site.name), site, locked, judged, device)
+        replies = tuple(_round(asked, locked.recipe))
     approved = None if where is None else locked.hash in where.approvals.stand()
     closed = site.policy.when is not None and policy.remaining(site.policy, audit.Usage()).seconds == 0
     computed = precision.words(locked.recipe.precision, device)
-    cost, here = (_peak_mib(), _gpu_mib(device)), privacy_here.here(locked, settings)
+    cost, here = (_peak_mib(), _gpu_mib(device)), judged.here
     found = Rehearsal(site.name, locked.hash, device, computed, approved, not closed, replies, *cost, here)
     if where is not None:
         where.audit.record("rehearsed", recipe=locked.hash, bytes=found.bytes, seconds=found.seconds)
@@ -229,17 +228,22 @@ def _throwaway(folder: Path, site: str) -> joining.State:
     return joining.State(folder, about)
 
 
-def _site(where: joining.State, settings: Path, site: configs.SiteConfig, locked: lock.Lock, device: str) -> _Site:
+def _site(
+    where: joining.State,
+    site: configs.SiteConfig,
+    locked: locks.LockedRecipe,
+    judged: privacy_here.Judged,
+    device: str,
+) -> _Site:
     where.remember(locked)
     joining.approve(where, locked)
-    mine = _Terms(where, settings, device)
+    # What this machine locked itself is what it builds.
+    mine = _Terms(where, site, device, judged, (lambda _: locked) if locked.holds_adapter else terms.built_here)
+    built = client_app.Models(threads=site.limits.threads)
     faults: list[Exception] = []
     computed: dict[str, RecordDict] = {}
     app = client_app.make_client_app(
-        mine.site,
-        client_app.Models(threads=site.limits.threads),
-        lambda at, error: faults.append(error),
-        final.Finals(where, lambda: mine.config.policy),
+        mine.site, built, lambda at, error: faults.append(error), final.Finals(where, lambda: mine.config.policy)
     )
 
     def listening(message: Message, context: Context) -> Message:
@@ -250,16 +254,17 @@ def _site(where: joining.State, settings: Path, site: configs.SiteConfig, locked
 
     door = gate.Gate(listening, sent.Sent(where.sent), mine, lambda at, error: faults.append(error))
     flower.be_server_task(1)
-    return _Site(door, computed, faults)
+    recipe = sites.at_rank(locked.recipe, site.rank, site.name)
+    return _Site(door, lambda: built.get(recipe, device).initial(), computed, faults)
 
 
-def _round(site: _Site, recipe: configs.Recipe, rules: configs.PolicyConfig) -> Iterator[Reply]:
+def _round(site: _Site, recipe: configs.Recipe) -> Iterator[Reply]:
     """Handshake, training, validation where the recipe asks for it, and the test of the final adapter."""
     first = protocol.Task(recipe)
     reply, seconds = site.ask(protocol.HANDSHAKE, first)
     yield listed("handshake, once", reply, seconds, ())
     hello = protocol.decode_hello(reply.content)
-    base = _initial(recipe, hello.rank)
+    base = site.initial()
     reply, seconds = site.ask(protocol.TRAIN, protocol.Task(recipe, 1, base))
     update = protocol.decode_update(reply.content, base)
     adapter = factors.completed(update.state, base)
@@ -279,11 +284,6 @@ def _round(site: _Site, recipe: configs.Recipe, rules: configs.PolicyConfig) -> 
 
 def _withheld(computed: Any, free: Any) -> tuple[str, ...]:
     return tuple(sorted(set(computed) - set(free)))
-
-
-def _initial(recipe: configs.Recipe, rank: int) -> state.AdapterState:
-    """The adapter of round 0 at the site's rank."""
-    return models.AdaptedModel(sites.at_rank(recipe, rank, "here"), with_weights=False).initial()
 
 
 def listed(

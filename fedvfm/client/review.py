@@ -16,7 +16,7 @@ NEVER = (
 )
 
 
-def words(locked: lock.Lock, here: Sequence[str] = ()) -> list[tuple[str, str]]:
+def words(locked: lock.LockedRecipe, here: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Heading and sentence, row by row. Foreign text is shown with its control characters escaped.
 
     Args:
@@ -55,7 +55,7 @@ def words(locked: lock.Lock, here: Sequence[str] = ()) -> list[tuple[str, str]]:
 
 
 def to_json(
-    locked: lock.Lock, verdicts: Sequence[policy.Verdict] | None, here: Mapping[str, object] | None = None
+    locked: lock.LockedRecipe, verdicts: Sequence[policy.Verdict] | None, here: Mapping[str, object] | None = None
 ) -> dict[str, object]:
     """The review for scripts; without a policy there is no verdict, without data nothing of privacy here."""
     return {
@@ -102,12 +102,12 @@ def _privacy(own: privacy_config.RecipePrivacy) -> str:
     )
 
 
-def _task(locked: lock.Lock) -> str:
+def _task(locked: lock.LockedRecipe) -> str:
     names = locked.recipe.data.class_names
     return f"{locked.recipe.task.kind} of {len(names)} classes: {', '.join(names)}"
 
 
-def _backbone(locked: lock.Lock) -> str:
+def _backbone(locked: lock.LockedRecipe) -> str:
     name = locked.recipe.backbone.name
     if not locked.backbone_sha256:
         return f"{name}, {locked.backbone_parameters:,} numbers made from the seed; no pretrained weights"
@@ -117,17 +117,17 @@ def _backbone(locked: lock.Lock) -> str:
     )
 
 
-def _trains(locked: lock.Lock) -> str:
+def _trains(locked: lock.LockedRecipe) -> str:
     sizes: Counter[str] = Counter()
-    for spec in locked.rows:
+    for spec in locked.manifest:
         sizes[spec.group] += spec.size
     parts = ", ".join(f"{size:,} in {group}" for group, size in sorted(sizes.items()))
     some = factors.describe(locked.recipe.adapter.factors)
-    whole = f"adapter '{locked.recipe.adapter.kind}' and head: {locked.rows.parameters:,} numbers ({parts})"
+    whole = f"adapter '{locked.recipe.adapter.kind}' and head: {locked.manifest.parameters:,} numbers ({parts})"
     return f"{whole}; {some}" if some else whole
 
 
-def _start(locked: lock.Lock) -> str:
+def _start(locked: lock.LockedRecipe) -> str:
     start = locked.recipe.start
     if start is None:
         return "the seed"
@@ -135,7 +135,7 @@ def _start(locked: lock.Lock) -> str:
     return f"what an earlier recipe trained: adapter {start}; {held}"
 
 
-def _rounds(locked: lock.Lock) -> str:
+def _rounds(locked: lock.LockedRecipe) -> str:
     recipe = locked.recipe
     passes = recipe.optimiser.local_epochs
     often = "never validated" if not recipe.evaluation.every else f"validated every {_times(recipe.evaluation.every)}"
@@ -149,15 +149,15 @@ def _times(every: int) -> str:
     return "round" if every == 1 else f"{every} rounds"
 
 
-def _contract(locked: lock.Lock) -> str:
+def _contract(locked: lock.LockedRecipe) -> str:
     data = locked.recipe.data
     height, width = data.input_size
     how = "resized to" if data.fit == "resize" else "cut into pieces of"
     return f"modality {data.modality}; {how} {height} x {width} pixels; intensity {data.intensity}"
 
 
-def _leaves(locked: lock.Lock) -> str:
-    left = factors.told(locked.rows, locked.recipe.adapter.factors)
+def _leaves(locked: lock.LockedRecipe) -> str:
+    left = factors.told(locked.manifest, locked.recipe.adapter.factors)
     if not _plain(locked.recipe):
         return f"{left}, and nothing else that is computed from training images: no loss, no count"
     return f"{left}, how many training images they come from, and the metrics below"

@@ -36,9 +36,8 @@ def start(where: joining.State, settings: Path) -> None:
         ConfigError: if the site's file has faults or names another site.
         OutputInUse: if it runs already.
     """
-    site = own.read(settings).site
-    if site.name != where.about.site:
-        raise errors.ConfigError(str(settings), [f"name = '{site.name}': this site joined as '{where.about.site}'"])
+    site = own.read_site(settings)
+    own.require_name(site, where.about.site, settings)
     with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
         _watch(where, settings, site, over)
         storage.remove_folder(where.features)
@@ -111,7 +110,7 @@ def serve(folder: Path, settings: Path, link: flower_runtime.Link) -> None:
     from fedvfm.client import devices, executor, final, gate, sent, terms, unfinished
 
     where = joining.open_state(folder)
-    site = own.read(settings).site
+    site = own.read_site(settings)
     device = devices.choose(site.device)
     limits.apply(site.limits, device)
     mine = terms.SiteTerms(where, settings, device)

@@ -19,7 +19,6 @@ from flwr.app import Context, Message, RecordDict
 
 from fedvfm import audit, chain, errors, flower, privacy_config, protocol, state, storage
 from fedvfm import config as configs
-from fedvfm import recipe as recipes
 from fedvfm.client import (
     feature_cache,
     feature_counts,
@@ -36,16 +35,17 @@ from fedvfm.client import (
 )
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
+from fedvfm.data import hospitals
 from fedvfm.trust import lock as locks
 
 LOG = logging.getLogger(__name__)
 MIB = 1 << 20
 
 
-def built_here(recipe: configs.Recipe) -> recipes.LockedRecipe:
+def built_here(recipe: configs.Recipe) -> locks.LockedRecipe:
     """What this site itself makes of a recipe: shapes alone, on the meta device."""
-    locked, _ = models.lock(recipe, with_weights=False)
-    return dataclasses.replace(locked, backbone_sha256=recipe.backbone.sha256 or "")
+    locked = models.AdaptedModel(recipe, with_weights=False).locked()
+    return locked.model_copy(update={"backbone_sha256": recipe.backbone.sha256 or ""})
 
 
 def _round(task: protocol.Task) -> int:
@@ -66,11 +66,11 @@ class HospitalTerms:
         self,
         where: joining.State,
         rules: Callable[[], configs.PolicyConfig],
-        build: Callable[[configs.Recipe], recipes.LockedRecipe] = built_here,
+        build: Callable[[configs.Recipe], locks.LockedRecipe] = built_here,
     ) -> None:
         self._where, self._rules, self._build_recipe = where, rules, build
         self._audit = where.audit
-        self._built: dict[str, locks.Lock] = {}
+        self._built: dict[str, locks.LockedRecipe] = {}
         self._started = 0.0
         self._accepted = False
         self._ledger: chain.Mark | None = None
@@ -192,13 +192,13 @@ class HospitalTerms:
             self._refuse(kind, task, refusal)
             raise
 
-    def _lock(self, recipe: configs.Recipe) -> locks.Lock:
+    def _lock(self, recipe: configs.Recipe) -> locks.LockedRecipe:
         if recipe.hash not in self._built:
             made = self._build_recipe(recipe)
             if made.recipe.hash != recipe.hash:
                 # It would come to the same as an approved one under another hash, and count its rounds afresh.
                 raise errors.PolicyRefused("policy-message", "the recipe leaves values open; lock it first")
-            self._built[recipe.hash] = locks.of(made)
+            self._built[recipe.hash] = made
         return self._built[recipe.hash]
 
     def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
@@ -299,7 +299,7 @@ class SiteTerms(HospitalTerms):
 
     Args:
         where: the site's state folder.
-        settings: the site's own file.
+        settings: the site's own file; or what it says, where it is not looked at again.
         device: where to compute.
         build: as above.
     """
@@ -307,14 +307,14 @@ class SiteTerms(HospitalTerms):
     def __init__(
         self,
         where: joining.State,
-        settings: Path,
+        settings: Path | configs.SiteConfig,
         device: str,
-        build: Callable[[configs.Recipe], recipes.LockedRecipe] = built_here,
+        build: Callable[[configs.Recipe], locks.LockedRecipe] = built_here,
     ) -> None:
         super().__init__(where, lambda: self.config.policy, build)
         self._settings, self._device = settings, device
         self._counted = feature_counts.Counts()
-        self._read = ("", own.read(settings).site)
+        self._read = ("", settings) if isinstance(settings, configs.SiteConfig) else self._opened(settings)
         self._site: tuple[str, sites.Site] | None = None
         self._basis: split_note.Basis | None = None
 
@@ -325,16 +325,24 @@ class SiteTerms(HospitalTerms):
         Raises:
             ConfigError: if it has faults; then nothing is answered.
         """
-        # By its content: an editor, a copy or a restored backup may leave any time on it.
-        changed = hashlib.sha256(self._settings.read_bytes()).hexdigest()
-        if changed != self._read[0]:
-            found = own.read(self._settings).site
-            if found.name != self._where.about.site:
-                raise errors.ConfigError(
-                    str(self._settings), [f"name = '{found.name}': this site joined as '{self._where.about.site}'"]
-                )
-            self._read, self._site = (changed, found), None
+        if not isinstance(self._settings, configs.SiteConfig):
+            latest = self._opened(self._settings, self._read)
+            if latest is not self._read:
+                self._read, self._site = latest, None
         return self._read[1]
+
+    def _opened(
+        self, path: Path, known: tuple[str, configs.SiteConfig] | None = None
+    ) -> tuple[str, configs.SiteConfig]:
+        """The sha256 of the site's own file and what it says; ``known`` itself where the file is the same still."""
+        # By its content: an editor, a copy or a restored backup may leave any time on it.
+        data = path.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        if known is not None and known[0] == sha256:
+            return known
+        site = own.parse_site(configs.read_toml(path, data), path)
+        own.require_name(site, self._where.about.site, path)
+        return sha256, site
 
     def site(self, context: Context) -> sites.Site:
         """The site for the recipe that was received last."""
@@ -393,8 +401,11 @@ class SiteTerms(HospitalTerms):
         smaller = sites.at_rank(task.recipe, self._judged.rank, self._judged.name)
         return None if smaller is task.recipe else self._build_recipe(smaller).manifest
 
+    def _hospital(self, config: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hospital:
+        return own.hospital(config, recipe)
+
     def _build(self, config: configs.SiteConfig, recipe: configs.Recipe) -> sites.Site:
-        hospital = own.hospital(config, recipe)
+        hospital = self._hospital(config, recipe)
         files = feature_files.of_recipe(self._where.features, recipe.hash, config.cache_disk_mib * MIB)
         cache, budget = feature_cache.FeatureCache(config.cache_mib * MIB, files), config.privacy
         units = 0 if budget is None else budget.units or 0

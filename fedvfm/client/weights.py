@@ -31,7 +31,7 @@ class Fault:
         return documents.shown(f"{self.problem}. {self.remedy}")
 
 
-def fault(recipe: locks.Lock) -> Fault | None:
+def fault(recipe: locks.LockedRecipe) -> Fault | None:
     """What keeps this machine from computing with a recipe's backbone; None where nothing does. Downloads nothing."""
     settings = recipe.recipe.backbone
     if not recipe.backbone_sha256:
@@ -48,7 +48,7 @@ def fault(recipe: locks.Lock) -> Fault | None:
     return None
 
 
-def faults(recipes: Iterable[locks.Lock], *, fetch: bool = False) -> Sequence[Fault]:
+def faults(recipes: Iterable[locks.LockedRecipe], *, fetch: bool = False) -> Sequence[Fault]:
     """What is wrong with the weights of these recipes, each backbone once.
 
     Args:
@@ -70,6 +70,6 @@ def faults(recipes: Iterable[locks.Lock], *, fetch: bool = False) -> Sequence[Fa
     return remaining
 
 
-def approved(where: joining.State) -> list[locks.Lock]:
+def approved(where: joining.State) -> list[locks.LockedRecipe]:
     """The recipes that a person here approved, as far as their files are here."""
     return [where.find(recipe) for recipe in where.approvals.stand() if where.recipe_path(recipe).is_file()]

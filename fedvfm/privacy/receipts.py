@@ -135,7 +135,7 @@ def read(path: Path, owner: str, public_key: str = "") -> Statement:
     log = path / "audit.jsonl" if path.is_dir() else path
     if log.suffix == ".jsonl":
         return Statement(tuple(marks(audit.read(log), owner, str(log))))
-    if documents.format_of(path) == audit.Receipt.model_fields["format"].default:
+    if documents.format_of(documents.read_bytes(path, "file")) == audit.Receipt.model_fields["format"].default:
         return Statement(_heard(path, owner))
     found = documents.read(path, Receipt, "ledger receipt")
     if not keys.verified(keys.read_public(found.public_key), found.signature, found.signed_bytes()):

@@ -20,11 +20,11 @@ from flwr.app import Context
 
 from fedvfm import config as configs
 from fedvfm import errors, flower_runtime, logs, processes, progress, protocol, storage
-from fedvfm import recipe as recipes
 from fedvfm.server import app as server_app
 from fedvfm.server import departures, enrolment, greeting, handshake, patience, standing, steering, strategy, superlink
 from fedvfm.server import journal as journals
 from fedvfm.server.aggregators import table as rules
+from fedvfm.trust import lock as locks
 from fedvfm.trust import roster as rosters
 
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
@@ -67,7 +67,7 @@ class Coordinator:
 
     def __init__(self, where: enrolment.State, server: configs.ServerConfig, observer: progress.Observer) -> None:
         self._where, self._server, self._observer = where, server, observer
-        self._locked: recipes.LockedRecipe = where.locked()
+        self._locked: locks.LockedRecipe = where.locked()
         self._greetings: greeting.Greetings | None = None
         self._standing = standing.Board(where.folder / RUN)
         self._phase = (standing.WAITING, "", 0)
@@ -378,7 +378,7 @@ def main(folder: Path, port: int, server: configs.ServerConfig) -> None:
     sync(control, where.sites())
     run_id, stop = control.start_run(), threading.Event()
     control.close()
-    most_bytes = superlink.largest_reply(where.lock().rows.parameters)
+    most_bytes = superlink.largest_reply(where.lock().manifest.parameters)
     with flower_runtime.server_task(link, run_id, stop, most_bytes) as (grid, context):
         run = Coordinator(where, server, say)
         steady = departures.WatchfulGrid(

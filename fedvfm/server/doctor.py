@@ -127,7 +127,7 @@ def _port(where: enrolment.State, listen: str) -> row.Row:
 
 
 def _need(where: enrolment.State) -> int:
-    size = sum(4 * spec.size for spec in where.lock().rows)
+    size = sum(4 * spec.size for spec in where.lock().manifest)
     return BASE_BYTES + size * COPIES * max(1, len(where.sites()))
 
 

@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fedvfm import audit, config, errors, state, storage
-from fedvfm import recipe as recipes
 from fedvfm.server import checkpoint
-from fedvfm.trust import certificates, documents, invites, keys, lock, requests, tokens
+from fedvfm.trust import certificates, documents, invites, keys, requests, tokens
+from fedvfm.trust import lock as locks
 from fedvfm.trust import roster as rosters
 
 ABOUT = "federation.json"
@@ -119,11 +119,11 @@ class State:
         """The file to hand to a site."""
         return self.folder / "invites" / f"{site}.invite.json"
 
-    def lock(self) -> lock.Lock:
+    def lock(self) -> locks.LockedRecipe:
         """The recipe that runs."""
-        return documents.read(self.recipe_path(self.about.recipe), lock.Lock, "locked recipe")
+        return documents.read(self.recipe_path(self.about.recipe), locks.LockedRecipe, "locked recipe")
 
-    def locked(self) -> recipes.LockedRecipe:
+    def locked(self) -> locks.LockedRecipe:
         """The recipe that runs, with its initial adapter: what the round loop takes.
 
         Raises:
@@ -132,7 +132,7 @@ class State:
         path = self.recipe_path(self.about.recipe).with_suffix(".safetensors")
         adapter, _, _ = checkpoint.read(path)
         try:
-            return self.lock().with_initial(adapter)
+            return self.lock().with_adapter(adapter)
         except ValueError:
             raise errors.CheckpointError(f"{path}: is not this recipe's initial adapter. Restore a backup") from None
 
@@ -194,7 +194,7 @@ def _is_name(text: str) -> bool:
     return audit.FIELDS["site"](text) and not text.endswith((".", " "))
 
 
-def init(folder: Path, plan: Plan, locked: lock.Lock, initial: state.AdapterState | None) -> State:
+def init(folder: Path, plan: Plan, locked: locks.LockedRecipe, initial: state.AdapterState | None) -> State:
     """Make the state folder: authority, server certificate, recipe, roster and one invite a site.
 
     Raises:
@@ -232,7 +232,7 @@ def init(folder: Path, plan: Plan, locked: lock.Lock, initial: state.AdapterStat
     return made
 
 
-def keep_recipe(where: State, locked: lock.Lock, initial: state.AdapterState) -> None:
+def keep_recipe(where: State, locked: locks.LockedRecipe, initial: state.AdapterState) -> None:
     """Keep a locked recipe and its initial adapter; the adapter first, so that a recipe that is there can be run."""
     path = where.recipe_path(locked.hash)
     checkpoint.write(path.with_suffix(".safetensors"), initial, {"round": "0", "recipe": locked.hash})

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from fedvfm import errors, protocol
-from fedvfm import recipe as recipes
 from fedvfm.server import handshake, presence
 from fedvfm.server.aggregators import base
+from fedvfm.trust import lock as locks
 
 LOG = logging.getLogger(__name__)
 ANSWER_S = 600.0
@@ -76,7 +76,7 @@ class Greetings:
     def __init__(
         self,
         grid: presence.RosterGrid,
-        locked: recipes.LockedRecipe,
+        locked: locks.LockedRecipe,
         rule: base.Aggregator,
         refused: Callable[[str, str], None] = lambda site, word: None,
     ) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fedvfm import config, errors, protocol, state
-from fedvfm import recipe as recipes
 from fedvfm.server.aggregators import base
+from fedvfm.trust import lock as locks
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RollCall:
         wanted: names of the sites that must be there.
     """
 
-    def __init__(self, locked: recipes.LockedRecipe, rule: base.Aggregator, wanted: Collection[str]) -> None:
+    def __init__(self, locked: locks.LockedRecipe, rule: base.Aggregator, wanted: Collection[str]) -> None:
         self.locked, self.rule, self.wanted = locked, rule, sorted(wanted)
         self.left_out: list[str] = []
         self._members: dict[str, Member] = {}
@@ -74,7 +74,7 @@ class RollCall:
         return self._members
 
 
-def member(locked: recipes.LockedRecipe, rule: base.Aggregator, node: int, hello: protocol.Hello) -> Member:
+def member(locked: locks.LockedRecipe, rule: base.Aggregator, node: int, hello: protocol.Hello) -> Member:
     """What a greeting says of its site, once it was checked.
 
     Raises:
@@ -102,7 +102,7 @@ def member(locked: recipes.LockedRecipe, rule: base.Aggregator, node: int, hello
         raise errors.HandshakeRefused(
             f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends"
         )
-    rule.for_site(locked.initial, manifest)
+    rule.for_site(locked.adapter, manifest)
     return Member(hello.site, node, manifest, hello.examples, hello.precision)
 
 

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import chain, errors, factors, state, storage
-from fedvfm import recipe as recipes
 from fedvfm.privacy import accountant, entropy, planner
 from fedvfm.privacy import base as mechanisms
 from fedvfm.privacy import table as mechanism_table
 from fedvfm.server import aggregation, checkpoint
 from fedvfm.server.aggregators import base, exact_sum
+from fedvfm.trust import lock as locks
 
 FOLDER = "private"
 DRAWN = ".drawn"
@@ -35,7 +35,7 @@ _COMPUTED = ("norm", "examples")
 Rounds = Sequence[Mapping[str, Any]]
 
 
-def of(locked: recipes.LockedRecipe, rule: base.Aggregator, folder: Path, *, simulated: bool) -> Private | None:
+def of(locked: locks.LockedRecipe, rule: base.Aggregator, folder: Path, *, simulated: bool) -> Private | None:
     """The server's part of the recipe's mechanism; None where it has none.
 
     Raises:
@@ -60,7 +60,7 @@ class Private:
     def __init__(
         self,
         part: mechanisms.ServerPart,
-        locked: recipes.LockedRecipe,
+        locked: locks.LockedRecipe,
         rule: base.Aggregator,
         folder: Path,
         *,

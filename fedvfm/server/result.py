@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import chain, errors, metrics, storage
-from fedvfm import recipe as recipes
 from fedvfm.data import prompts
 from fedvfm.privacy import stated
 from fedvfm.report import page, rounds, scores
 from fedvfm.server import adapter_folder, checkpoint, enrolment, summary
+from fedvfm.trust import lock as locks
 
 ADAPTER, REPORT, SUMMARY = "adapter", "report.html", "summary.json"
 
@@ -43,7 +43,7 @@ def ensure(where: enrolment.State) -> Path | None:
     return folder
 
 
-def write(folder: Path, federation: str, locked: recipes.LockedRecipe) -> dict[str, Any]:
+def write(folder: Path, federation: str, locked: locks.LockedRecipe) -> dict[str, Any]:
     """Write the result of a finished federation; the contents of summary.json.
 
     Raises:
@@ -95,7 +95,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
     )
 
 
-def _primary(locked: recipes.LockedRecipe, evaluation: Mapping[str, Any]) -> str:
+def _primary(locked: locks.LockedRecipe, evaluation: Mapping[str, Any]) -> str:
     """The metric that ranks models of the task; of a task that came with another package the first that was sent."""
     kind = locked.recipe.task.kind
     if kind in metrics.TABLE:
@@ -116,7 +116,7 @@ def _loading() -> list[str]:
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
-def body(federation: str, locked: recipes.LockedRecipe, made: Mapping[str, Any], journal: summary.Rounds) -> list[str]:
+def body(federation: str, locked: locks.LockedRecipe, made: Mapping[str, Any], journal: summary.Rounds) -> list[str]:
     """The page, part by part."""
     arm, recipe = made["arms"][summary.ARM], locked.recipe
     name = scores.shown(scores.metric_name(made["primary"]), arm)
@@ -171,14 +171,14 @@ def _acceptance(words: Mapping[str, str]) -> str:
     )
 
 
-def _privacy(locked: recipes.LockedRecipe, journal: summary.Rounds) -> str:
+def _privacy(locked: locks.LockedRecipe, journal: summary.Rounds) -> str:
     own = stated.sentence(locked.recipe.privacy, None)
     last = journal[-1].get("privacy") if journal else None
     told = f"{own}. After the last round: {stated.so_far(last)}" if last else own
     return page.paragraph(f"Differential privacy: {told}.") + page.paragraph(f"{stated.OUTSIDE}.", "soft")
 
 
-def _recipe(locked: recipes.LockedRecipe, made: Mapping[str, Any]) -> str:
+def _recipe(locked: locks.LockedRecipe, made: Mapping[str, Any]) -> str:
     def code(value: str) -> page.Markup:
         return page.Markup(f"<code>{page.text(value)}</code>")
 

@@ -211,7 +211,7 @@ def extend(where: enrolment.State, rounds: int) -> str:
 
 
 def add_recipe(
-    where: enrolment.State, locked: lock.Lock, initial: state.AdapterState | None, *, at_once: bool = False
+    where: enrolment.State, locked: lock.LockedRecipe, initial: state.AdapterState | None, *, at_once: bool = False
 ) -> bool:
     """Keep a further recipe and take it up: now if the present one is finished, else when it is, or ``at_once``.
 

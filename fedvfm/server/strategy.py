@@ -23,7 +23,6 @@ from flwr.serverapp import Grid
 
 from fedvfm import chain, errors, factors, flower, progress, protocol, state, storage
 from fedvfm import config as configs
-from fedvfm import recipe as recipes
 from fedvfm.privacy import base as mechanisms
 from fedvfm.privacy import stated
 from fedvfm.server import (
@@ -41,6 +40,7 @@ from fedvfm.server import (
 )
 from fedvfm.server.aggregators import base
 from fedvfm.server.aggregators import table as rules
+from fedvfm.trust import lock as locks
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Job:
     """
 
     name: str
-    locked: recipes.LockedRecipe
+    locked: locks.LockedRecipe
     folder: Path
     train_sites: tuple[str, ...]
     test_sites: tuple[str, ...]
@@ -184,7 +184,7 @@ class Federation:
         """The adapter of the last journalled round, checked against its journal line, and what the server kept."""
         last = self.journal.last_round
         if last == 0:
-            return self.job.locked.initial, {}
+            return self.job.locked.adapter, {}
         adapter, kept, _ = checkpoint.read(checkpoint.path_of(self.checkpoints, last))
         if adapter.fingerprint != self.journal.rounds[-1]["fingerprint"]:
             raise errors.CheckpointError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import factors, metrics, storage
-from fedvfm import recipe as recipes
+from fedvfm.trust import lock as locks
 
 COLUMNS = ("arm", "round", "split", "site", "metric", "value")
 ARM = "federated"
@@ -18,7 +18,7 @@ Rounds = Sequence[Mapping[str, Any]]
 
 
 def build(
-    name: str, locked: recipes.LockedRecipe, primary: str, journal: Rounds, evaluation: Mapping[str, Any]
+    name: str, locked: locks.LockedRecipe, primary: str, journal: Rounds, evaluation: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The summary of a finished federation: the keys of a simulation's that one without baselines can have.
 
@@ -65,7 +65,7 @@ def over_sites(sites: Mapping[str, Mapping[str, float]], primary: str) -> dict[s
     return {"sites": {site: dict(row) for site, row in sites.items()}, **over}
 
 
-def backbone_of(locked: recipes.LockedRecipe) -> dict[str, Any]:
+def backbone_of(locked: locks.LockedRecipe) -> dict[str, Any]:
     """Name, sha256 and size of the backbone."""
     return {
         "name": locked.recipe.backbone.name,
@@ -74,7 +74,7 @@ def backbone_of(locked: recipes.LockedRecipe) -> dict[str, Any]:
     }
 
 
-def full_model_bytes(locked: recipes.LockedRecipe) -> int:
+def full_model_bytes(locked: locks.LockedRecipe) -> int:
     """One fp32 copy of backbone and head."""
     head = sum(spec.size for spec in locked.manifest if spec.group == "head")
     return 4 * (locked.backbone_parameters + head)

@@ -18,6 +18,7 @@ from fedvfm.simulation import baselines, tables
 from fedvfm.tasks import table as tasks
 
 if TYPE_CHECKING:
+    from fedvfm.client import model as models
     from fedvfm.data import hospitals as hospital_data
 
 # What needs torch is imported where it is used: a fault of form or name is answered at once.
@@ -33,7 +34,7 @@ def bundled() -> dict[str, Path]:
 
 
 def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> configs.Experiment:
-    """Read, override and validate an experiment.
+    """Read and override an experiment and check its form; :func:`examine` checks the rest.
 
     Args:
         name_or_path: a bundled name or a TOML file.
@@ -41,7 +42,7 @@ def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> confi
         overrides: ``rounds``, ``engine``, ``device``, ``workers``, ``seed``; None leaves the file's value.
 
     Raises:
-        ConfigError: with all faults at once.
+        ConfigError: with all faults of form at once, and with those of names beside them.
     """
     path = _find(name_or_path)
     values = assignments.apply(configs.read_toml(path), sets)
@@ -69,23 +70,23 @@ def _find(name_or_path: str) -> Path:
 
 
 def parse(values: Mapping[str, Any], what: str) -> configs.Experiment:
-    """Check form and names of a table of values.
+    """Check the form of a table of values.
 
     Raises:
-        ConfigError: with all faults at once.
+        ConfigError: with all faults of form at once, and with those of names beside them.
     """
     try:
-        experiment = configs.parse(configs.Experiment, values, what)
+        return configs.parse(configs.Experiment, values, what)
     except errors.ConfigError as error:
         raise errors.ConfigError(what, [*error.faults, *name_faults(values)]) from None
-    faults = validate(experiment)
-    if faults:
-        raise errors.ConfigError(what, faults)
-    return experiment
 
 
-def validate(experiment: configs.Experiment) -> list[str]:
-    """Faults of names and per-kind parameters, one sentence a fault. Needs neither weights nor network nor images."""
+def examine(experiment: configs.Experiment) -> models.AdaptedModel:
+    """The model of the recipe on the meta device. Needs neither weights nor network nor images.
+
+    Raises:
+        ConfigError: with all faults of names and per-kind parameters, if it has any.
+    """
     names = name_faults(experiment.model_dump(mode="json"))
     faults = _rank_faults(experiment)
     if experiment.recipe.start is not None:
@@ -93,12 +94,16 @@ def validate(experiment: configs.Experiment) -> list[str]:
     if experiment.recipe.aggregation.rule in rules.TABLE:
         faults += _option_faults(experiment) + _server_step_faults(experiment) + rules.faults(experiment.recipe)
     faults += baselines.faults(experiment)
+    shapes: models.AdaptedModel | None = None
     if not names:
         from fedvfm.client import model as models
         from fedvfm.data import hospitals as hospital_data
 
-        faults += models.validate(experiment.recipe) + hospital_data.faults(experiment.partition)
-    return names + faults
+        shapes, wrong = models.examine(experiment.recipe)
+        faults += wrong + hospital_data.faults(experiment.partition)
+    if names or faults or shapes is None:
+        raise errors.ConfigError(f"experiment '{experiment.name}'", names + faults)
+    return shapes
 
 
 def name_faults(values: Mapping[str, Any]) -> list[str]:

@@ -278,8 +278,10 @@ def run(
     members: Sequence[sites.Site],
     observer: progress.Observer,
     experiment: configs.Experiment,
-) -> None:
+) -> client_app.Models:
     """Run or resume every job with these sites, in this process or in workers forked from it.
+
+    Returns: the models of this process.
 
     Raises:
         FedvfmError: what stopped a federation; where a site's own error did, that one.
@@ -290,12 +292,13 @@ def run(
         if team.number > 1:
             try:
                 SideBySide(team, nodes, observer).run()
-                return
+                return team.models
             except workers.CannotCompute as error:
                 observer("note", text=f"1 worker: {error}")
         elif team.why:
             observer("note", text=team.why)
         _in_turn(team.of(1), nodes, observer)
+    return team.models
 
 
 class Team:

@@ -14,14 +14,14 @@ from flwr.app import Message, RecordDict
 
 from fedvfm import codecs, errors, factors, flower, privacy_config, protocol, state
 from fedvfm import config as configs
-from fedvfm import recipe as recipes
 from fedvfm.client import budget, devices, feature_counts
 from fedvfm.client import model as models
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.server import handshake
 from fedvfm.server import summary as summaries
 from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import baselines, inspection, privacy, run, schedule
+from fedvfm.simulation import baselines, experiment, inspection, privacy, run, schedule
+from fedvfm.trust import lock as locks
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
@@ -37,7 +37,8 @@ def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) 
         ConfigError: if the recipe of an arm cannot be trained.
         DataError: if training would refuse the first sample of a site.
     """
-    locked, model = models.lock(what.recipe, with_weights=False)
+    model = experiment.examine(what)
+    locked = model.locked()
     names = [hospital.name for hospital in hospitals]
     arms = run.arms(what, names)
     trainable = factors.ever(locked.manifest, locked.recipe.adapter.factors)
@@ -106,7 +107,7 @@ class Phase:
 
 
 def _bytes(
-    what: configs.Experiment, locked: recipes.LockedRecipe, hospitals: Sequence[hospital_data.Hospital]
+    what: configs.Experiment, locked: locks.LockedRecipe, hospitals: Sequence[hospital_data.Hospital]
 ) -> dict[str, Any]:
     """Bytes of the federated arm: handshake, rounds, final test."""
     flower.be_server_task(1)
@@ -140,11 +141,11 @@ def _bytes(
     return {"up": total.up, "down": total.down, "per_round": {"up": round_.up, "down": round_.down}}
 
 
-def _base(what: configs.Experiment, locked: recipes.LockedRecipe, site: str) -> state.AdapterState:
+def _base(what: configs.Experiment, locked: locks.LockedRecipe, site: str) -> state.AdapterState:
     """The first adapter in the site's own rank."""
     rank = what.site_ranks.get(site, what.recipe.adapter.rank)
     rule = rules.TABLE.get(what.recipe.aggregation.rule)(**what.recipe.aggregation.options)
-    base: state.AdapterState = rule.for_site(locked.initial, handshake.at_rank(locked.manifest, rank))
+    base: state.AdapterState = rule.for_site(locked.adapter, handshake.at_rank(locked.manifest, rank))
     return base
 
 
@@ -153,7 +154,7 @@ def _exchange(kind: str, content: RecordDict, answer: RecordDict) -> Phase:
     return Phase(len(flower.serialise(Message(answer, reply_to=sent))), len(flower.serialise(sent)))
 
 
-def _handshake(recipe: configs.Recipe, locked: recipes.LockedRecipe) -> Phase:
+def _handshake(recipe: configs.Recipe, locked: locks.LockedRecipe) -> Phase:
     counts = {"train": 1, "val": 1, "test": 1}
     hello = protocol.Hello(
         "site", locked.backbone_sha256 or "0" * 64, locked.manifest.fingerprint, recipe.adapter.rank, counts, "0" * 64
@@ -161,9 +162,7 @@ def _handshake(recipe: configs.Recipe, locked: recipes.LockedRecipe) -> Phase:
     return _exchange(protocol.HANDSHAKE, protocol.encode_task(protocol.Task(recipe)), protocol.encode_hello(hello))
 
 
-def _travels(
-    locked: recipes.LockedRecipe, base: state.AdapterState, number: int, held: bool
-) -> codecs.Difference | None:
+def _travels(locked: locks.LockedRecipe, base: state.AdapterState, number: int, held: bool) -> codecs.Difference | None:
     """What takes the place of the adapter on the way down: nothing where it is held, else the step of a round."""
     recipe = locked.recipe
     if recipe.codec == codecs.PLAIN:
@@ -174,7 +173,7 @@ def _travels(
     return dataclasses.replace(codecs.encode(recipe.codec, left, base, {}).difference, target=base.fingerprint)
 
 
-def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int, held: bool) -> Phase:
+def _train(locked: locks.LockedRecipe, base: state.AdapterState, number: int, held: bool) -> Phase:
     recipe = locked.recipe
     # Under a mechanism nothing that is made of training records leaves beside the adapter.
     plain = recipe.privacy.mechanism == privacy_config.NO_MECHANISM
@@ -188,7 +187,7 @@ def _train(locked: recipes.LockedRecipe, base: state.AdapterState, number: int, 
 
 
 def _evaluate(
-    locked: recipes.LockedRecipe, base: state.AdapterState, split: str, ids: Sequence[str], held: bool = False
+    locked: locks.LockedRecipe, base: state.AdapterState, split: str, ids: Sequence[str], held: bool = False
 ) -> Phase:
     recipe = locked.recipe
     values = {name: [0.5] * len(ids) for name in METRICS} if ids else {}
@@ -205,7 +204,8 @@ def _memory(
     places = budget.Places(what.cache_mib, what.cache_disk_mib, files_first=True)
     trained = {arm.recipe.model_copy(update={"rounds": 1}).hash: arm.recipe for arm in arms if arm.recipe is not None}
     shapes = [
-        model if recipe == what.recipe else models.lock(recipe, with_weights=False)[1] for recipe in trained.values()
+        model if recipe == what.recipe else models.AdaptedModel(recipe, with_weights=False)
+        for recipe in trained.values()
     ]
     try:
         device = devices.choose(what.device)

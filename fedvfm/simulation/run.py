@@ -14,9 +14,9 @@ from typing import Any
 
 from fedvfm import chain, errors, progress, seeding, storage
 from fedvfm import config as configs
-from fedvfm import recipe as recipes
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
+from fedvfm.client import app as client_app
 from fedvfm.client import devices, feature_cache, feature_files, held
 from fedvfm.client import model as models
 from fedvfm.client import site as sites
@@ -38,10 +38,14 @@ from fedvfm.simulation import (
     tables,
 )
 from fedvfm.tasks import table as tasks
+from fedvfm.trust import lock as locks
 
 MIB = 1 << 20
 
-Engine = Callable[[Sequence[strategy.Job], Sequence[sites.Site], progress.Observer, configs.Experiment], None]
+Engine = Callable[
+    [Sequence[strategy.Job], Sequence[sites.Site], progress.Observer, configs.Experiment], client_app.Models | None
+]
+"""Runs or resumes every job; the models that it computed with, where they are in this process."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,24 @@ class Result:
         return summary.as_html(self.summary)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that was checked for this machine, with absolute paths.
+
+    Attributes:
+        what: the experiment.
+        shapes: the model of its recipe, on the meta device.
+    """
+
+    what: configs.Experiment
+    shapes: models.AdaptedModel
+
+
+What = configs.Experiment | Mapping[str, Any] | str | os.PathLike[str]
+
+
 def simulate(
-    what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str],
+    what: Prepared | What,
     *,
     output: str | os.PathLike[str] | None = None,
     observer: progress.Observer = progress.silent,
@@ -71,7 +91,7 @@ def simulate(
     """Run an experiment to its report.
 
     Args:
-        what: a bundled name, a TOML file, a table of the same values, or an Experiment.
+        what: a bundled name, a TOML file, a table of the same values, an Experiment, or what :func:`prepare` gave.
         output: a folder that does not exist or is empty; by default ``runs/NAME-DATE``.
         observer: told of progress.
         engine: carries the messages, in place of the one that the experiment names.
@@ -79,21 +99,21 @@ def simulate(
     Raises:
         FedvfmError: with cause, value, limit and remedy.
     """
-    prepared = prepare(what)
-    run = folder.RunFolder(Path(output) if output else default_output(prepared.name))
+    prepared = what if isinstance(what, Prepared) else prepare(what)
+    run = folder.RunFolder(Path(output) if output else default_output(prepared.what.name))
     run.require_free()
-    hospitals = experiment.hospitals(prepared)
+    hospitals = experiment.hospitals(prepared.what)
     new = run.create()
     with folder.Lock(run.path):
         run.require_free()
         storage.sweep(run.path)
         with run.freed_unless_trained(new):
-            run.write_experiment(prepared.model_dump(mode="json"))
+            run.write_experiment(prepared.what.model_dump(mode="json"))
             return _run(prepared, hospitals, run, observer, engine)
 
 
-def prepare(what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str]) -> configs.Experiment:
-    """The experiment, checked for this machine, with absolute paths.
+def prepare(what: What) -> Prepared:
+    """Read an experiment and check it for this machine.
 
     Raises:
         ConfigError: with all faults at once.
@@ -102,10 +122,9 @@ def prepare(what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str
         what = experiment.load(os.fspath(what))
     elif not isinstance(what, configs.Experiment):
         what = experiment.parse(what, "experiment")
-    faults = experiment.validate(what)
-    if faults:
-        raise errors.ConfigError(f"experiment '{what.name}'", faults)
-    return _anywhere(_with_threads(what))
+    what = _anywhere(what)
+    shapes = experiment.examine(what)
+    return Prepared(_with_threads(what.model_copy(update={"data": index.resolve(what.data)})), shapes)
 
 
 def resume(
@@ -125,11 +144,12 @@ def resume(
         CheckpointError: if the folder is no run, or was changed.
     """
     run = folder.RunFolder(Path(path))
-    what = _with_threads(experiment.parse(run.read_experiment(), str(run.experiment)))
+    what = experiment.parse(run.read_experiment(), str(run.experiment))
     what = what if workers is None else what.model_copy(update={"workers": workers})
+    prepared = Prepared(_with_threads(what), experiment.examine(what))
     with folder.Lock(run.path):
         storage.sweep(run.path)
-        return _run(what, experiment.hospitals(what), run, observer)
+        return _run(prepared, experiment.hospitals(what), run, observer)
 
 
 def _with_threads(what: configs.Experiment) -> configs.Experiment:
@@ -139,8 +159,7 @@ def _with_threads(what: configs.Experiment) -> configs.Experiment:
 
 
 def _anywhere(what: configs.Experiment) -> configs.Experiment:
-    """The same experiment with absolute folders: a run may be resumed from elsewhere, under other variables."""
-    what = what.model_copy(update={"data": index.resolve(what.data)})
+    """The same experiment with its backbone's folder absolute: a run may be resumed from elsewhere."""
     backbone = what.recipe.backbone
     if backbone.name not in backbones.TABLE and weights.is_folder(backbone.name):
         own = backbone.model_copy(update={"name": str(Path(backbone.name).absolute())})
@@ -169,7 +188,7 @@ def _same_setup(
         )
 
 
-def _frozen(locked: recipes.LockedRecipe) -> list[str]:
+def _frozen(locked: locks.LockedRecipe) -> list[str]:
     return [locked.backbone_sha256, locked.backbone_config_sha256, locked.manifest.fingerprint]
 
 
@@ -189,19 +208,20 @@ def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
 
 
 def _run(
-    what: configs.Experiment,
+    prepared: Prepared,
     hospitals: Sequence[hospital_data.Hospital],
     run: folder.RunFolder,
     observer: progress.Observer,
     engine: Engine | None = None,
 ) -> Result:
+    what = prepared.what
     with (
         _as_found(),
         number_format.of_run(run, what, observer),
         feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files,
     ):
         engine = engine or tables.ENGINES.get(what.engine)
-        return _train_and_report(what, hospitals, run, observer, engine, files)
+        return _train_and_report(prepared, hospitals, run, observer, engine, files)
 
 
 @contextlib.contextmanager
@@ -233,7 +253,7 @@ def notes(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital])
 
 
 def _train_and_report(
-    what: configs.Experiment,
+    prepared: Prepared,
     hospitals: Sequence[hospital_data.Hospital],
     run: folder.RunFolder,
     observer: progress.Observer,
@@ -241,17 +261,18 @@ def _train_and_report(
     files: feature_files.FeatureFiles | None,
 ) -> Result:
     started = time.monotonic()
-    what = what.model_copy(update={"device": devices.choose(what.device)})
+    what = prepared.what.model_copy(update={"device": devices.choose(prepared.what.device)})
     planned = arms(what, [hospital.name for hospital in hospitals])
     for note in notes(what, hospitals):
         observer("note", text=note)
-    jobs, everyone = _jobs(what, run, planned), members(what, hospitals, files, run.path)
+    jobs, everyone = _jobs(what, run, planned, prepared.shapes), members(what, hospitals, files, run.path)
     _same_setup(run, hospitals, jobs)
     waiting = [job for job in jobs if not _done(run, job)]
+    built: client_app.Models | None = None
     if waiting:
         _check_sites(what, waiting)
         with site_errors.explained(f"engine '{what.engine}'"):
-            engine(waiting, everyone, observer, what)
+            built = engine(waiting, everyone, observer, what)
     shutil.rmtree(run.residuals, ignore_errors=True)
     for arm in planned:
         if arm.recipe is None and run.evaluation(arm.name) is None:
@@ -260,7 +281,8 @@ def _train_and_report(
     made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started, hospitals)
     if summary.too_small(made):
         observer("note", text=summary.too_small(made))
-    _finish(what, hospitals, run, jobs[0], made, observer, everyone)
+    model = (built or client_app.Models()).get(jobs[0].locked.recipe, what.device)
+    _finish(what, hospitals, run, model, made, observer, everyone)
     return Result(run.path, made)
 
 
@@ -289,20 +311,31 @@ def _check_sites(what: configs.Experiment, jobs: Sequence[strategy.Job]) -> None
             raise errors.PartitionError(f"arm '{job.name}' of experiment '{what.name}' has no site to train at")
 
 
-def _jobs(what: configs.Experiment, run: folder.RunFolder, planned: Sequence[baselines.Arm]) -> list[strategy.Job]:
+def _jobs(
+    what: configs.Experiment, run: folder.RunFolder, planned: Sequence[baselines.Arm], shapes: models.AdaptedModel
+) -> list[strategy.Job]:
     """The arms that train. Arms of one recipe share its lock: 64 local-only arms build one model, not 64."""
-    locks: dict[str, recipes.LockedRecipe] = {}
+    locked = {what.recipe.hash: _locked(shapes)}
     jobs = []
     for arm in planned:
         if arm.recipe is not None:
-            if arm.recipe.hash not in locks:
-                locks[arm.recipe.hash], _ = models.lock(arm.recipe)
-            jobs.append(_job(what, run, arm, locks[arm.recipe.hash]))
+            if arm.recipe.hash not in locked:
+                locked[arm.recipe.hash] = _locked(models.AdaptedModel(arm.recipe, with_weights=False))
+            jobs.append(_job(what, run, arm, locked[arm.recipe.hash]))
     return jobs
 
 
+def _locked(shapes: models.AdaptedModel) -> locks.LockedRecipe:
+    """A recipe locked to the weights that are on this machine, which are not loaded."""
+    locked = shapes.locked()
+    if not shapes.backbone.pretrained:
+        return locked
+    here = weights.locate(shapes.recipe.backbone)
+    return locked.model_copy(update={"backbone_sha256": here.sha256, "backbone_config_sha256": here.config_sha256})
+
+
 def _job(
-    what: configs.Experiment, run: folder.RunFolder, arm: baselines.Arm, locked: recipes.LockedRecipe
+    what: configs.Experiment, run: folder.RunFolder, arm: baselines.Arm, locked: locks.LockedRecipe
 ) -> strategy.Job:
     return strategy.Job(
         name=arm.name,
@@ -383,7 +416,7 @@ def _finish(
     what: configs.Experiment,
     hospitals: Sequence[hospital_data.Hospital],
     run: folder.RunFolder,
-    job: strategy.Job,
+    model: models.AdaptedModel,
     made: Mapping[str, Any],
     observer: progress.Observer,
     everyone: Sequence[sites.Site],
@@ -398,7 +431,6 @@ def _finish(
         raise errors.CheckpointError(
             f"{run.path / 'adapter.safetensors'} is not the adapter that was tested. Restore it from a backup"
         )
-    model = models.AdaptedModel(job.locked.recipe, device=devices.choose(what.device))
     model.write(adapter)
     summary.write_tables(run, made)
     export.save(model, run.path / "adapter", made, note=what.note)
@@ -406,5 +438,5 @@ def _finish(
     storage.write_text(run.summary, summaries.as_json(made) + "\n")
     compare.write_groups(run, hospitals)
     # The report states the recipe that was trained: with what the backbone decides.
-    report.write(run, what.model_copy(update={"recipe": job.locked.recipe}), hospitals, made, shown)
+    report.write(run, what.model_copy(update={"recipe": model.recipe}), hospitals, made, shown)
     observer("note", text=f"report: {run.path / 'report.html'}")

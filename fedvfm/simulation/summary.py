@@ -9,7 +9,6 @@ from typing import Any
 
 from fedvfm import chain, factors, metrics
 from fedvfm import config as configs
-from fedvfm import recipe as recipes
 from fedvfm.client import feature_counts
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.report import scores
@@ -17,13 +16,14 @@ from fedvfm.server import journal
 from fedvfm.server import summary as summaries
 from fedvfm.simulation import baselines, folder, privacy
 from fedvfm.tasks import table as tasks
+from fedvfm.trust import lock as locks
 
 
 def build(
     what: configs.Experiment,
     run: folder.RunFolder,
     arms: Sequence[baselines.Arm],
-    locked: recipes.LockedRecipe,
+    locked: locks.LockedRecipe,
     elapsed: float,
     hospitals: Sequence[hospital_data.Hospital] = (),
 ) -> dict[str, Any]:

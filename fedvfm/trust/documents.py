@@ -20,6 +20,8 @@ from fedvfm import chain, config, errors, storage
 
 MAX_BYTES = 2_000_000
 MAX_FAULTS = 8
+FILE = "file"
+"""Context of a validation: what is validated came from a file."""
 
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
 Signature = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{40,200}={0,2}$")]
@@ -60,7 +62,7 @@ def parse(data: bytes, model: type[Model], what: str) -> Model:
     if not isinstance(values, dict):
         raise errors.TrustError(f"{what}: is no JSON object")
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=FILE)
     except (pydantic.ValidationError, RecursionError) as error:
         raise errors.TrustError(f"{what}: {_faults(error)}") from None
 
@@ -98,10 +100,10 @@ def to_text(document: config.Strict) -> str:
     return json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=True) + "\n"
 
 
-def format_of(path: Path) -> str:
+def format_of(data: bytes) -> str:
     """What a file says it is, or empty: for choosing the strict reader that then judges it."""
     try:
-        found = json.loads(read_bytes(path, "file"))
+        found = json.loads(data)
     except (ValueError, RecursionError):
         return ""
     return str(found.get("format", "")) if isinstance(found, dict) else ""

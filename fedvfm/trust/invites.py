@@ -7,7 +7,6 @@ vouches for all: address, site name, token and recipe.
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -40,7 +39,7 @@ class Invite(documents.Document):
     token: tokens.Token
     created: documents.Time
     expires: documents.Time
-    lock: lock.Lock
+    lock: lock.LockedRecipe
     signature: documents.Signature
 
 
@@ -51,7 +50,7 @@ def make(
     address: str,
     site: str,
     authority: str,
-    recipe: lock.Lock,
+    recipe: lock.LockedRecipe,
     now: datetime.datetime,
     days: int = VALID_DAYS,
 ) -> Invite:
@@ -69,17 +68,6 @@ def make(
         signature="A" * 40,
     )
     return draft.model_copy(update={"signature": keys.sign(authority_key, draft.signed_bytes())})
-
-
-def read_lock(path: Path) -> lock.Lock:
-    """The recipe of a locked recipe's file, or the one in an invite; whom an invite is from is not checked.
-
-    Raises:
-        TrustError: if the file is neither.
-    """
-    if documents.format_of(path) == Invite.model_fields["format"].default:
-        return documents.read(path, Invite, "invite").lock
-    return documents.read(path, lock.Lock, "locked recipe")
 
 
 def check(invite: Invite, told: str, now: datetime.datetime) -> None:

@@ -1,25 +1,28 @@
-"""Lock: a locked recipe as a file. Both ends read it without torch; the arrays lie beside it or stay at the server.
+"""LockedRecipe: a recipe, what it trains and what it begins with. Both ends read it without torch.
 
 What people approve is ``recipe.hash``, which covers every resolved value of the recipe, the sha256 of the backbone's
-weights among them. The manifest follows from the recipe and is what the site builds again before it trains.
+weights among them. The manifest follows from the recipe and is what the site builds again before it trains. As a file
+it names the adapter of round 0 by its fingerprint; the arrays lie beside it or stay at the server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
+from pydantic_core import core_schema
 
 from fedvfm import config, state
-from fedvfm import recipe as recipes
+from fedvfm.trust import documents
 
 MAX_ARRAYS = 20_000
 
 Version = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+-]{0,63}$")]
-Side = Annotated[int, Field(ge=0, le=10**9)]
+_Rows = Annotated[tuple[state.ArraySpec, ...], Field(strict=False, max_length=MAX_ARRAYS)]
 
 
 def version() -> str:
@@ -27,86 +30,108 @@ def version() -> str:
     return metadata.version("fedvfm")
 
 
-class ArrayRow(config.Strict):
-    """One array of the manifest; see :class:`fedvfm.state.ArraySpec`."""
-
-    name: config.Name
-    shape: Annotated[tuple[Side, ...], Field(strict=False, max_length=8)]
-    group: config.Name
-    role: Literal["A", "B", "dense"]
-    pair: Annotated[str, Field(max_length=200)]
-    scale: float
-    dtype: Literal["float32"]
+def _manifest(value: Any, rows: Callable[[Any], tuple[state.ArraySpec, ...]]) -> state.Manifest:
+    if isinstance(value, state.Manifest):
+        return value
+    manifest = state.Manifest(rows(value))
+    if any(row != spec.to_json() for row, spec in zip(value, manifest, strict=True)):
+        raise ValueError("a row does not state every value")
+    return manifest
 
 
-class Lock(config.Strict):
-    """A recipe, what it trains, and the fingerprint of the adapter it begins with.
+def _manifest_schema(_: Any, handler: pydantic.GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    serialization = core_schema.plain_serializer_function_ser_schema(state.Manifest.to_json)
+    rows = handler.generate_schema(_Rows)
+    return core_schema.no_info_wrap_validator_function(_manifest, rows, serialization=serialization)
+
+
+class LockedRecipe(config.Strict):
+    """What a federation starts from. Holds no torch object: the server wing reads it with NumPy alone.
 
     Attributes:
         hash: of the recipe; checked.
         version: of the fedvfm that locked it.
+        recipe: the resolved recipe.
+        manifest: the exact arrays of the adapter at the recipe's rank.
         initial: fingerprint of the adapter of round 0.
         backbone_sha256: of the frozen weights; empty where they are made from the seed.
+        backbone_config_sha256: of the settings the weights are computed with; empty where it is not known (no
+            settings, or a recipe locked without the weights).
+        backbone_parameters: number of frozen parameters.
     """
 
     format: Literal["fedvfm-recipe-1"] = "fedvfm-recipe-1"
     hash: config.Sha256
     version: Version
     recipe: config.Recipe
-    manifest: Annotated[tuple[ArrayRow, ...], Field(strict=False, max_length=MAX_ARRAYS)]
+    manifest: Annotated[state.Manifest, pydantic.GetPydanticSchema(_manifest_schema)]
     initial: config.Sha256
     backbone_sha256: config.Sha256 | Literal[""]
     backbone_config_sha256: config.Sha256 | Literal[""] = ""
     backbone_parameters: Annotated[int, Field(ge=0)]
 
     @pydantic.model_validator(mode="after")
-    def _fits(self) -> Lock:
+    def _fits(self, info: pydantic.ValidationInfo) -> LockedRecipe:
         if self.recipe.hash != self.hash:
             raise ValueError("the recipe is not the one its hash names")
-        if (self.recipe.backbone.sha256 or "") != self.backbone_sha256:
+        # A simulation locks a recipe to whatever weights are here; a file goes to others, who must get the same.
+        if info.context == documents.FILE and (self.recipe.backbone.sha256 or "") != self.backbone_sha256:
             raise ValueError("the recipe does not pin the backbone it is locked to")
-        names = [row.name for row in self.manifest]
+        names = [spec.name for spec in self.manifest]
         if names != sorted(set(names)):
             raise ValueError("the manifest repeats a name or is not sorted")
         return self
 
-    @property
-    def rows(self) -> state.Manifest:
-        """The manifest."""
-        return state.Manifest.from_json(row.model_dump() for row in self.manifest)
+    @classmethod
+    def of(
+        cls,
+        recipe: config.Recipe,
+        manifest: state.Manifest,
+        adapter: state.AdapterState,
+        backbone_sha256: str = "",
+        backbone_parameters: int = 0,
+        backbone_config_sha256: str = "",
+    ) -> LockedRecipe:
+        """A recipe that is locked here, with its adapter of round 0."""
+        locked = cls(
+            hash=recipe.hash,
+            version=version(),
+            recipe=recipe,
+            manifest=manifest,
+            initial=adapter.fingerprint,
+            backbone_sha256=backbone_sha256,
+            backbone_config_sha256=backbone_config_sha256,
+            backbone_parameters=backbone_parameters,
+        )
+        return locked.with_adapter(adapter)
 
-    def with_initial(self, initial: state.AdapterState) -> recipes.LockedRecipe:
-        """What the server's round loop takes.
+    @functools.cached_property
+    def adapter(self) -> state.AdapterState:
+        """The adapter of round 0; no field, so it is in no file and two locked recipes are equal without it.
 
         Raises:
-            ValueError: if ``initial`` is not the adapter the lock names.
+            ValueError: of a locked recipe that was read from a file and not given it since.
         """
-        if initial.fingerprint != self.initial:
+        raise ValueError("this locked recipe names its initial adapter and does not hold it")
+
+    @property
+    def holds_adapter(self) -> bool:
+        """Whether the adapter of round 0 is at hand: it was locked here, or read from both its files."""
+        return "adapter" in self.__dict__
+
+    def with_adapter(self, adapter: state.AdapterState) -> LockedRecipe:
+        """The same, holding the adapter of round 0: what the server's round loop takes.
+
+        Raises:
+            ValueError: if ``adapter`` is not the one it names.
+        """
+        if adapter.fingerprint != self.initial:
             raise ValueError("another initial adapter")
-        return recipes.LockedRecipe(
-            self.recipe,
-            self.rows,
-            initial,
-            self.backbone_sha256,
-            self.backbone_parameters,
-            self.backbone_config_sha256,
-        )
-
-
-def of(locked: recipes.LockedRecipe) -> Lock:
-    """The file form of a locked recipe; the recipe must pin its backbone."""
-    return Lock(
-        hash=locked.recipe.hash,
-        version=version(),
-        recipe=locked.recipe,
-        manifest=tuple(ArrayRow(**{**row, "shape": tuple(row["shape"])}) for row in locked.manifest.to_json()),
-        initial=locked.initial.fingerprint,
-        backbone_sha256=locked.backbone_sha256,
-        backbone_config_sha256=locked.backbone_config_sha256,
-        backbone_parameters=locked.backbone_parameters,
-    )
+        holding = self.model_copy()
+        holding.__dict__["adapter"] = adapter
+        return holding
 
 
 def find(known: Sequence[str], asked: str) -> list[str]:
     """Of known hashes those that ``asked`` names: itself, or all it begins, if it is 12 letters or more."""
-    return [one for one in known if one == asked or (len(asked) >= 12 and one.startswith(asked))]
+    return [recipe for recipe in known if recipe == asked or (len(asked) >= 12 and recipe.startswith(asked))]

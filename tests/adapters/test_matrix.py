@@ -144,21 +144,23 @@ def test_state_round_trip(folders: dict[str, str], name: str, kind: str) -> None
 @matrix
 def test_the_first_adapter_is_seeded_and_needs_no_weights(folders: dict[str, str], name: str, kind: str) -> None:
     chosen = recipe(folders[name], kind)
-    real, model = models.lock(chosen)
-    meta, shapes = models.lock(chosen, with_weights=False)
+    model = models.AdaptedModel(chosen)
+    real = model.locked()
+    shapes = models.AdaptedModel(chosen, with_weights=False)
+    meta = shapes.locked()
     assert meta.manifest == real.manifest
-    assert meta.initial.fingerprint == real.initial.fingerprint
+    assert meta.initial == real.initial
     assert {spec.name: spec.shape for spec in real.manifest} == {
-        key: value.shape for key, value in real.initial.items()
+        key: value.shape for key, value in real.adapter.items()
     }
     assert meta.backbone_parameters == real.backbone_parameters > 0
     assert all(p.device.type == "meta" for p in shapes.backbone.model.parameters())
-    other, _ = models.lock(chosen.model_copy(update={"seed": 4}), with_weights=False)
-    assert other.initial.fingerprint != real.initial.fingerprint
+    other = models.AdaptedModel(chosen.model_copy(update={"seed": 4}), with_weights=False).locked()
+    assert other.initial != real.initial
     torch.manual_seed(123)
-    again, _ = models.lock(chosen)
-    assert again.initial.fingerprint == real.initial.fingerprint
-    model.write(real.initial)
+    again = models.AdaptedModel(chosen).locked()
+    assert again.initial == real.initial
+    model.write(real.adapter)
 
 
 def test_building_a_model_leaves_the_global_random_state_alone(folders: dict[str, str]) -> None:
@@ -166,7 +168,7 @@ def test_building_a_model_leaves_the_global_random_state_alone(folders: dict[str
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
-        models.lock(recipe(folders[name], kind))
+        models.AdaptedModel(recipe(folders[name], kind))
         assert torch.equal(torch.rand(3), expected), (name, kind)
 
 

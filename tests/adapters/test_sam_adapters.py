@@ -142,10 +142,10 @@ def test_state_round_trip_and_shapes_without_weights(sam_folders: dict[str, Path
     assert other.read().fingerprint == learned.fingerprint
     with torch.no_grad():
         assert torch.equal(one(image), other(image))
-    meta, _ = models.lock(recipe(folder, kind, 5), with_weights=False)
-    real, _ = models.lock(recipe(folder, kind, 5))
+    meta = models.AdaptedModel(recipe(folder, kind, 5), with_weights=False).locked()
+    real = models.AdaptedModel(recipe(folder, kind, 5)).locked()
     assert meta.manifest == real.manifest == one.manifest
-    assert meta.initial.fingerprint == real.initial.fingerprint
+    assert meta.initial == real.initial
     assert meta.recipe == real.recipe == one.recipe
     assert meta.backbone_parameters == real.backbone_parameters
 
@@ -269,24 +269,31 @@ def test_decoder_parts_learn_at_the_heads_rate(sam_folders: dict[str, Path]) -> 
 def test_the_resolved_recipe_states_head_and_parts(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
     open_ = recipe(sam_folders["sam"])
     assert (open_.task.head, open_.adapter.parts) == (None, None)
-    locked, model = models.lock(open_, with_weights=False)
+    model = models.AdaptedModel(open_, with_weights=False)
+    locked = model.locked()
     assert (locked.recipe.task.head, locked.recipe.adapter.parts) == ("sam-masks", DEFAULT)
     assert locked.recipe == model.recipe
-    again, _ = models.lock(locked.recipe, with_weights=False)
+    again = models.AdaptedModel(locked.recipe, with_weights=False).locked()
     assert again.recipe.hash == locked.recipe.hash
-    assert again.initial.fingerprint == locked.initial.fingerprint
+    assert again.initial == locked.initial
     assert json.loads(locked.recipe.model_dump_json())["adapter"]["parts"] == list(DEFAULT)
     for changes in ({"kind": "full"}, {"task": {"head": "pyramid"}}, {"task": {"kind": "classification"}}):
-        assert models.lock(recipe(sam_folders["sam"], **changes), with_weights=False)[0].recipe.adapter.parts == ()
-    dino = models.lock(recipe(tiny_dino).model_copy(update={"data": recipe("x/sam3").data}), with_weights=False)[0]
+        assert (
+            models.AdaptedModel(recipe(sam_folders["sam"], **changes), with_weights=False).locked().recipe.adapter.parts
+            == ()
+        )
+    dino = models.AdaptedModel(
+        recipe(tiny_dino).model_copy(update={"data": recipe("x/sam3").data}), with_weights=False
+    ).locked()
     assert (dino.recipe.task.head, dino.recipe.adapter.parts) == (None, ())
 
 
 def test_lora_only_is_asked_for_by_an_empty_list(sam_folders: dict[str, Path]) -> None:
-    locked, model = models.lock(recipe(sam_folders["sam"], parts=[]), with_weights=False)
+    model = models.AdaptedModel(recipe(sam_folders["sam"], parts=[]), with_weights=False)
+    locked = model.locked()
     assert locked.recipe.adapter.parts == ()
     assert {spec.group for spec in model.manifest} == {"lora"}
-    named = models.lock(recipe(sam_folders["sam"], parts=["mask_tokens", "decoder"]), with_weights=False)[1]
+    named = models.AdaptedModel(recipe(sam_folders["sam"], parts=["mask_tokens", "decoder"]), with_weights=False)
     whole = sum(p.numel() for p in named.backbone.model.get_submodule("mask_decoder").parameters())
     assert sum(spec.size for spec in named.manifest if spec.group == "decoder") == whole
 
@@ -331,14 +338,15 @@ def test_numbers_of_the_default_payload() -> None:
     }
     default = configs.parse(configs.Recipe, values, "recipe")
     assert models.validate(default) == []
-    locked, model = models.lock(default, with_weights=False)
+    model = models.AdaptedModel(default, with_weights=False)
+    locked = model.locked()
     sizes = {group: sum(s.size for s in model.manifest if s.group == group) for group in ("lora", "decoder")}
     assert sizes == {"lora": 147_456, "decoder": 634_208}
     assert locked.manifest.parameters == 781_664
     assert locked.manifest.nbytes == pytest.approx(3.1e6, rel=0.01)
     assert locked.manifest.parameters / locked.backbone_parameters == pytest.approx(0.0083, abs=5e-5)
     more = default.model_copy(update={"data": default.data.model_copy(update={"class_names": tuple("abcdef")})})
-    larger, _ = models.lock(more, with_weights=False)
+    larger = models.AdaptedModel(more, with_weights=False).locked()
     assert larger.manifest.parameters == 781_664 + 2 * 140_064
     assert larger.backbone_parameters == locked.backbone_parameters == 93_735_728
 
@@ -361,7 +369,7 @@ def test_faults(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
     assert any("recipe.adapter.targets" in f for f in faults(sam, targets=["q", "w"]))
     assert any("nothing would train" in f for f in faults(sam, "head-only", parts=[]))
     with pytest.raises(errors.ConfigError, match="nothing would train"):
-        models.lock(recipe(sam, "head-only", parts=[]), with_weights=False)
+        models.AdaptedModel(recipe(sam, "head-only", parts=[]), with_weights=False)
 
 
 # -- PEFT ------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,6 @@ FLOORS = [
     ["config", "state"],
     [
         "factors",
-        "recipe",
         "flower",
         "flower_guards",
         "flower_node",
@@ -357,6 +356,7 @@ def test_every_table_entry_resolves() -> None:
 )
 def test_every_shipped_experiment_validates(path: Path) -> None:
     what = experiments.load(str(path))
+    assert experiments.examine(what).device == "meta"
     assert what.name == path.stem
     assert what.title
     assert experiments.bundled()[path.stem].samefile(path)

@@ -26,7 +26,7 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 sys.path.insert(0, sys.argv[1])
-import fedvfm, fedvfm.config, fedvfm.protocol, fedvfm.recipe, fedvfm.state, fedvfm.chain, fedvfm.storage
+import fedvfm, fedvfm.config, fedvfm.protocol, fedvfm.trust.lock, fedvfm.state, fedvfm.chain, fedvfm.storage
 import fedvfm.server.app
 import numpy_sites
 from fedvfm.server import app, checkpoint

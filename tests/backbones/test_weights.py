@@ -121,7 +121,7 @@ def test_the_lock_carries_both_hashes(tiny_dino: Path) -> None:
         "data": {"class_names": ["background", "cell"], "input_size": [28, 28]},
     }
     recipe = configs.parse(configs.Recipe, values, "recipe")
-    locked, _ = models.lock(recipe)
+    locked = models.AdaptedModel(recipe).locked()
     located = weights.locate(settings(tiny_dino))
     assert (locked.backbone_sha256, locked.backbone_config_sha256) == (located.sha256, located.config_sha256)
     # Without the weights, the settings of a folder are known, and its weights only if they are pinned.
@@ -150,7 +150,7 @@ def test_an_adapter_is_not_put_on_the_same_weights_with_other_settings(copied: P
         "adapter": {"kind": "head-only"},
         "data": {"class_names": ["background", "cell"], "input_size": [28, 28]},
     }
-    _, model = models.lock(configs.parse(configs.Recipe, values, "recipe"))
+    model = models.AdaptedModel(configs.parse(configs.Recipe, values, "recipe"))
     folder = export.save(model, tmp_path / "adapter", {})
     assert export.load_adapter(folder).backbone.config_sha256 == model.backbone.config_sha256
     edit(copied, layer_norm_eps=0.5)

@@ -13,7 +13,7 @@ from fedvfm import config, locking
 from fedvfm.backbones import stored, weights
 from fedvfm.client import joining, supervisor, verdicts
 from fedvfm.client import weights as weights_here
-from fedvfm.trust import documents, invites
+from fedvfm.trust import documents, recipes
 from fedvfm.trust import lock as locks
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ class Joined:
 @pytest.fixture
 def pinned(cli: Any, empty_cache: Path, tmp_path: Path) -> Joined:
     """A recipe for a backbone of the table, locked where its weights are not."""
-    recipe = locking.read_toml(ROOT / "simulations" / "experiments" / "brain-mri.toml")
+    recipe = recipes.written(ROOT / "simulations" / "experiments" / "brain-mri.toml")
     pin = {"backbone": recipe.backbone.model_copy(update={"sha256": weights.KNOWN[PINNED].sha256})}
     path = locking.write(tmp_path / "recipe.json", *locking.make(recipe.model_copy(update=pin)))[0]
     return Joined(cli, tmp_path, path)
@@ -61,7 +61,7 @@ def pinned(cli: Any, empty_cache: Path, tmp_path: Path) -> Joined:
 @pytest.fixture
 def plain(cli: Any, tiny: Any, tmp_path: Path) -> Joined:
     """The tiny recipe, whose backbone is a folder."""
-    path = locking.write(tmp_path / "recipe.json", *locking.make(locking.read_toml(tiny.experiment)))[0]
+    path = locking.write(tmp_path / "recipe.json", *locking.make(recipes.written(tiny.experiment)))[0]
     return Joined(cli, tmp_path, path)
 
 
@@ -83,8 +83,8 @@ def test_the_data_is_checked_with_the_invite_itself(plain: Joined, tiny: Any, cl
 
 
 def test_an_invite_and_its_lock_hold_the_same_recipe(plain: Joined) -> None:
-    assert invites.read_lock(plain.invite) == documents.read(plain.folder / "recipe.json", locks.Lock, "recipe")
-    assert invites.read_lock(plain.folder / "recipe.json").hash == plain.hash
+    assert recipes.read(plain.invite).lock == documents.read(plain.folder / "recipe.json", locks.LockedRecipe, "recipe")
+    assert recipes.read(plain.folder / "recipe.json").hash == plain.hash
 
 
 def test_a_file_that_is_neither_is_named(tiny: Any, cli: Any, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_weights_that_are_here_are_not_mentioned(plain: Joined, monkeypatch: pyt
 
 
 def test_other_weights_than_the_recipes_are_told(plain: Joined, tiny: Any, tmp_path: Path) -> None:
-    locked = invites.read_lock(plain.invite)
+    locked = recipes.read(plain.invite).lock
     assert weights_here.fault(locked) is None
     moved = shutil.copytree(tiny.backbone, tmp_path / "backbone")
     settings = json.loads((moved / "config.json").read_text())

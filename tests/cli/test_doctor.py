@@ -23,7 +23,7 @@ from fedvfm import health, locking, processes
 from fedvfm.client import joining, policy
 from fedvfm.diagnosis import channel, machine, row
 from fedvfm.server import enrolment
-from fedvfm.trust import certificates, documents, keys
+from fedvfm.trust import certificates, documents, keys, recipes
 
 NOT_READY = 20
 
@@ -34,7 +34,7 @@ class Ends:
     def __init__(self, cli: Any, tiny: Any, root: Path, port: int) -> None:
         self.cli, self.root, self.port = cli, root, port
         recipe = root / "recipe.json"
-        self.locked, initial = locking.make(locking.read_toml(tiny.experiment))
+        self.locked, initial = locking.make(recipes.written(tiny.experiment))
         locking.write(recipe, self.locked, initial)
         plan = enrolment.Plan("trial", f"localhost:{port}", ("127.0.0.1",), ("east", "south"))
         self.server = enrolment.init(root / "server", plan, self.locked, initial)

@@ -40,7 +40,7 @@ class Server:
         where = enrolment.open_state(self.state)
         folder = where.run_path(where.about.recipe)
         adapter = folder / "adapter.safetensors"
-        checkpoint.write(adapter, 1.5 * where.locked().initial, {"round": "3", "recipe": where.about.recipe})
+        checkpoint.write(adapter, 1.5 * where.locked().adapter, {"round": "3", "recipe": where.about.recipe})
         result = {"round": 3, "fingerprint": "f" * 64, "acceptance": {"north": "accepted"}}
         (folder / "evaluation.json").write_text(json.dumps(result))
         return adapter
@@ -85,7 +85,7 @@ def test_a_finished_recipe_is_extended_and_another_added(server: Server) -> None
     onwards = server.good("recipe", server.recipe("onwards", "rounds = 1"), "--from", adapter, "--now")["recipe"]
     where = enrolment.open_state(server.state)
     start = checkpoint.read(adapter)[0].fingerprint
-    assert (where.about.recipe, where.lock().recipe.start, where.locked().initial.fingerprint) == (
+    assert (where.about.recipe, where.lock().recipe.start, where.locked().adapter.fingerprint) == (
         onwards,
         start,
         start,

@@ -35,9 +35,10 @@ cli.main()
 def locked(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny experiment's recipe, locked once."""
     from fedvfm import locking
+    from fedvfm.trust import recipes
 
     folder = tmp_path_factory.mktemp("locked")
-    return locking.write(folder / "recipe.json", *locking.make(locking.read_toml(tiny.experiment)))[0]
+    return locking.write(folder / "recipe.json", *locking.make(recipes.written(tiny.experiment)))[0]
 
 
 class Trial:
@@ -321,16 +322,16 @@ def test_receipts_and_faults_of_the_log(trial: Trial, tmp_path: Path, tiny: Any)
 def test_a_lock_without_weights_is_the_lock_with_them(tiny: Any, locked: Path) -> None:
     from fedvfm import locking
     from fedvfm.client import model
-    from fedvfm.trust import documents, lock
+    from fedvfm.trust import documents, lock, recipes
 
-    found = documents.read(locked, lock.Lock, "recipe")
-    full, _ = model.lock(found.recipe)
-    assert full.initial.fingerprint == found.initial
-    assert full.manifest.fingerprint == found.rows.fingerprint
+    found = documents.read(locked, lock.LockedRecipe, "recipe")
+    full = model.AdaptedModel(found.recipe).locked()
+    assert full.initial == found.initial
+    assert full.manifest.fingerprint == found.manifest.fingerprint
     assert (full.backbone_sha256, full.backbone_config_sha256) == (found.backbone_sha256, found.backbone_config_sha256)
     assert full.backbone_parameters == found.backbone_parameters
     assert found.recipe.backbone.sha256 == found.backbone_sha256 != ""
-    again, initial = locking.make(locking.read_toml(tiny.experiment))
+    again, initial = locking.make(recipes.written(tiny.experiment))
     assert again == found
     assert locking.read_initial(locked.with_suffix(".safetensors"), found) == initial
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fedvfm import config, flower, protocol, recipe, state
+from fedvfm import config, flower, protocol, state
 from fedvfm.client import gate, joining, own, policy, sent, spending, terms
 from fedvfm.privacy import ledger
 from fedvfm.server import enrolment
@@ -54,8 +54,8 @@ def adapter(*values: float) -> state.AdapterState:
 START = adapter(0.0, 0.0)
 
 
-def build(asked: config.Recipe) -> recipe.LockedRecipe:
-    return recipe.LockedRecipe(asked, ROWS, START, SHA, 1000)
+def build(asked: config.Recipe) -> lock.LockedRecipe:
+    return lock.LockedRecipe.of(asked, ROWS, START, SHA, 1000)
 
 
 def train(number: int = 1, start: state.AdapterState = START, **values: Any) -> protocol.Task:
@@ -106,7 +106,7 @@ class Site:
         self.door = gate.Gate(self.app, kept, self.terms, lambda where, error: self.faults.append(error))
 
     def _join(self, asked: config.Recipe, budget: str) -> None:
-        locked = lock.of(build(asked))
+        locked = build(asked)
         plan = enrolment.Plan("trial", "a.example:1", (), ("north",))
         server = enrolment.init(self.folder / "server", plan, locked, START)
         invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
@@ -121,13 +121,11 @@ class Site:
         self.settings.write_text(about + ending)
         config = own.read_site(self.settings)
         units = spending.counted(asked, own.hospital(config, asked), config.privacy)
-        rules = policy.accepting(policy.Facts.of(lock.of(build(asked)), units)).replace(
-            "max_rounds = 3", "max_rounds = 9"
-        )
+        rules = policy.accepting(policy.Facts.of(build(asked), units)).replace("max_rounds = 3", "max_rounds = 9")
         self.settings.write_text(about + rules + ending)
 
     def approve(self, asked: config.Recipe) -> None:
-        locked = lock.of(build(asked))
+        locked = build(asked)
         self.where.remember(locked)
         joining.approve(self.where, locked)
 

@@ -133,22 +133,22 @@ def test_locking_refuses_a_rule_that_makes_new_factors(tiny_dino: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def locks(tiny_dino: Path) -> dict[str, lock.Lock]:
-    return {way: lock.of(models.lock(recipe(("dino", tiny_dino), way), with_weights=False)[0]) for way in ROUNDS}
+def locks(tiny_dino: Path) -> dict[str, lock.LockedRecipe]:
+    return {way: models.AdaptedModel(recipe(("dino", tiny_dino), way), with_weights=False).locked() for way in ROUNDS}
 
 
-def test_a_policy_judges_what_leaves_in_a_round(locks: dict[str, lock.Lock]) -> None:
+def test_a_policy_judges_what_leaves_in_a_round(locks: dict[str, lock.LockedRecipe]) -> None:
     facts = {way: policy.Facts.of(one) for way, one in locks.items()}
-    rows = locks["both"].rows
+    rows = locks["both"].manifest
     pairs = 4 * 2 * 2 * 32  # four blocks, q and v, rank 2, width 32: so much in A, and so much in B
     assert facts["both"].trainable == rows.parameters
     assert facts["freeze-A"].trainable == facts["alternate"].trainable == rows.parameters - pairs
     assert f"max_trainable_parameters = {rows.parameters - pairs}" in policy.accepting(facts["alternate"])
 
 
-def test_a_review_says_what_leaves_and_what_does_not_train(locks: dict[str, lock.Lock]) -> None:
+def test_a_review_says_what_leaves_and_what_does_not_train(locks: dict[str, lock.LockedRecipe]) -> None:
     told = {way: dict(review.words(one)) for way, one in locks.items()}
-    rows, pairs = locks["both"].rows, 512
+    rows, pairs = locks["both"].manifest, 512
     assert told["both"]["leaves each round"].startswith(f"{rows.parameters:,} trained numbers")
     for way in ("freeze-A", "alternate"):
         assert told[way]["leaves each round"].startswith(f"{rows.parameters - pairs:,} trained numbers")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvfm import audit, config, errors, metrics, protocol, recipe, state
-from fedvfm.client import policy, review
+from fedvfm import audit, config, errors, metrics, protocol, state
+from fedvfm.client import own, policy, review
 from fedvfm.trust import lock
 
 SHA, OTHER = "ab" * 32, "cd" * 32
@@ -184,19 +184,23 @@ def test_the_printed_policy_accepts_its_recipe_and_no_other(name: str, rounds: i
 
 
 def test_the_policy_of_a_file(tmp_path: Path) -> None:
+    def rules(path: Path) -> config.PolicyConfig:
+        found = own.read_policy(path)
+        return found.policy if isinstance(found, config.SiteConfig) else found
+
     path, text = tmp_path / "site.toml", policy.accepting(facts())
     site = '[data]\nsource = "folder"\npath = "x"\n'
     for values in (text, f'name = "north"\n{site}{text}'):
         path.write_text(values)
-        assert refused(policy.read(path), facts()) == {}
+        assert refused(rules(path), facts()) == {}
     path.write_text(f'name = "north"\n{site}')
-    assert len(refused(policy.read(path), facts())) == 8
+    assert len(refused(rules(path), facts())) == 8
     path.write_text("policy = 3")
     with pytest.raises(errors.ConfigError, match=r"policy: must be a table"):
-        policy.read(path)
+        own.read_policy(path)
     path.write_text("[policy]\nmax_round = 3\ntasks = 'all'\nmin_samples = 0")
     with pytest.raises(errors.ConfigError, match=r"3 faults(.|\n)*max_round: unknown key.*nearest: 'max_rounds'"):
-        policy.read(path)
+        own.read_policy(path)
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -367,10 +371,10 @@ def test_a_refusal_is_a_word_and_a_code() -> None:
     assert protocol.refusal(errors.PolicyRefused("patient Smith", "x")).reason == "refused"
 
 
-def make_lock(**values: Any) -> lock.Lock:
+def make_lock(**values: Any) -> lock.LockedRecipe:
     rows = state.Manifest.of([state.ArraySpec("a", (10, 100), "lora"), state.ArraySpec("head.b", (2,), "head")])
     initial = state.AdapterState({spec.name: np.zeros(spec.shape, np.float32) for spec in rows})
-    return lock.of(recipe.LockedRecipe(make_recipe(**values), rows, initial, SHA, 12345))
+    return lock.LockedRecipe.of(make_recipe(**values), rows, initial, SHA, 12345)
 
 
 def test_the_plain_words_say_what_leaves() -> None:

@@ -16,7 +16,6 @@ import pytest
 from fedvfm import errors, flower, privacy_config, protocol
 from fedvfm.client import final, gate, own, policy, privacy_here, review, sent, spending
 from fedvfm.privacy import receipts, reconcile
-from fedvfm.trust import lock
 from tests.client import private_site
 
 Site = private_site.Site
@@ -260,15 +259,19 @@ def test_an_update_that_was_charged_nowhere_does_not_leave(site: Site) -> None:
     assert "was not charged, so it does not leave" in str(site.faults[-1])
 
 
+def judge(site: Site) -> privacy_here.Judged:
+    return privacy_here.judge(private_site.build(private_site.make_recipe()), own.read_policy(site.settings))
+
+
 def test_what_a_recipe_comes_to_here_before_and_after_a_round(site: Site) -> None:
-    locked = lock.of(private_site.build(private_site.make_recipe()))
-    before = privacy_here.here(locked, site.settings)
+    locked = private_site.build(private_site.make_recipe())
+    before = judge(site).here
     assert before is not None
     assert (before.spent, before.allowed, before.fits) == (0.0, 8.0, True)
     assert before.after == before.epsilon
     assert not (site.folder / "fedvfm-ledger").exists(), "looking makes no ledger"
     site.ask(private_site.train())
-    after = privacy_here.here(locked, site.settings)
+    after = judge(site).here
     assert after is not None
     assert after.after == before.after, "one round is spent, the others are left"
     assert 0.0 < (after.spent or 0.0) < (after.after or 0.0)
@@ -278,12 +281,12 @@ def test_what_a_recipe_comes_to_here_before_and_after_a_round(site: Site) -> Non
     assert found is not None
     assert (found["data_sets"][0]["releases"], found["noise_multiplier"]) == (1, 1.1)
     assert "of 8.00 spent in 1 updates" in "\n".join(privacy_here.status_lines(found))
-    assert privacy_here.facts(locked, site.settings).epsilon == pytest.approx(before.epsilon)
-    assert privacy_here.facts(locked, None).epsilon is None
+    assert judge(site).facts.epsilon == pytest.approx(before.epsilon)
+    assert privacy_here.judge(locked, None).facts.epsilon is None
 
 
 def test_a_review_says_what_leaves_under_a_mechanism() -> None:
-    rows = dict(review.words(lock.of(private_site.build(private_site.make_recipe())), ["epsilon 3"]))
+    rows = dict(review.words(private_site.build(private_site.make_recipe()), ["epsilon 3"]))
     assert rows["leaves at the start"].startswith("whether there are training images")
     assert "no loss, no count" in rows["leaves each round"]
     assert "outside epsilon" in rows["metrics that leave"]
@@ -305,10 +308,11 @@ def test_a_plain_recipe_has_no_budget_and_a_budget_no_plain_recipe(site: Site) -
 def test_the_doctor_says_whether_rounds_can_be_charged(site: Site) -> None:
     from fedvfm.client import doctor
 
-    locked = lock.of(private_site.build(private_site.make_recipe()))
+    locked = private_site.build(private_site.make_recipe())
 
     def look() -> tuple[str, str]:
-        (found,) = doctor._privacy(own.read_site(site.settings), locked, site.settings)
+        here = own.read_site(site.settings)
+        _, found = doctor._recipe(site.where, here, locked, site.settings, None)
         return found.severity, found.problem
 
     assert look()[0] == "ok"
@@ -322,10 +326,10 @@ def test_the_doctor_says_whether_rounds_can_be_charged(site: Site) -> None:
 
 
 def test_a_policy_that_is_printed_names_the_budget(site: Site) -> None:
-    text = policy.accepting(privacy_here.facts(lock.of(private_site.build(private_site.make_recipe())), site.settings))
+    text = policy.accepting(judge(site).facts)
     assert "max_epsilon = 6.51" in text
     assert '# Its rounds are charged to a budget: [privacy] with data_set, epsilon, delta and unit = "record"' in text
-    unknown = policy.accepting(policy.Facts.of(lock.of(private_site.build(private_site.make_recipe()))))
+    unknown = policy.accepting(policy.Facts.of(private_site.build(private_site.make_recipe())))
     assert "max_epsilon = 0.0  # of the whole run; what the recipe's noise comes to follows from the data" in unknown
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedvfm import config, errors, privacy_config, protocol
-from fedvfm.client import doctor, own, policy, purge, refusals, rehearsal, split_note
-from fedvfm.trust import lock
+from fedvfm.client import doctor, own, policy, privacy_here, purge, refusals, rehearsal, split_note
 from tests.client import private_site
 
 Site = private_site.Site
@@ -96,7 +95,7 @@ def test_privacy_that_is_written_into_the_file_in_mid_recipe(site: Site) -> None
     asked = private_site.make_recipe().model_copy(update={"privacy": privacy_config.NONE})
     site.approve(asked)
     about = site.settings.read_text().partition("[policy]")[0]
-    site.settings.write_text(about + policy.accepting(policy.Facts.of(lock.of(private_site.build(asked)))))
+    site.settings.write_text(about + policy.accepting(policy.Facts.of(private_site.build(asked))))
     assert not site.ask(protocol.Task(asked, 1, private_site.START)).has_error()
     site.settings.write_text(f"{site.settings.read_text()}[privacy]\n{private_site.BUDGET}")
     assert refused(site, protocol.Task(asked, 2, private_site.adapter(1.0, 1.0))) == "policy-split"
@@ -155,11 +154,13 @@ def test_a_note_that_cannot_be_read_stops_the_recipe(site: Site) -> None:
 
 def test_doctor_rehearsal_and_console_say_so(site: Site) -> None:
     assert not site.ask(private_site.train()).has_error()
-    locked = lock.of(private_site.build(private_site.make_recipe()))
+    locked = private_site.build(private_site.make_recipe())
     assert doctor._split(site.where, own.read_site(site.settings), locked, site.settings) == []
     edit(site, "\n[privacy]\n", "\n[split]\nval_share = 0.1\n[privacy]\n")
     (row,) = doctor._split(site.where, own.read_site(site.settings), locked, site.settings)
     assert (row.check, "split.val_share was 0.15, it is 0.1" in row.problem) == ("split", True)
+    here = own.read_site(site.settings)
+    judged = privacy_here.judge(locked, here)
     with pytest.raises(errors.PolicyRefused, match=r"policy-split: .*val_share was 0\.15"):
-        rehearsal.run(site.settings, locked, site.where)
+        rehearsal.run(here, locked, judged, site.where)
     assert "doctor client" in refusals.WORDS["policy-split"][1]

@@ -13,7 +13,6 @@ from flwr.app import Message, RecordDict
 
 from fedvfm import audit, chain, config, errors, flower, protocol, state
 from fedvfm.client import joining, policy, sent, terms
-from fedvfm.trust import lock
 from tests.client import two_numbers
 from tests.client.two_numbers import ROWS, SHA, adapter, build, make_recipe
 
@@ -118,7 +117,7 @@ def test_a_changed_recipe_waits_for_a_person_and_can_be_read(hospital: Hospital)
     assert hospital.refused(protocol.HANDSHAKE, protocol.Task(task.recipe)) == "approval-pending"
     seen = hospital.where.find(task.recipe.hash)
     assert seen.recipe == task.recipe
-    assert seen.rows.fingerprint == ROWS.fingerprint, "as this site builds it, not as the coordinator says"
+    assert seen.manifest.fingerprint == ROWS.fingerprint, "as this site builds it, not as the coordinator says"
     joining.approve(hospital.where, seen)
     hospital.terms.received(protocol.HANDSHAKE, protocol.Task(task.recipe), asked(protocol.HANDSHAKE, task))
 
@@ -174,7 +173,7 @@ def test_messages_beyond_the_recipe(hospital: Hospital) -> None:
 def test_an_extension_begins_with_the_adapter_that_its_recipe_names(hospital: Hospital) -> None:
     """Its people approved to go on from that one: another in its place is refused, and nothing is trained."""
     task = protocol.Task(make_recipe(start=adapter(7.0).fingerprint), 1, adapter(7.0))
-    hospital.where.remember(lock.of(build(task.recipe)))
+    hospital.where.remember(build(task.recipe))
     joining.approve(hospital.where, hospital.where.find(task.recipe.hash))
     other = protocol.Task(task.recipe, 1, adapter(8.0))
     assert hospital.refused(protocol.TRAIN, other) == "policy-message"
@@ -199,7 +198,7 @@ def guarded(hospital: Hospital) -> Callable[..., str]:
     def send(kind: str, number: int, start: float, length: int, head: str = "", run: int = 1, **values: Any) -> str:
         about = {"mechanism": "site-level", "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
         recipe = make_recipe(**{"privacy": about, "aggregation": {"weighting": "uniform"}, **values})
-        locked = lock.of(build(recipe))
+        locked = build(recipe)
         hospital.rules = config.parse(
             config.PolicyConfig, tomllib.loads(policy.accepting(policy.Facts.of(locked)))["policy"], "policy"
         )
@@ -322,7 +321,7 @@ def test_the_real_builder(hospital: Hospital, tiny_dino: Path) -> None:
     found = terms.built_here(asked)
     assert found.backbone_sha256 == SHA
     assert found.manifest.parameters > 1000
-    assert lock.of(terms.built_here(found.recipe)).hash == found.recipe.hash, "a locked recipe locks to itself"
+    assert terms.built_here(found.recipe).hash == found.recipe.hash, "a locked recipe locks to itself"
 
 
 def test_a_recipe_that_leaves_values_open_is_refused(hospital: Hospital) -> None:

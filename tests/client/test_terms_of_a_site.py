@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedvfm import config, errors, protocol, recipe, state
+from fedvfm import config, errors, protocol, state
 from fedvfm.client import joining, terms
 from fedvfm.trust import lock
 from tests.client import private_site
@@ -60,14 +60,14 @@ def test_the_first_adapter_of_an_extension_at_a_rank_of_its_own(tmp_path: Path) 
     def adapter(size: int, value: float) -> state.AdapterState:
         return state.AdapterState({"head.bias": np.full(size, value, np.float32)})
 
-    def build(asked: config.Recipe) -> recipe.LockedRecipe:
+    def build(asked: config.Recipe) -> lock.LockedRecipe:
         size = asked.adapter.rank // 4
         rows = state.Manifest.of([state.ArraySpec("head.bias", (size,), "head")])
-        return recipe.LockedRecipe(asked, rows, adapter(size, 0.0), private_site.SHA, 1000)
+        return lock.LockedRecipe.of(asked, rows, adapter(size, 0.0), private_site.SHA, 1000)
 
     made = private_site.Site(tmp_path)
     asked = private_site.make_recipe(start=adapter(2, 7.0).fingerprint, adapter={"rank": 8, "alpha": 8.0})
-    locked = lock.of(build(asked))
+    locked = build(asked)
     made.where.remember(locked)
     joining.approve(made.where, locked)
     made.settings.write_text(f"rank = 4\n{made.settings.read_text()}")

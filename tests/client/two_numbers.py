@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedvfm import config, recipe, state
+from fedvfm import config, state
 from fedvfm.client import joining, policy
 from fedvfm.server import enrolment
 from fedvfm.trust import lock
@@ -31,9 +32,9 @@ def adapter(value: float) -> state.AdapterState:
     return state.AdapterState({"head.bias": np.full(2, value, np.float32)})
 
 
-def build(asked: config.Recipe) -> recipe.LockedRecipe:
+def build(asked: config.Recipe) -> lock.LockedRecipe:
     """What the site itself makes of a recipe."""
-    return recipe.LockedRecipe(asked, ROWS, adapter(0.0), SHA, 1000)
+    return lock.LockedRecipe.of(asked, ROWS, adapter(0.0), SHA, 1000)
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class Joined:
 
 def join(folder: Path) -> Joined:
     """The hospital 'north' has approved the recipe; the coordinator has not looked at its request yet."""
-    locked = lock.of(build(make_recipe()))
+    locked = build(make_recipe())
     plan = enrolment.Plan("trial", "a.example:1", (), ("north",))
     server = enrolment.init(folder / "server", plan, locked, adapter(0.0))
     invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
     site = joining.join(folder / "site", invite, locked.hash)
-    (folder / "policy.toml").write_text(policy.accepting(policy.Facts.of(locked)))
-    return Joined(server, site, policy.read(folder / "policy.toml"))
+    text = policy.accepting(policy.Facts.of(locked))
+    rules = config.parse(config.PolicyConfig, tomllib.loads(text)["policy"], "policy")
+    return Joined(server, site, rules)

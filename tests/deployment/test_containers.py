@@ -26,6 +26,7 @@ import yaml
 from fedvfm import config, extras, locking, processes
 from fedvfm.backbones import weights
 from fedvfm.client import policy
+from fedvfm.trust import recipes
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -86,7 +87,7 @@ def locked(path: Path) -> dict[str, str]:
 
 def demo_lock() -> tuple[Any, Any]:
     """The demo's recipe, locked without its weights: their sha256 is that of this release."""
-    recipe = locking.read_toml(ROOT / "simulations" / "experiments" / "brain-mri.toml")
+    recipe = recipes.written(ROOT / "simulations" / "experiments" / "brain-mri.toml")
     pin = weights.KNOWN[recipe.backbone.name].sha256
     return locking.make(recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"sha256": pin})}))
 
@@ -240,7 +241,7 @@ def test_the_demos_hospitals_accept_the_demos_recipe() -> None:
         assert read.name == site
         assert all(one.accepted for one in policy.check(read.policy, policy.Facts.of(recipe)))
         loose = read.policy.model_dump()
-        assert loose["max_trainable_parameters"] < 2 * recipe.rows.parameters
+        assert loose["max_trainable_parameters"] < 2 * recipe.manifest.parameters
 
 
 # -- for real ----------------------------------------------------------------------------------------------------------

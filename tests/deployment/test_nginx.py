@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fedvfm import config, errors, flower_runtime, processes, recipe, state
+from fedvfm import config, errors, flower_runtime, processes, state
 from fedvfm.server import enrolment, nginx
 from fedvfm.trust import lock
 from tests.deployment import doors
@@ -37,7 +37,7 @@ def make_server(folder: Path, address: str, *names: str) -> enrolment.State:
     values = {"backbone": {"name": "some/backbone", "sha256": "ab" * 32}, "data": {"class_names": ["rest", "cell"]}}
     chosen = config.parse(config.Recipe, values, "recipe")
     initial = state.AdapterState({"head.bias": np.ones(2, np.float32)})
-    locked = lock.of(recipe.LockedRecipe(chosen, rows, initial, "ab" * 32, 1000))
+    locked = lock.LockedRecipe.of(chosen, rows, initial, "ab" * 32, 1000)
     return enrolment.init(folder, enrolment.Plan("trial", address, names, ("north",)), locked, initial)
 
 

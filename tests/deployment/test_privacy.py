@@ -184,7 +184,7 @@ def check_what_left(private: Private, site: str) -> None:
     two = private.two
     found = private.json("audit", "show", private.state(site), "--sent")
     updates = [row for row in found["messages"] if row["kind"] == "train"]
-    assert {(row["numbers"], *row["metrics"]) for row in updates} == {(two.locked.rows.parameters,)}
+    assert {(row["numbers"], *row["metrics"]) for row in updates} == {(two.locked.manifest.parameters,)}
     assert found["totals"]["updates"] == ROUNDS
     content = sent.Sent(two.sites[site].sent).last(two.locked.hash)
     assert content is not None

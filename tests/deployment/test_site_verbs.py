@@ -23,15 +23,15 @@ from fedvfm import audit, errors, factors, flower, locking, processes, protocol,
 from fedvfm.client import app as client_app
 from fedvfm.client import final, gate, joining, own, policy, purge, sent, supervisor, terms, verdicts
 from fedvfm.server import enrolment
-from fedvfm.trust import lock
+from fedvfm.trust import lock, recipes
 
 CONFIG, IN_USE, TRUST, POLICY = 2, 6, 12, 13
 RULES = 'accept = "ask"                   # a person looks at the score and decides'
 
 
 @pytest.fixture(scope="module")
-def locked(tiny: Any) -> tuple[lock.Lock, state.AdapterState]:
-    return locking.make(locking.read_toml(tiny.experiment))
+def locked(tiny: Any) -> tuple[lock.LockedRecipe, state.AdapterState]:
+    return locking.make(recipes.written(tiny.experiment))
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Hospital:
 
     folder: Path
     tiny: Any
-    lock: lock.Lock
+    lock: lock.LockedRecipe
     initial: state.AdapterState
     where: joining.State
     door: gate.Gate | None = None
@@ -95,14 +95,14 @@ class Hospital:
 
 
 @pytest.fixture
-def hospital(tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path) -> Hospital:
+def hospital(tiny: Any, locked: tuple[lock.LockedRecipe, state.AdapterState], tmp_path: Path) -> Hospital:
     return joined(tiny, locked, tmp_path)
 
 
 @pytest.fixture
 def alternating(tiny: Any, tmp_path: Path) -> Hospital:
     """A hospital of a federation that trains one factor at a time."""
-    chosen = locking.read_toml(tiny.experiment)
+    chosen = recipes.written(tiny.experiment)
     adapter = chosen.adapter.model_copy(update={"factors": "alternate"})
     return joined(tiny, locking.make(chosen.model_copy(update={"adapter": adapter})), tmp_path)
 
@@ -110,7 +110,7 @@ def alternating(tiny: Any, tmp_path: Path) -> Hospital:
 @pytest.fixture
 def freezing(tiny: Any, tmp_path: Path) -> Hospital:
     """A hospital of a federation whose first block is frozen; its own file leaves the cache no memory."""
-    chosen = locking.read_toml(tiny.experiment)
+    chosen = recipes.written(tiny.experiment)
     changed = {
         "adapter": chosen.adapter.model_copy(update={"layers": (1,)}),
         "data": chosen.data.model_copy(update={"views": 1}),
@@ -120,7 +120,7 @@ def freezing(tiny: Any, tmp_path: Path) -> Hospital:
     return made
 
 
-def joined(tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path) -> Hospital:
+def joined(tiny: Any, locked: tuple[lock.LockedRecipe, state.AdapterState], tmp_path: Path) -> Hospital:
     plan = enrolment.Plan("trial", "127.0.0.1:9", (), ("east",))
     server = enrolment.init(tmp_path / "server", plan, *locked)
     invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
@@ -163,10 +163,10 @@ def test_a_rehearsal_lists_every_byte_and_uses_nothing_up(hospital: Hospital, cl
     handshake, update, validation, test = found["replies"]
     assert (handshake["numbers"]["metrics.train"], handshake["header"]["fedvfm.site"]) == (5, "east")
     assert {one["name"]: tuple(one["shape"]) for one in update["arrays"]} == {
-        spec.name: spec.shape for spec in hospital.lock.rows
+        spec.name: spec.shape for spec in hospital.lock.manifest
     }
-    assert sum(one["bytes"] for one in update["arrays"]) == hospital.lock.rows.nbytes
-    assert hospital.lock.rows.nbytes < update["array_bytes"] < update["bytes"]
+    assert sum(one["bytes"] for one in update["arrays"]) == hospital.lock.manifest.nbytes
+    assert hospital.lock.manifest.nbytes < update["array_bytes"] < update["bytes"]
     assert set(update["numbers"]) == {"metrics.num_examples", "metrics.loss", "metrics.seconds", "metrics.steps"}
     assert validation["withheld"] == ["dice", "iou"], "from a single sample nothing leaves"
     assert set(validation["numbers"]) == {"metrics.num_examples"}
@@ -227,7 +227,7 @@ def test_a_rehearsal_of_one_factor_lists_that_one_and_tests_the_whole(alternatin
     assert answer.code == 0, answer.err
     _, update, _, test = json.loads(answer.out)["replies"]
     assert update["kind"] == "update, every odd round; even ones send A for B"
-    rows = {spec.name: spec for spec in alternating.lock.rows}
+    rows = {spec.name: spec for spec in alternating.lock.manifest}
     names = [one["name"] for one in update["arrays"]]
     assert names == [name for name, spec in rows.items() if spec.role != "A"]
     assert sum(one["bytes"] for one in update["arrays"]) == sum(4 * rows[name].size for name in names)
@@ -244,7 +244,7 @@ def test_the_own_update_of_one_factor_is_scored_as_the_whole_it_was(
     """After round 2 the other factor moved too, so that nobody here knows the whole of what was sent then."""
     alternating.write('accept = "score"\nmax_drop = 1.0')
     update = protocol.decode_update(alternating.train(sent_last).content)
-    assert len(update.state) < len(alternating.lock.rows)
+    assert len(update.state) < len(alternating.lock.manifest)
     final_one = factors.completed(update.state, alternating.initial)
     assert alternating.finish(final_one) == ("accepted" if known else "declined")
     (line,) = alternating.decided()
@@ -498,7 +498,7 @@ def test_features_of_patients_images_are_private_and_go(
     features = {path: path.stat().st_mtime_ns for path in kept() if path.suffix == ".features"}
     (line,) = [text for text in said() if "features" in text]
     assert line.startswith(f"round 1: features of the frozen blocks: {len(features)} computed")
-    assert len(features) == len(own.hospital(own.read(freezing.settings).site, freezing.lock.recipe).train)
+    assert len(features) == len(own.hospital(own.read_site(freezing.settings), freezing.lock.recipe).train)
     assert set(kept().values()) == {0o700, 0o600}
     freezing.open()
     assert protocol.decode_update(freezing.train(2).content).state.parameters
@@ -585,7 +585,7 @@ def test_units_by_the_commands(hospital: Hospital, cli: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_a_federation_on_a_sites_own_terms(
-    tiny: Any, locked: tuple[lock.Lock, state.AdapterState], tmp_path: Path, until: Any
+    tiny: Any, locked: tuple[lock.LockedRecipe, state.AdapterState], tmp_path: Path, until: Any
 ) -> None:
     """Closed, waited for, opened; kept within limits; the final adapter scored and kept; purged after, not before."""
     plan = enrolment.Plan("trial", f"127.0.0.1:{processes.free_port()}", (), ("east",))

@@ -26,6 +26,7 @@ import pytest
 from fedvfm import errors, extras, locking, processes
 from fedvfm.client import joining
 from fedvfm.simulation import experiment as experiments
+from fedvfm.trust import recipes
 
 ROOT = Path(__file__).parents[2]
 SITES = ("east", "south")
@@ -159,7 +160,7 @@ def test_the_base_asks_for_no_torch(wheel: Path) -> None:
 def locked(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe as somebody with the whole of fedvfm locked it."""
     folder = tmp_path_factory.mktemp("locked")
-    return locking.write(folder / "recipe.json", *locking.make(locking.read_toml(tiny.experiment)))[0]
+    return locking.write(folder / "recipe.json", *locking.make(recipes.written(tiny.experiment)))[0]
 
 
 @pytest.mark.usefixtures("nothing_left")

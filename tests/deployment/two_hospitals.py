@@ -29,7 +29,7 @@ class Two:
 
     tiny: Any
     folder: Path
-    locked: lock.Lock
+    locked: lock.LockedRecipe
     initial: state.AdapterState
     server: enrolment.State
     sites: dict[str, joining.State] = field(default_factory=dict)

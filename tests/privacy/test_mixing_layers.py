@@ -74,6 +74,12 @@ def test_without_a_bound_on_each_image_it_is_as_good_as_any(tiny_dino: Path) -> 
     assert models.validate(plain) == []
 
 
+def site(folder: Path) -> Path:
+    path = folder / "site.toml"
+    path.write_text('name = "north"\n[data]\nsource = "nuclei"\n')
+    return path
+
+
 def test_whoever_locks_plans_reviews_or_simulates_is_told(tiny_dino: Path, tmp_path: Path, cli: Any) -> None:
     file = toml(tiny_dino, tmp_path / "recipe.toml")
     with pytest.raises(errors.ConfigError, match=SAID):
@@ -86,7 +92,7 @@ def test_whoever_locks_plans_reviews_or_simulates_is_told(tiny_dino: Path, tmp_p
         code, out, err = cli(*arguments)
         assert (code, SAID in err) == (errors.ConfigError.exit_code, True), (arguments, out, err)
     with pytest.raises(errors.ConfigError, match=SAID):
-        own.read_recipe(file)  # as rehearsal, doctor and the check of the data read it
+        own.read(site(tmp_path), file)  # as doctor and the check of the data read it
     simulated = {
         "name": "trial",
         "data": {"source": "nuclei"},
@@ -94,7 +100,7 @@ def test_whoever_locks_plans_reviews_or_simulates_is_told(tiny_dino: Path, tmp_p
         "recipe": values(tiny_dino),
     }
     with pytest.raises(errors.ConfigError, match=SAID):
-        experiment.parse(simulated, "experiment")
+        experiment.examine(experiment.parse(simulated, "experiment"))
 
 
 def test_a_recipe_that_another_release_locked_is_refused_in_review(
@@ -104,10 +110,9 @@ def test_a_recipe_that_another_release_locked_is_refused_in_review(
         earlier.setitem(tasks.TABLE._entries, "segmentation", segmentation.Segmentation)
         locked, _ = locking.make(recipe(tiny_dino))
     (tmp_path / "recipe.json").write_text(documents.to_text(locked))
-    (tmp_path / "site.toml").write_text('name = "north"\n[data]\nsource = "nuclei"\n')
-    for told in (privacy_here.facts, privacy_here.here):
-        with pytest.raises(errors.ConfigError, match=SAID):
-            told(documents.read(tmp_path / "recipe.json", lock.Lock, "recipe"), tmp_path / "site.toml")
+    arrived = documents.read(tmp_path / "recipe.json", lock.LockedRecipe, "recipe")
+    with pytest.raises(errors.ConfigError, match=SAID):
+        privacy_here.judge(arrived, own.read_site(site(tmp_path)))
     code, _, err = cli("client", "review", tmp_path / "recipe.json", "--policy", tmp_path / "site.toml")
     assert (code, SAID in err) == (errors.ConfigError.exit_code, True)
 
@@ -122,8 +127,7 @@ def test_a_recipe_of_which_no_model_can_be_made_is_told_in_its_own_words(
     unsound = locked.recipe.model_copy(update={"adapter": adapter})
     asked = locked.model_copy(update={"recipe": unsound, "hash": unsound.hash})
     (tmp_path / "recipe.json").write_text(documents.to_text(asked))
-    (tmp_path / "site.toml").write_text('name = "north"\n[data]\nsource = "nuclei"\n')
     with pytest.raises(errors.ConfigError, match=r"recipe\.adapter\.parts.*nose"):
-        privacy_here.facts(asked, tmp_path / "site.toml")
+        privacy_here.judge(asked, own.read_site(site(tmp_path)))
     code, _, err = cli("client", "review", tmp_path / "recipe.json", "--policy", tmp_path / "site.toml")
     assert (code, "nose" in err) == (errors.ConfigError.exit_code, True)

@@ -276,7 +276,7 @@ def test_the_ledger_s_verbs(tmp_path: Path, cli: Any) -> None:
     receipt = tmp_path / "receipt.json"
     code, out, _ = cli("ledger", "receipt", folder, "-o", receipt, "--state", state, "--with-spending", "--json")
     assert (code, json.loads(out)["length"]) == (0, 3)
-    assert documents.format_of(receipt) == "fedvfm-ledger-receipt-1"
+    assert documents.format_of(receipt.read_bytes()) == "fedvfm-ledger-receipt-1"
     with_key = ["--against", receipt, "--key", state / "site.pub"]
     assert cli("ledger", "verify", folder, *with_key)[0] == 0
     lines = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)

@@ -12,10 +12,11 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedvfm import codecs, factors, flower, protocol, recipe, seeding, state
+from fedvfm import codecs, factors, flower, protocol, seeding, state
 from fedvfm import config as configs
 from fedvfm.client import held
 from fedvfm.server import handshake, strategy
+from fedvfm.trust import lock as locks
 
 SHA = "ab" * 32
 SETTINGS = "ef" * 32
@@ -51,10 +52,10 @@ def make_recipe(**values: Any) -> configs.Recipe:
     return configs.parse(configs.Recipe, {**base, **values}, "recipe")
 
 
-def lock(chosen: configs.Recipe) -> recipe.LockedRecipe:
+def lock(chosen: configs.Recipe) -> locks.LockedRecipe:
     """The recipe with a manifest and a first adapter of our own."""
     rows = manifest(chosen.adapter.rank)
-    return recipe.LockedRecipe(chosen, rows, draw(rows, chosen.seed), SHA, 1000, SETTINGS)
+    return locks.LockedRecipe.of(chosen, rows, draw(rows, chosen.seed), SHA, 1000, SETTINGS)
 
 
 @dataclass

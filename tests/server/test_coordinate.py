@@ -19,7 +19,7 @@ from flwr.app import Message
 from fedvfm import chain, config, errors, flower, flower_runtime, logs, protocol
 from fedvfm.client import joining
 from fedvfm.server import asking, coordinate, departures, enrolment, greeting, patience, reach, standing, steering
-from fedvfm.trust import documents, lock
+from fedvfm.trust import documents
 
 ROUNDS = 4
 AWAY_S = 1.0
@@ -55,7 +55,7 @@ class Town:
     def lock(self, **values: Any) -> Any:
         recipe = {"rounds": ROUNDS, "backbone": {"name": "none", "sha256": self.sites.SHA}, **values}
         locked = self.sites.lock(self.sites.make_recipe(**recipe))
-        return lock.of(locked), locked.initial
+        return locked, locked.adapter
 
     def join(self, name: str) -> None:
         """Enrol a site and connect it."""
@@ -704,7 +704,7 @@ def test_extended_from_the_final_adapter_under_another_hash(make: Callable[..., 
     recipe = after.locked().recipe
     assert after.about.recipe != before
     assert (recipe.rounds, recipe.start) == (2, first["fingerprint"])
-    assert after.locked().initial.fingerprint == first["fingerprint"]
+    assert after.locked().adapter.fingerprint == first["fingerprint"]
     more = town.run()
     assert more is not None
     assert more["fingerprint"] != first["fingerprint"]

@@ -131,7 +131,7 @@ def test_one_site_moves_the_sum_by_at_most_the_clip(
     """All sites or all but one, the same noise: what is left of the difference is that site's."""
     chosen = sites.make_recipe(privacy=privacy, adapter={"rank": 3, "alpha": 6.0, "factors": way}, **UNIFORM)
     locked = sites.lock(chosen)
-    start = locked.initial
+    start = locked.adapter
     names = factors.trained(locked.manifest, way, number)
     updates = {}
     for at, scale in enumerate(scales):
@@ -177,7 +177,7 @@ def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(tmp_path
     for rule in (Half(), mean.Mean()):
         part = private.of(locked, rule, tmp_path / type(rule).__name__, simulated=True)
         assert part is not None
-        made.append(joined(part, 1, locked.initial, {"a": update}, {"seen": np.float32([7])}, record))
+        made.append(joined(part, 1, locked.adapter, {"a": update}, {"seen": np.float32([7])}, record))
     assert made[0].adapter == made[1].adapter * 0.5
     assert made[0].kept["seen"] == 3, "weight of all that were asked"
 
@@ -404,7 +404,7 @@ def test_killed_with_the_draw_on_disk(tmp_path: Path) -> None:
 def test_with_one_factor_at_a_time_the_other_stays(harness: Harness, way: str) -> None:
     adapter = {"rank": 3, "alpha": 6.0, "factors": way}
     folder = harness.run(recipe={"rounds": 2, "adapter": adapter})
-    first = harness.job(harness.members(), "x", recipe={"adapter": adapter}).locked.initial
+    first = harness.job(harness.members(), "x", recipe={"adapter": adapter}).locked.adapter
     last = final(folder)
     assert (last["block.00.q.A"] == first["block.00.q.A"]).all() == (way == "freeze-A")
     assert (last["block.00.q.B"] != first["block.00.q.B"]).all()

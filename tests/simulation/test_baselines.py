@@ -113,7 +113,7 @@ def test_what_cannot_be_with_these_sites_is_told_at_once(moving: config.Experime
 
 def test_a_baseline_of_another_task_is_found_with_the_other_faults() -> None:
     with pytest.raises(errors.ConfigError, match=r"baselines: 'unet' is for segmentation"):
-        experiment.load("cells", ['baselines=["unet"]'])
+        experiment.examine(experiment.load("cells", ['baselines=["unet"]']))
 
 
 def test_beyond_its_cap_the_matrix_is_a_balanced_sample(tiny: Any) -> None:

@@ -106,7 +106,7 @@ def test_arms_without_pairs_train_as_they_always_did(tiny: Any) -> None:
 
 def test_a_rule_that_makes_new_factors_is_a_fault_of_the_experiment(tiny: Any) -> None:
     with pytest.raises(errors.ConfigError, match="factors = 'alternate': rule 'svd' makes both factors of every pair"):
-        experiment.parse(what(tiny, "alternate", aggregation={"rule": "svd"}), "experiment")
+        experiment.examine(experiment.parse(what(tiny, "alternate", aggregation={"rule": "svd"}), "experiment"))
 
 
 def test_card_and_report_say_what_did_not_train(finished: dict[str, Path]) -> None:

@@ -23,7 +23,7 @@ def prepared(tiny: Any, **recipe: Any) -> config.Experiment:
     """Two views, two epochs, the first two of four blocks frozen."""
     data = {**tiny.values["recipe"]["data"], "augment": ["noise"], "views": 2, **recipe.pop("data", {})}
     whole = {**tiny.values["recipe"], "rounds": 2, **recipe, "data": data}
-    return run.prepare({**tiny.values, "recipe": whole, "baselines": []})
+    return run.prepare({**tiny.values, "recipe": whole, "baselines": []}).what
 
 
 @pytest.mark.parametrize("fit", ["resize", "native"])
@@ -33,7 +33,7 @@ def test_the_cache_takes_what_is_planned(tiny: Any, fit: str, precision: str) ->
     size = [56, 56] if fit == "resize" else [28, 28]
     what = prepared(tiny, data={"fit": fit, "input_size": size}, precision=precision)
     hospitals = experiment.hospitals(what)
-    shapes = models.lock(what.recipe, with_weights=False)[1]
+    shapes = models.AdaptedModel(what.recipe, with_weights=False)
     seen = inspection.inspect(shapes, hospitals)
     planned = budget.memory(shapes, seen, budget.Places(1000))
     members = run.members(what.model_copy(update={"cache_mib": 1000}), hospitals)
@@ -51,7 +51,7 @@ def test_activations_are_those_that_torch_saves(tiny: Any) -> None:
     """On the meta device, of shapes alone: the same bytes as a real forward pass keeps."""
     recipe = prepared(tiny).recipe
     real = models.AdaptedModel(recipe)
-    shapes = models.lock(recipe, with_weights=False)[1]
+    shapes = models.AdaptedModel(recipe, with_weights=False)
     pixels = torch.zeros(4, 3, 56, 56)
     blocks, head, largest = budget._saved(real, pixels)
     planned = budget._saved(shapes, pixels.to("meta"))
@@ -95,7 +95,7 @@ def spoiled(tiny: Any, folder: Path, **masks: np.ndarray[Any, Any]) -> config.Ex
         mask = masks.get(path.stem.partition("-")[0])
         if mask is not None:
             Image.fromarray(mask).save(path)
-    return run.prepare({**tiny.values, "data": {**tiny.values["data"], "path": str(folder)}, "baselines": []})
+    return run.prepare({**tiny.values, "data": {**tiny.values["data"], "path": str(folder)}, "baselines": []}).what
 
 
 def test_a_plan_opens_one_image_and_mask_of_every_site(tiny: Any, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 from fedvfm import config, errors, locking, privacy_config, site_policy
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
-from fedvfm.client import policy
+from fedvfm.client import own
 from fedvfm.data.sources import folder, layouts, recognise
 from fedvfm.templates import drafts
+from fedvfm.trust import recipes
 
 MODELS: dict[str, type[pydantic.BaseModel]] = {
     "site.toml": config.SiteConfig,
@@ -180,7 +181,7 @@ def test_it_parses_as_it_stands_and_with_every_example(name: str, model: type[py
 def test_a_site_as_it_stands_accepts_nothing(tmp_path: Path) -> None:
     path = drafts.write(tmp_path / "site.toml", drafts.text("site.toml"))
     found = config.parse(config.SiteConfig, config.read_toml(path), "site")
-    assert found.policy == config.PolicyConfig() == policy.read(path)
+    assert found.policy == config.PolicyConfig() == own.read_site(path).policy
     assert found.limits == config.LimitsConfig()
     assert found.policy.final.accept == "never"
     full = config.parse(config.SiteConfig, uncommented("site.toml"), "site")
@@ -241,7 +242,7 @@ def test_the_embedded_backbone_is_pinned_and_locks_without_its_weights(
     monkeypatch.setenv("FEDVFM_CACHE", str(tmp_path / "nothing"))
     text = drafts.recipe("segmentation", weights.EMBEDDED, ["background", "lesion"])
     path = drafts.write(tmp_path / "recipe.toml", text)
-    locked, initial = locking.make(locking.read_toml(path))
+    locked, initial = locking.make(recipes.written(path))
     assert locked.backbone_sha256 == weights.KNOWN[weights.EMBEDDED].sha256
     assert initial.fingerprint == locked.initial
     assert locked.recipe.adapter.layers == (8, 9, 10, 11)

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import config, recipe, state
+from fedvfm import config, state
 from fedvfm.server import enrolment
 from fedvfm.trust import documents, invites, lock
 
 SHA = "ab" * 32
 
-MakeLock = Callable[..., tuple[lock.Lock, state.AdapterState]]
+MakeLock = Callable[..., tuple[lock.LockedRecipe, state.AdapterState]]
 MakeServer = Callable[..., enrolment.State]
 
 
-def make_lock(**values: Any) -> tuple[lock.Lock, state.AdapterState]:
+def make_lock(**values: Any) -> tuple[lock.LockedRecipe, state.AdapterState]:
     rows = state.Manifest.of(
         [
             state.ArraySpec("block.00.q.A", (2, 7), "lora", "A", "block.00.q", 2.0),
@@ -34,7 +34,7 @@ def make_lock(**values: Any) -> tuple[lock.Lock, state.AdapterState]:
     }
     chosen = config.parse(config.Recipe, {**base, **values}, "recipe")
     initial = state.AdapterState({spec.name: np.ones(spec.shape, np.float32) for spec in rows})
-    return lock.of(recipe.LockedRecipe(chosen, rows, initial, SHA, 1000)), initial
+    return lock.LockedRecipe.of(chosen, rows, initial, SHA, 1000), initial
 
 
 @pytest.fixture(scope="session", name="make_lock")

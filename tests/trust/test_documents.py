@@ -15,7 +15,7 @@ from fedvfm import audit, errors
 from fedvfm.server import enrolment
 from fedvfm.trust import documents, invites, keys, lock, requests
 
-KINDS = {"invite": invites.Invite, "request": requests.Request, "receipt": audit.Receipt, "recipe": lock.Lock}
+KINDS = {"invite": invites.Invite, "request": requests.Request, "receipt": audit.Receipt, "recipe": lock.LockedRecipe}
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),

@@ -80,9 +80,9 @@ def test_no_private_key_and_no_token_leaves_its_place(tmp_path: Path, server: en
 def test_the_server_gives_the_round_loop_what_it_needs(server: enrolment.State, make_lock: Any) -> None:
     expected, initial = make_lock()
     locked = enrolment.open_state(server.folder).locked()
-    assert locked.initial == initial
+    assert locked.adapter == initial
     assert locked.recipe.hash == expected.hash == server.about.recipe
-    assert locked.manifest.fingerprint == expected.rows.fingerprint
+    assert locked.manifest.fingerprint == expected.manifest.fingerprint
     path = server.recipe_path(expected.hash).with_suffix(".safetensors")
     shutil.copy(path, path.with_suffix(".copy"))
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
@@ -469,17 +469,41 @@ def test_a_lock_must_pin_its_backbone(make_lock: Any) -> None:
     values = json.loads(documents.to_text(make_lock()[0]))
     for change in ({"backbone_sha256": "cd" * 32}, {"backbone_sha256": ""}):
         with pytest.raises(errors.TrustError, match="does not pin the backbone it is locked to"):
-            documents.parse(json.dumps({**values, **change}).encode(), lock.Lock, "recipe")
+            documents.parse(json.dumps({**values, **change}).encode(), lock.LockedRecipe, "recipe")
     for rows in (values["manifest"][::-1], values["manifest"] + values["manifest"][-1:]):
         with pytest.raises(errors.TrustError, match="repeats a name or is not sorted"):
-            documents.parse(json.dumps({**values, "manifest": rows}).encode(), lock.Lock, "recipe")
+            documents.parse(json.dumps({**values, "manifest": rows}).encode(), lock.LockedRecipe, "recipe")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda r: [{**r[0], "role": "C"}],
+        lambda r: [{**r[0], "dtype": "float16"}],
+        lambda r: [{key: value for key, value in r[0].items() if key != "shape"}],
+        lambda r: [{key: value for key, value in r[2].items() if key != "role"}],
+        lambda r: [{**r[0], "shape": 3}],
+        lambda r: [{**r[0], "shape": [-1]}],
+        lambda r: [{**r[0], "shape": ["3"]}],
+        lambda r: [{**r[0], "scale": "big"}],
+        lambda r: [{**r[0], "scale": True}],
+        lambda r: [{**r[0], "more": 1}],
+        lambda r: ["block"],
+        lambda r: 7,
+    ],
+)
+def test_a_manifest_of_another_form(make_lock: Any, bad: Any) -> None:
+    values = json.loads(documents.to_text(make_lock()[0]))
+    text = json.dumps({**values, "manifest": bad(values["manifest"])})
+    with pytest.raises(errors.TrustError, match="is not of the known form: manifest"):
+        documents.parse(text.encode(), lock.LockedRecipe, "recipe")
 
 
 def test_another_initial_adapter(make_lock: Any) -> None:
     locked, initial = make_lock()
-    assert locked.with_initial(initial).initial == initial
+    assert locked.with_adapter(initial).adapter == initial
     with pytest.raises(ValueError, match="another initial adapter"):
-        locked.with_initial(initial * 2.0)
+        locked.with_adapter(initial * 2.0)
 
 
 def test_a_replayed_approval(tmp_path: Path, server: enrolment.State, make_lock: Any) -> None:

@@ -42,7 +42,7 @@ def written(make_lock: Any, folder: Path, patch: pytest.MonkeyPatch) -> dict[str
         locked, initial = make_lock(**values)
         locked = locked.model_copy(update={"version": "0.1.0"})
         texts[f"lock {name}"] = documents.to_text(locked)
-        texts[f"manifest {name}"] = locked.rows.fingerprint
+        texts[f"manifest {name}"] = locked.manifest.fingerprint
         texts[f"initial {name}"] = initial.fingerprint
         invite = invites.Invite(
             federation="trial",
@@ -91,6 +91,6 @@ def test_signed_bytes_and_hashes_are_as_ever(make_lock: Any, tmp_path: Path, mon
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_locked_recipe_written_before_opens_and_is_written_again_as_it_was(name: str, make_lock: Any) -> None:
     text = json.loads(GOLDEN.read_text())[f"lock {name}"]
-    opened = documents.parse(text.encode(), lock.Lock, "locked recipe")
+    opened = documents.parse(text.encode(), lock.LockedRecipe, "locked recipe")
     assert documents.to_text(opened) == text
     assert opened == make_lock(**VARIANTS[name])[0].model_copy(update={"version": "0.1.0"})

@@ -74,10 +74,10 @@ def test_a_finished_recipe_is_extended_at_once(server: enrolment.State) -> None:
     after = enrolment.open_state(server.folder)
     locked = after.locked()
     assert after.about.recipe == made == locked.recipe.hash != before.hash
-    assert locked.initial == last
+    assert locked.adapter == last
     changed = {"rounds": 5, "start": last.fingerprint}
     assert locked.recipe == before.recipe.model_copy(update=changed)
-    assert after.lock().rows == before.rows
+    assert after.lock().manifest == before.manifest
     assert steering.read(after).extend is None
 
 
@@ -115,7 +115,7 @@ def test_a_crash_between_the_files_of_an_extension_changes_nothing(
             steering.settle(server)
     after = steering.settle(server)
     assert after.lock().recipe.rounds == 2
-    assert after.locked().initial.fingerprint == after.lock().recipe.start
+    assert after.locked().adapter.fingerprint == after.lock().recipe.start
     assert steering.settle(server).about == after.about
 
 
@@ -170,7 +170,7 @@ def test_a_further_recipe_is_taken_up_where_the_present_one_is_finished(
     locked, initial = make_lock(seed=2)
     assert steering.add_recipe(server, locked, initial) is True
     after = enrolment.open_state(server.folder)
-    assert (after.about.recipe, after.locked().initial) == (locked.hash, initial)
+    assert (after.about.recipe, after.locked().adapter) == (locked.hash, initial)
     assert {stat.S_IMODE(path.stat().st_mode) for path in after.folder.rglob("recipes/*")} == {0o600}
 
 
@@ -188,7 +188,7 @@ def test_recipes_that_cannot_be_added(server: enrolment.State, make_lock: Any) -
     locked, _ = make_lock(seed=2)
     with pytest.raises(errors.CheckpointError, match=r"initial adapter \(\.safetensors\) must lie beside it"):
         steering.add_recipe(server, locked, None)
-    wrong: lock.Lock
+    wrong: lock.LockedRecipe
     wrong, initial = make_lock(start="f" * 64)
     with pytest.raises(errors.CheckpointError, match="starts from another adapter than the one it names"):
         steering.add_recipe(server, wrong, initial)

@@ -32,6 +32,7 @@ class Checked:
 
     Attributes:
         own: settings and recipe.
+        listed: the hospital's data as the recipe asks for it, where its structure has no fault.
         raw: the hospital's data, or None where it could not be opened.
         source: the same under the recipe's classes.
         fits: whether the recipe's classes are those of the data.
@@ -44,6 +45,7 @@ class Checked:
 
     own: owns.Own
     limit: int = 0
+    listed: samples.Source | None = None
     raw: samples.Source | None = None
     source: samples.Source | None = None
     fits: bool = True
@@ -64,12 +66,12 @@ class Checked:
 
 
 def check(
-    path: Path, *, recipe: Path | None = None, limit: int = 0, observer: progress.Observer = progress.silent
+    what: Path | owns.Own, *, recipe: Path | None = None, limit: int = 0, observer: progress.Observer = progress.silent
 ) -> Checked:
     """Check one hospital. Uses no network and writes nothing.
 
     Args:
-        path: the site's file.
+        what: the site's file, or what was read of it.
         recipe: taken in place of the one the file names.
         limit: look at so many samples only, evenly spaced; 0 for all.
         observer: told of progress.
@@ -78,7 +80,7 @@ def check(
         ConfigError: if the site's file or the recipe has faults; everything else becomes a finding.
     """
     with offline.closed():
-        made = Checked(owns.read(path, recipe), limit)
+        made = Checked(what if isinstance(what, owns.Own) else owns.read(what, recipe), limit)
         raw = _open(made)
         if raw is not None:
             _look(made, raw, observer)
@@ -106,6 +108,7 @@ def _open(made: Checked) -> samples.Source | None:
         made.told.append((0, "reader-failed", f"{type(error).__name__}: {error}"))
     made.told += [(0, defect.of(fault), fault) for fault in structure]
     made.findings += rules.structure([defect.of(fault) for fault in structure])
+    made.listed = None if structure else raw
     return raw
 
 
@@ -223,7 +226,8 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     found, wrong = machine.look(site.device)
     made.findings += wrong
     try:
-        shapes = models.AdaptedModel(recipe, with_weights=False)
+        shapes = made.own.shapes if recipe is made.own.recipe else None
+        shapes = shapes or models.AdaptedModel(recipe, with_weights=False)
     except errors.WeightsError as error:
         remedy = weights.remedy(recipe.backbone)
         made.findings.append(finding.make("weights-missing", str(error), remedy=remedy))

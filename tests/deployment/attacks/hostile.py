@@ -216,7 +216,7 @@ def one(fed: ours.Federation, grid: Grid, node: int, kind: str, content: RecordD
 def run(fed: ours.Federation) -> dict[str, Told]:
     """Every message to the first hospital, one after another."""
     locked = fed.server.locked()
-    asks, found = Asks(locked.recipe, locked.initial), {}
+    asks, found = Asks(locked.recipe, locked.adapter), {}
     own = fed.sites["east"].folder / "approvals.jsonl"
     with taken_over(fed) as (grid, node):
         for name, (_, make) in ASKS.items():

@@ -174,7 +174,7 @@ def make(folder: Path, tiny: Any) -> Federation:
         "rank": locked.recipe.adapter.rank,
         "backbone": locked.backbone_sha256,
         "backbone_config": locked.backbone_config_sha256,
-        "manifest": locked.with_initial(initial).manifest.fingerprint,
+        "manifest": locked.manifest.fingerprint,
     }
     first = [{"site": "mal", "calls_itself": "mal", "lies": True, "key": str(made.sites["mal"].key)}]
     later = [
