@@ -189,12 +189,10 @@ def _simulate(what: Any, wanted: list[int], output: Path, quiet: bool, as_json: 
     from fedvfm.simulation import run as runs
     from fedvfm.simulation import seeds
 
-    prepared = None if wanted else runs.prepare(what)
-
     def work(observer: Any) -> list[Any]:
-        if prepared is None:
+        if wanted:
             return list(seeds.simulate(what, wanted, output=output, observer=observer))
-        return [runs.simulate(prepared, output=output, observer=observer)]
+        return [runs.simulate(what, output=output, observer=observer)]
 
     _show(_run(work, output, quiet or as_json), as_json, many=bool(wanted))
 
@@ -264,7 +262,8 @@ def _dry_run(what: Any, as_json: bool) -> None:
     from fedvfm.simulation import experiment as experiments
     from fedvfm.simulation import plan
 
-    made = plan.plan(what, experiments.hospitals(what))
+    shapes = experiments.examine(what)
+    made = plan.plan(what, experiments.hospitals(what), shapes)
     if as_json:
         print(json.dumps(made, indent=2, ensure_ascii=False))
         return

@@ -137,7 +137,7 @@ def _open(what: str, state: Path) -> locks.LockedRecipe:
         return joining.open_state(state).find(what)
     content = recipes.read(path)
     if isinstance(content, config.Recipe):
-        return locking.make(content)[0]
+        return locking.make(content)
     if isinstance(content, invites.Invite):
         _say(["note: whom this invite is from is not checked here; 'fedvfm client join' checks it", ""])
         return content.lock
@@ -304,9 +304,7 @@ def rehearse(
     where = joining.open_state(state) if (state / joining.ABOUT).exists() else None
     from fedvfm.client import own, privacy_here
 
-    here = own.read_site(site)
-    if where is not None:
-        own.require_name(here, where.about.site, site)
+    here = own.read_site(site, None if where is None else where.about.site)
     locked = _open(recipe or here.recipe or _approved(site, where), state)
     from fedvfm.client import rehearsal
 

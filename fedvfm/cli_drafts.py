@@ -68,7 +68,7 @@ def recipe(
     text = drafts.recipe(task, backbone, names)
     made = config.parse(config.Recipe, tomllib.loads(text), "recipe")
     try:
-        faults, unchecked = locking.faults(made), ""
+        faults, unchecked = locking.examine(made)[1], ""
     except (errors.WeightsError, errors.MissingExtra) as error:
         faults, unchecked = [], str(error)
     if faults:

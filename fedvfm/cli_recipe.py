@@ -28,12 +28,10 @@ def lock(
 ) -> None:
     """Pin the backbone, write the manifest and the initial adapter. A server without torch starts from these files."""
     from fedvfm import factors, locking
-    from fedvfm.trust import recipes
 
-    locked, initial = locking.make(recipes.written(recipe), locking.read_start(start))
+    locked = locking.open_recipe(recipe, start)
     trainable = factors.ever(locked.manifest, locked.recipe.adapter.factors)
-    locking.warn(locked)
-    paths = locking.write(output.with_suffix(".json"), locked, initial)
+    paths = locking.write(output.with_suffix(".json"), locked)
     if as_json:
         found = {"recipe": locked.hash, "initial": locked.initial, "files": [str(path) for path in paths]}
         print(json.dumps({**found, "trainable_parameters": trainable}, indent=2))

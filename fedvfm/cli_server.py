@@ -44,9 +44,8 @@ def init(
     names = tuple(part.strip() for part in sites.split(",") if part.strip())
     plan = enrolment.Plan(name, address, tuple(san or ()), names, days)
     plan.check()
-    locked, initial = locking.open_recipe(recipe)
-    locking.warn(locked)
-    made = enrolment.init(state, plan, locked, initial)
+    locked = locking.open_recipe(recipe)
+    made = enrolment.init(state, plan, locked)
     found = enrolment.summary(made) | {"invites": {site: str(made.invite_path(site)) for site in names}}
     lines = [
         f"federation {name} at {address}, state in {state}",

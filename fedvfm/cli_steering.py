@@ -116,9 +116,8 @@ def recipe(
     from fedvfm.server import enrolment, steering
 
     where = enrolment.open_state(state)
-    locked, initial = locking.open_recipe(recipe, start)
-    locking.warn(locked)
-    current = steering.add_recipe(where, locked, initial, at_once=now)
+    locked = locking.open_recipe(recipe, start)
+    current = steering.add_recipe(where, locked, at_once=now)
     when = "is the present one" if current else "follows when the present one is finished"
     _print(
         {"recipe": locked.hash, "current": current},

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fedvfm import codecs, config, errors, state, storage
+from fedvfm import codecs, config, errors, state
 from fedvfm.backbones import weights
 from fedvfm.server import checkpoint
 from fedvfm.trust import documents, invites, lock, recipes
@@ -18,40 +18,31 @@ from fedvfm.trust import documents, invites, lock, recipes
 LOG = logging.getLogger(__name__)
 
 
-def open_recipe(path: Path, start: Path | None = None) -> tuple[lock.LockedRecipe, state.AdapterState | None]:
-    """A recipe file of either kind: TOML is locked now (initial adapter included), JSON was locked before.
-
-    A TOML file may also be an experiment; its ``[recipe]`` is taken. Beside JSON the adapter is read if it is there.
+def open_recipe(path: Path, start: Path | None = None) -> lock.LockedRecipe:
+    """A recipe by its file: TOML is locked now, JSON was locked before and gets its adapter, if that lies beside it.
 
     Args:
         path: the recipe.
         start: an adapter of an earlier recipe to go on from, for TOML.
 
     Raises:
-        ConfigError, TrustError, WeightsError, CheckpointError: if the file cannot be used.
+        ConfigError, TrustError, WeightsError, CheckpointError: if a file cannot be used.
         MissingExtra: if a TOML file is given where torch is not installed.
     """
     if start is not None and path.suffix == ".json":
         raise errors.ConfigError(str(path), ["was locked before, with the adapter it starts from; leave --from out"])
     content = recipes.read(path)
     if isinstance(content, config.Recipe):
-        return make(content, read_start(start))
-    locked = content.lock if isinstance(content, invites.Invite) else content
-    return locked, read_initial(path.with_suffix(".safetensors"), locked)
+        locked = make(content, None if start is None else checkpoint.read(start)[0])
+    else:
+        beside = path.with_suffix(".safetensors")
+        locked = content.lock if isinstance(content, invites.Invite) else content
+        locked = locked.with_adapter(checkpoint.read(beside)[0], beside) if beside.exists() else locked
+    _warn(locked)
+    return locked
 
 
-def read_start(path: Path | None) -> state.AdapterState | None:
-    """The adapter to go on from, where one is named.
-
-    Raises:
-        CheckpointError: if it is no adapter, or damaged.
-    """
-    return None if path is None else checkpoint.read(path)[0]
-
-
-def make(
-    recipe: config.Recipe, start: state.AdapterState | None = None
-) -> tuple[lock.LockedRecipe, state.AdapterState]:
+def make(recipe: config.Recipe, start: state.AdapterState | None = None) -> lock.LockedRecipe:
     """Lock a recipe on this machine.
 
     Args:
@@ -64,38 +55,32 @@ def make(
         WeightsError: if the weights are not here and the recipe does not pin them.
         MissingExtra: without torch.
     """
-    shapes, wrong = _examine(recipe)
+    shapes, wrong = examine(recipe)
     if recipe.start is not None and (start is None or start.fingerprint != recipe.start):
         wrong.append(f"recipe.start: give the adapter {recipe.start[:12]} with --from ADAPTER.safetensors")
     if wrong or shapes is None:
         raise errors.ConfigError("recipe", wrong)
-    changes: dict[str, Any] = {} if start is None else {"start": start.fingerprint}
-    sha256, config_sha256 = _pin(recipe, shapes)
-    changes["backbone"] = recipe.backbone.model_copy(update={"sha256": sha256 or None})
     if start is not None:
         _require_fit(start, shapes.manifest)
-    adapter = start or shapes.initial()
-    pinned = shapes.recipe.model_copy(update=changes)
-    parts = (shapes.manifest, adapter, sha256, shapes.backbone_parameters, config_sha256)
-    return lock.LockedRecipe.of(pinned, *parts), adapter
+    sha256, config_sha256 = _pin(recipe, shapes)
+    pins = {"backbone": recipe.backbone.model_copy(update={"sha256": sha256 or None})}
+    pinned = shapes.recipe.model_copy(update=pins if start is None else {**pins, "start": start.fingerprint})
+    parts = (shapes.manifest, start or shapes.initial(), sha256, shapes.backbone_parameters, config_sha256)
+    return lock.LockedRecipe.of(pinned, *parts)
 
 
-def faults(recipe: config.Recipe) -> list[str]:
-    """Faults of a recipe's names and per-kind parameters, one sentence each.
+def examine(recipe: config.Recipe) -> tuple[Any, list[str]]:
+    """The recipe's model on the meta device, and all faults of names and per-kind parameters, one sentence each.
 
     Raises:
         WeightsError: if the backbone's shape is not known on this machine.
         MissingExtra: without torch.
     """
-    return _examine(recipe)[1]
-
-
-def _examine(recipe: config.Recipe) -> tuple[Any, list[str]]:
     shapes, wrong = _models().examine(recipe)
     return shapes, [*wrong, *_table_faults(recipe)]
 
 
-def warn(locked: lock.LockedRecipe) -> None:
+def _warn(locked: lock.LockedRecipe) -> None:
     """Log what the coordinator should know of a locked recipe before it goes out."""
     name, here = locked.recipe.backbone.name, lock.version()
     if locked.backbone_sha256 and weights.is_folder(name):
@@ -146,42 +131,24 @@ def _pin(recipe: config.Recipe, shapes: Any) -> tuple[str, str]:
     return found.sha256, found.config_sha256
 
 
-def read_initial(path: Path, locked: lock.LockedRecipe) -> state.AdapterState | None:
-    """The adapter of round 0 beside a locked recipe, or None if there is no such file.
-
-    Raises:
-        CheckpointError: if it is damaged or another recipe's.
-    """
-    if not path.exists():
-        return None
-    adapter, _, _ = checkpoint.read(path)
-    if adapter.fingerprint != locked.initial or not _fits(adapter, locked.manifest):
-        raise errors.CheckpointError(f"{path}: is not the initial adapter of recipe {locked.hash[:12]}. Lock it again")
-    return adapter
-
-
-def _fits(adapter: state.AdapterState, manifest: state.Manifest) -> bool:
-    return {name: a.shape for name, a in adapter.items()} == {spec.name: spec.shape for spec in manifest}
-
-
 def _require_fit(start: state.AdapterState, manifest: state.Manifest) -> None:
-    if not _fits(start, manifest):
+    if {name: array.shape for name, array in start.items()} != {spec.name: spec.shape for spec in manifest}:
         raise errors.CheckpointError(
             f"the adapter to start from has {len(start)} arrays and {start.parameters:,} numbers, the recipe trains "
             f"{len(manifest)} and {manifest.parameters:,}, or their shapes differ. Same backbone, kind and rank?"
         )
 
 
-def write(path: Path, locked: lock.LockedRecipe, initial: state.AdapterState) -> tuple[Path, Path]:
+def write(path: Path, locked: lock.LockedRecipe) -> tuple[Path, Path]:
     """Write ``NAME.json`` and, beside it, the initial adapter; neither may exist.
 
     Raises:
         OutputInUse: if one does.
     """
-    arrays = path.with_suffix(".safetensors")
-    for one in (path, arrays):
-        if one.exists():
-            raise errors.OutputInUse(f"{one} exists and is left as it is. Choose another --output")
-    checkpoint.write(arrays, initial, {"round": "0", "recipe": locked.hash})
-    storage.write_text(path, documents.to_text(locked))
-    return path, arrays
+    paths = (path, path.with_suffix(".safetensors"))
+    for output in paths:
+        if output.exists():
+            raise errors.OutputInUse(f"{output} exists and is left as it is. Choose another --output")
+    checkpoint.write(paths[1], locked.adapter, {"round": "0", "recipe": locked.hash})
+    documents.write(path, locked)
+    return paths

@@ -23,7 +23,7 @@ def faults(**parts: dict[str, Any]) -> list[str]:
         "data": {"class_names": ["background", "nucleus"], "input_size": [32, 32]},
         **parts,
     }
-    return models.validate(config.parse(config.Recipe, values, "recipe"))
+    return models.examine(config.parse(config.Recipe, values, "recipe"))[1]
 
 
 def test_known_options_pass() -> None:

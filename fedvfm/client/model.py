@@ -24,11 +24,6 @@ from fedvfm.tasks import table as task_table
 from fedvfm.trust import lock as locks
 
 
-def validate(recipe: configs.Recipe) -> list[str]:
-    """Faults of names and per-kind parameters that need no data, one sentence a fault; see :func:`examine`."""
-    return examine(recipe)[1]
-
-
 def examine(recipe: configs.Recipe) -> tuple[AdaptedModel | None, list[str]]:
     """The recipe's model on the meta device, and the faults of names and parameters for which there is none.
 

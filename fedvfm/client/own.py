@@ -63,13 +63,16 @@ def read(settings: Path | configs.SiteConfig, recipe: Path | configs.Recipe | No
     return Own(site, chosen, shapes)
 
 
-def read_site(path: Path) -> configs.SiteConfig:
-    """A site's file alone, its paths made absolute.
+def read_site(path: Path, joined: str | None = None, data: bytes | None = None) -> configs.SiteConfig:
+    """A site's file alone, its paths made absolute; ``data`` is its content, where that was read before.
 
     Raises:
-        ConfigError: listing every fault.
+        ConfigError: listing every fault, or if it names another site than the one that ``joined``.
     """
-    return parse_site(configs.read_toml(path), path)
+    site = _site(configs.read_toml(path, data), path)
+    if joined is not None and site.name != joined:
+        raise errors.ConfigError(str(path), [f"name = '{site.name}': this site joined as '{joined}'"])
+    return site
 
 
 def read_policy(path: Path) -> configs.SiteConfig | configs.PolicyConfig:
@@ -80,44 +83,27 @@ def read_policy(path: Path) -> configs.SiteConfig | configs.PolicyConfig:
     """
     values = configs.read_toml(path)
     if set(values) - {"policy"}:
-        return parse_site(values, path)
+        return _site(values, path)
     table = values.get("policy", {})
     if not isinstance(table, dict):
         raise errors.ConfigError(str(path), ["policy: must be a table: [policy]"])
     return configs.parse(configs.PolicyConfig, table, f"{path}, [policy]")
 
 
-def parse_site(values: Mapping[str, Any], path: Path) -> configs.SiteConfig:
-    """The tables of a site's file, checked; paths are seen from the file's folder and made absolute.
-
-    Raises:
-        ConfigError: listing every fault.
-    """
+def _site(values: Mapping[str, Any], path: Path) -> configs.SiteConfig:
     site = configs.parse(configs.SiteConfig, values, str(path))
     name = site.data.source.partition(":")[0]
     if name not in sources.TABLE:
         raise errors.ConfigError(str(path), [f"data.source: {sources.TABLE.fault(name)}"])
 
-    def beside(other: str) -> str:
-        return str(path.absolute().parent / Path(other).expanduser())
+    def beside(other: str | None) -> str | None:
+        return None if other is None else str(path.absolute().parent / Path(other).expanduser())
 
-    data, budget = site.data, site.privacy
-    if data.path is not None:
-        data = data.model_copy(update={"path": beside(data.path)})
-    if budget is not None:
-        budget = budget.model_copy(update={"ledger": beside(budget.ledger)})
-    recipe = None if site.recipe is None else beside(site.recipe)
-    return site.model_copy(update={"data": data, "privacy": budget, "recipe": recipe})
-
-
-def require_name(site: configs.SiteConfig, joined: str, path: Path) -> None:
-    """Check that a site's file is of the site that joined.
-
-    Raises:
-        ConfigError: if it names another.
-    """
-    if site.name != joined:
-        raise errors.ConfigError(str(path), [f"name = '{site.name}': this site joined as '{joined}'"])
+    changes: dict[str, Any] = {"recipe": beside(site.recipe)}
+    changes["data"] = site.data.model_copy(update={"path": beside(site.data.path)})
+    if site.privacy is not None:
+        changes["privacy"] = site.privacy.model_copy(update={"ledger": beside(site.privacy.ledger)})
+    return site.model_copy(update=changes)
 
 
 @dataclass(frozen=True)
@@ -192,12 +178,7 @@ def require_no_skipping(site: configs.SiteConfig, recipe: configs.Recipe | None)
 def hospital(
     site: configs.SiteConfig, recipe: configs.Recipe, listed: samples.Source | None = None
 ) -> hospitals.Hospital:
-    """The site's own samples as a recipe takes them: listed and split, no image read.
-
-    Args:
-        site: the site's file.
-        recipe: whose classes, task and data contract the data must fit.
-        listed: the site's data as the recipe asks for it, where it was listed before.
+    """The site's own samples as a recipe takes them: ``listed`` now or before, and split; no image is read.
 
     Raises:
         ConfigError: if recipe and data do not go together.

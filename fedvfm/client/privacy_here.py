@@ -202,22 +202,21 @@ def judge(
     listed: samples.Source | None = None,
     examined: bool = False,
 ) -> Judged:
-    """What a site's policy judges of a recipe.
+    """What a site's policy judges of a recipe; a policy alone says nothing of data.
 
     Args:
         locked: the recipe.
-        settings: the site's file, or a policy alone, which says nothing of data.
+        settings: the site's file.
         listed: the site's data as the recipe asks for it, where it was listed before.
-        examined: whether the recipe's model was built on this machine already.
+        examined: whether the recipe's model was built on this machine before.
 
     Raises:
         ConfigError, DataError: if file or data cannot be used.
     """
-    recipe, facts = locked.recipe, policy.Facts.of(locked)
-    if not isinstance(settings, configs.SiteConfig):
-        return Judged(recipe, settings, facts)
-    if not spending.private(recipe):
-        return Judged(recipe, settings.policy, facts)
+    recipe = locked.recipe
+    if not isinstance(settings, configs.SiteConfig) or not spending.private(recipe):
+        rules = settings.policy if isinstance(settings, configs.SiteConfig) else settings
+        return Judged(recipe, rules, policy.Facts.of(locked))
     if not examined:
         _require_apart(recipe)
     hospital = own.hospital(settings, recipe, listed)
@@ -236,7 +235,7 @@ def _require_apart(recipe: configs.Recipe) -> None:
         return  # nothing is fetched because a recipe names it
     from fedvfm.client import model as models  # torch only here
 
-    wrong = models.validate(recipe)  # all of it: a model is not built of whatever a stranger wrote
+    wrong = models.examine(recipe)[1]  # all of it: a model is not built of whatever a stranger wrote
     if wrong:
         raise errors.ConfigError("recipe", wrong)
 

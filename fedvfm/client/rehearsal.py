@@ -47,7 +47,6 @@ from fedvfm.trust import lock as locks
 NODE = 1
 TTL_S = 12 * 3600.0
 LAYOUT = "layout"
-Build = Callable[[configs.Recipe], locks.LockedRecipe]
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,9 @@ class Rehearsal:
 class _Terms(terms.SiteTerms):
     """The site's own terms at any hour: a rehearsal is a person's doing, and nobody waits for it."""
 
-    def __init__(
-        self, where: joining.State, site: configs.SiteConfig, device: str, judged: privacy_here.Judged, build: Build
-    ) -> None:
-        at_any_hour = site.policy.model_copy(update={"hours": None, "time_zone": ""})
-        super().__init__(where, site.model_copy(update={"policy": at_any_hour}), device, build)
-        self._listed = judged.hospital
+    def __init__(self, listed: hospitals.Hospital | None, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._listed = listed
 
     def _hospital(self, config: configs.SiteConfig, recipe: configs.Recipe) -> hospitals.Hospital:
         return self._listed or super()._hospital(config, recipe)
@@ -238,7 +234,9 @@ def _site(
     where.remember(locked)
     joining.approve(where, locked)
     # What this machine locked itself is what it builds.
-    mine = _Terms(where, site, device, judged, (lambda _: locked) if locked.holds_adapter else terms.built_here)
+    build = (lambda _: locked) if locked.holds_adapter else terms.built_here
+    at_any_hour = site.policy.model_copy(update={"hours": None, "time_zone": ""})
+    mine = _Terms(judged.hospital, where, site.model_copy(update={"policy": at_any_hour}), device, build)
     built = client_app.Models(threads=site.limits.threads)
     faults: list[Exception] = []
     computed: dict[str, RecordDict] = {}

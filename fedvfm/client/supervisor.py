@@ -36,8 +36,7 @@ def start(where: joining.State, settings: Path) -> None:
         ConfigError: if the site's file has faults or names another site.
         OutputInUse: if it runs already.
     """
-    site = own.read_site(settings)
-    own.require_name(site, where.about.site, settings)
+    site = own.read_site(settings, where.about.site)
     with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
         _watch(where, settings, site, over)
         storage.remove_folder(where.features)

@@ -314,9 +314,11 @@ class SiteTerms(HospitalTerms):
         super().__init__(where, lambda: self.config.policy, build)
         self._settings, self._device = settings, device
         self._counted = feature_counts.Counts()
-        self._read = ("", settings) if isinstance(settings, configs.SiteConfig) else self._opened(settings)
         self._site: tuple[str, sites.Site] | None = None
         self._basis: split_note.Basis | None = None
+        self._sha256 = ""
+        # As the policy was last read from it: a message is worked on by what it was judged by.
+        self._judged = settings if isinstance(settings, configs.SiteConfig) else self.config
 
     @property
     def config(self) -> configs.SiteConfig:
@@ -325,24 +327,14 @@ class SiteTerms(HospitalTerms):
         Raises:
             ConfigError: if it has faults; then nothing is answered.
         """
-        if not isinstance(self._settings, configs.SiteConfig):
-            latest = self._opened(self._settings, self._read)
-            if latest is not self._read:
-                self._read, self._site = latest, None
-        return self._read[1]
-
-    def _opened(
-        self, path: Path, known: tuple[str, configs.SiteConfig] | None = None
-    ) -> tuple[str, configs.SiteConfig]:
-        """The sha256 of the site's own file and what it says; ``known`` itself where the file is the same still."""
-        # By its content: an editor, a copy or a restored backup may leave any time on it.
-        data = path.read_bytes()
-        sha256 = hashlib.sha256(data).hexdigest()
-        if known is not None and known[0] == sha256:
-            return known
-        site = own.parse_site(configs.read_toml(path, data), path)
-        own.require_name(site, self._where.about.site, path)
-        return sha256, site
+        if isinstance(self._settings, Path):
+            # By its content: an editor, a copy or a restored backup may leave any time on it.
+            data = self._settings.read_bytes()
+            sha256 = hashlib.sha256(data).hexdigest()
+            if sha256 != self._sha256:
+                self._judged, self._site = own.read_site(self._settings, self._where.about.site, data), None
+                self._sha256 = sha256
+        return self._judged
 
     def site(self, context: Context) -> sites.Site:
         """The site for the recipe that was received last."""
@@ -359,11 +351,6 @@ class SiteTerms(HospitalTerms):
         if budget is not None and kind == protocol.HANDSHAKE:
             self._ledger = spending.shown(budget, self._judged.name, self._audit.entries)
         site.ends = self._ends(task.recipe)
-
-    @property
-    def _judged(self) -> configs.SiteConfig:
-        """The site's own file as the policy was last read from it: a message is worked on by what it was judged by."""
-        return self._read[1]
 
     def _prepared(self, recipe: configs.Recipe) -> sites.Site:
         """The site for a recipe: as the data are now if the file or the recipe was another one before."""

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fedvfm import audit, config, errors, state, storage
+from fedvfm import audit, config, errors, storage
 from fedvfm.server import checkpoint
 from fedvfm.trust import certificates, documents, invites, keys, requests, tokens
 from fedvfm.trust import lock as locks
@@ -130,11 +130,7 @@ class State:
             CheckpointError: if the adapter is damaged or another's.
         """
         path = self.recipe_path(self.about.recipe).with_suffix(".safetensors")
-        adapter, _, _ = checkpoint.read(path)
-        try:
-            return self.lock().with_adapter(adapter)
-        except ValueError:
-            raise errors.CheckpointError(f"{path}: is not this recipe's initial adapter. Restore a backup") from None
+        return self.lock().with_adapter(checkpoint.read(path)[0], path)
 
     def fingerprint(self) -> str:
         """The authority's, to be told to sites by another channel."""
@@ -194,7 +190,7 @@ def _is_name(text: str) -> bool:
     return audit.FIELDS["site"](text) and not text.endswith((".", " "))
 
 
-def init(folder: Path, plan: Plan, locked: locks.LockedRecipe, initial: state.AdapterState | None) -> State:
+def init(folder: Path, plan: Plan, locked: locks.LockedRecipe) -> State:
     """Make the state folder: authority, server certificate, recipe, roster and one invite a site.
 
     Raises:
@@ -204,8 +200,7 @@ def init(folder: Path, plan: Plan, locked: locks.LockedRecipe, initial: state.Ad
     """
     plan.check()
     host, _ = certificates.split_address(plan.address)
-    if initial is None:
-        raise errors.CheckpointError("the locked recipe's initial adapter (.safetensors) must lie beside its .json")
+    _ = locked.adapter  # before anything is made
     storage.private_folder(folder)
     now = documents.now()
     names = tuple(dict.fromkeys([host, *plan.names]))
@@ -223,7 +218,7 @@ def init(folder: Path, plan: Plan, locked: locks.LockedRecipe, initial: state.Ad
     storage.write_text(made.authority, certificates.to_pem(authority))
     keys.write_private(made.key, server_key, pem=True)
     storage.write_text(made.certificate, certificates.to_pem(certificate))
-    keep_recipe(made, locked, initial)
+    keep_recipe(made, locked)
     for site in plan.sites:
         invite(made, site, plan.days)
     for inner in ("recipes", "invites"):
@@ -232,10 +227,10 @@ def init(folder: Path, plan: Plan, locked: locks.LockedRecipe, initial: state.Ad
     return made
 
 
-def keep_recipe(where: State, locked: locks.LockedRecipe, initial: state.AdapterState) -> None:
+def keep_recipe(where: State, locked: locks.LockedRecipe) -> None:
     """Keep a locked recipe and its initial adapter; the adapter first, so that a recipe that is there can be run."""
     path = where.recipe_path(locked.hash)
-    checkpoint.write(path.with_suffix(".safetensors"), initial, {"round": "0", "recipe": locked.hash})
+    checkpoint.write(path.with_suffix(".safetensors"), locked.adapter, {"round": "0", "recipe": locked.hash})
     documents.write(path, locked)
 
 

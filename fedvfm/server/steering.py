@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fedvfm import config, errors, state, storage
+from fedvfm import config, errors, storage
 from fedvfm.server import checkpoint, enrolment
 from fedvfm.trust import approvals, documents, lock
 from fedvfm.trust import roster as rosters
@@ -210,9 +210,7 @@ def extend(where: enrolment.State, rounds: int) -> str:
         return _settle(where, write) if where.finished(made.recipe) else ""
 
 
-def add_recipe(
-    where: enrolment.State, locked: lock.LockedRecipe, initial: state.AdapterState | None, *, at_once: bool = False
-) -> bool:
+def add_recipe(where: enrolment.State, locked: lock.LockedRecipe, *, at_once: bool = False) -> bool:
     """Keep a further recipe and take it up: now if the present one is finished, else when it is, or ``at_once``.
 
     A recipe that is put aside so keeps its rounds; adding it again takes it up where it was. The sites are told over
@@ -232,9 +230,7 @@ def add_recipe(
         if where.finished(recipe):
             raise _refuse("recipe", f"recipe {recipe[:12]} is finished. To go on from it: fedvfm server extend")
         if not where.recipe_path(recipe).exists():
-            if initial is None:
-                raise errors.CheckpointError("the locked recipe's initial adapter (.safetensors) must lie beside it")
-            enrolment.keep_recipe(where, locked, initial)
+            enrolment.keep_recipe(where, locked)
         if recipe == where.about.recipe:
             return True
         if at_once or where.finished(where.about.recipe):
@@ -298,7 +294,7 @@ def _extended(where: enrolment.State, rounds: int) -> str:
         update={"hash": recipe.hash, "recipe": recipe, "initial": last.fingerprint, "version": lock.version()}
     )
     if not where.recipe_path(made.hash).exists():
-        enrolment.keep_recipe(where, made, last)
+        enrolment.keep_recipe(where, made.with_adapter(last))
     return made.hash
 
 

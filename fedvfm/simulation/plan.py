@@ -26,25 +26,30 @@ from fedvfm.trust import lock as locks
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
 
-def plan(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
+def plan(
+    what: configs.Experiment,
+    hospitals: Sequence[hospital_data.Hospital],
+    model: models.AdaptedModel | None = None,
+) -> dict[str, Any]:
     """The plan, with the keys of summary.json where they are known before a run.
 
     ``bytes.up`` and ``down`` are totals of the federated arm, from serialised messages of the real shapes, at most:
     the adapter of the best validated round is tested too only where it is not the last one. ``per_round`` is one
-    round of training, the mean over all where they differ, and, where validated, evaluation.
+    round of training, the mean over all where they differ, and, where validated, evaluation. ``model`` is that of the
+    recipe on the meta device, where it was built before.
 
     Raises:
         ConfigError: if the recipe of an arm cannot be trained.
         DataError: if training would refuse the first sample of a site.
     """
-    model = experiment.examine(what)
+    model = experiment.examine(what) if model is None else model
     locked = model.locked()
     names = [hospital.name for hospital in hospitals]
     arms = run.arms(what, names)
     trainable = factors.ever(locked.manifest, locked.recipe.adapter.factors)
-    _check(what, arms)
+    shapes = _shapes(what, model, arms)
     workers = _workers(what, arms, model)
-    memory = _memory(what, model, arms, inspection.inspect(model, hospitals))
+    memory = _memory(what, shapes, inspection.inspect(model, hospitals))
     return {
         "experiment": what.name,
         "seed": what.recipe.seed,
@@ -81,15 +86,19 @@ def _workers(what: configs.Experiment, arms: Sequence[baselines.Arm], model: mod
     return schedule.count(what, tasks, lambda: model)[0]
 
 
-def _check(what: configs.Experiment, arms: Sequence[baselines.Arm]) -> None:
-    """Each arm's own recipe; that of the experiment was checked when it was read."""
-    groups = {arm.recipe.hash: arm for arm in arms if arm.recipe is not None}
-    groups.pop(what.recipe.hash, None)
-    faults = [
-        f"arm '{arm.name}': {fault}" for arm in groups.values() if arm.recipe for fault in models.validate(arm.recipe)
-    ]
+def _shapes(
+    what: configs.Experiment, model: models.AdaptedModel, arms: Sequence[baselines.Arm]
+) -> list[models.AdaptedModel]:
+    """The model of each recipe that an arm trains, on the meta device; that of the experiment is there."""
+    trained = {arm.recipe.model_copy(update={"rounds": 1}).hash: arm for arm in arms if arm.recipe is not None}
+    shapes, faults = [], []
+    for arm in trained.values():
+        built, wrong = (model, []) if arm.recipe in (None, what.recipe) else models.examine(arm.recipe)
+        shapes += [] if built is None else [built]
+        faults += [f"arm '{arm.name}': {fault}" for fault in wrong]
     if faults:
         raise errors.ConfigError(f"experiment '{what.name}'", faults)
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -198,15 +207,10 @@ def _evaluate(
 
 
 def _memory(
-    what: configs.Experiment, model: models.AdaptedModel, arms: Sequence[baselines.Arm], seen: Sequence[budget.Images]
+    what: configs.Experiment, shapes: Sequence[models.AdaptedModel], seen: Sequence[budget.Images]
 ) -> budget.Memory:
     """The largest of all arms, which share one cache."""
     places = budget.Places(what.cache_mib, what.cache_disk_mib, files_first=True)
-    trained = {arm.recipe.model_copy(update={"rounds": 1}).hash: arm.recipe for arm in arms if arm.recipe is not None}
-    shapes = [
-        model if recipe == what.recipe else models.AdaptedModel(recipe, with_weights=False)
-        for recipe in trained.values()
-    ]
     try:
         device = devices.choose(what.device)
     except errors.FedvfmError:  # planned here, run elsewhere

@@ -65,24 +65,11 @@ class Result:
         return summary.as_html(self.summary)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """An experiment that was checked for this machine, with absolute paths.
-
-    Attributes:
-        what: the experiment.
-        shapes: the model of its recipe, on the meta device.
-    """
-
-    what: configs.Experiment
-    shapes: models.AdaptedModel
-
-
 What = configs.Experiment | Mapping[str, Any] | str | os.PathLike[str]
 
 
 def simulate(
-    what: Prepared | What,
+    what: What,
     *,
     output: str | os.PathLike[str] | None = None,
     observer: progress.Observer = progress.silent,
@@ -91,7 +78,7 @@ def simulate(
     """Run an experiment to its report.
 
     Args:
-        what: a bundled name, a TOML file, a table of the same values, an Experiment, or what :func:`prepare` gave.
+        what: a bundled name, a TOML file, a table of the same values, or an Experiment.
         output: a folder that does not exist or is empty; by default ``runs/NAME-DATE``.
         observer: told of progress.
         engine: carries the messages, in place of the one that the experiment names.
@@ -99,21 +86,21 @@ def simulate(
     Raises:
         FedvfmError: with cause, value, limit and remedy.
     """
-    prepared = what if isinstance(what, Prepared) else prepare(what)
-    run = folder.RunFolder(Path(output) if output else default_output(prepared.what.name))
+    prepared, shapes = prepare(what)
+    run = folder.RunFolder(Path(output) if output else default_output(prepared.name))
     run.require_free()
-    hospitals = experiment.hospitals(prepared.what)
+    hospitals = experiment.hospitals(prepared)
     new = run.create()
     with folder.Lock(run.path):
         run.require_free()
         storage.sweep(run.path)
         with run.freed_unless_trained(new):
-            run.write_experiment(prepared.what.model_dump(mode="json"))
-            return _run(prepared, hospitals, run, observer, engine)
+            run.write_experiment(prepared.model_dump(mode="json"))
+            return _run(prepared, shapes, hospitals, run, observer, engine)
 
 
-def prepare(what: What) -> Prepared:
-    """Read an experiment and check it for this machine.
+def prepare(what: What) -> tuple[configs.Experiment, models.AdaptedModel]:
+    """The experiment, checked for this machine, with absolute paths; and its model on the meta device.
 
     Raises:
         ConfigError: with all faults at once.
@@ -124,7 +111,7 @@ def prepare(what: What) -> Prepared:
         what = experiment.parse(what, "experiment")
     what = _anywhere(what)
     shapes = experiment.examine(what)
-    return Prepared(_with_threads(what.model_copy(update={"data": index.resolve(what.data)})), shapes)
+    return _with_threads(what), shapes
 
 
 def resume(
@@ -146,10 +133,10 @@ def resume(
     run = folder.RunFolder(Path(path))
     what = experiment.parse(run.read_experiment(), str(run.experiment))
     what = what if workers is None else what.model_copy(update={"workers": workers})
-    prepared = Prepared(_with_threads(what), experiment.examine(what))
+    what, shapes = _with_threads(what), experiment.examine(what)
     with folder.Lock(run.path):
         storage.sweep(run.path)
-        return _run(prepared, experiment.hospitals(what), run, observer)
+        return _run(what, shapes, experiment.hospitals(what), run, observer)
 
 
 def _with_threads(what: configs.Experiment) -> configs.Experiment:
@@ -159,7 +146,8 @@ def _with_threads(what: configs.Experiment) -> configs.Experiment:
 
 
 def _anywhere(what: configs.Experiment) -> configs.Experiment:
-    """The same experiment with its backbone's folder absolute: a run may be resumed from elsewhere."""
+    """The same experiment with absolute folders: a run may be resumed from elsewhere, under other variables."""
+    what = what.model_copy(update={"data": index.resolve(what.data)})
     backbone = what.recipe.backbone
     if backbone.name not in backbones.TABLE and weights.is_folder(backbone.name):
         own = backbone.model_copy(update={"name": str(Path(backbone.name).absolute())})
@@ -208,20 +196,20 @@ def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
 
 
 def _run(
-    prepared: Prepared,
+    what: configs.Experiment,
+    shapes: models.AdaptedModel,
     hospitals: Sequence[hospital_data.Hospital],
     run: folder.RunFolder,
     observer: progress.Observer,
     engine: Engine | None = None,
 ) -> Result:
-    what = prepared.what
     with (
         _as_found(),
         number_format.of_run(run, what, observer),
         feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files,
     ):
         engine = engine or tables.ENGINES.get(what.engine)
-        return _train_and_report(prepared, hospitals, run, observer, engine, files)
+        return _train_and_report(what, shapes, hospitals, run, observer, engine, files)
 
 
 @contextlib.contextmanager
@@ -253,7 +241,8 @@ def notes(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital])
 
 
 def _train_and_report(
-    prepared: Prepared,
+    what: configs.Experiment,
+    shapes: models.AdaptedModel,
     hospitals: Sequence[hospital_data.Hospital],
     run: folder.RunFolder,
     observer: progress.Observer,
@@ -261,11 +250,11 @@ def _train_and_report(
     files: feature_files.FeatureFiles | None,
 ) -> Result:
     started = time.monotonic()
-    what = prepared.what.model_copy(update={"device": devices.choose(prepared.what.device)})
+    what = what.model_copy(update={"device": devices.choose(what.device)})
     planned = arms(what, [hospital.name for hospital in hospitals])
     for note in notes(what, hospitals):
         observer("note", text=note)
-    jobs, everyone = _jobs(what, run, planned, prepared.shapes), members(what, hospitals, files, run.path)
+    jobs, everyone = _jobs(what, run, planned, shapes), members(what, hospitals, files, run.path)
     _same_setup(run, hospitals, jobs)
     waiting = [job for job in jobs if not _done(run, job)]
     built: client_app.Models | None = None

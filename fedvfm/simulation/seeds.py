@@ -34,7 +34,7 @@ def simulate(
     """
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise errors.ConfigError("seeds", [f"{list(seeds)}: give at least one, each once, from 0"])
-    prepared = run.prepare(what).what
+    prepared, _ = run.prepare(what)
     parent = folder.RunFolder(Path(output) if output else run.default_output(prepared.name))
     parent.require_free()
     for seed in seeds:

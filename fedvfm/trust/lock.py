@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 from pydantic_core import core_schema
 
-from fedvfm import config, state
+from fedvfm import config, errors, state
 from fedvfm.trust import documents
 
 MAX_ARRAYS = 20_000
@@ -110,23 +111,26 @@ class LockedRecipe(config.Strict):
         """The adapter of round 0; no field, so it is in no file and two locked recipes are equal without it.
 
         Raises:
-            ValueError: of a locked recipe that was read from a file and not given it since.
+            CheckpointError: of a locked recipe that was read from its file alone.
         """
-        raise ValueError("this locked recipe names its initial adapter and does not hold it")
+        raise errors.CheckpointError("the locked recipe's initial adapter (.safetensors) must lie beside its .json")
 
     @property
     def holds_adapter(self) -> bool:
-        """Whether the adapter of round 0 is at hand: it was locked here, or read from both its files."""
+        """Whether the adapter of round 0 is at hand: the recipe was locked here, or read from both its files."""
         return "adapter" in self.__dict__
 
-    def with_adapter(self, adapter: state.AdapterState) -> LockedRecipe:
+    def with_adapter(self, adapter: state.AdapterState, where: Path | str = "adapter") -> LockedRecipe:
         """The same, holding the adapter of round 0: what the server's round loop takes.
 
         Raises:
-            ValueError: if ``adapter`` is not the one it names.
+            CheckpointError: if ``adapter``, which comes from ``where``, is not the one it names.
         """
-        if adapter.fingerprint != self.initial:
-            raise ValueError("another initial adapter")
+        fits = {name: array.shape for name, array in adapter.items()} == {row.name: row.shape for row in self.manifest}
+        if adapter.fingerprint != self.initial or not fits:
+            raise errors.CheckpointError(
+                f"{where}: is not the initial adapter of recipe {self.hash[:12]}. Lock it again, or restore a backup"
+            )
         holding = self.model_copy()
         holding.__dict__["adapter"] = adapter
         return holding

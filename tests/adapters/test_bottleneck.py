@@ -218,7 +218,7 @@ def test_parameter_count_on_vit_b(tmp_path: Path) -> None:
 )
 def test_faults(folders: dict[str, str], options: dict[str, Any], expected: str) -> None:
     chosen = recipe(folders["vit"], options=options)
-    (found,) = models.validate(chosen)
+    (found,) = models.examine(chosen)[1]
     assert found.startswith(expected)
     if "withd" not in options:
         with pytest.raises(errors.ConfigError, match="give a"):

@@ -177,7 +177,7 @@ def test_encoder_of_sam_under_a_plain_head(sam: str, tmp_path: Path, kind: str) 
         "task": {"kind": "segmentation", "head": "pyramid"},
     }
     chosen = configs.parse(configs.Recipe, values, "recipe")
-    assert models.validate(chosen) == []
+    assert models.examine(chosen)[1] == []
     model = models.AdaptedModel(chosen)
     assert {name.split(".")[0] for name in model.injected.parameters} == {"block"}
     start = model.initial()
@@ -222,20 +222,20 @@ def test_parameter_counts_on_sam_vit_b(tmp_path: Path) -> None:
 def test_faults_of_medical_sam_adapter(tiny_dino: Path, sam: str) -> None:
     plain = recipe(str(tiny_dino))
     data = plain.data.model_copy(update={"input_size": (56, 56)})
-    (found,) = models.validate(plain.model_copy(update={"data": data}))
+    (found,) = models.examine(plain.model_copy(update={"data": data}))[1]
     assert found.endswith(
         "has no mask decoder to adapt; this kind is for SAM, a plain transformer takes kind 'adaptformer'"
     )
-    several = models.validate(recipe(sam, layers=[3], options={"width": -1, "scale": 0}))
+    several = models.examine(recipe(sam, layers=[3], options={"width": -1, "scale": 0}))[1]
     assert len(several) == 3
-    (found,) = models.validate(recipe(sam, kind="prompt-tokens"))
+    (found,) = models.examine(recipe(sam, kind="prompt-tokens"))[1]
     assert "takes no prompt tokens: they do not fit the windowed two-dimensional grids of its blocks" in found
 
 
 def test_medical_sam_adapter_in_a_whole_model(sam: str, tmp_path: Path) -> None:
     """With the decoder's masks and its default parts: identity at the start, only the manifest moves, prefix, file."""
     chosen = recipe(sam, layers=[2], dropout=0.2)
-    assert models.validate(chosen) == []
+    assert models.examine(chosen)[1] == []
     model = models.AdaptedModel(chosen)
     assert {spec.group for spec in model.manifest} == {"bottleneck", "decoder"}
     assert model.frozen_blocks == 2

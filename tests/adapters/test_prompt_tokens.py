@@ -213,7 +213,7 @@ def test_parameter_counts_on_vit_b(tmp_path: Path) -> None:
 )
 def test_faults(folders: dict[str, str], layers: tuple[int, ...], options: dict[str, Any], expected: str) -> None:
     chosen = recipe(folders["vit"], layers=layers, **options)
-    (found,) = models.validate(chosen)
+    (found,) = models.examine(chosen)[1]
     assert found.startswith(expected)
     if options and "counts" not in options:
         with pytest.raises(errors.ConfigError, match=r"recipe\.adapter"):
@@ -221,10 +221,10 @@ def test_faults(folders: dict[str, str], layers: tuple[int, ...], options: dict[
 
 
 def test_a_model_without_a_token_sequence_refuses(folders: dict[str, str]) -> None:
-    (found,) = models.validate(recipe("unet"))
+    (found,) = models.examine(recipe("unet"))[1]
     assert found == (
         "recipe.adapter.kind = 'prompt-tokens': backbone 'unet' takes no prompt tokens: it has no sequence of tokens"
     )
     dropped = configs.AdapterConfig(kind="prompt-tokens", dropout=0.1)
-    (found,) = models.validate(recipe(folders["vit"]).model_copy(update={"adapter": dropped}))
+    (found,) = models.examine(recipe(folders["vit"]).model_copy(update={"adapter": dropped}))[1]
     assert found == "recipe.adapter.dropout = 0.1: prompt tokens are not dropped; leave it 0"

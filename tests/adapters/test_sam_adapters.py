@@ -302,7 +302,7 @@ def test_lora_only_is_asked_for_by_an_empty_list(sam_folders: dict[str, Path]) -
 @pytest.mark.parametrize("task", [{"head": "pyramid"}, {"head": "patch"}, {"kind": "classification"}], ids=str)
 def test_other_heads_stand_on_the_encoder(sam_folders: dict[str, Path], family: str, task: dict[str, str]) -> None:
     folder, image = sam_folders[family], pixels(sam_folders[family])
-    assert models.validate(recipe(folder, task=task)) == []
+    assert models.examine(recipe(folder, task=task))[1] == []
     model = moved(folder, task=task)
     with torch.no_grad():
         logits = model(image)
@@ -337,7 +337,7 @@ def test_numbers_of_the_default_payload() -> None:
         "data": {"class_names": ["background", "nucleus"], "input_size": [1024, 1024]},
     }
     default = configs.parse(configs.Recipe, values, "recipe")
-    assert models.validate(default) == []
+    assert models.examine(default)[1] == []
     model = models.AdaptedModel(default, with_weights=False)
     locked = model.locked()
     sizes = {group: sum(s.size for s in model.manifest if s.group == group) for group in ("lora", "decoder")}
@@ -352,7 +352,7 @@ def test_numbers_of_the_default_payload() -> None:
 
 
 def faults(folder: Path | str, *arguments: Any, **adapter: Any) -> list[str]:
-    return models.validate(recipe(folder, *arguments, **adapter))
+    return models.examine(recipe(folder, *arguments, **adapter))[1]
 
 
 def test_faults(sam_folders: dict[str, Path], tiny_dino: Path) -> None:

@@ -225,7 +225,7 @@ def test_nothing_is_pinned_where_there_are_no_weights(pin: dict[str, str]) -> No
         "adapter": {"kind": "full"},
         "data": {"class_names": ["background", "cell"], "input_size": [32, 32]},
     }
-    (fault,) = models.validate(configs.parse(configs.Recipe, values, "recipe"))
+    (fault,) = models.examine(configs.parse(configs.Recipe, values, "recipe"))[1]
     assert "trained from scratch, there are no weights to pin" in fault
 
 
@@ -243,7 +243,7 @@ def test_a_revision_where_there_are_none(tiny_dino: Path, run: Any) -> None:
             "backbone": {"name": str(name), "revision": "main"},
             "data": {"class_names": ["background", "cell"], "input_size": [28, 28]},
         }
-        (fault,) = models.validate(configs.parse(configs.Recipe, values, "recipe"))
+        (fault,) = models.examine(configs.parse(configs.Recipe, values, "recipe"))[1]
         assert fault.startswith("recipe.backbone: revision = 'main'")
     code, _, said = run("fetch", weights.EMBEDDED, "--revision", "main")
     assert (code, "fixed version" in said) == (CONFIG, True)

@@ -54,14 +54,14 @@ def pinned(cli: Any, empty_cache: Path, tmp_path: Path) -> Joined:
     """A recipe for a backbone of the table, locked where its weights are not."""
     recipe = recipes.written(ROOT / "simulations" / "experiments" / "brain-mri.toml")
     pin = {"backbone": recipe.backbone.model_copy(update={"sha256": weights.KNOWN[PINNED].sha256})}
-    path = locking.write(tmp_path / "recipe.json", *locking.make(recipe.model_copy(update=pin)))[0]
+    path = locking.write(tmp_path / "recipe.json", locking.make(recipe.model_copy(update=pin)))[0]
     return Joined(cli, tmp_path, path)
 
 
 @pytest.fixture
 def plain(cli: Any, tiny: Any, tmp_path: Path) -> Joined:
     """The tiny recipe, whose backbone is a folder."""
-    path = locking.write(tmp_path / "recipe.json", *locking.make(recipes.written(tiny.experiment)))[0]
+    path = locking.write(tmp_path / "recipe.json", locking.make(recipes.written(tiny.experiment)))[0]
     return Joined(cli, tmp_path, path)
 
 

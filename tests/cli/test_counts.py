@@ -66,9 +66,9 @@ def site(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path) -> joining.S
     if private:
         values = recipe.model_dump(exclude={"privacy", "aggregation"})
         recipe = config.Recipe.model_validate({**values, "privacy": MECHANISM, "aggregation": {"weighting": "uniform"}})
-    locked, initial = locking.make(recipe)
+    locked = locking.make(recipe)
     plan = enrolment.Plan("trial", "127.0.0.1:9", (), ("east",))
-    server = enrolment.init(tmp_path / "server", plan, locked, initial)
+    server = enrolment.init(tmp_path / "server", plan, locked)
     invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
     file, text = tmp_path / "site.toml", tiny.site("east")
     file.write_text(text + BUDGET * private)

@@ -34,10 +34,10 @@ class Ends:
     def __init__(self, cli: Any, tiny: Any, root: Path, port: int) -> None:
         self.cli, self.root, self.port = cli, root, port
         recipe = root / "recipe.json"
-        self.locked, initial = locking.make(recipes.written(tiny.experiment))
-        locking.write(recipe, self.locked, initial)
+        self.locked = locking.make(recipes.written(tiny.experiment))
+        locking.write(recipe, self.locked)
         plan = enrolment.Plan("trial", f"localhost:{port}", ("127.0.0.1",), ("east", "south"))
-        self.server = enrolment.init(root / "server", plan, self.locked, initial)
+        self.server = enrolment.init(root / "server", plan, self.locked)
         invite = joining.read_invite(self.server.invite_path("east"), self.server.fingerprint())
         self.site = joining.join(root / "site", invite, self.locked.hash)
         self.settings = root / "site.toml"

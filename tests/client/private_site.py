@@ -108,7 +108,7 @@ class Site:
     def _join(self, asked: config.Recipe, budget: str) -> None:
         locked = build(asked)
         plan = enrolment.Plan("trial", "a.example:1", (), ("north",))
-        server = enrolment.init(self.folder / "server", plan, locked, START)
+        server = enrolment.init(self.folder / "server", plan, locked)
         invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
         joining.join(self.folder / "site", invite, locked.hash)
         write_images(self.folder / "data")

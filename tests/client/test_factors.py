@@ -113,13 +113,13 @@ def test_as_long_as_both_train_nothing_is_different(tiny_dino: Path) -> None:
 @pytest.mark.parametrize("kind", ["norm", "bias", "head-only", "adaptformer", "prompt-tokens", "full"])
 def test_a_kind_without_pairs_has_no_factor_to_choose(tiny_dino: Path, kind: str) -> None:
     wanted = recipe(("dino", tiny_dino), "freeze-A", adapter={"kind": kind})
-    (fault,) = models.validate(wanted)
+    (fault,) = models.examine(wanted)[1]
     assert fault == (
         f"recipe.adapter.factors = 'freeze-A': adapter kind '{kind}' has no pairs of factors; use kind 'lora', or "
         "leave factors out"
     )
-    assert models.validate(recipe(("dino", tiny_dino), "both", adapter={"kind": kind})) == []
-    assert models.validate(recipe(("dino", tiny_dino), "freeze-A")) == []
+    assert models.examine(recipe(("dino", tiny_dino), "both", adapter={"kind": kind}))[1] == []
+    assert models.examine(recipe(("dino", tiny_dino), "freeze-A"))[1] == []
 
 
 def test_locking_refuses_a_rule_that_makes_new_factors(tiny_dino: Path) -> None:

@@ -50,7 +50,7 @@ def join(folder: Path) -> Joined:
     """The hospital 'north' has approved the recipe; the coordinator has not looked at its request yet."""
     locked = build(make_recipe())
     plan = enrolment.Plan("trial", "a.example:1", (), ("north",))
-    server = enrolment.init(folder / "server", plan, locked, adapter(0.0))
+    server = enrolment.init(folder / "server", plan, locked)
     invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
     site = joining.join(folder / "site", invite, locked.hash)
     text = policy.accepting(policy.Facts.of(locked))

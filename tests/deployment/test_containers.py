@@ -85,7 +85,7 @@ def locked(path: Path) -> dict[str, str]:
     return {name: version for name, version in rows if not re.search(rf"^{name}==.*'never'", path.read_text(), re.M)}
 
 
-def demo_lock() -> tuple[Any, Any]:
+def demo_lock() -> Any:
     """The demo's recipe, locked without its weights: their sha256 is that of this release."""
     recipe = recipes.written(ROOT / "simulations" / "experiments" / "brain-mri.toml")
     pin = weights.KNOWN[recipe.backbone.name].sha256
@@ -234,7 +234,7 @@ def test_every_service_is_hardened() -> None:
 
 
 def test_the_demos_hospitals_accept_the_demos_recipe() -> None:
-    recipe, _ = demo_lock()
+    recipe = demo_lock()
     for site in ("north", "south"):
         path = ROOT / "client" / f"demo-{site}.toml"
         read = config.parse(config.SiteConfig, config.read_toml(path), str(path))
@@ -289,7 +289,7 @@ def test_the_servers_lock_is_enough_and_torch_is_not_there(tmp_path: Path) -> No
     )  # fmt: skip
     assert found.strip() == "[]"
     recipe = tmp_path / "recipe.json"
-    locking.write(recipe, *demo_lock())
+    locking.write(recipe, demo_lock())
     address = f"127.0.0.1:{processes.free_port()}"
     state = ("--state", tmp_path / "state")
     run(

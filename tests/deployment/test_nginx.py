@@ -38,7 +38,7 @@ def make_server(folder: Path, address: str, *names: str) -> enrolment.State:
     chosen = config.parse(config.Recipe, values, "recipe")
     initial = state.AdapterState({"head.bias": np.ones(2, np.float32)})
     locked = lock.LockedRecipe.of(chosen, rows, initial, "ab" * 32, 1000)
-    return enrolment.init(folder, enrolment.Plan("trial", address, names, ("north",)), locked, initial)
+    return enrolment.init(folder, enrolment.Plan("trial", address, names, ("north",)), locked)
 
 
 def test_the_configuration_opens_the_same_routes_as_our_own_proxy() -> None:

@@ -30,7 +30,7 @@ RULES = 'accept = "ask"                   # a person looks at the score and deci
 
 
 @pytest.fixture(scope="module")
-def locked(tiny: Any) -> tuple[lock.LockedRecipe, state.AdapterState]:
+def locked(tiny: Any) -> lock.LockedRecipe:
     return locking.make(recipes.written(tiny.experiment))
 
 
@@ -41,9 +41,12 @@ class Hospital:
     folder: Path
     tiny: Any
     lock: lock.LockedRecipe
-    initial: state.AdapterState
     where: joining.State
     door: gate.Gate | None = None
+
+    @property
+    def initial(self) -> state.AdapterState:
+        return self.lock.adapter
 
     @property
     def settings(self) -> Path:
@@ -95,7 +98,7 @@ class Hospital:
 
 
 @pytest.fixture
-def hospital(tiny: Any, locked: tuple[lock.LockedRecipe, state.AdapterState], tmp_path: Path) -> Hospital:
+def hospital(tiny: Any, locked: lock.LockedRecipe, tmp_path: Path) -> Hospital:
     return joined(tiny, locked, tmp_path)
 
 
@@ -120,11 +123,11 @@ def freezing(tiny: Any, tmp_path: Path) -> Hospital:
     return made
 
 
-def joined(tiny: Any, locked: tuple[lock.LockedRecipe, state.AdapterState], tmp_path: Path) -> Hospital:
+def joined(tiny: Any, locked: lock.LockedRecipe, tmp_path: Path) -> Hospital:
     plan = enrolment.Plan("trial", "127.0.0.1:9", (), ("east",))
-    server = enrolment.init(tmp_path / "server", plan, *locked)
+    server = enrolment.init(tmp_path / "server", plan, locked)
     invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
-    made = Hospital(tmp_path, tiny, *locked, joining.join(tmp_path / "east", invite, locked[0].hash))
+    made = Hospital(tmp_path, tiny, locked, joining.join(tmp_path / "east", invite, locked.hash))
     made.write()
     return made
 
@@ -550,7 +553,7 @@ def test_where_nobody_can_answer_a_question_is_one_error(
     monkeypatch.setattr(sys, "stdin", None)  # as under a service, or with <&-
     assert cli_client._answer("? ") is None
     plan = enrolment.Plan("other", "127.0.0.1:9", (), ("east",))
-    server = enrolment.init(hospital.folder / "other", plan, hospital.lock, hospital.initial)
+    server = enrolment.init(hospital.folder / "other", plan, hospital.lock)
     invite = server.invite_path("east")
     for answer, words in (
         ("", f"nobody answered; without a terminal give --approve {hospital.lock.hash}"),
@@ -584,14 +587,12 @@ def test_units_by_the_commands(hospital: Hospital, cli: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
-def test_a_federation_on_a_sites_own_terms(
-    tiny: Any, locked: tuple[lock.LockedRecipe, state.AdapterState], tmp_path: Path, until: Any
-) -> None:
+def test_a_federation_on_a_sites_own_terms(tiny: Any, locked: lock.LockedRecipe, tmp_path: Path, until: Any) -> None:
     """Closed, waited for, opened; kept within limits; the final adapter scored and kept; purged after, not before."""
     plan = enrolment.Plan("trial", f"127.0.0.1:{processes.free_port()}", (), ("east",))
-    server = enrolment.init(tmp_path / "server", plan, *locked)
+    server = enrolment.init(tmp_path / "server", plan, locked)
     invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
-    site = Hospital(tmp_path, tiny, *locked, joining.join(tmp_path / "east", invite, locked[0].hash))
+    site = Hospital(tmp_path, tiny, locked, joining.join(tmp_path / "east", invite, locked.hash))
     enrolment.approve(server, site.where.request)
     site.write('accept = "score"\nmax_drop = 1.0', hours="[]", time_zone='"UTC"')
     text = site.settings.read_text()
@@ -624,7 +625,7 @@ def test_a_federation_on_a_sites_own_terms(
         assert running.returncode == 0, (tmp_path / "server.txt").read_text()
         ((verdict, folder),) = verdicts.kept(site.where)
         assert (verdict.verdict, verdict.round) == ("accepted", 3)
-        evaluation = json.loads((server.folder / "runs" / locked[0].hash / "evaluation.json").read_text())
+        evaluation = json.loads((server.folder / "runs" / locked.hash / "evaluation.json").read_text())
         assert evaluation["acceptance"] == {"east": "accepted"}
         assert evaluation["fingerprint"] == verdict.fingerprint == fedvfm.load_adapter(folder).read().fingerprint
     finally:

@@ -160,7 +160,7 @@ def test_the_base_asks_for_no_torch(wheel: Path) -> None:
 def locked(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe as somebody with the whole of fedvfm locked it."""
     folder = tmp_path_factory.mktemp("locked")
-    return locking.write(folder / "recipe.json", *locking.make(recipes.written(tiny.experiment)))[0]
+    return locking.write(folder / "recipe.json", locking.make(recipes.written(tiny.experiment)))[0]
 
 
 @pytest.mark.usefixtures("nothing_left")

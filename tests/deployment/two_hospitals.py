@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvfm import locking, processes, state
+from fedvfm import locking, processes
 from fedvfm.client import joining
 from fedvfm.server import enrolment
 from fedvfm.trust import lock
@@ -24,13 +24,12 @@ class Two:
     Attributes:
         tiny: the tiny experiment of the command line's tests: data, backbone, command, environment.
         folder: holds the state folders ``server``, ``east`` and ``south``, and beside them what the processes say.
-        locked, initial: the recipe.
+        locked: the recipe.
     """
 
     tiny: Any
     folder: Path
     locked: lock.LockedRecipe
-    initial: state.AdapterState
     server: enrolment.State
     sites: dict[str, joining.State] = field(default_factory=dict)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -82,10 +81,10 @@ class Two:
 def enrolled(tiny: Any, folder: Path, recipe: str) -> Iterator[Two]:
     """Both hospitals have approved the recipe, the coordinator both of them; nothing runs yet."""
     (folder / "recipe.toml").write_text(recipe)
-    locked, initial = locking.open_recipe(folder / "recipe.toml")
+    locked = locking.open_recipe(folder / "recipe.toml")
     plan = enrolment.Plan("tiny", f"127.0.0.1:{processes.free_port()}", (), SITES)
-    server = enrolment.init(folder / "server", plan, locked, initial)
-    made = Two(tiny, folder, locked, initial, server)
+    server = enrolment.init(folder / "server", plan, locked)
+    made = Two(tiny, folder, locked, server)
     for site in SITES:
         invite = joining.read_invite(server.invite_path(site), server.fingerprint())
         made.sites[site] = joining.join(folder / site, invite, locked.hash)

@@ -64,14 +64,14 @@ def test_the_model_is_refused_where_it_is_built(tiny_dino: Path, mechanism: str)
     asked = recipe(tiny_dino, mechanism=mechanism)
     with pytest.raises(errors.ConfigError, match=SAID):
         models.AdaptedModel(asked, with_weights=False)
-    (fault,) = models.validate(asked)
+    (fault,) = models.examine(asked)[1]
     assert SAID in fault
 
 
 def test_without_a_bound_on_each_image_it_is_as_good_as_any(tiny_dino: Path) -> None:
-    assert models.validate(recipe(tiny_dino, mechanism="site-level")) == []
+    assert models.examine(recipe(tiny_dino, mechanism="site-level"))[1] == []
     plain = configs.parse(configs.Recipe, {**values(tiny_dino), "privacy": {}}, "recipe")
-    assert models.validate(plain) == []
+    assert models.examine(plain)[1] == []
 
 
 def site(folder: Path) -> Path:
@@ -108,7 +108,7 @@ def test_a_recipe_that_another_release_locked_is_refused_in_review(
 ) -> None:
     with monkeypatch.context() as earlier:
         earlier.setitem(tasks.TABLE._entries, "segmentation", segmentation.Segmentation)
-        locked, _ = locking.make(recipe(tiny_dino))
+        locked = locking.make(recipe(tiny_dino))
     (tmp_path / "recipe.json").write_text(documents.to_text(locked))
     arrived = documents.read(tmp_path / "recipe.json", lock.LockedRecipe, "recipe")
     with pytest.raises(errors.ConfigError, match=SAID):
@@ -122,7 +122,7 @@ def test_a_recipe_of_which_no_model_can_be_made_is_told_in_its_own_words(
 ) -> None:
     """A stranger may have locked whatever it likes: review builds a model only of what is sound."""
     monkeypatch.setitem(tasks.TABLE._entries, "segmentation", segmentation.Segmentation)
-    locked, _ = locking.make(recipe(tiny_dino))
+    locked = locking.make(recipe(tiny_dino))
     adapter = locked.recipe.adapter.model_copy(update={"parts": ("nose",)})
     unsound = locked.recipe.model_copy(update={"adapter": adapter})
     asked = locked.model_copy(update={"recipe": unsound, "hash": unsound.hash})

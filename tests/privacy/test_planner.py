@@ -92,14 +92,14 @@ def unbuilt(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_mechanism_that_is_not_there_is_refused_and_never_left_out(unbuilt: str) -> None:
     wanted = recipe(privacy=PRIVATE | {"mechanism": unbuilt})
-    (fault,) = models.validate(wanted)
+    (fault,) = models.examine(wanted)[1]
     assert fault.startswith("recipe.privacy.mechanism = 'record-level': this release can plan it")
     with pytest.raises(errors.ConfigError, match="does not train without what a recipe asks for"):
         models.AdaptedModel(wanted, with_weights=False)
-    assert models.validate(recipe(privacy=PRIVATE | {"mechanism": "recordlevel"}))[0].startswith(
+    assert models.examine(recipe(privacy=PRIVATE | {"mechanism": "recordlevel"}))[1][0].startswith(
         "recipe.privacy.mechanism: unknown privacy mechanism 'recordlevel'; known: none"
     )
-    assert models.validate(recipe()) == []
+    assert models.examine(recipe())[1] == []
 
 
 def test_no_mechanism_does_nothing() -> None:

@@ -652,7 +652,7 @@ def test_class_weights_count_where_images_stand_alone(tiny_dino: Path) -> None:
     assert torch.allclose(found, each * torch.tensor([1 / 3, 5 / 3, 5 / 3]))
     assert torch.equal(found[1:2], task.losses(logits[1:2], target[1:2]))
     wrong = recipe(tiny_dino, task={**made, "class_weights": [0.0, 0.0]})
-    assert "class_weights: all are 0" in models.validate(wrong)[0]
+    assert "class_weights: all are 0" in models.examine(wrong)[1][0]
 
 
 def test_the_units_are_those_of_the_ledger(tiny_dino: Path) -> None:

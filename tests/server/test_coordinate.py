@@ -47,7 +47,7 @@ class Town:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._later: list[tuple[float, Callable[[], object]]] = []
         self.server = enrolment.init(
-            folder / "server", enrolment.Plan("town", "127.0.0.1:8443", (), tuple(names)), *self.lock()
+            folder / "server", enrolment.Plan("town", "127.0.0.1:8443", (), tuple(names)), self.lock()
         )
         for name in names:
             self.join(name)
@@ -55,7 +55,7 @@ class Town:
     def lock(self, **values: Any) -> Any:
         recipe = {"rounds": ROUNDS, "backbone": {"name": "none", "sha256": self.sites.SHA}, **values}
         locked = self.sites.lock(self.sites.make_recipe(**recipe))
-        return locked, locked.adapter
+        return locked
 
     def join(self, name: str) -> None:
         """Enrol a site and connect it."""
@@ -473,11 +473,11 @@ def test_a_site_whose_ledger_went_back_is_asked_no_more_in_this_recipe(make: Cal
     assert seen == ["ledger-went-back"], "as the server's status shows it"
     assert "goes on without: west (ledger-went-back)" in town.notes()
     town.refuses["west"] = protocol.LEDGER_WENT_BACK
-    steering.add_recipe(town.server, *town.lock(seed=7))
+    steering.add_recipe(town.server, town.lock(seed=7))
     begins = time.monotonic()
     assert town.run(quorum=1) is not None
     assert time.monotonic() < begins + 50.0, "nobody waits for it"
-    steering.add_recipe(town.server, *town.lock(seed=8))
+    steering.add_recipe(town.server, town.lock(seed=8))
     with pytest.raises(errors.QuorumMissed, match=r"whose privacy ledger went back: .*server start --without west"):
         town.run(join_timeout_s=0.3)
 
@@ -715,15 +715,15 @@ def test_extended_from_the_final_adapter_under_another_hash(make: Callable[..., 
 
 def test_another_recipe_at_once_and_back(make: Callable[..., Town]) -> None:
     town = make()
-    other, initial = town.lock(seed=7)
-    town.when["round", 2] = lambda: steering.add_recipe(town.server, other, initial, at_once=True)
+    other = town.lock(seed=7)
+    town.when["round", 2] = lambda: steering.add_recipe(town.server, other, at_once=True)
     assert town.run() is None
     assert "is put aside for another one" in town.notes()
     first = town.server.about.recipe
     assert len(town.cohorts()) == 2
     assert town.run() is not None
     assert len(town.cohorts(other.hash)) == ROUNDS
-    assert steering.add_recipe(town.server, *town.lock()) is True
+    assert steering.add_recipe(town.server, town.lock()) is True
     assert town.run() is not None
     assert town.trained("east") == [1, 2, 1, 2, 3, 4, 3, 4]
     assert town.cohorts(first) == [["east", "west"]] * ROUNDS

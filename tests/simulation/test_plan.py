@@ -23,7 +23,7 @@ def prepared(tiny: Any, **recipe: Any) -> config.Experiment:
     """Two views, two epochs, the first two of four blocks frozen."""
     data = {**tiny.values["recipe"]["data"], "augment": ["noise"], "views": 2, **recipe.pop("data", {})}
     whole = {**tiny.values["recipe"], "rounds": 2, **recipe, "data": data}
-    return run.prepare({**tiny.values, "recipe": whole, "baselines": []}).what
+    return run.prepare({**tiny.values, "recipe": whole, "baselines": []})[0]
 
 
 @pytest.mark.parametrize("fit", ["resize", "native"])
@@ -95,7 +95,7 @@ def spoiled(tiny: Any, folder: Path, **masks: np.ndarray[Any, Any]) -> config.Ex
         mask = masks.get(path.stem.partition("-")[0])
         if mask is not None:
             Image.fromarray(mask).save(path)
-    return run.prepare({**tiny.values, "data": {**tiny.values["data"], "path": str(folder)}, "baselines": []}).what
+    return run.prepare({**tiny.values, "data": {**tiny.values["data"], "path": str(folder)}, "baselines": []})[0]
 
 
 def test_a_plan_opens_one_image_and_mask_of_every_site(tiny: Any, tmp_path: Path) -> None:

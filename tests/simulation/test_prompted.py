@@ -222,9 +222,9 @@ def test_faults(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
         (recipe(sam, "none", task={"prompt_points": 3}), "prompt_points = 3: only prompt = 'points' reads it"),
     ]
     for chosen, said in cases:
-        (found,) = models.validate(chosen)
+        (found,) = models.examine(chosen)[1]
         assert said in found
-    assert models.validate(recipe(sam)) == models.validate(recipe(sam, "points", task={"prompt_points": 4})) == []
+    assert models.examine(recipe(sam))[1] == models.examine(recipe(sam, "points", task={"prompt_points": 4}))[1] == []
 
 
 def test_a_model_is_never_asked_without_its_prompts(sam_folders: dict[str, Path]) -> None:

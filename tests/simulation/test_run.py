@@ -49,10 +49,10 @@ def test_a_data_set_found_by_its_name_is_written_down_as_a_path(
     (tmp_path / "sets" / "nuclei").mkdir(parents=True)
     (tmp_path / "sets" / "nuclei" / "index.csv").write_text("id,site\n")
     monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "sets"))
-    prepared = run.prepare(small(tiny, data={"source": "nuclei"})).what
+    prepared = run.prepare(small(tiny, data={"source": "nuclei"}))[0]
     assert prepared.data.path == str(tmp_path / "sets" / "nuclei")
     monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "other"))
-    assert run.prepare(prepared).what.data.path == str(tmp_path / "sets" / "nuclei")
+    assert run.prepare(prepared)[0].data.path == str(tmp_path / "sets" / "nuclei")
 
 
 def test_where_a_named_set_lies_does_not_tell_runs_apart() -> None:

@@ -134,22 +134,22 @@ def test_progress_says_unit_and_delta(site_level: Path) -> None:
 
 def test_the_plan_says_it_before_anything_runs(tiny: Any, patients: Path, site_level: Path) -> None:
     for private, folder in ((PATIENTS, patients), (SITE_LEVEL, site_level)):
-        what = run.prepare(values(tiny, private)).what
+        what = run.prepare(values(tiny, private))[0]
         made = plan.plan(what, experiment.hospitals(what))
         finished = summary(folder)["privacy"]
         for key in ("epsilon", "noise_multiplier", "steps", "sites"):
             assert made["privacy"][key] == finished[key]
         assert any("simulated epsilon" in note for note in made["notes"])
     assert any("site-level privacy with 3 sites" in note for note in made["notes"])
-    plain = run.prepare({**tiny.values, "baselines": []}).what
+    plain = run.prepare({**tiny.values, "baselines": []})[0]
     assert plan.plan(plain, experiment.hospitals(plain))["privacy"] is None
 
 
 def test_an_arm_at_one_site_has_no_site_level(tiny: Any) -> None:
-    what = run.prepare(values(tiny, SITE_LEVEL)).what
+    what = run.prepare(values(tiny, SITE_LEVEL))[0]
     found = {arm.name: arm for arm in run.arms(what, ("east", "north", "west"))}
     assert {name for name, arm in found.items() if arm.recipe and privacy.is_private(arm.recipe)} == {"federated"}
-    sampled = run.prepare(values(tiny, {"mechanism": "record-level", **SAMPLED})).what
+    sampled = run.prepare(values(tiny, {"mechanism": "record-level", **SAMPLED}))[0]
     assert all(privacy.is_private(baselines.alone(arm.recipe)) for arm in run.arms(sampled, ("a", "b")) if arm.recipe)
 
 

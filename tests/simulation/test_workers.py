@@ -268,11 +268,10 @@ def test_how_many_workers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_longest_arm_goes_first_and_sites_stick_to_workers(tiny: Any, one: Path) -> None:
-    prepared = run.prepare(values(tiny))
-    what = prepared.what
+    what, shapes = run.prepare(values(tiny))
     hospitals = run.experiment.hospitals(what)
     names = [hospital.name for hospital in hospitals]
-    jobs = run._jobs(what, run.folder.RunFolder(one), run.arms(what, names), prepared.shapes)
+    jobs = run._jobs(what, run.folder.RunFolder(one), run.arms(what, names), shapes)
     turns = schedule.Schedule(jobs, run.members(what, hospitals))
     assert [job.name for job in turns.jobs][:2] == ["pooled", "federated"]
     by_name = {job.name: job for job in jobs}

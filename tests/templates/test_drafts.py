@@ -226,14 +226,14 @@ def test_a_recipe_of_every_backbone_validates(backbone: str) -> None:
         config.Recipe, tomllib.loads(drafts.recipe("segmentation", backbone, ["rest", "lesion"])), "recipe"
     )
     assert recipe.backbone.name == backbone
-    assert locking.faults(recipe) == []
+    assert locking.examine(recipe)[1] == []
 
 
 @pytest.mark.parametrize("backbone", ["dinov2-small-imgfocus", "dinov2-large", "deit-tiny", "clip-vit-base"])
 def test_a_recipe_for_classification_validates(backbone: str) -> None:
     recipe = config.parse(config.Recipe, tomllib.loads(drafts.recipe("classification", backbone, "abc")), "recipe")
     assert (recipe.task.kind, recipe.data.class_names) == ("classification", ("a", "b", "c"))
-    assert locking.faults(recipe) == []
+    assert locking.examine(recipe)[1] == []
 
 
 def test_the_embedded_backbone_is_pinned_and_locks_without_its_weights(
@@ -242,9 +242,9 @@ def test_the_embedded_backbone_is_pinned_and_locks_without_its_weights(
     monkeypatch.setenv("FEDVFM_CACHE", str(tmp_path / "nothing"))
     text = drafts.recipe("segmentation", weights.EMBEDDED, ["background", "lesion"])
     path = drafts.write(tmp_path / "recipe.toml", text)
-    locked, initial = locking.make(recipes.written(path))
+    locked = locking.make(recipes.written(path))
     assert locked.backbone_sha256 == weights.KNOWN[weights.EMBEDDED].sha256
-    assert initial.fingerprint == locked.initial
+    assert locked.adapter.fingerprint == locked.initial
     assert locked.recipe.adapter.layers == (8, 9, 10, 11)
 
 

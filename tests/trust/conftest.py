@@ -15,11 +15,11 @@ from fedvfm.trust import documents, invites, lock
 
 SHA = "ab" * 32
 
-MakeLock = Callable[..., tuple[lock.LockedRecipe, state.AdapterState]]
+MakeLock = Callable[..., lock.LockedRecipe]
 MakeServer = Callable[..., enrolment.State]
 
 
-def make_lock(**values: Any) -> tuple[lock.LockedRecipe, state.AdapterState]:
+def make_lock(**values: Any) -> lock.LockedRecipe:
     rows = state.Manifest.of(
         [
             state.ArraySpec("block.00.q.A", (2, 7), "lora", "A", "block.00.q", 2.0),
@@ -34,7 +34,7 @@ def make_lock(**values: Any) -> tuple[lock.LockedRecipe, state.AdapterState]:
     }
     chosen = config.parse(config.Recipe, {**base, **values}, "recipe")
     initial = state.AdapterState({spec.name: np.ones(spec.shape, np.float32) for spec in rows})
-    return lock.LockedRecipe.of(chosen, rows, initial, SHA, 1000), initial
+    return lock.LockedRecipe.of(chosen, rows, initial, SHA, 1000)
 
 
 @pytest.fixture(scope="session", name="make_lock")
@@ -46,7 +46,7 @@ def make_lock_fixture() -> MakeLock:
 def make_server() -> MakeServer:
     def make(folder: Path, *sites: str, **values: Any) -> enrolment.State:
         plan = enrolment.Plan("trial", "server.example:8443", ("127.0.0.1",), sites or ("north", "south"))
-        return enrolment.init(folder, plan, *make_lock(**values))
+        return enrolment.init(folder, plan, make_lock(**values))
 
     return make
 

@@ -13,7 +13,7 @@ import pytest
 from fedvfm import errors, state
 from fedvfm.client import joining, policy, review
 from fedvfm.server import checkpoint, enrolment, steering
-from fedvfm.trust import invites, lock
+from fedvfm.trust import documents, invites, lock
 from fedvfm.trust import roster as rosters
 
 
@@ -142,24 +142,29 @@ def test_an_extension_needs_an_approval_of_its_own_and_says_what_it_starts_from(
 
 def test_a_recipe_that_starts_from_nothing_keeps_its_name(make_lock: Any) -> None:
     """Recipes that were approved before there was ``start`` are approved still."""
-    recipe = make_lock(precision="float32", threads=2)[0].recipe  # the defaults then
+    recipe = make_lock(precision="float32", threads=2).recipe  # the defaults then
     assert recipe.hash == "94e6ffed5cd853ac9040b328a5ccdbd72b17a23021100dbc7535fccf241b63c7"
-    assert make_lock(precision="float32", threads=2, start="f" * 64)[0].hash != recipe.hash
+    assert make_lock(precision="float32", threads=2, start="f" * 64).hash != recipe.hash
 
 
 # -- further recipes ---------------------------------------------------------------------------------------------------
+
+
+def parted(locked: lock.LockedRecipe) -> lock.LockedRecipe:
+    """As its file alone gives it, without the initial adapter."""
+    return documents.parse(documents.to_text(locked).encode(), lock.LockedRecipe, "recipe")
 
 
 def test_a_further_recipe_follows_the_present_one(server: enrolment.State, make_lock: Any) -> None:
     first = server.about.recipe
     second, third = make_lock(seed=2), make_lock(seed=3)
     for one in (second, third, second):
-        assert steering.add_recipe(server, *one) is False
-    assert steering.read(server).following == (second[0].hash, third[0].hash)
+        assert steering.add_recipe(server, one) is False
+    assert steering.read(server).following == (second.hash, third.hash)
     assert enrolment.open_state(server.folder).about.recipe == first
     for expected in (second, third, third):
         finish_run(enrolment.open_state(server.folder))
-        assert steering.settle(server).about.recipe == expected[0].hash
+        assert steering.settle(server).about.recipe == expected.hash
     assert steering.read(server).following == ()
 
 
@@ -167,34 +172,34 @@ def test_a_further_recipe_is_taken_up_where_the_present_one_is_finished(
     server: enrolment.State, make_lock: Any
 ) -> None:
     finish_run(server)
-    locked, initial = make_lock(seed=2)
-    assert steering.add_recipe(server, locked, initial) is True
+    locked = make_lock(seed=2)
+    assert steering.add_recipe(server, locked) is True
     after = enrolment.open_state(server.folder)
-    assert (after.about.recipe, after.locked().adapter) == (locked.hash, initial)
+    assert (after.about.recipe, after.locked().adapter) == (locked.hash, locked.adapter)
     assert {stat.S_IMODE(path.stat().st_mode) for path in after.folder.rglob("recipes/*")} == {0o600}
 
 
 def test_at_once_and_back_again(server: enrolment.State, make_lock: Any) -> None:
     first, other = make_lock(), make_lock(seed=2)
-    steering.add_recipe(server, *other)
-    assert steering.add_recipe(server, *other, at_once=True) is True
+    steering.add_recipe(server, other)
+    assert steering.add_recipe(server, other, at_once=True) is True
     assert steering.read(server).following == ()
-    assert enrolment.open_state(server.folder).about.recipe == other[0].hash
-    assert steering.add_recipe(server, first[0], None, at_once=True) is True, "its adapter is here"
+    assert enrolment.open_state(server.folder).about.recipe == other.hash
+    assert steering.add_recipe(server, parted(first), at_once=True) is True, "its adapter is here"
     assert enrolment.open_state(server.folder).about == server.about
 
 
 def test_recipes_that_cannot_be_added(server: enrolment.State, make_lock: Any) -> None:
-    locked, _ = make_lock(seed=2)
+    locked = make_lock(seed=2)
     with pytest.raises(errors.CheckpointError, match=r"initial adapter \(\.safetensors\) must lie beside it"):
-        steering.add_recipe(server, locked, None)
+        steering.add_recipe(server, parted(locked))
     wrong: lock.LockedRecipe
-    wrong, initial = make_lock(start="f" * 64)
+    wrong = make_lock(start="f" * 64)
     with pytest.raises(errors.CheckpointError, match="starts from another adapter than the one it names"):
-        steering.add_recipe(server, wrong, initial)
+        steering.add_recipe(server, wrong)
     finish_run(server)
     with pytest.raises(errors.ConfigError, match=r"is finished\. To go on from it: fedvfm server extend"):
-        steering.add_recipe(server, *make_lock())
+        steering.add_recipe(server, make_lock())
 
 
 # -- sites -------------------------------------------------------------------------------------------------------------
@@ -237,7 +242,7 @@ def test_what_status_says_of_orders(server: enrolment.State, make_lock: Any) -> 
     steering.extend(server, 4)
     steering.finish(server)
     steering.pause(server)
-    steering.add_recipe(server, *make_lock(seed=2))
+    steering.add_recipe(server, make_lock(seed=2))
     told = steering.told(steering.read(server), server.about.recipe)
     assert json.loads(json.dumps(told)) == told
     assert (told["finishing"], told["extended_by"], len(told["following"])) == (True, 4, 1)

@@ -146,9 +146,9 @@ def make(folder: Path, tiny: Any) -> Federation:
     (folder / "recipe.toml").write_text(recipe)
     limits = f"quorum = 2\nround_timeout_s = {ROUND_S}\njoin_timeout_s = 900.0\n"
     (folder / "server.toml").write_text(f"{limits}without = {json.dumps(LATER)}\n")
-    locked, initial = locking.open_recipe(folder / "recipe.toml")
+    locked = locking.open_recipe(folder / "recipe.toml")
     plan = enrolment.Plan("tiny", f"127.0.0.1:{processes.free_port()}", (), (*FIRST, *LATER, "gone"))
-    server = enrolment.init(folder / "server", plan, locked, initial)
+    server = enrolment.init(folder / "server", plan, locked)
     made = Federation(tiny, folder, server, {})
     for site in (*FIRST, *LATER, "gone"):
         invite = joining.read_invite(server.invite_path(site), server.fingerprint())

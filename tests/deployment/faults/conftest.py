@@ -309,9 +309,9 @@ class Made:
         lies = {end: (places or {}).get(end, self.folder) / end for end in ("server", *SITES)}
         (self.folder / "recipe.toml").write_text(self.discs.recipe(rounds))
         (self.folder / "server.toml").write_text(settings or "round_timeout_s = 600.0\n")
-        locked, initial = locking.open_recipe(self.folder / "recipe.toml")
+        locked = locking.open_recipe(self.folder / "recipe.toml")
         plan = enrolment.Plan("discs", f"{host}:{processes.free_port()}", (), SITES)
-        server = enrolment.init(lies["server"], plan, locked, initial)
+        server = enrolment.init(lies["server"], plan, locked)
         joined = {}
         for site in SITES:
             invite = joining.read_invite(server.invite_path(site), server.fingerprint())
