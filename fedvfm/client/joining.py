@@ -103,15 +103,16 @@ class State:
         Raises:
             TrustError: if none or several are meant, or the file was changed.
         """
-        found = lock.find(self.seen(), asked.lower())
-        if len(found) != 1:
+        word = asked.lower()
+        named = [known for known in self.seen() if known == word or (len(word) >= 12 and known.startswith(word))]
+        if len(named) != 1:
             known = ", ".join(self.seen()) or "none"
             raise errors.TrustError(
                 f"recipe '{documents.shown(asked)[:80]}': is not one this site was asked to take part in: {known}"
             )
-        locked = documents.read(self.recipe_path(found[0]), lock.LockedRecipe, "locked recipe")
-        if locked.hash != found[0]:
-            raise errors.TrustError(f"{self.recipe_path(found[0])}: holds another recipe than its name says")
+        locked = documents.read(self.recipe_path(named[0]), lock.LockedRecipe, "locked recipe")
+        if locked.hash != named[0]:
+            raise errors.TrustError(f"{self.recipe_path(named[0])}: holds another recipe than its name says")
         return locked
 
     def remember(self, locked: lock.LockedRecipe) -> bool:

@@ -65,11 +65,8 @@ class Result:
         return summary.as_html(self.summary)
 
 
-What = configs.Experiment | Mapping[str, Any] | str | os.PathLike[str]
-
-
 def simulate(
-    what: What,
+    what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str],
     *,
     output: str | os.PathLike[str] | None = None,
     observer: progress.Observer = progress.silent,
@@ -99,7 +96,9 @@ def simulate(
             return _run(prepared, shapes, hospitals, run, observer, engine)
 
 
-def prepare(what: What) -> tuple[configs.Experiment, models.AdaptedModel]:
+def prepare(
+    what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str],
+) -> tuple[configs.Experiment, models.AdaptedModel]:
     """The experiment, checked for this machine, with absolute paths; and its model on the meta device.
 
     Raises:

@@ -8,7 +8,7 @@ it names the adapter of round 0 by its fingerprint; the arrays lie beside it or 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,8 +134,3 @@ class LockedRecipe(config.Strict):
         holding = self.model_copy()
         holding.__dict__["adapter"] = adapter
         return holding
-
-
-def find(known: Sequence[str], asked: str) -> list[str]:
-    """Of known hashes those that ``asked`` names: itself, or all it begins, if it is 12 letters or more."""
-    return [recipe for recipe in known if recipe == asked or (len(asked) >= 12 and recipe.startswith(asked))]

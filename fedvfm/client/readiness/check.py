@@ -226,8 +226,7 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     found, wrong = machine.look(site.device)
     made.findings += wrong
     try:
-        shapes = made.own.shapes if recipe is made.own.recipe else None
-        shapes = shapes or models.AdaptedModel(recipe, with_weights=False)
+        shapes = (recipe is made.own.recipe and made.own.shapes) or models.AdaptedModel(recipe, with_weights=False)
     except errors.WeightsError as error:
         remedy = weights.remedy(recipe.backbone)
         made.findings.append(finding.make("weights-missing", str(error), remedy=remedy))
