@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,38 +16,10 @@ from fedvfm import errors, privacy_config, seeding
 from fedvfm.backbones import base as backbones
 from fedvfm.client import feature_cache, held, precision
 from fedvfm.client import model as models
-from fedvfm.data import augmentation, transforms
+from fedvfm.data import augmentation, hospitals, transforms
 from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
 from fedvfm.privacy import records
-
-
-class Hospital(Protocol):
-    """What a site needs of its data; ``fedvfm.data.hospitals.Hospital`` is one."""
-
-    @property
-    def name(self) -> str:
-        """The hospital's name."""
-        ...
-
-    @property
-    def train(self) -> tuple[samples.Sample, ...]:
-        """Samples to train on."""
-        ...
-
-    @property
-    def val(self) -> tuple[samples.Sample, ...]:
-        """Samples to validate on; may be empty."""
-        ...
-
-    @property
-    def test(self) -> tuple[samples.Sample, ...]:
-        """Samples to test on."""
-        ...
-
-    def read(self, sample: samples.Sample) -> samples.Pixels:
-        """Read one sample."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +59,7 @@ class Site:
     """
 
     name: str
-    hospital: Hospital
+    hospital: hospitals.Hospital
     device: str = "cpu"
     rank: int = 0
     cache: feature_cache.FeatureCache = field(default_factory=feature_cache.FeatureCache)

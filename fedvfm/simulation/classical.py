@@ -16,24 +16,11 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.data import defect
-from fedvfm.data import sample as data
+from fedvfm.data import hospitals as hospital_data
 
 LEVELS = 256
 MAX_CLASSES = 8
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
-
-
-class Hospital(Protocol):
-    """The part of a hospital that is used here."""
-
-    @property
-    def train(self) -> Sequence[data.Sample]:
-        """The training samples."""
-        ...
-
-    def read(self, sample: data.Sample) -> data.Pixels:
-        """One sample's pixels."""
-        ...
 
 
 class Classical(Protocol):
@@ -48,7 +35,7 @@ class Classical(Protocol):
         ...
 
 
-def fit(hospitals: Sequence[Hospital], num_classes: int) -> Classical:
+def fit(hospitals: Sequence[hospital_data.Hospital], num_classes: int) -> Classical:
     """Fit on the training samples of all hospitals.
 
     Raises:
@@ -124,13 +111,13 @@ class Otsu:
         return f"Otsu's threshold on each image; foreground is {self.rule}"
 
 
-def _fit_otsu(hospitals: Sequence[Hospital]) -> Otsu:
+def _fit_otsu(hospitals: Sequence[hospital_data.Hospital]) -> Otsu:
     """The rule with the best mean Dice over the hospitals; images without foreground have no say."""
     scores = np.array([_rule_scores(hospital) for hospital in hospitals if hospital.train]).mean(axis=0)
     return Otsu(list(RULES)[int(scores.argmax())])
 
 
-def _rule_scores(hospital: Hospital) -> list[float]:
+def _rule_scores(hospital: hospital_data.Hospital) -> list[float]:
     scores = []
     for image, mask in _pairs(hospital, 2):
         bright, truth = otsu(grey(image)), mask == 1
@@ -165,7 +152,7 @@ class Thresholds:
         return f"thresholds {cuts} for all images; classes from dark to bright: {', '.join(map(str, self.order))}"
 
 
-def _fit_thresholds(hospitals: Sequence[Hospital], num_classes: int) -> Thresholds:
+def _fit_thresholds(hospitals: Sequence[hospital_data.Hospital], num_classes: int) -> Thresholds:
     counts = np.zeros((num_classes, LEVELS))
     for hospital in hospitals:
         for image, mask in _pairs(hospital, num_classes):
@@ -222,7 +209,9 @@ def _levels(values: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.clip(values * LEVELS, 0, LEVELS - 1).astype(np.int64)
 
 
-def _pairs(hospital: Hospital, num_classes: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+def _pairs(
+    hospital: hospital_data.Hospital, num_classes: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     for sample in hospital.train:
         pixels = hospital.read(sample)
         if pixels.mask is None:
