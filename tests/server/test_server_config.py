@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedvfm import cli_server, config, errors
+from fedvfm import config, errors
 
 
 @pytest.mark.parametrize(
@@ -30,16 +30,3 @@ def test_what_cannot_be_is_refused_at_reading(values: dict[str, Any], fault: str
 def test_what_can_be_is_taken_and_travels_as_json(values: dict[str, Any]) -> None:
     read = config.parse(config.ServerConfig, values, "server.toml")
     assert config.ServerConfig.model_validate_json(read.model_dump_json()) == read
-
-
-@pytest.mark.parametrize(
-    ("phase", "reason", "shown"),
-    [
-        ("waiting", "waiting: 1 of 2 sites are there", "waiting: 1 of 2 sites are there"),
-        ("paused", "paused by ana since 12:00", "paused by ana since 12:00"),
-        ("round", "", "round"),
-        ("stopped", "the disk is full", "stopped: the disk is full"),
-    ],
-)
-def test_status_says_the_phase_once(phase: str, reason: str, shown: str) -> None:
-    assert cli_server._standing(phase, reason) == shown
