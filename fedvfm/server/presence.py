@@ -100,9 +100,9 @@ class RosterGrid(reach.SteadyGrid):
         for at, reply in enumerate(found):
             site, message = self._names.get(reply.metadata.src_node_id), asked.get(reply.metadata.reply_to_message_id)
             if self._log is not None and site is not None and message is not None and not self._lost(reply):
-                said = _said(reply, message.metadata.message_type)
+                said, update = _said(reply, message.metadata.message_type)
                 self._log.record("received", peer=site, **self._about(reply, message.metadata), **said)
-                if "fingerprint" in said or message.metadata.message_type == protocol.HANDSHAKE:
+                if update or message.metadata.message_type == protocol.HANDSHAKE:
                     found[at] = self._onward(site, reply, message)
         return found
 
@@ -168,19 +168,23 @@ class RosterGrid(reach.SteadyGrid):
         return reply
 
 
-def _said(reply: Message, kind: str) -> dict[str, Any]:
-    """What a reply says that the log may hold: its sender's marks, and the fingerprint of an update."""
+def _said(reply: Message, kind: str) -> tuple[dict[str, Any], bool]:
+    """What a reply says that the log may hold: its sender's marks, and the fingerprint of an update.
+
+    Returns: that, and whether the reply is an update, whole or a difference.
+    """
+    update = kind == protocol.TRAIN and not reply.has_error()
     try:
         mark = protocol.find_mark(reply)
         found: dict[str, Any] = {} if mark is None else {"peer_length": mark.length, "peer_head": mark.head}
-        if kind == protocol.TRAIN and not reply.has_error():
+        if update:
             spent = protocol.find_ledger(reply)
             found |= {} if spent is None else {"ledger": str(spent)}
             if not protocol.base_of(reply.content):  # a difference is named by its digest alone
                 found["fingerprint"] = protocol.decode_update(reply.content).state.fingerprint
     except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
-        return {}
-    return found
+        return {}, False
+    return found, update
 
 
 def _ledger(reply: Message) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Context, Error, Message
 
-from fedvfm import audit, chain, errors, flower, protocol, state, witness
+from fedvfm import audit, chain, codecs, errors, flower, protocol, state, witness
 from fedvfm.client import gate, sent, terms
 from fedvfm.server import enrolment, presence
 from fedvfm.trust import keys
@@ -277,6 +277,28 @@ def test_a_greeting_shows_a_ledger_that_went_back_before_anything_is_charged(tri
     assert protocol.error_word(trial.ask(protocol.HANDSHAKE, hello)) == protocol.LEDGER_WENT_BACK
     assert "ledger has 7 entries and had 12" in trial.said()[-1]
     assert trial.logs()[0][-1]["kind"] == "ledger"
+
+
+def coded(reply: Message, start: state.AdapterState) -> None:
+    """The reply as a recipe with a codec has it: its update is a difference, which names no fingerprint by itself."""
+    update = protocol.decode_update(reply.content)
+    difference = codecs.encode("int8", update.state, start, {}).difference
+    reply.content = protocol.encode_update(update, difference)
+
+
+@pytest.mark.parametrize("ledger", [chain.Mark(11, SHA), None])
+def test_a_difference_is_no_way_round_it(trial: Trial, ledger: chain.Mark | None) -> None:
+    carried: chain.Mark | None = chain.Mark(12, SHA)
+
+    def carry(reply: Message) -> None:
+        coded(reply, adapter(0.0))
+        protocol.put_mark(reply, trial.site.audit.mark, carried)
+
+    trial.wire.tamper = carry
+    assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
+    carried = ledger
+    assert protocol.error_word(trial.ask(protocol.TRAIN, train(2, 0.0))) == protocol.LEDGER_WENT_BACK
+    assert trial.logs()[0][-1]["reason"] == protocol.LEDGER_WENT_BACK
 
 
 def test_no_mark_at_all_is_no_way_round_it(trial: Trial) -> None:
