@@ -101,7 +101,7 @@ def _encoded(site: sites.Site, task: protocol.Task, base: state.AdapterState, up
         coded = codecs.encode(codec, update.state, base, site.residuals.before(recipe, site.name, task.round))
     except ValueError as error:
         raise errors.TrainingError(f"site '{site.name}', round {task.round}: {error}") from None
-    site.residuals.propose(recipe, site.name, task.round, coded.residual)
+    site.residuals.propose(recipe, site.name, task.round, base.fingerprint, coded.residual)
     return protocol.encode_update(dataclasses.replace(update, state=coded.after), coded.difference)
 
 

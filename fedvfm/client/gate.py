@@ -160,7 +160,7 @@ class Gate:
         known = self._kept.find(task) if kind == protocol.TRAIN else None
         free = None if known is None else self._terms.again(task, known, self._kept.token(task))
         if free is not None:
-            self._kept.residuals.settle(task.recipe.hash, task.round)
+            self._settle(task)
             return Message(free, reply_to=message)
         with self._terms.reserving(kind, task) as reserved:
             if known is not None:  # refused, it stays: the data may come back as they were
@@ -175,6 +175,10 @@ class Gate:
                 storage.fault_point("update-on-disk")
                 reserved.charge(reply.content)
                 storage.fault_point("update-charged")
-                self._kept.residuals.settle(task.recipe.hash, task.round)
+                self._settle(task)
                 storage.fault_point("residual-settled")
         return reply
+
+    def _settle(self, task: protocol.Task) -> None:
+        if task.state is not None:
+            self._kept.residuals.settle(task.recipe.hash, task.round, task.state.fingerprint)

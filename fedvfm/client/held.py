@@ -6,7 +6,7 @@ next one, uncharged under a mechanism. So it is proposed when the update is code
 disk and charged. Asked for the same round again, a site starts from the residual of the round before.
 
     <recipe>-<fingerprint>.adapter           an adapter that came
-    <recipe>-<round>-<site>.proposed         the residual of an update that was coded
+    <recipe>-<round>-<site>-<base>.proposed  the residual of an update that was coded, by the adapter it started from
     <recipe>-<round>-<site>.residual         ... and may leave
 """
 
@@ -94,8 +94,15 @@ class Residuals:
         earlier = [path for path in paths if int(path.name.split("-")[1]) < number]
         return _read(earlier[-1]) if earlier else {}
 
-    def propose(self, recipe: str, site: str, number: int, residual: Residual) -> None:
+    def propose(self, recipe: str, site: str, number: int, base: str, residual: Residual) -> None:
         """What the update of this round lost, should it leave.
+
+        Args:
+            recipe: hash of the recipe.
+            site: its name.
+            number: of the round.
+            base: fingerprint of the adapter that the update started from: a round may be asked for with another one.
+            residual: what it lost.
 
         Raises:
             StorageError: if the disk refuses.
@@ -104,15 +111,17 @@ class Residuals:
             kept = [row for row in self._memory.get((recipe, site), []) if row[0] < number]
             self._memory[recipe, site] = [*kept[1 - RESIDUALS_ON_DISK :], (number, residual)]
             return
-        path = self._folder / f"{recipe}-{number:06d}-{_word(site)}{_PROPOSED}"
+        path = self._folder / f"{recipe}-{number:06d}-{_word(site)}-{base[:32]}{_PROPOSED}"
         storage.write_bytes(path, safetensors.numpy.save(residual))
         storage.fault_point("residual-proposed")
         if self._at_once:
             with storage.guard(self._folder):
                 self._settle(path)
 
-    def settle(self, recipe: str, number: int) -> None:
+    def settle(self, recipe: str, number: int, base: str) -> None:
         """The update of this round may leave: what it lost goes into the next one. Once, however often it is called.
+
+        What an update of the same round from another adapter lost stays proposed: that one may never have left.
 
         All that is proposed in the folder is of this site, or of sites whose updates leave together.
 
@@ -122,14 +131,17 @@ class Residuals:
         if self._folder is None:
             return
         with storage.guard(self._folder):
-            for path in self._folder.glob(f"{recipe}-{number:06d}-*{_PROPOSED}"):
+            for path in self._folder.glob(f"{recipe}-{number:06d}-*-{base[:32]}{_PROPOSED}"):
                 self._settle(path)
 
     @staticmethod
     def _settle(path: Path) -> None:
         """One site's; processes that share the folder have sites of their own, and touch no other's files."""
-        recipe, number, word = path.stem.rsplit("-", 2)
-        path.replace(path.with_suffix(_RESIDUAL))
+        recipe, number, word, _ = path.stem.rsplit("-", 3)
+        path.replace(path.with_name(f"{recipe}-{number}-{word}{_RESIDUAL}"))
+        for never in path.parent.glob(f"{recipe}-*-{word}-*{_PROPOSED}"):
+            if int(never.name.split("-")[1]) < int(number):  # of a round that is over: its update never left
+                never.unlink(missing_ok=True)
         kept = sorted(path.parent.glob(f"{recipe}-*-{word}{_RESIDUAL}"))
         # A coordinator that went back comes to the rounds after this one anew.
         for later in [one for one in kept if int(one.name.split("-")[1]) > int(number)]:

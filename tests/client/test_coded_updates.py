@@ -49,7 +49,7 @@ class Training:
         )  # fmt: skip
         before = self.kept.residuals.before(task.recipe.hash, "north", task.round)
         coded = codecs.encode(task.recipe.codec, update.state, task.state, before)
-        self.kept.residuals.propose(task.recipe.hash, "north", task.round, coded.residual)
+        self.kept.residuals.propose(task.recipe.hash, "north", task.round, task.state.fingerprint, coded.residual)
         return Message(protocol.encode_update(update, coded.difference), reply_to=message)
 
 
@@ -124,6 +124,28 @@ def test_the_same_round_from_another_adapter_starts_from_the_round_before(tmp_pa
     plain.update(1, START)
     assert plain.update(2, other) == again
     assert not list((tmp_path / "site" / "sent").glob("*-000003-*.residual"))
+
+
+def test_what_an_update_from_another_adapter_lost_does_not_count_where_that_never_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for one round with two adapters; the second update met a full disk, so it was not charged."""
+    site = Site(tmp_path / "site")
+    first = site.update(1, START)
+    second = site.update(2, first)
+    residuals = sent.Sent(tmp_path / "site" / "sent").residuals
+    lost = residuals.before(recipe().hash, "north", 3)["head.w"]
+
+    def full(*given: Any) -> None:
+        raise errors.StorageError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sent.Sent, "keep", full)
+        assert site.ask(2, first * 2.0).has_error()
+    assert site.update(2, first) == second, "the one that was kept"
+    assert (residuals.before(recipe().hash, "north", 3)["head.w"] == lost).all()
+    site.update(3, second)
+    assert not list((tmp_path / "site" / "sent").glob("*.proposed")), "a round that is over proposes nothing"
 
 
 def test_a_difference_to_an_adapter_that_the_site_holds_after_a_restart(tmp_path: Path) -> None:

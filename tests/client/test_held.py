@@ -8,7 +8,7 @@ import numpy as np
 
 from fedvfm.client import held
 
-RECIPE = "ab" * 32
+RECIPE, BASE = "ab" * 32, "cd" * 32
 
 
 def lost(number: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
@@ -18,10 +18,10 @@ def lost(number: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.flo
 def test_a_worker_settles_its_own_site_s_residual_and_no_other_s(tmp_path: Path) -> None:
     """Another worker stands between proposing and settling: what it proposed is its own to settle."""
     ours, theirs = held.Residuals(tmp_path, at_once=True), held.Residuals(tmp_path)
-    theirs.propose(RECIPE, "north", 1, lost(2.0))
-    ours.propose(RECIPE, "east", 1, lost(1.0))
+    theirs.propose(RECIPE, "north", 1, BASE, lost(2.0))
+    ours.propose(RECIPE, "east", 1, BASE, lost(1.0))
     assert ours.before(RECIPE, "east", 2)["head.weight"][0, 0] == 1.0
     assert ours.before(RECIPE, "north", 2) == {}
-    theirs.settle(RECIPE, 1)
+    theirs.settle(RECIPE, 1, BASE)
     assert ours.before(RECIPE, "north", 2)["head.weight"][0, 0] == 2.0
     assert not list(tmp_path.glob("*.proposed"))

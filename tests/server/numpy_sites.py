@@ -115,7 +115,7 @@ class NumpySite:
             return reply if isinstance(reply, RecordDict) else protocol.encode_update(reply)
         word = (task.recipe.hash, self.name, task.round)
         coded = codecs.encode(task.recipe.codec, reply.state, task.state, self.residuals.before(*word))
-        self.residuals.propose(*word, coded.residual)
+        self.residuals.propose(*word, task.state.fingerprint, coded.residual)
         return protocol.encode_update(reply, coded.difference)
 
     def evaluate(self, task: protocol.Task) -> RecordDict:
