@@ -284,16 +284,26 @@ def site_keys(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {str(entry["site"]): str(entry["key"]) for entry in entries if entry["event"] == "enrolled"}
 
 
-def heard(entries: Iterable[Mapping[str, Any]]) -> list[Heard]:
-    """The last mark of every other end's log that these entries hold, by name."""
-    listed = [entry for entry in entries if "peer_head" in entry and entry.get("peer_length")]
-    ledgers: dict[str, str] = {}
-    for entry in listed:
+def enrolled_at(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Site -> number of the entry by which it was enrolled last: a site that was enrolled anew began another log."""
+    return {str(one["site"]): number for number, one in enumerate(entries, start=1) if one["event"] == "enrolled"}
+
+
+def heard(entries: Sequence[Mapping[str, Any]]) -> list[Heard]:
+    """The last mark of every other end's log that these entries hold, by name; of a site since it was enrolled last."""
+    began, ledgers = enrolled_at(entries), dict[str, str]()
+    listed = [
+        (str(entry["peer"]), number, entry)
+        for number, entry in enumerate(entries, start=1)
+        if "peer_head" in entry and entry.get("peer_length")
+    ]
+    for name, _, entry in listed:
         if "ledger" in entry:  # a ledger that was cut must not outdo what was noted of it before
-            ledgers[str(entry["peer"])] = max(ledgers.get(str(entry["peer"]), ""), entry["ledger"])
+            ledgers[name] = max(ledgers.get(name, ""), entry["ledger"])
     found = {
         name: Heard(owner=name, length=entry["peer_length"], head=entry["peer_head"], ledger=ledgers.get(name))
-        for name, entry in ((str(entry["peer"]), entry) for entry in listed)
+        for name, number, entry in listed
+        if number > began.get(name, 0)
     }
     return [found[name] for name in sorted(found)]
 

@@ -55,8 +55,10 @@ def peers(entries: Entries, name: str) -> dict[str, dict[str, Any]]:
     if it stays so, ask for that log and compare.
 
     Raises:
-        AuditError: if two entries hold different heads of one log at one length: it was rewritten.
+        AuditError: if two entries hold different heads of one log at one length: it was rewritten. A site that was
+            enrolled anew began another log.
     """
+    began = audit.enrolled_at(entries)
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if entry["event"] == "received" and "peer" in entry:
@@ -66,6 +68,8 @@ def peers(entries: Entries, name: str) -> dict[str, dict[str, Any]]:
     for owner, row in found.items():
         seen: dict[int, audit.Noted] = {}
         for number, note in marks(entries, owner, name):
+            if number < began.get(owner, 0):
+                continue
             before = seen.setdefault(note.length, note)
             if before.head != note.head:
                 raise errors.AuditError(

@@ -393,6 +393,26 @@ def test_one_receipt_for_all_sites_is_compared_at_each(ends: Ends, tmp_path: Pat
         witness.receipt(path, audit.read(ends.site.path), "north", own_key=own["north"])
 
 
+def test_a_site_that_was_enrolled_anew_has_another_log(ends: Ends, tmp_path: Path) -> None:
+    """Marks of the log that it had before are none of the new one's, and no two heads of one log."""
+    key = keys.make()
+    ends.server.record("revoked", site="north")
+    ends.server.record("enrolled", site="north", key=keys.fingerprint(keys.public_text(key)), recipe=SHA)
+    ends.site = audit.Audit(tmp_path / "new.jsonl", "north", "site")
+    assert ends.server.receipt(ends.key, "north").heard == ()
+    path = receipt(ends.server, tmp_path / "early.json", ends.key)
+    own = keys.fingerprint(keys.public_text(key))
+    with pytest.raises(errors.NothingCompared):
+        witness.receipt(path, audit.read(ends.site.path), "north", own_key=own)
+    for number in range(1, 4):
+        ends.round(number)
+    path = receipt(ends.server, tmp_path / "late.json", ends.key)
+    found = witness.receipt(path, audit.read(ends.site.path), "north", own_key=own)
+    assert [note.length for note in found.notes] == [10]
+    (row,) = witness.peers(audit.read(ends.server.path), "server").values()
+    assert (row["length"], row["back"]) == (10, [])
+
+
 def test_receipts_for_one_end_are_signed_as_before(ends: Ends) -> None:
     """A key that came later is left out where it is empty, so that what other releases signed still holds."""
     made = ends.site.receipt(ends.key)
