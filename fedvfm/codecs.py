@@ -249,7 +249,8 @@ def encode(
         codec: its name.
         target: where the other end should come to.
         base: what it holds, whole.
-        residual: what the difference before lost; no entry counts as zeros. Entries of other arrays stay.
+        residual: what the difference before lost; no entry counts as zeros, and so does one of another shape, as a site
+            that changed its rank has. Entries of other arrays stay.
 
     Raises:
         ValueError: if a number is not finite.
@@ -258,7 +259,9 @@ def encode(
     pieces, after, lost = [], {}, {name: array for name, array in residual.items() if name not in target}
     for name in sorted(target):
         start = base[name].astype(np.float64)
-        wanted = target[name].astype(np.float64) + residual.get(name, np.float32(0.0))
+        wanted = target[name].astype(np.float64)
+        if name in residual and residual[name].shape == wanted.shape:
+            wanted = wanted + residual[name]
         if not np.isfinite(wanted).all():
             raise ValueError(f"array '{name}' holds NaN or infinity")
         pieces.append(coder.encode(np.asarray(wanted - start)))

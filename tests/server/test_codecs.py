@@ -109,6 +109,16 @@ def test_arrays_that_do_not_travel_keep_their_residual(name: str) -> None:
     assert (first.residual["head.weight"] == base["head.weight"]).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (5, 4)], ids=["fits every shape", "fits none"])
+def test_a_residual_of_another_shape_counts_as_none(shape: tuple[int, int]) -> None:
+    """A site that changed its rank between two rounds."""
+    base = state.AdapterState({"x.A": np.zeros((3, 4), np.float32)})
+    target = {"x.A": np.ones((3, 4), np.float32)}
+    found = codecs.encode("int8", target, base, {"x.A": np.ones(shape, np.float32)})
+    assert found.difference == codecs.encode("int8", target, base, {}).difference
+    assert found.residual["x.A"].shape == (3, 4)
+
+
 def test_what_is_not_finite_is_not_coded() -> None:
     broken = state.AdapterState({**adapter(0), "head.bias": np.float32([np.nan, 1.0])})
     with pytest.raises(ValueError, match=r"head\.bias"):
