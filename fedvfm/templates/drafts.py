@@ -156,9 +156,18 @@ def write(path: Path, content: str) -> Path:
 
     Raises:
         OutputInUse: if there is anything at the path.
+        ConfigError: if what a person gave is no text, as the name of a folder may be.
         StorageError: if it cannot be written.
     """
     if os.path.lexists(path):
         raise errors.OutputInUse(f"{path} exists and is left as it is. Choose another --output, or move it away")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        wrong = ascii(content[max(0, error.start - 40) : error.end])
+        raise errors.ConfigError(
+            str(path),
+            [f"{wrong} ends in a byte that is no UTF-8, as the file must be. Rename the folder and try again"],
+        ) from None
     storage.write_text(path, content)
     return path

@@ -290,6 +290,12 @@ def test_the_layout_is_recognised(cli: Any, tmp_path: Path, name: str, kind: str
     assert kind is None or kind in recognise.KINDS
 
 
+def test_a_folder_whose_name_is_no_text_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match=r"(?s)site\.toml.*udcff.* no UTF-8.*Rename the folder"):
+        drafts.write(tmp_path / "site.toml", drafts.site("north", f"{tmp_path}/\udcff", "pairs"))
+    assert not (tmp_path / "site.toml").exists()
+
+
 def test_a_servers_file_is_written_once(cli: Any, tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
     assert cli("server", "init-config", "-o", path).code == 0
