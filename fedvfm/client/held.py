@@ -36,11 +36,13 @@ class Adapters:
     """Adapters that came.
 
     Args:
-        folder: where they outlive the process; None in a simulation, where they need not.
+        folder: where they outlive the process, or other processes find them; None where neither is needed.
+        on_disk: how many of a recipe stay there. Processes of a simulation share as many as one of them would hold:
+            sites with ranks of their own are sent an adapter of each rank.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, on_disk: int = ADAPTERS_ON_DISK) -> None:
+        self._folder, self._on_disk = folder, on_disk
         self._held: OrderedDict[str, state.AdapterState] = OrderedDict()
 
     def find(self, fingerprint: str) -> state.AdapterState | None:
@@ -66,7 +68,7 @@ class Adapters:
             path = self._folder / f"{recipe}-{name[:32]}{_ADAPTER}"
             if not path.exists():
                 storage.write_bytes(path, safetensors.numpy.save(dict(adapter)))
-                _trim(sorted(self._folder.glob(f"{recipe}-*{_ADAPTER}"), key=_age), ADAPTERS_ON_DISK)
+                _trim(sorted(self._folder.glob(f"{recipe}-*{_ADAPTER}"), key=_age), self._on_disk)
         self._held[name] = adapter
         self._held.move_to_end(name)
         while len(self._held) > ADAPTERS:

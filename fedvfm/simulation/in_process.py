@@ -349,7 +349,7 @@ class Team:
             return self.members[int(context.node_config["partition-id"])]
 
         # A codec sends differences to an adapter that came before, maybe to another worker.
-        adapters = held.Adapters(self._shared_folder if self.number > 1 else None)
+        adapters = held.Adapters(self._shared_folder if self.number > 1 else None, held.ADAPTERS)
         return client_app.make_client_app(site_of, self.models, report, on_step=on_step, adapters=adapters)
 
     def prepare(self, index: int) -> None:

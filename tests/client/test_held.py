@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedvfm import state
 from fedvfm.client import held
 
 RECIPE, BASE = "ab" * 32, "cd" * 32
@@ -25,3 +26,14 @@ def test_a_worker_settles_its_own_site_s_residual_and_no_other_s(tmp_path: Path)
     theirs.settle(RECIPE, 1, BASE)
     assert ours.before(RECIPE, "north", 2)["head.weight"][0, 0] == 2.0
     assert not list(tmp_path.glob("*.proposed"))
+
+
+def test_a_worker_finds_what_another_was_sent_of_every_rank(tmp_path: Path) -> None:
+    """An adapter that was validated a moment ago is sent by its name alone, maybe to another worker."""
+    theirs, ours = held.Adapters(tmp_path, held.ADAPTERS), held.Adapters(tmp_path, held.ADAPTERS)
+    came = [state.AdapterState({"x.A": np.ones((rank, 2), dtype=np.float32)}) for rank in range(1, held.ADAPTERS + 1)]
+    for adapter in came:
+        theirs.keep(RECIPE, adapter)
+    assert [ours.find(adapter.fingerprint) for adapter in came] == came
+    theirs.keep(RECIPE, state.AdapterState({"x.A": np.zeros((1, 2), dtype=np.float32)}))
+    assert len(list(tmp_path.glob("*.adapter"))) == held.ADAPTERS
