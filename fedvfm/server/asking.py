@@ -17,6 +17,10 @@ from fedvfm.server import reach
 POLL_S = 0.5
 
 
+def _never(node: int, message: Message) -> bool:
+    return False
+
+
 @dataclass
 class Traffic:
     """Bytes of serialised messages, both ways."""
@@ -41,7 +45,12 @@ class Asker:
         self._recorded = Traffic()
 
     def ask(
-        self, nodes: Mapping[int, str], kind: str, content: Callable[[int], Any], number: int
+        self,
+        nodes: Mapping[int, str],
+        kind: str,
+        content: Callable[[int], Any],
+        number: int,
+        again: Callable[[int, Message], bool] = _never,
     ) -> Iterator[tuple[int, Message]]:
         """Send one message to each node in order of name; yield answers as they come, until all or the deadline.
 
@@ -50,20 +59,27 @@ class Asker:
             kind: the message type.
             content: the records for a node.
             number: the round.
+            again: whether a node that answered so is asked again, at once and until the same deadline; its answer is
+                not yielded then.
         """
-        ordered = sorted(nodes, key=lambda node: nodes[node])
-        messages = [Message(content(node), node, kind, ttl=self.timeout_s, group_id=str(number)) for node in ordered]
-        self.traffic.down += _sizes(messages)
-        outstanding = set(self.grid.push_messages(messages))
-        del messages
+
+        def send(some: Sequence[int], seconds: float) -> set[str]:
+            messages = [Message(content(node), node, kind, ttl=seconds, group_id=str(number)) for node in some]
+            self.traffic.down += _sizes(messages)
+            return set(self.grid.push_messages(messages))
+
+        outstanding = send(sorted(nodes, key=lambda node: nodes[node]), self.timeout_s)
         deadline = self._clock() + self.timeout_s
         while outstanding and self._clock() < deadline:
             replies = list(self.grid.pull_messages(sorted(outstanding)))
             for message in replies:
                 outstanding.discard(message.metadata.reply_to_message_id)
                 self.traffic.up += flower.size(message)
-                if message.metadata.src_node_id in nodes:
-                    yield message.metadata.src_node_id, message
+                node, left = message.metadata.src_node_id, deadline - self._clock()
+                if node in nodes and left > 0 and again(node, message):
+                    outstanding |= send([node], left)
+                elif node in nodes:
+                    yield node, message
             if not replies:
                 self._wait(outstanding)
 

@@ -445,21 +445,23 @@ class Federation:
         """Ask these sites; one that does not hold what a difference is to is asked again with the whole adapter."""
         by_node = {member.node: member for member in members}
         adapters: dict[int, str] = {}
-        lacking: dict[int, str] = {}
-        for asked in ({member.node: member.name for member in members}, lacking):
-            content = self._contents(task_of, by_node, adapters)
-            for node, message in self.asker.ask(asked, kind, content, number):
-                name = by_node[node].name
-                if message.has_error():
-                    self._broadcast.forget(name)
-                    if protocol.error_word(message) == protocol.MISSING and asked is not lacking:
-                        lacking[node] = name
-                        continue
-                else:
-                    self._broadcast.holds(name, adapters[node])
-                yield node, message
-            if not lacking:
-                return
+        lacking: set[int] = set()
+
+        def lacks(node: int, message: Message) -> bool:
+            first = node not in lacking and message.has_error() and protocol.error_word(message) == protocol.MISSING
+            if first:
+                lacking.add(node)
+                self._broadcast.forget(by_node[node].name)
+            return first
+
+        nodes = {member.node: member.name for member in members}
+        content = self._contents(task_of, by_node, adapters)
+        for node, message in self.asker.ask(nodes, kind, content, number, lacks):
+            if message.has_error():
+                self._broadcast.forget(nodes[node])
+            else:
+                self._broadcast.holds(nodes[node], adapters[node])
+            yield node, message
 
     def _contents(
         self,
