@@ -425,18 +425,23 @@ def base_of(content: RecordDict) -> str:
     return str(header.get("base_fingerprint", ""))[:64] if _CODEC in header else ""
 
 
-def decode_update(content: RecordDict, base: state.AdapterState | None = None) -> state.SiteUpdate:
+def decode_update(
+    content: RecordDict, base: state.AdapterState | None = None, codec: str | None = None
+) -> state.SiteUpdate:
     """The inverse of :func:`encode_update`.
 
     Args:
         content: the records.
         base: the adapter that training started from, whole; a difference is added to it.
+        codec: the one that both ends agreed to; None where any will do.
 
     Raises:
-        ProtocolError: if it is not of that form, or a difference to another adapter.
+        ProtocolError: if it is not of that form, of another codec, or a difference to another adapter.
     """
     header = _header(content, _UPDATE, _METRICS, _ADAPTER)
     try:
+        if codec is not None and header.get(_CODEC, codecs.PLAIN) != codec:
+            raise ValueError("another codec than the recipe's")
         metrics = dict(content.metric_records[_METRICS])
         name = wire.text(header["base_fingerprint"])
         return state.SiteUpdate(

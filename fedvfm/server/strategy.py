@@ -314,7 +314,8 @@ class Federation:
             try:
                 if message.has_error():
                     raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
-                update = admission.admit(protocol.decode_update(message.content, terms.base), terms)
+                update = protocol.decode_update(message.content, terms.base, self.recipe.codec)
+                update = admission.admit(update, terms)
                 update = update if self._private is None else mechanisms.bare(update)  # the rest is not private
                 if self.job.durable:
                     kept.keep(update, number)

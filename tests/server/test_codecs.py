@@ -207,6 +207,29 @@ def test_a_hostile_update_is_refused(key: str, value: Any) -> None:
         protocol.decode_update(content, base)
 
 
+def test_an_update_of_a_codec_that_nobody_agreed_to_is_refused(tmp_path: Path) -> None:
+    """Neither whole where differences were agreed to, nor coarser ones."""
+
+    def other(codec: str) -> Any:
+        def change(kind: str, number: int, reply: Any) -> Any:
+            if kind != "train":
+                return reply
+            base = state.AdapterState({name: array * 0 for name, array in reply.state.items()})
+            update = protocol.encode_update(reply)
+            if codec != codecs.PLAIN:
+                update = protocol.encode_update(reply, codecs.encode(codec, reply.state, base, {}).difference)
+            return update
+
+        return change
+
+    members = [sites.NumpySite(name, change=other(name)) for name in (codecs.PLAIN, "int4")]
+    members += [sites.NumpySite("north")]
+    found = run(tmp_path / "run", members, stop=1, server=configs.ServerConfig(quorum=1))
+    (line,) = journal(found)
+    assert list(line["weights"]) == ["north"]
+    assert {name: why["reason"] for name, why in line["refused"].items()} == {"fp32": "protocol", "int4": "protocol"}
+
+
 def test_an_update_of_other_bytes_is_refused() -> None:
     content, base = an_update()
     array = content["adapter"]["adapter"]
