@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import capacity, errors
+from fedvfm import errors
 from fedvfm import state as states
 
 Wide = NDArray[np.float64]
@@ -28,9 +26,6 @@ BUFFER_BYTES = 48 << 20
 BUFFER_TERMS = 16
 CHUNK = 1 << 13
 """Numbers whose sums are held together, and added to at once."""
-THREADS = 4
-LARGE = 1 << 20
-"""Numbers to add from which several threads are worth their start."""
 _LARGEST = 2.0**500
 
 Bins = Mapping[int, Wide]
@@ -114,19 +109,8 @@ class ExactSum:
         if terms > MOST:
             chunks, terms = tuple(map(_carried, chunks)), len(weights) + 1
         pieces = _pieces([math.prod(shape) for shape in self.shapes.values()])
-        threads = min(capacity.cores(), THREADS) if self._size * len(weights) >= LARGE else 1
-        share = max(-(-len(pieces) // threads), 1)
-        parts = [slice(start, start + share) for start in range(0, len(pieces), share)]
-
-        def added(part: slice) -> list[Bins]:
-            return _added(chunks[part], pieces[part], rows, weights)
-
-        if len(parts) < 2:
-            after = [added(part) for part in parts]
-        else:
-            with futures.ThreadPoolExecutor(threads) as pool:  # exact, so nobody sees which thread was first
-                after = list(pool.map(added, parts))
-        return ExactSum(self.weight, tuple(itertools.chain.from_iterable(after)), self.shapes, (), terms)
+        after = _added(chunks, pieces, rows, weights)
+        return ExactSum(self.weight, tuple(after), self.shapes, (), terms)
 
     @property
     def _size(self) -> int:
