@@ -132,7 +132,7 @@ def _pin(recipe: config.Recipe, shapes: Any) -> tuple[str, str]:
 
 
 def _require_fit(start: state.AdapterState, manifest: state.Manifest) -> None:
-    if {name: array.shape for name, array in start.items()} != {spec.name: spec.shape for spec in manifest}:
+    if not manifest.fits(start):
         raise errors.CheckpointError(
             f"the adapter to start from has {len(start)} arrays and {start.parameters:,} numbers, the recipe trains "
             f"{len(manifest)} and {manifest.parameters:,}, or their shapes differ. Same backbone, kind and rank?"

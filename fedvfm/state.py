@@ -100,6 +100,10 @@ class Manifest:
         """Number of trainable numbers."""
         return sum(spec.size for spec in self.arrays)
 
+    def fits(self, arrays: Mapping[str, Array]) -> bool:
+        """Whether these are exactly the arrays of the list, by name and shape."""
+        return {name: array.shape for name, array in arrays.items()} == {spec.name: spec.shape for spec in self}
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in float32."""

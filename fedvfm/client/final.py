@@ -97,8 +97,7 @@ class Finals:
         trained = model.trained(update.base_round + 1)
         still = set(trained) == set(model.trained(1)) == set(model.trained(2)) or update.base_round + 1 == task.round
         own = factors.completed(update.state, task.state)
-        shapes = {spec.name: spec.shape for spec in model.manifest}
-        if set(update.state) != set(trained) or not still or {key: one.shape for key, one in own.items()} != shapes:
+        if set(update.state) != set(trained) or not still or not model.manifest.fits(own):
             return None
         plain = dataclasses.replace(task, surface=False, final=False)
         answer = evaluator.evaluate(model, site, own, plain, until)

@@ -292,10 +292,9 @@ class AdaptedModel(nn.Module):
         Raises:
             CheckpointError: if the arrays are not those of the manifest.
         """
-        expected = {spec.name: spec.shape for spec in self.manifest}
-        if {name: array.shape for name, array in adapter.items()} != expected:
+        if not self.manifest.fits(adapter):
             raise errors.CheckpointError(
-                f"the adapter has {len(adapter)} arrays that do not fit this recipe's {len(expected)}; it "
+                f"the adapter has {len(adapter)} arrays that do not fit this recipe's {len(self.manifest)}; it "
                 f"belongs to another recipe or backbone"
             )
         for name, parameter in self._parameters_by_name.items():

@@ -186,9 +186,7 @@ def _require_start(task: protocol.Task, kind: str, cut: state.Manifest | None) -
     start, first = task.recipe.start, task.state
     if start is None or first is None or (kind, task.round) != ("train", 1):
         return
-    came = {name: array.shape for name, array in first.items()}
-    smaller = cut is not None and {spec.name: spec.shape for spec in cut} == came
-    if not smaller and first.fingerprint != start:
+    if (cut is None or not cut.fits(first)) and first.fingerprint != start:
         told = f"round 1 is to start from adapter {start[:12]} and came with {first.fingerprint[:12]}"
         raise errors.PolicyRefused("policy-message", told)
 

@@ -126,8 +126,7 @@ class LockedRecipe(config.Strict):
         Raises:
             CheckpointError: if ``adapter``, which comes from ``where``, is not the one it names.
         """
-        fits = {name: array.shape for name, array in adapter.items()} == {row.name: row.shape for row in self.manifest}
-        if adapter.fingerprint != self.initial or not fits:
+        if adapter.fingerprint != self.initial or not self.manifest.fits(adapter):
             raise errors.CheckpointError(
                 f"{where}: is not the initial adapter of recipe {self.hash[:12]}. Lock it again, or restore a backup"
             )

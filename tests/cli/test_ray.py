@@ -81,27 +81,24 @@ def test_ray_gives_the_same_bits_as_in_process(tiny: Any, finished: Path, tmp_pa
     assert last[0]["down"] == pytest.approx(last[1]["down"], rel=0.01)
 
 
-def test_one_factor_at_a_time_gives_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
-    sets = ["--set", 'recipe.adapter.factors="alternate"', "--set", "baselines=[]"]
+def on_both_engines(tiny: Any, folder: Path, changed: str) -> None:
+    """Run the federated arm with one setting changed, in-process and on Ray, and compare what they end with."""
     for engine in ("in-process", "ray"):
         answer = tiny.run(
-            "simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine,
-            environment=ENVIRONMENT,
+            "simulate", tiny.experiment, "--set", changed, "--set", "baselines=[]",
+            "--engine", engine, "--output", folder / engine, environment=ENVIRONMENT,
         )  # fmt: skip
         assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "ray") == tiny.results(tmp_path / "in-process")
+    assert tiny.results(folder / "ray") == tiny.results(folder / "in-process")
+
+
+def test_one_factor_at_a_time_gives_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
+    on_both_engines(tiny, tmp_path, 'recipe.adapter.factors="alternate"')
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "ray" / "journal.jsonl")] == [0.0] * 3
 
 
 def test_coded_differences_give_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
-    sets = ["--set", 'recipe.codec="int8"', "--set", "baselines=[]"]
-    for engine in ("in-process", "ray"):
-        answer = tiny.run(
-            "simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine,
-            environment=ENVIRONMENT,
-        )  # fmt: skip
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "ray") == tiny.results(tmp_path / "in-process")
+    on_both_engines(tiny, tmp_path, 'recipe.codec="int8"')
 
 
 @pytest.mark.parametrize("mechanism", ["patient-level", "site-level"])
