@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
-from pydantic_core import core_schema
 
 from fedvfm import config, errors, state
 from fedvfm.trust import documents
@@ -40,10 +39,7 @@ def _manifest(value: Any, rows: Callable[[Any], tuple[state.ArraySpec, ...]]) ->
     return manifest
 
 
-def _manifest_schema(_: Any, handler: pydantic.GetCoreSchemaHandler) -> core_schema.CoreSchema:
-    serialization = core_schema.plain_serializer_function_ser_schema(state.Manifest.to_json)
-    rows = handler.generate_schema(_Rows)
-    return core_schema.no_info_wrap_validator_function(_manifest, rows, serialization=serialization)
+_Written = Annotated[_Rows, pydantic.WrapValidator(_manifest), pydantic.PlainSerializer(state.Manifest.to_json)]
 
 
 class LockedRecipe(config.Strict):
@@ -65,7 +61,9 @@ class LockedRecipe(config.Strict):
     hash: config.Sha256
     version: Version
     recipe: config.Recipe
-    manifest: Annotated[state.Manifest, pydantic.GetPydanticSchema(_manifest_schema)]
+    manifest: Annotated[
+        state.Manifest, pydantic.GetPydanticSchema(lambda _, handler: handler.generate_schema(_Written))
+    ]
     initial: config.Sha256
     backbone_sha256: config.Sha256 | Literal[""]
     backbone_config_sha256: config.Sha256 | Literal[""] = ""
