@@ -49,7 +49,7 @@ def fill(folder: Path) -> Path:
 def test_a_slow_site_and_full_disks(federation: Any, table: Any, tmp_path: Path) -> None:
     with small_disk(tmp_path / "a", SITE_MIB) as site, small_disk(tmp_path / "b", SERVER_MIB) as server:
         places = {"south": site, "server": server}
-        fed = federation(rounds=24, settings=f"quorum = 1\nround_timeout_s = {DEADLINE_S}\n", places=places)
+        fed = federation(rounds=96, settings=f"quorum = 1\nround_timeout_s = {DEADLINE_S}\n", places=places)
         fed.start_all()
         fed.until(lambda: whole(fed, 0), "a round with both sites", "server")
         slow(fed, table)
