@@ -7,8 +7,8 @@ bootstrap; the two arms of a comparison share every draw, sample by sample, so w
 What is resampled, with replacement:
 
 * seeds: one draw of runs for all sites. With few seeds the spread is understated, with one it is not seen at all.
-* samples, inside a site and apart from other sites; whole patients where patients are given. A sample drawn is drawn
-  in every run that tested it, because a hard image is hard for every seed.
+* samples, inside a site and apart from other sites, as :mod:`fedvfm.report.bootstrap` draws them: whole patients
+  where patients are given, and class by class where there are classes.
 * sites: fixed by default (a statement about *these* hospitals). ``resample_sites=True`` makes it one about hospitals
   like these; with six of them such an interval is wide and rough.
 
@@ -26,9 +26,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from fedvfm import errors
+from fedvfm.report import bootstrap
 
-DRAWS = 2000
-BLOCK = 4_000_000  # numbers held at once while samples are resampled: 32 MB
+DRAWS = bootstrap.DRAWS
 
 Floats = NDArray[np.float64]
 
@@ -78,18 +78,21 @@ class Scores:
 
         A table with a ``label`` column is classification: values are correct or not, ``column`` is not used.
         """
-        sites: dict[str, dict[str, float]] = {}
-        labels: dict[str, dict[str, int]] = {}
+        sites: dict[str, Mapping[str, float]] = {}
+        labels: dict[str, Mapping[str, int]] = {}
         for site, (ids, table) in tables.items():
-            values = table.get(column, ())
-            if "label" in table:
-                labels[site] = {sample: int(label) for sample, label in zip(ids, table["label"], strict=True)}
-                rows = np.array([table[f"probability_{k}"] for k in range(len(table) - 1)])
-                values = (rows.argmax(axis=0) == np.array(table["label"])).astype(np.float64).tolist()
-            if not values:
-                raise errors.DataError(f"site '{site}' has no column '{column}'; it has: {', '.join(sorted(table))}")
-            sites[site] = dict(zip(ids, values, strict=True))
+            try:
+                own = bootstrap.SiteScores.from_table(ids, table, column)
+            except errors.DataError as error:
+                raise errors.DataError(f"site '{site}': {error}") from error
+            sites[site] = own.values
+            labels |= {site: own.labels} if own.labels is not None else {}
         return cls(arm, seed, sites, labels or None, patients)
+
+    def at(self, site: str) -> bootstrap.SiteScores:
+        """The scores of one site."""
+        labels = None if self.labels is None else self.labels[site]
+        return bootstrap.SiteScores(self.sites[site], labels, None if self.patients is None else self.patients[site])
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ def interval(
         DataError: if there is no run, two runs have one seed, or the runs differ in their sites.
     """
     means, table = _bootstrap([runs], rng, draws, resample_sites)
-    return Interval(float(means[0]), *_bounds(table[0], level))
+    return Interval(float(means[0]), *bootstrap.bounds(table[0], level))
 
 
 def paired(
@@ -160,7 +163,32 @@ def paired(
     """
     _check_pairs(first, second)
     means, table = _bootstrap([first, second], rng, draws, resample_sites)
-    return Difference(float(means[0] - means[1]), *_bounds(table[0] - table[1], level))
+    return Difference(float(means[0] - means[1]), *bootstrap.bounds(table[0] - table[1], level))
+
+
+def by_site(
+    first: Sequence[Scores],
+    second: Sequence[Scores],
+    *,
+    rng: Generator,
+    draws: int = DRAWS,
+    level: float = 0.95,
+) -> dict[str, bootstrap.Difference]:
+    """``first`` minus ``second`` at every site with its interval: does this hospital gain, lose, or can none tell?
+
+    Each interval stands for its site alone: of twenty sites without a difference about one lies outside by chance.
+
+    Raises:
+        DataError: as :func:`paired`.
+    """
+    _check_pairs(first, second)
+    ours, theirs = _ordered(first), _ordered(second)
+    return {
+        site: bootstrap.difference(
+            [run.at(site) for run in ours], [run.at(site) for run in theirs], rng=rng, draws=draws, level=level
+        )
+        for site in sorted(ours[0].sites)
+    }
 
 
 def wilcoxon(first: Sequence[Scores], second: Sequence[Scores]) -> dict[str, SiteTest]:
@@ -202,13 +230,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _bootstrap(arms: Sequence[Sequence[Scores]], rng: Generator, draws: int, resample: bool) -> tuple[Floats, Floats]:
     """(means, table): the macro mean of every arm, shape (arms,), and of every draw, shape (arms, draws)."""
-    if draws < 1:
-        raise errors.DataError(f"draws is {draws}; a bootstrap needs at least 1, and about 2000 for stable bounds")
     arms = [_ordered(runs) for runs in arms]
     sites, seeds = sorted(arms[0][0].sites), len(arms[0])
-    columns = [_site_draws([run for runs in arms for run in runs], site, rng, draws) for site in sites]
-    points = np.stack([point for point, _ in columns], axis=-1).reshape(len(arms), seeds, len(sites))
-    table = np.stack([drawn for _, drawn in columns], axis=-1).reshape(draws, len(arms), seeds, len(sites))
+    every = [run for runs in arms for run in runs]
+    columns = [bootstrap.resample([run.at(site) for run in every], rng, draws) for site in sites]
+    points = np.stack([column.point for column in columns], axis=-1).reshape(len(arms), seeds, len(sites))
+    table = np.stack([column.table for column in columns], axis=-1).reshape(draws, len(arms), seeds, len(sites))
     runs_drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
     over_seeds = np.zeros((len(arms), draws))
     for slot in range(len(sites)):
@@ -219,60 +246,10 @@ def _bootstrap(arms: Sequence[Sequence[Scores]], rng: Generator, draws: int, res
     return points.mean(axis=(1, 2)), over_seeds / len(sites)
 
 
-def _site_draws(runs: Sequence[Scores], site: str, rng: Generator, draws: int) -> tuple[Floats, Floats]:
-    """One site's value in every run: as measured, shape (runs,), and in every draw, shape (draws, runs).
-
-    A resample is a vector of how often each patient was drawn, so that all draws are one matrix product. A draw that
-    misses all samples of one run (seeds with test sets of their own) leaves that run at its measured value.
-    """
-    patients, sums, counts = _totals(runs, site)
-    point = _class_mean(sums.sum(axis=0), counts.sum(axis=0))
-    block = max(1, BLOCK // patients)
-    tables = []
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        drawn = rng.multinomial(patients, np.full(patients, 1 / patients), size=size).astype(np.float64)
-        tables.append(_class_mean(np.tensordot(drawn, sums, axes=1), np.tensordot(drawn, counts, axes=1)))
-    table = np.concatenate(tables)
-    return point, np.where(np.isnan(table), point, table)
-
-
-def _totals(runs: Sequence[Scores], site: str) -> tuple[int, Floats, Floats]:
-    """(patients, sums, counts): values summed and samples counted, both of shape (patients, runs, classes)."""
-    rows = [
-        (at, value, *_about(run, site, sample))
-        for at, run in enumerate(runs)
-        for sample, value in run.sites[site].items()
-    ]
-    at, values, names, labels = zip(*rows, strict=True)
-    patients, drawn_with = np.unique(names, return_inverse=True)
-    classes, label = np.unique(labels, return_inverse=True)
-    sums = np.zeros((len(patients), len(runs), len(classes)))
-    counts = np.zeros_like(sums)
-    np.add.at(sums, (drawn_with, at, label), values)
-    np.add.at(counts, (drawn_with, at, label), 1.0)
-    return len(patients), sums, counts
-
-
-def _class_mean(sums: Floats, counts: Floats) -> Floats:
-    """Mean over the classes drawn of the mean in the class; NaN where nothing was drawn. The last axis is classes."""
-    drawn = counts > 0
-    recalls = np.divide(sums, counts, out=np.zeros_like(sums), where=drawn)
-    number = drawn.sum(axis=-1)
-    means = np.full(number.shape, np.nan)
-    np.divide(recalls.sum(axis=-1), number, out=means, where=number > 0)
-    return means
-
-
 def _per_patient(runs: Sequence[Scores], site: str) -> Floats:
     """Mean over samples and seeds of every patient (or sample), in the order of their names."""
-    _, sums, counts = _totals(runs, site)
+    sums, counts = bootstrap.totals([run.at(site) for run in runs])
     return np.asarray(sums.sum(axis=(1, 2)) / counts.sum(axis=(1, 2)), dtype=np.float64)
-
-
-def _about(run: Scores, site: str, sample: str) -> tuple[str, int]:
-    """(patient, class) of a sample; without patients each sample stands for itself."""
-    return run.patients[site][sample] if run.patients else sample, run.labels[site][sample] if run.labels else 0
 
 
 def _ordered(runs: Sequence[Scores]) -> list[Scores]:
@@ -303,17 +280,7 @@ def _check_pairs(first: Sequence[Scores], second: Sequence[Scores]) -> None:
                 f"arms {names}, seed {one.seed}: different sites; compare them on the sites both have"
             )
         for site in one.sites:
-            tested, again = ({at: _about(run, site, at) for at in run.sites[site]} for run in (one, other))
-            if tested != again:
-                raise errors.DataError(
-                    f"arms {names}, seed {one.seed}: site '{site}' was tested on different samples ({len(tested)} and "
-                    f"{len(again)}, or other labels or patients); compare arms tested on one split"
-                )
-
-
-def _bounds(values: Floats, level: float) -> tuple[float, float]:
-    """Lower and upper percentile that enclose ``level`` of the draws."""
-    if not 0 < level < 1:
-        raise errors.DataError(f"level is {level}; a confidence level lies between 0 and 1, for example 0.95")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+            try:
+                bootstrap.check_pair(one.at(site), other.at(site))
+            except errors.DataError as error:
+                raise errors.DataError(f"arms {names}, seed {one.seed}, site '{site}': {error}") from error

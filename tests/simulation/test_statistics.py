@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from fedvfm import errors, metrics
+from fedvfm.report import bootstrap
 from fedvfm.simulation import statistics
 from fedvfm.simulation.statistics import Scores
 
@@ -139,7 +140,7 @@ def test_samples_are_paired_by_id_and_runs_by_seed_not_by_order() -> None:
 def test_memory_blocks_do_not_change_the_mean_or_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     sites = normal_sites(8)
     whole = statistics.interval([run(sites)], rng=generator(), draws=1000)
-    monkeypatch.setattr(statistics, "BLOCK", 1500)
+    monkeypatch.setattr(bootstrap, "BLOCK", 1500)
     assert statistics.interval([run(sites)], rng=generator(), draws=1000) == whole
 
 
@@ -163,15 +164,29 @@ def classified(seed: int, samples: int = 50) -> tuple[metrics.ClassificationScor
 
 
 def test_balanced_accuracy_is_computed_anew_in_every_draw() -> None:
+    """Class by class, n - 1 of n samples: every draw is the mean of the recalls of what was drawn."""
     scores, labels, predicted = classified(9)
-    one = Scores.from_tables("x", 0, {"a": (scores.ids, scores.per_sample())})
-    means, table = statistics._bootstrap([[one]], generator(3), 500, False)
+    arm = Scores.from_tables("x", 0, {"a": (scores.ids, scores.per_sample())})
+    means, table = statistics._bootstrap([[arm]], generator(3), 500, False)
     assert means[0] == pytest.approx(scores.value()["balanced_accuracy"])
-    drawn = generator(3).multinomial(50, np.full(50, 1 / 50), size=500)
-    for counts, found in zip(drawn, table[0], strict=True):
-        truth, guess = np.repeat(labels, counts), np.repeat(predicted, counts)
-        recalls = [np.mean(guess[truth == k] == k) for k in np.unique(truth)]
-        assert found == pytest.approx(np.mean(recalls))
+    rng, recalls = generator(3), []
+    for k in range(3):
+        hits = np.array([float(guess == k) for guess, label in zip(predicted, labels, strict=True) if label == k])
+        drawn = rng.multinomial(len(hits) - 1, np.full(len(hits), 1 / len(hits)), size=500)
+        recalls.append(drawn @ hits / (len(hits) - 1))
+    assert table[0] == pytest.approx(np.mean(recalls, axis=0))
+
+
+def test_the_difference_of_every_site_stands_by_itself() -> None:
+    second = normal_sites(12, samples=40, sites=3)
+    shifts = {"site-0": 0.5, "site-1": -0.5, "site-2": 0.0}
+    noise = generator(13)
+    first = {site: [x + shift + 0.2 * noise.standard_normal() for x in second[site]] for site, shift in shifts.items()}
+    found = statistics.by_site([run(first)], [run(second, "local-only")], rng=generator())
+    assert [found[site].word for site in sorted(found)] == ["gains", "loses", "cannot tell"]
+    for site in second:
+        assert found[site].mean == pytest.approx(np.mean(first[site]) - np.mean(second[site]))
+        assert found[site].units == 40
 
 
 def test_scores_from_the_tables_of_a_metric_set() -> None:
@@ -180,7 +195,7 @@ def test_scores_from_the_tables_of_a_metric_set() -> None:
     scores.add("a", np.ones((2, 2), dtype=np.int64), np.ones((2, 2), dtype=np.int64))
     tables = {"north": (scores.ids, scores.per_sample())}
     assert Scores.from_tables("x", 3, tables).sites == {"north": {"a": 1.0, "b": 0.0}}
-    with pytest.raises(errors.DataError, match="site 'north' has no column 'nsd'; it has: dice, iou"):
+    with pytest.raises(errors.DataError, match="site 'north': no column 'nsd'; there are: dice, iou"):
         Scores.from_tables("x", 3, tables, column="nsd")
 
 
@@ -232,7 +247,7 @@ BASE = run({"a": [0.1, 0.2], "b": [0.3]})
     [
         ([run({"a": [0.1, 0.2], "b": [0.3]}, "y", seed=7)], "different seeds"),
         ([run({"a": [0.1, 0.2]}, "y")], "different sites"),
-        ([run({"a": [0.1], "b": [0.3]}, "y")], "seed 0: site 'a' was tested on different samples"),
+        ([run({"a": [0.1], "b": [0.3]}, "y")], "seed 0, site 'a': the models were tested on different samples"),
         ([Scores("y", 0, BASE.sites, labels={"a": {"000": 0, "001": 1}, "b": {"000": 1}})], "or other labels"),
         ([], "an arm without runs"),
     ],
