@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -126,7 +127,7 @@ class Fold:
             factor = self._error.factor()
             # Factors of different ranks have no mean; what the rule itself loses can still be told.
             lost = self._error.aggregate(aggregate) if self._error.mixed else None
-        total = sum(self._weights.values())
+        total = math.fsum(self._weights.values())  # rounded once, so in any order the same
         line = {
             "examples": dict(sorted(self._examples.items())),
             "weights": {name: own / total for name, own in sorted(self._weights.items())},

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors, state
 from fedvfm.server import handshake
-from fedvfm.server.aggregators import averaging_error, base, exact_sum, products
+from fedvfm.server.aggregators import averaging_error, base, exact_sum, products, svd
 from fedvfm.server.aggregators import table as rules
 
 NAMES = rules.TABLE.names()
@@ -221,7 +221,6 @@ def test_singular_vectors_of_a_sum_of_products_are_those_of_the_dense_matrix(
     assert (product.whole is not None) == formed, "7 columns and 7 rows hold more than the matrix, 3 hold less"
     whole = sum((0.5 * b.astype(np.float64) @ a for b, a in factors[: 3 if formed else 2]), np.zeros(shape))
     np.testing.assert_allclose(product.matrix(), whole, atol=1e-12)
-    assert product.square() == pytest.approx(np.square(whole).sum(), rel=1e-12)
     for rank in range(1, 8):
         u, s, vt = product.decomposed(rank)
         assert len(s) == min(rank, 6 if formed else 3)
@@ -273,6 +272,36 @@ def test_directions_that_no_site_uses_can_still_learn() -> None:
     alive = np.abs(adapter["block.00.q.A"]).sum(axis=1) + np.abs(adapter["block.00.q.B"]).sum(axis=0) > 0
     assert alive.all()
     assert_same(effective(adapter, rows), effective(contribution(0, 1.0, rank=2).state, manifest(2)))
+
+
+def spanning(count: int, directions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Factors B of ``count`` sites, and the A of them all: few directions, the rest of the rank is zero."""
+    rng = np.random.default_rng(count + directions)
+    # Small whole numbers are exact in float32 however they are mixed: the sum has this rank and no more.
+    mixes = np.triu(rng.integers(-3, 4, (count, RANK, directions)), 1) + np.eye(RANK, directions)
+    b, a = rng.integers(-9, 10, (24, RANK)) @ mixes, rng.integers(-9, 10, (directions, 40))
+    padded = np.pad(b, [(0, 0), (0, 0), (0, RANK - directions)]), np.pad(a, [(0, RANK - directions), (0, 0)])
+    return padded[0].astype(np.float32), padded[1].astype(np.float32)
+
+
+@pytest.mark.parametrize("sizes", [(1.0,), (2.0**-40,), (2.0**40,), (2.0**-20, 1.0, 2.0**10)], ids=str)
+@pytest.mark.parametrize("directions", [0, 1, 3])
+@pytest.mark.parametrize("count", [1, 2, 7, 33, 100, 300])
+def test_a_sum_of_too_few_directions_has_no_others(count: int, directions: int, sizes: tuple[float, ...]) -> None:
+    """As stacks, as a matrix, and where the sum of ranks fills a batch: no rounding becomes a direction."""
+    tall, wide = spanning(count, directions)
+    product, whole = products.Product(), np.zeros((24, 40))
+    for number in range(count):
+        size = np.float32(sizes[number % len(sizes)])
+        product = product.add(1.0 + number, size * tall[number], size * wide)
+        whole += (1.0 + number) * size**2 * (tall[number].astype(np.float64) @ wide)
+    b, a = svd.split(product, RANK, 2.0)
+    expected = np.linalg.matrix_rank(whole)
+    assert np.count_nonzero(np.linalg.norm(b, axis=0)) == np.count_nonzero(np.linalg.norm(a, axis=1)) == expected
+    np.testing.assert_allclose(np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1), rtol=1e-6)
+    largest = float(np.abs(whole).max())
+    np.testing.assert_allclose(2.0 * b.astype(np.float64) @ a, truncated(whole, RANK), rtol=0, atol=3e-7 * largest)
+    assert expected == directions
 
 
 # -- the error of averaging factors apart ----------------------------------------------------------------------------
@@ -339,12 +368,19 @@ def test_many_large_pairs_are_measured_at_a_sample_that_the_names_decide(monkeyp
     updates = [contribution(seed, 1.0 + seed) for seed in range(3)]
     assert measured(updates).sample() == {}
     monkeypatch.setattr(averaging_error, "ALL_BELOW", 2 * OUT * IN - 1)
-    monkeypatch.setattr(averaging_error, "SAMPLE", 1)
+    monkeypatch.setattr(averaging_error, "SAMPLE", OUT * IN)
     found = measured(updates)
     (pair,) = found.sample()["error_measured_at"]
     assert measured(updates[::-1]).sample() == {"error_measured_at": [pair]}
-    expected = dense_errors(updates, aggregate("mean", updates), manifest(), [pair])
+    mean = aggregate("mean", updates)
+    expected = dense_errors(updates, mean, manifest(), [pair])
     assert found.factor() == pytest.approx(expected, rel=1e-5)
+    # A pair that is larger than the sample: every third row of B.
+    monkeypatch.setattr(averaging_error, "SAMPLE", OUT * IN // 3)
+    products, own = dense_mean(updates, pair)[::3], effective(mean, manifest())[pair][::3]
+    third = float(np.linalg.norm(own - products) / np.linalg.norm(products))
+    assert measured(updates).factor() == pytest.approx(third, rel=1e-5)
+    assert measured(updates).factor() != found.factor()
 
 
 # -- exact sums ------------------------------------------------------------------------------------------------------

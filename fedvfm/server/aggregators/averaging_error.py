@@ -1,75 +1,37 @@
-"""What averaging the factors of low-rank pairs apart costs: measured while the updates come, at a few pairs if many."""
+"""What averaging the factors of low-rank pairs apart costs: measured while the updates come, at a sample if many."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedvfm import seeding, state
-from fedvfm.server.aggregators import base, products
+from fedvfm.server.aggregators import base, exact_sum
 
-ALL_BELOW = 1 << 22
-"""Numbers of all products together up to which every pair is measured (32 MiB of float64)."""
-SAMPLE = 1 << 20
-"""Numbers of the products of a sample; one pair at least."""
-DIGITS = 6
-"""Significant digits that are told: the order in which updates come shows only behind them."""
+ALL_BELOW = 1 << 21
+"""Numbers of all products together up to which every pair is measured whole (16 MiB of float64)."""
+SAMPLE = 1 << 18
+"""Numbers of the products of a sample; one row of one pair at least."""
+PLACES = 9
+"""Decimal places that are told; what lies behind them is rounding."""
+
+Factors = Mapping[str, NDArray[np.float64]]
 
 
-def measured(manifest: state.Manifest) -> tuple[str, ...]:
-    """Names of the pairs that are measured: all, or where that is much, a sample that the pairs' names alone decide."""
+def measured(manifest: state.Manifest) -> dict[str, int]:
+    """The measured pairs, each with every how many rows of B: all, or a sample that the names alone decide."""
     sizes = {pair: b.shape[0] * a.shape[1] for pair, (a, b) in manifest.pairs().items()}
     names = list(sizes)
     if sum(sizes.values()) <= ALL_BELOW:
-        return tuple(names)
+        return dict.fromkeys(names, 1)
     order = seeding.stream(0, "averaging-error", *names).permutation(len(names))
     chosen: list[str] = []
     for name in (names[index] for index in order):
-        if not chosen or sum(sizes[one] for one in chosen) + sizes[name] <= SAMPLE:
+        if not chosen or sum(sizes[pair] for pair in chosen) + sizes[name] <= SAMPLE:
             chosen.append(name)
-    return tuple(sorted(chosen))
-
-
-@dataclass
-class _Pair:
-    """Of one pair: the sum of the products, and of the factors.
-
-    Attributes:
-        product: sum of weight x scale x B A.
-        first: B and A of the first update.
-        sums: of weight x B and weight x A, less those of the first: no digit cancels where all are alike.
-        alike: whether every B, and every A, is that of the first.
-    """
-
-    scale: float
-    product: products.Product = field(default_factory=products.Product)
-    first: tuple[state.Array, state.Array] | None = None
-    sums: list[products.Matrix] = field(default_factory=list)
-    alike: list[bool] = field(default_factory=lambda: [True, True])
-
-    def add(self, weight: float, factors: tuple[state.Array, state.Array]) -> None:
-        if self.first is None:
-            self.first = factors
-            self.sums = [np.zeros(factor.shape) for factor in factors]
-        for index, (factor, first) in enumerate(zip(factors, self.first, strict=True)):
-            if self.alike[index] and not np.array_equal(factor, first):
-                self.alike[index] = False
-            if not self.alike[index]:
-                self.sums[index] += weight * (factor.astype(np.float64) - first)
-
-    def difference(self, total: float) -> products.Product:
-        """Sum of the products less total x the product of the mean factors."""
-        if self.first is None:
-            return self.product
-        b, a = (first.astype(np.float64) + part / total for first, part in zip(self.first, self.sums, strict=True))
-        return _less(self.product, total * self.scale, b, a)
-
-
-def _less(product: products.Product, factor: float, b: products.Matrix, a: products.Matrix) -> products.Product:
-    """The product less ``factor x B A``."""
-    root = np.sqrt(factor)
-    return products.Product((*product.left, -root * b), (*product.right, root * a), product.whole)
+    return {name: -(-sizes[name] // SAMPLE) for name in sorted(chosen)}
 
 
 class AveragingError:
@@ -77,7 +39,7 @@ class AveragingError:
 
     ``factor``: ``|| mean(B) mean(A) - mean(B A) ||_F / || mean(B A) ||_F`` with the scales in, over the measured pairs.
     Below about 0.01 no exact rule can help. ``aggregate``: the same of what a rule made of the updates; ranks may
-    differ. Values below about 1e-7 are rounding.
+    differ. All sums are exact, so the order in which updates come changes no bit.
 
     Args:
         manifest: of the global adapter.
@@ -86,9 +48,8 @@ class AveragingError:
     def __init__(self, manifest: state.Manifest) -> None:
         self.pairs = measured(manifest)
         self._all = len(self.pairs) == len(manifest.pairs())
-        self._manifest = manifest
-        self._held = {pair: _Pair(manifest.pairs()[pair][0].scale) for pair in self.pairs}
-        self._total = 0.0
+        self._manifest = self._own = manifest
+        self._products, self._factors = exact_sum.ExactSum(), exact_sum.ExactSum()
         self._kinds: set[str] = set()
 
     @property
@@ -98,40 +59,47 @@ class AveragingError:
 
     def add(self, contribution: base.Contribution) -> None:
         """Take one update in."""
-        self._total += contribution.weight
         self._kinds.add(contribution.manifest.fingerprint)
-        own = contribution.manifest.pairs()
-        for pair, held in self._held.items():
-            a, b = own[pair]
-            factors = contribution.state[b.name], contribution.state[a.name]
-            held.product = held.product.add(contribution.weight * a.scale, *factors)
-            if not self.mixed:
-                held.scale = a.scale
-                held.add(contribution.weight, (factors[0].copy(), factors[1].copy()) if held.first is None else factors)
+        factors = self._rows(contribution.state, contribution.manifest)
+        pairs = contribution.manifest.pairs()
+        products = {pair: _product(factors, *pairs[pair]) for pair in self.pairs}
+        self._products = self._products.add(contribution.weight, products)
+        if not self.mixed:
+            self._own = contribution.manifest
+            self._factors = self._factors.add(contribution.weight, factors)
 
     def factor(self) -> float | None:
         """None where there is no pair, where the mean product is zero, or where ranks differ."""
-        if self.mixed or not self._total:
+        weight = float(self._factors.weight)
+        if self.mixed or not weight:
             return None
-        # One factor is the same everywhere, as where the other one trains alone: then nothing but rounding is lost.
-        differences = [
-            0.0 if any(held.alike) else held.difference(self._total).square() for held in self._held.values()
-        ]
-        return self._relative(sum(differences))
+        return self._relative({name: total / weight for name, total in self._factors.totals().items()}, self._own)
 
     def aggregate(self, aggregate: state.AdapterState) -> float | None:
         """None where there is no pair or the mean product is zero."""
-        difference, pairs = 0.0, self._manifest.pairs()
-        for pair, held in self._held.items():
-            a, b = pairs[pair]
-            factors = aggregate[b.name].astype(np.float64), aggregate[a.name].astype(np.float64)
-            difference += _less(held.product, self._total * a.scale, *factors).square()
-        return self._relative(difference)
+        return self._relative(self._rows(aggregate, self._manifest), self._manifest)
 
     def sample(self) -> dict[str, list[str]]:
         """What the journal states beside the figures: the measured pairs, where they are not all."""
         return {} if self._all else {"error_measured_at": list(self.pairs)}
 
-    def _relative(self, difference: float) -> float | None:
-        whole = sum(held.product.square() for held in self._held.values())
-        return float(f"{np.sqrt(difference / whole):.{DIGITS}g}") if whole > 0 else None
+    def _rows(self, adapter: state.AdapterState, manifest: state.Manifest) -> dict[str, NDArray[np.float64]]:
+        """The factors of the measured pairs, of B the measured rows."""
+        pairs = manifest.pairs()
+        tall = {pairs[pair][1].name: step for pair, step in self.pairs.items()}
+        wide = [pairs[pair][0].name for pair in self.pairs]
+        return {name: adapter[name][:: tall.get(name, 1)].astype(np.float64) for name in (*tall, *wide)}
+
+    def _relative(self, factors: Factors, manifest: state.Manifest) -> float | None:
+        """Distance of these factors' products from the mean product, relative to its size."""
+        lost = size = 0.0
+        for pair, total in self._products.totals().items():
+            mean = total / float(self._products.weight)
+            lost += float(np.square(mean - _product(factors, *manifest.pairs()[pair])).sum())
+            size += float(np.square(mean).sum())
+        return round(float(np.sqrt(lost / size)), PLACES) if size > 0 else None
+
+
+def _product(factors: Factors, a: state.ArraySpec, b: state.ArraySpec) -> NDArray[np.float64]:
+    """Scale B A."""
+    return a.scale * (factors[b.name] @ factors[a.name])

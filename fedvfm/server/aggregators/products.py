@@ -51,13 +51,6 @@ class Product:
         """The sum itself."""
         return _sum(self.left, self.right, self.whole)
 
-    def square(self) -> float:
-        """Squared Frobenius norm; by Gram matrices where the sum was never formed."""
-        if self.whole is not None:
-            return float(np.square(self.matrix()).sum())
-        tall, wide = np.concatenate(self.left, axis=1), np.concatenate(self.right)
-        return max(float(np.sum((tall.T @ tall) * (wide @ wide.T))), 0.0)
-
     def decomposed(self, rank: int) -> tuple[Matrix, Matrix, Matrix]:
         """The first singular vectors and values, at most ``rank``: u (m, k), s (k,) from the largest, vt (k, n)."""
         if self.whole is not None:

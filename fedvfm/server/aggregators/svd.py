@@ -68,7 +68,7 @@ class Svd:
         arrays = acc.dense.mean()
         for pair, (a, b) in acc.manifest.pairs().items():
             scale = a.scale * float(acc.dense.weight)
-            left, right = _split(acc.pairs[pair], a.shape[0], scale)
+            left, right = split(acc.pairs[pair], a.shape[0], scale)
             arrays[b.name], arrays[a.name] = left, _revive(left, right, pair)
         return state.AdapterState(arrays), {}
 
@@ -92,7 +92,7 @@ class Svd:
         return site.scale * site.shape[0] / rank
 
 
-def _split(product: products.Product, rank: int, scale: float) -> tuple[state.Array, state.Array]:
+def split(product: products.Product, rank: int, scale: float) -> tuple[state.Array, state.Array]:
     """Best rank-``rank`` B, A with scale B A = the product."""
     u, s, vt = product.decomposed(rank)
     u, vt = _signs(u, vt)
