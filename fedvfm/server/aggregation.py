@@ -67,6 +67,7 @@ class Fold:
         weighting: the recipe's.
         manifest: of the global adapter.
         kept: what the rule left in the round before.
+        start: the global adapter that the round begins with.
         stored: reads an update that is on disk; None where none is.
     """
 
@@ -78,12 +79,13 @@ class Fold:
         weighting: str,
         manifest: state.Manifest,
         kept: Mapping[str, state.Array],
+        start: state.AdapterState | None = None,
         stored: Callable[[str], state.SiteUpdate] | None = None,
     ) -> None:
         self._rule, self._members, self._weighting = rule, members, weighting
         self._acc = rule.init(manifest, kept)
         self._error = averaging_error.AveragingError(manifest)
-        self._stored = stored
+        self._stored, self._start = stored, start
         self._turns = [] if getattr(rule, "any_order", False) else sorted(asked, reverse=True)
         self._waiting: dict[str, state.SiteUpdate | None] = {}
         self._absent: set[str] = set()
@@ -150,7 +152,7 @@ class Fold:
 
     def _fold(self, update: state.SiteUpdate) -> None:
         own = self._members[update.site].manifest
-        contribution = base.Contribution(self._weights[update.site], update.state, own)
+        contribution = base.Contribution(self._weights[update.site], update.state, own, self._start)
         with products.blas().limit(limits=1, user_api="blas"):
             self._acc = self._rule.fold(self._acc, contribution)
             self._error.add(contribution)

@@ -92,7 +92,7 @@ class Coordinator:
             QuorumMissed: if too few sites came in time, or answered.
             FedvfmError: what stopped the federation.
         """
-        rule = rules.TABLE.get(self._locked.recipe.aggregation.rule)(**self._locked.recipe.aggregation.options)
+        rule = rules.make(self._locked.recipe.aggregation)
         self._greetings = greeting.Greetings(grid, self._locked, rule, self._left_out)
         while True:
             members = self._gather(self._greetings)

@@ -104,7 +104,7 @@ class Federation:
         self.job, self.observer = job, observer
         self.asker = asking.Asker(grid, job.server.round_timeout_s)
         self.recipe = job.locked.recipe
-        self.rule: base.Aggregator = rules.TABLE.get(self.recipe.aggregation.rule)(**self.recipe.aggregation.options)
+        self.rule: base.Aggregator = rules.make(self.recipe.aggregation)
         self.checkpoints = job.folder / "checkpoints"
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self._kept: dict[str, state.Array] = {}
@@ -135,7 +135,9 @@ class Federation:
         """
         if self.evaluation_path.exists():
             return True
-        wrong = cohort.faults(len(self.job.train_sites), self.job.server) + rules.faults(self.recipe)
+        sites, server = len(self.job.train_sites), self.job.server
+        wrong = cohort.faults(sites, server) + rules.faults(self.recipe)
+        wrong += rules.site_faults(self.recipe, cohort.quorum(server.cohort or sites, server))
         if wrong:
             raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
         members = self._handshake() if members is None else members
@@ -268,7 +270,7 @@ class Federation:
             return self._private.intake(number, adapter, len(asked), self._kept, self.journal.rounds)
         weighting, manifest = self.recipe.aggregation.weighting, self.job.locked.manifest
         stored = functools.partial(kept.read, number) if self.job.durable else None
-        return aggregation.Fold(self.rule, asked, members, weighting, manifest, self._kept, stored)
+        return aggregation.Fold(self.rule, asked, members, weighting, manifest, self._kept, adapter, stored)
 
     def _train(
         self,

@@ -14,10 +14,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedvfm import codecs, privacy_config, seeding
 from fedvfm import config as configs
 from fedvfm.data import hospitals as hospital_data
+from fedvfm.server.aggregators import table as rules
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,12 @@ def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]
 def alone(recipe: configs.Recipe) -> configs.Recipe:
     """The recipe of an arm that trains at one site: nothing is averaged, so the server takes no step of its own.
 
-    Nor can it hide whether that site took part.
+    A robust rule has no other updates to hold against this one, and nothing can hide whether the site took part.
     """
-    plain = recipe.aggregation.model_copy(update={"server_momentum": 0.0, "server_learning_rate": 1.0})
+    changes: dict[str, Any] = {"server_momentum": 0.0, "server_learning_rate": 1.0}
+    if rules.robust(rules.make(recipe.aggregation)):
+        changes |= {"rule": "mean", "options": {}}
+    plain = recipe.aggregation.model_copy(update=changes)
     at_server = recipe.privacy.mechanism == privacy_config.SITE_LEVEL
     privacy = privacy_config.NONE if at_server else recipe.privacy
     return recipe.model_copy(update={"aggregation": plain, "privacy": privacy})

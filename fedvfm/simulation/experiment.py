@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,9 +90,7 @@ def examine(experiment: configs.Experiment) -> models.AdaptedModel:
     faults = _rank_faults(experiment)
     if experiment.recipe.start is not None:
         faults.append("recipe.start: only a server goes on from an earlier adapter; leave it out")
-    if experiment.recipe.aggregation.rule in rules.TABLE:
-        faults += _option_faults(experiment) + _server_step_faults(experiment) + rules.faults(experiment.recipe)
-    faults += baselines.faults(experiment)
+    faults += rules.faults(experiment.recipe) + baselines.faults(experiment)
     shapes: models.AdaptedModel | None = None
     if not names:
         from fedvfm.client import model as models
@@ -173,27 +170,6 @@ def _rank_faults(experiment: configs.Experiment) -> list[str]:
     return found
 
 
-def _server_step_faults(experiment: configs.Experiment) -> list[str]:
-    settings = experiment.recipe.aggregation
-    moved = settings.server_momentum != 0.0 or settings.server_learning_rate != 1.0
-    if moved and not rules.TABLE.get(settings.rule).sum_only:
-        return [
-            "recipe.aggregation: server_momentum and server_learning_rate need a rule that is a weighted sum; "
-            f"'{settings.rule}' makes new factors every round, so a difference between rounds means nothing"
-        ]
-    return []
-
-
-def _option_faults(experiment: configs.Experiment) -> list[str]:
-    rule = rules.TABLE.get(experiment.recipe.aggregation.rule)
-    known = [field.name for field in dataclasses.fields(rule)] if dataclasses.is_dataclass(rule) else []
-    return [
-        f"recipe.aggregation.options.{key}: unknown; known: {', '.join(known) or 'none'}"
-        for key in experiment.recipe.aggregation.options
-        if key not in known
-    ]
-
-
 def hospitals(experiment: configs.Experiment) -> list[hospital_data.Hospital]:
     """The virtual hospitals, sorted by name. Reads an index, no pixels.
 
@@ -218,6 +194,8 @@ def hospitals(experiment: configs.Experiment) -> list[hospital_data.Hospital]:
 def site_faults(experiment: configs.Experiment, names: Sequence[str]) -> list[str]:
     """What cannot be with these sites, one sentence a fault: ranks, cohort and quorum, baselines that need more."""
     found = cohort.faults(len(names), experiment.server)
+    if not found:
+        found += rules.site_faults(experiment.recipe, _fewest(experiment, len(names)))
     unknown = sorted(set(experiment.site_ranks) - set(names))
     if unknown:
         found.append(f"site_ranks: no site {', '.join(unknown)}; sites: {', '.join(names)}")
@@ -225,3 +203,10 @@ def site_faults(experiment: configs.Experiment, names: Sequence[str]) -> list[st
         if name in tables.BASELINES and not tables.BASELINES.get(name)(experiment, names):
             found.append(f"baselines: '{name}' needs more sites than {', '.join(names)}; bring more or leave it out")
     return found
+
+
+def _fewest(experiment: configs.Experiment, sites: int) -> int:
+    """The least number of updates that a round of any arm with several sites goes on with."""
+    server = experiment.server
+    asked = min(server.cohort or sites, sites - 1 if "leave-one-out" in experiment.baselines else sites)
+    return max(min(cohort.quorum(asked, server), asked), 1)

@@ -153,7 +153,7 @@ def _bytes(
 def _base(what: configs.Experiment, locked: locks.LockedRecipe, site: str) -> state.AdapterState:
     """The first adapter in the site's own rank."""
     rank = what.site_ranks.get(site, what.recipe.adapter.rank)
-    rule = rules.TABLE.get(what.recipe.aggregation.rule)(**what.recipe.aggregation.options)
+    rule = rules.make(what.recipe.aggregation)
     base: state.AdapterState = rule.for_site(locked.adapter, handshake.at_rank(locked.manifest, rank))
     return base
 

@@ -32,10 +32,13 @@ def manifest(rank: int = RANK, alpha: float = 8.0) -> state.Manifest:
     return state.Manifest.of(rows)
 
 
+START = state.AdapterState({spec.name: np.full(spec.shape, 0.25, np.float32) for spec in manifest()})
+
+
 def contribution(seed: int, weight: float, rank: int = RANK, alpha: float = 8.0) -> base.Contribution:
     rng, rows = np.random.default_rng(seed), manifest(rank, alpha)
     arrays = {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in rows}
-    return base.Contribution(weight, state.AdapterState(arrays), rows)
+    return base.Contribution(weight, state.AdapterState(arrays), rows, START if rank == RANK else None)
 
 
 def aggregate(

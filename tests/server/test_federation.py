@@ -644,3 +644,34 @@ def test_a_site_that_answers_late_or_never_holds_no_other_up(harness: Harness, r
     two = harness.run(late, "two", grid=Shuffled(harness.sites.client_app(late), 3), **more)
     assert set(journal(one)[1]["weights"]) == {"north", "west"}
     assert lasting(one) == lasting(two)
+
+
+def test_a_federation_whose_quorum_breaks_the_rules_promise_does_not_start(harness: Harness) -> None:
+    members = [harness.site(name) for name in ("alpha", "east", "north", "south", "west")]
+    rule = {"aggregation": {"rule": "krum", "weighting": "uniform", "options": {"bad": 1}}}
+    with pytest.raises(errors.ConfigError) as caught:
+        harness.run(members, "weak", recipe=rule, server=configs.ServerConfig(quorum=4))
+    assert "needs 5 updates" in str(caught.value)
+    assert len(journal(harness.run(members, "strong", recipe=rule))) == 3
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum", "geometric-median"])
+def test_a_bad_site_of_five_leaves_a_robust_rule_where_the_others_are(harness: Harness, rule: str) -> None:
+    """It sends a far point within the admission's bounds; the mean goes with it, the rule does not."""
+
+    def far(kind: str, number: int, reply: Any) -> Any:
+        if kind != "train":
+            return reply
+        moved = state.AdapterState({name: array + np.float32(20.0) for name, array in reply.state.items()})
+        return dataclasses.replace(reply, state=moved)
+
+    def last(chosen: str, members: list[Any]) -> state.AdapterState:
+        settings = {"aggregation": {"rule": chosen, "weighting": "uniform"}}
+        folder = harness.run(members, f"{chosen}-{len(members)}", recipe=settings)
+        return checkpoint.read(folder / "adapter.safetensors")[0]
+
+    honest = [harness.site(name) for name in ("alfa", "bear", "cart", "duck")]
+    members = [*honest, harness.site("evil", change=far)]
+    without = last("mean", honest)
+    assert (last(rule, members) - without).norm() < 0.05 * without.norm()
+    assert (last("mean", members) - without).norm() > without.norm()

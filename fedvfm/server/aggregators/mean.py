@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedvfm import errors, state
+from fedvfm import state
 from fedvfm.server.aggregators import base, exact_sum
 
 
@@ -24,6 +24,9 @@ class Mean:
     sum_only: ClassVar[bool] = True
     mixed_ranks: ClassVar[bool] = False
     any_order: ClassVar[bool] = True
+    refactors: ClassVar[bool] = False
+    robust: ClassVar[bool] = False
+    least: ClassVar[int] = 1
 
     def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> exact_sum.ExactSum:
         """Empty sums."""
@@ -42,16 +45,5 @@ class Mean:
         return state.AdapterState(acc.mean()), {}
 
     def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
-        """The adapter as it is.
-
-        Raises:
-            HandshakeRefused: if the site's ranks differ from the recipe's.
-        """
-        for spec in manifest:
-            if adapter[spec.name].shape != spec.shape:
-                raise errors.HandshakeRefused(
-                    f"rule 'mean' needs one rank at all sites; array '{spec.name}' is "
-                    f"{adapter[spec.name].shape} here and "
-                    f"{spec.shape} at a site. Use rule 'svd' for mixed ranks"
-                )
-        return adapter
+        """See :func:`base.in_one_rank`."""
+        return base.in_one_rank("mean", adapter, manifest)

@@ -45,6 +45,9 @@ class Svd:
     sum_only: ClassVar[bool] = False
     mixed_ranks: ClassVar[bool] = True
     any_order: ClassVar[bool] = False
+    refactors: ClassVar[bool] = True
+    robust: ClassVar[bool] = False
+    least: ClassVar[int] = 1
 
     def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> Factors:
         """Empty sums."""
