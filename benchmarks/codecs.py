@@ -84,7 +84,8 @@ def lines(result: dict[str, Any]) -> list[str]:
             if "ratio" not in row:
                 continue
             ratio, gap = row["ratio"], row.get("dice")
-            shown = f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})" if gap else "no common images"
+            between = f"{gap['low']:+.4f} to {gap['high']:+.4f}" if gap and gap["low"] is not None else "no interval"
+            shown = f"{gap['mean']:+.4f} ({between})" if gap else "no common images"
             small = ratio["bytes"] <= TARGETS.get(codec, 1.0)
             close = gap is not None and abs(gap["mean"]) <= MARGIN
             words = f"bytes {'met' if small else 'missed'}, Dice {'met' if close else 'missed'}"

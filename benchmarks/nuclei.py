@@ -124,6 +124,10 @@ def _site_means(runs: Sequence[Mapping[str, Any]], arm: str) -> dict[str, float]
     return {site: mean(sites[site]["dice"] for sites in found) for site in found[0]} if found else {}
 
 
+def _between(row: Mapping[str, Any], sign: str = "") -> str:
+    return "no interval" if row["low"] is None else f"{row['low']:{sign}.3f} to {row['high']:{sign}.3f}"
+
+
 def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """The tables as Markdown."""
     runs, arms = figures["runs"], figures["arms"]
@@ -136,8 +140,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     for arm, label in ARMS.items():
         if arm in arms:
             row, gap = arms[arm], figures["federated_minus"].get(arm)
-            shown = f"{gap['mean']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})" if gap else ""
-            yield f"| {label} | {row['macro']:.3f} | {row['low']:.3f} to {row['high']:.3f} | {shown} |"
+            shown = f"{gap['mean']:+.3f} ({_between(gap, '+')})" if gap else ""
+            yield f"| {label} | {row['macro']:.3f} | {_between(row)} | {shown} |"
     yield ""
     yield from _per_site(runs)
     yield from _matrix(runs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from fedvfm import chain, errors, seeding, storage
 from fedvfm.data import hospitals as hospital_data
+from fedvfm.report import bootstrap
 from fedvfm.simulation import folder, settings, statistics
 
 FEDERATED, LOCAL, ABROAD = "federated", "local-only", "local-only abroad"
@@ -243,17 +244,50 @@ def _abroad(
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
-def interval(runs: Sequence[statistics.Scores]) -> statistics.Interval | None:
-    """The arm's macro mean with its 95 % interval; None where the runs tested different sites."""
+@dataclass(frozen=True)
+class Stated:
+    """A macro mean, or a difference of two, with the 95 % interval that may be stated of it.
+
+    Attributes:
+        mean: the value.
+        low, high: the bounds; None where ``reason`` says why there is no interval.
+        reason: empty where there is one.
+        over_sites: whether sites were drawn too; see :func:`statistics.basis`.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    over_sites: bool = False
+
+    @classmethod
+    def of(cls, found: statistics.Interval | statistics.Difference, over_sites: bool) -> Stated:
+        """With its bounds, unless every draw gave the same."""
+        if found.high - found.low < bootstrap.NOTHING:
+            return cls(found.mean, reason="no spread among the test samples")
+        return cls(found.mean, found.low, found.high, over_sites=over_sites)
+
+    def between(self, sign: str = "") -> str:
+        """The interval as text; a value that lies outside it is said to."""
+        if self.low is None or self.high is None:
+            return "no interval"
+        outside = not self.low <= self.mean <= self.high
+        return f"{self.low:{sign}.3f} to {self.high:{sign}.3f}{', the value itself outside' * outside}"
+
+
+def interval(runs: Sequence[statistics.Scores]) -> Stated | None:
+    """The arm's macro mean with its 95 % interval, if one may be stated; None where the runs tested different sites."""
     try:
-        return statistics.interval(runs, rng=seeding.stream(0, "compare", "interval"))
+        rests = statistics.basis(runs)
+        rng = seeding.stream(0, "compare", "interval")
+        found = statistics.interval(runs, rng=rng, resample_sites=rests.resample_sites)
     except errors.DataError:
         return None
+    return Stated(found.mean, reason=rests.reason) if rests.reason else Stated.of(found, rests.resample_sites)
 
 
-def difference(
-    first: Sequence[statistics.Scores], second: Sequence[statistics.Scores]
-) -> tuple[statistics.Difference, bool] | None:
+def difference(first: Sequence[statistics.Scores], second: Sequence[statistics.Scores]) -> tuple[Stated, bool] | None:
     """First minus second, and whether the interval is paired; None where neither kind can be computed.
 
     Pairs are taken on the seeds both have. Where the samples differ the two intervals are joined as those of
@@ -261,20 +295,48 @@ def difference(
 
     Source: Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27, 2008.
     """
-    common = {run.seed for run in first} & {run.seed for run in second}
-    left, right = ([run for run in runs if run.seed in common] for runs in (first, second))
-    if common:
+    left, right = common(first, second)
+    if left:
         try:
-            return statistics.paired(left, right, rng=seeding.stream(0, "compare", "paired")), True
+            rests = statistics.basis(left)
+            rng = seeding.stream(0, "compare", "paired")
+            found = statistics.paired(left, right, rng=rng, resample_sites=rests.resample_sites)
         except errors.DataError:
             pass  # other sites or samples: the unpaired form is left
-    one, other = interval(first), interval(second)
-    if one is None or other is None:
-        return None
-    mean = one.mean - other.mean
-    low = mean - math.hypot(one.mean - one.low, other.high - other.mean)
-    high = mean + math.hypot(one.high - one.mean, other.mean - other.low)
-    return statistics.Difference(mean, low, high), False
+        else:
+            stated = Stated.of(found, rests.resample_sites)
+            return Stated(found.mean, reason=rests.reason) if rests.reason else stated, True
+    ours, theirs = interval(first), interval(second)
+    return None if ours is None or theirs is None else (_joined(ours, theirs), False)
+
+
+def common(
+    first: Sequence[statistics.Scores], second: Sequence[statistics.Scores]
+) -> tuple[list[statistics.Scores], list[statistics.Scores]]:
+    """The runs of the seeds that both arms have."""
+    seeds = {run.seed for run in first} & {run.seed for run in second}
+    return [run for run in first if run.seed in seeds], [run for run in second if run.seed in seeds]
+
+
+def _joined(ours: Stated, theirs: Stated) -> Stated:
+    """The difference of two independent estimates."""
+    mean = ours.mean - theirs.mean
+    if ours.low is None or ours.high is None or theirs.low is None or theirs.high is None:
+        return Stated(mean, reason=ours.reason or theirs.reason)
+    low = mean - math.hypot(ours.mean - ours.low, theirs.high - theirs.mean)
+    high = mean + math.hypot(ours.high - ours.mean, theirs.mean - theirs.low)
+    return Stated(mean, low, high, over_sites=ours.over_sites or theirs.over_sites)
+
+
+def by_site(first: Sequence[statistics.Scores], second: Sequence[statistics.Scores]) -> dict[str, bootstrap.Difference]:
+    """First minus second at every site, on the seeds both have; empty where no site can be compared."""
+    left, right = common(first, second)
+    if not left:
+        return {}
+    try:
+        return statistics.by_site(left, right, rng=seeding.stream(0, "compare", "by-site"))
+    except errors.DataError:
+        return {}
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -284,8 +346,9 @@ def table(groups: Sequence[Group]) -> dict[str, Any]:
     """Groups side by side as plain values, arm by arm.
 
     Keys of a group: ``label, paths, seeds, rounds, primary, arms {arm: {macro, low, high, by_seed, prompt}}``
-    (``prompt`` marks scores of an oracle, else None), ``difference`` (its federated arm minus that of the first group:
-    ``mean, low, high, paired, seeds``; None for the first and where the metrics differ), ``settings`` (what differs
+    (``prompt`` marks scores of an oracle, else None; bounds are None where no interval may be stated, as
+    ``no_interval`` says), ``difference`` (its federated arm minus that of the first group: ``mean, low, high,
+    no_interval, paired, seeds``; None for the first and where the metrics differ), ``settings`` (what differs
     from the first group: ``path: [first, this]``), ``bytes {up, down}``, ``wall_s`` (means over seeds) and ``peak_mib``
     (the largest).
     """
@@ -327,6 +390,7 @@ def _arms(group: Group, samples: Sequence[Mapping[str, statistics.Scores]]) -> d
             "macro": _mean([value for value in by_seed.values() if value is not None]),
             "low": bounds.low if bounds else None,
             "high": bounds.high if bounds else None,
+            "no_interval": bounds.reason if bounds else "",
             "by_seed": by_seed,
             "prompt": group.first.summary["arms"].get(LOCAL if arm == ABROAD else arm, {}).get("prompt"),
         }
@@ -354,15 +418,16 @@ def _against(
         for path in sorted(ours.keys() | theirs.keys())
         if ours.get(path) != theirs.get(path)
     }
-    found = None
+    found: tuple[Stated, bool] | None = None
     if group.first.summary["primary"] == first.first.summary["primary"]:
         own, other = ([one[FEDERATED] for one in many if FEDERATED in one] for many in (samples, first_samples))
         found = difference(own, other)
     if found is None:
         return {"difference": None, "settings": changed}
     value, paired = found
-    common = sorted({run.seed for run in group.runs} & {run.seed for run in first.runs}) if paired else []
-    row = {"mean": value.mean, "low": value.low, "high": value.high, "paired": paired, "seeds": common}
+    seeds = sorted({run.seed for run in group.runs} & {run.seed for run in first.runs}) if paired else []
+    bounds = {"mean": value.mean, "low": value.low, "high": value.high, "no_interval": value.reason}
+    row = {**bounds, "paired": paired, "seeds": seeds}
     return {"difference": row, "settings": changed}
 
 
@@ -383,6 +448,15 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         f"Intervals: 95 %, bootstrap over {over}. Bytes and seconds are means over seeds, peak memory is the largest.",
         highlight=False,
     )
+    for reason in dict.fromkeys(_reasons(rows)):
+        console.print(f"No interval: {reason}.", highlight=False, markup=False)
+
+
+def _reasons(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why intervals are missing."""
+    for row in rows:
+        stated = [*row["arms"].values(), *([row["difference"]] if row["difference"] else [])]
+        yield from (part["no_interval"] for part in stated if part["no_interval"])
 
 
 def rich_table(found: Mapping[str, Any]) -> Table:
@@ -422,7 +496,8 @@ def _difference_text(row: Mapping[str, Any]) -> str:
     kind = "" if found["paired"] else ", unpaired: other samples"
     if found["paired"] and found["seeds"] != row["seeds"]:
         kind = f", seeds {', '.join(map(str, found['seeds']))}"
-    bounds, mark = f"({found['low']:+.3f} to {found['high']:+.3f}{kind})", row["arms"][FEDERATED]["prompt"] or ""
+    between = "no interval" if found["low"] is None else f"{found['low']:+.3f} to {found['high']:+.3f}"
+    bounds, mark = f"({between}{kind})", row["arms"][FEDERATED]["prompt"] or ""
     return f"{found['mean']:+.3f} {bounds} {mark}".rstrip()
 
 

@@ -15,7 +15,7 @@ from fedvfm import config as configs
 from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import overlay, prompts
 from fedvfm.privacy import stated
-from fedvfm.report import charts, page, rounds, scores
+from fedvfm.report import bootstrap, charts, page, rounds, scores
 from fedvfm.simulation import baselines, compare, folder, pictures, privacy, provenance, statistics
 
 BELOW_HOME = 0.02
@@ -95,6 +95,7 @@ def body(found: Found, hospitals: Sequence[hospital_data.Hospital], shown: Seque
     """The page, part by part."""
     name = found.name
     parts = {
+        "home": ("Does each hospital gain?", _home(found)),
         "arms": ("Arms compared", _arms(found)),
         "sites": ("Federated adapter, site by site", _sites(found)),
         "samples": ("Sample images", _samples(found, shown)),
@@ -166,7 +167,7 @@ def _short_name(backbone: str) -> str:
 def _cards(found: Found) -> list[tuple[str, str, str]]:
     name, federated, marked = found.name, found.federated, scores.shown
     bounds = _interval(found, "federated")
-    between = f"95 % interval {bounds.low:.3f} to {bounds.high:.3f}" if bounds else "no interval"
+    between = f"95 % interval {bounds.between()}" if bounds and not bounds.reason else "no interval"
     rows = [(f"Federated, macro {name}", f"{federated['macro']:.3f}", between)]
     worst, below = federated["worst"], f"{federated['gap']:.3f} below the best"
     rows.append((marked("Worst site", federated), f"{worst['value']:.3f}", f"{worst['site']}, {below}"))
@@ -179,7 +180,7 @@ def _cards(found: Found) -> list[tuple[str, str, str]]:
     return [*rows, rounds.traffic_card(found.journal, found.made)]
 
 
-def _interval(found: Found, arm: str) -> statistics.Interval | None:
+def _interval(found: Found, arm: str) -> compare.Stated | None:
     return compare.interval([found.scores[arm]]) if arm in found.scores else None
 
 
@@ -212,18 +213,18 @@ def _arms(found: Found) -> str:
     )
 
 
-def _whisker(label: str, value: float, bounds: statistics.Interval | None) -> charts.Whisker:
+def _whisker(label: str, value: float, bounds: compare.Stated | None) -> charts.Whisker:
     return charts.Whisker(label, value, bounds.low if bounds else None, bounds.high if bounds else None)
 
 
 def _arm_row(
-    found: Found, arm: str, label: str, part: Mapping[str, Any], bounds: statistics.Interval | None
+    found: Found, arm: str, label: str, part: Mapping[str, Any], bounds: compare.Stated | None
 ) -> list[page.Cell]:
     worst = part.get("worst")
     return [
         label,
         part["macro"],
-        f"{bounds.low:.3f} to {bounds.high:.3f}" if bounds else None,
+        bounds.between() if bounds else None,
         part.get("weighted"),
         f"{worst['site']} {worst['value']:.3f}" if worst else None,
         part.get("gap"),
@@ -239,7 +240,7 @@ def _against_federated(found: Found, arm: str) -> str | None:
         return None
     value, paired = result
     kind = "" if paired else ", unpaired"
-    return f"{value.mean:+.3f} ({value.low:+.3f} to {value.high:+.3f}{kind})"
+    return f"{value.mean:+.3f} ({value.between('+')}{kind})"
 
 
 def _rounds_text(found: Found) -> str:
@@ -263,16 +264,72 @@ def _below_home_text(found: Found) -> str:
 def _interval_text(found: Found) -> str:
     federated = found.scores.get("federated")
     drawn = "whole patients" if federated and federated.patients else "single test samples"
+    classes = ", class by class" if federated and federated.labels else ""
+    stated = [bounds for arm in found.scores if (bounds := _interval(found, arm)) is not None]
+    over = any(bounds.over_sites for bounds in stated)
+    sites = "sites are drawn too, since some have few test units" if over else "the sites are fixed"
+    reasons = "".join(
+        f" No interval: {why}." for why in dict.fromkeys(bounds.reason for bounds in stated if bounds.reason)
+    )
     return (
-        f"Intervals: percentile bootstrap, {statistics.DRAWS} draws of {drawn} inside each site; the sites are fixed, "
+        f"Intervals: percentile bootstrap, {statistics.DRAWS} draws of {drawn} inside each site{classes}; {sites}, "
         "and one seed shows nothing of the spread between seeds. Differences are paired, sample by sample, unless "
-        "marked unpaired."
+        f"marked unpaired.{reasons}"
     )
 
 
 def _rules(found: Found) -> str:
     rules = [(arm, part["rule"]) for arm, part in found.arms.items() if "rule" in part]
     return "".join(f"<h3>Rule of the arm {page.text(arm)}</h3>{page.paragraph(str(rule))}" for arm, rule in rules)
+
+
+# -- each hospital against itself --------------------------------------------------------------------------------------
+
+
+def _home(found: Found) -> str:
+    """Federated minus local-only at home, site by site."""
+    changes = home(found.scores)
+    if not changes:
+        return ""
+    rows: list[list[page.Cell]] = [
+        [site, change.units, change.first, change.second, f"{change.mean:+.3f}", change_text(change), change.word]
+        for site, change in changes.items()
+    ]
+    units = "patients" if found.scores[compare.FEDERATED].patients else "samples"
+    head = ("site", f"test {units}", "federated", "local-only", "difference", "95 % interval", "this hospital")
+    caption = (
+        f"Test {found.name} of the federated adapter minus that of the site's own local-only model at home. Each "
+        f"interval is of its site alone and needs {bootstrap.LEAST_UNITS} independent {units}; without one nothing "
+        "can be told."
+    )
+    made = page.table(head, rows, caption, words=(5, 6))
+    return page.paragraph(home_text(changes)) + (
+        made if len(rows) <= scores.FEW_ROWS else page.folded(f"All {len(rows)} sites", made)
+    )
+
+
+def home(arms: Mapping[str, statistics.Scores]) -> dict[str, bootstrap.Difference]:
+    """Federated minus local-only at home, by site; empty where there is no local-only arm."""
+    if not {compare.FEDERATED, compare.LOCAL} <= arms.keys():
+        return {}
+    return compare.by_site([arms[compare.FEDERATED]], [arms[compare.LOCAL]])
+
+
+def home_text(changes: Mapping[str, bootstrap.Difference]) -> str:
+    """How many hospitals gain, lose and cannot tell."""
+    words = [change.word for change in changes.values()]
+    gain, lose, unknown = (words.count(word) for word in (bootstrap.GAINS, bootstrap.LOSES, bootstrap.UNKNOWN))
+    return (
+        f"Against its own local-only model at home: {_number(gain, 'hospital')} of {len(words)} gain"
+        f"{'s' * (gain == 1)}, {lose} lose{'s' * (lose == 1)}, {unknown} cannot tell."
+    )
+
+
+def change_text(change: bootstrap.Difference) -> str:
+    """The interval of one site's difference, or why it has none."""
+    if change.low is None or change.high is None:
+        return f"none: {change.reason}"
+    return f"{change.low:+.3f} to {change.high:+.3f}"
 
 
 # -- sites -------------------------------------------------------------------------------------------------------------

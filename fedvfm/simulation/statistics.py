@@ -29,6 +29,7 @@ from fedvfm import errors
 from fedvfm.report import bootstrap
 
 DRAWS = bootstrap.DRAWS
+SHOWN = 5
 
 Floats = NDArray[np.float64]
 
@@ -226,6 +227,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(stepped, 1.0)
     return [float(p) for p in adjusted]
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What an interval may rest on.
+
+    Attributes:
+        resample_sites: whether sites are drawn too: the units of the interval are then the sites.
+        few: sites with under ten independent units, and how many units they have.
+        reason: why there may be no interval, empty where there may.
+    """
+
+    resample_sites: bool
+    few: Mapping[str, int]
+    reason: str = ""
+
+
+def basis(runs: Sequence[Scores]) -> Basis:
+    """Ten independent units (patients, else samples) at every site; or else ten sites, which are then drawn as well.
+
+    What a site of five patients contributes to the spread is next to unknown. With ten sites or more their own spread
+    says it, and the interval is one about hospitals like these.
+    """
+    every = {
+        site: len({run.at(site).about(sample)[0] for run in runs for sample in run.sites[site]})
+        for site in sorted(runs[0].sites)
+    }
+    few = {site: units for site, units in every.items() if units < bootstrap.LEAST_UNITS}
+    enough = not few or len(every) >= bootstrap.LEAST_UNITS
+    return Basis(bool(few) and enough, few, "" if enough else few_units(few))
+
+
+def few_units(few: Mapping[str, int]) -> str:
+    """The sentence about sites with too few units."""
+    shown = [f"{site} ({units})" for site, units in list(few.items())[:SHOWN]]
+    more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+    return f"under {bootstrap.LEAST_UNITS} independent test units at {', '.join(shown)}{more}"
 
 
 def _bootstrap(arms: Sequence[Sequence[Scores]], rng: Generator, draws: int, resample: bool) -> tuple[Floats, Floats]:

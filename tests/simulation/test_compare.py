@@ -14,7 +14,14 @@ from rich.console import Console
 
 from fedvfm import errors
 from fedvfm.data import sample as samples
+from fedvfm.report import bootstrap
 from fedvfm.simulation import compare, experiment, folder, statistics
+
+
+@pytest.fixture(autouse=True)
+def few_units_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny sites have two test patients."""
+    monkeypatch.setattr(bootstrap, "LEAST_UNITS", 1)
 
 
 def summary(path: Path) -> dict[str, Any]:
@@ -143,8 +150,11 @@ def test_every_arm_has_its_macro_and_interval(tiny_run: Path) -> None:
     for arm in ("federated", "local-only", "pooled", "classical"):
         values = row["arms"][arm]
         assert values["macro"] == made["arms"][arm]["macro"]
-        assert values["low"] <= values["macro"] + 1e-12
-        assert values["macro"] <= values["high"] + 1e-12
+        if values["low"] is None:
+            assert values["no_interval"] == "no spread among the test samples"
+        else:
+            assert values["low"] <= values["macro"] <= values["high"]
+    assert row["arms"]["federated"]["low"] is not None
     assert row["arms"]["local-only abroad"]["macro"] == made["arms"]["local-only"]["abroad"]
     assert row["bytes"] == {"up": made["bytes"]["up"], "down": made["bytes"]["down"]}
     assert row["difference"] is None
@@ -168,15 +178,52 @@ def test_classification_is_compared_by_balanced_accuracy(tiny_classes: Path) -> 
     interval = compare.interval([scores["federated"]])
     assert interval is not None
     assert interval.mean == pytest.approx(made["arms"]["federated"]["macro"], abs=1e-12)
-    assert row["arms"]["federated"]["low"] < row["arms"]["federated"]["high"]
+    # Its one round of training leaves it with one answer for all, of which no draw gives another value.
+    assert row["arms"]["federated"]["no_interval"] == interval.reason == "no spread among the test samples"
+    assert row["arms"]["federated"]["low"] is None
 
 
-def test_a_constant_shift_has_an_exact_paired_difference(tiny_run: Path, tmp_path: Path) -> None:
+def test_sites_with_few_patients_have_no_interval(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "LEAST_UNITS", 10)
+    (row,) = compare.compare([tiny_run])["runs"]
+    assert row["arms"]["federated"]["low"] is None
+    assert "east (2), north (2), west (2)" in row["arms"]["federated"]["no_interval"]
+    text = shown(compare.compare([tiny_run]))
+    assert "(no interval)" in text
+    assert text.count("No interval: under 10 independent test units at east (2)") == 1
+    changes = compare.by_site(*([_arm(tiny_run, name)] for name in ("federated", "local-only")))
+    assert {change.word for change in changes.values()} == {bootstrap.UNKNOWN}
+
+
+def _arm(run: Path, name: str) -> statistics.Scores:
+    return compare.scores(folder.RunFolder(run), summary(run))[name]
+
+
+def test_ten_sites_of_few_patients_are_drawn_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "LEAST_UNITS", 10)
+    values = {f"site-{k}": {"a": 0.1 * k, "b": 0.1 * k} for k in range(10)}
+    found = compare.interval([statistics.Scores("arm", 0, values)])
+    assert found is not None
+    assert found.over_sites
+    assert found.low is not None
+    assert found.low < 0.35 < 0.55 < (found.high or 0)
+    fewer = compare.interval([statistics.Scores("arm", 0, dict(list(values.items())[:9]))])
+    assert fewer is not None
+    assert fewer.low is None
+
+
+def test_a_value_outside_its_interval_is_said_to_be() -> None:
+    assert compare.Stated(0.3, 0.4, 0.5).between() == "0.400 to 0.500, the value itself outside"
+    assert compare.Stated(0.45, 0.4, 0.5).between("+") == "+0.400 to +0.500"
+
+
+def test_a_constant_shift_is_a_paired_difference_without_spread(tiny_run: Path, tmp_path: Path) -> None:
     other = changed(tiny_run, tmp_path / "other", shift=0.125, rounds=7)
     difference = compare.compare([tiny_run, other])["runs"][1]["difference"]
     assert difference["paired"]
     assert difference["seeds"] == [0]
-    assert [difference[key] for key in ("mean", "low", "high")] == pytest.approx([0.125] * 3, abs=1e-9)
+    assert difference["mean"] == pytest.approx(0.125, abs=1e-9)
+    assert (difference["low"], difference["no_interval"]) == (None, "no spread among the test samples")
 
 
 def test_pairs_are_taken_on_common_seeds(tiny_seeds: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from PIL import Image
 from fedvfm import config, seeding
 from fedvfm.client import model as models
 from fedvfm.data import overlay
-from fedvfm.report import charts, page
+from fedvfm.report import bootstrap, charts, page
 from fedvfm.report import rounds as rounds_of
 from fedvfm.server import checkpoint
-from fedvfm.simulation import compare, experiment, folder, pictures, report
+from fedvfm.simulation import compare, experiment, folder, pictures, report, statistics
 from fedvfm.simulation import run as simulation
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
@@ -76,7 +77,17 @@ def summary(path: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_all_sections_and_their_figures(tiny_run: Path) -> None:
     found, made = read(tiny_run), summary(tiny_run)
-    assert found.sections == ["arms", "sites", "samples", "matrix", "training", "bytes", "hospitals", "environment"]
+    assert found.sections == [
+        "home",
+        "arms",
+        "sites",
+        "samples",
+        "matrix",
+        "training",
+        "bytes",
+        "hospitals",
+        "environment",
+    ]
     assert not found.unbalanced
     words = " ".join(found.words.split())
     assert "drawn boxes, no patient claim" in words
@@ -130,14 +141,20 @@ def test_pictures_show_image_truth_and_prediction(tiny_run: Path) -> None:
         assert Image.open(io.BytesIO(data)).size == (224, 240)
 
 
-def test_intervals_and_differences_are_those_of_the_samples(tiny_run: Path) -> None:
-    run, made = folder.RunFolder(tiny_run), summary(tiny_run)
+def test_intervals_and_differences_are_those_of_the_samples(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "No interval: under 10 independent test units at east (2), north (2), west (2)." in read(tiny_run).words
+    monkeypatch.setattr(bootstrap, "LEAST_UNITS", 1)
+    run, made = folder.RunFolder(shutil.copytree(tiny_run, tmp_path / "run")), summary(tiny_run)
     what = experiment.parse(run.read_experiment(), "test")
-    scores = compare.scores(run, made, compare.patients_of(experiment.hospitals(what)))
+    hospitals = experiment.hospitals(what)
+    report.write(run, what, hospitals, made, [])
+    words = read(run.path).words
+    scores = compare.scores(run, made, compare.patients_of(hospitals))
     interval = compare.interval([scores["pooled"]])
     assert interval is not None
     assert interval.mean == pytest.approx(made["arms"]["pooled"]["macro"], abs=1e-12)
-    words = read(tiny_run).words
     assert f"{interval.low:.3f} to {interval.high:.3f}" in words
     change = compare.difference([scores["pooled"]], [scores["federated"]])
     assert change is not None
@@ -147,6 +164,19 @@ def test_intervals_and_differences_are_those_of_the_samples(tiny_run: Path) -> N
     away = compare.interval([scores[compare.ABROAD]])
     assert away is not None
     assert away.mean == pytest.approx(made["arms"]["local-only"]["abroad"], abs=1e-12)
+
+
+def test_every_hospital_is_told_whether_it_gains(tiny_run: Path) -> None:
+    words = read(tiny_run).words
+    assert "0 hospitals of 3 gain, 0 lose, 3 cannot tell." in words
+    assert words.count("none: 2 independent test units; an interval needs 10") == 3
+    values = {site: {f"{at}": 0.1 * at for at in range(10)} for site in ("east", "west")}
+    better = {"east": {key: x + 0.1 + 0.01 * x for key, x in values["east"].items()}, "west": dict(values["west"])}
+    arms = {name: statistics.Scores(name, 0, rows) for name, rows in (("federated", better), ("local-only", values))}
+    changes = report.home(arms)
+    assert [changes[site].word for site in ("east", "west")] == [bootstrap.GAINS, bootstrap.UNKNOWN]
+    assert report.home_text(changes).endswith("1 hospital of 2 gains, 0 lose, 1 cannot tell.")
+    assert report.change_text(changes["west"]) == "none: no spread among the test samples"
 
 
 def test_classification_of_one_round_without_validation(tiny_classes: Path) -> None:
