@@ -86,8 +86,8 @@ def save(folder: Path) -> None:
 
 def build(folder: Path, model: str) -> Any:
     """The adapted model."""
-    from fedvfm import config
-    from fedvfm.client import model as models
+    from fedvfm.config import schema
+    from fedvfm.model import adapted_model
 
     lora = {"kind": "lora", "rank": 8, "alpha": 16, "layers": [8, 9, 10, 11]}
     values = {
@@ -104,13 +104,13 @@ def build(folder: Path, model: str) -> Any:
         },
         "optimiser": {"batch_size": 2, "local_epochs": 2},
     }
-    return models.AdaptedModel(config.parse(config.Recipe, values, "benchmark"))
+    return adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "benchmark"))
 
 
 def needed(model: Any, count: int) -> int:
     """Bytes of all images and features of all views."""
-    from fedvfm.client import feature_cache
-    from fedvfm.client import site as sites
+    from fedvfm.client.training import site as sites
+    from fedvfm.model import feature_cache
 
     site = sites.Site("north", Drawn(side(model), count), cache=feature_cache.FeatureCache(1 << 40))
     fill(model, site)
@@ -131,8 +131,9 @@ def fill(model: Any, site: Any) -> None:
 
 def measure(model: Any, folder: Path, rounds: int, count: int) -> dict[str, Taken]:
     """Every arm, round about."""
-    from fedvfm.client import feature_cache, feature_files, trainer
-    from fedvfm.client import site as sites
+    from fedvfm.client.training import site as sites
+    from fedvfm.client.training import trainer
+    from fedvfm.model import feature_cache, feature_files
 
     need, places, taken = needed(model, count), {}, {name: Taken() for name in ARMS}
     for number, (name, (share, disk)) in enumerate(ARMS.items()):

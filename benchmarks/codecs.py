@@ -19,8 +19,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fedvfm import storage
-from fedvfm.simulation import compare, folder
+from fedvfm.simulation import run_folder
+from fedvfm.simulation.results import compare
+from fedvfm.storage import storage
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "simulations" / "results" / "codecs.json"
@@ -55,7 +56,8 @@ def figures(output: Path, experiment: str, codecs: Sequence[str], seeds: Sequenc
     for codec, places in runs.items():
         made = [json.loads((place / "summary.json").read_text()) for place in places]
         scores[codec] = [
-            compare.scores(folder.RunFolder(place), one)["federated"] for place, one in zip(places, made, strict=True)
+            compare.scores(run_folder.RunFolder(place), one)["federated"]
+            for place, one in zip(places, made, strict=True)
         ]
     traffic = {codec: [per_round(place) for place in places] for codec, places in runs.items()}
     found: dict[str, Any] = {"rounds": rounds, "seeds": list(seeds), "codecs": {}}

@@ -24,9 +24,12 @@ import numpy as np
 import psutil
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from fedvfm import flower_runtime, processes
-from fedvfm.client import executor, supernode
-from fedvfm.server import asking, proxy, reach, superlink
+from fedvfm.client.process import executor, supernode
+from fedvfm.flower import runtime
+from fedvfm.runtime import processes
+from fedvfm.server.grid import retrying
+from fedvfm.server.network import proxy, superlink
+from fedvfm.server.rounds import messaging
 from fedvfm.trust import keys
 
 
@@ -35,7 +38,7 @@ def echo(message: Message, context: Context) -> Message:
 
 
 def start_sites(folder: Path, front: proxy.Settings, link: superlink.SuperLink, count: int, family: processes.Family,
-                control: flower_runtime.Control) -> None:  # fmt: skip
+                control: runtime.Control) -> None:  # fmt: skip
     for number in range(count):
         key = keys.make()
         keys.write_private(folder / f"{number}.key", key)
@@ -46,10 +49,10 @@ def start_sites(folder: Path, front: proxy.Settings, link: superlink.SuperLink, 
         node.prepare()
         family.start(node.program)
         command = (sys.executable, __file__, "--executor", str(node.port), str(node.secret))
-        family.start(processes.Program(f"executor-{number}", command, flower_runtime.CHILD_ENVIRONMENT))
+        family.start(processes.Program(f"executor-{number}", command, runtime.CHILD_ENVIRONMENT))
 
 
-def phases(grid: reach.SteadyGrid, rounds: int, megabytes: float) -> dict[str, list[float]]:
+def phases(grid: retrying.SteadyGrid, rounds: int, megabytes: float) -> dict[str, list[float]]:
     """Seconds of every train and evaluate phase; new random numbers each time, for equal ones travel once."""
     rng, found = np.random.default_rng(0), {"train": [], "evaluate": []}
     for number in range(rounds):
@@ -63,7 +66,7 @@ def phases(grid: reach.SteadyGrid, rounds: int, megabytes: float) -> dict[str, l
                 replies = {one.metadata.reply_to_message_id for one in grid.pull_messages(sorted(outstanding))}
                 outstanding -= replies
                 if outstanding and not replies:
-                    grid.wait(outstanding, asking.POLL_S)
+                    grid.wait(outstanding, messaging.POLL_S)
             taken.append(time.monotonic() - started)
     return found
 
@@ -96,7 +99,7 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
     with family.watched():
         link = superlink.prepare(folder / "superlink")
         child = family.start(link.program)
-        control = flower_runtime.Control(link.link)
+        control = runtime.Control(link.link)
         superlink.wait_ready(link, child)
         front = proxy.Settings(superlink.HOST, processes.free_port(), str(link.certificate), str(link.key),
                                link.address, str(link.authority), hold_s=hold_s)  # fmt: skip
@@ -104,8 +107,8 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
         start_sites(folder, front, link, sites, family, control)
         while sum(node.online for node in control.nodes()) < sites:
             time.sleep(0.2)
-        with flower_runtime.server_task(link.link, control.start_run(), stop) as (grid, _):
-            steady = reach.SteadyGrid(grid, lambda: None, lambda text: print(text, file=sys.stderr))
+        with runtime.server_task(link.link, control.start_run(), stop) as (grid, _):
+            steady = retrying.SteadyGrid(grid, lambda: None, lambda text: print(text, file=sys.stderr))
             phases(steady, 1, megabytes)
             ready = time.monotonic() - began
             before = processor_seconds(family)
@@ -129,7 +132,7 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
 def main() -> None:
     if sys.argv[1:2] == ["--executor"]:
         secret = Path(sys.argv[3]).read_bytes()
-        executor.serve(flower_runtime.Link(f"127.0.0.1:{sys.argv[2]}", b"", secret), echo, threading.Event())
+        executor.serve(runtime.Link(f"127.0.0.1:{sys.argv[2]}", b"", secret), echo, threading.Event())
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, default=2)

@@ -12,7 +12,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fedvfm import config, seeding
+from fedvfm import seeding
+from fedvfm.config import schema
 from fedvfm.data import sample, transforms
 from fedvfm.data.sources import table
 
@@ -35,8 +36,8 @@ class Drawn:
 
     def __init__(self, seed: int, *, brains: bool = True) -> None:
         self.seed = seed
-        self._contract = config.DataContract(class_names=("rest", "grey", "white"), input_size=(SIZE, SIZE))
-        settings = config.SourceConfig(source="brain-mri", options={"appearance": False})
+        self._contract = schema.DataContract(class_names=("rest", "grey", "white"), input_size=(SIZE, SIZE))
+        settings = schema.SourceConfig(source="brain-mri", options={"appearance": False})
         self._brain: sample.Source | None = table.make(settings, self._contract) if brains else None
         self._slices = self._brain.samples() if self._brain is not None else ()
 

@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedvfm import config
-from fedvfm.client import devices, evaluator, feature_cache, feed, precision, trainer
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
+from fedvfm.client.training import evaluator, feed, trainer
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
+from fedvfm.model import adapted_model, feature_cache, precision
+from fedvfm.model import device as devices
 
 ARMS = {"numpy": (False, False), "thread": (True, False), "device": (False, True), "thread+device": (True, True)}
 """Arm -> whether a thread is ahead, and whether the device augments."""
@@ -73,7 +74,7 @@ def save(folder: Path, side: int, *, tiny: bool) -> None:
     transformers.SamModel(made).save_pretrained(folder)
 
 
-def recipe(folder: Path, side: int, batch: int, asked: str) -> config.Recipe:
+def recipe(folder: Path, side: int, batch: int, asked: str) -> schema.Recipe:
     """As the bundled experiment sam-vit-b, with noise."""
     augment = ["flip", "rot90", "intensity", "noise"]
     values = {
@@ -83,7 +84,7 @@ def recipe(folder: Path, side: int, batch: int, asked: str) -> config.Recipe:
         "data": {"class_names": ["rest", "box"], "input_size": [side, side], "augment": augment},
         "optimiser": {"batch_size": batch, "learning_rate": 1e-4},
     }
-    return config.parse(config.Recipe, values, "benchmark")
+    return schema.parse(schema.Recipe, values, "benchmark")
 
 
 @contextlib.contextmanager
@@ -97,13 +98,13 @@ def fed(thread: bool, device: bool) -> Iterator[None]:
         feed.helps, sites.augments_there = before
 
 
-def seconds(model: models.AdaptedModel, site: sites.Site, steps: int) -> float:
+def seconds(model: adapted_model.AdaptedModel, site: sites.Site, steps: int) -> float:
     """Of a step; the first three are left out."""
     taken = trainer.trial(model, site, steps + 3)
     return sum(taken[3:]) / steps
 
 
-def bare(model: models.AdaptedModel, site: sites.Site, steps: int) -> float:
+def bare(model: adapted_model.AdaptedModel, site: sites.Site, steps: int) -> float:
     """The same steps with batches that are already there: what the device itself needs."""
     batches = list(trainer._batches(model, site, site.split("train"), 1))[:2]
     optimiser = trainer._optimiser(model, model.recipe.optimiser, 1)
@@ -132,7 +133,7 @@ def trained(folder: Path, side: int, batch: int, device: str, steps: int, repeat
     print("\n| numbers | arm | ms a step | of them the device's | busy | memory |\n|---|---|---|---|---|---|")
     for asked in ("bfloat16", "float32"):
         with precision.taken(device, 0.0):
-            model = models.AdaptedModel(recipe(folder, side, batch, asked), device=device)
+            model = adapted_model.AdaptedModel(recipe(folder, side, batch, asked), device=device)
         site = sites.Site("north", Drawn(side, 2 * batch), device, cache=feature_cache.FeatureCache(1 << 30))
         model.write(model.initial())
         took: dict[str, list[float]] = {arm: [] for arm in ARMS}
@@ -155,7 +156,7 @@ def trained(folder: Path, side: int, batch: int, device: str, steps: int, repeat
 def evaluated(folder: Path, side: int, device: str, images: int) -> None:
     """Table of evaluation."""
     print("\n| images at a time | ms an image | memory |\n|---|---|---|")
-    model = models.AdaptedModel(recipe(folder, side, 1, "auto"), device=device).eval()
+    model = adapted_model.AdaptedModel(recipe(folder, side, 1, "auto"), device=device).eval()
     model.write(model.initial())
     site = sites.Site("north", Drawn(side, images), device, cache=feature_cache.FeatureCache(1 << 30))
     shown = site.split("test")

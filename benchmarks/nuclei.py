@@ -20,7 +20,7 @@ from typing import Any
 
 import block
 
-from fedvfm.simulation import compare
+from fedvfm.simulation.results import compare
 
 ROOT = Path(__file__).parents[1]
 TARGET, MARGIN = 0.85, 0.02

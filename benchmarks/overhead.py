@@ -21,16 +21,19 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedvfm import config, flower, protocol, state
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol
 from fedvfm.server import app as server_app
-from fedvfm.server import strategy
-from fedvfm.simulation import in_process
-from fedvfm.trust import lock as locks
+from fedvfm.server.rounds import federation
+from fedvfm.simulation.engines import in_process
+from fedvfm.state import state
+from fedvfm.trust import locked_recipe
 
 SHA = "0" * 64
 
 
-def make_locked(rounds: int) -> locks.LockedRecipe:
+def make_locked(rounds: int) -> locked_recipe.LockedRecipe:
     """A locked recipe of real shapes, without torch."""
     rows = []
     for block in range(12):
@@ -48,10 +51,12 @@ def make_locked(rounds: int) -> locks.LockedRecipe:
     }
     rng = np.random.default_rng(0)
     initial = state.AdapterState({spec.name: rng.standard_normal(spec.shape, dtype=np.float32) for spec in manifest})
-    return locks.LockedRecipe.of(config.parse(config.Recipe, values, "benchmark"), manifest, initial, SHA, 22_056_576)
+    return locked_recipe.LockedRecipe.of(
+        schema.parse(schema.Recipe, values, "benchmark"), manifest, initial, SHA, 22_056_576
+    )
 
 
-def make_app(locked: locks.LockedRecipe, names: list[str]) -> ClientApp:
+def make_app(locked: locked_recipe.LockedRecipe, names: list[str]) -> ClientApp:
     """Sites that answer at once."""
     app = ClientApp()
 
@@ -86,7 +91,7 @@ def measure(sites: int, rounds: int) -> tuple[float, float]:
     locked = make_locked(rounds)
     names = [f"site-{index:03d}" for index in range(sites)]
     with tempfile.TemporaryDirectory() as folder:
-        job = strategy.Job("overhead", locked, Path(folder), tuple(names), (names[0],), config.ServerConfig())
+        job = federation.Job("overhead", locked, Path(folder), tuple(names), (names[0],), schema.ServerConfig())
         grid = in_process.InProcessGrid(make_app(locked, names), sites)
         times: dict[str, list[float]] = {}
 
@@ -95,7 +100,7 @@ def measure(sites: int, rounds: int) -> tuple[float, float]:
 
         server = server_app.make_server_app([job], note)
         started = time.perf_counter()
-        server(grid, flower.context(1, flower.SERVER_NODE, {}))
+        server(grid, internals.context(1, internals.SERVER_NODE, {}))
         total = time.perf_counter() - started
         each = [end - begin for begin, end in zip(times["round"], times["round-end"], strict=True)]
         return statistics.median(each) / sites, total - sum(each)

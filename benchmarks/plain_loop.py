@@ -116,14 +116,14 @@ class Loop:
     def __init__(self, folder: Path, sites: int, rounds: int) -> None:
         import torch
 
-        from fedvfm.client import model as models
+        from fedvfm.model import adapted_model
         from fedvfm.simulation import experiment as experiments
 
         what = make_experiment(folder, sites, rounds)
         self.recipe, self.rounds = what.recipe, rounds
         torch.set_num_threads(1)
         self.hospitals = experiments.hospitals(what)
-        self.model = models.AdaptedModel(self.recipe)
+        self.model = adapted_model.AdaptedModel(self.recipe)
         self.names = dict(self.model._parameters_by_name)
 
     def write(self, arrays: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ class Loop:
         import torch
 
         from fedvfm import seeding
-        from fedvfm.client import trainer
+        from fedvfm.client.training import trainer
         from fedvfm.data import transforms
 
         recipe, model = self.recipe, self.model
@@ -204,7 +204,7 @@ def plain(folder: Path, sites: int, rounds: int) -> dict[str, Any]:
     """A loop over rounds and sites, and a mean."""
     import numpy as np
 
-    from fedvfm import state
+    from fedvfm.state import state
 
     for library in ("flwr.clientapp", "flwr.serverapp"):  # all runners import the same
         importlib.import_module(library)

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 
 import fedvfm
-from fedvfm import config, metrics
-from fedvfm.client import windows
+from fedvfm.config import schema
 from fedvfm.data import transforms
 from fedvfm.inference import sessions
+from fedvfm.model import sliding_window
 from fedvfm.simulation import experiment
-from fedvfm.tasks import segmentation
+from fedvfm.tasks import metrics, segmentation
 
 
 def images(run: Path, model: Any, most: int) -> list[transforms.Prepared]:
     """Test images of all hospitals in turn."""
-    what = config.parse(config.Experiment, json.loads((run / "experiment.json").read_text()), "experiment")
+    what = schema.parse(schema.Experiment, json.loads((run / "experiment.json").read_text()), "experiment")
     found, contract = [], model.recipe.data
     hospitals = experiment.hospitals(what)
     for number in range(max(len(one.test) for one in hospitals)):
@@ -69,9 +69,9 @@ def main() -> None:
     plain = [one.image for one in shown]
     with tempfile.TemporaryDirectory() as folder:
         arms: dict[str, tuple[Callable[..., Any], int]] = {
-            "torch, 1 at a time": (windows.alone(model), 1),
-            "torch, 4": (windows.alone(model), 4),
-            "torch, 8": (windows.alone(model), 8),
+            "torch, 1 at a time": (sliding_window.alone(model), 1),
+            "torch, 4": (sliding_window.alone(model), 4),
+            "torch, 8": (sliding_window.alone(model), 8),
         }
         for form in ("onnx", "onnx-int8"):
             fedvfm.export_adapter(asked.adapter, Path(folder) / form, form)
@@ -81,7 +81,7 @@ def main() -> None:
         for _ in range(asked.repeats):
             for arm, (run, batch) in arms.items():
                 started = time.process_time()
-                found = list(windows.many(model, plain, run, batch))
+                found = list(sliding_window.many(model, plain, run, batch))
                 took[arm].append((time.process_time() - started) / len(plain))
                 masks[arm] = [
                     segmentation.classes_at(one, each.truth.shape) for one, each in zip(found, shown, strict=True)

@@ -200,18 +200,19 @@ def score(run: Run) -> dict[str, Any]:
 
 def plans(name: str, ways: Sequence[str], epsilons: Sequence[float | None]) -> list[dict[str, Any]]:
     """What the planner says of private ways, by the training units of the smaller hospital."""
-    from fedvfm import config, factors
-    from fedvfm.client import model as models
+    from fedvfm.config import schema
+    from fedvfm.model import adapted_model
     from fedvfm.privacy import planner
     from fedvfm.simulation import experiment as experiments
+    from fedvfm.state import factors
 
     found = []
     for way in ways:
         for epsilon in epsilons:
             prepared = experiments.parse(experiment(name, way, epsilon, 0), "experiment")
             units = min(_units(experiments.hospitals(prepared), prepared.recipe))
-            plain = config.parse(config.Recipe, prepared.recipe.model_dump(exclude={"privacy"}), "recipe")
-            manifest = models.AdaptedModel(plain, with_weights=False).locked().manifest
+            plain = schema.parse(schema.Recipe, prepared.recipe.model_dump(exclude={"privacy"}), "recipe")
+            manifest = adapted_model.AdaptedModel(plain, with_weights=False).locked().manifest
             trained = [set(factors.trained(manifest, plain.adapter.factors, number)) for number in (1, 2)]
             numbers = max(sum(spec.size for spec in manifest if spec.name in names) for names in trained)
             asked = planner.question(prepared.recipe, units, numbers={way: numbers})
@@ -233,10 +234,10 @@ def plans(name: str, ways: Sequence[str], epsilons: Sequence[float | None]) -> l
 
 
 def _units(hospitals: Sequence[Any], recipe: Any) -> Iterator[int]:
-    from fedvfm import privacy_config
+    from fedvfm.config import privacy
     from fedvfm.privacy import records
 
-    unit = privacy_config.UNITS[recipe.privacy.mechanism]
+    unit = privacy.UNITS[recipe.privacy.mechanism]
     for hospital in hospitals:
         yield len(records.ids(unit, hospital.train, getattr(hospital, "source", None)))
 

@@ -89,10 +89,9 @@ def save(folder: Path) -> None:
 
 def build(folder: Path, model: str, arm: str, batch: int) -> tuple[Any, Any]:
     """The adapted model and a site with as many images as a batch has."""
-    from fedvfm import config
-    from fedvfm.client import feature_cache
-    from fedvfm.client import model as models
-    from fedvfm.client import site as sites
+    from fedvfm.client.training import site as sites
+    from fedvfm.config import schema
+    from fedvfm.model import adapted_model, feature_cache
 
     values = {
         "backbone": {"name": str(folder / model)},
@@ -101,7 +100,7 @@ def build(folder: Path, model: str, arm: str, batch: int) -> tuple[Any, Any]:
         "aggregation": {"weighting": "uniform"},
         "privacy": {} if arm in ("plain", "opacus") else PRIVACY,
     }
-    made = models.AdaptedModel(config.parse(config.Recipe, values, "benchmark"))
+    made = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "benchmark"))
     return made, sites.Site("north", Drawn(SIZES[model], batch), cache=feature_cache.FeatureCache(64 * MIB))
 
 
@@ -111,7 +110,7 @@ def stock(model: Any, site: Any, steps: int) -> list[float]:
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
-    from fedvfm.client import site as sites
+    from fedvfm.client.training import site as sites
 
     model.write(model.initial())
     for module in model.modules():
@@ -159,7 +158,7 @@ def child(folder: Path, model: str, arm: str, steps: int, batch: int) -> None:
     warnings.simplefilter("ignore")
     import torch
 
-    from fedvfm.client import trainer
+    from fedvfm.client.training import trainer
     from fedvfm.privacy import gradients
 
     torch.set_num_threads(1)

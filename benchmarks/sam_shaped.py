@@ -35,21 +35,22 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config, errors, seeding
+from fedvfm import errors, seeding
 from fedvfm.backbones import base, convert, sam, stock, stored, vit, weights
-from fedvfm.client import trainer
+from fedvfm.client.training import trainer
+from fedvfm.config import schema
 from fedvfm.data import prompts, transforms
-from fedvfm.simulation import compare
+from fedvfm.simulation.results import compare
 
 ROOT = Path(__file__).parents[1]
 NAME, EXPERIMENT = "sam-shaped", "sam-nuclei"
 SEED, IMAGES, OBJECTS, KEEP_EVERY, HELD_OUT = 0, 600, 6, 50, 32
 MOMENTS = ("exp_avg", "exp_avg_sq")
-OPTIMISER = config.OptimiserConfig(learning_rate=1e-3, weight_decay=0.05, schedule="cosine")
+OPTIMISER = schema.OptimiserConfig(learning_rate=1e-3, weight_decay=0.05, schedule="cosine")
 ASKED = (
-    config.TaskConfig(prompt="box"),
-    config.TaskConfig(prompt="points", prompt_points=1),
-    config.TaskConfig(prompt="points", prompt_points=3),
+    schema.TaskConfig(prompt="box"),
+    schema.TaskConfig(prompt="points", prompt_points=1),
+    schema.TaskConfig(prompt="points", prompt_points=3),
 )
 THEIRS = {
     "q": "attention.q_proj",
@@ -128,7 +129,7 @@ class Learner:
         for number in numbers:
             if number not in self.seen:
                 image, labels = self.images.image(number)
-                contract = config.DataContract(class_names=("rest", "object"))
+                contract = schema.DataContract(class_names=("rest", "object"))
                 pixels = torch.from_numpy(transforms.normalise(image[None], contract)).to(self.device)
                 with torch.no_grad():
                     self.seen[number] = self.model.prefix(pixels, self.model.depth, ()).hidden.half(), labels
@@ -136,8 +137,8 @@ class Learner:
         return torch.cat([hidden for hidden, _ in found]).float(), np.stack([labels for _, labels in found])
 
     def answers(
-        self, hidden: Tensor, labels: np.ndarray, asked: Sequence[config.TaskConfig], rng: np.random.Generator
-    ) -> Iterator[tuple[Tensor, Tensor, config.TaskConfig]]:
+        self, hidden: Tensor, labels: np.ndarray, asked: Sequence[schema.TaskConfig], rng: np.random.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, schema.TaskConfig]]:
         """Low-resolution masks of every token, the truth, how it was shown; the neck runs once for all objects."""
         embedding, size = self.model.neck(hidden), labels.shape[-2:]
         for task in asked:
@@ -148,7 +149,7 @@ class Learner:
             yield masks, wanted, task
 
     @torch.no_grad()
-    def iou(self, task: config.TaskConfig, number: int = HELD_OUT) -> float:
+    def iou(self, task: schema.TaskConfig, number: int = HELD_OUT) -> float:
         """Mean IoU of the first mask on images that were not trained on."""
         found = []
         for index in range(number):
@@ -265,7 +266,7 @@ def _told(drawn: Sequence[prompts.Simulated], device: str) -> base.Prompts:
     return base.Prompts(points, None, boxes)
 
 
-def _loss(masks: Tensor, truth: Tensor, task: config.TaskConfig) -> Tensor:
+def _loss(masks: Tensor, truth: Tensor, task: schema.TaskConfig) -> Tensor:
     """Of the first mask; after one point, which may mean several objects, also of the best of the other three."""
     truth = nn.functional.adaptive_avg_pool2d(truth[:, None], masks.shape[-2:])[:, 0]
     each = torch.stack([_mask_loss(masks[:, index], truth) for index in range(masks.shape[1])], dim=1)
@@ -285,7 +286,7 @@ def pretrain(steps: int, batch: int, device: str, work: Path, *, quick: bool) ->
     """Train or go on, put the model into the weights cache, and say how well it segments what it is shown."""
     started, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
-    dino = vit.load(config.BackboneConfig(name=weights.EMBEDDED)).model
+    dino = vit.load(schema.BackboneConfig(name=weights.EMBEDDED)).model
     learner = Learner(steps, batch, device, dino, brains=not quick)
     work.mkdir(parents=True, exist_ok=True)
     state, losses = work / "pretraining.safetensors", []

@@ -28,7 +28,7 @@ FIGURES = ("wall_s", "cpu_s", "extra_mib")
 
 
 def rows(pairs: int) -> Any:
-    from fedvfm import state
+    from fedvfm.state import state
 
     found = [state.ArraySpec("head.weight", (NUMBERS - pairs * 2 * RANK * WIDTH,), "head")]
     for number in range(pairs):
@@ -42,7 +42,7 @@ def updates(manifest: Any, count: int) -> Iterator[Any]:
     """Each from its number alone; what it costs to make them is not counted."""
     import numpy as np
 
-    from fedvfm import state
+    from fedvfm.state import state
 
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -69,8 +69,8 @@ def work(rule_name: str, count: int, pairs: int) -> dict[str, Any]:
     """One run in this process, whichever checkout it is."""
     import resource
 
-    from fedvfm.server import aggregation, handshake
-    from fedvfm.server.aggregators import table
+    from fedvfm.aggregators import table
+    from fedvfm.server.rounds import aggregation, handshake
 
     manifest, rule = rows(pairs), table.TABLE.get(rule_name)()
     names = [f"site-{number:04d}" for number in range(count)]
@@ -103,7 +103,7 @@ def work(rule_name: str, count: int, pairs: int) -> dict[str, Any]:
 def run(checkout: Path, rule: str, count: int, options: argparse.Namespace) -> dict[str, Any]:
     environment = os.environ | dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], "1")
     environment["PYTHONPATH"] = str(checkout)
-    holds = not (checkout / "fedvfm" / "server" / "aggregators" / "exact_sum.py").exists()
+    holds = not (checkout / "fedvfm" / "aggregators" / "exact_sum.py").exists()
     fewer = min(count, int(options.most_mib / 8)) if holds and rule == "mean" else count
     command = [str(checkout / ".venv/bin/python"), str(Path(__file__).resolve()), "--work", rule]
     command += ["--updates", str(fewer), "--pairs", str(options.pairs)]

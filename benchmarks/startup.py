@@ -56,7 +56,7 @@ for name in json.load(open(sys.argv[1])):
     with contextlib.suppress(Exception):
         importlib.import_module(name)
 """
-COMMAND = "import sys; from fedvfm import cli; sys.argv[0] = 'fedvfm'; cli.main()"
+COMMAND = "import sys; import runpy; sys.argv[0] = 'fedvfm'; runpy.run_module('fedvfm.cli', run_name='__main__')"
 EXPERIMENT = """
 name = "startup"
 title = "discs"

@@ -1,4 +1,4 @@
-"""HD95, ASSD and NSD by ``fedvfm.surfaces`` beside MONAI's functions: processor time, interleaved, as ratios.
+"""HD95, ASSD and NSD by ``fedvfm.tasks.surfaces`` beside MONAI's functions: processor time, interleaved, as ratios.
 
 Run: ``python benchmarks/surfaces.py [--repeats 5]``. Both get the box around both masks, on one thread. MONAI is asked
 for HD95 and NSD alone, and for all three; ours are always all three. Ends with an error if a value differs by more
@@ -19,7 +19,7 @@ import torch
 from monai import metrics as monai_metrics
 from scipy import ndimage
 
-from fedvfm import metrics, surfaces
+from fedvfm.tasks import metrics, surfaces
 
 TOLERANCE = 2.0
 THICK = (2.5, 0.8, 0.8)

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fedvfm import errors, protocol
+from fedvfm import errors
 from fedvfm.data.readiness import catalogue
+from fedvfm.protocol import protocol
 
 PAGE = Path(__file__).with_name("errors.md")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from fedvfm import registry
 from fedvfm.adapters import table as adapters
+from fedvfm.aggregators import table as rules
 from fedvfm.backbones import table as backbones
 from fedvfm.data.sources import table as sources
-from fedvfm.server.aggregators import table as rules
 from fedvfm.simulation import tables as simulation
 from fedvfm.tasks import table as tasks
 

@@ -32,14 +32,14 @@ def one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def float32_unless_told() -> None:
     """Recipes of precision "auto" compute in the same numbers on every machine that runs the tests."""
-    from fedvfm.client import precision
+    from fedvfm.model import precision
 
     precision.take("cpu", math.inf)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_wait_for_the_disk() -> Iterator[None]:
-    """Only a machine that stops loses what the kernel has, and no test stops one; tests/test_storage.py counts."""
+    """Only a machine that stops loses what the kernel has; no test stops one. tests/storage/test_storage.py counts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Answer]]:
     """The command line in this process: no start-up, the same entry point; ``answer`` is what a person types."""
-    from fedvfm import cli as door
+    from fedvfm.cli import main
 
     def call(*arguments: str | Path, answer: str | None = None) -> Answer:
         monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
@@ -72,7 +72,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         capsys.readouterr()
         code = 0
         try:
-            door.main()
+            main.main()
         except SystemExit as leave:
             code = int(leave.code or 0)
         made = capsys.readouterr()

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedvfm import errors, processes
+from fedvfm import errors
+from fedvfm.runtime import processes
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 import fedvfm
-from fedvfm import config as configs
-from fedvfm import errors, seeding, state
+from fedvfm import errors, seeding
 from fedvfm.adapters import base as adapters
 from fedvfm.adapters import table as adapter_table
+from fedvfm.aggregators import mean
+from fedvfm.aggregators import table as rule_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.data import sample as data
 from fedvfm.data.sources import table as source_table
-from fedvfm.server.aggregators import mean
-from fedvfm.server.aggregators import table as rule_table
+from fedvfm.model import adapted_model
 from fedvfm.simulation import baselines, experiment, tables
+from fedvfm.state import state
 from fedvfm.tasks import classification
 from fedvfm.tasks import table as task_table
 
@@ -77,7 +78,7 @@ class Patches(backbones.Backbone):
         return backbones.Features(pixels, (grid,) * len(taps), grid.mean(dim=(2, 3)))
 
 
-def my_backbone(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> Patches:
+def my_backbone(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> Patches:
     with torch.device(device if with_weights else "meta"):
         return Patches()
 
@@ -85,7 +86,7 @@ def my_backbone(settings: configs.BackboneConfig, *, with_weights: bool = True, 
 class LastLayer(adapters.Adapter):
     """Trains the last convolution."""
 
-    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> adapters.Injected:
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> adapters.Injected:
         layer: Any = backbone.model[2]  # type: ignore[index]
         parameters = {f"patches.2.{name}": parameter for name, parameter in layer.named_parameters()}
         return adapters.Injected(
@@ -111,7 +112,7 @@ class HalfMean(mean.Mean):
 class Squares:
     """Bright and dark squares at three sites."""
 
-    def __init__(self, settings: configs.SourceConfig) -> None:
+    def __init__(self, settings: schema.SourceConfig) -> None:
         self.info = data.SourceInfo("my-squares", "classification", ("dark", "bright"), "own")
 
     def samples(self) -> list[data.Sample]:
@@ -184,9 +185,9 @@ def test_registering_returns_the_thing_and_guards_names() -> None:
 def test_an_own_backbone_and_adapter_make_a_model() -> None:
     register_all()
     recipe = experiment.parse(VALUES, "experiment").recipe
-    model = models.AdaptedModel(recipe)
+    model = adapted_model.AdaptedModel(recipe)
     locked = model.locked()
-    meta = models.AdaptedModel(recipe, with_weights=False).locked()
+    meta = adapted_model.AdaptedModel(recipe, with_weights=False).locked()
     assert locked.manifest == meta.manifest
     assert locked.adapter == meta.adapter
     assert {spec.group for spec in model.manifest} == {"last", "head"}

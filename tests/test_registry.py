@@ -16,7 +16,7 @@ FACES = [
     "fedvfm.adapters.table",
     "fedvfm.tasks.table",
     "fedvfm.tasks.heads",
-    "fedvfm.server.aggregators.table",
+    "fedvfm.aggregators.table",
     "fedvfm.data.sources.table",
 ]
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import errors, seeding, state
+from fedvfm import errors, seeding
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
+from fedvfm.state import state
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Adapter:
     foldable: ClassVar[bool] = True
     pairs: ClassVar[bool] = False
 
-    def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
+    def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """What is wrong with the settings for this backbone, one sentence a fault."""
         wrong = [layer for layer in settings.layers if layer >= backbone.depth]
         found = [fault for key in self.numbers if (fault := self._number_fault(settings, key))]
@@ -56,7 +57,7 @@ class Adapter:
             )
         return found
 
-    def number(self, settings: configs.AdapterConfig, key: str) -> float:
+    def number(self, settings: schema.AdapterConfig, key: str) -> float:
         """The value of one of ``numbers``.
 
         Raises:
@@ -67,7 +68,7 @@ class Adapter:
         value: Any = settings.options.get(key, self.numbers[key][0])
         return value  # type: ignore[no-any-return]
 
-    def _number_fault(self, settings: configs.AdapterConfig, key: str) -> str:
+    def _number_fault(self, settings: schema.AdapterConfig, key: str) -> str:
         default, least, most = self.numbers[key]
         value: Any = settings.options.get(key, default)
         whole = isinstance(default, int)
@@ -75,7 +76,7 @@ class Adapter:
             return ""
         return f"recipe.adapter.options.{key} = {value!r}: give a {'whole ' * whole}number from {least} to {most}"
 
-    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> Injected:
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> Injected:
         """Put the trainable parameters in. At the start the model computes what the backbone computes."""
         raise NotImplementedError
 
@@ -103,6 +104,6 @@ def initial(spec: state.ArraySpec, seed: int, bound: float = 0.0) -> state.Array
     return seeding.stream(seed, "initial", spec.name).uniform(-bound, bound, spec.shape).astype(np.float32)
 
 
-def blocks_of(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[int]:
+def blocks_of(settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[int]:
     """The block numbers the settings choose: all, or ``layers``."""
     return sorted(set(settings.layers)) if settings.layers else list(range(backbone.depth))

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import state
 from fedvfm.adapters import base
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
+from fedvfm.state import state
 
 
 class Bottleneck(nn.Module):
@@ -82,7 +82,7 @@ def injected(made: Mapping[str, Bottleneck]) -> base.Injected:
     return base.Injected(specs, parameters, bounds=bounds)
 
 
-def chosen(settings: configs.AdapterConfig, places: Iterable[backbones.Seat]) -> list[backbones.Seat]:
+def chosen(settings: schema.AdapterConfig, places: Iterable[backbones.Seat]) -> list[backbones.Seat]:
     """The places that ``layers`` chooses: those of the named blocks, and all that belong to no block."""
     named = tuple(f"block.{block:02d}." for block in settings.layers)
     return [place for place in places if place.name.startswith(named or "") or not place.name.startswith("block.")]
@@ -98,11 +98,11 @@ class Bottlenecks(base.Adapter):
         """Where the kind puts one."""
         raise NotImplementedError
 
-    def make(self, settings: configs.AdapterConfig, place: backbones.Seat) -> Bottleneck:
+    def make(self, settings: schema.AdapterConfig, place: backbones.Seat) -> Bottleneck:
         """The bottleneck of one place."""
         raise NotImplementedError
 
-    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
         """See base."""
         made = {}
         for place in chosen(settings, self.places(backbone)):
@@ -127,7 +127,7 @@ class AdaptFormer(Bottlenecks):
 
     numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {"width": (64, 1, 4096), "scale": (0.1, 0.001, 100.0)}
 
-    def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
+    def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """See base."""
         if not self.places(backbone):
             return [
@@ -140,7 +140,7 @@ class AdaptFormer(Bottlenecks):
         """See base."""
         return [place for place in backbone.seats() if place.name.startswith("block.") and place.name.endswith(".ffn")]
 
-    def make(self, settings: configs.AdapterConfig, place: backbones.Seat) -> Bottleneck:
+    def make(self, settings: schema.AdapterConfig, place: backbones.Seat) -> Bottleneck:
         """See base."""
         width, scale = int(self.number(settings, "width")), self.number(settings, "scale")
         return Bottleneck(place.width, width, scale, nn.functional.relu, settings.dropout)
@@ -165,7 +165,7 @@ class MedicalSamAdapter(Bottlenecks):
 
     numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {"width": (0, 0, 4096), "scale": (0.5, 0.001, 100.0)}
 
-    def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
+    def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """See base."""
         if not backbone.mask_tokens or not backbone.seats():
             return [
@@ -178,7 +178,7 @@ class MedicalSamAdapter(Bottlenecks):
         """See base."""
         return backbone.seats()
 
-    def make(self, settings: configs.AdapterConfig, place: backbones.Seat) -> Bottleneck:
+    def make(self, settings: schema.AdapterConfig, place: backbones.Seat) -> Bottleneck:
         """See base."""
         width = int(self.number(settings, "width")) or max(1, place.width // 4)
         scale = self.number(settings, "scale") if place.side == "beside" else 1.0

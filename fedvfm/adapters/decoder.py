@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import registry, state
+from fedvfm import registry
 from fedvfm.adapters import base
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
+from fedvfm.state import state
 
 GROUP = "decoder"
 UNREAD = "iou_prediction_head"
@@ -52,7 +53,7 @@ def paths(parts: Sequence[str], backbone: backbones.Backbone) -> list[str]:
     return [name for name, _ in backbone.model.named_modules() if name in chosen]
 
 
-def inject(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
+def inject(settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
     """Make the parameters of the named parts trainable copies; they travel as differences from the frozen values."""
     parameters: dict[str, nn.Parameter] = {}
     reference: dict[str, Tensor] = {}

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import state
 from fedvfm.adapters import base
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
+from fedvfm.state import state
 
 
 class Dense(base.Adapter):
@@ -28,7 +28,7 @@ class Dense(base.Adapter):
     def __init__(self, group: str, chosen: Callable[[nn.Module, str], bool]) -> None:
         self.group, self.chosen = group, chosen
 
-    def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
+    def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """See base."""
         found = super().faults(settings, backbone)
         if settings.dropout:
@@ -43,7 +43,7 @@ class Dense(base.Adapter):
             )
         return found
 
-    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
         """See base. The parameters are copied first: the frozen weights may be shared by other models."""
         allowed = tuple(f"block.{block:02d}." for block in settings.layers)
         parameters: dict[str, nn.Parameter] = {}
@@ -91,6 +91,6 @@ def full() -> Dense:
 class HeadOnly(base.Adapter):
     """Nothing in the backbone trains; only the head travels."""
 
-    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
         """See base."""
         return base.Injected()

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import state
 from fedvfm.adapters import base, fused
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
+from fedvfm.state import state
 
 if TYPE_CHECKING:
     import peft
 
 
-def peft_config(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> peft.LoraConfig:
+def peft_config(settings: schema.AdapterConfig, backbone: backbones.Backbone) -> peft.LoraConfig:
     """The PEFT configuration of the same adapter in the stock model; it is what an export carries.
 
     Pairs on slices of a fused layer become one pair of the whole layer (see :meth:`fused.Fused.block_form`).
@@ -37,7 +37,7 @@ def peft_config(settings: configs.AdapterConfig, backbone: backbones.Backbone) -
     )
 
 
-def _config(settings: configs.AdapterConfig, paths: list[str], rank: int, **patterns: Any) -> peft.LoraConfig:
+def _config(settings: schema.AdapterConfig, paths: list[str], rank: int, **patterns: Any) -> peft.LoraConfig:
     import peft
 
     return peft.LoraConfig(
@@ -50,12 +50,12 @@ def _config(settings: configs.AdapterConfig, paths: list[str], rank: int, **patt
     )
 
 
-def _alpha(settings: configs.AdapterConfig, rank: int) -> float:
+def _alpha(settings: schema.AdapterConfig, rank: int) -> float:
     alpha = settings.scale * rank
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def _whole(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> dict[str, str]:
+def _whole(settings: schema.AdapterConfig, backbone: backbones.Backbone) -> dict[str, str]:
     """Pair -> path of a layer that is one projection."""
     found = {
         f"block.{block:02d}.{part}": backbone.projection(block, part)
@@ -65,7 +65,7 @@ def _whole(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> dic
     return {pair: path for pair, path in found.items() if path}
 
 
-def _sliced(settings: configs.AdapterConfig, backbone: backbones.Backbone) -> dict[str, dict[str, backbones.Slice]]:
+def _sliced(settings: schema.AdapterConfig, backbone: backbones.Backbone) -> dict[str, dict[str, backbones.Slice]]:
     """Path of a fused layer -> pair -> its rows."""
     found: dict[str, dict[str, backbones.Slice]] = {}
     for block in base.blocks_of(settings, backbone):
@@ -122,7 +122,7 @@ class Lora(base.Adapter):
 
     pairs: ClassVar[bool] = True
 
-    def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
+    def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """See base."""
         found = super().faults(settings, backbone)
         if backbone.depth == 0:
@@ -134,7 +134,7 @@ class Lora(base.Adapter):
             found.append(f"recipe.adapter.targets = {list(settings.targets)}: known: q, k, v, o, fc1, fc2")
         return found
 
-    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
         """See base."""
         pairs = self._whole_layers(settings, backbone) | self._slices(settings, backbone)
         specs: list[state.ArraySpec] = []
@@ -148,7 +148,7 @@ class Lora(base.Adapter):
 
     @staticmethod
     def _whole_layers(
-        settings: configs.AdapterConfig, backbone: backbones.Backbone
+        settings: schema.AdapterConfig, backbone: backbones.Backbone
     ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """Pair -> A and B put beside whole layers."""
         found: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
@@ -164,7 +164,7 @@ class Lora(base.Adapter):
 
     @staticmethod
     def _slices(
-        settings: configs.AdapterConfig, backbone: backbones.Backbone
+        settings: schema.AdapterConfig, backbone: backbones.Backbone
     ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """Pair -> A and B put on slices."""
         found: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}

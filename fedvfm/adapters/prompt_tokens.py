@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fedvfm import config as configs
-from fedvfm import errors, state
+from fedvfm import errors
 from fedvfm.adapters import base
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
+from fedvfm.state import state
 
 DEPTHS = ("deep", "shallow")
 
@@ -39,7 +40,7 @@ class PromptTokens(base.Adapter):
     numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {"count": (10, 1, 1024)}
     foldable = False
 
-    def faults(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
+    def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
         """See base."""
         if backbone.tokens_refused:
             return [
@@ -48,7 +49,7 @@ class PromptTokens(base.Adapter):
             ]
         return super().faults(settings, backbone) + _depth_faults(settings)
 
-    def inject(self, settings: configs.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
         """See base.
 
         Raises:
@@ -67,11 +68,11 @@ class PromptTokens(base.Adapter):
         return base.Injected(specs, parameters, bounds=dict.fromkeys(parameters, bound))
 
 
-def _depth(settings: configs.AdapterConfig) -> object:
+def _depth(settings: schema.AdapterConfig) -> object:
     return settings.options.get("depth", DEPTHS[0])
 
 
-def _depth_faults(settings: configs.AdapterConfig) -> list[str]:
+def _depth_faults(settings: schema.AdapterConfig) -> list[str]:
     depth, found = _depth(settings), []
     if depth not in DEPTHS:
         found.append(f"recipe.adapter.options.depth = {depth!r}: known: {', '.join(DEPTHS)}")

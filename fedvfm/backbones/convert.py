@@ -17,9 +17,10 @@ from types import ModuleType
 import safetensors.torch
 from torch import Tensor
 
-from fedvfm import config as configs
-from fedvfm import errors, storage
+from fedvfm import errors
 from fedvfm.backbones import base, identity, pickled, record, safefile, sam_original, table, tinyvit_original, weights
+from fedvfm.config import schema
+from fedvfm.storage import storage
 
 STAGING = ".import."
 STALE_S = 86_400.0
@@ -85,7 +86,7 @@ def bring(
             if weights.in_cache(name) and not replace:  # another import of this name came first
                 return _as_before(name, source, given)
             _install(staging, weights.own_folder(name))
-    return weights.locate(configs.BackboneConfig(name=name), download=False)
+    return weights.locate(schema.BackboneConfig(name=name), download=False)
 
 
 def _check_name(name: str) -> None:
@@ -113,7 +114,7 @@ def _as_before(name: str, source: str, given: Given) -> weights.Located:
             f"'{name}' is on this machine already, made from {kept.source if kept else 'another file'}. Choose another "
             "--name, or put the new one in its place with --replace"
         )
-    return weights.locate(configs.BackboneConfig(name=name), download=False)
+    return weights.locate(schema.BackboneConfig(name=name), download=False)
 
 
 # -- what was given ----------------------------------------------------------------------------------------------------
@@ -239,14 +240,14 @@ def _check_loads(staging: Path, path: Path, name: str) -> None:
     Raises:
         WeightsError: if it does not load.
     """
-    settings = configs.BackboneConfig.model_construct(name=str(staging))
+    settings = schema.BackboneConfig.model_construct(name=str(staging))
     try:
         made: base.Backbone = table.loader(settings)(settings)
     except errors.FedvfmError as error:
         said = str(error).replace(str(staging), str(path)).replace("\n", " ")
         raise errors.WeightsError(f"{path}: does not load with its config.json: {said}") from None
     if name in weights.KNOWN:
-        known = configs.BackboneConfig(name=name)
+        known = schema.BackboneConfig(name=name)
         wanted: base.Backbone = table.loader(known)(known, with_weights=False)
         if _shapes(wanted) != _shapes(made):
             raise errors.WeightsError(

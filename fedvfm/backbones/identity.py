@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedvfm import chain, errors
+from fedvfm import errors
+from fedvfm.storage import hash_chain
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -52,7 +53,7 @@ def _sha256_of(path: Path, changed_ns: int, size: int) -> str:
 
 def of_settings(values: Mapping[str, Any]) -> str:
     """sha256 of the canonical JSON of the settings, without remarks that change nothing (names, versions, labels)."""
-    return hashlib.sha256(chain.canonical(_settings(values)).encode()).hexdigest()
+    return hashlib.sha256(hash_chain.canonical(_settings(values)).encode()).hexdigest()
 
 
 def _settings(values: Any) -> Any:
@@ -132,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        chain.canonical(values)
+        hash_chain.canonical(values)
     except (OSError, ValueError, RecursionError) as error:
         raise errors.WeightsError(
             f"{path}: cannot be read ({type(error).__name__}). Fetch the backbone again"

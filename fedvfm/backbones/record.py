@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedvfm import errors, storage
+from fedvfm import errors
+from fedvfm.storage import storage
 
 FILE = "fedvfm-weights.json"
 ORIGINS = ("embedded", "imported", "hub")

@@ -16,7 +16,8 @@ from typing import IO
 
 import safetensors
 
-from fedvfm import errors, storage
+from fedvfm import errors
+from fedvfm.storage import storage
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 

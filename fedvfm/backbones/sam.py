@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
 from fedvfm.backbones import base, promptable, stock
+from fedvfm.config import schema
 
 BLOCKS = "vision_encoder.layers"
 PROJECTIONS = {"o": "attn.proj", "fc1": "mlp.lin1", "fc2": "mlp.lin2"}
@@ -171,7 +171,7 @@ def shape(values: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 @base.takes("gradient_checkpointing")
-def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnything:
+def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnything:
     """A frozen SAM by table name, Hugging Face name or local folder; without weights on the meta device.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
 from fedvfm.backbones import base, promptable, stock
+from fedvfm.config import schema
 
 
 class SegmentAnything2(promptable.Promptable):
@@ -188,7 +188,7 @@ def shape(values: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 @base.takes("gradient_checkpointing")
-def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnything2:
+def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnything2:
     """A frozen SAM 2 by table name, Hugging Face name or local folder; without weights on the meta device.
 
     Raises:

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import base, sam2, stock
+from fedvfm.config import schema
 
 
 class SegmentAnything3(sam2.SegmentAnything2):
@@ -143,7 +143,7 @@ def register() -> None:
 
 
 @base.takes("gradient_checkpointing")
-def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnything3:
+def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnything3:
     """A frozen SAM 3 by table name, Hugging Face name or local folder; without weights on the meta device.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedvfm import config as configs
 from fedvfm.backbones import base, promptable, sam, stock
+from fedvfm.config import schema
 
 
 class SegmentAnythingHQ(sam.SegmentAnything):
@@ -68,7 +68,7 @@ def shape(values: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 @base.takes("gradient_checkpointing")
-def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnythingHQ:
+def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> SegmentAnythingHQ:
     """A frozen SAM-HQ by table name, Hugging Face name or local folder; without weights on the meta device.
 
     Raises:

@@ -11,9 +11,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import base, weights
+from fedvfm.config import schema
 
 
 class Stock(base.Backbone):
@@ -150,7 +150,7 @@ Made = TypeVar("Made", bound=Stock)
 
 
 def load(
-    settings: configs.BackboneConfig,
+    settings: schema.BackboneConfig,
     shape: Callable[[Mapping[str, Any]], tuple[str, Any]],
     build: Callable[..., Made],
     *,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import identity, record, safefile, table, weights
+from fedvfm.config import schema
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Finding:
     detail: str
 
 
-def fetch(settings: configs.BackboneConfig, source: Path | None = None) -> weights.Located:
+def fetch(settings: schema.BackboneConfig, source: Path | None = None) -> weights.Located:
     """Bring weights here, or prove that they are here; damaged ones are fetched again.
 
     Args:
@@ -82,12 +82,12 @@ def _need_weights(name: str, verb: str) -> None:
     Raises:
         ConfigError: saying so.
     """
-    table.loader(configs.BackboneConfig(name=name))
+    table.loader(schema.BackboneConfig(name=name))
     if name in table.TABLE and name not in weights.KNOWN:
         raise errors.ConfigError(verb, [f"'{name}' is trained from scratch; there is nothing to {verb.split()[-1]}"])
 
 
-def _out_of_wheel(settings: configs.BackboneConfig, source: Path | None) -> weights.Located:
+def _out_of_wheel(settings: schema.BackboneConfig, source: Path | None) -> weights.Located:
     if source is None:
         try:
             return weights.locate(settings)
@@ -97,7 +97,7 @@ def _out_of_wheel(settings: configs.BackboneConfig, source: Path | None) -> weig
     return weights.locate(settings)
 
 
-def _sound(settings: configs.BackboneConfig) -> weights.Located:
+def _sound(settings: schema.BackboneConfig) -> weights.Located:
     """The weights; what Hugging Face's cache holds of damaged ones is downloaded again."""
     try:
         return weights.locate(settings)
@@ -184,7 +184,7 @@ def _verify(name: str) -> Finding:
     kept = None
     try:
         kept = record.read(weights.own_folder(name)) if weights.NAME.fullmatch(name) else None
-        located = weights.locate(configs.BackboneConfig(name=name), download=False)
+        located = weights.locate(schema.BackboneConfig(name=name), download=False)
         for file in identity.weight_files(located.folder):
             if file.suffix == ".safetensors":
                 safefile.names(file)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fedvfm import config as configs
 from fedvfm import errors, registry
 from fedvfm.backbones import weights
+from fedvfm.config import schema
 
 _VIT = "fedvfm.backbones.vit:load"
 _SAM = "fedvfm.backbones.sam:load"
@@ -71,7 +71,7 @@ def elsewhere(name: str) -> bool:
     return "/" in name or weights.in_cache(name) or weights.is_folder(name)
 
 
-def loader(settings: configs.BackboneConfig) -> Callable[..., Any]:
+def loader(settings: schema.BackboneConfig) -> Callable[..., Any]:
     """The function that loads this backbone.
 
     Raises:
@@ -86,7 +86,7 @@ def loader(settings: configs.BackboneConfig) -> Callable[..., Any]:
     raise errors.UnknownName(f"{TABLE.fault(name)}; or a Hugging Face name (owner/model), or a local folder")
 
 
-def _by_kind(settings: configs.BackboneConfig) -> Callable[..., Any]:
+def _by_kind(settings: schema.BackboneConfig) -> Callable[..., Any]:
     """The loader of a Hugging Face name or a folder, by what its configuration says it is."""
     try:
         values = weights.describe(settings)
@@ -96,7 +96,7 @@ def _by_kind(settings: configs.BackboneConfig) -> Callable[..., Any]:
     return found
 
 
-def _fetch_first(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> Any:
+def _fetch_first(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> Any:
     """Load a model whose configuration is not on this machine yet."""
     if with_weights:
         weights.locate(settings)

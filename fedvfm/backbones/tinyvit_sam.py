@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import base, identity, promptable, sam, stock, tinyvit, weights
+from fedvfm.config import schema
 
 BLOCKS = "vision_encoder.blocks"
 PROJECTIONS = {"o": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
@@ -197,7 +197,7 @@ def _read(located: weights.Located) -> LightSam:
 
 
 @base.takes("gradient_checkpointing")
-def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> TinyVitSam:
+def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> TinyVitSam:
     """A frozen light SAM by table name, imported name or local folder; without weights on the meta device.
 
     Raises:

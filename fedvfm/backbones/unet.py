@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import base
+from fedvfm.config import schema
 
 
 class UNet(base.Backbone):
@@ -66,7 +66,7 @@ class UNet(base.Backbone):
 
 
 @base.takes("channels")
-def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> UNet:
+def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> UNet:
     """A U-Net with the channels of ``options.channels``; its weights are set from the initial adapter.
 
     Raises:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import base, encoder, stock, table, weights
+from fedvfm.config import schema
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class VisionTransformer(stock.Stock):
         return {"attention_mask": None} if self.family.model in ("CLIPVisionModel", "SiglipVisionModel") else {}
 
 
-def load(settings: configs.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> VisionTransformer:
+def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> VisionTransformer:
     """A frozen vision transformer by table name, Hugging Face name or local folder.
 
     With ``with_weights=False`` the model lies on the meta device: shapes without weights or network.

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import identity, record
+from fedvfm.config import schema
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _whole(folder: Path) -> bool:
     return (folder / identity.CONFIG).is_file()
 
 
-def remedy(settings: configs.BackboneConfig) -> str:
+def remedy(settings: schema.BackboneConfig) -> str:
     """What to do where weights are missing: the exact command where there is one."""
     name, known = settings.name, KNOWN.get(settings.name)
     if known is not None and known.made_by:
@@ -318,7 +318,7 @@ def remedy(settings: configs.BackboneConfig) -> str:
     return f"Run: fedvfm weights fetch {name}{revision}"
 
 
-def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
+def describe(settings: schema.BackboneConfig) -> Mapping[str, Any]:
     """The values of ``config.json`` without weights or network.
 
     Raises:
@@ -337,7 +337,7 @@ def describe(settings: configs.BackboneConfig) -> Mapping[str, Any]:
     return identity.read_config(folder)
 
 
-def pinned(settings: configs.BackboneConfig) -> tuple[str, str]:
+def pinned(settings: schema.BackboneConfig) -> tuple[str, str]:
     """What is known of both hashes without the weights: of the weights, of the settings; empty where nothing is."""
     known = KNOWN.get(settings.name)
     if known is not None and known.sha256:
@@ -345,7 +345,7 @@ def pinned(settings: configs.BackboneConfig) -> tuple[str, str]:
     return settings.sha256 or "", "" if known is not None else identity.of_settings(describe(settings))
 
 
-def locate(settings: configs.BackboneConfig, *, download: bool = True, force: bool = False) -> Located:
+def locate(settings: schema.BackboneConfig, *, download: bool = True, force: bool = False) -> Located:
     """Find the weights and check them against what was recorded and pinned.
 
     With ``force`` they are downloaded again.
@@ -423,7 +423,7 @@ def _compare(name: str, located: Located, sha256: str, config_sha256: str, said:
         )
 
 
-def check_revision(settings: configs.BackboneConfig) -> None:
+def check_revision(settings: schema.BackboneConfig) -> None:
     """A revision is Hugging Face's; where the weights come from elsewhere it would be ignored.
 
     Raises:
@@ -445,7 +445,7 @@ def check_revision(settings: configs.BackboneConfig) -> None:
     )
 
 
-def _folder(settings: configs.BackboneConfig, *, download: bool, force: bool = False) -> Path | None:
+def _folder(settings: schema.BackboneConfig, *, download: bool, force: bool = False) -> Path | None:
     name = settings.name
     if is_folder(name):
         return Path(name)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvfm import errors, storage
+from fedvfm import errors
 from fedvfm.backbones import identity, record, safefile, weights
+from fedvfm.storage import storage
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,21 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedvfm import codecs, errors, privacy_config, progress, protocol, state
-from fedvfm import config as configs
-from fedvfm.client import evaluator, feature_counts, held, trainer
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
+from fedvfm import errors
+from fedvfm.client.gate import held_adapters
+from fedvfm.client.training import evaluator, trainer
+from fedvfm.client.training import site as sites
+from fedvfm.config import privacy, schema
+from fedvfm.model import adapted_model, feature_counts
+from fedvfm.protocol import codecs, protocol
+from fedvfm.report import progress
+from fedvfm.state import state
 
 MODELS_HELD = 8
 
 SiteOf = Callable[[Context], sites.Site]
 Report = Callable[[str, Exception], None]
-Keep = Callable[[models.AdaptedModel, sites.Site, protocol.Task, protocol.Evaluation, float], str]
+Keep = Callable[[adapted_model.AdaptedModel, sites.Site, protocol.Task, protocol.Evaluation, float], str]
 """What a site does with the final adapter and its scores until a time; answers one of ``protocol.ACCEPTANCE``."""
 
 
@@ -41,9 +45,9 @@ class Models:
     def __init__(self, limit: int = MODELS_HELD, threads: int = 0, recipes: int = 1) -> None:
         self.threads, self.recipes = threads, recipes
         self._limit = limit
-        self._models: OrderedDict[tuple[str, str, str], models.AdaptedModel] = OrderedDict()
+        self._models: OrderedDict[tuple[str, str, str], adapted_model.AdaptedModel] = OrderedDict()
 
-    def get(self, recipe: configs.Recipe, device: str) -> models.AdaptedModel:
+    def get(self, recipe: schema.Recipe, device: str) -> adapted_model.AdaptedModel:
         """The model of this recipe, built if it is not held."""
         adapter = recipe.adapter.model_copy(update={"rank": 1, "alpha": None})
         key = (recipe.model_copy(update={"adapter": adapter}).hash, recipe.hash, device)
@@ -51,7 +55,7 @@ class Models:
             self._make_room(key[0])
             if threads := self.threads or recipe.threads:
                 torch.set_num_threads(threads)
-            self._models[key] = models.AdaptedModel(recipe, device=device)
+            self._models[key] = adapted_model.AdaptedModel(recipe, device=device)
         self._models.move_to_end(key)
         return self._models[key]
 
@@ -111,7 +115,7 @@ def make_client_app(
     report: Report | None = None,
     keep: Keep | None = None,
     on_step: progress.Step = progress.no_step,
-    adapters: held.Adapters | None = None,
+    adapters: held_adapters.Adapters | None = None,
 ) -> ClientApp:
     """A ClientApp.
 
@@ -125,7 +129,7 @@ def make_client_app(
     """
     app = ClientApp()
     kept = built or Models()
-    came = adapters or held.Adapters()
+    came = adapters or held_adapters.Adapters()
 
     def answer(message: Message, context: Context, work: Callable[[sites.Site, protocol.Task], RecordDict]) -> Message:
         site: sites.Site | None = None
@@ -151,7 +155,7 @@ def make_client_app(
             recipe = site.recipe(task.recipe)
             model = kept.get(recipe, site.device)
             counts = {split: len(site.split(split)) for split in ("train", "val", "test")}
-            if recipe.privacy.mechanism != privacy_config.NO_MECHANISM:  # whether there are any, not how many
+            if recipe.privacy.mechanism != privacy.NO_MECHANISM:  # whether there are any, not how many
                 counts["train"] = min(1, counts["train"])
             fingerprint = model.manifest.fingerprint
             return protocol.encode_hello(

@@ -9,8 +9,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvfm import audit, errors, processes, storage
-from fedvfm.client import joining, supervisor, verdicts
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.client import state_folder
+from fedvfm.client.adoption import decisions
+from fedvfm.client.process import supervisor
+from fedvfm.runtime import processes
+from fedvfm.storage import storage
 from fedvfm.trust import keys
 
 AUDIT = "audit.jsonl"
@@ -33,14 +38,14 @@ class Removed:
     bytes: int
 
 
-def found(where: joining.State, *, with_audit: bool = False) -> list[Removed]:
+def found(where: state_folder.State, *, with_audit: bool = False) -> list[Removed]:
     """What a purge would remove."""
     rows = [
-        ("adapters", where.folder / verdicts.FOLDER),
+        ("adapters", where.folder / decisions.FOLDER),
         ("replies", where.sent),
         ("features", where.features),
         ("run-files", where.folder / supervisor.FOLDER),
-        *(("rehearsals", path) for path in sorted(where.folder.glob(f"{joining.REHEARSAL}*"))),
+        *(("rehearsals", path) for path in sorted(where.folder.glob(f"{state_folder.REHEARSAL}*"))),
         *(("unfinished", path) for path in sorted(where.folder.rglob(f".*{storage.PART}"))),
         *((("audit", where.folder / AUDIT),) if with_audit else ()),
     ]
@@ -52,12 +57,12 @@ def _measured(kind: str, path: Path) -> Removed:
     return Removed(kind, str(path), len(files), sum(one.stat().st_size for one in files))
 
 
-def receipt(where: joining.State) -> audit.Receipt:
+def receipt(where: state_folder.State) -> audit.Receipt:
     """What the audit log was, signed, before it is removed: whoever keeps it can say so later."""
     return where.audit.receipt(keys.read_private(where.key))
 
 
-def require_stopped(where: joining.State) -> None:
+def require_stopped(where: state_folder.State) -> None:
     """Check that nothing of the client runs.
 
     Raises:
@@ -73,7 +78,7 @@ def require_stopped(where: joining.State) -> None:
             )
 
 
-def run(where: joining.State, *, with_audit: bool = False) -> list[Removed]:
+def run(where: state_folder.State, *, with_audit: bool = False) -> list[Removed]:
     """Remove it; what was removed.
 
     With the audit log the count of rounds and hours would begin anew, so every approval is withdrawn first.
@@ -86,7 +91,7 @@ def run(where: joining.State, *, with_audit: bool = False) -> list[Removed]:
     rows = found(where, with_audit=with_audit)
     if with_audit:
         for recipe in where.approvals.stand():
-            joining.withdraw(where, recipe)
+            state_folder.withdraw(where, recipe)
     for one in rows:
         path = Path(one.path)
         with storage.guard(path):

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from fedvfm import errors
 from fedvfm.backbones import stored
 from fedvfm.backbones import weights as backbones
-from fedvfm.client import joining
-from fedvfm.trust import documents
-from fedvfm.trust import lock as locks
+from fedvfm.client import state_folder
+from fedvfm.trust import locked_recipe, signed_documents
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ class Fault:
     @property
     def note(self) -> str:
         """Both, for a terminal; the backbone's name is the coordinator's word."""
-        return documents.shown(f"{self.problem}. {self.remedy}")
+        return signed_documents.shown(f"{self.problem}. {self.remedy}")
 
 
-def fault(recipe: locks.LockedRecipe) -> Fault | None:
+def fault(recipe: locked_recipe.LockedRecipe) -> Fault | None:
     """What keeps this machine from computing with a recipe's backbone; None where nothing does. Downloads nothing."""
     settings = recipe.recipe.backbone
     if not recipe.backbone_sha256:
@@ -48,7 +47,7 @@ def fault(recipe: locks.LockedRecipe) -> Fault | None:
     return None
 
 
-def faults(recipes: Iterable[locks.LockedRecipe], *, fetch: bool = False) -> Sequence[Fault]:
+def faults(recipes: Iterable[locked_recipe.LockedRecipe], *, fetch: bool = False) -> Sequence[Fault]:
     """What is wrong with the weights of these recipes, each backbone once.
 
     Args:
@@ -70,6 +69,6 @@ def faults(recipes: Iterable[locks.LockedRecipe], *, fetch: bool = False) -> Seq
     return remaining
 
 
-def approved(where: joining.State) -> list[locks.LockedRecipe]:
+def approved(where: state_folder.State) -> list[locked_recipe.LockedRecipe]:
     """The recipes that a person here approved, as far as their files are here."""
     return [where.find(recipe) for recipe in where.approvals.stand() if where.recipe_path(recipe).is_file()]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedvfm import config
+from fedvfm.config import schema
 from fedvfm.data import transforms
 
 
@@ -39,7 +39,7 @@ def known(names: Sequence[str]) -> bool:
 
 
 def training_view(
-    base: transforms.Prepared, contract: config.DataContract, rng: np.random.Generator, device: str
+    base: transforms.Prepared, contract: schema.DataContract, rng: np.random.Generator, device: str
 ) -> View:
     """As :func:`fedvfm.data.transforms.training_view`, on ``device``."""
     image, mask = transforms.cropped(base, contract, rng)
@@ -49,7 +49,7 @@ def training_view(
     return view
 
 
-def normalise(batch: Tensor, contract: config.DataContract) -> Tensor:
+def normalise(batch: Tensor, contract: schema.DataContract) -> Tensor:
     """Subtract the contract's mean and divide by its standard deviation. Shapes: (B, 3, h, w)."""
     mean, std = (batch.new_tensor(values).reshape(1, 3, 1, 1) for values in (contract.mean, contract.std))
     return (batch - mean) / std

@@ -1,4 +1,4 @@
-"""Picture files to arrays: PNG, JPEG, TIFF and BMP through Pillow. Volumes: :mod:`fedvfm.data.volumes`.
+"""Picture files to arrays: PNG, JPEG, TIFF and BMP through Pillow. Volumes: :mod:`fedvfm.data.volumes.volumes`.
 
 Images are read as they are meant to be shown: turned upright (EXIF orientation), dark to bright at every depth (TIFF's
 WhiteIsZero). Masks are read as the numbers that are stored: the same at 1, 2, 4 and 8 bits, whatever is shown white;
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedvfm import errors
-from fedvfm.data import defect, volumes
+from fedvfm.data import defect
+from fedvfm.data.volumes import volumes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOLUMES = volumes.ENDINGS

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedvfm import config, errors, registry
+from fedvfm import errors, registry
+from fedvfm.config import schema
 from fedvfm.data import defect, structures
 from fedvfm.data import sample as data
 
 
-def faults(recipe: config.Recipe, info: data.SourceInfo) -> list[str]:
+def faults(recipe: schema.Recipe, info: data.SourceInfo) -> list[str]:
     """Why a recipe cannot be trained on a source: another task, other classes or another order; one sentence each."""
     found = []
     theirs, ours = ", ".join(info.class_names), ", ".join(recipe.data.class_names)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from fedvfm import config
+from fedvfm.config import schema
 from fedvfm.data import defect
 
 Floats = NDArray[np.float32]
@@ -40,7 +40,7 @@ class Simulated:
     points: Floats | None = None
 
 
-def draw(mask: NDArray[np.int64] | None, classes: int, settings: config.TaskConfig, rng: Generator) -> Simulated:
+def draw(mask: NDArray[np.int64] | None, classes: int, settings: schema.TaskConfig, rng: Generator) -> Simulated:
     """Prompts for an image's mask (H, W) as ``settings`` asks; the draws depend on ``rng`` alone.
 
     Raises:
@@ -60,7 +60,7 @@ def draw(mask: NDArray[np.int64] | None, classes: int, settings: config.TaskConf
     return Simulated(present, boxes=np.stack([_box(rows, columns, mask.shape, jitter, rng) for rows, columns in where]))
 
 
-def describe(settings: config.TaskConfig) -> str:
+def describe(settings: schema.TaskConfig) -> str:
     """One sentence for reports and cards; empty where there are no prompts."""
     if settings.prompt == "none":
         return ""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedvfm import config, registry
+from fedvfm import registry
+from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as data
 
@@ -54,7 +55,7 @@ class Prepared:
     part: data.Part | None = None
 
 
-def prepare(pixels: data.Pixels, contract: config.DataContract, num_classes: int, multiple: int = 1) -> Prepared:
+def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int, multiple: int = 1) -> Prepared:
     """Bring one image into the contract: grey, three channels, intensity, size.
 
     Shapes: ``pixels.image`` (C, H, W) with C 1 or 3 becomes (3, h, w): ``contract.input_size`` with
@@ -88,7 +89,7 @@ def rounded(size: Sequence[int], multiple: int) -> tuple[int, int]:
     return height, width
 
 
-def training_view(base: Prepared, contract: config.DataContract, rng: np.random.Generator) -> Prepared:
+def training_view(base: Prepared, contract: schema.DataContract, rng: np.random.Generator) -> Prepared:
     """One augmented view of a prepared image; with ``fit = "native"`` of a random crop of ``contract.input_size``.
 
     An image smaller than the crop is mirrored at its borders. The truth is left out: views are not scored.
@@ -98,7 +99,7 @@ def training_view(base: Prepared, contract: config.DataContract, rng: np.random.
     return Prepared(image, mask, None, base.spacing)
 
 
-def cropped(base: Prepared, contract: config.DataContract, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+def cropped(base: Prepared, contract: schema.DataContract, rng: np.random.Generator) -> tuple[Image, Mask | None]:
     """Image and mask; with ``fit = "native"`` a random crop of them."""
     if contract.fit == "native":
         return _crop(base.image, base.mask, contract.input_size, rng)
@@ -142,7 +143,7 @@ def _check(pixels: data.Pixels, num_classes: int) -> None:
         )
 
 
-def _check_channels(image: Image, contract: config.DataContract) -> None:
+def _check_channels(image: Image, contract: schema.DataContract) -> None:
     """Refuse an image with other channels than the recipe names; a stack has its slice's neighbours besides.
 
     Raises:
@@ -222,7 +223,7 @@ def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     return np.ascontiguousarray(mask[np.ix_(rows, columns)], dtype=np.int64)
 
 
-def normalise(batch: NDArray[np.float32], contract: config.DataContract) -> NDArray[np.float32]:
+def normalise(batch: NDArray[np.float32], contract: schema.DataContract) -> NDArray[np.float32]:
     """Subtract the contract's mean and divide by its standard deviation.
 
     Shapes: (B, 3, h, w) in, the same out, float32.

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from fedvfm import config as configs
-from fedvfm import errors, storage
+from fedvfm import errors
 from fedvfm.backbones import identity, weights
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.inference import channels as grouping
 from fedvfm.inference import delivery, export, inputs, predict
+from fedvfm.model import adapted_model
+from fedvfm.storage import storage
 
 VERSION = "0.1.0"
 """Of the layout of the bundle, not of the weights."""
@@ -109,7 +110,7 @@ def _backbone(root: Path) -> str | None:
     return str(root / BACKBONE) if (root / BACKBONE).is_dir() else None
 
 
-def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """The bundle, and a check that its network computes the same logits.
 
     Raises:
@@ -133,7 +134,7 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
     return {"difference": delivery.require_same("the bundle", found, expected, 0.0)}
 
 
-def _copy_backbone(model: models.AdaptedModel, to: Path) -> None:
+def _copy_backbone(model: adapted_model.AdaptedModel, to: Path) -> None:
     located = weights.locate(model.recipe.backbone, download=False)
     if located.sha256 != model.backbone.sha256:
         raise errors.WeightsError(f"{located.folder}: changed while it was read. Export again")
@@ -176,7 +177,7 @@ def _inference() -> dict[str, Any]:
     }
 
 
-def _metadata(model: models.AdaptedModel) -> dict[str, Any]:
+def _metadata(model: adapted_model.AdaptedModel) -> dict[str, Any]:
     recipe, installed = model.recipe, importlib.metadata.version
     return {
         "schema": SCHEMA,
@@ -203,7 +204,7 @@ def _metadata(model: models.AdaptedModel) -> dict[str, Any]:
     }
 
 
-def _image(model: models.AdaptedModel) -> dict[str, Any]:
+def _image(model: adapted_model.AdaptedModel) -> dict[str, Any]:
     contract = model.recipe.data
     return {
         "type": "image",
@@ -218,13 +219,13 @@ def _image(model: models.AdaptedModel) -> dict[str, Any]:
     }
 
 
-def _channel_names(contract: configs.DataContract) -> dict[str, str]:
+def _channel_names(contract: schema.DataContract) -> dict[str, str]:
     if contract.grey or len(contract.channels) == 1:
         return {"0": contract.channels[0] if contract.channels else "image"}
     return {str(number): name for number, name in enumerate(contract.channels or ("red", "green", "blue"))}
 
 
-def _logits(model: models.AdaptedModel) -> dict[str, Any]:
+def _logits(model: adapted_model.AdaptedModel) -> dict[str, Any]:
     contract, dense = model.recipe.data, delivery.dense(model)
     return {
         "type": "image" if dense else "probabilities",
@@ -238,7 +239,7 @@ def _logits(model: models.AdaptedModel) -> dict[str, Any]:
     }
 
 
-def _card(model: models.AdaptedModel) -> str:
+def _card(model: adapted_model.AdaptedModel) -> str:
     lines = [
         "# MONAI bundle of a federated adapter",
         "",

@@ -6,20 +6,24 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-from fedvfm import state
-from fedvfm.client import model as models
-from fedvfm.server import adapter_folder
+from fedvfm.model import adapted_model, adapter_folder
+from fedvfm.state import state
 
 
 def text(
-    model: models.AdaptedModel, adapter: state.AdapterState, made: Mapping[str, Any], note: str, *, with_peft: bool
+    model: adapted_model.AdaptedModel,
+    adapter: state.AdapterState,
+    made: Mapping[str, Any],
+    note: str,
+    *,
+    with_peft: bool,
 ) -> str:
-    """The card as Markdown; see :func:`fedvfm.server.adapter_folder.card`."""
+    """The card as Markdown; see :func:`fedvfm.model.adapter_folder.card`."""
     library = "peft" if with_peft else "fedvfm"
     return adapter_folder.card(facts(model), adapter, made, note, library, _loading(model, with_peft))
 
 
-def facts(model: models.AdaptedModel) -> adapter_folder.Facts:
+def facts(model: adapted_model.AdaptedModel) -> adapter_folder.Facts:
     """What the adapter of a model is."""
     return adapter_folder.Facts(
         model.recipe,
@@ -31,7 +35,7 @@ def facts(model: models.AdaptedModel) -> adapter_folder.Facts:
     )
 
 
-def _loading(model: models.AdaptedModel, with_peft: bool) -> list[str]:
+def _loading(model: adapted_model.AdaptedModel, with_peft: bool) -> list[str]:
     own = adapter_folder.OWN_WAY
     if not with_peft:
         return [f"{_why_not_peft(model)}; load it with fedvfm:", "", *own]
@@ -59,14 +63,14 @@ def _named_by() -> str:
     return f"names of its layers are those of transformers {version}; transformers >= 5 is needed"
 
 
-def _classes(model: models.AdaptedModel) -> str:
+def _classes(model: adapted_model.AdaptedModel) -> str:
     classes = len(model.recipe.data.class_names)
     if model.recipe.task.oracle:
         return f"class k, from 1 to {classes - 1}, is mask token k - 1 under its own prompt, where that is over 0"
     return f"class k is mask token k, 0 to {classes - 1}"
 
 
-def _why_not_peft(model: models.AdaptedModel) -> str:
+def _why_not_peft(model: adapted_model.AdaptedModel) -> str:
     backbone = model.backbone
     if backbone.stock_differs:
         return f"Not for the stock backbone: {backbone.stock_differs}"

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedvfm import errors
-from fedvfm.data import formats, volumes
+from fedvfm.data import formats
 from fedvfm.data.sources import cases
+from fedvfm.data.volumes import volumes
 from fedvfm.inference import inputs
 
 MOST = 16

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from fedvfm import errors
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
-from fedvfm.client import model as models
-from fedvfm.client import precision
 from fedvfm.inference import export
+from fedvfm.model import adapted_model, precision
 from fedvfm.tasks import segmentation
 
 TOLERANCE = 1e-4
@@ -33,7 +32,7 @@ class Deliverable(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: models.AdaptedModel) -> None:
+    def __init__(self, model: adapted_model.AdaptedModel) -> None:
         super().__init__()
         contract = model.recipe.data
         self.model = model
@@ -55,7 +54,7 @@ def _middle_box(image: Tensor) -> backbones.Prompts:
     return backbones.Prompts(boxes=box.expand(len(image), 4))
 
 
-def folded(model: models.AdaptedModel) -> models.AdaptedModel:
+def folded(model: adapted_model.AdaptedModel) -> adapted_model.AdaptedModel:
     """The same model on a backbone with the adapter folded into its weights; head and recipe are those of ``model``.
 
     A kind that adds layers or tokens cannot be folded: there the model itself is what is given.
@@ -65,7 +64,7 @@ def folded(model: models.AdaptedModel) -> models.AdaptedModel:
     return on(model, export.merge(model))
 
 
-def on(model: models.AdaptedModel, stock: nn.Module) -> models.AdaptedModel:
+def on(model: adapted_model.AdaptedModel, stock: nn.Module) -> adapted_model.AdaptedModel:
     """The same model with another stock model in its backbone."""
     made, backbone = _beside(model), _beside(model.backbone)
     backbone.model = stock.eval()
@@ -73,7 +72,7 @@ def on(model: models.AdaptedModel, stock: nn.Module) -> models.AdaptedModel:
     return made
 
 
-def exact(model: models.AdaptedModel) -> models.AdaptedModel:
+def exact(model: adapted_model.AdaptedModel) -> adapted_model.AdaptedModel:
     """The same model, computing in float32: rounding to bfloat16 would hide whether two models are the same."""
     made = _beside(model)
     made.precision = precision.FLOAT32
@@ -87,7 +86,7 @@ def _beside(module: Module) -> Module:
     return made
 
 
-def example(model: models.AdaptedModel, batch: int = 2) -> Tensor:
+def example(model: adapted_model.AdaptedModel, batch: int = 2) -> Tensor:
     """Prepared images that are the same every time: smooth, so that nothing hangs on a single pixel.
 
     Shapes: (batch, 3, h, w) in [0, 1], at the contract's input size.
@@ -117,7 +116,7 @@ def require_same(what: str, found: Tensor, expected: Tensor, tolerance: float = 
     return off
 
 
-def require_promptless(model: models.AdaptedModel, what: str) -> None:
+def require_promptless(model: adapted_model.AdaptedModel, what: str) -> None:
     """Refuse adapters that must be told where each class is: files to predict come without.
 
     Raises:
@@ -135,7 +134,7 @@ def require_promptless(model: models.AdaptedModel, what: str) -> None:
         )
 
 
-def what_goes_in(model: models.AdaptedModel) -> list[str]:
+def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     """Lines of a card: how an image is prepared, and the classes."""
     contract = model.recipe.data
     height, width = contract.input_size
@@ -162,6 +161,6 @@ def what_goes_in(model: models.AdaptedModel) -> list[str]:
     return lines
 
 
-def dense(model: models.AdaptedModel) -> bool:
+def dense(model: adapted_model.AdaptedModel) -> bool:
     """Whether the model gives a class for every pixel, rather than one for the image."""
     return isinstance(model.task, segmentation.Segmentation)

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from fedvfm import chain, errors, state, storage
-from fedvfm import config as configs
+from fedvfm import errors
 from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder, fused, lora
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.inference import card
-from fedvfm.server import adapter_folder, checkpoint
+from fedvfm.model import adapted_model, adapter_folder
+from fedvfm.state import checkpoint, state
+from fedvfm.storage import hash_chain, storage
 
 if TYPE_CHECKING:
     import peft
@@ -32,7 +33,7 @@ STATE, ABOUT = adapter_folder.STATE, adapter_folder.ABOUT
 HEAD = "head.safetensors"
 
 
-def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, note: str = "") -> Path:
+def save(model: adapted_model.AdaptedModel, folder: Path, made: Mapping[str, Any], *, note: str = "") -> Path:
     """Write the model's adapter, its head and a model card.
 
     ``fedvfm_adapter.safetensors`` holds every array under its wire name (:func:`load_adapter` reads it). For LoRA and
@@ -57,7 +58,7 @@ def save(model: models.AdaptedModel, folder: Path, made: Mapping[str, Any], *, n
     return folder
 
 
-def write_head(model: models.AdaptedModel, folder: Path) -> None:
+def write_head(model: adapted_model.AdaptedModel, folder: Path) -> None:
     """The head's numbers under its own names.
 
     Raises:
@@ -69,7 +70,7 @@ def write_head(model: models.AdaptedModel, folder: Path) -> None:
 
 def load_adapter(
     folder: str | os.PathLike[str], *, device: str = "cpu", backbone: str | None = None
-) -> models.AdaptedModel:
+) -> adapted_model.AdaptedModel:
     """The adapted model of a saved adapter, of any kind, ready for evaluation.
 
     Args:
@@ -88,7 +89,7 @@ def load_adapter(
     chosen = about.recipe.backbone.model_copy(update={"sha256": about.sha256 or None})
     if backbone is not None:  # a revision is one of the place the recipe names
         chosen = chosen.model_copy(update={"name": backbone, "revision": None})
-    model = models.AdaptedModel(about.recipe.model_copy(update={"backbone": chosen}), device=device)
+    model = adapted_model.AdaptedModel(about.recipe.model_copy(update={"backbone": chosen}), device=device)
     if about.settings and model.backbone.config_sha256 != about.settings:
         raise errors.WeightsError(
             f"backbone '{chosen.name}': its config.json has other settings ({model.backbone.config_sha256[:12]}) than "
@@ -101,7 +102,7 @@ def load_adapter(
     return model
 
 
-def recipe_of(folder: Path) -> configs.Recipe:
+def recipe_of(folder: Path) -> schema.Recipe:
     """The recipe of a saved adapter, without its numbers.
 
     Raises:
@@ -124,7 +125,7 @@ class _About:
         fingerprint: of the adapter.
     """
 
-    recipe: configs.Recipe
+    recipe: schema.Recipe
     hashes: tuple[str, str]
     trained: str
     sha256: str
@@ -149,8 +150,8 @@ class _About:
 def _about(path: Path) -> _About:
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        recipe = configs.parse(configs.Recipe, about["recipe"], str(path / ABOUT))
-        found = hashlib.sha256(chain.canonical(about["recipe"]).encode()).hexdigest()
+        recipe = schema.parse(schema.Recipe, about["recipe"], str(path / ABOUT))
+        found = hashlib.sha256(hash_chain.canonical(about["recipe"]).encode()).hexdigest()
         return _About(
             recipe,
             (recipe.hash, found),
@@ -165,7 +166,7 @@ def _about(path: Path) -> _About:
         ) from None
 
 
-def merge(model: models.AdaptedModel) -> nn.Module:
+def merge(model: adapted_model.AdaptedModel) -> nn.Module:
     """The stock model with the adapter folded into its weights; it shares nothing with ``model`` and has no head.
 
     Of the kinds that PEFT does not have, those that train the weights themselves are merged by a copy.
@@ -204,7 +205,7 @@ def _as_json(settings: peft.PeftConfig) -> str:
     return json.dumps(written, indent=2, sort_keys=True) + "\n"
 
 
-def _peft(model: models.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor]] | None:
+def _peft(model: adapted_model.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor]] | None:
     """PEFT's configuration and tensors of the same adapter, or None where PEFT has no such kind."""
     kind, recipe = model.recipe.adapter.kind, model.recipe
     if kind not in ("lora", "norm") or not model.injected.parameters:
@@ -219,7 +220,7 @@ def _peft(model: models.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor
     return settings, _peft_tensors(model)
 
 
-def _norm_config(model: models.AdaptedModel, fresh: backbones.Backbone) -> peft.LNTuningConfig:
+def _norm_config(model: adapted_model.AdaptedModel, fresh: backbones.Backbone) -> peft.LNTuningConfig:
     import peft
 
     paths = {
@@ -230,7 +231,7 @@ def _norm_config(model: models.AdaptedModel, fresh: backbones.Backbone) -> peft.
     return peft.LNTuningConfig(target_modules=sorted(paths))
 
 
-def _peft_tensors(model: models.AdaptedModel) -> dict[str, Tensor]:
+def _peft_tensors(model: adapted_model.AdaptedModel) -> dict[str, Tensor]:
     """Under PEFT's names: stock paths with ``lora_A`` / ``lora_B`` or ``ln_tuning_layers``; decoder parts as they are.
 
     Pairs on slices of a fused layer go in as one pair of the whole layer.

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedvfm import errors, logs, storage
-from fedvfm.client import model as models
+from fedvfm import errors
 from fedvfm.inference import delivery, sessions
+from fedvfm.model import adapted_model
+from fedvfm.runtime import logs
+from fedvfm.storage import storage
 
 FILE = sessions.FILE
 NEEDED = ("onnx", "onnxscript")
@@ -30,7 +32,7 @@ ONE_FILE_BYTES = 1_900_000_000
 """Protobuf holds 2 GiB; larger weights lie in a file beside the graph."""
 
 
-def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """``model.onnx``: input ``image``, output ``logits``, checked against the model before it counts as written.
 
     The batch is free where the exporter can keep it so, else it is 1; height and width are those of the contract.
@@ -59,7 +61,7 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
     return {"opset": OPSET, "batch": "free" if batch is None else batch, "checked_with": by, "difference": off}
 
 
-def write_int8(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+def write_int8(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """The same graph with the weights of its linear layers in whole numbers of 7 bits, one scale a column, stored in 8.
 
     What goes into these layers is brought to 8 bits as it comes; all else stays in float32. It computes nearly what the
@@ -109,7 +111,7 @@ def _quantise(source: Path, target: Path) -> None:
 
 
 def _check(
-    path: Path, plain: delivery.Deliverable, model: models.AdaptedModel, batches: Sequence[int]
+    path: Path, plain: delivery.Deliverable, model: adapted_model.AdaptedModel, batches: Sequence[int]
 ) -> tuple[str, float]:
     """What ran the graph, and its largest difference from the model over all batches.
 
@@ -128,7 +130,7 @@ def _check(
     return by, worst
 
 
-def _graph(plain: delivery.Deliverable, model: models.AdaptedModel) -> tuple[Any, int | None]:
+def _graph(plain: delivery.Deliverable, model: adapted_model.AdaptedModel) -> tuple[Any, int | None]:
     """The exported program, and its fixed batch size or None."""
     with contextlib.suppress(Exception):  # the exporter raises whatever the traced code raises
         program = _exported(plain, delivery.example(model, 2), ({0: torch.export.Dim.DYNAMIC},))
@@ -171,7 +173,7 @@ def _run(path: Path, image: Tensor) -> tuple[str, Tensor]:
     return "onnx.reference", torch.from_numpy(np.asarray(reference.ReferenceEvaluator(str(path)).run(None, feed)[0]))
 
 
-def _facts(model: models.AdaptedModel) -> dict[str, str]:
+def _facts(model: adapted_model.AdaptedModel) -> dict[str, str]:
     """What a reader of the graph must know, as text beside it."""
     contract = model.recipe.data
     return {
@@ -196,7 +198,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _card(model: models.AdaptedModel, batch: int | None, by: str, off: float, *, int8: float | None = None) -> str:
+def _card(
+    model: adapted_model.AdaptedModel, batch: int | None, by: str, off: float, *, int8: float | None = None
+) -> str:
     height, width = model.recipe.data.input_size
     classes = len(model.recipe.data.class_names)
     size = "B" if batch is None else str(batch)

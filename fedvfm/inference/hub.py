@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from fedvfm import errors, storage
+from fedvfm import errors
 from fedvfm.backbones import stock
-from fedvfm.client import model as models
 from fedvfm.inference import delivery, export
+from fedvfm.model import adapted_model
+from fedvfm.storage import storage
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """``config.json`` and ``model.safetensors`` with the adapter folded in, and the head beside them.
 
     Raises:
@@ -45,7 +46,7 @@ def write(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, 
     return {"class": name, "difference": off}
 
 
-def copy_peft(model: models.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+def copy_peft(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """PEFT's own files and the head, made again of the adapter's numbers, and the card of its folder.
 
     Raises:
@@ -122,7 +123,7 @@ def _copy(path: Path, to: Path) -> None:
         shutil.copyfile(path, to)
 
 
-def _card(model: models.AdaptedModel, name: str) -> str:
+def _card(model: adapted_model.AdaptedModel, name: str) -> str:
     import inspect
 
     import transformers
@@ -166,7 +167,7 @@ def _card(model: models.AdaptedModel, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(model: models.AdaptedModel, name: str) -> list[str]:
+def _head(model: adapted_model.AdaptedModel, name: str) -> list[str]:
     """What the stock class alone does not give."""
     if not model.task.masks:
         return [f"`{export.HEAD}` holds the {model.recipe.task.kind} head, which transformers does not know."]
@@ -187,7 +188,7 @@ def _head(model: models.AdaptedModel, name: str) -> list[str]:
     return lines
 
 
-def _prompts(model: models.AdaptedModel) -> list[str]:
+def _prompts(model: adapted_model.AdaptedModel) -> list[str]:
     """How the stock model gives what was trained, where it was trained with prompts."""
     if not model.recipe.task.oracle:
         return []

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from fedvfm import errors
-from fedvfm.data import defect, dicom, formats, nrrd, volumes, wanted
+from fedvfm.data import defect, formats
+from fedvfm.data.volumes import dicom, nrrd, series_selector, volumes
 
 Kind = Literal["picture", "volume", "dicom"]
 
@@ -122,17 +123,17 @@ def meant(found: Sequence[Item], series: str) -> dict[str, str]:
         ConfigError: for words that are not known, and where there is no DICOM item at all.
         DataError: if no item holds such a series.
     """
-    wanted.require(series, "--series")
+    series_selector.require(series, "--series")
     dicoms, others = [item for item in found if item.kind == "dicom"], dict[str, list[dicom.Series]]()
     if not dicoms:
         raise errors.ConfigError("--series", [f"'{series}': there is no DICOM among the inputs; leave it out"])
     for item in dicoms:
         with contextlib.suppress(errors.DataError):
             held = dicom.find(item.path).series
-            if held and not wanted.among(held, series):
+            if held and not series_selector.among(held, series):
                 others[item.name] = held
     if len(others) == len(dicoms):
-        listed = wanted.listed([one for held in others.values() for one in held][:SHOWN])
+        listed = series_selector.listed([one for held in others.values() for one in held][:SHOWN])
         raise defect.SERIES_MIXED.error(f"no series fits '{series}'; say it in the words of what was found:{listed}")
     return {name: "; ".join(one.described for one in held) for name, held in others.items()}
 

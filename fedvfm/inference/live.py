@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedvfm import progress
+from fedvfm.report import progress
 
 SHOWN = 20
 

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedvfm import errors, storage
+from fedvfm import errors
+from fedvfm.storage import storage
 
 
 def require_free(folder: Path) -> None:

@@ -16,15 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedvfm import errors, progress, storage
-from fedvfm.client import devices, windows
-from fedvfm.client import model as models
-from fedvfm.data import header as headers
+from fedvfm import errors
 from fedvfm.data import sample as samples
-from fedvfm.data import slices, transforms, volumes
+from fedvfm.data import transforms
 from fedvfm.data.sources import cases, layouts
+from fedvfm.data.volumes import header as headers
+from fedvfm.data.volumes import slices, volumes
 from fedvfm.inference import channels as grouping
 from fedvfm.inference import delivery, export, inputs, output, results, segmentation_object, sessions
+from fedvfm.model import adapted_model, sliding_window
+from fedvfm.model import device as devices
+from fedvfm.report import progress
+from fedvfm.storage import storage
 from fedvfm.tasks import segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
@@ -58,7 +61,8 @@ def predict(
         output_folder: must not exist or be empty.
         form: of masks: "png" (class numbers), "nifti" or "dicom-seg"; "auto" is that of the input.
         overlays: write pictures with the masks drawn in, too.
-        series: which series of a DICOM folder with several, in the words of :mod:`fedvfm.data.wanted`; DICOM folders
+        series: which series of a DICOM folder with several, in the words of :mod:`fedvfm.data.volumes.series_selector`;
+        DICOM folders
             that hold no such series are passed over and named in ``skipped``.
         channels: "0,1,3": which files of a case (``CASE_0000.*``, ...) are the model's channels, in its order; left out
             they must be exactly those the model takes.
@@ -226,7 +230,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: models.AdaptedModel,
+        model: adapted_model.AdaptedModel,
         folder: Path,
         form: str = "auto",
         overlays: bool = False,
@@ -242,8 +246,8 @@ class Predictor:
         self.view = slices.View.of(model.recipe.data, series)
         self.notes: dict[str, list[str]] = {}
         self.model.eval()
-        self.batch = batch or windows.batch_of(model)
-        self._run = windows.alone(model) if session is None else session.run
+        self.batch = batch or sliding_window.batch_of(model)
+        self._run = sliding_window.alone(model) if session is None else session.run
         self._ready: dict[str, tuple[samples.Pixels, Tensor]] = {}
 
     def logits(self, shown: Sequence[samples.Pixels]) -> list[Tensor]:
@@ -257,7 +261,7 @@ class Predictor:
         contract, patch = self.model.recipe.data, self.model.backbone.patch
         ready = [transforms.prepare(one, contract, len(contract.class_names), multiple=patch).image for one in shown]
         try:
-            return list(windows.many(self.model, ready, self._run, self.batch))
+            return list(sliding_window.many(self.model, ready, self._run, self.batch))
         except torch.OutOfMemoryError:
             height, width = max(image.shape[1:] for image in ready)
             raise errors.DataError(

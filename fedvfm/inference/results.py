@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedvfm import errors, storage
-from fedvfm.data import header as headers
-from fedvfm.data import overlay, volumes
+from fedvfm import errors
+from fedvfm.data import overlay
+from fedvfm.data.volumes import header as headers
+from fedvfm.data.volumes import volumes
 from fedvfm.inference import inputs, segmentation_object
+from fedvfm.storage import storage
 
 OVERLAYS = "overlays"
 CLASSES = "classes.csv"

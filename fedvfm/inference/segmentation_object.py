@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import errors, logs, storage
-from fedvfm.data import dicom
-from fedvfm.data import header as headers
+from fedvfm import errors
+from fedvfm.data.volumes import dicom
+from fedvfm.data.volumes import header as headers
+from fedvfm.runtime import logs
+from fedvfm.storage import storage
 
 REQUIRED = (
     "PatientID",
@@ -82,7 +84,8 @@ def write(
 
     Args:
         path: the file.
-        labels: class numbers in stored axes (column, row, slice), as :func:`fedvfm.data.volumes.place_back` gives them.
+        labels: class numbers in stored axes (column, row, slice), as :func:`fedvfm.data.volumes.volumes.place_back`
+            gives them.
         header: of the DICOM input.
         class_names: of the recipe, background first.
         fingerprint: of the adapter.

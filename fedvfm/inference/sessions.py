@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors
-from fedvfm.client import model as models
-from fedvfm.client import windows
+from fedvfm.model import adapted_model, sliding_window
 
 FILE = "model.onnx"
 
@@ -53,7 +52,7 @@ class Session:
         CheckpointError: if it is no export, or of another adapter.
     """
 
-    def __init__(self, folder: Path, model: models.AdaptedModel) -> None:
+    def __init__(self, folder: Path, model: adapted_model.AdaptedModel) -> None:
         if importlib.util.find_spec("onnxruntime") is None:
             raise errors.MissingExtra("--graph needs onnxruntime. Run: pip install 'fedvfm[onnx]'")
         import onnxruntime
@@ -77,8 +76,8 @@ class Session:
         self._most = shape[0] if isinstance(shape[0], int) else None
         self._size = tuple(shape[2:])
 
-    def run(self, parts: Sequence[windows.Window]) -> Tensor:
-        """See :data:`fedvfm.client.windows.Run`.
+    def run(self, parts: Sequence[sliding_window.Window]) -> Tensor:
+        """See :data:`fedvfm.model.sliding_window.Run`.
 
         Raises:
             DataError: if the windows are not of the graph's size.

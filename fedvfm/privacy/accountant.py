@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedvfm import errors, privacy_config
+from fedvfm import errors
+from fedvfm.config import privacy
 from fedvfm.privacy import base, rdp
 
 KINDS = ("rdp", "prv")
@@ -139,4 +140,4 @@ def noise(
     while high - low > 0.5 / PRECISION:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
-    return max(privacy_config.LEAST_NOISE, math.ceil(high * PRECISION) / PRECISION)
+    return max(privacy.LEAST_NOISE, math.ceil(high * PRECISION) / PRECISION)

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, privacy_config, state
-from fedvfm.privacy import entropy
+from fedvfm.config import privacy, schema
+from fedvfm.privacy import randomness
+from fedvfm.state import state
 
-Settings = privacy_config.RecipePrivacy
+Settings = privacy.RecipePrivacy
 Losses = Callable[[Sequence[Any]], Any]
 """Samples -> a tensor of one loss each. A loss depends on its own sample and on no other one of the batch."""
 Memory = Mapping[str, Any]
@@ -53,9 +54,9 @@ class PrivacyEvent:
     clip: float
 
     def __post_init__(self) -> None:
-        if self.unit not in privacy_config.UNITS.values():
-            raise ValueError(f"unit '{self.unit}' is none of {', '.join(privacy_config.UNITS.values())}")
-        least, clips = privacy_config.LEAST_NOISE, (privacy_config.LEAST_CLIP, privacy_config.MOST_CLIP)
+        if self.unit not in privacy.UNITS.values():
+            raise ValueError(f"unit '{self.unit}' is none of {', '.join(privacy.UNITS.values())}")
+        least, clips = privacy.LEAST_NOISE, (privacy.LEAST_CLIP, privacy.MOST_CLIP)
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= least):
             raise ValueError(f"noise multiplier {self.noise_multiplier} is below {least}: nothing would be private")
         if not 0 < self.sample_rate <= 1 or self.steps < 1 or not clips[0] <= self.clip <= clips[1]:
@@ -125,7 +126,7 @@ class SitePart(Protocol):
     """What a mechanism does at a site."""
 
     def prepare(
-        self, work: Work, recipe: config.Recipe, event: PrivacyEvent, draws: entropy.Draws
+        self, work: Work, recipe: schema.Recipe, event: PrivacyEvent, draws: randomness.Draws
     ) -> AbstractContextManager[Steps]:
         """What takes the place of the plain gradient while the context is open; nothing of it stays in the model.
 
@@ -148,7 +149,7 @@ class ServerPart(Protocol):
     ``finish``, where it never leaves the process, it may hold what is not private yet.
     """
 
-    def configure(self, recipe: config.Recipe, sites: int, memory: Memory) -> Memory:
+    def configure(self, recipe: schema.Recipe, sites: int, memory: Memory) -> Memory:
         """Before a round, and before any update of it is seen: clip and noise among it.
 
         Args:
@@ -162,7 +163,7 @@ class ServerPart(Protocol):
         """One admitted update's change as it goes into the sum. Updates come in any order, which must not matter."""
         ...
 
-    def finish(self, total: Change, memory: Memory, draws: entropy.Draws) -> tuple[Change, Memory]:
+    def finish(self, total: Change, memory: Memory, draws: randomness.Draws) -> tuple[Change, Memory]:
         """The private mean change of the sites that were asked, from the sum, and what may be told of the round."""
         ...
 
@@ -178,7 +179,7 @@ class Mechanism(Protocol):
     unit: str
     needs_plain_updates: bool
 
-    def faults(self, recipe: config.Recipe) -> list[str]:
+    def faults(self, recipe: schema.Recipe) -> list[str]:
         """What of the recipe would break what the mechanism promises, one sentence a fault."""
         ...
 
@@ -211,7 +212,7 @@ class NoMechanism:
     unit = ""
     needs_plain_updates = False
 
-    def faults(self, recipe: config.Recipe) -> list[str]:
+    def faults(self, recipe: schema.Recipe) -> list[str]:
         """None."""
         return []
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedvfm import config, errors
-from fedvfm.privacy import base, entropy, gradients
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.privacy import base, gradients, randomness
 
 _SLACK = 1e-6
 """Rows are clipped to this much less than the clip, so that rounding brings none above it."""
@@ -34,9 +35,9 @@ class PrivateSteps:
         self,
         way: gradients.Way,
         work: base.Work,
-        recipe: config.Recipe,
+        recipe: schema.Recipe,
         event: base.PrivacyEvent,
-        draws: entropy.Draws,
+        draws: randomness.Draws,
     ) -> None:
         self.way, self.event = way, event
         self._parameters, self._draws, self._where = work.parameters, draws, work.where
@@ -105,9 +106,9 @@ def clipped_sum(rows: Tensor, clip: float) -> Tensor:
 @contextlib.contextmanager
 def opened(
     work: base.Work,
-    recipe: config.Recipe,
+    recipe: schema.Recipe,
     event: base.PrivacyEvent,
-    draws: entropy.Draws,
+    draws: randomness.Draws,
     *,
     hooks: bool | None = None,
 ) -> Iterator[PrivateSteps]:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from fedvfm import config as configs
-from fedvfm import privacy_config
+from fedvfm.config import privacy, schema
 from fedvfm.privacy import accountant, base
 
 HOPELESS, HARD, FAIR = "hopeless", "hard", "fair"
@@ -133,14 +132,14 @@ class Plan:
         }
 
 
-def question(recipe: configs.Recipe, units: int, **changes: Any) -> Question:
+def question(recipe: schema.Recipe, units: int, **changes: Any) -> Question:
     """What a recipe asks at a site with so many units; ``changes`` are fields of :class:`Question` to put in place.
 
     At site level every site takes part in every round, and a round is one step.
     """
     own, optimiser = recipe.privacy, recipe.optimiser
     mechanism = str(changes.get("mechanism", own.mechanism))
-    unit = privacy_config.UNITS.get(mechanism, "record")
+    unit = privacy.UNITS.get(mechanism, "record")
     batch = units if unit == "site" else optimiser.batch_size
     steps = recipe.rounds * (1 if unit == "site" else base.steps(units, batch, optimiser.local_epochs))
     made = Question(
@@ -156,10 +155,10 @@ def question(recipe: configs.Recipe, units: int, **changes: Any) -> Question:
     return replace(made, **changes)
 
 
-def run_epsilon(recipe: configs.Recipe, units: int) -> float | None:
+def run_epsilon(recipe: schema.Recipe, units: int) -> float | None:
     """Epsilon of the whole run of a recipe at its delta; None without a mechanism."""
     own = recipe.privacy
-    if own.mechanism == privacy_config.NO_MECHANISM or own.delta is None or own.noise_multiplier is None:
+    if own.mechanism == privacy.NO_MECHANISM or own.delta is None or own.noise_multiplier is None:
         return own.epsilon
     asked = question(recipe, units)
     return accountant.epsilon(((asked.rate, own.noise_multiplier, asked.steps),), own.delta).value

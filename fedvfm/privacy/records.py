@@ -17,8 +17,9 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fedvfm import errors, storage
+from fedvfm import errors
 from fedvfm.data import sample as samples
+from fedvfm.storage import storage
 
 BYTES = 16
 Hashes = frozenset[bytes]

@@ -16,10 +16,10 @@ import math
 
 import numpy as np
 
-from fedvfm import config, privacy_config
-from fedvfm.privacy import accountant, base, entropy
+from fedvfm.config import privacy, schema
+from fedvfm.privacy import accountant, base, randomness
 
-NAME = privacy_config.SITE_LEVEL
+NAME = privacy.SITE_LEVEL
 RATE = 0.2
 """Andrew et al., section 3.1: what they take throughout."""
 _SHARE_OF_SITES = 20
@@ -33,7 +33,7 @@ class SiteLevel:
     unit = "site"
     needs_plain_updates = True
 
-    def faults(self, recipe: config.Recipe) -> list[str]:
+    def faults(self, recipe: schema.Recipe) -> list[str]:
         """See base. That the rule must be a sum, the table of rules says."""
         own, weighting, sigma = recipe.privacy, recipe.aggregation.weighting, noise_multiplier(recipe)
         found = [
@@ -74,7 +74,7 @@ class SiteLevel:
 class Server:
     """The part at the server; see :class:`base.ServerPart`."""
 
-    def configure(self, recipe: config.Recipe, sites: int, memory: base.Memory) -> base.Memory:
+    def configure(self, recipe: schema.Recipe, sites: int, memory: base.Memory) -> base.Memory:
         """This round's clip, and the noise on the sum and on the count that together are the recipe's."""
         own, sigma = recipe.privacy, noise_multiplier(recipe)
         if sigma is None:
@@ -102,7 +102,9 @@ class Server:
             return clipped, memory
         return clipped, {**memory, _WITHIN: memory[_WITHIN] + (0.5 if length <= clip else -0.5)}
 
-    def finish(self, total: base.Change, memory: base.Memory, draws: entropy.Draws) -> tuple[base.Change, base.Memory]:
+    def finish(
+        self, total: base.Change, memory: base.Memory, draws: randomness.Draws
+    ) -> tuple[base.Change, base.Memory]:
         """Noise on the sum, divided by the sites asked; and the next round's clip, from a count with noise of its own.
 
         Counts are of +1/2 and -1/2 (0 for a site that is left out), so that one site changes them by 1/2.
@@ -118,7 +120,7 @@ class Server:
         return mean, {**told, "share_within": share, "next_clip": after}
 
 
-def _unread(own: privacy_config.RecipePrivacy) -> list[str]:
+def _unread(own: privacy.RecipePrivacy) -> list[str]:
     fields = type(own).model_fields
     return [name for name in ("microbatch", "images_per_patient") if getattr(own, name) != fields[name].default]
 
@@ -137,7 +139,7 @@ def noise_on_sum(sigma: float, count_noise: float) -> float:
     return float(left**-0.5)
 
 
-def noise_multiplier(recipe: config.Recipe) -> float | None:
+def noise_multiplier(recipe: schema.Recipe) -> float | None:
     """The recipe's, or the least that keeps its epsilon over all its rounds; None where none does."""
     own = recipe.privacy
     if own.noise_multiplier is not None or own.epsilon is None or own.delta is None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from fedvfm import config, errors, privacy_config, registry
+from fedvfm import errors, registry
+from fedvfm.config import privacy, schema
 from fedvfm.privacy import base
 
 TABLE = registry.Table(
     "privacy mechanism",
     {
         "none": "fedvfm.privacy.base:NoMechanism",
-        "record-level": "fedvfm.privacy.sampled:record_level",
-        "patient-level": "fedvfm.privacy.sampled:patient_level",
+        "record-level": "fedvfm.privacy.example_level:record_level",
+        "patient-level": "fedvfm.privacy.example_level:patient_level",
         "site-level": "fedvfm.privacy.site_level:SiteLevel",
     },
 )
 
 
-def get(settings: privacy_config.RecipePrivacy) -> base.Mechanism:
+def get(settings: privacy.RecipePrivacy) -> base.Mechanism:
     """The mechanism of these settings.
 
     Raises:
@@ -26,12 +27,12 @@ def get(settings: privacy_config.RecipePrivacy) -> base.Mechanism:
     return made
 
 
-def faults(recipe: config.Recipe) -> list[str]:
+def faults(recipe: schema.Recipe) -> list[str]:
     """Why a recipe with its mechanism cannot be trained here; nobody trains it without its mechanism instead."""
     name = recipe.privacy.mechanism
     if name in TABLE:
         return get(recipe.privacy).faults(recipe)
-    if name in privacy_config.UNITS:
+    if name in privacy.UNITS:
         known = ", ".join(TABLE.names())
         return [
             f"recipe.privacy.mechanism = '{name}': this release can plan it (fedvfm privacy plan) but not train with "
@@ -40,7 +41,7 @@ def faults(recipe: config.Recipe) -> list[str]:
     return [f"recipe.privacy.mechanism: {TABLE.fault(name)}"]
 
 
-def require(recipe: config.Recipe) -> None:
+def require(recipe: schema.Recipe) -> None:
     """Check that the mechanism is there and can keep its promise, before anything is built or trained.
 
     Raises:

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedvfm import errors, progress
-from fedvfm.server import strategy
+from fedvfm import errors
+from fedvfm.report import progress
+from fedvfm.server.rounds import federation
 
 
 def make_server_app(
-    jobs: Sequence[strategy.Job],
+    jobs: Sequence[federation.Job],
     observer: progress.Observer = progress.silent,
-    drive: Callable[[strategy.Federation], object] = strategy.Federation.run,
+    drive: Callable[[federation.Federation], object] = federation.Federation.run,
 ) -> ServerApp:
     """A ServerApp that runs or resumes every job in order.
 
@@ -43,6 +44,6 @@ def make_server_app(
                 rounds=job.locked.recipe.rounds,
                 sites=len(job.train_sites),
             )
-            drive(strategy.Federation(job, grid, observer))
+            drive(federation.Federation(job, grid, observer))
 
     return app

@@ -10,23 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedvfm import config as configs
-from fedvfm import errors, flower_runtime, processes
-from fedvfm.diagnosis import lookout, machine
-from fedvfm.server import (
-    background,
-    coordinate,
-    enrolment,
-    journal,
-    patience,
-    proxy,
-    refused,
-    result,
-    standing,
-    steering,
-    superlink,
-)
-from fedvfm.trust import certificates, documents
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.doctor import host as machine
+from fedvfm.doctor import monitor
+from fedvfm.flower import runtime
+from fedvfm.runtime import processes
+from fedvfm.server import daemon, state_folder
+from fedvfm.server.coordinator import coordinator, status_file, waiting
+from fedvfm.server.coordinator import orders as steering
+from fedvfm.server.network import proxy, refused_requests, superlink
+from fedvfm.server.rounds import journal, result
+from fedvfm.trust import certificates, signed_documents
 
 LOG = logging.getLogger(__name__)
 NAME = "server"
@@ -34,12 +29,12 @@ CHILDREN = ("superlink", "proxy", "coordinate")
 READY_S = 60.0
 
 
-def _folder(where: enrolment.State) -> Path:
-    return where.folder / coordinate.RUN
+def _folder(where: state_folder.State) -> Path:
+    return where.folder / coordinator.RUN
 
 
 def start(
-    where: enrolment.State, server: configs.ServerConfig, listen: str, *, stay: bool = False
+    where: state_folder.State, server: schema.ServerConfig, listen: str, *, stay: bool = False
 ) -> dict[str, Any] | None:
     """Run the federation to its end, or until this process is told to end. What ends by itself is started again.
 
@@ -63,30 +58,32 @@ def start(
             with family.watched():
                 return _watch(where, server, _listening(where, listen), family, over, stay)
         finally:
-            background.silence(folder)
+            daemon.silence(folder)
 
 
-def require_known(where: enrolment.State, server: configs.ServerConfig) -> None:
+def require_known(where: state_folder.State, server: schema.ServerConfig) -> None:
     """Check that the sites to go on without are such as are on the roster: a slip of the pen would wait for ever.
 
     Raises:
         ConfigError: naming those that are not.
     """
     known = where.sites()
-    faults = [f"without '{documents.shown(one)}': is not on the roster: {', '.join(known)}" for one in server.without]
+    faults = [
+        f"without '{signed_documents.shown(one)}': is not on the roster: {', '.join(known)}" for one in server.without
+    ]
     strangers = [fault for one, fault in zip(server.without, faults, strict=True) if one not in known]
     if strangers:
         raise errors.ConfigError("server start", strangers)
 
 
-def _listening(where: enrolment.State, listen: str) -> tuple[str, int]:
+def _listening(where: state_folder.State, listen: str) -> tuple[str, int]:
     host, port = certificates.split_address(listen or where.about.address)
     return (host if listen or host.startswith("127.") else "0.0.0.0", port)  # noqa: S104 - the port sites reach
 
 
 def _watch(
-    where: enrolment.State,
-    server: configs.ServerConfig,
+    where: state_folder.State,
+    server: schema.ServerConfig,
     public: tuple[str, int],
     family: processes.Family,
     over: threading.Event,
@@ -97,7 +94,7 @@ def _watch(
     _require_free(public)
     link = superlink.prepare(folder / "superlink")
     child = family.start(link.program)
-    control = flower_runtime.Control(link.link)
+    control = runtime.Control(link.link)
     superlink.wait_ready(link, child, over=over)
     front = proxy.Settings(
         host=public[0],
@@ -114,22 +111,20 @@ def _watch(
         control.close()
         return None
     command = processes.module(
-        coordinate.__name__, str(where.folder.absolute()), str(link.port), server.model_dump_json()
+        coordinator.__name__, str(where.folder.absolute()), str(link.port), server.model_dump_json()
     )
-    run = processes.Child(
-        processes.Program("coordinate", command, flower_runtime.CHILD_ENVIRONMENT, restart=False), folder
-    )
+    run = processes.Child(processes.Program("coordinate", command, runtime.CHILD_ENVIRONMENT, restart=False), folder)
     LOG.info(f"federation {where.about.federation}: listening at {public[0]}:{public[1]}")
-    background.announce(folder, f"{public[0]}:{public[1]}")
+    daemon.announce(folder, f"{public[0]}:{public[1]}")
     run.start()
     try:
-        disk = lookout.Lookout(lambda: [machine.disk(where.folder, 0)])
-        with refused.collected(folder / "refused.jsonl", where.audit), disk.watched():
+        disk = monitor.Lookout(lambda: [machine.disk(where.folder, 0)])
+        with refused_requests.collected(folder / "refused.jsonl", where.audit), disk.watched():
             return _until_done(where, run, control, over, stay)
     finally:
         run.stop()
         if over.is_set():  # a person ended it, and whoever starts it again has as long as at first
-            patience.Memory(folder).forget()
+            waiting.Memory(folder).forget()
         control.close()
 
 
@@ -165,7 +160,7 @@ def _wait_listening(public: tuple[str, int], child: processes.Child, over: threa
 
 
 def _until_done(
-    where: enrolment.State, run: processes.Child, control: flower_runtime.Control, over: threading.Event, stay: bool
+    where: state_folder.State, run: processes.Child, control: runtime.Control, over: threading.Event, stay: bool
 ) -> dict[str, Any] | None:
     roster, rested, told, shown = 0, "", "", ""
     while not over.wait(0.5):
@@ -198,7 +193,7 @@ def _until_done(
     return _evaluation(where) if where.finished(where.about.recipe) else None
 
 
-def _shown(where: enrolment.State, before: str) -> str:
+def _shown(where: state_folder.State, before: str) -> str:
     """Write what a finished recipe leaves, and say where it is, once; the recipe that was said last."""
     recipe = where.about.recipe
     folder = result.ensure(where) if recipe != before else None
@@ -207,19 +202,19 @@ def _shown(where: enrolment.State, before: str) -> str:
     return recipe if folder is not None else before
 
 
-def _synced(where: enrolment.State, control: flower_runtime.Control, known: int) -> int:
+def _synced(where: state_folder.State, control: runtime.Control, known: int) -> int:
     """Let the SuperLink know the roster where it changed; when it was changed last, as far as that is known there."""
     changed = where.roster_path.stat().st_mtime_ns
     if changed != known:
         try:
-            coordinate.sync(control, where.sites())
+            coordinator.sync(control, where.sites())
             return changed
         except errors.EngineError as error:
             LOG.warning(f"the roster is not yet known to the SuperLink: {error}")
     return known
 
 
-def _evaluation(where: enrolment.State) -> dict[str, Any]:
+def _evaluation(where: state_folder.State) -> dict[str, Any]:
     path = where.run_path(where.about.recipe) / "evaluation.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -231,7 +226,7 @@ def _evaluation(where: enrolment.State) -> dict[str, Any]:
     return found
 
 
-def _finished(where: enrolment.State) -> tuple[dict[str, Any], str]:
+def _finished(where: state_folder.State) -> tuple[dict[str, Any], str]:
     """The evaluation, empty where there is none; and why, where it is damaged."""
     try:
         return (_evaluation(where) if where.finished(where.about.recipe) else {}), ""
@@ -239,7 +234,7 @@ def _finished(where: enrolment.State) -> tuple[dict[str, Any], str]:
         return {}, str(error)
 
 
-def stop(where: enrolment.State) -> bool:
+def stop(where: state_folder.State) -> bool:
     """End the server and all its processes; whether it ran. What was admitted is kept."""
     folder = _folder(where)
     ran = processes.end(processes.pid_path(folder, NAME), 30.0)
@@ -248,14 +243,14 @@ def stop(where: enrolment.State) -> bool:
     return ran
 
 
-def status(where: enrolment.State) -> dict[str, Any]:
+def status(where: state_folder.State) -> dict[str, Any]:
     """What runs, who is on the roster, how far the rounds are, what was ordered, and how the run stands."""
     folder, recipe = _folder(where), where.about.recipe
     arm = where.run_path(recipe)
     rounds = journal.Journal(arm / "journal.jsonl", recipe) if (arm / "journal.jsonl").exists() else None
     found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
     done, fault = _finished(where)
-    orders, stands = steering.read(where), standing.read(folder) if found["coordinate"] else {}
+    orders, stands = steering.read(where), status_file.read(folder) if found["coordinate"] else {}
     takes_part: dict[str, str] = stands.get("sites", {})
     return {
         "federation": where.about.federation,

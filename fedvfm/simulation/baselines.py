@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedvfm import codecs, privacy_config, seeding
-from fedvfm import config as configs
-from fedvfm.data import hospitals as hospital_data
-from fedvfm.server.aggregators import table as rules
+from fedvfm import seeding
+from fedvfm.aggregators import table as rules
+from fedvfm.config import privacy as privacy_config
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
+from fedvfm.protocol import codecs
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Arm:
 
     name: str
     group: str
-    recipe: configs.Recipe | None
+    recipe: schema.Recipe | None
     train_sites: tuple[str, ...]
     test_sites: tuple[str, ...]
     test_best: bool = False
 
 
-def equal_steps(arm: Arm, server: configs.ServerConfig, sites: int) -> Arm:
+def equal_steps(arm: Arm, server: schema.ServerConfig, sites: int) -> Arm:
     """The arm with as many rounds as bring each sample the federation's expected number of gradient steps.
 
     Args:
@@ -58,14 +60,14 @@ def equal_steps(arm: Arm, server: configs.ServerConfig, sites: int) -> Arm:
     return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update={"rounds": rounds}))
 
 
-def server_of(arm: Arm, server: configs.ServerConfig) -> configs.ServerConfig:
+def server_of(arm: Arm, server: schema.ServerConfig) -> schema.ServerConfig:
     """The federation's cohort and quorum, or all of an arm's sites where it has fewer."""
     own = len(arm.train_sites)
     asked = min(server.cohort or own, own)
     return server.model_copy(update={"cohort": min(server.cohort, own), "quorum": min(server.quorum, asked)})
 
 
-def fewer_rounds(rounds: Mapping[str, int], what: configs.Experiment, sites: int) -> str:
+def fewer_rounds(rounds: Mapping[str, int], what: schema.Experiment, sites: int) -> str:
     """The sentence about arms whose rounds are not the recipe's, empty where there is none.
 
     Args:
@@ -89,12 +91,12 @@ def whole(arm: Arm) -> Arm:
     return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update={"codec": codecs.PLAIN}))
 
 
-def federated(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def federated(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """The federation itself."""
     return [Arm("federated", "federated", experiment.recipe, tuple(sites), tuple(sites), test_best=True)]
 
 
-def alone(recipe: configs.Recipe) -> configs.Recipe:
+def alone(recipe: schema.Recipe) -> schema.Recipe:
     """The recipe of an arm that trains at one site: nothing is averaged, so the server takes no step of its own.
 
     A robust rule has no other updates to hold against this one, and nothing can hide whether the site took part.
@@ -108,13 +110,13 @@ def alone(recipe: configs.Recipe) -> configs.Recipe:
     return recipe.model_copy(update={"aggregation": plain, "privacy": privacy})
 
 
-def local_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def local_only(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Every site alone, tested at all sites or at a sample of them: the rows of the K x K matrix."""
     recipe, tested = alone(experiment.recipe), tested_at(experiment, sites)
     return [Arm(f"local-only/{site}", "local-only", recipe, (site,), tested[site]) for site in sites]
 
 
-def tested_at(experiment: configs.Experiment, sites: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def tested_at(experiment: schema.Experiment, sites: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Where each site's own model is tested: everywhere, or at ``baseline.matrix_sites`` sites where there are more.
 
     The sites stand in a circle whose order is drawn from the seed; each model is tested at home and at the sites that
@@ -130,7 +132,7 @@ def tested_at(experiment: configs.Experiment, sites: Sequence[str]) -> dict[str,
     }
 
 
-def fewer_tests(experiment: configs.Experiment, sites: int) -> str:
+def fewer_tests(experiment: schema.Experiment, sites: int) -> str:
     """The sentence about cells of the K x K matrix that are not computed, empty where all are.
 
     Args:
@@ -144,20 +146,20 @@ def fewer_tests(experiment: configs.Experiment, sites: int) -> str:
     return f"each local-only model is tested {where}, drawn from the seed (baseline.matrix_sites = {most})"
 
 
-def pooled(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def pooled(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """One site with all training images: the bound that needs images to move."""
-    return [Arm("pooled", "pooled", alone(experiment.recipe), (hospital_data.POOLED,), tuple(sites))]
+    return [Arm("pooled", "pooled", alone(experiment.recipe), (virtual_hospitals.POOLED,), tuple(sites))]
 
 
-def pooled_twice(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def pooled_twice(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Pooled with twice the epochs: if it gains little, the pooled arm has converged."""
     optimiser = experiment.recipe.optimiser
     longer = optimiser.model_copy(update={"local_epochs": 2 * optimiser.local_epochs})
     recipe = alone(experiment.recipe).model_copy(update={"optimiser": longer})
-    return [Arm("pooled-2x", "pooled-2x", recipe, (hospital_data.POOLED,), tuple(sites))]
+    return [Arm("pooled-2x", "pooled-2x", recipe, (virtual_hospitals.POOLED,), tuple(sites))]
 
 
-def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def head_only(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated, with the backbone wholly frozen: what the pretrained features give by themselves."""
     adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only", "options": {}, "factors": "both"})
     return [
@@ -171,7 +173,7 @@ def head_only(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]
     ]
 
 
-def leave_one_out(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def leave_one_out(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated without one site, tested there: how the adapter does at a hospital it has never seen."""
     recipe = experiment.recipe if len(sites) > 2 else alone(experiment.recipe)
     return [
@@ -181,13 +183,13 @@ def leave_one_out(experiment: configs.Experiment, sites: Sequence[str]) -> list[
     ]
 
 
-def unet(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def unet(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """A small U-Net from scratch in the same federation: foundation models do not always win."""
-    recipe, settings, fields = experiment.recipe, experiment.baseline, configs.TaskConfig.model_fields
+    recipe, settings, fields = experiment.recipe, experiment.baseline, schema.TaskConfig.model_fields
     without_prompts = {key: fields[key].default for key in ("prompt", "prompt_jitter", "prompt_points")}
     changes = {
-        "backbone": configs.BackboneConfig(name="unet", options={"channels": list(settings.unet_channels)}),
-        "adapter": configs.AdapterConfig(kind="full"),
+        "backbone": schema.BackboneConfig(name="unet", options={"channels": list(settings.unet_channels)}),
+        "adapter": schema.AdapterConfig(kind="full"),
         "task": recipe.task.model_copy(update={"head": None, **without_prompts}),
         "optimiser": recipe.optimiser.model_copy(
             update={"learning_rate": settings.unet_learning_rate, "head_learning_rate": settings.unet_learning_rate}
@@ -198,12 +200,12 @@ def unet(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
     return [Arm("unet", "unet", recipe.model_copy(update=changes), tuple(sites), tuple(sites))]
 
 
-def classical_arm(experiment: configs.Experiment, sites: Sequence[str]) -> list[Arm]:
+def classical_arm(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Thresholds fitted on training data: what no network at all gives."""
     return [Arm("classical", "classical", None, tuple(sites), tuple(sites))]
 
 
-def faults(experiment: configs.Experiment) -> list[str]:
+def faults(experiment: schema.Experiment) -> list[str]:
     """Baselines that do not fit the task."""
     if experiment.recipe.task.kind == "segmentation":
         return []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.data import defect
-from fedvfm.data import hospitals as hospital_data
+from fedvfm.data.partition import virtual_hospitals
 
 LEVELS = 256
 MAX_CLASSES = 8
@@ -35,7 +35,7 @@ class Classical(Protocol):
         ...
 
 
-def fit(hospitals: Sequence[hospital_data.Hospital], num_classes: int) -> Classical:
+def fit(hospitals: Sequence[virtual_hospitals.Hospital], num_classes: int) -> Classical:
     """Fit on the training samples of all hospitals.
 
     Raises:
@@ -111,13 +111,13 @@ class Otsu:
         return f"Otsu's threshold on each image; foreground is {self.rule}"
 
 
-def _fit_otsu(hospitals: Sequence[hospital_data.Hospital]) -> Otsu:
+def _fit_otsu(hospitals: Sequence[virtual_hospitals.Hospital]) -> Otsu:
     """The rule with the best mean Dice over the hospitals; images without foreground have no say."""
     scores = np.array([_rule_scores(hospital) for hospital in hospitals if hospital.train]).mean(axis=0)
     return Otsu(list(RULES)[int(scores.argmax())])
 
 
-def _rule_scores(hospital: hospital_data.Hospital) -> list[float]:
+def _rule_scores(hospital: virtual_hospitals.Hospital) -> list[float]:
     scores = []
     for image, mask in _pairs(hospital, 2):
         bright, truth = otsu(grey(image)), mask == 1
@@ -152,7 +152,7 @@ class Thresholds:
         return f"thresholds {cuts} for all images; classes from dark to bright: {', '.join(map(str, self.order))}"
 
 
-def _fit_thresholds(hospitals: Sequence[hospital_data.Hospital], num_classes: int) -> Thresholds:
+def _fit_thresholds(hospitals: Sequence[virtual_hospitals.Hospital], num_classes: int) -> Thresholds:
     counts = np.zeros((num_classes, LEVELS))
     for hospital in hospitals:
         for image, mask in _pairs(hospital, num_classes):
@@ -210,7 +210,7 @@ def _levels(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _pairs(
-    hospital: hospital_data.Hospital, num_classes: int
+    hospital: virtual_hospitals.Hospital, num_classes: int
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     for sample in hospital.train:
         pixels = hospital.read(sample)

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedvfm import assignments, codecs, errors, registry
-from fedvfm import config as configs
+from fedvfm import errors, registry
 from fedvfm.adapters import table as adapters
+from fedvfm.aggregators import table as rules
 from fedvfm.backbones import table as backbones
+from fedvfm.config import overrides as assignments
+from fedvfm.config import schema
 from fedvfm.data.sources import table as sources
-from fedvfm.server import cohort
-from fedvfm.server.aggregators import table as rules
+from fedvfm.protocol import codecs
+from fedvfm.server.rounds import cohort
 from fedvfm.simulation import baselines, tables
 from fedvfm.tasks import table as tasks
 
 if TYPE_CHECKING:
-    from fedvfm.client import model as models
-    from fedvfm.data import hospitals as hospital_data
+    from fedvfm.data.partition import virtual_hospitals
+    from fedvfm.model import adapted_model
 
 # What needs torch is imported where it is used: a fault of form or name is answered at once.
 
@@ -32,7 +34,7 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> configs.Experiment:
+def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> schema.Experiment:
     """Read and override an experiment and check its form; :func:`examine` checks the rest.
 
     Args:
@@ -44,7 +46,7 @@ def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> confi
         ConfigError: with all faults of form at once, and with those of names beside them.
     """
     path = _find(name_or_path)
-    values = assignments.apply(configs.read_toml(path), sets)
+    values = assignments.apply(schema.read_toml(path), sets)
     for key in ("engine", "device", "workers"):
         if overrides.get(key) is not None:
             values[key] = overrides[key]
@@ -68,19 +70,19 @@ def _find(name_or_path: str) -> Path:
     )
 
 
-def parse(values: Mapping[str, Any], what: str) -> configs.Experiment:
+def parse(values: Mapping[str, Any], what: str) -> schema.Experiment:
     """Check the form of a table of values.
 
     Raises:
         ConfigError: with all faults of form at once, and with those of names beside them.
     """
     try:
-        return configs.parse(configs.Experiment, values, what)
+        return schema.parse(schema.Experiment, values, what)
     except errors.ConfigError as error:
         raise errors.ConfigError(what, [*error.faults, *name_faults(values)]) from None
 
 
-def examine(experiment: configs.Experiment) -> models.AdaptedModel:
+def examine(experiment: schema.Experiment) -> adapted_model.AdaptedModel:
     """The model of the recipe on the meta device. Needs neither weights nor network nor images.
 
     Raises:
@@ -91,13 +93,13 @@ def examine(experiment: configs.Experiment) -> models.AdaptedModel:
     if experiment.recipe.start is not None:
         faults.append("recipe.start: only a server goes on from an earlier adapter; leave it out")
     faults += rules.faults(experiment.recipe) + baselines.faults(experiment)
-    shapes: models.AdaptedModel | None = None
+    shapes: adapted_model.AdaptedModel | None = None
     if not names:
-        from fedvfm.client import model as models
-        from fedvfm.data import hospitals as hospital_data
+        from fedvfm.data.partition import virtual_hospitals
+        from fedvfm.model import adapted_model
 
-        shapes, wrong = models.examine(experiment.recipe)
-        faults += wrong + hospital_data.faults(experiment.partition)
+        shapes, wrong = adapted_model.examine(experiment.recipe)
+        faults += wrong + virtual_hospitals.faults(experiment.partition)
     if names or faults or shapes is None:
         raise errors.ConfigError(f"experiment '{experiment.name}'", names + faults)
     return shapes
@@ -109,7 +111,7 @@ def name_faults(values: Mapping[str, Any]) -> list[str]:
 
 
 def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, registry.Table, str]]:
-    from fedvfm.data import partitioners
+    from fedvfm.data.partition import partitioners
 
     single = {
         "engine": tables.ENGINES,
@@ -156,7 +158,7 @@ def _name_fault(table: registry.Table, name: str) -> str:
     )
 
 
-def _rank_faults(experiment: configs.Experiment) -> list[str]:
+def _rank_faults(experiment: schema.Experiment) -> list[str]:
     top = experiment.recipe.adapter.rank
     found = [
         f"site_ranks.{site} = {rank}: is over recipe.adapter.rank = {top}"
@@ -170,28 +172,28 @@ def _rank_faults(experiment: configs.Experiment) -> list[str]:
     return found
 
 
-def hospitals(experiment: configs.Experiment) -> list[hospital_data.Hospital]:
+def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]:
     """The virtual hospitals, sorted by name. Reads an index, no pixels.
 
     Raises:
         DataError, PartitionError: if the data is not there or cannot be divided so.
         ConfigError: if the recipe's task or classes are not those of the data, or something needs other sites.
     """
-    from fedvfm.data import hospitals as hospital_data
     from fedvfm.data import labels
+    from fedvfm.data.partition import virtual_hospitals
 
     source = sources.make(experiment.data, experiment.recipe.data)
     faults = labels.faults(experiment.recipe, source.info)
     if faults:
         raise errors.ConfigError("experiment and data", faults)
-    made = hospital_data.make_hospitals(source, experiment.partition, experiment.recipe.seed)
+    made = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
     faults = site_faults(experiment, [hospital.name for hospital in made])
     if faults:
         raise errors.ConfigError(f"experiment '{experiment.name}' with {len(made)} sites", faults)
     return made
 
 
-def site_faults(experiment: configs.Experiment, names: Sequence[str]) -> list[str]:
+def site_faults(experiment: schema.Experiment, names: Sequence[str]) -> list[str]:
     """What cannot be with these sites, one sentence a fault: ranks, cohort and quorum, baselines that need more."""
     found = cohort.faults(len(names), experiment.server)
     if not found:
@@ -205,7 +207,7 @@ def site_faults(experiment: configs.Experiment, names: Sequence[str]) -> list[st
     return found
 
 
-def _fewest(experiment: configs.Experiment, sites: int) -> int:
+def _fewest(experiment: schema.Experiment, sites: int) -> int:
     """The least number of updates that a round of any arm with several sites goes on with."""
     server = experiment.server
     asked = min(server.cohort or sites, sites - 1 if "leave-one-out" in experiment.baselines else sites)

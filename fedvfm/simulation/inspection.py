@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedvfm import errors
-from fedvfm.client import budget
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
-from fedvfm.data import hospitals as hospital_data
+from fedvfm.client.training import site as sites
+from fedvfm.data.partition import virtual_hospitals
+from fedvfm.model import adapted_model, memory
 
 
-def inspect(model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospital]) -> list[budget.Images]:
+def inspect(model: adapted_model.AdaptedModel, hospitals: Sequence[virtual_hospitals.Hospital]) -> list[memory.Images]:
     """Open the first training sample of every hospital as training would; what the samples of each come to.
 
     Args:
@@ -32,7 +31,7 @@ def inspect(model: models.AdaptedModel, hospitals: Sequence[hospital_data.Hospit
     return found
 
 
-def _open(model: models.AdaptedModel, hospital: hospital_data.Hospital) -> budget.Images:
+def _open(model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospital) -> memory.Images:
     site, sample = sites.Site(hospital.name, hospital), hospital.train[0]
     whole = site.whole(model, sample)
     view = site.example(model, sample, 0 if model.recipe.data.views else -1, ("epoch", 0)).prepared
@@ -43,4 +42,4 @@ def _open(model: models.AdaptedModel, hospital: hospital_data.Hospital) -> budge
     height, width = whole.image.shape[1:]
     evaluated = len(hospital.val) + len(hospital.test)
     sizes = sites.kept_bytes(whole), sites.kept_bytes(view)
-    return budget.Images((height, width), *sizes, len(hospital.train), evaluated)
+    return memory.Images((height, width), *sizes, len(hospital.train), evaluated)

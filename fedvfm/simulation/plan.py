@@ -12,24 +12,31 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
-from fedvfm import codecs, errors, factors, flower, privacy_config, protocol, state
-from fedvfm import config as configs
-from fedvfm.client import budget, devices, feature_counts
-from fedvfm.client import model as models
-from fedvfm.data import hospitals as hospital_data
-from fedvfm.server import handshake
-from fedvfm.server import summary as summaries
-from fedvfm.server.aggregators import table as rules
-from fedvfm.simulation import baselines, experiment, inspection, privacy, run, schedule
-from fedvfm.trust import lock as locks
+from fedvfm import errors
+from fedvfm.aggregators import table as rules
+from fedvfm.config import privacy as privacy_config
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
+from fedvfm.flower import internals
+from fedvfm.model import adapted_model, feature_counts
+from fedvfm.model import device as devices
+from fedvfm.model import memory as budget
+from fedvfm.protocol import codecs, protocol
+from fedvfm.server.rounds import handshake
+from fedvfm.server.rounds import summary as summaries
+from fedvfm.simulation import baselines, experiment, inspection, run
+from fedvfm.simulation.engines import worker_schedule
+from fedvfm.simulation.results import simulated_epsilon
+from fedvfm.state import factors, state
+from fedvfm.trust import locked_recipe
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
 
 
 def plan(
-    what: configs.Experiment,
-    hospitals: Sequence[hospital_data.Hospital],
-    model: models.AdaptedModel | None = None,
+    what: schema.Experiment,
+    hospitals: Sequence[virtual_hospitals.Hospital],
+    model: adapted_model.AdaptedModel | None = None,
 ) -> dict[str, Any]:
     """The plan, with the keys of summary.json where they are known before a run.
 
@@ -59,12 +66,12 @@ def plan(
         "trainable_parameters": trainable,
         "share": trainable / max(1, locked.backbone_parameters),
         "bytes": {**_bytes(what, locked, hospitals), "full_model": summaries.full_model_bytes(locked)},
-        "peak_mib": round(memory.total + (workers - 1) * (memory.activations + schedule.OWN_MIB), 1),
+        "peak_mib": round(memory.total + (workers - 1) * (memory.activations + worker_schedule.OWN_MIB), 1),
         "cache": _cache(what, memory),
-        "threads": schedule.threads(what),
+        "threads": worker_schedule.threads(what),
         "workers": workers if what.engine == "in-process" else None,
         "prompt": what.recipe.task.oracle or None,
-        "privacy": privacy.planned(what.recipe, what.server.cohort or len(hospitals), hospitals),
+        "privacy": simulated_epsilon.planned(what.recipe, what.server.cohort or len(hospitals), hospitals),
         "sites": {h.name: {split: len(members) for split, members in h.splits.items()} for h in hospitals},
         "arms": {
             arm.name: {
@@ -78,22 +85,22 @@ def plan(
     }
 
 
-def _workers(what: configs.Experiment, arms: Sequence[baselines.Arm], model: models.AdaptedModel) -> int:
+def _workers(what: schema.Experiment, arms: Sequence[baselines.Arm], model: adapted_model.AdaptedModel) -> int:
     """How many workers would compute here; 1 for an engine that has none of its own."""
     if what.engine != "in-process":
         return 1
-    tasks = sum(schedule.at_a_time(len(arm.train_sites), what.server) for arm in arms if arm.recipe is not None)
-    return schedule.count(what, tasks, lambda: model)[0]
+    tasks = sum(worker_schedule.at_a_time(len(arm.train_sites), what.server) for arm in arms if arm.recipe is not None)
+    return worker_schedule.count(what, tasks, lambda: model)[0]
 
 
 def _shapes(
-    what: configs.Experiment, model: models.AdaptedModel, arms: Sequence[baselines.Arm]
-) -> list[models.AdaptedModel]:
+    what: schema.Experiment, model: adapted_model.AdaptedModel, arms: Sequence[baselines.Arm]
+) -> list[adapted_model.AdaptedModel]:
     """The model of each recipe that an arm trains, on the meta device; that of the experiment is there."""
     trained = {arm.recipe.model_copy(update={"rounds": 1}).hash: arm for arm in arms if arm.recipe is not None}
     shapes, faults = [], []
     for arm in trained.values():
-        built, wrong = (model, []) if arm.recipe in (None, what.recipe) else models.examine(arm.recipe)
+        built, wrong = (model, []) if arm.recipe in (None, what.recipe) else adapted_model.examine(arm.recipe)
         shapes += [] if built is None else [built]
         faults += [f"arm '{arm.name}': {fault}" for fault in wrong]
     if faults:
@@ -116,10 +123,10 @@ class Phase:
 
 
 def _bytes(
-    what: configs.Experiment, locked: locks.LockedRecipe, hospitals: Sequence[hospital_data.Hospital]
+    what: schema.Experiment, locked: locked_recipe.LockedRecipe, hospitals: Sequence[virtual_hospitals.Hospital]
 ) -> dict[str, Any]:
     """Bytes of the federated arm: handshake, rounds, final test."""
-    flower.be_server_task(1)
+    internals.be_server_task(1)
     recipe = locked.recipe  # what is sent states what the backbone decides
     # The site that pools all others is a node too and answers the handshake.
     total = _handshake(recipe, locked) * (len(hospitals) + 1)
@@ -150,7 +157,7 @@ def _bytes(
     return {"up": total.up, "down": total.down, "per_round": {"up": round_.up, "down": round_.down}}
 
 
-def _base(what: configs.Experiment, locked: locks.LockedRecipe, site: str) -> state.AdapterState:
+def _base(what: schema.Experiment, locked: locked_recipe.LockedRecipe, site: str) -> state.AdapterState:
     """The first adapter in the site's own rank."""
     rank = what.site_ranks.get(site, what.recipe.adapter.rank)
     rule = rules.make(what.recipe.aggregation)
@@ -160,10 +167,10 @@ def _base(what: configs.Experiment, locked: locks.LockedRecipe, site: str) -> st
 
 def _exchange(kind: str, content: RecordDict, answer: RecordDict) -> Phase:
     sent = Message(content, 1, kind)
-    return Phase(len(flower.serialise(Message(answer, reply_to=sent))), len(flower.serialise(sent)))
+    return Phase(len(internals.serialise(Message(answer, reply_to=sent))), len(internals.serialise(sent)))
 
 
-def _handshake(recipe: configs.Recipe, locked: locks.LockedRecipe) -> Phase:
+def _handshake(recipe: schema.Recipe, locked: locked_recipe.LockedRecipe) -> Phase:
     counts = {"train": 1, "val": 1, "test": 1}
     hello = protocol.Hello(
         "site", locked.backbone_sha256 or "0" * 64, locked.manifest.fingerprint, recipe.adapter.rank, counts, "0" * 64
@@ -171,7 +178,9 @@ def _handshake(recipe: configs.Recipe, locked: locks.LockedRecipe) -> Phase:
     return _exchange(protocol.HANDSHAKE, protocol.encode_task(protocol.Task(recipe)), protocol.encode_hello(hello))
 
 
-def _travels(locked: locks.LockedRecipe, base: state.AdapterState, number: int, held: bool) -> codecs.Difference | None:
+def _travels(
+    locked: locked_recipe.LockedRecipe, base: state.AdapterState, number: int, held: bool
+) -> codecs.Difference | None:
     """What takes the place of the adapter on the way down: nothing where it is held, else the step of a round."""
     recipe = locked.recipe
     if recipe.codec == codecs.PLAIN:
@@ -182,7 +191,7 @@ def _travels(locked: locks.LockedRecipe, base: state.AdapterState, number: int, 
     return dataclasses.replace(codecs.encode(recipe.codec, left, base, {}).difference, target=base.fingerprint)
 
 
-def _train(locked: locks.LockedRecipe, base: state.AdapterState, number: int, held: bool) -> Phase:
+def _train(locked: locked_recipe.LockedRecipe, base: state.AdapterState, number: int, held: bool) -> Phase:
     recipe = locked.recipe
     # Under a mechanism nothing that is made of training records leaves beside the adapter.
     plain = recipe.privacy.mechanism == privacy_config.NO_MECHANISM
@@ -196,7 +205,7 @@ def _train(locked: locks.LockedRecipe, base: state.AdapterState, number: int, he
 
 
 def _evaluate(
-    locked: locks.LockedRecipe, base: state.AdapterState, split: str, ids: Sequence[str], held: bool = False
+    locked: locked_recipe.LockedRecipe, base: state.AdapterState, split: str, ids: Sequence[str], held: bool = False
 ) -> Phase:
     recipe = locked.recipe
     values = {name: [0.5] * len(ids) for name in METRICS} if ids else {}
@@ -207,7 +216,7 @@ def _evaluate(
 
 
 def _memory(
-    what: configs.Experiment, shapes: Sequence[models.AdaptedModel], seen: Sequence[budget.Images]
+    what: schema.Experiment, shapes: Sequence[adapted_model.AdaptedModel], seen: Sequence[budget.Images]
 ) -> budget.Memory:
     """The largest of all arms, which share one cache."""
     places = budget.Places(what.cache_mib, what.cache_disk_mib, files_first=True)
@@ -218,7 +227,7 @@ def _memory(
     return budget.largest([budget.memory(one, seen, places, device) for one in shapes], places)
 
 
-def _cache(what: configs.Experiment, memory: budget.Memory) -> dict[str, float]:
+def _cache(what: schema.Experiment, memory: budget.Memory) -> dict[str, float]:
     """What all images and features take, and what there is for them."""
     return {
         "images_mib": round(memory.images, 1),
@@ -228,7 +237,7 @@ def _cache(what: configs.Experiment, memory: budget.Memory) -> dict[str, float]:
     }
 
 
-def _cheap(what: configs.Experiment, model: models.AdaptedModel, memory: budget.Memory) -> list[str]:
+def _cheap(what: schema.Experiment, model: adapted_model.AdaptedModel, memory: budget.Memory) -> list[str]:
     """Which epochs compute the adapted blocks alone, and what a cache that is too small would have to hold."""
     views = what.recipe.data.views
     if not (memory.features and views and model.frozen_blocks):

@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 from flwr.app import Message
 
-from fedvfm import protocol
-from fedvfm.server import strategy
+from fedvfm.protocol import protocol
+from fedvfm.server.rounds import federation
 
 LIMIT = 256 << 20
 """Bytes of replies that are kept for arms to come; further ones are computed again."""
@@ -34,13 +34,13 @@ class Repeats(Generic[Kept]):
         nodes: name of a site -> its node.
     """
 
-    def __init__(self, jobs: Sequence[strategy.Job], nodes: Mapping[str, int]) -> None:
+    def __init__(self, jobs: Sequence[federation.Job], nodes: Mapping[str, int]) -> None:
         self._left = Counter((job.locked.recipe.hash, nodes[name]) for job in jobs for name in job.train_sites)
         self._kept: dict[Key, tuple[Kept, int]] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def key(self, job: strategy.Job, message: Message, body: bytes) -> Key | None:
+    def key(self, job: federation.Job, message: Message, body: bytes) -> Key | None:
         """What tells equal messages; None for one that no other arm sends.
 
         Args:
@@ -54,7 +54,7 @@ class Repeats(Generic[Kept]):
             return None
         return about.dst_node_id, about.message_type, hashlib.sha256(body).hexdigest()
 
-    def find(self, job: strategy.Job, key: Key | None) -> Kept | None:
+    def find(self, job: federation.Job, key: Key | None) -> Kept | None:
         """What is kept for an equal message; an arm asks once for each of its own."""
         with self._lock:
             if key is None or key not in self._kept:
@@ -75,5 +75,5 @@ class Repeats(Generic[Kept]):
                 self._bytes += size
 
 
-def _mark(job: strategy.Job, node: int) -> tuple[str, int]:
+def _mark(job: federation.Job, node: int) -> tuple[str, int]:
     return job.locked.recipe.hash, node

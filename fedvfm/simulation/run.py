@@ -12,38 +12,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvfm import chain, errors, progress, seeding, storage
-from fedvfm import config as configs
+from fedvfm import errors, seeding
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
 from fedvfm.client import app as client_app
-from fedvfm.client import devices, feature_cache, feature_files, held
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
-from fedvfm.data import hospitals as hospital_data
+from fedvfm.client.gate import held_adapters
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import prompts
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import index
-from fedvfm.server import strategy
-from fedvfm.server import summary as summaries
-from fedvfm.simulation import (
-    baselines,
-    classical,
-    experiment,
-    folder,
-    number_format,
-    privacy,
-    schedule,
-    site_errors,
-    summary,
-    tables,
-)
+from fedvfm.model import adapted_model, feature_cache, feature_files
+from fedvfm.model import device as devices
+from fedvfm.report import progress
+from fedvfm.server.rounds import federation
+from fedvfm.server.rounds import summary as summaries
+from fedvfm.simulation import baselines, classical, experiment, run_folder, tables
+from fedvfm.simulation.engines import worker_schedule
+from fedvfm.simulation.results import number_format, simulated_epsilon, site_errors, summary
+from fedvfm.storage import hash_chain, storage
 from fedvfm.tasks import table as tasks
-from fedvfm.trust import lock as locks
+from fedvfm.trust import locked_recipe
 
 MIB = 1 << 20
 
 Engine = Callable[
-    [Sequence[strategy.Job], Sequence[sites.Site], progress.Observer, configs.Experiment], client_app.Models | None
+    [Sequence[federation.Job], Sequence[sites.Site], progress.Observer, schema.Experiment], client_app.Models | None
 ]
 """Runs or resumes every job; the models that it computed with, where they are in this process."""
 
@@ -66,7 +60,7 @@ class Result:
 
 
 def simulate(
-    what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str],
+    what: schema.Experiment | Mapping[str, Any] | str | os.PathLike[str],
     *,
     output: str | os.PathLike[str] | None = None,
     observer: progress.Observer = progress.silent,
@@ -84,11 +78,11 @@ def simulate(
         FedvfmError: with cause, value, limit and remedy.
     """
     prepared, shapes = prepare(what)
-    run = folder.RunFolder(Path(output) if output else default_output(prepared.name))
+    run = run_folder.RunFolder(Path(output) if output else default_output(prepared.name))
     run.require_free()
     hospitals = experiment.hospitals(prepared)
     new = run.create()
-    with folder.Lock(run.path):
+    with run_folder.Lock(run.path):
         run.require_free()
         storage.sweep(run.path)
         with run.freed_unless_trained(new):
@@ -97,8 +91,8 @@ def simulate(
 
 
 def prepare(
-    what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str],
-) -> tuple[configs.Experiment, models.AdaptedModel]:
+    what: schema.Experiment | Mapping[str, Any] | str | os.PathLike[str],
+) -> tuple[schema.Experiment, adapted_model.AdaptedModel]:
     """The experiment, checked for this machine, with absolute paths; and its model on the meta device.
 
     Raises:
@@ -106,7 +100,7 @@ def prepare(
     """
     if isinstance(what, str | os.PathLike):
         what = experiment.load(os.fspath(what))
-    elif not isinstance(what, configs.Experiment):
+    elif not isinstance(what, schema.Experiment):
         what = experiment.parse(what, "experiment")
     what = _anywhere(what)
     shapes = experiment.examine(what)
@@ -117,7 +111,7 @@ def resume(
     path: str | os.PathLike[str],
     *,
     observer: progress.Observer = progress.silent,
-    workers: configs.Workers | None = None,
+    workers: schema.Workers | None = None,
 ) -> Result:
     """Go on with a run that was stopped, however it was stopped.
 
@@ -129,22 +123,22 @@ def resume(
     Raises:
         CheckpointError: if the folder is no run, or was changed.
     """
-    run = folder.RunFolder(Path(path))
+    run = run_folder.RunFolder(Path(path))
     what = experiment.parse(run.read_experiment(), str(run.experiment))
     what = what if workers is None else what.model_copy(update={"workers": workers})
     what, shapes = _with_threads(what), experiment.examine(what)
-    with folder.Lock(run.path):
+    with run_folder.Lock(run.path):
         storage.sweep(run.path)
         return _run(what, shapes, experiment.hospitals(what), run, observer)
 
 
-def _with_threads(what: configs.Experiment) -> configs.Experiment:
+def _with_threads(what: schema.Experiment) -> schema.Experiment:
     """The same experiment with the number of threads stated, so that every engine, and a resume, takes that one."""
     here = what.model_copy(update={"device": devices.choose(what.device)})
-    return what.model_copy(update={"threads": schedule.threads(here)})
+    return what.model_copy(update={"threads": worker_schedule.threads(here)})
 
 
-def _anywhere(what: configs.Experiment) -> configs.Experiment:
+def _anywhere(what: schema.Experiment) -> schema.Experiment:
     """The same experiment with absolute folders: a run may be resumed from elsewhere, under other variables."""
     what = what.model_copy(update={"data": index.resolve(what.data)})
     backbone = what.recipe.backbone
@@ -155,7 +149,7 @@ def _anywhere(what: configs.Experiment) -> configs.Experiment:
 
 
 def _same_setup(
-    run: folder.RunFolder, hospitals: Sequence[hospital_data.Hospital], jobs: Sequence[strategy.Job]
+    run: run_folder.RunFolder, hospitals: Sequence[virtual_hospitals.Hospital], jobs: Sequence[federation.Job]
 ) -> None:
     """Keep which samples and which backbone the run began with; refuse to go on with others.
 
@@ -164,18 +158,18 @@ def _same_setup(
     """
     members = {h.name: {split: [one.id for one in part] for split, part in h.splits.items()} for h in hospitals}
     frozen = {job.name: _frozen(job.locked) for job in jobs}
-    found = hashlib.sha256(chain.canonical({"samples": members, "frozen": frozen}).encode()).hexdigest()
+    found = hashlib.sha256(hash_chain.canonical({"samples": members, "frozen": frozen}).encode()).hexdigest()
     path = run.path / "setup.json"
     if not path.exists():
-        storage.write_text(path, chain.canonical({"sha256": found}) + "\n")
-    elif folder.read_json(path, f"{path} is damaged; restore it from a backup").get("sha256") != found:
+        storage.write_text(path, hash_chain.canonical({"sha256": found}) + "\n")
+    elif run_folder.read_json(path, f"{path} is damaged; restore it from a backup").get("sha256") != found:
         raise errors.CheckpointError(
             f"{run.path}: the samples, their splits or the backbone are not those this run began with. "
             "Bring them back, or start a new run with another --output"
         )
 
 
-def _frozen(locked: locks.LockedRecipe) -> list[str]:
+def _frozen(locked: locked_recipe.LockedRecipe) -> list[str]:
     return [locked.backbone_sha256, locked.backbone_config_sha256, locked.manifest.fingerprint]
 
 
@@ -186,7 +180,7 @@ def default_output(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
+def arms(what: schema.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
     """All arms of an experiment, the federated one first."""
     found = baselines.federated(what, names)
     for baseline in what.baselines:
@@ -195,10 +189,10 @@ def arms(what: configs.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
 
 
 def _run(
-    what: configs.Experiment,
-    shapes: models.AdaptedModel,
-    hospitals: Sequence[hospital_data.Hospital],
-    run: folder.RunFolder,
+    what: schema.Experiment,
+    shapes: adapted_model.AdaptedModel,
+    hospitals: Sequence[virtual_hospitals.Hospital],
+    run: run_folder.RunFolder,
     observer: progress.Observer,
     engine: Engine | None = None,
 ) -> Result:
@@ -228,22 +222,22 @@ def _as_found() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def notes(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> list[str]:
+def notes(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> list[str]:
     """What a reader of the results must know, each sentence once."""
     planned = arms(what, [hospital.name for hospital in hospitals])
     rounds = {arm.group: arm.recipe.rounds for arm in planned if arm.recipe is not None}
     told = [note for hospital in hospitals for note in hospital.notes]
-    told += privacy.notes(what.recipe, len(hospitals))
+    told += simulated_epsilon.notes(what.recipe, len(hospitals))
     told += [baselines.fewer_rounds(rounds, what, len(hospitals)), baselines.fewer_tests(what, len(hospitals))]
     told += [prompts.describe(what.recipe.task)]
     return [note for note in dict.fromkeys(told) if note]
 
 
 def _train_and_report(
-    what: configs.Experiment,
-    shapes: models.AdaptedModel,
-    hospitals: Sequence[hospital_data.Hospital],
-    run: folder.RunFolder,
+    what: schema.Experiment,
+    shapes: adapted_model.AdaptedModel,
+    hospitals: Sequence[virtual_hospitals.Hospital],
+    run: run_folder.RunFolder,
     observer: progress.Observer,
     engine: Engine,
     files: feature_files.FeatureFiles | None,
@@ -274,7 +268,7 @@ def _train_and_report(
     return Result(run.path, made)
 
 
-def _done(run: folder.RunFolder, job: strategy.Job) -> bool:
+def _done(run: run_folder.RunFolder, job: federation.Job) -> bool:
     """Whether an arm is finished.
 
     Raises:
@@ -292,7 +286,7 @@ def _done(run: folder.RunFolder, job: strategy.Job) -> bool:
     return True
 
 
-def _check_sites(what: configs.Experiment, jobs: Sequence[strategy.Job]) -> None:
+def _check_sites(what: schema.Experiment, jobs: Sequence[federation.Job]) -> None:
     """A federation of no sites cannot be."""
     for job in jobs:
         if not job.train_sites:
@@ -300,20 +294,23 @@ def _check_sites(what: configs.Experiment, jobs: Sequence[strategy.Job]) -> None
 
 
 def _jobs(
-    what: configs.Experiment, run: folder.RunFolder, planned: Sequence[baselines.Arm], shapes: models.AdaptedModel
-) -> list[strategy.Job]:
+    what: schema.Experiment,
+    run: run_folder.RunFolder,
+    planned: Sequence[baselines.Arm],
+    shapes: adapted_model.AdaptedModel,
+) -> list[federation.Job]:
     """The arms that train. Arms of one recipe share its lock: 64 local-only arms build one model, not 64."""
     locked = {what.recipe.hash: _locked(shapes)}
     jobs = []
     for arm in planned:
         if arm.recipe is not None:
             if arm.recipe.hash not in locked:
-                locked[arm.recipe.hash] = _locked(models.AdaptedModel(arm.recipe, with_weights=False))
+                locked[arm.recipe.hash] = _locked(adapted_model.AdaptedModel(arm.recipe, with_weights=False))
             jobs.append(_job(what, run, arm, locked[arm.recipe.hash]))
     return jobs
 
 
-def _locked(shapes: models.AdaptedModel) -> locks.LockedRecipe:
+def _locked(shapes: adapted_model.AdaptedModel) -> locked_recipe.LockedRecipe:
     """A recipe locked to the weights that are on this machine, which are not loaded."""
     locked = shapes.locked()
     if not shapes.backbone.pretrained:
@@ -323,9 +320,9 @@ def _locked(shapes: models.AdaptedModel) -> locks.LockedRecipe:
 
 
 def _job(
-    what: configs.Experiment, run: folder.RunFolder, arm: baselines.Arm, locked: locks.LockedRecipe
-) -> strategy.Job:
-    return strategy.Job(
+    what: schema.Experiment, run: run_folder.RunFolder, arm: baselines.Arm, locked: locked_recipe.LockedRecipe
+) -> federation.Job:
+    return federation.Job(
         name=arm.name,
         locked=locked,
         folder=run.arm(arm.name),
@@ -334,14 +331,14 @@ def _job(
         server=baselines.server_of(arm, what.server),
         per_sample=True,
         # Under a mechanism no round is chosen by what its scores say.
-        test_best=arm.test_best and not privacy.is_private(locked.recipe),
+        test_best=arm.test_best and not simulated_epsilon.is_private(locked.recipe),
         simulated=True,
         primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
-        machine={"threads": schedule.threads(what)},
+        machine={"threads": worker_schedule.threads(what)},
     )
 
 
-def shared_files(path: Path, what: configs.Experiment) -> feature_files.FeatureFiles | None:
+def shared_files(path: Path, what: schema.Experiment) -> feature_files.FeatureFiles | None:
     """Files of features as another process of the run sees them, None where it keeps none.
 
     Args:
@@ -349,12 +346,12 @@ def shared_files(path: Path, what: configs.Experiment) -> feature_files.FeatureF
         what: the experiment.
     """
     limit = what.cache_disk_mib * MIB
-    return feature_files.FeatureFiles(folder.RunFolder(path).features, limit) if limit else None
+    return feature_files.FeatureFiles(run_folder.RunFolder(path).features, limit) if limit else None
 
 
 def members(
-    what: configs.Experiment,
-    hospitals: Sequence[hospital_data.Hospital],
+    what: schema.Experiment,
+    hospitals: Sequence[virtual_hospitals.Hospital],
     files: feature_files.FeatureFiles | None = None,
     run: Path | None = None,
 ) -> list[sites.Site]:
@@ -366,9 +363,9 @@ def members(
         files: shared with other processes of the run.
         run: the run folder, where what coding an update lost outlives the process; None to keep it in memory.
     """
-    residuals = held.Residuals(None if run is None else folder.RunFolder(run).residuals, at_once=True)
+    residuals = held_adapters.Residuals(None if run is None else run_folder.RunFolder(run).residuals, at_once=True)
     cache = feature_cache.FeatureCache(what.cache_mib * MIB, files, files_first=True)
-    everyone = [*hospitals, hospital_data.pooled(hospitals)]
+    everyone = [*hospitals, virtual_hospitals.pooled(hospitals)]
     device = devices.choose(what.device)
     return [
         sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), cache, simulated=True, residuals=residuals)
@@ -376,7 +373,7 @@ def members(
     ]
 
 
-def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospital]) -> dict[str, Any]:
+def _classical(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> dict[str, Any]:
     """Fit the thresholds on all training images and test them, in the form of an evaluation."""
     started = time.monotonic()
     task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
@@ -401,18 +398,18 @@ def _classical(what: configs.Experiment, hospitals: Sequence[hospital_data.Hospi
 
 
 def _finish(
-    what: configs.Experiment,
-    hospitals: Sequence[hospital_data.Hospital],
-    run: folder.RunFolder,
-    model: models.AdaptedModel,
+    what: schema.Experiment,
+    hospitals: Sequence[virtual_hospitals.Hospital],
+    run: run_folder.RunFolder,
+    model: adapted_model.AdaptedModel,
     made: Mapping[str, Any],
     observer: progress.Observer,
     everyone: Sequence[sites.Site],
 ) -> None:
     """Write what is derived from the arms: tables, adapter, summary, report."""
     from fedvfm.inference import export
-    from fedvfm.server import checkpoint
-    from fedvfm.simulation import compare, pictures, report
+    from fedvfm.simulation.results import compare, pictures, report
+    from fedvfm.state import checkpoint
 
     adapter, _, _ = checkpoint.read(run.path / "adapter.safetensors")
     if adapter.fingerprint != made["fingerprint"]:

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedvfm import config as configs
-from fedvfm import errors, progress, storage
-from fedvfm.simulation import experiment, folder, run
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.report import progress
+from fedvfm.simulation import experiment, run, run_folder
+from fedvfm.storage import storage
 
 SCHEMA_VERSION = 1
 
 
 def simulate(
-    what: configs.Experiment | Mapping[str, Any] | str | os.PathLike[str],
+    what: schema.Experiment | Mapping[str, Any] | str | os.PathLike[str],
     seeds: Sequence[int],
     *,
     output: str | os.PathLike[str] | None = None,
@@ -35,12 +37,12 @@ def simulate(
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise errors.ConfigError("seeds", [f"{list(seeds)}: give at least one, each once, from 0"])
     prepared, _ = run.prepare(what)
-    parent = folder.RunFolder(Path(output) if output else run.default_output(prepared.name))
+    parent = run_folder.RunFolder(Path(output) if output else run.default_output(prepared.name))
     parent.require_free()
     for seed in seeds:
         experiment.hospitals(prepared.with_seed(seed))
     new = parent.create()
-    with folder.Lock(parent.path):
+    with run_folder.Lock(parent.path):
         parent.require_free()
         storage.sweep(parent.path)
         with parent.freed_unless_trained(new):
@@ -53,7 +55,7 @@ def resume(
     path: str | os.PathLike[str],
     *,
     observer: progress.Observer = progress.silent,
-    workers: configs.Workers | None = None,
+    workers: schema.Workers | None = None,
 ) -> list[run.Result]:
     """Go on with all seeds: finished ones are left as they are, others are resumed or begun.
 
@@ -65,17 +67,17 @@ def resume(
     Raises:
         CheckpointError: if the folder is no parent of seeds, or was changed.
     """
-    parent = folder.RunFolder(Path(path))
+    parent = run_folder.RunFolder(Path(path))
     what, seeds = _recorded(parent)
     what = what if workers is None else what.model_copy(update={"workers": workers})
-    with folder.Lock(parent.path):
+    with run_folder.Lock(parent.path):
         return _all(what, seeds, parent, observer)
 
 
-def _recorded(parent: folder.RunFolder) -> tuple[configs.Experiment, list[int]]:
+def _recorded(parent: run_folder.RunFolder) -> tuple[schema.Experiment, list[int]]:
     """The experiment and the seeds the parent was begun with."""
     damaged = f"{parent.seeds} is damaged. Restore it from a backup, or resume each seed-N folder by itself"
-    found = folder.read_json(parent.seeds, damaged)
+    found = run_folder.read_json(parent.seeds, damaged)
     seeds = found.get("seeds")
     if found.get("schema_version") != SCHEMA_VERSION or not isinstance(seeds, list):
         raise errors.CheckpointError(damaged)
@@ -85,19 +87,21 @@ def _recorded(parent: folder.RunFolder) -> tuple[configs.Experiment, list[int]]:
 
 
 def _all(
-    what: configs.Experiment, seeds: Sequence[int], parent: folder.RunFolder, observer: progress.Observer
+    what: schema.Experiment, seeds: Sequence[int], parent: run_folder.RunFolder, observer: progress.Observer
 ) -> list[run.Result]:
     results = []
     for number, seed in enumerate(seeds, start=1):
         observer("note", text=f"seed {seed} ({number} of {len(seeds)})")
-        results.append(_one(what.with_seed(seed), folder.RunFolder(parent.path / f"seed-{seed}"), observer))
+        results.append(_one(what.with_seed(seed), run_folder.RunFolder(parent.path / f"seed-{seed}"), observer))
     return results
 
 
-def _one(what: configs.Experiment, own: folder.RunFolder, observer: progress.Observer) -> run.Result:
+def _one(what: schema.Experiment, own: run_folder.RunFolder, observer: progress.Observer) -> run.Result:
     """The run of one seed, from wherever it is."""
     if own.finished:
-        return run.Result(own.path, folder.read_json(own.summary, f"{own.summary} is damaged; remove it and resume"))
+        return run.Result(
+            own.path, run_folder.read_json(own.summary, f"{own.summary} is damaged; remove it and resume")
+        )
     if own.experiment.exists():
         return run.resume(own.path, observer=observer, workers=what.workers)
     return run.simulate(what, output=own.path, observer=observer)

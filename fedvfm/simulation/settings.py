@@ -13,7 +13,7 @@ from typing import Any
 import pydantic
 from pydantic_core import to_jsonable_python
 
-from fedvfm import config as configs
+from fedvfm.config import schema
 
 LEFT_OUT = frozenset(
     [
@@ -28,7 +28,7 @@ def of(experiment: Mapping[str, Any]) -> dict[str, Any]:
 
     A data set that was found by its name is the same wherever it lies; earlier runs did not record where.
     """
-    found = flat(completed(experiment, configs.Experiment))
+    found = flat(completed(experiment, schema.Experiment))
     path, source = found.get("data.path"), found.get("data.source")
     by_name = not path or Path(path).name == source
     return {key: value for key, value in found.items() if key not in LEFT_OUT and not (by_name and key == "data.path")}

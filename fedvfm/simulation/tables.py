@@ -7,9 +7,9 @@ from fedvfm import registry
 ENGINES = registry.Table(
     "engine",
     {
-        "deployment": "fedvfm.simulation.deployment:run",
-        "in-process": "fedvfm.simulation.in_process:run",
-        "ray": "fedvfm.simulation.ray:run",
+        "deployment": "fedvfm.simulation.engines.deployment:run",
+        "in-process": "fedvfm.simulation.engines.in_process:run",
+        "ray": "fedvfm.simulation.engines.ray:run",
     },
 )
 

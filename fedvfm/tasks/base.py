@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import metrics
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
 from fedvfm.data import transforms
+from fedvfm.tasks import metrics
 
 
 class Task:
@@ -31,7 +31,7 @@ class Task:
     grids: int = 1
     masks: bool = False
 
-    def __init__(self, recipe: configs.Recipe) -> None:
+    def __init__(self, recipe: schema.Recipe) -> None:
         self.recipe = recipe
         self.class_names = recipe.data.class_names
 
@@ -79,7 +79,7 @@ class Task:
         raise NotImplementedError
 
 
-def class_weight_faults(recipe: configs.Recipe) -> list[str]:
+def class_weight_faults(recipe: schema.Recipe) -> list[str]:
     """Faults of ``class_weights``."""
     weights, names = recipe.task.class_weights, recipe.data.class_names
     if weights and len(weights) != len(names):

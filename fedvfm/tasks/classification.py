@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import metrics
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
 from fedvfm.data import defect, transforms
-from fedvfm.tasks import base, heads
+from fedvfm.tasks import base, heads, metrics
 
 
 class Classification(base.Task):
@@ -22,7 +21,7 @@ class Classification(base.Task):
 
     primary = "balanced_accuracy"
 
-    def __init__(self, recipe: configs.Recipe) -> None:
+    def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
         self._head = recipe.task.head or "linear"
 

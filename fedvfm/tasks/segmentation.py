@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedvfm import config as configs
-from fedvfm import metrics
 from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
 from fedvfm.data import defect, transforms
-from fedvfm.tasks import base, heads
+from fedvfm.tasks import base, heads, metrics
 
 SMOOTH = 1e-5
 """Added to the numerator and the denominator of Dice, as by MONAI: a class in neither mask has loss 0."""
@@ -30,7 +29,7 @@ class Segmentation(base.Task):
 
     primary = "dice"
 
-    def __init__(self, recipe: configs.Recipe) -> None:
+    def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
         self._head = recipe.task.head or ("patch" if recipe.backbone.name == "unet" else "pyramid")
         self.grids = heads.TABLE.get(self._head).grids if self._head in heads.TABLE else 1

@@ -15,9 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fedvfm import config, errors, storage
+from fedvfm import errors
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
+from fedvfm.config import schema
+from fedvfm.storage import storage
 
 LINE = re.compile(r'^#?([A-Za-z0-9_]+|"[^"]+") = (.*)$')
 """A line with a key and its value; with ``#`` before it the key is left out."""
@@ -87,7 +89,7 @@ def site(name: str, path: str | None = None, layout: str | None = None) -> str:
     values: dict[str, Any] = {"name": name} | ({} if path is None else {"data.path": path})
     kind = layout if layout is not None else recognised(path)
     found = fill(text("site.toml"), values | ({} if kind is None else {"data.options.layout": kind}))
-    config.parse(config.SiteConfig, tomllib.loads(found), "site.toml")
+    schema.parse(schema.SiteConfig, tomllib.loads(found), "site.toml")
     return found
 
 
@@ -106,8 +108,8 @@ def recognised(path: str | None) -> str | None:
 def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     """A recipe's file: what trains well with this backbone, as the bundled experiments do.
 
-    It has its form; whether its names and numbers go together is for :func:`fedvfm.client.model.validate`, which needs
-    torch.
+    It has its form; whether its names and numbers go together is for :func:`fedvfm.model.adapted_model.validate`, which
+    needs torch.
 
     Args:
         task: segmentation or classification.
@@ -118,7 +120,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         ConfigError: listing every fault of form.
         UnknownName: for a backbone that nobody knows.
     """
-    settings = config.parse(config.BackboneConfig, {"name": backbone}, "--backbone")
+    settings = schema.parse(schema.BackboneConfig, {"name": backbone}, "--backbone")
     if backbone not in backbones.TABLE and not backbones.elsewhere(backbone):
         raise errors.UnknownName(f"--backbone: {backbones.TABLE.fault(backbone)}; or owner/model, or a folder")
     values: dict[str, Any] = {"task.kind": task, "backbone.name": backbone, "data.class_names": list(classes)}
@@ -137,11 +139,11 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         values |= _SEGMENTATION if task == "segmentation" else _CLASSIFICATION
         values |= {"data.views": 4, "adapter.layers": list(range(depth - depth // 3, depth))}
     found = fill(text("recipe.toml"), values)
-    config.parse(config.Recipe, tomllib.loads(found), "recipe")
+    schema.parse(schema.Recipe, tomllib.loads(found), "recipe")
     return found
 
 
-def _shape(settings: config.BackboneConfig) -> Mapping[str, Any]:
+def _shape(settings: schema.BackboneConfig) -> Mapping[str, Any]:
     """What ``config.json`` says, as far as it is known here; of a model that is not on this machine, nothing."""
     if settings.name in backbones.TABLE and settings.name not in weights.KNOWN:
         return {}

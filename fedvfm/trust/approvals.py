@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fedvfm import chain, errors, storage
-from fedvfm.trust import documents
+from fedvfm import errors
+from fedvfm.storage import hash_chain, storage
+from fedvfm.trust import signed_documents
 
 APPROVED, WITHDRAWN = "approved", "withdrawn"
 
@@ -44,7 +45,7 @@ class Approvals:
             TrustError: if the file was edited or is another site's.
         """
         try:
-            return self._own(chain.read(self.path))
+            return self._own(hash_chain.read(self.path))
         except errors.CheckpointError as error:
             raise errors.TrustError(f"{error}. Nothing counts as approved; restore the file from a backup") from None
 
@@ -83,14 +84,14 @@ class Approvals:
     def _write(self, event: str, recipe: str, person: str | None) -> dict[str, Any]:
         with storage.exclusive(self.path):
             try:
-                written = chain.Chain(self.path)
+                written = hash_chain.Chain(self.path)
             except errors.CheckpointError as error:
                 raise errors.TrustError(f"{error}. Restore the file from a backup") from None
             before = [row for row in self._own(written.entries) if row["recipe"] == recipe]
             if before and before[-1]["event"] == event:
                 return before[-1]
             line = {"event": event, "recipe": recipe, "site": self.site, "who": person or who()}
-            return written.append({**line, "time": documents.stamp(documents.now())})
+            return written.append({**line, "time": signed_documents.stamp(signed_documents.now())})
 
     def _own(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for number, row in enumerate(rows, start=1):

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import Field
 
 from fedvfm import errors
-from fedvfm.trust import documents, keys
+from fedvfm.trust import keys, signed_documents
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
@@ -44,7 +44,7 @@ def split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535 or not _is_name(host):
-        raise errors.ConfigError("--address", [f"'{documents.shown(address)}': write it as host:port"])
+        raise errors.ConfigError("--address", [f"'{signed_documents.shown(address)}': write it as host:port"])
     return host, int(port)
 
 
@@ -61,7 +61,11 @@ def _as_ip(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def names_faults(names: Sequence[str]) -> list[str]:
     """Names that no certificate can carry, one sentence a fault."""
-    return [f"'{documents.shown(name)}': is neither a host name nor an address" for name in names if not _is_name(name)]
+    return [
+        f"'{signed_documents.shown(name)}': is neither a host name nor an address"
+        for name in names
+        if not _is_name(name)
+    ]
 
 
 def _subject(text: str) -> x509.Name:

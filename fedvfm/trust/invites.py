@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedvfm import config, errors
-from fedvfm.trust import certificates, documents, keys, lock, tokens
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.trust import certificates, keys, locked_recipe, signed_documents, tokens
 
 VALID_DAYS = 30
 
@@ -20,7 +21,7 @@ FederationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63
 Pem = Annotated[str, Field(max_length=8000)]
 
 
-class Invite(documents.Document):
+class Invite(signed_documents.Document):
     """What a hospital needs to join.
 
     Attributes:
@@ -34,13 +35,13 @@ class Invite(documents.Document):
     format: Literal["fedvfm-invite-1"] = "fedvfm-invite-1"
     federation: FederationName
     address: certificates.Address
-    site: config.SiteName
+    site: schema.SiteName
     authority: Pem
     token: tokens.Token
-    created: documents.Time
-    expires: documents.Time
-    lock: lock.LockedRecipe
-    signature: documents.Signature
+    created: signed_documents.Time
+    expires: signed_documents.Time
+    lock: locked_recipe.LockedRecipe
+    signature: signed_documents.Signature
 
 
 def make(
@@ -50,7 +51,7 @@ def make(
     address: str,
     site: str,
     authority: str,
-    recipe: lock.LockedRecipe,
+    recipe: locked_recipe.LockedRecipe,
     now: datetime.datetime,
     days: int = VALID_DAYS,
 ) -> Invite:
@@ -62,8 +63,8 @@ def make(
         site=site,
         authority=authority,
         token=tokens.make(),
-        created=documents.stamp(now),
-        expires=documents.stamp(now + datetime.timedelta(days=days)),
+        created=signed_documents.stamp(now),
+        expires=signed_documents.stamp(now + datetime.timedelta(days=days)),
         lock=recipe,
         signature="A" * 40,
     )
@@ -85,9 +86,10 @@ def check(invite: Invite, told: str, now: datetime.datetime) -> None:
     key = certificates.authority_key(authority, "the invite's certificate")
     if not keys.verified(key, invite.signature, invite.signed_bytes()):
         raise errors.TrustError("the invite was changed after the coordinator signed it. Ask for it again")
-    if now >= documents.moment(invite.expires):
+    if now >= signed_documents.moment(invite.expires):
         raise errors.TrustError(
-            f"the invite expired at {invite.expires}; it is {documents.stamp(now)} here. Ask for a new one, or set "
+            f"the invite expired at {invite.expires}; it is {signed_documents.stamp(now)} here. "
+            "Ask for a new one, or set "
             "this machine's clock"
         )
     certificates.split_address(invite.address)

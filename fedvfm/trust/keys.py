@@ -15,7 +15,8 @@ from cryptography import exceptions
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedvfm import errors, storage
+from fedvfm import errors
+from fedvfm.storage import storage
 
 Private = ec.EllipticCurvePrivateKey
 Public = ec.EllipticCurvePublicKey

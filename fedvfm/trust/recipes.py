@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedvfm import config
-from fedvfm.trust import documents, invites, lock
+from fedvfm.config import schema
+from fedvfm.trust import invites, locked_recipe, signed_documents
 
 
-def read(path: Path) -> config.Recipe | lock.LockedRecipe | invites.Invite:
+def read(path: Path) -> schema.Recipe | locked_recipe.LockedRecipe | invites.Invite:
     """What a file holds: of TOML the recipe, or an experiment's ``[recipe]``; of JSON a locked recipe or an invite.
 
     As it is written: it may not be one that can be trained with here, and whom an invite is from is not checked.
@@ -18,17 +18,17 @@ def read(path: Path) -> config.Recipe | lock.LockedRecipe | invites.Invite:
         TrustError: if a JSON file is neither a locked recipe nor an invite.
     """
     if path.suffix != ".json":
-        values = config.read_toml(path)
+        values = schema.read_toml(path)
         inner = values.get("recipe")
-        return config.parse(config.Recipe, inner if isinstance(inner, dict) else values, str(path))
-    data = documents.read_bytes(path, "file")
-    if documents.format_of(data) == invites.Invite.model_fields["format"].default:
-        return documents.parse(data, invites.Invite, f"invite {path}")
-    return documents.parse(data, lock.LockedRecipe, f"locked recipe {path}")
+        return schema.parse(schema.Recipe, inner if isinstance(inner, dict) else values, str(path))
+    data = signed_documents.read_bytes(path, "file")
+    if signed_documents.format_of(data) == invites.Invite.model_fields["format"].default:
+        return signed_documents.parse(data, invites.Invite, f"invite {path}")
+    return signed_documents.parse(data, locked_recipe.LockedRecipe, f"locked recipe {path}")
 
 
-def written(path: Path) -> config.Recipe:
+def written(path: Path) -> schema.Recipe:
     """The recipe alone; see :func:`read`."""
     content = read(path)
     content = content.lock if isinstance(content, invites.Invite) else content
-    return content.recipe if isinstance(content, lock.LockedRecipe) else content
+    return content.recipe if isinstance(content, locked_recipe.LockedRecipe) else content

@@ -7,15 +7,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedvfm import config
-from fedvfm.trust import documents, invites, keys, lock, tokens
+from fedvfm.config import schema
+from fedvfm.trust import invites, keys, locked_recipe, signed_documents, tokens
 
 _BLANK = "A" * 40
 
 TokenProof = Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{86}==|A{40})$")]
 
 
-class Request(documents.Document):
+class Request(signed_documents.Document):
     """A site's wish to join.
 
     Attributes:
@@ -30,13 +30,13 @@ class Request(documents.Document):
 
     format: Literal["fedvfm-request-1"] = "fedvfm-request-1"
     federation: invites.FederationName
-    site: config.SiteName
-    public_key: documents.PublicKey
-    recipe: config.Sha256
-    version: lock.Version
-    created: documents.Time
+    site: schema.SiteName
+    public_key: signed_documents.PublicKey
+    recipe: schema.Sha256
+    version: locked_recipe.Version
+    created: signed_documents.Time
     token_proof: TokenProof
-    signature: documents.Signature
+    signature: signed_documents.Signature
 
 
 def make(invite: invites.Invite, key: keys.Private, now: datetime.datetime) -> Request:
@@ -46,8 +46,8 @@ def make(invite: invites.Invite, key: keys.Private, now: datetime.datetime) -> R
         site=invite.site,
         public_key=keys.public_text(key),
         recipe=invite.lock.hash,
-        version=lock.version(),
-        created=documents.stamp(now),
+        version=locked_recipe.version(),
+        created=signed_documents.stamp(now),
         token_proof=_BLANK,
         signature=_BLANK,
     )

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvfm import chain, errors, storage
-from fedvfm.trust import documents, invites, keys, requests
+from fedvfm import errors
+from fedvfm.storage import hash_chain, storage
+from fedvfm.trust import invites, keys, requests, signed_documents
 
 INVITED, APPROVED, DROPPED, REVOKED = "invited", "approved", "dropped", "revoked"
 KNOWN = (APPROVED, DROPPED)
@@ -70,7 +71,7 @@ def read(path: Path) -> dict[str, Entry]:
     Raises:
         CheckpointError: if the file was edited.
     """
-    return _fold(chain.read(path))
+    return _fold(hash_chain.read(path))
 
 
 class Roster:
@@ -92,7 +93,7 @@ class Roster:
         """
         invites.check_name(site)
         with storage.exclusive(self.path):
-            written = chain.Chain(self.path)
+            written = hash_chain.Chain(self.path)
             known = _fold(written.entries)
             twins = [name for name in known if name != site and name.casefold() == site.casefold()]
             if twins:
@@ -106,7 +107,7 @@ class Roster:
                 {
                     "event": INVITED,
                     "site": site,
-                    "time": documents.stamp(now),
+                    "time": signed_documents.stamp(now),
                     "verifier": verifier,
                     "expires": expires,
                 }
@@ -119,13 +120,13 @@ class Roster:
             TrustError: if it is of another federation or site, its token is wrong, used or expired, or it was changed.
         """
         with storage.exclusive(self.path):
-            written = chain.Chain(self.path)
+            written = hash_chain.Chain(self.path)
             self._check(request, _fold(written.entries), written.entries, now)
             written.append(
                 {
                     "event": APPROVED,
                     "site": request.site,
-                    "time": documents.stamp(now),
+                    "time": signed_documents.stamp(now),
                     "public_key": request.public_key,
                     "recipe": request.recipe,
                     "version": request.version,
@@ -140,12 +141,14 @@ class Roster:
             TrustError: if it is not on the roster.
         """
         with storage.exclusive(self.path):
-            written = chain.Chain(self.path)
+            written = hash_chain.Chain(self.path)
             known = _fold(written.entries)
             if site not in known:
-                raise errors.TrustError(f"site '{documents.shown(site)}': is not on the roster: {', '.join(known)}")
+                raise errors.TrustError(
+                    f"site '{signed_documents.shown(site)}': is not on the roster: {', '.join(known)}"
+                )
             if known[site].status != REVOKED:
-                written.append({"event": REVOKED, "site": site, "time": documents.stamp(now)})
+                written.append({"event": REVOKED, "site": site, "time": signed_documents.stamp(now)})
             return _fold(written.entries)[site]
 
     def drop(self, site: str, now: datetime.datetime) -> Entry:
@@ -166,14 +169,16 @@ class Roster:
 
     def _turn(self, site: str, before: str, after: str, now: datetime.datetime) -> Entry:
         with storage.exclusive(self.path):
-            written = chain.Chain(self.path)
+            written = hash_chain.Chain(self.path)
             entry = _fold(written.entries).get(site)
             if entry is None or entry.status not in (before, after):
                 found = "is not on the roster" if entry is None else f"is {entry.status}, not {before}"
-                raise errors.TrustError(f"site '{documents.shown(site)[:80]}': {found}. See: fedvfm server roster")
+                raise errors.TrustError(
+                    f"site '{signed_documents.shown(site)[:80]}': {found}. See: fedvfm server roster"
+                )
             if entry.status == before:
                 event = DROPPED if after == DROPPED else READMITTED
-                written.append({"event": event, "site": site, "time": documents.stamp(now)})
+                written.append({"event": event, "site": site, "time": signed_documents.stamp(now)})
             return _fold(written.entries)[site]
 
     def _check(
@@ -211,7 +216,7 @@ class Roster:
             )
         if not requests.signed_by_its_key(request):
             raise errors.TrustError(f"{who}: is not signed with the key it brings")
-        if now >= documents.moment(entry.expires):
+        if now >= signed_documents.moment(entry.expires):
             raise errors.TrustError(f"{who}: its invite expired at {entry.expires}. Invite it anew")
         if any(line.get("public_key") == request.public_key for line in lines):
             raise errors.TrustError(f"{who}: its key was on the roster before. The site must join with a new key")

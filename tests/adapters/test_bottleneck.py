@@ -13,12 +13,13 @@ import transformers
 from torch import nn
 
 import fedvfm
-from fedvfm import config as configs
-from fedvfm import errors, state
+from fedvfm import errors
 from fedvfm.adapters import bottleneck
 from fedvfm.backbones import base as backbones
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.inference import export
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 MLP = {**SHAPE, "intermediate_size": 32}
@@ -50,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(root / name) for name in FAMILIES}
 
 
-def recipe(backbone: str, task: str = "segmentation", **adapter: Any) -> configs.Recipe:
+def recipe(backbone: str, task: str = "segmentation", **adapter: Any) -> schema.Recipe:
     values = {
         "backbone": {"name": backbone},
         "adapter": {"kind": "adaptformer", **adapter},
@@ -58,12 +59,12 @@ def recipe(backbone: str, task: str = "segmentation", **adapter: Any) -> configs
         "data": {"class_names": ["rest", "cell"], "input_size": [56, 56]},
         "seed": 3,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
-def adapted(*arguments: Any, **named: Any) -> models.AdaptedModel:
+def adapted(*arguments: Any, **named: Any) -> adapted_model.AdaptedModel:
     """A model with every trainable number off its start."""
-    model = models.AdaptedModel(recipe(*arguments, **named))
+    model = adapted_model.AdaptedModel(recipe(*arguments, **named))
     rng = np.random.default_rng(0)
     moved = {key: a + rng.normal(0, 0.3, a.shape).astype(np.float32) for key, a in model.initial().items()}
     model.write(state.AdapterState(moved))
@@ -78,7 +79,7 @@ def pixels() -> torch.Tensor:
 def test_it_is_added_to_the_residual_stream_of_its_block(folders: dict[str, str], name: str) -> None:
     """One block, by hand: the adapted output less the frozen one is scale * up(relu(down(LN(x'))))."""
     model = adapted(folders[name], options={"width": 5, "scale": 0.7}, layers=[0])
-    frozen = models.AdaptedModel(recipe(folders[name], kind="head-only"))
+    frozen = adapted_model.AdaptedModel(recipe(folders[name], kind="head-only"))
     family: Any = model.backbone.family
     seen: list[torch.Tensor] = []
     norm = model.backbone.model.get_submodule(f"{family.blocks}.0.{family.norms[1]}")
@@ -99,9 +100,9 @@ def test_it_is_added_to_the_residual_stream_of_its_block(folders: dict[str, str]
 
 @every_family
 def test_at_the_start_nothing_changes_and_every_part_learns(folders: dict[str, str], name: str) -> None:
-    model = models.AdaptedModel(recipe(folders[name], options={"width": 5}))
+    model = adapted_model.AdaptedModel(recipe(folders[name], options={"width": 5}))
     model.write(model.initial())
-    frozen = models.AdaptedModel(recipe(folders[name], kind="head-only"))
+    frozen = adapted_model.AdaptedModel(recipe(folders[name], kind="head-only"))
     with torch.no_grad():
         ours, theirs = (one.backbone.features(pixels(), (1, 3)) for one in (model, frozen))
     for one, other in zip((*ours.grids, ours.pooled), (*theirs.grids, theirs.pooled), strict=True):
@@ -115,7 +116,7 @@ def test_at_the_start_nothing_changes_and_every_part_learns(folders: dict[str, s
 
 
 def test_the_first_values_are_those_of_a_linear_layer(folders: dict[str, str]) -> None:
-    model = models.AdaptedModel(recipe(folders["vit"]), with_weights=False)
+    model = adapted_model.AdaptedModel(recipe(folders["vit"]), with_weights=False)
     first = model.initial()
     names = [spec.name for spec in model.injected.specs]
     assert len(names) == 12
@@ -161,7 +162,7 @@ def test_a_branch_of_several_modules_keeps_its_weights_shared() -> None:
 
 
 def test_two_models_on_one_backbone_do_not_see_each_other(folders: dict[str, str]) -> None:
-    one, frozen = adapted(folders["dinov2"]), models.AdaptedModel(recipe(folders["dinov2"], kind="head-only"))
+    one, frozen = adapted(folders["dinov2"]), adapted_model.AdaptedModel(recipe(folders["dinov2"], kind="head-only"))
     with torch.no_grad():
         ours, theirs = (model.backbone.features(pixels(), (3,)).grids[0] for model in (one, frozen))
     assert not torch.allclose(ours, theirs, atol=1e-3)
@@ -201,7 +202,7 @@ def test_parameter_count_on_vit_b(tmp_path: Path) -> None:
         json.dumps({"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12})
     )
     for width, expected in ((64, 1_189_632), (1, 27_660)):
-        model = models.AdaptedModel(recipe(str(tmp_path), options={"width": width}), with_weights=False)
+        model = adapted_model.AdaptedModel(recipe(str(tmp_path), options={"width": width}), with_weights=False)
         assert sum(spec.size for spec in model.injected.specs) == expected == 12 * (2 * 768 * width + width + 768)
 
 
@@ -218,8 +219,8 @@ def test_parameter_count_on_vit_b(tmp_path: Path) -> None:
 )
 def test_faults(folders: dict[str, str], options: dict[str, Any], expected: str) -> None:
     chosen = recipe(folders["vit"], options=options)
-    (found,) = models.examine(chosen)[1]
+    (found,) = adapted_model.examine(chosen)[1]
     assert found.startswith(expected)
     if "withd" not in options:
         with pytest.raises(errors.ConfigError, match="give a"):
-            models.AdaptedModel(chosen)
+            adapted_model.AdaptedModel(chosen)

@@ -11,11 +11,12 @@ import pytest
 import torch
 import transformers
 
-from fedvfm import config as configs
-from fedvfm import errors, state
+from fedvfm import errors
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
-from fedvfm.client import model as models
+from fedvfm.config import schema
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 GOLDEN = Path(__file__).with_name("golden_names.json")
 KINDS = ("lora", "norm", "bias", "head-only", "full", "adaptformer", "prompt-tokens")
@@ -46,7 +47,7 @@ def folders(tiny_dino: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {"dinov2": str(tiny_dino), **{name: str(root / name) for name in made}, "unet": "unet"}
 
 
-def recipe(backbone: str, kind: str = "lora", task: str = "segmentation", **adapter: Any) -> configs.Recipe:
+def recipe(backbone: str, kind: str = "lora", task: str = "segmentation", **adapter: Any) -> schema.Recipe:
     options = {"channels": [4, 8]} if backbone == "unet" else {}
     values = {
         "backbone": {"name": backbone, "options": options},
@@ -55,7 +56,7 @@ def recipe(backbone: str, kind: str = "lora", task: str = "segmentation", **adap
         "data": {"class_names": ["rest", "cell"], "input_size": [56, 56]},
         "seed": 3,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 PAIRS = [(name, kind) for name in ("dinov2", "vit", "dinov3", "clip", "siglip") for kind in KINDS] + [("unet", "full")]
@@ -68,7 +69,7 @@ def pixels() -> torch.Tensor:
     return torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(7))
 
 
-def steps(model: models.AdaptedModel, number: int = 2) -> None:
+def steps(model: adapted_model.AdaptedModel, number: int = 2) -> None:
     groups = model.trainable()
     optimiser = torch.optim.AdamW([p for group in groups.values() for p in group], lr=0.05)
     target = torch.randint(0, 2, (2, 56, 56), generator=torch.Generator().manual_seed(9))
@@ -90,7 +91,7 @@ def fresh_backbone(name: str) -> backbones.Backbone:
 def test_at_the_start_the_model_computes_what_the_backbone_computes(
     folders: dict[str, str], name: str, kind: str
 ) -> None:
-    model = models.AdaptedModel(recipe(folders[name], kind))
+    model = adapted_model.AdaptedModel(recipe(folders[name], kind))
     model.write(model.initial())
     plain = fresh_backbone(folders[name])
     with torch.no_grad():
@@ -102,7 +103,7 @@ def test_at_the_start_the_model_computes_what_the_backbone_computes(
 
 @matrix
 def test_training_moves_the_manifest_and_nothing_else(folders: dict[str, str], name: str, kind: str) -> None:
-    model = models.AdaptedModel(recipe(folders[name], kind))
+    model = adapted_model.AdaptedModel(recipe(folders[name], kind))
     start = model.initial()
     model.write(start)
     trained = {id(p) for group in model.trainable().values() for p in group}
@@ -128,7 +129,7 @@ def test_training_moves_the_manifest_and_nothing_else(folders: dict[str, str], n
 @matrix
 def test_state_round_trip(folders: dict[str, str], name: str, kind: str) -> None:
     chosen = recipe(folders[name], kind)
-    one, other = models.AdaptedModel(chosen), models.AdaptedModel(chosen)
+    one, other = adapted_model.AdaptedModel(chosen), adapted_model.AdaptedModel(chosen)
     one.write(one.initial())
     assert one.read().fingerprint == one.initial().fingerprint
     steps(one)
@@ -144,9 +145,9 @@ def test_state_round_trip(folders: dict[str, str], name: str, kind: str) -> None
 @matrix
 def test_the_first_adapter_is_seeded_and_needs_no_weights(folders: dict[str, str], name: str, kind: str) -> None:
     chosen = recipe(folders[name], kind)
-    model = models.AdaptedModel(chosen)
+    model = adapted_model.AdaptedModel(chosen)
     real = model.locked()
-    shapes = models.AdaptedModel(chosen, with_weights=False)
+    shapes = adapted_model.AdaptedModel(chosen, with_weights=False)
     meta = shapes.locked()
     assert meta.manifest == real.manifest
     assert meta.initial == real.initial
@@ -155,10 +156,10 @@ def test_the_first_adapter_is_seeded_and_needs_no_weights(folders: dict[str, str
     }
     assert meta.backbone_parameters == real.backbone_parameters > 0
     assert all(p.device.type == "meta" for p in shapes.backbone.model.parameters())
-    other = models.AdaptedModel(chosen.model_copy(update={"seed": 4}), with_weights=False).locked()
+    other = adapted_model.AdaptedModel(chosen.model_copy(update={"seed": 4}), with_weights=False).locked()
     assert other.initial != real.initial
     torch.manual_seed(123)
-    again = models.AdaptedModel(chosen).locked()
+    again = adapted_model.AdaptedModel(chosen).locked()
     assert again.initial == real.initial
     model.write(real.adapter)
 
@@ -168,13 +169,13 @@ def test_building_a_model_leaves_the_global_random_state_alone(folders: dict[str
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
-        models.AdaptedModel(recipe(folders[name], kind))
+        adapted_model.AdaptedModel(recipe(folders[name], kind))
         assert torch.equal(torch.rand(3), expected), (name, kind)
 
 
 @partly_frozen
 def test_prefix_equals_the_whole_and_does_not_move(folders: dict[str, str], name: str, kind: str) -> None:
-    model = models.AdaptedModel(recipe(folders[name], kind, layers=[2, 3]))
+    model = adapted_model.AdaptedModel(recipe(folders[name], kind, layers=[2, 3]))
     model.write(model.initial())
     assert model.frozen_blocks == (4 if kind == "head-only" else 2)
     before = model.frozen_prefix(pixels())
@@ -189,14 +190,14 @@ def test_frozen_parts_of_a_backbone_from_scratch_are_seeded_too() -> None:
     """Every site builds its own: what does not travel must be the same everywhere."""
     chosen = recipe("unet", "head-only")
     torch.manual_seed(1)
-    one = models.AdaptedModel(chosen)
+    one = adapted_model.AdaptedModel(chosen)
     torch.manual_seed(2)
-    other = models.AdaptedModel(chosen)
+    other = adapted_model.AdaptedModel(chosen)
     for (name, ours), (_, theirs) in zip(
         one.backbone.named_parameters(), other.backbone.named_parameters(), strict=True
     ):
         assert torch.equal(ours, theirs), name
-    whole = models.AdaptedModel(recipe("unet", "full"))
+    whole = adapted_model.AdaptedModel(recipe("unet", "full"))
     whole.write(whole.initial())
     for (name, ours), (_, theirs) in zip(
         one.backbone.named_parameters(), whole.backbone.named_parameters(), strict=True
@@ -206,8 +207,8 @@ def test_frozen_parts_of_a_backbone_from_scratch_are_seeded_too() -> None:
 
 def test_without_layers_everything_is_adapted(folders: dict[str, str]) -> None:
     for kind, frozen in (*((kind, 0) for kind in KINDS if kind != "head-only"), ("head-only", 4)):
-        assert models.AdaptedModel(recipe(folders["dinov2"], kind), with_weights=False).frozen_blocks == frozen
-    one = models.AdaptedModel(
+        assert adapted_model.AdaptedModel(recipe(folders["dinov2"], kind), with_weights=False).frozen_blocks == frozen
+    one = adapted_model.AdaptedModel(
         recipe(folders["dinov2"], "lora", layers=[3, 3], targets=["q", "fc2"]), with_weights=False
     )
     names = {spec.name for spec in one.manifest if spec.group == "lora"}
@@ -216,7 +217,7 @@ def test_without_layers_everything_is_adapted(folders: dict[str, str]) -> None:
 
 
 def test_dropout_is_drawn_in_training_only(folders: dict[str, str]) -> None:
-    model = models.AdaptedModel(recipe(folders["dinov2"], "lora", dropout=0.5))
+    model = adapted_model.AdaptedModel(recipe(folders["dinov2"], "lora", dropout=0.5))
     model.write(model.initial())
     steps(model)
     with torch.no_grad():
@@ -228,7 +229,7 @@ def test_dropout_is_drawn_in_training_only(folders: dict[str, str]) -> None:
 
 
 def test_scale_stands_in_the_manifest_and_in_the_model(folders: dict[str, str]) -> None:
-    model = models.AdaptedModel(recipe(folders["dinov2"], "lora", rank=4, alpha=6.0))
+    model = adapted_model.AdaptedModel(recipe(folders["dinov2"], "lora", rank=4, alpha=6.0))
     assert {spec.scale for spec in model.manifest if spec.pair} == {1.5}
     assert {spec.scale for spec in model.manifest if not spec.pair} == {1.0}
     layer: Any = model.backbone.model.get_submodule(str(model.backbone.projection(1, "v")))
@@ -243,7 +244,7 @@ def test_names_on_the_wire_are_stable(folders: dict[str, str]) -> None:
     golden = json.loads(GOLDEN.read_text())
     for kind in KINDS:
         for task in ("segmentation", "classification"):
-            model = models.AdaptedModel(recipe(folders["dinov2"], kind, task), with_weights=False)
+            model = adapted_model.AdaptedModel(recipe(folders["dinov2"], kind, task), with_weights=False)
             rows = [[s.name, list(s.shape), s.group, s.role, s.pair] for s in model.manifest]
             assert rows == golden[kind][task]
 
@@ -252,7 +253,7 @@ def test_names_on_the_wire_are_stable(folders: dict[str, str]) -> None:
 
 
 def faults(*arguments: Any, **adapter: Any) -> list[str]:
-    return models.examine(recipe(*arguments, **adapter))[1]
+    return adapted_model.examine(recipe(*arguments, **adapter))[1]
 
 
 def test_faults_of_each_kind(folders: dict[str, str]) -> None:
@@ -285,7 +286,7 @@ def test_all_faults_come_at_once(folders: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
 def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(folders: dict[str, str], change: str) -> None:
-    model = models.AdaptedModel(recipe(folders["dinov2"]))
+    model = adapted_model.AdaptedModel(recipe(folders["dinov2"]))
     model.write(model.initial())
     arrays = {key: value + np.float32(1) for key, value in model.initial().items()}
     if change == "missing":

@@ -13,12 +13,12 @@ import transformers
 from torch import nn
 
 import fedvfm
-from fedvfm import config as configs
-from fedvfm import state
 from fedvfm.adapters import bottleneck
 from fedvfm.backbones import table as backbone_table
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.inference import export
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 SAM: dict[str, Any] = {
     "vision_config": {
@@ -50,14 +50,14 @@ def sam(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def recipe(backbone: str, kind: str = "medical-sam-adapter", **adapter: Any) -> configs.Recipe:
+def recipe(backbone: str, kind: str = "medical-sam-adapter", **adapter: Any) -> schema.Recipe:
     values = {
         "backbone": {"name": backbone},
         "adapter": {"kind": kind, **adapter},
         "data": {"class_names": ["rest", "cell"], "input_size": [64, 64]},
         "seed": 3,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 def square() -> torch.Tensor:
@@ -176,14 +176,14 @@ def test_encoder_of_sam_under_a_plain_head(sam: str, tmp_path: Path, kind: str) 
         **recipe(sam, kind=kind, layers=[1, 2]).model_dump(),
         "task": {"kind": "segmentation", "head": "pyramid"},
     }
-    chosen = configs.parse(configs.Recipe, values, "recipe")
-    assert models.examine(chosen)[1] == []
-    model = models.AdaptedModel(chosen)
+    chosen = schema.parse(schema.Recipe, values, "recipe")
+    assert adapted_model.examine(chosen)[1] == []
+    model = adapted_model.AdaptedModel(chosen)
     assert {name.split(".")[0] for name in model.injected.parameters} == {"block"}
     start = model.initial()
     model.write(start)
     assert model.read().fingerprint == start.fingerprint
-    frozen = models.AdaptedModel(chosen.model_copy(update={"adapter": configs.AdapterConfig(kind="head-only")}))
+    frozen = adapted_model.AdaptedModel(chosen.model_copy(update={"adapter": schema.AdapterConfig(kind="head-only")}))
     frozen.write(state.AdapterState({key: a for key, a in start.items() if key.startswith("head.")}))
     with torch.no_grad():
         assert torch.equal(model.eval()(square()), frozen.eval()(square()))
@@ -222,27 +222,27 @@ def test_parameter_counts_on_sam_vit_b(tmp_path: Path) -> None:
 def test_faults_of_medical_sam_adapter(tiny_dino: Path, sam: str) -> None:
     plain = recipe(str(tiny_dino))
     data = plain.data.model_copy(update={"input_size": (56, 56)})
-    (found,) = models.examine(plain.model_copy(update={"data": data}))[1]
+    (found,) = adapted_model.examine(plain.model_copy(update={"data": data}))[1]
     assert found.endswith(
         "has no mask decoder to adapt; this kind is for SAM, a plain transformer takes kind 'adaptformer'"
     )
-    several = models.examine(recipe(sam, layers=[3], options={"width": -1, "scale": 0}))[1]
+    several = adapted_model.examine(recipe(sam, layers=[3], options={"width": -1, "scale": 0}))[1]
     assert len(several) == 3
-    (found,) = models.examine(recipe(sam, kind="prompt-tokens"))[1]
+    (found,) = adapted_model.examine(recipe(sam, kind="prompt-tokens"))[1]
     assert "takes no prompt tokens: they do not fit the windowed two-dimensional grids of its blocks" in found
 
 
 def test_medical_sam_adapter_in_a_whole_model(sam: str, tmp_path: Path) -> None:
     """With the decoder's masks and its default parts: identity at the start, only the manifest moves, prefix, file."""
     chosen = recipe(sam, layers=[2], dropout=0.2)
-    assert models.examine(chosen)[1] == []
-    model = models.AdaptedModel(chosen)
+    assert adapted_model.examine(chosen)[1] == []
+    model = adapted_model.AdaptedModel(chosen)
     assert {spec.group for spec in model.manifest} == {"bottleneck", "decoder"}
     assert model.frozen_blocks == 2
     start = model.initial()
     model.write(start)
     assert model.read().fingerprint == start.fingerprint
-    plain = models.AdaptedModel(chosen.model_copy(update={"adapter": configs.AdapterConfig(kind="head-only")}))
+    plain = adapted_model.AdaptedModel(chosen.model_copy(update={"adapter": schema.AdapterConfig(kind="head-only")}))
     plain.write(plain.initial())
     with torch.no_grad():
         stock = plain.eval()(square())
@@ -275,7 +275,7 @@ def test_medical_sam_adapter_in_a_whole_model(sam: str, tmp_path: Path) -> None:
 def test_names_on_the_wire_in_sam_are_stable(sam: str) -> None:
     """Names, shapes, groups and roles are a promise, as in the matrix."""
     golden = json.loads(Path(__file__).with_name("golden_names.json").read_text())
-    model = models.AdaptedModel(recipe(sam, layers=[1]), with_weights=False)
+    model = adapted_model.AdaptedModel(recipe(sam, layers=[1]), with_weights=False)
     rows = [[s.name, list(s.shape), s.group, s.role, s.pair] for s in model.manifest if s.group == "bottleneck"]
     assert rows == golden["medical-sam-adapter"]["segmentation"]
 
@@ -292,9 +292,9 @@ def test_sam_hq_and_checkpointing(tmp_path: Path, checkpointing: bool) -> None:
     chosen = recipe(str(tmp_path))
     options = {"gradient_checkpointing": checkpointing}
     chosen = chosen.model_copy(update={"backbone": chosen.backbone.model_copy(update={"options": options})})
-    model = models.AdaptedModel(chosen)
+    model = adapted_model.AdaptedModel(chosen)
     model.write(model.initial())
-    plain = models.AdaptedModel(chosen.model_copy(update={"adapter": configs.AdapterConfig(kind="head-only")}))
+    plain = adapted_model.AdaptedModel(chosen.model_copy(update={"adapter": schema.AdapterConfig(kind="head-only")}))
     plain.write(plain.initial())
     with torch.no_grad():
         assert torch.equal(model(square()), plain(square()))

@@ -12,10 +12,11 @@ import torch
 import transformers
 
 import fedvfm
-from fedvfm import config as configs
-from fedvfm import errors, state
-from fedvfm.client import model as models
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.inference import export
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 MLP = {**SHAPE, "intermediate_size": 32}
@@ -48,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(root / name) for name in FAMILIES}
 
 
-def recipe(backbone: str, task: str = "segmentation", layers: tuple[int, ...] = (), **options: Any) -> configs.Recipe:
+def recipe(backbone: str, task: str = "segmentation", layers: tuple[int, ...] = (), **options: Any) -> schema.Recipe:
     values = {
         "backbone": {"name": backbone},
         "adapter": {"kind": "prompt-tokens", "layers": list(layers), "options": options},
@@ -56,12 +57,12 @@ def recipe(backbone: str, task: str = "segmentation", layers: tuple[int, ...] = 
         "data": {"class_names": ["rest", "cell"], "input_size": [56, 56]},
         "seed": 3,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
-def adapted(*arguments: Any, **named: Any) -> models.AdaptedModel:
+def adapted(*arguments: Any, **named: Any) -> adapted_model.AdaptedModel:
     """A model with every trainable number off its start."""
-    model = models.AdaptedModel(recipe(*arguments, **named))
+    model = adapted_model.AdaptedModel(recipe(*arguments, **named))
     rng = np.random.default_rng(0)
     moved = {key: a + rng.normal(0, 0.3, a.shape).astype(np.float32) for key, a in model.initial().items()}
     model.write(state.AdapterState(moved))
@@ -72,7 +73,7 @@ def pixels(height: int = 56, width: int = 56) -> torch.Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(7))
 
 
-def by_hand(model: models.AdaptedModel, image: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
+def by_hand(model: adapted_model.AdaptedModel, image: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
     """Token sequences after each block, and how many tokens stand before the patches, by a slow second way."""
     backbone: Any = model.backbone
     hidden, arguments = backbone._embed(image)
@@ -121,8 +122,8 @@ def test_tokens_stand_before_the_patches_and_no_head_sees_them(
 @every_family
 def test_without_its_tokens_the_model_is_the_backbone(folders: dict[str, str], name: str) -> None:
     model = adapted(folders[name])
-    plain = models.AdaptedModel(
-        recipe(folders[name]).model_copy(update={"adapter": configs.AdapterConfig(kind="head-only")})
+    plain = adapted_model.AdaptedModel(
+        recipe(folders[name]).model_copy(update={"adapter": schema.AdapterConfig(kind="head-only")})
     )
     with torch.no_grad():
         prompted = model.backbone.features(pixels(), (1, 3))
@@ -171,10 +172,10 @@ def test_saved_and_loaded_it_computes_the_same(
 
 
 def test_names_are_stable_and_first_values_bounded(folders: dict[str, str]) -> None:
-    shallow = models.AdaptedModel(recipe(folders["vit"], depth="shallow"), with_weights=False)
+    shallow = adapted_model.AdaptedModel(recipe(folders["vit"], depth="shallow"), with_weights=False)
     rows = {s.name: (s.shape, s.group, s.role) for s in shallow.injected.specs}
     assert rows == {"block.00.prompt": ((10, 16), "prompt", "dense")}
-    deep = models.AdaptedModel(recipe(folders["vit"], layers=(2, 1), count=200), with_weights=False)
+    deep = adapted_model.AdaptedModel(recipe(folders["vit"], layers=(2, 1), count=200), with_weights=False)
     assert [s.name for s in deep.injected.specs] == ["block.01.prompt", "block.02.prompt"]
     bound = (6 / (3 * 14 * 14 + 16)) ** 0.5
     first = deep.initial()
@@ -195,7 +196,7 @@ def test_parameter_counts_on_vit_b(tmp_path: Path) -> None:
     """Literature: VPT-deep with 10 tokens trains 92 k numbers on ViT-B; shallow 10 tokens once."""
     folder = vit_b(tmp_path)
     for options, expected in (({}, 92_160), ({"depth": "shallow"}, 7_680), ({"depth": "shallow", "count": 50}, 38_400)):
-        model = models.AdaptedModel(recipe(folder, **options), with_weights=False)
+        model = adapted_model.AdaptedModel(recipe(folder, **options), with_weights=False)
         assert sum(spec.size for spec in model.injected.specs) == expected
 
 
@@ -213,18 +214,18 @@ def test_parameter_counts_on_vit_b(tmp_path: Path) -> None:
 )
 def test_faults(folders: dict[str, str], layers: tuple[int, ...], options: dict[str, Any], expected: str) -> None:
     chosen = recipe(folders["vit"], layers=layers, **options)
-    (found,) = models.examine(chosen)[1]
+    (found,) = adapted_model.examine(chosen)[1]
     assert found.startswith(expected)
     if options and "counts" not in options:
         with pytest.raises(errors.ConfigError, match=r"recipe\.adapter"):
-            models.AdaptedModel(chosen)
+            adapted_model.AdaptedModel(chosen)
 
 
 def test_a_model_without_a_token_sequence_refuses(folders: dict[str, str]) -> None:
-    (found,) = models.examine(recipe("unet"))[1]
+    (found,) = adapted_model.examine(recipe("unet"))[1]
     assert found == (
         "recipe.adapter.kind = 'prompt-tokens': backbone 'unet' takes no prompt tokens: it has no sequence of tokens"
     )
-    dropped = configs.AdapterConfig(kind="prompt-tokens", dropout=0.1)
-    (found,) = models.examine(recipe(folders["vit"]).model_copy(update={"adapter": dropped}))[1]
+    dropped = schema.AdapterConfig(kind="prompt-tokens", dropout=0.1)
+    (found,) = adapted_model.examine(recipe(folders["vit"]).model_copy(update={"adapter": dropped}))[1]
     assert found == "recipe.adapter.dropout = 0.1: prompt tokens are not dropped; leave it 0"

@@ -15,13 +15,14 @@ import transformers
 from torch import nn
 
 import fedvfm
-from fedvfm import config as configs
-from fedvfm import errors, state
+from fedvfm import errors
 from fedvfm.adapters import fused
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.inference import export
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 FAMILIES = ("sam", "sam_hq", "sam2", "sam3")
 KINDS = ("lora", "norm", "bias", "head-only", "full")
@@ -36,9 +37,7 @@ def side(folder: Path | str) -> int:
     return 56 if Path(folder).name == "sam3" else 64
 
 
-def recipe(
-    folder: Path | str, kind: str = "lora", classes: int = 3, task: Any = None, **adapter: Any
-) -> configs.Recipe:
+def recipe(folder: Path | str, kind: str = "lora", classes: int = 3, task: Any = None, **adapter: Any) -> schema.Recipe:
     values = {
         "backbone": {"name": str(folder)},
         "adapter": {"kind": kind, "rank": 2, "alpha": 6.0, **adapter},
@@ -46,20 +45,20 @@ def recipe(
         "data": {"class_names": [f"class {k}" for k in range(classes)], "input_size": [side(folder)] * 2},
         "seed": 3,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 def pixels(folder: Path | str) -> torch.Tensor:
     return torch.randn(2, 3, side(folder), side(folder), generator=torch.Generator().manual_seed(7))
 
 
-def started(folder: Path | str, *arguments: Any, **adapter: Any) -> models.AdaptedModel:
-    model = models.AdaptedModel(recipe(folder, *arguments, **adapter))
+def started(folder: Path | str, *arguments: Any, **adapter: Any) -> adapted_model.AdaptedModel:
+    model = adapted_model.AdaptedModel(recipe(folder, *arguments, **adapter))
     model.write(model.initial())
     return model.eval()
 
 
-def moved(folder: Path | str, *arguments: Any, **adapter: Any) -> models.AdaptedModel:
+def moved(folder: Path | str, *arguments: Any, **adapter: Any) -> adapted_model.AdaptedModel:
     """A model whose every trainable number is off its start, as after training."""
     model, rng = started(folder, *arguments, **adapter), np.random.default_rng(0)
     start = model.initial()
@@ -69,7 +68,7 @@ def moved(folder: Path | str, *arguments: Any, **adapter: Any) -> models.Adapted
     return model
 
 
-def step(model: models.AdaptedModel, image: torch.Tensor) -> None:
+def step(model: adapted_model.AdaptedModel, image: torch.Tensor) -> None:
     groups = model.trainable()
     optimiser = torch.optim.AdamW([p for group in groups.values() for p in group], lr=0.02)
     target = torch.randint(0, 3, (2, *image.shape[2:]), generator=torch.Generator().manual_seed(9))
@@ -82,7 +81,7 @@ def step(model: models.AdaptedModel, image: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def masks(model: models.AdaptedModel, image: torch.Tensor) -> torch.Tensor:
+def masks(model: adapted_model.AdaptedModel, image: torch.Tensor) -> torch.Tensor:
     found = model.backbone.features(image, model.taps).masks
     assert found is not None
     return found
@@ -142,8 +141,8 @@ def test_state_round_trip_and_shapes_without_weights(sam_folders: dict[str, Path
     assert other.read().fingerprint == learned.fingerprint
     with torch.no_grad():
         assert torch.equal(one(image), other(image))
-    meta = models.AdaptedModel(recipe(folder, kind, 5), with_weights=False).locked()
-    real = models.AdaptedModel(recipe(folder, kind, 5)).locked()
+    meta = adapted_model.AdaptedModel(recipe(folder, kind, 5), with_weights=False).locked()
+    real = adapted_model.AdaptedModel(recipe(folder, kind, 5)).locked()
     assert meta.manifest == real.manifest == one.manifest
     assert meta.initial == real.initial
     assert meta.recipe == real.recipe == one.recipe
@@ -269,31 +268,33 @@ def test_decoder_parts_learn_at_the_heads_rate(sam_folders: dict[str, Path]) -> 
 def test_the_resolved_recipe_states_head_and_parts(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
     open_ = recipe(sam_folders["sam"])
     assert (open_.task.head, open_.adapter.parts) == (None, None)
-    model = models.AdaptedModel(open_, with_weights=False)
+    model = adapted_model.AdaptedModel(open_, with_weights=False)
     locked = model.locked()
     assert (locked.recipe.task.head, locked.recipe.adapter.parts) == ("sam-masks", DEFAULT)
     assert locked.recipe == model.recipe
-    again = models.AdaptedModel(locked.recipe, with_weights=False).locked()
+    again = adapted_model.AdaptedModel(locked.recipe, with_weights=False).locked()
     assert again.recipe.hash == locked.recipe.hash
     assert again.initial == locked.initial
     assert json.loads(locked.recipe.model_dump_json())["adapter"]["parts"] == list(DEFAULT)
     for changes in ({"kind": "full"}, {"task": {"head": "pyramid"}}, {"task": {"kind": "classification"}}):
         assert (
-            models.AdaptedModel(recipe(sam_folders["sam"], **changes), with_weights=False).locked().recipe.adapter.parts
+            adapted_model.AdaptedModel(recipe(sam_folders["sam"], **changes), with_weights=False)
+            .locked()
+            .recipe.adapter.parts
             == ()
         )
-    dino = models.AdaptedModel(
+    dino = adapted_model.AdaptedModel(
         recipe(tiny_dino).model_copy(update={"data": recipe("x/sam3").data}), with_weights=False
     ).locked()
     assert (dino.recipe.task.head, dino.recipe.adapter.parts) == (None, ())
 
 
 def test_lora_only_is_asked_for_by_an_empty_list(sam_folders: dict[str, Path]) -> None:
-    model = models.AdaptedModel(recipe(sam_folders["sam"], parts=[]), with_weights=False)
+    model = adapted_model.AdaptedModel(recipe(sam_folders["sam"], parts=[]), with_weights=False)
     locked = model.locked()
     assert locked.recipe.adapter.parts == ()
     assert {spec.group for spec in model.manifest} == {"lora"}
-    named = models.AdaptedModel(recipe(sam_folders["sam"], parts=["mask_tokens", "decoder"]), with_weights=False)
+    named = adapted_model.AdaptedModel(recipe(sam_folders["sam"], parts=["mask_tokens", "decoder"]), with_weights=False)
     whole = sum(p.numel() for p in named.backbone.model.get_submodule("mask_decoder").parameters())
     assert sum(spec.size for spec in named.manifest if spec.group == "decoder") == whole
 
@@ -302,7 +303,7 @@ def test_lora_only_is_asked_for_by_an_empty_list(sam_folders: dict[str, Path]) -
 @pytest.mark.parametrize("task", [{"head": "pyramid"}, {"head": "patch"}, {"kind": "classification"}], ids=str)
 def test_other_heads_stand_on_the_encoder(sam_folders: dict[str, Path], family: str, task: dict[str, str]) -> None:
     folder, image = sam_folders[family], pixels(sam_folders[family])
-    assert models.examine(recipe(folder, task=task))[1] == []
+    assert adapted_model.examine(recipe(folder, task=task))[1] == []
     model = moved(folder, task=task)
     with torch.no_grad():
         logits = model(image)
@@ -336,9 +337,9 @@ def test_numbers_of_the_default_payload() -> None:
         "adapter": {"rank": 4},
         "data": {"class_names": ["background", "nucleus"], "input_size": [1024, 1024]},
     }
-    default = configs.parse(configs.Recipe, values, "recipe")
-    assert models.examine(default)[1] == []
-    model = models.AdaptedModel(default, with_weights=False)
+    default = schema.parse(schema.Recipe, values, "recipe")
+    assert adapted_model.examine(default)[1] == []
+    model = adapted_model.AdaptedModel(default, with_weights=False)
     locked = model.locked()
     sizes = {group: sum(s.size for s in model.manifest if s.group == group) for group in ("lora", "decoder")}
     assert sizes == {"lora": 147_456, "decoder": 634_208}
@@ -346,13 +347,13 @@ def test_numbers_of_the_default_payload() -> None:
     assert locked.manifest.nbytes == pytest.approx(3.1e6, rel=0.01)
     assert locked.manifest.parameters / locked.backbone_parameters == pytest.approx(0.0083, abs=5e-5)
     more = default.model_copy(update={"data": default.data.model_copy(update={"class_names": tuple("abcdef")})})
-    larger = models.AdaptedModel(more, with_weights=False).locked()
+    larger = adapted_model.AdaptedModel(more, with_weights=False).locked()
     assert larger.manifest.parameters == 781_664 + 2 * 140_064
     assert larger.backbone_parameters == locked.backbone_parameters == 93_735_728
 
 
 def faults(folder: Path | str, *arguments: Any, **adapter: Any) -> list[str]:
-    return models.examine(recipe(folder, *arguments, **adapter))[1]
+    return adapted_model.examine(recipe(folder, *arguments, **adapter))[1]
 
 
 def test_faults(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
@@ -369,7 +370,7 @@ def test_faults(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
     assert any("recipe.adapter.targets" in f for f in faults(sam, targets=["q", "w"]))
     assert any("nothing would train" in f for f in faults(sam, "head-only", parts=[]))
     with pytest.raises(errors.ConfigError, match="nothing would train"):
-        models.AdaptedModel(recipe(sam, "head-only", parts=[]), with_weights=False)
+        adapted_model.AdaptedModel(recipe(sam, "head-only", parts=[]), with_weights=False)
 
 
 # -- PEFT ------------------------------------------------------------------------------------------------------------

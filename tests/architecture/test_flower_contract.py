@@ -1,4 +1,4 @@
-"""Every internal of Flower that ``fedvfm/flower.py`` stands on, held to what we need of it.
+"""Every internal of Flower that ``fedvfm/flower/internals.py`` stands on, held to what we need of it.
 
 When a release of Flower moves one of these, the test that fails names it, and only ``flower.py`` changes.
 """
@@ -25,17 +25,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fedvfm import (
-    errors,
-    flower,
-    flower_guards,
-    flower_node,
-    flower_runtime,
-    flower_superlink,
-    flower_supernode,
-    long_poll,
-)
-from fedvfm.simulation import in_process
+from fedvfm import errors
+from fedvfm.flower import guards, internals, long_poll, runtime
+from fedvfm.flower import node as flower_node
+from fedvfm.flower import superlink as flower_superlink
+from fedvfm.flower import supernode as flower_supernode
+from fedvfm.simulation.engines import in_process
 
 # What flower.py takes from below Flower's public faces; a new one needs a test here.
 INTERNALS = {
@@ -53,7 +48,7 @@ BY_NAME = {"flwr.simulation.run_simulation"}
 
 @pytest.fixture(autouse=True)
 def _be_server() -> None:
-    flower.be_server_task(1)
+    internals.be_server_task(1)
 
 
 def message() -> Message:
@@ -69,7 +64,7 @@ def message() -> Message:
 
 
 def test_nothing_else_is_used() -> None:
-    tree = ast.parse(Path(str(flower.__file__)).read_text())
+    tree = ast.parse(Path(str(internals.__file__)).read_text())
     found = {
         node.module
         for node in ast.walk(tree)
@@ -89,11 +84,11 @@ def test_the_pinned_release() -> None:
 
 
 def test_a_message_needs_to_know_its_task() -> None:
-    flower.be_server_task(5)
-    assert (TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id) == (5, 1, flower.SERVER_NODE)
+    internals.be_server_task(5)
+    assert (TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id) == (5, 1, internals.SERVER_NODE)
     made = message()
     assert made.metadata.run_id == 5
-    assert made.metadata.src_node_id == flower.SERVER_NODE
+    assert made.metadata.src_node_id == internals.SERVER_NODE
     assert made.metadata.dst_node_id == 7
 
 
@@ -102,7 +97,7 @@ def test_serde_round_trip_keeps_every_value_and_shares_nothing() -> None:
     assert callable(serde.message_from_proto)
     assert hasattr(ProtoMessage, "FromString")
     sent = message()
-    got = flower.parse(flower.serialise(sent))
+    got = internals.parse(internals.serialise(sent))
     assert dict(got.content.config_records["header"]) == dict(sent.content.config_records["header"])
     assert dict(got.content.metric_records["metrics"]) == {"loss": 0.5, "values": [1.0, 2.0]}
     for name, array in sent.content.array_records["adapter"].items():
@@ -116,61 +111,61 @@ def test_serde_round_trip_keeps_every_value_and_shares_nothing() -> None:
 
 def test_size_and_copy_are_those_of_the_serialised_message() -> None:
     sent = message()
-    arrived = flower.copy(sent)
-    assert flower.size(sent) == flower.size(arrived) == len(flower.serialise(sent))
+    arrived = internals.copy(sent)
+    assert internals.size(sent) == internals.size(arrived) == len(internals.serialise(sent))
     assert arrived is not sent
 
 
 def test_a_message_is_its_head_and_its_records() -> None:
     """So messages to many sites share what is large of them."""
     sent = message()
-    assert flower.head(sent) + flower.body(sent.content) == flower.serialise(sent)
+    assert internals.head(sent) + internals.body(sent.content) == internals.serialise(sent)
     other = Message(sent.content, 9, "train", ttl=60.0, group_id="3")
-    got = flower.received(flower.head(other) + flower.body(sent.content), origin="federated")
+    got = internals.received(internals.head(other) + internals.body(sent.content), origin="federated")
     assert got.metadata.dst_node_id == 9
     assert got.content.config_records["header"]["text"] == "ü"
-    assert flower.size(got) == len(flower.serialise(got))
-    assert (flower.origin(got), flower.origin(sent)) == ("federated", "")
+    assert internals.size(got) == len(internals.serialise(got))
+    assert (internals.origin(got), internals.origin(sent)) == ("federated", "")
 
 
 def test_replies_carry_the_id_that_was_set() -> None:
     sent = message()
-    flower.set_message_id(sent, "m1")
+    internals.set_message_id(sent, "m1")
     assert sent.metadata.message_id == "m1"
-    arrived = flower.copy(sent)
+    arrived = internals.copy(sent)
     for reply in (Message(RecordDict(), reply_to=arrived), Message(Error(1002, "data"), reply_to=arrived)):
-        back = flower.copy(reply)
+        back = internals.copy(reply)
         assert back.metadata.reply_to_message_id == "m1"
-        assert (back.metadata.src_node_id, back.metadata.dst_node_id) == (7, flower.SERVER_NODE)
+        assert (back.metadata.src_node_id, back.metadata.dst_node_id) == (7, internals.SERVER_NODE)
     assert back.has_error()
     assert (back.error.code, back.error.reason) == (1002, "data")
 
 
 def test_context_and_run() -> None:
-    made = flower.context(1, 100, {"partition-id": 3, "num-partitions": 4})
+    made = internals.context(1, 100, {"partition-id": 3, "num-partitions": 4})
     assert isinstance(made, Context)
     assert dict(made.node_config) == dict(UserConfig({"partition-id": 3, "num-partitions": 4}))
     assert made.node_config["partition-id"] == 3
     assert (made.run_id, made.node_id) == (1, 100)
-    run = flower.empty_run(9)
+    run = internals.empty_run(9)
     assert isinstance(run, Run)
     assert run.run_id == 9
 
 
 def test_a_reply_can_be_given_another_address() -> None:
     sent = message()
-    flower.set_message_id(sent, "m1")
-    reply = Message(RecordDict(), reply_to=flower.copy(sent))
-    flower.readdress(reply, 12, "m9")
-    back = flower.copy(reply)
+    internals.set_message_id(sent, "m1")
+    reply = Message(RecordDict(), reply_to=internals.copy(sent))
+    internals.readdress(reply, 12, "m9")
+    back = internals.copy(reply)
     assert (back.metadata.src_node_id, back.metadata.reply_to_message_id) == (12, "m9")
 
 
 def test_the_grid_of_simulations_is_known_and_no_other() -> None:
     simulated = InMemoryGrid.__new__(InMemoryGrid)
-    assert flower.is_simulated(simulated)
-    assert not flower.is_simulated(in_process.InProcessGrid(ClientApp(), 1))
-    assert not flower.in_simulation_actor()
+    assert internals.is_simulated(simulated)
+    assert not internals.is_simulated(in_process.InProcessGrid(ClientApp(), 1))
+    assert not internals.in_simulation_actor()
 
 
 # --- Flower's Simulation Runtime --------------------------------------------------------------------------------------
@@ -194,7 +189,7 @@ def test_actors_call_the_client_app_by_these_words() -> None:
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     from flwr.simulation.ray_transport import ray_actor
 
-    from fedvfm.simulation import ray as engine
+    from fedvfm.simulation.engines import ray as engine
 
     assert "app(message=message, context=context)" in inspect.getsource(ray_actor.VirtualClientEngineActor.run)
     assert list(inspect.signature(engine.VirtualNodes.__call__).parameters)[1:] == ["message", "context"]
@@ -222,10 +217,10 @@ def test_a_server_app_waits_for_all_nodes_and_a_stopped_one_ends_at_its_next_loo
 
     stop, grid = threading.Event(), Grid()
     with pytest.raises(errors.Interrupted):
-        flower._Stoppable(app, stop, 3)(grid, flower.context(1, 0, {}))
+        internals._Stoppable(app, stop, 3)(grid, internals.context(1, 0, {}))
     assert (grid.nodes, grid.looks) == (3, 1)
     with pytest.raises(errors.Interrupted):
-        flower._Stoppable(app, stop, 9)(Grid(), flower.context(1, 0, {}))
+        internals._Stoppable(app, stop, 9)(Grid(), internals.context(1, 0, {}))
     assert grid.looks == 1
 
 
@@ -244,7 +239,7 @@ def test_what_breaks_in_ray_is_one_error_with_its_cause(monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", "before")
     monkeypatch.setattr(module, "_run_simulation", broken)
     with pytest.raises(errors.EngineError, match="ValueError: ActorPool is empty"):
-        flower.run_on_ray(None, None, 2, 1, 0.0)  # type: ignore[arg-type]
+        internals.run_on_ray(None, None, 2, 1, 0.0)  # type: ignore[arg-type]
     assert seen[0]["num_supernodes"] == 2
     assert os.environ["PYTHONPATH"] == "before"
 
@@ -270,7 +265,7 @@ RUNTIME_INTERNALS = {
 
 
 def test_nothing_else_is_used_at_run_time() -> None:
-    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (flower_runtime, flower_supernode)]
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (runtime, flower_supernode)]
     found = {
         str(node.module)
         for tree in trees
@@ -285,8 +280,8 @@ def test_the_fleet_routes_are_those_of_the_superlink() -> None:
     from flwr.superlink.routers.fleet.router import router
 
     found = {(path, method) for route in router.routes for path, method in _paths(route)}
-    assert found == {(path, "POST") for path in flower_runtime.FLEET_ROUTES}
-    assert flower_guards.PULL_ROUTE in flower_runtime.FLEET_ROUTES
+    assert found == {(path, "POST") for path in runtime.FLEET_ROUTES}
+    assert guards.PULL_ROUTE in runtime.FLEET_ROUTES
 
 
 def _paths(route: object) -> list[tuple[str, str]]:
@@ -337,7 +332,7 @@ def test_what_an_executor_says_rings() -> None:
     from flwr.supernode import main as nodes
 
     paths = {context.route.path for context in _routes(nodes.create_app())}
-    assert {f"/v1/runtime/{name}" for name in flower_node.RINGS} | {flower_guards.TASK_ROUTE} <= paths
+    assert {f"/v1/runtime/{name}" for name in flower_node.RINGS} | {guards.TASK_ROUTE} <= paths
 
 
 def test_what_the_superlink_holds_and_what_rings_there() -> None:
@@ -349,7 +344,7 @@ def test_what_the_superlink_holds_and_what_rings_there() -> None:
     assert "uvicorn.run(" in inspect.getsource(program._run_superlink_http_api)
     assert "self.handle_exit" in inspect.getsource(program.uvicorn.Server.capture_signals), "which ours stands before"
     paths = {context.route.path for context in _routes(links.create_app())}
-    assert {flower_guards.REPLY_ROUTE, flower_guards.PULL_ROUTE, "/v1/runtime/push-messages"} <= paths
+    assert {guards.REPLY_ROUTE, guards.PULL_ROUTE, "/v1/runtime/push-messages"} <= paths
     assert runtime_pb2.PullAppMessagesResponse().SerializeToString() == b""
     asked = fleet_pb2.PullMessagesRequest(node=node_pb2.Node(node_id=7)).SerializeToString()
     pushed = runtime_pb2.PushAppMessagesRequest(
@@ -422,8 +417,8 @@ def test_errors_that_stand_for_a_lost_reply() -> None:
         ErrorCode.NODE_UNAVAILABLE,
         ErrorCode.CLIENT_APP_CRASHED,
     }
-    assert lost == flower_runtime.TRANSPORT_ERRORS
-    assert HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE == flower_runtime.LEASE_S
+    assert lost == runtime.TRANSPORT_ERRORS
+    assert HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE == runtime.LEASE_S
 
 
 def test_the_bundle_is_accepted_and_holds_no_code() -> None:
@@ -432,15 +427,15 @@ def test_the_bundle_is_accepted_and_holds_no_code() -> None:
 
     from flwr.common.config import get_fab_config
 
-    bundle = flower_runtime.empty_bundle()
-    assert bundle == flower_runtime.empty_bundle()
+    bundle = runtime.empty_bundle()
+    assert bundle == runtime.empty_bundle()
     assert get_fab_config(bundle)["project"]["name"] == "fedvfm-run"
     assert sorted(zipfile.ZipFile(io.BytesIO(bundle)).namelist()) == [".info/CONTENT", "pyproject.toml"]
 
 
 def test_programs_take_the_arguments_we_give(tmp_path: Path) -> None:
-    from fedvfm.client import supernode
-    from fedvfm.server import superlink
+    from fedvfm.client.process import supernode
+    from fedvfm.server.network import superlink
 
     # The packages' faces hold functions of the same names.
     flower_superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
@@ -466,16 +461,16 @@ def test_the_grid_lets_us_choose_how_it_waits() -> None:
 
 def test_a_reply_can_answer_another_message() -> None:
     sent = message()
-    flower.set_message_id(sent, "m1")
+    internals.set_message_id(sent, "m1")
     reply = Message(RecordDict(), reply_to=sent)
-    flower_runtime.set_reply_to(reply, "m0")
+    runtime.set_reply_to(reply, "m0")
     assert reply.metadata.reply_to_message_id == "m0"
 
 
 def test_loopback_is_reached_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "hospital.example")
     monkeypatch.delenv("no_proxy", raising=False)
-    flower_runtime.go_direct_to_loopback()
-    flower_runtime.go_direct_to_loopback()
+    runtime.go_direct_to_loopback()
+    runtime.go_direct_to_loopback()
     assert os.environ["NO_PROXY"] == "hospital.example,127.0.0.1,localhost"
     assert os.environ["no_proxy"] == "127.0.0.1,localhost"

@@ -20,95 +20,50 @@ from fedvfm.simulation import experiment as experiments
 
 ROOT = Path(__file__).parents[2]
 
-# Floor by floor, from the cellar up: a module imports from its own floor and below. Client and server share one floor.
+# Floor by floor, from the cellar up: a module imports from its own floor and below. On one floor no room knows another
+# of the wings: neither client nor server, nor does inference know any of the two.
 FLOORS = [
-    ["errors"],
-    [
-        "registry",
-        "seeding",
-        "storage",
-        "extras",
-        "progress",
-        "report",
-        "assignments",
-        "capacity",
-        "hours",
-        "logs",
-        "strict",
-        "surfaces",
-        "long_poll",
-    ],
-    ["chain", "metrics", "privacy_config", "server_config", "site_policy"],
-    ["config", "state"],
-    [
-        "factors",
-        "flower",
-        "flower_guards",
-        "flower_node",
-        "flower_runtime",
-        "flower_superlink",
-        "flower_supernode",
-        "health",
-        "processes",
-        "units",
-    ],
-    ["codecs", "wire"],
-    ["protocol", "trust", "audit"],
-    ["witness"],
-    ["diagnosis"],
-    ["data"],
-    ["privacy"],
-    ["backbones"],
-    ["adapters", "tasks"],
-    ["client", "server"],
-    ["inference", "locking", "templates"],
+    ["errors", "seeding"],
+    ["registry", "report", "storage"],
+    ["config", "runtime", "state"],
+    ["aggregators", "backbones", "data", "flower", "protocol", "trust"],
+    ["adapters", "audit", "doctor", "privacy", "tasks", "templates"],
+    ["ledger", "model"],
+    ["client", "inference", "server"],
     ["simulation"],
-    ["register"],
-    [
-        "",
-        "cli",
-        "cli_audit",
-        "cli_client",
-        "cli_doctor",
-        "cli_drafts",
-        "cli_ledger",
-        "cli_privacy",
-        "cli_recipe",
-        "cli_server",
-        "cli_steering",
-        "cli_weights",
-    ],
+    ["cli", "register"],
+    [""],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 KNOWS_FLOWER = {
-    "fedvfm.protocol",
+    "fedvfm.protocol.protocol",
     "fedvfm.client.app",
-    "fedvfm.client.executor",
-    "fedvfm.client.gate",
-    "fedvfm.client.rehearsal",
-    "fedvfm.client.sent",
-    "fedvfm.client.terms",
+    "fedvfm.client.process.executor",
+    "fedvfm.client.gate.gate",
+    "fedvfm.client.dry_run",
+    "fedvfm.client.gate.reply_cache",
+    "fedvfm.client.gate.enforcement",
     "fedvfm.server.app",
-    "fedvfm.server.asking",
-    "fedvfm.server.coordinate",
-    "fedvfm.server.departures",
-    "fedvfm.server.greeting",
-    "fedvfm.server.presence",
-    "fedvfm.server.reach",
-    "fedvfm.server.strategy",
-    "fedvfm.flower",
-    "fedvfm.flower_guards",
-    "fedvfm.flower_node",
-    "fedvfm.flower_runtime",
-    "fedvfm.flower_superlink",
-    "fedvfm.flower_supernode",
-    "fedvfm.simulation.deployment",
-    "fedvfm.simulation.flower_run",
-    "fedvfm.simulation.in_process",
+    "fedvfm.server.rounds.messaging",
+    "fedvfm.server.coordinator.coordinator",
+    "fedvfm.server.grid.liveness",
+    "fedvfm.server.coordinator.admission_handshakes",
+    "fedvfm.server.grid.roster",
+    "fedvfm.server.grid.retrying",
+    "fedvfm.server.rounds.federation",
+    "fedvfm.flower.internals",
+    "fedvfm.flower.guards",
+    "fedvfm.flower.node",
+    "fedvfm.flower.runtime",
+    "fedvfm.flower.superlink",
+    "fedvfm.flower.supernode",
+    "fedvfm.simulation.engines.deployment",
+    "fedvfm.simulation.engines.flower_run",
+    "fedvfm.simulation.engines.in_process",
     "fedvfm.simulation.plan",
-    "fedvfm.simulation.ray",
+    "fedvfm.simulation.engines.ray",
     "fedvfm.simulation.repeats",
-    "fedvfm.simulation.workers",
+    "fedvfm.simulation.engines.workers",
 }
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 HEAVY = ("torch", "flwr", "transformers", "peft", "monai", "ray")
@@ -195,11 +150,11 @@ def test_no_arrow_up(name: str) -> None:
     assert not up, f"{name} stands on floor {here} and imports from above: {sorted(up)}"
 
 
-def test_client_and_server_do_not_know_each_other() -> None:
+def test_wings_do_not_know_each_other() -> None:
+    wings = {"client", "server", "inference"}
     for name in MODULES:
-        if room(name) in ("client", "server"):
-            other = "server" if room(name) == "client" else "client"
-            assert not [one for one in ours(name) if room(one.module) == other], name
+        if room(name) in wings:
+            assert not [target for target in ours(name) if room(target.module) in wings - {room(name)}], name
 
 
 def test_no_import_circle() -> None:
@@ -235,7 +190,7 @@ def test_modules_not_faces_are_imported(name: str) -> None:
             continue
         assert not one.name, f"{name} takes {one.name} out of {one.module}; import the module"
         # The package's own face is only asked for its version, by the door.
-        assert not is_face(one.module) or (one.module == "fedvfm" and name == "fedvfm.cli"), (
+        assert not is_face(one.module) or (one.module == "fedvfm" and name == "fedvfm.cli.main"), (
             f"{name} imports the face {one.module}"
         )
 
@@ -279,7 +234,7 @@ def test_who_may_know_flower() -> None:
 
 
 def test_only_flower_py_touches_internals() -> None:
-    for name in {one for one in KNOWS_FLOWER if not one.startswith("fedvfm.flower")}:
+    for name in {one for one in KNOWS_FLOWER if not one.startswith("fedvfm.flower.internals")}:
         inner = {one.module for one in imports(name) if one.module.startswith("flwr")} - PUBLIC_FLOWER
         assert not inner, f"{name} imports {sorted(inner)}; Flower moves its internals, only flower.py may"
 
@@ -291,7 +246,7 @@ def test_doors_are_three_plain_lines() -> None:
         statements = [node for node in tree.body if not isinstance(node, ast.Expr)]
         assert len(statements) == 2
         assert isinstance(statements[0], ast.ImportFrom)
-        assert statements[0].module == "fedvfm.simulation.flower_run"
+        assert statements[0].module == "fedvfm.simulation.engines.flower_run"
         assert isinstance(statements[1], ast.Assign)
         assert isinstance(statements[1].targets[0], ast.Name)
         assert statements[1].targets[0].id == "app"
@@ -309,7 +264,8 @@ def _loaded(code: str) -> set[str]:
 
 def test_importing_fedvfm_loads_nothing_heavy() -> None:
     everything = _loaded(
-        "import fedvfm, fedvfm.cli, fedvfm.config, fedvfm.state, fedvfm.simulation.experiment, fedvfm.register"
+        "import fedvfm, fedvfm.cli.main, fedvfm.config.schema, fedvfm.state.state\n"
+        "import fedvfm.simulation.experiment, fedvfm.register"
     )
     assert not everything & set(HEAVY)
 
@@ -373,4 +329,4 @@ def test_metadata_and_version_agree() -> None:
     import fedvfm
 
     assert project["version"] == fedvfm.__version__
-    assert project["scripts"] == {"fedvfm": "fedvfm.cli:main"}
+    assert project["scripts"] == {"fedvfm": "fedvfm.cli.main:main"}

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fedvfm.aggregators import table as rules
 from fedvfm.privacy import table as mechanisms
-from fedvfm.server.aggregators import table as rules
 
 SERVER_TESTS = Path(__file__).parents[1] / "server"
 
@@ -26,7 +26,8 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 sys.path.insert(0, sys.argv[1])
-import fedvfm, fedvfm.config, fedvfm.protocol, fedvfm.trust.lock, fedvfm.state, fedvfm.chain, fedvfm.storage
+import fedvfm, fedvfm.config.schema, fedvfm.protocol.protocol, fedvfm.trust.locked_recipe
+import fedvfm.state.state, fedvfm.storage.hash_chain, fedvfm.storage.storage
 import fedvfm.server.app
 import numpy_sites
 from fedvfm.server import app, checkpoint

@@ -16,10 +16,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.adapters import lora
 from fedvfm.backbones import encoder, table, vit, weights
+from fedvfm.config import schema
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56}
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -64,7 +64,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, nn.
 
 
 def load(folder: Path, **more: Any) -> vit.VisionTransformer:
-    found: vit.VisionTransformer = table.loader(chosen := configs.BackboneConfig(name=str(folder)))(chosen, **more)
+    found: vit.VisionTransformer = table.loader(chosen := schema.BackboneConfig(name=str(folder)))(chosen, **more)
     return found
 
 
@@ -80,7 +80,7 @@ def by_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> vit.Vision
 
 def answers(backbone: vit.VisionTransformer, size: tuple[int, int]) -> list[Tensor]:
     """Grids and the pooled vector, and the gradients of LoRA's factors in every block."""
-    settings = configs.AdapterConfig(kind="lora", rank=2, targets=("q", "v", "o", "fc1"))
+    settings = schema.AdapterConfig(kind="lora", rank=2, targets=("q", "v", "o", "fc1"))
     injected = lora.Lora().inject(settings, backbone)
     generator = torch.Generator().manual_seed(2)
     for parameter in injected.parameters.values():
@@ -237,7 +237,7 @@ def test_every_vit_and_dinov2_of_the_table_is_read_without_transformers() -> Non
 def test_transformers_and_peft_are_not_loaded(tiny_dino: Path) -> None:
     script = (
         "import sys\n"
-        "from fedvfm import config\n"
+        "from fedvfm.config import schema as config\n"
         "from fedvfm.adapters import lora\n"
         "from fedvfm.backbones import table\n"
         f"chosen = config.BackboneConfig(name={str(tiny_dino)!r})\n"

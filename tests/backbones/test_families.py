@@ -14,10 +14,10 @@ import torch
 import transformers
 from torch import nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import table, vit, weights
+from fedvfm.config import schema
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56}
 MLP = {**SHAPE, "intermediate_size": 64, "patch_size": 8}
@@ -67,8 +67,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, nn.
     return made
 
 
-def settings(name: str | Path, **more: Any) -> configs.BackboneConfig:
-    return configs.BackboneConfig(name=str(name), **more)
+def settings(name: str | Path, **more: Any) -> schema.BackboneConfig:
+    return schema.BackboneConfig(name=str(name), **more)
 
 
 def load(name: str | Path, **more: Any) -> vit.VisionTransformer:
@@ -169,7 +169,7 @@ def test_two_loads_share_every_tensor(saved: Any, kind: str) -> None:
 def test_training_one_model_leaves_another_on_the_same_tensors_alone(saved: Any, adapter: str) -> None:
     folder, stock = saved["dinov2"]
     trained, other, image = load(folder), load(folder), pixels()
-    injected = adapter_table.TABLE.get(adapter)().inject(configs.AdapterConfig(kind=adapter, rank=2), trained)
+    injected = adapter_table.TABLE.get(adapter)().inject(schema.AdapterConfig(kind=adapter, rank=2), trained)
     for parameter in injected.parameters.values():
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(list(injected.parameters.values()), lr=0.05)
@@ -233,7 +233,7 @@ def test_shapes_need_neither_weights_nor_network(monkeypatch: pytest.MonkeyPatch
     backbone = table.loader(chosen)(chosen, with_weights=False)
     assert backbone.parameters_total() == 22_056_576
     assert (backbone.width, backbone.depth, backbone.patch) == (384, 12, 14)
-    injected = adapter_table.TABLE.get("lora")().inject(configs.AdapterConfig(rank=8), backbone)
+    injected = adapter_table.TABLE.get("lora")().inject(schema.AdapterConfig(rank=8), backbone)
     assert sum(spec.size for spec in injected.specs) == 147_456
     assert all(p.device.type == "meta" for p in backbone.model.parameters())
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 from torch import nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import base, promptable, sam, stock, table, weights
+from fedvfm.config import schema
 
 CLASSES = {"sam": "SamModel", "sam_hq": "SamHQModel", "sam2": "Sam2Model", "sam3": "Sam3TrackerModel"}
 SIZE = {"sam": 64, "sam_hq": 64, "sam2": 64, "sam3": 56}
@@ -25,7 +25,7 @@ faithful = pytest.mark.parametrize("family", FAITHFUL)
 
 
 def load(folder: Path | str, *, with_weights: bool = True, **options: Any) -> Any:
-    chosen = configs.BackboneConfig(name=str(folder), options=options)
+    chosen = schema.BackboneConfig(name=str(folder), options=options)
     return table.loader(chosen)(chosen, with_weights=with_weights)
 
 
@@ -444,7 +444,7 @@ def test_a_video_models_configuration_is_read_too(sam_folders: dict[str, Path], 
     """Published SAM 2 and SAM 3 files are of the video model; the image part has the same keys."""
     if family in ("sam", "sam_hq"):
         pytest.skip("has no video model")
-    values: Mapping[str, Any] = weights.describe(configs.BackboneConfig(name=str(sam_folders[family])))
+    values: Mapping[str, Any] = weights.describe(schema.BackboneConfig(name=str(sam_folders[family])))
     shapes = {"sam2": table.TABLE.get("sam2-hiera-tiny"), "sam3": table.TABLE.get("sam3")}
     module = __import__(shapes[family].__module__, fromlist=["shape"])
     video = {"model_type": f"{family}_video", **({"tracker_config": values} if family == "sam3" else values)}

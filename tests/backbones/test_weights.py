@@ -15,10 +15,11 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 
-from fedvfm import cli, errors
-from fedvfm import config as configs
+from fedvfm import errors
 from fedvfm.backbones import identity, imgfocus, record, safefile, stored, table, weights
-from fedvfm.client import model as models
+from fedvfm.cli import main
+from fedvfm.config import schema
+from fedvfm.model import adapted_model
 
 CONFIG, WEIGHTS = 2, 4
 
@@ -39,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedvfm", "weights", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return int(stop.value.code or 0), said.out, said.err
@@ -47,8 +48,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def settings(name: str | Path, **more: Any) -> configs.BackboneConfig:
-    return configs.BackboneConfig(name=str(name), **more)
+def settings(name: str | Path, **more: Any) -> schema.BackboneConfig:
+    return schema.BackboneConfig(name=str(name), **more)
 
 
 def load(name: str | Path, **more: Any) -> Any:
@@ -120,8 +121,8 @@ def test_the_lock_carries_both_hashes(tiny_dino: Path) -> None:
         "backbone": {"name": str(tiny_dino)},
         "data": {"class_names": ["background", "cell"], "input_size": [28, 28]},
     }
-    recipe = configs.parse(configs.Recipe, values, "recipe")
-    locked = models.AdaptedModel(recipe).locked()
+    recipe = schema.parse(schema.Recipe, values, "recipe")
+    locked = adapted_model.AdaptedModel(recipe).locked()
     located = weights.locate(settings(tiny_dino))
     assert (locked.backbone_sha256, locked.backbone_config_sha256) == (located.sha256, located.config_sha256)
     # Without the weights, the settings of a folder are known, and its weights only if they are pinned.
@@ -150,7 +151,7 @@ def test_an_adapter_is_not_put_on_the_same_weights_with_other_settings(copied: P
         "adapter": {"kind": "head-only"},
         "data": {"class_names": ["background", "cell"], "input_size": [28, 28]},
     }
-    model = models.AdaptedModel(configs.parse(configs.Recipe, values, "recipe"))
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
     folder = export.save(model, tmp_path / "adapter", {})
     assert export.load_adapter(folder).backbone.config_sha256 == model.backbone.config_sha256
     edit(copied, layer_norm_eps=0.5)
@@ -225,7 +226,7 @@ def test_nothing_is_pinned_where_there_are_no_weights(pin: dict[str, str]) -> No
         "adapter": {"kind": "full"},
         "data": {"class_names": ["background", "cell"], "input_size": [32, 32]},
     }
-    (fault,) = models.examine(configs.parse(configs.Recipe, values, "recipe"))[1]
+    (fault,) = adapted_model.examine(schema.parse(schema.Recipe, values, "recipe"))[1]
     assert "trained from scratch, there are no weights to pin" in fault
 
 
@@ -243,7 +244,7 @@ def test_a_revision_where_there_are_none(tiny_dino: Path, run: Any) -> None:
             "backbone": {"name": str(name), "revision": "main"},
             "data": {"class_names": ["background", "cell"], "input_size": [28, 28]},
         }
-        (fault,) = models.examine(configs.parse(configs.Recipe, values, "recipe"))[1]
+        (fault,) = adapted_model.examine(schema.parse(schema.Recipe, values, "recipe"))[1]
         assert fault.startswith("recipe.backbone: revision = 'main'")
     code, _, said = run("fetch", weights.EMBEDDED, "--revision", "main")
     assert (code, "fixed version" in said) == (CONFIG, True)

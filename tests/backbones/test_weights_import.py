@@ -21,9 +21,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from fedvfm import cli, errors
-from fedvfm import config as configs
+from fedvfm import errors
 from fedvfm.backbones import convert, identity, pickled, record, sam_original, table, weights
+from fedvfm.cli import main
+from fedvfm.config import schema
 
 CONFIG, WEIGHTS, IN_USE, STORAGE = 2, 4, 6, 7
 
@@ -45,7 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedvfm", "weights", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return int(stop.value.code or 0), said.out, said.err
@@ -54,7 +55,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def load(name: str, *, with_weights: bool = True, **more: Any) -> Any:
-    chosen = configs.BackboneConfig(name=name, **more)
+    chosen = schema.BackboneConfig(name=name, **more)
     return table.loader(chosen)(chosen, with_weights=with_weights)
 
 
@@ -163,7 +164,7 @@ def test_shards_are_taken_as_they_are(tiny_dino: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert (tmp_path / "shards" / "model.safetensors.index.json").is_file()
     located = convert.bring(tmp_path / "shards", "shards")
-    assert located.sha256 == weights.locate(configs.BackboneConfig(name=str(tmp_path / "shards"))).sha256
+    assert located.sha256 == weights.locate(schema.BackboneConfig(name=str(tmp_path / "shards"))).sha256
     assert same(load("shards"), load(str(tiny_dino)))
 
 
@@ -549,7 +550,7 @@ def test_an_imported_name_is_not_a_folder_that_happens_to_lie_here(
     safetensors.torch.save_file(
         {name: value + 1 for name, value in arrays_of(tiny_dino).items()}, other / "model.safetensors", {"format": "pt"}
     )
-    assert weights.locate(configs.BackboneConfig(name="tiny")) == located
+    assert weights.locate(schema.BackboneConfig(name="tiny")) == located
     assert same(load("tiny"), load(str(tiny_dino)))
     assert not same(load("./tiny"), load(str(tiny_dino)))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.argv = ["fedvfm"]
 
-from fedvfm import cli  # noqa: E402
+from fedvfm.cli import main as cli  # noqa: E402
 
 
 def preload() -> None:
@@ -26,9 +26,9 @@ def preload() -> None:
 
     import fedvfm.backbones.vit
     import fedvfm.inference.export
-    import fedvfm.simulation.in_process
-    import fedvfm.simulation.pictures
-    import fedvfm.simulation.report
+    import fedvfm.simulation.engines.in_process
+    import fedvfm.simulation.results.pictures
+    import fedvfm.simulation.results.report
     import fedvfm.simulation.run
     import fedvfm.tasks.segmentation
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from fedvfm import config, locking
 from fedvfm.backbones import stored, weights
-from fedvfm.client import joining, supervisor, verdicts
+from fedvfm.client import state_folder
 from fedvfm.client import weights as weights_here
-from fedvfm.trust import documents, recipes
-from fedvfm.trust import lock as locks
+from fedvfm.client.adoption import decisions
+from fedvfm.client.process import supervisor
+from fedvfm.config import schema
+from fedvfm.model import locking
+from fedvfm.trust import locked_recipe, recipes, signed_documents
 
 ROOT = Path(__file__).parents[2]
 PINNED = "dinov2-small-imgfocus"
@@ -83,7 +85,9 @@ def test_the_data_is_checked_with_the_invite_itself(plain: Joined, tiny: Any, cl
 
 
 def test_an_invite_and_its_lock_hold_the_same_recipe(plain: Joined) -> None:
-    assert recipes.read(plain.invite).lock == documents.read(plain.folder / "recipe.json", locks.LockedRecipe, "recipe")
+    assert recipes.read(plain.invite).lock == signed_documents.read(
+        plain.folder / "recipe.json", locked_recipe.LockedRecipe, "recipe"
+    )
     assert recipes.read(plain.folder / "recipe.json").hash == plain.hash
 
 
@@ -116,7 +120,7 @@ def test_join_and_start_name_the_command_that_brings_missing_weights(
 def test_nothing_is_fetched_unless_a_person_says_so(pinned: Joined, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def fetch(settings: config.BackboneConfig, source: Path | None = None) -> None:
+    def fetch(settings: schema.BackboneConfig, source: Path | None = None) -> None:
         asked.append(settings.name)
 
     monkeypatch.setattr(stored, "fetch", fetch)
@@ -176,7 +180,7 @@ def test_other_weights_than_the_recipes_are_told(plain: Joined, tiny: Any, tmp_p
     ],
 )
 def test_the_remedy_is_a_command_that_can_help(settings: dict[str, str], remedy: str) -> None:
-    assert weights.remedy(config.BackboneConfig(**settings)) == remedy
+    assert weights.remedy(schema.BackboneConfig(**settings)) == remedy
 
 
 # -- the adapter that comes back ---------------------------------------------------------------------------------------
@@ -184,12 +188,12 @@ def test_the_remedy_is_a_command_that_can_help(settings: dict[str, str], remedy:
 
 def test_the_readme_names_the_folder_where_an_adapter_lies(plain: Joined) -> None:
     assert plain.join().code == 0
-    where = joining.open_state(plain.folder / "site")
-    verdict = verdicts.Verdict(
+    where = state_folder.open_state(plain.folder / "site")
+    verdict = decisions.Verdict(
         recipe="ab" * 32, fingerprint="cd" * 32, round=3, verdict="accepted", reason="policy", metric="dice",
         score=None, own=None, examples=0, time="2026-01-01T00:00:00Z",
     )  # fmt: skip
-    folder = verdicts.place(where, verdict).relative_to(where.folder)
+    folder = decisions.place(where, verdict).relative_to(where.folder)
     line = next(
         line
         for line in (ROOT / "client" / "README.md").read_text().splitlines()

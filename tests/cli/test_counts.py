@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
-from fedvfm import config, errors, locking
-from fedvfm.client import joining, own, policy, privacy_here
-from fedvfm.client import model as models
-from fedvfm.server import enrolment
+from fedvfm import errors
+from fedvfm.client import privacy_report, site_file
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import policy
+from fedvfm.config import schema
+from fedvfm.model import adapted_model, locking
+from fedvfm.server import state_folder as enrolment
 from fedvfm.trust import recipes
 
 REAL, META = "models", "models of shapes"
@@ -40,14 +43,14 @@ sys.addaudithook(_note)
 def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each file was opened, by its path, and how many models were built."""
     global _counted
-    build = models.AdaptedModel.__init__
+    build = adapted_model.AdaptedModel.__init__
     made: Counter[str] = Counter()
 
-    def count(self: models.AdaptedModel, *arguments: Any, **options: Any) -> None:
+    def count(self: adapted_model.AdaptedModel, *arguments: Any, **options: Any) -> None:
         build(self, *arguments, **options)
         made[META if self.device == "meta" else REAL] += 1
 
-    monkeypatch.setattr(models.AdaptedModel, "__init__", count)
+    monkeypatch.setattr(adapted_model.AdaptedModel, "__init__", count)
     yield made
     _counted = None
 
@@ -65,14 +68,14 @@ def site(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path) -> joining.S
     recipe, private = recipes.written(tiny.experiment), request.param == "private"
     if private:
         values = recipe.model_dump(exclude={"privacy", "aggregation"})
-        recipe = config.Recipe.model_validate({**values, "privacy": MECHANISM, "aggregation": {"weighting": "uniform"}})
+        recipe = schema.Recipe.model_validate({**values, "privacy": MECHANISM, "aggregation": {"weighting": "uniform"}})
     locked = locking.make(recipe)
     plan = enrolment.Plan("trial", "127.0.0.1:9", (), ("east",))
     server = enrolment.init(tmp_path / "server", plan, locked)
     invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
     file, text = tmp_path / "site.toml", tiny.site("east")
     file.write_text(text + BUDGET * private)
-    rules = policy.accepting(privacy_here.judge(locked, own.read_site(file)).facts)
+    rules = policy.accepting(privacy_report.judge(locked, site_file.read_site(file)).facts)
     file.write_text(text + rules + BUDGET * private)
     return joining.join(tmp_path / "east", invite, locked.hash)
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from fedvfm import errors
-from fedvfm.client import budget
-from fedvfm.client.readiness import machine, offline, step
+from fedvfm.client.readiness import offline, resources, step
 from fedvfm.data import defect
 from fedvfm.data.readiness import catalogue
+from fedvfm.model import memory
 from fedvfm.report import page
 
 NOT_READY = errors.NOT_READY
@@ -79,7 +79,7 @@ def test_a_ready_hospital_gets_its_numbers_its_step_and_exit_code_0(cli: Any, ti
     assert told["data"]["classes"] == ["background", "disc"]
     assert told["data"]["patients"] == 12
     assert told["machine"]["device"] == "cpu"
-    assert told["machine"]["memory_mib"]["needed"] > budget.BASE_MIB
+    assert told["machine"]["memory_mib"]["needed"] > memory.BASE_MIB
     assert told["machine"]["disk_mib"]["available"] > 0
     timing = told["training_step"]
     steps = -(-told["data"]["splits"]["train"] // 3)
@@ -254,26 +254,26 @@ def test_a_step_that_fails_is_a_blocker_and_a_slow_round_a_warning(
 
 
 def test_resources_are_judged_by_what_is_needed() -> None:
-    needed = budget.Memory(base=100.0, backbone=200.0, activations=300.0, kept=400.0)
-    ample = machine.Machine("cpu", "", memory=5000.0, gpu_memory=None, disk=5000.0)
-    assert machine.judge(ample, needed, 100.0) == []
-    tight = machine.Machine("cpu", "", memory=1100.0, gpu_memory=None, disk=110.0)
-    assert [one.code for one in machine.judge(tight, needed, 100.0)] == ["memory-tight", "disk-tight"]
-    short = machine.Machine("cuda", "a GPU", memory=600.0, gpu_memory=1000.0, disk=90.0)
-    found = {one.code: one for one in machine.judge(short, needed, 100.0)}
+    needed = memory.Memory(base=100.0, backbone=200.0, activations=300.0, kept=400.0)
+    ample = resources.Machine("cpu", "", memory=5000.0, gpu_memory=None, disk=5000.0)
+    assert resources.judge(ample, needed, 100.0) == []
+    tight = resources.Machine("cpu", "", memory=1100.0, gpu_memory=None, disk=110.0)
+    assert [one.code for one in resources.judge(tight, needed, 100.0)] == ["memory-tight", "disk-tight"]
+    short = resources.Machine("cuda", "a GPU", memory=600.0, gpu_memory=1000.0, disk=90.0)
+    found = {one.code: one for one in resources.judge(short, needed, 100.0)}
     assert set(found) == {"memory-short", "gpu-memory-short", "disk-short"}
     assert "700 MiB of memory needed, 600 MiB free" in found["memory-short"].problem
     assert "1,100 MiB of GPU memory needed, 1,000 MiB free" in found["gpu-memory-short"].problem
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    free = machine.free_memory(tmp_path)
+    free = resources.free_memory(tmp_path)
     assert free > 0
-    (tmp_path / "memory.current").write_text(f"{40 * budget.MIB}\n")
-    (tmp_path / "memory.max").write_text(f"{100 * budget.MIB}\n")
-    assert machine.free_memory(tmp_path) == 60.0
+    (tmp_path / "memory.current").write_text(f"{40 * memory.MIB}\n")
+    (tmp_path / "memory.max").write_text(f"{100 * memory.MIB}\n")
+    assert resources.free_memory(tmp_path) == 60.0
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.free_memory(tmp_path) > 60.0
+    assert resources.free_memory(tmp_path) > 60.0
 
 
 # --- nothing leaves ---------------------------------------------------------------------------------------------------

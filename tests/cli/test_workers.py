@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from fedvfm.simulation import schedule
+from fedvfm.simulation.engines import worker_schedule
 
-pytestmark = pytest.mark.skipif(not schedule.can_fork(), reason="workers cannot be forked safely here")
+pytestmark = pytest.mark.skipif(not worker_schedule.can_fork(), reason="workers cannot be forked safely here")
 
 
 def workers_of(process: Any) -> list[psutil.Process]:

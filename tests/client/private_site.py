@@ -21,20 +21,25 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fedvfm import config, flower, protocol, state
-from fedvfm.client import gate, joining, own, policy, sent, spending, terms
-from fedvfm.privacy import ledger
-from fedvfm.server import enrolment
-from fedvfm.trust import lock
+from fedvfm.client import site_file
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import enforcement, gate, policy, privacy_charge, reply_cache
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.ledger import ledger
+from fedvfm.protocol import protocol
+from fedvfm.server import state_folder as enrolment
+from fedvfm.state import state
+from fedvfm.trust import locked_recipe
 
 SHA = "ab" * 32
 ROWS = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
-CONTEXT = flower.context(1, 7, {})
+CONTEXT = internals.context(1, 7, {})
 PRIVACY = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 BUDGET = 'data_set = "discs"\nepsilon = 8.0\ndelta = 1e-5\nunit = "record"\n'
 
 
-def make_recipe(privacy: dict[str, Any] | None = None, **values: Any) -> config.Recipe:
+def make_recipe(privacy: dict[str, Any] | None = None, **values: Any) -> schema.Recipe:
     base = {
         "backbone": {"name": "some/backbone", "sha256": SHA},
         "data": {"class_names": ["background", "disc"], "input_size": [28, 28]},
@@ -44,7 +49,7 @@ def make_recipe(privacy: dict[str, Any] | None = None, **values: Any) -> config.
         "evaluation": {"surface": False},
         "privacy": {**PRIVACY, **(privacy or {})},
     }
-    return config.parse(config.Recipe, {**base, **values}, "recipe")
+    return schema.parse(schema.Recipe, {**base, **values}, "recipe")
 
 
 def adapter(*values: float) -> state.AdapterState:
@@ -54,8 +59,8 @@ def adapter(*values: float) -> state.AdapterState:
 START = adapter(0.0, 0.0)
 
 
-def build(asked: config.Recipe) -> lock.LockedRecipe:
-    return lock.LockedRecipe.of(asked, ROWS, START, SHA, 1000)
+def build(asked: schema.Recipe) -> locked_recipe.LockedRecipe:
+    return locked_recipe.LockedRecipe.of(asked, ROWS, START, SHA, 1000)
 
 
 def train(number: int = 1, start: state.AdapterState = START, **values: Any) -> protocol.Task:
@@ -94,18 +99,18 @@ class Training:
 class Site:
     """A site that joined, in a folder that may be there already: then it is what a restart finds."""
 
-    def __init__(self, folder: Path, locked: config.Recipe | None = None, budget: str = BUDGET) -> None:
-        flower.be_server_task(1)
+    def __init__(self, folder: Path, locked: schema.Recipe | None = None, budget: str = BUDGET) -> None:
+        internals.be_server_task(1)
         self.folder, self.settings = folder, folder / "north.toml"
         if not (folder / "site").exists():
             self._join(locked or make_recipe(), budget)
         self.where = joining.open_state(folder / "site")
         self.app, self.faults = Training(), list[Exception]()
-        self.terms = terms.SiteTerms(self.where, self.settings, "cpu", build)
-        kept = sent.Sent(self.where.sent)
+        self.terms = enforcement.SiteTerms(self.where, self.settings, "cpu", build)
+        kept = reply_cache.Sent(self.where.sent)
         self.door = gate.Gate(self.app, kept, self.terms, lambda where, error: self.faults.append(error))
 
-    def _join(self, asked: config.Recipe, budget: str) -> None:
+    def _join(self, asked: schema.Recipe, budget: str) -> None:
         locked = build(asked)
         plan = enrolment.Plan("trial", "a.example:1", (), ("north",))
         server = enrolment.init(self.folder / "server", plan, locked)
@@ -114,25 +119,25 @@ class Site:
         write_images(self.folder / "data")
         self.write(asked, budget)
 
-    def write(self, asked: config.Recipe, budget: str) -> None:
+    def write(self, asked: schema.Recipe, budget: str) -> None:
         """The site's own file: accepts this recipe, with the epsilon that it comes to here."""
         about = f'name = "north"\n[data]\nsource = "folder"\npath = "{self.folder / "data"}"\n'
         ending = f"[privacy]\n{budget}" if budget else ""
         self.settings.write_text(about + ending)
-        config = own.read_site(self.settings)
-        units = spending.counted(asked, own.hospital(config, asked), config.privacy)
+        config = site_file.read_site(self.settings)
+        units = privacy_charge.counted(asked, site_file.hospital(config, asked), config.privacy)
         rules = policy.accepting(policy.Facts.of(build(asked), units)).replace("max_rounds = 3", "max_rounds = 9")
         self.settings.write_text(about + rules + ending)
 
-    def approve(self, asked: config.Recipe) -> None:
+    def approve(self, asked: schema.Recipe) -> None:
         locked = build(asked)
         self.where.remember(locked)
         joining.approve(self.where, locked)
 
     def ask(self, task: protocol.Task, kind: str = protocol.TRAIN) -> Message:
         message = Message(protocol.encode_task(task), 7, kind, ttl=600.0, group_id=str(task.round))
-        flower.set_message_id(message, "m1")
-        return flower.copy(self.door(flower.copy(message), CONTEXT))
+        internals.set_message_id(message, "m1")
+        return internals.copy(self.door(internals.copy(message), CONTEXT))
 
     @property
     def book(self) -> ledger.Ledger:
@@ -168,7 +173,7 @@ def examine(folder: Path, point: str) -> list[str]:
     site = Site(folder)
     if (folder / "left").exists():
         wrong.append("something left though it was killed")
-    kept = sent.Sent(site.where.sent).find(train())
+    kept = reply_cache.Sent(site.where.sent).find(train())
     before = {one["update"] for one in site.charged()}
     reply = site.ask(train())
     if reply.has_error():

@@ -11,31 +11,35 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 
-from fedvfm import codecs, config, errors, flower, protocol, seeding, state
-from fedvfm.client import gate, held, sent
+from fedvfm import errors, seeding
+from fedvfm.client.gate import gate, held_adapters, reply_cache
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.protocol import codecs, protocol
+from fedvfm.state import state
 from tests.client import private_site
 
 ROUNDS = 4
 SHAPE = (3, 5)
 START = state.AdapterState({"head.w": np.zeros(SHAPE, np.float32)})
-CONTEXT = flower.context(1, 7, {})
+CONTEXT = internals.context(1, 7, {})
 POINTS = ("residual-proposed", "trained", "update-on-disk", "update-charged", "residual-settled")
 
 
 @pytest.fixture(autouse=True)
 def _be_server() -> None:
-    flower.be_server_task(1)
+    internals.be_server_task(1)
 
 
-def recipe(codec: str = "int4") -> config.Recipe:
+def recipe(codec: str = "int4") -> schema.Recipe:
     values = {"backbone": {"name": "none"}, "data": {"class_names": ["a", "b"]}, "codec": codec}
-    return config.parse(config.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 class Training:
     """Moves by numbers that only the round decides, and codes that as the real app does."""
 
-    def __init__(self, kept: sent.Sent) -> None:
+    def __init__(self, kept: reply_cache.Sent) -> None:
         self.kept, self.rounds = kept, list[int]()
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -57,15 +61,15 @@ class Site:
     """The gate of a site, as a restart finds it."""
 
     def __init__(self, folder: Path) -> None:
-        kept = sent.Sent(folder / "sent")
+        kept = reply_cache.Sent(folder / "sent")
         self.app, self.faults = Training(kept), list[Exception]()
         self.door = gate.Gate(self.app, kept, gate.NoTerms(), lambda where, error: self.faults.append(error))
 
     def ask(self, number: int, start: state.AdapterState, difference: codecs.Difference | None = None) -> Message:
         content = protocol.encode_task(protocol.Task(recipe(), number, start), difference)
         message = Message(content, 7, protocol.TRAIN, ttl=60.0, group_id=str(number))
-        flower.set_message_id(message, "m1")
-        return flower.copy(self.door(flower.copy(message), CONTEXT))
+        internals.set_message_id(message, "m1")
+        return internals.copy(self.door(internals.copy(message), CONTEXT))
 
     def update(self, number: int, start: state.AdapterState) -> state.AdapterState:
         reply = self.ask(number, start)
@@ -104,7 +108,7 @@ def test_what_an_update_lost_counts_only_if_the_update_may_leave(tmp_path: Path,
     """Killed in round 2 and not asked for it again: round 3 goes on from round 1, unless 2 was charged and settled."""
     site = Site(tmp_path / "site")
     first = site.update(1, START)
-    residuals = sent.Sent(tmp_path / "site" / "sent").residuals
+    residuals = reply_cache.Sent(tmp_path / "site" / "sent").residuals
     after_one = residuals.before(recipe().hash, "north", 2)
     assert np.abs(after_one["head.w"]).max() > 0
     assert killed(lambda: Site(tmp_path / "site").ask(2, first), point)
@@ -133,14 +137,14 @@ def test_what_an_update_from_another_adapter_lost_does_not_count_where_that_neve
     site = Site(tmp_path / "site")
     first = site.update(1, START)
     second = site.update(2, first)
-    residuals = sent.Sent(tmp_path / "site" / "sent").residuals
+    residuals = reply_cache.Sent(tmp_path / "site" / "sent").residuals
     lost = residuals.before(recipe().hash, "north", 3)["head.w"]
 
     def full(*given: Any) -> None:
         raise errors.StorageError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sent.Sent, "keep", full)
+        patch.setattr(reply_cache.Sent, "keep", full)
         assert site.ask(2, first * 2.0).has_error()
     assert site.update(2, first) == second, "the one that was kept"
     assert (residuals.before(recipe().hash, "north", 3)["head.w"] == lost).all()
@@ -171,19 +175,19 @@ def test_little_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_damaged_adapter_counts_as_none(tmp_path: Path) -> None:
-    adapters = held.Adapters(tmp_path)
+    adapters = held_adapters.Adapters(tmp_path)
     adapters.keep("r", START)
-    assert held.Adapters(tmp_path).find(START.fingerprint) == START
+    assert held_adapters.Adapters(tmp_path).find(START.fingerprint) == START
     (path,) = tmp_path.iterdir()
     path.write_bytes(b"damaged")
-    assert held.Adapters(tmp_path).find(START.fingerprint) is None
-    assert held.Adapters(tmp_path).find("../../etc/passwd") is None
+    assert held_adapters.Adapters(tmp_path).find(START.fingerprint) is None
+    assert held_adapters.Adapters(tmp_path).find("../../etc/passwd") is None
 
 
 def test_processes_that_share_a_folder_let_go_of_the_same_adapter(tmp_path: Path) -> None:
     """One of them finds a name whose file the other has just removed."""
     (tmp_path / "recipe-gone.adapter").symlink_to("nothing")
-    held.Adapters(tmp_path).keep("recipe", START)
-    other = held.Adapters(tmp_path)
+    held_adapters.Adapters(tmp_path).keep("recipe", START)
+    other = held_adapters.Adapters(tmp_path)
     other.keep("recipe", state.AdapterState({"head.w": np.ones(SHAPE, np.float32)}))
     assert other.find(START.fingerprint) == START

@@ -8,8 +8,9 @@ from typing import cast
 import nibabel
 import numpy as np
 
-from fedvfm import config
-from fedvfm.client import joining, sent, terms
+from fedvfm.client import state_folder
+from fedvfm.client.gate import enforcement, reply_cache
+from fedvfm.config import schema
 
 
 def test_volumes_are_cut_and_stacked_as_the_recipe_says(tmp_path: Path) -> None:
@@ -22,14 +23,14 @@ def test_volumes_are_cut_and_stacked_as_the_recipe_says(tmp_path: Path) -> None:
                 nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / part / f"{number}.nii.gz"
             )
     contract = {"class_names": ["rest", "bone"], "plane": "coronal", "stack": 3, "window": [0.0, 200.0]}
-    recipe = config.parse(config.Recipe, {"backbone": {"name": "some/backbone"}, "data": contract}, "recipe")
-    site = config.parse(
-        config.SiteConfig, {"name": "north", "data": {"source": "folder", "path": str(tmp_path)}}, "site"
+    recipe = schema.parse(schema.Recipe, {"backbone": {"name": "some/backbone"}, "data": contract}, "recipe")
+    site = schema.parse(
+        schema.SiteConfig, {"name": "north", "data": {"source": "folder", "path": str(tmp_path)}}, "site"
     )
     # What surrounds it needs a joined site; how the data are opened does not.
-    builder = terms.SiteTerms.__new__(terms.SiteTerms)
-    builder._device, builder._where = "cpu", joining.State(tmp_path / "state", cast(joining.About, None))
-    builder._sent = sent.Sent(tmp_path / "sent")
+    builder = enforcement.SiteTerms.__new__(enforcement.SiteTerms)
+    builder._device, builder._where = "cpu", state_folder.State(tmp_path / "state", cast(state_folder.About, None))
+    builder._sent = reply_cache.Sent(tmp_path / "sent")
     made = builder._build(site, recipe)
     one = made.split("train")[0]
     assert one.part is not None

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedvfm import config as configs
-from fedvfm import errors, factors, state
-from fedvfm.client import model as models
-from fedvfm.client import policy, privacy_plan, review, trainer
-from fedvfm.client import site as sites
+from fedvfm import errors
+from fedvfm.client import privacy_planning, recipe_review
+from fedvfm.client.gate import policy
+from fedvfm.client.training import site as sites
+from fedvfm.client.training import trainer
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
-from fedvfm.trust import lock
+from fedvfm.model import adapted_model
+from fedvfm.state import factors, state
+from fedvfm.trust import locked_recipe
 
 SIDE = {"dino": 56, "sam": 64}
 ROUNDS = {"both": ("AB", "AB"), "freeze-A": ("B", "B"), "alternate": ("B", "A")}
@@ -45,7 +48,7 @@ def folder(request: pytest.FixtureRequest, tiny_dino: Path, sam_folders: dict[st
     return request.param, {"dino": tiny_dino, "sam": sam_folders["sam"]}[request.param]
 
 
-def recipe(folder: tuple[str, Path], way: str, **more: Any) -> configs.Recipe:
+def recipe(folder: tuple[str, Path], way: str, **more: Any) -> schema.Recipe:
     side = SIDE[folder[0]]
     values = {
         "rounds": 4,
@@ -56,7 +59,7 @@ def recipe(folder: tuple[str, Path], way: str, **more: Any) -> configs.Recipe:
         "optimiser": {"learning_rate": 1e-2, "batch_size": 2},
         **more,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 def roles(names: Any, manifest: state.Manifest) -> str:
@@ -67,7 +70,7 @@ def roles(names: Any, manifest: state.Manifest) -> str:
 @ways
 def test_a_round_trains_its_factor_and_sends_nothing_else(folder: tuple[str, Path], way: str) -> None:
     """The same warm model round after round, as a site has it."""
-    model = models.AdaptedModel(recipe(folder, way))
+    model = adapted_model.AdaptedModel(recipe(folder, way))
     site, adapter = sites.Site("here", Drawn(SIDE[folder[0]])), model.initial()
     dense = {spec.name for spec in model.manifest if spec.role == "dense"}
     for number, expected in ((1, ROUNDS[way][0]), (2, ROUNDS[way][1]), (3, ROUNDS[way][0])):
@@ -92,7 +95,7 @@ def test_a_round_trains_its_factor_and_sends_nothing_else(folder: tuple[str, Pat
 
 def test_a_model_that_trained_one_factor_trains_both_again(tiny_dino: Path) -> None:
     """What ``select`` set for one round is not left for the next."""
-    model = models.AdaptedModel(recipe(("dino", tiny_dino), "alternate"))
+    model = adapted_model.AdaptedModel(recipe(("dino", tiny_dino), "alternate"))
     for number, role in ((1, "A"), (2, "B"), (1, "A")):
         model.select(number)
         still = {spec.name for spec in model.manifest if spec.role == role}
@@ -102,7 +105,7 @@ def test_a_model_that_trained_one_factor_trains_both_again(tiny_dino: Path) -> N
 
 def test_as_long_as_both_train_nothing_is_different(tiny_dino: Path) -> None:
     chosen = recipe(("dino", tiny_dino), "both")
-    model = models.AdaptedModel(chosen)
+    model = adapted_model.AdaptedModel(chosen)
     assert model.trained(1) == model.trained(2) == tuple(spec.name for spec in model.manifest)
     assert model.trainable(7) == model.trainable()
 
@@ -113,17 +116,17 @@ def test_as_long_as_both_train_nothing_is_different(tiny_dino: Path) -> None:
 @pytest.mark.parametrize("kind", ["norm", "bias", "head-only", "adaptformer", "prompt-tokens", "full"])
 def test_a_kind_without_pairs_has_no_factor_to_choose(tiny_dino: Path, kind: str) -> None:
     wanted = recipe(("dino", tiny_dino), "freeze-A", adapter={"kind": kind})
-    (fault,) = models.examine(wanted)[1]
+    (fault,) = adapted_model.examine(wanted)[1]
     assert fault == (
         f"recipe.adapter.factors = 'freeze-A': adapter kind '{kind}' has no pairs of factors; use kind 'lora', or "
         "leave factors out"
     )
-    assert models.examine(recipe(("dino", tiny_dino), "both", adapter={"kind": kind}))[1] == []
-    assert models.examine(recipe(("dino", tiny_dino), "freeze-A"))[1] == []
+    assert adapted_model.examine(recipe(("dino", tiny_dino), "both", adapter={"kind": kind}))[1] == []
+    assert adapted_model.examine(recipe(("dino", tiny_dino), "freeze-A"))[1] == []
 
 
 def test_locking_refuses_a_rule_that_makes_new_factors(tiny_dino: Path) -> None:
-    from fedvfm import locking
+    from fedvfm.model import locking
 
     with pytest.raises(errors.ConfigError, match="factors = 'alternate': rule 'svd' makes both factors"):
         locking.make(recipe(("dino", tiny_dino), "alternate", aggregation={"rule": "svd"}))
@@ -133,11 +136,13 @@ def test_locking_refuses_a_rule_that_makes_new_factors(tiny_dino: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def locks(tiny_dino: Path) -> dict[str, lock.LockedRecipe]:
-    return {way: models.AdaptedModel(recipe(("dino", tiny_dino), way), with_weights=False).locked() for way in ROUNDS}
+def locks(tiny_dino: Path) -> dict[str, locked_recipe.LockedRecipe]:
+    return {
+        way: adapted_model.AdaptedModel(recipe(("dino", tiny_dino), way), with_weights=False).locked() for way in ROUNDS
+    }
 
 
-def test_a_policy_judges_what_leaves_in_a_round(locks: dict[str, lock.LockedRecipe]) -> None:
+def test_a_policy_judges_what_leaves_in_a_round(locks: dict[str, locked_recipe.LockedRecipe]) -> None:
     facts = {way: policy.Facts.of(one) for way, one in locks.items()}
     rows = locks["both"].manifest
     pairs = 4 * 2 * 2 * 32  # four blocks, q and v, rank 2, width 32: so much in A, and so much in B
@@ -146,8 +151,8 @@ def test_a_policy_judges_what_leaves_in_a_round(locks: dict[str, lock.LockedReci
     assert f"max_trainable_parameters = {rows.parameters - pairs}" in policy.accepting(facts["alternate"])
 
 
-def test_a_review_says_what_leaves_and_what_does_not_train(locks: dict[str, lock.LockedRecipe]) -> None:
-    told = {way: dict(review.words(one)) for way, one in locks.items()}
+def test_a_review_says_what_leaves_and_what_does_not_train(locks: dict[str, locked_recipe.LockedRecipe]) -> None:
+    told = {way: dict(recipe_review.words(one)) for way, one in locks.items()}
     rows, pairs = locks["both"].manifest, 512
     assert told["both"]["leaves each round"].startswith(f"{rows.parameters:,} trained numbers")
     for way in ("freeze-A", "alternate"):
@@ -165,7 +170,7 @@ def test_a_plan_judges_the_recipe_s_own_way_first(tiny_dino: Path, tmp_path: Pat
         '[data]\nclass_names = ["rest", "disc"]\ninput_size = [56, 56]\n'
     )
     asked = {"units": 300, "batch": 8, "epsilon": 8.0, "delta": 1e-5}
-    made = privacy_plan.build(path, None, asked, ("rdp",))
+    made = privacy_planning.build(path, None, asked, ("rdp",))
     numbers = {one.way: one.numbers for one in made.signals}
     assert made.signals[0].way == factors.WAYS[way]
     assert set(numbers) == set(factors.WAYS.values())
@@ -174,7 +179,7 @@ def test_a_plan_judges_the_recipe_s_own_way_first(tiny_dino: Path, tmp_path: Pat
 
 
 def test_both_factors_train_with_a_gradient_only_where_it_is_due(tiny_dino: Path) -> None:
-    model = models.AdaptedModel(recipe(("dino", tiny_dino), "alternate"))
+    model = adapted_model.AdaptedModel(recipe(("dino", tiny_dino), "alternate"))
     model.write(model.initial())
     model.train()
     model.select(1)

@@ -15,7 +15,7 @@ import torch
 
 from fedvfm import errors
 from fedvfm.backbones import base as backbones
-from fedvfm.client import feature_cache, feature_counts, feature_files
+from fedvfm.model import feature_cache, feature_counts, feature_files
 
 TOKENS = (1, 10, 4)
 BYTES = 2 * 4 * 10 * 4

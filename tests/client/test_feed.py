@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedvfm import config, errors, privacy_config
-from fedvfm.client import feature_cache, feed, trainer
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
+from fedvfm import errors
+from fedvfm.client.training import feed, trainer
+from fedvfm.client.training import site as sites
+from fedvfm.config import privacy, schema
 from fedvfm.data import sample as samples
+from fedvfm.model import adapted_model, feature_cache
 
 
 def numbers(log: list[int], stop: int, until: int = 10**9) -> Iterator[int]:
@@ -79,7 +80,7 @@ class Drawn:
         return samples.Pixels((0.5 * rng.random((3, 40, 44)) + 0.4 * mask).astype(np.float32), mask)
 
 
-def recipe(tiny_dino: Path, **more: Any) -> config.Recipe:
+def recipe(tiny_dino: Path, **more: Any) -> schema.Recipe:
     values: dict[str, Any] = {
         "backbone": {"name": str(tiny_dino)},
         "adapter": {"rank": 2},
@@ -88,11 +89,11 @@ def recipe(tiny_dino: Path, **more: Any) -> config.Recipe:
         "precision": "float32",
         **more,
     }
-    return config.parse(config.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
-def trained(asked: config.Recipe, *, simulated: bool = True) -> Any:
-    model = models.AdaptedModel(asked)
+def trained(asked: schema.Recipe, *, simulated: bool = True) -> Any:
+    model = adapted_model.AdaptedModel(asked)
     cache = feature_cache.FeatureCache(2**24)
     site = sites.Site("north", Drawn(), cache=cache, simulated=simulated)  # type: ignore[arg-type]
     return trainer.train(model, site, model.initial(), 1)
@@ -112,7 +113,7 @@ def test_a_thread_changes_no_bit(tiny_dino: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_thread_where_it_helps(tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.AdaptedModel(recipe(tiny_dino))
+    model = adapted_model.AdaptedModel(recipe(tiny_dino))
     own, virtual = (sites.Site("north", Drawn(), simulated=simulated) for simulated in (False, True))  # type: ignore[arg-type]
     monkeypatch.setattr(feed.capacity, "cores", lambda: torch.get_num_threads() + 1)
     assert feed.helps(model, own)
@@ -126,26 +127,26 @@ def test_a_thread_where_it_helps(tiny_dino: Path, monkeypatch: pytest.MonkeyPatc
     assert not feed.helps(model, own)
 
 
-@pytest.mark.parametrize("mechanism", [privacy_config.NO_MECHANISM, "record-level"])
+@pytest.mark.parametrize("mechanism", [privacy.NO_MECHANISM, "record-level"])
 def test_views_made_on_the_device_train_alike(tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, mechanism: str) -> None:
     """The device is the CPU here, so what differs is who augments: values agree to the rounding of float32."""
     private = {"mechanism": mechanism, "clip": 1.0, "noise_multiplier": 0.01, "delta": 1e-5}
     more = {"privacy": private, "aggregation": {"weighting": "uniform"}}
-    asked, found = recipe(tiny_dino, **({} if mechanism == privacy_config.NO_MECHANISM else more)), []
+    asked, found = recipe(tiny_dino, **({} if mechanism == privacy.NO_MECHANISM else more)), []
     for there in (False, True):
         monkeypatch.setattr(sites, "augments_there", lambda model, there=there: there)
         found.append(trained(asked))
-    start = models.AdaptedModel(asked).initial()
+    start = adapted_model.AdaptedModel(asked).initial()
     for name, value in found[0].state.items():
         moved = np.abs(value - start[name]).max()
         assert np.abs(value - found[1].state[name]).max() <= max(1e-5, 0.02 * moved)
-    if mechanism == privacy_config.NO_MECHANISM:
+    if mechanism == privacy.NO_MECHANISM:
         assert found[0].metrics["loss"] == pytest.approx(found[1].metrics["loss"], rel=1e-4)
         assert math.isfinite(found[0].metrics["loss"])
 
 
 def test_what_the_device_cannot_augment_is_left_to_numpy(tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.AdaptedModel(recipe(tiny_dino))
+    model = adapted_model.AdaptedModel(recipe(tiny_dino))
     assert not sites.augments_there(model)
     monkeypatch.setattr(model, "device", "cuda")
     assert sites.augments_there(model)
@@ -159,7 +160,7 @@ def test_what_the_device_cannot_augment_is_left_to_numpy(tiny_dino: Path, monkey
 
 def test_a_class_is_the_target_whatever_the_mask(tiny_dino: Path) -> None:
     asked = recipe(tiny_dino, task={"kind": "classification"})
-    model = models.AdaptedModel(asked)
+    model = adapted_model.AdaptedModel(asked)
     base = sites.Site("north", Drawn()).whole(model, Drawn.train[0])  # type: ignore[arg-type]
     view = sites.augmentation.View(torch.zeros(3, 28, 28), torch.ones(28, 28, dtype=torch.int64))
     example = sites.Example(samples.Sample("0", label=1), base, None, view=view)

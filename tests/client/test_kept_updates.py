@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from fedvfm import errors, protocol
-from fedvfm.client import own, sent
+from fedvfm import errors
+from fedvfm.client import site_file
+from fedvfm.client.gate import reply_cache
+from fedvfm.protocol import protocol
 from tests.client import private_site
 
 Site = private_site.Site
@@ -30,7 +32,7 @@ def killed(folder: Path, point: str) -> Site:
 
 def trained_on(site: Site) -> list[str]:
     """File names of the images that round 1 draws from, in order."""
-    hospital = own.hospital(own.read_site(site.settings), private_site.make_recipe())
+    hospital = site_file.hospital(site_file.read_site(site.settings), private_site.make_recipe())
     return [hospital.source.path_of(one).name for one in hospital.train]
 
 
@@ -74,14 +76,14 @@ def both(site: Site) -> None:
 
 def refused(site: Site, word: str) -> None:
     """With this word, and nothing is computed, reserved or let go for it."""
-    before, kept = site.book.mark, sent.Sent(site.where.sent).find(private_site.train())
+    before, kept = site.book.mark, reply_cache.Sent(site.where.sent).find(private_site.train())
     reply = site.ask(private_site.train())
     assert (reply.has_error(), protocol.error_word(reply)) == (True, word)
     assert (site.app.asked, site.book.mark) == ([], before)
     decided, gone = site.where.audit.entries[-2:]
     assert (decided["event"], decided["verdict"], decided["reason"]) == ("decided", "refused", word)
     assert (gone["event"], gone["reason"], "seconds" in gone) == ("sent", word, False)
-    still = sent.Sent(site.where.sent).find(private_site.train())
+    still = reply_cache.Sent(site.where.sent).find(private_site.train())
     assert kept is not None
     assert still is not None
     assert protocol.digest(still) == protocol.digest(kept)
@@ -99,7 +101,7 @@ def test_asked_again_after_a_kill_the_same_bytes_leave_and_count_once(
 ) -> None:
     Site(tmp_path)
     before = killed(tmp_path, point)
-    kept = sent.Sent(before.where.sent).find(private_site.train())
+    kept = reply_cache.Sent(before.where.sent).find(private_site.train())
     assert kept is not None
     change(before)
     for _ in range(2):
@@ -116,7 +118,7 @@ def test_what_was_kept_uncharged_is_not_charged_as_if_the_data_were_as_before(si
     """Killed before the charge, and an image taken out meanwhile: its release would be charged to nobody."""
     take_out(killed(site.folder, UNCHARGED))
     assert site.charged() == []
-    again, kept = Site(site.folder), sent.Sent(site.where.sent)
+    again, kept = Site(site.folder), reply_cache.Sent(site.where.sent)
     assert kept.find(private_site.train()) is not None
     seen: list[object] = []
     again.app.during = lambda: seen.append(kept.find(private_site.train()))
@@ -160,7 +162,7 @@ def test_a_kept_update_that_is_gone_after_the_message_was_judged_is_new_work_too
     close(site)
     again = Site(site.folder)
     again.terms.received(protocol.TRAIN, task, Message(protocol.encode_task(task), 7, protocol.TRAIN, ttl=600.0))
-    sent.Sent(site.where.sent).drop(task)
+    reply_cache.Sent(site.where.sent).drop(task)
     with (
         pytest.raises(errors.PolicyRefused, match=r"outside policy\.hours"),
         again.terms.reserving(protocol.TRAIN, task),
@@ -175,7 +177,7 @@ def test_the_reservation_is_kept_with_the_update_in_one_private_file(site: Site)
     assert not site.ask(private_site.train()).has_error()
     (path,) = site.where.sent.iterdir()
     (line,) = site.charged()
-    kept = sent.Sent(site.where.sent)
+    kept = reply_cache.Sent(site.where.sent)
     assert kept.token(private_site.train()) == line["token"] == site.book.entries[1]["token"]
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_bytes(path.read_bytes().replace(line["token"].encode(), b"0" * 32))
@@ -194,7 +196,7 @@ def without_token(site: Site) -> bytes:
 def test_what_an_earlier_release_kept_leaves_only_where_it_was_charged(site: Site, point: str) -> None:
     before = killed(site.folder, point)
     without_token(before)
-    kept = sent.Sent(site.where.sent).find(private_site.train())
+    kept = reply_cache.Sent(site.where.sent).find(private_site.train())
     assert kept is not None
     again = Site(site.folder)
     reply = again.ask(private_site.train())
@@ -213,7 +215,7 @@ def two(tmp_path: Path) -> tuple[Site, Site]:
 
 def test_two_federations_with_one_recipe_settle_their_own(two: tuple[Site, Site]) -> None:
     """Both killed before the charge, in either order of asking again: each is charged for what it sends."""
-    kept = [sent.Sent(killed(one.folder, UNCHARGED).where.sent) for one in two]
+    kept = [reply_cache.Sent(killed(one.folder, UNCHARGED).where.sent) for one in two]
     tokens = [one.token(private_site.train()) for one in kept]
     for site in two:
         again = Site(site.folder)
@@ -236,7 +238,7 @@ def test_one_federation_does_not_settle_by_the_reservation_of_the_other(two: tup
     else:
         killed(second.folder, UNCHARGED)
     again = Site(first.folder)
-    kept = sent.Sent(again.where.sent).find(private_site.train())
+    kept = reply_cache.Sent(again.where.sent).find(private_site.train())
     assert kept is not None
     reply = again.ask(private_site.train())
     assert not reply.has_error()

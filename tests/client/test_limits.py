@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fedvfm import config, errors
-from fedvfm.client import limits
+from fedvfm import errors
+from fedvfm.client.process import limits
+from fedvfm.config import schema
 
 ROOT = Path(__file__).parents[2]
 ASK = """
@@ -30,9 +31,9 @@ print(json.dumps({
 """
 
 
-def site(**values: Any) -> config.SiteConfig:
+def site(**values: Any) -> schema.SiteConfig:
     data = {"source": "folder", "path": "x"}
-    return config.parse(config.SiteConfig, {"name": "north", "data": data, **values}, "site")
+    return schema.parse(schema.SiteConfig, {"name": "north", "data": data, **values}, "site")
 
 
 def test_a_process_keeps_to_them() -> None:
@@ -57,8 +58,8 @@ def test_a_site_s_own_number_of_threads_stands_above_the_recipe_s(tiny_dino: Pat
 
     from fedvfm.client import app
 
-    asked = config.parse(
-        config.Recipe,
+    asked = schema.parse(
+        schema.Recipe,
         {
             "threads": 2,
             "backbone": {"name": str(tiny_dino)},
@@ -87,7 +88,7 @@ def test_a_share_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device here")
-    limits.apply(config.LimitsConfig(gpu_memory=0.01), "cuda:0")
+    limits.apply(schema.LimitsConfig(gpu_memory=0.01), "cuda:0")
     total = torch.cuda.get_device_properties(0).total_memory
     with pytest.raises(torch.OutOfMemoryError):
         torch.empty(int(0.02 * total), dtype=torch.uint8, device="cuda:0")

@@ -13,18 +13,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import audit, config, errors, privacy_config
-from fedvfm.client import own, privacy_here, privacy_plan, private, review, spending
-from fedvfm.client import site as sites
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.client import privacy_planning, privacy_report, recipe_review, site_file
+from fedvfm.client.gate import privacy_charge
 from fedvfm.client.readiness import check
-from fedvfm.privacy import base, entropy, rounds
+from fedvfm.client.training import dp_trainer
+from fedvfm.client.training import site as sites
+from fedvfm.config import privacy as privacy_config
+from fedvfm.config import schema
+from fedvfm.privacy import base, events, randomness
 
 PRIVACY = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 BUDGET = {"data_set": "discs", "epsilon": 8.0, "delta": 1e-5, "unit": "record"}
-Make = Callable[..., config.SiteConfig]
+Make = Callable[..., schema.SiteConfig]
 
 
-def recipe(privacy: dict[str, Any] | None = None, **task: Any) -> config.Recipe:
+def recipe(privacy: dict[str, Any] | None = None, **task: Any) -> schema.Recipe:
     values = {
         "backbone": {"name": "dinov2"},
         "data": {"class_names": ["background", "disc"], "input_size": [28, 28], "augment": ["flip", "intensity"]},
@@ -34,7 +39,7 @@ def recipe(privacy: dict[str, Any] | None = None, **task: Any) -> config.Recipe:
         "aggregation": {"weighting": "uniform"},
         "privacy": PRIVACY if privacy is None else privacy,
     }
-    return config.parse(config.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 def add(folder: Path, *names: str) -> None:
@@ -51,17 +56,17 @@ def make(tmp_path: Path) -> Make:
     """The site's file as it is read; its folder has forty images."""
     add(tmp_path / "data", *(f"scan-{number:02d}" for number in range(40)))
 
-    def made(budget: dict[str, Any] | None = BUDGET, **more: Any) -> config.SiteConfig:
+    def made(budget: dict[str, Any] | None = BUDGET, **more: Any) -> schema.SiteConfig:
         data = {"source": "folder", "path": str(tmp_path / "data")}
         values = {"name": "north", "data": data, **({"privacy": budget} if budget else {}), **more}
-        return config.parse(config.SiteConfig, values, "site")
+        return schema.parse(schema.SiteConfig, values, "site")
 
     return made
 
 
-def named(site: config.SiteConfig, asked: config.Recipe) -> dict[str, str]:
+def named(site: schema.SiteConfig, asked: schema.Recipe) -> dict[str, str]:
     """File name -> split."""
-    hospital = own.hospital(site, asked)
+    hospital = site_file.hospital(site, asked)
     name: Any = hospital.source.stable  # type: ignore[attr-defined]
     return {name(one)[0]: split for split, members in hospital.splits.items() for one in members}
 
@@ -105,8 +110,8 @@ def test_patients_stay_together_shares_hold_about_and_the_seed_draws(make: Make,
 
 def test_a_part_that_chance_left_empty_says_what_helps(make: Make, tmp_path: Path) -> None:
     with pytest.raises(errors.DataError, match=r"no test sample. With \[privacy\] .* its 40 patients .*split.seed"):
-        own.hospital(make(split={"val_share": 0.0, "test_share": 0.000001}), recipe())
-    assert own.hospital(make(budget=None, split={"val_share": 0.0, "test_share": 0.1}), recipe()).test
+        site_file.hospital(make(split={"val_share": 0.0, "test_share": 0.000001}), recipe())
+    assert site_file.hospital(make(budget=None, split={"val_share": 0.0, "test_share": 0.1}), recipe()).test
 
 
 def test_no_share_for_testing_is_no_bad_luck(make: Make, tmp_path: Path) -> None:
@@ -114,18 +119,18 @@ def test_no_share_for_testing_is_no_bad_luck(make: Make, tmp_path: Path) -> None
     with pytest.raises(
         errors.DataError, match=r"split.test_share = 0, and with \[privacy\] no patient .* raise"
     ) as caught:
-        own.hospital(make(split=none), recipe())
+        site_file.hospital(make(split=none), recipe())
     assert "seed" not in str(caught.value), "no other seed helps"
     file = written(tmp_path, "[split]\ntest_share = 0\n")
     (found,) = [one for one in check.check(file).findings if one.code == "no-test-sample"]
     assert (found.severity, "split.test_share = 0" in found.problem) == ("blocker", True)
     assert "raise split.test_share" in found.remedy
-    hospital = own.hospital(make(split={"val_share": 0}), recipe())
+    hospital = site_file.hospital(make(split={"val_share": 0}), recipe())
     assert (hospital.val, bool(hospital.train), bool(hospital.test)) == ((), True, True), "nothing needs validation"
     names = [f"scan-{number:02d}" for number in range(40)]
     rows = [f"{name},{name},{'test' if at < 9 else 'train'}" for at, name in enumerate(names)]
     (tmp_path / "data" / "patients.csv").write_text("\n".join(["id,patient,split", *rows]) + "\n")
-    assert len(own.hospital(make(split=none), recipe()).test) == 9, "the data says it; shares count for nothing"
+    assert len(site_file.hospital(make(split=none), recipe()).test) == 9, "the data says it; shares count for nothing"
 
 
 @pytest.mark.parametrize("budget", [None, BUDGET])
@@ -146,12 +151,12 @@ def test_a_patient_in_two_splits_is_never_trained_on(make: Make, tmp_path: Path,
     written_list(11)
     said = "1 patient has images in train and test; .* Keep each patient in one split"
     with pytest.raises(errors.PartitionError, match=said) as caught:
-        own.hospital(site, recipe())
+        site_file.hospital(site, recipe())
     assert "smith" not in str(caught.value), "whose images they are is for the list of files alone"
     with pytest.raises(errors.PartitionError, match=said):
-        privacy_plan._train(recipe(), site)
+        privacy_planning._train(recipe(), site)
     written_list(10)
-    hospital = own.hospital(site, recipe())
+    hospital = site_file.hospital(site, recipe())
     assert (len(hospital.train), len(hospital.test)) == (30, 10)
 
 
@@ -165,22 +170,22 @@ def written(folder: Path, more: str = "") -> Path:
 
 def test_check_plan_and_training_see_one_split(make: Make, tmp_path: Path) -> None:
     written(tmp_path)
-    hospital = own.hospital(make(), recipe())
+    hospital = site_file.hospital(make(), recipe())
     seen = check.check(tmp_path / "site.toml").seen
     assert seen is not None
     ids = [one.id for one in seen.samples]
     for part in ("train", "val", "test"):
         assert {ids[number - 1] for number in seen.splits[part]} == {one.id for one in hospital.splits[part]}
-    units, names, _ = privacy_plan._units(recipe(), own.read_site(tmp_path / "site.toml"), {})
-    assert (units, names) == (len(hospital.train), spending.names(recipe(), hospital))
+    units, names, _ = privacy_planning._units(recipe(), site_file.read_site(tmp_path / "site.toml"), {})
+    assert (units, names) == (len(hospital.train), privacy_charge.names(recipe(), hospital))
 
 
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
-def views(site: config.SiteConfig, asked: config.Recipe, view: int) -> dict[str, list[Any]]:
+def views(site: schema.SiteConfig, asked: schema.Recipe, view: int) -> dict[str, list[Any]]:
     """File name -> pixels, mask and prompts as a step takes them."""
-    hospital = own.hospital(site, asked)
+    hospital = site_file.hospital(site, asked)
     node = sites.Site("north", hospital)
     model: Any = SimpleNamespace(
         recipe=asked,
@@ -219,17 +224,17 @@ class Noted:
 
     @contextlib.contextmanager
     def prepare(
-        self, work: base.Work, asked: config.Recipe, event: base.PrivacyEvent, draws: entropy.Draws
+        self, work: base.Work, asked: schema.Recipe, event: base.PrivacyEvent, draws: randomness.Draws
     ) -> Iterator[Any]:
         self.events.append(event)
         yield None
 
 
-def trained(hospital: Any, asked: config.Recipe, units: int) -> base.PrivacyEvent:
+def trained(hospital: Any, asked: schema.Recipe, units: int) -> base.PrivacyEvent:
     part, model = Noted(), SimpleNamespace(recipe=asked)
     node = sites.Site("north", hospital, simulated=True, units=units)
     optimiser = SimpleNamespace(param_groups=[])
-    with private.opened(part, model, node, optimiser, 1):  # type: ignore[arg-type]
+    with dp_trainer.opened(part, model, node, optimiser, 1):  # type: ignore[arg-type]
         return part.events[0]
 
 
@@ -242,37 +247,37 @@ def test_from_a_public_number_a_round_is_the_same_whoever_is_there(
     site, found = make(budget={**BUDGET, "units": 26}), []
     log = audit.Audit(tmp_path / "audit.jsonl", "north", "site").entries
     for new in ("a-new-one", "one-more", "and-one-more", "the-last-one"):
-        hospital = own.hospital(site, asked)
-        account = spending.account(asked, 1, "ab" * 32, hospital, _at(site, tmp_path / new), log)
-        seen = privacy_here.look(asked, hospital, site.privacy)
+        hospital = site_file.hospital(site, asked)
+        account = privacy_charge.account(asked, 1, "ab" * 32, hospital, _at(site, tmp_path / new), log)
+        seen = privacy_report.look(asked, hospital, site.privacy)
         assert seen is not None
         event = trained(hospital, asked, 26)
-        assert account.claim.event == event == rounds.event_of(asked, 26)
+        assert account.claim.event == event == events.event_of(asked, 26)
         assert (seen.noise_multiplier, seen.sample_rate, seen.steps) == (event.noise_multiplier, 5 / 26, 6)
         assert (seen.units, seen.public) == (len(hospital.train), 26)
         assert len(account.claim.names) == len(hospital.train), "charged to those that are there"
-        assert spending.counted(asked, hospital, site.privacy) == 26
-        assert "counted as 26, each drawn" in privacy_here.words(seen)[0]
+        assert privacy_charge.counted(asked, hospital, site.privacy) == 26
+        assert "counted as 26, each drawn" in privacy_report.words(seen)[0]
         found.append((len(hospital.train), event))
         add(tmp_path / "data", new, f"{new}-too", f"{new}-three")
     assert len({count for count, _ in found}) > 1
     assert len({event for _, event in found}) == 1
 
 
-def _at(site: config.SiteConfig, folder: Path) -> privacy_config.Budget:
+def _at(site: schema.SiteConfig, folder: Path) -> privacy_config.Budget:
     assert site.privacy is not None
     return site.privacy.model_copy(update={"ledger": str(folder)})
 
 
 def test_without_one_it_is_said_that_the_number_is_public(make: Make) -> None:
     asked, site = recipe(), make()
-    hospital = own.hospital(site, asked)
+    hospital = site_file.hospital(site, asked)
     event = trained(hospital, asked, 0)
-    assert event == rounds.event_of(asked, len(hospital.train))
-    found = privacy_here.look(asked, hospital, site.privacy)
+    assert event == events.event_of(asked, len(hospital.train))
+    found = privacy_report.look(asked, hospital, site.privacy)
     assert found is not None
-    assert "about how many records there are is taken as public" in "\n".join(privacy_here.words(found))
-    said = review._privacy(asked.privacy)
+    assert "about how many records there are is taken as public" in "\n".join(privacy_report.words(found))
+    said = recipe_review._privacy(asked.privacy)
     assert "It hides what one record adds, not about how many there are, unless [privacy]" in said
 
 
@@ -281,5 +286,5 @@ def test_a_public_number_is_of_records_and_patients(make: Make) -> None:
         make(budget={**BUDGET, "unit": "site", "units": 3})
     with pytest.raises(errors.ConfigError, match="units"):
         make(budget={**BUDGET, "units": 0})
-    assert rounds.counted(7, "patient", make(budget={**BUDGET, "units": 3}).privacy) == 7, "of another unit"
-    assert rounds.counted(0, "record", make(budget={**BUDGET, "units": 3}).privacy) == 0, "nothing to train on"
+    assert events.counted(7, "patient", make(budget={**BUDGET, "units": 3}).privacy) == 7, "of another unit"
+    assert events.counted(0, "record", make(budget={**BUDGET, "units": 3}).privacy) == 0, "nothing to train on"

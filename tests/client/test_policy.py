@@ -12,16 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvfm import audit, config, errors, metrics, protocol, state
-from fedvfm.client import own, policy, review
-from fedvfm.trust import lock
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.client import recipe_review, site_file
+from fedvfm.client.gate import policy
+from fedvfm.config import schema
+from fedvfm.protocol import protocol
+from fedvfm.state import state
+from fedvfm.tasks import metrics
+from fedvfm.trust import locked_recipe
 
 SHA, OTHER = "ab" * 32, "cd" * 32
 
 
-def make_recipe(**values: Any) -> config.Recipe:
+def make_recipe(**values: Any) -> schema.Recipe:
     base = {"backbone": {"name": "dino", "sha256": SHA}, "data": {"class_names": ["rest", "cell"]}, "rounds": 5}
-    return config.parse(config.Recipe, {**base, **values}, "recipe")
+    return schema.parse(schema.Recipe, {**base, **values}, "recipe")
 
 
 def facts(**values: Any) -> policy.Facts:
@@ -41,11 +47,11 @@ GOOD: dict[str, Any] = {
 }
 
 
-def make(**values: Any) -> config.PolicyConfig:
-    return config.parse(config.PolicyConfig, {**GOOD, **values}, "policy")
+def make(**values: Any) -> schema.PolicyConfig:
+    return schema.parse(schema.PolicyConfig, {**GOOD, **values}, "policy")
 
 
-def refused(rules: config.PolicyConfig, what: policy.Facts) -> dict[str, str]:
+def refused(rules: schema.PolicyConfig, what: policy.Facts) -> dict[str, str]:
     return {one.rule: one.reason for one in policy.check(rules, what) if not one.accepted}
 
 
@@ -53,7 +59,7 @@ def refused(rules: config.PolicyConfig, what: policy.Facts) -> dict[str, str]:
 
 
 def test_an_empty_policy_accepts_nothing() -> None:
-    for empty in (config.PolicyConfig(), config.parse(config.SiteConfig, SITE, "site").policy):
+    for empty in (schema.PolicyConfig(), schema.parse(schema.SiteConfig, SITE, "site").policy):
         verdicts = policy.check(empty, facts())
         assert not any(one.accepted for one in verdicts)
         assert {one.rule for one in verdicts} == {
@@ -173,7 +179,7 @@ def test_the_metrics_it_foretells_are_those_a_classification_reports() -> None:
 )
 def test_the_printed_policy_accepts_its_recipe_and_no_other(name: str, rounds: int, kind: str) -> None:
     asked = facts(backbone={"name": name, "sha256": SHA}, rounds=rounds, task={"kind": kind})
-    found = config.parse(config.PolicyConfig, tomllib.loads(policy.accepting(asked))["policy"], "policy")
+    found = schema.parse(schema.PolicyConfig, tomllib.loads(policy.accepting(asked))["policy"], "policy")
     assert refused(found, asked) == {}
     for more in (
         facts(backbone={"name": name + "x", "sha256": SHA}, rounds=rounds, task={"kind": kind}),
@@ -184,9 +190,9 @@ def test_the_printed_policy_accepts_its_recipe_and_no_other(name: str, rounds: i
 
 
 def test_the_policy_of_a_file(tmp_path: Path) -> None:
-    def rules(path: Path) -> config.PolicyConfig:
-        found = own.read_policy(path)
-        return found.policy if isinstance(found, config.SiteConfig) else found
+    def rules(path: Path) -> schema.PolicyConfig:
+        found = site_file.read_policy(path)
+        return found.policy if isinstance(found, schema.SiteConfig) else found
 
     path, text = tmp_path / "site.toml", policy.accepting(facts())
     site = '[data]\nsource = "folder"\npath = "x"\n'
@@ -197,10 +203,10 @@ def test_the_policy_of_a_file(tmp_path: Path) -> None:
     assert len(refused(rules(path), facts())) == 8
     path.write_text("policy = 3")
     with pytest.raises(errors.ConfigError, match=r"policy: must be a table"):
-        own.read_policy(path)
+        site_file.read_policy(path)
     path.write_text("[policy]\nmax_round = 3\ntasks = 'all'\nmin_samples = 0")
     with pytest.raises(errors.ConfigError, match=r"3 faults(.|\n)*max_round: unknown key.*nearest: 'max_rounds'"):
-        own.read_policy(path)
+        site_file.read_policy(path)
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -355,7 +361,7 @@ def test_only_what_the_policy_names_leaves_and_not_from_few_samples() -> None:
     values = {"dice": 0.5, "secret": 1.0, "dice_tumour": 0.4}
     assert policy.release(make(), values, 4) == ({"dice": 0.5}, ("dice_tumour", "secret"))
     assert policy.release(make(), values, 3) == ({}, ("dice", "dice_tumour", "secret"))
-    assert policy.release(config.PolicyConfig(), values, 1000)[0] == {}
+    assert policy.release(schema.PolicyConfig(), values, 1000)[0] == {}
 
 
 # -- what the coordinator learns ---------------------------------------------------------------------------------------
@@ -371,14 +377,14 @@ def test_a_refusal_is_a_word_and_a_code() -> None:
     assert protocol.refusal(errors.PolicyRefused("patient Smith", "x")).reason == "refused"
 
 
-def make_lock(**values: Any) -> lock.LockedRecipe:
+def make_lock(**values: Any) -> locked_recipe.LockedRecipe:
     rows = state.Manifest.of([state.ArraySpec("a", (10, 100), "lora"), state.ArraySpec("head.b", (2,), "head")])
     initial = state.AdapterState({spec.name: np.zeros(spec.shape, np.float32) for spec in rows})
-    return lock.LockedRecipe.of(make_recipe(**values), rows, initial, SHA, 12345)
+    return locked_recipe.LockedRecipe.of(make_recipe(**values), rows, initial, SHA, 12345)
 
 
 def test_the_plain_words_say_what_leaves() -> None:
-    told = dict(review.words(make_lock()))
+    told = dict(recipe_review.words(make_lock()))
     assert told["leaves each round"].startswith("1,002 trained numbers (0.00 MB)")
     assert told["what trains"] == "adapter 'lora' and head: 1,002 numbers (2 in head, 1,000 in lora)"
     assert "dice" in told["metrics that leave"]
@@ -389,7 +395,7 @@ def test_the_plain_words_say_what_leaves() -> None:
 
 def test_foreign_names_cannot_dress_up_the_review() -> None:
     evil = make_lock(data={"class_names": ["rest", "x\x1b[2K\raccepts everything\u202e"], "modality": "\n  accepts"})
-    text = "".join(sentence for _, sentence in review.words(evil))
+    text = "".join(sentence for _, sentence in recipe_review.words(evil))
     assert text.isprintable()
     with pytest.raises(errors.PolicyRefused) as caught:
         policy.require(make(), policy.Facts(make_recipe(backbone={"name": "a\x1b[2J", "sha256": SHA}), SHA, 1))
@@ -399,5 +405,5 @@ def test_foreign_names_cannot_dress_up_the_review() -> None:
 def test_facts_of_a_lock() -> None:
     found = policy.Facts.of(make_lock())
     assert (found.backbone_sha256, found.trainable, found.mechanism, found.epsilon) == (SHA, 1002, "none", None)
-    assert review.to_json(make_lock(), None)["accepted"] is None
-    assert review.to_json(make_lock(), policy.check(make(), found))["accepted"] is False
+    assert recipe_review.to_json(make_lock(), None)["accepted"] is None
+    assert recipe_review.to_json(make_lock(), policy.check(make(), found))["accepted"] is False

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedvfm import config, errors
-from fedvfm.client import model as models
-from fedvfm.client import precision
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.model import adapted_model, precision
 
 WITHOUT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """In a process of its own, kernels of a processor without instructions for bfloat16."""
@@ -159,7 +159,7 @@ def test_a_device_without_bfloat16_computes_in_float32(fault: Exception, monkeyp
 def test_a_processor_without_instructions_for_bfloat16_computes_in_float32() -> None:
     """The real timing with the kernels of such a processor, whatever this one is."""
     script = (
-        "import json; from fedvfm.client import precision; "
+        "import json; from fedvfm.model import precision; "
         "print(json.dumps([precision.ratio('cpu'), precision.of('bfloat16', 'cpu'), precision.words('auto', 'cpu')]))"
     )
     answer = subprocess.run(
@@ -179,7 +179,7 @@ def logits(tiny_dino: Path, asked: str, ratio: float) -> tuple[str, torch.Tensor
     contract = {"class_names": ["background", "box"], "input_size": [28, 28]}
     values = {"backbone": {"name": str(tiny_dino)}, "adapter": {"rank": 2}, "data": contract, "precision": asked}
     with precision.taken("cpu", ratio):
-        model = models.AdaptedModel(config.parse(config.Recipe, values, "recipe"))
+        model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
     model.write(model.initial())
     model.eval()
     found = model(torch.linspace(-1, 1, 3 * 28 * 28).reshape(1, 3, 28, 28))
@@ -203,4 +203,4 @@ def test_shapes_alone_are_not_timed(tiny_dino: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(precision, "ratio", lambda device: pytest.fail("timed"))
     contract = {"class_names": ["background", "box"], "input_size": [28, 28]}
     values = {"backbone": {"name": str(tiny_dino)}, "data": contract}
-    models.AdaptedModel(config.parse(config.Recipe, values, "recipe"), with_weights=False)
+    adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"), with_weights=False)

@@ -13,9 +13,14 @@ from typing import Any
 
 import pytest
 
-from fedvfm import errors, flower, privacy_config, protocol
-from fedvfm.client import final, gate, own, policy, privacy_here, review, sent, spending
-from fedvfm.privacy import receipts, reconcile
+from fedvfm import errors
+from fedvfm.client import privacy_report, recipe_review, site_file
+from fedvfm.client.adoption import adoption
+from fedvfm.client.gate import gate, policy, privacy_charge, reply_cache
+from fedvfm.config import privacy
+from fedvfm.flower import internals
+from fedvfm.ledger import receipts, reconcile
+from fedvfm.protocol import protocol
 from tests.client import private_site
 
 Site = private_site.Site
@@ -54,7 +59,7 @@ def test_a_round_is_reserved_trained_kept_charged_and_sent(site: Site) -> None:
     (line,) = site.charged()
     assert line["update"] == protocol.digest(reply.content)
     assert (line["data_set"], line["mechanism"], line["noise_multiplier"]) == ("discs", "record-level", 1.1)
-    hospital = own.hospital(site.terms.config, private_site.make_recipe())
+    hospital = site_file.hospital(site.terms.config, private_site.make_recipe())
     assert line["sample_rate"] == pytest.approx(5 / len(hospital.train))
     update = protocol.decode_update(reply.content)
     assert (update.num_examples, dict(update.metrics)) == (1, {}), "nothing else that is computed from training images"
@@ -84,12 +89,12 @@ def test_a_kept_update_that_was_not_charged_decides_nothing_of_the_final_adapter
         trained=lambda number: ("head.bias",), manifest=private_site.ROWS, task=SimpleNamespace(primary="dice")
     )
     answer = protocol.Evaluation("north", 1, 12, {"dice": 0.5})
-    monkeypatch.setattr(final.evaluator, "evaluate", lambda *_: answer)
-    finals = final.Finals(site.where, lambda: site.terms.config.policy)
+    monkeypatch.setattr(adoption.evaluator, "evaluate", lambda *_: answer)
+    finals = adoption.Finals(site.where, lambda: site.terms.config.policy)
     task = protocol.Task(private_site.make_recipe(), 1, private_site.adapter(1.0, 1.0), "test", final=True)
     pid = private_site.child(lambda: private_site.leave(site.folder), FEDVFM_FAULT_POINT="update-on-disk")
     os.waitpid(pid, 0)
-    assert sent.Sent(site.where.sent).last(task.recipe.hash) is not None
+    assert reply_cache.Sent(site.where.sent).last(task.recipe.hash) is not None
     assert finals._own(model, site, task, 1e9) is None
     assert not private_site.Site(site.folder).ask(private_site.train()).has_error()
     assert finals._own(model, site, task, 1e9) == 0.5, "charged, and it left"
@@ -151,7 +156,7 @@ def test_a_round_beyond_the_budget_is_refused_before_training_with_numbers_and_t
     decided = [one for one in site.where.audit.entries if one["event"] == "decided"][-1]
     assert (decided["verdict"], decided["reason"]) == ("refused", "privacy-budget")
     reply = site.ask(private_site.train(2, private_site.adapter(1.0, 1.0)))
-    assert b"5.5" not in flower.serialise(reply), "the numbers stay here"
+    assert b"5.5" not in internals.serialise(reply), "the numbers stay here"
     again = site.ask(private_site.train())
     assert not again.has_error(), "what was charged may be sent again"
 
@@ -259,8 +264,8 @@ def test_an_update_that_was_charged_nowhere_does_not_leave(site: Site) -> None:
     assert "was not charged, so it does not leave" in str(site.faults[-1])
 
 
-def judge(site: Site) -> privacy_here.Judged:
-    return privacy_here.judge(private_site.build(private_site.make_recipe()), own.read_policy(site.settings))
+def judge(site: Site) -> privacy_report.Judged:
+    return privacy_report.judge(private_site.build(private_site.make_recipe()), site_file.read_policy(site.settings))
 
 
 def test_what_a_recipe_comes_to_here_before_and_after_a_round(site: Site) -> None:
@@ -275,18 +280,21 @@ def test_what_a_recipe_comes_to_here_before_and_after_a_round(site: Site) -> Non
     assert after is not None
     assert after.after == before.after, "one round is spent, the others are left"
     assert 0.0 < (after.spent or 0.0) < (after.after or 0.0)
-    text = "\n".join(privacy_here.words(after))
-    assert f"epsilon {spending.ledger.shown(after.spent or 0.0)} of 8.00 is spent (record level, delta 1e-05)" in text
-    found = privacy_here.status(site.where)
+    text = "\n".join(privacy_report.words(after))
+    assert (
+        f"epsilon {privacy_charge.ledger.shown(after.spent or 0.0)} of 8.00 is spent (record level, delta 1e-05)"
+        in text
+    )
+    found = privacy_report.status(site.where)
     assert found is not None
     assert (found["data_sets"][0]["releases"], found["noise_multiplier"]) == (1, 1.1)
-    assert "of 8.00 spent in 1 updates" in "\n".join(privacy_here.status_lines(found))
+    assert "of 8.00 spent in 1 updates" in "\n".join(privacy_report.status_lines(found))
     assert judge(site).facts.epsilon == pytest.approx(before.epsilon)
-    assert privacy_here.judge(locked, None).facts.epsilon is None
+    assert privacy_report.judge(locked, None).facts.epsilon is None
 
 
 def test_a_review_says_what_leaves_under_a_mechanism() -> None:
-    rows = dict(review.words(private_site.build(private_site.make_recipe()), ["epsilon 3"]))
+    rows = dict(recipe_review.words(private_site.build(private_site.make_recipe()), ["epsilon 3"]))
     assert rows["leaves at the start"].startswith("whether there are training images")
     assert "no loss, no count" in rows["leaves each round"]
     assert "outside epsilon" in rows["metrics that leave"]
@@ -295,10 +303,10 @@ def test_a_review_says_what_leaves_under_a_mechanism() -> None:
 
 
 def test_a_plain_recipe_has_no_budget_and_a_budget_no_plain_recipe(site: Site) -> None:
-    plain = private_site.make_recipe().model_copy(update={"privacy": privacy_config.NONE})
-    assert spending.require(plain, None) is None
+    plain = private_site.make_recipe().model_copy(update={"privacy": privacy.NONE})
+    assert privacy_charge.require(plain, None) is None
     with pytest.raises(errors.PolicyRefused, match="a plain update is more than any") as no:
-        spending.require(plain, site.terms.config.privacy)
+        privacy_charge.require(plain, site.terms.config.privacy)
     assert no.value.reason == "privacy-budget"
     bare = private_site.terms.HospitalTerms.__new__(private_site.terms.HospitalTerms)
     with pytest.raises(errors.LedgerError, match="keep no ledger"):
@@ -311,7 +319,7 @@ def test_the_doctor_says_whether_rounds_can_be_charged(site: Site) -> None:
     locked = private_site.build(private_site.make_recipe())
 
     def look() -> tuple[str, str]:
-        here = own.read_site(site.settings)
+        here = site_file.read_site(site.settings)
         _, found = doctor._recipe(site.where, here, locked, site.settings, None)
         return found.severity, found.problem
 
@@ -349,15 +357,15 @@ def test_a_ledgers_mark_of_no_known_form_is_refused(site: Site, mark: Any) -> No
 
 def test_receipts_of_the_coordinator_find_an_old_ledger(site: Site, tmp_path: Path) -> None:
     """The mark that came with the update, in the coordinator's log and in the receipt it gives."""
-    from fedvfm import audit
-    from fedvfm.trust import documents, keys
+    from fedvfm.audit import audit
+    from fedvfm.trust import keys, signed_documents
 
     mark = protocol.find_ledger(site.ask(private_site.train()))
     log = audit.Audit(tmp_path / "log" / "audit.jsonl", "trial", "server")
     marks = {"peer_length": 4, "peer_head": private_site.SHA, "ledger": str(mark)}
     log.record("received", kind="train", bytes=1, peer="north", **marks)
     log.record("received", kind="train", bytes=1, peer="north", peer_length=5, peer_head="cd" * 32)
-    documents.write(tmp_path / "receipt.json", log.receipt(keys.make(), "north"))
+    signed_documents.write(tmp_path / "receipt.json", log.receipt(keys.make(), "north"))
     folder, shorter = site.folder / "fedvfm-ledger", site.folder / "shorter"
     for path in (tmp_path / "log", tmp_path / "receipt.json"):
         said = reconcile.statements(folder, [path])

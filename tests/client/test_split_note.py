@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from fedvfm import config, errors, privacy_config, protocol
-from fedvfm.client import doctor, own, policy, privacy_here, purge, refusals, rehearsal, split_note
+from fedvfm import errors
+from fedvfm.client import doctor, dry_run, privacy_report, purge, refusal_log, site_file
+from fedvfm.client.gate import policy, split_pin
+from fedvfm.config import privacy, schema
+from fedvfm.protocol import protocol
 from tests.client import private_site
 
 Site = private_site.Site
 
 
-def note(site: Site, asked: config.Recipe) -> Path:
+def note(site: Site, asked: schema.Recipe) -> Path:
     found: Path = site.where.folder / "splits" / f"{asked.hash}.json"
     return found
 
@@ -56,7 +59,7 @@ def test_it_is_kept_for_the_owner_alone_once_something_was_computed(site: Site) 
     kept = note(site, asked)
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
-    assert split_note.of(asked.hash, own.read_site(site.settings)).kind == "keyed"
+    assert split_pin.of(asked.hash, site_file.read_site(site.settings)).kind == "keyed"
     before = kept.read_bytes()
     purge.run(site.where)
     assert kept.read_bytes() == before, "what a site did stays"
@@ -92,7 +95,7 @@ def test_another_split_in_mid_recipe_is_refused_until_it_is_put_back(site: Site,
 
 
 def test_privacy_that_is_written_into_the_file_in_mid_recipe(site: Site) -> None:
-    asked = private_site.make_recipe().model_copy(update={"privacy": privacy_config.NONE})
+    asked = private_site.make_recipe().model_copy(update={"privacy": privacy.NONE})
     site.approve(asked)
     about = site.settings.read_text().partition("[policy]")[0]
     site.settings.write_text(about + policy.accepting(policy.Facts.of(private_site.build(asked))))
@@ -155,12 +158,12 @@ def test_a_note_that_cannot_be_read_stops_the_recipe(site: Site) -> None:
 def test_doctor_rehearsal_and_console_say_so(site: Site) -> None:
     assert not site.ask(private_site.train()).has_error()
     locked = private_site.build(private_site.make_recipe())
-    assert doctor._split(site.where, own.read_site(site.settings), locked, site.settings) == []
+    assert doctor._split(site.where, site_file.read_site(site.settings), locked, site.settings) == []
     edit(site, "\n[privacy]\n", "\n[split]\nval_share = 0.1\n[privacy]\n")
-    (row,) = doctor._split(site.where, own.read_site(site.settings), locked, site.settings)
+    (row,) = doctor._split(site.where, site_file.read_site(site.settings), locked, site.settings)
     assert (row.check, "split.val_share was 0.15, it is 0.1" in row.problem) == ("split", True)
-    here = own.read_site(site.settings)
-    judged = privacy_here.judge(locked, here)
+    here = site_file.read_site(site.settings)
+    judged = privacy_report.judge(locked, here)
     with pytest.raises(errors.PolicyRefused, match=r"policy-split: .*val_share was 0\.15"):
-        rehearsal.run(here, locked, judged, site.where)
-    assert "doctor client" in refusals.WORDS["policy-split"][1]
+        dry_run.run(here, locked, judged, site.where)
+    assert "doctor client" in refusal_log.WORDS["policy-split"][1]

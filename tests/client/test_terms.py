@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedvfm import audit, chain, config, errors, flower, protocol, state
-from fedvfm.client import joining, policy, sent, terms
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.client import state_folder
+from fedvfm.client.gate import enforcement, policy, reply_cache
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol
+from fedvfm.state import state
+from fedvfm.storage import hash_chain
 from tests.client import two_numbers
 from tests.client.two_numbers import ROWS, SHA, adapter, build, make_recipe
 
 
-def asked(kind: str, task: protocol.Task, mark: chain.Mark | None = None) -> Message:
+def asked(kind: str, task: protocol.Task, mark: hash_chain.Mark | None = None) -> Message:
     """A coordinator's message, with the mark of its log where it has one."""
     message = Message(content=protocol.encode_task(task), dst_node_id=5, message_type=kind)
     if mark is not None:
@@ -31,8 +38,8 @@ class Hospital:
     def __init__(self, folder: Path) -> None:
         joined = two_numbers.join(folder)
         self.where, self.rules = joined.site, joined.rules
-        self.terms = terms.HospitalTerms(self.where, lambda: self.rules, build)
-        flower.be_server_task(1)
+        self.terms = enforcement.HospitalTerms(self.where, lambda: self.rules, build)
+        internals.be_server_task(1)
 
     def entries(self) -> list[dict[str, Any]]:
         return self.where.audit.entries
@@ -78,7 +85,7 @@ def test_a_round_leaves_its_trace(hospital: Hospital) -> None:
     assert [row["event"] for row in made] == ["received", "decided", "trained", "sent"]
     assert made[0]["fingerprint"] == made[2]["base"] == adapter(0.0).fingerprint
     assert made[3]["fingerprint"] == made[2]["fingerprint"] == adapter(1.0).fingerprint
-    assert made[3]["bytes"] == flower.size(reply)
+    assert made[3]["bytes"] == internals.size(reply)
     assert made[3]["metrics"] == ["loss", "seconds", "steps"]
     assert made[2]["examples"] == 20
     assert {row["recipe"] for row in made} == {make_recipe().hash}
@@ -108,7 +115,7 @@ def test_values_of_single_samples_never_leave(hospital: Hospital) -> None:
 
 def test_a_withdrawn_approval_counts_at_once(hospital: Hospital) -> None:
     hospital.ask(protocol.TRAIN, train_task(), update())
-    joining.withdraw(hospital.where, make_recipe().hash)
+    state_folder.withdraw(hospital.where, make_recipe().hash)
     assert hospital.refused(protocol.TRAIN, train_task(2)) == "approval-pending"
 
 
@@ -118,7 +125,7 @@ def test_a_changed_recipe_waits_for_a_person_and_can_be_read(hospital: Hospital)
     seen = hospital.where.find(task.recipe.hash)
     assert seen.recipe == task.recipe
     assert seen.manifest.fingerprint == ROWS.fingerprint, "as this site builds it, not as the coordinator says"
-    joining.approve(hospital.where, seen)
+    state_folder.approve(hospital.where, seen)
     hospital.terms.received(protocol.HANDSHAKE, protocol.Task(task.recipe), asked(protocol.HANDSHAKE, task))
 
 
@@ -148,13 +155,13 @@ def test_rounds_are_used_up_whatever_the_run(hospital: Hospital) -> None:
     """Who starts over, or sends other adapters for the same round, gets no more than the policy's rounds."""
     for start in (0.0, 5.0, 10.0):
         hospital.ask(protocol.TRAIN, train_task(1, start), update(1, start))
-    again = terms.HospitalTerms(joining.open_state(hospital.where.folder), lambda: hospital.rules, build)
+    again = enforcement.HospitalTerms(state_folder.open_state(hospital.where.folder), lambda: hospital.rules, build)
     task = train_task(1, 10.0)
     again.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))  # killed before it was kept, it is trained anew
     hospital.terms = again
     assert hospital.refused(protocol.TRAIN, train_task(1, 5.0)) == "policy-rounds"
     early = Message(update(1, 5.0), reply_to=asked(protocol.TRAIN, task))
-    sent.Sent(hospital.where.sent).keep(train_task(1, 5.0), early)
+    reply_cache.Sent(hospital.where.sent).keep(train_task(1, 5.0), early)
     again.received(protocol.TRAIN, train_task(1, 5.0), asked(protocol.TRAIN, train_task(1, 5.0)))
     assert hospital.refused(protocol.TRAIN, train_task(1, 15.0)) == "policy-rounds"
     assert hospital.refused(protocol.TRAIN, train_task(2, 0.0)) == "policy-rounds"
@@ -174,7 +181,7 @@ def test_an_extension_begins_with_the_adapter_that_its_recipe_names(hospital: Ho
     """Its people approved to go on from that one: another in its place is refused, and nothing is trained."""
     task = protocol.Task(make_recipe(start=adapter(7.0).fingerprint), 1, adapter(7.0))
     hospital.where.remember(build(task.recipe))
-    joining.approve(hospital.where, hospital.where.find(task.recipe.hash))
+    state_folder.approve(hospital.where, hospital.where.find(task.recipe.hash))
     other = protocol.Task(task.recipe, 1, adapter(8.0))
     assert hospital.refused(protocol.TRAIN, other) == "policy-message"
     hospital.terms.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))
@@ -199,16 +206,16 @@ def guarded(hospital: Hospital) -> Callable[..., str]:
         about = {"mechanism": "site-level", "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
         recipe = make_recipe(**{"privacy": about, "aggregation": {"weighting": "uniform"}, **values})
         locked = build(recipe)
-        hospital.rules = config.parse(
-            config.PolicyConfig, tomllib.loads(policy.accepting(policy.Facts.of(locked)))["policy"], "policy"
+        hospital.rules = schema.parse(
+            schema.PolicyConfig, tomllib.loads(policy.accepting(policy.Facts.of(locked)))["policy"], "policy"
         )
         hospital.where.remember(locked)
-        joining.approve(hospital.where, locked)
+        state_folder.approve(hospital.where, locked)
         split = "val" if kind == protocol.EVALUATE else ""
         task = protocol.Task(recipe, number, None if kind == protocol.HANDSHAKE else adapter(start), split)
-        flower.be_server_task(run)
-        mark = chain.Mark(length, head or f"{length:064x}") if length else None
-        own = terms.HospitalTerms(hospital.where, lambda: hospital.rules, build)
+        internals.be_server_task(run)
+        mark = hash_chain.Mark(length, head or f"{length:064x}") if length else None
+        own = enforcement.HospitalTerms(hospital.where, lambda: hospital.rules, build)
         try:
             own.received(kind, task, asked(kind, task, mark))
         except errors.LedgerError as refusal:
@@ -307,7 +314,7 @@ def test_a_refusal_that_leaves_is_recorded(hospital: Hospital) -> None:
 
 
 def test_recipes_without_end_fill_no_disk(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "MAX_SEEN", 3)
+    monkeypatch.setattr(state_folder, "MAX_SEEN", 3)
     words = [hospital.refused(protocol.HANDSHAKE, protocol.Task(make_recipe(seed=seed))) for seed in range(1, 5)]
     assert words == ["approval-pending", "approval-pending", "policy-message", "policy-message"]
     assert len(hospital.where.seen()) == 3
@@ -318,21 +325,21 @@ def test_the_real_builder(hospital: Hospital, tiny_dino: Path) -> None:
     asked = make_recipe(
         backbone={"name": str(tiny_dino), "sha256": SHA}, data={"class_names": ["a", "b"], "input_size": [56, 56]}
     )
-    found = terms.built_here(asked)
+    found = enforcement.built_here(asked)
     assert found.backbone_sha256 == SHA
     assert found.manifest.parameters > 1000
-    assert terms.built_here(found.recipe).hash == found.recipe.hash, "a locked recipe locks to itself"
+    assert enforcement.built_here(found.recipe).hash == found.recipe.hash, "a locked recipe locks to itself"
 
 
 def test_a_recipe_that_leaves_values_open_is_refused(hospital: Hospital) -> None:
     """It would come to the same as the approved one under another hash, and count its rounds afresh."""
-    hospital.terms = terms.HospitalTerms(hospital.where, lambda: hospital.rules, lambda _: build(make_recipe()))
+    hospital.terms = enforcement.HospitalTerms(hospital.where, lambda: hospital.rules, lambda _: build(make_recipe()))
     assert hospital.refused(protocol.TRAIN, train_task(adapter={"alpha": 8.0})) == "policy-message"
 
 
 def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path: Path) -> None:
     """The gate with these terms: trained once, sent twice with the same bytes; a refusal travels as a word alone."""
-    from fedvfm.client import gate
+    from fedvfm.client.gate import gate
 
     asked: list[str] = []
 
@@ -340,7 +347,7 @@ def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path:
         asked.append(message.metadata.message_type)
         return Message(update(secret=1.0), reply_to=message)
 
-    door = gate.Gate(app, sent.Sent(tmp_path / "sent"), hospital.terms, lambda where, error: None)
+    door = gate.Gate(app, reply_cache.Sent(tmp_path / "sent"), hospital.terms, lambda where, error: None)
 
     def ask(task: protocol.Task) -> Message:
         return door(Message(content=protocol.encode_task(task), dst_node_id=5, message_type=protocol.TRAIN), Any)  # type: ignore[arg-type]
@@ -372,7 +379,7 @@ def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path:
 def test_time_that_is_noted_counts_once(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     """An update that could not be kept was computed once, and counted in its own line and in that of the refusal."""
     now = [100.0]
-    monkeypatch.setattr(terms.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(enforcement.time, "monotonic", lambda: now[0])
     task = train_task()
     message = asked(protocol.TRAIN, task)
     hospital.terms.received(protocol.TRAIN, task, message)

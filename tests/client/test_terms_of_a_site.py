@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedvfm import config, errors, protocol, state
-from fedvfm.client import joining, terms
-from fedvfm.trust import lock
+from fedvfm import errors
+from fedvfm.client import state_folder
+from fedvfm.client.gate import enforcement
+from fedvfm.config import schema
+from fedvfm.protocol import protocol
+from fedvfm.state import state
+from fedvfm.trust import locked_recipe
 from tests.client import private_site
 
 Site = private_site.Site
@@ -60,18 +64,18 @@ def test_the_first_adapter_of_an_extension_at_a_rank_of_its_own(tmp_path: Path) 
     def adapter(size: int, value: float) -> state.AdapterState:
         return state.AdapterState({"head.bias": np.full(size, value, np.float32)})
 
-    def build(asked: config.Recipe) -> lock.LockedRecipe:
+    def build(asked: schema.Recipe) -> locked_recipe.LockedRecipe:
         size = asked.adapter.rank // 4
         rows = state.Manifest.of([state.ArraySpec("head.bias", (size,), "head")])
-        return lock.LockedRecipe.of(asked, rows, adapter(size, 0.0), private_site.SHA, 1000)
+        return locked_recipe.LockedRecipe.of(asked, rows, adapter(size, 0.0), private_site.SHA, 1000)
 
     made = private_site.Site(tmp_path)
     asked = private_site.make_recipe(start=adapter(2, 7.0).fingerprint, adapter={"rank": 8, "alpha": 8.0})
     locked = build(asked)
     made.where.remember(locked)
-    joining.approve(made.where, locked)
+    state_folder.approve(made.where, locked)
     made.settings.write_text(f"rank = 4\n{made.settings.read_text()}")
-    own = terms.SiteTerms(made.where, made.settings, "cpu", build)
+    own = enforcement.SiteTerms(made.where, made.settings, "cpu", build)
 
     def word(start: state.AdapterState) -> str:
         task = protocol.Task(asked, 1, start)

@@ -12,36 +12,38 @@ from typing import Any
 
 import pytest
 
-from fedvfm import audit, config
-from fedvfm.client import joining, policy, unfinished
-from fedvfm.trust import documents
+from fedvfm.audit import audit
+from fedvfm.client import state_folder
+from fedvfm.client.gate import compute_time, policy
+from fedvfm.config import schema
+from fedvfm.trust import signed_documents
 
 RECIPE = "ab" * 32
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> joining.State:
+def where(tmp_path: Path) -> state_folder.State:
     (tmp_path / "run").mkdir()
-    about = joining.About(
+    about = state_folder.About(
         federation="trial", address="a.example:1", site="north", fingerprint="A", joined="2026-01-01T00:00:00Z"
     )
-    return joining.State(tmp_path, about)
+    return state_folder.State(tmp_path, about)
 
 
-def accept(where: joining.State, number: int = 1, kind: str = "train") -> None:
+def accept(where: state_folder.State, number: int = 1, kind: str = "train") -> None:
     where.audit.record("received", kind=kind, bytes=100, recipe=RECIPE, round=number)
     where.audit.record("decided", kind=kind, verdict="accepted", recipe=RECIPE, round=number)
 
 
-def accept_on_friday(where: joining.State, monkeypatch: pytest.MonkeyPatch) -> None:
+def accept_on_friday(where: state_folder.State, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three days ago."""
     with monkeypatch.context() as then:
-        friday = documents.now() - datetime.timedelta(days=3)
-        then.setattr(documents, "now", lambda: friday)
+        friday = signed_documents.now() - datetime.timedelta(days=3)
+        then.setattr(signed_documents, "now", lambda: friday)
         accept(where)
 
 
-def used(where: joining.State) -> audit.Usage:
+def used(where: state_folder.State) -> audit.Usage:
     return audit.usage(where.audit.entries, RECIPE)
 
 
@@ -55,53 +57,53 @@ with unfinished.working(Path(sys.argv[1])):
 """
 
 
-def test_killed_at_work_what_it_worked_is_used_up(where: joining.State) -> None:
+def test_killed_at_work_what_it_worked_is_used_up(where: state_folder.State) -> None:
     accept(where)
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-c", WORK, str(unfinished.path_of(where))])
-    path = unfinished.path_of(where)
+    process = subprocess.Popen([sys.executable, "-c", WORK, str(compute_time.path_of(where))])
+    path = compute_time.path_of(where)
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_text() > '{"seconds": 0.6') and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert used(where).seconds == 0, "which is what could be escaped by"
-    seconds = unfinished.settle(where)
-    assert 0.5 < seconds - unfinished.EVERY_S < time.monotonic() - began
+    seconds = compute_time.settle(where)
+    assert 0.5 < seconds - compute_time.EVERY_S < time.monotonic() - began
     assert used(where).seconds == seconds
     assert used(where).trained == (), "the round itself may be asked for again"
     last = where.audit.entries[-1]
     assert (last["event"], last["kind"], last["round"]) == ("interrupted", "train", 1)
-    assert unfinished.settle(where) == 0, "once"
+    assert compute_time.settle(where) == 0, "once"
     assert used(where).seconds == seconds
 
 
 def test_a_weekend_that_the_machine_was_off_uses_up_nothing(
-    where: joining.State, monkeypatch: pytest.MonkeyPatch
+    where: state_folder.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accept_on_friday(where, monkeypatch)
-    unfinished.path_of(where).write_text('{"seconds": 40.0}\n')
-    assert unfinished.settle(where) == 40.0 + unfinished.EVERY_S
+    compute_time.path_of(where).write_text('{"seconds": 40.0}\n')
+    assert compute_time.settle(where) == 40.0 + compute_time.EVERY_S
     accept(where)
 
 
 def test_where_nothing_was_written_down_an_hour_counts_at_most(
-    where: joining.State, monkeypatch: pytest.MonkeyPatch
+    where: state_folder.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever removes the file gains nothing by it, and loses no more than a round."""
     accept_on_friday(where, monkeypatch)
-    unfinished.path_of(where).write_text("{")
-    assert unfinished.settle(where) == unfinished.LONGEST_S
+    compute_time.path_of(where).write_text("{")
+    assert compute_time.settle(where) == compute_time.LONGEST_S
     accept(where)
-    assert unfinished.settle(where) < unfinished.EVERY_S + 60
+    assert compute_time.settle(where) < compute_time.EVERY_S + 60
 
 
-def test_a_message_that_brings_the_executor_down_each_time_ends_with_the_hours(where: joining.State) -> None:
-    rules = config.PolicyConfig(max_hours=0.01)
+def test_a_message_that_brings_the_executor_down_each_time_ends_with_the_hours(where: state_folder.State) -> None:
+    rules = schema.PolicyConfig(max_hours=0.01)
     for _ in range(8):
         accept(where)
-        unfinished.path_of(where).write_text('{"seconds": 0.0}\n')
-        unfinished.settle(where)
+        compute_time.path_of(where).write_text('{"seconds": 0.0}\n')
+        compute_time.settle(where)
     assert policy.remaining(rules, used(where)).seconds == 0.0
 
 
@@ -113,17 +115,17 @@ def test_a_message_that_brings_the_executor_down_each_time_ends_with_the_hours(w
         ("evaluated", {"round": 1, "fingerprint": RECIPE, "split": "val", "examples": 3, "seconds": 7.0}),
     ],
 )
-def test_what_was_answered_counts_once(where: joining.State, event: str, about: dict[str, Any]) -> None:
-    with unfinished.working(unfinished.path_of(where)):
+def test_what_was_answered_counts_once(where: state_folder.State, event: str, about: dict[str, Any]) -> None:
+    with compute_time.working(compute_time.path_of(where)):
         accept(where)
-        assert unfinished.path_of(where).exists()
+        assert compute_time.path_of(where).exists()
         where.audit.record(event, recipe=RECIPE, **about)
-    assert not unfinished.path_of(where).exists()
-    assert unfinished.settle(where) == 0
+    assert not compute_time.path_of(where).exists()
+    assert compute_time.settle(where) == 0
     assert used(where).seconds == 7.0
 
 
-def test_what_people_do_meanwhile_is_no_answer(where: joining.State) -> None:
+def test_what_people_do_meanwhile_is_no_answer(where: state_folder.State) -> None:
     accept(where)
     where.audit.record("decided", kind="approval", recipe=RECIPE, verdict="approved")
     where.audit.record("decided", kind="final", verdict="accepted", recipe=RECIPE)
@@ -132,8 +134,8 @@ def test_what_people_do_meanwhile_is_no_answer(where: joining.State) -> None:
     assert left["kind"] == "train"
 
 
-def test_refused_before_anything_was_computed(where: joining.State) -> None:
+def test_refused_before_anything_was_computed(where: state_folder.State) -> None:
     where.audit.record("decided", kind="train", verdict="refused", recipe=RECIPE, reason="policy-hours")
-    unfinished.path_of(where).write_text('{"seconds": 1.0}\n')
-    assert unfinished.settle(where) == 0
-    assert not unfinished.path_of(where).exists()
+    compute_time.path_of(where).write_text('{"seconds": 1.0}\n')
+    assert compute_time.settle(where) == 0
+    assert not compute_time.path_of(where).exists()

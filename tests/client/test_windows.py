@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedvfm.client import windows
+from fedvfm.model import sliding_window
 
 
 @pytest.mark.parametrize("window", [(56, 56), (33, 70), (1, 5), (512, 7)])
@@ -18,11 +18,11 @@ def test_a_window_s_pixels_count_as_by_monai(window: tuple[int, int]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its imports warn of optional packages
         from monai.data.utils import compute_importance_map
-    expected = compute_importance_map(window, mode="gaussian", sigma_scale=windows.SIGMA, dtype=torch.float32)
-    found = windows._importance(window)
+    expected = compute_importance_map(window, mode="gaussian", sigma_scale=sliding_window.SIGMA, dtype=torch.float32)
+    found = sliding_window._importance(window)
     assert torch.equal(found, torch.as_tensor(expected))
     assert found.shape == window
-    assert float(found.min()) >= windows.LEAST
+    assert float(found.min()) >= sliding_window.LEAST
 
 
 def taken(
@@ -41,7 +41,7 @@ def taken(
         stacked = torch.stack([torch.from_numpy(part.image[:2]) + sum(part.corner) for part in parts])
         return stacked.mean(dim=(2, 3)) if pick == "classes" else stacked
 
-    return list(windows.many(model, images, plain, batch)), sizes  # type: ignore[arg-type]
+    return list(sliding_window.many(model, images, plain, batch)), sizes  # type: ignore[arg-type]
 
 
 SHAPES = [(28, 28), (28, 28), (44, 28), (28, 60), (28, 28), (70, 70), (20, 33)]
@@ -86,5 +86,5 @@ def test_an_image_is_let_go_once_its_windows_are_there() -> None:
         return torch.stack([torch.from_numpy(part.image[:2]) for part in parts])
 
     images = [np.zeros((3, 28, 28), dtype=np.float32)] * 5
-    for number, _ in enumerate(windows.many(model, images, run, 1)):  # type: ignore[arg-type]
+    for number, _ in enumerate(sliding_window.many(model, images, run, 1)):  # type: ignore[arg-type]
         assert seen == list(range(number + 1))

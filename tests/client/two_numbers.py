@@ -9,32 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from fedvfm import config, state
-from fedvfm.client import joining, policy
-from fedvfm.server import enrolment
-from fedvfm.trust import lock
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import policy
+from fedvfm.config import schema
+from fedvfm.server import state_folder as enrolment
+from fedvfm.state import state
+from fedvfm.trust import locked_recipe
 
 SHA = "ab" * 32
 ROWS = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
 
 
-def make_recipe(**values: Any) -> config.Recipe:
+def make_recipe(**values: Any) -> schema.Recipe:
     base = {
         "backbone": {"name": "some/backbone", "sha256": SHA},
         "data": {"class_names": ["rest", "cell"]},
         "rounds": 3,
         "evaluation": {"surface": False},
     }
-    return config.parse(config.Recipe, {**base, **values}, "recipe")
+    return schema.parse(schema.Recipe, {**base, **values}, "recipe")
 
 
 def adapter(value: float) -> state.AdapterState:
     return state.AdapterState({"head.bias": np.full(2, value, np.float32)})
 
 
-def build(asked: config.Recipe) -> lock.LockedRecipe:
+def build(asked: schema.Recipe) -> locked_recipe.LockedRecipe:
     """What the site itself makes of a recipe."""
-    return lock.LockedRecipe.of(asked, ROWS, adapter(0.0), SHA, 1000)
+    return locked_recipe.LockedRecipe.of(asked, ROWS, adapter(0.0), SHA, 1000)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Joined:
 
     server: enrolment.State
     site: joining.State
-    rules: config.PolicyConfig
+    rules: schema.PolicyConfig
 
 
 def join(folder: Path) -> Joined:
@@ -54,5 +56,5 @@ def join(folder: Path) -> Joined:
     invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
     site = joining.join(folder / "site", invite, locked.hash)
     text = policy.accepting(policy.Facts.of(locked))
-    rules = config.parse(config.PolicyConfig, tomllib.loads(text)["policy"], "policy")
+    rules = schema.parse(schema.PolicyConfig, tomllib.loads(text)["policy"], "policy")
     return Joined(server, site, rules)

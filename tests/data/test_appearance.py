@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedvfm import errors, seeding
-from fedvfm.data import appearance
+from fedvfm.data.partition import appearance
 
 STRONG = appearance.Appearance(inversion=0.8, air=0.1, gamma=0.7, resolution=0.5, bias=0.3, bias_seed=5, noise=0.05)
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedvfm import config, errors
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import augmentation, transforms
 
 
-def contract(*names: str, fit: str = "resize", size: tuple[int, int] = (24, 24)) -> config.DataContract:
+def contract(*names: str, fit: str = "resize", size: tuple[int, int] = (24, 24)) -> schema.DataContract:
     values = {"class_names": ["a", "b"], "input_size": list(size), "fit": fit, "augment": list(names)}
-    return config.parse(config.DataContract, values, "contract")
+    return schema.parse(schema.DataContract, values, "contract")
 
 
 def prepared(height: int = 24, width: int = 24, mask: bool = True) -> transforms.Prepared:
@@ -23,7 +24,7 @@ def prepared(height: int = 24, width: int = 24, mask: bool = True) -> transforms
     return transforms.Prepared(image, rng.integers(0, 2, (height, width)) if mask else None, None, None)
 
 
-def both(base: transforms.Prepared, asked: config.DataContract, seed: int) -> tuple[Any, Any, list[float]]:
+def both(base: transforms.Prepared, asked: schema.DataContract, seed: int) -> tuple[Any, Any, list[float]]:
     streams = [np.random.default_rng(seed) for _ in range(2)]
     numpy = transforms.training_view(base, asked, streams[0])
     there = augmentation.training_view(base, asked, streams[1], "cpu")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import config, errors
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import sample as data
 from fedvfm.data.sources import brain_mri
 from fedvfm.simulation import classical
@@ -35,7 +36,7 @@ class Site:
 
 
 def make(**options: Any) -> brain_mri.BrainMRI:
-    return brain_mri.BrainMRI(config.SourceConfig(source="brain-mri", options=options))
+    return brain_mri.BrainMRI(schema.SourceConfig(source="brain-mri", options=options))
 
 
 def of(source: brain_mri.BrainMRI, split: str, site: str | None = None) -> list[data.Sample]:
@@ -172,7 +173,7 @@ def test_without_the_scanners_thresholds_nearly_solve_it() -> None:
 
 def test_nilearn_is_read_without_being_imported() -> None:
     script = (
-        "import sys\nfrom fedvfm import config\nfrom fedvfm.data.sources import brain_mri\n"
+        "import sys\nfrom fedvfm.config import schema as config\nfrom fedvfm.data.sources import brain_mri\n"
         "source = brain_mri.BrainMRI(config.SourceConfig(source='brain-mri', options={'appearance': False}))\n"
         "source.read(source.samples()[0])\n"
         "assert not {'nilearn', 'torch', 'monai'} & set(sys.modules)\n"
@@ -202,7 +203,7 @@ def test_damaged_and_missing_volumes_are_refused(tmp_path: Path) -> None:
 def test_bad_options_are_named_at_once() -> None:
     options: dict[str, Any] = {"appearance": "no", "seed": -1, "speed": 3}
     with pytest.raises(errors.ConfigError) as caught:
-        brain_mri.BrainMRI(config.SourceConfig(source="brain-mri", path="somewhere", options=options))
+        brain_mri.BrainMRI(schema.SourceConfig(source="brain-mri", path="somewhere", options=options))
     assert len(caught.value.faults) == 4
     with pytest.raises(errors.ConfigError, match="seed = True"):
         make(seed=True)

@@ -10,7 +10,7 @@ import pydicom.data
 import pytest
 
 from fedvfm import errors
-from fedvfm.data import dicom, series, slices, volumes
+from fedvfm.data.volumes import dicom, dicom_series, slices, volumes
 from tests.data import dicom_writer as writer
 
 EXAMPLES = Path(str(pydicom.data.__file__)).parent / "test_files"
@@ -162,12 +162,12 @@ def test_window_of_the_recipe(tmp_path: Path) -> None:
 
 
 def test_one_slice_reads_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedvfm.data import decoding
+    from fedvfm.data.volumes import dicom_pixels
 
     writer.series(tmp_path / "ct", voxels(), LPS)
     read = []
-    original = decoding.read_frame
-    monkeypatch.setattr(decoding, "read_frame", lambda *found: (read.append(found[1]), original(*found))[1])
+    original = dicom_pixels.read_frame
+    monkeypatch.setattr(dicom_pixels, "read_frame", lambda *found: (read.append(found[1]), original(*found))[1])
     volumes.read_slice(tmp_path / "ct", 2)
     assert read == [2]
     slices.read([tmp_path / "ct"], 2, slices.View(stack=3, limits=(0.0, 1.0)))
@@ -287,7 +287,7 @@ def test_a_table_for_display_is_told_and_not_applied(tmp_path: Path, where: str)
         one.PerFrameFunctionalGroupsSequence[0].FrameVOILUTSequence = [item]
         one.save_as(tmp_path / "one.dcm", enforce_file_format=True)
     header = volumes.read_header(tmp_path / "one.dcm")
-    assert header.notes == (series.CURVED,)
+    assert header.notes == (dicom_series.CURVED,)
     assert writer.PLANTED not in repr(header)
     shown = volumes.read_slice(tmp_path / "one.dcm", 0)
     expected = np.arange(16).reshape(4, 4) if where == "file" else voxels()[:, :, 0].T - 100

@@ -17,9 +17,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from fedvfm import config, errors
-from fedvfm.data import slices, volumes
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data.sources import folder
+from fedvfm.data.volumes import slices, volumes
 from tests.data import dicom_writer as writer
 
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
@@ -162,7 +163,7 @@ def test_a_source_of_such_studies(tmp_path: Path, kind: str, seen: Seen) -> None
     """Also its samples, and the errors of reading them; the study's own folder may be named, its files not."""
     made = [one for name in ("a", "b") for one in broken(kind, tmp_path / "studies" / name)]
     (tmp_path / "labels.csv").write_text("id,label,patient\na,well,PLANTED-1\nb,ill,PLANTED-2\n")
-    source_config = config.SourceConfig(source="folder", path=str(tmp_path))
+    source_config = schema.SourceConfig(source="folder", path=str(tmp_path))
     seen.start()
     texts = []
     try:

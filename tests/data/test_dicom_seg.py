@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from fedvfm import errors
-from fedvfm.data import geometry, segments, volumes
+from fedvfm.data.volumes import dicom_seg, geometry, volumes
 from tests.data import dicom_writer as writer
 
 SHAPE = (5, 7, 6)  # columns, rows, slices; odd sizes: packed bits do not end with a byte
@@ -54,8 +54,8 @@ def test_segments_lie_at_their_physical_points(tmp_path: Path, code: tuple[str, 
     images = study(tmp_path / "study", lps(code), backwards=backwards)
     writer.segmentation(tmp_path / "seg.dcm", images, labels())
     header = volumes.read_header(tmp_path / "study")
-    segments.check(tmp_path / "seg.dcm", header)
-    found = segments.read(tmp_path / "seg.dcm", header)
+    dicom_seg.check(tmp_path / "seg.dcm", header)
+    found = dicom_seg.read(tmp_path / "seg.dcm", header)
     expected = geometry.Grid(SHAPE, geometry.from_lps(lps(code)))
     for value in (1, 2):
         assert places(found, header.grid, value) == places(labels(), expected, value)
@@ -68,14 +68,14 @@ def test_kinds_of_segmentations(tmp_path: Path, kind: str) -> None:
     drawn = labels() if kind != "FRACTIONAL" else (labels() == 1).astype(np.float32) * 0.7
     writer.segmentation(tmp_path / "seg.dcm", images, drawn, kind)
     header = volumes.read_header(tmp_path / "study")
-    found = header.stored.turn().undo(segments.read(tmp_path / "seg.dcm", header))
+    found = header.stored.turn().undo(dicom_seg.read(tmp_path / "seg.dcm", header))
     np.testing.assert_array_equal(found, labels() if kind != "FRACTIONAL" else labels() == 1)
 
 
 def test_fractions_below_one_half_do_not_count(tmp_path: Path) -> None:
     images = study(tmp_path / "study")
     writer.segmentation(tmp_path / "seg.dcm", images, (labels() == 1).astype(np.float32) * 0.3, "FRACTIONAL")
-    assert not segments.read(tmp_path / "seg.dcm", volumes.read_header(tmp_path / "study")).any()
+    assert not dicom_seg.read(tmp_path / "seg.dcm", volumes.read_header(tmp_path / "study")).any()
 
 
 def test_by_position_where_frames_name_no_image(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_by_position_where_frames_name_no_image(tmp_path: Path) -> None:
         del group.DerivationImageSequence
     seg.save_as(tmp_path / "bare.dcm", enforce_file_format=True)
     header = volumes.read_header(tmp_path / "study")
-    found = header.stored.turn().undo(segments.read(tmp_path / "bare.dcm", header))
+    found = header.stored.turn().undo(dicom_seg.read(tmp_path / "bare.dcm", header))
     np.testing.assert_array_equal(found, labels())
 
 
@@ -97,7 +97,7 @@ def test_on_frames_of_an_enhanced_file(tmp_path: Path) -> None:
     image.DimensionOrganizationType = "3D"
     writer.segmentation(tmp_path / "seg.dcm", [image], labels()[:, :, order])
     header = volumes.read_header(tmp_path / "one.dcm")
-    found = header.stored.turn().undo(segments.read(tmp_path / "seg.dcm", header))
+    found = header.stored.turn().undo(dicom_seg.read(tmp_path / "seg.dcm", header))
     np.testing.assert_array_equal(found, labels())
 
 
@@ -106,7 +106,7 @@ def test_several_objects_of_one_study(tmp_path: Path) -> None:
     writer.segmentation(tmp_path / "study" / "one.dcm", images, np.where(labels() == 1, 1, 0).astype(np.uint8))
     writer.segmentation(tmp_path / "study" / "two.dcm", images, np.where(labels() == 2, 2, 0).astype(np.uint8))
     header = volumes.read_header(tmp_path / "study")
-    found = header.stored.turn().undo(segments.read(tmp_path / "study", header))
+    found = header.stored.turn().undo(dicom_seg.read(tmp_path / "study", header))
     np.testing.assert_array_equal(found, labels())
 
 
@@ -115,7 +115,7 @@ def test_several_objects_of_one_study(tmp_path: Path) -> None:
 
 def refused(seg: Path, header: Any) -> errors.Fault:
     with pytest.raises(errors.DataError) as caught:
-        segments.check(seg, header)
+        dicom_seg.check(seg, header)
     assert "PLANTED" not in str(caught.value)
     return caught.value.fault()
 
@@ -156,12 +156,12 @@ def test_overlapping_segments_and_damage(tmp_path: Path) -> None:
     writer.segmentation(tmp_path / "both" / "one.dcm", images, np.where(labels() == 1, 1, 0).astype(np.uint8))
     writer.segmentation(tmp_path / "both" / "two.dcm", images, np.where(labels() == 1, 2, 0).astype(np.uint8))
     with pytest.raises(errors.DataError, match="18 voxels") as caught:
-        segments.read(tmp_path / "both", header)
+        dicom_seg.read(tmp_path / "both", header)
     assert caught.value.code == "mask-overlap"
     whole = writer.segmentation(tmp_path / "seg.dcm", images, labels()).read_bytes()
     (tmp_path / "cut.dcm").write_bytes(whole[:1500])
     with pytest.raises(errors.DataError) as caught:
-        segments.read(tmp_path / "cut.dcm", header)
+        dicom_seg.read(tmp_path / "cut.dcm", header)
     assert caught.value.code == "unreadable"
 
 
@@ -169,12 +169,12 @@ def test_an_instance_without_frame_numbers_is_meant_with_all_of_them(tmp_path: P
     source = writer.enhanced(tmp_path / "mr.dcm", np.zeros(SHAPE, np.uint16), lps())
     path = writer.segmentation(tmp_path / "seg.dcm", [source], labels())
     header = volumes.read_header(tmp_path / "mr.dcm")
-    expected = np.array(segments.read(path, header))
+    expected = np.array(dicom_seg.read(path, header))
     one = pydicom.dcmread(path)
     for group in one.PerFrameFunctionalGroupsSequence:
         for derived in group.DerivationImageSequence:
             for item in derived.SourceImageSequence:
                 del item.ReferencedFrameNumber
     one.save_as(tmp_path / "other.dcm")
-    np.testing.assert_array_equal(segments.read(tmp_path / "other.dcm", header), expected)
+    np.testing.assert_array_equal(dicom_seg.read(tmp_path / "other.dcm", header), expected)
     assert expected.any()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors
-from fedvfm.data import hospitals
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import folder
 
 
@@ -36,7 +37,7 @@ def mask(rows: int = 6, columns: int = 8, value: int = 1) -> np.ndarray:
 
 def make(path: Path, **options: object) -> folder.Folder:
     values = {"source": "folder", "path": str(path), "options": options}
-    return folder.Folder(config.SourceConfig.model_validate(values))
+    return folder.Folder(schema.SourceConfig.model_validate(values))
 
 
 def message(path: Path, **options: object) -> str:
@@ -146,7 +147,7 @@ def test_folders_without_a_layout(tmp_path: Path) -> None:
 def test_options_are_all_checked_at_once() -> None:
     with pytest.raises(errors.ConfigError) as caught:
         folder.Folder(
-            config.SourceConfig(
+            schema.SourceConfig(
                 source="folder",
                 options={
                     "layuot": "pairs",
@@ -295,7 +296,7 @@ def test_nnunet_volumes_become_axial_slices(tmp_path: Path) -> None:
         make(tmp_path).read(source.samples()[0])
     with pytest.raises(errors.DataError, match=r"channels = \[5\], but there are 2"):
         make(tmp_path, channels=[5]).read(source.samples()[0])
-    (site,) = hospitals.make_hospitals(source, config.PartitionConfig(kind="iid", sites=1), 0)
+    (site,) = virtual_hospitals.make_hospitals(source, schema.PartitionConfig(kind="iid", sites=1), 0)
     assert {one.patient for one in site.train}.isdisjoint(one.patient for one in site.test)
 
 

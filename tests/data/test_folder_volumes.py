@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors
-from fedvfm.data import geometry, hospitals, sample, segments, volumes
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data import sample
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import cases, folder, table
+from fedvfm.data.volumes import dicom_seg, geometry, volumes
 from tests.data import dicom_writer as writer
 
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
@@ -39,7 +42,7 @@ def nifti(path: Path, array: np.ndarray, affine: np.ndarray = RAS) -> Path:
 
 def make(path: Path, **options: object) -> folder.Folder:
     source = {"source": "folder", "path": str(path), "options": options}
-    return folder.Folder(config.SourceConfig.model_validate(source))
+    return folder.Folder(schema.SourceConfig.model_validate(source))
 
 
 def message(path: Path, **options: object) -> str:
@@ -48,8 +51,8 @@ def message(path: Path, **options: object) -> str:
     return caught.value.fault() if isinstance(caught.value, errors.DataError) else str(caught.value)
 
 
-def contract(**changes: object) -> config.DataContract:
-    return config.DataContract.model_validate({"class_names": ["background", "foreground"], **changes})
+def contract(**changes: object) -> schema.DataContract:
+    return schema.DataContract.model_validate({"class_names": ["background", "foreground"], **changes})
 
 
 def check_truth(source: folder.Folder) -> None:
@@ -286,7 +289,7 @@ def test_wrong_modality_is_named(tmp_path: Path) -> None:
     ):
         source.under(contract(modality="MR"))
     faults: list[str] = []
-    settings = config.SourceConfig(source="folder", path=str(tmp_path))
+    settings = schema.SourceConfig(source="folder", path=str(tmp_path))
     usable = table.survey(settings, faults, contract(modality="MR"))
     assert len(faults) == 1
     assert {one.id[:10] for one in usable.samples()} == {"image-0001", "image-0002"}
@@ -336,7 +339,7 @@ def test_pictures_where_the_recipe_needs_volumes(tmp_path: Path) -> None:
 )
 def test_contracts_that_cannot_be(changes: dict[str, object], expected: str) -> None:
     with pytest.raises(errors.ConfigError) as caught:
-        config.parse(config.DataContract, {"class_names": ["a", "b"], **changes}, "recipe")
+        schema.parse(schema.DataContract, {"class_names": ["a", "b"], **changes}, "recipe")
     assert expected in str(caught.value)
 
 
@@ -468,8 +471,8 @@ def test_caps_keep_test_volumes_whole(tmp_path: Path) -> None:
         "id,label\n" + "".join(f"{name},{'xy'[at % 2]}\n" for at, name in enumerate("abcdef"))
     )
     source = make(tmp_path)
-    partition = config.PartitionConfig(kind="iid", sites=1, train=6, test=6, val_share=0.0, test_share=0.5)
-    (site,) = hospitals.make_hospitals(source, partition, 0)
+    partition = schema.PartitionConfig(kind="iid", sites=1, train=6, test=6, val_share=0.0, test_share=0.5)
+    (site,) = virtual_hospitals.make_hospitals(source, partition, 0)
     assert len(site.train) == 6
     assert len(site.test) == 4  # one whole volume; a second would be over the cap
     assert len({one.unit for one in site.test}) == 1
@@ -480,8 +483,8 @@ def test_a_segmentation_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.Mon
     writer.segmentation(tmp_path / "studies" / "a" / "seg.dcm", images, labels())
     source = make(tmp_path)
     calls = []
-    original = segments._stored
-    monkeypatch.setattr(segments, "_stored", lambda *found: (calls.append(1), original(*found))[1])
+    original = dicom_seg._stored
+    monkeypatch.setattr(dicom_seg, "_stored", lambda *found: (calls.append(1), original(*found))[1])
     assert [int(source.read(one).mask.sum()) for one in source.samples()] == [0, 0, 1, 1]
     assert len(calls) == 1
 
@@ -491,7 +494,7 @@ class Pictures:
 
     info = sample.SourceInfo("mine", "segmentation", ("background", "foreground"), "none")
 
-    def __init__(self, source: config.SourceConfig) -> None:
+    def __init__(self, source: schema.SourceConfig) -> None:
         self.source = source
 
     def samples(self) -> list[sample.Sample]:
@@ -499,7 +502,7 @@ class Pictures:
 
 
 def test_a_source_without_volumes_does_not_pass_over_what_the_recipe_asks() -> None:
-    source = config.SourceConfig(source="mine")
+    source = schema.SourceConfig(source="mine")
     made = Pictures(source)
     assert table.under(made, contract()) is made
     assert table.under(made, contract(plane="acquired")) is made

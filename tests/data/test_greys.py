@@ -9,14 +9,16 @@ import numpy as np
 import pydicom
 import pytest
 
-from fedvfm import config, errors
-from fedvfm.data import slices, transforms, volumes
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data import transforms
+from fedvfm.data.volumes import slices, volumes
 from tests.data import dicom_writer as writer
 
 RAMP = np.tile(np.arange(64, dtype=np.uint16) * 10, (64, 1))
 LPS = np.diag([0.5, 0.75, 2.5, 1.0])
 XA = "1.2.840.10008.5.1.4.1.1.12.1"
-CONTRACT = config.DataContract(class_names=("background", "lesion"), input_size=(64, 64))
+CONTRACT = schema.DataContract(class_names=("background", "lesion"), input_size=(64, 64))
 
 
 def table(values: np.ndarray, bits: int = 16) -> pydicom.Dataset:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvfm import config, errors, seeding
-from fedvfm.data import hospitals
+from fedvfm import errors, seeding
+from fedvfm.config import schema
 from fedvfm.data import sample as data
+from fedvfm.data.partition import virtual_hospitals
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ def labelled(size: int, labels: Sequence[int] = (0, 1, 2)) -> Given:
     return Given(tuple(data.Sample(f"s{number:04d}", labels[number % len(labels)]) for number in range(size)))
 
 
-def make(source: Given, seed: int = 0, **partition: object) -> list[hospitals.Hospital]:
-    return hospitals.make_hospitals(source, config.PartitionConfig.model_validate(partition), seed)
+def make(source: Given, seed: int = 0, **partition: object) -> list[virtual_hospitals.Hospital]:
+    return virtual_hospitals.make_hospitals(source, schema.PartitionConfig.model_validate(partition), seed)
 
 
-def sizes(hospital: hospitals.Hospital) -> tuple[int, ...]:
+def sizes(hospital: virtual_hospitals.Hospital) -> tuple[int, ...]:
     return tuple(len(split) for split in hospital.splits.values())
 
 
@@ -180,7 +181,7 @@ def test_appearance_differs_by_site_and_is_the_same_every_time() -> None:
 
 def test_pooled_reads_every_sample_through_its_own_scanner() -> None:
     made = make(plain(30), kind="appearance", sites=3)
-    pool = hospitals.pooled(made)
+    pool = virtual_hospitals.pooled(made)
     assert pool.name == "pooled"
     assert sizes(pool) == tuple(sum(part) for part in zip(*(sizes(site) for site in made), strict=True))
     for site in made:
@@ -190,9 +191,9 @@ def test_pooled_reads_every_sample_through_its_own_scanner() -> None:
     with pytest.raises(errors.DataError, match="is at none of the sites"):
         pool.read(data.Sample("stranger"))
     with pytest.raises(errors.DataError, match="ids must be unique"):
-        hospitals.pooled([*make(plain(6, site="a")), *make(plain(6, site="b"))])
+        virtual_hospitals.pooled([*make(plain(6, site="a")), *make(plain(6, site="b"))])
     with pytest.raises(errors.DataError, match="at least one site"):
-        hospitals.pooled([])
+        virtual_hospitals.pooled([])
 
 
 @pytest.mark.parametrize("name", ["pooled", "Pooled", "evaluation.json"])
@@ -243,8 +244,8 @@ def test_one_class_sites() -> None:
 
 
 def test_all_faults_of_a_partition_at_once() -> None:
-    partition = config.PartitionConfig(kind="k-shot", options={"strenght": 1}, val_share=0.5, test_share=0.5)
-    found = hospitals.faults(partition)
+    partition = schema.PartitionConfig(kind="k-shot", options={"strenght": 1}, val_share=0.5, test_share=0.5)
+    found = virtual_hospitals.faults(partition)
     assert [fault.split(":")[0] for fault in found] == [
         "partition.options.strenght",
         "partition.sites",
@@ -252,12 +253,13 @@ def test_all_faults_of_a_partition_at_once() -> None:
         "partition.val_share + partition.test_share = 1",
     ]
     with pytest.raises(errors.ConfigError, match="partition: 4 faults"):
-        hospitals.make_hospitals(plain(9), partition, 0)
-    strange = config.PartitionConfig(kind="appearance", sites=2, options={"strength": "high", "strenght": 2})
-    assert ["nearest: 'strength'" in hospitals.faults(strange)[0], "'high'" in hospitals.faults(strange)[1]] == [
-        True
-    ] * 2
-    assert "nearest: 'natural'" in hospitals.faults(config.PartitionConfig(kind="naturel"))[0]
+        virtual_hospitals.make_hospitals(plain(9), partition, 0)
+    strange = schema.PartitionConfig(kind="appearance", sites=2, options={"strength": "high", "strenght": 2})
+    assert [
+        "nearest: 'strength'" in virtual_hospitals.faults(strange)[0],
+        "'high'" in virtual_hospitals.faults(strange)[1],
+    ] == [True] * 2
+    assert "nearest: 'natural'" in virtual_hospitals.faults(schema.PartitionConfig(kind="naturel"))[0]
 
 
 @pytest.mark.parametrize(("samples", "cap", "trained"), [(100, 80, 60), (100, 60, 60), (100, 30, 30), (20, 50, 12)])

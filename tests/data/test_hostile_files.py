@@ -15,9 +15,11 @@ import pydicom
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors, storage
-from fedvfm.data import volumes
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data.sources import folder
+from fedvfm.data.volumes import volumes
+from fedvfm.storage import storage
 from tests.data import dicom_writer as writer
 
 MIB = 1 << 20
@@ -110,11 +112,11 @@ def test_links_that_leave_the_data_folder_are_refused(tmp_path: Path, what: str)
         (data / "images").rmdir()
         (data / "images").symlink_to(other / "images")
     with pytest.raises(errors.DataError, match="images") as caught:
-        folder.Folder(config.SourceConfig(source="folder", path=str(data)))
+        folder.Folder(schema.SourceConfig(source="folder", path=str(data)))
     assert caught.value.faults[0].code == "link"
     linked = tmp_path / "linked"
     linked.symlink_to(other)
-    assert len(folder.Folder(config.SourceConfig(source="folder", path=str(linked))).samples()) == 1
+    assert len(folder.Folder(schema.SourceConfig(source="folder", path=str(linked))).samples()) == 1
 
 
 def test_links_inside_the_data_folder_are_read(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_links_inside_the_data_folder_are_read(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / ".git" / "annex" / "x.png")
     for part in ("images", "masks"):
         (tmp_path / part / "a.png").symlink_to("../.git/annex/x.png")
-    assert len(folder.Folder(config.SourceConfig(source="folder", path=str(tmp_path))).samples()) == 1
+    assert len(folder.Folder(schema.SourceConfig(source="folder", path=str(tmp_path))).samples()) == 1
 
 
 def test_tables_hold_no_formulas_and_no_control_characters() -> None:

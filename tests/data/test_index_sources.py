@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors
-from fedvfm.data import hospitals
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import cells, index, nuclei, table
 
 SHARED = Path(os.environ.get("FEDVFM_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 
 
-def real(name: str) -> config.SourceConfig:
+def real(name: str) -> schema.SourceConfig:
     if not (SHARED / name / "index.csv").is_file():
         pytest.skip(f"needs the data set '{name}': set FEDVFM_DATA to the folder that holds it")
-    return config.SourceConfig(source=name, path=str(SHARED / name))
+    return schema.SourceConfig(source=name, path=str(SHARED / name))
 
 
 def small_nuclei(path: Path) -> Path:
@@ -49,7 +50,7 @@ def small_cells(path: Path) -> Path:
 
 
 def test_nuclei_layout(tmp_path: Path) -> None:
-    source = nuclei.Nuclei(config.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path))))
+    source = nuclei.Nuclei(schema.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path))))
     assert [one.site for one in source.samples()] == ["bright", "dark"] * 3
     pixels = source.read(source.samples()[2])
     assert pixels.image.shape == (1, 20, 24)
@@ -59,7 +60,7 @@ def test_nuclei_layout(tmp_path: Path) -> None:
 
 
 def test_nuclei_faults(tmp_path: Path) -> None:
-    given = config.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path)))
+    given = schema.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path)))
     (tmp_path / "images" / "n1.png").unlink()
     (tmp_path / "labels" / "n4.png").unlink()
     with pytest.raises(
@@ -80,7 +81,7 @@ def test_nuclei_faults(tmp_path: Path) -> None:
 
 
 def test_cells_layout_and_faults(tmp_path: Path) -> None:
-    given = config.SourceConfig(source="cells", path=str(small_cells(tmp_path)))
+    given = schema.SourceConfig(source="cells", path=str(small_cells(tmp_path)))
     source = cells.Cells(given)
     assert [(one.label, one.patient) for one in source.samples()] == [
         (0, "slide0"),
@@ -102,15 +103,15 @@ def test_cells_layout_and_faults(tmp_path: Path) -> None:
 def test_where_a_data_set_is_looked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     {"nuclei": small_nuclei, "cells": small_cells}[name](tmp_path / "data" / name)
     monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "data"))
-    assert len(table.make(config.SourceConfig(source=name)).samples()) > 3
+    assert len(table.make(schema.SourceConfig(source=name)).samples()) > 3
     monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(
         errors.DataError,
         match=rf"no folder at .*elsewhere/{name}; set data\.path .* or the environment variable FEDVFM_DATA",
     ):
-        table.make(config.SourceConfig(source=name))
+        table.make(schema.SourceConfig(source=name))
     with pytest.raises(errors.ConfigError, match=r"data\.options\.sise: unknown option"):
-        table.make(config.SourceConfig(source=name, options={"sise": 1}))
+        table.make(schema.SourceConfig(source=name, options={"sise": 1}))
 
 
 def test_data_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,38 +119,38 @@ def test_data_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.Monke
     small_cells(tmp_path / "shared" / "data" / "nuclei")
     monkeypatch.delenv("FEDVFM_DATA", raising=False)
     monkeypatch.chdir(tmp_path / "desk")
-    assert len(table.make(config.SourceConfig(source="cells")).samples()) == 4
+    assert len(table.make(schema.SourceConfig(source="cells")).samples()) == 4
     with pytest.raises(errors.DataError, match=rf"no folder at {tmp_path}/desk/data/nuclei; set data\.path"):
-        table.make(config.SourceConfig(source="nuclei"))
+        table.make(schema.SourceConfig(source="nuclei"))
 
 
 def test_a_set_found_by_its_name_is_resolved_to_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_cells(tmp_path / "data" / "cells")
     monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "data"))
-    found = index.resolve(config.SourceConfig(source="cells"))
+    found = index.resolve(schema.SourceConfig(source="cells"))
     assert found.path == str(tmp_path / "data" / "cells")
     monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "elsewhere"))
     assert len(table.make(found).samples()) == 4
     monkeypatch.chdir(tmp_path)
-    assert index.resolve(config.SourceConfig(source="folder", path="mine")).path == str(tmp_path / "mine")
-    assert index.resolve(config.SourceConfig(source="brain-mri")).path is None
+    assert index.resolve(schema.SourceConfig(source="folder", path="mine")).path == str(tmp_path / "mine")
+    assert index.resolve(schema.SourceConfig(source="brain-mri")).path is None
 
 
 def test_unknown_source() -> None:
     with pytest.raises(errors.UnknownName, match=r"unknown data source 'nuclai'; known: .*nearest: 'nuclei'"):
-        table.make(config.SourceConfig(source="nuclai"))
+        table.make(schema.SourceConfig(source="nuclai"))
 
 
 def test_a_source_of_one_s_own(tmp_path: Path) -> None:
     """Three lines in a notebook: a function of the configuration, a name, and it can be used."""
-    made = nuclei.Nuclei(config.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path))))
+    made = nuclei.Nuclei(schema.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path))))
     table.TABLE.add("test-own", lambda given: made if given.source == "test-own:x" else None, replace=True)
-    assert table.make(config.SourceConfig(source="test-own:x")) is made
+    assert table.make(schema.SourceConfig(source="test-own:x")) is made
 
 
 def test_hospitals_travel_to_other_processes(tmp_path: Path) -> None:
-    source = nuclei.Nuclei(config.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path))))
-    for site in hospitals.make_hospitals(source, config.PartitionConfig(), 0):
+    source = nuclei.Nuclei(schema.SourceConfig(source="nuclei", path=str(small_nuclei(tmp_path))))
+    for site in virtual_hospitals.make_hospitals(source, schema.PartitionConfig(), 0):
         copy = pickle.loads(pickle.dumps(site))
         np.testing.assert_array_equal(copy.read(copy.test[0]).image, site.read(site.test[0]).image)
 
@@ -165,8 +166,8 @@ def test_real_nuclei() -> None:
         assert pixels.mask.shape == pixels.image.shape[1:]
         assert 0 < pixels.mask.mean() < 0.8
     usable = ("brightfield1024", "fluo256", "fluo360", "fluo696", "he_white320", "purple320")
-    partition = config.PartitionConfig(include=usable, train=20, val=5, test=60)
-    made = {site.name: site for site in hospitals.make_hospitals(source, partition, 0)}
+    partition = schema.PartitionConfig(include=usable, train=20, val=5, test=60)
+    made = {site.name: site for site in virtual_hospitals.make_hospitals(source, partition, 0)}
     assert tuple(made) == usable
     assert {name: len(site.train) for name, site in made.items()} == dict.fromkeys(usable, 20) | {"brightfield1024": 10}
     assert len(made["fluo360"].test) == 60
@@ -176,7 +177,7 @@ def test_real_cells_slides_stay_together() -> None:
     source = cells.Cells(real("cells"))
     assert collections.Counter(one.label for one in source.samples()) == {0: 698, 1: 372, 2: 361}
     assert source.read(source.samples()[0]).image.shape == (3, 112, 112)
-    made = hospitals.make_hospitals(source, config.PartitionConfig(kind="dirichlet", sites=4, alpha=0.3), 0)
+    made = virtual_hospitals.make_hospitals(source, schema.PartitionConfig(kind="dirichlet", sites=4, alpha=0.3), 0)
     home: dict[str | None, tuple[str, str]] = {}
     for site in made:
         for split, members in site.splits.items():

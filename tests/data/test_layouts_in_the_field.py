@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors, privacy_config
+from fedvfm import errors
+from fedvfm.config import privacy, schema
 from fedvfm.data.sources import folder
 
 RNG = np.random.default_rng(0)
@@ -34,7 +35,7 @@ def nii(path: Path, values: np.ndarray | None = None) -> Path:
 
 def make(path: Path, **options: object) -> folder.Folder:
     return folder.Folder(
-        config.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
+        schema.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
     )
 
 
@@ -119,7 +120,7 @@ def test_a_missing_folder_is_one_fault(tmp_path: Path) -> None:
 
     (tmp_path / "index.csv").write_text("id,site\n" + "".join(f"{name},a\n" for name in range(30)))
     with pytest.raises(errors.DataError) as caught:
-        nuclei.Nuclei(config.SourceConfig(source="nuclei", path=str(tmp_path)))
+        nuclei.Nuclei(schema.SourceConfig(source="nuclei", path=str(tmp_path)))
     assert caught.value.faults == ("labels/: no such folder",)
 
 
@@ -213,7 +214,7 @@ def test_images_that_no_list_names_are_told(tmp_path: Path) -> None:
 
 
 def skipping(path: Path) -> folder.Folder:
-    return folder.Folder(config.SourceConfig(source="folder", path=str(path), unreadable="skip"))
+    return folder.Folder(schema.SourceConfig(source="folder", path=str(path), unreadable="skip"))
 
 
 def test_unreadable_cases_are_skipped_by_choice_and_counted(tmp_path: Path) -> None:
@@ -236,18 +237,20 @@ def test_unreadable_cases_are_skipped_by_choice_and_counted(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("where", ["site", "recipe"])
 def test_nothing_is_skipped_under_privacy(where: str) -> None:
-    from fedvfm.client import own
+    from fedvfm.client import site_file
 
-    data = config.SourceConfig(source="folder", path="x", unreadable="skip")
-    site = config.SiteConfig(name="north", data=data)
-    recipe = config.Recipe.model_validate(
+    data = schema.SourceConfig(source="folder", path="x", unreadable="skip")
+    site = schema.SiteConfig(name="north", data=data)
+    recipe = schema.Recipe.model_validate(
         {"backbone": {"name": "dino"}, "task": {"kind": "segmentation"}, "data": {"class_names": ["a", "b"]}}
     )
-    own.require_no_skipping(site, recipe)
-    budget = privacy_config.Budget.model_construct()
+    site_file.require_no_skipping(site, recipe)
+    budget = privacy.Budget.model_construct()
     settings = recipe.privacy.model_copy(update={"mechanism": "site-level"})
     site = site.model_copy(update={"privacy": budget}) if where == "site" else site
     recipe = recipe.model_copy(update={"privacy": settings}) if where == "recipe" else recipe
     with pytest.raises(errors.ConfigError, match="repair or remove the files"):
-        own.require_no_skipping(site, recipe)
-    own.require_no_skipping(site.model_copy(update={"data": config.SourceConfig(source="folder", path="x")}), recipe)
+        site_file.require_no_skipping(site, recipe)
+    site_file.require_no_skipping(
+        site.model_copy(update={"data": schema.SourceConfig(source="folder", path="x")}), recipe
+    )

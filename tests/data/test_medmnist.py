@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvfm import config, errors
-from fedvfm.data import hospitals
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import medmnist, table
 
 
@@ -33,7 +34,7 @@ def npz(path: Path, colour: bool = False, **changes: np.ndarray) -> Path:
 
 def make(name: str, path: Path | None, **options: object) -> medmnist.MedMNIST:
     values = {"source": f"medmnist:{name}", "path": str(path) if path else None, "options": options}
-    source = table.make(config.SourceConfig.model_validate(values))
+    source = table.make(schema.SourceConfig.model_validate(values))
     assert isinstance(source, medmnist.MedMNIST)
     return source
 
@@ -71,7 +72,7 @@ def test_found_in_the_package_s_folder_and_by_size(home: Path) -> None:
 
 def test_prescribed_splits_reach_the_hospitals(tmp_path: Path) -> None:
     source = make("toymnist", npz(tmp_path / "toymnist.npz"))
-    made = hospitals.make_hospitals(source, config.PartitionConfig(kind="iid", sites=2), 3)
+    made = virtual_hospitals.make_hospitals(source, schema.PartitionConfig(kind="iid", sites=2), 3)
     for site in made:
         assert all(one.split == split for split, members in site.splits.items() for one in members)
 
@@ -83,7 +84,7 @@ def test_without_file_or_package() -> None:
 
 def test_wrong_options(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError) as caught:
-        table.make(config.SourceConfig(source="medmnist", options={"size": 30, "class_names": ["one"], "sise": 1}))
+        table.make(schema.SourceConfig(source="medmnist", options={"size": 30, "class_names": ["one"], "sise": 1}))
     assert len(caught.value.faults) == 4
     assert "write it as medmnist:NAME" in str(caught.value)
     assert "nearest: 'size'" in str(caught.value)

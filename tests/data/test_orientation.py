@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from fedvfm.data import geometry, volumes
+from fedvfm.data.volumes import geometry, volumes
 from tests.data import dicom_writer as writer
 
 SHAPE = (4, 5, 6)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvfm import config, errors
-from fedvfm.data import partitioners
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data.partition import partitioners
 
 KINDS = ("appearance", "dirichlet", "iid", "k-shot", "quantity")
 
@@ -24,7 +25,7 @@ def rows(draw: st.DrawFn) -> partitioners.Rows:
 
 
 def divide(kind: str, table: partitioners.Rows, sites: int, seed: int = 0, alpha: float = 0.5) -> list[np.ndarray]:
-    partition = config.PartitionConfig(kind=kind, sites=sites, alpha=alpha)
+    partition = schema.PartitionConfig(kind=kind, sites=sites, alpha=alpha)
     return partitioners.TABLE.get(kind)(table, sites, np.random.default_rng(seed), partition)
 
 

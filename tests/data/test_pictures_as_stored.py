@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import formats
 from fedvfm.data.sources import folder
 
@@ -78,7 +79,7 @@ def palette(path: Path, indices: np.ndarray, colours: list[tuple[int, int, int]]
 
 def make(path: Path, **options: object) -> folder.Folder:
     return folder.Folder(
-        config.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
+        schema.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from pydicom import uid
 
 from fedvfm import errors
-from fedvfm.data import dicom, geometry, volumes
+from fedvfm.data.volumes import dicom, geometry, volumes
 from fedvfm.inference import results
 from tests.data import dicom_writer as writer
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvfm import config, errors, seeding
+from fedvfm import errors, seeding
+from fedvfm.config import schema
 from fedvfm.data import prompts
 
 
-def task(prompt: str, **more: Any) -> config.TaskConfig:
-    return config.TaskConfig(prompt=prompt, **more)  # type: ignore[arg-type]
+def task(prompt: str, **more: Any) -> schema.TaskConfig:
+    return schema.TaskConfig(prompt=prompt, **more)  # type: ignore[arg-type]
 
 
 def mask_of(*boxes: tuple[int, int, int, int, int], size: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -124,5 +125,5 @@ def test_what_is_said_of_prompts() -> None:
 )
 def test_form(change: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.ConfigError) as found:
-        config.parse(config.TaskConfig, change, "task")
+        schema.parse(schema.TaskConfig, change, "task")
     assert said in str(found.value)

@@ -19,11 +19,12 @@ import pydicom
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors
+from fedvfm import errors
 from fedvfm.client.readiness import affected, check, document, webpage
+from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as samples
-from fedvfm.data.readiness import appearance, catalogue, duplicates, finding, looked, rules, survey
+from fedvfm.data.readiness import catalogue, dataset, duplicates, finding, image_findings, rules, survey
 from fedvfm.data.sources import table as sources
 from tests.data import dicom_writer as writer
 
@@ -458,8 +459,8 @@ def test_dicom_faults(tmp_path: Path) -> None:
     cut = sorted(study(data, 7).iterdir())[1]
     cut.write_bytes(cut.read_bytes()[:-300])
     labelled(data, 8)
-    asked, told = config.DataContract(class_names=("healthy", "ill"), modality="CT"), list[str]()
-    source = sources.survey(config.SourceConfig(source="folder", path=str(data)), told, asked)
+    asked, told = schema.DataContract(class_names=("healthy", "ill"), modality="CT"), list[str]()
+    source = sources.survey(schema.SourceConfig(source="folder", path=str(data)), told, asked)
     assert sorted(map(defect.of, told)) == ["modality", "series-mixed", "slices-missing"]
     assert len(source.samples()) == 20
     made = run(data)
@@ -576,14 +577,14 @@ class Given:
         return found
 
 
-def judge(source: Given, contract: config.DataContract | None = None) -> dict[str, finding.Finding]:
+def judge(source: Given, contract: schema.DataContract | None = None) -> dict[str, finding.Finding]:
     everything = source.samples()
     found = survey.look(source, survey.spaced(everything, 0), contract=contract)
     numbers = list(range(1, len(everything) + 1))
     cut = max(1, len(numbers) * 2 // 3)
     splits = {"train": numbers[:cut], "val": [], "test": numbers[cut:]}
-    seen = looked.Looked(source.info, source.class_names, everything, found, splits, contract=contract)
-    made = [*rules.findings(seen), *appearance.findings(seen), *duplicates.findings(seen)]
+    seen = dataset.Looked(source.info, source.class_names, everything, found, splits, contract=contract)
+    made = [*rules.findings(seen), *image_findings.findings(seen), *duplicates.findings(seen)]
     codes = [each.code for each in made]
     assert len(set(codes)) == len(codes)
     return {each.code: each for each in made}
@@ -599,8 +600,8 @@ def square(value: int = 1, shape: tuple[int, int] = (40, 40)) -> np.ndarray:
     return made
 
 
-def contract(**values: object) -> config.DataContract:
-    return config.DataContract.model_validate({"class_names": ("background", "lesion", "cyst"), **values})
+def contract(**values: object) -> schema.DataContract:
+    return schema.DataContract.model_validate({"class_names": ("background", "lesion", "cyst"), **values})
 
 
 def test_empty_and_full_masks() -> None:

@@ -13,7 +13,8 @@ import pydicom
 import pytest
 from pydicom.sr.coding import Code
 
-from fedvfm import config, errors
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import labels, structures
 from fedvfm.data.sources import folder
 from tests.data import dicom_writer as writer
@@ -45,7 +46,7 @@ def study(root: Path, name: str, *objects: dict[int, tuple[Any, str, str]]) -> P
 
 def make(path: Path, **options: object) -> folder.Folder:
     return folder.Folder(
-        config.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
+        schema.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
     )
 
 
@@ -64,9 +65,9 @@ def refused(path: Path, **options: object) -> str:
     return str(caught.value)
 
 
-def recipe(*names: str) -> config.Recipe:
+def recipe(*names: str) -> schema.Recipe:
     values = {"backbone": {"name": "dino"}, "task": {"kind": "segmentation"}, "data": {"class_names": list(names)}}
-    return config.Recipe.model_validate(values)
+    return schema.Recipe.model_validate(values)
 
 
 NAMES = ["background", "liver", "kidney"]
@@ -110,7 +111,7 @@ def test_the_recipes_names_alone_tell_structures_apart(tmp_path: Path) -> None:
 
 
 def make_tolerant(path: Path) -> folder.Folder:
-    return folder.Folder.tolerant(config.SourceConfig(source="folder", path=str(path)), [])
+    return folder.Folder.tolerant(schema.SourceConfig(source="folder", path=str(path)), [])
 
 
 def test_another_organ_than_the_recipes_is_refused(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_a_cropped_segmentation_is_placed(tmp_path: Path) -> None:
     ("unit", "factor"), [("mm", 1.0), ("cm", 10.0), ("m", 1000.0), ("um", 0.001), ("Centimeters", 10)]
 )
 def test_space_units_are_heeded(tmp_path: Path, unit: str, factor: float) -> None:
-    from fedvfm.data import volumes
+    from fedvfm.data.volumes import volumes
 
     slicer(tmp_path / "a.nrrd", {}, np.zeros(SHAPE, np.int16), (1, 2, 3), **{"space units": [unit] * 3})
     grid = volumes.read_header(tmp_path / "a.nrrd").stored
@@ -263,7 +264,7 @@ def test_space_units_are_heeded(tmp_path: Path, unit: str, factor: float) -> Non
 
 
 def test_other_space_units_are_refused(tmp_path: Path) -> None:
-    from fedvfm.data import volumes
+    from fedvfm.data.volumes import volumes
 
     slicer(tmp_path / "a.nrrd", {}, np.zeros(SHAPE, np.int16), **{"space units": ["inch"] * 3})
     with pytest.raises(errors.DataError, match="space units inch"):

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvfm import config, errors
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import sample as data
 from fedvfm.data import transforms
 
 
-def contract(**values: object) -> config.DataContract:
-    return config.DataContract.model_validate(
+def contract(**values: object) -> schema.DataContract:
+    return schema.DataContract.model_validate(
         {"class_names": ("background", "thing"), "input_size": (32, 48), **values}
     )
 

@@ -10,12 +10,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from fedvfm import config, metrics, protocol
-from fedvfm.client import evaluator, feature_cache
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
-from fedvfm.data import hospitals
+from fedvfm.client.training import evaluator
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table
+from fedvfm.model import adapted_model, feature_cache
+from fedvfm.protocol import protocol
+from fedvfm.tasks import metrics
 
 AFFINE = np.diag([-1.5, -1.0, 4.0, 1.0])
 
@@ -33,13 +35,13 @@ def volume(folder: Path, name: str, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[sites.Site, models.AdaptedModel]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[sites.Site, adapted_model.AdaptedModel]:
     folder = tmp_path_factory.mktemp("nnunet")
     for number, name in enumerate(("a", "b", "c", "d")):
         volume(folder, name, number)
     settings = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "box": 1}, "numTraining": 4}
     (folder / "dataset.json").write_text(json.dumps(settings))
-    recipe = config.Recipe.model_validate(
+    recipe = schema.Recipe.model_validate(
         {
             "threads": 1,
             "backbone": {"name": "unet", "options": {"channels": [4, 8]}},
@@ -52,14 +54,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[sites.Site, models.A
             },
         }
     )
-    source = table.make(config.SourceConfig(source="folder", path=str(folder)), recipe.data)
-    (hospital,) = hospitals.make_hospitals(
-        source, config.PartitionConfig(kind="iid", sites=1, val_share=0.0, test_share=0.5), 0
+    source = table.make(schema.SourceConfig(source="folder", path=str(folder)), recipe.data)
+    (hospital,) = virtual_hospitals.make_hospitals(
+        source, schema.PartitionConfig(kind="iid", sites=1, val_share=0.0, test_share=0.5), 0
     )
-    return sites.Site("one", hospital, cache=feature_cache.FeatureCache(2**24)), models.AdaptedModel(recipe)
+    return sites.Site("one", hospital, cache=feature_cache.FeatureCache(2**24)), adapted_model.AdaptedModel(recipe)
 
 
-def test_a_site_reports_volumes(made: tuple[sites.Site, models.AdaptedModel]) -> None:
+def test_a_site_reports_volumes(made: tuple[sites.Site, adapted_model.AdaptedModel]) -> None:
     """Equal to scoring by hand, whole volume by whole volume, what the model says of each slice."""
     site, model = made
     members = site.split("test")
@@ -82,7 +84,7 @@ def test_a_site_reports_volumes(made: tuple[sites.Site, models.AdaptedModel]) ->
     assert {"dice", "hd95", "assd", "nsd"} <= found.metrics.keys()
 
 
-def test_three_channels_are_neighbours_in_the_window(made: tuple[sites.Site, models.AdaptedModel]) -> None:
+def test_three_channels_are_neighbours_in_the_window(made: tuple[sites.Site, adapted_model.AdaptedModel]) -> None:
     site, model = made
     first: Any = site.split("test")[0]
     second: Any = site.split("test")[1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedvfm import errors
-from fedvfm.data import slices, volumes
+from fedvfm.data.volumes import slices, volumes
 
 AFFINE = np.array([[-0.7, 0, 0, 20.0], [0, -0.8, 0, 30.0], [0, 0, 2.5, -40.0], [0, 0, 0, 1.0]])
 

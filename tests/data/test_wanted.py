@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvfm import config, errors
-from fedvfm.data import dicom, volumes, wanted
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data.sources import folder
+from fedvfm.data.volumes import dicom, series_selector, volumes
 from tests.data import dicom_writer as writer
 
 AXIAL = np.diag([0.5, 0.75, 2.5, 1.0])
@@ -86,11 +87,11 @@ def test_words_that_choose_none_or_several(tmp_path: Path) -> None:
     assert LISTED[2] not in str(several.value)
     assert {one.value.code for one in (none, several)} == {"series-mixed"}
     with pytest.raises(errors.ConfigError, match="'CTT'"):
-        wanted.require("CTT axial", "--series")
+        series_selector.require("CTT axial", "--series")
 
 
-def settings(path: Path, **options: object) -> config.SourceConfig:
-    return config.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
+def settings(path: Path, **options: object) -> schema.SourceConfig:
+    return schema.SourceConfig.model_validate({"source": "folder", "path": str(path), "options": options})
 
 
 def test_a_source_takes_the_series_of_every_study(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_source_takes_the_series_of_every_study(tmp_path: Path) -> None:
     with pytest.raises(errors.DataError, match=r"2 faults[\s\S]*4 series"):
         folder.Folder(settings(tmp_path))
     source = folder.Folder(settings(tmp_path, series="CT axial most"))
-    contract = config.DataContract.model_validate({"class_names": ["ill", "well"]})
+    contract = schema.DataContract.model_validate({"class_names": ["ill", "well"]})
     for one in (source, source.under(contract)):
         assert len(one.samples()) == 16
         pixels = one.read(one.samples()[1])

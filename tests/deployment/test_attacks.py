@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from attacks import hostile, ours, strangers, table, updates
 
-from fedvfm import protocol
+from fedvfm.protocol import protocol
 
 pytestmark = pytest.mark.slow
 

@@ -66,8 +66,8 @@ def test_three_sites_give_the_bits_of_the_in_process_engine(tiny: Any, ours: Any
     assert not (run / "deployment").exists(), "keys, logs and Flower's database go when all is well"
     # What the machine could see meanwhile.
     programs = " ".join(sorted(seen.words))
-    assert "fedvfm.server.superlink" in programs
-    assert "fedvfm.client.supernode" in programs
+    assert "fedvfm.server.network.superlink" in programs
+    assert "fedvfm.client.process.supernode" in programs
     assert "flower-superexec" not in programs
     assert len(seen.secrets) == 4
     assert not [secret for secret in seen.secrets if secret in programs]

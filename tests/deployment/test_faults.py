@@ -13,23 +13,26 @@ import httpx
 import pytest
 from flwr.supercore.inflatable import inflatable_utils as parts
 
-from fedvfm import config, errors, flower_runtime
-from fedvfm.client import own
+from fedvfm import errors
+from fedvfm.client import site_file
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
-from fedvfm.diagnosis import lookout, row
+from fedvfm.doctor import monitor
+from fedvfm.flower import runtime
+from fedvfm.report import finding
 
-WAY = row.blocker("reach", "h:1: nobody listens there (12 s)", "ask the coordinator")
-CLOCK = row.blocker("clock", "this clock is 61 s ahead", "set it")
+WAY = finding.blocker("reach", "h:1: nobody listens there (12 s)", "ask the coordinator")
+CLOCK = finding.blocker("clock", "this clock is 61 s ahead", "set it")
 
 
 Said = Callable[[], list[str]]
 
 
 def test_a_lookout_tells_what_is_wrong_once_and_when_it_is_over(said: Said) -> None:
-    rows = [WAY, row.warning("disk", "little", "watch it")]
-    seen = lookout.Lookout(lambda: rows)
+    rows = [WAY, finding.warning("disk", "little", "watch it")]
+    seen = monitor.Lookout(lambda: rows)
     assert not seen.once()
-    rows[0] = row.blocker("reach", "h:1: nobody listens there (19 s)", WAY.remedy)
+    rows[0] = finding.blocker("reach", "h:1: nobody listens there (19 s)", WAY.remedy)
     assert not seen.once()
     assert said() == ["reach: h:1: nobody listens there (12 s). Remedy: ask the coordinator"]
     rows[:] = [CLOCK]
@@ -44,13 +47,13 @@ def test_a_lookout_tells_what_is_wrong_once_and_when_it_is_over(said: Said) -> N
 def test_a_look_that_fails_is_told_too_and_the_thread_looks_on(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     often = threading.Semaphore(0)
 
-    def look() -> list[row.Row]:
+    def look() -> list[finding.Row]:
         often.release()
         raise errors.TrustError("the authority's file is damaged")
 
-    monkeypatch.setattr(lookout, "FIRST_S", 0.01)
-    monkeypatch.setattr(lookout, "AGAIN_S", 0.01)
-    with lookout.Lookout(look).watched():
+    monkeypatch.setattr(monitor, "FIRST_S", 0.01)
+    monkeypatch.setattr(monitor, "AGAIN_S", 0.01)
+    with monitor.Lookout(look).watched():
         assert all(often.acquire(timeout=10) for _ in range(3))
     assert [text for text in said() if "the authority's file is damaged" in text] == said()[:1]
     assert said()
@@ -83,7 +86,7 @@ def test_on_a_full_disk_a_child_waits_and_starts_when_there_is_room(tmp_path: Pa
     assert found["full"] == [True, None, False]
     assert found["well"]
     record = json.loads(answer.stderr)
-    assert (record["logger"], record["level"]) == ("fedvfm.processes", "error")
+    assert (record["logger"], record["level"]) == ("fedvfm.runtime.processes", "error")
     assert record["text"].startswith(
         f"one cannot be started now: cannot write {tmp_path / 'one.pid'}: File too large. Free space"
     )
@@ -105,13 +108,13 @@ def test_a_task_given_up_with_a_part_under_way_is_an_error_of_ours(error: Except
 
 
 def _reached() -> object:
-    return flower_runtime.reached("the SuperNode")
+    return runtime.reached("the SuperNode")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_log_that_takes_nothing_more_stops_no_answer(stream: str) -> None:
     script = (
-        "import os, sys; from fedvfm import logs; from fedvfm.client import executor\n"
+        "import os, sys; from fedvfm.runtime import logs; from fedvfm.client.process import executor\n"
         f"sys.{stream} = open('/dev/full', 'w')\n"
         f"with logs.output(as_json=True, stream='{stream}'): executor.LOG.warning('x')\n"
         "os.write(1, b'goes on'); os._exit(0)"
@@ -124,7 +127,7 @@ def test_a_log_that_takes_nothing_more_stops_no_answer(stream: str) -> None:
 
 def test_a_hospital_trains_in_the_order_of_a_simulation() -> None:
     """It drew the same split and trained it in the order of the draw: another order, other last bits."""
-    site = config.parse(config.SiteConfig, {"name": "east", "data": {"source": "folder"}}, "site")
-    found = own.split(site, [samples.Sample(f"image-{number:02d}", number % 2) for number in range(40)]).parts
+    site = schema.parse(schema.SiteConfig, {"name": "east", "data": {"source": "folder"}}, "site")
+    found = site_file.split(site, [samples.Sample(f"image-{number:02d}", number % 2) for number in range(40)]).parts
     assert {name: len(part) for name, part in found.items()} == {"train": 24, "val": 6, "test": 10}
     assert all([one.id for one in part] == sorted(one.id for one in part) for part in found.values())

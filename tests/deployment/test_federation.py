@@ -13,8 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from fedvfm import audit, chain, errors, processes, witness
-from fedvfm.client import joining, policy
+from fedvfm import errors
+from fedvfm.audit import audit, cross_check
+from fedvfm.client import state_folder
+from fedvfm.client.gate import policy
+from fedvfm.runtime import processes
+from fedvfm.storage import hash_chain
 from tests.deployment import two_hospitals
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
@@ -46,7 +50,7 @@ def two(tiny: Any, tmp_path: Path) -> Iterator[Two]:
 
 def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     hash_ = two.server.about.recipe
-    joining.withdraw(two.sites["south"], hash_)
+    state_folder.withdraw(two.sites["south"], hash_)
     clients = two.start_clients()
     # The coordinator's process is killed each time it has written the third update since its start.
     crash = {"FEDVFM_FAULT_POINT": "update-kept:3"}
@@ -71,7 +75,7 @@ def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     assert '"control"' in refusals
     assert '"runtime"' in refusals
 
-    joining.approve(two.sites["south"], two.sites["south"].find(hash_))
+    state_folder.approve(two.sites["south"], two.sites["south"].find(hash_))
     assert until(lambda: len(trained(two, "south")) >= 2 and len(trained(two, "east")) >= 2, 600), two.said()
 
     # Everything of the server is killed, as by a reboot, and started again.
@@ -141,7 +145,7 @@ def check_audit(two: Two) -> None:
     refused = {entry["reason"]: entry for entry in entries if entry["event"] == "refused"}
     assert {"control", "runtime", "openapi", "key"} <= set(refused)
     assert all(entry["address"] == "127.0.0.1" and entry["count"] >= 1 for entry in refused.values())
-    peers = witness.peers(entries, "server")
+    peers = cross_check.peers(entries, "server")
     assert set(peers) == set(SITES)
     assert all(row["marked"] == row["messages"] for row in peers.values()), "refusals too"
 
@@ -159,7 +163,7 @@ def check_audit(two: Two) -> None:
 def chained(path: Path, rows: list[dict[str, Any]]) -> None:
     """A log made anew of these entries: every hash in it is right."""
     path.unlink(missing_ok=True)
-    made = chain.Chain(path)
+    made = hash_chain.Chain(path)
     for row in rows:
         made.append({key: value for key, value in row.items() if key not in ("prev", "hash")})
 
@@ -183,7 +187,7 @@ def check_tampering(two: Two) -> None:
             copy.write_bytes(b"".join(changed))
             with pytest.raises(errors.AuditError, match=f"line {middle + 1} does not continue the chain"):
                 audit.verify(copy)
-        last_told = max(note.length for _, note in witness.marks(audit.read(paths[other]), rows[0]["owner"], other))
+        last_told = max(note.length for _, note in cross_check.marks(audit.read(paths[other]), rows[0]["owner"], other))
         whole_again = {
             "truncated": (rows[: last_told - 1], "it was truncated or rolled back"),
             "rolled back": (rows[:middle], "it was truncated or rolled back"),
@@ -193,11 +197,11 @@ def check_tampering(two: Two) -> None:
             chained(copy, forged)
             audit.verify(copy)
             with pytest.raises(errors.AuditError, match=said):
-                witness.log(paths[other], audit.read(copy), str(copy))
+                cross_check.log(paths[other], audit.read(copy), str(copy))
             with pytest.raises(errors.AuditError, match=said):
-                witness.log(copy, audit.read(paths[other]), str(paths[other]))
+                cross_check.log(copy, audit.read(paths[other]), str(paths[other]))
             if end == "site":  # the hospital's own log and the coordinator's receipt are enough
                 with pytest.raises(errors.AuditError, match=said):
-                    audit.check("copy", audit.read(copy), witness.receipt(receipt, audit.read(copy), "copy").notes)
+                    audit.check("copy", audit.read(copy), cross_check.receipt(receipt, audit.read(copy), "copy").notes)
     answer = two.tiny.run("audit", "verify", two.folder / "site-copy.jsonl", "--against", receipt)
     assert (answer.code, "was rewritten" in answer.err) == (errors.AuditError.exit_code, True)

@@ -17,8 +17,9 @@ from flwr.common.serde import message_to_proto
 from flwr.proto import message_pb2, runtime_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 
-from fedvfm import flower, flower_guards, flower_runtime, flower_superlink, protocol
-from fedvfm.server import reach
+from fedvfm.flower import guards, internals, runtime, superlink
+from fedvfm.protocol import protocol
+from fedvfm.server.grid import retrying
 
 SECRET = b"s" * 64
 INTERNALS = {
@@ -38,12 +39,12 @@ INTERNALS = {
 
 @pytest.fixture(autouse=True)
 def _be_server() -> None:
-    flower.be_server_task(1)
+    internals.be_server_task(1)
 
 
 def test_nothing_else_of_flower_is_used() -> None:
     found = set()
-    for module in (flower_guards, flower_superlink):
+    for module in (guards, superlink):
         tree = ast.parse(Path(str(module.__file__)).read_text())
         names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         found |= {str(name) for name in names if str(name).startswith("flwr")}
@@ -54,8 +55,8 @@ def test_nothing_else_of_flower_is_used() -> None:
 
 
 def test_only_who_shows_the_token_is_let_in() -> None:
-    plugin = flower_superlink.OwnerOnly(SECRET)
-    token = flower_guards.control_token(SECRET)
+    plugin = superlink.OwnerOnly(SECRET)
+    token = guards.control_token(SECRET)
     let_in, account = plugin.validate_tokens_in_metadata([("flwr-oidc-access-token", token)])
     assert let_in
     assert account.account_name
@@ -77,7 +78,7 @@ def test_flower_looks_its_handler_up_when_it_is_called_and_ours_lets_a_node_spea
 
     assert "return fleet_handlers.push_messages(request=request, state=state)" in inspect.getsource(router)
     seen: list[Any] = []
-    handler = flower_superlink.own_pushes(lambda request, state: seen.append(state))
+    handler = superlink.own_pushes(lambda request, state: seen.append(state))
     message = message_to_proto(reply(7))
     handler(fleet_pb2.PushMessagesRequest(node=node_pb2.Node(node_id=7), messages_list=[message]), "state")
     assert seen == ["state"]
@@ -93,8 +94,8 @@ def test_our_client_shows_the_token() -> None:
     class Context:
         request = httpx.Request("POST", "https://127.0.0.1/v1/control/list-nodes")
 
-    flower_guards.ShowToken(SECRET).intercept(Context(), lambda context: seen.append(context))  # type: ignore[arg-type, return-value]
-    assert seen[0].request.headers["authorization"] == f"Bearer {flower_guards.control_token(SECRET)}"
+    guards.ShowToken(SECRET).intercept(Context(), lambda context: seen.append(context))  # type: ignore[arg-type, return-value]
+    assert seen[0].request.headers["authorization"] == f"Bearer {guards.control_token(SECRET)}"
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------
@@ -142,24 +143,24 @@ class Store:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     made = Store()
-    monkeypatch.setattr(flower_superlink.CarefulGrid, "_runtime_client", made)
+    monkeypatch.setattr(superlink.CarefulGrid, "_runtime_client", made)
     return made
 
 
 @pytest.fixture
-def grid(store: Store) -> flower_superlink.CarefulGrid:
-    made = flower_superlink.CarefulGrid("127.0.0.1:1", False, None, token="t")
-    made.set_run(flower.empty_run(1))
+def grid(store: Store) -> superlink.CarefulGrid:
+    made = superlink.CarefulGrid("127.0.0.1:1", False, None, token="t")
+    made.set_run(internals.empty_run(1))
     return made
 
 
 def reply(node: int = 7, to: str = "m1", size: int = 3) -> Message:
     asked = Message(RecordDict(), node, "train", ttl=60.0, group_id="1")
-    flower.set_message_id(asked, to)
+    internals.set_message_id(asked, to)
     return Message(RecordDict({"a": ConfigRecord({"x": "y" * size})}), reply_to=asked)
 
 
-def test_a_reply_comes_as_it_was_sent(store: Store, grid: flower_superlink.CarefulGrid) -> None:
+def test_a_reply_comes_as_it_was_sent(store: Store, grid: superlink.CarefulGrid) -> None:
     sent = reply()
     store.announce(sent)
     store.announce(reply(8, "m2"))
@@ -172,7 +173,7 @@ def test_a_reply_comes_as_it_was_sent(store: Store, grid: flower_superlink.Caref
 
 
 def test_a_reply_whose_parts_do_not_come_holds_up_nobody(
-    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+    store: Store, grid: superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = reply(7, "m1")
     store.announce(slow, parts={})
@@ -188,26 +189,26 @@ def test_a_reply_whose_parts_do_not_come_holds_up_nobody(
     (late,) = grid.pull_messages(["m1"])
     assert late.content["a"]["x"] == "yyy"
     # One that never comes is as lost, and asked for again.
-    monkeypatch.setattr(flower_superlink, "WAIT_S", 0.0)
+    monkeypatch.setattr(superlink, "WAIT_S", 0.0)
     store.announce(reply(9, "m4", 5), parts={})
     (lost,) = grid.pull_messages(["m4"])
-    assert lost.error.code in flower_runtime.TRANSPORT_ERRORS
-    assert reach.SteadyGrid._lost(lost)
+    assert lost.error.code in runtime.TRANSPORT_ERRORS
+    assert retrying.SteadyGrid._lost(lost)
 
 
 def test_a_large_reply_over_a_slow_line_is_not_lost_while_parts_still_come(
-    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+    store: Store, grid: superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """60 MB at 2 Mbit/s take four minutes; only a line on which nothing comes gives a reply up."""
     now = 1000.0
-    monkeypatch.setattr(flower_superlink.time, "monotonic", lambda: now)
+    monkeypatch.setattr(superlink.time, "monotonic", lambda: now)
     slow = reply(7, "m1")
     store.announce(slow, parts={})
     assert grid.pull_messages(["m1"]) == []
     parts = {key: one.deflate() for key, one in get_all_nested_objects(slow).items()}
     assert len(parts) > 2
     for number, (key, data) in enumerate(parts.items(), start=1):
-        now += 0.9 * flower_superlink.WAIT_S
+        now += 0.9 * superlink.WAIT_S
         store.parts[key] = data
         found = list(grid.pull_messages(["m1"]))
         assert bool(found) == (number == len(parts))
@@ -215,17 +216,17 @@ def test_a_large_reply_over_a_slow_line_is_not_lost_while_parts_still_come(
     # Some of it and then nothing more is lost after all.
     store.announce(reply(7, "m2", 9), parts={})
     assert grid.pull_messages(["m2"]) == []
-    now += flower_superlink.WAIT_S + 1
+    now += superlink.WAIT_S + 1
     (lost,) = grid.pull_messages(["m2"])
-    assert lost.error.code in flower_runtime.TRANSPORT_ERRORS
+    assert lost.error.code in runtime.TRANSPORT_ERRORS
 
 
 def test_the_grid_waits_at_the_superlink_and_for_parts_ever_longer(
-    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+    store: Store, grid: superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(flower_superlink.time, "sleep", slept.append)
-    monkeypatch.setattr(flower_superlink.CarefulGrid, "_held", lambda self, seconds: store)
+    monkeypatch.setattr(superlink.time, "sleep", slept.append)
+    monkeypatch.setattr(superlink.CarefulGrid, "_held", lambda self, seconds: store)
     grid.wait(["m1", "m2"], 0.5)
     assert (store.asked, slept) == ([["m1", "m2"]], []), "the SuperLink holds the question"
     slow = reply(7, "m1")
@@ -241,7 +242,7 @@ def test_the_grid_waits_at_the_superlink_and_for_parts_ever_longer(
 
 
 def test_the_held_question_is_asked_by_a_client_of_its_own() -> None:
-    grid = flower_superlink.CarefulGrid("127.0.0.1:1", True, None, token="t")
+    grid = superlink.CarefulGrid("127.0.0.1:1", True, None, token="t")
     client = grid._held(0.5)
     assert grid._held(0.5) is client
     assert client._retry_invoker is grid._retry_invoker
@@ -249,7 +250,7 @@ def test_the_held_question_is_asked_by_a_client_of_its_own() -> None:
     assert client._client.is_closed
 
 
-def test_parts_that_make_no_message_are_a_word(store: Store, grid: flower_superlink.CarefulGrid) -> None:
+def test_parts_that_make_no_message_are_a_word(store: Store, grid: superlink.CarefulGrid) -> None:
     import pickle
 
     class Bomb:
@@ -274,11 +275,11 @@ def test_parts_that_make_no_message_are_a_word(store: Store, grid: flower_superl
     for one in found.values():
         assert (one.error.code, one.error.reason) == (1040, "malformed")
         assert protocol.error_word(one) == "malformed"
-        assert one.error.code not in flower_runtime.TRANSPORT_ERRORS
+        assert one.error.code not in runtime.TRANSPORT_ERRORS
 
 
 def test_the_head_is_what_the_superlink_checked_not_what_the_reply_says(
-    store: Store, grid: flower_superlink.CarefulGrid
+    store: Store, grid: superlink.CarefulGrid
 ) -> None:
     inner = reply(8, "m2")  # what another site would have answered
     outer = reply(7, "m1")
@@ -293,9 +294,9 @@ def test_the_head_is_what_the_superlink_checked_not_what_the_reply_says(
 
 
 def test_a_reply_over_the_limit_is_not_read_to_its_end(
-    store: Store, grid: flower_superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
+    store: Store, grid: superlink.CarefulGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flower_superlink.CarefulGrid, "most_bytes", 10_000)
+    monkeypatch.setattr(superlink.CarefulGrid, "most_bytes", 10_000)
     store.announce(reply(7, "m1", 50_000))
     store.announce(reply(8, "m2", 500))
     found = {one.metadata.src_node_id: one for one in grid.pull_messages(["m1", "m2"])}
@@ -303,9 +304,9 @@ def test_a_reply_over_the_limit_is_not_read_to_its_end(
     assert not found[8].has_error()
 
 
-def test_an_error_of_a_site_stays_its_own_words(store: Store, grid: flower_superlink.CarefulGrid) -> None:
+def test_an_error_of_a_site_stays_its_own_words(store: Store, grid: superlink.CarefulGrid) -> None:
     asked = Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")
-    flower.set_message_id(asked, "m1")
+    internals.set_message_id(asked, "m1")
     store.announce(Message(Error(1005, "refused"), reply_to=asked))
     (found,) = grid.pull_messages(["m1"])
     assert (found.error.code, found.error.reason) == (1005, "refused")

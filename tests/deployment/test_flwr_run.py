@@ -19,10 +19,13 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 
-from fedvfm import errors, flower, processes, protocol
-from fedvfm.client import precision
+from fedvfm import errors
+from fedvfm.flower import internals
+from fedvfm.model import precision
+from fedvfm.protocol import protocol
+from fedvfm.runtime import processes
 from fedvfm.simulation import experiment as experiments
-from fedvfm.simulation import flower_run, in_process
+from fedvfm.simulation.engines import flower_run, in_process
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -40,7 +43,7 @@ def bundled(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def server_context(**settings: Any) -> Context:
-    made = flower.context(1, flower.SERVER_NODE, {})
+    made = internals.context(1, internals.SERVER_NODE, {})
     made.run_config = UserConfig({"rounds": 0, "baselines": False, "output": "", **settings})
     return made
 
@@ -113,10 +116,10 @@ def test_a_sites_own_error_is_shown(tiny: Any, bundled: Path, tmp_path: Path) ->
 
 
 def ask(door: Any, content: RecordDict, node_config: dict[str, Any], **settings: Any) -> Message:
-    flower.be_server_task(1)
+    internals.be_server_task(1)
     message = Message(content, 5, protocol.HANDSHAKE)
-    flower.set_message_id(message, "m")
-    context = flower.context(1, 5, node_config)
+    internals.set_message_id(message, "m")
+    context = internals.context(1, 5, node_config)
     context.run_config = UserConfig(settings)
     reply: Message = door(message, context)
     return reply
@@ -180,7 +183,7 @@ def test_the_servers_door_wants_the_simulations_grid(tiny: Any) -> None:
     grid = in_process.InProcessGrid(flower_run.Door(lambda: True), 2)
     with pytest.raises(errors.ConfigError, match="fedvfm server start"):
         app(grid, server_context(experiment="brain-mri"))
-    assert flower.in_simulation_actor() is False
+    assert internals.in_simulation_actor() is False
 
 
 # -- the bundle and the command ----------------------------------------------------------------------------------------

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
-from fedvfm import config, errors, flower, flower_runtime, protocol, state
-from fedvfm.client import gate, sent
-from fedvfm.server import reach, received
+from fedvfm import errors
+from fedvfm.client.gate import gate, reply_cache
+from fedvfm.config import schema
+from fedvfm.flower import internals, runtime
+from fedvfm.protocol import protocol
+from fedvfm.server.grid import retrying
+from fedvfm.server.rounds import update_store
+from fedvfm.state import state
 
-RECIPE = config.parse(
-    config.Recipe,
+RECIPE = schema.parse(
+    schema.Recipe,
     {"backbone": {"name": "dinov2-small"}, "data": {"class_names": ["a", "b"], "input_size": [28, 28]}},
     "recipe",
 )
@@ -25,13 +30,13 @@ BASE = state.AdapterState({"head.w": np.ones((2, 2), np.float32)})
 
 @pytest.fixture(autouse=True)
 def _be_server() -> None:
-    flower.be_server_task(1)
+    internals.be_server_task(1)
 
 
 def ask(kind: str = protocol.TRAIN, number: int = 1, base: state.AdapterState | None = BASE) -> Message:
     made = Message(protocol.encode_task(protocol.Task(RECIPE, number, base)), 7, kind, ttl=60.0, group_id="1")
-    flower.set_message_id(made, "m1")
-    return flower.copy(made)
+    internals.set_message_id(made, "m1")
+    return internals.copy(made)
 
 
 class App:
@@ -50,11 +55,11 @@ class App:
 
 def make(tmp_path: Path, app: Any, terms: gate.Terms | None = None) -> tuple[gate.Gate, list[Exception]]:
     seen: list[Exception] = []
-    kept = sent.Sent(tmp_path / "sent")
+    kept = reply_cache.Sent(tmp_path / "sent")
     return gate.Gate(app, kept, terms or gate.NoTerms(), lambda where, error: seen.append(error)), seen
 
 
-CONTEXT = flower.context(1, 7, {})
+CONTEXT = internals.context(1, 7, {})
 
 
 def test_asked_again_for_the_same_a_site_sends_the_same_bytes_and_does_not_train(tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def test_what_the_terms_refuse_is_never_computed_and_the_coordinator_gets_a_word
     reply = entry(ask(), CONTEXT)
     assert app.calls == 0
     assert (reply.error.code, reply.error.reason) == (1020, "approval-pending")
-    assert "Miller" not in str(flower.serialise(reply))
+    assert "Miller" not in str(internals.serialise(reply))
     assert left == [("train", True)]
     assert isinstance(seen[0], errors.PolicyRefused)
 
@@ -106,10 +111,10 @@ def test_a_message_that_is_none_and_an_app_that_breaks_are_words(tmp_path: Path)
 
     entry, _ = make(tmp_path, broken)
     strange = Message(RecordDict(), 7, protocol.TRAIN, ttl=60.0)
-    flower.set_message_id(strange, "m2")
-    replies = [entry(ask(), CONTEXT), entry(flower.copy(strange), CONTEXT), entry(ask("query.other"), CONTEXT)]
+    internals.set_message_id(strange, "m2")
+    replies = [entry(ask(), CONTEXT), entry(internals.copy(strange), CONTEXT), entry(ask("query.other"), CONTEXT)]
     assert [reply.error.reason for reply in replies] == ["error", "refused", "refused"]
-    assert all(b"Miller" not in flower.serialise(reply) for reply in replies)
+    assert all(b"Miller" not in internals.serialise(reply) for reply in replies)
 
 
 def test_what_cannot_be_written_down_does_not_leave(tmp_path: Path) -> None:
@@ -122,12 +127,12 @@ def test_what_cannot_be_written_down_does_not_leave(tmp_path: Path) -> None:
 
 
 def test_admitted_updates_are_found_again_by_round_and_base(tmp_path: Path) -> None:
-    kept = received.Received(tmp_path / "received")
+    kept = update_store.Received(tmp_path / "received")
     names = ("north", "St. Mary's ../x")
     for name in names:
         kept.keep(state.SiteUpdate(name, BASE, 5, 2, BASE.fingerprint, metrics={"loss": 0.25}), 3)
     bases = dict.fromkeys(names, BASE)
-    found = {one.site: one for one in received.Received(tmp_path / "received").find(3, bases)}
+    found = {one.site: one for one in update_store.Received(tmp_path / "received").find(3, bases)}
     assert sorted(found) == sorted(names)
     assert (found["north"].num_examples, found["north"].base_round, found["north"].metrics) == (5, 2, {"loss": 0.25})
     assert found["north"].state.fingerprint == BASE.fingerprint
@@ -162,7 +167,7 @@ class Losing:
     def push_messages(self, messages: list[Message]) -> list[str]:
         ids = []
         for message in messages:
-            flower.set_message_id(message, f"i{len(self.pushed)}")
+            internals.set_message_id(message, f"i{len(self.pushed)}")
             self.pushed.append(message)
             ids.append(message.metadata.message_id)
         return ids
@@ -188,12 +193,12 @@ PEM = _pem()
 def test_a_lost_reply_is_asked_for_again_under_its_first_number(
     how: str, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
-    monkeypatch.setattr(reach, "LOOK_S", 0.0)
+    monkeypatch.setattr(retrying, "LOOK_S", 0.0)
     grid = Losing()
-    steady = reach.SteadyGrid(grid, lambda: None)  # type: ignore[arg-type]
+    steady = retrying.SteadyGrid(grid, lambda: None)  # type: ignore[arg-type]
     (first,) = steady.push_messages([Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")])
     if how == "error":
-        grid.answers[first] = Error(next(iter(flower_runtime.TRANSPORT_ERRORS)), "gone")
+        grid.answers[first] = Error(next(iter(runtime.TRANSPORT_ERRORS)), "gone")
     else:
         grid.activated = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)).isoformat()
     assert steady.pull_messages([first]) == []
@@ -207,7 +212,7 @@ def test_a_lost_reply_is_asked_for_again_under_its_first_number(
 
 def test_a_sites_own_refusal_is_an_answer() -> None:
     grid = Losing()
-    steady = reach.SteadyGrid(grid, lambda: None)  # type: ignore[arg-type]
+    steady = retrying.SteadyGrid(grid, lambda: None)  # type: ignore[arg-type]
     (first,) = steady.push_messages([Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")])
     grid.answers[first] = Error(1005, "refused")
     (reply,) = steady.pull_messages([first])

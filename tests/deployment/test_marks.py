@@ -10,14 +10,20 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Context, Error, Message
 
-from fedvfm import audit, chain, codecs, errors, flower, protocol, state, witness
-from fedvfm.client import gate, sent, terms
-from fedvfm.server import enrolment, presence
+from fedvfm import errors
+from fedvfm.audit import audit, cross_check
+from fedvfm.client.gate import enforcement, gate, reply_cache
+from fedvfm.flower import internals
+from fedvfm.protocol import codecs, protocol
+from fedvfm.server import state_folder
+from fedvfm.server.grid import roster
+from fedvfm.state import state
+from fedvfm.storage import hash_chain
 from fedvfm.trust import keys
 from tests.client import two_numbers
 from tests.client.two_numbers import ROWS, SHA, adapter, build, make_recipe
 
-CONTEXT = flower.context(1, 7, {})
+CONTEXT = internals.context(1, 7, {})
 
 
 def app(message: Message, context: Context) -> Message:
@@ -55,9 +61,9 @@ class Wire:
     def push_messages(self, messages: list[Message]) -> list[str]:
         ids = []
         for message in messages:
-            flower.set_message_id(message, f"i{len(self.pushed)}")
+            internals.set_message_id(message, f"i{len(self.pushed)}")
             self.pushed.append(message)
-            reply = flower.copy(self.door(flower.copy(message), CONTEXT))
+            reply = internals.copy(self.door(internals.copy(message), CONTEXT))
             self.tamper(reply)
             if self.lose:
                 self.lose -= 1
@@ -74,22 +80,24 @@ class Trial:
     """A coordinator and a hospital, joined and approved."""
 
     def __init__(self, folder: Path, said: Callable[[], list[str]]) -> None:
-        flower.be_server_task(1)
+        internals.be_server_task(1)
         self.said = said
         joined = two_numbers.join(folder)
         self.server, self.site = joined.server, joined.site
-        enrolment.approve(self.server, self.site.request)
+        state_folder.approve(self.server, self.site.request)
         self.reports: list[Exception] = []
-        own = terms.HospitalTerms(self.site, lambda: joined.rules, build)
-        self.door = gate.Gate(app, sent.Sent(self.site.sent), own, lambda where, error: self.reports.append(error))
+        own = enforcement.HospitalTerms(self.site, lambda: joined.rules, build)
+        self.door = gate.Gate(
+            app, reply_cache.Sent(self.site.sent), own, lambda where, error: self.reports.append(error)
+        )
         key = keys.read_private(self.site.key).public_key()
         pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         self.wire = Wire(self.door, pem)
         self.grid = self.start_again()
 
-    def start_again(self, recipe_hash: str = "") -> presence.RosterGrid:
+    def start_again(self, recipe_hash: str = "") -> roster.RosterGrid:
         """The coordinator's process, as after a restart."""
-        grid = presence.RosterGrid(
+        grid = roster.RosterGrid(
             self.wire,  # type: ignore[arg-type]
             self.server.sites,
             lambda: None,
@@ -110,17 +118,17 @@ class Trial:
     def logs(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return self.server.audit.entries, self.site.audit.entries
 
-    def compare(self) -> list[witness.Comparison]:
+    def compare(self) -> list[cross_check.Comparison]:
         server, site = self.logs()
         here, there = self.server.audit_path, self.site.folder / "audit.jsonl"
-        return [witness.log(there, server, "server"), witness.log(here, site, "site")]
+        return [cross_check.log(there, server, "server"), cross_check.log(here, site, "site")]
 
 
 @pytest.fixture
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> Trial:
-    from fedvfm.server import reach
+    from fedvfm.server.grid import retrying
 
-    monkeypatch.setattr(reach, "LOOK_S", 0.0)
+    monkeypatch.setattr(retrying, "LOOK_S", 0.0)
     return Trial(tmp_path, said)
 
 
@@ -151,7 +159,7 @@ def test_a_run_binds_both_logs(trial: Trial) -> None:
     assert [one["round"] for one in came] == [0, 1, 2, 2, 1]
     found = trial.compare()
     assert [(len(one.notes), one.agreed) for one in found] == [(5, 5 + 9), (5, 5 + 9)]
-    assert witness.peers(server, "server")["north"]["marked"] == 5
+    assert cross_check.peers(server, "server")["north"]["marked"] == 5
 
 
 def test_a_lost_reply_is_sent_again_with_the_same_records_and_a_later_mark(trial: Trial) -> None:
@@ -168,7 +176,7 @@ def test_a_lost_reply_is_sent_again_with_the_same_records_and_a_later_mark(trial
     assert [one["event"] for one in site].count("trained") == 1
     assert [one["event"] for one in server if one.get("round") == 1] == ["sent", "sent", "received"]
     assert [protocol.find_mark(one) for one in trial.wire.pushed] == [
-        chain.Mark(number, one["hash"]) for number, one in enumerate(server, start=1) if one["event"] == "sent"
+        hash_chain.Mark(number, one["hash"]) for number, one in enumerate(server, start=1) if one["event"] == "sent"
     ]
     _, totals = audit.departures(site)
     assert (totals["updates"], totals["repeated"]) == (1, 1)
@@ -182,9 +190,9 @@ def test_what_is_no_message_is_noted_and_refused(trial: Trial) -> None:
         header = content.config_records["fedvfm"]
         header.update(change)
         message = Message(content, 7, kind, ttl=60.0, group_id="1")
-        protocol.put_mark(message, chain.Mark(9, SHA))
+        protocol.put_mark(message, hash_chain.Mark(9, SHA))
         before = len(trial.site.audit.entries)
-        reply = trial.door(flower.copy(message), CONTEXT)
+        reply = trial.door(internals.copy(message), CONTEXT)
         assert protocol.error_word(reply) == "refused"
         made = trial.site.audit.entries[before:]
         assert [(one["event"], one["kind"]) for one in made] == [
@@ -229,7 +237,7 @@ def test_a_mark_of_no_known_form_is_refused_and_noted_nowhere(trial: Trial, mark
 
 def test_a_site_whose_ledger_went_back_trains_no_more_in_this_recipe(trial: Trial) -> None:
     """It charged its people's privacy for updates that were thrown away, round after round."""
-    ledger = chain.Mark(9, SHA)
+    ledger = hash_chain.Mark(9, SHA)
 
     def carry(reply: Message) -> None:
         if not reply.has_error():
@@ -238,10 +246,10 @@ def test_a_site_whose_ledger_went_back_trains_no_more_in_this_recipe(trial: Tria
     trial.wire.tamper = carry
     hello, word = protocol.Task(make_recipe()), protocol.LEDGER_WENT_BACK
     assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
-    ledger = chain.Mark(12, SHA)
+    ledger = hash_chain.Mark(12, SHA)
     assert not trial.ask(protocol.TRAIN, train(2, 1.0)).has_error()
     assert not trial.ask(protocol.HANDSHAKE, hello).has_error()
-    ledger = chain.Mark(11, SHA)
+    ledger = hash_chain.Mark(11, SHA)
     assert protocol.error_word(trial.ask(protocol.TRAIN, train(3, 2.0))) == word
     assert "ledger has 11 entries and had 12: it was cut or put back" in trial.said()[-1]
     assert [(one["event"], one.get("ledger")) for one in trial.logs()[0][-2:]] == [
@@ -249,11 +257,11 @@ def test_a_site_whose_ledger_went_back_trains_no_more_in_this_recipe(trial: Tria
     ], "noted as it came"  # fmt: skip
     assert trial.logs()[0][-1]["reason"] == word
     (heard,) = audit.heard(trial.logs()[0])
-    assert heard.ledger == str(chain.Mark(12, SHA)), "a receipt names the longest"
+    assert heard.ledger == str(hash_chain.Mark(12, SHA)), "a receipt names the longest"
     for grid in (trial.grid, trial.start_again()):
         trial.grid = grid
         for length in (11, 13):
-            ledger = chain.Mark(length, SHA)
+            ledger = hash_chain.Mark(length, SHA)
             assert protocol.error_word(trial.ask(protocol.HANDSHAKE, hello)) == word, "so it is asked for no update"
             assert protocol.error_word(trial.ask(protocol.TRAIN, train(3, 2.0))) == word
         assert not trial.ask(protocol.EVALUATE, protocol.Task(make_recipe(), 2, adapter(2.0), split="test")).has_error()
@@ -265,15 +273,15 @@ def test_a_site_whose_ledger_went_back_trains_no_more_in_this_recipe(trial: Tria
 @pytest.mark.parametrize("known", [False, True])
 def test_a_greeting_shows_a_ledger_that_went_back_before_anything_is_charged(trial: Trial, known: bool) -> None:
     """The coordinator may have been started again since."""
-    ledger: chain.Mark | None = chain.Mark(12, SHA)
+    ledger: hash_chain.Mark | None = hash_chain.Mark(12, SHA)
     trial.wire.tamper = lambda reply: protocol.put_mark(reply, trial.site.audit.mark, ledger)
     assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
     trial.grid = trial.grid if known else trial.start_again()
     hello = protocol.Task(make_recipe())
-    for good in (None, chain.Mark(12, SHA), chain.Mark(40, SHA), chain.Mark(12, SHA)):
+    for good in (None, hash_chain.Mark(12, SHA), hash_chain.Mark(40, SHA), hash_chain.Mark(12, SHA)):
         ledger = good
         assert not trial.ask(protocol.HANDSHAKE, hello).has_error(), "only an update is what was charged in this recipe"
-    ledger = chain.Mark(7, SHA)
+    ledger = hash_chain.Mark(7, SHA)
     assert protocol.error_word(trial.ask(protocol.HANDSHAKE, hello)) == protocol.LEDGER_WENT_BACK
     assert "ledger has 7 entries and had 12" in trial.said()[-1]
     assert trial.logs()[0][-1]["kind"] == "ledger"
@@ -286,9 +294,9 @@ def coded(reply: Message, start: state.AdapterState) -> None:
     reply.content = protocol.encode_update(update, difference)
 
 
-@pytest.mark.parametrize("ledger", [chain.Mark(11, SHA), None])
-def test_a_difference_is_no_way_round_it(trial: Trial, ledger: chain.Mark | None) -> None:
-    carried: chain.Mark | None = chain.Mark(12, SHA)
+@pytest.mark.parametrize("ledger", [hash_chain.Mark(11, SHA), None])
+def test_a_difference_is_no_way_round_it(trial: Trial, ledger: hash_chain.Mark | None) -> None:
+    carried: hash_chain.Mark | None = hash_chain.Mark(12, SHA)
 
     def carry(reply: Message) -> None:
         coded(reply, adapter(0.0))
@@ -302,7 +310,7 @@ def test_a_difference_is_no_way_round_it(trial: Trial, ledger: chain.Mark | None
 
 
 def test_no_mark_at_all_is_no_way_round_it(trial: Trial) -> None:
-    trial.wire.tamper = lambda reply: protocol.put_mark(reply, trial.site.audit.mark, chain.Mark(12, SHA))
+    trial.wire.tamper = lambda reply: protocol.put_mark(reply, trial.site.audit.mark, hash_chain.Mark(12, SHA))
     assert not trial.ask(protocol.TRAIN, train(1, 0.0)).has_error()
     trial.wire.tamper = lambda reply: None
     assert protocol.error_word(trial.ask(protocol.TRAIN, train(2, 1.0))) == protocol.LEDGER_WENT_BACK
@@ -311,7 +319,9 @@ def test_no_mark_at_all_is_no_way_round_it(trial: Trial) -> None:
 def test_answers_that_overtake_each_other_show_no_ledger_that_went_back(trial: Trial) -> None:
     """An old answer says what the ledger was when the site was asked, and no more."""
     ledgers = iter([9, 10, 12])
-    trial.wire.tamper = lambda reply: protocol.put_mark(reply, trial.site.audit.mark, chain.Mark(next(ledgers), SHA))
+    trial.wire.tamper = lambda reply: protocol.put_mark(
+        reply, trial.site.audit.mark, hash_chain.Mark(next(ledgers), SHA)
+    )
     ids = []
     for kind, task in ((protocol.HANDSHAKE, protocol.Task(make_recipe())), *[(protocol.TRAIN, train(1, 0.0))] * 2):
         message = Message(protocol.encode_task(task), 7, kind, ttl=60.0, group_id=str(task.round))
@@ -324,8 +334,10 @@ def test_answers_that_overtake_each_other_show_no_ledger_that_went_back(trial: T
 
 def test_without_a_log_nothing_extra_travels(trial: Trial) -> None:
     """As in simulation: no mark on the way out, none on the way back."""
-    plain = presence.RosterGrid(trial.wire, trial.server.sites, lambda: None)  # type: ignore[arg-type]
-    trial.wire.door = gate.Gate(app, sent.Sent(trial.site.folder / "other"), gate.NoTerms(), lambda where, error: None)
+    plain = roster.RosterGrid(trial.wire, trial.server.sites, lambda: None)  # type: ignore[arg-type]
+    trial.wire.door = gate.Gate(
+        app, reply_cache.Sent(trial.site.folder / "other"), gate.NoTerms(), lambda where, error: None
+    )
     plain.present()
     message = Message(protocol.encode_task(train()), 7, protocol.TRAIN, ttl=60.0, group_id="1")
     (one,) = plain.push_messages([message])

@@ -22,23 +22,28 @@ import httpx
 import numpy as np
 import pytest
 
-from fedvfm import config, errors, flower_runtime, processes, state
-from fedvfm.server import enrolment, nginx
-from fedvfm.trust import lock
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.flower import runtime
+from fedvfm.runtime import processes
+from fedvfm.server import state_folder
+from fedvfm.server.network import nginx
+from fedvfm.state import state
+from fedvfm.trust import locked_recipe
 from tests.deployment import doors
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: apt-get install nginx-light)")
-ROUTES = {*((route, "POST") for route in flower_runtime.FLEET_ROUTES), ("/health", "GET")}
+ROUTES = {*((route, "POST") for route in runtime.FLEET_ROUTES), ("/health", "GET")}
 
 
-def make_server(folder: Path, address: str, *names: str) -> enrolment.State:
+def make_server(folder: Path, address: str, *names: str) -> state_folder.State:
     rows = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
     values = {"backbone": {"name": "some/backbone", "sha256": "ab" * 32}, "data": {"class_names": ["rest", "cell"]}}
-    chosen = config.parse(config.Recipe, values, "recipe")
+    chosen = schema.parse(schema.Recipe, values, "recipe")
     initial = state.AdapterState({"head.bias": np.ones(2, np.float32)})
-    locked = lock.LockedRecipe.of(chosen, rows, initial, "ab" * 32, 1000)
-    return enrolment.init(folder, enrolment.Plan("trial", address, names, ("north",)), locked)
+    locked = locked_recipe.LockedRecipe.of(chosen, rows, initial, "ab" * 32, 1000)
+    return state_folder.init(folder, state_folder.Plan("trial", address, names, ("north",)), locked)
 
 
 def test_the_configuration_opens_the_same_routes_as_our_own_proxy() -> None:

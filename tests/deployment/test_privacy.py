@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
-from fedvfm import audit, chain, errors, protocol
-from fedvfm.client import policy, sent, verdicts
-from fedvfm.privacy import accountant, ledger
-from fedvfm.server import checkpoint
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.client.adoption import decisions
+from fedvfm.client.gate import policy, reply_cache
+from fedvfm.ledger import ledger
+from fedvfm.privacy import accountant
+from fedvfm.protocol import protocol
+from fedvfm.state import checkpoint
+from fedvfm.storage import hash_chain
 from tests.deployment import two_hospitals
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
@@ -171,7 +176,7 @@ def check_ledger(private: Private, site: str) -> None:
     ]
     assert {one["round"] for one in left} == set(range(1, ROUNDS + 1))
     for one in left:
-        mark = chain.Mark.parse(one["ledger"])
+        mark = hash_chain.Mark.parse(one["ledger"])
         line = book.entries[mark.length - 1]
         assert (line["event"], line["round"], line["hash"]) == ("charged", one["round"], mark.head)
         assert line["update"] == one["digest"]
@@ -186,7 +191,7 @@ def check_what_left(private: Private, site: str) -> None:
     updates = [row for row in found["messages"] if row["kind"] == "train"]
     assert {(row["numbers"], *row["metrics"]) for row in updates} == {(two.locked.manifest.parameters,)}
     assert found["totals"]["updates"] == ROUNDS
-    content = sent.Sent(two.sites[site].sent).last(two.locked.hash)
+    content = reply_cache.Sent(two.sites[site].sent).last(two.locked.hash)
     assert content is not None
     assert protocol.digest(content) == updates[-1]["digest"]
     update = protocol.decode_update(content)
@@ -220,7 +225,7 @@ def check_delivered(private: Private, site: str) -> None:
     two, last = private.two, private.two.journal()[-1]["fingerprint"]
     done = json.loads((two.run / "evaluation.json").read_text())
     assert (done["fingerprint"], done["acceptance"][site]) == (last, "pending")
-    ((verdict, _),) = verdicts.kept(two.sites[site])
+    ((verdict, _),) = decisions.kept(two.sites[site])
     assert (verdict.fingerprint, verdict.recipe, verdict.verdict) == (last, two.locked.hash, "pending")
     (row,) = private.json("client", "adapter", private.state(site), "--accept", last[:12])["adapters"]
     assert (row["verdict"], row["reason"]) == ("accepted", "person")

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedvfm import errors, processes
+from fedvfm import errors
+from fedvfm.runtime import processes
 
 SLEEP = (sys.executable, "-SEc", "import time; print('up', flush=True); time.sleep(100)")
 STUBBORN = (
@@ -124,7 +125,7 @@ def test_what_an_earlier_parent_left_is_ended_before_a_new_start(tmp_path: Path)
 
 def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from fedvfm import processes\n"
+        "import sys, time; from pathlib import Path; from fedvfm.runtime import processes\n"
         "family = processes.Family(Path(sys.argv[1]))\n"
         f"command = {STUBBORN!r}\n"
         "[family.start(processes.Program(name, command)) for name in ('a', 'b')]\n"
@@ -230,7 +231,7 @@ def test_of_two_that_start_together_one_works(tmp_path: Path, monkeypatch: pytes
 
 
 def test_one_that_was_killed_stands_in_nobodys_way(tmp_path: Path) -> None:
-    words = "import pathlib, sys, time; from fedvfm import processes\n"
+    words = "import pathlib, sys, time; from fedvfm.runtime import processes\n"
     words += "with processes.alone(pathlib.Path(sys.argv[1]), 'client', 'x'): print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", words, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

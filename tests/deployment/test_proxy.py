@@ -19,9 +19,10 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 
-from fedvfm import flower_guards, flower_runtime, long_poll, processes
-from fedvfm.server import proxy, refused
-from fedvfm.trust import certificates, documents, keys
+from fedvfm.flower import guards, long_poll, runtime
+from fedvfm.runtime import processes
+from fedvfm.server.network import proxy, refused_requests
+from fedvfm.trust import certificates, keys, signed_documents
 from tests.deployment import doors
 
 
@@ -55,7 +56,7 @@ class Public(doors.Public):
 
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, now = tmp_path_factory.mktemp("tls"), documents.now()
+    folder, now = tmp_path_factory.mktemp("tls"), signed_documents.now()
     authority_key, authority = certificates.make_authority("test", now)
     key, certificate = certificates.make_server(authority_key, authority, ("127.0.0.1",), now)
     (folder / "ca.pem").write_text(certificates.to_pem(authority))
@@ -81,7 +82,7 @@ def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         hold_s=2.0,
         most_parts=40,
     )
-    log = refused.Refusals(settings.log)
+    log = refused_requests.Refusals(settings.log)
 
     def told(what: str, client: str) -> None:
         refusals.append((what, client))
@@ -135,7 +136,7 @@ def test_a_node_speaks_for_itself_alone_and_in_few_parts(public: Public, body: b
 def test_every_fleet_route_goes_through_with_its_headers(public: Public) -> None:
     public.behind.answer = b"reply"
     with public.client() as client:
-        for route in sorted(flower_runtime.FLEET_ROUTES - {flower_guards.PULL_ROUTE}):
+        for route in sorted(runtime.FLEET_ROUTES - {guards.PULL_ROUTE}):
             answer = client.post(route, content=OWN_PUSH, headers=HEADERS)
             assert (answer.status_code, answer.content) == (200, b"reply")
         assert client.get("/health").status_code == 200
@@ -194,7 +195,7 @@ def test_a_flood_of_refusals_is_few_lines(public: Public) -> None:
     assert 1 <= len(public.log.read_text().splitlines()) <= 2 + time.monotonic() - started
 
 
-@pytest.mark.parametrize("route", ["/v1/fleet/get-run", flower_guards.PULL_ROUTE])
+@pytest.mark.parametrize("route", ["/v1/fleet/get-run", guards.PULL_ROUTE])
 def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None:
     with public.client() as client:
         answer = client.post(route, headers={**HEADERS, "flwr-public-key": "stranger"})
@@ -202,7 +203,7 @@ def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None
     assert public.refusals == [("key", "127.0.0.1")]
 
 
-@pytest.mark.parametrize("route", ["/v1/fleet/send-node-heartbeat", flower_guards.PULL_ROUTE])
+@pytest.mark.parametrize("route", ["/v1/fleet/send-node-heartbeat", guards.PULL_ROUTE])
 def test_a_fault_of_the_superlink_is_a_pause_to_a_supernode(public: Public, route: str) -> None:
     with public.client() as client:
         answer = client.post(route, headers={**HEADERS, "flwr-public-key": "disk-full"})
@@ -279,7 +280,7 @@ def test_old_tls_and_a_foreign_authority_are_refused(public: Public, tmp_path: P
     old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, ConnectionError)), socket.create_connection(("127.0.0.1", public.port)) as plain:
         old.wrap_socket(plain, server_hostname="127.0.0.1")
-    _, foreign = certificates.make_authority("foreign", documents.now())
+    _, foreign = certificates.make_authority("foreign", signed_documents.now())
     (tmp_path / "foreign.pem").write_text(certificates.to_pem(foreign))
     with pytest.raises(ssl.SSLCertVerificationError), socket.create_connection(("127.0.0.1", public.port)) as plain:
         ssl.create_default_context(cafile=tmp_path / "foreign.pem").wrap_socket(plain, server_hostname="127.0.0.1")
@@ -289,7 +290,7 @@ def test_an_empty_answer_for_messages_is_held_until_there_is_one(public: Public)
     public.behind.later = b"a message"
     with public.client() as client:
         started = time.monotonic()
-        answer = client.post(flower_guards.PULL_ROUTE, content=b"who", headers=HEADERS)
+        answer = client.post(guards.PULL_ROUTE, content=b"who", headers=HEADERS)
         assert (answer.status_code, answer.content) == (200, b"a message")
         assert 0.4 < time.monotonic() - started < 2.0
     assert [row[3] for row in public.behind.seen] == [3, 3, 3]
@@ -300,14 +301,14 @@ def test_the_superlink_is_asked_to_hold_as_long_as_is_left_whatever_the_site_say
 ) -> None:
     name = long_poll.HEADER.decode()
     with public.client() as client:
-        client.post(flower_guards.PULL_ROUTE, content=b"who", headers={**HEADERS, name: "9999"})
+        client.post(guards.PULL_ROUTE, content=b"who", headers={**HEADERS, name: "9999"})
         asked = [float(row[2][name]) for row in public.behind.seen]
         assert 1.5 < asked[0] <= 2.0
         assert asked == sorted(asked, reverse=True)
         # Beyond so many that wait, the SuperLink is asked to answer at once.
         monkeypatch.setattr(proxy, "LONG_POLLS", 0)
         public.behind.seen.clear()
-        client.post(flower_guards.PULL_ROUTE, content=b"who", headers=HEADERS)
+        client.post(guards.PULL_ROUTE, content=b"who", headers=HEADERS)
         assert {row[2][name] for row in public.behind.seen} == {"0"}
         public.behind.seen.clear()
         client.post("/v1/fleet/get-run", headers={**HEADERS, name: "9999"})
@@ -317,11 +318,11 @@ def test_the_superlink_is_asked_to_hold_as_long_as_is_left_whatever_the_site_say
 def test_it_is_held_no_longer_than_said_and_not_for_a_site_that_left(public: Public) -> None:
     with public.client() as client:
         started = time.monotonic()
-        assert client.post(flower_guards.PULL_ROUTE, headers=HEADERS).content == b""
+        assert client.post(guards.PULL_ROUTE, headers=HEADERS).content == b""
         assert 1.9 < time.monotonic() - started < 6.0
     before = public.behind.pulls
     with public.raw() as wire:
-        wire.sendall(f"POST {flower_guards.PULL_ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        wire.sendall(f"POST {guards.PULL_ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
         time.sleep(0.1)
     time.sleep(1.0)
     assert public.behind.pulls <= before + 2
@@ -339,7 +340,7 @@ def test_a_superlink_that_is_away_is_502_so_that_a_supernode_asks_again(certifie
     with doors.serving(proxy.server(settings, lambda what, client: None)):
         context = ssl.create_default_context(cafile=certified / "ca.pem")
         with httpx.Client(verify=context, trust_env=False) as client:
-            for route in ("/v1/fleet/get-run", flower_guards.PULL_ROUTE):
+            for route in ("/v1/fleet/get-run", guards.PULL_ROUTE):
                 assert client.post(f"https://127.0.0.1:{settings.port}{route}", content=b"").status_code == 502
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedvfm import flower_runtime, processes
-from fedvfm.trust import certificates, documents, keys
+from fedvfm.flower import runtime
+from fedvfm.runtime import processes
+from fedvfm.trust import certificates, keys, signed_documents
 
 
 def test_an_untrusted_certificate_is_final_and_an_absent_server_is_not(tmp_path: Path) -> None:
-    now, port = documents.now(), processes.free_port()
+    now, port = signed_documents.now(), processes.free_port()
     authority_key, authority = certificates.make_authority("trial", now)
     key, certificate = certificates.make_server(authority_key, authority, ("127.0.0.1",), now)
     keys.write_private(tmp_path / "server.key", key, pem=True)
@@ -27,7 +28,7 @@ def test_an_untrusted_certificate_is_final_and_an_absent_server_is_not(tmp_path:
     asked = []
     _, foreign = certificates.make_authority("another", now)
     trusts = ssl.create_default_context(cadata=certificates.to_pem(foreign))
-    invoker = flower_runtime.patient(threading.Event(), 2.0)
+    invoker = runtime.patient(threading.Event(), 2.0)
 
     def ask() -> None:
         asked.append(port)

@@ -19,18 +19,28 @@ import pytest
 from flwr.app import Message
 
 import fedvfm
-from fedvfm import audit, errors, factors, flower, locking, processes, protocol, state
+from fedvfm import errors
+from fedvfm.audit import audit
 from fedvfm.client import app as client_app
-from fedvfm.client import final, gate, joining, own, policy, purge, sent, supervisor, terms, verdicts
-from fedvfm.server import enrolment
-from fedvfm.trust import lock, recipes
+from fedvfm.client import purge, site_file
+from fedvfm.client import state_folder as joining
+from fedvfm.client.adoption import adoption, decisions
+from fedvfm.client.gate import enforcement, gate, policy, reply_cache
+from fedvfm.client.process import supervisor
+from fedvfm.flower import internals
+from fedvfm.model import locking
+from fedvfm.protocol import protocol
+from fedvfm.runtime import processes
+from fedvfm.server import state_folder as enrolment
+from fedvfm.state import factors, state
+from fedvfm.trust import locked_recipe, recipes
 
 CONFIG, IN_USE, TRUST, POLICY = 2, 6, 12, 13
 RULES = 'accept = "ask"                   # a person looks at the score and decides'
 
 
 @pytest.fixture(scope="module")
-def locked(tiny: Any) -> lock.LockedRecipe:
+def locked(tiny: Any) -> locked_recipe.LockedRecipe:
     return locking.make(recipes.written(tiny.experiment))
 
 
@@ -40,7 +50,7 @@ class Hospital:
 
     folder: Path
     tiny: Any
-    lock: lock.LockedRecipe
+    lock: locked_recipe.LockedRecipe
     where: joining.State
     door: gate.Gate | None = None
 
@@ -68,20 +78,23 @@ class Hospital:
 
     def open(self) -> None:
         """What the executor sets up."""
-        mine = terms.SiteTerms(self.where, self.settings, "cpu")
+        mine = enforcement.SiteTerms(self.where, self.settings, "cpu")
         app = client_app.make_client_app(
-            mine.site, client_app.Models(), lambda at, error: None, final.Finals(self.where, lambda: mine.config.policy)
+            mine.site,
+            client_app.Models(),
+            lambda at, error: None,
+            adoption.Finals(self.where, lambda: mine.config.policy),
         )
-        self.door = gate.Gate(app, sent.Sent(self.where.sent), mine, lambda at, error: None)
+        self.door = gate.Gate(app, reply_cache.Sent(self.where.sent), mine, lambda at, error: None)
 
     def ask(self, kind: str, task: protocol.Task, ttl: float = 600.0) -> Message:
         if self.door is None:
             self.open()
         assert self.door is not None
-        flower.be_server_task(1)
+        internals.be_server_task(1)
         message = Message(protocol.encode_task(task), 1, kind, ttl=ttl)
-        flower.set_message_id(message, "m1")
-        return flower.copy(self.door(flower.copy(message), flower.context(1, 1, {})))
+        internals.set_message_id(message, "m1")
+        return internals.copy(self.door(internals.copy(message), internals.context(1, 1, {})))
 
     def train(self, number: int = 1) -> Message:
         return self.ask(protocol.TRAIN, protocol.Task(self.lock.recipe, number, self.initial))
@@ -98,7 +111,7 @@ class Hospital:
 
 
 @pytest.fixture
-def hospital(tiny: Any, locked: lock.LockedRecipe, tmp_path: Path) -> Hospital:
+def hospital(tiny: Any, locked: locked_recipe.LockedRecipe, tmp_path: Path) -> Hospital:
     return joined(tiny, locked, tmp_path)
 
 
@@ -123,7 +136,7 @@ def freezing(tiny: Any, tmp_path: Path) -> Hospital:
     return made
 
 
-def joined(tiny: Any, locked: lock.LockedRecipe, tmp_path: Path) -> Hospital:
+def joined(tiny: Any, locked: locked_recipe.LockedRecipe, tmp_path: Path) -> Hospital:
     plan = enrolment.Plan("trial", "127.0.0.1:9", (), ("east",))
     server = enrolment.init(tmp_path / "server", plan, locked)
     invite = joining.read_invite(server.invite_path("east"), server.fingerprint())
@@ -185,7 +198,7 @@ def test_a_rehearsal_lists_every_byte_and_uses_nothing_up(hospital: Hospital, cl
     assert after[0]["bytes"] == found["bytes"]
     assert audit.usage(hospital.where.audit.entries, hospital.lock.hash) == audit.Usage()
     assert not hospital.where.sent.exists()
-    assert not (hospital.state / verdicts.FOLDER).exists()
+    assert not (hospital.state / decisions.FOLDER).exists()
     assert not list(hospital.state.glob(f"{joining.REHEARSAL}*"))
 
     again = cli("client", "rehearse", hospital.settings, "--state", hospital.state, "--save", "out.json")
@@ -252,14 +265,14 @@ def test_the_own_update_of_one_factor_is_scored_as_the_whole_it_was(
     assert alternating.finish(final_one) == ("accepted" if known else "declined")
     (line,) = alternating.decided()
     assert line["fingerprint"] == final_one.fingerprint
-    assert [found.own == found.score for found, _ in verdicts.kept(alternating.where)] == [known]
+    assert [found.own == found.score for found, _ in decisions.kept(alternating.where)] == [known]
 
 
 def test_the_final_adapter_is_scored_kept_and_loadable(hospital: Hospital, cli: Any) -> None:
     hospital.write('accept = "score"\nmax_drop = 1.0\nmin_score = 0.0')
     update = protocol.decode_update(hospital.train().content)
     assert hospital.finish(update.state) == "accepted"
-    ((found, folder),) = verdicts.kept(hospital.where)
+    ((found, folder),) = decisions.kept(hospital.where)
     assert (found.verdict, found.reason, found.metric, found.examples) == ("accepted", "max-drop", "dice", 2)
     assert found.score == found.own, "the final one is the site's own here"
     (line,) = hospital.decided()
@@ -283,7 +296,7 @@ def test_the_final_adapter_is_scored_kept_and_loadable(hospital: Hospital, cli: 
     # The policy is tightened while the client runs: what was accepted goes.
     hospital.write('accept = "score"\nmin_score = 1.0')
     assert hospital.finish(update.state) == "declined"
-    assert [path.name for path in folder.iterdir()] == [verdicts.VERDICT]
+    assert [path.name for path in folder.iterdir()] == [decisions.VERDICT]
     assert hospital.decided()[-1]["reason"] == "min-score"
     with pytest.raises(errors.CheckpointError):
         fedvfm.load_adapter(folder)
@@ -304,12 +317,12 @@ def test_a_person_decides(hospital: Hospital, cli: Any) -> None:
     assert len(hospital.decided()) == before
     other = state.AdapterState({key: value + 1 for key, value in hospital.initial.items()})
     assert hospital.finish(other) == "pending"
-    verdicts.decide(hospital.where, other.fingerprint, accept=False)
+    decisions.decide(hospital.where, other.fingerprint, accept=False)
     assert hospital.finish(other) == "declined"
 
 
 def test_final_adapters_without_end_fill_no_disk(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdicts, "MAX_KEPT", 1)
+    monkeypatch.setattr(decisions, "MAX_KEPT", 1)
     hospital.write('accept = "always"')
     other = state.AdapterState({key: value + 1 for key, value in hospital.initial.items()})
     assert [hospital.finish(one) for one in (hospital.initial, other, hospital.initial)] == [
@@ -318,7 +331,7 @@ def test_final_adapters_without_end_fill_no_disk(hospital: Hospital, monkeypatch
         "accepted",
     ]
     assert hospital.decided()[1]["reason"] == "too-many"
-    assert len(list((hospital.state / verdicts.FOLDER).iterdir())) == 1
+    assert len(list((hospital.state / decisions.FOLDER).iterdir())) == 1
 
 
 def test_notes_as_lines_of_json(hospital: Hospital, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,17 +346,17 @@ def test_notes_as_lines_of_json(hospital: Hospital, cli: Any, monkeypatch: pytes
     lines = [json.loads(line) for line in found.out.splitlines()]
     assert [line["text"] for line in lines] == ["site east: waiting", "two\nlines \x1b[2J"]
     assert [line["level"] for line in lines] == ["info", "warning"]
-    assert {line["logger"] for line in lines} == {"fedvfm.client.supervisor"}
+    assert {line["logger"] for line in lines} == {"fedvfm.client.process.supervisor"}
     assert all(line["time"].endswith("Z") for line in lines)
     assert found.err == ""
 
 
 def test_a_damaged_verdict_is_shown(hospital: Hospital, cli: Any) -> None:
-    folder = hospital.state / verdicts.FOLDER / "x"
+    folder = hospital.state / decisions.FOLDER / "x"
     folder.mkdir(parents=True)
-    (folder / verdicts.VERDICT).write_text("{")
+    (folder / decisions.VERDICT).write_text("{")
     for words in (("adapter", hospital.state), ("status", "--state", hospital.state)):
-        assert f"{folder / verdicts.VERDICT}: is no strict JSON" in cli("client", *words).out
+        assert f"{folder / decisions.VERDICT}: is no strict JSON" in cli("client", *words).out
         assert len(json.loads(cli("client", *words, "--json").out)["damaged"]) == 1
 
 
@@ -366,10 +379,11 @@ def test_a_damaged_verdict_is_shown(hospital: Hospital, cli: Any) -> None:
 def test_every_rule_for_the_final_adapter(
     rules: dict[str, Any], score: float | None, own: float | None, word: str, reason: str
 ) -> None:
-    from fedvfm import config, site_policy
+    from fedvfm.config import policy as site_policy
+    from fedvfm.config import schema
 
-    made = config.parse(site_policy.FinalPolicy, rules, "final")
-    assert verdicts.judge(made, score, lambda: own)[:2] == (word, reason)
+    made = schema.parse(site_policy.FinalPolicy, rules, "final")
+    assert decisions.judge(made, score, lambda: own)[:2] == (word, reason)
     assert word in protocol.ACCEPTANCE
 
 
@@ -415,7 +429,7 @@ def test_an_evaluation_ends_with_the_life_of_its_message_as_training_does(hospit
 
 
 def test_the_deadline_holds_for_scoring_the_own_update_too(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedvfm.client import evaluator
+    from fedvfm.client.training import evaluator
 
     seen: list[float] = []
     real = evaluator.evaluate
@@ -501,7 +515,7 @@ def test_features_of_patients_images_are_private_and_go(
     features = {path: path.stat().st_mtime_ns for path in kept() if path.suffix == ".features"}
     (line,) = [text for text in said() if "features" in text]
     assert line.startswith(f"round 1: features of the frozen blocks: {len(features)} computed")
-    assert len(features) == len(own.hospital(own.read_site(freezing.settings), freezing.lock.recipe).train)
+    assert len(features) == len(site_file.hospital(site_file.read_site(freezing.settings), freezing.lock.recipe).train)
     assert set(kept().values()) == {0o700, 0o600}
     freezing.open()
     assert protocol.decode_update(freezing.train(2).content).state.parameters
@@ -548,7 +562,7 @@ def test_no_purge_while_the_client_runs(hospital: Hospital, cli: Any) -> None:
 def test_where_nobody_can_answer_a_question_is_one_error(
     hospital: Hospital, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedvfm import cli_client
+    from fedvfm.cli import client as cli_client
 
     monkeypatch.setattr(sys, "stdin", None)  # as under a service, or with <&-
     assert cli_client._answer("? ") is None
@@ -587,7 +601,9 @@ def test_units_by_the_commands(hospital: Hospital, cli: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
-def test_a_federation_on_a_sites_own_terms(tiny: Any, locked: lock.LockedRecipe, tmp_path: Path, until: Any) -> None:
+def test_a_federation_on_a_sites_own_terms(
+    tiny: Any, locked: locked_recipe.LockedRecipe, tmp_path: Path, until: Any
+) -> None:
     """Closed, waited for, opened; kept within limits; the final adapter scored and kept; purged after, not before."""
     plan = enrolment.Plan("trial", f"127.0.0.1:{processes.free_port()}", (), ("east",))
     server = enrolment.init(tmp_path / "server", plan, locked)
@@ -623,7 +639,7 @@ def test_a_federation_on_a_sites_own_terms(tiny: Any, locked: lock.LockedRecipe,
         site.settings.write_text(text.replace("hours = []", 'hours = ["daily 00:00-24:00"]'))
         assert until(lambda: running.poll() is not None, 900), said()
         assert running.returncode == 0, (tmp_path / "server.txt").read_text()
-        ((verdict, folder),) = verdicts.kept(site.where)
+        ((verdict, folder),) = decisions.kept(site.where)
         assert (verdict.verdict, verdict.round) == ("accepted", 3)
         evaluation = json.loads((server.folder / "runs" / locked.hash / "evaluation.json").read_text())
         assert evaluation["acceptance"] == {"east": "accepted"}

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
-from fedvfm import audit, chain, locking, processes
-from fedvfm.client import joining, policy
-from fedvfm.server import enrolment
+from fedvfm.audit import audit
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import policy
+from fedvfm.model import locking
+from fedvfm.runtime import processes
+from fedvfm.server import state_folder as enrolment
+from fedvfm.storage import hash_chain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 LONG = 900.0
@@ -80,7 +84,7 @@ class Federation:
 
     def lines(self, recipe: str = "") -> list[dict[str, Any]]:
         path = self.server.run_path(recipe or self.status()["recipe"]) / "journal.jsonl"
-        return chain.read(path)
+        return hash_chain.read(path)
 
     def wait_cohort(self, *sites: str) -> None:
         """Until a round ended that asked these sites."""

@@ -22,8 +22,10 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import main, start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 
-from fedvfm import errors, flower, flower_runtime, flower_supernode, processes
-from fedvfm.client import executor
+from fedvfm import errors
+from fedvfm.client.process import executor
+from fedvfm.flower import internals, runtime, supernode
+from fedvfm.runtime import processes
 
 SECRET = b"0" * 64
 PATIENCE_S = 60.0
@@ -39,7 +41,7 @@ class SuperLink:
     """
 
     def __init__(self) -> None:
-        self._bundle = flower_runtime.empty_bundle()
+        self._bundle = runtime.empty_bundle()
         self._waiting: list[tuple[Message, Any]] = []
         self._contents: dict[str, bytes] = {}
         self.over: set[int] = set()
@@ -49,7 +51,7 @@ class SuperLink:
 
     def send(self, run: int) -> str:
         """A handshake of a run; its id."""
-        flower.be_server_task(run)
+        internals.be_server_task(run)
         record = RecordDict({"recipe": ConfigRecord({"text": "the same in every run"})})
         record["adapter"] = ArrayRecord({str(n): Array(np.full(4, n, np.float32)) for n in range(3)})
         message = Message(record, 7, "query.handshake", ttl=600.0, group_id="0")
@@ -147,7 +149,7 @@ def answered(node: SuperNode) -> Iterator[list[int]]:
         found.append(message.metadata.run_id)
         return Message(RecordDict(), reply_to=message)
 
-    at = flower_runtime.Link(f"127.0.0.1:{node.server.config.port}", b"", SECRET)
+    at = runtime.Link(f"127.0.0.1:{node.server.config.port}", b"", SECRET)
     thread = threading.Thread(target=executor.serve, args=(at, answer, stop))
     thread.start()
     yield found
@@ -185,7 +187,7 @@ def test_a_slow_line_loses_no_message(
     node: SuperNode, link: SuperLink, answered: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While parts are under way nothing else can be there; how long they take is then of no account."""
-    monkeypatch.setattr(flower_supernode, "STALL_S", 0.05)
+    monkeypatch.setattr(supernode, "STALL_S", 0.05)
     link.slow = 0.15
     for run in (1, 2):
         asked = link.send(run)
@@ -242,8 +244,8 @@ def test_an_executor_that_is_stopped_waits_for_no_part(node: SuperNode, link: Su
     link.send(1)
     assert node.pull() is None
     stop = threading.Event()
-    at = flower_runtime.Link(f"127.0.0.1:{node.server.config.port}", b"", SECRET)
-    tasks = flower_supernode.NodeTasks(at, stop)
+    at = runtime.Link(f"127.0.0.1:{node.server.config.port}", b"", SECRET)
+    tasks = supernode.NodeTasks(at, stop)
     threading.Timer(0.5, stop.set).start()
     with pytest.raises(errors.EngineError, match="ObjectPullError"):
         tasks.take()
@@ -253,12 +255,12 @@ def test_an_executor_that_is_stopped_waits_for_no_part(node: SuperNode, link: Su
 def test_a_part_that_is_late_while_another_task_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where clocks do not tell which of two is the later, patience decides, and the task is left to end by itself."""
     now = [0.0]
-    monkeypatch.setattr(flower_supernode.time, "monotonic", lambda: now[0])
-    tasks = flower_supernode.NodeTasks(flower_runtime.Link("127.0.0.1:9", b"", SECRET), threading.Event())
+    monkeypatch.setattr(supernode.time, "monotonic", lambda: now[0])
+    tasks = supernode.NodeTasks(runtime.Link("127.0.0.1:9", b"", SECRET), threading.Event())
     monkeypatch.setattr(tasks, "_take_ahead", lambda finder: None)
-    tasks._held = [flower_supernode._Offer("2020-01-01", "token", 1e9)]
+    tasks._held = [supernode._Offer("2020-01-01", "token", 1e9)]
     assert tasks._over("2020-01-02", 0.0) is None
-    now[0] = flower_supernode.STALL_S + 1.0
+    now[0] = supernode.STALL_S + 1.0
     assert tasks._over("2020-01-02", 0.0) is parts.ObjectPullError
-    assert tasks._over("2019-12-31", now[0]) is flower_supernode._Dead
+    assert tasks._over("2019-12-31", now[0]) is supernode._Dead
     tasks.close()

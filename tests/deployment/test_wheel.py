@@ -23,8 +23,10 @@ from typing import Any
 
 import pytest
 
-from fedvfm import errors, extras, locking, processes
-from fedvfm.client import joining
+from fedvfm import errors
+from fedvfm.client import state_folder
+from fedvfm.model import locking
+from fedvfm.runtime import extras, processes
 from fedvfm.simulation import experiment as experiments
 from fedvfm.trust import recipes
 
@@ -175,8 +177,8 @@ def test_a_coordinator_without_torch_invites_approves_and_serves(
     names = ("--name", "trial", "--address", address, "--sites", "east,south")
     made = coordinator.json("server", "init", locked, *names)
     for site in SITES:
-        invite = joining.read_invite(Path(coordinator.folder / made["invites"][site]), made["fingerprint"])
-        state = joining.join(coordinator.folder / site, invite, invite.lock.hash)
+        invite = state_folder.read_invite(Path(coordinator.folder / made["invites"][site]), made["fingerprint"])
+        state = state_folder.join(coordinator.folder / site, invite, invite.lock.hash)
         assert coordinator.json("server", "approve", state.request)["status"] == "approved"
     late = coordinator.json("server", "invite", "late")
     assert (coordinator.folder / late["invite"]).is_file()
@@ -223,8 +225,8 @@ def test_commands_that_need_more_say_so_and_leave_nothing(coordinator: Installed
     made = coordinator.json(
         "server", "init", "recipe.json", "--name", "a", "--address", "localhost:8443", "--sites", "east"
     )
-    invite = joining.read_invite(coordinator.folder / made["invites"]["east"], made["fingerprint"])
-    joining.join(coordinator.folder / "east", invite, invite.lock.hash)
+    invite = state_folder.read_invite(coordinator.folder / made["invites"]["east"], made["fingerprint"])
+    state_folder.join(coordinator.folder / "east", invite, invite.lock.hash)
     before = sorted(coordinator.folder.rglob("*"))
     for what, line in COMMANDS.items():
         done = coordinator.run("fedvfm", *line.split(), code=None)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvfm import locking, processes
-from fedvfm.client import joining
-from fedvfm.server import enrolment
-from fedvfm.trust import lock
+from fedvfm.client import state_folder as joining
+from fedvfm.model import locking
+from fedvfm.runtime import processes
+from fedvfm.server import state_folder as enrolment
+from fedvfm.trust import locked_recipe
 
 SITES = ("east", "south")
 
@@ -29,7 +30,7 @@ class Two:
 
     tiny: Any
     folder: Path
-    locked: lock.LockedRecipe
+    locked: locked_recipe.LockedRecipe
     server: enrolment.State
     sites: dict[str, joining.State] = field(default_factory=dict)
     started: list[subprocess.Popen[str]] = field(default_factory=list)

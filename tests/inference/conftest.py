@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import config as configs
-from fedvfm import state
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.inference import export
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 Saver = Callable[..., Path]
 
 
-def moved(backbone: Path | str, task: str = "segmentation", kind: str = "lora", **data: Any) -> models.AdaptedModel:
+def moved(
+    backbone: Path | str, task: str = "segmentation", kind: str = "lora", **data: Any
+) -> adapted_model.AdaptedModel:
     """A model whose every trainable number is off its start, as after training; three classes unless told."""
     values = {
         "backbone": {"name": str(backbone), "options": {"channels": [4, 8]} if backbone == "unet" else {}},
@@ -25,7 +27,7 @@ def moved(backbone: Path | str, task: str = "segmentation", kind: str = "lora", 
         "task": {"kind": task},
         "data": {"class_names": ["rest", "cell", "wall"], "input_size": [28, 28], **data},
     }
-    model = models.AdaptedModel(configs.parse(configs.Recipe, values, "recipe"))
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
     rng = np.random.default_rng(1)
     start = model.initial()
     model.write(

@@ -15,9 +15,9 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.client import windows
 from fedvfm.data import formats
 from fedvfm.inference import export
+from fedvfm.model import sliding_window
 
 Saver = Callable[..., Path]
 
@@ -88,9 +88,9 @@ def test_a_batch_is_computed_together(
     saved: Saver, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    alone = windows.alone
+    alone = sliding_window.alone
 
-    def counted(model: Any) -> windows.Run:
+    def counted(model: Any) -> sliding_window.Run:
         run = alone(model)
 
         def compute(parts: Any) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_a_batch_is_computed_together(
 
         return compute
 
-    monkeypatch.setattr(windows, "alone", counted)
+    monkeypatch.setattr(sliding_window, "alone", counted)
     predicted(saved(), source, tmp_path / "out", batch=4)
     assert sizes == [3, 3, 4, 1]  # p0 p1 p2 (p2b is damaged), p3 p4 p5, and the volume's five slices
 

@@ -16,10 +16,11 @@ import torch
 import transformers
 
 import fedvfm
-from fedvfm import config as configs
-from fedvfm import errors, state
-from fedvfm.client import model as models
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.inference import export
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 MLP = {
     "hidden_size": 32,
@@ -53,7 +54,7 @@ def folders(tiny_dino: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {name: tiny_dino if name == "dinov2" else root / name for name in STOCK}
 
 
-def moved(backbone: Path | str, kind: str, task: str = "segmentation", **adapter: Any) -> models.AdaptedModel:
+def moved(backbone: Path | str, kind: str, task: str = "segmentation", **adapter: Any) -> adapted_model.AdaptedModel:
     """A model whose every trainable number is off its start, as after training."""
     values = {
         "backbone": {"name": str(backbone), "options": {"channels": [4, 8]} if backbone == "unet" else {}},
@@ -61,7 +62,7 @@ def moved(backbone: Path | str, kind: str, task: str = "segmentation", **adapter
         "task": {"kind": task},
         "data": {"class_names": ["rest", "cell"], "input_size": [56, 56]},
     }
-    model = models.AdaptedModel(configs.parse(configs.Recipe, values, "recipe"))
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
     rng = np.random.default_rng(0)
     start = model.initial()
     model.write(
@@ -74,7 +75,7 @@ def pixels() -> torch.Tensor:
     return torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(7))
 
 
-def last_grid(model: models.AdaptedModel) -> torch.Tensor:
+def last_grid(model: adapted_model.AdaptedModel) -> torch.Tensor:
     with torch.no_grad():
         return model.backbone.features(pixels(), (model.backbone.depth,)).grids[-1].flatten(2).transpose(1, 2)
 
@@ -157,7 +158,7 @@ def test_merged_equals_unmerged(folders: dict[str, Path], name: str, kind: str) 
     )
 
 
-def fresh(folder: Path) -> models.AdaptedModel:
+def fresh(folder: Path) -> adapted_model.AdaptedModel:
     """A model loaded after a merge: the shared frozen weights must still be the file's."""
     model = moved(folder, "head-only")
     return model

@@ -21,20 +21,20 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.client import model as models
 from fedvfm.inference import delivery, export, forms, hub
-from fedvfm.server import checkpoint
+from fedvfm.model import adapted_model
+from fedvfm.state import checkpoint
 
 Saver = Callable[..., Path]
 
 
-def prepared(model: models.AdaptedModel, batch: int = 2) -> torch.Tensor:
+def prepared(model: adapted_model.AdaptedModel, batch: int = 2) -> torch.Tensor:
     """Random prepared images in [0, 1]; not those the export checks itself with."""
     size = model.recipe.data.input_size
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(9))
 
 
-def expected(model: models.AdaptedModel, image: torch.Tensor) -> torch.Tensor:
+def expected(model: adapted_model.AdaptedModel, image: torch.Tensor) -> torch.Tensor:
     """Logits, normalised by hand."""
     mean, std = (torch.tensor(one).reshape(1, 3, 1, 1) for one in (model.recipe.data.mean, model.recipe.data.std))
     with torch.no_grad():
@@ -401,7 +401,7 @@ def test_onnx_without_its_packages(saved: Saver, tmp_path: Path, monkeypatch: py
 def test_what_computes_something_else_is_not_delivered(
     saved: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: models.AdaptedModel) -> torch.nn.Module:
+    def wrong(model: adapted_model.AdaptedModel) -> torch.nn.Module:
         merged: Any = merge(model)
         merged.layernorm.weight.data.add_(0.5)
         return merged  # type: ignore[no-any-return]

@@ -16,11 +16,13 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.client import evaluator, feature_cache, windows
-from fedvfm.client import site as sites
-from fedvfm.data import formats, nifti, slices
+from fedvfm.client.training import evaluator
+from fedvfm.client.training import site as sites
+from fedvfm.data import formats
 from fedvfm.data import sample as samples
+from fedvfm.data.volumes import nifti, slices
 from fedvfm.inference import export, predict
+from fedvfm.model import feature_cache, sliding_window
 
 Saver = Callable[..., Path]
 
@@ -118,7 +120,7 @@ def test_classification_of_a_large_native_image_is_the_mean_of_its_windows(saved
         seen.extend((part.corner, part.image.shape) for part in parts)
         return torch.tensor([[float(part.corner[1]), 0.0, 1.0] for part in parts])
 
-    found = windows.logits(model, image, run)
+    found = sliding_window.logits(model, image, run)
     assert {shape for _, shape in seen} == {(3, 28, 28)}
     assert len(seen) > 1
     torch.testing.assert_close(found, torch.tensor([float(np.mean([c[1] for c, _ in seen])), 0.0, 1.0]))

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 import fedvfm
-from fedvfm import config, errors
-from fedvfm.client import evaluator
-from fedvfm.client import site as sites
-from fedvfm.data import hospitals
+from fedvfm import errors
+from fedvfm.client.training import evaluator
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table
 from fedvfm.inference import channels
 from tests.data import dicom_writer as writer
@@ -55,14 +56,14 @@ def nnunet(root: Path, count: int = 3, cases: str = "ab") -> Path:
 
 def source_of(root: Path, adapter: Path, **options: Any) -> Any:
     recipe = fedvfm.load_adapter(adapter).recipe
-    settings = config.SourceConfig(source="folder", path=str(root), options={"ids": "names", **options})
+    settings = schema.SourceConfig(source="folder", path=str(root), options={"ids": "names", **options})
     return table.make(settings, recipe.data)
 
 
 def evaluated(adapter: Path, source: Any) -> dict[str, np.ndarray]:
     """Sample -> classes as evaluation finds them at a site, on the image's own pixels."""
     model, found = fedvfm.load_adapter(adapter), {}
-    (hospital,) = hospitals.make_hospitals(source, config.PartitionConfig(kind="iid", sites=1), 0)
+    (hospital,) = virtual_hospitals.make_hospitals(source, schema.PartitionConfig(kind="iid", sites=1), 0)
     site = sites.Site("here", hospital)
     for one in source.samples():
         whole = site.whole(model, one)
@@ -265,4 +266,4 @@ def test_channels_of_other_names_count_by_their_order(saved: Saver, tmp_path: Pa
 )  # fmt: skip
 def test_contracts_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(errors.ConfigError, match="three"):
-        config.parse(config.DataContract, {"class_names": ["a", "b"], **changes}, "recipe.data")
+        schema.parse(schema.DataContract, {"class_names": ["a", "b"], **changes}, "recipe.data")

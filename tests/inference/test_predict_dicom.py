@@ -16,7 +16,8 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.data import formats, segments, series, volumes
+from fedvfm.data import formats
+from fedvfm.data.volumes import dicom_seg, dicom_series, volumes
 from fedvfm.inference import inputs, segmentation_object
 from tests.data import dicom_writer as writer
 
@@ -214,7 +215,7 @@ def test_a_table_for_display_is_noted(saved: Saver, tmp_path: Path) -> None:
     values = np.sort(np.random.default_rng(0).integers(0, 3000, (30, 44)).astype(np.uint16), axis=0)
     writer.radiograph(tmp_path / "in" / "a.dcm", values, VOILUTSequence=[table])
     made = fedvfm.predict(saved(window=[1500.0, 3000.0]), tmp_path / "in", tmp_path / "out", form="png")
-    assert made["notes"] == {series.CURVED: ["series-001"]}
+    assert made["notes"] == {dicom_series.CURVED: ["series-001"]}
 
 
 def test_the_wrong_modality_is_told_without_the_path(saved: Saver, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_our_own_reader_of_masks_reads_it(saved: Saver, tmp_path: Path) -> None:
     fedvfm.predict(saved(), tmp_path / "study", tmp_path / "seg")
     fedvfm.predict(saved(), tmp_path / "study", tmp_path / "nifti", form="nifti")
     header = volumes.read_header(tmp_path / "study")
-    found = segments.read(tmp_path / "seg" / "series-001.dcm", header)
+    found = dicom_seg.read(tmp_path / "seg" / "series-001.dcm", header)
     np.testing.assert_array_equal(found, volumes.read_volume(tmp_path / "nifti" / "series-001.nii.gz").voxels)
 
 

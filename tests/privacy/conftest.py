@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import config, state
-from fedvfm.privacy import ledger
-from fedvfm.trust import keys, lock
+from fedvfm.config import schema
+from fedvfm.ledger import ledger
+from fedvfm.state import state
+from fedvfm.trust import keys, locked_recipe
 from tests.privacy.releases import RECIPE
 
 
@@ -31,14 +32,14 @@ def book(folder: Path) -> ledger.Ledger:
 
 
 @pytest.fixture
-def make_private_lock() -> Callable[..., lock.LockedRecipe]:
+def make_private_lock() -> Callable[..., locked_recipe.LockedRecipe]:
     """A locked recipe, without torch, with this ``[privacy]``."""
 
-    def make(privacy: dict[str, Any]) -> lock.LockedRecipe:
+    def make(privacy: dict[str, Any]) -> locked_recipe.LockedRecipe:
         values = {"backbone": {"name": "x", "sha256": RECIPE}, "data": {"class_names": ["rest", "cell"]}, "rounds": 3}
-        chosen = config.parse(config.Recipe, {**values, **({"privacy": privacy} if privacy else {})}, "recipe")
+        chosen = schema.parse(schema.Recipe, {**values, **({"privacy": privacy} if privacy else {})}, "recipe")
         rows = state.Manifest.of([state.ArraySpec("head.bias", (2,), "head")])
         initial = state.AdapterState({"head.bias": np.ones(2, np.float32)})
-        return lock.LockedRecipe.of(chosen, rows, initial, RECIPE, 1000)
+        return locked_recipe.LockedRecipe.of(chosen, rows, initial, RECIPE, 1000)
 
     return make

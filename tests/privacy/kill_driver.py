@@ -20,8 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fedvfm import errors, storage
-from fedvfm.privacy import ledger, receipts, reconcile
+from fedvfm import errors
+from fedvfm.ledger import ledger, receipts, reconcile
+from fedvfm.storage import storage
 from tests.privacy import releases
 
 TRACED = ("ledger.py", "records.py", "spending.py", "lines.py", "chain.py", "storage.py", "audit.py", "reconcile.py")

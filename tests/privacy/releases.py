@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from fedvfm import privacy_config
-from fedvfm.privacy import accountant, base, ledger
+from fedvfm.config import privacy
+from fedvfm.ledger import ledger
+from fedvfm.privacy import accountant, base
 
 RECIPE = "ab" * 32
 AFTER = (0.0, 4.0245, 5.2822, 6.3034, 7.1998)
 """Epsilon after so many claims."""
 
 
-def budget(**values: Any) -> privacy_config.Budget:
-    return privacy_config.Budget(**{"data_set": "nuclei", "epsilon": 8.0, "delta": 1e-5, "unit": "record", **values})
+def budget(**values: Any) -> privacy.Budget:
+    return privacy.Budget(**{"data_set": "nuclei", "epsilon": 8.0, "delta": 1e-5, "unit": "record", **values})
 
 
 def claim(round_number: int = 1, first: int = 0, last: int = 40, rounds: int = 1, **event: Any) -> ledger.Claim:

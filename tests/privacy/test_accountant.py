@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvfm import config, errors, privacy_config
+from fedvfm import errors
+from fedvfm.config import privacy, schema
 from fedvfm.privacy import accountant, base, rdp
 from tests.privacy import gaussian
 
@@ -246,7 +247,7 @@ def test_what_is_no_number_proves_nothing() -> None:
 
 def test_no_noise_is_found_that_no_event_takes() -> None:
     found = accountant.noise(1e9, 1e-5, 0.1, 1)
-    assert found == privacy_config.LEAST_NOISE
+    assert found == privacy.LEAST_NOISE
     assert event(sigma=found).noise_multiplier == found
 
 
@@ -263,13 +264,15 @@ def test_a_recipe_asks_for_noise_and_clips_that_mean_something(change: dict[str,
     given = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
     values = {"backbone": {"name": "x"}, "data": {"class_names": ["a", "b"]}, "privacy": {**given, **change}}
     with pytest.raises(errors.ConfigError, match=match):
-        config.parse(config.Recipe, values, "recipe")
-    config.parse(config.Recipe, {**values, "privacy": given | {"noise_multiplier": 0.01, "clip": 1e-6}}, "recipe")
+        schema.parse(schema.Recipe, values, "recipe")
+    schema.parse(schema.Recipe, {**values, "privacy": given | {"noise_multiplier": 0.01, "clip": 1e-6}}, "recipe")
 
 
 def test_the_server_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom fedvfm.privacy import accountant, ledger, planner, rdp, reconcile, summary, table\n"
+        "import sys\n"
+        "from fedvfm.privacy import accountant, planner, rdp, table\n"
+        "from fedvfm.ledger import ledger, reconcile, summary\n"
         "print(accountant.epsilon(((0.01, 1.1, 100),), 1e-5).value)\n"
         "print([n for n in ('torch', 'opacus', 'monai', 'transformers') if n in sys.modules])"
     )

@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 
 import fedvfm
-from fedvfm.privacy import entropy
+from fedvfm.privacy import randomness
 
-SYSTEM = entropy.System()
+SYSTEM = randomness.System()
 
 
 def test_the_system_takes_every_number_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_no_seed_repeats_the_system() -> None:
 
 def test_seeded_draws_repeat_by_their_words() -> None:
     def draw(*words: Any) -> np.ndarray:
-        stream = entropy.Seeded(7, *words)
+        stream = randomness.Seeded(7, *words)
         return np.concatenate([stream.normal((2, 3)).reshape(-1), stream.uniform(4)])
 
     assert np.array_equal(draw("privacy", 1, "north"), draw("privacy", 1, "north"))
@@ -53,8 +53,8 @@ def test_seeded_draws_repeat_by_their_words() -> None:
     assert not np.array_equal(draw("privacy", 1, "north"), draw("privacy", 1, "south"))
 
 
-@pytest.mark.parametrize("draws", [SYSTEM, entropy.Seeded(0, "noise")], ids=["system", "seeded"])
-def test_numbers_are_normal_and_uniform_and_independent(draws: entropy.Draws) -> None:
+@pytest.mark.parametrize("draws", [SYSTEM, randomness.Seeded(0, "noise")], ids=["system", "seeded"])
+def test_numbers_are_normal_and_uniform_and_independent(draws: randomness.Draws) -> None:
     """Each bound is left by a good generator once in about ten million runs."""
     normal, uniform = draws.normal(200_000), draws.uniform(200_000)
     assert stats.kstest(normal, "norm").pvalue > 1e-7
@@ -87,7 +87,7 @@ def test_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_only_virtual_hospitals_are_seeded() -> None:
     """Sites are called simulated in one place, which is no part of the client; a site is real unless told."""
-    from fedvfm.client import site as sites
+    from fedvfm.client.training import site as sites
 
     package = Path(fedvfm.__file__).parent
     told = [path for path in package.rglob("*.py") if "simulated=True" in path.read_text(encoding="utf-8")]

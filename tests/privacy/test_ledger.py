@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
-from fedvfm import audit, errors, privacy_config, storage
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.config import privacy
 from fedvfm.data import sample as samples
-from fedvfm.privacy import ledger, lines, records, summary
-from fedvfm.trust import documents
+from fedvfm.ledger import entries, ledger, summary
+from fedvfm.privacy import records
+from fedvfm.storage import storage
+from fedvfm.trust import signed_documents
 from tests.privacy.releases import AFTER, budget, claim, epsilon, sha
 
 
-def spend(book: ledger.Ledger, one: ledger.Claim, own: privacy_config.Budget, text: str = "") -> dict[str, Any]:
+def spend(book: ledger.Ledger, one: ledger.Claim, own: privacy.Budget, text: str = "") -> dict[str, Any]:
     with book.hold(one, own) as held:
         return held.charge(sha(text or f"update {one.round}"))
 
@@ -140,9 +144,9 @@ def test_another_unit_is_refused(book: ledger.Ledger, folder: Path) -> None:
 def test_a_clock_that_is_set_back_changes_nothing(
     book: ledger.Ledger, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, now = budget(), documents.now()
+    own, now = budget(), signed_documents.now()
     for number, years in enumerate((0, -30, 40, -1), start=1):
-        monkeypatch.setattr(documents, "now", lambda years=years: now.replace(year=now.year + years))
+        monkeypatch.setattr(signed_documents, "now", lambda years=years: now.replace(year=now.year + years))
         spend(ledger.Ledger(folder, "north", "record"), claim(number), own)
     with pytest.raises(errors.BudgetExceeded, match=r"8\.02"):
         ledger.Ledger(folder, "north", "record").check(claim(5), own)
@@ -234,7 +238,7 @@ def test_free_text_does_not_get_in(book: ledger.Ledger) -> None:
         with pytest.raises(ValueError, match="no audit entry"):
             book.record(event, **fields)
         with pytest.raises(ValueError, match="no line of a ledger"):
-            lines.require(event, fields)
+            entries.require(event, fields)
 
 
 def test_units_of_samples() -> None:
@@ -350,7 +354,7 @@ def test_show_says_what_is_spent_of_how_much(book: ledger.Ledger) -> None:
 # -- two processes -----------------------------------------------------------------------------------------------------
 
 
-def _race(folder: Path, own: privacy_config.Budget, one: ledger.Claim, start: Any, text: str) -> None:
+def _race(folder: Path, own: privacy.Budget, one: ledger.Claim, start: Any, text: str) -> None:
     book = ledger.Ledger(folder, "north", "record")
     start.wait(60)
     try:

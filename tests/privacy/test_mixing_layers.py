@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fedvfm import config as configs
-from fedvfm import errors, locking
-from fedvfm.client import model as models
-from fedvfm.client import own, privacy_here
+from fedvfm import errors
+from fedvfm.client import privacy_report, site_file
+from fedvfm.config import schema
+from fedvfm.model import adapted_model, locking
 from fedvfm.simulation import experiment
 from fedvfm.tasks import segmentation
 from fedvfm.tasks import table as tasks
-from fedvfm.trust import documents, lock
+from fedvfm.trust import locked_recipe, signed_documents
 
 PRIVACY = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 SAID = "BatchNorm2d layers, which mix the images of a batch"
@@ -45,8 +45,8 @@ def values(folder: Path, **privacy: Any) -> dict[str, Any]:
     }
 
 
-def recipe(folder: Path, **privacy: Any) -> configs.Recipe:
-    return configs.parse(configs.Recipe, values(folder, **privacy), "recipe")
+def recipe(folder: Path, **privacy: Any) -> schema.Recipe:
+    return schema.parse(schema.Recipe, values(folder, **privacy), "recipe")
 
 
 def toml(folder: Path, path: Path) -> Path:
@@ -63,15 +63,15 @@ def toml(folder: Path, path: Path) -> Path:
 def test_the_model_is_refused_where_it_is_built(tiny_dino: Path, mechanism: str) -> None:
     asked = recipe(tiny_dino, mechanism=mechanism)
     with pytest.raises(errors.ConfigError, match=SAID):
-        models.AdaptedModel(asked, with_weights=False)
-    (fault,) = models.examine(asked)[1]
+        adapted_model.AdaptedModel(asked, with_weights=False)
+    (fault,) = adapted_model.examine(asked)[1]
     assert SAID in fault
 
 
 def test_without_a_bound_on_each_image_it_is_as_good_as_any(tiny_dino: Path) -> None:
-    assert models.examine(recipe(tiny_dino, mechanism="site-level"))[1] == []
-    plain = configs.parse(configs.Recipe, {**values(tiny_dino), "privacy": {}}, "recipe")
-    assert models.examine(plain)[1] == []
+    assert adapted_model.examine(recipe(tiny_dino, mechanism="site-level"))[1] == []
+    plain = schema.parse(schema.Recipe, {**values(tiny_dino), "privacy": {}}, "recipe")
+    assert adapted_model.examine(plain)[1] == []
 
 
 def site(folder: Path) -> Path:
@@ -92,7 +92,7 @@ def test_whoever_locks_plans_reviews_or_simulates_is_told(tiny_dino: Path, tmp_p
         code, out, err = cli(*arguments)
         assert (code, SAID in err) == (errors.ConfigError.exit_code, True), (arguments, out, err)
     with pytest.raises(errors.ConfigError, match=SAID):
-        own.read(site(tmp_path), file)  # as doctor and the check of the data read it
+        site_file.read(site(tmp_path), file)  # as doctor and the check of the data read it
     simulated = {
         "name": "trial",
         "data": {"source": "nuclei"},
@@ -109,10 +109,10 @@ def test_a_recipe_that_another_release_locked_is_refused_in_review(
     with monkeypatch.context() as earlier:
         earlier.setitem(tasks.TABLE._entries, "segmentation", segmentation.Segmentation)
         locked = locking.make(recipe(tiny_dino))
-    (tmp_path / "recipe.json").write_text(documents.to_text(locked))
-    arrived = documents.read(tmp_path / "recipe.json", lock.LockedRecipe, "recipe")
+    (tmp_path / "recipe.json").write_text(signed_documents.to_text(locked))
+    arrived = signed_documents.read(tmp_path / "recipe.json", locked_recipe.LockedRecipe, "recipe")
     with pytest.raises(errors.ConfigError, match=SAID):
-        privacy_here.judge(arrived, own.read_site(site(tmp_path)))
+        privacy_report.judge(arrived, site_file.read_site(site(tmp_path)))
     code, _, err = cli("client", "review", tmp_path / "recipe.json", "--policy", tmp_path / "site.toml")
     assert (code, SAID in err) == (errors.ConfigError.exit_code, True)
 
@@ -126,8 +126,8 @@ def test_a_recipe_of_which_no_model_can_be_made_is_told_in_its_own_words(
     adapter = locked.recipe.adapter.model_copy(update={"parts": ("nose",)})
     unsound = locked.recipe.model_copy(update={"adapter": adapter})
     asked = locked.model_copy(update={"recipe": unsound, "hash": unsound.hash})
-    (tmp_path / "recipe.json").write_text(documents.to_text(asked))
+    (tmp_path / "recipe.json").write_text(signed_documents.to_text(asked))
     with pytest.raises(errors.ConfigError, match=r"recipe\.adapter\.parts.*nose"):
-        privacy_here.judge(asked, own.read_site(site(tmp_path)))
+        privacy_report.judge(asked, site_file.read_site(site(tmp_path)))
     code, _, err = cli("client", "review", tmp_path / "recipe.json", "--policy", tmp_path / "site.toml")
     assert (code, "nose" in err) == (errors.ConfigError.exit_code, True)

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, errors, privacy_config, registry
-from fedvfm.client import model as models
-from fedvfm.client import policy, review
-from fedvfm.privacy import base, ledger, planner, records, table
-from fedvfm.trust import documents, keys
+from fedvfm import errors, registry
+from fedvfm.client import recipe_review
+from fedvfm.client.gate import policy
+from fedvfm.config import privacy as privacy_config
+from fedvfm.config import schema
+from fedvfm.ledger import ledger
+from fedvfm.model import adapted_model
+from fedvfm.privacy import base, planner, records, table
+from fedvfm.trust import keys, signed_documents
 from tests.privacy import releases
 
 RECIPE: dict[str, Any] = {
@@ -28,8 +32,8 @@ RECIPE: dict[str, Any] = {
 PRIVATE = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 
 
-def recipe(**tables: Any) -> config.Recipe:
-    return config.parse(config.Recipe, {**RECIPE, **tables}, "recipe")
+def recipe(**tables: Any) -> schema.Recipe:
+    return schema.parse(schema.Recipe, {**RECIPE, **tables}, "recipe")
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -40,7 +44,7 @@ def test_a_recipe_without_privacy_has_the_hash_it_always_had() -> None:
     assert made.hash == "ea2825da7d4772ee2e029edba1ff54b9a0a3c300bc3dfadf93d3369b63bde9b3"
     assert recipe(privacy={}, precision="float32", threads=2).hash == made.hash
     assert recipe(privacy={"mechanism": "none"}, precision="float32", threads=2).hash == made.hash
-    assert config.parse(config.Recipe, made.model_dump(mode="json"), "again").hash == made.hash
+    assert schema.parse(schema.Recipe, made.model_dump(mode="json"), "again").hash == made.hash
 
 
 def test_privacy_is_part_of_a_private_recipe_s_hash() -> None:
@@ -69,13 +73,13 @@ def test_faults_of_a_recipe_s_privacy(privacy: dict[str, Any], said: str) -> Non
 def test_a_site_s_budget() -> None:
     own = {"data_set": "nuclei", "epsilon": 8.0, "delta": 1e-5, "unit": "patient"}
     site = {"name": "north", "data": {"source": "folder"}}
-    made = config.parse(config.SiteConfig, {**site, "privacy": own}, "site")
+    made = schema.parse(schema.SiteConfig, {**site, "privacy": own}, "site")
     assert made.privacy is not None
     assert (made.privacy.accountant, made.privacy.ledger) == ("rdp", "fedvfm-ledger")
-    assert config.parse(config.SiteConfig, site, "site").privacy is None
+    assert schema.parse(schema.SiteConfig, site, "site").privacy is None
     for wrong in ({"unit": "scan"}, {"delta": 0.0}, {"epsilon": 0.0}, {"data_set": "Mr Smith"}, {"accountant": "gdp"}):
         with pytest.raises(errors.ConfigError, match=rf"privacy\.{next(iter(wrong))}"):
-            config.parse(config.SiteConfig, {**site, "privacy": {**own, **wrong}}, "site")
+            schema.parse(schema.SiteConfig, {**site, "privacy": {**own, **wrong}}, "site")
 
 
 # -- nothing is trained without its mechanism --------------------------------------------------------------------------
@@ -92,14 +96,14 @@ def unbuilt(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_mechanism_that_is_not_there_is_refused_and_never_left_out(unbuilt: str) -> None:
     wanted = recipe(privacy=PRIVATE | {"mechanism": unbuilt})
-    (fault,) = models.examine(wanted)[1]
+    (fault,) = adapted_model.examine(wanted)[1]
     assert fault.startswith("recipe.privacy.mechanism = 'record-level': this release can plan it")
     with pytest.raises(errors.ConfigError, match="does not train without what a recipe asks for"):
-        models.AdaptedModel(wanted, with_weights=False)
-    assert models.examine(recipe(privacy=PRIVATE | {"mechanism": "recordlevel"}))[1][0].startswith(
+        adapted_model.AdaptedModel(wanted, with_weights=False)
+    assert adapted_model.examine(recipe(privacy=PRIVATE | {"mechanism": "recordlevel"}))[1][0].startswith(
         "recipe.privacy.mechanism: unknown privacy mechanism 'recordlevel'; known: none"
     )
-    assert models.examine(recipe())[1] == []
+    assert adapted_model.examine(recipe())[1] == []
 
 
 def test_no_mechanism_does_nothing() -> None:
@@ -108,7 +112,7 @@ def test_no_mechanism_does_nothing() -> None:
 
 
 def test_the_policy_judges_mechanism_and_epsilon(make_private_lock: Callable[..., Any]) -> None:
-    rules = config.PolicyConfig(privacy={"mechanisms": ["record-level"], "max_epsilon": 8.0})  # type: ignore[arg-type]
+    rules = schema.PolicyConfig(privacy={"mechanisms": ["record-level"], "max_epsilon": 8.0})  # type: ignore[arg-type]
 
     def verdict(units: int | None = None, **privacy: Any) -> policy.Verdict:
         facts = policy.Facts.of(make_private_lock(privacy=privacy), units)
@@ -121,7 +125,7 @@ def test_the_policy_judges_mechanism_and_epsilon(make_private_lock: Callable[...
     assert not verdict(**wanted | {"mechanism": "site-level"}, epsilon=1.0).accepted
     assert not verdict(**wanted, noise_multiplier=2.0).accepted, "without a count there is no epsilon to accept"
     assert verdict(1000, **wanted, noise_multiplier=2.0).accepted
-    said = dict(review.words(make_private_lock(privacy={**wanted, "epsilon": 8.0})))["privacy"]
+    said = dict(recipe_review.words(make_private_lock(privacy={**wanted, "epsilon": 8.0})))["privacy"]
     assert said.startswith("record-level: epsilon 8 in all, delta 1e-05, clip 1")
     few = verdict(10, **wanted, noise_multiplier=1.0)
     assert (few.accepted, few.reason) == (False, "policy-privacy")
@@ -276,7 +280,7 @@ def test_the_ledger_s_verbs(tmp_path: Path, cli: Any) -> None:
     receipt = tmp_path / "receipt.json"
     code, out, _ = cli("ledger", "receipt", folder, "-o", receipt, "--state", state, "--with-spending", "--json")
     assert (code, json.loads(out)["length"]) == (0, 3)
-    assert documents.format_of(receipt.read_bytes()) == "fedvfm-ledger-receipt-1"
+    assert signed_documents.format_of(receipt.read_bytes()) == "fedvfm-ledger-receipt-1"
     with_key = ["--against", receipt, "--key", state / "site.pub"]
     assert cli("ledger", "verify", folder, *with_key)[0] == 0
     lines = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
@@ -302,7 +306,7 @@ def test_names_of_records_stay_when_a_file_is_added_though_numbers_shift(files: 
 
     folder = tmp_path / "data"
     shutil.copytree(files / "data", folder)
-    settings = config.SourceConfig(
+    settings = schema.SourceConfig(
         source="folder", path=str(folder), options={"class_names": ["background", "disc"], "mask_values": [0, 1]}
     )
 

@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from fedvfm import config as configs
-from fedvfm import errors, state
-from fedvfm.client import model as models
-from fedvfm.client import private, trainer
-from fedvfm.client import site as sites
+from fedvfm import errors
+from fedvfm.client.training import dp_trainer, trainer
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
-from fedvfm.privacy import base, dpsgd, entropy, gradients, records, rounds
+from fedvfm.model import adapted_model
+from fedvfm.privacy import base, dpsgd, events, gradients, randomness, records
 from fedvfm.privacy import table as mechanisms
+from fedvfm.state import state
 
 PRIVACY = {"mechanism": "record-level", "clip": 0.5, "noise_multiplier": 1.0, "delta": 1e-5}
 DECODER = ["upscale", "output_hypernetworks_mlps", "mask_tokens"]
@@ -63,7 +64,7 @@ class Drawn:
         return samples.Pixels(np.clip(image, 0, 1), mask)
 
 
-def recipe(folder: Path | str, privacy: dict[str, Any] | None = None, side: int = 56, **more: Any) -> configs.Recipe:
+def recipe(folder: Path | str, privacy: dict[str, Any] | None = None, side: int = 56, **more: Any) -> schema.Recipe:
     adapter = {"rank": 2, **more.pop("adapter", {})}
     values = {
         "rounds": 2,
@@ -75,12 +76,12 @@ def recipe(folder: Path | str, privacy: dict[str, Any] | None = None, side: int 
         "privacy": PRIVACY if privacy is None else privacy,
         **more,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
-def moved(made: configs.Recipe) -> models.AdaptedModel:
+def moved(made: schema.Recipe) -> adapted_model.AdaptedModel:
     """A model whose every trained number is off its start, ready to train round 1."""
-    model, rng = models.AdaptedModel(made), np.random.default_rng(0)
+    model, rng = adapted_model.AdaptedModel(made), np.random.default_rng(0)
     start = model.initial()
     model.write(
         state.AdapterState({name: a + rng.normal(0, 0.05, a.shape).astype(np.float32) for name, a in start.items()})
@@ -90,30 +91,33 @@ def moved(made: configs.Recipe) -> models.AdaptedModel:
     return model
 
 
-def work(model: models.AdaptedModel, site: sites.Site, step: int = 0) -> base.Work:
+def work(model: adapted_model.AdaptedModel, site: sites.Site, step: int = 0) -> base.Work:
     """Its losses take the site's samples too, which those of the package never see."""
     groups = [group for group in model.trainable(1).values() if group]
 
     def losses(some: Any) -> torch.Tensor:
         if isinstance(some[0], sites.Example):
-            return private.losses_of(model, some)
-        return private.losses(model, site, some, step, 2)
+            return dp_trainer.losses_of(model, some)
+        return dp_trainer.losses(model, site, some, step, 2)
 
-    return base.Work(model, groups, WHERE, private.made(model), losses)
+    return base.Work(model, groups, WHERE, dp_trainer.made(model), losses)
 
 
 @contextlib.contextmanager
 def steps(
-    model: models.AdaptedModel, site: sites.Site, draws: entropy.Draws | None = None, hooks: bool | None = None
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    draws: randomness.Draws | None = None,
+    hooks: bool | None = None,
 ) -> Iterator[tuple[dpsgd.PrivateSteps, base.Work]]:
     what = work(model, site)
-    event = rounds.event_of(model.recipe, len(private.units_of(model, site)))
+    event = events.event_of(model.recipe, len(dp_trainer.units_of(model, site)))
     assert event is not None
-    with dpsgd.opened(what, model.recipe, event, draws or entropy.System(), hooks=hooks) as opened:
+    with dpsgd.opened(what, model.recipe, event, draws or randomness.System(), hooks=hooks) as opened:
         yield opened, what
 
 
-def plain_rows(model: models.AdaptedModel, what: base.Work, some: Any) -> torch.Tensor:
+def plain_rows(model: adapted_model.AdaptedModel, what: base.Work, some: Any) -> torch.Tensor:
     """Each sample's gradient by the most ordinary means: alone, with backward()."""
     rows = []
     for one in some:
@@ -199,7 +203,7 @@ def test_sam_is_computed_by_the_loop(
 # What stock Opacus does ----------------------------------------------------------------------------------------------
 
 
-def stock_sum(model: models.AdaptedModel, what: base.Work, some: Any, clip: float) -> torch.Tensor:
+def stock_sum(model: adapted_model.AdaptedModel, what: base.Work, some: Any, clip: float) -> torch.Tensor:
     """What Opacus's own optimiser adds up before noise: its wrapper, its hooks, its clipping."""
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
@@ -238,15 +242,15 @@ def test_stock_opacus_lets_one_image_move_a_sam_by_more_than_the_clip(sam_folder
     model, site = moved(made), sites.Site("north", Drawn(side=64, count=3))
     model.head.requires_grad_(False)
     pairs = list(model.trainable(1)["adapter"])
-    what = base.Work(model, [pairs], WHERE, private.made(model), work(model, site).losses)
+    what = base.Work(model, [pairs], WHERE, dp_trainer.made(model), work(model, site).losses)
     train = list(site.split("train"))
     apart = float(
         torch.linalg.vector_norm(stock_sum(model, what, train, clip) - stock_sum(model, what, train[1:], clip))
     )
     assert apart > 1.2 * clip
-    event = rounds.event_of(made, 3)
+    event = events.event_of(made, 3)
     assert event is not None
-    with dpsgd.opened(what, made, event, entropy.System(), hooks=True) as opened:
+    with dpsgd.opened(what, made, event, randomness.System(), hooks=True) as opened:
         assert opened.way.name == "loop"
         whole = opened.clipped([[one] for one in train], what.losses)
         less = opened.clipped([[one] for one in train[1:]], what.losses)
@@ -278,7 +282,7 @@ def test_stock_opacus_unfolds_a_channels_last_image_wrongly(tiny_dino: Path) -> 
     model, site = moved(recipe(tiny_dino)), sites.Site("north", Drawn(count=2))
     what, train = work(model, site), list(site.split("train"))
     own = [p for name, p in model.head.named_parameters() if name.startswith("project") and name.endswith("weight")]
-    chosen = base.Work(model, [own], WHERE, private.made(model), what.losses)
+    chosen = base.Work(model, [own], WHERE, dp_trainer.made(model), what.losses)
     for one in what.parameters:
         one.requires_grad_(any(one is other for other in own))
     expected = plain_rows(model, chosen, train).sum(dim=0)
@@ -340,7 +344,7 @@ ARMS = [("dino", kind) for kind in ("lora", "adaptformer", "prompt-tokens", "nor
 
 
 @pytest.fixture(scope="module")
-def built(tiny_dino: Path, sam_folders: dict[str, Path]) -> dict[tuple[str, str], models.AdaptedModel]:
+def built(tiny_dino: Path, sam_folders: dict[str, Path]) -> dict[tuple[str, str], adapted_model.AdaptedModel]:
     """One model a backbone and kind, for all examples."""
     folders = {"dino": (tiny_dino, 56), **{name: (sam_folders[name], 64) for name in ("sam", "tinyvit")}}
     return {
@@ -360,7 +364,7 @@ def built(tiny_dino: Path, sam_folders: dict[str, Path]) -> dict[tuple[str, str]
     st.booleans(),
 )
 def test_one_image_moves_the_sum_by_at_most_the_clip(
-    built: dict[tuple[str, str], models.AdaptedModel],
+    built: dict[tuple[str, str], adapted_model.AdaptedModel],
     arm: tuple[str, str],
     others: int,
     clip: float,
@@ -377,9 +381,9 @@ def test_one_image_moves_the_sum_by_at_most_the_clip(
     site = sites.Site("north", Drawn(side=side, count=others + 1, loud={f"{away:03d}": loud}))
     units = [[one] for one in site.split("train")]
     without = [unit for at, unit in enumerate(units) if at != away % len(units)]
-    what, event = work(model, site), rounds.event_of(made, len(units))
+    what, event = work(model, site), events.event_of(made, len(units))
     assert event is not None
-    with dpsgd.opened(what, made, event, entropy.System(), hooks=hooks) as opened:
+    with dpsgd.opened(what, made, event, randomness.System(), hooks=hooks) as opened:
         whole, less = opened.clipped(units, what.losses), opened.clipped(without, what.losses)
     # The same image beside other images is computed by other kernels: its gradient differs in the last bits.
     assert float(torch.linalg.vector_norm(whole - less)) <= clip * (1 + 1e-4)
@@ -391,7 +395,7 @@ def test_a_patient_counts_once_however_many_images(tiny_dino: Path) -> None:
     privacy = {**PRIVACY, "mechanism": "patient-level", "clip": 1e-3, "images_per_patient": 2}
     model = moved(recipe(tiny_dino, privacy))
     site = sites.Site("north", Drawn(count=12, each=4))
-    units = private.units_of(model, site)
+    units = dp_trainer.units_of(model, site)
     assert [[one.id for one in unit] for unit in units] == [[f"{4 * p + k:03d}" for k in range(4)] for p in range(3)]
     with steps(model, site, hooks=True) as (opened, what):
         assert opened.event.unit == "patient"
@@ -438,11 +442,11 @@ def test_noise_is_added_to_the_clipped_sum(tiny_dino: Path) -> None:
     """What the optimiser gets is (sum + noise) / batch, parameter by parameter."""
     model, site = moved(recipe(tiny_dino)), sites.Site("north", Drawn(count=3))
     units = [[one] for one in site.split("train")]
-    with steps(model, site, entropy.Seeded(1, "x")) as (opened, what):
+    with steps(model, site, randomness.Seeded(1, "x")) as (opened, what):
         total = opened.clipped(units, what.losses)
         opened.gradient(units, what.losses)
         found = torch.cat([p.grad.reshape(-1) for p in what.parameters]).double()
-    noise = torch.from_numpy(entropy.Seeded(1, "x").normal(len(total)))
+    noise = torch.from_numpy(randomness.Seeded(1, "x").normal(len(total)))
     assert torch.allclose(found, (total + PRIVACY["clip"] * noise) / 3, atol=1e-5)
 
 
@@ -469,7 +473,7 @@ def test_draws_are_poisson(tiny_dino: Path) -> None:
 def test_a_round_of_a_real_site_cannot_be_repeated(tiny_dino: Path) -> None:
     """And its update tells nothing but the adapter; a virtual one repeats to the last bit."""
     made = recipe(tiny_dino)
-    model = models.AdaptedModel(made)
+    model = adapted_model.AdaptedModel(made)
     start = model.initial()
     real, virtual = sites.Site("north", Drawn()), sites.Site("north", Drawn(), simulated=True)
     first, second = (trainer.train(model, real, start, 1) for _ in range(2))
@@ -485,7 +489,7 @@ def test_a_round_of_a_real_site_cannot_be_repeated(tiny_dino: Path) -> None:
 @pytest.mark.parametrize("factors", ["freeze-A", "alternate"])
 def test_only_what_trains_in_a_round_is_clipped_noised_and_sent(tiny_dino: Path, factors: str) -> None:
     made = recipe(tiny_dino, adapter={"factors": factors})
-    model = models.AdaptedModel(made)
+    model = adapted_model.AdaptedModel(made)
     start = model.initial()
     update = trainer.train(model, sites.Site("north", Drawn()), start, 1)
     assert set(update.state) == {spec.name for spec in model.manifest if spec.role != "A"}
@@ -499,13 +503,13 @@ def test_private_training_without_noise_or_clip_learns_what_plain_training_does(
 ) -> None:
     """Sum over a batch of all units, divided by the batch, is the mean: without its noise it is plain training."""
     quiet = {**PRIVACY, "clip": 1e4}
-    monkeypatch.setattr(entropy.System, "normal", lambda self, shape: np.zeros(shape))
+    monkeypatch.setattr(randomness.System, "normal", lambda self, shape: np.zeros(shape))
     optimiser = {"batch_size": 6, "learning_rate": 0.1, "weight_decay": 0.0, "name": "sgd", "clip_norm": 0.0}
     more: dict[str, Any] = {"optimiser": optimiser, "rounds": 1}
     contract = {"class_names": ["rest", "box"], "input_size": [56, 56]}
     found = []
     for privacy in (quiet, {}):
-        model = models.AdaptedModel(recipe(tiny_dino, privacy, data=contract, **more))
+        model = adapted_model.AdaptedModel(recipe(tiny_dino, privacy, data=contract, **more))
         found.append(trainer.train(model, sites.Site("north", Drawn()), model.initial(), 1).state)
     start = model.initial()
     assert (found[0] - found[1]).norm() < 1e-3 * (found[1] - start).norm()
@@ -526,7 +530,7 @@ def test_what_learns_nothing_is_refused_before_it_leaves(
     made = recipe(tiny_dino)
     if wrong == "still":
         made = recipe(tiny_dino, optimiser={"batch_size": 3, "learning_rate": 1e-30, "weight_decay": 0.0})
-    model = models.AdaptedModel(made)
+    model = adapted_model.AdaptedModel(made)
     if wrong == "frozen":  # nothing at all gets a gradient
         monkeypatch.setattr(model.task, "loss", lambda logits, target: logits.sum() * 0)
     if wrong == "infinite":
@@ -549,7 +553,7 @@ def _large(start: state.AdapterState) -> state.AdapterState:
 
 
 def test_layers_that_mix_images_are_refused(tiny_dino: Path) -> None:
-    model = models.AdaptedModel(recipe(tiny_dino))
+    model = adapted_model.AdaptedModel(recipe(tiny_dino))
     model.head.add_module("mixing", nn.BatchNorm2d(3))
     with pytest.raises(errors.ConfigError, match="BatchNorm2d layers, which mix the images"):
         trainer.train(model, sites.Site("north", Drawn()), model.initial(), 1)
@@ -613,7 +617,7 @@ def test_whether_a_round_begins_depends_on_no_image(tiny_dino: Path, hooks: bool
         assert opened.way.name == ("hooks" if hooks else "loop")
         assert seen == []
         assert not bool(opened.clipped([[one] for one in site.split("train")], lambda some: _nothing(some)).any())
-    again = private.made(model)
+    again = dp_trainer.made(model)
     assert all(np.array_equal(a.prepared.image, b.prepared.image) for a, b in zip(what.examples, again, strict=True))
 
 
@@ -643,8 +647,8 @@ def test_hooks_that_cannot_be_put_in_leave_nothing(tiny_dino: Path, monkeypatch:
 def test_class_weights_count_where_images_stand_alone(tiny_dino: Path) -> None:
     """A weighted mean over one image is unweighted; and what an image counts for depends on no other one."""
     weights, made = [1.0, 5.0], {"kind": "classification"}
-    plain = models.AdaptedModel(recipe(tiny_dino, task=made)).task
-    task = models.AdaptedModel(recipe(tiny_dino, task={**made, "class_weights": weights})).task
+    plain = adapted_model.AdaptedModel(recipe(tiny_dino, task=made)).task
+    task = adapted_model.AdaptedModel(recipe(tiny_dino, task={**made, "class_weights": weights})).task
     logits, target = torch.tensor([[0.3, -1.0], [2.0, 0.1], [0.0, 0.4]]), torch.tensor([0, 1, 1])
     each = plain.losses(logits, target)
     assert torch.allclose(each.mean(), plain.loss(logits, target))
@@ -652,28 +656,28 @@ def test_class_weights_count_where_images_stand_alone(tiny_dino: Path) -> None:
     assert torch.allclose(found, each * torch.tensor([1 / 3, 5 / 3, 5 / 3]))
     assert torch.equal(found[1:2], task.losses(logits[1:2], target[1:2]))
     wrong = recipe(tiny_dino, task={**made, "class_weights": [0.0, 0.0]})
-    assert "class_weights: all are 0" in models.examine(wrong)[1][0]
+    assert "class_weights: all are 0" in adapted_model.examine(wrong)[1][0]
 
 
 def test_the_units_are_those_of_the_ledger(tiny_dino: Path) -> None:
     site = sites.Site("north", Drawn(count=12, each=4))
     for mechanism, unit in (("record-level", "record"), ("patient-level", "patient")):
-        model = models.AdaptedModel(recipe(tiny_dino, {**PRIVACY, "mechanism": mechanism}))
+        model = adapted_model.AdaptedModel(recipe(tiny_dino, {**PRIVACY, "mechanism": mechanism}))
         names = records.ids(unit, site.split("train"))
-        assert len(private.units_of(model, site)) == len(names)
-        assert list(rounds.members(unit, site.split("train"))) == names
+        assert len(dp_trainer.units_of(model, site)) == len(names)
+        assert list(events.members(unit, site.split("train"))) == names
 
 
 def test_what_a_round_spends() -> None:
     made = recipe("x", {**PRIVACY, "noise_multiplier": 1.1})
-    event = rounds.event_of(made, 40)
+    event = events.event_of(made, 40)
     assert event == base.PrivacyEvent("record-level", "record", 1.1, 3 / 40, 14, 0.5)
-    assert rounds.event_of(recipe("x", {}), 40) is None
+    assert events.event_of(recipe("x", {}), 40) is None
     with pytest.raises(errors.DataError, match="no record to draw"):
-        rounds.event_of(made, 0)
+        events.event_of(made, 0)
     aimed = {key: value for key, value in PRIVACY.items() if key != "noise_multiplier"}
-    found = rounds.event_of(recipe("x", {**aimed, "epsilon": 8.0}), 40)
-    longer = rounds.event_of(recipe("x", {**aimed, "epsilon": 8.0}, rounds=20), 40)
+    found = events.event_of(recipe("x", {**aimed, "epsilon": 8.0}), 40)
+    longer = events.event_of(recipe("x", {**aimed, "epsilon": 8.0}, rounds=20), 40)
     assert found is not None
     assert longer is not None
     assert found.noise_multiplier < longer.noise_multiplier
@@ -682,7 +686,7 @@ def test_what_a_round_spends() -> None:
     spent = accountant.epsilon(accountant.curve([longer] * 20), 1e-5).value
     assert 7.9 < spent <= 8.0
     with pytest.raises(errors.ConfigError, match="no noise reaches it"):
-        rounds.event_of(recipe("x", {**aimed, "epsilon": 1e-3}), 40)
+        events.event_of(recipe("x", {**aimed, "epsilon": 1e-3}), 40)
 
 
 def test_recipes_that_would_tell_more_are_refused(tiny_dino: Path) -> None:
@@ -690,7 +694,7 @@ def test_recipes_that_would_tell_more_are_refused(tiny_dino: Path) -> None:
         wrong = recipe(tiny_dino, aggregation={"weighting": weighting})
         assert "use weighting 'uniform'" in mechanisms.faults(wrong)[0]
         with pytest.raises(errors.ConfigError, match="neither the number of images nor a loss may leave"):
-            models.AdaptedModel(wrong)
+            adapted_model.AdaptedModel(wrong)
     assert "only 'patient-level' reads it" in mechanisms.faults(recipe("x", {**PRIVACY, "images_per_patient": 2}))[0]
     assert mechanisms.faults(recipe("x", {})) == []
     stacked = {"class_names": ["rest", "box"], "input_size": [56, 56], "stack": 3}
@@ -701,7 +705,7 @@ def test_recipes_that_would_tell_more_are_refused(tiny_dino: Path) -> None:
 
 
 def test_a_trial_takes_private_steps_and_full_batches(tiny_dino: Path) -> None:
-    model = models.AdaptedModel(recipe(tiny_dino))
+    model = adapted_model.AdaptedModel(recipe(tiny_dino))
     taken = trainer.trial(model, sites.Site("north", Drawn()), steps=2)
     assert len(taken) == 2
     assert_clean(model)
@@ -729,7 +733,7 @@ def test_dropout_is_drawn_from_the_same_entropy(tiny_dino: Path) -> None:
     for simulated in (True, False, True, False):
         site = sites.Site("north", Drawn(), simulated=simulated)
         torch.manual_seed(0)
-        with private.opened(part, model, site, optimiser, 1):
+        with dp_trainer.opened(part, model, site, optimiser, 1):
             seeds[simulated].append(torch.initial_seed())
     assert seeds[True][0] == seeds[True][1] != 0
     assert len({*seeds[False], seeds[True][0], 0}) == 4

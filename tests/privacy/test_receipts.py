@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from fedvfm import audit, chain, errors, storage
-from fedvfm.privacy import ledger, lines, receipts, reconcile
-from fedvfm.trust import documents, keys
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.ledger import entries as lines
+from fedvfm.ledger import ledger, receipts, reconcile
+from fedvfm.storage import hash_chain, storage
+from fedvfm.trust import keys, signed_documents
 from tests.privacy.releases import AFTER, budget, claim, epsilon, sha
 
 
@@ -32,7 +35,7 @@ class Site:
 
     def receipt(self, name: str, *, spending: bool) -> Path:
         made = receipts.make(self.book, self.key, with_spending=spending)
-        return documents.write(self.root / f"{name}.json", made)
+        return signed_documents.write(self.root / f"{name}.json", made)
 
     def backup(self) -> Path:
         return shutil.copytree(self.folder, self.root / f"backup-{len(list(self.root.iterdir()))}")
@@ -139,7 +142,7 @@ def test_a_rewritten_ledger_is_found(site: Site) -> None:
     full = site.receipt("full", spending=True)
     entries = audit.read(site.book.path)
     site.book.path.unlink()
-    written = chain.Chain(site.folder / lines.FILE)
+    written = hash_chain.Chain(site.folder / lines.FILE)
     for one in entries:
         body = {name: value for name, value in one.items() if name not in ("prev", "hash")}
         written.append({**body, "steps": 1} if body["event"] in ("charged", "reserved") else body)
@@ -219,7 +222,7 @@ def test_marks_in_audit_logs_of_both_ends_find_a_rollback(site: Site, tmp_path: 
     mark = str(site.book.mark)
     own.record("sent", kind="train", bytes=1, ledger=mark)
     server.record("received", kind="train", bytes=1, peer="north", ledger=mark)
-    server.record("received", kind="train", bytes=1, peer="south", ledger=str(chain.Mark(99, "0" * 64)))
+    server.record("received", kind="train", bytes=1, peer="south", ledger=str(hash_chain.Mark(99, "0" * 64)))
     assert site.verify(own.path, server.path)["checked"] == 2
     site.restore(old)
     for log in (own.path, server.path):

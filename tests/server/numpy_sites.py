@@ -12,11 +12,14 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedvfm import codecs, factors, flower, protocol, seeding, state
-from fedvfm import config as configs
-from fedvfm.client import held
-from fedvfm.server import handshake, strategy
-from fedvfm.trust import lock as locks
+from fedvfm import seeding
+from fedvfm.client.gate import held_adapters
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.protocol import codecs, protocol
+from fedvfm.server.rounds import federation, handshake
+from fedvfm.state import factors, state
+from fedvfm.trust import locked_recipe
 
 SHA = "ab" * 32
 SETTINGS = "ef" * 32
@@ -41,7 +44,7 @@ def draw(rows: state.Manifest, seed: int, scale: float = 1.0) -> state.AdapterSt
     )
 
 
-def make_recipe(**values: Any) -> configs.Recipe:
+def make_recipe(**values: Any) -> schema.Recipe:
     """A recipe whose model nobody builds."""
     base = {
         "backbone": {"name": "none"},
@@ -49,13 +52,13 @@ def make_recipe(**values: Any) -> configs.Recipe:
         "rounds": 3,
         "adapter": {"rank": 3, "alpha": 6.0},
     }
-    return configs.parse(configs.Recipe, {**base, **values}, "recipe")
+    return schema.parse(schema.Recipe, {**base, **values}, "recipe")
 
 
-def lock(chosen: configs.Recipe) -> locks.LockedRecipe:
+def lock(chosen: schema.Recipe) -> locked_recipe.LockedRecipe:
     """The recipe with a manifest and a first adapter of our own."""
     rows = manifest(chosen.adapter.rank)
-    return locks.LockedRecipe.of(chosen, rows, draw(rows, chosen.seed), SHA, 1000, SETTINGS)
+    return locked_recipe.LockedRecipe.of(chosen, rows, draw(rows, chosen.seed), SHA, 1000, SETTINGS)
 
 
 @dataclass
@@ -76,8 +79,8 @@ class NumpySite:
     fingerprint: str = ""
     change: Callable[[str, int, Any], Any] = lambda kind, number, reply: reply
     asked: list[tuple[str, int]] = field(default_factory=list)
-    adapters: held.Adapters = field(default_factory=held.Adapters)
-    residuals: held.Residuals = field(default_factory=held.Residuals)
+    adapters: held_adapters.Adapters = field(default_factory=held_adapters.Adapters)
+    residuals: held_adapters.Residuals = field(default_factory=held_adapters.Residuals)
 
     def hello(self, task: protocol.Task) -> RecordDict:
         """The handshake reply."""
@@ -159,11 +162,11 @@ def client_app(sites: Sequence[NumpySite]) -> ClientApp:
     return app
 
 
-def make_job(folder: Path, sites: Sequence[NumpySite], chosen: configs.Recipe, **more: Any) -> strategy.Job:
+def make_job(folder: Path, sites: Sequence[NumpySite], chosen: schema.Recipe, **more: Any) -> federation.Job:
     """A federation of all these sites."""
     names = tuple(sorted({site.name for site in sites}))
-    server = more.pop("server", configs.ServerConfig())
-    return strategy.Job(
+    server = more.pop("server", schema.ServerConfig())
+    return federation.Job(
         "federated", lock(chosen), folder, more.pop("train_sites", names), more.pop("test_sites", names), server, **more
     )
 
@@ -174,15 +177,15 @@ class LoopGrid(Grid):
     def __init__(self, app: ClientApp, nodes: int) -> None:
         self._app = app
         self._contexts: Mapping[int, Any] = {
-            n: flower.context(1, n, {"partition-id": n - 10}) for n in range(10, 10 + nodes)
+            n: internals.context(1, n, {"partition-id": n - 10}) for n in range(10, 10 + nodes)
         }
         self._waiting: dict[str, Message] = {}
         self._pushed = 0
-        flower.be_server_task(1)
+        internals.be_server_task(1)
 
     @property
     def run(self) -> Any:
-        return flower.empty_run(1)
+        return internals.empty_run(1)
 
     def set_run(self, run: Any) -> None:
         raise NotImplementedError
@@ -199,15 +202,17 @@ class LoopGrid(Grid):
         kept = list(messages)
         for message in kept:
             self._pushed += 1
-            flower.set_message_id(message, f"m{self._pushed}-{message.metadata.dst_node_id}")
+            internals.set_message_id(message, f"m{self._pushed}-{message.metadata.dst_node_id}")
             self._waiting[message.metadata.message_id] = message
         return [message.metadata.message_id for message in kept]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         found = [self._waiting.pop(key) for key in list(message_ids) if key in self._waiting]
         return [
-            flower.parse(
-                flower.serialise(self._app(flower.parse(flower.serialise(m)), self._contexts[m.metadata.dst_node_id]))
+            internals.parse(
+                internals.serialise(
+                    self._app(internals.parse(internals.serialise(m)), self._contexts[m.metadata.dst_node_id])
+                )
             )
             for m in found
         ]
@@ -225,7 +230,7 @@ def after(number: int) -> Stop | None:
 
 
 def run(
-    job: strategy.Job,
+    job: federation.Job,
     members: Sequence[NumpySite],
     *,
     stop: Stop | None = None,
@@ -245,7 +250,7 @@ def run(
             raise KeyboardInterrupt
 
     try:
-        strategy.Federation(job, grid or LoopGrid(client_app(members), len(members)), watch).run()
+        federation.Federation(job, grid or LoopGrid(client_app(members), len(members)), watch).run()
     except KeyboardInterrupt:
         assert stop is not None
     return job.folder

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import config as configs
-from fedvfm import errors, state
-from fedvfm.server import admission
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.server.rounds import admission
+from fedvfm.state import state
 
 ROWS = state.Manifest.of([state.ArraySpec("a", (2, 3), "head"), state.ArraySpec("b", (4,), "head")])
 BASE = state.AdapterState({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)})
-TERMS = admission.Terms("north", 5, BASE, ROWS, configs.AdmissionConfig(max_examples=100, max_update_norm=2.0))
+TERMS = admission.Terms("north", 5, BASE, ROWS, schema.AdmissionConfig(max_examples=100, max_update_norm=2.0))
 
 
 def update(**changes: Any) -> state.SiteUpdate:
@@ -108,7 +109,7 @@ START = state.AdapterState({spec.name: np.full(spec.shape, 0.25, np.float32) for
 
 def one_factor(number: int, names: list[str], way: str = "alternate", value: float = 0.5) -> state.SiteUpdate:
     left = state.AdapterState({name: np.full(START[name].shape, value, np.float32) for name in names})
-    terms = admission.Terms("north", number, START, PAIR, configs.AdmissionConfig(max_update_norm=1.0), way=way)
+    terms = admission.Terms("north", number, START, PAIR, schema.AdmissionConfig(max_update_norm=1.0), way=way)
     return admission.admit(state.SiteUpdate("north", left, 10, number - 1, START.fingerprint), terms)
 
 

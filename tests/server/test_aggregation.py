@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import errors, state
-from fedvfm.server import aggregation, handshake
-from fedvfm.server.aggregators import table as rules
+from fedvfm import errors
+from fedvfm.aggregators import table as rules
+from fedvfm.server.rounds import aggregation, handshake
+from fedvfm.state import state
 
 OUT, IN = 6, 9
 LOSSES = {"east": 3.0e-7, "north": 0.7, "south": 1.0e9, "west": 0.1}

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedvfm import errors, state
-from fedvfm.server import handshake
-from fedvfm.server.aggregators import averaging_error, base, exact_sum, products, svd
-from fedvfm.server.aggregators import table as rules
+from fedvfm import errors
+from fedvfm.aggregators import averaging_error, base, exact_sum, products, svd
+from fedvfm.aggregators import table as rules
+from fedvfm.server.rounds import handshake
+from fedvfm.state import state
 
 NAMES = rules.TABLE.names()
 OUT, IN, RANK = 6, 9, 4

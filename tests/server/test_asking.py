@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from flwr.app import Error, Message, RecordDict
 
-from fedvfm import flower, protocol
-from fedvfm.server import asking
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol
+from fedvfm.server.rounds import messaging
 
 QUICK, SLOW = 1, 2
 
@@ -29,7 +30,7 @@ class Line:
         ids = []
         for message in messages:
             node, name = message.metadata.dst_node_id, f"i{len(self.pushed)}"
-            flower.set_message_id(message, name)
+            internals.set_message_id(message, name)
             self.pushed.append((node, self.now, message.metadata.ttl))
             self._waiting[name] = message, self.now + (self.slow if node == SLOW else 1)
             ids.append(name)
@@ -49,10 +50,10 @@ class Line:
 
 def answers(line: Line, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, float]]:
     """Node, whether it answered with an error, and when, of each answer."""
-    flower.be_server_task(1)
-    monkeypatch.setattr(asking.time, "sleep", lambda seconds: None)
+    internals.be_server_task(1)
+    monkeypatch.setattr(messaging.time, "sleep", lambda seconds: None)
     grid: Any = line
-    asker, asked = asking.Asker(grid, 10.0), set[int]()
+    asker, asked = messaging.Asker(grid, 10.0), set[int]()
 
     def again(node: int, message: Message) -> bool:
         first = message.has_error() and node not in asked

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvfm import errors, state
-from fedvfm.server import checkpoint
+from fedvfm import errors
+from fedvfm.state import checkpoint, state
 
 
 def test_round_trip_with_the_rules_own_arrays(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from fedvfm import chain, codecs, errors, protocol, state
-from fedvfm import config as configs
-from fedvfm.server import checkpoint
-from fedvfm.simulation import in_process
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.protocol import codecs, protocol
+from fedvfm.simulation.engines import in_process
+from fedvfm.state import checkpoint, state
+from fedvfm.storage import hash_chain
 from tests.server import numpy_sites as sites
 
 LOSSY = ("fp16", "int8", "int4")
@@ -224,7 +226,7 @@ def test_an_update_of_a_codec_that_nobody_agreed_to_is_refused(tmp_path: Path) -
 
     members = [sites.NumpySite(name, change=other(name)) for name in (codecs.PLAIN, "int4")]
     members += [sites.NumpySite("north")]
-    found = run(tmp_path / "run", members, stop=1, server=configs.ServerConfig(quorum=1))
+    found = run(tmp_path / "run", members, stop=1, server=schema.ServerConfig(quorum=1))
     (line,) = journal(found)
     assert list(line["weights"]) == ["north"]
     assert {name: why["reason"] for name, why in line["refused"].items()} == {"fp32": "protocol", "int4": "protocol"}
@@ -273,7 +275,7 @@ def test_the_default_codec_leaves_hashes_and_messages_as_they_were() -> None:
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
-    return chain.read(folder / "journal.jsonl")
+    return hash_chain.read(folder / "journal.jsonl")
 
 
 def fingerprints(folder: Path) -> list[str]:
@@ -364,7 +366,7 @@ def test_a_site_that_missed_rounds_comes_back(tmp_path: Path) -> None:
         return reply
 
     members = [sites.NumpySite("east", change=fail), *three()[1:]]
-    found = run(tmp_path / "run", members, server=configs.ServerConfig(quorum=2))
+    found = run(tmp_path / "run", members, server=schema.ServerConfig(quorum=2))
     assert [sorted(line["weights"]) for line in journal(found)] == [
         ["east", "north", "west"], ["north", "west"], ["east", "north", "west"], ["east", "north", "west"],
     ]  # fmt: skip

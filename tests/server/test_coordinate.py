@@ -16,10 +16,19 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from fedvfm import chain, config, errors, flower, flower_runtime, logs, protocol
-from fedvfm.client import joining
-from fedvfm.server import asking, coordinate, departures, enrolment, greeting, patience, reach, standing, steering
-from fedvfm.trust import documents
+from fedvfm import errors
+from fedvfm.client import state_folder as joining
+from fedvfm.config import schema
+from fedvfm.flower import internals, runtime
+from fedvfm.protocol import protocol
+from fedvfm.runtime import logs
+from fedvfm.server import state_folder as enrolment
+from fedvfm.server.coordinator import admission_handshakes, coordinator, orders, status_file
+from fedvfm.server.coordinator import waiting as patience
+from fedvfm.server.grid import liveness, retrying
+from fedvfm.server.rounds import messaging
+from fedvfm.storage import hash_chain
+from fedvfm.trust import signed_documents
 
 ROUNDS = 4
 AWAY_S = 1.0
@@ -39,7 +48,7 @@ class Town:
     def __init__(self, sites: Any, folder: Path, names: Iterable[str]) -> None:
         self.sites, self.folder = sites, folder
         self.members: list[Any] = []
-        self.nodes: dict[str, flower_runtime.Node] = {}
+        self.nodes: dict[str, runtime.Node] = {}
         self.away: set[str] = set()
         self.refuses: dict[str, str] = {}
         self.silent: set[str] = set()
@@ -62,7 +71,7 @@ class Town:
         invite = joining.read_invite(self.server.invite_path(name), self.server.fingerprint())
         joined = joining.join(self.folder / f"{name}-{len(self.members)}", invite, invite.lock.hash)
         entry, _ = enrolment.approve(self.server, joined.request)
-        node = flower_runtime.Node(10 + len(self.members), entry.public_key, True, "")
+        node = runtime.Node(10 + len(self.members), entry.public_key, True, "")
         self.nodes[name] = node
         self.members.append(self.sites.NumpySite(name))
 
@@ -75,11 +84,11 @@ class Town:
         # Whatever a test does not give is more than a machine needs that does much else.
         settings = {"join_timeout_s": 60.0, "round_timeout_s": 60.0, "away_timeout_s": AWAY_S, **values}
         where = enrolment.open_state(self.server.folder)
-        run = coordinate.Coordinator(where, config.ServerConfig(**settings), self._observe)
+        run = coordinator.Coordinator(where, schema.ServerConfig(**settings), self._observe)
         inner = self.sites.LoopGrid(self._app(), 30)
         grid = _Grid(self, inner, where.sites, run.look, None, where.about.recipe, away_s=AWAY_S)
         with self._listening():
-            run.run(grid, flower.context(1, 1, {}))
+            run.run(grid, internals.context(1, 1, {}))
         path = where.run_path(where.about.recipe) / "evaluation.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -130,13 +139,13 @@ class Town:
         return [line["cohort"] for line in self.journal(recipe)]
 
     def journal(self, recipe: str = "") -> list[dict[str, Any]]:
-        return chain.read(self.server.run_path(recipe or self.server.about.recipe) / "journal.jsonl")
+        return hash_chain.read(self.server.run_path(recipe or self.server.about.recipe) / "journal.jsonl")
 
     def trained(self, name: str) -> list[int]:
         return [number for one in self.members if one.name == name for kind, number in one.asked if kind == "train"]
 
     def stands(self) -> dict[str, Any]:
-        return standing.read(self.server.folder / coordinate.RUN)
+        return status_file.read(self.server.folder / coordinator.RUN)
 
 
 class _Later(list[Any]):
@@ -149,14 +158,14 @@ class _Later(list[Any]):
         return self._members[index]
 
 
-class _Grid(departures.WatchfulGrid):
+class _Grid(liveness.WatchfulGrid):
     """Without a SuperLink: nodes are the town's."""
 
     def __init__(self, town: Town, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._town = town
 
-    def nodes(self) -> list[flower_runtime.Node]:
+    def nodes(self) -> list[runtime.Node]:
         self._town.pass_time()
         return [node for name, node in self._town.nodes.items() if name not in self._town.away]
 
@@ -172,16 +181,16 @@ class _Grid(departures.WatchfulGrid):
 @pytest.fixture
 def make(sites: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Town]:
     (tmp_path / "server").mkdir()
-    monkeypatch.setattr(coordinate, "LOOK_S", 0.01)
-    monkeypatch.setattr(greeting, "LOOK_S", 0.0)
-    monkeypatch.setattr(greeting, "FIRST_S", 0.05)
-    monkeypatch.setattr(greeting, "LONGEST_S", 0.2)
-    monkeypatch.setattr(reach, "LOOK_S", 0.01)
-    monkeypatch.setattr(asking, "POLL_S", 0.02)
+    monkeypatch.setattr(coordinator, "LOOK_S", 0.01)
+    monkeypatch.setattr(admission_handshakes, "LOOK_S", 0.0)
+    monkeypatch.setattr(admission_handshakes, "FIRST_S", 0.05)
+    monkeypatch.setattr(admission_handshakes, "LONGEST_S", 0.2)
+    monkeypatch.setattr(retrying, "LOOK_S", 0.01)
+    monkeypatch.setattr(messaging, "POLL_S", 0.02)
 
     def made(*names: str) -> Town:
         town = Town(sites, tmp_path, names or ("east", "west"))
-        (town.server.folder / coordinate.RUN).mkdir(mode=0o700)
+        (town.server.folder / coordinator.RUN).mkdir(mode=0o700)
         return town
 
     return made
@@ -244,7 +253,7 @@ def test_a_site_taken_off_while_it_computes_is_not_waited_for(make: Callable[...
     """Its answer counts no more; those of the others do, and nobody trains twice, though the quorum was all."""
     town = make("east", "north", "west")
     town.silent.add("north")
-    act = {"revoke": enrolment.revoke, "drop": steering.drop}[how]
+    act = {"revoke": enrolment.revoke, "drop": orders.drop}[how]
     town.when["reply", 2] = lambda: (act(town.server, "north"), town.silent.clear())
     town.when["round", 2] = lambda: town.silent.add("north")
     town.when["round", 1] = lambda: town.silent.clear()
@@ -258,8 +267,8 @@ def test_a_site_taken_off_while_it_computes_is_not_waited_for(make: Callable[...
 
 def test_a_dropped_site_is_readmitted(make: Callable[..., Town]) -> None:
     town = make("east", "west")
-    town.when["round-end", 1] = lambda: steering.drop(town.server, "west")
-    town.when["round-end", 2] = lambda: steering.readmit(town.server, "west")
+    town.when["round-end", 1] = lambda: orders.drop(town.server, "west")
+    town.when["round-end", 2] = lambda: orders.readmit(town.server, "west")
     town.run()
     assert town.cohorts() == [["east", "west"], ["east"], *[["east", "west"]] * 2]
 
@@ -340,7 +349,7 @@ def test_a_person_has_longer_than_a_site_that_is_absent(make: Callable[..., Town
 def test_a_site_that_comes_and_goes_is_not_waited_for_without_end() -> None:
     now = [0.0]
     waits = patience.Patience(
-        config.ServerConfig(join_timeout_s=100.0, approval_timeout_s=500.0), again=False, clock=lambda: now[0]
+        schema.ServerConfig(join_timeout_s=100.0, approval_timeout_s=500.0), again=False, clock=lambda: now[0]
     )
     for now[0] in range(0, 501, 50):
         assert waits.given_up({"west": "not-connected" if now[0] % 100 else "asked"} if now[0] % 150 else {}) == {}
@@ -351,8 +360,8 @@ def test_a_site_that_comes_and_goes_is_not_waited_for_without_end() -> None:
 def test_a_server_that_starts_again_goes_on_with_its_quorum(make: Callable[..., Town]) -> None:
     """Rounds were done: who is not back soon may join later; at the first start all of them had an hour."""
     town = make()
-    town.when["round-end", 1] = lambda: steering.pause(town.server)
-    sleep = coordinate.time.sleep
+    town.when["round-end", 1] = lambda: orders.pause(town.server)
+    sleep = coordinator.time.sleep
     with pytest.MonkeyPatch.context() as patch:
 
         def stop(seconds: float) -> None:
@@ -360,10 +369,10 @@ def test_a_server_that_starts_again_goes_on_with_its_quorum(make: Callable[..., 
                 raise KeyboardInterrupt
             sleep(seconds)
 
-        patch.setattr(coordinate.time, "sleep", stop)
+        patch.setattr(coordinator.time, "sleep", stop)
         with pytest.raises(KeyboardInterrupt):
             town.run(quorum=1, join_timeout_s=60.0)
-    steering.resume(town.server)
+    orders.resume(town.server)
     town.away.add("west")
     found = town.run(quorum=1, join_timeout_s=60.0, away_timeout_s=0.3)
     assert found is not None
@@ -405,10 +414,10 @@ def test_with_a_quorum_a_site_that_was_invited_is_waited_for_like_an_absent_one(
 
 def test_a_site_invited_while_rounds_run_holds_up_nobody(make: Callable[..., Town]) -> None:
     town = make()
-    town.when["round", 2] = lambda: (enrolment.invite(town.server, "later"), steering.pause(town.server))
-    town.when["note", "paused"] = lambda: steering.resume(town.server)
+    town.when["round", 2] = lambda: (enrolment.invite(town.server, "later"), orders.pause(town.server))
+    town.when["note", "paused"] = lambda: orders.resume(town.server)
     assert town.run() is not None
-    steering.extend(town.server, 1)
+    orders.extend(town.server, 1)
     assert town.run() is not None
     assert "later" not in town.notes()
 
@@ -473,11 +482,11 @@ def test_a_site_whose_ledger_went_back_is_asked_no_more_in_this_recipe(make: Cal
     assert seen == ["ledger-went-back"], "as the server's status shows it"
     assert "goes on without: west (ledger-went-back)" in town.notes()
     town.refuses["west"] = protocol.LEDGER_WENT_BACK
-    steering.add_recipe(town.server, town.lock(seed=7))
+    orders.add_recipe(town.server, town.lock(seed=7))
     begins = time.monotonic()
     assert town.run(quorum=1) is not None
     assert time.monotonic() < begins + 50.0, "nobody waits for it"
-    steering.add_recipe(town.server, town.lock(seed=8))
+    orders.add_recipe(town.server, town.lock(seed=8))
     with pytest.raises(errors.QuorumMissed, match=r"whose privacy ledger went back: .*server start --without west"):
         town.run(join_timeout_s=0.3)
 
@@ -486,10 +495,10 @@ def test_a_site_whose_ledger_went_back_is_asked_no_more_in_this_recipe(make: Cal
 def test_a_quorum_that_the_roster_lacks_is_waited_for(make: Callable[..., Town], how: str) -> None:
     """A site is taken off, and another one, or the same one, comes in time: nothing ends meanwhile."""
     town = make()
-    act = {"revoke": enrolment.revoke, "drop": steering.drop}[how]
+    act = {"revoke": enrolment.revoke, "drop": orders.drop}[how]
 
     def back() -> None:
-        town.add("north") if how == "revoke" else steering.readmit(town.server, "west")
+        town.add("north") if how == "revoke" else orders.readmit(town.server, "west")
 
     town.when["round-end", 1] = lambda: (act(town.server, "west"), town.when.update({("note", "waiting"): back}))
     assert town.run(quorum=2) is not None
@@ -509,7 +518,7 @@ def test_a_quorum_that_the_roster_lacks_is_given_up_in_time(
     make: Callable[..., Town], how: str, limit: str, told: str
 ) -> None:
     town = make()
-    act = {"revoke": enrolment.revoke, "drop": steering.drop}[how]
+    act = {"revoke": enrolment.revoke, "drop": orders.drop}[how]
     town.when["round-end", 1] = lambda: act(town.server, "west")
     with pytest.raises(errors.QuorumMissed, match=rf"after 1\.5 s waiting: .*{told}"):
         town.run(quorum=2, **{f"{limit}_timeout_s": 1.5})
@@ -520,8 +529,8 @@ def test_all_sites_dropped_are_waited_for(make: Callable[..., Town]) -> None:
     town = make("east")
 
     def drop() -> None:
-        steering.drop(town.server, "east")
-        town.when["note", "waiting"] = lambda: steering.readmit(town.server, "east")
+        orders.drop(town.server, "east")
+        town.when["note", "waiting"] = lambda: orders.readmit(town.server, "east")
 
     town.when["round-end", 1] = drop
     assert town.run() is not None
@@ -531,8 +540,8 @@ def test_all_sites_dropped_are_waited_for(make: Callable[..., Town]) -> None:
 def test_an_invite_that_expired_is_not_waited_for(make: Callable[..., Town], monkeypatch: pytest.MonkeyPatch) -> None:
     town = make("east")
     enrolment.invite(town.server, "west", days=1)
-    later = documents.now() + datetime.timedelta(days=2)
-    monkeypatch.setattr(documents, "now", lambda: later)
+    later = signed_documents.now() + datetime.timedelta(days=2)
+    monkeypatch.setattr(signed_documents, "now", lambda: later)
     assert town.run() is not None
     assert "goes on without: west (its invite expired)" in town.notes()
 
@@ -576,7 +585,7 @@ def test_a_site_that_refuses_for_ever_ends_the_run_in_time(make: Callable[..., T
 def test_it_counts_on_where_it_ended_and_was_started_again(tmp_path: Path) -> None:
     """Else a run that ends every half hour would wait for ever; who was down for long begins to wait anew."""
     (tmp_path / "run").mkdir()
-    server, wall = config.ServerConfig(join_timeout_s=100.0, approval_timeout_s=500.0), [1000.0]
+    server, wall = schema.ServerConfig(join_timeout_s=100.0, approval_timeout_s=500.0), [1000.0]
 
     def begin(now: float) -> tuple[patience.Patience, patience.Memory]:
         waits = patience.Patience(server, again=False, clock=lambda: wall[0] - now)
@@ -608,16 +617,16 @@ def test_it_counts_on_where_it_ended_and_was_started_again(tmp_path: Path) -> No
 def test_pause_and_resume(make: Callable[..., Town], monkeypatch: pytest.MonkeyPatch) -> None:
     town = make()
     seen: dict[str, Any] = {}
-    sleep = coordinate.time.sleep
+    sleep = coordinator.time.sleep
 
     def look(seconds: float) -> None:
         if town.stands().get("phase") == "paused":
             seen.update(town.stands(), rounds=len(town.journal()))
-            steering.resume(town.server)
+            orders.resume(town.server)
         sleep(seconds)
 
-    town.when["round", 2] = lambda: steering.pause(town.server)
-    monkeypatch.setattr(coordinate.time, "sleep", look)
+    town.when["round", 2] = lambda: orders.pause(town.server)
+    monkeypatch.setattr(coordinator.time, "sleep", look)
     town.run()
     assert (seen["phase"], seen["rounds"]) == ("paused", 2), "the round in hand ends first"
     assert seen["reason"].startswith("paused by ")
@@ -627,20 +636,20 @@ def test_pause_and_resume(make: Callable[..., Town], monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("number", [1, 3])
 def test_finish_ends_after_the_round_in_hand(make: Callable[..., Town], number: int) -> None:
     town = make()
-    town.when["round", number] = lambda: steering.finish(town.server)
+    town.when["round", number] = lambda: orders.finish(town.server)
     found = town.run()
     assert found is not None
     assert (found["round"], len(town.cohorts())) == (number, number)
     assert set(found["last"]["sites"]) == {"east", "west"}
     assert (town.server.run_path(town.server.about.recipe) / "adapter.safetensors").exists()
     with pytest.raises(errors.ConfigError, match="is finished already"):
-        steering.finish(town.server)
+        orders.finish(town.server)
 
 
 def test_a_finish_ordered_before_the_first_round(make: Callable[..., Town]) -> None:
     town = make()
-    steering.pause(town.server)
-    steering.finish(town.server)
+    orders.pause(town.server)
+    orders.finish(town.server)
     found = town.run()
     assert found is not None
     assert (found["round"], len(town.cohorts())) == (1, 1)
@@ -650,11 +659,11 @@ def test_a_finish_ordered_before_the_first_round(make: Callable[..., Town]) -> N
 def test_a_finish_is_taken_back_in_the_round_it_was_ordered(make: Callable[..., Town], number: int) -> None:
     town = make()
     if number == 1:
-        steering.finish(town.server)
-        town.when["round", 1] = lambda: steering.unfinish(town.server)
+        orders.finish(town.server)
+        town.when["round", 1] = lambda: orders.unfinish(town.server)
     else:
-        town.when["round", 2] = lambda: steering.finish(town.server)
-        town.when["reply", 2] = lambda: steering.unfinish(town.server)
+        town.when["round", 2] = lambda: orders.finish(town.server)
+        town.when["reply", 2] = lambda: orders.unfinish(town.server)
     found = town.run()
     assert found is not None
     assert (found["round"], len(town.cohorts())) == (ROUNDS, ROUNDS)
@@ -668,16 +677,16 @@ def test_a_finish_is_not_taken_back_once_the_final_test_began(make: Callable[...
 
     def undo() -> None:
         with pytest.raises(errors.ConfigError, match=r"is at its final test\. For more rounds: fedvfm server extend"):
-            steering.unfinish(town.server)
+            orders.unfinish(town.server)
         refused.append(True)
 
-    town.when["round", 2] = lambda: steering.finish(town.server)
+    town.when["round", 2] = lambda: orders.finish(town.server)
     town.when["test", 2] = undo
     found = town.run()
     assert found is not None
     assert (found["round"], refused) == (2, [True])
     with pytest.raises(errors.ConfigError, match="is finished already"):
-        steering.unfinish(town.server)
+        orders.unfinish(town.server)
 
 
 def test_a_finish_can_be_taken_back_after_its_final_test_failed(make: Callable[..., Town]) -> None:
@@ -685,9 +694,9 @@ def test_a_finish_can_be_taken_back_after_its_final_test_failed(make: Callable[.
 
     def close() -> None:
         town.refuses["west"] = "policy-closed"
-        town.when["note", "waiting"] = lambda: (steering.unfinish(town.server), town.refuses.clear())
+        town.when["note", "waiting"] = lambda: (orders.unfinish(town.server), town.refuses.clear())
 
-    town.when["round", 2] = lambda: steering.finish(town.server)
+    town.when["round", 2] = lambda: orders.finish(town.server)
     town.when["test", 2] = close
     found = town.run()
     assert found is not None
@@ -696,11 +705,11 @@ def test_a_finish_can_be_taken_back_after_its_final_test_failed(make: Callable[.
 
 def test_extended_from_the_final_adapter_under_another_hash(make: Callable[..., Town]) -> None:
     town = make()
-    town.when["round", 2] = lambda: steering.extend(town.server, 2)
+    town.when["round", 2] = lambda: orders.extend(town.server, 2)
     first = town.run()
     assert first is not None
     before = town.server.about.recipe
-    after = steering.settle(town.server)
+    after = orders.settle(town.server)
     recipe = after.locked().recipe
     assert after.about.recipe != before
     assert (recipe.rounds, recipe.start) == (2, first["fingerprint"])
@@ -709,21 +718,21 @@ def test_extended_from_the_final_adapter_under_another_hash(make: Callable[..., 
     assert more is not None
     assert more["fingerprint"] != first["fingerprint"]
     assert [line["round"] for line in town.journal(after.about.recipe)] == [1, 2]
-    assert steering.settle(town.server).about.recipe == after.about.recipe
+    assert orders.settle(town.server).about.recipe == after.about.recipe
     assert town.trained("east") == [1, 2, 3, 4, 1, 2]
 
 
 def test_another_recipe_at_once_and_back(make: Callable[..., Town]) -> None:
     town = make()
     other = town.lock(seed=7)
-    town.when["round", 2] = lambda: steering.add_recipe(town.server, other, at_once=True)
+    town.when["round", 2] = lambda: orders.add_recipe(town.server, other, at_once=True)
     assert town.run() is None
     assert "is put aside for another one" in town.notes()
     first = town.server.about.recipe
     assert len(town.cohorts()) == 2
     assert town.run() is not None
     assert len(town.cohorts(other.hash)) == ROUNDS
-    assert steering.add_recipe(town.server, town.lock()) is True
+    assert orders.add_recipe(town.server, town.lock()) is True
     assert town.run() is not None
     assert town.trained("east") == [1, 2, 1, 2, 3, 4, 3, 4]
     assert town.cohorts(first) == [["east", "west"]] * ROUNDS

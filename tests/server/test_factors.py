@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import chain, errors, flower, protocol, state, storage
-from fedvfm import config as configs
-from fedvfm.server import checkpoint
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol
+from fedvfm.state import checkpoint, state
+from fedvfm.storage import hash_chain, storage
 
 PAIR, A, B = "block.00.q", "block.00.q.A", "block.00.q.B"
 IDLE = {"freeze-A": (A, A, A, A, A), "alternate": (A, B, A, B, A)}
@@ -55,7 +58,7 @@ class Country:
         for name, examples in (("east", 10), ("north", 20), ("west", 70)):
             members.append(Site(name, examples=examples, change=keep))
         values = {"rounds": 5, "adapter": {"rank": 3, "alpha": 6.0, "factors": way}, **recipe}
-        server = configs.ServerConfig(quorum=2)
+        server = schema.ServerConfig(quorum=2)
         job = self.sites.make_job(
             self.root / folder, members, self.sites.make_recipe(**values), durable=durable, server=server
         )
@@ -69,7 +72,7 @@ def country(sites: Any, tmp_path: Path) -> Country:
 
 
 def rounds(folder: Path) -> list[dict[str, Any]]:
-    return chain.read(folder / "journal.jsonl")
+    return hash_chain.read(folder / "journal.jsonl")
 
 
 def final(folder: Path) -> state.AdapterState:
@@ -189,6 +192,6 @@ def test_the_recipe_of_an_earlier_release_is_named_as_before(sites: Any) -> None
     del values["adapter"]["factors"]
     earlier = type(made).model_validate(values)
     assert earlier.hash == made.hash == sites.make_recipe(adapter={"rank": 3, "alpha": 6.0, "factors": "both"}).hash
-    flower.be_server_task(1)
+    internals.be_server_task(1)
     found = protocol.decode_task(protocol.encode_task(protocol.Task(made, 1, sites.draw(sites.manifest(), 0))))
     assert found.recipe.adapter.factors == "both"

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import chain, errors, flower, state
-from fedvfm import config as configs
-from fedvfm.server import checkpoint
-from fedvfm.simulation import in_process
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.simulation.engines import in_process
+from fedvfm.state import checkpoint, state
+from fedvfm.storage import hash_chain
 
 
 class Harness:
@@ -47,7 +49,7 @@ def harness(sites: Any, tmp_path: Path) -> Harness:
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
-    return chain.read(folder / "journal.jsonl")
+    return hash_chain.read(folder / "journal.jsonl")
 
 
 def evaluation(folder: Path) -> dict[str, Any]:
@@ -169,12 +171,12 @@ def test_bytes_are_those_of_all_messages(harness: Harness) -> None:
 
         def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
             kept = list(messages)
-            self.down += sum(len(flower.serialise(message)) for message in kept)
+            self.down += sum(len(internals.serialise(message)) for message in kept)
             return super().push_messages(kept)
 
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Any]:
             replies = list(super().pull_messages(message_ids))
-            self.up += sum(len(flower.serialise(message)) for message in replies)
+            self.up += sum(len(internals.serialise(message)) for message in replies)
             return replies
 
     grid = Counting()
@@ -258,7 +260,7 @@ def test_a_node_that_is_not_wanted_may_answer_as_it_likes(harness: Harness, how:
 def test_cohort_and_quorum_that_cannot_be(harness: Harness, server: dict[str, int], fault: str) -> None:
     members = [harness.site("east"), harness.site("west")]
     with pytest.raises(errors.ConfigError, match=fault):
-        harness.run(members, server=configs.ServerConfig(**server))
+        harness.run(members, server=schema.ServerConfig(**server))
     assert not members[0].asked
 
 
@@ -276,7 +278,7 @@ def test_a_rank_that_cannot_be(harness: Harness, rank: int) -> None:
 
 def test_a_cohort_is_a_seeded_sample(harness: Harness) -> None:
     members = [harness.site(name) for name in ("a", "bb", "ccc", "dddd")]
-    server = configs.ServerConfig(cohort=2)
+    server = schema.ServerConfig(cohort=2)
     folder = harness.run(members, recipe={"rounds": 8}, server=server)
     cohorts = [line["cohort"] for line in journal(folder)]
     assert all(len(set(cohort)) == 2 and cohort == sorted(cohort) for cohort in cohorts)
@@ -298,7 +300,7 @@ def test_an_erring_site_is_named_and_the_round_goes_on(harness: Harness) -> None
         return reply
 
     members = [harness.site("east"), harness.site("north"), harness.site("west", change=fail)]
-    folder = harness.run(members, server=configs.ServerConfig(quorum=2))
+    folder = harness.run(members, server=schema.ServerConfig(quorum=2))
     lines = journal(folder)
     assert [line["refused"] for line in lines] == [
         {},
@@ -362,7 +364,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(
     harness: Harness, reason: str, change: Callable[[Any], Any]
 ) -> None:
     west = harness.site("west", change=lambda kind, number, reply: change(reply) if kind == "train" else reply)
-    folder = harness.run([harness.site("east"), west], server=configs.ServerConfig(quorum=1), recipe={"rounds": 1})
+    folder = harness.run([harness.site("east"), west], server=schema.ServerConfig(quorum=1), recipe={"rounds": 1})
     (line,) = journal(folder)
     assert line["refused"]["west"]["reason"] == reason
     assert set(line["examples"]) == {"east"}
@@ -373,7 +375,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(
 
 
 def _without(update: Any, record: str) -> Any:
-    from fedvfm import protocol
+    from fedvfm.protocol import protocol
 
     content = protocol.encode_update(update)
     del content[record]
@@ -399,7 +401,7 @@ def test_a_site_that_does_not_answer_in_time(harness: Harness) -> None:
 
     grid = Deaf(harness.sites.client_app(members), 2)
     folder = harness.run(
-        members, grid=grid, server=configs.ServerConfig(quorum=1, round_timeout_s=0.3), recipe={"rounds": 1}
+        members, grid=grid, server=schema.ServerConfig(quorum=1, round_timeout_s=0.3), recipe={"rounds": 1}
     )
     assert journal(folder)[0]["refused"] == {"west": {"reason": "no-answer", "detail": "no reply within 0.3 s"}}
 
@@ -638,7 +640,7 @@ def test_a_site_that_answers_late_or_never_holds_no_other_up(harness: Harness, r
     def members() -> list[Any]:
         return [harness.site("east", examples=10, change=fail), *harness.three()[1:]]
 
-    more: dict[str, Any] = {"recipe": {"aggregation": {"rule": rule}}, "server": configs.ServerConfig(quorum=2)}
+    more: dict[str, Any] = {"recipe": {"aggregation": {"rule": rule}}, "server": schema.ServerConfig(quorum=2)}
     one = harness.run(members(), "one", **more)
     late = members()
     two = harness.run(late, "two", grid=Shuffled(harness.sites.client_app(late), 3), **more)
@@ -650,7 +652,7 @@ def test_a_federation_whose_quorum_breaks_the_rules_promise_does_not_start(harne
     members = [harness.site(name) for name in ("alpha", "east", "north", "south", "west")]
     rule = {"aggregation": {"rule": "krum", "weighting": "uniform", "options": {"bad": 1}}}
     with pytest.raises(errors.ConfigError) as caught:
-        harness.run(members, "weak", recipe=rule, server=configs.ServerConfig(quorum=4))
+        harness.run(members, "weak", recipe=rule, server=schema.ServerConfig(quorum=4))
     assert "needs 5 updates" in str(caught.value)
     assert len(journal(harness.run(members, "strong", recipe=rule))) == 3
 

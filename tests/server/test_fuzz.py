@@ -20,24 +20,29 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedvfm import chain, config, errors, flower, protocol, state, wire
-from fedvfm.client import gate, sent
-from fedvfm.server import admission
+from fedvfm import errors
+from fedvfm.client.gate import gate, reply_cache
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol, wire
+from fedvfm.server.rounds import admission
+from fedvfm.state import state
+from fedvfm.storage import hash_chain
 
 fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ROWS = state.Manifest.of([state.ArraySpec("a", (2, 3), "head"), state.ArraySpec("b", (4,), "head")])
 BASE = state.AdapterState({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)})
-MARK = chain.Mark(7, "ab" * 32)
+MARK = hash_chain.Mark(7, "ab" * 32)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server_task() -> None:
-    flower.be_server_task(1)
+    internals.be_server_task(1)
 
 
-def recipe() -> config.Recipe:
-    return config.parse(
-        config.Recipe, {"backbone": {"name": "none"}, "data": {"class_names": ["rest", "cell"]}, "rounds": 5}, "recipe"
+def recipe() -> schema.Recipe:
+    return schema.parse(
+        schema.Recipe, {"backbone": {"name": "none"}, "data": {"class_names": ["rest", "cell"]}, "rounds": 5}, "recipe"
     )
 
 
@@ -168,7 +173,7 @@ def test_the_messages_that_the_mutations_begin_with_are_taken(name: str) -> None
     make, decode = GOOD[name]
     assert decode(make()) == decode(marked(make()))
     assert protocol.digest(make()) == protocol.digest(marked(make()))
-    arrived = flower.parse(flower.serialise(Message(marked(make()), 7, "train")))
+    arrived = internals.parse(internals.serialise(Message(marked(make()), 7, "train")))
     assert protocol.digest(arrived.content) == protocol.digest(make()), "both ends come to the same sha256"
     assert protocol.find_mark(arrived) == MARK
 
@@ -181,7 +186,7 @@ def test_a_mutated_message_is_a_value_or_a_typed_refusal(name: str, data: Any) -
     found = judged(GOOD[name][1], content)
     if isinstance(found, state.SiteUpdate):
         assert all(np.isfinite(one) and len(key) <= wire.MAX_NAME for key, one in found.metrics.items())
-        terms = admission.Terms("north", 1, BASE, ROWS, config.AdmissionConfig(max_examples=100, max_update_norm=9.0))
+        terms = admission.Terms("north", 1, BASE, ROWS, schema.AdmissionConfig(max_examples=100, max_update_norm=9.0))
         admitted = judged(lambda _: admission.admit(found, terms), content)
         if admitted is found:  # it is within every bound, whatever was changed
             assert {key: one.shape for key, one in found.state.items()} == {"a": (2, 3), "b": (4,)}
@@ -214,11 +219,11 @@ def test_a_gate_answers_every_message_with_a_reply_or_one_of_our_words(
     tmp_path_factory: pytest.TempPathFactory, data: Any, kind: str
 ) -> None:
     seen: list[Exception] = []
-    kept = sent.Sent(tmp_path_factory.getbasetemp() / "fuzz-sent")
+    kept = reply_cache.Sent(tmp_path_factory.getbasetemp() / "fuzz-sent")
     door = gate.Gate(answer, kept, gate.NoTerms(), lambda where, error: seen.append(error))
     message = Message(data.draw(mutated(data.draw(st.sampled_from(["task", "handshake"])))), 7, kind, ttl=60.0)
-    flower.set_message_id(message, "m1")
-    reply = door(message, flower.context(1, 7, {}))
+    internals.set_message_id(message, "m1")
+    reply = door(message, internals.context(1, 7, {}))
     assert reply.metadata.reply_to_message_id == "m1"
     if reply.has_error():
         assert reply.error.reason in protocol.ERROR_CODES
@@ -231,7 +236,7 @@ def test_a_gate_answers_every_message_with_a_reply_or_one_of_our_words(
 @given(reason=st.one_of(words, st.sampled_from([*protocol.ERROR_CODES]).map(lambda word: f"{word} {MARK}")), code=whole)
 def test_a_refusal_is_one_of_our_words_or_unknown(reason: str, code: int) -> None:
     asked = Message(RecordDict(), 7, "train")
-    flower.set_message_id(asked, "m1")
+    internals.set_message_id(asked, "m1")
     reply = Message(Error(code=code % 2**31, reason=reason), reply_to=asked)
     assert protocol.error_word(reply) in {*protocol.ERROR_CODES, "unknown"}
     assert judged(lambda _: protocol.find_mark(reply), RecordDict()) in (None, MARK)
@@ -308,9 +313,9 @@ def test_what_is_not_known_is_refused(name: str, where: str) -> None:
 
 def test_a_path_is_no_place(tmp_path: Path) -> None:
     """Names of sites and arrays are never parts of a path: what is kept lies in its folder, whatever they are."""
-    from fedvfm.server import received
+    from fedvfm.server.rounds import update_store
 
-    kept = received.Received(tmp_path / "received")
+    kept = update_store.Received(tmp_path / "received")
     name = "../../../etc/passwd"
     kept.keep(update(site=name, state=state.AdapterState({name: np.ones(2, np.float32)})), 1)
     assert [path.parent for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "received"]

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedvfm import flower, protocol
-from fedvfm.server import aggregators, greeting
+from fedvfm import aggregators
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol
+from fedvfm.server.coordinator import admission_handshakes
 
 NODE = 10
 
@@ -31,7 +33,7 @@ class Grid:
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         for message in messages:
-            flower.set_message_id(message, f"m{len(self.sent)}")
+            internals.set_message_id(message, f"m{len(self.sent)}")
             self.sent.append(message)
         return [message.metadata.message_id for message in messages]
 
@@ -43,16 +45,16 @@ class Grid:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(greeting.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(admission_handshakes.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_site_that_is_there_but_silent_is_greeted_again(sites: Any, clock: list[float]) -> None:
     """A greeting that got stuck on the way kept a site out for ten minutes."""
-    flower.be_server_task(1)
+    internals.be_server_task(1)
     grid, locked = Grid(), sites.lock(sites.make_recipe())
     rule = aggregators.TABLE.get(locked.recipe.aggregation.rule)()
-    found = greeting.Greetings(grid, locked, rule)  # type: ignore[arg-type]
+    found = admission_handshakes.Greetings(grid, locked, rule)  # type: ignore[arg-type]
     when = []
     while clock[0] < 900.0:
         before = len(grid.sent)
@@ -60,12 +62,12 @@ def test_a_site_that_is_there_but_silent_is_greeted_again(sites: Any, clock: lis
         when += [clock[0]] * (len(grid.sent) - before)
         clock[0] += 1.0
     assert when[:5] == [0.0, 30.0, 90.0, 210.0, 450.0], "ever more rarely: it may be at work"
-    assert found.words() == {"east": greeting.ASKED}
+    assert found.words() == {"east": admission_handshakes.ASKED}
     site = sites.NumpySite("east")
     hello = site.hello(protocol.Task(locked.recipe))
     grid.answers = dict.fromkeys((0, len(grid.sent) - 2, len(grid.sent) - 1), hello)
     found.look()
-    assert found.words() == {"east": greeting.GREETED}
+    assert found.words() == {"east": admission_handshakes.GREETED}
     assert set(found.members()) == {"east"}
     assert 0 in grid.answers, "one whose life was over is asked for no more"
     before, clock[0] = len(grid.sent), clock[0] + 3600.0

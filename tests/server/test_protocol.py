@@ -13,7 +13,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedvfm import errors, flower, protocol, state
+from fedvfm import errors
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol
+from fedvfm.state import state
 
 fuzz = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 names = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
@@ -23,7 +26,7 @@ shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 
 @pytest.fixture(scope="module", autouse=True)
 def server_task() -> None:
-    flower.be_server_task(1)
+    internals.be_server_task(1)
 
 
 @st.composite
@@ -37,7 +40,7 @@ def states(draw: Any) -> state.AdapterState:
 
 def travelled(content: RecordDict) -> RecordDict:
     """The records after a transport."""
-    found: RecordDict = flower.parse(flower.serialise(Message(content, 7, "train"))).content
+    found: RecordDict = internals.parse(internals.serialise(Message(content, 7, "train"))).content
     return found
 
 
@@ -400,11 +403,11 @@ SECRET = "/data/patients/Jane Doe 1970-01-01.dcm"
 )
 def test_a_refusal_never_carries_text_of_the_exception(error: Exception, word: str) -> None:
     asked = Message(RecordDict(), 7, "train")
-    flower.set_message_id(asked, "m1")
-    data = flower.serialise(Message(protocol.refusal(error), reply_to=asked))
+    internals.set_message_id(asked, "m1")
+    data = internals.serialise(Message(protocol.refusal(error), reply_to=asked))
     assert b"Jane" not in data
     assert b"patients" not in data
-    reply = flower.parse(data)
+    reply = internals.parse(data)
     assert reply.has_error()
     assert protocol.error_word(reply) == word
 
@@ -413,5 +416,5 @@ def test_a_foreign_error_is_unknown() -> None:
     from flwr.app import Error
 
     asked = Message(RecordDict(), 7, "train")
-    flower.set_message_id(asked, "m1")
+    internals.set_message_id(asked, "m1")
     assert protocol.error_word(Message(Error(code=3, reason=SECRET), reply_to=asked)) == "unknown"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedvfm import audit
-from fedvfm.server import refused
+from fedvfm.audit import audit
+from fedvfm.server.network import refused_requests
 
 
 class Clock:
@@ -42,7 +42,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def test_each_client_is_counted_for_itself_and_many_are_others(tmp_path: Path, clock: Clock) -> None:
-    made = refused.Refusals(str(tmp_path / "refused.jsonl"))
+    made = refused_requests.Refusals(str(tmp_path / "refused.jsonl"))
     made("control", "10.0.0.1")
     for number in range(20):
         made("control", f"10.0.1.{number}")
@@ -52,21 +52,21 @@ def test_each_client_is_counted_for_itself_and_many_are_others(tmp_path: Path, c
     made("control", "10.0.1.1")
     found = rows(tmp_path / "refused.jsonl")[1:]
     assert sum(row["count"] for row in found) == 41
-    assert len(found) == refused.MOST_ADDRESSES + 1
+    assert len(found) == refused_requests.MOST_ADDRESSES + 1
     assert next(row["count"] for row in found if row["client"] == audit.OTHERS) == 12
     made("key", "10.0.0.1")
     made("key", "10.0.0.2")
     made.flush()
     assert [row["client"] for row in rows(tmp_path / "refused.jsonl")[-2:]] == ["10.0.0.1", "10.0.0.2"]
-    refused.Refusals("")("control", "10.0.0.1")  # a proxy without a file
+    refused_requests.Refusals("")("control", "10.0.0.1")  # a proxy without a file
 
 
 def test_the_file_begins_anew_and_nothing_is_missed_or_told_twice(
     tmp_path: Path, log: audit.Audit, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refused, "MAX_BYTES", 500)
+    monkeypatch.setattr(refused_requests, "MAX_BYTES", 500)
     path = tmp_path / "refused.jsonl"
-    made, collector = refused.Refusals(str(path)), refused.Collector(path, log, clock)
+    made, collector = refused_requests.Refusals(str(path)), refused_requests.Collector(path, log, clock)
     for number in range(1, 41):
         clock.now += 2
         made("runtime", f"10.0.0.{number % 3}")
@@ -74,19 +74,19 @@ def test_the_file_begins_anew_and_nothing_is_missed_or_told_twice(
             collector.look()
         if number == 20:  # the server starts again
             collector.write()
-            collector = refused.Collector(path, log, clock)
+            collector = refused_requests.Collector(path, log, clock)
     collector.write()
     assert sum(count for _, _, count in entries(log)) == 40
-    assert path.stat().st_size + refused.aside(path).stat().st_size < 1500
+    assert path.stat().st_size + refused_requests.aside(path).stat().st_size < 1500
     assert path.stat().st_mode & 0o777 == 0o600
-    refused.Collector(path, log, clock).write()
+    refused_requests.Collector(path, log, clock).write()
     assert sum(count for _, _, count in entries(log)) == 40
 
 
 def test_an_attack_of_days_is_few_lines(tmp_path: Path, log: audit.Audit, clock: Clock) -> None:
     """Other addresses every time, all day long: the first lines come at once, then at most 16 an hour."""
     path = tmp_path / "refused.jsonl"
-    collector = refused.Collector(path, log, clock)
+    collector = refused_requests.Collector(path, log, clock)
 
     def add(*lines: dict[str, Any]) -> None:
         clock.now += 60
@@ -101,9 +101,9 @@ def test_an_attack_of_days_is_few_lines(tmp_path: Path, log: audit.Audit, clock:
     collector.write()
     found = entries(log)
     assert sum(count for _, _, count in found) == minutes * (20 * 50 + 1)
-    assert len(found) <= (6 + 8) * refused.MOST_LINES
+    assert len(found) <= (6 + 8) * refused_requests.MOST_LINES
     assert sum(count for word, _, count in found if word == "key") == minutes
-    clock.now += 3 * refused.LONGEST_S  # quiet again: the next one is told soon
+    clock.now += 3 * refused_requests.LONGEST_S  # quiet again: the next one is told soon
     collector.look()
     add({"refused": "docs", "client": "10.0.0.9", "count": 1})
     assert entries(log)[-1] == ("docs", "10.0.0.9", 1)
@@ -117,7 +117,7 @@ def test_what_is_no_refusal_is_left_out(tmp_path: Path, log: audit.Audit, clock:
         {**good, "client": "patient Smith"}, {**good, "client": ""}, {**good, "client": "FE80::1%eth0"}, good,
     ]  # fmt: skip
     path.write_text("\xff\n{\n" + "".join(json.dumps(line) + "\n" for line in strange) + '{"refused": "unfin')
-    refused.Collector(path, log, clock).write()
+    refused_requests.Collector(path, log, clock).write()
     assert sorted(entries(log)) == [
         ("docs", "10.0.0.1", 1),
         ("docs", "fe80::1", 1),
@@ -131,8 +131,8 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     path = tmp_path / "refused.jsonl"
     whole = log.path.read_bytes()
     log.path.write_bytes(whole[:-9] + b"\n")
-    with refused.collected(path, log):
-        refused.Refusals(str(path))("docs", "10.0.0.1")
+    with refused_requests.collected(path, log):
+        refused_requests.Refusals(str(path))("docs", "10.0.0.1")
         deadline = time.monotonic() + 60
         while not said() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 
-from fedvfm import chain, errors, flower, metrics, protocol
-from fedvfm.server import adapter_folder, app, checkpoint, result, summary
-from fedvfm.simulation import compare
+from fedvfm import errors
+from fedvfm.flower import internals
+from fedvfm.model import adapter_folder
+from fedvfm.protocol import protocol
+from fedvfm.server import app
+from fedvfm.server.rounds import result, summary
+from fedvfm.simulation.results import compare
+from fedvfm.state import checkpoint
+from fedvfm.storage import hash_chain
+from fedvfm.tasks import metrics
 from tests.server import numpy_sites
 
 
@@ -22,7 +29,7 @@ def finished(folder: Path, *, oracle: bool = False, **changes: Any) -> Any:
     settings = {"task": {"kind": "segmentation", "prompt": "box"}} if oracle else {}
     job = numpy_sites.make_job(folder, members, numpy_sites.make_recipe(**settings), durable=True)
     grid = numpy_sites.LoopGrid(numpy_sites.client_app(members), len(members))
-    app.make_server_app([job])(grid, flower.context(1, 1, {}))
+    app.make_server_app([job])(grid, internals.context(1, 1, {}))
     return job
 
 
@@ -41,7 +48,7 @@ def test_everything_that_sites_sent_and_nothing_else(tmp_path: Path) -> None:
     values = [row["dice"] for row in arm["sites"].values()]
     assert arm["macro"] == pytest.approx(sum(values) / 2)
     assert (made["engine"], made["rounds"], made["fingerprint"]) == ("deployment", 3, tested["fingerprint"])
-    journal = chain.read(job.folder / "journal.jsonl")
+    journal = hash_chain.read(job.folder / "journal.jsonl")
     assert made["bytes"]["up"] == sum(line["bytes"]["up"] for line in journal) + tested["bytes"]["up"]
     table = rows(job.folder / "metrics.csv")
     wanted = {("train", str(n), site) for n in (1, 2, 3) for site in ("north", "west")}

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedvfm import config, errors, state
-from fedvfm.server.aggregators import base, held
-from fedvfm.server.aggregators import table as rules
+from fedvfm import errors
+from fedvfm.aggregators import base, held
+from fedvfm.aggregators import table as rules
+from fedvfm.config import schema
+from fedvfm.state import state
 
 ROWS = state.Manifest.of(
     [state.ArraySpec("head.bias", (), "head"), state.ArraySpec("head.weight", (2, 3), "head")],
@@ -35,7 +37,7 @@ def flat(found: state.AdapterState) -> NDArray[np.float64]:
 def aggregate(
     name: str, updates: Sequence[Any], weights: Sequence[float] | None = None, **options: Any
 ) -> NDArray[np.float64]:
-    settings = config.AggregationConfig(rule=name, weighting="uniform", options=options)
+    settings = schema.AggregationConfig(rule=name, weighting="uniform", options=options)
     rule = rules.make(settings)
     acc = rule.init(ROWS)
     for update, weight in zip(updates, weights or [1.0] * len(updates), strict=True):
@@ -135,7 +137,7 @@ def test_one_site_moves_the_clipped_mean_by_its_share_of_the_bound(seed: int, si
 
 def test_a_stated_bound_is_a_sum_and_holds_nothing() -> None:
     def rule(bound: float) -> base.Aggregator:
-        return rules.make(config.AggregationConfig(rule="clipped-mean", options={"bound": bound}))
+        return rules.make(schema.AggregationConfig(rule="clipped-mean", options={"bound": bound}))
 
     assert (rule(1.0).sum_only, rule(0.0).sum_only) == (True, False)
     one = base.Contribution(1.0, adapter(np.ones(NUMBERS)), ROWS, adapter(np.zeros(NUMBERS)))
@@ -153,10 +155,10 @@ def test_distances_are_those_of_the_whole_flat_update_in_pieces(monkeypatch: pyt
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
-def recipe(rule: str, weighting: str = "uniform", options: dict[str, Any] | None = None, **more: Any) -> config.Recipe:
+def recipe(rule: str, weighting: str = "uniform", options: dict[str, Any] | None = None, **more: Any) -> schema.Recipe:
     aggregation = {"rule": rule, "weighting": weighting, "options": options or {}, **more.pop("aggregation", {})}
     values = {"backbone": {"name": "x"}, "data": {"class_names": ["a", "b"]}, "aggregation": aggregation}
-    return config.parse(config.Recipe, {**values, **more}, "recipe")
+    return schema.parse(schema.Recipe, {**values, **more}, "recipe")
 
 
 @pytest.mark.parametrize("name", ROBUST)

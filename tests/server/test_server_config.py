@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedvfm import config, errors
+from fedvfm import errors
+from fedvfm.config import schema
 
 
 @pytest.mark.parametrize(
@@ -21,12 +22,12 @@ from fedvfm import config, errors
 )
 def test_what_cannot_be_is_refused_at_reading(values: dict[str, Any], fault: str) -> None:
     with pytest.raises(errors.ConfigError, match=fault):
-        config.parse(config.ServerConfig, values, "server.toml")
+        schema.parse(schema.ServerConfig, values, "server.toml")
 
 
 @pytest.mark.parametrize(
     "values", [{"quorum": 3}, {"cohort": 2}, {"quorum": 2, "cohort": 2}, {"without": ["north"]}, {}]
 )
 def test_what_can_be_is_taken_and_travels_as_json(values: dict[str, Any]) -> None:
-    read = config.parse(config.ServerConfig, values, "server.toml")
-    assert config.ServerConfig.model_validate_json(read.model_dump_json()) == read
+    read = schema.parse(schema.ServerConfig, values, "server.toml")
+    assert schema.ServerConfig.model_validate_json(read.model_dump_json()) == read

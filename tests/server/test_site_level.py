@@ -20,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedvfm import chain, errors, factors, state
-from fedvfm import config as configs
-from fedvfm.privacy import accountant, base, entropy, rounds, site_level, table
-from fedvfm.server import aggregation, checkpoint, private, strategy
-from fedvfm.simulation import in_process
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.privacy import accountant, base, events, randomness, site_level, table
+from fedvfm.server.rounds import aggregation, dp_aggregation, federation
+from fedvfm.simulation.engines import in_process
+from fedvfm.state import checkpoint, factors, state
+from fedvfm.storage import hash_chain
 from tests.privacy import gaussian
 from tests.server import numpy_sites as sites
 
@@ -45,9 +47,9 @@ class Harness:
     def members(self, names: tuple[str, ...] = ("east", "north", "west"), **more: Any) -> list[Any]:
         return [sites.NumpySite(name, **more) for name in names]
 
-    def job(self, members: list[Any], folder: str, **more: Any) -> strategy.Job:
+    def job(self, members: list[Any], folder: str, **more: Any) -> federation.Job:
         recipe = sites.make_recipe(**{"privacy": PRIVACY, **UNIFORM, **more.pop("recipe", {})})
-        found: strategy.Job = sites.make_job(self.folder / folder, members, recipe, **more)
+        found: federation.Job = sites.make_job(self.folder / folder, members, recipe, **more)
         return found
 
     def run(self, members: list[Any] | None = None, folder: str = "run", stop: Any = None, **more: Any) -> Path:
@@ -70,15 +72,15 @@ def harness(tmp_path: Path) -> Harness:
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
-    return chain.read(folder / "journal.jsonl")
+    return hash_chain.read(folder / "journal.jsonl")
 
 
 def final(folder: Path) -> state.AdapterState:
     return checkpoint.read(folder / "adapter.safetensors")[0]
 
 
-def recipe(**privacy: Any) -> configs.Recipe:
-    found: configs.Recipe = sites.make_recipe(privacy=PRIVACY | privacy, **UNIFORM)
+def recipe(**privacy: Any) -> schema.Recipe:
+    found: schema.Recipe = sites.make_recipe(privacy=PRIVACY | privacy, **UNIFORM)
     return found
 
 
@@ -91,7 +93,7 @@ changes = st.dictionaries(st.sampled_from("abcd"), st.lists(numbers, min_size=1,
 
 
 def joined(
-    part: private.Private,
+    part: dp_aggregation.Private,
     number: int,
     start: state.AdapterState,
     updates: Mapping[str, state.SiteUpdate],
@@ -141,10 +143,10 @@ def test_one_site_moves_the_sum_by_at_most_the_clip(
     record = {"cohort": sorted(updates), "refused": {}}
 
     def made(who: Mapping[str, state.SiteUpdate]) -> state.AdapterState:
-        from fedvfm.server.aggregators import mean
+        from fedvfm.aggregators import mean
 
         folder = tmp_path_factory.mktemp("one")
-        part = private.of(locked, mean.Mean(), folder, simulated=True)
+        part = dp_aggregation.of(locked, mean.Mean(), folder, simulated=True)
         assert part is not None
         return joined(part, number, start, who, {}, record).adapter
 
@@ -157,7 +159,7 @@ def test_one_site_moves_the_sum_by_at_most_the_clip(
 
 
 def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(tmp_path: Path) -> None:
-    from fedvfm.server.aggregators import exact_sum, mean
+    from fedvfm.aggregators import exact_sum, mean
 
     class Half(mean.Mean):
         """Goes half way, and keeps how much weight it saw."""
@@ -175,7 +177,7 @@ def test_any_rule_that_is_a_sum_gets_the_private_mean_and_its_own_state(tmp_path
     record = {"cohort": ["a", "b", "c"], "refused": {}}
     made = []
     for rule in (Half(), mean.Mean()):
-        part = private.of(locked, rule, tmp_path / type(rule).__name__, simulated=True)
+        part = dp_aggregation.of(locked, rule, tmp_path / type(rule).__name__, simulated=True)
         assert part is not None
         made.append(joined(part, 1, locked.adapter, {"a": update}, {"seen": np.float32([7])}, record))
     assert made[0].adapter == made[1].adapter * 0.5
@@ -189,7 +191,7 @@ def test_the_denominator_is_who_was_asked_and_not_who_answered(harness: Harness)
         return reply
 
     lost = harness.members(("east", "north")) + harness.members(("west",), change=fail)
-    more: dict[str, Any] = {"recipe": {"rounds": 1}, "simulated": True, "server": configs.ServerConfig(quorum=2)}
+    more: dict[str, Any] = {"recipe": {"rounds": 1}, "simulated": True, "server": schema.ServerConfig(quorum=2)}
     two, three = harness.run(lost, "two", **more), harness.run(folder="three", **more)
     told = (final(three) - final(two)) * 3.0
     assert told.norm() == pytest.approx(CLIP, rel=1e-3), "one clipped update of three, whole"
@@ -208,7 +210,7 @@ def test_noise_is_as_much_as_the_journal_says_and_independent(privacy: Any) -> N
     for _ in range(2):
         memory = part.configure(chosen, asked, {})
         total = {"a": np.zeros((size // 2,)), "b": np.zeros((2, size // 4))}
-        noise, _ = part.finish(total, memory, entropy.System())
+        noise, _ = part.finish(total, memory, randomness.System())
         drawn.append(np.concatenate([noise["a"].ravel(), noise["b"].ravel()]))
     spread = memory["sum_noise"] * CLIP / asked
     for one in drawn:
@@ -251,7 +253,7 @@ def test_noise_that_is_found_keeps_the_epsilon_over_all_rounds(harness: Harness)
     line = journal(harness.run(recipe={"rounds": 5, "privacy": privacy}))[-1]
     sigma = line["privacy"]["noise_multiplier"]
     assert line["privacy"]["epsilon"] <= 8.0 < accountant.epsilon(((1.0, sigma - 0.002, 5),), 1e-5).value
-    event = rounds.event_of(
+    event = events.event_of(
         harness.job(harness.members(), "x", recipe={"rounds": 5, "privacy": privacy}).locked.recipe, 3
     )
     assert event == base.PrivacyEvent("site-level", "site", sigma, 1.0, 1, CLIP), "ledgers count as the journal does"
@@ -276,7 +278,7 @@ def test_sum_and_count_together_spend_what_the_recipe_says(sigma: float, counted
 def test_an_adaptive_clip_finds_the_quantile(begins: float, quantile: float) -> None:
     lengths = np.random.default_rng(1).lognormal(sigma=0.8, size=200)
     chosen = recipe(clip=begins, adaptive_quantile=quantile, noise_multiplier=2.0)
-    part, memory, draws, seen = site_level.Server(), {}, entropy.Seeded(0, "clip"), []
+    part, memory, draws, seen = site_level.Server(), {}, randomness.Seeded(0, "clip"), []
     for _ in range(150):
         memory = part.configure(chosen, len(lengths), memory)
         for length in lengths:
@@ -426,7 +428,7 @@ def test_nothing_but_the_update_is_kept_of_what_a_site_sent(harness: Harness) ->
         seen.append(fields.get("loss"))
         return False
 
-    server = configs.ServerConfig(quorum=2)
+    server = schema.ServerConfig(quorum=2)
     folder = harness.run(harness.members(change=tell), stop=watch, durable=True, server=server)
     assert set(seen) == {None}
     for line in journal(folder):

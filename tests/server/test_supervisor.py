@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 
-from fedvfm import errors, processes
-from fedvfm.server import result, steering, superlink, supervisor
+from fedvfm import errors
+from fedvfm.runtime import processes
+from fedvfm.server import supervisor
+from fedvfm.server.coordinator import orders
+from fedvfm.server.network import superlink
+from fedvfm.server.rounds import result
 
 
 def test_a_full_disk_between_two_recipes_is_waited_for(
@@ -36,7 +40,7 @@ def test_a_full_disk_between_two_recipes_is_waited_for(
             raise errors.StorageError("cannot write steering.json: No space left on device")
         return given
 
-    monkeypatch.setattr(steering, "settle", settle)
+    monkeypatch.setattr(orders, "settle", settle)
     monkeypatch.setattr(result, "ensure", lambda given: tmp_path)
     monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
     run: Any = SimpleNamespace(process=object(), code=0)
@@ -80,7 +84,7 @@ def test_a_run_that_stopped_for_good_ends_the_server_with_its_own_code(tmp_path:
     where: Any = SimpleNamespace(roster_path=roster, sites=dict)
     control: Any = SimpleNamespace(nodes=list)
     raised = "processes.write_failure(errors.QuorumMissed('after 3600 s waiting: 1 of 2 sites'))"
-    ended = f"import sys; from fedvfm import errors, processes; {raised}; sys.exit(8)"
+    ended = f"import sys; from fedvfm import errors; from fedvfm.runtime import processes; {raised}; sys.exit(8)"
     run = processes.Child(processes.Program("coordinate", (sys.executable, "-c", ended), restart=False), tmp_path)
     run.start()
     with pytest.raises(errors.EngineError, match=r"^the run stopped: after 3600 s waiting: 1 of 2 sites$") as told:
@@ -118,7 +122,7 @@ def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
 
     monkeypatch.setattr(run, "start", start)
     monkeypatch.setattr(result, "ensure", lambda given: None)
-    monkeypatch.setattr(steering, "settle", lambda given: given)
+    monkeypatch.setattr(orders, "settle", lambda given: given)
     monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
     assert supervisor._until_done(where, run, control, threading.Event(), False) == {"round": 3}
     assert said() == [

@@ -7,27 +7,28 @@ from typing import Any
 
 import pytest
 
-from fedvfm import config, errors
-from fedvfm.data import hospitals
-from fedvfm.server import cohort
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
+from fedvfm.server.rounds import cohort
 from fedvfm.simulation import baselines, experiment, run
 
 SITES = ["east", "north", "west"]
 
 
 @pytest.fixture
-def moving() -> config.Experiment:
+def moving() -> schema.Experiment:
     """The bundled demo with every baseline, and a server that takes steps of its own."""
     names = '["local-only", "pooled", "pooled-2x", "head-only", "leave-one-out", "unet", "classical"]'
     sets = [f"baselines={names}", "recipe.aggregation.server_momentum=0.5"]
     return experiment.load("brain-mri", sets)
 
 
-def arms(what: config.Experiment) -> dict[str, Any]:
+def arms(what: schema.Experiment) -> dict[str, Any]:
     return {arm.name: arm for arm in run.arms(what, SITES)}
 
 
-def test_equal_gradient_steps_per_sample_in_all_trained_arms(moving: config.Experiment) -> None:
+def test_equal_gradient_steps_per_sample_in_all_trained_arms(moving: schema.Experiment) -> None:
     own = moving.recipe
     for name, arm in arms(moving).items():
         if arm.recipe is None:
@@ -38,7 +39,7 @@ def test_equal_gradient_steps_per_sample_in_all_trained_arms(moving: config.Expe
         assert arm.recipe.optimiser.local_epochs == epochs, name
 
 
-def test_arms_of_one_site_take_no_server_step(moving: config.Experiment) -> None:
+def test_arms_of_one_site_take_no_server_step(moving: schema.Experiment) -> None:
     for name, arm in arms(moving).items():
         if arm.recipe is not None:
             alone = len(arm.train_sites) == 1
@@ -46,12 +47,12 @@ def test_arms_of_one_site_take_no_server_step(moving: config.Experiment) -> None
             assert momentum == (0.0 if alone else 0.5), name
 
 
-def test_who_trains_and_who_tests(moving: config.Experiment) -> None:
+def test_who_trains_and_who_tests(moving: schema.Experiment) -> None:
     found = arms(moving)
     assert next(iter(found)) == "federated"
     assert found["local-only/north"].train_sites == ("north",)
     assert found["local-only/north"].test_sites == tuple(SITES)
-    assert found["pooled"].train_sites == (hospitals.POOLED,)
+    assert found["pooled"].train_sites == (virtual_hospitals.POOLED,)
     assert found["leave-one-out/west"].train_sites == ("east", "north")
     assert found["leave-one-out/west"].test_sites == ("west",)
     assert found["classical"].recipe is None
@@ -63,10 +64,10 @@ def test_who_trains_and_who_tests(moving: config.Experiment) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_cohort_leaves_equal_gradient_steps_per_sample(moving: config.Experiment, size: int) -> None:
+def test_a_cohort_leaves_equal_gradient_steps_per_sample(moving: schema.Experiment, size: int) -> None:
     """Rounds times the share of its sites that a round asks is the same in every arm: a sample's expected visits."""
     recipe = moving.recipe.model_copy(update={"rounds": 6})
-    what = moving.model_copy(update={"recipe": recipe, "server": config.ServerConfig(cohort=size)})
+    what = moving.model_copy(update={"recipe": recipe, "server": schema.ServerConfig(cohort=size)})
     found = arms(what)
     assert found["federated"].recipe.rounds == found["unet"].recipe.rounds == found["head-only"].recipe.rounds == 6
     assert found["pooled"].recipe.rounds == found["local-only/north"].recipe.rounds == 2 * size
@@ -81,15 +82,15 @@ def test_a_cohort_leaves_equal_gradient_steps_per_sample(moving: config.Experime
     assert (said == "") == (size == 3)
 
 
-def test_rounds_under_a_cohort_are_the_nearest_whole_number_and_never_none(moving: config.Experiment) -> None:
+def test_rounds_under_a_cohort_are_the_nearest_whole_number_and_never_none(moving: schema.Experiment) -> None:
     for rounds, size, expected in ((1, 1, 1), (5, 2, 3), (4, 1, 1)):
         recipe = moving.recipe.model_copy(update={"rounds": rounds})
-        what = moving.model_copy(update={"recipe": recipe, "server": config.ServerConfig(cohort=size)})
+        what = moving.model_copy(update={"recipe": recipe, "server": schema.ServerConfig(cohort=size)})
         assert arms(what)["pooled"].recipe.rounds == expected
 
 
-def test_every_federation_has_the_cohort_and_quorum_of_the_first(moving: config.Experiment) -> None:
-    server = config.ServerConfig(cohort=3, quorum=3, round_timeout_s=7.0)
+def test_every_federation_has_the_cohort_and_quorum_of_the_first(moving: schema.Experiment) -> None:
+    server = schema.ServerConfig(cohort=3, quorum=3, round_timeout_s=7.0)
     found = arms(moving)
     for name, asked in (("federated", 3), ("unet", 3), ("head-only", 3), ("leave-one-out/west", 2), ("pooled", 1)):
         own = baselines.server_of(found[name], server)
@@ -97,8 +98,8 @@ def test_every_federation_has_the_cohort_and_quorum_of_the_first(moving: config.
         assert cohort.faults(len(found[name].train_sites), own) == []
 
 
-def test_what_cannot_be_with_these_sites_is_told_at_once(moving: config.Experiment) -> None:
-    server = config.ServerConfig(cohort=5, quorum=5)
+def test_what_cannot_be_with_these_sites_is_told_at_once(moving: schema.Experiment) -> None:
+    server = schema.ServerConfig(cohort=5, quorum=5)
     said = experiment.site_faults(moving.model_copy(update={"server": server, "site_ranks": {"south": 2}}), SITES)
     assert said == [
         "server.cohort = 5: 3 sites can train; give at most 3, or 0 for all",
@@ -106,7 +107,7 @@ def test_what_cannot_be_with_these_sites_is_told_at_once(moving: config.Experime
         "site_ranks: no site south; sites: east, north, west",
     ]
     with pytest.raises(ValueError, match=r"no round could reach quorum = 3; give at least 3"):
-        config.ServerConfig(cohort=2, quorum=3)
+        schema.ServerConfig(cohort=2, quorum=3)
     (fault,) = experiment.site_faults(moving, ["solo"])
     assert fault == "baselines: 'leave-one-out' needs more sites than solo; bring more or leave it out"
 

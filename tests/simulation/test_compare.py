@@ -15,7 +15,8 @@ from rich.console import Console
 from fedvfm import errors
 from fedvfm.data import sample as samples
 from fedvfm.report import bootstrap
-from fedvfm.simulation import compare, experiment, folder, statistics
+from fedvfm.simulation import experiment, run_folder
+from fedvfm.simulation.results import compare, statistics
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +175,7 @@ def test_classification_is_compared_by_balanced_accuracy(tiny_classes: Path) -> 
     (row,) = compare.compare([tiny_classes])["runs"]
     made = summary(tiny_classes)
     assert row["primary"] == "balanced_accuracy"
-    scores = compare.scores(folder.RunFolder(tiny_classes), made)
+    scores = compare.scores(run_folder.RunFolder(tiny_classes), made)
     interval = compare.interval([scores["federated"]])
     assert interval is not None
     assert interval.mean == pytest.approx(made["arms"]["federated"]["macro"], abs=1e-12)
@@ -196,7 +197,7 @@ def test_sites_with_few_patients_have_no_interval(tiny_run: Path, monkeypatch: p
 
 
 def _arm(run: Path, name: str) -> statistics.Scores:
-    return compare.scores(folder.RunFolder(run), summary(run))[name]
+    return compare.scores(run_folder.RunFolder(run), summary(run))[name]
 
 
 def test_ten_sites_of_few_patients_are_drawn_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +279,7 @@ def test_the_unpaired_interval_is_that_of_independent_means() -> None:
 
 
 def test_patients_are_kept_as_numbers_and_drawn_whole(tiny_run: Path, tmp_path: Path) -> None:
-    run = folder.RunFolder(changed(tiny_run, tmp_path / "run"))
+    run = run_folder.RunFolder(changed(tiny_run, tmp_path / "run"))
     (run.path / compare.GROUPS).unlink(missing_ok=True)
     assert compare.scores(run, summary(run.path))["pooled"].patients is None
     hospitals = experiment.hospitals(experiment.parse(run.read_experiment(), "test"))
@@ -292,8 +293,8 @@ def test_patients_are_kept_as_numbers_and_drawn_whole(tiny_run: Path, tmp_path: 
 
 
 def test_without_patients_there_is_nothing_to_keep(tiny_classes: Path, tmp_path: Path) -> None:
-    hospitals = experiment.hospitals(experiment.parse(folder.RunFolder(tiny_classes).read_experiment(), "test"))
-    run = folder.RunFolder(tmp_path)
+    hospitals = experiment.hospitals(experiment.parse(run_folder.RunFolder(tiny_classes).read_experiment(), "test"))
+    run = run_folder.RunFolder(tmp_path)
     compare.write_groups(run, hospitals)
     assert not (tmp_path / compare.GROUPS).exists()
     assert compare.patients_of(hospitals) is None
@@ -302,7 +303,7 @@ def test_without_patients_there_is_nothing_to_keep(tiny_classes: Path, tmp_path:
 def test_a_sample_without_a_patient_stands_for_itself(tiny_run: Path) -> None:
     import dataclasses
 
-    (first, *_) = experiment.hospitals(experiment.parse(folder.RunFolder(tiny_run).read_experiment(), "test"))
+    (first, *_) = experiment.hospitals(experiment.parse(run_folder.RunFolder(tiny_run).read_experiment(), "test"))
     mixed = (samples.Sample("1", patient="p"), samples.Sample("p"), samples.Sample("2", patient="p"))
     found = compare.patients_of([dataclasses.replace(first, test=mixed)])
     assert found is not None

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import chain, errors
-from fedvfm.server import checkpoint
+from fedvfm import errors
 from fedvfm.simulation import experiment, plan, run
+from fedvfm.state import checkpoint
+from fedvfm.storage import hash_chain
 
 
 def what(tiny: Any, way: str, **more: Any) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def finished(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 def journal(path: Path) -> list[dict[str, Any]]:
-    return chain.read(path / "journal.jsonl")
+    return hash_chain.read(path / "journal.jsonl")
 
 
 def summary(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.progress import Progress
 
-from fedvfm.simulation import live
+from fedvfm.simulation.engines import live
 
 
 def test_the_bar_of_an_arm_that_asks_a_cohort_comes_to_its_end() -> None:

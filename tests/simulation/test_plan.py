@@ -11,15 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fedvfm import config, errors, protocol
-from fedvfm.client import budget, evaluator, feature_counts, trainer
-from fedvfm.client import model as models
+from fedvfm import errors
+from fedvfm.client.training import evaluator, trainer
+from fedvfm.config import schema
+from fedvfm.model import adapted_model, feature_counts, memory
+from fedvfm.protocol import protocol
 from fedvfm.simulation import experiment, inspection, plan, run
 
 MIB = 1 << 20
 
 
-def prepared(tiny: Any, **recipe: Any) -> config.Experiment:
+def prepared(tiny: Any, **recipe: Any) -> schema.Experiment:
     """Two views, two epochs, the first two of four blocks frozen."""
     data = {**tiny.values["recipe"]["data"], "augment": ["noise"], "views": 2, **recipe.pop("data", {})}
     whole = {**tiny.values["recipe"], "rounds": 2, **recipe, "data": data}
@@ -33,11 +35,11 @@ def test_the_cache_takes_what_is_planned(tiny: Any, fit: str, precision: str) ->
     size = [56, 56] if fit == "resize" else [28, 28]
     what = prepared(tiny, data={"fit": fit, "input_size": size}, precision=precision)
     hospitals = experiment.hospitals(what)
-    shapes = models.AdaptedModel(what.recipe, with_weights=False)
+    shapes = adapted_model.AdaptedModel(what.recipe, with_weights=False)
     seen = inspection.inspect(shapes, hospitals)
-    planned = budget.memory(shapes, seen, budget.Places(1000))
+    planned = memory.memory(shapes, seen, memory.Places(1000))
     members = run.members(what.model_copy(update={"cache_mib": 1000}), hospitals)
-    model = models.AdaptedModel(what.recipe)
+    model = adapted_model.AdaptedModel(what.recipe)
     for site in members[:-1]:
         for number in (1, 2):
             trainer.train(model, site, model.initial(), number)
@@ -50,24 +52,24 @@ def test_the_cache_takes_what_is_planned(tiny: Any, fit: str, precision: str) ->
 def test_activations_are_those_that_torch_saves(tiny: Any) -> None:
     """On the meta device, of shapes alone: the same bytes as a real forward pass keeps."""
     recipe = prepared(tiny).recipe
-    real = models.AdaptedModel(recipe)
-    shapes = models.AdaptedModel(recipe, with_weights=False)
+    real = adapted_model.AdaptedModel(recipe)
+    shapes = adapted_model.AdaptedModel(recipe, with_weights=False)
     pixels = torch.zeros(4, 3, 56, 56)
-    blocks, head, largest = budget._saved(real, pixels)
-    planned = budget._saved(shapes, pixels.to("meta"))
+    blocks, head, largest = memory._saved(real, pixels)
+    planned = memory._saved(shapes, pixels.to("meta"))
     assert sum(planned[:2]) == pytest.approx(blocks + head, rel=0.1)
     assert planned[2] == largest
-    assert budget.activations(shapes, narrow=True) < budget.activations(shapes) <= 1.1 * (blocks + head) + 2 * largest
+    assert memory.activations(shapes, narrow=True) < memory.activations(shapes) <= 1.1 * (blocks + head) + 2 * largest
 
 
 def test_arms_share_a_cache() -> None:
     """Features of every arm, images once, the largest step; what goes to files takes no memory."""
-    one = budget.Memory(400.0, 80.0, 100.0, 0.0, features=50.0, images=30.0)
-    other = budget.Memory(400.0, 10.0, 300.0, 0.0, features=20.0, images=30.0)
-    assert budget.largest([one, other], budget.Places(1000)).total == 400 + 310 + 100
-    assert budget.largest([one, other], budget.Places(60)).total == 400 + 310 + 60
-    assert budget.largest([one, other], budget.Places(1000, 40, files_first=True)).total == 400 + 310 + 60
-    assert budget.largest([one, other], budget.Places(1000, 40)).total == 400 + 310 + 100
+    one = memory.Memory(400.0, 80.0, 100.0, 0.0, features=50.0, images=30.0)
+    other = memory.Memory(400.0, 10.0, 300.0, 0.0, features=20.0, images=30.0)
+    assert memory.largest([one, other], memory.Places(1000)).total == 400 + 310 + 100
+    assert memory.largest([one, other], memory.Places(60)).total == 400 + 310 + 60
+    assert memory.largest([one, other], memory.Places(1000, 40, files_first=True)).total == 400 + 310 + 60
+    assert memory.largest([one, other], memory.Places(1000, 40)).total == 400 + 310 + 100
 
 
 def test_the_plan_says_which_epochs_are_cheap_and_what_a_cache_needs(tiny: Any) -> None:
@@ -88,7 +90,7 @@ def test_the_plan_says_which_epochs_are_cheap_and_what_a_cache_needs(tiny: Any) 
     assert f"raise cache_mib + cache_disk_mib from 1 to {need:,.0f}" in note
 
 
-def spoiled(tiny: Any, folder: Path, **masks: np.ndarray[Any, Any]) -> config.Experiment:
+def spoiled(tiny: Any, folder: Path, **masks: np.ndarray[Any, Any]) -> schema.Experiment:
     """The tiny experiment with the masks of sites replaced."""
     shutil.copytree(tiny.data, folder)
     for path in (folder / "masks").iterdir():
@@ -124,7 +126,7 @@ def test_the_cache_of_a_run_is_that_of_the_plan(tiny: Any, tmp_path: Path) -> No
     everyone = run.members(what, experiment.hospitals(what))
 
     def engine(jobs: Any, members: Any, observer: Any, settings: Any) -> None:
-        from fedvfm.simulation import in_process
+        from fedvfm.simulation.engines import in_process
 
         everyone[:] = members
         in_process.run(jobs, members, observer, settings)

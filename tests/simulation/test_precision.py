@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from fedvfm import chain, errors
-from fedvfm.client import precision
+from fedvfm import errors
+from fedvfm.model import precision
 from fedvfm.simulation import run
+from fedvfm.storage import hash_chain
 
 
 def small(tiny: Any, **recipe: Any) -> dict[str, Any]:
@@ -38,7 +39,7 @@ class Notes(list[str]):
 
 def computed(path: Path) -> list[str]:
     """What each round's line says, once a kind."""
-    lines = chain.read(path / "journal.jsonl")
+    lines = hash_chain.read(path / "journal.jsonl")
     assert all(set(line["precision"]) == set(line["cohort"]) for line in lines)
     return sorted({word for line in lines for word in line["precision"].values()})
 

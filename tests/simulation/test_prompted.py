@@ -16,17 +16,20 @@ import transformers
 from rich.console import Console
 
 import fedvfm
-from fedvfm import cli, errors
-from fedvfm import config as configs
+from fedvfm import errors
 from fedvfm.backbones import base, promptable
 from fedvfm.backbones import table as backbones
-from fedvfm.client import evaluator, feature_cache, feature_counts, trainer
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
+from fedvfm.cli import main
+from fedvfm.client.training import evaluator, trainer
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
 from fedvfm.inference import forms
 from fedvfm.inference import predict as predicting
-from fedvfm.simulation import compare, experiment, live, run, summary
+from fedvfm.model import adapted_model, feature_cache, feature_counts
+from fedvfm.simulation import experiment, run
+from fedvfm.simulation.engines import live
+from fedvfm.simulation.results import compare, summary
 
 MARK = "oracle prompt"
 NAMES = ("background", "box", "bar", "dot")
@@ -54,7 +57,7 @@ class Drawn:
         return samples.Pixels(image[None], mask)
 
 
-def recipe(folder: Path | str, prompt: str = "box", *, size: int = 64, **more: Any) -> configs.Recipe:
+def recipe(folder: Path | str, prompt: str = "box", *, size: int = 64, **more: Any) -> schema.Recipe:
     values = {
         "rounds": 1,
         "threads": 1,
@@ -65,14 +68,14 @@ def recipe(folder: Path | str, prompt: str = "box", *, size: int = 64, **more: A
         "optimiser": {"learning_rate": 1e-2, "batch_size": 3},
         **more,
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 def site(limit: int = 1 << 24) -> sites.Site:
     return sites.Site("here", Drawn(), cache=feature_cache.FeatureCache(limit))
 
 
-def told(model: models.AdaptedModel, place: sites.Site, number: int) -> sites.Example:
+def told(model: adapted_model.AdaptedModel, place: sites.Site, number: int) -> sites.Example:
     return place.example(model, place.hospital.train[number], 0)
 
 
@@ -84,7 +87,7 @@ def told(model: models.AdaptedModel, place: sites.Site, number: int) -> sites.Ex
 def test_a_class_is_the_stock_models_mask_for_its_box(sam_folders: dict[str, Path], family: str) -> None:
     """Round 0: class k is what the stock model gives for the box of class k, the background is its threshold 0."""
     side = 56 if family == "sam3" else 64
-    model = models.AdaptedModel(recipe(sam_folders[family], size=side)).eval()
+    model = adapted_model.AdaptedModel(recipe(sam_folders[family], size=side)).eval()
     model.write(model.initial())
     pixels, prefix, prompts = sites.collate([told(model, site(), 0)], model)
     assert prompts is not None
@@ -113,7 +116,7 @@ def test_a_training_step_moves_the_adapter_by_what_the_prompts_say(
 ) -> None:
     side = 56 if family == "sam3" else 64
     contract = {"fit": "native"} if family == "sam" else {}
-    model, place = models.AdaptedModel(recipe(sam_folders[family], prompt, size=side, data=contract)), site()
+    model, place = adapted_model.AdaptedModel(recipe(sam_folders[family], prompt, size=side, data=contract)), site()
     before = model.initial()
     after = trainer.train(model, place, before, 1).state
     moved = {name: float(np.abs(after[name] - before[name]).max()) for name in after}
@@ -126,7 +129,7 @@ def test_a_training_step_moves_the_adapter_by_what_the_prompts_say(
 
 @torch.no_grad()
 def test_another_box_gives_other_logits_and_the_same_one_the_same(sam_folders: dict[str, Path]) -> None:
-    model, place = models.AdaptedModel(recipe(sam_folders["sam"])).eval(), site()
+    model, place = adapted_model.AdaptedModel(recipe(sam_folders["sam"])).eval(), site()
     model.write(model.initial())
     batch = sites.collate([told(model, place, 0), told(model, place, 1)], model)
     again = sites.collate([told(model, site(), 0), told(model, site(), 1)], model)
@@ -144,14 +147,14 @@ def test_another_box_gives_other_logits_and_the_same_one_the_same(sam_folders: d
 
 def test_five_classes_need_no_new_token(sam_folders: dict[str, Path]) -> None:
     names = ["background", "a", "b", "c", "d"]
-    prompted = models.AdaptedModel(recipe(sam_folders["sam"], data={"class_names": names}))
-    plain = models.AdaptedModel(recipe(sam_folders["sam"], "none", data={"class_names": names}))
+    prompted = adapted_model.AdaptedModel(recipe(sam_folders["sam"], data={"class_names": names}))
+    plain = adapted_model.AdaptedModel(recipe(sam_folders["sam"], "none", data={"class_names": names}))
     assert (prompted.backbone.mask_tokens, plain.backbone.mask_tokens) == (4, 5)
 
 
 @torch.no_grad()
 def test_in_bfloat16_a_box_keeps_its_place(sam_folders: dict[str, Path]) -> None:
-    chosen = configs.BackboneConfig(name=str(sam_folders["sam"]))
+    chosen = schema.BackboneConfig(name=str(sam_folders["sam"]))
     backbone: Any = backbones.loader(chosen)(chosen)
     boxes = base.Prompts(boxes=torch.tensor([[700.0, 650.0, 1001.0, 999.0]]))
     exact = backbone._sparse(boxes, (1024, 1024))
@@ -164,7 +167,7 @@ def test_in_bfloat16_a_box_keeps_its_place(sam_folders: dict[str, Path]) -> None
 
 @torch.no_grad()
 def test_windows_are_told_of_what_they_show(sam_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, place = models.AdaptedModel(recipe(sam_folders["sam"], data={"fit": "native"})).eval(), site()
+    model, place = adapted_model.AdaptedModel(recipe(sam_folders["sam"], data={"fit": "native"})).eval(), site()
     model.write(model.initial())
     seen: dict[tuple[int, int], Any] = {}
     tile = sites.Site.tile
@@ -196,7 +199,7 @@ def test_prompts_leave_the_frozen_prefix_as_it_is(sam_folders: dict[str, Path]) 
     """They enter the decoder alone: with what was kept of the frozen blocks the logits are the same."""
     kept, fresh = site(), site(0)
     for prompt in ("box", "points"):
-        model = models.AdaptedModel(
+        model = adapted_model.AdaptedModel(
             recipe(sam_folders["sam"], prompt, adapter={"layers": [3]}, data={"views": 2})
         ).eval()
         assert model.frozen_blocks == 3
@@ -222,16 +225,20 @@ def test_faults(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
         (recipe(sam, "none", task={"prompt_points": 3}), "prompt_points = 3: only prompt = 'points' reads it"),
     ]
     for chosen, said in cases:
-        (found,) = models.examine(chosen)[1]
+        (found,) = adapted_model.examine(chosen)[1]
         assert said in found
-    assert models.examine(recipe(sam))[1] == models.examine(recipe(sam, "points", task={"prompt_points": 4}))[1] == []
+    assert (
+        adapted_model.examine(recipe(sam))[1]
+        == adapted_model.examine(recipe(sam, "points", task={"prompt_points": 4}))[1]
+        == []
+    )
 
 
 def test_a_model_is_never_asked_without_its_prompts(sam_folders: dict[str, Path]) -> None:
-    model = models.AdaptedModel(recipe(sam_folders["sam"]))
+    model = adapted_model.AdaptedModel(recipe(sam_folders["sam"]))
     with pytest.raises(ValueError, match="'box', but none were given"):
         model(torch.zeros(1, 3, 64, 64))
-    plain = models.AdaptedModel(recipe(sam_folders["sam"], "none"))
+    plain = adapted_model.AdaptedModel(recipe(sam_folders["sam"], "none"))
     with pytest.raises(ValueError, match="'none', but some were given"):
         plain(torch.zeros(1, 3, 64, 64), None, ())
 
@@ -336,7 +343,7 @@ def test_terminal_and_comparison_are_marked(
     row = next(line for line in text.splitlines() if "federated " in line)
     assert row.count(MARK) == 1
     capsys.readouterr()
-    cli._show([prompted], False, many=False)
+    main._show([prompted], False, many=False)
     said = " ".join(capsys.readouterr().out.split())
     assert "prompt)" in said
 

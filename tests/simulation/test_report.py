@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import config, seeding
-from fedvfm.client import model as models
+from fedvfm import seeding
+from fedvfm.config import schema
 from fedvfm.data import overlay
+from fedvfm.model import adapted_model
 from fedvfm.report import bootstrap, charts, page
 from fedvfm.report import rounds as rounds_of
-from fedvfm.server import checkpoint
-from fedvfm.simulation import compare, experiment, folder, pictures, report, statistics
+from fedvfm.simulation import experiment, run_folder
 from fedvfm.simulation import run as simulation
+from fedvfm.simulation.results import compare, pictures, report, statistics
+from fedvfm.state import checkpoint
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
 
@@ -146,7 +148,7 @@ def test_intervals_and_differences_are_those_of_the_samples(
 ) -> None:
     assert "No interval: under 10 independent test units at east (2), north (2), west (2)." in read(tiny_run).words
     monkeypatch.setattr(bootstrap, "LEAST_UNITS", 1)
-    run, made = folder.RunFolder(shutil.copytree(tiny_run, tmp_path / "run")), summary(tiny_run)
+    run, made = run_folder.RunFolder(shutil.copytree(tiny_run, tmp_path / "run")), summary(tiny_run)
     what = experiment.parse(run.read_experiment(), "test")
     hospitals = experiment.hospitals(what)
     report.write(run, what, hospitals, made, [])
@@ -193,10 +195,10 @@ def test_classification_of_one_round_without_validation(tiny_classes: Path) -> N
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _experiment(**changes: Any) -> config.Experiment:
+def _experiment(**changes: Any) -> schema.Experiment:
     recipe = {"backbone": {"name": "facebook/dinov2-small"}, "data": {"class_names": ["background", "box"]}}
-    return config.parse(
-        config.Experiment, {"name": "many", "data": {"source": "folder"}, "recipe": recipe, **changes}, "x"
+    return schema.parse(
+        schema.Experiment, {"name": "many", "data": {"source": "folder"}, "recipe": recipe, **changes}, "x"
     )
 
 
@@ -424,10 +426,10 @@ def test_sizes_in_the_report(height: int, width: int, expected: tuple[int, int])
 
 
 def test_examples_are_drawn_by_the_stream_and_scored_as_the_test_did(tiny_run: Path) -> None:
-    run = folder.RunFolder(tiny_run)
+    run = run_folder.RunFolder(tiny_run)
     what = experiment.parse(run.read_experiment(), "test")
     hospitals = experiment.hospitals(what)
-    model = models.AdaptedModel(what.recipe)
+    model = adapted_model.AdaptedModel(what.recipe)
     model.write(checkpoint.read(tiny_run / "adapter.safetensors")[0])
     members = simulation.members(what, hospitals)[:-1]
     shown = pictures.examples(model, members, seeding.stream(0, "test"))

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedvfm import chain, config, errors
+from fedvfm import errors
 from fedvfm.client import app as client_app
-from fedvfm.simulation import compare, experiment, folder, run, seeds
+from fedvfm.config import schema
+from fedvfm.simulation import experiment, run, run_folder, seeds
+from fedvfm.simulation.results import compare
+from fedvfm.storage import hash_chain
 
 
 def small(tiny: Any, **more: Any) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def test_a_data_set_found_by_its_name_is_written_down_as_a_path(
 
 def test_where_a_named_set_lies_does_not_tell_runs_apart() -> None:
     def settings(**data: Any) -> dict[str, Any]:
-        return compare.Run(folder.RunFolder(Path()), {}, {"data": data, "name": "x"}).settings
+        return compare.Run(run_folder.RunFolder(Path()), {}, {"data": data, "name": "x"}).settings
 
     assert settings(source="nuclei", path=None) == settings(source="nuclei", path="/one/nuclei")
     assert settings(source="folder", path="/one") != settings(source="folder", path="/two")
@@ -68,7 +71,7 @@ def test_peak_memory_is_that_of_all_processes_that_took_part(tiny_run: Path, tmp
     path = copy / "arms" / "pooled" / "evaluation.json"
     found = json.loads(path.read_text())
     assert found["peak_mib"] > 10
-    path.write_text(chain.canonical({**found, "peak_mib": 123456.5}))
+    path.write_text(hash_chain.canonical({**found, "peak_mib": 123456.5}))
     assert run.resume(copy).summary["peak_mib"] == 123456.5
 
 
@@ -93,7 +96,7 @@ def test_the_cache_changes_no_bit_and_leaves_nothing(
         values |= {"cache_mib": memory, "cache_disk_mib": disk}
         found = run.simulate(values, output=tmp_path / name, observer=hear)
         assert not (found.path / "features").exists()
-        rows = chain.read(found.path / "journal.jsonl")
+        rows = hash_chain.read(found.path / "journal.jsonl")
         made[name], again[name] = found.summary["fingerprint"], [row["train"]["east"] for row in rows]
     assert len(set(made.values())) == 1
     assert "features of the frozen blocks" in told["small"]
@@ -118,7 +121,7 @@ def test_a_resumed_run_computes_no_feature_again(tiny: Any, tmp_path: Path) -> N
         run.simulate({**tiny.values, "baselines": [], "recipe": recipe}, output=tmp_path / "run", observer=stop)
     assert list((tmp_path / "run" / "features").glob("*.features"))
     run.resume(tmp_path / "run")
-    rows = [row["train"]["east"] for row in chain.read(tmp_path / "run" / "journal.jsonl")]
+    rows = [row["train"]["east"] for row in hash_chain.read(tmp_path / "run" / "journal.jsonl")]
     assert [row["features_computed"] for row in rows] == [4, 0]
     assert rows[1]["features_files"] == 4
     assert not (tmp_path / "run" / "features").exists()
@@ -157,7 +160,7 @@ def test_a_run_that_trained_nothing_frees_its_folder(tiny: Any, tmp_path: Path) 
 
 
 def test_a_folder_that_another_run_holds_is_left_alone(tiny: Any, tmp_path: Path) -> None:
-    with folder.Lock(tmp_path), pytest.raises(errors.OutputInUse):
+    with run_folder.Lock(tmp_path), pytest.raises(errors.OutputInUse):
         run.simulate(small(tiny), output=tmp_path)
     (tmp_path / "experiment.json").write_text("another's")
     with pytest.raises(errors.OutputInUse):
@@ -199,7 +202,7 @@ def test_a_cohort_in_a_real_run(tiny: Any, tmp_path: Path) -> None:
     made = run.simulate(what, output=tmp_path / "run", observer=watch)
     steps = {}
     for path in sorted(made.path.rglob("journal.jsonl")):
-        rows = chain.read(path)
+        rows = hash_chain.read(path)
         train = [row["train"][site]["steps"] for row in rows for site in row["train"]]
         steps[path.parent.name] = sum(train)
     assert steps.pop("run") == steps.pop("pooled") == sum(steps.values())
@@ -216,7 +219,7 @@ def test_a_cohort_in_a_real_run(tiny: Any, tmp_path: Path) -> None:
 def test_mixed_ranks_show_what_the_rule_lost(tiny: Any, tmp_path: Path) -> None:
     recipe = {**tiny.values["recipe"], "rounds": 1, "aggregation": {"rule": "svd"}}
     made = run.simulate(small(tiny, recipe=recipe, site_ranks={"north": 1}), output=tmp_path / "run")
-    (row,) = chain.read(made.path / "journal.jsonl")
+    (row,) = hash_chain.read(made.path / "journal.jsonl")
     assert row["factor_error"] is None
     assert 0 <= row["aggregate_error"] < 1
     page = (made.path / "report.html").read_text()
@@ -269,4 +272,4 @@ def test_a_damaged_list_of_seeds(tmp_path: Path, text: str) -> None:
 def test_an_experiment_of_one_site_has_no_site_to_leave_out(tiny: Any) -> None:
     what = small(tiny, baselines=["leave-one-out"], partition={"include": ["north"]})
     with pytest.raises(errors.ConfigError, match="'leave-one-out' needs more sites than north"):
-        experiment.hospitals(config.parse(config.Experiment, what, "x"))
+        experiment.hospitals(schema.parse(schema.Experiment, what, "x"))

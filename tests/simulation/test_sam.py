@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fedvfm
-from fedvfm import config as configs
 from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.simulation import experiment, plan, run
 
 
@@ -37,7 +37,7 @@ def test_a_federation_of_sam(tiny: Any, sam_folders: dict[str, Path], tmp_path: 
     what = experiment.parse(values(tiny, sam_folders["sam"]), "experiment")
     planned = plan.plan(what, experiment.hospitals(what))["bytes"]
     assert all(planned[way] == pytest.approx(result.summary["bytes"][way], rel=0.015) for way in ("up", "down"))
-    recipe = configs.parse(configs.Recipe, about["recipe"], "recipe")
+    recipe = schema.parse(schema.Recipe, about["recipe"], "recipe")
     assert recipe.hash in (tmp_path / "run" / "report.html").read_text()
     assert f"recipe hash: `{recipe.hash}`" in (tmp_path / "run" / "adapter" / "README.md").read_text()
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 import transformers
 
-from fedvfm import cli, errors
-from fedvfm import config as configs
+from fedvfm import errors
 from fedvfm.backbones import convert, stored, weights
 from fedvfm.backbones import table as backbones
-from fedvfm.client import model as models
+from fedvfm.cli import main
+from fedvfm.config import schema
+from fedvfm.model import adapted_model
 from fedvfm.simulation import experiment, plan, run
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +138,7 @@ def test_the_weights_are_known_to_verify_and_to_the_experiment(
     located = convert.bring(tmp_path / "made", "sam-shaped")
     (found,) = stored.verify("sam-shaped")
     assert (found.state, found.detail) == ("good", f"sha256 {located.sha256}")
-    chosen = configs.BackboneConfig(name="sam-shaped")
+    chosen = schema.BackboneConfig(name="sam-shaped")
     here, known = (backbones.loader(chosen)(chosen, with_weights=given) for given in (True, False))
     assert here.sha256 == located.sha256
     assert here.parameters_total() == known.parameters_total()
@@ -147,7 +148,7 @@ def test_the_weights_are_known_to_verify_and_to_the_experiment(
 
 
 def test_without_weights_the_error_names_the_command(empty_cache: Path) -> None:
-    chosen = configs.BackboneConfig(name="sam-shaped")
+    chosen = schema.BackboneConfig(name="sam-shaped")
     for work in (weights.locate, stored.fetch):
         with pytest.raises(errors.WeightsError, match=r"Run: python benchmarks/sam_shaped\.py pretrain") as found:
             work(chosen)
@@ -170,7 +171,7 @@ def test_sam_vit_b_can_be_planned_without_weights_or_gpu(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(empty_cache))
-    cli.app(["simulate", "sam-vit-b", "--dry-run", "--json", "--set", f'data.path="{NUCLEI}"'], standalone_mode=False)
+    main.app(["simulate", "sam-vit-b", "--dry-run", "--json", "--set", f'data.path="{NUCLEI}"'], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     assert found["trainable_parameters"] == 147_456 + 634_208
     assert found["backbone"]["parameters"] == 93_735_728
@@ -183,7 +184,7 @@ def test_the_four_arms_are_valid_recipes(shaped: Any) -> None:
     sizes = {}
     for arm, (_, sets) in shaped.ARMS.items():
         what = experiment.load("sam-nuclei", list(sets))
-        made = models.AdaptedModel(what.recipe, with_weights=False)
+        made = adapted_model.AdaptedModel(what.recipe, with_weights=False)
         sizes[arm] = made.manifest.parameters
     assert sizes["default"] == sizes["lora-only"] + sizes["parts-only"]
     assert sizes["parts-only"] < sizes["decoder"]

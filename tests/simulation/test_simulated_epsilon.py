@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from fedvfm import chain, errors, state
-from fedvfm.privacy import accountant, base, stated
-from fedvfm.server import admission
-from fedvfm.simulation import baselines, experiment, live, plan, privacy, run
+from fedvfm import errors
+from fedvfm.privacy import accountant, base, statements
+from fedvfm.server.rounds import admission
+from fedvfm.simulation import baselines, experiment, plan, run
+from fedvfm.simulation.engines import live
+from fedvfm.simulation.results import simulated_epsilon
+from fedvfm.state import state
+from fedvfm.storage import hash_chain
 
 DELTA = 1e-3
 SAMPLED = {"clip": 1.0, "noise_multiplier": 0.8, "delta": DELTA}
@@ -71,7 +75,7 @@ def test_baselines_say_their_own_epsilon(patients: Path, site_level: Path) -> No
 
 
 def test_site_level_says_what_the_server_s_journal_says(site_level: Path) -> None:
-    found, line = summary(site_level)["privacy"], chain.read(site_level / "journal.jsonl")[-1]["privacy"]
+    found, line = summary(site_level)["privacy"], hash_chain.read(site_level / "journal.jsonl")[-1]["privacy"]
     assert line["simulated"] is True
     assert line["steps"] == 2
     assert all(found[key] == line[key] for key in ("epsilon", "noise_multiplier", "steps", "unit", "delta"))
@@ -83,7 +87,7 @@ def test_site_level_says_what_the_server_s_journal_says(site_level: Path) -> Non
 def test_nothing_that_people_read_calls_it_anything_but_simulated(which: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(which)
     found = summary(folder)["privacy"]
-    sentence = stated.bound(found)
+    sentence = statements.bound(found)
     assert sentence.startswith(f"simulated epsilon {found['epsilon']:.3g} ({found['unit']} level, delta 0.001, ")
     report, card = (folder / "report.html").read_text(), (folder / "adapter" / "README.md").read_text()
     for text in (report, card):
@@ -97,7 +101,7 @@ def test_nothing_that_people_read_calls_it_anything_but_simulated(which: str, re
 @pytest.mark.parametrize("which", ["patients", "site_level"])
 def test_a_run_without_losses_has_journal_tables_and_report(which: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(which)
-    for line in chain.read(folder / "journal.jsonl"):
+    for line in hash_chain.read(folder / "journal.jsonl"):
         assert line["train"] == {"east": {}, "north": {}, "west": {}}
         assert line["examples"] == {"east": 1, "north": 1, "west": 1}
         assert "loss" not in live._scores(line)
@@ -128,7 +132,7 @@ def test_sites_themselves_send_nothing_but_the_adapter(
 
 
 def test_progress_says_unit_and_delta(site_level: Path) -> None:
-    line = chain.read(site_level / "journal.jsonl")[-1]
+    line = hash_chain.read(site_level / "journal.jsonl")[-1]
     assert f"simulated epsilon {line['privacy']['epsilon']:.3g} (site level, delta 0.001)" in live._scores(line)
 
 
@@ -148,9 +152,13 @@ def test_the_plan_says_it_before_anything_runs(tiny: Any, patients: Path, site_l
 def test_an_arm_at_one_site_has_no_site_level(tiny: Any) -> None:
     what = run.prepare(values(tiny, SITE_LEVEL))[0]
     found = {arm.name: arm for arm in run.arms(what, ("east", "north", "west"))}
-    assert {name for name, arm in found.items() if arm.recipe and privacy.is_private(arm.recipe)} == {"federated"}
+    assert {name for name, arm in found.items() if arm.recipe and simulated_epsilon.is_private(arm.recipe)} == {
+        "federated"
+    }
     sampled = run.prepare(values(tiny, {"mechanism": "record-level", **SAMPLED}))[0]
-    assert all(privacy.is_private(baselines.alone(arm.recipe)) for arm in run.arms(sampled, ("a", "b")) if arm.recipe)
+    assert all(
+        simulated_epsilon.is_private(baselines.alone(arm.recipe)) for arm in run.arms(sampled, ("a", "b")) if arm.recipe
+    )
 
 
 def test_faults_of_the_mechanism_are_the_experiment_s(tiny: Any) -> None:

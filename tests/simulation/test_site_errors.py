@@ -12,11 +12,16 @@ import pytest
 from flwr.app import Message
 
 import fedvfm
-from fedvfm import config, errors, flower, protocol
+from fedvfm import errors
 from fedvfm.client import app as client_app
-from fedvfm.client import site as sites
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import sample as data
-from fedvfm.simulation import in_process, ray, run, site_errors
+from fedvfm.flower import internals
+from fedvfm.protocol import protocol
+from fedvfm.simulation import run
+from fedvfm.simulation.engines import in_process, ray
+from fedvfm.simulation.results import site_errors
 
 
 class Fragile:
@@ -24,7 +29,7 @@ class Fragile:
 
     info = data.SourceInfo("fragile", "segmentation", ("background", "box"), "none")
 
-    def __init__(self, settings: config.SourceConfig) -> None: ...
+    def __init__(self, settings: schema.SourceConfig) -> None: ...
 
     def samples(self) -> list[data.Sample]:
         parts = ("train", "val", "test", "train")
@@ -104,7 +109,7 @@ def test_who_stops_a_run_stops_it(stop: type[BaseException]) -> None:
 
 
 def message(kind: str) -> Message:
-    recipe = config.parse(config.Recipe, {"backbone": {"name": "none"}, "data": {"class_names": ["a", "b"]}}, "recipe")
+    recipe = schema.parse(schema.Recipe, {"backbone": {"name": "none"}, "data": {"class_names": ["a", "b"]}}, "recipe")
     return Message(protocol.encode_task(protocol.Task(recipe)), 100, kind)
 
 
@@ -116,7 +121,7 @@ def test_only_a_word_travels() -> None:
     grid = in_process.InProcessGrid(client_app.make_client_app(site_of, report=seen), 1)
     (reply,) = grid.send_and_receive([grid.create_message(message("query").content, "query.handshake", 100, "0")])
     assert protocol.error_word(reply) == "error"
-    assert b"Jane" not in flower.serialise(reply)
+    assert b"Jane" not in internals.serialise(reply)
     assert str(seen.last).startswith("node 100: ValueError: /data/Jane Doe. ")
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedvfm import errors, metrics
+from fedvfm import errors
 from fedvfm.report import bootstrap
-from fedvfm.simulation import statistics
-from fedvfm.simulation.statistics import Scores
+from fedvfm.simulation.results import statistics
+from fedvfm.simulation.results.statistics import Scores
+from fedvfm.tasks import metrics
 
 
 def generator(seed: int = 0) -> np.random.Generator:

@@ -14,12 +14,15 @@ import pytest
 import torch
 
 import fedvfm
-from fedvfm import chain, config, errors
-from fedvfm.client import trainer
+from fedvfm import errors
+from fedvfm.client.training import trainer
+from fedvfm.config import schema
 from fedvfm.data import sample as data
-from fedvfm.simulation import in_process, run, schedule, workers
+from fedvfm.simulation import run
+from fedvfm.simulation.engines import in_process, worker_schedule, workers
+from fedvfm.storage import hash_chain
 
-pytestmark = pytest.mark.skipif(not schedule.can_fork(), reason="workers cannot be forked safely here")
+pytestmark = pytest.mark.skipif(not worker_schedule.can_fork(), reason="workers cannot be forked safely here")
 
 
 def values(tiny: Any, **more: Any) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def lines(path: Path) -> dict[str, list[dict[str, Any]]]:
     changing = ("seconds", "ended", "peak_mib", "prev", "hash", "workers", "same_as", "train")
     return {
         str(journal.parent.relative_to(path)): [
-            {key: value for key, value in line.items() if key not in changing} for line in chain.read(journal)
+            {key: value for key, value in line.items() if key not in changing} for line in hash_chain.read(journal)
         ]
         for journal in sorted(path.rglob("journal.jsonl"))
     }
@@ -82,7 +85,7 @@ def test_the_first_round_of_a_site_alone_is_computed_once(
     assert trained.count(("east", 2)) == 2
     assert trained.count(("pooled", 1)) == 1
     (federated, _), (own, second) = (
-        chain.read(folder / "journal.jsonl") for folder in (made.path, made.path / "arms" / "local-only" / "east")
+        hash_chain.read(folder / "journal.jsonl") for folder in (made.path, made.path / "arms" / "local-only" / "east")
     )
     assert own["same_as"] == {"east": "federated"}, "the journal says whose reply it is"
     assert own["train"]["east"] == federated["train"]["east"]
@@ -94,7 +97,7 @@ def test_another_recipe_is_not_the_same_round(tiny: Any, tmp_path: Path) -> None
     """The site alone takes no step of the server's own, so its recipe is another one."""
     what = values(tiny, baselines=["local-only"], recipe={"aggregation": {"server_learning_rate": 0.5}}, workers=2)
     made = run.simulate(what, output=tmp_path / "run")
-    assert not any("same_as" in line for path in made.path.rglob("journal.jsonl") for line in chain.read(path))
+    assert not any("same_as" in line for path in made.path.rglob("journal.jsonl") for line in hash_chain.read(path))
 
 
 def test_a_killed_worker_is_one_clear_error_and_the_run_goes_on(tiny: Any, one: Path, tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_a_codec_s_residual_follows_its_site_from_worker_to_worker(tiny: Any, tm
     ]
     assert len({one.summary["fingerprint"] for one in made}) == 1
     assert made[0].summary["arms"] == made[1].summary["arms"] == made[2].summary["arms"]
-    moved = [[line["bytes"] for line in chain.read(one.path / "journal.jsonl")] for one in made]
+    moved = [[line["bytes"] for line in hash_chain.read(one.path / "journal.jsonl")] for one in made]
     assert moved[0] == moved[1] == moved[2], "no worker has to be sent what another one holds"
 
 
@@ -163,7 +166,7 @@ class Loud:
 
     info = data.SourceInfo("loud", "segmentation", ("background", "box"), "none")
 
-    def __init__(self, settings: config.SourceConfig) -> None: ...
+    def __init__(self, settings: schema.SourceConfig) -> None: ...
 
     def samples(self) -> list[data.Sample]:
         return [data.Sample(f"{site}-{n}", site=site, split=split) for site in ("east", "west") for n, split in
@@ -236,17 +239,19 @@ def test_threads_that_computed_before_the_fork_are_not_waited_for(
 # -- the schedule ------------------------------------------------------------------------------------------------------
 
 
-def experiment(tiny: Any, **more: Any) -> config.Experiment:
-    return config.parse(config.Experiment, values(tiny, **more), "x")
+def experiment(tiny: Any, **more: Any) -> schema.Experiment:
+    return schema.parse(schema.Experiment, values(tiny, **more), "x")
 
 
 def test_how_many_workers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def number(tasks: int, **more: Any) -> tuple[int, str]:
         what = experiment(tiny, **more)
-        return schedule.count(what, tasks, lambda: in_process.models.AdaptedModel(what.recipe, with_weights=False))
+        return worker_schedule.count(
+            what, tasks, lambda: in_process.models.AdaptedModel(what.recipe, with_weights=False)
+        )
 
-    monkeypatch.setattr(schedule.capacity, "cores", lambda: 8)
-    monkeypatch.setattr(schedule.capacity, "memory_mib", lambda: 64_000.0)
+    monkeypatch.setattr(worker_schedule.capacity, "cores", lambda: 8)
+    monkeypatch.setattr(worker_schedule.capacity, "memory_mib", lambda: 64_000.0)
     assert number(20) == (8, "")
     assert number(20, threads=3) == (2, "")
     assert number(5) == (5, "")
@@ -254,17 +259,17 @@ def test_how_many_workers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert number(1) == (1, "")
     assert number(20, device="cuda") == (1, "")
     assert number(20, device="cuda", workers=2) == (1, "1 worker: the sites take turns on cuda")
-    monkeypatch.setattr(schedule.capacity, "memory_mib", lambda: 2048 + 700.0)
+    monkeypatch.setattr(worker_schedule.capacity, "memory_mib", lambda: 2048 + 700.0)
     assert number(20)[0] == 3
-    monkeypatch.setattr(schedule.capacity, "memory_mib", lambda: 100.0)
+    monkeypatch.setattr(worker_schedule.capacity, "memory_mib", lambda: 100.0)
     least, why = number(20)
     assert least == 1
     assert why.startswith("1 worker: there is no memory for another")
-    monkeypatch.setattr(schedule, "can_fork", lambda: False)
+    monkeypatch.setattr(worker_schedule, "can_fork", lambda: False)
     assert number(20)[0] == 1
     assert "cannot be forked safely" in number(20)[1]
     assert number(20, workers=1) == (1, "")
-    assert schedule.threads(experiment(tiny, recipe={"threads": None})) == 4
+    assert worker_schedule.threads(experiment(tiny, recipe={"threads": None})) == 4
 
 
 def test_the_longest_arm_goes_first_and_sites_stick_to_workers(tiny: Any, one: Path) -> None:
@@ -272,7 +277,7 @@ def test_the_longest_arm_goes_first_and_sites_stick_to_workers(tiny: Any, one: P
     hospitals = run.experiment.hospitals(what)
     names = [hospital.name for hospital in hospitals]
     jobs = run._jobs(what, run.folder.RunFolder(one), run.arms(what, names), shapes)
-    turns = schedule.Schedule(jobs, run.members(what, hospitals))
+    turns = worker_schedule.Schedule(jobs, run.members(what, hospitals))
     assert [job.name for job in turns.jobs][:2] == ["pooled", "federated"]
     by_name = {job.name: job for job in jobs}
     first = turns.rank(by_name["federated"], 1, "east", "train")

@@ -11,25 +11,25 @@ import pytest
 import torch
 from torch import nn
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import base as backbones
-from fedvfm.client import model as models
+from fedvfm.config import schema
 from fedvfm.data import transforms
+from fedvfm.model import adapted_model
 from fedvfm.tasks import base as tasks
 from fedvfm.tasks import heads, table
 
 
 def recipe(
     backbone: str | Path = "unet", kind: str = "segmentation", classes: int = 3, adapter: str = "lora", **task: Any
-) -> configs.Recipe:
+) -> schema.Recipe:
     values = {
         "backbone": {"name": str(backbone), "options": {"channels": [8, 16]} if backbone == "unet" else {}},
         "adapter": {"kind": "full" if backbone == "unet" else adapter, "rank": 4},
         "task": {"kind": kind, **task},
         "data": {"class_names": [f"class {n}" for n in range(classes)], "input_size": [56, 56]},
     }
-    return configs.parse(configs.Recipe, values, "recipe")
+    return schema.parse(schema.Recipe, values, "recipe")
 
 
 def make(*arguments: Any, **task: Any) -> tasks.Task:
@@ -194,7 +194,7 @@ def test_the_pyramid_answers_at_the_size_of_its_image(size: tuple[int, int]) -> 
 def test_every_number_of_a_head_learns(tiny_dino: Path) -> None:
     """A parameter without a gradient would travel for nothing."""
     for kind, head in (("segmentation", "pyramid"), ("segmentation", "patch"), ("classification", "linear")):
-        model = models.AdaptedModel(recipe(tiny_dino, kind, head=head))
+        model = adapted_model.AdaptedModel(recipe(tiny_dino, kind, head=head))
         model.write(model.initial())
         target = torch.randint(0, 3, (2, 56, 56)) if kind == "segmentation" else torch.tensor([0, 2])
         model.task.loss(model(torch.randn(2, 3, 56, 56)), target).backward()  # type: ignore[no-untyped-call]
@@ -233,7 +233,7 @@ def four_samples() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_four_samples_are_learned_by_heart(
     tiny_dino: Path, kind: str, backbone: str, adapter: str, rate: float, steps: int
 ) -> None:
-    model = models.AdaptedModel(recipe(tiny_dino if backbone == "dino" else "unet", kind, adapter=adapter))
+    model = adapted_model.AdaptedModel(recipe(tiny_dino if backbone == "dino" else "unet", kind, adapter=adapter))
     model.write(model.initial())
     images, masks, labels = four_samples()
     target = masks if kind == "segmentation" else labels

@@ -14,18 +14,20 @@ from typing import Any
 import pydantic
 import pytest
 
-from fedvfm import config, errors, locking, privacy_config, site_policy
+from fedvfm import errors
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
-from fedvfm.client import own
+from fedvfm.client import site_file
+from fedvfm.config import policy, privacy, schema
 from fedvfm.data.sources import folder, layouts, recognise
+from fedvfm.model import locking
 from fedvfm.templates import drafts
 from fedvfm.trust import recipes
 
 MODELS: dict[str, type[pydantic.BaseModel]] = {
-    "site.toml": config.SiteConfig,
-    "server.toml": config.ServerConfig,
-    "recipe.toml": config.Recipe,
+    "site.toml": schema.SiteConfig,
+    "server.toml": schema.ServerConfig,
+    "recipe.toml": schema.Recipe,
 }
 NOTE = re.compile(
     r"# (?P<key>[A-Za-z0-9_]+): (?P<type>[^;]+?)(?: \((?P<unit>[^)]+)\))?; "
@@ -171,30 +173,30 @@ def uncommented(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "model"), MODELS.items())
 def test_it_parses_as_it_stands_and_with_every_example(name: str, model: type[pydantic.BaseModel]) -> None:
-    config.parse(model, tomllib.loads(drafts.text(name)), name)
+    schema.parse(model, tomllib.loads(drafts.text(name)), name)
     values = uncommented(name)
     if name == "recipe.toml":
         values["privacy"]["mechanism"] = "record-level"
-    config.parse(model, values, name)
+    schema.parse(model, values, name)
 
 
 def test_a_site_as_it_stands_accepts_nothing(tmp_path: Path) -> None:
     path = drafts.write(tmp_path / "site.toml", drafts.text("site.toml"))
-    found = config.parse(config.SiteConfig, config.read_toml(path), "site")
-    assert found.policy == config.PolicyConfig() == own.read_site(path).policy
-    assert found.limits == config.LimitsConfig()
+    found = schema.parse(schema.SiteConfig, schema.read_toml(path), "site")
+    assert found.policy == schema.PolicyConfig() == site_file.read_site(path).policy
+    assert found.limits == schema.LimitsConfig()
     assert found.policy.final.accept == "never"
-    full = config.parse(config.SiteConfig, uncommented("site.toml"), "site")
+    full = schema.parse(schema.SiteConfig, uncommented("site.toml"), "site")
     assert full.policy.max_rounds > 0
     assert full.policy.when is not None
     assert full.policy.final.min_score is not None
     assert full.limits.threads > 0
-    assert isinstance(full.privacy, privacy_config.Budget)
-    assert isinstance(full.policy.final, site_policy.FinalPolicy)
+    assert isinstance(full.privacy, privacy.Budget)
+    assert isinstance(full.policy.final, policy.FinalPolicy)
 
 
 def test_a_servers_file_is_the_defaults() -> None:
-    assert config.parse(config.ServerConfig, tomllib.loads(drafts.server()), "server") == config.ServerConfig()
+    assert schema.parse(schema.ServerConfig, tomllib.loads(drafts.server()), "server") == schema.ServerConfig()
 
 
 # -- filling in --------------------------------------------------------------------------------------------------------
@@ -222,8 +224,8 @@ def test_a_value_is_written_as_it_is_read(value: Any) -> None:
 
 @pytest.mark.parametrize("backbone", sorted(backbones.TABLE.names()))
 def test_a_recipe_of_every_backbone_validates(backbone: str) -> None:
-    recipe = config.parse(
-        config.Recipe, tomllib.loads(drafts.recipe("segmentation", backbone, ["rest", "lesion"])), "recipe"
+    recipe = schema.parse(
+        schema.Recipe, tomllib.loads(drafts.recipe("segmentation", backbone, ["rest", "lesion"])), "recipe"
     )
     assert recipe.backbone.name == backbone
     assert locking.examine(recipe)[1] == []
@@ -231,7 +233,7 @@ def test_a_recipe_of_every_backbone_validates(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", ["dinov2-small-imgfocus", "dinov2-large", "deit-tiny", "clip-vit-base"])
 def test_a_recipe_for_classification_validates(backbone: str) -> None:
-    recipe = config.parse(config.Recipe, tomllib.loads(drafts.recipe("classification", backbone, "abc")), "recipe")
+    recipe = schema.parse(schema.Recipe, tomllib.loads(drafts.recipe("classification", backbone, "abc")), "recipe")
     assert (recipe.task.kind, recipe.data.class_names) == ("classification", ("a", "b", "c"))
     assert locking.examine(recipe)[1] == []
 
@@ -256,7 +258,7 @@ def test_what_was_given_stands_in_the_site_file(cli: Any, tmp_path: Path, monkey
     (tmp_path / "study" / "images").mkdir(parents=True)
     answer = cli("client", "init", "--name", "south", "--path", "study", "--json")
     assert (answer.code, json.loads(answer.out)["layout"]) == (0, "pairs")
-    found = config.parse(config.SiteConfig, config.read_toml(tmp_path / "site.toml"), "site.toml")
+    found = schema.parse(schema.SiteConfig, schema.read_toml(tmp_path / "site.toml"), "site.toml")
     assert (found.name, found.data.path, found.data.options["layout"]) == ("south", "study", "pairs")
     assert (tmp_path / "site.toml").stat().st_mode & 0o777 == 0o600
     again = cli("client", "init", "--name", "another-one")
@@ -265,7 +267,7 @@ def test_what_was_given_stands_in_the_site_file(cli: Any, tmp_path: Path, monkey
 
     other = cli("client", "init", "--path", "study", "--layout", "bids", "-o", "elsewhere/site.toml")
     assert other.code == 0
-    found = config.parse(config.SiteConfig, config.read_toml(tmp_path / "elsewhere" / "site.toml"), "site.toml")
+    found = schema.parse(schema.SiteConfig, schema.read_toml(tmp_path / "elsewhere" / "site.toml"), "site.toml")
     assert (found.data.path, found.data.options["layout"]) == (str(tmp_path / "study"), "bids")
     for words, said in (
         (("--name", "../x", "-o", "a.toml"), "name = '../x'"),

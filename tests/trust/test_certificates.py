@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedvfm import errors
-from fedvfm.trust import certificates, documents, keys
+from fedvfm.trust import certificates, keys, signed_documents
 
-NOW = documents.now()
+NOW = signed_documents.now()
 
 
 def handshake(folder: Path, trusted: str, host: str, names: tuple[str, ...], now: datetime.datetime = NOW) -> None:

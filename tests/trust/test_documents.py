@@ -11,11 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvfm import audit, errors
-from fedvfm.server import enrolment
-from fedvfm.trust import documents, invites, keys, lock, requests
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.server import state_folder
+from fedvfm.trust import invites, keys, locked_recipe, requests, signed_documents
 
-KINDS = {"invite": invites.Invite, "request": requests.Request, "receipt": audit.Receipt, "recipe": lock.LockedRecipe}
+KINDS = {
+    "invite": invites.Invite,
+    "request": requests.Request,
+    "receipt": audit.Receipt,
+    "recipe": locked_recipe.LockedRecipe,
+}
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -24,15 +30,15 @@ values = st.recursive(
 )
 
 
-def examples(server: enrolment.State) -> dict[str, dict[str, Any]]:
-    invite = documents.read(server.invite_path("north"), invites.Invite, "invite")
+def examples(server: state_folder.State) -> dict[str, dict[str, Any]]:
+    invite = signed_documents.read(server.invite_path("north"), invites.Invite, "invite")
     made = {
         "invite": invite,
-        "request": requests.make(invite, keys.make(), documents.now()),
+        "request": requests.make(invite, keys.make(), signed_documents.now()),
         "receipt": server.audit.receipt(keys.read_private(server.key)),
         "recipe": server.lock(),
     }
-    return {kind: json.loads(documents.to_text(one)) for kind, one in made.items()}
+    return {kind: json.loads(signed_documents.to_text(one)) for kind, one in made.items()}
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +48,15 @@ def good(tmp_path_factory: pytest.TempPathFactory, make_server: Any) -> dict[str
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip(good: Any, kind: str) -> None:
-    found = documents.parse(json.dumps(good[kind]).encode(), KINDS[kind], kind)
-    assert json.loads(documents.to_text(found)) == good[kind]
+    found = signed_documents.parse(json.dumps(good[kind]).encode(), KINDS[kind], kind)
+    assert json.loads(signed_documents.to_text(found)) == good[kind]
 
 
 @settings(max_examples=100, deadline=None)
 @given(kind=st.sampled_from(sorted(KINDS)), data=st.binary(max_size=200) | values.map(lambda v: json.dumps(v).encode()))
 def test_noise_is_one_clear_error(kind: str, data: bytes) -> None:
     with pytest.raises(errors.TrustError, match=r"^it: is "):
-        documents.parse(data, KINDS[kind], "it")
+        signed_documents.parse(data, KINDS[kind], "it")
 
 
 @settings(max_examples=150, deadline=None)
@@ -71,18 +77,18 @@ def test_a_changed_document_is_parsed_or_refused(good: Any, data: st.DataObject)
     else:
         place[key] = data.draw(values)
     try:
-        found = documents.parse(json.dumps(made).encode(), KINDS[kind], "it")
+        found = signed_documents.parse(json.dumps(made).encode(), KINDS[kind], "it")
     except errors.TrustError:
         return
-    if isinstance(found, documents.Document):
+    if isinstance(found, signed_documents.Document):
         assert found.signed_bytes()
     if kind == "invite":
         with pytest.raises(errors.TrustError) if found.signed_bytes() != _signed(good) else _nothing():
-            invites.check(found, _told(good), documents.now())
+            invites.check(found, _told(good), signed_documents.now())
 
 
 def _signed(good: Any) -> bytes:
-    return documents.parse(json.dumps(good["invite"]).encode(), invites.Invite, "it").signed_bytes()
+    return signed_documents.parse(json.dumps(good["invite"]).encode(), invites.Invite, "it").signed_bytes()
 
 
 def _told(good: Any) -> str:
@@ -107,7 +113,7 @@ def test_a_token_is_never_in_an_error(good: Any) -> None:
         {"site": "../" + token},
     ):
         with pytest.raises(errors.TrustError) as caught:
-            documents.parse(json.dumps({**good["invite"], **change}).encode(), invites.Invite, "invite")
+            signed_documents.parse(json.dumps({**good["invite"], **change}).encode(), invites.Invite, "invite")
         if token[:40] not in change:
             assert token[:20] not in str(caught.value)
 
@@ -120,17 +126,17 @@ def test_a_token_is_never_in_an_error(good: Any) -> None:
 )  # fmt: skip
 def test_json_that_is_not_strict(data: bytes) -> None:
     with pytest.raises(errors.TrustError, match=r"it: is no (strict JSON|JSON object)"):
-        documents.parse(data, invites.Invite, "it")
+        signed_documents.parse(data, invites.Invite, "it")
 
 
 def test_too_large_is_not_parsed(tmp_path: Path) -> None:
     with pytest.raises(errors.TrustError, match=r"it: 2,000,001 bytes; at most 2,000,000 are read"):
-        documents.parse(b" " * 2_000_001, invites.Invite, "it")
+        signed_documents.parse(b" " * 2_000_001, invites.Invite, "it")
     path = tmp_path / "large.json"
     with path.open("wb") as file:
         file.truncate(10**12)
     with pytest.raises(errors.TrustError, match="1,000,000,000,000 bytes"):
-        documents.read(path, invites.Invite, "invite")
+        signed_documents.read(path, invites.Invite, "invite")
 
 
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
@@ -143,24 +149,25 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
         (Path("a\0b"), "not a file name"),
     ):
         with pytest.raises(errors.TrustError, match=said):
-            documents.read(path, invites.Invite, "invite")
+            signed_documents.read(path, invites.Invite, "invite")
 
 
 def test_foreign_text_cannot_move_the_cursor() -> None:
-    assert documents.shown("a\x1b[2Jb\r\nc\u202ed\x9be") == r"a\x1b[2Jb\r\nc\u202ed\x9be"
-    assert documents.shown("Zürich 3") == "Zürich 3"
+    assert signed_documents.shown("a\x1b[2Jb\r\nc\u202ed\x9be") == r"a\x1b[2Jb\r\nc\u202ed\x9be"
+    assert signed_documents.shown("Zürich 3") == "Zürich 3"
 
 
 def test_no_signature_is_good_for_another_kind_of_document(good: Any) -> None:
     made = {
-        kind: documents.parse(json.dumps(good[kind]).encode(), KINDS[kind], kind) for kind in ("request", "receipt")
+        kind: signed_documents.parse(json.dumps(good[kind]).encode(), KINDS[kind], kind)
+        for kind in ("request", "receipt")
     }
-    starts = {one.signed_bytes().split(b"\n")[0] for one in made.values() if isinstance(one, documents.Document)}
+    starts = {one.signed_bytes().split(b"\n")[0] for one in made.values() if isinstance(one, signed_documents.Document)}
     assert starts == {b"fedvfm request", b"fedvfm receipt"}
 
 
 def test_times() -> None:
-    now = documents.now()
-    assert documents.moment(documents.stamp(now)) == now
+    now = signed_documents.now()
+    assert signed_documents.moment(signed_documents.stamp(now)) == now
     with pytest.raises(errors.TrustError, match="does not exist"):
-        documents.moment("2026-02-31T00:00:00Z")
+        signed_documents.moment("2026-02-31T00:00:00Z")

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from fedvfm import chain, errors, storage
-from fedvfm.client import joining
-from fedvfm.server import enrolment
-from fedvfm.trust import certificates, documents, invites, keys, lock, requests, roster
+from fedvfm import errors
+from fedvfm.client import state_folder as joining
+from fedvfm.server import state_folder as enrolment
+from fedvfm.storage import hash_chain, storage
+from fedvfm.trust import certificates, invites, keys, locked_recipe, requests, roster, signed_documents
 
 MakeServer = Any
 
@@ -67,7 +68,7 @@ def test_everything_is_its_owners_alone_under_a_lax_umask(tmp_path: Path, make_s
 
 
 def test_no_private_key_and_no_token_leaves_its_place(tmp_path: Path, server: enrolment.State) -> None:
-    invite = documents.read(server.invite_path("north"), invites.Invite, "invite")
+    invite = signed_documents.read(server.invite_path("north"), invites.Invite, "invite")
     site = joined(tmp_path / "site", server, "north")
     enrolment.approve(server, site.request)
     secret = site.key.read_text().splitlines()[2]
@@ -145,7 +146,7 @@ def test_a_recipe_changed_inside_an_invite(server: enrolment.State, tmp_path: Pa
     (tmp_path / "i.json").write_text(json.dumps(values))
     with pytest.raises(errors.TrustError, match="the recipe is not the one its hash names"):
         joining.read_invite(tmp_path / "i.json", told(server))
-    values["lock"] = json.loads(documents.to_text(make_lock(rounds=1000)))
+    values["lock"] = json.loads(signed_documents.to_text(make_lock(rounds=1000)))
     (tmp_path / "i.json").write_text(json.dumps(values))
     with pytest.raises(errors.TrustError, match="was changed after the coordinator signed it"):
         joining.read_invite(tmp_path / "i.json", told(server))
@@ -153,21 +154,21 @@ def test_a_recipe_changed_inside_an_invite(server: enrolment.State, tmp_path: Pa
 
 def test_another_authority_in_an_invite(server: enrolment.State, invite: invites.Invite) -> None:
     """Who signs with an authority of his own fails at the fingerprint; with the right one, at the signature."""
-    key, authority = certificates.make_authority("trial", documents.now())
+    key, authority = certificates.make_authority("trial", signed_documents.now())
     forged = invite.model_copy(update={"authority": certificates.to_pem(authority)})
     forged = forged.model_copy(update={"signature": keys.sign(key, forged.signed_bytes())})
     with pytest.raises(errors.TrustError, match="fingerprint"):
-        invites.check(forged, told(server), documents.now())
+        invites.check(forged, told(server), signed_documents.now())
     with pytest.raises(errors.TrustError, match="was changed"):
-        invites.check(invite.model_copy(update={"signature": forged.signature}), told(server), documents.now())
+        invites.check(invite.model_copy(update={"signature": forged.signature}), told(server), signed_documents.now())
 
 
 def test_an_expired_invite_is_refused_at_both_ends(tmp_path: Path, server: enrolment.State, invite: Any) -> None:
-    late = documents.now() + datetime.timedelta(days=31)
+    late = signed_documents.now() + datetime.timedelta(days=31)
     with pytest.raises(errors.TrustError, match=r"the invite expired at .*; it is .* here. .* this\s?machine's clock"):
         invites.check(invite, told(server), late)
     site = joined(tmp_path / "site", server, "north")
-    request = documents.read(site.request, requests.Request, "request")
+    request = signed_documents.read(site.request, requests.Request, "request")
     with pytest.raises(errors.TrustError, match="its invite expired"):
         server.roster.approve(request, late)
     assert server.sites()["north"].status == "invited"
@@ -210,7 +211,7 @@ def test_a_token_is_good_once_even_at_the_same_moment(tmp_path: Path, server: en
     for worker in workers:
         worker.join(timeout=60)
     assert answers == ["approved", "refused", "refused", "refused"]
-    assert [row["event"] for row in chain.read(server.roster_path)] == ["invited", "invited", "approved"]
+    assert [row["event"] for row in hash_chain.read(server.roster_path)] == ["invited", "invited", "approved"]
 
 
 def forge(request: requests.Request, **change: Any) -> requests.Request:
@@ -220,12 +221,12 @@ def forge(request: requests.Request, **change: Any) -> requests.Request:
 def test_a_stolen_token_under_another_name(tmp_path: Path, server: enrolment.State, invite: invites.Invite) -> None:
     """The thief holds the token of 'north' and calls himself 'south': signed anew with all he has, it is refused."""
     key = keys.make()
-    stolen = requests.make(invite.model_copy(update={"site": "south"}), key, documents.now())
+    stolen = requests.make(invite.model_copy(update={"site": "south"}), key, signed_documents.now())
     with pytest.raises(errors.TrustError, match="does not come from the holder of this site's invite"):
-        server.roster.approve(stolen, documents.now())
-    other = requests.make(invite.model_copy(update={"site": "west"}), key, documents.now())
+        server.roster.approve(stolen, signed_documents.now())
+    other = requests.make(invite.model_copy(update={"site": "west"}), key, signed_documents.now())
     with pytest.raises(errors.TrustError, match="no such site was invited; invited were: north, south"):
-        server.roster.approve(other, documents.now())
+        server.roster.approve(other, signed_documents.now())
     assert {entry.status for entry in server.sites().values()} == {"invited"}
 
 
@@ -244,24 +245,24 @@ def test_a_stolen_token_under_another_name(tmp_path: Path, server: enrolment.Sta
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_changed_request(server: enrolment.State, invite: Any, change: dict[str, Any], said: str) -> None:
-    request = requests.make(invite, keys.make(), documents.now())
+    request = requests.make(invite, keys.make(), signed_documents.now())
     with pytest.raises(errors.TrustError, match=said):
-        server.roster.approve(forge(request, **change), documents.now())
-    server.roster.approve(request, documents.now())
+        server.roster.approve(forge(request, **change), signed_documents.now())
+    server.roster.approve(request, signed_documents.now())
 
 
 def test_somebody_elses_key_in_a_request(server: enrolment.State, invite: invites.Invite) -> None:
     """Who holds the token but not the key's private half cannot bring that key."""
     key, other = keys.make(), keys.make()
-    request = forge(requests.make(invite, key, documents.now()), public_key=keys.public_text(other))
+    request = forge(requests.make(invite, key, signed_documents.now()), public_key=keys.public_text(other))
     proof = requests.tokens.prove(invite.token, "trial", "north", request.signed_bytes())
     with pytest.raises(errors.TrustError, match="is not signed with the key it brings"):
-        server.roster.approve(forge(request, token_proof=proof), documents.now())
+        server.roster.approve(forge(request, token_proof=proof), signed_documents.now())
 
 
 def test_a_refused_request_is_in_the_audit_log(tmp_path: Path, server: enrolment.State, invite: Any) -> None:
-    request = requests.make(invite.model_copy(update={"site": "south"}), keys.make(), documents.now())
-    path = documents.write(tmp_path / "r.json", request)
+    request = requests.make(invite.model_copy(update={"site": "south"}), keys.make(), signed_documents.now())
+    path = signed_documents.write(tmp_path / "r.json", request)
     with pytest.raises(errors.TrustError):
         enrolment.approve(server, path)
     last = server.audit.entries[-1]
@@ -283,11 +284,11 @@ def test_revoked_keys_never_come_back(tmp_path: Path, server: enrolment.State) -
     with pytest.raises(errors.TrustError, match=r"the site was revoked at .*. It needs a new invite"):
         enrolment.approve(server, site.request)
     again = joining.read_invite(enrolment.invite(server, "north"), told(server))
-    old = requests.make(again, keys.read_private(site.key), documents.now())
+    old = requests.make(again, keys.read_private(site.key), signed_documents.now())
     with pytest.raises(
         errors.TrustError, match=r"its key was on the roster before\. The site must join with a new key"
     ):
-        server.roster.approve(old, documents.now())
+        server.roster.approve(old, signed_documents.now())
     enrolment.approve(server, joining.join(tmp_path / "new", again, again.lock.hash).request)
     assert server.sites()["south"].status == "invited", "the others are not touched"
 
@@ -295,12 +296,12 @@ def test_revoked_keys_never_come_back(tmp_path: Path, server: enrolment.State) -
 def test_one_key_is_not_two_sites(server: enrolment.State) -> None:
     key = keys.make()
     for site in ("north", "south"):
-        found = documents.read(server.invite_path(site), invites.Invite, "invite")
-        request = requests.make(found, key, documents.now())
+        found = signed_documents.read(server.invite_path(site), invites.Invite, "invite")
+        request = requests.make(found, key, signed_documents.now())
         if site == "north":
-            server.roster.approve(request, documents.now())
+            server.roster.approve(request, signed_documents.now())
     with pytest.raises(errors.TrustError, match="its key was on the roster before"):
-        server.roster.approve(request, documents.now())
+        server.roster.approve(request, signed_documents.now())
 
 
 def test_a_new_invite_voids_the_open_one(tmp_path: Path, server: enrolment.State) -> None:
@@ -335,7 +336,7 @@ def test_an_edited_roster_is_found(tmp_path: Path, server: enrolment.State) -> N
 
 
 def test_a_roster_of_another_form_is_named(tmp_path: Path) -> None:
-    chain.Chain(tmp_path / "roster.jsonl").append({"event": "revoked", "site": "x", "time": "t"})
+    hash_chain.Chain(tmp_path / "roster.jsonl").append({"event": "revoked", "site": "x", "time": "t"})
     with pytest.raises(errors.CheckpointError, match="roster: line 1 is not of the known form"):
         roster.read(tmp_path / "roster.jsonl")
 
@@ -375,14 +376,14 @@ def test_names_that_are_no_file_names(tmp_path: Path, server: enrolment.State, n
 
 
 def test_names_in_invites_and_requests_are_checked_too(server: enrolment.State, invite: Any, tmp_path: Path) -> None:
-    request = requests.make(invite, keys.make(), documents.now())
+    request = requests.make(invite, keys.make(), signed_documents.now())
     for document, what in ((invite, invites.Invite), (request, requests.Request)):
         for name in BAD:
             if name in ("a.", "a "):
                 continue
-            values = {**json.loads(documents.to_text(document)), "site": name}
+            values = {**json.loads(signed_documents.to_text(document)), "site": name}
             with pytest.raises(errors.TrustError, match="site: string should match pattern"):
-                documents.parse(json.dumps(values).encode(), what, "it")
+                signed_documents.parse(json.dumps(values).encode(), what, "it")
     for name in ("a.", "a "):
         with pytest.raises(errors.TrustError, match="must end in a letter"):
             invites.check_name(name)
@@ -437,7 +438,7 @@ def test_join_needs_the_approval_of_this_very_recipe(tmp_path: Path, server: enr
 
 def test_a_swapped_recipe_file_is_found(tmp_path: Path, server: enrolment.State, make_lock: Any) -> None:
     site, other = joined(tmp_path / "site", server, "north"), make_lock(rounds=4)
-    documents.write(site.recipe_path(server.about.recipe), other)
+    signed_documents.write(site.recipe_path(server.about.recipe), other)
     with pytest.raises(errors.TrustError, match="holds another recipe than its name says"):
         site.find(server.about.recipe)
 
@@ -457,7 +458,7 @@ def test_certify_keeps_the_fingerprint_and_adds_names(server: enrolment.State) -
 
 def test_init_without_the_initial_adapter(tmp_path: Path, make_lock: Any) -> None:
     plan = enrolment.Plan("trial", "a:1", (), ("north",))
-    alone = documents.parse(documents.to_text(make_lock()).encode(), lock.LockedRecipe, "recipe")
+    alone = signed_documents.parse(signed_documents.to_text(make_lock()).encode(), locked_recipe.LockedRecipe, "recipe")
     with pytest.raises(errors.CheckpointError, match="must lie beside"):
         enrolment.init(tmp_path / "server", plan, alone)
     assert not (tmp_path / "server").exists()
@@ -467,13 +468,15 @@ def test_init_without_the_initial_adapter(tmp_path: Path, make_lock: Any) -> Non
 
 
 def test_a_lock_must_pin_its_backbone(make_lock: Any) -> None:
-    values = json.loads(documents.to_text(make_lock()))
+    values = json.loads(signed_documents.to_text(make_lock()))
     for change in ({"backbone_sha256": "cd" * 32}, {"backbone_sha256": ""}):
         with pytest.raises(errors.TrustError, match="does not pin the backbone it is locked to"):
-            documents.parse(json.dumps({**values, **change}).encode(), lock.LockedRecipe, "recipe")
+            signed_documents.parse(json.dumps({**values, **change}).encode(), locked_recipe.LockedRecipe, "recipe")
     for rows in (values["manifest"][::-1], values["manifest"] + values["manifest"][-1:]):
         with pytest.raises(errors.TrustError, match="repeats a name or is not sorted"):
-            documents.parse(json.dumps({**values, "manifest": rows}).encode(), lock.LockedRecipe, "recipe")
+            signed_documents.parse(
+                json.dumps({**values, "manifest": rows}).encode(), locked_recipe.LockedRecipe, "recipe"
+            )
 
 
 @pytest.mark.parametrize(
@@ -494,10 +497,10 @@ def test_a_lock_must_pin_its_backbone(make_lock: Any) -> None:
     ],
 )
 def test_a_manifest_of_another_form(make_lock: Any, bad: Any) -> None:
-    values = json.loads(documents.to_text(make_lock()))
+    values = json.loads(signed_documents.to_text(make_lock()))
     text = json.dumps({**values, "manifest": bad(values["manifest"])})
     with pytest.raises(errors.TrustError, match="is not of the known form: manifest"):
-        documents.parse(text.encode(), lock.LockedRecipe, "recipe")
+        signed_documents.parse(text.encode(), locked_recipe.LockedRecipe, "recipe")
 
 
 def test_another_initial_adapter(make_lock: Any) -> None:
@@ -534,7 +537,7 @@ def test_approvals_say_who_and_when_and_count_once(
     site.approvals.approve(server.about.recipe)
     (row,) = site.approvals.rows()
     assert row["who"] == pwd.getpwuid(os.getuid()).pw_name
-    assert abs(documents.moment(row["time"]) - documents.now()) < datetime.timedelta(seconds=60)
+    assert abs(signed_documents.moment(row["time"]) - signed_documents.now()) < datetime.timedelta(seconds=60)
 
 
 def test_a_crash_in_the_middle_of_an_approval(tmp_path: Path, server: enrolment.State, make_lock: Any) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from fedvfm import config
+from fedvfm.config import schema
 from fedvfm.simulation import experiment
-from fedvfm.trust import approvals, documents, invites, lock, requests, roster
+from fedvfm.trust import approvals, invites, locked_recipe, requests, roster, signed_documents
 
 GOLDEN = Path(__file__).parent / "golden_signed_bytes.json"
 NOW = datetime.datetime(2026, 11, 3, 12, tzinfo=datetime.UTC)
@@ -33,16 +33,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def written(make_lock: Any, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, str]:
     """Every text by its name."""
-    patch.setattr(documents, "now", lambda: NOW)
+    patch.setattr(signed_documents, "now", lambda: NOW)
     texts: dict[str, str] = {}
     for name in experiment.bundled():
-        values = config.read_toml(experiment.bundled()[name])
-        texts[f"hash of {name}"] = config.parse(config.Recipe, values["recipe"], name).hash
+        values = schema.read_toml(experiment.bundled()[name])
+        texts[f"hash of {name}"] = schema.parse(schema.Recipe, values["recipe"], name).hash
     for name, values in VARIANTS.items():
         locked = make_lock(**values)
         initial = locked.adapter
         locked = locked.model_copy(update={"version": "0.1.0"})
-        texts[f"lock {name}"] = documents.to_text(locked)
+        texts[f"lock {name}"] = signed_documents.to_text(locked)
         texts[f"manifest {name}"] = locked.manifest.fingerprint
         texts[f"initial {name}"] = initial.fingerprint
         invite = invites.Invite(
@@ -51,8 +51,8 @@ def written(make_lock: Any, folder: Path, patch: pytest.MonkeyPatch) -> dict[str
             site="north",
             authority="a certificate",
             token="t" * 43,
-            created=documents.stamp(NOW),
-            expires=documents.stamp(NOW + datetime.timedelta(days=30)),
+            created=signed_documents.stamp(NOW),
+            expires=signed_documents.stamp(NOW + datetime.timedelta(days=30)),
             lock=locked,
             signature="A" * 40,
         )
@@ -63,7 +63,7 @@ def written(make_lock: Any, folder: Path, patch: pytest.MonkeyPatch) -> dict[str
             public_key=KEY,
             recipe=locked.hash,
             version=locked.version,
-            created=documents.stamp(NOW),
+            created=signed_documents.stamp(NOW),
             token_proof="A" * 40,
             signature="A" * 40,
         )
@@ -71,7 +71,7 @@ def written(make_lock: Any, folder: Path, patch: pytest.MonkeyPatch) -> dict[str
     patch.setattr(requests, "has_token", lambda *_: True)
     patch.setattr(requests, "signed_by_its_key", lambda *_: True)
     rows = roster.Roster(folder / "roster.jsonl", "trial")
-    rows.invite("north", "ef" * 32, documents.stamp(NOW + datetime.timedelta(days=30)), NOW)
+    rows.invite("north", "ef" * 32, signed_documents.stamp(NOW + datetime.timedelta(days=30)), NOW)
     rows.approve(request, NOW)
     rows.drop("north", NOW)
     rows.readmit("north", NOW)
@@ -92,6 +92,6 @@ def test_signed_bytes_and_hashes_are_as_ever(make_lock: Any, tmp_path: Path, mon
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_locked_recipe_written_before_opens_and_is_written_again_as_it_was(name: str, make_lock: Any) -> None:
     text = json.loads(GOLDEN.read_text())[f"lock {name}"]
-    opened = documents.parse(text.encode(), lock.LockedRecipe, "locked recipe")
-    assert documents.to_text(opened) == text
+    opened = signed_documents.parse(text.encode(), locked_recipe.LockedRecipe, "locked recipe")
+    assert signed_documents.to_text(opened) == text
     assert opened == make_lock(**VARIANTS[name]).model_copy(update={"version": "0.1.0"})

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvfm import errors, state
-from fedvfm.client import joining, policy, review
-from fedvfm.server import checkpoint, enrolment, steering
-from fedvfm.trust import documents, invites, lock
+from fedvfm import errors
+from fedvfm.client import recipe_review
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import policy
+from fedvfm.server import state_folder as enrolment
+from fedvfm.server.coordinator import orders as steering
+from fedvfm.state import checkpoint, state
+from fedvfm.trust import invites, locked_recipe, signed_documents
 from fedvfm.trust import roster as rosters
 
 
@@ -97,7 +101,7 @@ def test_a_crash_between_the_files_of_an_extension_changes_nothing(
     server: enrolment.State, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
     """Whatever was written before: done again it comes to the same end."""
-    from fedvfm import storage
+    from fedvfm.storage import storage
 
     steering.extend(server, 2)
     finish_run(server)
@@ -133,9 +137,9 @@ def test_an_extension_needs_an_approval_of_its_own_and_says_what_it_starts_from(
     made = steering.extend(server, 5)
     with pytest.raises(errors.PolicyRefused, match="approval-pending"):
         site.approvals.require(made)
-    words = dict(review.words(enrolment.open_state(server.folder).lock()))
+    words = dict(recipe_review.words(enrolment.open_state(server.folder).lock()))
     assert words["starts from"].startswith(f"what an earlier recipe trained: adapter {last.fingerprint}; round 1 is ")
-    assert dict(review.words(server.lock()))["starts from"] == "the seed"
+    assert dict(recipe_review.words(server.lock()))["starts from"] == "the seed"
     few = policy.Facts.of(enrolment.open_state(server.folder).lock())
     assert few.recipe.rounds == 5
 
@@ -150,9 +154,9 @@ def test_a_recipe_that_starts_from_nothing_keeps_its_name(make_lock: Any) -> Non
 # -- further recipes ---------------------------------------------------------------------------------------------------
 
 
-def parted(locked: lock.LockedRecipe) -> lock.LockedRecipe:
+def parted(locked: locked_recipe.LockedRecipe) -> locked_recipe.LockedRecipe:
     """As its file alone gives it, without the initial adapter."""
-    return documents.parse(documents.to_text(locked).encode(), lock.LockedRecipe, "recipe")
+    return signed_documents.parse(signed_documents.to_text(locked).encode(), locked_recipe.LockedRecipe, "recipe")
 
 
 def test_a_further_recipe_follows_the_present_one(server: enrolment.State, make_lock: Any) -> None:
@@ -193,7 +197,7 @@ def test_recipes_that_cannot_be_added(server: enrolment.State, make_lock: Any) -
     locked = make_lock(seed=2)
     with pytest.raises(errors.CheckpointError, match=r"initial adapter \(\.safetensors\) must lie beside it"):
         steering.add_recipe(server, parted(locked))
-    wrong: lock.LockedRecipe
+    wrong: locked_recipe.LockedRecipe
     wrong = make_lock(start="f" * 64)
     with pytest.raises(errors.CheckpointError, match="starts from another adapter than the one it names"):
         steering.add_recipe(server, wrong)

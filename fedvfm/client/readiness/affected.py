@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedvfm import storage
 from fedvfm.client.readiness import check, outputs
+from fedvfm.storage import storage
 
 COLUMNS = ("severity", "code", "sample", "id", "file", "message")
 OPTION, HEAD = "--files", ",".join(COLUMNS).encode()

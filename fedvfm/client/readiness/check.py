@@ -9,19 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvfm import config as configs
-from fedvfm import errors, progress
-from fedvfm.client import own as owns
+from fedvfm import errors
+from fedvfm.client import site_file
 from fedvfm.client.readiness import offline
+from fedvfm.config import schema
 from fedvfm.data import defect, labels
 from fedvfm.data import sample as samples
-from fedvfm.data import splits as splitting
-from fedvfm.data.readiness import appearance, duplicates, finding, looked, rules, survey
+from fedvfm.data.partition import splits as splitting
+from fedvfm.data.readiness import dataset, duplicates, finding, image_findings, rules, survey
 from fedvfm.data.sources import table as sources
+from fedvfm.report import progress
 
 if TYPE_CHECKING:
-    from fedvfm.client import budget
-    from fedvfm.client import model as models
+    from fedvfm.model import adapted_model
+    from fedvfm.model import memory as budget
 
 """Exit code of a check that found a blocker."""
 
@@ -43,13 +44,13 @@ class Checked:
         limit: samples asked for, 0 for all.
     """
 
-    own: owns.Own
+    own: site_file.Own
     limit: int = 0
     listed: samples.Source | None = None
     raw: samples.Source | None = None
     source: samples.Source | None = None
     fits: bool = True
-    seen: looked.Looked | None = None
+    seen: dataset.Looked | None = None
     findings: list[finding.Finding] = field(default_factory=list)
     facts: dict[str, object] = field(default_factory=dict)
     told: list[tuple[int, str, str]] = field(default_factory=list)
@@ -66,7 +67,11 @@ class Checked:
 
 
 def check(
-    what: Path | owns.Own, *, recipe: Path | None = None, limit: int = 0, observer: progress.Observer = progress.silent
+    what: Path | site_file.Own,
+    *,
+    recipe: Path | None = None,
+    limit: int = 0,
+    observer: progress.Observer = progress.silent,
 ) -> Checked:
     """Check one hospital. Uses no network and writes nothing.
 
@@ -80,7 +85,7 @@ def check(
         ConfigError: if the site's file or the recipe has faults; everything else becomes a finding.
     """
     with offline.closed():
-        made = Checked(what if isinstance(what, owns.Own) else owns.read(what, recipe), limit)
+        made = Checked(what if isinstance(what, site_file.Own) else site_file.read(what, recipe), limit)
         raw = _open(made)
         if raw is not None:
             _look(made, raw, observer)
@@ -94,7 +99,7 @@ def _open(made: Checked) -> samples.Source | None:
     structure: list[str] = []
     raw, recipe = None, made.own.recipe
     try:
-        owns.require_no_skipping(made.own.site, recipe)
+        site_file.require_no_skipping(made.own.site, recipe)
         raw = sources.survey(made.own.site.data, structure, None if recipe is None else recipe.data)
     except errors.DataError as error:
         structure += error.faults or ([] if structure else [error.fault()])
@@ -117,13 +122,13 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     site, recipe = made.own.site, made.own.recipe
     source, contract = _mapped(made.own, raw)
     made.findings += contract
-    everything = owns.belonging(site, source.samples())
-    split = owns.split(site, everything, source)
+    everything = site_file.belonging(site, source.samples())
+    split = site_file.split(site, everything, source)
     numbers = {one.id: number for number, one in enumerate(everything, 1)}
     chosen = survey.spaced(everything, made.limit)
     wanted = None if recipe is None or contract else recipe.data
     found = survey.look(source, chosen, observer, files=raw, contract=wanted)
-    made.seen = looked.Looked(
+    made.seen = dataset.Looked(
         info=source.info,
         classes=recipe.data.class_names if recipe is not None and not contract else _shown_names(made.own, source.info),
         samples=everything,
@@ -142,7 +147,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         made.findings.append(finding.make("left-out", problem, len(left)))
         made.told += [(0, "left-out", text) for text in left]
     known = {one.code for one in made.findings}
-    for one in [*rules.findings(made.seen), *appearance.findings(made.seen), *duplicates.findings(made.seen)]:
+    for one in [*rules.findings(made.seen), *image_findings.findings(made.seen), *duplicates.findings(made.seen)]:
         # Where table and samples tell the same fault, the one that numbers samples says more.
         if one.code == "patient-across-splits" and one.code in known:
             made.findings = [other for other in made.findings if other.code != one.code]
@@ -150,12 +155,12 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     made.raw, made.source, made.fits = raw, source, not contract
 
 
-def _explained(site: configs.SiteConfig, one: finding.Finding) -> finding.Finding:
+def _explained(site: schema.SiteConfig, one: finding.Finding) -> finding.Finding:
     """A finding with the remedy that helps here: no other seed draws a test patient where no share is for testing."""
     if one.code != "no-test-sample" or site.privacy is None or site.split.test_share:
         return one
     problem = f"{one.problem}; split.test_share = 0, and with [privacy] no patient is put into test then"
-    return dataclasses.replace(one, problem=problem, remedy=owns.TEST_SHARE_NEEDED + ".")
+    return dataclasses.replace(one, problem=problem, remedy=site_file.TEST_SHARE_NEEDED + ".")
 
 
 def _noted(raw: samples.Source, everything: Sequence[samples.Sample]) -> list[finding.Finding]:
@@ -173,7 +178,7 @@ def _noted(raw: samples.Source, everything: Sequence[samples.Sample]) -> list[fi
     ]
 
 
-def _shown_names(own: owns.Own, info: samples.SourceInfo) -> tuple[str, ...]:
+def _shown_names(own: site_file.Own, info: samples.SourceInfo) -> tuple[str, ...]:
     """Class names as they may be shown: those somebody wrote into a file of settings, else numbers.
 
     Folders that were taken for classes may be one a patient.
@@ -188,7 +193,7 @@ def _shown_names(own: owns.Own, info: samples.SourceInfo) -> tuple[str, ...]:
     )
 
 
-def _mapped(own: owns.Own, raw: samples.Source) -> tuple[samples.Source, list[finding.Finding]]:
+def _mapped(own: site_file.Own, raw: samples.Source) -> tuple[samples.Source, list[finding.Finding]]:
     """The source under the recipe's classes, or as it is with what keeps it from fitting."""
     wanted = own.recipe.data.class_names if own.recipe is not None else ()
     shown = _shown_names(own, raw.info)
@@ -213,20 +218,22 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     observer("note", text="trying a training step")
     # Only a check with a recipe pays for loading torch.
     from fedvfm.backbones import weights
-    from fedvfm.client import budget, precision
-    from fedvfm.client import model as models
-    from fedvfm.client import site as sites
-    from fedvfm.client.readiness import machine, step
+    from fedvfm.client.readiness import resources, step
+    from fedvfm.client.training import site as sites
+    from fedvfm.model import adapted_model, precision
+    from fedvfm.model import memory as budget
 
     site, recipe = made.own.site, made.own.recipe
     try:
         recipe = sites.at_rank(recipe, site.rank, site.name)
     except errors.ConfigError as error:
         made.findings.append(finding.make("rank-too-high", error.faults[0]))
-    found, wrong = machine.look(site.device)
+    found, wrong = resources.look(site.device)
     made.findings += wrong
     try:
-        shapes = (recipe is made.own.recipe and made.own.shapes) or models.AdaptedModel(recipe, with_weights=False)
+        shapes = (recipe is made.own.recipe and made.own.shapes) or adapted_model.AdaptedModel(
+            recipe, with_weights=False
+        )
     except errors.WeightsError as error:
         remedy = weights.remedy(recipe.backbone)
         made.findings.append(finding.make("weights-missing", str(error), remedy=remedy))
@@ -236,7 +243,7 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     places = budget.Places(site.cache_mib, site.cache_disk_mib)
     memory = budget.memory(shapes, _images(made, shapes), places, found.device)
     disk = budget.disk_mib(shapes, with_backbone=bool(lost))
-    short = machine.judge(found, memory, disk)
+    short = resources.judge(found, memory, disk)
     made.findings += [*lost, *short]
     if precision.of(recipe.precision, found.device) == precision.FLOAT32 != recipe.precision:
         made.findings.append(finding.make("bfloat16-slow", precision.words(recipe.precision, found.device)))
@@ -251,10 +258,10 @@ def _machine(made: Checked, observer: progress.Observer) -> None:
     _try(made, recipe, found.device, blocked=bool(wrong or lost) or any(one.severity == "blocker" for one in short))
 
 
-def _images(made: Checked, model: models.AdaptedModel) -> list[budget.Images]:
+def _images(made: Checked, model: adapted_model.AdaptedModel) -> list[budget.Images]:
     """The samples by size and colour; those that were not looked at are taken to be like the others."""
-    from fedvfm.client import budget
     from fedvfm.data import transforms
+    from fedvfm.model import memory as budget
 
     if made.seen is None:
         return []
@@ -274,7 +281,7 @@ def _images(made: Checked, model: models.AdaptedModel) -> list[budget.Images]:
     return found
 
 
-def _try(made: Checked, recipe: configs.Recipe, device: str, *, blocked: bool) -> None:
+def _try(made: Checked, recipe: schema.Recipe, device: str, *, blocked: bool) -> None:
     """The training step, unless it is known to fail."""
     from fedvfm.client.readiness import step
 

@@ -8,8 +8,8 @@ from importlib import metadata
 from typing import Any
 
 from fedvfm.client.readiness import check
-from fedvfm.data import splits as splitting
-from fedvfm.data.readiness import finding, looked
+from fedvfm.data.partition import splits as splitting
+from fedvfm.data.readiness import dataset, finding
 
 FORMAT = 1
 """Raised when a key changes its meaning or goes away; new keys may come at any time."""
@@ -40,7 +40,7 @@ def _backbone(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
-def _data(seen: looked.Looked) -> dict[str, Any]:
+def _data(seen: dataset.Looked) -> dict[str, Any]:
     patients = seen.patients()
     return {
         "source": seen.info.name,
@@ -59,7 +59,7 @@ def _data(seen: looked.Looked) -> dict[str, Any]:
     }
 
 
-def _images(seen: looked.Looked) -> dict[str, Any]:
+def _images(seen: dataset.Looked) -> dict[str, Any]:
     found, rows = seen.found, seen.found.rows
     stacked = seen.contract is not None and seen.contract.stack > 1
     units = [row.units for row in rows if row.units is not None]
@@ -90,7 +90,7 @@ def _images(seen: looked.Looked) -> dict[str, Any]:
     }
 
 
-def _masks(seen: looked.Looked) -> dict[str, Any]:
+def _masks(seen: dataset.Looked) -> dict[str, Any]:
     rows, pixels = seen.found.rows, seen.found.class_pixels
     total = max(1, int(pixels.sum()))
     return {

@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedvfm import config as configs
 from fedvfm import errors
 from fedvfm.backbones import weights
-from fedvfm.client import evaluator, trainer
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
+from fedvfm.client.training import evaluator, trainer
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import defect
-from fedvfm.data import hospitals as hospital_data
 from fedvfm.data import sample as samples
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.readiness import finding
+from fedvfm.model import adapted_model
 
-ROUND_TIMEOUT_S = configs.ServerConfig().round_timeout_s
+ROUND_TIMEOUT_S = schema.ServerConfig().round_timeout_s
 MIB = 1 << 20
 
 
@@ -51,8 +51,8 @@ class Timing:
 
 
 def measure(
-    recipe: configs.Recipe,
-    site: configs.SiteConfig,
+    recipe: schema.Recipe,
+    site: schema.SiteConfig,
     source: samples.Source,
     usable: Mapping[str, Sequence[samples.Sample]],
     counts: Mapping[str, int],
@@ -72,7 +72,7 @@ def measure(
         The timing where it went well, findings, and the full text of an error (for the hospital's eyes only).
     """
     try:
-        model = models.AdaptedModel(recipe, device=device)
+        model = adapted_model.AdaptedModel(recipe, device=device)
         timing = _timed(model, site, source, usable, counts)
     except Exception as error:
         # Whatever breaks here would break in the federation; the check itself must end with its report.
@@ -97,14 +97,14 @@ def _failed(error: Exception) -> finding.Finding:
 
 
 def _timed(
-    model: models.AdaptedModel,
-    site: configs.SiteConfig,
+    model: adapted_model.AdaptedModel,
+    site: schema.SiteConfig,
     source: samples.Source,
     usable: Mapping[str, Sequence[samples.Sample]],
     counts: Mapping[str, int],
 ) -> Timing:
     train, val, test = (tuple(usable[name]) for name in ("train", "val", "test"))
-    hospital = hospital_data.Hospital(site.name, source, train, val, test)
+    hospital = virtual_hospitals.Hospital(site.name, source, train, val, test)
     public = 0 if site.privacy is None else site.privacy.units or 0
     node = sites.Site(site.name, hospital, device=model.device, units=public)
     _reset_peak(model.device)
@@ -136,7 +136,7 @@ def _peak(device: str) -> float | None:
     return float(torch.cuda.max_memory_allocated(device)) / MIB
 
 
-def missing_weights(recipe: configs.Recipe, shapes: models.AdaptedModel) -> list[finding.Finding]:
+def missing_weights(recipe: schema.Recipe, shapes: adapted_model.AdaptedModel) -> list[finding.Finding]:
     """A finding where the backbone's weights are not on this machine, or not the pinned ones. Downloads nothing."""
     if not shapes.backbone.pretrained:
         return []

@@ -11,9 +11,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from fedvfm import progress
 from fedvfm.client.readiness import check, document, webpage
 from fedvfm.data.readiness import finding
+from fedvfm.report import progress
 
 COLOURS = {"blocker": "bold red", "warning": "yellow", "note": "dim"}
 TENTHS = 10

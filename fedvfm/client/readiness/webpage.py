@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedvfm import errors, seeding, storage
+from fedvfm import errors, seeding
 from fedvfm.client.readiness import check, document, outputs
 from fedvfm.data import overlay
-from fedvfm.data.readiness import finding, looked, survey
+from fedvfm.data.readiness import dataset, finding, survey
 from fedvfm.report import charts, page
+from fedvfm.storage import storage
 
 PICTURES = 8
 OPTION, HEAD = "--html", b"<!doctype html>"
@@ -108,7 +109,7 @@ def _findings(found: Sequence[finding.Finding]) -> str:
     return page.table(head, rows, caption, words=(0, 1, 2, 3, 4))
 
 
-def _data(seen: looked.Looked, made_of: Mapping[str, Any]) -> str:
+def _data(seen: dataset.Looked, made_of: Mapping[str, Any]) -> str:
     data = made_of["data"]
     about = f"Source {data['source']}: {data['note']}. Task: {data['task']}."
     if data["limited"]:
@@ -202,7 +203,7 @@ def _pictures(made: check.Checked) -> str:
     return about + _key(made.seen) + f'<div class="samples">{"".join(figures)}</div>'
 
 
-def _key(seen: looked.Looked) -> str:
+def _key(seen: dataset.Looked) -> str:
     if not seen.segmentation:
         return ""
     inner = "".join(
@@ -212,7 +213,7 @@ def _key(seen: looked.Looked) -> str:
     return f'<p class="key">Classes:{inner}</p>'
 
 
-def _picture(made: check.Checked, seen: looked.Looked, row: survey.Row) -> str:
+def _picture(made: check.Checked, seen: dataset.Looked, row: survey.Row) -> str:
     """One sample: image, and the same with its mask."""
     if made.source is None:
         return ""

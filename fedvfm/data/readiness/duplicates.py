@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
-from fedvfm.data.readiness import finding, looked, survey
+from fedvfm.data.readiness import dataset, finding, survey
 
 Rows = Sequence[survey.Row]
 
 
-def findings(seen: looked.Looked) -> list[finding.Finding]:
+def findings(seen: dataset.Looked) -> list[finding.Finding]:
     """All findings about duplicates. Blank images are left out: two of them say nothing."""
     rows = [row for row in seen.found.rows if not row.blank]
     files = _file_groups(rows)
@@ -62,7 +62,7 @@ def _pixels(groups: Sequence[Rows]) -> list[finding.Finding]:
     return [finding.make("duplicate-pixels", problem, count, _numbers(groups))]
 
 
-def _across(seen: looked.Looked, groups: Sequence[Rows]) -> list[finding.Finding]:
+def _across(seen: dataset.Looked, groups: Sequence[Rows]) -> list[finding.Finding]:
     leaks = [
         group
         for group in groups
@@ -74,7 +74,7 @@ def _across(seen: looked.Looked, groups: Sequence[Rows]) -> list[finding.Finding
     return [finding.make("duplicate-across-splits", problem, len(leaks), _numbers(leaks))]
 
 
-def _conflicts(seen: looked.Looked, groups: Sequence[Rows]) -> list[finding.Finding]:
+def _conflicts(seen: dataset.Looked, groups: Sequence[Rows]) -> list[finding.Finding]:
     torn = [group for group in groups if len({(row.mask, row.sample.label) for row in group}) > 1]
     if not torn:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedvfm.data import defect
-from fedvfm.data.readiness import finding, looked, survey
+from fedvfm.data.readiness import dataset, finding, survey
 
 FEW_TRAIN = 20
 FEW_TEST = 10
@@ -18,7 +18,7 @@ MOST_SHOWN = 999_999
 Findings = list[finding.Finding]
 
 
-def findings(seen: looked.Looked) -> Findings:
+def findings(seen: dataset.Looked) -> Findings:
     """All findings of this module."""
     if not seen.samples:
         return [finding.make("no-samples", "the data has no samples")]
@@ -55,7 +55,7 @@ def _failure(code: defect.Kind, members: Sequence[survey.Failure]) -> finding.Fi
     return finding.make(code, problem, len(members), [one.number for one in members])
 
 
-def _limited(seen: looked.Looked) -> Findings:
+def _limited(seen: dataset.Looked) -> Findings:
     if not seen.limited:
         return []
     looked_at = len(seen.found.rows) + len(seen.found.failures)
@@ -63,7 +63,7 @@ def _limited(seen: looked.Looked) -> Findings:
     return [finding.make("limited", problem, len(seen.samples) - looked_at)]
 
 
-def _splits(seen: looked.Looked) -> Findings:
+def _splits(seen: dataset.Looked) -> Findings:
     sizes = {name: len(seen.splits.get(name, ())) for name in ("train", "val", "test")}
     shown = f"{sizes['train']} train, {sizes['val']} val, {sizes['test']} test"
     found = []
@@ -78,14 +78,14 @@ def _splits(seen: looked.Looked) -> Findings:
     return found
 
 
-def _patients(seen: looked.Looked) -> Findings:
+def _patients(seen: dataset.Looked) -> Findings:
     known = seen.patients()
     found = []
     if seen.torn:
         torn = {seen.samples[number - 1].patient for number in seen.torn}
         problem = f"{finding.number(len(torn), 'patient')} with images in more than one split"
         found.append(finding.make("patient-across-splits", problem, len(torn), seen.torn))
-    volumes = [number for number, one in enumerate(seen.samples, 1) if looked.assumed(one)]
+    volumes = [number for number, one in enumerate(seen.samples, 1) if dataset.assumed(one)]
     unknown = [number for number, one in enumerate(seen.samples, 1) if one.patient is None]
     units = {seen.samples[number - 1].unit for number in (*volumes, *unknown)}
     if len(known) + len(units) > 1 and units:
@@ -99,7 +99,7 @@ def _patients(seen: looked.Looked) -> Findings:
     return found
 
 
-def _sites(seen: looked.Looked) -> Findings:
+def _sites(seen: dataset.Looked) -> Findings:
     found = []
     sites = {one.site for one in seen.samples}
     if len(sites) > 1:
@@ -110,7 +110,7 @@ def _sites(seen: looked.Looked) -> Findings:
     return found
 
 
-def _classes(seen: looked.Looked) -> Findings:
+def _classes(seen: dataset.Looked) -> Findings:
     counts = seen.class_counts()
     present = [at for at, count in enumerate(counts) if count]
     # Background is no class that one could miss.
@@ -126,7 +126,7 @@ def _classes(seen: looked.Looked) -> Findings:
     return found + _lost(seen, [at for at in wanted if counts[at]])
 
 
-def _lost(seen: looked.Looked, wanted: Sequence[int]) -> Findings:
+def _lost(seen: dataset.Looked, wanted: Sequence[int]) -> Findings:
     """Classes that are there, but not to train on or not to test."""
     lost = {
         split: [at for at in wanted if at not in seen.classes_in(split)]
@@ -140,11 +140,11 @@ def _lost(seen: looked.Looked, wanted: Sequence[int]) -> Findings:
     return [finding.make("class-missing-in-split", "; ".join(told), len(set().union(*lost.values())))]
 
 
-def _named(seen: looked.Looked, numbers: Sequence[int]) -> str:
+def _named(seen: dataset.Looked, numbers: Sequence[int]) -> str:
     return ", ".join(seen.classes[at] for at in numbers)
 
 
-def _balance(seen: looked.Looked) -> Findings:
+def _balance(seen: dataset.Looked) -> Findings:
     if not seen.segmentation:
         counts = {at: count for at, count in enumerate(seen.class_counts()) if count}
         if len(counts) < 2 or max(counts.values()) < IMBALANCE * min(counts.values()):

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, errors, progress
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as data
+from fedvfm.report import progress
 
 BINS = 64
 BLANK = 1e-4
@@ -131,7 +133,7 @@ def look(
     observer: progress.Observer = progress.silent,
     *,
     files: data.Source | None = None,
-    contract: config.DataContract | None = None,
+    contract: schema.DataContract | None = None,
 ) -> Survey:
     """Read every chosen sample once and go on past those that cannot be read.
 
@@ -188,7 +190,7 @@ def _refuse_unusable(pixels: data.Pixels, num_classes: int, task: str) -> None:
         )
 
 
-def _refuse_under(pixels: data.Pixels, contract: config.DataContract) -> None:
+def _refuse_under(pixels: data.Pixels, contract: schema.DataContract) -> None:
     """What training would refuse by the recipe: other channels, and values without units under a window.
 
     Raises:

@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, errors, seeding
-from fedvfm.data import appearance, defect
+from fedvfm import errors, seeding
+from fedvfm.config import schema
+from fedvfm.data import defect
 from fedvfm.data import sample as data
+from fedvfm.data.partition import appearance
 
 SIZE = 182
 """Rows and columns of a slice after the crop: 13 patches of 14 pixels; the brain is 181 mm long and 143 mm wide."""
@@ -68,7 +70,7 @@ class BrainMRI:
         MissingExtra: if nilearn or nibabel is not installed.
     """
 
-    def __init__(self, source: config.SourceConfig) -> None:
+    def __init__(self, source: schema.SourceConfig) -> None:
         options = _options(source)
         self._folder = _folder()
         self._seed: int = options["seed"]
@@ -116,7 +118,7 @@ class BrainMRI:
         return data.Pixels(image=image, mask=_classes(grey, white), spacing=(1.0, 1.0))
 
 
-def _options(source: config.SourceConfig) -> dict[str, Any]:
+def _options(source: schema.SourceConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"appearance": True, "seed": 0, **source.options}
     faults = [
         f"data.options.{name}: unknown option; known: appearance, seed"

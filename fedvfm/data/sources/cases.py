@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, errors
-from fedvfm.data import defect, dicom, formats, geometry, label_tables, nrrd, segments, slices, structures, volumes
-from fedvfm.data import header as headers
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data import defect, formats, label_tables, structures
 from fedvfm.data import sample as data
 from fedvfm.data.sources import layouts
+from fedvfm.data.volumes import dicom, dicom_seg, geometry, nrrd, slices, volumes
+from fedvfm.data.volumes import header as headers
 
 SAME: dict[str, tuple[str, ...]] = {
     "MRI": ("MR",),
@@ -118,8 +120,8 @@ def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
 
 def _held(mask: Path, image: headers.Header) -> Held:
     """What the numbers of a mask stand for, where its files say so: DICOM-SEG, 3D Slicer's NRRD, a table beside it."""
-    if segments.is_segmentation(mask):
-        return tuple(tuple(one) for one in segments.held(mask, image) if one)
+    if dicom_seg.is_segmentation(mask):
+        return tuple(tuple(one) for one in dicom_seg.held(mask, image) if one)
     if not is_volume(mask):
         return ()
     found = nrrd.held(mask) if volumes.kind_of(mask) == "nrrd" else ()
@@ -142,8 +144,8 @@ def _fit(folder: Path, file: Path, header: headers.Header, other: Path, first: h
 
 
 def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Header) -> None:
-    if segments.is_segmentation(mask):
-        segments.check(mask, image)
+    if dicom_seg.is_segmentation(mask):
+        dicom_seg.check(mask, image)
     elif is_volume(mask):
         header = volumes.read_header(mask)
         if _crop(header, image) is None:
@@ -198,7 +200,7 @@ def _check_drawn(folder: Path, case: layouts.Case, mask: Path, image: headers.He
 
 
 def faults_under(
-    case: layouts.Case, seen: Seen, folder: Path, contract: config.DataContract, chosen: Sequence[int] = ()
+    case: layouts.Case, seen: Seen, folder: Path, contract: schema.DataContract, chosen: Sequence[int] = ()
 ) -> list[errors.Fault]:
     """Why a case cannot be used under a recipe's data contract, one sentence each.
 
@@ -242,7 +244,7 @@ def faults_under(
 
 
 def _channel_faults(
-    case: layouts.Case, seen: Seen, where: str, contract: config.DataContract, chosen: Sequence[int]
+    case: layouts.Case, seen: Seen, where: str, contract: schema.DataContract, chosen: Sequence[int]
 ) -> list[errors.Fault]:
     """Other channels than the recipe names; of one picture they are known only once it is read."""
     named, files = contract.channels, len(case.images)
@@ -273,7 +275,7 @@ def shown(named: Sequence[str]) -> str:
     return f"{len(named)} ({', '.join(named)})"
 
 
-def order_faults(layout: layouts.Layout, contract: config.DataContract, chosen: Sequence[int]) -> list[errors.Fault]:
+def order_faults(layout: layouts.Layout, contract: schema.DataContract, chosen: Sequence[int]) -> list[errors.Fault]:
     """A fault where the folder names all channels of the recipe, but others are taken, or in another order.
 
     Where its names are not the recipe's nobody can tell; there the order counts, as in nnU-Net.
@@ -363,9 +365,9 @@ def read_mask(
     """
     if seen.header is None or not is_volume(mask):
         return formats.read_mask(mask)
-    if segments.is_segmentation(mask):
+    if dicom_seg.is_segmentation(mask):
         axis = seen.header.axis(slices.plane_of(seen.header, view))
-        drawn = segments.read(mask, seen.header, table)
+        drawn = dicom_seg.read(mask, seen.header, table)
         return np.ascontiguousarray(geometry.shown(drawn, axis, index).astype(np.int64))
     start = _crop(volumes.read_header(mask), seen.header)
     if start is None:
@@ -386,8 +388,8 @@ def read_whole(case: layouts.Case, seen: Seen, view: slices.View) -> None:
             continue
         if not is_volume(file):
             formats.read_mask(file) if file == case.mask else formats.read_image(file)
-        elif file == case.mask and segments.is_segmentation(file) and seen.header is not None:
-            segments.read(file, seen.header)
+        elif file == case.mask and dicom_seg.is_segmentation(file) and seen.header is not None:
+            dicom_seg.read(file, seen.header)
         else:
             volumes.read_volume(file, view.series if file != case.mask else "")
 
@@ -396,7 +398,7 @@ def is_black_and_white(mask: Path, stored: NDArray[np.int64]) -> bool:
     """Whether a mask has the values 0 and 255 alone: the file as a whole, of which ``stored`` is one slice."""
     if not (stored == 255).any() or not np.isin(stored, (0, 255)).all():
         return False
-    if not is_volume(mask) or segments.is_segmentation(mask):
+    if not is_volume(mask) or dicom_seg.is_segmentation(mask):
         return not is_volume(mask)
     return bool(np.isin(volumes.read_volume(mask).voxels, (0, 255)).all())
 

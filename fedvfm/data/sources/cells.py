@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedvfm import config
+from fedvfm.config import schema
 from fedvfm.data import defect, formats
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
@@ -25,7 +25,7 @@ class Cells:
     Source: Shenggan, BCCD_Dataset, MIT licence; 112 x 112 RGB crops of its boxes.
     """
 
-    def __init__(self, source: config.SourceConfig) -> None:
+    def __init__(self, source: schema.SourceConfig) -> None:
         index.refuse_options(source, ())
         self._folder = index.locate(source, ("index.csv", "images/"))
         rows = index.read_files(self._folder / "index.csv", ("id", "label", "slide"))

@@ -12,10 +12,12 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, errors
-from fedvfm.data import defect, formats, slices, structures, wanted
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data import defect, formats, structures
 from fedvfm.data import sample as data
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
+from fedvfm.data.volumes import series_selector, slices
 
 OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "series", "suffix")
 
@@ -64,9 +66,9 @@ class Folder:
     Options: ``layout`` (else recognised by content); ``class_names`` and ``mask_values`` (background and foreground,
     values 0 and 1, or 0 and 255, where not given; of DICOM-SEG the values are segment numbers); ``channels`` (the one
     or three channel numbers to take); ``fold`` (``datalist``: the fold to test on); ``suffix`` (``bids``); ``series``
-    (which one of a DICOM folder with several, as ``"CT axial most"``: see :mod:`fedvfm.data.wanted`); ``ids = "names"``
-    shows file names in results. The default, ``"numbers"``, shows neither file names nor patients, because in a
-    hospital both often are patient numbers.
+    (which one of a DICOM folder with several, as ``"CT axial most"``: see :mod:`fedvfm.data.volumes.series_selector`);
+    ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither file names nor patients,
+    because in a hospital both often are patient numbers.
 
     Raises:
         DataError: listing every fault of the structure: missing partners, unreadable headers, sizes that differ, tables
@@ -74,7 +76,7 @@ class Folder:
         ConfigError: for wrong options.
     """
 
-    def __init__(self, source: config.SourceConfig, refuse: index.Refuse = index.refuse) -> None:
+    def __init__(self, source: schema.SourceConfig, refuse: index.Refuse = index.refuse) -> None:
         options = read_options(source)
         self._folder = Path(source.path or "").expanduser()
         self._refuse = refuse
@@ -165,7 +167,7 @@ class Folder:
         return self._assigned.aliases
 
     @classmethod
-    def tolerant(cls, source: config.SourceConfig, faults: list[str]) -> Folder:
+    def tolerant(cls, source: schema.SourceConfig, faults: list[str]) -> Folder:
         """The folder without the cases that have a fault; the faults are added to the list instead of raised.
 
         Raises:
@@ -173,7 +175,7 @@ class Folder:
         """
         return cls(source, refuse=lambda _, found: faults.extend(found))
 
-    def under(self, contract: config.DataContract) -> Self:
+    def under(self, contract: schema.DataContract) -> Self:
         """The same images as a recipe asks for them: cut in its plane, stacked, seen through its window.
 
         Raises:
@@ -264,7 +266,7 @@ class Folder:
         return dataclasses.replace(pixels, mask=to_classes(stored, file, self._layout))
 
 
-def read_options(source: config.SourceConfig) -> layouts.Options:
+def read_options(source: schema.SourceConfig) -> layouts.Options:
     """The options, checked.
 
     Raises:
@@ -298,7 +300,7 @@ def read_options(source: config.SourceConfig) -> layouts.Options:
     if isinstance(series, bool) or not isinstance(series, str | int):
         faults.append(f"data.options.series = {series!r}: a series number, or words like 'CT axial', are needed")
     elif "series" in given:
-        faults += [f"data.options.series: {fault}" for fault in wanted.faults(str(series))]
+        faults += [f"data.options.series: {fault}" for fault in series_selector.faults(str(series))]
     if faults:
         raise errors.ConfigError("data source 'folder'", faults)
     number = fold if isinstance(fold, int) else None
@@ -307,7 +309,7 @@ def read_options(source: config.SourceConfig) -> layouts.Options:
     )
 
 
-def _listed(given: Mapping[str, config.Option], key: str, kind: type[Item], faults: list[str]) -> tuple[Item, ...]:
+def _listed(given: Mapping[str, schema.Option], key: str, kind: type[Item], faults: list[str]) -> tuple[Item, ...]:
     """An option that is a list of one kind; where it is not, a fault is noted."""
     value = given.get(key, [])
     items = value if isinstance(value, list) else []

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fedvfm import config, errors, registry
+from fedvfm import errors, registry
+from fedvfm.config import schema
 from fedvfm.data import defect
 
 FAULTS_SHOWN = 20
@@ -22,7 +23,7 @@ def by_name(name: str) -> Path:
     return Path(os.environ.get("FEDVFM_DATA") or "data").expanduser().absolute() / name
 
 
-def resolve(source: config.SourceConfig) -> config.SourceConfig:
+def resolve(source: schema.SourceConfig) -> schema.SourceConfig:
     """The same source with an absolute path: that given, or the folder of an indexed set that is found by its name.
 
     What is resolved so is read again by whoever goes on later, from another folder or under another ``FEDVFM_DATA``.
@@ -33,7 +34,7 @@ def resolve(source: config.SourceConfig) -> config.SourceConfig:
     return source.model_copy(update={"path": str(folder)})
 
 
-def locate(source: config.SourceConfig, needs: Sequence[str]) -> Path:
+def locate(source: schema.SourceConfig, needs: Sequence[str]) -> Path:
     """The folder of a data set: ``path`` of the configuration, else that of its name.
 
     Raises:
@@ -122,7 +123,7 @@ def duplicates(rows: Iterable[Mapping[str, str]], key: str) -> list[errors.Fault
     ]
 
 
-def unknown_options(source: config.SourceConfig, known: Sequence[str]) -> list[str]:
+def unknown_options(source: schema.SourceConfig, known: Sequence[str]) -> list[str]:
     """One sentence for every option that the source does not know."""
     have = ", ".join(known) if known else "none"
     return [
@@ -132,7 +133,7 @@ def unknown_options(source: config.SourceConfig, known: Sequence[str]) -> list[s
     ]
 
 
-def refuse_options(source: config.SourceConfig, known: Sequence[str]) -> None:
+def refuse_options(source: schema.SourceConfig, known: Sequence[str]) -> None:
     """Refuse options that the source does not know.
 
     Raises:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvfm import config, errors
+from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
@@ -43,7 +44,7 @@ class MedMNIST:
     Source: Yang et al., "MedMNIST v2", Scientific Data 2023; https://medmnist.com
     """
 
-    def __init__(self, source: config.SourceConfig) -> None:
+    def __init__(self, source: schema.SourceConfig) -> None:
         self._name, size, names = _options(source)
         self._path = find(self._name if size == 28 else f"{self._name}_{size}", self._name, source.path)
         labels = {split: _labels(self._path, split) for split in SPLITS}
@@ -87,7 +88,7 @@ class MedMNIST:
         return data.Pixels(np.ascontiguousarray(planes, dtype=np.float32) / np.float32(255.0))
 
 
-def _options(source: config.SourceConfig) -> tuple[str, int, tuple[str, ...]]:
+def _options(source: schema.SourceConfig) -> tuple[str, int, tuple[str, ...]]:
     """Set name, size and class names.
 
     Raises:

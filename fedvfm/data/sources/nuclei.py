@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedvfm import config
+from fedvfm.config import schema
 from fedvfm.data import defect, formats
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
@@ -28,7 +28,7 @@ class Nuclei:
         Nature Methods 2019; image set BBBC038, CC0.
     """
 
-    def __init__(self, source: config.SourceConfig) -> None:
+    def __init__(self, source: schema.SourceConfig) -> None:
         index.refuse_options(source, ())
         self._folder = index.locate(source, ("index.csv", "images/", "labels/"))
         rows = index.read_files(self._folder / "index.csv", ("id", "site"))

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedvfm import errors
-from fedvfm.data import defect, dicom
+from fedvfm.data import defect
 from fedvfm.data.sources import layouts
+from fedvfm.data.volumes import dicom
 
 
 def collect(folder: Path, options: layouts.Options) -> layouts.Layout:

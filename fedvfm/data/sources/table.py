@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fedvfm import config, registry
+from fedvfm import registry
+from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as data
 
@@ -20,7 +21,7 @@ TABLE = registry.Table(
 )
 
 
-def survey(source: config.SourceConfig, faults: list[str], contract: config.DataContract | None = None) -> data.Source:
+def survey(source: schema.SourceConfig, faults: list[str], contract: schema.DataContract | None = None) -> data.Source:
     """:func:`make` that goes on with what is usable and adds the faults of the rest to the list, where a source can.
 
     Raises:
@@ -30,7 +31,7 @@ def survey(source: config.SourceConfig, faults: list[str], contract: config.Data
     return under(made.tolerant(source, faults) if hasattr(made, "tolerant") else made(source), contract)
 
 
-def make(source: config.SourceConfig, contract: config.DataContract | None = None) -> data.Source:
+def make(source: schema.SourceConfig, contract: schema.DataContract | None = None) -> data.Source:
     """Build the source named ``name`` or ``name:argument`` (``medmnist:pathmnist``); the entry reads its own argument.
 
     With a recipe's data contract the source shows its images as that asks (plane, stack, window), where it can.
@@ -43,7 +44,7 @@ def make(source: config.SourceConfig, contract: config.DataContract | None = Non
     return under(TABLE.get(name)(source), contract)
 
 
-def under(source: Any, contract: config.DataContract | None) -> data.Source:
+def under(source: Any, contract: schema.DataContract | None) -> data.Source:
     """A source as a recipe asks for its images; sources without volumes have no ``under`` and stay as they are.
 
     Raises:

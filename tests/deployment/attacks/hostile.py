@@ -20,8 +20,13 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from attacks import bundles, ours, strangers
-from fedvfm import config, flower, flower_runtime, processes, protocol, state
-from fedvfm.server import coordinate, proxy, superlink
+from fedvfm.config import schema
+from fedvfm.flower import internals, runtime
+from fedvfm.protocol import protocol
+from fedvfm.runtime import processes
+from fedvfm.server.coordinator import coordinator
+from fedvfm.server.network import proxy, superlink
+from fedvfm.state import state
 
 Made = tuple[str, RecordDict]
 Make = Callable[["Asks"], Made]
@@ -40,10 +45,10 @@ def ask(name: str, title: str) -> Callable[[Make], Make]:
 class Asks:
     """What the hospital approved, and the adapter to begin with."""
 
-    recipe: config.Recipe
+    recipe: schema.Recipe
     base: state.AdapterState
 
-    def other(self, **changes: Any) -> config.Recipe:
+    def other(self, **changes: Any) -> schema.Recipe:
         """The recipe with other values: ``optimiser__learning_rate=0.5``."""
         values = json.loads(self.recipe.model_dump_json())
         for name, value in changes.items():
@@ -52,7 +57,7 @@ class Asks:
             for part in path:
                 inner = inner[part]
             inner[last] = value
-        return config.parse(config.Recipe, values, "hostile recipe")
+        return schema.parse(schema.Recipe, values, "hostile recipe")
 
     def train(self, adapter: state.AdapterState | None = None, number: int = 1) -> Made:
         base = self.base if adapter is None else adapter
@@ -153,7 +158,7 @@ def _approval(asks: Asks) -> Made:
 @contextlib.contextmanager
 def taken_over(fed: ours.Federation) -> Iterator[tuple[Grid, int]]:
     """SuperLink and proxy again, driven by us: a Grid whose run ships a foreign bundle, and the hospital's node."""
-    folder = fed.server.folder / coordinate.RUN
+    folder = fed.server.folder / coordinator.RUN
     family, stop = processes.Family(folder), threading.Event()
     host, _, port = fed.server.about.address.rpartition(":")
     with family.watched():
@@ -168,10 +173,10 @@ def taken_over(fed: ours.Federation) -> Iterator[tuple[Grid, int]]:
             authority=str(link.authority),
         )
         family.start(front.program(folder / "proxy.json"))
-        control = flower_runtime.Control(link.link, patience_s=120.0)
+        control = runtime.Control(link.link, patience_s=120.0)
         key = fed.sites["east"].public_key.read_text().strip()
 
-        def node() -> list[flower_runtime.Node]:
+        def node() -> list[runtime.Node]:
             return [one for one in control.nodes() if one.public_key == key and one.online]
 
         ours.until(node, 300, "the hospital comes back")
@@ -179,7 +184,7 @@ def taken_over(fed: ours.Federation) -> Iterator[tuple[Grid, int]]:
         asked = strangers.start_request(bundles.foreign(fed.canary))
         run_id = int(control._client.StartRun(asked).run_id)
         control.close()
-        with flower_runtime.server_task(link.link, run_id, stop) as (grid, _):
+        with runtime.server_task(link.link, run_id, stop) as (grid, _):
             yield grid, found
 
 
@@ -210,7 +215,7 @@ def one(fed: ours.Federation, grid: Grid, node: int, kind: str, content: RecordD
         for entry in log.entries[before:]
     ]
     refused = [line for line in lines if "refused" in line or "reason" in line]
-    return Told(word, refused[0] if refused else "; ".join(lines), flower.serialise(found[0]))
+    return Told(word, refused[0] if refused else "; ".join(lines), internals.serialise(found[0]))
 
 
 def run(fed: ours.Federation) -> dict[str, Told]:

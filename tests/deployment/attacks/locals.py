@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from attacks import ours
-from fedvfm import processes
+from fedvfm.runtime import processes
 
 NOBODY = 65534
 # Root becomes the other user once all is imported: he need not be able to read this Python, or fedvfm.

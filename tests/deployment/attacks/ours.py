@@ -20,10 +20,15 @@ from typing import Any
 import psutil
 
 from attacks import strangers, updates
-from fedvfm import flower_runtime, locking, processes
-from fedvfm.client import joining, policy
-from fedvfm.server import coordinate, enrolment, superlink
-from fedvfm.trust import documents, keys
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import policy
+from fedvfm.flower import runtime
+from fedvfm.model import locking
+from fedvfm.runtime import processes
+from fedvfm.server import state_folder as enrolment
+from fedvfm.server.coordinator import coordinator
+from fedvfm.server.network import superlink
+from fedvfm.trust import keys, signed_documents
 
 HONEST = ("east", "south")
 FIRST, LATER = (*HONEST, "mal"), ("thief", "liar")
@@ -69,12 +74,14 @@ class Federation:
     def heard(self, number: int) -> dict[str, float]:
         """When the train replies of a round were taken, by site."""
         log = [line for line in self.log() if line.get("event") == "reply" and line["round"] == number]
-        return {line["site"]: documents.moment(line["time"]).timestamp() for line in log if line["phase"] == "train"}
+        return {
+            line["site"]: signed_documents.moment(line["time"]).timestamp() for line in log if line["phase"] == "train"
+        }
 
     @property
     def link(self) -> superlink.SuperLink:
         """The SuperLink that runs now."""
-        run = self.server.folder / coordinate.RUN
+        run = self.server.folder / coordinator.RUN
         upstream = json.loads((run / "proxy.json").read_text())["upstream"]
         return superlink.SuperLink(run / "superlink", int(upstream.rpartition(":")[2]))
 
@@ -106,7 +113,7 @@ class Federation:
 
     def log(self) -> list[dict[str, Any]]:
         """What the coordinator's process said."""
-        path = self.server.folder / coordinate.RUN / "coordinate.log"
+        path = self.server.folder / coordinator.RUN / "coordinate.log"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -194,8 +201,8 @@ def running(made: Federation) -> Iterator[subprocess.Popen[Any]]:
         server = made.start("server", "start", "--state", "server", "--config", "server.toml")
         for site in HONEST:
             made.start("client", "start", f"{site}.toml", "--state", site)
-        until(lambda: (made.server.folder / coordinate.RUN / "proxy.json").exists(), 300, "the server")
-        control = flower_runtime.Control(made.link.link, patience_s=120.0)
+        until(lambda: (made.server.folder / coordinator.RUN / "proxy.json").exists(), 300, "the server")
+        control = runtime.Control(made.link.link, patience_s=120.0)
         made.nodes("first")
 
         def victim() -> bool:

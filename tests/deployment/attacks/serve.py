@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 
 from attacks import fleet, updates
-from fedvfm import protocol
+from fedvfm.protocol import protocol
 
 
 def hello(about: dict[str, Any]) -> RecordDict:

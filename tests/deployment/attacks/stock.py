@@ -22,8 +22,9 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from attacks import bundles, ours, strangers, updates
-from fedvfm import flower_runtime, processes
-from fedvfm.trust import certificates, documents, keys
+from fedvfm.flower import runtime
+from fedvfm.runtime import processes
+from fedvfm.trust import certificates, keys, signed_documents
 
 SITES = ("east", "south", "mal")
 # What FedAvg is asked to do, once for each lie; it says how that ended.
@@ -93,7 +94,7 @@ class Flower:
     def spawn(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[Any]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         fixed = {
-            **flower_runtime.CHILD_ENVIRONMENT,
+            **runtime.CHILD_ENVIRONMENT,
             "PATH": path,
             "FLWR_HOME": str(self.folder / f"home-{name}"),
             "OMP_NUM_THREADS": "1",
@@ -128,7 +129,7 @@ def running(folder: Path) -> Iterator[Flower]:
     """SuperLink with TLS and node keys as Flower's documentation says, three nodes of which one lies."""
     made = Flower(folder, f"127.0.0.1:{processes.free_port()}")
     made.canary.mkdir()
-    now = documents.now()
+    now = signed_documents.now()
     authority_key, authority = certificates.make_authority("stock", now)
     key, certificate = certificates.make_server(authority_key, authority, ("127.0.0.1", "localhost"), now)
     made.authority.write_text(certificates.to_pem(authority))

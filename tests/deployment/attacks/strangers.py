@@ -20,8 +20,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from attacks import bundles, fleet
-from fedvfm import processes
-from fedvfm.trust import certificates, documents, keys
+from fedvfm.runtime import processes
+from fedvfm.trust import certificates, keys, signed_documents
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _no_key(target: Target) -> str:
 @contextlib.contextmanager
 def impostor(folder: Path) -> Iterator[str]:
     """A TLS server for 127.0.0.1 with a certificate of its own authority, which notes whether anybody talked to it."""
-    now = documents.now()
+    now = signed_documents.now()
     authority_key, authority = certificates.make_authority("impostor", now)
     key, certificate = certificates.make_server(authority_key, authority, ("127.0.0.1",), now)
     (folder / "impostor.pem").write_text(certificates.to_pem(certificate))

@@ -21,7 +21,8 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.app.message import make_message
 
 from attacks import fleet
-from fedvfm import protocol, state
+from fedvfm.protocol import protocol
+from fedvfm.state import state
 
 PATIENT = "patient Miller, /data/patients/Miller.dcm"
 

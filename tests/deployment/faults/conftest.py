@@ -21,9 +21,12 @@ from typing import Any
 import psutil
 import pytest
 
-from fedvfm import audit, locking, processes
-from fedvfm.client import joining, policy
-from fedvfm.server import enrolment
+from fedvfm.audit import audit
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import policy
+from fedvfm.model import locking
+from fedvfm.runtime import processes
+from fedvfm.server import state_folder as enrolment
 
 SITES = ("east", "south")
 PATIENCE_S = 600.0

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fedvfm import processes
+from fedvfm.runtime import processes
 
 pytestmark = pytest.mark.slow
 DEBIANS = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")

@@ -1,0 +1,130 @@
+"""The table of aggregation rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+from fedvfm import errors, registry
+from fedvfm.aggregators import base
+from fedvfm.config import privacy, schema
+from fedvfm.state import factors
+
+_PLACE = "fedvfm.aggregators."
+
+TABLE = registry.Table(
+    "aggregation rule",
+    {
+        "clipped-mean": _PLACE + "clipped_mean:ClippedMean",
+        "geometric-median": _PLACE + "geometric_median:GeometricMedian",
+        "krum": _PLACE + "krum:Krum",
+        "mean": _PLACE + "mean:Mean",
+        "median": _PLACE + "median:Median",
+        "svd": _PLACE + "svd:Svd",
+        "trimmed-mean": _PLACE + "trimmed_mean:TrimmedMean",
+    },
+)
+
+
+def make(settings: schema.AggregationConfig) -> base.Aggregator:
+    """The recipe's rule with its options.
+
+    Raises:
+        UnknownName: if there is no such rule.
+        ConfigError: if it does not take these options.
+    """
+    wrong = option_faults(settings)
+    if wrong:
+        raise errors.ConfigError("recipe", wrong)
+    return cast(base.Aggregator, TABLE.get(settings.rule)(**settings.options))
+
+
+def option_faults(settings: schema.AggregationConfig) -> list[str]:
+    """Options that the rule does not take, one sentence a fault.
+
+    Raises:
+        UnknownName: if there is no such rule.
+    """
+    rule = TABLE.get(settings.rule)
+    known = [field.name for field in dataclasses.fields(rule)] if dataclasses.is_dataclass(rule) else []
+    unknown = [
+        f"recipe.aggregation.options.{key}: unknown; known: {', '.join(known) or 'none'}"
+        for key in settings.options
+        if key not in known
+    ]
+    if unknown:
+        return unknown
+    try:
+        rule(**settings.options)
+    except ValueError as error:
+        return [f"recipe.aggregation.options.{error}"]
+    return []
+
+
+def refactors(rule: base.Aggregator) -> bool:
+    """Whether it makes both factors of every pair anew; of a rule that does not say so, whether it is no sum."""
+    return getattr(rule, "refactors", not rule.sum_only)
+
+
+def robust(rule: base.Aggregator) -> bool:
+    """Whether it withstands bad sites; a rule that does not say so does not."""
+    return getattr(rule, "robust", False)
+
+
+def faults(recipe: schema.Recipe) -> list[str]:
+    """What of a recipe its rule cannot serve, one sentence a fault; names are checked elsewhere."""
+    settings, way, mechanism = recipe.aggregation, recipe.adapter.factors, recipe.privacy.mechanism
+    name = settings.rule
+    if name not in TABLE:
+        return []
+    found = option_faults(settings)
+    if found:
+        return found
+    rule = make(settings)
+    if mechanism == privacy.SITE_LEVEL and not rule.sum_only:
+        found.append(
+            f"recipe.privacy.mechanism = '{mechanism}': rule '{name}' needs more than a sum of the updates, and the "
+            'noise is on their sum; use recipe.aggregation.rule = "mean"'
+        )
+    elif mechanism == privacy.SITE_LEVEL and robust(rule):
+        found.append(
+            f"recipe.privacy.mechanism = '{mechanism}': it clips every update itself, and rule '{name}' would see "
+            'their private mean alone; use recipe.aggregation.rule = "mean"'
+        )
+    if way != factors.BOTH and refactors(rule):
+        found.append(
+            f"recipe.adapter.factors = '{way}': rule '{name}' makes both factors of every pair anew, so that none "
+            'stays as it is; use recipe.aggregation.rule = "mean"'
+        )
+    if robust(rule) and settings.weighting != "uniform":
+        found.append(
+            f"recipe.aggregation.weighting = '{settings.weighting}': under rule '{name}' every site counts the same, "
+            'or what a bad site says of itself would be its lever; use recipe.aggregation.weighting = "uniform"'
+        )
+    moved = settings.server_momentum != 0.0 or settings.server_learning_rate != 1.0
+    if moved and refactors(rule):
+        found.append(
+            "recipe.aggregation: server_momentum and server_learning_rate need a rule that keeps the factors; "
+            f"'{name}' makes new ones every round, so a difference between rounds means nothing"
+        )
+    return found
+
+
+def site_faults(recipe: schema.Recipe, sites: int) -> list[str]:
+    """What the rule cannot promise with so few updates a round, one sentence a fault; names are checked elsewhere.
+
+    Args:
+        recipe: what is trained.
+        sites: the least number of updates that a round goes on with.
+    """
+    settings = recipe.aggregation
+    if settings.rule not in TABLE or option_faults(settings):
+        return []
+    least = getattr(make(settings), "least", 1)
+    if sites >= least:
+        return []
+    return [
+        f"recipe.aggregation.options.bad = {settings.options['bad']}: rule '{settings.rule}' needs {least} updates a "
+        f"round for that, and a round may go on with {sites}. Lower it, or bring more sites (server.cohort, "
+        "server.quorum)"
+    ]

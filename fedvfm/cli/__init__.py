@@ -1,0 +1,1 @@
+"""The commands; each verb calls one function of a wing."""

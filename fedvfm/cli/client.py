@@ -1,0 +1,439 @@
+"""``fedvfm client ...``: the hospital's verbs. Thin: each calls a function of the client wing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedvfm import errors
+from fedvfm.cli import drafts
+from fedvfm.runtime import logs
+
+if TYPE_CHECKING:
+    from fedvfm.client import privacy_report, state_folder
+    from fedvfm.client import purge as purges
+    from fedvfm.trust import locked_recipe
+
+LOG = logging.getLogger(__name__)
+NAME = "client"
+app = typer.Typer(help="Take part in a federation, on your own terms.", no_args_is_help=True)
+app.command("init")(drafts.site)
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SITE_STATE", help="This site's state folder.")]
+Site = Annotated[Path | None, typer.Option("--data", help="The site's own file, for its [policy].")]
+StateArgument = Annotated[Path | None, typer.Argument(metavar="[STATE]", help="This site's state folder.")]
+FetchWeights = Annotated[
+    bool,
+    typer.Option("--fetch-weights", help="Download the backbone if it is missing, in place of naming it."),
+]
+STATE = Path("fedvfm-site")
+YES = ("y", "yes")
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Notes go to standard error, so that standard output stays machine-readable."""
+    if lines:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _judge(locked: locked_recipe.LockedRecipe, site: Path | None) -> privacy_report.Judged:
+    """A recipe under the policy of a site's file, where one is given."""
+    from fedvfm.client import privacy_report, site_file
+
+    return privacy_report.judge(locked, None if site is None else site_file.read_policy(site))
+
+
+def _text(
+    locked: locked_recipe.LockedRecipe, judged: privacy_report.Judged, here: privacy_report.Here | None = None
+) -> list[str]:
+    from fedvfm.client import privacy_report, recipe_review
+    from fedvfm.trust import signed_documents
+
+    own, verdicts = () if here is None else privacy_report.words(here), judged.verdicts
+    lines = [f"{heading + ':':22} {sentence}" for heading, sentence in recipe_review.words(locked, own)]
+    if verdicts is None:
+        return [
+            *lines,
+            "",
+            "No policy was given. The client checks the policy in SITE.toml before it computes anything.",
+        ]
+    lines += ["", "The policy of this site:"]
+    for one in verdicts:
+        asked, allowed = signed_documents.shown(one.asked), signed_documents.shown(one.allowed)
+        lines.append(f"  {'accepts' if one.accepted else 'REFUSES':8} {one.rule}: asked {asked}; allowed {allowed}")
+    return lines
+
+
+@app.command()
+def join(
+    invite: Annotated[Path, typer.Argument(help="The file the coordinator handed over.")],
+    fingerprint: Annotated[str, typer.Option(help="What the coordinator told you by another channel.")],
+    data: Site = None,
+    approve: Annotated[str | None, typer.Option(help="Hash of the recipe you approve, instead of being asked.")] = None,
+    fetch_weights: FetchWeights = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Check an invite, review its recipe, make this site's key here and write a request to send back."""
+    from fedvfm.client import state_folder, weights
+
+    found = state_folder.read_invite(invite, fingerprint)
+    state_folder.free(state)
+    judged = _judge(found.lock, data)
+    _say([f"invite of federation '{found.federation}' at {found.address} for site '{found.site}'", ""])
+    _say(_text(found.lock, judged, judged.here))
+    judged.require()
+    # The site joins and starts without the weights too, but trains only once they are here.
+    _say([f"note: {fault.note}" for fault in weights.faults([found.lock] if not fetch_weights else [])])
+    approved = approve if approve is not None else _ask(found.lock, as_json)
+    if fetch_weights and approved == found.lock.hash:
+        _say([f"note: {fault.note}" for fault in weights.faults([found.lock], fetch=True)])
+    made = state_folder.join(state, found, approved)
+    told = {"site": found.site, "federation": found.federation, "state": str(state), "request": str(made.request)}
+    if as_json:
+        print(json.dumps({**told, "recipe": found.lock.hash, "approved": True}, indent=2))
+        return
+    print(f"site {found.site}: key made in {state}\nsend this file to the coordinator: {made.request}")
+
+
+def _ask(locked: locked_recipe.LockedRecipe, as_json: bool) -> str:
+    """The hash of the recipe if the person says yes.
+
+    Raises:
+        PolicyRefused: if not; nothing was written then.
+    """
+    _say(["", f"Approve recipe {locked.hash}? Your login name, the time and this hash are recorded."])
+    if as_json:
+        raise errors.PolicyRefused("approval-pending", f"with --json nobody is asked; give --approve {locked.hash}")
+    said = _answer("[y/N] ")
+    if said not in YES:
+        why = (
+            "not approved" if said is not None else f"nobody answered; without a terminal give --approve {locked.hash}"
+        )
+        raise errors.PolicyRefused("approval-pending", f"{why}; nothing was written and no key was made")
+    return locked.hash
+
+
+def _answer(question: str) -> str | None:
+    """What a person types; None where nobody can: no terminal, and nothing piped in."""
+    print(question, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline() if sys.stdin is not None else ""  # a parent may have closed it
+    return line.strip().lower() if line else None
+
+
+def _open(what: str, state: Path) -> locked_recipe.LockedRecipe:
+    """A recipe by file (TOML, locked, invite) or by the hash of one seen here."""
+    from fedvfm.client import state_folder
+    from fedvfm.config import schema
+    from fedvfm.model import locking
+    from fedvfm.trust import invites, recipes
+
+    path = Path(what)
+    if not path.exists() and path.suffix not in (".json", ".toml"):
+        return state_folder.open_state(state).find(what)
+    content = recipes.read(path)
+    if isinstance(content, schema.Recipe):
+        return locking.make(content)
+    if isinstance(content, invites.Invite):
+        _say(["note: whom this invite is from is not checked here; 'fedvfm client join' checks it", ""])
+        return content.lock
+    return content
+
+
+@app.command()
+def review(
+    recipe: Annotated[str, typer.Argument(help="A recipe or an invite, or the hash of a recipe seen here.")],
+    site: Annotated[Path | None, typer.Option("--policy", "--data", help="The site's own file.")] = None,
+    print_policy: Annotated[
+        bool, typer.Option("--print-policy", help="Print a policy that accepts this recipe and no more.")
+    ] = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Say in plain words what a recipe does, and what the site's policy says of it. Exits with 13 if it refuses."""
+    from fedvfm.client import recipe_review
+    from fedvfm.client.gate import policy
+
+    locked = _open(recipe, state)
+    judged = _judge(locked, site)
+    if print_policy:
+        text = policy.accepting(judged.facts)
+        print(json.dumps({"policy": text}, indent=2) if as_json else text, end="" if not as_json else "\n")
+        return
+    here, verdicts = judged.here, judged.verdicts
+    told = recipe_review.to_json(locked, verdicts, None if here is None else vars(here))
+    print(json.dumps(told, indent=2) if as_json else "\n".join(_text(locked, judged, here)))
+    if verdicts is not None and not all(verdict.accepted for verdict in verdicts):
+        raise typer.Exit(errors.PolicyRefused.exit_code)
+
+
+@app.command()
+def approve(
+    recipe: Annotated[str, typer.Argument(metavar="HASH", help="Hash of a recipe seen here.")],
+    data: Site = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Approve a recipe that arrived; who, when and which hash are recorded."""
+    from fedvfm.client import state_folder
+
+    where = state_folder.open_state(state)
+    locked = where.find(recipe)
+    _judge(locked, data).require()
+    _show(state_folder.approve(where, locked), as_json)
+
+
+@app.command()
+def withdraw(
+    recipe: Annotated[str, typer.Argument(metavar="HASH", help="Hash of an approved recipe.")],
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Withdraw an approval: the client trains no more on this recipe."""
+    from fedvfm.client import state_folder
+
+    where = state_folder.open_state(state)
+    _show(state_folder.withdraw(where, where.find(recipe).hash), as_json)
+
+
+def _show(line: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({key: line[key] for key in ("recipe", "event", "who", "time")}, indent=2))
+    else:
+        print(f"recipe {line['recipe']}: {line['event']} by {line['who']} at {line['time']}")
+
+
+@app.command()
+def approvals(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Show the recipes seen here, and who approved or withdrew what and when."""
+    from fedvfm.client import state_folder
+
+    where = state_folder.open_state(state)
+    rows, stand, seen = where.approvals.rows(), where.approvals.stand(), where.seen()
+    if as_json:
+        lines = [{key: row[key] for key in ("recipe", "event", "who", "time")} for row in rows]
+        print(json.dumps({"site": where.about.site, "approved": stand, "seen": seen, "lines": lines}, indent=2))
+        return
+    for one in seen:
+        print(f"recipe {one}: {'approved' if one in stand else 'not approved'}")
+    for row in rows:
+        print(f"{row['time']} {row['event']:9} {row['recipe'][:12]} by {row['who']}")
+
+
+@app.command()
+def start(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
+    fetch_weights: FetchWeights = False,
+    state: StateOption = STATE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each note as a line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Take part until Ctrl-C: wait for messages, judge them by the policy and the approvals, and answer."""
+    from fedvfm.runtime import extras
+    from fedvfm.runtime import health as probe
+
+    extras.require()  # the processes that are started need it
+    from fedvfm.client import doctor, state_folder, weights
+    from fedvfm.client.process import supervisor
+
+    where = state_folder.open_state(state)
+    with logs.output(as_json=as_json, stream="stdout" if as_json else "stderr"):
+        for fault in weights.faults(weights.approved(where), fetch=fetch_weights):
+            LOG.warning(fault.note)
+        with probe.serving(health, lambda: doctor.alive(where)):
+            supervisor.start(where, site)
+
+
+@app.command()
+def stop(state: StateOption = STATE, as_json: Json = False) -> None:
+    """End the client and all its processes."""
+    from fedvfm.client import state_folder
+    from fedvfm.client.process import supervisor
+
+    ran = supervisor.stop(state_folder.open_state(state))
+    print(json.dumps({"stopped": ran}) if as_json else "stopped" if ran else "it did not run")
+
+
+@app.command()
+def status(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Show what runs, what waits for approval, and what was received, decided and sent last."""
+    from fedvfm.client import privacy_report, state_folder
+    from fedvfm.client.process import supervisor
+
+    found = supervisor.status(state_folder.open_state(state))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"site {found['site']} of federation {found['federation']} at {found['address']}")
+    for name, pid in found["processes"].items():
+        print(f"{name:12} {'process ' + str(pid) if pid else 'not running'}")
+    for recipe in found["waiting"]:
+        print(f"waits for a person: recipe {recipe}; fedvfm client review {recipe[:12]}")
+    _show_adapters(found["adapters"])
+    for text in found["damaged"]:
+        print(f"damaged      {text}")
+    for line in [] if found["privacy"] is None else privacy_report.status_lines(found["privacy"]):
+        print(line)
+    for event, fields in found["last"].items():
+        print(f"{event:10} {' '.join(f'{key}={value}' for key, value in fields.items())}")
+
+
+@app.command()
+def rehearse(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe, an invite or the hash of one seen here; default is the site's."),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the list as JSON to this file; must not exist.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Run one real round on this site's data, send nothing, and list every byte that would leave."""
+    from fedvfm.runtime import extras
+    from fedvfm.storage import storage
+
+    extras.require()
+    from fedvfm.client import state_folder
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: nothing is fetched
+    if save is not None and save.exists():
+        raise errors.OutputInUse(f"{save} exists and is left as it is. Choose another --save")
+    where = state_folder.open_state(state) if (state / state_folder.ABOUT).exists() else None
+    from fedvfm.client import privacy_report, site_file
+
+    here = site_file.read_site(site, None if where is None else where.about.site)
+    locked = _open(recipe or here.recipe or _approved(site, where), state)
+    from fedvfm.client import dry_run
+
+    judged = privacy_report.judge(locked, here, examined=locked.holds_adapter)
+    if not all(verdict.accepted for verdict in judged.verdicts or ()):
+        _say(_text(locked, judged))
+    found = dry_run.run(here, locked, judged, where)
+    text = json.dumps(found.to_json(), indent=2)
+    if save is not None:
+        storage.write_text(save, text + "\n")
+    print(text if as_json else "\n".join(dry_run.lines(found)))
+
+
+def _approved(site: Path, where: state_folder.State | None) -> str:
+    """The one recipe that is approved here, where the site's file names none."""
+    stand = [] if where is None else where.approvals.stand()
+    if len(stand) != 1:
+        known = ", ".join(recipe[:12] for recipe in stand) or "none"
+        raise errors.ConfigError("--recipe", [f"which recipe? {site} names none, and approved here are: {known}"])
+    return stand[0]
+
+
+@app.command()
+def adapter(
+    folder: StateArgument = None,
+    accept: Annotated[str | None, typer.Option(help="Accept the one that waits, by its fingerprint.")] = None,
+    decline: Annotated[str | None, typer.Option(help="Decline it: it is removed.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Show the final adapters that came, where they lie and what was decided; or decide of one that waits."""
+    from fedvfm.client import state_folder
+    from fedvfm.client.adoption import decisions
+
+    where = state_folder.open_state(folder or state)
+    if accept is not None and decline is not None:
+        raise errors.ConfigError("--accept, --decline", ["give one of the two"])
+    chosen = accept or decline
+    if chosen is not None:
+        decisions.decide(where, chosen, accept is not None)
+    rows, damaged = decisions.to_json(where), decisions.damaged(where)
+    if as_json:
+        print(json.dumps({"site": where.about.site, "adapters": rows, "damaged": damaged}, indent=2))
+        return
+    print(f"site {where.about.site}: {len(rows) or 'no'} final adapter{'' if len(rows) == 1 else 's'} received")
+    _show_adapters(rows)
+    for text in damaged:
+        print(f"damaged: {text}")
+
+
+def _show_adapters(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        score = "not scored" if row["score"] is None else f"{row['metric']} {row['score']:.4f}"
+        print(
+            f"adapter {row['fingerprint'][:12]} of recipe {row['recipe'][:12]}, round {row['round']}: {row['verdict']} "
+            f"({row['reason']}), {score} on {row['examples']} own test samples"
+        )
+        if row["folder"]:
+            print(f"  {row['folder']}")
+        if row["verdict"] == "pending":
+            print(f"  a person decides: fedvfm client adapter --accept {row['fingerprint'][:12]}, or --decline")
+
+
+@app.command()
+def purge(
+    folder: StateArgument = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    with_audit: Annotated[
+        bool, typer.Option("--audit", help="The audit log too; a receipt of it is printed first, approvals end.")
+    ] = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Remove received adapters, kept replies, logs and caches of this federation; keys and audit log stay."""
+    from fedvfm.client import purge as purging
+    from fedvfm.client import state_folder
+    from fedvfm.trust import signed_documents
+
+    where = state_folder.open_state(folder or state)
+    purging.require_stopped(where)
+    rows = purging.found(where, with_audit=with_audit)
+    receipt = purging.receipt(where) if with_audit else None
+    if receipt is not None:
+        _say(["receipt of the audit log; keep it:", signed_documents.to_text(receipt)])
+    if not yes:
+        _confirm(where.about.site, rows, as_json)
+    gone = purging.run(where, with_audit=with_audit)
+    if as_json:
+        told = None if receipt is None else receipt.model_dump(mode="json")
+        print(json.dumps({"site": where.about.site, "removed": [vars(one) for one in gone], "receipt": told}, indent=2))
+        return
+    for one in gone:
+        print(f"removed {one.kind:10} {one.files:4} files, {one.bytes:,} bytes: {one.path}")
+    print(f"kept: key, certificate, recipes, approvals{'' if with_audit else ', audit log'}; weights and your own data")
+
+
+def _confirm(site: str, rows: Sequence[purges.Removed], as_json: bool) -> None:
+    """Ask before anything is removed.
+
+    Raises:
+        ConfigError: if the answer is no, or nobody can be asked.
+    """
+    if as_json:
+        raise errors.ConfigError("purge", ["with --json nobody is asked; give --yes. Nothing was removed"])
+    _say([f"to be removed at site {site}:", *(f"  {one.kind}: {one.files} files, {one.path}" for one in rows)])
+    said = _answer("remove? [y/N] ")
+    if said not in YES:
+        why = "not confirmed" if said is not None else "nobody answered; without a terminal give --yes"
+        raise errors.ConfigError("purge", [f"{why}; nothing was removed"])
+
+
+@app.command()
+def unit(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    user: Annotated[str | None, typer.Option(help="Whom it runs as; default is who owns the state folder.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Print a hardened systemd unit that runs 'fedvfm client start'."""
+    from fedvfm.cli import systemd
+    from fedvfm.client import site_file
+
+    text = systemd.client(site, site_file.read_site(site), state, user).text()
+    print(json.dumps({"name": "fedvfm-client.service", "unit": text}, indent=2) if as_json else text, end="")

@@ -1,0 +1,85 @@
+"""``fedvfm client init``, ``server init-config`` and ``recipe new``: commented files to start from. Thin."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvfm import errors
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+
+
+def site(
+    name: Annotated[str, typer.Option(help="This hospital's name in the federation, as its invite says it.")] = "north",
+    path: Annotated[Path | None, typer.Option(help="Folder with the images.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Layout of that folder; recognised where it is left out.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = Path("site.toml"),
+    as_json: Json = False,
+) -> None:
+    """Write a commented site.toml; as it stands it accepts nothing. Asks nothing."""
+    from fedvfm.templates import drafts
+
+    # The file is read from where it lies.
+    images = path if path is None or output.absolute().parent == Path.cwd() else path.absolute()
+    kind = layout if layout is not None or path is None else drafts.recognised(str(path))
+    made = drafts.write(output, drafts.site(name, None if images is None else str(images), kind))
+    if path is not None and kind is None:
+        why = "no known layout in it; set data.options.layout" if path.expanduser().is_dir() else "no such folder yet"
+        print(f"note: {path}: {why}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"file": str(made), "name": name, "layout": kind}, indent=2))
+        return
+    about = f"site {name}, layout {kind}" if kind else f"site {name}"
+    print(f"{made}: {about}; next: fedvfm data check {made} --recipe INVITE.json")
+
+
+def server(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = Path("server.toml"),
+    as_json: Json = False,
+) -> None:
+    """Write a commented server.toml, for 'server start --config': quorum and deadlines."""
+    from fedvfm.templates import drafts
+
+    made = drafts.write(output, drafts.server())
+    line = f"{made}: every value in it is the default; use it with: fedvfm server start --config {made}"
+    print(json.dumps({"file": str(made)}, indent=2) if as_json else line)
+
+
+def recipe(
+    classes: Annotated[str, typer.Option(help="Class names: background,lesion. In segmentation the background first.")],
+    task: Annotated[str, typer.Option(help="segmentation or classification.")] = "segmentation",
+    backbone: Annotated[
+        str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
+    ] = "dinov2-small-imgfocus",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = Path("recipe.toml"),
+    as_json: Json = False,
+) -> None:
+    """Write a commented recipe.toml that can be locked, with values that train well with its backbone."""
+    from fedvfm.config import schema
+    from fedvfm.model import locking
+    from fedvfm.templates import drafts
+
+    names = [part.strip() for part in classes.split(",") if part.strip()]
+    text = drafts.recipe(task, backbone, names)
+    made = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
+    try:
+        faults, unchecked = locking.examine(made)[1], ""
+    except (errors.WeightsError, errors.MissingExtra) as error:
+        faults, unchecked = [], str(error)
+    if faults:
+        raise errors.ConfigError("recipe new", faults)
+    path = drafts.write(output, text)
+    if unchecked:
+        print(f"note: it was not checked against the backbone: {unchecked}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"file": str(path), "checked": not unchecked}, indent=2))
+        return
+    if task == "segmentation":
+        print(f"the background is '{names[0]}'")
+    print(f"{path}: next: fedvfm recipe lock {path}")

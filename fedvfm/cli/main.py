@@ -1,0 +1,419 @@
+"""The verbs. Thin: every verb calls one function of a wing; errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+# Waiting OpenMP threads that spin burn the other core; they must be told before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+import fedvfm  # noqa: E402
+from fedvfm import errors  # noqa: E402
+from fedvfm.cli import audit, client, doctor, ledger, privacy, server, weights  # noqa: E402
+from fedvfm.cli import recipe as cli_recipe  # noqa: E402
+from fedvfm.runtime import extras, logs, processes  # noqa: E402
+from fedvfm.storage import storage  # noqa: E402
+
+app = typer.Typer(
+    name="fedvfm",
+    help="Adapt vision foundation models across hospitals without moving one image.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
+data_app = typer.Typer(help="The hospital's own data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+for _verbs in (server, client, audit, doctor, ledger, privacy, cli_recipe, weights):
+    app.add_typer(_verbs.app, name=_verbs.NAME)
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+
+
+@logs.output()
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        code = app(standalone_mode=False)
+    except errors.FedvfmError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in storage.REFUSALS:
+            raise
+        _fail(storage.refusal(error.filename or "a file", error))
+    except ModuleNotFoundError as error:
+        lacking = extras.missing(error)
+        if lacking is None:
+            raise
+        _fail(lacking)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        if usage():  # empty where the help was shown instead
+            LOG.error(f"Error: {usage()}")
+        sys.exit(2)
+    if code == 130:  # what typer makes of Ctrl-C
+        LOG.error("Stopped; nothing was running yet.")
+    sys.exit(code or 0)
+
+
+def _fail(error: errors.FedvfmError) -> None:
+    from fedvfm.simulation.results import site_errors
+
+    if site_errors.debugging():
+        traceback.print_exception(error)
+    processes.write_failure(error)
+    LOG.error(f"{type(error).__name__}: {error}")
+    sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedvfm {fedvfm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Adapt vision foundation models across hospitals without moving one image."""
+
+
+def _seeds(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise errors.ConfigError(
+            "--seeds", [f"'{text}': give whole numbers separated by commas: --seeds 0,1,2"]
+        ) from None
+    if len(set(found)) < len(found) or any(not 0 <= seed < 2**63 for seed in found):
+        raise errors.ConfigError("--seeds", [f"'{text}': each seed once, from 0 to 9223372036854775807"])
+    return found
+
+
+def _workers(text: str | None) -> int | str | None:
+    if text in (None, "auto"):
+        return text
+    number = int(text) if text is not None and text.isascii() and text.isdigit() else 0
+    if not 1 <= number <= 1024:
+        raise errors.ConfigError("--workers", [f"'{text}': give a number from 1 to 1024, or auto"])
+    return number
+
+
+@app.command()
+def simulate(
+    experiment: Annotated[str | None, typer.Argument(help="A bundled experiment's name or a TOML file.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=VALUE; the value is TOML. Repeatable.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the experiment's.")] = None,
+    engine: Annotated[str | None, typer.Option(help="in-process, ray or deployment.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Processes that compute, or auto; results are the same with any number.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; must not exist or be empty.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run, or the runs of several seeds, in this folder.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Run once per seed: 0,1,2. The output holds a folder each.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop. Needs neither weights nor network.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train federated, local-only and pooled on virtual hospitals of this machine."""
+    wanted, processes = _seeds(seeds), _workers(workers)
+    if resume is not None or experiment is not None:
+        extras.require()
+    if resume is not None:
+        if experiment is not None or sets or rounds is not None or engine or device or output or wanted or dry_run:
+            raise errors.ConfigError(
+                "--resume", ["goes on with a run as it was set up; give no EXPERIMENT and no setting but --workers"]
+            )
+        _resume(resume, quiet, as_json, processes)
+        return
+    if experiment is None:
+        known = ", ".join(_bundled())
+        raise errors.ConfigError(
+            "simulate", [f"name an EXPERIMENT (bundled: {known}) or a TOML file, or give --resume RUN"]
+        )
+    from fedvfm.simulation import experiment as experiments
+
+    # A bar for weights read from the disk is noise in a log; only "weights fetch" downloads.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    what = experiments.load(experiment, sets or [], rounds=rounds, engine=engine, device=device, workers=processes)
+    if dry_run:
+        _dry_run(what.with_seed(wanted[0]) if wanted else what, as_json)
+        return
+    from fedvfm.simulation import run as runs
+
+    _simulate(what, wanted, output or runs.default_output(what.name), quiet, as_json)
+
+
+def _simulate(what: Any, wanted: list[int], output: Path, quiet: bool, as_json: bool) -> None:
+    from fedvfm.simulation import run as runs
+    from fedvfm.simulation import seeds
+
+    def work(observer: Any) -> list[Any]:
+        if wanted:
+            return list(seeds.simulate(what, wanted, output=output, observer=observer))
+        return [runs.simulate(what, output=output, observer=observer)]
+
+    _show(_run(work, output, quiet or as_json), as_json, many=bool(wanted))
+
+
+def _bundled() -> dict[str, Path]:
+    from fedvfm.simulation import experiment as experiments
+
+    return experiments.bundled()
+
+
+def _resume(folder: Path, quiet: bool, as_json: bool, workers: Any) -> None:
+    from fedvfm.simulation import run as runs
+    from fedvfm.simulation import run_folder, seeds
+
+    many = run_folder.RunFolder(folder).seeds.exists()
+
+    def work(observer: Any) -> list[Any]:
+        if many:
+            return list(seeds.resume(folder, observer=observer, workers=workers))
+        return [runs.resume(folder, observer=observer, workers=workers)]
+
+    _show(_run(work, folder, quiet or as_json), as_json, many=many)
+
+
+def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[Any]:
+    from fedvfm.simulation import run_folder
+    from fedvfm.simulation.engines import live
+
+    try:
+        with logs.output(level=logging.CRITICAL if quiet else logging.INFO), live.watch(quiet) as observer:
+            return work(observer)
+    except KeyboardInterrupt:
+        if not run_folder.RunFolder(folder).begun:
+            raise errors.Interrupted("stopped before a round was finished; nothing was saved") from None
+        raise errors.Interrupted(
+            f"stopped; every finished round is saved. Go on with: fedvfm simulate --resume {shlex.quote(str(folder))}"
+        ) from None
+
+
+def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
+    from fedvfm.privacy import statements
+    from fedvfm.report import scores
+
+    if as_json:
+        found = [dict(result.summary) for result in results]
+        print(json.dumps({"runs": found} if many else found[0], indent=2, ensure_ascii=False))
+        return
+    console = Console(markup=False, emoji=False)
+    for result in results:
+        made = result.summary
+        table = Table(title=f"{made['experiment']}, seed {made['seed']}: test {made['primary']}")
+        for column in ("arm", "macro", "weighted", "worst site", "gap"):
+            table.add_column(column)
+        for name, arm in made["arms"].items():
+            worst = f"{arm['worst']['site']} {arm['worst']['value']:.3f}"
+            name = scores.shown(name, arm)
+            table.add_row(name, f"{arm['macro']:.3f}", f"{arm['weighted']:.3f}", worst, f"{arm['gap']:.3f}")
+        console.print(table)
+        if made.get("privacy"):
+            console.print(f"{statements.bound(made['privacy'])}; {statements.SIMULATED}", soft_wrap=True)
+        console.print(f"report: {result.path / 'report.html'}   adapter: {result.path / 'adapter'}", soft_wrap=True)
+
+
+def _dry_run(what: Any, as_json: bool) -> None:
+    from fedvfm.privacy import statements
+    from fedvfm.simulation import experiment as experiments
+    from fedvfm.simulation import plan
+
+    shapes = experiments.examine(what)
+    made = plan.plan(what, experiments.hospitals(what), shapes)
+    if as_json:
+        print(json.dumps(made, indent=2, ensure_ascii=False))
+        return
+    console, moved = Console(markup=False, emoji=False), made["bytes"]
+    table = Table(
+        title=f"plan of {made['experiment']}: {made['rounds']} rounds, engine {made['engine']}, seed {made['seed']}"
+    )
+    for column in ("site", "train", "val", "test"):
+        table.add_column(column)
+    for name, counts in made["sites"].items():
+        table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))
+    console.print(table)
+    backbone = made["backbone"]
+    console.print(f"backbone {backbone['name']}: {backbone['parameters']:,} frozen parameters")
+    console.print(f"trainable: {made['trainable_parameters']:,} ({made['share']:.2%} of the backbone)")
+    per_round = moved["per_round"]
+    console.print(
+        f"bytes a round: {per_round['up']:,} up, {per_round['down']:,} down; whole model once: {moved['full_model']:,}"
+    )
+    if made["privacy"]:
+        console.print(f"privacy, at most: {statements.bound(made['privacy'])}", soft_wrap=True)
+    console.print(f"expected peak memory: about {made['peak_mib']:,.0f} MiB")
+    console.print("arms: " + ", ".join(made["arms"]), soft_wrap=True)
+    for note in made["notes"]:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or parents of seed-N folders.")],
+    as_json: Json = False,
+) -> None:
+    """Set finished runs side by side, with confidence intervals."""
+    from fedvfm.simulation.results import compare as comparing
+
+    found = comparing.compare(runs)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        comparing.show(found, Console(markup=False, emoji=False))
+
+
+@app.command()
+def experiments(as_json: Json = False) -> None:
+    """List the bundled experiments."""
+    from fedvfm.config import schema
+
+    rows = {name: schema.read_toml(path) for name, path in _bundled().items()}
+    if as_json:
+        print(
+            json.dumps(
+                {name: {"title": row.get("title", ""), "note": row.get("note", "")} for name, row in rows.items()},
+                indent=2,
+            )
+        )
+        return
+    table = Table()
+    for column in ("name", "what", "note"):
+        table.add_column(column)
+    for name, row in rows.items():
+        table.add_row(name, row.get("title", ""), row.get("note", ""))
+    Console(markup=False, emoji=False).print(table)
+
+
+@data_app.command("check")
+def data_check(
+    site: Annotated[Path, typer.Argument(help="The hospital's own file; 'fedvfm client init' writes one.")],
+    recipe: Annotated[Path | None, typer.Option(help="The recipe, in place of the one the file names.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Look at so many samples only, evenly spaced; 0: all.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a one-file page with example pictures (0600).")] = None,
+    pictures: Annotated[bool, typer.Option(help="Example pictures in the page.")] = True,
+    files: Annotated[
+        Path | None, typer.Option(help="Write a CSV that names the affected files, for your eyes only (0600).")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check data and machine before joining: exit code 0 ready, 20 not ready. Nothing leaves the site."""
+    extras.require()
+    from fedvfm.client.readiness import affected, check, document, outputs, terminal, webpage
+
+    for path, kind in ((html, webpage), (files, affected)):
+        if path is not None:
+            outputs.require(path, kind.OPTION, kind.HEAD)
+    with terminal.watch(quiet or as_json) as observer:
+        made = check.check(site, recipe=recipe, limit=limit, observer=observer)
+    if html is not None:
+        webpage.write(made, html, with_pictures=pictures)
+    if files is not None:
+        affected.write(made, files)
+    if as_json:
+        print(json.dumps(document.build(made), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        terminal.show(made, Console(markup=False, emoji=False))
+    raise typer.Exit(made.exit_code)
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter: a run's adapter/.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Picture, NIfTI, NRRD, DICOM, or a folder of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; must not exist or be empty.")],
+    form: Annotated[str, typer.Option("--as", help="Form of masks: auto, png, nifti or dicom-seg.")] = "auto",
+    overlays: Annotated[bool, typer.Option("--overlays", help="Also pictures with the masks drawn in.")] = False,
+    series: Annotated[
+        str, typer.Option(help="Which series of a DICOM folder: its number, or words of the list: 'CT axial most'.")
+    ] = "",
+    channels: Annotated[str, typer.Option(help="Which files CASE_0000, ... are the model's channels: 0,1,3.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Images or slices computed at a time; 0: 1 on a CPU, more on a GPU.")] = 0,
+    graph: Annotated[
+        Path | None, typer.Option(help="Folder of an ONNX export of this adapter: onnxruntime computes it.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict files with a saved adapter; masks lie where the input's own pixels lie."""
+    extras.require()
+    from fedvfm.inference import live
+    from fedvfm.inference import predict as predicting
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        with live.watch(quiet or as_json) as see:
+            options: dict[str, Any] = {"form": form, "overlays": overlays, "series": series, "channels": channels}
+            options |= {"device": device, "batch": batch, "graph": graph, "backbone": backbone}
+            made = predicting.run(adapter, source, output, **options, observer=see)
+    except KeyboardInterrupt:
+        raise errors.Interrupted(f"stopped; what was predicted so far lies in {output}, without a summary") from None
+    live.show(made, as_json)
+    predicting.require_all(made)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter: a run's adapter/.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; must not exist or be empty.")],
+    form: Annotated[str, typer.Option("--format", help="hf (merged), onnx, onnx-int8, monai (bundle) or peft.")] = "hf",
+    backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a saved adapter in another tool's layout; it is checked to compute the same before it counts."""
+    extras.require()
+    from fedvfm.inference import forms
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    made = forms.export_adapter(adapter, output, form, backbone=backbone)
+    if as_json:
+        print(json.dumps(made, indent=2, ensure_ascii=False))
+        return
+    size = sum(made["files"].values())
+    print(f"{made['folder']}: {form}, {len(made['files'])} files, {size:,} bytes")
+    if "int8" in made:
+        print(
+            f"weights in 8 bits: off by {made['difference']:.2g} of the largest logit, on drawn images "
+            f"{made['int8']:.2%} of the classes are the same. Compare predictions on your own images before you use it"
+        )
+    elif "difference" in made:
+        print(f"computes what the adapter does: largest difference {made['difference']:.1g} of the largest logit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""``fedvfm privacy ...``: what privacy will cost, before anything is trained. Thin: each verb calls one function."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedvfm import errors
+
+if TYPE_CHECKING:
+    from fedvfm.privacy import planner as planners
+
+NAME = "privacy"
+app = typer.Typer(help="Differential privacy: noise, epsilon, and whether it can work here.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+Count = Annotated[int | None, typer.Option(min=1, max=10**9)]
+Accountant = Annotated[str, typer.Option(help="rdp, prv or both: rdp is quick, prv tighter (it loads torch).")]
+Delta = Annotated[float | None, typer.Option(help="Above 0, well below 1 / the number of patients.")]
+Noise = Annotated[float | None, typer.Option("--noise", help="Noise multiplier: standard deviation in clips.")]
+
+
+def _accountants(text: str) -> tuple[str, ...]:
+    known = {"rdp": ("rdp",), "prv": ("prv",), "both": ("rdp", "prv")}
+    if text not in known:
+        raise errors.ConfigError("--accountant", [f"'{text}': give rdp, prv or both"])
+    return known[text]
+
+
+def _require(**values: tuple[float | None, float]) -> None:
+    """Each given value must be above 0 and below its limit."""
+    wrong = [
+        f"--{name.replace('_', '-')} {value:g}: give a number above 0" + (f" and below {most:g}" if most < 1e9 else "")
+        for name, (value, most) in values.items()
+        if value is not None and not 0 < value < most
+    ]
+    if wrong:
+        raise errors.ConfigError("privacy", wrong)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe or an experiment (.toml), or a locked recipe (.json).")],
+    site: Annotated[Path | None, typer.Argument(metavar="[SITE.toml]", help="The site's file: data, ledger.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Wanted, in place of the recipe's or the budget's.")] = None,
+    noise: Noise = None,
+    delta: Delta = None,
+    batch: Count = None,
+    rounds: Count = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Images or patients, in place of counting them.")] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="Sites of the federation: plans site-level privacy.")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="record-level, patient-level or site-level.")] = None,
+    accountant: Accountant = "rdp",
+    as_json: Json = False,
+) -> None:
+    """The noise that an epsilon needs, what it drowns, and what other ways to train would change."""
+    from fedvfm.client import privacy_planning
+
+    _require(epsilon=(epsilon, 1e9), noise=(noise, 1e9), delta=(delta, 1.0))
+    changes: dict[str, Any] = {
+        "mechanism": "site-level" if sites else mechanism,
+        "units": sites or samples,
+        "batch": batch,
+        "rounds": rounds,
+        "epsilon": epsilon,
+        "noise_multiplier": noise,
+        "delta": delta,
+    }
+    made = privacy_planning.build(recipe, site, changes, _accountants(accountant))
+    print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join(_lines(made)))
+
+
+def _lines(made: planners.Plan) -> list[str]:
+    from fedvfm.privacy import planner
+
+    asked = made.question
+    found = [
+        f"{asked.mechanism}: {asked.units:,} {asked.unit}s, batch {asked.batch:,} (rate {asked.rate:.4g}), "
+        f"{asked.steps:,} steps, delta {asked.delta:g}"
+    ]
+    if made.noise_multiplier is not None:
+        found.append(f"noise multiplier {made.noise_multiplier:g}")
+    for name, one in made.epsilons.items():
+        known = ", with what was spent before" if asked.before else ""
+        found.append(f"epsilon {one.value:.2f} ({asked.unit} level, delta {one.delta:g}, {name}{known})")
+    for each in made.signals:
+        found.append(
+            f"{each.way + ':':14} {each.numbers:,} numbers; a step's noise is {each.step:.2f} clips on a gradient of "
+            f"at most 1, over the run {each.run:.2f}: {each.verdict}"
+        )
+    found += [f"warning: {one}" for one in made.warnings]
+    found += [f"covered: {one}" for one in planner.COVERED]
+    return found + [f"not covered: {one}" for one in planner.NOT_COVERED]
+
+
+@app.command()
+def epsilon(
+    noise: Annotated[float, typer.Option("--noise", help="Noise multiplier: standard deviation in clips.")],
+    samples: Annotated[int, typer.Option(min=1, help="Records, patients or sites to draw from.")],
+    batch: Annotated[int, typer.Option(min=1, help="How many a step is expected to draw.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole run.")],
+    delta: Annotated[float, typer.Option(help="Above 0, well below 1 / samples.")],
+    accountant: Accountant = "rdp",
+    as_json: Json = False,
+) -> None:
+    """The epsilon of a noise: no files, no data."""
+    from fedvfm.privacy import accountant as accountants
+    from fedvfm.privacy import base, planner
+
+    _require(noise=(noise, 1e9), delta=(delta, 1.0))
+    spent = ((base.sample_rate(samples, batch), noise, steps),)
+    found: list[tuple[str, Any]] = [
+        (name, accountants.epsilon(spent, delta, name)) for name in _accountants(accountant)
+    ]
+    if as_json:
+        rows = {name: {"epsilon": planner.finite(one.value), "order": planner.finite(one.order)} for name, one in found}
+        print(json.dumps({"delta": delta, "sample_rate": spent[0][0], "epsilons": rows}, indent=2))
+        return
+    for name, one in found:
+        print(f"epsilon {one.value:.4g} at delta {delta:g} ({name}, rate {spent[0][0]:.4g}, {steps:,} steps)")

@@ -1,0 +1,256 @@
+"""``fedvfm server ...``: the coordinator's verbs. Thin: each calls one function of the server wing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedvfm.cli import drafts, steering
+
+NAME = "server"
+app = typer.Typer(help="Launch a federation, steer it and decide who may take part.", no_args_is_help=True)
+app.add_typer(steering.app)
+app.command("init-config")(drafts.server)
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SERVER_STATE", help="The server's state folder.")]
+Days = Annotated[int, typer.Option(help="Days that an invite is good.")]
+STATE = Path("fedvfm-server")
+
+
+def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+
+
+@app.command()
+def init(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's TOML file, or one locked before (.json).")],
+    name: Annotated[str, typer.Option(help="The federation's name.")],
+    address: Annotated[str, typer.Option(help="host:port that sites connect to.")],
+    sites: Annotated[str, typer.Option(help="Names of the sites to invite: north,south.")],
+    san: Annotated[list[str] | None, typer.Option(help="A further host name or address. Repeatable.")] = None,
+    days: Days = 30,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Make keys, certificates and one invite a site; print the fingerprint to tell them by another channel."""
+    from fedvfm.model import locking
+    from fedvfm.server import state_folder
+
+    names = tuple(part.strip() for part in sites.split(",") if part.strip())
+    plan = state_folder.Plan(name, address, tuple(san or ()), names, days)
+    plan.check()
+    locked = locking.open_recipe(recipe)
+    made = state_folder.init(state, plan, locked)
+    found = state_folder.summary(made) | {"invites": {site: str(made.invite_path(site)) for site in names}}
+    lines = [
+        f"federation {name} at {address}, state in {state}",
+        f"recipe {made.about.recipe}",
+        "",
+        f"fingerprint: {found['fingerprint']}",
+        "Tell it to every site by telephone or in person, never in the mail that carries the invite.",
+        "",
+        "Hand each site its invite (it holds a secret, good once):",
+        *(f"  {site}: {path}" for site, path in found["invites"].items()),
+        "There: fedvfm client join INVITE --fingerprint FINGERPRINT; then here: fedvfm server approve REQUEST",
+    ]
+    _print(found, lines, as_json)
+
+
+@app.command()
+def invite(
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    days: Days = 30,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Invite a further site, or one anew: an open invite it has becomes void."""
+    from fedvfm.server import state_folder
+
+    where = state_folder.open_state(state)
+    path = state_folder.invite(where, site, days)
+    found = {"site": site, "invite": str(path), "fingerprint": where.fingerprint()}
+    _print(found, [f"invite of {site}: {path}", f"fingerprint: {found['fingerprint']}"], as_json)
+
+
+@app.command()
+def approve(
+    request: Annotated[Path, typer.Argument(help="The file a site sent back.")],
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Check a site's request and put its key on the roster."""
+    from fedvfm.server import state_folder
+    from fedvfm.trust import locked_recipe
+
+    where = state_folder.open_state(state)
+    entry, current = state_folder.approve(where, request)
+    lines = [f"site {entry.site} is on the roster, key {entry.key_fingerprint[:16]}"]
+    if not current:
+        lines.append(
+            f"note: it approved recipe {entry.recipe[:12]}; {where.about.recipe[:12]} runs and needs its approval"
+        )
+    if entry.version != locked_recipe.version():
+        lines.append(
+            f"note: it has fedvfm {entry.version}, here is {locked_recipe.version()}; install the same at both ends"
+        )
+    _print(entry.to_json() | {"approved_current_recipe": current}, lines, as_json)
+
+
+@app.command()
+def revoke(
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Take a site off the roster; its key never comes back, the others go on."""
+    from fedvfm.server import state_folder
+
+    entry = state_folder.revoke(state_folder.open_state(state), site)
+    _print(entry.to_json(), [f"site {site} is revoked since {entry.since}"], as_json)
+
+
+@app.command()
+def roster(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Show who was invited, approved and revoked."""
+    from fedvfm.server import state_folder
+
+    found = state_folder.summary(state_folder.open_state(state))
+    lines = [
+        f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
+        f"fingerprint: {found['fingerprint']}",
+        *(f"{row['site']:24} {row['status']:9} {row['since']}  key {row['key'][:16] or '-'}" for row in found["sites"]),
+    ]
+    _print(found, lines, as_json)
+
+
+@app.command()
+def certify(
+    san: Annotated[list[str] | None, typer.Option(help="A further host name or address. Repeatable.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Make a new server key and certificate, before the old one expires or for further names."""
+    from fedvfm.server import state_folder
+
+    names = state_folder.recertify(state_folder.open_state(state), san or [])
+    _print({"names": names}, [f"new server certificate for {', '.join(names)}; restart the server"], as_json)
+
+
+@app.command()
+def start(
+    config: Annotated[Path | None, typer.Option("--config", help="TOML with quorum, cohort and deadlines.")] = None,
+    listen: Annotated[str, typer.Option(help="host:port to listen at, if not that of the address.")] = "",
+    health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
+    without: Annotated[str, typer.Option(help="Sites that the first round does not wait for: south,west.")] = "",
+    stay: Annotated[
+        bool, typer.Option("--stay", help="When finished, keep the sites connected and wait for a further recipe.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Run in the background; return when it listens, or with the error.")
+    ] = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Run the federation to its end, or until Ctrl-C; start it again to go on where it stopped."""
+    from fedvfm.config import schema
+    from fedvfm.runtime import health as probe
+    from fedvfm.server import daemon, doctor, state_folder, supervisor
+    from fedvfm.server.coordinator import coordinator
+
+    server = schema.ServerConfig()
+    if config is not None:
+        server = schema.parse(schema.ServerConfig, schema.read_toml(config), str(config))
+    where = state_folder.open_state(state)
+    left_out = tuple(part.strip() for part in without.split(",") if part.strip())
+    server = server.model_copy(update={"without": (*server.without, *left_out)})
+    supervisor.require_known(where, server)
+    if detach:
+        limits = (("--config", config and config.absolute()), ("--without", without))
+        options = (*limits, ("--listen", listen), ("--health", health))
+        command = daemon.command(state, [word for pair in options if pair[1] for word in map(str, pair)], stay=stay)
+        told = daemon.launch(state / coordinator.RUN, command)
+        line = f"listening at {told['address']}, process {told['pid']}" if not told["finished"] else "nothing to do"
+        _print(told, [f"{line}, log {told['log']}"], as_json)
+        return
+    with probe.serving(health, lambda: doctor.alive(state_folder.open_state(state))):
+        done = supervisor.start(where, server, listen, stay=stay)
+        if done is None:
+            print("stopped; go on with: fedvfm server start", file=sys.stderr)
+            return
+        found = {"round": done["round"], "fingerprint": done["fingerprint"], "sites": done["last"]["sites"]}
+        _print(found, [f"finished after round {done['round']}, adapter {done['fingerprint'][:16]}"], as_json)
+
+
+@app.command()
+def unit(
+    config: Annotated[Path | None, typer.Option("--config", help="As of server start.")] = None,
+    listen: Annotated[str, typer.Option(help="As of server start.")] = "",
+    user: Annotated[str | None, typer.Option(help="Whom it runs as; default is who owns the state folder.")] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Print a hardened systemd unit that runs 'fedvfm server start'."""
+    from fedvfm.cli import systemd
+    from fedvfm.server import state_folder
+
+    address = listen or state_folder.open_state(state).about.address
+    options = (*(("--config", str(config.absolute())) if config else ()), *(("--listen", listen) if listen else ()))
+    text = systemd.server(state, address, options, user).text()
+    _print({"name": "fedvfm-server.service", "unit": text}, [text.rstrip()], as_json)
+
+
+@app.command()
+def stop(state: StateOption = STATE, as_json: Json = False) -> None:
+    """End the server and all its processes; what was admitted is kept."""
+    from fedvfm.server import state_folder, supervisor
+
+    ran = supervisor.stop(state_folder.open_state(state))
+    _print({"stopped": ran}, ["stopped" if ran else "it did not run"], as_json)
+
+
+@app.command()
+def status(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Show what runs, who takes part and how far the rounds are."""
+    from fedvfm.server import state_folder, supervisor
+
+    found = supervisor.status(state_folder.open_state(state))
+    orders = [f"paused by {found['paused']['who']} since {found['paused']['time']}"] if found["paused"] else []
+    orders += ["to be finished after the round in hand"] if found["finishing"] else []
+    orders += [f"to be extended by {found['extended_by']} rounds"] if found["extended_by"] else []
+    orders += [f"recipe {one[:12]} follows" for one in found["following"]]
+    words = {**found["takes_part"], **{site: f"final adapter {word}" for site, word in found["acceptance"].items()}}
+    lines = [
+        f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
+        f"rounds: {found['finished_rounds']} of {found['rounds']}{', finished' if found['finished'] else ''}",
+        f"now: {found['reason'] or found['phase']}",
+        *(f"order: {order}" for order in orders),
+        *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
+        *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in found["sites"].items()),
+        *([f"result: {found['result']} (adapter/, report.html, summary.json, metrics.csv)"] if found["result"] else []),
+    ]
+    _print(found, lines, as_json)
+
+
+@app.command()
+def nginx(
+    upstream: Annotated[str, typer.Option(help="host:port at which 'server start --listen' listens.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for nginx.conf, certificate and key.")],
+    listen: Annotated[str, typer.Option(help="port or address:port that sites reach.")] = "8443",
+    resolver: Annotated[str, typer.Option(help="DNS server of a container network; Docker's is 127.0.0.11.")] = "",
+    scratch: Annotated[Path, typer.Option(help="The folder nginx may write to.")] = Path("/tmp"),  # noqa: S108
+    log: Annotated[str, typer.Option(help="Where refusals are written.")] = "/dev/stdout",
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Write a configuration of nginx to stand before the server; after 'certify' write it again."""
+    from fedvfm.server import state_folder
+    from fedvfm.server.network import nginx as fronts
+
+    front = fronts.Front(output, listen, upstream, resolver, str(scratch), log)
+    made = front.write(state_folder.open_state(state))
+    _print({"nginx": str(made)}, [f"nginx -e stderr -c {made.absolute()} -g 'daemon off;'"], as_json)

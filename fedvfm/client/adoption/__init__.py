@@ -1,0 +1,1 @@
+"""The final adapter at a site: judged, then adopted or not."""

@@ -1,0 +1,1 @@
+"""What stands between a message and the site's data: approval, policy, ledger, reply cache."""

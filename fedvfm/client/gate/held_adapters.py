@@ -1,0 +1,179 @@
+"""What a site holds between messages where its recipe has a codec: adapters that came, and what its updates lost.
+
+An adapter that came is what a later message may hold a difference to. What coding an update lost is its residual. It
+counts from when the update may leave, and not before: an update that was trained and never left would else go on in the
+next one, uncharged under a mechanism. So it is proposed when the update is coded, and settled once the update is on
+disk and charged. Asked for the same round again, a site starts from the residual of the round before.
+
+    <recipe>-<fingerprint>.adapter           an adapter that came
+    <recipe>-<round>-<site>-<base>.proposed  the residual of an update that was coded, by the adapter it started from
+    <recipe>-<round>-<site>.residual         ... and may leave
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+
+import safetensors
+import safetensors.numpy
+
+from fedvfm import errors
+from fedvfm.state import state
+from fedvfm.storage import storage
+
+ADAPTERS = 8
+"""That are held in memory; sites that share a process share them."""
+ADAPTERS_ON_DISK = 2
+RESIDUALS_ON_DISK = 3
+"""Of a recipe, in files. A coordinator whose disk lost the last line of its journal asks for the round before again."""
+_ADAPTER, _PROPOSED, _RESIDUAL = ".adapter", ".proposed", ".residual"
+
+Residual = dict[str, state.Array]
+
+
+class Adapters:
+    """Adapters that came.
+
+    Args:
+        folder: where they outlive the process, or other processes find them; None where neither is needed.
+        on_disk: how many of a recipe stay there. Processes of a simulation share as many as one of them would hold:
+            sites with ranks of their own are sent an adapter of each rank.
+    """
+
+    def __init__(self, folder: Path | None = None, on_disk: int = ADAPTERS_ON_DISK) -> None:
+        self._folder, self._on_disk = folder, on_disk
+        self._held: OrderedDict[str, state.AdapterState] = OrderedDict()
+
+    def find(self, fingerprint: str) -> state.AdapterState | None:
+        """The adapter of this fingerprint; None where it is not held, or its file is damaged."""
+        if fingerprint in self._held:
+            self._held.move_to_end(fingerprint)
+            return self._held[fingerprint]
+        if self._folder is not None and fingerprint.isalnum():
+            for path in self._folder.glob(f"*-{fingerprint[:32]}{_ADAPTER}"):
+                found = state.AdapterState(_read(path))
+                if found.fingerprint == fingerprint:
+                    return found
+        return None
+
+    def keep(self, recipe: str, adapter: state.AdapterState) -> None:
+        """Hold an adapter that came with a message of this recipe.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        name = adapter.fingerprint
+        if name not in self._held and self._folder is not None:
+            path = self._folder / f"{recipe}-{name[:32]}{_ADAPTER}"
+            if not path.exists():
+                storage.write_bytes(path, safetensors.numpy.save(dict(adapter)))
+                _trim(sorted(self._folder.glob(f"{recipe}-*{_ADAPTER}"), key=_age), self._on_disk)
+        self._held[name] = adapter
+        self._held.move_to_end(name)
+        while len(self._held) > ADAPTERS:
+            self._held.popitem(last=False)
+
+
+class Residuals:
+    """What the updates of a site, or of the virtual sites of a run, lost when they were coded.
+
+    Args:
+        folder: private; made when needed. None where nothing outlives the process.
+        at_once: an update may leave as soon as it is coded, as in a simulation.
+    """
+
+    def __init__(self, folder: Path | None = None, *, at_once: bool = False) -> None:
+        self._folder, self._at_once = folder, at_once
+        self._memory: dict[tuple[str, str], list[tuple[int, Residual]]] = {}
+
+    def before(self, recipe: str, site: str, number: int) -> Residual:
+        """What the last update before this round lost; nothing where there was none."""
+        if self._folder is None:
+            rows = [row for row in self._memory.get((recipe, site), []) if row[0] < number]
+            return rows[-1][1] if rows else {}
+        paths = sorted(self._folder.glob(f"{recipe}-*-{_word(site)}{_RESIDUAL}"))
+        earlier = [path for path in paths if int(path.name.split("-")[1]) < number]
+        return _read(earlier[-1]) if earlier else {}
+
+    def propose(self, recipe: str, site: str, number: int, base: str, residual: Residual) -> None:
+        """What the update of this round lost, should it leave.
+
+        Args:
+            recipe: hash of the recipe.
+            site: its name.
+            number: of the round.
+            base: fingerprint of the adapter that the update started from: a round may be asked for with another one.
+            residual: what it lost.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        if self._folder is None:
+            kept = [row for row in self._memory.get((recipe, site), []) if row[0] < number]
+            self._memory[recipe, site] = [*kept[1 - RESIDUALS_ON_DISK :], (number, residual)]
+            return
+        path = self._folder / f"{recipe}-{number:06d}-{_word(site)}-{base[:32]}{_PROPOSED}"
+        storage.write_bytes(path, safetensors.numpy.save(residual))
+        storage.fault_point("residual-proposed")
+        if self._at_once:
+            with storage.guard(self._folder):
+                self._settle(path)
+
+    def settle(self, recipe: str, number: int, base: str) -> None:
+        """The update of this round may leave: what it lost goes into the next one. Once, however often it is called.
+
+        What an update of the same round from another adapter lost stays proposed: that one may never have left.
+
+        All that is proposed in the folder is of this site, or of sites whose updates leave together.
+
+        Raises:
+            StorageError: if the disk refuses; then the update must not leave.
+        """
+        if self._folder is None:
+            return
+        with storage.guard(self._folder):
+            for path in self._folder.glob(f"{recipe}-{number:06d}-*-{base[:32]}{_PROPOSED}"):
+                self._settle(path)
+
+    @staticmethod
+    def _settle(path: Path) -> None:
+        """One site's; processes that share the folder have sites of their own, and touch no other's files."""
+        recipe, number, word, _ = path.stem.rsplit("-", 3)
+        path.replace(path.with_name(f"{recipe}-{number}-{word}{_RESIDUAL}"))
+        for never in path.parent.glob(f"{recipe}-*-{word}-*{_PROPOSED}"):
+            if int(never.name.split("-")[1]) < int(number):  # of a round that is over: its update never left
+                never.unlink(missing_ok=True)
+        kept = sorted(path.parent.glob(f"{recipe}-*-{word}{_RESIDUAL}"))
+        # A coordinator that went back comes to the rounds after this one anew.
+        for later in [one for one in kept if int(one.name.split("-")[1]) > int(number)]:
+            later.unlink(missing_ok=True)
+            kept.remove(later)
+        _trim(kept, RESIDUALS_ON_DISK)
+
+
+def _word(site: str) -> str:
+    """A site's name as part of a file's name, whatever stands in it."""
+    return hashlib.sha256(site.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Residual:
+    with contextlib.suppress(OSError, safetensors.SafetensorError, errors.ProtocolError, TypeError):
+        return dict(state.AdapterState(safetensors.numpy.load(path.read_bytes())))
+    return {}
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """For sorting, the oldest first; another worker may have let go of the file already."""
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except FileNotFoundError:
+        return 0, path.name
+
+
+def _trim(paths: list[Path], most: int) -> None:
+    """Let go of all but the last ones."""
+    for path in paths[:-most]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,329 @@
+"""The site decides: a recipe, and every message, against the hospital's own policy. What it does not name is refused.
+
+A recipe is judged before a person approves it and again before anything is computed; every message and everything that
+would leave is judged once more. The coordinator is told a word, never why.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.config import privacy as privacy_config
+from fedvfm.config import schema
+from fedvfm.state import factors
+from fedvfm.tasks import metrics
+from fedvfm.trust import locked_recipe, signed_documents
+
+if TYPE_CHECKING:
+    from fedvfm.protocol import protocol
+    from fedvfm.state import state
+
+SCRATCH = "scratch"
+NO_PRIVACY = "none"
+TRAINING = ("loss", "seconds", "steps")
+"""What a train reply says besides the adapter and the number of examples."""
+CLASSIFICATION = ("auprc", "auroc", "balanced_accuracy", "brier", "ece", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a policy judges.
+
+    Attributes:
+        recipe: the resolved recipe.
+        backbone_sha256: of the weights; empty where they are made from the seed.
+        trainable: how many numbers train and leave in a round, at most. Before training take it from the model as the
+            site itself built it, not from what the coordinator says.
+        mechanism: of privacy, ``"none"`` where the recipe has none.
+        epsilon: of the whole run under that mechanism.
+    """
+
+    recipe: schema.Recipe
+    backbone_sha256: str
+    trainable: int
+    mechanism: str = NO_PRIVACY
+    epsilon: float | None = None
+
+    @staticmethod
+    def of(locked: locked_recipe.LockedRecipe, units: int | None = None) -> Facts:
+        """The facts of a locked recipe as it says them itself.
+
+        Args:
+            locked: the recipe.
+            units: records, patients or sites to draw from, for the epsilon of a recipe that states its noise instead;
+                where they are not known, neither is the epsilon, and a cap on it refuses.
+        """
+        from fedvfm.privacy import planner  # SciPy only where a policy judges
+
+        privacy, trainable = locked.recipe.privacy, factors.most(locked.manifest, locked.recipe.adapter.factors)
+        epsilon = privacy.epsilon if units is None else planner.run_epsilon(locked.recipe, units)
+        return Facts(locked.recipe, locked.backbone_sha256, trainable, privacy.mechanism, epsilon)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule of a policy and what it says of a recipe.
+
+    Attributes:
+        rule: the key in ``[policy]``.
+        accepted: whether the recipe keeps it.
+        asked: what the recipe wants.
+        allowed: what the policy allows.
+        reason: the word that the coordinator gets where it is not kept.
+    """
+
+    rule: str
+    accepted: bool
+    asked: str
+    allowed: str
+    reason: str
+
+
+def leaving(recipe: schema.Recipe) -> tuple[str, ...]:
+    """Names of the metrics that leave a site under a recipe: those of training, validation and test.
+
+    Under a mechanism none of training: epsilon covers the update, and nothing else that is computed from its images.
+    """
+    found = set(TRAINING if recipe.privacy.mechanism == NO_PRIVACY else ())
+    if recipe.task.kind == "segmentation":
+        found |= set(metrics.SegmentationScores(recipe.data.class_names, surface=recipe.evaluation.surface).columns)
+    else:
+        # Another task's are not known before it runs; each is held back then unless the policy names it.
+        found |= set(CLASSIFICATION if recipe.task.kind == "classification" else ())
+    return tuple(sorted(found))
+
+
+def check(policy: schema.PolicyConfig, facts: Facts) -> list[Verdict]:
+    """Every rule of a policy and its verdict."""
+    recipe = facts.recipe
+    return [
+        _backbone(policy, facts),
+        _listed("tasks", recipe.task.kind, policy.tasks, "policy-task"),
+        _listed("adapters", recipe.adapter.kind, policy.adapters, "policy-adapter"),
+        _capped("max_rounds", recipe.rounds, policy.max_rounds, "policy-rounds"),
+        _hours(policy),
+        _capped("max_trainable_parameters", facts.trainable, policy.max_trainable_parameters, "policy-parameters"),
+        _metrics(policy, recipe),
+        _privacy(policy.privacy, facts),
+    ]
+
+
+def require(policy: schema.PolicyConfig, facts: Facts) -> None:
+    """Check that every rule is kept.
+
+    Raises:
+        PolicyRefused: with the reason of the first rule that is not, and all of them in the detail.
+    """
+    broken = [verdict for verdict in check(policy, facts) if not verdict.accepted]
+    if broken:
+        lines = "; ".join(f"{one.rule}: asked {one.asked}, allowed {one.allowed}" for one in broken)
+        said = signed_documents.shown(f"the policy of this site does not accept the recipe: {lines}")
+        raise errors.PolicyRefused(broken[0].reason, said)
+
+
+def check_task(
+    policy: schema.PolicyConfig,
+    task: protocol.Task,
+    kind: str,
+    used: audit.Usage,
+    now: datetime | None = None,
+    *,
+    cut: state.Manifest | None = None,
+    kept: bool = False,
+) -> None:
+    """Judge one message of an approved recipe.
+
+    Args:
+        policy: the site's.
+        task: the message.
+        kind: ``protocol.HANDSHAKE``, ``protocol.TRAIN`` or ``protocol.EVALUATE``.
+        used: what the recipe has used up here, by the site's own audit log.
+        now: default is the time it is.
+        cut: of a site with a rank of its own, the manifest that it is sent; None where the first adapter comes whole.
+        kept: whether the update that is asked for was sent before and lies here: nothing is computed then.
+
+    Raises:
+        PolicyRefused: if it asks for more than the recipe says, the policy's rounds or hours are used up, or the site
+            does not compute at this time of the week.
+    """
+    recipe = task.recipe
+    extra = task.per_sample or (task.surface and not recipe.evaluation.surface)
+    if extra or not 0 <= task.round <= recipe.rounds or (kind == "evaluate" and task.split not in ("val", "test")):
+        raise errors.PolicyRefused("policy-message", f"{kind} of round {task.round} asks for more than the recipe says")
+    _require_start(task, kind, cut)
+    if used.seconds >= 3600 * policy.max_hours:
+        raise errors.PolicyRefused(
+            "policy-hours", f"{used.seconds / 3600:.2f} hours are used; policy.max_hours = {policy.max_hours:g}"
+        )
+    again = kind == "train" and kept
+    if not again:  # what was kept is sent again without computing anything
+        _require_open(policy, now or datetime.now(UTC))
+    if kind == "train" and (task.round < 1 or not (again or _rounds_left(policy, task, used))):
+        told = f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
+        raise errors.PolicyRefused("policy-rounds", f"{told}, the recipe has {recipe.rounds}")
+
+
+def _rounds_left(policy: schema.PolicyConfig, task: protocol.Task, used: audit.Usage) -> bool:
+    """Whether one more may be trained.
+
+    The last one may always: a site that was killed before its update was kept trains it anew. An earlier one, which a
+    coordinator asks for that was put back, is none of the recipe's rounds again, but one of the policy's.
+    """
+    pair = None if task.state is None else (task.round, task.state.fingerprint)
+    if used.trained[-1:] == (pair,):
+        return True
+    different = set(used.trained) | {pair}
+    return len(used.trained) < policy.max_rounds and len(different) <= task.recipe.rounds
+
+
+def _require_start(task: protocol.Task, kind: str, cut: state.Manifest | None) -> None:
+    """Check that a recipe that goes on from an earlier adapter begins with that one: its people approved no other.
+
+    What later rounds start from is made of all sites' updates, and bound by nothing. Cut to the exact shapes of this
+    site's own rank, the first one cannot be told from another either.
+    """
+    start, first = task.recipe.start, task.state
+    if start is None or first is None or (kind, task.round) != ("train", 1):
+        return
+    if (cut is None or not cut.fits(first)) and first.fingerprint != start:
+        told = f"round 1 is to start from adapter {start[:12]} and came with {first.fingerprint[:12]}"
+        raise errors.PolicyRefused("policy-message", told)
+
+
+def _require_open(policy: schema.PolicyConfig, now: datetime) -> None:
+    when = policy.when
+    if when is not None and when.closes(now) is None:
+        opens = when.opens(now)
+        again = "never" if opens is None else f"{opens.astimezone(when.zone):%a %H:%M} ({when.zone.key})"
+        raise errors.PolicyRefused("policy-closed", f"outside policy.hours; open again: {again}")
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """How long the policy lets a message be worked on.
+
+    Attributes:
+        seconds: from now on; infinite where nothing ends it.
+        reason: what ends it.
+    """
+
+    seconds: float = math.inf
+    reason: str = ""
+
+
+def remaining(policy: schema.PolicyConfig, used: audit.Usage, now: datetime | None = None) -> Remaining:
+    """Until ``max_hours`` are used up or the allowed hours are over, whichever is first."""
+    now, when = now or datetime.now(UTC), policy.when
+    left = Remaining(max(0.0, 3600 * policy.max_hours - used.seconds), "policy-hours")
+    if when is None:
+        return left
+    closes = when.closes(now)
+    open_for = 0.0 if closes is None else (closes - now).total_seconds()
+    return Remaining(open_for, "policy-closed") if open_for < left.seconds else left
+
+
+def release(
+    policy: schema.PolicyConfig, values: Mapping[str, float], samples: int
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Of metrics computed from ``samples`` samples those that may leave, and the names of those held back."""
+    enough = samples >= policy.min_samples
+    free = {name: value for name, value in values.items() if enough and _may_leave(policy, name)}
+    return free, tuple(sorted(set(values) - set(free)))
+
+
+def accepting(facts: Facts) -> str:
+    """``[policy]`` in TOML that accepts this recipe and no more, for a person to read and paste."""
+    recipe = facts.recipe
+    return "\n".join(
+        [
+            "[policy]",
+            f"tasks = {_toml([recipe.task.kind])}",
+            f"adapters = {_toml([recipe.adapter.kind])}",
+            f"max_rounds = {recipe.rounds}",
+            "max_hours = 24.0                 # computing time for this recipe at this site",
+            f"max_trainable_parameters = {facts.trainable}",
+            f"metrics = {_toml(list(leaving(recipe)))}",
+            "min_samples = 10                 # no metric leaves that was computed from fewer",
+            "",
+            "[policy.backbones]",
+            f"{_toml(recipe.backbone.name)} = {_toml([facts.backbone_sha256 or SCRATCH])}",
+            "",
+            "[policy.privacy]",
+            f"mechanisms = {_toml([facts.mechanism])}",
+            *_epsilon(facts),
+            "",
+            "[policy.final]",
+            'accept = "ask"                   # a person looks at the score and decides',
+            "",
+        ]
+    )
+
+
+def _epsilon(facts: Facts) -> list[str]:
+    if facts.mechanism == NO_PRIVACY:
+        return ["max_epsilon = 0.0"]
+    unit = privacy_config.UNITS.get(facts.mechanism, "record")
+    unknown = "; what the recipe's noise comes to follows from the data: name the whole site file with --policy"
+    return [
+        f"max_epsilon = {facts.epsilon or 0.0}  # of the whole run{unknown if facts.epsilon is None else ''}",
+        f'# Its rounds are charged to a budget: [privacy] with data_set, epsilon, delta and unit = "{unit}"',
+    ]
+
+
+def _toml(value: str | list[str]) -> str:
+    """A TOML string or list of strings; JSON's escapes are TOML's, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _backbone(policy: schema.PolicyConfig, facts: Facts) -> Verdict:
+    name, sha256 = facts.recipe.backbone.name, facts.backbone_sha256 or SCRATCH
+    allowed = policy.backbones.get(name, ())
+    # Unpinned, the same recipe would run on other weights tomorrow.
+    pinned = (facts.recipe.backbone.sha256 or SCRATCH) == sha256
+    shown = ", ".join(
+        f"{known} ({', '.join(one[:12] for one in hashes)})" for known, hashes in policy.backbones.items()
+    )
+    asked = f"{name} ({sha256[:12]}{'' if pinned else ', not pinned by the recipe'})"
+    return Verdict("backbones", pinned and sha256 in allowed, asked, shown or "none", "policy-backbone")
+
+
+def _listed(rule: str, asked: str, allowed: tuple[str, ...], reason: str) -> Verdict:
+    return Verdict(rule, asked in allowed, asked, ", ".join(allowed) or "none", reason)
+
+
+def _capped(rule: str, asked: int, most: int, reason: str) -> Verdict:
+    return Verdict(rule, asked <= most, f"{asked:,}", f"at most {most:,}" if most else "none", reason)
+
+
+def _hours(policy: schema.PolicyConfig) -> Verdict:
+    allowed = f"stops after {policy.max_hours:g}" if policy.max_hours else "none"
+    return Verdict("max_hours", policy.max_hours > 0, "counted while it runs", allowed, "policy-hours")
+
+
+def _metrics(policy: schema.PolicyConfig, recipe: schema.Recipe) -> Verdict:
+    wanted = leaving(recipe)
+    over = [name for name in wanted if not _may_leave(policy, name)]
+    allowed = ", ".join(policy.metrics) or "none"
+    asked = ", ".join(wanted) + (f" (not allowed: {', '.join(over)})" if over else "")
+    return Verdict("metrics", not over, asked, f"{allowed}; from {policy.min_samples} samples on", "policy-metrics")
+
+
+def _may_leave(policy: schema.PolicyConfig, name: str) -> bool:
+    return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in policy.metrics)
+
+
+def _privacy(policy: schema.PrivacyPolicy, facts: Facts) -> Verdict:
+    plain = facts.mechanism == NO_PRIVACY
+    within = plain or (facts.epsilon is not None and facts.epsilon <= policy.max_epsilon)
+    asked = facts.mechanism + ("" if facts.epsilon is None else f", epsilon {facts.epsilon:g}")
+    allowed = ", ".join(policy.mechanisms) or "no mechanism"
+    if any(one != NO_PRIVACY for one in policy.mechanisms):
+        allowed += f"; epsilon at most {policy.max_epsilon:g}"
+    return Verdict("privacy", within and facts.mechanism in policy.mechanisms, asked, allowed, "policy-privacy")

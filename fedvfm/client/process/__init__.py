@@ -1,0 +1,1 @@
+"""The processes of a site: executor, SuperNode, supervisor."""

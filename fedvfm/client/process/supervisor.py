@@ -1,0 +1,150 @@
+"""``fedvfm client start``: SuperNode and executor of a site, watched; and what they do, from outside.
+
+``python -m fedvfm.client.process.supervisor`` is the executor's own process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from fedvfm import errors
+from fedvfm.client import refusal_log, site_file, state_folder
+from fedvfm.client.adoption import decisions
+from fedvfm.client.gate import split_pin
+from fedvfm.client.process import limits, supernode
+from fedvfm.config import schema
+from fedvfm.doctor import host, monitor, network
+from fedvfm.flower import runtime
+from fedvfm.protocol import protocol
+from fedvfm.report import finding
+from fedvfm.runtime import logs, processes
+from fedvfm.storage import storage
+
+LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
+NAME = "client"
+CHILDREN = ("supernode", "executor")
+FOLDER = "run"
+
+
+def _folder(where: state_folder.State) -> Path:
+    return where.folder / FOLDER
+
+
+def start(where: state_folder.State, settings: Path) -> None:
+    """Run the site's processes until this one is told to end; what ends by itself is started again.
+
+    A SuperNode that was killed is refused for up to a minute (the coordinator takes it for present still); the waits
+    between its starts grow to half a minute, so it is back soon after.
+
+    Raises:
+        ConfigError: if the site's file has faults or names another site.
+        OutputInUse: if it runs already.
+    """
+    site = site_file.read_site(settings, where.about.site)
+    with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
+        _watch(where, settings, site, over)
+        storage.remove_folder(where.features)
+
+
+def _watch(where: state_folder.State, settings: Path, site: schema.SiteConfig, over: threading.Event) -> None:
+    folder = _folder(where)
+    node = supernode.SuperNode(
+        "supernode", folder, where.about.address, where.authority, where.key, processes.free_port()
+    )
+    node.prepare()
+    command = processes.module(
+        __name__, str(where.folder.absolute()), str(settings.absolute()), str(node.port), str(node.secret.absolute())
+    )
+    # What a site computes with was fetched by its people before; nothing is fetched because a recipe names it.
+    environment = {"HF_HUB_OFFLINE": "1", **runtime.CHILD_ENVIRONMENT, **limits.environment(site)}
+    family = processes.Family(folder)
+    outside = monitor.Lookout(lambda: look(where))
+    with family.watched(), outside.watched(), refusal_log.told(where.audit.path):
+        family.start(node.program)
+        family.start(processes.Program("executor", command, environment, pulls_down=(node.name,)))
+        LOG.info(f"site {where.about.site}: waiting for messages of {where.about.address}")
+        while not over.wait(1.0):
+            pass
+
+
+def look(where: state_folder.State) -> list[finding.Row]:
+    """What stops a site that runs: the way to its coordinator, the clock, the disk."""
+    way = network.examine(network.route(where.about.address), where.authority)
+    return [*way, host.disk(where.folder, 0)]
+
+
+def stop(where: state_folder.State) -> bool:
+    """End the client and all its processes; whether it ran."""
+    folder = _folder(where)
+    ran = processes.end(processes.pid_path(folder, NAME), 30.0)
+    for name in CHILDREN:  # where the client itself was killed elsewhere than on Linux
+        processes.end(processes.pid_path(folder, name))
+    return ran
+
+
+def status(where: state_folder.State) -> dict[str, Any]:
+    """What runs, and what was received, decided and sent last."""
+    from fedvfm.client import privacy_report  # SciPy only where privacy is counted
+
+    folder = _folder(where)
+    found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
+    entries = where.audit.entries
+    last = {entry["event"]: {key: entry[key] for key in _SHOWN if key in entry} for entry in entries}
+    return {
+        "site": where.about.site,
+        "federation": where.about.federation,
+        "address": where.about.address,
+        "processes": found,
+        "approved": where.approvals.stand(),
+        "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
+        "adapters": decisions.to_json(where),
+        "damaged": decisions.damaged(where),
+        "privacy": privacy_report.status(where),
+        "last": last,
+    }
+
+
+_SHOWN = ("time", "kind", "verdict", "reason", "recipe", "round", "bytes")
+
+
+def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
+    """Be the executor; does not return."""
+    from fedvfm.client import app as client_app
+    from fedvfm.client.adoption import adoption
+    from fedvfm.client.gate import compute_time, enforcement, gate, reply_cache
+    from fedvfm.client.process import executor
+    from fedvfm.model import device as devices
+
+    where = state_folder.open_state(folder)
+    site = site_file.read_site(settings)
+    device = devices.choose(site.device)
+    limits.apply(site.limits, device)
+    mine = enforcement.SiteTerms(where, settings, device)
+
+    def report(at: str, error: Exception) -> None:
+        # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.
+        word = protocol.refusal(error).reason
+        line: dict[str, object] = {"error": type(error).__name__, "told": word}
+        plain = word in ("privacy-budget", split_pin.REASON)
+        if plain or isinstance(error, errors.BudgetExceeded | errors.LedgerError):
+            line["text"] = str(error)  # numbers and the remedy; nothing of a patient is in them
+        LOG.warning(word, extra={"fields": line})
+
+    built = client_app.Models(threads=site.limits.threads)
+    kept = reply_cache.Sent(where.sent)
+    finals = adoption.Finals(where, lambda: mine.config.policy)
+    app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters)
+    entry = gate.Gate(app, kept, mine, report)
+    compute_time.settle(where)
+    executor.serve(link, compute_time.counted(where, entry), threading.Event())
+
+
+if __name__ == "__main__":
+    _state, _settings, _port, _secret = sys.argv[1:]
+    _link = runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes())
+    with logs.output(as_json=True):
+        serve(Path(_state), Path(_settings), _link)

@@ -1,0 +1,165 @@
+"""A recipe in plain words, for the person who answers for a hospital's data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from fedvfm.client.gate import policy
+from fedvfm.config import privacy, schema
+from fedvfm.state import factors
+from fedvfm.trust import locked_recipe, signed_documents
+
+NEVER = (
+    "images, masks, labels, file names, patient names or numbers, and what the policy holds back; they stay on this "
+    "machine"
+)
+
+
+def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Heading and sentence, row by row. Foreign text is shown with its control characters escaped.
+
+    Args:
+        locked: the recipe.
+        here: what its privacy comes to at this site, in sentences; empty where that is not known.
+    """
+    recipe = locked.recipe
+    rows = [
+        ("recipe", locked.hash),
+        ("task", _task(locked)),
+        ("backbone", _backbone(locked)),
+        ("what trains", _trains(locked)),
+        ("starts from", _start(locked)),
+        ("how long", _rounds(locked)),
+        ("what images become", _contract(locked)),
+        ("leaves at the start", _greeting(recipe)),
+        ("leaves each round", _leaves(locked)),
+        (
+            "leaves at the end",
+            "one word on the final adapter, which this site scores on its own test images: accepted, declined, pending",
+        ),
+        ("leaves with all", "length and hash of this site's audit log, so that neither end can rewrite its own unseen"),
+        ("metrics that leave", _metrics(recipe)),
+        ("never leaves", NEVER),
+        ("privacy", _privacy(recipe.privacy)),
+        *(("privacy here", one) for one in here),
+        ("how updates join", f"rule {recipe.aggregation.rule}, weighted by {recipe.aggregation.weighting}"),
+        *(
+            (("numbers travel as", f"codec {recipe.codec}, differences, in both directions"),)
+            if recipe.codec != "fp32"
+            else ()
+        ),
+        ("made by", f"fedvfm {locked.version}"),
+    ]
+    return [(heading, signed_documents.shown(text)) for heading, text in rows]
+
+
+def to_json(
+    locked: locked_recipe.LockedRecipe,
+    verdicts: Sequence[policy.Verdict] | None,
+    here: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """The review for scripts; without a policy there is no verdict, without data nothing of privacy here."""
+    return {
+        "recipe": locked.hash,
+        "words": dict(words(locked)),
+        "privacy": here,
+        "accepted": None if verdicts is None else all(one.accepted for one in verdicts),
+        "rules": [vars(one) for one in verdicts or ()],
+    }
+
+
+def _greeting(recipe: schema.Recipe) -> str:
+    train = "the number of images in train, val and test"
+    if not _plain(recipe):
+        train = "whether there are training images, the number of images in val and test"
+    return f"{train}, and hashes that identify the backbone"
+
+
+def _metrics(recipe: schema.Recipe) -> str:
+    names = ", ".join(policy.leaving(recipe))
+    if _plain(recipe):
+        return names
+    return f"{names}; from val and test patients who are not trained on, and outside epsilon"
+
+
+def _plain(recipe: schema.Recipe) -> bool:
+    return recipe.privacy.mechanism == privacy.NO_MECHANISM
+
+
+def _privacy(own: privacy.RecipePrivacy) -> str:
+    if own.mechanism == privacy.NO_MECHANISM:
+        return "none: no differential privacy; the numbers can reveal facts about single training images"
+    size = f"noise multiplier {own.noise_multiplier:g}" if own.epsilon is None else f"epsilon {own.epsilon:g} in all"
+    said = f"{own.mechanism}: {size}, delta {own.delta:g}, clip {own.clip:g}"
+    if own.mechanism == privacy.SITE_LEVEL:
+        return (
+            f"{said}; for what the coordinator makes of all updates, not metrics. It adds the noise: it sees this "
+            "site's update without any, and must be trusted"
+        )
+    return (
+        f"{said}; for each update that leaves, not metrics. It hides what one "
+        f"{privacy.UNITS[own.mechanism]} adds, not about how many there are, unless [privacy] of the site's "
+        "file has units"
+    )
+
+
+def _task(locked: locked_recipe.LockedRecipe) -> str:
+    names = locked.recipe.data.class_names
+    return f"{locked.recipe.task.kind} of {len(names)} classes: {', '.join(names)}"
+
+
+def _backbone(locked: locked_recipe.LockedRecipe) -> str:
+    name = locked.recipe.backbone.name
+    if not locked.backbone_sha256:
+        return f"{name}, {locked.backbone_parameters:,} numbers made from the seed; no pretrained weights"
+    return (
+        f"{name}, {locked.backbone_parameters:,} frozen numbers, weights sha256 {locked.backbone_sha256}; they are "
+        "already here or fetched by you, and never change"
+    )
+
+
+def _trains(locked: locked_recipe.LockedRecipe) -> str:
+    sizes: Counter[str] = Counter()
+    for spec in locked.manifest:
+        sizes[spec.group] += spec.size
+    parts = ", ".join(f"{size:,} in {group}" for group, size in sorted(sizes.items()))
+    some = factors.describe(locked.recipe.adapter.factors)
+    whole = f"adapter '{locked.recipe.adapter.kind}' and head: {locked.manifest.parameters:,} numbers ({parts})"
+    return f"{whole}; {some}" if some else whole
+
+
+def _start(locked: locked_recipe.LockedRecipe) -> str:
+    start = locked.recipe.start
+    if start is None:
+        return "the seed"
+    held = "round 1 is held to it, unless this site has a rank of its own; later rounds start from all sites' work"
+    return f"what an earlier recipe trained: adapter {start}; {held}"
+
+
+def _rounds(locked: locked_recipe.LockedRecipe) -> str:
+    recipe = locked.recipe
+    passes = recipe.optimiser.local_epochs
+    often = "never validated" if not recipe.evaluation.every else f"validated every {_times(recipe.evaluation.every)}"
+    return (
+        f"{recipe.rounds} rounds of {passes} {'pass' if passes == 1 else 'passes'} over this site's training images, "
+        f"{often}, tested once at the end"
+    )
+
+
+def _times(every: int) -> str:
+    return "round" if every == 1 else f"{every} rounds"
+
+
+def _contract(locked: locked_recipe.LockedRecipe) -> str:
+    data = locked.recipe.data
+    height, width = data.input_size
+    how = "resized to" if data.fit == "resize" else "cut into pieces of"
+    return f"modality {data.modality}; {how} {height} x {width} pixels; intensity {data.intensity}"
+
+
+def _leaves(locked: locked_recipe.LockedRecipe) -> str:
+    left = factors.told(locked.manifest, locked.recipe.adapter.factors)
+    if not _plain(locked.recipe):
+        return f"{left}, and nothing else that is computed from training images: no loss, no count"
+    return f"{left}, how many training images they come from, and the metrics below"

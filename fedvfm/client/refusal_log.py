@@ -1,0 +1,114 @@
+"""What a site refused, told to its people on the console of ``client start``: a line in plain words, and what to do.
+
+The executor decides in a process of its own and notes every refusal in the audit log. Here its new lines are read, so
+that nobody has to look there to learn why his site takes no part. The same refusal is told once, until it changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedvfm.protocol import protocol
+from fedvfm.runtime import processes
+
+LOG = logging.getLogger(__name__)
+EVERY_S = 1.0
+
+_LOG = "the end of executor.log in the folder run/ of the state folder says which error it was"
+_POLICY = "fedvfm client review {recipe} --policy SITE.toml shows each rule; the coordinator is told this word alone"
+_MORE = "fedvfm client review {{recipe}} --policy SITE.toml says which; raise {}, or leave it at that"
+WORDS: dict[str, tuple[str, str]] = {
+    "adapter": ("the adapter that came does not fit this site's model", "install the release the coordinator has"),
+    "adapter-missing": (
+        "a difference came to an adapter that is not kept here",
+        "nothing; the coordinator sends the whole adapter next",
+    ),
+    "approval-pending": (
+        "no person here approved this recipe",
+        "fedvfm client review {recipe}, then fedvfm client approve {recipe}",
+    ),
+    "codec": ("this release does not know the recipe's codec", "install the release the coordinator has"),
+    "config": ("site.toml has a fault, or does not fit the recipe", "fedvfm doctor client SITE.toml names it"),
+    "data": ("an image or a label cannot be used", "fedvfm data check SITE.toml names it"),
+    "deadline": ("the work took longer than the round lasts", "a faster device, or ask for a longer round"),
+    "error": ("something broke that nobody thought of", _LOG),
+    "policy-adapter": ("the policy does not accept this kind of adapter", _POLICY),
+    "policy-backbone": ("the policy does not name this backbone and its sha256", _POLICY),
+    "policy-closed": ("it is outside policy.hours", "nothing; it goes on when the site is open"),
+    "policy-hours": ("the hours of computing are, or would be, more than policy.max_hours", _MORE.format("max_hours")),
+    "policy-message": ("the message asks for what the recipe does not say", "ask the coordinator what it sent"),
+    "policy-metrics": ("the policy does not let out a metric that the recipe wants", _POLICY),
+    "policy-parameters": ("more would be trained than policy.max_trainable_parameters", _POLICY),
+    "policy-privacy": ("the recipe's privacy is not what the policy asks for", _POLICY),
+    "policy-rounds": ("the rounds are, or would be, more than policy.max_rounds", _MORE.format("max_rounds")),
+    "policy-samples": ("there are fewer samples than the policy asks for", _POLICY),
+    "policy-split": (
+        "[privacy] or [split] of site.toml is another than when this recipe began here, so that patients who were "
+        "tested would be trained on",
+        "put the file back as it was: fedvfm doctor client SITE.toml names the values; or ask for another recipe",
+    ),
+    "policy-task": ("the policy does not accept this task", _POLICY),
+    "privacy-budget": ("the round would spend more privacy than this site's budget has left", _LOG),
+    "privacy-ledger": ("the privacy ledger cannot be charged, or the coordinator was put back to an older copy", _LOG),
+    "refused": ("the message cannot be read, or is none of ours", "both ends need one release: fedvfm doctor client"),
+    "storage": ("the disk takes nothing more", "free space; fedvfm doctor client SITE.toml"),
+    "training": ("the training went wrong; a loss that is not finite, or nothing moved", _LOG),
+    "weights": ("the backbone's weights are missing or not the recipe's", "fedvfm weights fetch; fedvfm doctor client"),
+}
+"""Word of a refusal -> why, and what helps. ``{recipe}`` is the beginning of the recipe's hash."""
+_OTHER = ("the installed release knows no more of it", _LOG)
+
+
+class Listener:
+    """Tells of refusals as they come into a site's audit log.
+
+    Args:
+        log: the audit log; what is in it already is not told.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._at = log.stat().st_size if log.exists() else 0
+        self._asked = ""
+        self._standing: dict[tuple[str, str], str] = {}
+
+    def look(self) -> None:
+        """Read what is new; what cannot be read now is read the next time."""
+        with contextlib.suppress(OSError):
+            if self._log.stat().st_size <= self._at:
+                return
+            with self._log.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+            whole = data.rfind(b"\n") + 1
+            self._at += whole
+            for line in data[:whole].splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    self._take(json.loads(line))
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        if entry["event"] == "received" and entry["kind"] in (*protocol.WORDS.values(), "unknown"):
+            self._asked = entry["kind"]
+        elif entry["event"] == "sent" and entry["kind"] == "refusal":
+            self._refused(str(entry.get("recipe", "")), str(entry["reason"]))
+        elif entry["event"] == "sent":
+            self._standing.pop((str(entry.get("recipe", "")), str(entry["kind"])), None)
+
+    def _refused(self, recipe: str, word: str) -> None:
+        told = {one for (of, _), one in self._standing.items() if of == recipe}
+        self._standing[recipe, self._asked] = word
+        if word not in told:
+            why, remedy = WORDS.get(word, _OTHER)
+            of = f" of recipe {recipe[:12]}" if recipe else ""
+            remedy = remedy.format(recipe=recipe[:12] or "HASH")
+            LOG.warning(f"refused: {self._asked}{of}: {word}, {why}. Remedy: {remedy}")
+
+
+def told(log: Path) -> contextlib.AbstractContextManager[None]:
+    """Tell of refusals while the block runs."""
+    return processes.repeated(Listener(log).look, EVERY_S, "fedvfm-refusals")

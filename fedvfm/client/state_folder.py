@@ -1,0 +1,237 @@
+"""The site's state folder, and how a site joins: look at the invite, decide, make the key here, write a request.
+
+The folder is its owner's alone (0700, files 0600) and never overwritten:
+
+    site.json                    site, federation, address        (written last: the folder is whole)
+    authority.pem                the federation's authority: what this site trusts
+    site.key site.pub            the site's key pair, made here; the private half never leaves
+    request.json                 to send back to the coordinator
+    recipes/<hash>.json          recipes this site was asked to take part in
+    approvals.jsonl audit.jsonl  hash-chained
+    splits/                      what the split into train, val and test follows from, of each recipe that began here
+    sent/                        the update that was sent last, of each recipe
+    adapters/                    final adapters that came, and what was decided of each
+    features/                    what the frozen blocks computed of images, while a recipe trains here
+    run/                         pid files, logs and secrets of the processes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedvfm import errors
+from fedvfm.audit import audit
+from fedvfm.config import schema
+from fedvfm.storage import storage
+from fedvfm.trust import approvals, certificates, invites, keys, locked_recipe, requests, signed_documents
+
+ABOUT = "site.json"
+REHEARSAL = "rehearsal-"
+"""How the folder of a rehearsal begins; it is gone afterwards unless that was killed."""
+MAX_SEEN = 1000
+"""Recipes that are kept; a coordinator that sends more fills no disk."""
+
+
+class About(schema.Strict):
+    """What ``site.json`` says."""
+
+    format: Literal["fedvfm-site-1"] = "fedvfm-site-1"
+    federation: invites.FederationName
+    address: certificates.Address
+    site: schema.SiteName
+    fingerprint: str
+    joined: signed_documents.Time
+
+
+@dataclass(frozen=True)
+class State:
+    """An opened state folder."""
+
+    folder: Path
+    about: About
+
+    @property
+    def authority(self) -> Path:
+        """The federation's authority: the only one trusted."""
+        return self.folder / "authority.pem"
+
+    @property
+    def key(self) -> Path:
+        """The site's private key, in the form a SuperNode reads."""
+        return self.folder / "site.key"
+
+    @property
+    def public_key(self) -> Path:
+        """Its public half."""
+        return self.folder / "site.pub"
+
+    @property
+    def request(self) -> Path:
+        """The request to send to the coordinator."""
+        return self.folder / "request.json"
+
+    @property
+    def sent(self) -> Path:
+        """Where the updates lie that were sent last."""
+        return self.folder / "sent"
+
+    @property
+    def features(self) -> Path:
+        """Where files lie of what the frozen blocks computed of this site's images; as sensitive as these."""
+        return self.folder / "features"
+
+    @property
+    def approvals(self) -> approvals.Approvals:
+        """Which recipes a person here approved."""
+        return approvals.Approvals(self.folder / "approvals.jsonl", self.about.site)
+
+    @property
+    def audit(self) -> audit.Audit:
+        """The audit log, to add to."""
+        return audit.Audit(self.folder / "audit.jsonl", self.about.site, "site")
+
+    def recipe_path(self, recipe: str) -> Path:
+        """A seen recipe's file."""
+        return self.folder / "recipes" / f"{recipe}.json"
+
+    def seen(self) -> list[str]:
+        """Hashes of the recipes this site was asked to take part in."""
+        return sorted(path.stem for path in (self.folder / "recipes").glob("*.json"))
+
+    def find(self, asked: str) -> locked_recipe.LockedRecipe:
+        """A seen recipe by its hash, or the first twelve letters or more of it.
+
+        Raises:
+            TrustError: if none or several are meant, or the file was changed.
+        """
+        word = asked.lower()
+        named = [known for known in self.seen() if known == word or (len(word) >= 12 and known.startswith(word))]
+        if len(named) != 1:
+            known = ", ".join(self.seen()) or "none"
+            raise errors.TrustError(
+                f"recipe '{signed_documents.shown(asked)[:80]}': is not one this site "
+                f"was asked to take part in: {known}"
+            )
+        locked = signed_documents.read(self.recipe_path(named[0]), locked_recipe.LockedRecipe, "locked recipe")
+        if locked.hash != named[0]:
+            raise errors.TrustError(f"{self.recipe_path(named[0])}: holds another recipe than its name says")
+        return locked
+
+    def remember(self, locked: locked_recipe.LockedRecipe) -> bool:
+        """Keep a recipe that arrived, so that a person can review it; whether it is new here.
+
+        Raises:
+            PolicyRefused: if too many were kept.
+        """
+        path = self.recipe_path(locked.hash)
+        if path.exists():
+            return False
+        if len(self.seen()) >= MAX_SEEN:
+            raise errors.PolicyRefused(
+                "policy-message", f"{MAX_SEEN} recipes were seen already; remove old ones from {path.parent}"
+            )
+        storage.write_text(path, signed_documents.to_text(locked))
+        self.audit.record("received", kind="recipe", recipe=locked.hash, bytes=path.stat().st_size)
+        return True
+
+
+def open_state(folder: Path) -> State:
+    """A state folder made by :func:`join`.
+
+    Raises:
+        TrustError: if it is none, or ``join`` did not finish.
+    """
+    path = folder / ABOUT
+    if not path.is_file():
+        raise errors.TrustError(
+            f"{folder}: is no site's state folder (no {ABOUT}). Name it with --state; if 'client join' was "
+            "interrupted, remove the folder and run it again with a new invite"
+        )
+    return State(folder, signed_documents.read(path, About, "site file"))
+
+
+def read_invite(path: Path, told: str) -> invites.Invite:
+    """An invite, checked against the fingerprint that came by another channel.
+
+    Raises:
+        TrustError: if anything about it is not as it should be.
+    """
+    found = signed_documents.read(path, invites.Invite, "invite")
+    invites.check(found, told, signed_documents.now())
+    return found
+
+
+def free(folder: Path) -> None:
+    """Check that a state folder can be made here, before a person is asked anything.
+
+    Raises:
+        OutputInUse: if it holds anything.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise errors.OutputInUse(
+            f"{folder} is not empty and is left as it is: one state folder a federation. Choose another --state"
+        )
+
+
+def join(folder: Path, invite: invites.Invite, approved: str, person: str | None = None) -> State:
+    """Make the site's key and state folder here, record the approval and write the request.
+
+    Args:
+        folder: must not exist or be empty.
+        invite: as :func:`read_invite` checked it.
+        approved: hash of the recipe that a person approved.
+        person: who did; default is the login name.
+
+    Raises:
+        TrustError: if that is another recipe than the invite's.
+        OutputInUse: if the folder holds anything.
+    """
+    if approved != invite.lock.hash:
+        raise errors.TrustError(
+            f"approved was {signed_documents.shown(approved)[:64]}, the invite's recipe is "
+            f"{invite.lock.hash}: another recipe "
+            "needs another approval"
+        )
+    free(folder)
+    storage.private_folder(folder)
+    now = signed_documents.now()
+    authority = certificates.read_pem(invite.authority, "the invite's certificate")
+    about = About(
+        federation=invite.federation,
+        address=invite.address,
+        site=invite.site,
+        fingerprint=certificates.fingerprint(authority),
+        joined=signed_documents.stamp(now),
+    )
+    made, key = State(folder, about), keys.make()
+    keys.write_private(made.key, key)
+    storage.write_text(made.public_key, keys.public_text(key) + "\n")
+    storage.write_text(made.authority, certificates.to_pem(authority))
+    made.remember(invite.lock)
+    made.recipe_path(invite.lock.hash).parent.chmod(0o700)
+    approve(made, invite.lock, person)
+    request = requests.make(invite, key, now)
+    signed_documents.write(made.request, request)
+    made.audit.record("sent", kind="request", recipe=request.recipe, bytes=made.request.stat().st_size)
+    signed_documents.write(folder / ABOUT, about)
+    return made
+
+
+def approve(where: State, locked: locked_recipe.LockedRecipe, person: str | None = None) -> dict[str, str]:
+    """Record that a person here approved a recipe."""
+    line = where.approvals.approve(locked.hash, person)
+    where.audit.record("decided", kind="approval", recipe=locked.hash, verdict="approved")
+    return line
+
+
+def withdraw(where: State, recipe: str, person: str | None = None) -> dict[str, str]:
+    """Record that an approval no longer stands.
+
+    Raises:
+        TrustError: if none stands.
+    """
+    line = where.approvals.withdraw(recipe, person)
+    where.audit.record("decided", kind="approval", recipe=recipe, verdict="withdrawn")
+    return line

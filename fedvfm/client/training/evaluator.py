@@ -1,0 +1,115 @@
+"""Evaluation of an adapter on one split of a site."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fedvfm import errors
+from fedvfm.client.training import site as sites
+from fedvfm.data import sample as samples
+from fedvfm.data import transforms
+from fedvfm.model import adapted_model, sliding_window
+from fedvfm.protocol import protocol
+from fedvfm.report import progress
+from fedvfm.state import state
+
+
+@torch.no_grad()
+def evaluate(
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    adapter: state.AdapterState,
+    task: protocol.Task,
+    deadline: float = math.inf,
+    on_step: progress.Step = progress.no_step,
+) -> protocol.Evaluation:
+    """Score ``adapter`` on a split: site values, and per-sample values only where the task asks for them.
+
+    ``deadline`` is a time of the monotonic clock.
+
+    Raises:
+        DataError: if a sample cannot be read.
+        DeadlinePassed: if it is over before the last sample.
+    """
+    model.write(adapter)
+    model.eval()
+    scores = model.task.scores(surface=task.surface)
+    chosen = site.split(task.split)
+    batch = sliding_window.batch_of(model)
+    for start in range(0, len(chosen), batch):
+        if time.monotonic() > deadline:
+            raise errors.DeadlinePassed(
+                f"site '{site.name}', {task.split} of round {task.round}: the time was over after {len(scores)} "
+                "samples. Ask the coordinator to raise round_timeout_s, or evaluate on a faster device"
+            )
+        shown = chosen[start : start + batch]
+        ready = [site.whole(model, sample) for sample in shown]
+        found = many(model, site, shown, ready, batch)
+        for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
+            model.task.score(scores, sample.id, values, prepared, sample.label)
+            on_step(number, len(chosen))
+    return protocol.Evaluation(
+        site=site.name,
+        round=task.round,
+        num_examples=len(scores),
+        metrics=scores.value() if len(scores) else {},
+        samples=scores.per_sample() if task.per_sample and len(scores) else {},
+        ids=tuple(scores.ids) if task.per_sample else (),
+    )
+
+
+def logits(
+    model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample, prepared: transforms.Prepared
+) -> Tensor:
+    """Logits of one sample's whole image, see :func:`many`.
+
+    Shapes: prepared.image (3, h, w) -> (K, h, w) in segmentation, (K,) in classification.
+    """
+    (found,) = many(model, site, [sample], [prepared], 1)
+    return found
+
+
+def many(
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    shown: Sequence[samples.Sample],
+    ready: Sequence[transforms.Prepared],
+    batch: int,
+) -> Iterator[Tensor]:
+    """Logits of samples' whole images, with what the site keeps of the frozen blocks.
+
+    Prompts, where the recipe asks for them, are those of what each window shows.
+
+    Args:
+        model: the model.
+        site: whose samples they are.
+        shown: the samples.
+        ready: the same, prepared.
+        batch: how many windows are computed at a time at most.
+
+    Yields: as :func:`fedvfm.model.sliding_window.many`.
+    """
+
+    def run(parts: Sequence[sliding_window.Window]) -> Tensor:
+        examples = [_tile(model, site, shown[part.number], ready[part.number], part) for part in parts]
+        result: Tensor = model(*sites.collate(examples, model)).float().cpu()
+        return result
+
+    return sliding_window.many(model, [one.image for one in ready], run, batch)
+
+
+def _tile(
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    sample: samples.Sample,
+    prepared: transforms.Prepared,
+    part: sliding_window.Window,
+) -> sites.Example:
+    rows, columns = (slice(at, at + side) for at, side in zip(part.corner, part.image.shape[1:], strict=True))
+    shown = None if prepared.mask is None else prepared.mask[rows, columns]
+    return site.tile(model, sample, part.image, part.corner, shown)

@@ -1,0 +1,302 @@
+"""A site: its name, its samples, its device, and what it keeps in memory between messages."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvfm import errors, seeding
+from fedvfm.backbones import base as backbones
+from fedvfm.client.gate import held_adapters
+from fedvfm.config import privacy, schema
+from fedvfm.data import augmentation, transforms
+from fedvfm.data import prompts as simulator
+from fedvfm.data import sample as samples
+from fedvfm.data.partition import virtual_hospitals
+from fedvfm.model import adapted_model, feature_cache, precision
+from fedvfm.privacy import records
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as the model takes it.
+
+    Attributes:
+        sample: which.
+        prepared: image (3, h, w) in [0, 1], mask and truth.
+        prefix: what the frozen blocks compute of it, with a batch axis of 1; None where it is not kept.
+        prompts: drawn from its mask; None where the recipe asks for none.
+        view: where it is augmented on the device; ``prepared`` is then what it was made from.
+    """
+
+    sample: samples.Sample
+    prepared: transforms.Prepared
+    prefix: backbones.Prefix | None
+    prompts: simulator.Simulated | None = None
+    view: augmentation.View | None = None
+
+
+@dataclass
+class Site:
+    """One hospital's node.
+
+    Attributes:
+        name: the site's name.
+        hospital: its samples.
+        device: where it computes.
+        rank: the LoRA rank it chose, or 0 for the recipe's.
+        cache: shared with the other virtual sites of this process.
+        ends: when its own terms end what it computes, by the monotonic clock; and with which word.
+        simulated: whether it is a virtual hospital: its privacy may be seeded, and protects nobody.
+        units: the public number that a private round is made from; 0 for as many as there are. See
+            :func:`fedvfm.privacy.events.counted`.
+        residuals: what coding its updates lost.
+    """
+
+    name: str
+    hospital: virtual_hospitals.Hospital
+    device: str = "cpu"
+    rank: int = 0
+    cache: feature_cache.FeatureCache = field(default_factory=feature_cache.FeatureCache)
+    ends: tuple[float, str] = (math.inf, "")
+    simulated: bool = False
+    units: int = 0
+    residuals: held_adapters.Residuals = field(default_factory=held_adapters.Residuals)
+
+    def recipe(self, recipe: schema.Recipe) -> schema.Recipe:
+        """The recipe with this site's own rank; alpha stays, so the scale follows.
+
+        Raises:
+            ConfigError: if the rank is over the recipe's.
+        """
+        return at_rank(recipe, self.rank, self.name)
+
+    def split(self, name: str) -> tuple[samples.Sample, ...]:
+        """The samples of a split: "train", "val" or "test"."""
+        splits = {"train": self.hospital.train, "val": self.hospital.val, "test": self.hospital.test}
+        if name not in splits:
+            raise errors.ProtocolError(f"split '{name}' is none of train, val, test")
+        return splits[name]
+
+    def example(
+        self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int, words: Sequence[str | int] = ()
+    ) -> Example:
+        """One training sample as ``model`` takes it.
+
+        Args:
+            model: decides contract, classes and how much of the backbone is frozen.
+            sample: which.
+            view: number of a fixed view, or -1 for an augmentation drawn afresh under ``words``.
+            words: key of the draw.
+        """
+        if view == -1 and augments_there(model):
+            base = self.whole(model, sample)
+            rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
+            made = augmentation.training_view(base, model.recipe.data, rng, model.device)
+            return Example(sample, base, None, view=made)
+        if view == -1:
+            fresh = self._augmented(model, sample, words)
+            return Example(sample, fresh, None, self._prompts(model, sample, fresh.mask, words))
+        # Arms of a run share the cache, and under a mechanism the same view is drawn otherwise.
+        key = (*_key(model, sample), self._word(model.recipe, sample), view)
+        prepared = self._kept((*key, "image"), lambda: self._augmented(model, sample, ("view", view)))
+        drawn = self._prompts(model, sample, prepared.mask, ("view", view))
+        return Example(sample, prepared, self._prefix(model, prepared.image), drawn)
+
+    def whole(self, model: adapted_model.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
+        """One sample for evaluation: the whole image, not augmented."""
+        return self._kept((*_key(model, sample), "image"), lambda: self._evaluated(model, sample))
+
+    def tile(
+        self,
+        model: adapted_model.AdaptedModel,
+        sample: samples.Sample,
+        image: transforms.Image,
+        corner: tuple[int, int],
+        mask: transforms.Mask | None = None,
+    ) -> Example:
+        """A window of an image in evaluation.
+
+        Shapes: image (3, h, w) and mask (h, w), cut from the whole ones at ``corner``; prompts are drawn from the mask.
+        """
+        prepared = transforms.Prepared(image, None, None, None)
+        return Example(
+            sample, prepared, self._prefix(model, image), self._prompts(model, sample, mask, ("tile", *corner))
+        )
+
+    def _prompts(
+        self,
+        model: adapted_model.AdaptedModel,
+        sample: samples.Sample,
+        mask: transforms.Mask | None,
+        words: Sequence[str | int],
+    ) -> simulator.Simulated | None:
+        """The same for a sample wherever and whenever it is asked for: arms and rounds see the same prompts."""
+        settings = model.recipe.task
+        if not settings.oracle:
+            return None
+        with self._naming(sample):
+            rng = seeding.stream(model.recipe.seed, "prompts", self._word(model.recipe, sample), *words)
+            return simulator.draw(mask, len(model.recipe.data.class_names), settings, rng)
+
+    def _kept(self, key: Hashable, make: Callable[[], transforms.Prepared]) -> transforms.Prepared:
+        return _unpack(self.cache.image(key, _image_bytes, lambda: _pack(make())))
+
+    @contextlib.contextmanager
+    def _naming(self, sample: samples.Sample) -> Iterator[None]:
+        """Say of a fault which site and sample it is; once, so nothing below says it too."""
+        try:
+            yield
+        except errors.DataError as error:
+            home = getattr(getattr(self.hospital, "source", None), "home", None)
+            name = home(sample) if home is not None else self.name  # of the site that pools all, whose sample it is
+            raise error.at(f"site '{name}', sample '{sample.id}'") from error
+
+    def _evaluated(self, model: adapted_model.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
+        contract, classes = model.recipe.data, len(model.recipe.data.class_names)
+        with self._naming(sample):
+            return transforms.prepare(self.hospital.read(sample), contract, classes, multiple=model.backbone.patch)
+
+    def _augmented(
+        self, model: adapted_model.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]
+    ) -> transforms.Prepared:
+        rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
+        return transforms.training_view(self.whole(model, sample), model.recipe.data, rng)
+
+    def _word(self, recipe: schema.Recipe, sample: samples.Sample) -> str:
+        """What draws for a sample are keyed by.
+
+        Under a mechanism it is a name that stays: a number shifts when a file is added, and one image more would give
+        every later one another view.
+        """
+        if recipe.privacy.mechanism == privacy.NO_MECHANISM:
+            return sample.id
+        return records.stable(sample, getattr(self.hospital, "source", None))[0]
+
+    def _prefix(self, model: adapted_model.AdaptedModel, image: transforms.Image) -> backbones.Prefix | None:
+        """Kept only where it saves work: some blocks are frozen and the cache may hold something."""
+        if model.frozen_blocks == 0 or not self.cache.enabled:
+            return None
+        stop, taps = model.frozen_blocks, tuple(tap for tap in model.taps if tap <= model.frozen_blocks)
+        recipe, backbone = model.recipe, model.backbone
+        # A backbone from scratch is told by its name, options and seed.
+        frozen = (backbone.sha256, backbone.config_sha256, recipe.backbone.model_dump_json(), recipe.seed)
+        seen = (recipe.data.mean, recipe.data.std, model.precision, self.device.partition(":")[0])
+
+        def compute() -> backbones.Prefix:
+            pixels = torch.from_numpy(transforms.normalise(image[None], recipe.data)).to(self.device)
+            dtype = torch.bfloat16 if model.precision == precision.BFLOAT16 else torch.float32
+            found = model.frozen_prefix(pixels)
+            taken = {tap: tokens.to(dtype) for tap, tokens in found.taken.items()}
+            hidden = taken[stop] if stop in taken else found.hidden.to(dtype)
+            return backbones.Prefix(found.stop, hidden, taken)
+
+        return self.cache.features(image, (*frozen, *seen, stop, taps), compute)
+
+
+def augments_there(model: adapted_model.AdaptedModel) -> bool:
+    """Whether images are augmented on the device: on a GPU, unless prompts must be drawn from the augmented mask."""
+    recipe = model.recipe
+    return model.device != "cpu" and not recipe.task.oracle and augmentation.known(recipe.data.augment)
+
+
+def at_rank(recipe: schema.Recipe, rank: int, site: str) -> schema.Recipe:
+    """The recipe with the rank a site chose (0: the recipe's); alpha stays, so the scale follows.
+
+    Raises:
+        ConfigError: if the rank is over the recipe's.
+    """
+    own = rank or recipe.adapter.rank
+    if own == recipe.adapter.rank or recipe.adapter.kind != "lora":
+        return recipe
+    if own > recipe.adapter.rank:
+        raise errors.ConfigError(f"site '{site}'", [f"rank {own} is over the recipe's {recipe.adapter.rank}"])
+    alpha = recipe.adapter.scale * recipe.adapter.rank
+    return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": own, "alpha": alpha})})
+
+
+def _key(model: adapted_model.AdaptedModel, sample: samples.Sample) -> tuple[Hashable, ...]:
+    return (sample.id, model.recipe.data, model.backbone.patch, model.recipe.seed)
+
+
+def _pack(prepared: transforms.Prepared) -> transforms.Prepared:
+    """A smaller form to keep: masks in a byte a pixel (there are at most 256 classes), grey images in one channel."""
+    mask, truth = (None if array is None else array.astype(np.uint8) for array in (prepared.mask, prepared.truth))
+    image = prepared.image
+    grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
+    kept = image[:1].copy() if grey else image
+    return transforms.Prepared(kept, mask, truth, prepared.spacing, prepared.part)  # type: ignore[arg-type]
+
+
+def _unpack(packed: transforms.Prepared) -> transforms.Prepared:
+    # A copy in the usual order: another memory layout would choose other kernels and so other last bits.
+    image = np.repeat(packed.image, 3, axis=0) if len(packed.image) == 1 else packed.image
+    mask, truth = (None if array is None else array.astype(np.int64) for array in (packed.mask, packed.truth))
+    return transforms.Prepared(image, mask, truth, packed.spacing, packed.part)
+
+
+def kept_bytes(prepared: transforms.Prepared) -> int:
+    """Bytes that a prepared image takes in the cache."""
+    return _image_bytes(_pack(prepared))
+
+
+def _image_bytes(prepared: transforms.Prepared) -> int:
+    arrays = (prepared.image, prepared.mask, prepared.truth)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def collate(
+    examples: Sequence[Example], model: adapted_model.AdaptedModel
+) -> tuple[Tensor, backbones.Prefix | None, tuple[backbones.Prompts, ...] | None]:
+    """What the model takes: normalised pixels (B, 3, h, w), the prefixes and the prompts joined along the batch axis.
+
+    Prefixes only if every example has one; prompts are one for each foreground class.
+    """
+    views = [example.view.image for example in examples if example.view is not None]
+    if views:
+        return augmentation.normalise(torch.stack(views), model.recipe.data), None, None
+    images = np.stack([example.prepared.image for example in examples])
+    pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
+    prompts = _joined_prompts([example.prompts for example in examples if example.prompts is not None], model.device)
+    prefixes = [example.prefix for example in examples if example.prefix is not None]
+    if len(prefixes) < len(examples):
+        return pixels, None, prompts
+    stop = prefixes[0].stop
+    taken = {tap: _joined([prefix.taken[tap] for prefix in prefixes], model.device) for tap in prefixes[0].taken}
+    hidden = taken[stop] if stop in taken else _joined([prefix.hidden for prefix in prefixes], model.device)
+    return pixels, backbones.Prefix(stop, hidden, taken), prompts
+
+
+def targets(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> Tensor:
+    """What each example's loss is computed against, on the device. Shapes: (B, h, w) in segmentation, (B,) else."""
+    made = []
+    for one in examples:
+        found = model.task.target(one.prepared, one.sample.label)
+        turned = one.view.mask if one.view is not None and found is one.prepared.mask else None
+        made.append(torch.as_tensor(found) if turned is None else turned)
+    return torch.stack(made).to(model.device)
+
+
+def _joined(parts: Sequence[Tensor], device: str) -> Tensor:
+    """One batch on the device, in float32. A copy: nothing that computes with it can change what is kept."""
+    return torch.cat(list(parts)).to(device).float()
+
+
+def _joined_prompts(drawn: Sequence[simulator.Simulated], device: str) -> tuple[backbones.Prompts, ...] | None:
+    if not drawn:
+        return None
+    boxes = [one.boxes for one in drawn if one.boxes is not None]
+    points = [one.points for one in drawn if one.points is not None]
+    joined: list[Tensor | None] = [
+        torch.from_numpy(np.stack(arrays)).to(device) if arrays else None
+        for arrays in (points, boxes, [one.present for one in drawn])
+    ]
+    number = len(drawn[0].present)
+    rows = [[None if whole is None else whole[:, index] for whole in joined] for index in range(number)]
+    return tuple(backbones.Prompts(own, None, box, present) for own, box, present in rows)

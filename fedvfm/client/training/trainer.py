@@ -1,0 +1,215 @@
+"""Local training: the global adapter in, this site's adapter out. The backbone never changes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedvfm import errors, seeding
+from fedvfm.client.training import dp_trainer, feed
+from fedvfm.client.training import site as sites
+from fedvfm.config import privacy, schema
+from fedvfm.data import sample as samples
+from fedvfm.model import adapted_model, device
+from fedvfm.privacy import base as mechanisms
+from fedvfm.privacy import table as mechanism_table
+from fedvfm.report import progress
+from fedvfm.state import state
+
+
+def train(
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    base: state.AdapterState,
+    round_number: int,
+    deadline: float = math.inf,
+    on_step: progress.Step = progress.no_step,
+) -> state.SiteUpdate:
+    """Train for the recipe's local epochs from ``base``.
+
+    The optimiser starts afresh; the learning rate follows the schedule over all rounds. Order, views and dropout depend
+    on seed, round and site name alone. ``deadline`` is a time of the monotonic clock.
+
+    Raises:
+        DeadlinePassed: if it is over before the last step.
+        TrainingError: if a loss is not finite, or the adapter did not move.
+    """
+    started = time.monotonic()
+    recipe, examples = model.recipe, site.split("train")
+    if not examples:
+        raise errors.DataError(f"site '{site.name}' has no training sample")
+    torch.manual_seed(seeding.torch_seed(recipe.seed, "train", round_number, site.name))
+    model.write(base)
+    model.train()
+    model.select(round_number)
+    optimiser = _optimiser(model, recipe.optimiser, round_number)
+    with _pace(model, site, optimiser, round_number) as pace:
+        total, loss_sum = pace.steps * recipe.rounds, 0.0
+        for step in range(pace.steps):
+            if time.monotonic() > deadline:
+                raise errors.DeadlinePassed(
+                    f"site '{site.name}', round {round_number}: the coordinator's time was over after step {step} of "
+                    f"{pace.steps}. Ask it to raise round_timeout_s, or train on a faster device"
+                )
+            _set_rates(optimiser, recipe.optimiser, ((round_number - 1) * pace.steps + step) / total)
+            loss_sum += pace.take()
+            if step == 0 and pace.part is not None:
+                _require_moved(model, base, site, round_number, 1)
+            on_step(step + 1, pace.steps)
+    after = _require_moved(model, base, site, round_number, pace.steps)
+    metrics = {"loss": loss_sum / pace.steps, "seconds": round(time.monotonic() - started, 3)}
+    update = state.SiteUpdate(
+        site.name,
+        after.select(model.trained(round_number)),
+        len(examples),
+        round_number - 1,
+        base.fingerprint,
+        metrics={**metrics, "steps": float(pace.steps)},
+    )
+    if recipe.privacy.mechanism == privacy.NO_MECHANISM:
+        return update
+    return mechanisms.bare(update) if pace.part is None else pace.part.on_update(update)
+
+
+def _require_moved(
+    model: adapted_model.AdaptedModel, base: state.AdapterState, site: sites.Site, round_number: int, steps: int
+) -> state.AdapterState:
+    """The adapter as it is now. Under a mechanism this is looked at after the first step, before more is spent."""
+    after = model.read()
+    if after.fingerprint == base.fingerprint:
+        raise errors.TrainingError(
+            f"site '{site.name}', round {round_number}: the adapter did not change in {steps} "
+            f"step{'s' * (steps != 1)}. Raise recipe.optimiser.learning_rate"
+        )
+    return after
+
+
+def trial(model: adapted_model.AdaptedModel, site: sites.Site, steps: int = 2) -> list[float]:
+    """Seconds of the first steps of round 1, reading and preparing the images included; nothing is kept of them.
+
+    The first step is slower than the others: files are opened and kernels chosen.
+
+    Raises:
+        DataError: if there is no training sample, or one cannot be used.
+        TrainingError: if a loss is not finite.
+    """
+    if not site.split("train"):
+        raise errors.DataError(f"site '{site.name}' has no training sample")
+    torch.manual_seed(seeding.torch_seed(model.recipe.seed, "train", 1, site.name))
+    model.write(model.initial())
+    model.train()
+    model.select(1)
+    taken = []
+    with _pace(model, site, _optimiser(model, model.recipe.optimiser, 1), 1, endless=True) as pace:
+        for _ in range(steps):
+            started = time.monotonic()
+            pace.take()
+            device.wait(model.device)
+            taken.append(time.monotonic() - started)
+    return taken
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The steps of a round.
+
+    Attributes:
+        steps: how many there are.
+        take: takes the next one; its loss, which under a mechanism is NaN and never leaves.
+        part: of the mechanism at the site, if there is one.
+    """
+
+    steps: int
+    take: Callable[[], float]
+    part: mechanisms.SitePart | None = None
+
+
+@contextlib.contextmanager
+def _pace(
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    optimiser: torch.optim.Optimizer,
+    round_number: int,
+    *,
+    endless: bool = False,
+) -> Iterator[Pace]:
+    """The plain steps, or those of the recipe's mechanism; ``endless`` ones go on for a trial, none of them empty."""
+    settings, examples = model.recipe.optimiser, site.split("train")
+    part = mechanism_table.get(model.recipe.privacy).site()
+    if part is not None:
+        with dp_trainer.opened(part, model, site, optimiser, round_number, full=endless) as steps:
+            yield Pace(steps.count, steps.take, part)
+        return
+    rounds = itertools.count() if endless else range(1)
+    batches = itertools.chain.from_iterable(_batches(model, site, examples, round_number) for _ in rounds)
+    count = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
+    with feed.ahead(batches, feed.helps(model, site)) as ready:
+        yield Pace(count, lambda: _step(model, optimiser, next(ready), site))
+
+
+def _optimiser(
+    model: adapted_model.AdaptedModel, settings: schema.OptimiserConfig, round_number: int
+) -> torch.optim.Optimizer:
+    parameters = model.trainable(round_number)
+    head_rate = settings.head_learning_rate or settings.learning_rate
+    groups = [
+        {"params": parameters["adapter"], "lr": settings.learning_rate, "base": settings.learning_rate},
+        {"params": parameters["head"], "lr": head_rate, "base": head_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
+
+def rate_factor(settings: schema.OptimiserConfig, share: float) -> float:
+    """Factor on the learning rate at ``share`` in [0, 1) of the whole run: linear warm-up, then the schedule."""
+    if share < settings.warmup:
+        return (share + 1e-3) / (settings.warmup + 1e-3)
+    done = (share - settings.warmup) / (1.0 - settings.warmup)
+    if settings.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return float((1.0 - done) ** 0.9) if settings.schedule == "poly" else 1.0
+
+
+def _set_rates(optimiser: torch.optim.Optimizer, settings: schema.OptimiserConfig, share: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = group["base"] * rate_factor(settings, share)
+
+
+def _batches(
+    model: adapted_model.AdaptedModel, site: sites.Site, examples: Sequence[samples.Sample], round_number: int
+) -> Iterator[list[sites.Example]]:
+    settings, views = model.recipe.optimiser, model.recipe.data.views
+    for epoch in range(settings.local_epochs):
+        order = seeding.stream(model.recipe.seed, "order", round_number, epoch, site.name).permutation(len(examples))
+        passed = (round_number - 1) * settings.local_epochs + epoch
+        view = passed % views if views else -1
+        for start in range(0, len(order), settings.batch_size):
+            chosen = [examples[index] for index in order[start : start + settings.batch_size]]
+            yield [site.example(model, sample, view, ("epoch", passed)) for sample in chosen]
+
+
+def _step(
+    model: adapted_model.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site
+) -> float:
+    loss: Tensor = model.task.loss(model(*sites.collate(batch, model)), sites.targets(batch, model))
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise errors.TrainingError(
+            f"site '{site.name}': the loss is {value}. Lower recipe.optimiser.learning_rate or check the images"
+        )
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if model.recipe.optimiser.clip_norm:
+        trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, model.recipe.optimiser.clip_norm)
+    optimiser.step()
+    return value

@@ -1,0 +1,1 @@
+"""What people write: recipes, experiments, site and server files, their forms and their hours."""

@@ -1,0 +1,1 @@
+"""Public data split into virtual hospitals: partitions, splits, scanners' appearance."""

@@ -1,0 +1,383 @@
+"""Virtual hospitals: a partition with a name, its split into train, val and test, and its scanner's appearance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import errors, registry, seeding
+from fedvfm.config import schema
+from fedvfm.data import defect
+from fedvfm.data import sample as data
+from fedvfm.data.partition import appearance as appearances
+from fedvfm.data.partition import partitioners
+from fedvfm.data.partition import splits as splitting
+
+POOLED = "pooled"
+RESERVED = (POOLED, "evaluation.json")
+"""Names no site may have: that of all sites together, and that of a file which stands where sites have folders."""
+
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+OPTIONS = {kind: ("strength",) if kind == "appearance" else () for kind in (*partitioners.NEEDS_SITES, "natural")}
+"""Options by kind; a registered kind checks its own."""
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """One virtual hospital.
+
+    Attributes:
+        name: the site's name.
+        source: where its pixels come from; several hospitals may share one.
+        train, val, test: disjoint in samples and, where known, in patients. ``val`` may be empty.
+        appearance: what its scanner does to every image, or None.
+        seed: the run's seed; noise of a sample is drawn from it, the site's name and the sample's id.
+        notes: what a reader of the results must know (classes that are missing, samples left out).
+    """
+
+    name: str
+    source: data.Source
+    train: tuple[data.Sample, ...]
+    val: tuple[data.Sample, ...]
+    test: tuple[data.Sample, ...]
+    appearance: appearances.Appearance | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, tuple[data.Sample, ...]]:
+        """The samples by the name of their split."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def read(self, sample: data.Sample) -> data.Pixels:
+        """Read one sample as this hospital's scanner shows it: the same bits every time.
+
+        Raises:
+            DataError: naming the file and the remedy.
+        """
+        pixels = self.source.read(sample)
+        if self.appearance is None:
+            return pixels
+        rng = seeding.stream(self.seed, self.name, sample.id, "appearance")
+        return dataclasses.replace(pixels, image=self.appearance.apply(pixels.image, rng))
+
+
+class Pooled:
+    """The source of all hospitals together; each sample is read through its own hospital's appearance."""
+
+    def __init__(self, hospitals: Sequence[Hospital]) -> None:
+        self._hospitals = tuple(hospitals)
+        self._home: dict[str, Hospital] = {}
+        for hospital in self._hospitals:
+            for one in _all(hospital):
+                other = self._home.setdefault(one.id, hospital)
+                if other is not hospital:
+                    raise defect.NAME_TWICE.error(
+                        f"sample '{one.id}' is at the sites '{other.name}' and '{hospital.name}'; ids must be unique"
+                    )
+
+    @property
+    def info(self) -> data.SourceInfo:
+        """That of the first hospital's source."""
+        return self._hospitals[0].source.info
+
+    def samples(self) -> Sequence[data.Sample]:
+        """The samples of every hospital, site by site."""
+        return tuple(one for hospital in self._hospitals for one in _all(hospital))
+
+    def home(self, sample: data.Sample) -> str:
+        """The name of a sample's own hospital."""
+        return self._home[sample.id].name
+
+    def read(self, sample: data.Sample) -> data.Pixels:
+        """Read a sample as its own hospital does.
+
+        Raises:
+            DataError: if no hospital has it, or its file is unreadable.
+        """
+        if sample.id not in self._home:
+            raise defect.NOT_FOUND.error(
+                f"sample '{sample.id}' is at none of the sites {', '.join(one.name for one in self._hospitals)}"
+            )
+        return self._home[sample.id].read(sample)
+
+
+def _all(hospital: Hospital) -> Iterable[data.Sample]:
+    return (one for split in hospital.splits.values() for one in split)
+
+
+def pooled(hospitals: Sequence[Hospital]) -> Hospital:
+    """One hospital named ``pooled`` with the splits of all, each sample still read through its own scanner.
+
+    Raises:
+        DataError: if there is no hospital, or two hold a sample of the same id.
+    """
+    if not hospitals:
+        raise defect.NO_SAMPLES.error("no hospitals to pool; the experiment needs at least one site")
+    joined = {
+        split: tuple(one for hospital in hospitals for one in hospital.splits[split]) for split in splitting.SPLITS
+    }
+    return Hospital(POOLED, Pooled(hospitals), joined["train"], joined["val"], joined["test"], seed=hospitals[0].seed)
+
+
+def faults(partition: schema.PartitionConfig) -> list[str]:
+    """What is wrong with a partition before any data is seen, one sentence each, for a configuration's joined list."""
+    if partition.kind not in partitioners.TABLE:
+        return ["partition.kind: " + partitioners.TABLE.fault(partition.kind)]
+    found = []
+    known = list(OPTIONS.get(partition.kind, partition.options))
+    for key in partition.options:
+        if key not in known:
+            names = f"{', '.join(known) or 'none'}{registry.nearest(key, known)}"
+            found.append(f"partition.options.{key}: unknown option of '{partition.kind}'; known: {names}")
+    if partition.kind == "appearance" and _strength(partition) is None:
+        found.append(
+            f"partition.options.strength = {partition.options['strength']!r}: a number from 0 (no shift) is needed"
+        )
+    if partition.kind in partitioners.NEEDS_SITES and partition.sites < 1:
+        found.append(f"partition.sites: set the number of virtual hospitals for partition kind '{partition.kind}'")
+    if partition.kind == "k-shot" and partition.shots < 1:
+        found.append("partition.shots: partition kind 'k-shot' needs the number of training samples a class")
+    if partition.val_share + partition.test_share >= 1.0:
+        total = partition.val_share + partition.test_share
+        found.append(
+            f"partition.val_share + partition.test_share = {total:g}: must stay below 1, or nothing is left to train on"
+        )
+    return found
+
+
+def _strength(partition: schema.PartitionConfig) -> float | None:
+    """How strong the scanners differ, 1 where not given; None where it is no usable number."""
+    given = partition.options.get("strength", 1.0)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+        return None
+    return float(given)
+
+
+def make_hospitals(source: data.Source, partition: schema.PartitionConfig, seed: int) -> list[Hospital]:
+    """Divide the samples of ``source`` into virtual hospitals, sorted by name. No pixels are read.
+
+    Natural sites keep their names; the others are called ``hospital-1`` and so on. Draws depend on the seed and the
+    site's name only.
+
+    Raises:
+        ConfigError: if the partition's settings are wrong.
+        PartitionError: if the samples cannot be divided so, or a site has nothing to train or test on.
+    """
+    wrong = faults(partition)
+    if wrong:
+        raise errors.ConfigError("partition", wrong)
+    chosen = _included(source, partition)
+    rows = _rows(chosen)
+    divide = partitioners.TABLE.get(partition.kind)
+    parts = divide(rows, partition.sites, seeding.stream(seed, "partition", partition.kind), partition)
+    names = _names(chosen, parts, partition)
+    _check_groups(chosen, parts, names)
+    made = [
+        _hospital(name, source, [chosen[i] for i in part], partition, seed)
+        for name, part in zip(names, parts, strict=True)
+    ]
+    _check_classes(made)
+    return sorted(made, key=lambda hospital: hospital.name)
+
+
+def _included(source: data.Source, partition: schema.PartitionConfig) -> list[data.Sample]:
+    """The samples of the sites in ``partition.include``, or all.
+
+    Raises:
+        PartitionError: for an empty source or unknown sites.
+    """
+    everything = list(source.samples())
+    if not everything:
+        raise errors.PartitionError(
+            f"data source '{source.info.name}' has no samples; check data.path", code=defect.NO_SAMPLES
+        )
+    strange = sorted({one.split for one in everything if one.split is not None} - set(splitting.SPLITS))
+    if strange:
+        raise errors.PartitionError(
+            f"data source '{source.info.name}': unknown split {', '.join(strange)}; known: "
+            f"{', '.join(splitting.SPLITS)}"
+        )
+    if not partition.include:
+        return everything
+    known = sorted({one.site for one in everything if one.site is not None})
+    wrong = [
+        f"partition.include: no site '{name}'; known: {', '.join(known) or 'none'}{registry.nearest(name, known)}"
+        for name in partition.include
+        if name not in known
+    ]
+    if wrong:
+        raise errors.PartitionError("\n".join(wrong))
+    return [one for one in everything if one.site in partition.include]
+
+
+def _rows(chosen: Sequence[data.Sample]) -> partitioners.Rows:
+    groups = np.array([splitting.group_of(one) for one in chosen])
+    labels = sites = None
+    if all(one.label is not None for one in chosen):
+        labels = np.array([one.label for one in chosen], dtype=np.int64)
+    if all(one.site is not None for one in chosen):
+        sites = np.array([one.site for one in chosen])
+    return partitioners.Rows(groups, labels, sites)
+
+
+def _check_groups(chosen: Sequence[data.Sample], parts: Sequence[NDArray[np.int64]], names: Sequence[str]) -> None:
+    """Refuse a sample or a patient at two sites: one would be trained on where the other is tested.
+
+    Raises:
+        PartitionError: naming the first such sample.
+    """
+    home: dict[str, str] = {}
+    for name, part in zip(names, parts, strict=True):
+        for i in part:
+            other = home.setdefault(splitting.group_of(chosen[i]), name)
+            if other != name:
+                raise errors.PartitionError(
+                    f"sample '{chosen[i].id}' at site '{name}' has its patient, or itself, at site '{other}' too; "
+                    "remove it from one, or divide by another partition kind than 'natural'"
+                )
+
+
+def _names(
+    chosen: Sequence[data.Sample], parts: Sequence[NDArray[np.int64]], partition: schema.PartitionConfig
+) -> list[str]:
+    """Site names: the natural ones, or numbers padded so that they sort.
+
+    Raises:
+        PartitionError: if a natural site's name cannot be used for files, or stands for something else.
+    """
+    if partition.kind != "natural":
+        return [f"hospital-{number:0{len(str(len(parts)))}d}" for number in range(1, len(parts) + 1)]
+    names = [str(chosen[int(part[0])].site) for part in parts]
+    wrong = [name for name in names if not SITE_NAME.fullmatch(name)]
+    if wrong:
+        raise errors.PartitionError(
+            f"site names {', '.join(repr(name) for name in wrong)}: allowed are up to 64 letters, digits, blanks, '.', "
+            "'_' and '-', a letter or digit first; rename them in the table of the data"
+        )
+    _check_clashes(names)
+    return names
+
+
+def _check_clashes(names: Sequence[str]) -> None:
+    """Refuse names that a run uses itself, and names that would share a folder where case does not count.
+
+    Raises:
+        PartitionError: naming them.
+    """
+    reserved = [name for name in names if name.casefold() in RESERVED]
+    if reserved:
+        raise errors.PartitionError(
+            f"site names {', '.join(repr(name) for name in reserved)}: reserved in a run; rename them in the table of "
+            "the data"
+        )
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise errors.PartitionError(
+                f"site names '{other}' and '{name}' differ in case alone, and folders are named after sites; rename "
+                "one in the table of the data, or join them"
+            )
+
+
+def _hospital(
+    name: str, source: data.Source, own: Sequence[data.Sample], partition: schema.PartitionConfig, seed: int
+) -> Hospital:
+    """Split one site's samples, apply the caps, draw its scanner.
+
+    Raises:
+        PartitionError: if the site has nothing to train or to test on.
+    """
+    if not own:
+        raise errors.PartitionError(f"site '{name}' has no samples; leave it out or ask for fewer sites")
+    splits = splitting.split(name, own, partition, seeding.stream(seed, name, "split"))
+    kept = splitting.cap(splits, partition, seeding.stream(seed, name, "caps"))
+    _check_needed(name, splits, kept)
+    look = None
+    if partition.kind == "appearance":
+        look = appearances.Appearance.draw(seeding.stream(seed, name, "scanner"), _strength(partition) or 0.0)
+    return Hospital(
+        name,
+        source,
+        kept["train"],
+        kept["val"],
+        kept["test"],
+        look,
+        seed,
+        tuple(_notes(name, source, own, kept, partition)),
+    )
+
+
+def _check_needed(
+    name: str, splits: Mapping[str, Sequence[data.Sample]], kept: Mapping[str, Sequence[data.Sample]]
+) -> None:
+    """Refuse a site with nothing to train or to test on.
+
+    Raises:
+        PartitionError: with the numbers.
+    """
+    for needed in ("train", "test"):
+        if not kept[needed]:
+            sizes = ", ".join(f"{len(splits[split])} {split}" for split in splitting.SPLITS)
+            raise errors.PartitionError(
+                f"site '{name}' has no {needed} sample: it has {sizes} before any cap (patients stay together); leave "
+                "it out, ask for fewer sites or bring more data"
+            )
+
+
+def _classes(members: Iterable[data.Sample]) -> set[int]:
+    return {one.label for one in members if one.label is not None}
+
+
+def _notes(
+    name: str,
+    source: data.Source,
+    own: Sequence[data.Sample],
+    kept: dict[str, tuple[data.Sample, ...]],
+    partition: schema.PartitionConfig,
+) -> list[str]:
+    """Sentences a reader of the results must know."""
+    notes = []
+    unused = len(own) - sum(map(len, kept.values()))
+    if unused:
+        why = f"{partition.shots} shots a class" if partition.kind == "k-shot" else "caps"
+        notes.append(f"site '{name}': {unused} of {len(own)} samples are not used ({why})")
+    if not kept["val"]:
+        notes.append(f"site '{name}': no validation sample")
+    classes = source.info.class_names
+    for split in ("train", "test"):
+        present = _classes(kept[split])
+        missing = [class_name for number, class_name in enumerate(classes) if number not in present]
+        if present and missing:
+            only = " (one class only)" if len(present) == 1 else ""
+            notes.append(f"site '{name}': no {split} sample of {', '.join(missing)}{only}")
+    return notes
+
+
+def _check_classes(made: Sequence[Hospital]) -> None:
+    """Refuse a classification in which no site, or not even all together, can learn to tell classes apart.
+
+    Raises:
+        PartitionError: naming the class and the remedy.
+    """
+    per_site = [_classes(hospital.train) for hospital in made]
+    present = set().union(*per_site)
+    if not present or any(len(classes) > 1 for classes in per_site):
+        return
+    names = made[0].source.info.class_names
+    if len(present) == 1:
+        raise errors.PartitionError(
+            f"all training samples are of one class ({names[present.pop()]}); there is nothing to tell apart, check "
+            "labels and sites"
+        )
+    raise errors.PartitionError(
+        f"each of the {len(made)} sites trains on one class only; raise partition.alpha, ask for fewer sites or bring "
+        "more data"
+    )

@@ -1,0 +1,1 @@
+"""Volumes and series: DICOM, NIfTI, NRRD, where their voxels lie."""

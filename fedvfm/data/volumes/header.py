@@ -1,0 +1,108 @@
+"""What a volume's files say of it before voxels are read: its grid, its slices, its kind, and where its parts are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedvfm.data.volumes import geometry
+
+Kind = Literal["nifti", "nrrd", "dicom"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where one stored slice of a DICOM volume is. Neither is ever shown: both may name a patient.
+
+    Attributes:
+        file: the DICOM file.
+        number: which frame of it, from 0.
+        uid: its SOP instance UID, which DICOM-SEG objects refer to.
+        slope, intercept: stored value to the file's units (rescale).
+        deflated: whether the file is packed as a whole.
+        bare: whether the file begins without the 128 bytes and "DICM" of PS3.10.
+        inverted: whether it shows small values bright (MONOCHROME1).
+        table: whether its Modality LUT is applied to the values.
+        padding: lowest and highest stored value that is no grey value but padding, or None.
+    """
+
+    file: Path = field(repr=False)
+    number: int = 0
+    uid: str = field(default="", repr=False)
+    slope: float = 1.0
+    intercept: float = 0.0
+    deflated: bool = False
+    bare: bool = False
+    inverted: bool = False
+    table: bool = False
+    padding: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Header:
+    """What a volume's files say of it before voxels are read.
+
+    Attributes:
+        path: the file, or the folder of a DICOM series.
+        kind: how it is stored.
+        stored: the grid in the file's own axes; DICOM: (column, row, slice), slices in the order of ``frames``.
+        slices: the canonical axis that crosses the slices as acquired (DICOM: those of the series; else the coarsest
+            axis where one is clearly coarser, or z).
+        modality: DICOM's code ("CT", "MR", ...), or empty.
+        channels: 1 grey, 3 colour.
+        moments: whether the slices are moments of one view (an ultrasound film), not places.
+        inverted: whether a frame shows small values bright (MONOCHROME1); its voxels are read the other way round.
+        frames: where DICOM's slices are, in the order of the stored third axis.
+        notes: what a reader should know, one sentence each, without text of the file.
+        among: whether other series lie in the same folder.
+        left: files of the folder that were left out, each with the reason.
+        thick: whether the file says how thick its slices are; else the third spacing of one slice is a guess.
+        hounsfield: whether the values of a CT are in Hounsfield units; None where the kind of file does not say.
+    """
+
+    path: Path = field(repr=False)
+    kind: Kind
+    stored: geometry.Grid
+    slices: int = 2
+    modality: str = ""
+    channels: int = 1
+    moments: bool = False
+    inverted: bool = False
+    frames: tuple[Frame, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+    among: bool = False
+    left: tuple[tuple[Path, str], ...] = field(default=(), repr=False)
+    thick: bool = True
+    hounsfield: bool | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Whether some values may be padding, which is no grey value."""
+        return any(frame.padding is not None for frame in self.frames)
+
+    @property
+    def grid(self) -> geometry.Grid:
+        """The grid in canonical axes, those of :attr:`Volume.voxels`."""
+        return self.stored.canonical()
+
+    def axis(self, plane: geometry.Plane) -> int:
+        """The canonical axis that slices of ``plane`` are cut across; pictures have one plane only."""
+        return self.slices if plane == "acquired" or not self.stored.placed else geometry.ACROSS[plane]
+
+    def count(self, plane: geometry.Plane) -> int:
+        """How many slices of ``plane`` there are."""
+        return self.grid.shape[self.axis(plane)]
+
+    def size(self, plane: geometry.Plane) -> tuple[int, int]:
+        """(rows, columns) of a slice of ``plane``."""
+        return geometry.in_plane(self.grid, self.axis(plane))[0]
+
+    def spacing(self, plane: geometry.Plane) -> tuple[float, float] | None:
+        """(row, column) size of a pixel of a slice in millimetres, or None where the file does not say."""
+        return geometry.in_plane(self.grid, self.axis(plane))[1] if self.stored.sized else None
+
+    def step(self, plane: geometry.Plane) -> float | None:
+        """Millimetres from slice to slice, or None where they are not places in a patient."""
+        known = self.stored.sized and self.stored.placed and not self.moments
+        return self.grid.spacing[self.axis(plane)] if known else None

@@ -1,0 +1,221 @@
+"""NIfTI through nibabel: headers, voxels or one slice of them, and label volumes written back."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import errors
+from fedvfm.data import defect
+from fedvfm.data.volumes import geometry
+from fedvfm.data.volumes import header as headers
+from fedvfm.storage import storage
+
+ENDINGS = (".nii", ".nii.gz")
+COARSER = 1.5
+WHOLE = (slice(None),) * 3
+UNITS = {"meter": 1000.0, "micron": 0.001}
+"""Units of length other than millimetres -> millimetres; where none is said, millimetres are meant."""
+GZIP_RATIO = 1032
+"""Deflate packs no better, so a file that claims more is damaged; asked before memory is taken."""
+NO_AFFINE = "neither sform nor qform is set, so its sides are a guess: left may be right"
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def _open(path: Path) -> Any:
+    """Open a file; the voxels are not read.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    from nibabel import filebasedimages, loadsave, nifti1, spatialimages  # only users of volumes pay for it
+
+    if not path.is_file():
+        raise defect.NOT_FOUND.error(f"{path}: no such file; check the path, or remove its row or partner")
+    try:
+        image = loadsave.load(path)
+    except (*_BROKEN, filebasedimages.ImageFileError, spatialimages.HeaderDataError) as error:
+        raise defect.UNREADABLE.error(f"{path}: unreadable NIfTI ({error}); copy the file again or remove it") from None
+    # Files of this ending may hold surfaces or matrices (CIFTI-2: .dscalar.nii, .dconn.nii, ...).
+    if not isinstance(image, nifti1.Nifti1Pair):
+        raise defect.ENDING.error(
+            f"{path}: no volume of voxels but {type(image).__name__}; take it out, or export a volume"
+        )
+    return image
+
+
+def read_header(path: Path) -> headers.Header:
+    """Geometry of a NIfTI file.
+
+    Raises:
+        DataError: if it is missing, damaged, or not one grey volume of two or three axes; also where its two affines
+            (qform and sform) turn the axes to different sides.
+    """
+    image = _open(path)
+    if image.get_data_dtype().fields is not None:
+        raise defect.CHANNELS.error(f"{path}: colour voxels; save one grey volume a channel")
+    if image.get_data_dtype().kind == "c":
+        raise defect.CHANNELS.error(f"{path}: complex voxels in two channels, real and imaginary; save the magnitude")
+    shape = tuple(int(side) for side in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise defect.FOUR_AXES.error(
+            f"{path}: axes {image.shape}; one volume of two or three axes is read, save each channel or time on its own"
+        )
+    _check_length(path, image)
+    affine = _scaled(np.asarray(image.affine, np.float64), _millimetres(image))
+    grid = geometry.Grid((shape[0], shape[1], shape[2] if len(shape) == 3 else 1), affine)
+    try:
+        notes = _affines(image, grid)
+        # Of two axes the header says the size of pixels alone.
+        return headers.Header(path, "nifti", grid, coarsest(grid), notes=notes, thick=len(shape) == 3)
+    except errors.DataError as error:
+        raise error.at(path) from None
+
+
+def _check_length(path: Path, image: Any) -> None:
+    """Refuse a file that cannot hold the voxels its header claims: reading would take the memory of all of them.
+
+    Raises:
+        DataError: with both sizes.
+    """
+    packed = path.name.lower().endswith(".gz")
+    have = path.stat().st_size * (GZIP_RATIO if packed else 1)
+    need = math.prod(int(side) for side in image.shape) * image.get_data_dtype().itemsize
+    if have < need:
+        raise defect.damaged(path, f"{path.stat().st_size} bytes for {need} bytes of voxels")
+
+
+def _millimetres(image: Any) -> float:
+    """Millimetres of the header's unit of length."""
+    known = image.header.get_xyzt_units() if hasattr(image.header, "get_xyzt_units") else ("mm", "sec")
+    return UNITS.get(known[0], 1.0)
+
+
+def _scaled(affine: geometry.Affine, factor: float) -> geometry.Affine:
+    """An affine to other units of length."""
+    return np.diag([factor, factor, factor, 1.0]) @ affine
+
+
+def _affines(image: Any, grid: geometry.Grid) -> tuple[str, ...]:
+    """What is to be said of the two affines where none is set, or both are and differ.
+
+    Raises:
+        DataError: if they turn the axes to different sides: one of them is wrong, and no one can tell which.
+    """
+    if not hasattr(image, "get_qform"):
+        return ()
+    quaternion, code = image.get_qform(coded=True)
+    sform_code = image.get_sform(coded=True)[1]
+    if code == 0 and sform_code == 0:
+        return (NO_AFFINE,)
+    if quaternion is None or code == 0 or sform_code == 0:
+        return ()
+    other = geometry.Grid(grid.shape, _scaled(np.asarray(quaternion, dtype=np.float64), _millimetres(image)))
+    if other.codes != grid.codes:
+        raise defect.NO_GEOMETRY.error(
+            f"its two affines disagree: the axes run to {grid.codes} by sform, to {other.codes} by qform; find out "
+            "which is right and set both to it"
+        )
+    if other.fits(grid):
+        return ()
+    return ("qform and sform differ in place or size; sform is taken",)
+
+
+def coarsest(grid: geometry.Grid) -> int:
+    """The canonical axis across which the slices were acquired.
+
+    The one with a single voxel, else the one that is clearly coarser than the other two, else z.
+    """
+    single = [axis for axis, side in enumerate(grid.canonical().shape) if side == 1]
+    if len(single) == 1:
+        return single[0]
+    sizes = grid.canonical().spacing
+    axis = int(np.argmax(sizes))
+    others = max(size for other, size in enumerate(sizes) if other != axis)
+    return axis if sizes[axis] >= COARSER * others else 2
+
+
+def read_voxels(header: headers.Header) -> NDArray[Any]:
+    """All voxels in stored axes, float32 or integers.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    return _part(header, WHOLE)
+
+
+def read_part(header: headers.Header, axis: int, index: int) -> NDArray[Any] | None:
+    """One slice across a stored axis, that axis kept with length 1; None where the file is packed as a whole.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    if header.path.name.lower().endswith(".gz"):
+        return None
+    return _part(header, tuple(slice(index, index + 1) if at == axis else slice(None) for at in range(3)))
+
+
+@np.errstate(over="ignore")  # what becomes infinite is refused as such
+def _part(header: headers.Header, part: tuple[slice, ...]) -> NDArray[Any]:
+    proxy = _open(header.path).dataobj
+    try:
+        scaled = (float(proxy.slope), float(proxy.inter)) != (1.0, 0.0) or proxy.dtype.kind == "f"
+        whole = proxy.reshape(header.stored.shape)
+        if part != WHOLE:
+            values = np.asanyarray(whole[part])
+        else:  # asking for float32 keeps scaled volumes from being unfolded in double precision
+            values = np.asarray(whole, dtype=np.float32) if scaled else np.asanyarray(whole)
+    except _BROKEN as error:
+        raise defect.damaged(header.path, error) from None
+    return values if values.dtype.kind in "iu" else np.asarray(values, dtype=np.float32)
+
+
+def write(path: Path, labels: NDArray[Any], like: headers.Header) -> None:
+    """Write labels in the axes of ``like.stored`` on its grid: small integers, no other text.
+
+    Raises:
+        DataError: for another shape, or an ending other than ``.nii`` and ``.nii.gz``.
+        StorageError: if the disk refuses.
+    """
+    from nibabel import nifti1
+
+    if not path.name.lower().endswith(ENDINGS):
+        raise defect.ENDING.error(f"{path}: a NIfTI file ends in {' or '.join(ENDINGS)}; choose such a name")
+    if labels.shape != like.stored.shape:
+        raise defect.MASK_SIZE.error(
+            f"{path}: labels {labels.shape} for an input of {like.stored.shape} voxels; put slices back with place_back"
+        )
+    kind = np.uint8 if labels.size == 0 or (labels.min() >= 0 and labels.max() <= 255) else np.int16
+    source = _open(like.path) if like.kind == "nifti" else None
+    # In the input's own units: programs that do not heed them must find both at one place, too.
+    affine = like.stored.affine if source is None else _scaled(like.stored.affine, 1.0 / _millimetres(source))
+    image = nifti1.Nifti1Image(np.ascontiguousarray(labels.astype(kind)), affine)
+    image.set_sform(affine, code=1)
+    # A quaternion cannot hold a sheared affine (a tilted gantry): better none than a wrong one.
+    image.set_qform(affine, code=1)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.set_qform(None, code=0)
+    image.header.set_xyzt_units("mm")
+    if source is not None:
+        _place_as(image, source)
+    content = image.to_bytes()
+    storage.write_bytes(path, gzip.compress(content, 6, mtime=0) if path.name.lower().endswith(".gz") else content)
+
+
+def _place_as(image: Any, source: Any) -> None:
+    """Give an image both affines of the input with their codes, so that every viewer takes the same one of both."""
+    if hasattr(source, "get_qform"):
+        sform, quaternion = source.get_sform(coded=True), source.get_qform(coded=True)
+        image.set_sform(sform[0], code=int(sform[1]))
+        image.set_qform(quaternion[0], code=int(quaternion[1]))
+        unit = source.header.get_xyzt_units()[0]
+        image.header.set_xyzt_units(unit if unit in UNITS else "mm")

@@ -1,0 +1,1 @@
+"""Flower's internals that this package needs, each held by a contract test."""

@@ -1,0 +1,70 @@
+"""Where Flower trusts more than we may, on the way in: who uses the Control API, and what a node may push.
+
+As :mod:`fedvfm.flower.runtime`, with which it shares the contract test. What stock Flower does without this stands in
+``docs/security/attacks.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from flwr.proto import fleet_pb2
+from flwr.supercore.inflatable import inflatable_object as trees
+
+PUSH_ROUTE, PULL_ROUTE = "/v1/fleet/push-messages", "/v1/fleet/pull-messages"
+REPLY_ROUTE, TASK_ROUTE = "/v1/runtime/pull-messages", "/v1/runtime/acquire-task"
+"""Where a coordinator asks its SuperLink for replies, and an executor its SuperNode for a task."""
+PART_BYTES = 5 * 1024 * 1024
+"""In pieces of this size Flower sends an array."""
+MAX_REPLY = 2 * 1024**3
+"""Bytes of a reply where nothing tighter is known."""
+
+
+def control_token(secret: bytes) -> str:
+    """What a caller of the Control API must show; whoever can read the SuperLink's secret can make it."""
+    return hmac.new(secret, b"fedvfm control", hashlib.sha256).hexdigest()
+
+
+class ShowToken:
+    """Adds the token to every request of a Control client."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._token = control_token(secret)
+
+    def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
+        """Add the header and go on."""
+        context.request.headers["authorization"] = f"Bearer {self._token}"
+        return call_next(context)
+
+
+def most_parts(reply_bytes: int) -> int:
+    """How many parts a reply of that many bytes may be announced in: its arrays' pieces, its records, and room."""
+    return 32 + -(-reply_bytes // PART_BYTES)
+
+
+def push_fault(body: bytes, most: int) -> int:
+    """0 for a push that speaks for its own node alone and in few enough parts, else the status of its refusal.
+
+    The SuperLink checks that a request comes from the node it names, not that the messages in it do: an approved node
+    could answer in another's name, or send the others instructions as if it were the coordinator.
+    """
+    try:
+        asked = fleet_pb2.PushMessagesRequest.FromString(body)
+    except Exception:  # whatever the parser says: it is no push
+        return 400
+    return request_fault(asked, most)
+
+
+def request_fault(asked: Any, most: int) -> int:
+    """As :func:`push_fault`, of a parsed request."""
+    for message in asked.messages_list:
+        about = message.metadata
+        own = about.src_node_id == asked.node.node_id and about.dst_node_id == 1
+        if not own or not about.reply_to_message_id:
+            return 403
+    count = sum(1 for tree in asked.message_object_trees for _ in trees.iterate_object_tree(tree))
+    return 413 if count > most else 0

@@ -1,0 +1,90 @@
+"""Flower's SuperNode, woken by events where Flower sleeps: loaded by a site's SuperNode process alone.
+
+As :mod:`fedvfm.flower.runtime`, with which it shares the contract test. Flower's loop sleeps 0.5 s between two looks
+for the executor's reply and its parts, 3 s after a question for messages that had none, and 1 s where a part of a
+message is not there yet; an executor asks for tasks again and again. Here a reply, its parts and a task ring, and who
+waits goes on at once. While nothing rings nothing is looked for more often than in Flower.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flwr.supercore.exit import add_exit_handler
+from flwr.supernode import main as nodes
+from flwr.supernode import start_client_internal as loops
+
+from fedvfm.flower import guards, long_poll
+
+PART_S = 0.05
+"""The first wait for a part that is under way; each further one is twice as long, up to Flower's own 10 s."""
+REPLIES, TASKS = "replies", "tasks"
+IDLE_S = 3.0
+"""How long Flower sleeps after a question for messages that had no answer."""
+RINGS = ("push-messages", "push-object", "push-task-output")
+"""What an executor says that its SuperNode waits for."""
+
+
+class WakefulTime:
+    """Flower's loop's ``time``: its sleeps end when a reply or a part of it is there.
+
+    A question for messages that was held for longer than the sleep after it is not followed by any.
+    """
+
+    def __init__(self, bell: long_poll.Bell) -> None:
+        self._bell, self._seen, self._asked = bell, 0, time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, at most so long."""
+        if seconds < IDLE_S:
+            self._seen = self._bell.sleep(REPLIES, self._seen, seconds)
+            return
+        time.sleep(max(0.0, self._asked + seconds - time.monotonic()))
+        self._asked = time.monotonic()
+
+
+def with_long_polls(make: Callable[..., Any], bell: long_poll.Bell) -> Callable[..., Any]:
+    """Flower's maker of the application that executors reach, of one that holds their questions for tasks."""
+
+    def made(*given: Any, **named: Any) -> long_poll.LongPoll:
+        held = {guards.TASK_ROUTE: long_poll.Held(lambda body: TASKS, asks_once=True)}
+        rings = {f"/v1/runtime/{name}": None for name in RINGS}
+        return long_poll.LongPoll(make(*given, **named), bell, held, rings, (REPLIES,))
+
+    return made
+
+
+def telling(pull: Callable[..., Any], bell: long_poll.Bell) -> Callable[..., Any]:
+    """Flower's fetching of a message's parts, after its task was made; the task rings when they are here."""
+
+    @functools.wraps(pull)
+    def pulled(*given: Any, **named: Any) -> Any:
+        try:
+            return pull(*given, initial_backoff=PART_S, **named)
+        finally:
+            bell.ring(TASKS)
+
+    return pulled
+
+
+def run_supernode() -> None:
+    """Be ``flower-supernode`` with this process's arguments."""
+    # The package's face holds a function of the same name.
+    program: Any = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    bell, loop, loaded = long_poll.Bell(), program.start_client_internal, vars(loops)
+    loaded["time"], loaded["pull_objects"] = WakefulTime(bell), telling(loaded["pull_objects"], bell)
+    nodes.create_app = with_long_polls(nodes.create_app, bell)
+
+    def begun(**named: Any) -> None:
+        add_exit_handler(bell.end)  # called before the application ends, which waits for held questions
+        loop(**named)
+
+    program.start_client_internal = begun
+    program.flower_supernode()

@@ -1,0 +1,238 @@
+"""The tasks of a SuperNode, for an executor of ours: each holds one message to answer.
+
+As :mod:`fedvfm.flower.runtime`, with which it shares the contract test; only a hospital's executor loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from flwr.app import Context, Message
+from flwr.common.constant import SubStatus
+from flwr.proto import message_pb2, runtime_pb2
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable import inflatable_utils as parts
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+
+from fedvfm.flower import runtime
+
+ASK_S = 0.5
+"""The longest pause between two questions for a part that is under way; so often a task behind it is asked for."""
+
+STALL_S = 60.0
+"""How long the next part of a message may be under way, of at most 5 MiB, where another task waits."""
+
+FIRST_ASK_S = 0.02
+"""The first wait for a part that is under way; each further one is twice as long, up to ``ASK_S``."""
+
+HOLD_S = 10.0
+"""How long a question for a task may be held by a SuperNode that has none."""
+
+HELD_S = 20.0
+"""How long a task that was taken ahead stays ours; a SuperNode offers it again 30 s after it was taken."""
+
+
+@dataclass
+class ClientTask:
+    """One message of a SuperNode's, and the way to answer it.
+
+    Attributes:
+        lost: set where the SuperNode gave the task up.
+    """
+
+    message: Message
+    context: Context
+    lost: threading.Event
+    _client: RuntimeHttpClient
+    _sender: HeartbeatSender
+
+    def answer(self, reply: Message) -> None:
+        """Hand the reply to the SuperNode, which sends it.
+
+        Raises:
+            EngineError: if the SuperNode is gone or gave the task up.
+        """
+        from flwr.supernode.runtime import run_clientapp
+
+        with runtime.reached("the SuperNode"):
+            run_clientapp.push_message(self._client, reply, self.context)
+            self._client.PushTaskOutput(runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
+
+    def close(self) -> None:
+        """End the heartbeat and the connection."""
+        if self._sender.is_running:
+            self._sender.stop()
+        self._client.close()
+
+
+class _Dead(parts.ObjectPullError):
+    """A message whose missing parts never come."""
+
+
+class _Offer(NamedTuple):
+    """A task that is ours ``until`` (monotonic clock) with no heartbeat; ``made`` by the SuperNode's clock, in text."""
+
+    made: str
+    token: str
+    until: float
+
+
+class _Waiting:
+    """A client of one task that asks for what is not there yet until that can be said to come no more.
+
+    A SuperNode offers a message while its parts are under way. Where its run ends meanwhile they never come, nobody is
+    told, and Flower asks for them for over an hour, in which the site answers nobody.
+
+    Args:
+        client: of the task.
+        over: given since when nothing came: what to raise where a part is missing still.
+        stop: ends the waiting.
+    """
+
+    def __init__(
+        self,
+        client: RuntimeHttpClient,
+        over: Callable[[float], type[parts.ObjectPullError] | None],
+        stop: threading.Event,
+    ) -> None:
+        self._client, self._over, self._stop, self._came = client, over, stop, time.monotonic()
+        self._message = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PullMessages(self, request: Any) -> Any:  # noqa: N802 - Flower's name
+        """Ask for the message: its task is there a moment before it."""
+        answer = self._until(lambda: self._client.PullMessages(request), lambda got: bool(got.messages_list), "message")
+        self._message = answer.message_object_trees[0].object_id
+        return answer
+
+    def PullObject(self, request: Any) -> Any:  # noqa: N802 - Flower's name
+        """Ask for a part."""
+        answer = self._until(
+            lambda: self._client.PullObject(request),
+            lambda got: got.object_available or not got.object_found,
+            request.object_id,
+        )
+        self._came = time.monotonic()
+        return answer
+
+    def _until(self, ask: Callable[[], Any], there: Callable[[Any], bool], what: str) -> Any:
+        over, pause = None, FIRST_ASK_S
+        while not there(answer := ask()):  # once more after it was judged: what came until then is not lost
+            if over is not None:
+                raise over(what, "no part comes any more")
+            over = self._over(self._came)
+            if over is None and self._stop.wait(pause):
+                raise parts.ObjectPullError(what, "stopped")
+            pause = min(2 * pause, ASK_S)
+        return answer
+
+    def bury(self) -> None:
+        """End the task without a word to the coordinator, whose run is over.
+
+        Else the SuperNode puts an error in place of the reply and sends that where the next message's reply is due,
+        which then stays with it until one more message comes.
+        """
+        if self._message:
+            self._client.ConfirmMessageReceived(
+                message_pb2.ConfirmMessageReceivedRequest(message_object_id=self._message)
+            )
+        details = "the parts of its message never came"
+        self._client.PushTaskOutput(runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details))
+
+
+class NodeTasks:
+    """The tasks of one SuperNode on loopback, for an executor of ours. The bundle it hands over is never opened.
+
+    Args:
+        link: the SuperNode's address and secret; its loopback port has no TLS.
+        stop: ends all waiting.
+    """
+
+    def __init__(self, link: runtime.Link, stop: threading.Event) -> None:
+        runtime.go_direct_to_loopback()
+        self._link, self._stop = link, stop
+        self._finder = runtime.executor(link, insecure=True)
+        self._patient = runtime.executor(link, insecure=True, hold_s=HOLD_S)
+        self._lock, self._asked = threading.Lock(), float("-inf")
+        self._held: list[_Offer] = []
+
+    def take(self) -> ClientTask | None:
+        """The next task, or None where there is none.
+
+        Raises:
+            EngineError: if the SuperNode is gone or refuses.
+        """
+        with runtime.reached("the SuperNode"):
+            while (offer := self._oldest()) is not None:
+                task = self._open(offer)
+                if task is not None:
+                    return task
+        return None
+
+    def _oldest(self) -> _Offer | None:
+        with self._lock:
+            self._held = [offer for offer in self._held if offer.until > time.monotonic()]
+            if not self._held:
+                self._take_ahead(self._patient)
+            return self._held.pop(0) if self._held else None
+
+    def _take_ahead(self, finder: RuntimeHttpClient) -> None:
+        answer = finder.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        if answer.token:
+            offer = _Offer(answer.task.pending_at, answer.token, time.monotonic() + HELD_S)
+            self._held = sorted([*self._held, offer])
+
+    def _over(self, made: str, came: float) -> type[parts.ObjectPullError] | None:
+        """What to raise for a message that is not whole: a SuperNode does one after the other, so none with a later."""
+        with self._lock:
+            now = time.monotonic()
+            self._held = [offer for offer in self._held if offer.until > now]
+            if now >= self._asked + ASK_S:
+                self._asked = now
+                self._take_ahead(self._finder)
+            if any(offer.made > made for offer in self._held):
+                return _Dead
+            return parts.ObjectPullError if self._held and now > came + STALL_S else None
+
+    def _open(self, offer: _Offer) -> ClientTask | None:
+        from flwr.supernode.runtime import run_clientapp
+
+        with contextlib.ExitStack() as held:
+            client = RuntimeHttpClient.from_server_address(
+                self._link.address,
+                True,
+                None,
+                [
+                    RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+                    RuntimeTokenHttpInterceptor(offer.token),
+                ],
+                retry_invoker=runtime.patient(self._stop, 20.0),
+            )
+            held.callback(client.close)
+            lost = threading.Event()
+            sender = runtime.beating(client, lost)
+            sender.start()
+            held.callback(sender.stop)
+            waiting: Any = _Waiting(client, functools.partial(self._over, offer.made), self._stop)
+            try:
+                message, context, _, _ = run_clientapp.pull_task_input(waiting)
+            except _Dead:
+                waiting.bury()
+                return None
+            held.pop_all()
+            return ClientTask(message, context, lost, client, sender)
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._finder.close()
+        self._patient.close()

@@ -1,0 +1,1 @@
+"""The privacy ledger of a site: what was charged, receipts, reconciliation."""

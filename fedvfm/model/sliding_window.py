@@ -1,0 +1,206 @@
+"""Logits of a whole image: in one piece, or in overlapping windows.
+
+Evaluation, the report's pictures and prediction all compute them here, so that what was scored is what is delivered.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvfm.data import transforms
+from fedvfm.model import adapted_model
+
+WHOLE = 1.6
+OVERLAP = 1 / 9
+SIGMA = 0.25
+LEAST = 1e-3
+
+BATCH = 8
+"""Windows computed at a time on a GPU, at least: they need no gradients, so more fit than in training."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image, or all of it.
+
+    Attributes:
+        number: of the image.
+        image: its pixels. Shapes: (3, h, w).
+        corner: its upper left corner in the image.
+    """
+
+    number: int
+    image: transforms.Image
+    corner: tuple[int, int]
+
+
+Run = Callable[[Sequence[Window]], Tensor]
+"""Windows of one shape -> logits (B, K, h, w) or (B, K) as float32 on the CPU."""
+
+
+def logits(model: adapted_model.AdaptedModel, image: transforms.Image, run: Run) -> Tensor:
+    """Logits of a whole prepared image.
+
+    Shapes: image (3, h, w) -> (K, h, w) in segmentation, (K,) in classification.
+    """
+    (found,) = many(model, [image], run, 1)
+    return found
+
+
+def batch_of(model: adapted_model.AdaptedModel) -> int:
+    """How many windows are computed at a time: one on a CPU, where more are hardly quicker and change the last bits."""
+    return 1 if model.device == "cpu" else max(BATCH, model.recipe.optimiser.batch_size)
+
+
+@torch.no_grad()
+def many(
+    model: adapted_model.AdaptedModel, images: Sequence[transforms.Image], run: Run, batch: int
+) -> Iterator[Tensor]:
+    """Logits of prepared images, one after the other: windows of the training size where one is much larger than that.
+
+    In segmentation windows overlap and their middles count most; in classification each window counts the same.
+
+    Args:
+        model: the model.
+        images: prepared. Shapes: (3, h, w) each, not all of one size.
+        run: computes windows.
+        batch: how many of them at a time at most; fewer where the memory of a GPU holds no more.
+
+    Yields: in the order of the images. Shapes: (K, h, w) in segmentation, (K,) in classification.
+
+    Raises:
+        OutOfMemoryError: if not even one window fits.
+    """
+    size = model.recipe.data.input_size
+    joined = [_Joined(len(model.recipe.data.class_names), image.shape[1:], size) for image in images]
+    waiting: list[Window] = []
+    done = 0
+    for number, (image, whole) in enumerate(zip(images, joined, strict=True)):
+        for corner in whole.corners:
+            window = Window(number, whole.cut(image, corner), corner)
+            if waiting and waiting[0].image.shape != window.image.shape:
+                _compute(waiting, run, joined)
+                waiting = []
+            waiting.append(window)
+            if len(waiting) == batch:
+                _compute(waiting, run, joined)
+                waiting = []
+        ready = waiting[0].number if waiting else number + 1
+        for whole in joined[done:ready]:
+            yield whole.result()
+        done = ready
+    if waiting:
+        _compute(waiting, run, joined)
+    for whole in joined[done:]:
+        yield whole.result()
+
+
+def _compute(windows: Sequence[Window], run: Run, joined: Sequence[_Joined]) -> None:
+    """Compute windows and add them to their images; in halves where they do not fit together."""
+    try:
+        found = run(windows)
+    except torch.OutOfMemoryError:
+        if len(windows) == 1:
+            raise
+        half = len(windows) // 2
+        _compute(windows[:half], run, joined)
+        _compute(windows[half:], run, joined)
+        return
+    for window, piece in zip(windows, found, strict=True):
+        joined[window.number].add(piece, window.corner)
+
+
+class _Joined:
+    """An image's windows, and what is known of its logits.
+
+    Args:
+        classes: how many.
+        whole: height and width of the image.
+        size: of a window in training.
+    """
+
+    def __init__(self, classes: int, whole: Sequence[int], size: Sequence[int]) -> None:
+        self._classes, self._whole = classes, tuple(whole)
+        single = all(side <= WHOLE * trained for side, trained in zip(whole, size, strict=True))
+        self._window = self._whole if single else tuple(min(pair) for pair in zip(size, whole, strict=True))
+        self.corners = [(0, 0)] if single else _corners(self._whole, self._window)
+        self._total: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._votes: list[Tensor] = []
+
+    def cut(self, image: transforms.Image, corner: tuple[int, int]) -> transforms.Image:
+        """A window's pixels. Shapes: (3, H, W) -> (3, h, w)."""
+        rows, columns = self._at(corner)
+        return image[:, rows, columns]
+
+    def add(self, piece: Tensor, corner: tuple[int, int]) -> None:
+        """Take the logits of one window, in the order of the corners. Shapes: (K, h, w) or (K,)."""
+        if piece.ndim == 1 or self._window == self._whole:
+            self._votes.append(piece)
+            return
+        if self._total is None or self._weights is None:
+            self._total, self._weights = torch.zeros(self._classes, *self._whole), torch.zeros(self._whole)
+        weight, (rows, columns) = _importance(self._window), self._at(corner)
+        self._total[:, rows, columns] += piece * weight
+        self._weights[rows, columns] += weight
+
+    def result(self) -> Tensor:
+        """Logits of the whole image, once all windows are there; what was held for them is let go."""
+        votes, total, weights = self._votes, self._total, self._weights
+        self._votes, self._total, self._weights = [], None, None
+        if total is not None and weights is not None:
+            return total / weights
+        return votes[0] if len(self.corners) == 1 else torch.stack(votes).mean(dim=0)
+
+    def _at(self, corner: tuple[int, int]) -> tuple[slice, slice]:
+        rows, columns = (slice(start, start + side) for start, side in zip(corner, self._window, strict=True))
+        return rows, columns
+
+
+def tiling(model: adapted_model.AdaptedModel, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """Size and number of the windows in which an image of ``size`` (height, width) is run."""
+    window = model.recipe.data.input_size
+    if size[0] <= WHOLE * window[0] and size[1] <= WHOLE * window[1]:
+        return size, 1
+    window = (min(window[0], size[0]), min(window[1], size[1]))
+    return window, len(_corners(size, window))
+
+
+def alone(model: adapted_model.AdaptedModel) -> Run:
+    """The run of images that are seen once: nothing is kept of them."""
+
+    def run(windows: Sequence[Window]) -> Tensor:
+        images = np.stack([window.image for window in windows])
+        pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
+        result: Tensor = model(pixels).float().cpu()
+        return result
+
+    return run
+
+
+def _corners(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]]:
+    """Upper left corners of windows that cover the image with ``OVERLAP``."""
+    starts = []
+    for side, part in zip(size, window, strict=True):
+        step = max(1, round(part * (1 - OVERLAP)))
+        starts.append([min(start, side - part) for start in range(0, side - part + step, step)])
+    return [(top, left) for top in dict.fromkeys(starts[0]) for left in dict.fromkeys(starts[1])]
+
+
+@functools.lru_cache(maxsize=4)
+def _importance(window: tuple[int, ...]) -> Tensor:
+    """Gaussian weight of a window's pixels, as MONAI's ``compute_importance_map``: its middle counts most.
+
+    Shapes: (h, w). Its standard deviation is ``SIGMA`` of each side, its least value ``LEAST``.
+    """
+    lines = []
+    for side in window:
+        offset = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
+        lines.append(torch.exp(offset**2 / (-2 * (SIGMA * side) ** 2)))
+    return (lines[0][:, None] * lines[1]).clamp(min=LEAST)

@@ -1,0 +1,548 @@
+"""Flower records <-> our values. Every record key and message type stands here and nowhere else.
+
+A message carries the whole resolved recipe (about 2 KB): a site needs no memory of earlier messages to check it.
+Replies carry the round and the base fingerprint they answer, so that a stale one is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.protocol import codecs, wire
+from fedvfm.state import factors, state
+from fedvfm.storage import hash_chain
+
+VERSION = 1
+MAX_RECIPE = 200_000
+
+HANDSHAKE = "query.handshake"
+TRAIN = "train"
+EVALUATE = "evaluate"
+WORDS = {HANDSHAKE: "handshake", TRAIN: "train", EVALUATE: "evaluate"}
+"""What both ends' logs call a kind of message."""
+
+_ADAPTER = "adapter"
+_HEADER = "fedvfm"
+_LAYOUT = "layout"
+_METRICS = "metrics"
+_SAMPLES = "samples"
+_IDS = "ids"
+_AUDIT = "audit"
+_MARK = "mark"
+_LEDGER = "ledger"
+_CODEC, _BASE, _TARGET = "codec", "base", "fingerprint"
+
+# The keys that a header may have, by kind of message; there is no other.
+_TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
+_TASK |= {_CODEC, _BASE, _TARGET}
+_HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
+_HELLO |= {"rank", "precision", _CODEC}
+_UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", _CODEC])
+_EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
+
+_REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
+
+# Error codes of a site's typed refusals; the reason is one of these words and never free text.
+ERROR_CODES = {"error": 1001, "data": 1002, "weights": 1003, "training": 1004, "refused": 1005, "config": 1006}
+ERROR_CODES |= {"deadline": 1007, "adapter": 1008, "storage": 1009}
+# A difference came to an adapter that the site does not hold: it is sent the whole one; a codec it does not know.
+MISSING = "adapter-missing"
+ERROR_CODES |= {MISSING: 1010, "codec": 1011}
+# What a site's person in charge or policy does not accept.
+ERROR_CODES |= {
+    "approval-pending": 1020,
+    "policy-adapter": 1021,
+    "policy-backbone": 1022,
+    "policy-hours": 1023,
+    "policy-message": 1024,
+    "policy-metrics": 1025,
+    "policy-parameters": 1026,
+    "policy-privacy": 1027,
+    "policy-rounds": 1028,
+    "policy-samples": 1029,
+    "policy-split": 1034,
+    "policy-task": 1030,
+    "policy-closed": 1031,
+    # Its privacy budget does not hold the round, or is none; its privacy ledger cannot be charged.
+    "privacy-budget": 1032,
+    "privacy-ledger": 1033,
+}
+# What the coordinator itself puts in place of an answer that it waits for no more.
+ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
+# ... and of one whose privacy ledger is shorter than it was in this recipe.
+LEDGER_WENT_BACK = "ledger-went-back"
+ERROR_CODES[LEDGER_WENT_BACK] = 1053
+
+# What the coordinator's Grid puts in place of a reply that cannot be read, or is larger than any asked for.
+ERROR_CODES |= {"malformed": 1040, "oversized": 1041}
+
+ACCEPTANCE = ("accepted", "declined", "pending")
+"""What a site says of the final adapter once it has scored it: its policy takes it, does not, or a person decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the server asks of a site in one message.
+
+    Attributes:
+        recipe: the resolved recipe.
+        round: the round asked for (0 in the handshake).
+        state: the adapter to start from or to evaluate; None in the handshake.
+        split: "val" or "test" (evaluate only).
+        surface: whether the slow surface metrics are wanted (evaluate only).
+        per_sample: whether per-sample values may be answered (simulation only).
+        final: this is the adapter the federation ends with, for the site to keep (evaluate of "test" only).
+    """
+
+    recipe: schema.Recipe
+    round: int = 0
+    state: state.AdapterState | None = None
+    split: str = ""
+    surface: bool = False
+    per_sample: bool = False
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A site's answer to the handshake; the two hashes name the backbone's weights and its settings.
+
+    ``precision`` is what the site computes in: one of :data:`fedvfm.config.schema.COMPUTED_IN`.
+    ``codec`` is the one that it will send and take, the recipe's: it agrees to it by name.
+    """
+
+    site: str
+    backbone_sha256: str
+    manifest_fingerprint: str
+    rank: int
+    examples: Mapping[str, int]
+    backbone_config_sha256: str = ""
+    precision: str = schema.COMPUTED_IN[0]
+    codec: str = codecs.PLAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A site's answer to an evaluate message: site values, and per-sample values where asked for.
+
+    ``acceptance`` is one of :data:`ACCEPTANCE` where the adapter was the final one and the site has terms, else empty.
+    """
+
+    site: str
+    round: int
+    num_examples: int
+    metrics: Mapping[str, float]
+    samples: Mapping[str, list[float]] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
+    acceptance: str = ""
+
+
+_STYPE = "numpy.ndarray"
+
+
+def _pack(values: state.AdapterState) -> tuple[str, ArrayRecord]:
+    layout, data = wire.pack(values)
+    return layout, ArrayRecord({_ADAPTER: Array("float32", (values.parameters,), _STYPE, data)})
+
+
+def _unpack(layout: Any, record: ArrayRecord) -> state.AdapterState:
+    if set(record) != {_ADAPTER} or record[_ADAPTER].stype != _STYPE:
+        raise ValueError("no adapter")
+    return wire.unpack(layout, record[_ADAPTER].data)
+
+
+def _pack_difference(difference: codecs.Difference) -> tuple[dict[str, Any], ArrayRecord]:
+    header = {_CODEC: difference.codec, _LAYOUT: wire.layout_of(difference.shapes)}
+    return header, ArrayRecord({_ADAPTER: Array("uint8", (len(difference.data),), _STYPE, difference.data)})
+
+
+def _unpack_difference(header: Mapping[str, Any], base: str, target: str, record: ArrayRecord) -> codecs.Difference:
+    codec = wire.text(header[_CODEC], 64)
+    if set(record) != {_ADAPTER} or record[_ADAPTER].stype != _STYPE or codec not in codecs.TABLE:
+        raise ValueError("no difference")
+    return codecs.Difference(codec, base, target, wire.shapes_of(header[_LAYOUT]), record[_ADAPTER].data)
+
+
+def _header(content: RecordDict, keys: frozenset[str], *records: str) -> Mapping[str, Any]:
+    """The header of a message with these keys and, beside a mark, these records: what is not known is refused.
+
+    Raises:
+        ProtocolError: if it is of another version, or holds more.
+    """
+    header: Mapping[str, Any] | None = content.config_records.get(_HEADER)
+    if header is None or header.get("protocol") != VERSION:
+        found = None if header is None else repr(header.get("protocol"))[:20]
+        raise errors.ProtocolError(
+            f"message of protocol version {found}; this is version {VERSION}. Install the same fedvfm at both ends"
+        )
+    extra = len(set(content) - {_HEADER, _AUDIT, *records}) + len(set(header) - keys)
+    if extra:
+        raise errors.ProtocolError(f"message holds {extra} records or keys that are not of the known form")
+    _marks(content)
+    return header
+
+
+def _marks(content: RecordDict) -> dict[str, hash_chain.Mark]:
+    if _AUDIT not in content:
+        return {}
+    record = content.config_records.get(_AUDIT)
+    if record is None or not {_MARK} <= set(record) <= {_MARK, _LEDGER}:
+        return {_MARK: _parse_mark(None)}  # which says what is wrong
+    return {key: _parse_mark(text) for key, text in record.items()}
+
+
+def _parse_mark(text: Any) -> hash_chain.Mark:
+    try:
+        return hash_chain.Mark.parse(text)
+    except ValueError:
+        raise errors.ProtocolError("the mark of the sender's audit log is not of the known form") from None
+
+
+def find_mark(message: Message) -> hash_chain.Mark | None:
+    """Length and head of the sender's audit log as a message carries them; None in simulation, which has no log.
+
+    Raises:
+        ProtocolError: if what it carries is no mark.
+    """
+    if not message.has_error():
+        return _marks(message.content).get(_MARK) if message.has_content() else None
+    found = _REASON.fullmatch(message.error.reason or "")
+    return _parse_mark(found[2]) if found is not None and found[2] else None
+
+
+def find_ledger(message: Message) -> hash_chain.Mark | None:
+    """Length and head of the sender's privacy ledger, as an update that was charged and a private greeting carry them.
+
+    Raises:
+        ProtocolError: if what it carries is no mark.
+    """
+    return _marks(message.content).get(_LEDGER) if message.has_content() else None
+
+
+def put_mark(message: Message, mark: hash_chain.Mark, ledger: hash_chain.Mark | None = None) -> None:
+    """Let a message carry the mark of its sender's audit log, and of its privacy ledger, in place of one it has.
+
+    The records themselves are not touched: they may be shared with other messages, or kept to be sent again.
+    """
+    if message.has_error():
+        message.error = Error(message.error.code, f"{error_word(message)} {mark}")
+    else:
+        marks = {_MARK: str(mark)} | ({} if ledger is None else {_LEDGER: str(ledger)})
+        message.content = RecordDict({**message.content, _AUDIT: ConfigRecord({**marks})})
+
+
+def digest(content: RecordDict) -> str:
+    """sha256 of a message's records but for the marks; the same at both ends, so that their logs can be compared."""
+    total = hashlib.sha256()
+    for name in sorted(set(content) - {_AUDIT}):
+        record = content[name]
+        total.update(f"{type(record).__name__} {name!r} {len(record)}\n".encode())
+        for key in sorted(record):
+            value: Any = record[key]
+            array = isinstance(value, Array)
+            data = value.data if array else repr(value).encode()
+            about = (value.dtype, tuple(value.shape), value.stype) if array else ()
+            total.update(f"{key!r} {about!r} {len(data)}\n".encode())
+            total.update(data)
+    return total.hexdigest()
+
+
+Held = Callable[[str], state.AdapterState | None]
+"""The adapter of a fingerprint, where this end holds it."""
+
+
+def _nothing(fingerprint: str) -> None:
+    return None
+
+
+def encode_task(task: Task, difference: codecs.Difference | None = None) -> RecordDict:
+    """The records of a server's message.
+
+    Args:
+        task: what is asked.
+        difference: travels in place of the adapter, to a site that holds its base.
+    """
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "recipe": task.recipe.model_dump_json(),
+        "recipe_hash": task.recipe.hash,
+        "round": task.round,
+        "split": task.split,
+        "surface": task.surface,
+        "per_sample": task.per_sample,
+        "final": task.final,
+    }
+    content = RecordDict()
+    if difference is not None:
+        coded, content[_ADAPTER] = _pack_difference(difference)
+        header |= {**coded, _BASE: difference.base, _TARGET: difference.target}
+    elif task.state is not None:
+        header[_LAYOUT], content[_ADAPTER] = _pack(task.state)
+    content[_HEADER] = ConfigRecord(header)
+    return content
+
+
+def _adapter(header: Mapping[str, Any], recipe: schema.Recipe, arrays: ArrayRecord, held: Held) -> state.AdapterState:
+    """The adapter of a server's message: whole, or by its difference to one that is held here.
+
+    Raises:
+        AdapterMissing: if it is not held.
+    """
+    if _CODEC not in header:
+        return _unpack(header[_LAYOUT], arrays)
+    names = wire.text(header[_BASE], 64), wire.text(header[_TARGET], 64)
+    difference = _unpack_difference(header, *names, arrays)
+    if difference.codec != recipe.codec:
+        raise ValueError("another codec than the recipe's")
+    base = held(difference.base)
+    if base is None:
+        raise errors.AdapterMissing("the message holds a difference to an adapter that is not held here")
+    adapter = factors.completed(codecs.decode(difference, base), base)
+    if adapter.fingerprint != difference.target:
+        raise errors.AdapterMissing("the difference does not lead to the adapter that the message names")
+    return adapter
+
+
+def decode_task(content: RecordDict, held: Held = _nothing) -> Task:
+    """The inverse of :func:`encode_task`, at the site.
+
+    Args:
+        content: the records.
+        held: adapters that came before; a difference is to one of them.
+
+    Raises:
+        ProtocolError: if the recipe is not the one its hash names, or a record is missing.
+        AdapterMissing: if a difference is to an adapter that is not held.
+        ConfigError: if the recipe has faults.
+    """
+    header = _header(content, _TASK, _ADAPTER)
+    try:
+        values = json.loads(wire.text(header["recipe"], MAX_RECIPE))
+        recipe = schema.parse(schema.Recipe, values, "recipe from the server")
+        arrays = content.array_records.get(_ADAPTER)
+        task = Task(
+            recipe=recipe,
+            round=wire.whole(header["round"]),
+            state=None if arrays is None else _adapter(header, recipe, arrays, held),
+            split=wire.text(header["split"], 10),
+            surface=wire.flag(header["surface"]),
+            per_sample=wire.flag(header["per_sample"]),
+            final=wire.flag(header["final"]),
+        )
+        if task.final and (task.state is None or task.split != "test"):
+            raise ValueError("a final adapter comes with the test")
+    except wire.FAULTS as error:
+        raise errors.ProtocolError(
+            f"message from the server is not of the known form ({type(error).__name__})"
+        ) from None
+    if recipe.hash != header.get("recipe_hash"):
+        raise errors.ProtocolError("the recipe is not the one its hash names")
+    return task
+
+
+def encode_hello(hello: Hello) -> RecordDict:
+    """The records of a handshake reply."""
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "site": hello.site,
+        "backbone_sha256": hello.backbone_sha256,
+        "backbone_config_sha256": hello.backbone_config_sha256,
+        "manifest_fingerprint": hello.manifest_fingerprint,
+        "rank": hello.rank,
+        "precision": hello.precision,
+    }
+    if hello.codec != codecs.PLAIN:  # a coordinator of an earlier release knows no such key, and asks for no other
+        header[_CODEC] = hello.codec
+    return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
+
+
+def decode_hello(content: RecordDict) -> Hello:
+    """The inverse of :func:`encode_hello`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content, _HELLO, _METRICS)
+    try:
+        return Hello(
+            site=wire.text(header["site"]),
+            backbone_sha256=wire.text(header["backbone_sha256"]),
+            backbone_config_sha256=wire.text(header["backbone_config_sha256"]),
+            manifest_fingerprint=wire.text(header["manifest_fingerprint"]),
+            rank=wire.rank(header["rank"]),
+            examples=wire.counts(content.metric_records[_METRICS]),
+            precision=_word(header["precision"], schema.COMPUTED_IN),
+            codec=wire.text(header.get(_CODEC, codecs.PLAIN), 64),
+        )
+    except wire.FAULTS as error:
+        raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None
+
+
+def encode_update(update: state.SiteUpdate, difference: codecs.Difference | None = None) -> RecordDict:
+    """The records of a train reply.
+
+    Args:
+        update: what was trained.
+        difference: travels in place of its arrays.
+    """
+    if difference is None:
+        layout, arrays = _pack(update.state)
+        coded: dict[str, Any] = {_LAYOUT: layout}
+    else:
+        coded, arrays = _pack_difference(difference)
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "site": update.site,
+        "round": update.base_round + 1,
+        "base_fingerprint": update.base_fingerprint,
+        **coded,
+    }
+    return RecordDict({_HEADER: ConfigRecord(header), _METRICS: _train_metrics(update), _ADAPTER: arrays})
+
+
+def _train_metrics(update: state.SiteUpdate) -> MetricRecord:
+    metrics: dict[str, Any] = {"num_examples": update.num_examples, **update.metrics}
+    return MetricRecord(metrics)
+
+
+def with_metrics(content: RecordDict, update: state.SiteUpdate) -> RecordDict:
+    """A train reply with the example count and metrics of ``update``; its arrays travel as they are."""
+    return RecordDict({**content, _METRICS: _train_metrics(update)})
+
+
+def base_of(content: RecordDict) -> str:
+    """Fingerprint of the adapter that a train reply holds a difference to; empty where it holds whole arrays.
+
+    Raises:
+        ProtocolError: if it is no train reply.
+    """
+    header = _header(content, _UPDATE, _METRICS, _ADAPTER)
+    return str(header.get("base_fingerprint", ""))[:64] if _CODEC in header else ""
+
+
+def decode_update(
+    content: RecordDict, base: state.AdapterState | None = None, codec: str | None = None
+) -> state.SiteUpdate:
+    """The inverse of :func:`encode_update`.
+
+    Args:
+        content: the records.
+        base: the adapter that training started from, whole; a difference is added to it.
+        codec: the one that both ends agreed to; None where any will do.
+
+    Raises:
+        ProtocolError: if it is not of that form, of another codec, or a difference to another adapter.
+    """
+    header = _header(content, _UPDATE, _METRICS, _ADAPTER)
+    try:
+        if codec is not None and header.get(_CODEC, codecs.PLAIN) != codec:
+            raise ValueError("another codec than the recipe's")
+        metrics = dict(content.metric_records[_METRICS])
+        name = wire.text(header["base_fingerprint"])
+        return state.SiteUpdate(
+            site=wire.text(header["site"]),
+            state=_trained(header, name, content.array_records[_ADAPTER], base),
+            num_examples=wire.whole(metrics.pop("num_examples")),
+            base_round=wire.whole(header["round"]) - 1,
+            base_fingerprint=name,
+            metrics=wire.reals(metrics),
+        )
+    except wire.FAULTS as error:
+        raise errors.ProtocolError(f"train reply is not of the known form ({type(error).__name__})") from None
+
+
+def _trained(
+    header: Mapping[str, Any], name: str, arrays: ArrayRecord, base: state.AdapterState | None
+) -> state.AdapterState:
+    if _CODEC not in header:
+        return _unpack(header[_LAYOUT], arrays)
+    difference = _unpack_difference(header, name, "", arrays)
+    if base is None or base.fingerprint != name:
+        raise ValueError("a difference to an adapter that is not at hand")
+    return codecs.decode(difference, base)
+
+
+def encode_evaluation(evaluation: Evaluation) -> RecordDict:
+    """The records of an evaluate reply."""
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "site": evaluation.site,
+        "round": evaluation.round,
+        "acceptance": evaluation.acceptance,
+        _IDS: list(evaluation.ids),
+    }
+    metrics: dict[str, Any] = {"num_examples": evaluation.num_examples, **evaluation.metrics}
+    content = RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(metrics)})
+    if evaluation.samples:
+        content[_SAMPLES] = MetricRecord(
+            {name: [float(v) for v in values] for name, values in evaluation.samples.items()}
+        )
+    return content
+
+
+def decode_evaluation(content: RecordDict) -> Evaluation:
+    """The inverse of :func:`encode_evaluation`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content, _EVALUATION, _METRICS, _SAMPLES)
+    try:
+        metrics = dict(content.metric_records[_METRICS])
+        samples: Mapping[str, Any] = content.metric_records[_SAMPLES] if _SAMPLES in content else {}
+        return Evaluation(
+            site=wire.text(header["site"]),
+            round=wire.whole(header["round"]),
+            num_examples=wire.count(metrics.pop("num_examples")),
+            metrics=wire.reals(metrics),
+            samples=wire.columns(samples),
+            ids=wire.texts(header[_IDS]),
+            acceptance=_word(header["acceptance"], ("", *ACCEPTANCE)),
+        )
+    except wire.FAULTS as error:
+        raise errors.ProtocolError(f"evaluate reply is not of the known form ({type(error).__name__})") from None
+
+
+def _word(value: Any, known: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError("word")
+    return value
+
+
+def refusal(error: Exception) -> Error:
+    """A typed error for the coordinator: a code and a word. Never the exception's text: it may name patients."""
+    kinds = {
+        errors.DataError: "data",
+        errors.WeightsError: "weights",
+        errors.DeadlinePassed: "deadline",
+        errors.AdapterMissing: MISSING,
+        errors.TrainingError: "training",
+        errors.ProtocolError: "refused",
+        errors.ConfigError: "config",
+        errors.CheckpointError: "adapter",
+        errors.StorageError: "storage",
+    }
+    word = next((word for kind, word in kinds.items() if isinstance(error, kind)), "error")
+    if isinstance(error, errors.PolicyRefused) and error.reason in ERROR_CODES:
+        word = error.reason
+    return Error(code=ERROR_CODES[word], reason=word)
+
+
+def in_place_of_answer(word: str, asked: Message) -> Message:
+    """What stands for the answer of a site that is gone or takes no part: a word of the coordinator's own."""
+    return Message(Error(code=ERROR_CODES[word], reason=word), reply_to=asked)
+
+
+def error_word(message: Message) -> str:
+    """The word of a typed error reply, or "unknown" for any other text."""
+    found = _REASON.fullmatch(message.error.reason or "")
+    return found[1] if found is not None and found[1] in ERROR_CODES else "unknown"

@@ -1,0 +1,1 @@
+"""Processes, their health and their logs, the machine's capacity, optional parts."""

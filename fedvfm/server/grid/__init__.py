@@ -1,0 +1,1 @@
+"""Flower's grid, with retries, roster and liveness."""

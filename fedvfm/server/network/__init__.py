@@ -1,0 +1,1 @@
+"""The public side of the server: proxy, nginx, SuperLink, refused requests."""

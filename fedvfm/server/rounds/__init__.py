@@ -1,0 +1,1 @@
+"""Rounds of a federation: cohort, messages, admission, aggregation, journal."""

@@ -1,0 +1,52 @@
+"""Which sites are asked in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedvfm import errors, seeding
+from fedvfm.config import schema
+
+
+def faults(sites: int, server: schema.ServerConfig) -> list[str]:
+    """What of ``cohort`` and ``quorum`` cannot be with this many sites that train, one sentence a fault."""
+    found = []
+    number = "1 site" if sites == 1 else f"{sites} sites"
+    if server.cohort > sites:
+        found.append(f"server.cohort = {server.cohort}: {number} can train; give at most {sites}, or 0 for all")
+    asked = min(server.cohort or sites, sites)
+    if server.quorum > asked:
+        why = f"a round asks {asked} of {number}" if asked < sites else f"{number} can train"
+        found.append(f"server.quorum = {server.quorum}: {why}; give at most {asked}, or 0 for all that are asked")
+    return found
+
+
+def choose(sites: Sequence[str], server: schema.ServerConfig, seed: int, round_number: int) -> list[str]:
+    """The cohort of a round, sorted by name: all sites, or a seeded sample of ``server.cohort``."""
+    ordered = sorted(sites)
+    if server.cohort in (0, len(ordered)):
+        return ordered
+    rng = seeding.stream(seed, "cohort", round_number)
+    return sorted(str(name) for name in rng.choice(ordered, size=server.cohort, replace=False))
+
+
+def quorum(asked: int, server: schema.ServerConfig) -> int:
+    """The least number of sites that must be admitted: ``server.quorum``, or all that were asked."""
+    return server.quorum or asked
+
+
+def require(
+    admitted: Sequence[str], asked: Sequence[str], server: schema.ServerConfig, round_number: int, why: str
+) -> None:
+    """Check the quorum.
+
+    Raises:
+        QuorumMissed: with who answered and why the others did not.
+    """
+    needed = quorum(len(asked), server)
+    if len(admitted) < needed:
+        raise errors.QuorumMissed(
+            f"round {round_number}: {len(admitted)} of {len(asked)} sites were admitted, the quorum "
+            f"is {needed} ({why}). "
+            "Mend the sites or lower server.quorum"
+        )

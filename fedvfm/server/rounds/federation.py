@@ -1,0 +1,521 @@
+"""The federation: our own round loop on a Flower Grid.
+
+handshake -> (configure -> train -> admit -> aggregate -> checkpoint -> evaluate -> journal) x rounds -> test.
+Between rounds whoever steers may take it off the loop, change the sites or the last round, and put it on again.
+
+Flower's own ``Strategy.start`` cannot resume, uses every connected node and admits anything; this loop does what it
+does not. NumPy only, never torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedvfm import errors
+from fedvfm.aggregators import base
+from fedvfm.aggregators import table as rules
+from fedvfm.config import schema
+from fedvfm.flower import internals
+from fedvfm.privacy import base as mechanisms
+from fedvfm.privacy import statements
+from fedvfm.protocol import protocol
+from fedvfm.report import progress
+from fedvfm.server.rounds import (
+    admission,
+    aggregation,
+    broadcast,
+    cohort,
+    dp_aggregation,
+    handshake,
+    journal,
+    messaging,
+    server_optimiser,
+    update_store,
+)
+from fedvfm.state import checkpoint, factors, state
+from fedvfm.storage import hash_chain, storage
+from fedvfm.trust import locked_recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One federation to run: what, who, where its state lies.
+
+    Attributes:
+        name: shown in progress ("federated", "local-only/north", ...).
+        locked: recipe, manifest and initial adapter.
+        folder: journal, checkpoints and evaluation of this federation.
+        train_sites: sites that train.
+        test_sites: sites that test the final adapter.
+        server: quorum, cohort size, deadline.
+        per_sample: ask sites for per-sample test values (simulation only).
+        test_best: also test the adapter of the best validation round.
+        durable: an admitted update is on disk before it counts, and none is asked for twice.
+        last: the last round, where it is to end before the recipe's; 0 for the recipe's.
+        least_tests: how many sites must test the final adapter; 0 for all.
+        simulated: whether noise that this server adds for privacy comes from the seed (simulation only).
+        machine: what each line of the journal states of how all sites compute (simulation only).
+    """
+
+    name: str
+    locked: locked_recipe.LockedRecipe
+    folder: Path
+    train_sites: tuple[str, ...]
+    test_sites: tuple[str, ...]
+    server: schema.ServerConfig
+    per_sample: bool = False
+    test_best: bool = False
+    primary: str = "dice"
+    durable: bool = False
+    last: int = 0
+    least_tests: int = 0
+    simulated: bool = False
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        """Number of the last round."""
+        return min(self.last or self.locked.recipe.rounds, self.locked.recipe.rounds)
+
+
+def _stay(number: int) -> bool:
+    return False
+
+
+class Federation:
+    """Runs one Job on a Grid; everything it knows between rounds is on disk.
+
+    Args:
+        job: what to run.
+        grid: Flower's Grid; any engine's.
+        observer: told about rounds and replies.
+
+    Raises:
+        ConfigError: if the recipe asks for a privacy that is not to be had here.
+    """
+
+    def __init__(self, job: Job, grid: Grid, observer: progress.Observer = progress.silent) -> None:
+        self.job, self.observer = job, observer
+        self.asker = messaging.Asker(grid, job.server.round_timeout_s)
+        self.recipe = job.locked.recipe
+        self.rule: base.Aggregator = rules.make(self.recipe.aggregation)
+        self.checkpoints = job.folder / "checkpoints"
+        self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
+        self._kept: dict[str, state.Array] = {}
+        self._broadcast = broadcast.Broadcast(self.recipe.codec, job.locked.manifest)
+        self._same_as: dict[str, str] = {}
+        # A Grid whose sites compute in processes of their own knows what all of them take.
+        self._peak_mib: Callable[[], float] = getattr(grid, "peak_mib", journal.peak_mib)
+        self._private = dp_aggregation.of(job.locked, self.rule, job.folder, simulated=job.simulated)
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The file whose presence says that this federation is finished."""
+        return self.job.folder / "evaluation.json"
+
+    def run(self, members: Mapping[str, handshake.Member] | None = None, leave: Callable[[int], bool] = _stay) -> bool:
+        """Run or resume to the end, or until told to leave between two rounds.
+
+        Args:
+            members: the sites as a handshake found them; None to hold one now.
+            leave: asked before each round, and before the final test, with the number of the round that would come;
+                True to leave with what is done.
+
+        Returns: whether it is finished.
+
+        Raises:
+            ConfigError: if cohort or quorum cannot be with the sites that train.
+            HandshakeRefused, QuorumMissed, CheckpointError, StorageError: see there.
+        """
+        if self.evaluation_path.exists():
+            return True
+        sites, server = len(self.job.train_sites), self.job.server
+        wrong = cohort.faults(sites, server) + rules.faults(self.recipe)
+        wrong += rules.site_faults(self.recipe, cohort.quorum(server.cohort or sites, server))
+        if wrong:
+            raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
+        members = self._handshake() if members is None else members
+        adapter, self._kept = self._restore()
+        for number in range(self.journal.last_round + 1, self.job.rounds + 1):
+            if leave(number):
+                return False
+            adapter = self._round(number, adapter, members)
+        if leave(self.journal.last_round + 1):
+            return False
+        self._test(adapter, members)
+        return True
+
+    # -- handshake -------------------------------------------------------------------------------------------------
+
+    def _handshake(self) -> dict[str, handshake.Member]:
+        """Ask every node who it is and whether it holds the same backbone and manifest.
+
+        A node that does not answer as it should is left out; whether it was a wanted site shows in who is absent then.
+
+        Raises:
+            HandshakeRefused: if a wanted site is absent, appears twice, or differs.
+        """
+        content = protocol.encode_task(protocol.Task(self.recipe))
+        wanted = set(self.job.train_sites) | set(self.job.test_sites)
+        call = handshake.RollCall(self.job.locked, self.rule, wanted)
+        nodes = {node: str(node) for node in self.asker.grid.get_node_ids()}
+        for node, message in self.asker.ask(nodes, protocol.HANDSHAKE, lambda _: content, 0):
+            if message.has_error():
+                call.leave_out(node, f"refused the handshake: {protocol.error_word(message)}")
+                continue
+            try:
+                hello = protocol.decode_hello(message.content)
+            except errors.ProtocolError as error:
+                call.leave_out(node, f"cannot be understood: {error}")
+            else:
+                call.take(node, hello)
+        members = call.members()
+        for text in call.left_out:
+            self.observer("note", text=f"{text}; no site of '{self.job.name}' is missing")
+        return members
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> tuple[state.AdapterState, dict[str, state.Array]]:
+        """The adapter of the last journalled round, checked against its journal line, and what the server kept."""
+        last = self.journal.last_round
+        if last == 0:
+            return self.job.locked.adapter, {}
+        adapter, kept, _ = checkpoint.read(checkpoint.path_of(self.checkpoints, last))
+        if adapter.fingerprint != self.journal.rounds[-1]["fingerprint"]:
+            raise errors.CheckpointError(
+                f"{checkpoint.path_of(self.checkpoints, last)} is not the adapter the journal names "
+                f"for round {last}. Restore it from a backup"
+            )
+        return adapter, kept
+
+    # -- one round -------------------------------------------------------------------------------------------------
+
+    def _round(
+        self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
+    ) -> state.AdapterState:
+        started = time.monotonic()
+        asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
+        self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=asked)
+        made = self._private.found(number, adapter, self._kept) if self._private is not None else None
+        made = made or self._joined(number, adapter, members, asked)
+        trained = factors.trained(self.job.locked.manifest, self.recipe.adapter.factors, number)
+        goal, velocity = server_optimiser.step(adapter, made.adapter, self._kept, self.recipe.aggregation, trained)
+        adapter, lost = self._broadcast.moved(adapter, goal, self._kept, trained)
+        self._kept = {**made.kept, **velocity, **lost}
+        checkpoint.save(self.checkpoints, number, adapter, self._kept, self.recipe.hash)
+        storage.fault_point("between-checkpoint-and-journal")
+        every = self.recipe.evaluation.every
+        validation = (
+            self._validate(number, adapter, members)
+            if every and (number % every == 0 or number == self.job.rounds)
+            else {}
+        )
+        self._keep_best(number, adapter, validation)
+        line = {
+            "round": number,
+            "fingerprint": adapter.fingerprint,
+            **made.record,
+            "precision": {name: members[name].precision for name in asked if name in members},
+            "validation": validation,
+            **self._mark,
+            **({"same_as": self._same_as} if self._same_as else {}),
+            **self.job.machine,
+            "bytes": self.asker.new_traffic(),
+            **_times(started),
+            "peak_mib": self._peak_mib(),
+        }
+        self.observer("round-end", arm=self.job.name, round=number, record=self.journal.append(line))
+        if self._private is not None and not self.job.simulated:
+            self.observer("note", text=f"round {number}: {statements.so_far(line[dp_aggregation.ENTRY])}")
+        # The checkpoint before is kept: should this line be lost with the disk's cache, the round can be run again.
+        checkpoint.prune(self.checkpoints, number - 1)
+        if self.job.durable:
+            update_store.Received(self.job.folder / "received").clear()
+        return adapter
+
+    def _joined(
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        members: Mapping[str, handshake.Member],
+        asked: list[str],
+    ) -> aggregation.Joined:
+        """What the cohort's updates came to, and what the journal states of it."""
+        kept = update_store.Received(self.job.folder / "received")
+        intake = self._intake(number, adapter, members, asked, kept)
+        refused = self._train(number, adapter, [members[name] for name in asked], intake, kept)
+        why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
+        cohort.require(list(intake.sites), asked, self.job.server, number, why)
+        made = intake.finish({"cohort": asked, "refused": refused})
+        if self._private is not None:
+            kept.clear()  # what is not private stays no longer than it must
+        return made
+
+    def _intake(
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        members: Mapping[str, handshake.Member],
+        asked: list[str],
+        kept: update_store.Received,
+    ) -> aggregation.Intake:
+        if self._private is not None:
+            return self._private.intake(number, adapter, len(asked), self._kept, self.journal.rounds)
+        weighting, manifest = self.recipe.aggregation.weighting, self.job.locked.manifest
+        stored = functools.partial(kept.read, number) if self.job.durable else None
+        return aggregation.Fold(self.rule, asked, members, weighting, manifest, self._kept, adapter, stored)
+
+    def _train(
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        members: Sequence[handshake.Member],
+        intake: aggregation.Intake,
+        kept: update_store.Received,
+    ) -> dict[str, dict[str, str]]:
+        """Let every admitted update be taken, once it is on disk where it must; sites refused, in sorted order."""
+        bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
+        by_node = {member.node: member for member in members}
+
+        taken: set[str] = set()
+        refused: dict[str, dict[str, str]] = {}
+        self._same_as = {}
+        if self.job.durable:
+            for update in kept.find(number, bases):
+                intake.take(update)
+                taken.add(update.site)
+        asked = {m.node: m.name for m in members if m.name not in taken}
+        for node, message in self._ask(
+            [by_node[node] for node in asked],
+            protocol.TRAIN,
+            lambda member: protocol.Task(self.recipe, number, bases[member.name]),
+            number,
+        ):
+            member = by_node[node]
+            if member.name in taken or member.name in refused:
+                continue  # a second answer of a site counts no more than the first
+            if internals.origin(message):
+                self._same_as[member.name] = internals.origin(message)
+            terms = admission.Terms(
+                member.name,
+                number,
+                bases[member.name],
+                member.manifest,
+                self.recipe.admission,
+                self.recipe.aggregation.weighting,
+                self.recipe.adapter.factors,
+            )
+            loss = None
+            try:
+                if message.has_error():
+                    raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
+                update = protocol.decode_update(message.content, terms.base, self.recipe.codec)
+                update = admission.admit(update, terms)
+                update = update if self._private is None else mechanisms.bare(update)  # the rest is not private
+                if self.job.durable:
+                    kept.keep(update, number)
+                    storage.fault_point("update-kept")
+                intake.take(update)
+                taken.add(member.name)
+                loss = update.metrics.get("loss")
+            except errors.Refused as refusal:
+                refused[member.name] = {"reason": refusal.reason, "detail": refusal.detail}
+            except errors.ProtocolError as error:
+                refused[member.name] = {"reason": "protocol", "detail": str(error)}
+            if member.name in refused:
+                self._refused(number, member.name, refused[member.name]["reason"])
+                intake.go_without(member.name)
+            self.observer("reply", arm=self.job.name, round=number, phase="train", site=member.name, loss=loss)
+        for member in members:
+            if member.name not in taken and member.name not in refused:
+                refused[member.name] = {
+                    "reason": "no-answer",
+                    "detail": f"no reply within {self.job.server.round_timeout_s:g} s",
+                }
+                self._refused(number, member.name, "no-answer")
+                intake.go_without(member.name)
+        return dict(sorted(refused.items()))
+
+    def _refused(self, number: int, site: str, reason: str) -> None:
+        self.observer("refused", arm=self.job.name, round=number, site=site, reason=reason)
+
+    def _keep_best(self, number: int, adapter: state.AdapterState, validation: Mapping[str, Any]) -> None:
+        if not (self.job.test_best and validation):
+            return
+        scores = [macro(row["validation"], self.job.primary) for row in self.journal.rounds if row["validation"]]
+        earlier = [score for score in scores if math.isfinite(score)]
+        if macro(validation, self.job.primary) > max(earlier, default=float("-inf")):
+            checkpoint.write(
+                self.checkpoints / "best.safetensors", adapter, {"round": str(number), "recipe": self.recipe.hash}
+            )
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    @property
+    def _mark(self) -> dict[str, str]:
+        """What a record of scores must say of them."""
+        return {"prompt": self.recipe.task.oracle} if self.recipe.task.oracle else {}
+
+    def _validate(
+        self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
+    ) -> dict[str, dict[str, float]]:
+        sites = [members[name] for name in self.job.train_sites if members[name].examples.get("val", 0)]
+        answers = self._evaluate(number, adapter, sites, split="val", full=False)
+        return {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()}
+
+    def _test(self, adapter: state.AdapterState, members: Mapping[str, handshake.Member]) -> None:
+        sites = [members[name] for name in self.job.test_sites]
+        rounds = self.journal.last_round
+        result: dict[str, Any] = {"round": rounds, "fingerprint": adapter.fingerprint, "recipe": self.recipe.hash}
+        result |= self._mark
+        started = time.monotonic()
+        self.observer("test", arm=self.job.name, round=rounds, sites=sorted(self.job.test_sites))
+        answers = self._evaluate(rounds, adapter, sites, split="test", full=True, final=True)
+        result["last"] = _scores(answers)
+        if self.job.durable:
+            result["acceptance"] = {name: answer.acceptance for name, answer in answers.items() if answer.acceptance}
+        best = self.checkpoints / "best.safetensors"
+        if self.job.test_best and best.exists():
+            chosen, _, marks = checkpoint.read(best)
+            same = chosen.fingerprint == adapter.fingerprint
+            scores = result["last"] if same else self._tested(int(marks["round"]), chosen, sites)
+            result["best"] = {"round": int(marks["round"]), "fingerprint": chosen.fingerprint, "sites": scores["sites"]}
+        result["bytes"] = self.asker.new_traffic()
+        result |= {**self.job.machine, **_times(started), "peak_mib": self._peak_mib()}
+        checkpoint.write(
+            self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash}
+        )
+        self.observer("finished", arm=self.job.name, round=rounds, record=result)
+        storage.write_text(self.evaluation_path, hash_chain.canonical(result) + "\n")
+
+    def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[handshake.Member]) -> dict[str, Any]:
+        return _scores(self._evaluate(number, adapter, sites, split="test", full=True))
+
+    def _evaluate(
+        self,
+        number: int,
+        adapter: state.AdapterState,
+        sites: Sequence[handshake.Member],
+        *,
+        split: str,
+        full: bool,
+        final: bool = False,
+    ) -> dict[str, protocol.Evaluation]:
+        by_node = {member.node: member for member in sites}
+        per_sample = full and self.job.per_sample
+        surface = full and self.recipe.evaluation.surface
+
+        def task(member: handshake.Member) -> protocol.Task:
+            own = self.rule.for_site(adapter, member.manifest)
+            return protocol.Task(self.recipe, number, own, split, surface, per_sample, final)
+
+        answers: dict[str, protocol.Evaluation] = {}
+        for node, message in self._ask(sites, protocol.EVALUATE, task, number):
+            name = by_node[node].name
+            self.observer("reply", arm=self.job.name, round=number, phase=split, site=name, loss=None)
+            if message.has_error():
+                word = protocol.error_word(message)
+                self.observer("note", text=f"site '{name}' did not evaluate: {word}")
+                self._refused(number, name, f"site-{word}")
+                continue
+            try:
+                answer = protocol.decode_evaluation(message.content)
+            except errors.ProtocolError as error:
+                self.observer("note", text=f"site '{name}' did not evaluate: {error}")
+                continue
+            if answer.site == name and answer.round == number:
+                # Values of single samples that nobody asked for are neither kept nor shown.
+                answers[name] = answer if per_sample else dataclasses.replace(answer, samples={}, ids=())
+        if full and len(answers) < (self.job.least_tests or len(sites)):
+            missing = ", ".join(sorted({member.name for member in sites} - set(answers)))
+            raise errors.QuorumMissed(f"the final test is missing from: {missing}. Mend the sites and resume")
+        return dict(sorted(answers.items()))
+
+    def _ask(
+        self,
+        members: Sequence[handshake.Member],
+        kind: str,
+        task_of: Callable[[handshake.Member], protocol.Task],
+        number: int,
+    ) -> Iterator[tuple[int, Message]]:
+        """Ask these sites; one that does not hold what a difference is to is asked again with the whole adapter."""
+        by_node = {member.node: member for member in members}
+        adapters: dict[int, str] = {}
+        lacking: set[int] = set()
+
+        def lacks(node: int, message: Message) -> bool:
+            first = node not in lacking and message.has_error() and protocol.error_word(message) == protocol.MISSING
+            if first:
+                lacking.add(node)
+                self._broadcast.forget(by_node[node].name)
+            return first
+
+        nodes = {member.node: member.name for member in members}
+        content = self._contents(task_of, by_node, adapters)
+        for node, message in self.asker.ask(nodes, kind, content, number, lacks):
+            if message.has_error():
+                self._broadcast.forget(nodes[node])
+            else:
+                self._broadcast.holds(nodes[node], adapters[node])
+            yield node, message
+
+    def _contents(
+        self,
+        task_of: Callable[[handshake.Member], protocol.Task],
+        by_node: Mapping[int, handshake.Member],
+        adapters: dict[int, str],
+    ) -> Callable[[int], Any]:
+        """The records for a node; sites of one rank that hold the same get the same: made once, serialised for each.
+
+        Args:
+            task_of: what is asked of a site.
+            by_node: the sites.
+            adapters: takes the fingerprint of each node's adapter.
+        """
+        made: dict[tuple[str, str | None], Any] = {}
+        tasks: dict[str, protocol.Task] = {}
+
+        def content(node: int) -> Any:
+            member = by_node[node]
+            kind = member.manifest.fingerprint
+            task = tasks[kind] if kind in tasks else tasks.setdefault(kind, task_of(member))
+            difference = None
+            if task.state is not None:
+                adapters[node] = task.state.fingerprint
+                difference = self._broadcast.difference(member, task.state)
+            key = (kind, None if difference is None else difference.base)
+            if key not in made:
+                made[key] = protocol.encode_task(task, difference)
+            return made[key]
+
+        return content
+
+
+def _times(started: float) -> dict[str, float]:
+    """Seconds since ``started`` on the monotonic clock, and the time of day (Unix time) that it is now."""
+    return {"seconds": round(time.monotonic() - started, 3), "ended": round(time.time(), 3)}
+
+
+def _scores(answers: Mapping[str, protocol.Evaluation]) -> dict[str, Any]:
+    """Site values and per-sample values, by site."""
+    return {
+        "sites": {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()},
+        "samples": {name: {"id": list(answer.ids), **answer.samples} for name, answer in answers.items()},
+    }
+
+
+def macro(sites: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    """Plain mean over the sites that report ``metric``."""
+    values = [row[metric] for row in sites.values() if metric in row]
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,106 @@
+"""Messages of the round loop: sent in the order of the sites' names, answers taken as they come, until a deadline."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedvfm.flower import internals
+from fedvfm.server.grid import retrying
+
+POLL_S = 0.5
+
+
+def _never(node: int, message: Message) -> bool:
+    return False
+
+
+@dataclass
+class Traffic:
+    """Bytes of serialised messages, both ways."""
+
+    down: int = 0
+    up: int = 0
+
+
+class Asker:
+    """Asks sites on a Grid and counts what travels.
+
+    Args:
+        grid: Flower's; any engine's.
+        timeout_s: how long answers are waited for, and how long a message lives.
+    """
+
+    def __init__(self, grid: Grid, timeout_s: float) -> None:
+        self.grid, self.timeout_s = grid, timeout_s
+        # A Grid whose sites wait for each other's turn knows for how much of the time this federation's worked.
+        self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
+        self.traffic = Traffic()
+        self._recorded = Traffic()
+
+    def ask(
+        self,
+        nodes: Mapping[int, str],
+        kind: str,
+        content: Callable[[int], Any],
+        number: int,
+        again: Callable[[int, Message], bool] = _never,
+    ) -> Iterator[tuple[int, Message]]:
+        """Send one message to each node in order of name; yield answers as they come, until all or the deadline.
+
+        Args:
+            nodes: node -> name.
+            kind: the message type.
+            content: the records for a node.
+            number: the round.
+            again: whether a node that answered so is asked again, at once and until the same deadline; its answer is
+                not yielded then.
+        """
+
+        def send(some: Sequence[int], seconds: float) -> set[str]:
+            messages = [Message(content(node), node, kind, ttl=seconds, group_id=str(number)) for node in some]
+            self.traffic.down += _sizes(messages)
+            return set(self.grid.push_messages(messages))
+
+        outstanding = send(sorted(nodes, key=lambda node: nodes[node]), self.timeout_s)
+        deadline = self._clock() + self.timeout_s
+        while outstanding and self._clock() < deadline:
+            replies = list(self.grid.pull_messages(sorted(outstanding)))
+            for message in replies:
+                outstanding.discard(message.metadata.reply_to_message_id)
+                self.traffic.up += internals.size(message)
+                node, left = message.metadata.src_node_id, deadline - self._clock()
+                if node in nodes and left > 0 and again(node, message):
+                    outstanding |= send([node], left)
+                elif node in nodes:
+                    yield node, message
+            if not replies:
+                self._wait(outstanding)
+
+    def _wait(self, outstanding: Collection[str]) -> None:
+        """Until a reply may be there; a Grid of ours knows, of others it is looked for again after a while."""
+        if isinstance(self.grid, retrying.SteadyGrid):
+            self.grid.wait(outstanding, POLL_S)
+        else:
+            time.sleep(POLL_S)
+
+    def new_traffic(self) -> dict[str, int]:
+        """Bytes since the last record; those of the handshake fall to the first record after it."""
+        new = {"up": self.traffic.up - self._recorded.up, "down": self.traffic.down - self._recorded.down}
+        self._recorded = dataclasses.replace(self.traffic)
+        return new
+
+
+def _sizes(messages: Sequence[Message]) -> int:
+    """Bytes of all messages; those that share their records are serialised once."""
+    by_content: dict[int, int] = {}
+    for message in messages:
+        if id(message.content) not in by_content:
+            by_content[id(message.content)] = internals.size(message)
+    return sum(by_content[id(message.content)] for message in messages)

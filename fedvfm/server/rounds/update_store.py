@@ -1,0 +1,88 @@
+"""Admitted updates of the round that runs, on disk before they count: a server that was killed asks nobody twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fedvfm import errors
+from fedvfm.state import checkpoint, state
+
+
+class Received:
+    """The updates of one round in a folder.
+
+    Args:
+        folder: made when needed; emptied when a round is over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, update: state.SiteUpdate, number: int) -> None:
+        """Write an admitted update and wait until it is on disk.
+
+        Raises:
+            StorageError: if the disk refuses; the update does not count then.
+        """
+        about = {
+            "site": update.site,
+            "examples": update.num_examples,
+            "base": update.base_fingerprint,
+            "metrics": dict(update.metrics),
+        }
+        checkpoint.write(
+            self._path(number, update.site),
+            update.state,
+            {"round": str(number), "update": json.dumps(about)},
+            update.extra,
+        )
+
+    def find(self, number: int, bases: Mapping[str, state.AdapterState]) -> Iterator[state.SiteUpdate]:
+        """Updates of this round that start from these adapters, one at a time; a damaged file is asked for again."""
+        for path in sorted(self._folder.glob(f"{number:05d}-*.safetensors")):
+            update = None
+            with contextlib.suppress(errors.CheckpointError, ValueError, KeyError):
+                update = _read(path, number)
+                base = bases.get(update.site)
+                update = None if base is None or base.fingerprint != update.base_fingerprint else update
+            if update is not None:
+                yield update
+
+    def read(self, number: int, site: str) -> state.SiteUpdate:
+        """The update of a site that was kept in this round.
+
+        Raises:
+            CheckpointError: if it was damaged since, or is gone.
+        """
+        path = self._path(number, site)
+        try:
+            return _read(path, number)
+        except (ValueError, KeyError):
+            raise errors.CheckpointError(
+                f"{path}: the update of site '{site}' was changed since it was admitted. Remove the file and resume: "
+                "the site is asked again"
+            ) from None
+
+    def _path(self, number: int, site: str) -> Path:
+        return self._folder / f"{number:05d}-{_safe(site)}.safetensors"
+
+    def clear(self) -> None:
+        """The round is in the journal: its updates are not needed any more, and go."""
+        for path in self._folder.glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path, number: int) -> state.SiteUpdate:
+    adapter, extra, marks = checkpoint.read(path)
+    about = json.loads(marks["update"])
+    return state.SiteUpdate(
+        about["site"], adapter, about["examples"], number - 1, about["base"], extra, about["metrics"]
+    )
+
+
+def _safe(site: str) -> str:
+    """A file name for a site's name, whatever stands in it."""
+    return site.encode().hex()[:180]

@@ -1,0 +1,1 @@
+"""What a run shows: report, statistics, comparison, provenance."""

@@ -1,0 +1,106 @@
+"""Sample images with truth and prediction, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from fedvfm.client.training import evaluator
+from fedvfm.client.training import site as sites
+from fedvfm.data import defect, overlay
+from fedvfm.data import sample as samples
+from fedvfm.model import adapted_model
+from fedvfm.tasks import metrics, segmentation
+
+SITES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One test sample as the report shows it.
+
+    Attributes:
+        site, sample: whose it is; ids are safe to show.
+        image: PNG of the image as the site's scanner shows it.
+        truth, prediction: PNG of the grey image with coloured masks; None in classification.
+        dice: Dice of the prediction, mean over foreground classes; None in classification.
+        label: the true class; None in segmentation.
+        probabilities: class -> probability; empty in segmentation.
+    """
+
+    site: str
+    sample: str
+    image: bytes
+    truth: bytes | None = None
+    prediction: bytes | None = None
+    dice: float | None = None
+    label: str | None = None
+    probabilities: Mapping[str, float] | None = None
+
+
+def examples(model: adapted_model.AdaptedModel, members: Sequence[sites.Site], rng: Generator) -> list[Picture]:
+    """One or two test samples of up to eight sites, predicted with the adapter the model holds.
+
+    Samples are drawn, not chosen: the report shows what is usual, not what is best.
+
+    Raises:
+        DataError: if a sample cannot be read.
+    """
+    chosen = _spaced(members)
+    number = 2 if len(chosen) <= SITES // 2 else 1
+    shown = []
+    model.eval()
+    for site in chosen:
+        tested = site.split("test")
+        drawn = rng.choice(len(tested), size=min(number, len(tested)), replace=False)
+        shown += [_picture(model, site, tested[at]) for at in sorted(drawn)]
+    return shown
+
+
+def _spaced(members: Sequence[sites.Site]) -> list[sites.Site]:
+    """All sites with a test sample, or :data:`SITES` of them at even distances in the order of their names."""
+    tested = [site for site in members if site.split("test")]
+    if len(tested) <= SITES:
+        return tested
+    return [tested[round(at)] for at in np.linspace(0, len(tested) - 1, SITES)]
+
+
+@torch.no_grad()
+def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample) -> Picture:
+    prepared = site.whole(model, sample)
+    logits = evaluator.logits(model, site, sample, prepared)
+    image, truth = site.hospital.read(sample).image, prepared.truth
+    if logits.ndim == 1:
+        return _classified(model, site.name, sample, image, logits)
+    if truth is None:
+        raise defect.MASK_MISSING.error(
+            f"sample '{sample.id}' of site '{site.name}' has no mask to show; give every image one"
+        )
+    predicted = segmentation.classes_at(logits, truth.shape)
+    dice, _ = metrics.overlap(predicted, truth, len(model.recipe.data.class_names))
+    return Picture(
+        site=site.name,
+        sample=sample.id,
+        image=overlay.png(overlay.as_shown(image)),
+        truth=overlay.png(overlay.drawn(image, truth)),
+        prediction=overlay.png(overlay.drawn(image, predicted)),
+        dice=float(dice[1:].mean()),
+    )
+
+
+def _classified(
+    model: adapted_model.AdaptedModel,
+    site: str,
+    sample: samples.Sample,
+    image: NDArray[np.float32],
+    logits: torch.Tensor,
+) -> Picture:
+    names = model.recipe.data.class_names
+    chances = dict(zip(names, (float(value) for value in logits.softmax(dim=0)), strict=True))
+    label = None if sample.label is None else names[sample.label]
+    return Picture(site, sample.id, overlay.png(overlay.as_shown(image)), label=label, probabilities=chances)

@@ -1,0 +1,1 @@
+"""Adapters as named arrays, their factors, checkpoints. NumPy only."""

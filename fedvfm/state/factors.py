@@ -1,0 +1,84 @@
+"""Which factors of the low-rank pairs train in a round: ``recipe.adapter.factors``. Both ends stand on it; no torch.
+
+A pair changes a layer by ``scale B A``. Averaging both factors is inexact: mean(B) mean(A) is not mean(B A). Where one
+factor is the same at all sites it is exact, and only the other one travels up:
+
+- ``freeze-A``: A stays as it is in the first adapter and B trains.
+- ``alternate``: odd rounds train B, even rounds A.
+
+What is no factor (head, decoder parts, biases) trains in every round.
+
+Source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024 (FFA-LoRA: freeze-A);
+    Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA", NeurIPS 2025 (RoLoRA).
+"""
+
+from __future__ import annotations
+
+from fedvfm.state import state
+
+BOTH, FREEZE_A, ALTERNATE = "both", "freeze-A", "alternate"
+WAYS = {BOTH: "both factors", FREEZE_A: FREEZE_A, ALTERNATE: ALTERNATE}
+"""Way -> what people read."""
+
+
+def idle(way: str, round_number: int) -> str:
+    """The role that does not train in a round: ``"A"``, ``"B"``, or empty where both do.
+
+    Raises:
+        ValueError: if the way is none of :data:`WAYS`; nothing trains or leaves by a way that is not known.
+    """
+    if way not in WAYS:
+        raise ValueError(f"factors '{way}': known: {', '.join(WAYS)}")
+    if way == ALTERNATE:
+        return "A" if round_number % 2 else "B"
+    return "A" if way == FREEZE_A else ""
+
+
+def trained(manifest: state.Manifest, way: str, round_number: int) -> tuple[str, ...]:
+    """Names of the arrays that train in a round, and no others leave a site; sorted as in the manifest.
+
+    Args:
+        manifest: every array of the adapter.
+        way: ``recipe.adapter.factors``.
+        round_number: from 1.
+    """
+    still = idle(way, round_number)
+    return tuple(spec.name for spec in manifest if not still or spec.role != still)
+
+
+def numbers(manifest: state.Manifest, way: str, round_number: int) -> int:
+    """How many numbers train and leave in a round."""
+    chosen = set(trained(manifest, way, round_number))
+    return sum(spec.size for spec in manifest if spec.name in chosen)
+
+
+def most(manifest: state.Manifest, way: str) -> int:
+    """How many numbers train and leave in a round, at most: of alternate that is the round of the larger factor."""
+    return max(numbers(manifest, way, round_number) for round_number in (1, 2))
+
+
+def ever(manifest: state.Manifest, way: str) -> int:
+    """How many numbers train in some round; the others stay as they are in the first adapter."""
+    chosen = {name for round_number in (1, 2) for name in trained(manifest, way, round_number)}
+    return sum(spec.size for spec in manifest if spec.name in chosen)
+
+
+def completed(update: state.AdapterState, base: state.AdapterState) -> state.AdapterState:
+    """The whole adapter: what trained, and beside it what did not, as in the adapter that training started from."""
+    return update if len(update) == len(base) else state.AdapterState({**base, **update})
+
+
+def told(manifest: state.Manifest, way: str) -> str:
+    """How much leaves in a round, for people."""
+    odd, even = (numbers(manifest, way, round_number) for round_number in (1, 2))
+    size = f"{4 * max(odd, even) / 1e6:,.2f} MB"
+    if odd == even:
+        return f"{odd:,} trained numbers ({size})"
+    return f"{odd:,} trained numbers in odd rounds, {even:,} in even ones (at most {size})"
+
+
+def describe(way: str) -> str:
+    """What does not train, for people; empty where all of the adapter does."""
+    if way == ALTERNATE:
+        return "B of every pair trains in odd rounds and A in even ones"
+    return "A of every pair stays as it is in the first adapter, B trains" if way == FREEZE_A else ""

@@ -1,0 +1,1 @@
+"""Files that survive a crash: atomic, private, locked; and chains of hashed lines."""
