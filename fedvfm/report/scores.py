@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedvfm.report import page
@@ -53,6 +53,15 @@ def by_site(sites: Mapping[str, Mapping[str, float]], about: str, tolerance: flo
         )
     made = page.table(head, rows, about + ".")
     return made if len(rows) <= FEW_ROWS else page.folded(f"All {len(rows)} sites", made)
+
+
+def findings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What limits the figures, headlines first: the ``findings`` of a summary."""
+    if not rows:
+        return ""
+    caption = "What limits these figures; docs/reading-a-report.md explains each code."
+    cells = [[row["code"], row["arm"], f"{row['text']}."] for row in rows]
+    return page.table(("finding", "arm", "what it says"), cells, caption, words=(1, 2))
 
 
 def _column(metric: str) -> str:

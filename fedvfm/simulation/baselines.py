@@ -31,7 +31,7 @@ class Arm:
     Attributes:
         name: unique; also its folder below ``arms/`` ("federated" has the run's own folder).
         group: the arm of the summary it belongs to.
-        recipe: what is trained; None for the classical arm, which trains nothing.
+        recipe: what is trained; None for an arm that no federation trains.
         train_sites, test_sites: names of sites; ``pooled`` is the site that holds everything.
         test_best: whether the adapter of the best validation round is tested too.
     """
@@ -159,18 +159,15 @@ def pooled_twice(experiment: schema.Experiment, sites: Sequence[str]) -> list[Ar
     return [Arm("pooled-2x", "pooled-2x", recipe, (virtual_hospitals.POOLED,), tuple(sites))]
 
 
+def frozen(recipe: schema.Recipe) -> schema.Recipe:
+    """The recipe with the backbone wholly frozen: the head alone trains."""
+    adapter = recipe.adapter.model_copy(update={"kind": "head-only", "options": {}, "factors": "both"})
+    return recipe.model_copy(update={"adapter": adapter})
+
+
 def head_only(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated, with the backbone wholly frozen: what the pretrained features give by themselves."""
-    adapter = experiment.recipe.adapter.model_copy(update={"kind": "head-only", "options": {}, "factors": "both"})
-    return [
-        Arm(
-            "head-only",
-            "head-only",
-            experiment.recipe.model_copy(update={"adapter": adapter}),
-            tuple(sites),
-            tuple(sites),
-        )
-    ]
+    return [Arm("head-only", "head-only", frozen(experiment.recipe), tuple(sites), tuple(sites))]
 
 
 def leave_one_out(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
@@ -201,13 +198,17 @@ def unet(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
 
 
 def classical_arm(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
-    """Thresholds fitted on training data: what no network at all gives."""
+    """What no adapter gives: thresholds, or in classification a logistic regression on frozen features."""
     return [Arm("classical", "classical", None, tuple(sites), tuple(sites))]
+
+
+def majority(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """The commonest class for every image: what looking at none gives."""
+    return [Arm("majority", "majority", None, tuple(sites), tuple(sites))]
 
 
 def faults(experiment: schema.Experiment) -> list[str]:
     """Baselines that do not fit the task."""
-    if experiment.recipe.task.kind == "segmentation":
-        return []
-    wrong = [name for name in experiment.baselines if name in ("classical", "unet")]
-    return [f"baselines: '{name}' is for segmentation" for name in wrong]
+    kind = experiment.recipe.task.kind
+    other = {"segmentation": ("majority", "classification")}.get(kind, ("unet", "segmentation"))
+    return [f"baselines: '{other[0]}' is for {other[1]}"] if other[0] in experiment.baselines else []

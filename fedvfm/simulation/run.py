@@ -27,9 +27,9 @@ from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.server.rounds import federation
 from fedvfm.server.rounds import summary as summaries
-from fedvfm.simulation import baselines, classical, experiment, run_folder, tables
+from fedvfm.simulation import baselines, experiment, imbalance, run_folder, tables, untrained
 from fedvfm.simulation.engines import worker_schedule
-from fedvfm.simulation.results import number_format, simulated_epsilon, site_errors, summary
+from fedvfm.simulation.results import examination, number_format, simulated_epsilon, site_errors, summary
 from fedvfm.storage import hash_chain, storage
 from fedvfm.tasks import table as tasks
 from fedvfm.trust import locked_recipe
@@ -229,7 +229,7 @@ def notes(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospita
     told = [note for hospital in hospitals for note in hospital.notes]
     told += simulated_epsilon.notes(what.recipe, len(hospitals))
     told += [baselines.fewer_rounds(rounds, what, len(hospitals)), baselines.fewer_tests(what, len(hospitals))]
-    told += [prompts.describe(what.recipe.task)]
+    told += [prompts.describe(what.recipe.task), imbalance.note(what, hospitals)]
     return [note for note in dict.fromkeys(told) if note]
 
 
@@ -259,8 +259,10 @@ def _train_and_report(
     for arm in planned:
         if arm.recipe is None and run.evaluation(arm.name) is None:
             with site_errors.explained(f"arm '{arm.name}'"):
-                run.write_evaluation(arm.name, _classical(what, hospitals))
+                run.write_evaluation(arm.name, untrained.evaluation(arm.name, what, hospitals, what.device))
     made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started, hospitals)
+    for text in examination.headlines(made):
+        observer("note", text=f"Attention: {text}")
     if summary.too_small(made):
         observer("note", text=summary.too_small(made))
     model = (built or client_app.Models()).get(jobs[0].locked.recipe, what.device)
@@ -371,30 +373,6 @@ def members(
         sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), cache, simulated=True, residuals=residuals)
         for one in everyone
     ]
-
-
-def _classical(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> dict[str, Any]:
-    """Fit the thresholds on all training images and test them, in the form of an evaluation."""
-    started = time.monotonic()
-    task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
-    fitted = classical.fit(hospitals, len(what.recipe.data.class_names))
-    found: dict[str, Any] = {"sites": {}, "samples": {}}
-    for hospital in hospitals:
-        scores = task.scores(surface=what.recipe.evaluation.surface)
-        for sample in hospital.test:
-            pixels = hospital.read(sample)
-            scores.add(sample.id, fitted.predict(pixels.image), pixels.mask, pixels.spacing, pixels.part)
-        found["sites"][hospital.name] = {"num_examples": len(scores), **scores.value()}
-        found["samples"][hospital.name] = {"id": scores.ids, **scores.per_sample()}
-    seconds = round(time.monotonic() - started, 3)
-    return {
-        "round": 0,
-        "fingerprint": "",
-        "last": found,
-        "rule": fitted.describe(),
-        "seconds": seconds,
-        "bytes": {"up": 0, "down": 0},
-    }
 
 
 def _finish(

@@ -20,6 +20,7 @@ BASELINES = registry.Table(
         "head-only": "fedvfm.simulation.baselines:head_only",
         "leave-one-out": "fedvfm.simulation.baselines:leave_one_out",
         "local-only": "fedvfm.simulation.baselines:local_only",
+        "majority": "fedvfm.simulation.baselines:majority",
         "pooled": "fedvfm.simulation.baselines:pooled",
         "pooled-2x": "fedvfm.simulation.baselines:pooled_twice",
         "unet": "fedvfm.simulation.baselines:unet",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedvfm.backbones import base as backbones
@@ -56,6 +59,17 @@ class Task:
     def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
         """What the loss compares a sample with: an int64 mask (h, w) or a class number."""
         raise NotImplementedError
+
+    def order(self, labels: Sequence[int | None], rng: np.random.Generator) -> NDArray[np.int64]:
+        """In which order an epoch takes a site's training samples, by number: each once, unless the task balances them.
+
+        As many as there are samples: the number of steps is not the task's to choose.
+
+        Args:
+            labels: of the samples; None where they have none.
+            rng: of the draw.
+        """
+        return rng.permutation(len(labels))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """A scalar, mean over the batch."""

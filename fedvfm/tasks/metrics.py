@@ -63,8 +63,11 @@ class MetricSet(abc.ABC):
         PRIMARY: the key of :meth:`value` that ranks models of this task; higher is better.
         class_names: names of the classes, by class index.
         columns: what the numbers of a row are.
+        DESCRIBING: names of further numbers of a row, which describe the sample and its prediction and have no mean
+            that is a score. They are in :meth:`per_sample` alone.
     """
 
+    DESCRIBING: ClassVar[tuple[str, ...]] = ()
     PRIMARY: ClassVar[str]
 
     def __init__(self, class_names: Sequence[str], columns: Sequence[str]) -> None:
@@ -87,7 +90,8 @@ class MetricSet(abc.ABC):
     def per_sample(self) -> dict[str, list[float]]:
         """Column -> one number a sample, in the order of :attr:`ids`."""
         table = self._table()
-        return {name: [float(number) for number in table[:, at]] for at, name in enumerate(self.columns)}
+        names = (*self.columns, *self.DESCRIBING)
+        return {name: [float(number) for number in table[:, at]] for at, name in enumerate(names)}
 
     def combine(self, other: Self) -> Self:
         """A new set with the samples of both parts; neither part is changed.
@@ -164,6 +168,9 @@ class SegmentationScores(MetricSet):
     The rule for empty masks, class by class: absent in truth and prediction: Dice 1, IoU 1, NSD 1, HD95 and ASSD 0.
     Absent in exactly one: Dice 0, IoU 0, NSD 0, HD95 and ASSD the diagonal of the image or volume.
 
+    Of every sample is also kept which share of its pixels is foreground, in the prediction and in the truth: an adapter
+    that leaves every mask empty must be told from one that is wrong.
+
     Args:
         class_names: by class index; the first is the background.
         surface: also compute HD95, ASSD and NSD, which cost far more than overlap.
@@ -171,6 +178,7 @@ class SegmentationScores(MetricSet):
     """
 
     PRIMARY = "dice"
+    DESCRIBING = ("foreground", "true_foreground")
 
     def __init__(self, class_names: Sequence[str], *, surface: bool = True, nsd_tolerance: float = 2.0) -> None:
         if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
@@ -212,11 +220,13 @@ class SegmentationScores(MetricSet):
         if self.surface:
             row += list(np.mean(self._surfaces(predicted, truth, spacing), axis=0))
         row += list(dice[1:]) if len(dice) > 2 else []
+        row += [np.count_nonzero(mask) / mask.size for mask in (predicted, truth)]
         self._insert(sample_id, np.array(row, dtype=np.float64))
 
     def value(self) -> dict[str, float]:
         """Means over samples of every column: dice, iou, hd95, assd, nsd and, of several classes, ``dice_<class>``."""
-        return dict(zip(self.columns, map(float, self._table().mean(axis=0)), strict=True))
+        means = self._table()[:, : len(self.columns)].mean(axis=0)
+        return dict(zip(self.columns, map(float, means), strict=True))
 
     def _settings(self) -> tuple[Any, ...]:
         return (*super()._settings(), self.nsd_tolerance)

@@ -59,8 +59,10 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def literal(value: bool | int | float | str | Sequence[Any]) -> str:
+def literal(value: bool | int | float | str | Sequence[Any] | Mapping[str, Any]) -> str:
     """A value as TOML writes it."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {literal(each)}' for key, each in value.items())} }}"
     if isinstance(value, bool | int | float | str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return f"[{', '.join(literal(each) for each in value)}]"
@@ -125,6 +127,8 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         raise errors.UnknownName(f"--backbone: {backbones.TABLE.fault(backbone)}; or owner/model, or a folder")
     values: dict[str, Any] = {"task.kind": task, "backbone.name": backbone, "data.class_names": list(classes)}
     values |= {"data.augment": ["mirror", "intensity"]}
+    # Plain cross entropy on unequal classes may end in one answer for all.
+    values |= {"task.options": {"sampling": "balanced"}} if task == "classification" else {}
     known, shape = weights.KNOWN.get(backbone), _shape(settings)
     if known is not None and known.sha256:
         values["backbone.sha256"] = known.sha256

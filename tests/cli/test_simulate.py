@@ -39,6 +39,7 @@ TOP = {
     "prompt",
     "privacy",
     "arms",
+    "findings",
 }
 BACKBONE = {"name", "sha256", "parameters"}
 BYTES = {"up", "down", "full_model"}
@@ -97,7 +98,7 @@ def every(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 def check_keys(made: dict[str, Any]) -> None:
-    assert set(made) == TOP
+    assert set(made) == TOP | ({"home"} if "local-only" in made["arms"] else set())
     assert set(made["backbone"]) == BACKBONE
     assert set(made["bytes"]) == BYTES
     for name, arm in made["arms"].items():
@@ -301,6 +302,7 @@ def test_plan_needs_neither_weights_nor_network(tiny: Any) -> None:
         "precision",
         "wall_s",
         "primary",
+        "findings",
     }
     assert set(made["backbone"]) == BACKBONE
     assert set(made["bytes"]) == BYTES | {"per_round"}

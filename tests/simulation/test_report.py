@@ -24,7 +24,7 @@ from fedvfm.report import bootstrap, charts, page
 from fedvfm.report import rounds as rounds_of
 from fedvfm.simulation import experiment, run_folder
 from fedvfm.simulation import run as simulation
-from fedvfm.simulation.results import compare, pictures, report, statistics
+from fedvfm.simulation.results import compare, examination, pictures, report, statistics
 from fedvfm.state import checkpoint
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
@@ -82,6 +82,7 @@ def test_a_run_leaves_all_sections_and_their_figures(tiny_run: Path) -> None:
     assert found.sections == [
         "home",
         "arms",
+        "findings",
         "sites",
         "samples",
         "matrix",
@@ -175,7 +176,7 @@ def test_every_hospital_is_told_whether_it_gains(tiny_run: Path) -> None:
     values = {site: {f"{at}": 0.1 * at for at in range(10)} for site in ("east", "west")}
     better = {"east": {key: x + 0.1 + 0.01 * x for key, x in values["east"].items()}, "west": dict(values["west"])}
     arms = {name: statistics.Scores(name, 0, rows) for name, rows in (("federated", better), ("local-only", values))}
-    changes = report.home(arms)
+    changes = examination.home(arms)
     assert [changes[site].word for site in ("east", "west")] == [bootstrap.GAINS, bootstrap.UNKNOWN]
     assert report.home_text(changes).endswith("1 hospital of 2 gains, 0 lose, 1 cannot tell.")
     assert report.change_text(changes["west"]) == "none: no spread among the test samples"
@@ -183,7 +184,18 @@ def test_every_hospital_is_told_whether_it_gains(tiny_run: Path) -> None:
 
 def test_classification_of_one_round_without_validation(tiny_classes: Path) -> None:
     found = read(tiny_classes)
-    assert found.sections == ["arms", "sites", "samples", "training", "bytes", "hospitals", "environment"]
+    assert found.sections == [
+        "arms",
+        "findings",
+        "sites",
+        "answers",
+        "samples",
+        "training",
+        "bytes",
+        "hospitals",
+        "environment",
+    ]
+    assert "Attention: one answer for every test image at all 2 sites" in found.words
     assert not found.unbalanced
     assert "macro balanced accuracy" in found.words
     assert "No site validated in this run." in found.words

@@ -152,7 +152,10 @@ def test_per_sample_rows_follow_sorted_ids() -> None:
     scores.add("b", EMPTY, square(2, 3, 4))
     scores.add("a", EMPTY, EMPTY)
     assert scores.ids == ["a", "b"]
-    assert scores.per_sample() == {"dice": [1.0, 0.0], "iou": [1.0, 0.0]}
+    table = scores.per_sample()
+    assert table["foreground"] == [0.0, 0.0]
+    assert table["true_foreground"] == [0.0, 16 / EMPTY.size], "what describes a sample is no metric"
+    assert {name: table[name] for name in scores.value()} == {"dice": [1.0, 0.0], "iou": [1.0, 0.0]}
     assert len(scores) == 2
 
 

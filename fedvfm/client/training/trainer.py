@@ -188,8 +188,10 @@ def _batches(
     model: adapted_model.AdaptedModel, site: sites.Site, examples: Sequence[samples.Sample], round_number: int
 ) -> Iterator[list[sites.Example]]:
     settings, views = model.recipe.optimiser, model.recipe.data.views
+    labels = [sample.label for sample in examples]
     for epoch in range(settings.local_epochs):
-        order = seeding.stream(model.recipe.seed, "order", round_number, epoch, site.name).permutation(len(examples))
+        rng = seeding.stream(model.recipe.seed, "order", round_number, epoch, site.name)
+        order = model.task.order(labels, rng)
         passed = (round_number - 1) * settings.local_epochs + epoch
         view = passed % views if views else -1
         for start in range(0, len(order), settings.batch_size):

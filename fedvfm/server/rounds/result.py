@@ -130,6 +130,7 @@ def body(
     about = scores.shown("Test metrics of the final adapter, as the sites' policies let them out", arm)
     parts = {
         "sites": ("Final adapter, site by site", scores.by_site(arm["sites"], about, recipe.evaluation.nsd_tolerance)),
+        "findings": ("To be read with the figures", scores.findings(made["findings"])),
         "acceptance": ("Who took it", _acceptance(made["acceptance"])),
         "training": ("Training, round by round", rounds.training(journal, made["primary"], name, arm)),
         "privacy": ("Privacy", _privacy(locked, journal)),
@@ -142,10 +143,11 @@ def body(
         f"{recipe.task.kind} over {len(arm['sites'])} sites, {made['rounds']} rounds, {recipe.adapter.kind} on "
         f"{made['backbone']['name']}, rule {recipe.aggregation.rule}, seed {made['seed']}"
     )
-    mark = prompts.describe(recipe.task)
+    read_first = [f"Attention: {row['text']}." for row in made["findings"] if row["headline"]]
+    marks = [mark for mark in (*read_first, prompts.describe(recipe.task)) if mark]
     return [
         f'<header><h1>{page.text(f"Federation {federation}")}</h1><p class="soft">{page.text(words)}</p>',
-        *([f'<p class="note" role="note">{page.text(mark)}</p>'] if mark else []),
+        *(f'<p class="note" role="note">{page.text(mark)}</p>' for mark in marks),
         page.cards(_cards(name, arm, journal, made)),
         "</header>",
         f'<nav aria-label="Sections">{links}</nav>',

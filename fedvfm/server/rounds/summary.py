@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedvfm.report import result_findings
 from fedvfm.state import factors
 from fedvfm.storage import storage
 from fedvfm.tasks import metrics
@@ -33,7 +34,9 @@ def build(
     """
     moved = [row["bytes"] for row in (*journal, evaluation)]
     oracle = locked.recipe.task.oracle
-    arm = {**over_sites(evaluation["last"]["sites"], primary), "rounds": int(evaluation["round"])}
+    sites = evaluation["last"]["sites"]
+    arm = {**over_sites(sites, primary), "rounds": int(evaluation["round"])}
+    found = result_findings.of_values(ARM, sites, locked.recipe.data.class_names)
     return {
         "experiment": name,
         "seed": locked.recipe.seed,
@@ -53,6 +56,7 @@ def build(
         "privacy": journal[-1].get("privacy") if journal else None,
         "acceptance": dict(evaluation.get("acceptance", {})),
         "arms": {ARM: {**arm, **({"prompt": oracle} if oracle else {})}},
+        "findings": [finding.row() for finding in found],
     }
 
 

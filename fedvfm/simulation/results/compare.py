@@ -192,7 +192,7 @@ def scores(
         )
     found = {}
     for arm in made["arms"]:
-        tables = _tables(run, arm)
+        tables = samples_of(run, arm)
         if tables:
             found[arm] = _scores(arm, made, tables, patients)
         if arm == LOCAL:
@@ -220,8 +220,8 @@ def _evaluations(run: run_folder.RunFolder, arm: str) -> dict[str, dict[str, Any
     return {site: found for site in parts if (found := run.evaluation(f"{arm}/{site}")) is not None}
 
 
-def _tables(run: run_folder.RunFolder, arm: str) -> dict[str, Mapping[str, Any]]:
-    """Site -> columns. Where an arm has a part a site, that site's own part speaks for it."""
+def samples_of(run: run_folder.RunFolder, arm: str) -> dict[str, Mapping[str, Any]]:
+    """Site -> columns of its test samples. Where an arm has a part a site, that site's own part speaks for it."""
     found: dict[str, Mapping[str, Any]] = {}
     for site, evaluation in _evaluations(run, arm).items():
         samples = {at: rows for at, rows in evaluation["last"].get("samples", {}).items() if rows.get("id")}
@@ -349,12 +349,12 @@ def by_site(first: Sequence[statistics.Scores], second: Sequence[statistics.Scor
 def table(groups: Sequence[Group]) -> dict[str, Any]:
     """Groups side by side as plain values, arm by arm.
 
-    Keys of a group: ``label, paths, seeds, rounds, primary, arms {arm: {macro, low, high, by_seed, prompt}}``
-    (``prompt`` marks scores of an oracle, else None; bounds are None where no interval may be stated, as
-    ``no_interval`` says), ``difference`` (its federated arm minus that of the first group: ``mean, low, high,
-    no_interval, paired, seeds``; None for the first and where the metrics differ), ``settings`` (what differs
-    from the first group: ``path: [first, this]``), ``bytes {up, down}``, ``wall_s`` (means over seeds) and ``peak_mib``
-    (the largest).
+    Keys of a group: ``label, paths, seeds, rounds, primary, findings`` (of every seed), ``arms {arm: {macro, low, high,
+    no_interval, by_seed, prompt}}`` (``prompt`` marks scores of an oracle, else None; bounds are None where no interval
+    may be stated, as ``no_interval`` says), ``difference`` (its federated arm minus that of the first group: ``mean,
+    low, high, no_interval, paired, seeds``; None for the first and where the metrics differ), ``settings`` (what
+    differs from the first group: ``path: [first, this]``), ``bytes {up, down}``, ``wall_s`` (means over seeds) and
+    ``peak_mib`` (the largest).
     """
     samples = [[scores(run.folder, run.summary) for run in group.runs] for group in groups]
     return {
@@ -376,6 +376,7 @@ def _about(group: Group) -> dict[str, Any]:
         "rounds": made[0].get("rounds"),
         "primary": made[0]["primary"],
         "bytes": {way: _mean([one["bytes"][way] for one in made]) for way in ("up", "down")},
+        "findings": [row | {"seed": one["seed"]} for one in made for row in one.get("findings", ())],
         "wall_s": _mean([one["wall_s"] for one in made]),
         "peak_mib": max(one["peak_mib"] for one in made),
     }
@@ -452,6 +453,11 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         f"Intervals: 95 %, bootstrap over {over}. Bytes and seconds are means over seeds, peak memory is the largest.",
         highlight=False,
     )
+    for row in rows:
+        for finding in row["findings"]:
+            if finding["headline"]:
+                where = f"{row['label']}, seed {finding['seed']}"
+                console.print(f"Attention, {where}: {finding['text']}.", highlight=False, markup=False)
     for reason in dict.fromkeys(_reasons(rows)):
         console.print(f"No interval: {reason}.", highlight=False, markup=False)
 

@@ -16,7 +16,7 @@ from fedvfm.data.partition import virtual_hospitals
 from fedvfm.privacy import statements
 from fedvfm.report import bootstrap, charts, page, rounds, scores
 from fedvfm.simulation import baselines, run_folder
-from fedvfm.simulation.results import compare, pictures, provenance, simulated_epsilon, statistics
+from fedvfm.simulation.results import compare, examination, pictures, provenance, simulated_epsilon, statistics
 from fedvfm.storage import hash_chain, storage
 
 BELOW_HOME = 0.02
@@ -98,7 +98,9 @@ def body(found: Found, hospitals: Sequence[virtual_hospitals.Hospital], shown: S
     parts = {
         "home": ("Does each hospital gain?", _home(found)),
         "arms": ("Arms compared", _arms(found)),
+        "findings": ("To be read with the figures", scores.findings(found.made.get("findings", ()))),
         "sites": ("Federated adapter, site by site", _sites(found)),
+        "answers": ("Answers, class by class", _answers(found)),
         "samples": ("Sample images", _samples(found, shown)),
         "matrix": (f"Trained here, tested there: {name}", _matrix(found)),
         "training": (
@@ -149,7 +151,8 @@ def _head(found: Found) -> list[str]:
 
 def _notes(found: Found) -> list[str]:
     """What must be read before any number."""
-    told = [found.what.note, prompts.describe(found.what.recipe.task)]
+    told = [f"Attention: {text}." for text in examination.headlines(found.made)]
+    told += [found.what.note, prompts.describe(found.what.recipe.task)]
     bound = found.made.get("privacy")
     told += [f"{statements.bound(bound)}; {statements.SIMULATED}"] if bound else []
     return [note for note in told if note]
@@ -289,7 +292,7 @@ def _rules(found: Found) -> str:
 
 def _home(found: Found) -> str:
     """Federated minus local-only at home, site by site."""
-    changes = home(found.scores)
+    changes = examination.home(found.scores)
     if not changes:
         return ""
     rows: list[list[page.Cell]] = [
@@ -309,13 +312,6 @@ def _home(found: Found) -> str:
     )
 
 
-def home(arms: Mapping[str, statistics.Scores]) -> dict[str, bootstrap.Difference]:
-    """Federated minus local-only at home, by site; empty where there is no local-only arm."""
-    if not {compare.FEDERATED, compare.LOCAL} <= arms.keys():
-        return {}
-    return compare.by_site([arms[compare.FEDERATED]], [arms[compare.LOCAL]])
-
-
 def home_text(changes: Mapping[str, bootstrap.Difference]) -> str:
     """How many hospitals gain, lose and cannot tell."""
     words = [change.word for change in changes.values()]
@@ -331,6 +327,44 @@ def change_text(change: bootstrap.Difference) -> str:
     if change.low is None or change.high is None:
         return f"none: {change.reason}"
     return f"{change.low:+.3f} to {change.high:+.3f}"
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def _answers(found: Found) -> str:
+    """A classifier's confusion matrix over all sites, and the recall of every class at every site."""
+    own = found.made.get("answers")
+    if not own:
+        return ""
+    names, every = list(found.what.recipe.data.class_names), own["all"]
+    commonest = every["commonest"]
+    text = (
+        f"The commonest answer is '{commonest['class']}', {commonest['share']:.1%} of all. An answer that looks at no "
+        f"image reaches a balanced accuracy of {every['chance']:.3f} (chance level)."
+    )
+    matrix = page.table(
+        ("true class", *(f"answered {name}" for name in names)),
+        [[name, *row] for name, row in zip(names, every["confusion"], strict=True)],
+        "Test samples of all sites by their class and the federated adapter's answer.",
+    )
+    rows = [
+        [
+            site,
+            *(part["recall"][name] for name in names),
+            f"{part['commonest']['class']} {part['commonest']['share']:.0%}",
+            part["chance"],
+        ]
+        for site, part in [("all", every), *own["sites"].items()]
+    ]
+    head = ("site", *(f"recall {name}" for name in names), "commonest answer", "chance level")
+    caption = "Recall: share of a class's test samples that was answered right; a dash where it has none."
+    recalls = page.table(head, rows, caption, words=(len(names) + 1,))
+    return (
+        page.paragraph(text)
+        + matrix
+        + (recalls if len(rows) <= scores.FEW_ROWS else page.folded(f"Recall at {len(rows) - 1} sites", recalls))
+    )
 
 
 # -- sites -------------------------------------------------------------------------------------------------------------

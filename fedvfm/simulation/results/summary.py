@@ -14,7 +14,7 @@ from fedvfm.report import scores
 from fedvfm.server.rounds import journal
 from fedvfm.server.rounds import summary as summaries
 from fedvfm.simulation import baselines, run_folder
-from fedvfm.simulation.results import simulated_epsilon
+from fedvfm.simulation.results import examination, simulated_epsilon
 from fedvfm.state import factors
 from fedvfm.storage import hash_chain
 from fedvfm.tasks import metrics
@@ -41,7 +41,7 @@ def build(
     federated = found["federated"]
     moved = [*(row["bytes"] for row in journals["federated"]), federated["bytes"]]
     primary = tasks.TABLE.get(what.recipe.task.kind).primary
-    return {
+    made: dict[str, Any] = {
         "experiment": what.name,
         "seed": what.recipe.seed,
         "engine": what.engine,
@@ -68,6 +68,7 @@ def build(
             for group in dict.fromkeys(arm.group for arm in arms)
         },
     }
+    return {**made, **examination.of_run(run, made, what, hospitals)}
 
 
 def _features(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int] | None:
@@ -162,7 +163,9 @@ def as_html(made: Mapping[str, Any]) -> str:
         f"<td>{html.escape(arm['worst']['site'])} {arm['worst']['value']:.3f}</td></tr>"
         for name, arm in made["arms"].items()
     )
-    return f"<table><tr><th>arm</th><th>macro {html.escape(made['primary'])}</th><th>worst site</th></tr>{rows}</table>"
+    read = "".join(f"<p><b>{html.escape(text)}.</b></p>" for text in examination.headlines(made))
+    head = f"<tr><th>arm</th><th>macro {html.escape(made['primary'])}</th><th>worst site</th></tr>"
+    return f"{read}<table>{head}{rows}</table>"
 
 
 def write_tables(run: run_folder.RunFolder, made: Mapping[str, Any]) -> None:

@@ -1,0 +1,146 @@
+"""Arms that no federation trains: fitted in this process and tested at every site, in the form of an evaluation.
+
+* ``classical``: thresholds in segmentation (:mod:`fedvfm.simulation.classical`), logistic regression on frozen features
+  in classification (:mod:`fedvfm.simulation.linear_probe`).
+* ``majority``: at every site the commonest class of its own training images, whatever the image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedvfm.backbones import base as backbones
+from fedvfm.config import schema
+from fedvfm.data import defect, transforms
+from fedvfm.data import sample as samples
+from fedvfm.data.partition import virtual_hospitals
+from fedvfm.model import adapted_model, sliding_window
+from fedvfm.simulation import baselines, classical, linear_probe
+from fedvfm.tasks import table as tasks
+
+Probabilities = NDArray[np.float64]
+Answer = Callable[[samples.Sample], Probabilities]
+
+
+def evaluation(
+    name: str, what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital], device: str
+) -> dict[str, Any]:
+    """Fit an arm and test it.
+
+    Args:
+        name: of the arm.
+        what: the experiment.
+        hospitals: its hospitals.
+        device: where a backbone computes.
+
+    Raises:
+        DataError: if a sample cannot be used, or there is none to fit on.
+    """
+    started = time.monotonic()
+    if what.recipe.task.kind == "segmentation":
+        found, rule = _thresholds(what, hospitals)
+    elif name == "majority":
+        found, rule = _majority(what, hospitals)
+    else:
+        found, rule = _probe(what, hospitals, device)
+    return {
+        "round": 0,
+        "fingerprint": "",
+        "last": found,
+        "rule": rule,
+        "seconds": round(time.monotonic() - started, 3),
+        "bytes": {"up": 0, "down": 0},
+    }
+
+
+def _thresholds(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> tuple[dict[str, Any], str]:
+    task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
+    fitted = classical.fit(hospitals, len(what.recipe.data.class_names))
+    found: dict[str, Any] = {"sites": {}, "samples": {}}
+    for hospital in hospitals:
+        scores = task.scores(surface=what.recipe.evaluation.surface)
+        for sample in hospital.test:
+            pixels = hospital.read(sample)
+            scores.add(sample.id, fitted.predict(pixels.image), pixels.mask, pixels.spacing, pixels.part)
+        _tested(found, hospital.name, scores)
+    return found, fitted.describe()
+
+
+def _majority(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> tuple[dict[str, Any], str]:
+    classes = len(what.recipe.data.class_names)
+    shares = {
+        hospital.name: linear_probe.majority([_label(sample) for sample in hospital.train], classes)
+        for hospital in hospitals
+    }
+    found = _classified(what, hospitals, lambda hospital: lambda _: shares[hospital.name])
+    return found, "the commonest class of the site's own training images for every image, their shares as probabilities"
+
+
+def _probe(
+    what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital], device: str
+) -> tuple[dict[str, Any], str]:
+    model = adapted_model.AdaptedModel(baselines.frozen(what.recipe), device=device)
+    model.head = _Pooled()
+    model.eval()
+    train = [(hospital, sample) for hospital in hospitals for sample in hospital.train]
+    if not train:
+        raise defect.NO_SAMPLES.error("classical: no hospital has a training sample; check the partition")
+    features = np.stack([_features(model, *pair) for pair in train])
+    labels = np.array([_label(sample) for _, sample in train], dtype=np.int64)
+    fitted = linear_probe.fit(features, labels, len(what.recipe.data.class_names))
+    found = _classified(
+        what, hospitals, lambda hospital: lambda sample: fitted.predict(_features(model, hospital, sample))
+    )
+    return found, fitted.describe()
+
+
+class _Pooled(nn.Module):
+    """A head that gives what a linear head would be given."""
+
+    def forward(self, features: backbones.Features) -> torch.Tensor:
+        """Shapes: (B, D)."""
+        return features.pooled
+
+
+def _features(
+    model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospital, sample: samples.Sample
+) -> Probabilities:
+    """What the backbone makes of one image, not augmented: the mean over its windows. Shapes: (D,)."""
+    data = model.recipe.data
+    pixels = hospital.read(sample)
+    prepared = transforms.prepare(pixels, data, len(data.class_names), multiple=model.backbone.patch)
+    return sliding_window.logits(model, prepared.image, sliding_window.alone(model)).double().numpy()
+
+
+def _classified(
+    what: schema.Experiment,
+    hospitals: Sequence[virtual_hospitals.Hospital],
+    answers: Callable[[virtual_hospitals.Hospital], Answer],
+) -> dict[str, Any]:
+    """Every test sample of every site, answered."""
+    task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
+    found: dict[str, Any] = {"sites": {}, "samples": {}}
+    for hospital in hospitals:
+        scores, answer = task.scores(surface=False), answers(hospital)
+        for sample in hospital.test:
+            scores.add(sample.id, answer(sample), _label(sample), sample.part)
+        _tested(found, hospital.name, scores)
+    return found
+
+
+def _tested(found: dict[str, Any], site: str, scores: Any) -> None:
+    found["sites"][site] = {"num_examples": len(scores), **scores.value()}
+    found["samples"][site] = {"id": scores.ids, **scores.per_sample()}
+
+
+def _label(sample: samples.Sample) -> int:
+    if sample.label is None:
+        raise defect.LABEL_MISSING.error(f"sample '{sample.id}' has no label; give every image a class")
+    return sample.label
