@@ -76,6 +76,18 @@ class AveragingError:
             return None
         return self._relative({name: total / weight for name, total in self._factors.totals().items()}, self._own)
 
+    def factor_by_pair(self) -> dict[str, float]:
+        """The same of every measured pair by itself; empty where ``factor`` is None."""
+        weight = float(self._factors.weight)
+        if self.mixed or not weight:
+            return {}
+        means = {name: total / weight for name, total in self._factors.totals().items()}
+        return {
+            pair: round(float(np.sqrt(lost / size)), PLACES)
+            for pair, (lost, size) in self._squares(means, self._own).items()
+            if size > 0
+        }
+
     def aggregate(self, aggregate: state.AdapterState) -> float | None:
         """None where there is no pair or the mean product is zero."""
         return self._relative(self._rows(aggregate, self._manifest), self._manifest)
@@ -93,12 +105,18 @@ class AveragingError:
 
     def _relative(self, factors: Factors, manifest: state.Manifest) -> float | None:
         """Distance of these factors' products from the mean product, relative to its size."""
-        lost = size = 0.0
+        squares = self._squares(factors, manifest).values()
+        lost, size = (sum(pair[at] for pair in squares) for at in (0, 1))
+        return round(float(np.sqrt(lost / size)), PLACES) if size > 0 else None
+
+    def _squares(self, factors: Factors, manifest: state.Manifest) -> dict[str, tuple[float, float]]:
+        """Pair -> squared distance of its product from the mean product, and the latter's squared size."""
+        found = {}
         for pair, total in self._products.totals().items():
             mean = total / float(self._products.weight)
-            lost += float(np.square(mean - _product(factors, *manifest.pairs()[pair])).sum())
-            size += float(np.square(mean).sum())
-        return round(float(np.sqrt(lost / size)), PLACES) if size > 0 else None
+            lost = mean - _product(factors, *manifest.pairs()[pair])
+            found[pair] = float(np.square(lost).sum()), float(np.square(mean).sum())
+        return found
 
 
 def _product(factors: Factors, a: state.ArraySpec, b: state.ArraySpec) -> NDArray[np.float64]:

@@ -59,7 +59,7 @@ thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; } tbody
 .matrix td { min-width: 3.6rem; border: 2px solid var(--bg); text-align: center; }
 td.home { outline: 2px solid var(--fg);
   outline-offset: -4px; } tr.apart th, tr.apart td { border-top: 8px solid var(--bg); }
-.samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); gap: 1.2rem; }
+.samples { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1.2rem; }
 .sample { margin: 0; } .sample div { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem; }
 .sample div.one { grid-template-columns: minmax(0, 15rem) minmax(0, 1fr); }
 .sample img { width: 100%; height: auto; display: block; border-radius: 3px; }

@@ -32,6 +32,9 @@ def training(journal: Rounds, primary: str, name: str, federated: Mapping[str, A
         _curves(_per_site(journal, "validation", primary), f"Validation {name}", name, (0.0, 1.0)),
         _factor_error(journal),
         _aggregate_error(journal),
+        _cosines(journal),
+        _drift(journal),
+        _effective_rank(journal),
     ]
     without = (
         "" if any(row["validation"] for row in journal) else page.paragraph("No site validated in this run.", "soft")
@@ -40,6 +43,8 @@ def training(journal: Rounds, primary: str, name: str, federated: Mapping[str, A
         f'<div class="charts">{"".join(figures)}</div>{without}'
         + _best_round(journal, federated, name)
         + _refusals(journal)
+        + _alignment(journal)
+        + _error_by_pair(journal)
         + page.folded(f"Every round ({len(journal)})", _rounds(journal, primary, name))
     )
 
@@ -93,6 +98,79 @@ def _error_curve(journal: Rounds, key: str, title: str) -> tuple[str, float]:
     series, bounds = [charts.Series("error", points)], (0.0, math.inf)
     svg = charts.line(series, title=title, x_label="round", y_label="error", bounds=bounds, from_edge=True)
     return svg, max(value for _, value in points)
+
+
+def _cosines(journal: Rounds) -> str:
+    """How alike the directions are in which sites move the adapter."""
+    rows = [(row["round"], row["divergence"]["cosine"]) for row in journal if row.get("divergence")]
+    if not rows:
+        return ""
+    series = [
+        charts.Series("mean over pairs", [(number, cosine["mean"]) for number, cosine in rows]),
+        charts.Series("least pair", [(number, cosine["least"]) for number, cosine in rows]),
+    ]
+    title = "Cosine between sites' updates over rounds"
+    svg = charts.line(series, title=title, x_label="round", y_label="cosine", bounds=(-1.0, 1.0))
+    last = rows[-1][1]
+    said = (
+        "Cosine between what two sites changed: 1, the same direction; 0, unrelated, as noise is too; below 0, one "
+        f"undoes the other. Least alike in the last round: {' and '.join(last['between'])} ({last['least']:.3f})."
+    )
+    return page.figure(svg, said)
+
+
+def _drift(journal: Rounds) -> str:
+    """How far sites stand from their mean, relative to how far they went."""
+    rows = [(row["round"], row["divergence"]) for row in journal if row.get("divergence")]
+    points = [(number, unlike["drift"] / unlike["norm"]) for number, unlike in rows]
+    if not points:
+        return ""
+    title = "Drift of the sites over rounds"
+    svg = charts.line(
+        [charts.Series("drift", points)], title=title, x_label="round", y_label="drift / norm", bounds=(0.0, math.inf)
+    )
+    said = (
+        "Drift: mean distance of a site's update from the mean of all, over the mean norm of an update. 0: all alike; "
+        "near 1: what sites learn cancels when it is averaged, and fewer local steps or a smaller rate may help."
+    )
+    return page.figure(svg, said)
+
+
+def _effective_rank(journal: Rounds) -> str:
+    """How many directions the aggregate's low-rank products use."""
+    points = [(row["round"], row["effective_rank"]["mean"]) for row in journal if row.get("effective_rank")]
+    if not points:
+        return ""
+    title = "Effective rank of the aggregate over rounds"
+    svg = charts.line(
+        [charts.Series("mean over pairs", points)], title=title, x_label="round", y_label="rank", bounds=(0.0, math.inf)
+    )
+    said = (
+        "Effective rank of the aggregate's products B A, mean over pairs: near 1, one direction holds nearly all, and "
+        "a smaller rank would do; near the recipe's rank, all are in use."
+    )
+    return page.figure(svg, said)
+
+
+def _alignment(journal: Rounds) -> str:
+    """The last round's cosine of each site with the mean of the others."""
+    last = next((row["divergence"] for row in reversed(journal) if row.get("divergence")), None)
+    if last is None:
+        return ""
+    ranked = sorted(last["alignment"].items(), key=lambda row: (row[1], row[0]))
+    rows: list[list[page.Cell]] = [[site, value] for site, value in ranked]
+    caption = f"Cosine of each site's update with the mean of the others in the last round; {last['sites']} sites."
+    return page.folded("Which sites go their own way", page.table(("site", "cosine"), rows, caption))
+
+
+def _error_by_pair(journal: Rounds) -> str:
+    """The last round's factor-averaging error, pair by pair."""
+    last = next((row["factor_error_by_pair"] for row in reversed(journal) if row.get("factor_error_by_pair")), None)
+    if last is None or not any(last.values()):
+        return ""
+    rows: list[list[page.Cell]] = [[pair, f"{value:.2e}"] for pair, value in last.items()]
+    caption = "Relative factor-averaging error of every measured pair in the last round."
+    return page.folded("Factor-averaging error, layer by layer", page.table(("pair", "error"), rows, caption))
 
 
 def _best_round(journal: Rounds, federated: Mapping[str, Any], name: str) -> str:

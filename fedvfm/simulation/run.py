@@ -397,7 +397,8 @@ def _finish(
     model.write(adapter)
     summary.write_tables(run, made)
     export.save(model, run.path / "adapter", made, note=what.note)
-    shown = pictures.examples(model, everyone[: len(hospitals)], seeding.stream(what.recipe.seed, "report"))
+    ranked = examination.worst_first(compare.samples_of(run, compare.FEDERATED))
+    shown = pictures.examples(model, everyone[: len(hospitals)], seeding.stream(what.recipe.seed, "report"), ranked)
     storage.write_text(run.summary, summaries.as_json(made) + "\n")
     compare.write_groups(run, hospitals)
     # The report states the recipe that was trained: with what the backbone decides.

@@ -136,7 +136,7 @@ def test_text_of_others_is_escaped(tiny_run: Path) -> None:
 
 def test_pictures_show_image_truth_and_prediction(tiny_run: Path) -> None:
     images = read(tiny_run).named("img")
-    assert len(images) == 3 * 2 * 3
+    assert len(images) == 3 * (2 + 1) * 3
     kinds = [str(tag["alt"]).partition(":")[0] for tag in images]
     assert kinds[:3] == ["image", "truth", "prediction"]
     for tag in images:
@@ -199,8 +199,9 @@ def test_classification_of_one_round_without_validation(tiny_classes: Path) -> N
     assert not found.unbalanced
     assert "macro balanced accuracy" in found.words
     assert "No site validated in this run." in found.words
-    assert len(found.named("img")) == 4
-    assert found.words.count("truth:") == 4
+    assert len(found.named("img")) == 2 * (2 + 1)
+    assert found.words.count("truth:") == 2 * (2 + 1)
+    assert found.words.index("The worst of each site") < found.words.index("Drawn at random")
     assert "no validation sample" in found.words
 
 
@@ -455,3 +456,10 @@ def test_examples_are_drawn_by_the_stream_and_scored_as_the_test_did(tiny_run: P
         assert one.dice == pytest.approx(columns["dice"][columns["id"].index(one.sample)], abs=1e-6)
     many = pictures.examples(model, members * 7, seeding.stream(0, "test"))
     assert len(many) == pictures.SITES
+    ranked = examination.worst_first(evaluation["last"]["samples"])
+    beside = pictures.examples(model, members, seeding.stream(0, "test"), ranked)
+    assert [one for one in beside if not one.worst] == shown, "the worst ones change no draw"
+    for one in beside:
+        if one.worst:
+            assert one.dice == pytest.approx(min(evaluation["last"]["samples"][one.site]["dice"]), abs=1e-6)
+    assert [one.site for one in beside if one.worst] == ["east", "north", "west"]

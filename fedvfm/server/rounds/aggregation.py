@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedvfm.aggregators import averaging_error, base, products
-from fedvfm.server.rounds import handshake
+from fedvfm.server.rounds import divergence, handshake
 from fedvfm.state import state
 
 
@@ -86,6 +86,8 @@ class Fold:
         self._acc = rule.init(manifest, kept)
         self._error = averaging_error.AveragingError(manifest)
         self._stored, self._start = stored, start
+        self._divergence = divergence.Divergence(asked, manifest, start)
+        self._manifest = manifest
         self._turns = [] if getattr(rule, "any_order", False) else sorted(asked, reverse=True)
         self._waiting: dict[str, state.SiteUpdate | None] = {}
         self._absent: set[str] = set()
@@ -129,6 +131,9 @@ class Fold:
             factor = self._error.factor()
             # Factors of different ranks have no mean; what the rule itself loses can still be told.
             lost = self._error.aggregate(aggregate) if self._error.mixed else None
+            by_pair = self._error.factor_by_pair()
+            unlike = self._divergence.record()
+            rank = divergence.effective_rank(aggregate, self._manifest)
         total = math.fsum(self._weights.values())  # rounded once, so in any order the same
         line = {
             "examples": dict(sorted(self._examples.items())),
@@ -137,6 +142,9 @@ class Fold:
             "factor_error": factor,
             "aggregate_error": lost,
             **self._error.sample(),
+            "factor_error_by_pair": by_pair,
+            "divergence": unlike,
+            "effective_rank": rank,
         }
         return Joined(aggregate, left, {**record, **line})
 
@@ -156,6 +164,7 @@ class Fold:
         with products.blas().limit(limits=1, user_api="blas"):
             self._acc = self._rule.fold(self._acc, contribution)
             self._error.add(contribution)
+            self._divergence.add(update.site, update.state, own)
 
 
 def folded(

@@ -90,6 +90,22 @@ def change_row(change: bootstrap.Difference) -> dict[str, Any]:
     }
 
 
+def worst_first(tables: Mapping[str, Columns]) -> dict[str, list[str]]:
+    """Site -> its test samples, the lowest Dice or the least probable true class first."""
+    return {
+        site: [name for _, name in sorted(zip(_scores(rows), rows["id"], strict=True))]
+        for site, rows in tables.items()
+        if "label" in rows or "dice" in rows
+    }
+
+
+def _scores(rows: Columns) -> Sequence[float]:
+    if "label" not in rows:
+        dice: Sequence[float] = rows["dice"]
+        return dice
+    return [rows[f"probability_{int(label)}"][at] for at, label in enumerate(rows["label"])]
+
+
 def headlines(made: Mapping[str, Any]) -> list[str]:
     """The sentences that must be read first, of a summary."""
     return [finding["text"] for finding in made.get("findings", ()) if finding["headline"]]

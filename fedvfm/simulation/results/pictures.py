@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ class Picture:
         dice: Dice of the prediction, mean over foreground classes; None in classification.
         label: the true class; None in segmentation.
         probabilities: class -> probability; empty in segmentation.
+        worst: whether it was chosen because no test sample of its site scores lower; else it was drawn.
     """
 
     site: str
@@ -41,12 +43,31 @@ class Picture:
     dice: float | None = None
     label: str | None = None
     probabilities: Mapping[str, float] | None = None
+    worst: bool = False
+
+    @property
+    def score(self) -> float:
+        """Dice, or the probability of the true class; what a gallery is sorted by."""
+        if self.dice is not None:
+            return self.dice
+        return (self.probabilities or {}).get(self.label or "", 0.0)
 
 
-def examples(model: adapted_model.AdaptedModel, members: Sequence[sites.Site], rng: Generator) -> list[Picture]:
-    """One or two test samples of up to eight sites, predicted with the adapter the model holds.
+def examples(
+    model: adapted_model.AdaptedModel,
+    members: Sequence[sites.Site],
+    rng: Generator,
+    ranked: Mapping[str, Sequence[str]] | None = None,
+) -> list[Picture]:
+    """Test samples of up to eight sites, predicted with the adapter the model holds.
 
-    Samples are drawn, not chosen: the report shows what is usual, not what is best.
+    Of each site one or two are drawn, not chosen: they show what is usual. Beside them stands its worst one.
+
+    Args:
+        model: holds the adapter.
+        members: the sites.
+        rng: of the draw.
+        ranked: site -> its test samples (volumes), the worst first; None shows no worst ones.
 
     Raises:
         DataError: if a sample cannot be read.
@@ -59,7 +80,17 @@ def examples(model: adapted_model.AdaptedModel, members: Sequence[sites.Site], r
         tested = site.split("test")
         drawn = rng.choice(len(tested), size=min(number, len(tested)), replace=False)
         shown += [_picture(model, site, tested[at]) for at in sorted(drawn)]
+        shown += [
+            dataclasses.replace(_picture(model, site, sample), worst=True)
+            for sample in _worst(tested, (ranked or {}).get(site.name, ()))
+        ]
     return shown
+
+
+def _worst(tested: Sequence[samples.Sample], ranked: Sequence[str]) -> list[samples.Sample]:
+    """The sample that scored lowest; of a volume its middle slice."""
+    slices = [sample for sample in tested if ranked and sample.unit == ranked[0]]
+    return slices[len(slices) // 2 :][:1]
 
 
 def _spaced(members: Sequence[sites.Site]) -> list[sites.Site]:

@@ -378,11 +378,20 @@ def _sites(found: Found) -> str:
 def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
     if not shown:
         return ""
-    about = page.paragraph("Test samples drawn at random, not chosen; predicted with the federated adapter.", "soft")
     mark = scores.shown("", found.federated)
-    if shown[0].truth is not None:
-        about += _class_key(found.what.recipe.data.class_names)
-    return about + f'<div class="samples">{"".join(_sample(one, mark) for one in shown)}</div>'
+    key = _class_key(found.what.recipe.data.class_names) if shown[0].truth is not None else ""
+    by = "Dice" if shown[0].dice is not None else "the probability of the true class"
+    parts = [
+        ("The worst of each site", f"No test sample of its site scores lower; sorted by {by}.", True),
+        ("Drawn at random", f"Not chosen: what is usual; sorted by {by}.", False),
+    ]
+    made = ""
+    for title, about, worst in parts:
+        group = sorted((one for one in shown if one.worst is worst), key=lambda one: (one.score, one.site, one.sample))
+        if group:
+            inner = "".join(_sample(one, mark) for one in group)
+            made += f'<h3>{title}</h3>{page.paragraph(about, "soft")}<div class="samples">{inner}</div>'
+    return page.paragraph("Predicted with the federated adapter.", "soft") + key + made
 
 
 def _class_key(names: Sequence[str]) -> str:
