@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedvfm.inference.export import load_adapter
     from fedvfm.inference.forms import export_adapter
     from fedvfm.inference.predict import predict
-    from fedvfm.register import (
+    from fedvfm.registry import (
         register_adapter,
         register_backbone,
         register_baseline,
@@ -35,12 +35,12 @@ _LAZY = {
     "load_adapter": "fedvfm.inference.export:load_adapter",
     "load_experiment": "fedvfm.simulation.experiment:load",
     "predict": "fedvfm.inference.predict:predict",
-    "register_adapter": "fedvfm.register:register_adapter",
-    "register_backbone": "fedvfm.register:register_backbone",
-    "register_baseline": "fedvfm.register:register_baseline",
-    "register_rule": "fedvfm.register:register_rule",
-    "register_source": "fedvfm.register:register_source",
-    "register_task": "fedvfm.register:register_task",
+    "register_adapter": "fedvfm.registry:register_adapter",
+    "register_backbone": "fedvfm.registry:register_backbone",
+    "register_baseline": "fedvfm.registry:register_baseline",
+    "register_rule": "fedvfm.registry:register_rule",
+    "register_source": "fedvfm.registry:register_source",
+    "register_task": "fedvfm.registry:register_task",
     "resume": "fedvfm.simulation.run:resume",
     "simulate": "fedvfm.simulation.run:simulate",
 }

@@ -1,6 +1,7 @@
 """Lazy name tables: a name points to ``"module:attribute"`` and nothing is imported until it is asked for.
 
-Third parties join by an entry point of the table's group, or from a notebook with :meth:`Table.add`.
+Third parties join by an entry point of the table's group (``fedvfm.backbone``, ``fedvfm.data_source``, ...), or from a
+notebook with the ``register_*`` functions here, which name the tables by where they lie.
 """
 
 from __future__ import annotations
@@ -79,7 +80,50 @@ class Table:
             raise errors.UnknownName(self.fault(name))
         thing = self._entries[name]
         if isinstance(thing, str):
-            module, _, attribute = thing.partition(":")
-            thing = getattr(importlib.import_module(module), attribute)
+            thing = _resolved(thing)
             self._entries[name] = thing
         return thing
+
+
+def _resolved(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _register(place: str, name: str, thing: Any, replace: bool) -> Any:
+    _resolved(place).add(name, thing, replace=replace)
+    return thing
+
+
+def register_backbone(name: str, load: Any, *, replace: bool = False) -> Any:
+    """``load(settings, *, with_weights=True, device="cpu") -> backbones.base.Backbone``.
+
+    The options it reads are named by ``@backbones.base.takes("option")``; adapter kinds and tasks name theirs in
+    ``known_options``. Others are refused.
+    """
+    return _register("fedvfm.backbones.table:TABLE", name, load, replace)
+
+
+def register_adapter(name: str, kind: Any, *, replace: bool = False) -> Any:
+    """``kind() -> adapters.base.Adapter``."""
+    return _register("fedvfm.adapters.table:TABLE", name, kind, replace)
+
+
+def register_rule(name: str, rule: Any, *, replace: bool = False) -> Any:
+    """``rule(**options) -> aggregators.base.Aggregator``; pure NumPy."""
+    return _register("fedvfm.aggregators.table:TABLE", name, rule, replace)
+
+
+def register_source(name: str, source: Any, *, replace: bool = False) -> Any:
+    """``source(config.SourceConfig) -> data.sample.Source``."""
+    return _register("fedvfm.data.sources.table:TABLE", name, source, replace)
+
+
+def register_task(name: str, task: Any, *, replace: bool = False) -> Any:
+    """``task(config.Recipe) -> tasks.base.Task``."""
+    return _register("fedvfm.tasks.table:TABLE", name, task, replace)
+
+
+def register_baseline(name: str, arms: Any, *, replace: bool = False) -> Any:
+    """``arms(experiment, site names) -> list of simulation.baselines.Arm``."""
+    return _register("fedvfm.simulation.tables:BASELINES", name, arms, replace)

@@ -7,20 +7,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedvfm import errors, registry
+from fedvfm import errors
 from fedvfm.client import state_folder
 from fedvfm.client.adoption import decisions
 from fedvfm.client.gate import privacy_charge, reply_cache
 from fedvfm.client.training import evaluator
 from fedvfm.client.training import site as sites
 from fedvfm.config import schema
+from fedvfm.inference import export
 from fedvfm.model import adapted_model
 from fedvfm.protocol import protocol
 from fedvfm.state import factors
 from fedvfm.trust import signed_documents
-
-LAYOUTS = registry.Table("adapter layout", {"fedvfm": "fedvfm.inference.export:save"})
-"""How a kept adapter lies on disk; what writes it stands on a higher floor."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +118,6 @@ class Finals:
         if found.verdict != decisions.DECLINED:
             made = {"experiment": self.where.about.federation}
             note = f"Final adapter of federation '{self.where.about.federation}', {found.words}"
-            LAYOUTS.get("fedvfm")(model, folder, made, note=note)
+            export.save(model, folder, made, note=note)
         signed_documents.write(folder / decisions.VERDICT, found)
         decisions.forget_declined(self.where)
