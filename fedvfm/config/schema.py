@@ -390,6 +390,14 @@ class BaselineConfig(Strict):
     )
 
 
+class AttackConfig(Strict):
+    """Bad sites of a simulation: which they are and what they do (see :mod:`fedvfm.simulation.attacks`)."""
+
+    kind: Name
+    sites: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
+    options: dict[str, Option] = {}
+
+
 Workers = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 
 
@@ -402,6 +410,8 @@ class Experiment(Strict):
     memory that are free. The results are the same with any number. ``threads`` is how many CPU threads each of them
     computes with, whatever the recipe says (0: the recipe's, else
     :func:`fedvfm.simulation.engines.worker_schedule.threads`); results with another number differ in the last bits.
+    ``attack`` makes some of the sites bad, to see what a rule withstands; a simulation has no other bad sites, and
+    nothing but a simulation can have these.
     """
 
     schema_version: Literal[1] = 1
@@ -421,6 +431,7 @@ class Experiment(Strict):
     partition: PartitionConfig = PartitionConfig()
     server: ServerConfig = ServerConfig()
     baseline: BaselineConfig = BaselineConfig()
+    attack: AttackConfig | None = None
 
     def with_seed(self, seed: int) -> Experiment:
         """The same experiment under another seed."""

@@ -15,7 +15,7 @@ from fedvfm.config import schema
 from fedvfm.data.sources import table as sources
 from fedvfm.protocol import codecs
 from fedvfm.server.rounds import cohort
-from fedvfm.simulation import baselines, tables
+from fedvfm.simulation import attacks, baselines, tables
 from fedvfm.tasks import table as tasks
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def examine(experiment: schema.Experiment) -> adapted_model.AdaptedModel:
     faults = _rank_faults(experiment)
     if experiment.recipe.start is not None:
         faults.append("recipe.start: only a server goes on from an earlier adapter; leave it out")
-    faults += rules.faults(experiment.recipe) + baselines.faults(experiment)
+    faults += rules.faults(experiment.recipe) + baselines.faults(experiment) + attacks.faults(experiment)
     shapes: adapted_model.AdaptedModel | None = None
     if not names:
         from fedvfm.data.partition import virtual_hospitals
@@ -114,6 +114,7 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, registry.Table, str
     from fedvfm.data.partition import partitioners
 
     single = {
+        "attack.kind": tables.ATTACKS,
         "engine": tables.ENGINES,
         "data.source": sources.TABLE,
         "partition.kind": partitioners.TABLE,
@@ -195,7 +196,7 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
 
 def site_faults(experiment: schema.Experiment, names: Sequence[str]) -> list[str]:
     """What cannot be with these sites, one sentence a fault: ranks, cohort and quorum, baselines that need more."""
-    found = cohort.faults(len(names), experiment.server)
+    found = cohort.faults(len(names), experiment.server) + attacks.site_faults(experiment, names)
     if not found:
         found += rules.site_faults(experiment.recipe, _fewest(experiment, len(names)))
     unknown = sorted(set(experiment.site_ranks) - set(names))

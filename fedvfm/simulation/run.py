@@ -27,7 +27,7 @@ from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.server.rounds import federation
 from fedvfm.server.rounds import summary as summaries
-from fedvfm.simulation import baselines, experiment, imbalance, run_folder, tables, untrained
+from fedvfm.simulation import attacks, baselines, experiment, imbalance, run_folder, tables, untrained
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.simulation.results import examination, number_format, simulated_epsilon, site_errors, summary
 from fedvfm.storage import hash_chain, storage
@@ -185,7 +185,7 @@ def arms(what: schema.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
     found = baselines.federated(what, names)
     for baseline in what.baselines:
         found += [baselines.whole(arm) for arm in tables.BASELINES.get(baseline)(what, names)]
-    return [baselines.equal_steps(arm, what.server, len(names)) for arm in found]
+    return [baselines.equal_steps(arm, what.server, len(names)) for arm in attacks.arms(what, found)]
 
 
 def _run(
@@ -226,7 +226,7 @@ def notes(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospita
     """What a reader of the results must know, each sentence once."""
     planned = arms(what, [hospital.name for hospital in hospitals])
     rounds = {arm.group: arm.recipe.rounds for arm in planned if arm.recipe is not None}
-    told = [note for hospital in hospitals for note in hospital.notes]
+    told = [attacks.describe(what), *(note for hospital in hospitals for note in hospital.notes)]
     told += simulated_epsilon.notes(what.recipe, len(hospitals))
     told += [baselines.fewer_rounds(rounds, what, len(hospitals)), baselines.fewer_tests(what, len(hospitals))]
     told += [prompts.describe(what.recipe.task), imbalance.note(what, hospitals)]
@@ -244,6 +244,7 @@ def _train_and_report(
 ) -> Result:
     started = time.monotonic()
     what = what.model_copy(update={"device": devices.choose(what.device)})
+    hospitals = attacks.poisoned(what, hospitals)
     planned = arms(what, [hospital.name for hospital in hospitals])
     for note in notes(what, hospitals):
         observer("note", text=note)

@@ -1,4 +1,4 @@
-"""The tables of engines and baselines."""
+"""The tables of engines, baselines and attacks."""
 
 from __future__ import annotations
 
@@ -24,5 +24,17 @@ BASELINES = registry.Table(
         "pooled": "fedvfm.simulation.baselines:pooled",
         "pooled-2x": "fedvfm.simulation.baselines:pooled_twice",
         "unet": "fedvfm.simulation.baselines:unet",
+    },
+)
+
+ATTACKS = registry.Table(
+    "attack",
+    {
+        "absent": "fedvfm.simulation.attacks:Absent",
+        "backdoor": "fedvfm.simulation.attacks:Backdoor",
+        "label-flip": "fedvfm.simulation.attacks:LabelFlip",
+        "little-is-enough": "fedvfm.simulation.attacks:LittleIsEnough",
+        "scaled": "fedvfm.simulation.attacks:Scaled",
+        "sign-flip": "fedvfm.simulation.attacks:SignFlip",
     },
 )

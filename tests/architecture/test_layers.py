@@ -57,6 +57,7 @@ KNOWS_FLOWER = {
     "fedvfm.flower.runtime",
     "fedvfm.flower.superlink",
     "fedvfm.flower.supernode",
+    "fedvfm.simulation.engines.attacked_grid",
     "fedvfm.simulation.engines.deployment",
     "fedvfm.simulation.engines.flower_run",
     "fedvfm.simulation.engines.in_process",

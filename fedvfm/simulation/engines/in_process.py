@@ -36,7 +36,7 @@ from fedvfm.report import progress
 from fedvfm.server import app as server_app
 from fedvfm.server.rounds import federation
 from fedvfm.simulation import repeats, run_folder
-from fedvfm.simulation.engines import worker_schedule, workers
+from fedvfm.simulation.engines import attacked_grid, worker_schedule, workers
 from fedvfm.simulation.results import site_errors
 
 RUN_ID = 1
@@ -391,7 +391,8 @@ def _in_turn(team: Team, nodes: Mapping[str, int], observer: progress.Observer) 
             steps.about = label(job, message, names[message.metadata.dst_node_id])
 
         grid = InProcessGrid(app, len(nodes), job, shared, begin)
-        _drive(job, grid, seen, _numbered(observer, place, len(team.jobs)))
+        carried = attacked_grid.between(grid, job, team.what, names)
+        _drive(job, carried, seen, _numbered(observer, place, len(team.jobs)))
 
 
 def _drive(job: federation.Job, grid: Grid, seen: Errors, observer: progress.Observer) -> None:
@@ -496,7 +497,8 @@ class SideBySide:
                 self._has_begun(job)
 
             grid = WorkerGrid(self._pool, job, self._names, self._shared, self._turns, seen.take, begun)
-            _drive(job, grid, seen, _numbered(self._observe, place, len(self._team.jobs)))
+            carried = attacked_grid.between(grid, job, self._team.what, self._names)
+            _drive(job, carried, seen, _numbered(self._observe, place, len(self._team.jobs)))
         except BaseException as error:
             self._failed.append(error)
         finally:

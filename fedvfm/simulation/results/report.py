@@ -15,7 +15,7 @@ from fedvfm.data import overlay, prompts
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.privacy import statements
 from fedvfm.report import bootstrap, charts, page, rounds, scores
-from fedvfm.simulation import baselines, run_folder
+from fedvfm.simulation import attacks, baselines, run_folder
 from fedvfm.simulation.results import compare, examination, pictures, provenance, simulated_epsilon, statistics
 from fedvfm.storage import hash_chain, storage
 
@@ -151,7 +151,7 @@ def _head(found: Found) -> list[str]:
 
 def _notes(found: Found) -> list[str]:
     """What must be read before any number."""
-    told = [f"Attention: {text}." for text in examination.headlines(found.made)]
+    told = [attacks.describe(found.what), *(f"Attention: {text}." for text in examination.headlines(found.made))]
     told += [found.what.note, prompts.describe(found.what.recipe.task)]
     bound = found.made.get("privacy")
     told += [f"{statements.bound(bound)}; {statements.SIMULATED}"] if bound else []

@@ -62,6 +62,7 @@ def build(
         "features": _features(journals),
         "primary": primary,
         "prompt": what.recipe.task.oracle or None,
+        "attack": None if what.attack is None else what.attack.model_dump(mode="json"),
         "privacy": simulated_epsilon.of_arm(arms[0], journals["federated"], hospitals),
         "arms": {
             group: {**_arm(group, arms, found, primary), **_epsilon(group, arms, journals, hospitals)}
