@@ -13,7 +13,7 @@ from fedvfm.state import state
 
 ALL_BELOW = 1 << 21
 """Numbers of all products together up to which every pair is measured whole (16 MiB of float64)."""
-SAMPLE = 1 << 18
+SAMPLE = 1 << 17
 """Numbers of the products of a sample; one row of one pair at least."""
 PLACES = 9
 """Decimal places that are told; what lies behind them is rounding."""

@@ -59,9 +59,17 @@ def test_everything_that_sites_sent_and_nothing_else(tmp_path: Path) -> None:
     page = (job.folder / "report.html").read_text()
     for words in ("Federation town", "north", "west", "Training, round by round", job.locked.recipe.hash):
         assert words in page
+    assert made["precision"] == "float32"
+    assert "float32; the recipe says auto" in page
     assert not (job.folder / "samples.csv").exists(), "nobody sent values of single images"
     assert {path.stat().st_mode & 0o077 for path in job.folder.rglob("*") if path.is_file()} == {0}
     assert (job.folder / "adapter").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_sites_computed_in_is_told_where_it_differs_and_where_nobody_said() -> None:
+    lines = [{"precision": {"north": "bfloat16"}}, {"precision": {"north": "bfloat16", "west": "float32"}}]
+    assert summary.precision(lines) == "bfloat16 and float32"
+    assert summary.precision([{"round": 1}]) is None
 
 
 def test_the_adapter_is_saved_as_a_simulation_saves_it_and_says_what_it_is_not(tmp_path: Path) -> None:

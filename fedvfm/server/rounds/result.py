@@ -197,6 +197,7 @@ def _recipe(locked: locked_recipe.LockedRecipe, made: Mapping[str, Any]) -> str:
         ["adapter fingerprint", code(made["fingerprint"])],
         ["backbone", f"{backbone['name']}, {backbone['parameters']:,} parameters"],
         ["backbone sha256", code(backbone["sha256"]) if backbone["sha256"] else "made from the seed"],
+        ["precision", f"{made.get('precision') or 'not recorded'}; the recipe says {locked.recipe.precision}"],
         ["rounds and final test", f"{made['wall_s']:,.0f} s"],
     ]
     values = json.dumps(locked.recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)

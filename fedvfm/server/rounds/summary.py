@@ -42,6 +42,7 @@ def build(
         "seed": locked.recipe.seed,
         "engine": "deployment",
         "rounds": int(evaluation["round"]),
+        "precision": precision(journal),
         "fingerprint": evaluation["fingerprint"],
         "backbone": backbone_of(locked),
         "trainable_parameters": factors.ever(locked.manifest, locked.recipe.adapter.factors),
@@ -69,6 +70,11 @@ def over_sites(sites: Mapping[str, Mapping[str, float]], primary: str) -> dict[s
     over: dict[str, Any] = dict.fromkeys(("macro", "weighted", "worst", "gap"))
     over |= metrics.summarise(sent, counts, primary) if sent else {}
     return {"sites": {site: dict(row) for site, row in sites.items()}, **over}
+
+
+def precision(journal: Rounds) -> str | None:
+    """What the sites computed in, joined where they differ; None where the journal does not say so (an older run)."""
+    return " and ".join(sorted({word for row in journal for word in row.get("precision", {}).values()})) or None
 
 
 def backbone_of(locked: locked_recipe.LockedRecipe) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def build(
         "seed": what.recipe.seed,
         "engine": what.engine,
         "rounds": what.recipe.rounds,
-        "precision": _precision(journals["federated"]),
+        "precision": summaries.precision(journals["federated"]),
         "fingerprint": federated["fingerprint"],
         "backbone": summaries.backbone_of(locked),
         "trainable_parameters": factors.ever(locked.manifest, locked.recipe.adapter.factors),
@@ -97,11 +97,6 @@ def _busy_s(records: Sequence[Mapping[str, Any]]) -> float:
         total += max(0.0, ended - max(began, last))
         last = max(last, ended)
     return total + sum(float(row.get("seconds", 0.0)) for row in records if "ended" not in row)
-
-
-def _precision(rounds: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the sites computed in, joined where they differ; None where no journal says so (an older run)."""
-    return " and ".join(sorted({word for row in rounds for word in row.get("precision", {}).values()})) or None
 
 
 def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], primary: str) -> dict[str, Any]:
