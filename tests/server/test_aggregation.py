@@ -46,7 +46,9 @@ def joined(order: tuple[state.SiteUpdate, ...], rule: str, ranks: tuple[int, ...
         site: handshake.Member(site, number, manifest(rank), {})
         for number, (site, rank) in enumerate(zip(LOSSES, ranks, strict=True))
     }
-    fold = aggregation.Fold(rules.TABLE.get(rule)(), list(members), members, weighting, manifest(max(ranks)), {})
+    rows = manifest(max(ranks))
+    start = state.AdapterState({spec.name: np.zeros(spec.shape, np.float32) for spec in rows})
+    fold = aggregation.Fold(rules.TABLE.get(rule)(), list(members), members, weighting, rows, {}, start=start)
     for update in order:
         fold.take(update)
     made = fold.finish({"cohort": fold.sites})
@@ -55,7 +57,9 @@ def joined(order: tuple[state.SiteUpdate, ...], rule: str, ranks: tuple[int, ...
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform", "loss"])
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6])
-@pytest.mark.parametrize(("rule", "ranks"), [("mean", (4, 4, 4, 4)), ("svd", (4, 4, 4, 4)), ("svd", (1, 4, 2, 3))])
+@pytest.mark.parametrize(
+    ("rule", "ranks"), [*((rule, (4, 4, 4, 4)) for rule in rules.TABLE.names()), ("svd", (1, 4, 2, 3))]
+)
 def test_the_order_in_which_sites_answer_changes_no_bit(
     rule: str, ranks: tuple[int, ...], spread: float, weighting: str
 ) -> None:

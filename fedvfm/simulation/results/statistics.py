@@ -249,7 +249,11 @@ def basis(runs: Sequence[Scores]) -> Basis:
 
     What a site of five patients contributes to the spread is next to unknown. With ten sites or more their own spread
     says it, and the interval is one about hospitals like these.
+
+    Raises:
+        DataError: if there is no run, or runs have different sites.
     """
+    runs = _ordered(runs)
     every = {
         site: len({run.at(site).about(sample)[0] for run in runs for sample in run.sites[site]})
         for site in sorted(runs[0].sites)
