@@ -86,8 +86,8 @@ def test_of_many_sites_and_numbers_a_sample_is_measured() -> None:
     assert made is not None
     assert made["sites"] == divergence.SITES == len(found._changes)
     assert made["numbers"] == pytest.approx(divergence.NUMBERS, abs=2)
-    assert made["cosine"]["mean"] == pytest.approx(0.5, abs=0.01)
-    assert made["norm"] == pytest.approx(np.sqrt(2 * 401_000), rel=0.01)
+    assert made["cosine"]["mean"] == pytest.approx(0.5, abs=0.02)
+    assert made["norm"] == pytest.approx(np.sqrt(2 * 401_000), rel=0.02)
     assert made["drift"] == pytest.approx(np.sqrt(401_000), rel=0.02)
 
 

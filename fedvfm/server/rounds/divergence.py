@@ -7,6 +7,7 @@ measured where a mechanism at the server lets no single update stay (:mod:`fedvf
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,12 @@ from fedvfm import seeding
 from fedvfm.state import state
 
 SITES = 64
-NUMBERS = 1 << 16
+NUMBERS = 1 << 14
+"""A cosine is then known to about 0.008."""
 PAIRS, LARGEST_RANK = 48, 256
 """Pairs whose effective rank is measured, and up to which rank."""
 ROUNDING = 1e-7
-"""Singular values below this share of the largest are rounding."""
+"""Singular values and norms below this share of the largest are rounding."""
 DIGITS = 6
 """Significant digits that are stated."""
 
@@ -44,7 +46,7 @@ class Divergence:
         self._followed = {names[at] for at in drawn}
         self._changes: dict[str, NDArray[np.float32]] = {}
         self._total = sum(spec.size for spec in manifest)
-        self._places = _places(manifest) if start is not None else {}
+        self._places = _places(tuple((spec.name, spec.size) for spec in manifest)) if start is not None else {}
 
     def add(self, site: str, after: state.AdapterState, own: state.Manifest) -> None:
         """Take one update in."""
@@ -64,25 +66,25 @@ class Divergence:
         if len(names) < 2:
             return None
         changes = np.stack([self._changes[site] for site in names]).astype(np.float64)
-        cosines = _cosines(changes, changes)
+        products = changes @ changes.T  # all that follows is made of these
+        norms, sums = np.sqrt(products.diagonal()), products.sum(axis=1)
+        cosines = products / np.outer(norms, norms)
         first, second = np.triu_indices(len(names), k=1)
-        pairs = cosines[first, second]
+        pairs = cosines[first, second].clip(-1.0, 1.0)
         least = int(pairs.argmin())
+        others = _root(products.sum() - 2 * sums + norms**2, norms.max())
+        drift = _root(norms**2 - 2 * sums / len(names) + products.mean(), norms.max())
+        alignment = np.divide(sums - norms**2, norms * others, out=np.zeros_like(norms), where=others > 0)
         scale = float(np.sqrt(self._total / changes.shape[1]))
-        drift = np.linalg.norm(changes - changes.mean(axis=0), axis=1)
-        others = (changes.sum(axis=0) - changes) / (len(names) - 1)
         return {
             "cosine": {
                 "mean": _rounded(pairs.mean()),
                 "least": _rounded(pairs[least]),
                 "between": [names[first[least]], names[second[least]]],
             },
-            "norm": _rounded(scale * np.linalg.norm(changes, axis=1).mean()),
+            "norm": _rounded(scale * norms.mean()),
             "drift": _rounded(scale * drift.mean()),
-            "alignment": {
-                site: _rounded(_cosines(change[None], rest[None])[0, 0])
-                for site, change, rest in zip(names, changes, others, strict=True)
-            },
+            "alignment": dict(zip(names, map(_rounded, alignment.clip(-1.0, 1.0)), strict=True)),
             "sites": len(names),
             "numbers": int(changes.shape[1]),
         }
@@ -115,23 +117,28 @@ def _few(pairs: list[tuple[state.ArraySpec, state.ArraySpec]]) -> list[tuple[sta
     return small[:: max(1, -(-len(small) // PAIRS))]
 
 
-def _places(manifest: state.Manifest) -> dict[str, NDArray[np.int64]]:
-    """Which numbers of every array are looked at: all, or an equal share of each."""
-    total = sum(spec.size for spec in manifest)
+@functools.lru_cache(maxsize=8)
+def _places(sizes: tuple[tuple[str, int], ...]) -> dict[str, NDArray[np.int64]]:
+    """Which numbers of every array are looked at: all, or an equal share of each.
+
+    Args:
+        sizes: name and number of numbers of every array.
+    """
+    total = sum(size for _, size in sizes)
     if total <= NUMBERS:
-        return {spec.name: np.arange(spec.size) for spec in manifest}
+        return {name: np.arange(size) for name, size in sizes}
     places = {}
-    for spec in manifest:
-        rng = seeding.stream(0, "divergence", "numbers", spec.name)
-        count = max(1, round(spec.size * NUMBERS / total))
-        places[spec.name] = np.sort(rng.choice(spec.size, size=count, replace=False))
+    for name, size in sizes:
+        rng = seeding.stream(0, "divergence", "numbers", name)
+        count = max(1, round(size * NUMBERS / total))
+        places[name] = np.sort(rng.choice(size, size=count, replace=False))
     return places
 
 
-def _cosines(first: Floats, second: Floats) -> Floats:
-    """Shapes: (N, S) and (M, S) -> (N, M); 0 where a row is 0."""
-    norms = np.linalg.norm(first, axis=1)[:, None] * np.linalg.norm(second, axis=1)
-    return np.asarray(np.divide(first @ second.T, norms, out=np.zeros_like(norms), where=norms > 0), dtype=np.float64)
+def _root(squares: Floats, largest: float) -> Floats:
+    """Norms from squares that were made of differences: what is rounding beside the largest norm is 0."""
+    roots = np.sqrt(squares.clip(min=0.0))
+    return np.where(roots > ROUNDING * largest, roots, 0.0)
 
 
 def _rounded(value: float | np.floating[Any]) -> float:
