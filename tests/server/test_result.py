@@ -99,6 +99,21 @@ def test_a_run_of_a_real_federation_can_be_compared(tmp_path: Path) -> None:
     assert (first["low"], first["high"], found["runs"][1]["settings"]) == (None, None, {})
 
 
+def test_a_score_of_exactly_nothing_is_read_before_any_figure(tmp_path: Path) -> None:
+    def empty(kind: str, number: int, reply: Any) -> Any:
+        if not kind.startswith("evaluate"):
+            return reply
+        return protocol.Evaluation(reply.site, reply.round, reply.num_examples, {"dice": 0.0, "iou": 0.0})
+
+    job = finished(tmp_path / "run", change=empty)
+    made = result.write(job.folder, "town", job.locked)
+    found = {row["code"]: row for row in made["findings"]}
+    assert found["at-chance"]["sites"] == ["north"]
+    page = (job.folder / "report.html").read_text()
+    assert page.index("Attention: Dice is exactly 0 at north") < page.index("<main>")
+    assert "To be read with the figures" in page
+
+
 def test_a_policy_that_lets_no_score_out_leaves_a_report_without(tmp_path: Path) -> None:
     def silent(kind: str, number: int, reply: Any) -> Any:
         if not kind.startswith("evaluate"):

@@ -395,7 +395,7 @@ def _arms(group: Group, samples: Sequence[Mapping[str, statistics.Scores]]) -> d
             "macro": _mean([value for value in by_seed.values() if value is not None]),
             "low": bounds.low if bounds else None,
             "high": bounds.high if bounds else None,
-            "no_interval": bounds.reason if bounds else "",
+            "no_interval": bounds.reason if bounds else "its runs have no common values of single test samples",
             "by_seed": by_seed,
             "prompt": group.first.summary["arms"].get(LOCAL if arm == ABROAD else arm, {}).get("prompt"),
         }
