@@ -33,10 +33,10 @@ from pathlib import Path
 
 import torch
 
-from fedvfm import protocol
-from fedvfm.client import evaluator, trainer
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
+from fedvfm.protocol import protocol
+from fedvfm.client.training import evaluator, trainer
+from fedvfm.model import adapted_model as models
+from fedvfm.client.training import site as sites
 from fedvfm.simulation import experiment
 
 torch.set_num_threads(1)

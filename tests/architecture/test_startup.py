@@ -21,10 +21,10 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 
-from fedvfm import protocol
-from fedvfm.client import evaluator, trainer
-from fedvfm.client import model as models
-from fedvfm.client import site as sites
+from fedvfm.protocol import protocol
+from fedvfm.client.training import evaluator, trainer
+from fedvfm.model import adapted_model as models
+from fedvfm.client.training import site as sites
 from fedvfm.inference import export
 from fedvfm.simulation import experiment
 
@@ -46,7 +46,7 @@ export.save(model, Path(sys.argv[2]), {})
 """
 PREDICT = """
 import json, sys
-from fedvfm import cli
+from fedvfm.cli import main as cli
 
 names, sys.argv = json.loads(sys.argv[1]), ["fedvfm", "predict", *sys.argv[2:]]
 try:

@@ -30,11 +30,12 @@ import fedvfm, fedvfm.config.schema, fedvfm.protocol.protocol, fedvfm.trust.lock
 import fedvfm.state.state, fedvfm.storage.hash_chain, fedvfm.storage.storage
 import fedvfm.server.app
 import numpy_sites
-from fedvfm.server import app, checkpoint
-from fedvfm.server.aggregators import table
+from fedvfm.server import app
+from fedvfm.state import checkpoint
+from fedvfm.aggregators import table
 from fedvfm.privacy import table as mechanisms
-from fedvfm import flower
-from fedvfm.server import result
+from fedvfm.flower import internals as flower
+from fedvfm.server.rounds import result
 
 found, private = {}, {}
 for rule in table.TABLE.names():

@@ -440,7 +440,8 @@ def test_disk_full_inside_a_journal_line(tiny: Any, tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from fedvfm import chain, errors
+from fedvfm.storage import hash_chain as chain
+from fedvfm import errors
 path = Path(sys.argv[1])
 chain.Chain(path).append({"round": 1})
 size = path.stat().st_size

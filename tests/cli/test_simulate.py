@@ -70,7 +70,7 @@ ADAPTER = {
 QUICK = """
 import sys
 sys.argv = ["fedvfm", "experiments", "--json"]
-from fedvfm import cli
+from fedvfm.cli import main as cli
 try:
     cli.main()
 finally:

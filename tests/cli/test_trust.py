@@ -26,7 +26,7 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 sys.argv = ["fedvfm", *sys.argv[1:]]
-from fedvfm import cli
+from fedvfm.cli import main as cli
 cli.main()
 """
 

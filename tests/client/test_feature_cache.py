@@ -224,7 +224,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.client import test_feature_cache as t
-from fedvfm.client import feature_cache, feature_counts, feature_files
+from fedvfm.model import feature_cache, feature_counts, feature_files
 cache = feature_cache.FeatureCache(0, feature_files.FeatureFiles(Path(sys.argv[1]), 1 << 20))
 for _ in range(3):
     for number in range(40):

@@ -18,8 +18,8 @@ from fedvfm.config import schema
 ROOT = Path(__file__).parents[2]
 ASK = """
 import json, os
-from fedvfm import config
-from fedvfm.client import limits
+from fedvfm.config import schema as config
+from fedvfm.client.process import limits
 limits.apply(config.LimitsConfig(threads=1, nice=7), "cpu")
 import threadpoolctl, torch
 print(json.dumps({

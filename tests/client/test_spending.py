@@ -308,7 +308,7 @@ def test_a_plain_recipe_has_no_budget_and_a_budget_no_plain_recipe(site: Site) -
     with pytest.raises(errors.PolicyRefused, match="a plain update is more than any") as no:
         privacy_charge.require(plain, site.terms.config.privacy)
     assert no.value.reason == "privacy-budget"
-    bare = private_site.terms.HospitalTerms.__new__(private_site.terms.HospitalTerms)
+    bare = private_site.enforcement.HospitalTerms.__new__(private_site.enforcement.HospitalTerms)
     with pytest.raises(errors.LedgerError, match="keep no ledger"):
         bare._account(private_site.train())
 

@@ -50,7 +50,7 @@ def used(where: state_folder.State) -> audit.Usage:
 WORK = """
 import sys, time
 from pathlib import Path
-from fedvfm.client import unfinished
+from fedvfm.client.gate import compute_time as unfinished
 unfinished.EVERY_S = 0.2
 with unfinished.working(Path(sys.argv[1])):
     time.sleep(600)

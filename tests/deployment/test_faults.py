@@ -62,7 +62,7 @@ def test_a_look_that_fails_is_told_too_and_the_thread_looks_on(monkeypatch: pyte
 SCRIPT = """
 import json, resource, sys, time
 from pathlib import Path
-from fedvfm import logs, processes
+from fedvfm.runtime import logs, processes
 folder = Path(sys.argv[1])
 child = processes.Child(processes.Program("one", (sys.executable, "-SEc", "import time; time.sleep(100)")), folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))

@@ -15,7 +15,7 @@ from fedvfm.runtime import logs
 from fedvfm.trust import signed_documents
 
 LOG = logging.getLogger("fedvfm.server.x")
-PACKAGE = Path(logs.__file__).parent
+PACKAGE = Path(logs.__file__).parents[1]
 
 
 def test_a_record_is_a_line_of_json_with_its_text_or_its_fields(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ time.sleep(600)
 """
 FAILS = """
 import sys
-from fedvfm import errors, processes
+from fedvfm import errors
+from fedvfm.runtime import processes
 print("listening soon\\nOutputInUse: of something else", file=sys.stderr)
 processes.write_failure(errors.ConfigError("server.toml", ["one", "two"]))
 sys.exit(2)

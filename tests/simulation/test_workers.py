@@ -247,7 +247,7 @@ def test_how_many_workers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def number(tasks: int, **more: Any) -> tuple[int, str]:
         what = experiment(tiny, **more)
         return worker_schedule.count(
-            what, tasks, lambda: in_process.models.AdaptedModel(what.recipe, with_weights=False)
+            what, tasks, lambda: in_process.adapted_model.AdaptedModel(what.recipe, with_weights=False)
         )
 
     monkeypatch.setattr(worker_schedule.capacity, "cores", lambda: 8)
@@ -276,7 +276,7 @@ def test_the_longest_arm_goes_first_and_sites_stick_to_workers(tiny: Any, one: P
     what, shapes = run.prepare(values(tiny))
     hospitals = run.experiment.hospitals(what)
     names = [hospital.name for hospital in hospitals]
-    jobs = run._jobs(what, run.folder.RunFolder(one), run.arms(what, names), shapes)
+    jobs = run._jobs(what, run.run_folder.RunFolder(one), run.arms(what, names), shapes)
     turns = worker_schedule.Schedule(jobs, run.members(what, hospitals))
     assert [job.name for job in turns.jobs][:2] == ["pooled", "federated"]
     by_name = {job.name: job for job in jobs}

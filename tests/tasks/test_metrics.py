@@ -412,7 +412,7 @@ def test_import_is_cheap_and_overlap_needs_no_torch() -> None:
         "scores.add('a', np.zeros((2, 2), int), np.ones((2, 2), int))\n"
         "print(scores.value()['dice'], {'torch', 'monai', 'sklearn', 'scipy'} & sys.modules.keys())"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "0.0 set()", done.stderr
 
