@@ -101,11 +101,15 @@ def faults(recipe: schema.Recipe) -> list[str]:
             f"recipe.aggregation.weighting = '{settings.weighting}': under rule '{name}' every site counts the same, "
             'or what a bad site says of itself would be its lever; use recipe.aggregation.weighting = "uniform"'
         )
-    moved = settings.server_momentum != 0.0 or settings.server_learning_rate != 1.0
-    if moved and refactors(rule):
+    if settings.moves and refactors(rule):
         found.append(
-            "recipe.aggregation: server_momentum and server_learning_rate need a rule that keeps the factors; "
-            f"'{name}' makes new ones every round, so a difference between rounds means nothing"
+            "recipe.aggregation: server_optimiser, server_momentum and server_learning_rate need a rule that keeps the "
+            f"factors; '{name}' makes new ones every round, so a difference between rounds means nothing"
+        )
+    if settings.server_optimiser != "momentum" and settings.server_learning_rate >= 1.0:
+        found.append(
+            f"recipe.aggregation.server_learning_rate = {settings.server_learning_rate:g}: with server_optimiser = "
+            f"'{settings.server_optimiser}' every number moves by about that much a round; begin with 0.01"
         )
     return found
 

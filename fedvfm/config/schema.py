@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import operator
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -201,8 +202,17 @@ class DataContract(Strict):
         return centre - width / 2, centre + width / 2
 
 
+def _later(default: Any, **limits: Any) -> Any:
+    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
+    return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
+
+
 class OptimiserConfig(Strict):
-    """Local training; the optimiser starts afresh every round, the schedule runs over all rounds."""
+    """Local training; the optimiser starts afresh every round, the schedule runs over all rounds.
+
+    ``proximal`` is FedProx's mu: the gradient of ``mu / 2 ||w - w0||^2`` is added in every step, w0 the global adapter
+    that the round began with; 0 adds nothing. The loss that is told is without it.
+    """
 
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
@@ -213,6 +223,7 @@ class OptimiserConfig(Strict):
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     clip_norm: NonNegative = 1.0
+    proximal: NonNegative = _later(0.0)
 
 
 class AggregationConfig(Strict):
@@ -221,13 +232,26 @@ class AggregationConfig(Strict):
     ``weighting``: by number of training examples, uniform, or by the site's mean training loss of the round, so that
     a site that is served worst pulls hardest (q-FFL with q = 1; Li et al., "Fair Resource Allocation in Federated
     Learning", ICLR 2020).
+
+    ``server_optimiser`` makes the server's step out of what the rule made of the updates: "momentum" (FedAvgM), "adam"
+    or "yogi"; the latter two take ``server_momentum`` as beta1, ``server_beta2``, and ``server_floor``, which is added
+    to the root of the second moment (tau). With them a number moves by about ``server_learning_rate`` a round.
     """
 
     rule: Name = "mean"
     weighting: Literal["examples", "uniform", "loss"] = "examples"
     server_learning_rate: Positive = 1.0
     server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    server_optimiser: Literal["momentum", "adam", "yogi"] = _later("momentum")
+    server_beta2: float = _later(0.99, ge=0.0, lt=1.0)
+    server_floor: float = _later(1e-3, gt=0.0)
     options: dict[str, Option] = {}
+
+    @property
+    def moves(self) -> bool:
+        """Whether the server takes a step of its own, and the new adapter is not the aggregate itself."""
+        plain = self.server_momentum == 0.0 and self.server_learning_rate == 1.0
+        return not plain or self.server_optimiser != "momentum"
 
 
 class EvaluationConfig(Strict):

@@ -101,7 +101,7 @@ def alone(recipe: schema.Recipe) -> schema.Recipe:
 
     A robust rule has no other updates to hold against this one, and nothing can hide whether the site took part.
     """
-    changes: dict[str, Any] = {"server_momentum": 0.0, "server_learning_rate": 1.0}
+    changes: dict[str, Any] = {"server_momentum": 0.0, "server_learning_rate": 1.0, "server_optimiser": "momentum"}
     if rules.robust(rules.make(recipe.aggregation)):
         changes |= {"rule": "mean", "options": {}}
     plain = recipe.aggregation.model_copy(update=changes)

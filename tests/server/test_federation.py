@@ -589,8 +589,10 @@ def test_a_run_folder_can_be_moved(harness: Harness) -> None:
 # -- the server's own step -------------------------------------------------------------------------------------------
 
 
-def test_momentum_survives_a_stop(harness: Harness) -> None:
-    moving = {"recipe": {"aggregation": {"server_momentum": 0.8, "server_learning_rate": 0.5}}}
+@pytest.mark.parametrize("kind", ["momentum", "adam", "yogi"])
+def test_what_the_server_keeps_for_its_step_survives_a_stop(harness: Harness, kind: str) -> None:
+    step = {"server_optimiser": kind, "server_momentum": 0.8, "server_learning_rate": 0.5}
+    moving = {"recipe": {"aggregation": step}}
     whole = harness.run(harness.three(), "whole", **moving)
     harness.run(harness.three(), "stopped", stop_after=2, **moving)
     stopped = harness.run(harness.three(), "stopped", **moving)

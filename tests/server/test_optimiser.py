@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedvfm.aggregators import table as rules
 from fedvfm.config import schema
 from fedvfm.server.rounds import server_optimiser
 from fedvfm.state import state
@@ -76,3 +77,92 @@ def test_naming_all_is_naming_none() -> None:
         )
         assert whole[0] == named[0]
         assert {k: v.tolist() for k, v in whole[1].items()} == {k: v.tolist() for k, v in named[1].items()}
+
+
+# -- adam and yogi ----------------------------------------------------------------------------------------------------
+
+
+def adaptive(kind: str, rate: float = 0.1, beta1: float = 0.5, **more: float) -> schema.AggregationConfig:
+    values = {"server_optimiser": kind, "server_learning_rate": rate, "server_momentum": beta1, **more}
+    return schema.AggregationConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("kind", ["adam", "yogi"])
+def test_two_rounds_of_adam_and_yogi_by_hand(kind: str) -> None:
+    """tau 1, so v begins at 1; d is 2, then 3."""
+    chosen = adaptive(kind, server_beta2=0.75, server_floor=1.0)
+    first, kept = server_optimiser.step(one(0.0), one(2.0), {}, chosen)
+    square = {"adam": 0.75 * 1.0 + 0.25 * 4.0, "yogi": 1.0 + 0.25 * 4.0}[kind]
+    assert kept["moment.w"].tolist() == [1.0, -1.0]
+    assert kept["square.w"].tolist() == pytest.approx([square, square])
+    assert first["w"].tolist() == pytest.approx([0.1 / (square**0.5 + 1), -0.1 / (square**0.5 + 1)])
+    value = float(first["w"][0])
+    after, kept = server_optimiser.step(first, one(value + 3.0), kept, chosen)
+    square = {"adam": 0.75 * square + 0.25 * 9.0, "yogi": square + 0.25 * 9.0}[kind]
+    assert kept["square.w"].tolist() == pytest.approx([square, square])
+    assert after["w"].tolist()[0] == pytest.approx(value + 0.1 * (0.5 * 1.0 + 0.5 * 3.0) / (square**0.5 + 1))
+
+
+def test_yogi_forgets_by_what_comes_and_adam_by_a_share() -> None:
+    large, small = one(10.0), one(0.1)
+    left = {}
+    for kind in ("adam", "yogi"):
+        first, kept = server_optimiser.step(one(0.0), large, {}, adaptive(kind, beta1=0.0, server_beta2=0.9))
+        _, after = server_optimiser.step(first, first + small, kept, adaptive(kind, beta1=0.0, server_beta2=0.9))
+        left[kind] = float(after["square.w"][0] / kept["square.w"][0])
+    assert left["adam"] == pytest.approx(0.9, abs=1e-3)
+    assert left["yogi"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["adam", "yogi"])
+def test_directions_of_very_unlike_curvature_come_down_together(kind: str) -> None:
+    """A site's step on ``(100 x^2 + 0.01 y^2) / 2`` at a rate that x bears moves y by 1e-4 of its way: not so here."""
+    curvature = np.array([100.0, 0.01], np.float32)
+
+    def run(settings: schema.AggregationConfig) -> np.ndarray:
+        adapter, kept = state.AdapterState({"w": np.array([1.0, 1.0], np.float32)}), dict[str, state.Array]()
+        for _ in range(200):
+            sites = [adapter["w"] - np.float32(rate) * curvature * adapter["w"] for rate in (0.008, 0.012)]
+            mean = state.AdapterState({"w": np.mean(sites, axis=0, dtype=np.float32)})
+            adapter, kept = server_optimiser.step(adapter, mean, kept, settings)
+        return np.abs(adapter["w"])
+
+    plain = run(schema.AggregationConfig())
+    found = run(adaptive(kind, rate=0.02, beta1=0.0, server_beta2=0.9, server_floor=1e-5))
+    assert plain[0] < 1e-6
+    assert plain[1] > 0.97
+    assert found.max() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["adam", "yogi"])
+def test_what_did_not_train_waits_under_adam_and_yogi_too(kind: str) -> None:
+    first, kept = server_optimiser.step(two(0.0, 0.0), two(1.0, 5.0), {}, adaptive(kind), ["A"])
+    assert (first["B"].tolist(), set(kept)) == ([0.0], {"moment.A", "square.A"})
+    rest, later = server_optimiser.step(first, two(9.0, 1.0), kept, adaptive(kind), ["B"])
+    assert rest["A"].tobytes() == first["A"].tobytes()
+    assert all(later[name].tobytes() == kept[name].tobytes() for name in kept)
+    assert all(array.dtype == np.float32 for array in (*rest.values(), *later.values()))
+
+
+def recipe(**aggregation: object) -> schema.Recipe:
+    values = {"backbone": {"name": "x"}, "data": {"class_names": ["a", "b"]}, "aggregation": aggregation}
+    return schema.parse(schema.Recipe, values, "recipe")
+
+
+def test_a_rate_of_one_is_no_rate_for_adam_and_new_factors_bear_no_step() -> None:
+    assert rules.faults(recipe(server_optimiser="adam", server_learning_rate=0.01)) == []
+    (told,) = rules.faults(recipe(server_optimiser="yogi"))
+    assert told.startswith("recipe.aggregation.server_learning_rate = 1")
+    assert len(rules.faults(recipe(server_optimiser="adam", server_learning_rate=0.01, rule="svd"))) == 1
+
+
+def test_keys_that_came_later_change_nothing_where_they_are_not_used() -> None:
+    """The bytes, and so the hash, of a recipe that does not name them."""
+    plain, text = recipe(), recipe().model_dump_json()
+    later = ("server_optimiser", "server_beta2", "server_floor", "proximal")
+    assert not any(key in text for key in later)
+    named = recipe(server_optimiser="momentum", server_beta2=0.99)
+    assert (named.hash, named.model_dump_json()) == (plain.hash, text)
+    used = recipe(server_optimiser="adam", server_learning_rate=0.01)
+    assert used.hash != recipe(server_learning_rate=0.01).hash
+    assert schema.parse(schema.Recipe, used.model_dump(mode="json"), "recipe") == used

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors, seeding
+from fedvfm.client.training import proximal
 from fedvfm.client.training import site as sites
 from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
@@ -75,6 +76,7 @@ class Steps:
         self._steps, self._model, self._site, self._optimiser = steps, model, site, optimiser
         self._units, self._first, self.count, self._full = list(units), first, count, full
         self._taken = 0
+        self._near = proximal.Proximal(optimiser, model.recipe.optimiser.proximal)
 
     def take(self) -> float:
         """One step; no loss is told."""
@@ -83,6 +85,7 @@ class Steps:
         chosen = [[self._units[one][image] for image in self._steps.choose(len(self._units[one]))] for one in drawn]
         number = self._first + self._taken
         self._steps.gradient(chosen, lambda some: losses(self._model, self._site, some, number, self.count))
+        self._near.pull()  # after the noise, of private parameters alone: post-processing
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self._taken += 1

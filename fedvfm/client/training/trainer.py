@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import errors, seeding
-from fedvfm.client.training import dp_trainer, feed
+from fedvfm.client.training import dp_trainer, feed, proximal
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
 from fedvfm.data import sample as samples
@@ -150,8 +150,9 @@ def _pace(
     rounds = itertools.count() if endless else range(1)
     batches = itertools.chain.from_iterable(_batches(model, site, examples, round_number) for _ in rounds)
     count = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
+    near = proximal.Proximal(optimiser, settings.proximal)
     with feed.ahead(batches, feed.helps(model, site)) as ready:
-        yield Pace(count, lambda: _step(model, optimiser, next(ready), site))
+        yield Pace(count, lambda: _step(model, optimiser, next(ready), site, near))
 
 
 def _optimiser(
@@ -200,7 +201,11 @@ def _batches(
 
 
 def _step(
-    model: adapted_model.AdaptedModel, optimiser: torch.optim.Optimizer, batch: list[sites.Example], site: sites.Site
+    model: adapted_model.AdaptedModel,
+    optimiser: torch.optim.Optimizer,
+    batch: list[sites.Example],
+    site: sites.Site,
+    near: proximal.Proximal,
 ) -> float:
     loss: Tensor = model.task.loss(model(*sites.collate(batch, model)), sites.targets(batch, model))
     value = float(loss.detach())
@@ -210,6 +215,7 @@ def _step(
         )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    near.pull()
     if model.recipe.optimiser.clip_norm:
         trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(trained, model.recipe.optimiser.clip_norm)
