@@ -25,7 +25,17 @@ from fedvfm.ledger import ledger, receipts, reconcile
 from fedvfm.storage import storage
 from tests.privacy import releases
 
-TRACED = ("ledger.py", "records.py", "spending.py", "lines.py", "chain.py", "storage.py", "audit.py", "reconcile.py")
+TRACED = (
+    "audit.py",
+    "entries.py",
+    "hash_chain.py",
+    "ledger.py",
+    "privacy_charge.py",
+    "reconcile.py",
+    "records.py",
+    "spending.py",
+    "storage.py",
+)
 BUDGET = releases.budget()
 
 
