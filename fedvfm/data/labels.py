@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +50,17 @@ def _mislabelled(task: str, theirs: Sequence[str], ours: Sequence[str]) -> bool:
     if own == recipe:
         return False
     return task == "classification" or any(name in recipe and recipe.index(name) != at for at, name in enumerate(own))
+
+
+@runtime_checkable
+class Structured(data.Source, Protocol):
+    """A source whose masks say what they hold: it has to know what ``[labels]`` makes of it."""
+
+    def mapping(self, words: Sequence[str]) -> Structured:
+        """The same where these names and codes are mapped: what they call is never left out."""
+
+    def merged(self, numbers: Sequence[int]) -> Structured:
+        """The same where class ``i`` will count as ``numbers[i]``: classes of one number do not overlap."""
 
 
 class Relabelled:
@@ -124,6 +136,7 @@ def mapped(source: data.Source, names: Mapping[str, str], wanted: Sequence[str] 
     """
     if not names:
         return source
+    source = source.mapping(list(names)) if isinstance(source, Structured) else source
     theirs = source.info.class_names
     names = _by_own_name(source, names)
     found = [
@@ -142,4 +155,5 @@ def mapped(source: data.Source, names: Mapping[str, str], wanted: Sequence[str] 
     ]
     if found:
         raise errors.ConfigError("labels", list(dict.fromkeys(found)))
-    return Relabelled(source, [ours.index(names.get(name, name)) for name in theirs], ours)
+    numbers = [ours.index(names.get(name, name)) for name in theirs]
+    return Relabelled(source.merged(numbers) if isinstance(source, Structured) else source, numbers, ours)

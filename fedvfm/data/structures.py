@@ -65,17 +65,25 @@ class Structure:
         code: "SCT:10200004", with modifiers and region, or empty.
         name: as the file calls it, in plain words (:func:`plain`).
         meanings: other words for it: what its code means.
+        region: whether it is a region of interest of an RT structure set: its number says nothing, and a set holds
+            regions that are no class (the body's outline, margins).
     """
 
     value: int
     code: str = ""
     name: str = field(default="", repr=False)
     meanings: tuple[str, ...] = field(default=(), repr=False)
+    region: bool = False
 
     @property
     def key(self) -> Key:
         """What tells it apart."""
         return self.code, self.name
+
+    @property
+    def own_name(self) -> str:
+        """A class name for it where nobody gave one: its code, which may be shown, else a hash of its name."""
+        return self.code if self.code and not (self.region and self.name) else f"structure {hash_of(self.name)}"
 
     @property
     def shown(self) -> str:
@@ -93,6 +101,7 @@ class Assigned:
         faults: one sentence each.
         notes: case -> what is to be said of it.
         aliases: codes and plain names by which ``[labels]`` may call a class.
+        left: regions that are no class and are left out, one sentence each, for those who may see names.
     """
 
     names: tuple[str, ...]
@@ -100,12 +109,15 @@ class Assigned:
     faults: tuple[errors.Fault, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
 
 
 Found = Mapping[str, Sequence[Sequence[Structure]]]
 """Case -> the structures of each of its mask files."""
 
 TWO_OBJECTS = "two segmentation objects of the study hold one structure; both are taken together"
+TWO_REGIONS = "a structure set has two regions of one name; both are taken together"
+REGIONS_LEFT = "a structure set has regions that are no class, beside one for every class; they are left out"
 
 
 def plain(text: str) -> str:
@@ -124,6 +136,16 @@ def code_of(scheme: str, value: str) -> str:
     if not value:
         return ""
     return f"{known}:{value}" if known and CODE.fullmatch(value) else f"other scheme:{hash_of(scheme + value)}"
+
+
+def coded(item: Any, name: str) -> tuple[str, str]:
+    """The first code of a sequence of a DICOM item (:func:`code_of`), and what it means in words; empty without one."""
+    first = next(iter(item.get(name) or ()), None)
+    if first is None:
+        return "", ""
+    value = first.get("CodeValue") or first.get("LongCodeValue") or ""
+    code = code_of(str(first.get("CodingSchemeDesignator") or ""), str(value))
+    return code, str(first.get("CodeMeaning") or "")
 
 
 def hash_of(text: str) -> str:
@@ -161,12 +183,22 @@ def _classes(one: Structure, names: Sequence[str]) -> set[int]:
     """The classes that a structure may be: by code, by name, by what its code means."""
     codes = {one.code.casefold(), one.code.partition(":")[2].casefold()} - {""}
     found = {at for at, name in enumerate(names) if name.casefold().strip() in codes or plain(name) in _words(one)}
+    if one.region:
+        found |= {at for at, name in enumerate(names) if at and name == one.own_name}
     if one.code not in GENERAL:
         found |= {at for at, name in enumerate(names) if at and one.code in codes_of(name)}
     return found
 
 
-def assign(found: Found, names: Sequence[str], values: Sequence[int], *, numbers: bool, stated: bool) -> Assigned:
+def assign(
+    found: Found,
+    names: Sequence[str],
+    values: Sequence[int],
+    *,
+    numbers: bool,
+    stated: bool,
+    mapped: Sequence[str] = (),
+) -> Assigned:
     """What the structures of all masks of a folder stand for.
 
     Args:
@@ -175,69 +207,110 @@ def assign(found: Found, names: Sequence[str], values: Sequence[int], *, numbers
         values: the number of each class, where numbers count.
         numbers: whether the site says itself which number is which class (``mask_values``).
         stated: whether the site, or the data, says the class names.
+        mapped: codes and names that ``[labels]`` maps: such a region is never left out.
 
     Returns:
         Classes by name where a structure has the name or code of one; else by number, with a fault for every number
-        that is not one structure everywhere.
+        that is not one structure everywhere. Regions of a structure set have no number that counts.
     """
     every = list({one.key: one for one in _all(found)}.values())
     if not every:
         return Assigned(tuple(names))
-    classes = tuple(names)
-    if not stated and not numbers and len({one.code for one in every}) > 1:
+    classes, regions = tuple(names), any(one.region for one in every)
+    if not stated and not numbers and (regions or len({one.code for one in every}) > 1):
         classes = (names[0], *_derived(every))
     fitting = {one.key: _classes(one, classes) for one in every}
     notes = _notes(found)
-    if numbers or not any(fitting.values()):
+    if (numbers or not any(fitting.values())) and not regions:
         faults = [*_number_faults(found), *(_contradictions(found, classes, values, fitting) if numbers else ())]
         return Assigned(classes, None, tuple(faults), notes, _by_number(found, classes, values))
-    wrong = []
-    for one in every:
-        if len(fitting[one.key]) > 1:
-            either = " and ".join(classes[at] for at in sorted(fitting[one.key]))
-            wrong.append(
-                defect.CLASS_UNKNOWN.fault(
-                    f"a structure of the masks, {one.shown}, has code and name of several classes ({either})"
-                )
-            )
-        elif not fitting[one.key]:
-            wrong.append(
-                defect.CLASS_UNKNOWN.fault(
-                    f"a structure of the masks, {one.shown}, stands for no class of {', '.join(classes)}; name it (or "
-                    "its code) in data.options.class_names too, and map it in [labels], to the background if it does "
-                    "not count"
-                )
-            )
+    needless = _needless(found, fitting, classes, mapped)
+    wrong = _ambiguous([one for one in every if one.key not in needless], fitting, classes)
+    if numbers:
+        text = "data.options.mask_values: regions of structure sets go by their names, not by numbers; leave it out"
+        wrong.append(defect.OPTIONS.fault(text))
+    wrong += [
+        defect.CLASS_UNKNOWN.fault(
+            f"a structure of the masks, {one.shown}, stands for no class of {', '.join(classes)}; name it (or its "
+            "code) in data.options.class_names too, and map it in [labels], to the background if it does not count"
+        )
+        for one in every
+        if not fitting[one.key] and one.key not in needless
+    ]
     table = {key: min(at) for key, at in fitting.items() if at}
     aliases = {word: classes[table[one.key]] for one in every if one.key in table for word in _aliases(one)}
-    return Assigned(classes, table, tuple(wrong), notes, aliases)
+    return Assigned(classes, table, tuple(wrong), _with_left(notes, found, needless), aliases, _left(found, needless))
 
 
-def under(found: Found, wanted: Sequence[str]) -> Assigned | None:
+def _ambiguous(every: Sequence[Structure], fitting: Mapping[Key, set[int]], names: Sequence[str]) -> list[errors.Fault]:
+    """A fault for every structure that may be several classes."""
+    return [
+        defect.CLASS_UNKNOWN.fault(
+            f"a structure of the masks, {one.shown}, has code and name of several classes "
+            f"({' and '.join(names[at] for at in sorted(fitting[one.key]))})"
+        )
+        for one in every
+        if len(fitting[one.key]) > 1
+    ]
+
+
+def _needless(
+    found: Found, fitting: Mapping[Key, set[int]], names: Sequence[str], mapped: Sequence[str]
+) -> frozenset[Key]:
+    """Regions that are no class and may be left out: every case that has one has a structure of every class beside it.
+
+    Where a class is missing such a region may be that class under another name, so it has to be mapped.
+    """
+    words = {*(word.strip().casefold() for word in mapped), *map(plain, mapped)}
+    wanted, needed, others = set(range(1, len(names))), set[Key](), set[Key]()
+    for files in found.values():
+        here = [one for held in files for one in held]
+        complete = wanted <= {at for one in here for at in fitting[one.key]}
+        for one in here:
+            others |= {one.key} if one.region and not fitting[one.key] else set()
+            needed |= {one.key} if not complete or words & set(_aliases(one)) else set()
+    return frozenset(others - needed)
+
+
+def _with_left(
+    notes: Mapping[str, tuple[str, ...]], found: Found, needless: frozenset[Key]
+) -> dict[str, tuple[str, ...]]:
+    """The notes, and one for every case with regions that are left out."""
+    leaving = [case for case, files in found.items() if any(one.key in needless for held in files for one in held)]
+    return {**notes, **{case: (*notes.get(case, ()), REGIONS_LEFT) for case in leaving}}
+
+
+def _left(found: Found, needless: frozenset[Key]) -> tuple[str, ...]:
+    return tuple(
+        f"{case}: region '{one.name}' of a structure set: no class"
+        for case, files in found.items()
+        for held in files
+        for one in held
+        if one.key in needless
+    )
+
+
+def under(found: Found, wanted: Sequence[str], mapped: Sequence[str] = ()) -> Assigned | None:
     """The structures of all masks by a recipe's classes, where neither the site nor the data has said any.
 
     A structure that is none of the recipe's becomes a class of its own, called by its code, so that ``[labels]`` can
     map it and nothing is trained under another's name. None where the masks do not say what they are, or the recipe
-    does not.
+    does not. ``mapped`` as in :func:`assign`.
     """
     every = list({one.key: one for one in _all(found)}.values())
     fitting = {one.key: _classes(one, wanted) for one in every}
     telling = any(fitting.values()) or any(_telling(one) for one in every)
     if not every or not telling or {plain(name) for name in wanted[1:]} <= GENERIC:
         return None
-    wrong = [
-        defect.CLASS_UNKNOWN.fault(
-            f"a structure of the masks, {one.shown}, has code and name of several classes "
-            f"({' and '.join(wanted[at] for at in sorted(fitting[one.key]))})"
-        )
-        for one in every
-        if len(fitting[one.key]) > 1
-    ]
+    needless = _needless(found, fitting, wanted, mapped)
+    every = [one for one in every if one.key not in needless]
+    wrong = _ambiguous(every, fitting, wanted)
     others = _derived([one for one in every if not fitting[one.key]])
     names = (*wanted, *others) if any(fitting.values()) else (wanted[0], *others)
-    table = {one.key: min(fitting[one.key]) if fitting[one.key] else names.index(_derived([one])[0]) for one in every}
+    table = {one.key: min(fitting[one.key]) if fitting[one.key] else names.index(one.own_name) for one in every}
     aliases = {word: names[table[one.key]] for one in every for word in _aliases(one)}
-    return Assigned(names, table, tuple(wrong), _notes(found), aliases)
+    notes = _with_left(_notes(found), found, needless)
+    return Assigned(names, table, tuple(wrong), notes, aliases, _left(found, needless))
 
 
 def _telling(one: Structure) -> bool:
@@ -258,8 +331,8 @@ def _all(found: Found) -> Iterator[Structure]:
 
 
 def _derived(every: Sequence[Structure]) -> list[str]:
-    """Class names of structures where nobody gave any: the code, which may be shown, in order."""
-    return sorted({one.code or f"structure {hash_of(one.name)}" for one in every})
+    """Class names of structures where nobody gave any, in order."""
+    return sorted({one.own_name for one in every})
 
 
 def _by_number(found: Found, names: Sequence[str], values: Sequence[int]) -> dict[str, str]:
@@ -314,10 +387,13 @@ def _number_faults(found: Found) -> Iterator[errors.Fault]:
 
 
 def _notes(found: Found) -> dict[str, tuple[str, ...]]:
-    """Cases in which several objects hold one structure."""
+    """Cases in which several objects, or two regions of one name, hold one structure."""
     made: dict[str, tuple[str, ...]] = {}
     for case, files in found.items():
         held = [key for structures in files for key in {one.key for one in structures}]
         if len(held) > len(set(held)):
             made[case] = (TWO_OBJECTS,)
+        regions = [[one.key for one in structures if one.region] for structures in files]
+        if any(len(keys) > len(set(keys)) for keys in regions):
+            made[case] = (*made.get(case, ()), TWO_REGIONS)
     return made

@@ -183,3 +183,63 @@ def segmentation(
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save_as(path, enforce_file_format=True)
     return path
+
+
+def structure_set(
+    path: Path,
+    images: Sequence[pydicom.Dataset],
+    regions: Sequence[tuple[str, Sequence[tuple[int | None, np.ndarray]]]],
+    *,
+    kind: str = "CLOSED_PLANAR",
+    referenced: bool = True,
+    **changes: Any,
+) -> pydicom.Dataset:
+    """An RT structure set.
+
+    Args:
+        path: where to.
+        images: one a slice, which contours refer to.
+        regions: name of each region, with its contours: number of the image, or None to name none, and (points, 3) in
+            LPS millimetres.
+        kind: Contour Geometric Type of all contours.
+        referenced: whether contours and the set as a whole name the images.
+        changes: further elements.
+    """
+    whole = blank("RTSTRUCT", uid.RTStructureSetStorage, number=77)
+    del whole.FrameOfReferenceUID
+    frame, study, source = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    frame.FrameOfReferenceUID = images[0].FrameOfReferenceUID
+    source.SeriesInstanceUID = images[0].SeriesInstanceUID
+    source.ContourImageSequence = [reference(one) for one in images]
+    study.RTReferencedSeriesSequence = [source]
+    frame.RTReferencedStudySequence = [study] if referenced else []
+    whole.ReferencedFrameOfReferenceSequence = [frame]
+    whole.StructureSetROISequence, whole.ROIContourSequence, whole.RTROIObservationsSequence = [], [], []
+    for number, (name, drawn) in enumerate(regions, 11):
+        listed, held, observed = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        listed.ROINumber = held.ReferencedROINumber = observed.ReferencedROINumber = number
+        listed.ROIName, listed.ReferencedFrameOfReferenceUID = name, images[0].FrameOfReferenceUID
+        observed.ROIInterpreter = f"{PLANTED}^DOCTOR"
+        held.ContourSequence = []
+        for at, points in drawn:
+            contour = pydicom.Dataset()
+            contour.ContourGeometricType, contour.NumberOfContourPoints = kind, len(points)
+            contour.ContourData = [f"{value:.6g}" for value in np.asarray(points, float).ravel()]
+            if referenced and at is not None:
+                contour.ContourImageSequence = [reference(images[at])]
+            held.ContourSequence.append(contour)
+        whole.StructureSetROISequence.append(listed)
+        whole.ROIContourSequence.append(held)
+        whole.RTROIObservationsSequence.append(observed)
+    for name, value in changes.items():
+        setattr(whole, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole.save_as(path, enforce_file_format=True)
+    return whole
+
+
+def reference(image: pydicom.Dataset) -> pydicom.Dataset:
+    """A file as others name it."""
+    item = pydicom.Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    return item

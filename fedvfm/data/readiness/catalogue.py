@@ -115,7 +115,11 @@ FILES: dict[str, Entry] = {
         "Bring DICOM or NIfTI, or leave pictures out.",
     ),
     "whole-slide": Entry(_B, "A slide of many thousand pixels is no image.", "Cut it into tiles, saved as PNG."),
-    "mask-overlap": Entry(_B, "A voxel has one class.", "Separate the segments, or give the mask as NIfTI."),
+    "mask-overlap": Entry(
+        _B,
+        "A voxel has one class.",
+        'Separate the segments, give the mask as NIfTI, or let the last class count (data.options.overlap = "last").',
+    ),
     "ending": Entry(
         _B, "Files that are not read may be images you count on.", "Convert them, or move them out of the folder."
     ),

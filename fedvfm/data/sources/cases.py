@@ -44,12 +44,14 @@ class Seen:
         header: of the first image, where it is a volume or DICOM; else None.
         alone: whether the case is one image: a picture, or one DICOM file with one frame.
         held: what the numbers of its mask stand for, by the mask's files; empty where these do not say.
+        notes: what is to be said of its mask, one sentence each, without text of a file.
     """
 
     size: tuple[int, int]
     header: headers.Header | None = None
     alone: bool = True
     held: Held = ()
+    notes: tuple[str, ...] = ()
 
 
 def is_volume(file: Path) -> bool:
@@ -112,10 +114,11 @@ def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
     first = found[0]
     alone = first.kind == "dicom" and len(first.frames) == 1 and not case.images[0].is_dir()
     held: Held = ()
+    notes: tuple[str, ...] = ()
     if case.mask is not None:
-        _check_mask(folder, case, case.mask, first)
+        notes = _check_mask(folder, case, case.mask, first)
         held = _held(case.mask, first)
-    return Seen(first.size("acquired"), first, alone, held)
+    return Seen(first.size("acquired"), first, alone, held, notes)
 
 
 def _held(mask: Path, image: headers.Header) -> Held:
@@ -143,10 +146,11 @@ def _fit(folder: Path, file: Path, header: headers.Header, other: Path, first: h
     )
 
 
-def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Header) -> None:
+def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Header) -> tuple[str, ...]:
+    """Refuse a mask that does not fit its image; what is to be said of it, one sentence each."""
     if dicom_seg.is_segmentation(mask):
-        dicom_seg.check(mask, image)
-    elif is_volume(mask):
+        return dicom_seg.check(mask, image)
+    if is_volume(mask):
         header = volumes.read_header(mask)
         if _crop(header, image) is None:
             _fit(folder, mask, header, case.images[0], image)
@@ -158,6 +162,7 @@ def _check_mask(folder: Path, case: layouts.Case, mask: Path, image: headers.Hea
         )
     else:
         _check_drawn(folder, case, mask, image)
+    return ()
 
 
 def _check_sides(folder: Path, case: layouts.Case, mask: headers.Header, image: headers.Header) -> None:
@@ -354,7 +359,12 @@ def _crop(mask: headers.Header, image: headers.Header) -> tuple[int, int, int] |
 
 
 def read_mask(
-    mask: Path, seen: Seen, index: int, view: slices.View, table: Mapping[structures.Key, int] | None = None
+    mask: Path,
+    seen: Seen,
+    index: int,
+    view: slices.View,
+    table: Mapping[structures.Key, int] | None = None,
+    merging: dicom_seg.Merging = dicom_seg.APART,
 ) -> NDArray[np.int64]:
     """The mask of an image or slice: class numbers where the table knows its structures, else its values as stored.
 
@@ -367,7 +377,7 @@ def read_mask(
         return formats.read_mask(mask)
     if dicom_seg.is_segmentation(mask):
         axis = seen.header.axis(slices.plane_of(seen.header, view))
-        drawn = dicom_seg.read(mask, seen.header, table)
+        drawn = dicom_seg.read(mask, seen.header, table, merging)
         return np.ascontiguousarray(geometry.shown(drawn, axis, index).astype(np.int64))
     start = _crop(volumes.read_header(mask), seen.header)
     if start is None:

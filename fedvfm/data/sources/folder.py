@@ -17,9 +17,9 @@ from fedvfm.config import schema
 from fedvfm.data import defect, formats, structures
 from fedvfm.data import sample as data
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
-from fedvfm.data.volumes import series_selector, slices
+from fedvfm.data.volumes import dicom_seg, series_selector, slices
 
-OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "series", "suffix")
+OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "overlap", "series", "suffix")
 
 UNREADABLE = (defect.UNREADABLE, defect.NOT_FOUND, defect.COMPRESSED, defect.TOO_LARGE, defect.NOT_FINITE)
 """Kinds of faults that ``[data] unreadable = "skip"`` passes over: files nobody can read, not ones that do not fit."""
@@ -49,8 +49,8 @@ class Folder:
     ``classes``  one folder a class with its images; classification, classes in the order of their names
     ``nnunet``   ``imagesTr/CASE_0000.*``, ``labelsTr/CASE.*``, ``dataset.json`` (nnU-Net v2); segmentation
     ``datalist`` ``dataset.json`` with ``training = [{image, label}]`` (MONAI, Decathlon); both tasks
-    ``studies``  ``studies/NAME/`` with one DICOM series each; masks as DICOM-SEG in it or ``masks/NAME.*``
-                 (segmentation), or a table with a column ``label`` (classification)
+    ``studies``  ``studies/NAME/`` with one DICOM series each; masks as DICOM-SEG or RTSTRUCT in it, or
+                 ``masks/NAME.*`` (segmentation), or a table with a column ``label`` (classification)
     ``bids``     ``sub-*/`` and masks in ``derivatives/``; segmentation
     ============ ==========================================================================================
 
@@ -60,15 +60,16 @@ class Folder:
     patient[, split][, site]``; ``id`` is the file's or folder's name without ending (``CLASS/NAME`` in ``classes``,
     ``CASE`` in ``nnunet``).
 
-    Masks that say what their numbers are (DICOM-SEG, 3D Slicer's NRRD, dcmqi's JSON, BIDS tables) are read by code
-    and name (:mod:`fedvfm.data.structures`).
+    Masks that say what their numbers are (DICOM-SEG, RT structure sets, 3D Slicer's NRRD, dcmqi's JSON, BIDS tables)
+    are read by code and name (:mod:`fedvfm.data.structures`).
 
     Options: ``layout`` (else recognised by content); ``class_names`` and ``mask_values`` (background and foreground,
     values 0 and 1, or 0 and 255, where not given; of DICOM-SEG the values are segment numbers); ``channels`` (the one
     or three channel numbers to take); ``fold`` (``datalist``: the fold to test on); ``suffix`` (``bids``); ``series``
     (which one of a DICOM folder with several, as ``"CT axial most"``: see :mod:`fedvfm.data.volumes.series_selector`);
-    ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither file names nor patients,
-    because in a hospital both often are patient numbers.
+    ``overlap = "last"`` (of classes that overlap in DICOM-SEG or structure sets the one with the higher number counts;
+    else they are refused); ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither
+    file names nor patients, because in a hospital both often are patient numbers.
 
     Raises:
         DataError: listing every fault of the structure: missing partners, unreadable headers, sizes that differ, tables
@@ -94,6 +95,9 @@ class Folder:
         self._table, table_faults = patients.read_table(self._folder, names, tables)
         self._own_numbers = bool(options.mask_values)
         self._stated = bool(options.class_names)
+        self._wanted: tuple[str, ...] = ()
+        self._mapped: tuple[str, ...] = ()
+        self._merging = dicom_seg.Merging(last=options.overlap == "last")
         self._assigned = self._structures()
         masks = [case.mask for case in self._layout.cases if case.mask is not None]
         named = [
@@ -135,6 +139,7 @@ class Folder:
             layout.mask_values,
             numbers=self._own_numbers,
             stated=self._stated or layout.named,
+            mapped=self._mapped,
         )
         if found.names != layout.class_names:
             layout.class_names, layout.mask_values = found.names, tuple(range(len(found.names)))
@@ -142,20 +147,43 @@ class Folder:
 
     def _structures_under(self, wanted: Sequence[str]) -> list[errors.Fault]:
         """Read masks by the recipe's classes, where only the masks say what they are; the faults of that."""
-        if self._stated or self._own_numbers or self._layout.named:
+        if self._stated or self._own_numbers or (self._layout.named and not self._wanted):
             return []
-        found = structures.under(self._held(), wanted)
+        found = structures.under(self._held(), wanted, self._mapped)
         if found is None:
             return []
         numbers = tuple(range(len(found.names)))
         self._layout = dataclasses.replace(self._layout, class_names=found.names, mask_values=numbers, named=True)
-        self._assigned = found
+        self._assigned, self._wanted = found, tuple(wanted)
         return list(found.faults)
+
+    def mapping(self, words: Sequence[str]) -> Self:
+        """The same images where ``[labels]`` maps these names and codes: a region it names is never left out.
+
+        Raises:
+            DataError: for such a region that fits no class.
+        """
+        changed = copy.copy(self)
+        changed._mapped = tuple(words)
+        if self._wanted:
+            faults = changed._structures_under(self._wanted)
+        else:
+            changed._layout = dataclasses.replace(self._layout)
+            changed._assigned = changed._structures()
+            faults = list(changed._assigned.faults)
+        self._refuse(self._folder, [fault for fault in faults if fault not in self._assigned.faults])
+        return changed
+
+    def merged(self, numbers: Sequence[int]) -> Self:
+        """The same images where class ``i`` will count as ``numbers[i]``: classes of one number do not overlap."""
+        changed = copy.copy(self)
+        changed._merging = dataclasses.replace(self._merging, numbers=tuple(numbers))
+        return changed
 
     @property
     def left(self) -> tuple[str, ...]:
         """What the folder holds and was left out, each with its reason; for those who may see names of files."""
-        found = list(self._layout.left)
+        found = [*self._layout.left, *self._assigned.left]
         for seen in self._seen.values():
             if seen.header is not None:
                 found += [f"{layouts.relative([file], self._folder)}: {reason}" for file, reason in seen.header.left]
@@ -226,7 +254,7 @@ class Folder:
             DataError: if the sample is not of this source.
         """
         place = self._place(sample)
-        header, more = place.seen.header, self._assigned.notes.get(place.case.name, ())
+        header, more = place.seen.header, (*place.seen.notes, *self._assigned.notes.get(place.case.name, ()))
         return more if header is None else (*header.notes, *more)
 
     def _place(self, sample: data.Sample) -> Place:
@@ -256,7 +284,7 @@ class Folder:
         if place.case.mask is None:
             return pixels
         file, size = place.case.mask, pixels.image.shape[1:]
-        stored = cases.read_mask(file, place.seen, place.slice, self._view, self._assigned.table)
+        stored = cases.read_mask(file, place.seen, place.slice, self._view, self._assigned.table, self._merging)
         if self._layout.mask_values == (0, 1) and not self._own_numbers and cases.is_black_and_white(file, stored):
             stored = np.where(stored == WHITE, 1, stored)
         if stored.shape != size:
@@ -275,8 +303,13 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
     faults = [] if source.path else ["data.path: required, the folder that holds the images"]
     faults += index.unknown_options(source, OPTIONS)
     given = source.options
-    chosen = {"layout": given.get("layout", "auto"), "ids": given.get("ids", "numbers")}
-    for key, allowed in (("layout", ("auto", *recognise.KINDS)), ("ids", ("numbers", "names"))):
+    allowed_words = {
+        "layout": ("auto", *recognise.KINDS),
+        "ids": ("numbers", "names"),
+        "overlap": ("refuse", "last"),
+    }
+    chosen = {key: given.get(key, allowed[0]) for key, allowed in allowed_words.items()}
+    for key, allowed in allowed_words.items():
         if chosen[key] not in allowed:
             faults.append(f"data.options.{key} = {chosen[key]!r}: one of {', '.join(allowed)} is needed")
     names = _listed(given, "class_names", str, faults)
@@ -305,7 +338,15 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         raise errors.ConfigError("data source 'folder'", faults)
     number = fold if isinstance(fold, int) else None
     return layouts.Options(
-        str(chosen["layout"]), names, values, channels, str(chosen["ids"]), number, str(suffix), str(series)
+        str(chosen["layout"]),
+        names,
+        values,
+        channels,
+        str(chosen["ids"]),
+        number,
+        str(suffix),
+        str(series),
+        str(chosen["overlap"]),
     )
 
 

@@ -55,6 +55,7 @@ class Options:
     fold: int | None = None
     suffix: str = ""
     series: str = ""
+    overlap: str = "refuse"
 
 
 @dataclass(frozen=True, slots=True)

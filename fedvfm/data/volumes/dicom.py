@@ -15,7 +15,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 DEFLATE_RATIO = 1032
 FRAME_BYTES = 8
 """Every compressed frame has a tag and a length before it."""
-TAGS = (*dicom_frames.TAGS, "SeriesInstanceUID", "SeriesNumber", "VOILUTSequence")
+TAGS = (*dicom_frames.TAGS, "ApprovalStatus", "SeriesInstanceUID", "SeriesNumber", "VOILUTSequence")
 PRIVATE = tuple(tag for pair in dicom_frames.TILES.values() for tag in pair)
 """Numbers and creators of private blocks that say that a picture is a mosaic; none of them is a text on a patient."""
 HEAD_BYTES = 4096
@@ -286,6 +286,22 @@ def _check_inflated(file: Path, where: str) -> None:
         )
 
 
+def named_slice(items: Iterable[Any], slices: Mapping[tuple[str, int], int]) -> int | None:
+    """The one slice that image references of a file name (SOP instance UID and frame number), or None.
+
+    An instance named without frame numbers is meant with all its frames (PS3.3, table 10-3): of several none is named.
+    """
+    named = set()
+    for item in items:
+        uid, numbers = str(item.get("ReferencedSOPInstanceUID", "")), item.get("ReferencedFrameNumber")
+        if numbers is None or numbers == "":
+            named |= {at for (other, _), at in slices.items() if other == uid}
+            continue
+        several = [numbers] if isinstance(numbers, int | str) else list(numbers)
+        named |= {slices[uid, int(number) - 1] for number in several if (uid, int(number) - 1) in slices}
+    return named.pop() if len(named) == 1 else None
+
+
 def _head(file: Path) -> bytes:
     """The first bytes of a file; nothing of one that cannot be read, which is told when it is read."""
     try:
@@ -324,6 +340,8 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
             if modality == "SEG":
                 study.segmentations.append(file)
                 return ""
+            if modality == "RTSTRUCT" and tags.get("ApprovalStatus") == "REJECTED":
+                return "a structure set that was rejected (Approval Status)"
             if modality == "RTSTRUCT":
                 study.contours.append(file)
                 return ""

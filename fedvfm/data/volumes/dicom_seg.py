@@ -1,15 +1,17 @@
-"""DICOM-SEG: segments as a label volume on the grid of the images they were drawn on.
+"""DICOM-SEG and RT structure sets: what they hold as a label volume on the grid of the images they were drawn on.
 
 A frame of a segmentation is put on the slice it refers to by SOP instance UID (and frame number), or, where it refers
 to none, on the slice at its position. Both are checked against the images' own grid: what does not fit is refused, not
 resampled. Which structure a segment is says its coded type and label (:mod:`fedvfm.data.structures`): these are
-compared and never shown.
+compared and never shown. Contours of RT structure sets are drawn by :mod:`fedvfm.data.volumes.dicom_rtstruct`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm.data import defect, structures
-from fedvfm.data.volumes import dicom, dicom_frames, geometry
+from fedvfm.data.volumes import dicom, dicom_frames, dicom_rtstruct, dicom_series, geometry
 from fedvfm.data.volumes import header as headers
 
 TAGS = (
@@ -39,32 +41,72 @@ NEAR = 0.5
 """How far a frame may lie from its slice, in voxels."""
 
 _kept: OrderedDict[tuple[Any, ...], NDArray[np.uint16]] = OrderedDict()
+_studies: OrderedDict[tuple[Path, tuple[int, ...]], dicom.Study] = OrderedDict()
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The objects of a study that hold a mask.
+
+    Attributes:
+        files: of one kind.
+        contours: whether they are RT structure sets; else DICOM-SEG.
+        notes: what was left out, one sentence each.
+    """
+
+    files: Sequence[Path]
+    contours: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What becomes of classes where a voxel is in several.
+
+    Attributes:
+        numbers: class number -> the number it has in the end (``[labels]``): classes of one number do not overlap, and
+            the background gives way.
+        last: whether of two classes the one with the higher number counts; else they are refused.
+    """
+
+    numbers: tuple[int, ...] = ()
+    last: bool = False
+
+
+APART = Merging()
 
 
 def is_segmentation(path: Path) -> bool:
-    """Whether a mask is to be looked for as DICOM-SEG: a folder, or a file that ends as DICOM files do."""
+    """Whether a mask is to be looked for as DICOM-SEG or RT structure set: a folder, or a file that ends as DICOM."""
     return path.is_dir() or path.name.lower().endswith(dicom.ENDINGS)
 
 
-def read(path: Path, image: headers.Header, table: Mapping[structures.Key, int] | None = None) -> NDArray[np.uint16]:
-    """The segments of a file, or of all segmentations in a folder, as numbers on the grid of ``image``.
+def read(
+    path: Path,
+    image: headers.Header,
+    table: Mapping[structures.Key, int] | None = None,
+    merging: Merging = APART,
+) -> NDArray[np.uint16]:
+    """What a file, or all such objects in a folder, hold, as numbers on the grid of ``image``.
 
     Args:
         path: the file or folder.
         image: the images it was drawn on.
-        table: class number of every structure; without it the segment numbers are taken.
+        table: class number of every structure; without it the segment numbers are taken, and of regions that overlap
+            the last.
+        merging: what becomes of classes that overlap.
 
-    Shapes: canonical axes, as :attr:`fedvfm.data.volumes.volumes.Volume.voxels`; 0 where no segment is. Not writeable.
+    Shapes: canonical axes, as :attr:`fedvfm.data.volumes.volumes.Volume.voxels`; 0 where nothing is. Not writeable.
 
     Raises:
-        DataError: if there is none, one is damaged, on another grid, of other images, or segments overlap.
+        DataError: if there is none, one is damaged, on another grid, of other images, or classes overlap.
     """
-    files = _of(path, image)
+    objects = _of(path, image)
     first = image.frames[0].uid if image.frames else ""  # of one folder it may be another series
-    stamps = ((str(file), file.stat().st_mtime_ns) for file in files)
-    key = (image.path, first, tuple(sorted((table or {}).items())), table is None, *stamps)
+    stamps = ((str(file), file.stat().st_mtime_ns) for file in objects.files)
+    key = (image.path, first, tuple(sorted((table or {}).items())), table is None, merging, *stamps)
     if key not in _kept:
-        stored = _stored(path, files, image, table)
+        stored = _stored(path, objects, image, table, merging)
         stored.flags.writeable = False
         _kept[key] = stored
         while len(_kept) > KEPT:
@@ -74,13 +116,14 @@ def read(path: Path, image: headers.Header, table: Mapping[structures.Key, int] 
 
 
 def held(path: Path, image: headers.Header) -> list[list[structures.Structure]]:
-    """The structures of every segmentation of a file or folder, as their headers describe them.
+    """The structures of every such object of a file or folder, as their headers describe them.
 
     Raises:
         DataError: if a header is damaged.
     """
-    files = _of(path, image)
-    return [_described(_where(path, number, len(files)), file) for number, file in enumerate(files, 1)]
+    objects = _of(path, image)
+    describe = dicom_rtstruct.held if objects.contours else _described
+    return [describe(where, file) for where, file in _each(path, objects)]
 
 
 def _described(where: str, file: Path) -> list[structures.Structure]:
@@ -93,48 +136,67 @@ def _described(where: str, file: Path) -> list[structures.Structure]:
 
 def _structure(item: Any) -> structures.Structure:
     """A segment's number, coded type with modifiers and region, and label."""
-    kind, meaning = _coded(item, "SegmentedPropertyTypeCodeSequence")
-    modifier, modified = _coded(item, "SegmentedPropertyTypeModifierCodeSequence")
+    kind, meaning = structures.coded(item, "SegmentedPropertyTypeCodeSequence")
+    modifier, modified = structures.coded(item, "SegmentedPropertyTypeModifierCodeSequence")
     for part in item.get("SegmentedPropertyTypeCodeSequence") or ():
         if not modifier:
-            modifier, modified = _coded(part, "SegmentedPropertyTypeModifierCodeSequence")
-    region, _ = _coded(item, "AnatomicRegionSequence")
+            modifier, modified = structures.coded(part, "SegmentedPropertyTypeModifierCodeSequence")
+    region, _ = structures.coded(item, "AnatomicRegionSequence")
     code = kind + (f"+{modifier}" if modifier else "") + (f"@{region}" if kind and region and region != kind else "")
     words = {structures.plain(f"{modified} {meaning}"), structures.plain(f"{meaning} {modified}")} - {""}
     label = structures.plain(str(item.get("SegmentLabel") or ""))
     return structures.Structure(int(item.SegmentNumber), code, label, tuple(sorted(words)))
 
 
-def _coded(item: Any, name: str) -> tuple[str, str]:
-    """A code, and what it means in words."""
-    found = next(iter(item.get(name) or ()), None)
-    if found is None:
-        return "", ""
-    value = found.get("CodeValue") or found.get("LongCodeValue") or ""
-    code = structures.code_of(str(found.get("CodingSchemeDesignator") or ""), str(value))
-    return code, str(found.get("CodeMeaning") or "")
-
-
-def check(path: Path, image: headers.Header) -> None:
-    """Refuse a segmentation that does not lie on the images, without reading its pixels.
+def check(path: Path, image: headers.Header) -> tuple[str, ...]:
+    """Refuse what does not lie on the images, without reading its pixels; what is to be said, one sentence each.
 
     Raises:
         DataError: see :func:`read`.
     """
-    files = _some(path, _of(path, image), image)
-    for number, file in enumerate(files, 1):
-        _frames(_where(path, number, len(files)), file, image)
+    objects = _some(path, _of(path, image), image)
+    notes = objects.notes
+    for where, file in _each(path, objects):
+        if objects.contours:
+            notes += dicom_rtstruct.check(where, file, image)
+        else:
+            _frames(where, file, image)
+    return tuple(dict.fromkeys(notes))
 
 
-def _of(path: Path, image: headers.Header) -> Sequence[Path]:
-    """The segmentations of a file or folder; beside several series those of the one that was chosen."""
-    files = dicom.find(path).segmentations
+def _of(path: Path, image: headers.Header) -> Objects:
+    """The segmentations of a file or folder; structure sets only where there is no segmentation.
+
+    Beside several series they are those of the one that was chosen.
+    """
+    study = _study(path)
+    contours = bool(study.contours) and not study.segmentations
+    left = study.contours if study.segmentations else []
+    notes = (f"{len(left)} structure set(s) left out beside DICOM-SEG",) if left else ()
+    objects = Objects(study.contours if contours else study.segmentations, contours, notes)
     if not image.among or path != image.path:
-        return files
-    own = {frame.uid for frame in image.frames}
-    drawn_on = [_images(_where(path, number, len(files)), file) for number, file in enumerate(files, 1)]
+        return objects
+    own, naming = {frame.uid for frame in image.frames}, dicom_rtstruct.images if contours else _images
+    drawn_on = [naming(where, file) for where, file in _each(path, objects)]
     # One that names no image is kept: whether it lies on these is judged by position.
-    return [file for file, named in zip(files, drawn_on, strict=True) if not named or named & own]
+    kept = [file for file, named in zip(objects.files, drawn_on, strict=True) if not named or named & own]
+    return dataclasses.replace(objects, files=kept)
+
+
+def _study(path: Path) -> dicom.Study:
+    """What a file or folder holds; asked for every slice, so the last few are kept."""
+    stamp = dicom_series.stamp(path) if path.is_dir() else (path.stat().st_mtime_ns,) if path.exists() else ()
+    if (path, stamp) not in _studies:
+        _studies[path, stamp] = dicom.find(path)
+        while len(_studies) > KEPT:
+            _studies.popitem(last=False)
+    return _studies[path, stamp]
+
+
+def _each(path: Path, objects: Objects) -> Iterator[tuple[str, Path]]:
+    """How messages call each file, and the file."""
+    kind, of = "structure set" if objects.contours else "segmentation", len(objects.files)
+    return ((f"{path}: {kind} {number} of {of}", file) for number, file in enumerate(objects.files, 1))
 
 
 def _images(where: str, file: Path) -> set[str]:
@@ -148,45 +210,91 @@ def _images(where: str, file: Path) -> set[str]:
     return found
 
 
-def _some(path: Path, files: Sequence[Path], image: headers.Header) -> Sequence[Path]:
-    if not files:
-        raise defect.MASK_MISSING.error(f"{path}: no segmentation (DICOM-SEG); add one, or a mask as NIfTI")
+def _some(path: Path, objects: Objects, image: headers.Header) -> Objects:
+    if not objects.files:
+        raise defect.MASK_MISSING.error(
+            f"{path}: no segmentation (DICOM-SEG) and no structure set (RTSTRUCT); add one, or a mask as NIfTI"
+        )
     if image.kind != "dicom":
         raise defect.KINDS_MIXED.error(
-            f"{path}: a DICOM-SEG for images that are no DICOM; add a mask of the images' kind"
+            f"{path}: a DICOM-SEG or RTSTRUCT for images that are no DICOM; add a mask of the images' kind"
         )
-    return files
-
-
-def _where(path: Path, number: int, of: int) -> str:
-    return f"{path}: segmentation {number} of {of}"
+    return objects
 
 
 def _stored(
-    path: Path, files: Sequence[Path], image: headers.Header, table: Mapping[structures.Key, int] | None
+    path: Path,
+    objects: Objects,
+    image: headers.Header,
+    table: Mapping[structures.Key, int] | None,
+    merging: Merging,
 ) -> NDArray[np.uint16]:
-    labels = np.zeros(image.stored.shape, dtype=np.uint16)
-    overlapping = 0
-    _some(path, files, image)
-    for number, file in enumerate(files, 1):
-        where = _where(path, number, len(files))
-        tags, places = _frames(where, file, image)
-        classes = _classes(where, tags, table)
-        # pydicom 3.0 cuts single frames wrongly where frames of packed bits do not end with a byte.
-        together = int(tags.get("BitsAllocated", 1)) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
-        whole = _decoded(where, file, None) if together else None
-        for frame, (at, segment) in enumerate(places):
-            values = _decoded(where, file, frame) if whole is None else whole.reshape(-1, *whole.shape[-2:])[frame]
-            drawn = _numbers(where, values.T, segment, tags, classes)
-            current = labels[:, :, at]
-            overlapping += int(np.count_nonzero((current > 0) & (drawn > 0) & (current != drawn)))
-            np.copyto(current, drawn, where=drawn > 0)
-    if overlapping:
+    canvas = _Canvas(np.zeros(image.stored.shape, dtype=np.uint16), merging)
+    for where, file in _each(path, _some(path, objects, image)):
+        if objects.contours:
+            _draw_contours(where, file, image, table, canvas)
+        else:
+            _draw_segments(where, file, image, table, canvas)
+    if canvas.overlapping and not (objects.contours and table is None):
         raise defect.MASK_OVERLAP.error(
-            f"{path}: segments overlap in {overlapping} voxels, but a voxel has one class; separate them, or give the "
-            "mask as NIfTI"
+            f"{path}: classes overlap in {canvas.overlapping} voxels, but a voxel has one class; separate them, give "
+            "both one class in [labels], or let the class with the higher number count (data.options.overlap = "
+            '"last")'
         )
-    return labels
+    return canvas.labels
+
+
+class _Canvas:
+    """A label volume that classes are painted on, (columns, rows, slices)."""
+
+    def __init__(self, labels: NDArray[np.uint16], merging: Merging) -> None:
+        self.labels, self._last, self.overlapping = labels, merging.last, 0
+        self._final = np.arange(LARGEST + 1, dtype=np.uint16)
+        self._final[: len(merging.numbers)] = merging.numbers
+
+    def paint(self, at: int, drawn: NDArray[np.uint16]) -> None:
+        """Put classes, (columns, rows) and 0 where none is, on a slice."""
+        current = self.labels[:, :, at]
+        old, new = self._final[current], self._final[drawn]
+        clash = (current > 0) & (drawn > 0) & (old != new)
+        # The background gives way to a class, whichever was painted first.
+        both = clash & (old > 0) & (new > 0)
+        take = (drawn > 0) & ~(clash & (new == 0))
+        if self._last:
+            take &= ~(both & (old > new))
+        else:
+            self.overlapping += int(np.count_nonzero(both))
+        np.copyto(current, drawn, where=take)
+
+    def fill(self, at: int, number: int, where: NDArray[np.bool_]) -> None:
+        """Give voxels of a slice that have no class yet one."""
+        current = self.labels[:, :, at]
+        np.copyto(current, np.uint16(number), where=where & (current == 0))
+
+
+def _draw_segments(
+    where: str, file: Path, image: headers.Header, table: Mapping[structures.Key, int] | None, canvas: _Canvas
+) -> None:
+    tags, places = _frames(where, file, image)
+    classes = _classes(where, tags, table)
+    # pydicom 3.0 cuts single frames wrongly where frames of packed bits do not end with a byte.
+    together = int(tags.get("BitsAllocated", 1)) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
+    whole = _decoded(where, file, None) if together else None
+    for frame, (at, segment) in enumerate(places):
+        values = _decoded(where, file, frame) if whole is None else whole.reshape(-1, *whole.shape[-2:])[frame]
+        canvas.paint(at, _numbers(where, values.T, segment, tags, classes))
+
+
+def _draw_contours(
+    where: str, file: Path, image: headers.Header, table: Mapping[structures.Key, int] | None, canvas: _Canvas
+) -> None:
+    """Paint what lies inside of contours; their lines only where nothing else is: structures share them."""
+    lines = []
+    for number, at, inside, line in dicom_rtstruct.draw(where, file, image, table):
+        canvas.paint(at, np.where(inside, np.uint16(number), np.uint16(0)))
+        lines.append((at, number, line & ~inside))
+    for at, number, line in lines:
+        canvas.fill(at, number, line)
 
 
 def _classes(where: str, tags: Any, table: Mapping[structures.Key, int] | None) -> dict[int, int]:
@@ -303,20 +411,13 @@ def _slice(where: str, levels: Sequence[Any], image: headers.Header, slices: Map
 
 
 def _referred(levels: Sequence[Any], slices: Mapping[tuple[str, int], int]) -> int | None:
-    """The one slice that a frame names as its source.
-
-    An instance named without frame numbers is meant with all its frames (PS3.3, table 10-3): of several none is named.
-    """
-    found = set()
-    for derivation in _items(levels, "DerivationImageSequence"):
-        for source in derivation.get("SourceImageSequence") or ():
-            uid, numbers = str(source.get("ReferencedSOPInstanceUID", "")), source.get("ReferencedFrameNumber")
-            if numbers is None or numbers == "":
-                found |= {at for (other, _), at in slices.items() if other == uid}
-                continue
-            several = [numbers] if isinstance(numbers, int | str) else list(numbers)
-            found |= {slices[uid, int(one) - 1] for one in several if (uid, int(one) - 1) in slices}
-    return found.pop() if len(found) == 1 else None
+    """The one slice that a frame names as its source."""
+    sources = [
+        source
+        for derivation in _items(levels, "DerivationImageSequence")
+        for source in derivation.get("SourceImageSequence") or ()
+    ]
+    return dicom.named_slice(sources, slices)
 
 
 def _placed(levels: Sequence[Any], image: headers.Header) -> tuple[float, ...] | None:
