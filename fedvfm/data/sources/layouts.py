@@ -16,6 +16,7 @@ from typing import Any
 from fedvfm import errors, registry
 from fedvfm.data import defect, formats
 from fedvfm.data.sources import index, patients
+from fedvfm.data.volumes import metaimage
 
 DEFAULT_NAMES = ("background", "foreground")
 IGNORED = (".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml")
@@ -165,7 +166,7 @@ def images_in(folder: Path, faults: list[errors.Fault], *, deeper: bool = False)
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         where = f"{folder.name}/{path.name}"
-        if path.name.startswith(".") or (path.is_file() and path.suffix.lower() in IGNORED):
+        if path.name.startswith(".") or (path.is_file() and path.suffix.lower() in IGNORED) or _of_header(path):
             continue
         if path.is_symlink() and not path.exists():
             faults.append(defect.LINK.fault(f"{where}: a link that leads nowhere; bring the file, or remove the link"))
@@ -187,6 +188,11 @@ def images_in(folder: Path, faults: list[errors.Fault], *, deeper: bool = False)
         else:
             found[formats.stem(path)] = path
     return found
+
+
+def _of_header(path: Path) -> bool:
+    """Whether a file holds the voxels of a MetaImage header of its name beside it."""
+    return path.suffix.lower() in metaimage.BESIDE and path.with_suffix(".mhd").is_file()
 
 
 def folder_of(folder: Path, names: Sequence[str], faults: list[errors.Fault]) -> Path | None:

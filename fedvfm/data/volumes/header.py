@@ -8,7 +8,7 @@ from typing import Literal
 
 from fedvfm.data.volumes import geometry
 
-Kind = Literal["nifti", "nrrd", "dicom"]
+Kind = Literal["nifti", "nrrd", "metaimage", "dicom"]
 
 
 @dataclass(frozen=True, slots=True)

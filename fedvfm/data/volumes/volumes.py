@@ -1,6 +1,6 @@
-"""Volumes: one value for NIfTI, NRRD and DICOM, its slices as they are shown, and the way back to the input's own grid.
+"""Volumes: one value for NIfTI, NRRD, MetaImage and DICOM, its slices as shown, and the way back to the input's grid.
 
->>> volume = volumes.read_volume(path)                                 # .nii, .nii.gz, .nrrd, .dcm, or a DICOM folder
+>>> volume = volumes.read_volume(path)                                 # .nii, .nii.gz, .nrrd, .mha, .dcm, or a folder
 >>> picture = volumes.slice_of(volume, 12, "axial")                    # (H, W), as a radiologist sees it
 >>> labels = volumes.place_back({12: mask}, volume.header, "axial")    # on the input's own grid and axes
 >>> volumes.write_nifti(out, labels, volume.header)                    # the same physical points as the input
@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm.data import defect
-from fedvfm.data.volumes import dicom, dicom_pixels, dicom_series, geometry, nifti, nrrd
+from fedvfm.data.volumes import dicom, dicom_pixels, dicom_series, geometry, metaimage, nifti, nrrd
 from fedvfm.data.volumes import header as headers
 
-ENDINGS = (*nifti.ENDINGS, *nrrd.ENDINGS, *dicom.ENDINGS)
+ENDINGS = (*nifti.ENDINGS, *nrrd.ENDINGS, *metaimage.ENDINGS, *dicom.ENDINGS)
 VOLUMES_IN_MEMORY = 4
 BYTES_IN_MEMORY = 2**30
 HEADERS_IN_MEMORY = 1024
-READERS: dict[headers.Kind, Any] = {"nifti": nifti, "nrrd": nrrd, "dicom": dicom_pixels}
+READERS: dict[headers.Kind, Any] = {"nifti": nifti, "nrrd": nrrd, "metaimage": metaimage, "dicom": dicom_pixels}
 
 Key = tuple[str, tuple[int, ...], str]
 """Path, what changes with its files, and the words that say which series of a folder is meant."""
@@ -72,6 +72,8 @@ def kind_of(path: Path) -> headers.Kind:
         return "nifti"
     if name.endswith(nrrd.ENDINGS):
         return "nrrd"
+    if name.endswith(metaimage.ENDINGS):
+        return "metaimage"
     if dicom.is_dicom(path):
         return "dicom"
     raise defect.ENDING.error(
@@ -108,7 +110,7 @@ def _header(path: Path, key: Key) -> headers.Header:
     if key in _headers:
         return _headers[key]
     kind = kind_of(path)
-    readers: dict[headers.Kind, Any] = {"nifti": nifti, "nrrd": nrrd, "dicom": dicom_series}
+    readers: dict[headers.Kind, Any] = {**READERS, "dicom": dicom_series}
     words = (key[2],) if kind == "dicom" else ()
     found: headers.Header = readers[kind].read_header(path, *words)
     rows, columns = found.size("acquired")
@@ -121,7 +123,7 @@ def _header(path: Path, key: Key) -> headers.Header:
 
 
 def read_volume(path: Path, words: str = "") -> Volume:
-    """Read a volume whole: ``.nii``, ``.nii.gz``, ``.nrrd``, a DICOM file, or a folder with one DICOM series.
+    """Read a volume whole: a file of one of :data:`ENDINGS`, or a folder with one DICOM series.
 
     The last few volumes are kept in memory (4 and 1 GiB at most, one at least).
 
