@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from fedvfm import errors
 from fedvfm.cli import drafts
@@ -335,9 +337,21 @@ def _approved(site: Path, where: state_folder.State | None) -> str:
     return stand[0]
 
 
-@app.command()
+class _Adapters(TyperGroup):
+    """A group whose state folder may be named without ``--state``, as before it had commands of its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = bool(args) and not args[0].startswith("-") and args[0] not in self.commands
+        return super().parse_args(ctx, ["--state", *args] if named else args)
+
+
+adapters = typer.Typer(cls=_Adapters, invoke_without_command=True)
+app.add_typer(adapters, name="adapter")
+
+
+@adapters.callback()
 def adapter(
-    folder: StateArgument = None,
+    context: typer.Context,
     accept: Annotated[str | None, typer.Option(help="Accept the one that waits, by its fingerprint.")] = None,
     decline: Annotated[str | None, typer.Option(help="Decline it: it is removed.")] = None,
     state: StateOption = STATE,
@@ -346,21 +360,52 @@ def adapter(
     """Show the final adapters that came, where they lie and what was decided; or decide of one that waits."""
     from fedvfm.client import state_folder
     from fedvfm.client.adoption import decisions
+    from fedvfm.client.personal import statement
 
-    where = state_folder.open_state(folder or state)
+    if context.invoked_subcommand is not None:
+        return
+    where = state_folder.open_state(state)
     if accept is not None and decline is not None:
         raise errors.ConfigError("--accept, --decline", ["give one of the two"])
     chosen = accept or decline
     if chosen is not None:
         decisions.decide(where, chosen, accept is not None)
     rows, damaged = decisions.to_json(where), decisions.damaged(where)
+    own = statement.to_json(where)
     if as_json:
-        print(json.dumps({"site": where.about.site, "adapters": rows, "damaged": damaged}, indent=2))
+        print(json.dumps({"site": where.about.site, "adapters": rows, "damaged": damaged, "personal": own}, indent=2))
         return
     print(f"site {where.about.site}: {len(rows) or 'no'} final adapter{'' if len(rows) == 1 else 's'} received")
     _show_adapters(rows)
     for text in damaged:
         print(f"damaged: {text}")
+    for row in own:
+        word = f", joining: {row['word']}" if row["word"] else ""
+        print(f"personal adapter of {row['fingerprint'][:12]}: {row['choice']}{word}\n  {row['folder']}")
+
+
+@adapters.command("personal")
+def adapter_personal(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    adapter: Annotated[
+        str | None, typer.Option(help="Fingerprint of the final adapter; default is the newest that was accepted.")
+    ] = None,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Train on from the final adapter at this site alone, choose by validation patients, and sign what it gained."""
+    from fedvfm.runtime import extras
+
+    extras.require()
+    from fedvfm.client import site_file, state_folder
+    from fedvfm.client.personal import personalisation, statement
+
+    where = state_folder.open_state(state)
+    kept = personalisation.run(where, site_file.read_site(site, where.about.site), adapter)
+    if as_json:
+        print(json.dumps({**kept.statement.model_dump(mode="json"), "folder": str(kept.folder)}, indent=2))
+        return
+    print("\n".join([*statement.lines(kept.statement), f"adapter and signed statement: {kept.folder}"]))
 
 
 def _show_adapters(rows: Sequence[Mapping[str, Any]]) -> None:

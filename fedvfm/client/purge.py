@@ -13,6 +13,7 @@ from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.client import state_folder
 from fedvfm.client.adoption import decisions
+from fedvfm.client.personal import statement
 from fedvfm.client.process import supervisor
 from fedvfm.runtime import processes
 from fedvfm.storage import storage
@@ -42,6 +43,7 @@ def found(where: state_folder.State, *, with_audit: bool = False) -> list[Remove
     """What a purge would remove."""
     rows = [
         ("adapters", where.folder / decisions.FOLDER),
+        ("personal", where.folder / statement.FOLDER),
         ("replies", where.sent),
         ("features", where.features),
         ("run-files", where.folder / supervisor.FOLDER),

@@ -370,6 +370,31 @@ class SiteSplit(Strict):
         return self
 
 
+class PersonalConfig(Strict):
+    """What a site does for itself after the last round; no part of a recipe, since nothing of it travels.
+
+    It trains on from the final adapter for ``rounds`` rounds of the recipe's local epochs (0: as many as the recipe
+    has), from ``learning_rate`` times the recipe's rate down to none, and chooses; see
+    :mod:`fedvfm.client.personal.tuning`. An experiment that does not say ``enabled`` has them where
+    local-only is among its baselines.
+    """
+
+    enabled: bool | None = None
+    rounds: Annotated[int, Field(ge=0, le=10_000)] = 0
+    learning_rate: Positive = 0.5
+
+
+class SitePersonal(PersonalConfig):
+    """The same of a site's own file, for ``fedvfm client adapter personal``.
+
+    ``local_only`` trains an adapter at the site alone too, with as many steps as in the federation, to choose and to
+    compare with; ``minutes`` is the time that all of it may take (0: no limit).
+    """
+
+    local_only: bool = False
+    minutes: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
 class SiteConfig(Strict):
     """The hospital's own file; it never leaves the site.
 
@@ -395,6 +420,7 @@ class SiteConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     policy: PolicyConfig = PolicyConfig()
     privacy: privacy_config.Budget | None = None
+    personal: SitePersonal = SitePersonal()
 
 
 class BaselineConfig(Strict):
@@ -456,6 +482,7 @@ class Experiment(Strict):
     server: ServerConfig = ServerConfig()
     baseline: BaselineConfig = BaselineConfig()
     attack: AttackConfig | None = None
+    personal: PersonalConfig = PersonalConfig()
 
     def with_seed(self, seed: int) -> Experiment:
         """The same experiment under another seed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -362,6 +363,12 @@ class AdaptedModel(nn.Module):
         """What the blocks before the first adapted one compute. Shapes: pixels (B, 3, H, W)."""
         with self._computing():
             return self.backbone.prefix(pixels, self.frozen_blocks, self.taps)
+
+    def under(self, recipe: schema.Recipe) -> AdaptedModel:
+        """The same modules, sharing every number, under a recipe that differs only in how they are trained."""
+        made = copy.copy(self)
+        made.recipe = recipe
+        return made
 
     def locked(self) -> locked_recipe.LockedRecipe:
         """The recipe, locked to this model's manifest, initial adapter and backbone."""

@@ -207,6 +207,12 @@ def majority(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     return [Arm("majority", "majority", None, tuple(sites), tuple(sites))]
 
 
+def personal(experiment: schema.Experiment, site: str) -> Arm:
+    """What a site makes of the federated adapter for itself, without a mechanism: :mod:`fedvfm.simulation.personal`."""
+    recipe = experiment.recipe.model_copy(update={"privacy": privacy_config.NONE})
+    return Arm(f"personal/{site}", "personal", recipe, (site,), (site,))
+
+
 def faults(experiment: schema.Experiment) -> list[str]:
     """Baselines that do not fit the task."""
     kind = experiment.recipe.task.kind

@@ -27,7 +27,7 @@ from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.server.rounds import federation
 from fedvfm.server.rounds import summary as summaries
-from fedvfm.simulation import attacks, baselines, experiment, imbalance, run_folder, tables, untrained
+from fedvfm.simulation import attacks, baselines, experiment, imbalance, personal, run_folder, tables, untrained
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.simulation.results import examination, number_format, simulated_epsilon, site_errors, summary
 from fedvfm.storage import hash_chain, storage
@@ -245,7 +245,8 @@ def _train_and_report(
     started = time.monotonic()
     what = what.model_copy(update={"device": devices.choose(what.device)})
     hospitals = attacks.poisoned(what, hospitals)
-    planned = arms(what, [hospital.name for hospital in hospitals])
+    names = [hospital.name for hospital in hospitals]
+    planned, own = arms(what, names), personal.arms(what, names)
     for note in notes(what, hospitals):
         observer("note", text=note)
     jobs, everyone = _jobs(what, run, planned, shapes), members(what, hospitals, files, run.path)
@@ -261,14 +262,28 @@ def _train_and_report(
         if arm.recipe is None and run.evaluation(arm.name) is None:
             with site_errors.explained(f"arm '{arm.name}'"):
                 run.write_evaluation(arm.name, untrained.evaluation(arm.name, what, hospitals, what.device))
-    made = summary.build(what, run, planned, jobs[0].locked, time.monotonic() - started, hospitals)
+    built = built or client_app.Models()
+    if own:
+        personal.run(what, run, jobs[0], everyone[: len(hospitals)], built, observer)
+    made = summary.build(what, run, [*planned, *own], jobs[0].locked, time.monotonic() - started, hospitals)
+    made |= _benefit(run, made, hospitals)
     for text in examination.headlines(made):
         observer("note", text=f"Attention: {text}")
     if summary.too_small(made):
         observer("note", text=summary.too_small(made))
-    model = (built or client_app.Models()).get(jobs[0].locked.recipe, what.device)
+    model = built.get(jobs[0].locked.recipe, what.device)
     _finish(what, hospitals, run, model, made, observer, everyone)
     return Result(run.path, made)
+
+
+def _benefit(
+    run: run_folder.RunFolder, made: Mapping[str, Any], hospitals: Sequence[virtual_hospitals.Hospital]
+) -> dict[str, Any]:
+    """``benefit`` of the summary, where there are personal adapters."""
+    from fedvfm.simulation.results import benefit, compare
+
+    table = benefit.build(run, made, compare.scores(run, made, compare.patients_of(hospitals)))
+    return {"benefit": table} if table else {}
 
 
 def _done(run: run_folder.RunFolder, job: federation.Job) -> bool:

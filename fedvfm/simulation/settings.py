@@ -18,6 +18,7 @@ from fedvfm.config import schema
 LEFT_OUT = frozenset(
     [
         *("name", "title", "note", "baselines", "recipe.seed"),
+        *(f"personal.{name}" for name in schema.PersonalConfig.model_fields),
         *("workers", "threads", "recipe.threads", "cache_mib", "cache_disk_mib"),
     ]
 )

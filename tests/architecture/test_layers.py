@@ -61,6 +61,7 @@ KNOWS_FLOWER = {
     "fedvfm.simulation.engines.deployment",
     "fedvfm.simulation.engines.flower_run",
     "fedvfm.simulation.engines.in_process",
+    "fedvfm.simulation.personal",
     "fedvfm.simulation.plan",
     "fedvfm.simulation.engines.ray",
     "fedvfm.simulation.repeats",

@@ -147,7 +147,7 @@ def test_paths_that_are_no_runs(tiny_run: Path, tmp_path: Path) -> None:
 def test_every_arm_has_its_macro_and_interval(tiny_run: Path) -> None:
     found, made = compare.compare([tiny_run]), summary(tiny_run)
     (row,) = found["runs"]
-    assert list(row["arms"]) == ["federated", "local-only", "local-only abroad", "pooled", "classical"]
+    assert list(row["arms"]) == ["federated", "local-only", "local-only abroad", "pooled", "classical", "personal"]
     for arm in ("federated", "local-only", "pooled", "classical"):
         values = row["arms"][arm]
         assert values["macro"] == made["arms"][arm]["macro"]

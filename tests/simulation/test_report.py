@@ -80,6 +80,7 @@ def summary(path: Path) -> dict[str, Any]:
 def test_a_run_leaves_all_sections_and_their_figures(tiny_run: Path) -> None:
     found, made = read(tiny_run), summary(tiny_run)
     assert found.sections == [
+        "benefit",
         "home",
         "arms",
         "findings",

@@ -193,7 +193,9 @@ def test_one_model_a_rank_on_one_backbone(tiny: Any) -> None:
 def test_a_cohort_in_a_real_run(tiny: Any, tmp_path: Path) -> None:
     """Steps per sample, counted in the journals: local-only and pooled train as often as the federation's samples."""
     recipe = {**tiny.values["recipe"], "rounds": 3, "optimiser": {"batch_size": 2, "learning_rate": 1e-2}}
-    what = small(tiny, recipe=recipe, baselines=["local-only", "pooled"], server={"cohort": 2})
+    what = small(
+        tiny, recipe=recipe, baselines=["local-only", "pooled"], server={"cohort": 2}, personal={"enabled": False}
+    )
     notes: list[str] = []
 
     def watch(event: str, /, **fields: Any) -> None:

@@ -31,11 +31,22 @@ def train(
     round_number: int,
     deadline: float = math.inf,
     on_step: progress.Step = progress.no_step,
+    *,
+    since: int = 0,
 ) -> state.SiteUpdate:
     """Train for the recipe's local epochs from ``base``.
 
     The optimiser starts afresh; the learning rate follows the schedule over all rounds. Order, views and dropout depend
-    on seed, round and site name alone. ``deadline`` is a time of the monotonic clock.
+    on seed, round and site name alone.
+
+    Args:
+        model: the model, which is left as trained.
+        site: whose training samples are used.
+        base: the adapter to start from.
+        round_number: decides order, views, dropout and the place in the schedule.
+        deadline: a time of the monotonic clock.
+        on_step: told after each step.
+        since: after how many rounds the recipe's schedule begins: those of the federation, where a site trains on.
 
     Raises:
         DeadlinePassed: if it is over before the last step.
@@ -58,7 +69,7 @@ def train(
                     f"site '{site.name}', round {round_number}: the coordinator's time was over after step {step} of "
                     f"{pace.steps}. Ask it to raise round_timeout_s, or train on a faster device"
                 )
-            _set_rates(optimiser, recipe.optimiser, ((round_number - 1) * pace.steps + step) / total)
+            _set_rates(optimiser, recipe.optimiser, ((round_number - 1 - since) * pace.steps + step) / total)
             loss_sum += pace.take()
             if step == 0 and pace.part is not None:
                 _require_moved(model, base, site, round_number, 1)

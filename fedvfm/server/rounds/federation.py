@@ -382,7 +382,7 @@ class Federation:
         started = time.monotonic()
         self.observer("test", arm=self.job.name, round=rounds, sites=sorted(self.job.test_sites))
         answers = self._evaluate(rounds, adapter, sites, split="test", full=True, final=True)
-        result["last"] = _scores(answers)
+        result["last"] = as_record(answers)
         if self.job.durable:
             result["acceptance"] = {name: answer.acceptance for name, answer in answers.items() if answer.acceptance}
         best = self.checkpoints / "best.safetensors"
@@ -400,7 +400,7 @@ class Federation:
         storage.write_text(self.evaluation_path, hash_chain.canonical(result) + "\n")
 
     def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[handshake.Member]) -> dict[str, Any]:
-        return _scores(self._evaluate(number, adapter, sites, split="test", full=True))
+        return as_record(self._evaluate(number, adapter, sites, split="test", full=True))
 
     def _evaluate(
         self,
@@ -507,7 +507,7 @@ def _times(started: float) -> dict[str, float]:
     return {"seconds": round(time.monotonic() - started, 3), "ended": round(time.time(), 3)}
 
 
-def _scores(answers: Mapping[str, protocol.Evaluation]) -> dict[str, Any]:
+def as_record(answers: Mapping[str, protocol.Evaluation]) -> dict[str, Any]:
     """Site values and per-sample values, by site."""
     return {
         "sites": {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()},

@@ -361,20 +361,36 @@ class Team:
         return client_app.make_client_app(site_of, self.models, report, on_step=on_step, adapters=adapters)
 
     def prepare(self, index: int) -> None:
-        """Make a forked process a worker: its threads, its share of what is kept of images, its GPU."""
-        self.models.threads = self.threads
-        torch.set_num_threads(self.threads)
-        for kept in {id(site.cache): site.cache for site in self.members}.values():
-            kept.divide(self.number)
-        if self.what.device == "cuda":
-            for site in self.members:
-                site.device = f"cuda:{index}"
-            torch.zeros(1, device=f"cuda:{index}")
-        if self.threads > 1:
-            # Where threads computed before the fork, these are waited for and never come; the system ends us then.
-            signal.alarm(ALARM_S)
-            torch.ones(1 << 20).sum()
-            signal.alarm(0)
+        """Called in a worker before its first message."""
+        become_worker(self.members, self.models, self.what, self.number, index)
+
+
+def become_worker(
+    members: Sequence[sites.Site], built: client_app.Models, what: schema.Experiment, number: int, index: int
+) -> None:
+    """Make a forked process a worker: its threads, its share of what is kept of images, its GPU.
+
+    Args:
+        members: the sites.
+        built: the models.
+        what: the experiment.
+        number: of workers.
+        index: of this one, from 0.
+    """
+    threads = worker_schedule.threads(what)
+    built.threads = threads
+    torch.set_num_threads(threads)
+    for kept in {id(site.cache): site.cache for site in members}.values():
+        kept.divide(number)
+    if what.device == "cuda":
+        for site in members:
+            site.device = f"cuda:{index}"
+        torch.zeros(1, device=f"cuda:{index}")
+    if threads > 1:
+        # Where threads computed before the fork, these are waited for and never come; the system ends us then.
+        signal.alarm(ALARM_S)
+        torch.ones(1 << 20).sum()
+        signal.alarm(0)
 
 
 def _in_turn(team: Team, nodes: Mapping[str, int], observer: progress.Observer) -> None:

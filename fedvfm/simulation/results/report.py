@@ -16,7 +16,7 @@ from fedvfm.data.partition import virtual_hospitals
 from fedvfm.privacy import statements
 from fedvfm.report import bootstrap, charts, page, rounds, scores
 from fedvfm.simulation import attacks, baselines, run_folder
-from fedvfm.simulation.results import compare, examination, pictures, provenance, simulated_epsilon, statistics
+from fedvfm.simulation.results import benefit, compare, examination, pictures, provenance, simulated_epsilon, statistics
 from fedvfm.storage import hash_chain, storage
 
 BELOW_HOME = 0.02
@@ -96,7 +96,8 @@ def body(found: Found, hospitals: Sequence[virtual_hospitals.Hospital], shown: S
     """The page, part by part."""
     name = found.name
     parts = {
-        "home": ("Does each hospital gain?", _home(found)),
+        "benefit": ("Does joining pay?", benefit.section(found.made.get("benefit"), name)),
+        "home": ("The global adapter alone: does each hospital gain?", _home(found)),
         "arms": ("Arms compared", _arms(found)),
         "findings": ("To be read with the figures", scores.findings(found.made.get("findings", ()))),
         "sites": ("Federated adapter, site by site", _sites(found)),
@@ -172,7 +173,8 @@ def _cards(found: Found) -> list[tuple[str, str, str]]:
     name, federated, marked = found.name, found.federated, scores.shown
     bounds = _interval(found, "federated")
     between = f"95 % interval {bounds.between()}" if bounds and not bounds.reason else "no interval"
-    rows = [(f"Federated, macro {name}", f"{federated['macro']:.3f}", between)]
+    rows = benefit.cards(found.made.get("benefit"))
+    rows.append((f"Federated, macro {name}", f"{federated['macro']:.3f}", between))
     worst, below = federated["worst"], f"{federated['gap']:.3f} below the best"
     rows.append((marked("Worst site", federated), f"{worst['value']:.3f}", f"{worst['site']}, {below}"))
     pooled, local = found.arms.get("pooled"), found.arms.get("local-only")

@@ -113,6 +113,8 @@ def _arm(group: str, arms: Sequence[baselines.Arm], found: Mapping[str, Any], pr
         capped = {"matrix_sites": few} if few < len(matrix) else {}
         values = {**_values(rows, primary), **mark, "rounds": rounds, "matrix": matrix, "abroad": _abroad(matrix)}
         return values | capped
+    if group == "personal":  # nothing of it is rounds of a federation
+        rounds = members[0].recipe.rounds if members[0].recipe is not None else 0
     rows = {site: row for arm in members for site, row in found[arm.name]["last"]["sites"].items()}
     result = {**_values(rows, primary), **mark, "rounds": rounds}
     best = found[members[0].name].get("best")

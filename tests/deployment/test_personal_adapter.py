@@ -1,0 +1,108 @@
+"""``fedvfm client adapter personal``: what a site makes of the final adapter for itself, on real files."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedvfm
+from fedvfm import errors
+from fedvfm.client.personal import choice, statement
+from tests.deployment.test_site_verbs import Hospital, cli, hospital, locked  # noqa: F401 - fixtures
+
+TRUST, CONFIG = 12, 2
+
+
+@pytest.fixture
+def took(hospital: Hospital) -> Hospital:  # noqa: F811
+    """A site that accepted a final adapter, and would train one alone too."""
+    hospital.write('accept = "always"')
+    text = hospital.settings.read_text()
+    hospital.settings.write_text(text + "\n[personal]\nrounds = 1\nlocal_only = true\n")
+    assert hospital.finish(hospital.initial) == "accepted"
+    return hospital
+
+
+def arguments(site: Hospital) -> list[str]:
+    return ["client", "adapter", "personal", str(site.settings), "--state", str(site.state), "--json"]
+
+
+def folders(site: Hospital) -> list[Path]:
+    return [path for path in (site.state / statement.FOLDER).iterdir() if path.is_dir()]
+
+
+def test_a_site_trains_on_chooses_keeps_and_signs(took: Hospital, cli: Any) -> None:  # noqa: F811
+    answer = cli(*arguments(took))
+    assert answer.code == 0, answer.err
+    said = json.loads(answer.out)
+    (folder,) = folders(took)
+    kept = statement.read(folder / statement.STATEMENT)
+    assert said == {**kept.model_dump(mode="json"), "folder": str(folder)}
+    assert (kept.site, kept.recipe, kept.fingerprint) == ("east", took.lock.hash, took.initial.fingerprint)
+    assert kept.choice in choice.PREFERENCE
+    assert set(kept.scores) == {choice.GLOBAL, choice.PERSONAL, choice.ALONE, kept.choice}
+    assert kept.minus_local_only is not None
+    assert kept.minus_local_only.mean == pytest.approx(kept.scores[kept.choice] - kept.scores[choice.ALONE])
+    assert kept.minus_local_only.low is None, "under ten patients there is no interval"
+    assert kept.word == (statement.DECLINED if kept.choice == choice.ALONE else statement.NO_DIFFERENCE)
+    assert not kept.private
+
+    assert fedvfm.load_adapter(folder).read().fingerprint == kept.adapter
+    assert kept.choice in (folder / "README.md").read_text()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+    line = took.where.audit.entries[-1]
+    assert (line["event"], line["kind"], line["fingerprint"]) == ("decided", "benefit", kept.adapter)
+
+    shown = cli("client", "adapter", took.state)
+    assert str(folder) in shown.out
+    assert json.loads(cli("client", "adapter", "--state", took.state, "--json").out)["personal"] == [said]
+    again = cli(*arguments(took))
+    assert again.code == 0, again.err
+    assert folders(took) == [folder], "the same seed makes the same adapter"
+
+
+def test_a_statement_that_was_changed_is_none(took: Hospital, cli: Any) -> None:  # noqa: F811
+    assert cli(*arguments(took)).code == 0
+    path = folders(took)[0] / statement.STATEMENT
+    path.write_text(path.read_text().replace('"choice": "', '"choice": "no '))
+    with pytest.raises(errors.TrustError, match="was changed after it was signed"):
+        statement.read(path)
+    assert statement.kept(took.where) == []
+
+
+def test_without_an_accepted_adapter_there_is_nothing_to_train_on(hospital: Hospital, cli: Any) -> None:  # noqa: F811
+    assert hospital.finish(hospital.initial) == "pending"
+    assert cli(*arguments(hospital)).code == TRUST
+    assert not (hospital.state / statement.FOLDER).exists()
+
+
+def test_who_does_not_want_it_is_not_trained(took: Hospital, cli: Any) -> None:  # noqa: F811
+    took.settings.write_text(took.settings.read_text() + "enabled = false\n")
+    assert cli(*arguments(took)).code == CONFIG
+
+
+@pytest.mark.parametrize("point", ["file-opened:2", "file-renamed:1"])
+def test_a_kill_leaves_no_half_adapter_and_the_next_run_makes_it(
+    took: Hospital,
+    tiny: Any,
+    cli: Any,  # noqa: F811
+    point: str,
+) -> None:
+    command = [sys.executable, "-m", "fedvfm.cli.main", *arguments(took)]
+    environment = {**tiny.environment(), "FEDVFM_FAULT_POINT": point}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert statement.kept(took.where) == []
+    assert cli("client", "adapter", took.state).code == 0
+    assert cli(*arguments(took)).code == 0
+    (folder,) = folders(took)
+    assert [row.folder for row in statement.kept(took.where)] == [folder]
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
