@@ -108,8 +108,8 @@ def lines(name: str, row: dict[str, Any]) -> list[str]:
     rows += [
         "",
         f"Macro: global {macro['federated']:.3f}, as chosen {macro['personal']:.3f}, local-only "
-        f"{macro['local-only']:.3f}{pooled}. Chosen minus local-only {_shown(minus['personal'])}, global minus local-only "
-        f"{_shown(minus['federated'])}.",
+        f"{macro['local-only']:.3f}{pooled}. Chosen minus local-only {_shown(minus['personal'])}, "
+        f"global minus local-only {_shown(minus['federated'])}.",
         "",
     ]
     return rows
