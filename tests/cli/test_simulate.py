@@ -205,7 +205,7 @@ def test_plain_lines_where_there_is_no_terminal(finished: Path, tiny: Any) -> No
         "arm 1/2 federated: 3 sites, 3 rounds",
         "federated round 2 site north: loss",
         "federated round 3/3: loss",
-        "ETA",
+        "s left in this arm",
         "report:",
     ):
         assert words in err, words

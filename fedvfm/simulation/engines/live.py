@@ -26,7 +26,7 @@ def _scores(record: dict[str, Any]) -> str:
         values = [row[metric] for row in record["validation"].values() if metric in row]
         mark = f" ({record['prompt']})" if "prompt" in record else ""
         words += [f"val {metric} {sum(values) / len(values):.3f}{mark}"] if values else []
-    if record.get("factor_error") is not None:
+    if record.get("factor_error") is not None and len(record["train"]) > 1:  # of one site nothing is averaged
         words.append(f"factor error {record['factor_error']:.1%}")
     if "privacy" in record:
         words.append(statements.so_far(record["privacy"]))
@@ -103,10 +103,8 @@ class Lines:
         if event == "arm":
             self._begun[fields["name"]] = (time.monotonic(), fields["rounds"])
             self._resumed.pop(fields["name"], None)
-            self._print(
-                f"arm {fields['index'] + 1}/{fields['count']} {fields['name']}: {fields['sites']} "
-                f"sites, {fields['rounds']} rounds"
-            )
+            size = (f"{fields[key]} {key[: -1 if fields[key] == 1 else None]}" for key in ("sites", "rounds"))
+            self._print(f"arm {fields['index'] + 1}/{fields['count']} {fields['name']}: {', '.join(size)}")
         elif event == "round":
             self._resumed.setdefault(arm, fields["round"] - 1)
         elif event == "step" and time.monotonic() - self._last > QUIET_S:
@@ -117,7 +115,7 @@ class Lines:
             began, rounds = self._begun[arm]
             remaining = (time.monotonic() - began) / (fields["round"] - self._resumed[arm]) * (rounds - fields["round"])
             scores = _scores(fields["record"])
-            self._print(f"{arm} round {fields['round']}/{rounds}: {scores}; arm's ETA {remaining:.0f} s")
+            self._print(f"{arm} round {fields['round']}/{rounds}: {scores}; about {remaining:.0f} s left in this arm")
         elif event == "note":
             self._print(str(fields["text"]))
 
