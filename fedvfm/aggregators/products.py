@@ -51,6 +51,13 @@ class Product:
         """The sum itself."""
         return _sum(self.left, self.right, self.whole)
 
+    def times(self, other: Matrix) -> Matrix:
+        """The sum times a matrix (n, k), without forming the sum where it is held as stacks."""
+        if self.whole is not None:
+            return self.matrix() @ other
+        found: Matrix = np.concatenate(self.left, axis=1) @ (np.concatenate(self.right) @ other)
+        return found
+
     def decomposed(self, rank: int) -> tuple[Matrix, Matrix, Matrix]:
         """The first singular vectors and values, at most ``rank``: u (m, k), s (k,) from the largest, vt (k, n)."""
         if self.whole is not None:

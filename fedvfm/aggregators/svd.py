@@ -77,23 +77,25 @@ class Svd:
         return state.AdapterState(arrays), {}
 
     def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
-        """The adapter with each pair cut to (or padded with zeros to) the site's rank, rescaled to the site's scale.
+        """``finish`` leaves the singular directions in order, so the first r_k columns are the best rank r_k."""
+        return at_rank(adapter, manifest)
 
-        ``finish`` leaves the singular directions in order, so the first r_k columns are the best rank r_k.
-        """
-        arrays = dict(adapter)
-        for a, b in manifest.pairs().values():
-            rank = adapter[a.name].shape[0]
-            # The product must stay scale B A although the site multiplies by its own scale.
-            ratio = np.sqrt(self._scale_of(rank, a) / a.scale)
-            arrays[a.name] = _resize(adapter[a.name], a.shape[0], 0) * np.float32(ratio)
-            arrays[b.name] = _resize(adapter[b.name], a.shape[0], 1) * np.float32(ratio)
-        return state.AdapterState({spec.name: np.asarray(arrays[spec.name], dtype=np.float32) for spec in manifest})
 
-    @staticmethod
-    def _scale_of(rank: int, site: state.ArraySpec) -> float:
-        """Scale of the global pair: alpha / rank with the site's alpha = scale x rank, the same for all."""
-        return site.scale * site.shape[0] / rank
+def at_rank(adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
+    """The adapter with each pair cut to (or padded with zeros to) the site's rank, rescaled to the site's scale."""
+    arrays = dict(adapter)
+    for a, b in manifest.pairs().values():
+        rank = adapter[a.name].shape[0]
+        # The product must stay scale B A although the site multiplies by its own scale.
+        ratio = np.sqrt(_scale_of(rank, a) / a.scale)
+        arrays[a.name] = resized(adapter[a.name], a.shape[0], 0) * np.float32(ratio)
+        arrays[b.name] = resized(adapter[b.name], a.shape[0], 1) * np.float32(ratio)
+    return state.AdapterState({spec.name: np.asarray(arrays[spec.name], dtype=np.float32) for spec in manifest})
+
+
+def _scale_of(rank: int, site: state.ArraySpec) -> float:
+    """Scale of the global pair: alpha / rank with the site's alpha = scale x rank, the same for all."""
+    return site.scale * site.shape[0] / rank
 
 
 def split(product: products.Product, rank: int, scale: float) -> tuple[state.Array, state.Array]:
@@ -102,7 +104,7 @@ def split(product: products.Product, rank: int, scale: float) -> tuple[state.Arr
     u, vt = _signs(u, vt)
     root = np.sqrt(np.where(s > LEAST * s[0], s, 0.0) / scale)
     b, a = u * root, root[:, None] * vt
-    return _resize(b.astype(np.float32), rank, 1), _resize(a.astype(np.float32), rank, 0)
+    return resized(b.astype(np.float32), rank, 1), resized(a.astype(np.float32), rank, 0)
 
 
 def _revive(b: state.Array, a: state.Array, pair: str) -> state.Array:
@@ -123,7 +125,7 @@ def _signs(u: Matrix, vt: Matrix) -> tuple[Matrix, Matrix]:
     return u * sign, vt * sign[:, None]
 
 
-def _resize(array: NDArray[Any], rank: int, axis: int) -> NDArray[Any]:
+def resized(array: NDArray[Any], rank: int, axis: int) -> NDArray[Any]:
     """Cut the rank axis to ``rank``, or pad it with zeros."""
     if array.shape[axis] >= rank:
         return array[:rank] if axis == 0 else array[:, :rank]

@@ -16,7 +16,9 @@ TABLE = registry.Table(
     "aggregation rule",
     {
         "clipped-mean": _PLACE + "clipped_mean:ClippedMean",
+        "fair": _PLACE + "fair:Fair",
         "geometric-median": _PLACE + "geometric_median:GeometricMedian",
+        "hetlora": _PLACE + "hetlora:HetLora",
         "krum": _PLACE + "krum:Krum",
         "mean": _PLACE + "mean:Mean",
         "median": _PLACE + "median:Median",

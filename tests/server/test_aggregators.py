@@ -308,6 +308,59 @@ def test_a_sum_of_too_few_directions_has_no_others(count: int, directions: int, 
     assert expected == directions
 
 
+# -- fair and hetlora ------------------------------------------------------------------------------------------------
+
+
+def test_fair_is_the_ridge_solution_and_nearer_to_the_mean_product_than_the_mean() -> None:
+    updates, rows = [contribution(seed, 1.0 + seed) for seed in range(3)], manifest()
+    found, mean = aggregate("fair", updates), aggregate("mean", updates)
+    for pair, (a, b) in rows.pairs().items():
+        whole, mean_a, mean_b = dense_mean(updates, pair) / a.scale, *(mean[spec.name] for spec in (a, b))
+        gram = mean_a.astype(np.float64) @ mean_a.T
+        level = 0.01 * np.trace(gram) / RANK
+        correction = (
+            (whole - mean_b.astype(np.float64) @ mean_a) @ mean_a.T @ np.linalg.inv(gram + level * np.eye(RANK))
+        )
+        np.testing.assert_array_equal(found[a.name], mean_a)
+        np.testing.assert_allclose(found[b.name], mean_b + correction, rtol=1e-5, atol=1e-6)
+        off, before = (np.linalg.norm(effective(one, rows)[pair] / a.scale - whole) for one in (found, mean))
+        assert off < before
+    np.testing.assert_array_equal(found["head.weight"], mean["head.weight"])
+
+
+def test_fair_of_one_common_factor_is_the_mean() -> None:
+    """The mean is exact then, whichever factor it is."""
+    first = contribution(0, 1.0)
+    for role in "AB":
+        arrays = {
+            key: first.state[key] if key.endswith("." + role) else v for key, v in contribution(1, 1.0).state.items()
+        }
+        updates = [first, base.Contribution(3.0, state.AdapterState(arrays), manifest())]
+        assert_same(dict(aggregate("fair", updates)), dict(aggregate("mean", updates)))
+
+
+def test_hetlora_weighs_padded_factors_by_the_size_of_their_product() -> None:
+    updates, rows = [contribution(1, 1.0, rank=2), contribution(2, 3.0, rank=RANK)], manifest()
+    found = aggregate("hetlora", updates, rows)
+    for pair, (a, b) in rows.pairs().items():
+        sizes = [u.weight * np.linalg.norm(effective(u.state, u.manifest)[pair]) for u in updates]
+        small, large = (u.manifest.pairs()[pair][0].scale for u in updates)
+        padded = np.sqrt(small / large) * np.pad(updates[0].state[a.name], ((0, RANK - 2), (0, 0)))
+        np.testing.assert_allclose(
+            found[a.name], np.average([padded, updates[1].state[a.name]], axis=0, weights=sizes), rtol=1e-5, atol=1e-6
+        )
+        assert found[b.name].shape == b.shape
+
+
+def test_hetlora_of_zero_products_is_the_mean() -> None:
+    """So it is before the first step: B is zero, and no site is larger than another."""
+    start = [
+        {k: np.zeros_like(v) if k.endswith(".B") else v for k, v in contribution(s, 1.0).state.items()} for s in (1, 2)
+    ]
+    updates = [base.Contribution(1.0, state.AdapterState(one), manifest()) for one in start]
+    assert_same(dict(aggregate("hetlora", updates)), dict(aggregate("mean", updates)))
+
+
 # -- the error of averaging factors apart ----------------------------------------------------------------------------
 
 
