@@ -39,6 +39,7 @@ TOP = {
     "prompt",
     "privacy",
     "arms",
+    "attack",
     "findings",
 }
 BACKBONE = {"name", "sha256", "parameters"}
@@ -304,6 +305,7 @@ def test_plan_needs_neither_weights_nor_network(tiny: Any) -> None:
         "precision",
         "wall_s",
         "primary",
+        "attack",
         "findings",
     }
     assert set(made["backbone"]) == BACKBONE
