@@ -61,7 +61,8 @@ def natural(rows: Rows, num_sites: int, rng: np.random.Generator, partition: sch
     if rows.sites is None:
         raise errors.PartitionError(
             "partition kind 'natural': the source does not say where its samples come from; "
-            "take 'iid', 'dirichlet', 'quantity' or 'appearance' and set partition.sites"
+            "take 'iid', 'dirichlet', 'quantity' or 'appearance' and set partition.sites, or say it in patients.csv "
+            "(id,patient,site) beside the images of a folder"
         )
     names, counts = np.unique(rows.sites, return_counts=True)
     if num_sites > len(names):

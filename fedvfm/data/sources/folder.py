@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,25 @@ from fedvfm.config import schema
 from fedvfm.data import defect, formats, structures
 from fedvfm.data import sample as data
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
-from fedvfm.data.volumes import dicom_seg, series_selector, slices
+from fedvfm.data.volumes import dicom_seg, patient_id, series_selector, slices
 
-OPTIONS = ("channels", "class_names", "fold", "ids", "layout", "mask_values", "overlap", "series", "suffix")
+OPTIONS = (
+    "channels",
+    "class_names",
+    "fold",
+    "ids",
+    "layout",
+    "mask_values",
+    "overlap",
+    "patients",
+    "patients_key",
+    "series",
+    "suffix",
+)
+SAME_PATIENT = (
+    "another study has the same Patient ID, but nobody says so: patients.csv (id,patient), or "
+    'data.options.patients = "hash", keeps both in one split'
+)
 
 UNREADABLE = (defect.UNREADABLE, defect.NOT_FOUND, defect.COMPRESSED, defect.TOO_LARGE, defect.NOT_FINITE)
 """Kinds of faults that ``[data] unreadable = "skip"`` passes over: files nobody can read, not ones that do not fit."""
@@ -69,7 +87,9 @@ class Folder:
     (which one of a DICOM folder with several, as ``"CT axial most"``: see :mod:`fedvfm.data.volumes.series_selector`);
     ``overlap = "last"`` (of classes that overlap in DICOM-SEG or structure sets the one with the higher number counts;
     else they are refused); ``ids = "names"`` shows file names in results. The default, ``"numbers"``, shows neither
-    file names nor patients, because in a hospital both often are patient numbers.
+    file names nor patients, because in a hospital both often are patient numbers. ``patients = "hash"`` groups DICOM
+    studies by a keyed hash of Patient ID (:mod:`fedvfm.data.volumes.patient_id`); the key is made once and kept at
+    ``patients_key``, else in the data folder.
 
     Raises:
         DataError: listing every fault of the structure: missing partners, unreadable headers, sizes that differ, tables
@@ -93,6 +113,9 @@ class Folder:
             faults = self._skip_unreadable(faults)
         tables = patients.STUDY_TABLES if self._layout.kind == "studies" else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
+        self._same: frozenset[str] | None = None
+        if options.patients == "hash":
+            self._give_patients(options)
         self._own_numbers = bool(options.mask_values)
         self._stated = bool(options.class_names)
         self._wanted: tuple[str, ...] = ()
@@ -126,6 +149,45 @@ class Folder:
         self._skipped = len(lost)
         # Faults of pixels that are not skipped are told when they are read, as always.
         return {name: fault for name, fault in faults.items() if name not in lost}
+
+    def _give_patients(self, options: layouts.Options) -> None:
+        """Give DICOM cases whose patient nobody says the keyed hash of their Patient ID.
+
+        Raises:
+            ConfigError: if the key cannot be used, or no case is DICOM.
+        """
+        path = Path(options.patients_key).expanduser() if options.patients_key else self._folder / patient_id.KEY_NAME
+        unsaid = self._without_patient()
+        if self._seen and not any(seen.header and seen.header.frames for seen in self._seen.values()):
+            text = "data.options.patients = 'hash': no DICOM here has a Patient ID; give patients.csv (id,patient)"
+            raise errors.ConfigError("data source 'folder'", [text])
+        secret = patient_id.key(path)
+        named = {name: self._patient_of(name, secret) for name in unsaid}
+        self._layout.cases = [
+            dataclasses.replace(case, patient=named.get(case.name) or case.patient) for case in self._layout.cases
+        ]
+
+    def _without_patient(self) -> list[str]:
+        """DICOM cases of which neither the layout nor a table says the patient."""
+        return [
+            case.name
+            for case in self._layout.cases
+            if case.name in self._seen and (header := self._seen[case.name].header) and header.frames
+            if not (case.patient or self._table.get(case.name, {}).get("patient"))
+        ]
+
+    def _same_patients(self) -> frozenset[str]:
+        """Cases that share a Patient ID with another although nobody says so; looked for once."""
+        if self._same is None:
+            secret = secrets.token_bytes(patient_id.KEY_BYTES)
+            named = {name: self._patient_of(name, secret) for name in self._without_patient()}
+            times = collections.Counter(name for name in named.values() if name is not None)
+            self._same = frozenset(case for case, name in named.items() if name is not None and times[name] > 1)
+        return self._same
+
+    def _patient_of(self, case: str, secret: bytes) -> str | None:
+        header = self._seen[case].header
+        return patient_id.keyed(header.frames[0].file, secret) if header is not None and header.frames else None
 
     def _held(self) -> structures.Found:
         return {name: seen.held for name, seen in self._seen.items() if seen.held}
@@ -255,6 +317,7 @@ class Folder:
         """
         place = self._place(sample)
         header, more = place.seen.header, (*place.seen.notes, *self._assigned.notes.get(place.case.name, ()))
+        more += (SAME_PATIENT,) if place.case.name in self._same_patients() else ()
         return more if header is None else (*header.notes, *more)
 
     def _place(self, sample: data.Sample) -> Place:
@@ -307,6 +370,7 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         "layout": ("auto", *recognise.KINDS),
         "ids": ("numbers", "names"),
         "overlap": ("refuse", "last"),
+        "patients": ("", "hash"),
     }
     chosen = {key: given.get(key, allowed[0]) for key, allowed in allowed_words.items()}
     for key, allowed in allowed_words.items():
@@ -326,6 +390,11 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
     if channels and (len(channels) not in (1, 3) or min(channels) < 0):
         faults.append(f"data.options.channels = {list(channels)}: one or three channel numbers from 0 are needed")
     fold, suffix, series = given.get("fold"), given.get("suffix", ""), given.get("series", "")
+    where = given.get("patients_key", "")
+    if not isinstance(where, str) or (where and not chosen["patients"]):
+        faults.append(
+            f"data.options.patients_key = {where!r}: a path, beside data.options.patients = 'hash', is needed"
+        )
     if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
         faults.append(f"data.options.fold = {fold!r}: a whole number from 0 is needed")
     if not isinstance(suffix, str):
@@ -347,6 +416,8 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         str(suffix),
         str(series),
         str(chosen["overlap"]),
+        str(chosen["patients"]),
+        str(where),
     )
 
 

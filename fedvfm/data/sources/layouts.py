@@ -57,6 +57,8 @@ class Options:
     suffix: str = ""
     series: str = ""
     overlap: str = "refuse"
+    patients: str = ""
+    patients_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
