@@ -90,6 +90,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "steps": _count,
     "seconds": _number,
     "score": _number,
+    "norm": _number,
     "epsilon": _number,
     "expires": _time,
     "metrics": _metrics,
@@ -113,7 +114,7 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("received", "kind bytes", f"{_CAME} peer peer_head peer_length ledger run"),
         ("refused", "reason address count", ""),
         ("decided", "kind verdict", "recipe round reason peer fingerprint examples score"),
-        ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon"),
+        ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon norm"),
         ("evaluated", "recipe round fingerprint split examples", "seconds"),
         ("interrupted", "kind recipe seconds", "round"),
         ("sent", "kind bytes", f"{_SENT} ledger"),
@@ -385,10 +386,14 @@ class Usage:
     Attributes:
         trained: (round, base fingerprint) of every training in order; the same again at once is one.
         seconds: computing time of training and evaluation, of what broke off or was killed before its end too.
+        evaluated: (round, split, fingerprint) of every adapter that was scored, each once.
+        answered: (round, split) of every score that left.
     """
 
     trained: tuple[tuple[int, str], ...] = ()
     seconds: float = 0.0
+    evaluated: tuple[tuple[int, str, str], ...] = ()
+    answered: frozenset[tuple[int, str]] = frozenset()
 
 
 def usage(entries: Iterable[Mapping[str, Any]], recipe: str) -> Usage:
@@ -397,7 +402,16 @@ def usage(entries: Iterable[Mapping[str, Any]], recipe: str) -> Usage:
     mine = [entry for entry in entries if entry.get("recipe") == recipe and entry["event"] in events]
     trained = [(int(entry["round"]), str(entry["base"])) for entry in mine if entry["event"] == "trained"]
     once = tuple(one for at, one in enumerate(trained) if trained[max(0, at - 1) : at] != [one])
-    return Usage(once, sum(float(entry.get("seconds", 0.0)) for entry in mine))
+    scored = [
+        (int(one["round"]), str(one["split"]), str(one["fingerprint"])) for one in mine if one["event"] == "evaluated"
+    ]
+    left = [one for one in mine if (one["event"], one.get("kind")) == ("sent", "evaluate")]
+    return Usage(
+        once,
+        sum(float(entry.get("seconds", 0.0)) for entry in mine),
+        tuple(dict.fromkeys(scored)),
+        frozenset((int(one["round"]), str(one["split"])) for one in left if "split" in one),
+    )
 
 
 def unfinished(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:

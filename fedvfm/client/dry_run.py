@@ -249,7 +249,11 @@ def _site(
     door = gate.Gate(listening, reply_cache.Sent(where.sent), mine, lambda at, error: faults.append(error))
     internals.be_server_task(1)
     recipe = sites.at_rank(locked.recipe, site.rank, site.name)
-    return _Site(door, lambda: built.get(recipe, device).initial(), computed, faults)
+
+    def initial() -> state.AdapterState:
+        return mine.lineage(locked.recipe).first() or built.get(recipe, device).initial()
+
+    return _Site(door, initial, computed, faults)
 
 
 def _round(site: _Site, recipe: schema.Recipe) -> Iterator[Reply]:
@@ -272,7 +276,7 @@ def _round(site: _Site, recipe: schema.Recipe) -> Iterator[Reply]:
     for kind, task in asked:
         reply, seconds = site.ask(protocol.EVALUATE, task)
         free = protocol.decode_evaluation(reply.content).metrics
-        before = protocol.decode_evaluation(site.computed["last"]).metrics
+        before = protocol.decode_evaluation(site.computed["last"], inside=True).metrics
         yield listed(kind, reply, seconds, _withheld(before, free))
 
 

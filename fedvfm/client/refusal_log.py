@@ -38,21 +38,32 @@ WORDS: dict[str, tuple[str, str]] = {
     "deadline": ("the work took longer than the round lasts", "a faster device, or ask for a longer round"),
     "error": ("something broke that nobody thought of", _LOG),
     "policy-adapter": ("the policy does not accept this kind of adapter", _POLICY),
+    "policy-base": (
+        "an adapter came that the recipe does not begin with, or that no honest round leads to from the one before",
+        "ask the coordinator; if it is honest work, raise policy.max_step",
+    ),
     "policy-backbone": ("the policy does not name this backbone and its sha256", _POLICY),
     "policy-closed": ("it is outside policy.hours", "nothing; it goes on when the site is open"),
+    "policy-evaluations": (
+        "a score was asked for that was given already, or one more than policy.max_evaluations",
+        "nothing; each adapter is scored once for each split",
+    ),
     "policy-hours": ("the hours of computing are, or would be, more than policy.max_hours", _MORE.format("max_hours")),
     "policy-message": ("the message asks for what the recipe does not say", "ask the coordinator what it sent"),
     "policy-metrics": ("the policy does not let out a metric that the recipe wants", _POLICY),
     "policy-parameters": ("more would be trained than policy.max_trainable_parameters", _POLICY),
     "policy-privacy": ("the recipe's privacy is not what the policy asks for", _POLICY),
     "policy-rounds": ("the rounds are, or would be, more than policy.max_rounds", _MORE.format("max_rounds")),
-    "policy-samples": ("there are fewer samples than the policy asks for", _POLICY),
     "policy-split": (
         "[privacy] or [split] of site.toml is another than when this recipe began here, so that patients who were "
         "tested would be trained on",
         "put the file back as it was: fedvfm doctor client SITE.toml names the values; or ask for another recipe",
     ),
     "policy-task": ("the policy does not accept this task", _POLICY),
+    "policy-units": (
+        "there are fewer patients to train on than policy.min_train_units",
+        "more patients, or a lower number",
+    ),
     "privacy-budget": ("the round would spend more privacy than this site's budget has left", _LOG),
     "privacy-ledger": ("the privacy ledger cannot be charged, or the coordinator was put back to an older copy", _LOG),
     "refused": ("the message cannot be read, or is none of ours", "both ends need one release: fedvfm doctor client"),

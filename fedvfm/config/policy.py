@@ -52,8 +52,13 @@ class PolicyConfig(Part):
 
     ``backbones``: name -> accepted sha256 of the weights (``"scratch"`` for one that is trained from nothing).
     ``metrics``: names that may leave the site; a name that ends in ``*`` stands for all that begin so. None leaves if
-    it was computed from fewer than ``min_samples`` samples. ``hours`` on the clock of ``time_zone`` are those in which
-    the site computes (see :mod:`fedvfm.config.schedule`): left out any, an empty list none.
+    it was computed from fewer than ``min_units`` patients, or says something of a class that fewer have. An image
+    without a patient counts as one. ``max_evaluations``: adapters of one recipe that are scored; left out, one more
+    than ``max_rounds``: each round's, and the test. ``max_step``: an adapter that comes lies at most so many times as
+    far from the one before as the largest update that this site sent (:mod:`fedvfm.client.gate.lineage`).
+
+    ``hours`` on the clock of ``time_zone`` are those in which the site computes (see :mod:`fedvfm.config.schedule`):
+    left out any, an empty list none.
     """
 
     backbones: dict[base.Name, Annotated[tuple[base.Sha256 | Literal["scratch"], ...], Field(strict=False)]] = {}
@@ -63,7 +68,9 @@ class PolicyConfig(Part):
     max_hours: base.NonNegative = 0.0
     max_trainable_parameters: Annotated[int, Field(ge=0)] = 0
     metrics: Annotated[tuple[base.Name, ...], base.names()] = ()
-    min_samples: Annotated[int, Field(ge=1)] = 10
+    min_units: Annotated[int, Field(ge=1)] = 10
+    max_evaluations: Annotated[int, Field(ge=0)] | None = None
+    max_step: base.Positive = 100.0
     hours: Annotated[tuple[str, ...], Field(strict=False, max_length=100)] | None = None
     time_zone: Annotated[str, Field(max_length=60)] = ""
     privacy: PrivacyPolicy = PrivacyPolicy()
@@ -76,6 +83,11 @@ class PolicyConfig(Part):
         if self.hours is not None:
             schedule.parse(self.hours, self.time_zone)
         return self
+
+    @property
+    def most_evaluations(self) -> int:
+        """How many adapters of one recipe are scored."""
+        return self.max_rounds + 1 if self.max_evaluations is None else self.max_evaluations
 
     @property
     def when(self) -> schedule.Hours | None:

@@ -52,6 +52,11 @@ class Sample:
         """What its score is called: the volume's name for a slice, else its own id."""
         return self.id if self.part is None else self.part.volume
 
+    @property
+    def subject(self) -> str:
+        """Who counts as one where patients are counted: the patient, or what is scored where none is known."""
+        return self.unit if self.patient is None else self.patient
+
 
 @dataclass(frozen=True, slots=True)
 class Pixels:

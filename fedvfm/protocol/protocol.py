@@ -35,6 +35,7 @@ _HEADER = "fedvfm"
 _LAYOUT = "layout"
 _METRICS = "metrics"
 _SAMPLES = "samples"
+_CLASSES = "classes"
 _IDS = "ids"
 _AUDIT = "audit"
 _MARK = "mark"
@@ -68,10 +69,13 @@ ERROR_CODES |= {
     "policy-parameters": 1026,
     "policy-privacy": 1027,
     "policy-rounds": 1028,
-    "policy-samples": 1029,
+    "policy-units": 1029,
     "policy-split": 1034,
     "policy-task": 1030,
     "policy-closed": 1031,
+    # An adapter that is neither the recipe's first nor near one that came before; a score that was given already.
+    "policy-base": 1035,
+    "policy-evaluations": 1036,
     # Its privacy budget does not hold the round, or is none; its privacy ledger cannot be charged.
     "privacy-budget": 1032,
     "privacy-ledger": 1033,
@@ -135,6 +139,7 @@ class Evaluation:
     """A site's answer to an evaluate message: site values, and per-sample values where asked for.
 
     ``acceptance`` is one of :data:`ACCEPTANCE` where the adapter was the final one and the site has terms, else empty.
+    ``classes`` says how many patients have each class; the gate of the site goes by it and takes it off.
     """
 
     site: str
@@ -144,6 +149,7 @@ class Evaluation:
     samples: Mapping[str, list[float]] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
     acceptance: str = ""
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 _STYPE = "numpy.ndarray"
@@ -486,16 +492,22 @@ def encode_evaluation(evaluation: Evaluation) -> RecordDict:
         content[_SAMPLES] = MetricRecord(
             {name: [float(v) for v in values] for name, values in evaluation.samples.items()}
         )
+    if evaluation.classes:
+        content[_CLASSES] = MetricRecord(dict(evaluation.classes))
     return content
 
 
-def decode_evaluation(content: RecordDict) -> Evaluation:
+def decode_evaluation(content: RecordDict, *, inside: bool = False) -> Evaluation:
     """The inverse of :func:`encode_evaluation`.
+
+    Args:
+        content: the records.
+        inside: the site reads what it made itself; what must not leave is refused everywhere else.
 
     Raises:
         ProtocolError: if it is not of that form.
     """
-    header = _header(content, _EVALUATION, _METRICS, _SAMPLES)
+    header = _header(content, _EVALUATION, _METRICS, _SAMPLES, *((_CLASSES,) if inside else ()))
     try:
         metrics = dict(content.metric_records[_METRICS])
         samples: Mapping[str, Any] = content.metric_records[_SAMPLES] if _SAMPLES in content else {}
@@ -507,9 +519,14 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
             samples=wire.columns(samples),
             ids=wire.texts(header[_IDS]),
             acceptance=_word(header["acceptance"], ("", *ACCEPTANCE)),
+            classes=_counts(content.metric_records[_CLASSES]) if _CLASSES in content else {},
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"evaluate reply is not of the known form ({type(error).__name__})") from None
+
+
+def _counts(values: Mapping[str, Any]) -> dict[str, int]:
+    return {name: wire.count(value) for name, value in values.items()}
 
 
 def _word(value: Any, known: Collection[str]) -> str:

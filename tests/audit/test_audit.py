@@ -86,7 +86,7 @@ def test_every_event_can_be_recorded(log: audit.Audit) -> None:
         "owner": "north", "end": "site", "site": "a b", "peer": "x.1", "peer_head": SHA, "peer_length": 3, "key": SHA,
         "recipe": SHA, "fingerprint": SHA, "base": SHA, "kind": "update", "verdict": "refused", "split": "val",
         "reason": "policy-rounds", "round": 0, "bytes": 1, "numbers": 2, "examples": 3, "steps": 4, "seconds": 0.5,
-        "epsilon": 1, "score": 0.5, "digest": SHA, "address": "2001:db8::1", "count": 3,
+        "epsilon": 1, "score": 0.5, "norm": 0.5, "digest": SHA, "address": "2001:db8::1", "count": 3,
         "ledger": str(hash_chain.Mark(3, SHA)), "run": "18446744073709551615",
         "expires": "2026-01-01T00:00:00Z", "metrics": ["dice"],
     }  # fmt: skip

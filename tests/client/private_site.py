@@ -127,6 +127,7 @@ class Site:
         config = site_file.read_site(self.settings)
         units = privacy_charge.counted(asked, site_file.hospital(config, asked), config.privacy)
         rules = policy.accepting(policy.Facts.of(build(asked), units)).replace("max_rounds = 3", "max_rounds = 9")
+        rules = rules.replace("min_units = 10", "min_units = 5")
         self.settings.write_text(about + rules + ending)
 
     def approve(self, asked: schema.Recipe) -> None:

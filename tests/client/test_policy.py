@@ -42,7 +42,7 @@ GOOD: dict[str, Any] = {
     "max_hours": 2.0,
     "max_trainable_parameters": 1000,
     "metrics": list(policy.leaving(make_recipe())),
-    "min_samples": 4,
+    "min_units": 4,
     "privacy": {"mechanisms": ["none"]},
 }
 
@@ -60,9 +60,7 @@ def refused(rules: schema.PolicyConfig, what: policy.Facts) -> dict[str, str]:
 
 def test_an_empty_policy_accepts_nothing() -> None:
     for empty in (schema.PolicyConfig(), schema.parse(schema.SiteConfig, SITE, "site").policy):
-        verdicts = policy.check(empty, facts())
-        assert not any(one.accepted for one in verdicts)
-        assert {one.rule for one in verdicts} == {
+        assert set(refused(empty, facts())) == {
             "adapters",
             "backbones",
             "max_hours",
@@ -90,6 +88,7 @@ RULES: list[tuple[str, dict[str, Any], str]] = [
     ("tasks", {"tasks": ["classification"]}, "policy-task"),
     ("adapters", {"adapters": ["norm", "full"]}, "policy-adapter"),
     ("max_rounds", {"max_rounds": 4}, "policy-rounds"),
+    ("max_evaluations", {"max_evaluations": 5}, "policy-evaluations"),
     ("max_hours", {"max_hours": 0.0}, "policy-hours"),
     ("max_trainable_parameters", {"max_trainable_parameters": 999}, "policy-parameters"),
     ("metrics", {"metrics": [name for name in policy.leaving(make_recipe()) if name != "nsd"]}, "policy-metrics"),
@@ -204,7 +203,7 @@ def test_the_policy_of_a_file(tmp_path: Path) -> None:
     path.write_text("policy = 3")
     with pytest.raises(errors.ConfigError, match=r"policy: must be a table"):
         site_file.read_policy(path)
-    path.write_text("[policy]\nmax_round = 3\ntasks = 'all'\nmin_samples = 0")
+    path.write_text("[policy]\nmax_round = 3\ntasks = 'all'\nmin_units = 0")
     with pytest.raises(errors.ConfigError, match=r"3 faults(.|\n)*max_round: unknown key.*nearest: 'max_rounds'"):
         site_file.read_policy(path)
 
@@ -304,15 +303,33 @@ def test_outside_its_hours_a_site_still_repeats_itself() -> None:
         policy.check_task(make(**NIGHTS), task(1), protocol.TRAIN, used, MONDAY_NOON)
 
 
-def test_only_what_is_cut_to_this_site_s_rank_need_not_be_the_adapter_to_start_from() -> None:
-    cut = state.Manifest.of([state.ArraySpec("a", (1,), "head")])
-    first = make_recipe(start=adapter(7.0).fingerprint)
-    for number, start in ((1, adapter(7.0)), (1, state.AdapterState({"a": np.ones(1, np.float32)})), (2, adapter(8.0))):
-        policy.check_task(make(), protocol.Task(first, number, start), protocol.TRAIN, audit.Usage(), cut=cut)
-    for other in ({"a": np.ones(2, np.float32)}, {"a": np.ones(3, np.float32)}, {"b": np.ones(1, np.float32)}):
-        asked = protocol.Task(first, 1, state.AdapterState(other))
-        with pytest.raises(errors.PolicyRefused, match="policy-message: round 1 is to start from adapter"):
-            policy.check_task(make(), asked, protocol.TRAIN, audit.Usage(), cut=cut)
+def test_one_score_for_each_round_and_split_and_one_test_in_all() -> None:
+    val, test = task(2, split="val"), task(5, split="test")
+    given = audit.Usage(evaluated=((2, "val", val.state.fingerprint),), answered=frozenset({(2, "val")}))  # type: ignore[union-attr]
+    policy.check_task(make(), val, protocol.EVALUATE, given, kept=True)
+    policy.check_task(make(), task(2, split="test"), protocol.EVALUATE, given)
+    other = protocol.Task(make_recipe(evaluation={"surface": False}), 2, adapter(9.0), split="val")
+    for asked in (val, other):
+        with pytest.raises(errors.PolicyRefused, match="policy-evaluations: a score on val of round 2 left already"):
+            policy.check_task(make(), asked, protocol.EVALUATE, given)
+    tested = audit.Usage(answered=frozenset({(4, "test")}))
+    with pytest.raises(errors.PolicyRefused, match="or another round was tested"):
+        policy.check_task(make(), test, protocol.EVALUATE, tested)
+    never = protocol.Task(make_recipe(evaluation={"surface": False, "every": 0}), 2, adapter(2), split="val")
+    with pytest.raises(errors.PolicyRefused, match="policy-message: the recipe never validates"):
+        policy.check_task(make(), never, protocol.EVALUATE, audit.Usage())
+
+
+def test_scores_are_counted_by_adapter() -> None:
+    scored = audit.Usage(evaluated=((1, "val", adapter(1.0).fingerprint), (2, "val", adapter(2.0).fingerprint)))
+    policy.check_task(make(), task(3, split="val"), protocol.EVALUATE, scored)
+    policy.check_task(make(max_evaluations=2), task(2, split="val"), protocol.EVALUATE, scored)  # killed before it left
+    with pytest.raises(errors.PolicyRefused, match=r"2 adapters are scored; policy.max_evaluations = 2") as caught:
+        policy.check_task(make(max_evaluations=2), task(3, split="val"), protocol.EVALUATE, scored)
+    assert caught.value.reason == "policy-evaluations"
+    assert make().most_evaluations == 6, "one more than rounds: the test"
+    assert policy.evaluations(make_recipe(evaluation={"every": 2})) == 4
+    assert policy.evaluations(make_recipe(evaluation={"every": 0})) == 1
 
 
 def test_how_long_a_message_may_be_worked_on() -> None:
@@ -355,20 +372,42 @@ def test_usage_comes_from_the_audit_log(tmp_path: Path) -> None:
     log.record("trained", round=1, base=SHA, **base)
     assert len(audit.usage(log.entries, SHA).trained) == 4, "an earlier one trained anew is one more"
     assert used.seconds == 112.5, "what broke off at the coordinator's deadline was computed too"
+    assert (used.evaluated, used.answered) == (((1, "val", OTHER),), frozenset())
+    log.record("sent", kind="evaluate", recipe=SHA, bytes=3, split="val", round=1)
+    assert audit.usage(log.entries, SHA).answered == {(1, "val")}
 
 
-def test_only_what_the_policy_names_leaves_and_not_from_few_samples() -> None:
+def test_only_what_the_policy_names_leaves_and_not_from_few_patients() -> None:
     values = {"dice": 0.5, "secret": 1.0, "dice_tumour": 0.4}
     assert policy.release(make(), values, 4) == ({"dice": 0.5}, ("dice_tumour", "secret"))
     assert policy.release(make(), values, 3) == ({}, ("dice", "dice_tumour", "secret"))
     assert policy.release(schema.PolicyConfig(), values, 1000)[0] == {}
 
 
+def test_no_score_tells_of_a_class_that_few_patients_have() -> None:
+    rules = make(metrics=["*"])
+    values = {"dice": 0.5, "dice_tumour": 0.5, "dice_edema": 0.5, "balanced_accuracy": 0.5, "brier": 0.5}
+    known = policy.release_scores(rules, values, 10, {"tumour": 4, "edema": 3})
+    assert set(known) == {"dice", "dice_tumour", "brier"}
+    assert set(policy.release_scores(rules, values, 10, {"tumour": 4, "edema": 4})) == set(values)
+    assert set(policy.release_scores(rules, values, 10, {})) == {"dice", "brier"}, "unknown, it counts as rare"
+
+
+@pytest.mark.parametrize(
+    ("value", "units", "told"),
+    [(0.5123, 10, 0.5), (0.53, 10, 0.55), (0.0, 10, 0.0), (1.0, 10, 1.0), (0.999, 10, 1.0), (13.2, 10, 12.8),
+     (1.3, 4, 1.25), (-0.26, 2, -0.25), (0.51234567, 500, 0.512)],
+)  # fmt: skip
+def test_scores_are_rounded_by_the_number_of_patients(value: float, units: int, told: float) -> None:
+    assert policy.rounded(value, units) == pytest.approx(told, abs=1e-12)
+    assert policy.rounded(policy.rounded(value, units), units) == policy.rounded(value, units)
+
+
 # -- what the coordinator learns ---------------------------------------------------------------------------------------
 
 
 def test_a_refusal_is_a_word_and_a_code() -> None:
-    words = {reason for _, _, reason in RULES} | {"policy-message", "approval-pending", "policy-samples"}
+    words = {reason for _, _, reason in RULES} | {"policy-message", "approval-pending", "policy-units"}
     assert words <= set(protocol.ERROR_CODES)
     assert len(set(protocol.ERROR_CODES.values())) == len(protocol.ERROR_CODES)
     for word in words:

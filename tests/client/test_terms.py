@@ -102,7 +102,8 @@ def test_what_the_policy_does_not_name_stays(hospital: Hospital) -> None:
 
 
 def test_values_of_single_samples_never_leave(hospital: Hospital) -> None:
-    task = protocol.Task(make_recipe(), 1, adapter(0.0), split="val")
+    hospital.ask(protocol.TRAIN, train_task(), update())
+    task = protocol.Task(make_recipe(), 1, adapter(0.5), split="val")
     values = {"dice": 0.5, "smith": 1.0}
     answer = protocol.Evaluation("north", 1, 12, values, {"dice": [0.5] * 12}, ("smith",) * 12)
     found = protocol.decode_evaluation(
@@ -154,17 +155,18 @@ def test_the_site_counts_its_own_parameters(hospital: Hospital) -> None:
 def test_rounds_are_used_up_whatever_the_run(hospital: Hospital) -> None:
     """Who starts over, or sends other adapters for the same round, gets no more than the policy's rounds."""
     for start in (0.0, 5.0, 10.0):
-        hospital.ask(protocol.TRAIN, train_task(1, start), update(1, start))
+        number = 1 if start == 0.0 else 2
+        hospital.ask(protocol.TRAIN, train_task(number, start), update(number, start))
     again = enforcement.HospitalTerms(state_folder.open_state(hospital.where.folder), lambda: hospital.rules, build)
-    task = train_task(1, 10.0)
+    task = train_task(2, 10.0)
     again.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))  # killed before it was kept, it is trained anew
     hospital.terms = again
-    assert hospital.refused(protocol.TRAIN, train_task(1, 5.0)) == "policy-rounds"
-    early = Message(update(1, 5.0), reply_to=asked(protocol.TRAIN, task))
-    reply_cache.Sent(hospital.where.sent).keep(train_task(1, 5.0), early)
-    again.received(protocol.TRAIN, train_task(1, 5.0), asked(protocol.TRAIN, train_task(1, 5.0)))
-    assert hospital.refused(protocol.TRAIN, train_task(1, 15.0)) == "policy-rounds"
-    assert hospital.refused(protocol.TRAIN, train_task(2, 0.0)) == "policy-rounds"
+    assert hospital.refused(protocol.TRAIN, train_task(2, 5.0)) == "policy-rounds"
+    early = Message(update(2, 5.0), reply_to=asked(protocol.TRAIN, task))
+    reply_cache.Sent(hospital.where.sent).keep(train_task(2, 5.0), early)
+    again.received(protocol.TRAIN, train_task(2, 5.0), asked(protocol.TRAIN, train_task(2, 5.0)))
+    assert hospital.refused(protocol.TRAIN, train_task(2, 15.0)) == "policy-rounds"
+    assert hospital.refused(protocol.TRAIN, train_task(3, 0.0)) == "policy-rounds"
 
 
 def test_messages_beyond_the_recipe(hospital: Hospital) -> None:
@@ -183,12 +185,75 @@ def test_an_extension_begins_with_the_adapter_that_its_recipe_names(hospital: Ho
     hospital.where.remember(build(task.recipe))
     state_folder.approve(hospital.where, hospital.where.find(task.recipe.hash))
     other = protocol.Task(task.recipe, 1, adapter(8.0))
-    assert hospital.refused(protocol.TRAIN, other) == "policy-message"
-    hospital.terms.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))
+    assert hospital.refused(protocol.TRAIN, other) == "policy-base"
+    hospital.ask(protocol.TRAIN, task, update(1, 7.0))
     second = protocol.Task(task.recipe, 2, adapter(8.0))
     hospital.terms.received(protocol.TRAIN, second, asked(protocol.TRAIN, second))
     cut = protocol.Task(task.recipe, 1, state.AdapterState({"head.bias": np.full(1, 8.0, np.float32)}))
-    assert hospital.refused(protocol.TRAIN, cut) == "policy-message", "this site has no rank of its own"
+    assert hospital.refused(protocol.TRAIN, cut) == "policy-base", "this site has no rank of its own"
+
+
+# -- a coordinator that asks for scores --------------------------------------------------------------------------------
+
+
+def scores(number: int, value: float = 0.5123, **values: Any) -> RecordDict:
+    return protocol.encode_evaluation(protocol.Evaluation("north", number, 20, {"dice": value}, **values))
+
+
+def score_task(number: int, start: float, split: str = "val", **values: Any) -> protocol.Task:
+    return protocol.Task(make_recipe(), number, adapter(start), split, **values)
+
+
+def test_nobody_s_own_adapters_are_scored(hospital: Hospital) -> None:
+    """An asker that makes adapters and reads patients off their scores gets nothing; each refusal is in the log."""
+    assert hospital.refused(protocol.EVALUATE, score_task(1, 0.1)) == "policy-base", "nothing was trained here"
+    hospital.ask(protocol.TRAIN, train_task(), update())
+    hospital.ask(protocol.EVALUATE, score_task(1, 0.5), scores(1))
+    for number in range(300):
+        task = score_task(1 + number % 3, 1000.0 + number, "val" if number % 2 else "test")
+        assert hospital.refused(protocol.EVALUATE, task) in ("policy-base", "policy-evaluations")
+    assert hospital.refused(protocol.EVALUATE, score_task(1, 0.6)) == "policy-evaluations"
+    assert len([row for row in hospital.entries() if row["event"] == "evaluated"]) == 1
+
+
+def test_a_score_is_given_once_and_asked_again_with_the_same_numbers(hospital: Hospital) -> None:
+    """On other data a second score would tell who came and who went."""
+    hospital.ask(protocol.TRAIN, train_task(), update())
+    task = score_task(1, 0.5)
+    first = hospital.ask(protocol.EVALUATE, task, scores(1, classes={"cell": 20}))
+    assert protocol.decode_evaluation(first.content).metrics == {"dice": 0.5}, "of 20 patients: in steps of 1 / 40"
+    again = enforcement.HospitalTerms(hospital.where, lambda: hospital.rules, build)  # as after a restart
+    again.received(protocol.EVALUATE, task, asked(protocol.EVALUATE, task))
+    same = again.scored(task)
+    assert same is not None
+    assert protocol.digest(same) == protocol.digest(first.content)
+    hospital.rules = (rules := hospital.rules).model_copy(update={"metrics": ()})
+    tighter = again.scored(task)
+    assert tighter is not None
+    assert protocol.decode_evaluation(tighter).metrics == {}
+    hospital.rules = rules
+    for path in hospital.where.sent.glob("*.val"):
+        path.unlink()  # purged: the log says that it left
+    assert hospital.refused(protocol.EVALUATE, task) == "policy-evaluations"
+
+
+def test_the_final_adapter_is_judged_anew_and_its_numbers_stay(hospital: Hospital) -> None:
+    hospital.ask(protocol.TRAIN, train_task(), update())
+    task = score_task(3, 0.5, "test", final=True)
+    for acceptance, value in (("pending", 0.5), ("accepted", 0.9)):
+        reply = hospital.ask(protocol.EVALUATE, task, scores(3, value, acceptance=acceptance))
+        answer = protocol.decode_evaluation(reply.content)
+        assert (answer.metrics, answer.acceptance) == ({"dice": 0.5}, acceptance)
+        assert hospital.terms.scored(task) is None
+    assert hospital.refused(protocol.EVALUATE, score_task(2, 0.5, "test")) == "policy-evaluations"
+
+
+def test_how_many_patients_have_a_class_stays_here(hospital: Hospital) -> None:
+    hospital.ask(protocol.TRAIN, train_task(), update())
+    reply = hospital.ask(protocol.EVALUATE, score_task(1, 0.5), scores(1, classes={"cell": 7}))
+    assert "classes" not in reply.content
+    with pytest.raises(errors.ProtocolError):
+        protocol.decode_evaluation(scores(1, classes={"cell": 7}))
 
 
 # -- a coordinator that went back --------------------------------------------------------------------------------------
@@ -203,13 +268,15 @@ def guarded(hospital: Hospital) -> Callable[..., str]:
     """
 
     def send(kind: str, number: int, start: float, length: int, head: str = "", run: int = 1, **values: Any) -> str:
-        about = {"mechanism": "site-level", "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
-        recipe = make_recipe(**{"privacy": about, "aggregation": {"weighting": "uniform"}, **values})
+        noised = {"mechanism": "site-level", "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
+        recipe = make_recipe(**{"privacy": noised, "aggregation": {"weighting": "uniform"}, **values})
         locked = build(recipe)
         hospital.rules = schema.parse(
             schema.PolicyConfig, tomllib.loads(policy.accepting(policy.Facts.of(locked)))["policy"], "policy"
         )
-        hospital.where.remember(locked)
+        if hospital.where.remember(locked):  # it trained in it, so that it scores what came of that
+            about = {"fingerprint": SHA, "examples": 20, "seconds": 1.0, "norm": 1.0}
+            hospital.where.audit.record("trained", recipe=recipe.hash, round=1, base=adapter(0.0).fingerprint, **about)
         state_folder.approve(hospital.where, locked)
         split = "val" if kind == protocol.EVALUATE else ""
         task = protocol.Task(recipe, number, None if kind == protocol.HANDSHAKE else adapter(start), split)

@@ -87,4 +87,4 @@ def test_the_first_adapter_of_an_extension_at_a_rank_of_its_own(tmp_path: Path) 
         return ""
 
     assert word(adapter(2, 7.0)) == word(adapter(1, 7.0)) == ""
-    assert word(adapter(2, 8.0)) == word(adapter(3, 7.0)) == "policy-message"
+    assert word(adapter(2, 8.0)) == word(adapter(3, 7.0)) == "policy-base"

@@ -25,7 +25,7 @@ from fedvfm.client import app as client_app
 from fedvfm.client import purge, site_file
 from fedvfm.client import state_folder as joining
 from fedvfm.client.adoption import adoption, decisions
-from fedvfm.client.gate import enforcement, gate, policy, reply_cache
+from fedvfm.client.gate import enforcement, gate, lineage, policy, reply_cache
 from fedvfm.client.process import supervisor
 from fedvfm.flower import internals
 from fedvfm.model import locking
@@ -66,10 +66,10 @@ class Hospital:
     def state(self) -> Path:
         return self.where.folder
 
-    def write(self, final_rules: str = RULES, min_samples: int = 1, **changes: str) -> None:
+    def write(self, final_rules: str = RULES, min_units: int = 1, **changes: str) -> None:
         """The site's file; ``changes`` replace whole lines of the policy by their key, or add them."""
         text = policy.accepting(policy.Facts.of(self.lock))
-        text = text.replace("min_samples = 10", f"min_samples = {min_samples}").replace(RULES, final_rules)
+        text = text.replace("min_units = 10", f"min_units = {min_units}").replace(RULES, final_rules)
         for key, value in changes.items():
             lines = [line for line in text.splitlines() if not line.startswith(f"{key} =")]
             lines.insert(lines.index("[policy]") + 1, f"{key} = {value}")
@@ -101,10 +101,14 @@ class Hospital:
 
     def finish(self, adapter: state.AdapterState) -> str:
         """What the site says of a final adapter."""
-        task = protocol.Task(self.lock.recipe, self.lock.recipe.rounds, adapter, "test", final=True)
-        reply = self.ask(protocol.EVALUATE, task)
+        reply = self.answer(adapter)
         assert not reply.has_error(), reply.error
         return protocol.decode_evaluation(reply.content).acceptance
+
+    def answer(self, adapter: state.AdapterState) -> Message:
+        """The reply to a final adapter."""
+        task = protocol.Task(self.lock.recipe, self.lock.recipe.rounds, adapter, "test", final=True)
+        return self.ask(protocol.EVALUATE, task)
 
     def decided(self) -> list[dict[str, Any]]:
         return [row for row in self.where.audit.entries if row.get("kind") == "final"]
@@ -164,12 +168,12 @@ def cli(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) ->
 
 
 def test_a_rehearsal_lists_every_byte_and_uses_nothing_up(hospital: Hospital, cli: Any, tmp_path: Path) -> None:
-    hospital.write(metrics='["loss", "steps", "dice"]', min_samples=2)
+    hospital.write(metrics='["loss", "steps", "dice"]', min_units=2)
     refused = cli("client", "rehearse", hospital.settings, "--state", hospital.state)
     assert refused.code == POLICY
     assert "REFUSES  metrics" in refused.err
 
-    hospital.write(min_samples=2, hours="[]", time_zone='"UTC"')
+    hospital.write(min_units=2, hours="[]", time_zone='"UTC"')
     before = hospital.where.audit.entries
     answer = cli("client", "rehearse", hospital.settings, "--state", hospital.state, "--save", "out.json", "--json")
     assert answer.code == 0, answer.err
@@ -315,14 +319,28 @@ def test_a_person_decides(hospital: Hospital, cli: Any) -> None:
     before = len(hospital.decided())
     assert hospital.finish(hospital.initial) == "accepted", "who decided once is not asked again"
     assert len(hospital.decided()) == before
-    other = state.AdapterState({key: value + 1 for key, value in hospital.initial.items()})
-    assert hospital.finish(other) == "pending"
-    decisions.decide(hospital.where, other.fingerprint, accept=False)
-    assert hospital.finish(other) == "declined"
+
+
+def test_one_final_adapter_is_tested_and_no_other(hospital: Hospital) -> None:
+    update = protocol.decode_update(hospital.train().content)
+    assert hospital.finish(update.state) == "pending"
+    scores = protocol.decode_evaluation(hospital.answer(update.state).content).metrics
+    text = hospital.settings.read_text()
+    hospital.settings.write_text(text + "[split]\ntest_share = 0.6\nval_share = 0.1\n")
+    assert protocol.error_word(hospital.answer(update.state)) == "policy-split"
+    hospital.settings.write_text(text)
+    assert protocol.decode_evaluation(hospital.answer(update.state).content).metrics == scores
+    for other in (hospital.initial, update.state * 1.001, update.state * 10.0):
+        assert protocol.error_word(hospital.answer(other)) == "policy-evaluations"
+    line = [row for row in hospital.where.audit.entries if row["event"] == "decided"][-1]
+    assert (line["verdict"], line["reason"]) == ("refused", "policy-evaluations")
 
 
 def test_final_adapters_without_end_fill_no_disk(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over many recipes: of one only one final adapter is taken."""
     monkeypatch.setattr(decisions, "MAX_KEPT", 1)
+    monkeypatch.setattr(policy, "_require_unanswered", lambda *_: None)
+    monkeypatch.setattr(lineage.Lineage, "require", lambda *_: None)
     hospital.write('accept = "always"')
     other = state.AdapterState({key: value + 1 for key, value in hospital.initial.items()})
     assert [hospital.finish(one) for one in (hospital.initial, other, hospital.initial)] == [
@@ -460,7 +478,7 @@ def test_a_kept_update_leaves_on_the_terms_of_now(hospital: Hospital) -> None:
     first, same = hospital.train(), hospital.train()
     assert protocol.digest(first.content) == protocol.digest(same.content)
     assert "loss" in protocol.decode_update(first.content).metrics
-    hospital.write(min_samples=1000)
+    hospital.write(min_units=1000)
     update = protocol.decode_update(hospital.train().content)
     assert update.metrics == {}
     assert update.state.fingerprint == protocol.decode_update(first.content).state.fingerprint

@@ -20,14 +20,14 @@ from flwr.app import Context, Message, RecordDict
 from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.client import privacy_report, site_file, state_folder
-from fedvfm.client.gate import gate, policy, privacy_charge, reply_cache, rollback_detection, split_pin
+from fedvfm.client.gate import gate, lineage, policy, privacy_charge, reply_cache, rollback_detection, split_pin
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.flower import internals
 from fedvfm.model import adapted_model, feature_cache, feature_counts, feature_files
 from fedvfm.protocol import protocol
-from fedvfm.state import state
+from fedvfm.state import factors, state
 from fedvfm.storage import hash_chain, storage
 from fedvfm.trust import locked_recipe
 
@@ -125,9 +125,13 @@ class HospitalTerms:
         policy.require(rules, policy.Facts.of(locked, self._units(recipe)))
         self._where.approvals.require(recipe.hash)
         entries = self._audit.entries
-        self._as_kept = kind == protocol.TRAIN and task.state is not None and self._sent.find(task) is not None
+        kept = self._kept(kind, task) is not None
+        self._as_kept = kept and kind == protocol.TRAIN
         used = audit.usage(entries, recipe.hash)
-        policy.check_task(rules, task, kind, used, cut=self._cut(task), kept=self._as_kept)
+        policy.check_task(rules, task, kind, used, kept=kept)
+        self.lineage(recipe).require(kind, task, rules.max_step)
+        if task.state is not None:
+            self._sent.adapters.keep(recipe.hash, task.state)
         rollback_detection.require_onward(kind, task, self._came_with, entries)
 
     def _require_as_new(self, kind: str, task: protocol.Task) -> None:
@@ -138,12 +142,26 @@ class HospitalTerms:
         """
         if self._as_kept:
             used = audit.usage(self._audit.entries, task.recipe.hash)
-            policy.check_task(self._rules(), task, kind, used, cut=self._cut(task))
+            policy.check_task(self._rules(), task, kind, used)
             self._as_kept = False
 
-    def _cut(self, task: protocol.Task) -> state.Manifest | None:
-        """What the first adapter comes as where this site has a rank of its own; None where it comes whole."""
-        return None
+    def _kept(self, kind: str, task: protocol.Task) -> RecordDict | None:
+        """The answer that was made for this before, if it lies here."""
+        asked = kind == protocol.TRAIN or (kind == protocol.EVALUATE and task.split in ("val", "test"))
+        return self._sent.find(task, kind) if asked and task.state is not None else None
+
+    def lineage(self, recipe: schema.Recipe) -> lineage.Lineage:
+        """The adapters that came with this recipe."""
+        entries = [entry for entry in self._audit.entries if entry.get("recipe") == recipe.hash]
+        return lineage.Lineage(self._lock(recipe), self._manifest(recipe), entries, self._sent.adapters)
+
+    def _manifest(self, recipe: schema.Recipe) -> state.Manifest:
+        """Every array of the adapter as this site is sent it."""
+        return self._lock(recipe).manifest
+
+    def _subjects(self, split: str, examples: int) -> int:
+        """How many patients are in a split; ``examples`` is what was computed from."""
+        return examples
 
     def _units(self, recipe: schema.Recipe) -> int | None:
         """How many units a mechanism can draw from here; None where there is no mechanism, or no data to count."""
@@ -204,7 +222,8 @@ class HospitalTerms:
             update = protocol.decode_update(content, task.state)
             if privacy_charge.private(task.recipe):  # whatever computed it: nothing but the adapter is covered
                 update = dataclasses.replace(update, metrics={}, num_examples=1)
-            free, _ = policy.release(allowed, update.metrics, update.num_examples)
+            free, _ = policy.release(allowed, update.metrics, self._subjects("train", update.num_examples))
+            whole = factors.completed(update.state, task.state)
             self._audit.record(
                 "trained",
                 recipe=task.recipe.hash,
@@ -214,12 +233,14 @@ class HospitalTerms:
                 numbers=update.state.parameters,
                 examples=update.num_examples,
                 seconds=seconds,
+                norm=self.lineage(task.recipe).moved(task.state, whole),
             )
             self._started = time.monotonic()  # what is noted counts once, also where it is refused after all
             return protocol.with_metrics(content, dataclasses.replace(update, metrics=free))
         if kind == protocol.EVALUATE and task.state is not None:
-            answer = protocol.decode_evaluation(content)
-            free, _ = policy.release(allowed, answer.metrics, answer.num_examples)
+            answer = protocol.decode_evaluation(content, inside=True)
+            units = self._subjects(task.split, answer.num_examples)
+            free = policy.release_scores(allowed, answer.metrics, units, answer.classes)
             self._audit.record(
                 "evaluated",
                 recipe=task.recipe.hash,
@@ -230,8 +251,26 @@ class HospitalTerms:
                 seconds=seconds,
             )
             self._started = time.monotonic()  # what is noted counts once, also where it is refused after all
-            return protocol.encode_evaluation(dataclasses.replace(answer, metrics=free, samples={}, ids=()))
+            leaving = dataclasses.replace(answer, metrics=free, samples={}, ids=(), classes={})
+            before = self._given(task)
+            if before is not None:  # the same numbers as before, whatever was computed now
+                leaving = dataclasses.replace(before, acceptance=answer.acceptance)
+            return protocol.encode_evaluation(leaving)
         return content
+
+    def _given(self, task: protocol.Task) -> protocol.Evaluation | None:
+        """The scores that were given for this before, but for what a policy that was tightened since holds back."""
+        kept = self._kept(protocol.EVALUATE, task)
+        if kept is None:
+            return None
+        answer = protocol.decode_evaluation(kept)
+        free, _ = policy.release(self._rules(), answer.metrics, self._subjects(task.split, answer.num_examples))
+        return dataclasses.replace(answer, metrics=free)
+
+    def scored(self, task: protocol.Task) -> RecordDict | None:
+        """See above; the final adapter is judged anew, since a person or a policy may say otherwise by now."""
+        before = None if task.final else self._given(task)
+        return None if before is None else protocol.encode_evaluation(before)
 
     def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
         """Hold back of a kept update what a policy that was tightened since does not let out; charge it if it was not.
@@ -239,7 +278,8 @@ class HospitalTerms:
         Returns: None where a site was killed before it charged the update and its data is another since.
         """
         update = protocol.decode_update(content, task.state)
-        free, held = policy.release(self._rules(), update.metrics, update.num_examples)
+        units = self._subjects("train", update.num_examples)
+        free, held = policy.release(self._rules(), update.metrics, units)
         released = protocol.with_metrics(content, dataclasses.replace(update, metrics=free)) if held else content
         if not privacy_charge.private(task.recipe):
             return released
@@ -260,6 +300,8 @@ class HospitalTerms:
             LedgerError: if an update under a mechanism would leave uncharged.
         """
         about = self._refusal(reply) if reply.has_error() else self._said(kind, task, reply)
+        if kind == protocol.EVALUATE and task is not None and not reply.has_error():
+            self._sent.keep_scores(task, reply)
         ledger = None if reply.has_error() else self._ledger
         if (
             kind == protocol.TRAIN
@@ -382,11 +424,18 @@ class SiteTerms(HospitalTerms):
         left = policy.remaining(self._judged.policy, audit.usage(self._audit.entries, recipe.hash))
         return time.monotonic() + left.seconds, left.reason
 
-    def _cut(self, task: protocol.Task) -> state.Manifest | None:
-        if task.recipe.start is None or task.round != 1:
-            return None
-        smaller = sites.at_rank(task.recipe, self._judged.rank, self._judged.name)
-        return None if smaller is task.recipe else self._build_recipe(smaller).manifest
+    def _manifest(self, recipe: schema.Recipe) -> state.Manifest:
+        smaller = sites.at_rank(recipe, self._judged.rank, self._judged.name)
+        if smaller is recipe:
+            return super()._manifest(recipe)
+        if smaller.hash not in self._built:
+            self._built[smaller.hash] = self._build_recipe(smaller)
+        return self._built[smaller.hash].manifest
+
+    def _subjects(self, split: str, examples: int) -> int:
+        if self._site is None:
+            return examples
+        return len({sample.subject for sample in self._site[1].split(split)})
 
     def _hospital(self, config: schema.SiteConfig, recipe: schema.Recipe) -> virtual_hospitals.Hospital:
         return site_file.hospital(config, recipe)

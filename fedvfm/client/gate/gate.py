@@ -73,6 +73,10 @@ class Terms(Protocol):
         """
         ...
 
+    def scored(self, task: protocol.Task) -> RecordDict | None:
+        """What may leave of scores that were given before; None where they are to be computed."""
+        ...
+
     def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
         """What may leave of an update that was kept; the same as before unless the terms are tighter now.
 
@@ -109,6 +113,10 @@ class NoTerms:
     def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Reserved]:
         """Nothing is charged: no ledger is kept of images that nobody is behind."""
         return contextlib.nullcontext(Reserved())
+
+    def scored(self, task: protocol.Task) -> RecordDict | None:
+        """Scores are computed whenever they are asked for."""
+        return None
 
     def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
         """All of it."""
@@ -159,6 +167,9 @@ class Gate:
         self._terms.received(kind, task, message)
         if task.state is not None and task.recipe.codec != codecs.PLAIN:
             self._kept.adapters.keep(task.recipe.hash, task.state)
+        scores = self._terms.scored(task) if kind == protocol.EVALUATE else None
+        if scores is not None:
+            return Message(scores, reply_to=message)
         known = self._kept.find(task) if kind == protocol.TRAIN else None
         free = None if known is None else self._terms.again(task, known, self._kept.token(task))
         if free is not None:

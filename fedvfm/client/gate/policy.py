@@ -23,12 +23,15 @@ from fedvfm.trust import locked_recipe, signed_documents
 
 if TYPE_CHECKING:
     from fedvfm.protocol import protocol
-    from fedvfm.state import state
 
 SCRATCH = "scratch"
 NO_PRIVACY = "none"
 TRAINING = ("loss", "seconds", "steps")
 """What a train reply says besides the adapter and the number of examples."""
+OF_CLASS = "dice_"
+"""What begins so is the score of one class."""
+OVER_CLASSES = ("auprc", "auroc", "balanced_accuracy", "macro_f1")
+"""Means over classes, in which the patients of a rare one weigh most."""
 CLASSIFICATION = ("auprc", "auroc", "balanced_accuracy", "brier", "ece", "macro_f1")
 
 
@@ -108,6 +111,7 @@ def check(policy: schema.PolicyConfig, facts: Facts) -> list[Verdict]:
         _listed("tasks", recipe.task.kind, policy.tasks, "policy-task"),
         _listed("adapters", recipe.adapter.kind, policy.adapters, "policy-adapter"),
         _capped("max_rounds", recipe.rounds, policy.max_rounds, "policy-rounds"),
+        _evaluations(policy, recipe),
         _hours(policy),
         _capped("max_trainable_parameters", facts.trainable, policy.max_trainable_parameters, "policy-parameters"),
         _metrics(policy, recipe),
@@ -135,7 +139,6 @@ def check_task(
     used: audit.Usage,
     now: datetime | None = None,
     *,
-    cut: state.Manifest | None = None,
     kept: bool = False,
 ) -> None:
     """Judge one message of an approved recipe.
@@ -146,8 +149,7 @@ def check_task(
         kind: ``protocol.HANDSHAKE``, ``protocol.TRAIN`` or ``protocol.EVALUATE``.
         used: what the recipe has used up here, by the site's own audit log.
         now: default is the time it is.
-        cut: of a site with a rank of its own, the manifest that it is sent; None where the first adapter comes whole.
-        kept: whether the update that is asked for was sent before and lies here: nothing is computed then.
+        kept: whether the answer lies here: it was made before, and its numbers leave again as they are.
 
     Raises:
         PolicyRefused: if it asks for more than the recipe says, the policy's rounds or hours are used up, or the site
@@ -157,17 +159,18 @@ def check_task(
     extra = task.per_sample or (task.surface and not recipe.evaluation.surface)
     if extra or not 0 <= task.round <= recipe.rounds or (kind == "evaluate" and task.split not in ("val", "test")):
         raise errors.PolicyRefused("policy-message", f"{kind} of round {task.round} asks for more than the recipe says")
-    _require_start(task, kind, cut)
     if used.seconds >= 3600 * policy.max_hours:
         raise errors.PolicyRefused(
             "policy-hours", f"{used.seconds / 3600:.2f} hours are used; policy.max_hours = {policy.max_hours:g}"
         )
-    again = kind == "train" and kept
+    again = kept and not task.final  # the final adapter is judged anew: a policy may have been tightened
     if not again:  # what was kept is sent again without computing anything
         _require_open(policy, now or datetime.now(UTC))
     if kind == "train" and (task.round < 1 or not (again or _rounds_left(policy, task, used))):
         told = f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
         raise errors.PolicyRefused("policy-rounds", f"{told}, the recipe has {recipe.rounds}")
+    if kind == "evaluate" and not kept:
+        _require_unanswered(policy, task, used)
 
 
 def _rounds_left(policy: schema.PolicyConfig, task: protocol.Task, used: audit.Usage) -> bool:
@@ -183,18 +186,25 @@ def _rounds_left(policy: schema.PolicyConfig, task: protocol.Task, used: audit.U
     return len(used.trained) < policy.max_rounds and len(different) <= task.recipe.rounds
 
 
-def _require_start(task: protocol.Task, kind: str, cut: state.Manifest | None) -> None:
-    """Check that a recipe that goes on from an earlier adapter begins with that one: its people approved no other.
+def _require_unanswered(policy: schema.PolicyConfig, task: protocol.Task, used: audit.Usage) -> None:
+    """Check that a score was not given before: one for each round and split, one of the test in all.
 
-    What later rounds start from is made of all sites' updates, and bound by nothing. Cut to the exact shapes of this
-    site's own rank, the first one cannot be told from another either.
+    Data may have changed since, and two scores of one adapter differ by the patients that came or went.
     """
-    start, first = task.recipe.start, task.state
-    if start is None or first is None or (kind, task.round) != ("train", 1):
-        return
-    if (cut is None or not cut.fits(first)) and first.fingerprint != start:
-        told = f"round 1 is to start from adapter {start[:12]} and came with {first.fingerprint[:12]}"
-        raise errors.PolicyRefused("policy-message", told)
+    if (task.round, task.split) in used.answered or (task.split == "test" and _tested(used) - {task.round}):
+        told = f"a score on {task.split} of round {task.round} left already, or another round was tested"
+        raise errors.PolicyRefused("policy-evaluations", told)
+    if task.split == "val" and not task.recipe.evaluation.every:
+        raise errors.PolicyRefused("policy-message", "the recipe never validates")
+    asked = (task.round, task.split, "" if task.state is None else task.state.fingerprint)
+    if asked not in used.evaluated and len(used.evaluated) >= policy.most_evaluations:
+        told = f"{len(used.evaluated)} adapters are scored; policy.max_evaluations = {policy.most_evaluations}"
+        raise errors.PolicyRefused("policy-evaluations", told)
+
+
+def _tested(used: audit.Usage) -> set[int]:
+    """Rounds whose adapter's test score left."""
+    return {number for number, split in used.answered if split == "test"}
 
 
 def _require_open(policy: schema.PolicyConfig, now: datetime) -> None:
@@ -230,12 +240,54 @@ def remaining(policy: schema.PolicyConfig, used: audit.Usage, now: datetime | No
 
 
 def release(
-    policy: schema.PolicyConfig, values: Mapping[str, float], samples: int
+    policy: schema.PolicyConfig, values: Mapping[str, float], units: int
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Of metrics computed from ``samples`` samples those that may leave, and the names of those held back."""
-    enough = samples >= policy.min_samples
+    """Of metrics computed from the images of ``units`` patients those that may leave, and the names of the others."""
+    enough = units >= policy.min_units
     free = {name: value for name, value in values.items() if enough and _may_leave(policy, name)}
     return free, tuple(sorted(set(values) - set(free)))
+
+
+def release_scores(
+    policy: schema.PolicyConfig, values: Mapping[str, float], units: int, classes: Mapping[str, int]
+) -> dict[str, float]:
+    """Of scores those that may leave, rounded; see :func:`release` and :func:`rounded`.
+
+    A class that fewer than ``min_units`` patients have would tell of each of them: neither its own score leaves nor a
+    mean over classes that counts it in.
+
+    Args:
+        policy: the site's.
+        values: the scores.
+        units: patients that they were computed from.
+        classes: how many of them have each class; nothing that depends on classes leaves where this is not known.
+    """
+    free, _ = release(policy, values, units)
+    few = {name for name, count in classes.items() if 0 < count < policy.min_units}
+    whole = {
+        name: value
+        for name, value in free.items()
+        if (name not in OVER_CLASSES or (classes and not few))
+        and (not name.startswith(OF_CLASS) or classes.get(name.removeprefix(OF_CLASS), 0) >= policy.min_units)
+    }
+    return {name: rounded(value, units) for name, value in whole.items()}
+
+
+def rounded(value: float, units: int) -> float:
+    """A score to the nearest multiple of s / (2 n): n patients, s the least power of two that is no less than it, or 1.
+
+    One patient moves a mean of n scores between 0 and 1 by at most 1 / n, so single images and pixels do not show.
+    """
+    if not math.isfinite(value):
+        return value
+    step = 2.0 ** max(0, math.ceil(math.log2(abs(value)) if value else 0)) / (2 * max(1, units))
+    return round(value / step) * step
+
+
+def evaluations(recipe: schema.Recipe) -> int:
+    """How many adapters a recipe has a site score: after every ``every`` rounds and the last one, and the test."""
+    every = recipe.evaluation.every
+    return 1 + (math.ceil(recipe.rounds / every) if every else 0)
 
 
 def accepting(facts: Facts) -> str:
@@ -250,7 +302,7 @@ def accepting(facts: Facts) -> str:
             "max_hours = 24.0                 # computing time for this recipe at this site",
             f"max_trainable_parameters = {facts.trainable}",
             f"metrics = {_toml(list(leaving(recipe)))}",
-            "min_samples = 10                 # no metric leaves that was computed from fewer",
+            "min_units = 10                   # patients; no metric leaves that was computed from fewer",
             "",
             "[policy.backbones]",
             f"{_toml(recipe.backbone.name)} = {_toml([facts.backbone_sha256 or SCRATCH])}",
@@ -302,6 +354,12 @@ def _capped(rule: str, asked: int, most: int, reason: str) -> Verdict:
     return Verdict(rule, asked <= most, f"{asked:,}", f"at most {most:,}" if most else "none", reason)
 
 
+def _evaluations(policy: schema.PolicyConfig, recipe: schema.Recipe) -> Verdict:
+    if policy.max_evaluations is None:
+        return Verdict("max_evaluations", True, f"{evaluations(recipe):,}", "one more than max_rounds", "")
+    return _capped("max_evaluations", evaluations(recipe), policy.max_evaluations, "policy-evaluations")
+
+
 def _hours(policy: schema.PolicyConfig) -> Verdict:
     allowed = f"stops after {policy.max_hours:g}" if policy.max_hours else "none"
     return Verdict("max_hours", policy.max_hours > 0, "counted while it runs", allowed, "policy-hours")
@@ -312,7 +370,7 @@ def _metrics(policy: schema.PolicyConfig, recipe: schema.Recipe) -> Verdict:
     over = [name for name in wanted if not _may_leave(policy, name)]
     allowed = ", ".join(policy.metrics) or "none"
     asked = ", ".join(wanted) + (f" (not allowed: {', '.join(over)})" if over else "")
-    return Verdict("metrics", not over, asked, f"{allowed}; from {policy.min_samples} samples on", "policy-metrics")
+    return Verdict("metrics", not over, asked, f"{allowed}; from {policy.min_units} patients on", "policy-metrics")
 
 
 def _may_leave(policy: schema.PolicyConfig, name: str) -> bool:

@@ -1,13 +1,15 @@
-"""The last update a site sent, on disk before it leaves: asked again for the same, the site sends the same bytes.
+"""The last update a site sent, and its scores, on disk before they leave: asked again for the same, it sends the same.
 
-The same means recipe hash, round and fingerprint of the adapter it started from. A coordinator that crashed, or lost a
-reply on the way, makes nobody train twice, and gets no second noised copy of what was released once.
+The same means recipe hash, round, fingerprint of the adapter that came, and the split that was scored. A coordinator
+that crashed, or lost a reply on the way, makes nobody train twice, and gets no second noised copy of what was released
+once, nor a second score of it on other data.
 
 The mark of the site's audit log is no part of what is kept: it is put on a reply as it leaves. So a reply that is sent
 again has the same records, byte for byte, and carries the mark of the log as it is then: longer than the first one, and
 covering the line that says it was sent again. A site's marks never go back; one that does shows a log that was cut.
 
-    <recipe>-<round>-<adapter>.reply   "<sha256 of all after it> <token>", a line's end, the reply
+    <recipe>-<round>-<adapter>.reply   "<sha256 of all after it> <token>", a line's end, the reply; the last update
+    <recipe>-<round>-<adapter>.val     the same of scores, all of a recipe; .test of the test
 
 The token is that of the reservation in the ledger under which it was trained; without a mechanism there is none.
 """
@@ -29,7 +31,7 @@ _SUFFIX = ".reply"
 
 
 class Sent:
-    """The updates kept in a folder: the last one of each recipe.
+    """The answers kept in a folder: the last update of each recipe, and all its scores.
 
     Beside them lies what a codec needs: the adapters that came, and the residuals of what was sent.
 
@@ -42,9 +44,9 @@ class Sent:
         self.adapters = held_adapters.Adapters(folder)
         self.residuals = held_adapters.Residuals(folder)
 
-    def find(self, task: protocol.Task) -> RecordDict | None:
+    def find(self, task: protocol.Task, kind: str = protocol.TRAIN) -> RecordDict | None:
         """What was sent for this, if it was; a file that is damaged counts as none."""
-        return _content(self._path(task))
+        return _content(self._path(task, kind))
 
     def token(self, task: protocol.Task) -> str:
         """Of the reservation that it was trained under; "" where there is none, or an earlier release kept it."""
@@ -83,11 +85,20 @@ class Sent:
         with storage.guard(path):
             path.unlink(missing_ok=True)
 
-    def _path(self, task: protocol.Task) -> Path:
-        if task.state is None:
-            raise errors.ProtocolError("a train message without an adapter")
-        name = f"{task.recipe.hash}-{task.round:06d}-{task.state.fingerprint[:32]}{_SUFFIX}"
-        return self._folder / name
+    def keep_scores(self, task: protocol.Task, reply: Message) -> None:
+        """Write scores and wait until they are on disk; they are small, and none is let go.
+
+        Raises:
+            StorageError: if the disk refuses; then they must not be sent.
+        """
+        body = internals.serialise(reply)
+        storage.write_bytes(self._path(task, protocol.EVALUATE), _sum(b"", body) + b"\n" + body)
+
+    def _path(self, task: protocol.Task, kind: str = protocol.TRAIN) -> Path:
+        if task.state is None or (kind == protocol.EVALUATE and task.split not in ("val", "test")):
+            raise errors.ProtocolError("a message without an adapter, or of no split that is scored")
+        suffix = f".{task.split}" if kind == protocol.EVALUATE else _SUFFIX
+        return self._folder / f"{task.recipe.hash}-{task.round:06d}-{task.state.fingerprint[:32]}{suffix}"
 
 
 def _sum(token: bytes, body: bytes) -> bytes:

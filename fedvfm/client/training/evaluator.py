@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +41,7 @@ def evaluate(
     model.eval()
     scores = model.task.scores(surface=task.surface)
     chosen = site.split(task.split)
+    having: dict[str, set[str]] = {}
     batch = sliding_window.batch_of(model)
     for start in range(0, len(chosen), batch):
         if time.monotonic() > deadline:
@@ -52,6 +54,8 @@ def evaluate(
         found = many(model, site, shown, ready, batch)
         for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
             model.task.score(scores, sample.id, values, prepared, sample.label)
+            if not site.simulated:
+                _note_classes(having, sample, prepared, model.recipe.data.class_names)
             on_step(number, len(chosen))
     return protocol.Evaluation(
         site=site.name,
@@ -60,7 +64,18 @@ def evaluate(
         metrics=scores.value() if len(scores) else {},
         samples=scores.per_sample() if task.per_sample and len(scores) else {},
         ids=tuple(scores.ids) if task.per_sample else (),
+        classes={name: len(subjects) for name, subjects in sorted(having.items())},
     )
+
+
+def _note_classes(
+    having: dict[str, set[str]], sample: samples.Sample, prepared: transforms.Prepared, names: Sequence[str]
+) -> None:
+    """Note which classes this sample's patient has."""
+    present = [sample.label] if prepared.truth is None else np.unique(prepared.truth).tolist()
+    for number in present:
+        if number is not None:
+            having.setdefault(names[int(number)], set()).add(sample.subject)
 
 
 def logits(

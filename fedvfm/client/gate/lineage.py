@@ -1,0 +1,220 @@
+"""Which adapters a site takes: the one that the recipe names, then each within a bounded step of one it took before.
+
+A coordinator that may send any numbers can send a trap: weights under which an update or a score tells of one patient.
+So round 1 starts from what the approved recipe says: the adapter that its seed makes here, or the one that ``start``
+names. From there on a step, the distance to the adapter of the round before, is at most what admitted updates can come
+to: ``recipe.admission.max_update_norm``, and ``policy.max_step`` times the largest update that this site itself sent.
+Nothing that does not train may move. An adapter is scored only if this site trains in the recipe.
+
+What this stops: numbers of the asker's own making, all at once. What it does not stop: a coordinator that walks away
+from the sites' work step by step, each within the bound, over the rounds that the policy gives. Under a mechanism at
+site level the coordinator adds noise of its own, which no update bounds: there the recipe's bound stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedvfm import errors
+from fedvfm.aggregators import table as rules
+from fedvfm.client.gate import held_adapters
+from fedvfm.config import privacy, schema
+from fedvfm.protocol import protocol
+from fedvfm.state import factors, state
+from fedvfm.trust import locked_recipe
+
+REASON, SHAPES = "policy-base", "adapter"
+SLACK = 1.1
+"""What coding and rounding may add to a step."""
+ALIKE, NOTHING = 1e-4, 1e-6
+"""Relative and absolute: two machines draw the same first adapter up to rounding."""
+_LONGEST = 2.0
+"""How much longer a factor may be than its partner, or than 1, under a rule that makes both anew."""
+
+Entries = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The adapters of one recipe at one site.
+
+    Attributes:
+        locked: what the site itself makes of the recipe, at the recipe's rank.
+        manifest: every array of the adapter at the site's own rank.
+        entries: of the site's audit log, of this recipe.
+        held: the adapters that came last.
+    """
+
+    locked: locked_recipe.LockedRecipe
+    manifest: state.Manifest
+    entries: Entries
+    held: held_adapters.Adapters
+
+    @property
+    def _recipe(self) -> schema.Recipe:
+        return self.locked.recipe
+
+    def require(self, kind: str, task: protocol.Task, max_step: float) -> None:
+        """Check the adapter of a message.
+
+        Args:
+            kind: of the message.
+            task: the message.
+            max_step: the policy's.
+
+        Raises:
+            PolicyRefused: "policy-base", or "adapter" where it does not fit this site's model.
+        """
+        adapter, number = task.state, task.round - (kind == protocol.TRAIN)
+        if adapter is None or kind == protocol.HANDSHAKE:
+            return
+        if number == 0:
+            self._require_first(adapter)
+            return
+        if not self.manifest.fits(adapter):
+            raise errors.PolicyRefused(SHAPES, f"the adapter of round {number} does not fit this site's model")
+        first = self.first()
+        if (first is not None and adapter.fingerprint == first.fingerprint) or self._took(number, adapter, kind):
+            return
+        if kind == protocol.EVALUATE and not self._updates():
+            raise _refused(f"this site has trained nothing of the recipe, so it scores no adapter of round {number}")
+        self._require_near(number, adapter, max_step)
+
+    def moved(self, before: state.AdapterState, after: state.AdapterState) -> float:
+        """How far apart two adapters are.
+
+        The Euclidean norm of the difference; of the products scale B A where the rule makes both factors anew, so that
+        the difference of the factors means nothing.
+        """
+        if not rules.refactors(rules.make(self._recipe.aggregation)):
+            return (after - before).norm()
+        dense = [spec.name for spec in self.manifest if spec.role == "dense"]
+        total = (after.select(dense) - before.select(dense)).norm() ** 2
+        for a, b in self.manifest.pairs().values():
+            _, left = np.linalg.qr(np.hstack([after[b.name], before[b.name]]).astype(np.float64))
+            _, right = np.linalg.qr(np.vstack([after[a.name], -before[a.name]]).T.astype(np.float64))
+            total += (a.scale * float(np.linalg.norm(left @ right.T))) ** 2
+        return float(np.sqrt(total))
+
+    # -- the first one ---------------------------------------------------------------------------------------------
+
+    def first(self) -> state.AdapterState | None:
+        """The adapter of round 0 as this site makes it; None where the recipe goes on from one that is not made."""
+        if self._recipe.start is not None:
+            return None
+        return rules.make(self._recipe.aggregation).for_site(self.locked.adapter, self.manifest)
+
+    def _require_first(self, adapter: state.AdapterState) -> None:
+        start, shown = self._recipe.start, adapter.fingerprint[:12]
+        if start is not None:
+            # Cut to the exact shapes of this site's own rank it cannot be told from another.
+            cut = self.manifest.fingerprint != self.locked.manifest.fingerprint and self.manifest.fits(adapter)
+            if adapter.fingerprint != start and not cut:
+                raise _refused(f"round 1 is to start from adapter {start[:12]} and came with {shown}")
+            return
+        first = self.first()
+        if first is None or not self.manifest.fits(adapter):
+            raise errors.PolicyRefused(SHAPES, "the first adapter does not fit this site's model")
+        if adapter.fingerprint != first.fingerprint and not _alike(adapter, first):
+            raise _refused(
+                f"round 1 is to start from adapter {first.fingerprint[:12]}, which the recipe's seed makes here, and "
+                f"came with {shown}"
+            )
+
+    # -- the later ones --------------------------------------------------------------------------------------------
+
+    def _taken(self) -> dict[int, list[str]]:
+        """Round -> fingerprints of the adapters that this site trained from or scored."""
+        found: dict[int, list[str]] = {}
+        for entry in self.entries:
+            if entry["event"] == "trained":
+                found.setdefault(int(entry["round"]) - 1, []).append(str(entry["base"]))
+            elif entry["event"] == "evaluated":
+                found.setdefault(int(entry["round"]), []).append(str(entry["fingerprint"]))
+        return found
+
+    def _took(self, number: int, adapter: state.AdapterState, kind: str) -> bool:
+        """Whether it was taken before as the adapter of this round.
+
+        Raises:
+            PolicyRefused: if it is to be scored in place of the one that was.
+        """
+        known = self._taken().get(number, [])
+        if adapter.fingerprint in known:
+            return True
+        if known and kind == protocol.EVALUATE:
+            raise _refused(f"adapter {adapter.fingerprint[:12]} is not the one of round {number} that came here before")
+        return False
+
+    def _updates(self) -> list[float]:
+        """Norms of the updates that this site made."""
+        return [float(entry["norm"]) for entry in self.entries if entry["event"] == "trained" and "norm" in entry]
+
+    def _before(self, number: int) -> tuple[int, state.AdapterState | None]:
+        """The latest adapter before a round that is at hand, and its round; None where it is not even the first."""
+        for earlier, names in sorted(self._taken().items(), reverse=True):
+            for name in reversed(names) if earlier < number else ():
+                adapter = self.held.find(name)
+                if adapter is not None and self.manifest.fits(adapter):
+                    return earlier, adapter
+        return 0, self.first()
+
+    def _require_near(self, number: int, adapter: state.AdapterState, max_step: float) -> None:
+        if not adapter.finite():
+            raise _refused(f"the adapter of round {number} holds NaN or infinity")
+        earlier, before = self._before(number)
+        if before is None:
+            raise _refused(f"the adapter of round {number} cannot be held to an earlier one: none is at hand here")
+        self._require_still(earlier, number, before, adapter)
+        bound = (number - earlier) * self._bound(max_step)
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = self.moved(before, adapter)
+        if not step <= bound:
+            raise _refused(
+                f"the adapter of round {number} is {step:.4g} away from that of round {earlier}; what sites may send "
+                f"comes to {bound:.4g} at most. If it is honest work, raise policy.max_step = {max_step:g}"
+            )
+        self._require_balanced(number, adapter)
+
+    def _bound(self, max_step: float) -> float:
+        settings, updates = self._recipe.aggregation, self._updates()
+        gain = SLACK * settings.server_learning_rate / (1.0 - settings.server_momentum)
+        anew = rules.refactors(rules.make(settings))
+        most = np.inf if anew and updates else self._recipe.admission.max_update_norm
+        if updates and self._recipe.privacy.mechanism != privacy.SITE_LEVEL:
+            most = min(most, max_step * max(updates))
+        return float(gain * most)
+
+    def _require_still(
+        self, earlier: int, number: int, before: state.AdapterState, adapter: state.AdapterState
+    ) -> None:
+        """What trains in none of the rounds between stays as it was, to the bit."""
+        way = self._recipe.adapter.factors
+        moving: set[str] = set()
+        for between in range(earlier + 1, min(number, earlier + 2) + 1):  # two rounds show all that a way ever trains
+            moving |= set(factors.trained(self.manifest, way, between))
+        for name in set(adapter) - moving:
+            if not np.array_equal(adapter[name], before[name]):
+                raise _refused(f"the adapter of round {number} differs in '{name}', which does not train")
+
+    def _require_balanced(self, number: int, adapter: state.AdapterState) -> None:
+        """A rule that makes factors anew leaves both of a pair of one length, so that none blows up a gradient."""
+        if not rules.refactors(rules.make(self._recipe.aggregation)):
+            return
+        for a, b in self.manifest.pairs().values():
+            rows, columns = np.linalg.norm(adapter[a.name], axis=1), np.linalg.norm(adapter[b.name], axis=0)
+            short, long = np.minimum(rows, columns), np.maximum(rows, columns)
+            if (long > _LONGEST * np.maximum(short, 1.0)).any():
+                raise _refused(f"the adapter of round {number}: the factors of '{a.pair}' differ in length")
+
+
+def _alike(one: state.AdapterState, other: state.AdapterState) -> bool:
+    return all(np.allclose(one[name], other[name], ALIKE, NOTHING) for name in other)
+
+
+def _refused(detail: str) -> errors.PolicyRefused:
+    return errors.PolicyRefused(REASON, detail)

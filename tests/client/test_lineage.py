@@ -1,0 +1,204 @@
+"""Which adapters a site takes: the recipe's first one, then bounded steps; whatever else comes is never worked on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvfm import errors
+from fedvfm.client.gate import held_adapters, lineage
+from fedvfm.config import schema
+from fedvfm.protocol import protocol
+from fedvfm.state import state
+from fedvfm.trust import locked_recipe
+from tests.client.two_numbers import SHA, make_recipe
+
+PAIR = state.Manifest.of(
+    [
+        state.ArraySpec("q.A", (2, 3), "lora", "A", "q"),
+        state.ArraySpec("q.B", (4, 2), "lora", "B", "q"),
+        state.ArraySpec("head.bias", (2,), "head"),
+    ]
+)
+FIRST = state.AdapterState(
+    {
+        "q.A": np.full((2, 3), 0.5, np.float32),
+        "q.B": np.zeros((4, 2), np.float32),
+        "head.bias": np.zeros(2, np.float32),
+    }
+)
+
+
+def moved(base: state.AdapterState = FIRST, name: str = "head.bias", by: float = 1.0) -> state.AdapterState:
+    arrays = dict(base)
+    arrays[name] = arrays[name] + np.float32(by / np.sqrt(arrays[name].size))
+    return state.AdapterState(arrays)
+
+
+class Site:
+    """A site's view of one recipe; ``entries`` is what its audit log says of it."""
+
+    def __init__(self, manifest: state.Manifest = PAIR, **values: Any) -> None:
+        self.recipe: schema.Recipe = make_recipe(rounds=9, **values)
+        self.locked = locked_recipe.LockedRecipe.of(self.recipe, PAIR, FIRST, SHA, 1000)
+        self.manifest, self.held = manifest, held_adapters.Adapters()
+        self.entries: list[dict[str, Any]] = []
+
+    @property
+    def own(self) -> lineage.Lineage:
+        return lineage.Lineage(self.locked, self.manifest, self.entries, self.held)
+
+    def trained(self, number: int, base: state.AdapterState, norm: float) -> None:
+        self.held.keep(self.recipe.hash, base)
+        self.entries.append({"event": "trained", "round": number, "base": base.fingerprint, "norm": norm})
+
+    def scored(self, number: int, adapter: state.AdapterState) -> None:
+        self.held.keep(self.recipe.hash, adapter)
+        self.entries.append({"event": "evaluated", "round": number, "fingerprint": adapter.fingerprint})
+
+    def word(self, kind: str, number: int, adapter: state.AdapterState, max_step: float = 100.0) -> str:
+        split = "val" if kind == protocol.EVALUATE else ""
+        try:
+            self.own.require(kind, protocol.Task(self.recipe, number, adapter, split), max_step)
+        except errors.PolicyRefused as refusal:
+            return refusal.reason
+        return ""
+
+
+TRAIN, EVALUATE = protocol.TRAIN, protocol.EVALUATE
+
+
+def test_round_one_starts_from_what_the_seed_makes_here_and_nothing_else() -> None:
+    site = Site()
+    assert site.word(TRAIN, 1, FIRST) == site.word(EVALUATE, 0, FIRST) == ""
+    assert site.word(TRAIN, 1, moved(by=1e-7)) == "", "another machine draws it with other last bits"
+    assert site.word(TRAIN, 1, moved(by=1e-3)) == "policy-base"
+    assert site.word(EVALUATE, 0, moved()) == "policy-base"
+    assert site.word(TRAIN, 1, FIRST.select(["q.A", "q.B"])) == "adapter"
+
+
+def test_an_extension_starts_from_the_adapter_that_its_recipe_names() -> None:
+    start = moved(by=7.0)
+    site = Site(start=start.fingerprint)
+    assert site.word(TRAIN, 1, start) == ""
+    assert site.word(TRAIN, 1, FIRST) == "policy-base"
+    assert site.word(TRAIN, 2, start) == "policy-base", "nothing is at hand to hold it to"
+    site.trained(1, start, 0.1)
+    assert site.word(TRAIN, 2, moved(start, by=0.2)) == ""
+
+
+def test_a_site_at_a_rank_of_its_own_starts_from_the_first_adapter_cut_to_it() -> None:
+    narrow = state.Manifest.of(
+        [
+            state.ArraySpec("q.A", (1, 3), "lora", "A", "q", 2.0),
+            state.ArraySpec("q.B", (4, 1), "lora", "B", "q", 2.0),
+            state.ArraySpec("head.bias", (2,), "head"),
+        ]
+    )
+    site = Site(narrow, aggregation={"rule": "svd"})
+    cut = site.own.first()
+    assert cut is not None
+    assert narrow.fits(cut)
+    assert site.word(TRAIN, 1, cut) == ""
+    assert site.word(TRAIN, 1, moved(cut)) == "policy-base"
+    extended = Site(narrow, aggregation={"rule": "svd"}, start=SHA)
+    assert extended.word(TRAIN, 1, moved(cut)) == "", "cut from an adapter that is not made here: any of the shape"
+    assert extended.word(TRAIN, 1, FIRST) == "policy-base"
+
+
+def test_a_later_adapter_lies_within_what_sites_may_send() -> None:
+    site = Site(admission={"max_update_norm": 5.0})
+    assert site.word(TRAIN, 2, moved(by=5.0)) == "", "it trained nothing yet: the recipe's bound alone"
+    assert site.word(TRAIN, 2, moved(by=6.0)) == "policy-base"
+    assert site.word(TRAIN, 4, moved(by=15.0)) == "", "three rounds that it took no part in"
+    site.trained(1, FIRST, 0.01)
+    assert site.word(TRAIN, 2, moved(by=1.0)) == ""
+    assert site.word(TRAIN, 2, moved(by=1.2)) == "policy-base"
+    assert site.word(TRAIN, 2, moved(by=1.2), max_step=200.0) == ""
+    site.trained(2, moved(by=1.0), 0.01)
+    assert site.word(TRAIN, 3, moved(by=2.0)) == "", "each step counts from the one before"
+    assert site.word(TRAIN, 3, moved(by=2.2)) == "policy-base"
+    assert site.word(TRAIN, 2, moved(by=1.0)) == "", "asked again"
+    for bad in (np.nan, np.inf):
+        assert site.word(TRAIN, 3, moved(by=bad)) == "policy-base"
+
+
+@pytest.mark.parametrize(
+    ("values", "most"),
+    [({"server_learning_rate": 2.0}, 2.0), ({"server_momentum": 0.5}, 2.0), ({}, 1.0)],
+)
+def test_the_server_s_own_step_is_allowed_for(values: dict[str, float], most: float) -> None:
+    site = Site(aggregation=values)
+    site.trained(1, FIRST, 0.01)
+    assert site.word(TRAIN, 2, moved(by=most)) == ""
+    assert site.word(TRAIN, 2, moved(by=1.2 * most)) == "policy-base"
+
+
+def test_only_adapters_of_rounds_that_this_site_has_a_part_in_are_scored() -> None:
+    site = Site()
+    assert site.word(EVALUATE, 1, moved(by=0.01)) == "policy-base", "it trained nothing"
+    assert site.word(EVALUATE, 3, FIRST) == "", "the recipe's own first adapter was made by nobody"
+    site.trained(1, FIRST, 0.01)
+    assert site.word(EVALUATE, 1, moved(by=0.01)) == ""
+    site.trained(2, moved(by=0.01), 0.01)
+    assert site.word(EVALUATE, 1, moved(by=0.01)) == ""
+    assert site.word(EVALUATE, 1, moved(by=0.02)) == "policy-base", "another was the base of round 2"
+    site.scored(2, moved(by=0.03))
+    assert site.word(EVALUATE, 2, moved(by=0.03)) == ""
+    assert site.word(EVALUATE, 2, moved(by=0.04)) == "policy-base", "another was scored for round 2"
+    assert site.word(EVALUATE, 3, moved(by=900.0)) == "policy-base"
+
+
+@pytest.mark.parametrize(
+    ("way", "number", "name", "word"),
+    [
+        ("freeze-A", 2, "q.A", "policy-base"),
+        ("freeze-A", 2, "q.B", ""),
+        ("alternate", 2, "q.A", "policy-base"),
+        ("alternate", 2, "q.B", ""),
+        ("alternate", 3, "q.A", ""),
+        ("both", 2, "q.A", ""),
+    ],
+)
+def test_what_does_not_train_does_not_move(way: str, number: int, name: str, word: str) -> None:
+    """The adapter of the round before ``number`` came after ``number`` - 1 rounds of training."""
+    site = Site(adapter={"factors": way})
+    site.trained(1, FIRST, 0.01)
+    assert site.word(TRAIN, number, moved(name=name, by=0.01)) == word
+
+
+def test_a_rule_that_makes_factors_anew_is_held_to_their_products() -> None:
+    site = Site(aggregation={"rule": "svd"})
+    base = moved(name="q.B", by=0.1)
+    site.trained(2, base, 0.01)
+    turned = state.AdapterState({**base, "q.A": -base["q.A"], "q.B": -base["q.B"]})
+    assert site.own.moved(base, turned) == pytest.approx(0.0, abs=1e-9)
+    product = base["q.B"].astype(float) @ base["q.A"], FIRST["q.B"].astype(float) @ FIRST["q.A"]
+    assert site.own.moved(FIRST, base) == pytest.approx(np.linalg.norm(product[0] - product[1]))
+    assert site.word(TRAIN, 3, turned) == ""
+    trap = state.AdapterState({**base, "q.A": base["q.A"] * np.float32(1e4), "q.B": base["q.B"] * np.float32(1e-4)})
+    assert site.own.moved(base, trap) < 1e-6
+    assert site.word(TRAIN, 3, trap) == "policy-base", "the same product with gradients of any size"
+
+
+def test_it_goes_by_what_is_on_disk_after_a_restart(tmp_path: Path) -> None:
+    site = Site()
+    site.held = held_adapters.Adapters(tmp_path)
+    site.trained(2, moved(by=0.5), 0.01)
+    site.held = held_adapters.Adapters(tmp_path)
+    assert site.word(TRAIN, 3, moved(by=1.5)) == ""
+    assert site.word(TRAIN, 3, moved(by=1.8)) == "policy-base"
+    site.held = held_adapters.Adapters(tmp_path / "purged")
+    assert site.word(TRAIN, 3, moved(by=1.8)) == "", "two steps from the first adapter, which it makes again"
+    assert site.word(TRAIN, 3, moved(by=2.3)) == "policy-base"
+
+
+def test_at_site_level_the_noise_is_the_coordinator_s() -> None:
+    about = {"mechanism": "site-level", "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
+    site = Site(privacy=about, aggregation={"weighting": "uniform"}, admission={"max_update_norm": 50.0})
+    site.trained(1, FIRST, 0.01)
+    assert site.word(TRAIN, 2, moved(by=50.0)) == ""
+    assert site.word(TRAIN, 2, moved(by=60.0)) == "policy-base"
