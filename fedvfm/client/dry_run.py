@@ -25,7 +25,7 @@ from flwr.app import Context, Message, RecordDict
 from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.client import app as client_app
-from fedvfm.client import privacy_report, state_folder
+from fedvfm.client import privacy_report, recipe_review, state_folder
 from fedvfm.client.adoption import adoption
 from fedvfm.client.gate import enforcement, gate, policy, privacy_charge, reply_cache, split_pin
 from fedvfm.client.process import limits
@@ -94,6 +94,7 @@ class Rehearsal:
         open_now: whether the policy's hours allow a real round at this time.
         peak_mib: of this process's memory; ``gpu_mib`` of the GPU's.
         privacy: what the recipe's mechanism comes to here; None without one. A rehearsal charges nothing.
+        training: what a round's update is made of here.
     """
 
     site: str
@@ -106,6 +107,7 @@ class Rehearsal:
     peak_mib: float
     gpu_mib: float
     privacy: privacy_report.Here | None = None
+    training: str = ""
 
     @property
     def bytes(self) -> int:
@@ -150,6 +152,7 @@ class _Site:
 
     gate: gate.Gate
     initial: Callable[[], state.AdapterState]
+    training: Callable[[], str]
     computed: dict[str, RecordDict] = field(default_factory=dict)
     faults: list[Exception] = field(default_factory=list)
 
@@ -198,11 +201,12 @@ def run(
     with tempfile.TemporaryDirectory(prefix=state_folder.REHEARSAL, dir=beside, ignore_cleanup_errors=True) as folder:
         asked = _site(_throwaway(Path(folder), site.name), site, locked, judged, device)
         replies = tuple(_round(asked, locked.recipe))
+        training = asked.training()
     approved = None if where is None else locked.hash in where.approvals.stand()
     closed = site.policy.when is not None and policy.remaining(site.policy, audit.Usage()).seconds == 0
     computed = precision.words(locked.recipe.precision, device)
     cost, here = (_peak_mib(), _gpu_mib(device)), judged.here
-    found = Rehearsal(site.name, locked.hash, device, computed, approved, not closed, replies, *cost, here)
+    found = Rehearsal(site.name, locked.hash, device, computed, approved, not closed, replies, *cost, here, training)
     if where is not None:
         where.audit.record("rehearsed", recipe=locked.hash, bytes=found.bytes, seconds=found.seconds)
     return found
@@ -253,7 +257,11 @@ def _site(
     def initial() -> state.AdapterState:
         return mine.lineage(locked.recipe).first() or built.get(recipe, device).initial()
 
-    return _Site(door, initial, computed, faults)
+    def training() -> str:
+        images = mine.site(internals.context(1, NODE, {})).split("train")
+        return recipe_review.steps_here(locked.recipe, len({one.subject for one in images}), len(images))
+
+    return _Site(door, initial, training, computed, faults)
 
 
 def _round(site: _Site, recipe: schema.Recipe) -> Iterator[Reply]:
@@ -327,6 +335,7 @@ def lines(found: Rehearsal) -> list[str]:
     rows = [
         f"site {found.site}, recipe {found.recipe}, device {found.device}; nothing was sent",
         f"precision: {found.precision}",
+        f"training: {found.training}",
         "",
     ]
     for reply in found.replies:

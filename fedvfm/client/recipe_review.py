@@ -10,6 +10,8 @@ from fedvfm.config import privacy, schema
 from fedvfm.state import factors
 from fedvfm.trust import locked_recipe, signed_documents
 
+FEW = 4
+"""Patients in a step, below which a person is warned."""
 NEVER = (
     "images, masks, labels, file names, patient names or numbers, and what the policy holds back; they stay on this "
     "machine"
@@ -31,6 +33,8 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("what trains", _trains(locked)),
         ("starts from", _start(locked)),
         ("how long", _rounds(locked)),
+        ("how it learns", _learns(recipe)),
+        ("sites", _sites(recipe)),
         ("what images become", _contract(locked)),
         ("leaves at the start", _greeting(recipe)),
         ("leaves each round", _leaves(locked)),
@@ -145,6 +149,32 @@ def _rounds(locked: locked_recipe.LockedRecipe) -> str:
         f"{recipe.rounds} rounds of {passes} {'pass' if passes == 1 else 'passes'} over this site's training images, "
         f"{often}, tested once at the end"
     )
+
+
+def _learns(recipe: schema.Recipe) -> str:
+    own = recipe.optimiser
+    said = f"{own.name}, learning rate {own.learning_rate:g}, steps of {own.batch_size} images"
+    if not _plain(recipe) or own.batch_size >= FEW:
+        return said
+    return f"{said}. A step sees few patients: the fewer, and the fewer steps, the more of each shows in the update"
+
+
+def _sites(recipe: schema.Recipe) -> str:
+    if recipe.min_sites == 1:
+        return "no promise of how many sites an adapter is made of; with few, each one's update shows in it"
+    return (
+        f"the coordinator promises that no adapter is made of fewer than {recipe.min_sites} sites; it sees each "
+        "one's update, and nothing here can check the promise"
+    )
+
+
+def steps_here(recipe: schema.Recipe, subjects: int, images: int) -> str:
+    """What a round at this site is made of, for its people; nothing of it leaves."""
+    most = min(recipe.optimiser.batch_size, images, subjects)
+    steps = policy.steps(recipe, images)
+    said = f"{subjects} patients, {images} images, {steps} steps a round of {most} patients or fewer"
+    few = _plain(recipe) and (most < FEW or subjects < schema.PolicyConfig().min_train_units)
+    return f"{said}; warning: so few that single patients may show in an update" if few else said
 
 
 def _times(every: int) -> str:

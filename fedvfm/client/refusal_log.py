@@ -54,12 +54,17 @@ WORDS: dict[str, tuple[str, str]] = {
     "policy-parameters": ("more would be trained than policy.max_trainable_parameters", _POLICY),
     "policy-privacy": ("the recipe's privacy is not what the policy asks for", _POLICY),
     "policy-rounds": ("the rounds are, or would be, more than policy.max_rounds", _MORE.format("max_rounds")),
+    "policy-sites": ("the recipe promises fewer sites than policy.min_sites", _POLICY),
     "policy-split": (
         "[privacy] or [split] of site.toml is another than when this recipe began here, so that patients who were "
         "tested would be trained on",
         "put the file back as it was: fedvfm doctor client SITE.toml names the values; or ask for another recipe",
     ),
     "policy-task": ("the policy does not accept this task", _POLICY),
+    "policy-training": (
+        "optimiser, batch or number of steps would show single images in the update",
+        "fedvfm client review {recipe} --policy SITE.toml shows optimisers, min_batch and steps",
+    ),
     "policy-units": (
         "there are fewer patients to train on than policy.min_train_units",
         "more patients, or a lower number",

@@ -53,9 +53,16 @@ class PolicyConfig(Part):
     ``backbones``: name -> accepted sha256 of the weights (``"scratch"`` for one that is trained from nothing).
     ``metrics``: names that may leave the site; a name that ends in ``*`` stands for all that begin so. None leaves if
     it was computed from fewer than ``min_units`` patients, or says something of a class that fewer have. An image
-    without a patient counts as one. ``max_evaluations``: adapters of one recipe that are scored; left out, one more
-    than ``max_rounds``: each round's, and the test. ``max_step``: an adapter that comes lies at most so many times as
-    far from the one before as the largest update that this site sent (:mod:`fedvfm.client.gate.lineage`).
+    without a patient counts as one.
+
+    Nothing is trained on fewer than ``min_train_units`` patients. Without a mechanism that noises each update here,
+    neither in steps of fewer than ``min_batch`` images, nor in fewer than ``min_steps`` of them a round, nor by other
+    ``optimisers``: one plain gradient step gives images back. ``min_sites``: the recipe must promise that no adapter is
+    made of fewer sites.
+
+    ``max_evaluations``: adapters of one recipe that are scored; left out, one more than ``max_rounds``: each round's,
+    and the test. ``max_step``: an adapter that comes lies at most so many times as far from the one before as the
+    largest update that this site sent (:mod:`fedvfm.client.gate.lineage`).
 
     ``hours`` on the clock of ``time_zone`` are those in which the site computes (see :mod:`fedvfm.config.schedule`):
     left out any, an empty list none.
@@ -69,6 +76,11 @@ class PolicyConfig(Part):
     max_trainable_parameters: Annotated[int, Field(ge=0)] = 0
     metrics: Annotated[tuple[base.Name, ...], base.names()] = ()
     min_units: Annotated[int, Field(ge=1)] = 10
+    min_train_units: Annotated[int, Field(ge=1)] = 10
+    min_batch: Annotated[int, Field(ge=1)] = 2
+    min_steps: Annotated[int, Field(ge=1)] = 2
+    optimisers: Annotated[tuple[base.Name, ...], base.names()] = ("adamw",)
+    min_sites: Annotated[int, Field(ge=1)] = 1
     max_evaluations: Annotated[int, Field(ge=0)] | None = None
     max_step: base.Positive = 100.0
     hours: Annotated[tuple[str, ...], Field(strict=False, max_length=100)] | None = None

@@ -282,7 +282,8 @@ class Recipe(Strict):
     its own number, and results differ in the last bits. ``precision`` "auto" and "bfloat16" let each machine compute
     in bfloat16 where it is not slower with it, and in float32 elsewhere; "float32" is strict. ``codec`` is how
     adapters are written on the wire, in both directions: "fp32" as they are, "fp16", "int8" and "int4" as coded
-    differences (see :mod:`fedvfm.protocol.codecs`).
+    differences (see :mod:`fedvfm.protocol.codecs`). ``min_sites`` is a promise of the coordinator: no adapter is made
+    of fewer sites' updates.
     """
 
     schema_version: Literal[1] = 1
@@ -301,6 +302,12 @@ class Recipe(Strict):
     privacy: privacy_config.RecipePrivacy = privacy_config.NONE
     codec: Name = "fp32"
     start: Sha256 | None = None
+    min_sites: Annotated[int, Field(ge=1, le=10_000)] = 1
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_nothing(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A recipe that promises nothing does not say so: those of before are named, signed and sent as they were."""
+        return {name: value for name, value in plain(self).items() if (name, value) != ("min_sites", 1)}
 
     @functools.cached_property
     def hash(self) -> str:

@@ -76,6 +76,9 @@ ERROR_CODES |= {
     # An adapter that is neither the recipe's first nor near one that came before; a score that was given already.
     "policy-base": 1035,
     "policy-evaluations": 1036,
+    # One step, or one patient, would show in the update; too few sites would be joined.
+    "policy-training": 1037,
+    "policy-sites": 1038,
     # Its privacy budget does not hold the round, or is none; its privacy ledger cannot be charged.
     "privacy-budget": 1032,
     "privacy-ledger": 1033,

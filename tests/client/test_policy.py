@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvfm import errors
@@ -90,6 +90,9 @@ RULES: list[tuple[str, dict[str, Any], str]] = [
     ("max_rounds", {"max_rounds": 4}, "policy-rounds"),
     ("max_evaluations", {"max_evaluations": 5}, "policy-evaluations"),
     ("max_hours", {"max_hours": 0.0}, "policy-hours"),
+    ("optimisers", {"optimisers": ["sgd"]}, "policy-training"),
+    ("min_batch", {"min_batch": 5}, "policy-training"),
+    ("min_sites", {"min_sites": 2}, "policy-sites"),
     ("max_trainable_parameters", {"max_trainable_parameters": 999}, "policy-parameters"),
     ("metrics", {"metrics": [name for name in policy.leaving(make_recipe()) if name != "nsd"]}, "policy-metrics"),
     ("metrics", {"metrics": []}, "policy-metrics"),
@@ -168,9 +171,57 @@ def test_the_metrics_it_foretells_are_those_a_classification_reports() -> None:
     assert set(told) == set(scores.value()) | set(policy.TRAINING)
 
 
+@pytest.mark.parametrize("own", [{"name": "sgd"}, {"batch_size": 1}])
+def test_plain_steps_that_give_images_back_are_refused_where_nobody_says_otherwise(own: dict[str, Any]) -> None:
+    asked = facts(optimiser=own)
+    rule = "optimisers" if "name" in own else "min_batch"
+    assert refused(make(), asked) == {rule: "policy-training"}
+    text = policy.accepting(asked)
+    found = schema.parse(schema.PolicyConfig, tomllib.loads(text)["policy"], "policy")
+    assert refused(found, asked) == {}, "the printed policy accepts its recipe, for a person to read"
+    noised = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    private = facts(optimiser=own, privacy=noised, aggregation={"weighting": "uniform"})
+    assert {rule for rule in refused(make(), private) if rule != "privacy"} == set()
+
+
+def test_a_promise_of_sites_is_part_of_the_recipe() -> None:
+    asked = facts(min_sites=3)
+    assert asked.recipe.hash != make_recipe().hash
+    assert refused(make(min_sites=3), asked) == refused(make(), asked) == {}
+    assert refused(make(min_sites=4), asked) == {"min_sites": "policy-sites"}
+    assert "min_sites" not in make_recipe().model_dump_json(), "one that promises nothing is written as it was"
+    assert dict(recipe_review.words(make_lock(min_sites=3)))["sites"].startswith("the coordinator promises")
+
+
+@pytest.mark.parametrize(
+    ("units", "images", "word"),
+    [(10, 10, ""), (9, 100, "policy-units"), (1, 12, "policy-units"), (10, 4, "policy-training")],
+)
+def test_few_patients_or_a_single_step_are_not_trained_on(units: int, images: int, word: str) -> None:
+    """Of one image and one plain step the update gives the features back; twelve images of one patient are one."""
+    if word:
+        with pytest.raises(errors.PolicyRefused) as caught:
+            policy.require_enough(make(), make_recipe(), units, images)
+        assert caught.value.reason == word
+    else:
+        policy.require_enough(make(), make_recipe(), units, images)
+    policy.require_enough(make(min_train_units=1, min_steps=1), make_recipe(), units, images)
+
+
+def test_a_person_is_warned_where_a_step_sees_few_patients() -> None:
+    told = dict(recipe_review.words(make_lock(optimiser={"batch_size": 2})))["how it learns"]
+    assert told.startswith("adamw, learning rate 0.001, steps of 2 images. A step sees few patients")
+    assert "few" not in dict(recipe_review.words(make_lock()))["how it learns"]
+    assert "warning" in recipe_review.steps_here(make_recipe(), 3, 40)
+    assert recipe_review.steps_here(make_recipe(), 20, 40) == (
+        "20 patients, 40 images, 10 steps a round of 4 patients or fewer"
+    )
+
+
 # -- policy files ------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     name=st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable() or "\x7f" in text),
     rounds=st.integers(1, 1000),

@@ -58,6 +58,19 @@ def test_an_edit_between_judging_and_reserving_leaves_no_work_without_an_end(sit
     assert (site.terms.site(private_site.CONTEXT) is judged) != kept, "worked on by what it was judged by"
 
 
+def test_a_site_with_few_patients_trains_nothing_and_notes_it(site: Site) -> None:
+    """They are counted as they are when the round is asked for."""
+    text = site.settings.read_text()
+    site.settings.write_text(text.replace("min_train_units = 10", "min_train_units = 1000"))
+    assert protocol.error_word(site.ask(private_site.train())) == "policy-units"
+    decided = [row for row in site.where.audit.entries if row["event"] == "decided"][-1]
+    assert (decided["verdict"], decided["reason"], site.app.asked) == ("refused", "policy-units", [])
+    site.settings.write_text(text)
+    assert not site.ask(private_site.train()).has_error()
+    site.settings.write_text(text.replace("min_train_units = 10", "min_train_units = 1000"))
+    assert not site.ask(private_site.train()).has_error(), "what left before is sent again"
+
+
 def test_the_first_adapter_of_an_extension_at_a_rank_of_its_own(tmp_path: Path) -> None:
     """Only the exact shapes of this site's rank pass for the cut one; all else is the adapter that was approved."""
 

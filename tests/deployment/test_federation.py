@@ -42,7 +42,7 @@ def trained(two: Two, site: str) -> list[int]:
 @pytest.fixture
 def two(tiny: Any, tmp_path: Path) -> Iterator[Two]:
     with two_hospitals.enrolled(tiny, tmp_path, tiny.recipe) as made:
-        allowed = policy.accepting(policy.Facts.of(made.locked)).replace("min_units = 10", "min_units = 1")
+        allowed = policy.accepting(policy.Facts.of(made.locked)).replace("units = 10", "units = 1")
         for site in SITES:
             made.settings(site).write_text(tiny.site(site) + allowed)
         yield made

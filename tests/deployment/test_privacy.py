@@ -85,7 +85,7 @@ def private(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path, cli: Any)
     data = tiny.with_patients(tmp_path / "data") if way.unit == "patient" else tiny.data
     with two_hospitals.enrolled(tiny, tmp_path, recipe) as two:
         facts = policy.Facts.of(two.locked, way.units)
-        allowed = policy.accepting(facts).replace("min_units = 10", "min_units = 1")
+        allowed = policy.accepting(facts).replace("units = 10", "units = 1")
         for site in SITES:
             # Where the table says nothing each image is drawn alone: with this seed both sites have 5, 1 and 2 of 8.
             own = f"{tiny.site(site, data)}[split]\nseed = 52\n{allowed}"

@@ -69,6 +69,7 @@ class Hospital:
     def write(self, final_rules: str = RULES, min_units: int = 1, **changes: str) -> None:
         """The site's file; ``changes`` replace whole lines of the policy by their key, or add them."""
         text = policy.accepting(policy.Facts.of(self.lock))
+        text = text.replace("min_train_units = 10", "min_train_units = 1")
         text = text.replace("min_units = 10", f"min_units = {min_units}").replace(RULES, final_rules)
         for key, value in changes.items():
             lines = [line for line in text.splitlines() if not line.startswith(f"{key} =")]

@@ -33,7 +33,7 @@ class Federation:
         locked = locking.open_recipe(self.recipe("first", rounds=500))
         address = f"127.0.0.1:{processes.free_port()}"
         self.server = enrolment.init(self.state, enrolment.Plan("steered", address, (), ("east", "south")), locked)
-        self.policy = policy.accepting(policy.Facts.of(locked)).replace("min_units = 10", "min_units = 1")
+        self.policy = policy.accepting(policy.Facts.of(locked)).replace("units = 10", "units = 1")
         (folder / "server.toml").write_text("quorum = 1\njoin_timeout_s = 600.0\nround_timeout_s = 600.0\n")
 
     def recipe(self, name: str, **values: int) -> Path:

@@ -388,6 +388,11 @@ class SiteTerms(HospitalTerms):
         super()._judge(kind, task)
         self._require_split(task.recipe)  # before the budget: where [privacy] came or went, this says more
         budget, site = privacy_charge.require(task.recipe, self._judged.privacy), self._prepared(task.recipe)
+        if kind == protocol.TRAIN and not self._as_kept:
+            images = site.split("train")
+            policy.require_enough(
+                self._judged.policy, task.recipe, len({sample.subject for sample in images}), len(images)
+            )
         if budget is not None and kind != protocol.EVALUATE:
             self._note(task.recipe, site, budget)
         if budget is not None and kind == protocol.HANDSHAKE:

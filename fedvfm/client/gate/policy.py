@@ -115,6 +115,8 @@ def check(policy: schema.PolicyConfig, facts: Facts) -> list[Verdict]:
         _hours(policy),
         _capped("max_trainable_parameters", facts.trainable, policy.max_trainable_parameters, "policy-parameters"),
         _metrics(policy, recipe),
+        *_training(policy, recipe),
+        _floor("min_sites", recipe.min_sites, policy.min_sites, "policy-sites"),
         _privacy(policy.privacy, facts),
     ]
 
@@ -130,6 +132,37 @@ def require(policy: schema.PolicyConfig, facts: Facts) -> None:
         lines = "; ".join(f"{one.rule}: asked {one.asked}, allowed {one.allowed}" for one in broken)
         said = signed_documents.shown(f"the policy of this site does not accept the recipe: {lines}")
         raise errors.PolicyRefused(broken[0].reason, said)
+
+
+def require_enough(policy: schema.PolicyConfig, recipe: schema.Recipe, units: int, images: int) -> None:
+    """Check that a round's update is made of enough patients and steps, so that it is none of a single one.
+
+    Args:
+        policy: the site's.
+        recipe: what is trained.
+        units: patients to train on.
+        images: of theirs.
+
+    Raises:
+        PolicyRefused: "policy-units" or "policy-training".
+    """
+    if units < policy.min_train_units:
+        told = f"{units} patients to train on; policy.min_train_units = {policy.min_train_units}"
+        raise errors.PolicyRefused("policy-units", told)
+    taken = steps(recipe, images)
+    if _bare(recipe) and taken < policy.min_steps:
+        told = f"{taken} steps a round; policy.min_steps = {policy.min_steps}"
+        raise errors.PolicyRefused("policy-training", told)
+
+
+def steps(recipe: schema.Recipe, images: int) -> int:
+    """Steps of a round without a mechanism."""
+    return math.ceil(images / recipe.optimiser.batch_size) * recipe.optimiser.local_epochs
+
+
+def _bare(recipe: schema.Recipe) -> bool:
+    """Whether an update leaves this site without noise: without a mechanism, and at site level too."""
+    return recipe.privacy.mechanism in (NO_PRIVACY, privacy_config.SITE_LEVEL)
 
 
 def check_task(
@@ -303,6 +336,9 @@ def accepting(facts: Facts) -> str:
             f"max_trainable_parameters = {facts.trainable}",
             f"metrics = {_toml(list(leaving(recipe)))}",
             "min_units = 10                   # patients; no metric leaves that was computed from fewer",
+            "min_train_units = 10             # patients; nothing is trained on fewer",
+            f"min_sites = {recipe.min_sites}                    # the least that the recipe promises to join",
+            *_training_lines(recipe),
             "",
             "[policy.backbones]",
             f"{_toml(recipe.backbone.name)} = {_toml([facts.backbone_sha256 or SCRATCH])}",
@@ -327,6 +363,13 @@ def _epsilon(facts: Facts) -> list[str]:
         f"max_epsilon = {facts.epsilon or 0.0}  # of the whole run{unknown if facts.epsilon is None else ''}",
         f'# Its rounds are charged to a budget: [privacy] with data_set, epsilon, delta and unit = "{unit}"',
     ]
+
+
+def _training_lines(recipe: schema.Recipe) -> list[str]:
+    if not _bare(recipe):
+        return []
+    own, least = recipe.optimiser, schema.PolicyConfig().min_batch
+    return [f"optimisers = {_toml([own.name])}", f"min_batch = {min(own.batch_size, least)}"]
 
 
 def _toml(value: str | list[str]) -> str:
@@ -358,6 +401,21 @@ def _evaluations(policy: schema.PolicyConfig, recipe: schema.Recipe) -> Verdict:
     if policy.max_evaluations is None:
         return Verdict("max_evaluations", True, f"{evaluations(recipe):,}", "one more than max_rounds", "")
     return _capped("max_evaluations", evaluations(recipe), policy.max_evaluations, "policy-evaluations")
+
+
+def _floor(rule: str, asked: int, least: int, reason: str) -> Verdict:
+    return Verdict(rule, asked >= least, f"{asked:,}", f"at least {least:,}", reason)
+
+
+def _training(policy: schema.PolicyConfig, recipe: schema.Recipe) -> list[Verdict]:
+    """How an update is made; under a mechanism that noises it here, however."""
+    own = recipe.optimiser
+    if not _bare(recipe):
+        return []
+    return [
+        _listed("optimisers", own.name, policy.optimisers, "policy-training"),
+        _floor("min_batch", own.batch_size, policy.min_batch, "policy-training"),
+    ]
 
 
 def _hours(policy: schema.PolicyConfig) -> Verdict:

@@ -21,6 +21,16 @@ def faults(sites: int, server: schema.ServerConfig) -> list[str]:
     return found
 
 
+def promise_faults(quorum: int, recipe: schema.Recipe) -> list[str]:
+    """Where a round may go on with fewer sites than the recipe promises, one sentence."""
+    if quorum >= recipe.min_sites:
+        return []
+    return [
+        f"recipe.min_sites = {recipe.min_sites}: a round may go on with {quorum}, and the sites were promised more. "
+        "Raise server.quorum, or bring more sites"
+    ]
+
+
 def choose(sites: Sequence[str], server: schema.ServerConfig, seed: int, round_number: int) -> list[str]:
     """The cohort of a round, sorted by name: all sites, or a seeded sample of ``server.cohort``."""
     ordered = sorted(sites)

@@ -165,7 +165,7 @@ def make(folder: Path, tiny: Any) -> Federation:
             enrolment.approve(server, made.sites[site].request)
     enrolment.revoke(server, "gone")
     keys.write_private(folder / "stray.key", keys.make())
-    allowed = policy.accepting(policy.Facts.of(locked)).replace("min_units = 10", "min_units = 1")
+    allowed = policy.accepting(policy.Facts.of(locked)).replace("units = 10", "units = 1")
     for site in HONEST:
         (folder / f"{site}.toml").write_text(tiny.site(site) + allowed)
     book = {

@@ -320,7 +320,7 @@ class Made:
             invite = joining.read_invite(server.invite_path(site), server.fingerprint())
             joined[site] = joining.join(lies[site], invite, locked.hash)
             enrolment.approve(server, joined[site].request)
-            allowed = policy.accepting(policy.Facts.of(locked)).replace("min_units = 10", "min_units = 1")
+            allowed = policy.accepting(policy.Facts.of(locked)).replace("units = 10", "units = 1")
             (self.folder / f"{site}.toml").write_text(self.discs.tiny.site(site) + allowed)
         self.made.append(Federation(self.discs, self.folder, server, joined, rounds))
         return self.made[-1]
