@@ -445,6 +445,21 @@ def check_revision(settings: schema.BackboneConfig) -> None:
     )
 
 
+def require_here(settings: schema.BackboneConfig) -> None:
+    """Check that building this backbone downloads nothing: who hands an adapter over names it, and may be a stranger.
+
+    Raises:
+        WeightsError: if its weights would come from the network.
+    """
+    name = settings.name
+    hub = KNOWN[name].hub if name in KNOWN else name
+    if is_folder(name) or in_cache(name) or "/" not in hub:
+        return
+    folder = _from_hub(hub, settings.revision, download=False)
+    if folder is None or not _whole(folder):
+        raise Missing(f"backbone '{name}' is not on this machine, and nothing is fetched here. {remedy(settings)}")
+
+
 def _folder(settings: schema.BackboneConfig, *, download: bool, force: bool = False) -> Path | None:
     name = settings.name
     if is_folder(name):

@@ -20,6 +20,7 @@ from fedvfm.adapters import decoder, fused, lora
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import table as backbone_table
+from fedvfm.backbones import weights
 from fedvfm.config import schema
 from fedvfm.inference import card
 from fedvfm.model import adapted_model, adapter_folder
@@ -80,7 +81,7 @@ def load_adapter(
 
     Raises:
         CheckpointError: if the folder is damaged or the adapter does not fit.
-        WeightsError: if the backbone is not here or not the same bytes.
+        WeightsError: if the backbone is not here or not the same bytes; it is never fetched.
     """
     path = Path(folder)
     about = _about(path)
@@ -89,6 +90,7 @@ def load_adapter(
     chosen = about.recipe.backbone.model_copy(update={"sha256": about.sha256 or None})
     if backbone is not None:  # a revision is one of the place the recipe names
         chosen = chosen.model_copy(update={"name": backbone, "revision": None})
+    weights.require_here(chosen)
     model = adapted_model.AdaptedModel(about.recipe.model_copy(update={"backbone": chosen}), device=device)
     if about.settings and model.backbone.config_sha256 != about.settings:
         raise errors.WeightsError(

@@ -402,3 +402,23 @@ def test_a_download_that_was_cut_off_is_gone_on_with(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert stored.fetch(settings("someone/tiny")).folder == snapshot
     assert asked[-1] is False
+
+
+def test_what_a_strangers_adapter_names_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever hands an adapter over may name any repository; loading it must open no connection."""
+    import huggingface_hub
+
+    asked: list[bool] = []
+
+    def download(*_: Any, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
+        raise OSError("not here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    stranger = schema.BackboneConfig(name="stranger/backbone")
+    with pytest.raises(
+        errors.WeightsError, match=r"nothing is fetched here\. Run: fedvfm weights fetch stranger/backbone"
+    ):
+        weights.require_here(stranger)
+    assert asked == [True]
+    weights.require_here(schema.BackboneConfig(name="unet"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,13 @@ def test_what_is_written_is_on_disk_before_it_counts(tmp_path: Path, monkeypatch
     path.unlink()
     storage.append_line(path, "first of a new file")
     assert synced[3:] == [(False, True), (True, True)]
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_a_fault_point_kills_under_tests_alone(tested: bool) -> None:
+    """A variable in a service's environment must not be able to stop it between two writes."""
+    kept = {name: value for name, value in os.environ.items() if tested or name != storage.TESTED}
+    code = "from fedvfm.storage import storage; storage.fault_point('here'); print('alive')"
+    environment = {**kept, "FEDVFM_FAULT_POINT": "here"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout) == ((-9, "") if tested else (0, "alive\n"))

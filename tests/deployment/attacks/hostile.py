@@ -64,8 +64,12 @@ class Asks:
         return protocol.TRAIN, protocol.encode_task(protocol.Task(self.recipe, number, base))
 
     def evaluate(self, adapter: state.AdapterState) -> Made:
-        """Rounds of training are used up by now, tests are not: it gets as far as the model."""
+        """A score of this adapter on the test split."""
         return protocol.EVALUATE, protocol.encode_task(protocol.Task(self.recipe, 1, adapter, "test"))
+
+    def made(self, by: float) -> state.AdapterState:
+        """An adapter of the asker's own making."""
+        return state.AdapterState({name: array + np.float32(by) for name, array in self.base.items()})
 
     def header(self, content: RecordDict, **changes: Any) -> RecordDict:
         content["fedvfm"] = ConfigRecord({**dict(content["fedvfm"]), **changes})
@@ -136,8 +140,22 @@ def _round(asks: Asks) -> Made:
 
 @ask("other-run", "a new run of the approved recipe: all its rounds are used up")
 def _again(asks: Asks) -> Made:
-    arrays = {name: array + np.float32(1.0) for name, array in asks.base.items()}
-    return asks.train(state.AdapterState(arrays))
+    return asks.train(asks.made(1.0))
+
+
+@ask("own-adapter", "a score of an adapter that the asker made, on the patients of the test")
+def _oracle(asks: Asks) -> Made:
+    return asks.evaluate(asks.made(1.0))
+
+
+@ask("own-adapter-validated", "... and on those of validation, in a recipe that never validates")
+def _validated(asks: Asks) -> Made:
+    return protocol.EVALUATE, protocol.encode_task(protocol.Task(asks.recipe, 2, asks.made(2.0), "val"))
+
+
+@ask("second-test", "a second score of the test, of the adapter that was final")
+def _second(asks: Asks) -> Made:
+    return protocol.EVALUATE, protocol.encode_task(protocol.Task(asks.recipe, 2, asks.base, "test", final=True))
 
 
 @ask("unknown-kind", "a message of an unknown kind")
