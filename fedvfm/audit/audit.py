@@ -107,7 +107,7 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     for name, needed, free in (
         ("opened", "owner end", ""),
         ("invited", "site expires", ""),
-        ("enrolled", "site key recipe", ""),
+        ("enrolled", "site key recipe", "reason"),
         ("revoked", "site", "key"),
         ("certified", "key expires", ""),
         ("steered", "kind", "recipe site key round"),

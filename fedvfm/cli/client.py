@@ -100,10 +100,12 @@ def join(
         _say([f"note: {fault.note}" for fault in weights.faults([found.lock], fetch=True)])
     made = state_folder.join(state, found, approved)
     told = {"site": found.site, "federation": found.federation, "state": str(state), "request": str(made.request)}
+    told["key"] = made.spoken_key
     if as_json:
         print(json.dumps({**told, "recipe": found.lock.hash, "approved": True}, indent=2))
         return
     print(f"site {found.site}: key made in {state}\nsend this file to the coordinator: {made.request}")
+    print(f"key: {told['key']}\ntell it to the coordinator by telephone or in person, never in the mail with the file")
 
 
 def _ask(locked: locked_recipe.LockedRecipe, as_json: bool) -> str:
@@ -276,7 +278,7 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    print(f"site {found['site']} of federation {found['federation']} at {found['address']}")
+    print(f"site {found['site']} of federation {found['federation']} at {found['address']}, key {found['key']}")
     for name, pid in found["processes"].items():
         print(f"{name:12} {'process ' + str(pid) if pid else 'not running'}")
     for recipe in found["waiting"]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedvfm import errors
 from fedvfm.cli import drafts, steering
 
 NAME = "server"
@@ -56,7 +57,7 @@ def init(
         "",
         "Hand each site its invite (it holds a secret, good once):",
         *(f"  {site}: {path}" for site, path in found["invites"].items()),
-        "There: fedvfm client join INVITE --fingerprint FINGERPRINT; then here: fedvfm server approve REQUEST",
+        "There: fedvfm client join INVITE --fingerprint FINGERPRINT; then here: server approve REQUEST --key KEY",
     ]
     _print(found, lines, as_json)
 
@@ -80,15 +81,24 @@ def invite(
 @app.command()
 def approve(
     request: Annotated[Path, typer.Argument(help="The file a site sent back.")],
+    key: Annotated[
+        str, typer.Option(help="The key's fingerprint, ABCD-..., as the site's people told you by another channel.")
+    ] = "",
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Enrol whoever had the invite; the audit log says so.")
+    ] = False,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
-    """Check a site's request and put its key on the roster."""
+    """Check a site's request against the key you were told, and put that on the roster."""
     from fedvfm.server import state_folder
     from fedvfm.trust import locked_recipe
 
+    if bool(key) == unchecked:
+        why = "give --key ABCD-... as the site's people told you by telephone ('client join' prints it), or --unchecked"
+        raise errors.ConfigError("server approve", [why])
     where = state_folder.open_state(state)
-    entry, current = state_folder.approve(where, request)
+    entry, current = state_folder.approve(where, request, None if unchecked else key)
     lines = [f"site {entry.site} is on the roster, key {entry.key_fingerprint[:16]}"]
     if not current:
         lines.append(

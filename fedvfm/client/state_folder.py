@@ -68,6 +68,11 @@ class State:
         return self.folder / "site.pub"
 
     @property
+    def spoken_key(self) -> str:
+        """The public key's fingerprint as people compare it."""
+        return keys.spoken(self.public_key.read_text().strip())
+
+    @property
     def request(self) -> Path:
         """The request to send to the coordinator."""
         return self.folder / "request.json"

@@ -154,7 +154,10 @@ def _roster(where: state_folder.State, server: schema.ServerConfig) -> list[find
         remedy = "the first round does not wait for them; fedvfm server invite SITE for each, or revoke it"
         rows.append(finding.warning("invites", f"the invites expired of: {', '.join(void)}", remedy))
     if open_ones:
-        remedy = "fedvfm server approve REQUEST; the first round waits for them, or: fedvfm server start --without SITE"
+        remedy = (
+            "fedvfm server approve REQUEST --key KEY; the first round waits for them, or: fedvfm server start "
+            "--without SITE"
+        )
         rows.append(finding.warning("invites", f"not joined yet: {', '.join(open_ones)}", remedy))
     return rows
 
@@ -169,7 +172,9 @@ def _quorum(
     told = f"{len(approved)} sites are approved, the quorum is {least}"
     told += f" (all, with {len(waited)} that are invited)" if waited and not server.quorum else ""
     if len(approved) < (server.quorum or 1):
-        return finding.blocker("quorum", told, "fedvfm server approve REQUEST for each file that a site sent back")
+        return finding.blocker(
+            "quorum", told, "fedvfm server approve REQUEST --key KEY for each file that a site sent back"
+        )
     return finding.ok("quorum", told)
 
 

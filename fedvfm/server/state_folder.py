@@ -280,8 +280,14 @@ def invite(where: State, site: str, days: int = invites.VALID_DAYS) -> Path:
     return path
 
 
-def approve(where: State, path: Path) -> tuple[rosters.Entry, bool]:
+def approve(where: State, path: Path, told: str | None = None) -> tuple[rosters.Entry, bool]:
     """Check a request file and put its key on the roster.
+
+    Args:
+        where: the state folder.
+        path: the request.
+        told: the key's fingerprint as the site's people said it (see :func:`fedvfm.trust.keys.spoken`); None enrols
+            whoever had the invite, and is noted so.
 
     Returns: the entry, and whether the site approved the recipe that runs now.
 
@@ -290,11 +296,17 @@ def approve(where: State, path: Path) -> tuple[rosters.Entry, bool]:
     """
     request = signed_documents.read(path, requests.Request, "request")
     try:
+        if told is not None and not keys.is_spoken(request.public_key, told):
+            raise errors.TrustError(
+                f"request of site '{request.site}': its key is not the one you were told. Whoever copies an invite can "
+                "send a request. Ask the site's people again, by telephone: fedvfm client status shows it"
+            )
         entry = where.roster.approve(request, signed_documents.now())
     except errors.TrustError:
         where.audit.record("decided", kind="request", verdict="refused", peer=request.site)
         raise
-    where.audit.record("enrolled", site=entry.site, key=entry.key_fingerprint, recipe=entry.recipe)
+    about = {"reason": "unchecked"} if told is None else {}
+    where.audit.record("enrolled", site=entry.site, key=entry.key_fingerprint, recipe=entry.recipe, **about)
     where.invite_path(entry.site).unlink(missing_ok=True)
     return entry, entry.recipe == where.about.recipe
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
+import re
 import stat
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from fedvfm.storage import storage
 Private = ec.EllipticCurvePrivateKey
 Public = ec.EllipticCurvePublicKey
 
+GROUPS = 4
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 
 
@@ -86,6 +89,18 @@ def read_public(text: str) -> Public:
 def fingerprint(text: str) -> str:
     """sha256 of a public key's text, in hexadecimal: how logs name a key."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def spoken(text: str) -> str:
+    """``ABCD-EFGH-IJKL-MNOP``: 80 bits of the sha256 of a public key's text, to be compared by eye or by ear."""
+    code = base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[: 4 * GROUPS]
+    return "-".join(code[start : start + 4] for start in range(0, len(code), 4))
+
+
+def is_spoken(text: str, told: str) -> bool:
+    """Whether ``told`` is the whole of :func:`spoken`, in constant time; case, spaces and dashes are free."""
+    plain = re.sub(r"[\s-]", "", told).upper().encode(errors="replace")
+    return hmac.compare_digest(plain, spoken(text).replace("-", "").encode())
 
 
 def sign(key: Private, message: bytes) -> str:

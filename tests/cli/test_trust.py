@@ -63,7 +63,8 @@ class Trial:
         return self.good("client", "join", made["invites"][site], *told, *more)
 
     def approve(self, site: str) -> dict[str, Any]:
-        return self.good("server", "approve", self.root / site / "request.json", "--state", self.server)
+        key = self.good("client", "status", "--state", self.root / site)["key"]
+        return self.good("server", "approve", self.root / site / "request.json", "--key", key, "--state", self.server)
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_yes(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     told = ("--fingerprint", made["fingerprint"], "--state", trial.root / "north")
     said = trial.cli("client", "join", made["invites"]["north"], *told)
     assert said.code == 0, said.err
-    assert said.out.endswith(f"{trial.root / 'north' / 'request.json'}\n")
+    assert f"send this file to the coordinator: {trial.root / 'north' / 'request.json'}\nkey: " in said.out
 
 
 def test_nobody_is_asked_where_a_script_reads(trial: Trial) -> None:
@@ -226,7 +227,7 @@ def test_attacks_at_the_door(trial: Trial, tmp_path: Path) -> None:
         told = ("--fingerprint", fingerprint, "--approve", made["recipe"], "--state", tmp_path / "thief")
         return ("client", "join", path, *told)
 
-    approve = ("server", "approve", "--state", trial.server)
+    approve = ("server", "approve", "--unchecked", "--state", trial.server)
     attempt(TRUST, "does not have the fingerprint you were told", *join(invite, "AAAA-" * 8))
     attempt(TRUST, "was changed after the coordinator signed it", *join(changed(invite, address="evil.example:8443")))
     attempt(TRUST, "extra inputs are not permitted", *join(changed(invite, extra=1)))
@@ -387,8 +388,36 @@ def test_a_coordinator_without_torch(locked: Path, tiny: Any, tmp_path: Path) ->
     made = json.loads(done.stdout)
     told = ("--fingerprint", made["fingerprint"], "--approve", made["recipe"], "--state", tmp_path / "north")
     assert run("client", "join", made["invites"]["north"], *told).returncode == 0
-    assert run("server", "approve", tmp_path / "north" / "request.json", "--state", tmp_path / "server").returncode == 0
+    assert (
+        run(
+            "server", "approve", tmp_path / "north" / "request.json", "--unchecked", "--state", tmp_path / "server"
+        ).returncode
+        == 0
+    )
     refused = run("server", "init", tiny.experiment, *names[:-2], tmp_path / "other")
     assert refused.returncode == 10
     assert "locking a recipe needs torch, which is not installed here" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_whoever_copies_an_invite_is_not_enrolled_as_the_hospital(trial: Trial, tmp_path: Path, tiny: Any) -> None:
+    """The thief's request is whole and proves the invite's token; only what the hospital's people say tells it apart."""
+    from fedvfm.audit import audit
+
+    made = trial.init()
+    own = trial.join("north", made)["key"]
+    told = ("--fingerprint", made["fingerprint"], "--approve", made["recipe"], "--state", tmp_path / "thief")
+    thief = trial.good("client", "join", made["invites"]["north"], *told)
+    approve = ("server", "approve", tmp_path / "thief" / "request.json", "--state", trial.server)
+    tiny.one_error(trial.cli(*approve, "--key", own), TRUST, "its key is not the one you were told", "by telephone")
+    tiny.one_error(trial.cli(*approve, "--key", own[:9]), TRUST, "its key is not the one you were told")
+    for neither in ((), ("--key", own, "--unchecked")):
+        tiny.one_error(trial.cli(*approve, *neither), CONFIG, "give --key ABCD-...")
+    log = audit.read(trial.server / "audit.jsonl")
+    assert [(row["verdict"], row["peer"]) for row in log if row["event"] == "decided"] == [("refused", "north")] * 2
+    assert trial.good("client", "status", "--state", tmp_path / "thief")["key"] == thief["key"] != own
+    assert trial.approve("north")["status"] == "approved"
+    trial.join("south", made)
+    trial.good("server", "approve", tmp_path / "south" / "request.json", "--unchecked", "--state", trial.server)
+    log = audit.read(trial.server / "audit.jsonl")
+    assert [row.get("reason") for row in log if row["event"] == "enrolled"] == [None, "unchecked"]

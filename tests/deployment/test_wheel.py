@@ -179,7 +179,7 @@ def test_a_coordinator_without_torch_invites_approves_and_serves(
     for site in SITES:
         invite = state_folder.read_invite(Path(coordinator.folder / made["invites"][site]), made["fingerprint"])
         state = state_folder.join(coordinator.folder / site, invite, invite.lock.hash)
-        assert coordinator.json("server", "approve", state.request)["status"] == "approved"
+        assert coordinator.json("server", "approve", state.request, "--key", state.spoken_key)["status"] == "approved"
     late = coordinator.json("server", "invite", "late")
     assert (coordinator.folder / late["invite"]).is_file()
     coordinator.json("server", "init-config")
@@ -296,8 +296,8 @@ def test_a_federation_of_two_hospitals_from_the_wheel(ready: Installed, until: A
         (ready.folder / f"{site}.toml").write_text(text[:start] + policy)
         checked = ready.json("data", "check", f"{site}.toml", "--recipe", invite)
         assert checked["training_step"] is not None, checked["findings"]
-        ready.json("client", "join", invite, *told, "--data", f"{site}.toml")
-        ready.json("server", "approve", f"{site}/request.json")
+        key = ready.json("client", "join", invite, *told, "--data", f"{site}.toml")["key"]
+        ready.json("server", "approve", f"{site}/request.json", "--key", key)
     ready.start("server", "start")
     for site in SITES:
         ready.start("client", "start", f"{site}.toml", "--state", site)

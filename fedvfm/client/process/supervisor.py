@@ -98,6 +98,7 @@ def status(where: state_folder.State) -> dict[str, Any]:
         "site": where.about.site,
         "federation": where.about.federation,
         "address": where.about.address,
+        "key": where.spoken_key,
         "processes": found,
         "approved": where.approvals.stand(),
         "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
