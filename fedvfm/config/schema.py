@@ -302,12 +302,7 @@ class Recipe(Strict):
     privacy: privacy_config.RecipePrivacy = privacy_config.NONE
     codec: Name = "fp32"
     start: Sha256 | None = None
-    min_sites: Annotated[int, Field(ge=1, le=10_000)] = 1
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_nothing(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A recipe that promises nothing does not say so: those of before are named, signed and sent as they were."""
-        return {name: value for name, value in plain(self).items() if (name, value) != ("min_sites", 1)}
+    min_sites: int = _later(1, ge=1, le=10_000)
 
     @functools.cached_property
     def hash(self) -> str:

@@ -401,7 +401,7 @@ def test_a_coordinator_without_torch(locked: Path, tiny: Any, tmp_path: Path) ->
 
 
 def test_whoever_copies_an_invite_is_not_enrolled_as_the_hospital(trial: Trial, tmp_path: Path, tiny: Any) -> None:
-    """The thief's request is whole and proves the invite's token; only what the hospital's people say tells it apart."""
+    """The thief's request is whole and proves the token; only what the hospital's people say tells it apart."""
     from fedvfm.audit import audit
 
     made = trial.init()

@@ -137,6 +137,16 @@ def test_the_server_s_own_step_is_allowed_for(values: dict[str, float], most: fl
     assert site.word(TRAIN, 2, moved(by=1.2 * most)) == "policy-base"
 
 
+def test_a_server_that_steps_by_adam_goes_no_further_than_it_can() -> None:
+    site = Site(aggregation={"server_optimiser": "adam", "server_learning_rate": 0.01})
+    site.trained(1, FIRST, 0.0001)
+    assert site.word(TRAIN, 2, moved(by=0.1)) == "", "a hundred times the update, over the floor"
+    assert site.word(TRAIN, 2, moved(by=0.12)) == "policy-base"
+    site.trained(1, FIRST, 100.0)
+    assert site.word(TRAIN, 2, moved(by=0.4)) == "", "sixteen numbers, each by ten rates at most"
+    assert site.word(TRAIN, 2, moved(by=0.5)) == "policy-base"
+
+
 def test_only_adapters_of_rounds_that_this_site_has_a_part_in_are_scored() -> None:
     site = Site()
     assert site.word(EVALUATE, 1, moved(by=0.01)) == "policy-base", "it trained nothing"

@@ -182,12 +182,16 @@ class Lineage:
 
     def _bound(self, max_step: float) -> float:
         settings, updates = self._recipe.aggregation, self._updates()
-        gain = SLACK * settings.server_learning_rate / (1.0 - settings.server_momentum)
         anew = rules.refactors(rules.make(settings))
         most = np.inf if anew and updates else self._recipe.admission.max_update_norm
         if updates and self._recipe.privacy.mechanism != privacy.SITE_LEVEL:
             most = min(most, max_step * max(updates))
-        return float(gain * most)
+        rate = SLACK * settings.server_learning_rate
+        if settings.server_optimiser == "momentum":
+            return float(rate / (1.0 - settings.server_momentum) * most)
+        # Each number moves by its moment over the root of its square, and the floor: of small updates less.
+        farthest = np.sqrt(self.manifest.parameters / (1.0 - settings.server_beta2))
+        return float(rate * min(most / settings.server_floor, farthest))
 
     def _require_still(
         self, earlier: int, number: int, before: state.AdapterState, adapter: state.AdapterState
