@@ -2,7 +2,8 @@
 
 ``training = [{image, label[, patient][, fold]}]``, ``validation`` of the same form (its cases are the split "val"),
 ``labels = {"0": "background", "1": "tumour"}``. A label is a mask's file, or in classification a class's name or
-number. ``test`` and ``testing`` list images without truth and are not read.
+number. ``test`` and ``testing`` list images without truth and are not read. A NIfTI of four axes holds the channels
+that ``modality`` names, in their order.
 
 Source: Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 13, 2022 (its dataset.json);
     MONAI, ``monai.data.load_decathlon_datalist``.
@@ -17,6 +18,7 @@ from typing import Any
 from fedvfm import errors, registry
 from fedvfm.data import defect, formats
 from fedvfm.data.sources import layouts
+from fedvfm.data.volumes import nifti
 
 PARTS = {"training": None, "validation": "val"}
 
@@ -80,13 +82,15 @@ def _is_first_nnunet(folder: Path, settings: Mapping[str, Any]) -> bool:
 
 def _unlisted(folder: Path, settings: Mapping[str, Any], cases: Sequence[layouts.Case]) -> list[str]:
     """Images that lie beside listed ones and stand in no list."""
-    listed = {file for case in cases for file in (*case.images, case.mask) if file is not None}
+    listed = {nifti.file_of(file) for case in cases for file in (*case.images, case.mask) if file is not None}
     for part in (*PARTS, "test", "testing"):
         for entry in settings.get(part) or ():
             names = entry.get("image") if isinstance(entry, dict) else entry
             given = names if isinstance(names, list) else [names]
             listed |= {folder / name for name in given if isinstance(name, str)}
-    beside = sorted({path for case in cases for image in case.images[:1] for path in image.parent.iterdir()})
+    beside = sorted(
+        {path for case in cases for image in case.images[:1] for path in nifti.file_of(image).parent.iterdir()}
+    )
     return [
         f"{layouts.relative([path], folder)}: not listed in dataset.json"
         for path in beside
@@ -119,7 +123,32 @@ def _case(folder: Path, entry: Any, where: str, layout: layouts.Layout) -> layou
         return None
     patient = entry.get("patient")
     paths = tuple(one for one in images if one is not None)
-    return layouts.Case(formats.stem(paths[0]), paths, mask, number, None if patient is None else str(patient))
+    return layouts.Case(
+        formats.stem(paths[0]), _channels(paths, where, layout), mask, number, None if patient is None else str(patient)
+    )
+
+
+def _channels(paths: tuple[Path, ...], where: str, layout: layouts.Layout) -> tuple[Path, ...]:
+    """The channels of one NIfTI of four axes, each as a path of its own; other files as they are.
+
+    Without names nobody could tell channels from moments: such a file is refused when its header is read.
+    """
+    named = len(layout.channels)
+    if len(paths) != 1 or named < 2 or formats.ending(paths[0]) not in nifti.ENDINGS:
+        return paths
+    try:
+        axes = nifti.axes(paths[0])
+    except errors.DataError:
+        return paths  # told when its header is read
+    if len(axes) == 4 and axes[3] == named:
+        return tuple(paths[0] / str(number) for number in range(named))
+    have = axes[3] if len(axes) == 4 else 1
+    layout.faults.append(
+        defect.CHANNELS_MISSING.fault(
+            f"{where}: {have} channel(s) in the file, but 'modality' names {named}; correct one"
+        )
+    )
+    return paths
 
 
 def _inside(folder: Path, name: Any, where: str, faults: list[errors.Fault]) -> Path | None:

@@ -19,7 +19,7 @@ from fedvfm.config import schema
 from fedvfm.data import defect, formats, structures
 from fedvfm.data import sample as data
 from fedvfm.data.sources import cases, index, layouts, patients, recognise
-from fedvfm.data.volumes import dicom_seg, patient_id, series_selector, slices
+from fedvfm.data.volumes import dicom_seg, nifti, patient_id, series_selector, slices
 
 OPTIONS = (
     "channels",
@@ -307,7 +307,7 @@ class Folder:
         Raises:
             DataError: if the sample is not of this source.
         """
-        return self._place(sample).case.images[0]
+        return nifti.file_of(self._place(sample).case.images[0])
 
     def notes_of(self, sample: data.Sample) -> tuple[str, ...]:
         """What is to be said of a sample's volume, one sentence each, without text of its file.

@@ -29,6 +29,26 @@ NO_AFFINE = "neither sform nor qform is set, so its sides are a guess: left may 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
+def channel(path: Path) -> int | None:
+    """Which channel of a file with four axes a path means: ``FILE.nii.gz/2`` is its third; None for a file itself."""
+    inside = path.name.isdecimal() and path.parent.name.lower().endswith(ENDINGS) and path.parent.is_file()
+    return int(path.name) if inside else None
+
+
+def file_of(path: Path) -> Path:
+    """The file on the disk: that of a channel, else the path itself."""
+    return path if channel(path) is None else path.parent
+
+
+def axes(path: Path) -> tuple[int, ...]:
+    """How many voxels a file has along each axis; the voxels are not read.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    return tuple(int(side) for side in _open(path).shape)
+
+
 def _open(path: Path) -> Any:
     """Open a file; the voxels are not read.
 
@@ -37,6 +57,7 @@ def _open(path: Path) -> Any:
     """
     from nibabel import filebasedimages, loadsave, nifti1, spatialimages  # only users of volumes pay for it
 
+    path = file_of(path)
     if not path.is_file():
         raise defect.NOT_FOUND.error(f"{path}: no such file; check the path, or remove its row or partner")
     try:
@@ -64,6 +85,8 @@ def read_header(path: Path) -> headers.Header:
     if image.get_data_dtype().kind == "c":
         raise defect.CHANNELS.error(f"{path}: complex voxels in two channels, real and imaginary; save the magnitude")
     shape = tuple(int(side) for side in image.shape)
+    if channel(path) is not None:
+        shape = shape[:3]
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3) or 0 in shape:
@@ -87,6 +110,7 @@ def _check_length(path: Path, image: Any) -> None:
     Raises:
         DataError: with both sizes.
     """
+    path = file_of(path)
     packed = path.name.lower().endswith(".gz")
     have = path.stat().st_size * (GZIP_RATIO if packed else 1)
     need = math.prod(int(side) for side in image.shape) * image.get_data_dtype().itemsize
@@ -159,7 +183,7 @@ def read_part(header: headers.Header, axis: int, index: int) -> NDArray[Any] | N
     Raises:
         DataError: if it cannot be read.
     """
-    if header.path.name.lower().endswith(".gz"):
+    if file_of(header.path).name.lower().endswith(".gz"):
         return None
     return _part(header, tuple(slice(index, index + 1) if at == axis else slice(None) for at in range(3)))
 
@@ -168,6 +192,10 @@ def read_part(header: headers.Header, axis: int, index: int) -> NDArray[Any] | N
 def _part(header: headers.Header, part: tuple[slice, ...]) -> NDArray[Any]:
     proxy = _open(header.path).dataobj
     try:
+        number = channel(header.path)
+        if number is not None:
+            values = np.asanyarray(proxy[(*part, number)])
+            return values if values.dtype.kind in "iu" else np.asarray(values, dtype=np.float32)
         scaled = (float(proxy.slope), float(proxy.inter)) != (1.0, 0.0) or proxy.dtype.kind == "f"
         whole = proxy.reshape(header.stored.shape)
         if part != WHOLE:

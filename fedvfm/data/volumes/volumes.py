@@ -65,7 +65,7 @@ def kind_of(path: Path) -> headers.Kind:
     Raises:
         DataError: for an ending that is not read.
     """
-    name = path.name.lower()
+    name = nifti.file_of(path).name.lower()
     if path.is_dir() or name.endswith(dicom.ENDINGS):
         return "dicom"
     if name.endswith(nifti.ENDINGS):
@@ -85,7 +85,8 @@ def _key(path: Path, words: str) -> Key:
     """A changed file has another key."""
     if path.is_dir():
         return str(path), dicom_series.stamp(path), words
-    return str(path), (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else (0,), words
+    file = nifti.file_of(path)
+    return str(path), (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else (0,), words
 
 
 def _remember(store: OrderedDict[Key, Any], key: Key, value: Any, limit: int) -> Any:
