@@ -267,10 +267,15 @@ class EvaluationConfig(Strict):
 
 
 class AdmissionConfig(Strict):
-    """Bounds an update must keep."""
+    """Bounds an update must keep.
+
+    From round 2 on its norm is at most ``norm_multiple`` times the median of all norms that were admitted in the rounds
+    before, and always at most ``max_update_norm``, which alone holds in round 1.
+    """
 
     max_examples: PositiveInt = 1_000_000
     max_update_norm: Positive = 1000.0
+    norm_multiple: float = _later(100.0, ge=1.0)
 
 
 class Recipe(Strict):

@@ -147,3 +147,27 @@ def test_freeze_a_takes_no_a_in_any_round() -> None:
 def test_all_documented_reasons_are_tested() -> None:
     documented = {word.strip("`. \n") for word in (admission.admit.__doc__ or "").split("reason:")[1].split(",")}
     assert documented == {"loss", *(reason for reason, _, _ in BAD)}
+
+
+def test_no_update_claims_more_than_the_site_greeted_with() -> None:
+    """A site that told of a hundred images and claims a million would weigh all."""
+    terms = dataclasses.replace(TERMS, greeted=10)
+    for number in (1, 10):
+        assert admission.admit(update(num_examples=number), terms).num_examples == number
+    with pytest.raises(errors.Refused, match="claims 11 examples and greeted with 10") as refused:
+        admission.admit(update(num_examples=11), terms)
+    assert refused.value.reason == "examples"
+
+
+def test_the_bound_follows_what_was_admitted_before() -> None:
+    lines = [{"norms": {"north": 0.001, "south": 0.002}}, {"norms": {"north": 0.003}}, {"round": 3}]
+    assert admission.usual(lines) == 0.002
+    assert admission.usual([]) == 0.0, "in round 1 there is the recipe's own bound alone"
+    terms = dataclasses.replace(TERMS, usual=0.002)
+    assert terms.most == pytest.approx(0.2)
+    assert dataclasses.replace(TERMS, usual=1.0).most == 2.0, "never over the recipe's own"
+    near = arrays(b=np.full(4, 0.09, np.float32))
+    assert admission.admit(update(state=near), terms).state == near
+    with pytest.raises(errors.Refused, match=r"update norm 0.22 is over the bound 0.2") as refused:
+        admission.admit(update(state=arrays(b=np.full(4, 0.11, np.float32))), terms)
+    assert refused.value.reason == "norm"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +28,8 @@ class Terms:
         bounds: the recipe's bounds.
         weighting: the recipe's; where the loss is a weight it must be a number that can be one.
         way: the recipe's ``adapter.factors``: what of a pair trains in a round.
+        greeted: training examples that the site greeted with; None where that is not known.
+        usual: the median norm of the updates admitted in earlier rounds; 0 where there are none.
     """
 
     site: str
@@ -34,6 +39,14 @@ class Terms:
     bounds: schema.AdmissionConfig
     weighting: str = "examples"
     way: str = factors.BOTH
+    greeted: int | None = None
+    usual: float = 0.0
+
+    @property
+    def most(self) -> float:
+        """The largest norm that is admitted."""
+        usual = self.bounds.norm_multiple * self.usual
+        return min(self.bounds.max_update_norm, usual) if self.usual else self.bounds.max_update_norm
 
 
 def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
@@ -53,6 +66,8 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
         raise errors.Refused(
             "examples", f"claims {update.num_examples} examples; allowed: 1 to {terms.bounds.max_examples}"
         )
+    if terms.greeted is not None and update.num_examples > terms.greeted:  # fewer only takes weight away
+        raise errors.Refused("examples", f"claims {update.num_examples} examples and greeted with {terms.greeted}")
     loss = update.metrics.get("loss", 0.0)
     if terms.weighting == "loss" and not LEAST_LOSS <= loss <= MOST_LOSS:
         raise errors.Refused(
@@ -62,11 +77,22 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
     if not update.state.finite():
         raise errors.Refused("not-finite", "an array holds NaN or infinity")
     whole = factors.completed(update.state, terms.base)
-    with np.errstate(over="ignore"):  # a difference beyond float32 is infinite, and over any bound
-        norm = (whole - terms.base).norm()
-    if not norm <= terms.bounds.max_update_norm:
-        raise errors.Refused("norm", f"update norm {norm:.4g} is over the bound {terms.bounds.max_update_norm:.4g}")
+    norm = norm_of(whole, terms.base)
+    if not norm <= terms.most:
+        raise errors.Refused("norm", f"update norm {norm:.4g} is over the bound {terms.most:.4g}")
     return update if whole is update.state else replace(update, state=whole)
+
+
+def norm_of(update: state.AdapterState, base: state.AdapterState) -> float:
+    """How far a whole adapter is from the one it started from; beyond float32 infinite, and over any bound."""
+    with np.errstate(over="ignore"):
+        return (update - base).norm()
+
+
+def usual(rounds: Iterable[Mapping[str, Any]]) -> float:
+    """The median of the norms that these lines of the journal hold; 0 where they hold none."""
+    norms = [norm for line in rounds for norm in line.get("norms", {}).values()]
+    return statistics.median(norms) if norms else 0.0
 
 
 def _check_arrays(adapter: state.AdapterState, terms: Terms) -> None:

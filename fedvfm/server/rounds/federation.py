@@ -114,6 +114,7 @@ class Federation:
         self._kept: dict[str, state.Array] = {}
         self._broadcast = broadcast.Broadcast(self.recipe.codec, job.locked.manifest)
         self._same_as: dict[str, str] = {}
+        self._norms: dict[str, float] = {}
         # A Grid whose sites compute in processes of their own knows what all of them take.
         self._peak_mib: Callable[[], float] = getattr(grid, "peak_mib", journal.peak_mib)
         self._private = dp_aggregation.of(job.locked, self.rule, job.folder, simulated=job.simulated)
@@ -261,7 +262,9 @@ class Federation:
         refused = self._train(number, adapter, [members[name] for name in asked], intake, kept)
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
         cohort.require(list(intake.sites), asked, self.job.server, number, why)
-        made = intake.finish({"cohort": asked, "refused": refused})
+        # At site level an update is not private before the sum is noised, and neither is its norm.
+        norms = {} if self._private is not None else {"norms": dict(sorted(self._norms.items()))}
+        made = intake.finish({"cohort": asked, "refused": refused, **norms})
         if self._private is not None:
             kept.clear()  # what is not private stays no longer than it must
         return made
@@ -292,6 +295,8 @@ class Federation:
         bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
         by_node = {member.node: member for member in members}
 
+        usual = admission.usual(self.journal.rounds)
+        self._norms = {}
         taken: set[str] = set()
         refused: dict[str, dict[str, str]] = {}
         self._same_as = {}
@@ -299,6 +304,7 @@ class Federation:
             for update in kept.find(number, bases):
                 intake.take(update)
                 taken.add(update.site)
+                self._norms[update.site] = admission.norm_of(update.state, bases[update.site])
         asked = {m.node: m.name for m in members if m.name not in taken}
         for node, message in self._ask(
             [by_node[node] for node in asked],
@@ -319,6 +325,8 @@ class Federation:
                 self.recipe.admission,
                 self.recipe.aggregation.weighting,
                 self.recipe.adapter.factors,
+                member.examples.get("train"),
+                usual,
             )
             loss = None
             try:
@@ -332,6 +340,7 @@ class Federation:
                     storage.fault_point("update-kept")
                 intake.take(update)
                 taken.add(member.name)
+                self._norms[member.name] = admission.norm_of(update.state, terms.base)
                 loss = update.metrics.get("loss")
             except errors.Refused as refusal:
                 refused[member.name] = {"reason": refusal.reason, "detail": refusal.detail}
