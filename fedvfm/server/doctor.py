@@ -19,7 +19,6 @@ from fedvfm.trust import roster as rosters
 
 RUN = "run"
 CHILDREN = ("superlink", "proxy", "coordinate")
-SOON_DAYS = 30
 BASE_BYTES = 512 * machine.MIB
 """Logs, Flower's database and what lies in it for a while."""
 COPIES = 6
@@ -103,7 +102,7 @@ def _dates(check: str, certificate: certificates.Certificate, again: str) -> fin
             check, f"expired at {signed_documents.stamp(ends)}; it is {signed_documents.stamp(now)} here", again
         )
     left = (ends - now).days
-    if left < SOON_DAYS:
+    if left < state_folder.RENEWED_DAYS:
         return finding.warning(check, f"expires in {left} days, at {signed_documents.stamp(ends)}", again)
     return finding.ok(check, f"good until {signed_documents.stamp(ends)}")
 

@@ -14,6 +14,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from fedvfm.trust import roster as rosters
 
 ABOUT = "federation.json"
 MAX_SITES = 1000
+RENEWED_DAYS = 60
+"""Days before its end from which a certificate is renewed, or its people are warned."""
 
 
 class About(schema.Strict):
@@ -345,6 +348,34 @@ def recertify(where: State, names: Sequence[str]) -> list[str]:
     storage.write_text(where.certificate, certificates.to_pem(certificate))
     signed_documents.write(where.folder / ABOUT, where.about.model_copy(update={"names": tuple(every)}))
     return every
+
+
+def certified_until(where: State) -> datetime.datetime:
+    """When the server's certificate ends."""
+    return certificates.read_pem(where.certificate.read_text(), str(where.certificate)).not_valid_after_utc
+
+
+def renew(where: State) -> str:
+    """Make a new server certificate where less than :data:`RENEWED_DAYS` are left; sites notice nothing.
+
+    Returns: a note for people; empty where nothing is to be done.
+
+    Raises:
+        TrustError: if it has expired and the authority's key, which would sign a new one, is not here.
+    """
+    ends, now = certified_until(where), signed_documents.now()
+    if ends - now >= datetime.timedelta(days=RENEWED_DAYS):
+        return ""
+    until = signed_documents.stamp(ends)
+    if where.authority_key.exists():
+        recertify(where, ())
+        return f"the server's certificate ended at {until}: a new one is good until " + signed_documents.stamp(
+            certified_until(where)
+        )
+    remedy = f"Bring {where.authority_key} here and run: fedvfm server certify"
+    if now >= ends:
+        raise errors.TrustError(f"{where.certificate}: expired at {until}; every site refuses it. {remedy}")
+    return f"the server's certificate expires in {(ends - now).days} days, at {until}. {remedy}"
 
 
 def summary(where: State) -> dict[str, Any]:

@@ -48,11 +48,15 @@ def start(
 
     Raises:
         OutputInUse: if it runs already.
+        TrustError: if the certificate has expired and cannot be renewed here.
         EngineError: if the port is taken, the SuperLink does not start, or the run stopped for good; then with the
             exit code the run ended with.
     """
     folder = _folder(where)
     with processes.alone(folder, NAME, f"the server of {where.folder}"), processes.told_to_end() as over:
+        note = state_folder.renew(where)
+        if note:
+            LOG.warning(note)
         family = processes.Family(folder)
         try:
             with family.watched():
@@ -255,6 +259,7 @@ def status(where: state_folder.State) -> dict[str, Any]:
     return {
         "federation": where.about.federation,
         "address": where.about.address,
+        "certified_until": signed_documents.stamp(state_folder.certified_until(where)),
         "recipe": recipe,
         "rounds": where.lock().recipe.rounds,
         "finished_rounds": rounds.last_round if rounds is not None else 0,

@@ -456,6 +456,27 @@ def test_certify_keeps_the_fingerprint_and_adds_names(server: enrolment.State) -
         enrolment.recertify(again, ["*.example"])
 
 
+def test_a_certificate_is_renewed_in_time_and_an_expired_one_refused(
+    server: enrolment.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert enrolment.renew(server) == ""
+    ends, now = enrolment.certified_until(server), signed_documents.now()
+    kept = server.authority_key.read_bytes()
+    server.authority_key.unlink()
+    for days, said in ((59, "expires in 59 days"), (-1, "")):
+        at = ends - datetime.timedelta(days=days)
+        monkeypatch.setattr(signed_documents, "now", lambda at=at: at)
+        if said:
+            assert said in enrolment.renew(server)
+        else:
+            with pytest.raises(errors.TrustError, match=r"expired at .*fedvfm server certify"):
+                enrolment.renew(server)
+    storage.write_bytes(server.authority_key, kept)
+    assert "a new one is good until" in enrolment.renew(server)
+    assert enrolment.certified_until(server) > ends > now
+    assert [row["event"] for row in server.audit.entries][-1] == "certified"
+
+
 def test_init_without_the_initial_adapter(tmp_path: Path, make_lock: Any) -> None:
     plan = enrolment.Plan("trial", "a:1", (), ("north",))
     alone = signed_documents.parse(signed_documents.to_text(make_lock()).encode(), locked_recipe.LockedRecipe, "recipe")
