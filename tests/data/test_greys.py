@@ -12,7 +12,7 @@ import pytest
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import transforms
-from fedvfm.data.volumes import slices, volumes
+from fedvfm.data.volumes import dicom_series, slices, volumes
 from tests.data import dicom_writer as writer
 
 RAMP = np.tile(np.arange(64, dtype=np.uint16) * 10, (64, 1))
@@ -208,3 +208,23 @@ def test_jpeg_of_12_bits_is_read() -> None:
     for name, most in (("JPGExtended.dcm", 264), ("JPEG-lossy.dcm", 264)):
         found = volumes.read_volume(Path(str(get_testdata_file(name, download=False)))).voxels
         assert (found.min(), found.max()) == (0, most)
+
+
+@pytest.mark.parametrize(
+    ("unit", "note"),
+    [("GML", ""), ("BQML", dicom_series.PET["BQML"]), ("CNTS", dicom_series.PET_OTHER), (None, dicom_series.PET[""])],
+)
+def test_units_of_pet_are_noted(tmp_path: Path, unit: str | None, note: str) -> None:
+    changes = {} if unit is None else {"Units": unit}
+    writer.series(tmp_path / "a", np.ones((5, 4, 2), np.int16), np.eye(4), modality="PT", **changes)
+    notes = [text for text in volumes.read_header(tmp_path / "a").notes if "PET" in text]
+    assert notes == ([note] if note else [])
+
+
+def test_pet_slices_of_two_units_are_refused(tmp_path: Path) -> None:
+    made = writer.series(tmp_path / "a", np.ones((5, 4, 2), np.int16), np.eye(4), modality="PT", Units="BQML")
+    made[1].Units = "GML"
+    made[1].save_as(sorted((tmp_path / "a").iterdir())[1], enforce_file_format=True)
+    with pytest.raises(errors.DataError) as caught:
+        volumes.read_header(tmp_path / "a")
+    assert caught.value.code == "grey-units"

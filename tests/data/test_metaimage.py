@@ -172,3 +172,14 @@ def test_images_and_masks_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(errors.DataError) as caught:
         folder.Folder(schema.SourceConfig(source="folder", path=str(tmp_path)))
     assert caught.value.code == "ending"
+
+
+def test_a_damaged_file_is_skipped_by_choice_and_counted(tmp_path: Path) -> None:
+    packed = ("CompressedData = False", "CompressedData = True")
+    mask = (VOXELS > 6).astype("u1").tobytes(order="F")
+    for name, content in (("a", zlib.compress(RAW)), ("b", zlib.compress(RAW)[:-9])):
+        write(tmp_path / "images" / f"{name}.mha", packed, content=content)
+        write(tmp_path / "masks" / f"{name}.mha", ("MET_SHORT", "MET_UCHAR"), content=mask)
+    source = folder.Folder(schema.SourceConfig(source="folder", path=str(tmp_path), unreadable="skip"))
+    assert {sample.unit for sample in source.samples()} == {"image-0001"}
+    assert len(source.left) == 1

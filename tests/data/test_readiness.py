@@ -25,6 +25,7 @@ from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as samples
 from fedvfm.data.readiness import catalogue, dataset, duplicates, finding, image_findings, rules, survey
+from fedvfm.data.sources import folder
 from fedvfm.data.sources import table as sources
 from tests.data import dicom_writer as writer
 
@@ -357,7 +358,7 @@ def test_dicom_studies_with_names_in_every_header(tmp_path: Path) -> None:
 
 
 def test_whose_volumes_they_are_and_what_their_headers_leave_open(tmp_path: Path) -> None:
-    """Two studies of one patient would land in train and test, and nothing but the table can say so."""
+    """Two studies of one patient would land in train and test; their Patient ID hints at it, a table says it."""
     data = tmp_path / "data"
     for number in range(6):
         study(data, number)
@@ -365,7 +366,8 @@ def test_whose_volumes_they_are_and_what_their_headers_leave_open(tmp_path: Path
     labelled(data, 6)
     made = run(data)
     assert one(made, "patients-unknown").count == 24
-    assert one(made, "header-noted").problem == "1 file(s) left out: no DICOM: 24 samples"
+    problem = f"1 file(s) left out: no DICOM: 24 samples; {folder.SAME_PATIENT}: 24 samples"
+    assert one(made, "header-noted").problem == problem
     assert one(made, "header-noted").samples == tuple(range(1, 25))
     rows = [f"{SECRET}-{number:02d},{('healthy', 'ill')[number % 2]},{SECRET}{number // 2}" for number in range(6)]
     (data / "labels.csv").write_text("id,label,patient\n" + "\n".join(rows) + "\n")

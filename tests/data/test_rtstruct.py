@@ -178,7 +178,7 @@ def test_structure_sets_go_by_name(tmp_path: Path) -> None:
     source = make(tmp_path).under(wanted.data)
     assert not labels.faults(wanted, source.info)
     assert voxels(source) == expected
-    assert source.notes_of(source.samples()[-1]) == (structures.REGIONS_LEFT,)
+    assert structures.REGIONS_LEFT in source.notes_of(source.samples()[-1])
     assert source.left == ("b: region 'body' of a structure set: no class",)
 
 
@@ -315,3 +315,17 @@ def seg_code() -> Any:
     from pydicom.sr.codedict import codes
 
     return codes.SCT.Liver
+
+
+def test_a_damaged_set_is_skipped_by_choice_and_counted(tmp_path: Path) -> None:
+    study(tmp_path, "a", [("liver", over(LIVER))])
+    images = study(tmp_path, "b", [("liver", over(LIVER))])
+    whole = writer.structure_set(tmp_path / "studies" / "b" / "rs.dcm", images, [("liver", over(LIVER))])
+    whole.ROIContourSequence[0].ContourSequence[1]["ContourData"]._value = ["1", "2", "nan"]
+    whole.save_as(tmp_path / "studies" / "b" / "rs.dcm", enforce_file_format=True)
+    options = {"class_names": ["background", "liver"]}
+    values = {"source": "folder", "path": str(tmp_path), "unreadable": "skip", "options": options}
+    source = folder.Folder(schema.SourceConfig.model_validate(values))
+    assert voxels(source) == {"image-0001": [63 * 3]}
+    assert len(source.left) == 1
+    assert "1 case(s) skipped" in source.info.note

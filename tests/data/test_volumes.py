@@ -107,8 +107,8 @@ def test_what_is_no_volume(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "none.nii")
     (tmp_path / "text.nii").write_text("no volume")
     assert "unreadable NIfTI" in refused(tmp_path / "text.nii")
-    (tmp_path / "a.mha").write_text("no volume")
-    assert "no volume; these are read: .nii" in refused(tmp_path / "a.mha")
+    (tmp_path / "a.mgz").write_text("no volume")
+    assert "no volume; these are read: .nii" in refused(tmp_path / "a.mgz")
     noise = np.random.default_rng(0).standard_normal((16, 16, 16)).astype(np.float32)
     for ending in (".nii.gz", ".nii"):
         whole = nifti(tmp_path / f"whole{ending}", noise).read_bytes()

@@ -53,6 +53,7 @@ TAGS = (
     "SliceThickness",
     "SliceVector",
     "SpacingBetweenSlices",
+    "Units",
 )
 """Elements of a file that are asked here."""
 TILES = {"SIEMENS MR HEADER": (0x00190010, 0x0019100A), "Image Private Header": (0x00650010, 0x00651050)}
@@ -63,6 +64,22 @@ A copy that lost its Image Type still says by these that it is a mosaic.
 CENTIMETRES = 3
 UNITS = ("HU", "US", "OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
 """Rescale types of PS3.3, C.11.1.1.2; others are shown as "other"."""
+PET_UNITS = (
+    "BQML",
+    "CNTS",
+    "PROPCNTS",
+    "GML",
+    "CM2ML",
+    "PCNT",
+    "CPS",
+    "MGMINML",
+    "UMOLMINML",
+    "MLMING",
+    "MLG",
+    "STDDEV",
+    "ML1",
+)
+"""Units of PET, PS3.3, C.8.9.1.1.3; others are shown as "other"."""
 ANGIOGRAPHY = ("XA", "RF")
 """A Modality LUT of theirs leads back to X-ray intensity and is not for showing: PS3.3, C.8.7.1.1.2."""
 
@@ -97,7 +114,7 @@ class Slice:
         spacing: (row, column) millimetres, or None.
         thickness: millimetres, or None; where there is none the distance from slice to slice.
         scaled: whether the file says how stored values become values (rescale or Modality LUT).
-        units: a rescale type of :data:`UNITS`, "other", or empty.
+        units: a rescale type of :data:`UNITS`, of PET one of :data:`PET_UNITS`, "other", or empty.
         moment: whether it is one of several moments of one view.
     """
 
@@ -337,7 +354,10 @@ def _rescale(tags: Any, levels: Sequence[Any], notes: list[str]) -> tuple[float,
 
 
 def _units(tags: Any, levels: Sequence[Any]) -> str:
-    """The rescale type, as far as the standard knows it."""
+    """The rescale type, or of PET the unit, as far as the standard knows it."""
+    stated = str(tags.get("Units") or "").strip().upper()
+    if tags.get("Modality") == "PT" and stated:
+        return stated if stated in PET_UNITS else "other"
     said = str(_get(tags, levels, "PixelValueTransformationSequence", "RescaleType") or "").strip().upper()
     if not said:
         table = next(iter(tags.get("ModalityLUTSequence") or ()), None)

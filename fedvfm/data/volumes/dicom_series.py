@@ -27,6 +27,14 @@ NO_THICKNESS = "its one slice does not say how thick it is; 1 mm was taken, and 
 NOT_HOUNSFIELD = "values are not in Hounsfield units"
 UNSCALED = "the file does not say how its values become Hounsfield units (no rescale slope and intercept)"
 NO_SIZE = "does not say how large a pixel is (Pixel Spacing is missing), so it is read as a picture without a place"
+PET = {
+    "GML": "",
+    "CM2ML": "",
+    "BQML": "PET values are activity (Bq/ml) and no SUV: they depend on dose, weight and time",
+    "": "PET values have no unit (Units) in the file",
+}
+"""What is to be said of a PET by its unit; of units not named here that they are no SUV."""
+PET_OTHER = "PET values are neither activity nor SUV, so that no two series compare"
 CURVED = "carries a table for display (VOI LUT); values are taken as stored, not as a viewer shows them"
 
 Points = NDArray[np.float64]
@@ -131,6 +139,14 @@ def _hounsfield(series: dicom.Series) -> tuple[bool | None, tuple[str, ...]]:
     if units:
         return False, (f"{NOT_HOUNSFIELD} but of rescale type {', '.join(sorted(units))}",)
     return True, ()
+
+
+def _pet(series: dicom.Series) -> tuple[str, ...]:
+    """What is to be said of the unit of a PET; grey values of two units are no one scale."""
+    if series.modality != "PT":
+        return ()
+    note = PET.get(series.slices[0].units, PET_OTHER)
+    return (note,) if note else ()
 
 
 def _film(slices: Sequence[dicom_frames.Slice]) -> bool:
@@ -273,7 +289,7 @@ def _header(
 ) -> headers.Header:
     channels, inverted = series.slices[0].samples, any(frame.inverted for frame in found)
     hounsfield, units = _hounsfield(series)
-    notes = (*notes, *series.notes, *units, *((CURVED,) if series.curved else ()))
+    notes = (*notes, *series.notes, *units, *_pet(series), *((CURVED,) if series.curved else ()))
     return headers.Header(
         path,
         "dicom",
