@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedvfm import errors
@@ -19,6 +19,22 @@ def nearest(name: str, known: list[str]) -> str:
     """Return ``", nearest: 'x'"`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; nearest: '{close[0]}'" if close else ""
+
+
+def face(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__``: names for scripts outside, each loaded when it is asked for.
+
+    Args:
+        package: its name.
+        names: name -> ``"module:attribute"``, or ``"module"`` for the module itself.
+    """
+
+    def attribute(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return _resolved(names[name])
+
+    return attribute
 
 
 class Table:
@@ -87,7 +103,8 @@ class Table:
 
 def _resolved(place: str) -> Any:
     module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
 
 
 def _register(place: str, name: str, thing: Any, replace: bool) -> Any:

@@ -90,3 +90,16 @@ def test_every_entry_of_our_tables_resolves(module: str) -> None:
     found = importlib.import_module(module).TABLE
     for name in found.names():
         assert callable(found.get(name)), name
+
+
+def test_faces_lead_scripts_outside_to_what_they_use_most() -> None:
+    from fedvfm import config
+    from fedvfm.data import geometry, volumes
+    from fedvfm.data.volumes import geometry as own
+    from fedvfm.data.volumes import volumes as readers
+
+    assert config.Recipe.__name__ == "Recipe"
+    assert volumes.read_volume is readers.read_volume
+    assert geometry is own
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = config.Nothing

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fedvfm import register
+from fedvfm import registry
 from fedvfm.adapters import dense
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
@@ -60,8 +60,8 @@ def test_registered_entries_state_their_own(monkeypatch: pytest.MonkeyPatch) -> 
         plain = settings.model_copy(update={"options": {}})
         return unet.load(plain, with_weights=with_weights, device=device)
 
-    register.register_adapter("scaled", Scaled)
-    register.register_backbone("mine", loader)
+    registry.register_adapter("scaled", Scaled)
+    registry.register_backbone("mine", loader)
     parts: dict[str, dict[str, Any]] = {
         "backbone": {"name": "mine", "options": {"strength": 2}},
         "adapter": {"kind": "scaled", "options": {"factor": 2}},

@@ -196,7 +196,9 @@ def test_scores_from_the_tables_of_a_metric_set() -> None:
     scores.add("a", np.ones((2, 2), dtype=np.int64), np.ones((2, 2), dtype=np.int64))
     tables = {"north": (scores.ids, scores.per_sample())}
     assert Scores.from_tables("x", 3, tables).sites == {"north": {"a": 1.0, "b": 0.0}}
-    with pytest.raises(errors.DataError, match="site 'north': no column 'nsd'; there are: dice, iou"):
+    with pytest.raises(
+        errors.DataError, match="site 'north': no column 'nsd'; there are: dice, foreground, iou, true_foreground"
+    ):
         Scores.from_tables("x", 3, tables, column="nsd")
 
 
