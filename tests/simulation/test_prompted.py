@@ -266,6 +266,7 @@ def test_the_summary_marks_the_arms_that_were_told(prompted: run.Result) -> None
     assert made["prompt"] == MARK
     assert {name: arm.get("prompt") for name, arm in made["arms"].items()} == {
         "federated": MARK,
+        "personal": MARK,
         "local-only": MARK,
         "unet": None,
         "classical": None,
@@ -284,7 +285,7 @@ def test_records_and_tables_are_marked_line_by_line(prompted: run.Result) -> Non
         with (path / file).open(newline="") as opened:
             rows = list(csv.DictReader(opened))
         marks = {row["arm"].partition("/")[0]: row["prompt"] for row in rows}
-        assert marks == {"federated": MARK, "local-only": MARK, "unet": "none", "classical": "none"}
+        assert marks == {"federated": MARK, "personal": MARK, "local-only": MARK, "unet": "none", "classical": "none"}
 
 
 def test_the_report_is_marked_before_any_number(prompted: run.Result) -> None:
@@ -331,6 +332,7 @@ def test_terminal_and_comparison_are_marked(
     marks = {arm: row["prompt"] for arm, row in first["arms"].items()}
     assert marks == {
         "federated": MARK,
+        "personal": MARK,
         "local-only": MARK,
         "local-only abroad": MARK,
         "unet": None,
