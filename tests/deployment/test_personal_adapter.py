@@ -51,7 +51,7 @@ def test_a_site_trains_on_chooses_keeps_and_signs(took: Hospital, cli: Any) -> N
     assert kept.minus_local_only is not None
     assert kept.minus_local_only.mean == pytest.approx(kept.scores[kept.choice] - kept.scores[choice.ALONE])
     assert kept.minus_local_only.low is None, "under ten patients there is no interval"
-    assert kept.word == (statement.DECLINED if kept.choice == choice.ALONE else statement.NO_DIFFERENCE)
+    assert kept.word == (statement.DECLINED if kept.choice == choice.ALONE else statement.TOO_FEW)
     assert not kept.private
 
     assert fedvfm.load_adapter(folder).read().fingerprint == kept.adapter

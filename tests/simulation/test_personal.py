@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from fedvfm import errors
-from fedvfm.client.personal import choice, tuning
+from fedvfm.client.personal import choice, statement, tuning
 from fedvfm.config import privacy, schema
 from fedvfm.report import bootstrap
 from fedvfm.simulation import experiment, run, settings
 from fedvfm.simulation import personal as arm
 from fedvfm.simulation.engines import worker_schedule
-from fedvfm.simulation.results import benefit
 from fedvfm.state import checkpoint
 from fedvfm.storage import hash_chain
 
@@ -105,7 +104,7 @@ def test_every_hospital_has_what_it_chose_and_its_word(finished: Path) -> None:
         assert row["local_only"] == pytest.approx(found["arms"]["local-only"]["sites"][site]["dice"])
         assert row["difference"]["mean"] == pytest.approx(row["chosen"] - row["local_only"])
         assert row["difference"]["low"] is None, "two patients: no interval"
-        assert row["word"] == benefit.NO_DIFFERENCE
+        assert row["word"] == statement.TOO_FEW
     assert found["benefit"]["counts"]["personal"] == {"gain": 0, "lose": 0, "own": 0, "cannot tell": 3}
     assert set(found["benefit"]["macro"]) == {"personal", "global"}
 
@@ -152,13 +151,14 @@ def test_what_never_leaves_is_trained_without_noise_at_half_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "gains", "word"),
+    ("chosen", "low", "high", "gains", "word"),
     [
-        (choice.PERSONAL, bootstrap.GAINS, benefit.JOINED),
-        (choice.GLOBAL, bootstrap.LOSES, benefit.WORSE),
-        (choice.PERSONAL, bootstrap.UNKNOWN, benefit.NO_DIFFERENCE),
-        (choice.ALONE, bootstrap.UNKNOWN, benefit.DECLINED),
+        (choice.PERSONAL, 0.01, 0.2, bootstrap.GAINS, statement.JOINED),
+        (choice.GLOBAL, -0.2, -0.01, bootstrap.LOSES, statement.WORSE),
+        (choice.PERSONAL, -0.1, 0.2, bootstrap.UNKNOWN, statement.NO_DIFFERENCE),
+        (choice.PERSONAL, None, None, bootstrap.UNKNOWN, statement.TOO_FEW),
+        (choice.ALONE, None, None, bootstrap.UNKNOWN, statement.DECLINED),
     ],
 )
-def test_the_word_of_a_site(chosen: str, gains: str, word: str) -> None:
-    assert benefit.word(chosen, gains) == word
+def test_the_word_of_a_site(chosen: str, low: float | None, high: float | None, gains: str, word: str) -> None:
+    assert statement.word(chosen, bootstrap.Difference(0.6, 0.5, 0.1, low, high, 12, gains)) == word

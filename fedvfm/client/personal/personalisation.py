@@ -166,7 +166,7 @@ class _Work:
             "minus_global": None if over is None else statement.Gap.of(over),
             "minus_local_only": None if alone is None else statement.Gap.of(alone),
             "global_minus_local_only": None if alike is None else statement.Gap.of(alike),
-            "word": None if alone is None else statement.word(name, alone.word),
+            "word": None if alone is None else statement.word(name, alone),
             "private": self._bare(name),
         }
 

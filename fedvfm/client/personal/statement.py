@@ -20,17 +20,20 @@ from fedvfm.report import bootstrap
 from fedvfm.trust import keys, signed_documents
 
 JOINED, NO_DIFFERENCE, DECLINED, WORSE = "joined", "no difference", "declined", "worse"
+TOO_FEW = "cannot tell"
 """A site's word: what it chose is of the federation and better than its own model; not to be told apart from it; it
-chose its own model; what it chose is of the federation and worse than its own."""
+chose its own model; what it chose is of the federation and worse than its own; no interval may be stated."""
 
 FOLDER, STATEMENT = "personal", "statement.json"
 
 
-def word(chosen: str, gains: str) -> str:
-    """The word of a site that chose this, and ``gains``, loses or cannot tell against its own model."""
+def word(chosen: str, gap: bootstrap.Difference) -> str:
+    """The word of a site that chose this, which on its test split is ``gap`` above its own model."""
     if chosen == choice.ALONE:
         return DECLINED
-    return {bootstrap.GAINS: JOINED, bootstrap.LOSES: WORSE}.get(gains, NO_DIFFERENCE)
+    if gap.low is None:
+        return TOO_FEW
+    return {bootstrap.GAINS: JOINED, bootstrap.LOSES: WORSE}.get(gap.word, NO_DIFFERENCE)
 
 
 class Gap(schema.Strict):
@@ -85,7 +88,7 @@ class Statement(signed_documents.Document):
     minus_global: Gap | None = None
     minus_local_only: Gap | None = None
     global_minus_local_only: Gap | None = None
-    word: Literal["joined", "no difference", "declined", "worse"] | None = None
+    word: Literal["joined", "no difference", "declined", "worse", "cannot tell"] | None = None
     private: bool = False
     time: signed_documents.Time
     public_key: signed_documents.PublicKey

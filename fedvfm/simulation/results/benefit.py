@@ -9,16 +9,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedvfm.client.personal import choice
+from fedvfm.client.personal import statement
 from fedvfm.report import bootstrap, page
 from fedvfm.simulation import run_folder
 from fedvfm.simulation.results import compare, statistics
 
 PERSONAL = "personal"
 LEAST = bootstrap.LEAST_UNITS
-JOINED, NO_DIFFERENCE, DECLINED, WORSE = "joined", "no difference", "declined", "worse"
-"""A site's word: what it chose is of the federation and better than its own model; not to be told apart from it; it
-chose its own model; what it chose is of the federation and worse than its own."""
 
 Scores = Mapping[str, statistics.Scores]
 Gaps = Mapping[str, bootstrap.Difference]
@@ -61,25 +58,18 @@ def _site(run: run_folder.RunFolder, made: Mapping[str, Any], gaps: Mapping[str,
         gap = gaps[of].get(site)
         row |= {} if gap is None else {"units": gap.units, "local_only": gap.second, key: _plain(gap)}
     gap = gaps["personal"].get(site)
-    return row if gap is None else {**row, "word": word(row["choice"], gap.word)}
+    return row if gap is None else {**row, "word": statement.word(row["choice"], gap)}
 
 
 def _plain(gap: bootstrap.Difference) -> dict[str, Any]:
     return {"mean": gap.mean, "low": gap.low, "high": gap.high, "no_interval": gap.reason, "word": gap.word}
 
 
-def word(chosen: str, gains: str) -> str:
-    """The word of a site that chose this, and ``gains``, loses or cannot tell against its own model."""
-    if chosen == choice.ALONE:
-        return DECLINED
-    return {bootstrap.GAINS: JOINED, bootstrap.LOSES: WORSE}.get(gains, NO_DIFFERENCE)
-
-
 def _counts(sites: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, int]:
     """How many sites gain, lose, keep their own model, and cannot tell."""
     counts = {"gain": 0, "lose": 0, "own": 0, "cannot tell": 0}
     for row in sites.values():
-        own = key == KEYS["personal"] and row.get("word") == DECLINED
+        own = key == KEYS["personal"] and row.get("word") == statement.DECLINED
         said = "own" if own else row.get(key, {}).get("word", bootstrap.UNKNOWN)
         counts[{bootstrap.GAINS: "gain", bootstrap.LOSES: "lose", "own": "own"}.get(said, "cannot tell")] += 1
     return counts
@@ -171,5 +161,5 @@ def _guard(benefit: Mapping[str, Any]) -> str:
     note = f" Under {LEAST} independent test units, so no interval: {', '.join(few)}." if few else ""
     return (
         "Joined: better than its own model with the whole 95 % interval; worse: the same the other way; no difference: "
-        f"cannot be told; declined: it chose its own model.{note}{bare}"
+        f"the interval holds 0; declined: it chose its own model; cannot tell: too few test units.{note}{bare}"
     )
