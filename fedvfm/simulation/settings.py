@@ -40,11 +40,10 @@ def completed(values: Mapping[str, Any], model: type[pydantic.BaseModel]) -> dic
     found = dict(values)
     for name, field in model.model_fields.items():
         inner = field.annotation
-        if name not in values:
-            if not field.is_required():
-                found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
-        elif isinstance(values[name], Mapping) and inspect.isclass(inner) and issubclass(inner, pydantic.BaseModel):
-            found[name] = completed(values[name], inner)
+        if name not in values and not field.is_required():
+            found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+        if isinstance(found.get(name), Mapping) and inspect.isclass(inner) and issubclass(inner, pydantic.BaseModel):
+            found[name] = completed(found[name], inner)  # a default leaves out what is not written either
     return found
 
 

@@ -429,7 +429,7 @@ def test_nothing_but_the_update_is_kept_of_what_a_site_sent(harness: Harness) ->
         return False
 
     server = schema.ServerConfig(quorum=2)
-    folder = harness.run(harness.members(change=tell), stop=watch, durable=True, server=server)
+    folder = harness.run(harness.members(change=tell, examples=8000), stop=watch, durable=True, server=server)
     assert set(seen) == {None}
     for line in journal(folder):
         assert line["train"] == {"east": {}, "north": {}}
