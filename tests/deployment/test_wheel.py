@@ -293,7 +293,7 @@ def test_a_federation_of_two_hospitals_from_the_wheel(ready: Installed, until: A
         policy = ready.run("fedvfm", "client", "review", invite, "--print-policy").stdout
         text = (ready.folder / f"{site}.toml").read_text().replace('#include = ["ward-3"]', f'include = ["{site}"]')
         start = text.index("[policy]\n")
-        (ready.folder / f"{site}.toml").write_text(text[:start] + policy)
+        (ready.folder / f"{site}.toml").write_text(text[:start] + policy.replace("units = 10", "units = 1"))
         checked = ready.json("data", "check", f"{site}.toml", "--recipe", invite)
         assert checked["training_step"] is not None, checked["findings"]
         key = ready.json("client", "join", invite, *told, "--data", f"{site}.toml")["key"]
