@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ CLOSE = 1e-10
 
 
 @dataclass(frozen=True)
-class GeometricMedian:
+class GeometricMedian(held.Rule):
     """``argmin_z sum_k w_k ||z - x_k||`` over the whole flat update, by the smoothed Weiszfeld iteration.
 
     ``z <- sum_k b_k x_k / sum_k b_k`` with ``b_k = w_k / max(smoothing, ||z - x_k||)``. As long as bad updates have
@@ -36,23 +35,11 @@ class GeometricMedian:
 
     smoothing: float = 1e-6
 
-    sum_only: ClassVar[bool] = False
-    mixed_ranks: ClassVar[bool] = False
-    any_order: ClassVar[bool] = True
-    refactors: ClassVar[bool] = False
-    robust: ClassVar[bool] = True
+    name: ClassVar[str] = "geometric-median"
     least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         base.check_positive("smoothing", self.smoothing)
-
-    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> held.Held:
-        """Nothing held."""
-        return held.Held()
-
-    def fold(self, acc: held.Held, contribution: base.Contribution) -> held.Held:
-        """Hold the update."""
-        return acc.add(contribution)
 
     def finish(self, acc: held.Held) -> tuple[state.AdapterState, dict[str, state.Array]]:
         """The geometric median; this rule keeps no state.
@@ -60,7 +47,7 @@ class GeometricMedian:
         Raises:
             EmptyCohort: if no update was admitted.
         """
-        ordered = acc.ordered("geometric-median")
+        ordered = acc.ordered(self.name)
         updates = [one.state for one in ordered]
         shares = self.shares(held.squares(updates), np.array([one.weight for one in ordered]))
         return held.combined(updates, lambda rows: np.asarray(shares @ rows)), {}
@@ -80,7 +67,3 @@ class GeometricMedian:
             if np.abs(shares - before).max() < CLOSE:
                 break
         return shares
-
-    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
-        """See :func:`base.in_one_rank`."""
-        return base.in_one_rank("geometric-median", adapter, manifest)

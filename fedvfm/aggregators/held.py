@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,34 @@ class Held:
                 f"says, {number} came. Raise server.quorum to {least}, or lower bad in a new recipe"
             )
         return sorted(self.contributions, key=lambda one: (one.state.fingerprint, one.weight))
+
+
+class Rule:
+    """What rules share that hold all updates of a round and withstand bad ones; each adds ``least`` and ``finish``.
+
+    Attributes:
+        name: in the table of rules.
+    """
+
+    name: ClassVar[str]
+
+    sum_only: ClassVar[bool] = False
+    mixed_ranks: ClassVar[bool] = False
+    any_order: ClassVar[bool] = True
+    refactors: ClassVar[bool] = False
+    robust: ClassVar[bool] = True
+
+    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> Held:
+        """Nothing held."""
+        return Held()
+
+    def fold(self, acc: Held, contribution: base.Contribution) -> Held:
+        """Hold the update."""
+        return acc.add(contribution)
+
+    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
+        """See :func:`base.in_one_rank`."""
+        return base.in_one_rank(self.name, adapter, manifest)
 
 
 def combined(states: Sequence[state.AdapterState], reduce: Callable[[Matrix], Matrix]) -> state.AdapterState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from fedvfm.state import state
 
 
 @dataclass(frozen=True)
-class Krum:
+class Krum(held.Rule):
     """Score of an update = sum of its squared distances to the ``n - bad - 2`` others nearest to it; the least wins.
 
     With n >= 2 bad + 3 the winner is in the midst of honest updates. Distances are Euclidean over the whole flat
@@ -33,11 +32,7 @@ class Krum:
     bad: int | None = None
     average: int = 1
 
-    sum_only: ClassVar[bool] = False
-    mixed_ranks: ClassVar[bool] = False
-    any_order: ClassVar[bool] = True
-    refactors: ClassVar[bool] = False
-    robust: ClassVar[bool] = True
+    name: ClassVar[str] = "krum"
 
     def __post_init__(self) -> None:
         base.check_bad(self.bad)
@@ -48,14 +43,6 @@ class Krum:
         """Without ``bad`` any number will do, and none withstands a bad site below five."""
         return 1 if not self.bad else 2 * self.bad + 3
 
-    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> held.Held:
-        """Nothing held."""
-        return held.Held()
-
-    def fold(self, acc: held.Held, contribution: base.Contribution) -> held.Held:
-        """Hold the update."""
-        return acc.add(contribution)
-
     def finish(self, acc: held.Held) -> tuple[state.AdapterState, dict[str, state.Array]]:
         """The winner, or the mean of the best; this rule keeps no state.
 
@@ -63,7 +50,7 @@ class Krum:
             EmptyCohort: if no update was admitted.
             QuorumMissed: if fewer than ``2 bad + 3`` came.
         """
-        updates = [one.state for one in acc.ordered("krum", self.least)]
+        updates = [one.state for one in acc.ordered(self.name, self.least)]
         number = len(updates)
         bad = max((number - 3) // 2, 0) if self.bad is None else self.bad
         order = np.argsort(_scores(held.squares(updates), max(number - bad - 2, 1)), kind="stable")
@@ -74,10 +61,6 @@ class Krum:
         for update in chosen:
             total = total.add(1.0, update)
         return state.AdapterState(total.mean()), {}
-
-    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
-        """See :func:`base.in_one_rank`."""
-        return base.in_one_rank("krum", adapter, manifest)
 
 
 def _scores(squares: held.Matrix, neighbours: int) -> held.Matrix:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from fedvfm.state import state
 
 
 @dataclass(frozen=True)
-class TrimmedMean:
+class TrimmedMean(held.Rule):
     """Of every number the ``bad`` largest and the ``bad`` smallest are left out, and the rest is averaged.
 
     With at most ``bad`` bad updates every number lies between two honest ones. Every site counts the same. It acts on
@@ -28,11 +27,7 @@ class TrimmedMean:
 
     bad: int | None = None
 
-    sum_only: ClassVar[bool] = False
-    mixed_ranks: ClassVar[bool] = False
-    any_order: ClassVar[bool] = True
-    refactors: ClassVar[bool] = False
-    robust: ClassVar[bool] = True
+    name: ClassVar[str] = "trimmed-mean"
 
     def __post_init__(self) -> None:
         base.check_bad(self.bad)
@@ -42,14 +37,6 @@ class TrimmedMean:
         """More than are left out."""
         return 2 * (self.bad or 0) + 1
 
-    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> held.Held:
-        """Nothing held."""
-        return held.Held()
-
-    def fold(self, acc: held.Held, contribution: base.Contribution) -> held.Held:
-        """Hold the update."""
-        return acc.add(contribution)
-
     def finish(self, acc: held.Held) -> tuple[state.AdapterState, dict[str, state.Array]]:
         """The trimmed means; this rule keeps no state.
 
@@ -57,7 +44,7 @@ class TrimmedMean:
             EmptyCohort: if no update was admitted.
             QuorumMissed: if ``bad`` at either end leave nothing.
         """
-        updates = [one.state for one in acc.ordered("trimmed-mean", self.least)]
+        updates = [one.state for one in acc.ordered(self.name, self.least)]
         number = len(updates)
         cut = self._cut(number)
         return held.combined(updates, lambda rows: np.sort(rows, axis=0)[cut : number - cut].mean(axis=0)), {}
@@ -66,7 +53,3 @@ class TrimmedMean:
         if self.bad is not None:
             return self.bad
         return max(1, number // 4) if number >= 3 else 0
-
-    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
-        """See :func:`base.in_one_rank`."""
-        return base.in_one_rank("trimmed-mean", adapter, manifest)

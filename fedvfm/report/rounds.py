@@ -95,9 +95,13 @@ def _error_curve(journal: Rounds, key: str, title: str) -> tuple[str, float]:
     points = [(row["round"], row[key]) for row in journal if row.get(key) is not None]
     if not points:
         return "", 0.0
-    series, bounds = [charts.Series("error", points)], (0.0, math.inf)
-    svg = charts.line(series, title=title, x_label="round", y_label="error", bounds=bounds, from_edge=True)
-    return svg, max(value for _, value in points)
+    return _one_curve(points, "error", title, "error", from_edge=True), max(value for _, value in points)
+
+
+def _one_curve(points: Sequence[charts.Point], label: str, title: str, y_label: str, *, from_edge: bool = False) -> str:
+    """A chart of one value over rounds that is never below 0."""
+    series, bounds = [charts.Series(label, points)], (0.0, math.inf)
+    return charts.line(series, title=title, x_label="round", y_label=y_label, bounds=bounds, from_edge=from_edge)
 
 
 def _cosines(journal: Rounds) -> str:
@@ -125,15 +129,11 @@ def _drift(journal: Rounds) -> str:
     points = [(number, unlike["drift"] / unlike["norm"]) for number, unlike in rows]
     if not points:
         return ""
-    title = "Drift of the sites over rounds"
-    svg = charts.line(
-        [charts.Series("drift", points)], title=title, x_label="round", y_label="drift / norm", bounds=(0.0, math.inf)
-    )
     said = (
         "Drift: mean distance of a site's update from the mean of all, over the mean norm of an update. 0: all alike; "
         "near 1: what sites learn cancels when it is averaged, and fewer local steps or a smaller rate may help."
     )
-    return page.figure(svg, said)
+    return page.figure(_one_curve(points, "drift", "Drift of the sites over rounds", "drift / norm"), said)
 
 
 def _effective_rank(journal: Rounds) -> str:
@@ -141,15 +141,12 @@ def _effective_rank(journal: Rounds) -> str:
     points = [(row["round"], row["effective_rank"]["mean"]) for row in journal if row.get("effective_rank")]
     if not points:
         return ""
-    title = "Effective rank of the aggregate over rounds"
-    svg = charts.line(
-        [charts.Series("mean over pairs", points)], title=title, x_label="round", y_label="rank", bounds=(0.0, math.inf)
-    )
     said = (
         "Effective rank of the aggregate's products B A, mean over pairs: near 1, one direction holds nearly all, and "
         "a smaller rank would do; near the recipe's rank, all are in use."
     )
-    return page.figure(svg, said)
+    title = "Effective rank of the aggregate over rounds"
+    return page.figure(_one_curve(points, "mean over pairs", title, "rank"), said)
 
 
 def _alignment(journal: Rounds) -> str:

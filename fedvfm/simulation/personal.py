@@ -180,13 +180,9 @@ class _Phase:
         path = self.place.arm(arm) / "adapter.safetensors"
         if not path.exists():
             return None
-        settings = self.job.locked.recipe.aggregation
-        rule = rules.TABLE.get(settings.rule)(**settings.options)
+        rule = rules.make(self.job.locked.recipe.aggregation)
         rank = site.rank or self.job.locked.recipe.adapter.rank
-        kept: state.AdapterState = rule.for_site(
-            checkpoint.read(path)[0], handshake.at_rank(self.job.locked.manifest, rank)
-        )
-        return kept
+        return rule.for_site(checkpoint.read(path)[0], handshake.at_rank(self.job.locked.manifest, rank))
 
     def _keep(
         self,
