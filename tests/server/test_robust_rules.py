@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -98,6 +98,7 @@ def test_krum_takes_an_honest_update(seed: int, size: float) -> None:
 
 @few
 @given(seed=st.integers(0, 2**32 - 1), sites=st.integers(1, 8))
+@example(seed=1242, sites=2)  # weights so alike that the iteration has not come to the heavier one when it ends
 def test_no_step_from_the_geometric_median_is_downhill(seed: int, sites: int) -> None:
     updates = normal(seed, sites).astype(np.float64)
     weights = np.random.default_rng(seed).uniform(0.5, 2.0, sites)
