@@ -18,15 +18,15 @@ app = typer.Typer(help="Differential privacy: noise, epsilon, and whether it can
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 Count = Annotated[int | None, typer.Option(min=1, max=10**9)]
-Accountant = Annotated[str, typer.Option(help="rdp, prv or both: rdp is quick, prv tighter (it loads torch).")]
+Accountant = Annotated[str, typer.Option(help="rdp, pld or both: rdp is quick, pld tighter.")]
 Delta = Annotated[float | None, typer.Option(help="Above 0, well below 1 / the number of patients.")]
 Noise = Annotated[float | None, typer.Option("--noise", help="Noise multiplier: standard deviation in clips.")]
 
 
 def _accountants(text: str) -> tuple[str, ...]:
-    known = {"rdp": ("rdp",), "prv": ("prv",), "both": ("rdp", "prv")}
+    known = {"rdp": ("rdp",), "pld": ("pld",), "both": ("rdp", "pld")}
     if text not in known:
-        raise errors.ConfigError("--accountant", [f"'{text}': give rdp, prv or both"])
+        raise errors.ConfigError("--accountant", [f"'{text}': give rdp, pld or both"])
     return known[text]
 
 

@@ -87,7 +87,7 @@ class Budget(pydantic.BaseModel):
         data_set: what its records are called together; sets that share a record share what it has spent.
         epsilon: most that may be spent at ``delta``.
         unit: whose presence is protected. "patient" where a patient has several images.
-        accountant: "rdp" is quick; "prv" is tighter and takes seconds. Both are upper bounds.
+        accountant: "rdp" is quick; "pld" is tighter and takes seconds. Both are upper bounds.
         ledger: folder of the ledger, beside this file unless absolute. Every file with the same records names the same.
         units: a public number in place of how many records or patients there are to train on: rate, steps and noise are
             made from it, and so do not tell how many there are. About as many as there are; it is valid for any number.
@@ -99,7 +99,7 @@ class Budget(pydantic.BaseModel):
     epsilon: base.Positive
     delta: Delta
     unit: Literal["record", "patient", "site"]
-    accountant: Literal["rdp", "prv"] = "rdp"
+    accountant: Literal["rdp", "pld"] = "rdp"
     ledger: Annotated[str, Field(min_length=1, max_length=500)] = "fedvfm-ledger"
     units: Annotated[int, Field(ge=1, le=10**9)] | None = None
 

@@ -218,11 +218,11 @@ def test_an_edited_line_stops_everything(book: ledger.Ledger) -> None:
         book.check(claim(2), budget())
 
 
-def test_prv_lets_more_rounds_through_and_never_fewer(book: ledger.Ledger) -> None:
+def test_pld_lets_more_rounds_through_and_never_fewer(book: ledger.Ledger) -> None:
     for number in range(1, 5):
         spend(book, claim(number), budget())
-    after = book.check(claim(5), budget(accountant="prv"))
-    assert after.accountant == "prv"
+    after = book.check(claim(5), budget(accountant="pld"))
+    assert after.accountant == "pld"
     assert after.value < 7.7
 
 

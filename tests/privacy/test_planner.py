@@ -248,7 +248,7 @@ def test_plan_in_words_without_a_site(files: Path, cli: Any) -> None:
         (["plan", "recipe.toml", "--samples", "9", "--noise", "1", "--epsilon", "1"], "--epsilon or --noise, not both"),
         (["plan", "recipe.toml", "--samples", "9", "--delta", "2"], "--delta 2: give a number above 0 and below 1"),
         (["plan", "recipe.toml", "--samples", "9", "--mechanism", "dp"], "mechanism 'dp': known: record-level"),
-        (["plan", "recipe.toml", "--samples", "9", "--accountant", "gdp"], "'gdp': give rdp, prv or both"),
+        (["plan", "recipe.toml", "--samples", "9", "--accountant", "gdp"], "'gdp': give rdp, pld or both"),
         (["plan", "nowhere.toml", "--samples", "9"], "cannot be read"),
         (["epsilon", "--noise", "-1", "--samples", "9", "--batch", "3", "--steps", "9", "--delta", "1e-5"], "above 0"),
     ],
@@ -265,7 +265,7 @@ def test_epsilon_of_a_noise(cli: Any) -> None:
     code, out, _ = cli("privacy", "epsilon", *given, "--accountant", "both", "--json")
     found = json.loads(out)["epsilons"]
     assert code == 0
-    assert found["prv"]["epsilon"] < found["rdp"]["epsilon"] == pytest.approx(3.495, abs=1e-3)
+    assert found["pld"]["epsilon"] < found["rdp"]["epsilon"] == pytest.approx(3.495, abs=1e-3)
 
 
 def test_the_ledger_s_verbs(tmp_path: Path, cli: Any) -> None:
