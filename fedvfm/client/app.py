@@ -18,7 +18,7 @@ from fedvfm.client.training import evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
 from fedvfm.model import adapted_model, feature_counts
-from fedvfm.protocol import codecs, protocol
+from fedvfm.protocol import codecs, envelope, protocol
 from fedvfm.report import progress
 from fedvfm.state import state
 
@@ -135,7 +135,7 @@ def make_client_app(
         site: sites.Site | None = None
         try:
             site = site_of(context)
-            task = protocol.decode_task(message.content, came.find)
+            task = envelope.of(message, came.find).task
             if task.state is not None and task.recipe.codec != codecs.PLAIN:
                 came.keep(task.recipe.hash, task.state)
             return Message(work(site, task), reply_to=message)

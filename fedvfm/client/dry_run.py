@@ -134,16 +134,35 @@ class _Terms(enforcement.SiteTerms):
     def _hospital(self, config: schema.SiteConfig, recipe: schema.Recipe) -> virtual_hospitals.Hospital:
         return self._listed or super()._hospital(config, recipe)
 
-    @contextlib.contextmanager
-    def reserving(self, kind: str, task: protocol.Task) -> Iterator[gate.Reserved]:
+    def account(self, task: protocol.Task) -> privacy_charge.Account:
         """Nothing is charged: the update is trained with its noise as a real one, and then thrown away."""
-        yield gate.Reserved()
+        return _NoAccount()
 
-    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
-        """What stands for the ledger's mark is as long as a real one."""
-        if kind == protocol.TRAIN and task is not None and privacy_charge.private(task.recipe):
-            self._ledger = hash_chain.Mark(1, hash_chain.ZERO)
-        super().sends(kind, task, reply)
+
+class _NoAccount(privacy_charge.Account):
+    """Charges nothing."""
+
+    def __init__(self) -> None:
+        """Of no ledger."""
+
+    @property
+    def mark(self) -> hash_chain.Mark:
+        """As long as a real one."""
+        return hash_chain.Mark(1, hash_chain.ZERO)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[privacy_charge.Reserved]:
+        """Nothing is reserved."""
+        yield _NoHold()
+
+
+class _NoHold:
+    """Reserves nothing."""
+
+    token = ""
+
+    def charge(self, update: str) -> None:
+        """Nothing is charged."""
 
 
 @dataclass
@@ -250,12 +269,13 @@ def _site(
             computed["last"] = reply.content
         return reply
 
-    door = gate.Gate(listening, reply_cache.Sent(where.sent), mine, lambda at, error: faults.append(error))
+    kept = reply_cache.Sent(where.sent)
+    door = gate.Gate(listening, kept, mine, lambda at, error: faults.append(error))
     internals.be_server_task(1)
     recipe = sites.at_rank(locked.recipe, site.rank, site.name)
 
     def initial() -> state.AdapterState:
-        return mine.lineage(locked.recipe).first() or built.get(recipe, device).initial()
+        return mine.lineage(locked.recipe, kept.adapters).first() or built.get(recipe, device).initial()
 
     def training() -> str:
         images = mine.site(internals.context(1, NODE, {})).split("train")

@@ -27,6 +27,8 @@ from fedvfm import errors
 from fedvfm.runtime import logs
 
 SERVER_NODE = 1
+_CONTENT = bytes([ProtoMessage.DESCRIPTOR.fields_by_name["content"].number << 3 | 2])
+"""A field of bytes of known length in Protocol Buffers' wire format: its number and wire type 2."""
 
 
 def be_server_task(run_id: int) -> None:
@@ -58,16 +60,47 @@ def head(message: Message) -> bytes:
     return data
 
 
+def records(content: RecordDict) -> bytes:
+    """The records of a message, serialised one after the other; see :func:`frame`."""
+    data: bytes = serde.recorddict_to_proto(content).SerializeToString()
+    return data
+
+
+def frame(length: int) -> bytes:
+    """What stands before the serialised records of a message, by their length."""
+    made = bytearray(_CONTENT)
+    while length > 0x7F:
+        made.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes(made) + bytes([length])
+
+
 def body(content: RecordDict) -> bytes:
     """The records of a message, which messages to many sites share, serialised."""
-    data: bytes = ProtoMessage(content=serde.recorddict_to_proto(content)).SerializeToString()
-    return data
+    data = records(content)
+    return frame(len(data)) + data
 
 
 def size(message: Message) -> int:
     """Bytes of the serialised message; known already where it was :func:`received`."""
+    known = known_size(message)
+    return len(serialise(message)) if known is None else known
+
+
+def known_size(message: Message) -> int | None:
+    """Bytes of a message that was :func:`received`; None of any other."""
     known = message.__dict__.get("_fedvfm_size")
-    return known if isinstance(known, int) else len(serialise(message))
+    return known if isinstance(known, int) else None
+
+
+def attach(message: Message, what: object) -> None:
+    """Let a message carry, in this process alone, what was made of it."""
+    message.__dict__["_fedvfm_attached"] = what
+
+
+def attached(message: Message) -> object:
+    """What :func:`attach` left; None where it left nothing."""
+    return message.__dict__.get("_fedvfm_attached")
 
 
 def received(data: bytes, origin: str = "") -> Message:

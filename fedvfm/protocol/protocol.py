@@ -249,6 +249,16 @@ def put_mark(message: Message, mark: hash_chain.Mark, ledger: hash_chain.Mark | 
         message.content = RecordDict({**message.content, _AUDIT: ConfigRecord({**marks})})
 
 
+def unmarked(content: RecordDict) -> RecordDict:
+    """The records of a message but for its sender's marks; the records themselves are shared."""
+    return RecordDict({name: record for name, record in content.items() if name != _AUDIT})
+
+
+def only_marks(content: RecordDict) -> RecordDict:
+    """The marks of a message's sender alone."""
+    return RecordDict({name: record for name, record in content.items() if name == _AUDIT})
+
+
 def digest(content: RecordDict) -> str:
     """sha256 of a message's records but for the marks; the same at both ends, so that their logs can be compared."""
     total = hashlib.sha256()
@@ -269,8 +279,8 @@ Held = Callable[[str], state.AdapterState | None]
 """The adapter of a fingerprint, where this end holds it."""
 
 
-def _nothing(fingerprint: str) -> None:
-    return None
+def nothing(fingerprint: str) -> None:
+    """This end holds no adapter."""
 
 
 def encode_task(task: Task, difference: codecs.Difference | None = None) -> RecordDict:
@@ -321,7 +331,7 @@ def _adapter(header: Mapping[str, Any], recipe: schema.Recipe, arrays: ArrayReco
     return adapter
 
 
-def decode_task(content: RecordDict, held: Held = _nothing) -> Task:
+def decode_task(content: RecordDict, held: Held = nothing) -> Task:
     """The inverse of :func:`encode_task`, at the site.
 
     Args:

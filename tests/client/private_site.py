@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fedvfm.client import site_file
 from fedvfm.client import state_folder as joining
-from fedvfm.client.gate import enforcement, gate, policy, privacy_charge, reply_cache
+from fedvfm.client.gate import enforcement, exchange, gate, policy, privacy_charge, reply_cache
 from fedvfm.config import schema
 from fedvfm.flower import internals
 from fedvfm.ledger import ledger
@@ -139,6 +139,14 @@ class Site:
         message = Message(protocol.encode_task(task), 7, kind, ttl=600.0, group_id=str(task.round))
         internals.set_message_id(message, "m1")
         return internals.copy(self.door(internals.copy(message), CONTEXT))
+
+    def judge(self, task: protocol.Task) -> exchange.Exchange:
+        """A train message that came and was judged, and not answered yet."""
+        passing = self.door.open(
+            Message(protocol.encode_task(task), 7, protocol.TRAIN, ttl=600.0, group_id="1"), CONTEXT
+        )
+        self.door.judge(passing)
+        return passing
 
     @property
     def book(self) -> ledger.Ledger:

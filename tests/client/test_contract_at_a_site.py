@@ -29,7 +29,7 @@ def test_volumes_are_cut_and_stacked_as_the_recipe_says(tmp_path: Path) -> None:
     )
     # What surrounds it needs a joined site; how the data are opened does not.
     builder = enforcement.SiteTerms.__new__(enforcement.SiteTerms)
-    builder._device, builder._where = "cpu", state_folder.State(tmp_path / "state", cast(state_folder.About, None))
+    builder._device, builder.where = "cpu", state_folder.State(tmp_path / "state", cast(state_folder.About, None))
     builder._sent = reply_cache.Sent(tmp_path / "sent")
     made = builder._build(site, recipe)
     one = made.split("train")[0]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flwr.app import Message
 
 from fedvfm import errors
 from fedvfm.client import site_file
@@ -161,13 +160,11 @@ def test_a_kept_update_that_is_gone_after_the_message_was_judged_is_new_work_too
     assert not site.ask(task).has_error()
     close(site)
     again = Site(site.folder)
-    again.terms.received(protocol.TRAIN, task, Message(protocol.encode_task(task), 7, protocol.TRAIN, ttl=600.0))
+    passing = again.judge(task)
     reply_cache.Sent(site.where.sent).drop(task)
-    with (
-        pytest.raises(errors.PolicyRefused, match=r"outside policy\.hours"),
-        again.terms.reserving(protocol.TRAIN, task),
-    ):
-        pytest.fail("it was computed")
+    with pytest.raises(errors.PolicyRefused, match=r"outside policy\.hours"):
+        again.door.answer(passing)
+    assert again.app.asked == []
 
 
 # -- the reservation it was trained under ------------------------------------------------------------------------------

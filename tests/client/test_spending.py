@@ -16,7 +16,7 @@ import pytest
 from fedvfm import errors
 from fedvfm.client import privacy_report, recipe_review, site_file
 from fedvfm.client.adoption import adoption
-from fedvfm.client.gate import gate, policy, privacy_charge, reply_cache
+from fedvfm.client.gate import gate, policy, privacy_charge, reply_cache, steps
 from fedvfm.config import privacy
 from fedvfm.flower import internals
 from fedvfm.ledger import receipts, reconcile
@@ -253,13 +253,8 @@ def test_a_greeting_shows_the_ledger_before_anything_more_is_charged(site: Site)
 
 def test_an_update_that_was_charged_nowhere_does_not_leave(site: Site) -> None:
     """Whatever order somebody makes of the gate one day."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def free(kind: str, task: protocol.Task) -> Any:
-        yield gate.Reserved()
-
-    site.terms.reserving = free  # type: ignore[method-assign]
+    answer = tuple(step for step in gate.SITE.answer if step is not steps.reserve)
+    site.door.order = gate.Order(gate.SITE.judge, answer, gate.SITE.leave)
     assert protocol.error_word(site.ask(private_site.train())) == "privacy-ledger"
     assert "was not charged, so it does not leave" in str(site.faults[-1])
 
@@ -310,7 +305,7 @@ def test_a_plain_recipe_has_no_budget_and_a_budget_no_plain_recipe(site: Site) -
     assert no.value.reason == "privacy-budget"
     bare = private_site.enforcement.HospitalTerms.__new__(private_site.enforcement.HospitalTerms)
     with pytest.raises(errors.LedgerError, match="keep no ledger"):
-        bare._account(private_site.train())
+        bare.account(private_site.train())
 
 
 def test_the_doctor_says_whether_rounds_can_be_charged(site: Site) -> None:

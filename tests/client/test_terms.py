@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.client import state_folder
-from fedvfm.client.gate import enforcement, policy, reply_cache
+from fedvfm.client.gate import enforcement, exchange, gate, policy, reply_cache, steps
 from fedvfm.config import schema
 from fedvfm.flower import internals
 from fedvfm.protocol import protocol
@@ -22,6 +22,16 @@ from fedvfm.state import state
 from fedvfm.storage import hash_chain
 from tests.client import two_numbers
 from tests.client.two_numbers import ROWS, SHA, adapter, build, make_recipe
+
+CONTEXT = internals.context(1, 5, {})
+
+
+def report(at: str, error: Exception) -> None:
+    """Nobody looks at it."""
+
+
+def nobody(message: Message, context: Any) -> Message:
+    raise AssertionError("nothing may be computed")
 
 
 def asked(kind: str, task: protocol.Task, mark: hash_chain.Mark | None = None) -> Message:
@@ -39,23 +49,35 @@ class Hospital:
         joined = two_numbers.join(folder)
         self.where, self.rules = joined.site, joined.rules
         self.terms = enforcement.HospitalTerms(self.where, lambda: self.rules, build)
+        self.kept = reply_cache.Sent(self.where.sent)
         internals.be_server_task(1)
 
     def entries(self) -> list[dict[str, Any]]:
         return self.where.audit.entries
 
     def ask(self, kind: str, task: protocol.Task, content: RecordDict) -> Message:
-        """What the gate does: judge, answer with ``content``, release, record."""
-        message = asked(kind, task)
-        self.terms.received(kind, task, message)
-        reply = Message(self.terms.release(kind, task, content), reply_to=message)
-        self.terms.sends(kind, task, reply)
-        return reply
+        """What the gate does: judge, answer with ``content``, release, record; no update is kept."""
+        order = gate.Order(gate.HOSPITAL.judge, (steps.compute, steps.release), gate.HOSPITAL.leave)
+        door = gate.Gate(lambda message, _: Message(content, reply_to=message), self.kept, self.terms, report, order)
+        passing = door.open(asked(kind, task), CONTEXT)
+        door.judge(passing)
+        door.answer(passing)
+        door.leave(passing)
+        return passing.answer
+
+    def judge(
+        self, kind: str, task: protocol.Task, mark: hash_chain.Mark | None = None, terms: gate.Terms | None = None
+    ) -> exchange.Exchange:
+        """A message that was judged, perhaps by terms that were just opened."""
+        door = gate.Gate(nobody, reply_cache.Sent(self.where.sent), terms or self.terms, report)
+        passing = door.open(asked(kind, task, mark), CONTEXT)
+        door.judge(passing)
+        return passing
 
     def refused(self, kind: str, task: protocol.Task) -> str:
         """The word that a message is refused with; nothing about it was trained, and it is in the log."""
         with pytest.raises(errors.PolicyRefused) as caught:
-            self.terms.received(kind, task, asked(kind, task))
+            self.judge(kind, task)
         last = self.entries()[-1]
         assert (last["event"], last["verdict"], last["reason"]) == ("decided", "refused", caught.value.reason)
         return caught.value.reason
@@ -127,7 +149,7 @@ def test_a_changed_recipe_waits_for_a_person_and_can_be_read(hospital: Hospital)
     assert seen.recipe == task.recipe
     assert seen.manifest.fingerprint == ROWS.fingerprint, "as this site builds it, not as the coordinator says"
     state_folder.approve(hospital.where, seen)
-    hospital.terms.received(protocol.HANDSHAKE, protocol.Task(task.recipe), asked(protocol.HANDSHAKE, task))
+    hospital.judge(protocol.HANDSHAKE, protocol.Task(task.recipe))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +181,12 @@ def test_rounds_are_used_up_whatever_the_run(hospital: Hospital) -> None:
         hospital.ask(protocol.TRAIN, train_task(number, start), update(number, start))
     again = enforcement.HospitalTerms(state_folder.open_state(hospital.where.folder), lambda: hospital.rules, build)
     task = train_task(2, 10.0)
-    again.received(protocol.TRAIN, task, asked(protocol.TRAIN, task))  # killed before it was kept, it is trained anew
+    hospital.judge(protocol.TRAIN, task, terms=again)  # killed before it was kept, it is trained anew
     hospital.terms = again
     assert hospital.refused(protocol.TRAIN, train_task(2, 5.0)) == "policy-rounds"
     early = Message(update(2, 5.0), reply_to=asked(protocol.TRAIN, task))
     reply_cache.Sent(hospital.where.sent).keep(train_task(2, 5.0), early)
-    again.received(protocol.TRAIN, train_task(2, 5.0), asked(protocol.TRAIN, train_task(2, 5.0)))
+    hospital.judge(protocol.TRAIN, train_task(2, 5.0))
     assert hospital.refused(protocol.TRAIN, train_task(2, 15.0)) == "policy-rounds"
     assert hospital.refused(protocol.TRAIN, train_task(3, 0.0)) == "policy-rounds"
 
@@ -188,7 +210,7 @@ def test_an_extension_begins_with_the_adapter_that_its_recipe_names(hospital: Ho
     assert hospital.refused(protocol.TRAIN, other) == "policy-base"
     hospital.ask(protocol.TRAIN, task, update(1, 7.0))
     second = protocol.Task(task.recipe, 2, adapter(8.0))
-    hospital.terms.received(protocol.TRAIN, second, asked(protocol.TRAIN, second))
+    hospital.judge(protocol.TRAIN, second)
     cut = protocol.Task(task.recipe, 1, state.AdapterState({"head.bias": np.full(1, 8.0, np.float32)}))
     assert hospital.refused(protocol.TRAIN, cut) == "policy-base", "this site has no rank of its own"
 
@@ -223,14 +245,13 @@ def test_a_score_is_given_once_and_asked_again_with_the_same_numbers(hospital: H
     first = hospital.ask(protocol.EVALUATE, task, scores(1, classes={"cell": 20}))
     assert protocol.decode_evaluation(first.content).metrics == {"dice": 0.5}, "of 20 patients: in steps of 1 / 40"
     again = enforcement.HospitalTerms(hospital.where, lambda: hospital.rules, build)  # as after a restart
-    again.received(protocol.EVALUATE, task, asked(protocol.EVALUATE, task))
-    same = again.scored(task)
-    assert same is not None
-    assert protocol.digest(same) == protocol.digest(first.content)
+    passing = hospital.judge(protocol.EVALUATE, task, terms=again)
+    assert steps.scores_given_before(again, passing)
+    assert protocol.digest(passing.answer.content) == protocol.digest(first.content)
+    passing = hospital.judge(protocol.EVALUATE, task, terms=again)
     hospital.rules = (rules := hospital.rules).model_copy(update={"metrics": ()})
-    tighter = again.scored(task)
-    assert tighter is not None
-    assert protocol.decode_evaluation(tighter).metrics == {}
+    assert steps.scores_given_before(again, passing)
+    assert protocol.decode_evaluation(passing.answer.content).metrics == {}
     hospital.rules = rules
     for path in hospital.where.sent.glob("*.val"):
         path.unlink()  # purged: the log says that it left
@@ -244,7 +265,7 @@ def test_the_final_adapter_is_judged_anew_and_its_numbers_stay(hospital: Hospita
         reply = hospital.ask(protocol.EVALUATE, task, scores(3, value, acceptance=acceptance))
         answer = protocol.decode_evaluation(reply.content)
         assert (answer.metrics, answer.acceptance) == ({"dice": 0.5}, acceptance)
-        assert hospital.terms.scored(task) is None
+        assert not steps.scores_given_before(hospital.terms, hospital.judge(protocol.EVALUATE, task))
     assert hospital.refused(protocol.EVALUATE, score_task(2, 0.5, "test")) == "policy-evaluations"
 
 
@@ -284,7 +305,7 @@ def guarded(hospital: Hospital) -> Callable[..., str]:
         mark = hash_chain.Mark(length, head or f"{length:064x}") if length else None
         own = enforcement.HospitalTerms(hospital.where, lambda: hospital.rules, build)
         try:
-            own.received(kind, task, asked(kind, task, mark))
+            hospital.judge(kind, task, mark, own)
         except errors.LedgerError as refusal:
             return f"{hospital.entries()[-1]['reason']}: {refusal}"
         return ""
@@ -374,8 +395,7 @@ def test_a_coordinator_that_went_back_is_refused_for_good(
 def test_a_refusal_that_leaves_is_recorded(hospital: Hospital) -> None:
     task = train_task(rounds=4)
     message = Message(content=protocol.encode_task(task), dst_node_id=5, message_type=protocol.TRAIN)
-    reply = Message(protocol.refusal(errors.PolicyRefused("policy-rounds", "x")), reply_to=message)
-    hospital.terms.sends(protocol.TRAIN, task, reply)
+    gate.Gate(nobody, hospital.kept, hospital.terms, report)(message, CONTEXT)
     last = hospital.entries()[-1]
     assert (last["event"], last["kind"], last["reason"]) == ("sent", "refusal", "policy-rounds")
 
@@ -406,8 +426,6 @@ def test_a_recipe_that_leaves_values_open_is_refused(hospital: Hospital) -> None
 
 def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path: Path) -> None:
     """The gate with these terms: trained once, sent twice with the same bytes; a refusal travels as a word alone."""
-    from fedvfm.client.gate import gate
-
     asked: list[str] = []
 
     def app(message: Message, context: Any) -> Message:
@@ -446,13 +464,19 @@ def test_behind_the_gate_nothing_unrecorded_leaves(hospital: Hospital, tmp_path:
 def test_time_that_is_noted_counts_once(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     """An update that could not be kept was computed once, and counted in its own line and in that of the refusal."""
     now = [100.0]
-    monkeypatch.setattr(enforcement.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now[0])
     task = train_task()
-    message = asked(protocol.TRAIN, task)
-    hospital.terms.received(protocol.TRAIN, task, message)
-    now[0] += 40.0
-    hospital.terms.release(protocol.TRAIN, task, update())
-    now[0] += 2.0
-    hospital.terms.sends(protocol.TRAIN, task, Message(protocol.refusal(errors.StorageError("full")), reply_to=message))
+
+    def app(message: Message, context: Any) -> Message:
+        now[0] += 40.0
+        return Message(update(), reply_to=message)
+
+    class Full(reply_cache.Sent):
+        def keep(self, *_: Any) -> None:
+            now[0] += 2.0
+            raise errors.StorageError("full")
+
+    door = gate.Gate(app, Full(hospital.where.sent), hospital.terms, report)
+    assert protocol.error_word(door(asked(protocol.TRAIN, task), CONTEXT)) == "storage"
     assert [entry["seconds"] for entry in hospital.entries()[-2:]] == [40.0, 2.0]
     assert audit.usage(hospital.entries(), task.recipe.hash).seconds == 42.0

@@ -12,7 +12,7 @@ from flwr.app import Message
 
 from fedvfm import errors
 from fedvfm.client import state_folder
-from fedvfm.client.gate import enforcement
+from fedvfm.client.gate import enforcement, gate, reply_cache, steps
 from fedvfm.config import schema
 from fedvfm.protocol import protocol
 from fedvfm.state import state
@@ -44,15 +44,17 @@ def test_an_edit_counts_whatever_time_is_on_the_file(site: Site) -> None:
 @pytest.mark.parametrize("kept", [False, True])
 def test_an_edit_between_judging_and_reserving_leaves_no_work_without_an_end(site: Site, kept: bool) -> None:
     task = private_site.train()
-    message = Message(protocol.encode_task(task), 7, protocol.TRAIN, ttl=600.0, group_id="1")
-    site.terms.received(protocol.TRAIN, task, message)
+    passing = site.judge(task)
     judged = site.terms.site(private_site.CONTEXT)
     assert math.isfinite(judged.ends[0])
     edit(site, "max_hours = 24.0", "max_hours = 0.01")
     if kept:  # charging what was kept reads the policy anew
         update = state.SiteUpdate("north", private_site.adapter(1.0, 1.0), 1, 0, task.state.fingerprint)
-        assert site.terms.again(task, protocol.encode_update(update), "") is None
-    with site.terms.reserving(protocol.TRAIN, task):
+        passing.sent.keep(task, Message(protocol.encode_update(update), reply_to=passing.message))
+        assert not steps.update_kept_before(site.terms, passing)
+    with passing.held:
+        steps.work_after_all(site.terms, passing)
+        steps.reserve(site.terms, passing)
         at, word = site.terms.site(private_site.CONTEXT).ends
     assert (math.isfinite(at), word) == (True, "policy-hours")
     assert (site.terms.site(private_site.CONTEXT) is judged) != kept, "worked on by what it was judged by"
@@ -89,12 +91,12 @@ def test_the_first_adapter_of_an_extension_at_a_rank_of_its_own(tmp_path: Path) 
     state_folder.approve(made.where, locked)
     made.settings.write_text(f"rank = 4\n{made.settings.read_text()}")
     own = enforcement.SiteTerms(made.where, made.settings, "cpu", build)
+    made.door = gate.Gate(made.app, reply_cache.Sent(made.where.sent), own, lambda where, error: None)
 
     def word(start: state.AdapterState) -> str:
         task = protocol.Task(asked, 1, start)
-        message = Message(protocol.encode_task(task), 7, protocol.TRAIN, ttl=600.0, group_id="1")
         try:
-            own.received(protocol.TRAIN, task, message)
+            made.judge(task)
         except errors.PolicyRefused as refusal:
             return refusal.reason
         return ""

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
 from fedvfm import errors
-from fedvfm.client.gate import gate, reply_cache
+from fedvfm.client.gate import exchange, gate, reply_cache
 from fedvfm.config import schema
 from fedvfm.flower import internals, runtime
 from fedvfm.protocol import protocol
@@ -53,10 +53,14 @@ class App:
         return Message(protocol.encode_update(update), reply_to=message)
 
 
-def make(tmp_path: Path, app: Any, terms: gate.Terms | None = None) -> tuple[gate.Gate, list[Exception]]:
+def make(
+    tmp_path: Path, app: Any, judge: tuple[gate.Step, ...] = (), leave: tuple[gate.Step, ...] = ()
+) -> tuple[gate.Gate, list[Exception]]:
+    """The gate of a virtual hospital, with more steps at both ends."""
     seen: list[Exception] = []
     kept = reply_cache.Sent(tmp_path / "sent")
-    return gate.Gate(app, kept, terms or gate.NoTerms(), lambda where, error: seen.append(error)), seen
+    order = gate.Order((*gate.VIRTUAL.judge, *judge), gate.VIRTUAL.answer, leave)
+    return gate.Gate(app, kept, gate.NoTerms(), lambda where, error: seen.append(error), order), seen
 
 
 CONTEXT = internals.context(1, 7, {})
@@ -88,15 +92,14 @@ def test_asked_again_for_the_same_a_site_sends_the_same_bytes_and_does_not_train
 def test_what_the_terms_refuse_is_never_computed_and_the_coordinator_gets_a_word(tmp_path: Path) -> None:
     left: list[tuple[str, bool]] = []
 
-    class Terms(gate.NoTerms):
-        def received(self, kind: str, task: protocol.Task, size: int) -> None:
-            raise errors.PolicyRefused("approval-pending", "patient Miller")
+    def refuse(own: Any, of: exchange.Exchange) -> None:
+        raise errors.PolicyRefused("approval-pending", "patient Miller")
 
-        def sends(self, kind: str, task: protocol.Task, reply: Message) -> None:
-            left.append((kind, reply.has_error()))
+    def note(own: Any, of: exchange.Exchange) -> None:
+        left.append((of.kind, of.answer.has_error()))
 
     app = App()
-    entry, seen = make(tmp_path, app, Terms())
+    entry, seen = make(tmp_path, app, (refuse,), (note,))
     reply = entry(ask(), CONTEXT)
     assert app.calls == 0
     assert (reply.error.code, reply.error.reason) == (1020, "approval-pending")
@@ -118,11 +121,10 @@ def test_a_message_that_is_none_and_an_app_that_breaks_are_words(tmp_path: Path)
 
 
 def test_what_cannot_be_written_down_does_not_leave(tmp_path: Path) -> None:
-    class Terms(gate.NoTerms):
-        def sends(self, kind: str, task: protocol.Task, reply: Message) -> None:
-            raise errors.StorageError("the disk is full")
+    def full(own: Any, of: exchange.Exchange) -> None:
+        raise errors.StorageError("the disk is full")
 
-    entry, _ = make(tmp_path, App(), Terms())
+    entry, _ = make(tmp_path, App(), leave=(full,))
     assert entry(ask(), CONTEXT).error.reason == "storage"
 
 

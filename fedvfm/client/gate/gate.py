@@ -3,127 +3,127 @@
 Nothing is computed for a message that the gate refuses. What leaves is on disk first, and what it spends of the site's
 privacy is in the ledger before it leaves. An exception becomes a typed refusal here, so that no text of it travels.
 
-The order that never under-counts: judge, reserve, train, keep the update, charge it, settle what coding it lost, note
+The order below never under-counts: judge, reserve, train, keep the update, charge it, settle what coding it lost, note
 that it leaves, send. Killed at any line, the site has sent nothing that was not charged; asked again, it sends what it
 kept and charges it once, and what coding lost counts once, and only if the update may leave.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
 from fedvfm import errors
-from fedvfm.client.gate import reply_cache
-from fedvfm.protocol import codecs, protocol
-from fedvfm.storage import storage
+from fedvfm.client.gate import enforcement, reply_cache, steps
+from fedvfm.client.gate import exchange as exchanges
+from fedvfm.protocol import envelope
 
-KINDS = (protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE)
-
-App = Callable[[Message, Context], Message]
 Report = Callable[[str, Exception], None]
-
-
-def _nothing(content: RecordDict) -> None:
-    """Charges nothing."""
-
-
-@dataclass(frozen=True)
-class Reserved:
-    """What an answer spends, reserved while it is computed.
-
-    Attributes:
-        charge: charges it, by the records that leave; must have returned before they do.
-        token: of the reservation, kept beside the update; "" where nothing is reserved.
-    """
-
-    charge: Callable[[RecordDict], None] = _nothing
-    token: str = ""
-
-
-class Terms(Protocol):
-    """What a site checks and records. A hospital's stand on its policy, approvals and audit log."""
-
-    def unread(self, message: Message) -> None:
-        """A message came that is none of ours; it is refused."""
-        ...
-
-    def received(self, kind: str, task: protocol.Task, message: Message) -> None:
-        """Before anything is computed.
-
-        Raises:
-            PolicyRefused: if the message must not be answered.
-        """
-        ...
-
-    def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
-        """What may leave of a reply; recorded as computed."""
-        ...
-
-    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Reserved]:
-        """Around computing an answer: what it spends is reserved meanwhile, and charged by what is given.
-
-        Raises:
-            PolicyRefused: if it would spend more than there is, or the message was accepted because its answer was
-                kept, and it is computed anew where that is refused; then nothing is computed.
-        """
-        ...
-
-    def scored(self, task: protocol.Task) -> RecordDict | None:
-        """What may leave of scores that were given before; None where they are to be computed."""
-        ...
-
-    def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
-        """What may leave of an update that was kept; the same as before unless the terms are tighter now.
-
-        Args:
-            task: what it answers.
-            content: the update.
-            token: of the reservation that it was trained under.
-
-        Returns: None where it may not leave and the answer is to be computed anew.
-
-        Raises:
-            PolicyRefused: if what it spends cannot be charged.
-        """
-        ...
-
-    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
-        """Last, before the reply leaves, a refusal too: noted, and marked with what the log is then."""
-        ...
+Step = Callable[[Any, exchanges.Exchange], bool | None]
+"""One step: given the site's terms and the exchange. True ends the answering: the reply is there."""
 
 
 class NoTerms:
-    """A virtual hospital has none."""
+    """A virtual hospital has none: no policy, no approvals, no log, no ledger."""
 
-    def unread(self, message: Message) -> None:
+    def note_refused(self, of: exchanges.Exchange, refusal: errors.PolicyRefused) -> None:
         """Nothing is noted."""
 
-    def received(self, kind: str, task: protocol.Task, message: Message) -> None:
-        """Anything may come in."""
 
-    def release(self, kind: str, task: protocol.Task, content: RecordDict) -> RecordDict:
-        """All of it."""
-        return content
+Terms = enforcement.HospitalTerms | NoTerms
 
-    def reserving(self, kind: str, task: protocol.Task) -> contextlib.AbstractContextManager[Reserved]:
-        """Nothing is charged: no ledger is kept of images that nobody is behind."""
-        return contextlib.nullcontext(Reserved())
 
-    def scored(self, task: protocol.Task) -> RecordDict | None:
-        """Scores are computed whenever they are asked for."""
-        return None
+@dataclass(frozen=True)
+class Order:
+    """The steps of a gate, in the order they are taken.
 
-    def again(self, task: protocol.Task, content: RecordDict, token: str) -> RecordDict | None:
-        """All of it."""
-        return content
+    Attributes:
+        judge: of a message that could be read; a refusal here is noted, and nothing is computed.
+        answer: until one says that the reply is there.
+        leave: last, of every reply, a refusal too. Where one fails, a refusal leaves in place of the reply.
+    """
 
-    def sends(self, kind: str, task: protocol.Task | None, reply: Message) -> None:
-        """Nothing is noted, and there is no log whose mark it could carry."""
+    judge: tuple[Step, ...]
+    answer: tuple[Step, ...]
+    leave: tuple[Step, ...]
+
+
+RECIPE: tuple[Step, ...] = (
+    steps.read,
+    steps.note_received,
+    steps.site_policy,
+    steps.backbone,  # before anything is built: a stranger's name fetches nothing
+    steps.recipe,
+    steps.approval_before_data,  # what a mechanism comes to depends on the data, not listed for a stranger
+    steps.recipe_policy,
+    steps.approval,
+    steps.message_policy,  # rounds, hours, evaluations that are left
+    steps.lineage,
+    steps.hold_adapter,
+    steps.freshness,  # a coordinator that went back
+)
+"""What a message asks for, held against policy, approvals and audit log."""
+
+DATA: tuple[Step, ...] = (
+    steps.split,  # before the budget: where [privacy] came or went, this says more
+    steps.privacy_budget,
+    steps.enough_patients,
+    steps.privacy_statement,
+    steps.compute_time,
+)
+"""... and against what data, file and ledger of this site are now."""
+
+SITE = Order(
+    judge=(*RECIPE, *DATA, steps.note_accepted),
+    answer=(
+        steps.hold_coded_adapter,
+        steps.scores_given_before,
+        steps.update_kept_before,
+        steps.work_after_all,
+        steps.reserve,
+        steps.drop_kept,
+        steps.compute,
+        steps.pin_split,
+        steps.release,
+        steps.keep_update,
+        steps.charge,
+        steps.settle_residual,
+    ),
+    leave=(steps.note_unreadable, steps.keep_scores, steps.note_sent, steps.end_of_recipe),
+)
+"""A hospital."""
+
+HOSPITAL = Order(
+    judge=(*RECIPE, steps.note_accepted),
+    answer=tuple(step for step in SITE.answer if step is not steps.pin_split),
+    leave=(steps.note_unreadable, steps.keep_scores, steps.note_sent),
+)
+"""A hospital whose data nobody looks at: recipes without a mechanism, answered by something else than our ClientApp."""
+
+VIRTUAL = Order(
+    judge=(steps.read,),
+    answer=(
+        steps.hold_coded_adapter,
+        steps.update_sent_before,
+        steps.compute,
+        steps.leave_all,
+        steps.keep_update,
+        steps.charge,  # nothing, as no ledger is kept of images that nobody is behind
+        steps.settle_residual,
+    ),
+    leave=(),
+)
+"""A virtual hospital: what it sent it sends again."""
+
+
+def order_of(terms: Terms) -> Order:
+    """The steps for a site with these terms."""
+    if isinstance(terms, NoTerms):
+        return VIRTUAL
+    return SITE if isinstance(terms, enforcement.SiteTerms) else HOSPITAL
 
 
 class Gate:
@@ -131,67 +131,69 @@ class Gate:
 
     Args:
         app: the installed ClientApp.
-        kept: the updates that were sent.
+        kept: the updates and scores that were sent.
         terms: the site's.
         report: told of an exception; its text never travels.
+        order: of the steps; default follows from the terms.
     """
 
-    def __init__(self, app: App, kept: reply_cache.Sent, terms: Terms, report: Report) -> None:
+    def __init__(
+        self, app: exchanges.App, kept: reply_cache.Sent, terms: Terms, report: Report, order: Order | None = None
+    ) -> None:
         self._app, self._kept, self._terms, self._report = app, kept, terms, report
+        self.order = order or order_of(terms)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The reply to one message; never an exception's text."""
-        kind, task = message.metadata.message_type, None
+        passing = self.open(message, context)
         try:
-            if kind not in KINDS:
-                raise errors.ProtocolError("a message of an unknown kind")
-            task = protocol.decode_task(message.content, self._kept.adapters.find)
-            reply = self._judged(kind, task, message, context)
+            self.judge(passing)
+            self.answer(passing)
         except errors.Interrupted:
             raise
         except Exception as error:
             self._report("message", error)
-            reply = Message(protocol.refusal(error), reply_to=message)
+            passing.refuse(error)
         try:
-            if task is None:
-                self._terms.unread(message)
-            self._terms.sends(kind, task, reply)
+            self.leave(passing)
         except errors.Interrupted:
             raise
         except Exception as error:  # what cannot be recorded must not leave
             self._report("audit log", error)
-            reply = Message(protocol.refusal(error), reply_to=message)
-        return reply
+            passing.refuse(error)
+        return passing.answer
 
-    def _judged(self, kind: str, task: protocol.Task, message: Message, context: Context) -> Message:
-        self._terms.received(kind, task, message)
-        if task.state is not None and task.recipe.codec != codecs.PLAIN:
-            self._kept.adapters.keep(task.recipe.hash, task.state)
-        scores = self._terms.scored(task) if kind == protocol.EVALUATE else None
-        if scores is not None:
-            return Message(scores, reply_to=message)
-        known = self._kept.find(task) if kind == protocol.TRAIN else None
-        free = None if known is None else self._terms.again(task, known, self._kept.token(task))
-        if free is not None:
-            self._settle(task)
-            return Message(free, reply_to=message)
-        with self._terms.reserving(kind, task) as reserved:
-            if known is not None:  # refused, it stays: the data may come back as they were
-                self._kept.drop(task)
-            reply = self._app(message, context)
-            if reply.has_error():
-                return reply
-            storage.fault_point("trained")
-            reply = Message(self._terms.release(kind, task, reply.content), reply_to=message)
-            if kind == protocol.TRAIN:
-                self._kept.keep(task, reply, reserved.token)
-                storage.fault_point("update-on-disk")
-                reserved.charge(reply.content)
-                storage.fault_point("update-charged")
-                self._settle(task)
-                storage.fault_point("residual-settled")
-        return reply
+    def open(self, message: Message, context: Context) -> exchanges.Exchange:
+        """A message that came, before anything of it is read."""
+        opened = envelope.of(message, self._kept.adapters.find)
+        return exchanges.Exchange(message, context, self._app, self._kept, opened)
 
-    def _settle(self, task: protocol.Task) -> None:
-        if task.state is not None:
-            self._kept.residuals.settle(task.recipe.hash, task.round, task.state.fingerprint)
+    def judge(self, passing: exchanges.Exchange) -> None:
+        """Before anything is computed.
+
+        Raises:
+            PolicyRefused: if the message must not be answered; that is noted.
+        """
+        with steps.noting(self._terms, passing):
+            for step in self.order.judge:
+                step(self._terms, passing)
+
+    def answer(self, passing: exchanges.Exchange) -> None:
+        """Make the reply.
+
+        Raises:
+            FedvfmError: whatever broke; nothing of it may leave.
+        """
+        with passing.held:
+            for step in self.order.answer:
+                if step(self._terms, passing):
+                    return
+
+    def leave(self, passing: exchanges.Exchange) -> None:
+        """Note that the reply leaves, a refusal too.
+
+        Raises:
+            FedvfmError: if it must not.
+        """
+        for step in self.order.leave:
+            step(self._terms, passing)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedvfm import errors
 from fedvfm.config import privacy, schema
@@ -80,6 +80,19 @@ def _refused(detail: str) -> errors.PolicyRefused:
     return errors.PolicyRefused("privacy-budget", detail)
 
 
+class Reserved(Protocol):
+    """A round that is reserved while it trains."""
+
+    @property
+    def token(self) -> str:
+        """Names the reservation."""
+        ...
+
+    def charge(self, update: str) -> Any:
+        """Charge it, by the sha256 of the bytes that leave."""
+        ...
+
+
 @dataclass(frozen=True)
 class Account:
     """One round of a recipe, and the ledger it is charged to."""
@@ -88,7 +101,12 @@ class Account:
     claim: ledger.Claim
     budget: privacy.Budget
 
-    def hold(self) -> contextlib.AbstractContextManager[ledger.Hold]:
+    @property
+    def mark(self) -> hash_chain.Mark:
+        """Length and head of the ledger as it is now."""
+        return self.book.mark
+
+    def hold(self) -> contextlib.AbstractContextManager[Reserved]:
         """Reserve the round while it trains; see :meth:`fedvfm.ledger.ledger.Ledger.hold`."""
         return self.book.hold(self.claim, self.budget)
 

@@ -24,7 +24,7 @@ from flwr.app import Message, RecordDict
 from fedvfm import errors
 from fedvfm.client.gate import held_adapters
 from fedvfm.flower import internals
-from fedvfm.protocol import protocol
+from fedvfm.protocol import envelope, protocol
 from fedvfm.storage import storage
 
 _SUFFIX = ".reply"
@@ -69,7 +69,7 @@ class Sent:
             StorageError: if the disk refuses; then it must not be sent.
         """
         path = self._path(task)
-        body = internals.serialise(reply)
+        body = _body(reply)
         storage.write_bytes(path, _sum(token.encode(), body) + b"\n" + body)
         for old in path.parent.glob(f"{task.recipe.hash}-*{_SUFFIX}"):
             if old != path:
@@ -91,7 +91,7 @@ class Sent:
         Raises:
             StorageError: if the disk refuses; then they must not be sent.
         """
-        body = internals.serialise(reply)
+        body = _body(reply)
         storage.write_bytes(self._path(task, protocol.EVALUATE), _sum(b"", body) + b"\n" + body)
 
     def _path(self, task: protocol.Task, kind: str = protocol.TRAIN) -> Path:
@@ -99,6 +99,11 @@ class Sent:
             raise errors.ProtocolError("a message without an adapter, or of no split that is scored")
         suffix = f".{task.split}" if kind == protocol.EVALUATE else _SUFFIX
         return self._folder / f"{task.recipe.hash}-{task.round:06d}-{task.state.fingerprint[:32]}{suffix}"
+
+
+def _body(reply: Message) -> bytes:
+    """The reply as it travels, but for its marks."""
+    return internals.head(reply) + envelope.of(reply).body
 
 
 def _sum(token: bytes, body: bytes) -> bytes:

@@ -15,8 +15,8 @@ from flwr.serverapp import Grid
 
 from fedvfm import errors
 from fedvfm.audit import audit
-from fedvfm.flower import internals, runtime
-from fedvfm.protocol import protocol
+from fedvfm.flower import runtime
+from fedvfm.protocol import envelope, protocol
 from fedvfm.server.grid import retrying
 from fedvfm.storage import hash_chain
 from fedvfm.trust import roster as rosters
@@ -144,7 +144,7 @@ class RosterGrid(retrying.SteadyGrid):
 
     def _about(self, message: Message, asked: Any) -> dict[str, Any]:
         """What the log says of a message, by the metadata it was asked with: nothing here is the other end's word."""
-        found: dict[str, Any] = {"recipe": self._recipe, "bytes": internals.size(message)}
+        found: dict[str, Any] = {"recipe": self._recipe, "bytes": envelope.size(message)}
         if asked.group_id.isdigit():
             found["round"] = int(asked.group_id)
         if message.has_error():
@@ -152,7 +152,7 @@ class RosterGrid(retrying.SteadyGrid):
         return {
             **found,
             "kind": protocol.WORDS.get(asked.message_type, UNKNOWN),
-            "digest": protocol.digest(message.content),
+            "digest": envelope.of(message).digest,
         }
 
     def _bound(self, reply: Message, kind: str) -> Message:
@@ -184,8 +184,8 @@ def _said(reply: Message, kind: str) -> tuple[dict[str, Any], bool]:
         if update:
             spent = protocol.find_ledger(reply)
             found |= {} if spent is None else {"ledger": str(spent)}
-            if not protocol.base_of(reply.content):  # a difference is named by its digest alone
-                found["fingerprint"] = protocol.decode_update(reply.content).state.fingerprint
+            if not envelope.of(reply).coded:  # a difference is named by its digest alone
+                found["fingerprint"] = envelope.of(reply).update.state.fingerprint
     except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
         return {}, False
     return found, update

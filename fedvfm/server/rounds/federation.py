@@ -28,7 +28,7 @@ from fedvfm.config import schema
 from fedvfm.flower import internals
 from fedvfm.privacy import base as mechanisms
 from fedvfm.privacy import statements
-from fedvfm.protocol import protocol
+from fedvfm.protocol import envelope, protocol
 from fedvfm.report import progress
 from fedvfm.server.rounds import (
     admission,
@@ -332,7 +332,7 @@ class Federation:
             try:
                 if message.has_error():
                     raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
-                update = protocol.decode_update(message.content, terms.base, self.recipe.codec)
+                update = envelope.of(message).update_on(terms.base, self.recipe.codec)
                 update = admission.admit(update, terms)
                 update = update if self._private is None else mechanisms.bare(update)  # the rest is not private
                 if self.job.durable:
@@ -443,7 +443,7 @@ class Federation:
                 self._refused(number, name, f"site-{word}")
                 continue
             try:
-                answer = protocol.decode_evaluation(message.content)
+                answer = envelope.of(message).evaluation
             except errors.ProtocolError as error:
                 self.observer("note", text=f"site '{name}' did not evaluate: {error}")
                 continue

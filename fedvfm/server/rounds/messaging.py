@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedvfm.flower import internals
+from fedvfm.protocol import envelope
 from fedvfm.server.grid import retrying
 
 POLL_S = 0.5
@@ -65,7 +65,8 @@ class Asker:
 
         def send(some: Sequence[int], seconds: float) -> set[str]:
             messages = [Message(content(node), node, kind, ttl=seconds, group_id=str(number)) for node in some]
-            self.traffic.down += _sizes(messages)
+            envelope.share(messages)
+            self.traffic.down += sum(map(envelope.size, messages))
             return set(self.grid.push_messages(messages))
 
         outstanding = send(sorted(nodes, key=lambda node: nodes[node]), self.timeout_s)
@@ -74,7 +75,7 @@ class Asker:
             replies = list(self.grid.pull_messages(sorted(outstanding)))
             for message in replies:
                 outstanding.discard(message.metadata.reply_to_message_id)
-                self.traffic.up += internals.size(message)
+                self.traffic.up += envelope.size(message)
                 node, left = message.metadata.src_node_id, deadline - self._clock()
                 if node in nodes and left > 0 and again(node, message):
                     outstanding |= send([node], left)
@@ -95,12 +96,3 @@ class Asker:
         new = {"up": self.traffic.up - self._recorded.up, "down": self.traffic.down - self._recorded.down}
         self._recorded = dataclasses.replace(self.traffic)
         return new
-
-
-def _sizes(messages: Sequence[Message]) -> int:
-    """Bytes of all messages; those that share their records are serialised once."""
-    by_content: dict[int, int] = {}
-    for message in messages:
-        if id(message.content) not in by_content:
-            by_content[id(message.content)] = internals.size(message)
-    return sum(by_content[id(message.content)] for message in messages)

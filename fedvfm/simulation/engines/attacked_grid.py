@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fedvfm.config import schema
 from fedvfm.flower import internals
-from fedvfm.protocol import protocol
+from fedvfm.protocol import envelope, protocol
 from fedvfm.server.rounds import federation
 from fedvfm.simulation import attacks
 from fedvfm.state import state
@@ -87,7 +87,7 @@ class AttackedGrid(Grid):
             self._rounds = [*(one for one in self._rounds if one.open), _Round(set(training))]
         for key, message in zip(ids, messages, strict=True):
             if key in training and message.metadata.dst_node_id in self._bad:
-                start = protocol.decode_task(message.content).state
+                start = envelope.of(message).task.state
                 self._starts |= {} if start is None else {key: start}
         return ids
 
@@ -118,14 +118,14 @@ class AttackedGrid(Grid):
             row.held.append(reply)
         else:
             passed.append(reply)
-            row.honest += [] if reply.has_error() else [protocol.decode_update(reply.content).state]
+            row.honest += [] if reply.has_error() else [envelope.of(reply).update.state]
         if not row.open:
             passed += [self._replaced(one, row.honest) for one in row.held]
             row.held = []
         return passed
 
     def _replaced(self, reply: Message, honest: attacks.Batch) -> Message:
-        update = protocol.decode_update(reply.content)
+        update = envelope.of(reply).update
         made = self._attack.update(update.state, honest, self._starts.pop(self._answers(reply)))
         reply.content = protocol.encode_update(dataclasses.replace(update, state=made))
         return internals.copy(reply)
