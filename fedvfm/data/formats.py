@@ -26,6 +26,8 @@ from fedvfm.data.volumes import volumes
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOLUMES = volumes.ENDINGS
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+LOSSY = ("JPEG", "MPO", "jpeg", "tiff_jpeg")
+"""Formats, and packings of a TIFF, that give back other values than were put in."""
 MIN_SIDE = 2
 LARGEST_PIXELS = 2**26
 """A picture of more pixels is refused before memory is taken; a whole slide has to be cut into tiles anyway."""
@@ -103,13 +105,18 @@ def orientation(path: Path) -> int:
             raise defect.damaged(path, error) from None
 
 
-def _load(path: Path) -> tuple[Image.Image, bool, int]:
+def _load(path: Path, *, exact: bool = False) -> tuple[Image.Image, bool, int]:
     """Read a picture whole and turned upright; whether small values are shown white, and the bits of a grey value.
 
     Raises:
-        DataError: if it is damaged, cut short, too small, or turned in a way that cannot be read rightly.
+        DataError: if it is damaged, cut short, too small, or turned in a way that cannot be read rightly; also if it
+            must be ``exact`` and is packed as JPEG, which changes values.
     """
     with _open(path) as picture:
+        if exact and (picture.format in LOSSY or picture.info.get("compression") in LOSSY):
+            raise defect.MASK_VALUE.error(
+                f"{path}: a mask packed as JPEG, which changes class numbers; save it as PNG or uncompressed TIFF"
+            )
         try:
             said = _orientation(picture)
             white, bits = _grey(picture)
@@ -174,11 +181,12 @@ def read_image(path: Path) -> NDArray[np.float32]:
     Raises:
         DataError: if it is missing, unreadable, cut short, too small, or has values whose scale is unknown.
     """
-    picture, white, _ = _load(path)
+    picture, white, bits = _load(path)
     if picture.mode in ("1", "L", "LA", "La"):
         return _scaled(np.asarray(picture.convert("L"), dtype=np.float32), 255.0)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        wide = _wide(path, np.asarray(picture, dtype=np.float64), is_float=picture.mode == "F")
+        full = 1.0 if picture.mode == "F" else float(2**bits - 1) if 8 < bits < 16 else 65535.0
+        wide = _wide(path, np.asarray(picture, dtype=np.float64), full)
         # Up to 8 bits Pillow has turned it already.
         return np.float32(1.0) - wide if white else wide
     return _scaled(np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1), 255.0)
@@ -189,13 +197,12 @@ def _scaled(values: NDArray[Any], full: float) -> NDArray[np.float32]:
     return np.ascontiguousarray(planes / full, dtype=np.float32)
 
 
-def _wide(path: Path, values: NDArray[np.float64], *, is_float: bool) -> NDArray[np.float32]:
+def _wide(path: Path, values: NDArray[np.float64], full: float) -> NDArray[np.float32]:
     """Grey values of more than 8 bits; floats must already lie in [0, 1]."""
-    full = 1.0 if is_float else 65535.0
     low, high = float(values.min()), float(values.max())
     if not (low >= 0.0 and high <= full):
         raise defect.VALUE_RANGE.error(
-            f"{path}: values from {low:g} to {high:g}, but a {'float' if is_float else '16-bit'} picture has 0 to "
+            f"{path}: values from {low:g} to {high:g}, but a {'float' if full == 1.0 else '16-bit'} picture has 0 to "
             f"{full:g}; save it as 8- or 16-bit grey, or as NIfTI"
         )
     return _scaled(values, full)
@@ -210,7 +217,8 @@ def read_mask(path: Path) -> NDArray[np.int64]:
         DataError: if it is missing, unreadable, in colour, has values that are no whole numbers, or a palette in
             which two numbers look alike.
     """
-    picture, white, bits = _load(path)
+    picture, white, bits = _load(path, exact=True)
+    _refuse_seen_through(path, picture)
     if picture.mode == "P":
         return _indexed(path, np.asarray(picture).astype(np.int64), _colours(picture))
     if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;16"):
@@ -228,6 +236,25 @@ def read_mask(path: Path) -> NDArray[np.int64]:
     raise defect.MASK_COLOUR.error(
         f"{path}: a mask in colour ({picture.mode}); save it as one grey channel of class numbers"
     )
+
+
+def _refuse_seen_through(path: Path, picture: Image.Image) -> None:
+    """Refuse a mask that is transparent in places: what shows there is what lies behind it, whatever number is stored.
+
+    Where transparent pixels all are 0 they are background in both ways to see it.
+
+    Raises:
+        DataError: with the remedy.
+    """
+    if picture.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return
+    planes = np.asarray(picture.convert("RGBA" if picture.mode in ("PA", "RGBa") else picture.mode))
+    clear = planes[..., -1] == 0
+    if clear.any() and planes[clear][:, :-1].any():
+        raise defect.MASK_COLOUR.error(
+            f"{path}: a mask that is transparent where it has numbers, so nobody can tell which counts; save it as one "
+            "grey channel of class numbers"
+        )
 
 
 def _stored(values: NDArray[np.int64], mode: str, white: bool, bits: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,15 @@ def beside(mask: Path) -> tuple[structures.Structure, ...]:
         DataError: if that file cannot be read as what it should be.
     """
     stem = next((mask.name[: -len(end)] for end in ENDINGS if mask.name.lower().endswith(end)), mask.stem)
-    found = mask.parent / f"{stem}.json"
-    if found.is_file():
-        told = _dcmqi(found)
+    for name in (f"{stem}.json", f"{stem}-meta.json"):
+        told = _dcmqi(mask.parent / name) if (mask.parent / name).is_file() else ()
         if told:
             return told
     for table in _tables(mask.parent, stem):
         return _bids(table)
-    return ()
+    # One mask a structure, named in the file's name (BIDS 1.10, entity "label"): drawn as 1.
+    labelled = re.fullmatch(r"sub-.*_label-([^_]+)(?:_.*)?_mask", stem)
+    return (structures.Structure(1, "", structures.plain(labelled[1])),) if labelled else ()
 
 
 def _tables(folder: Path, stem: str) -> Iterator[Path]:
@@ -75,7 +77,8 @@ def _segment(one: Mapping[str, Any]) -> structures.Structure:
     modifier, side = _code(one.get("SegmentedPropertyTypeModifierCodeSequence"))
     words = {structures.plain(text) for text in (f"{side} {meaning}", f"{meaning} {side}")} - {""}
     name = structures.plain(str(one.get("SegmentLabel") or one.get("SegmentDescription") or ""))
-    code = kind + (f"+{modifier}" if modifier else "")
+    region, where = (_code(one.get(f"AnatomicRegion{part}Sequence"))[0] for part in ("", "Modifier"))
+    code = structures.qualified(kind, modifier, region, where)
     return structures.Structure(int(one["labelID"]), code, name, tuple(sorted(words)))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,8 @@ GENERAL = frozenset(
 
 GENERIC = frozenset({"foreground", "object", "structure", "mask", "segment", "roi"})
 """Class names that say no more than that there is something."""
+
+BETWEEN_WORDS = re.compile(r"[\s_.,;:/\\()\[\]{}'\"-]+")
 
 Key = tuple[str, str]
 """Code and name of a structure."""
@@ -121,8 +124,12 @@ REGIONS_LEFT = "a structure set has regions that are no class, beside one for ev
 
 
 def plain(text: str) -> str:
-    """Words in lower case with single blanks: capitals, hyphens and underscores tell no structures apart."""
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    """Words in lower case with single blanks: capitals and what stands between words tell no structures apart.
+
+    Signs that change the meaning stay: "ER+" is not "ER-", and in some scripts vowels are marks on letters.
+    """
+    known = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(word for word in BETWEEN_WORDS.split(known) if word)
 
 
 def code_of(scheme: str, value: str) -> str:
@@ -136,6 +143,34 @@ def code_of(scheme: str, value: str) -> str:
     if not value:
         return ""
     return f"{known}:{value}" if known and CODE.fullmatch(value) else f"other scheme:{hash_of(scheme + value)}"
+
+
+def qualified(kind: str, modifier: str = "", region: str = "", side: str = "") -> str:
+    """A coded type with what narrows it down: its modifier, the region it lies in, and that region's modifier (side).
+
+    A region that only says the type again adds its side alone.
+    """
+    if kind and region == kind:
+        region, modifier = "", "+".join(dict.fromkeys(part for part in (modifier, side) if part))
+    code = kind + (f"+{modifier}" if kind and modifier else "")
+    where = region + (f"+{side}" if region and side else "")
+    return f"{code}@{where}" if code and where else code
+
+
+def require_distinct(where: str, held: Sequence[Structure]) -> None:
+    """Refuse one file that gives one number to two structures: whichever is taken, the other would be it.
+
+    Raises:
+        DataError: with the number.
+    """
+    known: dict[int, Key] = {}
+    for one in held:
+        if not one.region and known.setdefault(one.value, one.key) != one.key:
+            raise defect.MASK_VALUE.error(
+                f"{where}: number {one.value} stands for two structures; save each structure under its own number, or "
+                "each mask with its own table",
+                [one.value],
+            )
 
 
 def coded(item: Any, name: str) -> tuple[str, str]:

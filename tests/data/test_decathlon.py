@@ -48,6 +48,12 @@ def contract(*names: str) -> schema.DataContract:
     return schema.DataContract(class_names=("background", "tumour"), channels=names)
 
 
+@pytest.mark.files(
+    "places",
+    "four axes of the decathlon",
+    "Antonelli et al. 2022",
+    "the channels that `modality` names, chosen as those in files of their own",
+)
 @pytest.mark.parametrize(("ending", "kind"), [(".nii.gz", "i2"), (".nii", "i2"), (".nii", "f4"), (".nii.gz", "f8")])
 def test_channels_of_one_file_are_those_of_files_of_their_own(tmp_path: Path, ending: str, kind: str) -> None:
     """Each channel as a file of its own gives the same pixels, spacing and mask."""
@@ -82,6 +88,7 @@ def test_the_order_of_channels_is_that_of_their_names(tmp_path: Path) -> None:
     assert caught.value.faults[0].code == "channels"
 
 
+@pytest.mark.files("places", "four axes without as many names", "", "refused")
 @pytest.mark.parametrize(
     ("names", "code"), [(NAMES[:3], "channels-missing"), ([], "four-axes"), (["only"], "four-axes")]
 )

@@ -165,6 +165,12 @@ def test_overlapping_segments_and_damage(tmp_path: Path) -> None:
     assert caught.value.code == "unreadable"
 
 
+@pytest.mark.files(
+    "places",
+    "DICOM-SEG that names an instance without frames",
+    "table 10-3",
+    "all its frames are meant; placed by position",
+)
 def test_an_instance_without_frame_numbers_is_meant_with_all_of_them(tmp_path: Path) -> None:
     source = writer.enhanced(tmp_path / "mr.dcm", np.zeros(SHAPE, np.uint16), lps())
     path = writer.segmentation(tmp_path / "seg.dcm", [source], labels())
@@ -178,3 +184,18 @@ def test_an_instance_without_frame_numbers_is_meant_with_all_of_them(tmp_path: P
     one.save_as(tmp_path / "other.dcm")
     np.testing.assert_array_equal(dicom_seg.read(tmp_path / "other.dcm", header), expected)
     assert expected.any()
+
+
+@pytest.mark.files(
+    "places", "DICOM-SEG made on other images", "C.7.4.1", "by position, noted; refused in another frame of reference"
+)
+def test_a_segmentation_of_other_images_lies_in_their_frame_of_reference(tmp_path: Path) -> None:
+    others = study(tmp_path / "others")
+    study(tmp_path / "a")
+    writer.segmentation(tmp_path / "seg.dcm", others, labels())
+    header = volumes.read_header(tmp_path / "a")
+    assert dicom_seg.check(tmp_path / "seg.dcm", header) == (dicom_seg.OTHER_IMAGES,)
+    study(tmp_path / "b", FrameOfReferenceUID="1.2.826.0.1.5555555")
+    with pytest.raises(errors.DataError) as caught:
+        dicom_seg.check(tmp_path / "seg.dcm", volumes.read_header(tmp_path / "b"))
+    assert caught.value.code == "mask-geometry"

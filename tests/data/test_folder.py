@@ -68,6 +68,7 @@ def test_pairs(tmp_path: Path) -> None:
     assert source.path_of(source.samples()[1]) == tmp_path / "images" / "b.jpg"
 
 
+@pytest.mark.files("structures", "masks of 0 and 255, two classes", "", "255 is the second class")
 def test_black_and_white_masks_of_two_classes(tmp_path: Path) -> None:
     source = make(pairs(tmp_path, value=255))
     np.testing.assert_array_equal(source.read(source.samples()[0]).mask, mask())

@@ -40,6 +40,7 @@ def shown(path: Path) -> np.ndarray:
 # --- polarity and Modality LUT: PS3.3, C.7.6.3.1.2 and C.11.1 ---------------------------------------------------------
 
 
+@pytest.mark.files("greys", "MONOCHROME1 with a Modality LUT", "C.7.6.3.1.2, C.11.1", "the table, then turned round")
 @pytest.mark.parametrize("modality", ["CR", "DX", "MG", "PX"])
 @pytest.mark.parametrize("bits", [12, 16])
 def test_monochrome1_is_turned_after_its_table(tmp_path: Path, modality: str, bits: int) -> None:
@@ -51,6 +52,7 @@ def test_monochrome1_is_turned_after_its_table(tmp_path: Path, modality: str, bi
     np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), RAMP)
 
 
+@pytest.mark.files("greys", "Modality LUT of XA and RF", "C.8.7.1.1.2", "not applied: it leads back to X-ray intensity")
 @pytest.mark.parametrize("modality", ["XA", "RF"])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_the_table_of_angiography_leads_back_to_intensity_and_is_not_applied(
@@ -64,6 +66,7 @@ def test_the_table_of_angiography_leads_back_to_intensity_and_is_not_applied(
     np.testing.assert_array_equal(shown(path), expected)
 
 
+@pytest.mark.files("greys", "polarity that changes inside a series", "C.7.6.3.1.2", "each file by its own")
 def test_polarity_is_that_of_each_file_of_a_series(tmp_path: Path) -> None:
     made = writer.series(tmp_path / "mr", voxels().astype(np.uint16), LPS, modality="MR")
     plain = volumes.read_volume(tmp_path / "mr").voxels.copy()
@@ -76,6 +79,7 @@ def test_polarity_is_that_of_each_file_of_a_series(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volumes.read_volume(tmp_path / "mr").voxels, plain)
 
 
+@pytest.mark.files("greys", "MONOCHROME2 with Presentation LUT Shape INVERSE", "C.8.11.3", "noted")
 def test_a_contradiction_of_polarity_is_noted(tmp_path: Path) -> None:
     writer.radiograph(tmp_path / "a.dcm", RAMP, "MONOCHROME2", PresentationLUTShape="INVERSE")
     assert any("contradict" in note for note in volumes.read_header(tmp_path / "a.dcm").notes)
@@ -103,6 +107,9 @@ PADDED: dict[str, tuple[str, type, dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.files(
+    "greys", "padding value, padding range, either end", "C.7.5.1.1.2", "dark; sets no range, no percentile, no median"
+)
 @pytest.mark.parametrize("name", PADDED)
 def test_padding_sets_no_range_and_no_percentile(tmp_path: Path, name: str) -> None:
     photometric, kind, said, value = PADDED[name]
@@ -125,6 +132,7 @@ def test_padding_sets_no_range_and_no_percentile(tmp_path: Path, name: str) -> N
         assert seen[:20].max() == 0.0
 
 
+@pytest.mark.files("greys", "padding given in the other sign", "C.7.5.1.1.2", "the same bits")
 def test_padding_given_in_the_other_sign_is_the_same_bits(tmp_path: Path) -> None:
     pixels = RAMP.astype(np.int16)
     pixels[:9] = -2000
@@ -158,6 +166,7 @@ def test_padding_of_a_ct_is_air(tmp_path: Path) -> None:
 # --- units: PS3.3, C.11.1.1.2 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.files("greys", "rescale that some slices lack", "C.11.1", "refused")
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
 def test_a_slice_that_lost_its_rescale_is_refused(tmp_path: Path, modality: str) -> None:
     writer.series(tmp_path / "ct", voxels(), LPS, modality=modality, slope=2.0, intercept=-1024)
@@ -170,6 +179,7 @@ def test_a_slice_that_lost_its_rescale_is_refused(tmp_path: Path, modality: str)
     assert caught.value.code == "grey-units"
 
 
+@pytest.mark.files("greys", "CT not in Hounsfield units", "C.11.1.1.2", "noted; refused under a recipe with a window")
 @pytest.mark.parametrize("kind", ["MGML", "Z_EFF", "ED", "HU_MOD", "US", "Vendor's own"])
 def test_a_ct_not_in_hounsfield_units_is_noted_and_not_cut_at_air(tmp_path: Path, kind: str) -> None:
     writer.series(tmp_path / "ct", voxels(), LPS, slope=1.0, intercept=-5000, RescaleType=kind)
@@ -202,6 +212,7 @@ def test_units_that_change_inside_a_series_are_refused(tmp_path: Path) -> None:
 # --- packings ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.files("greys", "JPEG Extended, 12 bits", "PS3.5 A.4.1", "read through GDCM")
 def test_jpeg_of_12_bits_is_read() -> None:
     from pydicom.data import get_testdata_file
 
@@ -210,6 +221,9 @@ def test_jpeg_of_12_bits_is_read() -> None:
         assert (found.min(), found.max()) == (0, most)
 
 
+@pytest.mark.files(
+    "greys", "PET in Bq/ml, counts or without a unit", "C.8.9.1.1.3", "noted; several units in one series are refused"
+)
 @pytest.mark.parametrize(
     ("unit", "note"),
     [("GML", ""), ("BQML", dicom_series.PET["BQML"]), ("CNTS", dicom_series.PET_OTHER), (None, dicom_series.PET[""])],
@@ -228,3 +242,35 @@ def test_pet_slices_of_two_units_are_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.DataError) as caught:
         volumes.read_header(tmp_path / "a")
     assert caught.value.code == "grey-units"
+
+
+@pytest.mark.files("greys", "Float Pixel Padding Value", "C.7.6.24", "as padding of whole numbers")
+def test_padding_of_floats_sets_no_range(tmp_path: Path) -> None:
+    """Parametric maps: PS3.3, C.7.6.24 (Float Pixel Padding Value)."""
+    values = RAMP[:, :8].astype(np.float32)
+    values[values == 30] = -9999
+    one = writer.blank("OT", "1.2.840.10008.5.1.4.1.1.30")
+    one.Rows, one.Columns, one.SamplesPerPixel, one.PhotometricInterpretation = 64, 8, 1, "MONOCHROME2"
+    one.BitsAllocated, one.FloatPixelData, one.FloatPixelPaddingValue = 32, values.tobytes(), -9999.0
+    one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert volumes.value_range(tmp_path / "a.dcm") == (0.0, 70.0)
+
+
+@pytest.mark.files("greys", "slope without intercept", "C.11.1", "no Hounsfield units")
+def test_a_slope_without_intercept_is_no_scale(tmp_path: Path) -> None:
+    for one in writer.series(tmp_path / "a", voxels(), LPS):
+        del one.RescaleIntercept
+        one.save_as(tmp_path / "a" / f"{one.InstanceNumber}.dcm", enforce_file_format=True)
+    for path in (tmp_path / "a").glob(f"*{writer.PLANTED}*"):
+        path.unlink()
+    assert volumes.read_header(tmp_path / "a").hounsfield is False
+
+
+@pytest.mark.files("greys", "High Bit other than Bits Stored - 1", "PS3.5 8.1.1", "refused")
+def test_bits_that_do_not_end_where_the_standard_says_are_refused(tmp_path: Path) -> None:
+    writer.radiograph(tmp_path / "a.dcm", RAMP << 4, BitsStored=12, HighBit=15)
+    with pytest.raises(errors.DataError) as caught:
+        volumes.read_header(tmp_path / "a.dcm")
+    assert caught.value.code == "compressed"
+    writer.radiograph(tmp_path / "b.dcm", RAMP | 0x8000, BitsStored=12, HighBit=11)  # an overlay in unused bits
+    np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), RAMP)

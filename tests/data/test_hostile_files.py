@@ -38,6 +38,7 @@ def refused(path: Path, code: str = "too-large", least: int = 64 * MIB) -> str:
     return str(caught.value)
 
 
+@pytest.mark.files("harm", "deflated DICOM", "", "256 MiB, counted before any is kept")
 def test_a_deflated_file_that_unpacks_to_much_more(tmp_path: Path) -> None:
     one = writer.pixels(writer.blank(), np.zeros((8, 8), np.uint16))
     one.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
@@ -69,6 +70,7 @@ def nrrd_file(path: Path, sizes: tuple[int, int, int], content: bytes, encoding:
 PACK = {"bzip2": bz2.compress, "bz2": bz2.compress, "gzip": gzip.compress, "gz": gzip.compress, "raw": bytes}
 
 
+@pytest.mark.files("harm", "packed NRRD", "", "what its header claims")
 @pytest.mark.parametrize("encoding", PACK)
 def test_packed_nrrd_is_read_as_far_as_it_claims(tmp_path: Path, encoding: str) -> None:
     values = np.arange(60, dtype=np.uint8)
@@ -97,6 +99,7 @@ def test_one_dicom_frame_of_too_many_pixels(tmp_path: Path) -> None:
     refused(tmp_path / "a.dcm")
 
 
+@pytest.mark.files("harm", "links out of the data folder", "", "refused")
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_links_that_leave_the_data_folder_are_refused(tmp_path: Path, what: str) -> None:
     data, other = tmp_path / "data", tmp_path / "other"
@@ -129,6 +132,7 @@ def test_links_inside_the_data_folder_are_read(tmp_path: Path) -> None:
     assert len(folder.Folder(schema.SourceConfig(source="folder", path=str(tmp_path))).samples()) == 1
 
 
+@pytest.mark.files("harm", "names in tables", "", "no formulas, no control characters")
 def test_tables_hold_no_formulas_and_no_control_characters() -> None:
     names = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a\x1b[2Kb", "plain, with comma", "a\u202eb"]
     text = storage.table(["name", "value"], [[name, -1.5] for name in names])

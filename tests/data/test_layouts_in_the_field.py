@@ -13,6 +13,8 @@ from PIL import Image
 from fedvfm import errors
 from fedvfm.config import privacy, schema
 from fedvfm.data.sources import folder
+from fedvfm.data.volumes import volumes
+from tests.data import dicom_writer as writer
 
 RNG = np.random.default_rng(0)
 
@@ -161,6 +163,7 @@ def test_a_file_that_git_annex_has_not_got(tmp_path: Path, which: str) -> None:
     assert fault.code == "link"
 
 
+@pytest.mark.files("nothing", "links that lead nowhere, or to a folder", "", "refused by that name")
 @pytest.mark.parametrize("layout", ["pairs", "classes", "studies"])
 def test_links_that_lead_nowhere_are_faults(tmp_path: Path, layout: str) -> None:
     where = {"pairs": "images/c.png", "classes": "third", "studies": "studies/c"}[layout]
@@ -175,6 +178,7 @@ def test_links_that_lead_nowhere_are_faults(tmp_path: Path, layout: str) -> None
     assert "leads nowhere" in str(refused(tmp_path))
 
 
+@pytest.mark.files("nothing", "subjects without image, masks that are nobody's", "BIDS 1.10", "the finding `left-out`")
 def test_subjects_and_masks_that_are_not_taken_are_told(tmp_path: Path) -> None:
     root = bids(tmp_path, "01", "02")
     nii(root / "sub-03" / "anat" / "sub-03_FLAIR.nii.gz")
@@ -186,6 +190,9 @@ def test_subjects_and_masks_that_are_not_taken_are_told(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.files(
+    "places", "BIDS masks of another space, side or resolution", "BIDS 1.10, derivatives", "no mask of this image"
+)
 @pytest.mark.parametrize("entity", ["space-MNI152NLin2009cAsym", "hemi-L", "res-2", "den-32k"])
 def test_a_mask_of_another_space_is_no_images_mask(tmp_path: Path, entity: str) -> None:
     root = bids(tmp_path, "01")
@@ -199,6 +206,7 @@ def test_a_mask_of_another_space_is_no_images_mask(tmp_path: Path, entity: str) 
     assert len(make(root).samples()) == 4
 
 
+@pytest.mark.files("nothing", "images that no list names", "MONAI datalist", "the finding `left-out`")
 def test_images_that_no_list_names_are_told(tmp_path: Path) -> None:
     entries = []
     for name in "abc":
@@ -217,6 +225,9 @@ def skipping(path: Path) -> folder.Folder:
     return folder.Folder(schema.SourceConfig(source="folder", path=str(path), unreadable="skip"))
 
 
+@pytest.mark.files(
+    "nothing", "files that cannot be read", "", 'stop; with `[data] unreadable = "skip"` left out and counted'
+)
 def test_unreadable_cases_are_skipped_by_choice_and_counted(tmp_path: Path) -> None:
     for name in "abcd":
         nii(tmp_path / "images" / f"{name}.nii.gz")
@@ -254,3 +265,43 @@ def test_nothing_is_skipped_under_privacy(where: str) -> None:
     site_file.require_no_skipping(
         site.model_copy(update={"data": schema.SourceConfig(source="folder", path="x")}), recipe
     )
+
+
+@pytest.mark.files("nothing", "images beside the folders that are read", "", "the finding `left-out`")
+@pytest.mark.parametrize("layout", ["pairs", "hospitals", "nnunet", "studies", "table"])
+def test_images_beside_the_folders_that_are_read_are_told(tmp_path: Path, layout: str) -> None:
+    if layout == "nnunet":
+        labels = {"background": 0, "lesion": 1}
+        settings = {"channel_names": {"0": "x"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+        tmp_path.joinpath("dataset.json").write_text(json.dumps(settings))
+        for path in ("imagesTr/a_0000", "labelsTr/a", "imagesTs/b_0000"):
+            nii(tmp_path / f"{path}.nii.gz")
+    elif layout == "studies":
+        writer.series(tmp_path / "studies" / "a", np.zeros((8, 7, 4), np.int16), np.eye(4))
+        nii(tmp_path / "masks" / "a.nii.gz")
+    else:
+        pair(tmp_path / ("north" if layout == "hospitals" else ""), "images", "masks", "a")
+    if layout == "table":
+        (tmp_path / "masks" / "a.png").unlink()
+        (tmp_path / "masks").rmdir()
+        pair(tmp_path, "images", "images", "b")
+        tmp_path.joinpath("index.csv").write_text("id,label\na,x\nb,y\n")
+    where = {"hospitals": tmp_path / "north", "studies": tmp_path / "studies"}.get(layout, tmp_path)
+    save(where / "forgotten.png", np.zeros((16, 16)))
+    if layout != "studies":
+        save(where / "more images" / "c.png", np.zeros((16, 16)))
+    faults: list[str] = []
+    source = folder.Folder.tolerant(schema.SourceConfig(source="folder", path=str(tmp_path)), faults)
+    begin = {"hospitals": "north/", "studies": "studies/"}.get(layout, "")
+    told = [one for one in source.left if "not read" in one or "that are read" in one]
+    assert [one.split(":")[0] for one in told] == [
+        f"{begin}forgotten.png",
+        *([f"{begin}more images/"] if layout != "studies" else []),
+    ]
+
+
+@pytest.mark.files("nothing", "empty files in a study", "", "left out and counted by that name")
+def test_an_empty_file_is_left_out_by_that_name(tmp_path: Path) -> None:
+    writer.series(tmp_path / "a", np.zeros((8, 7, 4), np.int16), np.eye(4))
+    (tmp_path / "a" / "IM0009").write_bytes(b"")
+    assert any("empty" in note for note in volumes.read_header(tmp_path / "a").notes)

@@ -55,6 +55,12 @@ def code(path: Path) -> str:
     return str(caught.value.code)
 
 
+@pytest.mark.files(
+    "places",
+    "MetaImage (`.mha`; `.mhd` with `.raw` or `.zraw`), packed or not",
+    "ITK, MetaIO",
+    "directions by rows of TransformMatrix, LPS, as ITK",
+)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("beside", [False, True])
 def test_voxels_inside_and_beside_packed_or_not(tmp_path: Path, packed: bool, beside: bool) -> None:
@@ -108,6 +114,7 @@ def test_bytes_before_the_voxels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(path), VOXELS)
 
 
+@pytest.mark.files("places", "MetaImage that leaves out directions or spacing", "ITK, MetaIO", "as ITK, noted")
 def test_what_a_header_leaves_out_is_noted(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.mha",
@@ -140,6 +147,7 @@ def test_what_is_not_read_is_refused(tmp_path: Path, change: tuple[str, str], ex
     assert code(write(tmp_path / "a.mha", change)) == expected
 
 
+@pytest.mark.files("harm", "MetaImage that names a file elsewhere", "", "refused")
 @pytest.mark.parametrize(
     "name", ["../secret.raw", "/etc/hostname", "sub/../../secret.raw", "..\\secret.raw", "link.raw"]
 )
@@ -150,6 +158,7 @@ def test_a_header_opens_no_file_of_another_folder(tmp_path: Path, name: str) -> 
     assert code(path) == "link"
 
 
+@pytest.mark.files("harm", "packed MetaImage", "", "what its header claims")
 def test_packed_voxels_are_read_as_far_as_the_header_claims(tmp_path: Path) -> None:
     packed = ("CompressedData = False", "CompressedData = True")
     assert code(write(tmp_path / "a.mha", packed, content=zlib.compress(bytes(1 << 24)))) == "too-large"

@@ -33,6 +33,7 @@ def patients(source: folder.Folder) -> list[str | None]:
     return [sample.patient for sample in source.samples()][::2]
 
 
+@pytest.mark.files("patients", 'studies of one Patient ID, `patients = "hash"`', "C.7.1.1", "one patient, in one split")
 def test_studies_of_one_patient_are_one_patient(tmp_path: Path) -> None:
     source = make(studies(tmp_path), patients="hash")
     first, second, third, fourth = patients(source)
@@ -73,6 +74,7 @@ def test_a_table_stands_above_the_hash(tmp_path: Path) -> None:
     assert len(set(patients(make(tmp_path, patients="hash")))) == 4
 
 
+@pytest.mark.files("patients", "the same where nobody says so", "C.7.1.1", "noted")
 def test_one_patient_under_several_names_is_noted(tmp_path: Path) -> None:
     source = make(studies(tmp_path))
     noted = [folder.SAME_PATIENT in source.notes_of(sample) for sample in source.samples()[::2]]

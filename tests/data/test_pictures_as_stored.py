@@ -83,6 +83,7 @@ def make(path: Path, **options: object) -> folder.Folder:
     )
 
 
+@pytest.mark.files("structures", "2 and 4 bits of grey", "PNG 11.2.1, TIFF 6.0 (258)", "the stored numbers")
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_few_bits_of_a_png_mask_are_numbers(tmp_path: Path, depth: int) -> None:
     values = (np.arange(32).reshape(4, 8) % 2**depth).astype(np.uint8)
@@ -91,6 +92,9 @@ def test_few_bits_of_a_png_mask_are_numbers(tmp_path: Path, depth: int) -> None:
     np.testing.assert_allclose(shown, values / (2**depth - 1), atol=1e-6)
 
 
+@pytest.mark.files(
+    "greys", "WhiteIsZero", "TIFF 6.0 (262)", "images are turned at every depth, masks are stored numbers"
+)
 @pytest.mark.parametrize("bits", [1, 4, 8, 16])
 @pytest.mark.parametrize("white", [False, True])
 def test_white_is_zero_at_every_depth(tmp_path: Path, bits: int, white: bool) -> None:
@@ -102,6 +106,7 @@ def test_white_is_zero_at_every_depth(tmp_path: Path, bits: int, white: bool) ->
     np.testing.assert_allclose(formats.read_image(path)[0], expected, atol=1e-6)
 
 
+@pytest.mark.files("structures", "palettes of greys", "PNG 11.2.2", "by the grey, not its place")
 def test_greys_of_a_palette_count_and_not_their_order(tmp_path: Path) -> None:
     one = palette(tmp_path / "a.png", DRAWN, [BLACK, WHITE])
     two = palette(tmp_path / "b.png", 1 - DRAWN, [WHITE, BLACK])
@@ -118,6 +123,9 @@ def test_two_numbers_of_one_colour_are_refused(tmp_path: Path) -> None:
     assert caught.value.code == "mask-colour"
 
 
+@pytest.mark.files(
+    "structures", "palettes of colours", "PNG 11.2.2", "by number; refused where they differ inside a folder"
+)
 @pytest.mark.parametrize(
     ("second", "right"),
     [
@@ -154,6 +162,12 @@ def turned(path: Path, shape: tuple[int, int], orientation: int) -> None:
     Image.fromarray(np.zeros(shape, np.uint8)).save(_in(path), exif=exif)
 
 
+@pytest.mark.files(
+    "places",
+    "EXIF orientation of image and mask",
+    "EXIF 2.32, 4.6.4",
+    "refused where they differ and sizes do not tell",
+)
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 @pytest.mark.parametrize(
     ("image", "mask", "shape", "right"),
@@ -201,6 +215,7 @@ def test_a_tiff_on_its_side(tmp_path: Path) -> None:
     assert caught.value.code == "turned"
 
 
+@pytest.mark.files("harm", "pictures", "", "67 million pixels")
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     head = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
@@ -208,3 +223,30 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path:
     with pytest.raises(errors.DataError, match="67,108,864") as caught:
         formats.picture_size(tmp_path / "a.png")
     assert caught.value.code == "too-large"
+
+
+@pytest.mark.files("structures", "masks that are transparent where they have numbers", "PNG 12.1", "refused")
+def test_masks_that_are_transparent_where_they_have_numbers_are_refused(tmp_path: Path) -> None:
+    """Exported from a paint program: white all over, and what is drawn is what is not transparent."""
+    drawn = np.full((4, 8, 4), 255, np.uint8)
+    drawn[..., 3] = DRAWN * 255
+    Image.fromarray(drawn).save(tmp_path / "a.png")
+    with pytest.raises(errors.DataError, match="transparent"):
+        formats.read_mask(tmp_path / "a.png")
+    Image.fromarray(drawn * DRAWN[..., None]).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(formats.read_mask(tmp_path / "b.png"), DRAWN * 255)
+
+
+@pytest.mark.files("structures", "masks packed as JPEG", "", "refused")
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_masks_packed_as_jpeg_are_refused(tmp_path: Path, name: str) -> None:
+    Image.fromarray(DRAWN.repeat(8, 0).repeat(8, 1)).save(tmp_path / name, compression="jpeg")
+    with pytest.raises(errors.DataError) as caught:
+        formats.read_mask(tmp_path / name)
+    assert caught.value.code == "mask-value"
+
+
+@pytest.mark.files("greys", "TIFF of 12 bits", "TIFF 6.0 (258)", "0 to 4095 is 0 to 1")
+def test_twelve_bits_are_scaled_by_twelve(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", np.array([[0, 4095], [2048, 1]]), 12, False)
+    np.testing.assert_allclose(formats.read_image(path)[0], np.array([[0, 4095], [2048, 1]]) / 4095)

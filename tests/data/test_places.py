@@ -50,6 +50,12 @@ def nuclear(path: Path, number: int = 5, kind: str = "RECON TOMO", pointer: Any 
 # --- nuclear medicine: PS3.3, C.8.4.8 to C.8.4.15 ---------------------------------------------------------------------
 
 
+@pytest.mark.files(
+    "places",
+    "nuclear medicine, reconstructed",
+    "C.8.4.11, C.8.4.15",
+    "slices along the normal by Spacing Between Slices and its sign",
+)
 @pytest.mark.parametrize("step", [4.0, -4.0])
 @pytest.mark.parametrize("order", [None, [5, 4, 3, 2, 1], [2, 1, 3, 5, 4]])
 def test_reconstructed_slices_lie_along_the_normal(tmp_path: Path, step: float, order: list[int] | None) -> None:
@@ -72,6 +78,7 @@ def test_a_reconstruction_without_a_place_is_noted(tmp_path: Path) -> None:
     assert any("sides are a guess" in note for note in header.notes)
 
 
+@pytest.mark.files("places", "projections", "C.8.4.9", "refused")
 def test_projections_and_slices_without_distance_are_refused(tmp_path: Path) -> None:
     nuclear(tmp_path / "tomo.dcm", kind="TOMO", pointer=[DETECTORS, ANGLES])
     assert "projections" in refused(tmp_path / "tomo.dcm", "frames-unplaced")
@@ -84,6 +91,7 @@ def test_gated_slices_are_several_volumes(tmp_path: Path) -> None:
     refused(tmp_path / "a.dcm", "slices-missing")
 
 
+@pytest.mark.files("places", "frames of one file", "C.7.6.6", "a film only if they are moments")
 @pytest.mark.parametrize(
     ("kind", "pointer", "moments"),
     [("DYNAMIC", TIMES, True), ("STATIC", DETECTORS, False), ("WHOLE BODY", [0x00540010, DETECTORS], False)],
@@ -96,7 +104,45 @@ def test_only_moments_are_a_film(tmp_path: Path, kind: str, pointer: Any, moment
     assert any("views" in note for note in header.notes) == (not moments)
 
 
-@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.files(
+    "places", "frames that say nothing, of US, IVUS, XA, RF, endoscopy; of others", "C.7.6.6", "a film; pictures, noted"
+)
+@pytest.mark.parametrize(("modality", "moments"), [("US", True), ("XA", True), ("SC", False), ("DX", False)])
+def test_frames_that_say_nothing_are_a_film_only_where_films_are_made(
+    tmp_path: Path, modality: str, moments: bool
+) -> None:
+    writer.pixels(writer.blank(modality), np.zeros((4, 6, 6), np.uint8)).save_as(
+        tmp_path / "a.dcm", enforce_file_format=True
+    )
+    header = volumes.read_header(tmp_path / "a.dcm")
+    assert header.moments == moments
+    assert any("views" in note for note in header.notes) == (not moments)
+
+
+@pytest.mark.files("places", "enhanced frames of which some have no place", "C.7.6.16.2.3", "refused")
+def test_frames_of_which_some_have_no_place_are_refused(tmp_path: Path) -> None:
+    one = writer.enhanced(tmp_path / "a.dcm", voxels(), LPS)
+    del one.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence
+    one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert "1 of 6 frames" in refused(tmp_path / "a.dcm", "frames-unplaced")
+    for group in one.PerFrameFunctionalGroupsSequence:
+        if "PlanePositionSequence" in group:
+            del group.PlanePositionSequence
+    one.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    refused(tmp_path / "b.dcm", "frames-unplaced")
+
+
+@pytest.mark.files("places", "two frames of reference in one series", "C.7.4.1", "refused")
+def test_positions_in_two_frames_of_reference_do_not_compare(tmp_path: Path) -> None:
+    made = writer.series(tmp_path / "a", voxels(), LPS)
+    one = made[3]
+    one.FrameOfReferenceUID = uid.generate_uid()
+    one.save_as(tmp_path / "a" / f"003-{writer.PLANTED}-1.2.3.3.dcm", enforce_file_format=True)
+    assert "frames of reference" in refused(tmp_path / "a", "series-mixed")
+
+
+@pytest.mark.files("places", "frames of CT, MR or PET that say neither place nor moment", "C.7.6.6", "refused")
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT", "OPT", "MG"])
 def test_frames_that_say_neither_place_nor_moment_are_refused(tmp_path: Path, modality: str) -> None:
     values = np.zeros((4, 6, 6), np.uint16)
     one = writer.pixels(writer.blank(modality), values)
@@ -111,6 +157,7 @@ def test_frames_that_say_neither_place_nor_moment_are_refused(tmp_path: Path, mo
 # --- enhanced ultrasound volumes: PS3.3, C.8.24 -----------------------------------------------------------------------
 
 
+@pytest.mark.files("places", "enhanced ultrasound volumes", "C.8.24", "a volume in its transducer's frame, noted")
 def test_an_ultrasound_volume_lies_in_its_transducers_frame(tmp_path: Path) -> None:
     values = np.arange(4 * 30, dtype=np.uint8).reshape(4, 5, 6)
     one = writer.pixels(writer.blank("US", ENHANCED_US), values)
@@ -136,6 +183,7 @@ def test_an_ultrasound_volume_lies_in_its_transducers_frame(tmp_path: Path) -> N
 # --- mosaics ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.files("places", "mosaics (Siemens, United Imaging)", "their private blocks", "refused")
 @pytest.mark.parametrize("how", ["ImageType", "capitals", "Siemens", "United Imaging"])
 def test_mosaics_are_refused(tmp_path: Path, how: str) -> None:
     writer.series(tmp_path / "mr", voxels(1), LPS, modality="MR")
@@ -157,6 +205,7 @@ def test_mosaics_are_refused(tmp_path: Path, how: str) -> None:
 # --- thickness, size of a pixel, rounding -----------------------------------------------------------------------------
 
 
+@pytest.mark.files("places", "one slice without thickness", "C.7.6.2", "its area, no volume in ml, noted")
 @pytest.mark.parametrize(
     ("said", "thick"),
     [
@@ -176,6 +225,7 @@ def test_volumes_in_ml_need_a_thickness(tmp_path: Path, said: dict[str, Any], th
         assert row["mm3"] == pytest.approx(56 * 0.5 * 0.75 * thick)
 
 
+@pytest.mark.files("places", "a series without Pixel Spacing", "C.7.6.2", "refused by that name")
 def test_a_series_without_pixel_spacing_is_told_so(tmp_path: Path) -> None:
     made = writer.series(tmp_path / "ct", voxels(), LPS)
     for file, one in zip(sorted((tmp_path / "ct").iterdir()), made, strict=True):
@@ -194,6 +244,9 @@ def rounded(folder: Path, step: float, decimals: int = 1, skip: tuple[int, ...] 
     return folder
 
 
+@pytest.mark.files(
+    "places", "positions rounded to one decimal", "C.7.6.2", "read where a regular grid is within 0.05 mm, noted"
+)
 @pytest.mark.parametrize("step", [0.625, 0.75, 1.25, 0.45, 0.33])
 def test_positions_rounded_by_a_writer_are_read(tmp_path: Path, step: float) -> None:
     header = volumes.read_header(rounded(tmp_path / "ct", step))
@@ -213,6 +266,7 @@ def test_of_three_slices_one_missing_is_no_rounding(tmp_path: Path) -> None:
 # --- nothing vanishes: preambles, links, copies -----------------------------------------------------------------------
 
 
+@pytest.mark.files("nothing", "files without preamble", "PS3.10, 7.1", "read")
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.parametrize("ending", ["", ".dcm", ".ima"])
 def test_files_without_preamble_are_read(tmp_path: Path, implicit: bool, ending: str) -> None:
@@ -253,6 +307,7 @@ def test_links_in_a_study_are_refused_by_what_they_are(tmp_path: Path) -> None:
     assert "leads nowhere" in refused(tmp_path / "ct", "link")
 
 
+@pytest.mark.files("nothing", "exact copies of an instance", "PS3.5, 9", "left out and counted")
 def test_an_exact_copy_of_an_instance_is_left_out_and_counted(tmp_path: Path) -> None:
     writer.series(tmp_path / "ct", voxels(), LPS)
     first = sorted((tmp_path / "ct").iterdir())[0]
@@ -266,6 +321,7 @@ def test_an_exact_copy_of_an_instance_is_left_out_and_counted(tmp_path: Path) ->
     refused(tmp_path / "ct", "slices-missing")
 
 
+@pytest.mark.files("nothing", "documents in a study", "", "left out, counted by their kind")
 def test_documents_are_left_out_by_their_kind(tmp_path: Path) -> None:
     writer.series(tmp_path / "ct", voxels(), LPS)
     report = writer.blank("SR", uid.BasicTextSRStorage)

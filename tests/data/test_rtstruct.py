@@ -96,6 +96,12 @@ def brute(ring: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     return inside, distance
 
 
+@pytest.mark.files(
+    "contours",
+    "which pixels a contour holds",
+    "C.8.8.6.3",
+    "those whose centre lies inside or, to 0.01 pixel, on the line",
+)
 @pytest.mark.parametrize("seed", range(12))
 def test_a_contour_holds_the_pixels_whose_centres_lie_inside(seed: int) -> None:
     """Against a count of crossings pixel by pixel, and against Pillow's polygon, which may differ at the edge alone."""
@@ -114,6 +120,7 @@ def test_a_contour_holds_the_pixels_whose_centres_lie_inside(seed: int) -> None:
     np.testing.assert_array_equal((inside | line)[away], np.asarray(picture)[away])
 
 
+@pytest.mark.files("contours", "borders traced from pixel centre to pixel centre", "C.8.8.6.3", "the traced mask")
 def test_traced_borders_come_back_as_they_were() -> None:
     """As OpenCV traces a mask: from centre to centre of its border pixels, those around a hole too."""
     outer, hole = np.array(box(3, 2, 14, 12), float), np.array(box(6, 5, 10, 9), float)
@@ -124,6 +131,12 @@ def test_traced_borders_come_back_as_they_were() -> None:
     np.testing.assert_array_equal(inside | line, expected)
 
 
+@pytest.mark.files(
+    "contours",
+    "holes, islands, keyholes, CLOSEDPLANAR_XOR",
+    "C.8.8.6.1, C.8.8.6.3",
+    "a contour inside of another is a hole",
+)
 def test_holes_islands_and_keyholes() -> None:
     rings = [
         np.array(ring, float)
@@ -140,6 +153,12 @@ def test_holes_islands_and_keyholes() -> None:
     assert np.count_nonzero(inside | line) == 17 * 17 - 11 * 11
 
 
+@pytest.mark.files(
+    "contours",
+    "contours of one region that cross, or stand twice",
+    "C.8.8.6.1",
+    "taken together; XOR only where the file says so",
+)
 def test_contours_that_cross_or_stand_twice_are_taken_together() -> None:
     first, second = np.array(box(1.5, 1.5, 8.5, 8.5)), np.array(box(6.5, 4.5, 12.5, 10.5))
     assert np.count_nonzero(contours.combined([first, second], (20, 24))[0]) == 49 + 36 - 2 * 4
@@ -150,6 +169,12 @@ def test_contours_that_cross_or_stand_twice_are_taken_together() -> None:
 # --- where they lie ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.files(
+    "contours",
+    "oblique and sagittal series, any side first",
+    "C.7.6.2",
+    "in patient space, by the images named and by place",
+)
 @pytest.mark.parametrize("code", seg.RIGHT_HANDED[::5])
 @pytest.mark.parametrize("referenced", [True, False])
 def test_contours_lie_at_their_physical_points(tmp_path: Path, code: tuple[str, ...], referenced: bool) -> None:
@@ -165,6 +190,7 @@ def test_contours_lie_at_their_physical_points(tmp_path: Path, code: tuple[str, 
     assert seg.places(dicom_seg.read(tmp_path / "rs.dcm", header), header.grid, 1) == seg.places(expected, grid, 1)
 
 
+@pytest.mark.files("contours", "names in other capitals, numbers that change", "C.8.8.5", "by name")
 def test_structure_sets_go_by_name(tmp_path: Path) -> None:
     study(tmp_path, "a", [("Liver", over(LIVER)), ("Kidney_L", over(KIDNEY))])
     study(
@@ -182,6 +208,12 @@ def test_structure_sets_go_by_name(tmp_path: Path) -> None:
     assert source.left == ("b: region 'body' of a structure set: no class",)
 
 
+@pytest.mark.files(
+    "contours",
+    "a region that is no class",
+    "C.8.8.5",
+    "left out and noted where every class has its region beside it; else it has to be mapped",
+)
 def test_a_region_that_may_be_a_missing_class_has_to_be_mapped(tmp_path: Path) -> None:
     study(tmp_path, "a", [("liver", over(LIVER)), ("BODY", over(box(0.5, 0.5, 22.5, 18.5), range(6)))])
     study(tmp_path, "b", [("Hepar", over(LIVER)), ("BODY", over(box(0.5, 0.5, 22.5, 18.5), range(6)))])
@@ -211,6 +243,7 @@ def test_a_region_that_is_mapped_is_never_left_out(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.files("contours", "classes that overlap", "", "refused, or the last counts by choice")
 def test_classes_that_overlap_are_refused_or_the_last_counts(tmp_path: Path) -> None:
     study(tmp_path, "a", [("GTV", over(box(4.5, 5.5, 6.5, 7.5))), ("liver", over(LIVER))])
     names = ["background", "liver", "gtv"]
@@ -220,6 +253,7 @@ def test_classes_that_overlap_are_refused_or_the_last_counts(tmp_path: Path) -> 
         make(tmp_path, class_names=names, overlap="first")
 
 
+@pytest.mark.files("contours", "structures that share a line", "C.8.8.6.3", "no overlap")
 def test_structures_that_share_a_line_do_not_overlap(tmp_path: Path) -> None:
     study(tmp_path, "a", [("liver", over(box(2, 3, 9, 12))), ("spleen", over(box(9, 3, 15, 12)))])
     counted = voxels(make(tmp_path, class_names=["background", "liver", "spleen"]))
@@ -227,6 +261,7 @@ def test_structures_that_share_a_line_do_not_overlap(tmp_path: Path) -> None:
     assert counted == {"image-0001": [71 * 3, 69 * 3]}
 
 
+@pytest.mark.files("contours", "on every second slice only, between slices, beyond the images", "C.8.8.6", "refused")
 @pytest.mark.parametrize(
     ("slices", "referenced", "code"),
     [
@@ -241,6 +276,9 @@ def test_contours_that_fit_no_slice_are_refused(tmp_path: Path, slices: Any, ref
     assert refused(tmp_path, class_names=["background", "liver"]).code == code
 
 
+@pytest.mark.files(
+    "contours", "a little beside a slice, or slices missing inside", "C.8.8.6", "the nearest slice and contour; noted"
+)
 def test_contours_between_slices_and_gaps_are_noted(tmp_path: Path) -> None:
     """Two planes that fall on one slice are no hole in each other: the nearer one counts."""
     near, far = box(2.5, 3.5, 9.5, 12.5), box(3.5, 4.5, 8.5, 11.5)
@@ -259,12 +297,14 @@ def test_contours_between_slices_and_gaps_are_noted(tmp_path: Path) -> None:
     assert source.notes_of(source.samples()[0]) == (dicom_rtstruct.BETWEEN, dicom_rtstruct.GAPS)
 
 
+@pytest.mark.files("contours", "contours across the slices", "C.8.8.6.1", "refused")
 def test_contours_across_the_slices_are_refused(tmp_path: Path) -> None:
     points = placed(LIVER, 1) + np.array([[0, 0, 0], [0, 0, 0], [0, 0, 2.0], [0, 0, 2.0]])
     study(tmp_path, "a", [("liver", [(1, points)])])
     assert refused(tmp_path, class_names=["background", "liver"]).code == "mask-geometry"
 
 
+@pytest.mark.files("contours", "made on other images, or in another frame of reference", "C.8.8.5", "refused")
 def test_a_set_of_other_images_is_refused(tmp_path: Path) -> None:
     images = writer.series(tmp_path / "other", np.zeros(SHAPE, np.int16), PLAIN)
     writer.series(tmp_path / "studies" / "a", np.zeros(SHAPE, np.int16), PLAIN)
@@ -276,6 +316,12 @@ def test_a_set_of_other_images_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, class_names=["background", "liver"]).code == "mask-geometry"
 
 
+@pytest.mark.files(
+    "contours",
+    "regions without a closed contour, rejected sets",
+    "C.8.8.6, C.8.8.16",
+    "count as not drawn, noted; left out",
+)
 def test_what_has_no_area_or_was_rejected_is_no_mask(tmp_path: Path) -> None:
     study(tmp_path, "a", [("liver", over(LIVER)), ("not drawn", []), ("couch", [])])
     source = make(tmp_path, class_names=["background", "liver"])
@@ -301,6 +347,7 @@ def test_damaged_contours_are_refused(tmp_path: Path, data: bytes) -> None:
     assert refused(tmp_path, class_names=["background", "liver"]).code == "unreadable"
 
 
+@pytest.mark.files("contours", "DICOM-SEG and RTSTRUCT in one study", "", "DICOM-SEG counts, noted")
 def test_a_segmentation_counts_and_not_the_structure_set_it_was_made_from(tmp_path: Path) -> None:
     images = study(tmp_path, "a", [("liver", over(KIDNEY))])
     mask = np.zeros(SHAPE, np.uint8)

@@ -75,6 +75,12 @@ NAMES = ["background", "liver", "kidney"]
 # --- DICOM-SEG: PS3.3, C.8.20.2 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.files(
+    "structures",
+    "DICOM-SEG, numbers that change from study to study, several objects of a study",
+    "C.8.20.2",
+    "by coded type (SRT as SCT), else by label, capitals apart",
+)
 @pytest.mark.parametrize("liver", [(LIVER, "Segment_1"), (OLD_LIVER, "a"), (TISSUE, "LIVER"), (TISSUE, "liver ")])
 def test_numbers_that_change_from_study_to_study(tmp_path: Path, liver: tuple[Any, str]) -> None:
     study(tmp_path, "a", {1: (*liver, "liver"), 2: (KIDNEY, "x", "kidney")})
@@ -86,6 +92,9 @@ def test_numbers_that_change_from_study_to_study(tmp_path: Path, liver: tuple[An
     }
 
 
+@pytest.mark.files(
+    "structures", "a structure that is no class", "C.8.20.2", "refused by number and code; can be mapped in `[labels]`"
+)
 def test_a_structure_that_is_no_class_is_refused_and_can_be_mapped(tmp_path: Path) -> None:
     study(tmp_path, "a", {1: (LIVER, "PLANTED", "liver")}, {1: (KIDNEY, "PLANTED", "kidney")})
     text = refused(tmp_path, class_names=["background", "liver"])
@@ -114,6 +123,7 @@ def make_tolerant(path: Path) -> folder.Folder:
     return folder.Folder.tolerant(schema.SourceConfig(source="folder", path=str(path)), [])
 
 
+@pytest.mark.files("structures", "another organ than the recipe's", "C.8.20.2", "refused")
 def test_another_organ_than_the_recipes_is_refused(tmp_path: Path) -> None:
     study(tmp_path, "a", {1: (KIDNEY, "b", "kidney")})
     wanted = recipe("background", "liver")
@@ -124,6 +134,7 @@ def test_another_organ_than_the_recipes_is_refused(tmp_path: Path) -> None:
     assert not labels.faults(recipe("background", "foreground"), make(tmp_path).info)
 
 
+@pytest.mark.files("structures", "numbers alone", "C.8.20.2", "taken only if each number is one structure in all files")
 @pytest.mark.parametrize(
     ("one", "two"),
     [
@@ -164,17 +175,22 @@ def test_one_structure_under_two_numbers_and_mask_values_that_contradict(tmp_pat
     assert "mask_values give that class the number 2" in text
 
 
+@pytest.mark.files("structures", "code of one class and label of another", "C.8.20.2", "refused")
 def test_code_and_name_of_two_classes_are_refused(tmp_path: Path) -> None:
     study(tmp_path, "a", {1: (LIVER, "kidney", "liver")})
     assert "of several classes (liver and kidney)" in refused(tmp_path, class_names=NAMES)
 
 
+@pytest.mark.files("structures", "two objects of one structure", "", "noted, taken together")
 def test_two_versions_of_one_structure_are_noted(tmp_path: Path) -> None:
     study(tmp_path, "a", {1: (LIVER, "v", "liver")}, {1: (LIVER, "v", "liver")})
     source = make(tmp_path, class_names=["rest", "liver"])
     assert structures.TWO_OBJECTS in source.notes_of(source.samples()[0])
 
 
+@pytest.mark.files(
+    "structures", "label map with Pixel Padding Value", "C.8.20", "background; other numbers must be described"
+)
 def test_padding_of_a_label_map_is_background(tmp_path: Path) -> None:
     images = writer.series(tmp_path / "studies" / "a", np.zeros(SHAPE, np.int16), LPS)
     path = tmp_path / "studies" / "a" / "seg.dcm"
@@ -192,6 +208,45 @@ def test_padding_of_a_label_map_is_background(tmp_path: Path) -> None:
     source = make(tmp_path / "other", class_names=["rest", "liver"])
     with pytest.raises(errors.DataError, match="255 is described by no segment"):
         voxels(source)
+
+
+@pytest.mark.files(
+    "structures",
+    "sides that only the region's modifier tells",
+    "C.8.20.2",
+    "part of the code: `SCT:85756007@SCT:39607008+SCT:7771000`",
+)
+def test_sides_of_a_region_tell_segments_apart(tmp_path: Path) -> None:
+    """dcmqi writes the side as modifier of the region: type and label are those of both lungs."""
+    images = writer.series(tmp_path / "studies" / "a", np.zeros(SHAPE, np.int16), LPS)
+    path = tmp_path / "studies" / "a" / "seg.dcm"
+    mask = drawn(1, "liver") + drawn(2, "kidney")
+    writer.segmentation(path, images, mask, described=[(TISSUE, "lesion"), (TISSUE, "lesion")])
+    one = pydicom.dcmread(path)
+    for item, side in zip(one.SegmentSequence, ("7771000", "24028007"), strict=True):
+        region, modifier = pydicom.Dataset(), pydicom.Dataset()
+        region.CodeValue, region.CodingSchemeDesignator, region.CodeMeaning = "39607008", "SCT", "Lung"
+        modifier.CodeValue, modifier.CodingSchemeDesignator, modifier.CodeMeaning = side, "SCT", "side"
+        region.AnatomicRegionModifierSequence, item.AnatomicRegionSequence = [modifier], [region]
+    one.save_as(path)
+    left, right = (f"SCT:85756007@SCT:39607008+SCT:{side}" for side in ("7771000", "24028007"))
+    assert voxels(make(tmp_path, class_names=["rest", right, left])) == {"image-0001": [20, 12]}
+    assert voxels(make(tmp_path, class_names=["rest", "lesion"])) == {"image-0001": [32]}
+    source = make_tolerant(tmp_path).under(recipe("background", "lesion of the left lung").data)
+    assert set(source.info.class_names) == {"background", left, right}
+
+
+@pytest.mark.files(
+    "structures",
+    "names that differ by a sign or a vowel's mark",
+    "",
+    "two structures; capitals, blanks, hyphens and brackets are none",
+)
+@pytest.mark.parametrize("names", [("ER+", "ER-"), ("Tumor", "Tumor*"), ("कल", "कुल")])
+def test_signs_and_marks_tell_names_apart(tmp_path: Path, names: tuple[str, str]) -> None:
+    assert structures.plain(names[0]) != structures.plain(names[1])
+    assert structures.plain("Left_Kidney (cortex)") == structures.plain("left  kidney-cortex")
+    assert structures.plain("Hu\u0308fte") == structures.plain("H\u00fcfte")
 
 
 # --- 3D Slicer's NRRD -------------------------------------------------------------------------------------------------
@@ -219,6 +274,9 @@ def pairs(root: Path, name: str, held: dict[int, tuple[str, str]], mask: np.ndar
     slicer(root / "masks" / f"{name}{ending}", held, mask)
 
 
+@pytest.mark.files(
+    "structures", "3D Slicer's NRRD", "3D Slicer, segmentation file formats", "by `SegmentN_Tags` and `SegmentN_Name`"
+)
 @pytest.mark.parametrize("ending", [".nrrd", ".seg.nrrd", ".SEG.NRRD"])
 def test_slicers_segments_go_by_name_or_code(tmp_path: Path, ending: str) -> None:
     both = drawn(1, "liver") + drawn(2, "kidney")
@@ -234,6 +292,53 @@ def test_a_value_without_a_segment_is_refused(tmp_path: Path) -> None:
         voxels(make(tmp_path, class_names=NAMES))
 
 
+@pytest.mark.files(
+    "structures",
+    "segments of 3D Slicer before 4.11, without a number",
+    "3D Slicer, segmentation file formats",
+    "drawn as 1, known by code or name",
+)
+def test_a_segment_without_a_number_is_drawn_as_1(tmp_path: Path) -> None:
+    """Slicer before 4.11 wrote no LabelValue: two such files say by their names that they hold two structures."""
+    for name, code in (("a", "10200004"), ("b", "64033007")):
+        pairs(tmp_path, name, {1: (code, "x")}, drawn(1, "liver"))
+        path = tmp_path / "masks" / f"{name}.seg.nrrd"
+        values, fields = nrrd.read(str(path))
+        del fields["Segment0_LabelValue"]
+        nrrd.write(str(path), values, fields)
+    assert voxels(make(tmp_path, class_names=NAMES)) == {"image-0001": [12, 0], "image-0002": [0, 12]}
+    assert make(tmp_path).info.class_names == ("background", "SCT:10200004", "SCT:64033007")
+
+
+@pytest.mark.files("structures", "its regions and sides", "3D Slicer, terminologies", "part of the code")
+def test_slicers_regions_tell_segments_apart(tmp_path: Path) -> None:
+    pairs(tmp_path, "a", {1: ("85756007", "x"), 2: ("85756007", "x")}, drawn(1, "liver") + drawn(2, "kidney"))
+    path = tmp_path / "masks" / "a.seg.nrrd"
+    values, fields = nrrd.read(str(path))
+    for at, side in enumerate(("7771000^Left", "24028007^Right")):
+        fields[f"Segment{at}_Tags"] = fields[f"Segment{at}_Tags"].replace(
+            "codes~^^~^^", f"codes~SCT^39607008^Lung~SCT^{side}"
+        )
+    nrrd.write(str(path), values, fields)
+    right = "SCT:85756007@SCT:39607008+SCT:24028007"
+    left = right.replace("24028007", "7771000")
+    assert voxels(make(tmp_path, class_names=["rest", right, left])) == {"image-0001": [20, 12]}
+
+
+@pytest.mark.files("structures", "one number for two structures in one file", "", "refused")
+def test_one_number_for_two_structures_of_one_file_is_refused(tmp_path: Path) -> None:
+    pairs(tmp_path, "a", {1: ("10200004", "x"), 2: ("64033007", "y")}, drawn(1, "liver"))
+    path = tmp_path / "masks" / "a.seg.nrrd"
+    values, fields = nrrd.read(str(path))
+    fields["Segment1_LabelValue"] = "1"
+    nrrd.write(str(path), values, fields)
+    assert "number 1 stands for two structures" in refused(tmp_path, class_names=NAMES)
+    assert "number 1 stands for two structures" in refused(tmp_path)
+
+
+@pytest.mark.files(
+    "structures", "its cropped segmentation", "3D Slicer", "placed by whole voxels, 0 around it; else refused"
+)
 def test_a_cropped_segmentation_is_placed(tmp_path: Path) -> None:
     whole = drawn(1, "liver") + drawn(2, "kidney")
     pairs(tmp_path, "a", {1: ("10200004", "x"), 2: ("64033007", "y")}, whole)
@@ -251,6 +356,9 @@ def test_a_cropped_segmentation_is_placed(tmp_path: Path) -> None:
     assert "differ in size, spacing or place" in refused(other, class_names=NAMES)
 
 
+@pytest.mark.files(
+    "places", "NRRD space units", 'NRRD format, "space units"', "mm, cm, m and um are heeded, others refused"
+)
 @pytest.mark.parametrize(
     ("unit", "factor"), [("mm", 1.0), ("cm", 10.0), ("m", 1000.0), ("um", 0.001), ("Centimeters", 10)]
 )
@@ -279,6 +387,7 @@ def nifti(path: Path, values: np.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Image(values, LPS), path)
 
 
+@pytest.mark.files("structures", "dcmqi's JSON beside a mask", "dcmqi, meta information", "by coded type")
 def test_dcmqis_meta_information(tmp_path: Path) -> None:
     for name, order in (("a", (1, 2)), ("b", (2, 1))):
         nifti(tmp_path / "images" / f"{name}.nii.gz", np.zeros(SHAPE, np.int16))
@@ -299,6 +408,57 @@ def test_dcmqis_meta_information(tmp_path: Path) -> None:
     assert voxels(make(tmp_path, class_names=NAMES)) == {"image-0001": [12, 20], "image-0002": [12, 20]}
 
 
+@pytest.mark.files(
+    "structures",
+    "dcmqi's lists of several files beside one mask",
+    "dcmqi, meta information",
+    "refused where a number is in two lists",
+)
+def test_dcmqis_lists_of_several_files_are_refused(tmp_path: Path) -> None:
+    """itkimage2segimage takes a list for each file: beside one mask nobody can tell which list is its."""
+    nifti(tmp_path / "images" / "a.nii.gz", np.zeros(SHAPE, np.int16))
+    nifti(tmp_path / "masks" / "a.nii.gz", drawn(1, "liver"))
+    lists = [[{"labelID": 1, "SegmentLabel": name}] for name in ("Liver", "Kidney")]
+    (tmp_path / "masks" / "a-meta.json").write_text(json.dumps({"segmentAttributes": lists}))
+    assert "number 1 stands for two structures" in refused(tmp_path, class_names=NAMES)
+
+
+def bids(root: Path, name: str, ending: str, mask: np.ndarray) -> Path:
+    (root / "dataset_description.json").write_text("{}")
+    nifti(root / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz", np.zeros(SHAPE, np.int16))
+    path = root / "derivatives" / "manual" / f"sub-{name}" / "anat" / f"sub-{name}_{ending}.nii.gz"
+    nifti(path, mask)
+    return path
+
+
+@pytest.mark.files("structures", "`label-NAME_mask` of BIDS", "BIDS 1.10, derivatives", "the structure's name")
+def test_the_label_in_a_bids_name_is_the_structure(tmp_path: Path) -> None:
+    bids(tmp_path, "01", "label-liver_mask", drawn(1, "liver"))
+    bids(tmp_path, "02", "label-kidney_mask", drawn(1, "kidney"))
+    assert voxels(make(tmp_path, class_names=NAMES)) == {"image-0001": [12, 0], "image-0002": [0, 20]}
+    assert "another structure from file to file" in refused(tmp_path)
+
+
+@pytest.mark.files("structures", "masks of several `desc-`, `atlas-` or `seg-`", "BIDS 1.10, derivatives", "refused")
+def test_bids_masks_made_in_several_ways_are_refused(tmp_path: Path) -> None:
+    bids(tmp_path, "01", "desc-brain_mask", drawn(1, "liver"))
+    bids(tmp_path, "02", "desc-brain_mask", drawn(1, "liver"))
+    assert voxels(make(tmp_path)) == {"image-0001": [12], "image-0002": [12]}
+    bids(tmp_path, "03", "desc-lesion_mask", drawn(1, "kidney"))
+    assert "desc-brain, desc-lesion" in refused(tmp_path)
+
+
+@pytest.mark.files("structures", "tables that lack a row, or give a number twice", "BIDS 1.10, derivatives", "refused")
+@pytest.mark.parametrize("rows", ["1\tliver\n1\tkidney\n", "1\tliver\n2\tn/a\n", "1.0\tliver\n", "1\n"])
+def test_bids_tables_that_do_not_say_all_are_refused(tmp_path: Path, rows: str) -> None:
+    mask = bids(tmp_path, "01", "dseg", drawn(1, "liver"))
+    (mask.parent / "sub-01_dseg.tsv").write_text(f"index\tname\n{rows}")
+    refused(tmp_path, class_names=NAMES)
+
+
+@pytest.mark.files(
+    "structures", "BIDS tables (`dseg.tsv`)", "BIDS 1.10, derivatives", "by name; beside the mask or inherited"
+)
 @pytest.mark.parametrize("where", ["beside", "above"])
 def test_bids_tables(tmp_path: Path, where: str) -> None:
     (tmp_path / "dataset_description.json").write_text("{}")
@@ -315,6 +475,12 @@ def test_bids_tables(tmp_path: Path, where: str) -> None:
 # --- dataset.json and recipes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.files(
+    "structures",
+    "names of `dataset.json` against the recipe's",
+    "nnU-Net, MONAI",
+    "a name under another number, or another name, is refused",
+)
 @pytest.mark.parametrize(
     ("theirs", "ours", "right"),
     [

@@ -410,6 +410,7 @@ def test_an_adapter_of_another_shape_is_refused(saved: Saver, tmp_path: Path) ->
         fedvfm.predict(mixed, picture(tmp_path / "a.png"), tmp_path / "out")
 
 
+@pytest.mark.files("nothing", "one bad file in prediction", "", "the others get their results; the summary says why")
 def test_every_file_gets_its_result_or_its_reason(
     saved: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

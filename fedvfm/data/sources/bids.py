@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from fedvfm import errors
 from fedvfm.data import defect, formats
 from fedvfm.data.sources import layouts
 
@@ -20,6 +21,8 @@ SAME = ("sub", "ses", "run", "acq")
 """Entities a mask shares with its image, where the mask has them."""
 OTHERS = ("space", "hemi", "res", "den")
 """Entities that make a mask another image's where the image lacks them: of another grid, or of one half."""
+WAYS = ("desc", "atlas", "seg")
+"""Entities that say how a mask was made, or after which atlas."""
 NATIVE = ("orig", "individual")
 """Spaces that are the image's own."""
 
@@ -74,8 +77,25 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             continue
         name = formats.stem(path).removesuffix(f"_{suffix}")
         layout.cases.append(layouts.Case(name, (path,), found[0], None, f"sub-{entities['sub']}"))
+    layout.faults += _of_several_kinds(layout, masks)
     layout.left += _left(folder, layout, suffix, images, masks)
     return layout
+
+
+def _of_several_kinds(layout: layouts.Layout, masks: Mapping[Path, Kind]) -> list[errors.Fault]:
+    """A fault where masks were made in several ways, which no two subjects' numbers could be compared over."""
+    taken = [masks[case.mask] for case in layout.cases if case.mask is not None]
+    found = []
+    for key in WAYS:
+        ways = sorted({entities.get(key, "") for _, entities in taken})
+        if len(ways) > 1:
+            listed = ", ".join(f"{key}-{way}" if way else f"no {key}" for way in ways)
+            found.append(
+                defect.OPTIONS.fault(
+                    f"derivatives/: masks made in several ways ({listed}), one a subject; keep the masks of one way"
+                )
+            )
+    return found
 
 
 def _left(

@@ -118,6 +118,8 @@ def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
     if case.mask is not None:
         notes = _check_mask(folder, case, case.mask, first)
         held = _held(case.mask, first)
+        for one in held:
+            structures.require_distinct(layouts.relative([case.mask], folder), one)
     return Seen(first.size("acquired"), first, alone, held, notes)
 
 

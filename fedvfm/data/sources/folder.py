@@ -18,7 +18,7 @@ from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import defect, formats, structures
 from fedvfm.data import sample as data
-from fedvfm.data.sources import cases, index, layouts, patients, recognise
+from fedvfm.data.sources import cases, index, layouts, patients, recognise, studies
 from fedvfm.data.volumes import dicom_seg, nifti, patient_id, series_selector, slices
 
 OPTIONS = (
@@ -41,6 +41,8 @@ SAME_PATIENT = (
 
 UNREADABLE = (defect.UNREADABLE, defect.NOT_FOUND, defect.COMPRESSED, defect.TOO_LARGE, defect.NOT_FINITE)
 """Kinds of faults that ``[data] unreadable = "skip"`` passes over: files nobody can read, not ones that do not fit."""
+SEVERAL = (defect.SERIES_MIXED, defect.NO_GEOMETRY)
+"""Kinds of faults of a study's folder that holds several images."""
 WHITE = 255
 """Of two classes the second may be drawn white."""
 
@@ -106,7 +108,7 @@ class Folder:
         self._view = slices.View(series=options.series)
         files = [file for case in self._layout.cases for file in (*case.images, case.mask) if file is not None]
         self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder)
-        self._seen, faults = _look(self._folder, self._layout.cases, options.series)
+        self._seen, faults = _look(self._folder, self._layout, options.series)
         names = self._layout.names or [case.name for case in self._layout.cases]
         self._skipped = 0
         if source.unreadable == "skip":
@@ -141,7 +143,7 @@ class Folder:
                 try:
                     cases.read_whole(case, self._seen[case.name], self._view)
                 except errors.DataError as error:
-                    wrong[case.name] = error.fault(self._folder)
+                    wrong[case.name] = _told(self._folder, case, error).fault(self._folder)
         lost = {name: fault for name, fault in wrong.items() if fault.code in UNREADABLE}
         self._layout.left += [f'{name}: skipped (unreadable = "skip"): {fault}' for name, fault in lost.items()]
         self._layout.cases = [case for case in self._layout.cases if case.name not in lost]
@@ -173,7 +175,7 @@ class Folder:
             case.name
             for case in self._layout.cases
             if case.name in self._seen and (header := self._seen[case.name].header) and header.frames
-            if not (case.patient or self._table.get(case.name, {}).get("patient"))
+            if not (case.patient or self._row(case).get("patient"))
         ]
 
     def _same_patients(self) -> frozenset[str]:
@@ -181,9 +183,16 @@ class Folder:
         if self._same is None:
             secret = secrets.token_bytes(patient_id.KEY_BYTES)
             named = {name: self._patient_of(name, secret) for name in self._without_patient()}
-            times = collections.Counter(name for name in named.values() if name is not None)
+            study = {case.name: case.study or case.name for case in self._layout.cases}
+            # Images of one study folder are kept together anyway.
+            pairs = {(study[case], name) for case, name in named.items() if name is not None}
+            times = collections.Counter(name for _, name in pairs)
             self._same = frozenset(case for case, name in named.items() if name is not None and times[name] > 1)
         return self._same
+
+    def _row(self, case: layouts.Case) -> patients.Row:
+        """What the table of patients says of a case, or of the study it is of."""
+        return self._table.get(case.study or case.name, {})
 
     def _patient_of(self, case: str, secret: bytes) -> str | None:
         header = self._seen[case].header
@@ -278,6 +287,7 @@ class Folder:
         for case in self._layout.cases:
             if case.name in self._seen:
                 wrong = cases.faults_under(case, self._seen[case.name], self._folder, contract, self._channels)
+                wrong = [errors.Fault(_called(self._folder, case, one), one.code, one.values) for one in wrong]
                 faults += wrong
                 if wrong:
                     found._seen = {name: seen for name, seen in found._seen.items() if name != case.name}
@@ -332,7 +342,7 @@ class Folder:
         """
         place = self._place(sample)
         name = place.case.name
-        stated = self._table.get(name, {}).get("patient") or place.case.patient
+        stated = self._row(place.case).get("patient") or place.case.patient or place.case.study
         return f"{name} {place.slice}", stated or (None if place.seen.alone else name)
 
     def read(self, sample: data.Sample) -> data.Pixels:
@@ -342,6 +352,12 @@ class Folder:
             DataError: naming the file, for pixels that cannot be read and mask values outside the classes.
         """
         place = self._place(sample)
+        try:
+            return self._read(place)
+        except errors.DataError as error:
+            raise _told(self._folder, place.case, error) from None
+
+    def _read(self, place: Place) -> data.Pixels:
         pixels = cases.read_image(place.case, place.seen, place.slice, self._view, self._channels)
         pixels = dataclasses.replace(pixels, part=place.sample.part)
         if place.case.mask is None:
@@ -433,17 +449,52 @@ def _listed(given: Mapping[str, schema.Option], key: str, kind: type[Item], faul
     return good
 
 
-def _look(
-    folder: Path, found: Sequence[layouts.Case], series: str
-) -> tuple[dict[str, cases.Seen], dict[str, errors.Fault]]:
-    """Headers by case name, and a fault for every case whose files are unreadable or do not fit."""
+def _look(folder: Path, layout: layouts.Layout, series: str) -> tuple[dict[str, cases.Seen], dict[str, errors.Fault]]:
+    """Headers by case name, and a fault for every case whose files are unreadable or do not fit.
+
+    A study of several radiographs or clips becomes as many cases of the layout.
+    """
     seen, faults = {}, dict[str, errors.Fault]()
-    for case in found:
+    waiting, layout.cases = list(reversed(layout.cases)), []
+    while waiting:
+        case = waiting.pop()
         try:
             seen[case.name] = cases.look(folder, case, series)
         except errors.DataError as error:
-            faults[case.name] = error.fault(folder)
+            apart = _parts(folder, layout, case, series) if error.code in SEVERAL else []
+            waiting += reversed(apart)
+            if apart:
+                continue
+            faults[case.name] = _told(folder, case, error).fault(folder)
+        layout.cases.append(case)
     return seen, faults
+
+
+def _parts(folder: Path, layout: layouts.Layout, case: layouts.Case, series: str) -> list[layouts.Case]:
+    """The images of a study as cases of their own, or none; what else lies in it is left out by name."""
+    if not case.images[0].is_dir():
+        return []
+    apart, study = studies.parts(case, series)
+    if apart:
+        layout.left += [f"{layouts.relative([file], folder)}: {reason}" for file, reason in study.left]
+    return apart
+
+
+def _called(folder: Path, case: layouts.Case, text: str) -> str:
+    """A text with the case's name in place of its file's: files inside a study are often called after patients."""
+    if not case.study:
+        return text
+    file = case.images[0]
+    name = f"{layouts.relative([file.parent], folder)}: image {case.name.rpartition('/')[2]}"
+    shown = text.replace(str(file), str(folder / name)).replace(layouts.relative([file], folder), name)
+    return shown if name in shown else f"{name}: {shown}"
+
+
+def _told(folder: Path, case: layouts.Case, error: errors.DataError) -> errors.DataError:
+    """An error that names no file inside a study, but which image of it."""
+    if not case.study:
+        return error
+    return errors.DataError(_called(folder, case, str(error)), error.faults, code=error.code, values=error.values)
 
 
 def _places(
@@ -456,13 +507,14 @@ def _places(
 ) -> list[Place]:
     """The samples: one a picture, one a slice of a volume."""
     width = max(4, len(str(len(found))))
-    given = {case.name: table.get(case.name, {}).get("patient") or case.patient for case in found}
+    rows = {case.name: table.get(case.study or case.name, {}) for case in found}
+    given = {case.name: rows[case.name].get("patient") or case.patient or case.study or None for case in found}
     known = {name: number for number, name in enumerate(sorted({one or "" for one in given.values()}), 1)}
     places = []
     for number, case in enumerate(found, 1):
         if case.name not in seen:
             continue  # a fault that was told and not raised
-        row, what, stated = table.get(case.name, {}), seen[case.name], given[case.name]
+        row, what, stated = rows[case.name], seen[case.name], given[case.name]
         name = case.name if by_name else f"image-{number:0{width}d}"
         # Slices of one volume are near duplicates, so they stay together even without a table.
         patient = name if not what.alone else None

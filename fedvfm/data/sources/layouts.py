@@ -36,6 +36,8 @@ MASK_FOLDERS = (
 )
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing")
 """Names of folders that are no classes."""
+TEST_FOLDERS = ("imagesTs", "labelsTs")
+"""Of nnU-Net: images that are kept for its own test."""
 REMEDY = (
     "expected images/ and masks/ (or labels/), also in a folder for each hospital, images/ with a table that has a "
     "column label, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a datalist "
@@ -73,6 +75,7 @@ class Case:
         patient: where the layout says so; a table speaks first.
         split: where the layout says so; a table speaks first.
         site: where the layout says so; a table speaks first.
+        study: name of the study whose folder holds further images that are cases of their own; a table has its row.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Case:
     patient: str | None = None
     split: str | None = None
     site: str | None = None
+    study: str = ""
 
 
 @dataclass
@@ -226,6 +230,8 @@ def pairs(folder: Path, options: Options) -> Layout:
     if hospitals and not any(own):
         for one in hospitals:
             _add_pairs(layout, one, f"{one.name}/", one.name)
+            used = [folder_of(one, kind, []) for kind in (IMAGE_FOLDERS, MASK_FOLDERS)]
+            layout.left += beside(one, used, f"{one.name}/")
         others = [path.name for path in folders_in(folder) if path not in hospitals]
         layout.faults += [
             defect.ENDING.fault(f"{name}/: no images and masks in it, as the other hospitals have") for name in others
@@ -236,6 +242,7 @@ def pairs(folder: Path, options: Options) -> Layout:
             layout.faults.append(defect.OPTIONS.fault(f"{kind}/: no such folder; {REMEDY}"))
     if not layout.faults:
         _add_pairs(layout, folder, "", None)
+        layout.left += beside(folder, own)
     return layout
 
 
@@ -280,6 +287,20 @@ def alone(images: Mapping[str, str], masks: Mapping[str, str], image: str, mask:
     ]
 
 
+def beside(folder: Path, used: Sequence[Path | None], begin: str = "") -> list[str]:
+    """What a folder holds beside the folders that are read: images, and folders with images, one sentence each."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path in used or path.name.startswith("."):
+            continue
+        if path.is_file() and formats.ending(path):
+            found.append(f"{begin}{path.name}: an image beside the folders that are read")
+        elif path.is_dir():
+            images = sum(bool(formats.ending(one)) for one in path.iterdir())
+            found += [f"{begin}{path.name}/: {images} image(s) in a folder that is not read"] if images else []
+    return found
+
+
 def lost(folder: Path, begin: str = "") -> list[errors.Fault]:
     """A fault for every link in a folder that leads nowhere."""
     return [
@@ -305,6 +326,7 @@ def table(folder: Path, options: Options) -> Layout:
     name, labels = rows
     images = images_in(where, layout.faults)
     layout.names = list(images)
+    layout.left += beside(folder, [where])
     classify(layout, name, labels, dict(sorted(images.items())))
     return layout
 
@@ -431,6 +453,7 @@ def nnunet(folder: Path, options: Options) -> Layout:
             )
         )
     layout.cases = [Case(case, images[case], masks[case]) for case in sorted(images) if case in masks]
+    layout.left += beside(folder, [folder / name for name in ("imagesTr", "labelsTr", *TEST_FOLDERS)])
     return layout
 
 

@@ -3,17 +3,22 @@
 Masks are DICOM-SEG objects in the study's own folder, or ``masks/NAME.*`` (NIfTI, NRRD, DICOM-SEG); where neither
 ``masks/`` nor a mask is meant, ``labels.csv`` (or ``patients.csv``, ``index.csv``) has a column ``label`` with the name
 of a class for every study.
+
+A study may hold several radiographs or clips that are no volume (frontal and lateral view, clips of ultrasound): each
+is a case of its own, "NAME/1", "NAME/2", ..., with the study's label, patient and split. Its masks are the DICOM-SEG
+objects that name it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedvfm import errors
 from fedvfm.data import defect
 from fedvfm.data.sources import layouts
-from fedvfm.data.volumes import dicom
+from fedvfm.data.volumes import dicom, dicom_series, series_selector
 
 
 def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
@@ -28,6 +33,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
         layout.faults.append(defect.OPTIONS.fault(f"studies/: no such folder; {layouts.REMEDY}"))
         return layout
     found = {path.name: path for path in _studies(folder / "studies", layout.faults)}
+    layout.left += layouts.beside(folder / "studies", list(found.values()), "studies/")
     layout.names = list(found)
     table = None if (folder / "masks").is_dir() else layouts.labelled(folder)
     if table is not None:
@@ -69,3 +75,25 @@ def _with_masks(layout: layouts.Layout, found: dict[str, Path], folder: Path) ->
         "masks/{}.*",
     )
     layout.cases = [layouts.Case(name, (path,), masks[name]) for name, path in found.items() if name in masks]
+
+
+def parts(case: layouts.Case, words: str) -> tuple[list[layouts.Case], dicom.Study]:
+    """The images of a study folder as cases of their own, where they are radiographs or clips; none of other studies.
+
+    In the order of their series and of the files' names. Images with a place in the patient belong together, and of
+    several modalities nobody can tell which one is meant.
+
+    Raises:
+        DataError: if the folder cannot be read.
+    """
+    study = dicom.find(case.images[0])
+    meant = series_selector.among(study.series, words)
+    files = list(dict.fromkeys(file for one in meant for file in sorted({each.frame.file for each in one.slices})))
+    apart = all(dicom_series.is_apart(one) for one in meant) and len({one.modality for one in meant}) == 1
+    whose = case.mask is None or case.mask.is_dir()
+    if len(files) < 2 or not apart or not whose:
+        return [], study
+    return [
+        dataclasses.replace(case, name=f"{case.name}/{number}", images=(file,), study=case.name)
+        for number, file in enumerate(files, 1)
+    ], study

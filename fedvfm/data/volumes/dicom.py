@@ -226,7 +226,7 @@ def find(path: Path) -> Study:
             # It may be a slice: without it the volume would be shorter than it is.
             raise defect.UNREADABLE.error(f"{where}: cannot be read; give this user the right to, or remove it")
         if not is_dicom(file) and not (file.name.lower().endswith(ENDINGS) or path.is_file()):
-            study.left.append((file, "no DICOM"))
+            study.left.append((file, "no DICOM" if file.stat().st_size else "empty, 0 bytes"))
             continue
         reason = _add(study, found, file, where, known)
         if reason:

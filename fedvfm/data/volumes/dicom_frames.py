@@ -8,7 +8,7 @@ C.7.5.1.1.2 (pixel padding).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ TAGS = (
     "DetectorInformationSequence",
     "DetectorVector",
     "EnergyWindowVector",
+    "FloatPixelPaddingRangeLimit",
+    "FloatPixelPaddingValue",
     "FrameIncrementPointer",
+    "FrameOfReferenceUID",
+    "HighBit",
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "ImageType",
@@ -90,8 +94,10 @@ VIEWS = frozenset({0x00540010, 0x00540020, 0x00540050})
 ANGLES = 0x00540090
 SLICES = frozenset({0x00540080, 0x00182005})
 PAGES = 0x00182001
-BY_PLACE = frozenset({"CT", "MR", "PT", "NM"})
+BY_PLACE = frozenset({"CT", "MG", "MR", "NM", "OPT", "PT"})
 """Modalities whose frames are slices of a body unless the file says that they are moments."""
+FILMED = frozenset({"ES", "IVUS", "RF", "US", "XA", "XC"})
+"""Modalities whose frames are moments where the file says nothing of them."""
 SIDES_UNKNOWN = "does not say how it lies in the patient, so its sides are a guess: left may be right"
 TRANSDUCER = "lies in the frame of its ultrasound transducer, so its sides are a guess: left may be right"
 CONTRADICTS = (
@@ -116,6 +122,7 @@ class Slice:
         scaled: whether the file says how stored values become values (rescale or Modality LUT).
         units: a rescale type of :data:`UNITS`, of PET one of :data:`PET_UNITS`, "other", or empty.
         moment: whether it is one of several moments of one view.
+        reference: the frame of reference that positions are given in, or empty; never shown.
     """
 
     frame: headers.Frame
@@ -129,6 +136,7 @@ class Slice:
     scaled: bool = True
     units: str = ""
     moment: bool = False
+    reference: str = field(default="", repr=False)
 
     @property
     def normal(self) -> NDArray[np.float64] | None:
@@ -158,10 +166,12 @@ def read(tags: Any, file: Path, where: str, *, deflated: bool, bare: bool) -> tu
     """One slice a frame, and what is to be said of the file.
 
     Raises:
-        DataError: for a mosaic, projections, and frames of which nobody says whether they are places or moments.
+        DataError: for a mosaic, projections, frames of which nobody says whether they are places or moments, and bits
+            that do not end where the standard says.
         ValueError, TypeError, AttributeError: for a damaged header.
     """
     _refuse_mosaic(tags, where)
+    _refuse_shifted(tags, where)
     uid, rows, columns = str(tags.get("SOPInstanceUID", "")), int(tags.Rows), int(tags.Columns)
     photometric = tags.get("PhotometricInterpretation")
     samples = 3 if photometric == "PALETTE COLOR" else int(tags.get("SamplesPerPixel", 1))
@@ -172,7 +182,9 @@ def read(tags: Any, file: Path, where: str, *, deflated: bool, bare: bool) -> tu
         raise ValueError
     levels = [[groups[index] if groups is not None else None, shared] for index in range(number)]
     places, notes = _places(tags, levels, where)
-    moment = number > 1 and _moments(tags, groups is not None)
+    moment = number > 1 and _moments(tags)
+    if number > 1 and not moment and AS_VIEWS not in notes and places[0].position is None:
+        notes.append(AS_VIEWS)
     table = bool(tags.get("ModalityLUTSequence")) and str(tags.get("Modality")) not in ANGIOGRAPHY
     inverted, padding = photometric == "MONOCHROME1", _padding(tags)
     if photometric == "MONOCHROME2" and tags.get("PresentationLUTShape") == "INVERSE":
@@ -195,6 +207,7 @@ def read(tags: Any, file: Path, where: str, *, deflated: bool, bare: bool) -> tu
                 scaled or table,
                 _units(*measures),
                 moment,
+                str(tags.get("FrameOfReferenceUID") or ""),
             )
         )
     return found, notes
@@ -210,6 +223,20 @@ def count(tags: Any) -> int:
     if number < 0:
         raise ValueError
     return number
+
+
+def _refuse_shifted(tags: Any, where: str) -> None:
+    """Refuse values that do not end with the lowest bit (PS3.5, 8.1.1): decoders give them back multiplied.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    high, stored = whole(tags.get("HighBit")), whole(tags.get("BitsStored"))
+    if high is not None and stored is not None and high != stored - 1:
+        raise defect.COMPRESSED.error(
+            f"{where}: {stored} bits a value of which the highest is bit {high} instead of {stored - 1}; export it "
+            "again"
+        )
 
 
 def _refuse_mosaic(tags: Any, where: str) -> None:
@@ -246,8 +273,14 @@ def _places(tags: Any, levels: Sequence[Sequence[Any]], where: str) -> tuple[lis
                 position, notes = in_volume, [TRANSDUCER]
                 orientation = numbers(_get(tags, level, "PlaneOrientationVolumeSequence", "ImageOrientationVolume"), 6)
         found.append(Place(orientation, position))
-    if len(found) > 1 and levels[0] == [None, None]:
+    lacking = [one for one in found if one.position is None or one.orientation is None]
+    if len(found) > 1 and (levels[0] == [None, None] or len(lacking) == len(found)):
         _refuse_unknown(tags, where)
+    elif lacking and len(lacking) < len(found):
+        raise defect.FRAMES_UNPLACED.error(
+            f"{where}: {len(lacking)} of {len(found)} frames do not say where they lie in the patient, the others do; "
+            "export it again"
+        )
     return found, notes
 
 
@@ -259,10 +292,10 @@ def _pointer(tags: Any) -> frozenset[int]:
     return frozenset({int(said)} if isinstance(said, int) else {int(one) for one in said})
 
 
-def _moments(tags: Any, grouped: bool) -> bool:
+def _moments(tags: Any) -> bool:
     """Whether frames without a place of their own are moments of one view."""
     pointer = _pointer(tags)
-    return bool(pointer & MOMENTS) or grouped or not pointer
+    return bool(pointer & MOMENTS) or (not pointer and str(tags.get("Modality")) in FILMED)
 
 
 def _refuse_unknown(tags: Any, where: str) -> None:
@@ -343,13 +376,13 @@ def _get(tags: Any, levels: Sequence[Any], group: str, name: str) -> Any:
 
 
 def _rescale(tags: Any, levels: Sequence[Any], notes: list[str]) -> tuple[float, float, bool]:
-    """Slope, intercept, and whether the file has either."""
+    """Slope, intercept, and whether the file has both: one without the other says nothing of the values' unit."""
     slope = numbers(_get(tags, levels, "PixelValueTransformationSequence", "RescaleSlope"), 1)
     intercept = numbers(_get(tags, levels, "PixelValueTransformationSequence", "RescaleIntercept"), 1)
     if slope == (0.0,):
         slope = (1.0,)
         notes.append(NO_SLOPE)
-    said = slope is not None or intercept is not None
+    said = slope is not None and intercept is not None
     return (slope or (1.0,))[0], (intercept or (0.0,))[0], said
 
 
@@ -365,11 +398,15 @@ def _units(tags: Any, levels: Sequence[Any]) -> str:
     return said if said in UNITS or not said else "other"
 
 
-def _padding(tags: Any) -> tuple[int, int] | None:
+def _padding(tags: Any) -> tuple[float, float] | None:
     """Lowest and highest stored value that is padding (PS3.3, C.7.5.1.1.2), or None.
 
     Some writers give it in the other sign than the pixels have: it is taken modulo the bits that are stored.
     """
+    floats = [numbers(tags.get(name), 1) for name in ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit")]
+    if floats[0] is not None:
+        both = [one[0] for one in floats if one is not None]
+        return min(both), max(both)
     given = [whole(tags.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     ends = [_stored(tags, one) for one in given if one is not None]
     return (min(ends), max(ends)) if given[0] is not None else None

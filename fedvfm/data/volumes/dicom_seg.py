@@ -25,6 +25,7 @@ from fedvfm.data.volumes import header as headers
 TAGS = (
     "BitsAllocated",
     "Columns",
+    "FrameOfReferenceUID",
     "MaximumFractionalValue",
     "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence",
@@ -74,6 +75,7 @@ class Merging:
 
 
 APART = Merging()
+OTHER_IMAGES = "a segmentation was made on other images of the same place; it is put where its positions say"
 
 
 def is_segmentation(path: Path) -> bool:
@@ -142,7 +144,12 @@ def _structure(item: Any) -> structures.Structure:
         if not modifier:
             modifier, modified = structures.coded(part, "SegmentedPropertyTypeModifierCodeSequence")
     region, _ = structures.coded(item, "AnatomicRegionSequence")
-    code = kind + (f"+{modifier}" if modifier else "") + (f"@{region}" if kind and region and region != kind else "")
+    side, sided = structures.coded(item, "AnatomicRegionModifierSequence")
+    for part in item.get("AnatomicRegionSequence") or ():
+        if not side:
+            side, sided = structures.coded(part, "AnatomicRegionModifierSequence")
+    code = structures.qualified(kind, modifier, region, side)
+    modified = modified or (sided if region == kind else "")
     words = {structures.plain(f"{modified} {meaning}"), structures.plain(f"{meaning} {modified}")} - {""}
     label = structures.plain(str(item.get("SegmentLabel") or ""))
     return structures.Structure(int(item.SegmentNumber), code, label, tuple(sorted(words)))
@@ -161,20 +168,23 @@ def check(path: Path, image: headers.Header) -> tuple[str, ...]:
             notes += dicom_rtstruct.check(where, file, image)
         else:
             _frames(where, file, image)
+            named = _images(where, file)
+            notes += (OTHER_IMAGES,) if named and not named & {frame.uid for frame in image.frames} else ()
     return tuple(dict.fromkeys(notes))
 
 
 def _of(path: Path, image: headers.Header) -> Objects:
     """The segmentations of a file or folder; structure sets only where there is no segmentation.
 
-    Beside several series they are those of the one that was chosen.
+    Beside several series they are those of the one that was chosen, beside several images those of this one.
     """
     study = _study(path)
     contours = bool(study.contours) and not study.segmentations
     left = study.contours if study.segmentations else []
     notes = (f"{len(left)} structure set(s) left out beside DICOM-SEG",) if left else ()
     objects = Objects(study.contours if contours else study.segmentations, contours, notes)
-    if not image.among or path != image.path:
+    of_one = path.is_dir() and image.kind == "dicom" and image.path.is_file()
+    if not of_one and not (image.among and path == image.path):
         return objects
     own, naming = {frame.uid for frame in image.frames}, dicom_rtstruct.images if contours else _images
     drawn_on = [naming(where, file) for where, file in _each(path, objects)]
@@ -367,6 +377,7 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
         groups = list(tags.PerFrameFunctionalGroupsSequence)
         shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
         slices = {(frame.uid, frame.number): at for at, frame in enumerate(image.frames)}
+        _refuse_other_frame(where, tags, groups, slices, image)
         labelled = tags.get("SegmentationType") == "LABELMAP"
         return tags, [
             (_slice(where, [group, shared], image, slices), None if labelled else _segment([group, shared]))
@@ -374,6 +385,24 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
         ]
     except dicom.BROKEN as error:
         raise dicom.damaged(where, error) from None
+
+
+def _refuse_other_frame(
+    where: str, tags: Any, groups: Sequence[Any], slices: Mapping[tuple[str, int], int], image: headers.Header
+) -> None:
+    """Refuse a segmentation that names none of the images and lies in another frame of reference.
+
+    Its positions then are not places in these images, however well they fit.
+
+    Raises:
+        DataError: with the remedy.
+    """
+    own = dicom.read_tags(image.frames[0].file, where, ("FrameOfReferenceUID",)).get("FrameOfReferenceUID") or ""
+    theirs = tags.get("FrameOfReferenceUID") or ""
+    if own and theirs and own != theirs and all(_referred([group], slices) is None for group in groups):
+        raise defect.MASK_GEOMETRY.error(
+            f"{where}: made on other images, in another frame of reference; bring the segmentation of these"
+        )
 
 
 def _items(levels: Sequence[Any], group: str) -> list[Any]:

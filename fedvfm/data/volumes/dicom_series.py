@@ -155,6 +155,14 @@ def _film(slices: Sequence[dicom_frames.Slice]) -> bool:
     return one_file and len(slices) > 1 and len({(one.position, one.orientation) for one in slices}) == 1
 
 
+def is_apart(series: dicom.Series) -> bool:
+    """Whether the files of a series are images by themselves: radiographs, photographs, or films."""
+    files: dict[Path, list[dicom_frames.Slice]] = {}
+    for one in series.slices:
+        files.setdefault(one.frame.file, []).append(one)
+    return all(_film(held) or all(one.position is None for one in held) for held in files.values())
+
+
 def _pictures(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers.Header:
     """A radiograph, a photograph, or a film of them: rows and columns as stored are rows and columns as shown."""
     first = series.slices[0]
@@ -168,6 +176,11 @@ def _pictures(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> heade
 
 
 def _volume(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers.Header:
+    if len({one.reference for one in series.slices if one.reference}) > 1:
+        raise defect.SERIES_MIXED.error(
+            f"{path}: images in several frames of reference in one {series}, so their positions do not compare; split "
+            "it into series"
+        )
     directions = np.array([one.orientation for one in series.slices], dtype=np.float64)
     if np.abs(directions - directions[0]).max() > PARALLEL:
         raise defect.SERIES_MIXED.error(

@@ -36,7 +36,7 @@ class Frame:
     bare: bool = False
     inverted: bool = False
     table: bool = False
-    padding: tuple[int, int] | None = None
+    padding: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,8 +53,12 @@ UNITS = {
     "micrometre": 0.001,
 }
 """Space unit -> millimetres; none said means millimetres."""
-TERMS = re.compile(r"^[^~]*~[^~]*~([^~^]*)\^([^~^]*)\^([^~^]*)~([^~^]*)\^([^~^]*)\^([^~^]*)(?:~|$)")
-"""3D Slicer's terminology entry: its list, the category, then type and type modifier as scheme^code^meaning."""
+SEGMENT = re.compile(r"Segment\d+_")
+TERM, ANY = r"~([^~^]*)\^([^~^]*)\^([^~^]*)", r"[^~]*"
+TERMS = re.compile(f"^{ANY}~{ANY}{TERM}{TERM}(?:~{ANY}(?:{TERM}(?:{TERM})?)?)?(?:~|$)")
+"""3D Slicer's terminology entry: its list and the category, then type and type modifier, the list of regions, region
+and region modifier, each as scheme^code^meaning.
+"""
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
 
 
@@ -161,7 +165,7 @@ def _header(path: Path, fields: Mapping[str, Any]) -> headers.Header:
     if any(key.replace(" ", "") == "datafile" for key in fields):
         raise defect.LINK.error(f"{path}: its voxels are in another file; save them in one .nrrd")
     sizes = tuple(int(side) for side in fields["sizes"])
-    if len(sizes) == 4 and any(key.startswith("Segment0_") for key in fields):
+    if len(sizes) == 4 and any(SEGMENT.match(key) for key in fields):
         raise defect.MASK_OVERLAP.error(
             f"{path}: segments overlap (3D Slicer keeps them in {sizes[0]} layers), but a voxel has one class; "
             "separate them, or export a label map"
@@ -216,24 +220,22 @@ def held(path: Path) -> list[structures.Structure]:
     except (*_BROKEN, nrrd.NRRDError) as error:
         raise _unreadable(path, type(error).__name__) from None
     found = []
-    for key, value in fields.items():
-        match = re.fullmatch(r"Segment(\d+)_LabelValue", key)
-        if match is not None:
-            begin = f"Segment{match[1]}_"
-            name, tags = (str(fields.get(begin + part, "")) for part in ("Name", "Tags"))
-            found.append(_structure(path, value, name, tags))
+    for begin in dict.fromkeys(match[0] for key in fields if (match := SEGMENT.match(key))):
+        name, tags = (str(fields.get(begin + part, "")) for part in ("Name", "Tags"))
+        # Before version 4.11 a segment was a layer of its own, drawn as 1, and no number was written.
+        found.append(_structure(path, fields.get(f"{begin}LabelValue", 1), name, tags))
     return found
 
 
 def _structure(path: Path, value: Any, name: str, tags: str) -> structures.Structure:
     entry = next((tag[1] for tag in re.finditer(r"TerminologyEntry:([^|]*)", tags)), "")
     terms = TERMS.match(entry)
-    scheme, code, meaning, side_scheme, side, side_meaning = terms.groups() if terms else ("",) * 6
-    kind, modifier = structures.code_of(scheme, code), structures.code_of(side_scheme, side)
+    said = [text or "" for text in terms.groups()] if terms else [""] * 12
+    meaning, side_meaning = said[2], said[5]
     words = {structures.plain(text) for text in (f"{side_meaning} {meaning}", f"{meaning} {side_meaning}")} - {""}
+    code = structures.qualified(*(structures.code_of(*said[at : at + 2]) for at in (0, 3, 6, 9)))
     try:
         number = int(value)
     except ValueError:
         raise defect.MASK_VALUE.error(f"{path}: a segment without a whole label value; export it again") from None
-    plain = structures.plain(name)
-    return structures.Structure(number, kind + (f"+{modifier}" if modifier else ""), plain, tuple(sorted(words)))
+    return structures.Structure(number, code, structures.plain(name), tuple(sorted(words)))
