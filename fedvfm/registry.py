@@ -85,6 +85,17 @@ class Table:
         known = self.names()
         return f"unknown {self.noun} '{name}'; known: {', '.join(known)}{nearest(name, known)}"
 
+    def place(self, name: str) -> str:
+        """Where a name leads, as ``"module:attribute"``; nothing is loaded.
+
+        Raises:
+            UnknownName: with the known names and the nearest one.
+        """
+        if name not in self:
+            raise errors.UnknownName(self.fault(name))
+        thing = self._entries[name]
+        return thing if isinstance(thing, str) else f"{thing.__module__}:{getattr(thing, '__qualname__', '')}"
+
     def get(self, name: str) -> Any:
         """Resolve ``name``, importing its module on first use.
 

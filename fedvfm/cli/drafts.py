@@ -14,6 +14,9 @@ from fedvfm import errors
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 
+EXAMPLES = {True: "background,lesion", False: "normal,abnormal"}
+"""Class names of a recipe that was told none, with a background and without."""
+
 
 def site(
     name: Annotated[str, typer.Option(help="This hospital's name in the federation, as its invite says it.")] = "north",
@@ -52,7 +55,9 @@ def server(
 
 
 def recipe(
-    classes: Annotated[str, typer.Option(help="Class names: background,lesion. In segmentation the background first.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Class names: background,lesion. In segmentation the background first.")
+    ] = None,
     task: Annotated[str, typer.Option(help="segmentation or classification.")] = "segmentation",
     backbone: Annotated[
         str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
@@ -65,7 +70,8 @@ def recipe(
     from fedvfm.model import locking
     from fedvfm.templates import drafts
 
-    names = [part.strip() for part in classes.split(",") if part.strip()]
+    names = [part.strip() for part in (EXAMPLES[task == "segmentation"] if classes is None else classes).split(",")]
+    names = [name for name in names if name]
     text = drafts.recipe(task, backbone, names)
     made = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
     try:
@@ -80,6 +86,8 @@ def recipe(
     if as_json:
         print(json.dumps({"file": str(path), "checked": not unchecked}, indent=2))
         return
-    if task == "segmentation":
+    if classes is None:
+        print(f"note: {', '.join(names)} are examples; write your own into data.class_names", file=sys.stderr)
+    elif task == "segmentation":
         print(f"the background is '{names[0]}'")
     print(f"{path}: next: fedvfm recipe lock {path}")

@@ -24,8 +24,8 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
-from fedvfm import errors  # noqa: E402
-from fedvfm.cli import audit, client, doctor, ledger, privacy, server, weights  # noqa: E402
+from fedvfm import errors, registry  # noqa: E402
+from fedvfm.cli import audit, client, doctor, explain, ledger, privacy, server, weights  # noqa: E402
 from fedvfm.cli import recipe as cli_recipe  # noqa: E402
 from fedvfm.runtime import extras, logs, processes  # noqa: E402
 from fedvfm.storage import storage  # noqa: E402
@@ -295,11 +295,18 @@ def compare(
         comparing.show(found, Console(markup=False, emoji=False))
 
 
-@app.command()
-def experiments(as_json: Json = False) -> None:
-    """List the bundled experiments."""
+experiments_app = typer.Typer(invoke_without_command=True)
+app.add_typer(experiments_app, name="experiments")
+app.command()(explain.explain)
+
+
+@experiments_app.callback()
+def experiments(context: typer.Context, as_json: Json = False) -> None:
+    """List the bundled experiments, or show one."""
     from fedvfm.config import schema
 
+    if context.invoked_subcommand is not None:
+        return
     rows = {name: schema.read_toml(path) for name, path in _bundled().items()}
     if as_json:
         print(
@@ -315,6 +322,23 @@ def experiments(as_json: Json = False) -> None:
     for name, row in rows.items():
         table.add_row(name, row.get("title", ""), row.get("note", ""))
     Console(markup=False, emoji=False).print(table)
+
+
+@experiments_app.command("show")
+def experiments_show(
+    name: Annotated[str, typer.Argument(help="A bundled experiment's name.")],
+    as_json: Json = False,
+) -> None:
+    """Print an experiment's file, to copy and change; with --json every value, resolved to the last default."""
+    from fedvfm.simulation import experiment as bundle
+
+    if name not in (known := _bundled()):
+        hint = registry.nearest(name, list(known))
+        raise errors.UnknownName(f"unknown experiment '{name}'; bundled: {', '.join(known)}{hint}")
+    if as_json:
+        print(json.dumps(bundle.load(name).model_dump(mode="json"), indent=2, ensure_ascii=False))
+        return
+    print(known[name].read_text(encoding="utf-8"), end="")
 
 
 @data_app.command("check")

@@ -19,5 +19,10 @@ def names() -> Any:
     return Field(default=(), strict=False)
 
 
-SETTINGS = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-"""Of all configs: strict types, no unknown keys, immutable, no NaN."""
+SETTINGS = pydantic.ConfigDict(
+    strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
+"""Of all configs: strict types, no unknown keys, immutable, no NaN.
+
+The text below a field is its reference (:mod:`fedvfm.config.reference`): ``(unit) Meaning. Change: when.``
+"""

@@ -24,7 +24,11 @@ class PrivacyPolicy(Part):
     """
 
     mechanisms: Annotated[tuple[base.Name, ...], base.names()] = ()
+    """Accepted: record-level, patient-level, site-level; "none": recipes without privacy. Change: to what your
+    data-protection officer asks for."""
     max_epsilon: base.NonNegative = 0.0
+    """Of one recipe's whole run on this site's data, for mechanisms that have an epsilon. Change: to the most that one
+    recipe may spend of your budget."""
 
 
 class FinalPolicy(Part):
@@ -36,8 +40,14 @@ class FinalPolicy(Part):
     """
 
     accept: Literal["never", "always", "ask", "score"] = "never"
+    """never (keep none), always, ask (a person decides) or score (min_score and max_drop decide). Change: to ask where
+    a person shall decide, to score where a number may."""
     min_score: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """(0 to 1) With score: the least of the task's primary metric (Dice, balanced accuracy). Change: to the least that
+    would be of use here."""
     max_drop: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """(0 to 1) With score: at most so much below this site's own last update. Change: to 0.02 or so, where the shared
+    adapter may be a little worse here than your own."""
 
     @pydantic.model_validator(mode="after")
     def _agree(self) -> FinalPolicy:
@@ -69,24 +79,54 @@ class PolicyConfig(Part):
     """
 
     backbones: dict[base.Name, Annotated[tuple[base.Sha256 | Literal["scratch"], ...], Field(strict=False)]] = {}
+    """Accepted backbones: name = sha256 of the weights, or "scratch" for one without. Change: for each recipe; 'fedvfm
+    client review --print-policy' writes it."""
     tasks: Annotated[tuple[base.Name, ...], base.names()] = ()
+    """Kinds of task: segmentation, classification. Change: to the kind that you want to take part in."""
     adapters: Annotated[tuple[base.Name, ...], base.names()] = ()
+    """Kinds of adapter. Change: to the kinds that you accept."""
     max_rounds: Annotated[int, Field(ge=0)] = 0
+    """(rounds) Of one recipe, counted by its hash in the audit log, whatever the run. Change: to the recipe's rounds,
+    or more where the coordinator may extend."""
     max_hours: base.NonNegative = 0.0
+    """(hours) Computing time of one recipe; a round under way ends when it is used up. Change: to what the machine can
+    spare."""
     max_trainable_parameters: Annotated[int, Field(ge=0)] = 0
+    """(parameters) As this site counts them itself. Change: to the recipe's number; fewer tell less of the images."""
     metrics: Annotated[tuple[base.Name, ...], base.names()] = ()
+    """What may leave besides the adapter; "dice_*" for all that begin so. Change: to the fewest that the coordinator
+    needs."""
     min_units: Annotated[int, Field(ge=1)] = 10
+    """(patients) No metric leaves that fewer have a part in, nor one of a class that fewer have. Change: up where even
+    groups of ten are too small to speak of."""
     min_train_units: Annotated[int, Field(ge=1)] = 10
+    """(patients) Nothing is trained on fewer. Change: up where your rules ask for more."""
     min_batch: Annotated[int, Field(ge=1)] = 2
+    """(images) Of one step, without a mechanism that noises each update here. Change: up; 1 gives images away."""
     min_steps: Annotated[int, Field(ge=1)] = 2
+    """(steps) Of one round, without such a mechanism: of a single step the images can be computed. Change: up; 1 gives
+    images away."""
     optimisers: Annotated[tuple[base.Name, ...], base.names()] = ("adamw",)
+    """Accepted ones, without such a mechanism; what sgd sends is closer to the images. Change: add sgd only where you
+    accept that."""
     min_sites: Annotated[int, Field(ge=1)] = 1
+    """(sites) How many the recipe must promise to join; the coordinator keeps to it, or not. Change: up; with two sites
+    each can work out the other's update."""
     max_evaluations: Annotated[int, Field(ge=0)] | None = None
+    """(adapters) Of one recipe that are scored; left out: one more than max_rounds. Change: down where each score is
+    one too many."""
     max_step: base.Positive = 100.0
+    """(times) How much further an adapter may move in a round than this site's own largest update. Change: down where
+    no bad coordinator shall move the adapter far."""
     hours: Annotated[tuple[str, ...], Field(strict=False, max_length=100)] | None = None
+    """When the site computes; left out: always; []: never. Change: to nights and weekends where the machine is needed
+    by day."""
     time_zone: Annotated[str, Field(max_length=60)] = ""
+    """On whose clock the hours are. Change: with hours."""
     privacy: PrivacyPolicy = PrivacyPolicy()
+    """The least privacy that this site asks for."""
     final: FinalPolicy = FinalPolicy()
+    """What becomes of the final adapter, scored on this site's own test split first."""
 
     @pydantic.model_validator(mode="after")
     def _tell_time(self) -> PolicyConfig:
@@ -108,15 +148,12 @@ class PolicyConfig(Part):
 
 
 class LimitsConfig(Part):
-    """How much of the machine the site's executor may take; read when the client starts.
-
-    Attributes:
-        threads: CPU threads that compute, whatever the recipe says; 0 takes the recipe's, or all cores where it names
-            none. Another number than the other sites' changes the last bits of a result and nothing else.
-        nice: how far it stands back behind other programs, 19 the most.
-        gpu_memory: the share of a GPU's memory it may take.
-    """
+    """How much of the machine the site's executor may take; read when the client starts."""
 
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads; 0 takes the recipe's, else all cores. Change: down where others work on the machine too."""
     nice: Annotated[int, Field(ge=0, le=19)] = 0
+    """(0 to 19) How far it stands back behind other programs: 0 not at all, 19 the most. Change: up where others work
+    on the machine too."""
     gpu_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """(share of the GPU's memory) The most it may take, over 0 to 1. Change: down where others use the GPU too."""

@@ -27,37 +27,43 @@ Clip = Annotated[float, Field(ge=LEAST_CLIP, le=MOST_CLIP)]
 
 
 class RecipePrivacy(pydantic.BaseModel):
-    """How updates are made private; without a mechanism nothing else may be given.
-
-    Attributes:
-        mechanism: a name of the table of privacy mechanisms.
-        clip: most that one unit (record, patient or site) adds to a step's sum of gradients, in L2 norm; 1e-6 to 1e6.
-        noise_multiplier: standard deviation of the noise in clips, at least 0.01. Give it or ``epsilon``.
-        epsilon: of the whole run, from which every site finds the noise for its own number of units.
-        delta: that goes with epsilon, whichever of both is given.
-        sampling: how a step's batch is drawn; what the accountants assume.
-        microbatch: units whose gradients are held at a time; 0 lets the site choose. Only memory depends on it.
-        images_per_patient: most images that stand for a patient in a step, drawn afresh for each; "patient-level" only.
-        adaptive_quantile: of site level: ``clip`` is the first round's, then follows this quantile of updates' norms.
-        adaptive_rate: how fast it follows: by at most a factor of e to this power a round.
-        adaptive_noise: standard deviation of the noise, in sites, on the count of norms within the clip. Left out, a
-            twentieth of the sites asked, or ``noise_multiplier`` where that is more. The noise on the sum is raised so
-            that both together are the noise that ``noise_multiplier`` or ``epsilon`` states.
-    """
+    """How updates are made private; without a mechanism nothing else may be given."""
 
     model_config = base.SETTINGS
 
     mechanism: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = NO_MECHANISM
+    """none, record-level (an image), patient-level or site-level. Change: to what the sites' policies ask for;
+    docs/privacy.md says what each protects."""
     clip: Clip | None = None
+    """(L2 norm) Most that one image, patient or site adds. Change: to about the median norm of a gradient; 'fedvfm
+    privacy plan' helps."""
     noise_multiplier: Noise | None = None
+    """(clips) Standard deviation of the noise, in place of epsilon; at least 0.01. Change: up for more privacy and a
+    worse adapter."""
     epsilon: base.Positive | None = None
+    """Of the whole run; each site finds its noise. Or give noise_multiplier. Change: down for more privacy and a worse
+    adapter."""
     delta: Delta | None = None
+    """(probability) That goes with epsilon: well below 1 / the number of patients. Change: with the size of the
+    smallest site."""
     sampling: Literal["poisson"] = "poisson"
+    """How a step's images are drawn; what epsilon is counted by. Change: never; there is one way."""
     microbatch: Annotated[int, Field(ge=0, le=4096)] = 0
+    """(images) Gradients held at a time; 0 lets the site choose. Only memory depends on it. Change: down where memory
+    is short."""
     images_per_patient: Annotated[int, Field(ge=1, le=1024)] = IMAGES_PER_PATIENT
+    """(images) Most images that stand for a patient in a step, drawn afresh for each; patient-level only. Change: up
+    where a patient's images are unlike one another."""
     adaptive_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """(0 to 1) Of site-level: the clip follows this quantile of the updates' norms. Change: to 0.5 where no good clip
+    is known."""
     adaptive_rate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Of site-level: how fast the clip follows; by at most a factor of e to this power a round. Change: down where the
+    clip swings from round to round."""
     adaptive_noise: base.Positive | None = None
+    """(sites) Of site-level: noise on the count of norms within the clip. Left out, a twentieth of the sites asked, or
+    noise_multiplier where that is more; the noise on the sum is raised, so that both together are what was stated.
+    Change: seldom."""
 
     @pydantic.model_validator(mode="after")
     def _agree(self) -> RecipePrivacy:
@@ -81,27 +87,32 @@ NONE = RecipePrivacy()
 
 
 class Budget(pydantic.BaseModel):
-    """What a hospital lets be learned of its data, over all rounds, runs and federations.
-
-    Attributes:
-        data_set: what its records are called together; sets that share a record share what it has spent.
-        epsilon: most that may be spent at ``delta``.
-        unit: whose presence is protected. "patient" where a patient has several images.
-        accountant: "rdp" is quick; "pld" is tighter and takes seconds. Both are upper bounds.
-        ledger: folder of the ledger, beside this file unless absolute. Every file with the same records names the same.
-        units: a public number in place of how many records or patients there are to train on: rate, steps and noise are
-            made from it, and so do not tell how many there are. About as many as there are; it is valid for any number.
-    """
+    """What a hospital lets be learned of its data, over all rounds, runs and federations."""
 
     model_config = base.SETTINGS
 
     data_set: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """What these images are called together; sets that share images share what they have spent. Change: never once
+    something was spent: the ledger counts by this name."""
     epsilon: base.Positive
+    """The most that may be spent, over all rounds, runs and federations. Change: only by decision of whoever answers
+    for the data."""
     delta: Delta
+    """(probability) At which epsilon is counted: well below 1 / the number of patients. Change: never once something
+    was spent."""
     unit: Literal["record", "patient", "site"]
+    """Whose presence is hidden: record (an image), patient or site. Change: to patient where a patient has several
+    images."""
     accountant: Literal["rdp", "pld"] = "rdp"
+    """rdp is quick; pld is tighter and takes seconds. Both are upper bounds. Change: to pld where rdp refuses what
+    would still fit."""
     ledger: Annotated[str, Field(min_length=1, max_length=500)] = "fedvfm-ledger"
+    """(path) The ledger's folder, beside this file; every file for the same images names the same one. Change: where
+    several site files share the same images."""
     units: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """(images or patients) A public number, about as many as there are to train on: noise and steps follow from it and
+    do not tell how many there really are. Left out, that is taken as public. Change: where the number of patients
+    itself is confidential."""
 
     @pydantic.model_validator(mode="after")
     def _countable(self) -> Budget:

@@ -74,9 +74,16 @@ class BackboneConfig(Strict):
     """The frozen model. ``name`` is a table name, a Hugging Face name or a local folder."""
 
     name: Name
+    """A name of the table (see README.md), a Hugging Face name, or a folder that is at every site. Change: to adapt
+    another model; docs/guide.md says which there are."""
     revision: str | None = None
+    """Hugging Face revision of the weights. Change: to pin one state of a Hugging Face repository."""
     sha256: Sha256 | None = None
+    """Of the weights; locking fills it in from the weights on the machine that locks. Change: leave it to 'fedvfm
+    recipe lock'."""
     options: dict[str, Option] = {}
+    """What this backbone takes besides; of SAM gradient_checkpointing: less memory, more time. Change: where memory is
+    short, or with a U-Net of other channels."""
 
 
 class AdapterConfig(Strict):
@@ -92,14 +99,30 @@ class AdapterConfig(Strict):
     """
 
     kind: Name = "lora"
+    """lora, adaptformer, prompt-tokens, medical-sam-adapter, norm, bias, head-only or full. Change: to send less (norm,
+    bias, head-only), or to learn more."""
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
+    """Of LoRA: more can learn more and sends more. Change: up where the training loss stays high, down to send fewer
+    bytes."""
     alpha: Positive | None = None
+    """LoRA's scale is alpha / rank; left out, alpha is the rank. Change: keep it at one or two times the rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """(share) Of LoRA's input, in training. Change: to 0.1 where validation falls while the training loss falls too."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _names()] = ()
+    """Blocks of the backbone, from 0; empty means all. What lies before the first of them is computed once and kept, so
+    late blocks train quickly. Change: to late blocks for speed; to all where images are far from what the model knows.
+    """
     targets: Annotated[tuple[Name, ...], _names()] = ("q", "v")
+    """Layers inside a block that get LoRA. Change: add k, v or others where the adapter learns too little."""
     parts: Annotated[tuple[Name, ...], Field(strict=False)] | None = None
+    """Parts of a mask decoder (SAM) that train besides; left out, what works best there. Change: to [] for LoRA alone.
+    """
     factors: Literal["both", "freeze-A", "alternate"] = "both"
+    """Which LoRA factor trains: both, freeze-A or alternate; the last two are exact means and better under differential
+    privacy. Change: to freeze-A under differential privacy, or to halve what goes up."""
     options: dict[str, Option] = {}
+    """What this kind takes besides, as count and depth of prompt-tokens. Change: with a kind that has options; a wrong
+    one is refused with the known."""
 
     @property
     def scale(self) -> float:
@@ -114,14 +137,28 @@ class TaskConfig(Strict):
     """
 
     kind: Name = "segmentation"
+    """segmentation or classification. Change: to what the labels are: masks, or one class an image."""
     head: str | None = None
+    """Of the model; left out, what fits the backbone: patch or pyramid, linear for classification, sam-masks for SAM.
+    Change: to compare heads."""
     prompt: Literal["none", "box", "points"] = "none"
+    """Of SAM: none, box or points, drawn from the truth; such scores are called "oracle prompt". Change: only to
+    measure what perfect prompts could reach."""
     prompt_jitter: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    """(share of the box's side) How far drawn boxes are moved. Change: up to imitate boxes that people draw in a hurry.
+    """
     prompt_points: Annotated[int, Field(ge=1, le=64)] = 1
+    """(points) How many points are drawn for a structure. Change: up where one point does not tell which structure is
+    meant."""
     ce_weight: NonNegative = 0.2
+    """Weight of the cross-entropy in segmentation's loss. Change: together with dice_weight."""
     dice_weight: NonNegative = 0.8
+    """Weight of the Dice loss in segmentation's loss. Change: up where structures are small beside the background."""
     class_weights: Annotated[tuple[NonNegative, ...], _names()] = ()
+    """A weight for each class in the cross-entropy; empty means all alike. Change: where a rare class is missed."""
     options: dict[str, Option] = {}
+    """Of classification: sampling = "uniform" or "balanced" (all classes drawn equally often; not under privacy at the
+    site). Change: to "balanced" where classes are unequal in number."""
 
     @property
     def oracle(self) -> str:
@@ -148,19 +185,42 @@ class DataContract(Strict):
     """
 
     class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=256, strict=False)]
+    """In segmentation the first is the background. Change: to your classes; their order gives the class numbers."""
     modality: str = "any"
+    """With a code of DICOM in it (CT, MR, ...) DICOM files of another are refused. Change: to CT, MR, ... where sites
+    have several in one folder."""
     input_size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (224, 224)
+    """(pixels) Height and width that the model sees. Change: up where structures are a few pixels wide; time grows with
+    the area."""
     grey: bool = False
+    """Whether colours become grey. Change: to true where colour is only the camera's or the stain's."""
     fit: Literal["resize", "native"] = "resize"
+    """resize: every image to input_size; native: crops of it at the image's own scale. Change: to native where images
+    are large and structures small."""
     views: Annotated[int, Field(ge=0, le=1024)] = 0
+    """So many augmented views of each training image are drawn once and kept; 0 draws afresh. Change: to about 4 with
+    late layers: what the frozen blocks compute is then kept."""
     intensity: Literal["none", "percentile", "polarity"] = "percentile"
+    """none, percentile (stretched), or polarity (bright backgrounds turn dark too). Change: to none where grey values
+    have a meaning, to polarity where some sites' images are inverted."""
     window: Annotated[tuple[float, Positive], Field(strict=False)] | Name | None = None
+    """(Hounsfield units) CT window in place of intensity: lung, bone, ..., or [centre, width]. Change: for CT; leave it
+    out for everything else."""
     plane: Literal["axial", "coronal", "sagittal", "acquired"] = "axial"
+    """How volumes are cut: axial, coronal, sagittal, or acquired (as the scanner did). Change: to the plane in which
+    the scanner's pixels are finest."""
     stack: Literal[1, 3] = 1
+    """(slices) 3 shows each slice between its two neighbours. Change: to 3 where one slice alone does not show the
+    structure."""
     channels: Annotated[tuple[Name, ...], _names()] = ()
+    """Names of the one or three files of a case that are a channel each. Change: where a case is several sequences."""
     mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.485, 0.456, 0.406)
+    """Subtracted from values of 0 to 1; ImageNet's. Change: only with a backbone that was trained with others."""
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
+    """What values are divided by after that; ImageNet's. Change: only with a backbone that was trained with others."""
     augment: Annotated[tuple[Name, ...], _names()] = ()
+    """flip, mirror (left and right), rot90, intensity, invert, noise. Change: add some where sites have few images; no
+    mirror or flip where left and right matter."""
 
     @pydantic.field_validator("class_names")
     @classmethod
@@ -215,15 +275,29 @@ class OptimiserConfig(Strict):
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
+    """adamw or sgd. Change: to sgd only to repeat others' results; the policy of a site may refuse it."""
     learning_rate: Positive = 1e-3
+    """Of the adapter. Change: first of all: halve it where the loss jumps, double it where it barely falls."""
     head_learning_rate: Positive | None = None
+    """Of head and decoder parts; left out, the adapter's. Under privacy choose it anew. Change: to several times
+    learning_rate where the head begins from nothing."""
     weight_decay: NonNegative = 0.01
+    """Pull of the weights towards zero. Change: up where validation falls while the training loss falls too."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    """(images) Of one step. Change: down where memory is short; up under differential privacy."""
     local_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """(passes) Over a site's training images in each round. Change: down where sites are unlike one another, up to save
+    rounds."""
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
+    """constant, cosine or poly, over all rounds. Change: to constant where rounds may be added later."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """(share of all steps) In which the learning rate rises. Change: up where the first steps make the loss jump."""
     clip_norm: NonNegative = 1.0
+    """Most that a step's gradient may measure; 0 does not clip. No privacy comes of it. Change: down where single steps
+    make the loss jump."""
     proximal: NonNegative = _later(0.0)
+    """FedProx's mu: how strongly a step is pulled back to where the round began. Change: to 0.01 or 0.1 where sites are
+    unlike and rounds undo one another."""
 
 
 class AggregationConfig(Strict):
@@ -239,13 +313,25 @@ class AggregationConfig(Strict):
     """
 
     rule: Name = "mean"
+    """Which one when: docs/which-rule.md. svd lets sites have different ranks. Change: to svd, fair or hetlora for
+    sites of different ranks; to a robust rule where a site may be bad."""
     weighting: Literal["examples", "uniform", "loss"] = "examples"
+    """examples, uniform (private recipes need it) or loss. Change: to uniform where each hospital shall count the same.
+    """
     server_learning_rate: Positive = 1.0
+    """How far the adapter goes towards the mean. Change: below 1 where the adapter swings from round to round."""
     server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """(0 to 1) How much of the last round's step is added. Change: to 0.9 for many rounds with small cohorts."""
     server_optimiser: Literal["momentum", "adam", "yogi"] = _later("momentum")
+    """momentum, adam or yogi; the latter two need a server_learning_rate below 1. Change: to compare, in a simulation
+    first."""
     server_beta2: float = _later(0.99, ge=0.0, lt=1.0)
+    """(0 to 1) How long adam and yogi remember the size of steps. Change: seldom."""
     server_floor: float = _later(1e-3, gt=0.0)
+    """Steps far smaller than this are not made larger by adam and yogi. Change: up where the first rounds with adam or
+    yogi move too far."""
     options: dict[str, Option] = {}
+    """What a rule takes: bad (trimmed-mean, krum), average, bound, smoothing. Change: with a rule that has options."""
 
     @property
     def moves(self) -> bool:
@@ -262,8 +348,13 @@ class EvaluationConfig(Strict):
     """
 
     surface: bool = True
+    """Whether the test has surface distances (HD95, ASSD, NSD), which cost time. Change: to false where the test of
+    volumes takes too long."""
     every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    """(rounds) How often the sites validate; 0: never. The test comes after the last round. Change: up to save time."""
     nsd_tolerance: Positive = 2.0
+    """(pixels, millimetres of volumes) Of the normalised surface distance. Change: to how far two readers of the same
+    image differ."""
 
 
 class AdmissionConfig(Strict):
@@ -274,8 +365,12 @@ class AdmissionConfig(Strict):
     """
 
     max_examples: PositiveInt = 1_000_000
+    """(images) Most that a site may say it trained on. Change: down to a little above what the largest site has."""
     max_update_norm: Positive = 1000.0
+    """Most that an update may measure (L2 norm). Change: down once the journal shows what norms are usual."""
     norm_multiple: float = _later(100.0, ge=1.0)
+    """(times) From round 2 on also at most so many times the median norm admitted in earlier rounds. Change: down where
+    a bad site is feared."""
 
 
 class Recipe(Strict):
@@ -292,22 +387,45 @@ class Recipe(Strict):
     """
 
     schema_version: Literal[1] = 1
+    """The form of this file. 1 is all there is. Change: never; programs write it."""
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """(rounds) Each site trains, the updates are averaged, and so on. Change: up where validation still rises at the
+    end, down for a first try."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Of the first adapter and of every draw in training. Change: to repeat a run with other draws."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """(CPU threads) Left out, each machine takes its own number; equal ones give equal last bits. Change: to one number
+    where results must agree to the last bit."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto or bfloat16: in bfloat16 where a machine is not slower with it, else in float32. Change: to float32 where
+    runs of unlike machines are compared."""
     backbone: BackboneConfig
+    """The frozen model that all sites hold."""
     adapter: AdapterConfig = AdapterConfig()
+    """The small weights that train and travel."""
     task: TaskConfig = TaskConfig()
+    """What is learned."""
     data: DataContract
+    """What every site's images must become."""
     optimiser: OptimiserConfig = OptimiserConfig()
+    """Training at a site."""
     aggregation: AggregationConfig = AggregationConfig()
+    """How the sites' updates become one adapter."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured, and how often."""
     admission: AdmissionConfig = AdmissionConfig()
+    """Bounds that an update must keep, or it is refused."""
     privacy: privacy_config.RecipePrivacy = privacy_config.NONE
+    """Differential privacy; docs/privacy.md says what it covers and costs."""
     codec: Name = "fp32"
+    """How adapters travel: fp32 whole; fp16, int8 or int4 as coded differences, for 2, 4 or 8 times fewer bytes.
+    Change: to int8 where the line is slow."""
     start: Sha256 | None = None
+    """Fingerprint of an earlier adapter to go on from; 'fedvfm recipe lock --from' writes it. Change: leave it to
+    'fedvfm recipe lock --from'."""
     min_sites: int = _later(1, ge=1, le=10_000)
+    """(sites) A promise to the sites: no adapter is made of fewer sites' updates. Change: to what the sites' policies
+    ask for."""
 
     @functools.cached_property
     def hash(self) -> str:
@@ -335,29 +453,48 @@ class SourceConfig(Strict):
     """
 
     source: Name
+    """Where samples come from: folder, or the name of a public data set. Change: to folder for your own images."""
     path: str | None = None
+    """(path) The folder with the images, relative to this file or absolute. Change: to where the images lie."""
     unreadable: Literal["stop", "skip"] = "stop"
+    """"skip" leaves out cases whose files cannot be read, and says which; not with [privacy]. Change: to skip where
+    some files are known to be broken."""
     options: dict[str, Option] = {}
+    """What the source takes besides; docs/site.md lists those of a folder. Change: where the layout is not recognised,
+    or the classes have other names."""
 
 
 class PartitionConfig(Strict):
-    """How samples become virtual hospitals, and how each hospital splits its own.
-
-    ``train``, ``val``, ``test`` cap the samples of a hospital (0: no cap); ``val_share`` and ``test_share`` apply
-    where a sample has no split of its own.
-    """
+    """How samples become virtual hospitals, and how each hospital splits its own."""
 
     kind: Name = "natural"
+    """How samples become virtual hospitals: natural (as the data says), iid, dirichlet (unlike in classes), quantity
+    (unlike in size), k-shot (few training samples), appearance (each with a scanner's look). Change: to see what a
+    method makes of unlike hospitals."""
     sites: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """(hospitals) How many virtual hospitals; natural takes the largest, 0 takes all of them. The other kinds need a
+    number. Change: up to see how a method scales."""
     include: Annotated[tuple[Name, ...], _names()] = ()
+    """Natural sites of the data that take part; empty means all. Change: to leave hospitals out."""
     alpha: Positive = 0.5
+    """(Dirichlet's concentration) Of dirichlet and quantity: the smaller, the more unlike the hospitals. Change: to 0.1
+    for hospitals that hardly share a class, to 100 for nearly equal ones."""
     shots: Annotated[int, Field(ge=0)] = 0
+    """(samples a class) Of k-shot: how many training samples each hospital has. Change: to see how few are enough."""
     train: Annotated[int, Field(ge=0)] = 0
+    """(samples) The most a hospital trains on; 0: no limit. Change: down for a quick try."""
     val: Annotated[int, Field(ge=0)] = 0
+    """(samples) The most a hospital validates on; 0: no limit. Change: down for a quick try."""
     test: Annotated[int, Field(ge=0)] = 0
+    """(samples) The most a hospital is tested on; 0: no limit. Change: down for a quick try; intervals get wider."""
     val_share: Fraction = 0.15
+    """(share of the samples) For validation, where the data does not say. Change: up where a hospital's validation
+    scores jump."""
     test_share: Fraction = 0.25
+    """(share of the samples) For the test, where the data does not say; with val_share below 1. Change: up for narrower
+    intervals."""
     options: dict[str, Option] = {}
+    """Of appearance: strength, from 0 (no shift). Change: to make the scanners more or less unlike."""
 
 
 class SiteSplit(Strict):
@@ -367,8 +504,12 @@ class SiteSplit(Strict):
     """
 
     val_share: Fraction = 0.15
+    """(share of the patients) For validation. Change: before the first round only: another split is refused later."""
     test_share: Fraction = 0.25
+    """(share of the patients) For the test; with val_share below 1. Change: before the first round only: another split
+    is refused later."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Keep it: a patient who is tested once is never trained on later. Change: never after the first round."""
 
     @pydantic.model_validator(mode="after")
     def _leave_training(self) -> SiteSplit:
@@ -387,8 +528,13 @@ class PersonalConfig(Strict):
     """
 
     enabled: bool | None = None
+    """false: no personal adapter is made. Left out: it is at a site, and in an experiment where local-only is a
+    baseline. Change: to false to save its time."""
     rounds: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """(rounds) How long it trains on; 0: as many rounds as the recipe has. Change: down to save time; the choice among
+    the adapters shows whether it was enough."""
     learning_rate: Positive = 0.5
+    """(share of the recipe's) Where its rate begins; it falls to none. Change: down where a site has few patients."""
 
 
 class SitePersonal(PersonalConfig):
@@ -399,60 +545,88 @@ class SitePersonal(PersonalConfig):
     """
 
     local_only: bool = False
+    """Train an adapter here alone too, to choose and to compare with: about as long again. Change: to true to know
+    whether joining was worth it."""
     minutes: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """(minutes) The most that all of it may take; 0: no limit. Change: to what the machine can spare."""
 
 
 class SiteConfig(Strict):
     """The hospital's own file; it never leaves the site.
 
-    ``labels`` maps the class names of the hospital's data to those of the recipe (several may become one). ``device``
-    is all it may compute on: where it is "cpu" the executor sees no GPU. ``rank`` 0 means the recipe's.
     ``cache_mib`` bounds what is kept of images in memory; what the frozen blocks compute and does not fit there goes to
-    private files in the state folder, at most ``cache_disk_mib``, until the recipe ends (0: never).
-    ``recipe`` and ``data.path`` may be relative to this file. ``include`` names the natural sites of the source that
-    are this hospital's; empty means all.
+    private files in the state folder, at most ``cache_disk_mib``, until the recipe ends.
     """
 
     schema_version: Literal[1] = 1
+    """The form of this file. 1 is all there is. Change: never; programs write it."""
     name: SiteName
+    """This hospital's name in the federation, as its invite says it. Change: to the name in your invite."""
     recipe: str | None = None
+    """(path) The coordinator's recipe or invite, relative to this file. With it the check knows classes, image size and
+    backbone, and makes real training steps. Change: to your invite, before the first check."""
     device: Device = "cpu"
+    """All it may compute on: cpu, cuda, cuda:N, mps or auto. With cpu the client sees no GPU. Change: to auto or cuda
+    where there is a GPU for it."""
     rank: Annotated[int, Field(ge=0, le=MAX_RANK)] = 0
+    """LoRA rank of this site, at most the recipe's; 0 takes the recipe's. Change: down where memory is short and the
+    recipe's rule allows it."""
     cache_mib: Annotated[int, Field(ge=0)] = 2048
+    """(MiB) Memory for prepared images, and for what the frozen part of the model computes. Change: down where memory
+    is short, up where images are read again and again."""
     cache_disk_mib: Annotated[int, Field(ge=0)] = 4096
+    """(MiB) What does not fit there lies in private files of the state folder until the recipe ends; 0: never. Change:
+    to 0 where nothing derived from images may lie on the disk."""
     data: SourceConfig
+    """Where this hospital's images are."""
     include: Annotated[tuple[Name, ...], _names()] = ()
+    """The natural sites in the data that are this hospital's; empty means all. Change: where one folder holds several
+    hospitals."""
     labels: dict[Name, Name] = {}
+    """Your class names = the recipe's; several may become one. Change: where they differ."""
     split: SiteSplit = SiteSplit()
+    """How patients are divided into training, validation and test, where the data does not say."""
     limits: LimitsConfig = LimitsConfig()
+    """How much of this machine the client takes; read when it starts."""
     policy: PolicyConfig = PolicyConfig()
+    """What this site accepts; whatever is not named is refused."""
     privacy: privacy_config.Budget | None = None
+    """What these images may spend of differential privacy; without it no private round is trained."""
     personal: SitePersonal = SitePersonal()
+    """What this site makes of the final adapter for itself."""
 
 
 class BaselineConfig(Strict):
     """Settings of the baselines that are not those of the recipe.
 
-    ``matrix_sites`` is at how many sites, its own among them, a local-only model is tested; where there are more, which
-    ones is drawn from the seed (see :func:`fedvfm.simulation.baselines.tested_at`).
+    Which sites a local-only model is tested at: :func:`fedvfm.simulation.baselines.tested_at`.
     """
 
     matrix_sites: PositiveInt = 16
+    """(sites) At how many sites, its own among them, a local-only model is tested; which ones is drawn from the seed.
+    Change: up for the whole matrix, down to save time."""
     unet_learning_rate: Positive = 2e-3
+    """Of the baseline unet. Change: where its loss jumps or barely falls."""
     unet_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=6, strict=False)] = (
         16,
         32,
         64,
         128,
     )
+    """(channels) Of the baseline unet, level by level. Change: up for larger images."""
 
 
 class AttackConfig(Strict):
     """Bad sites of a simulation: which they are and what they do (see :mod:`fedvfm.simulation.attacks`)."""
 
     kind: Name
+    """What the bad sites do: sign-flip, scaled, little-is-enough (updates), label-flip, backdoor (training samples), or
+    absent. Change: to try a rule against another attack."""
     sites: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
+    """Which sites are bad. Change: to see how many a rule withstands."""
     options: dict[str, Option] = {}
+    """What this attack takes besides; an unknown one is refused with the known. Change: to make it stronger or weaker.
+    """
 
 
 Workers = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
@@ -461,35 +635,56 @@ Workers = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 class Experiment(Strict):
     """A simulation file: recipe, data, partition, engine and baselines.
 
-    ``cache_mib`` bounds what is kept of images in memory, over all processes of a run; ``cache_disk_mib`` what the
-    frozen blocks compute and is kept in files of the run folder until the run is finished (0: none).
-    ``workers`` is how many processes the in-process engine computes in: "auto" goes by the cores, the GPUs and the
-    memory that are free. The results are the same with any number. ``threads`` is how many CPU threads each of them
-    computes with, whatever the recipe says (0: the recipe's, else
-    :func:`fedvfm.simulation.engines.worker_schedule.threads`); results with another number differ in the last bits.
-    ``attack`` makes some of the sites bad, to see what a rule withstands; a simulation has no other bad sites, and
-    nothing but a simulation can have these.
+    Results with another number of ``threads`` differ in the last bits (left out, see
+    :func:`fedvfm.simulation.engines.worker_schedule.threads`).
     """
 
     schema_version: Literal[1] = 1
+    """The form of this file. 1 is all there is. Change: never; programs write it."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """Of the experiment: small letters, digits, dot, dash and underscore. Change: in a copy, so that run folders
+    differ."""
     title: str = ""
+    """One line for the list of experiments and the report. Change: freely."""
     note: str = ""
+    """What a reader of the report must know of the data. Change: freely."""
     engine: Name = "in-process"
+    """in-process (quickest), ray, or deployment (real processes over TLS on this machine). Change: to deployment to try
+    what real hospitals run."""
     device: Device = "cpu"
+    """What it computes on: cpu, cuda, cuda:N, mps or auto. Change: to auto where there is a GPU."""
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
+    """What the federation is compared with: local-only, pooled, pooled-2x, head-only, leave-one-out, unet, classical,
+    majority. Change: to [] for a quick try."""
     workers: Workers = "auto"
+    """(processes) Of the in-process engine: a number, or auto (cores, GPUs and free memory decide). Results are the
+    same with any. Change: to 1 where memory is short."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """(CPU threads) Of each process, whatever the recipe says; 0 takes the recipe's, else a share of the cores. Change:
+    to repeat another run to the last bit."""
     site_ranks: dict[Name, Annotated[int, Field(ge=1, le=MAX_RANK)]] = {}
+    """LoRA rank of single sites, at most the recipe's: site = rank. Change: to see what small machines would do; with
+    rule svd or hetlora."""
     cache_mib: Annotated[int, Field(ge=0)] = 2048
+    """(MiB) Memory for images and what the frozen part of the model computes, over all processes. Change: down where
+    memory is short."""
     cache_disk_mib: Annotated[int, Field(ge=0)] = 4096
+    """(MiB) What does not fit there lies in files of the run folder until the run is finished; 0: none. Change: up for
+    large data sets, 0 where the disk is small."""
     recipe: Recipe
+    """What is trained: see recipe."""
     data: SourceConfig
+    """Where the samples come from."""
     partition: PartitionConfig = PartitionConfig()
+    """How they become virtual hospitals."""
     server: ServerConfig = ServerConfig()
+    """How the rounds are run: see server."""
     baseline: BaselineConfig = BaselineConfig()
+    """Settings of the baselines that are not the recipe's."""
     attack: AttackConfig | None = None
+    """Bad sites, to see what a rule withstands; a simulation has no other."""
     personal: PersonalConfig = PersonalConfig()
+    """What each virtual hospital makes of the final adapter for itself."""
 
     def with_seed(self, seed: int) -> Experiment:
         """The same experiment under another seed."""

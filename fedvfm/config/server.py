@@ -13,29 +13,30 @@ WEEK_S = 7 * 24 * 3600.0
 
 
 class ServerConfig(pydantic.BaseModel):
-    """How the server runs rounds.
-
-    Attributes:
-        quorum: least sites that must answer a round; 0 means all of them, those that were invited at first too.
-        cohort: sites asked in a round; 0 means all.
-        without: sites that the first round does not wait for; one that comes takes part all the same.
-        round_timeout_s: how long a round waits for its answers.
-        join_timeout_s: how long absent sites are waited for, before rounds begin with a quorum, or it gives up.
-        approval_timeout_s: how long people are waited for where the quorum needs them: at a site that is connected and
-            has not approved the recipe, or is outside its hours; at one that was invited and not approved yet.
-        away_timeout_s: how long a round waits for the answer of a site that is not connected; and, where rounds were
-            done already, a server that starts again for all sites before it goes on with a quorum.
-    """
+    """How the server runs rounds."""
 
     model_config = base.SETTINGS
 
     quorum: Annotated[int, Field(ge=0)] = 0
+    """(sites) Least sites that must answer a round; 0: all (before the first round: all that were invited). With all of
+    them one that stays away ends the run. Change: to fewer, so that it goes on without one that stays away."""
     cohort: Annotated[int, Field(ge=0)] = 0
+    """(sites) Sites asked in a round; 0: all. Change: where there are more sites than a round needs."""
     without: Annotated[tuple[base.Name, ...], base.names()] = ()
+    """Sites that the first round does not wait for, as of 'server start --without'. Change: where a site is known to
+    come later."""
     round_timeout_s: base.Positive = 3600.0
+    """(seconds) How long a round waits for its answers. Change: up where training takes longer than an hour at some
+    site."""
     join_timeout_s: base.Positive = 3600.0
+    """(seconds) How long absent sites are waited for before rounds begin with a quorum, or it gives up. Change: up
+    where sites are started by hand."""
     approval_timeout_s: base.Positive = WEEK_S
+    """(seconds) How long people are waited for: a recipe not approved yet, a site outside its hours, an invite that is
+    open. A week. Change: up where committees decide."""
     away_timeout_s: base.Positive = 600.0
+    """(seconds) How long a round waits for a site that is not connected; and a server that starts again, before it goes
+    on with a quorum. Change: up where lines are unreliable."""
 
     @pydantic.field_validator("without", mode="before")
     @classmethod

@@ -37,6 +37,12 @@ def text(name: str) -> str:
     return resources.files("fedvfm.templates").joinpath(name).read_text(encoding="utf-8")
 
 
+def headed(name: str, content: str) -> str:
+    """The content below a line that tells editors where the JSON schema of such a file lies on this machine."""
+    place = resources.files("fedvfm.templates").joinpath(f"{name}.schema.json")
+    return f"#:schema {place.as_uri()}\n{content}" if isinstance(place, Path) else content
+
+
 def fill(template: str, values: Mapping[str, Any]) -> str:
     """The template with these values in place of those that stand there; a key that was left out is no longer.
 
@@ -70,7 +76,7 @@ def literal(value: bool | int | float | str | Sequence[Any] | Mapping[str, Any])
 
 def server() -> str:
     """A coordinator's file; every value in it is the default."""
-    return text("server.toml")
+    return headed("server", text("server.toml"))
 
 
 def site(name: str, path: str | None = None, layout: str | None = None) -> str:
@@ -92,7 +98,7 @@ def site(name: str, path: str | None = None, layout: str | None = None) -> str:
     kind = layout if layout is not None else recognised(path)
     found = fill(text("site.toml"), values | ({} if kind is None else {"data.options.layout": kind}))
     schema.parse(schema.SiteConfig, tomllib.loads(found), "site.toml")
-    return found
+    return headed("site", found)
 
 
 def recognised(path: str | None) -> str | None:
@@ -144,7 +150,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         values |= {"data.views": 4, "adapter.layers": list(range(depth - depth // 3, depth))}
     found = fill(text("recipe.toml"), values)
     schema.parse(schema.Recipe, tomllib.loads(found), "recipe")
-    return found
+    return headed("recipe", found)
 
 
 def _shape(settings: schema.BackboneConfig) -> Mapping[str, Any]:

@@ -325,6 +325,16 @@ def test_a_recipe_is_written_checked_and_once(cli: Any, tmp_path: Path) -> None:
     assert cli("recipe", "lock", path, "-o", tmp_path / "recipe.json").code == 0
 
 
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_recipe_without_classes_is_told_that_its_classes_are_examples(cli: Any, tmp_path: Path, task: str) -> None:
+    path = tmp_path / "recipe.toml"
+    answer = cli("recipe", "new", "--task", task, "-o", path)
+    assert (answer.code, "are examples" in answer.err) == (0, True), answer.err
+    assert path.read_text().startswith("#:schema file:")
+    made = schema.parse(schema.Recipe, schema.read_toml(path), "recipe")
+    assert (made.task.kind, len(made.data.class_names)) == (task, 2)
+
+
 def test_a_backbone_that_is_not_here_is_written_with_a_note(cli: Any, tmp_path: Path) -> None:
     answer = cli("recipe", "new", "--classes", "a,b", "--backbone", "someone/else", "-o", tmp_path / "r.toml", "--json")
     assert (answer.code, json.loads(answer.out)["checked"]) == (0, False), answer.err
