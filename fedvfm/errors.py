@@ -115,6 +115,30 @@ class WeightsError(FedvfmError):
     restart = False
 
 
+class WeightsUnknown(WeightsError):
+    """Nobody publishes weights of that name or revision, as after a slip of the pen; or they are private."""
+
+    code = "weights-unknown"
+
+
+class WeightsGated(WeightsError):
+    """The publisher asks for an account that has accepted terms."""
+
+    code = "weights-gated"
+
+
+class ProxyRefused(WeightsError):
+    """Nothing can be downloaded through the proxy that is set."""
+
+    code = "proxy"
+
+
+class NetworkDown(WeightsError):
+    """Where weights are published cannot be reached, or nothing may be asked there."""
+
+    code = "network"
+
+
 class CheckpointError(FedvfmError):
     """A checkpoint or an adapter file is missing, damaged or does not fit."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import errors
-from fedvfm.backbones import identity, record
+from fedvfm.backbones import download_fault, identity, record
 from fedvfm.config import schema
 
 
@@ -484,13 +484,8 @@ def _from_hub(hub: str, revision: str | None, *, download: bool, force: bool = F
             )
             if not local_only or not download or _whole(Path(found)):
                 return Path(found)
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-            reason = type(error).__name__
+        except Exception as error:  # of a client that raises OSError, ValueError and errors of its HTTP library
             if not local_only:
-                raise errors.WeightsError(
-                    f"backbone '{hub}' is not on this machine and cannot be downloaded ({reason}). On a machine "
-                    f"with internet run "
-                    f"'fedvfm weights fetch {hub}' and bring its folder here, or name the folder in "
-                    f"recipe.backbone.name"
-                ) from None
+                published = [each.hub for each in KNOWN.values() if each.hub]
+                raise download_fault.of(hub, revision, error, published) from None
     return None
