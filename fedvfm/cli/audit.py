@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvfm import errors
+from fedvfm.report import quantity
 
 NAME = "audit"
 app = typer.Typer(
@@ -68,9 +69,9 @@ def _show_sent(entries: list[dict[str, Any]], last: int, as_json: bool) -> None:
         about += [f"reason {row['reason']}"] if "reason" in row else []
         print(f"{row['entry']:6} {row['time']} {row['kind']:9} {where:9} {row['bytes']:>12,} B  {'; '.join(about)}")
     kinds = ", ".join(f"{number} {kind}" for kind, number in totals["kinds"].items())
-    print(f"{totals['messages']} messages ({kinds or 'none'}), {totals['bytes']:,} bytes in all")
+    print(f"{quantity.of(totals['messages'], 'message')} ({kinds or 'none'}), {totals['bytes']:,} bytes in all")
     again = f"; {totals['repeated']} left once more with the same bytes" if totals["repeated"] else ""
-    print(f"{totals['updates']} updates of {totals['numbers']:,} numbers{again}")
+    print(f"{quantity.of(totals['updates'], 'update')} of {quantity.of(totals['numbers'], 'number')}{again}")
     print(f"metrics that left: {', '.join(totals['metrics']) or 'none'}")
 
 

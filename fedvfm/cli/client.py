@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from fedvfm import errors
 from fedvfm.cli import drafts
+from fedvfm.report import quantity
 from fedvfm.runtime import logs
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ def adapter(
     if as_json:
         print(json.dumps({"site": where.about.site, "adapters": rows, "damaged": damaged, "personal": own}, indent=2))
         return
-    print(f"site {where.about.site}: {len(rows) or 'no'} final adapter{'' if len(rows) == 1 else 's'} received")
+    print(f"site {where.about.site}: {quantity.of(len(rows), 'final adapter')} received")
     _show_adapters(rows)
     for text in damaged:
         print(f"damaged: {text}")
@@ -452,7 +453,7 @@ def purge(
         print(json.dumps({"site": where.about.site, "removed": [vars(one) for one in gone], "receipt": told}, indent=2))
         return
     for one in gone:
-        print(f"removed {one.kind:10} {one.files:4} files, {one.bytes:,} bytes: {one.path}")
+        print(f"removed {one.kind:10} {quantity.of(one.files, 'file'):>10}, {one.bytes:,} bytes: {one.path}")
     print(f"kept: key, certificate, recipes, approvals{'' if with_audit else ', audit log'}; weights and your own data")
 
 
@@ -464,7 +465,12 @@ def _confirm(site: str, rows: Sequence[purges.Removed], as_json: bool) -> None:
     """
     if as_json:
         raise errors.ConfigError("purge", ["with --json nobody is asked; give --yes. Nothing was removed"])
-    _say([f"to be removed at site {site}:", *(f"  {one.kind}: {one.files} files, {one.path}" for one in rows)])
+    _say(
+        [
+            f"to be removed at site {site}:",
+            *(f"  {one.kind}: {quantity.of(one.files, 'file')}, {one.path}" for one in rows),
+        ]
+    )
     said = _answer("remove? [y/N] ")
     if said not in YES:
         why = "not confirmed" if said is not None else "nobody answered; without a terminal give --yes"

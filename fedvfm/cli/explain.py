@@ -16,10 +16,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 WIDTH = 100
 
 
+def _known() -> list[str]:
+    from fedvfm.cli import values
+    from fedvfm.config import reference
+
+    tables = [table for root in reference.ROOTS for table in reference.tables(root)]
+    return [*values.LISTS, *(table.path for table in tables), *(key.path for table in tables for key in table.keys)]
+
+
 def explain(
     what: Annotated[
         str | None,
-        typer.Argument(help="recipe.optimiser, learning_rate, site.policy, windows, an exit code or an error's code."),
+        typer.Argument(
+            help="recipe.optimiser, learning_rate, site.policy, windows, an exit code or an error's code.",
+            autocompletion=_known,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedvfm import errors
+from fedvfm.report import quantity
 
 if TYPE_CHECKING:
     from fedvfm.config import privacy
@@ -69,7 +70,8 @@ def verify(where: Where, against: Against = None, key: Key = None, as_json: Json
     found = receipts.verify(folder, [note for one in said for note in one.notes])
     alone = "" if against else "; without --against a cut at the end or a rewritten file does not show"
     waits = "; it waits for 'fedvfm ledger reconcile'" if found["waiting"] else ""
-    text = f"{folder}: {found['length']} lines, the chain is whole, {found['checked']} notes agree{alone}{waits}"
+    agree = quantity.of(found["checked"], "note agrees", "notes agree")
+    text = f"{folder}: {quantity.of(found['length'], 'line')}, the chain is whole, {agree}{alone}{waits}"
     _tell({"ledger": str(folder), "whole": True, **found}, f"{text}\nhead {found['head']}", as_json)
     if found["waiting"]:
         raise typer.Exit(errors.LedgerError.exit_code)
@@ -97,7 +99,7 @@ def receipt(
     made = receipts.make(ledger.reopen(folder), keys.read_private(state / "site.key"), with_spending=with_spending)
     signed_documents.write(output, made)
     found = {"receipt": str(output), "length": made.length, "head": made.head, "spending": with_spending}
-    _tell(found, f"{output}: {made.length} lines, head {made.head}", as_json)
+    _tell(found, f"{output}: {quantity.of(made.length, 'line')}, head {made.head}", as_json)
 
 
 @app.command()

@@ -27,6 +27,7 @@ import fedvfm  # noqa: E402
 from fedvfm import errors, registry  # noqa: E402
 from fedvfm.cli import audit, client, doctor, explain, ledger, privacy, server, weights  # noqa: E402
 from fedvfm.cli import recipe as cli_recipe  # noqa: E402
+from fedvfm.report import quantity  # noqa: E402
 from fedvfm.runtime import extras, logs, processes  # noqa: E402
 from fedvfm.storage import storage  # noqa: E402
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     name="fedvfm",
     help="Adapt vision foundation models across hospitals without moving one image.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
@@ -123,9 +124,16 @@ def _workers(text: str | None) -> int | str | None:
     return number
 
 
+def _bundled_names() -> list[str]:
+    return list(_bundled())
+
+
 @app.command()
 def simulate(
-    experiment: Annotated[str | None, typer.Argument(help="A bundled experiment's name or a TOML file.")] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="A bundled experiment's name or a TOML file.", autocompletion=_bundled_names),
+    ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=VALUE; the value is TOML. Repeatable.")
     ] = None,
@@ -168,6 +176,10 @@ def simulate(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     what = experiments.load(experiment, sets or [], rounds=rounds, engine=engine, device=device, workers=processes)
     if dry_run:
+        if device is not None:
+            from fedvfm.model import device as devices
+
+            devices.choose(device)
         _dry_run(what.with_seed(wanted[0]) if wanted else what, as_json)
         return
     from fedvfm.simulation import run as runs
@@ -258,7 +270,8 @@ def _dry_run(what: Any, as_json: bool) -> None:
         return
     console, moved = Console(markup=False, emoji=False), made["bytes"]
     table = Table(
-        title=f"plan of {made['experiment']}: {made['rounds']} rounds, engine {made['engine']}, seed {made['seed']}"
+        title=f"plan of {made['experiment']}: {quantity.of(made['rounds'], 'round')}, engine {made['engine']}, "
+        f"seed {made['seed']}"
     )
     for column in ("site", "train", "val", "test"):
         table.add_column(column)
@@ -326,7 +339,7 @@ def experiments(context: typer.Context, as_json: Json = False) -> None:
 
 @experiments_app.command("show")
 def experiments_show(
-    name: Annotated[str, typer.Argument(help="A bundled experiment's name.")],
+    name: Annotated[str, typer.Argument(help="A bundled experiment's name.", autocompletion=_bundled_names)],
     as_json: Json = False,
 ) -> None:
     """Print an experiment's file, to copy and change; with --json every value, resolved to the last default."""
@@ -429,7 +442,7 @@ def export(
         print(json.dumps(made, indent=2, ensure_ascii=False))
         return
     size = sum(made["files"].values())
-    print(f"{made['folder']}: {form}, {len(made['files'])} files, {size:,} bytes")
+    print(f"{made['folder']}: {form}, {quantity.of(len(made['files']), 'file')}, {size:,} bytes")
     if "int8" in made:
         print(
             f"weights in 8 bits: off by {made['difference']:.2g} of the largest logit, on drawn images "

@@ -11,6 +11,7 @@ import typer
 
 from fedvfm import errors
 from fedvfm.cli import drafts, steering
+from fedvfm.report import quantity
 
 NAME = "server"
 app = typer.Typer(help="Launch a federation, steer it and decide who may take part.", no_args_is_help=True)
@@ -231,7 +232,7 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     found = supervisor.status(state_folder.open_state(state))
     orders = [f"paused by {found['paused']['who']} since {found['paused']['time']}"] if found["paused"] else []
     orders += ["to be finished after the round in hand"] if found["finishing"] else []
-    orders += [f"to be extended by {found['extended_by']} rounds"] if found["extended_by"] else []
+    orders += [f"to be extended by {quantity.of(found['extended_by'], 'round')}"] if found["extended_by"] else []
     orders += [f"recipe {one[:12]} follows" for one in found["following"]]
     words = {**found["takes_part"], **{site: f"final adapter {word}" for site, word in found["acceptance"].items()}}
     lines = [

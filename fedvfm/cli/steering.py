@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fedvfm.report import quantity
+
 app = typer.Typer()
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
@@ -79,10 +81,11 @@ def extend(
     from fedvfm.server.coordinator import orders
 
     made = orders.extend(state_folder.open_state(state), rounds)
+    long = quantity.of(rounds, "round")
     line = (
-        f"recipe {made} goes on for {rounds} rounds; each site is asked: fedvfm client approve {made[:12]}"
+        f"recipe {made} goes on for {long}; each site is asked: fedvfm client approve {made[:12]}"
         if made
-        else f"when the present recipe is finished, another one goes on for {rounds} rounds, and each site is asked"
+        else f"when the present recipe is finished, another one goes on for {long}, and each site is asked"
     )
     _print({"recipe": made, "rounds": rounds}, line, as_json)
 

@@ -10,6 +10,7 @@ from fedvfm.config import privacy
 from fedvfm.ledger import entries as lines
 from fedvfm.ledger import ledger, spending
 from fedvfm.privacy import planner
+from fedvfm.report import quantity
 
 
 def build(folder: Path, budget: privacy.Budget | None) -> dict[str, Any]:
@@ -82,12 +83,11 @@ def words(found: dict[str, Any]) -> list[str]:
         spent = "infinity" if one["epsilon"] is None else ledger.shown(one["epsilon"])
         rows.append(
             f"data set {one['name']}: epsilon {spent} of {one['allowed']:.2f} ({found['unit']} level, delta "
-            f"{one['delta']:g}, {one['accountant']}), {one['releases']} releases"
+            f"{one['delta']:g}, {one['accountant']}), {quantity.of(one['releases'], 'release')}"
         )
     if found["adopted"] or found["floor"]["epsilon"]:
-        rows.append(
-            f"reconciled: {found['adopted']} lost releases, epsilon {found['floor']['epsilon']:g} on top of all"
-        )
+        lost = quantity.of(found["adopted"], "lost release")
+        rows.append(f"reconciled: {lost}, epsilon {found['floor']['epsilon']:g} on top of all")
     if found["waiting"]:
         rows.append("nothing is charged: lines are missing; run 'fedvfm ledger reconcile --against RECEIPT'")
-    return [*rows, f"{found['length']} lines, head {found['head']}"]
+    return [*rows, f"{quantity.of(found['length'], 'line')}, head {found['head']}"]

@@ -18,6 +18,7 @@ from typing import Any
 from fedvfm.config import schema
 from fedvfm.data import prompts
 from fedvfm.privacy import statements
+from fedvfm.report import quantity
 from fedvfm.state import checkpoint, factors, state
 from fedvfm.storage import storage
 
@@ -104,7 +105,7 @@ def card(
         "## How it was made",
         "",
         f"- task: {recipe.task.kind}, classes: {', '.join(recipe.data.class_names)}",
-        f"- trainable numbers: {trainable:,} ({share:.2%} of the backbone), {recipe.rounds} rounds, "
+        f"- trainable numbers: {trainable:,} ({share:.2%} of the backbone), {quantity.of(recipe.rounds, 'round')}, "
         f"rule `{recipe.aggregation.rule}`",
         *([f"- factors: `{recipe.adapter.factors}`: {way}"] if way else []),
         f"- backbone sha256: `{facts.sha256 or 'made from the seed'}`",

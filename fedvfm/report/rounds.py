@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedvfm.report import charts, page
+from fedvfm.report import charts, page, quantity
 
 EXACT_BELOW = 0.01
 
@@ -156,7 +156,8 @@ def _alignment(journal: Rounds) -> str:
         return ""
     ranked = sorted(last["alignment"].items(), key=lambda row: (row[1], row[0]))
     rows: list[list[page.Cell]] = [[site, value] for site, value in ranked]
-    caption = f"Cosine of each site's update with the mean of the others in the last round; {last['sites']} sites."
+    sites = quantity.of(last["sites"], "site")
+    caption = f"Cosine of each site's update with the mean of the others in the last round; {sites}."
     return page.folded("Which sites go their own way", page.table(("site", "cosine"), rows, caption))
 
 
@@ -197,7 +198,7 @@ def _refusals(journal: Rounds) -> str:
     return page.table(
         ("round", "site", "reason", "detail"),
         rows,
-        "1 update was refused." if len(rows) == 1 else f"{len(rows)} updates were refused.",
+        f"{quantity.of(len(rows), 'update was', 'updates were')} refused.",
         words=(1, 2, 3),
     )
 

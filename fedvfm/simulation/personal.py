@@ -25,7 +25,7 @@ from fedvfm.client.training import site as sites
 from fedvfm.config import schema
 from fedvfm.flower import internals
 from fedvfm.protocol import protocol
-from fedvfm.report import progress
+from fedvfm.report import progress, quantity
 from fedvfm.server.rounds import federation, handshake, journal
 from fedvfm.simulation import baselines, run_folder
 from fedvfm.simulation.engines import in_process, worker_schedule, workers
@@ -69,7 +69,8 @@ def run(
     if not waiting:
         return
     rounds = tuning.rounds_of(job.locked.recipe, what.personal)
-    observer("note", text=f"personal adapters: {len(waiting)} sites train on for {rounds} rounds each, and choose")
+    who, long = quantity.of(len(waiting), "site trains", "sites train"), quantity.of(rounds, "round")
+    observer("note", text=f"personal adapters: {who} on for {long}, then the choice")
     with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
         number, _ = worker_schedule.count(what, len(waiting), lambda: built.get(job.locked.recipe, what.device))
         if number > 1:

@@ -81,8 +81,17 @@ def plan(
             }
             for arm in arms
         },
-        "notes": [*run.notes(what, hospitals), *_cheap(what, model, memory)],
+        "notes": [*_elsewhere(what), *run.notes(what, hospitals), *_cheap(what, model, memory)],
     }
+
+
+def _elsewhere(what: schema.Experiment) -> list[str]:
+    """A word on a device that this machine lacks: the plan is good, a run here would be refused."""
+    try:
+        devices.choose(what.device)
+    except errors.ConfigError as error:
+        return [f"a run on this machine would be refused: device = {'; '.join(error.faults)}"]
+    return []
 
 
 def _workers(what: schema.Experiment, arms: Sequence[baselines.Arm], model: adapted_model.AdaptedModel) -> int:
