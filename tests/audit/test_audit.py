@@ -502,7 +502,7 @@ def test_show_sent_in_words(log: audit.Audit) -> None:
     assert "1,000 numbers, sha256 abababababab; metrics loss, steps" in said[0]
     assert said[2].endswith("reason policy-rounds")
     assert said[3] == "3 messages (1 refusal, 2 train), 8,662 bytes in all"
-    assert said[4] == "1 updates of 1,000 numbers; 1 left once more with the same bytes"
+    assert said[4] == "1 update of 1,000 numbers; 1 left once more with the same bytes"
     assert said[5] == "metrics that left: loss, steps"
     assert len(json.loads(verb("show", log.path, "--sent", "--last", 1, "--json").stdout)["messages"]) == 1
 
