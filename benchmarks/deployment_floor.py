@@ -28,7 +28,7 @@ from fedvfm.client.process import executor, supernode
 from fedvfm.flower import runtime
 from fedvfm.runtime import processes
 from fedvfm.server.grid import retrying
-from fedvfm.server.network import proxy, superlink
+from fedvfm.server.network import node_keys, proxy, superlink
 from fedvfm.server.rounds import messaging
 from fedvfm.trust import keys
 
@@ -39,8 +39,9 @@ def echo(message: Message, context: Context) -> Message:
 
 def start_sites(folder: Path, front: proxy.Settings, link: superlink.SuperLink, count: int, family: processes.Family,
                 control: runtime.Control) -> None:  # fmt: skip
-    for number in range(count):
-        key = keys.make()
+    known = [keys.make() for _ in range(count)]
+    node_keys.write(Path(front.keys), map(keys.public_text, known))
+    for number, key in enumerate(known):
         keys.write_private(folder / f"{number}.key", key)
         control.register(keys.public_text(key), f"site-{number}")
         server = f"{front.host}:{front.port}"
@@ -102,7 +103,7 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
         control = runtime.Control(link.link)
         superlink.wait_ready(link, child)
         front = proxy.Settings(superlink.HOST, processes.free_port(), str(link.certificate), str(link.key),
-                               link.address, str(link.authority), hold_s=hold_s)  # fmt: skip
+                               link.address, str(link.authority), str(folder / "keys.txt"), hold_s=hold_s)  # fmt: skip
         family.start(front.program(folder / "proxy.json"))
         start_sites(folder, front, link, sites, family, control)
         while sum(node.online for node in control.nodes()) < sites:

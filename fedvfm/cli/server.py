@@ -235,12 +235,14 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     orders += [f"to be extended by {quantity.of(found['extended_by'], 'round')}"] if found["extended_by"] else []
     orders += [f"recipe {one[:12]} follows" for one in found["following"]]
     words = {**found["takes_part"], **{site: f"final adapter {word}" for site, word in found["acceptance"].items()}}
+    refused = [f"{word} {count}" for word, count in found["refused"].items()]
     lines = [
         f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
         f"rounds: {found['finished_rounds']} of {found['rounds']}{', finished' if found['finished'] else ''}",
         f"now: {found['reason'] or found['phase']}",
         *(f"order: {order}" for order in orders),
         *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
+        *([f"refused in 10 minutes: {', '.join(refused)}"] if refused else []),
         *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in found["sites"].items()),
         *([f"result: {found['result']} (adapter/, report.html, summary.json, metrics.csv)"] if found["result"] else []),
     ]

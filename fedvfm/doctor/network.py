@@ -30,6 +30,7 @@ EXPIRED, NOT_YET = 10, 9
 NAMES = (62, 64)
 """What OpenSSL calls a certificate for another host name, or another address."""
 MAX_HEAD = 65536
+_AGAIN = "it is asked again by itself"
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ def examine(way: Route, authority: Path) -> list[finding.Row]:
         with _connected(way) as plain, context.wrap_socket(plain, server_hostname=way.certified) as secure:
             version = secure.version()
             asked = time.time()
-            status, date = _health(secure, way)
+            status, date, load = _health(secure, way)
             between = (asked + time.time()) / 2
     except ssl.SSLCertVerificationError as error:
         return [finding.ok("reach", way.shown), _unverified(way, authority, error)]
+    except ssl.SSLEOFError as error:
+        return [_unreached(way, error)]
     except ssl.SSLError as error:
         remedy = "ask what listens there; the coordinator speaks TLS 1.2 or 1.3"
         return [finding.blocker("reach", f"{way.shown}: no TLS is spoken there ({error.reason or 'ended'})", remedy)]
@@ -93,7 +96,7 @@ def examine(way: Route, authority: Path) -> list[finding.Row]:
         return [_unreached(way, error)]
     reached = finding.ok("reach", f"{way.shown}, {version}")
     certified = finding.ok("certificate", "the coordinator's, signed by the federation's authority")
-    return [reached, certified, _answered(way, status), _clock(date, between)]
+    return [reached, certified, _answered(way, status, load), _clock(date, between)]
 
 
 @contextlib.contextmanager
@@ -130,11 +133,12 @@ class ProxyRefused(OSError):
     """A proxy did not open the tunnel; its argument is the status it gave."""
 
 
-def _health(secure: ssl.SSLSocket, way: Route) -> tuple[int, str]:
+def _health(secure: ssl.SSLSocket, way: Route) -> tuple[int, str, bool]:
+    """Status and date, and whether it asked its sites to wait lately."""
     secure.sendall(f"GET /health HTTP/1.1\r\nHost: {way.host}\r\nConnection: close\r\n\r\n".encode())
     answer = http.client.HTTPResponse(secure)
     answer.begin()
-    return answer.status, answer.headers.get("Date", "")
+    return answer.status, answer.headers.get("Date", ""), "Retry-After" in answer.headers
 
 
 def _unreached(way: Route, error: Exception) -> finding.Row:
@@ -151,6 +155,10 @@ def _unreached(way: Route, error: Exception) -> finding.Row:
         return finding.blocker(
             "reach", f"the name {name} cannot be resolved", "ask for its DNS entry, or set HTTPS_PROXY"
         )
+    if isinstance(error, ConnectionResetError | ssl.SSLEOFError | http.client.RemoteDisconnected):
+        told = f"{way.shown}: somebody listens there and closed the connection ({type(error).__name__})"
+        remedy = f"too much may come there ('fedvfm server status' shows it), or a firewall cuts it; {_AGAIN}"
+        return finding.blocker("reach", told, remedy)
     what = "nobody listens there" if isinstance(error, ConnectionRefusedError) else "no answer"
     if isinstance(error, http.client.HTTPException):
         what = "the answer is no HTTP"
@@ -208,7 +216,10 @@ def _common_name(name: x509.Name) -> str:
     return str(found[0].value)[:80] if found else "nobody named"
 
 
-def _answered(way: Route, status: int) -> finding.Row:
+def _answered(way: Route, status: int, load: bool) -> finding.Row:
+    if load or status == 503:
+        told = f"{way.host}:{way.port} is up and has too much to do: it told its sites to wait (503)"
+        return finding.blocker("load", told, f"{_AGAIN}; there 'fedvfm server status' shows what comes")
     if status == 200:
         return finding.ok("health", f"{way.host}:{way.port} is well")
     remedy = "the coordinator's proxy runs and its SuperLink does not: wait, then ask the coordinator"

@@ -6,16 +6,23 @@ As :mod:`fedvfm.flower.runtime`, with which it shares the contract test. What st
 
 from __future__ import annotations
 
+import base64
+import datetime
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives import serialization
+from flwr.common import constant
 from flwr.proto import fleet_pb2
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.inflatable import inflatable_object as trees
+from flwr.supercore.primitives import asymmetric
 
 PUSH_ROUTE, PULL_ROUTE = "/v1/fleet/push-messages", "/v1/fleet/pull-messages"
+ACTIVATE_ROUTE = "/v1/fleet/activate-node"
 REPLY_ROUTE, TASK_ROUTE = "/v1/runtime/pull-messages", "/v1/runtime/acquire-task"
 """Where a coordinator asks its SuperLink for replies, and an executor its SuperNode for a task."""
 PART_BYTES = 5 * 1024 * 1024
@@ -68,3 +75,29 @@ def request_fault(asked: Any, most: int) -> int:
             return 403
     count = sum(1 for tree in asked.message_object_trees for _ in trees.iterate_object_tree(tree))
     return 413 if count > most else 0
+
+
+PUBLIC_KEY, SIGNATURE, SIGNED_TIME = (
+    name.encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, constant.TIMESTAMP_HEADER)
+)
+"""Headers of every request of a node: its key, and its signature of the time."""
+
+
+def shown_key(public_key: str) -> bytes:
+    """How a node shows its public key (here in OpenSSH's form) in the header."""
+    key = serialization.load_ssh_public_key(public_key.encode())
+    return base64.b64encode(asymmetric.public_key_to_bytes(key))  # type: ignore[arg-type]
+
+
+def is_signed(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a node signed the time of its request with the key it shows, not long ago: as the SuperLink judges it."""
+    try:
+        key = asymmetric.bytes_to_public_key(base64.b64decode(headers[PUBLIC_KEY], validate=True))
+        signature, signed = base64.b64decode(headers[SIGNATURE], validate=True), headers[SIGNED_TIME]
+        then = datetime.datetime.fromisoformat(signed.decode("ascii"))
+        age = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+        tolerance = constant.SYSTEM_TIME_TOLERANCE
+        timely = -tolerance < age < constant.TIMESTAMP_TOLERANCE + tolerance
+        return timely and asymmetric.verify_signature(key, signed, signature)
+    except (KeyError, ValueError, TypeError):
+        return False

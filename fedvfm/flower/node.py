@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from flwr.supercore.exit import add_exit_handler
+from flwr.supercore.inflatable import inflatable_utils as parts
 from flwr.supernode import main as nodes
 from flwr.supernode import start_client_internal as loops
 
 from fedvfm.flower import guards, long_poll
 
+STALL_S = 30.0
+"""How long no part of a message may come: the coordinator puts them on its own machine's SuperLink within seconds."""
 PART_S = 0.05
 """The first wait for a part that is under way; each further one is twice as long, up to Flower's own 10 s."""
 REPLIES, TASKS = "replies", "tasks"
@@ -62,16 +66,51 @@ def with_long_polls(make: Callable[..., Any], bell: long_poll.Bell) -> Callable[
 
 
 def telling(pull: Callable[..., Any], bell: long_poll.Bell) -> Callable[..., Any]:
-    """Flower's fetching of a message's parts, after its task was made; the task rings when they are here."""
+    """Flower's fetching of a message's parts, after its task was made; the task rings when they are here.
+
+    A message whose parts come no more is given up: Flower's loop asks nothing else until then.
+    """
 
     @functools.wraps(pull)
-    def pulled(*given: Any, **named: Any) -> Any:
+    def pulled(object_ids: list[str], *, pull_object_fn: Callable[[str], bytes], **named: Any) -> Any:
         try:
-            return pull(*given, initial_backoff=PART_S, **named)
+            return pull(object_ids, pull_object_fn=_Coming(pull_object_fn), initial_backoff=PART_S, **named)
         finally:
             bell.ring(TASKS)
 
     return pulled
+
+
+class _Coming:
+    """Fetches parts of a message until none came for :data:`STALL_S` and none is under way.
+
+    A coordinator that died after it had announced a message leaves parts that never come, for three minutes or more.
+    """
+
+    def __init__(self, pull: Callable[[str], bytes]) -> None:
+        self._pull, self._came, self._under_way = pull, time.monotonic(), 0
+        self._lock = threading.Lock()
+
+    def __call__(self, part: str) -> bytes:
+        with self._lock:
+            self._under_way += 1
+        came = True
+        try:
+            return self._pull(part)
+        except parts.ObjectUnavailableError:
+            came = False
+            raise
+        finally:
+            self._after(part, came)
+
+    def _after(self, part: str, came: bool) -> None:
+        with self._lock:
+            self._under_way -= 1
+            if came or self._under_way:
+                self._came = time.monotonic()
+            stalled = time.monotonic() > self._came + STALL_S
+        if stalled:
+            raise parts.ObjectPullError(part, "no part comes any more")
 
 
 def run_supernode() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import importlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from flwr.app.message import make_message
 from flwr.common import serde_utils
 from flwr.common.constant import ACCESS_TOKEN_KEY, ErrorCode
 from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
+from flwr.supercore import sql_mixin
 from flwr.supercore.inflatable import inflatable_object as trees
 from flwr.supercore.inflatable import inflatable_protobuf_utils as wire
 from flwr.supercore.inflatable import inflatable_utils as parts
@@ -67,6 +69,7 @@ def run_superlink(secret: Path) -> None:
     program: Any = importlib.import_module("flwr.superlink.cli.flower_superlink")
     program.load_control_authn_plugin = lambda: OwnerOnly(secret.read_bytes())
     fleet_handlers.push_messages = own_pushes(fleet_handlers.push_messages)
+    patient_data_base()
     bell, ended = long_poll.Bell(), program.uvicorn.Server.handle_exit
 
     def end(server: Any, *given: Any) -> None:
@@ -76,6 +79,32 @@ def run_superlink(secret: Path) -> None:
     links.create_app = with_long_polls(links.create_app, bell)
     program.uvicorn.Server.handle_exit = end
     program.flower_superlink()
+
+
+BUSY_MS = 60_000
+
+
+def patient_data_base() -> None:
+    """Let threads of this process use Flower's data base one after the other.
+
+    SQLite has one writer at a time. Flower lets up to 40 threads try, each for 5 s; with twenty sites that send at once
+    some waited longer, and a round ended with "database is locked".
+    """
+    others = tuple(pair for pair in sql_mixin.SQLITE_PRAGMAS if pair[0] != "busy_timeout")
+    sql_mixin.SQLITE_PRAGMAS = (("busy_timeout", str(BUSY_MS)), *others)
+    sql_mixin.SqlMixin.session = in_turn(sql_mixin.SqlMixin.session)  # type: ignore[method-assign]
+
+
+def in_turn(session: Callable[[Any], contextlib.AbstractContextManager[Any]]) -> Any:
+    """A session that one thread has at a time; a thread may open another one inside."""
+    lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def held(self: Any) -> Iterator[Any]:
+        with lock, session(self) as opened:
+            yield opened
+
+    return held
 
 
 REPLIES = "replies"

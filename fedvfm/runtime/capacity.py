@@ -13,6 +13,11 @@ from pathlib import Path
 
 import psutil
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 GROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
 
@@ -25,6 +30,19 @@ def cores(groups: Path = GROUPS) -> int:
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(allowed, _quota(groups))))
+
+
+def raise_file_limit() -> tuple[int, int]:
+    """Let this process and its children open as many files as may be; how many before, and now (0: no limit known)."""
+    if resource is None:
+        return 0, 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return soft, soft
+    with contextlib.suppress(OSError, ValueError):  # more than the kernel allows
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return soft, hard
+    return soft, soft
 
 
 def memory_mib(groups: Path = GROUPS) -> float:

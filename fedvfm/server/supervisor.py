@@ -15,11 +15,11 @@ from fedvfm.config import schema
 from fedvfm.doctor import host as machine
 from fedvfm.doctor import monitor
 from fedvfm.flower import runtime
-from fedvfm.runtime import processes
+from fedvfm.runtime import capacity, processes
 from fedvfm.server import daemon, state_folder
 from fedvfm.server.coordinator import coordinator, status_file, waiting
 from fedvfm.server.coordinator import orders as steering
-from fedvfm.server.network import proxy, refused_requests, superlink
+from fedvfm.server.network import node_keys, proxy, refused_requests, superlink
 from fedvfm.server.rounds import journal, result
 from fedvfm.trust import certificates, signed_documents
 
@@ -27,6 +27,8 @@ LOG = logging.getLogger(__name__)
 NAME = "server"
 CHILDREN = ("superlink", "proxy", "coordinate")
 READY_S = 60.0
+KEYS = "keys.txt"
+"""The keys that the public port lets in, for the proxy."""
 
 
 def _folder(where: state_folder.State) -> Path:
@@ -57,6 +59,8 @@ def start(
         note = state_folder.renew(where)
         if note:
             LOG.warning(note)
+        before, now = capacity.raise_file_limit()
+        LOG.info(f"open files: at most {now}" + (f", raised from {before}" if now != before else ""))
         family = processes.Family(folder)
         try:
             with family.watched():
@@ -107,8 +111,10 @@ def _watch(
         key=str(where.key),
         upstream=link.address,
         authority=str(link.authority),
-        log=str(folder / "refused.jsonl"),
+        keys=str(folder / KEYS),
+        log=str(folder / refused_requests.FILE),
     )
+    node_keys.write(Path(front.keys), coordinator.known_keys(where.sites()))
     if not over.is_set():
         _wait_listening(public, family.start(front.program(folder / "proxy.json")), over)
     if over.is_set():  # told to end before it stood
@@ -123,7 +129,7 @@ def _watch(
     run.start()
     try:
         disk = monitor.Lookout(lambda: [machine.disk(where.folder, 0)])
-        with refused_requests.collected(folder / "refused.jsonl", where.audit), disk.watched():
+        with refused_requests.collected(folder / refused_requests.FILE, where.audit), disk.watched():
             return _until_done(where, run, control, over, stay)
     finally:
         run.stop()
@@ -211,9 +217,11 @@ def _synced(where: state_folder.State, control: runtime.Control, known: int) -> 
     changed = where.roster_path.stat().st_mtime_ns
     if changed != known:
         try:
-            coordinator.sync(control, where.sites())
+            sites = where.sites()
+            node_keys.write(where.roster_path.parent / coordinator.RUN / KEYS, coordinator.known_keys(sites))
+            coordinator.sync(control, sites)
             return changed
-        except errors.EngineError as error:
+        except (errors.EngineError, errors.StorageError) as error:
             LOG.warning(f"the roster is not yet known to the SuperLink: {error}")
     return known
 
@@ -248,7 +256,7 @@ def stop(where: state_folder.State) -> bool:
 
 
 def status(where: state_folder.State) -> dict[str, Any]:
-    """What runs, who is on the roster, how far the rounds are, what was ordered, and how the run stands."""
+    """What runs, what was refused lately, who is on the roster, how far the rounds are, and how the run stands."""
     folder, recipe = _folder(where), where.about.recipe
     arm = where.run_path(recipe)
     rounds = journal.Journal(arm / "journal.jsonl", recipe) if (arm / "journal.jsonl").exists() else None
@@ -269,6 +277,7 @@ def status(where: state_folder.State) -> dict[str, Any]:
         "reason": "" if done else fault or stands.get("reason", ""),
         **steering.told(orders, recipe),
         "processes": found,
+        "refused": refused_requests.lately(folder / refused_requests.FILE),
         "sites": {name: entry.status for name, entry in where.sites().items()},
         "takes_part": takes_part,
         "pending": sorted(name for name, word in takes_part.items() if word == "approval-pending"),

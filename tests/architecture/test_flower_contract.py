@@ -6,10 +6,12 @@ When a release of Flower moves one of these, the test that fails names it, and o
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +299,7 @@ def test_an_empty_answer_for_messages_has_no_byte() -> None:
 
 # --- events in place of looks -----------------------------------------------------------------------------------------
 
-NODE_INTERNALS = {"flwr.supercore.exit", "flwr.supernode"}
+NODE_INTERNALS = {"flwr.supercore.exit", "flwr.supercore.inflatable", "flwr.supernode"}
 
 
 def test_nothing_else_is_used_by_the_supernode() -> None:
@@ -320,12 +322,72 @@ def test_the_supernodes_loop_sleeps_and_fetches_where_it_can_be_woken() -> None:
     assert "time.time" not in whole
     pull = inspect.getsource(loops._pull_and_store_message)
     assert pull.index("state.create_task(") < pull.index("pull_objects("), "which rings for the task"
-    assert "initial_backoff" in inspect.signature(loops.pull_objects).parameters
+    assert {"initial_backoff", "pull_object_fn"} <= set(inspect.signature(loops.pull_objects).parameters)
+    assert "pull_object_fn=" in pull
     start = inspect.getsource(program.flower_supernode)
     assert start.index("stop_http_server)") < start.index("start_client_internal("), "ours is called before that"
     assert "LIFO" in str(exit_handler.add_exit_handler.__doc__)
     assert "import (" in inspect.getsource(program._start_supernode_http_api), "looked up when it is called"
     assert callable(nodes.create_app)
+
+
+def test_a_message_whose_parts_come_no_more_is_given_up_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore.inflatable import inflatable_utils
+
+    monkeypatch.setattr(flower_node, "STALL_S", 0.4)
+    pull, rung = flower_node.telling(inflatable_utils.pull_objects, bell := long_poll.Bell()), 0
+    came: list[str] = []
+
+    def slowly(part: str) -> bytes:
+        if part == "slow":
+            time.sleep(1.0)
+        elif part == "never" or (part == "late" and "slow" not in came):
+            raise inflatable_utils.ObjectUnavailableError(part)
+        came.append(part)
+        return b"x"
+
+    assert set(pull(["slow", "late"], pull_object_fn=slowly)) == {"slow", "late"}
+    assert bell.rung(flower_node.TASKS) == rung + 1
+    began = time.monotonic()
+    with pytest.raises(inflatable_utils.ObjectPullError):
+        pull(["never", "at once"], pull_object_fn=slowly)
+    assert time.monotonic() >= began + 0.4
+    assert bell.rung(flower_node.TASKS) == rung + 2
+
+
+def test_sessions_of_the_data_base_come_one_after_another(tmp_path: Path) -> None:
+    """Threads of one SuperLink; without this some of them are told that the data base is locked."""
+    import threading
+
+    from flwr.server.superlink.linkstate import sql_linkstate
+    from flwr.supercore import sql_mixin
+
+    assert dict(sql_mixin.SQLITE_PRAGMAS)["journal_mode"] == "WAL"
+    assert issubclass(sql_linkstate.SqlLinkState, sql_mixin.SqlMixin)
+    inside, most = 0, 0
+
+    class Kept:
+        @contextlib.contextmanager
+        def session(self) -> Any:
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.002)
+            yield "opened"
+            inside -= 1
+
+    Kept.session = flower_superlink.in_turn(Kept.session)  # type: ignore[method-assign]
+
+    def use() -> None:
+        with Kept().session() as opened, Kept().session() as again:
+            assert (opened, again) == ("opened", "opened")
+
+    threads = [threading.Thread(target=use) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (inside, most) == (0, 2), "a thread may open another session inside its own"
 
 
 def test_what_an_executor_says_rings() -> None:

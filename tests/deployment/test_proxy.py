@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -18,10 +21,13 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
+from flwr.supernode import node_auth_http_interceptor
 
+from fedvfm.doctor import network
 from fedvfm.flower import guards, long_poll, runtime
+from fedvfm.report import finding
 from fedvfm.runtime import processes
-from fedvfm.server.network import proxy, refused_requests
+from fedvfm.server.network import connections, node_keys, proxy, refused_requests, turns
 from fedvfm.trust import certificates, keys, signed_documents
 from tests.deployment import doors
 
@@ -35,9 +41,9 @@ class Behind(doors.Behind):
     pulls: int = 0
 
     def reply(self, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        if headers.get("flwr-public-key") == "stranger":
+        if headers.get("x-flwr-client") == "unregistered":
             return 401, b'{"detail":"Invalid SuperNode authentication"}'
-        if headers.get("flwr-public-key") == "disk-full":
+        if headers.get("x-flwr-client") == "disk-full":
             return 500, b"Internal Server Error"
         if path.endswith("pull-messages"):
             self.pulls += 1
@@ -78,10 +84,12 @@ def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         str(certified / "server.key"),
         f"127.0.0.1:{upstream.config.port}",
         str(certified / "ca.pem"),
+        str(tmp_path / "keys.txt"),
         str(tmp_path / "refused.jsonl"),
         hold_s=2.0,
         most_parts=40,
     )
+    node_keys.write(tmp_path / "keys.txt", [keys.public_text(KEY)])
     log = refused_requests.Refusals(settings.log)
 
     def told(what: str, client: str) -> None:
@@ -92,12 +100,34 @@ def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield Public(settings.port, behind, certified / "ca.pem", tmp_path / "refused.jsonl", refusals)
 
 
-HEADERS = {
-    "content-type": "application/protobuf",
-    "flwr-public-key": "abc",
-    "flwr-signature": "def",
-    "flwr-timestamp": "now",
-}
+KEY = keys.make()
+
+
+def signed(key: keys.Private = KEY, seconds: float = 0.0) -> dict[str, str]:
+    """What Flower's own SuperNode says of itself with every request; of ``seconds`` ago."""
+    request = httpx.Request("POST", "https://x/")
+    interceptor = node_auth_http_interceptor.NodeAuthHttpInterceptor(key, key.public_key())
+    with pytest.MonkeyPatch.context() as patch:
+        then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
+        patch.setattr(node_auth_http_interceptor, "now", lambda: then)
+        interceptor.intercept(SimpleNamespace(request=request), lambda context: httpx.Response(200))  # type: ignore[arg-type]
+    return {
+        "content-type": "application/protobuf",
+        **{k: v for k, v in request.headers.items() if k.startswith("flwr-")},
+    }
+
+
+HEADERS: dict[str, str] = {}
+"""Those of a known node, signed anew for every test."""
+
+
+def head(headers: Mapping[str, str] = HEADERS) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
+@pytest.fixture(autouse=True)
+def _signed_now() -> None:
+    HEADERS.update(signed())
 
 
 def push(node: int = 7, source: int = 7, to: int = 1, answers: str = "m1", parts: int = 1) -> bytes:
@@ -198,7 +228,7 @@ def test_a_flood_of_refusals_is_few_lines(public: Public) -> None:
 @pytest.mark.parametrize("route", ["/v1/fleet/get-run", guards.PULL_ROUTE])
 def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None:
     with public.client() as client:
-        answer = client.post(route, headers={**HEADERS, "flwr-public-key": "stranger"})
+        answer = client.post(route, headers={**HEADERS, "x-flwr-client": "unregistered"})
     assert answer.status_code == 401
     assert public.refusals == [("key", "127.0.0.1")]
 
@@ -206,9 +236,9 @@ def test_a_key_the_superlink_refuses_is_told(public: Public, route: str) -> None
 @pytest.mark.parametrize("route", ["/v1/fleet/send-node-heartbeat", guards.PULL_ROUTE])
 def test_a_fault_of_the_superlink_is_a_pause_to_a_supernode(public: Public, route: str) -> None:
     with public.client() as client:
-        answer = client.post(route, headers={**HEADERS, "flwr-public-key": "disk-full"})
+        answer = client.post(route, headers={**HEADERS, "x-flwr-client": "disk-full"})
     assert answer.status_code == 503, "after a 500 its heartbeat would end for good"
-    assert public.refusals == []
+    assert public.refusals == [("fault", "127.0.0.1")]
 
 
 def test_bodies_over_five_megabytes_pass_and_those_over_the_cap_do_not(public: Public) -> None:
@@ -223,8 +253,8 @@ def test_bodies_over_five_megabytes_pass_and_those_over_the_cap_do_not(public: P
         assert public.behind.seen[-1][3] == 8_000_000
     seen = len(public.behind.seen)
     with public.raw() as wire:
-        head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: {proxy.MAX_BODY + 1}\r\n\r\n"
-        wire.sendall(head.encode())
+        first = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: {proxy.MAX_PART + 1}\r\n"
+        wire.sendall(f"{first}{head()}\r\n".encode())
         assert wire.recv(4096).startswith(b"HTTP/1.1 413 ")
     assert len(public.behind.seen) == seen
     assert public.refusals == [("size", "127.0.0.1")]
@@ -247,7 +277,8 @@ def test_a_slow_head_a_slow_body_and_a_huge_head_are_cut(public: Public) -> None
             assert wire.recv(10) == b""
         assert time.monotonic() - started < 3
     with public.raw() as wire:
-        wire.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        first = "POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n"
+        wire.sendall(f"{first}{head()}\r\nabc".encode())
         assert wire.recv(4096).startswith(b"HTTP/1.1 408 ")
     with public.raw() as wire:
         with contextlib.suppress(OSError):
@@ -322,13 +353,14 @@ def test_it_is_held_no_longer_than_said_and_not_for_a_site_that_left(public: Pub
         assert 1.9 < time.monotonic() - started < 6.0
     before = public.behind.pulls
     with public.raw() as wire:
-        wire.sendall(f"POST {guards.PULL_ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        wire.sendall(f"POST {guards.PULL_ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{head()}\r\n".encode())
         time.sleep(0.1)
     time.sleep(1.0)
     assert public.behind.pulls <= before + 2
 
 
-def test_a_superlink_that_is_away_is_502_so_that_a_supernode_asks_again(certified: Path) -> None:
+def test_a_superlink_that_is_away_is_502_so_that_a_supernode_asks_again(certified: Path, tmp_path: Path) -> None:
+    node_keys.write(tmp_path / "keys.txt", [keys.public_text(KEY)])
     settings = proxy.Settings(
         "127.0.0.1",
         processes.free_port(),
@@ -336,16 +368,159 @@ def test_a_superlink_that_is_away_is_502_so_that_a_supernode_asks_again(certifie
         str(certified / "server.key"),
         f"127.0.0.1:{processes.free_port()}",
         str(certified / "ca.pem"),
+        str(tmp_path / "keys.txt"),
     )
     with doors.serving(proxy.server(settings, lambda what, client: None)):
         context = ssl.create_default_context(cafile=certified / "ca.pem")
         with httpx.Client(verify=context, trust_env=False) as client:
             for route in ("/v1/fleet/get-run", guards.PULL_ROUTE):
-                assert client.post(f"https://127.0.0.1:{settings.port}{route}", content=b"").status_code == 502
+                url = f"https://127.0.0.1:{settings.port}{route}"
+                assert client.post(url, content=b"", headers=HEADERS).status_code == 502
 
 
 def test_the_program_holds_no_secret_in_its_arguments(tmp_path: Path) -> None:
-    settings = proxy.Settings("127.0.0.1", 1, "c", "k", "u", "a")
+    settings = proxy.Settings("127.0.0.1", 1, "c", "k", "u", "a", "keys")
     program = replace(settings).program(tmp_path / "proxy.json")
     assert program.command[-1] == str(tmp_path / "proxy.json")
     assert (tmp_path / "proxy.json").stat().st_mode & 0o777 == 0o600
+
+
+# -- who is let in, before a body is read ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "route", "status"),
+    [
+        (lambda: {}, "get-run", 401),
+        (lambda: signed(keys.make()), "get-run", 401),
+        (lambda: signed(keys.make()), "activate-node", 412),
+        (lambda: {}, "activate-node", 401),
+        (lambda: {**HEADERS, "flwr-timestamp": signed(seconds=1)["flwr-timestamp"]}, "get-run", 401),
+        (lambda: signed(seconds=400), "get-run", 401),
+        (lambda: signed(seconds=-20), "get-run", 401),
+        (lambda: {**HEADERS, "flwr-signature": "?"}, "push-object", 401),
+        (lambda: {**HEADERS, "flwr-timestamp": "2026-01-01T00:00:00"}, "push-object", 401),
+    ],
+    ids=["none", "unknown", "unknown, online", "none, online", "other time", "old", "early", "no base64", "naive"],
+)
+def test_who_is_not_known_is_refused_by_the_head_alone(
+    public: Public, headers: Callable[[], dict[str, str]], route: str, status: int
+) -> None:
+    with public.raw() as wire:
+        first = f"POST /v1/fleet/{route} HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n"
+        wire.sendall(f"{first}{head(headers())}\r\n".encode())
+        assert wire.recv(4096).startswith(f"HTTP/1.1 {status} ".encode()), "not a byte of the body was sent"
+    assert public.behind.seen == []
+    assert public.refusals == [("key", "127.0.0.1")]
+
+
+def test_a_revoked_key_is_out_at_once_on_a_connection_it_holds_and_a_new_one_in(public: Public, tmp_path: Path) -> None:
+    other = keys.make()
+    with public.client() as client, public.client() as second:
+        assert client.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200
+        node_keys.write(tmp_path / "keys.txt", [keys.public_text(other)])
+        assert client.post("/v1/fleet/get-run", headers=HEADERS).status_code == 401
+        assert second.post("/v1/fleet/get-run", headers=signed(other)).status_code == 200
+        (tmp_path / "keys.txt").write_text("damaged\n")
+        assert second.post("/v1/fleet/get-run", headers=signed(other)).status_code == 200
+
+
+def test_strangers_are_cut_those_that_say_nothing_first_and_a_known_node_is_not(
+    public: Public, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PER_ADDRESS", 6)
+    with contextlib.ExitStack() as held, public.client() as client:
+        assert client.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200
+        speaks = held.enter_context(public.raw())
+        silent = [socket.create_connection(("127.0.0.1", public.port)) for _ in range(30)]
+        for one in silent:
+            held.enter_context(one)
+        assert _until(lambda: sum(map(_is_reset, silent)) == 25)
+        assert ("connections", "127.0.0.1") in public.refusals
+        speaks.sendall(f"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{head()}\r\n".encode())
+        assert speaks.recv(4096).startswith(b"HTTP/1.1 200 "), "it began TLS: who says nothing goes before it"
+        assert client.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200
+        with public.client() as another:
+            assert another.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200
+
+
+def test_a_stranger_has_little_time_to_begin_tls_to_end_it_and_to_show_a_key(
+    public: Public, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "TLS_S", 0.4)
+    monkeypatch.setattr(connections, "STRANGER_S", 1.5)
+    address = ("127.0.0.1", public.port)
+    with socket.create_connection(address) as silent, socket.create_connection(address) as half, public.raw() as asks:
+        half.sendall(b"\x16\x03\x01\x00\xc8\x01")
+        assert _until(lambda: _is_reset(silent) and _is_reset(half), 5)
+        with contextlib.suppress(OSError):
+            for _ in range(60):  # it asks for what is open to all, again and again
+                asks.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                if not asks.recv(4096):
+                    break
+                time.sleep(0.1)
+            else:
+                pytest.fail("a stranger stays")
+    assert public.refusals.count(("slow", "127.0.0.1")) >= 2
+
+
+def test_health_is_asked_for_once_however_many_want_to_know(public: Public) -> None:
+    with public.client() as client:
+        assert [client.get("/health").status_code for _ in range(20)] == [200] * 20
+    assert len(public.behind.seen) <= 3
+
+
+def test_a_key_has_so_many_connections_and_then_it_is_told_of_load(
+    public: Public, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PER_KEY", 2)
+    with public.client() as first, public.client() as second, public.client() as third:
+        assert first.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200
+        assert second.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200
+        answer = third.post("/v1/fleet/get-run", headers=HEADERS)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        second.close()
+        assert _until(lambda: third.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200)
+    assert ("load", "127.0.0.1") in public.refusals
+    way = network.Route("127.0.0.1", public.port)
+    told = {row.check: row for row in network.examine(way, public.authority)}
+    assert told["load"].severity == finding.BLOCKER, "its people read of load, not of a server that is down"
+    assert "health" not in told
+
+
+def test_bodies_wait_for_room_and_what_is_held_back_ends_in_a_503(
+    public: Public, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "WAIT_S", 0.3)
+    monkeypatch.setattr(proxy, "PIECE_S", 1.5)
+    with contextlib.ExitStack() as held, public.client() as client:
+        for _ in range(turns.SHARE // 2 - 1):  # what one key may have at most, and not one byte of it comes
+            wire = held.enter_context(public.raw())
+            first = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: {proxy.MAX_PART}\r\n"
+            wire.sendall(f"{first}{head()}\r\n".encode())
+        time.sleep(0.3)
+        assert client.post("/v1/fleet/push-object", content=b"x" * 3_000_000, headers=HEADERS).status_code == 503
+        assert client.post("/v1/fleet/send-node-heartbeat", content=b"x", headers=HEADERS).status_code == 200
+        assert _until(
+            lambda: client.post("/v1/fleet/push-object", content=b"x" * 3_000_000, headers=HEADERS).status_code == 200
+        )
+    assert ("load", "127.0.0.1") in public.refusals
+
+
+def _until(true: Any, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _is_reset(wire: socket.socket) -> bool:
+    wire.setblocking(False)
+    try:
+        return wire.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -361,10 +361,15 @@ def _remedies(missing: Mapping[str, str], late: Collection[str], server: schema.
     )
 
 
+def known_keys(sites: Mapping[str, rosters.Entry]) -> dict[str, str]:
+    """Key -> site of those that are approved, or dropped and may come back."""
+    return {entry.public_key: name for name, entry in sites.items() if entry.status in rosters.KNOWN}
+
+
 def sync(control: runtime.Control, sites: dict[str, rosters.Entry]) -> None:
-    """Let in the keys of sites that are approved, or dropped and may come back, and no others."""
+    """Let in the keys of :func:`known_keys` and no others."""
     known = {node.public_key: node.id for node in control.nodes()}
-    wanted = {entry.public_key: name for name, entry in sites.items() if entry.status in rosters.KNOWN}
+    wanted = known_keys(sites)
     for key, name in wanted.items():
         if key not in known:
             control.register(key, name)

@@ -1,8 +1,9 @@
 """The one port that sites reach: TLS, and of the SuperLink behind it nothing but what a SuperNode needs.
 
 Forwards POST of Flower's fleet routes and GET /health, byte for byte; everything else is refused here and never seen
-by the SuperLink. HTTP/1.1 is read by uvicorn and h11, which come with Flower; nothing of a body is kept or logged. Of
-bodies only the heads of pushed messages are looked at: a node may speak for itself alone.
+by the SuperLink. HTTP/1.1 is read by uvicorn and h11, which come with Flower; nothing of a body is kept or logged. A
+body is read only if its head is signed with a key of the roster, and when there is room for it. Of bodies only the
+heads of pushed messages are looked at: a node may speak for itself alone.
 
 A SuperNode asks for messages again as soon as it had an answer. The SuperLink holds that question until there is a
 message; where it does not, or very many sites wait, the proxy holds an empty answer back and asks on itself.
@@ -14,11 +15,12 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,14 @@ from uvicorn.protocols.http import h11_impl
 
 from fedvfm.flower import guards, long_poll, runtime
 from fedvfm.runtime import processes
-from fedvfm.server.network import refused_requests
+from fedvfm.server.network import connections, node_keys, refused_requests, turns
 from fedvfm.storage import storage
 
+LOG = logging.getLogger(__name__)
 MAX_BODY = 32 * 1024 * 1024
-"""Bytes of one request. Flower sends objects in pieces of 5 MiB and everything else in far less."""
+"""Bytes of one request that a front before this door lets through."""
+MAX_SMALL = 64 * 1024
+"""Bytes of requests that push nothing. Flower sends objects in pieces of 5 MiB and everything else in far less."""
 MAX_PUSH = 2 * 1024 * 1024
 """Bytes of the heads of pushed messages, with the ids of their parts."""
 MAX_PART = 10 * 1024 * 1024
@@ -45,23 +50,25 @@ STEP_S = 0.25
 """How often a question for messages is asked again that the SuperLink does not hold."""
 LONG_POLLS = 200
 """How many questions the SuperLink holds at a time: each takes a connection to it."""
-CONNECTIONS = 1000
+HEALTH_S = 1.0
+"""How long an answer to ``GET /health`` is good for others: whoever asks often asks the SuperLink no more often."""
 
-MOST = {
-    guards.PUSH_ROUTE: MAX_PUSH,
-    guards.PULL_ROUTE: MAX_PUSH,
-    "/v1/fleet/push-object": MAX_PART,
-}
-"""Bytes of a request's body where fewer are enough."""
+MOST = {guards.PUSH_ROUTE: MAX_PUSH, "/v1/fleet/push-object": MAX_PART}
+"""Bytes of a request's body where they may be many."""
+LOAD_S = 60.0
+"""How long after a site was told to wait the health says so, which is all that other programs of the site see."""
+RETRY = (b"retry-after", b"5")
+HEALTH, HEARTBEAT = "/health", "/v1/fleet/send-node-heartbeat"
 
 PASSED_ON = frozenset((b"content-type", b"accept", b"x-flwr-client", b"user-agent"))
 """Headers that go on, besides Flower's own."""
 OUR_HEADERS = b"flwr-"
+GUEST = "guest"
+"""Under this name a request's state holds the connection it came by."""
 
 AREAS = ("control", "runtime", "responses", "docs", "openapi.json", "redoc")
 
-STRANGERS = (401, 412)
-"""What the SuperLink answers to a key it does not know: to any request, and to a node that comes online."""
+STRANGERS = (node_keys.UNSIGNED, node_keys.UNKNOWN)
 FAULT, ASK_AGAIN = 500, 503
 """What the SuperLink answers where its disk is full, and what a SuperNode takes for a pause: after a 500 its heartbeat
 ends for good, and the site is taken for gone until somebody starts it again."""
@@ -82,6 +89,7 @@ class Settings:
         certificate, key: what it shows.
         upstream: the SuperLink, ``host:port``.
         authority: whom the SuperLink's certificate must be from.
+        keys: file of the keys that are let in; see :mod:`fedvfm.server.network.node_keys`.
         log: a line of JSON for each refusal, at most one a second for each word.
         hold_s: how long an empty answer to a SuperNode's question for messages is held back; 0 for not at all.
         most_parts: of one pushed message; see :func:`fedvfm.flower.guards.most_parts`.
@@ -93,6 +101,7 @@ class Settings:
     key: str
     upstream: str
     authority: str
+    keys: str
     log: str = ""
     hold_s: float = 10.0
     most_parts: int = guards.most_parts(guards.MAX_REPLY)
@@ -110,38 +119,83 @@ class Unfit(Exception):
         self.status = status
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A request whose head was judged.
+
+    Attributes:
+        key: fingerprint of the key that signed it.
+        headers: those that go on.
+        most: bytes its body may have.
+        size: bytes it says its body has, or may have.
+    """
+
+    route: str
+    key: str
+    headers: list[tuple[bytes, bytes]]
+    most: int
+    size: int
+
+
+@dataclass
+class _Health:
+    """The SuperLink's health, asked for once in :data:`HEALTH_S` however many want to know."""
+
+    client: httpx.AsyncClient
+    url: str
+    at: float = float("-inf")
+    said: tuple[int, bytes] = (502, b"")
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def now(self) -> tuple[int, bytes]:
+        """Status and body."""
+        async with self.lock:
+            if time.monotonic() > self.at + HEALTH_S:
+                try:
+                    response = await self.client.get(self.url)
+                    self.said = response.status_code, response.content
+                except httpx.HTTPError:
+                    self.said = 502, b""
+                self.at = time.monotonic()
+            return self.said
+
+
 class Proxy:
     """The ASGI application.
 
     Args:
         client: reaches the SuperLink.
-        base: its URL.
-        hold_s, most_parts: see :class:`Settings`.
+        settings: see :class:`Settings`.
         refused: told of refusals.
     """
 
-    def __init__(self, client: httpx.AsyncClient, base: str, hold_s: float, most_parts: int, refused: Refused) -> None:
-        self._client, self._base, self._hold_s, self._refused = client, base, hold_s, refused
-        self._most_parts = most_parts
+    def __init__(self, client: httpx.AsyncClient, settings: Settings, refused: Refused) -> None:
+        self._client, self._settings, self._refused = client, settings, refused
+        self._base = f"https://{settings.upstream}"
+        self._keys = node_keys.NodeKeys(Path(settings.keys))
+        self._room, self._turns = turns.Room(), turns.Turns()
+        self._health = _Health(client, self._base + HEALTH)
         self._held = 0
+        self._paused = float("-inf")  # when a site was told to wait, last
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        route = bytes(scope["raw_path"]).decode("latin-1")
-        status = judge(scope["method"], route, bytes(scope["query_string"]))
-        if status == 200:
-            try:
-                await self._forward(scope, route, receive, send)
-                return
-            except Unfit as error:
-                status = error.status
-            except httpx.HTTPError:
-                await _say(send, 502)  # a SuperNode asks again
-                return
-        self._refused(word(status, route), (scope.get("client") or ("",))[0])
+        route, address = bytes(scope["raw_path"]).decode("latin-1"), (scope.get("client") or ("",))[0]
+        try:
+            request = self._let_in(scope, route)
+            await self._forward(request, receive, send, address)
+            return
+        except Unfit as error:
+            status = error.status
+        except turns.Overload:
+            status, self._paused = ASK_AGAIN, time.monotonic()
+        except httpx.HTTPError:
+            await _say(send, 502)  # a SuperNode asks again
+            return
+        self._refused(word(status, route), address)
         await _say(send, status)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -151,25 +205,52 @@ class Proxy:
         await self._client.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _forward(self, scope: Event, route: str, receive: Receive, send: Send) -> None:
-        headers = [(k, v) for k, v in scope["headers"] if k in PASSED_ON or k.startswith(OUR_HEADERS)]
-        most = MOST.get(route, MAX_BODY)
-        length = _length(scope["headers"], most)
-        if route == guards.PULL_ROUTE:
-            await self._pull(scope, headers, await _whole(receive, most), receive, send)
+    def _let_in(self, scope: Event, route: str) -> _Request:
+        """What goes on, judged by its head alone.
+
+        Raises:
+            Unfit: if it does not.
+            Overload: if its key has too many connections.
+        """
+        status = judge(scope["method"], route, bytes(scope["query_string"]))
+        if status != 200:
+            raise Unfit(status)
+        headers, most = scope["headers"], MOST.get(route, MAX_SMALL)
+        kept = [(k, v) for k, v in headers if k in PASSED_ON or k.startswith(OUR_HEADERS)]
+        length = _length(headers, most)
+        if route == HEALTH:
+            return _Request(route, "", kept, 0, 0)
+        key, status = self._keys.judge(route, headers)
+        if status:
+            raise Unfit(status)
+        guest: connections.Guest = scope["state"][GUEST]
+        if not guest.known(key):
+            raise turns.Overload
+        return _Request(route, key, kept, most, most if length is None else length)
+
+    async def _forward(self, request: _Request, receive: Receive, send: Send, address: str) -> None:
+        if request.route == HEALTH:
+            status, body = await self._health.now()
+            await _answer(send, status, body, time.monotonic() < self._paused + LOAD_S)
             return
-        content: AsyncIterator[bytes] | bytes | None = None if scope["method"] == "GET" else _pieces(receive, most)
-        if route == guards.PUSH_ROUTE:
-            content = await _whole(receive, most)
-            fault = guards.push_fault(content, self._most_parts)
-            if fault:
+        async with self._room.take(request.key, request.size):
+            body = await _whole(receive, request.most)
+            if request.route == guards.PUSH_ROUTE and (fault := guards.push_fault(body, self._settings.most_parts)):
                 raise Unfit(fault)
-        elif length is not None:
-            headers.append((b"content-length", str(length).encode()))
-        request = self._client.build_request(scope["method"], self._base + route, headers=headers, content=content)
-        response = await self._client.send(request, stream=True)
+            if request.route != guards.PULL_ROUTE:
+                await self._pass_on(request, body, send, address)
+                return
+        await self._pull(request, body, receive, send, address)
+
+    async def _pass_on(self, request: _Request, body: bytes, send: Send, address: str) -> None:
+        url = self._base + request.route
+        asked = self._client.build_request("POST", url, headers=request.headers, content=body)
+        # A node is taken for gone whose heartbeat waits behind what others push.
+        turn = contextlib.nullcontext() if request.route == HEARTBEAT else self._turns.take()
+        async with turn:
+            response = await self._client.send(asked, stream=True)
         try:
-            self._judged(scope, response)
+            self._judged(response, address)
             await _start(send, response)
             async for piece in response.aiter_raw():
                 await _patiently(send, {"type": "http.response.body", "body": piece, "more_body": True})
@@ -177,22 +258,22 @@ class Proxy:
         finally:
             await response.aclose()
 
-    def _judged(self, scope: Event, response: httpx.Response) -> None:
-        """Tell of a key that the SuperLink does not let in."""
+    def _judged(self, response: httpx.Response, address: str) -> None:
+        """Tell of a key that the SuperLink does not let in, and of a fault of its own."""
         if response.status_code in STRANGERS:
-            self._refused("key", (scope.get("client") or ("",))[0])
+            self._refused("key", address)
+        elif response.status_code == FAULT:
+            self._refused("fault", address)
 
-    async def _pull(
-        self, scope: Event, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive, send: Send
-    ) -> None:
+    async def _pull(self, request: _Request, body: bytes, receive: Receive, send: Send, address: str) -> None:
         """Ask for messages until there is one, the time is over, or the site hung up."""
         gone = asyncio.ensure_future(_hang_up(receive))
-        until = time.monotonic() + self._hold_s
+        until = time.monotonic() + self._settings.hold_s
         self._held += 1
         try:
             while True:
                 left = until - time.monotonic() if self._held <= LONG_POLLS else 0.0
-                response = await self._asked(headers, body, max(0.0, left), gone)
+                response = await self._asked(request.headers, body, max(0.0, left), gone)
                 if response is None:
                     return
                 if response.status_code != 200 or response.content or time.monotonic() >= until:
@@ -204,7 +285,7 @@ class Proxy:
         finally:
             self._held -= 1
             gone.cancel()
-        self._judged(scope, response)
+        self._judged(response, address)
         await _start(send, response)
         await _patiently(send, {"type": "http.response.body", "body": response.content})
 
@@ -241,7 +322,8 @@ def _area(route: str) -> str:
 
 def word(status: int, route: str) -> str:
     """What a refusal is called in the audit log."""
-    by_status = {400: "framing", 405: "method", 408: "slow", 413: "size"}
+    by_status = {400: "framing", 405: "method", 408: "slow", 413: "size", ASK_AGAIN: "load"}
+    by_status |= dict.fromkeys(STRANGERS, "key")
     area = _area(route)
     if status == 403 and not area:
         return "foreign-node"
@@ -310,9 +392,17 @@ async def _patiently(send: Send, event: Event) -> None:
     await asyncio.wait_for(send(event), BODY_S)
 
 
+async def _answer(send: Send, status: int, body: bytes, loaded: bool) -> None:
+    headers = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+    headers += [RETRY] * loaded
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await _patiently(send, {"type": "http.response.body", "body": body})
+
+
 async def _say(send: Send, status: int) -> None:
     """An answer of our own: no body, and the connection ends."""
     headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    headers += [RETRY] * (status == ASK_AGAIN)
     with contextlib.suppress(RuntimeError):  # where the answer had begun
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -322,6 +412,7 @@ class Impatient(h11_impl.H11Protocol):
     """uvicorn's connection, which here ends if the head of a request does not come in time."""
 
     _timer: asyncio.TimerHandle | None = None
+    guest: connections.Guest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
@@ -339,6 +430,7 @@ class Impatient(h11_impl.H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left."""
         self._let()
+        self.guest.left()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -355,6 +447,36 @@ class Impatient(h11_impl.H11Protocol):
             self._timer = None
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, whose connections come through a :class:`fedvfm.server.network.connections.Door`."""
+
+    def __init__(self, config: uvicorn.Config, refused: Refused) -> None:
+        super().__init__(config)
+        self._door = connections.Door(refused)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        if self.config.ssl is None:
+            raise ValueError("the public port speaks TLS alone")
+        try:
+            self._door.open(self.config.host, self.config.port, self._protocol, self.config.ssl)
+        except OSError as error:
+            LOG.error(f"cannot listen at {self.config.host}:{self.config.port}: {error}")
+            sys.exit(1)
+        await super().startup(sockets=[])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no more, and end."""
+        self._door.close()
+        await super().shutdown(sockets=[])
+
+    def _protocol(self, guest: connections.Guest) -> asyncio.Protocol:
+        state = {**self.lifespan.state, GUEST: guest}
+        connection = Impatient(config=self.config, server_state=self.server_state, app_state=state)
+        connection.guest = guest
+        return connection
+
+
 def server(settings: Settings, refused: Refused) -> uvicorn.Server:
     """The server, ready to run."""
     context = ssl.create_default_context(cafile=settings.authority)
@@ -364,9 +486,8 @@ def server(settings: Settings, refused: Refused) -> uvicorn.Server:
         timeout=UPSTREAM_S,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=20.0),
     )
-    app = Proxy(client, f"https://{settings.upstream}", settings.hold_s, settings.most_parts, refused)
     config = uvicorn.Config(
-        app,
+        Proxy(client, settings, refused),
         host=settings.host,
         port=settings.port,
         http=Impatient,
@@ -380,14 +501,12 @@ def server(settings: Settings, refused: Refused) -> uvicorn.Server:
         ssl_keyfile=settings.key,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=5,
-        limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HEAD,
-        backlog=256,
     )
     config.load()
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    return uvicorn.Server(config)
+    return Server(config, refused)
 
 
 def main(path: str) -> None:

@@ -23,6 +23,9 @@ from fedvfm.runtime import processes
 from fedvfm.storage import storage
 
 LOG = logging.getLogger(__name__)
+FILE = "refused.jsonl"
+LATELY_S = 600
+"""How far back ``server status`` looks."""
 MAX_BYTES = 1_000_000
 """Of the proxy's file; one that has grown over it is put aside once, so that there are twice as many at most."""
 MOST_ADDRESSES = 8
@@ -86,6 +89,24 @@ class Refusals:
 def aside(path: Path) -> Path:
     """Where the file before this one lies."""
     return path.with_name(path.name + ".1")
+
+
+def lately(path: Path, now: float | None = None) -> dict[str, int]:
+    """Word -> how often a request was refused with it in the last ten minutes, the most frequent first.
+
+    Args:
+        path: the proxy's file.
+        now: seconds since 1970.
+    """
+    since, counts = (time.time() if now is None else now) - LATELY_S, Counter[str]()
+    for each in (aside(path), path):
+        with contextlib.suppress(OSError):
+            for line in each.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    line_of = json.loads(line)
+                    if line_of["time"] >= since and audit.FIELDS["reason"](line_of["refused"]):
+                        counts[line_of["refused"]] += int(line_of["count"])
+    return dict(counts.most_common())
 
 
 class Collector:

@@ -28,7 +28,7 @@ from fedvfm.report import progress
 from fedvfm.runtime import logs, processes
 from fedvfm.server import app as server_app
 from fedvfm.server.grid import retrying
-from fedvfm.server.network import proxy, superlink
+from fedvfm.server.network import node_keys, proxy, superlink
 from fedvfm.server.rounds import federation
 from fedvfm.simulation import run_folder
 from fedvfm.simulation.engines import worker_schedule
@@ -38,6 +38,7 @@ from fedvfm.trust import keys
 
 FOLDER = "deployment"
 ONLINE_S = 180.0
+KEYS = "keys.txt"
 TRIES = 3
 """A process that ended so often one after another will not do better."""
 
@@ -58,9 +59,10 @@ class Nodes:
 
     def start(self, family: processes.Family, control: runtime.Control, names: Sequence[str]) -> None:
         """Register a key for each site, and start its SuperNode and its executor."""
-        for number, name in enumerate(names):
+        known = [keys.make() for _ in names]
+        node_keys.write(self.folder / KEYS, map(keys.public_text, known))
+        for number, (name, key) in enumerate(zip(names, known, strict=True)):
             label = f"site-{number:03d}"
-            key = keys.make()
             keys.write_private(self.folder / f"{label}.key", key)
             control.register(keys.public_text(key), name)
             node = supernode.SuperNode(
@@ -129,6 +131,7 @@ def _connected(folder: Path, names: Sequence[str]) -> Iterator[tuple[retrying.St
             key=str(link.key),
             upstream=link.address,
             authority=str(link.authority),
+            keys=str(folder / KEYS),
             log=str(folder / "refused.jsonl"),
         )
         family.start(front.program(folder / "proxy.json"))

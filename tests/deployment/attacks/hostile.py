@@ -24,6 +24,7 @@ from fedvfm.config import schema
 from fedvfm.flower import internals, runtime
 from fedvfm.protocol import protocol
 from fedvfm.runtime import processes
+from fedvfm.server import supervisor
 from fedvfm.server.coordinator import coordinator
 from fedvfm.server.network import proxy, superlink
 from fedvfm.state import state
@@ -189,6 +190,7 @@ def taken_over(fed: ours.Federation) -> Iterator[tuple[Grid, int]]:
             key=str(fed.server.key),
             upstream=link.address,
             authority=str(link.authority),
+            keys=str(folder / supervisor.KEYS),
         )
         family.start(front.program(folder / "proxy.json"))
         control = runtime.Control(link.link, patience_s=120.0)

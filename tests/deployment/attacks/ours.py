@@ -2,7 +2,7 @@
 
 ``mal`` is approved and lies once a round; ``thief`` is approved and calls itself by another's name; ``liar`` is
 approved and says it holds another backbone; ``gone`` was approved and revoked; ``stray`` has a key that the SuperLink
-knows and the roster does not.
+and the public port know and the roster does not.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from fedvfm.flower import runtime
 from fedvfm.model import locking
 from fedvfm.runtime import processes
 from fedvfm.server import state_folder as enrolment
+from fedvfm.server import supervisor
 from fedvfm.server.coordinator import coordinator
-from fedvfm.server.network import superlink
+from fedvfm.server.network import node_keys, superlink
 from fedvfm.trust import keys, signed_documents
 
 HONEST = ("east", "south")
@@ -220,11 +221,15 @@ def running(made: Federation) -> Iterator[subprocess.Popen[Any]]:
         until(lambda: known <= {node.public_key for node in control.nodes()}, 300, "the roster")
         # As whoever broke into the coordinator's machine would: a key that no roster has.
         stray = keys.public_text(keys.read_private(made.folder / "stray.key"))
+        port = made.server.folder / coordinator.RUN / supervisor.KEYS
         made.nodes("later")
 
         def there() -> bool:
             if stray not in {node.public_key for node in control.nodes()}:
                 control.register(stray, "stray")
+            listed = set(port.read_text().splitlines())
+            if stray not in listed:
+                node_keys.write(port, listed | {stray})
             return any(line["site"] == "stray" and "node" in line for line in made.told())
 
         until(there, 300, "the stray node")

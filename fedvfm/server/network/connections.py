@@ -1,0 +1,216 @@
+"""Connections of the public port: whoever showed a known key stays; strangers are few, and stay for a short time.
+
+A stranger is whoever connected and has not shown a key of the roster yet. One that says nothing costs a file and no
+memory for TLS. Where there are too many, those that say nothing are closed first, then the one that is there longest:
+an honest site needs some milliseconds to show its key, and whoever floods the port drives out his own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+TLS_S = 10.0
+"""How long a stranger may say nothing, and then how long his TLS handshake may take."""
+STRANGER_S = 30.0
+"""How long a stranger stays whatever he sends."""
+PER_ADDRESS, STRANGERS = 256, 1024
+"""Strangers of one address, and of all."""
+PER_KEY = 64
+"""Connections of one known key; a SuperNode needs a handful."""
+BACKLOG = 4096
+AT_ONCE = 64
+"""Connections that are taken in before anything else is done."""
+PAUSE_S = 0.1
+_RESET = struct.pack("ii", 1, 0)
+
+Told = Callable[[str, str], None]
+Protocol = Callable[["Guest"], asyncio.Protocol]
+
+
+@dataclass(eq=False)
+class Guest:
+    """One connection.
+
+    Attributes:
+        key: the known key it showed; empty for a stranger.
+        speaks: whether anything came of it.
+    """
+
+    door: Door
+    sock: socket.socket
+    address: str
+    began: float
+    key: str = ""
+    speaks: bool = False
+    transport: asyncio.Transport | None = None
+    task: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    def known(self, key: str) -> bool:
+        """It showed a key of the roster; False where that one has too many connections."""
+        return self.door.let_in(self, key)
+
+    def left(self) -> None:
+        """It is closed."""
+        self.door.forget(self)
+
+
+class Door:
+    """Takes connections in and cuts those of strangers.
+
+    Args:
+        told: of what was closed: a word, and the address.
+    """
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+        self._strangers: dict[str, dict[Guest, None]] = {}  # by address, the longest there first
+        self._keys: Counter[str] = Counter()
+        self._listening: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def strangers(self) -> int:
+        """How many there are now."""
+        return sum(map(len, self._strangers.values()))
+
+    def open(self, host: str, port: int, protocol: Protocol, context: ssl.SSLContext) -> None:
+        """Listen, in the running event loop.
+
+        Raises:
+            OSError: if somebody else does.
+        """
+        rows = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((row[0], row[4]) for row in rows):
+            listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)  # type: ignore[arg-type]
+            listening.setblocking(False)
+            self._listening.append(listening)
+            self._keep(self._accept(listening, protocol, context))
+
+    def close(self) -> None:
+        """Listen no more; who is connected stays, strangers do not."""
+        for task in self._tasks:
+            task.cancel()
+        for listening in self._listening:
+            listening.close()
+
+    def let_in(self, guest: Guest, key: str) -> bool:
+        """See :meth:`Guest.known`."""
+        if guest.key == key:
+            return True
+        if self._keys[key] >= PER_KEY:
+            return False
+        self.forget(guest)
+        guest.key = key
+        self._keys[key] += 1
+        return True
+
+    def forget(self, guest: Guest) -> None:
+        """Count a connection no more: it is closed, or counted under a key."""
+        if guest.timer is not None:
+            guest.timer.cancel()
+        if guest.key:
+            self._keys[guest.key] -= 1
+            self._keys += Counter()  # drops those that are zero
+            guest.key = ""
+        else:
+            mine = self._strangers.get(guest.address, {})
+            mine.pop(guest, None)
+            if not mine:
+                self._strangers.pop(guest.address, None)
+
+    # -- strangers ---------------------------------------------------------------------------------------------------
+
+    def _keep(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _accept(self, listening: socket.socket, protocol: Protocol, context: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                taken = [await loop.sock_accept(listening)]
+                with contextlib.suppress(BlockingIOError):
+                    while len(taken) < AT_ONCE:
+                        taken.append(listening.accept())
+            except OSError:  # no file is left: that of the stranger who is there longest is freed
+                self._make_room()
+                await asyncio.sleep(PAUSE_S)
+                continue
+            for sock, peer in taken:
+                self._take(sock, str(peer[0]), protocol, context)
+            await asyncio.sleep(0)
+
+    def _take(self, sock: socket.socket, address: str, protocol: Protocol, context: ssl.SSLContext) -> None:
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self._strangers.get(address, ())) >= PER_ADDRESS:
+            self._cut_one(self._strangers[address])
+        elif self.strangers >= STRANGERS:
+            self._make_room()
+        guest = Guest(self, sock, address, time.monotonic())
+        self._strangers.setdefault(address, {})[guest] = None
+        guest.timer = asyncio.get_running_loop().call_later(STRANGER_S, self._cut, guest, "slow")
+        guest.task = self._keep(self._greet(guest, protocol, context))
+        guest.task.add_done_callback(lambda _: self._greeted(guest))
+
+    def _make_room(self) -> None:
+        """Cut a stranger of the address that has most."""
+        if self._strangers:
+            self._cut_one(max(self._strangers.values(), key=len))
+
+    def _cut_one(self, guests: dict[Guest, None]) -> None:
+        self._cut(next((guest for guest in guests if not guest.speaks), next(iter(guests))), "connections")
+
+    def _cut(self, guest: Guest, why: str) -> None:
+        """Reset a connection; a SuperNode takes that, and not an end inside TLS, for a pause."""
+        self.forget(guest)
+        self._told(why, guest.address)
+        with contextlib.suppress(OSError):
+            guest.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if guest.transport is not None:
+            guest.transport.abort()
+        elif guest.task is not None:
+            guest.task.cancel()
+
+    async def _greet(self, guest: Guest, protocol: Protocol, context: ssl.SSLContext) -> None:
+        """Speak TLS with who begins to."""
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.wait_for(_first_byte(guest.sock), TLS_S)
+            guest.speaks = True
+            guest.transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol(guest), guest.sock, ssl=context, ssl_handshake_timeout=TLS_S
+            )
+        except TimeoutError:
+            self._cut(guest, "slow")
+        except OSError:  # no TLS, or it is gone
+            pass
+
+    def _greeted(self, guest: Guest) -> None:
+        """Close what did not come so far; perhaps its task never began."""
+        if guest.transport is None:
+            self.forget(guest)
+            guest.sock.close()
+
+
+async def _first_byte(sock: socket.socket) -> None:
+    """Until something came, or the other end closed."""
+    loop, came = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(sock)
