@@ -75,6 +75,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "run": _matches(r"[0-9]{1,20}"),
     "ledger": _matches(r"\d{19}:[0-9a-f]{64}"),
     "key": _sha256,
+    "before": _sha256,
     "recipe": _sha256,
     "fingerprint": _sha256,
     "digest": _sha256,
@@ -108,6 +109,7 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("opened", "owner end", ""),
         ("invited", "site expires", ""),
         ("enrolled", "site key recipe", "reason"),
+        ("rekeyed", "site key before", "reason"),
         ("revoked", "site", "key"),
         ("certified", "key expires", ""),
         ("steered", "kind", "recipe site key round"),
@@ -283,8 +285,8 @@ class Receipt(signed_documents.Document):
 
 
 def site_keys(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Site -> fingerprint of the key it was enrolled with last, as a coordinator's log says."""
-    return {str(entry["site"]): str(entry["key"]) for entry in entries if entry["event"] == "enrolled"}
+    """Site -> fingerprint of the key it has, as a coordinator's log says."""
+    return {str(entry["site"]): str(entry["key"]) for entry in entries if entry["event"] in ("enrolled", "rekeyed")}
 
 
 def enrolled_at(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:

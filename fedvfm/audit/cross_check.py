@@ -104,7 +104,8 @@ def receipt(path: Path, entries: Entries, name: str, public_key: str = "", own_k
     found = signed_documents.read(path, audit.Receipt, "receipt")
     if not keys.verified(keys.read_public(found.public_key), found.signature, found.signed_bytes()):
         raise errors.TrustError(f"receipt {path}: was changed after it was signed")
-    enrolled = {str(one["key"]) for one in entries if one["event"] == "enrolled" and one["site"] == found.owner}
+    events = ("enrolled", "rekeyed")
+    enrolled = {str(one["key"]) for one in entries if one["event"] in events and one["site"] == found.owner}
     stranger = found.end == "site" and bool(enrolled) and keys.fingerprint(found.public_key) not in enrolled
     if stranger or (public_key and found.public_key != public_key):
         raise errors.TrustError(f"receipt {path}: is signed with another key than the one given or enrolled")

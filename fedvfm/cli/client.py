@@ -217,6 +217,26 @@ def _show(line: dict[str, Any], as_json: bool) -> None:
 
 
 @app.command()
+def rekey(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Make another key for this site, to be told to the coordinator; all else stays as it is."""
+    from fedvfm.client import rekeying, state_folder
+    from fedvfm.trust import keys
+
+    where = state_folder.open_state(state)
+    asked, document = rekeying.begin(where), rekeying.NewKey(where).document
+    told = {"site": asked.site, "federation": asked.federation, "key": keys.spoken(asked.public_key)}
+    told["rekeying"] = str(document)
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    print(f"site {asked.site}: a new key waits in {state}\nsend this file to the coordinator: {document}")
+    print(
+        f"new key: {told['key']}\ntell it to the coordinator by telephone or in person, never in the mail with the file"
+    )
+    print("there: fedvfm server rekey FILE --key KEY; the client takes the new key by itself then")
+
+
+@app.command()
 def approvals(state: StateOption = STATE, as_json: Json = False) -> None:
     """Show the recipes seen here, and who approved or withdrew what and when."""
     from fedvfm.client import state_folder
@@ -280,6 +300,8 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
         print(json.dumps(found, indent=2))
         return
     print(f"site {found['site']} of federation {found['federation']} at {found['address']}, key {found['key']}")
+    if found["new_key"]:
+        print(f"new key {found['new_key']} waits for the coordinator: fedvfm server rekey FILE --key KEY")
     for name, pid in found["processes"].items():
         print(f"{name:12} {'process ' + str(pid) if pid else 'not running'}")
     for recipe in found["waiting"]:

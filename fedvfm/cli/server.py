@@ -113,6 +113,30 @@ def approve(
 
 
 @app.command()
+def rekey(
+    asked: Annotated[Path, typer.Argument(help="The file that 'fedvfm client rekey' wrote at the site.")],
+    key: Annotated[
+        str, typer.Option(help="The new key's fingerprint, ABCD-..., as the site's people told you by another channel.")
+    ] = "",
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Take it by the old key's signature alone; the audit log says so.")
+    ] = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Give a site another key; the one it has is let in no more, all else of the site stays."""
+    from fedvfm.server import state_folder
+
+    if bool(key) == unchecked:
+        why = (
+            "give --key ABCD-... as the site's people told you by telephone ('client rekey' prints it), or --unchecked"
+        )
+        raise errors.ConfigError("server rekey", [why])
+    entry = state_folder.rekey(state_folder.open_state(state), asked, None if unchecked else key)
+    _print(entry.to_json(), [f"site {entry.site} has another key now, {entry.key_fingerprint[:16]}"], as_json)
+
+
+@app.command()
 def revoke(
     site: Annotated[str, typer.Argument(help="Name of the site.")],
     state: StateOption = STATE,

@@ -13,13 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import httpx
 from flwr.app import Context, Message
-from flwr.common.constant import SubStatus
-from flwr.proto import message_pb2, runtime_pb2
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SubStatus
+from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable import inflatable_utils as parts
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives import asymmetric
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedvfm.flower import runtime
@@ -148,6 +150,36 @@ class _Waiting:
             )
         details = "the parts of its message never came"
         self._client.PushTaskOutput(runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details))
+
+
+def is_let_in(address: str, authority: bytes, key: Any) -> bool:
+    """Whether a coordinator lets a node with this key come online; it leaves again at once.
+
+    Args:
+        address: ``host:port``.
+        authority: PEM of whom its certificate must be from.
+        key: the private key.
+
+    Returns: False where it does not, or cannot be reached.
+    """
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    signing = NodeAuthHttpInterceptor(key, key.public_key())
+    client = FleetHttpClient.from_server_address(
+        address, False, authority, [RuntimeVersionHttpInterceptor(component_name="SuperNode"), signing]
+    )
+    public = asymmetric.public_key_to_bytes(key.public_key())
+    try:
+        asked = fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        node = client.ActivateNode(asked).node_id
+        with contextlib.suppress(httpx.HTTPError):
+            client.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=node))
+        return True
+    except (httpx.HTTPError, RuntimeError, OSError):
+        return False
+    finally:
+        client.close()
 
 
 class NodeTasks:

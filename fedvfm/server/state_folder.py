@@ -27,7 +27,7 @@ from fedvfm.audit import audit
 from fedvfm.config import schema
 from fedvfm.state import checkpoint
 from fedvfm.storage import storage
-from fedvfm.trust import certificates, invites, keys, locked_recipe, requests, signed_documents, tokens
+from fedvfm.trust import certificates, invites, keys, locked_recipe, rekeying, requests, signed_documents, tokens
 from fedvfm.trust import roster as rosters
 
 ABOUT = "federation.json"
@@ -299,11 +299,7 @@ def approve(where: State, path: Path, told: str | None = None) -> tuple[rosters.
     """
     request = signed_documents.read(path, requests.Request, "request")
     try:
-        if told is not None and not keys.is_spoken(request.public_key, told):
-            raise errors.TrustError(
-                f"request of site '{request.site}': its key is not the one you were told. Whoever copies an invite can "
-                "send a request. Ask the site's people again, by telephone: fedvfm client status shows it"
-            )
+        _require_told(f"request of site '{request.site}'", request.public_key, told)
         entry = where.roster.approve(request, signed_documents.now())
     except errors.TrustError:
         where.audit.record("decided", kind="request", verdict="refused", peer=request.site)
@@ -312,6 +308,41 @@ def approve(where: State, path: Path, told: str | None = None) -> tuple[rosters.
     where.audit.record("enrolled", site=entry.site, key=entry.key_fingerprint, recipe=entry.recipe, **about)
     where.invite_path(entry.site).unlink(missing_ok=True)
     return entry, entry.recipe == where.about.recipe
+
+
+def rekey(where: State, path: Path, told: str | None = None) -> rosters.Entry:
+    """Check the file by which a site asks for a new key, and put that on the roster in place of the one it has.
+
+    Done again it changes nothing, but writes the line of the audit log that a killed process left out.
+
+    Args:
+        where: the state folder.
+        path: what ``client rekey`` wrote.
+        told: as of :func:`approve`, of the new key.
+
+    Raises:
+        TrustError: if anything about the file is not as it should be.
+    """
+    asked = signed_documents.read(path, rekeying.Rekeying, "rekeying")
+    try:
+        _require_told(f"new key of site '{asked.site}'", asked.public_key, told)
+        entry = where.roster.rekey(asked, signed_documents.now())
+    except errors.TrustError:
+        where.audit.record("decided", kind="rekeying", verdict="refused", peer=asked.site)
+        raise
+    if not any(one["event"] == "rekeyed" and one["key"] == entry.key_fingerprint for one in where.audit.entries):
+        about = {"reason": "unchecked"} if told is None else {}
+        old = keys.fingerprint(asked.old_key)
+        where.audit.record("rekeyed", site=entry.site, key=entry.key_fingerprint, before=old, **about)
+    return entry
+
+
+def _require_told(what: str, public_key: str, told: str | None) -> None:
+    if told is not None and not keys.is_spoken(public_key, told):
+        raise errors.TrustError(
+            f"{what}: the key is not the one you were told. Whoever copies a file can send another. Ask the site's "
+            "people again, by telephone: fedvfm client status shows it"
+        )
 
 
 def revoke(where: State, site: str) -> rosters.Entry:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedvfm import errors
 from fedvfm.storage import hash_chain, storage
-from fedvfm.trust import invites, keys, requests, signed_documents
+from fedvfm.trust import invites, keys, rekeying, requests, signed_documents
 
 INVITED, APPROVED, DROPPED, REVOKED = "invited", "approved", "dropped", "revoked"
 KNOWN = (APPROVED, DROPPED)
 """Sites whose key is let in: a dropped one is asked nothing, but its client may stay and be readmitted."""
-READMITTED = "readmitted"
-"""The line that makes a dropped site an approved one again."""
+READMITTED, REKEYED = "readmitted", "rekeyed"
+"""The lines that make a dropped site an approved one again, and that give a site another key."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Roster:
                 raise errors.TrustError(f"site '{site}': differs from '{twins[0]}' in case alone. Choose another name")
             if site in known and known[site].status in KNOWN:
                 raise errors.TrustError(
-                    f"site '{site}': is {known[site].status}. To give it a new key: fedvfm server revoke \"{site}\", "
-                    "then invite"
+                    f"site '{site}': is {known[site].status}. To give it a new key: fedvfm client rekey there, then "
+                    "fedvfm server rekey here; if its key is lost: fedvfm server revoke, then invite"
                 )
             written.append(
                 {
@@ -167,6 +167,40 @@ class Roster:
         """
         return self._turn(site, DROPPED, APPROVED, now)
 
+    def rekey(self, asked: rekeying.Rekeying, now: datetime.datetime) -> Entry:
+        """Give a site the key it asks for; the one it had is let in no more. Done again it changes nothing.
+
+        Raises:
+            TrustError: if the file is of another federation or site, is not signed with both keys, or does not name the
+                key that the site has now.
+        """
+        with storage.exclusive(self.path):
+            written = hash_chain.Chain(self.path)
+            entry = self._rekeyed(asked, _fold(written.entries).get(asked.site), written.entries)
+            if entry.public_key == asked.public_key:
+                return entry
+            line = {"event": REKEYED, "site": asked.site, "time": signed_documents.stamp(now)}
+            written.append({**line, "public_key": asked.public_key})
+            return _fold(written.entries)[asked.site]
+
+    def _rekeyed(self, asked: rekeying.Rekeying, entry: Entry | None, lines: list[dict[str, Any]]) -> Entry:
+        """The site's entry, where the file may change it or has done so."""
+        who = f"new key of site '{asked.site}'"
+        if asked.federation != self.federation:
+            raise errors.TrustError(f"{who}: is for federation '{asked.federation}'; this one is '{self.federation}'")
+        if entry is None or entry.status not in KNOWN:
+            why = "is not on the roster" if entry is None else f"is {entry.status}"
+            raise errors.TrustError(f"{who}: the site {why}; only a site that is approved gets another key")
+        rekeying.require_signed(asked)
+        had = [str(line["public_key"]) for line in lines if line["site"] == asked.site and "public_key" in line]
+        if had[-2:] == [asked.old_key, asked.public_key]:
+            return entry
+        if asked.old_key != entry.public_key:
+            raise errors.TrustError(f"{who}: is signed with a key the site has no more, or never had")
+        if any(line.get("public_key") == asked.public_key for line in lines):
+            raise errors.TrustError(f"{who}: was on the roster before. The site must make another one")
+        return entry
+
     def _turn(self, site: str, before: str, after: str, now: datetime.datetime) -> Entry:
         with storage.exclusive(self.path):
             written = hash_chain.Chain(self.path)
@@ -199,8 +233,8 @@ class Roster:
             )
         if entry.status == APPROVED:
             raise errors.TrustError(
-                f"{who}: the site is approved already and its invite used up. A new key needs: fedvfm server revoke, "
-                "then invite"
+                f"{who}: the site is approved already and its invite used up. A new key needs: fedvfm client rekey "
+                "there; if its key is lost: fedvfm server revoke, then invite"
             )
         if entry.status == DROPPED:
             raise errors.TrustError(
@@ -240,5 +274,7 @@ def _next(line: Mapping[str, Any], before: Mapping[str, Entry]) -> Entry:
         known = before[site]
         status = APPROVED if event == READMITTED else event
         return Entry(site, status, since, known.public_key, known.recipe, known.version)
+    if event == REKEYED:
+        return replace(before[site], public_key=str(line["public_key"]), since=since)
     names = ("verifier", "expires") if event == INVITED else ("public_key", "recipe", "version")
     return Entry(site, event, since, **{name: str(line[name]) for name in names})

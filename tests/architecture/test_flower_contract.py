@@ -258,10 +258,13 @@ RUNTIME_INTERNALS = {
     "flwr.supercore.heartbeat",
     "flwr.supercore.inflatable",
     "flwr.supercore.interceptors",
+    "flwr.supercore.primitives",
     "flwr.supercore.retry",
     "flwr.supercore.run",
     "flwr.supercore.runtime",
     "flwr.supercore.task_identity",
+    "flwr.supernode.fleet_http_client",
+    "flwr.supernode.node_auth_http_interceptor",
     "flwr.supernode.runtime",
 }
 

@@ -8,25 +8,30 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from fedvfm import errors
-from fedvfm.client import refusal_log, site_file, state_folder
+from fedvfm.client import refusal_log, rekeying, site_file, state_folder
 from fedvfm.client.adoption import decisions
 from fedvfm.client.gate import split_pin
 from fedvfm.client.process import limits, supernode
 from fedvfm.config import schema
 from fedvfm.doctor import host, monitor, network
 from fedvfm.flower import runtime
+from fedvfm.flower import supernode as flower_supernode
 from fedvfm.protocol import protocol
 from fedvfm.report import finding
 from fedvfm.runtime import logs, processes
 from fedvfm.storage import storage
+from fedvfm.trust import keys
 
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
 NAME = "client"
 CHILDREN = ("supernode", "executor")
+REKEY_S = 20.0
+"""How often the coordinator is asked whether it lets a new key in, where one waits."""
 FOLDER = "run"
 
 
@@ -52,6 +57,7 @@ def start(where: state_folder.State, settings: Path) -> None:
 
 def _watch(where: state_folder.State, settings: Path, site: schema.SiteConfig, over: threading.Event) -> None:
     folder = _folder(where)
+    _take_new_key(where)
     node = supernode.SuperNode(
         "supernode", folder, where.about.address, where.authority, where.key, processes.free_port()
     )
@@ -67,8 +73,24 @@ def _watch(where: state_folder.State, settings: Path, site: schema.SiteConfig, o
         family.start(node.program)
         family.start(processes.Program("executor", command, environment, pulls_down=(node.name,)))
         LOG.info(f"site {where.about.site}: waiting for messages of {where.about.address}")
+        asked = 0.0
         while not over.wait(1.0):
-            pass
+            if time.monotonic() >= asked:
+                asked = time.monotonic() + REKEY_S
+                _take_new_key(where, family.children[node.name])
+
+
+def _take_new_key(where: state_folder.State, node: processes.Child | None = None) -> None:
+    """Take a new key that waits once the coordinator lets it in; the SuperNode starts again with it."""
+
+    def let_in(key: keys.Private) -> bool:
+        return flower_supernode.is_let_in(where.about.address, where.authority.read_bytes(), key)
+
+    try:
+        if rekeying.finish(where, let_in) and node is not None and node.process is not None:
+            node.process.terminate()  # it is watched: it ends and is started again
+    except errors.FedvfmError as error:
+        LOG.error(f"the new key cannot be taken now: {error}")
 
 
 def look(where: state_folder.State) -> list[finding.Row]:
@@ -99,6 +121,7 @@ def status(where: state_folder.State) -> dict[str, Any]:
         "federation": where.about.federation,
         "address": where.about.address,
         "key": where.spoken_key,
+        "new_key": rekeying.waiting(where),
         "processes": found,
         "approved": where.approvals.stand(),
         "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
