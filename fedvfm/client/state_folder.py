@@ -5,6 +5,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     site.json                    site, federation, address        (written last: the folder is whole)
     authority.pem                the federation's authority: what this site trusts
     site.key site.pub            the site's key pair, made here; the private half never leaves
+    site.key.new rekeying.json   a new key that waits for the coordinator, and what asks for it
     request.json                 to send back to the coordinator
     recipes/<hash>.json          recipes this site was asked to take part in
     approvals.jsonl audit.jsonl  hash-chained

@@ -90,8 +90,8 @@ def patient_data_base() -> None:
     SQLite has one writer at a time. Flower lets up to 40 threads try, each for 5 s; with twenty sites that send at once
     some waited longer, and a round ended with "database is locked".
     """
-    others = tuple(pair for pair in sql_mixin.SQLITE_PRAGMAS if pair[0] != "busy_timeout")
-    sql_mixin.SQLITE_PRAGMAS = (("busy_timeout", str(BUSY_MS)), *others)
+    named = vars(sql_mixin)
+    named["SQLITE_PRAGMAS"] = tuple({**dict(named["SQLITE_PRAGMAS"]), "busy_timeout": str(BUSY_MS)}.items())
     sql_mixin.SqlMixin.session = in_turn(sql_mixin.SqlMixin.session)  # type: ignore[method-assign]
 
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
 from pathlib import Path
 
 import psutil
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
 
 GROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
@@ -33,9 +29,7 @@ def cores(groups: Path = GROUPS) -> int:
 
 
 def raise_file_limit() -> tuple[int, int]:
-    """Let this process and its children open as many files as may be; how many before, and now (0: no limit known)."""
-    if resource is None:
-        return 0, 0
+    """Let this process and its children open as many files as may be; how many before, and now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return soft, soft

@@ -333,7 +333,7 @@ def rekey(where: State, path: Path, told: str | None = None) -> rosters.Entry:
     if not any(one["event"] == "rekeyed" and one["key"] == entry.key_fingerprint for one in where.audit.entries):
         about = {"reason": "unchecked"} if told is None else {}
         old = keys.fingerprint(asked.old_key)
-        where.audit.record("rekeyed", site=entry.site, key=entry.key_fingerprint, before=old, **about)
+        where.audit.record("rekeyed", site=entry.site, key=entry.key_fingerprint, base=old, **about)
     return entry
 
 

@@ -100,8 +100,8 @@ class Roster:
                 raise errors.TrustError(f"site '{site}': differs from '{twins[0]}' in case alone. Choose another name")
             if site in known and known[site].status in KNOWN:
                 raise errors.TrustError(
-                    f"site '{site}': is {known[site].status}. To give it a new key: fedvfm client rekey there, then "
-                    "fedvfm server rekey here; if its key is lost: fedvfm server revoke, then invite"
+                    f"site '{site}': is {known[site].status}. To give it a new key: fedvfm server revoke "
+                    f'"{site}", then invite; or, if it has its old key, fedvfm client rekey there'
                 )
             written.append(
                 {
@@ -233,8 +233,8 @@ class Roster:
             )
         if entry.status == APPROVED:
             raise errors.TrustError(
-                f"{who}: the site is approved already and its invite used up. A new key needs: fedvfm client rekey "
-                "there; if its key is lost: fedvfm server revoke, then invite"
+                f"{who}: the site is approved already and its invite used up. A new key needs: fedvfm server revoke, "
+                "then invite; or, if it has its old key, fedvfm client rekey there"
             )
         if entry.status == DROPPED:
             raise errors.TrustError(

@@ -63,7 +63,7 @@ def test_a_site_goes_on_under_another_key_and_keeps_all_else(site: joining.State
     assert site.approvals.stand() == [server.about.recipe]
     after = audit.read(site.audit.path)
     assert after[: len(before)] == before
-    fingerprints = {"key": keys.fingerprint(asked.public_key), "before": keys.fingerprint(old)}
+    fingerprints = {"key": keys.fingerprint(asked.public_key), "base": keys.fingerprint(old)}
     for log in (site.audit, server.audit):
         line = log.entries[-1]
         assert line["event"] == "rekeyed"

@@ -91,7 +91,7 @@ class Door:
         """
         rows = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in dict.fromkeys((row[0], row[4]) for row in rows):
-            listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)  # type: ignore[arg-type]
+            listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
             listening.setblocking(False)
             self._listening.append(listening)
             self._keep(self._accept(listening, protocol, context))
