@@ -347,7 +347,7 @@ def test_show_says_what_is_spent_of_how_much(book: ledger.Ledger) -> None:
     assert {round(one["epsilon"], 2) for one in found["data_sets"]} == {5.28}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     said = "\n".join(summary.words(found))
-    assert "data set nuclei: epsilon 5.29 of 8.00 (record level, delta 1e-05, rdp), 1 releases" in said
+    assert "data set nuclei: epsilon 5.29 of 8.00 (record level, delta 1e-05, rdp), 1 release" in said
     assert audit.verify(book.path)["length"] == found["length"]
 
 

@@ -230,7 +230,7 @@ def test_plan_counts_the_site_s_own_patients_and_what_they_spent(files: Path, cl
     code, out, _ = cli("ledger", "show", files / "site.toml")
     assert code == 0
     assert "data set discs: epsilon" in out
-    assert "of 8.00 (patient level, delta 0.0001, rdp), 1 releases" in out
+    assert "of 8.00 (patient level, delta 0.0001, rdp), 1 release" in out
 
 
 def test_plan_in_words_without_a_site(files: Path, cli: Any) -> None:
