@@ -45,10 +45,10 @@ def show(
         return
     for number, entry in rows:
         values = {key: value for key, value in entry.items() if key not in ("event", "time", "prev", "hash")}
-        told = " ".join(
+        text = " ".join(
             f"{key}={value[:12] if key != 'site' and _hash(value) else value}" for key, value in values.items()
         )
-        print(f"{number:6} {entry.get('time')} {entry['event']:9} {told}")
+        print(f"{number:6} {entry.get('time')} {entry['event']:9} {text}")
 
 
 def _show_sent(entries: list[dict[str, Any]], last: int, as_json: bool) -> None:
@@ -107,21 +107,21 @@ def verify(
                 said.append(cross_check.receipt(other, entries, str(path), public, _own_key(path)))
         except errors.NothingCompared as error:  # a fault that another file shows counts more
             silent.append(str(error))
-    agreed = sum(one.agreed for one in said)
-    found = audit.verify(path, [note for one in said for note in one.notes])
-    if against and not silent and not found["checked"] + agreed:
+    agreed = sum(comparison.agreed for comparison in said)
+    chain = audit.verify(path, [note for comparison in said for note in comparison.notes])
+    if against and not silent and not chain["checked"] + agreed:
         silent.append(f"{', '.join(map(str, against))}: notes nothing of this log, so nothing was compared")
     if silent:
-        held = f"{path}: {found['length']} entries, the chain is whole, {found['checked'] + agreed} notes agree"
+        held = f"{path}: {chain['length']} entries, the chain is whole, {chain['checked'] + agreed} notes agree"
         raise errors.NothingCompared("; ".join([*silent, held]))
     peers = cross_check.peers(entries, str(path))
-    _warn(found["unfinished"], peers)
+    _warn(chain["unfinished"], peers)
     if as_json:
-        print(json.dumps({"log": str(path), "whole": True, **found, "agreed": agreed, "peers": peers}, indent=2))
+        print(json.dumps({"log": str(path), "whole": True, **chain, "agreed": agreed, "peers": peers}, indent=2))
         return
     alone = "" if against else "; without --against a cut at the end or a rewritten file does not show"
-    print(f"{path}: {found['length']} entries, the chain is whole, {found['checked'] + agreed} notes agree{alone}")
-    print(f"head {found['head']}")
+    print(f"{path}: {chain['length']} entries, the chain is whole, {chain['checked'] + agreed} notes agree{alone}")
+    print(f"head {chain['head']}")
     for name, row in peers.items():
         print(f"{name}: {row['marked']} of {row['messages']} messages showed its log, last {row['length']} entries")
 
@@ -167,14 +167,14 @@ def receipt(
     if output.exists():
         raise errors.OutputInUse(f"{output} exists and is left as it is. Choose another --output")
     first = audit.read(log)[0]
-    made = audit.Audit(log, str(first["owner"]), str(first["end"])).receipt(keys.read_private(key), peer)
-    if peer and not made.heard:
+    document = audit.Audit(log, str(first["owner"]), str(first["end"])).receipt(keys.read_private(key), peer)
+    if peer and not document.heard:
         raise errors.NothingCompared(
             f"{log}: holds no mark of the log of '{signed_documents.shown(peer)[:64]}' yet; "
             "one comes with its next message"
         )
-    signed_documents.write(output, made)
-    heard = [one.model_dump() for one in made.heard]
-    found: dict[str, Any] = {"receipt": str(output), "length": made.length, "head": made.head}
-    found |= {"heard": heard, "sites": len(made.sites), "time": made.time}
-    print(json.dumps(found, indent=2) if as_json else f"{output}: {made.length} entries, head {made.head}")
+    signed_documents.write(output, document)
+    heard = [mark.model_dump() for mark in document.heard]
+    values: dict[str, Any] = {"receipt": str(output), "length": document.length, "head": document.head}
+    values |= {"heard": heard, "sites": len(document.sites), "time": document.time}
+    print(json.dumps(values, indent=2) if as_json else f"{output}: {document.length} entries, head {document.head}")

@@ -69,9 +69,11 @@ def _text(
             "No policy was given. The client checks the policy in SITE.toml before it computes anything.",
         ]
     lines += ["", "The policy of this site:"]
-    for one in verdicts:
-        asked, allowed = signed_documents.shown(one.asked), signed_documents.shown(one.allowed)
-        lines.append(f"  {'accepts' if one.accepted else 'REFUSES':8} {one.rule}: asked {asked}; allowed {allowed}")
+    for verdict in verdicts:
+        asked, allowed = signed_documents.shown(verdict.asked), signed_documents.shown(verdict.allowed)
+        lines.append(
+            f"  {'accepts' if verdict.accepted else 'REFUSES':8} {verdict.rule}: asked {asked}; allowed {allowed}"
+        )
     return lines
 
 
@@ -88,25 +90,32 @@ def join(
     """Check an invite, review its recipe, make this site's key here and write a request to send back."""
     from fedvfm.client import state_folder, weights
 
-    found = state_folder.read_invite(invite, fingerprint)
+    invitation = state_folder.read_invite(invite, fingerprint)
     state_folder.free(state)
-    judged = _judge(found.lock, data)
-    _say([f"invite of federation '{found.federation}' at {found.address} for site '{found.site}'", ""])
-    _say(_text(found.lock, judged, judged.here))
+    judged = _judge(invitation.lock, data)
+    _say([f"invite of federation '{invitation.federation}' at {invitation.address} for site '{invitation.site}'", ""])
+    _say(_text(invitation.lock, judged, judged.here))
     judged.require()
     # The site joins and starts without the weights too, but trains only once they are here.
-    _say([f"note: {fault.note}" for fault in weights.faults([found.lock] if not fetch_weights else [])])
-    approved = approve if approve is not None else _ask(found.lock, as_json)
-    if fetch_weights and approved == found.lock.hash:
-        _say([f"note: {fault.note}" for fault in weights.faults([found.lock], fetch=True)])
-    made = state_folder.join(state, found, approved)
-    told = {"site": found.site, "federation": found.federation, "state": str(state), "request": str(made.request)}
-    told["key"] = made.spoken_key
+    _say([f"note: {fault.note}" for fault in weights.faults([invitation.lock] if not fetch_weights else [])])
+    approved = approve if approve is not None else _ask(invitation.lock, as_json)
+    if fetch_weights and approved == invitation.lock.hash:
+        _say([f"note: {fault.note}" for fault in weights.faults([invitation.lock], fetch=True)])
+    joined = state_folder.join(state, invitation, approved)
+    values = {
+        "site": invitation.site,
+        "federation": invitation.federation,
+        "state": str(state),
+        "request": str(joined.request),
+    }
+    values["key"] = joined.spoken_key
     if as_json:
-        print(json.dumps({**told, "recipe": found.lock.hash, "approved": True}, indent=2))
+        print(json.dumps({**values, "recipe": invitation.lock.hash, "approved": True}, indent=2))
         return
-    print(f"site {found.site}: key made in {state}\nsend this file to the coordinator: {made.request}")
-    print(f"key: {told['key']}\ntell it to the coordinator by telephone or in person, never in the mail with the file")
+    print(f"site {invitation.site}: key made in {state}\nsend this file to the coordinator: {joined.request}")
+    print(
+        f"key: {values['key']}\ntell it to the coordinator by telephone or in person, never in the mail with the file"
+    )
 
 
 def _ask(locked: locked_recipe.LockedRecipe, as_json: bool) -> str:
@@ -174,8 +183,8 @@ def review(
         print(json.dumps({"policy": text}, indent=2) if as_json else text, end="" if not as_json else "\n")
         return
     here, verdicts = judged.here, judged.verdicts
-    told = recipe_review.to_json(locked, verdicts, None if here is None else vars(here))
-    print(json.dumps(told, indent=2) if as_json else "\n".join(_text(locked, judged, here)))
+    values = recipe_review.to_json(locked, verdicts, None if here is None else vars(here))
+    print(json.dumps(values, indent=2) if as_json else "\n".join(_text(locked, judged, here)))
     if verdicts is not None and not all(verdict.accepted for verdict in verdicts):
         raise typer.Exit(errors.PolicyRefused.exit_code)
 
@@ -224,15 +233,14 @@ def rekey(state: StateOption = STATE, as_json: Json = False) -> None:
 
     where = state_folder.open_state(state)
     asked, document = rekeying.begin(where), rekeying.NewKey(where).document
-    told = {"site": asked.site, "federation": asked.federation, "key": keys.spoken(asked.public_key)}
-    told["rekeying"] = str(document)
+    values = {"site": asked.site, "federation": asked.federation, "key": keys.spoken(asked.public_key)}
+    values["rekeying"] = str(document)
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(values, indent=2))
         return
     print(f"site {asked.site}: a new key waits in {state}\nsend this file to the coordinator: {document}")
-    print(
-        f"new key: {told['key']}\ntell it to the coordinator by telephone or in person, never in the mail with the file"
-    )
+    print(f"new key: {values['key']}")
+    print("tell it to the coordinator by telephone or in person, never in the mail with the file")
     print("there: fedvfm server rekey FILE --key KEY; the client takes the new key by itself then")
 
 
@@ -247,8 +255,8 @@ def approvals(state: StateOption = STATE, as_json: Json = False) -> None:
         lines = [{key: row[key] for key in ("recipe", "event", "who", "time")} for row in rows]
         print(json.dumps({"site": where.about.site, "approved": stand, "seen": seen, "lines": lines}, indent=2))
         return
-    for one in seen:
-        print(f"recipe {one}: {'approved' if one in stand else 'not approved'}")
+    for recipe in seen:
+        print(f"recipe {recipe}: {'approved' if recipe in stand else 'not approved'}")
     for row in rows:
         print(f"{row['time']} {row['event']:9} {row['recipe'][:12]} by {row['who']}")
 
@@ -295,23 +303,23 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     from fedvfm.client import privacy_report, state_folder
     from fedvfm.client.process import supervisor
 
-    found = supervisor.status(state_folder.open_state(state))
+    now = supervisor.status(state_folder.open_state(state))
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(now, indent=2))
         return
-    print(f"site {found['site']} of federation {found['federation']} at {found['address']}, key {found['key']}")
-    if found["new_key"]:
-        print(f"new key {found['new_key']} waits for the coordinator: fedvfm server rekey FILE --key KEY")
-    for name, pid in found["processes"].items():
+    print(f"site {now['site']} of federation {now['federation']} at {now['address']}, key {now['key']}")
+    if now["new_key"]:
+        print(f"new key {now['new_key']} waits for the coordinator: fedvfm server rekey FILE --key KEY")
+    for name, pid in now["processes"].items():
         print(f"{name:12} {'process ' + str(pid) if pid else 'not running'}")
-    for recipe in found["waiting"]:
+    for recipe in now["waiting"]:
         print(f"waits for a person: recipe {recipe}; fedvfm client review {recipe[:12]}")
-    _show_adapters(found["adapters"])
-    for text in found["damaged"]:
+    _show_adapters(now["adapters"])
+    for text in now["damaged"]:
         print(f"damaged      {text}")
-    for line in [] if found["privacy"] is None else privacy_report.status_lines(found["privacy"]):
+    for line in [] if now["privacy"] is None else privacy_report.status_lines(now["privacy"]):
         print(line)
-    for event, fields in found["last"].items():
+    for event, fields in now["last"].items():
         print(f"{event:10} {' '.join(f'{key}={value}' for key, value in fields.items())}")
 
 
@@ -346,11 +354,11 @@ def rehearse(
     judged = privacy_report.judge(locked, here, examined=locked.holds_adapter)
     if not all(verdict.accepted for verdict in judged.verdicts or ()):
         _say(_text(locked, judged))
-    found = dry_run.run(here, locked, judged, where)
-    text = json.dumps(found.to_json(), indent=2)
+    rehearsal = dry_run.run(here, locked, judged, where)
+    text = json.dumps(rehearsal.to_json(), indent=2)
     if save is not None:
         storage.write_text(save, text + "\n")
-    print(text if as_json else "\n".join(dry_run.lines(found)))
+    print(text if as_json else "\n".join(dry_run.lines(rehearsal)))
 
 
 def _approved(site: Path, where: state_folder.State | None) -> str:
@@ -471,11 +479,16 @@ def purge(
         _confirm(where.about.site, rows, as_json)
     gone = purging.run(where, with_audit=with_audit)
     if as_json:
-        told = None if receipt is None else receipt.model_dump(mode="json")
-        print(json.dumps({"site": where.about.site, "removed": [vars(one) for one in gone], "receipt": told}, indent=2))
+        paper = None if receipt is None else receipt.model_dump(mode="json")
+        print(
+            json.dumps(
+                {"site": where.about.site, "removed": [vars(removed) for removed in gone], "receipt": paper}, indent=2
+            )
+        )
         return
-    for one in gone:
-        print(f"removed {one.kind:10} {quantity.of(one.files, 'file'):>10}, {one.bytes:,} bytes: {one.path}")
+    for removed in gone:
+        files = quantity.of(removed.files, "file")
+        print(f"removed {removed.kind:10} {files:>10}, {removed.bytes:,} bytes: {removed.path}")
     print(f"kept: key, certificate, recipes, approvals{'' if with_audit else ', audit log'}; weights and your own data")
 
 
@@ -490,7 +503,7 @@ def _confirm(site: str, rows: Sequence[purges.Removed], as_json: bool) -> None:
     _say(
         [
             f"to be removed at site {site}:",
-            *(f"  {one.kind}: {quantity.of(one.files, 'file')}, {one.path}" for one in rows),
+            *(f"  {part.kind}: {quantity.of(part.files, 'file')}, {part.path}" for part in rows),
         ]
     )
     said = _answer("remove? [y/N] ")

@@ -31,15 +31,15 @@ def site(
     # The file is read from where it lies.
     images = path if path is None or output.absolute().parent == Path.cwd() else path.absolute()
     kind = layout if layout is not None or path is None else drafts.recognised(str(path))
-    made = drafts.write(output, drafts.site(name, None if images is None else str(images), kind))
+    written = drafts.write(output, drafts.site(name, None if images is None else str(images), kind))
     if path is not None and kind is None:
         why = "no known layout in it; set data.options.layout" if path.expanduser().is_dir() else "no such folder yet"
         print(f"note: {path}: {why}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"file": str(made), "name": name, "layout": kind}, indent=2))
+        print(json.dumps({"file": str(written), "name": name, "layout": kind}, indent=2))
         return
     about = f"site {name}, layout {kind}" if kind else f"site {name}"
-    print(f"{made}: {about}; next: fedvfm data check {made} --recipe INVITE.json")
+    print(f"{written}: {about}; next: fedvfm data check {written} --recipe INVITE.json")
 
 
 def server(
@@ -49,9 +49,9 @@ def server(
     """Write a commented server.toml, for 'server start --config': quorum and deadlines."""
     from fedvfm.templates import drafts
 
-    made = drafts.write(output, drafts.server())
-    line = f"{made}: every value in it is the default; use it with: fedvfm server start --config {made}"
-    print(json.dumps({"file": str(made)}, indent=2) if as_json else line)
+    written = drafts.write(output, drafts.server())
+    line = f"{written}: every value in it is the default; use it with: fedvfm server start --config {written}"
+    print(json.dumps({"file": str(written)}, indent=2) if as_json else line)
 
 
 def recipe(
@@ -73,9 +73,9 @@ def recipe(
     names = [part.strip() for part in (EXAMPLES[task == "segmentation"] if classes is None else classes).split(",")]
     names = [name for name in names if name]
     text = drafts.recipe(task, backbone, names)
-    made = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
+    checked = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
     try:
-        faults, unchecked = locking.examine(made)[1], ""
+        faults, unchecked = locking.examine(checked)[1], ""
     except (errors.WeightsError, errors.MissingExtra) as error:
         faults, unchecked = [], str(error)
     if faults:

@@ -44,8 +44,8 @@ def explain(
         return
     if what in values.LISTS:
         where, rows = values.LISTS[what]
-        found = dict(rows())
-        _print({"list": what, "where": where, "rows": found}, [f"{what}: {where}", *_rows(found)], as_json)
+        listed = dict(rows())
+        _print({"list": what, "where": where, "rows": listed}, [f"{what}: {where}", *_rows(listed)], as_json)
         return
     names = [{"list": name, "name": word, "meaning": text} for name, word, text in values.named(what)]
     entries = _keys(what, needed=not names)
@@ -72,8 +72,8 @@ def _keys(what: str, *, needed: bool) -> list[Any]:
         raise errors.UnknownName(f"{error}; lists: {', '.join(values.LISTS)}{near}") from None
 
 
-def _print(found: Any, lines: Iterable[str], as_json: bool) -> None:
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+def _print(values: Any, lines: Iterable[str], as_json: bool) -> None:
+    print(json.dumps(values, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 def _overview(files: Iterable[str], lists: Mapping[str, str]) -> list[str]:

@@ -46,8 +46,8 @@ def _public(path: Path | None) -> str:
     return keys.public_text(keys.read_public(text))
 
 
-def _tell(found: dict[str, Any], text: str, as_json: bool) -> None:
-    print(json.dumps(found, indent=2) if as_json else text)
+def _tell(values: dict[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(values, indent=2) if as_json else text)
 
 
 @app.command()
@@ -56,8 +56,8 @@ def show(where: Where, as_json: Json = False) -> None:
     from fedvfm.ledger import summary
 
     folder, budget, _ = _open(where)
-    found = summary.build(folder, budget)
-    _tell(found, "\n".join(summary.words(found)), as_json)
+    spent = summary.build(folder, budget)
+    _tell(spent, "\n".join(summary.words(spent)), as_json)
 
 
 @app.command()
@@ -67,13 +67,13 @@ def verify(where: Where, against: Against = None, key: Key = None, as_json: Json
 
     folder, _, name = _open(where)
     said = reconcile.statements(folder, against or [], _public(key), name)
-    found = receipts.verify(folder, [note for one in said for note in one.notes])
+    chain = receipts.verify(folder, [note for statement in said for note in statement.notes])
     alone = "" if against else "; without --against a cut at the end or a rewritten file does not show"
-    waits = "; it waits for 'fedvfm ledger reconcile'" if found["waiting"] else ""
-    agree = quantity.of(found["checked"], "note agrees", "notes agree")
-    text = f"{folder}: {quantity.of(found['length'], 'line')}, the chain is whole, {agree}{alone}{waits}"
-    _tell({"ledger": str(folder), "whole": True, **found}, f"{text}\nhead {found['head']}", as_json)
-    if found["waiting"]:
+    waits = "; it waits for 'fedvfm ledger reconcile'" if chain["waiting"] else ""
+    agree = quantity.of(chain["checked"], "note agrees", "notes agree")
+    text = f"{folder}: {quantity.of(chain['length'], 'line')}, the chain is whole, {agree}{alone}{waits}"
+    _tell({"ledger": str(folder), "whole": True, **chain}, f"{text}\nhead {chain['head']}", as_json)
+    if chain["waiting"]:
         raise typer.Exit(errors.LedgerError.exit_code)
 
 
@@ -96,10 +96,10 @@ def receipt(
     folder, _, _ = _open(where)
     if output.exists():
         raise errors.OutputInUse(f"{output} exists and is left as it is. Choose another --output")
-    made = receipts.make(ledger.reopen(folder), keys.read_private(state / "site.key"), with_spending=with_spending)
-    signed_documents.write(output, made)
-    found = {"receipt": str(output), "length": made.length, "head": made.head, "spending": with_spending}
-    _tell(found, f"{output}: {quantity.of(made.length, 'line')}, head {made.head}", as_json)
+    document = receipts.make(ledger.reopen(folder), keys.read_private(state / "site.key"), with_spending=with_spending)
+    signed_documents.write(output, document)
+    values = {"receipt": str(output), "length": document.length, "head": document.head, "spending": with_spending}
+    _tell(values, f"{output}: {quantity.of(document.length, 'line')}, head {document.head}", as_json)
 
 
 @app.command()
@@ -109,14 +109,14 @@ def reconcile(where: Where, against: Against = None, key: Key = None, as_json: J
 
     folder, budget, name = _open(where)
     said = reconciling.statements(folder, against or [], _public(key), name)
-    found = reconciling.reconcile(folder, said, budget, name)
-    if not found["changed"]:
-        _tell(found, f"{folder}: holds all that was noted of it; nothing to reconcile", as_json)
+    charged = reconciling.reconcile(folder, said, budget, name)
+    if not charged["changed"]:
+        _tell(charged, f"{folder}: holds all that was noted of it; nothing to reconcile", as_json)
         return
-    text = f"{folder}: {found['adopted']} lost releases charged, {found['marks']} notes settled"
+    text = f"{folder}: {charged['adopted']} lost releases charged, {charged['marks']} notes settled"
     text += "; a recipe under way that saw a longer ledger leaves this site out, the next one takes it in"
-    if found["unknown"]:
+    if charged["unknown"]:
         text += "; what was lost is not known, so the whole budget counts as spent"
-    text += "; records have a new key, so all that was spent counts for all of them" if found["rekeyed"] else ""
-    text += f"; the broken file is kept as {found['evidence']}" if found["evidence"] else ""
-    _tell(found, text, as_json)
+    text += "; records have a new key, so all that was spent counts for all of them" if charged["rekeyed"] else ""
+    text += f"; the broken file is kept as {charged['evidence']}" if charged["evidence"] else ""
+    _tell(charged, text, as_json)

@@ -105,14 +105,14 @@ def _seeds(text: str | None) -> list[int]:
     if text is None:
         return []
     try:
-        found = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise errors.ConfigError(
             "--seeds", [f"'{text}': give whole numbers separated by commas: --seeds 0,1,2"]
         ) from None
-    if len(set(found)) < len(found) or any(not 0 <= seed < 2**63 for seed in found):
+    if len(set(numbers)) < len(numbers) or any(not 0 <= seed < 2**63 for seed in numbers):
         raise errors.ConfigError("--seeds", [f"'{text}': each seed once, from 0 to 9223372036854775807"])
-    return found
+    return numbers
 
 
 def _workers(text: str | None) -> int | str | None:
@@ -239,22 +239,22 @@ def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
     from fedvfm.report import scores
 
     if as_json:
-        found = [dict(result.summary) for result in results]
-        print(json.dumps({"runs": found} if many else found[0], indent=2, ensure_ascii=False))
+        summaries = [dict(result.summary) for result in results]
+        print(json.dumps({"runs": summaries} if many else summaries[0], indent=2, ensure_ascii=False))
         return
     console = Console(markup=False, emoji=False)
     for result in results:
-        made = result.summary
-        table = Table(title=f"{made['experiment']}, seed {made['seed']}: test {made['primary']}")
+        summary = result.summary
+        table = Table(title=f"{summary['experiment']}, seed {summary['seed']}: test {summary['primary']}")
         for column in ("arm", "macro", "weighted", "worst site", "gap"):
             table.add_column(column)
-        for name, arm in made["arms"].items():
+        for name, arm in summary["arms"].items():
             worst = f"{arm['worst']['site']} {arm['worst']['value']:.3f}"
             name = scores.shown(name, arm)
             table.add_row(name, f"{arm['macro']:.3f}", f"{arm['weighted']:.3f}", worst, f"{arm['gap']:.3f}")
         console.print(table)
-        if made.get("privacy"):
-            console.print(f"{statements.bound(made['privacy'])}; {statements.SIMULATED}", soft_wrap=True)
+        if summary.get("privacy"):
+            console.print(f"{statements.bound(summary['privacy'])}; {statements.SIMULATED}", soft_wrap=True)
         console.print(f"report: {result.path / 'report.html'}   adapter: {result.path / 'adapter'}", soft_wrap=True)
 
 
@@ -264,32 +264,32 @@ def _dry_run(what: Any, as_json: bool) -> None:
     from fedvfm.simulation import plan
 
     shapes = experiments.examine(what)
-    made = plan.plan(what, experiments.hospitals(what), shapes)
+    planned = plan.plan(what, experiments.hospitals(what), shapes)
     if as_json:
-        print(json.dumps(made, indent=2, ensure_ascii=False))
+        print(json.dumps(planned, indent=2, ensure_ascii=False))
         return
-    console, moved = Console(markup=False, emoji=False), made["bytes"]
+    console, moved = Console(markup=False, emoji=False), planned["bytes"]
+    rounds = quantity.of(planned["rounds"], "round")
     table = Table(
-        title=f"plan of {made['experiment']}: {quantity.of(made['rounds'], 'round')}, engine {made['engine']}, "
-        f"seed {made['seed']}"
+        title=f"plan of {planned['experiment']}: {rounds}, engine {planned['engine']}, seed {planned['seed']}"
     )
     for column in ("site", "train", "val", "test"):
         table.add_column(column)
-    for name, counts in made["sites"].items():
+    for name, counts in planned["sites"].items():
         table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))
     console.print(table)
-    backbone = made["backbone"]
+    backbone = planned["backbone"]
     console.print(f"backbone {backbone['name']}: {backbone['parameters']:,} frozen parameters")
-    console.print(f"trainable: {made['trainable_parameters']:,} ({made['share']:.2%} of the backbone)")
+    console.print(f"trainable: {planned['trainable_parameters']:,} ({planned['share']:.2%} of the backbone)")
     per_round = moved["per_round"]
     console.print(
         f"bytes a round: {per_round['up']:,} up, {per_round['down']:,} down; whole model once: {moved['full_model']:,}"
     )
-    if made["privacy"]:
-        console.print(f"privacy, at most: {statements.bound(made['privacy'])}", soft_wrap=True)
-    console.print(f"expected peak memory: about {made['peak_mib']:,.0f} MiB")
-    console.print("arms: " + ", ".join(made["arms"]), soft_wrap=True)
-    for note in made["notes"]:
+    if planned["privacy"]:
+        console.print(f"privacy, at most: {statements.bound(planned['privacy'])}", soft_wrap=True)
+    console.print(f"expected peak memory: about {planned['peak_mib']:,.0f} MiB")
+    console.print("arms: " + ", ".join(planned["arms"]), soft_wrap=True)
+    for note in planned["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
 
 
@@ -301,11 +301,11 @@ def compare(
     """Set finished runs side by side, with confidence intervals."""
     from fedvfm.simulation.results import compare as comparing
 
-    found = comparing.compare(runs)
+    comparison = comparing.compare(runs)
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(comparison, indent=2, ensure_ascii=False))
     else:
-        comparing.show(found, Console(markup=False, emoji=False))
+        comparing.show(comparison, Console(markup=False, emoji=False))
 
 
 experiments_app = typer.Typer(invoke_without_command=True)
@@ -375,16 +375,16 @@ def data_check(
         if path is not None:
             outputs.require(path, kind.OPTION, kind.HEAD)
     with terminal.watch(quiet or as_json) as observer:
-        made = check.check(site, recipe=recipe, limit=limit, observer=observer)
+        report = check.check(site, recipe=recipe, limit=limit, observer=observer)
     if html is not None:
-        webpage.write(made, html, with_pictures=pictures)
+        webpage.write(report, html, with_pictures=pictures)
     if files is not None:
-        affected.write(made, files)
+        affected.write(report, files)
     if as_json:
-        print(json.dumps(document.build(made), indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(document.build(report), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        terminal.show(made, Console(markup=False, emoji=False))
-    raise typer.Exit(made.exit_code)
+        terminal.show(report, Console(markup=False, emoji=False))
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -417,11 +417,11 @@ def predict(
         with live.watch(quiet or as_json) as see:
             options: dict[str, Any] = {"form": form, "overlays": overlays, "series": series, "channels": channels}
             options |= {"device": device, "batch": batch, "graph": graph, "backbone": backbone}
-            made = predicting.run(adapter, source, output, **options, observer=see)
+            prediction = predicting.run(adapter, source, output, **options, observer=see)
     except KeyboardInterrupt:
         raise errors.Interrupted(f"stopped; what was predicted so far lies in {output}, without a summary") from None
-    live.show(made, as_json)
-    predicting.require_all(made)
+    live.show(prediction, as_json)
+    predicting.require_all(prediction)
 
 
 @app.command()
@@ -437,19 +437,19 @@ def export(
     from fedvfm.inference import forms
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    made = forms.export_adapter(adapter, output, form, backbone=backbone)
+    written = forms.export_adapter(adapter, output, form, backbone=backbone)
     if as_json:
-        print(json.dumps(made, indent=2, ensure_ascii=False))
+        print(json.dumps(written, indent=2, ensure_ascii=False))
         return
-    size = sum(made["files"].values())
-    print(f"{made['folder']}: {form}, {quantity.of(len(made['files']), 'file')}, {size:,} bytes")
-    if "int8" in made:
+    size = sum(written["files"].values())
+    print(f"{written['folder']}: {form}, {quantity.of(len(written['files']), 'file')}, {size:,} bytes")
+    if "int8" in written:
         print(
-            f"weights in 8 bits: off by {made['difference']:.2g} of the largest logit, on drawn images "
-            f"{made['int8']:.2%} of the classes are the same. Compare predictions on your own images before you use it"
+            f"weights in 8 bits: off by {written['difference']:.2g} of the largest logit, on drawn images "
+            f"{written['int8']:.2%} of the classes are the same. Compare predictions on your own images first"
         )
-    elif "difference" in made:
-        print(f"computes what the adapter does: largest difference {made['difference']:.1g} of the largest logit")
+    elif "difference" in written:
+        print(f"computes what the adapter does: largest difference {written['difference']:.1g} of the largest logit")
 
 
 if __name__ == "__main__":

@@ -69,31 +69,31 @@ def plan(
         "noise_multiplier": noise,
         "delta": delta,
     }
-    made = privacy_planning.build(recipe, site, changes, _accountants(accountant))
-    print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join(_lines(made)))
+    planned = privacy_planning.build(recipe, site, changes, _accountants(accountant))
+    print(json.dumps(planned.as_json(), indent=2) if as_json else "\n".join(_lines(planned)))
 
 
-def _lines(made: planners.Plan) -> list[str]:
+def _lines(planned: planners.Plan) -> list[str]:
     from fedvfm.privacy import planner
 
-    asked = made.question
-    found = [
+    asked = planned.question
+    lines = [
         f"{asked.mechanism}: {asked.units:,} {asked.unit}s, batch {asked.batch:,} (rate {asked.rate:.4g}), "
         f"{asked.steps:,} steps, delta {asked.delta:g}"
     ]
-    if made.noise_multiplier is not None:
-        found.append(f"noise multiplier {made.noise_multiplier:g}")
-    for name, one in made.epsilons.items():
+    if planned.noise_multiplier is not None:
+        lines.append(f"noise multiplier {planned.noise_multiplier:g}")
+    for name, entry in planned.epsilons.items():
         known = ", with what was spent before" if asked.before else ""
-        found.append(f"epsilon {one.value:.2f} ({asked.unit} level, delta {one.delta:g}, {name}{known})")
-    for each in made.signals:
-        found.append(
+        lines.append(f"epsilon {entry.value:.2f} ({asked.unit} level, delta {entry.delta:g}, {name}{known})")
+    for each in planned.signals:
+        lines.append(
             f"{each.way + ':':14} {each.numbers:,} numbers; a step's noise is {each.step:.2f} clips on a gradient of "
             f"at most 1, over the run {each.run:.2f}: {each.verdict}"
         )
-    found += [f"warning: {one}" for one in made.warnings]
-    found += [f"covered: {one}" for one in planner.COVERED]
-    return found + [f"not covered: {one}" for one in planner.NOT_COVERED]
+    lines += [f"warning: {entry}" for entry in planned.warnings]
+    lines += [f"covered: {entry}" for entry in planner.COVERED]
+    return lines + [f"not covered: {entry}" for entry in planner.NOT_COVERED]
 
 
 @app.command()
@@ -112,12 +112,15 @@ def epsilon(
 
     _require(noise=(noise, 1e9), delta=(delta, 1.0))
     spent = ((base.sample_rate(samples, batch), noise, steps),)
-    found: list[tuple[str, Any]] = [
+    bounds: list[tuple[str, Any]] = [
         (name, accountants.epsilon(spent, delta, name)) for name in _accountants(accountant)
     ]
     if as_json:
-        rows = {name: {"epsilon": planner.finite(one.value), "order": planner.finite(one.order)} for name, one in found}
+        rows = {
+            name: {"epsilon": planner.finite(bound.value), "order": planner.finite(bound.order)}
+            for name, bound in bounds
+        }
         print(json.dumps({"delta": delta, "sample_rate": spent[0][0], "epsilons": rows}, indent=2))
         return
-    for name, one in found:
-        print(f"epsilon {one.value:.4g} at delta {delta:g} ({name}, rate {spent[0][0]:.4g}, {steps:,} steps)")
+    for name, bound in bounds:
+        print(f"epsilon {bound.value:.4g} at delta {delta:g} ({name}, rate {spent[0][0]:.4g}, {steps:,} steps)")

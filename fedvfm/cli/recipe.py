@@ -34,7 +34,7 @@ def lock(
     trainable = factors.ever(locked.manifest, locked.recipe.adapter.factors)
     paths = locking.write(output.with_suffix(".json"), locked)
     if as_json:
-        found = {"recipe": locked.hash, "initial": locked.initial, "files": [str(path) for path in paths]}
-        print(json.dumps({**found, "trainable_parameters": trainable}, indent=2))
+        values = {"recipe": locked.hash, "initial": locked.initial, "files": [str(path) for path in paths]}
+        print(json.dumps({**values, "trainable_parameters": trainable}, indent=2))
         return
     print(f"recipe {locked.hash}\n{trainable:,} numbers train\nfiles: {paths[0]}, {paths[1]}")

@@ -24,8 +24,8 @@ Days = Annotated[int, typer.Option(help="Days that an invite is good.")]
 STATE = Path("fedvfm-server")
 
 
-def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+def _print(values: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    print(json.dumps(values, indent=2) if as_json else "\n".join(lines))
 
 
 @app.command()
@@ -47,20 +47,20 @@ def init(
     plan = state_folder.Plan(name, address, tuple(san or ()), names, days)
     plan.check()
     locked = locking.open_recipe(recipe)
-    made = state_folder.init(state, plan, locked)
-    found = state_folder.summary(made) | {"invites": {site: str(made.invite_path(site)) for site in names}}
+    created = state_folder.init(state, plan, locked)
+    values = state_folder.summary(created) | {"invites": {site: str(created.invite_path(site)) for site in names}}
     lines = [
         f"federation {name} at {address}, state in {state}",
-        f"recipe {made.about.recipe}",
+        f"recipe {created.about.recipe}",
         "",
-        f"fingerprint: {found['fingerprint']}",
+        f"fingerprint: {values['fingerprint']}",
         "Tell it to every site by telephone or in person, never in the mail that carries the invite.",
         "",
         "Hand each site its invite (it holds a secret, good once):",
-        *(f"  {site}: {path}" for site, path in found["invites"].items()),
+        *(f"  {site}: {path}" for site, path in values["invites"].items()),
         "There: fedvfm client join INVITE --fingerprint FINGERPRINT; then here: server approve REQUEST --key KEY",
     ]
-    _print(found, lines, as_json)
+    _print(values, lines, as_json)
 
 
 @app.command()
@@ -75,8 +75,8 @@ def invite(
 
     where = state_folder.open_state(state)
     path = state_folder.invite(where, site, days)
-    found = {"site": site, "invite": str(path), "fingerprint": where.fingerprint()}
-    _print(found, [f"invite of {site}: {path}", f"fingerprint: {found['fingerprint']}"], as_json)
+    values = {"site": site, "invite": str(path), "fingerprint": where.fingerprint()}
+    _print(values, [f"invite of {site}: {path}", f"fingerprint: {values['fingerprint']}"], as_json)
 
 
 @app.command()
@@ -154,13 +154,16 @@ def roster(state: StateOption = STATE, as_json: Json = False) -> None:
     """Show who was invited, approved and revoked."""
     from fedvfm.server import state_folder
 
-    found = state_folder.summary(state_folder.open_state(state))
+    summary = state_folder.summary(state_folder.open_state(state))
     lines = [
-        f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
-        f"fingerprint: {found['fingerprint']}",
-        *(f"{row['site']:24} {row['status']:9} {row['since']}  key {row['key'][:16] or '-'}" for row in found["sites"]),
+        f"federation {summary['federation']} at {summary['address']}, recipe {summary['recipe'][:12]}",
+        f"fingerprint: {summary['fingerprint']}",
+        *(
+            f"{row['site']:24} {row['status']:9} {row['since']}  key {row['key'][:16] or '-'}"
+            for row in summary["sites"]
+        ),
     ]
-    _print(found, lines, as_json)
+    _print(summary, lines, as_json)
 
 
 @app.command()
@@ -208,17 +211,21 @@ def start(
         limits = (("--config", config and config.absolute()), ("--without", without))
         options = (*limits, ("--listen", listen), ("--health", health))
         command = daemon.command(state, [word for pair in options if pair[1] for word in map(str, pair)], stay=stay)
-        told = daemon.launch(state / coordinator.RUN, command)
-        line = f"listening at {told['address']}, process {told['pid']}" if not told["finished"] else "nothing to do"
-        _print(told, [f"{line}, log {told['log']}"], as_json)
+        launched = daemon.launch(state / coordinator.RUN, command)
+        line = (
+            f"listening at {launched['address']}, process {launched['pid']}"
+            if not launched["finished"]
+            else "nothing to do"
+        )
+        _print(launched, [f"{line}, log {launched['log']}"], as_json)
         return
     with probe.serving(health, lambda: doctor.alive(state_folder.open_state(state))):
         done = supervisor.start(where, server, listen, stay=stay)
         if done is None:
             print("stopped; go on with: fedvfm server start", file=sys.stderr)
             return
-        found = {"round": done["round"], "fingerprint": done["fingerprint"], "sites": done["last"]["sites"]}
-        _print(found, [f"finished after round {done['round']}, adapter {done['fingerprint'][:16]}"], as_json)
+        values = {"round": done["round"], "fingerprint": done["fingerprint"], "sites": done["last"]["sites"]}
+        _print(values, [f"finished after round {done['round']}, adapter {done['fingerprint'][:16]}"], as_json)
 
 
 @app.command()
@@ -253,24 +260,24 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
     """Show what runs, who takes part and how far the rounds are."""
     from fedvfm.server import state_folder, supervisor
 
-    found = supervisor.status(state_folder.open_state(state))
-    orders = [f"paused by {found['paused']['who']} since {found['paused']['time']}"] if found["paused"] else []
-    orders += ["to be finished after the round in hand"] if found["finishing"] else []
-    orders += [f"to be extended by {quantity.of(found['extended_by'], 'round')}"] if found["extended_by"] else []
-    orders += [f"recipe {one[:12]} follows" for one in found["following"]]
-    words = {**found["takes_part"], **{site: f"final adapter {word}" for site, word in found["acceptance"].items()}}
-    refused = [f"{word} {count}" for word, count in found["refused"].items()]
+    now = supervisor.status(state_folder.open_state(state))
+    orders = [f"paused by {now['paused']['who']} since {now['paused']['time']}"] if now["paused"] else []
+    orders += ["to be finished after the round in hand"] if now["finishing"] else []
+    orders += [f"to be extended by {quantity.of(now['extended_by'], 'round')}"] if now["extended_by"] else []
+    orders += [f"recipe {following[:12]} follows" for following in now["following"]]
+    words = {**now["takes_part"], **{site: f"final adapter {word}" for site, word in now["acceptance"].items()}}
+    refused = [f"{word} {count}" for word, count in now["refused"].items()]
     lines = [
-        f"federation {found['federation']} at {found['address']}, recipe {found['recipe'][:12]}",
-        f"rounds: {found['finished_rounds']} of {found['rounds']}{', finished' if found['finished'] else ''}",
-        f"now: {found['reason'] or found['phase']}",
+        f"federation {now['federation']} at {now['address']}, recipe {now['recipe'][:12]}",
+        f"rounds: {now['finished_rounds']} of {now['rounds']}{', finished' if now['finished'] else ''}",
+        f"now: {now['reason'] or now['phase']}",
         *(f"order: {order}" for order in orders),
-        *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in found["processes"].items()),
+        *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in now["processes"].items()),
         *([f"refused in 10 minutes: {', '.join(refused)}"] if refused else []),
-        *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in found["sites"].items()),
-        *([f"result: {found['result']} (adapter/, report.html, summary.json, metrics.csv)"] if found["result"] else []),
+        *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in now["sites"].items()),
+        *([f"result: {now['result']} (adapter/, report.html, summary.json, metrics.csv)"] if now["result"] else []),
     ]
-    _print(found, lines, as_json)
+    _print(now, lines, as_json)
 
 
 @app.command()
@@ -289,5 +296,5 @@ def nginx(
     from fedvfm.server.network import nginx as fronts
 
     front = fronts.Front(output, listen, upstream, resolver, str(scratch), log)
-    made = front.write(state_folder.open_state(state))
-    _print({"nginx": str(made)}, [f"nginx -e stderr -c {made.absolute()} -g 'daemon off;'"], as_json)
+    config = front.write(state_folder.open_state(state))
+    _print({"nginx": str(config)}, [f"nginx -e stderr -c {config.absolute()} -g 'daemon off;'"], as_json)

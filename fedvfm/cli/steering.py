@@ -18,8 +18,8 @@ SiteName = Annotated[str, typer.Argument(help="Name of the site.")]
 STATE = Path("fedvfm-server")
 
 
-def _print(found: dict[str, Any], line: str, as_json: bool) -> None:
-    print(json.dumps(found, indent=2) if as_json else line)
+def _print(values: dict[str, Any], line: str, as_json: bool) -> None:
+    print(json.dumps(values, indent=2) if as_json else line)
 
 
 @app.command()
@@ -80,14 +80,14 @@ def extend(
     from fedvfm.server import state_folder
     from fedvfm.server.coordinator import orders
 
-    made = orders.extend(state_folder.open_state(state), rounds)
+    prolonged = orders.extend(state_folder.open_state(state), rounds)
     long = quantity.of(rounds, "round")
     line = (
-        f"recipe {made} goes on for {long}; each site is asked: fedvfm client approve {made[:12]}"
-        if made
+        f"recipe {prolonged} goes on for {long}; each site is asked: fedvfm client approve {prolonged[:12]}"
+        if prolonged
         else f"when the present recipe is finished, another one goes on for {long}, and each site is asked"
     )
-    _print({"recipe": made, "rounds": rounds}, line, as_json)
+    _print({"recipe": prolonged, "rounds": rounds}, line, as_json)
 
 
 @app.command()

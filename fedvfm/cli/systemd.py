@@ -90,7 +90,7 @@ class Service:
         return [
             "[Service]",
             "Type=exec",
-            f"ExecStart={' '.join(_word(one).replace('$', '$$') for one in (program, *self.arguments))}",
+            f"ExecStart={' '.join(_word(word).replace('$', '$$') for word in (program, *self.arguments))}",
             f"User={self.user}",
             "Restart=on-failure",
             "RestartSec=10",
@@ -152,7 +152,7 @@ def server(state: Path, address: str, options: Sequence[str] = (), user: str | N
         user: whom it runs as; None for the folder's owner.
     """
     state = state.absolute()
-    reads = tuple(Path(one) for one in options if one.startswith("/"))
+    reads = tuple(Path(option) for option in options if option.startswith("/"))
     return Service(
         description=f"fedvfm server at {address}",
         arguments=("server", "start", "--state", str(state), *options),

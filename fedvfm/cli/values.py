@@ -51,10 +51,10 @@ _FOLDER = {
 def _said(place: str) -> str:
     """The first paragraph of the docstring of ``module:name``; empty where there is none."""
     module, _, name = place.partition(":")
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
         return ""
-    nodes = ast.parse(Path(found.origin).read_text(encoding="utf-8")).body
+    nodes = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
     kinds = (ast.FunctionDef, ast.ClassDef)
     docs = (ast.get_docstring(node) for node in nodes if isinstance(node, kinds) and node.name == name)
     return " ".join((next(docs, None) or "").split("\n\n")[0].split()).replace("``", "")

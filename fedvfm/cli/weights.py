@@ -56,8 +56,8 @@ def bring(
     """Bring weights from a file; pickles are converted once, without running their code."""
     from fedvfm.backbones import convert
 
-    found = convert.bring(path, name, config=settings, sha256=sha256, replace=replace)
-    _located(name, found, as_json)
+    located = convert.bring(path, name, config=settings, sha256=sha256, replace=replace)
+    _located(name, located, as_json)
 
 
 @app.command()
@@ -68,15 +68,15 @@ def verify(
     """Read weights again and compare them with what was recorded and pinned."""
     from fedvfm.backbones import stored
 
-    found = stored.verify(name)
+    checked = stored.verify(name)
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+        print(json.dumps([dataclasses.asdict(backbone) for backbone in checked], indent=2))
     else:
-        for one in found:
-            print(f"{one.name}: {one.state}: {one.detail}")
-    bad = [one.name for one in found if one.state == "damaged"]
+        for backbone in checked:
+            print(f"{backbone.name}: {backbone.state}: {backbone.detail}")
+    bad = [backbone.name for backbone in checked if backbone.state == "damaged"]
     if bad:
-        raise errors.WeightsError(f"{len(bad)} of {len(found)} damaged: {', '.join(bad)}. Fetch or import them again")
+        raise errors.WeightsError(f"{len(bad)} of {len(checked)} damaged: {', '.join(bad)}. Fetch or import them again")
 
 
 @app.command("list")

@@ -49,10 +49,10 @@ def _steps(path: str) -> list[str]:
 def _toml_value(text: str) -> Any:
     """The TOML value of a text, or None: TOML has no null."""
     try:
-        found = tomllib.loads(f"value = {text}")
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return None
-    return found["value"] if len(found) == 1 else None
+    return table["value"] if len(table) == 1 else None
 
 
 def _put(table: dict[str, Any], steps: list[str], value: Any) -> str | None:

@@ -197,10 +197,10 @@ def find(word: str) -> list[Table | Key]:
     path = word.strip().strip("[]").removesuffix(".toml")
     if path in known:
         return [known[path]]
-    found = [entry for name, entry in known.items() if path and name.endswith(f".{path}")]
-    if not found:
+    matches = [entry for name, entry in known.items() if path and name.endswith(f".{path}")]
+    if not matches:
         raise errors.UnknownName(f"no key or table '{word[:80]}'{_nearest(path, known)}; files: {', '.join(ROOTS)}")
-    return found
+    return matches
 
 
 def _known(deep: bool) -> dict[str, Table | Key]:
@@ -230,9 +230,9 @@ DRAFT = "http://json-schema.org/draft-04/schema#"
 
 def json_schema(root: str) -> dict[str, Any]:
     """The JSON schema of a file, draft 4, for editors that follow a line ``#:schema``."""
-    made = ROOTS[root].model_json_schema(ref_template="#/definitions/{model}")
-    made["definitions"] = made.pop("$defs", {})
-    return {"$schema": DRAFT, **typing.cast("dict[str, Any]", _older(made))}
+    document = ROOTS[root].model_json_schema(ref_template="#/definitions/{model}")
+    document["definitions"] = document.pop("$defs", {})
+    return {"$schema": DRAFT, **typing.cast("dict[str, Any]", _older(document))}
 
 
 def _older(node: Any) -> Any:

@@ -78,10 +78,10 @@ def _instant(wall: datetime, zone: zoneinfo.ZoneInfo) -> datetime:
     A time that comes twice in autumn is its first coming; one that spring leaves out is the moment of the leap. So a
     window never lasts longer than its begin and end on the clock say.
     """
-    found = min(wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-    while found.astimezone(zone).replace(tzinfo=None) < wall:
-        found += timedelta(minutes=1)
-    return found
+    moment = min(wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    while moment.astimezone(zone).replace(tzinfo=None) < wall:
+        moment += timedelta(minutes=1)
+    return moment
 
 
 def parse(texts: Sequence[str], zone: str) -> Hours:
@@ -108,10 +108,10 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
 
 
 def _window(text: str) -> Window:
-    found = _FORM.fullmatch(text)
-    if found is None:
+    match = _FORM.fullmatch(text)
+    if match is None:
         raise ValueError(f"'{text[:60]}': write days and times as {_EXAMPLE}")
-    days, *parts = found.groups()
+    days, *parts = match.groups()
     from_hour, from_minute, to_hour, to_minute = (int(part) for part in parts)
     begin, end = 60 * from_hour + from_minute, 60 * to_hour + to_minute
     if begin >= DAY_MINUTES or end > DAY_MINUTES or from_minute > 59 or to_minute > 59:
@@ -125,11 +125,11 @@ def _days(words: str, text: str) -> frozenset[int]:
     """``mon-fri``, ``sat,sun``, ``fri-mon`` (over the week's end) or ``daily``."""
     if words == DAILY:
         return frozenset(range(7))
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in words.split(","):
         ends = part.split("-")
         if len(ends) > 2 or not set(ends) <= set(DAYS):
             raise ValueError(f"'{text[:60]}': the days are {', '.join(DAYS)} or daily, written as {_EXAMPLE}")
         begin, end = DAYS.index(ends[0]), DAYS.index(ends[-1])
-        found.update((begin + step) % 7 for step in range((end - begin) % 7 + 1))
-    return frozenset(found)
+        numbers.update((begin + step) % 7 for step in range((end - begin) % 7 + 1))
+    return frozenset(numbers)

@@ -93,18 +93,18 @@ def line(
         bounds: values the y axis never goes beyond (0 and 1 for a share).
         from_edge: the y axis starts at the lower bound, wherever the values lie.
     """
-    shown = [one for one in series if one.points]
-    xs = [x for one in shown for x, _ in one.points]
-    ys = [y for one in shown for _, y in one.points]
+    shown = [each for each in series if each.points]
+    xs = [x for each in shown for x, _ in each.points]
+    ys = [y for each in shown for _, y in each.points]
     x_scale = Scale((min(xs), max(xs)), (LEFT, WIDTH - RIGHT))
     y_scale = Scale(_padded(ys + [bounds[0]] * from_edge, bounds), (HEIGHT - BOTTOM, TOP))
     marks = _frame(x_scale, y_scale, x_label, y_label)
     if len(shown) > MANY:
-        marks += [_path(one, x_scale, y_scale, "faint", "") for one in shown]
+        marks += [_path(each, x_scale, y_scale, "faint", "") for each in shown]
         shown = [_mean(shown)]
-    for at, one in enumerate(shown):
-        marks.append(_path(one, x_scale, y_scale, f"c{at % COLOURS}", DASHES[at // COLOURS % len(DASHES)]))
-        marks += _dots(one, x_scale, y_scale, at, x_label)
+    for at, each in enumerate(shown):
+        marks.append(_path(each, x_scale, y_scale, f"c{at % COLOURS}", DASHES[at // COLOURS % len(DASHES)]))
+        marks += _dots(each, x_scale, y_scale, at, x_label)
     marks += _end_labels(shown, x_scale, y_scale)
     return _svg(WIDTH, HEIGHT, title, marks)
 
@@ -118,8 +118,8 @@ def _padded(values: Sequence[float], bounds: Range) -> Range:
 def _mean(series: Sequence[Series]) -> Series:
     """The mean over all series at every x that one of them has."""
     columns: dict[float, list[float]] = {}
-    for one in series:
-        for x, y in one.points:
+    for each in series:
+        for x, y in each.points:
             columns.setdefault(x, []).append(y)
     return Series(f"mean of {len(series)}", [(x, sum(ys) / len(ys)) for x, ys in sorted(columns.items())])
 
@@ -141,17 +141,20 @@ def _frame(x_scale: Scale, y_scale: Scale, x_label: str, y_label: str) -> list[s
     return marks
 
 
-def _path(one: Series, x_scale: Scale, y_scale: Scale, colour: str, dash: str) -> str:
-    points = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in one.points)
+def _path(series: Series, x_scale: Scale, y_scale: Scale, colour: str, dash: str) -> str:
+    points = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in series.points)
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    last = f"{one.name}: {one.points[-1][1]:.4g} at the end"
+    last = f"{series.name}: {series.points[-1][1]:.4g} at the end"
     return f'<polyline class="line {colour}" points="{points}"{dashes}><title>{html.escape(last)}</title></polyline>'
 
 
-def _dots(one: Series, x_scale: Scale, y_scale: Scale, at: int, x_label: str) -> list[str]:
+def _dots(series: Series, x_scale: Scale, y_scale: Scale, at: int, x_label: str) -> list[str]:
     """A marker a point; its shape tells series apart where colour does not."""
-    radius = 3.4 if len(one.points) <= 20 else 2.0
-    return [_marker(x_scale(x), y_scale(y), radius, at, f"{one.name}, {x_label} {x:g}: {y:.4g}") for x, y in one.points]
+    radius = 3.4 if len(series.points) <= 20 else 2.0
+    return [
+        _marker(x_scale(x), y_scale(y), radius, at, f"{series.name}, {x_label} {x:g}: {y:.4g}")
+        for x, y in series.points
+    ]
 
 
 def _marker(x: float, y: float, radius: float, at: int, name: str) -> str:
@@ -169,12 +172,12 @@ def _marker(x: float, y: float, radius: float, at: int, name: str) -> str:
 def _end_labels(shown: Sequence[Series], x_scale: Scale, y_scale: Scale) -> list[str]:
     """Names at the right edge, moved apart where lines end together, with a thin line back to their own."""
     right = x_scale.view[1]
-    ends = [y_scale(one.points[-1][1]) for one in shown]
+    ends = [y_scale(series.points[-1][1]) for series in shown]
     marks = []
-    for at, (one, end, y) in enumerate(zip(shown, ends, spread(ends, LABEL_GAP, TOP, HEIGHT - BOTTOM), strict=True)):
-        x = x_scale(one.points[-1][0])
+    for at, (series, end, y) in enumerate(zip(shown, ends, spread(ends, LABEL_GAP, TOP, HEIGHT - BOTTOM), strict=True)):
+        x = x_scale(series.points[-1][0])
         marks.append(f'<polyline class="leader c{at % COLOURS}" points="{x:.1f},{end:.1f} {right + 9:.1f},{y:.1f}"/>')
-        label = f"<title>{html.escape(one.name)}</title>{html.escape(shorten(one.name))}"
+        label = f"<title>{html.escape(series.name)}</title>{html.escape(shorten(series.name))}"
         marks.append(f'<text x="{right + 12:.1f}" y="{y + 4:.1f}">{label}</text>')
     return marks
 

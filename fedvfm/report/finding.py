@@ -76,9 +76,9 @@ def warning(check: str, problem: str, remedy: str) -> Row:
     return Row(check, WARNING, problem, remedy)
 
 
-def ok(check: str, found: str) -> Row:
+def ok(check: str, state: str) -> Row:
     """Something that is well."""
-    return Row(check, OK, found)
+    return Row(check, OK, state)
 
 
 def caught(check: str, look: Callable[[], Iterable[Row]], remedy: str = "") -> list[Row]:
@@ -91,27 +91,27 @@ def caught(check: str, look: Callable[[], Iterable[Row]], remedy: str = "") -> l
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """Blockers first, then warnings, then what is well; by name inside each."""
-    return sorted(rows, key=lambda one: (SEVERITIES.index(one.severity), one.check))
+    return sorted(rows, key=lambda row: (SEVERITIES.index(row.severity), row.check))
 
 
 def ready(rows: Sequence[Row]) -> bool:
     """Whether nothing must be mended first."""
-    return all(one.severity != BLOCKER for one in rows)
+    return all(row.severity != BLOCKER for row in rows)
 
 
 def document(end: str, rows: Sequence[Row]) -> dict[str, Any]:
     """The JSON document of one end."""
-    return {"end": end, "ready": ready(rows), "rows": [one.as_json() for one in ranked(rows)]}
+    return {"end": end, "ready": ready(rows), "rows": [row.as_json() for row in ranked(rows)]}
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
     """The same for a person."""
-    found = []
-    for one in ranked(rows):
-        if one.severity == OK:
-            found.append(f"ok       {one.check}: {one.problem}")
+    texts = []
+    for row in ranked(rows):
+        if row.severity == OK:
+            texts.append(f"ok       {row.check}: {row.problem}")
         else:
-            found += [f"{one.severity.upper():8} {one.check}: {one.problem}"]
-            found += [f"         why: {one.why}", f"         do:  {one.remedy}"]
-    number = sum(one.severity == BLOCKER for one in rows)
-    return [*found, "ready" if not number else f"not ready: {number} blocker{'s' if number > 1 else ''}"]
+            texts += [f"{row.severity.upper():8} {row.check}: {row.problem}"]
+            texts += [f"         why: {row.why}", f"         do:  {row.remedy}"]
+    number = sum(row.severity == BLOCKER for row in rows)
+    return [*texts, "ready" if not number else f"not ready: {number} blocker{'s' if number > 1 else ''}"]

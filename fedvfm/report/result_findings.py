@@ -84,12 +84,12 @@ def of_samples(
         units: site -> the unit (patient, else sample) of every row.
     """
     own = answers.by_site(tables, class_names)
-    made = [*_of_answers(arm, own), *_of_classes(arm, tables, class_names, units), *_of_masks(arm, tables)]
+    findings = [*_of_answers(arm, own), *_of_classes(arm, tables, class_names, units), *_of_masks(arm, tables)]
     few = {site: len(set(rows)) for site, rows in units.items() if len(set(rows)) < bootstrap.LEAST_UNITS}
     if few and arm == FEDERATED:
         text = f"under {bootstrap.LEAST_UNITS} independent test units at {_named(few)}: nothing can be told of a site"
-        made.append(Finding(FEW_UNITS, arm, tuple(few), text))
-    return made
+        findings.append(Finding(FEW_UNITS, arm, tuple(few), text))
+    return findings
 
 
 def of_macro(arm: str, own: Mapping[str, answers.Answers], macro: float, low: float | None) -> list[Finding]:
@@ -138,7 +138,7 @@ def of_values(arm: str, sites: Mapping[str, Mapping[str, float]], class_names: S
         sites: site -> metric -> value, with ``num_examples``.
         class_names: by class number.
     """
-    made = missing(arm, sites)
+    findings = missing(arm, sites)
     chances = [1 / number for number in range(2, len(class_names) + 1)]
     at = [site for site, row in sites.items() if _is_any(row.get("balanced_accuracy"), chances)]
     if at:
@@ -146,46 +146,46 @@ def of_values(arm: str, sites: Mapping[str, Mapping[str, float]], class_names: S
             f"balanced accuracy is exactly chance level at {_some(at)}, as where one class is answered for all test "
             "images; ask the site what was answered"
         )
-        made.append(Finding(AT_CHANCE, arm, tuple(at), text))
+        findings.append(Finding(AT_CHANCE, arm, tuple(at), text))
     empty = [site for site, row in sites.items() if _is_any(row.get("dice"), [0.0])]
     if empty:
         text = f"Dice is exactly 0 at {_some(empty)}, as where all masks are empty; ask the site what was predicted"
-        made.append(Finding(AT_CHANCE, arm, tuple(empty), text))
+        findings.append(Finding(AT_CHANCE, arm, tuple(empty), text))
     few = {site: int(row.get("num_examples", 0)) for site, row in sites.items()}
     few = {site: count for site, count in few.items() if count < bootstrap.LEAST_UNITS}
     if few:
         text = f"under {bootstrap.LEAST_UNITS} test samples at {_named(few)}: nothing can be told of a site"
-        made.append(Finding(FEW_UNITS, arm, tuple(few), text))
-    return made
+        findings.append(Finding(FEW_UNITS, arm, tuple(few), text))
+    return findings
 
 
 def missing(arm: str, sites: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     """Metrics that some sites have and others not."""
     every = dict.fromkeys(name for row in sites.values() for name in row)
-    made = []
+    findings = []
     for name in every:
         without = [site for site, row in sites.items() if name not in row]
         if without:
             text = (
                 f"{scores.metric_name(name)} has no value at {_some(without)}; a mean over the others is of fewer sites"
             )
-            made.append(Finding(MISSING, arm, tuple(without), text))
-    return made
+            findings.append(Finding(MISSING, arm, tuple(without), text))
+    return findings
 
 
 def _of_answers(arm: str, own: Mapping[str, answers.Answers]) -> Iterator[Finding]:
-    constant = {site: found.commonest[0] for site, found in own.items() if found.constant and found.chance < 1}
+    constant = {site: given.commonest[0] for site, given in own.items() if given.constant and given.chance < 1}
     if constant:
         each = "; ".join(f"{site}: '{answer}' for all {own[site].tested}" for site, answer in _first(constant))
         text = f"one answer for every test image at {_count(constant, own)} ({each}{_rest(constant)}): chance level"
         yield Finding(CONSTANT, arm, tuple(constant), text)
-    single = [site for site, found in own.items() if found.chance == 1]
+    single = [site for site, given in own.items() if given.chance == 1]
     if single:
         text = (
             f"the test images are of one class at {_some(single)}: balanced accuracy is the recall of that class alone"
         )
         yield Finding(ONE_CLASS, arm, tuple(single), text)
-    never = {site: found.never for site, found in own.items() if found.never and not found.constant}
+    never = {site: given.never for site, given in own.items() if given.never and not given.constant}
     if never:
         each = "; ".join(f"{site}: {', '.join(classes)}" for site, classes in _first(never))
         yield Finding(
@@ -230,7 +230,7 @@ def _of_masks(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
     own = {site: table for site, table in tables.items() if "foreground" in table}
     kinds = {site: _all_alike(table["foreground"], table["true_foreground"]) for site, table in own.items()}
     for kind in ("empty", "full"):
-        alike = [site for site, found in kinds.items() if found == kind]
+        alike = [site for site, answer in kinds.items() if answer == kind]
         if alike:
             text = f"the predicted mask is {kind} for every test image at {_count(alike, own)} ({_some(alike)})"
             yield Finding(CONSTANT, arm, tuple(alike), text)

@@ -60,7 +60,7 @@ def _per_site(journal: Rounds, part: str, metric: str) -> list[charts.Series]:
 
 
 def _curves(series: Sequence[charts.Series], title: str, y_label: str, bounds: charts.Range) -> str:
-    if not any(one.points for one in series):
+    if not any(each.points for each in series):
         return ""
     more = f"; thin lines: {len(series)} sites, thick: their mean" if len(series) > charts.MANY else ""
     svg = charts.line(
@@ -237,15 +237,15 @@ def size(number: float) -> str:
     return f"{number:.0f} B"
 
 
-def whole_model(journal: Rounds, made: Mapping[str, Any]) -> int:
+def whole_model(journal: Rounds, summary: Mapping[str, Any]) -> int:
     """Bytes of sending the whole model down and up instead: every site of every round, training alone."""
-    return 2 * int(made["bytes"]["full_model"]) * sum(len(row["cohort"]) for row in journal)
+    return 2 * int(summary["bytes"]["full_model"]) * sum(len(row["cohort"]) for row in journal)
 
 
-def traffic_card(journal: Rounds, made: Mapping[str, Any]) -> tuple[str, str, str]:
+def traffic_card(journal: Rounds, summary: Mapping[str, Any]) -> tuple[str, str, str]:
     """The figure for the head of the report."""
-    moved = made["bytes"]["up"] + made["bytes"]["down"]
-    full = whole_model(journal, made)
+    moved = summary["bytes"]["up"] + summary["bytes"]["down"]
+    full = whole_model(journal, summary)
     return "Bytes moved", size(moved), _against_whole(moved, full)
 
 
@@ -261,13 +261,13 @@ def _times(ratio: float) -> str:
     return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
 
 
-def traffic(journal: Rounds, made: Mapping[str, Any]) -> str:
+def traffic(journal: Rounds, summary: Mapping[str, Any]) -> str:
     """Bytes moved against sending the whole model."""
-    moved, full = made["bytes"], whole_model(journal, made)
+    moved, full = summary["bytes"], whole_model(journal, summary)
     total = moved["up"] + moved["down"]
     title = "Bytes moved by the federation and by sending the whole model instead"
     chart = charts.bars([("this run", total, size(total)), ("whole model", full, size(full))], title=title)
-    share = 4 * made["trainable_parameters"] / moved["full_model"]
+    share = 4 * summary["trainable_parameters"] / moved["full_model"]
     rows: list[list[page.Cell]] = [
         ["up (sites to server)", size(moved["up"]), size(full / 2)],
         ["down (server to sites)", size(moved["down"]), size(full / 2)],
@@ -279,7 +279,7 @@ def traffic(journal: Rounds, made: Mapping[str, Any]) -> str:
         "in its favour."
     )
     text = (
-        f"{made['trainable_parameters']:,} numbers train, {share:.2%} of backbone and head "
+        f"{summary['trainable_parameters']:,} numbers train, {share:.2%} of backbone and head "
         f"({size(moved['full_model'])} in fp32)."
     )
     return (

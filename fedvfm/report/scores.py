@@ -51,8 +51,8 @@ def by_site(sites: Mapping[str, Mapping[str, float]], about: str, tolerance: flo
         about += (
             f"; HD95, ASSD and the tolerance of NSD ({tolerance:g}) in mm where the pixel size is known, else in pixels"
         )
-    made = page.table(head, rows, about + ".")
-    return made if len(rows) <= FEW_ROWS else page.folded(f"All {len(rows)} sites", made)
+    table = page.table(head, rows, about + ".")
+    return table if len(rows) <= FEW_ROWS else page.folded(f"All {len(rows)} sites", table)
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> str:
