@@ -38,6 +38,10 @@ Fraction = base.Fraction
 Positive = base.Positive
 NonNegative = base.NonNegative
 Sha256 = base.Sha256
+ClassCode = Annotated[
+    str,
+    Field(pattern=r"^((SCT|FMA|DCM|UMLS|NCIt):[A-Za-z0-9.-]{1,16}(\+(SCT|FMA|DCM|UMLS|NCIt):[A-Za-z0-9.-]{1,16})?)?$"),
+]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps|auto)$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 
@@ -166,6 +170,11 @@ class TaskConfig(Strict):
         return "" if self.prompt == "none" else "oracle prompt"
 
 
+def _later(default: Any, **limits: Any) -> Any:
+    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
+    return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
+
+
 class DataContract(Strict):
     """What every site's images must become: part of the recipe, the same everywhere.
 
@@ -182,6 +191,10 @@ class DataContract(Strict):
 
     ``channels`` names what is one channel each, in order: ``["FLAIR", "T1w", "T2w"]``. A case then has a file for each
     on one grid, at every site and in prediction; left out, a case is one file.
+
+    ``class_codes`` says by codes what the classes are, in their order and empty where nothing is said:
+    ``["", "SCT:108369006", "SCT:64033007+SCT:7771000"]``, a coded type and, where it needs one, its modifier. Masks are
+    known by it, and predicted DICOM-SEG objects carry it; common organs have their code of SNOMED CT without it.
     """
 
     class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=256, strict=False)]
@@ -221,6 +234,9 @@ class DataContract(Strict):
     augment: Annotated[tuple[Name, ...], _names()] = ()
     """flip, mirror (left and right), rot90, intensity, invert, noise. Change: add some where sites have few images; no
     mirror or flip where left and right matter."""
+    class_codes: Annotated[tuple[ClassCode, ...], _names()] = _later(())
+    """A code for each class, "" where its name says enough: scheme:code, a modifier after +. Masks are known by it and
+    predicted DICOM-SEG carry it. Change: where a class is no common organ, or sites' segmentations call it otherwise."""
 
     @pydantic.field_validator("class_names")
     @classmethod
@@ -249,9 +265,18 @@ class DataContract(Strict):
             raise ValueError('window and intensity = "polarity" exclude each other: a window fixes what is dark')
         if self.stack > 1 and self.grey:
             raise ValueError("stack = 3 and grey = true exclude each other: the neighbours would be mixed into one")
+        if self.class_codes and (len(self.class_codes) != len(self.class_names) or self.class_codes[0]):
+            raise ValueError("class_codes: one for each of class_names is needed, empty for the background")
+        if len(set(self.codes.values())) < len(self.codes):
+            raise ValueError("class_codes: two classes of one code could not be told apart")
         if len(self.channels) > 1 and (self.grey or self.stack > 1):
             raise ValueError("three channels exclude grey = true and stack = 3: the model takes three in all")
         return self
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """Class -> its code, of those that have one."""
+        return {name: code for name, code in zip(self.class_names, self.class_codes, strict=False) if code}
 
     @property
     def limits(self) -> tuple[float, float] | None:
@@ -260,11 +285,6 @@ class DataContract(Strict):
             return None
         centre, width = WINDOWS[self.window] if isinstance(self.window, str) else self.window
         return centre - width / 2, centre + width / 2
-
-
-def _later(default: Any, **limits: Any) -> Any:
-    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
-    return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
 
 
 class OptimiserConfig(Strict):

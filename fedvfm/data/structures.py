@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+import types
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ GENERIC = frozenset({"foreground", "object", "structure", "mask", "segment", "ro
 """Class names that say no more than that there is something."""
 
 BETWEEN_WORDS = re.compile(r"[\s_.,;:/\\()\[\]{}'\"-]+")
+
+EMPTY: Mapping[str, str] = types.MappingProxyType({})
 
 Key = tuple[str, str]
 """Code and name of a structure."""
@@ -214,15 +217,15 @@ def _words(one: Structure) -> set[str]:
     return {word for word in (one.name, *one.meanings) if word}
 
 
-def _classes(one: Structure, names: Sequence[str]) -> set[int]:
-    """The classes that a structure may be: by code, by name, by what its code means."""
+def _classes(one: Structure, names: Sequence[str], stated: Mapping[str, str] = EMPTY) -> set[int]:
+    """The classes that a structure may be: by code, by name, by what its code means, by the code a recipe states."""
     codes = {one.code.casefold(), one.code.partition(":")[2].casefold()} - {""}
     found = {at for at, name in enumerate(names) if name.casefold().strip() in codes or plain(name) in _words(one)}
     if one.region:
         found |= {at for at, name in enumerate(names) if at and name == one.own_name}
     if one.code not in GENERAL:
         found |= {at for at, name in enumerate(names) if at and one.code in codes_of(name)}
-    return found
+    return found | {at for at, name in enumerate(names) if at and one.code and one.code == stated.get(name)}
 
 
 def assign(
@@ -325,15 +328,17 @@ def _left(found: Found, needless: frozenset[Key]) -> tuple[str, ...]:
     )
 
 
-def under(found: Found, wanted: Sequence[str], mapped: Sequence[str] = ()) -> Assigned | None:
+def under(
+    found: Found, wanted: Sequence[str], mapped: Sequence[str] = (), stated: Mapping[str, str] = EMPTY
+) -> Assigned | None:
     """The structures of all masks by a recipe's classes, where neither the site nor the data has said any.
 
     A structure that is none of the recipe's becomes a class of its own, called by its code, so that ``[labels]`` can
     map it and nothing is trained under another's name. None where the masks do not say what they are, or the recipe
-    does not. ``mapped`` as in :func:`assign`.
+    does not. ``mapped`` as in :func:`assign`; ``stated`` are the codes that the recipe gives its classes.
     """
     every = list({one.key: one for one in _all(found)}.values())
-    fitting = {one.key: _classes(one, wanted) for one in every}
+    fitting = {one.key: _classes(one, wanted, stated) for one in every}
     telling = any(fitting.values()) or any(_telling(one) for one in every)
     if not every or not telling or {plain(name) for name in wanted[1:]} <= GENERIC:
         return None

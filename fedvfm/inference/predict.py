@@ -300,6 +300,8 @@ class Predictor:
             pixels, found = self._ready.pop(item.name) if item.name in self._ready else self._alone(item)
             rows = [self._picture(item, pixels, found, chosen)] if dense else [self._class(item.name, _chances(found))]
         else:
+            if self.form == "auto" and chosen == "dicom-seg" and not segmentation_object.holds(seen.header):
+                chosen = "png"  # a film: no object holds its frames together
             shown = self._slices(case, seen.header)
             rows = (
                 [self._volume(item, seen.header, shown, chosen)] if dense else self._classes(item, seen.header, shown)
@@ -372,7 +374,7 @@ class Predictor:
 
     def _picture(self, item: inputs.Item, pixels: samples.Pixels, found: Tensor, form: str) -> dict[str, Any]:
         mask = _mask(found, pixels)
-        self.place.picture(item.name, mask)
+        self.place.picture(item.name, mask, len(self.names))
         if self.overlays:
             self.place.overlay(item.name, pixels.image, mask)
         return self._row(item, form, mask.shape, results.counts(mask, self.names))
@@ -384,12 +386,12 @@ class Predictor:
             if self.overlays and masks[at].any():
                 self.place.overlay(name, _middle(pixels.image, self.view), masks[at])
             if form == "png":
-                self.place.picture(name, masks[at])
+                self.place.picture(name, masks[at], len(self.names))
         labels = volumes.place_back(masks, header, slices.plane_of(header, self.view))
         if form == "nifti":
             self.place.nifti(item.name, labels, header)
         elif form == "dicom-seg":
-            self.place.dicom_seg(item.name, labels, header, self.names, self.fingerprint)
+            self.place.dicom_seg(item.name, labels, header, self.model.recipe.data, self.fingerprint)
         return self._row(item, form, header.stored.shape, results.counts(labels, self.names, header))
 
     def _row(self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any]) -> dict[str, Any]:

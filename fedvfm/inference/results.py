@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import overlay
 from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import volumes
@@ -65,9 +66,12 @@ def _extent(voxels: int, header: headers.Header) -> dict[str, float]:
     return {"mm3": round(volume, 6), "ml": round(volume / 1000.0, 9)}
 
 
-def _png(mask: Labels) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(mask, mode="L").save(out, format="PNG", optimize=True)
+def _png(mask: Labels, classes: int) -> bytes:
+    """A picture of class numbers, each in a colour of its own so that a viewer shows them."""
+    picture, out = Image.fromarray(mask, mode="P"), io.BytesIO()
+    picture.putpalette(overlay.palette(classes))
+    # Written with 8 bits and the palette in the order of the classes: optimising could change the numbers.
+    picture.save(out, format="PNG", bits=8, compress_level=9)
     return out.getvalue()
 
 
@@ -99,9 +103,9 @@ class Place:
         self.files.append(name)
         return path
 
-    def picture(self, name: str, mask: Labels) -> None:
-        """A PNG of class numbers in one grey channel."""
-        storage.write_bytes(self._new(f"{name}.png"), _png(mask))
+    def picture(self, name: str, mask: Labels, classes: int) -> None:
+        """A PNG of class numbers with a palette of colours."""
+        storage.write_bytes(self._new(f"{name}.png"), _png(mask, classes))
 
     def nifti(self, name: str, labels: Labels, header: headers.Header) -> None:
         """A NIfTI on the input's own grid, packed unless the input is a NIfTI that is not."""
@@ -109,10 +113,11 @@ class Place:
         volumes.write_nifti(self._new(f"{name}{ending}"), labels, header)
 
     def dicom_seg(
-        self, name: str, labels: Labels, header: headers.Header, names: Sequence[str], fingerprint: str
+        self, name: str, labels: Labels, header: headers.Header, contract: schema.DataContract, fingerprint: str
     ) -> None:
         """A DICOM-SEG object of the source's study."""
-        segmentation_object.write(self._new(f"{name}.dcm"), labels, header, names, fingerprint)
+        names, codes = contract.class_names, contract.codes
+        segmentation_object.write(self._new(f"{name}.dcm"), labels, header, names, fingerprint, codes)
 
     def overlay(self, name: str, image: NDArray[np.float32], mask: Labels) -> None:
         """The image with every class tinted and outlined, at its own size."""

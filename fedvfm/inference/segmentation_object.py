@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data.volumes import dicom
+from fedvfm.data import structures
+from fedvfm.data.volumes import dicom, geometry
 from fedvfm.data.volumes import header as headers
+from fedvfm.inference import class_codes
 from fedvfm.runtime import logs
 from fedvfm.storage import storage
 
@@ -60,8 +62,8 @@ IMAGE = (
     "DimensionOrganizationType",
 )
 SERIES_NUMBER = 900
-SCHEME = "99FEDVFM"
-"""Class names are the recipe's own, so their codes are private; the category is the standard's most neutral one."""
+LONGEST = 64
+"""Characters of a text of one line (VR LO)."""
 
 
 def require_installed() -> None:
@@ -77,8 +79,18 @@ def require_installed() -> None:
         )
 
 
+def holds(header: headers.Header) -> bool:
+    """Whether a DICOM-SEG object can hold a mask of these images: frames without a place need an object each."""
+    return header.stored.placed or len(header.frames) == 1
+
+
 def write(
-    path: Path, labels: NDArray[np.uint8], header: headers.Header, class_names: Sequence[str], fingerprint: str
+    path: Path,
+    labels: NDArray[np.uint8],
+    header: headers.Header,
+    class_names: Sequence[str],
+    fingerprint: str,
+    codes: Mapping[str, str] = structures.EMPTY,
 ) -> None:
     """Write labels as one binary DICOM-SEG object with a segment for every foreground class.
 
@@ -89,6 +101,7 @@ def write(
         header: of the DICOM input.
         class_names: of the recipe, background first.
         fingerprint: of the adapter.
+        codes: class -> its code (``recipe.data.class_codes``); those of common organs are known.
 
     Raises:
         DataError: if the source's headers do not allow it; the message quotes none of them.
@@ -96,18 +109,23 @@ def write(
         StorageError: if the disk refuses.
     """
     require_installed()
+    if not holds(header):
+        raise errors.DataError(
+            f"{header.modality or 'images'}: {len(header.frames)} frames that do not say where they lie in the "
+            "patient, which a DICOM-SEG object cannot hold together; write pictures: --as png, or NIfTI: --as nifti"
+        )
     try:
         # Log lines of highdicom name what is copied.
         with dicom.quietly(), logs.limited(logging.CRITICAL + 1, "highdicom"):
             sources, planes = _sources(labels, header)
-            made = _object(sources, planes, class_names, fingerprint)
+            made = _object(sources, planes, class_names, fingerprint, codes)
             content = io.BytesIO()
             made.save_as(content)
     except dicom.BROKEN as error:
         # The words of the error may quote the header.
         raise errors.DataError(
-            f"a DICOM-SEG object cannot be made of these source images ({type(error).__name__}); write NIfTI: --as "
-            "nifti"
+            f"{header.modality or 'images'}: a DICOM-SEG object cannot be made of these source images "
+            f"({type(error).__name__}); write NIfTI: --as nifti"
         ) from None
     storage.write_bytes(path, content.getvalue())
 
@@ -127,11 +145,32 @@ def _sources(labels: NDArray[np.uint8], header: headers.Header) -> tuple[list[An
             f"the series has {len(header.frames)} frames in {len(files)} files; DICOM-SEG refers to single images or "
             "to one multi-frame file. Write NIfTI: --as nifti"
         )
-    source = _read(files[0])
+    source = _with_places(_read(files[0]), header)
     whole = np.zeros((int(source.NumberOfFrames), *planes.shape[1:]), dtype=np.uint8)
     for frame, plane in zip(header.frames, planes, strict=True):
         whole[frame.number] = plane
     return [source], whole
+
+
+def _with_places(source: Any, header: headers.Header) -> Any:
+    """A multi-frame image whose frames say where they lie in functional groups; nuclear medicine says it by vectors."""
+    import pydicom
+
+    if source.get("PerFrameFunctionalGroupsSequence") or not header.stored.placed:
+        return source
+    lps = geometry.from_lps(header.stored.affine)
+    column, row, _ = header.stored.spacing
+    shared, turned, measures = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    turned.ImageOrientationPatient = [*(lps[:3, 0] / column), *(lps[:3, 1] / row)]
+    measures.PixelSpacing, measures.SliceThickness = [row, column], header.stored.spacing[2]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [turned], [measures]
+    groups = [pydicom.Dataset() for _ in range(int(source.NumberOfFrames))]
+    for at, frame in enumerate(header.frames):
+        place = pydicom.Dataset()
+        place.ImagePositionPatient = [float(value) for value in (lps @ (0.0, 0.0, at, 1.0))[:3]]
+        groups[frame.number].PlanePositionSequence = [place]
+    source.SharedFunctionalGroupsSequence, source.PerFrameFunctionalGroupsSequence = [shared], groups
+    return source
 
 
 def _read(file: Path) -> Any:
@@ -145,27 +184,25 @@ def _read(file: Path) -> Any:
     return found
 
 
-def _object(sources: list[Any], planes: NDArray[np.uint8], class_names: Sequence[str], fingerprint: str) -> Any:
+def _object(
+    sources: list[Any],
+    planes: NDArray[np.uint8],
+    class_names: Sequence[str],
+    fingerprint: str,
+    codes: Mapping[str, str],
+) -> Any:
     import highdicom
-    from pydicom.sr.codedict import codes
+    from pydicom.sr.codedict import codes as known
 
     version = importlib.metadata.version("fedvfm")
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="fedvfm",
-        family=codes.DCM.ArtificialIntelligence,
+        family=known.DCM.ArtificialIntelligence,
         version=version,
         parameters={"adapter": fingerprint},
     )
     segments = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=name[:64],
-            segmented_property_category=codes.SCT.SpatialAndRelationalConcept,
-            segmented_property_type=highdicom.sr.CodedConcept(f"CLASS{number}", SCHEME, name[:64]),
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for number, name in enumerate(class_names[1:], 1)
+        _segment(number, class_codes.of(name, codes), name, algorithm) for number, name in enumerate(class_names[1:], 1)
     ]
     return highdicom.seg.Segmentation(
         source_images=sources,
@@ -174,6 +211,7 @@ def _object(sources: list[Any], planes: NDArray[np.uint8], class_names: Sequence
         segment_descriptions=segments,
         series_instance_uid=highdicom.UID(),
         series_number=SERIES_NUMBER,
+        series_description=f"fedvfm (research only): {', '.join(class_names[1:])}"[:LONGEST],
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="fedvfm",
@@ -184,3 +222,21 @@ def _object(sources: list[Any], planes: NDArray[np.uint8], class_names: Sequence
         content_description="For research only",
         omit_empty_frames=bool(planes.any()),
     )
+
+
+def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -> Any:
+    """What a segment is: category, type and modifier as codes, and the class's name as label."""
+    import highdicom
+
+    category, kind, modifier = (one and highdicom.sr.CodedConcept(*one) for one in coded)
+    made = highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:LONGEST],
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+    )
+    if modifier is not None:
+        made.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    return made

@@ -119,6 +119,17 @@ def test_the_recipes_names_alone_tell_structures_apart(tmp_path: Path) -> None:
     assert voxels(source) == {"image-0001": [20, 12], "image-0002": [20, 12]}
 
 
+@pytest.mark.files("structures", "codes that the recipe states (`class_codes`)", "C.8.20.2", "the class of that code")
+def test_the_recipes_codes_tell_structures_apart(tmp_path: Path) -> None:
+    study(tmp_path, "a", {1: (LIVER, "x", "liver"), 2: (KIDNEY, "y", "kidney")})
+    wanted = recipe("background", "beta", "alpha")
+    stated = wanted.data.model_copy(update={"class_codes": ("", "SCT:64033007", "SCT:10200004")})
+    assert labels.faults(wanted, make(tmp_path).under(wanted.data).info)
+    source = make(tmp_path).under(stated)
+    assert source.info.class_names == ("background", "beta", "alpha")
+    assert voxels(source) == {"image-0001": [20, 12]}
+
+
 def make_tolerant(path: Path) -> folder.Folder:
     return folder.Folder.tolerant(schema.SourceConfig(source="folder", path=str(path)), [])
 

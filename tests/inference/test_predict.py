@@ -102,7 +102,9 @@ def test_the_mask_is_what_evaluation_scores(saved: Saver, tmp_path: Path, fit: s
         zip(["rest", "cell", "wall"], np.bincount(mask.ravel(), minlength=3).tolist(), strict=True)
     )
     with Image.open(tmp_path / "out" / "a.png") as stored:
-        assert stored.mode == "L"
+        assert stored.mode == "P"
+        assert stored.convert("RGB").getcolors() is not None
+        assert len(stored.convert("RGB").getcolors()) == len(np.unique(mask))
 
 
 def test_evaluation_with_and_without_kept_blocks_agree(saved: Saver) -> None:

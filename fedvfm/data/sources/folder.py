@@ -121,6 +121,7 @@ class Folder:
         self._own_numbers = bool(options.mask_values)
         self._stated = bool(options.class_names)
         self._wanted: tuple[str, ...] = ()
+        self._codes: Mapping[str, str] = structures.EMPTY
         self._mapped: tuple[str, ...] = ()
         self._merging = dicom_seg.Merging(last=options.overlap == "last")
         self._assigned = self._structures()
@@ -216,16 +217,16 @@ class Folder:
             layout.class_names, layout.mask_values = found.names, tuple(range(len(found.names)))
         return found
 
-    def _structures_under(self, wanted: Sequence[str]) -> list[errors.Fault]:
+    def _structures_under(self, wanted: Sequence[str], codes: Mapping[str, str]) -> list[errors.Fault]:
         """Read masks by the recipe's classes, where only the masks say what they are; the faults of that."""
         if self._stated or self._own_numbers or (self._layout.named and not self._wanted):
             return []
-        found = structures.under(self._held(), wanted, self._mapped)
+        found = structures.under(self._held(), wanted, self._mapped, codes)
         if found is None:
             return []
         numbers = tuple(range(len(found.names)))
         self._layout = dataclasses.replace(self._layout, class_names=found.names, mask_values=numbers, named=True)
-        self._assigned, self._wanted = found, tuple(wanted)
+        self._assigned, self._wanted, self._codes = found, tuple(wanted), dict(codes)
         return list(found.faults)
 
     def mapping(self, words: Sequence[str]) -> Self:
@@ -237,7 +238,7 @@ class Folder:
         changed = copy.copy(self)
         changed._mapped = tuple(words)
         if self._wanted:
-            faults = changed._structures_under(self._wanted)
+            faults = changed._structures_under(self._wanted, self._codes)
         else:
             changed._layout = dataclasses.replace(self._layout)
             changed._assigned = changed._structures()
@@ -282,7 +283,7 @@ class Folder:
                 volumes.
         """
         found, faults = copy.copy(self), cases.order_faults(self._layout, contract, self._channels)
-        faults += found._structures_under(contract.class_names)
+        faults += found._structures_under(contract.class_names, contract.codes)
         found._view = slices.View.of(contract, self._view.series)
         for case in self._layout.cases:
             if case.name in self._seen:
