@@ -234,6 +234,12 @@ class EngineError(FedvfmError):
     exit_code = 11
 
 
+class DecoderError(EngineError):
+    """The process that decodes images cannot be started on this machine; no fault of a file."""
+
+    code = "decoder"
+
+
 class TrustError(FedvfmError):
     """An invite, request, key, fingerprint, signature or approval that cannot be trusted, or was used before."""
 

@@ -465,11 +465,24 @@ class Recipe(Strict):
         return copy
 
 
+class DecodingLimits(Strict):
+    """What decoding one file may take, in a process of its own that has none of the site's keys.
+
+    What takes more is a fault of that file. Of a volume that is not packed the file itself counts as memory.
+    """
+
+    memory_mib: Annotated[int, Field(ge=64, le=2**24)] = 4096
+    """(MiB) Memory for decoding one file or volume. Change: up for very large volumes, down on a small machine."""
+    seconds: Annotated[int, Field(ge=1, le=86_400)] = 300
+    """(s) Computing for decoding one file or volume. Change: up for very large volumes."""
+
+
 class SourceConfig(Strict):
     """Where samples come from.
 
     ``unreadable = "skip"`` leaves out cases whose files cannot be read, counted and named, where the source is a
-    folder; by default one such case stops everything.
+    folder; by default one such case stops everything. ``roots`` are folders outside of ``path`` that links in it may
+    lead to, and ``limits`` what decoding a file may take; both where the source is a folder.
     """
 
     source: Name
@@ -479,6 +492,11 @@ class SourceConfig(Strict):
     unreadable: Literal["stop", "skip"] = "stop"
     """"skip" leaves out cases whose files cannot be read, and says which; not with [privacy]. Change: to skip where
     some files are known to be broken."""
+    roots: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """(list of paths) Folders outside of path that links in it may lead to; other links that leave it are refused.
+    Change: where the data folder holds links into an archive."""
+    limits: DecodingLimits = DecodingLimits()
+    """What decoding one file may take. Change: where a volume is larger, or the machine smaller, than is usual."""
     options: dict[str, Option] = {}
     """What the source takes besides; docs/site.md lists those of a folder. Change: where the layout is not recognised,
     or the classes have other names."""

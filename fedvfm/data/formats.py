@@ -9,9 +9,11 @@ Sources: PNG (third edition), Section 11.2.1; TIFF 6.0, tags 258, 262 and 274; E
 
 from __future__ import annotations
 
+import functools
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedvfm import errors
 from fedvfm.data import defect
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import volumes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -34,6 +37,8 @@ LARGEST_PIXELS = 2**26
 ORIENTATION, PHOTOMETRIC, BITS = 0x0112, 262, 258
 UPRIGHT = 1
 SIDEWAYS = (5, 6, 7, 8)
+PALETTES = ("P", "PA")
+FACTS_IN_MEMORY = 65_536
 
 Palette = tuple[tuple[int, int, int], ...]
 
@@ -98,11 +103,7 @@ def orientation(path: Path) -> int:
     Raises:
         DataError: if it cannot be read.
     """
-    with _open(path) as picture:
-        try:
-            return _orientation(picture)
-        except _BROKEN as error:
-            raise defect.damaged(path, error) from None
+    return _facts(path).orientation
 
 
 def _load(path: Path, *, exact: bool = False) -> tuple[Image.Image, bool, int]:
@@ -156,19 +157,114 @@ def _check_size(path: Path, height: int, width: int) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a picture's file says before its pixels are read.
+
+    Attributes:
+        size: (height, width), turned upright.
+        orientation: EXIF's, 1 for upright.
+        indexed: whether its values are places in a palette.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    indexed: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """Pixels as Pillow reads them.
+
+    Attributes:
+        values: (H, W) or (H, W, 3).
+        mode: Pillow's name of their kind.
+        white: whether small values are shown white (TIFF).
+        bits: of a grey value in the file.
+        palette: its colours; empty where it has none.
+    """
+
+    values: NDArray[Any]
+    mode: str
+    white: bool
+    bits: int
+    palette: Palette
+
+
+def _facts(path: Path) -> Facts:
+    """Asked several times of each picture, so the last are kept; a changed file is asked again.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return examine(path)
+    return _remembered(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@functools.lru_cache(maxsize=FACTS_IN_MEMORY)
+def _remembered(path: Path, *state: int) -> Facts:
+    return examine(path)
+
+
+@decoder.apart
+def examine(path: Path) -> Facts:
+    """What the header of a picture says; pixels are not read.
+
+    Raises:
+        DataError: if it is missing or unreadable.
+    """
+    with _open(path) as picture:
+        try:
+            said = _orientation(picture)
+            # Pillow gives the size of a TIFF as it will be once it is turned.
+            sideways = picture.format != "TIFF" and said in SIDEWAYS
+        except _BROKEN as error:
+            raise defect.damaged(path, error) from None
+        size = (picture.width, picture.height) if sideways else (picture.height, picture.width)
+        return Facts(size, said, picture.mode in PALETTES)
+
+
+@decoder.apart
+def _palette(path: Path) -> Palette:
+    with _open(path) as picture:
+        try:
+            return _colours(picture)
+        except _BROKEN as error:
+            raise defect.damaged(path, error) from None
+
+
+@decoder.apart
+def load(path: Path, mask: bool) -> Stored:
+    """The pixels of a picture, turned upright: as an image is shown, or as the numbers of a mask are stored.
+
+    Raises:
+        DataError: if it is missing, unreadable, cut short or too small.
+    """
+    picture, white, bits = _load(path, exact=mask)
+    if mask:
+        _refuse_seen_through(path, picture)
+    mode, colours = picture.mode, Palette()
+    grey = ("1", "L", "LA", "La") if not mask else ("1", "L", "I", "F", "P", "LA", "PA")
+    if mode in PALETTES and mask:
+        colours = _colours(picture)
+    if mode in ("LA", "La") and not mask:
+        picture = picture.convert("L")
+    elif mode not in (*grey, "I", "F") and not mode.startswith("I;16"):
+        picture = picture.convert("RGB")
+    values = np.asarray(picture)
+    return Stored(values[..., 0] if mask and mode in ("LA", "PA") else values, mode, white, bits, colours)
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """(height, width) of a picture from its header, turned upright; pixels are not read.
 
     Raises:
         DataError: if it is missing, unreadable or too small.
     """
-    with _open(path) as picture:
-        try:
-            # Pillow gives the size of a TIFF as it will be once it is turned.
-            sideways = picture.format != "TIFF" and _orientation(picture) in SIDEWAYS
-        except _BROKEN as error:
-            raise defect.damaged(path, error) from None
-        height, width = (picture.width, picture.height) if sideways else (picture.height, picture.width)
+    height, width = _facts(path).size
     _check_size(path, height, width)
     return height, width
 
@@ -181,15 +277,17 @@ def read_image(path: Path) -> NDArray[np.float32]:
     Raises:
         DataError: if it is missing, unreadable, cut short, too small, or has values whose scale is unknown.
     """
-    picture, white, bits = _load(path)
-    if picture.mode in ("1", "L", "LA", "La"):
-        return _scaled(np.asarray(picture.convert("L"), dtype=np.float32), 255.0)
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        full = 1.0 if picture.mode == "F" else float(2**bits - 1) if 8 < bits < 16 else 65535.0
-        wide = _wide(path, np.asarray(picture, dtype=np.float64), full)
+    stored = load(path, False)
+    if stored.mode == "1":
+        return _scaled(stored.values.astype(np.uint8) * np.float32(255.0), 255.0)
+    if stored.mode in ("L", "LA", "La"):
+        return _scaled(stored.values.astype(np.float32), 255.0)
+    if stored.mode in ("I", "F") or stored.mode.startswith("I;16"):
+        full = 1.0 if stored.mode == "F" else float(2**stored.bits - 1) if 8 < stored.bits < 16 else 65535.0
+        wide = _wide(path, stored.values.astype(np.float64), full)
         # Up to 8 bits Pillow has turned it already.
-        return np.float32(1.0) - wide if white else wide
-    return _scaled(np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1), 255.0)
+        return np.float32(1.0) - wide if stored.white else wide
+    return _scaled(stored.values.astype(np.float32).transpose(2, 0, 1), 255.0)
 
 
 def _scaled(values: NDArray[Any], full: float) -> NDArray[np.float32]:
@@ -217,25 +315,20 @@ def read_mask(path: Path) -> NDArray[np.int64]:
         DataError: if it is missing, unreadable, in colour, has values that are no whole numbers, or a palette in
             which two numbers look alike.
     """
-    picture, white, bits = _load(path, exact=True)
-    _refuse_seen_through(path, picture)
-    if picture.mode == "P":
-        return _indexed(path, np.asarray(picture).astype(np.int64), _colours(picture))
-    if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;16"):
-        return _stored(np.asarray(picture).astype(np.int64), picture.mode, white, bits)
-    if picture.mode == "PA":
-        return _indexed(path, np.asarray(picture)[..., 0].astype(np.int64), _colours(picture))
-    if picture.mode == "LA":
-        return np.asarray(picture)[..., 0].astype(np.int64)
-    if picture.mode == "F":
-        return whole(path, np.asarray(picture))
-    planes = np.asarray(picture.convert("RGB"))
+    stored = load(path, True)
+    values, mode = stored.values, stored.mode
+    if mode in PALETTES:
+        return _indexed(path, values.astype(np.int64), stored.palette)
+    if mode in ("1", "L", "I") or mode.startswith("I;16"):
+        return _stored(values.astype(np.int64), mode, stored.white, stored.bits)
+    if mode == "LA":
+        return values.astype(np.int64)
+    if mode == "F":
+        return whole(path, values)
     # Some tools save grey masks as RGB; equal planes mean one thing only.
-    if (planes == planes[..., :1]).all():
-        return planes[..., 0].astype(np.int64)
-    raise defect.MASK_COLOUR.error(
-        f"{path}: a mask in colour ({picture.mode}); save it as one grey channel of class numbers"
-    )
+    if (values == values[..., :1]).all():
+        return values[..., 0].astype(np.int64)
+    raise defect.MASK_COLOUR.error(f"{path}: a mask in colour ({mode}); save it as one grey channel of class numbers")
 
 
 def _refuse_seen_through(path: Path, picture: Image.Image) -> None:
@@ -295,16 +388,12 @@ def _indexed(path: Path, indices: NDArray[np.int64], palette: Palette) -> NDArra
 
 
 def palette(path: Path) -> Palette:
-    """The palette of a picture; empty where it has none. Pixels are not read.
+    """The palette of a picture; empty where it has none.
 
     Raises:
         DataError: if it cannot be read.
     """
-    with _open(path) as picture:
-        try:
-            return _colours(picture) if picture.mode in ("P", "PA") else ()
-        except _BROKEN as error:
-            raise defect.damaged(path, error) from None
+    return _palette(path) if _facts(path).indexed else ()
 
 
 def whole(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:

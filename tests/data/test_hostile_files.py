@@ -122,6 +122,27 @@ def test_links_that_leave_the_data_folder_are_refused(tmp_path: Path, what: str)
     assert len(folder.Folder(schema.SourceConfig(source="folder", path=str(linked))).samples()) == 1
 
 
+@pytest.mark.files(
+    "harm",
+    "links to a folder that the site names",
+    "",
+    "read: `[data] roots`",
+)
+def test_links_to_folders_that_the_site_names_are_read(tmp_path: Path) -> None:
+    data, archive, other = (tmp_path / name for name in ("data", "archive", "other"))
+    for root in (data / "images", data / "masks", archive, other):
+        root.mkdir(parents=True)
+    for root in (data / "masks", archive, other):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "a.png")
+    (data / "images" / "a.png").symlink_to(archive / "a.png")
+    allowed = {"source": "folder", "path": str(data), "roots": [str(archive)]}
+    assert len(folder.Folder(schema.SourceConfig.model_validate(allowed)).samples()) == 1
+    (data / "images" / "a.png").unlink()
+    (data / "images" / "a.png").symlink_to(other / "a.png")
+    with pytest.raises(errors.DataError, match=r"data\.roots"):
+        folder.Folder(schema.SourceConfig.model_validate(allowed))
+
+
 def test_links_inside_the_data_folder_are_read(tmp_path: Path) -> None:
     """As git-annex keeps files."""
     for part in ("images", "masks", ".git/annex"):

@@ -27,6 +27,22 @@ FILES: dict[str, Entry] = {
         "A file that unpacks to more than it claims, or than a machine holds, stops the site.",
         "Cut it into tiles, or take it out.",
     ),
+    "decoding-memory": Entry(
+        _B,
+        "A file that takes a machine's memory is damaged, made to harm, or larger than was planned for.",
+        "Take it out, or allow more in data.limits.memory_mib.",
+    ),
+    "decoding-time": Entry(
+        _B,
+        "A file that is decoded for ever is damaged or made to harm.",
+        "Take it out, or allow more in data.limits.seconds.",
+    ),
+    "decoder-died": Entry(
+        _B,
+        "A file that its decoder dies of is damaged or made to harm; decoding has a process of its own, so nothing "
+        "else was lost.",
+        _REPLACE,
+    ),
     "several-pages": Entry(
         _B, "Of a file with several pages only one would be read.", "Save each page as its own file."
     ),

@@ -154,6 +154,8 @@ def look(
             if contract is not None:
                 _refuse_under(pixels, contract)
             _add(found, number, one, pixels, digests)
+        except errors.DecoderError:
+            raise  # of no file: nothing can be decoded on this machine
         except errors.FedvfmError as error:
             found.failures.append(Failure(number, defect.of(error), str(error), getattr(error, "values", ())))
         except Exception as error:

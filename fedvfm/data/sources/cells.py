@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fedvfm.config import schema
 from fedvfm.data import defect, formats
 from fedvfm.data import sample as data
+from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import index
 
 CLASS_NAMES = ("red", "white", "platelet")
@@ -63,4 +64,5 @@ class Cells:
         Raises:
             DataError: if the file is missing or unreadable.
         """
-        return data.Pixels(formats.read_image(self._folder / "images" / f"{sample.id}.png"))
+        with decoder.trusted():  # a public set, not files of strangers
+            return data.Pixels(formats.read_image(self._folder / "images" / f"{sample.id}.png"))

@@ -18,6 +18,7 @@ from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import defect, formats, structures
 from fedvfm.data import sample as data
+from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import cases, index, layouts, patients, recognise, studies
 from fedvfm.data.volumes import dicom_seg, nifti, patient_id, series_selector, slices
 
@@ -39,7 +40,17 @@ SAME_PATIENT = (
     'data.options.patients = "hash", keeps both in one split'
 )
 
-UNREADABLE = (defect.UNREADABLE, defect.NOT_FOUND, defect.COMPRESSED, defect.TOO_LARGE, defect.NOT_FINITE)
+UNREADABLE = (
+    defect.UNREADABLE,
+    defect.NOT_FOUND,
+    defect.COMPRESSED,
+    defect.TOO_LARGE,
+    defect.NOT_FINITE,
+    defect.READER_FAILED,
+    defect.DECODING_MEMORY,
+    defect.DECODING_TIME,
+    defect.DECODER_DIED,
+)
 """Kinds of faults that ``[data] unreadable = "skip"`` passes over: files nobody can read, not ones that do not fit."""
 SEVERAL = (defect.SERIES_MIXED, defect.NO_GEOMETRY)
 """Kinds of faults of a study's folder that holds several images."""
@@ -101,13 +112,15 @@ class Folder:
 
     def __init__(self, source: schema.SourceConfig, refuse: index.Refuse = index.refuse) -> None:
         options = read_options(source)
+        decoder.limit(source.limits)
         self._folder = Path(source.path or "").expanduser()
         self._refuse = refuse
         self._layout = recognise.find(self._folder, options)
         self._channels, self._by_name = options.channels, options.ids == "names"
         self._view = slices.View(series=options.series)
         files = [file for case in self._layout.cases for file in (*case.images, case.mask) if file is not None]
-        self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder)
+        roots = [self._folder, *(Path(one).expanduser() for one in source.roots)]
+        self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder, roots)
         self._seen, faults = _look(self._folder, self._layout, options.series)
         names = self._layout.names or [case.name for case in self._layout.cases]
         self._skipped = 0

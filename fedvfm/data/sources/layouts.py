@@ -137,9 +137,20 @@ def palette_faults(masks: Sequence[Path], folder: Path, classes: int) -> list[er
     return found
 
 
-def links_out(paths: Sequence[Path], folder: Path) -> list[errors.Fault]:
-    """A fault for every file, also inside of a folder, that is a link to something outside of the data folder."""
-    root, found = folder.resolve(), list[errors.Fault]()
+def links_out(paths: Sequence[Path], folder: Path, roots: Sequence[Path] = ()) -> list[errors.Fault]:
+    """A fault for every file, also inside of a folder, that is a link to something outside of the data folder.
+
+    Args:
+        paths: files and folders of cases.
+        folder: the data folder, for messages.
+        roots: where links may lead; without any the data folder alone.
+    """
+    allowed = [root.resolve() for root in roots or (folder,)]
+    found: list[errors.Fault] = []
+
+    def within(path: Path) -> bool:
+        return any(path.resolve().is_relative_to(root) for root in allowed)
+
     inside: dict[Path, bool] = {}
     for path in paths:
         files = [path]
@@ -147,12 +158,12 @@ def links_out(paths: Sequence[Path], folder: Path) -> list[errors.Fault]:
             files += [Path(here) / name for here, _, names in os.walk(path) for name in names]
         for file in files:
             if file.parent not in inside:
-                inside[file.parent] = file.parent.resolve().is_relative_to(root)
-            if not inside[file.parent] or (file.is_symlink() and not file.resolve().is_relative_to(root)):
+                inside[file.parent] = within(file.parent)
+            if not inside[file.parent] or (file.is_symlink() and not within(file)):
                 found.append(
                     defect.LINK.fault(
-                        f"{relative([path], folder)}: a link that leaves the data folder; bring the file itself, or "
-                        "let data.path name the folder that holds both"
+                        f"{relative([path], folder)}: a link that leaves the data folder; bring the file itself, "
+                        "name the folder it leads to in data.roots, or let data.path name the folder that holds both"
                     )
                 )
                 break

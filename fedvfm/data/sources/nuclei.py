@@ -9,6 +9,7 @@ import numpy as np
 from fedvfm.config import schema
 from fedvfm.data import defect, formats
 from fedvfm.data import sample as data
+from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import index
 
 CLASS_NAMES = ("background", "nucleus")
@@ -62,8 +63,9 @@ class Nuclei:
         Raises:
             DataError: if a file is unreadable or both differ in size.
         """
-        image = formats.read_image(self._folder / "images" / f"{sample.id}.png")
-        labels = formats.read_mask(self._folder / "labels" / f"{sample.id}.png")
+        with decoder.trusted():  # a public set, not files of strangers
+            image = formats.read_image(self._folder / "images" / f"{sample.id}.png")
+            labels = formats.read_mask(self._folder / "labels" / f"{sample.id}.png")
         if image.shape[1:] != labels.shape:
             raise defect.MASK_SIZE.error(
                 f"{self._folder}: images/{sample.id}.png is {image.shape[1]} x {image.shape[2]} pixels, its label "

@@ -18,12 +18,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fedvfm import errors
 from fedvfm.data import defect
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom_frames, geometry
 from fedvfm.runtime import logs
 
@@ -43,6 +44,7 @@ FRAME_BYTES = 8
 TAGS = (*dicom_frames.TAGS, "ApprovalStatus", "SeriesInstanceUID", "SeriesNumber", "VOILUTSequence")
 PRIVATE = tuple(tag for pair in dicom_frames.TILES.values() for tag in pair)
 """Numbers and creators of private blocks that say that a picture is a mosaic; none of them is a text on a patient."""
+REJECTED = "a structure set that was rejected (Approval Status)"
 HEAD_BYTES = 4096
 CHUNK = 1 << 20
 MOST_INFLATED = 1 << 28
@@ -111,6 +113,33 @@ class Series:
         along = np.sort([np.dot(one.position, normal) for one in self.slices if one.position is not None])
         gaps = np.diff(along)
         return round(float(np.median(gaps)), 2) if len(gaps) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one file holds.
+
+    Attributes:
+        modality: a code of :data:`MODALITIES`, or "other".
+        uid: its SOP instance UID, never shown.
+        holds: what kind of object it is.
+        reason: why it is left out; empty where it is not.
+        key: what tells its series from others, never shown.
+        number: the series number, or None.
+        slices: its frames.
+        notes: what is to be said of it, without text of the file.
+        curved: see :class:`Series`.
+    """
+
+    modality: str
+    uid: str = field(default="", repr=False)
+    holds: Literal["image", "segmentation", "contours"] = "image"
+    reason: str = ""
+    key: tuple[str, str] = field(default=("", ""), repr=False)
+    number: int | None = None
+    slices: tuple[dicom_frames.Slice, ...] = ()
+    notes: tuple[str, ...] = ()
+    curved: bool = False
 
 
 @dataclass(slots=True)
@@ -218,6 +247,21 @@ def find(path: Path) -> Study:
         raise defect.NOT_FOUND.error(f"{path}: no such file or folder; check the path, or remove its row or partner")
     study, found = Study(), dict[tuple[str, str], Series]()
     files, known = files_in(path), dict[str, Path]()
+    asked = list(_asked(path, files, study.left))
+    for (file, _), held in zip(asked, examine.each(asked), strict=True):
+        reason = _add(study, found, file, held, known)
+        if reason:
+            study.left.append((file, reason))
+    study.series = sorted(found.values(), key=lambda one: (one.number is None, one.number or 0, one.modality))
+    return study
+
+
+def _asked(path: Path, files: Sequence[Path], left: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
+    """The files that are DICOM, and how messages call them; others are added to those that are left out.
+
+    Raises:
+        DataError: for what is a link to nothing, or cannot be opened.
+    """
     for number, file in enumerate(files, 1):
         where = f"{path}: file {number} of {len(files)} (in the order of names)" if path.is_dir() else str(path)
         if not file.exists():
@@ -225,14 +269,10 @@ def find(path: Path) -> Study:
         if not os.access(file, os.R_OK):
             # It may be a slice: without it the volume would be shorter than it is.
             raise defect.UNREADABLE.error(f"{where}: cannot be read; give this user the right to, or remove it")
-        if not is_dicom(file) and not (file.name.lower().endswith(ENDINGS) or path.is_file()):
-            study.left.append((file, "no DICOM" if file.stat().st_size else "empty, 0 bytes"))
-            continue
-        reason = _add(study, found, file, where, known)
-        if reason:
-            study.left.append((file, reason))
-    study.series = sorted(found.values(), key=lambda one: (one.number is None, one.number or 0, one.modality))
-    return study
+        if is_dicom(file) or file.name.lower().endswith(ENDINGS) or path.is_file():
+            yield file, where
+        else:
+            left.append((file, "no DICOM" if file.stat().st_size else "empty, 0 bytes"))
 
 
 def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
@@ -326,29 +366,28 @@ def syntax(tags: Any) -> Any:
         return None
 
 
-def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: str, known: dict[str, Path]) -> str:
-    """Put a file where it belongs; the reason where it is left out."""
+@decoder.apart
+def examine(file: Path, where: str) -> Contents:
+    """What one DICOM file holds, by its header.
+
+    Raises:
+        DataError: if it is damaged, cut short, larger than is read, or a slide.
+    """
     tags = read_tags(file, where)
     with quietly():
         try:
-            modality = str(tags.get("Modality") or "")
-            uid = str(tags.get("SOPInstanceUID") or "")
-            if uid and uid in known and filecmp.cmp(known[uid], file, shallow=False):
-                return "an exact copy of another file of the study"
-            if uid:
-                known.setdefault(uid, file)
+            modality, uid = str(tags.get("Modality") or ""), str(tags.get("SOPInstanceUID") or "")
+            kind = modality if modality in MODALITIES else "other"
             if modality == "SEG":
-                study.segmentations.append(file)
-                return ""
-            if modality == "RTSTRUCT" and tags.get("ApprovalStatus") == "REJECTED":
-                return "a structure set that was rejected (Approval Status)"
+                return Contents(kind, uid, holds="segmentation")
             if modality == "RTSTRUCT":
-                study.contours.append(file)
-                return ""
+                rejected = tags.get("ApprovalStatus") == "REJECTED"
+                return Contents(kind, uid, holds="contours", reason=REJECTED if rejected else "")
             if modality in WITHOUT_PIXELS or tags.get("Rows") is None:
                 if _claims_an_image(tags):
                     raise ValueError
-                return f"{modality} objects are not read" if modality in WITHOUT_PIXELS else "no image in it"
+                reason = f"{modality} objects are not read" if modality in WITHOUT_PIXELS else "no image in it"
+                return Contents(kind, uid, reason=reason)
             if str(tags.get("SOPClassUID", "")) == WHOLE_SLIDE:
                 raise defect.WHOLE_SLIDE.error(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
             _check_length(tags, file, where)
@@ -358,14 +397,29 @@ def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, where: 
             )
             key = (str(tags.get("SeriesInstanceUID", "")), modality)
             number = dicom_frames.whole(tags.get("SeriesNumber"))
-            curved = _curved(tags)
+            return Contents(kind, uid, "image", "", key, number, tuple(slices), tuple(notes), _curved(tags))
         except BROKEN as error:
             raise damaged(where, error) from None
-    one = found.setdefault(key, Series(number, modality if modality in MODALITIES else "other"))
-    one.slices += slices
-    one.films |= len(slices) > 1
-    one.curved |= curved
-    one.notes += [note for note in notes if note not in one.notes]
+
+
+def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, held: Contents, known: dict[str, Path]) -> str:
+    """Put a file where it belongs; the reason where it is left out."""
+    if held.uid and held.uid in known and filecmp.cmp(known[held.uid], file, shallow=False):
+        return "an exact copy of another file of the study"
+    if held.uid:
+        known.setdefault(held.uid, file)
+    if held.reason:
+        return held.reason
+    if held.holds == "segmentation":
+        study.segmentations.append(file)
+    elif held.holds == "contours":
+        study.contours.append(file)
+    else:
+        one = found.setdefault(held.key, Series(held.number, held.modality))
+        one.slices += held.slices
+        one.films |= len(held.slices) > 1
+        one.curved |= held.curved
+        one.notes += [note for note in held.notes if note not in one.notes]
     return ""
 
 

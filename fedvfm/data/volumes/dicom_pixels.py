@@ -7,6 +7,7 @@ High-throughput JPEG 2000 has no decoder and is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.data import defect
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom, dicom_frames
 from fedvfm.data.volumes import header as headers
 
@@ -42,17 +44,18 @@ def read_voxels(header: headers.Header) -> tuple[Values, Padding]:
     Raises:
         DataError: if a frame cannot be decoded.
     """
-    first, padded = read_frame(header, 0)
+    frames = decode.each(_alone(header, number) for number in range(len(header.frames)))
+    first, padded = next(frames)
     whole = np.empty((len(header.frames), *first.shape), dtype=first.dtype)
     whole[0] = first
     where = np.zeros(whole.shape, dtype=np.bool_) if header.padded else None
-    for number in range(len(header.frames)):
-        if number:
-            frame, padded = read_frame(header, number)
-            # Slopes or bits may differ from slice to slice (PET): the wider type holds both.
-            if not np.can_cast(frame.dtype, whole.dtype, "safe"):
-                whole = whole.astype(np.result_type(frame.dtype, whole.dtype))
-            whole[number] = frame
+    if where is not None and padded is not None:
+        where[0] = padded
+    for number, (frame, padded) in enumerate(frames, 1):
+        # Slopes or bits may differ from slice to slice (PET): the wider type holds both.
+        if not np.can_cast(frame.dtype, whole.dtype, "safe"):
+            whole = whole.astype(np.result_type(frame.dtype, whole.dtype))
+        whole[number] = frame
         if where is not None and padded is not None:
             where[number] = padded
     order = (2, 1, 0, *range(3, whole.ndim))
@@ -75,13 +78,25 @@ def read_frame(header: headers.Header, number: int) -> tuple[Values, Padding]:
     Raises:
         DataError: if it cannot be decoded.
     """
-    stored, tags = _decoded(header, number)
-    frame = header.frames[number]
+    return decode(*_alone(header, number))
+
+
+def _alone(header: headers.Header, number: int) -> tuple[headers.Header, str]:
+    """The header with one frame only, and how messages call that; a long series need not travel with each slice."""
+    alone = dataclasses.replace(header, frames=(header.frames[number],), notes=(), left=())
+    return alone, _where(header, number)
+
+
+@decoder.apart
+def decode(header: headers.Header, where: str) -> tuple[Values, Padding]:
+    """:func:`read_frame` of the one frame of a header."""
+    frame = header.frames[0]
+    stored, tags = _decoded(frame, where)
     try:
         with dicom.quietly():
             values = _values(stored, tags, header, frame)
     except dicom.BROKEN as error:
-        raise _fault(_where(header, number), frame, error) from None
+        raise _fault(where, frame, error) from None
     padded = _is_padding(stored, frame)
     if padded is None or not padded.any():
         return values, None
@@ -103,7 +118,7 @@ def _fill(tissue: NDArray[Any], header: headers.Header) -> Any:
     return tissue.min() if tissue.size else 0
 
 
-def _decoded(header: headers.Header, number: int) -> tuple[NDArray[Any], Any]:
+def _decoded(frame: headers.Frame, where: str) -> tuple[NDArray[Any], Any]:
     """Stored values of one frame, and the elements that say what they mean.
 
     Raises:
@@ -112,7 +127,7 @@ def _decoded(header: headers.Header, number: int) -> tuple[NDArray[Any], Any]:
     import pydicom
     from pydicom.pixels import utils as pixels
 
-    frame, tags = header.frames[number], pydicom.Dataset()
+    tags = pydicom.Dataset()
     extra: list[int] = [pydicom.tag.Tag(name) for name in (*LUTS, "ModalityLUTSequence")]
     try:
         with dicom.quietly():
@@ -126,7 +141,7 @@ def _decoded(header: headers.Header, number: int) -> tuple[NDArray[Any], Any]:
             except (NotImplementedError, RuntimeError):
                 return _by_gdcm(frame), pydicom.dcmread(frame.file, stop_before_pixels=True)
     except (*dicom.BROKEN, pydicom.errors.InvalidDicomError) as error:
-        raise _fault(_where(header, number), frame, error) from None
+        raise _fault(where, frame, error) from None
 
 
 def _whole(frame: headers.Frame) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm.data import defect, structures
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom, dicom_frames, dicom_rtstruct, dicom_series, geometry
 from fedvfm.data.volumes import header as headers
 
@@ -108,7 +109,8 @@ def read(
     stamps = ((str(file), file.stat().st_mtime_ns) for file in objects.files)
     key = (image.path, first, tuple(sorted((table or {}).items())), table is None, merging, *stamps)
     if key not in _kept:
-        stored = _stored(path, objects, image, table, merging)
+        items = None if table is None else tuple(table.items())
+        stored = _stored(path, objects, image, items, merging)
         stored.flags.writeable = False
         _kept[key] = stored
         while len(_kept) > KEPT:
@@ -123,7 +125,11 @@ def held(path: Path, image: headers.Header) -> list[list[structures.Structure]]:
     Raises:
         DataError: if a header is damaged.
     """
-    objects = _of(path, image)
+    return _held(path, _of(path, image))
+
+
+@decoder.apart
+def _held(path: Path, objects: Objects) -> list[list[structures.Structure]]:
     describe = dicom_rtstruct.held if objects.contours else _described
     return [describe(where, file) for where, file in _each(path, objects)]
 
@@ -161,7 +167,11 @@ def check(path: Path, image: headers.Header) -> tuple[str, ...]:
     Raises:
         DataError: see :func:`read`.
     """
-    objects = _some(path, _of(path, image), image)
+    return _checked(path, _some(path, _of(path, image), image), image)
+
+
+@decoder.apart
+def _checked(path: Path, objects: Objects, image: headers.Header) -> tuple[str, ...]:
     notes = objects.notes
     for where, file in _each(path, objects):
         if objects.contours:
@@ -186,11 +196,17 @@ def _of(path: Path, image: headers.Header) -> Objects:
     of_one = path.is_dir() and image.kind == "dicom" and image.path.is_file()
     if not of_one and not (image.among and path == image.path):
         return objects
-    own, naming = {frame.uid for frame in image.frames}, dicom_rtstruct.images if contours else _images
-    drawn_on = [naming(where, file) for where, file in _each(path, objects)]
+    own, drawn_on = {frame.uid for frame in image.frames}, _drawn_on(path, objects)
     # One that names no image is kept: whether it lies on these is judged by position.
     kept = [file for file, named in zip(objects.files, drawn_on, strict=True) if not named or named & own]
     return dataclasses.replace(objects, files=kept)
+
+
+@decoder.apart
+def _drawn_on(path: Path, objects: Objects) -> list[set[str]]:
+    """SOP instance UIDs of the images that each object names."""
+    naming = dicom_rtstruct.images if objects.contours else _images
+    return [naming(where, file) for where, file in _each(path, objects)]
 
 
 def _study(path: Path) -> dicom.Study:
@@ -232,13 +248,16 @@ def _some(path: Path, objects: Objects, image: headers.Header) -> Objects:
     return objects
 
 
+@decoder.apart
 def _stored(
     path: Path,
     objects: Objects,
     image: headers.Header,
-    table: Mapping[structures.Key, int] | None,
+    items: tuple[tuple[structures.Key, int], ...] | None,
     merging: Merging,
 ) -> NDArray[np.uint16]:
+    """What the objects hold, in stored axes; ``items`` are those of the table of :func:`read`."""
+    table = None if items is None else dict(items)
     canvas = _Canvas(np.zeros(image.stored.shape, dtype=np.uint16), merging)
     for where, file in _each(path, _some(path, objects, image)):
         if objects.contours:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.data import defect
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import geometry, nifti
 from fedvfm.data.volumes import header as headers
 
@@ -47,6 +48,7 @@ NO_SPACING = "does not say how large a voxel is (ElementSpacing); 1 mm was taken
 Fields = Mapping[str, str]
 
 
+@decoder.apart
 def read_header(path: Path) -> headers.Header:
     """Geometry of a MetaImage.
 
@@ -62,6 +64,7 @@ def read_header(path: Path) -> headers.Header:
         raise _unreadable(path, type(error).__name__) from None
 
 
+@decoder.apart
 def read_voxels(header: headers.Header) -> NDArray[Any]:
     """All voxels in stored axes, float32 or integers.
 
@@ -71,6 +74,7 @@ def read_voxels(header: headers.Header) -> NDArray[Any]:
     return _voxels(header, slice(None))
 
 
+@decoder.apart
 def read_part(header: headers.Header, axis: int, index: int) -> NDArray[Any] | None:
     """One slice across the last stored axis, that axis kept with length 1; None across others and of packed files."""
     fields, _ = _fields(header.path)

@@ -6,6 +6,7 @@ import gzip
 import math
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.data import defect
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import geometry
 from fedvfm.data.volumes import header as headers
 from fedvfm.storage import storage
@@ -29,6 +31,23 @@ NO_AFFINE = "neither sform nor qform is set, so its sides are a guess: left may 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Placing:
+    """What a file says of where its voxels lie, to be copied.
+
+    Attributes:
+        unit: of length, as nibabel calls it.
+        sform, qform: both affines, (4, 4), in that unit; None where the file does not set it.
+        sform_code, qform_code: what they lead to; None in formats that have neither.
+    """
+
+    unit: str
+    sform: geometry.Affine | None = None
+    sform_code: int | None = None
+    qform: geometry.Affine | None = None
+    qform_code: int | None = None
+
+
 def channel(path: Path) -> int | None:
     """Which channel of a file with four axes a path means: ``FILE.nii.gz/2`` is its third; None for a file itself."""
     inside = path.name.isdecimal() and path.parent.name.lower().endswith(ENDINGS) and path.parent.is_file()
@@ -40,6 +59,7 @@ def file_of(path: Path) -> Path:
     return path if channel(path) is None else path.parent
 
 
+@decoder.apart
 def axes(path: Path) -> tuple[int, ...]:
     """How many voxels a file has along each axis; the voxels are not read.
 
@@ -72,6 +92,7 @@ def _open(path: Path) -> Any:
     return image
 
 
+@decoder.apart
 def read_header(path: Path) -> headers.Header:
     """Geometry of a NIfTI file.
 
@@ -168,6 +189,7 @@ def coarsest(grid: geometry.Grid) -> int:
     return axis if sizes[axis] >= COARSER * others else 2
 
 
+@decoder.apart
 def read_voxels(header: headers.Header) -> NDArray[Any]:
     """All voxels in stored axes, float32 or integers.
 
@@ -177,6 +199,7 @@ def read_voxels(header: headers.Header) -> NDArray[Any]:
     return _part(header, WHOLE)
 
 
+@decoder.apart
 def read_part(header: headers.Header, axis: int, index: int) -> NDArray[Any] | None:
     """One slice across a stored axis, that axis kept with length 1; None where the file is packed as a whole.
 
@@ -223,9 +246,9 @@ def write(path: Path, labels: NDArray[Any], like: headers.Header) -> None:
             f"{path}: labels {labels.shape} for an input of {like.stored.shape} voxels; put slices back with place_back"
         )
     kind = np.uint8 if labels.size == 0 or (labels.min() >= 0 and labels.max() <= 255) else np.int16
-    source = _open(like.path) if like.kind == "nifti" else None
+    source = placing(like.path) if like.kind == "nifti" else None
     # In the input's own units: programs that do not heed them must find both at one place, too.
-    affine = like.stored.affine if source is None else _scaled(like.stored.affine, 1.0 / _millimetres(source))
+    affine = like.stored.affine if source is None else _scaled(like.stored.affine, 1.0 / UNITS.get(source.unit, 1.0))
     image = nifti1.Nifti1Image(np.ascontiguousarray(labels.astype(kind)), affine)
     image.set_sform(affine, code=1)
     # A quaternion cannot hold a sheared affine (a tilted gantry): better none than a wrong one.
@@ -239,11 +262,24 @@ def write(path: Path, labels: NDArray[Any], like: headers.Header) -> None:
     storage.write_bytes(path, gzip.compress(content, 6, mtime=0) if path.name.lower().endswith(".gz") else content)
 
 
-def _place_as(image: Any, source: Any) -> None:
+@decoder.apart
+def placing(path: Path) -> Placing:
+    """Unit and affines of a file.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    source = _open(path)
+    unit = source.header.get_xyzt_units()[0] if hasattr(source.header, "get_xyzt_units") else "mm"
+    if not hasattr(source, "get_qform"):
+        return Placing(str(unit))
+    (sform, sform_code), (qform, qform_code) = source.get_sform(coded=True), source.get_qform(coded=True)
+    return Placing(str(unit), sform, int(sform_code), qform, int(qform_code))
+
+
+def _place_as(image: Any, source: Placing) -> None:
     """Give an image both affines of the input with their codes, so that every viewer takes the same one of both."""
-    if hasattr(source, "get_qform"):
-        sform, quaternion = source.get_sform(coded=True), source.get_qform(coded=True)
-        image.set_sform(sform[0], code=int(sform[1]))
-        image.set_qform(quaternion[0], code=int(quaternion[1]))
-        unit = source.header.get_xyzt_units()[0]
-        image.header.set_xyzt_units(unit if unit in UNITS else "mm")
+    if source.sform_code is not None:
+        image.set_sform(source.sform, code=source.sform_code)
+        image.set_qform(source.qform, code=source.qform_code)
+        image.header.set_xyzt_units(source.unit if source.unit in UNITS else "mm")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.data import defect, structures
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import geometry, nifti
 from fedvfm.data.volumes import header as headers
 
@@ -62,6 +63,7 @@ and region modifier, each as scheme^code^meaning.
 _BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
 
 
+@decoder.apart
 def read_header(path: Path) -> headers.Header:
     """Geometry of an NRRD file.
 
@@ -71,6 +73,7 @@ def read_header(path: Path) -> headers.Header:
     return _read(path, voxels=False)[0]
 
 
+@decoder.apart
 def read_voxels(header: headers.Header) -> NDArray[Any]:
     """All voxels in stored axes, float32 or integers.
 
@@ -207,6 +210,7 @@ def _millimetres(path: Path, fields: Mapping[str, Any]) -> list[float]:
     return [factor for factor in known if factor is not None]
 
 
+@decoder.apart
 def held(path: Path) -> list[structures.Structure]:
     """What the numbers of 3D Slicer's segmentation stand for (``Segment0_LabelValue``, ...); nothing of other files.
 

@@ -1,0 +1,299 @@
+"""What passes between a site and the process that decodes its files: JSON of a fixed form, then the bytes of arrays.
+
+A message begins with 21 bytes: ``FVD1``, its kind, the length of the JSON and that of all arrays. What is received is
+built by the type that is expected and by nothing in the message, so that a process that a file took over can answer
+wrong values and no more: no code, no other type, no array that is larger than is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import select
+import struct
+import time
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAGIC = b"FVD1"
+HEAD = struct.Struct("<4sBQQ")
+REQUEST, READY, VALUE, FAULT, BROKEN, MEMORY = range(6)
+"""Kinds of messages: from the site the first, from the child the others; the last three carry texts."""
+MOST_TEXT = 1 << 28
+"""Bytes of JSON; the header of a series of 10,000 slices has 4 MB."""
+MOST_ARRAYS = 8
+MOST_AXES = 8
+ARRAY = "array"
+"""Key of what stands in the JSON for an array: its number."""
+KINDS = "biuf"
+"""Kinds of numpy types that are taken: no objects, no records, no text."""
+
+Arrays = Sequence[NDArray[Any]]
+Maker = Callable[[Any, Arrays], Any]
+
+
+class Ended(Exception):
+    """The other end closed its pipe."""
+
+
+class Overdue(Exception):
+    """Nothing more came in time."""
+
+
+class Malformed(Exception):
+    """What came is no message, or none of the type that was expected."""
+
+
+def send(pipe: int, kind: int, value: Any) -> int:
+    """Write one message; the bytes of its first part.
+
+    Raises:
+        OSError: if the other end is gone.
+        ValueError: if it is longer than is read.
+    """
+    head, arrays = packed(kind, value)
+    for left in (memoryview(head), *(_bytes(one) for one in arrays)):
+        while left:
+            left = left[os.write(pipe, left) :]
+    return len(head)
+
+
+def packed(kind: int, value: Any) -> tuple[bytes, list[NDArray[Any]]]:
+    """The first part of a message, and the arrays that follow it, each contiguous.
+
+    Raises:
+        ValueError: if it is longer than is read.
+    """
+    arrays: list[NDArray[Any]] = []
+    placed: list[tuple[str, tuple[int, ...], list[int]]] = []
+
+    def plain(one: Any) -> Any:
+        if isinstance(one, np.ndarray):
+            order = sorted(range(one.ndim), key=lambda axis: -abs(one.strides[axis]))
+            # Axes in the order they lie in memory: sums over the result run as they would over the original.
+            arrays.append(np.asarray(one.transpose(order), order="C"))
+            placed.append((one.dtype.str, arrays[-1].shape, order))
+            return {ARRAY: len(arrays) - 1}
+        if isinstance(one, np.generic):
+            return one.item()
+        if dataclasses.is_dataclass(one):
+            return [getattr(one, field.name) for field in dataclasses.fields(one)]
+        return sorted(one) if isinstance(one, set | frozenset) else os.fspath(one)
+
+    # The list of arrays is full once the value before it is written.
+    content = json.dumps({"value": value, "arrays": placed}, default=plain).encode("ascii")
+    if len(content) > MOST_TEXT or len(arrays) > MOST_ARRAYS:
+        raise ValueError(f"a message of {len(content)} bytes and {len(arrays)} arrays")
+    return HEAD.pack(MAGIC, kind, len(content), sum(one.nbytes for one in arrays)) + content, arrays
+
+
+def _bytes(contiguous: NDArray[Any]) -> memoryview:
+    """The bytes of an array, whatever their order in a number."""
+    return contiguous.reshape(-1).view(np.uint8).data
+
+
+def receive(pipe: int, kinds: Mapping[int, Any], most: int, deadline: float | None = None) -> tuple[int, Any]:
+    """Read one message: its kind, and its value as the type that belongs to it.
+
+    Args:
+        pipe: what to read.
+        kinds: the kinds that may come, each with its type as written in the annotation of a function.
+        most: bytes of arrays that are taken at most.
+        deadline: until when, see :func:`parts`.
+
+    Raises:
+        Ended, Overdue, Malformed: see :func:`parts`; also for a value of another type.
+    """
+    kind, value, arrays = parts(pipe, list(kinds), most, deadline)
+    return kind, built(kinds[kind], value, arrays)
+
+
+def built(hint: Any, value: Any, arrays: Arrays) -> Any:
+    """A value of a type out of JSON.
+
+    Raises:
+        Malformed: if it is none.
+    """
+    try:
+        return maker(hint)(value, arrays)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+        raise Malformed(type(error).__name__) from None
+
+
+def parts(pipe: int, kinds: Sequence[int], most: int, deadline: float | None = None) -> tuple[int, Any, Arrays]:
+    """Read one message: its kind, its JSON and its arrays.
+
+    Args:
+        pipe: what to read.
+        kinds: the kinds that may come.
+        most: bytes of arrays that are taken at most.
+        deadline: until when, by :func:`time.monotonic`; None waits for ever.
+
+    Raises:
+        Ended: if the other end is gone.
+        Overdue: after the deadline.
+        Malformed: for anything else than such a message.
+    """
+    magic, kind, length, total = HEAD.unpack(_read(pipe, HEAD.size, deadline))
+    if magic != MAGIC or kind not in kinds or length > MOST_TEXT or total > most:
+        raise Malformed(f"{length} bytes of text, {total} bytes of arrays where {most} are taken at most")
+    try:
+        content = json.loads(bytes(_read(pipe, length, deadline)))
+        arrays = [_empty(*one) for one in content["arrays"]]
+        if len(arrays) > MOST_ARRAYS or sum(base.nbytes for base, _ in arrays) != total:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise Malformed(type(error).__name__) from None
+    for base, _ in arrays:
+        _fill(pipe, _bytes(base), deadline)
+    return kind, content.get("value"), [turned for _, turned in arrays]
+
+
+def _empty(kind: str, shape: Sequence[int], order: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """An array to be filled, and the same with its axes turned as the sender had them.
+
+    Raises:
+        ValueError, TypeError: for what is no plain array.
+    """
+    dtype = np.dtype(kind)
+    sides = [int(side) for side in shape]
+    if dtype.kind not in KINDS or len(sides) > MOST_AXES or sorted(order) != list(range(len(sides))):
+        raise ValueError
+    if min(sides, default=0) < 0 or math.prod(sides) * dtype.itemsize > 1 << 48:
+        raise ValueError
+    base = np.empty(sides, dtype)
+    return base, base.transpose(np.argsort(order)) if sides else base
+
+
+def _read(pipe: int, length: int, deadline: float | None) -> bytearray:
+    content = bytearray(length)
+    _fill(pipe, memoryview(content), deadline)
+    return content
+
+
+def _fill(pipe: int, view: memoryview, deadline: float | None) -> None:
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while view:
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise Overdue
+        got = os.readv(pipe, [view])
+        if not got:
+            raise Ended
+        view = view[got:]
+
+
+@functools.cache
+def hints(function: Any) -> tuple[dict[str, Any], Any]:
+    """The types of a function's arguments in their order, and that of its result."""
+    named = typing.get_type_hints(function)
+    result = named.pop("return")
+    return named, result
+
+
+@functools.cache
+def _fields(cls: type) -> list[Maker]:
+    named = typing.get_type_hints(cls)
+    return [maker(named[field.name]) for field in dataclasses.fields(cls)]
+
+
+@functools.cache
+def maker(hint: Any) -> Maker:
+    """What builds a value of a type out of JSON; it raises ValueError or TypeError where that does not fit.
+
+    Raises:
+        NotImplementedError: for a type that no message has.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (int, str, bool, type(None), None):
+        return functools.partial(_exactly, type(None) if hint is None else hint)
+    if hint is float:
+        return _number
+    if hint is Path:
+        return lambda value, _: Path(_exactly(str, value, _))
+    if origin is Literal:
+        return functools.partial(_one_of, inner)
+    if origin in (Union, types.UnionType):
+        return functools.partial(_either, [maker(one) for one in inner])
+    if origin is np.ndarray or hint is np.ndarray:
+        return functools.partial(_array, _scalar(inner))
+    if origin in (tuple, list, set, frozenset, Sequence):
+        return _sequence(origin, inner)
+    if dataclasses.is_dataclass(hint):
+        return functools.partial(_dataclass, hint)
+    raise NotImplementedError(f"{hint} in a message")
+
+
+def _exactly(kind: type, value: Any, _: Arrays) -> Any:
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _number(value: Any, _: Arrays) -> float:
+    if type(value) not in (int, float):
+        raise TypeError
+    return float(value)
+
+
+def _one_of(allowed: Sequence[Any], value: Any, _: Arrays) -> Any:
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        raise ValueError
+    return value
+
+
+def _either(makers: Sequence[Maker], value: Any, arrays: Arrays) -> Any:
+    for one in makers:
+        try:
+            return one(value, arrays)
+        except (TypeError, ValueError):
+            continue
+    raise TypeError
+
+
+def _scalar(inner: Sequence[Any]) -> Any:
+    """The type of an array's values, where its annotation says it."""
+    said = typing.get_args(inner[1])[:1] if len(inner) > 1 else ()
+    known = bool(said) and isinstance(said[0], type) and issubclass(said[0], np.generic)
+    return said[0] if known else np.generic
+
+
+def _array(kind: Any, value: Any, arrays: Arrays) -> NDArray[Any]:
+    number = value[ARRAY] if isinstance(value, dict) and list(value) == [ARRAY] else None
+    if type(number) is not int or not 0 <= number < len(arrays) or not issubclass(arrays[number].dtype.type, kind):
+        raise TypeError
+    return arrays[number]
+
+
+def _sequence(origin: Any, inner: Sequence[Any]) -> Maker:
+    kind = list if origin is Sequence else origin
+    if origin is tuple and (len(inner) < 2 or inner[1] is not Ellipsis):
+        return functools.partial(_fixed, [maker(one) for one in inner])
+    return functools.partial(_many, kind, maker(inner[0]))
+
+
+def _fixed(makers: Sequence[Maker], value: Any, arrays: Arrays) -> tuple[Any, ...]:
+    if type(value) is not list:
+        raise TypeError
+    return tuple(make(one, arrays) for make, one in zip(makers, value, strict=True))
+
+
+def _many(kind: Any, make: Maker, value: Any, arrays: Arrays) -> Any:
+    if type(value) is not list:
+        raise TypeError
+    return kind(make(one, arrays) for one in value)
+
+
+def _dataclass(cls: Any, value: Any, arrays: Arrays) -> Any:
+    return cls(*_fixed(_fields(cls), value, arrays))

@@ -1,0 +1,143 @@
+"""The child that decodes: it gives up what it does not need, then answers requests until nobody can ask any more."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import os
+import resource
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fedvfm import errors
+from fedvfm.data.decoding import decoder, message
+
+MOST_REQUEST = 1 << 20
+NO_NEW_PRIVILEGES = 38
+"""``prctl``: no program that this process starts has more rights than it."""
+OPEN_FILES = 64
+LIBRARIES = {
+    "nifti": ("nibabel.loadsave", "nibabel.nifti1"),
+    "nrrd": ("nrrd",),
+    "dicom": ("pydicom.pixels.utils", "pydicom.pixels.processing"),
+}
+"""What readers import with their first file."""
+LIBRARY_BYTES = 1 << 30
+"""Address space that libraries may take, beside the memory for a file."""
+
+
+def main(memory_mib: str, seconds: str, pipes: str) -> None:
+    """Answer until the other end is closed.
+
+    Args:
+        memory_mib: address space that decoding may take beside what the process has when it starts.
+        seconds: of computing for one file.
+        pipes: numbers of the pipe that requests come from and of that for answers.
+    """
+    requests, answers = (int(one) for one in pipes.split(","))
+    decoder.become_child()
+    memory = int(memory_mib) << 20
+    _give_up(_taken() + LIBRARY_BYTES + memory)
+    try:
+        message.send(answers, message.READY, None)
+        while True:
+            function, args = _asked(requests, memory)
+            _give_time(int(seconds))
+            _answer(answers, function, args)
+    except (message.Ended, BrokenPipeError):
+        os._exit(0)
+
+
+@functools.cache
+def _loaded(module: str) -> bool:
+    """Import what a module decodes with, once: this is no part of a file's memory."""
+    importlib.import_module(module)  # what the site asks for is not a stranger's
+    for name in LIBRARIES.get(module.rpartition(".")[2].partition("_")[0], ()):
+        importlib.import_module(name)
+    Image.init()
+    return True
+
+
+def _give_up(most_memory: int) -> None:
+    """Take from this process what no decoder needs; what a system does not know is left as it is."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent is asked to stop, and it may still need an answer
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # rather this than the site
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    limits = {"CORE": 0, "FSIZE": 0, "NPROC": 0, "NOFILE": OPEN_FILES, "AS": most_memory}
+    for name, most in limits.items():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            which = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(which)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(which, (most, most))
+
+
+def _taken() -> int:
+    """Bytes of address space that this process has."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    return 1 << 30
+
+
+def _give_memory(memory: int) -> None:
+    """Let a file take so much memory beside what the process has now."""
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (min(_taken() + memory, hard), hard))
+
+
+def _give_time(seconds: int) -> None:
+    """Let the next file take so much computing; the system ends what takes more."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _asked(requests: int, memory: int) -> tuple[decoder.Apart[Any, Any], list[Any]]:
+    """The next request, and the libraries for it loaded.
+
+    Raises:
+        message.Ended: if nobody can ask any more.
+    """
+    _, (name, given), arrays = message.parts(requests, [message.REQUEST], MOST_REQUEST)
+    before = _loaded.cache_info().currsize
+    _loaded(name.partition(":")[0])
+    if _loaded.cache_info().currsize > before:
+        _give_memory(memory)
+    function = decoder.FUNCTIONS[name]
+    named, _ = message.hints(function.here)
+    return function, [message.built(hint, one, arrays) for hint, one in zip(named.values(), given, strict=True)]
+
+
+def _answer(answers: int, function: decoder.Apart[Any, Any], args: list[Any]) -> None:
+    kind, value = _computed(function, args)
+    try:
+        message.send(answers, kind, value)
+    except (MemoryError, ValueError) as error:  # before a byte was sent
+        kind = message.MEMORY if isinstance(error, MemoryError) else message.BROKEN
+        message.send(answers, kind, [type(error).__name__])
+
+
+def _computed(function: decoder.Apart[Any, Any], args: list[Any]) -> tuple[int, Any]:
+    """The kind of an answer and what it holds."""
+    try:
+        return message.VALUE, function.here(*args)
+    except errors.DataError as error:
+        values = " ".join(str(one) for one in error.values)
+        return message.FAULT, [str(error), error.code, values, *map(str, error.faults)]
+    except MemoryError:
+        return message.MEMORY, []
+    except Exception as error:
+        # Only the kind of the error leaves: its words may quote the file.
+        return message.BROKEN, [type(error).__name__]
