@@ -236,7 +236,8 @@ class DataContract(Strict):
     mirror or flip where left and right matter."""
     class_codes: Annotated[tuple[ClassCode, ...], _names()] = _later(())
     """A code for each class, "" where its name says enough: scheme:code, a modifier after +. Masks are known by it and
-    predicted DICOM-SEG carry it. Change: where a class is no common organ, or sites' segmentations call it otherwise."""
+    predicted DICOM-SEG carry it. Change: where a class is no common organ, or sites' segmentations call it
+    otherwise."""
 
     @pydantic.field_validator("class_names")
     @classmethod

@@ -59,8 +59,8 @@ def of(name: str, stated: Mapping[str, str]) -> Coded:
 
 def _code(words: Sequence[str]) -> str:
     """The one code of these words, or nothing."""
-    found = _named().get(" ".join(words), frozenset())
-    return next(iter(found)) if len(found) == 1 else ""
+    codes = _named().get(" ".join(words), frozenset())
+    return next(iter(codes)) if len(codes) == 1 else ""
 
 
 def _coded(kind: str, name: str, modifier: Triple | None = None) -> Coded:
@@ -87,11 +87,11 @@ def _known() -> Mapping[str, tuple[Triple, str]]:
 @functools.lru_cache(maxsize=1)
 def _named() -> Mapping[str, frozenset[str]]:
     """Plain name -> codes of types for segments."""
-    found: dict[str, set[str]] = {}
+    by_name: dict[str, set[str]] = {}
     for word, code, meaning, _ in _types():
         for name in (word, re.sub(r"\(.*?\)| structure\b", "", meaning)):
-            found.setdefault(structures.plain(name), set()).add(code)
-    return {name: frozenset(codes) for name, codes in found.items()}
+            by_name.setdefault(structures.plain(name), set()).add(code)
+    return {name: frozenset(codes) for name, codes in by_name.items()}
 
 
 @functools.lru_cache(maxsize=1)

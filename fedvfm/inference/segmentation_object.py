@@ -118,9 +118,9 @@ def write(
         # Log lines of highdicom name what is copied.
         with dicom.quietly(), logs.limited(logging.CRITICAL + 1, "highdicom"):
             sources, planes = _sources(labels, header)
-            made = _object(sources, planes, class_names, fingerprint, codes)
+            segmentation = _object(sources, planes, class_names, fingerprint, codes)
             content = io.BytesIO()
-            made.save_as(content)
+            segmentation.save_as(content)
     except dicom.BROKEN as error:
         # The words of the error may quote the header.
         raise errors.DataError(
@@ -136,7 +136,7 @@ def _sources(labels: NDArray[np.uint8], header: headers.Header) -> tuple[list[An
     Raises:
         DataError: if the frames come from several multi-frame files.
     """
-    files = list(dict.fromkeys(one.file for one in header.frames))
+    files = list(dict.fromkeys(frame.file for frame in header.frames))
     planes = labels.transpose(2, 1, 0)
     if len(files) == len(header.frames):
         return [_read(file) for file in files], np.ascontiguousarray(planes)
@@ -177,11 +177,11 @@ def _read(file: Path) -> Any:
     """The few elements of a source image that its segmentation needs; unknown ones of patient and study are empty."""
     import pydicom
 
-    found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*REQUIRED, *IMAGE])
+    source = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*REQUIRED, *IMAGE])
     for name in REQUIRED:
-        if name not in found:
-            setattr(found, name, "")
-    return found
+        if name not in source:
+            setattr(source, name, "")
+    return source
 
 
 def _object(
@@ -228,8 +228,8 @@ def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -
     """What a segment is: category, type and modifier as codes, and the class's name as label."""
     import highdicom
 
-    category, kind, modifier = (one and highdicom.sr.CodedConcept(*one) for one in coded)
-    made = highdicom.seg.SegmentDescription(
+    category, kind, modifier = (code and highdicom.sr.CodedConcept(*code) for code in coded)
+    description = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:LONGEST],
         segmented_property_category=category,
@@ -238,5 +238,5 @@ def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -
         algorithm_identification=algorithm,
     )
     if modifier is not None:
-        made.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
-    return made
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    return description
