@@ -138,6 +138,10 @@ class _Terms(enforcement.SiteTerms):
         """Nothing is charged: the update is trained with its noise as a real one, and then thrown away."""
         return _NoAccount()
 
+    def score_account(self, task: protocol.Task, *spent: Any) -> privacy_charge.Account:
+        """Nor for scores, which have their noise too."""
+        return _NoAccount()
+
 
 class _NoAccount(privacy_charge.Account):
     """Charges nothing."""

@@ -70,6 +70,9 @@ class PolicyConfig(Part):
     ``optimisers``: one plain gradient step gives images back. ``min_sites``: the recipe must promise that no adapter is
     made of fewer sites.
 
+    ``metrics_epsilon``: scores of validation and test leave with noise and are charged to the ledger, in place of being
+    rounded alone; only those that are means of bounded values (:mod:`fedvfm.client.gate.private_scores`).
+
     ``max_evaluations``: adapters of one recipe that are scored; left out, one more than ``max_rounds``: each round's,
     and the test. ``max_step``: an adapter that comes lies at most so many times as far from the one before as the
     largest update that this site sent (:mod:`fedvfm.client.gate.lineage`).
@@ -115,6 +118,9 @@ class PolicyConfig(Part):
     max_evaluations: Annotated[int, Field(ge=0)] | None = None
     """(adapters) Of one recipe that are scored; left out: one more than max_rounds. Change: down where each score is
     one too many."""
+    metrics_epsilon: base.Positive | None = None
+    """(epsilon) Of the scores of one adapter on one split: they leave with noise, charged to the budget of [privacy];
+    left out: rounded, without noise. Change: give it where no number may leave that a patient's own result shows in."""
     max_step: base.Positive = 100.0
     """(times) How much further an adapter may move in a round than this site's own largest update. Change: down where
     no bad coordinator shall move the adapter far."""

@@ -634,6 +634,15 @@ class SiteConfig(Strict):
     personal: SitePersonal = SitePersonal()
     """What this site makes of the final adapter for itself."""
 
+    @pydantic.model_validator(mode="after")
+    def _charge_scores(self) -> SiteConfig:
+        if self.policy.metrics_epsilon is not None and (self.privacy is None or self.privacy.unit == "site"):
+            raise ValueError(
+                "policy.metrics_epsilon: noised scores are charged to a budget: give [privacy] with unit = 'record' or "
+                "'patient'"
+            )
+        return self
+
 
 class BaselineConfig(Strict):
     """Settings of the baselines that are not those of the recipe.

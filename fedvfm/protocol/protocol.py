@@ -36,6 +36,7 @@ _LAYOUT = "layout"
 _METRICS = "metrics"
 _SAMPLES = "samples"
 _CLASSES = "classes"
+_PATIENTS = "patients"
 _IDS = "ids"
 _AUDIT = "audit"
 _MARK = "mark"
@@ -142,7 +143,8 @@ class Evaluation:
     """A site's answer to an evaluate message: site values, and per-sample values where asked for.
 
     ``acceptance`` is one of :data:`ACCEPTANCE` where the adapter was the final one and the site has terms, else empty.
-    ``classes`` says how many patients have each class; the gate of the site goes by it and takes it off.
+    ``classes`` says how many patients have each class, ``patients`` what metrics come to where each patient counts once
+    (see :meth:`fedvfm.tasks.metrics.MetricSet.bounded`); the gate of the site goes by them and takes them off.
     """
 
     site: str
@@ -153,6 +155,7 @@ class Evaluation:
     ids: tuple[str, ...] = ()
     acceptance: str = ""
     classes: Mapping[str, int] = field(default_factory=dict)
+    patients: Mapping[str, float] = field(default_factory=dict)
 
 
 _STYPE = "numpy.ndarray"
@@ -507,6 +510,8 @@ def encode_evaluation(evaluation: Evaluation) -> RecordDict:
         )
     if evaluation.classes:
         content[_CLASSES] = MetricRecord(dict(evaluation.classes))
+    if evaluation.patients:
+        content[_PATIENTS] = MetricRecord(dict(evaluation.patients))
     return content
 
 
@@ -520,7 +525,7 @@ def decode_evaluation(content: RecordDict, *, inside: bool = False) -> Evaluatio
     Raises:
         ProtocolError: if it is not of that form.
     """
-    header = _header(content, _EVALUATION, _METRICS, _SAMPLES, *((_CLASSES,) if inside else ()))
+    header = _header(content, _EVALUATION, _METRICS, _SAMPLES, *((_CLASSES, _PATIENTS) if inside else ()))
     try:
         metrics = dict(content.metric_records[_METRICS])
         samples: Mapping[str, Any] = content.metric_records[_SAMPLES] if _SAMPLES in content else {}
@@ -533,6 +538,7 @@ def decode_evaluation(content: RecordDict, *, inside: bool = False) -> Evaluatio
             ids=wire.texts(header[_IDS]),
             acceptance=_word(header["acceptance"], ("", *ACCEPTANCE)),
             classes=_counts(content.metric_records[_CLASSES]) if _CLASSES in content else {},
+            patients=wire.reals(content.metric_records[_PATIENTS]) if _PATIENTS in content else {},
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"evaluate reply is not of the known form ({type(error).__name__})") from None

@@ -25,11 +25,18 @@ from fedvfm import errors, registry
 from fedvfm.tasks import surfaces
 
 CALIBRATION_BINS = 15
+_BOUNDS = {"dice": 1.0, "iou": 1.0, "nsd": 1.0, "brier": 2.0}
+_OF_CLASS = "dice_"
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Spacing = tuple[float, ...]
 """Millimetres a pixel: (row, column), of a volume (slice, row, column)."""
+
+
+def bound(name: str) -> float | None:
+    """The most that one sample adds to a metric that is a mean over samples, at least 0; None for any other metric."""
+    return _BOUNDS["dice"] if name.startswith(_OF_CLASS) else _BOUNDS.get(name)
 
 
 class Part(Protocol):
@@ -92,6 +99,13 @@ class MetricSet(abc.ABC):
         table = self._table()
         names = (*self.columns, *self.DESCRIBING)
         return {name: [float(number) for number in table[:, at]] for at, name in enumerate(names)}
+
+    def bounded(self) -> dict[str, list[float]]:
+        """Metric -> one number a sample, in the order of :attr:`ids`, where the value is their mean.
+
+        Each number lies between 0 and :func:`bound`.
+        """
+        return {}
 
     def combine(self, other: Self) -> Self:
         """A new set with the samples of both parts; neither part is changed.
@@ -228,6 +242,10 @@ class SegmentationScores(MetricSet):
         means = self._table()[:, : len(self.columns)].mean(axis=0)
         return dict(zip(self.columns, map(float, means), strict=True))
 
+    def bounded(self) -> dict[str, list[float]]:
+        """See MetricSet: all but distances."""
+        return {name: values for name, values in self.per_sample().items() if bound(name) is not None}
+
     def _settings(self) -> tuple[Any, ...]:
         return (*super()._settings(), self.nsd_tolerance)
 
@@ -305,6 +323,12 @@ class ClassificationScores(MetricSet):
         if len({piece[0] for piece in pieces}) > 1:
             raise errors.DataError(f"volume '{part.volume}': its slices have different labels; give it one")
         self._insert(part.volume, np.mean(pieces, axis=0))
+
+    def bounded(self) -> dict[str, list[float]]:
+        """See MetricSet: brier alone; the others are no means over samples."""
+        table = self._table()
+        truth = np.eye(len(self.class_names))[table[:, 0].astype(np.int64)]
+        return {"brier": np.square(table[:, 1:] - truth).sum(axis=1).tolist()}
 
     def value(self) -> dict[str, float]:
         """balanced_accuracy, macro_f1, [auroc, auprc], ece, brier."""

@@ -46,10 +46,11 @@ class Site:
         self.locked = locked_recipe.LockedRecipe.of(self.recipe, PAIR, FIRST, SHA, 1000)
         self.manifest, self.held = manifest, held_adapters.Adapters()
         self.entries: list[dict[str, Any]] = []
+        self.trains = True
 
     @property
     def own(self) -> lineage.Lineage:
-        return lineage.Lineage(self.locked, self.manifest, self.entries, self.held)
+        return lineage.Lineage(self.locked, self.manifest, self.entries, self.held, lambda: self.trains)
 
     def trained(self, number: int, base: state.AdapterState, norm: float) -> None:
         self.held.keep(self.recipe.hash, base)
@@ -212,3 +213,15 @@ def test_at_site_level_the_noise_is_the_coordinator_s() -> None:
     site.trained(1, FIRST, 0.01)
     assert site.word(TRAIN, 2, moved(by=50.0)) == ""
     assert site.word(TRAIN, 2, moved(by=60.0)) == "policy-base"
+
+
+def test_a_site_that_only_tests_scores_within_the_recipes_bound() -> None:
+    """It has no image to train on, so no update of its own bounds a step."""
+    site = Site(admission={"max_update_norm": 2.0})
+    assert site.word(EVALUATE, 1, moved(by=1.0)) == "policy-base", "one that could train and did not"
+    site.trains = False
+    assert site.word(EVALUATE, 1, moved(by=1.0)) == ""
+    assert site.word(EVALUATE, 1, moved(by=5.0)) == "policy-base"
+    assert site.word(EVALUATE, 3, moved(by=5.0)) == "", "three rounds lead so far"
+    site.scored(1, moved(by=1.0))
+    assert site.word(EVALUATE, 1, moved(by=1.1)) == "policy-base", "another one for the same round"

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -773,3 +774,24 @@ def test_what_sites_say_of_the_final_adapter_is_kept(make: Callable[..., Town]) 
     rows = [row for row in town.server.audit.entries if row.get("kind") == "final-adapter"]
     assert {row["peer"]: row["verdict"] for row in rows} == found["acceptance"]
     assert {row["fingerprint"] for row in rows} == {found["fingerprint"]}
+
+
+def test_a_site_that_only_tests_is_asked_for_scores_and_never_to_train(make: Callable[..., Town]) -> None:
+    town = make("east", "north", "west")
+    town.members[1].examples = 0
+    found = town.run()
+    assert found is not None
+    assert set(found["last"]["sites"]) == {"east", "north", "west"}
+    assert town.cohorts() == [["east", "west"]] * ROUNDS
+    assert town.trained("north") == []
+
+
+def test_a_site_that_only_tests_fills_no_quorum() -> None:
+    def members(**train: int) -> dict[str, Any]:
+        return {name: SimpleNamespace(examples={"train": count}) for name, count in train.items()}
+
+    assert coordinator.training(members(east=5, north=0, west=7), 0) == ("east", "west")
+    assert coordinator.training(members(east=5, north=0, west=7), 2) == ("east", "west")
+    assert coordinator.training(members(east=5, north=0), 2) == ("east", "north")
+    assert coordinator.training(members(east=0, north=0), 0) == ("east", "north")
+    assert coordinator.training({"east": SimpleNamespace(examples={})}, 0) == ("east",), "it does not say"

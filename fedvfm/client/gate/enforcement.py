@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flwr.app import Context
@@ -17,15 +18,27 @@ from flwr.app import Context
 from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.client import privacy_report, site_file, state_folder
-from fedvfm.client.gate import exchange, held_adapters, lineage, policy, privacy_charge, reply_cache, split_pin
+from fedvfm.client.gate import (
+    exchange,
+    held_adapters,
+    lineage,
+    policy,
+    privacy_charge,
+    private_scores,
+    reply_cache,
+    split_pin,
+)
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, feature_cache, feature_counts, feature_files
+from fedvfm.privacy import base, randomness
 from fedvfm.protocol import protocol
 from fedvfm.state import state
+from fedvfm.storage import hash_chain
 from fedvfm.trust import locked_recipe
 
+LOG = logging.getLogger(__name__)
 MIB = 1 << 20
 
 
@@ -91,7 +104,11 @@ class HospitalTerms:
     def lineage(self, recipe: schema.Recipe, held: held_adapters.Adapters) -> lineage.Lineage:
         """The adapters that came with this recipe; ``held`` are those at hand."""
         entries = [entry for entry in self.audit.entries if entry.get("recipe") == recipe.hash]
-        return lineage.Lineage(self.lock(recipe), self._manifest(recipe), entries, held)
+        return lineage.Lineage(self.lock(recipe), self._manifest(recipe), entries, held, lambda: self.trains(recipe))
+
+    def trains(self, recipe: schema.Recipe) -> bool:
+        """Whether there are images to train on here."""
+        return True
 
     def _manifest(self, recipe: schema.Recipe) -> state.Manifest:
         """Every array of the adapter as this site is sent it."""
@@ -112,6 +129,12 @@ class HospitalTerms:
             PolicyRefused: if nowhere.
         """
         raise errors.LedgerError("these terms keep no ledger, so no recipe with a mechanism is trained under them")
+
+    def noised(
+        self, task: protocol.Task, scores: protocol.Evaluation, free: Mapping[str, float]
+    ) -> tuple[dict[str, float], hash_chain.Mark | None]:
+        """Of scores that may leave those that can be noised, noised and charged; and the mark of the ledger then."""
+        return {}, None
 
 
 class SiteTerms(HospitalTerms):
@@ -208,6 +231,10 @@ class SiteTerms(HospitalTerms):
             return examples
         return len({sample.subject for sample in self._site[1].split(split)})
 
+    def trains(self, recipe: schema.Recipe) -> bool:
+        """See above; as the site's files say."""
+        return bool(self.prepared(recipe).split("train"))
+
     def _hospital(self, config: schema.SiteConfig, recipe: schema.Recipe) -> virtual_hospitals.Hospital:
         return site_file.hospital(config, recipe)
 
@@ -233,6 +260,32 @@ class SiteTerms(HospitalTerms):
             found = privacy_report.look(recipe, hospital, budget)
             if found is not None:
                 privacy_report.note(self.where, recipe.hash, found)
+
+    def noised(
+        self, task: protocol.Task, scores: protocol.Evaluation, free: Mapping[str, float]
+    ) -> tuple[dict[str, float], hash_chain.Mark | None]:
+        """See above; where they cannot be charged nothing of them leaves, and its people are told why."""
+        config, own = self.judged, private_scores.names(free, scores.patients)
+        if config.privacy is None or config.policy.metrics_epsilon is None or not own:
+            return {}, None
+        spent = private_scores.event(config.policy.metrics_epsilon, config.privacy, len(own))
+        means, units = {name: scores.patients[name] for name in own}, self.patients(task.split, scores.num_examples)
+        try:
+            account = self.score_account(task, spent, config.privacy)
+            with account.hold() as hold:
+                found = private_scores.noised(means, units, spent, randomness.System())
+                hold.charge(hashlib.sha256(hash_chain.canonical(found).encode()).hexdigest())
+            return found, account.mark
+        except (errors.BudgetExceeded, errors.LedgerError) as error:
+            LOG.warning(f"no score on {task.split} of round {task.round} leaves: {error}")
+            return {}, None
+
+    def score_account(
+        self, task: protocol.Task, spent: base.PrivacyEvent, budget: privacy.Budget
+    ) -> privacy_charge.Account:
+        """Where scores are charged."""
+        hospital = self.prepared(task.recipe).hospital
+        return privacy_charge.of_scores(task, spent, hospital, budget, self.audit.entries)
 
     def account(self, task: protocol.Task) -> privacy_charge.Account:
         """See above; the ledger of the site's file."""

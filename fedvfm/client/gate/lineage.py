@@ -4,7 +4,8 @@ A coordinator that may send any numbers can send a trap: weights under which an 
 So round 1 starts from what the approved recipe says: the adapter that its seed makes here, or the one that ``start``
 names. From there on a step, the distance to the adapter of the round before, is at most what admitted updates can come
 to: ``recipe.admission.max_update_norm``, and ``policy.max_step`` times the largest update that this site itself sent.
-Nothing that does not train may move. An adapter is scored only if this site trains in the recipe.
+Nothing that does not train may move. An adapter is scored only if this site trains in the recipe, or has no image to
+train on: for such a site the recipe's bound stands alone.
 
 What this stops: numbers of the asker's own making, all at once. What it does not stop: a coordinator that walks away
 from the sites' work step by step, each within the bound, over the rounds that the policy gives. Under a mechanism at
@@ -13,7 +14,7 @@ site level the coordinator adds noise of its own, which no update bounds: there 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +48,14 @@ class Lineage:
         manifest: every array of the adapter at the site's own rank.
         entries: of the site's audit log, of this recipe.
         held: the adapters that came last.
+        trains: whether this site has images to train on.
     """
 
     locked: locked_recipe.LockedRecipe
     manifest: state.Manifest
     entries: Entries
     held: held_adapters.Adapters
+    trains: Callable[[], bool] = lambda: True
 
     @property
     def _recipe(self) -> schema.Recipe:
@@ -80,7 +83,7 @@ class Lineage:
         first = self.first()
         if (first is not None and adapter.fingerprint == first.fingerprint) or self._took(number, adapter, kind):
             return
-        if kind == protocol.EVALUATE and not self._updates():
+        if kind == protocol.EVALUATE and not self._updates() and self.trains():
             raise _refused(f"this site has trained nothing of the recipe, so it scores no adapter of round {number}")
         self._require_near(number, adapter, max_step)
 

@@ -428,7 +428,9 @@ def _metrics(policy: schema.PolicyConfig, recipe: schema.Recipe) -> Verdict:
     over = [name for name in wanted if not _may_leave(policy, name)]
     allowed = ", ".join(policy.metrics) or "none"
     asked = ", ".join(wanted) + (f" (not allowed: {', '.join(over)})" if over else "")
-    return Verdict("metrics", not over, asked, f"{allowed}; from {policy.min_units} patients on", "policy-metrics")
+    noise = "" if policy.metrics_epsilon is None else f"; noised, epsilon {policy.metrics_epsilon:g} a score"
+    told = f"{allowed}; from {policy.min_units} patients on{noise}"
+    return Verdict("metrics", not over, asked, told, "policy-metrics")
 
 
 def _may_leave(policy: schema.PolicyConfig, name: str) -> bool:

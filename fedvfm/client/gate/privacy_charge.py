@@ -16,7 +16,8 @@ from fedvfm import errors
 from fedvfm.config import privacy, schema
 from fedvfm.ledger import entries as lines
 from fedvfm.ledger import ledger, receipts
-from fedvfm.privacy import events, records
+from fedvfm.privacy import base, events, records
+from fedvfm.protocol import protocol
 from fedvfm.storage import hash_chain
 
 
@@ -157,6 +158,33 @@ def account(
     left = max(1, recipe.rounds - number + 1)
     claim = ledger.Claim(recipe.hash, number, start, event, charged(recipe, hospital), left)
     return Account(book, claim, budget)
+
+
+def of_scores(
+    task: protocol.Task,
+    spent: base.PrivacyEvent,
+    hospital: Any,
+    budget: privacy.Budget,
+    log: Sequence[Mapping[str, Any]],
+) -> Account:
+    """The account of the scores of one adapter on one split.
+
+    Args:
+        task: what is scored.
+        spent: what the scores spend.
+        hospital: the site's samples.
+        budget: what they are charged to.
+        log: as of :func:`account`.
+
+    Raises:
+        LedgerError: if the ledger is not what it was.
+    """
+    own = records.charged(budget.unit, hospital.splits[task.split], getattr(hospital, "source", None))
+    with _told():
+        book = ledger.Ledger(Path(budget.ledger), hospital.name, budget.unit)
+        _require_whole(book, log)
+    scored = "" if task.state is None else task.state.fingerprint
+    return Account(book, ledger.Claim(task.recipe.hash, task.round, scored, spent, own), budget)
 
 
 def shown(budget: privacy.Budget, site: str, log: Sequence[Mapping[str, Any]]) -> hash_chain.Mark | None:

@@ -368,10 +368,13 @@ def _evaluated(own: Hospital, of: Exchange) -> envelope.Envelope:
         seconds=seconds,
     )
     of.started = time.monotonic()  # what is noted counts once, also where it is refused after all
-    leaving = dataclasses.replace(scores, metrics=free, samples={}, ids=(), classes={})
     before = _given(own, of)
     if before is not None:  # the same numbers as before, whatever was computed now
         leaving = dataclasses.replace(before, acceptance=scores.acceptance)
+    else:
+        if allowed.metrics_epsilon is not None:
+            free, of.ledger = own.noised(task, scores, free)
+        leaving = dataclasses.replace(scores, metrics=free, samples={}, ids=(), classes={}, patients={})
     return envelope.Envelope.of_evaluation(leaving)
 
 
@@ -434,6 +437,9 @@ def note_sent(own: Hospital, of: Exchange) -> None:
     reply = of.answer
     about = _refusal(of, reply) if reply.has_error() else _said(of)
     ledger = None if reply.has_error() else of.ledger
+    if of.kind == protocol.EVALUATE:  # noted here alone: a coordinator counts the ledger of updates
+        about |= {} if ledger is None else {"ledger": str(ledger)}
+        ledger = None
     if of.kind == protocol.TRAIN and not reply.has_error() and privacy_charge.private(of.recipe):
         if ledger is None:
             raise errors.LedgerError(f"round {of.asked.round}: the update was not charged, so it does not leave")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fedvfm.model import adapted_model, sliding_window
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
 from fedvfm.state import state
+from fedvfm.tasks import metrics
 
 
 @torch.no_grad()
@@ -42,6 +43,7 @@ def evaluate(
     scores = model.task.scores(surface=task.surface)
     chosen = site.split(task.split)
     having: dict[str, set[str]] = {}
+    owners = {sample.unit: sample.subject for sample in chosen}
     batch = sliding_window.batch_of(model)
     for start in range(0, len(chosen), batch):
         if time.monotonic() > deadline:
@@ -65,7 +67,19 @@ def evaluate(
         samples=scores.per_sample() if task.per_sample and len(scores) else {},
         ids=tuple(scores.ids) if task.per_sample else (),
         classes={name: len(subjects) for name, subjects in sorted(having.items())},
+        patients={} if site.simulated or not len(scores) else _of_patients(scores, owners),
     )
+
+
+def _of_patients(scores: metrics.MetricSet, owners: Mapping[str, str]) -> dict[str, float]:
+    """Metrics where each patient counts once, with the mean of his samples."""
+    subjects, found = [owners[name] for name in scores.ids], {}
+    for metric, values in scores.bounded().items():
+        own: dict[str, list[float]] = {}
+        for subject, value in zip(subjects, values, strict=True):
+            own.setdefault(subject, []).append(value)
+        found[metric] = math.fsum(math.fsum(each) / len(each) for each in own.values()) / len(own)
+    return found
 
 
 def _note_classes(

@@ -259,7 +259,9 @@ class Coordinator:
         return max(1, done) if steering.read(self._where).finishes(self._recipe) else 0
 
     def _job(self, members: Mapping[str, handshake.Member]) -> strategy.Job:
-        folder, sites, most = self._where.run_path(self._recipe), tuple(sorted(members)), len(members)
+        folder, sites = self._where.run_path(self._recipe), tuple(sorted(members))
+        able = training(members, self._server.quorum)
+        most = len(able)
         with storage.guard(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         done = self._done()
@@ -270,7 +272,7 @@ class Coordinator:
             "federated",
             self._locked,
             folder,
-            sites,
+            able,
             sites,
             server,
             durable=True,
@@ -359,6 +361,15 @@ def _remedies(missing: Mapping[str, str], late: Collection[str], server: schema.
     return ("" if server.quorum else "".join(found)) + "".join(
         f"; or take '{name}' in again: fedvfm server readmit {name}" for name in dropped
     )
+
+
+def training(members: Mapping[str, handshake.Member], quorum: int) -> tuple[str, ...]:
+    """The sites to train: all but those that say they have no image for it, which only test.
+
+    Where those that are left are fewer than the quorum asks for, all: a site that only tests fills no quorum.
+    """
+    able = sorted(name for name, member in members.items() if member.examples.get("train", 1))
+    return tuple(able if able and len(able) >= quorum else sorted(members))
 
 
 def known_keys(sites: Mapping[str, rosters.Entry]) -> dict[str, str]:
