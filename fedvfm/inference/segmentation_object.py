@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.data import structures
+from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom, geometry
 from fedvfm.data.volumes import header as headers
 from fedvfm.inference import class_codes
@@ -114,20 +115,33 @@ def write(
             f"{header.modality or 'images'}: {len(header.frames)} frames that do not say where they lie in the "
             "patient, which a DICOM-SEG object cannot hold together; write pictures: --as png, or NIfTI: --as nifti"
         )
+    kind = header.modality or "images"
+    storage.write_bytes(path, _content(labels, header, class_names, fingerprint, tuple(codes.items()), kind).tobytes())
+
+
+@decoder.apart
+def _content(
+    labels: NDArray[Any],
+    header: headers.Header,
+    class_names: Sequence[str],
+    fingerprint: str,
+    codes: tuple[tuple[str, str], ...],
+    where: str,
+) -> NDArray[np.uint8]:
+    """The object's file; see :func:`write`. The source's headers are read for it, so it is made where these are."""
     try:
         # Log lines of highdicom name what is copied.
         with dicom.quietly(), logs.limited(logging.CRITICAL + 1, "highdicom"):
             sources, planes = _sources(labels, header)
-            segmentation = _object(sources, planes, class_names, fingerprint, codes)
             content = io.BytesIO()
-            segmentation.save_as(content)
+            _object(sources, planes, class_names, fingerprint, dict(codes)).save_as(content)
+            return np.frombuffer(content.getvalue(), np.uint8)
     except dicom.BROKEN as error:
         # The words of the error may quote the header.
         raise errors.DataError(
-            f"{header.modality or 'images'}: a DICOM-SEG object cannot be made of these source images "
+            f"{where}: a DICOM-SEG object cannot be made of these source images "
             f"({type(error).__name__}); write NIfTI: --as nifti"
         ) from None
-    storage.write_bytes(path, content.getvalue())
 
 
 def _sources(labels: NDArray[np.uint8], header: headers.Header) -> tuple[list[Any], NDArray[np.uint8]]:

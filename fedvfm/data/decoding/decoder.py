@@ -358,8 +358,8 @@ def _fault_of(kind: int, texts: tuple[str, ...], where: str, limits: schema.Deco
             f"{where}: the reader broke ({', '.join(texts)[:80]}); export or copy the file again, or take it out"
         )
     text, code, values, *faults = texts
-    numbers = [int(one) for one in values.split()]
-    return errors.DataError(text, [errors.Fault(one, code) for one in faults], code=code, values=numbers)
+    numbers = [int(item) for item in values.split()]
+    return errors.DataError(text, [errors.Fault(item, code) for item in faults], code=code, values=numbers)
 
 
 atexit.register(close)

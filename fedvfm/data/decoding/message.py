@@ -61,7 +61,7 @@ def send(pipe: int, kind: int, value: Any) -> int:
         ValueError: if it is longer than is read.
     """
     head, arrays = packed(kind, value)
-    for left in (memoryview(head), *(_bytes(one) for one in arrays)):
+    for left in (memoryview(head), *(_bytes(item) for item in arrays)):
         while left:
             left = left[os.write(pipe, left) :]
     return len(head)
@@ -76,24 +76,24 @@ def packed(kind: int, value: Any) -> tuple[bytes, list[NDArray[Any]]]:
     arrays: list[NDArray[Any]] = []
     placed: list[tuple[str, tuple[int, ...], list[int]]] = []
 
-    def plain(one: Any) -> Any:
-        if isinstance(one, np.ndarray):
-            order = sorted(range(one.ndim), key=lambda axis: -abs(one.strides[axis]))
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.ndarray):
+            order = sorted(range(item.ndim), key=lambda axis: -abs(item.strides[axis]))
             # Axes in the order they lie in memory: sums over the result run as they would over the original.
-            arrays.append(np.asarray(one.transpose(order), order="C"))
-            placed.append((one.dtype.str, arrays[-1].shape, order))
+            arrays.append(np.asarray(item.transpose(order), order="C"))
+            placed.append((item.dtype.str, arrays[-1].shape, order))
             return {ARRAY: len(arrays) - 1}
-        if isinstance(one, np.generic):
-            return one.item()
-        if dataclasses.is_dataclass(one):
-            return [getattr(one, field.name) for field in dataclasses.fields(one)]
-        return sorted(one) if isinstance(one, set | frozenset) else os.fspath(one)
+        if isinstance(item, np.generic):
+            return item.item()
+        if dataclasses.is_dataclass(item):
+            return [getattr(item, field.name) for field in dataclasses.fields(item)]
+        return sorted(item) if isinstance(item, set | frozenset) else os.fspath(item)
 
     # The list of arrays is full once the value before it is written.
     content = json.dumps({"value": value, "arrays": placed}, default=plain).encode("ascii")
     if len(content) > MOST_TEXT or len(arrays) > MOST_ARRAYS:
         raise ValueError(f"a message of {len(content)} bytes and {len(arrays)} arrays")
-    return HEAD.pack(MAGIC, kind, len(content), sum(one.nbytes for one in arrays)) + content, arrays
+    return HEAD.pack(MAGIC, kind, len(content), sum(item.nbytes for item in arrays)) + content, arrays
 
 
 def _bytes(contiguous: NDArray[Any]) -> memoryview:
@@ -148,7 +148,7 @@ def parts(pipe: int, kinds: Sequence[int], most: int, deadline: float | None = N
         raise Malformed(f"{length} bytes of text, {total} bytes of arrays where {most} are taken at most")
     try:
         content = json.loads(bytes(_read(pipe, length, deadline)))
-        arrays = [_empty(*one) for one in content["arrays"]]
+        arrays = [_empty(*item) for item in content["arrays"]]
         if len(arrays) > MOST_ARRAYS or sum(base.nbytes for base, _ in arrays) != total:
             raise ValueError
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
@@ -225,7 +225,7 @@ def maker(hint: Any) -> Maker:
     if origin is Literal:
         return functools.partial(_one_of, inner)
     if origin in (Union, types.UnionType):
-        return functools.partial(_either, [maker(one) for one in inner])
+        return functools.partial(_either, [maker(item) for item in inner])
     if origin is np.ndarray or hint is np.ndarray:
         return functools.partial(_array, _scalar(inner))
     if origin in (tuple, list, set, frozenset, Sequence):
@@ -248,15 +248,15 @@ def _number(value: Any, _: Arrays) -> float:
 
 
 def _one_of(allowed: Sequence[Any], value: Any, _: Arrays) -> Any:
-    if not any(type(value) is type(one) and value == one for one in allowed):
+    if not any(type(value) is type(item) and value == item for item in allowed):
         raise ValueError
     return value
 
 
 def _either(makers: Sequence[Maker], value: Any, arrays: Arrays) -> Any:
-    for one in makers:
+    for item in makers:
         try:
-            return one(value, arrays)
+            return item(value, arrays)
         except (TypeError, ValueError):
             continue
     raise TypeError
@@ -279,20 +279,20 @@ def _array(kind: Any, value: Any, arrays: Arrays) -> NDArray[Any]:
 def _sequence(origin: Any, inner: Sequence[Any]) -> Maker:
     kind = list if origin is Sequence else origin
     if origin is tuple and (len(inner) < 2 or inner[1] is not Ellipsis):
-        return functools.partial(_fixed, [maker(one) for one in inner])
+        return functools.partial(_fixed, [maker(item) for item in inner])
     return functools.partial(_many, kind, maker(inner[0]))
 
 
 def _fixed(makers: Sequence[Maker], value: Any, arrays: Arrays) -> tuple[Any, ...]:
     if type(value) is not list:
         raise TypeError
-    return tuple(make(one, arrays) for make, one in zip(makers, value, strict=True))
+    return tuple(make(item, arrays) for make, item in zip(makers, value, strict=True))
 
 
 def _many(kind: Any, make: Maker, value: Any, arrays: Arrays) -> Any:
     if type(value) is not list:
         raise TypeError
-    return kind(make(one, arrays) for one in value)
+    return kind(make(item, arrays) for item in value)
 
 
 def _dataclass(cls: Any, value: Any, arrays: Arrays) -> Any:

@@ -18,7 +18,7 @@ from PIL import Image
 from fedvfm import errors
 from fedvfm.data.decoding import decoder, message
 
-MOST_REQUEST = 1 << 20
+MOST_REQUEST = 1 << 40
 NO_NEW_PRIVILEGES = 38
 """``prctl``: no program that this process starts has more rights than it."""
 OPEN_FILES = 64
@@ -40,7 +40,7 @@ def main(memory_mib: str, seconds: str, pipes: str) -> None:
         seconds: of computing for one file.
         pipes: numbers of the pipe that requests come from and of that for answers.
     """
-    requests, answers = (int(one) for one in pipes.split(","))
+    requests, answers = (int(item) for item in pipes.split(","))
     decoder.become_child()
     memory = int(memory_mib) << 20
     _give_up(_taken() + LIBRARY_BYTES + memory)
@@ -117,7 +117,7 @@ def _asked(requests: int, memory: int) -> tuple[decoder.Apart[Any, Any], list[An
         _give_memory(memory)
     function = decoder.FUNCTIONS[name]
     named, _ = message.hints(function.here)
-    return function, [message.built(hint, one, arrays) for hint, one in zip(named.values(), given, strict=True)]
+    return function, [message.built(hint, item, arrays) for hint, item in zip(named.values(), given, strict=True)]
 
 
 def _answer(answers: int, function: decoder.Apart[Any, Any], args: list[Any]) -> None:
@@ -134,7 +134,7 @@ def _computed(function: decoder.Apart[Any, Any], args: list[Any]) -> tuple[int, 
     try:
         return message.VALUE, function.here(*args)
     except errors.DataError as error:
-        values = " ".join(str(one) for one in error.values)
+        values = " ".join(str(item) for item in error.values)
         return message.FAULT, [str(error), error.code, values, *map(str, error.faults)]
     except MemoryError:
         return message.MEMORY, []

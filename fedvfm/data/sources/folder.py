@@ -119,7 +119,7 @@ class Folder:
         self._channels, self._by_name = options.channels, options.ids == "names"
         self._view = slices.View(series=options.series)
         files = [file for case in self._layout.cases for file in (*case.images, case.mask) if file is not None]
-        roots = [self._folder, *(Path(one).expanduser() for one in source.roots)]
+        roots = [self._folder, *(Path(root).expanduser() for root in source.roots)]
         self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder, roots)
         self._seen, faults = _look(self._folder, self._layout, options.series)
         names = self._layout.names or [case.name for case in self._layout.cases]
