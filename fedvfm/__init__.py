@@ -10,6 +10,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedvfm import errors
+    from fedvfm.config.schema import Experiment, Recipe
+    from fedvfm.errors import FedvfmError
     from fedvfm.inference.export import load_adapter
     from fedvfm.inference.forms import export_adapter
     from fedvfm.inference.predict import predict
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
         register_task,
     )
     from fedvfm.simulation.experiment import load as load_experiment
-    from fedvfm.simulation.run import resume, simulate
+    from fedvfm.simulation.notebook import fetch_weights, simulate
+    from fedvfm.simulation.notebook import plan_of as plan
+    from fedvfm.simulation.results.compare import compare
+    from fedvfm.simulation.run import Result, resume
 
 __version__ = "0.1.0"
 
@@ -31,9 +37,17 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _LAZY = {
+    "Experiment": "fedvfm.config.schema:Experiment",
+    "FedvfmError": "fedvfm.errors:FedvfmError",
+    "Recipe": "fedvfm.config.schema:Recipe",
+    "Result": "fedvfm.simulation.run:Result",
+    "compare": "fedvfm.simulation.results.compare:compare",
+    "errors": "fedvfm.errors",
     "export_adapter": "fedvfm.inference.forms:export_adapter",
+    "fetch_weights": "fedvfm.simulation.notebook:fetch_weights",
     "load_adapter": "fedvfm.inference.export:load_adapter",
     "load_experiment": "fedvfm.simulation.experiment:load",
+    "plan": "fedvfm.simulation.notebook:plan_of",
     "predict": "fedvfm.inference.predict:predict",
     "register_adapter": "fedvfm.registry:register_adapter",
     "register_backbone": "fedvfm.registry:register_backbone",
@@ -42,14 +56,22 @@ _LAZY = {
     "register_source": "fedvfm.registry:register_source",
     "register_task": "fedvfm.registry:register_task",
     "resume": "fedvfm.simulation.run:resume",
-    "simulate": "fedvfm.simulation.run:simulate",
+    "simulate": "fedvfm.simulation.notebook:simulate",
 }
 
 __all__ = [
+    "Experiment",
+    "FedvfmError",
+    "Recipe",
+    "Result",
     "__version__",
+    "compare",
+    "errors",
     "export_adapter",
+    "fetch_weights",
     "load_adapter",
     "load_experiment",
+    "plan",
     "predict",
     "register_adapter",
     "register_backbone",
@@ -66,4 +88,9 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'fedvfm' has no attribute {name!r}")
     module, _, attribute = _LAZY[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

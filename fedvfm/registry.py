@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fedvfm import errors
 
@@ -118,12 +119,31 @@ def _resolved(place: str) -> Any:
     return getattr(loaded, attribute) if attribute else loaded
 
 
-def _register(place: str, name: str, thing: Any, replace: bool) -> Any:
-    _resolved(place).add(name, thing, replace=replace)
+Thing = TypeVar("Thing", bound=Callable[..., Any] | str)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+
+
+def _register(place: str, name: str, thing: Thing, replace: bool, methods: Sequence[str] = ()) -> Thing:
+    """Put a thing into a table, if it can be one.
+
+    Raises:
+        ConfigError: if the name or the thing cannot be used, or the name is taken.
+    """
+    table: Table = _resolved(place)
+    faults = (
+        [] if isinstance(name, str) and NAME.fullmatch(name) else [f"{name!r}: letters, digits, ., _, / and - only"]
+    )
+    if not callable(thing) and not (isinstance(thing, str) and ":" in thing):
+        faults.append(f"{thing!r} cannot be called; give a class, a function or 'module:name'")
+    lacking = [method for method in methods if isinstance(thing, type) and not callable(getattr(thing, method, None))]
+    faults += [f"{getattr(thing, '__name__', thing)} has no method {method}()" for method in lacking]
+    if faults:
+        raise errors.ConfigError(f"{table.noun} table, '{name}'", faults)
+    table.add(name, thing, replace=replace)
     return thing
 
 
-def register_backbone(name: str, load: Any, *, replace: bool = False) -> Any:
+def register_backbone(name: str, load: Thing, *, replace: bool = False) -> Thing:
     """``load(settings, *, with_weights=True, device="cpu") -> backbones.base.Backbone``.
 
     The options it reads are named by ``@backbones.base.takes("option")``; adapter kinds and tasks name theirs in
@@ -132,26 +152,26 @@ def register_backbone(name: str, load: Any, *, replace: bool = False) -> Any:
     return _register("fedvfm.backbones.table:TABLE", name, load, replace)
 
 
-def register_adapter(name: str, kind: Any, *, replace: bool = False) -> Any:
+def register_adapter(name: str, kind: Thing, *, replace: bool = False) -> Thing:
     """``kind() -> adapters.base.Adapter``."""
-    return _register("fedvfm.adapters.table:TABLE", name, kind, replace)
+    return _register("fedvfm.adapters.table:TABLE", name, kind, replace, ("inject", "faults"))
 
 
-def register_rule(name: str, rule: Any, *, replace: bool = False) -> Any:
+def register_rule(name: str, rule: Thing, *, replace: bool = False) -> Thing:
     """``rule(**options) -> aggregators.base.Aggregator``; pure NumPy."""
-    return _register("fedvfm.aggregators.table:TABLE", name, rule, replace)
+    return _register("fedvfm.aggregators.table:TABLE", name, rule, replace, ("init", "fold", "finish", "for_site"))
 
 
-def register_source(name: str, source: Any, *, replace: bool = False) -> Any:
+def register_source(name: str, source: Thing, *, replace: bool = False) -> Thing:
     """``source(config.SourceConfig) -> data.sample.Source``."""
-    return _register("fedvfm.data.sources.table:TABLE", name, source, replace)
+    return _register("fedvfm.data.sources.table:TABLE", name, source, replace, ("samples", "read"))
 
 
-def register_task(name: str, task: Any, *, replace: bool = False) -> Any:
+def register_task(name: str, task: Thing, *, replace: bool = False) -> Thing:
     """``task(config.Recipe) -> tasks.base.Task``."""
-    return _register("fedvfm.tasks.table:TABLE", name, task, replace)
+    return _register("fedvfm.tasks.table:TABLE", name, task, replace, ("head", "target", "loss", "scores", "score"))
 
 
-def register_baseline(name: str, arms: Any, *, replace: bool = False) -> Any:
+def register_baseline(name: str, arms: Thing, *, replace: bool = False) -> Thing:
     """``arms(experiment, site names) -> list of simulation.baselines.Arm``."""
     return _register("fedvfm.simulation.tables:BASELINES", name, arms, replace)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from fedvfm.data import sample as data
 from fedvfm.data.sources import table as source_table
 from fedvfm.model import adapted_model
 from fedvfm.simulation import baselines, experiment, tables
+from fedvfm.simulation.results import summary
 from fedvfm.state import state
 from fedvfm.tasks import classification
 from fedvfm.tasks import table as task_table
@@ -180,6 +183,72 @@ def test_registering_returns_the_thing_and_guards_names() -> None:
         fedvfm.register_rule("mean", HalfMean)
     fedvfm.register_rule("half-mean", mean.Mean, replace=True)
     assert rule_table.TABLE.get("half-mean") is mean.Mean
+
+
+class Nothing:
+    """No rule, no source."""
+
+
+@pytest.mark.parametrize(
+    ("register", "name", "thing", "said"),
+    [
+        (fedvfm.register_rule, "none", Nothing, "Nothing has no method fold()"),
+        (fedvfm.register_source, "none", Nothing, "Nothing has no method read()"),
+        (fedvfm.register_task, "none", Nothing, "Nothing has no method loss()"),
+        (fedvfm.register_adapter, "none", Nothing, "Nothing has no method inject()"),
+        (fedvfm.register_baseline, "none", 7, "7 cannot be called"),
+        (fedvfm.register_backbone, "my backbone", my_backbone, "letters, digits"),
+        (fedvfm.register_source, "mine:really", Squares, "letters, digits"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_when_it_is_registered(register: Any, name: str, thing: Any, said: str) -> None:
+    with pytest.raises(errors.ConfigError) as caught:
+        register(name, thing)
+    assert said in str(caught.value)
+    with pytest.raises(errors.ConfigError):
+        experiment.examine(experiment.parse(VALUES, "experiment"))
+
+
+def test_a_script_changes_values_plans_and_reads_frames(tmp_path: Path) -> None:
+    register_all()
+    changes = {"recipe.optimiser.batch_size": 2, "baselines": []}
+    planned = fedvfm.plan(VALUES, rounds=1, overrides=changes)
+    assert (planned["rounds"], list(planned["arms"])) == (1, ["federated"])
+    results = fedvfm.simulate(VALUES, rounds=1, seeds=[0, 1], overrides=changes, output=tmp_path / "runs")
+    assert [result.summary["seed"] for result in results] == [0, 1]
+    values, samples = results[0].metrics, results[0].samples
+    assert {"arm", "round", "split", "site", "metric", "value"} <= set(
+        values[0] if isinstance(values, list) else values
+    )
+    assert len(samples) > 0
+    assert "federated" in results[0]._repr_html_()
+    compared = fedvfm.compare([tmp_path / "runs"])
+    assert compared
+    with pytest.raises(fedvfm.errors.ConfigError) as caught:
+        fedvfm.plan(VALUES, overrides={"recipe.rounds.x": 1, "": 2})
+    assert len(caught.value.faults) == 2
+
+
+def test_rows_without_pandas_are_those_of_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "metrics.csv"
+    path.write_text("arm,round,split,site,metric,value\nfederated,1,val,NA,dice,0.5\nfederated,1,val,2,hd95,\n")
+    table = summary.frame(path)
+    assert isinstance(table, pandas.DataFrame)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    rows = summary.frame(path)
+    assert [row["site"] for row in rows] == list(table["site"]) == ["NA", "2"]
+    assert rows[0]["value"] == table["value"][0] == 0.5
+    assert math.isnan(rows[1]["value"])
+    assert pandas.isna(table["value"][1])
+    with pytest.raises(errors.CheckpointError):
+        summary.frame(tmp_path / "nothing.csv")
+
+
+def test_dir_shows_what_there_is() -> None:
+    assert dir(fedvfm) == sorted(fedvfm.__all__)
+    assert fedvfm.Recipe is schema.Recipe
+    assert fedvfm.errors is errors
 
 
 def test_an_own_backbone_and_adapter_make_a_model() -> None:

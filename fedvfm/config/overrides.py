@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedvfm import errors
@@ -30,6 +30,23 @@ def apply(values: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
             faults.append(f"--set {assignment}: {fault}")
     if faults:
         raise errors.ConfigError("--set", faults)
+    return result
+
+
+def put(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with values of Python, by dotted key.
+
+    Raises:
+        ConfigError: listing every key that cannot be set.
+    """
+    result: dict[str, Any] = _copy_tables(values)
+    faults = []
+    for path, value in changes.items():
+        steps = _steps(path)
+        fault = _put(result, steps, value) if steps else "write the key as key.path"
+        faults += [f"{path}: {fault}"] if fault else []
+    if faults:
+        raise errors.ConfigError("overrides", faults)
     return result
 
 

@@ -45,8 +45,8 @@ def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> schem
     Raises:
         ConfigError: with all faults of form at once, and with those of names beside them.
     """
-    path = _find(name_or_path)
-    values = assignments.apply(schema.read_toml(path), sets)
+    values, source = read(name_or_path)
+    values = assignments.apply(values, sets)
     for key in ("engine", "device", "workers"):
         if overrides.get(key) is not None:
             values[key] = overrides[key]
@@ -54,7 +54,18 @@ def load(name_or_path: str, sets: Sequence[str] = (), **overrides: Any) -> schem
     for key in ("rounds", "seed"):
         if overrides.get(key) is not None and isinstance(recipe, dict):
             recipe[key] = overrides[key]
-    return parse(values, str(path))
+    return parse(values, source)
+
+
+def read(name_or_path: str) -> tuple[dict[str, Any], str]:
+    """The values of a bundled experiment or a TOML file, and the path of the file.
+
+    Raises:
+        ConfigError: if the file is missing or no TOML.
+        UnknownName: if nothing is bundled under that name.
+    """
+    path = _find(name_or_path)
+    return schema.read_toml(path), str(path)
 
 
 def _find(name_or_path: str) -> Path:

@@ -54,6 +54,16 @@ class Result:
     path: Path
     summary: Mapping[str, Any]
 
+    @property
+    def metrics(self) -> Any:
+        """Every value of metrics.csv (arm, round, split, site, metric, value): a frame, or rows without pandas."""
+        return summary.frame(self.path / "metrics.csv")
+
+    @property
+    def samples(self) -> Any:
+        """Every test sample of samples.csv (arm, site, sample, metric, value): a frame, or rows without pandas."""
+        return summary.frame(self.path / "samples.csv")
+
     def _repr_html_(self) -> str:
         """A small table for notebooks."""
         return summary.as_html(self.summary)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import feature_counts
@@ -185,6 +189,30 @@ def write_tables(run: run_folder.RunFolder, made: Mapping[str, Any]) -> None:
         summaries.write_csv(
             run.path / file, head, ((*row, *marks[name]) for name in names for row in rows_of(run, name))
         )
+
+
+def frame(path: Path) -> Any:
+    """A table of a run as a ``pandas.DataFrame``; a list of rows, each a dict, where pandas is not installed.
+
+    Raises:
+        CheckpointError: if the file is not there.
+    """
+    if not path.is_file():
+        raise errors.CheckpointError(
+            f"{path} is not there. Is the run finished? fedvfm simulate --resume {path.parent}"
+        )
+    try:
+        pandas = importlib.import_module("pandas")
+    except ModuleNotFoundError:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{key: _typed(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+    return pandas.read_csv(path, dtype={"sample": str, "site": str}, keep_default_na=False, na_values={"value": [""]})
+
+
+def _typed(column: str, text: str) -> str | int | float:
+    if column == "value":
+        return float(text) if text else math.nan
+    return int(text) if column == "round" and text.isdigit() else text
 
 
 def _metric_rows(run: run_folder.RunFolder, name: str) -> Iterator[tuple[Any, ...]]:
