@@ -273,9 +273,9 @@ class SiteTerms(HospitalTerms):
         try:
             account = self.score_account(task, spent, config.privacy)
             with account.hold() as hold:
-                found = private_scores.noised(means, units, spent, randomness.System())
-                hold.charge(hashlib.sha256(hash_chain.canonical(found).encode()).hexdigest())
-            return found, account.mark
+                drawn = private_scores.noised(means, units, spent, randomness.System())
+                hold.charge(hashlib.sha256(hash_chain.canonical(drawn).encode()).hexdigest())
+            return drawn, account.mark
         except (errors.BudgetExceeded, errors.LedgerError) as error:
             LOG.warning(f"no score on {task.split} of round {task.round} leaves: {error}")
             return {}, None

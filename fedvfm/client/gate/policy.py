@@ -429,8 +429,8 @@ def _metrics(policy: schema.PolicyConfig, recipe: schema.Recipe) -> Verdict:
     allowed = ", ".join(policy.metrics) or "none"
     asked = ", ".join(wanted) + (f" (not allowed: {', '.join(over)})" if over else "")
     noise = "" if policy.metrics_epsilon is None else f"; noised, epsilon {policy.metrics_epsilon:g} a score"
-    told = f"{allowed}; from {policy.min_units} patients on{noise}"
-    return Verdict("metrics", not over, asked, told, "policy-metrics")
+    permitted = f"{allowed}; from {policy.min_units} patients on{noise}"
+    return Verdict("metrics", not over, asked, permitted, "policy-metrics")
 
 
 def _may_leave(policy: schema.PolicyConfig, name: str) -> bool:

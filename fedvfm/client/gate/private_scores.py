@@ -60,8 +60,8 @@ def noised(
         draws: where the noise comes from.
     """
     noise = draws.normal(len(means)) * spent.noise_multiplier * spent.clip / units
-    found = {}
+    drawn = {}
     for (name, mean), extra in zip(sorted(means.items()), noise, strict=True):
         most = metrics.bound(name) or 1.0
-        found[name] = policy.rounded(min(max(mean + most * float(extra), 0.0), most), units)
-    return found
+        drawn[name] = policy.rounded(min(max(mean + most * float(extra), 0.0), most), units)
+    return drawn

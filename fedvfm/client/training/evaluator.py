@@ -73,13 +73,13 @@ def evaluate(
 
 def _of_patients(scores: metrics.MetricSet, owners: Mapping[str, str]) -> dict[str, float]:
     """Metrics where each patient counts once, with the mean of his samples."""
-    subjects, found = [owners[name] for name in scores.ids], {}
+    subjects, of_patients = [owners[name] for name in scores.ids], {}
     for metric, values in scores.bounded().items():
         own: dict[str, list[float]] = {}
         for subject, value in zip(subjects, values, strict=True):
             own.setdefault(subject, []).append(value)
-        found[metric] = math.fsum(math.fsum(each) / len(each) for each in own.values()) / len(own)
-    return found
+        of_patients[metric] = math.fsum(math.fsum(each) / len(each) for each in own.values()) / len(own)
+    return of_patients
 
 
 def _note_classes(

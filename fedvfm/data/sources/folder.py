@@ -234,13 +234,13 @@ class Folder:
         """Read masks by the recipe's classes, where only the masks say what they are; the faults of that."""
         if self._stated or self._own_numbers or (self._layout.named and not self._wanted):
             return []
-        found = structures.under(self._held(), wanted, self._mapped, codes)
-        if found is None:
+        assigned = structures.under(self._held(), wanted, self._mapped, codes)
+        if assigned is None:
             return []
-        numbers = tuple(range(len(found.names)))
-        self._layout = dataclasses.replace(self._layout, class_names=found.names, mask_values=numbers, named=True)
-        self._assigned, self._wanted, self._codes = found, tuple(wanted), dict(codes)
-        return list(found.faults)
+        numbers = tuple(range(len(assigned.names)))
+        self._layout = dataclasses.replace(self._layout, class_names=assigned.names, mask_values=numbers, named=True)
+        self._assigned, self._wanted, self._codes = assigned, tuple(wanted), dict(codes)
+        return list(assigned.faults)
 
     def mapping(self, words: Sequence[str]) -> Self:
         """The same images where ``[labels]`` maps these names and codes: a region it names is never left out.
