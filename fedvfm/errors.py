@@ -193,6 +193,17 @@ class AdapterMissing(ProtocolError):
     code = "adapter-missing"
 
 
+class SecureAggregationError(ProtocolError):
+    """A step of secure aggregation cannot be taken; ``reason`` is a short stable name, ``detail`` stays at this end."""
+
+    code = "secure-aggregation"
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
+
+
 class EmptyCohort(ProtocolError):
     """No update was left to aggregate."""
 

@@ -8,6 +8,8 @@ from typing import cast
 from fedvfm import errors, registry
 from fedvfm.aggregators import base
 from fedvfm.config import privacy, schema
+from fedvfm.config import secure_aggregation as secure_config
+from fedvfm.secure_aggregation import session
 from fedvfm.state import factors
 
 _PLACE = "fedvfm.aggregators."
@@ -113,7 +115,53 @@ def faults(recipe: schema.Recipe) -> list[str]:
             f"recipe.aggregation.server_learning_rate = {settings.server_learning_rate:g}: with server_optimiser = "
             f"'{settings.server_optimiser}' every number moves by about that much a round; begin with 0.01"
         )
-    return found
+    return found + secure_faults(recipe)
+
+
+def secure_faults(recipe: schema.Recipe) -> list[str]:
+    """Why a recipe's updates cannot be joined under masks, one sentence a fault; none where it asks for no masks."""
+    secure, settings, table = recipe.secure_aggregation, recipe.aggregation, "recipe.secure_aggregation"
+    if secure is None:
+        return []
+    wrong = []
+    if settings.rule != "mean":
+        wrong.append(
+            f"{table}: rule '{settings.rule}' needs more than the plain weighted sum of the updates, and nothing else "
+            'is ever seen; use recipe.aggregation.rule = "mean"; clip_norm bounds every update at its site'
+        )
+    if settings.weighting == "loss":
+        wrong.append(
+            f"{table}: recipe.aggregation.weighting = 'loss' needs each site's own loss, which is told in the sum "
+            'alone; use "examples" or "uniform"'
+        )
+    if recipe.privacy.mechanism == privacy.SITE_LEVEL:
+        wrong.append(
+            f"{table}: mechanism '{privacy.SITE_LEVEL}' clips and noises plain updates at the coordinator, which sees "
+            "none; use a mechanism of the sites, or none"
+        )
+    if recipe.codec != "fp32":
+        wrong.append(
+            f"{table}: codec '{recipe.codec}' writes every row with a scale of the site's own, and such numbers have "
+            'no sum; use recipe.codec = "fp32"'
+        )
+    return wrong + _secure_numbers(recipe, secure)
+
+
+def _secure_numbers(recipe: schema.Recipe, secure: secure_config.SecureAggregation) -> list[str]:
+    table, wrong = "recipe.secure_aggregation", []
+    fewest = max(secure_config.LEAST_SITES, secure.colluders + 2)
+    if not fewest <= recipe.min_sites <= session.MOST_SITES:
+        wrong.append(
+            f"recipe.min_sites = {recipe.min_sites}: with secure aggregation and {secure.colluders} colluders a sum "
+            f"must be of {fewest} sites or more, and of {session.MOST_SITES} at most, so that two updates at least "
+            "stay hidden in it"
+        )
+    if secure.threshold and secure.threshold < session.least_threshold(recipe.min_sites, secure.colluders):
+        wrong.append(
+            f"{table}.threshold = {secure.threshold}: {recipe.min_sites} sites and {secure.colluders} colluders need "
+            f"{session.least_threshold(recipe.min_sites, secure.colluders)}; or leave it out"
+        )
+    return wrong
 
 
 def site_faults(recipe: schema.Recipe, sites: int) -> list[str]:
@@ -124,6 +172,11 @@ def site_faults(recipe: schema.Recipe, sites: int) -> list[str]:
         sites: the least number of updates that a round goes on with.
     """
     settings = recipe.aggregation
+    if recipe.secure_aggregation is not None and sites < recipe.min_sites:
+        return [
+            f"recipe.min_sites = {recipe.min_sites}: a round may go on with {sites}, and no sum of so few is opened. "
+            "Raise server.quorum, or bring more sites"
+        ]
     if settings.rule not in TABLE or option_faults(settings):
         return []
     least = getattr(make(settings), "least", 1)

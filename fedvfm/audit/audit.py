@@ -118,6 +118,7 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon norm"),
         ("evaluated", "recipe round fingerprint split examples", "seconds"),
         ("interrupted", "kind recipe seconds", "round"),
+        ("unmasked", "recipe round digest numbers", ""),
         ("sent", "kind bytes", f"{_SENT} ledger"),
         ("rehearsed", "recipe bytes seconds", "examples metrics reason"),
         ("purged", "kind numbers bytes", ""),

@@ -184,15 +184,31 @@ def review(
         return
     here, verdicts = judged.here, judged.verdicts
     values = recipe_review.to_json(locked, verdicts, None if here is None else vars(here))
-    print(json.dumps(values, indent=2) if as_json else "\n".join(_text(locked, judged, here)))
+    rosters = _rosters(locked, state)
+    values |= {"rosters": [text for _, text in rosters]} if rosters else {}
+    lines = [*_text(locked, judged, here), *(f"{heading + ':':22} {sentence}" for heading, sentence in rosters)]
+    print(json.dumps(values, indent=2) if as_json else "\n".join(lines))
     if verdicts is not None and not all(verdict.accepted for verdict in verdicts):
         raise typer.Exit(errors.PolicyRefused.exit_code)
+
+
+def _rosters(locked: locked_recipe.LockedRecipe, state: Path) -> list[tuple[str, str]]:
+    """The roster documents that came to this site, for a recipe with secure aggregation."""
+    from fedvfm.client import recipe_review, state_folder
+
+    if locked.recipe.secure_aggregation is None or not (state / state_folder.ABOUT).exists():
+        return []
+    where = state_folder.open_state(state)
+    return recipe_review.roster_lines(where.rosters(), where.approvals.roster_of(locked.hash), locked.recipe)
 
 
 @app.command()
 def approve(
     recipe: Annotated[str, typer.Argument(metavar="HASH", help="Hash of a recipe seen here.")],
     data: Site = None,
+    roster: Annotated[
+        str, typer.Option(help="Hash of the roster document you approve beside it (secure aggregation only).")
+    ] = "",
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
@@ -202,7 +218,7 @@ def approve(
     where = state_folder.open_state(state)
     locked = where.find(recipe)
     _judge(locked, data).require()
-    _show(state_folder.approve(where, locked), as_json)
+    _show(state_folder.approve(where, locked, roster=roster.lower()), as_json)
 
 
 @app.command()

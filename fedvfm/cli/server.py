@@ -166,6 +166,23 @@ def roster(state: StateOption = STATE, as_json: Json = False) -> None:
     _print(summary, lines, as_json)
 
 
+@app.command("publish-roster")
+def publish_roster(state: StateOption = STATE, as_json: Json = False) -> None:
+    """Sign the roster document of secure aggregation: the sites approved now. Each site approves its hash."""
+    from fedvfm.server import state_folder
+
+    document = state_folder.publish_roster(state_folder.open_state(state))
+    spoken = {row.site: row.spoken_key for row in document.sites}
+    values = {"roster": document.hash, "created": document.created, "sites": spoken}
+    lines = [
+        f"roster {document.hash}",
+        *(f"  {row.site:24} {row.spoken_key}" for row in document.sites),
+        "Every site that takes part is asked for this document. There: fedvfm client approve RECIPE --roster HASH,",
+        "once its people know, from the people of the other sites, that these are their keys.",
+    ]
+    _print(values, lines, as_json)
+
+
 @app.command()
 def certify(
     san: Annotated[list[str] | None, typer.Option(help="A further host name or address. Repeatable.")] = None,

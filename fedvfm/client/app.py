@@ -155,7 +155,8 @@ def make_client_app(
             recipe = site.recipe(task.recipe)
             model = kept.get(recipe, site.device)
             counts = {split: len(site.split(split)) for split in ("train", "val", "test")}
-            if recipe.privacy.mechanism != privacy.NO_MECHANISM:  # whether there are any, not how many
+            private = recipe.privacy.mechanism != privacy.NO_MECHANISM
+            if private or recipe.secure_aggregation is not None:  # whether there are any, not how many
                 counts["train"] = min(1, counts["train"])
             fingerprint = model.manifest.fingerprint
             return protocol.encode_hello(

@@ -125,7 +125,12 @@ class Rehearsal:
 
 
 class _Terms(enforcement.SiteTerms):
-    """The site's own terms at any hour: a rehearsal is a person's doing, and nobody waits for it."""
+    """The site's own terms at any hour: a rehearsal is a person's doing, and nobody waits for it.
+
+    Nobody else takes part either, so an update is listed as it is before it is masked.
+    """
+
+    masks = False
 
     def __init__(self, listed: virtual_hospitals.Hospital | None, *arguments: Any) -> None:
         super().__init__(*arguments)

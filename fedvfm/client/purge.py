@@ -46,6 +46,8 @@ def found(where: state_folder.State, *, with_audit: bool = False) -> list[Remove
         ("personal", where.folder / statement.FOLDER),
         ("replies", where.sent),
         ("features", where.features),
+        # What was opened is never forgotten: a second sum of a round would be one site's update by subtraction.
+        *(("sessions", path) for ending in ("session", "keys") for path in sorted(where.secure.glob(f"*.{ending}"))),
         ("run-files", where.folder / supervisor.FOLDER),
         *(("rehearsals", path) for path in sorted(where.folder.glob(f"{state_folder.REHEARSAL}*"))),
         *(("unfinished", path) for path in sorted(where.folder.rglob(f".*{storage.PART}"))),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fedvfm.client.gate import policy
 from fedvfm.config import privacy, schema
 from fedvfm.state import factors
-from fedvfm.trust import locked_recipe, signed_documents
+from fedvfm.trust import locked_recipe, roster_document, signed_documents
 
 FEW = 4
 """Patients in a step, below which a person is warned."""
@@ -47,6 +47,7 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("never leaves", NEVER),
         ("privacy", _privacy(recipe.privacy)),
         *(("privacy here", one) for one in here),
+        *((("coordinator sees", _hidden(recipe)),) if recipe.secure_aggregation is not None else ()),
         ("how updates join", f"rule {recipe.aggregation.rule}, weighted by {recipe.aggregation.weighting}"),
         *(
             (("numbers travel as", f"codec {recipe.codec}, differences, in both directions"),)
@@ -73,9 +74,40 @@ def to_json(
     }
 
 
+def _hidden(recipe: schema.Recipe) -> str:
+    secure = recipe.secure_aggregation
+    if secure is None:
+        return "this site's update, as it is"
+    return (
+        f"the sum of the updates of {recipe.min_sites} sites or more, and no single one, unless more than "
+        f"{secure.colluders} of the other sites work together with it; metrics of evaluation it sees as they are. The "
+        "sites that may be in a sum stand in the roster document, which you approve beside the recipe: ask the people "
+        "of those hospitals whether these are their keys"
+    )
+
+
+def roster_lines(
+    documents: Sequence[roster_document.RosterDocument], approved: str, recipe: schema.Recipe
+) -> list[tuple[str, str]]:
+    """Heading and sentence of each roster document that came here, the newest last.
+
+    Args:
+        documents: as they came.
+        approved: hash of the one that the standing approval of the recipe names.
+        recipe: with secure aggregation.
+    """
+    rows = []
+    for document in documents:
+        standing = "approved here" if document.hash == approved else "not approved here"
+        few = "; too few sites for this recipe" if len(document.sites) < recipe.min_sites else ""
+        sites = ", ".join(f"{row.site} {row.spoken_key}" for row in document.sites)
+        rows.append(("roster", f"{document.hash} of {document.created}, {standing}{few}: {sites}"))
+    return rows or [("roster", "no roster document came here yet; a running client is sent it by the coordinator")]
+
+
 def _greeting(recipe: schema.Recipe) -> str:
     train = "the number of images in train, val and test"
-    if not _plain(recipe):
+    if not _plain(recipe) or recipe.secure_aggregation is not None:
         train = "whether there are training images, the number of images in val and test"
     return f"{train}, and hashes that identify the backbone"
 
@@ -162,6 +194,8 @@ def _learns(recipe: schema.Recipe) -> str:
 def _sites(recipe: schema.Recipe) -> str:
     if recipe.min_sites == 1:
         return "no promise of how many sites an adapter is made of; with few, each one's update shows in it"
+    if recipe.secure_aggregation is not None:
+        return f"{recipe.min_sites} or more of the roster document, or no sum is opened: this site's client checks it"
     return (
         f"the coordinator promises that no adapter is made of fewer than {recipe.min_sites} sites; it sees each "
         "one's update, and nothing here can check the promise"
@@ -190,6 +224,11 @@ def _contract(locked: locked_recipe.LockedRecipe) -> str:
 
 def _leaves(locked: locked_recipe.LockedRecipe) -> str:
     left = factors.told(locked.manifest, locked.recipe.adapter.factors)
+    if locked.recipe.secure_aggregation is not None:
+        return (
+            f"{left}, masked, in 8 bytes each; beside them, masked too, the number of training images and the loss; "
+            "and sealed shares of keys for the other sites"
+        )
     if not _plain(locked.recipe):
         return f"{left}, and nothing else that is computed from training images: no loss, no count"
     return f"{left}, how many training images they come from, and the metrics below"

@@ -54,6 +54,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "policy-parameters": ("more would be trained than policy.max_trainable_parameters", _POLICY),
     "policy-privacy": ("the recipe's privacy is not what the policy asks for", _POLICY),
     "policy-rounds": ("the rounds are, or would be, more than policy.max_rounds", _MORE.format("max_rounds")),
+    "policy-secure": ("policy.require_secure wants secure aggregation, and the recipe has none", _POLICY),
     "policy-sites": ("the recipe promises fewer sites than policy.min_sites", _POLICY),
     "policy-split": (
         "[privacy] or [split] of site.toml is another than when this recipe began here, so that patients who were "
@@ -72,6 +73,29 @@ WORDS: dict[str, tuple[str, str]] = {
     "privacy-budget": ("the round would spend more privacy than this site's budget has left", _LOG),
     "privacy-ledger": ("the privacy ledger cannot be charged, or the coordinator was put back to an older copy", _LOG),
     "refused": ("the message cannot be read, or is none of ours", "both ends need one release: fedvfm doctor client"),
+    "roster-pending": (
+        "no person here approved the roster document: who else's updates this site's may be summed with",
+        "fedvfm client review {recipe} shows it; ask the people of those hospitals for their keys, then fedvfm client "
+        "approve {recipe} --roster HASH",
+    ),
+    "secure-aggregation": ("the update is to be hidden and cannot be hidden here", _LOG),
+    "secure-numbers": ("the update has a number that is not finite, or its weight is out of bounds", _LOG),
+    "secure-opened": (
+        "shares for the sum of this round left already, for another session or other survivors",
+        "ask the coordinator: one sum of a round is opened and no second one; another recipe begins anew",
+    ),
+    "secure-session": (
+        "the session has too few sites, sites that are not on the approved roster document, or keys they did not sign",
+        "ask the coordinator; fedvfm client review {recipe} shows the roster document",
+    ),
+    "secure-shares": (
+        "the shares that came are not of this session, or were changed",
+        "nothing; the next round has others",
+    ),
+    "secure-survivors": (
+        "a sum was to be opened of too few sites, or of sites that dealt no shares",
+        "nothing, if the round is asked for again; else ask the coordinator",
+    ),
     "storage": ("the disk takes nothing more", "free space; fedvfm doctor client SITE.toml"),
     "training": ("the training went wrong; a loss that is not finite, or nothing moved", _LOG),
     "weights": ("the backbone's weights are missing or not the recipe's", "fedvfm weights fetch; fedvfm doctor client"),

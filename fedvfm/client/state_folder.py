@@ -11,6 +11,8 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     approvals.jsonl audit.jsonl  hash-chained
     splits/                      what the split into train, val and test follows from, of each recipe that began here
     sent/                        the update that was sent last, of each recipe
+    rosters/<hash>.json          roster documents that arrived: with whom this site's update may be summed
+    secure/                      keys and shares of sessions of secure aggregation; secrets
     adapters/                    final adapters that came, and what was decided of each
     features/                    what the frozen blocks computed of images, while a recipe trains here
     run/                         pid files, logs and secrets of the processes
@@ -18,6 +20,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +29,16 @@ from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.config import schema
 from fedvfm.storage import storage
-from fedvfm.trust import approvals, certificates, invites, keys, locked_recipe, requests, signed_documents
+from fedvfm.trust import (
+    approvals,
+    certificates,
+    invites,
+    keys,
+    locked_recipe,
+    requests,
+    roster_document,
+    signed_documents,
+)
 
 ABOUT = "site.json"
 REHEARSAL = "rehearsal-"
@@ -97,6 +109,67 @@ class State:
     def audit(self) -> audit.Audit:
         """The audit log, to add to."""
         return audit.Audit(self.folder / "audit.jsonl", self.about.site, "site")
+
+    @property
+    def secure(self) -> Path:
+        """Where secrets of secure aggregation lie."""
+        return self.folder / "secure"
+
+    def roster_path(self, document: str) -> Path:
+        """A roster document's file, by its hash."""
+        return self.folder / "rosters" / f"{document}.json"
+
+    def rosters(self) -> list[roster_document.RosterDocument]:
+        """The roster documents that arrived, the newest last.
+
+        Raises:
+            TrustError: if a file was changed.
+        """
+        paths = sorted((self.folder / "rosters").glob("*.json"))
+        documents = [signed_documents.read(path, roster_document.RosterDocument, "roster document") for path in paths]
+        return sorted(documents, key=lambda document: (document.created, document.hash))
+
+    def roster(self, document: str) -> roster_document.RosterDocument:
+        """A roster document that arrived, checked again.
+
+        Raises:
+            TrustError: if there is none of this hash, or it is not one for this site.
+        """
+        path = self.roster_path(document)
+        if not re.fullmatch("[0-9a-f]{64}", document) or not path.is_file():
+            raise errors.TrustError(
+                f"roster document '{signed_documents.shown(document)[:64]}': none of this hash came here. A running "
+                "client is sent it by the coordinator: fedvfm client review RECIPE shows those that came"
+            )
+        kept = signed_documents.read(path, roster_document.RosterDocument, "roster document")
+        if kept.hash != document:
+            raise errors.TrustError(f"{path}: holds another roster document than its name says")
+        self._check_roster(kept)
+        return kept
+
+    def remember_roster(self, document: roster_document.RosterDocument) -> bool:
+        """Keep a roster document that arrived, so that a person can review it; whether it is new here.
+
+        Raises:
+            TrustError: if it is not one for this site.
+            PolicyRefused: if too many were kept.
+        """
+        self._check_roster(document)
+        path = self.roster_path(document.hash)
+        if path.exists():
+            return False
+        if len(list(path.parent.glob("*.json"))) >= MAX_SEEN:
+            raise errors.PolicyRefused("policy-message", f"{MAX_SEEN} roster documents were seen already")
+        storage.make_private(path.parent)
+        storage.write_text(path, signed_documents.to_text(document))
+        self.audit.record("received", kind="roster", fingerprint=document.hash, bytes=path.stat().st_size)
+        return True
+
+    def _check_roster(self, document: roster_document.RosterDocument) -> None:
+        authority = certificates.read_pem(self.authority.read_text(), str(self.authority))
+        key = certificates.authority_key(authority, str(self.authority))
+        own = self.public_key.read_text().strip()
+        roster_document.check(document, key, self.about.federation, self.about.site, own)
 
     def recipe_path(self, recipe: str) -> Path:
         """A seen recipe's file."""
@@ -225,10 +298,30 @@ def join(folder: Path, invite: invites.Invite, approved: str, person: str | None
     return made
 
 
-def approve(where: State, locked: locked_recipe.LockedRecipe, person: str | None = None) -> dict[str, str]:
-    """Record that a person here approved a recipe."""
-    line = where.approvals.approve(locked.hash, person)
-    where.audit.record("decided", kind="approval", recipe=locked.hash, verdict="approved")
+def approve(
+    where: State, locked: locked_recipe.LockedRecipe, person: str | None = None, roster: str = ""
+) -> dict[str, str]:
+    """Record that a person here approved a recipe, and beside it the roster document of this hash.
+
+    Raises:
+        TrustError: if that is none that came here for this site, or has too few sites for the recipe; or if the recipe
+            has no secure aggregation, so that there is nothing to sum with whom.
+    """
+    if roster and locked.recipe.secure_aggregation is None:
+        raise errors.TrustError(
+            f"recipe {locked.hash[:12]}: has no secure aggregation, so the coordinator sees this site's update whoever "
+            "the others are. Leave --roster out"
+        )
+    if roster:
+        sites = len(where.roster(roster).sites)
+        if sites < locked.recipe.min_sites:
+            raise errors.TrustError(
+                f"roster document {roster[:12]}: lists {sites} sites, and recipe.min_sites = "
+                f"{locked.recipe.min_sites}; no sum would ever be opened. Ask the coordinator for another one"
+            )
+    line = where.approvals.approve(locked.hash, person, roster)
+    about = {"fingerprint": roster} if roster else {}
+    where.audit.record("decided", kind="approval", recipe=locked.hash, verdict="approved", **about)
     return line
 
 

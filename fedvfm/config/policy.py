@@ -73,6 +73,8 @@ class PolicyConfig(Part):
     ``metrics_epsilon``: scores of validation and test leave with noise and are charged to the ledger, in place of being
     rounded alone; only those that are means of bounded values (:mod:`fedvfm.client.gate.private_scores`).
 
+    ``require_secure``: only recipes with secure aggregation, so that the coordinator never sees this site's update.
+
     ``max_evaluations``: adapters of one recipe that are scored; left out, one more than ``max_rounds``: each round's,
     and the test. ``max_step``: an adapter that comes lies at most so many times as far from the one before as the
     largest update that this site sent (:mod:`fedvfm.client.gate.lineage`).
@@ -115,6 +117,9 @@ class PolicyConfig(Part):
     min_sites: Annotated[int, Field(ge=1)] = 1
     """(sites) How many the recipe must promise to join; the coordinator keeps to it, or not. Change: up; with two sites
     each can work out the other's update."""
+    require_secure: bool = False
+    """Only recipes with secure aggregation: the coordinator sees no update of this site's alone. Change: to true where
+    it must not."""
     max_evaluations: Annotated[int, Field(ge=0)] | None = None
     """(adapters) Of one recipe that are scored; left out: one more than max_rounds. Change: down where each score is
     one too many."""

@@ -22,6 +22,7 @@ from fedvfm import errors
 from fedvfm.config import base
 from fedvfm.config import policy as site_policy
 from fedvfm.config import privacy as privacy_config
+from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.config import server as server_config
 from fedvfm.storage import hash_chain
 
@@ -404,7 +405,7 @@ class Recipe(Strict):
     in bfloat16 where it is not slower with it, and in float32 elsewhere; "float32" is strict. ``codec`` is how
     adapters are written on the wire, in both directions: "fp32" as they are, "fp16", "int8" and "int4" as coded
     differences (see :mod:`fedvfm.protocol.codecs`). ``min_sites`` is a promise of the coordinator: no adapter is made
-    of fewer sites' updates.
+    of fewer sites' updates. ``secure_aggregation`` hides every single update from the coordinator.
     """
 
     schema_version: Literal[1] = 1
@@ -447,6 +448,9 @@ class Recipe(Strict):
     min_sites: int = _later(1, ge=1, le=10_000)
     """(sites) A promise to the sites: no adapter is made of fewer sites' updates. Change: to what the sites' policies
     ask for."""
+    secure_aggregation: secure_config.SecureAggregation | None = _later(None)
+    """Left out, the coordinator sees every site's update; with it their sum alone. docs/security/secure-aggregation.md
+    says what it covers and costs."""
 
     @functools.cached_property
     def hash(self) -> str:

@@ -6,10 +6,11 @@ Replies carry the round and the base fingerprint they answer, so that a stale on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +18,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.protocol import codecs, wire
+from fedvfm.protocol import codecs, secure_messages, wire
+from fedvfm.secure_aggregation import round_keys
 from fedvfm.state import factors, state
 from fedvfm.storage import hash_chain
 
 VERSION = 1
 MAX_RECIPE = 200_000
+MAX_ROSTER = 500_000
 
 HANDSHAKE = "query.handshake"
 TRAIN = "train"
 EVALUATE = "evaluate"
-WORDS = {HANDSHAKE: "handshake", TRAIN: "train", EVALUATE: "evaluate"}
+SHARE, UNMASK = "query.share", "query.unmask"
+"""Of secure aggregation: a session is proposed; the sum of those that sent is to be opened."""
+WORDS = {HANDSHAKE: "handshake", TRAIN: "train", EVALUATE: "evaluate", SHARE: "share", UNMASK: "unmask"}
 """What both ends' logs call a kind of message."""
 
 _ADAPTER = "adapter"
@@ -41,15 +46,20 @@ _IDS = "ids"
 _AUDIT = "audit"
 _MARK = "mark"
 _LEDGER = "ledger"
+_MASKED_NUMBERS = "masked"
 _CODEC, _BASE, _TARGET = "codec", "base", "fingerprint"
+_SECURE, _ROSTER, _KEYS = "secure", "roster", "keys"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
-_TASK |= {_CODEC, _BASE, _TARGET}
+_TASK |= {_CODEC, _BASE, _TARGET, _SECURE, _ROSTER}
 _HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
-_HELLO |= {"rank", "precision", _CODEC}
+_HELLO |= {"rank", "precision", _CODEC, _KEYS}
 _UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", _CODEC])
 _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
+_DEALING = frozenset(["protocol", "site", "session", "commitment", "outbox", _KEYS])
+_MASKED = frozenset(["protocol", "site", "round", "base_fingerprint", "session"])
+_OPENING = frozenset(["protocol", "site", "session", "seeds", "masks"])
 
 _REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
 
@@ -84,6 +94,10 @@ ERROR_CODES |= {
     "privacy-budget": 1032,
     "privacy-ledger": 1033,
 }
+# Of secure aggregation: an update that is to be hidden cannot be hidden here; nobody here approved the roster document;
+# a session, its shares or its list of survivors is none that this site takes part in; a sum of this round was opened.
+ERROR_CODES |= {"secure-aggregation": 1060, "roster-pending": 1061, "secure-session": 1062, "secure-shares": 1063}
+ERROR_CODES |= {"secure-survivors": 1064, "secure-opened": 1065, "secure-numbers": 1066, "policy-secure": 1067}
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
 # ... and of one whose privacy ledger is shorter than it was in this recipe.
@@ -109,6 +123,8 @@ class Task:
         surface: whether the slow surface metrics are wanted (evaluate only).
         per_sample: whether per-sample values may be answered (simulation only).
         final: this is the adapter the federation ends with, for the site to keep (evaluate of "test" only).
+        secure: what of secure aggregation rides on it; see :mod:`fedvfm.protocol.secure_messages`.
+        roster: the roster document, as its file (handshake under secure aggregation only).
     """
 
     recipe: schema.Recipe
@@ -118,6 +134,8 @@ class Task:
     surface: bool = False
     per_sample: bool = False
     final: bool = False
+    secure: str = ""
+    roster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +144,7 @@ class Hello:
 
     ``precision`` is what the site computes in: one of :data:`fedvfm.config.schema.COMPUTED_IN`.
     ``codec`` is the one that it will send and take, the recipe's: it agrees to it by name.
+    ``keys`` are those of its next session, where the recipe has secure aggregation.
     """
 
     site: str
@@ -136,6 +155,7 @@ class Hello:
     backbone_config_sha256: str = ""
     precision: str = schema.COMPUTED_IN[0]
     codec: str = codecs.PLAIN
+    keys: round_keys.Advertised | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +323,8 @@ def encode_task(task: Task, difference: codecs.Difference | None = None) -> Reco
         "per_sample": task.per_sample,
         "final": task.final,
     }
+    # A site of an earlier release knows no such keys, and no recipe that has them.
+    header |= {key: text for key, text in ((_SECURE, task.secure), (_ROSTER, task.roster)) if text}
     content = RecordDict()
     if difference is not None:
         coded, content[_ADAPTER] = _pack_difference(difference)
@@ -359,6 +381,8 @@ def decode_task(content: RecordDict, held: Held = nothing) -> Task:
             surface=wire.flag(header["surface"]),
             per_sample=wire.flag(header["per_sample"]),
             final=wire.flag(header["final"]),
+            secure=wire.text(header.get(_SECURE, ""), secure_messages.MAX_TEXT),
+            roster=wire.text(header.get(_ROSTER, ""), MAX_ROSTER),
         )
         if task.final and (task.state is None or task.split != "test"):
             raise ValueError("a final adapter comes with the test")
@@ -384,6 +408,8 @@ def encode_hello(hello: Hello) -> RecordDict:
     }
     if hello.codec != codecs.PLAIN:  # a coordinator of an earlier release knows no such key, and asks for no other
         header[_CODEC] = hello.codec
+    if hello.keys is not None:
+        header[_KEYS] = secure_messages.keys_text(hello.keys)
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
 
 
@@ -404,6 +430,7 @@ def decode_hello(content: RecordDict) -> Hello:
             examples=wire.counts(content.metric_records[_METRICS]),
             precision=_word(header["precision"], schema.COMPUTED_IN),
             codec=wire.text(header.get(_CODEC, codecs.PLAIN), 64),
+            keys=secure_messages.read_keys(header[_KEYS]) if _KEYS in header else None,
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None
@@ -493,6 +520,82 @@ def _trained(
     return codecs.decode(difference, base)
 
 
+def encode_masked(masked: secure_messages.Masked) -> RecordDict:
+    """The records of a train reply under secure aggregation: 8 bytes a number, nothing in plain."""
+    header: dict[str, Any] = {
+        "protocol": VERSION,
+        "site": masked.site,
+        "round": masked.round,
+        "base_fingerprint": masked.base,
+        "session": masked.session,
+    }
+    return RecordDict({_HEADER: ConfigRecord(header), _MASKED_NUMBERS: secure_messages.pack_numbers(masked.numbers)})
+
+
+def is_masked(content: RecordDict) -> bool:
+    """Whether a train reply holds masked numbers."""
+    return _MASKED_NUMBERS in content
+
+
+def decode_masked(content: RecordDict) -> secure_messages.Masked:
+    """The inverse of :func:`encode_masked`.
+
+    Raises:
+        ProtocolError: if it is not of that form; a plain update is not.
+    """
+    header = _header(content, _MASKED, _MASKED_NUMBERS)
+    with _known_form("masked update"):
+        return secure_messages.Masked(
+            site=wire.text(header["site"]),
+            round=wire.count(header["round"]),
+            base=secure_messages.sha256(header["base_fingerprint"]),
+            session=secure_messages.sha256(header["session"]),
+            numbers=secure_messages.unpack_numbers(content.array_records[_MASKED_NUMBERS]),
+        )
+
+
+def encode_dealing(dealing: secure_messages.Dealing) -> RecordDict:
+    """The records of an answer to a session that is proposed."""
+    header: dict[str, Any] = {"protocol": VERSION, **secure_messages.dealing_header(dealing)}
+    return RecordDict({_HEADER: ConfigRecord(header)})
+
+
+def decode_dealing(content: RecordDict) -> secure_messages.Dealing:
+    """The inverse of :func:`encode_dealing`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content, _DEALING)
+    with _known_form("answer to a session"):
+        return secure_messages.read_dealing(header)
+
+
+def encode_opening(opening: secure_messages.Opening) -> RecordDict:
+    """The records of an answer to a list of survivors."""
+    header: dict[str, Any] = {"protocol": VERSION, **secure_messages.opening_header(opening)}
+    return RecordDict({_HEADER: ConfigRecord(header)})
+
+
+def decode_opening(content: RecordDict) -> secure_messages.Opening:
+    """The inverse of :func:`encode_opening`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content, _OPENING)
+    with _known_form("answer to a list of survivors"):
+        return secure_messages.read_opening(header)
+
+
+@contextlib.contextmanager
+def _known_form(what: str) -> Iterator[None]:
+    try:
+        yield
+    except wire.FAULTS as error:
+        raise errors.ProtocolError(f"{what} is not of the known form ({type(error).__name__})") from None
+
+
 def encode_evaluation(evaluation: Evaluation) -> RecordDict:
     """The records of an evaluate reply."""
     header: dict[str, Any] = {
@@ -568,7 +671,7 @@ def refusal(error: Exception) -> Error:
         errors.StorageError: "storage",
     }
     word = next((word for kind, word in kinds.items() if isinstance(error, kind)), "error")
-    if isinstance(error, errors.PolicyRefused) and error.reason in ERROR_CODES:
+    if isinstance(error, errors.PolicyRefused | errors.SecureAggregationError) and error.reason in ERROR_CODES:
         word = error.reason
     return Error(code=ERROR_CODES[word], reason=word)
 

@@ -9,6 +9,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     steering.json                   what the coordinator ordered: pause, finish, extend, the recipe that follows
     runs/<hash>/                    journal, checkpoints and evaluation of each recipe
     roster.jsonl audit.jsonl        hash-chained
+    roster-document.json            who may be in a sum of secure aggregation; signed
     invites/<site>.invite.json      to hand over; removed when the site is approved
 """
 
@@ -27,7 +28,17 @@ from fedvfm.audit import audit
 from fedvfm.config import schema
 from fedvfm.state import checkpoint
 from fedvfm.storage import storage
-from fedvfm.trust import certificates, invites, keys, locked_recipe, rekeying, requests, signed_documents, tokens
+from fedvfm.trust import (
+    certificates,
+    invites,
+    keys,
+    locked_recipe,
+    rekeying,
+    requests,
+    roster_document,
+    signed_documents,
+    tokens,
+)
 from fedvfm.trust import roster as rosters
 
 ABOUT = "federation.json"
@@ -97,6 +108,22 @@ class State:
     def sites(self) -> dict[str, rosters.Entry]:
         """Site name -> roster entry."""
         return rosters.read(self.roster_path)
+
+    @property
+    def roster_document_path(self) -> Path:
+        """The roster document of secure aggregation."""
+        return self.folder / "roster-document.json"
+
+    def roster_document(self) -> roster_document.RosterDocument | None:
+        """Who may be in a sum of secure aggregation; None before it was published.
+
+        Raises:
+            TrustError: if the file was changed.
+        """
+        path = self.roster_document_path
+        if not path.exists():
+            return None
+        return signed_documents.read(path, roster_document.RosterDocument, "roster document")
 
     def recipe_path(self, recipe: str) -> Path:
         """A locked recipe's file; the initial adapter lies beside it."""
@@ -355,6 +382,22 @@ def revoke(where: State, site: str) -> rosters.Entry:
     where.audit.record("revoked", site=site, **({"key": entry.key_fingerprint} if entry.public_key else {}))
     where.invite_path(site).unlink(missing_ok=True)
     return entry
+
+
+def publish_roster(where: State) -> roster_document.RosterDocument:
+    """Sign the document of the sites that are approved now; the one before counts no more, nor its approvals.
+
+    Raises:
+        TrustError: if fewer than three are approved, or the authority's key is not here.
+    """
+    approved = {name: entry.public_key for name, entry in where.sites().items() if entry.status == rosters.APPROVED}
+    before = where.roster_document()
+    if before is not None and dict(before.keys) == approved:
+        return before
+    document = roster_document.make(keys.read_private(where.authority_key), where.about.federation, approved)
+    where.audit.record("decided", kind="roster", verdict="published", fingerprint=document.hash)
+    signed_documents.write(where.roster_document_path, document)
+    return document
 
 
 def recertify(where: State, names: Sequence[str]) -> list[str]:

@@ -280,7 +280,7 @@ def status(where: state_folder.State) -> dict[str, Any]:
         "refused": refused_requests.lately(folder / refused_requests.FILE),
         "sites": {name: entry.status for name, entry in where.sites().items()},
         "takes_part": takes_part,
-        "pending": sorted(name for name, word in takes_part.items() if word == "approval-pending"),
+        "pending": sorted(name for name, word in takes_part.items() if word in ("approval-pending", "roster-pending")),
         "acceptance": done.get("acceptance", {}),
         "result": str(arm) if (arm / result.REPORT).is_file() else "",
     }

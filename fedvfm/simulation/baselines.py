@@ -85,10 +85,14 @@ def fewer_rounds(rounds: Mapping[str, int], what: schema.Experiment, sites: int)
 
 
 def whole(arm: Arm) -> Arm:
-    """The arm without a codec: what a baseline sends is nobody's bytes, and no two arms may share a residual."""
-    if arm.recipe is None or arm.recipe.codec == codecs.PLAIN:
+    """The arm without a codec: what a baseline sends is nobody's bytes, and no two arms may share a residual.
+
+    Nor is there anybody whose update could be hidden among others.
+    """
+    if arm.recipe is None or (arm.recipe.codec == codecs.PLAIN and arm.recipe.secure_aggregation is None):
         return arm
-    return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update={"codec": codecs.PLAIN}))
+    plain = {"codec": codecs.PLAIN, "secure_aggregation": None}
+    return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update=plain))
 
 
 def federated(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:

@@ -1,13 +1,16 @@
 """Approvals: which recipes a person at the site approved, keyed by hash, in an append-only hash-chained file.
 
 A recipe that differs in one value has another hash and no approval. Every line names the site, so a file carried over
-from another site is refused.
+from another site is refused. Under secure aggregation an approval names the roster document too: with whom this site's
+update may be summed. A document that differs in one site or key has another hash, and needs another approval.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedvfm import errors
@@ -54,9 +57,20 @@ class Approvals:
         last = {row["recipe"]: row["event"] for row in self.rows()}
         return [recipe for recipe, event in last.items() if event == APPROVED]
 
-    def approve(self, recipe: str, person: str | None = None) -> dict[str, Any]:
-        """Record that this login approved a recipe, or return the line that says so already."""
-        return self._write(APPROVED, recipe, person)
+    def roster_of(self, recipe: str) -> str:
+        """Hash of the roster document that the standing approval of a recipe names; empty where it names none."""
+        last = {row["recipe"]: row for row in self.rows()}.get(recipe, {})
+        return str(last.get("roster", "")) if last.get("event") == APPROVED else ""
+
+    def approve(self, recipe: str, person: str | None = None, roster: str = "") -> dict[str, Any]:
+        """Record that this login approved a recipe, or return the line that says so already.
+
+        Args:
+            recipe: its hash.
+            person: who; default is the login name.
+            roster: hash of the roster document that is approved beside it.
+        """
+        return self._write(APPROVED, recipe, person, {"roster": roster} if roster else {})
 
     def withdraw(self, recipe: str, person: str | None = None) -> dict[str, Any]:
         """Record that an approval no longer stands.
@@ -67,6 +81,19 @@ class Approvals:
         if recipe not in self.stand():
             raise errors.TrustError(f"recipe {recipe[:12]}: is not approved, so there is nothing to withdraw")
         return self._write(WITHDRAWN, recipe, person)
+
+    def require_roster(self, recipe: str, roster: str) -> None:
+        """Check that the standing approval of a recipe names this roster document.
+
+        Raises:
+            PolicyRefused: ``roster-pending`` if it names another one, or none.
+        """
+        if not roster or self.roster_of(recipe) != roster:
+            raise errors.PolicyRefused(
+                "roster-pending",
+                f"the roster document {roster[:12] or '(none came)'} waits for a person here. Read it: fedvfm client "
+                f"review {recipe[:12]}; then: fedvfm client approve {recipe} --roster {roster or 'HASH'}",
+            )
 
     def require(self, recipe: str) -> None:
         """Check that a recipe is approved.
@@ -81,21 +108,24 @@ class Approvals:
                 f"fedvfm client approve {recipe}",
             )
 
-    def _write(self, event: str, recipe: str, person: str | None) -> dict[str, Any]:
+    def _write(
+        self, event: str, recipe: str, person: str | None, more: Mapping[str, str] = MappingProxyType({})
+    ) -> dict[str, Any]:
         with storage.exclusive(self.path):
             try:
                 written = hash_chain.Chain(self.path)
             except errors.CheckpointError as error:
                 raise errors.TrustError(f"{error}. Restore the file from a backup") from None
             before = [row for row in self._own(written.entries) if row["recipe"] == recipe]
-            if before and before[-1]["event"] == event:
+            if before and before[-1]["event"] == event and before[-1].get("roster", "") == more.get("roster", ""):
                 return before[-1]
-            line = {"event": event, "recipe": recipe, "site": self.site, "who": person or who()}
+            line = {"event": event, "recipe": recipe, "site": self.site, "who": person or who(), **more}
             return written.append({**line, "time": signed_documents.stamp(signed_documents.now())})
 
     def _own(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for number, row in enumerate(rows, start=1):
             known = row.get("event") in (APPROVED, WITHDRAWN) and isinstance(row.get("recipe"), str)
+            known = known and isinstance(row.get("roster", ""), str)
             if not known or row.get("site") != self.site:
                 raise errors.TrustError(
                     f"{self.path}: line {number} is no approval of site '{self.site}'. Nothing counts as approved; "

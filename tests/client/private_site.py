@@ -125,7 +125,8 @@ class Site:
         ending = f"[privacy]\n{budget}" if budget else ""
         self.settings.write_text(about + ending)
         config = site_file.read_site(self.settings)
-        units = privacy_charge.counted(asked, site_file.hospital(config, asked), config.privacy)
+        private = privacy_charge.private(asked)
+        units = privacy_charge.counted(asked, site_file.hospital(config, asked), config.privacy) if private else None
         rules = policy.accepting(policy.Facts.of(build(asked), units)).replace("max_rounds = 3", "max_rounds = 9")
         rules = rules.replace("min_units = 10", "min_units = 5")
         self.settings.write_text(about + rules + ending)

@@ -26,12 +26,14 @@ class Two:
         tiny: the tiny experiment of the command line's tests: data, backbone, command, environment.
         folder: holds the state folders ``server``, ``east`` and ``south``, and beside them what the processes say.
         locked: the recipe.
+        names: of the hospitals, where they are others.
     """
 
     tiny: Any
     folder: Path
     locked: locked_recipe.LockedRecipe
     server: enrolment.State
+    names: tuple[str, ...] = SITES
     sites: dict[str, joining.State] = field(default_factory=dict)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -49,11 +51,14 @@ class Two:
         self.started.append(process)
         return process
 
-    def start_clients(self) -> dict[str, subprocess.Popen[str]]:
-        return {site: self.start("client", "start", f"{site}.toml", "--state", site) for site in SITES}
+    def start_client(self, site: str, **environment: str) -> subprocess.Popen[str]:
+        return self.start("client", "start", f"{site}.toml", "--state", site, **environment)
 
-    def start_server(self, **environment: str) -> subprocess.Popen[str]:
-        return self.start("server", "start", "--state", "server", **environment)
+    def start_clients(self) -> dict[str, subprocess.Popen[str]]:
+        return {site: self.start_client(site) for site in self.names}
+
+    def start_server(self, *options: str, **environment: str) -> subprocess.Popen[str]:
+        return self.start("server", "start", "--state", "server", *options, **environment)
 
     def settings(self, site: str) -> Path:
         """A hospital's own file, which each test writes."""
@@ -79,14 +84,14 @@ class Two:
 
 
 @contextlib.contextmanager
-def enrolled(tiny: Any, folder: Path, recipe: str) -> Iterator[Two]:
-    """Both hospitals have approved the recipe, the coordinator both of them; nothing runs yet."""
+def enrolled(tiny: Any, folder: Path, recipe: str, names: tuple[str, ...] = SITES) -> Iterator[Two]:
+    """All hospitals have approved the recipe, the coordinator all of them; nothing runs yet."""
     (folder / "recipe.toml").write_text(recipe)
     locked = locking.open_recipe(folder / "recipe.toml")
-    plan = enrolment.Plan("tiny", f"127.0.0.1:{processes.free_port()}", (), SITES)
+    plan = enrolment.Plan("tiny", f"127.0.0.1:{processes.free_port()}", (), names)
     server = enrolment.init(folder / "server", plan, locked)
-    made = Two(tiny, folder, locked, server)
-    for site in SITES:
+    made = Two(tiny, folder, locked, server, names)
+    for site in names:
         invite = joining.read_invite(server.invite_path(site), server.fingerprint())
         made.sites[site] = joining.join(folder / site, invite, locked.hash)
         enrolment.approve(server, made.sites[site].request)

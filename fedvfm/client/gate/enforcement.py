@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from flwr.app import Context
 
@@ -22,6 +23,7 @@ from fedvfm.client.gate import (
     exchange,
     held_adapters,
     lineage,
+    masking,
     policy,
     privacy_charge,
     private_scores,
@@ -36,7 +38,7 @@ from fedvfm.privacy import base, randomness
 from fedvfm.protocol import protocol
 from fedvfm.state import state
 from fedvfm.storage import hash_chain
-from fedvfm.trust import locked_recipe
+from fedvfm.trust import keys, locked_recipe
 
 LOG = logging.getLogger(__name__)
 MIB = 1 << 20
@@ -65,7 +67,10 @@ class HospitalTerms:
 
     Attributes:
         audit: the site's audit log.
+        masks: whether updates leave masked where the recipe wants it; in a rehearsal nothing leaves.
     """
+
+    masks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,6 +82,15 @@ class HospitalTerms:
         self.audit = where.audit
         self._built: dict[str, locked_recipe.LockedRecipe] = {}
         self._sent = reply_cache.Sent(where.sent)
+
+    @property
+    def sessions(self) -> masking.Sessions:
+        """This site's sessions of secure aggregation."""
+
+        def sign(message: bytes) -> str:
+            return keys.sign(keys.read_private(self.where.key), message)
+
+        return masking.Sessions(self.where.secure, self.where.about.site, sign)
 
     def note_refused(self, of: exchange.Exchange, refusal: errors.PolicyRefused) -> None:
         """Note that a message is refused, and why."""

@@ -17,7 +17,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from fedvfm import errors
-from fedvfm.client.gate import enforcement, reply_cache, steps
+from fedvfm.client.gate import enforcement, reply_cache, secure_steps, steps
 from fedvfm.client.gate import exchange as exchanges
 from fedvfm.protocol import envelope
 
@@ -60,6 +60,7 @@ RECIPE: tuple[Step, ...] = (
     steps.approval_before_data,  # what a mechanism comes to depends on the data, not listed for a stranger
     steps.recipe_policy,
     steps.approval,
+    secure_steps.roster,
     steps.message_policy,  # rounds, hours, evaluations that are left
     steps.lineage,
     steps.hold_adapter,
@@ -79,6 +80,8 @@ DATA: tuple[Step, ...] = (
 SITE = Order(
     judge=(*RECIPE, *DATA, steps.note_accepted),
     answer=(
+        secure_steps.deal,
+        secure_steps.open_sum,
         steps.hold_coded_adapter,
         steps.scores_given_before,
         steps.update_kept_before,
@@ -88,18 +91,19 @@ SITE = Order(
         steps.compute,
         steps.pin_split,
         steps.release,
+        secure_steps.advertise,
         steps.keep_update,
         steps.charge,
         steps.settle_residual,
     ),
-    leave=(steps.note_unreadable, steps.keep_scores, steps.note_sent, steps.end_of_recipe),
+    leave=(secure_steps.mask, steps.note_unreadable, steps.keep_scores, steps.note_sent, steps.end_of_recipe),
 )
 """A hospital."""
 
 HOSPITAL = Order(
     judge=(*RECIPE, steps.note_accepted),
     answer=tuple(step for step in SITE.answer if step is not steps.pin_split),
-    leave=(steps.note_unreadable, steps.keep_scores, steps.note_sent),
+    leave=(secure_steps.mask, steps.note_unreadable, steps.keep_scores, steps.note_sent),
 )
 """A hospital whose data nobody looks at: recipes without a mechanism, answered by something else than our ClientApp."""
 

@@ -117,6 +117,7 @@ def check(policy: schema.PolicyConfig, facts: Facts) -> list[Verdict]:
         _metrics(policy, recipe),
         *_training(policy, recipe),
         _floor("min_sites", recipe.min_sites, policy.min_sites, "policy-sites"),
+        *_secure(policy, recipe),
         _privacy(policy.privacy, facts),
     ]
 
@@ -339,6 +340,7 @@ def accepting(facts: Facts) -> str:
             "min_train_units = 10             # patients; nothing is trained on fewer",
             f"min_sites = {recipe.min_sites}                    # the least that the recipe promises to join",
             *_training_lines(recipe),
+            *(["require_secure = true            # no plain update leaves"] if recipe.secure_aggregation else []),
             "",
             "[policy.backbones]",
             f"{_toml(recipe.backbone.name)} = {_toml([facts.backbone_sha256 or SCRATCH])}",
@@ -415,6 +417,16 @@ def _training(policy: schema.PolicyConfig, recipe: schema.Recipe) -> list[Verdic
     return [
         _listed("optimisers", own.name, policy.optimisers, "policy-training"),
         _floor("min_batch", own.batch_size, policy.min_batch, "policy-training"),
+    ]
+
+
+def _secure(policy: schema.PolicyConfig, recipe: schema.Recipe) -> list[Verdict]:
+    """Only where the policy asks for it: it adds a line to no review but that of a site which wants it."""
+    if not policy.require_secure:
+        return []
+    asked = "plain updates" if recipe.secure_aggregation is None else "secure aggregation"
+    return [
+        Verdict("require_secure", recipe.secure_aggregation is not None, asked, "secure aggregation", "policy-secure")
     ]
 
 

@@ -114,6 +114,10 @@ def approval(own: Hospital, of: Exchange) -> None:
 
 def message_policy(own: Hospital, of: Exchange) -> None:
     """Rounds, hours and evaluations that the policy leaves; what was answered before is no new work."""
+    if (
+        of.kind == protocol.UNMASK
+    ):  # nothing is computed, and the others wait: at any hour, and of a round that was done
+        return
     kept = kept_answer(of) is not None
     of.as_kept = kept and of.kind == protocol.TRAIN
     policy.check_task(of.policy, of.asked, of.kind, own.usage(of.recipe), kept=kept)
@@ -461,7 +465,9 @@ def _refusal(of: Exchange, reply: Message) -> dict[str, Any]:
 def _said(of: Exchange) -> dict[str, Any]:
     leaving = of.leaving
     found: dict[str, Any] = {"kind": protocol.WORDS[of.kind], "digest": leaving.digest}
-    if of.kind == protocol.TRAIN:
+    if of.kind == protocol.TRAIN and protocol.is_masked(leaving.content):
+        found["numbers"] = len(protocol.decode_masked(leaving.content).numbers)
+    elif of.kind == protocol.TRAIN:
         update = leaving.update
         found |= {"fingerprint": update.state.fingerprint, "numbers": update.state.parameters}
         found["metrics"] = sorted(update.metrics)

@@ -73,6 +73,7 @@ class Greetings:
         locked: recipe, manifest and first adapter.
         rule: the aggregation rule; says whether it takes a site's rank.
         refused: told the site and the word, once, where it takes no part for what it answered.
+        document: the roster document as its file, under secure aggregation.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Greetings:
         locked: locked_recipe.LockedRecipe,
         rule: base.Aggregator,
         refused: Callable[[str, str], None] = lambda site, word: None,
+        document: str = "",
     ) -> None:
         self._grid, self._locked, self._rule, self._refused = grid, locked, rule, refused
         self._sites: dict[str, _Site] = {}
         self._there: dict[str, int] = {}
-        self._content = protocol.encode_task(protocol.Task(locked.recipe))
+        self._content = protocol.encode_task(protocol.Task(locked.recipe, roster=document))
         self._looked, self._busy = float("-inf"), False
 
     def look(self) -> bool:
@@ -157,6 +159,8 @@ class Greetings:
                 site.pause = FIRST_S
             if word == "approval-pending" and before != word:
                 LOG.info(f"site '{name}' waits for a person's approval of the recipe; it is asked again")
+            elif word == "roster-pending" and before != word:
+                LOG.info(f"site '{name}' waits for a person's approval of the roster document; it is asked again")
             elif word and before != word and word != protocol.LEDGER_WENT_BACK:  # the grid told more of that
                 LOG.warning(f"site '{name}' takes no part: {word}; it is asked again")
             if word in WRONG and before != word:

@@ -35,7 +35,7 @@ from fedvfm.server.rounds import federation as strategy
 from fedvfm.server.rounds import handshake
 from fedvfm.server.rounds import journal as journals
 from fedvfm.storage import storage
-from fedvfm.trust import locked_recipe
+from fedvfm.trust import locked_recipe, roster_document, signed_documents
 from fedvfm.trust import roster as rosters
 
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
@@ -85,6 +85,9 @@ class Coordinator:
         self._memory = waiting.Memory(where.folder / RUN)
         self._began = self._refused = False
         self._missed: _Missed | None = None
+        self._document: roster_document.RosterDocument | None = None
+        if self._locked.recipe.secure_aggregation is not None and where.roster_document() is None:
+            raise errors.ConfigError("server", [strategy.NO_ROSTER])
 
     def look(self) -> None:
         """Greet who came; called while answers are waited for."""
@@ -104,8 +107,12 @@ class Coordinator:
             FedvfmError: what stopped the federation.
         """
         rule = rules.make(self._locked.recipe.aggregation)
-        self._greetings = admission_handshakes.Greetings(grid, self._locked, rule, self._left_out)
         while True:
+            document = self._where.roster_document() if self._locked.recipe.secure_aggregation is not None else None
+            if self._greetings is None or document != self._document:  # with another document all are greeted anew
+                text = "" if document is None else signed_documents.to_text(document)
+                self._greetings = admission_handshakes.Greetings(grid, self._locked, rule, self._left_out, text)
+                self._document = document
             members = self._gather(self._greetings)
             if members is None or self._stretch(members, grid, context):
                 return
@@ -244,6 +251,7 @@ class Coordinator:
             or state_folder.open_state(self._where.folder).about.recipe != self._recipe
             or job.last != self._last(number - 1)
             or now != dict(members)
+            or (self._document is not None and self._where.roster_document() != self._document)
         ):
             return True
         early = job.last and number > job.rounds  # the final test comes next
@@ -278,6 +286,7 @@ class Coordinator:
             durable=True,
             last=self._last(done),
             least_tests=server.quorum,
+            roster=self._document,
         )
 
     def _again(self, missed: errors.QuorumMissed) -> None:

@@ -25,7 +25,7 @@ INVITED = "invited, not yet approved"
 """Word of a site that is on the roster with its invite alone."""
 DROPPED = "dropped, not readmitted"
 """Word of a site that a person dropped and may take in again."""
-FOR_PEOPLE = ("approval-pending", "policy-closed", INVITED, DROPPED)
+FOR_PEOPLE = ("approval-pending", "roster-pending", "policy-closed", INVITED, DROPPED)
 _PEOPLE = "/people"
 FILE = "waiting.json"
 KEEP_S = 15.0

@@ -184,7 +184,9 @@ def _said(reply: Message, kind: str) -> tuple[dict[str, Any], bool]:
         if update:
             spent = protocol.find_ledger(reply)
             found |= {} if spent is None else {"ledger": str(spent)}
-            if not envelope.of(reply).coded:  # a difference is named by its digest alone
+            if (
+                not protocol.is_masked(reply.content) and not envelope.of(reply).coded
+            ):  # a difference is named by its digest alone
                 found["fingerprint"] = envelope.of(reply).update.state.fingerprint
     except errors.ProtocolError:  # whoever takes the reply says what is wrong with it
         return {}, False

@@ -39,12 +39,14 @@ from fedvfm.server.rounds import (
     handshake,
     journal,
     messaging,
+    secure_round,
+    secure_sum,
     server_optimiser,
     update_store,
 )
 from fedvfm.state import checkpoint, factors, state
 from fedvfm.storage import hash_chain, storage
-from fedvfm.trust import locked_recipe
+from fedvfm.trust import locked_recipe, roster_document
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Job:
         least_tests: how many sites must test the final adapter; 0 for all.
         simulated: whether noise that this server adds for privacy comes from the seed (simulation only).
         machine: what each line of the journal states of how all sites compute (simulation only).
+        roster: who may be in a sum, under secure aggregation.
     """
 
     name: str
@@ -81,11 +84,18 @@ class Job:
     least_tests: int = 0
     simulated: bool = False
     machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    roster: roster_document.RosterDocument | None = None
 
     @property
     def rounds(self) -> int:
         """Number of the last round."""
         return min(self.last or self.locked.recipe.rounds, self.locked.recipe.rounds)
+
+
+NO_ROSTER = (
+    "recipe.secure_aggregation: there is no roster document, and no site is asked for an update that is not hidden. "
+    "Run: fedvfm server publish-roster, and let every site approve it"
+)
 
 
 def _stay(number: int) -> bool:
@@ -118,6 +128,11 @@ class Federation:
         # A Grid whose sites compute in processes of their own knows what all of them take.
         self._peak_mib: Callable[[], float] = getattr(grid, "peak_mib", journal.peak_mib)
         self._private = dp_aggregation.of(job.locked, self.rule, job.folder, simulated=job.simulated)
+        self._secure = (
+            secure_round.SecureRounds(job.locked, job.roster, job.folder)
+            if self.recipe.secure_aggregation is not None and job.roster is not None and not job.simulated
+            else None
+        )
 
     @property
     def evaluation_path(self) -> Path:
@@ -147,6 +162,8 @@ class Federation:
         wrong += (
             [] if self.job.simulated else cohort.promise_faults(least, self.recipe)
         )  # one virtual site may train alone
+        if self.recipe.secure_aggregation is not None and not self.job.simulated and self._secure is None:
+            wrong.append(NO_ROSTER)
         if wrong:
             raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
         members = self._handshake() if members is None else members
@@ -212,12 +229,14 @@ class Federation:
         started = time.monotonic()
         asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
         self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=asked)
-        made = self._private.found(number, adapter, self._kept) if self._private is not None else None
-        made = made or self._joined(number, adapter, members, asked)
+        joined = self._private.found(number, adapter, self._kept) if self._private is not None else None
+        if self._secure is not None:
+            joined = self._hidden(self._secure, number, adapter, [members[name] for name in asked])
+        joined = joined or self._joined(number, adapter, members, asked)
         trained = factors.trained(self.job.locked.manifest, self.recipe.adapter.factors, number)
-        goal, velocity = server_optimiser.step(adapter, made.adapter, self._kept, self.recipe.aggregation, trained)
+        goal, velocity = server_optimiser.step(adapter, joined.adapter, self._kept, self.recipe.aggregation, trained)
         adapter, lost = self._broadcast.moved(adapter, goal, self._kept, trained)
-        self._kept = {**made.kept, **velocity, **lost}
+        self._kept = {**joined.kept, **velocity, **lost}
         checkpoint.save(self.checkpoints, number, adapter, self._kept, self.recipe.hash)
         storage.fault_point("between-checkpoint-and-journal")
         every = self.recipe.evaluation.every
@@ -230,7 +249,7 @@ class Federation:
         line = {
             "round": number,
             "fingerprint": adapter.fingerprint,
-            **made.record,
+            **joined.record,
             "precision": {name: members[name].precision for name in asked if name in members},
             "validation": validation,
             **self._mark,
@@ -247,7 +266,43 @@ class Federation:
         checkpoint.prune(self.checkpoints, number - 1)
         if self.job.durable:
             update_store.Received(self.job.folder / "received").clear()
+        if self._secure is not None:
+            self._secure.clear()
         return adapter
+
+    def _hidden(
+        self,
+        secure: secure_round.SecureRounds,
+        number: int,
+        adapter: state.AdapterState,
+        members: Sequence[handshake.Member],
+    ) -> aggregation.Joined:
+        """What the cohort's masked updates came to; no single one is ever seen."""
+        nodes = {member.name: member.node for member in members}
+
+        def ask(
+            some: Sequence[handshake.Member], kind: str, task: Callable[[str], protocol.Task]
+        ) -> Iterator[tuple[str, Message]]:
+            names, answered = {nodes[member.name]: member.name for member in some}, set()
+            for node, message in self.asker.ask(
+                names, kind, lambda node: protocol.encode_task(task(names[node])), number
+            ):
+                if node not in answered:  # a second answer of a site counts no more than the first
+                    answered.add(node)
+                    self.observer(
+                        "reply",
+                        arm=self.job.name,
+                        round=number,
+                        phase=protocol.WORDS[kind],
+                        site=names[node],
+                        loss=None,
+                    )
+                    yield names[node], message
+
+        least = cohort.quorum(len(members), self.job.server)
+        tell = functools.partial(self._refused, number)
+        mean, sites, refused = secure.run(number, adapter, members, least, ask, tell)
+        return secure_sum.joined(mean, sites, {"cohort": sorted(nodes), "refused": refused})
 
     def _joined(
         self,
@@ -263,7 +318,8 @@ class Federation:
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
         cohort.require(list(intake.sites), asked, self.job.server, number, why)
         # At site level an update is not private before the sum is noised, and neither is its norm.
-        norms = {} if self._private is not None else {"norms": dict(sorted(self._norms.items()))}
+        hidden = self._private is not None or self.recipe.secure_aggregation is not None
+        norms = {} if hidden else {"norms": dict(sorted(self._norms.items()))}
         made = intake.finish({"cohort": asked, "refused": refused, **norms})
         if self._private is not None:
             kept.clear()  # what is not private stays no longer than it must
@@ -277,6 +333,8 @@ class Federation:
         asked: list[str],
         kept: update_store.Received,
     ) -> aggregation.Intake:
+        if self.recipe.secure_aggregation is not None:  # a simulation; else no plain update is asked for
+            return secure_sum.PlainSum(self.recipe, adapter, self.job.locked.manifest, number)
         if self._private is not None:
             return self._private.intake(number, adapter, len(asked), self._kept, self.journal.rounds)
         weighting, manifest = self.recipe.aggregation.weighting, self.job.locked.manifest

@@ -10,19 +10,24 @@ from fedvfm import errors
 from fedvfm.aggregators import base
 from fedvfm.config import schema
 from fedvfm.protocol import protocol
+from fedvfm.secure_aggregation import round_keys
 from fedvfm.state import state
 from fedvfm.trust import locked_recipe
 
 
 @dataclass(frozen=True)
 class Member:
-    """A site after the handshake; ``precision`` is what it computes in."""
+    """A site after the handshake; ``precision`` is what it computes in.
+
+    ``keys`` are those it greeted with for its next session of secure aggregation: no part of what it is.
+    """
 
     name: str
     node: int
     manifest: state.Manifest
     examples: Mapping[str, int]
     precision: str = schema.COMPUTED_IN[0]
+    keys: round_keys.Advertised | None = dataclasses.field(default=None, compare=False)
 
 
 class RollCall:
@@ -106,7 +111,8 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
             f"site '{hello.site}' builds another adapter from this recipe; install the same fedvfm at both ends"
         )
     rule.for_site(locked.adapter, manifest)
-    return Member(hello.site, node, manifest, hello.examples, hello.precision)
+    own = hello.keys if hello.keys is not None and hello.keys.site == hello.site else None
+    return Member(hello.site, node, manifest, hello.examples, hello.precision, own)
 
 
 def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:

@@ -1,0 +1,97 @@
+"""What a site answers under secure aggregation: to a session, when asked for its update, to a list of survivors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from flwr.app import RecordDict
+
+from fedvfm import errors
+from fedvfm.client.gate import masking
+from fedvfm.config import secure_aggregation as secure_config
+from fedvfm.protocol import protocol, secure_messages, wire
+from fedvfm.secure_aggregation import fixed_point
+from fedvfm.secure_aggregation import session as sessions
+from fedvfm.state import state
+from fedvfm.trust import roster_document
+
+
+def share(own: masking.Sessions, task: protocol.Task, roster: roster_document.RosterDocument) -> RecordDict:
+    """Shares for the other members of a session, if it is one that this site may take part in.
+
+    Args:
+        own: the site's sessions.
+        task: what is asked.
+        roster: the document that a person here approved beside the recipe.
+
+    Raises:
+        SecureAggregationError: if the session keeps not what recipe and roster document promise.
+    """
+    secure = secure_of(task)
+    with _known_form("session"):
+        session = secure_messages.read_session(task.secure, task.recipe.hash)
+    if not own.lists(session):
+        return protocol.encode_dealing(own.apart(task.recipe.hash))
+    if session.roster != roster.hash or session.round != task.round or session.threshold < secure.threshold:
+        raise errors.SecureAggregationError(
+            "secure-session", "the session is of another roster document or round, or of a lower threshold"
+        )
+    sessions.require(session, task.recipe.min_sites, secure.colluders, list(roster.keys))
+    sessions.require_signed(session, roster.verified)
+    return protocol.encode_dealing(own.deal(session))
+
+
+def mask(own: masking.Sessions, site: str, task: protocol.Task, update: state.SiteUpdate) -> RecordDict:
+    """An update as it leaves: masked numbers, and no metric or count beside them.
+
+    Args:
+        own: the site's sessions.
+        site: its name.
+        task: what was asked.
+        update: what was trained, after the policy held back what it does not let out.
+
+    Raises:
+        SecureAggregationError: if it cannot be masked; then nothing leaves.
+    """
+    if task.state is None:
+        raise errors.ProtocolError("a train message without an adapter")
+    with _known_form("shares for this site"):
+        session, inbox = secure_messages.read_inbox(task.secure)
+    recipe, names = task.recipe, sorted(update.state)
+    weight = update.num_examples if recipe.aggregation.weighting == "examples" else 1
+    plain = fixed_point.of(recipe).encode(update.state, task.state, names, weight, update.metrics.get("loss"))
+    numbers = own.mask(recipe.hash, task.round, task.state.fingerprint, session, inbox, plain, recipe.min_sites)
+    return protocol.encode_masked(secure_messages.Masked(site, task.round, task.state.fingerprint, session, numbers))
+
+
+def unmask(own: masking.Sessions, task: protocol.Task) -> tuple[RecordDict, int]:
+    """What opens a sum, and of how many sites it is.
+
+    Raises:
+        SecureAggregationError: if nothing is opened for this list.
+    """
+    secure_of(task)
+    with _known_form("list of survivors"):
+        session, survivors = secure_messages.read_survivors(task.secure)
+    opening = own.open(task.recipe.hash, task.round, session, survivors, task.recipe.min_sites)
+    return protocol.encode_opening(opening), len(survivors)
+
+
+def secure_of(task: protocol.Task) -> secure_config.SecureAggregation:
+    """The recipe's secure aggregation.
+
+    Raises:
+        SecureAggregationError: if it has none.
+    """
+    if task.recipe.secure_aggregation is None:
+        raise errors.SecureAggregationError("secure-session", "the recipe has no secure aggregation")
+    return task.recipe.secure_aggregation
+
+
+@contextlib.contextmanager
+def _known_form(what: str) -> Iterator[None]:
+    try:
+        yield
+    except wire.FAULTS as error:
+        raise errors.ProtocolError(f"{what}: not of the known form ({type(error).__name__})") from None

@@ -1,0 +1,403 @@
+"""One round under secure aggregation at the coordinator: two messages more than a plain one, and no plain update.
+
+    share    a session is proposed with the keys that every site advertised; each answers with sealed shares for the
+             others, and with its keys for the next session
+    train    each is handed the shares that are for it; it answers with its masked update
+    unmask   whoever sent is told who sent; each answers with the shares that open their sum and nothing else
+
+What was agreed, what came and who counts as a survivor are on disk before the next step, so that a coordinator that was
+killed goes on in the same session and asks for the opening of the same sum. A session that too few are left of is given
+up with nothing opened; the round is then asked for in another one, with other keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+
+from fedvfm import errors
+from fedvfm.protocol import protocol, secure_messages
+from fedvfm.secure_aggregation import fixed_point, masks, opening, participant, round_keys
+from fedvfm.secure_aggregation import session as sessions
+from fedvfm.server.rounds import handshake
+from fedvfm.state import factors, state
+from fedvfm.storage import storage
+from fedvfm.trust import locked_recipe, roster_document
+
+PROPOSALS = 3
+"""How often a session is proposed in a round where sites answer with other keys than they were listed with."""
+_SUFFIX = ".masked"
+
+Ask = Callable[[Sequence[handshake.Member], str, Callable[[str], protocol.Task]], Iterator[tuple[str, Message]]]
+"""Asks these sites for something; gives name and reply as they come."""
+Tell = Callable[[str, str], None]
+"""Told of a site and the reason of its refusal."""
+
+
+@dataclass
+class Agreed:
+    """A session that sites dealt shares in.
+
+    Attributes:
+        session: what was agreed.
+        outboxes: dealer -> peer -> sealed shares.
+        commitments: dealer -> what it said of its seed.
+        survivors: whose numbers are in the sum; empty until that is settled.
+    """
+
+    session: sessions.Session
+    outboxes: dict[str, dict[str, bytes]]
+    commitments: dict[str, str]
+    survivors: list[str] = field(default_factory=list)
+
+    @property
+    def dealers(self) -> list[str]:
+        """Sites that dealt shares, sorted."""
+        return sorted(self.outboxes)
+
+    def inbox(self, site: str) -> dict[str, bytes]:
+        """What the others dealt to a site."""
+        return {peer: box[site] for peer, box in sorted(self.outboxes.items()) if peer != site and site in box}
+
+
+class SecureRounds:
+    """The rounds of one federation.
+
+    Args:
+        locked: recipe, with secure aggregation, and manifest.
+        roster: who may be in a sum; signed, and approved at every site.
+        folder: of the federation.
+    """
+
+    def __init__(
+        self, locked: locked_recipe.LockedRecipe, roster: roster_document.RosterDocument, folder: Path
+    ) -> None:
+        secure = locked.recipe.secure_aggregation
+        if secure is None:
+            raise errors.ConfigError("recipe", ["recipe.secure_aggregation: there is none"])
+        self._locked, self._recipe, self._secure, self.roster = locked, locked.recipe, secure, roster
+        self._point: fixed_point.FixedPoint = fixed_point.of(locked.recipe)
+        self._folder = folder / "secure"
+        self._received = folder / "received"
+        self._keys: dict[str, round_keys.Advertised] = {}
+
+    def learn(self, members: Mapping[str, handshake.Member]) -> None:
+        """Take the keys that sites greeted with, where none came since."""
+        for name, member in members.items():
+            if member.keys is not None:
+                self._keys.setdefault(name, member.keys)
+
+    def clear(self) -> None:
+        """The round is in the journal: nothing of its session is needed any more."""
+        for path in (self._path, *self._received.glob(f"*{_SUFFIX}")):
+            path.unlink(missing_ok=True)
+
+    def run(
+        self,
+        number: int,
+        start: state.AdapterState,
+        members: Sequence[handshake.Member],
+        least: int,
+        ask: Ask,
+        tell: Tell,
+    ) -> tuple[fixed_point.Mean, list[str], dict[str, dict[str, str]]]:
+        """The mean of a round, the sites that it is of, and the sites that were refused.
+
+        Args:
+            number: of the round.
+            start: the global adapter that it begins with.
+            members: the sites that are asked.
+            least: the quorum.
+            ask: asks sites.
+            tell: is given refusals.
+
+        Raises:
+            QuorumMissed: if too few sites are left; nothing was opened then, or the same sum is asked for again.
+            SecureAggregationError: if what was opened is no sum of such sites.
+        """
+        by_name = {member.name: member for member in members}
+        refused: dict[str, dict[str, str]] = {}
+
+        def refuse(site: str, reason: str, detail: str) -> None:
+            refused[site] = {"reason": reason, "detail": detail}
+            tell(site, reason)
+
+        agreed = self._restore(number, start)
+        if agreed is None:
+            agreed = self._agree(number, start, by_name, least, ask, refuse)
+        if not agreed.survivors:
+            self._collect(number, start, agreed, by_name, ask, refuse)
+            self._settle(number, agreed, least)
+        total = self._open(number, agreed, by_name, ask, refuse)
+        names = factors.trained(self._locked.manifest, self._recipe.adapter.factors, number)
+        mean = self._point.decode(total, start, names, len(agreed.survivors))
+        left = {name: why for name, why in sorted(refused.items()) if name not in agreed.survivors}
+        return mean, agreed.survivors, left
+
+    # -- share -----------------------------------------------------------------------------------------------------
+
+    def _agree(
+        self,
+        number: int,
+        start: state.AdapterState,
+        members: Mapping[str, handshake.Member],
+        least: int,
+        ask: Ask,
+        refuse: Callable[[str, str, str], None],
+    ) -> Agreed:
+        """A session that enough sites dealt shares in; on disk."""
+        self.clear()
+        self.learn(members)
+        for proposal in range(PROPOSALS):
+            session = self._proposed(number, start, members)
+            agreed, stale = self._dealt(session, members, ask, refuse if proposal == PROPOSALS - 1 else _quiet)
+            enough = session is not None and len(agreed.dealers) >= self._least(session, least)
+            if enough and not stale:
+                break
+        if not enough or session is None:
+            raise errors.QuorumMissed(
+                f"round {number}: {len(agreed.dealers)} of {len(members)} sites dealt shares for secure aggregation, "
+                f"{self._least(session, least)} are needed. Mend the sites; the round is asked for again"
+            )
+        for name in sorted(set(members) - set(agreed.dealers)):
+            refuse(name, "no-shares", "dealt no shares for this round's session")
+        self._keep(agreed)
+        storage.fault_point("secure-session-kept")
+        return agreed
+
+    def _proposed(
+        self, number: int, start: state.AdapterState, members: Mapping[str, handshake.Member]
+    ) -> sessions.Session:
+        known = [self._keys[name] for name in sorted(members) if name in self._keys and name in self.roster.keys]
+        threshold = self._secure.threshold or sessions.least_threshold(len(known), self._secure.colluders)
+        return sessions.Session(self._recipe.hash, number, start.fingerprint, self.roster.hash, threshold, tuple(known))
+
+    def _dealt(
+        self,
+        session: sessions.Session,
+        members: Mapping[str, handshake.Member],
+        ask: Ask,
+        refuse: Callable[[str, str, str], None],
+    ) -> tuple[Agreed, bool]:
+        """Who dealt shares in a session, and whether somebody has other keys than it lists."""
+        agreed, stale = Agreed(session, {}, {}), False
+        text = secure_messages.session_text(session)
+
+        def task(name: str) -> protocol.Task:
+            return protocol.Task(self._recipe, session.round, secure=text)
+
+        for name, message in ask(list(members.values()), protocol.SHARE, task):
+            try:
+                dealing = _content(message, protocol.decode_dealing)
+                if dealing.site != name or dealing.keys.site != name:
+                    raise errors.Refused("site-name", f"the node of site '{name}' answered under another name")
+            except errors.Refused as refusal:
+                refuse(name, refusal.reason, refusal.detail)
+                continue
+            self._keys[name] = dealing.keys
+            if dealing.session == session.id and set(dealing.outbox) == set(session.points) - {name}:
+                agreed.outboxes[name] = dict(dealing.outbox)
+                agreed.commitments[name] = dealing.commitment
+            else:
+                stale = True
+        return agreed, stale
+
+    def _least(self, session: sessions.Session | None, quorum: int) -> int:
+        threshold = 0 if session is None else session.threshold
+        return max(threshold, self._recipe.min_sites, quorum)
+
+    # -- train -----------------------------------------------------------------------------------------------------
+
+    def _collect(
+        self,
+        number: int,
+        start: state.AdapterState,
+        agreed: Agreed,
+        members: Mapping[str, handshake.Member],
+        ask: Ask,
+        refuse: Callable[[str, str, str], None],
+    ) -> None:
+        """Let every masked update be on disk."""
+        missing = [name for name in agreed.dealers if name in members and self._read(agreed, name, number) is None]
+        texts = {name: secure_messages.inbox_text(agreed.session.id, agreed.inbox(name)) for name in missing}
+
+        def task(name: str) -> protocol.Task:
+            return protocol.Task(self._recipe, number, start, secure=texts[name])
+
+        for name, message in ask([members[name] for name in missing], protocol.TRAIN, task):
+            try:
+                masked = _content(message, protocol.decode_masked)
+                self._require_own(masked, name, agreed, number, start)
+            except errors.Refused as refusal:
+                refuse(name, refusal.reason, refusal.detail)
+                continue
+            self._write(agreed, name, number, masked.numbers)
+            storage.fault_point("update-kept")
+
+    def _require_own(
+        self, masked: secure_messages.Masked, name: str, agreed: Agreed, number: int, start: state.AdapterState
+    ) -> None:
+        size = self._size(number)
+        if masked.site != name:
+            raise errors.Refused("site-name", f"the node of site '{name}' answered under another name")
+        if (masked.round, masked.base, masked.session) != (number, start.fingerprint, agreed.session.id):
+            raise errors.Refused("stale", "answers another round, adapter or session")
+        if len(masked.numbers) != size:
+            raise errors.Refused("manifest", f"{len(masked.numbers)} masked numbers, {size} are needed")
+
+    def _size(self, number: int) -> int:
+        way = self._recipe.adapter.factors
+        return factors.numbers(self._locked.manifest, way, number) + fixed_point.TAIL
+
+    def _settle(self, number: int, agreed: Agreed, least: int) -> None:
+        """Who is in the sum, once and for good: no other list of this session is ever opened.
+
+        Raises:
+            QuorumMissed: if these are too few; the session is given up.
+        """
+        survivors = [name for name in agreed.dealers if self._read(agreed, name, number) is not None]
+        needed = self._least(agreed.session, least)
+        if len(survivors) < needed:
+            self.clear()
+            raise errors.QuorumMissed(
+                f"round {number}: {len(survivors)} masked updates came and {needed} are needed; nothing is opened. "
+                "Mend the sites; the round is asked for again with other keys"
+            )
+        agreed.survivors = survivors
+        self._keep(agreed)
+        storage.fault_point("secure-survivors-kept")
+
+    # -- unmask ----------------------------------------------------------------------------------------------------
+
+    def _open(
+        self,
+        number: int,
+        agreed: Agreed,
+        members: Mapping[str, handshake.Member],
+        ask: Ask,
+        refuse: Callable[[str, str, str], None],
+    ) -> masks.Numbers:
+        """The sum of the survivors' numbers.
+
+        Raises:
+            QuorumMissed: if too few answered; the same list is asked for again.
+        """
+        answers: dict[str, participant.Revealed] = {}
+        text = secure_messages.survivors_text(agreed.session.id, agreed.survivors)
+
+        def task(name: str) -> protocol.Task:
+            return protocol.Task(self._recipe, number, secure=text)
+
+        asked = [members[name] for name in agreed.survivors if name in members]
+        for name, message in ask(asked, protocol.UNMASK, task):
+            try:
+                answer = _content(message, protocol.decode_opening)
+                self._require_shares(answer, name, agreed)
+            except errors.Refused as refusal:
+                refuse(name, refusal.reason, refusal.detail)
+                continue
+            answers[name] = answer.revealed
+        if len(answers) < agreed.session.threshold:
+            raise errors.QuorumMissed(
+                f"round {number}: {len(answers)} sites helped to open the sum and {agreed.session.threshold} are "
+                "needed. Mend the sites; the same sum is asked for again, and no other one can be"
+            )
+        storage.fault_point("secure-shares-came")
+        total = np.zeros(self._size(number), dtype=np.uint64)
+        for name in agreed.survivors:
+            numbers = self._read(agreed, name, number)
+            if numbers is None:
+                raise errors.CheckpointError(
+                    f"{self._received}: the masked update of site '{name}' is damaged, and its sum was settled. "
+                    "Restore the folder from a backup"
+                )
+            total += numbers
+        return opening.opened(agreed.session, agreed.dealers, agreed.survivors, total, answers, agreed.commitments)
+
+    @staticmethod
+    def _require_shares(answer: secure_messages.Opening, name: str, agreed: Agreed) -> None:
+        if answer.site != name or answer.session != agreed.session.id:
+            raise errors.Refused("stale", "answers for another site or session")
+        gone = set(agreed.dealers) - set(agreed.survivors)
+        if set(answer.revealed.seeds) != set(agreed.survivors) or set(answer.revealed.masks) != gone:
+            raise errors.Refused("shares", "not one share of every site that dealt")
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / "session.json"
+
+    def _keep(self, agreed: Agreed) -> None:
+        storage.make_private(self._folder)
+        body = {
+            "session": secure_messages.session_text(agreed.session),
+            "outboxes": {name: {to: _text(data) for to, data in box.items()} for name, box in agreed.outboxes.items()},
+            "commitments": agreed.commitments,
+            "survivors": agreed.survivors,
+        }
+        storage.write_text(self._path, json.dumps(body))
+
+    def _restore(self, number: int, start: state.AdapterState) -> Agreed | None:
+        """The session of this round that was agreed before the process ended; None where there is none."""
+        try:
+            body = json.loads(self._path.read_text(encoding="utf-8"))
+            session = secure_messages.read_session(body["session"], self._recipe.hash)
+            boxes = body["outboxes"].items()
+            outboxes = {name: {to: base64.b64decode(data) for to, data in box.items()} for name, box in boxes}
+            agreed = Agreed(session, outboxes, dict(body["commitments"]), list(body["survivors"]))
+        except (OSError, KeyError, ValueError, TypeError, AttributeError):
+            return None
+        same = (session.round, session.base, session.roster) == (number, start.fingerprint, self.roster.hash)
+        return agreed if same else None
+
+    def _file(self, agreed: Agreed, name: str, number: int) -> Path:
+        return self._received / f"{number:05d}-{agreed.session.id[:16]}-{name.encode().hex()[:180]}{_SUFFIX}"
+
+    def _write(self, agreed: Agreed, name: str, number: int, numbers: masks.Numbers) -> None:
+        data = np.ascontiguousarray(numbers, dtype="<u8").tobytes()
+        storage.make_private(self._received)
+        storage.write_bytes(self._file(agreed, name, number), _sum(data) + data)
+
+    def _read(self, agreed: Agreed, name: str, number: int) -> masks.Numbers | None:
+        """What a site sent in this session; None where nothing did, or it is damaged."""
+        with contextlib.suppress(OSError):
+            data = self._file(agreed, name, number).read_bytes()
+            if data[:32] == _sum(data[32:]) and len(data) == 32 + 8 * self._size(number):
+                return np.frombuffer(data, dtype="<u8", offset=32)
+        return None
+
+
+def _quiet(site: str, reason: str, detail: str) -> None:
+    """A site whose answer will be asked for once more."""
+
+
+def _content(message: Message, decode: Callable[[Any], Any]) -> Any:
+    """What a reply says.
+
+    Raises:
+        Refused: if the site refused, or it cannot be understood.
+    """
+    if message.has_error():
+        raise errors.Refused("site-" + protocol.error_word(message), "the site answered with an error")
+    try:
+        return decode(message.content)
+    except errors.ProtocolError as error:
+        raise errors.Refused("protocol", str(error)) from None
+
+
+def _sum(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,95 @@
+"""A round under secure aggregation: what the coordinator makes of the sum of the sites' whole numbers.
+
+In a simulation the sites and the coordinator are one machine, and a mask would hide nothing from anybody: the numbers
+are summed as they are. Sums of whole numbers are exact, so the adapter is the same one, to the bit, that comes of
+masked numbers (:mod:`fedvfm.secure_aggregation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.secure_aggregation import fixed_point, masks
+from fedvfm.server.rounds import aggregation
+from fedvfm.state import factors, state
+
+ENTRY = "secure_aggregation"
+"""Key of a journal line."""
+
+
+class PlainSum:
+    """The intake of a simulation: each update becomes the numbers that its site would mask, and is let go.
+
+    Args:
+        recipe: with secure aggregation.
+        start: the global adapter that the round begins with.
+        manifest: of the global adapter.
+        number: of the round.
+    """
+
+    def __init__(self, recipe: schema.Recipe, start: state.AdapterState, manifest: state.Manifest, number: int) -> None:
+        self._recipe, self._start, self._point = recipe, start, fixed_point.of(recipe)
+        self._names = factors.trained(manifest, recipe.adapter.factors, number)
+        self._total: masks.Numbers | None = None
+        self._sites: list[str] = []
+
+    @property
+    def sites(self) -> Collection[str]:
+        """See :class:`fedvfm.server.rounds.aggregation.Intake`."""
+        return sorted(self._sites)
+
+    def take(self, update: state.SiteUpdate) -> None:
+        """See :class:`fedvfm.server.rounds.aggregation.Intake`."""
+        weight = int(aggregation.weight(update, self._recipe.aggregation.weighting))
+        loss = update.metrics.get("loss")
+        numbers = self._point.encode(update.state, self._start, self._names, weight, loss)
+        self._total = numbers if self._total is None else np.add(self._total, numbers)
+        self._sites.append(update.site)
+
+    def go_without(self, site: str) -> None:
+        """See :class:`fedvfm.server.rounds.aggregation.Intake`."""
+
+    def finish(self, record: Mapping[str, Any]) -> aggregation.Joined:
+        """See :class:`fedvfm.server.rounds.aggregation.Intake`.
+
+        Raises:
+            QuorumMissed: if the sum is of fewer sites than the recipe promises.
+            SecureAggregationError: if no such sites could have sent it.
+        """
+        require_enough(self._recipe, self._sites, int(record.get("round", 0)))
+        if self._total is None:
+            raise errors.EmptyCohort("no update was admitted, so there is nothing to aggregate")
+        mean = self._point.decode(self._total, self._start, self._names, len(self._sites))
+        return joined(mean, self.sites, record)
+
+
+def require_enough(recipe: schema.Recipe, sites: Collection[str], number: int) -> None:
+    """Check that a sum is of as many sites as was promised; of fewer nothing is opened.
+
+    Raises:
+        QuorumMissed: with both numbers.
+    """
+    if len(sites) < recipe.min_sites:
+        raise errors.QuorumMissed(
+            f"round {number}: {len(sites)} sites are left and recipe.min_sites = {recipe.min_sites}: no sum of so few "
+            "is opened. Mend the sites; the round is asked for again"
+        )
+
+
+def joined(mean: fixed_point.Mean, sites: Collection[str], record: Mapping[str, Any]) -> aggregation.Joined:
+    """What the journal states: nothing of a single site but that it is in the sum."""
+    about = {"sites": len(sites), "weight": mean.weight, "loss": mean.loss, "norm": round(mean.norm, 9)}
+    line = {
+        "examples": dict.fromkeys(sorted(sites)),
+        "weights": {},
+        "train": {},
+        "factor_error": None,
+        "aggregate_error": None,
+        ENTRY: about,
+    }
+    return aggregation.Joined(mean.state, {}, {**record, **line})

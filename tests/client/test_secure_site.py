@@ -1,0 +1,267 @@
+"""A hospital's whole gate under secure aggregation: approvals, masks, one opening; beside a privacy mechanism too."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+
+from fedvfm.client import state_folder as joining
+from fedvfm.client.gate import gate, masking, reply_cache, secure_answers
+from fedvfm.ledger import ledger
+from fedvfm.protocol import protocol, secure_messages
+from fedvfm.secure_aggregation import fixed_point, masks, opening, participant, round_keys
+from fedvfm.secure_aggregation import session as sessions
+from fedvfm.server import state_folder as enrolment
+from fedvfm.state import state
+from fedvfm.trust import keys, roster_document
+from tests.client import private_site
+
+PEERS = ("south", "west")
+NONE = {"mechanism": "none", "clip": None, "noise_multiplier": None, "delta": None}
+
+
+class Study:
+    """The hospital "north" with its real gate; two peers that play their parts; a coordinator by hand."""
+
+    def __init__(self, folder: Path, *, private: bool, **recipe: Any) -> None:
+        given = {"min_sites": 3, "secure_aggregation": {}, **recipe}
+        self.recipe = private_site.make_recipe(None if private else NONE, **given)
+        self.north = private_site.Site(folder, self.recipe, private_site.BUDGET if private else "")
+        self.north.door = gate.Gate(self._app, reply_cache.Sent(self.north.where.sent), self.north.terms, self._report)
+        self.server = enrolment.open_state(folder / "server")
+        self.faults: list[Exception] = []
+        self.peers = {name: keys.make() for name in PEERS}
+        self.own = {
+            name: masking.Sessions(folder / name, name, lambda text, key=key: keys.sign(key, text))
+            for name, key in self.peers.items()
+        }
+        self.document = self.made({"north": self.north.where.public_key.read_text().strip()})
+
+    def made(self, north: dict[str, str], authority: keys.Private | None = None) -> roster_document.RosterDocument:
+        public = {name: keys.public_text(key) for name, key in self.peers.items()}
+        key = authority or keys.read_private(self.server.authority_key)
+        return roster_document.make(key, self.server.about.federation, {**public, **north})
+
+    def _report(self, where: str, error: Exception) -> None:
+        self.faults.append(error)
+
+    def _app(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type != protocol.HANDSHAKE:
+            return self.north.app(message, context)
+        counts = {"train": 1, "val": 4, "test": 4}
+        hello = protocol.Hello("north", private_site.SHA, private_site.ROWS.fingerprint, 8, counts)
+        return Message(protocol.encode_hello(hello), reply_to=message)
+
+    def ask(self, kind: str, number: int = 1, **words: Any) -> Message:
+        return self.north.ask(protocol.Task(self.recipe, number, **words), kind)
+
+    def greet(self, document: roster_document.RosterDocument | None) -> Message:
+        text = "" if document is None else document.model_dump_json()
+        return self.ask(protocol.HANDSHAKE, 0, roster=text)
+
+    def refused(self, message: Message) -> str:
+        return protocol.error_word(message) if message.has_error() else ""
+
+    def approve(self) -> None:
+        self.greet(self.document)
+        joining.approve(self.north.where, private_site.build(self.recipe), roster=self.document.hash)
+
+    def session(self, number: int = 1, start: state.AdapterState = private_site.START) -> sessions.Session:
+        """A session with the keys that all of them advertise now."""
+        known = [own.advertised(self.recipe.hash) for own in self.own.values()]
+        north = protocol.decode_hello(self.greet(self.document).content).keys
+        assert north is not None
+        members = tuple(sorted([*known, north], key=lambda row: row.site))
+        return sessions.Session(self.recipe.hash, number, start.fingerprint, self.document.hash, 3, members)
+
+    def share(self, session: sessions.Session) -> Message:
+        return self.ask(protocol.SHARE, session.round, secure=secure_messages.session_text(session))
+
+    def dealt(self, session: sessions.Session) -> dict[str, secure_messages.Dealing]:
+        found = {"north": protocol.decode_dealing(self.share(session).content)}
+        return found | {name: own.deal(session) for name, own in self.own.items()}
+
+    def train(self, session: sessions.Session, dealt: dict[str, secure_messages.Dealing]) -> Message:
+        inbox = {name: dealing.outbox["north"] for name, dealing in dealt.items() if name != "north"}
+        text = secure_messages.inbox_text(session.id, inbox)
+        return self.ask(protocol.TRAIN, session.round, state=private_site.START, secure=text)
+
+    def unmask(self, session: sessions.Session, survivors: list[str]) -> Message:
+        text = secure_messages.survivors_text(session.id, survivors)
+        return self.ask(protocol.UNMASK, session.round, secure=text)
+
+    def events(self) -> list[str]:
+        return [entry["event"] for entry in self.north.where.audit.entries]
+
+
+@pytest.fixture(params=[False, True], ids=["no mechanism", "record-level"])
+def study(request: pytest.FixtureRequest, tmp_path: Path) -> Study:
+    return Study(tmp_path, private=request.param)
+
+
+def peer_numbers(study: Study, name: str, session: sessions.Session, dealt: Any) -> tuple[masks.Numbers, masks.Numbers]:
+    """What a peer sends, and what is under its masks."""
+    after = private_site.adapter(1.0 + len(name), -0.5)
+    update = state.SiteUpdate(name, after, 5, 0, private_site.START.fingerprint, metrics={"loss": 0.25})
+    inbox = {peer: dealing.outbox[name] for peer, dealing in dealt.items() if peer != name}
+    text = secure_messages.inbox_text(session.id, inbox)
+    task = protocol.Task(study.recipe, 1, private_site.START, secure=text)
+    content = secure_answers.mask(study.own[name], name, task, update)
+    plain = fixed_point.of(study.recipe).encode(after, private_site.START, ("head.bias",), 1, 0.25)
+    return protocol.decode_masked(content).numbers, plain
+
+
+def test_a_whole_round_opens_to_the_sum_and_nothing_plain_leaves(study: Study) -> None:
+    study.approve()
+    session = study.session()
+    dealt = study.dealt(session)
+    reply = study.train(session, dealt)
+    assert not reply.has_error(), study.faults
+    kept = reply_cache.Sent(study.north.where.sent).last(study.recipe.hash)
+    assert kept is not None
+    update = protocol.decode_update(kept)
+    sent = protocol.decode_masked(reply.content)
+    for form in ("<f4", "<f8"):
+        assert update.state["head.bias"].astype(form).tobytes() not in sent.numbers.tobytes()
+    total, plain = sent.numbers.copy(), np.zeros(len(sent.numbers), np.uint64)
+    for name in PEERS:
+        masked, own = peer_numbers(study, name, session, dealt)
+        total += masked
+        plain += own
+    survivors = ["north", *PEERS]
+    answers = {
+        name: own.open(study.recipe.hash, 1, session.id, survivors, 3).revealed for name, own in study.own.items()
+    }
+    opened = study.unmask(session, survivors)
+    answers["north"] = protocol.decode_opening(opened.content).revealed
+    seals = {name: dealing.commitment for name, dealing in dealt.items()}
+    sum_ = opening.opened(session, survivors, survivors, total, answers, seals)
+    told = update.metrics.get("loss")
+    mine = fixed_point.of(study.recipe).encode(update.state, private_site.START, ("head.bias",), 1, told)
+    assert np.array_equal(sum_, plain + mine)
+    events = study.events()
+    assert events.index("unmasked") < len(events) - 1 - events[::-1].index("sent")
+    assert events.count("unmasked") == 1
+
+
+def test_what_was_sent_is_charged_once_and_sent_again_as_it_was(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=True)
+    study.approve()
+    session = study.session()
+    dealt = study.dealt(session)
+    first, second = study.train(session, dealt), study.train(session, dealt)
+    assert protocol.digest(first.content) == protocol.digest(second.content)
+    assert protocol.find_ledger(first) is not None
+    other = study.session()  # the round is asked for anew, in another session
+    third = study.train(other, study.dealt(other))
+    assert protocol.digest(third.content) != protocol.digest(first.content)
+    assert study.north.app.asked.count(protocol.TRAIN) == 1, "nobody trains twice"
+    (folder,) = (path.parent for path in study.north.folder.rglob("ledger.jsonl"))
+    events = [entry["event"] for entry in ledger.Ledger(folder, "north", "record").entries]
+    assert events.count("charged") == 1
+
+
+def test_a_roster_document_waits_for_a_person_and_another_one_too(study: Study) -> None:
+    assert study.refused(study.greet(None)) == "roster-pending"
+    assert study.refused(study.greet(study.document)) == "roster-pending"
+    joining.approve(study.north.where, private_site.build(study.recipe), roster=study.document.hash)
+    assert not study.greet(study.document).has_error(), study.faults
+    study.peers["late"] = keys.make()
+    later = study.made({"north": study.north.where.public_key.read_text().strip()})
+    assert study.refused(study.greet(later)) == "roster-pending"
+
+
+def test_a_document_that_is_none_for_this_site_is_not_even_kept(study: Study) -> None:
+    own = study.north.where.public_key.read_text().strip()
+    forged = study.made({"north": own}, keys.make())
+    without = study.made({"nobody": keys.public_text(keys.make())})
+    another_key = study.made({"north": keys.public_text(keys.make())})
+    changed = study.document.model_copy(update={"created": "2020-01-01T00:00:00Z"})
+    for document in (forged, without, another_key, changed):
+        assert study.refused(study.greet(document)) == "secure-session"
+        assert not study.north.where.roster_path(document.hash).exists()
+
+
+def test_without_an_approved_document_nothing_is_dealt_or_trained(study: Study) -> None:
+    study.greet(study.document)
+    for kind in (protocol.SHARE, protocol.UNMASK):
+        assert study.refused(study.ask(kind, 1, secure="{}")) == "roster-pending"
+    assert study.refused(study.ask(protocol.TRAIN, 1, state=private_site.START)) == "roster-pending"
+    assert protocol.TRAIN not in study.north.app.asked
+
+
+def test_an_update_without_a_session_stays_here(study: Study) -> None:
+    study.approve()
+    session = study.session()
+    for text in ("", "{}", secure_messages.inbox_text(session.id, {})):
+        reply = study.ask(protocol.TRAIN, 1, state=private_site.START, secure=text)
+        assert study.refused(reply) in ("refused", "secure-session"), "a word leaves, and no number"
+    assert study.events()[-1] == "sent"
+    assert study.north.where.audit.entries[-1]["kind"] == "refusal"
+
+
+@pytest.mark.parametrize("wrong", ["few", "threshold", "roster", "forged", "round"])
+def test_a_session_that_breaks_a_promise_gets_no_shares(study: Study, wrong: str) -> None:
+    study.approve()
+    session = study.session()
+    stranger = round_keys.advertise(
+        round_keys.fresh(), "south", study.recipe.hash, lambda text: keys.sign(keys.make(), text)
+    )
+    members = {
+        "few": tuple(row for row in session.members if row.site != "west"),
+        "forged": tuple(stranger if row.site == "south" else row for row in session.members),
+    }.get(wrong, session.members)
+    bad = dataclasses.replace(
+        session,
+        members=members,
+        threshold=2 if wrong in ("threshold", "few") else 3,
+        roster="f" * 64 if wrong == "roster" else session.roster,
+        round=2 if wrong == "round" else 1,
+    )
+    reply = study.ask(protocol.SHARE, 1, secure=secure_messages.session_text(bad))
+    assert study.refused(reply) == "secure-session"
+    assert not list((study.north.where.secure).glob("*.session"))
+
+
+def test_a_session_with_spent_keys_is_answered_with_the_next_ones(study: Study) -> None:
+    study.approve()
+    session = study.session()
+    first = protocol.decode_dealing(study.share(session).content)
+    again = protocol.decode_dealing(study.share(session).content)
+    assert (first.outbox, first.commitment) == (again.outbox, again.commitment)
+    later = dataclasses.replace(session, threshold=3, round=1, base="d" * 64)
+    apart = protocol.decode_dealing(study.share(later).content)
+    assert (apart.session, apart.outbox) == ("", {})
+    assert apart.keys.channel != session.of("north").channel
+
+
+def test_a_second_opening_is_refused_and_the_first_is_repeated(study: Study) -> None:
+    study.approve()
+    session = study.session()
+    study.train(session, study.dealt(session))
+    survivors = ["north", *PEERS]
+    first, second = study.unmask(session, survivors), study.unmask(session, survivors)
+    assert protocol.digest(first.content) == protocol.digest(second.content)
+    assert not study.share(session).has_error(), "the same session"
+    assert study.refused(study.share(study.session())) == "secure-opened"
+
+
+def test_a_recipe_without_secure_aggregation_knows_no_such_message(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=False, min_sites=1, secure_aggregation=None)
+    for kind in (protocol.SHARE, protocol.UNMASK):
+        assert study.refused(study.ask(kind, 1, secure="{}")) == "secure-session"
+
+
+def test_both_shares_of_a_peer_are_in_no_answer(study: Study) -> None:
+    study.approve()
+    session = study.session()
+    study.train(session, study.dealt(session))
+    revealed = protocol.decode_opening(study.unmask(session, ["north", *PEERS]).content).revealed
+    assert isinstance(revealed, participant.Revealed)
+    assert not set(revealed.seeds) & set(revealed.masks)
+    assert (set(revealed.seeds), set(revealed.masks)) == ({"north", *PEERS}, set())

@@ -1,0 +1,171 @@
+"""Three hospitals under secure aggregation by the real commands: approvals, a kill, no plain update at the server."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvfm.audit import audit
+from fedvfm.client import state_folder
+from fedvfm.client.gate import policy, reply_cache
+from fedvfm.protocol import protocol
+from fedvfm.runtime import processes
+from fedvfm.secure_aggregation import fixed_point
+from fedvfm.state import checkpoint, state
+from fedvfm.storage import hash_chain
+from tests.deployment import two_hospitals
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
+SITES = ("east", "north", "south")
+NUMBERS = 16
+"""So many numbers of an update one behind another are looked for: no chance makes them."""
+
+Three = two_hospitals.Two
+
+
+@pytest.fixture
+def three(tiny: Any, tmp_path: Path) -> Iterator[Three]:
+    recipe = tiny.recipe.replace("rounds = 3", "rounds = 3\nmin_sites = 3") + "\n[secure_aggregation]\n"
+    with two_hospitals.enrolled(tiny, tmp_path, recipe, SITES) as made:
+        allowed = policy.accepting(policy.Facts.of(made.locked)).replace("units = 10", "units = 1")
+        assert "require_secure = true" in allowed
+        for site in SITES:
+            made.settings(site).write_text(tiny.site(site) + allowed)
+        yield made
+
+
+def trained(three: Three, site: str) -> list[int]:
+    return [entry["round"] for entry in three.sites[site].audit.entries if entry["event"] == "trained"]
+
+
+def test_three_hospitals_approve_a_roster_and_nobody_sees_an_update(three: Three, until: Any, cli: Any) -> None:
+    state = ("--state", str(three.server.folder))
+    refused = cli("server", "start", *state)
+    assert refused.code == 2
+    assert "publish-roster" in refused.err
+    published = json.loads(cli("server", "publish-roster", *state, "--json").out)
+    assert set(published["sites"]) == set(SITES)
+    clients = three.start_clients()
+    server = three.start_server("--stay", FEDVFM_FAULT_POINT="secure-survivors-kept:2")
+
+    # The document came with the greeting and waits for people; nothing was trained.
+    roster = published["roster"]
+    assert until(lambda: all(_came(three, site, roster) for site in SITES), 900), three.said()
+    assert until(lambda: all(_pending(three, site) for site in SITES), 900), three.said()
+    assert all(trained(three, site) == [] for site in SITES)
+    for site in SITES:
+        shown = cli("client", "review", three.locked.hash, "--state", str(three.sites[site].folder))
+        assert all(key in shown.out for key in (roster, "not approved here", *published["sites"].values()))
+        state_folder.approve(three.sites[site], three.locked, roster=roster)
+
+    # All masked updates of the last round are there: the coordinator is held, and all that the server is is searched.
+    assert until(lambda: len(list((three.run / "received").glob("00003-*.masked"))) == 3, 1500), three.said()
+    coordinator = processes.running(processes.pid_path(three.server.folder / "run", "coordinate"))
+    assert coordinator is not None
+    os.kill(coordinator, signal.SIGSTOP)
+    try:
+        check_nothing_plain(three, server.pid)
+    finally:
+        os.kill(coordinator, signal.SIGCONT)
+
+    assert until(lambda: (three.run / "evaluation.json").exists(), 900), three.said()
+    check_nothing_plain(three, server.pid)
+    check_rounds(three)
+    for site in SITES:
+        assert clients[site].poll() is None
+        assert trained(three, site) == [1, 2, 3], "a coordinator that was killed asks nobody to train twice"
+        opened = [entry["round"] for entry in three.sites[site].audit.entries if entry["event"] == "unmasked"]
+        assert sorted(set(opened)) == [1, 2, 3]
+        assert audit.verify(three.sites[site].folder / "audit.jsonl")["unfinished"] == 0
+
+
+def _came(three: Three, site: str, roster: str) -> bool:
+    return three.sites[site].roster_path(roster).exists()
+
+
+def _pending(three: Three, site: str) -> bool:
+    entries = three.sites[site].audit.entries
+    return any(entry.get("reason") == "roster-pending" for entry in entries)
+
+
+def check_rounds(three: Three) -> None:
+    lines = three.journal()
+    assert [line["round"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert (line["examples"], line["train"], line["refused"]) == (dict.fromkeys(SITES), {}, {})
+        told = line["secure_aggregation"]
+        assert told["sites"] == 3
+        assert told["weight"] > 0
+        assert told["loss"] > 0
+    assert not list((three.run / "received").glob("*"))
+    hello = [entry for entry in hash_chain.read(three.server.audit_path) if entry.get("kind") == "share"]
+    asked = [entry for entry in hello if entry["event"] == "sent" and entry["peer"] == "east"]
+    assert len(asked) <= 4, "one session a round, and one more at most after the kill"
+
+
+def updates(three: Three) -> dict[str, state.SiteUpdate]:
+    """The last plain update of each site, which it keeps for itself."""
+    found = {}
+    for site in SITES:
+        content = reply_cache.Sent(three.sites[site].sent).last(three.locked.hash)
+        assert content is not None
+        found[site] = protocol.decode_update(content)
+    return found
+
+
+def forms(three: Three, update: state.SiteUpdate) -> list[bytes]:
+    """What of an update may lie somewhere: as it is, its change, in float64, in fixed point before it is masked."""
+    start = checkpoint.read(three.run / "checkpoints" / "round-00002.safetensors")[0]
+    names = sorted(update.state)
+    loss, examples = update.metrics["loss"], update.num_examples
+    whole = fixed_point.of(three.locked.recipe).encode(update.state, start, names, examples, loss)
+    found = [whole[-fixed_point.TAIL - NUMBERS :].astype("<u8").tobytes()]
+    # What moved everywhere: zeros, or what did not train, lie in every memory.
+    pairs = [(update.state[name].reshape(-1)[:NUMBERS], start[name].reshape(-1)[:NUMBERS]) for name in names]
+    trained = [(now, before) for now, before in pairs if len(now) == NUMBERS and (now != before).all()]
+    assert trained
+    for now, before in trained[:2]:
+        found += [numbers.astype(form).tobytes() for numbers in (now, now - before) for form in ("<f4", "<f8")]
+    return found
+
+
+def check_nothing_plain(three: Three, supervisor: int) -> None:
+    """A byte search over the server's whole state and the memory of each of its processes."""
+    folder = three.server.folder
+    files = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    running = (processes.running(path) for path in (folder / "run").rglob("*.pid"))
+    pids = {supervisor, *(pid for pid in running if pid is not None)}
+    # What is there is found: the global adapter on disk, and in memory while its round is at work.
+    adapter = checkpoint.read(three.run / "checkpoints" / "round-00002.safetensors")[0]
+    name = max(adapter, key=lambda name: adapter[name].size)
+    here = adapter[name].reshape(-1)[:NUMBERS].astype("<f4").tobytes()
+    wanted = {data: site for site, update in updates(three).items() for data in forms(three, update)}
+    assert any(here in data for data in files)
+    in_memory = (three.run / "evaluation.json").exists()
+    for at, place in enumerate(itertools.chain(files, *map(_memory, pids))):
+        in_memory = in_memory or (at >= len(files) and here in place)
+        shown = [site for data, site in wanted.items() if data in place]
+        assert not shown, f"an update of {shown} lies at the server"
+    assert in_memory
+
+
+def _memory(pid: int) -> Iterator[bytes]:
+    """All memory that a process of this user writes to, part by part; nothing of one that ended meanwhile."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        places = [match for line in lines if (match := re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)) is not None]
+        with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+            for place in places:
+                start, stop = int(place[1], 16), int(place[2], 16)
+                with contextlib.suppress(OSError, OverflowError, ValueError):
+                    memory.seek(start)
+                    yield memory.read(stop - start)

@@ -1,0 +1,343 @@
+"""Rounds over a real Flower Grid with masks: dropouts, ends of the process at every step, questions nobody may ask."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedvfm import errors
+from fedvfm.client.gate import masking, secure_answers
+from fedvfm.config import schema
+from fedvfm.protocol import protocol, secure_messages
+from fedvfm.server.rounds import federation, secure_round
+from fedvfm.simulation.engines import in_process
+from fedvfm.state import checkpoint, state
+from fedvfm.storage import hash_chain, storage
+from fedvfm.trust import keys, roster_document
+from tests.server import numpy_sites
+
+COUNTS = {"east": 10, "north": 20, "south": 30, "west": 40}
+Fails = Callable[[str, str, int], bool]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+class SecureSite(numpy_sites.NumpySite):
+    """A NumPy site that masks what it sends, as the gate of a hospital does."""
+
+    own: masking.Sessions
+    document: roster_document.RosterDocument
+    fails: Fails
+
+    def answer(self, kind: str, task: protocol.Task) -> RecordDict:
+        self.asked.append((kind, task.round))
+        if self.fails(self.name, kind, task.round):
+            raise errors.DataError("gone")
+        if kind == protocol.SHARE:
+            return secure_answers.share(self.own, task, self.document)
+        if kind == protocol.UNMASK:
+            return secure_answers.unmask(self.own, task)[0]
+        update = protocol.decode_update(self.train(task))
+        return secure_answers.mask(self.own, self.name, task, update)
+
+    def hello(self, task: protocol.Task) -> RecordDict:
+        plain = protocol.decode_hello(super().hello(task))
+        return protocol.encode_hello(dataclasses.replace(plain, keys=self.own.advertised(task.recipe.hash)))
+
+
+class Study:
+    """Four hospitals, a roster document, and runs that may end anywhere."""
+
+    def __init__(self, folder: Path, **recipe: Any) -> None:
+        self.folder = folder
+        given = {"rounds": 2, "min_sites": 3, "secure_aggregation": {"clip_norm": 50.0}}
+        self.recipe = numpy_sites.make_recipe(**{**given, **recipe})
+        self.keys = {name: keys.make() for name in COUNTS}
+        public = {name: keys.public_text(key) for name, key in self.keys.items()}
+        self.document = roster_document.make(keys.make(), "tiny", public)
+        self.fails: Fails = lambda site, kind, number: False
+        self.sites = [self._site(name) for name in sorted(COUNTS)]
+        self.sent: list[tuple[str, str, RecordDict]] = []
+
+    def _site(self, name: str) -> SecureSite:
+        site = SecureSite(name, examples=COUNTS[name])
+        site.own = masking.Sessions(self.folder / name, name, lambda text: keys.sign(self.keys[name], text))
+        site.document, site.fails = self.document, lambda *words: self.fails(*words)
+        return site
+
+    def site(self, name: str) -> SecureSite:
+        return next(site for site in self.sites if site.name == name)
+
+    def app(self) -> ClientApp:
+        app = ClientApp()
+
+        def register(kind: str, decorate: Any) -> None:
+            @decorate
+            def answer(message: Message, context: Context) -> Message:
+                site = self.sites[int(context.node_config["partition-id"])]
+                try:
+                    task = protocol.decode_task(message.content)
+                    content = (
+                        site.hello(task)
+                        if kind == protocol.HANDSHAKE
+                        else site.evaluate(task)
+                        if kind == protocol.EVALUATE
+                        else site.answer(kind, task)
+                    )
+                    self.sent.append((site.name, kind, content))
+                    return Message(content, reply_to=message)
+                except errors.FedvfmError as error:
+                    return Message(protocol.refusal(error), reply_to=message)
+
+        register(protocol.HANDSHAKE, app.query("handshake"))
+        register(protocol.SHARE, app.query("share"))
+        register(protocol.UNMASK, app.query("unmask"))
+        register(protocol.TRAIN, app.train())
+        register(protocol.EVALUATE, app.evaluate())
+        return app
+
+    def run(self, quorum: int = 3, *, rounds: int = 0) -> Path:
+        """Run or resume."""
+        where = self.folder / "server"
+        job = numpy_sites.make_job(where, self.sites, self.recipe, server=schema.ServerConfig(quorum=quorum))
+        job = dataclasses.replace(job, roster=self.document, durable=True, last=rounds, least_tests=quorum)
+        (where / "evaluation.json").unlink(missing_ok=True)  # a run that ended early goes on
+        federation.Federation(job, in_process.InProcessGrid(self.app(), len(self.sites))).run()
+        return where
+
+    def adapter(self) -> state.AdapterState:
+        return checkpoint.read(self.folder / "server" / "adapter.safetensors")[0]
+
+    def journal(self) -> list[dict[str, Any]]:
+        return hash_chain.read(self.folder / "server" / "journal.jsonl")
+
+    def plain(self, absent: Mapping[int, str] | None = None) -> str:
+        """The fingerprint that a simulation comes to without masks, where these sites do not train in these rounds."""
+        gone = absent or {}
+
+        def change(kind: str, number: int, reply: Any) -> Any:
+            if kind == "train" and gone.get(number) == reply.site:
+                raise errors.DataError("gone")
+            return reply
+
+        members = [numpy_sites.NumpySite(name, examples=count, change=change) for name, count in COUNTS.items()]
+        job = numpy_sites.make_job(
+            self.folder / "plain", members, self.recipe, simulated=True, server=schema.ServerConfig(quorum=3)
+        )
+        federation.Federation(job, in_process.InProcessGrid(numpy_sites.client_app(members), len(members))).run()
+        return checkpoint.read(self.folder / "plain" / "adapter.safetensors")[0].fingerprint
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path)
+
+
+def test_the_adapter_is_that_of_a_simulation_to_the_bit_and_two_messages_more_a_round(study: Study) -> None:
+    study.run()
+    assert study.adapter().fingerprint == study.plain()
+    asked = [kind for kind, number in study.site("east").asked if number == 2]
+    assert asked == [protocol.SHARE, protocol.TRAIN, protocol.UNMASK]
+    for line in study.journal():
+        assert line["examples"] == dict.fromkeys(COUNTS)
+        assert line["secure_aggregation"]["weight"] == sum(COUNTS.values())
+        assert line["refused"] == {}
+
+
+@pytest.mark.parametrize("way", ["freeze-A", "alternate"])
+def test_every_way_of_factors_has_the_simulation_s_adapter(tmp_path: Path, way: str) -> None:
+    study = Study(tmp_path, adapter={"rank": 3, "alpha": 6.0, "factors": way})
+    study.run()
+    assert study.adapter().fingerprint == study.plain()
+
+
+@pytest.mark.parametrize("kind", [protocol.SHARE, protocol.TRAIN, protocol.UNMASK])
+def test_a_site_that_drops_out_before_or_after_masking_changes_nothing_for_the_others(study: Study, kind: str) -> None:
+    study.fails = lambda site, asked, number: (site, asked, number) == ("north", kind, 1)
+    study.run()
+    first = study.journal()[0]
+    counts = set(COUNTS) - ({"north"} if kind != protocol.UNMASK else set())
+    assert set(first["examples"]) == counts
+    assert ("north" in first["refused"]) == (kind != protocol.UNMASK)
+    assert study.adapter().fingerprint == study.plain({1: "north"} if kind != protocol.UNMASK else {})
+
+
+def test_under_the_least_number_nothing_opens_and_the_round_is_asked_anew_with_other_keys(study: Study) -> None:
+    study.fails = lambda site, asked, number: asked == protocol.TRAIN and site in ("north", "south")
+    with pytest.raises(errors.QuorumMissed):
+        study.run()
+    assert not any(kind == protocol.UNMASK for site in study.sites for kind, _ in site.asked)
+    assert not list((study.folder / "server").rglob("*.masked"))
+    first = {content["fedvfm"]["session"] for _, kind, content in study.sent if kind == protocol.SHARE}
+    study.fails = lambda site, asked, number: False
+    study.sent.clear()
+    study.run()
+    assert study.adapter().fingerprint == study.plain()
+    assert not first & {content["fedvfm"]["session"] for _, kind, content in study.sent if kind == protocol.SHARE}
+
+
+SERVER_POINTS = (
+    "secure-session-kept",
+    "update-kept",
+    "secure-survivors-kept",
+    "secure-shares-came",
+    "between-checkpoint-and-journal",
+)
+SITE_POINTS = ("secure-session-on-disk", "secure-masked-on-disk", "secure-opening-on-disk")
+
+
+@pytest.mark.parametrize("point", [*SERVER_POINTS, *SITE_POINTS])
+@pytest.mark.parametrize("nth", [1, 3, 6])
+def test_whoever_is_killed_at_whatever_step_the_adapter_is_the_same(
+    study: Study, monkeypatch: pytest.MonkeyPatch, point: str, nth: int
+) -> None:
+    left = [nth]
+
+    def die(name: str) -> None:
+        if name == point:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed(name)
+
+    monkeypatch.setattr(storage, "fault_point", die)
+    try:
+        study.run()
+    except Killed:
+        study.run()
+    monkeypatch.undo()
+    assert study.adapter().fingerprint == study.plain()
+    for line in study.journal():
+        assert set(line["examples"]) == set(COUNTS)
+
+
+def test_nothing_plain_of_a_site_is_on_the_server_s_disk_or_travels(study: Study) -> None:
+    updates: dict[str, state.SiteUpdate] = {}
+
+    def change(kind: str, number: int, reply: Any) -> Any:
+        if kind == "train":
+            updates.setdefault(reply.site, reply)
+        return reply
+
+    for site in study.sites:
+        site.change = change
+    study.fails = lambda site, asked, number: asked == protocol.UNMASK  # the round stays open: all of it is on disk
+    with pytest.raises(errors.QuorumMissed):
+        study.run()
+    kept = [path.read_bytes() for path in (study.folder / "server").rglob("*") if path.is_file()]
+    sent = [record["numbers"].data for _, kind, content in study.sent for record in content.array_records.values()]
+    assert len(list((study.folder / "server").rglob("*.masked"))) == len(sent) == 4
+    for update in updates.values():
+        for array in update.state.values():
+            for data in _forms(array):
+                assert not any(data in whole for whole in (*kept, *sent))
+    assert not list((study.folder / "server").rglob("received/*.safetensors"))
+
+
+def _forms(array: np.ndarray[Any, Any]) -> list[bytes]:
+    """Parts of an array as they would lie in a file."""
+    flat = array.reshape(-1)
+    size = min(4, len(flat))
+    return [np.ascontiguousarray(flat[:size].astype(form)).tobytes() for form in ("<f4", "<f8")]
+
+
+def _unmask(study: Study, name: str, survivors: list[str], session: str) -> RecordDict:
+    text = secure_messages.survivors_text(session, survivors)
+    task = protocol.Task(study.recipe, 1, secure=text)
+    return secure_answers.unmask(study.site(name).own, task)[0]
+
+
+def _session(study: Study, number: int) -> str:
+    return next(
+        str(content["fedvfm"]["session"])
+        for name, kind, content in study.sent
+        if kind == protocol.TRAIN and content["fedvfm"]["round"] == number
+    )
+
+
+def test_a_round_is_opened_once_and_for_one_list(study: Study) -> None:
+    study.run(rounds=1)
+    session = _session(study, 1)
+    again = _unmask(study, "east", sorted(COUNTS), session)
+    told = next(content for name, kind, content in study.sent if (name, kind) == ("east", protocol.UNMASK))
+    assert protocol.digest(again) == protocol.digest(told)
+    for survivors in (["east", "north", "south"], ["east", "south", "west"]):
+        with pytest.raises(errors.SecureAggregationError) as caught:
+            _unmask(study, "east", survivors, session)
+        assert caught.value.reason == "secure-opened"
+
+
+def test_after_an_opening_no_other_session_of_the_round_is_begun(study: Study) -> None:
+    """A second sum with one site fewer would give that site's update by subtraction."""
+    study.run(rounds=1)
+    (study.folder / "server" / "journal.jsonl").unlink()
+    study.sent.clear()
+    with pytest.raises(errors.QuorumMissed):
+        study.run(rounds=1)
+    assert not any(kind in (protocol.TRAIN, protocol.UNMASK) for _, kind, _ in study.sent)
+
+
+def test_a_session_masks_one_vector(study: Study) -> None:
+    study.fails = lambda site, asked, number: asked == protocol.UNMASK
+    with pytest.raises(errors.QuorumMissed):
+        study.run()
+    site = study.site("east")
+    agreed = secure_round.SecureRounds(numpy_sites.lock(study.recipe), study.document, study.folder / "server")
+    start = numpy_sites.lock(study.recipe).adapter
+    session = agreed._restore(1, start)
+    assert session is not None
+    text = secure_messages.inbox_text(session.session.id, session.inbox("east"))
+    task = protocol.Task(study.recipe, 1, start, secure=text)
+    update = protocol.decode_update(site.train(task))
+    same = secure_answers.mask(site.own, "east", task, update)
+    sent = next(content for name, kind, content in study.sent if (name, kind) == ("east", protocol.TRAIN))
+    assert protocol.digest(same) == protocol.digest(sent)
+    other = dataclasses.replace(update, num_examples=update.num_examples + 1)
+    with pytest.raises(errors.SecureAggregationError) as caught:
+        secure_answers.mask(site.own, "east", task, other)
+    assert caught.value.reason == "secure-session"
+
+
+def test_a_site_that_sent_nothing_opens_nothing(study: Study) -> None:
+    study.fails = lambda site, asked, number: asked == protocol.TRAIN
+    with pytest.raises(errors.QuorumMissed):
+        study.run()
+    session = next(str(content["fedvfm"]["session"]) for _, kind, content in study.sent if kind == protocol.SHARE)
+    with pytest.raises(errors.SecureAggregationError) as caught:
+        _unmask(study, "east", sorted(COUNTS), session)
+    assert caught.value.reason == "secure-survivors"
+
+
+def test_an_invented_peer_is_refused_by_every_site(study: Study) -> None:
+    """A coordinator that lists sites of its own making has no sum: their names are in no approved document."""
+    study.run(rounds=1)
+    other = keys.make()
+    public = {**study.document.keys, "zoo": keys.public_text(other)}
+    forged = roster_document.make(keys.make(), "tiny", public)
+    study.document = forged  # the coordinator's; the sites keep the one that was approved
+    own = masking.Sessions(study.folder / "zoo", "zoo", lambda text: keys.sign(other, text))
+    site = SecureSite("zoo", examples=5)
+    site.own, site.document, site.fails = own, forged, lambda *words: False
+    study.sites.append(site)
+    with pytest.raises(errors.QuorumMissed):
+        study.run()
+    assert not any(number == 2 and kind == protocol.TRAIN for kind, number in study.site("east").asked)
+
+
+def test_keys_of_another_round_are_spent(study: Study) -> None:
+    study.run(rounds=1)
+    old = study.site("east").own.advertised(study.recipe.hash)
+    study.run(rounds=2)
+    assert study.site("east").own.advertised(study.recipe.hash) != old
+    files = sorted(path.name for path in (study.folder / "east").iterdir())
+    assert len([name for name in files if name.endswith(".session")]) == 1
+    assert len([name for name in files if name.endswith(".opened")]) == 2
+    assert all((study.folder / "east" / name).stat().st_mode & 0o077 == 0 for name in files)
