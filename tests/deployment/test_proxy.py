@@ -464,6 +464,39 @@ def test_a_stranger_has_little_time_to_begin_tls_to_end_it_and_to_show_a_key(
     assert public.refusals.count(("slow", "127.0.0.1")) >= 2
 
 
+def test_whoever_is_cut_as_tls_ends_is_reset_at_once(public: Public, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, cut = proxy.Impatient.connection_made, []
+
+    def cut_first(self: proxy.Impatient, transport: Any) -> None:
+        if not cut:
+            cut.append(self.guest)
+            self.loop.call_soon(self.guest.door._cut, self.guest, "connections")
+        arrived(self, transport)
+
+    monkeypatch.setattr(proxy.Impatient, "connection_made", cut_first)
+    with public.raw() as wire:
+        wire.settimeout(3)
+        with contextlib.suppress(ConnectionError):
+            assert wire.recv(1) == b""
+    assert public.refusals == [("connections", "127.0.0.1")]
+    assert cut[0].transport.is_closing(), "a polite end would take 30 s"
+
+
+@pytest.mark.parametrize("route", [proxy.HEARTBEAT, guards.PULL_ROUTE])
+def test_what_nobody_expected_is_a_pause_to_a_supernode(
+    public: Public, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    """After a 500 its heartbeat ends for good."""
+
+    async def broken(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("File descriptor 9 is used by transport")
+
+    with public.client() as client, monkeypatch.context() as patch:
+        patch.setattr(httpx.AsyncClient, "send", broken)
+        assert client.post(route, headers=HEADERS).status_code == 503
+    assert ("fault", "127.0.0.1") in public.refusals
+
+
 def test_health_is_asked_for_once_however_many_want_to_know(public: Public) -> None:
     with public.client() as client:
         assert [client.get("/health").status_code for _ in range(20)] == [200] * 20

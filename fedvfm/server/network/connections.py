@@ -34,6 +34,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 Told = Callable[[str, str], None]
 Protocol = Callable[["Guest"], asyncio.Protocol]
+"""Makes what speaks with a guest. It calls :meth:`Guest.arrived` once it is connected, and :meth:`Guest.left` last."""
 
 
 @dataclass(eq=False)
@@ -43,6 +44,8 @@ class Guest:
     Attributes:
         key: the known key it showed; empty for a stranger.
         speaks: whether anything came of it.
+        cut: whether it was closed from here.
+        transport: since TLS stands.
     """
 
     door: Door
@@ -51,9 +54,16 @@ class Guest:
     began: float
     key: str = ""
     speaks: bool = False
+    cut: bool = False
     transport: asyncio.Transport | None = None
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
+
+    def arrived(self, transport: asyncio.Transport) -> None:
+        """TLS stands: from now on only the transport may close the socket, whose number asyncio holds."""
+        self.transport = transport
+        if self.cut:
+            transport.abort()
 
     def known(self, key: str) -> bool:
         """It showed a key of the roster; False where that one has too many connections."""
@@ -164,7 +174,7 @@ class Door:
         self._strangers.setdefault(address, {})[guest] = None
         guest.timer = asyncio.get_running_loop().call_later(STRANGER_S, self._cut, guest, "slow")
         guest.task = self._keep(self._greet(guest, protocol, context))
-        guest.task.add_done_callback(lambda _: self._greeted(guest))
+        guest.task.add_done_callback(lambda task: self._greeted(guest, task))
 
     def _make_room(self) -> None:
         """Cut a stranger of the address that has most."""
@@ -177,6 +187,7 @@ class Door:
     def _cut(self, guest: Guest, why: str) -> None:
         """Reset a connection; a SuperNode takes that, and not an end inside TLS, for a pause."""
         self.forget(guest)
+        guest.cut = True
         self._told(why, guest.address)
         with contextlib.suppress(OSError):
             guest.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -191,7 +202,7 @@ class Door:
         try:
             await asyncio.wait_for(_first_byte(guest.sock), TLS_S)
             guest.speaks = True
-            guest.transport, _ = await loop.connect_accepted_socket(
+            await loop.connect_accepted_socket(
                 lambda: protocol(guest), guest.sock, ssl=context, ssl_handshake_timeout=TLS_S
             )
         except TimeoutError:
@@ -199,11 +210,16 @@ class Door:
         except OSError:  # no TLS, or it is gone
             pass
 
-    def _greeted(self, guest: Guest) -> None:
-        """Close what did not come so far; perhaps its task never began."""
+    def _greeted(self, guest: Guest, task: asyncio.Task[None]) -> None:
+        """Close what did not come so far; perhaps its task never began.
+
+        A transport whose task was cancelled would say goodbye first, and asyncio let in nobody else under its number.
+        """
         if guest.transport is None:
             self.forget(guest)
             guest.sock.close()
+        elif task.cancelled():
+            guest.transport.abort()
 
 
 async def _first_byte(sock: socket.socket) -> None:

@@ -195,6 +195,13 @@ class Proxy:
         except httpx.HTTPError:
             await _say(send, 502)  # a SuperNode asks again
             return
+        except TimeoutError:  # the site does not take its answer
+            status = 408
+        except Exception:  # uvicorn would say 500; see FAULT
+            LOG.exception("a request could not be answered")
+            self._refused("fault", address)
+            await _say(send, ASK_AGAIN)
+            return
         self._refused(word(status, route), address)
         await _say(send, status)
 
@@ -417,6 +424,7 @@ class Impatient(h11_impl.H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
         super().connection_made(transport)
+        self.guest.arrived(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
