@@ -306,7 +306,7 @@ class Predictor:
             rows = (
                 [self._volume(item, seen.header, shown, chosen)] if dense else self._classes(item, seen.header, shown)
             )
-        for note in self._noted(item):
+        for note in self._noted(item, chosen):
             self.notes.setdefault(note, []).append(item.name)
         return rows
 
@@ -340,12 +340,15 @@ class Predictor:
         header = volumes.read_header(item.path, self.view.series)
         return cases.Seen(header.size("acquired"), header)
 
-    def _noted(self, item: inputs.Item) -> list[str]:
-        """What the headers of all files of a case leave in doubt, without text of the files."""
+    def _noted(self, item: inputs.Item, form: str) -> list[str]:
+        """What the headers of all files of a case, or the form of its mask, leave in doubt, without text of files."""
         if item.kind == "picture":
             return []
-        found = [note for file in item.files for note in volumes.read_header(file, self.view.series).notes]
-        return list(dict.fromkeys(found))
+        read = [volumes.read_header(file, self.view.series) for file in item.files]
+        notes = [note for header in read for note in header.notes]
+        if form == "dicom-seg" and not read[0].stored.placed:
+            notes.append(segmentation_object.NO_PLANE)
+        return list(dict.fromkeys(notes))
 
     def _slices(self, case: layouts.Case, header: headers.Header) -> Shown:
         """Number, name and pixels of every slice, cut as the recipe asks; a single one has the input's own name."""
@@ -396,7 +399,7 @@ class Predictor:
 
     def _row(self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any]) -> dict[str, Any]:
         row = {"id": item.name, "kind": item.kind, "form": form, "size": list(size), "files": self.place.files}
-        return {**row, "classes": counts, "notes": self._noted(item)}
+        return {**row, "classes": counts, "notes": self._noted(item, form)}
 
 
 def _chances(found: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import structures
+from fedvfm.data import overlay, structures
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom, geometry
 from fedvfm.data.volumes import header as headers
@@ -63,6 +63,10 @@ IMAGE = (
     "DimensionOrganizationType",
 )
 SERIES_NUMBER = 900
+NO_PLANE = (
+    "its DICOM-SEG has no place in the patient, as the image has none: highdicom reads it, dcmqi, pydicom-seg and 3D "
+    "Slicer do not; --as png is read by all"
+)
 LONGEST = 64
 """Characters of a text of one line (VR LO)."""
 
@@ -218,7 +222,7 @@ def _object(
     segments = [
         _segment(number, class_codes.of(name, codes), name, algorithm) for number, name in enumerate(class_names[1:], 1)
     ]
-    return highdicom.seg.Segmentation(
+    segmentation = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=planes,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -236,6 +240,8 @@ def _object(
         content_description="For research only",
         omit_empty_frames=bool(planes.any()),
     )
+    segmentation.ContentCreatorName = ""  # nobody, but the standard wants it present (type 2)
+    return segmentation
 
 
 def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -> Any:
@@ -250,6 +256,7 @@ def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -
         segmented_property_type=kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
+        display_color=highdicom.color.CIELabColor.from_rgb(*overlay.palette(number + 1)[-3:]),
     )
     if modifier is not None:
         description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]

@@ -212,6 +212,15 @@ def test_units_that_change_inside_a_series_are_refused(tmp_path: Path) -> None:
 # --- packings ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.files("greys", "elements without VR in a file packed as JPEG", "PS3.5 A.4", "read")
+def test_elements_without_vr_in_jpeg_are_read() -> None:
+    path = Path(pydicom.data.get_testdata_file("SC_rgb_jpeg.dcm", download=False))
+    expected = pydicom.dcmread(path).pixel_array
+    volume = volumes.read_volume(path)
+    stored = volume.header.stored.turn().undo(volume.voxels)
+    np.testing.assert_array_equal(stored[:, :, 0].swapaxes(0, 1), expected)
+
+
 @pytest.mark.files("greys", "JPEG Extended, 12 bits", "PS3.5 A.4.1", "read through GDCM")
 def test_jpeg_of_12_bits_is_read() -> None:
     from pydicom.data import get_testdata_file

@@ -135,6 +135,15 @@ def _groups(seg: Any, number: int) -> list[Any]:
     ]
 
 
+@pytest.mark.files("written", "DICOM-SEG of images without a place", "C.8.20", "written without one, and noted")
+def test_an_object_without_a_place_is_noted(saved: Saver, tmp_path: Path) -> None:
+    made = fedvfm.predict(saved(), still(tmp_path / "a.dcm"), tmp_path / "out")
+    assert segmentation_object.NO_PLANE in made["notes"]
+    assert made["inputs"][0]["form"] == "dicom-seg"
+    places.nuclear(tmp_path / "b.dcm")
+    assert not fedvfm.predict(saved(), tmp_path / "b.dcm", tmp_path / "nm")["notes"]
+
+
 @pytest.mark.files(
     "written",
     "DICOM-SEG of films (US, XA) and views",

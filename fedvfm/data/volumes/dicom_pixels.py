@@ -140,6 +140,11 @@ def _decoded(frame: headers.Frame, where: str) -> tuple[NDArray[Any], Any]:
                 return pixels.pixel_array(**source, index=frame.number), tags
             except (NotImplementedError, RuntimeError):
                 return _by_gdcm(frame), pydicom.dcmread(frame.file, stop_before_pixels=True)
+            except ValueError:
+                # Where elements have no VR, though compressed files must have it, pydicom looks for frames at a wrong
+                # place, unless it reads the file element by element.
+                whole = pydicom.dcmread(frame.file)
+                return pixels.pixel_array(whole, index=frame.number), whole
     except (*dicom.BROKEN, pydicom.errors.InvalidDicomError) as error:
         raise _fault(where, frame, error) from None
 
