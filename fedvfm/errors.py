@@ -50,6 +50,12 @@ class UnknownName(ConfigError):
         self.faults = (fault,)
 
 
+class AdapterTooLarge(ConfigError):
+    """An adapter is too large to travel between coordinator and sites, or has too many arrays; nothing was made."""
+
+    code = "adapter-too-large"
+
+
 class Fault(str):
     """What is wrong with data, in one sentence for people, with a code for programs.
 

@@ -55,6 +55,7 @@ def make(recipe: schema.Recipe, start: state.AdapterState | None = None) -> lock
         ConfigError: with all faults of names and per-kind parameters.
         CheckpointError: if ``start`` is no adapter of this recipe.
         WeightsError: if the weights are not here and the recipe does not pin them.
+        AdapterTooLarge: if what trains is too large to travel.
         MissingExtra: without torch.
     """
     shapes, wrong = examine(recipe)
@@ -62,6 +63,7 @@ def make(recipe: schema.Recipe, start: state.AdapterState | None = None) -> lock
         wrong.append(f"recipe.start: give the adapter {recipe.start[:12]} with --from ADAPTER.safetensors")
     if wrong or shapes is None:
         raise errors.ConfigError("recipe", wrong)
+    locked_recipe.require_size(shapes.manifest)
     if start is not None:
         _require_fit(start, shapes.manifest)
     sha256, config_sha256 = _pin(recipe, shapes)
@@ -151,6 +153,7 @@ def write(path: Path, locked: locked_recipe.LockedRecipe) -> tuple[Path, Path]:
     for output in paths:
         if output.exists():
             raise errors.OutputInUse(f"{output} exists and is left as it is. Choose another --output")
+    locked_recipe.require_travels(locked)
     checkpoint.write(paths[1], locked.adapter, {"round": "0", "recipe": locked.hash})
     signed_documents.write(path, locked)
     return paths

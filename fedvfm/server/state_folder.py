@@ -231,6 +231,7 @@ def init(folder: Path, plan: Plan, locked: locked_recipe.LockedRecipe) -> State:
         OutputInUse: if the folder holds anything.
     """
     plan.check()
+    locked_recipe.require_travels(locked)
     host, _ = certificates.split_address(plan.address)
     _ = locked.adapter  # before anything is made
     storage.private_folder(folder)
@@ -261,6 +262,7 @@ def init(folder: Path, plan: Plan, locked: locked_recipe.LockedRecipe) -> State:
 
 def keep_recipe(where: State, locked: locked_recipe.LockedRecipe) -> None:
     """Keep a locked recipe and its initial adapter; the adapter first, so that a recipe that is there can be run."""
+    locked_recipe.require_travels(locked)
     path = where.recipe_path(locked.hash)
     checkpoint.write(path.with_suffix(".safetensors"), locked.adapter, {"round": "0", "recipe": locked.hash})
     signed_documents.write(path, locked)

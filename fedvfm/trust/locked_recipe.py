@@ -22,6 +22,10 @@ from fedvfm.state import state
 from fedvfm.trust import signed_documents
 
 MAX_ARRAYS = 20_000
+MOST_BYTES = 2 * 1024**3 - 64 * 1024**2
+"""Bytes of an adapter that travels: of a larger reply the public port takes no part."""
+ROOM = 100_000
+"""Bytes of an invite besides the locked recipe."""
 
 Version = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+-]{0,63}$")]
 _Rows = Annotated[tuple[state.ArraySpec, ...], Field(strict=False, max_length=MAX_ARRAYS)]
@@ -42,6 +46,33 @@ def _manifest(value: Any, rows: Callable[[Any], tuple[state.ArraySpec, ...]]) ->
 
 
 _Written = Annotated[_Rows, pydantic.WrapValidator(_manifest), pydantic.PlainSerializer(state.Manifest.to_json)]
+
+
+def require_travels(locked: LockedRecipe) -> None:
+    """Check that the recipe's adapter and its list of arrays can reach a site, and an update the coordinator.
+
+    Raises:
+        AdapterTooLarge: if not, before anything is made of the recipe.
+    """
+    require_size(locked.manifest)
+    text = len(signed_documents.to_text(locked)) + ROOM
+    if text > signed_documents.MAX_BYTES:
+        told = f"its list of {len(locked.manifest)} arrays makes invites of {text:,} bytes"
+        fault = f"{told}; sites read {signed_documents.MAX_BYTES:,} at most. Adapt fewer layers"
+        raise errors.AdapterTooLarge("the recipe's adapter", [fault])
+
+
+def require_size(manifest: state.Manifest) -> None:
+    """As :func:`require_travels`, of the numbers alone, before any of them is drawn.
+
+    Raises:
+        AdapterTooLarge: if they are too many.
+    """
+    size = 4 * manifest.parameters
+    if size > MOST_BYTES:
+        told = f"{manifest.parameters:,} numbers are {size / 1024**3:,.1f} GiB a message"
+        fault = f"{told}; {MOST_BYTES / 1024**3:.1f} GiB travel at most. Lower adapter.rank, or adapt fewer layers"
+        raise errors.AdapterTooLarge("the recipe's adapter", [fault])
 
 
 class LockedRecipe(schema.Strict):

@@ -23,6 +23,8 @@ from fedvfm.trust import keys
 from tests.deployment.attacks import fleet
 
 AGAIN = (502, 503, 504)
+PARTS = 4
+"""Arrays of a message; a SuperNode sends as many at a time."""
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Sites:
             TimeoutError: if not all answered in time.
         """
         began, rng = time.monotonic(), np.random.default_rng(number)
-        content = RecordDict({"a": ArrayRecord({"x": Array(rng.random(numbers, dtype=np.float32))})})
+        arrays = {str(at): Array(rng.random(numbers // PARTS, dtype=np.float32)) for at in range(PARTS)}
+        content = RecordDict({"a": ArrayRecord(arrays)})
         asked = [Message(content, node, "train", ttl=300.0, group_id=str(number)) for node in self.grid.get_node_ids()]
         waiting = set(self.grid.push_messages(asked))
         while waiting:
@@ -137,7 +140,7 @@ def _be_site(sites: Sites, key: keys.Private, over: threading.Event) -> None:
         while not over.is_set():
             message = node.pull()
             if message is not None:
-                node.push(Message(message.content, reply_to=message))
+                node.push_at_once(Message(message.content, reply_to=message), PARTS)
     except Exception as error:
         if not over.is_set():
             sites.faults.append(error)

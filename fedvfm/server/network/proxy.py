@@ -492,7 +492,7 @@ def server(settings: Settings, refused: Refused) -> uvicorn.Server:
         verify=context,
         trust_env=False,
         timeout=UPSTREAM_S,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=20.0),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=3.0),
     )
     config = uvicorn.Config(
         Proxy(client, settings, refused),

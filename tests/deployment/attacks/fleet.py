@@ -5,8 +5,10 @@ It is a real one on the wire: TLS, the node's own key, Flower's own client. What
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,9 +163,31 @@ class Node:
             )
 
     def push(self, reply: Message) -> None:
-        """As a SuperNode would."""
+        """As a SuperNode would, one part after the other."""
         parts = Parts.of(reply)
         self.deliver(parts, self.announce(parts))
+
+    def push_at_once(self, reply: Message, count: int) -> None:
+        """As a SuperNode does: so many parts at a time."""
+        parts = Parts.of(reply)
+        announced = self.announce(parts)
+        with futures.ThreadPoolExecutor(count) as pool:
+            each = [
+                dataclasses.replace(parts, contents={key: parts.contents[key]}) for key in announced.objects_to_push
+            ]
+            list(pool.map(lambda one: self._put(one, announced), each))
+
+    def _put(self, parts: Parts, announced: Any) -> None:
+        (item,) = parts.contents.items()
+        self.client.PushObject(
+            message_pb2.PushObjectRequest(
+                node=self.node,
+                run_id=parts.head.metadata.run_id,
+                object_id=item[0],
+                object_content=item[1],
+                session_id=announced.session_id,
+            )
+        )
 
     def instruction(self, victim: int, like: Message, content: RecordDict) -> Parts:
         """A message to another node as if it came from the coordinator."""
