@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import httpx
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import make_message
+from flwr.common import serde, serde_utils
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SubStatus
 from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
 from flwr.supercore.constant import TaskType
@@ -24,8 +27,9 @@ from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVers
 from flwr.supercore.primitives import asymmetric
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from fedvfm.flower import runtime
+from fedvfm.flower import guards, runtime
 
+LOG = logging.getLogger(__name__)
 ASK_S = 0.5
 """The longest pause between two questions for a part that is under way; so often a task behind it is asked for."""
 
@@ -75,6 +79,10 @@ class ClientTask:
         self._client.close()
 
 
+class _Unreadable(ValueError):
+    """A message that is not read to its end."""
+
+
 class _Dead(parts.ObjectPullError):
     """A message whose missing parts never come."""
 
@@ -97,6 +105,7 @@ class _Waiting:
         client: of the task.
         over: given since when nothing came: what to raise where a part is missing still.
         stop: ends the waiting.
+        most_bytes: of a message; the rest of a larger one is not fetched.
     """
 
     def __init__(
@@ -104,17 +113,29 @@ class _Waiting:
         client: RuntimeHttpClient,
         over: Callable[[float], type[parts.ObjectPullError] | None],
         stop: threading.Event,
+        most_bytes: int,
     ) -> None:
         self._client, self._over, self._stop, self._came = client, over, stop, time.monotonic()
-        self._message = ""
+        self._left, self._lock = most_bytes, threading.Lock()
+        self._message, self._head, self._context = (
+            "",
+            message_pb2.Message(),
+            runtime_pb2.PullTaskInputResponse().context,
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
+    def PullTaskInput(self, request: Any) -> Any:  # noqa: N802 - Flower's name
+        """Ask what the task is."""
+        answer = self._client.PullTaskInput(request)
+        self._context = answer.context
+        return answer
+
     def PullMessages(self, request: Any) -> Any:  # noqa: N802 - Flower's name
         """Ask for the message: its task is there a moment before it."""
         answer = self._until(lambda: self._client.PullMessages(request), lambda got: bool(got.messages_list), "message")
-        self._message = answer.message_object_trees[0].object_id
+        self._message, self._head = answer.message_object_trees[0].object_id, answer.messages_list[0]
         return answer
 
     def PullObject(self, request: Any) -> Any:  # noqa: N802 - Flower's name
@@ -125,7 +146,17 @@ class _Waiting:
             request.object_id,
         )
         self._came = time.monotonic()
+        with self._lock:
+            self._left -= len(answer.object_content)
+            if self._left < 0:
+                raise _Unreadable("larger than any message of an approved recipe")
         return answer
+
+    def hollow(self) -> tuple[Message, Context]:
+        """The message under the head that the SuperLink checked, without what cannot be read of it, and its context."""
+        self._confirm()
+        head = serde_utils.metadata_from_proto(self._head.metadata)
+        return make_message(head, content=RecordDict()), serde.context_from_proto(self._context)
 
     def _until(self, ask: Callable[[], Any], there: Callable[[Any], bool], what: str) -> Any:
         over, pause = None, FIRST_ASK_S
@@ -144,12 +175,15 @@ class _Waiting:
         Else the SuperNode puts an error in place of the reply and sends that where the next message's reply is due,
         which then stays with it until one more message comes.
         """
+        self._confirm()
+        details = "the parts of its message never came"
+        self._client.PushTaskOutput(runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details))
+
+    def _confirm(self) -> None:
         if self._message:
             self._client.ConfirmMessageReceived(
                 message_pb2.ConfirmMessageReceivedRequest(message_object_id=self._message)
             )
-        details = "the parts of its message never came"
-        self._client.PushTaskOutput(runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details))
 
 
 def is_let_in(address: str, authority: bytes, key: Any) -> bool:
@@ -188,11 +222,14 @@ class NodeTasks:
     Args:
         link: the SuperNode's address and secret; its loopback port has no TLS.
         stop: ends all waiting.
+        most_bytes: asked for each message: how large it may be.
     """
 
-    def __init__(self, link: runtime.Link, stop: threading.Event) -> None:
+    def __init__(
+        self, link: runtime.Link, stop: threading.Event, most_bytes: Callable[[], int] = lambda: guards.MAX_REPLY
+    ) -> None:
         runtime.go_direct_to_loopback()
-        self._link, self._stop = link, stop
+        self._link, self._stop, self._most_bytes = link, stop, most_bytes
         self._finder = runtime.executor(link, insecure=True)
         self._patient = runtime.executor(link, insecure=True, hold_s=HOLD_S)
         self._lock, self._asked = threading.Lock(), float("-inf")
@@ -255,12 +292,18 @@ class NodeTasks:
             sender = runtime.beating(client, lost)
             sender.start()
             held.callback(sender.stop)
-            waiting: Any = _Waiting(client, functools.partial(self._over, offer.made), self._stop)
+            over = functools.partial(self._over, offer.made)
+            waiting: Any = _Waiting(client, over, self._stop, self._most_bytes())
             try:
                 message, context, _, _ = run_clientapp.pull_task_input(waiting)
             except _Dead:
                 waiting.bury()
                 return None
+            except (httpx.HTTPError, OSError, RuntimeError, *runtime.PARTED):
+                raise
+            except Exception as error:  # it is the coordinator's, and may be anything: who answers refuses it
+                LOG.warning(f"a message cannot be read ({type(error).__name__}); it is answered with a refusal")
+                message, context = waiting.hollow()
             held.pop_all()
             return ClientTask(message, context, lost, client, sender)
 

@@ -248,6 +248,7 @@ def test_what_breaks_in_ray_is_one_error_with_its_cause(monkeypatch: pytest.Monk
 # --- real processes ---------------------------------------------------------------------------------------------------
 
 RUNTIME_INTERNALS = {
+    "flwr.app.message",
     "flwr.common",
     "flwr.common.constant",
     "flwr.proto",

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_object as trees
@@ -46,6 +47,7 @@ class SuperLink:
         self._contents: dict[str, bytes] = {}
         self.over: set[int] = set()
         self.slow = 0.0
+        self.most_bytes = 1_000_000
         self.replies: list[tuple[int, str]] = []
         self.pulled = 0
 
@@ -62,6 +64,16 @@ class SuperLink:
         self._contents.update(contents)
         self._waiting.append((remove_content_from_message(message), tree))
         return str(tree.object_id)
+
+    def send_garbage(self, run: int) -> str:
+        """What Flower can take apart and is no message; its id. What it cannot it gives up by itself."""
+        self.send(run)
+        (head, _), body = self._waiting.pop(), ConfigRecord({"text": "no message"}).deflate()
+        key = trees.get_object_id(body)
+        head.metadata.__dict__["_message_id"] = key
+        self._contents[key] = body
+        self._waiting.append((head, ObjectTree(object_id=key)))
+        return key
 
     def receive(self) -> Any:
         return self._waiting.pop(0) if self._waiting else None
@@ -140,17 +152,17 @@ def node(link: SuperLink) -> Iterator[SuperNode]:
 
 
 @pytest.fixture
-def answered(node: SuperNode) -> Iterator[list[int]]:
-    """The runs whose messages our executor answered, in order."""
+def answered(node: SuperNode, link: SuperLink) -> Iterator[list[int]]:
+    """The runs whose messages our executor answered, in order; less than 0 where nothing of it could be read."""
     found: list[int] = []
     stop = threading.Event()
 
     def answer(message: Message, context: Any) -> Message:
-        found.append(message.metadata.run_id)
+        found.append(message.metadata.run_id if len(message.content) else -message.metadata.run_id)
         return Message(RecordDict(), reply_to=message)
 
     at = runtime.Link(f"127.0.0.1:{node.server.config.port}", b"", SECRET)
-    thread = threading.Thread(target=executor.serve, args=(at, answer, stop))
+    thread = threading.Thread(target=executor.serve, args=(at, answer, stop, lambda: link.most_bytes))
     thread.start()
     yield found
     stop.set()
@@ -264,3 +276,24 @@ def test_a_part_that_is_late_while_another_task_waits(monkeypatch: pytest.Monkey
     assert tasks._over("2020-01-02", 0.0) is parts.ObjectPullError
     assert tasks._over("2019-12-31", now[0]) is supernode._Dead
     tasks.close()
+
+
+def test_a_message_that_cannot_be_read_or_is_too_large_ends_nothing(
+    node: SuperNode, link: SuperLink, answered: list[int]
+) -> None:
+    """Who answers is given it without content, and refuses that; the next message is answered as ever."""
+    asked = [link.send_garbage(1)]
+    assert node.pull() == 1
+    node.push()
+    link.most_bytes = 100
+    asked.append(link.send(2))
+    assert node.pull() == 2
+    node.push()
+    link.most_bytes = 1_000_000
+    asked.append(link.send(3))
+    assert node.pull() == 3
+    node.push()
+    assert answered == [-1, -2, 3]
+    assert link.replies == list(zip((1, 2, 3), asked, strict=True))
+    assert {task.status.sub_status for task in node.state.get_tasks()} == {"completed"}
+    assert len(node.store) == 0

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 
 from fedvfm import errors
-from fedvfm.flower import runtime, supernode
+from fedvfm.flower import guards, runtime, supernode
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.25
@@ -24,15 +24,21 @@ AWAY_S = 1.0
 Answer = Callable[[Message, Context], Message]
 
 
-def serve(link: runtime.Link, answer: Answer, stop: threading.Event) -> None:
+def serve(
+    link: runtime.Link,
+    answer: Answer,
+    stop: threading.Event,
+    most_bytes: Callable[[], int] = lambda: guards.MAX_REPLY,
+) -> None:
     """Answer messages until ``stop``; a SuperNode that is away is waited for.
 
     Args:
         link: the SuperNode.
         answer: message and context to reply; lets no exception out but one that must end the process.
         stop: ends it between two messages.
+        most_bytes: asked for each message: how large it may be.
     """
-    tasks = supernode.NodeTasks(link, stop)
+    tasks = supernode.NodeTasks(link, stop, most_bytes)
     away = False
     while not stop.is_set():
         asked = time.monotonic()

@@ -30,6 +30,8 @@ from fedvfm.trust import keys
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
 NAME = "client"
 CHILDREN = ("supernode", "executor")
+ROOM_BYTES = 16 * 1024 * 1024
+"""Of a message besides the adapter: the recipe, words."""
 REKEY_S = 20.0
 """How often the coordinator is asked whether it lets a new key in, where one waits."""
 FOLDER = "run"
@@ -164,7 +166,13 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
     app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters)
     entry = gate.Gate(app, kept, mine, report)
     compute_time.settle(where)
-    executor.serve(link, compute_time.counted(where, entry), threading.Event())
+    executor.serve(link, compute_time.counted(where, entry), threading.Event(), lambda: most_bytes(where))
+
+
+def most_bytes(where: state_folder.State) -> int:
+    """Of a message: four times the largest adapter among the approved recipes, and room for words."""
+    manifests = [where.find(recipe).manifest for recipe in where.approvals.stand()]
+    return ROOM_BYTES + 4 * 4 * max((manifest.parameters for manifest in manifests), default=0)
 
 
 if __name__ == "__main__":
