@@ -148,6 +148,9 @@ def simulate(
         Path | None, typer.Option(help="Go on with the run, or the runs of several seeds, in this folder.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Run once per seed: 0,1,2. The output holds a folder each.")] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Your own Python file, which registers parts first. Repeatable.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop. Needs neither weights nor network.")
     ] = False,
@@ -158,10 +161,13 @@ def simulate(
     wanted, processes = _seeds(seeds), _workers(workers)
     if resume is not None or experiment is not None:
         extras.require()
+    from fedvfm.simulation import plugin as plugins
+
+    plugins.load(plugin or [])
     if resume is not None:
         if experiment is not None or sets or rounds is not None or engine or device or output or wanted or dry_run:
             raise errors.ConfigError(
-                "--resume", ["goes on with a run as it was set up; give no EXPERIMENT and no setting but --workers"]
+                "--resume", ["goes on with a run as it was set up; give no EXPERIMENT, and only --workers and --plugin"]
             )
         _resume(resume, quiet, as_json, processes)
         return
@@ -175,6 +181,7 @@ def simulate(
     # A bar for weights read from the disk is noise in a log; only "weights fetch" downloads.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     what = experiments.load(experiment, sets or [], rounds=rounds, engine=engine, device=device, workers=processes)
+    plugins.require_engine(what, plugin or [])
     if dry_run:
         if device is not None:
             from fedvfm.model import device as devices

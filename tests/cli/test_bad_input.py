@@ -332,7 +332,7 @@ def test_resume_takes_no_experiment_and_no_settings(cli: Any, tiny: Any, finishe
             cli("simulate", "--resume", finished, *more),
             CONFIG,
             "--resume",
-            "no EXPERIMENT and no setting but --workers",
+            "no EXPERIMENT, and only --workers",
         )
 
 
