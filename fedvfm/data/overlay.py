@@ -9,38 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedvfm.data import transforms
+from fedvfm.data import colours, transforms
 
 WIDEST, NARROW = 360, 240
 FILL = 0.42
 
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#F0E442", "#0072B2")
-"""Foreground classes 1, 2, ... in order, then again from the first.
-
-Source: Okabe and Ito, "Color Universal Design", 2008: told apart by colour-blind readers.
-"""
-
-SHADE = 0.02
-"""How much darker each further round of the colours is: 37 rounds make 256 classes."""
-
 Picture8 = NDArray[np.uint8]
-
-
-def colour(number: int) -> str:
-    """The colour of foreground class ``number``, from 1."""
-    return COLOURS[(number - 1) % len(COLOURS)]
-
-
-def palette(classes: int) -> list[int]:
-    """Red, green and blue of each class number, for a picture of numbers: the background black, no two alike, no grey.
-
-    The first seven classes have their colours of :func:`colour`; then these again, each time a little darker.
-    """
-    shown = [0, 0, 0]
-    for number in range(1, classes):
-        paler = 1.0 - SHADE * ((number - 1) // len(COLOURS))
-        shown += [round(int(colour(number)[at : at + 2], 16) * paler) for at in (1, 3, 5)]
-    return shown
 
 
 def as_shown(image: NDArray[np.float32], size: tuple[int, int] | None = None) -> Picture8:
@@ -73,7 +47,7 @@ def drawn(image: NDArray[np.float32], mask: NDArray[Any], size: tuple[int, int] 
     shown = transforms.resize_mask(mask, (height, width))
     edges = _edges(shown)
     for number in np.unique(shown[shown > 0]):
-        paint = np.array([int(colour(int(number))[at : at + 2], 16) for at in (1, 3, 5)], dtype=np.float64)
+        paint = np.array([int(colours.of(int(number))[at : at + 2], 16) for at in (1, 3, 5)], dtype=np.float64)
         inside = shown == number
         grey[inside] = (1 - FILL) * grey[inside] + FILL * paint
         grey[inside & edges] = paint

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import overlay
+from fedvfm.data import colours, overlay
 from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import volumes
 from fedvfm.inference import inputs, segmentation_object
@@ -69,7 +69,7 @@ def _extent(voxels: int, header: headers.Header) -> dict[str, float]:
 def _png(mask: Labels, classes: int) -> bytes:
     """A picture of class numbers, each in a colour of its own so that a viewer shows them."""
     picture, out = Image.fromarray(mask, mode="P"), io.BytesIO()
-    picture.putpalette(overlay.palette(classes))
+    picture.putpalette(colours.palette(classes))
     # Written with 8 bits and the palette in the order of the classes: optimising could change the numbers.
     picture.save(out, format="PNG", bits=8, compress_level=9)
     return out.getvalue()

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import overlay, structures
+from fedvfm.data import colours, structures
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom, geometry
 from fedvfm.data.volumes import header as headers
@@ -256,7 +256,7 @@ def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -
         segmented_property_type=kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        display_color=highdicom.color.CIELabColor.from_rgb(*overlay.palette(number + 1)[-3:]),
+        display_color=highdicom.color.CIELabColor.from_rgb(*colours.palette(number + 1)[-3:]),
     )
     if modifier is not None:
         description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]

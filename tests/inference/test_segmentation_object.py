@@ -14,7 +14,7 @@ from PIL import Image
 import fedvfm
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import formats, overlay
+from fedvfm.data import colours, formats
 from fedvfm.data.sources import folder
 from fedvfm.data.volumes import dicom_seg, volumes
 from fedvfm.inference import class_codes, results, segmentation_object
@@ -199,12 +199,12 @@ def test_a_recipe_without_codes_keeps_its_bytes_and_hash() -> None:
 )
 @pytest.mark.parametrize("classes", [2, 3, 256])
 def test_numbers_are_shown_in_colours_and_come_back(tmp_path: Path, classes: int) -> None:
-    colours = np.reshape(overlay.palette(classes), (-1, 3))
-    assert len(np.unique(colours, axis=0)) == classes
-    assert not any(len(set(colour)) == 1 for colour in colours[1:])
+    shown = np.reshape(colours.palette(classes), (-1, 3))
+    assert len(np.unique(shown, axis=0)) == classes
+    assert not any(len(set(colour)) == 1 for colour in shown[1:])
     mask = (np.arange(16 * 16).reshape(16, 16) % classes).astype(np.uint8)
     content = results._png(mask, classes)
     (tmp_path / "a.png").write_bytes(content)
     np.testing.assert_array_equal(formats.read_mask(tmp_path / "a.png"), mask)
     with Image.open(io.BytesIO(content)) as picture:
-        np.testing.assert_array_equal(np.asarray(picture.convert("RGB"))[0, 1], colours[1])
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB"))[0, 1], shown[1])

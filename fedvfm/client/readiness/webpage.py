@@ -8,7 +8,7 @@ from typing import Any
 
 from fedvfm import errors, seeding
 from fedvfm.client.readiness import check, document, outputs
-from fedvfm.data import overlay
+from fedvfm.data import colours, overlay
 from fedvfm.data.readiness import dataset, finding, survey
 from fedvfm.report import charts, page
 from fedvfm.storage import storage
@@ -207,7 +207,7 @@ def _key(seen: dataset.Looked) -> str:
     if not seen.segmentation:
         return ""
     inner = "".join(
-        f'<span style="background:{overlay.colour(number)}"></span>{page.text(name)}'
+        f'<span style="background:{colours.of(number)}"></span>{page.text(name)}'
         for number, name in enumerate(seen.classes[1:], start=1)
     )
     return f'<p class="key">Classes:{inner}</p>'

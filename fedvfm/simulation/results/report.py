@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from fedvfm.config import schema
-from fedvfm.data import overlay, prompts
+from fedvfm.data import colours, prompts
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.privacy import statements
 from fedvfm.report import bootstrap, charts, page, rounds, scores
@@ -398,7 +398,7 @@ def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
 
 def _class_key(names: Sequence[str]) -> str:
     inner = "".join(
-        f'<span style="background:{overlay.colour(number)}"></span>{page.text(name)}'
+        f'<span style="background:{colours.of(number)}"></span>{page.text(name)}'
         for number, name in enumerate(names[1:], start=1)
     )
     return f'<p class="key">Classes:{inner}</p>'
