@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import resource
+import sys
 from pathlib import Path
 
 import psutil
@@ -37,6 +38,12 @@ def raise_file_limit() -> tuple[int, int]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return soft, hard
     return soft, soft
+
+
+def file_limit() -> int:
+    """How many files this process may have open."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def memory_mib(groups: Path = GROUPS) -> float:

@@ -14,12 +14,13 @@ from fastapi import HTTPException
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
-from flwr.proto import message_pb2, runtime_pb2
+from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 
 from fedvfm.flower import guards, internals, runtime, superlink
 from fedvfm.protocol import protocol
 from fedvfm.server.grid import retrying
+from fedvfm.server.network import proxy
 
 SECRET = b"s" * 64
 INTERNALS = {
@@ -52,6 +53,41 @@ def test_nothing_else_of_flower_is_used() -> None:
         names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         found |= {str(name) for name in names if str(name).startswith("flwr")}
     assert found - {"flwr.app"} == INTERNALS
+
+
+# --- what a node pushes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_of_a_push_of_many_parts_few_are_looked_at(monkeypatch: pytest.MonkeyPatch, deep: bool) -> None:
+    walk, looked = guards.trees.iterate_object_tree, []
+
+    def counted(tree: Any) -> Any:
+        for part in walk(tree):
+            looked.append(part)
+            yield part
+
+    monkeypatch.setattr(guards.trees, "iterate_object_tree", counted)
+    tree = message_pb2.ObjectTree(children=[message_pb2.ObjectTree() for _ in range(5000)])
+    if deep:
+        tree = message_pb2.ObjectTree(children=[tree, tree])
+    pushed = fleet_pb2.PushMessagesRequest(message_object_trees=[tree])
+    assert guards.request_fault(pushed, 40) == 413
+    assert len(looked) <= 41 * 3  # counted once a level
+
+
+def test_a_node_pushes_one_message_at_a_time() -> None:
+    tree, message = message_pb2.ObjectTree(), message_pb2.Message()
+    for pushed in (
+        fleet_pb2.PushMessagesRequest(message_object_trees=[tree, tree]),
+        fleet_pb2.PushMessagesRequest(messages_list=[message, message]),
+    ):
+        assert guards.push_fault(pushed.SerializeToString(), 40) == 413
+
+
+def test_the_parts_of_the_largest_reply_fit_into_the_head_of_a_push() -> None:
+    parts = [message_pb2.ObjectTree(object_id="a" * 64)] * guards.most_parts(guards.MAX_REPLY)
+    assert message_pb2.ObjectTree(children=parts).ByteSize() < proxy.MAX_PUSH / 2
 
 
 # --- the Control API --------------------------------------------------------------------------------------------------

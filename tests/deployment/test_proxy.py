@@ -151,8 +151,9 @@ OWN_PUSH = push()
         (push(parts=41), 413, "size"),
         (b"\xff" * 20, 400, "framing"),
         (push() + b"\x00" * 3_000_000, 413, "size"),
+        (push() + push(), 413, "size"),
     ],
-    ids=["another's name", "an instruction", "no answer", "many parts", "no push", "a long head"],
+    ids=["another's name", "an instruction", "no answer", "many parts", "no push", "a long head", "two messages"],
 )
 def test_a_node_speaks_for_itself_alone_and_in_few_parts(public: Public, body: bytes, status: int, what: str) -> None:
     with public.client() as client:
@@ -276,6 +277,7 @@ def test_a_slow_head_a_slow_body_and_a_huge_head_are_cut(public: Public) -> None
                 time.sleep(0.1)
             assert wire.recv(10) == b""
         assert time.monotonic() - started < 3
+    assert public.refusals == [("slow", "127.0.0.1")]
     with public.raw() as wire:
         first = "POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n"
         wire.sendall(f"{first}{head()}\r\nabc".encode())
@@ -298,12 +300,27 @@ def test_smuggling_and_old_or_new_protocols_are_refused(public: Public) -> None:
     with public.raw() as wire:
         wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         assert wire.recv(4096).startswith(b"HTTP/1.1 404 ")
-    assert [what for what, _ in public.refusals] == ["framing", "unknown-route"]
+    with public.raw() as wire:
+        wire.sendall(b"\x00\x01 garbage\r\n\r\n")
+        assert wire.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert [what for what, _ in public.refusals] == ["framing", "unknown-route", "framing"]
     assert public.behind.seen == []
     with socket.create_connection(("127.0.0.1", public.port), timeout=5) as plain:
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(OSError):
             assert b"200" not in plain.recv(4096)
+
+
+@pytest.mark.parametrize("name", ["flwr-signature", "flwr-any", "content-type", "x-flwr-client", "Content-Encoding"])
+def test_a_header_that_matters_stands_there_once(public: Public, name: str) -> None:
+    """Else the SuperLink may read another one than was judged here."""
+    twice = f"{name}: a\r\n{name.title()}: a\r\n"
+    with public.raw() as wire:
+        first = "POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
+        wire.sendall(f"{first}{head()}{twice}\r\n".encode())
+        assert wire.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert public.refusals == [("framing", "127.0.0.1")]
+    assert public.behind.seen == []
 
 
 def test_old_tls_and_a_foreign_authority_are_refused(public: Public, tmp_path: Path) -> None:
@@ -470,7 +487,7 @@ def test_whoever_is_cut_as_tls_ends_is_reset_at_once(public: Public, monkeypatch
     def cut_first(self: proxy.Impatient, transport: Any) -> None:
         if not cut:
             cut.append(self.guest)
-            self.loop.call_soon(self.guest.door._cut, self.guest, "connections")
+            self.loop.call_soon(self.guest.door.cut, self.guest, "connections")
         arrived(self, transport)
 
     monkeypatch.setattr(proxy.Impatient, "connection_made", cut_first)

@@ -2,34 +2,48 @@
 
 A stranger is whoever connected and has not shown a key of the roster yet. One that says nothing costs a file and no
 memory for TLS. Where there are too many, those that say nothing are closed first, then the one that is there longest:
-an honest site needs some milliseconds to show its key, and whoever floods the port drives out his own.
+an honest site needs some milliseconds to show its key, and whoever floods the port drives out his own. Who has just
+come may not have been heard yet, and counts as silent only where most are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import functools
+import ipaddress
 import socket
 import ssl
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
+
+from fedvfm.runtime import capacity
 
 TLS_S = 10.0
 """How long a stranger may say nothing, and then how long his TLS handshake may take."""
 STRANGER_S = 30.0
 """How long a stranger stays whatever he sends."""
 PER_ADDRESS, STRANGERS = 256, 1024
-"""Strangers of one address, and of all."""
+"""Strangers of one address, and of all. Whoever has one IPv6 address has a whole /64, which counts as one."""
+OF_FILES = 4
+"""Strangers take at most one of so many files that the process may open."""
+SHARE = 16
+"""An address with more strangers than that is cut first where all are too many."""
+BEGIN_S = 1.0
+"""How long a stranger may say nothing before he counts as silent."""
 PER_KEY = 64
 """Connections of one known key; a SuperNode needs a handful."""
 BACKLOG = 4096
 AT_ONCE = 64
 """Connections that are taken in before anything else is done."""
 PAUSE_S = 0.1
+NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RESET = struct.pack("ii", 1, 0)
 
 Told = Callable[[str, str], None]
@@ -65,9 +79,22 @@ class Guest:
         if self.cut:
             transport.abort()
 
+    @property
+    def network(self) -> str:
+        """What its address is counted under."""
+        return network(self.address)
+
     def known(self, key: str) -> bool:
         """It showed a key of the roster; False where that one has too many connections."""
         return self.door.let_in(self, key)
+
+    def refused(self, why: str) -> None:
+        """Tell of something it sent that is none of what is read here."""
+        self.door.tell(self, why)
+
+    def end(self, why: str) -> None:
+        """Reset it, and tell why."""
+        self.door.cut(self, why)
 
     def left(self) -> None:
         """It is closed."""
@@ -83,7 +110,7 @@ class Door:
 
     def __init__(self, told: Told) -> None:
         self._told = told
-        self._strangers: dict[str, dict[Guest, None]] = {}  # by address, the longest there first
+        self._strangers: dict[str, dict[Guest, None]] = {}  # by network, the longest there first
         self._keys: Counter[str] = Counter()
         self._listening: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,10 +160,14 @@ class Door:
             self._keys += Counter()  # drops those that are zero
             guest.key = ""
         else:
-            mine = self._strangers.get(guest.address, {})
+            mine = self._strangers.get(guest.network, {})
             mine.pop(guest, None)
             if not mine:
-                self._strangers.pop(guest.address, None)
+                self._strangers.pop(guest.network, None)
+
+    def tell(self, guest: Guest, why: str) -> None:
+        """See :meth:`Guest.refused`."""
+        self._told(why, guest.address)
 
     # -- strangers ---------------------------------------------------------------------------------------------------
 
@@ -151,11 +182,12 @@ class Door:
         while True:
             try:
                 taken = [await loop.sock_accept(listening)]
-                with contextlib.suppress(BlockingIOError):
+                with contextlib.suppress(OSError):  # nobody else waits, or no file is left: these are let in
                     while len(taken) < AT_ONCE:
                         taken.append(listening.accept())
-            except OSError:  # no file is left: that of the stranger who is there longest is freed
-                self._make_room()
+            except OSError as error:
+                if error.errno in NO_FILES:
+                    self._make_room()
                 await asyncio.sleep(PAUSE_S)
                 continue
             for sock, peer in taken:
@@ -166,25 +198,26 @@ class Door:
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(self._strangers.get(address, ())) >= PER_ADDRESS:
-            self._cut_one(self._strangers[address])
-        elif self.strangers >= STRANGERS:
-            self._make_room()
         guest = Guest(self, sock, address, time.monotonic())
-        self._strangers.setdefault(address, {})[guest] = None
-        guest.timer = asyncio.get_running_loop().call_later(STRANGER_S, self._cut, guest, "slow")
+        if len(self._strangers.get(guest.network, ())) >= PER_ADDRESS:
+            self._cut_one(self._strangers[guest.network])
+        elif self.strangers >= min(STRANGERS, capacity.file_limit() // OF_FILES):
+            self._make_room()
+        self._strangers.setdefault(guest.network, {})[guest] = None
+        guest.timer = asyncio.get_running_loop().call_later(STRANGER_S, self.cut, guest, "slow")
         guest.task = self._keep(self._greet(guest, protocol, context))
         guest.task.add_done_callback(lambda task: self._greeted(guest, task))
 
     def _make_room(self) -> None:
-        """Cut a stranger of the address that has most."""
+        """Cut a stranger of the network that has most, where that is more than its share, else of all."""
         if self._strangers:
-            self._cut_one(max(self._strangers.values(), key=len))
+            most = max(self._strangers.values(), key=len)
+            self._cut_one(most if len(most) > SHARE else list(chain(*self._strangers.values())))
 
-    def _cut_one(self, guests: dict[Guest, None]) -> None:
-        self._cut(next((guest for guest in guests if not guest.speaks), next(iter(guests))), "connections")
+    def _cut_one(self, guests: Collection[Guest]) -> None:
+        self.cut(_worst(guests), "connections")
 
-    def _cut(self, guest: Guest, why: str) -> None:
+    def cut(self, guest: Guest, why: str) -> None:
         """Reset a connection; a SuperNode takes that, and not an end inside TLS, for a pause."""
         self.forget(guest)
         guest.cut = True
@@ -205,8 +238,11 @@ class Door:
             await loop.connect_accepted_socket(
                 lambda: protocol(guest), guest.sock, ssl=context, ssl_handshake_timeout=TLS_S
             )
-        except TimeoutError:
-            self._cut(guest, "slow")
+        except (
+            TimeoutError,
+            ConnectionAbortedError,
+        ):  # the second: a handshake took too long
+            self.cut(guest, "slow")
         except OSError:  # no TLS, or it is gone
             pass
 
@@ -220,6 +256,31 @@ class Door:
             guest.sock.close()
         elif task.cancelled():
             guest.transport.abort()
+
+
+def _worst(guests: Collection[Guest]) -> Guest:
+    """The silent one that is there longest, where it had time to speak or most are silent; else the longest there."""
+    silent = [guest for guest in guests if not guest.speaks]
+    longest = min(silent or guests, key=_began)
+    if _began(longest) < time.monotonic() - BEGIN_S or 2 * len(silent) > len(guests):
+        return longest
+    return min(guests, key=_began)
+
+
+def _began(guest: Guest) -> float:
+    return guest.began
+
+
+@functools.lru_cache(4 * STRANGERS)
+def network(address: str) -> str:
+    """What an address counts as: an IPv4 address itself, of IPv6 the /64."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return address
+    return str(ip.ipv4_mapped or ipaddress.IPv6Network((ip, 64), strict=False))
 
 
 async def _first_byte(sock: socket.socket) -> None:

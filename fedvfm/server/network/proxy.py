@@ -38,8 +38,8 @@ MAX_BODY = 32 * 1024 * 1024
 """Bytes of one request that a front before this door lets through."""
 MAX_SMALL = 64 * 1024
 """Bytes of requests that push nothing. Flower sends objects in pieces of 5 MiB and everything else in far less."""
-MAX_PUSH = 2 * 1024 * 1024
-"""Bytes of the heads of pushed messages, with the ids of their parts."""
+MAX_PUSH = 128 * 1024
+"""Bytes of the head of a pushed message with the ids of its parts: 442 of them (2 GiB) take 33 KB."""
 MAX_PART = 10 * 1024 * 1024
 MAX_HEAD = 16 * 1024
 HEAD_S, PIECE_S, BODY_S = 10.0, 20.0, 300.0
@@ -63,6 +63,8 @@ HEALTH, HEARTBEAT = "/health", "/v1/fleet/send-node-heartbeat"
 PASSED_ON = frozenset((b"content-type", b"accept", b"x-flwr-client", b"user-agent"))
 """Headers that go on, besides Flower's own."""
 OUR_HEADERS = b"flwr-"
+CLEAR = PASSED_ON | {b"content-length", b"content-encoding", b"transfer-encoding"}
+"""Headers that a request may have once, as Flower's own."""
 GUEST = "guest"
 """Under this name a request's state holds the connection it came by."""
 
@@ -223,8 +225,8 @@ class Proxy:
         if status != 200:
             raise Unfit(status)
         headers, most = scope["headers"], MOST.get(route, MAX_SMALL)
-        kept = [(k, v) for k, v in headers if k in PASSED_ON or k.startswith(OUR_HEADERS)]
         length = _length(headers, most)
+        kept = [(k, v) for k, v in headers if k in PASSED_ON or k.startswith(OUR_HEADERS)]
         if route == HEALTH:
             return _Request(route, "", kept, 0, 0)
         key, status = self._keys.judge(route, headers)
@@ -341,12 +343,13 @@ def _length(headers: list[tuple[bytes, bytes]], most: int) -> int | None:
     """The announced length of the body, if any.
 
     Raises:
-        Unfit: if it is over the limit, or the head is, or says its length in two ways.
+        Unfit: if it is over the limit, or the head is, or says its length or anything that goes on twice: who reads it
+            next may take the other one.
     """
     if sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
         raise Unfit(400)  # h11 counts a head only while it waits for the rest of it
-    names = [name for name, _ in headers]
-    if b"content-length" in names and b"transfer-encoding" in names:
+    names = [name for name, _ in headers if name in CLEAR or name.startswith(OUR_HEADERS)]
+    if len(names) != len(set(names)) or {b"content-length", b"transfer-encoding"} <= set(names):
         raise Unfit(400)
     for name, value in headers:
         if name == b"content-length":
@@ -446,8 +449,13 @@ class Impatient(h11_impl.H11Protocol):
         self._let()
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        self.guest.refused("framing")
+        super().send_400_response(msg)
+
     def _wait(self) -> None:
-        self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
+        self._timer = self.loop.call_later(HEAD_S, self.guest.end, "slow")
 
     def _let(self) -> None:
         if self._timer is not None:
@@ -520,7 +528,11 @@ def server(settings: Settings, refused: Refused) -> uvicorn.Server:
 def main(path: str) -> None:
     """Be the proxy until told to end."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.ERROR)
+    for name in (
+        "httpx",
+        "uvicorn.error",
+    ):  # the second warns of every piece of garbage
+        logging.getLogger(name).setLevel(logging.ERROR)
     settings = Settings(**json.loads(Path(path).read_text(encoding="utf-8")))
     log = refused_requests.Refusals(settings.log)
     try:
