@@ -3,15 +3,18 @@
 An entry holds hashes, sizes, numbers and names of a fixed form, never free text, so that nothing of a patient can get
 in. Inner edits, deletions and reordering break the chain. Whoever can write the whole file can cut or rewrite it: that
 shows against a *receipt*, which the other end keeps, and against the marks that the other end noted with each message
-(:mod:`fedvfm.audit.cross_check`).
+(:mod:`fedvfm.audit.cross_check`). It lies on disk in segments (:mod:`fedvfm.audit.segments`): adding to it costs the
+same however long it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -20,6 +23,7 @@ import pydantic
 from pydantic import Field
 
 from fedvfm import errors
+from fedvfm.audit import segments
 from fedvfm.config import schema
 from fedvfm.storage import hash_chain, storage
 from fedvfm.trust import keys, signed_documents
@@ -128,6 +132,37 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 """Event -> fields it must have, fields it may have."""
 
 
+_NEVER = (-1, -1, -1)
+"""The stamp of a file that was not read yet."""
+_LONG = 1 << 22
+"""Bytes of a last segment from which on it is sealed before it is read."""
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Tells whether somebody wrote to a file, or put another one in its place."""
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return (now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+def _now() -> str:
+    return signed_documents.stamp(signed_documents.now())
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """All entries of a log.
+
+    Raises:
+        AuditError: if something in it was edited, taken out or moved.
+    """
+    try:
+        yield from segments.entries(path)
+    except errors.CheckpointError as error:
+        raise errors.AuditError(f"{error}. It was edited, or lines were taken out or moved") from None
+
+
 class Audit:
     """The log of one end, to add to. Several processes may: each append takes the file for itself alone.
 
@@ -137,12 +172,16 @@ class Audit:
         end: ``"site"`` or ``"server"``.
 
     Raises:
-        AuditError: if the file is another's, or was edited.
+        AuditError: if the file is another's, or was edited. Of sealed segments it is looked at whether they are there;
+            :meth:`follow` and :meth:`scan` read them.
 
     Attributes:
         events: what may be recorded; another log of this form (the privacy ledger) has its own.
         forms: of the values.
+        most: entries of a segment before it is sealed; 0 keeps all in one file.
     """
+
+    most: ClassVar[int] = 1000
 
     events: ClassVar[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = EVENTS
     forms: ClassVar[Mapping[str, Callable[[Any], bool]]] = FIELDS
@@ -150,7 +189,8 @@ class Audit:
     def __init__(self, path: Path, owner: str, end: str, **opened: Any) -> None:
         self.path, self.owner, self.end = path, owner, end
         self._chain: hash_chain.Chain | None = None
-        self._size = -1
+        self._place, self._stamp = segments.FIRST, _NEVER
+        self._followers: list[Callable[[Mapping[str, Any]], None]] = []
         with storage.exclusive(path):
             written = self._open()
             if not written.entries:
@@ -160,29 +200,111 @@ class Audit:
             raise errors.AuditError(f"{path}: is the log of another end than {end} '{owner}'")
 
     def _open(self) -> hash_chain.Chain:
-        """The chain as it is on disk now, read again only if somebody else wrote. The file must be held."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if self._chain is not None and size == self._size:
+        """The last segment as it is on disk now, read again only if somebody else wrote. The file must be held."""
+        stamp = _stamp(self.path)
+        if self._chain is not None and stamp == self._stamp:
             return self._chain
+        self._stamp = _NEVER
+        place = segments.place(self.path)
         try:
-            found = hash_chain.Chain(self.path)
+            if self._chain is None or place != self._place:
+                segments.require_present(self.path)
+            if self._chain is None and self.most and stamp[1] > _LONG:
+                place = self._seal_unread(place)
+            chain = hash_chain.Chain(self.path, place.head)
+            new = self._new(chain, place)
         except errors.CheckpointError as error:
             raise errors.AuditError(f"{error}. Keep the file as it is, it is evidence, and find out why") from None
-        before = self._chain.entries if self._chain is not None else []
-        if before and (len(found.entries) < len(before) or found.entries[len(before) - 1] != before[-1]):
+        self._chain, self._place, self._stamp = chain, place, _stamp(self.path)
+        self._tell(new)
+        return chain
+
+    def _new(self, chain: hash_chain.Chain, place: segments.Place) -> list[dict[str, Any]]:
+        """What others added since this was last read.
+
+        Raises:
+            AuditError: if what was read then is there no more.
+        """
+        if self._chain is None or not self._chain.entries:
+            return []
+        before, rows = self._chain.entries, chain.entries
+        if place.number > self._place.number:  # sealed meanwhile
+            rows = hash_chain.read(segments.sealed(self.path, self._place.number), self._place.head)
+        if (
+            place.number < self._place.number
+            or len(rows) < len(before)
+            or rows[len(before) - 1] != before[-1]
+            or (place.number == self._place.number and place != self._place)
+        ):
             raise errors.AuditError(f"{self.path}: was cut or rewritten while it was in use. Find out who did it")
-        self._chain, self._size = found, self.path.stat().st_size if self.path.exists() else 0
-        return found
+        new = rows[len(before) :]
+        for number in range(self._place.number + 1, place.number):
+            new += hash_chain.read(segments.sealed(self.path, number), str((new or before)[-1]["hash"]))
+        return new + (chain.entries if place.number > self._place.number else [])
+
+    def _all(self) -> Iterator[dict[str, Any]]:
+        """All entries; the file must be held."""
+        chain = self._open()
+        try:
+            yield from segments.before(self.path, self._place)
+        except errors.CheckpointError as error:
+            raise errors.AuditError(f"{error}. Keep the file as it is, it is evidence, and find out why") from None
+        yield from chain.entries
+
+    def _tell(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        for entry in entries:
+            for take in self._followers:
+                take(entry)
 
     def _append(self, written: hash_chain.Chain, event: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         needed, free = self.events.get(event, (frozenset(), frozenset()))
         wrong = [name for name, value in fields.items() if name not in needed | free or not self.forms[name](value)]
         if event not in self.events or wrong or needed - set(fields):
             raise ValueError(f"no audit entry: {event} {sorted(fields)}, wrong: {wrong}")
-        self._size = -1  # a write that fails leaves a part behind, which only reading again finds
-        line = written.append({"event": event, "time": signed_documents.stamp(signed_documents.now()), **fields})
-        self._size = self.path.stat().st_size
+        self._stamp = _NEVER  # a write that fails leaves a part behind, which only reading again finds
+        if self.most and len(written.entries) >= self.most:
+            written = self._seal(written)
+        line = written.append({"event": event, "time": _now(), **fields})
+        self._stamp = _stamp(self.path)
+        self._tell([line])
         return line
+
+    def _seal(self, written: hash_chain.Chain) -> hash_chain.Chain:
+        """Seal the last segment and begin another."""
+        place = segments.Place(self._place.number + 1, self._place.before + len(written.entries), written.head)
+        first = self._begin_segment(place)
+        self._place, self._chain = place, hash_chain.Chain(self.path, place.head)
+        self._tell([first])
+        return self._chain
+
+    def _seal_unread(self, place: segments.Place) -> segments.Place:
+        """Seal a last segment that is long, as of a log of before segments, with none of it in memory.
+
+        Returns: where the last segment stands now; as before where the log is another's or the disk takes nothing.
+        """
+        hash_chain.cut(self.path)
+        before, head = place.before, place.head
+        for entry in segments.follow(self.path, place):
+            if before == place.before and (entry.get("owner"), entry.get("end")) != (self.owner, self.end):
+                return place
+            before, head = before + 1, str(entry["hash"])
+        with contextlib.suppress(errors.StorageError):
+            self._begin_segment(segments.Place(place.number + 1, before, head))
+        return segments.place(self.path)
+
+    def _begin_segment(self, place: segments.Place) -> dict[str, Any]:
+        """Begin a segment here; each write whole or not at all, see :mod:`fedvfm.audit.segments`. Its first entry."""
+        copy = segments.sealed(self.path, place.number - 1)
+        with storage.guard(self.path):
+            copy.parent.mkdir(mode=0o700, exist_ok=True)
+        with self.path.open("rb") as file:
+            storage.write_file(copy, lambda out: shutil.copyfileobj(file, out))
+        storage.fault_point("segment-copied")
+        about = {"owner": self.owner, "end": self.end, "segment": place.number, "entries": place.before}
+        first = hash_chain.linked({"event": segments.CONTINUED, "time": _now(), **about}, place.head)
+        storage.write_text(self.path, hash_chain.canonical(first) + "\n")
+        storage.fault_point("segment-begun")
+        return first
 
     def record(self, event: str, **fields: Any) -> dict[str, Any]:
         """Add one entry and wait until it is on disk.
@@ -195,18 +317,53 @@ class Audit:
         with storage.exclusive(self.path):
             return self._append(self._open(), event, fields)
 
+    def follow(self, take: Callable[[Mapping[str, Any]], None]) -> None:
+        """Show every entry once: those that are there now, then each one that is added. See :meth:`catch_up`.
+
+        Raises:
+            AuditError: if something in the log was edited, taken out or moved.
+        """
+        with storage.exclusive(self.path):
+            for entry in self._all():
+                take(entry)
+            self._followers.append(take)
+
+    def catch_up(self) -> None:
+        """Show to whoever follows what others added since; reads no more than that and the last segment.
+
+        Raises:
+            AuditError: if the log was cut or rewritten meanwhile.
+        """
+        with storage.exclusive(self.path):
+            self._open()
+
+    def scan(self) -> Iterator[dict[str, Any]]:
+        """All entries so far, verified as they come; one segment is in memory at a time.
+
+        Raises:
+            AuditError: if something in the log was edited, taken out or moved.
+        """
+        self.catch_up()
+        return _entries(self.path)
+
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """All entries so far."""
+        """All entries so far: of a long log a lot of memory."""
         with storage.exclusive(self.path):
-            return list(self._open().entries)
+            return list(self._all())
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last entry."""
+        with storage.exclusive(self.path):
+            return self._open().entries[-1]
 
     @property
     def mark(self) -> hash_chain.Mark:
         """Length and head: what travels with every message and reply."""
         with storage.exclusive(self.path):
-            found = self._open()
-            return hash_chain.Mark(len(found.entries), found.head)
+            chain = self._open()
+            return hash_chain.Mark(self._place.before + len(chain.entries), chain.head)
 
     def receipt(self, key: keys.Private, peer: str = "") -> Receipt:
         """A signed receipt of the log as it is now, for the other end to keep.
@@ -329,11 +486,9 @@ def read(path: Path) -> list[dict[str, Any]]:
         AuditError: if there is none, or inside it something was edited, taken out or moved.
     """
     if not path.is_file():
+        segments.require_present(path)
         raise errors.AuditError(f"{path}: there is no audit log")
-    try:
-        entries = hash_chain.read(path)
-    except errors.CheckpointError as error:
-        raise errors.AuditError(f"{error}. It was edited, or lines were taken out or moved") from None
+    entries = list(_entries(path))
     if not entries or entries[0].get("event") != "opened":
         raise errors.AuditError(f"{path}: does not begin as an audit log; its beginning is missing")
     return entries
@@ -398,22 +553,43 @@ class Usage:
     answered: frozenset[tuple[int, str]] = frozenset()
 
 
+COUNTED = ("trained", "evaluated", "interrupted", "sent")
+"""Events that use up what a recipe may."""
+
+
+class Tally:
+    """Counts what entries say of one recipe, one after the other."""
+
+    def __init__(self) -> None:
+        self._trained: list[tuple[int, str]] = []
+        self._seconds = 0.0
+        self._evaluated: dict[tuple[int, str, str], None] = {}
+        self._answered: set[tuple[int, str]] = set()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take an entry of the recipe."""
+        event = entry["event"]
+        self._seconds += float(entry.get("seconds", 0.0))
+        if event == "trained":
+            pair = (int(entry["round"]), str(entry["base"]))
+            self._trained += [pair] if self._trained[-1:] != [pair] else []
+        elif event == "evaluated":
+            self._evaluated[int(entry["round"]), str(entry["split"]), str(entry["fingerprint"])] = None
+        elif event == "sent" and entry.get("kind") == "evaluate" and "split" in entry:
+            self._answered.add((int(entry["round"]), str(entry["split"])))
+
+    def usage(self) -> Usage:
+        """What they come to so far."""
+        return Usage(tuple(self._trained), self._seconds, tuple(self._evaluated), frozenset(self._answered))
+
+
 def usage(entries: Iterable[Mapping[str, Any]], recipe: str) -> Usage:
     """Count what these entries say of a recipe."""
-    events = ("trained", "evaluated", "interrupted", "sent")
-    mine = [entry for entry in entries if entry.get("recipe") == recipe and entry["event"] in events]
-    trained = [(int(entry["round"]), str(entry["base"])) for entry in mine if entry["event"] == "trained"]
-    once = tuple(one for at, one in enumerate(trained) if trained[max(0, at - 1) : at] != [one])
-    scored = [
-        (int(one["round"]), str(one["split"]), str(one["fingerprint"])) for one in mine if one["event"] == "evaluated"
-    ]
-    left = [one for one in mine if (one["event"], one.get("kind")) == ("sent", "evaluate")]
-    return Usage(
-        once,
-        sum(float(entry.get("seconds", 0.0)) for entry in mine),
-        tuple(dict.fromkeys(scored)),
-        frozenset((int(one["round"]), str(one["split"])) for one in left if "split" in one),
-    )
+    tally = Tally()
+    for entry in entries:
+        if entry.get("recipe") == recipe and entry["event"] in COUNTED:
+            tally.add(entry)
+    return tally.usage()
 
 
 def unfinished(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvfm import errors
-from fedvfm.audit import audit
+from fedvfm.audit import audit, segments
 from fedvfm.client import state_folder
 from fedvfm.client.adoption import decisions
 from fedvfm.client.personal import statement
@@ -57,7 +57,9 @@ def found(where: state_folder.State, *, with_audit: bool = False) -> list[Remove
 
 
 def _measured(kind: str, path: Path) -> Removed:
-    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file() and not one.is_symlink()]
+    files = [path] if path.is_file() else []
+    for folder in (path, *([segments.folder(path)] if path.name == AUDIT else [])):
+        files += [one for one in folder.rglob("*") if one.is_file() and not one.is_symlink()]
     return Removed(kind, str(path), len(files), sum(one.stat().st_size for one in files))
 
 
@@ -98,6 +100,8 @@ def run(where: state_folder.State, *, with_audit: bool = False) -> list[Removed]
             state_folder.withdraw(where, recipe)
     for one in rows:
         path = Path(one.path)
+        if path.name == AUDIT:
+            storage.remove_folder(segments.folder(path))
         with storage.guard(path):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         where.audit.record("purged", kind=one.kind, numbers=one.files, bytes=one.bytes)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedvfm.audit import segments
 from fedvfm.protocol import protocol
 from fedvfm.runtime import processes
 
@@ -112,22 +113,14 @@ class Listener:
     """
 
     def __init__(self, log: Path) -> None:
-        self._log = log
-        self._at = log.stat().st_size if log.exists() else 0
+        self._tail = segments.Tail(log)
         self._asked = ""
         self._standing: dict[tuple[str, str], str] = {}
 
     def look(self) -> None:
         """Read what is new; what cannot be read now is read the next time."""
         with contextlib.suppress(OSError):
-            if self._log.stat().st_size <= self._at:
-                return
-            with self._log.open("rb") as file:
-                file.seek(self._at)
-                data = file.read()
-            whole = data.rfind(b"\n") + 1
-            self._at += whole
-            for line in data[:whole].splitlines():
+            for line in self._tail.lines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     self._take(json.loads(line))
 

@@ -97,7 +97,7 @@ def finish(where: state_folder.State, let_in: LetIn) -> bool:
 
 def _note(where: state_folder.State, asked: rekeying.Rekeying) -> None:
     key = keys.fingerprint(asked.public_key)
-    if not any(entry["event"] == "rekeyed" and entry["key"] == key for entry in where.audit.entries):
+    if not any(entry["event"] == "rekeyed" and entry["key"] == key for entry in where.audit.scan()):
         where.audit.record("rekeyed", site=where.about.site, key=key, base=keys.fingerprint(asked.old_key))
 
 

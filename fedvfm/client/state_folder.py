@@ -9,6 +9,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     request.json                 to send back to the coordinator
     recipes/<hash>.json          recipes this site was asked to take part in
     approvals.jsonl audit.jsonl  hash-chained
+    audit-sealed/                earlier segments of the audit log, where it is long
     splits/                      what the split into train, val and test follows from, of each recipe that began here
     sent/                        the update that was sent last, of each recipe
     rosters/<hash>.json          roster documents that arrived: with whom this site's update may be summed

@@ -82,6 +82,7 @@ class Ledger(audit.Audit):
     """
 
     events = lines.EVENTS
+    most = 0
     forms: ClassVar[Mapping[str, Callable[[Any], bool]]] = lines.FORMS
 
     def __init__(self, folder: Path, owner: str, unit: str) -> None:

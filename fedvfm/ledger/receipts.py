@@ -175,8 +175,13 @@ def marks(entries: Sequence[Mapping[str, Any]], owner: str, name: str) -> Iterab
     own = entries[0].get("end") == "site"
     for number, one in enumerate(entries, start=1):
         if "ledger" in one and (own or one.get("peer") == owner):
-            mark = hash_chain.Mark.parse(one["ledger"])
-            yield audit.Noted(mark.length, mark.head, f"entry {number} of {name}")
+            yield noted(one["ledger"], number, name)
+
+
+def noted(mark: str, number: int, name: str) -> audit.Noted:
+    """A mark of the ledger as it stands in an entry of the audit log ``name``."""
+    parsed = hash_chain.Mark.parse(mark)
+    return audit.Noted(parsed.length, parsed.head, f"entry {number} of {name}")
 
 
 def misfits(entries: Sequence[Mapping[str, Any]], notes: Iterable[audit.Noted]) -> list[audit.Noted]:

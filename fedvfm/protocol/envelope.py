@@ -39,16 +39,16 @@ class Envelope:
     @classmethod
     def of_update(cls, content: RecordDict, update: state.SiteUpdate) -> Envelope:
         """The envelope of an update that was just written into these records, so that nobody has to read it again."""
-        made = cls(content)
-        made.__dict__["update"] = update
-        return made
+        envelope = cls(content)
+        envelope.__dict__["update"] = update
+        return envelope
 
     @classmethod
     def of_evaluation(cls, evaluation: protocol.Evaluation) -> Envelope:
         """The same of scores."""
-        made = cls(protocol.encode_evaluation(evaluation))
-        made.__dict__["evaluation"] = evaluation
-        return made
+        envelope = cls(protocol.encode_evaluation(evaluation))
+        envelope.__dict__["evaluation"] = evaluation
+        return envelope
 
     @cached_property
     def task(self) -> protocol.Task:
@@ -117,10 +117,10 @@ def of(message: Message, held: protocol.Held = protocol.nothing) -> Envelope:
     return opened
 
 
-def close(made: Envelope, asked: Message) -> Message:
+def close(envelope: Envelope, asked: Message) -> Message:
     """The reply to a message with the records of an envelope."""
-    reply = Message(made.content, reply_to=asked)
-    internals.attach(reply, made)
+    reply = Message(envelope.content, reply_to=asked)
+    internals.attach(reply, envelope)
     return reply
 
 

@@ -179,7 +179,7 @@ def _quorum(
 
 def _clock(where: state_folder.State) -> finding.Row:
     """A coordinator has no other end to ask: its clock must at least stand after what it wrote itself."""
-    last = signed_documents.moment(where.audit.entries[-1]["time"])
+    last = signed_documents.moment(where.audit.last["time"])
     now = signed_documents.now()
     if (last - now).total_seconds() > network.AHEAD_S:
         told = (

@@ -10,6 +10,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     runs/<hash>/                    journal, checkpoints and evaluation of each recipe
     roster.jsonl audit.jsonl        hash-chained
     roster-document.json            who may be in a sum of secure aggregation; signed
+    audit-sealed/                   earlier segments of the audit log, where it is long
     invites/<site>.invite.json      to hand over; removed when the site is approved
 """
 
@@ -359,7 +360,7 @@ def rekey(where: State, path: Path, told: str | None = None) -> rosters.Entry:
     except errors.TrustError:
         where.audit.record("decided", kind="rekeying", verdict="refused", peer=asked.site)
         raise
-    if not any(one["event"] == "rekeyed" and one["key"] == entry.key_fingerprint for one in where.audit.entries):
+    if not any(one["event"] == "rekeyed" and one["key"] == entry.key_fingerprint for one in where.audit.scan()):
         about = {"reason": "unchecked"} if told is None else {}
         old = keys.fingerprint(asked.old_key)
         where.audit.record("rekeyed", site=entry.site, key=entry.key_fingerprint, base=old, **about)

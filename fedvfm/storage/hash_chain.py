@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,31 +59,59 @@ def _hash(entry: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(body).encode()).hexdigest()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def linked(value: Mapping[str, Any], head: str) -> dict[str, Any]:
+    """An entry that continues a chain after the entry whose hash is ``head``."""
+    entry = {**value, "prev": head}
+    entry["hash"] = _hash(entry)
+    return entry
+
+
+def read(path: Path, head: str = ZERO) -> list[dict[str, Any]]:
     """All entries, verified. A last line without its newline is left out: it was never finished (see :func:`recover`).
+
+    Args:
+        path: the file.
+        head: hash of the entry that the first one continues; that of a whole chain continues none.
 
     Raises:
         CheckpointError: naming the first line that is edited, missing or out of order.
     """
-    entries, wrong = sound(path)
+    entries, wrong = sound(path, head)
     if wrong:
         raise errors.CheckpointError(f"{path}: line {wrong} does not continue the chain; it was changed or is not ours")
     return entries
 
 
-def sound(path: Path) -> tuple[list[dict[str, Any]], int]:
+def sound(path: Path, head: str = ZERO) -> tuple[list[dict[str, Any]], int]:
     """The entries up to the first that does not continue the chain, and the number of that line; 0 where all do."""
-    if not path.exists():
-        return [], 0
+    return follow(path.read_bytes(), head) if path.exists() else ([], 0)
+
+
+def follow(data: bytes, head: str = ZERO) -> tuple[list[dict[str, Any]], int]:
+    """The same of the bytes of a file."""
     entries: list[dict[str, Any]] = []
-    head = ZERO
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        entry = _parse(line)
-        if entry is None or entry.get("prev") != head or not _sealed(entry):
+    for number, entry in walk(data.split(b"\n")[:-1], head):
+        if entry is None:
             return entries, number
-        head = entry["hash"]
         entries.append(entry)
     return entries, 0
+
+
+def walk(lines: Iterable[bytes], head: str = ZERO) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Number and entry of each line; None, and no more, at the first that does not continue the chain."""
+    for number, line in enumerate(lines, start=1):
+        entry = parse(line)
+        if entry is None or entry.get("prev") != head or not (_as_written(entry, line) or _sealed(entry)):
+            yield number, None
+            return
+        head = entry["hash"]
+        yield number, entry
+
+
+def _as_written(entry: dict[str, Any], line: bytes) -> bool:
+    """Whether the line, its ``hash`` taken out, is what was hashed: it then need not be written out anew."""
+    own = str(entry.get("hash")).encode()
+    return hashlib.sha256(line.replace(b'"hash":"' + own + b'",', b"", 1)).hexdigest().encode() == own
 
 
 def _sealed(entry: dict[str, Any]) -> bool:
@@ -93,7 +122,8 @@ def _sealed(entry: dict[str, Any]) -> bool:
         return False
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The object of a line, its hash not looked at; None where it holds none."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -101,27 +131,49 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def recover(path: Path) -> list[dict[str, Any]]:
-    """Cut off a last line without its newline (a crash inside a write), then read.
+def recover(path: Path, head: str = ZERO) -> list[dict[str, Any]]:
+    """Cut off a last line without its newline (a crash inside a write), then :func:`read`.
 
     A file damaged in any other way is not repaired.
     """
     if path.exists():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
-            with storage.guard(path), path.open("r+b") as file:
-                file.truncate(whole)
-                os.fsync(file.fileno())
-    return read(path)
+        cut(path)
+    return read(path, head)
+
+
+def cut(path: Path) -> None:
+    """Cut off a last line without its newline.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    with path.open("rb") as file:
+        length = whole = file.seek(0, os.SEEK_END)
+        while whole > 0:
+            begin = max(0, whole - 4096)
+            file.seek(begin)
+            at = file.read(whole - begin).rfind(b"\n")
+            if at >= 0:
+                whole = begin + at + 1
+                break
+            whole = begin
+    if whole != length:
+        with storage.guard(path), path.open("r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
 
 
 class Chain:
-    """An open chain, ready to append. One writer at a time."""
+    """An open chain, ready to append. One writer at a time.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        head: hash of the entry that the first one continues, where the file goes on from another.
+    """
+
+    def __init__(self, path: Path, head: str = ZERO) -> None:
         self.path = path
-        self.entries = recover(path)
+        self.entries = recover(path, head)
 
     @property
     def head(self) -> str:
@@ -135,8 +187,7 @@ class Chain:
             StorageError: if the disk refuses; the file then ends in the line before, or in a part that ``recover``
             cuts.
         """
-        entry = {**value, "prev": self.head}
-        entry["hash"] = _hash(entry)
+        entry = linked(value, self.head)
         storage.append_line(self.path, canonical(entry))
         self.entries.append(entry)
         return entry

@@ -50,7 +50,10 @@ class Site:
 
     @property
     def own(self) -> lineage.Lineage:
-        return lineage.Lineage(self.locked, self.manifest, self.entries, self.held, lambda: self.trains)
+        taken = lineage.Taken()
+        for entry in self.entries:
+            taken.add(entry)
+        return lineage.Lineage(self.locked, self.manifest, taken, self.held, lambda: self.trains)
 
     def trained(self, number: int, base: state.AdapterState, norm: float) -> None:
         self.held.keep(self.recipe.hash, base)

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from fedvfm import errors
-from fedvfm.audit import audit
 from fedvfm.client import privacy_planning, privacy_report, recipe_review, site_file
 from fedvfm.client.gate import privacy_charge
 from fedvfm.client.readiness import check
@@ -245,10 +244,9 @@ def test_from_a_public_number_a_round_is_the_same_whoever_is_there(
     privacy = {**PRIVACY, **aim}
     asked = recipe({key: value for key, value in privacy.items() if not (aim and key == "noise_multiplier")})
     site, found = make(budget={**BUDGET, "units": 26}), []
-    log = audit.Audit(tmp_path / "audit.jsonl", "north", "site").entries
     for new in ("a-new-one", "one-more", "and-one-more", "the-last-one"):
         hospital = site_file.hospital(site, asked)
-        account = privacy_charge.account(asked, 1, "ab" * 32, hospital, _at(site, tmp_path / new), log)
+        account = privacy_charge.account(asked, 1, "ab" * 32, hospital, _at(site, tmp_path / new), [])
         seen = privacy_report.look(asked, hospital, site.privacy)
         assert seen is not None
         event = trained(hospital, asked, 26)

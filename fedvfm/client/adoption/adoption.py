@@ -28,10 +28,12 @@ class Finals:
     Args:
         where: the site's state folder.
         rules: the policy as it is now.
+        left: whether the update of a recipe that is kept left, by its sha256; None looks through the audit log.
     """
 
     where: state_folder.State
     rules: Callable[[], schema.PolicyConfig]
+    left: Callable[[str, str], bool] | None = None
 
     def __call__(
         self,
@@ -90,7 +92,7 @@ class Finals:
         if (
             kept is None
             or task.state is None
-            or (privacy_charge.private(task.recipe) and not self._left(protocol.digest(kept)))
+            or (privacy_charge.private(task.recipe) and not self._left(task.recipe.hash, protocol.digest(kept)))
         ):
             return None
         base = protocol.base_of(kept)
@@ -108,9 +110,11 @@ class Finals:
         answer = evaluator.evaluate(model, site, own, plain, until)
         return answer.metrics.get(model.task.primary)
 
-    def _left(self, digest: str) -> bool:
+    def _left(self, recipe: str, digest: str) -> bool:
         """Whether the site's own log says that it sent these bytes, which it does once they are charged."""
-        return any(one["event"] == "sent" and one.get("digest") == digest for one in self.where.audit.entries)
+        if self.left is not None:
+            return self.left(recipe, digest)
+        return any(one["event"] == "sent" and one.get("digest") == digest for one in self.where.audit.scan())
 
     def _keep(self, model: adapted_model.AdaptedModel, found: decisions.Verdict) -> None:
         folder = decisions.place(self.where, found)

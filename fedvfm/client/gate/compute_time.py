@@ -67,7 +67,7 @@ def settle(where: state_folder.State) -> float:
     Raises:
         StorageError: if it cannot be noted; then nothing may be answered.
     """
-    left, seconds = audit.unfinished(where.audit.entries), 0.0
+    left, seconds = audit.unfinished(where.audit.scan()), 0.0
     if left is not None:
         seconds = _worked(where, signed_documents.moment(str(left["time"])).timestamp())
         about = {name: left[name] for name in ("kind", "recipe", "round") if name in left}

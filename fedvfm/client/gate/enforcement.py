@@ -22,6 +22,7 @@ from fedvfm.client import privacy_report, site_file, state_folder
 from fedvfm.client.gate import (
     exchange,
     held_adapters,
+    history,
     lineage,
     masking,
     policy,
@@ -80,6 +81,8 @@ class HospitalTerms:
     ) -> None:
         self.where, self.rules, self._build_recipe = where, rules, build
         self.audit = where.audit
+        self._history = history.History()
+        self.audit.follow(self._history.add)
         self._built: dict[str, locked_recipe.LockedRecipe] = {}
         self._sent = reply_cache.Sent(where.sent)
 
@@ -91,6 +94,12 @@ class HospitalTerms:
             return keys.sign(keys.read_private(self.where.key), message)
 
         return masking.Sessions(self.where.secure, self.where.about.site, sign)
+
+    @property
+    def history(self) -> history.History:
+        """What the audit log says up to now, whoever wrote to it."""
+        self.audit.catch_up()
+        return self._history
 
     def note_refused(self, of: exchange.Exchange, refusal: errors.PolicyRefused) -> None:
         """Note that a message is refused, and why."""
@@ -105,20 +114,20 @@ class HospitalTerms:
                 count its rounds afresh.
         """
         if recipe.hash not in self._built:
-            made = self._build_recipe(recipe)
-            if made.recipe.hash != recipe.hash:
+            locked = self._build_recipe(recipe)
+            if locked.recipe.hash != recipe.hash:
                 raise errors.PolicyRefused("policy-message", "the recipe leaves values open; lock it first")
-            self._built[recipe.hash] = made
+            self._built[recipe.hash] = locked
         return self._built[recipe.hash]
 
     def usage(self, recipe: schema.Recipe) -> audit.Usage:
         """What the recipe has used up here."""
-        return audit.usage(self.audit.entries, recipe.hash)
+        return self.history.usage(recipe.hash)
 
     def lineage(self, recipe: schema.Recipe, held: held_adapters.Adapters) -> lineage.Lineage:
         """The adapters that came with this recipe; ``held`` are those at hand."""
-        entries = [entry for entry in self.audit.entries if entry.get("recipe") == recipe.hash]
-        return lineage.Lineage(self.lock(recipe), self._manifest(recipe), entries, held, lambda: self.trains(recipe))
+        taken = self.history.taken(recipe.hash)
+        return lineage.Lineage(self.lock(recipe), self._manifest(recipe), taken, held, lambda: self.trains(recipe))
 
     def trains(self, recipe: schema.Recipe) -> bool:
         """Whether there are images to train on here."""
@@ -214,17 +223,17 @@ class SiteTerms(HospitalTerms):
 
     def require_split(self, recipe: schema.Recipe) -> split_pin.Basis:
         """What the split follows from as the file was last read, and followed from when the recipe began here."""
-        found = split_pin.of(recipe.hash, self.judged)
-        split_pin.require(self.where, found)
-        return found
+        basis = split_pin.of(recipe.hash, self.judged)
+        split_pin.require(self.where, basis)
+        return basis
 
     def features_counted(self) -> feature_counts.Counts | None:
         """What was computed of the images' features since the last time; None where they were not asked for."""
         if self._site is None:
             return None
         now = self._site[1].cache.counts
-        found, self._counted = now - self._counted, now
-        return found if found.asked else None
+        new, self._counted = now - self._counted, now
+        return new if new.asked else None
 
     def ends(self, recipe: schema.Recipe) -> tuple[float, str]:
         """When the policy ends work on a message that is begun now, by the monotonic clock; and with which word."""
@@ -271,9 +280,9 @@ class SiteTerms(HospitalTerms):
         """Keep what it comes to here for ``client status``; a ledger that cannot be read is told of by training."""
         hospital = self.prepared(recipe).hospital
         with contextlib.suppress(errors.LedgerError, errors.AuditError):
-            found = privacy_report.look(recipe, hospital, budget)
-            if found is not None:
-                privacy_report.note(self.where, recipe.hash, found)
+            cost = privacy_report.look(recipe, hospital, budget)
+            if cost is not None:
+                privacy_report.note(self.where, recipe.hash, cost)
 
     def noised(
         self, task: protocol.Task, scores: protocol.Evaluation, free: Mapping[str, float]
@@ -299,7 +308,7 @@ class SiteTerms(HospitalTerms):
     ) -> privacy_charge.Account:
         """Where scores are charged."""
         hospital = self.prepared(task.recipe).hospital
-        return privacy_charge.of_scores(task, spent, hospital, budget, self.audit.entries)
+        return privacy_charge.of_scores(task, spent, hospital, budget, self.history.ledger_marks())
 
     def account(self, task: protocol.Task) -> privacy_charge.Account:
         """See above; the ledger of the site's file."""
@@ -307,4 +316,5 @@ class SiteTerms(HospitalTerms):
         if budget is None or task.state is None:
             raise errors.ProtocolError("a train message without a mechanism or an adapter is charged to nobody")
         hospital = self.prepared(recipe).hospital
-        return privacy_charge.account(recipe, task.round, task.state.fingerprint, hospital, budget, self.audit.entries)
+        marks = self.history.ledger_marks()
+        return privacy_charge.account(recipe, task.round, task.state.fingerprint, hospital, budget, marks)

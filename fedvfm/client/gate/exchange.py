@@ -140,9 +140,9 @@ class Exchange:
             raise errors.ProtocolError("a message without a reply")
         return self.reply
 
-    def leave(self, made: envelopes.Envelope) -> None:
+    def leave(self, records: envelopes.Envelope) -> None:
         """Let these records be the reply."""
-        self.reply = envelopes.close(made, self.message)
+        self.reply = envelopes.close(records, self.message)
 
     def refuse(self, error: Exception) -> None:
         """Let a word be the reply; never the text of an exception."""

@@ -14,7 +14,7 @@ site level the coordinator adds noise of its own, which no update bounds: there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,31 @@ ALIKE, NOTHING = 1e-4, 1e-6
 _LONGEST = 2.0
 """How much longer a factor may be than its partner, or than 1, under a rule that makes both anew."""
 
-Entries = Sequence[Mapping[str, Any]]
+EVENTS = ("trained", "evaluated")
+"""Of the audit log, after which an adapter counts as taken."""
+
+
+class Taken:
+    """The adapters of one recipe that a site trained from or scored, as its audit log says.
+
+    Attributes:
+        names: round -> fingerprints of its adapters, the one that was taken last at the end.
+        largest: the largest norm of an update that this site made; None where it made none.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[int, dict[str, None]] = {}
+        self.largest: float | None = None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take an entry of the log, of this recipe and one of :data:`EVENTS`."""
+        trained = entry["event"] == "trained"
+        name = str(entry["base"] if trained else entry["fingerprint"])
+        names = self.names.setdefault(int(entry["round"]) - trained, {})
+        names.pop(name, None)
+        names[name] = None
+        if trained and "norm" in entry:
+            self.largest = max(float(entry["norm"]), self.largest or 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,14 +70,14 @@ class Lineage:
     Attributes:
         locked: what the site itself makes of the recipe, at the recipe's rank.
         manifest: every array of the adapter at the site's own rank.
-        entries: of the site's audit log, of this recipe.
+        taken: the adapters that were taken before.
         held: the adapters that came last.
         trains: whether this site has images to train on.
     """
 
     locked: locked_recipe.LockedRecipe
     manifest: state.Manifest
-    entries: Entries
+    taken: Taken
     held: held_adapters.Adapters
     trains: Callable[[], bool] = lambda: True
 
@@ -83,7 +107,7 @@ class Lineage:
         first = self.first()
         if (first is not None and adapter.fingerprint == first.fingerprint) or self._took(number, adapter, kind):
             return
-        if kind == protocol.EVALUATE and not self._updates() and self.trains():
+        if kind == protocol.EVALUATE and self.taken.largest is None and self.trains():
             raise _refused(f"this site has trained nothing of the recipe, so it scores no adapter of round {number}")
         self._require_near(number, adapter, max_step)
 
@@ -130,36 +154,22 @@ class Lineage:
 
     # -- the later ones --------------------------------------------------------------------------------------------
 
-    def _taken(self) -> dict[int, list[str]]:
-        """Round -> fingerprints of the adapters that this site trained from or scored."""
-        found: dict[int, list[str]] = {}
-        for entry in self.entries:
-            if entry["event"] == "trained":
-                found.setdefault(int(entry["round"]) - 1, []).append(str(entry["base"]))
-            elif entry["event"] == "evaluated":
-                found.setdefault(int(entry["round"]), []).append(str(entry["fingerprint"]))
-        return found
-
     def _took(self, number: int, adapter: state.AdapterState, kind: str) -> bool:
         """Whether it was taken before as the adapter of this round.
 
         Raises:
             PolicyRefused: if it is to be scored in place of the one that was.
         """
-        known = self._taken().get(number, [])
+        known = self.taken.names.get(number, {})
         if adapter.fingerprint in known:
             return True
         if known and kind == protocol.EVALUATE:
             raise _refused(f"adapter {adapter.fingerprint[:12]} is not the one of round {number} that came here before")
         return False
 
-    def _updates(self) -> list[float]:
-        """Norms of the updates that this site made."""
-        return [float(entry["norm"]) for entry in self.entries if entry["event"] == "trained" and "norm" in entry]
-
     def _before(self, number: int) -> tuple[int, state.AdapterState | None]:
         """The latest adapter before a round that is at hand, and its round; None where it is not even the first."""
-        for earlier, names in sorted(self._taken().items(), reverse=True):
+        for earlier, names in sorted(self.taken.names.items(), key=lambda row: row[0], reverse=True):
             for name in reversed(names) if earlier < number else ():
                 adapter = self.held.find(name)
                 if adapter is not None and self.manifest.fits(adapter):
@@ -184,11 +194,11 @@ class Lineage:
         self._require_balanced(number, adapter)
 
     def _bound(self, max_step: float) -> float:
-        settings, updates = self._recipe.aggregation, self._updates()
+        settings, largest = self._recipe.aggregation, self.taken.largest
         anew = rules.refactors(rules.make(settings))
-        most = np.inf if anew and updates else self._recipe.admission.max_update_norm
-        if updates and self._recipe.privacy.mechanism != privacy.SITE_LEVEL:
-            most = min(most, max_step * max(updates))
+        most = np.inf if anew and largest is not None else self._recipe.admission.max_update_norm
+        if largest is not None and self._recipe.privacy.mechanism != privacy.SITE_LEVEL:
+            most = min(most, max_step * largest)
         rate = SLACK * settings.server_learning_rate
         if settings.server_optimiser == "momentum":
             return float(rate / (1.0 - settings.server_momentum) * most)

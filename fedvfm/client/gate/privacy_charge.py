@@ -7,12 +7,13 @@ it. A ledger that does not hold what this site's own audit log noted of it was c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedvfm import errors
+from fedvfm.audit import audit
 from fedvfm.config import privacy, schema
 from fedvfm.ledger import entries as lines
 from fedvfm.ledger import ledger, receipts
@@ -133,7 +134,7 @@ def account(
     start: str,
     hospital: Any,
     budget: privacy.Budget,
-    log: Sequence[Mapping[str, Any]],
+    noted: Sequence[audit.Noted],
 ) -> Account:
     """The account of one round.
 
@@ -143,7 +144,7 @@ def account(
         start: fingerprint of the adapter it starts from.
         hospital: the site's samples.
         budget: as :func:`require` gave it.
-        log: entries of the site's own audit log, which hold marks of the ledger.
+        noted: marks of the ledger in the site's own audit log.
 
     Raises:
         LedgerError: if the ledger is not what it was, or there is nothing to draw from.
@@ -154,7 +155,7 @@ def account(
         raise errors.LedgerError(f"site '{hospital.name}' has no {budget.unit} to train on; nothing can be charged")
     with _told():
         book = ledger.Ledger(Path(budget.ledger), hospital.name, budget.unit)
-        _require_whole(book, log)
+        _require_whole(book, noted)
     left = max(1, recipe.rounds - number + 1)
     claim = ledger.Claim(recipe.hash, number, start, event, charged(recipe, hospital), left)
     return Account(book, claim, budget)
@@ -165,7 +166,7 @@ def of_scores(
     spent: base.PrivacyEvent,
     hospital: Any,
     budget: privacy.Budget,
-    log: Sequence[Mapping[str, Any]],
+    noted: Sequence[audit.Noted],
 ) -> Account:
     """The account of the scores of one adapter on one split.
 
@@ -174,7 +175,7 @@ def of_scores(
         spent: what the scores spend.
         hospital: the site's samples.
         budget: what they are charged to.
-        log: as of :func:`account`.
+        noted: as of :func:`account`.
 
     Raises:
         LedgerError: if the ledger is not what it was.
@@ -182,18 +183,18 @@ def of_scores(
     own = records.charged(budget.unit, hospital.splits[task.split], getattr(hospital, "source", None))
     with _told():
         book = ledger.Ledger(Path(budget.ledger), hospital.name, budget.unit)
-        _require_whole(book, log)
+        _require_whole(book, noted)
     scored = "" if task.state is None else task.state.fingerprint
     return Account(book, ledger.Claim(task.recipe.hash, task.round, scored, spent, own), budget)
 
 
-def shown(budget: privacy.Budget, site: str, log: Sequence[Mapping[str, Any]]) -> hash_chain.Mark | None:
+def shown(budget: privacy.Budget, site: str, noted: Sequence[audit.Noted]) -> hash_chain.Mark | None:
     """The ledger's mark as it is now, for the coordinator to see before it asks for an update.
 
     Args:
         budget: the site's.
         site: its name.
-        log: entries of the site's own audit log.
+        noted: marks of the ledger in the site's own audit log.
 
     Returns: None where there is no ledger yet, or none that can be charged: reconciled, it may be as long as it was.
     """
@@ -204,7 +205,7 @@ def shown(budget: privacy.Budget, site: str, log: Sequence[Mapping[str, Any]]) -
         book = ledger.Ledger(folder, site, budget.unit)
         entries, now = book.entries, book.mark
         ledger.require_sound(book.path, entries, book.records.key_id())
-        if not receipts.misfits(entries, receipts.marks(log, book.owner, "this site's audit log")):
+        if not receipts.misfits(entries, noted):
             return now
     return None
 
@@ -218,13 +219,13 @@ def _told() -> Iterator[None]:
         raise errors.LedgerError(str(error)) from None
 
 
-def _require_whole(book: ledger.Ledger, log: Sequence[Mapping[str, Any]]) -> None:
+def _require_whole(book: ledger.Ledger, noted: Sequence[audit.Noted]) -> None:
     """Check the ledger against what this site's audit log noted of it with every update.
 
     Raises:
         LedgerError: if it does not hold all of it; written down, so that only reconciling helps.
     """
-    wrong = receipts.misfits(book.entries, receipts.marks(log, book.owner, "this site's audit log"))
+    wrong = receipts.misfits(book.entries, noted)
     if wrong:
         book.suspend(max(wrong, key=lambda one: one.length))
     ledger.require_sound(book.path, book.entries, book.records.key_id())

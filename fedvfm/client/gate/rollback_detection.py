@@ -20,25 +20,158 @@ What was not sent to this site proves nothing to it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from fedvfm import errors
 from fedvfm.config import privacy
 from fedvfm.protocol import protocol
 
 _TRAIN, _EVALUATE = protocol.WORDS[protocol.TRAIN], protocol.WORDS[protocol.EVALUATE]
-Entries = Sequence[Mapping[str, Any]]
+_SAME = ("recipe", "round", "fingerprint", "kind")
+"""Messages that agree in these are one, sent again."""
 
 
-def require_onward(kind: str, task: protocol.Task, came: Mapping[str, Any], entries: Entries) -> None:
+class _Row(NamedTuple):
+    """A message of a coordinator: the length and head of its log, and what makes it another message than others."""
+
+    length: int
+    head: str | None
+    message: tuple[Any, ...]
+
+
+class _Longest:
+    """Of row coordinator's messages those that showed the longest log, and as many as leaving one message out needs."""
+
+    def __init__(self) -> None:
+        self._rows: set[_Row] = set()
+
+    def add(self, new: _Row) -> None:
+        self._rows.add(new)
+        top = max(row.length for row in self._rows)
+        names = {row.message for row in self._rows if row.length == top}
+        rest = [row.length for row in self._rows if row.message not in names] if len(names) == 1 else []
+        least = max(rest, default=top)
+        self._rows = {
+            row for row in self._rows if row.length == top or (row.length == least and row.message not in names)
+        }
+
+    def without(self, message: tuple[Any, ...]) -> tuple[int, set[str]]:
+        """The longest log that other messages than this one showed, and its heads."""
+        others = [row for row in self._rows if row.message != message]
+        most = max((row.length for row in others), default=0)
+        return most, {row.head for row in others if row.length == most and row.head is not None}
+
+
+class _Steps:
+    """Pairs of numbers of which both only grow: of a pair that another one makes needless nothing is kept."""
+
+    def __init__(self) -> None:
+        self.keys: list[int] = []
+        self.values: list[int] = []
+
+    def add(self, key: int, value: int) -> None:
+        at = bisect_right(self.keys, key)
+        if at and self.values[at - 1] >= value:
+            return
+        end = bisect_right(self.values, value)
+        begin = bisect_left(self.keys, key)
+        self.keys[begin:end], self.values[begin:end] = [key], [value]
+
+    def before(self, key: int) -> tuple[int, int]:
+        """The last pair whose key is less; (0, 0) where there is none."""
+        at = bisect_left(self.keys, key)
+        return (self.keys[at - 1], self.values[at - 1]) if at else (0, 0)
+
+
+class _Marks:
+    """The messages of one coordinator for one recipe, and the first proof they gave that no growing log sent them."""
+
+    def __init__(self) -> None:
+        self.proof = ""
+        self._heads: dict[int, str] = {}
+        self._drawn = _Steps()  # length of the log -> the last round that was drawn by then
+        self._asked = _Steps()  # round that was asked for -> the longest log by which it was
+        self._runs: dict[Any, tuple[int, int]] = {}
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        length, drawn = int(entry["peer_length"]), _drawn(entry)
+        asked = int(entry.get("round", 0)) if entry["kind"] == _TRAIN else 0
+        if drawn > 0:
+            self._drawn.add(length, drawn)
+        if asked > 0:
+            self._asked.add(asked, length)
+        proof = self._two_heads(length, str(entry["peer_head"])) or self._asked_again(length, asked, drawn)
+        self.proof = self.proof or proof or self._overlap(entry.get("run"), length)
+
+    def _two_heads(self, length: int, head: str) -> str:
+        same = self._heads.setdefault(length, head) == head
+        return "" if same else f"entry {length} of its audit log is another one than it was"
+
+    def _asked_again(self, length: int, asked: int, drawn: int) -> str:
+        """Whether this message, or one that came before it, asks for a round that was drawn by a shorter log."""
+        at, latest = self._drawn.before(length)
+        if 0 < asked <= latest:
+            return f"it asked for round {asked} at entry {length} of its log, and had drawn it by {at}"
+        number, longest = self._asked.before(drawn + 1)
+        if number and longest > length:
+            return f"it asked for round {number} at entry {longest} of its log, and had drawn it by {length}"
+        return ""
+
+    def _overlap(self, run: Any, length: int) -> str:
+        """Two runs of which one began before the other ended."""
+        if run is None:
+            return ""
+        least, most = self._runs.get(run, (length, length))
+        self._runs[run] = (min(least, length), max(most, length))
+        for first, second in itertools.pairwise(sorted(self._runs.values())):
+            if second[0] < first[1]:
+                return (
+                    f"it was started anew with {second[0]} entries in its audit log or less, and had {first[1]} before"
+                )
+        return ""
+
+
+class Coordinators:
+    """What a site's audit log says of coordinators: kept message by message, as they come."""
+
+    def __init__(self) -> None:
+        self._longest: dict[Any, _Longest] = {}
+        self._marks: dict[tuple[Any, str], _Marks] = {}
+        self._last_drawn: dict[str, int] = {}
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take an entry of the log that notes a message."""
+        recipe, peer = str(entry.get("recipe", "")), entry.get("peer")
+        self._last_drawn[recipe] = max(self._last_drawn.get(recipe, 0), _drawn(entry))
+        if entry.get("peer_length"):
+            row = _Row(int(entry["peer_length"]), entry.get("peer_head"), tuple(map(entry.get, _SAME)))
+            self._longest.setdefault(peer, _Longest()).add(row)
+        if "peer_head" in entry:
+            self._marks.setdefault((peer, recipe), _Marks()).add(entry)
+
+    def drawn(self, recipe: str) -> int:
+        """The last round of a recipe whose private mean was sent here."""
+        return self._last_drawn.get(recipe, 0)
+
+    def proof(self, peer: Any, recipe: str) -> str:
+        """Why the messages of a recipe show that their coordinator went back; "" where they do not."""
+        return self._marks[peer, recipe].proof if (peer, recipe) in self._marks else ""
+
+    def longest(self, peer: Any, message: tuple[Any, ...]) -> tuple[int, set[str]]:
+        """The longest log that a coordinator showed with other messages than this one, and its heads."""
+        return self._longest[peer].without(message) if peer in self._longest else (0, set())
+
+
+def require_onward(kind: str, task: protocol.Task, came: Mapping[str, Any], noted: Coordinators) -> None:
     """Check that a round of site level was not drawn before, as far as this site can tell.
 
     Args:
         kind: of the message; only an update can be drawn into a mean once more.
         task: what is asked.
         came: what the log notes of the message, its coordinator's mark among it.
-        entries: of the site's own audit log; the message is noted there already.
+        noted: what the site's own audit log says of its coordinators; the message is noted there already.
 
     Raises:
         LedgerError: if it is proved that the coordinator was put back since this recipe began, if it asks for a round
@@ -46,23 +179,18 @@ def require_onward(kind: str, task: protocol.Task, came: Mapping[str, Any], entr
     """
     if task.recipe.privacy.mechanism != privacy.SITE_LEVEL or kind != protocol.TRAIN or task.state is None:
         return
-    listed = [one for one in entries if one["event"] == "received"]
-    drawn = max((_drawn(one) for one in listed if one.get("recipe") == task.recipe.hash), default=0)
-    theirs = [one for one in listed if one.get("peer") == came.get("peer")]
-    proof = _proof([one for one in theirs if one.get("recipe") == task.recipe.hash and "peer_head" in one])
+    peer, recipe = came.get("peer"), task.recipe.hash
+    proof, drawn = noted.proof(peer, recipe), noted.drawn(recipe)
     if proof:
         raise _over(task, proof)
     if task.round <= drawn:
         raise _not_now(task, f"it asks for a round whose result was sent here before, up to round {drawn}")
     # The same message twice may come in either order; it is still one round, and nothing of it was sent here.
-    same = {"recipe": task.recipe.hash, "round": task.round, "fingerprint": task.state.fingerprint, "kind": _TRAIN}
-    others = [one for one in theirs if not same.items() <= one.items()]
+    most, heads = noted.longest(peer, (recipe, task.round, task.state.fingerprint, _TRAIN))
     length = int(came.get("peer_length", 0))
-    most = max((int(one.get("peer_length", 0)) for one in others), default=0)
     if length < most:
         raise _not_now(task, f"its audit log has {length} entries, and had {most} by this site's own log")
-    heads = {one["peer_head"] for one in others if one.get("peer_length") == length and "peer_head" in one}
-    if heads - {came.get("peer_head")}:
+    if length == most and heads - {came.get("peer_head")}:
         raise _not_now(task, f"entry {length} of its audit log is another one than it was")
 
 
@@ -70,34 +198,6 @@ def _drawn(entry: Mapping[str, Any]) -> int:
     """The last round whose private mean a message that came shows to be drawn: it carries what came of it."""
     number = int(entry.get("round", 0))
     return {_TRAIN: number - 1, _EVALUATE: number}.get(str(entry["kind"]), 0)
-
-
-def _proof(noted: Entries) -> str:
-    """What of these messages of one recipe, in whatever order they came, no log that only grows can have sent."""
-    heads: dict[int, str] = {}
-    for one in noted:
-        if heads.setdefault(one["peer_length"], one["peer_head"]) != one["peer_head"]:
-            return f"entry {one['peer_length']} of its audit log is another one than it was"
-    shown = (0, 0)
-    for one in sorted(noted, key=lambda one: (one["peer_length"], _drawn(one))):
-        length = one["peer_length"]
-        if one["kind"] == _TRAIN and 0 < one.get("round", 0) <= shown[0]:
-            return f"it asked for round {one['round']} at entry {length} of its log, and had drawn it by {shown[1]}"
-        shown = max(shown, (_drawn(one), length), key=lambda mark: mark[0])
-    runs = _spans((one["run"], one["peer_length"]) for one in noted if "run" in one)
-    for first, second in itertools.pairwise(sorted(runs.values())):
-        if second[0] < first[1]:
-            return f"it was started anew with {second[0]} entries in its audit log or less, and had {first[1]} before"
-    return ""
-
-
-def _spans(marks: Iterable[tuple[Any, int]]) -> dict[Any, tuple[int, int]]:
-    """The least and the largest length of each."""
-    found: dict[Hashable, tuple[int, int]] = {}
-    for key, length in marks:
-        least, most = found.get(key, (length, length))
-        found[key] = (min(least, length), max(most, length))
-    return found
 
 
 _BACK = "restored from an older copy, it would draw noise for one round twice, and epsilon would be more than is stated"

@@ -69,14 +69,14 @@ def note_received(own: Hospital, of: Exchange) -> None:
 
 def _came(own: Hospital, of: Exchange) -> dict[str, Any]:
     """Of any message: size, sha256, its run, and the mark of the coordinator's log where it carries one."""
-    found: dict[str, Any] = {"bytes": envelope.size(of.message), "peer": own.where.about.federation}
-    found["run"] = str(of.message.metadata.run_id % 2**64)
+    about: dict[str, Any] = {"bytes": envelope.size(of.message), "peer": own.where.about.federation}
+    about["run"] = str(of.message.metadata.run_id % 2**64)
     if of.message.has_content():
-        found["digest"] = of.envelope.digest
+        about["digest"] = of.envelope.digest
     with contextlib.suppress(errors.ProtocolError):
         mark = protocol.find_mark(of.message)
-        found |= {} if mark is None else {"peer_length": mark.length, "peer_head": mark.head}
-    return found
+        about |= {} if mark is None else {"peer_length": mark.length, "peer_head": mark.head}
+    return about
 
 
 def site_policy(own: Hospital, of: Exchange) -> None:
@@ -136,7 +136,7 @@ def hold_adapter(own: Hospital, of: Exchange) -> None:
 
 def freshness(own: Hospital, of: Exchange) -> None:
     """The coordinator did not go back, as far as this site can tell."""
-    rollback_detection.require_onward(of.kind, of.asked, of.came, own.audit.entries)
+    rollback_detection.require_onward(of.kind, of.asked, of.came, own.history.coordinators)
 
 
 def split(own: Site, of: Exchange) -> None:
@@ -164,7 +164,7 @@ def privacy_statement(own: Site, of: Exchange) -> None:
     if budget is not None and of.kind != protocol.EVALUATE:
         own.state_privacy(of.recipe, budget)
     if budget is not None and of.kind == protocol.HANDSHAKE:
-        of.ledger = privacy_charge.shown(budget, own.judged.name, own.audit.entries)
+        of.ledger = privacy_charge.shown(budget, own.judged.name, own.history.ledger_marks())
 
 
 def compute_time(own: Site, of: Exchange) -> None:
@@ -456,24 +456,24 @@ def note_sent(own: Hospital, of: Exchange) -> None:
 
 
 def _refusal(of: Exchange, reply: Message) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": "refusal", "reason": protocol.error_word(reply)}
+    about: dict[str, Any] = {"kind": "refusal", "reason": protocol.error_word(reply)}
     if of.accepted:  # what broke off was computed too, and counts
-        found["seconds"] = _seconds(of)
-    return found
+        about["seconds"] = _seconds(of)
+    return about
 
 
 def _said(of: Exchange) -> dict[str, Any]:
     leaving = of.leaving
-    found: dict[str, Any] = {"kind": protocol.WORDS[of.kind], "digest": leaving.digest}
+    about: dict[str, Any] = {"kind": protocol.WORDS[of.kind], "digest": leaving.digest}
     if of.kind == protocol.TRAIN and protocol.is_masked(leaving.content):
-        found["numbers"] = len(protocol.decode_masked(leaving.content).numbers)
+        about["numbers"] = len(protocol.decode_masked(leaving.content).numbers)
     elif of.kind == protocol.TRAIN:
         update = leaving.update
-        found |= {"fingerprint": update.state.fingerprint, "numbers": update.state.parameters}
-        found["metrics"] = sorted(update.metrics)
+        about |= {"fingerprint": update.state.fingerprint, "numbers": update.state.parameters}
+        about["metrics"] = sorted(update.metrics)
     elif of.kind == protocol.EVALUATE:
-        found |= {"metrics": sorted(leaving.evaluation.metrics), "split": of.asked.split}
-    return found
+        about |= {"metrics": sorted(leaving.evaluation.metrics), "split": of.asked.split}
+    return about
 
 
 def end_of_recipe(own: Site, of: Exchange) -> None:

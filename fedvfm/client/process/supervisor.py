@@ -116,8 +116,7 @@ def status(where: state_folder.State) -> dict[str, Any]:
 
     folder = _folder(where)
     found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
-    entries = where.audit.entries
-    last = {entry["event"]: {key: entry[key] for key in _SHOWN if key in entry} for entry in entries}
+    last = {entry["event"]: {key: entry[key] for key in _SHOWN if key in entry} for entry in where.audit.scan()}
     return {
         "site": where.about.site,
         "federation": where.about.federation,
@@ -162,7 +161,9 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
 
     built = client_app.Models(threads=site.limits.threads)
     kept = reply_cache.Sent(where.sent)
-    finals = adoption.Finals(where, lambda: mine.config.policy)
+    finals = adoption.Finals(
+        where, lambda: mine.config.policy, lambda recipe, digest: mine.history.left(recipe, digest)
+    )
     app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters)
     entry = gate.Gate(app, kept, mine, report)
     compute_time.settle(where)

@@ -51,7 +51,7 @@ class RosterGrid(retrying.SteadyGrid):
         self._ledgers: dict[str, int] = {}
         self._known: dict[str, int] = {}
         self._back: set[str] = set()
-        for one in log.entries if log is not None else ():
+        for one in log.scan() if log is not None else ():
             if one["event"] == "received" and one.get("recipe") == recipe and "ledger" in one:
                 self._longer(str(one["peer"]), hash_chain.Mark.parse(one["ledger"]).length)
             if one["event"] == "decided" and one.get("recipe") == recipe and one.get("reason") == _BACK:
