@@ -82,7 +82,11 @@ def unread(path: Path, found: Sequence[Item]) -> dict[str, str]:
     taken = {file for item in found for file in item.files}
     studies = [item.path if item.path.is_dir() else item.path.parent for item in found if item.kind == "dicom"]
     told: dict[str, str] = {}
-    for here, deeper, names in os.walk(path):
+
+    def closed(error: OSError) -> None:
+        told[os.path.relpath(error.filename, path)] = "a folder that cannot be opened"
+
+    for here, deeper, names in os.walk(path, onerror=closed):
         deeper[:] = sorted(name for name in deeper if not name.startswith("."))
         told |= {
             (Path(here) / name).relative_to(path).as_posix(): "a link to a folder, which is not followed"
@@ -128,7 +132,7 @@ def meant(found: Sequence[Item], series: str) -> dict[str, str]:
     if not dicoms:
         raise errors.ConfigError("--series", [f"'{series}': there is no DICOM among the inputs; leave it out"])
     for item in dicoms:
-        with contextlib.suppress(errors.DataError):
+        with contextlib.suppress(Exception):  # told when it is read
             held = dicom.find(item.path).series
             if held and not series_selector.among(held, series):
                 others[item.name] = held
@@ -161,7 +165,7 @@ def _parts(folder: Path) -> Sequence[Path]:
     """The folder, or each of its files where each is a series by itself."""
     try:
         study = dicom.find(folder)
-    except errors.DataError:
+    except Exception:
         return [folder]  # told when it is read
     files = [sorted({one.frame.file for one in series.slices}) for series in study.series]
     # Pictures of one series (frontal and lateral radiographs) and clips do not make a volume: each is by itself.

@@ -149,7 +149,7 @@ def run(
     joined = grouping.join(asked, model.recipe.data.channels, chosen, alone=source.is_file())
     session = None if graph is None else sessions.Session(Path(graph), model)
     predictor = Predictor(model, folder, form, overlays, observer, series=series, batch=batch, session=session)
-    rows, failed = _each(predictor, joined.items)
+    rows, failed, full = _each(predictor, joined.items)
     summary = {
         "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe_hash},
         "task": model.recipe.task.kind,
@@ -167,11 +167,15 @@ def run(
     }
     results.write_tables(folder, summary, numbered)
     storage.write_text(folder / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    if full is not None:
+        raise full
     return summary
 
 
-def _each(predictor: Predictor, items: Sequence[inputs.Item]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows of the inputs that could be used, and why the others could not, by name."""
+def _each(
+    predictor: Predictor, items: Sequence[inputs.Item]
+) -> tuple[list[dict[str, Any]], dict[str, str], errors.FedvfmError | None]:
+    """Rows of the inputs that could be used, why the others could not, by name, and what ended all."""
     rows, failed = [], dict[str, str]()
     for index, item in enumerate(items):
         predictor.ahead(items[index : index + predictor.batch])
@@ -186,15 +190,27 @@ def _each(predictor: Predictor, items: Sequence[inputs.Item]) -> tuple[list[dict
         except MemoryError:
             predictor.discard()
             failed[item.name] = "does not fit into the memory of this machine; crop it, or use a larger one"
-        except errors.FedvfmError:
-            raise  # a full disk concerns all inputs
+        except errors.FedvfmError as error:
+            predictor.discard()
+            failed[item.name] = str(error)
+            if not isinstance(error, errors.StorageError) or not _writes(predictor.place.folder):
+                return rows, failed | {left.name: f"not reached: {error}" for left in items[index + 1 :]}, error
         except Exception as error:
             # Whatever a reader does with one file, the others get their results. Its words may quote the file.
             predictor.discard()
             failed[item.name] = (
                 f"the reader broke ({type(error).__name__}); if the file is sound, report the kind of error"
             )
-    return rows, failed
+    return rows, failed, None
+
+
+def _writes(folder: Path) -> bool:
+    """Whether the disk takes anything at all: one result may only have too long a name."""
+    try:
+        storage.write_text(folder / SUMMARY, "{}\n")  # the real one follows
+    except errors.StorageError:
+        return False
+    return True
 
 
 def _require_apart(source: Path, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,12 +95,13 @@ class Place:
     def discard(self) -> None:
         """Remove what was written of this input."""
         for name in self.files:
-            (self.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or no name that could be
+                (self.folder / name).unlink()
         self.begin()
 
     def _new(self, name: str) -> Path:
         path = self.folder / name
-        if path.exists():
+        if os.path.lexists(path):
             raise errors.DataError(f"its result {name} would replace that of another input; rename one of them")
         self.files.append(name)
         return path

@@ -448,3 +448,16 @@ def test_every_file_gets_its_result_or_its_reason(
         "more": "a link to a folder, which is not followed",
         "notes.txt": "ending '.txt' is not read",
     }
+
+
+def test_a_result_that_cannot_be_written_ends_no_other(saved: Saver, tmp_path: Path) -> None:
+    """Names as long as the disk takes: the result's is longer, and so is that of the file it is written through."""
+    picture(tmp_path / "in" / f"{'m' * 251}.png")
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "z.png")
+    picture(tmp_path / "in" / f"{'n' * 251}.png")
+    with pytest.raises(errors.DataError, match="2 of 4 inputs could not be used"):
+        fedvfm.predict(saved(), tmp_path / "in", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["id"] for row in summary["inputs"]] == ["a", "z"]
+    assert sorted(name[0] for name in summary["failed"]) == ["m", "n"]
