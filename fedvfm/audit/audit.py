@@ -297,6 +297,7 @@ class Audit:
         copy = segments.sealed(self.path, place.number - 1)
         with storage.guard(self.path):
             copy.parent.mkdir(mode=0o700, exist_ok=True)
+            storage.sync_folder(self.path.parent)
         with self.path.open("rb") as file:
             storage.write_file(copy, lambda out: shutil.copyfileobj(file, out))
         storage.fault_point("segment-copied")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvfm.audit import audit, segments
-from fedvfm.client import state_folder
+from fedvfm.client import purge, state_folder
 from fedvfm.client.gate import enforcement, gate, history, reply_cache, rollback_detection
 from fedvfm.flower import internals
 from fedvfm.ledger import receipts
@@ -163,6 +163,20 @@ def test_the_files_of_an_earlier_version_open_and_go_on(before: private_site.Sit
     found = audit.read(before.where.audit.path)
     assert found[: len(entries)] == entries
     assert segments.numbers(before.where.audit.path) == [1, 2]
+
+
+def test_a_purge_takes_every_segment_and_begins_anew(before: private_site.Site, monkeypatch: Any) -> None:
+    monkeypatch.setattr(audit.Audit, "most", 4)
+    for _ in range(3):
+        before.ask(private_site.train())
+    log = before.where.audit.path
+    assert len(segments.numbers(log)) > 1
+    row = next(one for one in purge.found(before.where, with_audit=True) if one.kind == "audit")
+    assert row.files == 1 + len(segments.numbers(log))
+    purge.run(before.where, with_audit=True)
+    assert not segments.folder(log).exists()
+    assert [entry["event"] for entry in audit.read(log)][:2] == ["opened", "purged"]
+    assert before.where.approvals.stand() == [], "rounds would be counted afresh"
 
 
 # -- a long log --------------------------------------------------------------------------------------------------------
