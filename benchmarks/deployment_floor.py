@@ -109,7 +109,7 @@ def measure(folder: Path, sites: int, rounds: int, megabytes: float, hold_s: flo
         while sum(node.online for node in control.nodes()) < sites:
             time.sleep(0.2)
         with runtime.server_task(link.link, control.start_run(), stop) as (grid, _):
-            steady = retrying.SteadyGrid(grid, lambda: None, lambda text: print(text, file=sys.stderr))
+            steady = retrying.SteadyGrid(grid, lambda: None)
             phases(steady, 1, megabytes)
             ready = time.monotonic() - began
             before = processor_seconds(family)

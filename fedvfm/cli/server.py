@@ -288,6 +288,7 @@ def status(state: StateOption = STATE, as_json: Json = False) -> None:
         f"federation {now['federation']} at {now['address']}, recipe {now['recipe'][:12]}",
         f"rounds: {now['finished_rounds']} of {now['rounds']}{', finished' if now['finished'] else ''}",
         f"now: {now['reason'] or now['phase']}",
+        f"certificate: {now['certificate']}",
         *(f"order: {order}" for order in orders),
         *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in now["processes"].items()),
         *([f"refused in 10 minutes: {', '.join(refused)}"] if refused else []),

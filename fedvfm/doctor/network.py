@@ -6,6 +6,7 @@ import base64
 import contextlib
 import email.utils
 import http.client
+import math
 import os
 import socket
 import ssl
@@ -26,6 +27,7 @@ PATIENCE_S = 15.0
 AHEAD_S, BEHIND_S = 5.0, 305.0
 """How far a SuperNode's clock may be from the coordinator's before Flower refuses its signature."""
 NOTABLE_S = 30.0
+ENDS_SOON_DAYS = 60
 EXPIRED, NOT_YET = 10, 9
 NAMES = (62, 64)
 """What OpenSSL calls a certificate for another host name, or another address."""
@@ -81,7 +83,7 @@ def examine(way: Route, authority: Path) -> list[finding.Row]:
     context = ssl.create_default_context(cafile=authority)
     try:
         with _connected(way) as plain, context.wrap_socket(plain, server_hostname=way.certified) as secure:
-            version = secure.version()
+            version, shown = secure.version(), secure.getpeercert() or {}
             asked = time.time()
             status, date, load = _health(secure, way)
             between = (asked + time.time()) / 2
@@ -95,8 +97,17 @@ def examine(way: Route, authority: Path) -> list[finding.Row]:
     except (OSError, http.client.HTTPException) as error:
         return [_unreached(way, error)]
     reached = finding.ok("reach", f"{way.shown}, {version}")
-    certified = finding.ok("certificate", "the coordinator's, signed by the federation's authority")
-    return [reached, certified, _answered(way, status, load), _clock(date, between)]
+    ends = ssl.cert_time_to_seconds(str(shown["notAfter"])) if "notAfter" in shown else math.inf
+    return [reached, _certified(ends), _answered(way, status, load), _clock(date, between)]
+
+
+def _certified(ends: float) -> finding.Row:
+    """The coordinator's certificate, by the time it ends (seconds since 1970)."""
+    days = (ends - time.time()) / 86400
+    if days < ENDS_SOON_DAYS:
+        told = f"the coordinator's, signed by the federation's authority; it expires in {days:.0f} days"
+        return finding.warning("certificate", told, "the coordinator starts its server anew, which renews it")
+    return finding.ok("certificate", "the coordinator's, signed by the federation's authority")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 NAME = "server"
 CHILDREN = ("superlink", "proxy", "coordinate")
 READY_S = 60.0
+RENEW_S = 12 * 3600.0
 KEYS = "keys.txt"
 """The keys that the public port lets in, for the proxy."""
 
@@ -115,8 +116,10 @@ def _watch(
         log=str(folder / refused_requests.FILE),
     )
     node_keys.write(Path(front.keys), coordinator.known_keys(where.sites()))
+    door = processes.Child(front.program(folder / "proxy.json"), folder)
     if not over.is_set():
-        _wait_listening(public, family.start(front.program(folder / "proxy.json")), over)
+        door = family.start(door.program)
+        _wait_listening(public, door, over)
     if over.is_set():  # told to end before it stood
         control.close()
         return None
@@ -129,13 +132,29 @@ def _watch(
     run.start()
     try:
         disk = monitor.Lookout(lambda: [machine.disk(where.folder, 0)])
-        with refused_requests.collected(folder / refused_requests.FILE, where.audit), disk.watched():
+        collected = refused_requests.collected(folder / refused_requests.FILE, where.audit)
+        renewed = processes.repeated(lambda: _renew(where, door), RENEW_S, "fedvfm-certificate")
+        with collected, disk.watched(), renewed:
             return _until_done(where, run, control, over, stay)
     finally:
         run.stop()
         if over.is_set():  # a person ended it, and whoever starts it again has as long as at first
             waiting.Memory(folder).forget()
         control.close()
+
+
+def _renew(where: state_folder.State, door: processes.Child) -> None:
+    """Renew the certificate of a server that runs for months, in time; its port starts again with the new one."""
+    try:
+        where = state_folder.open_state(where.folder)  # names and recipe may be others by now
+        before, note = state_folder.certified_until(where), state_folder.renew(where)
+        anew = state_folder.certified_until(where) != before
+    except (OSError, errors.FedvfmError) as error:
+        note, anew = str(error), False
+    if note:
+        LOG.warning(note)
+    if anew and door.process is not None:
+        door.process.terminate()  # it is watched
 
 
 def _require_free(public: tuple[str, int]) -> None:
@@ -246,6 +265,17 @@ def _finished(where: state_folder.State) -> tuple[dict[str, Any], str]:
         return {}, str(error)
 
 
+def _certificate(where: state_folder.State) -> str:
+    """How the server's certificate stands, for people."""
+    ends, now = state_folder.certified_until(where), signed_documents.now()
+    until = signed_documents.stamp(ends)
+    if ends <= now:
+        return f"expired at {until}: every site refuses it. Run: fedvfm server certify"
+    days = (ends - now).days
+    soon = f", {days} days: 'server start' renews it" if days < state_folder.RENEWED_DAYS else ""
+    return f"good until {until}{soon}"
+
+
 def stop(where: state_folder.State) -> bool:
     """End the server and all its processes; whether it ran. What was admitted is kept."""
     folder = _folder(where)
@@ -267,6 +297,7 @@ def status(where: state_folder.State) -> dict[str, Any]:
     return {
         "federation": where.about.federation,
         "address": where.about.address,
+        "certificate": _certificate(where),
         "certified_until": signed_documents.stamp(state_folder.certified_until(where)),
         "recipe": recipe,
         "rounds": where.lock().recipe.rounds,

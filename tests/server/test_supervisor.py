@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import stat
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import pytest
 
 from fedvfm import errors
 from fedvfm.runtime import processes
-from fedvfm.server import supervisor
+from fedvfm.server import state_folder, supervisor
 from fedvfm.server.coordinator import orders
 from fedvfm.server.network import superlink
 from fedvfm.server.rounds import result
+from fedvfm.trust import signed_documents
 
 
 def test_a_full_disk_between_two_recipes_is_waited_for(
@@ -129,3 +131,30 @@ def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
         "recipe aaaaaaaaaaaa begins",
         "coordinate cannot be started now: cannot write coordinate.log: No space left on device",
     ]
+
+
+@pytest.mark.parametrize(("days", "word"), [(300, "good until"), (20, "renews"), (-1, "expired at")])
+def test_status_tells_how_the_certificate_stands(monkeypatch: pytest.MonkeyPatch, days: int, word: str) -> None:
+    ends = signed_documents.now() + datetime.timedelta(days=days, hours=1)
+    monkeypatch.setattr(state_folder, "certified_until", lambda where: ends)
+    assert word in supervisor._certificate(SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_a_certificate_is_renewed_while_the_server_runs_and_its_port_starts_again(
+    monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
+    ends, ended = [signed_documents.now()], list[str]()
+
+    def renew(where: Any) -> str:
+        ends.append(ends[-1] + datetime.timedelta(days=len(ends) % 2))
+        return "a new one" if len(ends) % 2 == 0 else ""
+
+    monkeypatch.setattr(state_folder, "certified_until", lambda where: ends[-1])
+    monkeypatch.setattr(state_folder, "renew", renew)
+    where: Any = SimpleNamespace(folder=Path("server"))
+    monkeypatch.setattr(state_folder, "open_state", lambda folder: where)
+    door: Any = SimpleNamespace(process=SimpleNamespace(terminate=lambda: ended.append("terminated")))
+    supervisor._renew(where, door)
+    assert (ended, said()) == (["terminated"], ["a new one"])
+    supervisor._renew(where, door)
+    assert ended == ["terminated"], "where nothing was to be done it goes on"
