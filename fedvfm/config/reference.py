@@ -250,5 +250,5 @@ def _older(node: Any) -> Any:
     if "prefixItems" in node:
         node["items"] = node.pop("prefixItems")
     if isinstance(node.get("description"), str):
-        node["description"] = _words(node["description"])
+        node["description"] = _words(node["description"].split("\n\n")[0]).replace("``", "")
     return node
