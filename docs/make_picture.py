@@ -21,7 +21,7 @@ import fedvfm
 PAGE = Path(__file__).parent / "images" / "report.webp"
 SMALL = {"recipe.data.views": 2, "partition.train": 12, "partition.val": 4, "personal.enabled": False}
 ROUNDS = 4
-WIDTH, HEIGHT, MOST_BYTES = 1200, 1500, 200_000
+WIDTH, HEIGHT, MOST_BYTES = 1200, 1090, 200_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 
 

@@ -57,8 +57,8 @@ def require_travels(locked: LockedRecipe) -> None:
     require_size(locked.manifest)
     text = len(signed_documents.to_text(locked)) + ROOM
     if text > signed_documents.MAX_BYTES:
-        told = f"its list of {len(locked.manifest)} arrays makes invites of {text:,} bytes"
-        fault = f"{told}; sites read {signed_documents.MAX_BYTES:,} at most. Adapt fewer layers"
+        length = f"its list of {len(locked.manifest)} arrays makes invites of {text:,} bytes"
+        fault = f"{length}; sites read {signed_documents.MAX_BYTES:,} at most. Adapt fewer layers"
         raise errors.AdapterTooLarge("the recipe's adapter", [fault])
 
 
@@ -70,8 +70,8 @@ def require_size(manifest: state.Manifest) -> None:
     """
     size = 4 * manifest.parameters
     if size > MOST_BYTES:
-        told = f"{manifest.parameters:,} numbers are {size / 1024**3:,.1f} GiB a message"
-        fault = f"{told}; {MOST_BYTES / 1024**3:.1f} GiB travel at most. Lower adapter.rank, or adapt fewer layers"
+        length = f"{manifest.parameters:,} numbers are {size / 1024**3:,.1f} GiB a message"
+        fault = f"{length}; {MOST_BYTES / 1024**3:.1f} GiB travel at most. Lower adapter.rank, or adapt fewer layers"
         raise errors.AdapterTooLarge("the recipe's adapter", [fault])
 
 

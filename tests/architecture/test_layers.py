@@ -357,3 +357,12 @@ def test_the_table_of_rooms_is_what_the_packages_say() -> None:
     page = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(page)
     assert page.PAGE.read_text() == page.text(), "run: python docs/make_rooms.py"
+
+
+def test_the_picture_of_a_report_is_there_and_small() -> None:
+    """``python docs/make_picture.py`` makes it; README.md shows it and stays short."""
+    readme = (ROOT / "README.md").read_text()
+    picture = ROOT / "docs" / "images" / "report.webp"
+    assert f"]({picture.relative_to(ROOT)})" in readme
+    assert picture.stat().st_size <= 200_000
+    assert len(readme.splitlines()) <= 80
