@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import resource
 import signal
 import struct
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -277,10 +281,10 @@ def test_an_answer_of_another_type_is_refused(tmp_path: Path) -> None:
 
 HOSTILE = {
     "a pickle": b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
-    "another magic": message.HEAD.pack(b"FVD2", message.VALUE, 2, 0) + b"{}",
-    "another kind": message.HEAD.pack(message.MAGIC, message.REQUEST, 2, 0) + b"{}",
-    "a long text": message.HEAD.pack(message.MAGIC, message.VALUE, 1 << 60, 0),
-    "a large array": message.HEAD.pack(message.MAGIC, message.VALUE, 2, 1 << 60),
+    "another magic": message.HEAD.pack(b"FVD1", message.VALUE, 0, 2, 0) + b"{}",
+    "another kind": message.HEAD.pack(message.MAGIC, message.REQUEST, 0, 2, 0) + b"{}",
+    "a long text": message.HEAD.pack(message.MAGIC, message.VALUE, 0, 1 << 60, 0),
+    "a large array": message.HEAD.pack(message.MAGIC, message.VALUE, 0, 2, 1 << 60),
 }
 TEXTS = {
     "no JSON": b"{",
@@ -297,7 +301,9 @@ TEXTS = {
     "no array": b'{"value": 3, "arrays": []}',
     "true for one": b'{"value": {"array": true}, "arrays": [["|u1", [0], [0]], ["|u1", [0], [0]]]}',
 }
-HOSTILE |= {name: message.HEAD.pack(message.MAGIC, message.VALUE, len(text), 0) + text for name, text in TEXTS.items()}
+HOSTILE |= {
+    name: message.HEAD.pack(message.MAGIC, message.VALUE, 0, len(text), 0) + text for name, text in TEXTS.items()
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -411,5 +417,56 @@ def test_a_child_that_cannot_start_is_no_fault_of_a_file(tmp_path: Path, monkeyp
         assert caught.value.code == "decoder"
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_whoever_is_interrupted_gets_no_answer_of_before(tmp_path: Path, times: int) -> None:
+    """As who presses Ctrl-C in a notebook and goes on: the answer that comes late is nobody's."""
+    assert echo(tmp_path, 0.0, 1) == 1
+    with pytest.raises(KeyboardInterrupt), interrupted(times):
+        echo(tmp_path, 1.0, 2)
+    time.sleep(0.2)
+    assert [echo(tmp_path, 0.0, number) for number in (3, 4)] == [3, 4]
+
+
+def test_whoever_stops_early_gets_no_answer_of_before(tmp_path: Path) -> None:
+    iterator = echo.each((tmp_path, 0.0, number) for number in range(9))
+    assert next(iterator) == 0
+    iterator.close()
+    assert echo(tmp_path, 0.0, 10) == 10
+
+
+def test_an_answer_with_another_number_is_not_taken(tmp_path: Path) -> None:
+    assert echo(tmp_path, 0.0, 1) == 1
+    child = decoder._state.idle[0]
+    waiting: Any = collections.deque()
+    child._ask(waiting, child._packed(echo, (tmp_path, 0.0, 2)))
+    child.usable = True  # as if nobody had noticed
+    assert refused(echo, tmp_path, 0.0, 3).code == "decoder-died"
+    assert echo(tmp_path, 0.0, 4) == 4
+
+
+@decoder.apart
+def echo(path: Path, seconds: float, number: int) -> int:
+    time.sleep(seconds)
+    return number
+
+
+@contextlib.contextmanager
+def interrupted(times: int) -> Iterator[None]:
+    """Signals of the keyboard while something runs, one shortly after the other."""
+
+    def press() -> None:
+        for _ in range(times):
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join()
+
+
 def test_the_head_of_a_message_is_as_documented() -> None:
-    assert struct.calcsize("<4sBQQ") == message.HEAD.size == 21
+    assert struct.calcsize("<4sBIQQ") == message.HEAD.size == 25

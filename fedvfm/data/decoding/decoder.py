@@ -19,13 +19,15 @@ import contextvars
 import fcntl
 import functools
 import inspect
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from fedvfm import errors
 from fedvfm.config import schema
@@ -43,8 +45,8 @@ PATIENCE = 4
 START_S = 120.0
 END_S = 5.0
 AHEAD = 8
-"""Requests that wait in the pipe while one is answered; small, so that neither end waits for the other for ever."""
-SMALL = 4096
+"""Requests that wait in the pipe while one is answered, where it holds so many: neither end may wait for the other."""
+PAGE = 4096
 PIPE_BYTES = 1 << 20
 """What a pipe holds at most where a user has no special right; an image goes through it in one piece."""
 ENDED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -113,6 +115,8 @@ class _State:
         self.child = False
         self.idle: list[Decoder] = []
         self.all: set[Decoder] = set()
+        # No thread forks while pipes are made or closed: the copy in the new process would keep a child alive.
+        self.forking = threading.RLock()
 
 
 def limit(limits: schema.DecodingLimits) -> None:
@@ -147,10 +151,7 @@ def trusted() -> Iterator[None]:
 def _borrowed() -> Iterator[Decoder]:
     """A child for one thread and one purpose; afterwards others may have it."""
     limits = _state.limits
-    try:
-        decoder = _state.idle.pop()
-    except IndexError:
-        decoder = Decoder(limits)
+    decoder = _living() or Decoder(limits)
     try:
         yield decoder
     finally:
@@ -160,12 +161,36 @@ def _borrowed() -> Iterator[Decoder]:
             decoder.close()
 
 
+def _living() -> Decoder | None:
+    """A child that has nothing to do; those that somebody ended meanwhile are no fault of the next file."""
+    while _state.idle:
+        with contextlib.suppress(IndexError):  # another thread was first
+            decoder = _state.idle.pop()
+            if decoder.alive():
+                return decoder
+            decoder.close()
+    return None
+
+
 def _forget() -> None:
     """After a fork: the children are those of the process before."""
     for decoder in _state.all:
         decoder.forget()
     _state.all.clear()
     _state.idle.clear()
+    _state.forking.release()
+
+
+class _Request(NamedTuple):
+    """What is asked, and the bytes of it."""
+
+    number: int
+    args: tuple[Any, ...]
+    content: list[memoryview]
+
+    def pages(self) -> int:
+        """Pages of a pipe that it takes at most."""
+        return sum(-(-len(part) // PAGE) for part in self.content)
 
 
 class Decoder:
@@ -177,133 +202,166 @@ class Decoder:
 
     def __init__(self, limits: schema.DecodingLimits) -> None:
         self.limits, self.usable = limits, True
-        self._process, self._requests, self._answers = self._started()
-        self._greeted = self._again = False
-        _state.all.add(self)
+        self._requests = self._answers = -1
+        self._again, self._numbers = False, itertools.count(1)
+        self._start()
 
-    def _started(self) -> tuple[subprocess.Popen[bytes], int, int]:
-        """The process, the pipe to it and the pipe from it.
+    def _start(self) -> None:
+        """Start the process, with a pipe to it and one from it.
 
         Raises:
             DecoderError: if it cannot be started.
         """
-        asked, requests = os.pipe()
-        answers, answered = os.pipe()
+        with _state.forking:
+            ends: list[int] = []
+            try:
+                ends += os.pipe()
+                ends += os.pipe()
+                self._process = self._launched(ends[0], ends[3])
+                os.set_blocking(ends[1], False)
+            except BaseException as error:
+                for end in ends:
+                    os.close(end)
+                if not isinstance(error, OSError):
+                    raise
+                raise errors.DecoderError(_cannot_start(error.strerror)) from None
+            os.close(ends[0])
+            os.close(ends[3])
+            self._requests, self._answers = ends[1:3]
+            _state.all.add(self)
+        self._room, self._greeted, self._loaded = _pages(self._requests), False, set[str]()
+
+    def _launched(self, asked: int, answered: int) -> subprocess.Popen[bytes]:
         with contextlib.suppress(OSError, AttributeError):
             fcntl.fcntl(answered, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         options = ["-X", "utf8"] if sys.flags.utf8_mode else []
         limits = str(self.limits.memory_mib), str(self.limits.seconds), f"{asked},{answered}"
         environment = {key: os.environ[key] for key in KEPT if key in os.environ}
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", *options, "-c", START, *limits, *(path or os.getcwd() for path in sys.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(asked, answered),
-                # Threads of a library of linear algebra take address space, and nothing here needs them.
-                env={**environment, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )
-        except OSError as error:
-            os.close(requests)
-            os.close(answers)
-            raise errors.DecoderError(_cannot_start(error.strerror)) from None
-        finally:
-            os.close(asked)
-            os.close(answered)
-        return process, requests, answers
+        return subprocess.Popen(
+            [sys.executable, "-I", *options, "-c", START, *limits, *(path or os.getcwd() for path in sys.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(asked, answered),
+            # Threads of a library of linear algebra take address space, and nothing here needs them.
+            env={**environment, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
 
     def calls(self, function: Apart[Any, Any], requests: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """The answers to requests in their order.
 
         Raises:
-            DataError: see :meth:`Apart.__call__`.
+            DataError, DecoderError: see :meth:`Apart.__call__`.
         """
-        waiting: collections.deque[tuple[Any, ...]] = collections.deque()
-        source, small = iter(requests), True
+        waiting: collections.deque[_Request] = collections.deque()
+        source = (self._packed(function, args) for args in requests)
+        following = next(source, None)
         try:
-            while True:
-                while (small and len(waiting) < AHEAD) or not waiting:
-                    args = next(source, None)
-                    if args is None:
-                        break
-                    waiting.append(args)
-                    small = self._ask(function, args)
-                if not waiting:
-                    return
+            while following or waiting:
+                while following and self._has_room(waiting, following):
+                    self._ask(waiting, following)
+                    following = next(source, None)
                 yield self._answer(function, waiting)
-                small = True
-        finally:
-            # Whoever stops in between leaves answers in the pipe that nobody waits for.
-            with contextlib.suppress(errors.FedvfmError):
-                while waiting and self.usable:
-                    with contextlib.suppress(errors.DataError):
-                        self._answer(function, waiting)
+        except errors.DataError:
+            # Answers that nobody waits for any more. Whoever is interrupted meanwhile leaves a child that is ended.
+            while waiting:
+                with contextlib.suppress(errors.DataError):
+                    self._answer(function, waiting)
+            raise
 
-    def _ask(self, function: Apart[Any, Any], args: tuple[Any, ...]) -> bool:
-        """Send a request; whether it was small. A child that is dead is found out when its answer is read."""
-        try:
-            return message.send(self._requests, message.REQUEST, [function.name, list(args)]) <= SMALL
-        except BrokenPipeError:
-            return False
+    def _packed(self, function: Apart[Any, Any], args: tuple[Any, ...]) -> _Request:
+        number = next(self._numbers)
+        return _Request(number, args, message.packed(message.REQUEST, [function.name, list(args)], number))
 
-    def _answer(self, function: Apart[Any, Any], waiting: collections.deque[tuple[Any, ...]]) -> Any:
+    def _has_room(self, waiting: collections.deque[_Request], request: _Request) -> bool:
+        """Whether a request can be written at once: who writes more waits for a child that waits to be read."""
+        taken = sum(item.pages() for item in waiting)
+        return not waiting or (len(waiting) < AHEAD and taken + request.pages() <= self._room)
+
+    def _ask(self, waiting: collections.deque[_Request], request: _Request) -> None:
+        """Send a request; until all are answered the child is of no use to anybody else."""
+        self.usable = False
+        waiting.append(request)
+        self._send(request)
+
+    def _send(self, request: _Request) -> None:
+        """Write a request. A child that is dead, or does not read, is found out when its answer is read."""
+        with contextlib.suppress(BrokenPipeError, message.Overdue):
+            message.send(self._requests, request.content, time.monotonic() + START_S + PATIENCE * self.limits.seconds)
+
+    def _answer(self, function: Apart[Any, Any], waiting: collections.deque[_Request]) -> Any:
         """The answer to the first request that waits.
 
         Raises:
             DataError: see :meth:`Apart.__call__`.
             DecoderError: if the child does not start.
         """
+        first = waiting[0]
+        where = function.where(first.args)
         try:
-            kind, value = self._received(function)
-        except (message.Ended, message.Overdue, message.Malformed) as error:
-            where = function.where(waiting[0])
+            kind, value = self._received(function, first.number)
+        except (message.Ended, message.Overdue, message.Malformed, MemoryError) as error:
             if self._ended_by_others(error):
-                for args in waiting:
-                    self._ask(function, args)
+                self._restart(waiting)
                 return self._answer(function, waiting)
-            self.usable = False
+            waiting.clear()
             raise self._fault(where, error) from None
-        where = function.where(waiting.popleft())
+        waiting.popleft()
+        self._again, self.usable = False, not waiting
         if kind == message.VALUE:
             return value
         raise _fault_of(kind, value, where, self.limits)
 
-    def _received(self, function: Apart[Any, Any]) -> tuple[int, Any]:
+    def _received(self, function: Apart[Any, Any], number: int) -> tuple[int, Any]:
+        if self._answers < 0:
+            raise errors.DecoderError(_cannot_start("the process that asked was forked meanwhile"))
         if not self._greeted:
-            try:
-                message.receive(self._answers, {message.READY: None}, 0, time.monotonic() + START_S)
-            except (message.Ended, message.Overdue, message.Malformed):
-                self.usable = False
-                raise errors.DecoderError(_cannot_start(f"it ended at once, {self._end()}")) from None
+            message.receive(self._answers, {message.READY: None}, 0, time.monotonic() + START_S)
             self._greeted = True
         kinds = {
             message.VALUE: message.hints(function.here)[1],
             **dict.fromkeys((message.FAULT, message.BROKEN, message.MEMORY), tuple[str, ...]),
         }
         deadline = time.monotonic() + PATIENCE * self.limits.seconds
-        return message.receive(self._answers, kinds, self.limits.memory_mib << 20, deadline)
+        module = function.name.partition(":")[0]
+        if module not in self._loaded:
+            deadline += START_S  # its libraries are imported first, which is no part of the file's time
+        self._loaded.add(module)
+        return message.receive(self._answers, kinds, self.limits.memory_mib << 20, deadline, number)
 
     def _ended_by_others(self, error: Exception) -> bool:
-        """Whether somebody else ended the child; a new one is started then, once."""
-        if not isinstance(error, message.Ended) or self._again or -self._end() not in ENDED_BY_OTHERS:
-            return False
-        self._close_pipes()
-        self._process, self._requests, self._answers = self._started()
-        self._greeted, self._again = False, True
-        return True
+        """Whether somebody else ended the child; a new one is started then, once a file."""
+        return isinstance(error, message.Ended) and not self._again and -self._end() in ENDED_BY_OTHERS
 
-    def _fault(self, where: str, error: Exception) -> errors.DataError:
+    def _restart(self, waiting: collections.deque[_Request]) -> None:
+        """Have a new child do what waits.
+
+        Raises:
+            DecoderError: if it cannot be started.
+        """
+        self._again = True
+        self._close_pipes()
+        self._start()
+        for request in waiting:
+            self._send(request)
+
+    def _fault(self, where: str, error: Exception) -> errors.FedvfmError:
         """What becomes of a file that the child did not come back from."""
+        if not self._greeted:
+            return errors.DecoderError(_cannot_start(f"it ended at once, {self._end()}"))
+        if isinstance(error, MemoryError):
+            return _fault_of(message.MEMORY, (), where, self.limits)
         if isinstance(error, message.Malformed):
-            self._process.kill()
             return defect.DECODER_DIED.error(
                 f"{where}: its decoder answered what no decoder answers ({error}); the file may be made to harm: take "
                 "it out"
             )
         number = None if isinstance(error, message.Overdue) else -self._end()
         if number in (None, signal.SIGXCPU):
-            self._process.kill()
             return defect.DECODING_TIME.error(
                 f"{where}: not decoded after {self.limits.seconds} s of computing, or {PATIENCE} times that by the "
                 "clock; take it out, or allow more with data.limits.seconds"
@@ -314,14 +372,18 @@ class Decoder:
         )
 
     def _end(self) -> int:
-        """How the child ended; it is killed where it does not."""
+        """How the child ended; it is killed where it does not, and left alone where even that does not end it."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(END_S)
         self._process.kill()
-        return self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(END_S)
+        return -signal.SIGKILL
 
     def close(self) -> None:
-        """End the child: it ends by itself when nobody can ask it any more."""
+        """End the child: by itself, as nobody can ask it any more, or at once where it was left in between."""
+        if not self.usable:
+            self._process.kill()
         self.usable = False
         self._close_pipes()
         self._end()
@@ -334,9 +396,19 @@ class Decoder:
         self._process.returncode = 0  # nobody waits for it here
 
     def _close_pipes(self) -> None:
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError):
-                os.close(pipe)
+        with _state.forking:
+            pipes = self._requests, self._answers
+            self._requests = self._answers = -1  # the numbers are soon those of other files
+            for pipe in pipes:
+                if pipe >= 0:
+                    os.close(pipe)
+
+
+def _pages(pipe: int) -> int:
+    """How many pages a pipe holds; of a user with many pipes it is a few."""
+    with contextlib.suppress(OSError, AttributeError):
+        return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) // PAGE
+    return 1
 
 
 def _cannot_start(reason: str | None) -> str:
@@ -363,5 +435,5 @@ def _fault_of(kind: int, texts: tuple[str, ...], where: str, limits: schema.Deco
 
 
 atexit.register(close)
-os.register_at_fork(after_in_child=_forget)
 _state = _State()
+os.register_at_fork(before=_state.forking.acquire, after_in_parent=_state.forking.release, after_in_child=_forget)

@@ -1,8 +1,9 @@
 """What passes between a site and the process that decodes its files: JSON of a fixed form, then the bytes of arrays.
 
-A message begins with 21 bytes: ``FVD1``, its kind, the length of the JSON and that of all arrays. What is received is
-built by the type that is expected and by nothing in the message, so that a process that a file took over can answer
-wrong values and no more: no code, no other type, no array that is larger than is allowed.
+A message begins with 25 bytes: ``FVD2``, its kind, its number, the length of the JSON and that of all arrays; an answer
+has the number of its request, so that no file ever gets what belongs to another. What is received is built by the type
+that is expected and by nothing in the message, so that a process that a file took over can answer wrong values and no
+more: no code, no other type, no array that is larger than is allowed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any, Literal, Union
 import numpy as np
 from numpy.typing import NDArray
 
-MAGIC = b"FVD1"
-HEAD = struct.Struct("<4sBQQ")
+MAGIC = b"FVD2"
+HEAD = struct.Struct("<4sBIQQ")
 REQUEST, READY, VALUE, FAULT, BROKEN, MEMORY = range(6)
 """Kinds of messages: from the site the first, from the child the others; the last three carry texts."""
 MOST_TEXT = 1 << 28
@@ -53,22 +54,27 @@ class Malformed(Exception):
     """What came is no message, or none of the type that was expected."""
 
 
-def send(pipe: int, kind: int, value: Any) -> int:
-    """Write one message; the bytes of its first part.
+def send(pipe: int, content: Sequence[memoryview], deadline: float | None = None) -> None:
+    """Write one message.
+
+    Args:
+        pipe: where to; one with a deadline does not block.
+        content: what :func:`packed` made.
+        deadline: until when, by :func:`time.monotonic`; None waits for ever.
 
     Raises:
         OSError: if the other end is gone.
-        ValueError: if it is longer than is read.
+        Overdue: if the other end does not read.
     """
-    head, arrays = packed(kind, value)
-    for left in (memoryview(head), *(_bytes(item) for item in arrays)):
+    for left in content:
         while left:
+            if deadline is not None:
+                _wait(pipe, select.POLLOUT, deadline)
             left = left[os.write(pipe, left) :]
-    return len(head)
 
 
-def packed(kind: int, value: Any) -> tuple[bytes, list[NDArray[Any]]]:
-    """The first part of a message, and the arrays that follow it, each contiguous.
+def packed(kind: int, value: Any, number: int = 0) -> list[memoryview]:
+    """The bytes of a message: its first part, and the arrays that follow it.
 
     Raises:
         ValueError: if it is longer than is read.
@@ -93,7 +99,8 @@ def packed(kind: int, value: Any) -> tuple[bytes, list[NDArray[Any]]]:
     content = json.dumps({"value": value, "arrays": placed}, default=plain).encode("ascii")
     if len(content) > MOST_TEXT or len(arrays) > MOST_ARRAYS:
         raise ValueError(f"a message of {len(content)} bytes and {len(arrays)} arrays")
-    return HEAD.pack(MAGIC, kind, len(content), sum(item.nbytes for item in arrays)) + content, arrays
+    head = HEAD.pack(MAGIC, kind, number, len(content), sum(item.nbytes for item in arrays))
+    return [memoryview(head + content), *(_bytes(item) for item in arrays)]
 
 
 def _bytes(contiguous: NDArray[Any]) -> memoryview:
@@ -101,7 +108,9 @@ def _bytes(contiguous: NDArray[Any]) -> memoryview:
     return contiguous.reshape(-1).view(np.uint8).data
 
 
-def receive(pipe: int, kinds: Mapping[int, Any], most: int, deadline: float | None = None) -> tuple[int, Any]:
+def receive(
+    pipe: int, kinds: Mapping[int, Any], most: int, deadline: float | None = None, number: int = 0
+) -> tuple[int, Any]:
     """Read one message: its kind, and its value as the type that belongs to it.
 
     Args:
@@ -109,11 +118,14 @@ def receive(pipe: int, kinds: Mapping[int, Any], most: int, deadline: float | No
         kinds: the kinds that may come, each with its type as written in the annotation of a function.
         most: bytes of arrays that are taken at most.
         deadline: until when, see :func:`parts`.
+        number: that of the request that is answered.
 
     Raises:
-        Ended, Overdue, Malformed: see :func:`parts`; also for a value of another type.
+        Ended, Overdue, Malformed: see :func:`parts`; also for a value of another type, and for another number.
     """
-    kind, value, arrays = parts(pipe, list(kinds), most, deadline)
+    kind, answered, value, arrays = parts(pipe, list(kinds), most, deadline)
+    if answered != number:
+        raise Malformed(f"an answer to request {answered} where {number} was asked")
     return kind, built(kinds[kind], value, arrays)
 
 
@@ -129,8 +141,8 @@ def built(hint: Any, value: Any, arrays: Arrays) -> Any:
         raise Malformed(type(error).__name__) from None
 
 
-def parts(pipe: int, kinds: Sequence[int], most: int, deadline: float | None = None) -> tuple[int, Any, Arrays]:
-    """Read one message: its kind, its JSON and its arrays.
+def parts(pipe: int, kinds: Sequence[int], most: int, deadline: float | None = None) -> tuple[int, int, Any, Arrays]:
+    """Read one message: its kind, its number, its JSON and its arrays.
 
     Args:
         pipe: what to read.
@@ -143,7 +155,7 @@ def parts(pipe: int, kinds: Sequence[int], most: int, deadline: float | None = N
         Overdue: after the deadline.
         Malformed: for anything else than such a message.
     """
-    magic, kind, length, total = HEAD.unpack(_read(pipe, HEAD.size, deadline))
+    magic, kind, number, length, total = HEAD.unpack(_read(pipe, HEAD.size, deadline))
     if magic != MAGIC or kind not in kinds or length > MOST_TEXT or total > most:
         raise Malformed(f"{length} bytes of text, {total} bytes of arrays where {most} are taken at most")
     try:
@@ -155,7 +167,7 @@ def parts(pipe: int, kinds: Sequence[int], most: int, deadline: float | None = N
         raise Malformed(type(error).__name__) from None
     for base, _ in arrays:
         _fill(pipe, _bytes(base), deadline)
-    return kind, content.get("value"), [turned for _, turned in arrays]
+    return kind, number, content.get("value"), [turned for _, turned in arrays]
 
 
 def _empty(kind: str, shape: Sequence[int], order: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -181,17 +193,21 @@ def _read(pipe: int, length: int, deadline: float | None) -> bytearray:
 
 
 def _fill(pipe: int, view: memoryview, deadline: float | None) -> None:
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
     while view:
         if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise Overdue
+            _wait(pipe, select.POLLIN, deadline)
         got = os.readv(pipe, [view])
         if not got:
             raise Ended
         view = view[got:]
+
+
+def _wait(pipe: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(pipe, event)
+    left = deadline - time.monotonic()
+    if left <= 0 or not poll.poll(left * 1000):
+        raise Overdue
 
 
 @functools.cache

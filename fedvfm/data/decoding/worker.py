@@ -45,11 +45,11 @@ def main(memory_mib: str, seconds: str, pipes: str) -> None:
     memory = int(memory_mib) << 20
     _give_up(_taken() + LIBRARY_BYTES + memory)
     try:
-        message.send(answers, message.READY, None)
+        message.send(answers, message.packed(message.READY, None))
         while True:
-            function, args = _asked(requests, memory)
+            number, function, args = _asked(requests, memory)
             _give_time(int(seconds))
-            _answer(answers, function, args)
+            message.send(answers, _answer(number, function, args))
     except (message.Ended, BrokenPipeError):
         os._exit(0)
 
@@ -104,29 +104,34 @@ def _give_time(seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _asked(requests: int, memory: int) -> tuple[decoder.Apart[Any, Any], list[Any]]:
-    """The next request, and the libraries for it loaded.
+def _asked(requests: int, memory: int) -> tuple[int, decoder.Apart[Any, Any], list[Any]]:
+    """The number of the next request, its function and arguments, and the libraries for it loaded.
 
     Raises:
         message.Ended: if nobody can ask any more.
     """
-    _, (name, given), arrays = message.parts(requests, [message.REQUEST], MOST_REQUEST)
+    _, number, (name, given), arrays = message.parts(requests, [message.REQUEST], MOST_REQUEST)
     before = _loaded.cache_info().currsize
     _loaded(name.partition(":")[0])
     if _loaded.cache_info().currsize > before:
         _give_memory(memory)
     function = decoder.FUNCTIONS[name]
     named, _ = message.hints(function.here)
-    return function, [message.built(hint, item, arrays) for hint, item in zip(named.values(), given, strict=True)]
+    return (
+        number,
+        function,
+        [message.built(hint, item, arrays) for hint, item in zip(named.values(), given, strict=True)],
+    )
 
 
-def _answer(answers: int, function: decoder.Apart[Any, Any], args: list[Any]) -> None:
+def _answer(number: int, function: decoder.Apart[Any, Any], args: list[Any]) -> list[memoryview]:
     kind, value = _computed(function, args)
     try:
-        message.send(answers, kind, value)
-    except (MemoryError, ValueError) as error:  # before a byte was sent
-        kind = message.MEMORY if isinstance(error, MemoryError) else message.BROKEN
-        message.send(answers, kind, [type(error).__name__])
+        return message.packed(kind, value, number)
+    except MemoryError:
+        return message.packed(message.MEMORY, [], number)
+    except ValueError as error:
+        return message.packed(message.BROKEN, [type(error).__name__], number)
 
 
 def _computed(function: decoder.Apart[Any, Any], args: list[Any]) -> tuple[int, Any]:
