@@ -6,11 +6,16 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from fedvfm import errors
 from fedvfm.secure_aggregation import masks, participant, round_keys, shamir
 from fedvfm.secure_aggregation import session as sessions
+
+MOST_FALSE = 2
+"""Sites whose shares are false and are found and left out, where enough others answered."""
 
 
 def opened(
@@ -35,33 +40,49 @@ def opened(
         commitments: site -> what it said of its seed.
 
     Raises:
-        SecureAggregationError: ``secure-opening`` if too few answered or a share is false; nothing is guessed.
+        SecureAggregationError: ``secure-opening`` if too few answered, or so many shares are false that
+                what the sites announced does not come back; nothing is guessed.
     """
     after = total.copy()
     for site in sorted(survivors):
-        seed = _secret(session, site, {who: own.seeds[site] for who, own in answers.items() if site in own.seeds})
-        if participant.commitment(session, site, seed) != commitments.get(site):
-            raise _false(site)
+
+        def is_seed(seed: bytes, site: str = site) -> bool:
+            return participant.commitment(session, site, seed) == commitments.get(site)
+
+        seed = _secret(session, site, {who: own.seeds[site] for who, own in answers.items()}, is_seed)
         participant.unmask_self(session, site, seed, after)
     for site in sorted(set(dealers) - set(survivors)):
-        key = _secret(session, site, {who: own.masks[site] for who, own in answers.items() if site in own.masks})
-        if round_keys.public(key) != session.of(site).mask:
-            raise _false(site)
+
+        def is_key(key: bytes, site: str = site) -> bool:
+            return round_keys.public(key) == session.of(site).mask
+
+        key = _secret(session, site, {who: own.masks[site] for who, own in answers.items()}, is_key)
         for peer in sorted(survivors):
             # The survivor added the mask if its name is the first of the two, and took it away otherwise.
             masks.apply(after, participant.pair_key(session, key, site, peer), -1 if peer < site else 1)
     return after
 
 
-def _secret(session: sessions.Session, site: str, shares: Mapping[str, bytes]) -> bytes:
-    try:
-        return shamir.combine({session.points[who]: share for who, share in shares.items()}, session.threshold)
-    except ValueError as error:
-        raise errors.SecureAggregationError("secure-opening", f"what hides site '{site}': {error}") from None
+def _secret(session: sessions.Session, site: str, shares: Mapping[str, bytes], right: Callable[[bytes], bool]) -> bytes:
+    """What hides a site, of the shares of any sites that give back what it announced."""
+    if len(shares) < session.threshold:
+        raise _closed(f"{len(shares)} shares of what hides site '{site}' came and {session.threshold} are needed")
+    for chosen in _choices(sorted(shares), session.threshold):
+        with contextlib.suppress(ValueError):
+            secret = shamir.combine({session.points[who]: shares[who] for who in chosen}, session.threshold)
+            if right(secret):
+                return secret
+    raise _closed(f"the shares of what hides site '{site}' do not give back what it announced: some are false")
 
 
-def _false(site: str) -> errors.SecureAggregationError:
-    return errors.SecureAggregationError(
-        "secure-opening",
-        f"the shares of what hides site '{site}' do not give back what it announced: a site sent a false one",
-    )
+def _choices(names: Sequence[str], threshold: int) -> Iterator[Sequence[str]]:
+    """So many of the names, without any one of them, then without any two."""
+    for false in range(MOST_FALSE + 1):
+        for left_out in itertools.combinations(names, false):
+            rest = [name for name in names if name not in left_out]
+            if len(rest) >= threshold:
+                yield rest[:threshold]
+
+
+def _closed(why: str) -> errors.SecureAggregationError:
+    return errors.SecureAggregationError("secure-opening", f"{why}. Nothing was opened")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,16 @@ class Study:
             for name, key in self.peers.items()
         }
         self.document = self.made({"north": self.north.where.public_key.read_text().strip()})
+
+    def reopened(self) -> Study:
+        """The same hospital as a restart finds it."""
+        again = copy.copy(self)
+        budget = private_site.BUDGET if self.recipe.privacy.mechanism != "none" else ""
+        again.north = private_site.Site(self.north.folder, self.recipe, budget)
+        again.north.door = gate.Gate(
+            again._app, reply_cache.Sent(again.north.where.sent), again.north.terms, self._report
+        )
+        return again
 
     def made(self, north: dict[str, str], authority: keys.Private | None = None) -> roster_document.RosterDocument:
         public = {name: keys.public_text(key) for name, key in self.peers.items()}
@@ -161,9 +176,7 @@ def test_what_was_sent_is_charged_once_and_sent_again_as_it_was(tmp_path: Path) 
     third = study.train(other, study.dealt(other))
     assert protocol.digest(third.content) != protocol.digest(first.content)
     assert study.north.app.asked.count(protocol.TRAIN) == 1, "nobody trains twice"
-    (folder,) = (path.parent for path in study.north.folder.rglob("ledger.jsonl"))
-    events = [entry["event"] for entry in ledger.Ledger(folder, "north", "record").entries]
-    assert events.count("charged") == 1
+    assert _charges(study) == 1
 
 
 def test_a_roster_document_waits_for_a_person_and_another_one_too(study: Study) -> None:
@@ -265,3 +278,52 @@ def test_both_shares_of_a_peer_are_in_no_answer(study: Study) -> None:
     assert isinstance(revealed, participant.Revealed)
     assert not set(revealed.seeds) & set(revealed.masks)
     assert (set(revealed.seeds), set(revealed.masks)) == ({"north", *PEERS}, set())
+
+
+POINTS = (
+    "secure-session-on-disk",
+    "trained",
+    "update-on-disk",
+    "update-charged",
+    "residual-settled",
+    "secure-masked-on-disk",
+    "secure-opening-on-disk",
+    "secure-opening-noted",
+)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_site_that_is_killed_anywhere_answers_as_if_it_had_not_been(tmp_path: Path, point: str) -> None:
+    """A real process of the site dies by SIGKILL; what is asked again afterwards is answered, and charged, once."""
+    study = Study(tmp_path, private=True)
+    study.approve()
+    session, survivors = study.session(), ["north", *PEERS]
+    assert _killed(lambda: _round(study, session, survivors), point), "the point lies in a round"
+    again = study.reopened()
+    first, second = _round(again, session, survivors), _round(again, session, survivors)
+    assert [protocol.digest(reply.content) for reply in first] == [protocol.digest(reply.content) for reply in second]
+    assert _charges(again) == 1
+    assert again.north.app.asked.count(protocol.TRAIN) <= 1, "at most what the killed process had not kept"
+
+
+def _round(study: Study, session: sessions.Session, survivors: list[str]) -> list[Message]:
+    share = study.share(session)
+    dealt = {"north": protocol.decode_dealing(share.content)}
+    dealt |= {name: own.deal(session) for name, own in study.own.items()}
+    return [share, study.train(session, dealt), study.unmask(session, survivors)]
+
+
+def _killed(work: Callable[[], object], point: str) -> bool:
+    """Whether a process that does this work dies at a fault point."""
+    child = os.fork()
+    if child == 0:
+        os.environ["FEDVFM_FAULT_POINT"] = point
+        with contextlib.suppress(BaseException):
+            work()
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def _charges(study: Study) -> int:
+    (folder,) = (path.parent for path in study.north.folder.rglob("ledger.jsonl"))
+    return [entry["event"] for entry in ledger.Ledger(folder, "north", "record").entries].count("charged")

@@ -233,7 +233,9 @@ class SecureRounds:
         def task(name: str) -> protocol.Task:
             return protocol.Task(self._recipe, number, start, secure=texts[name])
 
+        silent = set(missing)
         for name, message in ask([members[name] for name in missing], protocol.TRAIN, task):
+            silent.discard(name)
             try:
                 masked = _content(message, protocol.decode_masked)
                 self._require_own(masked, name, agreed, number, start)
@@ -242,6 +244,8 @@ class SecureRounds:
                 continue
             self._write(agreed, name, number, masked.numbers)
             storage.fault_point("update-kept")
+        for name in sorted(silent):
+            refuse(name, "no-answer", "no reply before the round's time was over")
 
     def _require_own(
         self, masked: secure_messages.Masked, name: str, agreed: Agreed, number: int, start: state.AdapterState
@@ -357,8 +361,9 @@ class SecureRounds:
             agreed = Agreed(session, outboxes, dict(body["commitments"]), list(body["survivors"]))
         except (OSError, KeyError, ValueError, TypeError, AttributeError):
             return None
-        same = (session.round, session.base, session.roster) == (number, start.fingerprint, self.roster.hash)
-        return agreed if same else None
+        # Whose sum is settled is opened under no other document: who revealed shares of it reveals none of another one.
+        same = bool(agreed.survivors) or session.roster == self.roster.hash
+        return agreed if same and (session.round, session.base) == (number, start.fingerprint) else None
 
     def _file(self, agreed: Agreed, name: str, number: int) -> Path:
         return self._received / f"{number:05d}-{agreed.session.id[:16]}-{name.encode().hex()[:180]}{_SUFFIX}"
