@@ -191,7 +191,8 @@ DATA: dict[str, Entry] = {
     "patients-unknown": Entry(
         _W,
         "Images of one patient may land in both train and test; the score would then be too good.",
-        "Add patients.csv with the columns id and patient; pseudonyms are enough.",
+        "Add patients.csv (id,patient,site; pseudonyms are enough, site only where there are several), or for DICOM set "
+        'data.options.patients = "hash".',
     ),
     "patient-across-splits": Entry(
         _B,
