@@ -106,6 +106,9 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 _CAME = "recipe round fingerprint digest split reason"
 _SENT = "recipe round fingerprint digest split numbers metrics reason epsilon peer seconds"
 
+KEY_EVENTS = ("enrolled", "rekeyed")
+"""Entries that say which key a site has from then on."""
+
 EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     name: (frozenset(needed.split()), frozenset(free.split()))
     for name, needed, free in (
@@ -444,7 +447,7 @@ class Receipt(signed_documents.Document):
 
 def site_keys(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Site -> fingerprint of the key it has, as a coordinator's log says."""
-    return {str(entry["site"]): str(entry["key"]) for entry in entries if entry["event"] in ("enrolled", "rekeyed")}
+    return {str(entry["site"]): str(entry["key"]) for entry in entries if entry["event"] in KEY_EVENTS}
 
 
 def enrolled_at(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:

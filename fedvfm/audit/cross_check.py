@@ -86,7 +86,8 @@ def receipt(path: Path, entries: Entries, name: str, public_key: str = "", own_k
     """Compare a log with a receipt, of the log itself or of the other end's.
 
     A receipt of the other end says what that log was and what it had noted of this one. A site's key is known to the
-    server's log since it was enrolled: a receipt of another key is refused there.
+    server's log since it was enrolled: a receipt of another key is refused there, and one of an earlier key that is not
+    from before the site got the next.
 
     Args:
         path: the receipt's file.
@@ -104,11 +105,11 @@ def receipt(path: Path, entries: Entries, name: str, public_key: str = "", own_k
     found = signed_documents.read(path, audit.Receipt, "receipt")
     if not keys.verified(keys.read_public(found.public_key), found.signature, found.signed_bytes()):
         raise errors.TrustError(f"receipt {path}: was changed after it was signed")
-    events = ("enrolled", "rekeyed")
-    enrolled = {str(one["key"]) for one in entries if one["event"] in events and one["site"] == found.owner}
-    stranger = found.end == "site" and bool(enrolled) and keys.fingerprint(found.public_key) not in enrolled
-    if stranger or (public_key and found.public_key != public_key):
-        raise errors.TrustError(f"receipt {path}: is signed with another key than the one given or enrolled")
+    if not _had_then(found, entries) or (public_key and found.public_key != public_key):
+        raise errors.TrustError(
+            f"receipt {path}: is signed with another key than the one given or enrolled, or with one that the site "
+            "had no more. Ask for a new receipt: fedvfm audit receipt STATE"
+        )
     end, owner = _owner(entries)
     if (found.end, found.owner) == (end, owner):
         return Comparison((audit.Noted(found.length, found.head, f"the receipt of {found.time}"),))
@@ -125,6 +126,36 @@ def receipt(path: Path, entries: Entries, name: str, public_key: str = "", own_k
             f"'{owner}', can be compared with. {_what_can(found, end, own_key)}"
         )
     return Comparison(mine, agreed)
+
+
+def _had_then(shown: audit.Receipt, entries: Entries) -> bool:
+    """Whether the key of a site's receipt was the site's: a stolen one is good for nothing from before the next."""
+    lines = [
+        (number, entry)
+        for number, entry in enumerate(entries, start=1)
+        if entry["event"] in audit.KEY_EVENTS and entry["site"] == shown.owner
+    ]
+    if shown.end != "site" or not lines:
+        return True
+    key = keys.fingerprint(shown.public_key)
+    given = [at for at, (_, entry) in enumerate(lines) if entry["key"] == key]
+    if not given and lines[0][1].get("base") != key:
+        return False
+    later = lines[given[-1] + 1 :] if given else lines
+    return not later or _before(shown, entries, later[0][0])
+
+
+def _before(shown: audit.Receipt, entries: Entries, number: int) -> bool:
+    """Whether a receipt is from before the entry by which its site got another key, as far as can be known."""
+    line = entries[number - 1]
+    if signed_documents.moment(shown.time) >= signed_documents.moment(str(line["time"])):
+        return False
+    if line["event"] == "enrolled":  # its log began anew, too
+        return True
+    if _owner(entries) == (shown.end, shown.owner):
+        return shown.length < number
+    after = [note.length for at, note in marks(entries, shown.owner, "") if at > number]
+    return not after or shown.length <= after[0]
 
 
 def _what_can(found: audit.Receipt, end: str, own_key: str) -> str:

@@ -6,6 +6,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     authority.pem                the federation's authority: what this site trusts
     site.key site.pub            the site's key pair, made here; the private half never leaves
     site.key.new rekeying.json   a new key that waits for the coordinator, and what asks for it
+    rekeyed/                     what asked for keys that were taken; for a coordinator that goes back to a backup
     request.json                 to send back to the coordinator
     recipes/<hash>.json          recipes this site was asked to take part in
     approvals.jsonl audit.jsonl  hash-chained

@@ -12,6 +12,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     roster-document.json            who may be in a sum of secure aggregation; signed
     audit-sealed/                   earlier segments of the audit log, where it is long
     invites/<site>.invite.json      to hand over; removed when the site is approved
+    rekeyed/                        what sites sent for another key; to give again after a backup of before
 """
 
 from __future__ import annotations
@@ -360,11 +361,20 @@ def rekey(where: State, path: Path, told: str | None = None) -> rosters.Entry:
     except errors.TrustError:
         where.audit.record("decided", kind="rekeying", verdict="refused", peer=asked.site)
         raise
-    if not any(one["event"] == "rekeyed" and one["key"] == entry.key_fingerprint for one in where.audit.scan()):
-        about = {"reason": "unchecked"} if told is None else {}
-        old = keys.fingerprint(asked.old_key)
-        where.audit.record("rekeyed", site=entry.site, key=entry.key_fingerprint, base=old, **about)
+    for key, old in _not_noted(where, entry.site):
+        about = {"reason": "unchecked"} if told is None and key == entry.key_fingerprint else {}
+        where.audit.record("rekeyed", site=entry.site, key=key, base=old, **about)
+    rekeying.keep(where.folder / "rekeyed" / f"{entry.site}-{entry.key_fingerprint[:16]}.json", asked)
     return entry
+
+
+def _not_noted(where: State, site: str) -> list[tuple[str, str]]:
+    """The keys that a site took, each with the one before, that the audit log does not have since the last it has."""
+    noted = {str(line["key"]) for line in where.audit.scan() if line["event"] in audit.KEY_EVENTS}
+    missing: list[tuple[str, str]] = []
+    for key, old in where.roster.rekeyed(site):
+        missing = [] if key in noted else [*missing, (key, old)]
+    return missing
 
 
 def _require_told(what: str, public_key: str, told: str | None) -> None:

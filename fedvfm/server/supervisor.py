@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,17 +233,27 @@ def _shown(where: state_folder.State, before: str) -> str:
 
 
 def _synced(where: state_folder.State, control: runtime.Control, known: int) -> int:
-    """Let the SuperLink know the roster where it changed; when it was changed last, as far as that is known there."""
+    """Let proxy and SuperLink know the roster where it changed; when it was changed last, as far as both know it."""
     changed = where.roster_path.stat().st_mtime_ns
-    if changed != known:
-        try:
-            sites = where.sites()
-            node_keys.write(where.roster_path.parent / coordinator.RUN / KEYS, coordinator.known_keys(sites))
-            coordinator.sync(control, sites)
-            return changed
-        except (errors.EngineError, errors.StorageError) as error:
-            LOG.warning(f"the roster is not yet known to the SuperLink: {error}")
-    return known
+    if changed == known:
+        return known
+    listed = where.roster_path.parent / coordinator.RUN / KEYS
+    steps: dict[str, Callable[[], object]] = {
+        "proxy": lambda: node_keys.write(listed, coordinator.known_keys(where.sites())),
+        "SuperLink": lambda: coordinator.sync(control, where.sites()),
+    }
+    # Each is told, whatever becomes of the other: a revoked site is out at one of them.
+    known_to = [_told(name, tell) for name, tell in steps.items()]
+    return changed if all(known_to) else known
+
+
+def _told(name: str, tell: Callable[[], object]) -> bool:
+    try:
+        tell()
+    except (errors.EngineError, errors.StorageError) as error:
+        LOG.warning(f"the roster is not yet known to the {name}: {error}")
+        return False
+    return True
 
 
 def _evaluation(where: state_folder.State) -> dict[str, Any]:

@@ -8,10 +8,12 @@ a file too, and lock the hospital out of its own place.
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from fedvfm import errors
 from fedvfm.config import schema
+from fedvfm.storage import storage
 from fedvfm.trust import invites, keys, signed_documents
 
 _BLANK = "A" * 40
@@ -50,6 +52,17 @@ def make(federation: str, site: str, old: keys.Private, new: keys.Private, now: 
     )
     message = draft.signed_bytes()
     return draft.model_copy(update={"old_signature": keys.sign(old, message), "signature": keys.sign(new, message)})
+
+
+def keep(path: Path, asked: Rekeying) -> None:
+    """Put a document that was taken where it stays.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    with storage.guard(path.parent):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    signed_documents.write(path, asked)
 
 
 def require_signed(asked: Rekeying) -> None:

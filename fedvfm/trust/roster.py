@@ -7,6 +7,7 @@ once whatever crashes in between; a key that was ever on the roster is never tak
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,6 +184,17 @@ class Roster:
             written.append({**line, "public_key": asked.public_key})
             return _fold(written.entries)[asked.site]
 
+    def rekeyed(self, site: str) -> list[tuple[str, str]]:
+        """Fingerprints of the keys that a site took by :meth:`rekey`, each with that of the one before, in order."""
+        with storage.exclusive(self.path):
+            entries = hash_chain.Chain(self.path).entries
+        lines = [entry for entry in entries if entry["site"] == site and "public_key" in entry]
+        return [
+            (keys.fingerprint(after["public_key"]), keys.fingerprint(before["public_key"]))
+            for before, after in itertools.pairwise(lines)
+            if after["event"] == REKEYED
+        ]
+
     def _rekeyed(self, asked: rekeying.Rekeying, entry: Entry | None, lines: list[dict[str, Any]]) -> Entry:
         """The site's entry, where the file may change it or has done so."""
         who = f"new key of site '{asked.site}'"
@@ -196,7 +208,10 @@ class Roster:
         if had[-2:] == [asked.old_key, asked.public_key]:
             return entry
         if asked.old_key != entry.public_key:
-            raise errors.TrustError(f"{who}: is signed with a key the site has no more, or never had")
+            raise errors.TrustError(
+                f"{who}: is signed with a key the site has no more, or never had. Where this roster is a backup from "
+                "before the site's last new key, give the file of that key first: it is in the site's rekeyed/"
+            )
         if any(line.get("public_key") == asked.public_key for line in lines):
             raise errors.TrustError(f"{who}: was on the roster before. The site must make another one")
         return entry

@@ -59,10 +59,10 @@ class Echo(asyncio.Protocol):
 
 def opened(protocol: connections.Protocol, context: ssl.SSLContext) -> tuple[connections.Door, int, list[str]]:
     """The door, its port, and what it told."""
-    told: list[str] = []
-    door = connections.Door(lambda what, address: told.append(what))
+    words: list[str] = []
+    door = connections.Door(lambda what, address: words.append(what))
     door.open("127.0.0.1", 0, protocol, context)
-    return door, door._listening[0].getsockname()[1], told
+    return door, door._listening[0].getsockname()[1], words
 
 
 CLIENT = """
@@ -103,10 +103,10 @@ def test_a_stranger_cut_in_the_turn_in_which_tls_ends_takes_nobody_with_him(
             return super().connection_made(transport)
 
     async def scene() -> None:
-        door, port, told = opened(CutFirst, shown)
+        door, port, words = opened(CutFirst, shown)
         client = await asyncio.create_subprocess_exec(sys.executable, "-c", CLIENT, str(port))
         assert await asyncio.wait_for(client.wait(), 20) == 0
-        assert told == ["connections"]
+        assert words == ["connections"]
         assert cut[0].transport is not None
         assert cut[0].transport.is_closing()
         door.close()
@@ -254,12 +254,12 @@ def test_half_a_handshake_is_told_as_slow(run: Any, shown: ssl.SSLContext, monke
     monkeypatch.setattr(connections, "TLS_S", 0.3)
 
     async def scene() -> None:
-        door, port, told = opened(Echo, shown)
+        door, port, words = opened(Echo, shown)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"\x16\x03\x01")
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
-        assert told == ["slow"]
+        assert words == ["slow"]
         assert door.strangers == 0
         writer.transport.abort()
         door.close()

@@ -18,8 +18,8 @@ import pytest
 from fedvfm import errors
 from fedvfm.runtime import processes
 from fedvfm.server import state_folder, supervisor
-from fedvfm.server.coordinator import orders
-from fedvfm.server.network import superlink
+from fedvfm.server.coordinator import coordinator, orders
+from fedvfm.server.network import node_keys, superlink
 from fedvfm.server.rounds import result
 from fedvfm.trust import signed_documents
 
@@ -51,6 +51,24 @@ def test_a_full_disk_between_two_recipes_is_waited_for(
         f"recipe {'a' * 12} is finished: adapter and report lie in {tmp_path}",
         "what follows cannot be written down yet: cannot write steering.json: No space left on device",
     ]
+
+
+def test_where_the_proxy_cannot_be_told_the_superlink_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk a revoked site would stay in for as long as that lasts."""
+
+    def no_room(*given: Any) -> None:
+        raise errors.StorageError("no space left")
+
+    roster, synced = tmp_path / "roster.jsonl", []
+    roster.touch()
+    where: Any = SimpleNamespace(roster_path=roster, sites=dict)
+    monkeypatch.setattr(coordinator, "sync", lambda control, sites: synced.append(sites))
+    with monkeypatch.context() as full:
+        full.setattr(node_keys.storage, "write_text", no_room)
+        assert supervisor._synced(where, None, 0) == 0, "it is tried again"  # type: ignore[arg-type]
+    assert synced == [{}]
+    assert supervisor._synced(where, None, 0) == roster.stat().st_mtime_ns  # type: ignore[arg-type]
+    assert (tmp_path / "run" / supervisor.KEYS).is_file()
 
 
 def test_a_damaged_evaluation_is_told_in_a_sentence(tmp_path: Path) -> None:

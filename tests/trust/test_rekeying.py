@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -36,10 +37,15 @@ def events(log: audit.Audit) -> list[str]:
     return [entry["event"] for entry in log.entries]
 
 
-def test_a_site_goes_on_under_another_key_and_keeps_all_else(site: joining.State, server: enrolment.State) -> None:
+def test_a_site_goes_on_under_another_key_and_keeps_all_else(
+    site: joining.State, server: enrolment.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, before = public(site), site.audit.entries
     receipt = server.folder.parent / "old.json"
-    signed_documents.write(receipt, site.audit.receipt(keys.read_private(site.key)))
+    with monkeypatch.context() as patch:
+        then = signed_documents.now() - datetime.timedelta(seconds=5)
+        patch.setattr(signed_documents, "now", lambda: then)
+        signed_documents.write(receipt, site.audit.receipt(keys.read_private(site.key)))
     asked = own_rekeying.begin(site)
     document = own_rekeying.NewKey(site).document
     assert own_rekeying.begin(site) == asked, "asked again it makes no third key"
@@ -58,6 +64,10 @@ def test_a_site_goes_on_under_another_key_and_keeps_all_else(site: joining.State
     assert site.public_key.read_text() == asked.public_key + "\n"
     assert not own_rekeying.NewKey(site).waits
     assert not list(site.folder.glob("*.new"))
+    for folder in (site.folder, server.folder):
+        (kept,) = (folder / "rekeyed").glob("*")
+        assert signed_documents.read(kept, rekeying.Rekeying, "rekeying") == asked
+        assert kept.stat().st_mode & 0o777 == 0o600
 
     # All else: approvals stand, the log is the same chain, and receipts of both keys fit the coordinator's log.
     assert site.approvals.stand() == [server.about.recipe]
@@ -175,3 +185,158 @@ def test_the_commands(site: joining.State, server: enrolment.State, capsys: pyte
     done = run.invoke(server_commands.app, named)
     assert json.loads(done.stdout)["status"] == "approved"
     assert server.sites()["north"].public_key == own_rekeying.NewKey(site).asked().public_key
+
+
+# -- two at once, backups, thieves -------------------------------------------------------------------------------------
+
+
+def _begun(folder: Path, gate: Any) -> None:
+    gate.wait(30)
+    own_rekeying.begin(joining.open_state(folder))
+
+
+def test_two_who_begin_at_once_make_one_key(site: joining.State) -> None:
+    """Else the file asks for the key of one, and beside it lies that of the other."""
+    context = multiprocessing.get_context("fork")
+    for _ in range(5):
+        gate = context.Barrier(4)
+        processes = [context.Process(target=_begun, args=(site.folder, gate)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0] * 4
+        new = own_rekeying.NewKey(site)
+        assert keys.public_text(keys.read_private(new.private)) == new.asked().public_key
+        assert own_rekeying.finish(site, lambda key: True)
+    made = [entry for entry in site.audit.entries if entry.get("kind") == "rekeying"]
+    assert len(made) == 5
+
+
+@pytest.mark.parametrize("lost", ["another", "gone", "damaged"])
+def test_a_file_whose_key_is_not_there_is_made_anew_and_never_taken(
+    site: joining.State, server: enrolment.State, lost: str
+) -> None:
+    first, old = own_rekeying.begin(site), public(site)
+    new = own_rekeying.NewKey(site)
+    if lost == "another":
+        keys.write_private(new.private, keys.make())
+    elif lost == "gone":
+        new.private.unlink()
+    else:
+        new.private.write_text("damaged")
+    assert own_rekeying.waiting(site) == "damaged", "nobody is to tell that key to the coordinator"
+    with pytest.raises(errors.TrustError):
+        own_rekeying.finish(site, lambda key: True)
+    assert public(site) == old
+    second = own_rekeying.begin(site)
+    assert second.public_key != first.public_key
+    enrolment.rekey(server, new.document, keys.spoken(second.public_key))
+    assert own_rekeying.finish(site, lambda key: True)
+    assert public(site) == second.public_key
+
+
+def test_what_was_sent_while_the_coordinator_was_asked_is_not_taken_for_it(site: joining.State) -> None:
+    own_rekeying.begin(site)
+    new, old = own_rekeying.NewKey(site), public(site)
+
+    def slowly(key: Any) -> bool:
+        new.private.unlink()
+        own_rekeying.begin(site)
+        return True
+
+    assert not own_rekeying.finish(site, slowly)
+    assert public(site) == old
+    assert new.waits
+
+
+def test_a_coordinator_that_goes_back_to_a_backup_is_given_the_file_again(
+    site: joining.State, server: enrolment.State
+) -> None:
+    backup = {path: path.read_bytes() for path in (server.roster_path, server.audit.path)}
+    first = own_rekeying.begin(site)
+    enrolment.rekey(server, own_rekeying.NewKey(site).document)
+    own_rekeying.finish(site, lambda key: True)
+    for path, data in backup.items():
+        path.write_bytes(data)
+    again = enrolment.open_state(server.folder)
+    assert first.public_key not in set(coordinator.known_keys(again.sites()))
+    third = own_rekeying.begin(site)
+    with pytest.raises(errors.TrustError):  # it says which file is to be given first
+        enrolment.rekey(again, own_rekeying.NewKey(site).document)
+    (kept,) = (site.folder / "rekeyed").glob("*")
+    enrolment.rekey(again, kept, keys.spoken(first.public_key))
+    assert set(coordinator.known_keys(again.sites())) == {first.public_key}
+    enrolment.rekey(again, own_rekeying.NewKey(site).document)
+    assert set(coordinator.known_keys(again.sites())) == {third.public_key}
+
+
+def test_a_line_of_the_log_that_a_killed_process_left_out_is_written_before_the_next(
+    site: joining.State, server: enrolment.State
+) -> None:
+    old, document = public(site), own_rekeying.NewKey(site).document
+    first = own_rekeying.begin(site)
+    server.roster.rekey(first, signed_documents.now())  # and no line in the log
+    own_rekeying.finish(site, lambda key: True)
+    second = own_rekeying.begin(site)
+    for _ in range(2):
+        enrolment.rekey(server, document)
+    lines = [(line["base"], line["key"]) for line in server.audit.entries if line["event"] == "rekeyed"]
+    chain = [keys.fingerprint(key) for key in (old, first.public_key, second.public_key)]
+    assert lines == [(chain[0], chain[1]), (chain[1], chain[2])]
+
+
+def test_a_stolen_key_signs_no_receipt_after_the_next(
+    site: joining.State, server: enrolment.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = keys.read_private(site.key)
+    before = site.audit.receipt(old)
+    own_rekeying.begin(site)
+    enrolment.rekey(server, own_rekeying.NewKey(site).document)
+    own_rekeying.finish(site, lambda key: True)
+    new = keys.read_private(site.key)
+    # The next message shows the log as it is under the new key.
+    server.audit.record(
+        "received",
+        kind="reply",
+        bytes=1,
+        peer="north",
+        peer_length=site.audit.mark.length,
+        peer_head=site.audit.mark.head,
+    )
+    for _ in range(3):
+        site.audit.record("sent", kind="scores", bytes=1)
+
+    def fits(document: audit.Receipt, by: keys.Private, ago: int, entries: Any) -> bool:
+        then = signed_documents.now() - datetime.timedelta(seconds=ago)
+        dated = document.model_copy(update={"time": signed_documents.stamp(then), "signature": "A" * 40})
+        dated = dated.model_copy(update={"signature": keys.sign(by, dated.signed_bytes())})
+        path = signed_documents.write(tmp_path / "receipt.json", dated)
+        try:
+            cross_check.receipt(path, entries, "audit.jsonl")
+        except errors.TrustError:
+            return False
+        except errors.NothingCompared:
+            pass
+        return True
+
+    stolen = site.audit.receipt(old)
+    for entries in (server.audit.entries, site.audit.entries):
+        assert fits(before, old, 60, entries)
+        assert not fits(stolen, old, 0, entries), "later"
+        assert not fits(stolen, old, 60, entries), "says it is from before, and is longer than the log was then"
+        assert fits(site.audit.receipt(new), new, 0, entries)
+        third = keys.make()
+        assert not fits(site.audit.receipt(third), third, 60, entries)
+
+
+def test_the_coordinator_is_asked_less_often_the_longer_a_key_waits(site: joining.State) -> None:
+    assert own_rekeying.pause_s(site) == own_rekeying.SHORTEST_S
+    own_rekeying.begin(site)
+    document = own_rekeying.NewKey(site).document
+    pauses = []
+    for age in (0, 100, 1000, 100_000, -100_000):
+        then = document.stat().st_ctime - age
+        os.utime(document, (then, then))
+        pauses.append(own_rekeying.pause_s(site))
+    assert pauses == pytest.approx([20, 20, 100, 600, 20], abs=1)

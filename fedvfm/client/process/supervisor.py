@@ -32,8 +32,6 @@ NAME = "client"
 CHILDREN = ("supernode", "executor")
 ROOM_BYTES = 16 * 1024 * 1024
 """Of a message besides the adapter: the recipe, words."""
-REKEY_S = 20.0
-"""How often the coordinator is asked whether it lets a new key in, where one waits."""
 FOLDER = "run"
 
 
@@ -75,10 +73,10 @@ def _watch(where: state_folder.State, settings: Path, site: schema.SiteConfig, o
         family.start(node.program)
         family.start(processes.Program("executor", command, environment, pulls_down=(node.name,)))
         LOG.info(f"site {where.about.site}: waiting for messages of {where.about.address}")
-        asked = 0.0
+        ask = 0.0
         while not over.wait(1.0):
-            if time.monotonic() >= asked:
-                asked = time.monotonic() + REKEY_S
+            if time.monotonic() >= ask:
+                ask = time.monotonic() + rekeying.pause_s(where)
                 _take_new_key(where, family.children[node.name])
 
 
