@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedvfm import errors
 from fedvfm.audit import audit
@@ -18,8 +18,10 @@ from fedvfm.config import privacy, schema
 from fedvfm.ledger import entries as lines
 from fedvfm.ledger import ledger, receipts
 from fedvfm.privacy import base, events, records
-from fedvfm.protocol import protocol
 from fedvfm.storage import hash_chain
+
+if TYPE_CHECKING:
+    from fedvfm.protocol import protocol
 
 
 def private(recipe: schema.Recipe) -> bool:
