@@ -118,6 +118,11 @@ def _load(path: Path, *, exact: bool = False) -> tuple[Image.Image, bool, int]:
             raise defect.MASK_VALUE.error(
                 f"{path}: a mask packed as JPEG, which changes class numbers; save it as PNG or uncompressed TIFF"
             )
+        if exact and _is_cut(picture):
+            raise defect.MASK_VALUE.error(
+                f"{path}: a mask of 16 bits in each of several channels, of which 8 would be read; save it as one grey "
+                "channel of class numbers"
+            )
         try:
             said = _orientation(picture)
             white, bits = _grey(picture)
@@ -147,6 +152,13 @@ def _grey(picture: Image.Image) -> tuple[bool, int]:
         packed = picture.tile[0][3]
         return False, {"L;2": 2, "L;4": 4}.get(packed if isinstance(packed, str) else "", 8)
     return False, 16 if picture.mode.startswith("I") else 8
+
+
+def _is_cut(picture: Image.Image) -> bool:
+    """Whether a channel has 16 bits of which Pillow gives the upper 8: it does so wherever there are several."""
+    packed = picture.tile[0][3] if picture.tile else ""
+    raw = packed[0] if isinstance(packed, tuple) and packed else packed
+    return picture.mode in ("LA", "RGB", "RGBA") and ";16" in str(raw)
 
 
 def _check_size(path: Path, height: int, width: int) -> None:

@@ -250,3 +250,20 @@ def test_masks_packed_as_jpeg_are_refused(tmp_path: Path, name: str) -> None:
 def test_twelve_bits_are_scaled_by_twelve(tmp_path: Path) -> None:
     path = tiff(tmp_path / "a.tif", np.array([[0, 4095], [2048, 1]]), 12, False)
     np.testing.assert_allclose(formats.read_image(path)[0], np.array([[0, 4095], [2048, 1]]) / 4095)
+
+
+@pytest.mark.files("structures", "masks of 16 bits in several channels (RGB, alpha)", "PNG 11.2.1", "refused")
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_masks_of_several_wide_channels_are_refused(tmp_path: Path, kind: int, channels: int) -> None:
+    """Pillow gives the upper 8 bits: number 1 would be background, and 256 class 1."""
+    values = np.zeros((4, 8, channels), ">u2")
+    values[..., :3] = DRAWN[..., None]
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", 8, 4, 16, kind, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, part in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(errors.DataError, match="16 bits in each of several channels"):
+        formats.read_mask(tmp_path / "a.png")
+    assert formats.read_image(tmp_path / "a.png").max() < 0.01

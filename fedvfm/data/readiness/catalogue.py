@@ -191,8 +191,8 @@ DATA: dict[str, Entry] = {
     "patients-unknown": Entry(
         _W,
         "Images of one patient may land in both train and test; the score would then be too good.",
-        "Add patients.csv (id,patient,site; pseudonyms are enough, site only where there are several), or for DICOM set "
-        'data.options.patients = "hash".',
+        "Add patients.csv (id,patient,site; pseudonyms are enough, site only where there are several); for DICOM "
+        'data.options.patients = "hash" does it, too.',
     ),
     "patient-across-splits": Entry(
         _B,
