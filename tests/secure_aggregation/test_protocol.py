@@ -211,8 +211,8 @@ def _with_false_shares(
     answers = {name: play.revealed(name, survivors) for name in survivors}
     for liar in liars:
         shares = dict(getattr(answers[liar], kind))
-        for victim, share in shares.items():
-            shares[victim] = bytes([*share[:10], share[10] ^ 1, *share[11:]])  # X25519 sees no change of the last bits
+        for victim in shares:  # errors of one size could cancel, and X25519 sees no change of some bits
+            shares[victim] = bytes([0, *np.random.default_rng(len(liar) + ord(liar[-1])).bytes(32)])
         answers[liar] = dataclasses.replace(answers[liar], **{kind: shares})
     return answers
 
