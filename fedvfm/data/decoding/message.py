@@ -92,7 +92,7 @@ def packed(kind: int, value: Any, number: int = 0) -> list[memoryview]:
         if isinstance(item, np.generic):
             return item.item()
         if dataclasses.is_dataclass(item):
-            return [getattr(item, field.name) for field in dataclasses.fields(item)]
+            return [getattr(item, name) for name in _names(item.__class__)]
         return sorted(item) if isinstance(item, set | frozenset) else os.fspath(item)
 
     # The list of arrays is full once the value before it is written.
@@ -216,6 +216,11 @@ def hints(function: Any) -> tuple[dict[str, Any], Any]:
     named = typing.get_type_hints(function)
     result = named.pop("return")
     return named, result
+
+
+@functools.cache
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 @functools.cache

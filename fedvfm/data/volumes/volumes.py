@@ -10,6 +10,7 @@ World coordinates and the way slices are shown are said in :mod:`fedvfm.data.vol
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ ENDINGS = (*nifti.ENDINGS, *nrrd.ENDINGS, *metaimage.ENDINGS, *dicom.ENDINGS)
 VOLUMES_IN_MEMORY = 4
 BYTES_IN_MEMORY = 2**30
 HEADERS_IN_MEMORY = 1024
+LARGEST_VOXEL = 4
+"""Bytes of a voxel at most."""
 READERS: dict[headers.Kind, Any] = {"nifti": nifti, "nrrd": nrrd, "metaimage": metaimage, "dicom": dicom_pixels}
 
 Key = tuple[str, tuple[int, ...], str]
@@ -260,7 +263,10 @@ def value_range(path: Path, words: str = "") -> tuple[float, float]:
         kind = _slice(path, key, 0, plane)[0].dtype
         found = 0.0, float(np.iinfo(kind).max) if kind.kind in "iu" else 1.0
     else:
-        # Slice by slice: a long series need not fit into memory for two numbers.
+        # What will be kept is read whole, once; else slice by slice: a long series need not fit into memory for two
+        # numbers.
+        if math.prod(header.grid.shape) * LARGEST_VOXEL <= BYTES_IN_MEMORY:
+            _volume(path, key)
         parts = (_slice(path, key, index, plane) for index in range(header.count(plane)))
         tissue = (values if padded is None else values[~padded] for values, padded in parts)
         ends = np.array([(part.min(), part.max()) for part in tissue if part.size], dtype=np.float64)
