@@ -105,8 +105,8 @@ def _certified(ends: float) -> finding.Row:
     """The coordinator's certificate, by the time it ends (seconds since 1970)."""
     days = (ends - time.time()) / 86400
     if days < ENDS_SOON_DAYS:
-        told = f"the coordinator's, signed by the federation's authority; it expires in {days:.0f} days"
-        return finding.warning("certificate", told, "the coordinator starts its server anew, which renews it")
+        words = f"the coordinator's, signed by the federation's authority; it expires in {days:.0f} days"
+        return finding.warning("certificate", words, "the coordinator starts its server anew, which renews it")
     return finding.ok("certificate", "the coordinator's, signed by the federation's authority")
 
 
@@ -167,15 +167,15 @@ def _unreached(way: Route, error: Exception) -> finding.Row:
             "reach", f"the name {name} cannot be resolved", "ask for its DNS entry, or set HTTPS_PROXY"
         )
     if isinstance(error, ConnectionResetError | ssl.SSLEOFError | http.client.RemoteDisconnected):
-        told = f"{way.shown}: somebody listens there and closed the connection ({type(error).__name__})"
+        words = f"{way.shown}: somebody listens there and closed the connection ({type(error).__name__})"
         remedy = f"too much may come there ('fedvfm server status' shows it), or a firewall cuts it; {_AGAIN}"
-        return finding.blocker("reach", told, remedy)
+        return finding.blocker("reach", words, remedy)
     what = "nobody listens there" if isinstance(error, ConnectionRefusedError) else "no answer"
     if isinstance(error, http.client.HTTPException):
         what = "the answer is no HTTP"
-    told = f"{way.shown}: {what} ({type(error).__name__})"
+    words = f"{way.shown}: {what} ({type(error).__name__})"
     remedy = "ask the coordinator whether the server runs, and your firewall for outgoing TCP to that address and port"
-    return finding.blocker("reach", told, remedy)
+    return finding.blocker("reach", words, remedy)
 
 
 def _unverified(way: Route, authority: Path, error: ssl.SSLCertVerificationError) -> finding.Row:
@@ -189,15 +189,15 @@ def _unverified(way: Route, authority: Path, error: ssl.SSLCertVerificationError
         return finding.blocker("certificate", f"it is for {names}, not for {way.certified}", remedy)
     ours = certificates.read_pem(authority.read_text(), str(authority))
     if shown is not None and shown.issuer == ours.subject:
-        told = "it is from another authority of the same name: the coordinator made a new one since this site joined"
-        return finding.blocker("certificate", told, "ask for a new invite, and join into a new --state folder")
+        words = "it is from another authority of the same name: the coordinator made a new one since this site joined"
+        return finding.blocker("certificate", words, "ask for a new invite, and join into a new --state folder")
     who = signed_documents.shown(_common_name(shown.issuer)) if shown is not None else "unknown"
-    told = (
+    words = (
         f"what answers at {way.shown} shows a certificate from '{who}', not from the federation's authority: a proxy "
         "that opens TLS stands between, or another server"
     )
     remedy = f"ask those who run it to let {way.host}:{way.port} pass unopened. Never trust '{who}' for the federation"
-    return finding.blocker("intercepted", told, remedy)
+    return finding.blocker("intercepted", words, remedy)
 
 
 def _dated(shown: x509.Certificate, code: int) -> finding.Row:
@@ -229,8 +229,8 @@ def _common_name(name: x509.Name) -> str:
 
 def _answered(way: Route, status: int, load: bool) -> finding.Row:
     if load or status == 503:
-        told = f"{way.host}:{way.port} is up and has too much to do: it told its sites to wait (503)"
-        return finding.blocker("load", told, f"{_AGAIN}; there 'fedvfm server status' shows what comes")
+        words = f"{way.host}:{way.port} is up and has too much to do: it told its sites to wait (503)"
+        return finding.blocker("load", words, f"{_AGAIN}; there 'fedvfm server status' shows what comes")
     if status == 200:
         return finding.ok("health", f"{way.host}:{way.port} is well")
     remedy = "the coordinator's proxy runs and its SuperLink does not: wait, then ask the coordinator"
@@ -244,13 +244,13 @@ def _clock(date: str, now: float) -> finding.Row:
     except (ValueError, TypeError):
         return finding.warning("clock", "the coordinator told no date", "compare both clocks by hand")
     ahead = now - theirs - 0.5
-    told = f"this clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+    words = f"this clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
     remedy = "let both machines take their time from NTP (timedatectl set-ntp true)"
     if ahead > AHEAD_S or -ahead > BEHIND_S:
-        return finding.blocker("clock", told, remedy)
+        return finding.blocker("clock", words, remedy)
     if abs(ahead) > NOTABLE_S:
-        return finding.warning("clock", told, remedy)
-    return finding.ok("clock", told)
+        return finding.warning("clock", words, remedy)
+    return finding.ok("clock", words)
 
 
 def settings() -> finding.Row:
@@ -263,8 +263,8 @@ def settings() -> finding.Row:
         return finding.ok("proxy-settings", "no proxy is set")
     listed = {part.strip() for part in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")}
     missing = [] if "*" in listed else [one for one in runtime.LOOPBACK if one not in listed]
-    told = ", ".join(f"{name.upper()}_PROXY" for name in named)
+    words = ", ".join(f"{name.upper()}_PROXY" for name in named)
     if not missing:
-        return finding.ok("proxy-settings", f"{told} set; loopback goes past it")
+        return finding.ok("proxy-settings", f"{words} set; loopback goes past it")
     remedy = f"set NO_PROXY={','.join(runtime.LOOPBACK)} too (fedvfm does so for its own processes)"
-    return finding.warning("proxy-settings", f"{told} set, but NO_PROXY does not name {', '.join(missing)}", remedy)
+    return finding.warning("proxy-settings", f"{words} set, but NO_PROXY does not name {', '.join(missing)}", remedy)
