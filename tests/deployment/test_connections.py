@@ -97,9 +97,9 @@ def test_a_stranger_cut_in_the_turn_in_which_tls_ends_takes_nobody_with_him(
                 return super().connection_made(transport)
             cut.append(self.guest)
             if turn == "as TLS ends":
-                self.guest.door.cut(self.guest, "connections")
+                self.guest.door._cut(self.guest, "connections")
             else:
-                asyncio.get_running_loop().call_soon(self.guest.door.cut, self.guest, "connections")
+                asyncio.get_running_loop().call_soon(self.guest.door._cut, self.guest, "connections")
             return super().connection_made(transport)
 
     async def scene() -> None:

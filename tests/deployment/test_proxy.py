@@ -487,7 +487,7 @@ def test_whoever_is_cut_as_tls_ends_is_reset_at_once(public: Public, monkeypatch
     def cut_first(self: proxy.Impatient, transport: Any) -> None:
         if not cut:
             cut.append(self.guest)
-            self.loop.call_soon(self.guest.door.cut, self.guest, "connections")
+            self.loop.call_soon(self.guest.door._cut, self.guest, "connections")
         arrived(self, transport)
 
     monkeypatch.setattr(proxy.Impatient, "connection_made", cut_first)

@@ -94,7 +94,7 @@ class Guest:
 
     def end(self, why: str) -> None:
         """Reset it, and tell why."""
-        self.door.cut(self, why)
+        self.door._cut(self, why)
 
     def left(self) -> None:
         """It is closed."""
@@ -204,7 +204,7 @@ class Door:
         elif self.strangers >= min(STRANGERS, capacity.file_limit() // OF_FILES):
             self._make_room()
         self._strangers.setdefault(guest.network, {})[guest] = None
-        guest.timer = asyncio.get_running_loop().call_later(STRANGER_S, self.cut, guest, "slow")
+        guest.timer = asyncio.get_running_loop().call_later(STRANGER_S, self._cut, guest, "slow")
         guest.task = self._keep(self._greet(guest, protocol, context))
         guest.task.add_done_callback(lambda task: self._greeted(guest, task))
 
@@ -215,9 +215,9 @@ class Door:
             self._cut_one(most if len(most) > SHARE else list(chain(*self._strangers.values())))
 
     def _cut_one(self, guests: Collection[Guest]) -> None:
-        self.cut(_worst(guests), "connections")
+        self._cut(_worst(guests), "connections")
 
-    def cut(self, guest: Guest, why: str) -> None:
+    def _cut(self, guest: Guest, why: str) -> None:
         """Reset a connection; a SuperNode takes that, and not an end inside TLS, for a pause."""
         self.forget(guest)
         guest.cut = True
@@ -242,7 +242,7 @@ class Door:
             TimeoutError,
             ConnectionAbortedError,
         ):  # the second: a handshake took too long
-            self.cut(guest, "slow")
+            self._cut(guest, "slow")
         except OSError:  # no TLS, or it is gone
             pass
 
