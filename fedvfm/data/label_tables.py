@@ -7,16 +7,16 @@ Sources: dcmqi, "Meta information schema" (segmentAttributes: labelID, Segmented
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedvfm.data import defect, structures
+from fedvfm.data import defect, side_files, structures
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 MOST_BYTES = 1 << 20
+MOST_NUMBER = (1 << 31) - 1
 
 
 def beside(mask: Path) -> tuple[structures.Structure, ...]:
@@ -27,7 +27,7 @@ def beside(mask: Path) -> tuple[structures.Structure, ...]:
     """
     stem = next((mask.name[: -len(end)] for end in ENDINGS if mask.name.lower().endswith(end)), mask.stem)
     for name in (f"{stem}.json", f"{stem}-meta.json"):
-        told = _dcmqi(mask.parent / name) if (mask.parent / name).is_file() else ()
+        told = _dcmqi(mask.parent / name) if (mask.parent / name).exists() else ()
         if told:
             return told
     for table in _tables(mask.parent, stem):
@@ -49,26 +49,14 @@ def _tables(folder: Path, stem: str) -> Iterator[Path]:
             return
 
 
-def _text(path: Path) -> str:
-    if path.stat().st_size > MOST_BYTES:
-        raise defect.TOO_LARGE.error(f"{path}: larger than a table of labels can be; take it out")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise defect.UNREADABLE.error(f"{path}: cannot be read as UTF-8 text; save it again or take it out") from None
-
-
 def _dcmqi(path: Path) -> tuple[structures.Structure, ...]:
-    try:
-        content = json.loads(_text(path))
-    except ValueError:
-        raise defect.UNREADABLE.error(f"{path}: cannot be read as JSON; correct it or take it out") from None
+    content = side_files.read_json(path, MOST_BYTES)
     groups = content.get("segmentAttributes") if isinstance(content, dict) else None
     if not isinstance(groups, list):
         return ()
     try:
         return tuple(_segment(one) for group in groups for one in (group if isinstance(group, list) else [group]))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise defect.TABLE.error(f"{path}: segmentAttributes without labelID; correct it as dcmqi writes it") from None
 
 
@@ -79,7 +67,19 @@ def _segment(one: Mapping[str, Any]) -> structures.Structure:
     name = structures.plain(str(one.get("SegmentLabel") or one.get("SegmentDescription") or ""))
     region, where = (_code(one.get(f"AnatomicRegion{part}Sequence"))[0] for part in ("", "Modifier"))
     code = structures.qualified(kind, modifier, region, where)
-    return structures.Structure(int(one["labelID"]), code, name, tuple(sorted(words)))
+    return structures.Structure(_number(one["labelID"]), code, name, tuple(sorted(words)))
+
+
+def _number(given: Any) -> int:
+    """A value that a mask can have.
+
+    Raises:
+        ValueError, TypeError, OverflowError: for any other.
+    """
+    number = int(given)
+    if abs(number) > MOST_NUMBER:
+        raise OverflowError
+    return number
 
 
 def _code(given: Any) -> tuple[str, str]:
@@ -91,12 +91,12 @@ def _code(given: Any) -> tuple[str, str]:
 
 
 def _bids(path: Path) -> tuple[structures.Structure, ...]:
-    rows = list(csv.DictReader(_text(path).splitlines(), delimiter="\t"))
     try:
+        rows = csv.DictReader(side_files.read_text(path, MOST_BYTES).splitlines(), delimiter="\t")
         return tuple(
-            structures.Structure(int(row["index"]), "", structures.plain(row["name"]))
+            structures.Structure(_number(row["index"]), "", structures.plain(row["name"]))
             for row in rows
             if row["index"] != "0"
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error):
         raise defect.TABLE.error(f"{path}: needs the columns index and name; correct it as BIDS asks") from None

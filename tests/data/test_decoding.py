@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import errno
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -444,6 +446,68 @@ def test_an_answer_with_another_number_is_not_taken(tmp_path: Path) -> None:
     child.usable = True  # as if nobody had noticed
     assert refused(echo, tmp_path, 0.0, 3).code == "decoder-died"
     assert echo(tmp_path, 0.0, 4) == 4
+
+
+def test_a_decoder_that_was_dead_before_does_not_count_against_a_file(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    echo(path, 0.0, 1)
+    child = decoder._state.idle[0]._process
+    child.kill()
+    child.wait()
+    assert die_once(path, int(signal.SIGKILL)) == 7
+    path.chmod(0o600)
+    assert die_once(path, int(signal.SIGKILL)) == 7  # every file is tried twice, not every child
+
+
+@pytest.mark.parametrize("what", ["subprocess.Popen", "os.pipe"])
+def test_a_failed_restart_leaves_nothing_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Descriptors that were closed are soon those of another file, as the audit log."""
+    echo(tmp_path, 0.0, 1)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"fedvfm.data.decoding.decoder.{what}", fails)
+        with pytest.raises(errors.DecoderError):
+            die(tmp_path, int(signal.SIGKILL))
+    assert not decoder._state.idle
+    with (tmp_path / "a").open("wb") as one, (tmp_path / "b").open("wb") as other:
+        assert echo(tmp_path, 0.0, 2) == 2
+        assert one.tell() == other.tell() == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b""
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="only Linux says how large a pipe is")
+def test_neither_end_waits_for_the_other_where_pipes_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user who has many pipes: the kernel gives one page."""
+    real = os.pipe
+
+    def small_pipe() -> tuple[int, int]:
+        read, write = real()
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, decoder.PAGE)
+        return read, write
+
+    decoder.close()
+    monkeypatch.setattr(decoder.os, "pipe", small_pipe)
+    monkeypatch.setattr(decoder, "PIPE_BYTES", decoder.PAGE)
+    decoder.limit(schema.DecodingLimits(seconds=20))
+    array = np.arange(30_000)
+    requests = [(tmp_path, array, (number, None), ("x" * 3000 * (number % 3),), FRAME) for number in range(12)]
+    answers = [back[1][0] for back in same.each(requests)]
+    assert answers == list(range(12))
+
+
+def test_a_package_that_is_missing_is_no_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "nrrd.py").write_text("raise ModuleNotFoundError('No module', name='nrrd')\n")
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(b"NRRD0004\n")
+    decoder.close()
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    with pytest.raises(errors.MissingExtra, match="pynrrd"):
+        volumes.read_header(path)
+    decoder.close()
 
 
 @decoder.apart

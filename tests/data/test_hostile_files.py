@@ -6,6 +6,8 @@ import bz2
 import csv
 import gzip
 import io
+import os
+import pickle
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -17,8 +19,10 @@ from PIL import Image
 
 from fedvfm import errors
 from fedvfm.config import schema
+from fedvfm.data import formats, label_tables
 from fedvfm.data.sources import folder
-from fedvfm.data.volumes import volumes
+from fedvfm.data.volumes import dicom, volumes
+from fedvfm.inference import inputs
 from fedvfm.storage import storage
 from tests.data import dicom_writer as writer
 
@@ -162,3 +166,76 @@ def test_tables_hold_no_formulas_and_no_control_characters() -> None:
     assert all(row[0][0] not in "=+-@\t\r" for row in rows)
     assert text.replace("\n", "").isprintable()
     assert rows[8][0] == "plain, with comma"
+
+
+# --- what is no regular file, and small files that are hostile --------------------------------------------------------
+
+
+@pytest.mark.files(
+    "harm",
+    "a pipe, socket or device in a study or among the pictures",
+    "",
+    "never opened; left out of a study and named, a fault of that file elsewhere",
+)
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    writer.series(study, np.arange(192, dtype=np.int16).reshape(8, 8, 3), np.eye(4))
+    for name in ("pipe", "pipe.dcm"):
+        os.mkfifo(study / name)
+    held = dicom.find(study)
+    assert sorted(path.name for path, _ in held.left) == ["pipe", "pipe.dcm"]
+    assert volumes.read_header(study).stored.shape == (8, 8, 3)
+    assert [item.kind for item in inputs.find(tmp_path)] == ["dicom"]
+    for name in ("a.png", "a.nii", "a.nrrd"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(errors.DataError) as caught:
+            (formats.read_image if name == "a.png" else volumes.read_header)(tmp_path / name)
+        assert caught.value.code == "unreadable"
+
+
+HOSTILE_JSON = {
+    "deep": "[" * 100_000,
+    "endless": '{"segmentAttributes": [[{"labelID": 1e999}]]}',
+    "huge": '{"segmentAttributes": [[{"labelID": 1' + "0" * 400 + "}]]}",
+    "large": '"' + "x" * (2 << 20) + '"',
+}
+
+
+@pytest.mark.files(
+    "harm",
+    "JSON or tables nested 100,000 deep, with numbers that no mask has, or larger than such a file is",
+    "",
+    "refused, naming the file",
+)
+@pytest.mark.parametrize("name", HOSTILE_JSON)
+def test_json_beside_a_mask_is_bounded(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.json").write_text(HOSTILE_JSON[name])
+    with pytest.raises(errors.DataError, match=r"a\.json"):
+        label_tables.beside(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("cell", ["1" * 200_000, "1" + "0" * 400])
+def test_tables_beside_a_mask_are_bounded(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "sub-1_dseg.tsv").write_text(f"index\tname\n{cell}\tliver\n")
+    with pytest.raises(errors.DataError, match=r"dseg\.tsv"):
+        label_tables.beside(tmp_path / "sub-1_dseg.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "list.json"])
+def test_a_list_of_cases_is_bounded(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(errors.DataError):
+        folder.Folder(schema.SourceConfig.model_validate({"source": "folder", "path": str(tmp_path)}))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(errors.DataError):
+        folder.Folder(schema.SourceConfig.model_validate({"source": "folder", "path": str(tmp_path)}))
+
+
+def test_a_folder_travels_to_another_process(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        Image.new("L", (16, 16)).save(tmp_path / part / "a.png")
+    source = folder.Folder(schema.SourceConfig.model_validate({"source": "folder", "path": str(tmp_path)}))
+    back = pickle.loads(pickle.dumps(source))
+    assert back.read(back.samples()[0]).image.shape == (1, 16, 16)

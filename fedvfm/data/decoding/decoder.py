@@ -21,6 +21,7 @@ import functools
 import inspect
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data.decoding import message
+from fedvfm.runtime import extras
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +53,8 @@ PIPE_BYTES = 1 << 20
 """What a pipe holds at most where a user has no special right; an image goes through it in one piece."""
 ENDED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which others end a process: the file is tried once more."""
+
+PACKAGE = re.compile(r"\w[\w.]{0,60}", re.ASCII)
 
 FUNCTIONS: dict[str, Apart[Any, Any]] = {}
 """What a child can be asked for, by module and name."""
@@ -75,6 +79,7 @@ class Apart(Generic[P, R]):
         Raises:
             DataError: as the function does; also for a file that ends the child, or takes too long or too much memory.
             DecoderError: if no child can be started.
+            MissingExtra: if a package is needed that is not installed.
         """
         if _state.child or _here.get():
             return self.here(*args, **kwargs)
@@ -324,7 +329,7 @@ class Decoder:
             self._greeted = True
         kinds = {
             message.VALUE: message.hints(function.here)[1],
-            **dict.fromkeys((message.FAULT, message.BROKEN, message.MEMORY), tuple[str, ...]),
+            **dict.fromkeys((message.FAULT, message.BROKEN, message.MEMORY, message.MISSING), tuple[str, ...]),
         }
         deadline = time.monotonic() + PATIENCE * self.limits.seconds
         module = function.name.partition(":")[0]
@@ -418,6 +423,14 @@ def _cannot_start(reason: str | None) -> str:
     )
 
 
+def _missing(texts: tuple[str, ...]) -> errors.FedvfmError:
+    """A package that a child could not load: no fault of a file."""
+    name = texts[0] if texts and PACKAGE.fullmatch(texts[0]) else "a package"
+    return extras.missing(ModuleNotFoundError(name=name)) or errors.DecoderError(
+        f"{name} cannot be loaded by the process that decodes images; install fedvfm[client] again"
+    )
+
+
 def _fault_of(kind: int, texts: tuple[str, ...], where: str, limits: schema.DecodingLimits) -> errors.FedvfmError:
     """The error that a child tells of: of the function itself, or of what went wrong around it."""
     if kind == message.MEMORY:
@@ -425,6 +438,8 @@ def _fault_of(kind: int, texts: tuple[str, ...], where: str, limits: schema.Deco
             f"{where}: decoding it takes more than {limits.memory_mib} MiB of memory; take it out, or allow more with "
             "data.limits.memory_mib"
         )
+    if kind == message.MISSING:
+        return _missing(texts)
     if kind == message.BROKEN:
         return defect.READER_FAILED.error(
             f"{where}: the reader broke ({', '.join(texts)[:80]}); export or copy the file again, or take it out"

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 MAGIC = b"FVD2"
 HEAD = struct.Struct("<4sBIQQ")
-REQUEST, READY, VALUE, FAULT, BROKEN, MEMORY = range(6)
-"""Kinds of messages: from the site the first, from the child the others; the last three carry texts."""
+REQUEST, READY, VALUE, FAULT, BROKEN, MEMORY, MISSING = range(7)
+"""Kinds of messages: from the site the first, from the child the others; the last four carry texts."""
 MOST_TEXT = 1 << 28
 """Bytes of JSON; the header of a series of 10,000 slices has 4 MB."""
 MOST_ARRAYS = 8

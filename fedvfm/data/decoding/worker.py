@@ -10,13 +10,16 @@ import os
 import resource
 import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from fedvfm import errors
+from fedvfm.data import defect
 from fedvfm.data.decoding import decoder, message
+from fedvfm.runtime import extras
 
 MOST_REQUEST = 1 << 40
 NO_NEW_PRIVILEGES = 38
@@ -47,9 +50,9 @@ def main(memory_mib: str, seconds: str, pipes: str) -> None:
     try:
         message.send(answers, message.packed(message.READY, None))
         while True:
-            number, function, args = _asked(requests, memory)
-            _give_time(int(seconds))
-            message.send(answers, _answer(number, function, args))
+            _, number, (name, given), arrays = message.parts(requests, [message.REQUEST], MOST_REQUEST)
+            limits = memory, int(seconds)
+            message.send(answers, _answer(number, functools.partial(_computed, name, given, arrays, limits)))
     except (message.Ended, BrokenPipeError):
         os._exit(0)
 
@@ -104,39 +107,26 @@ def _give_time(seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _asked(requests: int, memory: int) -> tuple[int, decoder.Apart[Any, Any], list[Any]]:
-    """The number of the next request, its function and arguments, and the libraries for it loaded.
-
-    Raises:
-        message.Ended: if nobody can ask any more.
-    """
-    _, number, (name, given), arrays = message.parts(requests, [message.REQUEST], MOST_REQUEST)
-    before = _loaded.cache_info().currsize
-    _loaded(name.partition(":")[0])
-    if _loaded.cache_info().currsize > before:
-        _give_memory(memory)
-    function = decoder.FUNCTIONS[name]
-    named, _ = message.hints(function.here)
-    return (
-        number,
-        function,
-        [message.built(hint, item, arrays) for hint, item in zip(named.values(), given, strict=True)],
-    )
-
-
-def _answer(number: int, function: decoder.Apart[Any, Any], args: list[Any]) -> list[memoryview]:
-    kind, value = _computed(function, args)
+def _answer(number: int, compute: Callable[[], tuple[int, Any]]) -> list[memoryview]:
     try:
-        return message.packed(kind, value, number)
+        return message.packed(*compute(), number)
     except MemoryError:
         return message.packed(message.MEMORY, [], number)
     except ValueError as error:
         return message.packed(message.BROKEN, [type(error).__name__], number)
 
 
-def _computed(function: decoder.Apart[Any, Any], args: list[Any]) -> tuple[int, Any]:
+def _computed(name: str, given: list[Any], arrays: message.Arrays, limits: tuple[int, int]) -> tuple[int, Any]:
     """The kind of an answer and what it holds."""
     try:
+        _prepare(name.partition(":")[0], *limits)
+    except ImportError as error:
+        return message.MISSING, [error.name or ""]
+    function = decoder.FUNCTIONS[name]
+    named, _ = message.hints(function.here)
+    try:
+        args = [message.built(hint, item, arrays) for hint, item in zip(named.values(), given, strict=True)]
+        _require_files(function, args)
         return message.VALUE, function.here(*args)
     except errors.DataError as error:
         values = " ".join(str(item) for item in error.values)
@@ -144,5 +134,32 @@ def _computed(function: decoder.Apart[Any, Any], args: list[Any]) -> tuple[int, 
     except MemoryError:
         return message.MEMORY, []
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and extras.missing(error):
+            return message.MISSING, [error.name or ""]
         # Only the kind of the error leaves: its words may quote the file.
         return message.BROKEN, [type(error).__name__]
+
+
+def _prepare(module: str, memory: int, seconds: int) -> None:
+    """Load what the next file is decoded with, and give it its memory and time.
+
+    Raises:
+        ImportError: if a library is missing.
+    """
+    before = _loaded.cache_info().currsize
+    _loaded(module)
+    if _loaded.cache_info().currsize > before:
+        _give_memory(memory)
+    _give_time(seconds)
+
+
+def _require_files(function: decoder.Apart[Any, Any], args: list[Any]) -> None:
+    """Refuse a pipe or a device, which is never read to its end.
+
+    Raises:
+        DataError: saying so.
+    """
+    for path in args:
+        if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
+            where = function.where(tuple(args))
+            raise defect.UNREADABLE.error(f"{where}: a pipe, socket or device, no regular file; take it out")

@@ -134,7 +134,7 @@ class Folder:
         self._own_numbers = bool(options.mask_values)
         self._stated = bool(options.class_names)
         self._wanted: tuple[str, ...] = ()
-        self._codes: Mapping[str, str] = structures.EMPTY
+        self._codes: Mapping[str, str] = {}
         self._mapped: tuple[str, ...] = ()
         self._merging = dicom_seg.Merging(last=options.overlap == "last")
         self._assigned = self._structures()

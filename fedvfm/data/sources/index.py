@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedvfm import errors, registry
 from fedvfm.config import schema
-from fedvfm.data import defect
+from fedvfm.data import defect, side_files
 
 FAULTS_SHOWN = 20
 INDEX = "index.csv"
+MOST_BYTES = 256 << 20
+"""Of a table; one of a million images has 100 MB."""
 
 Refuse = Callable[[Path, Sequence[errors.Fault]], None]
 """What is done with faults: :func:`refuse`, or something that collects them."""
@@ -56,12 +59,14 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
         DataError: if the file cannot be read, lacks a required column, or a row has no value in one.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(side_files.read_text(path, MOST_BYTES), newline=""))
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
+    except errors.DataError as error:
+        told = str(error).removeprefix(f"{path}: ")
+        raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {told}") from None
+    except csv.Error as error:
         raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {error}") from None
     missing = [name for name in required if name not in columns]
     if missing:

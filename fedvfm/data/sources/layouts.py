@@ -5,7 +5,6 @@ Here: pairs, classes and nnU-Net. DICOM studies, datalists and BIDS have modules
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import errors, registry
-from fedvfm.data import defect, formats
+from fedvfm.data import defect, formats, side_files
 from fedvfm.data.sources import index, patients
 from fedvfm.data.volumes import metaimage
 
@@ -471,9 +470,10 @@ def nnunet(folder: Path, options: Options) -> Layout:
 def read_json(path: Path, faults: list[errors.Fault], format: str) -> dict[str, Any]:
     """A JSON object, or an empty one and a fault."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        faults.append(defect.DATASET_JSON.fault(f"dataset.json: cannot be read ({error}); {format} needs it"))
+        settings = side_files.read_json(path)
+    except errors.DataError as error:
+        told = str(error).removeprefix(f"{path}: ")
+        faults.append(defect.DATASET_JSON.fault(f"dataset.json: {told}; {format} needs it"))
         return {}
     if not isinstance(settings, dict):
         faults.append(defect.DATASET_JSON.fault(f"dataset.json: is no JSON object; see {format}"))

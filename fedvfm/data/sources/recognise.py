@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedvfm import errors
-from fedvfm.data import defect, formats
+from fedvfm.data import defect, formats, side_files
 from fedvfm.data.sources import bids, datalist, layouts, studies
 
 COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
@@ -120,7 +119,7 @@ def _drawn(files: Mapping[str, Path]) -> bool:
 def _has_training(path: Path) -> bool:
     """Whether a dataset.json lists its cases; one that cannot be read is left to the layout to complain of."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = side_files.read_json(path)
+    except errors.DataError:
         return False
     return isinstance(settings, dict) and "training" in settings and "channel_names" not in settings

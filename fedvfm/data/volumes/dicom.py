@@ -269,7 +269,9 @@ def _asked(path: Path, files: Sequence[Path], left: list[tuple[Path, str]]) -> I
         if not os.access(file, os.R_OK):
             # It may be a slice: without it the volume would be shorter than it is.
             raise defect.UNREADABLE.error(f"{where}: cannot be read; give this user the right to, or remove it")
-        if is_dicom(file) or file.name.lower().endswith(ENDINGS) or path.is_file():
+        if not file.is_file():
+            left.append((file, "a pipe, socket or device, no regular file"))
+        elif is_dicom(file) or file.name.lower().endswith(ENDINGS) or path.is_file():
             yield file, where
         else:
             left.append((file, "no DICOM" if file.stat().st_size else "empty, 0 bytes"))
@@ -343,8 +345,10 @@ def named_slice(items: Iterable[Any], slices: Mapping[tuple[str, int], int]) -> 
 
 
 def _head(file: Path) -> bytes:
-    """The first bytes of a file; nothing of one that cannot be read, which is told when it is read."""
+    """The first bytes of a file; nothing of one that cannot be read, which is told when it is read, nor of a pipe."""
     try:
+        if not file.is_file():
+            return b""
         with file.open("rb") as opened:
             return opened.read(HEAD_BYTES)
     except OSError:
