@@ -380,7 +380,7 @@ def _not_noted(where: State, site: str) -> list[tuple[str, str]]:
 def _require_told(what: str, public_key: str, told: str | None) -> None:
     if told is not None and not keys.is_spoken(public_key, told):
         raise errors.TrustError(
-            f"{what}: the key is not the one you were told. Whoever copies a file can send another. Ask the site's "
+            f"{what}: its key is not the one you were told. Whoever copies a file can send another. Ask the site's "
             "people again, by telephone: fedvfm client status shows it"
         )
 
