@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def three(sites: Any, kept: dict[tuple[int, str], state.SiteUpdate] | None = Non
     def change(kind: str, number: int, reply: Any) -> Any:
         if kind == "train" and kept is not None:
             kept[number, reply.site] = reply
+        if kind == "hello":  # as a real site greets: with whether it has images to train on, not with how many
+            return dataclasses.replace(reply, examples={**reply.examples, "train": 1})
         return reply
 
     return [sites.NumpySite(name, examples=COUNTS[name], change=change) for name in NAMES]
@@ -88,7 +91,8 @@ def test_the_journal_says_nothing_of_a_single_site(sites: Any, tmp_path: Path) -
 
 def test_it_is_near_the_plain_mean_where_nothing_is_clipped(sites: Any, tmp_path: Path) -> None:
     hidden = run(sites, tmp_path / "hidden", three(sites), secure(sites))
-    plain = run(sites, tmp_path / "plain", three(sites), sites.make_recipe(min_sites=3))
+    members = [sites.NumpySite(name, examples=COUNTS[name]) for name in NAMES]
+    plain = run(sites, tmp_path / "plain", members, sites.make_recipe(min_sites=3))
     found, other = (checkpoint.read(folder / "adapter.safetensors")[0] for folder in (hidden, plain))
     for name in found:
         np.testing.assert_allclose(found[name], other[name], rtol=1e-5, atol=1e-6)

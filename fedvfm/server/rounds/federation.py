@@ -383,7 +383,8 @@ class Federation:
                 self.recipe.admission,
                 self.recipe.aggregation.weighting,
                 self.recipe.adapter.factors,
-                member.examples.get("train"),
+                # Under secure aggregation a site greets with whether it has any, and not with how many.
+                member.examples.get("train") if self.recipe.secure_aggregation is None else None,
                 usual,
             )
             loss = None
