@@ -343,6 +343,15 @@ def read_mask(path: Path) -> NDArray[np.int64]:
     raise defect.MASK_COLOUR.error(f"{path}: a mask in colour ({mode}); save it as one grey channel of class numbers")
 
 
+def _has_clear_numbers(picture: Image.Image) -> bool:
+    """Whether a number other than 0 is transparent by a PNG's list of transparent numbers (chunk tRNS)."""
+    listed = picture.info.get("transparency")
+    if picture.mode not in ("P", "L", "I", "I;16", "1") or listed is None:
+        return False
+    clear = [at for at, alpha in enumerate(listed) if alpha == 0] if isinstance(listed, bytes) else [listed]
+    return bool(np.isin(np.asarray(picture), [number for number in clear if number]).any())
+
+
 def _refuse_seen_through(path: Path, picture: Image.Image) -> None:
     """Refuse a mask that is transparent in places: what shows there is what lies behind it, whatever number is stored.
 
@@ -352,10 +361,12 @@ def _refuse_seen_through(path: Path, picture: Image.Image) -> None:
         DataError: with the remedy.
     """
     if picture.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
-        return
-    planes = np.asarray(picture.convert("RGBA" if picture.mode in ("PA", "RGBa") else picture.mode))
-    clear = planes[..., -1] == 0
-    if clear.any() and planes[clear][:, :-1].any():
+        seen_through = _has_clear_numbers(picture)
+    else:
+        planes = np.asarray(picture.convert("RGBA" if picture.mode in ("PA", "RGBa") else picture.mode))
+        clear = planes[..., -1] == 0
+        seen_through = bool(clear.any() and planes[clear][:, :-1].any())
+    if seen_through:
         raise defect.MASK_COLOUR.error(
             f"{path}: a mask that is transparent where it has numbers, so nobody can tell which counts; save it as one "
             "grey channel of class numbers"

@@ -11,6 +11,7 @@ Sources: DICOM PS3.3, C.8.20.2 (Segment Description Macro) and C.8.8.5 (Structur
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import types
@@ -51,6 +52,17 @@ GENERAL = frozenset(
 )
 """Codes that say too little to tell structures apart: there the name counts, too."""
 
+# fmt: off
+SEVERAL_ORGANS = frozenset(
+    (
+        "apex", "arch", "atrium", "base", "body", "bulb", "canal", "capsule", "cavity", "chamber", "cortex",
+        "crest", "duct", "fundus", "gland", "head", "hilum", "horn", "lobe", "medulla", "neck", "nucleus",
+        "pole", "root", "septum", "sinus", "stem", "tail", "trunk", "tube", "valve", "ventricle", "wall",
+    )
+)
+# fmt: on
+"""Names of parts that several organs have (brain and heart have ventricles): they have no code by themselves."""
+
 GENERIC = frozenset({"foreground", "object", "structure", "mask", "segment", "roi"})
 """Class names that say no more than that there is something."""
 
@@ -73,6 +85,7 @@ class Structure:
         meanings: other words for it: what its code means.
         region: whether it is a region of interest of an RT structure set: its number says nothing, and a set holds
             regions that are no class (the body's outline, margins).
+        shared: whether a file gives this code to structures of other names: the code does not say all of it.
     """
 
     value: int
@@ -80,6 +93,7 @@ class Structure:
     name: str = field(default="", repr=False)
     meanings: tuple[str, ...] = field(default=(), repr=False)
     region: bool = False
+    shared: bool = False
 
     @property
     def key(self) -> Key:
@@ -89,6 +103,8 @@ class Structure:
     @property
     def own_name(self) -> str:
         """A class name for it where nobody gave one: its code, which may be shown, else a hash of its name."""
+        if self.shared:
+            return f"{self.code} {hash_of(self.name)}"
         return self.code if self.code and not (self.region and self.name) else f"structure {hash_of(self.name)}"
 
     @property
@@ -123,6 +139,7 @@ Found = Mapping[str, Sequence[Sequence[Structure]]]
 
 TWO_OBJECTS = "two segmentation objects of the study hold one structure; both are taken together"
 TWO_REGIONS = "a structure set has two regions of one name; both are taken together"
+TWO_STRUCTURES = "two structures of one mask are one class; both are taken together"
 REGIONS_LEFT = "a structure set has regions that are no class, beside one for every class; they are left out"
 
 
@@ -177,13 +194,18 @@ def require_distinct(where: str, held: Sequence[Structure]) -> None:
 
 
 def coded(item: Any, name: str) -> tuple[str, str]:
-    """The first code of a sequence of a DICOM item (:func:`code_of`), and what it means in words; empty without one."""
-    first = next(iter(item.get(name) or ()), None)
-    if first is None:
-        return "", ""
-    value = first.get("CodeValue") or first.get("LongCodeValue") or ""
-    code = code_of(str(first.get("CodingSchemeDesignator") or ""), str(value))
-    return code, str(first.get("CodeMeaning") or "")
+    """The codes of a sequence of a DICOM item (:func:`code_of`), and what they mean in words; empty without one.
+
+    A structure may have several modifiers (left, upper), in any order.
+    """
+    every = sorted(_code_and_meaning(code) for code in item.get(name) or ())
+    return "+".join(code for code, _ in every if code), " ".join(meaning for _, meaning in every if meaning)
+
+
+def _code_and_meaning(item: Any) -> tuple[str, str]:
+    value = item.get("CodeValue") or item.get("LongCodeValue") or ""
+    code = code_of(str(item.get("CodingSchemeDesignator") or ""), str(value))
+    return code, str(item.get("CodeMeaning") or "")
 
 
 def hash_of(text: str) -> str:
@@ -210,7 +232,13 @@ def _concepts() -> Mapping[str, frozenset[str]]:
 
 def codes_of(name: str) -> frozenset[str]:
     """SNOMED CT codes of a class name, where it is a term of pydicom's dictionary ("liver", "left lung")."""
-    return _concepts().get(plain(name), frozenset())
+    return frozenset() if several_organs(name) else _concepts().get(plain(name), frozenset())
+
+
+def several_organs(name: str) -> bool:
+    """Whether a name, its side aside, is that of a part which several organs have."""
+    words = [word.removesuffix("s") for word in plain(name).split() if word not in ("left", "right")]
+    return len(words) == 1 and words[0] in SEVERAL_ORGANS
 
 
 def _words(one: Structure) -> set[str]:
@@ -251,11 +279,13 @@ def assign(
         Classes by name where a structure has the name or code of one; else by number, with a fault for every number
         that is not one structure everywhere. Regions of a structure set have no number that counts.
     """
+    found = _with_shared_codes(found)
     every = list({one.key: one for one in _all(found)}.values())
     if not every:
         return Assigned(tuple(names))
     classes, regions = tuple(names), any(one.region for one in every)
-    if not stated and not numbers and (regions or len({one.code for one in every}) > 1):
+    several = len({one.code for one in every}) > 1 or any(one.shared for one in every)
+    if not stated and not numbers and (regions or several):
         classes = (names[0], *_derived(every))
     fitting = {one.key: _classes(one, classes) for one in every}
     notes = _notes(found)
@@ -277,7 +307,39 @@ def assign(
     ]
     table = {key: min(at) for key, at in fitting.items() if at}
     aliases = {word: classes[table[one.key]] for one in every if one.key in table for word in _aliases(one)}
-    return Assigned(classes, table, tuple(wrong), _with_left(notes, found, needless), aliases, _left(found, needless))
+    notes = _with_left(_with_joined(notes, found, table), found, needless)
+    return Assigned(classes, table, tuple(wrong), notes, aliases, _left(found, needless))
+
+
+def _with_shared_codes(found: Found) -> Found:
+    """The structures, those marked whose code one file also gives to a structure of another name.
+
+    Names that differ by a number at their end are parts of one structure ("nodule 1", "nodule 2").
+    """
+    shared: set[str] = set()
+    for files in found.values():
+        for held in files:
+            names: dict[str, set[str]] = {}
+            for structure in held:
+                names.setdefault(structure.code, set()).add(structure.name.rstrip("0123456789 "))
+            shared |= {code for code, under in names.items() if code and len(under) > 1}
+    return {
+        case: [
+            [dataclasses.replace(structure, shared=structure.code in shared) for structure in held] for held in files
+        ]
+        for case, files in found.items()
+    }
+
+
+def _with_joined(
+    notes: Mapping[str, tuple[str, ...]], found: Found, table: Mapping[Key, int]
+) -> dict[str, tuple[str, ...]]:
+    """The notes, and one for every case in which one mask has two structures of one class."""
+    joined = []
+    for case, files in found.items():
+        classes = [[table[key] for key in {structure.key for structure in held} if table.get(key)] for held in files]
+        joined += [case] if any(len(here) > len(set(here)) for here in classes) else []
+    return {**notes, **{case: (*notes.get(case, ()), TWO_STRUCTURES) for case in joined}}
 
 
 def _ambiguous(every: Sequence[Structure], fitting: Mapping[Key, set[int]], names: Sequence[str]) -> list[errors.Fault]:
@@ -337,6 +399,7 @@ def under(
     map it and nothing is trained under another's name. None where the masks do not say what they are, or the recipe
     does not. ``mapped`` as in :func:`assign`; ``stated`` are the codes that the recipe gives its classes.
     """
+    found = _with_shared_codes(found)
     every = list({one.key: one for one in _all(found)}.values())
     fitting = {one.key: _classes(one, wanted, stated) for one in every}
     telling = any(fitting.values()) or any(_telling(one) for one in every)
@@ -349,7 +412,7 @@ def under(
     names = (*wanted, *others) if any(fitting.values()) else (wanted[0], *others)
     table = {one.key: min(fitting[one.key]) if fitting[one.key] else names.index(one.own_name) for one in every}
     aliases = {word: names[table[one.key]] for one in every for word in _aliases(one)}
-    notes = _with_left(_notes(found), found, needless)
+    notes = _with_left(_with_joined(_notes(found), found, table), found, needless)
     return Assigned(names, table, tuple(wrong), notes, aliases, _left(found, needless))
 
 
@@ -360,7 +423,7 @@ def _telling(one: Structure) -> bool:
 
 
 def _aliases(one: Structure) -> Iterator[str]:
-    if one.code:
+    if one.code and not one.shared:
         yield one.code.casefold()
         yield one.code.partition(":")[2].casefold()
     yield from _words(one)
@@ -402,7 +465,7 @@ def _number_faults(found: Found) -> Iterator[errors.Fault]:
     remedy = "give the classes their names (or codes) in data.options.class_names, then masks are read by them"
     meant: dict[int, set[Key]] = {}
     for one in _all(found):
-        code_says_all = bool(one.code) and one.code not in GENERAL
+        code_says_all = bool(one.code) and one.code not in GENERAL and not one.shared
         meant.setdefault(one.value, set()).add((one.code, "" if code_says_all else one.name))
     for value, keys in sorted(meant.items()):
         if len(keys) > 1:

@@ -59,6 +59,8 @@ def of(name: str, stated: Mapping[str, str]) -> Coded:
 
 def _code(words: Sequence[str]) -> str:
     """The one code of these words, or nothing."""
+    if structures.several_organs(" ".join(words)):
+        return ""
     codes = _named().get(" ".join(words), frozenset())
     return next(iter(codes)) if len(codes) == 1 else ""
 

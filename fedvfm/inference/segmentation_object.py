@@ -195,7 +195,8 @@ def _read(file: Path) -> Any:
     """The few elements of a source image that its segmentation needs; unknown ones of patient and study are empty."""
     import pydicom
 
-    source = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*REQUIRED, *IMAGE])
+    wanted = [*REQUIRED, *IMAGE]
+    source = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=dicom.begins_bare(file))
     for name in REQUIRED:
         if name not in source:
             setattr(source, name, "")

@@ -17,7 +17,7 @@ from fedvfm.data import defect, formats
 from fedvfm.data.sources import layouts
 
 MASKS = ("dseg", "mask")
-SAME = ("sub", "ses", "run", "acq")
+SAME = ("sub", "ses", "run", "acq", "ce", "trc", "rec", "dir", "mod", "echo", "flip", "inv", "mt", "part")
 """Entities a mask shares with its image, where the mask has them."""
 OTHERS = ("space", "hemi", "res", "den")
 """Entities that make a mask another image's where the image lacks them: of another grid, or of one half."""

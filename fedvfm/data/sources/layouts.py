@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -335,16 +335,46 @@ def table(folder: Path, options: Options) -> Layout:
         return layout
     name, labels = rows
     images = images_in(where, layout.faults)
+    layout.faults += _table_faults(folder, name, labels, images)
     layout.names = list(images)
     layout.left += beside(folder, [where])
     classify(layout, name, labels, dict(sorted(images.items())))
     return layout
 
 
+def _table_faults(folder: Path, name: str, labels: Mapping[str, str], images: Mapping[str, Path]) -> list[errors.Fault]:
+    """Rows without an image, and another table that gives an image another class."""
+    faults = [
+        defect.TABLE.fault(f"{name}: id '{key}' has no image; remove the row or bring the file")
+        for key in labels
+        if key not in images
+    ]
+    for other, theirs in _label_tables(folder):
+        unlike = sorted(key for key in theirs.keys() & labels.keys() if theirs[key] != labels[key])
+        if unlike:
+            faults.append(
+                defect.TABLE.fault(
+                    f"{name} and {other} give id '{unlike[0]}' and {len(unlike) - 1} more unlike labels; keep the "
+                    "column label in one of them"
+                )
+            )
+    return faults
+
+
 def classify(layout: Layout, table: str, labels: Mapping[str, str], images: Mapping[str, Path]) -> None:
     """Images as cases of the classes that a table gives them; without class names those of the table are taken."""
     layout.class_names = layout.class_names or tuple(sorted({label for label in labels.values() if label}))
     known = list(layout.class_names)
+    alike: dict[str, set[str]] = {}
+    for label in (*known, *labels.values()):
+        alike.setdefault(label.casefold(), set()).add(label)
+    layout.faults += [
+        defect.TABLE.fault(
+            f"{table}: labels {' and '.join(map(repr, sorted(those)))} differ in capitals alone; use one"
+        )
+        for those in alike.values()
+        if len(those) > 1
+    ]
     if len(known) < 2:
         layout.faults.append(
             defect.TABLE.fault(
@@ -369,12 +399,23 @@ def labelled(folder: Path) -> tuple[str, dict[str, str]] | None:
     Raises:
         DataError: if a table cannot be read.
     """
+    return next(_label_tables(folder), None)
+
+
+def _label_tables(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every table of a folder that has a column ``label``.
+
+    Raises:
+        DataError: if one cannot be read, or gives an id twice.
+    """
     for name in patients.STUDY_TABLES:
         if (folder / name).is_file():
             rows = index.read_csv(folder / name, ("id",))
             if rows and "label" in rows[0]:
-                return name, {row["id"]: row["label"] for row in rows}
-    return None
+                twice = index.duplicates(rows, "id")
+                if twice:
+                    raise defect.TABLE.error(f"{name}: {twice[0]}")
+                yield name, {row["id"]: row["label"] for row in rows}
 
 
 def classes(folder: Path, options: Options) -> Layout:

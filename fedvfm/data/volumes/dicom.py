@@ -180,8 +180,13 @@ def damaged(where: str, error: Exception, what: str = "damaged header") -> error
 
 def is_dicom(path: Path) -> bool:
     """Whether the file is DICOM by its content, whatever its name: with the preamble of PS3.10, or without it."""
+    return _head(path)[128:132] == b"DICM" or begins_bare(path)
+
+
+def begins_bare(path: Path) -> bool:
+    """Whether a file begins as a data set does, without the preamble of PS3.10."""
     head = _head(path)
-    return head[128:132] == b"DICM" or is_bare(head)
+    return head[128:132] != b"DICM" and is_bare(head)
 
 
 def is_bare(head: bytes) -> bool:
@@ -227,6 +232,7 @@ def files_in(path: Path) -> list[Path]:
                 f"{path}: a link to a folder in it, which is not followed; put the folder itself there, or remove the "
                 "link"
             )
+        deeper[:] = [name for name in deeper if not name.startswith(".")]  # the trash of a file system, say
         found += [Path(folder) / name for name in names if not name.startswith(".")]
     return sorted(one for one in found if one.name.upper() != "DICOMDIR")
 
@@ -291,9 +297,7 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
     try:
         with quietly():
             wanted = [*(pydicom.tag.Tag(name) for name in tags), *(pydicom.tag.Tag(one) for one in PRIVATE)]
-            found = pydicom.dcmread(
-                file, stop_before_pixels=True, specific_tags=wanted, force=head[128:132] != b"DICM" and is_bare(head)
-            )
+            found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=begins_bare(file))
             for element in found:
                 _ = element.value  # values are decoded on first use; better here
             return found

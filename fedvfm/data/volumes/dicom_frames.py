@@ -26,6 +26,8 @@ TAGS = (
     "DetectorInformationSequence",
     "DetectorVector",
     "EnergyWindowVector",
+    "DoubleFloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
     "FloatPixelPaddingRangeLimit",
     "FloatPixelPaddingValue",
     "FrameIncrementPointer",
@@ -403,10 +405,11 @@ def _padding(tags: Any) -> tuple[float, float] | None:
 
     Some writers give it in the other sign than the pixels have: it is taken modulo the bits that are stored.
     """
-    floats = [numbers(tags.get(name), 1) for name in ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit")]
-    if floats[0] is not None:
-        both = [one[0] for one in floats if one is not None]
-        return min(both), max(both)
+    for kind in ("Float", "DoubleFloat"):
+        limits = [numbers(tags.get(f"{kind}PixelPadding{end}"), 1) for end in ("Value", "RangeLimit")]
+        if limits[0] is not None:
+            both = [limit[0] for limit in limits if limit is not None]
+            return min(both), max(both)
     given = [whole(tags.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     ends = [_stored(tags, one) for one in given if one is not None]
     return (min(ends), max(ends)) if given[0] is not None else None

@@ -33,6 +33,7 @@ TAGS = (
 DATA = 0x30060050
 """Contour Data, read as the bytes it is stored in: pydicom makes an object of every number."""
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+OPENED = ("OPEN_PLANAR", "OPEN_NONPLANAR")
 FLAT = 0.25
 """How far the points of a contour may lie beside its plane, in slices."""
 BESIDE = 0.4
@@ -46,6 +47,7 @@ FEWEST = 3
 BETWEEN = "contours lie between the slices; the nearest slice was taken, of several contours near it the nearest"
 GAPS = "a structure has slices without a contour between slices with one; nothing is drawn there"
 UNDRAWN = "a structure set names structures that have no closed contour; they count as not drawn"
+OPEN = "a structure has open contours beside closed ones; the open ones hold no area and are left out"
 
 Points = NDArray[np.float64]
 
@@ -180,19 +182,20 @@ def _regions(
             int(item.ReferencedROINumber): structures.coded(item, "RTROIIdentificationCodeSequence")
             for item in tags.get("RTROIObservationsSequence") or ()
         }
-        regions = []
+        regions, partly = [], False
         for item in tags.get("ROIContourSequence") or ():
-            number = int(item.ReferencedROINumber)
-            closed = tuple(
-                contour for contour in item.get("ContourSequence") or () if contour.ContourGeometricType in CLOSED
-            )
+            number, drawn = int(item.ReferencedROINumber), item.get("ContourSequence") or ()
+            closed = tuple(contour for contour in drawn if contour.ContourGeometricType in CLOSED)
+            partly |= bool(closed) and any(contour.ContourGeometricType in OPENED for contour in drawn)
             code, meaning = codes.get(number, ("", ""))
             words = tuple({structures.plain(meaning)} - {""})
             name = structures.plain(names.get(number, ""))
             if closed:
                 regions.append((structures.Structure(number, code, name, words, region=True), closed))
-        if notes is not None and {structure.value for structure, _ in regions} < set(names):
+        if notes is not None and set(names) - {structure.value for structure, _ in regions}:
             notes.append(UNDRAWN)
+        if notes is not None and partly:
+            notes.append(OPEN)
         return regions
     except dicom.BROKEN as error:
         raise dicom.damaged(where, error) from None

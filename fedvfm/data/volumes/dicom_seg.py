@@ -394,6 +394,8 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
                 "export it on the grid of the images"
             )
         groups = list(tags.PerFrameFunctionalGroupsSequence)
+        if len(groups) != dicom_frames.count(tags):  # some frames would be left out
+            raise ValueError
         shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
         slices = {(frame.uid, frame.number): at for at, frame in enumerate(image.frames)}
         _refuse_other_frame(where, tags, groups, slices, image)
