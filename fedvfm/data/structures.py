@@ -184,12 +184,12 @@ def require_distinct(where: str, held: Sequence[Structure]) -> None:
         DataError: with the number.
     """
     known: dict[int, Key] = {}
-    for one in held:
-        if not one.region and known.setdefault(one.value, one.key) != one.key:
+    for structure in held:
+        if not structure.region and known.setdefault(structure.value, structure.key) != structure.key:
             raise defect.MASK_VALUE.error(
-                f"{where}: number {one.value} stands for two structures; save each structure under its own number, or "
-                "each mask with its own table",
-                [one.value],
+                f"{where}: number {structure.value} stands for two structures; save each structure under its own "
+                "number, or each mask with its own table",
+                [structure.value],
             )
 
 
@@ -284,7 +284,7 @@ def assign(
     if not every:
         return Assigned(tuple(names))
     classes, regions = tuple(names), any(one.region for one in every)
-    several = len({one.code for one in every}) > 1 or any(one.shared for one in every)
+    several = len({one.code for one in every}) > 1 or any(structure.shared for structure in every)
     if not stated and not numbers and (regions or several):
         classes = (names[0], *_derived(every))
     fitting = {one.key: _classes(one, classes) for one in every}
@@ -346,11 +346,11 @@ def _ambiguous(every: Sequence[Structure], fitting: Mapping[Key, set[int]], name
     """A fault for every structure that may be several classes."""
     return [
         defect.CLASS_UNKNOWN.fault(
-            f"a structure of the masks, {one.shown}, has code and name of several classes "
-            f"({' and '.join(names[at] for at in sorted(fitting[one.key]))})"
+            f"a structure of the masks, {structure.shown}, has code and name of several classes "
+            f"({' and '.join(names[at] for at in sorted(fitting[structure.key]))})"
         )
-        for one in every
-        if len(fitting[one.key]) > 1
+        for structure in every
+        if len(fitting[structure.key]) > 1
     ]
 
 
@@ -430,17 +430,22 @@ def _aliases(one: Structure) -> Iterator[str]:
 
 
 def _all(found: Found) -> Iterator[Structure]:
-    return (one for files in found.values() for held in files for one in held)
+    return (structure for files in found.values() for held in files for structure in held)
 
 
 def _derived(every: Sequence[Structure]) -> list[str]:
     """Class names of structures where nobody gave any, in order."""
-    return sorted({one.own_name for one in every})
+    return sorted({structure.own_name for structure in every})
 
 
 def _by_number(found: Found, names: Sequence[str], values: Sequence[int]) -> dict[str, str]:
     called = dict(zip(values, names, strict=False))
-    return {word: called[one.value] for one in _all(found) if one.value in called for word in _aliases(one)}
+    return {
+        word: called[structure.value]
+        for structure in _all(found)
+        if structure.value in called
+        for word in _aliases(structure)
+    }
 
 
 def _contradictions(
@@ -448,14 +453,14 @@ def _contradictions(
 ) -> Iterator[errors.Fault]:
     """Numbers of ``mask_values`` that a mask gives to another class."""
     told = set()
-    for one in _all(found):
-        wrong = [at for at in fitting[one.key] if at < len(values) and values[at] != one.value]
-        if wrong and one.value not in told:
-            told.add(one.value)
+    for structure in _all(found):
+        wrong = [at for at in fitting[structure.key] if at < len(values) and values[at] != structure.value]
+        if wrong and structure.value not in told:
+            told.add(structure.value)
             yield (
                 defect.OPTIONS.fault(
-                    f"masks: {one.shown} is {names[wrong[0]]} by its name or code, but data.options.mask_values give "
-                    f"that class the number {values[wrong[0]]}; leave mask_values out"
+                    f"masks: {structure.shown} is {names[wrong[0]]} by its name or code, but data.options.mask_values "
+                    f"give that class the number {values[wrong[0]]}; leave mask_values out"
                 )
             )
 
