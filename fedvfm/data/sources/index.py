@@ -64,8 +64,8 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
         reader.fieldnames = columns
         rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
     except errors.DataError as error:
-        told = str(error).removeprefix(f"{path}: ")
-        raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {told}") from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {reason}") from None
     except csv.Error as error:
         raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {error}") from None
     missing = [name for name in required if name not in columns]

@@ -306,7 +306,7 @@ def beside(folder: Path, used: Sequence[Path | None], begin: str = "") -> list[s
         if path.is_file() and formats.ending(path):
             found.append(f"{begin}{path.name}: an image beside the folders that are read")
         elif path.is_dir():
-            images = sum(bool(formats.ending(one)) for one in path.iterdir())
+            images = sum(bool(formats.ending(image)) for image in path.iterdir())
             found += [f"{begin}{path.name}/: {images} image(s) in a folder that is not read"] if images else []
     return found
 
@@ -513,8 +513,8 @@ def read_json(path: Path, faults: list[errors.Fault], format: str) -> dict[str, 
     try:
         settings = side_files.read_json(path)
     except errors.DataError as error:
-        told = str(error).removeprefix(f"{path}: ")
-        faults.append(defect.DATASET_JSON.fault(f"dataset.json: {told}; {format} needs it"))
+        reason = str(error).removeprefix(f"{path}: ")
+        faults.append(defect.DATASET_JSON.fault(f"dataset.json: {reason}; {format} needs it"))
         return {}
     if not isinstance(settings, dict):
         faults.append(defect.DATASET_JSON.fault(f"dataset.json: is no JSON object; see {format}"))
