@@ -366,8 +366,8 @@ def classify(layout: Layout, table: str, labels: Mapping[str, str], images: Mapp
     layout.class_names = layout.class_names or tuple(sorted({label for label in labels.values() if label}))
     known = list(layout.class_names)
     alike: dict[str, set[str]] = {}
-    for label in (*known, *labels.values()):
-        alike.setdefault(label.casefold(), set()).add(label)
+    for written in (*known, *labels.values()):
+        alike.setdefault(written.casefold(), set()).add(written)
     layout.faults += [
         defect.TABLE.fault(
             f"{table}: labels {' and '.join(map(repr, sorted(those)))} differ in capitals alone; use one"
