@@ -20,7 +20,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 import typer  # noqa: E402
-from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
@@ -28,6 +27,7 @@ from fedvfm import errors, registry  # noqa: E402
 from fedvfm.cli import audit, client, doctor, explain, ledger, privacy, server, weights  # noqa: E402
 from fedvfm.cli import recipe as cli_recipe  # noqa: E402
 from fedvfm.report import quantity  # noqa: E402
+from fedvfm.report import terminal as screens  # noqa: E402
 from fedvfm.runtime import extras, logs, processes  # noqa: E402
 from fedvfm.storage import storage  # noqa: E402
 
@@ -247,9 +247,9 @@ def _show(results: list[Any], as_json: bool, *, many: bool) -> None:
 
     if as_json:
         summaries = [dict(result.summary) for result in results]
-        print(json.dumps({"runs": summaries} if many else summaries[0], indent=2, ensure_ascii=False))
+        print(json.dumps({"runs": summaries} if many else summaries[0], indent=2))
         return
-    console = Console(markup=False, emoji=False)
+    console = screens.console()
     for result in results:
         summary = result.summary
         table = Table(title=f"{summary['experiment']}, seed {summary['seed']}: test {summary['primary']}")
@@ -273,9 +273,9 @@ def _dry_run(what: Any, as_json: bool) -> None:
     shapes = experiments.examine(what)
     planned = plan.plan(what, experiments.hospitals(what), shapes)
     if as_json:
-        print(json.dumps(planned, indent=2, ensure_ascii=False))
+        print(json.dumps(planned, indent=2))
         return
-    console, moved = Console(markup=False, emoji=False), planned["bytes"]
+    console, moved = screens.console(), planned["bytes"]
     rounds = quantity.of(planned["rounds"], "round")
     table = Table(
         title=f"plan of {planned['experiment']}: {rounds}, engine {planned['engine']}, seed {planned['seed']}"
@@ -310,9 +310,9 @@ def compare(
 
     comparison = comparing.compare(runs)
     if as_json:
-        print(json.dumps(comparison, indent=2, ensure_ascii=False))
+        print(json.dumps(comparison, indent=2))
     else:
-        comparing.show(comparison, Console(markup=False, emoji=False))
+        comparing.show(comparison, screens.console())
 
 
 experiments_app = typer.Typer(invoke_without_command=True)
@@ -341,7 +341,7 @@ def experiments(context: typer.Context, as_json: Json = False) -> None:
         table.add_column(column)
     for name, row in rows.items():
         table.add_row(name, row.get("title", ""), row.get("note", ""))
-    Console(markup=False, emoji=False).print(table)
+    screens.console().print(table)
 
 
 @experiments_app.command("show")
@@ -356,7 +356,7 @@ def experiments_show(
         hint = registry.nearest(name, list(known))
         raise errors.UnknownName(f"unknown experiment '{name}'; bundled: {', '.join(known)}{hint}")
     if as_json:
-        print(json.dumps(bundle.load(name).model_dump(mode="json"), indent=2, ensure_ascii=False))
+        print(json.dumps(bundle.load(name).model_dump(mode="json"), indent=2))
         return
     print(known[name].read_text(encoding="utf-8"), end="")
 
@@ -388,9 +388,9 @@ def data_check(
     if files is not None:
         affected.write(report, files)
     if as_json:
-        print(json.dumps(document.build(report), indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(document.build(report), indent=2, allow_nan=False))
     else:
-        terminal.show(report, Console(markup=False, emoji=False))
+        terminal.show(report, screens.console())
     raise typer.Exit(report.exit_code)
 
 
@@ -446,7 +446,7 @@ def export(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     written = forms.export_adapter(adapter, output, form, backbone=backbone)
     if as_json:
-        print(json.dumps(written, indent=2, ensure_ascii=False))
+        print(json.dumps(written, indent=2))
         return
     size = sum(written["files"].values())
     print(f"{written['folder']}: {form}, {quantity.of(len(written['files']), 'file')}, {size:,} bytes")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedvfm import errors
+from fedvfm.report import terminal
 
 NAME = "weights"
 app = typer.Typer(help="Backbone weights on this machine.", no_args_is_help=True)
@@ -93,4 +93,4 @@ def listing(as_json: Json = False) -> None:
         table.add_column(column)
     for row in rows:
         table.add_row(row.name, row.origin, row.kind, f"{row.bytes / 2**20:.1f}", row.sha256[:16])
-    Console().print(table)
+    terminal.console().print(table)

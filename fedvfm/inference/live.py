@@ -9,11 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedvfm.report import progress
+from fedvfm.report import progress, terminal
 
 SHOWN = 20
 
@@ -49,15 +48,15 @@ class Lines:
         if event == "input":
             passed = time.monotonic() - self._start
             text = f"[{passed:7.1f} s] {fields['index'] + 1}/{fields['count']} {fields['name']}"
-            print(text, file=sys.stderr, flush=True)
+            print(terminal.plain(text).replace("\n", "\\n"), file=sys.stderr, flush=True)
 
 
 def show(summary: Mapping[str, Any], as_json: bool) -> None:
     """The summary on standard output: JSON, or a table and where the results are."""
     if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        print(json.dumps(summary, indent=2))
         return
-    console, rows = Console(markup=False, emoji=False), summary["inputs"]
+    console, rows = terminal.console(), summary["inputs"]
     table = Table(title=f"{summary['task']}, adapter {summary['adapter']['fingerprint'][:12]}")
     table.add_column("input")
     dense = [row for row in rows if "classes" in row]

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from fedvfm.report import terminal
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -45,11 +47,15 @@ def watch(quiet: bool, live: Callable[[Progress], Observer], plain: Callable[[],
     if quiet:
         yield silent
     elif sys.stderr.isatty():
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=terminal.console(stderr=True), transient=True) as bar:
             yield live(bar)
     else:
         yield plain()

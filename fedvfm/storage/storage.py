@@ -271,6 +271,10 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What begins a formula in a spreadsheet, also as the wide characters of East Asian keyboards."""
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A comma-separated table as text; the one writer of names that others gave.
 
@@ -281,7 +285,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
+    writer.writerow([_cell(name) for name in head])
     writer.writerows([_cell(value) for value in row] for row in rows)
     return out.getvalue()
 
@@ -290,4 +294,4 @@ def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     plain = "".join(one if one.isprintable() else repr(one)[1:-1] for one in value)
-    return f"'{plain}" if plain[:1] in ("=", "+", "-", "@") or value[:1] in ("\t", "\r") else plain
+    return f"'{plain}" if plain[:1] in FORMULA or value[:1] in ("\t", "\r", "\n") else plain

@@ -14,6 +14,7 @@ from rich.text import Text
 from fedvfm.client.readiness import check, document, webpage
 from fedvfm.data.readiness import finding
 from fedvfm.report import progress
+from fedvfm.report import terminal as screens
 
 COLOURS = {"blocker": "bold red", "warning": "yellow", "note": "dim"}
 TENTHS = 10
@@ -38,7 +39,7 @@ def _bar(bar: Progress) -> progress.Observer:
 
 def _line(event: str, /, **fields: Any) -> None:
     if event == "note":
-        print(fields["text"], file=sys.stderr, flush=True)
+        print(screens.plain(str(fields["text"])), file=sys.stderr, flush=True)
     elif event == "check":
         done, total = fields["done"], fields["total"]
         if done == total or done * TENTHS // total > (done - 1) * TENTHS // total:

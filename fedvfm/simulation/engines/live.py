@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from fedvfm.privacy import statements
-from fedvfm.report import progress
+from fedvfm.report import progress, terminal
 
 
 def watch(quiet: bool) -> contextlib.AbstractContextManager[progress.Observer]:
@@ -121,4 +121,4 @@ class Lines:
 
     def _print(self, text: str) -> None:
         self._last = time.monotonic()
-        print(f"[{self._last - self._start:7.1f} s] {text}", file=sys.stderr, flush=True)
+        print(f"[{self._last - self._start:7.1f} s] {terminal.plain(text)}", file=sys.stderr, flush=True)
