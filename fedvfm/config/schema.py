@@ -471,7 +471,7 @@ class Recipe(Strict):
 
 
 class DecodingLimits(Strict):
-    """What decoding one file may take, in a process of its own that has none of the site's keys.
+    """What decoding one file may take, in a process of its own without the site's keys in its memory.
 
     What takes more is a fault of that file. Of a volume that is not packed the file itself counts as memory.
     """

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import struct
 import threading
 import time
@@ -26,7 +27,7 @@ from PIL import Image
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import formats
-from fedvfm.data.decoding import decoder, message
+from fedvfm.data.decoding import decoder, landlock, message
 from fedvfm.data.sources import folder
 from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import volumes
@@ -259,7 +260,9 @@ def test_a_picture_that_ends_the_child_is_one_fault_of_a_folder(tmp_path: Path, 
     "harm",
     "what takes its decoder over",
     "",
-    "no keys, no environment, no file to write; answers are checked by type, never unpickled",
+    "no key and no environment in its memory; answers are checked by type, never unpickled; by Landlock (Linux 5.13; "
+    "6.12 for all of it) no file to write or remove, no program, no TCP, no look into other processes; files that "
+    "this user can read it can read",
 )
 def test_a_child_has_no_secrets_and_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDVFM_PASSWORD", "secret")
@@ -270,6 +273,40 @@ def test_a_child_has_no_secrets_and_writes_no_file(tmp_path: Path, monkeypatch: 
     assert core == 0
     assert pid != os.getpid()
     assert not wrote
+
+
+@decoder.apart
+def reach(path: Path, parent: int) -> tuple[str, ...]:
+    """What a child that is taken over gets done."""
+    tries = {
+        "remove": path.unlink,
+        "make": path.with_name("new").touch,
+        "rename": lambda: path.rename(path.with_name("other")),
+        "cut": lambda: os.truncate(path, 0),
+        "environment": Path(f"/proc/{parent}/environ").read_bytes,
+        "memory": lambda: Path(f"/proc/{parent}/mem").open("rb").close(),
+        "signal": lambda: os.kill(parent, 0),
+        "program": lambda: os.execv("/bin/true", ["true"]),
+        "connect": lambda: socket.create_connection(("127.0.0.1", 9), 1),
+    }
+    done = []
+    for name, action in tries.items():
+        try:
+            action()
+            done.append(name)
+        except ConnectionRefusedError:
+            done.append(name)
+        except OSError:
+            continue
+    return tuple(done)
+
+
+@pytest.mark.skipif(landlock.version() < 6, reason="this kernel's Landlock does not know all of it")
+def test_a_child_that_is_taken_over_reaches_nothing(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    before = path.read_bytes()
+    assert reach(path, os.getpid()) == ()
+    assert (path.read_bytes(), len(list(tmp_path.iterdir()))) == (before, 1)
 
 
 def test_what_a_reader_breaks_with_is_not_quoted(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@
 
 One child decodes many files, one after the other, and lives as long as its parent. One that dies, takes too long or too
 much memory is a fault of the file it was at, and a new one is started for the next. A child has no environment but the
-language, no writable file, no other process, and no more memory and time than ``[data.limits]`` of the site allows.
+language, the site's keys are not in its memory, and it gets no more memory and time than ``[data.limits]`` of the site
+allows. One that a file takes over is still a process of the same user: where the kernel has Landlock
+(:mod:`.landlock`) it can write, start and reach nothing; elsewhere it is kept from writing bytes to files alone, and
+everywhere it can read the files that this user can.
 """
 
 from __future__ import annotations

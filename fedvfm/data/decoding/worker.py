@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedvfm import errors
 from fedvfm.data import defect
-from fedvfm.data.decoding import decoder, message
+from fedvfm.data.decoding import decoder, landlock, message
 from fedvfm.runtime import extras
 
 MOST_REQUEST = 1 << 40
@@ -76,6 +76,7 @@ def _give_up(most_memory: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # rather this than the site
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        landlock.give_up()
     limits = {"CORE": 0, "FSIZE": 0, "NPROC": 0, "NOFILE": OPEN_FILES, "AS": most_memory}
     for name, most in limits.items():
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -85,10 +86,16 @@ def _give_up(most_memory: int) -> None:
             resource.setrlimit(which, (most, most))
 
 
+@functools.cache
+def _memory_file() -> int:
+    """Kept open: later nothing in ``/proc`` can be opened."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _taken() -> int:
     """Bytes of address space that this process has."""
     with contextlib.suppress(OSError, ValueError):
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        return int(os.pread(_memory_file(), 256, 0).split()[0]) * resource.getpagesize()
     return 1 << 30
 
 
