@@ -253,6 +253,20 @@ def test_a_picture_that_ends_the_child_is_one_fault_of_a_folder(tmp_path: Path, 
     assert source.read(good).image.shape == (1, 16, 16)
 
 
+def test_every_folder_has_its_own_limits(tmp_path: Path) -> None:
+    """The sites of one process: the last that was opened does not say what the others may take."""
+    sources = []
+    for name, mib in (("a", 64), ("b", 128)):
+        for part in ("images", "masks"):
+            (tmp_path / name / part).mkdir(parents=True)
+            Image.new("L", (16, 16)).save(tmp_path / name / part / "x.png")
+        given = {"source": "folder", "path": str(tmp_path / name), "limits": {"memory_mib": mib}}
+        sources.append((folder.Folder(schema.SourceConfig.model_validate(given)), mib))
+    for source, mib in sources:
+        source.read(source.samples()[0])
+        assert {child.limits.memory_mib for child in decoder._state.idle} == {mib}
+
+
 # --- what a child has and can do --------------------------------------------------------------------------------------
 
 

@@ -112,7 +112,8 @@ class Folder:
 
     def __init__(self, source: schema.SourceConfig, refuse: index.Refuse = index.refuse) -> None:
         options = read_options(source)
-        decoder.limit(source.limits)
+        self._limits = source.limits
+        decoder.limit(self._limits)
         self._folder = Path(source.path or "").expanduser()
         self._refuse = refuse
         self._layout = recognise.find(self._folder, options)
@@ -365,6 +366,7 @@ class Folder:
         Raises:
             DataError: naming the file, for pixels that cannot be read and mask values outside the classes.
         """
+        decoder.limit(self._limits)
         place = self._place(sample)
         try:
             return self._read(place)
