@@ -237,7 +237,7 @@ class Decoder:
             os.close(ends[3])
             self._requests, self._answers = ends[1:3]
             _state.all.add(self)
-        self._room, self._greeted, self._loaded = _pages(self._requests), False, set[str]()
+        self._greeted, self._loaded = False, set[str]()
 
     def _launched(self, asked: int, answered: int) -> subprocess.Popen[bytes]:
         with contextlib.suppress(OSError, AttributeError):
@@ -288,7 +288,7 @@ class Decoder:
     def _has_room(self, waiting: collections.deque[_Request], request: _Request) -> bool:
         """Whether a request can be written at once: who writes more waits for a child that waits to be read."""
         taken = sum(item.pages() for item in waiting)
-        return not waiting or (len(waiting) < AHEAD and taken + request.pages() <= self._room)
+        return not waiting or (len(waiting) < AHEAD and taken + request.pages() <= _pages(self._requests))
 
     def _ask(self, waiting: collections.deque[_Request], request: _Request) -> None:
         """Send a request; until all are answered the child is of no use to anybody else."""
@@ -413,7 +413,7 @@ class Decoder:
 
 
 def _pages(pipe: int) -> int:
-    """How many pages a pipe holds; of a user with many pipes it is a few."""
+    """How many pages a pipe holds; of a user with many pipes it is a few, and others may make it smaller."""
     with contextlib.suppress(OSError, AttributeError):
         return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) // PAGE
     return 1
