@@ -1,4 +1,6 @@
-"""What the coordinator does at the end of a session: out of the sum of masked numbers the sum itself, and no term.
+"""What the coordinator does at the end of a session: out of the sum of masked numbers the sum itself.
+
+That no term comes out stands on the sites: each of them reveals for one list of survivors, and all for the same one.
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, figure 4,
     round 4.

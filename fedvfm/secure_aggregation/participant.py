@@ -1,7 +1,8 @@
 """What a site does in a session, step by step: deal shares, mask its numbers, reveal what opens the sum.
 
 Pure functions over explicit state. Who calls them keeps that state on disk and sees to it that a session masks one
-vector and no second one, and that a site reveals shares for one list of survivors in a round and no second list.
+vector and no second one, and that a site reveals shares for one list of survivors in a round and no second list. That
+the sites' lists are the same one is not checked here: a coordinator that is honest but curious gives them one.
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, figure 4.
 """

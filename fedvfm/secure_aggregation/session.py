@@ -1,7 +1,7 @@
 """A session: what one masking of one round is agreed upon. Its id binds every key, share and mask to all of it.
 
 Sites that were told other peers, another threshold or another adapter have another id, so that what one of them sends
-cannot be opened by the other: a coordinator that tells two stories gets no sum.
+cannot be opened by the other. Who dealt shares and who survived is not in it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Session:
 
 
 def least_threshold(members: int, colluders: int) -> int:
-    """The smallest threshold at which nobody can be asked for both secrets of a site.
+    """The smallest threshold at which both secrets of one site cannot be opened. It says nothing of two sites' secrets.
 
     The coordinator may tell some sites that a peer dropped out and others that it did not. Of ``members`` sites
     ``colluders`` give it both shares of that peer and each other one gives one of the two: together
