@@ -79,10 +79,10 @@ def _hidden(recipe: schema.Recipe) -> str:
     if secure is None:
         return "this site's update, as it is"
     return (
-        f"the sum of the updates of {recipe.min_sites} sites or more, and no single one, while it follows the protocol "
-        f"and at most {secure.colluders} of the other sites work together with it; metrics of evaluation it sees as "
-        "they are. The sites that may be in a sum stand in the roster document, which you approve beside the recipe: "
-        "ask the people of those hospitals whether these are their keys"
+        f"the sum of the updates of {recipe.min_sites} sites or more, and no single one, unless more than "
+        f"{secure.colluders} of the other sites work together with it; metrics of evaluation, and what the sums of two "
+        "rounds differ in, it sees as they are. The sites that may be in a sum stand in the roster document, which you "
+        "approve beside the recipe: ask the people of those hospitals whether these are their keys"
     )
 
 

@@ -79,6 +79,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "fedvfm client review {recipe} shows it; ask the people of those hospitals for their keys, then fedvfm client "
         "approve {recipe} --roster HASH",
     ),
+    "secure-agreement": (
+        "too few of the sites that are left signed for one and the same sum, so no key of a site that is gone left",
+        "nothing, if the round is asked for again; else ask the coordinator why its sites were told unlike lists",
+    ),
     "secure-aggregation": ("the update is to be hidden and cannot be hidden here", _LOG),
     "secure-numbers": ("the update has a number that is not finite, or its weight is out of bounds", _LOG),
     "secure-opened": (

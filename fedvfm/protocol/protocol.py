@@ -30,9 +30,9 @@ MAX_ROSTER = 500_000
 HANDSHAKE = "query.handshake"
 TRAIN = "train"
 EVALUATE = "evaluate"
-SHARE, UNMASK = "query.share", "query.unmask"
-"""Of secure aggregation: a session is proposed; the sum of those that sent is to be opened."""
-WORDS = {HANDSHAKE: "handshake", TRAIN: "train", EVALUATE: "evaluate", SHARE: "share", UNMASK: "unmask"}
+SHARE, AGREE, UNMASK = "query.share", "query.agree", "query.unmask"
+"""Of secure aggregation: a session is proposed; who is in its sum is to be signed; the sum is to be opened."""
+WORDS = {HANDSHAKE: "handshake", TRAIN: "train", EVALUATE: "evaluate", SHARE: "share", AGREE: "agree", UNMASK: "unmask"}
 """What both ends' logs call a kind of message."""
 
 _ADAPTER = "adapter"
@@ -59,6 +59,7 @@ _UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", 
 _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
 _DEALING = frozenset(["protocol", "site", "session", "commitment", "outbox", _KEYS])
 _MASKED = frozenset(["protocol", "site", "round", "base_fingerprint", "session"])
+_AGREEMENT = frozenset(["protocol", "site", "session", "signature"])
 _OPENING = frozenset(["protocol", "site", "session", "seeds", "masks"])
 
 _REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
@@ -98,6 +99,8 @@ ERROR_CODES |= {
 # a session, its shares or its list of survivors is none that this site takes part in; a sum of this round was opened.
 ERROR_CODES |= {"secure-aggregation": 1060, "roster-pending": 1061, "secure-session": 1062, "secure-shares": 1063}
 ERROR_CODES |= {"secure-survivors": 1064, "secure-opened": 1065, "secure-numbers": 1066, "policy-secure": 1067}
+# ... too few of the survivors signed for one and the same sum.
+ERROR_CODES |= {"secure-agreement": 1068}
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
 # ... and of one whose privacy ledger is shorter than it was in this recipe.
@@ -569,6 +572,23 @@ def decode_dealing(content: RecordDict) -> secure_messages.Dealing:
     header = _header(content, _DEALING)
     with _known_form("answer to a session"):
         return secure_messages.read_dealing(header)
+
+
+def encode_agreement(agreement: secure_messages.Agreement) -> RecordDict:
+    """The records of a signature for a sum."""
+    header: dict[str, Any] = {"protocol": VERSION, **secure_messages.agreement_header(agreement)}
+    return RecordDict({_HEADER: ConfigRecord(header)})
+
+
+def decode_agreement(content: RecordDict) -> secure_messages.Agreement:
+    """The inverse of :func:`encode_agreement`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content, _AGREEMENT)
+    with _known_form("signature for a sum"):
+        return secure_messages.read_agreement(header)
 
 
 def encode_opening(opening: secure_messages.Opening) -> RecordDict:

@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedvfm.protocol import wire
-from fedvfm.secure_aggregation import masks, participant, round_keys, shamir
+from fedvfm.secure_aggregation import consistency, masks, participant, round_keys, shamir
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.storage import hash_chain
 
@@ -58,8 +58,17 @@ class Masked:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """A survivor's signature for one sum of a round."""
+
+    site: str
+    session: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
 class Opening:
-    """A site's answer to a list of survivors."""
+    """A site's answer to a sum that is to be opened."""
 
     site: str
     session: str
@@ -101,18 +110,21 @@ def read_inbox(text: Any) -> tuple[str, dict[str, bytes]]:
     return sha256(body["session"]), _pieces(body["inbox"], participant.ENVELOPE)
 
 
-def survivors_text(session: str, survivors: list[str]) -> str:
-    """Whose numbers are in the sum that is to be opened."""
-    return hash_chain.canonical({"session": session, "survivors": sorted(survivors)})
+def sum_text(asked: consistency.Sum, signatures: Mapping[str, str] | None = None) -> str:
+    """Whose numbers are in the sum that is to be agreed on or opened; and who signed for it, once they did."""
+    body = {"session": asked.session, "dealers": list(asked.dealers), "survivors": list(asked.survivors)}
+    return hash_chain.canonical({**body, "signatures": dict(signatures or {})})
 
 
-def read_survivors(text: Any) -> tuple[str, list[str]]:
-    """The inverse of :func:`survivors_text`."""
-    body = _object(text, {"session", "survivors"})
-    names = list(wire.texts(body["survivors"]))
-    if len(names) > sessions.MOST_SITES or names != sorted(set(names)):
-        raise ValueError("survivors are sorted by name")
-    return sha256(body["session"]), names
+def read_sum(text: Any) -> tuple[consistency.Sum, dict[str, str]]:
+    """The inverse of :func:`sum_text`."""
+    body = _object(text, {"session", "dealers", "survivors", "signatures"})
+    signatures = body["signatures"]
+    if not isinstance(signatures, dict) or len(signatures) > sessions.MOST_SITES:
+        raise ValueError("signatures")
+    signed = {wire.text(name, wire.MAX_NAME): wire.text(data, MAX_SIGNATURE) for name, data in signatures.items()}
+    dealers, survivors = (_names(body[key]) for key in ("dealers", "survivors"))
+    return consistency.Sum(sha256(body["session"]), dealers, survivors), signed
 
 
 def keys_text(keys: round_keys.Advertised) -> str:
@@ -170,6 +182,17 @@ def unpack_numbers(record: ArrayRecord) -> masks.Numbers:
     return np.frombuffer(array.data, dtype="<u8")
 
 
+def agreement_header(agreement: Agreement) -> dict[str, Any]:
+    """The header's own keys of an answer to a sum that is to be agreed on."""
+    return {"site": agreement.site, "session": agreement.session, "signature": agreement.signature}
+
+
+def read_agreement(header: Mapping[str, Any]) -> Agreement:
+    """The inverse of :func:`agreement_header`."""
+    signature = wire.text(header["signature"], MAX_SIGNATURE)
+    return Agreement(wire.text(header["site"]), sha256(header["session"]), signature)
+
+
 def opening_header(opening: Opening) -> dict[str, Any]:
     """The header's own keys of an answer to a list of survivors."""
     return {
@@ -217,6 +240,13 @@ def _pieces(values: Any, size: int) -> dict[str, bytes]:
     if not isinstance(values, dict) or len(values) > sessions.MOST_SITES:
         raise ValueError("pieces")
     return {wire.text(name, wire.MAX_NAME): _bytes(data, size) for name, data in values.items()}
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    names = tuple(wire.texts(values))
+    if len(names) > sessions.MOST_SITES or list(names) != sorted(set(names)):
+        raise ValueError("names are sorted, and none stands twice")
+    return names
 
 
 def _object(text: Any, keys: set[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the coordinator does at the end of a session: out of the sum of masked numbers the sum itself.
 
-That no term comes out stands on the sites: each of them reveals for one list of survivors, and all for the same one.
+That no term comes out stands on the sites: they reveal for one list of survivors, which they agreed on
+(:mod:`consistency`).
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, figure 4,
     round 4.
@@ -61,7 +62,7 @@ def opened(
         key = _secret(session, site, {who: own.masks[site] for who, own in answers.items()}, is_key)
         for peer in sorted(survivors):
             # The survivor added the mask if its name is the first of the two, and took it away otherwise.
-            masks.apply(after, participant.pair_key(session, key, site, peer), -1 if peer < site else 1)
+            masks.apply(after, participant.pair_key(session, key, site, peer, dealers), -1 if peer < site else 1)
     return after
 
 

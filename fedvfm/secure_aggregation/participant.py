@@ -1,8 +1,8 @@
 """What a site does in a session, step by step: deal shares, mask its numbers, reveal what opens the sum.
 
 Pure functions over explicit state. Who calls them keeps that state on disk and sees to it that a session masks one
-vector and no second one, and that a site reveals shares for one list of survivors in a round and no second list. That
-the sites' lists are the same one is not checked here: a coordinator that is honest but curious gives them one.
+vector and no second one, and that a site reveals shares for one list of survivors in a round and no second list; that
+the sites' lists are the same one is what :mod:`consistency` checks.
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, figure 4.
 """
@@ -137,7 +137,7 @@ def masked(
     after = numbers.astype(np.uint64, copy=True)
     masks.apply(after, _self_key(session, site, dealt.seed), 1)
     for peer in sorted(set(dealers) - {site}):
-        masks.apply(after, pair_key(session, keys.mask, site, peer), 1 if site < peer else -1)
+        masks.apply(after, pair_key(session, keys.mask, site, peer, dealers), 1 if site < peer else -1)
     return after
 
 
@@ -160,26 +160,46 @@ def revealed(
     Raises:
         SecureAggregationError: ``secure-survivors`` if the list is none that anything is opened for.
     """
+    require_list(session, site, held, survivors, least_sites)
+    names = set(survivors)
+    seeds = {peer: held[peer].seed for peer in sorted(names)}
+    return Revealed(seeds, {peer: held[peer].mask for peer in sorted(set(held) - names)})
+
+
+def require_list(
+    session: sessions.Session,
+    site: str,
+    held: Collection[str],
+    survivors: Collection[str],
+    least_sites: int,
+) -> None:
+    """Check that a list of survivors is one that a site may sign or open for; arguments as of :func:`revealed`.
+
+    Raises:
+        SecureAggregationError: ``secure-survivors``.
+    """
     names, least = set(survivors), max(session.threshold, least_sites)
     if len(names) < len(survivors) or not names <= set(held) or site not in names:
         raise errors.SecureAggregationError("secure-survivors", "the list repeats a site, or has one that dealt none")
     if len(names) < least:
         raise errors.SecureAggregationError("secure-survivors", f"{len(names)} sites are left, {least} are needed")
-    seeds = {peer: held[peer].seed for peer in sorted(names)}
-    return Revealed(seeds, {peer: held[peer].mask for peer in sorted(set(held) - names)})
 
 
-def pair_key(session: sessions.Session, secret: bytes, site: str, peer: str) -> bytes:
-    """The key of the mask that two members share; the same at both of them.
+def pair_key(session: sessions.Session, secret: bytes, site: str, peer: str, dealers: Collection[str]) -> bytes:
+    """The key of the mask that two members share; the same at both where both were passed the same dealers' shares.
+
+    Masks of sites that were passed unlike ones do not cancel: their sum is no sum, and that is seen.
 
     Args:
         session: what was agreed.
         secret: the mask secret of ``site``.
         site: whose secret it is.
         peer: the other one.
+        dealers: who dealt, both of them among these.
     """
     first, second = sorted((site, peer))
-    return round_keys.agreed(secret, session.of(peer).mask, session.words("pair", first, second))
+    words = session.words("pair", first, second, sessions.digest(dealers))
+    return round_keys.agreed(secret, session.of(peer).mask, words)
 
 
 def _self_key(session: sessions.Session, site: str, seed: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """A session: what one masking of one round is agreed upon. Its id binds every key, share and mask to all of it.
 
 Sites that were told other peers, another threshold or another adapter have another id, so that what one of them sends
-cannot be opened by the other. Who dealt shares and who survived is not in it.
+cannot be opened by the other. Who dealt shares and who survived is agreed later: :mod:`consistency`.
 """
 
 from __future__ import annotations
@@ -57,17 +57,23 @@ class Session:
         """The keys of a member."""
         return self.members[self.points[site] - 1]
 
-    def words(self, purpose: str, first: str, second: str) -> bytes:
+    def words(self, purpose: str, first: str, second: str, *more: str) -> bytes:
         """What a key of two members is derived with; their names tell no more than these two."""
-        return hash_chain.canonical([f"fedvfm secure aggregation {purpose}", self.id, first, second]).encode()
+        return hash_chain.canonical([f"fedvfm secure aggregation {purpose}", self.id, first, second, *more]).encode()
+
+
+def digest(names: Collection[str]) -> str:
+    """sha256 of names in any order."""
+    return hashlib.sha256(hash_chain.canonical(sorted(names)).encode()).hexdigest()
 
 
 def least_threshold(members: int, colluders: int) -> int:
-    """The smallest threshold at which both secrets of one site cannot be opened. It says nothing of two sites' secrets.
+    """The smallest threshold at which both secrets of one site, or two sums of a round, cannot be opened.
 
     The coordinator may tell some sites that a peer dropped out and others that it did not. Of ``members`` sites
     ``colluders`` give it both shares of that peer and each other one gives one of the two: together
-    ``members + colluders`` shares. With ``2 threshold`` above that, both secrets cannot be opened.
+    ``members + colluders`` shares. With ``2 threshold`` above that, both secrets cannot be opened. Nor can two lists of
+    survivors have ``threshold`` signatures each (:mod:`consistency`), which the secrets of several sites stand on.
 
     Source: Bonawitz et al., CCS 2017, section 6.2 (active adversaries).
     """

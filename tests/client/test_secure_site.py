@@ -19,7 +19,7 @@ from fedvfm.client import state_folder as joining
 from fedvfm.client.gate import gate, masking, reply_cache, secure_answers
 from fedvfm.ledger import ledger
 from fedvfm.protocol import protocol, secure_messages
-from fedvfm.secure_aggregation import fixed_point, masks, opening, participant, round_keys
+from fedvfm.secure_aggregation import consistency, fixed_point, masks, opening, participant, round_keys
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.server import state_folder as enrolment
 from fedvfm.state import state
@@ -33,14 +33,14 @@ NONE = {"mechanism": "none", "clip": None, "noise_multiplier": None, "delta": No
 class Study:
     """The hospital "north" with its real gate; two peers that play their parts; a coordinator by hand."""
 
-    def __init__(self, folder: Path, *, private: bool, **recipe: Any) -> None:
+    def __init__(self, folder: Path, *, private: bool, peers: tuple[str, ...] = PEERS, **recipe: Any) -> None:
         given = {"min_sites": 3, "secure_aggregation": {}, **recipe}
         self.recipe = private_site.make_recipe(None if private else NONE, **given)
         self.north = private_site.Site(folder, self.recipe, private_site.BUDGET if private else "")
         self.north.door = gate.Gate(self._app, reply_cache.Sent(self.north.where.sent), self.north.terms, self._report)
         self.server = enrolment.open_state(folder / "server")
         self.faults: list[Exception] = []
-        self.peers = {name: keys.make() for name in PEERS}
+        self.peers = {name: keys.make() for name in peers}
         self.own = {
             name: masking.Sessions(folder / name, name, lambda text, key=key: keys.sign(key, text))
             for name, key in self.peers.items()
@@ -106,8 +106,15 @@ class Study:
         text = secure_messages.inbox_text(session.id, inbox)
         return self.ask(protocol.TRAIN, session.round, state=private_site.START, secure=text)
 
-    def unmask(self, session: sessions.Session, survivors: list[str]) -> Message:
-        text = secure_messages.survivors_text(session.id, survivors)
+    def agree(self, session: sessions.Session, survivors: list[str]) -> Message:
+        asked = consistency.of(session.id, ["north", *self.own], survivors)
+        return self.ask(protocol.AGREE, session.round, secure=secure_messages.sum_text(asked))
+
+    def unmask(
+        self, session: sessions.Session, survivors: list[str], signatures: dict[str, str] | None = None
+    ) -> Message:
+        asked = consistency.of(session.id, ["north", *self.own], survivors)
+        text = secure_messages.sum_text(asked, signatures)
         return self.ask(protocol.UNMASK, session.round, secure=text)
 
     def events(self) -> list[str]:
@@ -149,8 +156,10 @@ def test_a_whole_round_opens_to_the_sum_and_nothing_plain_leaves(study: Study) -
         total += masked
         plain += own
     survivors = ["north", *PEERS]
+    asked = consistency.of(session.id, survivors, survivors)
     answers = {
-        name: own.open(study.recipe.hash, 1, session.id, survivors, 3).revealed for name, own in study.own.items()
+        name: own.open(study.recipe.hash, 1, asked, {}, 3, lambda _: study.document.verified).revealed
+        for name, own in study.own.items()
     }
     opened = study.unmask(session, survivors)
     answers["north"] = protocol.decode_opening(opened.content).revealed
@@ -202,7 +211,7 @@ def test_a_document_that_is_none_for_this_site_is_not_even_kept(study: Study) ->
 
 def test_without_an_approved_document_nothing_is_dealt_or_trained(study: Study) -> None:
     study.greet(study.document)
-    for kind in (protocol.SHARE, protocol.UNMASK):
+    for kind in (protocol.SHARE, protocol.AGREE, protocol.UNMASK):
         assert study.refused(study.ask(kind, 1, secure="{}")) == "roster-pending"
     assert study.refused(study.ask(protocol.TRAIN, 1, state=private_site.START)) == "roster-pending"
     assert protocol.TRAIN not in study.north.app.asked
@@ -264,9 +273,29 @@ def test_a_second_opening_is_refused_and_the_first_is_repeated(study: Study) -> 
     assert study.refused(study.share(study.session())) == "secure-opened"
 
 
+def test_keys_of_a_site_that_is_gone_leave_for_a_sum_that_survivors_signed(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=False, peers=(*PEERS, "zone"))
+    study.approve()
+    session, survivors = study.session(), ["north", *PEERS]
+    dealt = study.dealt(session)
+    study.train(session, dealt)
+    asked = consistency.of(session.id, dealt, survivors)
+    own = protocol.decode_agreement(study.agree(session, survivors).content)
+    assert own == protocol.decode_agreement(study.agree(session, survivors).content)
+    assert study.document.verified("north", own.signature, asked.signed_bytes())
+    signatures = {name: keys.sign(study.peers[name], asked.signed_bytes()) for name in PEERS}
+    assert study.refused(study.unmask(session, survivors)) == "secure-agreement"
+    assert study.refused(study.unmask(session, survivors, signatures)) == "secure-agreement", "one is missing"
+    assert study.refused(study.unmask(session, sorted(dealt), signatures)) == "secure-opened"
+    assert study.refused(study.agree(session, ["north", "west", "zone"])) == "secure-opened"
+    assert "unmasked" not in study.events()
+    opened = study.reopened().unmask(session, survivors, {**signatures, "north": own.signature})
+    assert set(protocol.decode_opening(opened.content).revealed.masks) == {"zone"}
+
+
 def test_a_recipe_without_secure_aggregation_knows_no_such_message(tmp_path: Path) -> None:
     study = Study(tmp_path, private=False, min_sites=1, secure_aggregation=None)
-    for kind in (protocol.SHARE, protocol.UNMASK):
+    for kind in (protocol.SHARE, protocol.AGREE, protocol.UNMASK):
         assert study.refused(study.ask(kind, 1, secure="{}")) == "secure-session"
 
 
@@ -287,6 +316,7 @@ POINTS = (
     "update-charged",
     "residual-settled",
     "secure-masked-on-disk",
+    "secure-agreement-on-disk",
     "secure-opening-on-disk",
     "secure-opening-noted",
 )
@@ -310,7 +340,7 @@ def _round(study: Study, session: sessions.Session, survivors: list[str]) -> lis
     share = study.share(session)
     dealt = {"north": protocol.decode_dealing(share.content)}
     dealt |= {name: own.deal(session) for name, own in study.own.items()}
-    return [share, study.train(session, dealt), study.unmask(session, survivors)]
+    return [share, study.train(session, dealt), study.agree(session, survivors), study.unmask(session, survivors)]
 
 
 def _killed(work: Callable[[], object], point: str) -> bool:

@@ -17,7 +17,7 @@ from fedvfm.protocol import protocol
 from fedvfm.state import state
 from fedvfm.storage import hash_chain
 
-KINDS = (protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE, protocol.SHARE, protocol.UNMASK)
+KINDS = tuple(protocol.WORDS)
 
 App = Callable[[Message, Context], Message]
 

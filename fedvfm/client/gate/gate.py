@@ -81,6 +81,7 @@ SITE = Order(
     judge=(*RECIPE, *DATA, steps.note_accepted),
     answer=(
         secure_steps.deal,
+        secure_steps.agree,
         secure_steps.open_sum,
         steps.hold_coded_adapter,
         steps.scores_given_before,

@@ -5,21 +5,24 @@ files, and hold over crashes and whatever a coordinator asks:
 
 - a key pair takes part in one session and no second one;
 - a session masks one vector: a second one under the same masks would give away the difference of the two;
-- in a round of a recipe shares leave for one session and one list of survivors. The difference of two sums would be
-  the update of whoever is in one of them alone.
+- in a round of a recipe this site signs or opens one sum: one session, one list of dealers, one list of survivors. The
+  difference of two sums would be the update of whoever is in one of them alone. A mask key leaves only for a sum that
+  enough survivors signed (:mod:`fedvfm.secure_aggregation.consistency`).
 
     <recipe>.keys                      the key pairs of the next session
     <recipe>-<round>-<session>.session secrets, shares and what was sent of a session; gone when the next one begins
+    <recipe>-<round>.agreed            the one sum that this site signed or opens, and its signature; kept
     <recipe>-<round>.opened            what left to open the sum of a round; kept, so that no other one ever does
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -27,7 +30,7 @@ from pydantic import Field
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.protocol import secure_messages
-from fedvfm.secure_aggregation import masks, participant, round_keys
+from fedvfm.secure_aggregation import consistency, masks, participant, round_keys
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.storage import storage
 
@@ -59,11 +62,22 @@ class _Kept(schema.Strict):
     masked: str = ""
 
 
-class _Opened(schema.Strict):
-    """What left to open a sum."""
+class _Agreed(schema.Strict):
+    """The one sum of a round. ``signature`` is empty where nobody asked for it: nobody dropped out."""
 
     session: schema.Sha256
+    dealers: list[str]
     survivors: list[str]
+    signature: str = ""
+
+    @property
+    def sum(self) -> consistency.Sum:
+        return consistency.of(self.session, self.dealers, self.survivors)
+
+
+class _Opened(_Agreed):
+    """What left to open it."""
+
     seeds: _Pieces
     masks: _Pieces
 
@@ -82,13 +96,15 @@ class Sessions:
 
     def advertised(self, recipe: str) -> round_keys.Advertised:
         """The public keys of the next session; made now if there are none that are unspent."""
-        return self._public(self._next(recipe))
+        with self._alone():
+            return self._advertised(recipe)
 
     def lists(self, session: sessions.Session) -> bool:
         """Whether a session lists the next keys of this site, or is one that it takes part in already."""
         if self._find(session.recipe, session.round, session.id) is not None:
             return True
-        return self._site in session.points and session.of(self._site) == self.advertised(session.recipe)
+        with self._alone():
+            return self._lists(session)
 
     def apart(self, recipe: str) -> secure_messages.Dealing:
         """The answer to a session that lists other keys of this site: its next ones, and no shares."""
@@ -98,17 +114,20 @@ class Sessions:
         """Take part in a session and share its secrets; asked again for the same one, the same.
 
         Raises:
-            SecureAggregationError: ``secure-opened`` if the sum of this round was opened before, ``secure-session`` if
-                the session lists other keys.
+            SecureAggregationError: ``secure-opened`` if a sum of this round was signed or opened before,
+                ``secure-session`` if the session lists other keys.
         """
-        kept = self._find(session.recipe, session.round, session.id)
-        if kept is None:
-            self._require_closed(session.recipe, session.round)
-            if not self.lists(session):
-                raise errors.SecureAggregationError("secure-session", "the session lists other keys of this site")
-            kept = self._begin(session, self._next(session.recipe))
-        outbox = {peer: _data(text) for peer, text in kept.outbox.items()}
-        return secure_messages.Dealing(self._site, session.id, outbox, kept.commitment, self.advertised(session.recipe))
+        with self._alone():
+            kept = self._find(session.recipe, session.round, session.id)
+            if kept is None:
+                if self._settled(session.recipe, session.round) is not None:
+                    raise _opened(session.round)
+                if not self._lists(session):
+                    raise errors.SecureAggregationError("secure-session", "the session lists other keys of this site")
+                kept = self._begin(session, self._next(session.recipe))
+            outbox = {peer: _data(text) for peer, text in kept.outbox.items()}
+            keys = self._advertised(session.recipe)
+        return secure_messages.Dealing(self._site, session.id, outbox, kept.commitment, keys)
 
     def mask(
         self,
@@ -134,6 +153,19 @@ class Sessions:
         Raises:
             SecureAggregationError: if the session is not one that this site takes part in, or masked other numbers.
         """
+        with self._alone():
+            return self._masked(recipe, number, base, session_id, inbox, plain, least_sites)
+
+    def _masked(
+        self,
+        recipe: str,
+        number: int,
+        base: str,
+        session_id: str,
+        inbox: Mapping[str, bytes],
+        plain: masks.Numbers,
+        least_sites: int,
+    ) -> masks.Numbers:
         kept = self._require(recipe, number, session_id)
         session, secrets, dealt = self._parts(recipe, kept)
         if session.base != base:
@@ -151,36 +183,125 @@ class Sessions:
             storage.fault_point("secure-masked-on-disk")
         return after
 
-    def open(
-        self, recipe: str, number: int, session_id: str, survivors: Collection[str], least_sites: int
-    ) -> secure_messages.Opening:
-        """The shares that open the sum of these survivors; asked again for the same ones, the same.
+    def agree(self, recipe: str, number: int, asked: consistency.Sum, least_sites: int) -> secure_messages.Agreement:
+        """A signature for the one sum of this round; asked again for the same one, the same.
+
+        Args:
+            recipe: its hash.
+            number: of the round.
+            asked: the sum.
+            least_sites: fewest sites that a sum is opened of.
 
         Raises:
-            SecureAggregationError: if another sum of this round was opened, this site sent nothing in the session, or
-                the list is none that anything is opened for.
+            SecureAggregationError: if this site signed or opened another one, masked for other dealers, or the list is
+                none that anything is opened for.
         """
-        path, asked = self._opened_path(recipe, number), sorted(survivors)
+        with self._alone():
+            self._held(recipe, number, asked, least_sites)
+            path = self._agreed_path(recipe, number)
+            before = _read(path, _Agreed)
+            if before is None or not before.signature:
+                before = self._settle(path, asked, self._sign(asked.signed_bytes()))
+        storage.fault_point("secure-agreement-on-disk")
+        return secure_messages.Agreement(self._site, asked.session, before.signature)
+
+    def open(
+        self,
+        recipe: str,
+        number: int,
+        asked: consistency.Sum,
+        signatures: Mapping[str, str],
+        least_sites: int,
+        verified: Callable[[sessions.Session], consistency.Verified],
+    ) -> secure_messages.Opening:
+        """The shares that open this sum; asked again for the same one, the same.
+
+        Args:
+            recipe: its hash.
+            number: of the round.
+            asked: the sum.
+            signatures: of the survivors for it; none are needed where nobody dropped out, since no mask key leaves.
+            least_sites: fewest sites that a sum is opened of.
+            verified: whose signatures count in a session.
+
+        Raises:
+            SecureAggregationError: if this site signed or opened another sum of this round, sent nothing in the
+                session, or the sum is none that anything is opened for; ``secure-agreement`` if too few signed for it.
+        """
+        with self._alone():
+            return self._open(recipe, number, asked, signatures, least_sites, verified)
+
+    def _open(
+        self,
+        recipe: str,
+        number: int,
+        asked: consistency.Sum,
+        signatures: Mapping[str, str],
+        least_sites: int,
+        verified: Callable[[sessions.Session], consistency.Verified],
+    ) -> secure_messages.Opening:
+        path = self._opened_path(recipe, number)
         before = _read(path, _Opened)
         if path.exists():
-            if before is None or (before.session, list(before.survivors)) != (session_id, asked):
+            if before is None or before.sum != asked:
                 raise _opened(number)
             shares = ({peer: _data(text) for peer, text in part.items()} for part in (before.seeds, before.masks))
-            return secure_messages.Opening(self._site, session_id, participant.Revealed(*shares))
-        kept = self._require(recipe, number, session_id)
+            return secure_messages.Opening(self._site, asked.session, participant.Revealed(*shares))
+        session, held = self._held(recipe, number, asked, least_sites)
+        if not asked.whole:
+            consistency.require(session, asked, signatures, verified(session))
+        if not self._agreed_path(recipe, number).exists():
+            self._settle(self._agreed_path(recipe, number), asked)
+        shares_out = participant.revealed(session, self._site, held, asked.survivors, least_sites)
+        seeds, keys = ({peer: _text(data) for peer, data in part.items()} for part in _both(shares_out))
+        written = _Opened(**_lists(asked), seeds=seeds, masks=keys)
+        storage.write_text(path, written.model_dump_json())
+        storage.fault_point("secure-opening-on-disk")
+        return secure_messages.Opening(self._site, asked.session, shares_out)
+
+    def _held(
+        self, recipe: str, number: int, asked: consistency.Sum, least_sites: int
+    ) -> tuple[sessions.Session, dict[str, participant.Shares]]:
+        """The session of a sum and the shares that this site holds in it, if it may sign and open for the sum.
+
+        Raises:
+            SecureAggregationError: if not.
+        """
+        kept = self._require(recipe, number, asked.session)
         if not kept.masked:
             raise errors.SecureAggregationError("secure-survivors", "this site sent no masked update in the session")
+        if self._settled(recipe, number) not in (None, asked):
+            raise _opened(number)
         session, secrets, dealt = self._parts(recipe, kept)
         inbox = {peer: _data(text) for peer, text in kept.inbox.items()}
         held = participant.received(session, self._site, secrets, dealt, inbox)
-        shares_out = participant.revealed(session, self._site, held, asked, least_sites)
-        seeds, keys = ({peer: _text(data) for peer, data in part.items()} for part in _both(shares_out))
-        written = _Opened(session=session_id, survivors=asked, seeds=seeds, masks=keys)
-        storage.write_text(path, written.model_dump_json())
-        storage.fault_point("secure-opening-on-disk")
-        return secure_messages.Opening(self._site, session_id, shares_out)
+        if asked.dealers != tuple(sorted(held)):
+            raise errors.SecureAggregationError(
+                "secure-survivors", f"this site masked for {len(held)} dealers, and the sum is of others"
+            )
+        participant.require_list(session, self._site, held, asked.survivors, least_sites)
+        return session, held
+
+    def _settle(self, path: Path, asked: consistency.Sum, signature: str = "") -> _Agreed:
+        """Let this be the one sum of the round, on disk."""
+        agreed = _Agreed(**_lists(asked), signature=signature)
+        storage.write_text(path, agreed.model_dump_json())
+        return agreed
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two messages at a time could each find no sum signed yet, and sign one each."""
+        storage.make_private(self._folder)
+        with storage.exclusive(self._folder / "sessions"):
+            yield
 
     # -- files ---------------------------------------------------------------------------------------------------------
+
+    def _advertised(self, recipe: str) -> round_keys.Advertised:
+        return self._public(self._next(recipe))
+
+    def _lists(self, session: sessions.Session) -> bool:
+        return self._site in session.points and session.of(self._site) == self._advertised(session.recipe)
 
     def _next(self, recipe: str) -> _Keys:
         """The unspent keys, made anew where those that lie here took part in a session."""
@@ -235,14 +356,27 @@ class Sessions:
         return kept
 
     def _require_open(self, recipe: str, number: int, session_id: str) -> None:
-        path = self._opened_path(recipe, number)
-        before = _read(path, _Opened)
-        if path.exists() and (before is None or before.session != session_id):
+        settled = self._settled(recipe, number)
+        if settled is not None and settled.session != session_id:
             raise _opened(number)
 
-    def _require_closed(self, recipe: str, number: int) -> None:
-        if self._opened_path(recipe, number).exists():
-            raise _opened(number)
+    def _settled(self, recipe: str, number: int) -> consistency.Sum | None:
+        """The one sum of a round; None while this site neither signed nor opened any.
+
+        Raises:
+            SecureAggregationError: ``secure-opened`` if there is one, and its file is damaged.
+        """
+        forms: tuple[tuple[Path, type[_Agreed]], ...] = (
+            (self._agreed_path(recipe, number), _Agreed),
+            (self._opened_path(recipe, number), _Opened),
+        )
+        for path, form in forms:
+            if path.exists():
+                before = _read(path, form)
+                if before is None:
+                    raise _opened(number)
+                return before.sum
+        return None
 
     def _find(self, recipe: str, number: int, session_id: str) -> _Kept | None:
         return _read(self._path(recipe, number, session_id), _Kept)
@@ -260,14 +394,21 @@ class Sessions:
     def _path(self, recipe: str, number: int, session_id: str) -> Path:
         return self._folder / f"{recipe}-{number:06d}-{session_id[:32]}.session"
 
+    def _agreed_path(self, recipe: str, number: int) -> Path:
+        return self._folder / f"{recipe}-{number:06d}.agreed"
+
     def _opened_path(self, recipe: str, number: int) -> Path:
         return self._folder / f"{recipe}-{number:06d}.opened"
 
 
 def _opened(number: int) -> errors.SecureAggregationError:
     return errors.SecureAggregationError(
-        "secure-opened", f"round {number}: a sum was opened before, of another session or of other survivors"
+        "secure-opened", f"round {number}: a sum was signed for or opened before, of another session or of other sites"
     )
+
+
+def _lists(asked: consistency.Sum) -> dict[str, Any]:
+    return {"session": asked.session, "dealers": list(asked.dealers), "survivors": list(asked.survivors)}
 
 
 def _both(revealed: participant.Revealed) -> tuple[Mapping[str, bytes], Mapping[str, bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flwr.app import RecordDict
 
@@ -11,7 +11,7 @@ from fedvfm import errors
 from fedvfm.client.gate import masking
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.protocol import protocol, secure_messages, wire
-from fedvfm.secure_aggregation import fixed_point
+from fedvfm.secure_aggregation import consistency, fixed_point
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.state import state
 from fedvfm.trust import roster_document
@@ -65,17 +65,40 @@ def mask(own: masking.Sessions, site: str, task: protocol.Task, update: state.Si
     return protocol.encode_masked(secure_messages.Masked(site, task.round, task.state.fingerprint, session, numbers))
 
 
-def unmask(own: masking.Sessions, task: protocol.Task) -> tuple[RecordDict, int]:
+def agree(own: masking.Sessions, task: protocol.Task) -> RecordDict:
+    """A signature for the one sum of a round.
+
+    Raises:
+        SecureAggregationError: if it is not the one, or none that anything is opened for.
+    """
+    secure_of(task)
+    with _known_form("sum"):
+        asked, _ = secure_messages.read_sum(task.secure)
+    return protocol.encode_agreement(own.agree(task.recipe.hash, task.round, asked, task.recipe.min_sites))
+
+
+def unmask(
+    own: masking.Sessions, task: protocol.Task, roster: Callable[[str], roster_document.RosterDocument]
+) -> tuple[RecordDict, int]:
     """What opens a sum, and of how many sites it is.
+
+    Args:
+        own: the site's sessions.
+        task: what is asked.
+        roster: the roster document of a hash; the session's own tells whose signatures count.
 
     Raises:
         SecureAggregationError: if nothing is opened for this list.
     """
     secure_of(task)
-    with _known_form("list of survivors"):
-        session, survivors = secure_messages.read_survivors(task.secure)
-    opening = own.open(task.recipe.hash, task.round, session, survivors, task.recipe.min_sites)
-    return protocol.encode_opening(opening), len(survivors)
+    with _known_form("sum"):
+        asked, signatures = secure_messages.read_sum(task.secure)
+
+    def verified(session: sessions.Session) -> consistency.Verified:
+        return roster(session.roster).verified
+
+    opening = own.open(task.recipe.hash, task.round, asked, signatures, task.recipe.min_sites, verified)
+    return protocol.encode_opening(opening), len(asked.survivors)
 
 
 def secure_of(task: protocol.Task) -> secure_config.SecureAggregation:

@@ -27,7 +27,7 @@ def roster(own: enforcement.HospitalTerms, of: exchange.Exchange) -> None:
     Raises:
         PolicyRefused: "roster-pending" if it waits for a person, "secure-session" if it is none for this site.
     """
-    if of.kind in (protocol.SHARE, protocol.UNMASK) and of.recipe.secure_aggregation is None:
+    if of.kind in (protocol.SHARE, protocol.AGREE, protocol.UNMASK) and of.recipe.secure_aggregation is None:
         raise errors.PolicyRefused("secure-session", "the recipe has no secure aggregation, and a session is asked for")
     if not _hidden(own, of):
         return
@@ -56,11 +56,19 @@ def deal(own: enforcement.HospitalTerms, of: exchange.Exchange) -> bool:
     return True
 
 
+def agree(own: enforcement.HospitalTerms, of: exchange.Exchange) -> bool:
+    """Sign for the one sum of a round that this site helps to open."""
+    if of.kind != protocol.AGREE:
+        return False
+    of.leave(envelope.Envelope(secure_answers.agree(own.sessions, of.asked)))
+    return True
+
+
 def open_sum(own: enforcement.HospitalTerms, of: exchange.Exchange) -> bool:
     """Answer a list of survivors with the shares that open their sum; noted in the audit log before they leave."""
     if of.kind != protocol.UNMASK:
         return False
-    content, sites = secure_answers.unmask(own.sessions, of.asked)
+    content, sites = secure_answers.unmask(own.sessions, of.asked, own.where.roster)
     about = {"recipe": of.recipe.hash, "round": of.asked.round, "digest": protocol.digest(content)}
     own.audit.record("unmasked", numbers=sites, **about)
     storage.fault_point("secure-opening-noted")

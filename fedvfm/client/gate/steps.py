@@ -114,9 +114,8 @@ def approval(own: Hospital, of: Exchange) -> None:
 
 def message_policy(own: Hospital, of: Exchange) -> None:
     """Rounds, hours and evaluations that the policy leaves; what was answered before is no new work."""
-    if (
-        of.kind == protocol.UNMASK
-    ):  # nothing is computed, and the others wait: at any hour, and of a round that was done
+    # Nothing is computed, and the others wait: at any hour, and of a round that was done.
+    if of.kind in (protocol.AGREE, protocol.UNMASK):
         return
     kept = kept_answer(of) is not None
     of.as_kept = kept and of.kind == protocol.TRAIN

@@ -1,9 +1,11 @@
-"""One round under secure aggregation at the coordinator: two messages more than a plain one, and no plain update.
+"""One round under secure aggregation at the coordinator: two or three messages more than a plain one, no plain update.
 
     share    a session is proposed with the keys that every site advertised; each answers with sealed shares for the
              others, and with its keys for the next session
     train    each is handed the shares that are for it; it answers with its masked update
-    unmask   whoever sent is told who sent; each answers with the shares that open their sum and nothing else
+    agree    only where a site dealt shares and sent nothing: whoever sent is told who sent, and signs for that list
+    unmask   whoever sent is told who sent, and who signed for it; each answers with the shares that open their sum and
+             nothing else
 
 What was agreed, what came and who counts as a survivor are on disk before the next step, so that a coordinator that was
 killed goes on in the same session and asks for the opening of the same sum. A session that too few are left of is given
@@ -26,7 +28,7 @@ from flwr.app import Message
 
 from fedvfm import errors
 from fedvfm.protocol import protocol, secure_messages
-from fedvfm.secure_aggregation import fixed_point, masks, opening, participant, round_keys
+from fedvfm.secure_aggregation import consistency, fixed_point, masks, opening, participant, round_keys
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.server.rounds import handshake
 from fedvfm.state import factors, state
@@ -63,6 +65,11 @@ class Agreed:
     def dealers(self) -> list[str]:
         """Sites that dealt shares, sorted."""
         return sorted(self.outboxes)
+
+    @property
+    def sum(self) -> consistency.Sum:
+        """What the sites sign for and open."""
+        return consistency.of(self.session.id, self.dealers, self.survivors)
 
     def inbox(self, site: str) -> dict[str, bytes]:
         """What the others dealt to a site."""
@@ -296,12 +303,13 @@ class SecureRounds:
             QuorumMissed: if too few answered; the same list is asked for again.
         """
         answers: dict[str, participant.Revealed] = {}
-        text = secure_messages.survivors_text(agreed.session.id, agreed.survivors)
+        asked = [members[name] for name in agreed.survivors if name in members]
+        signatures = {} if agreed.sum.whole else self._signatures(number, agreed, asked, ask, refuse)
+        text = secure_messages.sum_text(agreed.sum, signatures)
 
         def task(name: str) -> protocol.Task:
             return protocol.Task(self._recipe, number, secure=text)
 
-        asked = [members[name] for name in agreed.survivors if name in members]
         for name, message in ask(asked, protocol.UNMASK, task):
             try:
                 answer = _content(message, protocol.decode_opening)
@@ -326,6 +334,48 @@ class SecureRounds:
                 )
             total += numbers
         return opening.opened(agreed.session, agreed.dealers, agreed.survivors, total, answers, agreed.commitments)
+
+    def _signatures(
+        self,
+        number: int,
+        agreed: Agreed,
+        asked: Sequence[handshake.Member],
+        ask: Ask,
+        refuse: Callable[[str, str, str], None],
+    ) -> dict[str, str]:
+        """Survivor -> its signature for the sum. Nothing is kept: asked again, a site gives the same one.
+
+        Raises:
+            QuorumMissed: if too few signed; they are asked again for the same sum.
+        """
+        signatures: dict[str, str] = {}
+        text = secure_messages.sum_text(agreed.sum)
+
+        def task(name: str) -> protocol.Task:
+            return protocol.Task(self._recipe, number, secure=text)
+
+        for name, message in ask(asked, protocol.AGREE, task):
+            try:
+                agreement = _content(message, protocol.decode_agreement)
+                self._require_signed(agreement, name, agreed)
+            except errors.Refused as refusal:
+                refuse(name, refusal.reason, refusal.detail)
+                continue
+            signatures[name] = agreement.signature
+        if len(signatures) < agreed.session.threshold:
+            raise errors.QuorumMissed(
+                f"round {number}: {len(signatures)} sites signed for the sum and {agreed.session.threshold} are "
+                "needed. Mend the sites; the same sum is asked for again, and no other one can be"
+            )
+        storage.fault_point("secure-signatures-came")
+        return signatures
+
+    def _require_signed(self, agreement: secure_messages.Agreement, name: str, agreed: Agreed) -> None:
+        if agreement.site != name or agreement.session != agreed.session.id:
+            raise errors.Refused("stale", "answers for another site or session")
+        same = self.roster.hash == agreed.session.roster  # else the sites, who hold that document, check alone
+        if same and not self.roster.verified(name, agreement.signature, agreed.sum.signed_bytes()):
+            raise errors.Refused("signature", "is not made with the key of the site on the roster")
 
     @staticmethod
     def _require_shares(answer: secure_messages.Opening, name: str, agreed: Agreed) -> None:
