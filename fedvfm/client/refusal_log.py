@@ -84,6 +84,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "nothing, if the round is asked for again; else ask the coordinator why its sites were told unlike lists",
     ),
     "secure-aggregation": ("the update is to be hidden and cannot be hidden here", _LOG),
+    "secure-base": (
+        "the adapter came in another round before: two sums from one start differ by the update of a single site",
+        "ask the coordinator: an honest round starts from what the one before ended with",
+    ),
     "secure-numbers": ("the update has a number that is not finite, or its weight is out of bounds", _LOG),
     "secure-opened": (
         "shares for the sum of this round left already, for another session or other survivors",

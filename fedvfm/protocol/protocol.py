@@ -99,8 +99,8 @@ ERROR_CODES |= {
 # a session, its shares or its list of survivors is none that this site takes part in; a sum of this round was opened.
 ERROR_CODES |= {"secure-aggregation": 1060, "roster-pending": 1061, "secure-session": 1062, "secure-shares": 1063}
 ERROR_CODES |= {"secure-survivors": 1064, "secure-opened": 1065, "secure-numbers": 1066, "policy-secure": 1067}
-# ... too few of the survivors signed for one and the same sum.
-ERROR_CODES |= {"secure-agreement": 1068}
+# ... too few of the survivors signed for one and the same sum; a round starts where another one did.
+ERROR_CODES |= {"secure-agreement": 1068, "secure-base": 1069}
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
 # ... and of one whose privacy ledger is shorter than it was in this recipe.

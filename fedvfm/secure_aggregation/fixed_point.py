@@ -1,9 +1,9 @@
 """An update as whole numbers of Z/2^64: what a site masks, and what the sum of all is read back from.
 
 A site sends ``weight x (state - start)`` in fixed point, shortened to the recipe's norm first, and behind it three
-numbers more: its weight, the weight of those who tell their loss, and ``weight x loss``. Sums of whole numbers are
-exact, so neither the order of the sites nor the masks change a bit: the mean is
-``start + sum(weight x change) / sum(weight)``.
+numbers more: its weight, 1 if it tells its loss and 0 if not, and ``weight x loss``. A mean loss is made only where all
+tell theirs: of one that tells it would be its own. Sums of whole numbers are exact, so neither the order of the sites
+nor the masks change a bit: the mean is ``start + sum(weight x change) / sum(weight)``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FixedPoint:
         scaled = np.rint(moved * math.ldexp(float(weight), self.places))
         tells = loss is not None and math.isfinite(loss)
         lost = min(max(loss if loss is not None and tells else 0.0, 0.0), MOST_LOSS)
-        tail = [weight, weight if tells else 0, round(weight * lost * 2**LOSS_PLACES)]
+        tail = [weight, int(tells), round(weight * lost * 2**LOSS_PLACES)]
         return np.concatenate([scaled.astype(np.int64), np.array(tail, dtype=np.int64)]).view(np.uint64)
 
     def decode(self, total: masks.Numbers, start: state.AdapterState, names: Sequence[str], sites: int) -> Mean:
@@ -90,15 +90,16 @@ class FixedPoint:
         whole = total.view(np.int64)
         size = sum(start[name].size for name in names)
         weight, tellers, lost = (int(number) for number in whole[size:])
-        if len(whole) != size + TAIL or not sites <= weight <= sites * self.most or not 0 <= tellers <= weight:
+        if len(whole) != size + TAIL or not sites <= weight <= sites * self.most or not 0 <= tellers <= sites:
             raise _impossible(f"a weight of {weight} for {sites} sites, each of 1 to {self.most}")
         moved = whole[:size].astype(np.float64) / math.ldexp(float(weight), self.places)
         norm, off = float(np.sqrt(np.square(moved).sum())), math.sqrt(size) * math.ldexp(1.0, -self.places)
         if not norm <= self.clip_norm * (1 + 1e-6) + off:
             raise _impossible(f"a mean of norm {norm:.4g}, and no update may be over {self.clip_norm:g}")
-        if not 0 <= lost <= tellers * MOST_LOSS * 2**LOSS_PLACES:
+        if not 0 <= lost <= (weight if tellers else 0) * MOST_LOSS * 2**LOSS_PLACES:
             raise _impossible("a loss that nobody may tell")
-        return Mean(_joined(moved, start, names), weight, lost / (tellers * 2**LOSS_PLACES) if tellers else None, norm)
+        loss = lost / (weight * 2**LOSS_PLACES) if tellers == sites else None
+        return Mean(_joined(moved, start, names), weight, loss, norm)
 
 
 def of(recipe: schema.Recipe) -> FixedPoint:
@@ -121,7 +122,7 @@ class Mean:
     Attributes:
         state: the whole adapter: the start, moved by the weighted mean of the changes.
         weight: of all of them together.
-        loss: weighted mean of those who told it; None where nobody did.
+        loss: weighted mean; None where a site did not tell its own.
         norm: of the mean change.
     """
 

@@ -84,6 +84,23 @@ def test_round_one_starts_from_what_the_seed_makes_here_and_nothing_else() -> No
     assert site.word(TRAIN, 1, FIRST.select(["q.A", "q.B"])) == "adapter"
 
 
+def test_under_secure_aggregation_no_adapter_is_trained_from_in_two_rounds() -> None:
+    """Two sums from one start, with a site in one of them alone, would differ by its update."""
+    site, plain = Site(min_sites=3, secure_aggregation={}), Site(min_sites=3)
+    for own in (site, plain):
+        own.trained(1, FIRST, 0.5)
+    assert site.word(TRAIN, 1, FIRST) == "", "the same round, asked for anew"
+    assert site.word(EVALUATE, 0, FIRST) == ""
+    assert (site.word(TRAIN, 2, FIRST), plain.word(TRAIN, 2, FIRST)) == ("secure-base", "")
+    second = moved(by=0.2)
+    assert site.word(TRAIN, 2, second) == ""
+    site.trained(2, second, 0.5)
+    assert site.word(TRAIN, 2, second) == ""
+    assert site.word(EVALUATE, 1, second) == ""
+    assert {site.word(TRAIN, 3, base) for base in (FIRST, second)} == {"secure-base"}
+    assert site.word(TRAIN, 1, second) == "secure-base"
+
+
 def test_an_extension_starts_from_the_adapter_that_its_recipe_names() -> None:
     start = moved(by=7.0)
     site = Site(start=start.fingerprint)

@@ -84,6 +84,22 @@ def test_a_weight_out_of_bounds_is_never_masked(weight: int) -> None:
     assert caught.value.reason == "secure-numbers"
 
 
+@pytest.mark.parametrize("tellers", [0, 1, 2, 3])
+def test_a_loss_is_told_only_where_every_site_tells_its_own(tellers: int) -> None:
+    """Of one site that tells, among others whose policies do not, the mean would be its loss."""
+    rows = [POINT.encode(moved(seed), START, NAMES, 50 * seed, 0.5 if seed <= tellers else None) for seed in (1, 2, 3)]
+    assert POINT.decode(np.add.reduce(rows), START, NAMES, 3).loss == (0.5 if tellers == 3 else None)
+    assert sum(int(row[-2]) for row in rows) == tellers, "how many tell, and not how many images these have"
+
+
+def test_a_loss_that_nobody_tells_is_refused() -> None:
+    total = np.add.reduce([POINT.encode(moved(seed), START, NAMES, 5, None) for seed in (1, 2, 3)])
+    total[-1] = np.uint64(1)
+    with pytest.raises(errors.SecureAggregationError) as caught:
+        POINT.decode(total, START, NAMES, 3)
+    assert caught.value.reason == "secure-sum"
+
+
 @pytest.mark.parametrize("place", [0, -3, -2, -1])
 def test_a_sum_that_nobody_could_have_sent_is_refused(place: int) -> None:
     total = np.add.reduce([POINT.encode(moved(seed), START, NAMES, 5, 1.0) for seed in (1, 2, 3)])

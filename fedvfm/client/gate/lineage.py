@@ -28,7 +28,7 @@ from fedvfm.protocol import protocol
 from fedvfm.state import factors, state
 from fedvfm.trust import locked_recipe
 
-REASON, SHAPES = "policy-base", "adapter"
+REASON, SHAPES, SAME = "policy-base", "adapter", "secure-base"
 SLACK = 1.1
 """What coding and rounding may add to a step."""
 ALIKE, NOTHING = 1e-4, 1e-6
@@ -45,11 +45,13 @@ class Taken:
 
     Attributes:
         names: round -> fingerprints of its adapters, the one that was taken last at the end.
+        bases: fingerprint of an adapter that was trained from -> the first round that it was.
         largest: the largest norm of an update that this site made; None where it made none.
     """
 
     def __init__(self) -> None:
         self.names: dict[int, dict[str, None]] = {}
+        self.bases: dict[str, int] = {}
         self.largest: float | None = None
 
     def add(self, entry: Mapping[str, Any]) -> None:
@@ -59,6 +61,8 @@ class Taken:
         names = self.names.setdefault(int(entry["round"]) - trained, {})
         names.pop(name, None)
         names[name] = None
+        if trained:
+            self.bases.setdefault(name, int(entry["round"]))
         if trained and "norm" in entry:
             self.largest = max(float(entry["norm"]), self.largest or 0.0)
 
@@ -94,11 +98,14 @@ class Lineage:
             max_step: the policy's.
 
         Raises:
-            PolicyRefused: "policy-base", or "adapter" where it does not fit this site's model.
+            PolicyRefused: "policy-base", "adapter" where it does not fit this site's model, or "secure-base" where it
+                was trained from in another round under secure aggregation.
         """
         adapter, number = task.state, task.round - (kind == protocol.TRAIN)
         if adapter is None or kind == protocol.HANDSHAKE:
             return
+        if kind == protocol.TRAIN and self._recipe.secure_aggregation is not None:
+            self._require_new(task.round, adapter)
         if number == 0:
             self._require_first(adapter)
             return
@@ -150,6 +157,14 @@ class Lineage:
             raise _refused(
                 f"round 1 is to start from adapter {first.fingerprint[:12]}, which the recipe's seed makes here, and "
                 f"came with {shown}"
+            )
+
+    def _require_new(self, number: int, adapter: state.AdapterState) -> None:
+        """Two sums from one base differ by the update of a site that is in one of them alone."""
+        before = self.taken.bases.get(adapter.fingerprint, number)
+        if before != number:
+            raise errors.PolicyRefused(
+                SAME, f"round {number} comes with the adapter that round {before} was trained from: two sums of it"
             )
 
     # -- the later ones --------------------------------------------------------------------------------------------
