@@ -12,6 +12,7 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -41,6 +42,11 @@ class Sum:
     def whole(self) -> bool:
         """Whether nobody dropped out after it dealt shares: then no mask key opens it, and none leaves."""
         return self.dealers == self.survivors
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what is signed."""
+        return hashlib.sha256(self.signed_bytes()).hexdigest()
 
     def signed_bytes(self) -> bytes:
         """What a survivor signs with its own key."""

@@ -93,6 +93,15 @@ def agreed(secret: bytes, peer: bytes, words: bytes) -> bytes:
     return hkdf.HKDF(algorithm=hashes.SHA256(), length=SIZE, salt=None, info=words).derive(shared)
 
 
+def usable(peer: bytes) -> bool:
+    """Whether a public half agrees on a secret: those of low order give the same one with any."""
+    try:
+        agreed(bytes([1] * SIZE), peer, b"")
+    except ValueError:
+        return False
+    return True
+
+
 def sealed(key: bytes, nonce: bytes, text: bytes, words: bytes) -> bytes:
     """ChaCha20-Poly1305: nonce and ciphertext, bound to ``words``."""
     return nonce + aead.ChaCha20Poly1305(key).encrypt(nonce, text, words)

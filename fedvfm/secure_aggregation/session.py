@@ -109,7 +109,9 @@ def require(session: Session, least_sites: int, colluders: int, roster: Collecti
             f"with the coordinator, {least} to {len(names)} is needed",
         )
     halves = [half for keys in session.members for half in (keys.channel, keys.mask)]
-    if len(set(halves)) < len(halves) or any(len(half) != round_keys.SIZE for half in halves):
+    if len(set(halves)) < len(halves) or not all(
+        len(half) == round_keys.SIZE and round_keys.usable(half) for half in halves
+    ):
         raise errors.SecureAggregationError("secure-session", "two keys are the same, or one is no X25519 key")
 
 

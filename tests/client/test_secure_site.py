@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import dataclasses
@@ -293,6 +294,50 @@ def test_keys_of_a_site_that_is_gone_leave_for_a_sum_that_survivors_signed(tmp_p
     assert set(protocol.decode_opening(opened.content).revealed.masks) == {"zone"}
 
 
+def test_the_secrets_of_a_session_go_with_its_opening_and_its_files_with_the_recipe(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=False)
+    study.approve()
+    session = study.session()
+    dealt = study.dealt(session)
+    study.train(session, dealt)
+    (path,) = study.north.where.secure.glob("*.session")
+    kept = masking._read(path, masking._Kept)
+    assert kept is not None
+    secrets = (kept.channel, kept.mask, kept.seed, kept.own_seed, kept.own_mask)
+    opened = study.unmask(session, ["north", *PEERS])
+    files = [file.read_text() for file in study.north.where.secure.rglob("*") if file.is_file() and file != path]
+    texts = {path.name: path.read_text(), **{str(number): text for number, text in enumerate(files)}}
+    shares = protocol.decode_opening(opened.content).revealed  # its own share of its own seed left, with the others
+    left = {base64.b64encode(data).decode() for part in (shares.seeds, shares.masks) for data in part.values()}
+    for secret in set(secrets) - left:
+        assert secret
+        assert not any(secret in text for text in texts.values())
+    assert study.refused(study.train(session, dealt)) == "secure-opened"
+    assert _digest(study.unmask(session, ["north", *PEERS])) == _digest(opened)
+    final = study.ask(protocol.EVALUATE, 1, state=private_site.START, split="test", final=True)
+    assert not final.has_error(), study.faults
+    assert {file.suffix for file in study.north.where.secure.iterdir()} == {".agreed", ".opened", ".lock"}
+
+
+def test_the_audit_log_remembers_the_one_sum_where_files_of_sessions_were_put_back(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=False, peers=(*PEERS, "zone"))
+    study.approve()
+    session = study.session()
+    study.train(session, study.dealt(session))
+    before = {path: path.read_bytes() for path in study.north.where.secure.iterdir()}
+    assert not study.agree(session, ["north", *PEERS]).has_error()
+    assert study.events().count("agreed") == 1
+    for path in study.north.where.secure.glob("*.agreed"):
+        path.unlink()
+    for path, data in before.items():
+        path.write_bytes(data)
+    again = study.reopened()
+    other, whole = ["north", "west", "zone"], ["north", *study.own]
+    assert again.refused(again.agree(session, other)) == again.refused(again.unmask(session, whole)) == "secure-opened"
+    assert not again.agree(session, ["north", *PEERS]).has_error()
+    assert again.events().count("agreed") == 1
+
+
 def test_a_recipe_without_secure_aggregation_knows_no_such_message(tmp_path: Path) -> None:
     study = Study(tmp_path, private=False, min_sites=1, secure_aggregation=None)
     for kind in (protocol.SHARE, protocol.AGREE, protocol.UNMASK):
@@ -331,7 +376,7 @@ def test_a_site_that_is_killed_anywhere_answers_as_if_it_had_not_been(tmp_path: 
     assert _killed(lambda: _round(study, session, survivors), point), "the point lies in a round"
     again = study.reopened()
     first, second = _round(again, session, survivors), _round(again, session, survivors)
-    assert [protocol.digest(reply.content) for reply in first] == [protocol.digest(reply.content) for reply in second]
+    assert [_digest(first[place]) for place in (0, -2, -1)] == [_digest(reply) for reply in second]
     assert _charges(again) == 1
     assert again.north.app.asked.count(protocol.TRAIN) <= 1, "at most what the killed process had not kept"
 
@@ -340,7 +385,13 @@ def _round(study: Study, session: sessions.Session, survivors: list[str]) -> lis
     share = study.share(session)
     dealt = {"north": protocol.decode_dealing(share.content)}
     dealt |= {name: own.deal(session) for name, own in study.own.items()}
-    return [share, study.train(session, dealt), study.agree(session, survivors), study.unmask(session, survivors)]
+    # Nobody asks for an update whose sum was opened, and its secrets are gone.
+    kept = [] if list(study.north.where.secure.glob("*.opened")) else [study.train(session, dealt)]
+    return [share, *kept, study.agree(session, survivors), study.unmask(session, survivors)]
+
+
+def _digest(reply: Message) -> str:
+    return protocol.digest(reply.content)
 
 
 def _killed(work: Callable[[], object], point: str) -> bool:

@@ -274,6 +274,17 @@ def test_a_session_with_a_stranger_a_twin_or_a_key_used_twice_is_refused() -> No
         assert caught.value.reason == "secure-session"
 
 
+@pytest.mark.parametrize("half", ["channel", "mask"])
+@pytest.mark.parametrize("low", [bytes(32), bytes([1, *bytes(31)]), b"\xec" + b"\xff" * 30 + b"\x7f"])
+def test_a_key_that_agrees_on_one_secret_with_all_is_refused(half: str, low: bytes) -> None:
+    session = _session(4, 3)
+    weak = dataclasses.replace(session.members[1], **{half: low})
+    wrong = dataclasses.replace(session, members=(session.members[0], weak, *session.members[2:]))
+    with pytest.raises(errors.SecureAggregationError) as caught:
+        sessions.require(wrong, 3, 0, [keys.site for keys in session.members])
+    assert caught.value.reason == "secure-session"
+
+
 def test_keys_that_the_site_did_not_sign_are_refused() -> None:
     own = {name: keys.make() for name in ("north", "south", "west")}
 

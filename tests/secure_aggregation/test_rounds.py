@@ -16,7 +16,7 @@ from fedvfm import errors
 from fedvfm.client.gate import masking, secure_answers
 from fedvfm.config import schema
 from fedvfm.protocol import protocol, secure_messages
-from fedvfm.secure_aggregation import consistency
+from fedvfm.secure_aggregation import consistency, round_keys
 from fedvfm.server.rounds import federation, secure_round
 from fedvfm.simulation.engines import in_process
 from fedvfm.state import checkpoint, state
@@ -382,6 +382,27 @@ def test_an_invented_peer_is_refused_by_every_site(study: Study) -> None:
     with pytest.raises(errors.QuorumMissed):
         study.run()
     assert not any(number == 2 and kind == protocol.TRAIN for kind, number in study.site("east").asked)
+
+
+@pytest.mark.parametrize("wrong", ["low order", "not signed"])
+def test_a_site_with_keys_that_nobody_takes_stops_no_round(study: Study, wrong: str) -> None:
+    """With them in the session every other site would refuse it."""
+    north = study.site("north")
+    honest = north.own.advertised
+
+    def bad(recipe: str) -> round_keys.Advertised:
+        own = honest(recipe)
+        if wrong == "not signed":
+            return dataclasses.replace(own, signature="AAAA")
+        bare = dataclasses.replace(own, mask=bytes(32))
+        return dataclasses.replace(
+            bare, signature=keys.sign(study.keys["north"], round_keys.signed_bytes(bare, recipe))
+        )
+
+    north.own.advertised = bad  # type: ignore[method-assign]
+    study.run(rounds=1)
+    assert set(study.journal()[0]["examples"]) == set(COUNTS) - {"north"}
+    assert [kind for kind, _ in study.site("east").asked].count(protocol.SHARE) == 1
 
 
 def test_keys_of_another_round_are_spent(study: Study) -> None:

@@ -97,14 +97,21 @@ SITE = Order(
         steps.charge,
         steps.settle_residual,
     ),
-    leave=(secure_steps.mask, steps.note_unreadable, steps.keep_scores, steps.note_sent, steps.end_of_recipe),
+    leave=(
+        secure_steps.mask,
+        steps.note_unreadable,
+        steps.keep_scores,
+        steps.note_sent,
+        steps.end_of_recipe,
+        secure_steps.end_of_recipe,
+    ),
 )
 """A hospital."""
 
 HOSPITAL = Order(
     judge=(*RECIPE, steps.note_accepted),
     answer=tuple(step for step in SITE.answer if step is not steps.pin_split),
-    leave=(secure_steps.mask, steps.note_unreadable, steps.keep_scores, steps.note_sent),
+    leave=(secure_steps.mask, steps.note_unreadable, steps.keep_scores, steps.note_sent, secure_steps.end_of_recipe),
 )
 """A hospital whose data nobody looks at: recipes without a mechanism, answered by something else than our ClientApp."""
 

@@ -28,6 +28,7 @@ class History:
         self._usage: dict[str, audit.Tally] = {}
         self._taken: dict[str, lineage.Taken] = {}
         self._left: dict[str, str] = {}
+        self._sums: dict[tuple[str, int], str] = {}
         self._marks: dict[str, audit.Noted] = {}
         self._length = 0
 
@@ -43,6 +44,8 @@ class History:
             self.coordinators.add(entry)
         if entry["event"] == "sent" and entry.get("kind") == protocol.WORDS[protocol.TRAIN]:
             self._left[recipe] = str(entry.get("digest", ""))
+        if entry["event"] == "agreed":
+            self._sums.setdefault((recipe, int(entry["round"])), str(entry["digest"]))
         if "ledger" in entry:
             self._marks.setdefault(entry["ledger"], receipts.noted(entry["ledger"], self._length, OWN))
 
@@ -53,6 +56,10 @@ class History:
     def taken(self, recipe: str) -> lineage.Taken:
         """The adapters of a recipe that were trained from or scored here."""
         return self._taken.get(recipe, lineage.Taken())
+
+    def sum_of(self, recipe: str, number: int) -> str:
+        """sha256 of the one sum of a round under secure aggregation that this site signed or opened; "" if none."""
+        return self._sums.get((recipe, number), "")
 
     def left(self, recipe: str, digest: str) -> bool:
         """Whether the last update of a recipe that left has this sha256: an update is kept until the next is."""

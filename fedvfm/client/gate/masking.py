@@ -10,7 +10,8 @@ files, and hold over crashes and whatever a coordinator asks:
   enough survivors signed (:mod:`fedvfm.secure_aggregation.consistency`).
 
     <recipe>.keys                      the key pairs of the next session
-    <recipe>-<round>-<session>.session secrets, shares and what was sent of a session; gone when the next one begins
+    <recipe>-<round>-<session>.session secrets, shares and what was sent of a session; the secrets go when its sum is
+                                       opened, the file when the next one begins or the recipe ends
     <recipe>-<round>.agreed            the one sum that this site signed or opens, and its signature; kept
     <recipe>-<round>.opened            what left to open the sum of a round; kept, so that no other one ever does
 """
@@ -35,6 +36,7 @@ from fedvfm.secure_aggregation import session as sessions
 from fedvfm.storage import storage
 
 _Bytes = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=400)]
+_Secret = Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]+={0,2})?$", max_length=400)]
 _Pieces = dict[Annotated[str, Field(max_length=200)], _Bytes]
 Form = TypeVar("Form", bound=schema.Strict)
 
@@ -48,14 +50,17 @@ class _Keys(schema.Strict):
 
 
 class _Kept(schema.Strict):
-    """A session as it is kept. ``masked`` is the sha256 of the masked numbers that were sent, or empty."""
+    """A session as it is kept. ``masked`` is the sha256 of the masked numbers that were sent, or empty.
+
+    The secrets are empty once the sum was opened: what it takes to open it again lies in another file.
+    """
 
     session: str
-    channel: _Bytes
-    mask: _Bytes
-    seed: _Bytes
-    own_seed: _Bytes
-    own_mask: _Bytes
+    channel: _Secret
+    mask: _Secret
+    seed: _Secret
+    own_seed: _Secret
+    own_mask: _Secret
     outbox: _Pieces
     commitment: str
     inbox: _Pieces = Field(default={})
@@ -197,7 +202,8 @@ class Sessions:
                 none that anything is opened for.
         """
         with self._alone():
-            self._held(recipe, number, asked, least_sites)
+            if self._settled(recipe, number) != asked:
+                self._held(recipe, number, asked, least_sites)
             path = self._agreed_path(recipe, number)
             before = _read(path, _Agreed)
             if before is None or not before.signature:
@@ -245,6 +251,7 @@ class Sessions:
         if path.exists():
             if before is None or before.sum != asked:
                 raise _opened(number)
+            self._wipe(recipe, number, asked.session)
             shares = ({peer: _data(text) for peer, text in part.items()} for part in (before.seeds, before.masks))
             return secure_messages.Opening(self._site, asked.session, participant.Revealed(*shares))
         session, held = self._held(recipe, number, asked, least_sites)
@@ -257,6 +264,7 @@ class Sessions:
         written = _Opened(**_lists(asked), seeds=seeds, masks=keys)
         storage.write_text(path, written.model_dump_json())
         storage.fault_point("secure-opening-on-disk")
+        self._wipe(recipe, number, asked.session)
         return secure_messages.Opening(self._site, asked.session, shares_out)
 
     def _held(
@@ -281,6 +289,21 @@ class Sessions:
             )
         participant.require_list(session, self._site, held, asked.survivors, least_sites)
         return session, held
+
+    def _wipe(self, recipe: str, number: int, session_id: str) -> None:
+        """Let go of the secrets of a session whose sum was opened: the state folder opens nothing of it later."""
+        kept = self._find(recipe, number, session_id)
+        if kept is not None and kept.seed:
+            self._next(recipe)  # while the session still names its keys as spent
+            secrets = dict.fromkeys(("channel", "mask", "seed", "own_seed", "own_mask"), "")
+            path = self._path(recipe, number, session_id)
+            storage.write_text(path, kept.model_copy(update={**secrets, "inbox": {}}).model_dump_json())
+
+    def forget(self, recipe: str) -> None:
+        """The recipe has ended: its keys and its last session go. What was signed or opened stays noted for good."""
+        with self._alone():
+            for path in (*self._folder.glob(f"{recipe}-*.session"), self._folder / f"{recipe}.keys"):
+                path.unlink(missing_ok=True)
 
     def _settle(self, path: Path, asked: consistency.Sum, signature: str = "") -> _Agreed:
         """Let this be the one sum of the round, on disk."""
@@ -353,6 +376,8 @@ class Sessions:
         kept = self._find(recipe, number, session_id)
         if kept is None:
             raise errors.SecureAggregationError("secure-session", "this site takes part in no such session")
+        if not kept.seed:
+            raise _opened(number)
         return kept
 
     def _require_open(self, recipe: str, number: int, session_id: str) -> None:
@@ -379,7 +404,10 @@ class Sessions:
         return None
 
     def _find(self, recipe: str, number: int, session_id: str) -> _Kept | None:
-        return _read(self._path(recipe, number, session_id), _Kept)
+        """By its whole id: the file's name has half of it."""
+        kept = _read(self._path(recipe, number, session_id), _Kept)
+        same = kept is not None and secure_messages.read_session(kept.session, recipe).id == session_id
+        return kept if same else None
 
     def _sessions(self, recipe: str) -> list[_Kept]:
         sessions_kept = (_read(path, _Kept) for path in sorted(self._folder.glob(f"{recipe}-*.session")))

@@ -65,15 +65,25 @@ def mask(own: masking.Sessions, site: str, task: protocol.Task, update: state.Si
     return protocol.encode_masked(secure_messages.Masked(site, task.round, task.state.fingerprint, session, numbers))
 
 
+def sum_of(task: protocol.Task) -> tuple[consistency.Sum, dict[str, str]]:
+    """What is asked to be signed or opened, and the signatures that came with it.
+
+    Raises:
+        SecureAggregationError: if the recipe has no secure aggregation.
+        ProtocolError: if it is not of the known form.
+    """
+    secure_of(task)
+    with _known_form("sum"):
+        return secure_messages.read_sum(task.secure)
+
+
 def agree(own: masking.Sessions, task: protocol.Task) -> RecordDict:
     """A signature for the one sum of a round.
 
     Raises:
         SecureAggregationError: if it is not the one, or none that anything is opened for.
     """
-    secure_of(task)
-    with _known_form("sum"):
-        asked, _ = secure_messages.read_sum(task.secure)
+    asked, _ = sum_of(task)
     return protocol.encode_agreement(own.agree(task.recipe.hash, task.round, asked, task.recipe.min_sites))
 
 
@@ -90,9 +100,7 @@ def unmask(
     Raises:
         SecureAggregationError: if nothing is opened for this list.
     """
-    secure_of(task)
-    with _known_form("sum"):
-        asked, signatures = secure_messages.read_sum(task.secure)
+    asked, signatures = sum_of(task)
 
     def verified(session: sessions.Session) -> consistency.Verified:
         return roster(session.roster).verified

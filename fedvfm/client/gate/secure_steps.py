@@ -60,15 +60,39 @@ def agree(own: enforcement.HospitalTerms, of: exchange.Exchange) -> bool:
     """Sign for the one sum of a round that this site helps to open."""
     if of.kind != protocol.AGREE:
         return False
-    of.leave(envelope.Envelope(secure_answers.agree(own.sessions, of.asked)))
+    noted = _noted(own, of)
+    content = secure_answers.agree(own.sessions, of.asked)
+    _note(own, of, noted)
+    of.leave(envelope.Envelope(content))
     return True
+
+
+def _noted(own: enforcement.HospitalTerms, of: exchange.Exchange) -> bool:
+    """Whether the audit log names this sum as the one of its round: it holds where files of sessions were put back.
+
+    Raises:
+        SecureAggregationError: ``secure-opened`` if it names another one.
+    """
+    before = own.history.sum_of(of.recipe.hash, of.asked.round)
+    if before not in ("", secure_answers.sum_of(of.asked)[0].digest):
+        raise errors.SecureAggregationError("secure-opened", "the audit log names another sum of this round")
+    return before != ""
+
+
+def _note(own: enforcement.HospitalTerms, of: exchange.Exchange, noted: bool) -> None:
+    if not noted:
+        asked, _ = secure_answers.sum_of(of.asked)
+        about = {"recipe": of.recipe.hash, "round": of.asked.round, "digest": asked.digest}
+        own.audit.record("agreed", numbers=len(asked.survivors), **about)
 
 
 def open_sum(own: enforcement.HospitalTerms, of: exchange.Exchange) -> bool:
     """Answer a list of survivors with the shares that open their sum; noted in the audit log before they leave."""
     if of.kind != protocol.UNMASK:
         return False
+    noted = _noted(own, of)
     content, sites = secure_answers.unmask(own.sessions, of.asked, own.where.roster)
+    _note(own, of, noted)
     about = {"recipe": of.recipe.hash, "round": of.asked.round, "digest": protocol.digest(content)}
     own.audit.record("unmasked", numbers=sites, **about)
     storage.fault_point("secure-opening-noted")
@@ -93,3 +117,9 @@ def mask(own: enforcement.HospitalTerms, of: exchange.Exchange) -> None:
         of.leave(envelope.Envelope(secure_answers.mask(own.sessions, site, of.asked, of.leaving.update)))
     except errors.FedvfmError as error:
         of.refuse(error)
+
+
+def end_of_recipe(own: enforcement.HospitalTerms, of: exchange.Exchange) -> None:
+    """With the final adapter the secrets of the recipe's last session go."""
+    if of.task is not None and of.task.final and _hidden(own, of) and not of.answer.has_error():
+        own.sessions.forget(of.recipe.hash)

@@ -184,9 +184,16 @@ class SecureRounds:
     def _proposed(
         self, number: int, start: state.AdapterState, members: Mapping[str, handshake.Member]
     ) -> sessions.Session:
-        known = [self._keys[name] for name in sorted(members) if name in self._keys and name in self.roster.keys]
+        known = [self._keys[name] for name in sorted(members) if self._sound(name)]
         threshold = self._secure.threshold or sessions.least_threshold(len(known), self._secure.colluders)
         return sessions.Session(self._recipe.hash, number, start.fingerprint, self.roster.hash, threshold, tuple(known))
+
+    def _sound(self, name: str) -> bool:
+        """Whether a site has keys that the others take: with others in it each of them would refuse the session."""
+        own = self._keys.get(name)
+        if own is None or own.site != name or not all(round_keys.usable(half) for half in (own.channel, own.mask)):
+            return False
+        return self.roster.verified(name, own.signature, round_keys.signed_bytes(own, self._recipe.hash))
 
     def _dealt(
         self,
@@ -215,7 +222,7 @@ class SecureRounds:
                 agreed.outboxes[name] = dict(dealing.outbox)
                 agreed.commitments[name] = dealing.commitment
             else:
-                stale = True
+                stale = stale or self._sound(name)
         return agreed, stale
 
     def _least(self, session: sessions.Session | None, quorum: int) -> int:
