@@ -33,7 +33,7 @@ from fedvfm.runtime import processes
 from fedvfm.server.network import connections, node_keys, refused_requests, turns
 from fedvfm.storage import storage
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of one request that a front before this door lets through."""
 MAX_SMALL = 64 * 1024
