@@ -62,7 +62,7 @@ def kills() -> list[Kill]:
     first = Kill("first-file-synced", "file-synced:1")
     shares = rng.uniform(0.02, 0.95, size=10)
     by_time = [Kill(f"time-{number}-{share:.2f}", share=float(share)) for number, share in enumerate(shares)]
-    again = Kill("time-then-resume", share=0.3, again="file-renamed:2")
+    again = Kill("time-then-resume", share=0.65, again="file-renamed:2")
     return [*by_point, first, *by_time, again, Kill("line-cut", "line-written:4", cut=True)]
 
 
