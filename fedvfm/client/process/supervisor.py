@@ -170,7 +170,10 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
 
 def most_bytes(where: state_folder.State) -> int:
     """Of a message: four times the largest adapter among the approved recipes, and room for words."""
-    manifests = [where.find(recipe).manifest for recipe in where.approvals.stand()]
+    try:
+        manifests = [where.find(recipe).manifest for recipe in where.approvals.stand()]
+    except errors.FedvfmError:  # approvals that are not this site's, say: the gate refuses the message with its word
+        manifests = []
     return ROOM_BYTES + 4 * 4 * max((manifest.parameters for manifest in manifests), default=0)
 
 

@@ -38,6 +38,7 @@ from fedvfm.trust import keys
 
 FOLDER = "deployment"
 ONLINE_S = 180.0
+NAMED_S = 60.0
 KEYS = "keys.txt"
 TRIES = 3
 """A process that ended so often one after another will not do better."""
@@ -140,7 +141,22 @@ def _connected(folder: Path, names: Sequence[str]) -> Iterator[tuple[retrying.St
         run_id = control.start_run()
         control.close()
         with runtime.server_task(link.link, run_id, stop) as (grid, context):
-            yield retrying.SteadyGrid(grid, check), context
+            try:
+                yield retrying.SteadyGrid(grid, check), context
+            except errors.HandshakeRefused:
+                _wait_named(family, check)
+                raise
+
+
+def _wait_named(family: processes.Family, check: Callable[[], None]) -> None:
+    """Sites are missing: where a process ends again and again it is named, by ``check``, and not they.
+
+    A SuperNode is online before its executor has ended for the first time, and leaves with it.
+    """
+    deadline = time.monotonic() + NAMED_S
+    while any(child.failures for child in family.children.values()) and time.monotonic() < deadline:
+        check()
+        time.sleep(0.3)
 
 
 def _wait_online(control: runtime.Control, count: int, check: Callable[[], None]) -> None:

@@ -138,7 +138,7 @@ def nowhere(fed: Any, secret: str) -> None:
 def skewed(fed: Any, table: Any, clock: Path, ahead: float) -> None:
     """A site's clock jumps. Refused, it says so by name; set right, it comes back by itself."""
     hurt = fed.round() + 1
-    before = fed.said("east").count("clock: this clock is")
+    before, well = fed.said("east").count("clock: this clock is"), fed.said("east").count("clock: is well again")
     began = time.monotonic()
     clock.write_text(f"{ahead:+g}\n")
     name = f"site's clock {abs(ahead):g} s {'ahead' if ahead > 0 else 'behind'}"
@@ -152,6 +152,8 @@ def skewed(fed: Any, table: Any, clock: Path, ahead: float) -> None:
     right = time.monotonic()
     fed.faulted.add(hurt)
     taken = fed.finished(fed.round() + 1) - right
+    # What is wrong is said once: the next jump is told only after this one was seen to be over.
+    fed.until(lambda: fed.said("east").count("clock: is well again") > well, "the site sees that it is right", "east")
     happened = (
         f"refused (401); the site says after {told:.0f} s how its clock is wrong; back by itself; from the right time"
     )
