@@ -79,6 +79,15 @@ def invite(
     _print(values, [f"invite of {site}: {path}", f"fingerprint: {values['fingerprint']}"], as_json)
 
 
+def _require_key_or_unchecked(verb: str, key: str, unchecked: bool, printed_by: str) -> None:
+    if bool(key) == unchecked:
+        why = (
+            f"give --key ABCD-... as the site's people told you by telephone ('client {printed_by}' prints it), or "
+            "--unchecked"
+        )
+        raise errors.ConfigError(f"server {verb}", [why])
+
+
 @app.command()
 def approve(
     request: Annotated[Path, typer.Argument(help="The file a site sent back.")],
@@ -95,9 +104,7 @@ def approve(
     from fedvfm.server import state_folder
     from fedvfm.trust import locked_recipe
 
-    if bool(key) == unchecked:
-        why = "give --key ABCD-... as the site's people told you by telephone ('client join' prints it), or --unchecked"
-        raise errors.ConfigError("server approve", [why])
+    _require_key_or_unchecked("approve", key, unchecked, "join")
     where = state_folder.open_state(state)
     entry, current = state_folder.approve(where, request, None if unchecked else key)
     lines = [f"site {entry.site} is on the roster, key {entry.key_fingerprint[:16]}"]
@@ -127,11 +134,7 @@ def rekey(
     """Give a site another key; the one it has is let in no more, all else of the site stays."""
     from fedvfm.server import state_folder
 
-    if bool(key) == unchecked:
-        why = (
-            "give --key ABCD-... as the site's people told you by telephone ('client rekey' prints it), or --unchecked"
-        )
-        raise errors.ConfigError("server rekey", [why])
+    _require_key_or_unchecked("rekey", key, unchecked, "rekey")
     entry = state_folder.rekey(state_folder.open_state(state), asked, None if unchecked else key)
     _print(entry.to_json(), [f"site {entry.site} has another key now, {entry.key_fingerprint[:16]}"], as_json)
 

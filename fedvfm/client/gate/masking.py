@@ -159,34 +159,23 @@ class Sessions:
             SecureAggregationError: if the session is not one that this site takes part in, or masked other numbers.
         """
         with self._alone():
-            return self._masked(recipe, number, base, session_id, inbox, plain, least_sites)
-
-    def _masked(
-        self,
-        recipe: str,
-        number: int,
-        base: str,
-        session_id: str,
-        inbox: Mapping[str, bytes],
-        plain: masks.Numbers,
-        least_sites: int,
-    ) -> masks.Numbers:
-        kept = self._require(recipe, number, session_id)
-        session, secrets, dealt = self._parts(recipe, kept)
-        if session.base != base:
-            raise errors.SecureAggregationError("secure-session", "the session was agreed for another adapter")
-        held = participant.received(session, self._site, secrets, dealt, inbox)
-        after = participant.masked(session, self._site, secrets, dealt, held, plain, least_sites)
-        digest = hashlib.sha256(after.tobytes()).hexdigest()
-        if kept.masked not in ("", digest):
-            raise errors.SecureAggregationError(
-                "secure-session", "other numbers were masked in this session before; two would give their difference"
-            )
-        if not kept.masked:
-            letters = {peer: _text(data) for peer, data in inbox.items()}
-            self._write(session, kept.model_copy(update={"inbox": letters, "masked": digest}))
-            storage.fault_point("secure-masked-on-disk")
-        return after
+            kept = self._require(recipe, number, session_id)
+            session, secrets, dealt = self._parts(recipe, kept)
+            if session.base != base:
+                raise errors.SecureAggregationError("secure-session", "the session was agreed for another adapter")
+            held = participant.received(session, self._site, secrets, dealt, inbox)
+            after = participant.masked(session, self._site, secrets, dealt, held, plain, least_sites)
+            digest = hashlib.sha256(after.tobytes()).hexdigest()
+            if kept.masked not in ("", digest):
+                raise errors.SecureAggregationError(
+                    "secure-session",
+                    "other numbers were masked in this session before; two would give their difference",
+                )
+            if not kept.masked:
+                letters = {peer: _text(data) for peer, data in inbox.items()}
+                self._write(session, kept.model_copy(update={"inbox": letters, "masked": digest}))
+                storage.fault_point("secure-masked-on-disk")
+            return after
 
     def agree(self, recipe: str, number: int, asked: consistency.Sum, least_sites: int) -> secure_messages.Agreement:
         """A signature for the one sum of this round; asked again for the same one, the same.
@@ -235,37 +224,26 @@ class Sessions:
                 session, or the sum is none that anything is opened for; ``secure-agreement`` if too few signed for it.
         """
         with self._alone():
-            return self._open(recipe, number, asked, signatures, least_sites, verified)
-
-    def _open(
-        self,
-        recipe: str,
-        number: int,
-        asked: consistency.Sum,
-        signatures: Mapping[str, str],
-        least_sites: int,
-        verified: Callable[[sessions.Session], consistency.Verified],
-    ) -> secure_messages.Opening:
-        path = self._opened_path(recipe, number)
-        before = _read(path, _Opened)
-        if path.exists():
-            if before is None or before.sum != asked:
-                raise _opened(number)
+            path = self._opened_path(recipe, number)
+            before = _read(path, _Opened)
+            if path.exists():
+                if before is None or before.sum != asked:
+                    raise _opened(number)
+                self._wipe(recipe, number, asked.session)
+                shares = ({peer: _data(text) for peer, text in part.items()} for part in (before.seeds, before.masks))
+                return secure_messages.Opening(self._site, asked.session, participant.Revealed(*shares))
+            session, held = self._held(recipe, number, asked, least_sites)
+            if not asked.whole:
+                consistency.require(session, asked, signatures, verified(session))
+            if not self._agreed_path(recipe, number).exists():
+                self._settle(self._agreed_path(recipe, number), asked)
+            shares_out = participant.revealed(session, self._site, held, asked.survivors, least_sites)
+            seeds, keys = ({peer: _text(data) for peer, data in part.items()} for part in _both(shares_out))
+            written = _Opened(**_lists(asked), seeds=seeds, masks=keys)
+            storage.write_text(path, written.model_dump_json())
+            storage.fault_point("secure-opening-on-disk")
             self._wipe(recipe, number, asked.session)
-            shares = ({peer: _data(text) for peer, text in part.items()} for part in (before.seeds, before.masks))
-            return secure_messages.Opening(self._site, asked.session, participant.Revealed(*shares))
-        session, held = self._held(recipe, number, asked, least_sites)
-        if not asked.whole:
-            consistency.require(session, asked, signatures, verified(session))
-        if not self._agreed_path(recipe, number).exists():
-            self._settle(self._agreed_path(recipe, number), asked)
-        shares_out = participant.revealed(session, self._site, held, asked.survivors, least_sites)
-        seeds, keys = ({peer: _text(data) for peer, data in part.items()} for part in _both(shares_out))
-        written = _Opened(**_lists(asked), seeds=seeds, masks=keys)
-        storage.write_text(path, written.model_dump_json())
-        storage.fault_point("secure-opening-on-disk")
-        self._wipe(recipe, number, asked.session)
-        return secure_messages.Opening(self._site, asked.session, shares_out)
+            return secure_messages.Opening(self._site, asked.session, shares_out)
 
     def _held(
         self, recipe: str, number: int, asked: consistency.Sum, least_sites: int

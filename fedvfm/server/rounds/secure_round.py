@@ -206,23 +206,17 @@ class SecureRounds:
         agreed, stale = Agreed(session, {}, {}), False
         text = secure_messages.session_text(session)
 
-        def task(name: str) -> protocol.Task:
-            return protocol.Task(self._recipe, session.round, secure=text)
-
-        for name, message in ask(list(members.values()), protocol.SHARE, task):
-            try:
+        for name, message in ask(list(members.values()), protocol.SHARE, self._task(session.round, text)):
+            with _refused(name, refuse):
                 dealing = _content(message, protocol.decode_dealing)
                 if dealing.site != name or dealing.keys.site != name:
                     raise errors.Refused("site-name", f"the node of site '{name}' answered under another name")
-            except errors.Refused as refusal:
-                refuse(name, refusal.reason, refusal.detail)
-                continue
-            self._keys[name] = dealing.keys
-            if dealing.session == session.id and set(dealing.outbox) == set(session.points) - {name}:
-                agreed.outboxes[name] = dict(dealing.outbox)
-                agreed.commitments[name] = dealing.commitment
-            else:
-                stale = stale or self._sound(name)
+                self._keys[name] = dealing.keys
+                if dealing.session == session.id and set(dealing.outbox) == set(session.points) - {name}:
+                    agreed.outboxes[name] = dict(dealing.outbox)
+                    agreed.commitments[name] = dealing.commitment
+                else:
+                    stale = stale or self._sound(name)
         return agreed, stale
 
     def _least(self, session: sessions.Session | None, quorum: int) -> int:
@@ -250,14 +244,11 @@ class SecureRounds:
         silent = set(missing)
         for name, message in ask([members[name] for name in missing], protocol.TRAIN, task):
             silent.discard(name)
-            try:
+            with _refused(name, refuse):
                 masked = _content(message, protocol.decode_masked)
                 self._require_own(masked, name, agreed, number, start)
-            except errors.Refused as refusal:
-                refuse(name, refusal.reason, refusal.detail)
-                continue
-            self._write(agreed, name, number, masked.numbers)
-            storage.fault_point("update-kept")
+                self._write(agreed, name, number, masked.numbers)
+                storage.fault_point("update-kept")
         for name in sorted(silent):
             refuse(name, "no-answer", "no reply before the round's time was over")
 
@@ -309,22 +300,15 @@ class SecureRounds:
         Raises:
             QuorumMissed: if too few answered; the same list is asked for again.
         """
-        answers: dict[str, participant.Revealed] = {}
         asked = [members[name] for name in agreed.survivors if name in members]
         signatures = {} if agreed.sum.whole else self._signatures(number, agreed, asked, ask, refuse)
-        text = secure_messages.sum_text(agreed.sum, signatures)
-
-        def task(name: str) -> protocol.Task:
-            return protocol.Task(self._recipe, number, secure=text)
-
+        task = self._task(number, secure_messages.sum_text(agreed.sum, signatures))
+        answers: dict[str, participant.Revealed] = {}
         for name, message in ask(asked, protocol.UNMASK, task):
-            try:
+            with _refused(name, refuse):
                 answer = _content(message, protocol.decode_opening)
                 self._require_shares(answer, name, agreed)
-            except errors.Refused as refusal:
-                refuse(name, refusal.reason, refusal.detail)
-                continue
-            answers[name] = answer.revealed
+                answers[name] = answer.revealed
         if len(answers) < agreed.session.threshold:
             raise errors.QuorumMissed(
                 f"round {number}: {len(answers)} sites helped to open the sum and {agreed.session.threshold} are "
@@ -356,19 +340,11 @@ class SecureRounds:
             QuorumMissed: if too few signed; they are asked again for the same sum.
         """
         signatures: dict[str, str] = {}
-        text = secure_messages.sum_text(agreed.sum)
-
-        def task(name: str) -> protocol.Task:
-            return protocol.Task(self._recipe, number, secure=text)
-
-        for name, message in ask(asked, protocol.AGREE, task):
-            try:
+        for name, message in ask(asked, protocol.AGREE, self._task(number, secure_messages.sum_text(agreed.sum))):
+            with _refused(name, refuse):
                 agreement = _content(message, protocol.decode_agreement)
                 self._require_signed(agreement, name, agreed)
-            except errors.Refused as refusal:
-                refuse(name, refusal.reason, refusal.detail)
-                continue
-            signatures[name] = agreement.signature
+                signatures[name] = agreement.signature
         if len(signatures) < agreed.session.threshold:
             raise errors.QuorumMissed(
                 f"round {number}: {len(signatures)} sites signed for the sum and {agreed.session.threshold} are "
@@ -376,6 +352,10 @@ class SecureRounds:
             )
         storage.fault_point("secure-signatures-came")
         return signatures
+
+    def _task(self, number: int, text: str) -> Callable[[str], protocol.Task]:
+        """The same question for every site."""
+        return lambda name: protocol.Task(self._recipe, number, secure=text)
 
     def _require_signed(self, agreement: secure_messages.Agreement, name: str, agreed: Agreed) -> None:
         if agreement.site != name or agreement.session != agreed.session.id:
@@ -441,6 +421,15 @@ class SecureRounds:
 
 def _quiet(site: str, reason: str, detail: str) -> None:
     """A site whose answer will be asked for once more."""
+
+
+@contextlib.contextmanager
+def _refused(name: str, refuse: Callable[[str, str, str], None]) -> Iterator[None]:
+    """What is wrong with the answer of a site is told of it, and the others go on."""
+    try:
+        yield
+    except errors.Refused as refusal:
+        refuse(name, refusal.reason, refusal.detail)
 
 
 def _content(message: Message, decode: Callable[[Any], Any]) -> Any:
