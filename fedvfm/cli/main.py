@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
-data_app = typer.Typer(help="The hospital's own data.", no_args_is_help=True)
+data_app = typer.Typer(help="The hospital's own data, and public sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 for _verbs in (server, client, audit, doctor, ledger, privacy, cli_recipe, weights):
     app.add_typer(_verbs.app, name=_verbs.NAME)
@@ -392,6 +393,26 @@ def data_check(
     else:
         terminal.show(report, screens.console())
     raise typer.Exit(report.exit_code)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="hippocampus, nuclei or cells.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="The published archive or its folder, already on this machine.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a public data set to $FEDVFM_DATA/NAME (data/NAME without it), checked."""
+    extras.require()
+    from fedvfm.data.sources import fetch
+
+    row = dataclasses.asdict(fetch.fetch(name, source))
+    if as_json:
+        print(json.dumps(row, indent=2))
+        return
+    done = f"{row['written']} files written" if row["written"] else "all of it was here"
+    print(f"{name}: {row['folder']}\n{row['samples']} cases or pictures, {row['licence']}; {done}")
 
 
 @app.command()

@@ -27,12 +27,12 @@ def by_name(name: str) -> Path:
 
 
 def resolve(source: schema.SourceConfig) -> schema.SourceConfig:
-    """The same source with an absolute path: that given, or the folder of an indexed set that is found by its name.
+    """The same source with an absolute path: that given, or the folder of a set that is found by its name.
 
     What is resolved so is read again by whoever goes on later, from another folder or under another ``FEDVFM_DATA``.
     """
     folder = Path(source.path).expanduser().absolute() if source.path else by_name(source.source)
-    if not source.path and not (folder / INDEX).is_file():
+    if not source.path and not ((folder / INDEX).is_file() or (folder / "images").is_dir()):
         return source
     return source.model_copy(update={"path": str(folder)})
 
@@ -48,7 +48,8 @@ def locate(source: schema.SourceConfig, needs: Sequence[str]) -> Path:
         return folder
     raise defect.OPTIONS.error(
         f"data source '{source.source}': no folder at {folder}; set data.path to the folder that holds "
-        f"{', '.join(needs)}, or the environment variable FEDVFM_DATA to the folder that holds '{source.source}'"
+        f"{', '.join(needs)}, or the environment variable FEDVFM_DATA to the folder that holds '{source.source}'; "
+        f"'fedvfm data fetch {source.source}' brings it"
     )
 
 

@@ -15,6 +15,7 @@ TABLE = registry.Table(
         "brain-mri": "fedvfm.data.sources.brain_mri:BrainMRI",
         "cells": "fedvfm.data.sources.cells:Cells",
         "folder": "fedvfm.data.sources.folder:Folder",
+        "hippocampus": "fedvfm.data.sources.hippocampus:Hippocampus",
         "medmnist": "fedvfm.data.sources.medmnist:MedMNIST",
         "nuclei": "fedvfm.data.sources.nuclei:Nuclei",
     },
