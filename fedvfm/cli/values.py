@@ -39,7 +39,7 @@ _FOLDER = {
     "mask_values": "What the masks hold for these classes; left out: 0, 1, 2, ... or 0 and 255.",
     "channels": "Which one or three files of a case, in the order of the recipe's channels.",
     "series": "Which one of a DICOM folder with several: number, modality, plane, 512x512, 1.25mm, most.",
-    "overlap": "refuse, or last: where classes of DICOM-SEG or RT structures overlap, the last counts.",
+    "overlap": "refuse, or last: of DICOM-SEG or RT structures that overlap the last counts; versions together.",
     "ids": "numbers, or names: file names in results, which often are patient numbers.",
     "patients": "hash: groups DICOM studies by a keyed hash of Patient ID.",
     "patients_key": "File of that hash's key; left out, it is made once and kept in the data folder.",

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedvfm import errors
-from fedvfm.data import defect
+from fedvfm.data import defect, side_files
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import volumes
 
@@ -39,6 +39,8 @@ UPRIGHT = 1
 SIDEWAYS = (5, 6, 7, 8)
 PALETTES = ("P", "PA")
 FACTS_IN_MEMORY = 65_536
+ROUNDING = 1e-4
+"""How far a mask's value may lie from a class number: floats that a scale or an interpolation went over."""
 
 Palette = tuple[tuple[int, int, int], ...]
 
@@ -73,7 +75,7 @@ def _open(path: Path) -> Image.Image:
         raise _too_large(path, f"over {LARGEST_PIXELS:,}") from None
     except _BROKEN as error:
         reason = "unknown or damaged content" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise defect.UNREADABLE.error(f"{path}: unreadable picture ({reason}); replace or remove the file") from None
+        raise side_files.unreadable(path, "picture", reason, "replace or remove the file") from None
     # Phones write JPEG with further pictures inside (MPO); the first is the photograph.
     pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     if pages > 1:
@@ -194,6 +196,7 @@ class Stored:
         white: whether small values are shown white (TIFF).
         bits: of a grey value in the file.
         palette: its colours; empty where it has none.
+        clear: where an image is transparent; None where it is nowhere.
     """
 
     values: NDArray[Any]
@@ -201,6 +204,7 @@ class Stored:
     white: bool
     bits: int
     palette: Palette
+    clear: NDArray[np.bool_] | None = None
 
 
 def _facts(path: Path) -> Facts:
@@ -262,12 +266,27 @@ def load(path: Path, mask: bool) -> Stored:
     grey = ("1", "L", "LA", "La") if not mask else ("1", "L", "I", "F", "P", "LA", "PA")
     if mode in PALETTES and mask:
         colours = _colours(picture)
+    clear = None if mask else _clear(picture)
     if mode in ("LA", "La") and not mask:
         picture = picture.convert("L")
     elif mode not in (*grey, "I", "F") and not mode.startswith("I;16"):
         picture = picture.convert("RGB")
     values = np.asarray(picture)
-    return Stored(values[..., 0] if mask and mode in ("LA", "PA") else values, mode, white, bits, colours)
+    return Stored(values[..., 0] if mask and mode in ("LA", "PA") else values, mode, white, bits, colours, clear)
+
+
+def _clear(picture: Image.Image) -> NDArray[np.bool_] | None:
+    """Where a picture is transparent, by its alpha or by the colour that a PNG names; None where it is nowhere."""
+    named = picture.info.get("transparency")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        clear = np.asarray(picture.getchannel("A")) == 0
+    elif named is None:
+        return None
+    elif picture.mode == "I;16":
+        clear = np.asarray(picture) == named
+    else:
+        clear = np.asarray(picture.convert("RGBA").getchannel("A")) == 0
+    return clear if clear.any() else None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -282,14 +301,29 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
-    """Read a picture: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) or palette.
+    """:func:`read_shown` without where the picture is transparent."""
+    return read_shown(path)[0]
 
-    Shapes: the result is (C, H, W), C 1 (grey) or 3 (RGB), values in [0, 1] of the format's full scale.
+
+def read_shown(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Read a picture: 8 or 16 bits, grey, RGB, RGBA or palette; and where it is transparent, if it is anywhere.
+
+    What lies under a transparent pixel is nowhere shown: it is made dark, and is no grey value.
+
+    Shapes: the first is (C, H, W), C 1 (grey) or 3 (RGB), values in [0, 1] of the format's full scale; the second
+        (H, W).
 
     Raises:
         DataError: if it is missing, unreadable, cut short, too small, or has values whose scale is unknown.
     """
     stored = load(path, False)
+    image = _image(path, stored)
+    if stored.clear is not None:
+        image[:, stored.clear] = 0.0
+    return image, stored.clear
+
+
+def _image(path: Path, stored: Stored) -> NDArray[np.float32]:
     if stored.mode == "1":
         return _scaled(stored.values.astype(np.uint8) * np.float32(255.0), 255.0)
     if stored.mode in ("L", "LA", "La"):
@@ -427,7 +461,7 @@ def whole(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
     """
     with np.errstate(invalid="ignore"):
         numbers: NDArray[np.int64] = np.rint(values).astype(np.int64)
-    if not np.array_equal(numbers, values):
+    if values.size and not np.abs(numbers - values).max() <= ROUNDING:
         raise defect.MASK_VALUE.error(
             f"{path}: a mask with values that are no whole numbers; save class numbers as integers"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom import encaps, filebase, filewriter, uid
 
 from fedvfm import errors
 from fedvfm.data.volumes import dicom_seg, geometry, volumes
@@ -199,3 +200,38 @@ def test_a_segmentation_of_other_images_lies_in_their_frame_of_reference(tmp_pat
     with pytest.raises(errors.DataError) as caught:
         dicom_seg.check(tmp_path / "seg.dcm", volumes.read_header(tmp_path / "b"))
     assert caught.value.code == "mask-geometry"
+
+
+@pytest.mark.files("structures", "DICOM-SEG packed as a whole (deflated)", "PS3.5 A.5", "read")
+@pytest.mark.files("structures", "DICOM-SEG without preamble", "PS3.10, 7.1", "read")
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize("how", ["deflated", "bare"])
+def test_segmentations_packed_as_a_whole_or_without_preamble(tmp_path: Path, kind: str, how: str) -> None:
+    path = tmp_path / "study" / "seg.dcm"
+    writer.segmentation(path, study(tmp_path / "study"), labels(), kind)
+    header = volumes.read_header(tmp_path / "study")
+    expected = np.array(dicom_seg.read(path, header))
+    one = pydicom.dcmread(path)
+    if how == "deflated":
+        one.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+        one.save_as(path, enforce_file_format=True)
+    else:
+        content = filebase.DicomBytesIO()
+        content.is_little_endian, content.is_implicit_VR = True, False
+        filewriter.write_dataset(content, one)
+        path.write_bytes(content.getvalue())
+    np.testing.assert_array_equal(dicom_seg.read(path, volumes.read_header(tmp_path / "study")), expected)
+    assert expected.any()
+
+
+@pytest.mark.files("structures", "DICOM-SEG packed as HTJ2K", "PS3.5 A.4", "refused by that name")
+def test_a_packing_without_a_decoder_is_no_damage(tmp_path: Path) -> None:
+    path = writer.segmentation(tmp_path / "seg.dcm", study(tmp_path / "study"), labels(), "LABELMAP")
+    one = pydicom.dcmread(path)
+    one.file_meta.TransferSyntaxUID = uid.HTJ2KLossless
+    one.PixelData = encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(40)] * int(one.NumberOfFrames))
+    one["PixelData"].is_undefined_length, one["PixelData"].VR = True, "OB"
+    one.save_as(path, enforce_file_format=True)
+    with pytest.raises(errors.DataError, match="High-Throughput") as caught:
+        dicom_seg.read(path, volumes.read_header(tmp_path / "study"))
+    assert caught.value.code == "compressed"

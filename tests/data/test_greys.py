@@ -12,7 +12,7 @@ import pytest
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import transforms
-from fedvfm.data.volumes import dicom_series, slices, volumes
+from fedvfm.data.volumes import dicom_frames, dicom_series, slices, volumes
 from tests.data import dicom_writer as writer
 
 RAMP = np.tile(np.arange(64, dtype=np.uint16) * 10, (64, 1))
@@ -283,3 +283,57 @@ def test_bits_that_do_not_end_where_the_standard_says_are_refused(tmp_path: Path
     assert caught.value.code == "compressed"
     writer.radiograph(tmp_path / "b.dcm", RAMP | 0x8000, BitsStored=12, HighBit=11)  # an overlay in unused bits
     np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), RAMP)
+
+
+@pytest.mark.files("greys", "scout views of a CT (Image Type LOCALIZER)", "C.8.2.1.1", "no Hounsfield units; noted")
+def test_a_scout_view_is_not_in_hounsfield_units(tmp_path: Path) -> None:
+    scout: dict[str, Any] = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    writer.series(tmp_path / "a", voxels(1), LPS, **scout)
+    assert volumes.read_header(tmp_path / "a").hounsfield is False
+    assert dicom_series.SCOUT in volumes.read_header(tmp_path / "a").notes
+    writer.series(tmp_path / "b", voxels(1), LPS, RescaleType="HU", **scout)
+    assert volumes.read_header(tmp_path / "b").hounsfield is True
+
+
+@pytest.mark.files("greys", "radiographs FOR PROCESSING", "C.8.11.3", "raw values; noted")
+def test_raw_values_of_a_detector_are_noted(tmp_path: Path) -> None:
+    for intent, noted in (("FOR PROCESSING", True), ("FOR PRESENTATION", False)):
+        writer.radiograph(tmp_path / "a.dcm", RAMP, PresentationIntentType=intent, SeriesDescription=intent)
+        assert (dicom_frames.RAW in volumes.read_header(tmp_path / "a.dcm").notes) == noted
+
+
+@pytest.mark.files("greys", "greys that stand for colours (supplemental palette)", "C.7.6.19", "refused")
+def test_greys_that_stand_for_colours_are_refused(tmp_path: Path) -> None:
+    palette = {f"{colour}PaletteColorLookupTableDescriptor": [128, 128, 8] for colour in ("Red", "Green", "Blue")}
+    for presentation in ("MONOCHROME", "COLOR", "MIXED"):
+        one = writer.pixels(writer.blank("US", writer.US), RAMP)
+        one.PixelPresentation = presentation
+        for name, value in palette.items():
+            one.add_new(name, "US", value)
+        one.save_as(tmp_path / f"{presentation}.dcm", enforce_file_format=True)
+    assert volumes.read_header(tmp_path / "MONOCHROME.dcm").channels == 1
+    for presentation in ("COLOR", "MIXED"):
+        with pytest.raises(errors.DataError) as caught:
+            volumes.read_header(tmp_path / f"{presentation}.dcm")
+        assert caught.value.code == "channels"
+
+
+@pytest.mark.files("greys", "colours of fewer bits than are stored", "C.7.6.3.1", "full is what their bits hold")
+def test_colours_of_ten_bits_are_scaled_by_ten(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 1024, (6, 8, 3)).astype(np.uint16)
+    one = writer.pixels(writer.blank("SC", writer.US), values, "RGB")
+    one.BitsStored, one.HighBit = 10, 9
+    one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    shown = slices.read([tmp_path / "a.dcm"], 0).image
+    np.testing.assert_allclose(np.moveaxis(shown, 0, -1), values / 1023, atol=1e-5)
+
+
+@pytest.mark.files("greys", "frames of single bits that begin inside of a byte", "PS3.5 8.1.1", "read as they are")
+def test_single_bits_are_those_of_their_own_frame(tmp_path: Path) -> None:
+    values = (np.random.default_rng(0).random((3, 5, 7)) > 0.5).astype(np.uint8)
+    one = writer.pixels(writer.blank("SC", "1.2.840.10008.5.1.4.1.1.7.1"), values)
+    one.BitsAllocated, one.BitsStored, one.HighBit = 1, 1, 0
+    one.PixelData = np.packbits(values.ravel(), bitorder="little").tobytes()
+    one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    found = [volumes.read_slice(tmp_path / "a.dcm", at, "acquired") for at in range(3)]
+    np.testing.assert_array_equal(found, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -305,3 +306,51 @@ def test_an_empty_file_is_left_out_by_that_name(tmp_path: Path) -> None:
     writer.series(tmp_path / "a", np.zeros((8, 7, 4), np.int16), np.eye(4))
     (tmp_path / "a" / "IM0009").write_bytes(b"")
     assert any("empty" in note for note in volumes.read_header(tmp_path / "a").notes)
+
+
+@pytest.mark.files("nothing", "archives beside what is read", "", "the finding `left-out`")
+def test_archives_beside_the_studies_are_told(tmp_path: Path) -> None:
+    for name in "ab":
+        pair(tmp_path, "images", "masks", name)
+    with zipfile.ZipFile(tmp_path / "more", "w") as archive:
+        archive.writestr("c.png", b"")
+    assert make(tmp_path).left == ("more: an archive (ZIP); unpack it",)
+
+
+@pytest.mark.files("structures", "nnU-Net's `dataset`, which lists files", "nnU-Net, dataset_format.md", "refused")
+@pytest.mark.files("structures", "a list of masks as the label of one case", "MONAI datalist", "refused by that name")
+def test_lists_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        nii(tmp_path / "imagesTr" / f"{name}_0000.nii.gz")
+        nii(tmp_path / "labelsTr" / f"{name}.nii.gz")
+    names = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    listed = {"a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}}
+    (tmp_path / "dataset.json").write_text(json.dumps({**names, "numTraining": 2, "dataset": listed}))
+    assert "'dataset' lists" in str(refused(tmp_path))
+    masks = ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"]
+    training = [{"image": "imagesTr/a_0000.nii.gz", "label": masks}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "rest", "1": "x"}, "training": training}))
+    assert "a list of 2 labels" in str(refused(tmp_path))
+
+
+@pytest.mark.files("nothing", "surfaces and matrices beside images (CIFTI-2, GIFTI)", "BIDS 1.10", "no images")
+def test_surfaces_beside_images_are_no_other_suffix(tmp_path: Path) -> None:
+    (tmp_path / "dataset_description.json").write_text("{}")
+    nii(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    nii(tmp_path / "sub-1" / "func" / "sub-1_den-91k_bold.dtseries.nii")
+    nii(tmp_path / "derivatives" / "x" / "sub-1" / "sub-1_dseg.nii.gz")
+    assert len(make(tmp_path).samples()) == 4
+
+
+@pytest.mark.files("structures", "masks of floats beside a number (0.9999999)", "", "that number, to 0.0001")
+def test_floats_beside_a_class_number_are_that_class(tmp_path: Path) -> None:
+    drawn = np.zeros((8, 8, 4), np.float32)
+    drawn[2:4] = 0.9999999
+    nii(tmp_path / "images" / "a.nii")
+    nii(tmp_path / "masks" / "a.nii", drawn)
+    source = make(tmp_path)
+    assert sum(int(source.read(one).mask.sum()) for one in source.samples()) == 64
+    nii(tmp_path / "masks" / "a.nii", drawn * 0.99)
+    source = make(tmp_path)
+    with pytest.raises(errors.DataError, match="no whole numbers"):
+        source.read(source.samples()[0])

@@ -267,3 +267,27 @@ def test_masks_of_several_wide_channels_are_refused(tmp_path: Path, kind: int, c
     with pytest.raises(errors.DataError, match="16 bits in each of several channels"):
         formats.read_mask(tmp_path / "a.png")
     assert formats.read_image(tmp_path / "a.png").max() < 0.01
+
+
+@pytest.mark.files(
+    "greys", "transparent pixels of a picture (alpha 0, a PNG's transparent colour)", "PNG 12.1", "dark, as padding"
+)
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "I;16"])
+def test_what_lies_under_transparent_pixels_is_no_picture(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    clear, values = DRAWN == 1, np.where(DRAWN == 1, 250, np.arange(8, dtype=np.uint8) * 10)
+    Image.fromarray(DRAWN).save(tmp_path / "masks" / "a.png")
+    path, options = tmp_path / "images" / "a.png", {} if mode in ("RGBA", "LA") else {"transparency": 250}
+    if mode == "I;16":
+        picture = Image.fromarray(values.astype(np.uint16))
+    else:
+        picture = Image.fromarray(values.astype(np.uint8)).convert(mode)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    picture.save(path, **options)
+    source = folder.Folder(schema.SourceConfig(source="folder", path=str(tmp_path)))
+    pixels = source.read(source.samples()[0])
+    np.testing.assert_array_equal(pixels.padded, clear)
+    assert not pixels.image[:, clear].any()
+    np.testing.assert_allclose(pixels.image[0, ~clear], values[~clear] / (65535 if mode == "I;16" else 255), rtol=1e-6)

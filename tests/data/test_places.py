@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from pydicom import uid
 
 from fedvfm import errors
-from fedvfm.data.volumes import dicom, geometry, volumes
+from fedvfm.data import formats
+from fedvfm.data.volumes import dicom, dicom_series, geometry, volumes
 from fedvfm.inference import results
 from tests.data import dicom_writer as writer
 
@@ -329,3 +331,102 @@ def test_documents_are_left_out_by_their_kind(tmp_path: Path) -> None:
     header = volumes.read_header(tmp_path / "ct")
     assert header.notes == ("1 file(s) left out: SR objects are not read",)
     assert [reason for _, reason in header.left] == ["SR objects are not read"]
+
+
+# --- several things in one series -------------------------------------------------------------------------------------
+
+
+def acquisitions(folder: Path, modality: str, apart: float) -> Path:
+    """Two acquisitions of six slices in one series, the second one so many millimetres further."""
+    series = uid.generate_uid()
+    for number in (1, 2):
+        affine = LPS.copy()
+        affine[2, 3] = apart * (number - 1)
+        more = {"SeriesInstanceUID": series, "AcquisitionNumber": number}
+        writer.series(folder / str(number), voxels(), affine, modality=modality, **more)
+    return folder
+
+
+@pytest.mark.files(
+    "places",
+    "acquisitions of one series whose slices alternate (before and after contrast agent)",
+    "C.7.6.16.2.2, C.8.2.1",
+    "CT is refused, others are noted; stations one after the other are one volume",
+)
+def test_slices_of_two_acquisitions_between_each_other(tmp_path: Path) -> None:
+    refused(acquisitions(tmp_path / "ct", "CT", 1.25), "series-mixed")
+    notes = volumes.read_header(acquisitions(tmp_path / "mr", "MR", 1.25)).notes
+    assert dicom_series.ALTERNATING in notes
+    stations = volumes.read_header(acquisitions(tmp_path / "stations", "CT", 15.0))
+    assert (stations.stored.shape[2], stations.notes) == (12, ())
+
+
+@pytest.mark.files("places", "slices farther apart than their files say", "C.7.6.2, C.8.3.1", "noted")
+@pytest.mark.parametrize(
+    ("apart", "thickness", "noted"), [(2.5, 2.5, True), (5.0, 2.5, False), (None, 2.5, False), (1.0, 4.0, False)]
+)
+def test_every_second_slice_missing_is_noted(
+    tmp_path: Path, apart: float | None, thickness: float, noted: bool
+) -> None:
+    """Some writers give the gap between slices: 1 mm and 4 mm thick are 5 mm apart."""
+    more = {"SpacingBetweenSlices": apart, "SliceThickness": thickness}
+    writer.series(tmp_path / "a", voxels(), LPS, skip=(1, 3, 5), **more)
+    assert any("may be missing" in note for note in volumes.read_header(tmp_path / "a").notes) == noted
+
+
+@pytest.mark.files("places", "a copy of the screen, or a report, in a series", "C.7.6.2", "refused by its own reason")
+def test_an_image_without_a_place_among_others_is_named_as_that(tmp_path: Path) -> None:
+    series = writer.series(tmp_path / "a", voxels(), LPS)[0].SeriesInstanceUID
+    one = writer.pixels(writer.blank("CT", writer.CT, series), np.zeros((20, 30, 3), np.uint8), "RGB")
+    one.save_as(tmp_path / "a" / "z.dcm", enforce_file_format=True)
+    assert "1 of 7 images" in refused(tmp_path / "a", "series-mixed")
+
+
+@pytest.mark.files(
+    "places", "enhanced frames at one place (phases, echoes, directions)", "C.7.6.16", "pictures, no volume; noted"
+)
+def test_frames_at_one_place_are_no_volume(tmp_path: Path) -> None:
+    one = writer.enhanced(tmp_path / "a.dcm", voxels(), LPS)
+    for group in one.PerFrameFunctionalGroupsSequence:
+        group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 0]
+    one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    header = volumes.read_header(tmp_path / "a.dcm")
+    assert not header.stored.placed
+    assert dicom_series.ONE_PLACE in header.notes
+
+
+@pytest.mark.files(
+    "places", "digits of Pixel Spacing that differ inside a series", "C.7.6.2", "read; other sizes refused"
+)
+@pytest.mark.parametrize(("spacing", "right"), [("0.7500001", True), ("0.77", False)])
+def test_digits_of_pixel_spacing_make_no_other_series(tmp_path: Path, spacing: str, right: bool) -> None:
+    one = writer.series(tmp_path / "a", voxels(), LPS)[-1]
+    one.PixelSpacing = [spacing, "0.5"]
+    one.save_as(sorted((tmp_path / "a").iterdir())[-1])
+    if right:
+        assert volumes.read_header(tmp_path / "a").stored.shape == (8, 7, 6)
+    else:
+        refused(tmp_path / "a", "series-mixed")
+
+
+@pytest.mark.files("nothing", "archives in a study", "", "left out by that name")
+def test_a_packed_slice_is_named_as_that(tmp_path: Path) -> None:
+    writer.series(tmp_path / "a", voxels(), LPS)
+    last = sorted((tmp_path / "a").iterdir())[-1]
+    last.with_suffix(".dcm.gz").write_bytes(gzip.compress(last.read_bytes()))
+    last.unlink()
+    assert volumes.read_header(tmp_path / "a").notes == ("1 file(s) left out: packed with gzip; unpack it",)
+
+
+@pytest.mark.files("nothing", "pointers of Git LFS and git-annex in place of files", "", "refused by that name")
+@pytest.mark.parametrize("begin", [b"version https://git-lfs.github.com/spec/v1\n", b"/annex/objects/SHA256E-s9--"])
+def test_pointers_in_place_of_files_are_named_as_that(tmp_path: Path, begin: bytes) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "IM1").write_bytes(begin + b"0" * 200)
+    for name in ("a.nii.gz", "a.nii", "a.png", "a.nrrd", "a.mha", "a.dcm"):
+        path = tmp_path / name
+        path.write_bytes(begin + b"0" * 200)
+        with pytest.raises(errors.DataError) as caught:
+            formats.read_image(path) if name.endswith("png") else volumes.read_header(path)
+        assert "pointer in place of the file" in str(caught.value)
+    refused(tmp_path / "study", "link")

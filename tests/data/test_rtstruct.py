@@ -376,3 +376,21 @@ def test_a_damaged_set_is_skipped_by_choice_and_counted(tmp_path: Path) -> None:
     assert voxels(source) == {"image-0001": [63 * 3]}
     assert len(source.left) == 1
     assert "1 case(s) skipped" in source.info.note
+
+
+@pytest.mark.files("contours", "two structure sets with other outlines of one region (revisions)", "", "refused")
+@pytest.mark.files("contours", "a Contour Offset Vector", "C.8.8.6 (retired)", "refused by that name")
+def test_revisions_and_shifted_contours_are_refused(tmp_path: Path) -> None:
+    images = study(tmp_path, "a", [("Liver", over(LIVER))])
+    moved = over([(x + 1, y) for x, y in LIVER])
+    writer.structure_set(tmp_path / "studies" / "a" / "later.dcm", images, [("Liver", moved)])
+    source = make(tmp_path, class_names=["rest", "liver"])
+    with pytest.raises(errors.DataError, match="two versions"):
+        source.read(source.samples()[1])
+    whole = writer.structure_set(tmp_path / "studies" / "a" / "later.dcm", images, [("Liver", moved)])
+    whole.ROIContourSequence[0].ContourSequence[0].ContourOffsetVector = [0.0, 0.0, 3.0]
+    whole.save_as(tmp_path / "studies" / "a" / "rs.dcm", enforce_file_format=True)
+    (tmp_path / "studies" / "a" / "later.dcm").unlink()
+    source = make(tmp_path, class_names=["rest", "liver"])
+    with pytest.raises(errors.DataError, match="Contour Offset Vector"):
+        source.read(source.samples()[1])

@@ -192,11 +192,24 @@ def test_code_and_name_of_two_classes_are_refused(tmp_path: Path) -> None:
     assert "of several classes (liver and kidney)" in refused(tmp_path, class_names=NAMES)
 
 
-@pytest.mark.files("structures", "two objects of one structure", "", "noted, taken together")
-def test_two_versions_of_one_structure_are_noted(tmp_path: Path) -> None:
-    study(tmp_path, "a", {1: (LIVER, "v", "liver")}, {1: (LIVER, "v", "liver")})
-    source = make(tmp_path, class_names=["rest", "liver"])
+@pytest.mark.files("structures", "two objects of one structure, apart or alike", "", "noted, taken together")
+@pytest.mark.files("structures", "two versions of one structure", "", 'refused; `overlap = "last"` takes both together')
+@pytest.mark.parametrize(("axis", "moved", "right"), [(1, 0, True), (1, 1, False), (0, 2, True)])
+def test_two_versions_of_one_structure(tmp_path: Path, axis: int, moved: int, right: bool) -> None:
+    images = writer.series(tmp_path / "studies" / "a", np.zeros(SHAPE, np.int16), LPS)
+    first = drawn(1, "kidney")
+    for at, mask in enumerate((first, np.roll(first, moved, axis))):
+        writer.segmentation(tmp_path / "studies" / "a" / f"{at}.dcm", images, mask, described=[(KIDNEY, "v")])
+    source = make(tmp_path, class_names=["rest", "kidney"])
     assert structures.TWO_OBJECTS in source.notes_of(source.samples()[0])
+    both = {"image-0001": [np.count_nonzero(first | np.roll(first, moved, axis))]}
+    assert voxels(make(tmp_path, class_names=["rest", "kidney"], overlap="last")) == both
+    if right:
+        assert voxels(source) == both
+    else:
+        with pytest.raises(errors.DataError, match="two versions of one segmentation") as caught:
+            voxels(source)
+        assert caught.value.code == "mask-overlap"
 
 
 @pytest.mark.files(

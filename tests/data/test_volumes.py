@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fedvfm import errors
+from fedvfm.data.volumes import nifti as nifti_reader
 from fedvfm.data.volumes import slices, volumes
 
 AFFINE = np.array([[-0.7, 0, 0, 20.0], [0, -0.8, 0, 30.0], [0, 0, 2.5, -40.0], [0, 0, 0, 1.0]])
@@ -303,3 +304,18 @@ def test_acquired_is_the_coarse_axis(tmp_path: Path) -> None:
     assert header.step("acquired") == pytest.approx(4.0)
     fine = volumes.read_header(nifti(tmp_path / "fine.nii", voxels(), np.diag([0.9, 0.9, 0.6, 1.0])))
     assert slices.plane_of(fine, slices.View("acquired")) == "axial"
+
+
+@pytest.mark.files("places", "NIfTI whose pixdim is 0", "NIfTI-1, pixdim", "1 mm, noted; no volume in ml")
+@pytest.mark.parametrize("slices_there", [1, 3])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_voxel_size_of_0_is_noted(tmp_path: Path, ending: str, slices_there: int) -> None:
+    image = nibabel.Nifti1Image(np.ones((4, 5, slices_there), np.int16), None)
+    content = bytearray(image.to_bytes())
+    content[88:92] = bytes(4)
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    header = volumes.read_header(path)
+    assert nifti_reader.NO_SPACING in header.notes
+    assert (header.thick, header.stored.sized) == (False, slices_there == 1)
+    assert nifti_reader.NO_SPACING not in volumes.read_header(nifti(tmp_path / "b.nii", voxels(), np.eye(4))).notes

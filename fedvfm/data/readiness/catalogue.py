@@ -133,8 +133,9 @@ FILES: dict[str, Entry] = {
     "whole-slide": Entry(_B, "A slide of many thousand pixels is no image.", "Cut it into tiles, saved as PNG."),
     "mask-overlap": Entry(
         _B,
-        "A voxel has one class.",
-        'Separate the segments, give the mask as NIfTI, or let the last class count (data.options.overlap = "last").',
+        "A voxel has one class, and a structure one outline.",
+        "Separate the segments, keep one version of each structure, or let the last class count "
+        '(data.options.overlap = "last").',
     ),
     "ending": Entry(
         _B, "Files that are not read may be images you count on.", "Convert them, or move them out of the folder."

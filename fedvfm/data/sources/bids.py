@@ -116,7 +116,10 @@ def _left(
 
 
 def _volumes(paths: Iterable[Path], folder: Path, layout: layouts.Layout) -> dict[Path, Kind]:
-    """NIfTI files with their suffix and entities; a link that leads nowhere (git-annex has no file) is a fault."""
+    """NIfTI files with their suffix and entities; a link that leads nowhere (git-annex has no file) is a fault.
+
+    Surfaces and matrices (CIFTI-2: ``.dtseries.nii``, ...) are no images.
+    """
     found = {}
     for path in paths:
         if path.is_symlink() and not path.exists():
@@ -125,7 +128,7 @@ def _volumes(paths: Iterable[Path], folder: Path, layout: layouts.Layout) -> dic
                     f"{layouts.relative([path], folder)}: a link that leads nowhere; bring the file, or remove the link"
                 )
             )
-        elif path.is_file() and formats.ending(path) in (".nii", ".nii.gz"):
+        elif path.is_file() and formats.ending(path) in (".nii", ".nii.gz") and "." not in formats.stem(path):
             *pairs, suffix = formats.stem(path).split("_")
             matches = [re.fullmatch(r"([a-z]+)-(.+)", pair) for pair in pairs]
             entities: Entities = {match[1]: match[2] for match in matches if match}

@@ -323,7 +323,10 @@ def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, ch
     """
     files = case.images
     if seen.header is None:
-        pixels = data.Pixels(np.concatenate([formats.read_image(file) for file in files]))
+        shown = [formats.read_shown(file) for file in files]
+        clear = [where for _, where in shown if where is not None]
+        padded = np.logical_and.reduce(clear) if len(clear) == len(files) else None
+        pixels = data.Pixels(np.concatenate([image for image, _ in shown]), padded=padded)
     elif channels and seen.header.channels == 1:
         # One file a channel: those that are not asked for need not be read.
         _check_channels(files[0], channels, len(files))

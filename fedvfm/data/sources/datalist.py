@@ -116,6 +116,13 @@ def _case(folder: Path, entry: Any, where: str, layout: layouts.Layout) -> layou
     listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     images = [_inside(folder, one, where, layout.faults) for one in listed]
     label = entry["label"]
+    if isinstance(label, list):
+        layout.faults.append(
+            defect.DATASET_JSON.fault(
+                f"{where}: a list of {len(label)} labels; one mask with a number for each class is read, so join them"
+            )
+        )
+        return None
     is_mask = isinstance(label, str) and label not in layout.class_names
     mask = _inside(folder, label, where, layout.faults) if is_mask else None
     number = None if is_mask else _number(label, where, layout)

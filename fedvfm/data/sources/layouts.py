@@ -298,13 +298,16 @@ def alone(images: Mapping[str, str], masks: Mapping[str, str], image: str, mask:
 
 
 def beside(folder: Path, used: Sequence[Path | None], begin: str = "") -> list[str]:
-    """What a folder holds beside the folders that are read: images, and folders with images, one sentence each."""
+    """What a folder holds beside the folders that are read: images, archives, folders with images; a sentence each."""
     found = []
     for path in sorted(folder.iterdir()):
         if path in used or path.name.startswith("."):
             continue
+        archive = side_files.instead(side_files.head(path), side_files.ARCHIVES)
         if path.is_file() and formats.ending(path):
             found.append(f"{begin}{path.name}: an image beside the folders that are read")
+        elif archive:
+            found.append(f"{begin}{path.name}: {archive}")
         elif path.is_dir():
             images = sum(bool(formats.ending(image)) for image in path.iterdir())
             found += [f"{begin}{path.name}/: {images} image(s) in a folder that is not read"] if images else []
@@ -470,6 +473,13 @@ def nnunet(folder: Path, options: Options) -> Layout:
         layout.faults.append(
             defect.DATASET_JSON.fault(
                 f"dataset.json: 'channel_names' is missing{old if 'modality' in settings else ''}"
+            )
+        )
+    if settings.get("dataset"):
+        layout.faults.append(
+            defect.DATASET_JSON.fault(
+                "dataset.json: 'dataset' lists the files of each case itself, which is not read; bring the cases it "
+                "lists as imagesTr/ and labelsTr/, and leave 'dataset' out"
             )
         )
     layout.class_names = label_names(settings, layout.faults)

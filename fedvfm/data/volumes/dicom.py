@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedvfm import errors
-from fedvfm.data import defect
+from fedvfm.data import defect, side_files
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom_frames, geometry
 from fedvfm.runtime import logs
@@ -180,12 +180,16 @@ def damaged(where: str, error: Exception, what: str = "damaged header") -> error
 
 def is_dicom(path: Path) -> bool:
     """Whether the file is DICOM by its content, whatever its name: with the preamble of PS3.10, or without it."""
-    return _head(path)[128:132] == b"DICM" or begins_bare(path)
+    return _begins(side_files.head(path, HEAD_BYTES))
+
+
+def _begins(head: bytes) -> bool:
+    return head[128:132] == b"DICM" or is_bare(head)
 
 
 def begins_bare(path: Path) -> bool:
     """Whether a file begins as a data set does, without the preamble of PS3.10."""
-    head = _head(path)
+    head = side_files.head(path, HEAD_BYTES)
     return head[128:132] != b"DICM" and is_bare(head)
 
 
@@ -277,10 +281,16 @@ def _asked(path: Path, files: Sequence[Path], left: list[tuple[Path, str]]) -> I
             raise defect.UNREADABLE.error(f"{where}: cannot be read; give this user the right to, or remove it")
         if not file.is_file():
             left.append((file, "a pipe, socket or device, no regular file"))
-        elif is_dicom(file) or file.name.lower().endswith(ENDINGS) or path.is_file():
+            continue
+        head = side_files.head(file, HEAD_BYTES)
+        pointer = side_files.instead(head, side_files.POINTERS)
+        if pointer:
+            raise defect.LINK.error(f"{where}: {pointer}")
+        if _begins(head) or file.name.lower().endswith(ENDINGS) or path.is_file():
             yield file, where
         else:
-            left.append((file, "no DICOM" if file.stat().st_size else "empty, 0 bytes"))
+            what = side_files.instead(head, side_files.ARCHIVES) or "no DICOM"
+            left.append((file, what if head else "empty, 0 bytes"))
 
 
 def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
@@ -291,7 +301,7 @@ def read_tags(file: Path, where: str, tags: Sequence[str] = TAGS) -> Any:
     """
     import pydicom  # only users of DICOM pay for it
 
-    head = _head(file)
+    head = side_files.head(file, HEAD_BYTES)
     if DEFLATED.encode() in head:
         _check_inflated(file, where)
     try:
@@ -348,17 +358,6 @@ def named_slice(items: Iterable[Any], slices: Mapping[tuple[str, int], int]) -> 
     return named.pop() if len(named) == 1 else None
 
 
-def _head(file: Path) -> bytes:
-    """The first bytes of a file; nothing of one that cannot be read, which is told when it is read, nor of a pipe."""
-    try:
-        if not file.is_file():
-            return b""
-        with file.open("rb") as opened:
-            return opened.read(HEAD_BYTES)
-    except OSError:
-        return b""
-
-
 def syntax(tags: Any) -> Any:
     """The transfer syntax UID of a file where the standard knows it, else None; of a bare data set as it was read."""
     import pydicom.uid as uids
@@ -400,9 +399,7 @@ def examine(file: Path, where: str) -> Contents:
                 raise defect.WHOLE_SLIDE.error(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
             _check_length(tags, file, where)
             packing = syntax(tags)
-            slices, notes = dicom_frames.read(
-                tags, file, where, deflated=packing == DEFLATED, bare=tags.preamble is None
-            )
+            slices, notes = dicom_frames.read(tags, file, where, packed=packing == DEFLATED, bare=tags.preamble is None)
             key = (str(tags.get("SeriesInstanceUID", "")), modality)
             number = dicom_frames.whole(tags.get("SeriesNumber"))
             return Contents(kind, uid, "image", "", key, number, tuple(slices), tuple(notes), _curved(tags))

@@ -20,6 +20,7 @@ from fedvfm.data.volumes import geometry
 from fedvfm.data.volumes import header as headers
 
 TAGS = (
+    "AcquisitionNumber",
     "BitsAllocated",
     "BitsStored",
     "Columns",
@@ -44,9 +45,12 @@ TAGS = (
     "PhotometricInterpretation",
     "PixelPaddingRangeLimit",
     "PixelPaddingValue",
+    "PixelPresentation",
     "PixelRepresentation",
     "PixelSpacing",
+    "PresentationIntentType",
     "PresentationLUTShape",
+    "RedPaletteColorLookupTableDescriptor",
     "RescaleIntercept",
     "RescaleSlope",
     "RescaleType",
@@ -68,6 +72,7 @@ TILES = {"SIEMENS MR HEADER": (0x00190010, 0x0019100A), "Image Private Header": 
 A copy that lost its Image Type still says by these that it is a mosaic.
 """
 CENTIMETRES = 3
+GREY = "MONOCHROME2"
 UNITS = ("HU", "US", "OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
 """Rescale types of PS3.3, C.11.1.1.2; others are shown as "other"."""
 PET_UNITS = (
@@ -107,6 +112,12 @@ CONTRADICTS = (
 )
 NO_SLOPE = "a rescale slope of 0 was taken for 1"
 AS_VIEWS = "its frames are views (detectors, energy windows or pages), not moments of one view"
+RAW = (
+    "holds raw values for processing (Presentation Intent Type), not the picture that is shown: contrast, and which "
+    "end is dark, are not those of other radiographs"
+)
+LOCALISER = "LOCALIZER"
+"""Third word of the Image Type of a CT's scout view: the standard does not say what its values are (C.8.2.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +133,11 @@ class Slice:
         spacing: (row, column) millimetres, or None.
         thickness: millimetres, or None; where there is none the distance from slice to slice.
         scaled: whether the file says how stored values become values (rescale or Modality LUT).
-        units: a rescale type of :data:`UNITS`, of PET one of :data:`PET_UNITS`, "other", or empty.
+        units: a rescale type of :data:`UNITS`, of PET one of :data:`PET_UNITS`, "other", :data:`LOCALISER`, or empty.
         moment: whether it is one of several moments of one view.
         reference: the frame of reference that positions are given in, or empty; never shown.
+        acquisition: number of the acquisition it is of, or None.
+        apart: millimetres to the next slice as the file says, or None.
     """
 
     frame: headers.Frame
@@ -139,6 +152,8 @@ class Slice:
     units: str = ""
     moment: bool = False
     reference: str = field(default="", repr=False)
+    acquisition: int | None = None
+    apart: float | None = None
 
     @property
     def normal(self) -> NDArray[np.float64] | None:
@@ -164,8 +179,10 @@ class Place:
     position: tuple[float, ...] | None
 
 
-def read(tags: Any, file: Path, where: str, *, deflated: bool, bare: bool) -> tuple[list[Slice], list[str]]:
+def read(tags: Any, file: Path, where: str, *, packed: bool, bare: bool) -> tuple[list[Slice], list[str]]:
     """One slice a frame, and what is to be said of the file.
+
+    ``packed`` is whether the file is packed as a whole.
 
     Raises:
         DataError: for a mosaic, projections, frames of which nobody says whether they are places or moments, and bits
@@ -174,6 +191,7 @@ def read(tags: Any, file: Path, where: str, *, deflated: bool, bare: bool) -> tu
     """
     _refuse_mosaic(tags, where)
     _refuse_shifted(tags, where)
+    _refuse_coloured(tags, where)
     uid, rows, columns = str(tags.get("SOPInstanceUID", "")), int(tags.Rows), int(tags.Columns)
     photometric = tags.get("PhotometricInterpretation")
     samples = 3 if photometric == "PALETTE COLOR" else int(tags.get("SamplesPerPixel", 1))
@@ -191,10 +209,12 @@ def read(tags: Any, file: Path, where: str, *, deflated: bool, bare: bool) -> tu
     inverted, padding = photometric == "MONOCHROME1", _padding(tags)
     if photometric == "MONOCHROME2" and tags.get("PresentationLUTShape") == "INVERSE":
         notes.append(CONTRADICTS)
-    found = []
+    if tags.get("PresentationIntentType") == "FOR PROCESSING":
+        notes.append(RAW)
+    found, together = [], packed or has_split_bytes(tags)
     for index, place in enumerate(places):
         slope, intercept, scaled = _rescale(tags, levels[index], notes)
-        frame = headers.Frame(file, index, uid, slope, intercept, deflated, bare, inverted, table, padding)
+        frame = headers.Frame(file, index, uid, slope, intercept, together, bare, inverted, table, padding)
         measures = (tags, levels[index])
         found.append(
             Slice(
@@ -210,9 +230,16 @@ def read(tags: Any, file: Path, where: str, *, deflated: bool, bare: bool) -> tu
                 _units(*measures),
                 moment,
                 str(tags.get("FrameOfReferenceUID") or ""),
+                whole(_get(tags, levels[index], "FrameContentSequence", "FrameAcquisitionNumber", "AcquisitionNumber")),
+                _apart(*measures),
             )
         )
     return found, notes
+
+
+def has_split_bytes(tags: Any) -> bool:
+    """Whether frames of single bits begin inside of a byte (PS3.5, 8.1.1): pydicom cuts them wrongly one by one."""
+    return whole(tags.get("BitsAllocated")) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
 
 
 def count(tags: Any) -> int:
@@ -238,6 +265,20 @@ def _refuse_shifted(tags: Any, where: str) -> None:
         raise defect.COMPRESSED.error(
             f"{where}: {stored} bits a value of which the highest is bit {high} instead of {stored - 1}; export it "
             "again"
+        )
+
+
+def _refuse_coloured(tags: Any, where: str) -> None:
+    """Refuse grey values of which some are places in a palette of colours (PS3.3, C.7.6.19): Doppler, fused maps.
+
+    Raises:
+        DataError: with the remedy.
+    """
+    coloured = tags.get("PixelPresentation") in ("COLOR", "MIXED") and tags.get("SamplesPerPixel", 1) == 1
+    if coloured and "RedPaletteColorLookupTableDescriptor" in tags and tags.get("PhotometricInterpretation") == GREY:
+        raise defect.CHANNELS.error(
+            f"{where}: grey values of which some stand for colours (supplemental palette); export it in colour (RGB), "
+            "or without its colours"
         )
 
 
@@ -316,7 +357,7 @@ def _refuse_unknown(tags: Any, where: str) -> None:
 
 
 def _kind_of(tags: Any) -> str:
-    """The third word of a nuclear medicine file's Image Type ("STATIC", "RECON TOMO", ...)."""
+    """The third word of a file's Image Type: of nuclear medicine "STATIC", "RECON TOMO", ..., of CT "LOCALIZER"."""
     said = tags.get("ImageType") or ""
     words = [] if isinstance(said, str) else list(said)
     return str(words[2]).strip().upper() if len(words) > 2 else ""
@@ -368,13 +409,13 @@ def _first(levels: Sequence[Any], name: str, length: int) -> tuple[float, ...] |
     return next((one for one in found if one is not None), None)
 
 
-def _get(tags: Any, levels: Sequence[Any], group: str, name: str) -> Any:
-    """An element from a frame's functional groups, the shared ones, or the file's own level."""
+def _get(tags: Any, levels: Sequence[Any], group: str, name: str, outside: str = "") -> Any:
+    """An element from a frame's functional groups, the shared ones, or the file (``outside``: its name there)."""
     for level in levels:
         for item in (level.get(group) or ()) if level is not None else ():
             if item.get(name) is not None:
                 return item.get(name)
-    return tags.get(name)
+    return tags.get(outside or name)
 
 
 def _rescale(tags: Any, levels: Sequence[Any], notes: list[str]) -> tuple[float, float, bool]:
@@ -397,6 +438,8 @@ def _units(tags: Any, levels: Sequence[Any]) -> str:
     if not said:
         table = next(iter(tags.get("ModalityLUTSequence") or ()), None)
         said = "" if table is None else str(table.get("ModalityLUTType") or "").strip().upper()
+    if not said and tags.get("Modality") == "CT" and _kind_of(tags) == LOCALISER:
+        return LOCALISER
     return said if said in UNITS or not said else "other"
 
 
@@ -445,6 +488,11 @@ def _thickness(tags: Any, levels: Sequence[Any]) -> float | None:
         if found is not None and found[0] != 0.0:
             return abs(found[0])
     return None
+
+
+def _apart(tags: Any, levels: Sequence[Any]) -> float | None:
+    found = numbers(_get(tags, levels, "PixelMeasuresSequence", "SpacingBetweenSlices"), 1)
+    return abs(found[0]) if found is not None and found[0] else None
 
 
 def numbers(value: Any, length: int) -> tuple[float, ...] | None:

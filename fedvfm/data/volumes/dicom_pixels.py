@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,9 +134,11 @@ def _decoded(frame: headers.Frame, where: str) -> tuple[NDArray[Any], Any]:
     try:
         with dicom.quietly():
             # Frames of other files are found by their place in the file; these have to be unpacked first.
-            if frame.deflated or frame.bare:
+            together = frame.together or frame.bare
+            if together:
                 tags = _whole(frame)
-            together = frame.deflated or frame.bare
+                if dicom_frames.has_split_bytes(tags):
+                    return _all(tags)[frame.number], tags
             source = {"src": tags} if together else {"src": frame.file, "ds_out": tags, "specific_tags": extra}
             try:
                 return pixels.pixel_array(**source, index=frame.number), tags
@@ -158,6 +162,43 @@ def _whole(frame: headers.Frame) -> Any:
     if frame.bare and "TransferSyntaxUID" not in tags.file_meta:
         tags.file_meta.TransferSyntaxUID = dicom.syntax(tags)
     return tags
+
+
+def _all(tags: Any) -> Values:
+    """All frames of a grey file with its pixels in memory. Shapes: (frames, rows, columns)."""
+    from pydicom.pixels import utils as pixels
+
+    return np.asarray(pixels.pixel_array(tags)).reshape(-1, int(tags.Rows), int(tags.Columns))
+
+
+def stored(file: Path, where: str, tags: Any) -> Iterator[Values]:
+    """Values of the frames of a grey file as they are stored, in their order; a large file is not unpacked whole.
+
+    Shapes: (rows, columns) each.
+
+    Args:
+        file: the file.
+        where: for messages.
+        tags: its elements :data:`dicom_frames.TAGS`, as far as it has them.
+
+    Raises:
+        DataError: if one cannot be decoded.
+    """
+    import pydicom
+    from pydicom.pixels import utils as pixels
+
+    bare = dicom.begins_bare(file)
+    together = bare or dicom.syntax(tags) == dicom.DEFLATED or dicom_frames.has_split_bytes(tags)
+    frame = headers.Frame(file, together=together, bare=bare)
+    try:
+        with dicom.quietly():
+            if together:
+                yield from _all(_whole(frame))
+                return
+            for number in range(dicom_frames.count(tags)):
+                yield np.asarray(pixels.pixel_array(file, index=number))
+    except (*dicom.BROKEN, pydicom.errors.InvalidDicomError) as error:
+        raise _fault(where, frame, error) from None
 
 
 def _by_gdcm(frame: headers.Frame) -> NDArray[Any]:
@@ -215,7 +256,7 @@ def _values(stored: NDArray[Any], tags: Any, header: headers.Header, frame: head
     if tags.PhotometricInterpretation == "PALETTE COLOR":
         return np.asarray(processing.apply_color_lut(stored, tags))[..., :3]
     if header.channels == 3:
-        return stored
+        return _filled(stored, tags)
     turned = frame.inverted and header.modality not in IN_UNITS
     if frame.table and tags.get("ModalityLUTSequence"):
         # The table's outputs run from 0 to what the bits of its entries hold (PS3.3, C.11.1.1). Some writers say 10
@@ -230,6 +271,15 @@ def _values(stored: NDArray[Any], tags: Any, header: headers.Header, frame: head
         stored = sum(_limits(tags)) - stored.astype(np.int64)
     scaled = _rescaled(stored, frame.slope, frame.intercept)
     return np.maximum(scaled, scaled.dtype.type(AIR_HU)) if header.hounsfield else scaled
+
+
+def _filled(colours: NDArray[Any], tags: Any) -> NDArray[Any]:
+    """Colours of which fewer bits are used than there is room for, spread over all of them: full is full."""
+    room = 8 * colours.dtype.itemsize
+    used = int(tags.get("BitsStored", room))
+    if used >= room or colours.dtype.kind != "u":
+        return colours
+    return np.asarray(np.rint(colours * ((2**room - 1) / (2**used - 1))), dtype=colours.dtype)
 
 
 def _limits(tags: Any) -> tuple[int, int]:

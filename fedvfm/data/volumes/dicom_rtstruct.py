@@ -228,7 +228,7 @@ def _numbers(item: Any, most: int = -1) -> Points:
     else:
         parts = list(stored)[: most if most > 0 else None]
     points = np.array([float(part) for part in parts], dtype=np.float64)
-    if points.size == 0 or points.size % 3 or not np.isfinite(points).all() or item.get("ContourOffsetVector"):
+    if points.size == 0 or points.size % 3 or not np.isfinite(points).all():
         raise ValueError
     return points.reshape(-1, 3)
 
@@ -245,6 +245,11 @@ def _planes(where: str, closed: Sequence[Any], image: headers.Header) -> list[Pl
     Raises:
         DataError: for a contour that lies beyond the images, or as near to one slice as to the next.
     """
+    if any(item.get("ContourOffsetVector") for item in closed):
+        raise defect.MASK_GEOMETRY.error(
+            f"{where}: contours that are shifted by a Contour Offset Vector (retired), which is not read; export it "
+            "again"
+        )
     slices = {(frame.uid, frame.number): at for at, frame in enumerate(image.frames)}
     placed: dict[tuple[int, int], list[tuple[float, Any]]] = {}
     try:

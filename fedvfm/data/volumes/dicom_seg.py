@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedvfm.data import defect, structures
 from fedvfm.data.decoding import decoder
-from fedvfm.data.volumes import dicom, dicom_frames, dicom_rtstruct, dicom_series, geometry
+from fedvfm.data.volumes import dicom, dicom_frames, dicom_pixels, dicom_rtstruct, dicom_series, geometry
 from fedvfm.data.volumes import header as headers
 
 TAGS = (
@@ -258,12 +258,18 @@ def _stored(
 ) -> NDArray[np.uint16]:
     """What the objects hold, in stored axes; ``items`` are those of the table of :func:`read`."""
     table = None if items is None else dict(items)
-    canvas = _Canvas(np.zeros(image.stored.shape, dtype=np.uint16), merging)
+    canvas = _Canvas(np.zeros(image.stored.shape, dtype=np.uint16), merging, len(objects.files))
     for where, file in _each(path, _some(path, objects, image)):
+        canvas.begin()
         if objects.contours:
             _draw_contours(where, file, image, table, canvas)
         else:
             _draw_segments(where, file, image, table, canvas)
+        if canvas.is_version() and not merging.last:
+            raise defect.MASK_OVERLAP.error(
+                f"{where}: draws a structure that another object of the study draws, too, and otherwise: two versions "
+                'of one segmentation; keep one, or have both count together (data.options.overlap = "last")'
+            )
     if canvas.overlapping and not (objects.contours and table is None):
         raise defect.MASK_OVERLAP.error(
             f"{path}: classes overlap in {canvas.overlapping} voxels, but a voxel has one class; separate them, give "
@@ -274,16 +280,21 @@ def _stored(
 
 
 class _Canvas:
-    """A label volume that classes are painted on, (columns, rows, slices)."""
+    """A label volume that classes are painted on, (columns, rows, slices), by one object of a study after the other."""
 
-    def __init__(self, labels: NDArray[np.uint16], merging: Merging) -> None:
+    def __init__(self, labels: NDArray[np.uint16], merging: Merging, objects: int = 1) -> None:
         self.labels, self._last, self.overlapping = labels, merging.last, 0
+        self._painter = np.zeros(labels.shape, np.uint16) if objects > 1 else None
+        self._object, self._earlier = 0, np.zeros(LARGEST + 1, np.int64)
+        self._own, self._again = (np.zeros(LARGEST + 1, np.int64) for _ in range(2))
         self._final = np.arange(LARGEST + 1, dtype=np.uint16)
         self._final[: len(merging.numbers)] = merging.numbers
 
     def paint(self, at: int, drawn: NDArray[np.uint16]) -> None:
         """Put classes, (columns, rows) and 0 where none is, on a slice."""
         current = self.labels[:, :, at]
+        if self._painter is not None:
+            self._count(self._painter[:, :, at], current, drawn)
         old, new = self._final[current], self._final[drawn]
         clash = (current > 0) & (drawn > 0) & (old != new)
         # The background gives way to a class, whichever was painted first.
@@ -294,6 +305,28 @@ class _Canvas:
         else:
             self.overlapping += int(np.count_nonzero(both))
         np.copyto(current, drawn, where=take)
+
+    def begin(self) -> None:
+        """The next object."""
+        self._object += 1
+        self._earlier += self._own
+        self._own[:], self._again[:] = 0, 0
+
+    def _count(self, painter: NDArray[np.uint16], current: NDArray[np.uint16], drawn: NDArray[np.uint16]) -> None:
+        """Voxels of each class that this object draws, and those of them that others gave this class before."""
+        self._own += np.bincount(drawn[drawn > 0], minlength=LARGEST + 1)
+        again = (drawn > 0) & (drawn == current) & (painter > 0) & (painter != self._object)
+        self._again += np.bincount(drawn[again], minlength=LARGEST + 1)
+        painter[(drawn > 0) & (painter == 0)] = self._object
+
+    def is_version(self) -> bool:
+        """Whether this object draws most of a class that others drew already, but not just the same: a version of it.
+
+        Objects that do not overlap, or by a margin, are parts of one structure (two lesions).
+        """
+        smaller = np.minimum(self._own, self._earlier)
+        copy = (self._again == self._own) & (self._own == self._earlier)
+        return bool(((self._again > HALF * smaller) & ~copy).any())
 
     def fill(self, at: int, number: int, where: NDArray[np.bool_]) -> None:
         """Give voxels of a slice that have no class yet one."""
@@ -306,11 +339,7 @@ def _draw_segments(
 ) -> None:
     tags, places = _frames(where, file, image)
     classes = _classes(where, tags, table)
-    # pydicom 3.0 cuts single frames wrongly where frames of packed bits do not end with a byte.
-    together = int(tags.get("BitsAllocated", 1)) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
-    whole = _decoded(where, file, None) if together else None
-    for frame, (at, segment) in enumerate(places):
-        values = _decoded(where, file, frame) if whole is None else whole.reshape(-1, *whole.shape[-2:])[frame]
+    for (at, segment), values in zip(places, dicom_pixels.stored(file, where, tags), strict=True):
         canvas.paint(at, _numbers(where, values.T, segment, tags, classes))
 
 
@@ -335,17 +364,6 @@ def _classes(where: str, tags: Any, table: Mapping[structures.Key, int] | None) 
     return {
         one.value: one.value if table is None else table[one.key] for one in held if table is None or one.key in table
     }
-
-
-def _decoded(where: str, file: Path, frame: int | None) -> NDArray[Any]:
-    """One frame, (rows, columns), so that a large segmentation is never unpacked whole; or all of them."""
-    from pydicom.pixels import utils as pixels
-
-    try:
-        with dicom.quietly():
-            return np.asarray(pixels.pixel_array(file, index=frame))
-    except dicom.BROKEN as error:
-        raise dicom.damaged(where, error, "damaged or cut short") from None
 
 
 def _numbers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedvfm.data.volumes import header as headers
 
 UNEVEN = 0.1
 """How far a slice may lie from its place, in steps from slice to slice."""
+FARTHER = 1.5
 PARALLEL = 1e-3
 NO_STEP_MM = 0.01
 SHOWN = 5
@@ -25,6 +27,7 @@ ROUNDED_SHARE = 0.16
 """The same in steps of the fit: where one of four slices is missing the others lie a sixth of a step beside it."""
 NO_THICKNESS = "its one slice does not say how thick it is; 1 mm was taken, and volumes in ml are not told"
 NOT_HOUNSFIELD = "values are not in Hounsfield units"
+SCOUT = f"{NOT_HOUNSFIELD}: a localiser (Image Type), of whose values the standard does not say what they are"
 UNSCALED = "the file does not say how its values become Hounsfield units (no rescale slope and intercept)"
 NO_SIZE = "does not say how large a pixel is (Pixel Spacing is missing), so it is read as a picture without a place"
 PET = {
@@ -35,6 +38,11 @@ PET = {
 }
 """What is to be said of a PET by its unit; of units not named here that they are no SUV."""
 PET_OTHER = "PET values are neither activity nor SUV, so that no two series compare"
+ONE_PLACE = (
+    "all its frames lie at one place and do not say that they are moments (phases, echoes, directions); each is a "
+    "picture by itself"
+)
+ALTERNATING = "slices of several acquisitions (Acquisition Number) alternate; each may be a volume of its own"
 CURVED = "carries a table for display (VOI LUT); values are taken as stored, not as a viewer shows them"
 
 Points = NDArray[np.float64]
@@ -81,7 +89,8 @@ def arrange(path: Path, series: dicom.Series, notes: tuple[str, ...] = ()) -> he
         DataError: see :func:`read_header`.
     """
     slices = series.slices
-    if len({(one.rows, one.columns, one.samples, one.spacing) for one in slices}) > 1:
+    _refuse_unplaced(path, series)
+    if len({(frame.rows, frame.columns, frame.samples) for frame in slices}) > 1 or not _one_spacing(slices):
         raise defect.SERIES_MIXED.error(
             f"{path}: images of different size or spacing in one {series}; split it into series"
         )
@@ -106,7 +115,32 @@ def arrange(path: Path, series: dicom.Series, notes: tuple[str, ...] = ()) -> he
     if len({one.frame.file for one in slices}) > 1:
         clips = len({one.frame.file for one in slices})
         raise defect.SERIES_MIXED.error(f"{path}: {clips} clips or pictures in one {series}; make a folder of each")
-    return _pictures(path, series, (*notes, NO_SIZE) if placed and not film else notes)
+    if placed:
+        notes = (*notes, ONE_PLACE) if film and not first.moment else notes if film else (*notes, NO_SIZE)
+    return _pictures(path, series, notes)
+
+
+def _refuse_unplaced(path: Path, series: dicom.Series) -> None:
+    """Refuse a series of which some images lie in the patient and others (screen copies, reports) do not say where.
+
+    Raises:
+        DataError: with their number.
+    """
+    lacking = [frame for frame in series.slices if frame.position is None or frame.orientation is None]
+    if 0 < len(lacking) < len(series.slices):
+        raise defect.SERIES_MIXED.error(
+            f"{path}: {len(lacking)} of {len(series.slices)} images of {series} do not say where they lie in the "
+            "patient, the others do (a copy of the screen, a report?); take them out"
+        )
+
+
+def _one_spacing(slices: Sequence[dicom_frames.Slice]) -> bool:
+    """Whether pixels are of one size, up to how numbers were written: over a whole slice they stay at their places."""
+    known = [frame.spacing for frame in slices if frame.spacing is not None]
+    if len(known) < len(slices):
+        return not known
+    side = max(slices[0].rows, slices[0].columns)
+    return bool(np.ptp(np.array(known), axis=0).max() * side <= geometry.SAME_PLACE_MM)
 
 
 def _refuse_mixed(path: Path, series: dicom.Series) -> None:
@@ -136,6 +170,8 @@ def _hounsfield(series: dicom.Series) -> tuple[bool | None, tuple[str, ...]]:
     if not all(one.scaled for one in series.slices):
         return False, (f"{NOT_HOUNSFIELD}: {UNSCALED}",)
     units = {one.units for one in series.slices} - {"", "HU"}
+    if units == {dicom_frames.LOCALISER}:
+        return False, (SCOUT,)
     if units:
         return False, (f"{NOT_HOUNSFIELD} but of rescale type {', '.join(sorted(units))}",)
     return True, ()
@@ -195,7 +231,7 @@ def _volume(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers
     slices = [series.slices[i] for i in order]
     positions = np.array([one.position for one in slices], dtype=np.float64)
     step, start, more = _step(path, series, along[order], positions, normal)
-    notes = (*notes, *more)
+    notes = (*notes, *more, *_alternating(path, series, slices), *_farther(slices, float(np.linalg.norm(step))))
     spacing = slices[0].spacing or (1.0, 1.0)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * spacing[1], column * spacing[0], step
@@ -210,6 +246,40 @@ def _volume(path: Path, series: dicom.Series, notes: tuple[str, ...]) -> headers
     thick = len(slices) > 1 or slices[0].thickness is not None
     found = tuple(one.frame for one in slices)
     return _header(path, series, grid, grid.turn().axes[2], found, notes, thick=thick)
+
+
+def _alternating(path: Path, series: dicom.Series, slices: Sequence[dicom_frames.Slice]) -> tuple[str, ...]:
+    """What is to be said of slices of several acquisitions that lie between each other, not one after the other.
+
+    Raises:
+        DataError: of a CT, whose acquisitions differ in contrast agent or moment.
+    """
+    numbers = [frame.acquisition for frame in slices]
+    changes = sum(here != there for here, there in itertools.pairwise(numbers))
+    if changes < len(set(numbers)):
+        return ()
+    if series.modality == "CT":
+        raise defect.SERIES_MIXED.error(
+            f"{path}: {ALTERNATING.replace('may be', 'is')} (before and after contrast agent, say), in one {series}; "
+            "split it by Acquisition Number"
+        )
+    return (ALTERNATING,)
+
+
+def _farther(slices: Sequence[dicom_frames.Slice], step: float) -> tuple[str, ...]:
+    """What is to be said of slices that lie farther apart than their files say: every second one may be missing.
+
+    Some writers give the gap between slices, without their thickness, where the standard means from centre to centre.
+    """
+    stated, thickness = slices[0].apart, slices[0].thickness
+    if len(slices) < 2 or stated is None or step < FARTHER * stated:
+        return ()
+    if thickness is not None and stated < thickness and abs(stated + thickness - step) <= UNEVEN * step:
+        return ()
+    return (
+        f"slices lie {step:g} mm apart, where their files say {stated:g} mm (Spacing Between Slices): some may be "
+        "missing everywhere",
+    )
 
 
 def _step(

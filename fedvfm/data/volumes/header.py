@@ -20,7 +20,7 @@ class Frame:
         number: which frame of it, from 0.
         uid: its SOP instance UID, which DICOM-SEG objects refer to.
         slope, intercept: stored value to the file's units (rescale).
-        deflated: whether the file is packed as a whole.
+        together: whether its frames can only be read all together: packed as a whole, or single bits that split bytes.
         bare: whether the file begins without the 128 bytes and "DICM" of PS3.10.
         inverted: whether it shows small values bright (MONOCHROME1).
         table: whether its Modality LUT is applied to the values.
@@ -32,7 +32,7 @@ class Frame:
     uid: str = field(default="", repr=False)
     slope: float = 1.0
     intercept: float = 0.0
-    deflated: bool = False
+    together: bool = False
     bare: bool = False
     inverted: bool = False
     table: bool = False

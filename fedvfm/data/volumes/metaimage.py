@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import defect
+from fedvfm.data import defect, side_files
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import geometry, nifti
 from fedvfm.data.volumes import header as headers
@@ -145,7 +145,7 @@ def _fields(path: Path) -> tuple[Fields, int]:
 
 
 def _unreadable(path: Path, reason: str) -> errors.DataError:
-    return defect.UNREADABLE.error(f"{path}: unreadable MetaImage ({reason}); copy the file again or remove it")
+    return side_files.unreadable(path, "MetaImage", reason)
 
 
 def _flag(fields: Fields, *keys: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import defect
+from fedvfm.data import defect, side_files
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import geometry
 from fedvfm.data.volumes import header as headers
@@ -27,6 +27,7 @@ UNITS = {"meter": 1000.0, "micron": 0.001}
 """Units of length other than millimetres -> millimetres; where none is said, millimetres are meant."""
 GZIP_RATIO = 1032
 """Deflate packs no better, so a file that claims more is damaged; asked before memory is taken."""
+NO_SPACING = "does not say how large a voxel is along each axis (pixdim is 0); 1 mm was taken"
 NO_AFFINE = "neither sform nor qform is set, so its sides are a guess: left may be right"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -83,7 +84,7 @@ def _open(path: Path) -> Any:
     try:
         image = loadsave.load(path)
     except (*_BROKEN, filebasedimages.ImageFileError, spatialimages.HeaderDataError) as error:
-        raise defect.UNREADABLE.error(f"{path}: unreadable NIfTI ({error}); copy the file again or remove it") from None
+        raise side_files.unreadable(path, "NIfTI", error) from None
     # Files of this ending may hold surfaces or matrices (CIFTI-2: .dscalar.nii, .dconn.nii, ...).
     if not isinstance(image, nifti1.Nifti1Pair):
         raise defect.ENDING.error(
@@ -116,13 +117,29 @@ def read_header(path: Path) -> headers.Header:
         )
     _check_length(path, image)
     affine = _scaled(np.asarray(image.affine, np.float64), _millimetres(image))
-    grid = geometry.Grid((shape[0], shape[1], shape[2] if len(shape) == 3 else 1), affine)
+    unsaid = _unsaid(path, image)
+    # Of a slice that does not say how thick it is the size of pixels is known all the same.
+    sized = not unsaid or (unsaid == {2} and shape[2:] in ((), (1,)))
+    grid = geometry.Grid((shape[0], shape[1], shape[2] if len(shape) == 3 else 1), affine, sized=sized)
     try:
-        notes = _affines(image, grid)
+        notes = _affines(image, grid) + (NO_SPACING,) * bool(unsaid)
         # Of two axes the header says the size of pixels alone.
-        return headers.Header(path, "nifti", grid, coarsest(grid), notes=notes, thick=len(shape) == 3)
+        return headers.Header(path, "nifti", grid, coarsest(grid), notes=notes, thick=len(shape) == 3 and not unsaid)
     except errors.DataError as error:
         raise error.at(path) from None
+
+
+def _unsaid(path: Path, image: Any) -> set[int]:
+    """Axes whose spacing the header leaves at 0, and says nowhere else: nibabel takes 1 for it."""
+    from nibabel import nifti1, nifti2, openers
+
+    if not (image.header["pixdim"][1:4] == 1.0).any() or image.get_sform(coded=True)[1]:
+        return set()
+    kind = nifti2.Nifti2Header if isinstance(image.header, nifti2.Nifti2Header) else nifti1.Nifti1Header
+    with openers.ImageOpener(file_of(path)) as opened:
+        stored = kind(opened.read(kind.sizeof_hdr), endianness=image.header.endianness, check=False)["pixdim"]
+    axes = min(len(image.shape), 3)
+    return {at for at in range(axes) if stored[at + 1] == 0.0}
 
 
 def _check_length(path: Path, image: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import defect, structures
+from fedvfm.data import defect, side_files, structures
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import geometry, nifti
 from fedvfm.data.volumes import header as headers
@@ -106,7 +106,7 @@ def _read(path: Path, *, voxels: bool) -> tuple[headers.Header, NDArray[Any]]:
 
 
 def _unreadable(path: Path, reason: str) -> errors.DataError:
-    return defect.UNREADABLE.error(f"{path}: unreadable NRRD ({reason}); copy the file again or remove it")
+    return side_files.unreadable(path, "NRRD", reason)
 
 
 def _check_length(path: Path, fields: Mapping[str, Any], found: headers.Header) -> None:
