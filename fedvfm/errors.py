@@ -324,6 +324,14 @@ class LedgerError(PolicyRefused):
         return self.detail
 
 
+class ClaimRefuted(FedvfmError):
+    """An audit shows that the epsilon an experiment claims is false, with the confidence that was asked for."""
+
+    code = "claim-refuted"
+    exit_code = 18
+    restart = False
+
+
 class Interrupted(FedvfmError):
     """The user stopped the run; what was finished is saved."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedvfm import errors
+from fedvfm.runtime import extras, logs
 
 if TYPE_CHECKING:
     from fedvfm.privacy import planner as planners
@@ -94,6 +96,39 @@ def _lines(planned: planners.Plan) -> list[str]:
     lines += [f"warning: {entry}" for entry in planned.warnings]
     lines += [f"covered: {entry}" for entry in planner.COVERED]
     return lines + [f"not covered: {entry}" for entry in planner.NOT_COVERED]
+
+
+@app.command()
+def audit(
+    experiment: Annotated[str, typer.Argument(help="A bundled experiment's name or a TOML file.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=VALUE; the value is TOML. Repeatable.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Runs with coins of their own; more show more.")] = 1,
+    canaries: Annotated[
+        int, typer.Option(min=0, help="Images or patients of a site that are in or out by a coin; 0: all but one.")
+    ] = 0,
+    confidence: Annotated[float, typer.Option(help="Of the lower bound: above 0 and below 1.")] = 0.95,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Your own Python file, which registers parts first. Repeatable.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Attack an experiment's own updates: a lower bound of epsilon, beside the epsilon that it claims."""
+    _require(confidence=(confidence, 1.0))
+    extras.require()
+    from fedvfm.simulation import experiment as experiments
+    from fedvfm.simulation import plugin as plugins
+    from fedvfm.simulation import privacy_audit
+    from fedvfm.simulation.engines import live
+
+    plugins.load(plugin or [])
+    what = experiments.load(experiment, sets or [])
+    with logs.output(level=logging.CRITICAL if quiet or as_json else logging.INFO), live.watch(quiet or as_json) as see:
+        result = privacy_audit.audit(what, runs=runs, canaries=canaries, confidence=confidence, observer=see)
+    print(json.dumps(result.as_json(), indent=2) if as_json else "\n".join(result.words()))
+    result.require_held()
 
 
 @app.command()

@@ -207,7 +207,7 @@ def _run(
     engine: Engine | None = None,
 ) -> Result:
     with (
-        _as_found(),
+        as_before(),
         number_format.of_run(run, what, observer),
         feature_files.of_run(run.features, what.cache_disk_mib * MIB) as files,
     ):
@@ -216,7 +216,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _as_found() -> Iterator[None]:
+def as_before() -> Iterator[None]:
     """The caller's own number of threads and random state are as before afterwards.
 
     One thread until an engine takes more: threads that once computed do not go along into a forked process.
@@ -328,17 +328,17 @@ def _jobs(
     shapes: adapted_model.AdaptedModel,
 ) -> list[federation.Job]:
     """The arms that train. Arms of one recipe share its lock: 64 local-only arms build one model, not 64."""
-    locked = {what.recipe.hash: _locked(shapes)}
+    locked = {what.recipe.hash: locked_here(shapes)}
     jobs = []
     for arm in planned:
         if arm.recipe is not None:
             if arm.recipe.hash not in locked:
-                locked[arm.recipe.hash] = _locked(adapted_model.AdaptedModel(arm.recipe, with_weights=False))
+                locked[arm.recipe.hash] = locked_here(adapted_model.AdaptedModel(arm.recipe, with_weights=False))
             jobs.append(_job(what, run, arm, locked[arm.recipe.hash]))
     return jobs
 
 
-def _locked(shapes: adapted_model.AdaptedModel) -> locked_recipe.LockedRecipe:
+def locked_here(shapes: adapted_model.AdaptedModel) -> locked_recipe.LockedRecipe:
     """A recipe locked to the weights that are on this machine, which are not loaded."""
     locked = shapes.locked()
     if not shapes.backbone.pretrained:

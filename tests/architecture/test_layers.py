@@ -67,6 +67,7 @@ KNOWS_FLOWER = {
     "fedvfm.simulation.engines.deployment",
     "fedvfm.simulation.engines.flower_run",
     "fedvfm.simulation.engines.in_process",
+    "fedvfm.simulation.engines.observed",
     "fedvfm.simulation.personal",
     "fedvfm.simulation.plan",
     "fedvfm.simulation.engines.ray",
