@@ -25,6 +25,7 @@ REASONS = {
     "wrong-shape": "manifest",
     "huge-norm": "norm",
     "many-examples": "examples",
+    "more-than-greeted": "examples",
     "extra-arrays": "manifest",
     "extra-metrics": "protocol",
     "nan-metric": "protocol",
@@ -42,6 +43,7 @@ ANSWERS = {
     "replayed": {"approval-pending"},
     "more-rounds": {"policy-rounds"},
     "traversal-backbone": {"policy-backbone"},
+    "one-image-batch": {"policy-training"},
     "forbidden-metric": {"policy-metrics"},
     "forbidden-values": {"policy-message"},
     "traversal-split": {"refused"},
@@ -83,6 +85,7 @@ def test_a_stranger_is_refused_and_noted(found: table.Found, name: str) -> None:
         "revoked-key": "412",
         "no-key": "401",
         "wrong-authority": "TLS: certificate refused",
+        "silent": strangers.CUT,
     }
     assert row.answer == wanted.get(name, "403")
     assert row.audit == (table.NO_AUDIT if name == "wrong-authority" else f"refused, {table.WORDS[name]}")
@@ -94,6 +97,11 @@ def test_who_is_not_what_he_says_takes_no_part(found: table.Found, name: str) ->
     assert found.port[name].answer == "asked for nothing"
     words = {"thief": "decided, handshake, refused, other-name", "liar": "decided, handshake, refused, refused"}
     assert found.port[name].audit == words.get(name, table.NOTHING)
+
+
+def test_a_copied_invite_enrols_nobody(found: table.Found) -> None:
+    row = found.port["copied-invite"]
+    assert (row.answer, row.audit) == ("refused: trust", "decided, request, refused")
 
 
 @pytest.mark.parametrize("name", updates.LIES)

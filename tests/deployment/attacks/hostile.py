@@ -98,6 +98,11 @@ def _backbone(asks: Asks) -> Made:
     return protocol.HANDSHAKE, protocol.encode_task(protocol.Task(asks.other(backbone__name="../../../../etc/passwd")))
 
 
+@ask("one-image-batch", "steps of one image, whose gradient gives the image back")
+def _one_image(asks: Asks) -> Made:
+    return protocol.HANDSHAKE, protocol.encode_task(protocol.Task(asks.other(optimiser__batch_size=1)))
+
+
 @ask("forbidden-metric", "a metric that the policy forbids, in the recipe")
 def _metric(asks: Asks) -> Made:
     return protocol.HANDSHAKE, protocol.encode_task(protocol.Task(asks.other(evaluation__surface=True)))

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from attacks import strangers, updates
+from fedvfm import errors
 from fedvfm.client import state_folder as joining
 from fedvfm.client.gate import policy
 from fedvfm.flower import runtime
@@ -53,6 +54,7 @@ class Federation:
     Attributes:
         tiny: the tiny experiment of the command line's tests: data, backbone, command, environment.
         secrets: bytes that must stand in no argument, log or journal.
+        copied: what came of a request that somebody else made with a copy of the first hospital's invite.
     """
 
     tiny: Any
@@ -62,6 +64,7 @@ class Federation:
     started: list[subprocess.Popen[Any]] = field(default_factory=list)
     secrets: dict[str, bytes] = field(default_factory=dict)
     arguments: set[str] = field(default_factory=set)
+    copied: str = ""
 
     @property
     def canary(self) -> Path:
@@ -164,6 +167,8 @@ def make(folder: Path, tiny: Any) -> Federation:
         made.sites[site] = joining.join(folder / site, invite, locked.hash)
         if site not in LATER:
             enrolment.approve(server, made.sites[site].request)
+        if site == HONEST[0]:
+            made.copied = _copied(made, invite, locked.hash)
     enrolment.revoke(server, "gone")
     keys.write_private(folder / "stray.key", keys.make())
     allowed = policy.accepting(policy.Facts.of(locked)).replace("units = 10", "units = 1")
@@ -193,6 +198,17 @@ def make(folder: Path, tiny: Any) -> Federation:
     (folder / "first.json").write_text(json.dumps({**book, "nodes": first}))
     (folder / "later.json").write_text(json.dumps({**book, "nodes": later}))
     return made
+
+
+def _copied(made: Federation, invite: Any, recipe: str) -> str:
+    """Join with a copy of the invite; the operator was told the hospital's own key by telephone."""
+    own = keys.spoken(keys.public_text(keys.read_private(made.sites[HONEST[0]].key)))
+    thief = joining.join(made.folder / "copier", invite, recipe)
+    try:
+        enrolment.approve(made.server, thief.request, own)
+    except errors.TrustError as error:
+        return f"refused: {error.code}"
+    return "ENROLLED"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from attacks import bundles, fleet
 from fedvfm.runtime import processes
+from fedvfm.server.network import connections
 from fedvfm.trust import certificates, keys, signed_documents
 
 
@@ -57,6 +59,8 @@ class Target:
 
 
 Stranger = Callable[[Target], str]
+SILENT = 400
+CUT = "all cut after 10 s"
 STRANGERS: dict[str, tuple[str, Stranger]] = {}
 
 
@@ -131,6 +135,33 @@ def _revoked(target: Target) -> str:
 def _no_key(target: Target) -> str:
     with target.client() as client:
         return str(client.post("/v1/fleet/pull-messages", content=b"").status_code)
+
+
+@stranger("silent", f"{SILENT} connections of one address that say nothing")
+def _silent(target: Target) -> str:
+    host, _, port = target.address.rpartition(":")
+    held: list[socket.socket] = []
+    try:
+        for _ in range(SILENT):
+            held.append(socket.create_connection((host, int(port)), timeout=10.0))
+            held[-1].setblocking(False)
+        until = time.monotonic() + connections.TLS_S + 5.0
+        while (open_still := sum(not _over(each) for each in held)) and time.monotonic() < until:
+            time.sleep(0.5)
+    finally:
+        for each in held:
+            each.close()
+    return f"{open_still} still open" if open_still else CUT
+
+
+def _over(held: socket.socket) -> bool:
+    """Whether the other end has closed or reset it."""
+    try:
+        return not held.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager

@@ -25,10 +25,12 @@ WORDS = {
     "unknown-key": "key",
     "revoked-key": "key",
     "no-key": "key",
+    "silent": "slow",
 }
 STATUS = {"200": "accepted", "401": "refused", "403": "refused", "404": "refused", "412": "refused"}
 # Lies that the public port refuses; the site answers honestly after them.
 AT_THE_PORT = ("other-node", "instruction")
+COPIED = "whoever copied a hospital's invite and joins under its name"
 INSIDERS = {
     "thief": "an approved site that calls itself by another's name",
     "liar": "an approved site with another backbone",
@@ -128,7 +130,9 @@ def _insiders(fed: ours.Federation) -> dict[str, Row]:
         online = any(line["site"] == name and "node" in line for line in told)
         answer = "asked for nothing" if online and not asked else "NOT ONLINE" if not online else "TAKES PART"
         found[name] = Row(title, answer, audit, "all rounds without it")
-    return found
+    lines = [entry for entry in entries if entry["event"] == "decided" and entry.get("kind") == "request"]
+    audit = _line(lines[0]) if lines else "MISSING"
+    return {"copied-invite": Row(COPIED, fed.copied, audit, "all rounds without it"), **found}
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -178,6 +182,7 @@ def attack_stock(folder: Path) -> dict[str, str]:
         if any(made.canary.iterdir()):
             found["foreign-bundle"] += "; its code ran at the site (canary)"
     found["unknown-key"] += "; it can register itself through the Control API"
+    found["copied-invite"] = "no invites: a key is registered by whoever may use the Control API"
     found |= dict.fromkeys(INSIDERS, "hygiene: no such check, every node that is online takes part")
     return found
 

@@ -169,6 +169,13 @@ def _examples(stage: Stage, update: Update) -> str:
     return "pushed"
 
 
+@lie("more-than-greeted", "claim of one example more than the site greeted with")
+def _one_more(stage: Stage, update: Update) -> str:
+    update.examples += 1
+    stage.say(update)
+    return "pushed"
+
+
 @lie("extra-arrays", "extra arrays in the update")
 def _extra(stage: Stage, update: Update) -> str:
     update.arrays["block.99.extra"] = np.ones((2, 2), np.float32)
