@@ -20,6 +20,7 @@ from fedvfm.ledger import entries as lines
 from fedvfm.ledger import ledger, summary
 from fedvfm.ledger import spending as spendings
 from fedvfm.privacy import accountant, base, events, planner
+from fedvfm.report import quantity
 from fedvfm.storage import storage
 from fedvfm.trust import locked_recipe
 
@@ -110,8 +111,10 @@ def _with_budget(
         entries = book.entries
         now = book.spending(entries)
         before = now.worst(book.records.find, book.records.hashes(privacy_charge.charged(recipe, hospital)))
-        mine = {one["round"] for one in entries if one["event"] == "charged" and one["recipe"] == recipe.hash}
-        done, waits = len(mine), bool(lines.waiting(entries))
+        charged = [line for line in entries if line["event"] == "charged" and line["recipe"] == recipe.hash]
+        # Scores of a round are charged too, and take no round off what is left to train.
+        done = len({line["round"] for line in charged if line["mechanism"] != base.SCORES})
+        waits = bool(lines.waiting(entries))
     more = _times(event, max(0, recipe.rounds - done))
     spent, after = (
         spendings.epsilon(now, curves, budget.delta, budget.accountant).value
@@ -272,11 +275,13 @@ def status_lines(found: Mapping[str, Any]) -> Iterable[str]:
         f"privacy    {found['mechanism']}, noise multiplier {found['noise_multiplier']:g}, {units}; the whole run: "
         f"epsilon {_shown(found['epsilon'])} at delta {found['delta']:g}"
     )
-    for one in found["data_sets"]:
-        left = None if one["epsilon"] is None else max(0.0, one["allowed"] - one["epsilon"])
+    for data_set in found["data_sets"]:
+        left = None if data_set["epsilon"] is None else max(0.0, data_set["allowed"] - data_set["epsilon"])
+        scores = f" and {quantity.of(data_set['scores'], 'release')} of scores" if data_set["scores"] else ""
         yield (
-            f"           data set {one['name']}: epsilon {_shown(one['epsilon'])} of {one['allowed']:.2f} spent in "
-            f"{one['releases']} updates, {'nothing' if left is None else f'{left:.2f}'} left"
+            f"           data set {data_set['name']}: epsilon {_shown(data_set['epsilon'])} of "
+            f"{data_set['allowed']:.2f} spent in {data_set['releases'] - data_set['scores']} updates{scores}, "
+            f"{'nothing' if left is None else f'{left:.2f}'} left"
         )
     if found["problem"] or found["waiting"]:
         yield f"           nothing is charged: {found['problem'] or 'the ledger waits for fedvfm ledger reconcile'}"

@@ -9,7 +9,7 @@ from typing import Any
 from fedvfm.config import privacy
 from fedvfm.ledger import entries as lines
 from fedvfm.ledger import ledger, spending
-from fedvfm.privacy import planner
+from fedvfm.privacy import base, planner
 from fedvfm.report import quantity
 
 
@@ -57,6 +57,7 @@ def _data_set(
     return {
         "name": name,
         "releases": len(mine),
+        "scores": sum(line["mechanism"] == base.SCORES for line in mine),
         "names": None if among is None else len(among),
         "epsilon": planner.finite(after.value),
         "delta": delta,

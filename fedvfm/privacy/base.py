@@ -20,6 +20,8 @@ from fedvfm.config import privacy, schema
 from fedvfm.privacy import randomness
 from fedvfm.state import state
 
+SCORES = "metrics"
+"""The mechanism of a release that is scores with noise, not an update."""
 Settings = privacy.RecipePrivacy
 Losses = Callable[[Sequence[Any]], Any]
 """Samples -> a tensor of one loss each. A loss depends on its own sample and on no other one of the batch."""

@@ -13,9 +13,10 @@ from flwr.app import Context, Message
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.client import site_file
+from fedvfm.client import privacy_report, site_file
 from fedvfm.client.gate import private_scores
 from fedvfm.config import privacy, schema
+from fedvfm.ledger import summary
 from fedvfm.privacy import accountant, randomness
 from fedvfm.protocol import protocol
 from fedvfm.tasks import metrics
@@ -173,6 +174,20 @@ def test_scores_leave_with_noise_charged_before_and_the_same_again(
     assert protocol.digest(second.content) == protocol.digest(reply.content)
     assert len(later.charged()) == 1
     later.ask(score(1, "test"), protocol.EVALUATE)
+
+
+def test_scores_take_no_round_off_what_the_recipe_will_spend(make: Callable[..., private_site.Site]) -> None:
+    site, asked = make(), private_site.make_recipe(evaluation={"every": 1})
+    hospital, budget = site_file.hospital(site.terms.config, asked), site.terms.config.privacy
+    before = privacy_report.look(asked, hospital, budget)
+    assert not site.ask(score(0), protocol.EVALUATE).has_error()
+    assert [line["mechanism"] for line in site.charged()] == ["metrics"]
+    now = privacy_report.look(asked, hospital, budget)
+    assert before is not None
+    assert now is not None
+    assert now.after == before.after, "all rounds are still to come"
+    shown = summary.build(site.book.path.parent, budget)["data_sets"][0]
+    assert (shown["releases"], shown["scores"]) == (1, 1)
 
 
 def test_a_budget_that_is_used_up_lets_no_score_out(make: Callable[..., private_site.Site]) -> None:

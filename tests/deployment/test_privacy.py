@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,6 +116,52 @@ def test_a_federation_under_a_mechanism(private: Private, until: Any) -> None:
         process.wait(60)
     if private.way.unit == "record":
         check_restored(private)
+
+
+@pytest.mark.parametrize("private", [WAYS[1]], indirect=True, ids=lambda way: way.mechanism)
+def test_scores_of_a_federation_leave_with_noise_and_are_charged(private: Private, until: Any) -> None:
+    """``metrics_epsilon`` at one hospital of two: what the coordinator got is what the ledger was charged for."""
+    two = private.two
+    text = two.settings("east").read_text()
+    two.settings("east").write_text(text.replace("[policy]\n", "[policy]\nmetrics_epsilon = 2.0\n", 1))
+    clients, server = two.start_clients(), two.start_server()
+    assert until(lambda: server.poll() is not None, 1500), two.said()
+    assert server.returncode == 0, two.said()
+    book, other = (ledger.reopen(private.ledger(site)).entries for site in SITES)
+    scores = [line for line in book if line["event"] == "charged" and line["mechanism"] == "metrics"]
+    assert not [line for line in other if line.get("mechanism") == "metrics"], "south's scores leave as they are"
+    left = [line for line in two.sites["east"].audit.entries if line["event"] == "sent" and line["kind"] == "evaluate"]
+    # Each round is validated, and the last adapter is tested: each is charged, by the hash of the numbers that left.
+    assert len(scores) == len(left) == ROUNDS + 1
+    rows = [line["validation"]["east"] for line in two.journal()]
+    assert [row.pop("num_examples") for row in rows] == [1] * ROUNDS, "the number of images leaves as it is"
+    came = [hash_chain.canonical(row) for row in rows]
+    assert [line["update"] for line in scores[:ROUNDS]] == [hashlib.sha256(text.encode()).hexdigest() for text in came]
+    for line, sent in zip(scores, left, strict=True):
+        mark = hash_chain.Mark.parse(sent["ledger"])
+        assert book[mark.length - 1]["hash"] == line["hash"] == mark.head, "charged before it left"
+    assert {(line["sample_rate"], line["steps"]) for line in scores} == {(1.0, 1)}
+    assert len({line["noise_multiplier"] for line in scores}) == 1
+    noise = scores[0]["noise_multiplier"]
+    assert accountant.epsilon(((1.0, noise, 1),), DELTA).value <= 2.0
+    for row in rows:
+        assert {"dice", "iou"} <= set(row) <= {"dice", "dice_disc", "iou", "iou_disc", "nsd"}
+        assert all(0.0 <= value <= 1.0 for value in row.values())
+    for site, number in (("east", ROUNDS + 1), ("south", 0)):
+        shown = private.json("ledger", "show", two.settings(site))["data_sets"][0]
+        assert (shown["releases"], shown["scores"]) == (ROUNDS + number, number)
+        assert 0.0 < shown["epsilon"] <= 9.0
+        status = private.json("client", "status", "--state", private.state(site))["privacy"]
+        assert status["data_sets"][0]["scores"] == number
+        assert status["after"] == pytest.approx(private.way.epsilon(ROUNDS)), "scores take no round off"
+        said = private.cli("client", "status", "--state", private.state(site)).out
+        assert f"spent in {ROUNDS} updates{f' and {number} releases of scores' * bool(number)}, " in said
+        receipt = two.folder / f"{site}-receipt.json"
+        private.json("audit", "receipt", two.server.folder, "--output", receipt, "--peer", site)
+        assert private.json("ledger", "verify", two.settings(site), "--against", receipt)["whole"]
+    for process in clients.values():
+        process.terminate()
+        process.wait(60)
 
 
 def rehearse(private: Private) -> None:

@@ -27,7 +27,6 @@ from fedvfm.privacy import accountant, base, randomness
 from fedvfm.tasks import metrics
 
 LOG = logging.getLogger(__name__)
-MECHANISM = "metrics"
 
 
 def event(epsilon: float, budget: privacy_config.Budget, count: int) -> base.PrivacyEvent:
@@ -40,7 +39,7 @@ def event(epsilon: float, budget: privacy_config.Budget, count: int) -> base.Pri
     if noise is None:
         fault = f"policy.metrics_epsilon = {epsilon:g}: no noise reaches it at delta {budget.delta:g}. Raise it"
         raise errors.ConfigError("site", [fault])
-    return base.PrivacyEvent(MECHANISM, budget.unit, noise, 1.0, 1, math.sqrt(count))
+    return base.PrivacyEvent(base.SCORES, budget.unit, noise, 1.0, 1, math.sqrt(count))
 
 
 def names(free: Iterable[str], means: Mapping[str, float]) -> list[str]:
