@@ -7,6 +7,9 @@
 runs in fresh processes, whose processor time (with that of their children) is taken by the operating system; the
 checkouts take turns. Printed are the least of the runs, and this checkout's as ratio of the other's.
 
+``--template`` measures in this checkout alone what the tests' template saves (``tests/support/template.py``): commands
+in a new interpreter, beside the same forked from a process that has imported everything, and what that one takes.
+
 The imports of a process that trains are the modules that are loaded after one training step and one evaluation of the
 demo's backbone at a site, imported anew in the order of that process.
 """
@@ -16,12 +19,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 HERE = Path(__file__).resolve().parents[1]
@@ -175,10 +180,54 @@ class Checkout:
         return ", ".join(sorted(names & set(json.loads(self.modules.read_text())))) or "none"
 
 
+def of_children() -> float:
+    """Processor seconds of all processes that this one has waited for, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def forked(checkout: Checkout, command: list[str], runs: int) -> tuple[float, float]:
+    """Processor seconds of a template that forks a command so many times; its memory (PSS) in MiB when it is ready."""
+    sys.path.insert(0, str(HERE))
+    from tests.support import forks
+
+    before, template = of_children(), forks.Template()
+    template.wait_ready()
+    memory = psutil.Process(template.pid).memory_full_info().pss / 2**20
+    for run in range(runs):
+        words = [*command, "--output", str(checkout.scratch / f"forked-{command[0]}-{run}")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        answer = template.start(*words, folder=checkout.scratch, environment=environment).answer()
+        if answer.code:
+            raise SystemExit(answer.err)
+    template.close()
+    return of_children() - before, memory
+
+
+def template_table(checkout: Checkout, runs: int) -> None:
+    """What a command costs in a new interpreter and forked."""
+    commands = {
+        "simulate, one round": ["simulate", str(checkout.experiment)],
+        "predict, one image": ["predict", str(checkout.scratch / "run" / "adapter"), str(checkout.image)],
+    }
+    base, memory = forked(checkout, ["none"], 0)
+    print(f"the template: {base:.2f} CPU s once, {memory:.0f} MiB (PSS)")
+    print("| command | new interpreter, CPU s | forked, CPU s |")
+    print("|---|---|---|")
+    for what, command in commands.items():
+        anew = [
+            checkout.run("-c", COMMAND, *command, "--output", checkout.scratch / f"anew-{command[0]}-{run}")
+            for run in range(runs)
+        ]
+        each = (forked(checkout, command, runs)[0] - base) / runs
+        print(f"| {what} | {min(anew):.2f} | {each:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, nargs="?", help="folder of another checkout")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--template", action="store_true", help="what the template of the tests saves")
     arguments = parser.parse_args()
     roots = [HERE, *([arguments.other.resolve()] if arguments.other else [])]
     with tempfile.TemporaryDirectory() as scratch:
@@ -188,6 +237,9 @@ def main() -> None:
         for number, root in enumerate(roots):
             (Path(scratch) / str(number)).mkdir()
             checkouts.append(Checkout(root, Path(scratch) / str(number), data))
+        if arguments.template:
+            template_table(checkouts[0], arguments.runs)
+            return
         print("| what | " + " | ".join(f"{root.name}, CPU s" for root in roots) + " | ratio |")
         print("|---|" + "---|" * (len(roots) + 1))
         for what in checkouts[0].measures():

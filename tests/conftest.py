@@ -10,9 +10,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+
+from tests.support import forks
 
 # A shell that starts the tests in the background tells them to ignore Ctrl-C, and so every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,20 +53,20 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in caplog.records if record.name.split(".")[0] == "fedvfm"]
 
 
-class Answer(NamedTuple):
-    """What one call of the command line gave."""
-
-    code: int
-    out: str
-    err: str
+@pytest.fixture(scope="session")
+def template() -> Iterator[forks.Template]:
+    """What processes of the command line are forked from; nothing starts before the first call."""
+    template = forks.Template()
+    yield template
+    template.close()
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Answer]]:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., forks.Answer]]:
     """The command line in this process: no start-up, the same entry point; ``answer`` is what a person types."""
     from fedvfm.cli import main
 
-    def call(*arguments: str | Path, answer: str | None = None) -> Answer:
+    def call(*arguments: str | Path, answer: str | None = None) -> forks.Answer:
         monkeypatch.setattr(sys, "argv", ["fedvfm", *map(str, arguments)])
         if answer is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
@@ -77,7 +78,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             code = int(leave.code or 0)
         made = capsys.readouterr()
         assert "Traceback" not in made.err
-        return Answer(code, made.out, made.err)
+        return forks.Answer(code, made.out, made.err)
 
     before = signal.getsignal(signal.SIGTERM)
     yield call

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.support import forks
 
 SITES = ("east", "north", "south")
 PER_SITE = 8
@@ -27,19 +29,16 @@ LONGEST_S = 1800
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one call of the command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
 class Tiny:
-    """The tiny experiment's files."""
+    """The tiny experiment's files.
+
+    Attributes:
+        root: where they lie.
+        template: forks the processes of the command line.
+    """
 
     root: Path
+    template: forks.Template
 
     @property
     def experiment(self) -> Path:
@@ -90,8 +89,18 @@ class Tiny:
 
     def start(
         self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any
+    ) -> forks.Forked:
+        """Start a process of the command line, forked from the template; the caller ends it."""
+        return self.template.start(*arguments, folder=self.root, environment=self.environment(environment), **options)
+
+    def run(self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any) -> forks.Answer:
+        """The same to its end; one that hangs is ended."""
+        return self.start(*arguments, environment=environment, **options).answer(LONGEST_S)
+
+    def start_anew(
+        self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[str]:
-        """Start the real process; the caller ends it."""
+        """Start a new interpreter: its arguments are the command's, and it begins with nothing imported."""
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.root,
@@ -102,14 +111,16 @@ class Tiny:
             **options,
         )
 
-    def run(self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any) -> Answer:
-        """Run the real process to its end; one that hangs is ended."""
-        process = self.start(*arguments, environment=environment, **options)
+    def run_anew(
+        self, *arguments: str | Path, environment: Mapping[str, str] | None = None, **options: Any
+    ) -> forks.Answer:
+        """The same to its end; one that hangs is ended."""
+        process = self.start_anew(*arguments, environment=environment, **options)
         try:
             out, err = process.communicate(timeout=LONGEST_S)
         finally:
             process.kill()
-        return Answer(process.returncode, out, err)
+        return forks.Answer(process.returncode, out, err)
 
     @staticmethod
     def summary(run: Path) -> dict[str, Any]:
@@ -127,7 +138,7 @@ class Tiny:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     @staticmethod
-    def one_error(answer: Answer, code: int, *words: str) -> str:
+    def one_error(answer: forks.Answer, code: int, *words: str) -> str:
         """One clear message on standard error, the exit code, no traceback; the message holds every word."""
         assert answer.code == code, answer
         assert "Traceback" not in answer.err + answer.out, answer.err
@@ -211,91 +222,25 @@ surface = false
     return path
 
 
-class Forks:
-    """Children of a process that has imported everything: real processes without the seconds of start-up."""
-
-    def __init__(self, tiny: Tiny) -> None:
-        self.root = tiny.root
-        script = str(Path(__file__).parent / "preloaded.py")
-        self._process = subprocess.Popen(
-            [sys.executable, script],
-            cwd=tiny.root,
-            env=tiny.environment(),
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._ready = False
-
-    def wait_ready(self) -> None:
-        """Until everything is imported."""
-        assert self._process.stdout is not None
-        if not self._ready:
-            assert self._process.stdout.readline() == "ready\n"
-            self._ready = True
-
-    def _ask(self, call: Mapping[str, Any]) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self.wait_ready()
-        self._process.stdin.write(json.dumps(call) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def start(self, scratch: Path, *arguments: str | Path, limit: int = 0, **environment: str) -> int:
-        """The process id of a new call.
-
-        Args:
-            scratch: what it prints goes to files ``out`` and ``err`` here.
-            arguments: of the command line.
-            limit: RLIMIT_FSIZE in bytes, 0 for none.
-            environment: variables to set.
-        """
-        scratch.mkdir(parents=True, exist_ok=True)
-        streams = {"out": str(scratch / "out"), "err": str(scratch / "err")}
-        return self._ask({**streams, "arguments": [str(a) for a in arguments], "limit": limit, "env": environment})
-
-    def wait(self, scratch: Path, pid: int) -> Answer:
-        code = self._ask({"wait": pid})
-        texts = [path.read_text() if path.exists() else "" for path in (scratch / "out", scratch / "err")]
-        return Answer(code, *texts)
-
-    def run(self, scratch: Path, *arguments: str | Path, limit: int = 0, **environment: str) -> Answer:
-        """One call to its end; a child killed by a signal has its negative number as code."""
-        return self.wait(scratch, self.start(scratch, *arguments, limit=limit, **environment))
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._process.stdout.close()
+def write(root: Path, template: forks.Template) -> Tiny:
+    tiny = Tiny(root, template)
+    write_data(tiny.data)
+    write_backbone(tiny.backbone)
+    write_experiment(tiny.experiment, tiny.data, tiny.backbone)
+    return tiny
 
 
 @pytest.fixture(scope="session")
-def forks(tiny: Tiny) -> Iterator[Forks]:
-    made = Forks(tiny)
-    yield made
-    made.close()
+def tiny(tmp_path_factory: pytest.TempPathFactory, template: forks.Template) -> Tiny:
+    return write(tmp_path_factory.mktemp("tiny"), template)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    made = Tiny(tmp_path_factory.mktemp("tiny"))
-    write_data(made.data)
-    write_backbone(made.backbone)
-    write_experiment(made.experiment, made.data, made.backbone)
-    return made
-
-
-@pytest.fixture(scope="session")
-def finished(tiny: Tiny, forks: Forks) -> Path:
-    """An undisturbed run by the real command line; tests copy it before they change it.
-
-    ``forks`` is asked for so that its imports go on beside this run.
-    """
+def finished(tiny: Tiny) -> Path:
+    """An undisturbed run in an interpreter of its own; tests copy it before they change it."""
     folder = tiny.root / "finished"
-    answer = tiny.run("simulate", tiny.experiment, "--output", folder)
+    tiny.template.begin()  # its imports go on beside this run
+    answer = tiny.run_anew("simulate", tiny.experiment, "--output", folder)
     assert answer.code == 0, answer.err
     (tiny.root / "finished.err").write_text(answer.err)
     (tiny.root / "finished.out").write_text(answer.out)

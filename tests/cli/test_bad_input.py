@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -239,21 +238,19 @@ def test_unreadable_image(cli: Any, tiny: Any, data: Path) -> None:
     tiny.one_error(cli("simulate", tiny.experiment, "--dry-run", *on(data)), DATA, "images/east-03.png")
 
 
-def test_pixels_cut_short_and_mask_values_outside_the_classes(
-    forks: Any, tiny: Any, data: Path, tmp_path: Path
-) -> None:
+def test_pixels_cut_short_and_mask_values_outside_the_classes(tiny: Any, data: Path, tmp_path: Path) -> None:
     # Headers are checked before a run; pixels are first read at the site, whose own words must reach the researcher.
     image = data / "images" / "north-02.png"
     image.write_bytes(image.read_bytes()[:-200])
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, *on(data), "--output", tmp_path / "one")
+    answer = tiny.run("simulate", tiny.experiment, *on(data), "--output", tmp_path / "one")
     tiny.one_error(answer, DATA, "site 'north'", "north-02.png")
     shutil.copy(tiny.data / "images" / "north-02.png", image)
     Image.new("L", (28, 28), 7).save(data / "masks" / "east-01.png")
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, *on(data), "--output", tmp_path / "two")
+    answer = tiny.run("simulate", tiny.experiment, *on(data), "--output", tmp_path / "two")
     tiny.one_error(answer, DATA, "site 'east'", "east-01.png", "value 7", "classes: 0 background, 1 foreground")
     # The site mends its mask; nothing was trained, so the same command works at once.
     shutil.copy(tiny.data / "masks" / "east-01.png", data / "masks" / "east-01.png")
-    assert forks.run(tmp_path, "simulate", tiny.experiment, *on(data), "--output", tmp_path / "two").code == 0
+    assert tiny.run("simulate", tiny.experiment, *on(data), "--output", tmp_path / "two").code == 0
 
 
 def test_classes_and_task_that_are_not_those_of_the_data(cli: Any, tiny: Any) -> None:
@@ -262,12 +259,12 @@ def test_classes_and_task_that_are_not_those_of_the_data(cli: Any, tiny: Any) ->
     tiny.one_error(answer, CONFIG, "is for segmentation", "has 2 classes: background, foreground")
 
 
-def test_missing_and_wrong_weights(cli: Any, forks: Any, tiny: Any, tmp_path: Path) -> None:
+def test_missing_and_wrong_weights(cli: Any, tiny: Any, tmp_path: Path) -> None:
     sets = ["--set", 'recipe.backbone.name="dinov2-small-imgfocus"']
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, *sets, "--output", tmp_path / "run")
+    answer = tiny.run("simulate", tiny.experiment, *sets, "--output", tmp_path / "run")
     tiny.one_error(answer, WEIGHTS, "is not on this machine", "fedvfm weights fetch dinov2-small-imgfocus")
     sets = ["--set", f'recipe.backbone.sha256="{"0" * 64}"']
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, *sets, "--output", tmp_path / "other")
+    answer = tiny.run("simulate", tiny.experiment, *sets, "--output", tmp_path / "other")
     tiny.one_error(answer, WEIGHTS, "sha256", "pins 0000000000000000")
 
 
@@ -299,14 +296,14 @@ def test_output_folder_that_cannot_be_made(cli: Any, tiny: Any) -> None:
     )
 
 
-def test_a_running_process_keeps_its_folder(forks: Any, cli: Any, tiny: Any, tmp_path: Path) -> None:
+def test_a_running_process_keeps_its_folder(cli: Any, tiny: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = forks.start(tmp_path, "simulate", tiny.experiment, "--rounds", "500", "--output", run)
+    process = tiny.start("simulate", tiny.experiment, "--rounds", "500", "--output", run)
     _until((run / "journal.jsonl").exists)
     tiny.one_error(cli("simulate", "--resume", run), IN_USE, "is in use by another running fedvfm")
     tiny.one_error(cli("simulate", tiny.experiment, "--output", run), IN_USE, "is not empty")
-    os.kill(process, signal.SIGTERM)
-    tiny.one_error(forks.wait(tmp_path, process), 130, "--resume")
+    process.send_signal(signal.SIGTERM)
+    tiny.one_error(process.answer(), 130, "--resume")
 
 
 def _until(true: Any, seconds: float = 60) -> None:
@@ -347,12 +344,12 @@ def test_resume_of_what_is_no_run(cli: Any, tiny: Any, tmp_path: Path) -> None:
     tiny.one_error(cli("simulate", "--resume", tmp_path / "broken"), CHECKPOINT, "no readable experiment.json")
 
 
-def test_edited_journal_line(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+def test_edited_journal_line(tiny: Any, copy: Path, tmp_path: Path) -> None:
     journal = copy / "journal.jsonl"
     journal.write_text(journal.read_text().replace('"round":2', '"round":7'))
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "journal.jsonl: line 2", "changed")
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "journal.jsonl: line 2", "changed")
     (copy / "evaluation.json").unlink()
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "journal.jsonl: line 2", "changed")
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "journal.jsonl: line 2", "changed")
 
 
 def _flip(path: Path) -> None:
@@ -361,78 +358,71 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_flipped_bit_in_a_checkpoint(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+def test_flipped_bit_in_a_checkpoint(tiny: Any, copy: Path, tmp_path: Path) -> None:
     _flip(copy / "checkpoints" / "round-00003.safetensors")
     (copy / "evaluation.json").unlink()
-    answer = forks.run(tmp_path, "simulate", "--resume", copy)
+    answer = tiny.run("simulate", "--resume", copy)
     tiny.one_error(answer, CHECKPOINT, "round-00003.safetensors", "fingerprint", "Restore it from a backup")
 
 
-def test_flipped_bit_in_the_adapter_and_adapter_of_another_round(
-    forks: Any, tiny: Any, copy: Path, tmp_path: Path
-) -> None:
+def test_flipped_bit_in_the_adapter_and_adapter_of_another_round(tiny: Any, copy: Path, tmp_path: Path) -> None:
     shutil.copy(copy / "checkpoints" / "round-00002.safetensors", copy / "adapter.safetensors")
-    answer = forks.run(tmp_path, "simulate", "--resume", copy)
+    answer = tiny.run("simulate", "--resume", copy)
     tiny.one_error(answer, CHECKPOINT, "adapter.safetensors is not the adapter that was tested")
     _flip(copy / "adapter.safetensors")
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "adapter.safetensors", "fingerprint")
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "adapter.safetensors", "fingerprint")
 
 
-def test_checkpoint_that_is_gone(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+def test_checkpoint_that_is_gone(tiny: Any, copy: Path, tmp_path: Path) -> None:
     (copy / "checkpoints" / "round-00003.safetensors").unlink()
     (copy / "evaluation.json").unlink()
-    tiny.one_error(
-        forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "round-00003.safetensors", "cannot be read"
-    )
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "round-00003.safetensors", "cannot be read")
 
 
-def test_experiment_changed_after_the_run(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+def test_experiment_changed_after_the_run(tiny: Any, copy: Path, tmp_path: Path) -> None:
     path = copy / "experiment.json"
     path.write_text(path.read_text().replace('"rounds": 3', '"rounds": 4'))
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "was changed after arm 'federated'")
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "was changed after arm 'federated'")
     for done in copy.rglob("evaluation.json"):
         done.unlink()
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "was written for recipe")
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "was written for recipe")
 
 
-def test_samples_changed_under_a_run(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+def test_samples_changed_under_a_run(tiny: Any, copy: Path, tmp_path: Path) -> None:
     path = copy / "experiment.json"
     values = json.loads(path.read_text())
     values["partition"]["test_share"] = 0.5
     path.write_text(json.dumps(values))
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "not those this run began with")
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "not those this run began with")
 
 
-def test_backbone_changed_under_a_run(forks: Any, tiny: Any, copy: Path, tmp_path: Path) -> None:
+def test_backbone_changed_under_a_run(tiny: Any, copy: Path, tmp_path: Path) -> None:
     other = shutil.copytree(tiny.backbone, tmp_path / "other")
     _flip(other / "model.safetensors")
     path = copy / "experiment.json"
     path.write_text(path.read_text().replace(json.dumps(str(tiny.backbone)), json.dumps(str(other))))
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", copy), CHECKPOINT, "not those this run began with")
+    tiny.one_error(tiny.run("simulate", "--resume", copy), CHECKPOINT, "not those this run began with")
 
 
 # --- a full disk, Ctrl-C ----------------------------------------------------------------------------------------------
 
 
-def test_disk_full_in_the_real_process_then_resume(forks: Any, tiny: Any, finished: Path, tmp_path: Path) -> None:
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
+def test_disk_full_in_the_real_process_then_resume(tiny: Any, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    answer = tiny.run("simulate", tiny.experiment, "--output", run, preexec_fn=small_disk)
+    answer = tiny.run("simulate", tiny.experiment, "--output", run, limit=60_000)
     tiny.one_error(answer, STORAGE, "cannot write", "round-00001.safetensors", "File too large", "--resume")
     assert not list(run.rglob(".*.part"))
     assert not (run / "journal.jsonl").exists()
-    assert forks.run(tmp_path, "simulate", "--resume", run).code == 0
+    assert tiny.run("simulate", "--resume", run).code == 0
     assert tiny.results(run) == tiny.results(finished)
 
 
-def test_disk_full_before_anything_was_saved(forks: Any, tiny: Any, tmp_path: Path) -> None:
+def test_disk_full_before_anything_was_saved(tiny: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, "--output", run, limit=1000)
+    answer = tiny.run("simulate", tiny.experiment, "--output", run, limit=1000)
     tiny.one_error(answer, STORAGE, "experiment.json")
-    tiny.one_error(forks.run(tmp_path, "simulate", "--resume", run), CHECKPOINT, "nothing was saved")
-    assert forks.run(tmp_path, "simulate", tiny.experiment, "--output", run, "--rounds", "1").code == 0
+    tiny.one_error(tiny.run("simulate", "--resume", run), CHECKPOINT, "nothing was saved")
+    assert tiny.run("simulate", tiny.experiment, "--output", run, "--rounds", "1").code == 0
 
 
 def test_disk_full_inside_a_journal_line(tiny: Any, tmp_path: Path) -> None:
@@ -462,7 +452,7 @@ print([entry["round"] for entry in chain.read(path)])
     assert done.stdout.endswith("[1, 2]\n")
 
 
-def test_ctrl_c_in_the_real_process_then_resume(forks: Any, tiny: Any, finished: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_real_process_then_resume(tiny: Any, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = tiny.start("simulate", tiny.experiment, "--output", run)
     seen = []
@@ -478,43 +468,43 @@ def test_ctrl_c_in_the_real_process_then_resume(forks: Any, tiny: Any, finished:
     assert f"Go on with: fedvfm simulate --resume {run}" in said
     assert not (run / "summary.json").exists()
     assert [row["round"] for row in tiny.lines(run / "journal.jsonl")] in ([1], [1, 2])
-    answer = forks.run(tmp_path, *said.rpartition("fedvfm ")[2].split())
+    answer = tiny.run(*said.rpartition("fedvfm ")[2].split())
     assert answer.code == 0, answer.err
     assert tiny.results(run) == tiny.results(finished)
 
 
-def test_ctrl_c_between_seeds_then_resume(forks: Any, tiny: Any, tmp_path: Path) -> None:
+def test_ctrl_c_between_seeds_then_resume(tiny: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs of mine"
     call = ["simulate", tiny.experiment, "--set", "baselines=[]", "--rounds", "2", "--seeds", "0,1,2"]
-    process = forks.start(tmp_path, *call, "--output", runs)
+    process = tiny.start(*call, "--output", runs)
     _until((runs / "seed-1" / "journal.jsonl").exists)
-    os.kill(process, signal.SIGINT)
-    said = tiny.one_error(forks.wait(tmp_path, process), 130, f"Go on with: fedvfm simulate --resume '{runs}'\n")
+    process.send_signal(signal.SIGINT)
+    said = tiny.one_error(process.answer(), 130, f"Go on with: fedvfm simulate --resume '{runs}'\n")
     assert not (runs / "seed-2").exists()
-    answer = forks.run(tmp_path, *shlex.split(said.rpartition("fedvfm ")[2]), "--json")
+    answer = tiny.run(*shlex.split(said.rpartition("fedvfm ")[2]), "--json")
     assert answer.code == 0, answer.err
-    whole = forks.run(tmp_path, *call, "--output", tmp_path / "whole", "--json")
+    whole = tiny.run(*call, "--output", tmp_path / "whole", "--json")
     fingerprints = [[row["fingerprint"] for row in json.loads(one.out)["runs"]] for one in (answer, whole)]
     assert fingerprints[0] == fingerprints[1]
     assert len(set(fingerprints[0])) == 3
 
 
-def test_a_traceback_only_where_it_is_asked_for(forks: Any, tiny: Any, tmp_path: Path) -> None:
+def test_a_traceback_only_where_it_is_asked_for(tiny: Any, tmp_path: Path) -> None:
     call = ["simulate", tiny.experiment, "--set", 'device="cuda"', "--output", tmp_path / "run"]
-    tiny.one_error(forks.run(tmp_path, *call, CUDA_VISIBLE_DEVICES=""), CONFIG, "torch sees no CUDA device")
-    answer = forks.run(tmp_path, *call, CUDA_VISIBLE_DEVICES="", FEDVFM_DEBUG="1")
+    tiny.one_error(tiny.run(*call, environment={"CUDA_VISIBLE_DEVICES": ""}), CONFIG, "torch sees no CUDA device")
+    answer = tiny.run(*call, environment={"CUDA_VISIBLE_DEVICES": "", "FEDVFM_DEBUG": "1"})
     assert answer.code == CONFIG
     assert "Traceback" in answer.err
     assert "ConfigError" in answer.err.splitlines()[-2]
 
 
-def test_ctrl_c_before_the_run_begins(forks: Any, tiny: Any, tmp_path: Path) -> None:
+def test_ctrl_c_before_the_run_begins(tiny: Any, tmp_path: Path) -> None:
     # An experiment that never ends to be read holds the process at a known place.
     pipe = tmp_path / "pipe.toml"
     os.mkfifo(pipe)
-    process = forks.start(tmp_path, "simulate", pipe, "--output", tmp_path / "run")
+    process = tiny.start("simulate", pipe, "--output", tmp_path / "run")
     with pipe.open("w"):
-        os.kill(process, signal.SIGINT)
-        answer = forks.wait(tmp_path, process)
+        process.send_signal(signal.SIGINT)
+        answer = process.answer()
     tiny.one_error(answer, 130, "Stopped; nothing was running yet.")
     assert not (tmp_path / "run").exists()

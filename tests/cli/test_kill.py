@@ -7,11 +7,9 @@ at random times, one of which is followed by a second kill during the resume. Tw
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,32 +68,31 @@ def kills() -> list[Kill]:
 class Lane:
     """A place to run kills one after another."""
 
-    forks: Any
     tiny: Any
     folder: Path
     seconds: float = 0.0
 
     def measure(self) -> float:
         """Seconds of an undisturbed run."""
-        self.forks.wait_ready()
+        self.tiny.template.wait_ready()
         started = time.monotonic()
-        answer = self.forks.run(self.folder, "simulate", self.tiny.experiment, "--output", self.folder / "whole")
+        answer = self.tiny.run("simulate", self.tiny.experiment, "--output", self.folder / "whole")
         assert answer.code == 0, answer.err
         self.seconds = time.monotonic() - started
         return self.seconds
 
     def after(self, seconds: float, *arguments: str | Path) -> Any:
         """Start a call, kill it after some seconds; its answer."""
-        process = self.forks.start(self.folder, *arguments)
+        process = self.tiny.start(*arguments)
         time.sleep(seconds)
-        os.kill(process, signal.SIGKILL)  # not reaped before wait: the id cannot be another's
-        return self.forks.wait(self.folder, process)
+        process.kill()
+        return process.answer()
 
     def die(self, kill: Kill, run: Path) -> None:
         """Run into the kill."""
         call = ["simulate", self.tiny.experiment, "--output", run]
         if kill.point:
-            answer = self.forks.run(self.folder, *call, FEDVFM_FAULT_POINT=kill.point)
+            answer = self.tiny.run(*call, environment={"FEDVFM_FAULT_POINT": kill.point})
             assert answer.code == KILLED, f"{kill.name} was never reached: {answer}"
             return
         while self.after(kill.share * self.seconds, *call).code != KILLED:  # it was faster this time
@@ -104,11 +101,11 @@ class Lane:
 
     def go_on(self, kill: Kill, run: Path) -> Any:
         """Resume to the end; what never began is started anew in the same folder."""
-        answer = self.forks.run(self.folder, "simulate", "--resume", run)
+        answer = self.tiny.run("simulate", "--resume", run)
         if answer.code == 5 and not (run / "experiment.json").exists():
             words = "is no run folder" if not run.exists() else "nothing was saved"
             self.tiny.one_error(answer, 5, words)
-            return self.forks.run(self.folder, "simulate", self.tiny.experiment, "--output", run)
+            return self.tiny.run("simulate", self.tiny.experiment, "--output", run)
         return answer
 
     def live_through(self, kill: Kill) -> dict[str, Any]:
@@ -123,18 +120,17 @@ class Lane:
             )
             journal.write_bytes(journal.read_bytes()[:-40])
         if kill.again:
-            found["again"] = self.forks.run(
-                self.folder, "simulate", "--resume", run, FEDVFM_FAULT_POINT=kill.again
+            found["again"] = self.tiny.run(
+                "simulate", "--resume", run, environment={"FEDVFM_FAULT_POINT": kill.again}
             ).code
         found["answer"] = self.go_on(kill, run)
         return found
 
 
 @pytest.fixture(scope="module")
-def survived(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+def survived(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Kill name -> what was found, from two lanes of the same length."""
-    second = type(forks)(tiny)
-    lanes = [Lane(one, tiny, tmp_path_factory.mktemp("lane")) for one in (forks, second)]
+    lanes = [Lane(tiny, tmp_path_factory.mktemp("lane")) for _ in range(2)]
 
     def work(lane: Lane, own: list[Kill]) -> dict[str, dict[str, Any]]:
         lane.measure()
@@ -143,8 +139,7 @@ def survived(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) ->
     everything = kills()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         parts = list(pool.map(work, lanes, [everything[::2], everything[1::2]]))
-    yield {**parts[0], **parts[1]}
-    second.close()
+    return {**parts[0], **parts[1]}
 
 
 def test_there_are_twenty_kills_and_more_than_five_inside_writes() -> None:
@@ -176,9 +171,9 @@ def test_the_kills_hit_a_run_at_different_places(survived: dict[str, Any]) -> No
     assert any(found["began"] and not found["finished"] for name, found in survived.items() if name.startswith("time-"))
 
 
-def test_a_fresh_process_resumes_too(tiny: Any, forks: Any, finished: Path, tmp_path: Path) -> None:
+def test_a_fresh_process_resumes_too(tiny: Any, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    killed = tiny.run(
+    killed = tiny.run_anew(
         "simulate",
         tiny.experiment,
         "--output",
@@ -186,6 +181,6 @@ def test_a_fresh_process_resumes_too(tiny: Any, forks: Any, finished: Path, tmp_
         environment={"FEDVFM_FAULT_POINT": "between-checkpoint-and-journal:2"},
     )
     assert killed.code == KILLED
-    answer = tiny.run("simulate", "--resume", run, "--json")
+    answer = tiny.run_anew("simulate", "--resume", run, "--json")
     assert answer.code == 0, answer.err
     assert tiny.results(run) == tiny.results(finished)

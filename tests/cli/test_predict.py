@@ -64,7 +64,7 @@ def test_channels_series_and_notes(cli: Any, tiny: Any, finished: Path, images: 
 
 
 def test_a_real_process_shows_a_line_an_input(tiny: Any, finished: Path, images: Path, tmp_path: Path) -> None:
-    answer = tiny.run("predict", finished / "adapter", images, "--output", tmp_path / "masks")
+    answer = tiny.run_anew("predict", finished / "adapter", images, "--output", tmp_path / "masks")
     assert answer.code == 0, answer.err
     assert "1/2 east-00" in answer.err
     assert "2/2 north-01" in answer.err

@@ -139,7 +139,7 @@ def test_a_sites_own_words_reach_the_researcher(tiny: Any, tmp_path: Path) -> No
     assert all(line.startswith(("[", "DataError")) for line in said.splitlines()), said
 
 
-def test_ctrl_c_ends_ray_and_the_run_goes_on_in_process(tiny: Any, forks: Any, finished: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_ray_and_the_run_goes_on_in_process(tiny: Any, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     call = ["simulate", tiny.experiment, "--engine", "ray", "--output", run]
     process = tiny.start(*call, environment=ENVIRONMENT, start_new_session=True)
@@ -156,5 +156,5 @@ def test_ctrl_c_ends_ray_and_the_run_goes_on_in_process(tiny: Any, forks: Any, f
     assert "Go on with: fedvfm simulate --resume" in said
     experiment = run / "experiment.json"
     experiment.write_text(experiment.read_text().replace('"engine": "ray"', '"engine": "in-process"'))
-    assert forks.run(tmp_path, "simulate", "--resume", run).code == 0
+    assert tiny.run("simulate", "--resume", run).code == 0
     assert tiny.results(run) == tiny.results(finished)

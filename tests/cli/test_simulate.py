@@ -81,7 +81,7 @@ EVERY = ["classical", "head-only", "leave-one-out", "local-only", "pooled", "poo
 
 
 @pytest.fixture(scope="module")
-def every(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def every(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A run with every baseline, two rounds."""
     folder = tmp_path_factory.mktemp("every")
     sets = [
@@ -93,7 +93,7 @@ def every(tiny: Any, forks: Any, tmp_path_factory: pytest.TempPathFactory) -> tu
         "2",
         "--json",
     ]
-    answer = forks.run(folder / "streams", "simulate", tiny.experiment, "--output", folder / "run", *sets)
+    answer = tiny.run("simulate", tiny.experiment, "--output", folder / "run", *sets)
     assert answer.code == 0, answer.err
     return folder / "run", answer
 
@@ -243,17 +243,17 @@ def test_a_terminal_gets_a_live_display(tiny: Any, tmp_path: Path) -> None:
     assert b"federated round 1: loss" in shown
 
 
-def test_quiet_prints_only_the_result(tiny: Any, forks: Any, tmp_path: Path) -> None:
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, "--rounds", "1", "--quiet", "--output", tmp_path / "run")
+def test_quiet_prints_only_the_result(tiny: Any, tmp_path: Path) -> None:
+    answer = tiny.run("simulate", tiny.experiment, "--rounds", "1", "--quiet", "--output", tmp_path / "run")
     assert answer.code == 0
     assert answer.err == ""
     assert "worst site" in answer.out
     assert str(tmp_path / "run" / "adapter") in answer.out
 
 
-def test_set_and_seeds(tiny: Any, forks: Any, tmp_path: Path) -> None:
+def test_set_and_seeds(tiny: Any, tmp_path: Path) -> None:
     sets = ["--set", "recipe.adapter.rank=3", "--set", "baselines=[]", "--rounds", "1", "--seeds", "4,7", "--json"]
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, *sets, "--output", tmp_path / "runs")
+    answer = tiny.run("simulate", tiny.experiment, *sets, "--output", tmp_path / "runs")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)["runs"]
     assert [made["seed"] for made in found] == [4, 7]
@@ -263,17 +263,17 @@ def test_set_and_seeds(tiny: Any, forks: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "seed-4" / "experiment.json").read_text())["recipe"]["adapter"]["rank"] == 3
 
 
-def test_one_seed_is_a_list_too(tiny: Any, forks: Any, tmp_path: Path) -> None:
+def test_one_seed_is_a_list_too(tiny: Any, tmp_path: Path) -> None:
     """Whoever reads the output need not count the seeds first; and what goes on prints the same form."""
     sets = ["--set", "baselines=[]", "--rounds", "1", "--seeds", "4", "--json"]
-    answer = forks.run(tmp_path, "simulate", tiny.experiment, *sets, "--output", tmp_path / "runs")
+    answer = tiny.run("simulate", tiny.experiment, *sets, "--output", tmp_path / "runs")
     assert answer.code == 0, answer.err
     made = json.loads(answer.out)
     assert [row["seed"] for row in made["runs"]] == [4]
-    again = forks.run(tmp_path, "simulate", "--resume", tmp_path / "runs", "--json")
+    again = tiny.run("simulate", "--resume", tmp_path / "runs", "--json")
     assert json.loads(again.out) == made
     assert answer.err == again.err == ""
-    single = forks.run(tmp_path, "simulate", "--resume", tmp_path / "runs" / "seed-4", "--json")
+    single = tiny.run("simulate", "--resume", tmp_path / "runs" / "seed-4", "--json")
     assert json.loads(single.out)["fingerprint"] == made["runs"][0]["fingerprint"]
 
 
@@ -363,10 +363,8 @@ def test_same_fingerprint_twice_in_one_process_and_in_a_fresh_one(finished: Path
     assert "<table>" in first._repr_html_()
 
 
-def test_resuming_a_finished_run_changes_nothing(
-    copy: Path, finished: Path, forks: Any, tmp_path: Path, tiny: Any
-) -> None:
-    answer = forks.run(tmp_path, "simulate", "--resume", copy, "--json")
+def test_resuming_a_finished_run_changes_nothing(copy: Path, finished: Path, tmp_path: Path, tiny: Any) -> None:
+    answer = tiny.run("simulate", "--resume", copy, "--json")
     assert answer.code == 0, answer.err
     assert tiny.results(copy) == tiny.results(finished)
     assert (copy / "journal.jsonl").read_bytes() == (finished / "journal.jsonl").read_bytes()

@@ -39,7 +39,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_workers_end_with_the_run_which_goes_on(
-    tiny: Any, forks: Any, finished: Path, tmp_path: Path, number: signal.Signals
+    tiny: Any, finished: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
     process = tiny.start("simulate", tiny.experiment, "--workers", "2", "--output", run, start_new_session=True)
@@ -61,16 +61,16 @@ def test_workers_end_with_the_run_which_goes_on(
         assert process.returncode == 130
         assert "Traceback" not in "".join(seen) + err
         assert "Go on with: fedvfm simulate --resume" in err
-    answer = forks.run(tmp_path, "simulate", "--resume", run, "--workers", "1", "--json")
+    answer = tiny.run("simulate", "--resume", run, "--workers", "1", "--json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["workers"] in (1, 2), "what was finished before stands as it was"
     assert tiny.results(run) == tiny.results(finished)
 
 
-def test_one_worker_and_two_give_the_same_run(tiny: Any, forks: Any, finished: Path, tmp_path: Path) -> None:
+def test_one_worker_and_two_give_the_same_run(tiny: Any, finished: Path, tmp_path: Path) -> None:
     for number in ("1", "3"):
         run = tmp_path / number
-        answer = forks.run(tmp_path, "simulate", tiny.experiment, "--workers", number, "--output", run, "--json")
+        answer = tiny.run("simulate", tiny.experiment, "--workers", number, "--output", run, "--json")
         assert answer.code == 0, answer.err
         assert answer.err == ""
         assert tiny.results(run) == tiny.results(finished)

@@ -11,15 +11,12 @@ import psutil
 import pytest
 
 from tests.cli import conftest as cli
+from tests.support import forks
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = cli.Tiny(tmp_path_factory.mktemp("tiny"))
-    cli.write_data(made.data)
-    cli.write_backbone(made.backbone)
-    cli.write_experiment(made.experiment, made.data, made.backbone)
-    return made
+def tiny(tmp_path_factory: pytest.TempPathFactory, template: forks.Template) -> Any:
+    return cli.write(tmp_path_factory.mktemp("tiny"), template)
 
 
 def ours(folder: Path) -> dict[int, list[str]]:

@@ -58,7 +58,7 @@ def test_three_sites_give_the_bits_of_the_in_process_engine(tiny: Any, ours: Any
     assert alike.code == 0, alike.err
     run = tmp_path / "run"
     with Watch(run, ours) as seen:
-        answer = tiny.run("simulate", tiny.experiment, *ALONE, "--engine", "deployment", "--output", run)
+        answer = tiny.run_anew("simulate", tiny.experiment, *ALONE, "--engine", "deployment", "--output", run)
     assert answer.code == 0, answer.err
     assert tiny.results(run) == tiny.results(tmp_path / "in-process")
     assert rounds(tiny, run) == rounds(tiny, tmp_path / "in-process")
@@ -108,7 +108,7 @@ def test_two_sites_a_killed_parent_and_the_run_goes_on(tiny: Any, ours: Any, unt
     alike = tiny.run("simulate", tiny.experiment, *TWO, "--output", tmp_path / "in-process")
     assert alike.code == 0, alike.err
     run = tmp_path / "run"
-    process = tiny.start("simulate", tiny.experiment, *TWO, "--engine", "deployment", "--output", run)
+    process = tiny.start_anew("simulate", tiny.experiment, *TWO, "--engine", "deployment", "--output", run)
     for line in process.stderr:
         if "federated round 1/3" in line:
             break
