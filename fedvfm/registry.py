@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -54,6 +53,8 @@ class Table:
 
     def _discover(self) -> None:
         if not self._discovered:
+            import importlib.metadata  # loads the parser of e-mail: many processes ask no table
+
             self._discovered = True
             for point in importlib.metadata.entry_points(group=self.group):
                 self._entries.setdefault(point.name, point.value)

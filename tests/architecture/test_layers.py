@@ -289,6 +289,12 @@ def test_importing_fedvfm_loads_nothing_heavy() -> None:
     assert not everything & set(HEAVY)
 
 
+def test_a_child_that_decodes_files_loads_only_what_decodes() -> None:
+    """It starts with every process that reads images, and what it holds is what a hostile file could reach."""
+    everything = _loaded("import fedvfm.data.decoding.worker, fedvfm.data.formats")
+    assert not everything & {"pydantic", "fedvfm.config.schema", *HEAVY}
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

@@ -31,13 +31,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from fedvfm import errors
-from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data.decoding import message
 from fedvfm.runtime import extras
+
+if TYPE_CHECKING:
+    from fedvfm.config import schema
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,12 +121,25 @@ class _State:
     """What this process decodes with."""
 
     def __init__(self) -> None:
-        self.limits = schema.DecodingLimits()
+        self._limits: schema.DecodingLimits | None = None
         self.child = False
         self.idle: list[Decoder] = []
         self.all: set[Decoder] = set()
         # No thread forks while pipes are made or closed: the copy in the new process would keep a child alive.
         self.forking = threading.RLock()
+
+    @property
+    def limits(self) -> schema.DecodingLimits:
+        """Those of the files that are decoded from now on."""
+        if self._limits is None:
+            from fedvfm.config import schema  # half of what a child would import, and it decodes without
+
+            self._limits = schema.DecodingLimits()
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: schema.DecodingLimits) -> None:
+        self._limits = limits
 
 
 def limit(limits: schema.DecodingLimits) -> None:
