@@ -188,11 +188,12 @@ class Tail:
 
     Args:
         path: the log; what is in it already is not shown.
+        whole: show that too, once.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._number = path, place(path).number
-        self._at = path.stat().st_size if path.exists() else 0
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        self._path, self._number = path, FIRST.number if whole else place(path).number
+        self._at = path.stat().st_size if path.exists() and not whole else 0
 
     def lines(self) -> Iterator[bytes]:
         """Lines that were added since; not verified.

@@ -282,6 +282,13 @@ def start(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
     health: Annotated[str, typer.Option(help="host:port of a gRPC health probe; none by default.")] = "",
     fetch_weights: FetchWeights = False,
+    page: Annotated[
+        bool,
+        typer.Option("--page", help="Serve a live page on this machine's loopback; its address is said at the start."),
+    ] = False,
+    page_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the live page; any free one by default.")
+    ] = 0,
     state: StateOption = STATE,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each note as a line of JSON on standard output.")
@@ -300,7 +307,7 @@ def start(
         for fault in weights.faults(weights.approved(where), fetch=fetch_weights):
             LOG.warning(fault.note)
         with probe.serving(health, lambda: doctor.alive(where)):
-            supervisor.start(where, site)
+            supervisor.start(where, site, page_port=page_port if page else None)
 
 
 @app.command()
@@ -315,28 +322,16 @@ def stop(state: StateOption = STATE, as_json: Json = False) -> None:
 
 @app.command()
 def status(state: StateOption = STATE, as_json: Json = False) -> None:
-    """Show what runs, what waits for approval, and what was received, decided and sent last."""
-    from fedvfm.client import privacy_report, state_folder
-    from fedvfm.client.process import supervisor
+    """Show how far it is, what waits for a person, what your policy has left, and the last messages in words."""
+    from fedvfm.client import state_folder
+    from fedvfm.client import status as statuses
 
-    now = supervisor.status(state_folder.open_state(state))
+    now = statuses.of(state_folder.open_state(state))
     if as_json:
         print(json.dumps(now, indent=2))
         return
-    print(f"site {now['site']} of federation {now['federation']} at {now['address']}, key {now['key']}")
-    if now["new_key"]:
-        print(f"new key {now['new_key']} waits for the coordinator: fedvfm server rekey FILE --key KEY")
-    for name, pid in now["processes"].items():
-        print(f"{name:12} {'process ' + str(pid) if pid else 'not running'}")
-    for recipe in now["waiting"]:
-        print(f"waits for a person: recipe {recipe}; fedvfm client review {recipe[:12]}")
+    print("\n".join(statuses.lines(now)))
     _show_adapters(now["adapters"])
-    for text in now["damaged"]:
-        print(f"damaged      {text}")
-    for line in [] if now["privacy"] is None else privacy_report.status_lines(now["privacy"]):
-        print(line)
-    for event, fields in now["last"].items():
-        print(f"{event:10} {' '.join(f'{key}={value}' for key, value in fields.items())}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 # Waiting OpenMP threads that spin burn the other core; they must be told before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -152,6 +153,12 @@ def simulate(
     plugin: Annotated[
         list[Path] | None, typer.Option(help="Your own Python file, which registers parts first. Repeatable.")
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Serve a live page on this machine's loopback while it runs.")
+    ] = False,
+    page_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the live page; any free one by default.")
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop. Needs neither weights nor network.")
     ] = False,
@@ -170,7 +177,7 @@ def simulate(
             raise errors.ConfigError(
                 "--resume", ["goes on with a run as it was set up; give no EXPERIMENT, and only --workers and --plugin"]
             )
-        _resume(resume, quiet, as_json, processes)
+        _resume(resume, _Watching(quiet or as_json, page_port if page else None), as_json, processes)
         return
     if experiment is None:
         known = ", ".join(_bundled())
@@ -192,10 +199,18 @@ def simulate(
         return
     from fedvfm.simulation import run as runs
 
-    _simulate(what, wanted, output or runs.default_output(what.name), quiet, as_json)
+    watching = _Watching(quiet or as_json, page_port if page else None)
+    _simulate(what, wanted, output or runs.default_output(what.name), watching, as_json)
 
 
-def _simulate(what: Any, wanted: list[int], output: Path, quiet: bool, as_json: bool) -> None:
+class _Watching(NamedTuple):
+    """How a run is looked at: whether the terminal says nothing, and the port of its page; None for none."""
+
+    quiet: bool
+    page_port: int | None
+
+
+def _simulate(what: Any, wanted: list[int], output: Path, watching: _Watching, as_json: bool) -> None:
     from fedvfm.simulation import run as runs
     from fedvfm.simulation import seeds
 
@@ -204,7 +219,7 @@ def _simulate(what: Any, wanted: list[int], output: Path, quiet: bool, as_json: 
             return list(seeds.simulate(what, wanted, output=output, observer=observer))
         return [runs.simulate(what, output=output, observer=observer)]
 
-    _show(_run(work, output, quiet or as_json), as_json, many=bool(wanted))
+    _show(_run(work, output, watching), as_json, many=bool(wanted))
 
 
 def _bundled() -> dict[str, Path]:
@@ -213,7 +228,7 @@ def _bundled() -> dict[str, Path]:
     return experiments.bundled()
 
 
-def _resume(folder: Path, quiet: bool, as_json: bool, workers: Any) -> None:
+def _resume(folder: Path, watching: _Watching, as_json: bool, workers: Any) -> None:
     from fedvfm.simulation import run as runs
     from fedvfm.simulation import run_folder, seeds
 
@@ -224,16 +239,23 @@ def _resume(folder: Path, quiet: bool, as_json: bool, workers: Any) -> None:
             return list(seeds.resume(folder, observer=observer, workers=workers))
         return [runs.resume(folder, observer=observer, workers=workers)]
 
-    _show(_run(work, folder, quiet or as_json), as_json, many=many)
+    _show(_run(work, folder, watching), as_json, many=many)
 
 
-def _run(work: Callable[[Any], list[Any]], folder: Path, quiet: bool) -> list[Any]:
+def _run(work: Callable[[Any], list[Any]], folder: Path, watching: _Watching) -> list[Any]:
     from fedvfm.simulation import run_folder
     from fedvfm.simulation.engines import live
 
     try:
-        with logs.output(level=logging.CRITICAL if quiet else logging.INFO), live.watch(quiet) as observer:
-            return work(observer)
+        with contextlib.ExitStack() as during:
+            observer: Any = None
+            if watching.page_port is not None:  # its address is said even where the run is quiet
+                from fedvfm.simulation import live_page
+
+                observer = during.enter_context(live_page.shown(folder, watching.page_port))
+            during.enter_context(logs.output(level=logging.CRITICAL if watching.quiet else logging.INFO))
+            terminal = during.enter_context(live.watch(watching.quiet))
+            return work(terminal if observer is None else live_page.both(terminal, observer))
     except KeyboardInterrupt:
         if not run_folder.RunFolder(folder).begun:
             raise errors.Interrupted("stopped before a round was finished; nothing was saved") from None

@@ -11,7 +11,6 @@ import typer
 
 from fedvfm import errors
 from fedvfm.cli import drafts, steering
-from fedvfm.report import quantity
 
 NAME = "server"
 app = typer.Typer(help="Launch a federation, steer it and decide who may take part.", no_args_is_help=True)
@@ -20,6 +19,10 @@ app.command("init-config")(drafts.server)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SERVER_STATE", help="The server's state folder.")]
+Page = Annotated[
+    bool, typer.Option("--page", help="Serve a live page on this machine's loopback; its address is said at the start.")
+]
+PagePort = Annotated[int, typer.Option(min=0, max=65535, help="Port of the live page; any free one by default.")]
 Days = Annotated[int, typer.Option(help="Days that an invite is good.")]
 STATE = Path("fedvfm-server")
 
@@ -211,6 +214,8 @@ def start(
     detach: Annotated[
         bool, typer.Option("--detach", help="Run in the background; return when it listens, or with the error.")
     ] = False,
+    page: Page = False,
+    page_port: PagePort = 0,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
@@ -230,7 +235,9 @@ def start(
     if detach:
         limits = (("--config", config and config.absolute()), ("--without", without))
         options = (*limits, ("--listen", listen), ("--health", health))
-        command = daemon.command(state, [word for pair in options if pair[1] for word in map(str, pair)], stay=stay)
+        words = [word for pair in options if pair[1] for word in map(str, pair)]
+        words += ["--page", "--page-port", str(page_port)] if page else []
+        command = daemon.command(state, words, stay=stay)
         launched = daemon.launch(state / coordinator.RUN, command)
         line = (
             f"listening at {launched['address']}, process {launched['pid']}"
@@ -240,7 +247,7 @@ def start(
         _print(launched, [f"{line}, log {launched['log']}"], as_json)
         return
     with probe.serving(health, lambda: doctor.alive(state_folder.open_state(state))):
-        done = supervisor.start(where, server, listen, stay=stay)
+        done = supervisor.start(where, server, listen, stay=stay, page_port=page_port if page else None)
         if done is None:
             print("stopped; go on with: fedvfm server start", file=sys.stderr)
             return
@@ -277,28 +284,12 @@ def stop(state: StateOption = STATE, as_json: Json = False) -> None:
 
 @app.command()
 def status(state: StateOption = STATE, as_json: Json = False) -> None:
-    """Show what runs, who takes part and how far the rounds are."""
-    from fedvfm.server import state_folder, supervisor
+    """Show what runs, who takes part, how far the rounds are, and what helps where something waits."""
+    from fedvfm.server import state_folder
+    from fedvfm.server import status as statuses
 
-    now = supervisor.status(state_folder.open_state(state))
-    orders = [f"paused by {now['paused']['who']} since {now['paused']['time']}"] if now["paused"] else []
-    orders += ["to be finished after the round in hand"] if now["finishing"] else []
-    orders += [f"to be extended by {quantity.of(now['extended_by'], 'round')}"] if now["extended_by"] else []
-    orders += [f"recipe {following[:12]} follows" for following in now["following"]]
-    words = {**now["takes_part"], **{site: f"final adapter {word}" for site, word in now["acceptance"].items()}}
-    refused = [f"{word} {count}" for word, count in now["refused"].items()]
-    lines = [
-        f"federation {now['federation']} at {now['address']}, recipe {now['recipe'][:12]}",
-        f"rounds: {now['finished_rounds']} of {now['rounds']}{', finished' if now['finished'] else ''}",
-        f"now: {now['reason'] or now['phase']}",
-        f"certificate: {now['certificate']}",
-        *(f"order: {order}" for order in orders),
-        *(f"{name:12} {'process ' + str(pid) if pid else 'not running'}" for name, pid in now["processes"].items()),
-        *([f"refused in 10 minutes: {', '.join(refused)}"] if refused else []),
-        *(f"site {name:20} {what:9} {words.get(name, '')}".rstrip() for name, what in now["sites"].items()),
-        *([f"result: {now['result']} (adapter/, report.html, summary.json, metrics.csv)"] if now["result"] else []),
-    ]
-    _print(now, lines, as_json)
+    now = statuses.of(state_folder.open_state(state))
+    _print(now, statuses.lines(now), as_json)
 
 
 @app.command()

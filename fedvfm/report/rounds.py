@@ -28,8 +28,7 @@ def training(journal: Rounds, primary: str, name: str, federated: Mapping[str, A
     if not journal:
         return ""
     figures = [
-        _curves(_per_site(journal, "train", "loss"), "Training loss", "mean loss of the round", (0.0, math.inf)),
-        _curves(_per_site(journal, "validation", primary), f"Validation {name}", name, (0.0, 1.0)),
+        *learning(journal, primary, name),
         _factor_error(journal),
         _aggregate_error(journal),
         _cosines(journal),
@@ -45,8 +44,25 @@ def training(journal: Rounds, primary: str, name: str, federated: Mapping[str, A
         + _refusals(journal)
         + _alignment(journal)
         + _error_by_pair(journal)
-        + page.folded(f"Every round ({len(journal)})", _rounds(journal, primary, name))
+        + page.folded(f"Every round ({len(journal)})", every_round(journal, primary, name))
     )
+
+
+def learning(journal: Rounds, primary: str, name: str) -> list[str]:
+    """Loss and validation of every site over rounds, a figure each; empty where no site sent it."""
+    return [
+        _curves(_per_site(journal, "train", "loss"), "Training loss", "mean loss of the round", (0.0, math.inf)),
+        _curves(_per_site(journal, "validation", primary), f"Validation {name}", name, (0.0, 1.0)),
+    ]
+
+
+def pace(journal: Rounds) -> str:
+    """How long each round took."""
+    points = [(row["round"], row["seconds"]) for row in journal]
+    if not points:
+        return ""
+    svg = _one_curve(points, "seconds", "Seconds a round", "seconds", from_edge=True)
+    return page.figure(svg, "Seconds that each round took.")
 
 
 def _per_site(journal: Rounds, part: str, metric: str) -> list[charts.Series]:
@@ -203,14 +219,15 @@ def _refusals(journal: Rounds) -> str:
     )
 
 
-def _rounds(journal: Rounds, primary: str, name: str) -> str:
+def every_round(journal: Rounds, primary: str, name: str) -> str:
+    """All rounds as a table."""
     head = ("round", "sites", "mean loss", f"mean validation {name}", "factor error", "up", "down", "seconds")
     rows: list[list[page.Cell]] = [
         [
             row["round"],
             len(row["cohort"]),
-            _mean(row["train"], "loss"),
-            _mean(row["validation"], primary),
+            mean_of(row["train"], "loss"),
+            mean_of(row["validation"], primary),
             None if row.get("factor_error") is None else f"{row['factor_error']:.2e}",
             size(row["bytes"]["up"]),
             size(row["bytes"]["down"]),
@@ -218,10 +235,11 @@ def _rounds(journal: Rounds, primary: str, name: str) -> str:
         ]
         for row in journal
     ]
-    return page.table(head, rows, "The federated arm's journal, a round a row.")
+    return page.table(head, rows, "The journal, a round a row.")
 
 
-def _mean(per_site: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
+def mean_of(per_site: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
+    """Plain mean over the sites that sent a metric; None where none did."""
     values = [row[metric] for row in per_site.values() if metric in row]
     return math.fsum(values) / len(values) if values else None
 

@@ -146,6 +146,14 @@ def running(path: Path) -> int | None:
         return None
 
 
+def started(path: Path) -> float | None:
+    """When the process began that a pid file names, in seconds since 1970; None if it ended."""
+    pid = running(path)
+    with contextlib.suppress(psutil.Error):
+        return None if pid is None else psutil.Process(pid).create_time()
+    return None
+
+
 def end(path: Path, grace_s: float = 10.0) -> bool:
     """End the process a pid file names, and its group: first asked, then killed. Whether it ran.
 

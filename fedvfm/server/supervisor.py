@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import threading
@@ -16,17 +15,16 @@ from fedvfm.config import schema
 from fedvfm.doctor import host as machine
 from fedvfm.doctor import monitor
 from fedvfm.flower import runtime
-from fedvfm.runtime import capacity, processes
-from fedvfm.server import daemon, state_folder
-from fedvfm.server.coordinator import coordinator, status_file, waiting
+from fedvfm.runtime import capacity, page_server, processes
+from fedvfm.server import daemon, live_page, state_folder, status
+from fedvfm.server.coordinator import coordinator, waiting
 from fedvfm.server.coordinator import orders as steering
 from fedvfm.server.network import node_keys, proxy, refused_requests, superlink
-from fedvfm.server.rounds import journal, result
+from fedvfm.server.rounds import result
 from fedvfm.trust import certificates, signed_documents
 
 LOG = logging.getLogger(__name__)
-NAME = "server"
-CHILDREN = ("superlink", "proxy", "coordinate")
+NAME, CHILDREN = status.NAME, status.CHILDREN
 READY_S = 60.0
 RENEW_S = 12 * 3600.0
 KEYS = "keys.txt"
@@ -38,7 +36,12 @@ def _folder(where: state_folder.State) -> Path:
 
 
 def start(
-    where: state_folder.State, server: schema.ServerConfig, listen: str, *, stay: bool = False
+    where: state_folder.State,
+    server: schema.ServerConfig,
+    listen: str,
+    *,
+    stay: bool = False,
+    page_port: int | None = None,
 ) -> dict[str, Any] | None:
     """Run the federation to its end, or until this process is told to end. What ends by itself is started again.
 
@@ -47,6 +50,7 @@ def start(
         server: quorum, cohort, deadlines.
         listen: ``host:port`` of the public port; empty for that of the address sites were told, on all interfaces.
         stay: keep the sites connected when all recipes are finished, and wait for a further one.
+        page_port: of the live page on loopback, 0 for any that is free; None for no page.
 
     Returns: the evaluation of the last recipe, or None if it was told to end before that was finished.
 
@@ -66,6 +70,9 @@ def start(
         family = processes.Family(folder)
         try:
             with family.watched():
+                if page_port is not None:
+                    page = str(where.folder.absolute())
+                    page_server.start(family.start, folder, live_page.__name__, page, port=page_port)
                 return _watch(where, server, _listening(where, listen), family, over, stay)
         finally:
             daemon.silence(folder)
@@ -211,7 +218,7 @@ def _until_done(
                 LOG.info(f"recipe {recipe[:12]} begins")
                 run.try_start()
             elif not stay:
-                return _evaluation(where)
+                return status.evaluation(where)
             elif recipe != rested:
                 LOG.info(f"recipe {recipe[:12]} is finished; waits for a further one")
                 rested = recipe
@@ -220,7 +227,7 @@ def _until_done(
                 raise run.failure().error("the run stopped")
             code = run.code
             LOG.warning(f"the run ended ({code}) and resumes in {run.postpone():g} s")
-    return _evaluation(where) if where.finished(where.about.recipe) else None
+    return status.evaluation(where) if where.finished(where.about.recipe) else None
 
 
 def _shown(where: state_folder.State, before: str) -> str:
@@ -256,73 +263,10 @@ def _told(name: str, tell: Callable[[], object]) -> bool:
     return True
 
 
-def _evaluation(where: state_folder.State) -> dict[str, Any]:
-    path = where.run_path(where.about.recipe) / "evaluation.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        why = "cannot be read; remove it and start the server: the final test is made again"
-        raise errors.CheckpointError(f"{path}: {why}")
-    return found
-
-
-def _finished(where: state_folder.State) -> tuple[dict[str, Any], str]:
-    """The evaluation, empty where there is none; and why, where it is damaged."""
-    try:
-        return (_evaluation(where) if where.finished(where.about.recipe) else {}), ""
-    except errors.CheckpointError as error:
-        return {}, str(error)
-
-
-def _certificate(where: state_folder.State) -> str:
-    """How the server's certificate stands, for people."""
-    ends, now = state_folder.certified_until(where), signed_documents.now()
-    until = signed_documents.stamp(ends)
-    if ends <= now:
-        return f"expired at {until}: every site refuses it. Run: fedvfm server certify"
-    days = (ends - now).days
-    soon = f", {days} days: 'server start' renews it" if days < state_folder.RENEWED_DAYS else ""
-    return f"good until {until}{soon}"
-
-
 def stop(where: state_folder.State) -> bool:
     """End the server and all its processes; whether it ran. What was admitted is kept."""
     folder = _folder(where)
     ran = processes.end(processes.pid_path(folder, NAME), 30.0)
-    for name in CHILDREN:
+    for name in (*CHILDREN, page_server.NAME):
         processes.end(processes.pid_path(folder, name))
     return ran
-
-
-def status(where: state_folder.State) -> dict[str, Any]:
-    """What runs, what was refused lately, who is on the roster, how far the rounds are, and how the run stands."""
-    folder, recipe = _folder(where), where.about.recipe
-    arm = where.run_path(recipe)
-    rounds = journal.Journal(arm / "journal.jsonl", recipe) if (arm / "journal.jsonl").exists() else None
-    found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
-    done, fault = _finished(where)
-    orders, stands = steering.read(where), status_file.read(folder) if found["coordinate"] else {}
-    takes_part: dict[str, str] = stands.get("sites", {})
-    return {
-        "federation": where.about.federation,
-        "address": where.about.address,
-        "certificate": _certificate(where),
-        "certified_until": signed_documents.stamp(state_folder.certified_until(where)),
-        "recipe": recipe,
-        "rounds": where.lock().recipe.rounds,
-        "finished_rounds": rounds.last_round if rounds is not None else 0,
-        "finished": bool(done),
-        "phase": "finished" if done else stands.get("phase", "stopped"),
-        "round": stands.get("round", 0),
-        "reason": "" if done else fault or stands.get("reason", ""),
-        **steering.told(orders, recipe),
-        "processes": found,
-        "refused": refused_requests.lately(folder / refused_requests.FILE),
-        "sites": {name: entry.status for name, entry in where.sites().items()},
-        "takes_part": takes_part,
-        "pending": sorted(name for name, word in takes_part.items() if word in ("approval-pending", "roster-pending")),
-        "acceptance": done.get("acceptance", {}),
-        "result": str(arm) if (arm / result.REPORT).is_file() else "",
-    }

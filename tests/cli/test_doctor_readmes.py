@@ -57,9 +57,9 @@ def test_the_check_finds_what_is_wrong() -> None:
 
 
 def test_every_command_in_a_refusals_remedy_exists() -> None:
-    from fedvfm.client import refusal_log
+    from fedvfm.client import refusal_words
 
-    said = [remedy.format(recipe="a" * 12) for _, remedy in refusal_log.WORDS.values()]
+    said = [remedy.format(recipe="a" * 12) for _, remedy in refusal_words.WORDS.values()]
     found = [part for text in said for part in re.findall(r"fedvfm [a-zA-Z.\- ]+", text)]
     assert len(found) > 10
     assert not {line: fault for line in found if (fault := problem(line))}

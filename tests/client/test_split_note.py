@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedvfm import errors
-from fedvfm.client import doctor, dry_run, privacy_report, purge, refusal_log, site_file
+from fedvfm.client import doctor, dry_run, privacy_report, purge, refusal_words, site_file
 from fedvfm.client.gate import policy, split_pin
 from fedvfm.config import privacy, schema
 from fedvfm.protocol import protocol
@@ -166,4 +166,4 @@ def test_doctor_rehearsal_and_console_say_so(site: Site) -> None:
     judged = privacy_report.judge(locked, here)
     with pytest.raises(errors.PolicyRefused, match=r"policy-split: .*val_share was 0\.15"):
         dry_run.run(here, locked, judged, site.where)
-    assert "doctor client" in refusal_log.WORDS["policy-split"][1]
+    assert "doctor client" in refusal_words.WORDS["policy-split"][1]

@@ -468,7 +468,8 @@ def test_the_commands_of_the_services_make_a_federation(engine: Engine, until: A
 
     assert until(lambda: asked("server", "status", "--state", state)["finished"], 1500), words()
     found = asked("server", "status", "--state", state)
-    assert (found["finished_rounds"], found["sites"]) == (2, {"north": "approved", "south": "approved"})
+    on_roster = {name: row["roster"] for name, row in found["sites"].items()}
+    assert (found["finished_rounds"], on_roster) == (2, {"north": "approved", "south": "approved"})
     assert until(lambda: "is finished; waits for a further one" in (engine.root / "server.txt").read_text(), 120)
     assert until(lambda: engine.healthy("server"), 60), "a finished server stays, and is well"
     assert engine.running["server"].poll() is None

@@ -354,7 +354,7 @@ def test_final_adapters_without_end_fill_no_disk(hospital: Hospital, monkeypatch
 
 
 def test_notes_as_lines_of_json(hospital: Hospital, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(where: joining.State, settings: Path) -> None:
+    def start(where: joining.State, settings: Path, **more: Any) -> None:
         supervisor.LOG.info(f"site {where.about.site}: waiting")
         supervisor.LOG.warning("two\nlines \x1b[2J")
 

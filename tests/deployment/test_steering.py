@@ -66,9 +66,9 @@ class Federation:
         return found
 
     def status(self) -> dict[str, Any]:
-        from fedvfm.server import supervisor
+        from fedvfm.server import status
 
-        return supervisor.status(enrolment.open_state(self.state))
+        return status.of(enrolment.open_state(self.state))
 
     def wait(self, true: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -142,7 +142,9 @@ def test_a_federation_is_steered_from_its_first_round_to_its_last(running: Feder
     # A site that is dropped is asked no more; its client stays.
     running.order("drop", "south")
     running.wait_cohort("east", "north")
-    assert running.status()["sites"] == {"east": "approved", "north": "approved", "south": "dropped"}
+    rows = running.status()["sites"]
+    on_roster = {name: row["roster"] for name, row in rows.items()}
+    assert on_roster == {"east": "approved", "north": "approved", "south": "dropped"}
     assert running.clients["south"].poll() is None
 
     # Another recipe arrives over TLS; nobody computes for it before a person at his site approved it.

@@ -17,7 +17,7 @@ import pytest
 
 from fedvfm import errors
 from fedvfm.runtime import processes
-from fedvfm.server import state_folder, supervisor
+from fedvfm.server import state_folder, status, supervisor
 from fedvfm.server.coordinator import coordinator, orders
 from fedvfm.server.network import node_keys, superlink
 from fedvfm.server.rounds import result
@@ -44,7 +44,7 @@ def test_a_full_disk_between_two_recipes_is_waited_for(
 
     monkeypatch.setattr(orders, "settle", settle)
     monkeypatch.setattr(result, "ensure", lambda given: tmp_path)
-    monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
+    monkeypatch.setattr(status, "evaluation", lambda given: {"round": 3})
     run: Any = SimpleNamespace(process=object(), code=0)
     assert supervisor._until_done(where, run, control, threading.Event(), False) == {"round": 3}
     assert said() == [
@@ -78,11 +78,11 @@ def test_a_damaged_evaluation_is_told_in_a_sentence(tmp_path: Path) -> None:
     )
     for text in ("{", "[1]", "[]", '"x"'):
         (tmp_path / "evaluation.json").write_text(text)
-        done, why = supervisor._finished(where)
+        done, why = status.finished(where)
         assert done == {}
         assert why.endswith("cannot be read; remove it and start the server: the final test is made again")
     (tmp_path / "evaluation.json").write_text('{"round": 3}')
-    assert supervisor._finished(where) == ({"round": 3}, "")
+    assert status.finished(where) == ({"round": 3}, "")
 
 
 def test_a_server_that_is_told_to_end_while_it_starts_does(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
     monkeypatch.setattr(run, "start", start)
     monkeypatch.setattr(result, "ensure", lambda given: None)
     monkeypatch.setattr(orders, "settle", lambda given: given)
-    monkeypatch.setattr(supervisor, "_evaluation", lambda given: {"round": 3})
+    monkeypatch.setattr(status, "evaluation", lambda given: {"round": 3})
     assert supervisor._until_done(where, run, control, threading.Event(), False) == {"round": 3}
     assert said() == [
         "recipe aaaaaaaaaaaa begins",
@@ -155,7 +155,7 @@ def test_a_recipe_that_follows_is_started_again_where_the_disk_was_full(
 def test_status_tells_how_the_certificate_stands(monkeypatch: pytest.MonkeyPatch, days: int, word: str) -> None:
     ends = signed_documents.now() + datetime.timedelta(days=days, hours=1)
     monkeypatch.setattr(state_folder, "certified_until", lambda where: ends)
-    assert word in supervisor._certificate(SimpleNamespace())  # type: ignore[arg-type]
+    assert word in status.certificate(SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_a_certificate_is_renewed_while_the_server_runs_and_its_port_starts_again(

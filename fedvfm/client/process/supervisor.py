@@ -10,11 +10,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from fedvfm import errors
-from fedvfm.client import refusal_log, rekeying, site_file, state_folder
-from fedvfm.client.adoption import decisions
+from fedvfm.client import console, live_page, rekeying, site_file, state_folder, status
 from fedvfm.client.gate import split_pin
 from fedvfm.client.process import limits, supernode
 from fedvfm.config import schema
@@ -23,27 +21,30 @@ from fedvfm.flower import runtime
 from fedvfm.flower import supernode as flower_supernode
 from fedvfm.protocol import protocol
 from fedvfm.report import finding
-from fedvfm.runtime import logs, processes
+from fedvfm.runtime import logs, page_server, processes
 from fedvfm.storage import storage
 from fedvfm.trust import keys
 
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
-NAME = "client"
-CHILDREN = ("supernode", "executor")
+NAME, CHILDREN, FOLDER = status.NAME, status.CHILDREN, status.FOLDER
 ROOM_BYTES = 16 * 1024 * 1024
 """Of a message besides the adapter: the recipe, words."""
-FOLDER = "run"
 
 
 def _folder(where: state_folder.State) -> Path:
     return where.folder / FOLDER
 
 
-def start(where: state_folder.State, settings: Path) -> None:
+def start(where: state_folder.State, settings: Path, *, page_port: int | None = None) -> None:
     """Run the site's processes until this one is told to end; what ends by itself is started again.
 
     A SuperNode that was killed is refused for up to a minute (the coordinator takes it for present still); the waits
     between its starts grow to half a minute, so it is back soon after.
+
+    Args:
+        where: the site's state folder.
+        settings: the site's own file.
+        page_port: of the live page on loopback, 0 for any that is free; None for no page.
 
     Raises:
         ConfigError: if the site's file has faults or names another site.
@@ -51,11 +52,18 @@ def start(where: state_folder.State, settings: Path) -> None:
     """
     site = site_file.read_site(settings, where.about.site)
     with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
-        _watch(where, settings, site, over)
+        status.note_settings(where, settings)
+        _watch(where, settings, site, over, page_port)
         storage.remove_folder(where.features)
 
 
-def _watch(where: state_folder.State, settings: Path, site: schema.SiteConfig, over: threading.Event) -> None:
+def _watch(
+    where: state_folder.State,
+    settings: Path,
+    site: schema.SiteConfig,
+    over: threading.Event,
+    page_port: int | None,
+) -> None:
     folder = _folder(where)
     _take_new_key(where)
     node = supernode.SuperNode(
@@ -69,7 +77,13 @@ def _watch(where: state_folder.State, settings: Path, site: schema.SiteConfig, o
     environment = {"HF_HUB_OFFLINE": "1", **runtime.CHILD_ENVIRONMENT, **limits.environment(site)}
     family = processes.Family(folder)
     outside = monitor.Lookout(lambda: look(where))
-    with family.watched(), outside.watched(), refusal_log.told(where.audit.path):
+
+    def rounds_of(recipe: str) -> int:
+        return where.find(recipe).recipe.rounds if recipe in where.seen() else 0
+
+    with family.watched(), outside.watched(), console.told(where.audit.path, rounds_of):
+        if page_port is not None:
+            page_server.start(family.start, folder, live_page.__name__, str(where.folder.absolute()), port=page_port)
         family.start(node.program)
         family.start(processes.Program("executor", command, environment, pulls_down=(node.name,)))
         LOG.info(f"site {where.about.site}: waiting for messages of {where.about.address}")
@@ -103,35 +117,9 @@ def stop(where: state_folder.State) -> bool:
     """End the client and all its processes; whether it ran."""
     folder = _folder(where)
     ran = processes.end(processes.pid_path(folder, NAME), 30.0)
-    for name in CHILDREN:  # where the client itself was killed elsewhere than on Linux
+    for name in (*CHILDREN, page_server.NAME):  # where the client itself was killed elsewhere than on Linux
         processes.end(processes.pid_path(folder, name))
     return ran
-
-
-def status(where: state_folder.State) -> dict[str, Any]:
-    """What runs, and what was received, decided and sent last."""
-    from fedvfm.client import privacy_report  # SciPy only where privacy is counted
-
-    folder = _folder(where)
-    found = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
-    last = {entry["event"]: {key: entry[key] for key in _SHOWN if key in entry} for entry in where.audit.scan()}
-    return {
-        "site": where.about.site,
-        "federation": where.about.federation,
-        "address": where.about.address,
-        "key": where.spoken_key,
-        "new_key": rekeying.waiting(where),
-        "processes": found,
-        "approved": where.approvals.stand(),
-        "waiting": [one for one in where.seen() if one not in where.approvals.stand()],
-        "adapters": decisions.to_json(where),
-        "damaged": decisions.damaged(where),
-        "privacy": privacy_report.status(where),
-        "last": last,
-    }
-
-
-_SHOWN = ("time", "kind", "verdict", "reason", "recipe", "round", "bytes")
 
 
 def serve(folder: Path, settings: Path, link: runtime.Link) -> None:

@@ -39,7 +39,7 @@ from fedvfm.trust import locked_recipe, roster_document, signed_documents
 from fedvfm.trust import roster as rosters
 
 LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
-RUN = "run"
+RUN = status_file.RUN
 EXPIRED = "its invite expired"
 LOOK_S = 1.0
 TRIES = 3

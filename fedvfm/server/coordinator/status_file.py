@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm.storage import storage
+from fedvfm.trust import signed_documents
 
+RUN = "run"
+"""The folder of the server's processes, in its state folder."""
 FILE = "standing.json"
 WAITING, PAUSED, ROUND, TEST = "waiting", "paused", "round", "final-test"
 
@@ -22,9 +25,11 @@ class Board:
 
     def __init__(self, folder: Path) -> None:
         self._path, self._said = folder / FILE, ""
+        self._stage, self._since = ("", 0), ""
+        self._words: dict[str, tuple[str, str]] = {}
 
     def write(self, phase: str, reason: str, number: int, sites: Mapping[str, str]) -> None:
-        """Say how it stands.
+        """Say how it stands, since when, and since when each site does.
 
         Args:
             phase: one of the four of this module.
@@ -32,7 +37,23 @@ class Board:
             number: of the round in hand.
             sites: approved site -> why it takes no part, or that it does.
         """
-        text = json.dumps({"phase": phase, "reason": reason, "round": number, "sites": dict(sites)}) + "\n"
+        now = signed_documents.stamp(signed_documents.now())
+        if self._stage != (phase, number):
+            self._stage, self._since = (phase, number), now
+        before = self._words
+        self._words = {
+            name: before[name] if name in before and before[name][0] == word else (word, now)
+            for name, word in sites.items()
+        }
+        values = {
+            "phase": phase,
+            "reason": reason,
+            "round": number,
+            "since": self._since,
+            "sites": dict(sites),
+            "sites_since": {name: since for name, (_, since) in self._words.items()},
+        }
+        text = json.dumps(values) + "\n"
         if text != self._said:
             storage.write_text(self._path, text)
             self._said = text
@@ -41,7 +62,7 @@ class Board:
 def read(folder: Path) -> dict[str, Any]:
     """What the run said last; nothing if it never did."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        standing = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return standing if isinstance(standing, dict) else {}

@@ -1,24 +1,6 @@
-"""What a site refused, told to its people on the console of ``client start``: a line in plain words, and what to do.
-
-The executor decides in a process of its own and notes every refusal in the audit log. Here its new lines are read, so
-that nobody has to look there to learn why his site takes no part. The same refusal is told once, until it changes.
-"""
+"""What a site refuses with, for its people: the word that the coordinator is told, why, and what helps."""
 
 from __future__ import annotations
-
-import contextlib
-import json
-import logging
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from fedvfm.audit import segments
-from fedvfm.protocol import protocol
-from fedvfm.runtime import processes
-
-LOG = logging.getLogger(__name__)
-EVERY_S = 1.0
 
 _LOG = "the end of executor.log in the folder run/ of the state folder says which error it was"
 _POLICY = "fedvfm client review {recipe} --policy SITE.toml shows each rule; the coordinator is told this word alone"
@@ -113,43 +95,12 @@ WORDS: dict[str, tuple[str, str]] = {
 _OTHER = ("the installed release knows no more of it", _LOG)
 
 
-class Listener:
-    """Tells of refusals as they come into a site's audit log.
+def why(word: str, recipe: str) -> tuple[str, str]:
+    """Why a message was refused with this word, and what helps.
 
     Args:
-        log: the audit log; what is in it already is not told.
+        word: of the refusal.
+        recipe: hash of the recipe it was about; empty where it was about none.
     """
-
-    def __init__(self, log: Path) -> None:
-        self._tail = segments.Tail(log)
-        self._asked = ""
-        self._standing: dict[tuple[str, str], str] = {}
-
-    def look(self) -> None:
-        """Read what is new; what cannot be read now is read the next time."""
-        with contextlib.suppress(OSError):
-            for line in self._tail.lines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    self._take(json.loads(line))
-
-    def _take(self, entry: Mapping[str, Any]) -> None:
-        if entry["event"] == "received" and entry["kind"] in (*protocol.WORDS.values(), "unknown"):
-            self._asked = entry["kind"]
-        elif entry["event"] == "sent" and entry["kind"] == "refusal":
-            self._refused(str(entry.get("recipe", "")), str(entry["reason"]))
-        elif entry["event"] == "sent":
-            self._standing.pop((str(entry.get("recipe", "")), str(entry["kind"])), None)
-
-    def _refused(self, recipe: str, word: str) -> None:
-        told = {one for (of, _), one in self._standing.items() if of == recipe}
-        self._standing[recipe, self._asked] = word
-        if word not in told:
-            why, remedy = WORDS.get(word, _OTHER)
-            of = f" of recipe {recipe[:12]}" if recipe else ""
-            remedy = remedy.format(recipe=recipe[:12] or "HASH")
-            LOG.warning(f"refused: {self._asked}{of}: {word}, {why}. Remedy: {remedy}")
-
-
-def told(log: Path) -> contextlib.AbstractContextManager[None]:
-    """Tell of refusals while the block runs."""
-    return processes.repeated(Listener(log).look, EVERY_S, "fedvfm-refusals")
+    reason, remedy = WORDS.get(word, _OTHER)
+    return reason, remedy.format(recipe=recipe[:12] or "HASH")

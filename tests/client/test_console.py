@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fedvfm.audit import audit
-from fedvfm.client import refusal_log
+from fedvfm.client import console as consoles
+from fedvfm.client import refusal_words
 from fedvfm.protocol import protocol
 
 RECIPE, OTHER = "ab" * 32, "cd" * 32
@@ -20,7 +21,7 @@ OF_THE_COORDINATOR = {"away", "dropped", "revoked", "ledger-went-back", "malform
 class Console:
     def __init__(self, folder: Path, said: Callable[[], list[str]]) -> None:
         self.log, self._said = audit.Audit(folder / "audit.jsonl", "north", "site"), said
-        self.listener = refusal_log.Listener(self.log.path)
+        self.listener = consoles.Listener(self.log.path)
 
     def answer(self, kind: str, word: str = "", recipe: str = RECIPE) -> list[str]:
         """A message of this kind is answered, or refused with a word; what is told."""
@@ -43,7 +44,7 @@ def console(tmp_path: Path, said: Callable[[], list[str]]) -> Console:
 
 
 def test_every_word_has_its_reason_and_remedy() -> None:
-    assert set(refusal_log.WORDS) == set(protocol.ERROR_CODES) - OF_THE_COORDINATOR
+    assert set(refusal_words.WORDS) == set(protocol.ERROR_CODES) - OF_THE_COORDINATOR
 
 
 def test_a_refusal_is_one_line_with_what_to_do(console: Console) -> None:
@@ -87,7 +88,7 @@ def test_what_cannot_be_read_is_told_of(console: Console) -> None:
 
 def test_what_was_refused_before_the_start_is_not_told(console: Console) -> None:
     console.answer("train", "policy-rounds")
-    console.listener = refusal_log.Listener(console.log.path)
+    console.listener = consoles.Listener(console.log.path)
     assert console.look() == []
 
 
@@ -105,9 +106,9 @@ def test_half_a_line_waits_for_its_other_half(console: Console) -> None:
 def test_they_are_told_while_the_site_runs(
     console: Console, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
-    monkeypatch.setattr(refusal_log, "EVERY_S", 0.02)
+    monkeypatch.setattr(consoles, "EVERY_S", 0.02)
     deadline = time.monotonic() + 60
-    with refusal_log.told(console.log.path):
+    with consoles.told(console.log.path):
         console.log.record("sent", kind="refusal", reason="data", bytes=9)
         while not said() and time.monotonic() < deadline:
             time.sleep(0.02)

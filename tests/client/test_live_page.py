@@ -1,0 +1,120 @@
+"""``client status`` and a site's page: rounds and hours used, what waits for a person, and the log in sentences."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvfm.client import live_page, sentences, status
+from fedvfm.runtime import processes
+from tests.deployment.conftest import tiny  # noqa: F401 - fixtures
+from tests.deployment.test_site_verbs import Hospital, hospital, locked  # noqa: F401 - fixtures
+from tests.server.test_live_page import leaves
+
+RECIPE = "ab" * 32
+
+
+def line(event: str, **fields: Any) -> dict[str, Any]:
+    return {"event": event, "time": "2026-11-03T12:00:00Z", "recipe": RECIPE, **fields}
+
+
+ROUND_3 = [
+    line("received", kind="train", bytes=1_200_000, round=3),
+    line("decided", kind="train", verdict="accepted", round=3),
+    line("trained", round=3, base="c" * 64, fingerprint="d" * 64, examples=120, seconds=200.4, numbers=5000),
+    line("sent", kind="train", bytes=1_300_000, round=3, numbers=5000, metrics=["loss"]),
+]
+
+
+def test_each_round_is_one_line_and_an_end_is_an_end() -> None:
+    told = sentences.Rounds({RECIPE: 10}.get)
+    assert [text for text in map(told.line, ROUND_3) if text] == [
+        "round 3 of 10: trained on 120 images in 3 min 20 s; 5,000 numbers left, 1.3 MB"
+    ]
+    assert told.line(line("sent", kind="evaluate", split="val", bytes=900, round=3)) == "", "the same round"
+    again = told.line(ROUND_3[-1])
+    assert again == "round 3 of 10: asked again, the same update left again, 1.3 MB"
+    alone = told.line(line("sent", kind="evaluate", split="val", bytes=900, round=4))
+    assert alone == "round 4 of 10: scored on validation images alone; 900 B left"
+    final = {"kind": "final", "fingerprint": "e" * 64, "examples": 1, "score": 0.83, "round": 10}
+    assert told.line(line("decided", verdict="pending", reason="policy", **final)) == (
+        "finished; the final adapter waits for your decision, score 0.830 on 1 own test image: "
+        "fedvfm client adapter --accept eeeeeeeeeeee, or --decline eeeeeeeeeeee"
+    )
+    taken = told.line(line("decided", verdict="accepted", reason="person", **final))
+    assert taken == "finished; the final adapter was accepted by a person, score 0.830 on 1 own test image"
+
+
+def test_the_log_in_sentences() -> None:
+    assert [sentences.of(entry) for entry in ROUND_3] == [
+        "The coordinator asked for round 3 of recipe abababababab (1.2 MB).",
+        "",
+        "Trained round 3 of recipe abababababab on 120 images in 3 min 20 s.",
+        "The update of round 3 of recipe abababababab left: 5,000 numbers, and loss, 1.3 MB.",
+    ]
+    assert sentences.of(line("decided", kind="approval", verdict="withdrawn")) == (
+        "A person here withdrew the approval of recipe abababababab."
+    )
+    refused = sentences.of(line("sent", kind="refusal", reason="approval-pending", bytes=9))
+    assert refused.startswith(
+        "Refused a message of recipe abababababab: no person here approved this recipe (approval-pending)."
+    )
+    assert refused.endswith("What helps: fedvfm client review abababababab, then fedvfm client approve abababababab.")
+
+
+@pytest.fixture
+def trained(hospital: Hospital) -> Hospital:  # noqa: F811
+    """A site that trained a round and has a final adapter that waits."""
+    hospital.write(max_rounds="5", max_hours="2.0")
+    assert not hospital.train(1).has_error()
+    assert hospital.finish(hospital.initial) == "pending"
+    (hospital.state / status.FOLDER).mkdir(exist_ok=True)
+    status.note_settings(hospital.where, hospital.settings)
+    return hospital
+
+
+def test_what_is_used_of_the_policy_and_what_waits(trained: Hospital, cli: Any) -> None:
+    now = json.loads(cli("client", "status", "--state", trained.state, "--json").out)
+    row = now["recipes"][trained.lock.hash]
+    assert (row["round"], row["rounds"], row["rounds_used"], row["max_rounds"]) == (1, 3, 1, 5)
+    assert row["max_hours"] == 2.0
+    assert 0 < row["hours_used"] < 0.1
+    assert (row["evaluations_used"], row["max_evaluations"]) == (1, 6)
+    assert row["ended"]["verdict"] == "pending"
+    assert now["now"] == {"says": "the client does not run", "remedy": "fedvfm client start SITE.toml"}
+    assert now["today"]["kinds"]["train"]["messages"] == 1
+    for path, value in leaves(now):
+        if isinstance(value, str):
+            assert not value.lstrip().startswith(("{", "[")), f"JSON in JSON at {path}"
+        elif isinstance(value, float | int) and not isinstance(value, bool):
+            assert value < 1e9, f"an epoch at {path}"
+    text = cli("client", "status", "--state", trained.state).out
+    assert re.search(r"finished, adapter pending +1 of 3 +1 of 5 +0\.00 of 2 ", text)
+    assert "The update of round 1" in text
+
+    trained.settings.write_text(trained.settings.read_text().replace("max_rounds = 5", "max_rounds = -5"))
+    now = json.loads(cli("client", "status", "--state", trained.state, "--json").out)
+    assert "max_rounds" in now["policy_problem"], "and the rest is said all the same"
+    assert now["recipes"][trained.lock.hash]["max_rounds"] is None
+
+
+def test_the_page_of_a_site(trained: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained.state / status.FOLDER
+    processes.write_pid(processes.pid_path(run, status.NAME), processes.own_pid())
+    content = live_page.content(status.Watcher(trained.state))
+    assert content.title.startswith("east: finished; the final adapter waits for your decision")
+    whole = "".join(content.parts.values())
+    for words in ("1 of 3", "1 of 5", "Final adapter", "fedvfm client adapter --accept", "What left today", "loss"):
+        assert words in whole, words
+    assert str(Path(trained.tiny.data)) not in whole, "no path of the data"
+
+    (trained.where.folder / "approvals.jsonl").unlink()
+    content = live_page.content(status.Watcher(trained.state))
+    short = trained.lock.hash[:12]
+    assert content.data["now"]["says"] == f"recipe {short} waits for a person here"
+    assert "never leaves" in content.parts["pending"], "the recipe in plain words"
+    assert f"fedvfm client approve {short}" in content.parts["pending"]
