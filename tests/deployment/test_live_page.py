@@ -56,7 +56,7 @@ def test_pages_follow_a_federation_to_its_end(two: two_hospitals.Two, until: Any
         if tab is not None:
             tab.size(1280, 900, dark=False)
             tab.open(page_server.read_address(server_run).url)
-            tab.until("document.getElementById('connection').textContent.startsWith('live')")
+            tab.until("document.getElementById('connection')?.textContent.startsWith('live')")
             tab.ask("window.sameDocument = true")
         journal = two.run / "journal.jsonl"
         assert until(lambda: journal.exists() and journal.read_text().count("\n") >= 1, 600), two.said()
