@@ -11,7 +11,7 @@ from fedvfm import errors
 from fedvfm.client import site_file
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
-from fedvfm.data import labels
+from fedvfm.data import bags, labels
 from fedvfm.data.sources import table as sources
 from fedvfm.ledger import entries, ledger
 from fedvfm.privacy import accountant, events, planner, records
@@ -76,7 +76,7 @@ def _units(
 
 def _train(recipe: schema.Recipe, site: schema.SiteConfig) -> tuple[Any, list[Any]]:
     raw = sources.make(site.data, recipe.data)
-    source = labels.mapped(raw, site.labels, recipe.data.class_names)
+    source = bags.of(labels.mapped(raw, site.labels, recipe.data.class_names), recipe.task.kind)
     return source, site_file.whole(site, site_file.split(site, site_file.belonging(site, source.samples()), source))[
         "train"
     ]

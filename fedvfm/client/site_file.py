@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvfm import errors, seeding
 from fedvfm.config import privacy, schema
-from fedvfm.data import defect, labels
+from fedvfm.data import bags, defect, labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.partition import virtual_hospitals
@@ -190,6 +190,7 @@ def hospital(
     faults = labels.faults(recipe, source.info)
     if faults:
         raise errors.ConfigError("recipe and data", faults)
+    source = bags.of(source, recipe.task.kind)
     own = belonging(site, source.samples())
     parts = whole(site, split(site, own, source))
     _require_parts(site, own, parts)

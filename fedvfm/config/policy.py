@@ -87,7 +87,8 @@ class PolicyConfig(Part):
     """Accepted backbones: name = sha256 of the weights, or "scratch" for one without. Change: for each recipe; 'fedvfm
     client review --print-policy' writes it."""
     tasks: Annotated[tuple[base.Name, ...], base.names()] = ()
-    """Kinds of task: segmentation, classification. Change: to the kind that you want to take part in."""
+    """Kinds of task: segmentation, classification, case-classification. Change: to the kind that you want to take part
+    in."""
     adapters: Annotated[tuple[base.Name, ...], base.names()] = ()
     """Kinds of adapter. Change: to the kinds that you accept."""
     max_rounds: Annotated[int, Field(ge=0)] = 0

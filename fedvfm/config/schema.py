@@ -142,10 +142,11 @@ class TaskConfig(Strict):
     """
 
     kind: Name = "segmentation"
-    """segmentation or classification. Change: to what the labels are: masks, or one class an image."""
+    """segmentation, classification or case-classification. Change: to what the labels are: masks, one class an image,
+    or one class a case of many images (the slices of a volume, the pictures of a folder)."""
     head: str | None = None
-    """Of the model; left out, what fits the backbone: patch or pyramid, linear for classification, sam-masks for SAM.
-    Change: to compare heads."""
+    """Of the model; left out, what fits the backbone: patch or pyramid, linear for classification, sam-masks for SAM;
+    for cases attention-mil, or mst, mean, max. Change: to compare heads; to mst where the order of images counts."""
     prompt: Literal["none", "box", "points"] = "none"
     """Of SAM: none, box or points, drawn from the truth; such scores are called "oracle prompt". Change: only to
     measure what perfect prompts could reach."""
@@ -163,7 +164,8 @@ class TaskConfig(Strict):
     """A weight for each class in the cross-entropy; empty means all alike. Change: where a rare class is missed."""
     options: dict[str, Option] = {}
     """Of classification: sampling = "uniform" or "balanced" (all classes drawn equally often; not under privacy at the
-    site). Change: to "balanced" where classes are unequal in number."""
+    site). Of cases also parts = 64, the images of a case that a training step takes at most, and layers = 1 of mst.
+    Change: sampling to "balanced" where classes are unequal in number; parts down where memory is short."""
 
     @property
     def oracle(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedvfm import errors, registry
 from fedvfm.config import schema
-from fedvfm.data import defect, structures
+from fedvfm.data import bags, defect, structures
 from fedvfm.data import sample as data
 
 
@@ -18,13 +18,14 @@ def faults(recipe: schema.Recipe, info: data.SourceInfo) -> list[str]:
     """Why a recipe cannot be trained on a source: another task, other classes or another order; one sentence each."""
     found = []
     theirs, ours = ", ".join(info.class_names), ", ".join(recipe.data.class_names)
-    if recipe.task.kind in ("segmentation", "classification") and info.task != recipe.task.kind:
+    kind = bags.LABELS_OF.get(recipe.task.kind, recipe.task.kind)
+    if kind in ("segmentation", "classification") and info.task != kind:
         found.append(f"recipe.task.kind = '{recipe.task.kind}': source '{info.name}' is for {info.task}")
     if len(info.class_names) != len(recipe.data.class_names):
         found.append(
             f"recipe.data.class_names: {ours}; source '{info.name}' has {len(info.class_names)} classes: {theirs}"
         )
-    elif _mislabelled(recipe.task.kind, info.class_names, recipe.data.class_names):
+    elif _mislabelled(kind, info.class_names, recipe.data.class_names):
         found.append(f"recipe.data.class_names: {ours}; source '{info.name}' numbers its classes as {theirs}")
     elif info.named and _others(info.class_names, recipe.data.class_names):
         found.append(

@@ -38,6 +38,9 @@ class Sample:
         patient: samples of one patient (or slide) are never split between train, val and test, nor between hospitals.
         split: "train", "val" or "test" where the source prescribes it.
         part: the slice it is of a volume, else None.
+        case: the name of what it is a part of, where the data says which images are labelled together; else None.
+        images: of a case the images it consists of, in their order; empty for one image. A case is not read, its images
+            are.
     """
 
     id: str
@@ -46,6 +49,8 @@ class Sample:
     patient: str | None = None
     split: str | None = None
     part: Part | None = None
+    case: str | None = None
+    images: tuple[Sample, ...] = ()
 
     @property
     def unit(self) -> str:

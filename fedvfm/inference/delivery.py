@@ -134,6 +134,22 @@ def require_promptless(model: adapted_model.AdaptedModel, what: str) -> None:
         )
 
 
+def require_images(model: adapted_model.AdaptedModel, what: str) -> None:
+    """Refuse adapters that answer for cases of many images, which no other tool's layout holds yet.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    if model.task.bags:
+        raise errors.ConfigError(
+            what,
+            [
+                f"this adapter answers for cases of many images (recipe.task.kind = '{model.recipe.task.kind}'), and "
+                "none of these layouts holds its head. Use 'fedvfm predict', or fedvfm.load_adapter"
+            ],
+        )
+
+
 def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     """Lines of a card: how an image is prepared, and the classes."""
     contract = model.recipe.data

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import registry
-from fedvfm.inference import export, output
+from fedvfm.inference import delivery, export, output
 
 TABLE = registry.Table(
     "export format",
@@ -53,6 +53,7 @@ def export_adapter(
     folder = Path(output_folder)
     output.require_free(folder)
     model = export.load_adapter(adapter, backbone=backbone)
+    delivery.require_images(model, f"--format {form}")
     with output.whole(folder) as made, warnings.catch_warnings():
         # What libraries will rename some day is no business of who exports.
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedvfm import errors
 from fedvfm.data import defect, formats
+from fedvfm.data.sources import layouts
 from fedvfm.data.volumes import dicom, nrrd, series_selector, volumes
 
 Kind = Literal["picture", "volume", "dicom"]
@@ -36,12 +37,14 @@ class Item:
         kind: a picture, a volume in one file (NIfTI, NRRD), or DICOM (one series, or one file).
         path: the file, or the folder of the series.
         more: further files of the case, one a channel, in the order of their numbers.
+        parts: the pictures of a case of many images, in their order; empty for all else.
     """
 
     name: str
     kind: Kind
     path: Path = field(repr=False)
     more: tuple[Path, ...] = field(default=(), repr=False)
+    parts: tuple[Item, ...] = field(default=(), repr=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -70,6 +73,31 @@ def find(path: Path, series: str = "") -> list[Item]:
             f"{path}: nothing to predict; these are read: {', '.join(KNOWN)}, and DICOM folders"
         )
     return items
+
+
+def by_case(path: Path, items: Sequence[Item]) -> list[Item]:
+    """The items where a model answers for cases of many images: the pictures of a folder are one case.
+
+    It is called as their folder below the input is, those that lie in the input itself as the input. Volumes and series
+    are cases by themselves.
+
+    Args:
+        path: the input.
+        items: what there is to predict.
+    """
+    folders: dict[str, list[Item]] = {}
+    for item in items:
+        if item.kind == "picture":
+            folders.setdefault(os.path.dirname(item.name), []).append(item)
+    whole = [
+        Item(name or formats.stem(path.absolute()), "picture", own[0].path, parts=tuple(_ordered(own)))
+        for name, own in folders.items()
+    ]
+    return [*whole, *(item for item in items if item.kind != "picture")]
+
+
+def _ordered(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: layouts.natural(os.path.basename(item.name)))
 
 
 def unread(path: Path, found: Sequence[Item]) -> dict[str, str]:

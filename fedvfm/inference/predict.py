@@ -28,11 +28,13 @@ from fedvfm.model import adapted_model, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.storage import storage
-from fedvfm.tasks import segmentation
+from fedvfm.tasks import case_heads, segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
 SUMMARY = "summary.json"
 MOST = 4096
+HEAVIEST = 3
+"""Images of a case that ``overlays`` shows: those that its answer rests on most."""
 
 Shown = Iterator[tuple[int, str, samples.Pixels]]
 """Number, name and pixels of slices."""
@@ -147,9 +149,10 @@ def run(
         segmentation_object.require_installed()
     asked = [item for item in found if item.name not in skipped]
     joined = grouping.join(asked, model.recipe.data.channels, chosen, alone=source.is_file())
+    items = inputs.by_case(source, joined.items) if model.task.bags else joined.items
     session = None if graph is None else sessions.Session(Path(graph), model)
     predictor = Predictor(model, folder, form, overlays, observer, series=series, batch=batch, session=session)
-    rows, failed, full = _each(predictor, joined.items)
+    rows, failed, full = _each(predictor, items)
     summary = {
         "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe_hash},
         "task": model.recipe.task.kind,
@@ -286,7 +289,13 @@ class Predictor:
 
     def ahead(self, items: Sequence[inputs.Item]) -> None:
         """Compute pictures together that come next; whatever fails is left to :meth:`item`, which says why."""
-        if self.batch == 1 or items[0].name in self._ready or items[0].kind != "picture" or items[0].more:
+        if (
+            self.model.task.bags
+            or self.batch == 1
+            or items[0].name in self._ready
+            or items[0].kind != "picture"
+            or items[0].more
+        ):
             return
         shown: dict[str, samples.Pixels] = {}
         for item in itertools.takewhile(lambda one: one.kind == "picture" and not one.more, items):
@@ -308,6 +317,8 @@ class Predictor:
             DataError: if it cannot be used.
         """
         self.place.begin()
+        if self.model.task.bags:
+            return self._case(item)
         dense = delivery.dense(self.model)
         chosen = results.form_of(item, self.form) if dense else "csv"
         case = layouts.Case(item.name, item.files)
@@ -325,6 +336,43 @@ class Predictor:
         for note in self._noted(item, chosen):
             self.notes.setdefault(note, []).append(item.name)
         return rows
+
+    def _case(self, item: inputs.Item) -> list[dict[str, Any]]:
+        """A case of many images: one row, with the weight of each image in its answer."""
+        if item.kind == "picture":
+            parts = item.parts or (item,)
+            shown: Iterator[tuple[str, samples.Pixels]] = ((part.name, self._read(part)) for part in parts)
+        else:
+            case = layouts.Case(item.name, item.files)
+            seen = self._seen(item, case)
+            if seen.header is None:
+                raise errors.DataError(f"{item.name}: neither a picture nor a volume")
+            shown = ((name, pixels) for _, name, pixels in self._slices(case, seen.header))
+        names, vectors, pictures = list[str](), list[Tensor](), dict[str, NDArray[np.float32]]()
+        while some := list(itertools.islice(shown, self.batch)):
+            names += [name for name, _ in some]
+            vectors.append(self.vectors([pixels for _, pixels in some]))
+            if self.overlays:
+                pictures |= {name: _middle(pixels.image, self.view) for name, pixels in some}
+        whole = case_heads.Parts((tuple(range(len(names))),), torch.cat(vectors).to(self.model.device))
+        with torch.no_grad():
+            (values,) = self.model(torch.empty(0), None, None, whole).float().cpu()
+        weights = [float(weight) for weight in self.model.attention(whole)]
+        for at in np.argsort(weights)[::-1][:HEAVIEST]:
+            if self.overlays:
+                self.place.shown(names[at], pictures[names[at]])
+        for note in [] if item.parts else self._noted(item, "csv"):
+            self.notes.setdefault(note, []).append(item.name)
+        parts_row = [{"id": name, "weight": round(weight, 6)} for name, weight in zip(names, weights, strict=True)]
+        return [{**self._class(item.name, _chances(values)), "parts": parts_row, "files": self.place.files}]
+
+    @torch.no_grad()
+    def vectors(self, shown: Sequence[samples.Pixels]) -> Tensor:
+        """What a head of cases is given of images, computed as in evaluation. Shapes: (N, D)."""
+        contract, patch = self.model.recipe.data, self.model.backbone.patch
+        ready = [transforms.prepare(each, contract, len(self.names), multiple=patch).image for each in shown]
+        pixels = torch.from_numpy(transforms.normalise(np.stack(ready), contract)).to(self.model.device)
+        return self.model.vectors(pixels).cpu()
 
     def _alone(self, item: inputs.Item) -> tuple[samples.Pixels, Tensor]:
         pixels = self._read(item)

@@ -23,6 +23,7 @@ from fedvfm.storage import storage
 
 OVERLAYS = "overlays"
 CLASSES = "classes.csv"
+PARTS = "parts.csv"
 SOURCES = "sources.csv"
 OWN = {"picture": "png", "volume": "nifti", "dicom": "dicom-seg"}
 
@@ -122,6 +123,10 @@ class Place:
         names, codes = contract.class_names, contract.codes
         segmentation_object.write(self._new(f"{name}.dcm"), labels, header, names, fingerprint, codes)
 
+    def shown(self, name: str, image: NDArray[np.float32]) -> None:
+        """An image as it is."""
+        storage.write_bytes(self._new(f"{OVERLAYS}/{name}.png"), overlay.png(overlay.as_shown(image)))
+
     def overlay(self, name: str, image: NDArray[np.float32], mask: Labels) -> None:
         """The image with every class tinted and outlined, at its own size."""
         height, width = mask.shape
@@ -130,15 +135,19 @@ class Place:
 
 
 def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[inputs.Item]) -> None:
-    """``classes.csv`` in classification, and ``sources.csv``: which DICOM input has which number.
+    """``classes.csv`` in classification, ``parts.csv`` of cases, and ``sources.csv``: DICOM inputs by their numbers.
 
-    The second holds paths as this site names them, for this site alone; nothing else repeats them.
+    The second says how much each answer rests on each image. The third holds paths as this site names them, for this
+    site alone; nothing else repeats them.
     """
     rows = [row for row in summary["inputs"] if "probabilities" in row]
     if rows:
         names = summary["class_names"]
         lines = [[row["id"], row["class"], *(row["probabilities"][name] for name in names)] for row in rows]
         storage.write_text(folder / CLASSES, storage.table(["id", "class", *(f"p_{name}" for name in names)], lines))
+    parts = [[row["id"], part["id"], part["weight"]] for row in rows for part in row.get("parts", ())]
+    if parts:
+        storage.write_text(folder / PARTS, storage.table(["id", "part", "weight"], parts))
     if numbered:
         paths = [[item.name, str(item.path.absolute())] for item in numbered]
         storage.write_text(folder / SOURCES, storage.table(["id", "path"], paths))

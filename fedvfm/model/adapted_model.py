@@ -22,6 +22,7 @@ from fedvfm.privacy import gradients
 from fedvfm.privacy import table as mechanisms
 from fedvfm.state import factors, state
 from fedvfm.tasks import base as tasks
+from fedvfm.tasks import case_classification, case_heads
 from fedvfm.tasks import table as task_table
 from fedvfm.trust import locked_recipe
 
@@ -172,6 +173,7 @@ class AdaptedModel(nn.Module):
 
     Attributes:
         precision: "float32" or "bfloat16": what it computes in, as recipe and machine allow.
+        frozen_whole: whether nothing of the backbone trains, so that of an image one vector is all that is needed.
         recipe_hash: of the recipe that the adapter was trained with: the backbone may lie elsewhere since.
     """
 
@@ -216,6 +218,7 @@ class AdaptedModel(nn.Module):
         self.taps = self.backbone.taps(self.task.grids)
         self._parameters_by_name = self._wire()
         self.frozen_blocks = self._count_frozen()
+        self.frozen_whole = not self.injected.parameters
         self._written: state.AdapterState | None = None
 
     def _wire(self) -> dict[str, nn.Parameter]:
@@ -342,11 +345,18 @@ class AdaptedModel(nn.Module):
         pixels: Tensor,
         prefix: backbones.Prefix | None = None,
         prompts: Sequence[backbones.Prompts] | None = None,
+        parts: case_heads.Parts | None = None,
     ) -> Tensor:
         """Logits. ``prompts`` are one for each foreground class, where the recipe trains with prompts.
 
-        Shapes: pixels (B, 3, H, W), normalised -> (B, K, H, W) in segmentation, (B, K) in classification.
+        Of cases ``parts`` says which images are whose: pixels are those of all of them, and not looked at where their
+        vectors are given.
+
+        Shapes: pixels (B, 3, H, W), normalised -> (B, K, H, W) in segmentation, (B, K) in classification; of cases
+            pixels (N, 3, H, W) -> (B, K).
         """
+        if parts is not None:
+            return self._of_cases(pixels, prefix, parts)
         if (prompts is not None) != bool(self.recipe.task.oracle):
             told = "none were" if prompts is None else "some were"
             raise ValueError(f"recipe.task.prompt = '{self.recipe.task.prompt}', but {told} given")
@@ -357,6 +367,30 @@ class AdaptedModel(nn.Module):
                 features = self.backbone.prompted(pixels, self.taps, prefix, prompts)
             result: Tensor = self.head(features)
         return result
+
+    def _of_cases(self, pixels: Tensor, prefix: backbones.Prefix | None, parts: case_heads.Parts) -> Tensor:
+        vectors = self.vectors(pixels, prefix) if parts.vectors is None else parts.vectors
+        with self._computing():
+            result: Tensor = self.head(case_heads.bags(vectors, parts.places))
+        return result
+
+    def vectors(self, pixels: Tensor, prefix: backbones.Prefix | None = None) -> Tensor:
+        """What a head of cases is given of each image.
+
+        Shapes: pixels (N, 3, H, W), normalised -> (N, D), float32.
+        """
+        with self._computing():
+            pooled = self.backbone.features(pixels, self.taps, prefix).pooled
+        return case_classification.frozen(pooled) if self.frozen_whole else pooled.float()
+
+    @torch.no_grad()
+    def attention(self, parts: case_heads.Parts) -> Tensor:
+        """How much the answer for one case rests on each of its images, which have vectors. Shapes: (S,), sum 1."""
+        if parts.vectors is None:
+            raise ValueError("attention is asked for images whose vectors are not known")
+        with self._computing():
+            weights: Tensor = self.head.weights(case_heads.bags(parts.vectors, parts.places))
+        return weights[0].float().cpu()
 
     @torch.no_grad()
     def frozen_prefix(self, pixels: Tensor) -> backbones.Prefix:

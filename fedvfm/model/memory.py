@@ -13,6 +13,7 @@ from torch import Tensor
 from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
 from fedvfm.model import adapted_model, feature_cache, precision, sliding_window
+from fedvfm.tasks import case_classification, case_heads
 
 MIB = 1 << 20
 
@@ -109,8 +110,10 @@ def memory(model: adapted_model.AdaptedModel, seen: Iterable[Images], places: Pl
     recipe, seen = model.recipe, list(seen)
     narrow = precision.of(recipe.precision, device) == precision.BFLOAT16
     views = views_used(recipe)
+    vectors = model.task.bags and model.frozen_whole  # kept of an image where nothing else of it is needed
     images = sum((one.train + one.evaluated) * one.nbytes + one.train * views * one.view_nbytes for one in seen)
-    features = _features(model, seen, views) // (1 + narrow) if places.memory or places.files else 0
+    images = 0 if vectors else images
+    features = _features(model, seen, views) // (1 if vectors else 1 + narrow) if places.memory or places.files else 0
     pixels = max((one.size[0] * one.size[1] for one in seen), default=0)
     # Logits, their sums and their resized form, and the image with its normalised copy.
     scored = 4 * pixels * (3 * len(recipe.data.class_names) + 6)
@@ -131,6 +134,8 @@ def _features(model: adapted_model.AdaptedModel, seen: Sequence[Images], views: 
     """Bytes of the features of all views and all windows of evaluation, in float32."""
     if model.frozen_blocks == 0:
         return 0
+    if model.task.bags and model.frozen_whole:  # one vector an image, in half precision
+        return sum(2 * model.backbone.width * (images.evaluated + images.train * views) for images in seen)
     of_size: dict[tuple[int, int], int] = {}
     total = 0
     for one in seen:
@@ -158,12 +163,17 @@ def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False) -> i
     recipe = model.recipe
     if model.device != "meta":
         model = adapted_model.AdaptedModel(recipe, with_weights=False)
-    size, batch = recipe.data.input_size, recipe.optimiser.batch_size
+    size, batch = recipe.data.input_size, recipe.optimiser.batch_size * images_a_sample(model)
     estimated = 4 * model.backbone.activations(size) * batch
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
         blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))
         return round(blocks * (NARROW if narrow else 1.0)) + head + 2 * largest
     return estimated
+
+
+def images_a_sample(model: adapted_model.AdaptedModel) -> int:
+    """Images of a sample that a training step takes: of a case as many as the task draws."""
+    return model.task.parts if isinstance(model.task, case_classification.CaseClassification) else 1
 
 
 def _saved(model: adapted_model.AdaptedModel, pixels: Tensor) -> tuple[int, int, int]:
@@ -186,7 +196,12 @@ def _saved(model: adapted_model.AdaptedModel, pixels: Tensor) -> tuple[int, int,
             raise NotImplementedError("prompts have values, not shapes alone")
         features = model.backbone.features(pixels, model.taps, prefix)
         blocks = sum(storage.nbytes() for storage in storages.values())
-        logits = model.head(features)
+        if model.task.bags:
+            images = images_a_sample(model)
+            places = [range(images)] * (len(pixels) // images)
+            logits = model.head(case_heads.bags(features.pooled.float(), places))
+        else:
+            logits = model.head(features)
     sizes = [storage.nbytes() for storage in storages.values()]
     # The loss keeps probabilities, their logarithms and the truth.
     lost = 4 * logits.numel() * logits.element_size()

@@ -72,10 +72,11 @@ def charged(unit: str, own: Sequence[samples.Sample], source: object = None) -> 
     """All names that a release of these samples is charged to.
 
     The units; and with patients their images too, so that a new pseudonym, or a table of patients that comes later,
-    opens no fresh budget.
+    opens no fresh budget. Of cases the images too: a recipe that takes them one by one draws from the same budget.
     """
-    images = ids("record", own, source) if unit == "patient" else []
-    return sorted({*ids(unit, own, source), *images})
+    cases = ids("record", own, source) if unit == "patient" else []
+    images = ids("record", [image for case in own for image in case.images], source) if unit != "site" else []
+    return sorted({*ids(unit, own, source), *cases, *images})
 
 
 class Records:

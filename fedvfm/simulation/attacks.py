@@ -304,7 +304,7 @@ class Poisoned(virtual_hospitals.Hospital):
     def read(self, sample: data.Sample) -> data.Pixels:
         """See :class:`fedvfm.data.partition.virtual_hospitals.Hospital`."""
         pixels = super().read(sample)
-        trains = any(one.id == sample.id for one in self.train)
+        trains = any(sample.id in (one.id, *(image.id for image in one.images)) for one in self.train)
         return self.attack.pixels(pixels, self.classes) if trains else pixels
 
 

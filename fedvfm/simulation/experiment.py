@@ -191,13 +191,14 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
         DataError, PartitionError: if the data is not there or cannot be divided so.
         ConfigError: if the recipe's task or classes are not those of the data, or something needs other sites.
     """
-    from fedvfm.data import labels
+    from fedvfm.data import bags, labels
     from fedvfm.data.partition import virtual_hospitals
 
     source = sources.make(experiment.data, experiment.recipe.data)
     faults = labels.faults(experiment.recipe, source.info)
     if faults:
         raise errors.ConfigError("experiment and data", faults)
+    source = bags.of(source, experiment.recipe.task.kind)
     made = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
     faults = site_faults(experiment, [hospital.name for hospital in made])
     if faults:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedvfm.config import schema
+from fedvfm.data import bags
 from fedvfm.data.partition import virtual_hospitals
 
 UNEQUAL = 3.0
@@ -16,7 +17,8 @@ SHOWN = 6
 def note(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> str:
     """What to set where classes are unequal and the recipe neither balances nor weighs them; else empty."""
     task = what.recipe.task
-    if task.kind != "classification" or task.class_weights or task.options.get("sampling") == "balanced":
+    classes = task.kind in ("classification", *bags.LABELS_OF)
+    if not classes or task.class_weights or task.options.get("sampling") == "balanced":
         return ""
     names = what.recipe.data.class_names
     drawn = Counter(sample.label for hospital in hospitals for sample in hospital.train)

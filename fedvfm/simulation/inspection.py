@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedvfm import errors
 from fedvfm.client.training import site as sites
+from fedvfm.data import bags
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, memory
 
@@ -32,7 +33,7 @@ def inspect(model: adapted_model.AdaptedModel, hospitals: Sequence[virtual_hospi
 
 
 def _open(model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospital) -> memory.Images:
-    site, sample = sites.Site(hospital.name, hospital), hospital.train[0]
+    site, sample = sites.Site(hospital.name, hospital), bags.images_of(hospital.train[:1])[0]
     whole = site.whole(model, sample)
     view = site.example(model, sample, 0 if model.recipe.data.views else -1, ("epoch", 0)).prepared
     try:
@@ -40,6 +41,6 @@ def _open(model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospita
     except errors.DataError as error:
         raise error.at(f"site '{hospital.name}', sample '{sample.id}'") from error
     height, width = whole.image.shape[1:]
-    evaluated = len(hospital.val) + len(hospital.test)
+    train, evaluated = (len(bags.images_of(part)) for part in (hospital.train, hospital.val + hospital.test))
     sizes = sites.kept_bytes(whole), sites.kept_bytes(view)
-    return memory.Images((height, width), *sizes, len(hospital.train), evaluated)
+    return memory.Images((height, width), *sizes, train, evaluated)

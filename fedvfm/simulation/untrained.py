@@ -112,7 +112,13 @@ class _Pooled(nn.Module):
 def _features(
     model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospital, sample: samples.Sample
 ) -> Probabilities:
-    """What the backbone makes of one image, not augmented: the mean over its windows. Shapes: (D,)."""
+    """What the backbone makes of an image, not augmented: the mean over its windows; of a case that over its images.
+
+    Shapes: (D,).
+    """
+    if sample.images:
+        mean: Probabilities = np.mean([_features(model, hospital, image) for image in sample.images], axis=0)
+        return mean
     data = model.recipe.data
     pixels = hospital.read(sample)
     prepared = transforms.prepare(pixels, data, len(data.class_names), multiple=model.backbone.patch)

@@ -26,6 +26,8 @@ class Task:
         primary: name of the metric that ranks models of this task.
         grids: how many of the backbone's grids the head takes.
         masks: whether the head takes the masks of a mask decoder.
+        bags: whether a sample is a case of many images (:mod:`fedvfm.data.bags`); such a task is a
+            :class:`fedvfm.tasks.case_classification.CaseClassification`.
         known_options: keys of ``recipe.task.options`` that the task reads; others are refused.
     """
 
@@ -33,6 +35,7 @@ class Task:
     primary: str
     grids: int = 1
     masks: bool = False
+    bags: ClassVar[bool] = False
 
     def __init__(self, recipe: schema.Recipe) -> None:
         self.recipe = recipe

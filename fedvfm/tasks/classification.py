@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Classification(base.Task):
     Shapes: logits (B, K), target (B,) of class numbers.
     """
 
-    known_options = ("sampling",)
+    known_options: ClassVar[tuple[str, ...]] = ("sampling",)
     primary = "balanced_accuracy"
 
     def __init__(self, recipe: schema.Recipe) -> None:
@@ -38,12 +38,14 @@ class Classification(base.Task):
 
     def faults(self) -> list[str]:
         """See base."""
-        found = base.class_weight_faults(self.recipe) + self._sampling_faults()
+        return base.class_weight_faults(self.recipe) + self._sampling_faults() + self._head_faults()
+
+    def _head_faults(self) -> list[str]:
         if self._head not in heads.TABLE:
-            found.append(f"recipe.task.head: {heads.TABLE.fault(self._head)}")
-        elif self._head != "linear":
-            found.append(f"recipe.task.head = '{self._head}': is for segmentation; use 'linear'")
-        return found
+            return [f"recipe.task.head: {heads.TABLE.fault(self._head)}"]
+        if self._head != "linear":
+            return [f"recipe.task.head = '{self._head}': is for segmentation; use 'linear'"]
+        return []
 
     def _sampling_faults(self) -> list[str]:
         where = f"recipe.task.options.sampling = {self._sampling!r}"

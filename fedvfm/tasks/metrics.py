@@ -441,6 +441,7 @@ def _check_masks(sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing 
 TABLE = registry.Table(
     "metric set",
     {
+        "case-classification": "fedvfm.tasks.metrics:ClassificationScores",
         "classification": "fedvfm.tasks.metrics:ClassificationScores",
         "segmentation": "fedvfm.tasks.metrics:SegmentationScores",
     },

@@ -7,6 +7,7 @@ from fedvfm import registry
 TABLE = registry.Table(
     "task",
     {
+        "case-classification": "fedvfm.tasks.case_classification:CaseClassification",
         "classification": "fedvfm.tasks.classification:Classification",
         "segmentation": "fedvfm.tasks.segmentation:Segmentation",
     },

@@ -17,6 +17,7 @@ from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
+from fedvfm.data import bags
 from fedvfm.state import factors
 from fedvfm.tasks import metrics
 from fedvfm.trust import locked_recipe, signed_documents
@@ -99,7 +100,7 @@ def leaving(recipe: schema.Recipe) -> tuple[str, ...]:
         found |= set(metrics.SegmentationScores(recipe.data.class_names, surface=recipe.evaluation.surface).columns)
     else:
         # Another task's are not known before it runs; each is held back then unless the policy names it.
-        found |= set(CLASSIFICATION if recipe.task.kind == "classification" else ())
+        found |= set(CLASSIFICATION if recipe.task.kind in ("classification", *bags.LABELS_OF) else ())
     return tuple(sorted(found))
 
 

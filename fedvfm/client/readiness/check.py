@@ -13,7 +13,7 @@ from fedvfm import errors
 from fedvfm.client import site_file
 from fedvfm.client.readiness import offline
 from fedvfm.config import schema
-from fedvfm.data import defect, labels
+from fedvfm.data import bags, defect, labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.readiness import dataset, duplicates, finding, image_findings, rules, survey
@@ -122,12 +122,13 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     site, recipe = made.own.site, made.own.recipe
     source, contract = _mapped(made.own, raw)
     made.findings += contract
+    source = source if contract else _cases(made, source)
     everything = site_file.belonging(site, source.samples())
     split = site_file.split(site, everything, source)
     numbers = {one.id: number for number, one in enumerate(everything, 1)}
     chosen = survey.spaced(everything, made.limit)
     wanted = None if recipe is None or contract else recipe.data
-    found = survey.look(source, chosen, observer, files=raw, contract=wanted)
+    found = survey.look(source, _images_of(chosen), observer, files=raw, contract=wanted)
     made.seen = dataset.Looked(
         info=source.info,
         classes=recipe.data.class_names if recipe is not None and not contract else _shown_names(made.own, source.info),
@@ -140,7 +141,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         limited=len(chosen) < len(everything),
     )
     made.told += [(one.number, one.code, one.message) for one in found.failures]
-    made.findings += _noted(raw, everything)
+    made.findings += _noted(raw, _images_of(list(enumerate(everything, 1))))
     left: Sequence[str] = getattr(raw, "left", ())
     if left:
         problem = f"{finding.number(len(left), 'file or case is', 'files or cases are')} left out"
@@ -163,18 +164,35 @@ def _explained(site: schema.SiteConfig, one: finding.Finding) -> finding.Finding
     return dataclasses.replace(one, problem=problem, remedy=site_file.TEST_SHARE_NEEDED + ".")
 
 
-def _noted(raw: samples.Source, everything: Sequence[samples.Sample]) -> list[finding.Finding]:
+def _cases(made: Checked, source: samples.Source) -> samples.Source:
+    """The cases of a source, where the recipe is for cases; images by themselves where they do not make any."""
+    if made.own.recipe is None:
+        return source
+    try:
+        return bags.of(source, made.own.recipe.task.kind)
+    except errors.DataError as error:
+        made.told += [(0, defect.of(fault), fault) for fault in error.faults]
+        made.findings += rules.structure([defect.of(fault) for fault in error.faults])
+        return source
+
+
+def _images_of(chosen: Sequence[survey.Numbered]) -> list[survey.Numbered]:
+    """The images of samples, each with its sample's number."""
+    return [(number, image) for number, sample in chosen for image in sample.images or (sample,)]
+
+
+def _noted(raw: samples.Source, images: Sequence[survey.Numbered]) -> list[finding.Finding]:
     """What the headers of volumes leave in doubt, where the source knows; such notes hold no text of a file."""
     notes_of = getattr(raw, "notes_of", None)
     if notes_of is None:
         return []
-    told: dict[str, list[int]] = {}
-    for number, one in enumerate(everything, 1):
-        for note in notes_of(one):
-            told.setdefault(note, []).append(number)
+    noted: dict[str, dict[int, None]] = {}
+    for number, image in images:
+        for note in notes_of(image):
+            noted.setdefault(note, {})[number] = None
     return [
-        finding.make("header-noted", f"{note}: {finding.number(len(members), 'sample')}", len(members), members)
-        for note, members in told.items()
+        finding.make("header-noted", f"{note}: {finding.number(len(members), 'sample')}", len(members), list(members))
+        for note, members in noted.items()
     ]
 
 
@@ -276,7 +294,7 @@ def _images(made: Checked, model: adapted_model.AdaptedModel) -> list[budget.Ima
         size = transforms.rounded(truth, model.backbone.patch) if native else contract.input_size
         a_pixel = 13 if colour else 5
         nbytes = a_pixel * size[0] * size[1] + truth[0] * truth[1]
-        count = round(seen * len(made.seen.samples) / len(rows))
+        count = round(seen * len(bags.images_of(made.seen.samples)) / len(rows))
         found.append(budget.Images(size, nbytes, a_pixel * view, count * trained, count * (not trained)))
     return found
 
@@ -301,7 +319,9 @@ def _usable(made: Checked) -> Mapping[str, list[samples.Sample]]:
     """Samples by split that were read."""
     if made.seen is None:
         return {}
-    rows = made.seen.found.rows
+    read, lost = ({row.number for row in rows} for rows in (made.seen.found.rows, made.seen.found.failures))
+    whole = sorted(read - lost)
     return {
-        name: [row.sample for row in rows if made.seen.split_of.get(row.number) == name] for name in splitting.SPLITS
+        name: [made.seen.samples[number - 1] for number in whole if made.seen.split_of.get(number) == name]
+        for name in splitting.SPLITS
     }

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from fedvfm.client.readiness import check
+from fedvfm.data import bags
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.readiness import dataset, finding
 
@@ -41,7 +42,7 @@ def _backbone(name: str) -> str:
 
 
 def _data(seen: dataset.Looked) -> dict[str, Any]:
-    patients = seen.patients()
+    patients, images = seen.patients(), bags.images_of(seen.samples)
     return {
         "source": seen.info.name,
         "note": seen.info.note,
@@ -52,7 +53,8 @@ def _data(seen: dataset.Looked) -> dict[str, Any]:
         "unusable": len(seen.found.failures),
         "limited": seen.limited,
         "patients": len(patients) if patients else None,
-        "volumes": len({one.part.volume for one in seen.samples if one.part is not None}),
+        "images": len(images),
+        "volumes": len({one.part.volume for one in images if one.part is not None}),
         "splits": {name: len(seen.splits.get(name, ())) for name in splitting.SPLITS},
         "per_class": dict(zip(seen.classes, seen.class_counts(), strict=True)),
         "read_s": round(seen.found.seconds, 3),

@@ -112,7 +112,7 @@ def _timed(
     model.eval()
     shown = [*val, *test, *train][0]
     started = time.monotonic()
-    evaluator.logits(model, node, shown, node.whole(model, shown))
+    evaluator.answer(model, node, shown)
     image_s = time.monotonic() - started
     settings = model.recipe.optimiser
     steps = math.ceil(counts["train"] / settings.batch_size) * settings.local_epochs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from fedvfm.model import adapted_model, sliding_window
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
 from fedvfm.state import state
-from fedvfm.tasks import metrics
+from fedvfm.tasks import case_heads, metrics
 
 
 @torch.no_grad()
@@ -52,8 +52,7 @@ def evaluate(
                 "samples. Ask the coordinator to raise round_timeout_s, or evaluate on a faster device"
             )
         shown = chosen[start : start + batch]
-        ready = [site.whole(model, sample) for sample in shown]
-        found = many(model, site, shown, ready, batch)
+        ready, found = _answered(model, site, shown, batch)
         for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
             model.task.score(scores, sample.id, values, prepared, sample.label)
             if not site.simulated:
@@ -69,6 +68,34 @@ def evaluate(
         classes={name: len(subjects) for name, subjects in sorted(having.items())},
         patients={} if site.simulated or not len(scores) else _of_patients(scores, owners),
     )
+
+
+def _answered(
+    model: adapted_model.AdaptedModel, site: sites.Site, shown: Sequence[samples.Sample], batch: int
+) -> tuple[Sequence[transforms.Prepared], Iterable[Tensor]]:
+    """Samples prepared, and their logits; of a case there is nothing to prepare."""
+    if model.task.bags:
+        return [sites.NO_IMAGE] * len(shown), (answer(model, site, sample) for sample in shown)
+    ready = [site.whole(model, sample) for sample in shown]
+    return ready, many(model, site, shown, ready, batch)
+
+
+@torch.no_grad()
+def answer(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample) -> Tensor:
+    """Logits of one sample as it is: of a case from all of its images.
+
+    Shapes: (K, h, w) in segmentation, (K,) in classification.
+    """
+    if not sample.images:
+        return logits(model, site, sample, site.whole(model, sample))
+    parts = whole_case(model, site, sample)
+    result: Tensor = model(torch.empty(0), None, None, parts)[0].float().cpu()
+    return result
+
+
+def whole_case(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample) -> case_heads.Parts:
+    """All images of a case with their vectors."""
+    return case_heads.Parts((tuple(range(len(sample.images))),), site.vectors(model, sample).to(model.device))
 
 
 def _of_patients(scores: metrics.MetricSet, owners: Mapping[str, str]) -> dict[str, float]:

@@ -19,8 +19,9 @@ from fedvfm.data import augmentation, transforms
 from fedvfm.data import prompts as simulator
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
-from fedvfm.model import adapted_model, feature_cache, precision
+from fedvfm.model import adapted_model, feature_cache, precision, sliding_window
 from fedvfm.privacy import records
+from fedvfm.tasks import case_classification, case_heads
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Example:
         prefix: what the frozen blocks compute of it, with a batch axis of 1; None where it is not kept.
         prompts: drawn from its mask; None where the recipe asks for none.
         view: where it is augmented on the device; ``prepared`` is then what it was made from.
+        images: of a case those of its images that were drawn, where the backbone trains; ``prepared`` is then
+            :data:`NO_IMAGE`.
+        vectors: of a case what the frozen backbone makes of those images. Shapes: (S, D).
+        places: of a case the places of those images in it, ascending.
     """
 
     sample: samples.Sample
@@ -40,6 +45,13 @@ class Example:
     prefix: backbones.Prefix | None
     prompts: simulator.Simulated | None = None
     view: augmentation.View | None = None
+    images: tuple[Example, ...] = ()
+    vectors: Tensor | None = None
+    places: tuple[int, ...] = ()
+
+
+NO_IMAGE = transforms.Prepared(np.zeros((3, 1, 1), dtype=np.float32), None, None, None)
+"""What stands for the pixels of a case, which has none of its own."""
 
 
 @dataclass
@@ -94,7 +106,11 @@ class Site:
             sample: which.
             view: number of a fixed view, or -1 for an augmentation drawn afresh under ``words``.
             words: key of the draw.
+
+        Of a case at most as many images as the task takes in a step, drawn under ``words`` too.
         """
+        if sample.images:
+            return self._case(model, sample, view, words)
         if view == -1 and augments_there(model):
             base = self.whole(model, sample)
             rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
@@ -108,6 +124,64 @@ class Site:
         prepared = self._kept((*key, "image"), lambda: self._augmented(model, sample, ("view", view)))
         drawn = self._prompts(model, sample, prepared.mask, ("view", view))
         return Example(sample, prepared, self._prefix(model, prepared.image), drawn)
+
+    def _case(
+        self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int, words: Sequence[str | int]
+    ) -> Example:
+        task = model.task
+        if not isinstance(task, case_classification.CaseClassification):
+            raise ValueError(f"task '{model.recipe.task.kind}' takes no cases")
+        rng = seeding.stream(model.recipe.seed, "parts", self._word(model.recipe, sample), *words)
+        places = task.drawn(len(sample.images), rng)
+        chosen = [sample.images[at] for at in places]
+        if not model.frozen_whole:
+            images = tuple(self.example(model, image, view, words) for image in chosen)
+            return Example(sample, NO_IMAGE, None, images=images, places=places)
+        if view == -1:  # drawn afresh: of those that are not chosen nothing is computed
+            drawn = self._computed(model, [(image, words) for image in chosen])
+            return Example(sample, NO_IMAGE, None, vectors=drawn, places=places)
+        return Example(sample, NO_IMAGE, None, vectors=self.vectors(model, sample, view)[list(places)], places=places)
+
+    def vectors(self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int | None = None) -> Tensor:
+        """What the backbone makes of every image of a case, without gradients.
+
+        Where it is frozen, the vectors are kept for as long as there is room, in half precision; they have the same
+        bits then as when they are computed anew, since half precision is what is computed.
+
+        Args:
+            model: the model.
+            sample: a case.
+            view: number of a fixed view; None for the images as they are.
+
+        Shapes: (S, D), float32.
+        """
+        words = None if view is None else ("view", view)
+        pairs = [(image, words) for image in sample.images]
+        if not model.frozen_whole:
+            return self._computed(model, pairs)
+        key = (*_key(model, sample), self._word(model.recipe, sample), view, "vectors", *self._frozen(model))
+        kept = self.cache.image(key, lambda vectors: vectors.nbytes, lambda: self._computed(model, pairs).half())
+        result: Tensor = kept.float()
+        return result
+
+    @torch.no_grad()
+    def _computed(
+        self, model: adapted_model.AdaptedModel, pairs: Sequence[tuple[samples.Sample, Sequence[str | int] | None]]
+    ) -> Tensor:
+        """Vectors of images, so many at a time as evaluation computes; each with the words of its augmentation."""
+        vectors, batch = [], sliding_window.batch_of(model)
+        for start in range(0, len(pairs), batch):
+            shown = []
+            for image, words in pairs[start : start + batch]:
+                prepared = self._evaluated(model, image)
+                if words is not None:
+                    rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, image), *words)
+                    prepared = transforms.training_view(prepared, model.recipe.data, rng)
+                prefix = None if model.frozen_whole else self._prefix(model, prepared.image)
+                shown.append(Example(image, prepared, prefix))
+            pixels, prefix, _, _ = collate(shown, model)
+            vectors.append(model.vectors(pixels, prefix).cpu())
+        return torch.cat(vectors)
 
     def whole(self, model: adapted_model.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
         """One sample for evaluation: the whole image, not augmented."""
@@ -184,20 +258,23 @@ class Site:
         if model.frozen_blocks == 0 or not self.cache.enabled:
             return None
         stop, taps = model.frozen_blocks, tuple(tap for tap in model.taps if tap <= model.frozen_blocks)
-        recipe, backbone = model.recipe, model.backbone
-        # A backbone from scratch is told by its name, options and seed.
-        frozen = (backbone.sha256, backbone.config_sha256, recipe.backbone.model_dump_json(), recipe.seed)
-        seen = (recipe.data.mean, recipe.data.std, model.precision, self.device.partition(":")[0])
 
         def compute() -> backbones.Prefix:
-            pixels = torch.from_numpy(transforms.normalise(image[None], recipe.data)).to(self.device)
+            pixels = torch.from_numpy(transforms.normalise(image[None], model.recipe.data)).to(self.device)
             dtype = torch.bfloat16 if model.precision == precision.BFLOAT16 else torch.float32
             found = model.frozen_prefix(pixels)
             taken = {tap: tokens.to(dtype) for tap, tokens in found.taken.items()}
             hidden = taken[stop] if stop in taken else found.hidden.to(dtype)
             return backbones.Prefix(found.stop, hidden, taken)
 
-        return self.cache.features(image, (*frozen, *seen, stop, taps), compute)
+        return self.cache.features(image, (*self._frozen(model), stop, taps), compute)
+
+    def _frozen(self, model: adapted_model.AdaptedModel) -> tuple[Hashable, ...]:
+        """All that what frozen blocks make of an image depends on, beside the image and their number."""
+        recipe, backbone = model.recipe, model.backbone
+        # A backbone from scratch is told by its name, options and seed.
+        frozen = (backbone.sha256, backbone.config_sha256, recipe.backbone.model_dump_json(), recipe.seed)
+        return (*frozen, recipe.data.mean, recipe.data.std, model.precision, self.device.partition(":")[0])
 
 
 def augments_there(model: adapted_model.AdaptedModel) -> bool:
@@ -251,26 +328,37 @@ def _image_bytes(prepared: transforms.Prepared) -> int:
     return sum(array.nbytes for array in arrays if array is not None)
 
 
-def collate(
-    examples: Sequence[Example], model: adapted_model.AdaptedModel
-) -> tuple[Tensor, backbones.Prefix | None, tuple[backbones.Prompts, ...] | None]:
+Taken = tuple[Tensor, backbones.Prefix | None, tuple[backbones.Prompts, ...] | None, case_heads.Parts | None]
+"""What the model takes: pixels, prefixes, prompts, and of cases whose images they are."""
+
+
+def collate(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> Taken:
     """What the model takes: normalised pixels (B, 3, h, w), the prefixes and the prompts joined along the batch axis.
 
-    Prefixes only if every example has one; prompts are one for each foreground class.
+    Prefixes only if every example has one; prompts are one for each foreground class. Of cases the pixels are those of
+    all their images, or none where their vectors are known.
     """
+    places = tuple(example.places for example in examples)
+    vectors = [example.vectors for example in examples if example.vectors is not None]
+    if vectors:
+        joined = torch.cat(vectors).to(model.device)
+        return torch.empty(0, device=model.device), None, None, case_heads.Parts(places, joined)
+    if any(places):
+        pixels, prefix, _, _ = collate([image for example in examples for image in example.images], model)
+        return pixels, prefix, None, case_heads.Parts(places)
     views = [example.view.image for example in examples if example.view is not None]
     if views:
-        return augmentation.normalise(torch.stack(views), model.recipe.data), None, None
+        return augmentation.normalise(torch.stack(views), model.recipe.data), None, None, None
     images = np.stack([example.prepared.image for example in examples])
     pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
     prompts = _joined_prompts([example.prompts for example in examples if example.prompts is not None], model.device)
     prefixes = [example.prefix for example in examples if example.prefix is not None]
     if len(prefixes) < len(examples):
-        return pixels, None, prompts
+        return pixels, None, prompts, None
     stop = prefixes[0].stop
     taken = {tap: _joined([prefix.taken[tap] for prefix in prefixes], model.device) for tap in prefixes[0].taken}
     hidden = taken[stop] if stop in taken else _joined([prefix.hidden for prefix in prefixes], model.device)
-    return pixels, backbones.Prefix(stop, hidden, taken), prompts
+    return pixels, backbones.Prefix(stop, hidden, taken), prompts, None
 
 
 def targets(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors, registry, seeding
 from fedvfm.config import schema
-from fedvfm.data import defect
+from fedvfm.data import bags, defect
 from fedvfm.data import sample as data
 from fedvfm.data.partition import appearance as appearances
 from fedvfm.data.partition import partitioners
@@ -75,7 +75,7 @@ class Pooled:
         self._hospitals = tuple(hospitals)
         self._home: dict[str, Hospital] = {}
         for hospital in self._hospitals:
-            for one in _all(hospital):
+            for one in (*_all(hospital), *bags.images_of(_all(hospital))):
                 other = self._home.setdefault(one.id, hospital)
                 if other is not hospital:
                     raise defect.NAME_TWICE.error(

@@ -57,6 +57,15 @@ FILES: dict[str, Entry] = {
     ),
     "mask-missing": Entry(_B, "A segmentation learns from masks.", "Add the mask, or move the image away."),
     "image-missing": Entry(_B, "A mask without its image cannot be used.", "Add the image, or move the mask away."),
+    "image-needed": Entry(
+        _B, "A case has no pixels of its own; what reads it as one image is not built for cases.", "Report it."
+    ),
+    "case-empty": Entry(_B, "Of a case without images nothing can be said.", "Bring its images, or remove its row."),
+    "case-mixed": Entry(
+        _B,
+        "A case has one answer, one patient and one split; else the same patient is trained on and tested.",
+        "Correct the table, or make them two cases.",
+    ),
     "label-missing": Entry(_B, "A classification learns from labels.", "Give every image a class."),
     "mask-size": Entry(
         _B, "Mask and image must lie on the same grid of pixels.", "Repair the pair, or resample the mask."
@@ -216,6 +225,12 @@ DATA: dict[str, Entry] = {
     ),
     "one-class": Entry(
         _W, "With one class there is nothing to tell apart, and AUROC is not defined.", "Bring images of other classes."
+    ),
+    "parts-tell-label": Entry(
+        _W,
+        "How many images a case has, or how large they are, tells its label: a model may learn the protocol and not "
+        "the disease.",
+        "Ask how cases of either label were taken; bring cases of one protocol, or bound the images of a case.",
     ),
     "imbalance": Entry(
         _W, "A rare class is easily ignored.", "Bring more images of it, or ask for task.class_weights in the recipe."

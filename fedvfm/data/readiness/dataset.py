@@ -78,4 +78,5 @@ class Looked:
 
 def assumed(one: data.Sample) -> bool:
     """Whether a volume was taken for a patient of its own because nobody said whose it is."""
-    return one.part is not None and one.patient == one.part.volume
+    of_volume = [image.part.volume for image in one.images or (one,) if image.part is not None]
+    return bool(of_volume) and of_volume.count(one.patient or "") == len(of_volume)

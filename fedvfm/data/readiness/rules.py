@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedvfm.data import defect
 from fedvfm.data.readiness import dataset, finding, survey
 
@@ -12,6 +14,8 @@ FEW_TEST = 10
 FEW_PATIENTS = 5
 IMBALANCE = 10.0
 RARE = 1e-3
+TELLS, FEW_CASES = 0.8, 10
+"""AUROC from which on the number or the size of a case's images tells its label, and cases of a label it needs."""
 MOST_SHOWN = 999_999
 """A larger value of a mask is not shown: it might be a number of a patient."""
 
@@ -30,6 +34,7 @@ def findings(seen: dataset.Looked) -> Findings:
         *_sites(seen),
         *_classes(seen),
         *_balance(seen),
+        *_cases(seen),
     ]
 
 
@@ -58,7 +63,7 @@ def _failure(code: defect.Kind, members: Sequence[survey.Failure]) -> finding.Fi
 def _limited(seen: dataset.Looked) -> Findings:
     if not seen.limited:
         return []
-    looked_at = len(seen.found.rows) + len(seen.found.failures)
+    looked_at = len({row.number for row in seen.found.rows} | {lost.number for lost in seen.found.failures})
     problem = f"{looked_at:,} of {finding.number(len(seen.samples), 'sample')} were looked at"
     return [finding.make("limited", problem, len(seen.samples) - looked_at)]
 
@@ -159,3 +164,35 @@ def _balance(seen: dataset.Looked) -> Findings:
         return []
     shares = ", ".join(f"{seen.classes[at]} {int(pixels[at]) / total:.2g}" for at in rare)
     return [finding.make("foreground-rare", f"share of all pixels: {shares}", len(rare))]
+
+
+def _cases(seen: dataset.Looked) -> Findings:
+    """Whether of cases the number or the size of their images tells the label by itself."""
+    if not any(case.images for case in seen.samples):
+        return []
+    areas: dict[int, list[int]] = {}
+    for row in seen.found.rows:
+        areas.setdefault(row.number, []).append(row.size[0] * row.size[1])
+    facts: dict[str, dict[int, float]] = {
+        "number of images": {number: len(case.images) for number, case in enumerate(seen.samples, 1)},
+        "size of images": {number: sum(own) / len(own) for number, own in areas.items()},
+    }
+    telling = []
+    for what, values in facts.items():
+        labels = [seen.samples[number - 1].label for number in values]
+        for at, name in enumerate(seen.classes):
+            area = _told([label == at for label in labels], list(values.values()))
+            if area >= TELLS:
+                problem = f"the {what} of a case tells whether it is of {name} (AUROC {area:.2f})"
+                telling.append(finding.make("parts-tell-label", problem))
+    return telling[:1] if len(seen.classes) == 2 else telling
+
+
+def _told(positive: Sequence[bool], values: Sequence[float]) -> float:
+    """AUROC of a number for a label in the better direction; 0 where there are too few cases to say."""
+    truth, numbers = np.asarray(positive, dtype=np.bool_), np.asarray(values, dtype=np.float64)
+    with_label, others = numbers[truth], numbers[~truth]
+    if min(len(with_label), len(others)) < FEW_CASES:
+        return 0.0
+    above = (with_label[:, None] > others).mean() + 0.5 * (with_label[:, None] == others).mean()
+    return float(max(above, 1 - above))

@@ -1,4 +1,4 @@
-"""The hospital's own folder: pictures, volumes and DICOM studies in one of seven layouts."""
+"""The hospital's own folder: pictures, volumes and DICOM studies in one of eight layouts."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ SAME_PATIENT = (
     'data.options.patients = "hash", keeps both in one split'
 )
 
+LABELLED = ("studies", "table", "cases")
+"""Layouts whose ``labels.csv`` may say the patients, too."""
 UNREADABLE = (
     defect.UNREADABLE,
     defect.NOT_FOUND,
@@ -83,13 +85,17 @@ class Folder:
     ``studies``  ``studies/NAME/`` with one DICOM series each; masks as DICOM-SEG or RTSTRUCT in it, or
                  ``masks/NAME.*`` (segmentation), or a table with a column ``label`` (classification)
     ``bids``     ``sub-*/`` and masks in ``derivatives/``; segmentation
+    ``cases``    ``cases/NAME/`` with the images of one case each, and a table with the columns ``id`` (NAME) and
+                 ``label``; classification
     ============ ==========================================================================================
 
     Pictures are PNG, JPEG, TIFF or BMP; volumes NIfTI, NRRD or DICOM; one DICOM file with one frame (a radiograph)
     stands where a picture may stand. Every slice of a volume is a sample, all slices of a volume are one patient, and
     volumes are scored whole. A table ``patients.csv`` (or ``index.csv``, ``labels.csv``) may add columns ``id,
     patient[, split][, site]``; ``id`` is the file's or folder's name without ending (``CLASS/NAME`` in ``classes``,
-    ``CASE`` in ``nnunet``).
+    ``CASE`` in ``nnunet``, the folder in ``cases``). A column ``case`` says which images are one case where a task is
+    of cases (``case-classification``); else it is a volume with its slices, or a study or folder with its images.
+    Images of a case stand in the order of their names, numbers in them by value.
 
     Masks that say what their numbers are (DICOM-SEG, RT structure sets, 3D Slicer's NRRD, dcmqi's JSON, BIDS tables)
     are read by code and name (:mod:`fedvfm.data.structures`).
@@ -127,7 +133,7 @@ class Folder:
         self._skipped = 0
         if source.unreadable == "skip":
             faults = self._skip_unreadable(faults)
-        tables = patients.STUDY_TABLES if self._layout.kind == "studies" else patients.TABLES
+        tables = patients.STUDY_TABLES if self._layout.kind in LABELLED else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
         self._same: frozenset[str] | None = None
         if options.patients == "hash":
@@ -355,10 +361,13 @@ class Folder:
 
         For the privacy ledger, which keeps hashes of them; they are not safe to log.
         """
-        place = self._place(sample)
-        name = place.case.name
-        stated = self._row(place.case).get("patient") or place.case.patient or place.case.study
-        return f"{name} {place.slice}", stated or (None if place.seen.alone else name)
+        place = self._place(sample.images[0] if sample.images else sample)
+        name, row = place.case.name, self._row(place.case)
+        stated = row.get("patient") or place.case.patient or place.case.study
+        patient = stated or (None if place.seen.alone else name)
+        if sample.images:
+            return f"case {row.get('case') or place.case.study or name}", patient
+        return f"{name} {place.slice}", patient
 
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read the image, and the mask where there is one.
@@ -526,8 +535,13 @@ def _places(
     rows = {case.name: table.get(case.study or case.name, {}) for case in found}
     given = {case.name: rows[case.name].get("patient") or case.patient or case.study or None for case in found}
     known = {name: number for number, name in enumerate(sorted({one or "" for one in given.values()}), 1)}
+    whole = {case.name: rows[case.name].get("case") or case.study for case in found}
+    numbers = {name: number for number, name in enumerate(sorted({*whole.values()} - {""}, key=layouts.natural), 1)}
+    ordered = list(found)
+    if any(row.get("case") for row in rows.values()):
+        ordered.sort(key=lambda case: (layouts.natural(whole[case.name]), layouts.natural(case.name)))
     places = []
-    for number, case in enumerate(found, 1):
+    for number, case in enumerate(ordered, 1):
         if case.name not in seen:
             continue  # a fault that was told and not raised
         row, what, stated = rows[case.name], seen[case.name], given[case.name]
@@ -537,7 +551,11 @@ def _places(
         if stated:
             patient = stated if by_name else f"patient-{known[stated]:0{width}d}"
         site = row.get("site") or case.site
-        one = data.Sample(name, case.label, site, patient, row.get("split") or case.split)
+        belongs = whole[case.name] or None
+        if belongs and not by_name:
+            belongs = f"case-{numbers[belongs]:0{width}d}"
+        split = row.get("split") or case.split
+        one = data.Sample(name, case.label, site, patient, split, case=belongs)
         places += [Place(one, case, what, 0)] if what.alone or what.header is None else _slices(one, case, what, view)
     return places
 

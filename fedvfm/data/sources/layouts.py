@@ -1,6 +1,6 @@
 """Layouts of a folder: which files belong together, and every fault in that, before pixels are read.
 
-Here: pairs, classes and nnU-Net. DICOM studies, datalists and BIDS have modules of their own.
+Here: pairs, tables, cases, classes and nnU-Net. DICOM studies, datalists and BIDS have modules of their own.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ TEST_FOLDERS = ("imagesTs", "labelsTs")
 REMEDY = (
     "expected images/ and masks/ (or labels/), also in a folder for each hospital, images/ with a table that has a "
     "column label, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a datalist "
-    "(dataset.json with 'training'), studies/ with a DICOM folder each, or BIDS (sub-*/ and derivatives/); "
-    "data.options.layout = pairs, table, classes, nnunet, datalist, studies or bids says which"
+    "(dataset.json with 'training'), studies/ with a DICOM folder each, cases/ with a folder of images each and a "
+    "table that has a column label, or BIDS (sub-*/ and derivatives/); "
+    "data.options.layout = pairs, table, classes, nnunet, datalist, studies, cases or bids says which"
 )
 
 
@@ -172,6 +173,12 @@ def links_out(paths: Sequence[Path], folder: Path, roots: Sequence[Path] = ()) -
 def folders_in(folder: Path) -> list[Path]:
     """Its folders in the order of their names; hidden ones are left out."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by: runs of digits by their value, so that ``slice-10`` comes after ``slice-9``."""
+    parts = re.split(r"(\d{1,18})", name)
+    return [(int(part), "") if at % 2 else (-1, part) for at, part in enumerate(parts)]
 
 
 def images_in(folder: Path, faults: list[errors.Fault], *, deeper: bool = False) -> dict[str, Path]:
@@ -342,6 +349,40 @@ def table(folder: Path, options: Options) -> Layout:
     layout.names = list(images)
     layout.left += beside(folder, [where])
     classify(layout, name, labels, dict(sorted(images.items())))
+    return layout
+
+
+def cases(folder: Path, options: Options) -> Layout:
+    """``cases/NAME/`` with the images of one case each, and a table with the columns ``id`` and ``label``.
+
+    An image is called ``NAME/FILE``; images of a case stand in the order of their files' names, numbers in them by
+    value.
+
+    Raises:
+        DataError: if the table cannot be read.
+    """
+    layout = Layout("cases", options.class_names)
+    where, rows = folder / "cases", labelled(folder)
+    if not where.is_dir() or rows is None:
+        missing = "no table with the columns id and label" if where.is_dir() else "cases/: no such folder"
+        layout.faults.append((defect.TABLE if where.is_dir() else defect.OPTIONS).fault(f"{missing}; {REMEDY}"))
+        return layout
+    name, labels = rows
+    folders = {path.name: path for path in folders_in(where)}
+    layout.faults += _table_faults(folder, name, labels, folders) + lost(where, "cases/")
+    layout.left += [*beside(folder, [where]), *beside(where, list(folders.values()), "cases/")]
+    layout.names = list(folders)
+    classify(layout, name, labels, folders)
+    whole, layout.cases = layout.cases, []
+    for case in whole:
+        images = images_in(folders[case.name], layout.faults)
+        if not images:
+            text = f"cases/{case.name}: no image in it; bring its images, or remove it and its row"
+            layout.faults.append(defect.CASE_EMPTY.fault(text))
+        layout.cases += [
+            Case(f"{case.name}/{image}", (images[image],), None, case.label, study=case.name)
+            for image in sorted(images, key=natural)
+        ]
     return layout
 
 

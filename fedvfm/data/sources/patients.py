@@ -42,7 +42,7 @@ def read_table(
     for name, row in table.items():
         faults += [
             defect.TABLE.fault(f"{path.name}: id '{name}' has no {key}; fill it in or drop the column")
-            for key in ("patient", "split", "site")
+            for key in ("patient", "split", "site", "case")
             if row.get(key) == ""
         ]
         if row.get("split", "train") not in ("", *SPLITS):

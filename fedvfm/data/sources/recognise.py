@@ -19,6 +19,7 @@ COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
     "studies": studies.collect,
     "bids": bids.collect,
     "table": layouts.table,
+    "cases": layouts.cases,
 }
 KINDS = tuple(COLLECT)
 OWN_OPTIONS = {
@@ -68,6 +69,8 @@ def kind_of(folder: Path, *, named: bool = False) -> str:
     images, masks = (layouts.folder_of(folder, names, []) for names in (layouts.IMAGE_FOLDERS, layouts.MASK_FOLDERS))
     if images and not masks and layouts.labelled(folder) is not None:
         return "table"
+    if not images and not masks and (folder / "cases").is_dir() and layouts.labelled(folder) is not None:
+        return "cases"
     if images or masks or layouts.hospitals_in(folder):
         return "pairs"
     lists = [path.name for path in sorted(folder.glob("*.json")) if _has_training(path)]

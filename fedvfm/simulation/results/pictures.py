@@ -32,6 +32,7 @@ class Picture:
         dice: Dice of the prediction, mean over foreground classes; None in classification.
         label: the true class; None in segmentation.
         probabilities: class -> probability; empty in segmentation.
+        part: of a case which of its images is shown, and how much of the answer rests on it; else empty.
         worst: whether it was chosen because no test sample of its site scores lower; else it was drawn.
     """
 
@@ -43,6 +44,7 @@ class Picture:
     dice: float | None = None
     label: str | None = None
     probabilities: Mapping[str, float] | None = None
+    part: str = ""
     worst: bool = False
 
     @property
@@ -103,6 +105,8 @@ def _spaced(members: Sequence[sites.Site]) -> list[sites.Site]:
 
 @torch.no_grad()
 def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample) -> Picture:
+    if sample.images:
+        return _case(model, site, sample)
     prepared = site.whole(model, sample)
     logits = evaluator.logits(model, site, sample, prepared)
     image, truth = site.hospital.read(sample).image, prepared.truth
@@ -122,6 +126,15 @@ def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: sample
         prediction=overlay.png(overlay.drawn(image, predicted)),
         dice=float(dice[1:].mean()),
     )
+
+
+def _case(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample) -> Picture:
+    """A case by the image that its answer rests on most."""
+    weights = model.attention(evaluator.whole_case(model, site, sample))
+    at = int(weights.argmax())
+    image = site.hospital.read(sample.images[at]).image
+    picture = _classified(model, site.name, sample, image, evaluator.answer(model, site, sample))
+    return dataclasses.replace(picture, part=f"image {at + 1} of {len(weights)}, weight {float(weights[at]):.2f}")
 
 
 def _classified(

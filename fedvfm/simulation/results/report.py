@@ -406,9 +406,9 @@ def _class_key(names: Sequence[str]) -> str:
 
 def _sample(one: pictures.Picture, mark: str) -> str:
     where = f"sample {one.sample} of site {one.site}"
-    panels = [(one.image, "image"), (one.truth, "truth"), (one.prediction, "prediction")]
+    panels = [(one.image, one.part or "image"), (one.truth, "truth"), (one.prediction, "prediction")]
     pictured = [
-        f"<span>{page.image(png, f'{kind}: {where}')}<small>{kind}</small></span>"
+        f"<span>{page.image(png, f'{kind}: {where}')}<small>{page.text(kind)}</small></span>"
         for png, kind in panels
         if png is not None
     ]

@@ -1,0 +1,111 @@
+"""Cases of many images as samples: a source whose samples are the cases of another source's images.
+
+What belongs together is what the data says (:attr:`fedvfm.data.sample.Sample.case`: a study, a folder, a column of the
+table), else the slices of one volume; an image of neither is a case of its own. Splits, privacy, minimum counts and
+scores then count cases and their patients, since these are the samples. In multiple-instance learning such a case is
+called a bag, and its images are its instances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from fedvfm import errors
+from fedvfm.data import defect
+from fedvfm.data import sample as data
+from fedvfm.data.sources import index
+
+LABELS_OF: Mapping[str, str] = {"case-classification": "classification"}
+"""Tasks whose samples are cases -> the task that their images' labels are for."""
+
+SHARED = ("label", "patient", "site", "split")
+"""What all images of a case have in common."""
+
+
+def of(source: data.Source, task: str) -> data.Source:
+    """The source as a task takes it: its cases where the task is of cases, else the source itself.
+
+    Raises:
+        DataError: listing every case whose images have unlike labels, patients, sites or splits.
+    """
+    return Bags(source) if task in LABELS_OF else source
+
+
+def images_of(samples: Iterable[data.Sample]) -> list[data.Sample]:
+    """The images of cases, and samples that are no cases themselves, in their order."""
+    return [image for sample in samples for image in sample.images or (sample,)]
+
+
+class Bags:
+    """A source of cases.
+
+    Args:
+        source: of the images. Images of one case follow each other in its order; cases are in the order of their first
+            image.
+
+    Raises:
+        DataError: listing every case whose images have unlike labels, patients, sites or splits.
+    """
+
+    def __init__(self, source: data.Source) -> None:
+        self._source = source
+        groups: dict[str, list[data.Sample]] = {}
+        for image in source.samples():
+            name = f"unit {image.unit}" if image.case is None else f"case {image.case}"
+            groups.setdefault(name, []).append(image)
+        faults = [fault for members in groups.values() for fault in _faults(members)]
+        index.refuse(Path(source.info.name), faults)
+        self._cases = tuple(_case(members) for members in groups.values())
+
+    @property
+    def info(self) -> data.SourceInfo:
+        """That of the source of images."""
+        return self._source.info
+
+    def samples(self) -> Sequence[data.Sample]:
+        """All cases."""
+        return self._cases
+
+    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
+        """A case or an image, and its patient, by names that stay when files are added; ids where there are no others.
+
+        The case of several images is called otherwise than any of them.
+        """
+        named = getattr(self._source, "stable", None)
+        return (sample.id, sample.patient) if named is None else named(sample)
+
+    def read(self, sample: data.Sample) -> data.Pixels:
+        """Read one image of a case.
+
+        Raises:
+            DataError: as the source does, and for a case, which has no pixels of its own.
+        """
+        if sample.images:
+            raise defect.IMAGE_NEEDED.error(
+                f"'{sample.id}' is a case of {len(sample.images)} images and is not read as one; read its images"
+            )
+        return self._source.read(sample)
+
+
+def _case(members: Sequence[data.Sample]) -> data.Sample:
+    first = members[0]
+    name = first.case or first.unit
+    return dataclasses.replace(first, id=name, part=None, case=None, images=tuple(members))
+
+
+def _faults(members: Sequence[data.Sample]) -> list[errors.Fault]:
+    """What the images of a case do not have in common; ids alone are named, which are safe to log."""
+    faults = []
+    for key in SHARED:
+        values = [getattr(image, key) for image in members]
+        other = next((image for image, value in zip(members, values, strict=True) if value != values[0]), None)
+        if other is not None:
+            faults.append(
+                defect.CASE_MIXED.fault(
+                    f"case '{members[0].case or members[0].unit}': its images '{members[0].id}' and '{other.id}' have "
+                    f"unlike {key}s; a case has one {key}: correct the table, or make them two cases"
+                )
+            )
+    return faults

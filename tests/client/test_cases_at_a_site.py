@@ -1,0 +1,96 @@
+"""Cases at a hospital: checked with a real training step, split by patient, and judged by their numbers of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from fedvfm.client import site_file
+from fedvfm.client.gate import policy
+from fedvfm.client.readiness import check, document
+from fedvfm.data import bags
+from fedvfm.data import sample as data
+from fedvfm.data.readiness import dataset, rules, survey
+from tests.simulation import drawn_cases
+
+
+def _toml(values: dict[str, Any], where: str = "") -> str:
+    plain = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    tables = [_toml(value, f"{where}{key}.") for key, value in values.items() if isinstance(value, dict)]
+    return "\n".join([f"[{where[:-1]}]" if where else "", *plain, *tables]) + "\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_dino: Path) -> Path:
+    drawn_cases.volumes(tmp_path / "data", ("east",))
+    (tmp_path / "recipe.toml").write_text(_toml(drawn_cases.recipe(tiny_dino)))
+    (tmp_path / "site.toml").write_text(
+        'name = "north"\nrecipe = "recipe.toml"\n[data]\nsource = "folder"\npath = "data"\n'
+    )
+    return tmp_path / "site.toml"
+
+
+def test_a_check_reads_every_image_and_counts_cases(site: Path) -> None:
+    made = check.check(site)
+    assert not [one for one in made.findings if one.severity == "blocker"], made.told
+    assert made.seen is not None
+    assert (len(made.seen.samples), len(made.seen.found.rows)) == (8, 36)
+    assert made.facts["training_step"]
+    told = document._data(made.seen)
+    assert (told["samples"], told["images"], told["volumes"], told["patients"]) == (8, 36, 8, 8)
+
+
+def test_a_case_with_an_unreadable_image_is_named_and_the_others_train(site: Path) -> None:
+    file = site.parent / "data" / "images" / "east-1.nii.gz"
+    made = nibabel.load(file)
+    values = np.asarray(made.dataobj).astype(np.float32)
+    values[0, 0, 2] = np.nan
+    nibabel.Nifti1Image(values, made.affine).to_filename(file)
+    seen = check.check(site)
+    assert {number for one in seen.findings if one.severity == "blocker" for number in one.samples} == {2}
+
+
+def test_images_of_a_case_with_unlike_labels_are_a_blocker(site: Path) -> None:
+    table = site.parent / "data" / "index.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0] + ",case", *(f"{line},same" for line in lines[1:])]) + "\n")
+    codes = {one.code: one.severity for one in check.check(site).findings}
+    assert codes["case-mixed"] == "blocker"
+
+
+def test_a_hospital_of_cases(site: Path) -> None:
+    own = site_file.read(site)
+    assert own.recipe is not None
+    hospital = site_file.hospital(own.site, own.recipe)
+    assert [len(part) for part in hospital.splits.values()] == [4, 2, 2]
+    assert all(one.images for part in hospital.splits.values() for one in part)
+    assert set(policy.leaving(own.recipe)) >= {"balanced_accuracy", "auroc"}
+    assert policy.steps(own.recipe, len(hospital.train)) == 2
+
+
+def _looked(counts: list[tuple[int, int]]) -> dataset.Looked:
+    """Cases of (label, number of images)."""
+    samples = [
+        data.Sample(f"c{at}", label, images=tuple(data.Sample(f"c{at}-{number}") for number in range(images)))
+        for at, (label, images) in enumerate(counts)
+    ]
+    info = data.SourceInfo("drawn", "classification", ("plain", "spot"), "CC0")
+    return dataset.Looked(info, info.class_names, samples, survey.Survey(2), {"train": range(1, len(samples) + 1)})
+
+
+@pytest.mark.parametrize(("more", "told"), [(0, False), (9, True)])
+def test_numbers_of_images_that_tell_the_label_are_found(more: int, told: bool) -> None:
+    seen = _looked([(at % 2, 3 + at // 2 % 3 + more * (at % 2)) for at in range(30)])
+    problems = [one.problem for one in rules.findings(seen) if one.code == "parts-tell-label"]
+    assert problems == (["the number of images of a case tells whether it is of plain (AUROC 1.00)"] if told else [])
+
+
+def test_few_cases_tell_nothing() -> None:
+    seen = _looked([(at % 2, 3 + 9 * (at % 2)) for at in range(10)])
+    assert not [one for one in rules.findings(seen) if one.code == "parts-tell-label"]
+    assert bags.images_of(seen.samples[:1]) == list(seen.samples[0].images)

@@ -1,0 +1,95 @@
+"""One case moves a private step by at most the clip, whatever its images, on every head: one gradient a case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedvfm.client.training import dp_trainer
+from fedvfm.client.training import site as sites
+from fedvfm.data import sample as samples
+from fedvfm.privacy import gradients
+from tests.privacy import test_private_training as images
+
+CLIP = 1e-2
+COUNTS = (3, 1, 5, 2)
+
+
+@dataclass(frozen=True)
+class Cases(images.Drawn):
+    """A hospital of cases of unlike numbers of images; the first one's are unlike all others."""
+
+    count: int = len(COUNTS)
+
+    @property
+    def train(self) -> tuple[samples.Sample, ...]:
+        made = []
+        for at in range(self.count):
+            parts = tuple(samples.Sample(f"{10 * at + number:03d}") for number in range(COUNTS[at]))
+            made.append(samples.Sample(f"case-{at}", at % 2, patient=f"p{at // self.each}", images=parts))
+        return tuple(made)
+
+
+def _recipe(folder: Path, head: str, adapter: dict[str, Any], mechanism: str = "record-level") -> Any:
+    contract = {"class_names": ["rest", "box"], "input_size": [28, 28], "augment": ["flip"]}
+    task = {"kind": "case-classification", "head": head, "options": {"parts": 3}}
+    privacy = {**images.PRIVACY, "clip": CLIP, "mechanism": mechanism}
+    return images.recipe(folder, privacy, task=task, adapter=adapter, data=contract)
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "head-only"}, {"kind": "lora", "layers": [3]}], ids=["frozen", "lora"])
+@pytest.mark.parametrize("head", ["attention-mil", "mst", "mean", "max"])
+def test_one_case_moves_the_sum_by_at_most_the_clip(tiny_dino: Path, head: str, adapter: dict[str, Any]) -> None:
+    hospital = Cases(side=28, loud={f"{number:03d}": 60.0 for number in range(3)})
+    site = sites.Site(hospital.name, hospital, simulated=True)  # type: ignore[arg-type]
+    model = images.moved(_recipe(tiny_dino, head, adapter))
+    with images.steps(model, site) as (opened, what):
+        units = dp_trainer.units_of(model, site)
+        assert [unit[0].id for unit in units] == [f"case-{at}" for at in range(len(COUNTS))]
+        whole, less = opened.clipped(units, what.losses), opened.clipped(units[1:], what.losses)
+        rows = images.plain_rows(model, what, [unit[0] for unit in units])
+    moved = float(torch.linalg.vector_norm(whole - less))
+    assert 0 < moved <= CLIP * (1 + 1e-4)
+    # The sum is that of one clipped row a case, however many images it has.
+    sizes = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    expected = (rows * torch.clamp(CLIP / sizes, max=1.0)).sum(dim=0)
+    assert torch.allclose(whole.float(), expected, atol=CLIP * 1e-3)
+    assert float(sizes.max()) > CLIP, "the clip is reached, or nothing was shown"
+
+
+def test_a_patient_of_several_cases_counts_once(tiny_dino: Path) -> None:
+    hospital = Cases(side=28, each=2)
+    site = sites.Site(hospital.name, hospital, simulated=True)  # type: ignore[arg-type]
+    model = images.moved(_recipe(tiny_dino, "mst", {"kind": "head-only"}, "patient-level"))
+    with images.steps(model, site) as (opened, what):
+        units = dp_trainer.units_of(model, site)
+        assert [len(unit) for unit in units] == [2, 2]
+        apart = opened.clipped(units, what.losses) - opened.clipped(units[1:], what.losses)
+    assert 0 < float(torch.linalg.vector_norm(apart)) <= CLIP * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("head", ["attention-mil", "mst"])
+def test_hooks_are_right_or_are_not_used(tiny_dino: Path, head: str) -> None:
+    """Opacus's hooks see images or padded cases; only rows that are the loop's are taken."""
+    hospital = Cases(side=28)
+    site = sites.Site(hospital.name, hospital, simulated=True)  # type: ignore[arg-type]
+    model = images.moved(_recipe(tiny_dino, head, {"kind": "head-only"}))
+    with images.steps(model, site, hooks=True) as (opened, what):
+        units = dp_trainer.units_of(model, site)
+        found = opened.clipped(units, what.losses)
+    way = gradients.Loop(what.parameters)
+    expected = way.rows(units, what.losses)
+    sizes = torch.linalg.vector_norm(expected, dim=1, keepdim=True)
+    assert torch.allclose(found.float(), (expected * torch.clamp(CLIP / sizes, max=1)).sum(dim=0), atol=CLIP * 1e-2)
+
+
+def test_made_cases_are_of_unlike_length(tiny_dino: Path) -> None:
+    model = images.moved(_recipe(tiny_dino, "mst", {"kind": "head-only"}))
+    first, second = dp_trainer.made(model)
+    assert (first.places, second.places) == ((0, 1), (0, 1, 2))
+    assert np.isfinite(dp_trainer.losses_of(model, [first, second]).detach().numpy()).all()

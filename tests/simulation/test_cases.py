@@ -1,0 +1,179 @@
+"""Cases through the real simulation: trained, scored, predicted as scored, and refused where nothing is built."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedvfm import errors
+from fedvfm.client.training import evaluator
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
+from fedvfm.inference import forms, predict
+from fedvfm.model import adapted_model, feature_cache, memory
+from fedvfm.simulation import experiment, inspection, run
+from tests.simulation import drawn_cases
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_cases.volumes(tmp_path_factory.mktemp("cases") / "data", ("east", "west"))
+
+
+@pytest.fixture(scope="module")
+def values(drawn: Path, tiny_dino: Path) -> dict[str, Any]:
+    return {
+        "name": "cases",
+        "baselines": [],
+        "data": {"source": "folder", "path": str(drawn)},
+        "recipe": drawn_cases.recipe(tiny_dino),
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> run.Result:
+    return run.simulate({**values, "baselines": ["classical"]}, output=tmp_path_factory.mktemp("runs") / "cases")
+
+
+def _recipe(values: dict[str, Any], **more: Any) -> schema.Recipe:
+    return schema.parse(schema.Recipe, {**values["recipe"], **more}, "recipe")
+
+
+def _site(values: dict[str, Any], cache: int = 0) -> sites.Site:
+    what = experiment.parse(values, "cases")
+    hospital = experiment.hospitals(what)[0]
+    return sites.Site(hospital.name, hospital, cache=feature_cache.FeatureCache(cache), simulated=True)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_counts_cases_and_not_images(finished: run.Result) -> None:
+    arms = finished.summary["arms"]
+    assert {site: row["num_examples"] for site, row in arms["federated"]["sites"].items()} == {"east": 2, "west": 2}
+    assert arms["classical"]["sites"]["east"]["num_examples"] == 2
+    journal = (finished.path / "journal.jsonl").read_text()
+    assert set(re.findall(r'"(?:num_)?examples": (\d+)', journal.splitlines()[0])) <= {"2", "4"}, "cases, not slices"
+    page = (finished.path / "report.html").read_text()
+    assert "image 1 of" in page or "weight" in page
+
+
+def test_prediction_gives_what_was_scored(finished: run.Result, drawn: Path, tmp_path: Path) -> None:
+    rows = [row for row in _rows(finished.path / "samples.csv") if row["arm"] == "federated"]
+    scored = {row["sample"]: float(row["value"]) for row in rows if row["metric"] == "probability_1"}
+    names = {f"image-{at:04d}": path for at, path in enumerate(sorted((drawn / "images").iterdir()), 1)}
+    tested = min(scored)
+    summary = predict.predict(finished.path / "adapter", names[tested], tmp_path / "out", overlays=True)
+    (row,) = summary["inputs"]
+    assert row["probabilities"]["spot"] == pytest.approx(scored[tested], abs=1e-5)
+    parts = _rows(tmp_path / "out" / "parts.csv")
+    assert [part["part"].rpartition("/")[2] for part in parts] == [f"z{at:03d}" for at in range(len(parts))]
+    assert sum(float(part["weight"]) for part in parts) == pytest.approx(1, abs=1e-4)
+    assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == predict.HEAVIEST
+
+
+def test_pictures_of_a_folder_are_predicted_as_one_case(finished: run.Result, tmp_path: Path) -> None:
+    drawn_cases.pictures(tmp_path / "in", ("east",), images=10)
+    summary = predict.predict(finished.path / "adapter", tmp_path / "in" / "cases", tmp_path / "out")
+    assert [row["id"] for row in summary["inputs"]] == [f"east-{at}" for at in range(8)]
+    assert [part["id"] for part in summary["inputs"][0]["parts"]] == [f"east-0/view-{at}" for at in range(1, 11)]
+
+
+@pytest.mark.parametrize("form", ["hf", "onnx", "onnx-int8", "monai", "peft"])
+def test_exports_are_refused_by_name(finished: run.Result, tmp_path: Path, form: str) -> None:
+    with pytest.raises(errors.ConfigError, match="cases of many images"):
+        forms.export_adapter(finished.path / "adapter", tmp_path / "out", form)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": {"kind": "case-classification", "head": "linear"}}, "recipe.task.head"),
+        ({"task": {"kind": "classification", "head": "mst"}}, "recipe.task.head"),
+        ({"task": {"kind": "segmentation", "head": "mst"}}, "recipe.task.head"),
+        ({"task": {"kind": "case-classification", "options": {"parts": 0}}}, "options.parts = 0"),
+        ({"task": {"kind": "case-classification", "options": {"parts": True}}}, "options.parts = True"),
+        ({"task": {"kind": "case-classification", "head": "mean", "options": {"layers": 2}}}, "head 'mean' has none"),
+        ({"task": {"kind": "case-classification", "head": "mst", "options": {"layers": 9}}}, "options.layers = 9"),
+        ({"task": {"kind": "case-classification", "prompt": "box"}}, "takes no prompts"),
+        ({"data": {"class_names": ["plain", "spot"], "input_size": [28, 28], "fit": "native"}}, "recipe.data.fit"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(values: dict[str, Any], changes: dict[str, Any], words: str) -> None:
+    _, faults = adapted_model.examine(_recipe(values, **changes))
+    assert any(words in fault for fault in faults), faults
+
+
+def test_the_recipe_states_its_head(values: dict[str, Any]) -> None:
+    recipe = _recipe(values, task={"kind": "case-classification"})
+    assert adapted_model.AdaptedModel(recipe, with_weights=False).recipe.task.head == "attention-mil"
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "head-only"}, {"kind": "lora", "rank": 2, "layers": [3]}])
+@pytest.mark.parametrize("views", [0, 2])
+def test_kept_or_computed_the_bits_are_the_same(values: dict[str, Any], adapter: dict[str, Any], views: int) -> None:
+    data = {**values["recipe"]["data"], "views": views}
+    model = adapted_model.AdaptedModel(_recipe(values, adapter=adapter, data=data))
+    made = []
+    for cache in (0, 64 * MIB):
+        site = _site(values, cache)
+        for _ in range(2):
+            examples = [site.example(model, one, 0 if views else -1, ("epoch", 0)) for one in site.split("train")[:2]]
+            made.append((model(*sites.collate(examples, model)), evaluator.answer(model, site, site.split("test")[0])))
+    exact = adapter["kind"] == "head-only"
+    for logits, answer in made[1:]:
+        for found, first in ((logits, made[0][0]), (answer, made[0][1])):
+            assert torch.equal(found, first) if exact else torch.allclose(found, first, atol=1e-5)
+
+
+def test_a_step_takes_so_many_images_and_evaluation_all(values: dict[str, Any]) -> None:
+    task = {"kind": "case-classification", "head": "mst", "options": {"parts": 2}}
+    site, model = _site(values), adapted_model.AdaptedModel(_recipe(values, task=task))
+    case = site.split("train")[0]
+    places = [site.example(model, case, 0, ("epoch", epoch)).places for epoch in range(8)]
+    assert {len(own) for own in places} == {2}
+    assert len(set(places)) > 1
+    assert places == [site.example(model, case, 0, ("epoch", epoch)).places for epoch in range(8)]
+    assert all(own == tuple(sorted(own)) for own in places)
+    assert evaluator.whole_case(model, site, case).places == (tuple(range(len(case.images))),)
+
+
+def test_memory_follows_the_images_of_a_step(values: dict[str, Any]) -> None:
+    lora = {"kind": "lora", "rank": 2, "layers": [2, 3]}
+    sizes = []
+    for parts in (2, 8):
+        task = {"kind": "case-classification", "head": "mst", "options": {"parts": parts}}
+        model = adapted_model.AdaptedModel(_recipe(values, adapter=lora, task=task), with_weights=False)
+        sizes.append(memory.activations(model))
+    assert 3 < sizes[1] / sizes[0] < 5
+    frozen = adapted_model.AdaptedModel(_recipe(values), with_weights=False)
+    seen = inspection.inspect(frozen, [_site(values).hospital])
+    assert [(one.train, one.evaluated) for one in seen] == [(18, 18)]
+    kept = memory.memory(frozen, seen, memory.Places(64))
+    assert kept.features * MIB == 2 * 32 * (18 + 18 * 2)
+    assert not kept.images
+
+
+def test_a_case_without_a_label_is_refused(values: dict[str, Any]) -> None:
+    model = adapted_model.AdaptedModel(_recipe(values), with_weights=False)
+    with pytest.raises(errors.DataError, match="a case without a label"):
+        model.task.target(sites.NO_IMAGE, None)
+
+
+@pytest.mark.slow
+def test_a_deployment_gives_the_bits_of_the_in_process_engine(
+    values: dict[str, Any], finished: run.Result, tmp_path: Path
+) -> None:
+    made = run.simulate({**values, "engine": "deployment"}, output=tmp_path / "deployed")
+    assert made.summary["fingerprint"] == finished.summary["fingerprint"]
+    assert made.summary["arms"]["federated"] == pytest.approx(finished.summary["arms"]["federated"])
