@@ -49,6 +49,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "optimiser, batch or number of steps would show single images in the update",
         "fedvfm client review {recipe} --policy SITE.toml shows optimisers, min_batch and steps",
     ),
+    "went-back": (
+        "the coordinator holds what this site's audit log does not: the state folder was put back to an earlier day, "
+        "and what it sent and answered since is forgotten",
+        "restore the newest copy; else ask the coordinator for another recipe, see Backup in client/README.md",
+    ),
     "policy-units": (
         "there are fewer patients to train on than policy.min_train_units",
         "more patients, or a lower number",

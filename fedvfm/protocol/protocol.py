@@ -45,6 +45,7 @@ _PATIENTS = "patients"
 _IDS = "ids"
 _AUDIT = "audit"
 _MARK = "mark"
+_NOTED = "noted"
 _LEDGER = "ledger"
 _MASKED_NUMBERS = "masked"
 _CODEC, _BASE, _TARGET = "codec", "base", "fingerprint"
@@ -101,6 +102,8 @@ ERROR_CODES |= {"secure-aggregation": 1060, "roster-pending": 1061, "secure-sess
 ERROR_CODES |= {"secure-survivors": 1064, "secure-opened": 1065, "secure-numbers": 1066, "policy-secure": 1067}
 # ... too few of the survivors signed for one and the same sum; a round starts where another one did.
 ERROR_CODES |= {"secure-agreement": 1068, "secure-base": 1069}
+# The site's state folder was put back to an earlier day: it forgot what it sent since.
+ERROR_CODES |= {"went-back": 1039}
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
 # ... and of one whose privacy ledger is shorter than it was in this recipe.
@@ -230,7 +233,7 @@ def _marks(content: RecordDict) -> dict[str, hash_chain.Mark]:
     if _AUDIT not in content:
         return {}
     record = content.config_records.get(_AUDIT)
-    if record is None or not {_MARK} <= set(record) <= {_MARK, _LEDGER}:
+    if record is None or not {_MARK} <= set(record) <= {_MARK, _LEDGER, _NOTED}:
         return {_MARK: _parse_mark(None)}  # which says what is wrong
     return {key: _parse_mark(text) for key, text in record.items()}
 
@@ -263,16 +266,32 @@ def find_ledger(message: Message) -> hash_chain.Mark | None:
     return _marks(message.content).get(_LEDGER) if message.has_content() else None
 
 
-def put_mark(message: Message, mark: hash_chain.Mark, ledger: hash_chain.Mark | None = None) -> None:
-    """Let a message carry the mark of its sender's audit log, and of its privacy ledger, in place of one it has.
+def find_noted(message: Message) -> hash_chain.Mark | None:
+    """The longest mark of the receiver's own audit log that the sender noted in this recipe; None where it has none.
 
-    The records themselves are not touched: they may be shared with other messages, or kept to be sent again.
+    Raises:
+        ProtocolError: if what it carries is no mark.
+    """
+    return _marks(message.content).get(_NOTED) if message.has_content() else None
+
+
+def put_mark(
+    message: Message,
+    mark: hash_chain.Mark,
+    ledger: hash_chain.Mark | None = None,
+    noted: hash_chain.Mark | None = None,
+) -> None:
+    """Let a message carry the mark of its sender's audit log in place of one it has.
+
+    With it go the mark of the sender's privacy ledger, and ``noted``, that of the receiver's audit log. The records
+    themselves are not touched: they may be shared with other messages, or kept to be sent again.
     """
     if message.has_error():
         message.error = Error(message.error.code, f"{error_word(message)} {mark}")
     else:
-        marks = {_MARK: str(mark)} | ({} if ledger is None else {_LEDGER: str(ledger)})
-        message.content = RecordDict({**message.content, _AUDIT: ConfigRecord({**marks})})
+        marks = {_MARK: mark, _LEDGER: ledger, _NOTED: noted}
+        texts = {name: str(each) for name, each in marks.items() if each is not None}
+        message.content = RecordDict({**message.content, _AUDIT: ConfigRecord({**texts})})
 
 
 def unmarked(content: RecordDict) -> RecordDict:

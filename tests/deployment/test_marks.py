@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flwr.app import Context, Error, Message
 
 from fedvfm import errors
 from fedvfm.audit import audit, cross_check
+from fedvfm.client import state_folder as client_folder
 from fedvfm.client.gate import enforcement, gate, reply_cache
 from fedvfm.flower import internals
 from fedvfm.protocol import codecs, protocol
@@ -82,18 +84,24 @@ class Trial:
     def __init__(self, folder: Path, said: Callable[[], list[str]]) -> None:
         internals.be_server_task(1)
         self.said = said
-        joined = two_numbers.join(folder)
-        self.server, self.site = joined.server, joined.site
+        self.joined = two_numbers.join(folder)
+        self.server, self.site = self.joined.server, self.joined.site
         state_folder.approve(self.server, self.site.request)
         self.reports: list[Exception] = []
-        own = enforcement.HospitalTerms(self.site, lambda: joined.rules, build)
-        self.door = gate.Gate(
-            app, reply_cache.Sent(self.site.sent), own, lambda where, error: self.reports.append(error)
-        )
+        self.door = self._open()
         key = keys.read_private(self.site.key).public_key()
         pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         self.wire = Wire(self.door, pem)
         self.grid = self.start_again()
+
+    def _open(self) -> gate.Gate:
+        own = enforcement.HospitalTerms(self.site, lambda: self.joined.rules, build)
+        return gate.Gate(app, reply_cache.Sent(self.site.sent), own, lambda where, error: self.reports.append(error))
+
+    def restart_site(self) -> None:
+        """The site's process, as after a restart."""
+        self.site = client_folder.open_state(self.site.folder)
+        self.wire.door = self.door = self._open()
 
     def start_again(self, recipe_hash: str = "") -> roster.RosterGrid:
         """The coordinator's process, as after a restart."""
@@ -345,3 +353,47 @@ def test_without_a_log_nothing_extra_travels(trial: Trial) -> None:
     for found in (trial.wire.pushed[0], reply):
         assert protocol.find_mark(found) is None
         assert set(found.content) <= {"fedvfm", "metrics", "adapter"}
+
+
+# -- a site that was put back ------------------------------------------------------------------------------------------
+
+
+def test_a_site_whose_folder_was_put_back_answers_nothing_more_of_the_recipe(trial: Trial, tmp_path: Path) -> None:
+    """It forgot what it sent; the coordinator's note of its log says so, and the next recipe is free of it."""
+    trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe()))
+    saved = shutil.copytree(trial.site.folder, tmp_path / "backup")
+    first = trial.ask(protocol.TRAIN, train())
+    assert not first.has_error()
+    shutil.rmtree(trial.site.folder)
+    shutil.copytree(saved, trial.site.folder)
+    trial.restart_site()
+    for kind, task in (
+        (protocol.TRAIN, train()),
+        (protocol.EVALUATE, protocol.Task(make_recipe(), 1, adapter(1.0), "val")),
+        (protocol.TRAIN, train(2, 1.0)),
+    ):
+        assert protocol.error_word(trial.ask(kind, task)) == "went-back"
+    assert "trained" not in [entry["event"] for entry in trial.site.audit.entries]
+    trial.grid = trial.start_again()
+    assert protocol.error_word(trial.ask(protocol.TRAIN, train())) == "went-back", "the coordinator's log remembers"
+    trial.grid = trial.start_again(make_recipe(rounds=2).hash)
+    assert protocol.error_word(trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe(rounds=2)))) != "went-back"
+
+
+def test_a_site_that_was_not_put_back_goes_on(trial: Trial) -> None:
+    """Replies that came twice, were lost, or were written about by another process are no going back."""
+    trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe()))
+    trial.wire.lose = 1
+    assert not trial.ask(protocol.TRAIN, train()).has_error()
+    trial.restart_site()
+    assert not trial.ask(protocol.TRAIN, train(2, 1.0)).has_error()
+    noted = [protocol.find_noted(message) for message in trial.wire.pushed]
+    assert noted[0] is None, "of a recipe that begins nothing was noted"
+    hashes = [entry["hash"] for entry in trial.site.audit.entries]
+    assert all(mark is not None and hashes[mark.length - 1] == mark.head for mark in noted[1:])
+    # A mark that names another line than one that was sent is looked up in the whole log.
+    message = trial.wire.pushed[-1]
+    protocol.put_mark(message, hash_chain.Mark(90, SHA), noted=hash_chain.Mark(1, hashes[0]))
+    assert not trial.door(internals.copy(message), CONTEXT).has_error()
+    protocol.put_mark(message, hash_chain.Mark(91, SHA), noted=hash_chain.Mark(1, SHA))
+    assert protocol.error_word(trial.door(internals.copy(message), CONTEXT)) == "went-back"

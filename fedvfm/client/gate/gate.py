@@ -60,6 +60,7 @@ RECIPE: tuple[Step, ...] = (
     steps.approval_before_data,  # what a mechanism comes to depends on the data, not listed for a stranger
     steps.recipe_policy,
     steps.approval,
+    steps.memory,  # of this site: before anything is answered that may have been answered before
     secure_steps.roster,
     steps.message_policy,  # rounds, hours, evaluations that are left
     steps.lineage,

@@ -31,6 +31,7 @@ class History:
         self._sums: dict[tuple[str, int], str] = {}
         self._marks: dict[str, audit.Noted] = {}
         self._length = 0
+        self._heads: set[str] = set()
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Take the next entry of the log."""
@@ -44,6 +45,8 @@ class History:
             self.coordinators.add(entry)
         if entry["event"] == "sent" and entry.get("kind") == protocol.WORDS[protocol.TRAIN]:
             self._left[recipe] = str(entry.get("digest", ""))
+        if entry["event"] == "sent":
+            self._heads.add(entry["hash"])
         if entry["event"] == "agreed":
             self._sums.setdefault((recipe, int(entry["round"])), str(entry["digest"]))
         if "ledger" in entry:
@@ -64,6 +67,10 @@ class History:
     def left(self, recipe: str, digest: str) -> bool:
         """Whether the last update of a recipe that left has this sha256: an update is kept until the next is."""
         return self._left.get(recipe) == digest
+
+    def sent(self, head: str) -> bool:
+        """Whether a line of this log about something that was sent has this hash; marks on replies name such lines."""
+        return head in self._heads
 
     def ledger_marks(self) -> list[audit.Noted]:
         """Every mark of the site's privacy ledger that was noted beside an update, each once."""

@@ -133,6 +133,23 @@ def hold_adapter(own: Hospital, of: Exchange) -> None:
         of.sent.adapters.keep(of.recipe.hash, of.asked.state)
 
 
+def memory(own: Hospital, of: Exchange) -> None:
+    """What the coordinator noted of this site's audit log is in it: the state folder was not put back since.
+
+    A mark is nearly always the line of the reply that carried it; where another process wrote between, any line counts.
+    """
+    noted = protocol.find_noted(of.message)
+    if noted is None or own.history.sent(noted.head):
+        return
+    if not any(entry["hash"] == noted.head for entry in own.audit.scan()):
+        raise errors.PolicyRefused(
+            "went-back",
+            f"the coordinator noted entry {noted.length} of this site's audit log in this recipe, and it is not there: "
+            "the state folder was put back to an earlier day, or the log was rewritten. What was sent since is "
+            "forgotten here, so no more of this recipe is answered",
+        )
+
+
 def freshness(own: Hospital, of: Exchange) -> None:
     """The coordinator did not go back, as far as this site can tell."""
     rollback_detection.require_onward(of.kind, of.asked, of.came, own.history.coordinators)

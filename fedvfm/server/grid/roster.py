@@ -49,9 +49,12 @@ class RosterGrid(retrying.SteadyGrid):
         self._roster, self._log, self._recipe = roster, log, recipe
         self._names: dict[int, str] = {}
         self._ledgers: dict[str, int] = {}
+        self._noted: dict[str, hash_chain.Mark] = {}
         self._known: dict[str, int] = {}
         self._back: set[str] = set()
         for one in log.scan() if log is not None else ():
+            if one["event"] == "received" and one.get("recipe") == recipe:
+                self._note(one)
             if one["event"] == "received" and one.get("recipe") == recipe and "ledger" in one:
                 self._longer(str(one["peer"]), hash_chain.Mark.parse(one["ledger"]).length)
             if one["event"] == "decided" and one.get("recipe") == recipe and one.get("reason") == _BACK:
@@ -84,12 +87,14 @@ class RosterGrid(retrying.SteadyGrid):
         """Note what goes to whom, put the mark of the log that says so upon it, and push."""
         if self._log is not None:
             for message in messages:
-                protocol.put_mark(message, hash_chain.NOWHERE)  # as long as the one it will carry
                 site = self.name(message.metadata.dst_node_id)
+                # As long as the one it will carry.
+                protocol.put_mark(message, hash_chain.NOWHERE, noted=self._noted.get(site))
                 self._log.record("sent", peer=site, **self._about(message, message.metadata))
             mark = self._log.mark
             for message in messages:
-                protocol.put_mark(message, mark)
+                site = self.name(message.metadata.dst_node_id)
+                protocol.put_mark(message, mark, noted=self._noted.get(site))
         ids = super()._push(messages)
         waiting = {one for asked in self._asked.values() for one in asked.ids}
         self._known = {one: length for one, length in self._known.items() if one in waiting}
@@ -105,7 +110,7 @@ class RosterGrid(retrying.SteadyGrid):
             site, message = self._names.get(reply.metadata.src_node_id), asked.get(reply.metadata.reply_to_message_id)
             if self._log is not None and site is not None and message is not None and not self._lost(reply):
                 said, update = _said(reply, message.metadata.message_type)
-                self._log.record("received", peer=site, **self._about(reply, message.metadata), **said)
+                self._note(self._log.record("received", peer=site, **self._about(reply, message.metadata), **said))
                 if update or message.metadata.message_type == protocol.HANDSHAKE:
                     found[at] = self._onward(site, reply, message)
         return found
@@ -138,6 +143,15 @@ class RosterGrid(retrying.SteadyGrid):
             f"{before}: it was cut or put back. Its people run 'fedvfm ledger verify' and 'fedvfm ledger reconcile'; "
             "it takes part again in another recipe"
         )
+
+    def _note(self, entry: Mapping[str, Any]) -> None:
+        """Keep the longest mark of a site's own log: it is shown to the site, which knows by it if it went back.
+
+        Not of refusals: a site that went back refuses, and its log grows over what it was.
+        """
+        site, length = str(entry["peer"]), int(entry.get("peer_length", 0)) * (entry["kind"] != "refusal")
+        if length > self._noted.get(site, hash_chain.NOWHERE).length:
+            self._noted[site] = hash_chain.Mark(length, str(entry["peer_head"]))
 
     def _longer(self, site: str, length: int) -> None:
         self._ledgers[site] = max(length, self._ledgers.get(site, 0))
