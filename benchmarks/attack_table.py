@@ -20,7 +20,7 @@ from typing import Any
 import block
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "deployment"))
+sys.path[:0] = [str(ROOT / "tests" / "deployment"), str(ROOT)]
 
 from attacks import table  # noqa: E402 - the attacks lie beside their tests
 
@@ -33,11 +33,7 @@ def tiny(folder: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    made = module.Tiny(folder)
-    module.write_data(made.data)
-    module.write_backbone(made.backbone)
-    module.write_experiment(made.experiment, made.data, made.backbone)
-    return made
+    return module.write(folder, None)  # its commands are started here, as processes of their own
 
 
 def main() -> None:
