@@ -25,6 +25,19 @@ NAME, FOLDER = "client", "run"
 CHILDREN = ("supernode", "executor")
 SETTINGS = "settings.json"
 """Where the site's own file is, in the folder of the processes."""
+COORDINATOR = "standing.json"
+"""How the coordinator says that this site stands, in the same folder."""
+STANDING = {
+    "dropped": (
+        "the coordinator dropped this site: it is asked nothing more",
+        "ask the coordinator's people, who take it in again with: fedvfm server readmit {site}",
+    ),
+    "unknown": (
+        "the coordinator does not let this site's key in: it was revoked, or the request is not approved yet",
+        "ask the coordinator's people; a site that was revoked joins anew, with a new invite",
+    ),
+}
+"""What it may say, in words, and what helps."""
 MESSAGES = 30
 _SHOWN = ("time", "kind", "verdict", "reason", "recipe", "round", "bytes")
 
@@ -32,6 +45,25 @@ _SHOWN = ("time", "kind", "verdict", "reason", "recipe", "round", "bytes")
 def note_settings(where: state_folder.State, settings: Path) -> None:
     """Keep where the site's own file is, for whoever asks what the policy has left."""
     storage.write_text(where.folder / FOLDER / SETTINGS, json.dumps({"settings": str(settings.absolute())}) + "\n")
+
+
+def note_standing(where: state_folder.State, word: str) -> None:
+    """Keep how the coordinator says that this site stands, and since when; an empty word forgets it."""
+    path = where.folder / FOLDER / COORDINATOR
+    if not word:
+        path.unlink(missing_ok=True)
+    elif (standing_of(where) or {}).get("word") != word:
+        now = signed_documents.stamp(signed_documents.now())
+        storage.write_text(path, json.dumps({"word": word, "since": now}) + "\n")
+
+
+def standing_of(where: state_folder.State) -> dict[str, str] | None:
+    """What was kept; None where nothing was."""
+    try:
+        kept = json.loads((where.folder / FOLDER / COORDINATOR).read_text(encoding="utf-8"))
+        return {"word": str(kept["word"]), "since": str(kept["since"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def policy_of(where: state_folder.State) -> tuple[schema.PolicyConfig | None, str]:
@@ -74,7 +106,7 @@ class Watcher:
     def files(self) -> list[Path]:
         """What it is made of."""
         folder, run = self._where.folder, self._where.folder / FOLDER
-        kept = [run / SETTINGS, *(processes.pid_path(run, name) for name in (NAME, *CHILDREN))]
+        kept = [run / SETTINGS, run / COORDINATOR, *(processes.pid_path(run, name) for name in (NAME, *CHILDREN))]
         folders = [folder / "recipes", folder / "rosters", folder / decisions.FOLDER]
         return [self._where.audit.path, self._where.approvals.path, folder / "site.key.new", *folders, *kept]
 
@@ -113,6 +145,7 @@ class Watcher:
             "waiting": [recipe for recipe in where.seen() if recipe not in approved],
             "recipes": {recipe: self._of_recipe(recipe, rules, approved) for recipe in where.seen()},
             "policy_problem": problem,
+            "coordinator": standing_of(where) if pids[NAME] is not None else None,
             "adapters": decisions.to_json(where),
             "damaged": decisions.damaged(where),
             "privacy": privacy_report.status(where),
@@ -184,6 +217,10 @@ def standing(values: Mapping[str, Any]) -> dict[str, str]:
     """The one thing that a person here should know first, and what helps."""
     if values["processes"][NAME] is None:
         return {"says": "the client does not run", "remedy": "fedvfm client start SITE.toml"}
+    word = (values["coordinator"] or {}).get("word", "")
+    if word in STANDING:
+        says, remedy = STANDING[word]
+        return {"says": says, "remedy": remedy.format(site=values["site"])}
     if values["waiting"]:
         recipe = values["waiting"][0][:12]
         remedy = f"fedvfm client review {recipe}, then fedvfm client approve {recipe}, or leave it"

@@ -84,12 +84,23 @@ PUBLIC_KEY, SIGNATURE, SIGNED_TIME = (
     name.encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, constant.TIMESTAMP_HEADER)
 )
 """Headers of every request of a node: its key, and its signature of the time."""
+STANDING = b"fedvfm-standing"
+"""In the answer to ``GET /health`` of a node that signed it: how its site stands on the roster. Ours, not Flower's."""
 
 
 def shown_key(public_key: str) -> bytes:
     """How a node shows its public key (here in OpenSSH's form) in the header."""
     key = serialization.load_ssh_public_key(public_key.encode())
     return base64.b64encode(asymmetric.public_key_to_bytes(key))  # type: ignore[arg-type]
+
+
+def signed_headers(key: Any) -> dict[str, str]:
+    """What a node shows with a request: its key, the time, and its signature of that."""
+    stamp = datetime.datetime.now(datetime.UTC).isoformat()
+    signature = asymmetric.sign_message(key, stamp.encode("ascii"))
+    shown = base64.b64encode(asymmetric.public_key_to_bytes(key.public_key()))
+    pairs = ((PUBLIC_KEY, shown), (SIGNED_TIME, stamp.encode()), (SIGNATURE, base64.b64encode(signature)))
+    return {name.decode(): value.decode() for name, value in pairs}
 
 
 def is_signed(headers: Mapping[bytes, bytes]) -> bool:

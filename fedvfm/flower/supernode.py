@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from fedvfm.flower import guards, runtime
 
 LOG = logging.getLogger(__name__)
+STANDING_S = 15.0
+"""How long a coordinator may take to say how a site stands."""
 ASK_S = 0.5
 """The longest pause between two questions for a part that is under way; so often a task behind it is asked for."""
 
@@ -214,6 +217,26 @@ def is_let_in(address: str, authority: bytes, key: Any) -> bool:
         return False
     finally:
         client.close()
+
+
+def standing(address: str, authority: bytes, key: Any) -> str:
+    """How a coordinator says that the site of this key stands: ``approved``, ``dropped`` or ``unknown``.
+
+    Args:
+        address: ``host:port``.
+        authority: PEM of whom its certificate must be from.
+        key: the private key.
+
+    Returns: empty where it cannot be reached, or does not say (an earlier release).
+    """
+    context = ssl.create_default_context(cadata=authority.decode("ascii"))
+    try:
+        with httpx.Client(verify=context, timeout=STANDING_S) as client:
+            answer = client.get(f"https://{address}/health", headers=guards.signed_headers(key))
+    except (httpx.HTTPError, OSError):
+        return ""
+    word = answer.headers.get(guards.STANDING.decode(), "")
+    return word if word in ("approved", "dropped", "unknown") else ""
 
 
 class NodeTasks:

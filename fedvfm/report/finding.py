@@ -34,6 +34,7 @@ WHY = {
     "quorum": "a round needs its quorum; the server waits until so many sites are there",
     "reach": "a site needs one way out: HTTPS to the coordinator's address",
     "split": "with another split into train, val and test, a recipe in mid-run trains on patients it was tested on",
+    "standing": "the coordinator decides whom it asks; a site that is dropped or revoked waits for nothing",
     "state": "everything this end knows lies in its state folder",
     "versions": "the two ends understand each other in one version; another may build another adapter",
 }

@@ -22,6 +22,7 @@ from fedvfm.server.coordinator import orders as steering
 from fedvfm.server.network import node_keys, proxy, refused_requests, superlink
 from fedvfm.server.rounds import result
 from fedvfm.trust import certificates, signed_documents
+from fedvfm.trust import roster as rosters
 
 LOG = logging.getLogger(__name__)
 NAME, CHILDREN = status.NAME, status.CHILDREN
@@ -123,7 +124,7 @@ def _watch(
         keys=str(folder / KEYS),
         log=str(folder / refused_requests.FILE),
     )
-    node_keys.write(Path(front.keys), coordinator.known_keys(where.sites()))
+    _write_keys(where, Path(front.keys))
     door = processes.Child(front.program(folder / "proxy.json"), folder)
     if not over.is_set():
         door = family.start(door.program)
@@ -246,12 +247,18 @@ def _synced(where: state_folder.State, control: runtime.Control, known: int) -> 
         return known
     listed = where.roster_path.parent / coordinator.RUN / KEYS
     steps: dict[str, Callable[[], object]] = {
-        "proxy": lambda: node_keys.write(listed, coordinator.known_keys(where.sites())),
+        "proxy": lambda: _write_keys(where, listed),
         "SuperLink": lambda: coordinator.sync(control, where.sites()),
     }
     # Each is told, whatever becomes of the other: a revoked site is out at one of them.
     known_to = [_told(name, tell) for name, tell in steps.items()]
     return changed if all(known_to) else known
+
+
+def _write_keys(where: state_folder.State, path: Path) -> None:
+    sites = where.sites()
+    dropped = [entry.public_key for entry in sites.values() if entry.status == rosters.DROPPED]
+    node_keys.write(path, coordinator.known_keys(sites), dropped)
 
 
 def _told(name: str, tell: Callable[[], object]) -> bool:

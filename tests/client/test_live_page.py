@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from fedvfm.client import live_page, sentences, status
+from fedvfm.client.process import supervisor
+from fedvfm.doctor import monitor
 from fedvfm.runtime import processes
 from tests.deployment.conftest import tiny  # noqa: F401 - fixtures
 from tests.deployment.test_site_verbs import Hospital, hospital, locked  # noqa: F401 - fixtures
@@ -118,3 +121,29 @@ def test_the_page_of_a_site(trained: Hospital, monkeypatch: pytest.MonkeyPatch) 
     assert content.data["now"]["says"] == f"recipe {short} waits for a person here"
     assert "never leaves" in content.parts["pending"], "the recipe in plain words"
     assert f"fedvfm client approve {short}" in content.parts["pending"]
+
+
+@pytest.mark.parametrize("word", sorted(status.STANDING))
+def test_a_drop_is_a_drop_and_a_revoked_site_reads_so(
+    trained: Hospital, word: str, monkeypatch: pytest.MonkeyPatch, said: Any
+) -> None:
+    run = trained.state / status.FOLDER
+    processes.write_pid(processes.pid_path(run, status.NAME), processes.own_pid())
+    monkeypatch.setattr(supervisor.network, "examine", lambda *way: [])
+    answers = iter([word, word, "approved", ""])
+    monkeypatch.setattr(supervisor.flower_supernode, "standing", lambda *given: next(answers))
+    look = monitor.Lookout(lambda: supervisor.look(trained.where))
+    assert not look.once()
+    problem, remedy = status.STANDING[word]
+    assert said() == [f"standing: {problem}. Remedy: {remedy.format(site='east')}"]
+    since = status.of(trained.where)["coordinator"]["since"]
+    assert not look.once(), "and told once"
+    now = status.of(trained.where)
+    assert now["coordinator"] == {"word": word, "since": since}
+    assert now["now"]["says"] == problem
+    assert html.escape(problem) in live_page.content(status.Watcher(trained.state)).parts["head"]
+    assert look.once()
+    assert said()[1:] == ["standing: is well again"]
+    assert status.of(trained.where)["now"]["says"].startswith("finished")
+    look.once()
+    assert status.of(trained.where)["coordinator"] is None, "nobody answered"

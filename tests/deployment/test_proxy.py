@@ -25,6 +25,7 @@ from flwr.supernode import node_auth_http_interceptor
 
 from fedvfm.doctor import network
 from fedvfm.flower import guards, long_poll, runtime
+from fedvfm.flower import supernode as flower_supernode
 from fedvfm.report import finding
 from fedvfm.runtime import processes
 from fedvfm.server.network import connections, node_keys, proxy, refused_requests, turns
@@ -98,6 +99,26 @@ def public(certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     with doors.serving(upstream), doors.serving(proxy.server(settings, told)):
         yield Public(settings.port, behind, certified / "ca.pem", tmp_path / "refused.jsonl", refusals)
+
+
+def test_a_site_learns_how_it_stands_by_its_own_signature_alone(public: Public, tmp_path: Path) -> None:
+    def said(headers: dict[str, str]) -> str:
+        with httpx.Client(verify=public.context(), trust_env=False) as client:
+            answer = client.get(f"https://127.0.0.1:{public.port}/health", headers=headers)
+            assert answer.status_code == 200
+            return str(answer.headers.get("fedvfm-standing", ""))
+
+    mine, address = guards.signed_headers(KEY), f"127.0.0.1:{public.port}"
+    assert said({}) == ""
+    assert said(mine) == "approved"
+    assert said({**mine, "flwr-signature": guards.signed_headers(keys.make())["flwr-signature"]}) == "unknown"
+    assert said(guards.signed_headers(keys.make())) == "unknown"
+    assert flower_supernode.standing(address, public.authority.read_bytes(), KEY) == "approved"
+    node_keys.write(tmp_path / "keys.txt", [keys.public_text(KEY)], [keys.public_text(KEY)])
+    assert flower_supernode.standing(address, public.authority.read_bytes(), KEY) == "dropped"
+    with public.client() as client:
+        assert client.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200, "its key is still let in"
+    assert flower_supernode.standing("127.0.0.1:9", public.authority.read_bytes(), KEY) == ""
 
 
 KEY = keys.make()

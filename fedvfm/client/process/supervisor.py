@@ -53,6 +53,7 @@ def start(where: state_folder.State, settings: Path, *, page_port: int | None = 
     site = site_file.read_site(settings, where.about.site)
     with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
         status.note_settings(where, settings)
+        status.note_standing(where, "")
         _watch(where, settings, site, over, page_port)
         storage.remove_folder(where.features)
 
@@ -108,9 +109,21 @@ def _take_new_key(where: state_folder.State, node: processes.Child | None = None
 
 
 def look(where: state_folder.State) -> list[finding.Row]:
-    """What stops a site that runs: the way to its coordinator, the clock, the disk."""
+    """What stops a site that runs: the way to its coordinator, the clock, the disk, and that it was dropped."""
     way = network.examine(network.route(where.about.address), where.authority)
-    return [*way, host.disk(where.folder, 0)]
+    there = finding.ready(way)
+    return [*way, *(_standing(where) if there else ()), host.disk(where.folder, 0)]
+
+
+def _standing(where: state_folder.State) -> list[finding.Row]:
+    """What the coordinator says of this site when it asks by its key; kept for ``client status``."""
+    key = keys.read_private(where.key)
+    word = flower_supernode.standing(where.about.address, where.authority.read_bytes(), key)
+    status.note_standing(where, word)
+    if word not in status.STANDING:
+        return []
+    problem, remedy = status.STANDING[word]
+    return [finding.blocker("standing", problem, remedy.format(site=where.about.site))]
 
 
 def stop(where: state_folder.State) -> bool:

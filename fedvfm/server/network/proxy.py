@@ -240,7 +240,8 @@ class Proxy:
     async def _forward(self, request: _Request, receive: Receive, send: Send, address: str) -> None:
         if request.route == HEALTH:
             status, body = await self._health.now()
-            await _answer(send, status, body, time.monotonic() < self._paused + LOAD_S)
+            standing = self._keys.standing(request.headers)
+            await _answer(send, status, body, time.monotonic() < self._paused + LOAD_S, standing)
             return
         async with self._room.take(request.key, request.size):
             body = await _whole(receive, request.most)
@@ -402,9 +403,10 @@ async def _patiently(send: Send, event: Event) -> None:
     await asyncio.wait_for(send(event), BODY_S)
 
 
-async def _answer(send: Send, status: int, body: bytes, loaded: bool) -> None:
+async def _answer(send: Send, status: int, body: bytes, loaded: bool, standing: str) -> None:
     headers = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
     headers += [RETRY] * loaded
+    headers += [(guards.STANDING, standing.encode())] if standing else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await _patiently(send, {"type": "http.response.body", "body": body})
 
