@@ -1,4 +1,4 @@
-"""``fedvfm client init``, ``server init-config`` and ``recipe new``: commented files to start from. Thin."""
+"""``client init``, ``server init-config``, ``recipe new``, ``experiments new``: commented files to start from. Thin."""
 
 from __future__ import annotations
 
@@ -91,3 +91,41 @@ def recipe(
     elif task == "segmentation":
         print(f"the background is '{names[0]}'")
     print(f"{path}: next: fedvfm recipe lock {path}")
+
+
+def experiment(
+    folder: Annotated[Path, typer.Argument(help="Folder with images, and masks or classes.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Class names where the folder does not say them; the background first.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
+    ] = "dinov2-small-imgfocus",
+    sites: Annotated[
+        int, typer.Option(min=0, help="Virtual hospitals, patients at random; 0: the folder's own, else up to 4.")
+    ] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = Path("experiment.toml"),
+    as_json: Json = False,
+) -> None:
+    """Write an experiment for your own images: looks what lies in the folder, reads no pixels, asks nothing."""
+    from fedvfm.report import quantity
+    from fedvfm.runtime import extras
+    from fedvfm.templates import drafts
+
+    extras.require()
+    names = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    seen = drafts.study(folder, names)
+    text = drafts.experiment(folder.absolute(), seen, backbone=backbone, sites=sites)
+    written = drafts.write(output, text)
+    partition = tomllib.loads(text)["partition"]
+    number = partition.get("sites", seen.sites)
+    if not seen.named:
+        said = ", ".join(seen.classes)
+        print(f"note: the folder does not name its classes; '{said}' are a guess, --classes says them", file=sys.stderr)
+    if as_json:
+        values = {"task": seen.task, "classes": seen.classes, "samples": seen.samples, "patients": seen.patients}
+        print(json.dumps({"file": str(written), **values, "sites": number, "partition": partition["kind"]}, indent=2))
+        return
+    images, patients = quantity.of(seen.samples, "image"), quantity.of(seen.patients, "patient")
+    print(f"{folder}: {seen.task}, {images} of {patients}")
+    print(f"{written}: {number} hospitals, {partition['kind']}; next: fedvfm simulate {written}")

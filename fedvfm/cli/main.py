@@ -26,7 +26,7 @@ from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
 from fedvfm import errors, registry  # noqa: E402
-from fedvfm.cli import audit, client, doctor, explain, ledger, privacy, server, weights  # noqa: E402
+from fedvfm.cli import audit, client, doctor, drafts, explain, ledger, privacy, server, weights  # noqa: E402
 from fedvfm.cli import recipe as cli_recipe  # noqa: E402
 from fedvfm.report import quantity  # noqa: E402
 from fedvfm.report import terminal as screens  # noqa: E402
@@ -339,13 +339,14 @@ def compare(
 
 
 experiments_app = typer.Typer(invoke_without_command=True)
+experiments_app.command("new")(drafts.experiment)
 app.add_typer(experiments_app, name="experiments")
 app.command()(explain.explain)
 
 
 @experiments_app.callback()
 def experiments(context: typer.Context, as_json: Json = False) -> None:
-    """List the bundled experiments, or show one."""
+    """List the bundled experiments, show one, or begin one of your own."""
     from fedvfm.config import schema
 
     if context.invoked_subcommand is not None:

@@ -1,4 +1,4 @@
-"""``site.toml``, ``server.toml`` and ``recipe.toml`` as a person starts from them: a commented template, filled in.
+"""``site.toml``, ``server.toml``, ``recipe.toml``, an experiment as a person starts from them: a template, filled in.
 
 A template is TOML that can be read as it stands. Filling it in changes the values of some lines and nothing else, and
 what comes out is checked as if a person had written it.
@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ from fedvfm.storage import storage
 LINE = re.compile(r'^#?([A-Za-z0-9_]+|"[^"]+") = (.*)$')
 """A line with a key and its value; with ``#`` before it the key is left out."""
 TABLE = re.compile(r"^#?\[([a-z_.]+)\]$")
+
+HOSPITALS, PATIENTS = 4, 3
+"""Virtual hospitals of an experiment that was told no number, and the fewest patients of each."""
+EXPERIMENT_HEAD = """\
+# An experiment: the images of one folder as several virtual hospitals, on this machine.
+#   fedvfm simulate FILE --dry-run       sites, sizes, bytes, memory; opens one image of every site
+#   fedvfm simulate FILE                 federated beside each hospital alone and all images pooled, with a report
+#
+# Each note reads:  key: type (unit); default, or required. Meaning.  A key with # before it has its default."""
 
 _SEGMENTATION = {"optimiser.learning_rate": 1.5e-3, "optimiser.head_learning_rate": 6e-3, "optimiser.batch_size": 2}
 _CLASSIFICATION = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 5e-3, "optimiser.batch_size": 8}
@@ -161,6 +171,104 @@ def _shape(settings: schema.BackboneConfig) -> Mapping[str, Any]:
         return weights.describe(settings)
     except (errors.WeightsError, ModuleNotFoundError):  # a coordinator may lack what reads Hugging Face's cache
         return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A folder of images as an experiment takes it.
+
+    Attributes:
+        task: segmentation or classification.
+        classes: as the folder names them, or as was said.
+        named: whether the folder, or the caller, names them; else they are a guess.
+        samples: pictures and slices.
+        patients: who is never in two splits.
+        sites: hospitals that the folder tells apart; fewer than two where it does not.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    named: bool
+    samples: int
+    patients: int
+    sites: int
+
+
+def study(path: Path, classes: Sequence[str] = ()) -> Study:
+    """Look at a folder: headers and tables, no pixels.
+
+    Args:
+        path: the folder.
+        classes: their names where the folder does not say them.
+
+    Raises:
+        DataError: with every fault of the folder.
+    """
+    from fedvfm.data.sources import table as sources
+
+    values = {"source": "folder", "path": str(path), "options": {"class_names": list(classes)} if classes else {}}
+    source = sources.make(schema.parse(schema.SourceConfig, values, "--classes"))
+    info, samples = source.info, source.samples()
+    return Study(
+        info.task,
+        info.class_names,
+        info.named or bool(classes) or info.task == "classification",
+        len(samples),
+        len({sample.subject for sample in samples}),
+        len({sample.site for sample in samples if sample.site}),
+    )
+
+
+def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str:
+    """An experiment's file for a folder of images: its hospitals where it has several, else ``sites`` virtual ones.
+
+    Args:
+        path: the folder, as the file will name it.
+        seen: what lies in it.
+        backbone: a name of the table, a Hugging Face name or a folder.
+        sites: virtual hospitals that get the patients at random; 0 takes those of the folder, or four.
+
+    Raises:
+        ConfigError: listing every fault of form, and where there are fewer patients than three a hospital.
+        UnknownName: for a backbone that nobody knows.
+    """
+    natural = not sites and seen.sites > 1
+    number = seen.sites if natural else sites or min(HOSPITALS, seen.patients // PATIENTS)
+    if number < 2 or seen.patients < PATIENTS * number:
+        fault = (
+            f"{path}: {seen.patients} patients for {max(number, 2)} hospitals; each needs {PATIENTS} or more, to "
+            "train, to validate and to test. Bring more images, or name fewer --sites"
+        )
+        raise errors.ConfigError("experiments new", [fault])
+    options = {"class_names": list(seen.classes)} if seen.named and seen.task == "segmentation" else {}
+    values = [
+        f"name = {literal(_plain(path.name))}",
+        'baselines = ["local-only", "pooled"]',
+        "",
+        "[data]",
+        'source = "folder"',
+        f"path = {literal(str(path))}",
+        *([f"options = {literal(options)}"] if options else []),
+        "",
+        "# natural: the hospitals that the data tells apart; iid: patients at random to virtual ones.",
+        "# To see what unlike hospitals do: appearance, dirichlet or quantity (fedvfm explain partitions).",
+        "[partition]",
+        f"kind = {literal('natural' if natural else 'iid')}",
+        *([] if natural else [f"sites = {number}"]),
+        "",
+        "[recipe]",
+    ]
+    lines = iter(recipe(seen.task, backbone, seen.classes).splitlines())
+    inner = [TABLE.sub(lambda heading: heading[0].replace("[", "[recipe."), line) for line in lines]
+    first = next(at for at, line in enumerate(inner) if line.startswith("# rounds:"))
+    text = "\n".join([EXPERIMENT_HEAD, *values, *inner[first:]]) + "\n"
+    schema.parse(schema.Experiment, tomllib.loads(text), "experiment")
+    return headed("experiment", text)
+
+
+def _plain(name: str) -> str:
+    """A name for a run's folder out of that of a folder of images."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_").lower()[:40] or "mine"
 
 
 def write(path: Path, content: str) -> Path:

@@ -339,3 +339,52 @@ def test_a_backbone_that_is_not_here_is_written_with_a_note(cli: Any, tmp_path: 
     answer = cli("recipe", "new", "--classes", "a,b", "--backbone", "someone/else", "-o", tmp_path / "r.toml", "--json")
     assert (answer.code, json.loads(answer.out)["checked"]) == (0, False), answer.err
     assert "fedvfm weights fetch someone/else" in answer.err
+
+
+def pictures(folder: Path, cases: int) -> Path:
+    """Images, and masks of 0 and 255."""
+    from PIL import Image
+
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+        for number in range(cases):
+            Image.new("L", (28, 28), 255 if part == "masks" and number else 7 * number).save(
+                folder / part / f"{number}.png"
+            )
+    return folder
+
+
+def experiment_of(path: Path) -> schema.Experiment:
+    return schema.parse(schema.Experiment, schema.read_toml(path), "experiment")
+
+
+def test_an_experiment_of_ones_own_folder(cli: Any, tmp_path: Path) -> None:
+    folder, path = pictures(tmp_path / "My study!", 9), tmp_path / "mine.toml"
+    answer = cli("experiments", "new", folder, "-o", path, "--classes", "rest,lesion", "--json")
+    assert answer.code == 0, answer.err
+    told = {"task": "segmentation", "classes": ["rest", "lesion"], "samples": 9, "patients": 9, "sites": 3}
+    assert json.loads(answer.out) == {"file": str(path), **told, "partition": "iid"}
+    what = experiment_of(path)
+    assert (what.name, what.data.path, what.recipe.data.class_names) == ("my-study", str(folder), ("rest", "lesion"))
+    assert what.recipe == schema.parse(
+        schema.Recipe, tomllib.loads(drafts.recipe("segmentation", weights.EMBEDDED, ["rest", "lesion"])), "recipe"
+    )
+    assert cli("simulate", path, "--dry-run").code == 0
+    assert cli("experiments", "new", folder, "-o", path).code == errors.OutputInUse.exit_code
+
+    guessed = cli("experiments", "new", folder, "-o", tmp_path / "guess.toml")
+    assert "'background, foreground' are a guess" in guessed.err
+    few = cli("experiments", "new", folder, "-o", tmp_path / "few.toml", "--sites", "4")
+    assert (few.code, "9 patients for 4 hospitals" in few.err) == (errors.ConfigError.exit_code, True), few.err
+    nothing = cli("experiments", "new", tmp_path / "nowhere", "-o", tmp_path / "few.toml")
+    assert (nothing.code, "no such folder" in nothing.err) == (errors.DataError.exit_code, True)
+    assert not (tmp_path / "few.toml").exists()
+
+
+def test_an_experiment_takes_the_hospitals_that_the_folder_tells_apart(cli: Any, tmp_path: Path) -> None:
+    folder, path = pictures(tmp_path / "study", 6), tmp_path / "mine.toml"
+    rows = [f"{number},{'ab'[number % 2]}" for number in range(6)]
+    (folder / "patients.csv").write_text("\n".join(["id,site", *rows]) + "\n")
+    answer = cli("experiments", "new", folder, "-o", path)
+    assert "2 hospitals, natural" in answer.out, answer.err
+    assert experiment_of(path).partition == schema.PartitionConfig(kind="natural")
