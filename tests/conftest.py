@@ -25,7 +25,8 @@ if not os.environ.get("FEDVFM_DATA") and BESIDE.is_dir():
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Where slow tests alone are asked for, a file that has none is not imported, which takes seconds."""
-    if not str(config.getoption("markexpr")).startswith("slow") or collection_path.suffix != ".py":
+    asked = str(config.getoption("markexpr"))
+    if not (asked == "slow" or asked.startswith("slow and")) or collection_path.suffix != ".py":
         return None
     return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
 
