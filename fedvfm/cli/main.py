@@ -455,11 +455,14 @@ def predict(
         Path | None, typer.Option(help="Folder of an ONNX export of this adapter: onnxruntime computes it.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
+    memory_mib: Annotated[int, typer.Option(min=64, max=2**24, help="MiB that decoding one file may take.")] = 4096,
+    seconds: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds that decoding one file may take.")] = 300,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
     as_json: Json = False,
 ) -> None:
     """Predict files with a saved adapter; masks lie where the input's own pixels lie."""
     extras.require()
+    from fedvfm.config import schema
     from fedvfm.inference import live
     from fedvfm.inference import predict as predicting
 
@@ -468,6 +471,7 @@ def predict(
         with live.watch(quiet or as_json) as see:
             options: dict[str, Any] = {"form": form, "overlays": overlays, "series": series, "channels": channels}
             options |= {"device": device, "batch": batch, "graph": graph, "backbone": backbone}
+            options["limits"] = schema.DecodingLimits(memory_mib=memory_mib, seconds=seconds)
             prediction = predicting.run(adapter, source, output, **options, observer=see)
     except KeyboardInterrupt:
         raise errors.Interrupted(f"stopped; what was predicted so far lies in {output}, without a summary") from None

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
+from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import cases, layouts
 from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import slices, volumes
@@ -53,6 +55,7 @@ def predict(
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
+    limits: schema.DecodingLimits | None = None,
     observer: progress.Observer = progress.silent,
 ) -> dict[str, Any]:
     """Predict every picture, volume and DICOM series below ``input_path``; the summary, also in ``summary.json``.
@@ -72,6 +75,7 @@ def predict(
         batch: how many images, slices or windows of one size are computed at a time; 0: one on a CPU, more on a GPU.
         graph: folder of an ONNX export of this adapter, which onnxruntime computes in place of torch, on the CPU.
         backbone: another place of the same backbone (its sha256 is still checked).
+        limits: what decoding one file may take; left out, what a site allows where it says nothing.
         observer: told of every input.
 
     Raises:
@@ -92,6 +96,7 @@ def predict(
         batch=batch,
         graph=graph,
         backbone=backbone,
+        limits=limits,
         observer=observer,
     )
     require_all(summary)
@@ -127,6 +132,7 @@ def run(
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
+    limits: schema.DecodingLimits | None = None,
     observer: progress.Observer = progress.silent,
 ) -> dict[str, Any]:
     """:func:`predict` that tells of inputs that could not be used in ``failed`` alone."""
@@ -137,6 +143,7 @@ def run(
         raise errors.ConfigError("--batch", [f"{batch}: give a number from 1 to {MOST}, or 0 for what fits the device"])
     if graph is not None and device not in ("cpu", "auto"):
         raise errors.ConfigError("--graph", [f"onnxruntime computes on the CPU here; leave --device {device} out"])
+    decoder.limit(limits or schema.DecodingLimits())
     source, folder, chosen = Path(input_path), Path(output_folder), grouping.read_numbers(channels)
     _require_apart(source, folder)
     found = inputs.find(source, series)

@@ -319,3 +319,21 @@ def test_a_voxel_size_of_0_is_noted(tmp_path: Path, ending: str, slices_there: i
     assert nifti_reader.NO_SPACING in header.notes
     assert (header.thick, header.stored.sized) == (False, slices_there == 1)
     assert nifti_reader.NO_SPACING not in volumes.read_header(nifti(tmp_path / "b.nii", voxels(), np.eye(4))).notes
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<f4", ">u4", "<f8", "|u1"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_voxels_that_need_no_decoder_are_those_of_the_library(tmp_path: Path, kind: str, scaled: bool) -> None:
+    header = nibabel.Nifti1Header(endianness=">" if kind.startswith(">") else "<")
+    header.set_data_dtype(np.dtype(kind))
+    image = nibabel.Nifti1Image(np.abs(voxels()).astype(kind), AFFINE, header)
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"voxels begin later"))
+    nibabel.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[112:120] = np.array([0.5 if scaled else 1.0, 0.0], kind[0].replace("|", "<") + "f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    found = volumes.read_volume(tmp_path / "a.nii")
+    expected = nibabel.load(tmp_path / "a.nii").get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(found.header.stored.turn().undo(found.voxels), expected)
+    (tmp_path / "b.nii").write_bytes(content[:-1])
+    assert "cut short" in refused(tmp_path / "b.nii")

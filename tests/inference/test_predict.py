@@ -18,6 +18,7 @@ import fedvfm
 from fedvfm import errors
 from fedvfm.client.training import evaluator
 from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import formats
 from fedvfm.data import sample as samples
 from fedvfm.data.volumes import nifti, slices
@@ -461,3 +462,15 @@ def test_a_result_that_cannot_be_written_ends_no_other(saved: Saver, tmp_path: P
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["id"] for row in summary["inputs"]] == ["a", "z"]
     assert sorted(name[0] for name in summary["failed"]) == ["m", "n"]
+
+
+@pytest.mark.files("harm", "the same in prediction", "", "`predict --memory-mib`, `--seconds`; that file alone fails")
+def test_limits_of_decoding_are_those_that_were_given(saved: Saver, tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "b.png")
+    image = nibabel.Nifti1Image(np.zeros((512, 512, 70), np.uint8), np.eye(4))
+    image.header.set_slope_inter(0.5, 0.0)  # read as float32: 73 MB
+    nibabel.save(image, tmp_path / "in" / "a.nii.gz")
+    made = predict.run(saved(), tmp_path / "in", tmp_path / "out", limits=schema.DecodingLimits(memory_mib=64))
+    assert [row["id"] for row in made["inputs"]] == ["b"]
+    assert "64 MiB of memory" in made["failed"]["a"]
+    assert "--memory-mib" in made["failed"]["a"]

@@ -387,7 +387,7 @@ class Decoder:
         if number in (None, signal.SIGXCPU):
             return defect.DECODING_TIME.error(
                 f"{where}: not decoded after {self.limits.seconds} s of computing, or {PATIENCE} times that by the "
-                "clock; take it out, or allow a site more with data.limits.seconds"
+                "clock; take it out, or allow more: data.limits.seconds of a site, --seconds of predict"
             )
         name = signal.Signals(number).name if number in signal.valid_signals() else f"exit status {-number}"
         return defect.DECODER_DIED.error(
@@ -453,8 +453,8 @@ def _fault_of(kind: int, texts: tuple[str, ...], where: str, limits: schema.Deco
     """The error that a child tells of: of the function itself, or of what went wrong around it."""
     if kind == message.MEMORY:
         return defect.DECODING_MEMORY.error(
-            f"{where}: decoding it takes more than {limits.memory_mib} MiB of memory; take it out, or allow a site "
-            "more with data.limits.memory_mib"
+            f"{where}: decoding it takes more than {limits.memory_mib} MiB of memory; take it out, or allow more: "
+            "data.limits.memory_mib of a site, --memory-mib of predict"
         )
     if kind == message.MISSING:
         return _missing(texts)

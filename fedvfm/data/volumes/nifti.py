@@ -49,6 +49,14 @@ class Placing:
     qform_code: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Voxels that lie in a file as they are: where they begin, in bytes, and numpy's name of their type."""
+
+    offset: int
+    kind: str
+
+
 def channel(path: Path) -> int | None:
     """Which channel of a file with four axes a path means: ``FILE.nii.gz/2`` is its third; None for a file itself."""
     inside = path.name.isdecimal() and path.parent.name.lower().endswith(ENDINGS) and path.parent.is_file()
@@ -206,14 +214,51 @@ def coarsest(grid: geometry.Grid) -> int:
     return axis if sizes[axis] >= COARSER * others else 2
 
 
-@decoder.apart
 def read_voxels(header: headers.Header) -> NDArray[Any]:
     """All voxels in stored axes, float32 or integers.
+
+    Those that lie in the file as they are need no decoder: they are read here, once its child has said where they lie.
 
     Raises:
         DataError: if they cannot be read.
     """
+    plain = _plain(header)
+    return _unpacked(header) if plain is None else _as_they_are(header, plain)
+
+
+@decoder.apart
+def _unpacked(header: headers.Header) -> NDArray[Any]:
     return _part(header, WHOLE)
+
+
+@decoder.apart
+def _plain(header: headers.Header) -> Plain | None:
+    """Where the voxels lie, as one block of numbers without a scale; None where they have to be decoded.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    proxy = _open(header.path).dataobj
+    packed, kind = file_of(header.path).name.lower().endswith(".gz"), np.dtype(proxy.dtype)
+    if packed or channel(header.path) is not None or (float(proxy.slope), float(proxy.inter)) != (1.0, 0.0):
+        return None
+    return Plain(int(proxy.offset), kind.str) if kind.kind in "iu" or kind == np.float32 else None
+
+
+def _as_they_are(header: headers.Header, plain: Plain) -> NDArray[Any]:
+    """The block of numbers; it is read, as a file that is mapped and cut meanwhile would end this process.
+
+    Raises:
+        DataError: for what is no such block.
+    """
+    kind, shape = np.dtype(plain.kind), header.stored.shape
+    if kind.kind not in "iuf" or plain.offset < 0:
+        raise defect.damaged(header.path, "no block of numbers")
+    try:
+        values = np.fromfile(header.path, kind, math.prod(shape), offset=plain.offset)
+        return values.reshape(shape, order="F")
+    except (OSError, ValueError) as error:
+        raise defect.damaged(header.path, type(error).__name__) from None
 
 
 @decoder.apart
