@@ -30,13 +30,22 @@ class Prompts:
 
     Shapes: points (B, N, 2) as (x, y) in pixels of the input; labels (B, N), 1 on the object, 0 off it, -10 for
     padding; boxes (B, 4) as (left, top, right, bottom); present (B,), False where the image has no such object and
-    the other numbers mean nothing.
+    the other numbers mean nothing; masks (B, 4h, 4w) of an image embedding (B, C, h, w), the logits of an earlier mask
+    of the object.
     """
 
     points: Tensor | None = None
     labels: Tensor | None = None
     boxes: Tensor | None = None
     present: Tensor | None = None
+    masks: Tensor | None = None
+
+
+Decode = Callable[[Sequence[Prompts]], Tensor]
+"""One set of prompts a foreground class -> logits of every class. Shapes: (B, 1 + P, 4h, 4w), the background first."""
+
+Propose = Callable[[Tensor, Sequence[int], Decode], Tensor]
+"""Image embedding (B, C, h, w), size of the input (height, width) and a way to decode -> masks (B, M, 4h, 4w)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,7 @@ class Backbone(nn.Module):
         mask_tokens: tokens of its mask decoder, each of which gives one mask; 0 where it has none.
         stock_mask_tokens: how many of them are pretrained.
         promptable: whether it can be told where each class is (see ``prompted``).
+        prompt_width: channels of the image embedding that its prompts meet; 0 where it takes none.
         default_parts: decoder parts that train where the recipe names none.
         stock_differs: why the stock class computes something else with the same weights; empty where it does not.
     """
@@ -119,6 +129,7 @@ class Backbone(nn.Module):
     mask_tokens: int = 0
     stock_mask_tokens: int = 0
     promptable: bool = False
+    prompt_width: int = 0
     default_parts: tuple[str, ...] = ()
     stock_differs: str = ""
 
@@ -151,6 +162,10 @@ class Backbone(nn.Module):
 
         Shapes: masks (B, 1 + number of prompts, h, w); the background is first.
         """
+        raise NotImplementedError
+
+    def proposed(self, pixels: Tensor, taps: Sequence[int], prefix: Prefix | None, propose: Propose) -> Features:
+        """``features`` of a model whose prompts come from its own image embedding: masks are what ``propose`` makes."""
         raise NotImplementedError
 
     def projection(self, block: int, part: str) -> str | None:

@@ -35,8 +35,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 ABSENT = -20.0
 """Below the background's 0 by a factor of 5e8 in the softmax, yet small enough for bfloat16 and for resizing."""
 
-Told = base.Prompts | Sequence[base.Prompts] | None
-"""One set an image (masks of every token), one for each foreground class (logits of every class), or nothing."""
+Told = base.Prompts | Sequence[base.Prompts] | base.Propose | None
+"""One set an image (masks of every token), one for each foreground class (logits of every class), what makes them of
+the image embedding, or nothing."""
 
 
 class Promptable(stock.Stock):
@@ -54,6 +55,7 @@ class Promptable(stock.Stock):
         super().__init__(name, model, sha256, checkpointing=checkpointing)
         self.mask_tokens = self.stock_mask_tokens = self._decoder.mask_tokens.num_embeddings
         self.masks_open = False
+        self.prompt_width = int(self._decoder.hidden_size)
 
     @property
     def _decoder(self) -> Any:
@@ -116,18 +118,30 @@ class Promptable(stock.Stock):
         """See base."""
         return self.features(pixels, taps, prefix, tuple(prompts))
 
-    def _masks(self, decode: Callable[[base.Prompts | None], Tensor], prompts: Told) -> Tensor | None:
-        """What the decoder gives, if it is open: every token's mask, or every class's where each has a prompt."""
+    def proposed(
+        self, pixels: Tensor, taps: Sequence[int], prefix: base.Prefix | None, propose: base.Propose
+    ) -> base.Features:
+        """See base."""
+        return self.features(pixels, taps, prefix, propose)
+
+    def _masks(
+        self,
+        decode: Callable[[base.Prompts | None], Tensor],
+        prompts: Told,
+        embedding: Tensor,
+        size: Sequence[int],
+    ) -> Tensor | None:
+        """What the decoder gives, if it is open: every token's mask, or every class's where each has a prompt.
+
+        Shapes: embedding (B, C, h, w) of an input of ``size`` (height, width).
+        """
         if not self.masks_open:
             return None
         if prompts is None or isinstance(prompts, base.Prompts):
             return decode(prompts)
-        found = []
-        for index, one in enumerate(prompts):
-            mask = decode(one)[:, index]
-            there = torch.ones(len(mask), dtype=torch.bool) if one.present is None else one.present
-            found.append(torch.where(there.to(mask.device)[:, None, None], mask, ABSENT))
-        return torch.stack([torch.zeros_like(found[0]), *found], dim=1)
+        if callable(prompts):
+            return prompts(embedding, size, lambda classes: _each(decode, classes))
+        return _each(decode, prompts)
 
     def _position(self, embedding: Tensor) -> Tensor:
         """What the decoder is told of each cell's place; the stock model knows only the grid of its own size.
@@ -158,27 +172,36 @@ class Promptable(stock.Stock):
             factor = boxes.new_tensor([own / size[1], own / size[0]] * 2)
             boxes = ((boxes + 0.5) * factor - 0.5).unsqueeze(1)
         # bfloat16 would round a coordinate to 4 of 1024 pixels.
-        with torch.autocast(self._dense().device.type, enabled=False):
+        kind = self._dense().device.type
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
             sparse: Tensor = encoder(input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None)[0]
         return sparse
 
-    def _dense(self) -> Tensor:
-        """What the decoder adds to the embedding where no mask is given. Shapes: (1, C, 1, 1)."""
+    def _dense(self, prompts: base.Prompts | None = None) -> Tensor:
+        """What the decoder adds to the embedding: the code of an earlier mask, or of none.
+
+        Shapes: (B, C, h, w) or (1, C, 1, 1).
+        """
         encoder: Any = self.model.prompt_encoder
-        result: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        earlier = None if prompts is None else prompts.masks
+        no_mask: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        result: Tensor = no_mask if earlier is None else encoder.mask_embed(earlier.unsqueeze(1))
         return result
 
-    def _attend(self, embedding: Tensor, tokens: Tensor, sparse: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, embedding: Tensor, tokens: Tensor, prompts: base.Prompts | None, size: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """The decoder's two-way transformer.
 
-        Shapes: embedding (B, C, h, w), tokens (T, C), sparse (B, 1, N, C) -> tokens (B, T, C) and grid (B, C, h, w).
+        Shapes: embedding (B, C, h, w) of an input of ``size`` (height, width), tokens (T, C) -> tokens (B, T, C) and
+            grid (B, C, h, w).
         """
         batch, _, rows, columns = embedding.shape
-        queries = tokens.expand(batch, 1, -1, -1)
+        queries, sparse = tokens.expand(batch, 1, -1, -1), self._sparse(prompts, size)
         queries = queries if sparse is None else torch.cat([queries, sparse], dim=2)
         found, keys = self._decoder.transformer(
             point_embeddings=queries,
-            image_embeddings=embedding + self._dense(),
+            image_embeddings=embedding + self._dense(prompts),
             image_positional_embeddings=self._position(embedding),
             attention_similarity=None,
         )[:2]
@@ -192,6 +215,17 @@ class Promptable(stock.Stock):
         """
         weights = torch.stack([network(tokens[:, index]) for index, network in enumerate(networks)], dim=1)
         return (weights @ fine.flatten(2)).reshape(fine.shape[0], -1, *fine.shape[2:])
+
+
+def _each(decode: Callable[[base.Prompts | None], Tensor], classes: Sequence[base.Prompts]) -> Tensor:
+    """Logits of every class, each under its own prompt; the background's are 0. Shapes: (B, 1 + P, 4h, 4w)."""
+    masks = []
+    for index, prompts in enumerate(classes):
+        mask = decode(prompts)[:, index]
+        if prompts.present is not None:
+            mask = torch.where(prompts.present.to(mask.device)[:, None, None], mask, ABSENT)
+        masks.append(mask)
+    return torch.stack([torch.zeros_like(masks[0]), *masks], dim=1)
 
 
 def numbered(parameter: str, path: str, names: Mapping[str, str]) -> str | None:

@@ -97,8 +97,8 @@ class SegmentAnything(promptable.Promptable):
         grids = tuple(taken[tap].movedim(-1, 1) for tap in taps)
         masks = None
         if self.masks_open:
-            embedding = self.neck(rest.hidden)
-            masks = self._masks(lambda one: self.decode(embedding, taken, one, pixels.shape[-2:]), prompts)
+            embedding, size = self.neck(rest.hidden), pixels.shape[-2:]
+            masks = self._masks(lambda given: self.decode(embedding, taken, given, size), prompts, embedding, size)
         return base.Features(pixels, grids, grids[-1].mean(dim=(2, 3)), masks)
 
     def neck(self, hidden: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class SegmentAnything(promptable.Promptable):
         """
         decoder = self._decoder
         tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        found, grid = self._attend(embedding, tokens, self._sparse(prompts, size))
+        found, grid = self._attend(embedding, tokens, prompts, size)
         return self._mix(decoder.output_hypernetworks_mlps, found[:, 1:], self._upscale(grid))
 
     def _upscale(self, grid: Tensor) -> Tensor:

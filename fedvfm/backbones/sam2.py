@@ -119,7 +119,8 @@ class SegmentAnything2(promptable.Promptable):
         self._fit(prefix.hidden)
         rest = self._walk(prefix.hidden, range(prefix.stop, self.depth))
         levels = self.levels({**prefix.taken, **rest.taken}, rest.hidden)
-        masks = self._masks(lambda one: self.decode(levels, one, pixels.shape[-2:]), prompts)
+        size = pixels.shape[-2:]
+        masks = self._masks(lambda given: self.decode(levels, given, size), prompts, levels[2], size)
         return base.Features(pixels, (levels[2],) * len(taps), levels[2].mean(dim=(2, 3)), masks)
 
     def levels(self, taken: Mapping[int, Tensor], hidden: Tensor) -> list[Tensor]:
@@ -146,7 +147,7 @@ class SegmentAnything2(promptable.Promptable):
             nowhere = embedding.new_zeros(embedding.shape[0], 1, 2)
             prompts = base.Prompts(nowhere, -torch.ones_like(nowhere[..., 0]))
         tokens = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
-        found, grid = self._attend(embedding, tokens, self._sparse(prompts, size))
+        found, grid = self._attend(embedding, tokens, prompts, size)
         half = decoder.upscale_conv1(grid) + decoder.conv_s1(levels[1])
         half = decoder.activation(decoder.upscale_layer_norm(half))
         fine = decoder.activation(decoder.upscale_conv2(half) + decoder.conv_s0(levels[0]))

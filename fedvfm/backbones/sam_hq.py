@@ -40,7 +40,7 @@ class SegmentAnythingHQ(sam.SegmentAnything):
         """See base."""
         decoder = self._decoder
         tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, decoder.hq_token.weight])
-        found, grid = self._attend(embedding, tokens, self._sparse(prompts, size))
+        found, grid = self._attend(embedding, tokens, prompts, size)
         fine = self._upscale(grid)
         masks = self._mix(decoder.output_hypernetworks_mlps, found[:, 1:-1], fine)
         early = taken[self._kept()[0]].permute(0, 3, 1, 2)

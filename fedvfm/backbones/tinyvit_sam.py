@@ -143,7 +143,8 @@ class TinyVitSam(sam.SegmentAnything):
         prefix = prefix or self.prefix(pixels, 0, taps)
         rest = self._walk(prefix.hidden, range(prefix.stop, self.depth), ())
         embedding = self.neck(rest.hidden)
-        masks = self._masks(lambda told: self.decode(embedding, {}, told, pixels.shape[-2:]), prompts)
+        size = pixels.shape[-2:]
+        masks = self._masks(lambda given: self.decode(embedding, {}, given, size), prompts, embedding, size)
         return base.Features(pixels, (embedding,) * len(taps), embedding.mean(dim=(2, 3)), masks)
 
     def prefix(self, pixels: Tensor, stop: int, taps: Sequence[int]) -> base.Prefix:

@@ -138,7 +138,9 @@ class AdapterConfig(Strict):
 class TaskConfig(Strict):
     """What is learned: the head, the loss and its weights.
 
-    ``prompt`` tells a promptable backbone where each class is, from the truth (see :mod:`fedvfm.data.prompts`).
+    ``prompt`` tells a promptable backbone where each class is: "box" and "points" from the truth (see
+    :mod:`fedvfm.data.prompts`), "auto" from a light head that trains beside the decoder (see
+    :mod:`fedvfm.tasks.proposals`) and needs no truth.
     """
 
     kind: Name = "segmentation"
@@ -147,9 +149,10 @@ class TaskConfig(Strict):
     head: str | None = None
     """Of the model; left out, what fits the backbone: patch or pyramid, linear for classification, sam-masks for SAM;
     for cases attention-mil, or mst, mean, max. Change: to compare heads; to mst where the order of images counts."""
-    prompt: Literal["none", "box", "points"] = "none"
-    """Of SAM: none, box or points, drawn from the truth; such scores are called "oracle prompt". Change: only to
-    measure what perfect prompts could reach."""
+    prompt: Literal["none", "auto", "box", "points"] = "none"
+    """Of SAM: none; auto, boxes and masks that the adapter itself proposes; box or points, drawn from the truth, whose
+    scores are called "oracle prompt". Change: to auto to compare with none; to the others only to measure what perfect
+    prompts could reach."""
     prompt_jitter: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
     """(share of the box's side) How far drawn boxes are moved. Change: up to imitate boxes that people draw in a hurry.
     """
@@ -164,13 +167,15 @@ class TaskConfig(Strict):
     """A weight for each class in the cross-entropy; empty means all alike. Change: where a rare class is missed."""
     options: dict[str, Option] = {}
     """Of classification: sampling = "uniform" or "balanced" (all classes drawn equally often; not under privacy at the
-    site). Of cases also parts = 64, the images of a case that a training step takes at most, and layers = 1 of mst.
-    Change: sampling to "balanced" where classes are unequal in number; parts down where memory is short."""
+    site). Of cases also parts = 64, the images of a case that a training step takes at most, and layers = 1 of mst. Of
+    segmentation with prompt = "auto": passes = 2, how often the decoder draws, each time shown its last mask. Change:
+    sampling to "balanced" where classes are unequal in number; parts down where memory is short; passes to 1 to save
+    time."""
 
     @property
     def oracle(self) -> str:
         """What marks every score that was reached with prompts from the truth; empty where there were none."""
-        return "" if self.prompt == "none" else "oracle prompt"
+        return "oracle prompt" if self.prompt in ("box", "points") else ""
 
 
 def _later(default: Any, **limits: Any) -> Any:

@@ -62,7 +62,7 @@ def draw(mask: NDArray[np.int64] | None, classes: int, settings: schema.TaskConf
 
 def describe(settings: schema.TaskConfig) -> str:
     """One sentence for reports and cards; empty where there are no prompts."""
-    if settings.prompt == "none":
+    if not settings.oracle:
         return ""
     number = settings.prompt_points
     how = f"each side moved by up to {settings.prompt_jitter:g} of the box's width or height"

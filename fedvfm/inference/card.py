@@ -72,6 +72,8 @@ def _classes(model: adapted_model.AdaptedModel) -> str:
 
 def _why_not_peft(model: adapted_model.AdaptedModel) -> str:
     backbone = model.backbone
+    if model.recipe.task.prompt == "auto":
+        return "Not for the stock backbone: this adapter proposes its own prompts"
     if backbone.stock_differs:
         return f"Not for the stock backbone: {backbone.stock_differs}"
     if backbone.mask_tokens > backbone.stock_mask_tokens:

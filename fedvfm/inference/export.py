@@ -212,6 +212,8 @@ def _peft(model: adapted_model.AdaptedModel) -> tuple[peft.PeftConfig, dict[str,
     kind, recipe = model.recipe.adapter.kind, model.recipe
     if kind not in ("lora", "norm") or not model.injected.parameters:
         return None
+    if recipe.task.prompt == "auto":
+        return None  # the stock model would be told nothing, and give other masks
     if model.backbone.mask_tokens > model.backbone.stock_mask_tokens or model.backbone.stock_differs:
         return None  # the stock model has no place for further mask tokens, or would compute something else
     fresh: backbones.Backbone = backbone_table.loader(recipe.backbone)(recipe.backbone, with_weights=False)

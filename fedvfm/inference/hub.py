@@ -25,6 +25,14 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
         ConfigError: if the backbone is none of transformers', or the kind cannot be folded.
         CheckpointError: if the merged model computes other logits, or the stock class other features.
     """
+    if model.recipe.task.prompt == "auto":
+        raise errors.ConfigError(
+            "--format hf",
+            [
+                "this adapter proposes its own prompts (recipe.task.prompt = 'auto'), which no stock class of "
+                "transformers does: the merged model alone would give other masks. Use onnx or monai"
+            ],
+        )
     merged: Any = export.merge(model)
     if not hasattr(merged, "save_pretrained"):
         raise errors.ConfigError(

@@ -112,7 +112,7 @@ def _prompt_faults(recipe: schema.Recipe, task: tasks.Task, backbone: backbones.
         for key, reader in (("prompt_jitter", "box"), ("prompt_points", "points"))
         if chosen.prompt != reader and getattr(chosen, key) != fields[key].default
     ]
-    if not chosen.oracle:
+    if chosen.prompt == "none":
         return found
     where, without = f"recipe.task.prompt = '{chosen.prompt}'", "or leave prompt out"
     if chosen.kind != "segmentation":
@@ -205,7 +205,8 @@ class AdaptedModel(nn.Module):
             self.task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
             if self.task.masks:
                 # With prompts the background needs no token.
-                self.backbone.open_masks(len(recipe.data.class_names) - bool(recipe.task.oracle), recipe.seed)
+                prompted = recipe.task.prompt != "none"
+                self.backbone.open_masks(len(recipe.data.class_names) - prompted, recipe.seed)
             # The parts come first: what a kind puts into the decoder is no part of the pretrained one.
             parts = decoder.inject(recipe.adapter, self.backbone)
             self.injected = adapters.joined(kind.inject(recipe.adapter, self.backbone), parts)
@@ -361,12 +362,22 @@ class AdaptedModel(nn.Module):
             told = "none were" if prompts is None else "some were"
             raise ValueError(f"recipe.task.prompt = '{self.recipe.task.prompt}', but {told} given")
         with self._computing():
-            if prompts is None:
-                features = self.backbone.features(pixels, self.taps, prefix)
-            else:
-                features = self.backbone.prompted(pixels, self.taps, prefix, prompts)
-            result: Tensor = self.head(features)
+            result: Tensor = self.head(self.features(pixels, prefix, prompts))
         return result
+
+    def features(
+        self,
+        pixels: Tensor,
+        prefix: backbones.Prefix | None = None,
+        prompts: Sequence[backbones.Prompts] | None = None,
+    ) -> backbones.Features:
+        """What the head sees; automatic prompts are the head's own."""
+        if self.recipe.task.prompt == "auto":
+            propose: backbones.Propose = self.head.propose
+            return self.backbone.proposed(pixels, self.taps, prefix, propose)
+        if prompts is None:
+            return self.backbone.features(pixels, self.taps, prefix)
+        return self.backbone.prompted(pixels, self.taps, prefix, prompts)
 
     def _of_cases(self, pixels: Tensor, prefix: backbones.Prefix | None, parts: case_heads.Parts) -> Tensor:
         vectors = self.vectors(pixels, prefix) if parts.vectors is None else parts.vectors

@@ -194,7 +194,7 @@ def _saved(model: adapted_model.AdaptedModel, pixels: Tensor) -> tuple[int, int,
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if model.recipe.task.oracle:
             raise NotImplementedError("prompts have values, not shapes alone")
-        features = model.backbone.features(pixels, model.taps, prefix)
+        features = model.features(pixels, prefix)
         blocks = sum(storage.nbytes() for storage in storages.values())
         if model.task.bags:
             images = images_a_sample(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
 from fedvfm.data import defect, transforms
-from fedvfm.tasks import base, heads, metrics
+from fedvfm.tasks import base, heads, metrics, proposals
 
 SMOOTH = 1e-5
 """Added to the numerator and the denominator of Dice, as by MONAI: a class in neither mask has loss 0."""
@@ -28,6 +28,7 @@ class Segmentation(base.Task):
     """
 
     primary = "dice"
+    known_options: ClassVar[tuple[str, ...]] = ("passes",)
 
     def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
@@ -58,10 +59,21 @@ class Segmentation(base.Task):
             found.append("recipe.task.head = 'pyramid': backbone 'unet' has one grid; use 'patch'")
         if settings.ce_weight + settings.dice_weight == 0:
             found.append("recipe.task: ce_weight and dice_weight are both 0; nothing would be learned")
+        passes = settings.options.get("passes", proposals.PASSES)
+        if type(passes) is not int or not 1 <= passes <= proposals.MOST_PASSES:
+            found.append(
+                f"recipe.task.options.passes = {passes!r}: give a whole number from 1 to {proposals.MOST_PASSES}"
+            )
+        elif "passes" in settings.options and settings.prompt != "auto":
+            found.append("recipe.task.options.passes: only prompt = 'auto' reads it; leave it out")
         return found
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
         """See base."""
+        settings = self.recipe.task
+        if settings.prompt == "auto":
+            passes = int(str(settings.options.get("passes", proposals.PASSES)))
+            return proposals.AutomaticMasks(backbone.prompt_width, len(self.class_names), passes)
         made: nn.Module = heads.TABLE.get(self._head)(backbone.width, len(self.class_names))
         return made
 
@@ -72,7 +84,14 @@ class Segmentation(base.Task):
         return prepared.mask
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See base."""
+        """See base. Of automatic prompts the last pass counts whole, each stage before it by ``STAGE_WEIGHT``."""
+        last, *before = torch.split(logits, len(self.class_names), dim=1)
+        total = self._loss(last, target)
+        for stage in before:
+            total = total + proposals.STAGE_WEIGHT * self._loss(stage, target)
+        return total
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         settings = self.recipe.task
         if self._weights is not None:
             self._weights = self._weights.to(logits.device)

@@ -149,6 +149,7 @@ SAM = [
     pytest.param("sam", {"kind": "medical-sam-adapter", "parts": []}, "sam-masks", id="medical-sam-adapter"),
     pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "sam-masks", id="tinyvit-lora-and-decoder"),
     pytest.param("tinyvit", {"rank": 2, "layers": [0, 3], "parts": []}, "sam-masks", id="tinyvit-windows"),
+    pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "automatic", id="tinyvit-automatic-prompts"),
 ]
 
 
@@ -185,7 +186,8 @@ def test_sam_is_computed_by_the_loop(
     sam_folders: dict[str, Path], family: str, adapter: dict[str, Any], head: str
 ) -> None:
     """Even where hooks are asked for: they are tried and found wrong."""
-    made = recipe(sam_folders[family], side=64, adapter=adapter, task={"head": head})
+    task = {"prompt": "auto"} if head == "automatic" else {"head": head}
+    made = recipe(sam_folders[family], side=64, adapter=adapter, task=task)
     model, site = moved(made), sites.Site("north", Drawn(side=64, count=3))
     with steps(model, site, hooks=True) as (opened, what):
         assert opened.way.name == "loop"
