@@ -54,7 +54,9 @@ def plan(
     rounds: Count = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Images or patients, in place of counting them.")] = None,
     sites: Annotated[int | None, typer.Option(min=1, help="Sites of the federation: plans site-level privacy.")] = None,
-    mechanism: Annotated[str | None, typer.Option(help="record-level, patient-level or site-level.")] = None,
+    mechanism: Annotated[
+        str | None, typer.Option(help="record-level, patient-level, site-level; or one with -shared.")
+    ] = None,
     accountant: Accountant = "rdp",
     as_json: Json = False,
 ) -> None:
@@ -63,7 +65,7 @@ def plan(
 
     _require(epsilon=(epsilon, 1e9), noise=(noise, 1e9), delta=(delta, 1.0))
     changes: dict[str, Any] = {
-        "mechanism": "site-level" if sites else mechanism,
+        "mechanism": mechanism if mechanism == "site-level-shared" or not sites else "site-level",
         "units": sites or samples,
         "batch": batch,
         "rounds": rounds,
@@ -146,7 +148,8 @@ def epsilon(
     from fedvfm.privacy import base, planner
 
     _require(noise=(noise, 1e9), delta=(delta, 1.0))
-    spent = ((base.sample_rate(samples, batch), noise, steps),)
+    rate = base.sample_rate(samples, batch)
+    spent = accountants.steps(rate, noise, steps)
     bounds: list[tuple[str, Any]] = [
         (name, accountants.epsilon(spent, delta, name)) for name in _accountants(accountant)
     ]
@@ -155,7 +158,7 @@ def epsilon(
             name: {"epsilon": planner.finite(bound.value), "order": planner.finite(bound.order)}
             for name, bound in bounds
         }
-        print(json.dumps({"delta": delta, "sample_rate": spent[0][0], "epsilons": rows}, indent=2))
+        print(json.dumps({"delta": delta, "sample_rate": rate, "epsilons": rows}, indent=2))
         return
     for name, bound in bounds:
-        print(f"epsilon {bound.value:.4g} at delta {delta:g} ({name}, rate {spent[0][0]:.4g}, {steps:,} steps)")
+        print(f"epsilon {bound.value:.4g} at delta {delta:g} ({name}, rate {rate:.4g}, {steps:,} steps)")

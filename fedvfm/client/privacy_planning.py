@@ -59,8 +59,9 @@ def _units(
         raise errors.ConfigError("privacy plan", [f"mechanism '{known}': known: {', '.join(privacy_config.UNITS)}"])
     if wanted.get("units"):
         return int(wanted["units"]), [], known or "record-level"
-    if site is None or known == privacy_config.SITE_LEVEL:
-        missing = "--sites" if known == privacy_config.SITE_LEVEL else "SITE.toml or --samples"
+    whole = privacy_config.UNITS.get(known or "") == "site"
+    if site is None or whole:
+        missing = "--sites" if whole else "SITE.toml or --samples"
         raise errors.ConfigError("privacy plan", [f"how many there are to draw from is not known; give {missing}"])
     source, train = _train(recipe, site)
     if known is None:
@@ -120,7 +121,7 @@ def _numbers(recipe: schema.Recipe, mechanism: str) -> dict[str, int]:
     shapes, faults = adapted_model.examine(plain)
     if faults or shapes is None:
         raise errors.ConfigError("recipe", faults)
-    wrong = [] if mechanism == privacy_config.SITE_LEVEL else gradients.faults(shapes)
+    wrong = [] if privacy_config.UNITS[mechanism] == "site" else gradients.faults(shapes)
     if wrong:
         raise errors.ConfigError("recipe", wrong)
     manifest = shapes.manifest

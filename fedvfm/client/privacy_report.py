@@ -44,6 +44,7 @@ class Here:
         after: the same once the rounds that are left of the recipe are spent.
         waiting: whether the ledger waits to be reconciled.
         ledger: its folder.
+        honest: sites that are assumed to be honest, where sites share the noise; 0 elsewhere.
     """
 
     mechanism: str
@@ -64,6 +65,7 @@ class Here:
     waiting: bool = False
     ledger: str = ""
     public: int = 0
+    honest: int = 0
 
     @property
     def fits(self) -> bool:
@@ -86,7 +88,7 @@ def look(recipe: schema.Recipe, hospital: Any, budget: privacy.Budget | None) ->
     whole = accountant.epsilon(_times(event, recipe.rounds), delta).value
     release = (event.noise_multiplier, event.sample_rate, event.steps, event.clip)
     run = (recipe.rounds, delta, planner.finite(whole))
-    made = Here(event.mechanism, event.unit, len(units), *release, *run)
+    made = Here(event.mechanism, event.unit, len(units), *release, *run, honest=event.honest)
     if budget is None or budget.unit != event.unit:
         return made
     made = replace(made, public=budget.units or 0)
@@ -136,6 +138,8 @@ def words(found: Here) -> list[str]:
     """The same for a person."""
     shown = _shown(found.epsilon)
     drawn = "the coordinator adds the noise, once a round"
+    if found.honest:
+        drawn = "each site adds a part of the noise, once a round"
     if found.unit != "site":
         stated = f", counted as {found.public:,}," if found.public else ""
         drawn = (
@@ -146,6 +150,11 @@ def words(found: Here) -> list[str]:
         f"{found.mechanism}: {drawn}; noise multiplier {found.noise_multiplier:g}, clip {found.clip:g}",
         f"the whole run of {found.rounds} rounds: epsilon {shown} at delta {found.delta:g} ({found.unit} level)",
     ]
+    if found.honest:
+        rows.append(
+            f"that noise is the sum of {found.honest} sites' parts, this one's among them: so many sites of every sum "
+            "are assumed to be honest. It holds for the sum that secure aggregation opens, and for no update alone"
+        )
     if found.unit != "site" and not found.public:
         rows.append(
             f"about how many {found.unit}s there are is taken as public, because noise and steps follow from it; with "

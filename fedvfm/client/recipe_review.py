@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fedvfm.client.gate import policy
 from fedvfm.config import privacy, schema
+from fedvfm.secure_aggregation import shared_noise
 from fedvfm.state import factors
 from fedvfm.trust import locked_recipe, roster_document, signed_documents
 
@@ -45,7 +46,7 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("leaves with all", "length and hash of this site's audit log, so that neither end can rewrite its own unseen"),
         ("metrics that leave", _metrics(recipe)),
         ("never leaves", NEVER),
-        ("privacy", _privacy(recipe.privacy)),
+        ("privacy", _privacy(recipe)),
         *(("privacy here", one) for one in here),
         *((("coordinator sees", _hidden(recipe)),) if recipe.secure_aggregation is not None else ()),
         ("how updates join", f"rule {recipe.aggregation.rule}, weighted by {recipe.aggregation.weighting}"),
@@ -123,7 +124,8 @@ def _plain(recipe: schema.Recipe) -> bool:
     return recipe.privacy.mechanism == privacy.NO_MECHANISM
 
 
-def _privacy(own: privacy.RecipePrivacy) -> str:
+def _privacy(recipe: schema.Recipe) -> str:
+    own = recipe.privacy
     if own.mechanism == privacy.NO_MECHANISM:
         return "none: no differential privacy; the numbers can reveal facts about single training images"
     size = f"noise multiplier {own.noise_multiplier:g}" if own.epsilon is None else f"epsilon {own.epsilon:g} in all"
@@ -133,10 +135,24 @@ def _privacy(own: privacy.RecipePrivacy) -> str:
             f"{said}; for what the coordinator makes of all updates, not metrics. It adds the noise: it sees this "
             "site's update without any, and must be trusted"
         )
+    if own.mechanism in privacy.SHARED:
+        return f"{said}; {_shared(recipe)}"
     return (
         f"{said}; for each update that leaves, not metrics. It hides what one "
         f"{privacy.UNITS[own.mechanism]} adds, not about how many there are, unless [privacy] of the site's "
         "file has units"
+    )
+
+
+def _shared(recipe: schema.Recipe) -> str:
+    unit = privacy.UNITS[recipe.privacy.mechanism]
+    noise = shared_noise.of(recipe)
+    share = "a part of the noise" if noise is None else f"1/sqrt({noise.honest}) of the noise"
+    honest = "the other sites" if noise is None else f"{noise.honest} sites of each sum, this one among them,"
+    return (
+        f"for the sum of the sites' updates, not metrics. It hides one {unit}'s part in the sum. This site adds "
+        f"{share}, so it stands on {honest} being honest and on secure aggregation: with fewer honest ones there is "
+        "less noise, and this site's update without its masks would have only its own part"
     )
 
 
@@ -225,9 +241,10 @@ def _contract(locked: locked_recipe.LockedRecipe) -> str:
 def _leaves(locked: locked_recipe.LockedRecipe) -> str:
     left = factors.told(locked.manifest, locked.recipe.adapter.factors)
     if locked.recipe.secure_aggregation is not None:
+        beside = "the number of training images and the loss" if _plain(locked.recipe) else "that it is one update"
         return (
-            f"{left}, masked, in 8 bytes each; beside them, masked too, the number of training images and the loss; "
-            "and sealed shares of keys for the other sites"
+            f"{left}, masked, in 8 bytes each; beside them, masked too, {beside}; and sealed shares of keys for the "
+            "other sites"
         )
     if not _plain(locked.recipe):
         return f"{left}, and nothing else that is computed from training images: no loss, no count"

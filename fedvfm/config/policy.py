@@ -24,8 +24,8 @@ class PrivacyPolicy(Part):
     """
 
     mechanisms: Annotated[tuple[base.Name, ...], base.names()] = ()
-    """Accepted: record-level, patient-level, site-level; "none": recipes without privacy. Change: to what your
-    data-protection officer asks for."""
+    """Accepted: record-level, patient-level, site-level; with -shared behind the name, where other sites' noise counts
+    too; "none": recipes without privacy. Change: to what your data-protection officer asks for."""
     max_epsilon: base.NonNegative = 0.0
     """Of one recipe's whole run on this site's data, for mechanisms that have an epsilon. Change: to the most that one
     recipe may spend of your budget."""

@@ -10,9 +10,13 @@ from pydantic import Field
 from fedvfm.config import base
 
 NO_MECHANISM = "none"
-UNITS = {"record-level": "record", "patient-level": "patient", "site-level": "site"}
-"""Mechanism -> what it protects the presence of."""
 SITE_LEVEL = "site-level"
+SITE_LEVEL_SHARED = "site-level-shared"
+SHARED = {"record-level-shared": "record-level", "patient-level-shared": "patient-level", SITE_LEVEL_SHARED: SITE_LEVEL}
+"""Mechanisms whose noise is the sum of the sites' parts, and what each is called where the whole noise is one's own."""
+UNITS = {"record-level": "record", "patient-level": "patient", SITE_LEVEL: "site"}
+UNITS |= {shared: UNITS[own] for shared, own in SHARED.items()}
+"""Mechanism -> what it protects the presence of."""
 _ADAPTIVE = ("adaptive_quantile", "adaptive_rate", "adaptive_noise")
 
 IMAGES_PER_PATIENT = 4
@@ -32,8 +36,9 @@ class RecipePrivacy(pydantic.BaseModel):
     model_config = base.SETTINGS
 
     mechanism: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = NO_MECHANISM
-    """none, record-level (an image), patient-level or site-level. Change: to what the sites' policies ask for;
-    docs/privacy.md says what each protects."""
+    """none, record-level (an image), patient-level or site-level; each with -shared behind it, where all sites add a
+    part of the noise under secure aggregation. Change: to what the sites' policies ask for; docs/privacy.md says what
+    each protects."""
     clip: Clip | None = None
     """(L2 norm) Most that one image, patient or site adds. Change: to about the median norm of a gradient; 'fedvfm
     privacy plan' helps."""
@@ -41,8 +46,8 @@ class RecipePrivacy(pydantic.BaseModel):
     """(clips) Standard deviation of the noise, in place of epsilon; at least 0.01. Change: up for more privacy and a
     worse adapter."""
     epsilon: base.Positive | None = None
-    """Of the whole run; each site finds its noise. Or give noise_multiplier. Change: down for more privacy and a worse
-    adapter."""
+    """Of the whole run; each site finds its noise. Or give noise_multiplier, which a shared mechanism needs. Change:
+    down for more privacy and a worse adapter."""
     delta: Delta | None = None
     """(probability) That goes with epsilon: well below 1 / the number of patients. Change: with the size of the
     smallest site."""

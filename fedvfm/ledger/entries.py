@@ -48,7 +48,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {
     "token": _matches("[0-9a-f]{32}"),
     "mechanism": _matches("[a-z][a-z0-9-]{0,39}"),
     "data_set": _matches("[a-z0-9][a-z0-9._-]{0,63}"),
-    **dict.fromkeys(("round", "steps", "length", "number"), _whole),
+    **dict.fromkeys(("round", "steps", "length", "number", "honest"), _whole),
     **dict.fromkeys(("noise_multiplier", "sample_rate", "clip", "epsilon", "delta"), _positive),
     **dict.fromkeys(("budget_epsilon", "budget_delta"), _positive),
     "marks": _marks,
@@ -57,17 +57,20 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     name: (frozenset(needed.split()), frozenset(free.split()))
     for name, needed, free in (
         ("opened", "owner end unit key", ""),
-        ("reserved", f"token {_RELEASE} {_BUDGET}", ""),
+        ("reserved", f"token {_RELEASE} {_BUDGET}", "honest"),
         ("released", "token", ""),
-        ("charged", f"update {_RELEASE} {_BUDGET}", "token"),
+        ("charged", f"update {_RELEASE} {_BUDGET}", "token honest"),
         ("suspended", "length head", ""),
-        ("adopted", "noise_multiplier sample_rate steps number head", "records key"),
+        ("adopted", "noise_multiplier sample_rate steps number head", "records key honest"),
         ("floor", "epsilon delta", ""),
         ("rekeyed", "key", ""),
         ("reconciled", "marks", ""),
     )
 }
-"""Event -> fields it must have, fields it may have: never free text."""
+"""Event -> fields it must have, fields it may have: never free text.
+
+``honest``: where sites share the noise, how many of them are assumed to be honest.
+"""
 
 
 def waiting(entries: Iterable[Mapping[str, Any]]) -> list[audit.Noted]:

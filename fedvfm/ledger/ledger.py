@@ -211,7 +211,8 @@ class Ledger(audit.Audit):
             if _charged(entries, claim, update, token) is not None:
                 return True
             fields = self._fields(claim, budget)
-        wanted = {"event": "reserved", "token": token, **{name: fields[name] for name in lines.RELEASE}}
+        same = (*lines.RELEASE, *({"honest"} & set(fields)))
+        wanted = {"event": "reserved", "token": token, **{name: fields[name] for name in same}}
         return any(wanted.items() <= one.items() for one in entries)
 
     def _fields(self, claim: Claim, budget: privacy.Budget) -> dict[str, Any]:
@@ -226,6 +227,7 @@ class Ledger(audit.Audit):
             "sample_rate": event.sample_rate,
             "steps": event.steps,
             "clip": event.clip,
+            **({"honest": event.honest} if event.shared else {}),
             "data_set": budget.data_set,
             "records": self.records.keep(self.records.hashes(claim.names)),
             "key": self.records.key_id(),
@@ -349,7 +351,8 @@ def _refusal(
     epsilon, delta = budget.epsilon - now.floor[0], budget.delta - now.floor[1]
     steps, found = claim.event.steps * claim.rounds, None
     if epsilon > 0 and delta > 0:
-        each = [accountant.noise(epsilon, delta, claim.event.sample_rate, steps, before=one) for one in curves]
+        rate, shared = claim.event.sample_rate, claim.event.shared
+        each = [accountant.noise(epsilon, delta, rate, steps, before=curve, shared=shared) for curve in curves]
         found = None if None in each else max((one for one in each if one is not None), default=None)
     stop = f"stop at round {claim.round - 1}" if claim.round > 1 else "do not begin"
     return text + (

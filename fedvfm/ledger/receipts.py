@@ -32,6 +32,7 @@ class Spent(schema.Strict):
     noise_multiplier: schema.Positive
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     steps: Annotated[int, Field(ge=1)]
+    honest: Annotated[int, Field(ge=1)] | None = Field(None, exclude_if=lambda value: value is None)
     records: schema.Sha256 | None = None
     key: schema.Sha256 | None = None
 
@@ -117,6 +118,7 @@ def _spent(number: int, entry: Mapping[str, Any]) -> Spent:
         noise_multiplier=float(entry["noise_multiplier"]),
         sample_rate=float(entry["sample_rate"]),
         steps=entry["steps"],
+        honest=entry.get("honest"),
         records=entry.get("records"),
         key=entry.get("key"),
     )

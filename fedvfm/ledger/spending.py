@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedvfm.config import privacy
 from fedvfm.ledger import entries as lines
 from fedvfm.privacy import accountant, records
 
@@ -68,7 +69,8 @@ def read(entries: Iterable[Entry], alive: Callable[[str], bool], key: str) -> Sp
 
 def curve(entry: Entry) -> accountant.Curve:
     """What one line adds."""
-    return ((float(entry["sample_rate"]), float(entry["noise_multiplier"]), int(entry["steps"])),)
+    shared = "honest" in entry or entry.get("mechanism") in privacy.SHARED
+    return accountant.steps(float(entry["sample_rate"]), float(entry["noise_multiplier"]), int(entry["steps"]), shared)
 
 
 def _counts(entry: Entry, closed: set[str], alive: Callable[[str], bool]) -> bool:

@@ -68,7 +68,12 @@ def _data_set(
 
 def _release(number: int, entry: dict[str, Any]) -> dict[str, Any]:
     kept = ("time", "recipe", "round", "mechanism", "noise_multiplier", "sample_rate", "steps", "clip", "data_set")
-    return {"line": number, **{name: entry[name] for name in (*kept, "update")}}
+    honest = {"honest": entry["honest"]} if "honest" in entry else {}
+    return {"line": number, **{name: entry[name] for name in (*kept, "update")}, **honest}
+
+
+def _of_honest(release: dict[str, Any]) -> str:
+    return f", noise of {release['honest']} honest sites" if "honest" in release else ""
 
 
 def words(found: dict[str, Any]) -> list[str]:
@@ -78,7 +83,7 @@ def words(found: dict[str, Any]) -> list[str]:
         rows.append(
             f"{one['line']:6} {one['time']} {one['data_set']} round {one['round']} of recipe {one['recipe'][:12]}: "
             f"{one['mechanism']}, noise {one['noise_multiplier']:g}, rate {one['sample_rate']:.4g}, "
-            f"{one['steps']} steps"
+            f"{one['steps']} steps{_of_honest(one)}"
         )
     for one in found["data_sets"]:
         spent = "infinity" if one["epsilon"] is None else ledger.shown(one["epsilon"])

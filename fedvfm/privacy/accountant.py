@@ -10,6 +10,7 @@ compose.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ MOST_NOISE = 1e6
 PRECISION = 1000
 """Noise multipliers are found to a thousandth, rounded up."""
 
-Curve = tuple[tuple[float, float, int], ...]
-"""(sample rate, noise multiplier, steps) of what is composed: sorted, no pair of the first two twice."""
+Curve = tuple[tuple[float, float, int, bool], ...]
+"""(sample rate, noise multiplier, steps, shared) of what is composed: sorted, each but for its steps once.
+
+``shared``: the noise is a sum of the sites' discrete Gaussian parts. RDP alone bounds that: no proof says that its
+privacy loss is that of a Gaussian at every point, which "pld" takes it for.
+"""
 
 # Beyond these the grid of losses grows past memory or below the precision of floating point; RDP still bounds.
 _LARGEST_PLD, _LEAST_DELTA = 50.0, 1e-10
@@ -50,16 +55,27 @@ class Epsilon:
 
 def curve(events: Iterable[base.PrivacyEvent]) -> Curve:
     """What these events come to; their order does not matter."""
-    return joined(((one.sample_rate, one.noise_multiplier, one.steps),) for one in events)
+    return joined(steps(event.sample_rate, event.noise_multiplier, event.steps, event.shared) for event in events)
+
+
+def steps(rate: float, noise_multiplier: float, number: int, shared: bool = False) -> Curve:
+    """So many steps of one kind.
+
+    Args:
+        rate: chance of a unit to be in one.
+        noise_multiplier: of the noise in one.
+        number: of steps.
+        shared: see :data:`Curve`.
+    """
+    return ((rate, noise_multiplier, number, shared),)
 
 
 def joined(curves: Iterable[Curve]) -> Curve:
     """Composition of what was composed before."""
-    total: dict[tuple[float, float], int] = {}
-    for one in curves:
-        for rate, noise, steps in one:
-            total[rate, noise] = total.get((rate, noise), 0) + steps
-    return tuple((*pair, total[pair]) for pair in sorted(total))
+    total: dict[tuple[float, float, bool], int] = {}
+    for rate, noise, number, shared in itertools.chain.from_iterable(curves):
+        total[rate, noise, shared] = total.get((rate, noise, shared), 0) + number
+    return tuple((rate, noise, total[rate, noise, shared], shared) for rate, noise, shared in sorted(total))
 
 
 def epsilon(spent: Curve, delta: float, accountant: str = "rdp") -> Epsilon:
@@ -84,24 +100,29 @@ def epsilon(spent: Curve, delta: float, accountant: str = "rdp") -> Epsilon:
 @functools.lru_cache(maxsize=1000)
 def _rdp(spent: Curve, delta: float) -> Epsilon:
     divergences = np.zeros(len(rdp.ORDERS))
-    for rate, noise, steps in spent:
+    for rate, noise, number, shared in spent:
         with np.errstate(over="ignore"):  # infinite, as it should be
-            divergences += steps * rdp.divergence(rate, noise)
+            divergences += number * rdp.divergence(rate, noise, summed=shared)
     value, order = rdp.epsilon(divergences, delta)
     return Epsilon(value, delta, "rdp", order)
 
 
 @functools.lru_cache(maxsize=1000)
 def _pld(spent: Curve, delta: float) -> float | None:
-    """The pessimistic estimate of dp-accounting; None where its numbers do not work out, which RDP then bounds."""
+    """The pessimistic estimate of dp-accounting; None where its numbers do not work out, which RDP then bounds.
+
+    None too where noise is shared; see :data:`Curve`.
+    """
+    if any(shared for _, _, _, shared in spent):
+        return None
     import dp_accounting
     from dp_accounting import pld
 
     try:
         composed = pld.PLDAccountant()
-        for rate, noise, steps in spent:
+        for rate, noise, number, _ in spent:
             step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
-            composed.compose(step, steps)
+            composed.compose(step, number)
         epsilon = float(composed.get_epsilon(delta))
     except (RuntimeError, ValueError, MemoryError, OverflowError, ZeroDivisionError):
         return None
@@ -109,9 +130,15 @@ def _pld(spent: Curve, delta: float) -> float | None:
 
 
 def noise(
-    wanted: float, delta: float, sample_rate: float, steps: int, accountant: str = "rdp", before: Curve = ()
+    wanted: float,
+    delta: float,
+    sample_rate: float,
+    number: int,
+    accountant: str = "rdp",
+    before: Curve = (),
+    shared: bool = False,
 ) -> float | None:
-    """The least noise multiplier with which ``steps`` more bring epsilon to at most ``wanted``; None if none does.
+    """The least noise multiplier with which ``number`` steps bring epsilon to at most ``wanted``; None if none does.
 
     None is below ``privacy_config.LEAST_NOISE``, whatever is wanted.
 
@@ -119,13 +146,15 @@ def noise(
         wanted: epsilon, what was spent before included.
         delta: the delta.
         sample_rate: chance of a unit to be in a step's batch.
-        steps: that are still to come.
+        number: of steps that are still to come.
         accountant: see :func:`epsilon`.
         before: what was spent already.
+        shared: see :data:`Curve`.
     """
 
     def holds(candidate: float) -> bool:
-        return epsilon(joined([before, ((sample_rate, candidate, steps),)]), delta, accountant).value <= wanted
+        more = steps(sample_rate, candidate, number, shared)
+        return epsilon(joined([before, more]), delta, accountant).value <= wanted
 
     if not holds(MOST_NOISE):
         return None

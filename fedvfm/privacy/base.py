@@ -46,6 +46,8 @@ class PrivacyEvent:
         sample_rate: chance of a unit to be in a step's batch.
         steps: gradient steps (record and patient level), or rounds (site level).
         clip: most that one unit adds to a sum, in L2 norm; 1e-6 to 1e6.
+        honest: sites that are assumed to be honest, whose parts of discrete Gaussian noise come to that multiplier; 0
+            where the whole noise is of one hand, and continuous.
     """
 
     mechanism: str
@@ -54,6 +56,7 @@ class PrivacyEvent:
     sample_rate: float
     steps: int
     clip: float
+    honest: int = 0
 
     def __post_init__(self) -> None:
         if self.unit not in privacy.UNITS.values():
@@ -61,8 +64,15 @@ class PrivacyEvent:
         least, clips = privacy.LEAST_NOISE, (privacy.LEAST_CLIP, privacy.MOST_CLIP)
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= least):
             raise ValueError(f"noise multiplier {self.noise_multiplier} is below {least}: nothing would be private")
+        if self.honest < 0 or (self.honest and not self.shared):
+            raise ValueError(f"{self.honest} honest sites of mechanism '{self.mechanism}', whose noise is not shared")
         if not 0 < self.sample_rate <= 1 or self.steps < 1 or not clips[0] <= self.clip <= clips[1]:
             raise ValueError(f"no release: rate {self.sample_rate}, {self.steps} steps, clip {self.clip}")
+
+    @property
+    def shared(self) -> bool:
+        """Whether the noise is a sum of the sites' parts."""
+        return self.mechanism in privacy.SHARED
 
 
 def sample_rate(units: int, batch: int) -> float:
@@ -125,7 +135,14 @@ class Steps(Protocol):
 
 
 class SitePart(Protocol):
-    """What a mechanism does at a site."""
+    """What a mechanism does at a site.
+
+    Attributes:
+        noised: whether what training leaves has its noise on it. Where it has none yet, nothing may depend on whether
+            the adapter moved: that nobody was drawn would be told.
+    """
+
+    noised: bool
 
     def prepare(
         self, work: Work, recipe: schema.Recipe, event: PrivacyEvent, draws: randomness.Draws

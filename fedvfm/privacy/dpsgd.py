@@ -29,6 +29,8 @@ class PrivateSteps:
         recipe: whose batch and memory options are read.
         event: what the round spends: rate, noise and clip.
         draws: where all randomness comes from.
+        longest: None where noise is added here. Where it is added later, most that the sum of clipped gradients is
+            long: it is shortened to that in float64, before any rounding.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class PrivateSteps:
         recipe: schema.Recipe,
         event: base.PrivacyEvent,
         draws: randomness.Draws,
+        longest: float | None = None,
     ) -> None:
         self.way, self.event = way, event
         self._parameters, self._draws, self._where = work.parameters, draws, work.where
+        self._longest = longest
         self._sizes = [one.numel() for one in self._parameters]
         self._numbers = sum(self._sizes)
         # Not the site's own count, where that is smaller: what leaves would tell it.
@@ -63,8 +67,11 @@ class PrivateSteps:
     def gradient(self, units: Sequence[Sequence[Any]], losses: base.Losses) -> None:
         """See base. Without a unit it is noise alone, as it must be: that none was drawn is no one's to know."""
         noisy = self.clipped(units, losses)
-        scale = self.event.noise_multiplier * self.event.clip
-        noisy += scale * torch.from_numpy(self._draws.normal(self._numbers)).to(noisy.device)
+        if self._longest is None:
+            scale = self.event.noise_multiplier * self.event.clip
+            noisy += scale * torch.from_numpy(self._draws.normal(self._numbers)).to(noisy.device)
+        else:
+            noisy *= min(1.0, self._longest / max(float(torch.linalg.vector_norm(noisy)), 1e-300))
         noisy /= self._batch
         for one, share in zip(self._parameters, torch.split(noisy, self._sizes), strict=True):
             one.grad = share.reshape(one.shape).to(one)
@@ -111,7 +118,8 @@ def opened(
     draws: randomness.Draws,
     *,
     hooks: bool | None = None,
+    longest: float | None = None,
 ) -> Iterator[PrivateSteps]:
     """The steps of a round, on a model that nothing stays in afterwards; ``hooks``: see :func:`gradients.opened`."""
     with gradients.opened(work, hooks=hooks) as way:
-        yield PrivateSteps(way, work, recipe, event, draws)
+        yield PrivateSteps(way, work, recipe, event, draws, longest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from fedvfm import errors
 from fedvfm.config import privacy, schema
 from fedvfm.data import sample as samples
 from fedvfm.privacy import accountant, base, planner, records, table
+from fedvfm.secure_aggregation import shared_noise
 
 
 def event_of(recipe: schema.Recipe, units: int) -> base.PrivacyEvent | None:
@@ -29,7 +31,11 @@ def event_of(recipe: schema.Recipe, units: int) -> base.PrivacyEvent | None:
     if units < 1:
         raise errors.DataError(f"mechanism '{recipe.privacy.mechanism}': there is no {mechanism.unit} to draw")
     batch = planner.question(recipe, units).batch
-    return mechanism.event(recipe.privacy, _noise(recipe, units), units, batch, recipe.optimiser.local_epochs)
+    event = mechanism.event(recipe.privacy, _noise(recipe, units), units, batch, recipe.optimiser.local_epochs)
+    secure = recipe.secure_aggregation
+    if event is None or secure is None or not event.shared:
+        return event
+    return dataclasses.replace(event, honest=shared_noise.honest(recipe.min_sites, secure))
 
 
 def counted(found: int, unit: str, budget: privacy.Budget | None) -> int:

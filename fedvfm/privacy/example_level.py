@@ -69,6 +69,8 @@ class Sampled:
 class SitePart:
     """The part at the site; torch is loaded when it trains."""
 
+    noised = True
+
     def prepare(
         self, work: base.Work, recipe: schema.Recipe, event: base.PrivacyEvent, draws: randomness.Draws
     ) -> AbstractContextManager[base.Steps]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedvfm.config import privacy, schema
 from fedvfm.privacy import accountant, base
+from fedvfm.secure_aggregation import shared_noise
 
 HOPELESS, HARD, FAIR = "hopeless", "hard", "fair"
 _NOISE_AS_LARGE, _NOISE_FELT = 1.0, 0.3
@@ -37,7 +38,7 @@ class Question:
     """What a plan is made for.
 
     Attributes:
-        mechanism: "record-level", "patient-level" or "site-level".
+        mechanism: "record-level", "patient-level" or "site-level"; or one of them with "-shared".
         unit: whose presence it protects.
         units: how many of them there are.
         batch: of them a step is expected to draw.
@@ -47,6 +48,8 @@ class Question:
         epsilon: wanted; or
         noise_multiplier: given.
         before: what the data set has spent already.
+        share: of the noise that a site would have alone, what the mean of the least sites of a sum has where they share
+            it.
     """
 
     mechanism: str
@@ -59,11 +62,21 @@ class Question:
     epsilon: float | None = None
     noise_multiplier: float | None = None
     before: accountant.Curve = ()
+    share: float = 1.0
 
     @property
     def rate(self) -> float:
         """Chance of a unit to be in a step's batch."""
         return base.sample_rate(self.units, self.batch)
+
+    @property
+    def shared(self) -> bool:
+        """Whether the noise is a sum of the sites' parts."""
+        return self.mechanism in privacy.SHARED
+
+    def spent(self, noise_multiplier: float) -> accountant.Curve:
+        """What the whole run comes to."""
+        return accountant.steps(self.rate, noise_multiplier, self.steps, self.shared)
 
 
 @dataclass(frozen=True)
@@ -135,13 +148,14 @@ class Plan:
 def question(recipe: schema.Recipe, units: int, **changes: Any) -> Question:
     """What a recipe asks at a site with so many units; ``changes`` are fields of :class:`Question` to put in place.
 
-    At site level every site takes part in every round, and a round is one step.
+    At site level every site takes part in every round, and a round is one step; so it is where noise is shared.
     """
     own, optimiser = recipe.privacy, recipe.optimiser
     mechanism = str(changes.get("mechanism", own.mechanism))
     unit = privacy.UNITS.get(mechanism, "record")
     batch = units if unit == "site" else optimiser.batch_size
-    steps = recipe.rounds * (1 if unit == "site" else base.steps(units, batch, optimiser.local_epochs))
+    single = unit == "site" or mechanism in privacy.SHARED
+    steps = recipe.rounds * (1 if single else base.steps(units, batch, optimiser.local_epochs))
     made = Question(
         mechanism=mechanism,
         unit=unit,
@@ -151,8 +165,19 @@ def question(recipe: schema.Recipe, units: int, **changes: Any) -> Question:
         delta=own.delta or 0.0,
         epsilon=own.epsilon,
         noise_multiplier=own.noise_multiplier,
+        share=_share(recipe, mechanism, units),
     )
     return replace(made, **changes)
+
+
+def _share(recipe: schema.Recipe, mechanism: str, units: int) -> float:
+    secure = recipe.secure_aggregation
+    if secure is None or mechanism not in privacy.SHARED:
+        return 1.0
+    honest = shared_noise.honest(recipe.min_sites, secure)
+    if privacy.UNITS[mechanism] == "site":
+        return math.sqrt(max(units, honest) / honest)  # of a sum of all, which is divided by all further down
+    return math.sqrt(recipe.min_sites / honest) / recipe.min_sites
 
 
 def run_epsilon(recipe: schema.Recipe, units: int) -> float | None:
@@ -161,7 +186,7 @@ def run_epsilon(recipe: schema.Recipe, units: int) -> float | None:
     if own.mechanism == privacy.NO_MECHANISM or own.delta is None or own.noise_multiplier is None:
         return own.epsilon
     asked = question(recipe, units)
-    return accountant.epsilon(((asked.rate, own.noise_multiplier, asked.steps),), own.delta).value
+    return accountant.epsilon(asked.spent(own.noise_multiplier), own.delta).value
 
 
 def finite(value: float) -> float | None:
@@ -179,10 +204,12 @@ def plan(asked: Question, accountants: Sequence[str] = ("rdp",)) -> Plan:
         raise ValueError("give epsilon or noise_multiplier")
     sigma = asked.noise_multiplier
     if asked.epsilon is not None:
-        sigma = accountant.noise(asked.epsilon, asked.delta, asked.rate, asked.steps, accountants[0], asked.before)
+        sigma = accountant.noise(
+            asked.epsilon, asked.delta, asked.rate, asked.steps, accountants[0], asked.before, asked.shared
+        )
     if sigma is None:
         return Plan(asked, None, {}, (), tuple(_warnings(asked, None, None, ())))
-    spent = accountant.joined([asked.before, ((asked.rate, sigma, asked.steps),)])
+    spent = accountant.joined([asked.before, asked.spent(sigma)])
     found = {name: accountant.epsilon(spent, asked.delta, name) for name in accountants}
     signals = tuple(signal(way, numbers, sigma, asked) for way, numbers in asked.numbers.items())
     said = _warnings(asked, sigma, found[accountants[0]].value, signals)
@@ -191,7 +218,7 @@ def plan(asked: Question, accountants: Sequence[str] = ("rdp",)) -> Plan:
 
 def signal(way: str, numbers: int, sigma: float, asked: Question) -> Signal:
     """Noise against signal; where all units are drawn in a step, they are what it averages over."""
-    step = sigma * math.sqrt(numbers) / min(asked.batch, asked.units)
+    step = sigma * asked.share * math.sqrt(numbers) / min(asked.batch, asked.units)
     return Signal(way, numbers, step, step / math.sqrt(asked.steps))
 
 

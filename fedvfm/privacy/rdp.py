@@ -29,20 +29,24 @@ _LEAST, _MOST = 1e-3, 1e100
 """Beyond these noise multipliers the series meet the ends of floating point; the bound without sampling still holds."""
 
 
-def divergence(q: float, sigma: float, orders: Sequence[float] = ORDERS) -> Floats:
+def divergence(q: float, sigma: float, orders: Sequence[float] = ORDERS, *, summed: bool = False) -> Floats:
     """The divergence of one step at every order.
 
     Args:
         q: chance of a unit to be drawn, in [0, 1].
         sigma: noise multiplier, at least 0.
         orders: above 1.
+        summed: whether the noise is a sum of discrete Gaussians. Without sampling its divergence is at most that of a
+            Gaussian at every order; with it the binomial sum needs no more, and holds for any symmetric noise, at whole
+            orders alone. The divergence never falls with the order, so between two of them the upper one's counts.
 
     Raises:
         ValueError: if a value is outside its range.
     """
     if not 0 <= q <= 1 or not sigma >= 0 or any(not order > 1 for order in orders):
         raise ValueError(f"no subsampled Gaussian: rate {q}, noise multiplier {sigma}, orders {list(orders)[:3]}")
-    return np.array([_one(q, sigma, float(order)) for order in orders])
+    counted = [math.ceil(order) if summed and q < 1 else order for order in orders]
+    return np.array([_one(q, sigma, float(order)) for order in counted])
 
 
 @functools.lru_cache(maxsize=20_000)

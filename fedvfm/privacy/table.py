@@ -13,6 +13,9 @@ TABLE = registry.Table(
         "record-level": "fedvfm.privacy.example_level:record_level",
         "patient-level": "fedvfm.privacy.example_level:patient_level",
         "site-level": "fedvfm.privacy.site_level:SiteLevel",
+        "record-level-shared": "fedvfm.privacy.shared:record_level",
+        "patient-level-shared": "fedvfm.privacy.shared:patient_level",
+        "site-level-shared": "fedvfm.privacy.shared:site_level",
     },
 )
 

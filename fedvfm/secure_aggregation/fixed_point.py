@@ -4,6 +4,9 @@ A site sends ``weight x (state - start)`` in fixed point, shortened to the recip
 numbers more: its weight, 1 if it tells its loss and 0 if not, and ``weight x loss``. A mean loss is made only where all
 tell theirs: of one that tells it would be its own. Sums of whole numbers are exact, so neither the order of the sites
 nor the masks change a bit: the mean is ``start + sum(weight x change) / sum(weight)``.
+
+Under a shared mechanism each site adds its part of the noise (:mod:`shared_noise`) to the numbers of the change. Its
+weight is 1 then and it tells no loss, so that the three behind say only how many sites there are.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.secure_aggregation import masks
+from fedvfm.secure_aggregation import discrete_gaussian, masks, shared_noise
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.state import state
 
@@ -33,15 +36,18 @@ class FixedPoint:
     Attributes:
         clip_norm: the largest norm of an update; a larger one is shortened to it.
         most: the largest weight of a site.
+        noise: what each site adds to its numbers; None where nothing is.
     """
 
     clip_norm: float
     most: int
+    noise: shared_noise.SharedNoise | None = None
 
     @property
     def places(self) -> int:
         """Binary places after the point: as many as leave room for :data:`session.MOST_SITES` terms of any size."""
-        return 62 - sum(math.ceil(math.log2(limit)) for limit in (sessions.MOST_SITES, self.clip_norm, self.most))
+        largest = self.clip_norm if self.noise is None else self.clip_norm + shared_noise.TAIL * self.noise.part
+        return 62 - sum(math.ceil(math.log2(limit)) for limit in (sessions.MOST_SITES, largest, self.most))
 
     def encode(
         self,
@@ -58,7 +64,7 @@ class FixedPoint:
             start: the adapter that training started from.
             names: arrays that train in this round.
             weight: of the site, from 1.
-            loss: its training loss; None where it is not told.
+            loss: its training loss; None where it is not told. Where noise is shared it never is: it has none on it.
 
         Shapes: returns (numbers of these arrays + 3,).
 
@@ -75,10 +81,28 @@ class FixedPoint:
             raise errors.SecureAggregationError("secure-numbers", "a number of the update is not finite")
         moved *= min(1.0, self.clip_norm / norm) if norm else 1.0
         scaled = np.rint(moved * math.ldexp(float(weight), self.places))
-        tells = loss is not None and math.isfinite(loss)
+        tells = self.noise is None and loss is not None and math.isfinite(loss)
         lost = min(max(loss if loss is not None and tells else 0.0, 0.0), MOST_LOSS)
         tail = [weight, int(tells), round(weight * lost * 2**LOSS_PLACES)]
         return np.concatenate([scaled.astype(np.int64), np.array(tail, dtype=np.int64)]).view(np.uint64)
+
+    def noised(
+        self, plain: masks.Numbers, start: state.AdapterState, names: Sequence[str], key: bytes
+    ) -> masks.Numbers:
+        """The numbers of an update with this site's part of the noise on them; as they are where there is none.
+
+        Args:
+            plain: of :meth:`encode`.
+            start: the adapter that training started from.
+            names: arrays that train in this round.
+            key: of :func:`shared_noise.key`; the same one gives the same noise.
+        """
+        if self.noise is None:
+            return plain
+        after = plain.copy()
+        sigma = self.noise.sigma(self.places, start, names)
+        after[:-TAIL] += discrete_gaussian.drawn(key, sigma, len(plain) - TAIL).view(np.uint64)
+        return after
 
     def decode(self, total: masks.Numbers, start: state.AdapterState, names: Sequence[str], sites: int) -> Mean:
         """What the sum of so many sites' numbers says.
@@ -94,8 +118,12 @@ class FixedPoint:
             raise _impossible(f"a weight of {weight} for {sites} sites, each of 1 to {self.most}")
         moved = whole[:size].astype(np.float64) / math.ldexp(float(weight), self.places)
         norm, off = float(np.sqrt(np.square(moved).sum())), math.sqrt(size) * math.ldexp(1.0, -self.places)
+        if self.noise is not None:
+            longest = self.noise.longest(self.noise.sigma(self.places, start, names), size, sites)
+            off += longest / math.ldexp(float(weight), self.places)
         if not norm <= self.clip_norm * (1 + 1e-6) + off:
-            raise _impossible(f"a mean of norm {norm:.4g}, and no update may be over {self.clip_norm:g}")
+            beside = "" if self.noise is None else f", beside noise of {off:.4g} at most"
+            raise _impossible(f"a mean of norm {norm:.4g}, and no update may be over {self.clip_norm:g}{beside}")
         if not 0 <= lost <= (weight if tellers else 0) * MOST_LOSS * 2**LOSS_PLACES:
             raise _impossible("a loss that nobody may tell")
         loss = lost / (weight * 2**LOSS_PLACES) if tellers == sites else None
@@ -112,7 +140,8 @@ def of(recipe: schema.Recipe) -> FixedPoint:
     if secure is None:
         raise errors.ConfigError("recipe", ["recipe.secure_aggregation: there is none, so there is no fixed point"])
     most = recipe.admission.max_examples if recipe.aggregation.weighting == "examples" else 1
-    return FixedPoint(secure.clip_norm, most)
+    noise = shared_noise.of(recipe)
+    return FixedPoint(secure.clip_norm if noise is None else noise.clip_norm, most, noise)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,9 @@ def least_threshold(members: int, colluders: int) -> int:
     return (members + colluders) // 2 + 1
 
 
-def require(session: Session, least_sites: int, colluders: int, roster: Collection[str]) -> None:
+def require(
+    session: Session, least_sites: int, colluders: int, roster: Collection[str], *, single: bool = False
+) -> None:
     """Check what a site is asked to take part in, or what a coordinator is about to ask.
 
     Args:
@@ -88,12 +90,15 @@ def require(session: Session, least_sites: int, colluders: int, roster: Collecti
         least_sites: fewest sites that a sum is opened of.
         colluders: sites that may work together with the coordinator.
         roster: names that may take part.
+        single: whether one sum of a round may be opened among *all* of these, in whatever sessions: a site signs and
+            opens one, so a threshold by their number lets two not come about. Shared noise stands on it, as two sums
+            with one site's update in them could have less noise between them than one.
 
     Raises:
         SecureAggregationError: ``secure-session``.
     """
     names = [keys.site for keys in session.members]
-    least = least_threshold(len(names), colluders)
+    least = least_threshold(len(roster) if single else len(names), colluders)
     strangers = sorted(set(names) - set(roster))
     if names != sorted(set(names)) or strangers:
         raise errors.SecureAggregationError("secure-session", f"{len(strangers)} members are not on the roster")
@@ -105,8 +110,8 @@ def require(session: Session, least_sites: int, colluders: int, roster: Collecti
     if not least <= session.threshold <= len(names):
         raise errors.SecureAggregationError(
             "secure-session",
-            f"the threshold is {session.threshold}; with {len(names)} sites, {colluders} of which may work together "
-            f"with the coordinator, {least} to {len(names)} is needed",
+            f"the threshold is {session.threshold}; with {len(names)} sites{f' of {len(roster)}' if single else ''}, "
+            f"{colluders} of which may work together with the coordinator, {least} to {len(names)} is needed",
         )
     halves = [half for keys in session.members for half in (keys.channel, keys.mask)]
     if len(set(halves)) < len(halves) or not all(

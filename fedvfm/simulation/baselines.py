@@ -91,7 +91,7 @@ def whole(arm: Arm) -> Arm:
     """
     if arm.recipe is None or (arm.recipe.codec == codecs.PLAIN and arm.recipe.secure_aggregation is None):
         return arm
-    plain = {"codec": codecs.PLAIN, "secure_aggregation": None}
+    plain = {"codec": codecs.PLAIN, "secure_aggregation": None, "privacy": own_noise(arm.recipe.privacy)}
     return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update=plain))
 
 
@@ -109,9 +109,20 @@ def alone(recipe: schema.Recipe) -> schema.Recipe:
     if rules.robust(rules.make(recipe.aggregation)):
         changes |= {"rule": "mean", "options": {}}
     plain = recipe.aggregation.model_copy(update=changes)
-    at_server = recipe.privacy.mechanism == privacy_config.SITE_LEVEL
-    privacy = privacy_config.NONE if at_server else recipe.privacy
-    return recipe.model_copy(update={"aggregation": plain, "privacy": privacy})
+    return recipe.model_copy(update={"aggregation": plain, "privacy": own_noise(recipe.privacy, alone=True)})
+
+
+def own_noise(privacy: privacy_config.RecipePrivacy, *, alone: bool = False) -> privacy_config.RecipePrivacy:
+    """The mechanism where nobody shares a noise: the whole of it is one's own.
+
+    Args:
+        privacy: the recipe's.
+        alone: whether one site trains. Nothing can hide then whether it takes part.
+    """
+    own = privacy_config.SHARED.get(privacy.mechanism, privacy.mechanism)
+    if alone and own == privacy_config.SITE_LEVEL:
+        return privacy_config.NONE
+    return privacy.model_copy(update={"mechanism": own})
 
 
 def local_only(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:

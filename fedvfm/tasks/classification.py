@@ -52,7 +52,7 @@ class Classification(base.Task):
         if self._sampling not in SAMPLING:
             return [f"{where}: known: {', '.join(SAMPLING)}"]
         mechanism = self.recipe.privacy.mechanism
-        if self._sampling == "balanced" and mechanism not in (privacy.NO_MECHANISM, privacy.SITE_LEVEL):
+        if self._sampling == "balanced" and privacy.UNITS.get(mechanism, "site") != "site":
             return [
                 f"{where}: under mechanism '{mechanism}' every image must be drawn with one public chance, and not by "
                 "how many share its class. Use recipe.task.class_weights with public weights"

@@ -33,11 +33,13 @@ import numpy_sites
 from fedvfm.server import app
 from fedvfm.state import checkpoint
 from fedvfm.aggregators import table
+from fedvfm.config import privacy
 from fedvfm.privacy import table as mechanisms
 from fedvfm.flower import internals as flower
 from fedvfm.server.rounds import result
 
 found, private = {}, {}
+STEP = {"name": "sgd", "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0}
 for rule in table.TABLE.names():
     mixed = table.TABLE.get(rule).mixed_ranks
     members = [numpy_sites.NumpySite("north", rank=2 if mixed else 3), numpy_sites.NumpySite("west", examples=30)]
@@ -55,9 +57,12 @@ for rule in table.TABLE.names():
     )}
 for mechanism in mechanisms.TABLE.names():
     adaptive = {"adaptive_quantile": 0.5} if mechanism == "site-level" else {}
-    asked = {"mechanism": mechanism, "clip": 1.0, "epsilon": 8.0, "delta": 1e-5, **adaptive}
-    members = [numpy_sites.NumpySite("north"), numpy_sites.NumpySite("west", examples=30)]
+    target = {"noise_multiplier": 1.0} if mechanism in privacy.SHARED else {"epsilon": 8.0}
+    asked = {"mechanism": mechanism, "clip": 1.0, "delta": 1e-5, **target, **adaptive}
+    members = [numpy_sites.NumpySite("north"), numpy_sites.NumpySite("south"), numpy_sites.NumpySite("west")]
     settings = {} if mechanism == "none" else {"privacy": asked, "aggregation": {"weighting": "uniform"}}
+    if mechanism in privacy.SHARED:
+        settings |= {"min_sites": 3, "secure_aggregation": {}, "optimiser": STEP}
     recipe = numpy_sites.make_recipe(rounds=3, **settings)
     job = numpy_sites.make_job(Path(sys.argv[2]) / mechanism, members, recipe, simulated=True)
     grid = numpy_sites.LoopGrid(numpy_sites.client_app(members), len(members))

@@ -43,8 +43,8 @@ def test_one_release_comes_to_the_epsilon_and_no_less_noise_does(epsilon: float,
     spent = private_scores.event(epsilon, BUDGET, 4)
     assert (spent.unit, spent.sample_rate, spent.steps, spent.clip) == ("patient", 1.0, 1, 2.0)
     assert spent.noise_multiplier == pytest.approx(noise, rel=0.15)
-    assert accountant.epsilon(((1.0, spent.noise_multiplier, 1),), 1e-5, "rdp").value <= epsilon
-    assert accountant.epsilon(((1.0, 0.98 * spent.noise_multiplier, 1),), 1e-5, "rdp").value > epsilon
+    assert accountant.epsilon(accountant.steps(1.0, spent.noise_multiplier, 1), 1e-5, "rdp").value <= epsilon
+    assert accountant.epsilon(accountant.steps(1.0, 0.98 * spent.noise_multiplier, 1), 1e-5, "rdp").value > epsilon
 
 
 def test_an_epsilon_that_no_noise_reaches() -> None:

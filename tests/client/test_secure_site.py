@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 
+from fedvfm.client import site_file
 from fedvfm.client import state_folder as joining
 from fedvfm.client.gate import gate, masking, reply_cache, secure_answers
 from fedvfm.ledger import ledger
@@ -29,14 +30,18 @@ from tests.client import private_site
 
 PEERS = ("south", "west")
 NONE = {"mechanism": "none", "clip": None, "noise_multiplier": None, "delta": None}
+SHARED = {"mechanism": "record-level-shared"}
+ONE_STEP = {"name": "sgd", "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "batch_size": 5}
 
 
 class Study:
     """The hospital "north" with its real gate; two peers that play their parts; a coordinator by hand."""
 
-    def __init__(self, folder: Path, *, private: bool, peers: tuple[str, ...] = PEERS, **recipe: Any) -> None:
-        given = {"min_sites": 3, "secure_aggregation": {}, **recipe}
-        self.recipe = private_site.make_recipe(None if private else NONE, **given)
+    def __init__(
+        self, folder: Path, *, private: bool, shared: bool = False, peers: tuple[str, ...] = PEERS, **recipe: Any
+    ) -> None:
+        given = {"min_sites": 3, "secure_aggregation": {}, **({"optimiser": ONE_STEP} if shared else {}), **recipe}
+        self.recipe = private_site.make_recipe(SHARED if shared else None if private else NONE, **given)
         self.north = private_site.Site(folder, self.recipe, private_site.BUDGET if private else "")
         self.north.door = gate.Gate(self._app, reply_cache.Sent(self.north.where.sent), self.north.terms, self._report)
         self.server = enrolment.open_state(folder / "server")
@@ -118,6 +123,10 @@ class Study:
         text = secure_messages.sum_text(asked, signatures)
         return self.ask(protocol.UNMASK, session.round, secure=text)
 
+    def units(self) -> int:
+        """Images that can be drawn."""
+        return len(site_file.hospital(site_file.read_site(self.north.settings), self.recipe).train)
+
     def events(self) -> list[str]:
         return [entry["event"] for entry in self.north.where.audit.entries]
 
@@ -187,6 +196,43 @@ def test_what_was_sent_is_charged_once_and_sent_again_as_it_was(tmp_path: Path) 
     assert protocol.digest(third.content) != protocol.digest(first.content)
     assert study.north.app.asked.count(protocol.TRAIN) == 1, "nobody trains twice"
     assert _charges(study) == 1
+
+
+def test_shared_noise_is_charged_with_the_honest_sites_it_counts_on_and_sent_again_as_it_was(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=True, shared=True)
+    study.approve()
+    session = study.session()
+    dealt = study.dealt(session)
+    first, second = study.train(session, dealt), study.train(session, dealt)
+    assert not first.has_error(), study.faults
+    assert protocol.digest(first.content) == protocol.digest(second.content)
+    (line,) = study.north.charged()
+    assert (line["mechanism"], line["honest"], line["steps"]) == ("record-level-shared", 2, 1)
+    assert line["sample_rate"] == pytest.approx(5 / study.units())
+    assert study.train(study.session(), dealt).has_error(), "these shares are of another session"
+    total = np.zeros(5, np.uint64) + protocol.decode_masked(first.content).numbers
+    for name in PEERS:
+        total += peer_numbers(study, name, session, dealt)[0]
+    survivors = ["north", *PEERS]
+    asked = consistency.of(session.id, survivors, survivors)
+    answers = {
+        name: own.open(study.recipe.hash, 1, asked, {}, 3, lambda _: study.document.verified).revealed
+        for name, own in study.own.items()
+    }
+    answers["north"] = protocol.decode_opening(study.unmask(session, survivors).content).revealed
+    seals = {name: dealing.commitment for name, dealing in dealt.items()}
+    opened = opening.opened(session, survivors, survivors, total, answers, seals)
+    assert opened[-3:].tolist() == [3, 0, 0], "three sites, and no loss"
+    (seed,) = study.north.where.secure.glob("*.noise")
+    assert '"seed":""' in seed.read_text(), "it went with the opening"
+
+
+def test_a_policy_that_does_not_name_the_shared_mechanism_refuses_it(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=True, shared=True)
+    study.approve()
+    settings = study.north.settings
+    settings.write_text(settings.read_text().replace('["record-level-shared"]', '["record-level"]'))
+    assert study.refused(study.greet(study.document)) == "policy-privacy"
 
 
 def test_a_roster_document_waits_for_a_person_and_another_one_too(study: Study) -> None:
@@ -367,10 +413,15 @@ POINTS = (
 )
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_a_site_that_is_killed_anywhere_answers_as_if_it_had_not_been(tmp_path: Path, point: str) -> None:
+SHARED_POINTS = ("update-charged", "secure-noise-on-disk", "secure-masked-on-disk", "secure-opening-on-disk")
+
+
+@pytest.mark.parametrize(
+    ("point", "shared"), [*((point, False) for point in POINTS), *((point, True) for point in SHARED_POINTS)]
+)
+def test_a_site_that_is_killed_anywhere_answers_as_if_it_had_not_been(tmp_path: Path, point: str, shared: bool) -> None:
     """A real process of the site dies by SIGKILL; what is asked again afterwards is answered, and charged, once."""
-    study = Study(tmp_path, private=True)
+    study = Study(tmp_path, private=True, shared=shared)
     study.approve()
     session, survivors = study.session(), ["north", *PEERS]
     assert _killed(lambda: _round(study, session, survivors), point), "the point lies in a round"

@@ -46,7 +46,7 @@ class Way:
     steps: int
 
     def epsilon(self, rounds: int) -> float:
-        return accountant.epsilon(((self.rate, NOISE, self.steps * rounds),), DELTA).value
+        return accountant.epsilon(accountant.steps(self.rate, NOISE, self.steps * rounds), DELTA).value
 
 
 WAYS = (

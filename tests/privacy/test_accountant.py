@@ -30,7 +30,7 @@ def event(q: float = 0.01, sigma: float = 1.1, steps: int = 100) -> base.Privacy
 
 
 def value(q: float, sigma: float, steps: int, delta: float = 1e-5, kind: str = "rdp") -> float:
-    return accountant.epsilon(((q, sigma, steps),), delta, kind).value
+    return accountant.epsilon(accountant.steps(q, sigma, steps), delta, kind).value
 
 
 # -- the torch-free accountant is Opacus's -----------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_without_sampling_it_is_the_gaussian_mechanism(sigma: float, steps: int)
 
 @pytest.mark.parametrize(("q", "sigma", "steps"), [(0.0043, 1.1, 14063), (0.2, 1.1, 200), (0.05, 2.0, 400)])
 def test_pld_is_a_tighter_bound(q: float, sigma: float, steps: int) -> None:
-    tight = accountant.epsilon(((q, sigma, steps),), 1e-5, "pld")
+    tight = accountant.epsilon(accountant.steps(q, sigma, steps), 1e-5, "pld")
     assert tight.accountant == "pld"
     assert math.isnan(tight.order)
     assert 0.7 * value(q, sigma, steps) < tight.value < value(q, sigma, steps)
@@ -163,14 +163,15 @@ def test_beside_the_accountants_of_google_and_opacus(q: float, sigma: float, ste
 def test_pld_composes_unlike_steps() -> None:
     """Two kinds of steps cost more than either, and less than by RDP."""
     both = ((0.1, 1.5, 100), (0.2, 2.0, 50))
-    tight = accountant.epsilon(both, 1e-5, "pld")
+    spent = accountant.joined(accountant.steps(*row) for row in both)
+    tight = accountant.epsilon(spent, 1e-5, "pld")
     assert tight.accountant == "pld"
-    assert max(value(*row, kind="pld") for row in both) < tight.value < accountant.epsilon(both, 1e-5).value
+    assert max(value(*row, kind="pld") for row in both) < tight.value < accountant.epsilon(spent, 1e-5).value
 
 
 def test_pld_gives_way_to_rdp_where_its_numbers_do_not_work() -> None:
-    assert accountant.epsilon(((0.2, 0.5, 2000),), 1e-5, "pld").accountant == "rdp"
-    assert accountant.epsilon(((0.01, 2.0, 10),), 1e-12, "pld").accountant == "rdp"
+    assert accountant.epsilon(accountant.steps(0.2, 0.5, 2000), 1e-5, "pld").accountant == "rdp"
+    assert accountant.epsilon(accountant.steps(0.01, 2.0, 10), 1e-12, "pld").accountant == "rdp"
 
 
 rates, noises = st.floats(1e-3, 1.0), st.floats(0.5, 20.0)
@@ -206,10 +207,10 @@ def test_noise_is_the_least_that_holds(wanted: float, q: float, steps: int) -> N
 
 
 def test_noise_for_what_is_left() -> None:
-    before = ((0.1, 1.1, 60),)
+    before = accountant.steps(0.1, 1.1, 60)
     found = accountant.noise(8.0, 1e-5, 0.1, 300, before=before)
     assert found is not None
-    after = accountant.joined([before, ((0.1, found, 300),)])
+    after = accountant.joined([before, accountant.steps(0.1, found, 300)])
     assert 7.9 < accountant.epsilon(after, 1e-5).value <= 8.0
     assert accountant.noise(5.0, 1e-5, 0.1, 300, before=before) is None
 
@@ -221,8 +222,8 @@ def test_nothing_spent_is_nothing() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: accountant.epsilon(((0.1, 1.0, 1),), 0.0),
-        lambda: accountant.epsilon(((0.1, 1.0, 1),), 1.0),
+        lambda: accountant.epsilon(accountant.steps(0.1, 1.0, 1), 0.0),
+        lambda: accountant.epsilon(accountant.steps(0.1, 1.0, 1), 1.0),
         lambda: accountant.epsilon((), 1e-5, "gdp"),
         lambda: rdp.divergence(1.1, 1.0),
         lambda: rdp.divergence(0.1, -1.0),
@@ -298,7 +299,7 @@ def test_the_server_needs_no_torch() -> None:
         "import sys\n"
         "from fedvfm.privacy import accountant, planner, rdp, table\n"
         "from fedvfm.ledger import ledger, reconcile, summary\n"
-        "print(accountant.epsilon(((0.01, 1.1, 100),), 1e-5).value)\n"
+        "print(accountant.epsilon(accountant.steps(0.01, 1.1, 100), 1e-5).value)\n"
         "print([n for n in ('torch', 'opacus', 'monai', 'transformers') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
 from fedvfm.ledger import ledger
 from fedvfm.model import adapted_model
-from fedvfm.privacy import base, planner, records, table
+from fedvfm.privacy import accountant, base, planner, records, table
 from fedvfm.trust import keys, signed_documents
 from tests.privacy import releases
 
@@ -174,7 +174,7 @@ def test_a_large_site_is_fair_and_a_large_delta_is_not() -> None:
 
 
 def test_what_cannot_be_reached_is_said() -> None:
-    made = ask(epsilon=0.5, before=((0.1, 1.1, 100),))
+    made = ask(epsilon=0.5, before=accountant.steps(0.1, 1.1, 100))
     assert (made.noise_multiplier, made.verdict) == (None, "hopeless")
     assert "no noise reaches epsilon 0.5" in made.warnings[0]
     json.dumps(made.as_json(), allow_nan=False)

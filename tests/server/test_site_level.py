@@ -240,7 +240,7 @@ def test_the_journal_s_epsilon_is_the_accountant_s_and_bounds_the_exact_one(harn
     for number, line in enumerate(lines, 1):
         said = line["privacy"]
         assert said["steps"] == number
-        assert said["epsilon"] == accountant.epsilon(((1.0, 1.2, number),), 1e-5).value
+        assert said["epsilon"] == accountant.epsilon(accountant.steps(1.0, 1.2, number), 1e-5).value
         exact = gaussian.epsilon(1.2 / math.sqrt(number), 1e-5)
         assert exact <= said["epsilon"] <= 1.15 * exact
         told = f"round {number}: epsilon {said['epsilon']:.3g} (site level, delta 1e-05)"
@@ -252,7 +252,7 @@ def test_noise_that_is_found_keeps_the_epsilon_over_all_rounds(harness: Harness)
     privacy = {"mechanism": "site-level", "clip": CLIP, "epsilon": 8.0, "delta": 1e-5}
     line = journal(harness.run(recipe={"rounds": 5, "privacy": privacy}))[-1]
     sigma = line["privacy"]["noise_multiplier"]
-    assert line["privacy"]["epsilon"] <= 8.0 < accountant.epsilon(((1.0, sigma - 0.002, 5),), 1e-5).value
+    assert line["privacy"]["epsilon"] <= 8.0 < accountant.epsilon(accountant.steps(1.0, sigma - 0.002, 5), 1e-5).value
     event = events.event_of(
         harness.job(harness.members(), "x", recipe={"rounds": 5, "privacy": privacy}).locked.recipe, 3
     )

@@ -48,7 +48,7 @@ def summary(folder: Path) -> dict[str, Any]:
 def test_each_site_s_epsilon_is_the_accountant_s(patients: Path) -> None:
     found = summary(patients)["privacy"]
     rate, steps = base.sample_rate(2, 4), base.steps(2, 4) * 2
-    expected = accountant.epsilon(((rate, 0.8, steps),), DELTA).value
+    expected = accountant.epsilon(accountant.steps(rate, 0.8, steps), DELTA).value
     row = {"units": 2, "sample_rate": rate, "noise_multiplier": 0.8, "steps": steps, "epsilon": expected}
     assert found["sites"] == dict.fromkeys(("east", "north", "west"), row)
     assert {key: found[key] for key in found if key != "sites"} == {

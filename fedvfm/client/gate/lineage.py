@@ -212,7 +212,8 @@ class Lineage:
         settings, largest = self._recipe.aggregation, self.taken.largest
         anew = rules.refactors(rules.make(settings))
         most = np.inf if anew and largest is not None else self._recipe.admission.max_update_norm
-        if largest is not None and self._recipe.privacy.mechanism != privacy.SITE_LEVEL:
+        noised = {privacy.SITE_LEVEL, *privacy.SHARED}  # a mean with noise moves farther than what this site sent
+        if largest is not None and self._recipe.privacy.mechanism not in noised:
             most = min(most, max_step * largest)
         rate = SLACK * settings.server_learning_rate
         if settings.server_optimiser == "momentum":

@@ -9,10 +9,16 @@ files, and hold over crashes and whatever a coordinator asks:
   difference of two sums would be the update of whoever is in one of them alone. A mask key leaves only for a sum that
   enough survivors signed (:mod:`fedvfm.secure_aggregation.consistency`).
 
+Where sites share noise, a fourth: the noise of a round is drawn once, before anything leaves, and is a function of its
+seed and of the vector it goes on. Asked again, in this session or another one, a site sends the same noise on the same
+update; and in a round it masks under one roster document alone, since the sites of one document open one sum of it.
+
     <recipe>.keys                      the key pairs of the next session
     <recipe>-<round>-<session>.session secrets, shares and what was sent of a session; the secrets go when its sum is
                                        opened, the file when the next one begins or the recipe ends
     <recipe>-<round>.agreed            the one sum that this site signed or opens, and its signature; kept
+    <recipe>-<round>.noise             the seed of this site's part of a shared noise, and the roster document it was
+                                       drawn under; gone once the sum is opened
     <recipe>-<round>.opened            what left to open the sum of a round; kept, so that no other one ever does
 """
 
@@ -21,6 +27,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -31,7 +38,7 @@ from pydantic import Field
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.protocol import secure_messages
-from fedvfm.secure_aggregation import consistency, masks, participant, round_keys
+from fedvfm.secure_aggregation import consistency, discrete_gaussian, masks, participant, round_keys, shared_noise
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.storage import storage
 
@@ -39,6 +46,8 @@ _Bytes = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=400)
 _Secret = Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]+={0,2})?$", max_length=400)]
 _Pieces = dict[Annotated[str, Field(max_length=200)], _Bytes]
 Form = TypeVar("Form", bound=schema.Strict)
+Noised = Callable[[masks.Numbers, bytes], masks.Numbers]
+"""Whole numbers and the key of their noise -> the numbers with this site's part on them."""
 
 
 class _Keys(schema.Strict):
@@ -65,6 +74,13 @@ class _Kept(schema.Strict):
     commitment: str
     inbox: _Pieces = Field(default={})
     masked: str = ""
+
+
+class _Seed(schema.Strict):
+    """Of the noise of a round. The seed is empty once a later round began: that round is over here."""
+
+    seed: _Secret
+    roster: schema.Sha256
 
 
 class _Agreed(schema.Strict):
@@ -143,6 +159,7 @@ class Sessions:
         inbox: Mapping[str, bytes],
         plain: masks.Numbers,
         least_sites: int,
+        noised: Noised | None = None,
     ) -> masks.Numbers:
         """The numbers of an update under the masks of a session.
 
@@ -154,9 +171,11 @@ class Sessions:
             inbox: what the other members dealt.
             plain: of :meth:`fedvfm.secure_aggregation.fixed_point.FixedPoint.encode`.
             least_sites: fewest sites that a sum is opened of.
+            noised: puts this site's part of a shared noise on the numbers; None where nothing is shared.
 
         Raises:
-            SecureAggregationError: if the session is not one that this site takes part in, or masked other numbers.
+            SecureAggregationError: if the session is not one that this site takes part in, masked other numbers, or is
+                of another roster document than this round's noise.
         """
         with self._alone():
             kept = self._require(recipe, number, session_id)
@@ -164,6 +183,8 @@ class Sessions:
             if session.base != base:
                 raise errors.SecureAggregationError("secure-session", "the session was agreed for another adapter")
             held = participant.received(session, self._site, secrets, dealt, inbox)
+            if noised is not None:
+                plain = noised(plain, self._noise_key(session, plain))
             after = participant.masked(session, self._site, secrets, dealt, held, plain, least_sites)
             digest = hashlib.sha256(after.tobytes()).hexdigest()
             if kept.masked not in ("", digest):
@@ -268,8 +289,42 @@ class Sessions:
         participant.require_list(session, self._site, held, asked.survivors, least_sites)
         return session, held
 
+    def _noise_key(self, session: sessions.Session, plain: masks.Numbers) -> bytes:
+        return shared_noise.key(self._seed(session), plain.tobytes())
+
+    def _seed(self, session: sessions.Session) -> bytes:
+        """The seed of this round's noise: drawn now, and on disk, if it was not before.
+
+        Raises:
+            SecureAggregationError: ``secure-session`` if it was drawn under another roster document, or is gone.
+        """
+        path = self._noise_path(session.recipe, session.round)
+        kept = _read(path, _Seed)
+        if kept is None and not path.exists():
+            kept = _Seed(seed=_text(os.urandom(discrete_gaussian.KEY_SIZE)), roster=session.roster)
+            storage.write_text(path, kept.model_dump_json())
+            storage.fault_point("secure-noise-on-disk")
+        if kept is None or kept.roster != session.roster or not kept.seed:
+            raise errors.SecureAggregationError(
+                "secure-session",
+                f"round {session.round}: noise was drawn for it under another roster document, or a later round began "
+                "here since; a second noise of one round would let the two be averaged",
+            )
+        return _data(kept.seed)
+
+    def _end_noise(self, recipe: str, before: int) -> None:
+        """Forget the seeds of earlier rounds, though not that there were some."""
+        for path in self._folder.glob(f"{recipe}-*.noise"):
+            kept = _read(path, _Seed)
+            if kept is not None and kept.seed and path.stem < self._noise_path(recipe, before).stem:
+                storage.write_text(path, kept.model_copy(update={"seed": ""}).model_dump_json())
+
     def _wipe(self, recipe: str, number: int, session_id: str) -> None:
-        """Let go of the secrets of a session whose sum was opened: the state folder opens nothing of it later."""
+        """Let go of the secrets of a session whose sum was opened: the state folder opens nothing of it later.
+
+        The seed of its noise goes with them: who has it and the sum could take this site's part out.
+        """
+        self._end_noise(recipe, number + 1)
         kept = self._find(recipe, number, session_id)
         if kept is not None and kept.seed:
             self._next(recipe)  # while the session still names its keys as spent
@@ -280,7 +335,8 @@ class Sessions:
     def forget(self, recipe: str) -> None:
         """The recipe has ended: its keys and its last session go. What was signed or opened stays noted for good."""
         with self._alone():
-            for path in (*self._folder.glob(f"{recipe}-*.session"), self._folder / f"{recipe}.keys"):
+            sessions_of = self._folder.glob(f"{recipe}-*.session")
+            for path in (*sessions_of, *self._folder.glob(f"{recipe}-*.noise"), self._folder / f"{recipe}.keys"):
                 path.unlink(missing_ok=True)
 
     def _settle(self, path: Path, asked: consistency.Sum, signature: str = "") -> _Agreed:
@@ -340,6 +396,7 @@ class Sessions:
         for old in self._folder.glob(f"{session.recipe}-*.session"):
             if old != path:
                 old.unlink(missing_ok=True)
+        self._end_noise(session.recipe, session.round)
         return kept
 
     def _parts(self, recipe: str, kept: _Kept) -> tuple[sessions.Session, round_keys.Secrets, participant.Dealt]:
@@ -402,6 +459,9 @@ class Sessions:
 
     def _agreed_path(self, recipe: str, number: int) -> Path:
         return self._folder / f"{recipe}-{number:06d}.agreed"
+
+    def _noise_path(self, recipe: str, number: int) -> Path:
+        return self._folder / f"{recipe}-{number:06d}.noise"
 
     def _opened_path(self, recipe: str, number: int) -> Path:
         return self._folder / f"{recipe}-{number:06d}.opened"

@@ -163,8 +163,8 @@ def steps(recipe: schema.Recipe, images: int) -> int:
 
 
 def _bare(recipe: schema.Recipe) -> bool:
-    """Whether an update leaves this site without noise: without a mechanism, and at site level too."""
-    return recipe.privacy.mechanism in (NO_PRIVACY, privacy_config.SITE_LEVEL)
+    """Whether an update is made without a bound for each image: without a mechanism, and at site level too."""
+    return privacy_config.UNITS.get(recipe.privacy.mechanism, "site") == "site"
 
 
 def check_task(

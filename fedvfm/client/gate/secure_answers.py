@@ -9,9 +9,10 @@ from flwr.app import RecordDict
 
 from fedvfm import errors
 from fedvfm.client.gate import masking
+from fedvfm.config import privacy
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.protocol import protocol, secure_messages, wire
-from fedvfm.secure_aggregation import consistency, fixed_point
+from fedvfm.secure_aggregation import consistency, fixed_point, masks
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.state import state
 from fedvfm.trust import roster_document
@@ -37,7 +38,8 @@ def share(own: masking.Sessions, task: protocol.Task, roster: roster_document.Ro
         raise errors.SecureAggregationError(
             "secure-session", "the session is of another roster document or round, or of a lower threshold"
         )
-    sessions.require(session, task.recipe.min_sites, secure.colluders, list(roster.keys))
+    shared = task.recipe.privacy.mechanism in privacy.SHARED
+    sessions.require(session, task.recipe.min_sites, secure.colluders, list(roster.keys), single=shared)
     sessions.require_signed(session, roster.verified)
     return protocol.encode_dealing(own.deal(session))
 
@@ -60,8 +62,14 @@ def mask(own: masking.Sessions, site: str, task: protocol.Task, update: state.Si
         session, inbox = secure_messages.read_inbox(task.secure)
     recipe, names = task.recipe, sorted(update.state)
     weight = update.num_examples if recipe.aggregation.weighting == "examples" else 1
-    plain = fixed_point.of(recipe).encode(update.state, task.state, names, weight, update.metrics.get("loss"))
-    numbers = own.mask(recipe.hash, task.round, task.state.fingerprint, session, inbox, plain, recipe.min_sites)
+    point, start = fixed_point.of(recipe), task.state
+    plain = point.encode(update.state, start, names, weight, update.metrics.get("loss"))
+
+    def noised(numbers: masks.Numbers, key: bytes) -> masks.Numbers:
+        return point.noised(numbers, start, names, key)
+
+    noise = None if point.noise is None else noised
+    numbers = own.mask(recipe.hash, task.round, start.fingerprint, session, inbox, plain, recipe.min_sites, noise)
     return protocol.encode_masked(secure_messages.Masked(site, task.round, task.state.fingerprint, session, numbers))
 
 

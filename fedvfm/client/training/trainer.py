@@ -71,10 +71,11 @@ def train(
                 )
             _set_rates(optimiser, recipe.optimiser, ((round_number - 1 - since) * pace.steps + step) / total)
             loss_sum += pace.take()
-            if step == 0 and pace.part is not None:
+            if step == 0 and pace.part is not None and pace.part.noised:
                 _require_moved(model, base, site, round_number, 1)
             on_step(step + 1, pace.steps)
-    after = _require_moved(model, base, site, round_number, pace.steps)
+    bare = pace.part is not None and not pace.part.noised
+    after = model.read() if bare else _require_moved(model, base, site, round_number, pace.steps)
     metrics = {"loss": loss_sum / pace.steps, "seconds": round(time.monotonic() - started, 3)}
     update = state.SiteUpdate(
         site.name,

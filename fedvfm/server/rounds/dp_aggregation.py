@@ -178,7 +178,7 @@ class Private:
         own = self._recipe.privacy
         noises = [float(line[ENTRY]["noise_multiplier"]) for line in before if ENTRY in line]
         noises.append(float(memory["noise_multiplier"]))
-        spent = accountant.joined(((1.0, noise, 1),) for noise in noises)
+        spent = accountant.joined(accountant.steps(1.0, noise, 1) for noise in noises)
         bound = accountant.epsilon(spent, float(own.delta or 0.0))
         return {
             "mechanism": own.mechanism,

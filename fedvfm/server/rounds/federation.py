@@ -302,7 +302,7 @@ class Federation:
         least = cohort.quorum(len(members), self.job.server)
         tell = functools.partial(self._refused, number)
         mean, sites, refused = secure.run(number, adapter, members, least, ask, tell)
-        return secure_sum.joined(mean, sites, {"cohort": sorted(nodes), "refused": refused})
+        return secure_sum.joined(mean, sites, {"cohort": sorted(nodes), "refused": refused}, self.recipe)
 
     def _joined(
         self,

@@ -185,7 +185,9 @@ class SecureRounds:
         self, number: int, start: state.AdapterState, members: Mapping[str, handshake.Member]
     ) -> sessions.Session:
         known = [self._keys[name] for name in sorted(members) if self._sound(name)]
-        threshold = self._secure.threshold or sessions.least_threshold(len(known), self._secure.colluders)
+        # Where noise is shared, one sum of a round may be opened among all sites of the roster document.
+        sites = len(known) if self._point.noise is None else len(self.roster.keys)
+        threshold = max(self._secure.threshold, sessions.least_threshold(sites, self._secure.colluders))
         return sessions.Session(self._recipe.hash, number, start.fingerprint, self.roster.hash, threshold, tuple(known))
 
     def _sound(self, name: str) -> bool:

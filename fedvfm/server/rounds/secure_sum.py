@@ -2,7 +2,8 @@
 
 In a simulation the sites and the coordinator are one machine, and a mask would hide nothing from anybody: the numbers
 are summed as they are. Sums of whole numbers are exact, so the adapter is the same one, to the bit, that comes of
-masked numbers (:mod:`fedvfm.secure_aggregation`).
+masked numbers (:mod:`fedvfm.secure_aggregation`). Noise that sites share is drawn from the run's seed: it protects
+nobody.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fedvfm import errors
+from fedvfm import errors, seeding
 from fedvfm.config import schema
-from fedvfm.secure_aggregation import fixed_point, masks
+from fedvfm.secure_aggregation import discrete_gaussian, fixed_point, masks, shared_noise
 from fedvfm.server.rounds import aggregation
 from fedvfm.state import factors, state
 
@@ -33,7 +34,7 @@ class PlainSum:
     """
 
     def __init__(self, recipe: schema.Recipe, start: state.AdapterState, manifest: state.Manifest, number: int) -> None:
-        self._recipe, self._start, self._point = recipe, start, fixed_point.of(recipe)
+        self._recipe, self._start, self._point, self._number = recipe, start, fixed_point.of(recipe), number
         self._names = factors.trained(manifest, recipe.adapter.factors, number)
         self._total: masks.Numbers | None = None
         self._sites: list[str] = []
@@ -47,7 +48,9 @@ class PlainSum:
         """See :class:`fedvfm.server.rounds.aggregation.Intake`."""
         weight = int(aggregation.weight(update, self._recipe.aggregation.weighting))
         loss = update.metrics.get("loss")
-        numbers = self._point.encode(update.state, self._start, self._names, weight, loss)
+        plain = self._point.encode(update.state, self._start, self._names, weight, loss)
+        key = simulated_key(self._recipe.seed, self._number, update.site)
+        numbers = self._point.noised(plain, self._start, self._names, key)
         self._total = numbers if self._total is None else np.add(self._total, numbers)
         self._sites.append(update.site)
 
@@ -65,7 +68,12 @@ class PlainSum:
         if self._total is None:
             raise errors.EmptyCohort("no update was admitted, so there is nothing to aggregate")
         mean = self._point.decode(self._total, self._start, self._names, len(self._sites))
-        return joined(mean, self.sites, record)
+        return joined(mean, self.sites, record, self._recipe)
+
+
+def simulated_key(seed: int, number: int, site: str) -> bytes:
+    """Of a virtual hospital's part of the noise: the same in every engine."""
+    return seeding.stream(seed, "shared noise", number, site).bytes(discrete_gaussian.KEY_SIZE)
 
 
 def require_enough(recipe: schema.Recipe, sites: Collection[str], number: int) -> None:
@@ -81,9 +89,12 @@ def require_enough(recipe: schema.Recipe, sites: Collection[str], number: int) -
         )
 
 
-def joined(mean: fixed_point.Mean, sites: Collection[str], record: Mapping[str, Any]) -> aggregation.Joined:
+def joined(
+    mean: fixed_point.Mean, sites: Collection[str], record: Mapping[str, Any], recipe: schema.Recipe
+) -> aggregation.Joined:
     """What the journal states: nothing of a single site but that it is in the sum."""
     about = {"sites": len(sites), "weight": mean.weight, "loss": mean.loss, "norm": round(mean.norm, 9)}
+    about |= _noise(recipe, len(sites))
     line = {
         "examples": dict.fromkeys(sorted(sites)),
         "weights": {},
@@ -93,3 +104,12 @@ def joined(mean: fixed_point.Mean, sites: Collection[str], record: Mapping[str, 
         ENTRY: about,
     }
     return aggregation.Joined(mean.state, {}, {**record, **line})
+
+
+def _noise(recipe: schema.Recipe, sites: int) -> dict[str, Any]:
+    """What noise is in the mean; empty where none is shared."""
+    noise = shared_noise.of(recipe)
+    if noise is None:
+        return {}
+    on_mean = noise.part * sites**0.5 / sites
+    return {"noise_multiplier": noise.multiplier, "honest": noise.honest, "noise_on_mean": round(on_mean, 12)}

@@ -138,7 +138,8 @@ def _event(recipe: schema.Recipe, units: int) -> base.PrivacyEvent:
 
 def _bound(event: base.PrivacyEvent, times: int, own: privacy.RecipePrivacy) -> Row:
     steps = event.steps * times
-    found = accountant.epsilon(((event.sample_rate, event.noise_multiplier, steps),), float(own.delta or 0.0))
+    curve = accountant.steps(event.sample_rate, event.noise_multiplier, steps, event.shared)
+    found = accountant.epsilon(curve, float(own.delta or 0.0))
     return {"noise_multiplier": event.noise_multiplier, "steps": steps, "epsilon": planner.finite(found.value)}
 
 
