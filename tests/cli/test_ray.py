@@ -81,6 +81,13 @@ def test_ray_gives_the_same_bits_as_in_process(tiny: Any, finished: Path, tmp_pa
     assert last[0]["down"] == pytest.approx(last[1]["down"], rel=0.01)
 
 
+SHARED_STEPS = (
+    "recipe.min_sites=3",
+    "recipe.secure_aggregation={}",
+    'recipe.optimiser={name="sgd", schedule="constant", warmup=0.0, weight_decay=0.0, learning_rate=0.1}',
+)
+
+
 def on_both_engines(tiny: Any, folder: Path, changed: str) -> None:
     """Run the federated arm with one setting changed, in-process and on Ray, and compare what they end with."""
     for engine in ("in-process", "ray"):
@@ -101,9 +108,9 @@ def test_coded_differences_give_the_same_bits_too(tiny: Any, tmp_path: Path) -> 
     on_both_engines(tiny, tmp_path, 'recipe.codec="int8"')
 
 
-@pytest.mark.parametrize("mechanism", ["patient-level", "site-level"])
+@pytest.mark.parametrize("mechanism", ["patient-level", "site-level", "patient-level-shared"])
 def test_noise_of_a_run_s_seed_gives_the_same_bits_too(tiny: Any, cli: Any, tmp_path: Path, mechanism: str) -> None:
-    """Drawn at the sites, in other processes, or at the server."""
+    """Drawn at the sites, in other processes, or at the server; or shared, on the whole numbers of a secure sum."""
     data = tiny.with_patients(tmp_path / "data")
     privacy = f'{{mechanism="{mechanism}", clip=1.0, noise_multiplier=0.8, delta=1e-5}}'
     sets = (
@@ -111,6 +118,7 @@ def test_noise_of_a_run_s_seed_gives_the_same_bits_too(tiny: Any, cli: Any, tmp_
         "baselines=[]",
         'recipe.aggregation.weighting="uniform"',
         f"recipe.privacy={privacy}",
+        *(SHARED_STEPS if mechanism.endswith("-shared") else ()),
     )
     call = ["simulate", tiny.experiment, *(word for one in sets for word in ("--set", one))]
     alike = cli(*call, "--output", tmp_path / "in-process")
@@ -119,9 +127,11 @@ def test_noise_of_a_run_s_seed_gives_the_same_bits_too(tiny: Any, cli: Any, tmp_
     assert answer.code == 0, answer.err
     assert tiny.results(tmp_path / "ray") == tiny.results(tmp_path / "in-process")
     found = [tiny.lines(tmp_path / engine / "journal.jsonl") for engine in ("ray", "in-process")]
+    assert all(("secure_aggregation" in line) == mechanism.endswith("-shared") for line in found[0])
     for mine, theirs in zip(*found, strict=True):
         assert mine["fingerprint"] == theirs["fingerprint"]
         assert mine.get("privacy") == theirs.get("privacy")
+        assert mine.get("secure_aggregation") == theirs.get("secure_aggregation")
     drawn = [line["privacy"]["simulated"] for line in found[0] if "privacy" in line]
     assert drawn == ([True] * 3 if mechanism == "site-level" else []), "the server's draws"
 

@@ -87,6 +87,25 @@ def test_one_factor_at_a_time_over_a_real_network(tiny: Any, tmp_path: Path) -> 
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "deployment" / "journal.jsonl")] == [0.0] * 3
 
 
+def test_a_secure_sum_with_shared_noise_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
+    """Virtual hospitals mask nothing from one machine; the whole numbers and their seeded noise are the same ones."""
+    sets = (
+        *ALONE[1:],
+        "recipe.min_sites=3",
+        "recipe.secure_aggregation={}",
+        'recipe.aggregation.weighting="uniform"',
+        'recipe.privacy={mechanism="site-level-shared", clip=1.0, noise_multiplier=0.1, delta=1e-5}',
+    )
+    words = [word for one in sets for word in ("--set", one)]
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", tiny.experiment, *words, "--engine", engine, "--output", tmp_path / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    lines = tiny.lines(tmp_path / "deployment" / "journal.jsonl")
+    assert [line["secure_aggregation"]["honest"] for line in lines] == [2, 2, 2]
+
+
 def test_coded_differences_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
     sets = [*TWO, "--set", 'recipe.codec="int8"']
     for engine in ("in-process", "deployment"):

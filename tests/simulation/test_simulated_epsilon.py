@@ -66,7 +66,7 @@ def test_each_site_s_epsilon_is_the_accountant_s(patients: Path) -> None:
 
 def test_baselines_say_their_own_epsilon(patients: Path, site_level: Path) -> None:
     arms = summary(patients)["arms"]
-    pooled = accountant.epsilon(((base.sample_rate(6, 4), 0.8, base.steps(6, 4) * 2),), DELTA).value
+    pooled = accountant.epsilon(accountant.steps(base.sample_rate(6, 4), 0.8, base.steps(6, 4) * 2), DELTA).value
     assert arms["pooled"]["simulated_epsilon"] == pooled
     assert arms["local-only"]["simulated_epsilon"] == arms["federated"]["simulated_epsilon"]
     arms = summary(site_level)["arms"]
