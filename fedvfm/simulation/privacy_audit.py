@@ -217,7 +217,7 @@ def with_coins(what: schema.Experiment, hospital: virtual_hospitals.Hospital, un
     event = events.event_of(recipe, len(units))
     claimed = None
     if event is not None:
-        spent = ((event.sample_rate, event.noise_multiplier, event.steps * recipe.rounds),)
+        spent = accountant.steps(event.sample_rate, event.noise_multiplier, event.steps * recipe.rounds, event.shared)
         claimed = accountant.epsilon(spent, recipe.privacy.delta or DELTA).value
     cache = feature_cache.FeatureCache(what.cache_mib * run.MIB)
     # Rate, steps and noise come from the number of all units, which no coin changes.

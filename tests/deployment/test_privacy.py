@@ -143,7 +143,7 @@ def test_scores_of_a_federation_leave_with_noise_and_are_charged(private: Privat
     assert {(line["sample_rate"], line["steps"]) for line in scores} == {(1.0, 1)}
     assert len({line["noise_multiplier"] for line in scores}) == 1
     noise = scores[0]["noise_multiplier"]
-    assert accountant.epsilon(((1.0, noise, 1),), DELTA).value <= 2.0
+    assert accountant.epsilon(accountant.steps(1.0, noise, 1), DELTA).value <= 2.0
     for row in rows:
         assert {"dice", "iou"} <= set(row) <= {"dice", "dice_disc", "iou", "iou_disc", "nsd"}
         assert all(0.0 <= value <= 1.0 for value in row.values())
