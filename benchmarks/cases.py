@@ -1,6 +1,6 @@
 """Answers for cases of many images: federated against pooled, and heads against each other, over seeds.
 
-    python benchmarks/cases.py [cells lesions] [--seeds 0 1 2] [--output runs/cases] [--rounds N]
+    python benchmarks/cases.py [cells lesions] [--seeds 0 1 2] [--heads mst vote] [--output runs/cases] [--rounds N]
 
 ``cells``: the crops of a blood smear are one case; does it hold a platelet? Six virtual hospitals, frozen DINOv2; heads
 ``attention-mil`` and ``mean``. Needs the cells data (``FEDVFM_DATA``).
@@ -37,7 +37,7 @@ from fedvfm.storage import storage
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "simulations" / "results" / "cases.json"
-CASES, SLICES, RADIUS, BRIGHT = 120, 40, (10.0, 16.0), 0.9
+CASES, SLICES, RADIUS, BRIGHT = 96, 40, (10.0, 16.0), 0.9
 HEADS = {"cells": ("attention-mil", "mean"), "lesions": ("mst", "attention-mil", "vote")}
 ROUNDS = {"cells": 10, "lesions": 12}
 
@@ -123,7 +123,7 @@ def experiment(name: str, head: str, data: Path, seed: int, rounds: int) -> dict
     return {
         "name": f"{name}-{head}",
         "note": "no clinical claim",
-        "baselines": ["pooled"] if head == "vote" else ["pooled", "local-only", "classical"],
+        "baselines": ["pooled", "local-only", "classical"] if cells else ["pooled"],
         "data": {"source": "folder", "path": str(data)},
         "partition": {
             "kind": "iid" if cells else "appearance",
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/cases"))
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--heads", nargs="+", default=[])
     chosen = parser.parse_args()
     output = chosen.output.absolute()
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -197,8 +198,9 @@ def main() -> None:
             shutil.rmtree(data, ignore_errors=True)
             smears(data) if name == "cells" else lesions(data)
         rounds = chosen.rounds or ROUNDS[name]
-        result[name] = {"rounds": rounds, "seeds": chosen.seeds, "auroc": {}}
-        for head in HEADS[name]:
+        before = result.get(name, {}).get("auroc", {})
+        result[name] = {"rounds": rounds, "seeds": chosen.seeds, "auroc": before}
+        for head in chosen.heads or HEADS[name]:
             rows = []
             for seed in chosen.seeds:
                 place = output / f"{name}-{head}-{seed}"
