@@ -58,7 +58,7 @@ def recipe(
     classes: Annotated[
         str | None, typer.Option(help="Class names: background,lesion. In segmentation the background first.")
     ] = None,
-    task: Annotated[str, typer.Option(help="segmentation or classification.")] = "segmentation",
+    task: Annotated[str, typer.Option(help="segmentation, classification or case-classification.")] = "segmentation",
     backbone: Annotated[
         str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
     ] = "dinov2-small-imgfocus",

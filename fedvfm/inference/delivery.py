@@ -135,7 +135,7 @@ def require_promptless(model: adapted_model.AdaptedModel, what: str) -> None:
 
 
 def require_images(model: adapted_model.AdaptedModel, what: str) -> None:
-    """Refuse adapters that answer for cases of many images, which no other tool's layout holds yet.
+    """Refuse adapters that answer for cases of many images, where only images by themselves can be answered for.
 
     Raises:
         ConfigError: naming the remedy.
@@ -144,8 +144,9 @@ def require_images(model: adapted_model.AdaptedModel, what: str) -> None:
         raise errors.ConfigError(
             what,
             [
-                f"this adapter answers for cases of many images (recipe.task.kind = '{model.recipe.task.kind}'), and "
-                "none of these layouts holds its head. Use 'fedvfm predict', or fedvfm.load_adapter"
+                f"this adapter answers for cases of many images (recipe.task.kind = '{model.recipe.task.kind}'), which "
+                "this does not hold. Use 'fedvfm predict', or export --format onnx: a graph of the backbone and one of "
+                "the head"
             ],
         )
 

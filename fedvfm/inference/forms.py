@@ -53,7 +53,8 @@ def export_adapter(
     folder = Path(output_folder)
     output.require_free(folder)
     model = export.load_adapter(adapter, backbone=backbone)
-    delivery.require_images(model, f"--format {form}")
+    if form != "onnx":
+        delivery.require_images(model, f"--format {form}")
     with output.whole(folder) as made, warnings.catch_warnings():
         # What libraries will rename some day is no business of who exports.
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ ONE_FILE_BYTES = 1_900_000_000
 def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """``model.onnx``: input ``image``, output ``logits``, checked against the model before it counts as written.
 
+    Of cases two graphs: :mod:`fedvfm.inference.case_graph`.
+
     The batch is free where the exporter can keep it so, else it is 1; height and width are those of the contract.
 
     Raises:
@@ -48,14 +50,13 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
             f"export to ONNX needs {' and '.join(missing)}, not installed here. Run: pip install 'fedvfm[onnx]'"
         )
     delivery.require_promptless(model, "--format onnx")
+    if model.task.bags:
+        from fedvfm.inference import case_graph
+
+        return case_graph.write(model, folder)
     plain = delivery.Deliverable(delivery.exact(delivery.folded(model))).eval()
     program, batch = _graph(plain, model)
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # the exporter notes each line of source with this machine's paths
-    program.model.metadata_props.update(_facts(model))
-    big = sum(value.numel() for value in plain.state_dict().values()) * 4 > ONE_FILE_BYTES
-    with storage.guard(folder), _quiet():
-        program.save(str(folder / FILE), external_data=big)
+    _store(program, plain, folder / FILE, model)
     by, off = _check(folder / FILE, plain, model, (1, 3) if batch is None else (batch,))
     storage.write_text(folder / "README.md", _card(model, batch, by, off))
     return {"opset": OPSET, "batch": "free" if batch is None else batch, "checked_with": by, "difference": off}
@@ -139,13 +140,69 @@ def _graph(plain: delivery.Deliverable, model: adapted_model.AdaptedModel) -> tu
     try:
         return _exported(plain, delivery.example(model, 1), None), 1
     except Exception as error:
-        raise errors.ConfigError(
-            "--format onnx",
-            [
-                f"torch {torch.__version__} cannot express backbone '{model.backbone.name}' with adapter kind "
-                f"'{model.recipe.adapter.kind}' as ONNX ({type(error).__name__}); use hf or monai"
-            ],
-        ) from error
+        raise _inexpressible(model, error) from error
+
+
+def save(
+    module: torch.nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dimensions: Any,
+    path: Path,
+    model: adapted_model.AdaptedModel,
+) -> None:
+    """One graph of any module, with what a reader of it must know.
+
+    Raises:
+        ConfigError: if the exporter cannot express it.
+    """
+    try:
+        with _quiet(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                module,
+                inputs,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_shapes=dimensions,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever the traced code raises
+        raise _inexpressible(model, error) from error
+    _store(program, module, path, model)
+
+
+def _store(program: Any, module: torch.nn.Module, path: Path, model: adapted_model.AdaptedModel) -> None:
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the exporter notes each line of source with this machine's paths
+    program.model.metadata_props.update(_facts(model))
+    big = sum(value.numel() for value in module.state_dict().values()) * 4 > ONE_FILE_BYTES
+    with storage.guard(path.parent), _quiet():
+        program.save(str(path), external_data=big)
+
+
+def _inexpressible(model: adapted_model.AdaptedModel, error: Exception) -> errors.ConfigError:
+    return errors.ConfigError(
+        "--format onnx",
+        [
+            f"torch {torch.__version__} cannot express backbone '{model.backbone.name}' with adapter kind "
+            f"'{model.recipe.adapter.kind}' as ONNX ({type(error).__name__}); use hf or monai"
+        ],
+    )
+
+
+def outputs(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """All outputs of a graph, by onnxruntime where it is installed, else by ONNX's own slow reference."""
+    feed = {name: value.cpu().numpy() for name, value in inputs.items()}
+    if importlib.util.find_spec("onnxruntime") is not None:
+        computed = sessions.opened(path).run(None, feed)
+    else:
+        from onnx import reference
+
+        computed = reference.ReferenceEvaluator(str(path)).run(None, feed)
+    return [torch.from_numpy(np.asarray(value)) for value in computed]
 
 
 def _exported(plain: delivery.Deliverable, image: Tensor, dimensions: Any) -> Any:
@@ -164,13 +221,8 @@ def _exported(plain: delivery.Deliverable, image: Tensor, dimensions: Any) -> An
 
 def _run(path: Path, image: Tensor) -> tuple[str, Tensor]:
     """(what ran it, logits): onnxruntime where it is installed, else ONNX's own slow reference."""
-    feed = {"image": image.cpu().numpy()}
-    if importlib.util.find_spec("onnxruntime") is not None:
-        session = sessions.opened(path)
-        return "onnxruntime", torch.from_numpy(np.asarray(session.run(None, feed)[0]))
-    from onnx import reference
-
-    return "onnx.reference", torch.from_numpy(np.asarray(reference.ReferenceEvaluator(str(path)).run(None, feed)[0]))
+    by = "onnxruntime" if importlib.util.find_spec("onnxruntime") is not None else "onnx.reference"
+    return by, outputs(path, {"image": image})[0]
 
 
 def _facts(model: adapted_model.AdaptedModel) -> dict[str, str]:

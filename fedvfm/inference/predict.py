@@ -151,6 +151,8 @@ def run(
     place = "cpu" if graph is not None else devices.choose(device)
     model = export.load_adapter(adapter, device=place, backbone=backbone)
     delivery.require_promptless(model, "predict")
+    if graph is not None:
+        delivery.require_images(model, "--graph")
     numbered = [item for item in found if item.kind == "dicom"]
     if delivery.dense(model) and form in ("auto", "dicom-seg") and numbered:
         segmentation_object.require_installed()
@@ -346,15 +348,17 @@ class Predictor:
 
     def _case(self, item: inputs.Item) -> list[dict[str, Any]]:
         """A case of many images: one row, with the weight of each image in its answer."""
+        header: headers.Header | None = None
         if item.kind == "picture":
             parts = item.parts or (item,)
             shown: Iterator[tuple[str, samples.Pixels]] = ((part.name, self._read(part)) for part in parts)
         else:
             case = layouts.Case(item.name, item.files)
             seen = self._seen(item, case)
-            if seen.header is None:
+            header = seen.header
+            if header is None:
                 raise errors.DataError(f"{item.name}: neither a picture nor a volume")
-            shown = ((name, pixels) for _, name, pixels in self._slices(case, seen.header))
+            shown = ((name, pixels) for _, name, pixels in self._slices(case, header))
         names, vectors, pictures = list[str](), list[Tensor](), dict[str, NDArray[np.float32]]()
         while some := list(itertools.islice(shown, self.batch)):
             names += [name for name, _ in some]
@@ -368,10 +372,19 @@ class Predictor:
         for at in np.argsort(weights)[::-1][:HEAVIEST]:
             if self.overlays:
                 self.place.shown(names[at], pictures[names[at]])
+        if self.overlays and header is not None and not header.moments:
+            self.place.nifti(f"{results.OVERLAYS}/{item.name}", self._painted(weights, header), header)
         for note in [] if item.parts else self._noted(item, "csv"):
             self.notes.setdefault(note, []).append(item.name)
         parts_row = [{"id": name, "weight": round(weight, 6)} for name, weight in zip(names, weights, strict=True)]
         return [{**self._class(item.name, _chances(values)), "parts": parts_row, "files": self.place.files}]
+
+    def _painted(self, weights: Sequence[float], header: headers.Header) -> NDArray[Any]:
+        """The weight of every slice in all of its voxels, 255 for the heaviest one, on the input's own grid."""
+        plane = slices.plane_of(header, self.view)
+        numbers = np.round(255 * np.asarray(weights) / max(weights)).astype(np.uint8)
+        painted = {at: np.full(header.size(plane), number, dtype=np.uint8) for at, number in enumerate(numbers)}
+        return volumes.place_back(painted, header, plane)
 
     @torch.no_grad()
     def vectors(self, shown: Sequence[samples.Pixels]) -> Tensor:

@@ -134,8 +134,8 @@ class Maximum(CaseHead):
     def weights(self, cases: Bags) -> Tensor:
         """See CaseHead."""
         largest = self._rows(cases).argmax(dim=1)
-        shares = nn.functional.one_hot(largest, cases.vectors.shape[1]).to(cases.vectors.dtype)
-        return shares.mean(dim=1)
+        numbers = torch.arange(cases.vectors.shape[1], device=largest.device)
+        return (largest[..., None] == numbers).to(cases.vectors.dtype).mean(dim=1)
 
 
 class AttentionMil(CaseHead):

@@ -20,6 +20,7 @@ from fedvfm import errors
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
 from fedvfm.config import schema
+from fedvfm.data import bags
 from fedvfm.storage import storage
 
 LINE = re.compile(r'^#?([A-Za-z0-9_]+|"[^"]+") = (.*)$')
@@ -37,6 +38,8 @@ EXPERIMENT_HEAD = """\
 
 _SEGMENTATION = {"optimiser.learning_rate": 1.5e-3, "optimiser.head_learning_rate": 6e-3, "optimiser.batch_size": 2}
 _CLASSIFICATION = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 5e-3, "optimiser.batch_size": 8}
+_CASES = {"optimiser.learning_rate": 1e-3, "optimiser.batch_size": 8, "adapter.kind": "head-only"}
+"""Of cases the head alone: a step through the backbone computes every image of eight cases."""
 _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
 _SAM_SIDE, _SAM3_SIDE = 1024, 1008
@@ -130,7 +133,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     needs torch.
 
     Args:
-        task: segmentation or classification.
+        task: segmentation, classification or case-classification.
         backbone: a name of the table, a Hugging Face name or a folder.
         classes: their names; in segmentation the background first.
 
@@ -144,7 +147,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     values: dict[str, Any] = {"task.kind": task, "backbone.name": backbone, "data.class_names": list(classes)}
     values |= {"data.augment": ["mirror", "intensity"]}
     # Plain cross entropy on unequal classes may end in one answer for all.
-    values |= {"task.options": {"sampling": "balanced"}} if task == "classification" else {}
+    values |= {"task.options": {"sampling": "balanced"}} if task in ("classification", *bags.LABELS_OF) else {}
     known, shape = weights.KNOWN.get(backbone), _shape(settings)
     if known is not None and known.sha256:
         values["backbone.sha256"] = known.sha256
@@ -156,8 +159,9 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         values |= _SAM | {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}
     else:
         depth = int(shape.get("num_hidden_layers", 0))
-        values |= _SEGMENTATION if task == "segmentation" else _CLASSIFICATION
-        values |= {"data.views": 4, "adapter.layers": list(range(depth - depth // 3, depth))}
+        layers = {"adapter.layers": list(range(depth - depth // 3, depth))}
+        kinds = {"segmentation": _SEGMENTATION | layers, "classification": _CLASSIFICATION | layers}
+        values |= {"data.views": 4, **kinds.get(task, _CASES if task in bags.LABELS_OF else kinds["classification"])}
     found = fill(text("recipe.toml"), values)
     schema.parse(schema.Recipe, tomllib.loads(found), "recipe")
     return headed("recipe", found)

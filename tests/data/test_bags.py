@@ -88,6 +88,24 @@ def test_a_column_says_which_images_are_one_case(tmp_path: Path, table: str) -> 
     assert len(without) == 4, "for other tasks every image is a sample"
 
 
+def test_a_case_is_of_one_patient_where_nobody_says_whose_it_is(tmp_path: Path) -> None:
+    drawn_cases.volumes(tmp_path, ("east",))
+    rows = [{"id": f"east-{at}", "label": "plain" if at < 4 else "spot", "case": f"c{at // 2}"} for at in range(8)]
+    drawn_cases.table(tmp_path / "index.csv", rows)
+    source = _of(tmp_path, ids="names")
+    assert [(one.id, one.patient, len(one.images)) for one in source.samples()] == [
+        (f"c{at}", f"c{at}", 9) for at in range(4)
+    ]
+    assert source.stable(source.samples()[0]) == ("case c0", "c0")
+
+
+def test_a_column_case_that_is_not_read_is_a_fault(tmp_path: Path) -> None:
+    drawn_cases.volumes(tmp_path, ("east",))
+    drawn_cases.table(tmp_path / "labels.csv", [{"id": f"east-{at}", "case": "a"} for at in range(8)])
+    with pytest.raises(errors.DataError, match=r"labels\.csv: has a column case, but index\.csv is read"):
+        make(tmp_path)
+
+
 def test_views_of_a_study_are_one_case(tmp_path: Path) -> None:
     views(tmp_path / "studies" / "a", (12, 9), (10, 14))
     views(tmp_path / "studies" / "b", (12, 9))

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +16,10 @@ from fedvfm import errors
 from fedvfm.client.training import evaluator
 from fedvfm.client.training import site as sites
 from fedvfm.config import schema
-from fedvfm.inference import forms, predict
+from fedvfm.inference import export, forms, graph, predict
 from fedvfm.model import adapted_model, feature_cache, memory
 from fedvfm.simulation import experiment, inspection, run
+from fedvfm.tasks import case_heads
 from tests.simulation import drawn_cases
 
 MIB = 1 << 20
@@ -79,6 +82,10 @@ def test_prediction_gives_what_was_scored(finished: run.Result, drawn: Path, tmp
     assert [part["part"].rpartition("/")[2] for part in parts] == [f"z{at:03d}" for at in range(len(parts))]
     assert sum(float(part["weight"]) for part in parts) == pytest.approx(1, abs=1e-4)
     assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == predict.HEAVIEST
+    painted = nibabel.load(next((tmp_path / "out" / "overlays").glob("*.nii.gz")))
+    assert np.allclose(painted.affine, nibabel.load(names[tested]).affine)
+    heaviest = max(range(len(parts)), key=lambda at: float(parts[at]["weight"]))
+    assert [int(level) for level in np.asarray(painted.dataobj)[0, 0]][heaviest] == 255
 
 
 def test_pictures_of_a_folder_are_predicted_as_one_case(finished: run.Result, tmp_path: Path) -> None:
@@ -88,11 +95,41 @@ def test_pictures_of_a_folder_are_predicted_as_one_case(finished: run.Result, tm
     assert [part["id"] for part in summary["inputs"][0]["parts"]] == [f"east-0/view-{at}" for at in range(1, 11)]
 
 
-@pytest.mark.parametrize("form", ["hf", "onnx", "onnx-int8", "monai", "peft"])
+@pytest.mark.parametrize("form", ["hf", "onnx-int8", "monai", "peft"])
 def test_exports_are_refused_by_name(finished: run.Result, tmp_path: Path, form: str) -> None:
     with pytest.raises(errors.ConfigError, match="cases of many images"):
         forms.export_adapter(finished.path / "adapter", tmp_path / "out", form)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("head", ["attention-mil", "max", "mean", "mst"])
+def test_two_graphs_compute_what_the_adapter_does(
+    values: dict[str, Any], finished: run.Result, tmp_path: Path, head: str
+) -> None:
+    lora = {"kind": "lora", "rank": 2, "layers": [3]}
+    task = {"kind": "case-classification", "head": head}
+    model = adapted_model.AdaptedModel(
+        _recipe(values, task=task, adapter=lora if head == "mst" else {"kind": "head-only"})
+    )
+    model.write(model.initial())
+    export.save(model, tmp_path / "adapter", {})
+    made = forms.export_adapter(tmp_path / "adapter", tmp_path / "out", "onnx")
+    assert set(made["files"]) == {"README.md", "encoder.onnx", "head.onnx"}
+    images = torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    contract = model.recipe.data
+    mean, std = (torch.tensor(numbers).reshape(1, 3, 1, 1) for numbers in (contract.mean, contract.std))
+    parts = case_heads.Parts((tuple(range(6)),), model.eval().vectors((images - mean) / std).detach())
+    (vectors,) = graph.outputs(tmp_path / "out" / "encoder.onnx", {"image": images})
+    kept = vectors.half().float() if model.frozen_whole else vectors
+    places = torch.arange(6)
+    logits, weights = graph.outputs(tmp_path / "out" / "head.onnx", {"vectors": kept, "places": places})
+    assert torch.allclose(logits, model(images, None, None, parts)[0], atol=1e-3)
+    assert torch.allclose(weights, model.attention(parts), atol=1e-3)
+
+
+def test_a_graph_of_images_is_not_for_cases(finished: run.Result, drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="--graph"):
+        predict.predict(finished.path / "adapter", drawn / "images", tmp_path / "out", graph=tmp_path)
 
 
 @pytest.mark.parametrize(

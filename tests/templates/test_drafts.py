@@ -325,7 +325,7 @@ def test_a_recipe_is_written_checked_and_once(cli: Any, tmp_path: Path) -> None:
     assert cli("recipe", "lock", path, "-o", tmp_path / "recipe.json").code == 0
 
 
-@pytest.mark.parametrize("task", ["segmentation", "classification"])
+@pytest.mark.parametrize("task", ["segmentation", "classification", "case-classification"])
 def test_a_recipe_without_classes_is_told_that_its_classes_are_examples(cli: Any, tmp_path: Path, task: str) -> None:
     path = tmp_path / "recipe.toml"
     answer = cli("recipe", "new", "--task", task, "-o", path)

@@ -363,8 +363,7 @@ class Folder:
         """
         place = self._place(sample.images[0] if sample.images else sample)
         name, row = place.case.name, self._row(place.case)
-        stated = row.get("patient") or place.case.patient or place.case.study
-        patient = stated or (None if place.seen.alone else name)
+        patient = _patient(place.case, row) or (None if place.seen.alone else name)
         if sample.images:
             return f"case {row.get('case') or place.case.study or name}", patient
         return f"{name} {place.slice}", patient
@@ -533,7 +532,7 @@ def _places(
     """The samples: one a picture, one a slice of a volume."""
     width = max(4, len(str(len(found))))
     rows = {case.name: table.get(case.study or case.name, {}) for case in found}
-    given = {case.name: rows[case.name].get("patient") or case.patient or case.study or None for case in found}
+    given = {case.name: _patient(case, rows[case.name]) or None for case in found}
     known = {name: number for number, name in enumerate(sorted({one or "" for one in given.values()}), 1)}
     whole = {case.name: rows[case.name].get("case") or case.study for case in found}
     numbers = {name: number for number, name in enumerate(sorted({*whole.values()} - {""}, key=layouts.natural), 1)}
@@ -558,6 +557,11 @@ def _places(
         one = data.Sample(name, case.label, site, patient, split, case=belongs)
         places += [Place(one, case, what, 0)] if what.alone or what.header is None else _slices(one, case, what, view)
     return places
+
+
+def _patient(case: layouts.Case, row: patients.Row) -> str:
+    """Whose an image is, as far as anybody says: images of one study or one case are of one patient; empty else."""
+    return row.get("patient") or case.patient or case.study or row.get("case") or ""
 
 
 def _slices(one: data.Sample, case: layouts.Case, seen: cases.Seen, view: slices.View) -> list[Place]:

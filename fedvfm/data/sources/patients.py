@@ -28,7 +28,15 @@ def read_table(
     if path is None:
         return {}, []
     rows = index.read_csv(path, ("id",))
-    faults = [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
+    # Tables of labels are all read anyway; beside masks a second table is nobody's.
+    others = [folder / name for name in tables if name != path.name and (folder / name).is_file()]
+    others = others if "labels.csv" in tables else []
+    faults = [
+        defect.TABLE.fault(f"{other.name}: has a column case, but {path.name} is read; move the column there")
+        for other in others
+        if any("case" in row for row in index.read_csv(other, ("id",))[:1])
+    ]
+    faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     table: dict[str, Row] = {row["id"]: row for row in rows}
     faults += [
         defect.TABLE.fault(f"{path.name}: id '{name}' has no image; remove the row or bring the file")

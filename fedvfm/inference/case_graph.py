@@ -1,0 +1,133 @@
+"""ONNX of a model of cases: one graph from images to vectors, and one from a case's vectors to its answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedvfm.inference import delivery, graph
+from fedvfm.model import adapted_model
+from fedvfm.storage import storage
+from fedvfm.tasks import case_heads
+
+ENCODER, HEAD = "encoder.onnx", "head.onnx"
+CHECKED = (1, 5, 40)
+"""Images of the cases that the graph of the head is checked with."""
+
+
+class Encoder(nn.Module):
+    """Prepared images to vectors; the contract's mean and standard deviation are part of it.
+
+    Shapes: image (N, 3, h, w) in [0, 1] -> (N, D).
+    """
+
+    def __init__(self, model: adapted_model.AdaptedModel) -> None:
+        super().__init__()
+        self.plain = delivery.Deliverable(model)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        model, pixels = self.plain.model, (image - self.plain.mean) / self.plain.std
+        return model.backbone.features(pixels, model.taps).pooled
+
+
+class Head(nn.Module):
+    """One case's vectors and places to its logits, and how much these rest on each image.
+
+    Shapes: vectors (S, D), places (S,) of int64 -> (K,), (S,).
+    """
+
+    def __init__(self, head: case_heads.CaseHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, vectors: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        case = case_heads.Bags(vectors[None], torch.ones_like(places, dtype=torch.bool)[None], places[None])
+        return self.head(case)[0], self.head.weights(case)[0]
+
+
+def write(model: adapted_model.AdaptedModel, folder: Path) -> dict[str, Any]:
+    """``encoder.onnx`` and ``head.onnx``, each checked against the model before it counts as written.
+
+    Raises:
+        ConfigError: if the exporter cannot express the model.
+        CheckpointError: if a graph computes something else.
+    """
+    whole = delivery.exact(delivery.folded(model))
+    encoder, head = Encoder(whole).eval(), Head(whole.head).eval()
+    free = torch.export.Dim.DYNAMIC
+    images, vectors, places = delivery.example(model, 2), _vectors(model, 3), torch.arange(3)
+    graph.save(encoder, (images,), ["image"], ["vectors"], ({0: free},), folder / ENCODER, model)
+    names = ["vectors", "places"], ["logits", "weights"]
+    graph.save(head, (vectors, places), *names, ({0: free}, {0: free}), folder / HEAD, model)
+    off = max(_check_encoder(folder / ENCODER, encoder, model), _check_head(folder / HEAD, head, model))
+    storage.write_text(folder / "README.md", _card(model, off))
+    return {"opset": graph.OPSET, "graphs": [ENCODER, HEAD], "difference": off}
+
+
+def _vectors(model: adapted_model.AdaptedModel, images: int) -> Tensor:
+    """Drawn vectors, the same every time. Shapes: (images, D)."""
+    rng = np.random.default_rng(images)
+    return torch.from_numpy(rng.standard_normal((images, model.backbone.width)).astype(np.float32))
+
+
+@torch.no_grad()
+def _check_encoder(path: Path, encoder: Encoder, model: adapted_model.AdaptedModel) -> float:
+    off = 0.0
+    for images in (1, 3):
+        image = delivery.example(model, images)
+        (vectors,) = graph.outputs(path, {"image": image})
+        off = max(off, delivery.require_same("the ONNX graph of the encoder", vectors, encoder(image)))
+    return off
+
+
+@torch.no_grad()
+def _check_head(path: Path, head: Head, model: adapted_model.AdaptedModel) -> float:
+    off = 0.0
+    for images in CHECKED:
+        vectors, places = _vectors(model, images), torch.arange(images)
+        computed = graph.outputs(path, {"vectors": vectors, "places": places})
+        for numbers, expected in zip(computed, head(vectors, places), strict=True):
+            off = max(off, delivery.require_same("the ONNX graph of the head", numbers, expected))
+    return off
+
+
+def _card(model: adapted_model.AdaptedModel, off: float) -> str:
+    height, width = model.recipe.data.input_size
+    size, classes = model.backbone.width, len(model.recipe.data.class_names)
+    rounded = ".astype(np.float16).astype(np.float32)" if model.frozen_whole else ""
+    lines = [
+        f"# {model.recipe.task.kind} with {model.recipe.backbone.name}, as ONNX",
+        "",
+        "Not a medical device. Trained for research; check it on your own data before any use. The terms of use of the",
+        "backbone still hold.",
+        "",
+        "```python",
+        "import numpy as np",
+        "import onnxruntime",
+        f'encoder, head = (onnxruntime.InferenceSession(name) for name in ("{ENCODER}", "{HEAD}"))',
+        f'vectors = np.concatenate([encoder.run(None, {{"image": image[None]}})[0] for image in images]){rounded}',
+        'logits, weights = head.run(None, {"vectors": vectors, "places": np.arange(len(vectors))})',
+        "```",
+        "",
+        f"- `image`: float32 (N, 3, {height}, {width}), prepared as below; the graph itself normalises",
+        f"- `vectors`: float32 (S, {size}), those of all images of one case in their order",
+        "- `places`: int64 (S,), the place of each image in the case, from 0",
+        f"- `logits`: float32 ({classes},); `weights`: float32 (S,), how much they rest on each image",
+        f"- checked: off by {off:.1g} of the largest number",
+        "",
+        "## What goes in",
+        "",
+        *delivery.what_goes_in(model)[:-1],
+        "",
+        "## Where it comes from",
+        "",
+        f"- adapter: kind `{model.recipe.adapter.kind}`, fingerprint `{model.read().fingerprint}`",
+        f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
+    ]
+    return "\n".join(lines) + "\n"
