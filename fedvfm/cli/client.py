@@ -20,7 +20,7 @@ from fedvfm.report import quantity
 from fedvfm.runtime import logs
 
 if TYPE_CHECKING:
-    from fedvfm.client import privacy_report, state_folder
+    from fedvfm.client import dossier, privacy_report, state_folder
     from fedvfm.client import purge as purges
     from fedvfm.trust import locked_recipe
 
@@ -162,6 +162,22 @@ def _open(what: str, state: Path) -> locked_recipe.LockedRecipe:
     return content
 
 
+def _asked(what: str, locked: locked_recipe.LockedRecipe, state: Path) -> dossier.Asked:
+    """Who asks for a recipe: as its invite says, or as this site's folder keeps it."""
+    from fedvfm.client import dossier, state_folder
+    from fedvfm.trust import invites, recipes
+
+    path = Path(what)
+    content = recipes.read(path) if path.exists() or path.suffix in (".json", ".toml") else None
+    if isinstance(content, invites.Invite):
+        return dossier.Asked(locked, content.study, content.federation, content.address, content.site)
+    if content is None:
+        where = state_folder.open_state(state)
+        about = where.about
+        return dossier.Asked(locked, where.study(), about.federation, about.address, about.site, checked=True)
+    return dossier.Asked(locked)
+
+
 @app.command()
 def review(
     recipe: Annotated[str, typer.Argument(help="A recipe or an invite, or the hash of a recipe seen here.")],
@@ -169,12 +185,16 @@ def review(
     print_policy: Annotated[
         bool, typer.Option("--print-policy", help="Print a policy that accepts this recipe and no more.")
     ] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write a dossier for an ethics board to this file, to be printed.")
+    ] = None,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
     """Say in plain words what a recipe does, and what the site's policy says of it. Exits with 13 if it refuses."""
     from fedvfm.client import recipe_review
     from fedvfm.client.gate import policy
+    from fedvfm.trust import signed_documents
 
     locked = _open(recipe, state)
     judged = _judge(locked, site)
@@ -182,11 +202,20 @@ def review(
         text = policy.accepting(judged.facts)
         print(json.dumps({"policy": text}, indent=2) if as_json else text, end="" if not as_json else "\n")
         return
+    asked = _asked(recipe, locked, state)
+    if page is not None:
+        from fedvfm.client import dossier
+
+        dossier.write(page, asked, judged)
+        _say([f"dossier: {page}"])
     here, verdicts = judged.here, judged.verdicts
+    study = [] if asked.study is None else asked.study.words()
     values = recipe_review.to_json(locked, verdicts, None if here is None else vars(here))
     rosters = _rosters(locked, state)
     values |= {"rosters": [text for _, text in rosters]} if rosters else {}
-    lines = [*_text(locked, judged, here), *(f"{heading + ':':22} {sentence}" for heading, sentence in rosters)]
+    values |= {"study": dict(study)} if study else {}
+    lines = [f"{heading + ':':22} {signed_documents.shown(text)}" for heading, text in study]
+    lines += [*_text(locked, judged, here), *(f"{heading + ':':22} {sentence}" for heading, sentence in rosters)]
     print(json.dumps(values, indent=2) if as_json else "\n".join(lines))
     if verdicts is not None and not all(verdict.accepted for verdict in verdicts):
         raise typer.Exit(errors.PolicyRefused.exit_code)

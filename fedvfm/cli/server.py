@@ -39,15 +39,22 @@ def init(
     sites: Annotated[str, typer.Option(help="Names of the sites to invite: north,south.")],
     san: Annotated[list[str] | None, typer.Option(help="A further host name or address. Repeatable.")] = None,
     days: Days = 30,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="TOML: purpose, contact, retention, hospitals, licence; goes into every invite."),
+    ] = None,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
     """Make keys, certificates and one invite a site; print the fingerprint to tell them by another channel."""
+    from fedvfm.config import schema
     from fedvfm.model import locking
     from fedvfm.server import state_folder
+    from fedvfm.trust import study as studies
 
     names = tuple(part.strip() for part in sites.split(",") if part.strip())
-    plan = state_folder.Plan(name, address, tuple(san or ()), names, days)
+    about = None if study is None else schema.parse(studies.Study, schema.read_toml(study), str(study))
+    plan = state_folder.Plan(name, address, tuple(san or ()), names, days, about)
     plan.check()
     locked = locking.open_recipe(recipe)
     created = state_folder.init(state, plan, locked)

@@ -9,6 +9,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     rekeyed/                     what asked for keys that were taken; for a coordinator that goes back to a backup
     request.json                 to send back to the coordinator
     recipes/<hash>.json          recipes this site was asked to take part in
+    study.json                   what the invite said of the study
     approvals.jsonl audit.jsonl  hash-chained
     audit-sealed/                earlier segments of the audit log, where it is long
     splits/                      what the split into train, val and test follows from, of each recipe that began here
@@ -41,6 +42,7 @@ from fedvfm.trust import (
     roster_document,
     signed_documents,
 )
+from fedvfm.trust import study as studies
 
 ABOUT = "site.json"
 REHEARSAL = "rehearsal-"
@@ -173,6 +175,15 @@ class State:
         own = self.public_key.read_text().strip()
         roster_document.check(document, key, self.about.federation, self.about.site, own)
 
+    def study(self) -> studies.Study | None:
+        """What the invite said of the study; None where it said nothing.
+
+        Raises:
+            TrustError: if the file is not of its form.
+        """
+        path = self.folder / studies.FILE
+        return signed_documents.read(path, studies.Study, "study") if path.exists() else None
+
     def recipe_path(self, recipe: str) -> Path:
         """A seen recipe's file."""
         return self.folder / "recipes" / f"{recipe}.json"
@@ -290,6 +301,8 @@ def join(folder: Path, invite: invites.Invite, approved: str, person: str | None
     keys.write_private(made.key, key)
     storage.write_text(made.public_key, keys.public_text(key) + "\n")
     storage.write_text(made.authority, certificates.to_pem(authority))
+    if invite.study is not None:
+        signed_documents.write(folder / studies.FILE, invite.study)
     made.remember(invite.lock)
     made.recipe_path(invite.lock.hash).parent.chmod(0o700)
     approve(made, invite.lock, person)

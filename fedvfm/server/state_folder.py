@@ -12,6 +12,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     roster-document.json            who may be in a sum of secure aggregation; signed
     audit-sealed/                   earlier segments of the audit log, where it is long
     invites/<site>.invite.json      to hand over; removed when the site is approved
+    study.json                      what invites say of the study
     rekeyed/                        what sites sent for another key; to give again after a backup of before
 """
 
@@ -42,6 +43,7 @@ from fedvfm.trust import (
     tokens,
 )
 from fedvfm.trust import roster as rosters
+from fedvfm.trust import study as studies
 
 ABOUT = "federation.json"
 MAX_SITES = 1000
@@ -127,6 +129,15 @@ class State:
             return None
         return signed_documents.read(path, roster_document.RosterDocument, "roster document")
 
+    def study(self) -> studies.Study | None:
+        """What invites say of the study; None where nothing was written.
+
+        Raises:
+            TrustError: if the file is not of its form.
+        """
+        path = self.folder / studies.FILE
+        return signed_documents.read(path, studies.Study, "study") if path.exists() else None
+
     def recipe_path(self, recipe: str) -> Path:
         """A locked recipe's file; the initial adapter lies beside it."""
         return self.folder / "recipes" / f"{recipe}.json"
@@ -180,6 +191,7 @@ class Plan:
         names: further host names and addresses of the server's certificate.
         sites: whom to invite.
         days: how long the invites are good.
+        study: what they say of the study; every later invite too.
     """
 
     federation: str
@@ -187,6 +199,7 @@ class Plan:
     names: tuple[str, ...]
     sites: tuple[str, ...]
     days: int = invites.VALID_DAYS
+    study: studies.Study | None = None
 
     def check(self) -> None:
         """Check all of it.
@@ -254,6 +267,8 @@ def init(folder: Path, plan: Plan, locked: locked_recipe.LockedRecipe) -> State:
     keys.write_private(made.key, server_key, pem=True)
     storage.write_text(made.certificate, certificates.to_pem(certificate))
     keep_recipe(made, locked)
+    if plan.study is not None:
+        signed_documents.write(folder / studies.FILE, plan.study)
     for site in plan.sites:
         invite(made, site, plan.days)
     for inner in ("recipes", "invites"):
@@ -306,6 +321,7 @@ def invite(where: State, site: str, days: int = invites.VALID_DAYS) -> Path:
         recipe=where.lock(),
         now=now,
         days=days,
+        study=where.study(),
     )
     where.roster.invite(site, tokens.verifier(made.token, made.federation, site), made.expires, now)
     where.audit.record("invited", site=site, expires=made.expires)

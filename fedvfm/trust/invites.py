@@ -7,13 +7,15 @@ vouches for all: address, site name, token and recipe.
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import pydantic
 from pydantic import Field
 
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.trust import certificates, keys, locked_recipe, signed_documents, tokens
+from fedvfm.trust import study as studies
 
 VALID_DAYS = 30
 
@@ -28,6 +30,7 @@ class Invite(signed_documents.Document):
         authority: the federation's certificate authority, PEM.
         token: good once, for this site's name, until ``expires``.
         lock: the recipe that runs first.
+        study: what the coordinator says of it in its own words.
     """
 
     SIGNATURES: ClassVar[tuple[str, ...]] = ("signature",)
@@ -41,7 +44,13 @@ class Invite(signed_documents.Document):
     created: signed_documents.Time
     expires: signed_documents.Time
     lock: locked_recipe.LockedRecipe
+    study: studies.Study | None = None
     signature: signed_documents.Signature
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_nothing(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An invite without a study does not mention it: those of before are signed so."""
+        return {name: value for name, value in plain(self).items() if name != "study" or value is not None}
 
 
 def make(
@@ -54,6 +63,7 @@ def make(
     recipe: locked_recipe.LockedRecipe,
     now: datetime.datetime,
     days: int = VALID_DAYS,
+    study: studies.Study | None = None,
 ) -> Invite:
     """A signed invite with a new token."""
     check_name(site)
@@ -66,6 +76,7 @@ def make(
         created=signed_documents.stamp(now),
         expires=signed_documents.stamp(now + datetime.timedelta(days=days)),
         lock=recipe,
+        study=study,
         signature="A" * 40,
     )
     return draft.model_copy(update={"signature": keys.sign(authority_key, draft.signed_bytes())})
