@@ -94,7 +94,9 @@ def _bids(path: Path) -> tuple[structures.Structure, ...]:
     try:
         rows = csv.DictReader(side_files.read_text(path, MOST_BYTES).splitlines(), delimiter="\t")
         return tuple(
-            structures.Structure(_number(row["index"]), "", structures.plain(row["name"]))
+            structures.Structure(
+                _number(row["index"]), "", structures.plain(row["name"]), listed=row["name"].strip() not in ("", "n/a")
+            )
             for row in rows
             if row["index"] != "0"
         )

@@ -86,6 +86,7 @@ class Structure:
         region: whether it is a region of interest of an RT structure set: its number says nothing, and a set holds
             regions that are no class (the body's outline, margins).
         shared: whether a file gives this code to structures of other names: the code does not say all of it.
+        listed: whether a table lists it, which may hold structures that no mask has (an atlas).
     """
 
     value: int
@@ -94,6 +95,7 @@ class Structure:
     meanings: tuple[str, ...] = field(default=(), repr=False)
     region: bool = False
     shared: bool = False
+    listed: bool = False
 
     @property
     def key(self) -> Key:
@@ -359,16 +361,18 @@ def _needless(
 ) -> frozenset[Key]:
     """Regions that are no class and may be left out: every case that has one has a structure of every class beside it.
 
-    Where a class is missing such a region may be that class under another name, so it has to be mapped.
+    Where a class is missing such a region may be that class under another name, so it has to be mapped. Rows of a table
+    beside which some row is a class are left out until a mask has their number, which is refused then.
     """
+    tables = any(fitting.values())
     words = {*(word.strip().casefold() for word in mapped), *map(plain, mapped)}
     wanted, needed, others = set(range(1, len(names))), set[Key](), set[Key]()
     for files in found.values():
         here = [one for held in files for one in held]
         complete = wanted <= {at for one in here for at in fitting[one.key]}
         for one in here:
-            others |= {one.key} if one.region and not fitting[one.key] else set()
-            needed |= {one.key} if not complete or words & set(_aliases(one)) else set()
+            others |= {one.key} if (one.region or (one.listed and tables)) and not fitting[one.key] else set()
+            needed |= {one.key} if (one.region and not complete) or words & set(_aliases(one)) else set()
     return frozenset(others - needed)
 
 
@@ -376,7 +380,11 @@ def _with_left(
     notes: Mapping[str, tuple[str, ...]], found: Found, needless: frozenset[Key]
 ) -> dict[str, tuple[str, ...]]:
     """The notes, and one for every case with regions that are left out."""
-    leaving = [case for case, files in found.items() if any(one.key in needless for held in files for one in held)]
+    leaving = [
+        case
+        for case, files in found.items()
+        if any(structure.region and structure.key in needless for held in files for structure in held)
+    ]
     return {**notes, **{case: (*notes.get(case, ()), REGIONS_LEFT) for case in leaving}}
 
 
@@ -386,7 +394,7 @@ def _left(found: Found, needless: frozenset[Key]) -> tuple[str, ...]:
         for case, files in found.items()
         for held in files
         for one in held
-        if one.key in needless
+        if one.region and one.key in needless
     )
 
 

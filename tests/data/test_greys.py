@@ -337,3 +337,23 @@ def test_single_bits_are_those_of_their_own_frame(tmp_path: Path) -> None:
     one.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     found = [volumes.read_slice(tmp_path / "a.dcm", at, "acquired") for at in range(3)]
     np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.files("places", "radiographs stored mirrored or upside down", "C.7.6.1.1.1", "as stored; noted")
+@pytest.mark.files("places", "magnified views whose size is that on the detector", "C.8.7.2, 0018,1114", "noted")
+@pytest.mark.files("places", "pixels that are not square, without a size", "C.7.6.3, 0028,0034", "noted")
+@pytest.mark.parametrize(
+    ("said", "notes"),
+    [
+        ({}, ()),
+        ({"PatientOrientation": ["R", "F"]}, (dicom_frames.MIRRORED,)),
+        ({"PatientOrientation": ["L", "H"]}, (dicom_frames.UPSIDE_DOWN,)),
+        ({"PatientOrientation": ["P", "F"], "EstimatedRadiographicMagnificationFactor": 1.05}, ()),
+        ({"EstimatedRadiographicMagnificationFactor": 1.8}, "1.8 times"),
+        ({"ImagerPixelSpacing": None, "PixelAspectRatio": ["2", "1"]}, "2 high to 1 wide"),
+    ],
+)
+def test_how_a_picture_is_stored_is_noted(tmp_path: Path, said: dict[str, Any], notes: Any) -> None:
+    writer.radiograph(tmp_path / "a.dcm", RAMP, **said)
+    found = volumes.read_header(tmp_path / "a.dcm").notes
+    assert found == notes if isinstance(notes, tuple) else notes in found[0]

@@ -496,6 +496,30 @@ def test_bids_tables(tmp_path: Path, where: str) -> None:
     assert voxels(make(tmp_path, class_names=NAMES)) == {"image-0001": [12, 20], "image-0002": [12, 20]}
 
 
+@pytest.mark.files(
+    "structures",
+    "rows of a BIDS table that no mask has (an atlas)",
+    "BIDS 1.10",
+    "no class; refused once a mask has one",
+)
+def test_rows_of_a_table_that_no_mask_has_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "dataset_description.json").write_text("{}")
+    nifti(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz", np.zeros(SHAPE, np.int16))
+    mask = tmp_path / "derivatives" / "x" / "sub-1" / "anat" / "sub-1_dseg.nii.gz"
+    nifti(mask, drawn(2, "liver") + drawn(7, "kidney"))
+    mask.with_name("sub-1_dseg.tsv").write_text("index\tname\n2\tLiver\n7\tKidney\n9\tSpleen\n")
+    assert voxels(make(tmp_path, class_names=NAMES)) == {"image-0001": [12, 20]}
+    both = make(tmp_path).under(recipe(*NAMES).data)
+    assert both.info.class_names == tuple(NAMES)
+    assert voxels(both) == {"image-0001": [12, 20]}
+    for source in (make(tmp_path, class_names=NAMES[:2]), make(tmp_path).under(recipe(*NAMES[:2]).data)):
+        with pytest.raises(errors.DataError, match="its table names a structure") as caught:
+            voxels(source)
+        assert caught.value.values == (7,)
+    mapped = labels.mapped(make(tmp_path).under(recipe(*NAMES[:2]).data), {"Kidney": "background"}, NAMES[:2])
+    assert voxels(mapped) == {"image-0001": [12]}
+
+
 # --- dataset.json and recipes -----------------------------------------------------------------------------------------
 
 

@@ -444,17 +444,27 @@ def _named(
     """Class numbers for the numbers of one file.
 
     Raises:
-        DataError: for a number that the file describes nowhere.
+        DataError: for a number that the file describes nowhere, or as what is no class.
     """
-    becomes = {one.value: one.value if table is None else table.get(one.key, 0) for one in held}
+    becomes = {
+        structure.value: structure.value if table is None else table.get(structure.key, 0)
+        for structure in held
+        if table is None or structure.key in table or not structure.listed
+    }
     classes = np.zeros(stored.shape, dtype=np.int64)
     for value in np.unique(stored):
         if int(value) in becomes:
             classes[stored == value] = becomes[int(value)]
         elif value:
+            other = any(structure.value == value for structure in held)
             raise defect.MASK_VALUE.error(
-                f"{mask}: value {int(value)} in {np.count_nonzero(stored == value)} pixels is no class: the file "
-                "describes no structure of that number; repair the mask",
+                f"{mask}: value {int(value)} in {np.count_nonzero(stored == value)} pixels is no class: "
+                + (
+                    "its table names a structure that is none; name it in data.options.class_names and map it in "
+                    "[labels], to the background if it does not count"
+                    if other
+                    else "the file describes no structure of that number; repair the mask"
+                ),
                 [int(value)],
             )
     return classes

@@ -27,6 +27,7 @@ TAGS = (
     "DetectorInformationSequence",
     "DetectorVector",
     "EnergyWindowVector",
+    "EstimatedRadiographicMagnificationFactor",
     "DoubleFloatPixelPaddingRangeLimit",
     "DoubleFloatPixelPaddingValue",
     "FloatPixelPaddingRangeLimit",
@@ -41,8 +42,10 @@ TAGS = (
     "Modality",
     "ModalityLUTSequence",
     "NumberOfFrames",
+    "PatientOrientation",
     "PerFrameFunctionalGroupsSequence",
     "PhotometricInterpretation",
+    "PixelAspectRatio",
     "PixelPaddingRangeLimit",
     "PixelPaddingValue",
     "PixelPresentation",
@@ -116,6 +119,11 @@ RAW = (
     "holds raw values for processing (Presentation Intent Type), not the picture that is shown: contrast, and which "
     "end is dark, are not those of other radiographs"
 )
+RADIOGRAPHS = ("CR", "DX", "RG")
+MIRRORED = "its rows run to the patient's right (Patient Orientation), so it is stored mirrored to the usual view"
+UPSIDE_DOWN = "its columns run to the patient's head (Patient Orientation), so it is stored upside down"
+MAGNIFIED = 1.2
+"""Times that a view is enlarged on the detector from which on it is said; contact views are enlarged by a tenth."""
 LOCALISER = "LOCALIZER"
 """Third word of the Image Type of a CT's scout view: the standard does not say what its values are (C.8.2.1)."""
 
@@ -211,6 +219,7 @@ def read(tags: Any, file: Path, where: str, *, packed: bool, bare: bool) -> tupl
         notes.append(CONTRADICTS)
     if tags.get("PresentationIntentType") == "FOR PROCESSING":
         notes.append(RAW)
+    notes += _of_pictures(tags) if places[0].position is None else []
     found, together = [], packed or has_split_bytes(tags)
     for index, place in enumerate(places):
         slope, intercept, scaled = _rescale(tags, levels[index], notes)
@@ -240,6 +249,22 @@ def read(tags: Any, file: Path, where: str, *, packed: bool, bare: bool) -> tupl
 def has_split_bytes(tags: Any) -> bool:
     """Whether frames of single bits begin inside of a byte (PS3.5, 8.1.1): pydicom cuts them wrongly one by one."""
     return whole(tags.get("BitsAllocated")) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
+
+
+def _of_pictures(tags: Any) -> list[str]:
+    """What is to be said of how a picture without a place is stored: its sides, its size, the shape of its pixels."""
+    notes = []
+    said = tags.get("PatientOrientation") or ()
+    sides = [str(word).strip().upper()[:1] for word in said] if len(said) == 2 and not isinstance(said, str) else []
+    if sides and tags.get("Modality") in RADIOGRAPHS:
+        notes += [MIRRORED] * (sides[0] == "R") + [UPSIDE_DOWN] * (sides[1] == "H")
+    shape = numbers(tags.get("PixelAspectRatio"), 2)
+    if shape is not None and shape[0] != shape[1] and _spacing(tags, ()) is None:
+        notes.append(f"its pixels are not square ({shape[0]:g} high to {shape[1]:g} wide, Pixel Aspect Ratio)")
+    enlarged = numbers(tags.get("EstimatedRadiographicMagnificationFactor"), 1)
+    if enlarged is not None and enlarged[0] >= MAGNIFIED and tags.get("PixelSpacing") is None:
+        notes.append(f"sizes are those on the detector, {enlarged[0]:g} times those in the patient (magnified view)")
+    return notes
 
 
 def count(tags: Any) -> int:
