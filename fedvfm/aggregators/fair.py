@@ -44,6 +44,7 @@ class Fair:
     mixed_ranks: ClassVar[bool] = False
     any_order: ClassVar[bool] = False
     refactors: ClassVar[bool] = False
+    joins_factors: ClassVar[bool] = True
     robust: ClassVar[bool] = False
     least: ClassVar[int] = 1
 

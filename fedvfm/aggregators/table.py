@@ -10,7 +10,7 @@ from fedvfm.aggregators import base
 from fedvfm.config import privacy, schema
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.secure_aggregation import session
-from fedvfm.state import factors
+from fedvfm.state import factors, groups
 
 _PLACE = "fedvfm.aggregators."
 
@@ -70,6 +70,11 @@ def refactors(rule: base.Aggregator) -> bool:
     return getattr(rule, "refactors", not rule.sum_only)
 
 
+def joins_factors(rule: base.Aggregator) -> bool:
+    """Whether it needs both factors of a pair from every site; those that make both anew do."""
+    return refactors(rule) or getattr(rule, "joins_factors", False)
+
+
 def robust(rule: base.Aggregator) -> bool:
     """Whether it withstands bad sites; a rule that does not say so does not."""
     return getattr(rule, "robust", False)
@@ -99,6 +104,12 @@ def faults(recipe: schema.Recipe) -> list[str]:
         found.append(
             f"recipe.adapter.factors = '{way}': rule '{name}' makes both factors of every pair anew, so that none "
             'stays as it is; use recipe.aggregation.rule = "mean"'
+        )
+    kind = recipe.personal.kind
+    if kind in groups.SPLITS_PAIRS and joins_factors(rule):
+        found.append(
+            f"recipe.personal.kind = '{kind}': rule '{name}' joins the products of both factors, and one of them never "
+            'leaves its site; use recipe.aggregation.rule = "mean"'
         )
     if robust(rule) and settings.weighting != "uniform":
         found.append(

@@ -109,6 +109,22 @@ def _encoded(site: sites.Site, task: protocol.Task, base: state.AdapterState, up
     return protocol.encode_update(dataclasses.replace(update, state=coded.after), coded.difference)
 
 
+def _shared(
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    task: protocol.Task,
+    base: state.AdapterState,
+    update: state.SiteUpdate,
+) -> state.SiteUpdate:
+    """What leaves of an update; the personal arrays are proposed for this site's next round."""
+    if not model.personal:
+        return update
+    own = {name: update.state[name] for name in sorted(model.personal)}
+    site.personal.propose(task.recipe.hash, site.name, task.round, base.fingerprint, own)
+    shared = update.state.select(model.leaving(task.round))
+    return dataclasses.replace(update, state=shared, base_fingerprint=base.fingerprint)
+
+
 def make_client_app(
     site_of: SiteOf,
     built: Models | None = None,
@@ -183,7 +199,9 @@ def make_client_app(
             until = _until(message, site)
             before = site.cache.counts
             with _own_end(site):
-                update = trainer.train(model, site, task.state, task.round, until, on_step)
+                start = site.own(model, task.recipe.hash, task.state, task.round)
+                update = trainer.train(model, site, start, task.round, until, on_step)
+            update = _shared(model, site, task, task.state, update)
             if site.simulated and update.metrics:  # at a real site how often is nobody else's business
                 counts = feature_counts.as_metrics(site.cache.counts - before)
                 update = dataclasses.replace(update, metrics={**update.metrics, **counts})
@@ -199,7 +217,8 @@ def make_client_app(
             model = kept.get(site.recipe(task.recipe), site.device)
             until = _until(message, site)
             with _own_end(site):
-                found = evaluator.evaluate(model, site, task.state, task, until, on_step)
+                own = site.own(model, task.recipe.hash, task.state, task.round + 1)
+                found = evaluator.evaluate(model, site, own, task, until, on_step)
                 if task.final and keep is not None:
                     found = dataclasses.replace(found, acceptance=keep(model, site, task, found, until))
             return protocol.encode_evaluation(found)

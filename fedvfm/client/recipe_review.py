@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fedvfm.client.gate import policy
 from fedvfm.config import privacy, schema
 from fedvfm.secure_aggregation import shared_noise
-from fedvfm.state import factors
+from fedvfm.state import factors, groups
 from fedvfm.trust import locked_recipe, roster_document, signed_documents
 
 FEW = 4
@@ -176,7 +176,7 @@ def _trains(locked: locked_recipe.LockedRecipe) -> str:
     for spec in locked.manifest:
         sizes[spec.group] += spec.size
     parts = ", ".join(f"{size:,} in {group}" for group, size in sorted(sizes.items()))
-    some = factors.describe(locked.recipe.adapter.factors)
+    some = "; ".join(filter(None, (factors.describe(locked.recipe.adapter.factors), groups.describe(locked.recipe))))
     whole = f"adapter '{locked.recipe.adapter.kind}' and head: {locked.manifest.parameters:,} numbers ({parts})"
     return f"{whole}; {some}" if some else whole
 
@@ -239,7 +239,7 @@ def _contract(locked: locked_recipe.LockedRecipe) -> str:
 
 
 def _leaves(locked: locked_recipe.LockedRecipe) -> str:
-    left = factors.told(locked.manifest, locked.recipe.adapter.factors)
+    left = groups.told(locked.manifest, locked.recipe)
     if locked.recipe.secure_aggregation is not None:
         beside = "the number of training images and the loss" if _plain(locked.recipe) else "that it is one update"
         return (

@@ -183,6 +183,15 @@ def _later(default: Any, **limits: Any) -> Any:
     return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
 
 
+class RecipePersonal(Strict):
+    """Which arrays of the adapter stay at each site; see :mod:`fedvfm.state.groups`."""
+
+    kind: Literal["none", "head-local", "norm-local", "share-A", "by-part"] = "none"
+    """What each site keeps for itself: none, head-local (head and decoder parts), norm-local (normalisation), share-A
+    (B of the pairs) or by-part (A of the encoder's pairs). Change: where hospitals differ; docs/personal.md compares.
+    """
+
+
 class DataContract(Strict):
     """What every site's images must become: part of the recipe, the same everywhere.
 
@@ -458,6 +467,9 @@ class Recipe(Strict):
     secure_aggregation: secure_config.SecureAggregation | None = _later(None)
     """Left out, the coordinator sees every site's update; with it their sum alone. docs/security/secure-aggregation.md
     says what it covers and costs."""
+
+    personal: RecipePersonal = _later(RecipePersonal())
+    """What of the adapter stays at each site; left out, all of it is shared. docs/personal.md says when it helps."""
 
     @functools.cached_property
     def hash(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors.torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from fedvfm.backbones import weights
 from fedvfm.config import schema
 from fedvfm.inference import card
 from fedvfm.model import adapted_model, adapter_folder
-from fedvfm.state import checkpoint, state
+from fedvfm.state import checkpoint, groups, state
 from fedvfm.storage import hash_chain, storage
 
 if TYPE_CHECKING:
@@ -98,10 +99,29 @@ def load_adapter(
             f"{path} was trained with ({about.settings[:12]}); the adapter would compute something else. Bring "
             "config.json and weights here as they were"
         )
+    _require_head(path, model, adapter)
     model.write(adapter)
     model.recipe_hash = about.trained
     model.eval()
     return model
+
+
+def _require_head(path: Path, model: adapted_model.AdaptedModel, adapter: state.AdapterState) -> None:
+    """A head that no site's training ever moved predicts nothing: it stays at the sites.
+
+    Raises:
+        CheckpointError: if this is the global adapter of a recipe whose head is personal.
+    """
+    if model.recipe.personal.kind != groups.HEAD_LOCAL:
+        return
+    first = model.initial()
+    # Two machines draw the same first values up to rounding.
+    if all(np.allclose(adapter[name], first[name], 1e-4, 1e-6) for name in model.personal):
+        raise errors.CheckpointError(
+            f"{path}: the head of this adapter was never trained, since recipe.personal.kind = '{groups.HEAD_LOCAL}' "
+            "keeps heads at the sites. Take the adapter of one site: sites/NAME of a simulation, or at a hospital the "
+            "folder that 'fedvfm client adapter' names"
+        )
 
 
 def recipe_of(folder: Path) -> schema.Recipe:

@@ -20,7 +20,7 @@ from fedvfm.config import schema
 from fedvfm.model import precision as precisions
 from fedvfm.privacy import gradients
 from fedvfm.privacy import table as mechanisms
-from fedvfm.state import factors, state
+from fedvfm.state import factors, groups, state
 from fedvfm.tasks import base as tasks
 from fedvfm.tasks import case_classification, case_heads
 from fedvfm.tasks import table as task_table
@@ -236,6 +236,9 @@ class AdaptedModel(nn.Module):
             raise errors.ConfigError(
                 "recipe", [f"nothing would train: adapter kind '{self.recipe.adapter.kind}', no decoder parts, no head"]
             )
+        wrong = groups.faults(self.manifest, self.recipe)
+        if wrong:
+            raise errors.ConfigError("recipe", wrong)
         return wired
 
     def _count_frozen(self) -> int:
@@ -311,8 +314,17 @@ class AdaptedModel(nn.Module):
         self._written = adapter
 
     def trained(self, round_number: int) -> tuple[str, ...]:
-        """Names of the arrays that train in a round and leave after it."""
+        """Names of the arrays that train in a round."""
         return factors.trained(self.manifest, self.recipe.adapter.factors, round_number)
+
+    def leaving(self, round_number: int) -> tuple[str, ...]:
+        """Names of the arrays that leave a site after a round: those that train and are shared."""
+        return groups.leaving(self.manifest, self.recipe, round_number)
+
+    @property
+    def personal(self) -> frozenset[str]:
+        """Names of the arrays that stay at each site."""
+        return groups.personal(self.manifest, self.recipe.personal.kind)
 
     def trainable(self, round_number: int | None = None) -> dict[str, list[nn.Parameter]]:
         """Parameters by learning-rate group: "adapter", and "head" with the decoder parts.

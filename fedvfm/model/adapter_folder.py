@@ -19,7 +19,7 @@ from fedvfm.config import schema
 from fedvfm.data import prompts
 from fedvfm.privacy import statements
 from fedvfm.report import quantity
-from fedvfm.state import checkpoint, factors, state
+from fedvfm.state import checkpoint, factors, groups, state
 from fedvfm.storage import storage
 
 STATE = "fedvfm_adapter.safetensors"
@@ -86,6 +86,7 @@ def card(
     """
     recipe = facts.recipe
     trainable, way = factors.ever(facts.manifest, recipe.adapter.factors), factors.describe(recipe.adapter.factors)
+    own = groups.describe(recipe)
     share = trainable / max(1, facts.parameters)
     lines = [
         "---",
@@ -108,6 +109,7 @@ def card(
         f"- trainable numbers: {trainable:,} ({share:.2%} of the backbone), {quantity.of(recipe.rounds, 'round')}, "
         f"rule `{recipe.aggregation.rule}`",
         *([f"- factors: `{recipe.adapter.factors}`: {way}"] if way else []),
+        *([f"- {own}; in the adapter of a federation these are first values"] if own else []),
         f"- backbone sha256: `{facts.sha256 or 'made from the seed'}`",
         f"- recipe hash: `{facts.recipe_hash}`",
         f"- fingerprint: `{adapter.fingerprint}`",

@@ -87,11 +87,13 @@ def fewer_rounds(rounds: Mapping[str, int], what: schema.Experiment, sites: int)
 def whole(arm: Arm) -> Arm:
     """The arm without a codec: what a baseline sends is nobody's bytes, and no two arms may share a residual.
 
-    Nor is there anybody whose update could be hidden among others.
+    Nor is there anybody whose update could be hidden among others; and all arrays are shared, as no two arms may share
+    what a site keeps either.
     """
-    if arm.recipe is None or (arm.recipe.codec == codecs.PLAIN and arm.recipe.secure_aggregation is None):
+    plain: dict[str, Any] = {"codec": codecs.PLAIN, "secure_aggregation": None, "personal": schema.RecipePersonal()}
+    if arm.recipe is None or all(getattr(arm.recipe, key) == value for key, value in plain.items()):
         return arm
-    plain = {"codec": codecs.PLAIN, "secure_aggregation": None, "privacy": own_noise(arm.recipe.privacy)}
+    plain["privacy"] = own_noise(arm.recipe.privacy)
     return dataclasses.replace(arm, recipe=arm.recipe.model_copy(update=plain))
 
 

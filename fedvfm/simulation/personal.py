@@ -24,13 +24,14 @@ from fedvfm.client.personal import tuning
 from fedvfm.client.training import site as sites
 from fedvfm.config import schema
 from fedvfm.flower import internals
+from fedvfm.inference import export
 from fedvfm.protocol import protocol
 from fedvfm.report import progress, quantity
 from fedvfm.server.rounds import federation, handshake, journal
 from fedvfm.simulation import baselines, run_folder
 from fedvfm.simulation.engines import in_process, worker_schedule, workers
 from fedvfm.simulation.results import site_errors
-from fedvfm.state import checkpoint, state
+from fedvfm.state import checkpoint, groups, state
 from fedvfm.storage import hash_chain, storage
 
 GROUP = "personal"
@@ -80,6 +81,25 @@ def run(
             except workers.CannotCompute as error:
                 observer("note", text=f"1 worker: {error}")
         phase.in_turn(waiting, observer)
+
+
+def write_sites(
+    place: run_folder.RunFolder, job: federation.Job, members: Sequence[sites.Site], built: client_app.Models
+) -> None:
+    """``sites/NAME/``: the final adapter with each site's own arrays, where the recipe has personal ones.
+
+    Raises:
+        CheckpointError: if adapter or personal arrays are damaged.
+    """
+    recipe = job.locked.recipe
+    if recipe.personal.kind == groups.NONE:
+        return
+    adapter, rule = checkpoint.read(job.folder / "adapter.safetensors")[0], rules.make(recipe.aggregation)
+    for site in members:
+        model = built.get(site.recipe(recipe), site.device)
+        model.write(site.own(model, recipe.hash, rule.for_site(adapter, model.manifest), recipe.rounds + 1))
+        note = f"Of virtual hospital '{site.name}', with its own arrays ({recipe.personal.kind})"
+        export.save(model, place.path / "sites" / site.name, {"experiment": job.name}, note=note)
 
 
 @dataclass(frozen=True)
@@ -168,8 +188,9 @@ class _Phase:
         shared, own = self._adapter("federated", site), self._adapter(f"local-only/{site.name}", site)
         if shared is None:
             raise errors.CheckpointError(f"{self.place.path}: the federated adapter is missing. Restore it")
-        trained = tuning.train(model, site, shared, self.what.personal, recipe.rounds, on_step=on_step)
-        chosen = tuning.choose(model, site, tuning.candidates(shared, trained.adapter, own))
+        partial = site.own(model, recipe.hash, shared, recipe.rounds + 1)
+        trained = tuning.train(model, site, partial, self.what.personal, recipe.rounds, on_step=on_step)
+        chosen = tuning.choose(model, site, tuning.candidates(shared, trained.adapter, own, partial))
         tests = {
             adapter.fingerprint: tuning.evaluate(model, site, adapter, "test")
             for adapter in {trained.adapter, chosen.adapter}

@@ -27,7 +27,7 @@ from fedvfm.server.rounds import summary as summaries
 from fedvfm.simulation import baselines, experiment, inspection, run
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.simulation.results import simulated_epsilon
-from fedvfm.state import factors, state
+from fedvfm.state import factors, groups, state
 from fedvfm.trust import locked_recipe
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
@@ -196,7 +196,7 @@ def _travels(
         return None
     if held:
         return codecs.Difference(recipe.codec, base.fingerprint, base.fingerprint, {}, b"")
-    left = base.select(factors.trained(locked.manifest, recipe.adapter.factors, number))
+    left = base.select(groups.leaving(locked.manifest, recipe, number))
     return dataclasses.replace(codecs.encode(recipe.codec, left, base, {}).difference, target=base.fingerprint)
 
 
@@ -206,7 +206,7 @@ def _train(locked: locked_recipe.LockedRecipe, base: state.AdapterState, number:
     plain = recipe.privacy.mechanism == privacy_config.NO_MECHANISM
     counted = feature_counts.METRICS.values() if recipe.data.views else ()
     metrics = dict.fromkeys(("loss", "seconds", "steps", *counted), 0.0) if plain else {}
-    left = base.select(factors.trained(locked.manifest, recipe.adapter.factors, number))
+    left = base.select(groups.leaving(locked.manifest, recipe, number))
     update = state.SiteUpdate("site", left, 1, 0, base.fingerprint, metrics=metrics)
     up = None if recipe.codec == codecs.PLAIN else codecs.encode(recipe.codec, left, base, {}).difference
     task = protocol.encode_task(protocol.Task(recipe, 1, base), _travels(locked, base, number, held))

@@ -30,6 +30,7 @@ from fedvfm.server.rounds import summary as summaries
 from fedvfm.simulation import attacks, baselines, experiment, imbalance, personal, run_folder, tables, untrained
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.simulation.results import examination, number_format, simulated_epsilon, site_errors, summary
+from fedvfm.state import groups
 from fedvfm.storage import hash_chain, storage
 from fedvfm.tasks import table as tasks
 from fedvfm.trust import locked_recipe
@@ -239,7 +240,7 @@ def notes(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospita
     told = [attacks.describe(what), *(note for hospital in hospitals for note in hospital.notes)]
     told += simulated_epsilon.notes(what.recipe, len(hospitals))
     told += [baselines.fewer_rounds(rounds, what, len(hospitals)), baselines.fewer_tests(what, len(hospitals))]
-    told += [prompts.describe(what.recipe.task), imbalance.note(what, hospitals)]
+    told += [groups.describe(what.recipe), prompts.describe(what.recipe.task), imbalance.note(what, hospitals)]
     return [note for note in dict.fromkeys(told) if note]
 
 
@@ -281,6 +282,7 @@ def _train_and_report(
         observer("note", text=f"Attention: {text}")
     if summary.too_small(made):
         observer("note", text=summary.too_small(made))
+    personal.write_sites(run, jobs[0], everyone[: len(hospitals)], built)
     model = built.get(jobs[0].locked.recipe, what.device)
     _finish(what, hospitals, run, model, made, observer, everyone)
     return Result(run.path, made)
@@ -358,8 +360,10 @@ def _job(
         test_sites=arm.test_sites,
         server=baselines.server_of(arm, what.server),
         per_sample=True,
-        # Under a mechanism no round is chosen by what its scores say.
-        test_best=arm.test_best and not simulated_epsilon.is_private(locked.recipe),
+        # Under a mechanism no round is chosen by what its scores say; of personal arrays the last few are kept.
+        test_best=arm.test_best
+        and not simulated_epsilon.is_private(locked.recipe)
+        and locked.recipe.personal.kind == groups.NONE,
         simulated=True,
         primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
         machine={"threads": worker_schedule.threads(what)},
@@ -391,13 +395,25 @@ def members(
         files: shared with other processes of the run.
         run: the run folder, where what coding an update lost outlives the process; None to keep it in memory.
     """
-    residuals = held_adapters.Residuals(None if run is None else run_folder.RunFolder(run).residuals, at_once=True)
+    place = None if run is None else run_folder.RunFolder(run)
+    residuals = held_adapters.Residuals(None if place is None else place.residuals, at_once=True)
     cache = feature_cache.FeatureCache(what.cache_mib * MIB, files, files_first=True)
     everyone = [*hospitals, virtual_hospitals.pooled(hospitals)]
     device = devices.choose(what.device)
     return [
-        sites.Site(one.name, one, device, what.site_ranks.get(one.name, 0), cache, simulated=True, residuals=residuals)
-        for one in everyone
+        sites.Site(
+            hospital.name,
+            hospital,
+            device,
+            what.site_ranks.get(hospital.name, 0),
+            cache,
+            simulated=True,
+            residuals=residuals,
+            personal=held_adapters.PersonalArrays(
+                None if place is None else place.personal_arrays(hospital.name), at_once=True
+            ),
+        )
+        for hospital in everyone
     ]
 
 
@@ -422,9 +438,16 @@ def _finish(
         )
     model.write(adapter)
     summary.write_tables(run, made)
-    export.save(model, run.path / "adapter", made, note=what.note)
+    note = ". ".join(filter(None, (what.note, groups.describe(model.recipe))))
+    export.save(model, run.path / "adapter", made, note=note)
     ranked = examination.worst_first(compare.samples_of(run, compare.FEDERATED))
-    shown = pictures.examples(model, everyone[: len(hospitals)], seeding.stream(what.recipe.seed, "report"), ranked)
+    members, rng = everyone[: len(hospitals)], seeding.stream(what.recipe.seed, "report")
+
+    def use(site: sites.Site) -> None:
+        if model.personal:
+            model.write(site.own(model, model.recipe.hash, adapter, made["rounds"] + 1))
+
+    shown = pictures.examples(model, members, rng, ranked, use)
     storage.write_text(run.summary, summaries.as_json(made) + "\n")
     compare.write_groups(run, hospitals)
     # The report states the recipe that was trained: with what the backbone decides.

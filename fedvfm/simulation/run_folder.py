@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from fedvfm.storage import hash_chain, storage
 
 WRITTEN = (
     *("experiment.json", "seeds.json", "setup.json", "precision.json", "journal.jsonl"),
-    *("arms", "checkpoints", "deployment", "features", "private", "received", "residuals"),
+    *("arms", "checkpoints", "deployment", "features", "personal", "private", "received", "residuals"),
 )
 """What may lie in a run folder before the first round is finished."""
 
@@ -52,6 +53,10 @@ class RunFolder:
     def residuals(self) -> Path:
         """What coding updates lost, until the run is finished."""
         return self.path / "residuals"
+
+    def personal_arrays(self, site: str) -> Path:
+        """Where a site keeps the arrays that are its own, under a recipe with ``personal``; they stay."""
+        return self.path / "personal" / hashlib.sha256(site.encode()).hexdigest()[:16]
 
     @property
     def features(self) -> Path:

@@ -35,7 +35,7 @@ def idle(way: str, round_number: int) -> str:
 
 
 def trained(manifest: state.Manifest, way: str, round_number: int) -> tuple[str, ...]:
-    """Names of the arrays that train in a round, and no others leave a site; sorted as in the manifest.
+    """Names of the arrays that train in a round; sorted as in the manifest. Which of them leave: ``state.groups``.
 
     Args:
         manifest: every array of the adapter.
@@ -47,13 +47,13 @@ def trained(manifest: state.Manifest, way: str, round_number: int) -> tuple[str,
 
 
 def numbers(manifest: state.Manifest, way: str, round_number: int) -> int:
-    """How many numbers train and leave in a round."""
+    """How many numbers train in a round."""
     chosen = set(trained(manifest, way, round_number))
     return sum(spec.size for spec in manifest if spec.name in chosen)
 
 
 def most(manifest: state.Manifest, way: str) -> int:
-    """How many numbers train and leave in a round, at most: of alternate that is the round of the larger factor."""
+    """How many numbers train in a round, at most: of alternate that is the round of the larger factor."""
     return max(numbers(manifest, way, round_number) for round_number in (1, 2))
 
 
@@ -66,15 +66,6 @@ def ever(manifest: state.Manifest, way: str) -> int:
 def completed(update: state.AdapterState, base: state.AdapterState) -> state.AdapterState:
     """The whole adapter: what trained, and beside it what did not, as in the adapter that training started from."""
     return update if len(update) == len(base) else state.AdapterState({**base, **update})
-
-
-def told(manifest: state.Manifest, way: str) -> str:
-    """How much leaves in a round, for people."""
-    odd, even = (numbers(manifest, way, round_number) for round_number in (1, 2))
-    size = f"{4 * max(odd, even) / 1e6:,.2f} MB"
-    if odd == even:
-        return f"{odd:,} trained numbers ({size})"
-    return f"{odd:,} trained numbers in odd rounds, {even:,} in even ones (at most {size})"
 
 
 def describe(way: str) -> str:

@@ -120,8 +120,8 @@ def test_only_what_trained_may_come_and_the_rest_is_what_was_sent(number: int, t
     assert found.state[idle].tobytes() == START[idle].tobytes()
     assert (found.state[trained] == 0.5).all()
     for names, detail in (
-        ([idle, "w"], "1 arrays missing, 0 not in the manifest, 1 that do not train in this round"),
-        ([trained, idle, "w"], "0 arrays missing, 0 not in the manifest, 1 that do not train in this round"),
+        ([idle, "w"], "1 arrays missing, 0 not in the manifest, 1 that must not leave in this round"),
+        ([trained, idle, "w"], "0 arrays missing, 0 not in the manifest, 1 that must not leave in this round"),
         ([trained], "1 arrays missing, 0 not in the manifest"),
     ):
         with pytest.raises(errors.Refused, match=f"{detail}$") as refused:

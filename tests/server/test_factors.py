@@ -152,7 +152,7 @@ def test_a_site_that_moves_what_is_idle_is_refused(country: Country, way: str) -
 
     folder = country.run("run", way, change=meddle, rounds=2)
     assert [line["refused"]["west"] for line in rounds(folder)] == [
-        {"reason": "manifest", "detail": "0 arrays missing, 0 not in the manifest, 1 that do not train in this round"}
+        {"reason": "manifest", "detail": "0 arrays missing, 0 not in the manifest, 1 that must not leave in this round"}
     ] * 2
 
 

@@ -47,8 +47,6 @@ def test_how_many_numbers() -> None:
     assert [factors.numbers(ROWS, way, 2) for way in factors.WAYS] == [38, 24, 28]
     assert [factors.most(ROWS, way) for way in factors.WAYS] == [38, 24, 28]
     assert [factors.ever(ROWS, way) for way in factors.WAYS] == [38, 24, 38]
-    assert factors.told(ROWS, "both") == "38 trained numbers (0.00 MB)"
-    assert factors.told(ROWS, "alternate") == "24 trained numbers in odd rounds, 28 in even ones (at most 0.00 MB)"
     assert factors.describe("both") == ""
 
 

@@ -17,7 +17,7 @@ from fedvfm.config import schema
 from fedvfm.inference import export
 from fedvfm.model import adapted_model
 from fedvfm.protocol import protocol
-from fedvfm.state import factors
+from fedvfm.state import checkpoint, factors, state
 from fedvfm.trust import signed_documents
 
 
@@ -74,8 +74,9 @@ class Finals:
             time=signed_documents.stamp(signed_documents.now()),
         )
         if not full:
-            model.write(task.state)  # the own update was in its place
-            self._keep(model, found)
+            # The own update was in its place.
+            model.write(site.own(model, task.recipe.hash, task.state, task.round + 1))
+            self._keep(model, found, task.state)
         decisions.record(self.where, found)
         return word
 
@@ -101,9 +102,9 @@ class Finals:
             return None
         update = protocol.decode_update(kept, start)
         # What did not train in its last round has not moved since, if that was the federation's last one too.
-        trained = model.trained(update.base_round + 1)
-        still = set(trained) == set(model.trained(1)) == set(model.trained(2)) or update.base_round + 1 == task.round
-        own = factors.completed(update.state, task.state)
+        trained = model.leaving(update.base_round + 1)
+        still = set(trained) == set(model.leaving(1)) == set(model.leaving(2)) or update.base_round + 1 == task.round
+        own = site.own(model, task.recipe.hash, factors.completed(update.state, task.state), update.base_round + 2)
         if set(update.state) != set(trained) or not still or not model.manifest.fits(own):
             return None
         plain = dataclasses.replace(task, surface=False, final=False)
@@ -116,12 +117,15 @@ class Finals:
             return self.left(recipe, digest)
         return any(one["event"] == "sent" and one.get("digest") == digest for one in self.where.audit.scan())
 
-    def _keep(self, model: adapted_model.AdaptedModel, found: decisions.Verdict) -> None:
+    def _keep(self, model: adapted_model.AdaptedModel, found: decisions.Verdict, came: state.AdapterState) -> None:
         folder = decisions.place(self.where, found)
         decisions.empty(folder)
         if found.verdict != decisions.DECLINED:
             made = {"experiment": self.where.about.federation}
             note = f"Final adapter of federation '{self.where.about.federation}', {found.words}"
+            if model.personal:
+                note += f". With this site's own arrays ({model.recipe.personal.kind}): it must not leave the site"
+                checkpoint.write(folder / decisions.GLOBAL, came, {"recipe": found.recipe})
             export.save(model, folder, made, note=note)
         signed_documents.write(folder / decisions.VERDICT, found)
         decisions.forget_declined(self.where)

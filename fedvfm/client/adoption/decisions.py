@@ -1,6 +1,7 @@
 """What was decided of the final adapters that came to a site: rules, files and a person's word. Loads nothing heavy.
 
-    adapters/<recipe>-<fingerprint>/   verdict.json, and unless it was declined the adapter in the usual layout
+    adapters/<recipe>-<fingerprint>/   verdict.json, and unless it was declined the adapter in the usual layout;
+                                       with a recipe's personal arrays that of this site, and global.safetensors
 
 What is declined is not kept: an adapter that nobody wants should not lie where somebody may load it.
 """
@@ -22,6 +23,8 @@ from fedvfm.trust import signed_documents
 
 FOLDER = "adapters"
 VERDICT = "verdict.json"
+GLOBAL = "global.safetensors"
+"""The final adapter as it came, where the one beside it holds the site's own arrays (``recipe.personal``)."""
 MAX_KEPT = 20
 """Adapters that are kept, and as many verdicts on declined ones; a coordinator that sends more fills no disk."""
 Word = Literal["accepted", "declined", "pending"]

@@ -267,7 +267,14 @@ class SiteTerms(HospitalTerms):
         cache, budget = feature_cache.FeatureCache(config.cache_mib * MIB, files), config.privacy
         units = 0 if budget is None else budget.units or 0
         return sites.Site(
-            config.name, hospital, self._device, config.rank, cache, units=units, residuals=self._sent.residuals
+            config.name,
+            hospital,
+            self._device,
+            config.rank,
+            cache,
+            units=units,
+            residuals=self._sent.residuals,
+            personal=self._sent.personal,
         )
 
     def units(self, recipe: schema.Recipe) -> int | None:

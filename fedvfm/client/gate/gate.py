@@ -72,6 +72,7 @@ RECIPE: tuple[Step, ...] = (
 DATA: tuple[Step, ...] = (
     steps.split,  # before the budget: where [privacy] came or went, this says more
     steps.privacy_budget,
+    steps.personal_arrays,
     steps.enough_patients,
     steps.privacy_statement,
     steps.compute_time,

@@ -1,13 +1,16 @@
-"""What a site holds between messages where its recipe has a codec: adapters that came, and what its updates lost.
+"""What a site holds between messages: adapters that came, what coding its updates lost, and its personal arrays.
 
 An adapter that came is what a later message may hold a difference to. What coding an update lost is its residual. It
 counts from when the update may leave, and not before: an update that was trained and never left would else go on in the
 next one, uncharged under a mechanism. So it is proposed when the update is coded, and settled once the update is on
-disk and charged. Asked for the same round again, a site starts from the residual of the round before.
+disk and charged. Asked for the same round again, a site starts from the residual of the round before. Personal arrays
+(see :mod:`fedvfm.state.groups`) are kept by the same rule: those of a round count once its update may leave.
 
     <recipe>-<fingerprint>.adapter           an adapter that came
     <recipe>-<round>-<site>-<base>.proposed  the residual of an update that was coded, by the adapter it started from
     <recipe>-<round>-<site>.residual         ... and may leave
+    <recipe>-<round>-<site>-<base>.trained   personal arrays of an update that was trained
+    <recipe>-<round>-<site>.personal         ... and may leave
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import ClassVar
 
 import safetensors
 import safetensors.numpy
@@ -29,7 +33,8 @@ ADAPTERS = 8
 ADAPTERS_ON_DISK = 2
 RESIDUALS_ON_DISK = 3
 """Of a recipe, in files. A coordinator whose disk lost the last line of its journal asks for the round before again."""
-_ADAPTER, _PROPOSED, _RESIDUAL = ".adapter", ".proposed", ".residual"
+_ADAPTER = ".adapter"
+_AFTER = "after"
 
 Residual = dict[str, state.Array]
 
@@ -85,18 +90,34 @@ class Residuals:
         at_once: an update may leave as soon as it is coded, as in a simulation.
     """
 
+    _proposed: ClassVar[str] = ".proposed"
+    _settled: ClassVar[str] = ".residual"
+
     def __init__(self, folder: Path | None = None, *, at_once: bool = False) -> None:
         self._folder, self._at_once = folder, at_once
         self._memory: dict[tuple[str, str], list[tuple[int, Residual]]] = {}
+        self._dropped: dict[tuple[str, str], int] = {}
 
     def before(self, recipe: str, site: str, number: int) -> Residual:
         """What the last update before this round lost; nothing where there was none."""
         if self._folder is None:
             rows = [row for row in self._memory.get((recipe, site), []) if row[0] < number]
             return rows[-1][1] if rows else {}
-        paths = sorted(self._folder.glob(f"{recipe}-*-{_word(site)}{_RESIDUAL}"))
-        earlier = [path for path in paths if int(path.name.split("-")[1]) < number]
-        return _read(earlier[-1]) if earlier else {}
+        earlier = [path for path in self._paths(recipe, site) if _round(path) < number]
+        return self._open(earlier[-1]) if earlier else {}
+
+    def _paths(self, recipe: str, site: str) -> list[Path]:
+        """Files that may leave, the last round at the end."""
+        folder = self._folder
+        return [] if folder is None else sorted(folder.glob(f"{recipe}-*-{_word(site)}{self._settled}"))
+
+    def _open(self, path: Path) -> Residual:
+        """What a file holds; what is lost with a damaged one is a little precision."""
+        return _read(path)
+
+    def _marks(self, recipe: str, site: str, number: int) -> dict[str, str] | None:
+        """What is written beside the arrays of this round."""
+        return None
 
     def propose(self, recipe: str, site: str, number: int, base: str, residual: Residual) -> None:
         """What the update of this round lost, should it leave.
@@ -113,11 +134,13 @@ class Residuals:
         """
         if self._folder is None:
             kept = [row for row in self._memory.get((recipe, site), []) if row[0] < number]
+            if len(kept) >= RESIDUALS_ON_DISK:
+                self._dropped[recipe, site] = kept[-RESIDUALS_ON_DISK][0]
             self._memory[recipe, site] = [*kept[1 - RESIDUALS_ON_DISK :], (number, residual)]
             return
-        path = self._folder / f"{recipe}-{number:06d}-{_word(site)}-{base[:32]}{_PROPOSED}"
-        storage.write_bytes(path, safetensors.numpy.save(residual))
-        storage.fault_point("residual-proposed")
+        path = self._folder / f"{recipe}-{number:06d}-{_word(site)}-{base[:32]}{self._proposed}"
+        storage.write_bytes(path, safetensors.numpy.save(residual, self._marks(recipe, site, number)))
+        storage.fault_point(f"{self._settled[1:]}-proposed")
         if self._at_once:
             with storage.guard(self._folder):
                 self._settle(path)
@@ -135,23 +158,83 @@ class Residuals:
         if self._folder is None:
             return
         with storage.guard(self._folder):
-            for path in self._folder.glob(f"{recipe}-{number:06d}-*-{base[:32]}{_PROPOSED}"):
+            for path in self._folder.glob(f"{recipe}-{number:06d}-*-{base[:32]}{self._proposed}"):
                 self._settle(path)
 
-    @staticmethod
-    def _settle(path: Path) -> None:
+    def _settle(self, path: Path) -> None:
         """One site's; processes that share the folder have sites of their own, and touch no other's files."""
         recipe, number, word, _ = path.stem.rsplit("-", 3)
-        path.replace(path.with_name(f"{recipe}-{number}-{word}{_RESIDUAL}"))
-        for never in path.parent.glob(f"{recipe}-*-{word}-*{_PROPOSED}"):
-            if int(never.name.split("-")[1]) < int(number):  # of a round that is over: its update never left
+        path.replace(path.with_name(f"{recipe}-{number}-{word}{self._settled}"))
+        for never in path.parent.glob(f"{recipe}-*-{word}-*{self._proposed}"):
+            if _round(never) < int(number):  # of a round that is over: its update never left
                 never.unlink(missing_ok=True)
-        kept = sorted(path.parent.glob(f"{recipe}-*-{word}{_RESIDUAL}"))
+        kept = sorted(path.parent.glob(f"{recipe}-*-{word}{self._settled}"))
         # A coordinator that went back comes to the rounds after this one anew.
-        for later in [one for one in kept if int(one.name.split("-")[1]) > int(number)]:
+        for later in [path for path in kept if _round(path) > int(number)]:
             later.unlink(missing_ok=True)
             kept.remove(later)
         _trim(kept, RESIDUALS_ON_DISK)
+
+
+class PersonalArrays(Residuals):
+    """The arrays that a site keeps for itself, round by round; kept and settled as residuals are.
+
+    Another state than the right one would be a wrong adapter that nobody sees. So what is damaged, or of a round that
+    was let go, is said and never taken for "this site has not trained yet".
+    """
+
+    _proposed: ClassVar[str] = ".trained"
+    _settled: ClassVar[str] = ".personal"
+
+    def before(self, recipe: str, site: str, number: int) -> Residual:
+        """The arrays of the last round before this one; nothing where the site had trained in none.
+
+        Raises:
+            CheckpointError: if they are not here any more, or damaged.
+        """
+        arrays = super().before(recipe, site, number)
+        if not arrays and self._first(recipe, site) > 0:
+            raise errors.CheckpointError(
+                f"site '{site}': its personal arrays from before round {number} of recipe {recipe[:12]} were let go; "
+                f"the last {RESIDUALS_ON_DISK} rounds are kept. Let the coordinator go on from its last round"
+            )
+        return arrays
+
+    def has(self, recipe: str) -> bool:
+        """Whether there is a file of this recipe, whatever became of its update."""
+        return self._folder is not None and any(
+            True for ending in (self._proposed, self._settled) for _ in self._folder.glob(f"{recipe}-*{ending}")
+        )
+
+    def _first(self, recipe: str, site: str) -> int:
+        """After which round the earliest ones that are kept were trained; 0 where that was the first adapter."""
+        if self._folder is None:
+            rows = self._memory.get((recipe, site), [])
+            return self._dropped.get((recipe, site), 0) if rows else 0
+        paths = self._paths(recipe, site)
+        return int(_marks(paths[0]).get(_AFTER, "0")) if paths else 0
+
+    def _marks(self, recipe: str, site: str, number: int) -> dict[str, str] | None:
+        earlier = [_round(path) for path in self._paths(recipe, site) if _round(path) < number]
+        return {_AFTER: str(earlier[-1] if earlier else 0)}
+
+    def _open(self, path: Path) -> Residual:
+        arrays = _read(path)
+        if not arrays:
+            raise errors.CheckpointError(f"{path}: these personal arrays are damaged. Restore the file from a backup")
+        return arrays
+
+
+def _round(path: Path) -> int:
+    """Of a file of a round, by its name."""
+    return int(path.name.split("-")[1])
+
+
+def _marks(path: Path) -> dict[str, str]:
+    """What is written beside the arrays of a file; nothing where it is damaged."""
+    with contextlib.suppress(OSError, safetensors.SafetensorError), safetensors.safe_open(path, "np") as file:
+        return dict(file.metadata() or {})
+    return {}
 
 
 def _word(site: str) -> str:

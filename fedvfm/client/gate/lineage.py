@@ -25,7 +25,7 @@ from fedvfm.aggregators import table as rules
 from fedvfm.client.gate import held_adapters
 from fedvfm.config import privacy, schema
 from fedvfm.protocol import protocol
-from fedvfm.state import factors, state
+from fedvfm.state import groups, state
 from fedvfm.trust import locked_recipe
 
 REASON, SHAPES, SAME = "policy-base", "adapter", "secure-base"
@@ -226,13 +226,12 @@ class Lineage:
         self, earlier: int, number: int, before: state.AdapterState, adapter: state.AdapterState
     ) -> None:
         """What trains in none of the rounds between stays as it was, to the bit."""
-        way = self._recipe.adapter.factors
         moving: set[str] = set()
-        for between in range(earlier + 1, min(number, earlier + 2) + 1):  # two rounds show all that a way ever trains
-            moving |= set(factors.trained(self.manifest, way, between))
+        for between in range(earlier + 1, min(number, earlier + 2) + 1):  # two rounds show all that ever leaves
+            moving |= set(groups.leaving(self.manifest, self._recipe, between))
         for name in set(adapter) - moving:
             if not np.array_equal(adapter[name], before[name]):
-                raise _refused(f"the adapter of round {number} differs in '{name}', which does not train")
+                raise _refused(f"the adapter of round {number} differs in '{name}', which no site sends")
 
     def _require_balanced(self, number: int, adapter: state.AdapterState) -> None:
         """A rule that makes factors anew leaves both of a pair of one length, so that none blows up a gradient."""

@@ -33,7 +33,7 @@ _SUFFIX = ".reply"
 class Sent:
     """The answers kept in a folder: the last update of each recipe, and all its scores.
 
-    Beside them lies what a codec needs: the adapters that came, and the residuals of what was sent.
+    Beside them lies what later rounds need: the adapters that came, and of what was sent residuals and personal arrays.
 
     Args:
         folder: private; made when needed.
@@ -43,6 +43,7 @@ class Sent:
         self._folder = folder
         self.adapters = held_adapters.Adapters(folder)
         self.residuals = held_adapters.Residuals(folder)
+        self.personal = held_adapters.PersonalArrays(folder)
 
     def find(self, task: protocol.Task, kind: str = protocol.TRAIN) -> RecordDict | None:
         """What was sent for this, if it was; a file that is damaged counts as none."""

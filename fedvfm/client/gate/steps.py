@@ -18,7 +18,7 @@ from flwr.app import Message
 from fedvfm import errors
 from fedvfm.client.gate import enforcement, exchange, policy, privacy_charge, rollback_detection, split_pin
 from fedvfm.protocol import codecs, envelope, protocol
-from fedvfm.state import factors
+from fedvfm.state import factors, groups
 from fedvfm.storage import hash_chain, storage
 
 LOG = logging.getLogger(__name__)
@@ -164,6 +164,23 @@ def privacy_budget(own: Site, of: Exchange) -> None:
     """The site's budget counts as the recipe's mechanism does; the site is made ready."""
     privacy_charge.require(of.recipe, own.judged.privacy)
     own.prepared(of.recipe)
+
+
+def personal_arrays(own: Site, of: Exchange) -> None:
+    """What this site trained and keeps for itself lies here; a site without it would go on as another one, unseen.
+
+    Raises:
+        CheckpointError: if it is gone.
+    """
+    if of.recipe.personal.kind == groups.NONE or of.kind not in (protocol.TRAIN, protocol.EVALUATE):
+        return
+    until = of.asked.round + (of.kind == protocol.EVALUATE)
+    trained = [number for number in own.history.taken(of.recipe.hash).bases.values() if number < until]
+    if trained and not of.sent.personal.has(of.recipe.hash):
+        raise errors.CheckpointError(
+            f"{own.where.sent}: the personal arrays of recipe {of.recipe.hash[:12]} are gone, and this site trained in "
+            f"round {max(trained)}. Restore the folder from a backup; without them only a newly locked recipe goes on"
+        )
 
 
 def enough_patients(own: Site, of: Exchange) -> None:
@@ -357,6 +374,8 @@ def _trained(own: Hospital, of: Exchange) -> envelope.Envelope:
     if privacy_charge.private(of.recipe):  # whatever computed it: nothing but the adapter is covered
         update = dataclasses.replace(update, metrics={}, num_examples=1)
     free, _ = policy.release(allowed, update.metrics, own.patients("train", update.num_examples))
+    if groups.personal(own.lock(of.recipe).manifest, of.recipe.personal.kind) & set(update.state):
+        raise errors.TrainingError("an update holds personal arrays, which never leave a site; nothing was sent")
     whole = factors.completed(update.state, base)
     own.audit.record(
         "trained",
@@ -417,7 +436,7 @@ def charge(own: object, of: Exchange) -> None:
 
 
 def settle_residual(own: object, of: Exchange) -> None:
-    """What coding the update lost counts from now on: the update may leave."""
+    """What coding the update lost, and the personal arrays beside it, count from now on: the update may leave."""
     if of.kind == protocol.TRAIN:
         _settle(of)
         storage.fault_point("residual-settled")
@@ -425,7 +444,8 @@ def settle_residual(own: object, of: Exchange) -> None:
 
 def _settle(of: Exchange) -> None:
     if of.asked.state is not None:
-        of.sent.residuals.settle(of.recipe.hash, of.asked.round, of.asked.state.fingerprint)
+        for kept in (of.sent.residuals, of.sent.personal):
+            kept.settle(of.recipe.hash, of.asked.round, of.asked.state.fingerprint)
 
 
 # -- leave -------------------------------------------------------------------------------------------------------------

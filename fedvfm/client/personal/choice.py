@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-GLOBAL, PERSONAL, ALONE = "global", "personal", "local-only"
+GLOBAL, PARTIAL, PERSONAL, ALONE = "global", "partial", "personal", "local-only"
+"""``partial``: the global adapter with the site's own personal arrays, where the recipe has such a kind."""
 
 
 def mix_name(share: float) -> str:
@@ -110,7 +111,7 @@ class Choice:
         return {"name": self.name, "reason": self.reason, "units": self.units, "gains": gains}
 
 
-PREFERENCE = (mix_name(0.75), PERSONAL, mix_name(0.5), mix_name(0.25), GLOBAL, ALONE)
+PREFERENCE = (mix_name(0.75), PERSONAL, mix_name(0.5), mix_name(0.25), PARTIAL, GLOBAL, ALONE)
 """Where validation does not tell candidates apart, the first of these is taken.
 
 Three quarters of the way lost least of all fixed candidates where two images chose and the third judged, and none at

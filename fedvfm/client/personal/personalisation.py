@@ -29,7 +29,7 @@ from fedvfm.inference import export
 from fedvfm.model import adapted_model, adapter_folder, device, feature_cache
 from fedvfm.protocol import protocol
 from fedvfm.report import bootstrap, progress
-from fedvfm.state import checkpoint, state
+from fedvfm.state import checkpoint, groups, state
 from fedvfm.storage import storage
 from fedvfm.trust import keys, signed_documents
 
@@ -82,13 +82,25 @@ def run(
     limits.apply(site.limits, device.choose(site.device))
     with storage.exclusive(where.folder / statement.FOLDER):
         work = _Work(where, site, recipe, verdict, _node(site, recipe), _deadline(site), on_step)
-        return work.run(checkpoint.read(folder / adapter_folder.STATE)[0])
+        return work.run(*_adapters(folder, recipe))
 
 
 def _node(site: schema.SiteConfig, recipe: schema.Recipe) -> sites.Site:
     """The site as a round has it, with what is kept of images in memory alone."""
     hospital, cache = site_file.hospital(site, recipe), feature_cache.FeatureCache(site.cache_mib * MIB)
     return sites.Site(site.name, hospital, device.choose(site.device), site.rank, cache)
+
+
+def _adapters(folder: Path, recipe: schema.Recipe) -> tuple[state.AdapterState, state.AdapterState | None]:
+    """The global adapter as it came; and with this site's own arrays, where the recipe has personal ones.
+
+    Raises:
+        CheckpointError: if one of them is missing or damaged.
+    """
+    used = checkpoint.read(folder / adapter_folder.STATE)[0]
+    if recipe.personal.kind == groups.NONE:
+        return used, None
+    return checkpoint.read(folder / decisions.GLOBAL)[0], used
 
 
 def _gap(scores: Mapping[str, bootstrap.SiteScores], first: str, second: str) -> bootstrap.Difference | None:
@@ -115,15 +127,16 @@ class _Work:
     deadline: float
     on_step: progress.Step
 
-    def run(self, shared: state.AdapterState) -> statement.Kept:
-        """From the final adapter to what is kept."""
+    def run(self, shared: state.AdapterState, partial: state.AdapterState | None) -> statement.Kept:
+        """From the final adapter, and the same with this site's own arrays, to what is kept."""
         built = client_app.Models(threads=self.site.limits.threads)
         model = built.get(self.node.recipe(self.recipe), self.node.device)
         settings, after = self.site.personal, self.recipe.rounds
         try:
-            trained = tuning.train(model, self.node, shared, settings, after, self.deadline, self.on_step)
+            start = shared if partial is None else partial
+            trained = tuning.train(model, self.node, start, settings, after, self.deadline, self.on_step)
             alone = tuning.alone(model, self.node, self.deadline) if settings.local_only else None
-            offered = tuning.candidates(shared, trained.adapter, alone)
+            offered = tuning.candidates(shared, trained.adapter, alone, partial)
             chosen = tuning.choose(model, self.node, offered, self.deadline)
             tests = self._tests(model, offered, chosen)
         except errors.DeadlinePassed as late:
@@ -139,7 +152,7 @@ class _Work:
         self, model: adapted_model.AdaptedModel, offered: Mapping[str, state.AdapterState], chosen: tuning.Chosen
     ) -> dict[str, protocol.Evaluation]:
         """The test of what a statement names; none where the site has no test sample."""
-        names = (choice.GLOBAL, choice.PERSONAL, choice.ALONE, chosen.choice.name)
+        names = (choice.GLOBAL, choice.PARTIAL, choice.PERSONAL, choice.ALONE, chosen.choice.name)
         wanted = [name for name in dict.fromkeys(names) if name in offered]
         if not self.node.split("test"):
             return {}
@@ -175,8 +188,14 @@ class _Work:
         return bootstrap.SiteScores.from_table(answer.ids, answer.samples, primary, patients)
 
     def _bare(self, name: str) -> bool:
-        """Whether an adapter of a recipe with a mechanism holds what was learned without it."""
-        return self.recipe.privacy.mechanism != privacy.NO_MECHANISM and name != choice.GLOBAL
+        """Whether an adapter of a recipe with a mechanism holds what was learned without it.
+
+        A site's own arrays were trained by the steps that a mechanism of the site bounds and noises; one of the
+        coordinator noises what leaves alone.
+        """
+        mechanism = self.recipe.privacy.mechanism
+        covered = (choice.GLOBAL,) if mechanism == privacy.SITE_LEVEL else (choice.GLOBAL, choice.PARTIAL)
+        return mechanism != privacy.NO_MECHANISM and name not in covered
 
     def _keep(
         self, model: adapted_model.AdaptedModel, chosen: tuning.Chosen, said: statement.Statement

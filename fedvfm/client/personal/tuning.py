@@ -121,11 +121,24 @@ def alone(model: adapted_model.AdaptedModel, site: sites.Site, deadline: float =
 
 
 def candidates(
-    shared: state.AdapterState, personal: state.AdapterState, alone: state.AdapterState | None = None
+    shared: state.AdapterState,
+    personal: state.AdapterState,
+    alone: state.AdapterState | None = None,
+    partial: state.AdapterState | None = None,
 ) -> dict[str, state.AdapterState]:
-    """What a site chooses among, by name; ``alone`` is what it trained by itself, where it did."""
+    """What a site chooses among, by name.
+
+    Args:
+        shared: the global adapter, as it came.
+        personal: trained on, from the global adapter or from ``partial``.
+        alone: what the site trained by itself, where it did.
+        partial: the global adapter with the site's own arrays, where the recipe has personal ones; mixes are with it.
+    """
     offered = {choices.GLOBAL: shared}
-    offered |= {choices.mix_name(share): mix(shared, personal, share) for share in SHARES}
+    if partial is not None and partial != shared:
+        offered[choices.PARTIAL] = partial
+    start = shared if partial is None else partial
+    offered |= {choices.mix_name(share): mix(start, personal, share) for share in SHARES}
     offered[choices.PERSONAL] = personal
     return offered if alone is None else {**offered, choices.ALONE: alone}
 

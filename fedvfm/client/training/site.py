@@ -21,6 +21,7 @@ from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, feature_cache, precision, sliding_window
 from fedvfm.privacy import records
+from fedvfm.state import groups, state
 from fedvfm.tasks import case_classification, case_heads
 
 
@@ -69,6 +70,7 @@ class Site:
         units: the public number that a private round is made from; 0 for as many as there are. See
             :func:`fedvfm.privacy.events.counted`.
         residuals: what coding its updates lost.
+        personal: the arrays that it keeps for itself.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Site:
     simulated: bool = False
     units: int = 0
     residuals: held_adapters.Residuals = field(default_factory=held_adapters.Residuals)
+    personal: held_adapters.PersonalArrays = field(default_factory=held_adapters.PersonalArrays)
 
     def recipe(self, recipe: schema.Recipe) -> schema.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.
@@ -88,6 +91,31 @@ class Site:
             ConfigError: if the rank is over the recipe's.
         """
         return at_rank(recipe, self.rank, self.name)
+
+    def own(
+        self, model: adapted_model.AdaptedModel, recipe: str, adapter: state.AdapterState, number: int
+    ) -> state.AdapterState:
+        """The adapter as this site uses it: with its personal arrays of the last round before ``number``.
+
+        Args:
+            model: of the recipe, in the site's rank.
+            recipe: hash of the recipe as it came.
+            adapter: as it came.
+            number: of the round that would train next.
+
+        Raises:
+            CheckpointError: if its personal arrays are damaged, or not of this model.
+        """
+        if not model.personal:
+            return adapter
+        kept = self.personal.before(recipe, self.name, number)
+        try:
+            return groups.joined(adapter, kept, model.manifest, model.recipe.personal.kind)
+        except ValueError as error:
+            raise errors.CheckpointError(
+                f"site '{self.name}': the personal arrays of recipe {recipe[:12]} are not this model's: {error}. "
+                "Restore them from a backup, or bring back the rank that the recipe began with here"
+            ) from None
 
     def split(self, name: str) -> tuple[samples.Sample, ...]:
         """The samples of a split: "train", "val" or "test"."""

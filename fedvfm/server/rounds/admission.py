@@ -11,7 +11,7 @@ import numpy as np
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.state import factors, state
+from fedvfm.state import factors, groups, state
 
 LEAST_LOSS, MOST_LOSS = 1e-6, 10.0
 
@@ -24,10 +24,11 @@ class Terms:
         site: the name the handshake gave this node.
         round: the round it was asked for.
         base: the adapter the site was sent (in the site's own ranks).
-        manifest: every array of its adapter; it must answer with exactly those that train in this round.
+        manifest: every array of its adapter; it must answer with exactly those that train in this round and are shared.
         bounds: the recipe's bounds.
         weighting: the recipe's; where the loss is a weight it must be a number that can be one.
         way: the recipe's ``adapter.factors``: what of a pair trains in a round.
+        personal: the recipe's ``personal.kind``: what stays at the site.
         greeted: training examples that the site greeted with; None where that is not known.
         usual: the median norm of the updates admitted in earlier rounds; 0 where there are none.
     """
@@ -39,6 +40,7 @@ class Terms:
     bounds: schema.AdmissionConfig
     weighting: str = "examples"
     way: str = factors.BOTH
+    personal: str = groups.NONE
     greeted: int | None = None
     usual: float = 0.0
 
@@ -97,10 +99,11 @@ def usual(rounds: Iterable[Mapping[str, Any]]) -> float:
 
 def _check_arrays(adapter: state.AdapterState, terms: Terms) -> None:
     expected = set(factors.trained(terms.manifest, terms.way, terms.round))
+    expected -= groups.personal(terms.manifest, terms.personal)
     if set(adapter) != expected:
         missing, idle = len(expected - set(adapter)), len((set(adapter) - expected) & set(terms.base))
         told = f"{missing} arrays missing, {len(set(adapter) - expected) - idle} not in the manifest"
-        raise errors.Refused("manifest", told + (f", {idle} that do not train in this round" if idle else ""))
+        raise errors.Refused("manifest", told + (f", {idle} that must not leave in this round" if idle else ""))
     for name, shape in {spec.name: spec.shape for spec in terms.manifest if spec.name in expected}.items():
         if adapter[name].shape != shape:
             raise errors.Refused(

@@ -22,7 +22,7 @@ from fedvfm.privacy import accountant, planner, randomness
 from fedvfm.privacy import base as mechanisms
 from fedvfm.privacy import table as mechanism_table
 from fedvfm.server.rounds import aggregation
-from fedvfm.state import checkpoint, factors, state
+from fedvfm.state import checkpoint, groups, state
 from fedvfm.storage import hash_chain, storage
 from fedvfm.trust import locked_recipe
 
@@ -104,7 +104,7 @@ class Private:
             kept: what the rule left in the round before.
             before: the journal's lines.
         """
-        names = factors.trained(self._locked.manifest, self._recipe.adapter.factors, number)
+        names = groups.leaving(self._locked.manifest, self._recipe, number)
         memory = self._part.configure(self._recipe, asked, before[-1].get(ENTRY, {}) if before else {})
 
         def finish(clipped: Clipped, record: Mapping[str, Any]) -> aggregation.Joined:

@@ -44,7 +44,7 @@ from fedvfm.server.rounds import (
     server_optimiser,
     update_store,
 )
-from fedvfm.state import checkpoint, factors, state
+from fedvfm.state import checkpoint, groups, state
 from fedvfm.storage import hash_chain, storage
 from fedvfm.trust import locked_recipe, roster_document
 
@@ -233,7 +233,7 @@ class Federation:
         if self._secure is not None:
             joined = self._hidden(self._secure, number, adapter, [members[name] for name in asked])
         joined = joined or self._joined(number, adapter, members, asked)
-        trained = factors.trained(self.job.locked.manifest, self.recipe.adapter.factors, number)
+        trained = groups.leaving(self.job.locked.manifest, self.recipe, number)
         goal, velocity = server_optimiser.step(adapter, joined.adapter, self._kept, self.recipe.aggregation, trained)
         adapter, lost = self._broadcast.moved(adapter, goal, self._kept, trained)
         self._kept = {**joined.kept, **velocity, **lost}
@@ -383,6 +383,7 @@ class Federation:
                 self.recipe.admission,
                 self.recipe.aggregation.weighting,
                 self.recipe.adapter.factors,
+                self.recipe.personal.kind,
                 # Under secure aggregation a site greets with whether it has any, and not with how many.
                 member.examples.get("train") if self.recipe.secure_aggregation is None else None,
                 usual,

@@ -31,7 +31,7 @@ from fedvfm.protocol import protocol, secure_messages
 from fedvfm.secure_aggregation import consistency, fixed_point, masks, opening, participant, round_keys
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.server.rounds import handshake
-from fedvfm.state import factors, state
+from fedvfm.state import groups, state
 from fedvfm.storage import storage
 from fedvfm.trust import locked_recipe, roster_document
 
@@ -145,7 +145,7 @@ class SecureRounds:
             self._collect(number, start, agreed, by_name, ask, refuse)
             self._settle(number, agreed, least)
         total = self._open(number, agreed, by_name, ask, refuse)
-        names = factors.trained(self._locked.manifest, self._recipe.adapter.factors, number)
+        names = groups.leaving(self._locked.manifest, self._recipe, number)
         mean = self._point.decode(total, start, names, len(agreed.survivors))
         left = {name: why for name, why in sorted(refused.items()) if name not in agreed.survivors}
         return mean, agreed.survivors, left
@@ -266,8 +266,7 @@ class SecureRounds:
             raise errors.Refused("manifest", f"{len(masked.numbers)} masked numbers, {size} are needed")
 
     def _size(self, number: int) -> int:
-        way = self._recipe.adapter.factors
-        return factors.numbers(self._locked.manifest, way, number) + fixed_point.TAIL
+        return groups.leaving_numbers(self._locked.manifest, self._recipe, number) + fixed_point.TAIL
 
     def _settle(self, number: int, agreed: Agreed, least: int) -> None:
         """Who is in the sum, once and for good: no other list of this session is ever opened.

@@ -17,7 +17,7 @@ from fedvfm import errors, seeding
 from fedvfm.config import schema
 from fedvfm.secure_aggregation import discrete_gaussian, fixed_point, masks, shared_noise
 from fedvfm.server.rounds import aggregation
-from fedvfm.state import factors, state
+from fedvfm.state import groups, state
 
 ENTRY = "secure_aggregation"
 """Key of a journal line."""
@@ -35,7 +35,7 @@ class PlainSum:
 
     def __init__(self, recipe: schema.Recipe, start: state.AdapterState, manifest: state.Manifest, number: int) -> None:
         self._recipe, self._start, self._point, self._number = recipe, start, fixed_point.of(recipe), number
-        self._names = factors.trained(manifest, recipe.adapter.factors, number)
+        self._names = groups.leaving(manifest, recipe, number)
         self._total: masks.Numbers | None = None
         self._sites: list[str] = []
 

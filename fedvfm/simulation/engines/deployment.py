@@ -202,9 +202,11 @@ def serve(folder: Path, name: str, link: runtime.Link) -> None:
         site_errors.leave(folder / "faults", where, error)
 
     kept = reply_cache.Sent(folder / "sent" / name)
-    # The gate settles what coding an update lost, as at a real site, and so all of its folder; that lies in the run's,
-    # for a run that goes on.
-    site.residuals = kept.residuals = held_adapters.Residuals(run_folder.RunFolder(folder.parent).residuals / name)
+    # The gate settles what coding an update lost, and the personal arrays, as at a real site, and so all of a folder;
+    # these lie in the run's, for a run that goes on.
+    run = run_folder.RunFolder(folder.parent)
+    site.residuals = kept.residuals = held_adapters.Residuals(run.residuals / name)
+    site.personal = kept.personal = held_adapters.PersonalArrays(run.personal_arrays(name))
     app = client_app.make_client_app(lambda context: site, built, report, adapters=kept.adapters)
     entry = gate.Gate(app, kept, gate.NoTerms(), report)
     executor.serve(link, entry, threading.Event())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,7 @@ def examples(
     members: Sequence[sites.Site],
     rng: Generator,
     ranked: Mapping[str, Sequence[str]] | None = None,
+    use: Callable[[sites.Site], None] = lambda site: None,
 ) -> list[Picture]:
     """Test samples of up to eight sites, predicted with the adapter the model holds.
 
@@ -70,6 +71,7 @@ def examples(
         members: the sites.
         rng: of the draw.
         ranked: site -> its test samples (volumes), the worst first; None shows no worst ones.
+        use: called before the pictures of a site, where the model must hold another adapter for each.
 
     Raises:
         DataError: if a sample cannot be read.
@@ -79,6 +81,7 @@ def examples(
     shown = []
     model.eval()
     for site in chosen:
+        use(site)
         tested = site.split("test")
         drawn = rng.choice(len(tested), size=min(number, len(tested)), replace=False)
         shown += [_picture(model, site, tested[at]) for at in sorted(drawn)]
