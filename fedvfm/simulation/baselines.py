@@ -22,6 +22,7 @@ from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.protocol import codecs
+from fedvfm.state import groups
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,13 @@ def personal(experiment: schema.Experiment, site: str) -> Arm:
 
 
 def faults(experiment: schema.Experiment) -> list[str]:
-    """Baselines that do not fit the task."""
-    kind = experiment.recipe.task.kind
+    """Baselines that do not fit the task, or what the recipe keeps at the sites."""
+    kind, own = experiment.recipe.task.kind, experiment.recipe.personal.kind
     other = {"segmentation": ("majority", "classification")}.get(kind, ("unet", "segmentation"))
-    return [f"baselines: '{other[0]}' is for {other[1]}"] if other[0] in experiment.baselines else []
+    wrong = [f"baselines: '{other[0]}' is for {other[1]}"] if other[0] in experiment.baselines else []
+    if own != groups.NONE and "leave-one-out" in experiment.baselines:
+        wrong.append(
+            f"baselines: 'leave-one-out' has no meaning with recipe.personal.kind = '{own}': a hospital that was in no "
+            "round has no arrays of its own; leave it out"
+        )
+    return wrong

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 
+import fedvfm
+from fedvfm import errors
+from fedvfm.client.personal import choice
+from fedvfm.client.training import evaluator
+from fedvfm.protocol import protocol
 from fedvfm.simulation import experiment, plan, run, run_folder
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.state import checkpoint, groups
@@ -65,8 +72,9 @@ def test_the_global_adapter_holds_first_values_and_each_site_its_own(
     for name in adapter:
         assert (adapter[name].tobytes() == lock.adapter[name].tobytes()) == (name in own), name
     sites = [checkpoint.read(finished[kind] / "sites" / site / "fedvfm_adapter.safetensors")[0] for site in SITES]
-    for name in adapter:
-        assert len({site[name].tobytes() for site in sites}) == (len(SITES) if name in own else 1), name
+    for name in set(adapter) - own:
+        assert len({site[name].tobytes() for site in sites}) == 1, name
+    assert len({site.select(own).fingerprint for site in sites}) == len(SITES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,3 +107,62 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 def test_two_workers_give_the_same_bits(finished: dict[str, Path], tiny: Any, tmp_path: Path) -> None:
     again = run.simulate({**what(tiny, "by-part"), "workers": 2}, output=tmp_path / "run").path
     assert results(again) == results(finished["by-part"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_file_of_the_server_holds_what_a_site_keeps(finished: dict[str, Path], kind: str) -> None:
+    """Journal, checkpoints and final adapter: what a coordinator has. ``personal/`` and ``sites/`` are the sites'."""
+    at_sites = {"personal", "sites"}
+    files = [path for path in finished[kind].rglob("*") if path.is_file()]
+    theirs = [path for path in files if path.relative_to(finished[kind]).parts[0] not in at_sites]
+    assert {"journal.jsonl", "adapter.safetensors"} <= {path.name for path in theirs}
+    for site in SITES:
+        for path in kept(finished[kind], site).parent.iterdir():
+            own = safetensors.numpy.load(path.read_bytes())
+            for name, array in own.items():
+                holders = [str(file) for file in theirs if array.tobytes() in file.read_bytes()]
+                assert not holders, f"{name} of {site}"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_a_site_is_scored_with_its_own_arrays(finished: dict[str, Path], tiny: Any) -> None:
+    """The scores in the run are those of ``sites/NAME``, not those of the global adapter."""
+    parsed = experiment.parse(what(tiny, "head-local"), "experiment")
+    members = run.members(parsed, experiment.hospitals(parsed))
+    scores = summary(finished["head-local"])["arms"]["federated"]["sites"]
+    for site in members[: len(SITES)]:
+        model = fedvfm.load_adapter(finished["head-local"] / "sites" / site.name)
+        task = protocol.Task(model.recipe, ROUNDS, None, "test")
+        assert evaluator.evaluate(model, site, model.read(), task).metrics["dice"] == scores[site.name]["dice"]
+
+
+def test_a_global_adapter_whose_head_nobody_trained_predicts_nothing(finished: dict[str, Path]) -> None:
+    with pytest.raises(errors.CheckpointError, match="the head of this adapter was never trained"):
+        fedvfm.load_adapter(finished["head-local"] / "adapter")
+    assert fedvfm.load_adapter(finished["norm-local"] / "adapter").personal
+    assert "personal (norm-local): scale and shift" in (finished["norm-local"] / "adapter" / "README.md").read_text()
+
+
+def test_it_is_one_more_candidate_of_the_choice(tiny: Any, tmp_path: Path) -> None:
+    values = {**what(tiny, "head-local"), "baselines": ["local-only"], "personal": {"rounds": 1}}
+    path = run.simulate(values, output=tmp_path / "run").path
+    for site in SITES:
+        folder = path / "arms" / "personal" / site
+        seen = json.loads((folder / "evaluation.json").read_text())["choice"]["gains"]
+        assert set(seen) == set(choice.PREFERENCE)
+        assert seen[choice.PARTIAL] != seen[choice.GLOBAL]
+    local = json.loads((path / "arms" / "local-only" / "east" / "evaluation.json").read_text())["recipe"]
+    assert local != locked(tiny, "head-local").recipe.hash, "alone at home nothing is shared, and no store is"
+
+
+def test_what_has_no_meaning_is_a_fault_of_the_experiment(tiny: Any) -> None:
+    for kind, more, word in (
+        ("share-A", {"adapter": {**tiny.values["recipe"]["adapter"], "factors": "freeze-A"}}, "use factors"),
+        ("by-part", {"aggregation": {"rule": "svd"}}, "joins the products of both factors"),
+        ("share-A", {"adapter": {"kind": "bias"}}, "has no such array"),
+        ("head-local", {"adapter": {"kind": "head-only"}}, "nothing that trains would be shared"),
+    ):
+        with pytest.raises(errors.ConfigError, match=word):
+            experiment.examine(experiment.parse(what(tiny, kind, **more), "experiment"))
+    with pytest.raises(errors.ConfigError, match="baselines: 'leave-one-out' has no meaning"):
+        experiment.examine(experiment.parse({**what(tiny, "share-A"), "baselines": ["leave-one-out"]}, "experiment"))

@@ -1,0 +1,109 @@
+"""Which arrays are shared and which are a site's own, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedvfm import errors
+from fedvfm.aggregators import table as rules
+from fedvfm.config import schema
+from fedvfm.state import groups, state
+
+ROWS = state.Manifest.of(
+    [
+        state.ArraySpec("block.00.q.A", (2, 4), "lora", "A", "block.00.q"),
+        state.ArraySpec("block.00.q.B", (4, 2), "lora", "B", "block.00.q"),
+        state.ArraySpec("decoder.q.A", (2, 4), "lora", "A", "decoder.q"),
+        state.ArraySpec("decoder.q.B", (4, 2), "lora", "B", "decoder.q"),
+        state.ArraySpec("decoder.up.weight", (3, 3), "decoder"),
+        state.ArraySpec("head.0.1.weight", (5,), "head"),
+        state.ArraySpec("head.0.1.bias", (5,), "head"),
+        state.ArraySpec("head.out.weight", (2, 5), "head"),
+        state.ArraySpec("head.out.bias", (2,), "head"),
+        state.ArraySpec("act.weight", (1,), "full"),
+    ]
+)
+NAMES = {spec.name for spec in ROWS}
+PERSONAL = {
+    "none": set(),
+    "head-local": {name for name in NAMES if name.startswith("head.")} | {"decoder.up.weight"},
+    "norm-local": {"head.0.1.weight", "head.0.1.bias"},
+    "share-A": {"block.00.q.B", "decoder.q.B"},
+    "by-part": {"block.00.q.A", "decoder.q.B"},
+}
+
+
+def recipe(kind: str = "none", factors: str = "both", **more: object) -> schema.Recipe:
+    values = {
+        "backbone": {"name": "none"},
+        "data": {"class_names": ["a", "b"]},
+        "adapter": {"factors": factors},
+        "personal": {"kind": kind},
+        **more,
+    }
+    return schema.parse(schema.Recipe, values, "recipe")
+
+
+@pytest.mark.parametrize("kind", groups.KINDS)
+def test_what_stays_and_what_leaves(kind: str) -> None:
+    assert groups.personal(ROWS, kind) == PERSONAL[kind]
+    for number in (1, 2):
+        assert groups.leaving(ROWS, recipe(kind), number) == tuple(sorted(NAMES - PERSONAL[kind]))
+    assert groups.faults(ROWS, recipe(kind)) == []
+
+
+def test_a_factor_that_does_not_train_does_not_leave_either() -> None:
+    asked = recipe("head-local", "alternate")
+    assert groups.leaving(ROWS, asked, 1) == ("act.weight", "block.00.q.B", "decoder.q.B")
+    assert groups.leaving(ROWS, asked, 2) == ("act.weight", "block.00.q.A", "decoder.q.A")
+    assert groups.told(ROWS, asked) == "17 trained numbers (0.00 MB); 31 more train and never leave this site"
+    assert groups.told(ROWS, recipe("none", "alternate")).startswith("48 trained numbers (")
+
+
+@pytest.mark.parametrize(
+    ("kind", "factors", "rows", "word"),
+    [
+        ("share-A", "freeze-A", ROWS.arrays, "use factors"),
+        ("by-part", "alternate", ROWS.arrays, "use factors"),
+        ("share-A", "both", ROWS.arrays[-4:], "no such array"),
+        ("head-local", "both", ROWS.arrays[-4:], "nothing that trains would be shared"),
+    ],
+)
+def test_what_has_no_meaning_is_said(kind: str, factors: str, rows: tuple[state.ArraySpec, ...], word: str) -> None:
+    (fault,) = groups.faults(state.Manifest.of(rows), recipe(kind, factors))
+    assert word in fault
+
+
+@pytest.mark.parametrize("rule", ["svd", "hetlora", "fair"])
+def test_a_rule_that_needs_both_factors_is_refused_with_half_a_pair(rule: str) -> None:
+    halves = [rules.faults(recipe(kind, aggregation={"rule": rule})) for kind in groups.SPLITS_PAIRS]
+    assert all(f"rule '{rule}' joins the products of both factors" in "".join(faults) for faults in halves)
+    assert rules.faults(recipe("head-local", aggregation={"rule": rule})) == []
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
+    assert set(schema.RecipePersonal.model_fields["kind"].annotation.__args__) == set(groups.KINDS)  # type: ignore[union-attr]
+    with pytest.raises(errors.ConfigError, match="'none', 'head-local', 'norm-local', 'share-[Aa]' or 'by-part'"):
+        recipe("ditto")
+    with pytest.raises(ValueError, match="personal kind 'dual': known: none, head-local"):
+        groups.personal(ROWS, "dual")
+
+
+def test_recipes_from_before_keep_their_bytes() -> None:
+    plain = recipe()
+    assert "personal" not in plain.model_dump(mode="json")
+    assert plain.hash == schema.parse(schema.Recipe, plain.model_dump(mode="json"), "recipe").hash
+    assert recipe("share-A").hash != plain.hash
+
+
+def test_other_arrays_than_the_personal_ones_are_no_adapter_of_this_site() -> None:
+    came = state.AdapterState({spec.name: np.zeros(spec.shape, np.float32) for spec in ROWS})
+    own = {name: np.ones(came[name].shape, np.float32) for name in PERSONAL["share-A"]}
+    used = groups.joined(came, own, ROWS, "share-A")
+    assert {name for name in used if used[name].any()} == PERSONAL["share-A"]
+    assert groups.joined(came, {}, ROWS, "share-A") is came
+    for wrong in ({}, {"block.00.q.A": own["decoder.q.B"]}, {**own, "decoder.q.B": np.ones((4, 3), np.float32)}):
+        if wrong:
+            with pytest.raises(ValueError, match="are personal, or their shapes differ"):
+                groups.joined(came, wrong, ROWS, "share-A")
