@@ -1,1 +1,1 @@
-"""Adapters as named arrays, their factors, checkpoints. NumPy only."""
+"""Adapters as named arrays, their factors and groups, checkpoints. NumPy only."""

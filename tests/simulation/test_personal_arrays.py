@@ -81,7 +81,7 @@ def test_the_global_adapter_holds_first_values_and_each_site_its_own(
 def test_the_plan_says_what_truly_leaves(finished: dict[str, Path], tiny: Any, kind: str) -> None:
     parsed = experiment.parse(what(tiny, kind), "experiment")
     planned, done = plan.plan(parsed, experiment.hospitals(parsed)), summary(finished[kind])
-    assert planned["bytes"]["up"] == pytest.approx(done["bytes"]["up"], rel=0.02)
+    assert planned["bytes"]["up"] == pytest.approx(done["bytes"]["up"], rel=0.05)
     lock = locked(tiny, kind)
     saved = 4 * groups.personal_numbers(lock.manifest, lock.recipe) * ROUNDS * len(SITES)
     assert summary(finished["none"])["bytes"]["up"] - done["bytes"]["up"] >= saved

@@ -84,7 +84,7 @@ def test_a_rule_that_needs_both_factors_is_refused_with_half_a_pair(rule: str) -
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     assert set(schema.RecipePersonal.model_fields["kind"].annotation.__args__) == set(groups.KINDS)  # type: ignore[union-attr]
-    with pytest.raises(errors.ConfigError, match="'none', 'head-local', 'norm-local', 'share-[Aa]' or 'by-part'"):
+    with pytest.raises(errors.ConfigError, match=r"'none', 'head-local', 'norm-local', 'share-[Aa]' or 'by-part'"):
         recipe("ditto")
     with pytest.raises(ValueError, match="personal kind 'dual': known: none, head-local"):
         groups.personal(ROWS, "dual")
