@@ -104,6 +104,13 @@ def test_one_factor_at_a_time_gives_the_same_bits_too(tiny: Any, tmp_path: Path)
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "ray" / "journal.jsonl")] == [0.0] * 3
 
 
+def test_arrays_that_stay_at_the_sites_give_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
+    on_both_engines(tiny, tmp_path, 'recipe.personal.kind="share-A"')
+    kept = {engine: sorted((tmp_path / engine).rglob("*.personal")) for engine in ("in-process", "ray")}
+    assert [path.read_bytes() for path in kept["ray"]] == [path.read_bytes() for path in kept["in-process"]]
+    assert kept["ray"]
+
+
 def test_coded_differences_give_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
     on_both_engines(tiny, tmp_path, 'recipe.codec="int8"')
 

@@ -154,3 +154,20 @@ def test_a_site_that_cannot_start_is_named_with_its_last_words(tiny: Any, tmp_pa
     logs = list((run / "deployment").glob("*.log"))
     assert logs
     assert all(stat.S_IMODE(os.stat(path).st_mode) == 0o600 for path in logs)
+
+
+@pytest.mark.parametrize("kind", ["head-local", "by-part"])
+def test_arrays_that_stay_at_the_sites_over_a_real_network(tiny: Any, tmp_path: Path, kind: str) -> None:
+    sets = [*TWO, "--set", f'recipe.personal.kind="{kind}"']
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    kept = {
+        engine: sorted((tmp_path / engine).rglob("personal/*/*.personal")) for engine in ("in-process", "deployment")
+    }
+    assert len(kept["deployment"]) == 6, "two sites, three rounds"
+    assert [[path.name, path.read_bytes()] for path in kept["deployment"]] == [
+        [path.name, path.read_bytes()] for path in kept["in-process"]
+    ]

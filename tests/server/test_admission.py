@@ -138,7 +138,7 @@ def test_the_norm_of_one_factor_has_the_same_bound() -> None:
 
 def test_freeze_a_takes_no_a_in_any_round() -> None:
     assert one_factor(2, ["q.B", "w"], "freeze-A").state["q.A"].tobytes() == START["q.A"].tobytes()
-    with pytest.raises(errors.Refused, match="do not train in this round"):
+    with pytest.raises(errors.Refused, match="must not leave in this round"):
         one_factor(2, ["q.A", "w"], "freeze-A")
     with pytest.raises(errors.Refused, match="1 arrays missing"):
         one_factor(2, ["q.A", "w"], "both")
