@@ -106,6 +106,12 @@ def faults(recipe: schema.Recipe) -> list[str]:
             'stays as it is; use recipe.aggregation.rule = "mean"'
         )
     kind = recipe.personal.kind
+    if kind != groups.NONE and mechanism in privacy.SHARED and mechanism != privacy.SITE_LEVEL_SHARED:
+        found.append(
+            f"recipe.personal.kind = '{kind}': under mechanism '{mechanism}' noise is added to what leaves alone. The "
+            "personal arrays would stay without it, every later gradient would depend on them, and no clip bounds "
+            f"that; use mechanism '{privacy.SHARED[mechanism]}'"
+        )
     if kind in groups.SPLITS_PAIRS and joins_factors(rule):
         found.append(
             f"recipe.personal.kind = '{kind}': rule '{name}' joins the products of both factors, and one of them never "

@@ -82,6 +82,18 @@ def test_a_rule_that_needs_both_factors_is_refused_with_half_a_pair(rule: str) -
     assert rules.faults(recipe("head-local", aggregation={"rule": rule})) == []
 
 
+@pytest.mark.parametrize(("mechanism", "refused"), [
+    ("record-level", False), ("patient-level", False), ("site-level-shared", False),
+    ("record-level-shared", True), ("patient-level-shared", True),
+])  # fmt: skip
+def test_noise_on_what_leaves_alone_bounds_nothing_of_what_stays(mechanism: str, refused: bool) -> None:
+    """One record would move the un-noised personal arrays, and these every record's gradient of the next round."""
+    plain = recipe("head-local")
+    own = plain.privacy.model_copy(update={"mechanism": mechanism})
+    said = " ".join(rules.faults(plain.model_copy(update={"privacy": own})))
+    assert ("noise is added to what leaves alone" in said) == refused
+
+
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     assert set(schema.RecipePersonal.model_fields["kind"].annotation.__args__) == set(groups.KINDS)  # type: ignore[union-attr]
     with pytest.raises(errors.ConfigError, match=r"'none', 'head-local', 'norm-local', 'share-[Aa]' or 'by-part'"):

@@ -190,11 +190,12 @@ class _Work:
     def _bare(self, name: str) -> bool:
         """Whether an adapter of a recipe with a mechanism holds what was learned without it.
 
-        A site's own arrays were trained by the steps that a mechanism of the site bounds and noises; one of the
-        coordinator noises what leaves alone.
+        A site's own arrays were trained by the steps that a mechanism of the site bounds and noises; one at
+        site level, or with shared noise, noises what leaves alone.
         """
         mechanism = self.recipe.privacy.mechanism
-        covered = (choice.GLOBAL,) if mechanism == privacy.SITE_LEVEL else (choice.GLOBAL, choice.PARTIAL)
+        outside = {privacy.SITE_LEVEL, *privacy.SHARED}
+        covered = (choice.GLOBAL,) if mechanism in outside else (choice.GLOBAL, choice.PARTIAL)
         return mechanism != privacy.NO_MECHANISM and name not in covered
 
     def _keep(
