@@ -18,13 +18,24 @@ import safetensors.torch
 from torch import Tensor
 
 from fedvfm import errors
-from fedvfm.backbones import base, identity, pickled, record, safefile, sam_original, table, tinyvit_original, weights
+from fedvfm.backbones import (
+    base,
+    identity,
+    pickled,
+    record,
+    safefile,
+    sam_original,
+    table,
+    tinyvit_original,
+    vit_original,
+    weights,
+)
 from fedvfm.config import schema
 from fedvfm.storage import storage
 
 STAGING = ".import."
 STALE_S = 86_400.0
-ORIGINALS: tuple[ModuleType, ...] = (sam_original, tinyvit_original)
+ORIGINALS: tuple[ModuleType, ...] = (sam_original, tinyvit_original, vit_original)
 """Layouts of the models' authors: each recognises its array names, reads settings off shapes, and converts arrays."""
 
 
@@ -125,7 +136,9 @@ def _look(path: Path, config: Path | None) -> Given:
         identity.read_json(config)
     if path.is_dir():
         own = path / identity.CONFIG
-        return Given(path, _in_folder(path), config or (own if own.is_file() else None))
+        # timm's says nothing that the arrays do not.
+        usable = own.is_file() and "model_type" in identity.read_json(own)
+        return Given(path, _in_folder(path), config or (own if usable else None))
     if not path.is_file():
         raise errors.WeightsError(f"{path}: there is no such file or folder")
     if path.suffix not in (".safetensors", *pickled.SUFFIXES):

@@ -1,11 +1,14 @@
 """Pickled state dicts, read without running them.
 
 A pickle is a program. ``torch.load(weights_only=True)`` runs none of it: it builds tensors and plain containers and
-refuses everything else. What comes out is written as safetensors, and the pickle is never read again.
+refuses everything else, but for the arguments of a training script (``argparse.Namespace``, a bag of values): published
+checkpoints hold them beside their weights, and they are left behind. What comes out is
+written as safetensors, and the pickle is never read again.
 """
 
 from __future__ import annotations
 
+import argparse
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +48,8 @@ def read(path: Path) -> dict[str, Tensor]:
     if zipped:
         _check_zip(path)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a hostile or damaged pickle breaks the reader in a dozen ways
         raise errors.WeightsError(
             f"{path}: refused ({type(error).__name__}): the pickle is damaged, or holds code or Python objects besides "
