@@ -26,7 +26,7 @@ from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
 from fedvfm import errors, registry  # noqa: E402
-from fedvfm.cli import audit, client, doctor, drafts, explain, ledger, privacy, server, weights  # noqa: E402
+from fedvfm.cli import audit, client, doctor, drafts, evidence, explain, ledger, privacy, server, weights  # noqa: E402
 from fedvfm.cli import recipe as cli_recipe  # noqa: E402
 from fedvfm.report import quantity  # noqa: E402
 from fedvfm.report import terminal as screens  # noqa: E402
@@ -342,6 +342,7 @@ experiments_app = typer.Typer(invoke_without_command=True)
 experiments_app.command("new")(drafts.experiment)
 app.add_typer(experiments_app, name="experiments")
 app.command()(explain.explain)
+app.command()(evidence.evidence)
 
 
 @experiments_app.callback()

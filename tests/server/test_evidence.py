@@ -1,0 +1,120 @@
+"""What a coordinator shows after a study: every figure has its line, and a line that was changed is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvfm import errors
+from fedvfm.server import evidence
+from fedvfm.server.coordinator import orders
+from fedvfm.storage import hash_chain
+from fedvfm.trust import signed_documents
+from fedvfm.trust import study as studies
+from tests.server.test_coordinate import ROUNDS, Town, make  # noqa: F401 - a fixture
+
+
+@pytest.fixture
+def town(make: Callable[..., Town]) -> Town:  # noqa: F811
+    town = make("east", "west")
+    study = studies.Study(purpose="Find <lesions>.", contact="Dr A", retention="ten years", licence="CC BY 4.0")
+    signed_documents.write(town.server.folder / studies.FILE, study)
+    town.when["round", 2] = lambda: orders.pause(town.server)
+    town.when["paused", 0] = lambda: None
+    town.when["note", "paused"] = lambda: orders.resume(town.server)
+    town.run()
+    return town
+
+
+def test_every_figure_has_a_line_and_each_line_is_there(town: Town, tmp_path: Path, cli: Any) -> None:
+    answer = cli("evidence", town.server.folder, "-o", tmp_path / "e", "--json")
+    assert answer.code == 0, answer.err
+    made = json.loads(answer.out)
+    journal = town.journal()
+    cited = {(row["log"], row["line"]): row["hash"] for row in made["lines"]}
+    assert cited["journal", ROUNDS] == journal[-1]["hash"]
+    assert ("final-test", 1) in cited
+    texts = {name: (tmp_path / "e" / name).read_text() for name in made["pages"]}
+    assert set(texts) == {"model-card.html", "data-protection.html", "technical-file.html"}
+    for text in texts.values():
+        links = set(re.findall(r'href="#([a-z-]+-\d+)"', text))
+        assert links
+        assert links <= set(re.findall(r'id="([a-z-]+-\d+)"', text)), "each link leads to its line"
+        assert not re.search(r"<script|https?://|\son\w+=", text)
+    assert "Find &lt;lesions&gt;." in texts["model-card.html"]
+    assert journal[-1]["fingerprint"] in texts["model-card.html"]
+    assert "ten years" in texts["data-protection.html"]
+    assert evidence.BLANK.split(":")[0] in texts["technical-file.html"]
+    assert "pause" in texts["data-protection.html"]
+    rows = re.findall(
+        r"<th scope=\"row\">(east|west)</th><td class=\"t\">approved</td>.*?<td>(\d+)</td>",
+        texts["technical-file.html"],
+    )
+    assert dict(rows) == {"east": str(ROUNDS), "west": str(ROUNDS)}
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "e").iterdir()} == {0}
+    assert cli("evidence", town.server.folder, "--verify", tmp_path / "e").out.startswith("verified: ")
+    assert cli("evidence", town.server.folder, "-o", tmp_path / "e").code == errors.OutputInUse.exit_code
+
+
+def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """A log written anew with a change, its chain whole again: only a hash kept elsewhere shows that."""
+    rows = hash_chain.read(path)
+    change(rows)
+    path.unlink()
+    chain = hash_chain.Chain(path)
+    for row in rows:
+        chain.append({key: value for key, value in row.items() if key not in ("prev", "hash")})
+
+
+def test_a_changed_line_or_page_is_refused(town: Town, tmp_path: Path) -> None:
+    evidence.write(town.server, tmp_path / "e")
+    evidence.verify(town.server, tmp_path / "e")
+    page = tmp_path / "e" / "model-card.html"
+    before = page.read_text()
+    page.write_text(before.replace("Dice", "Dicf"))
+    with pytest.raises(errors.AuditError, match=r"model-card\.html: is not the page that was written"):
+        evidence.verify(town.server, tmp_path / "e")
+    page.write_text(before)
+
+    kept = json.loads((tmp_path / "e" / evidence.FILE).read_text())
+    (tmp_path / "e" / evidence.FILE).write_text(json.dumps({**kept, "federation": "other"}))
+    with pytest.raises(errors.AuditError, match="was changed, or is not signed with this server's key"):
+        evidence.verify(town.server, tmp_path / "e")
+    (tmp_path / "e" / evidence.FILE).write_text(json.dumps(kept))
+
+    journal = town.server.run_path(town.server.about.recipe) / "journal.jsonl"
+    shutil.copy(journal, tmp_path / "kept")
+    rewrite(journal, lambda rows: rows[1].update(seconds=1.0))
+    with pytest.raises(errors.AuditError, match=r"journal, line \d: is not the line that .* cites: it was changed"):
+        evidence.verify(town.server, tmp_path / "e")
+    shutil.copy(tmp_path / "kept", journal)
+
+    tested = journal.with_name("evaluation.json")
+    text = tested.read_text()
+    tested.write_text(text.replace('"round":4', '"round": 4'))
+    with pytest.raises(errors.AuditError, match="final-test, line 1"):
+        evidence.verify(town.server, tmp_path / "e")
+    tested.write_text(text)
+
+    log = town.server.audit_path
+    log.write_text(log.read_text().replace('"verdict":"admitted"', '"verdict":"refused"', 1))
+    for do in (
+        lambda: evidence.verify(town.server, tmp_path / "e"),
+        lambda: evidence.write(town.server, tmp_path / "f"),
+    ):
+        with pytest.raises(errors.AuditError, match="does not continue the chain"):
+            do()
+    assert not (tmp_path / "f").exists()
+
+
+def test_before_a_round_is_done_there_is_nothing_to_show(make: Callable[..., Town], cli: Any, tmp_path: Path) -> None:  # noqa: F811
+    town = make()
+    answer = cli("evidence", town.server.folder, "-o", tmp_path / "e")
+    assert (answer.code, "no round of it is done yet" in answer.err) == (errors.ConfigError.exit_code, True)
+    assert cli("evidence", town.server.folder).code == errors.ConfigError.exit_code
