@@ -96,7 +96,7 @@ def _lines(planned: planners.Plan) -> list[str]:
             f"at most 1, over the run {each.run:.2f}: {each.verdict}"
         )
     lines += [f"warning: {entry}" for entry in planned.warnings]
-    lines += [f"covered: {entry}" for entry in planner.COVERED]
+    lines += [f"covered: {entry}" for entry in asked.covered]
     return lines + [f"not covered: {entry}" for entry in planner.NOT_COVERED]
 
 

@@ -25,6 +25,10 @@ COVERED = (
     "the update that leaves in each round: adapter, head and whatever else trains",
     "everything made from updates later: the global adapter, exports, predictions",
 )
+COVERED_SHARED = (
+    "the sum of the sites' updates that is opened in each round, with the stated number of honest sites in it",
+    "everything made from it later; not one site's update, should its masks come off",
+)
 NOT_COVERED = (
     "metrics: they come from test patients who are not trained on, and are outside epsilon; the policy can forbid them",
     "the number of validation and test images, which the handshake tells, and how long a round takes",
@@ -73,6 +77,11 @@ class Question:
     def shared(self) -> bool:
         """Whether the noise is a sum of the sites' parts."""
         return self.mechanism in privacy.SHARED
+
+    @property
+    def covered(self) -> tuple[str, ...]:
+        """What epsilon covers, in sentences."""
+        return COVERED_SHARED if self.shared else COVERED
 
     def spent(self, noise_multiplier: float) -> accountant.Curve:
         """What the whole run comes to."""
@@ -140,7 +149,7 @@ class Plan:
             "signals": [{**asdict(one), "verdict": one.verdict} for one in self.signals],
             "verdict": self.verdict,
             "warnings": list(self.warnings),
-            "covered": list(COVERED),
+            "covered": list(self.question.covered),
             "not_covered": list(NOT_COVERED),
         }
 

@@ -13,6 +13,7 @@ import torch
 
 from fedvfm import errors
 from fedvfm.privacy import randomness
+from fedvfm.secure_aggregation import discrete_gaussian
 from fedvfm.simulation import experiment, privacy_audit
 from tests.cli import conftest as drawn
 
@@ -118,6 +119,22 @@ def test_under_secure_aggregation_the_sum_alone_is_attacked(make: Callable[..., 
     result = privacy_audit.audit(make(secure_aggregation={}, min_sites=3))
     assert result.seen == privacy_audit.SUMS
     assert result.shown.canaries == 3 * (round(PER_SITE * 0.92) - 1)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_sum_is_held_to_what_shared_noise_claims_and_caught_without_it(
+    make: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, noisy: bool
+) -> None:
+    if not noisy:
+        monkeypatch.setattr(discrete_gaussian, "drawn", lambda key, sigma, size: np.zeros(size, np.int64))
+    step = {"name": "sgd", "learning_rate": 0.05, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}
+    shared = {**PRIVATE, "mechanism": "record-level-shared", "noise_multiplier": 20.0}
+    whole = {"privacy": shared, "optimiser": {**step, "batch_size": PER_SITE}}
+    result = privacy_audit.audit(make(secure_aggregation={}, min_sites=3, **whole), runs=2)
+    assert (result.seen, result.mechanism) == (privacy_audit.SUMS, "record-level-shared")
+    assert result.claimed is not None
+    assert result.claimed < 0.5
+    assert result.refuted == (not noisy)
 
 
 def test_the_command_prints_both_numbers(
