@@ -759,3 +759,20 @@ def test_what_training_would_refuse_is_refused() -> None:
     assert (made["channels"].severity, made["channels"].samples) == ("blocker", (1, 3))
     made = judge(Given([grey, dataclasses.replace(grey, units=(-1000.0, 1000.0))]), contract(window=[0.0, 80.0]))
     assert made["volume-needed"].samples == (1,)
+
+
+@pytest.mark.files("greys", "CT as NIfTI, not in Hounsfield units", "", "under a window the finding `never-negative`")
+@pytest.mark.parametrize(("shift", "scale", "right"), [(0, 1.0, True), (1024, 1.0, False), (1024, 1 / 2000, False)])
+def test_a_window_on_values_that_are_never_negative(tmp_path: Path, shift: int, scale: float, right: bool) -> None:
+    values = (np.random.default_rng(0).integers(-1000, 900, (8, 8, 4)) + shift).astype(np.float32) * np.float32(scale)
+    for part, made in (("images", values), ("masks", (values > 0).astype(np.uint8))):
+        (tmp_path / part).mkdir()
+        nibabel.save(nibabel.Nifti1Image(made, np.eye(4)), tmp_path / part / "a.nii")
+    asked = {"class_names": ["rest", "x"], "input_size": [16, 16], "modality": "CT"}
+    for window, told in (([40.0, 400.0], not right), ([40.0, 80.0], False)):
+        contract = schema.DataContract.model_validate({**asked, "window": window})
+        source = folder.Folder(schema.SourceConfig(source="folder", path=str(tmp_path))).under(contract)
+        seen = survey.look(source, survey.spaced(source.samples(), 0), contract=contract)
+        looked = dataset.Looked(source.info, ("rest", "x"), source.samples(), seen, {}, contract=contract)
+        codes = {each.code for each in image_findings.findings(looked)}
+        assert ("never-negative" in codes) == told

@@ -267,6 +267,13 @@ DATA: dict[str, Entry] = {
     "duplicate-conflict": Entry(
         _W, "One image with two truths teaches nothing.", "Decide which label or mask is right."
     ),
+    "never-negative": Entry(
+        _W,
+        "Hounsfield units of air, lung and fat lie below 0; values that do not may be shifted by 1024, scaled to 0 to "
+        "1 or cut to a picture, and the recipe's window then shows something else than in other hospitals.",
+        "Compare air in one of them with -1000, and export CT again in Hounsfield units. Right where all but one organ "
+        "was cut away.",
+    ),
     "blank": Entry(_W, "An image of one value shows nothing.", "Remove it, unless it is an end slice of a volume."),
     "all-blank": Entry(_B, "No image shows anything.", "Check how the images were exported, and their window."),
     "out-of-range": Entry(_B, "The source must give values from 0 to 1.", "Repair the source, or report this."),

@@ -11,6 +11,7 @@ SPREAD = 4.0
 SPACING_SPREAD = 2.0
 STRETCHED = 1.5
 SMALL = 32
+NEAR_ZERO = 1e-4
 MIXED = 0.1
 BRIGHT, DARK = 0.6, 0.4
 """Medians above and below which a picture is of one polarity or the other, if there are both."""
@@ -27,6 +28,7 @@ def findings(seen: dataset.Looked) -> Findings:
     return [
         *_masks(seen, rows),
         *_volumes(seen, rows),
+        *_window(seen, rows),
         *_blank(rows),
         *_sizes(seen, rows),
         *_colour(seen, rows),
@@ -56,15 +58,37 @@ def _masks(seen: dataset.Looked, rows: Rows) -> Findings:
     return found
 
 
-def _volumes(seen: dataset.Looked, rows: Rows) -> Findings:
-    """Volumes whose slices all were looked at and hold no mark."""
-    if not seen.segmentation or all(row.classes <= {0} for row in rows):
-        return []
+def _by_volume(rows: Rows) -> dict[str, list[survey.Row]]:
     slices: dict[str, list[survey.Row]] = {}
     for row in rows:
         if row.volume is not None:
             slices.setdefault(row.volume, []).append(row)
-    volumes = [members for members in slices.values() if len(members) > 1]
+    return slices
+
+
+def _window(seen: dataset.Looked, rows: Rows) -> Findings:
+    """Volumes without one value below 0 under a window that begins there: Hounsfield units of a body have air and fat.
+
+    NIfTI, NRRD and MetaImage do not say their unit: values may be shifted (stored without rescale), or made pictures.
+    """
+    limits = seen.contract.limits if seen.contract is not None else None
+    if limits is None or limits[0] >= 0:
+        return []
+    zero = -limits[0] / (limits[1] - limits[0])
+    shown = _by_volume([row for row in rows if row.units == limits])
+    without = [members for members in shown.values() if all(row.low >= zero - NEAR_ZERO for row in members)]
+    if not without:
+        return []
+    numbers = [number for members in without for number in _numbers(members)]
+    problem = f"{len(without):,} of {finding.number(len(shown), 'volume')} without a value below 0"
+    return [finding.make("never-negative", problem, len(without), numbers)]
+
+
+def _volumes(seen: dataset.Looked, rows: Rows) -> Findings:
+    """Volumes whose slices all were looked at and hold no mark."""
+    if not seen.segmentation or all(row.classes <= {0} for row in rows):
+        return []
+    volumes = [members for members in _by_volume(rows).values() if len(members) > 1]
     empty = [members for members in volumes if all(row.classes <= {0} for row in members)]
     if not empty or seen.limited:
         return []
