@@ -140,7 +140,7 @@ def main() -> None:
                 refuted += [f"{model}, {kind}"] if result.refuted else []
                 lines.append(tuple(row(model, kind, result)))
                 print(" | ".join(lines[-1]), flush=True)
-    block.write(given.page, "privacy audit", "\n".join(f"| {' | '.join(line)} |" for line in lines))
+                block.write(given.page, "privacy audit", "\n".join(f"| {' | '.join(line)} |" for line in lines))
     if refuted:
         sys.exit(f"a claim is refuted: {'; '.join(refuted)}")
 

@@ -81,7 +81,8 @@ def test_nothing_else_is_used() -> None:
 
 
 def test_the_pinned_release() -> None:
-    assert importlib.metadata.version("flwr").startswith("1.41.")
+    """Both are held by this file; a later one is tried before it is let in."""
+    assert importlib.metadata.version("flwr").rpartition(".")[0] in ("1.41", "1.42")
 
 
 def test_a_message_needs_to_know_its_task() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,7 +190,8 @@ def attack_stock(folder: Path) -> dict[str, str]:
 
 def markdown(found: Found, other: Mapping[str, str]) -> str:
     """The tables of the page."""
-    lines = ["| attack | fedvfm answers | audit line | the others | stock Flower 1.41 |", "|---|---|---|---|---|"]
+    version = importlib.metadata.version("flwr").rpartition(".")[0]
+    lines = [f"| attack | fedvfm answers | audit line | the others | stock Flower {version} |", "|---|---|---|---|---|"]
     for name, row in found.port.items():
         lines.append(_row(row.title, row.answer, row.audit, row.others, other.get(name, "")))
     lines += [
