@@ -182,7 +182,7 @@ class Study:
     """A folder of images as an experiment takes it.
 
     Attributes:
-        task: segmentation or classification.
+        task: segmentation or classification; of cases where the folder says which images are one.
         classes: as the folder names them, or as was said.
         named: whether the folder, or the caller, names them; else they are a guess.
         samples: pictures and slices.
@@ -213,8 +213,9 @@ def study(path: Path, classes: Sequence[str] = ()) -> Study:
     values = {"source": "folder", "path": str(path), "options": {"class_names": list(classes)} if classes else {}}
     source = sources.make(schema.parse(schema.SourceConfig, values, "--classes"))
     info, samples = source.info, source.samples()
+    whole = info.task == "classification" and any(sample.case for sample in samples)
     return Study(
-        info.task,
+        next(task for task, labels in bags.LABELS_OF.items() if labels == info.task) if whole else info.task,
         info.class_names,
         info.named or bool(classes) or info.task == "classification",
         len(samples),

@@ -388,3 +388,16 @@ def test_an_experiment_takes_the_hospitals_that_the_folder_tells_apart(cli: Any,
     answer = cli("experiments", "new", folder, "-o", path)
     assert "2 hospitals, natural" in answer.out, answer.err
     assert experiment_of(path).partition == schema.PartitionConfig(kind="natural")
+
+
+def test_a_folder_of_cases_gets_a_recipe_of_cases(cli: Any, tmp_path: Path) -> None:
+    from tests.simulation import drawn_cases
+
+    folder, path = drawn_cases.pictures(tmp_path / "study", ("east", "west"), images=2), tmp_path / "mine.toml"
+    answer = cli("experiments", "new", folder, "-o", path, "--json")
+    assert json.loads(answer.out)["task"] == "case-classification", answer.err
+    recipe = experiment_of(path).recipe
+    assert (recipe.task.kind, recipe.adapter.kind) == ("case-classification", "head-only")
+    dry = cli("simulate", path, "--dry-run", "--json")
+    assert dry.code == 0, dry.err
+    assert json.loads(dry.out)["sites"]["east"]["train"] < 8, "cases are counted"
