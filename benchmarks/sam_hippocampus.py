@@ -1,0 +1,277 @@
+"""LiteMedSAM on the hippocampus of real people at six virtual hospitals: what must travel, and what prompts are worth.
+
+    python benchmarks/sam_hippocampus.py run [--seeds 0 1 2] [--arms prompt-free automatic ...]   resumes run by run
+    python benchmarks/sam_hippocampus.py jitter                                                   after the arm "oracle"
+    python benchmarks/sam_hippocampus.py speed
+    python benchmarks/sam_hippocampus.py report
+
+``fedvfm data fetch hippocampus`` and ``fedvfm weights fetch litemedsam`` first. ``run`` runs the bundled experiment
+``sam-hippocampus`` as each of :data:`ARMS` differs from it; the first seed of the first arm has the experiment's
+baselines. ``jitter`` scores boxes drawn from the truth, whose sides are moved by more and more, with the adapter of
+round 0 and with that of the arm "oracle". ``speed`` times a round of six hospitals with 20 cases each once their
+features are kept, and prediction. ``report`` writes ``simulations/results/sam_hippocampus.json`` and the block in
+``simulations/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import block
+
+from fedvfm.client.training import evaluator
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
+from fedvfm.data.sources import index
+from fedvfm.inference import export
+from fedvfm.model import adapted_model
+from fedvfm.protocol import protocol
+from fedvfm.simulation import experiment
+from fedvfm.simulation.results import compare
+from fedvfm.state import state
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENT, RESULTS = "sam-hippocampus", ROOT / "simulations" / "results" / "sam_hippocampus.json"
+JITTERS = (0.0, 0.1, 0.2, 0.3)
+TARGET = 0.865
+
+ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "prompt-free": ("prompt-free: LoRA + upscale, hypernetworks, mask tokens", ()),
+    "automatic": ("automatic prompts, the same and the light head", ('recipe.task.prompt="auto"',)),
+    "oracle": ("boxes from the truth (oracle), the same", ('recipe.task.prompt="box"',)),
+    "lora-only": ("LoRA alone", ("recipe.adapter.parts=[]",)),
+    "parts-only": ("upscale, hypernetworks, mask tokens alone", ('recipe.adapter.kind="head-only"',)),
+    "decoder": ("the whole decoder alone", ('recipe.adapter.kind="head-only"', 'recipe.adapter.parts=["decoder"]')),
+}
+TINY = ("recipe.rounds=1", "partition.train=2", "partition.val=1", "partition.test=1", "recipe.data.views=1")
+
+
+def run(arms: Sequence[str], seeds: Sequence[int], output: Path, sets: Sequence[str], *, baselines: bool) -> None:
+    """Run or resume every arm of every seed, arms first."""
+    for seed in seeds:
+        for arm in arms:
+            folder = output / arm / f"seed-{seed}"
+            if (folder / "summary.json").exists():
+                continue
+            chosen = [f"recipe.seed={seed}", f"data.options.seed={seed}", *ARMS[arm][1], *sets]
+            if not (baselines and arm == "prompt-free" and seed == seeds[0]):
+                chosen.append("baselines=[]")
+            if (folder / "experiment.json").exists():
+                simulate(["--resume", str(folder)])
+            else:
+                simulate([EXPERIMENT, "--output", str(folder)], chosen)
+
+
+def simulate(arguments: Sequence[str], sets: Sequence[str] = ()) -> None:
+    """``fedvfm simulate`` in a process of its own."""
+    words = [*arguments, *(word for value in sets for word in ("--set", value))]
+    subprocess.run([sys.executable, "-m", "fedvfm.cli", "simulate", *words], check=True)
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+
+def jitter(folder: Path) -> dict[str, dict[str, float]]:
+    """Macro Dice on the test volumes of every hospital by jitter, of round 0 and of the trained adapter."""
+    what = schema.parse(schema.Experiment, json.loads((folder / "experiment.json").read_text()), "experiment")
+    hospitals = experiment.hospitals(what)
+    model = export.load_adapter(folder / "adapter")
+    adapters = {"before": model.initial(), "after": model.read()}
+    return {
+        when: {f"{most:g}": macro(moved(model, most), adapter, hospitals) for most in JITTERS}
+        for when, adapter in adapters.items()
+    }
+
+
+def moved(model: adapted_model.AdaptedModel, most: float) -> adapted_model.AdaptedModel:
+    """The same model, shown boxes of another jitter."""
+    task = model.recipe.task.model_copy(update={"prompt_jitter": most})
+    return model.under(model.recipe.model_copy(update={"task": task}))
+
+
+def macro(model: adapted_model.AdaptedModel, adapter: state.AdapterState, hospitals: Sequence[Any]) -> float:
+    """Mean over hospitals of the mean Dice of their test volumes."""
+    task = protocol.Task(model.recipe, split="test")
+    values = []
+    for hospital in hospitals:
+        site = sites.Site(hospital.name, hospital, simulated=True)
+        values.append(evaluator.evaluate(model, site, adapter, task).metrics["dice"])
+    return mean(values)
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def speed(output: Path, sets: Sequence[str]) -> dict[str, float]:
+    """Seconds of a round of six hospitals with 20 cases each, features kept, and slices predicted in a second."""
+    every = schema.parse(schema.Experiment, experiment.read(EXPERIMENT)[0], EXPERIMENT).data.options["every"]
+    slices = 20 * -(-36 // int(str(every)))
+    chosen = ['partition.kind="iid"', "partition.sites=6", f"partition.train={slices}", "recipe.data.views=1"]
+    chosen += ["recipe.rounds=3", "recipe.evaluation.every=0", "partition.val=1", "partition.test=1", "baselines=[]"]
+    folder = output / "speed"
+    if not (folder / "summary.json").exists():
+        simulate([EXPERIMENT, "--output", str(folder)], [*chosen, *sets])
+    rounds = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    images = sum(rounds[-1]["examples"].values())
+    with tempfile.TemporaryDirectory() as scratch:
+        volumes = Path(scratch) / "volumes"
+        volumes.mkdir()
+        for file in sorted((index.by_name("hippocampus") / "images").glob("*.nii.gz"))[:8]:
+            (volumes / file.name).write_bytes(file.read_bytes())
+        words = [sys.executable, "-m", "fedvfm.cli", "predict", str(folder / "adapter"), str(volumes), "--json"]
+        answer = subprocess.run([*words, "-o", f"{scratch}/masks"], check=True, capture_output=True, text=True)
+    summary = json.loads(answer.stdout)
+    count = sum(row["size"][2] for row in summary["inputs"])
+    return {
+        "round_s": rounds[-1]["seconds"],
+        "first_round_s": rounds[0]["seconds"],
+        "images_a_round": images,
+        "workers": rounds[-1]["workers"],
+        "threads": rounds[-1]["threads"],
+        "predicted_slices": count,
+        "predict_s": summary["wall_s"],
+        "slices_a_second": count / summary["wall_s"],
+    }
+
+
+# -- report ------------------------------------------------------------------------------------------------------------
+
+
+def collect(output: Path) -> dict[str, Any]:
+    """The figures of all finished arms; what ``jitter`` and ``speed`` measured stays."""
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    done = [arm for arm in ARMS if any((output / arm).glob("seed-*/summary.json"))]
+    first = done[0] if done else ""
+    rows = {arm: compare.table(compare.load([output / first, output / arm]))["runs"][-1] for arm in done}
+    runs, curves = {}, {}
+    for arm in done:
+        folder = sorted((output / arm).glob("seed-*/summary.json"))[0].parent
+        runs[arm] = json.loads((folder / "summary.json").read_text())
+        curves[arm] = [point(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return {**kept, "arms": rows, "runs": runs, "curves": curves}
+
+
+def point(line: str) -> dict[str, Any]:
+    """Round, mean training loss and macro Dice on validation volumes, where there were any."""
+    values = json.loads(line)
+    losses = [row["loss"] for row in values["train"].values()]
+    scores = [row["dice"] for row in values["validation"].values()]
+    return {"round": values["round"], "loss": mean(losses), "dice": mean(scores) if scores else None}
+
+
+def lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The block as Markdown."""
+    rows, runs = figures["arms"], figures["runs"]
+    if rows:
+        yield from _arms(rows, runs)
+        yield from _curves(figures["curves"])
+    if "jitter" in figures:
+        yield from _jitter(figures["jitter"])
+    if "speed" in figures:
+        yield _speed(figures["speed"])
+
+
+def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
+    first = next(iter(rows))
+    seeds = ", ".join(str(seed) for seed in rows[first]["seeds"])
+    yield f"`{EXPERIMENT}`, {runs[first]['rounds']} rounds, seeds {seeds}. Dice of whole test volumes, mean of both"
+    yield "classes, then over the six hospitals (macro); 95 % bootstrap intervals over cases, differences paired. MB:"
+    yield "both ways, whole run."
+    yield ""
+    yield f"| what trains | numbers | share | MB | macro Dice | 95 % interval | minus {first} | worst hospital |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for arm, row in rows.items():
+        summary, score, gap = runs[arm], row["arms"]["federated"], row["difference"]
+        numbers, moves = summary["trainable_parameters"], (summary["bytes"]["up"] + summary["bytes"]["down"]) / 1e6
+        shown = f"{gap['mean']:+.3f} ({interval(gap, '+.3f')})" if gap and arm != first else ""
+        worst = summary["arms"]["federated"]["worst"]
+        yield (
+            f"| {ARMS[arm][0]} | {numbers:,} | {numbers / summary['backbone']['parameters']:.2%} | {moves:.1f} | "
+            f"{score['macro']:.3f} | {interval(score, '.3f')} | {shown} | "
+            f"{worst['site']} {worst['value']:.3f} |"
+        )
+    yield ""
+    others = {name: row for name, row in rows[first]["arms"].items() if name != "federated"}
+    if others:
+        yield f"Beside {first}: " + ", ".join(f"{name} {row['macro']:.3f}" for name, row in others.items()) + "."
+        yield ""
+    best = max(rows[arm]["arms"]["federated"]["macro"] for arm in rows if not runs[arm]["prompt"])
+    yield f"Target {TARGET} without an oracle: {best:.3f} ({'reached' if best >= TARGET else 'not reached'})."
+    yield ""
+
+
+def interval(row: Mapping[str, Any], form: str) -> str:
+    """From where to where, or that there are too few cases for one."""
+    if row["low"] is None:
+        return "none: too few cases"
+    return f"{row['low']:{form}} to {row['high']:{form}}"
+
+
+def _curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    yield "Macro Dice on validation volumes by round (training loss): "
+    yield ""
+    for arm, points in curves.items():
+        shown = [f"{row['round']}: {row['dice']:.3f} ({row['loss']:.3f})" for row in points if row["dice"] is not None]
+        yield f"- {arm}: {', '.join(shown)}"
+    yield ""
+
+
+def _jitter(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    yield "Boxes from the truth, each side moved by up to this share of the box's width or height; macro Dice:"
+    yield ""
+    yield "| jitter | " + " | ".join(f"{float(most):g}" for most in rows["before"]) + " |"
+    yield "|---" * (1 + len(rows["before"])) + "|"
+    for when, words in (("before", "LiteMedSAM as it is"), ("after", "after federated tuning with jitter 0.1")):
+        yield f"| {words} | " + " | ".join(f"{value:.3f}" for value in rows[when].values()) + " |"
+    yield ""
+
+
+def _speed(row: Mapping[str, float]) -> str:
+    return (
+        f"A round of six hospitals with 20 cases each, {row['images_a_round']:.0f} slices, {row['workers']:.0f} "
+        f"workers of {row['threads']:.0f} thread: {row['round_s']:.1f} s with kept features, "
+        f"{row['first_round_s']:.1f} s if they are computed. Prediction of {row['predicted_slices']:.0f} slices, "
+        f"start included: {row['slices_a_second']:.1f} a second."
+    )
+
+
+def write(figures: Mapping[str, Any]) -> None:
+    """``simulations/results/sam_hippocampus.json`` and the block in ``simulations/README.md``."""
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    block.write(ROOT / "simulations" / "README.md", EXPERIMENT, "\n".join(lines(figures)))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "jitter", "speed", "report"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--output", type=Path, default=Path("runs/sam-hippocampus"))
+    parser.add_argument("--set", action="append", default=[], help="a setting of the experiment, as in fedvfm simulate")
+    parser.add_argument("--quick", action="store_true", help="try everything once, tiny; write nothing")
+    asked = parser.parse_args(words)
+    sets = [*asked.set, *(TINY if asked.quick else ())]
+    measured: dict[str, Any] = {}
+    if asked.what == "run":
+        run(asked.arms, asked.seeds, asked.output, sets, baselines=not asked.quick)
+    elif asked.what == "jitter":
+        measured["jitter"] = jitter(sorted((asked.output / "oracle").glob("seed-*"))[0])
+    elif asked.what == "speed":
+        measured["speed"] = speed(asked.output, sets)
+    figures = {**collect(asked.output), **measured}
+    print("\n".join(lines(figures)))
+    if not asked.quick:
+        write(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The script that measures sam-hippocampus, on drawn volumes and a SAM of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from fedvfm.data.sources import hippocampus
+from tests.simulation import test_sam_shaped
+
+CASES = 70
+
+
+@pytest.fixture
+def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As many cases as six hospitals need, of 8 x 9 x 3 voxels with both classes in each slice."""
+    rng = np.random.default_rng(0)
+    for number in range(CASES):
+        labels = np.zeros((8, 9, 3), dtype=np.uint8)
+        labels[2:6, 1:5], labels[2:6, 5:8] = 1, 2
+        image = (100 * labels + rng.integers(0, 40, labels.shape)).astype(np.int16)
+        for part, values in (("images", image), ("labels", labels)):
+            folder = tmp_path / "data" / "hippocampus" / part
+            folder.mkdir(parents=True, exist_ok=True)
+            nibabel.Nifti1Image(values, np.eye(4)).to_filename(folder / f"hippocampus_{number:03d}.nii.gz")
+    monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_arms_run_once_and_end_in_a_table(
+    volumes: Path, sam_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_sam_shaped.script("block")
+    bench: Any = test_sam_shaped.script("sam_hippocampus")
+    sets = [f'recipe.backbone.name="{sam_folders["tinyvit"]}"', "recipe.adapter.layers=[3]", "workers=1"]
+    sets += ["recipe.data.input_size=[64,64]", "recipe.evaluation.every=1", "recipe.evaluation.surface=false"]
+    sets += bench.TINY
+    folder = volumes / "runs"
+    bench.run(["prompt-free", "oracle"], [0], folder, sets, baselines=False)
+    monkeypatch.setattr(bench, "simulate", lambda *_: pytest.fail("a finished run is not run again"))
+    bench.run(["prompt-free", "oracle"], [0], folder, sets, baselines=False)
+    monkeypatch.setattr(bench, "RESULTS", volumes / "none.json")
+    costs = bench.jitter(folder / "oracle" / "seed-0")
+    assert [list(row) for row in costs.values()] == [["0", "0.1", "0.2", "0.3"]] * 2
+    assert all(0 <= value <= 1 for row in costs.values() for value in row.values())
+    figures = {**bench.collect(folder), "jitter": costs}
+    assert figures["runs"]["oracle"]["prompt"] == "oracle prompt"
+    assert set(figures["runs"]["prompt-free"]["arms"]["federated"]["sites"]) == set(hippocampus.SHARES)
+    text = "\n".join(bench.lines(figures))
+    for words in ("boxes from the truth (oracle)", "Target 0.865 without an oracle", "| LiteMedSAM as it is |"):
+        assert words in text
