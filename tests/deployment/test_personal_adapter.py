@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,8 +15,14 @@ import pytest
 
 import fedvfm
 from fedvfm import errors
+from fedvfm.client.adoption import decisions
 from fedvfm.client.personal import choice, statement
-from tests.deployment.test_site_verbs import Hospital, cli, hospital, locked  # noqa: F401 - fixtures
+from fedvfm.config import schema
+from fedvfm.model import locking
+from fedvfm.protocol import protocol
+from fedvfm.state import checkpoint, groups, state
+from fedvfm.trust import recipes
+from tests.deployment.test_site_verbs import Hospital, cli, hospital, joined, locked  # noqa: F401 - fixtures
 
 TRUST, CONFIG = 12, 2
 
@@ -106,3 +113,50 @@ def test_a_kill_leaves_no_half_adapter_and_the_next_run_makes_it(
     (folder,) = folders(took)
     assert [row.folder for row in statement.kept(took.where)] == [folder]
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.fixture
+def keeping(tiny: Any, tmp_path: Path) -> Hospital:
+    """A hospital of a federation whose heads stay at the sites; it trained round 1 and accepts the final adapter."""
+    chosen = recipes.written(tiny.experiment)
+    kept = chosen.model_copy(update={"personal": schema.RecipePersonal(kind="head-local")})
+    site = joined(tiny, locking.make(kept), tmp_path)
+    site.write('accept = "always"')
+    site.settings.write_text(site.settings.read_text() + "\n[personal]\nrounds = 1\n")
+    return site
+
+
+def test_what_stays_is_in_what_the_hospital_accepts_predicts_with_and_chooses(
+    keeping: Hospital,
+    cli: Any,  # noqa: F811
+) -> None:
+    reply = keeping.train()
+    assert not reply.has_error(), reply.error
+    update = protocol.decode_update(reply.content, keeping.initial).state
+    own = groups.personal(keeping.lock.manifest, "head-local")
+    assert own
+    assert not own & set(update)
+    final = state.AdapterState({**keeping.initial, **update})
+    assert keeping.finish(final) == "accepted"
+
+    (accepted,) = (path for path in (keeping.state / "adapters").iterdir() if path.is_dir())
+    used = fedvfm.load_adapter(accepted).read()
+    assert checkpoint.read(accepted / decisions.GLOBAL)[0] == final
+    assert {name for name in used if used[name].tobytes() != final[name].tobytes()} == own
+    assert "it must not leave the site" in (accepted / "README.md").read_text()
+
+    answer = cli(*arguments(keeping))
+    assert answer.code == 0, answer.err
+    (folder,) = folders(keeping)
+    said = statement.read(folder / statement.STATEMENT)
+    assert said.fingerprint == final.fingerprint
+    assert {choice.GLOBAL, choice.PARTIAL, choice.PERSONAL} <= set(said.scores)
+    private = [path for part in ("sent", "adapters", "personal") for path in (keeping.state / part).rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private if path.is_file()} == {0o600}
+
+
+def test_a_hospital_whose_arrays_were_purged_does_not_go_on_unseen(keeping: Hospital) -> None:
+    assert not keeping.train().has_error()
+    shutil.rmtree(keeping.where.sent)
+    reply = keeping.train(2)
+    assert protocol.error_word(reply) == "adapter"
