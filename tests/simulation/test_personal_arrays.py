@@ -166,3 +166,32 @@ def test_what_has_no_meaning_is_a_fault_of_the_experiment(tiny: Any) -> None:
             experiment.examine(experiment.parse(what(tiny, kind, **more), "experiment"))
     with pytest.raises(errors.ConfigError, match="baselines: 'leave-one-out' has no meaning"):
         experiment.examine(experiment.parse({**what(tiny, "share-A"), "baselines": ["leave-one-out"]}, "experiment"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"codec": "int8"},
+        {"aggregation": {"rule": "svd"}},
+        {"aggregation": {"server_optimiser": "adam", "server_learning_rate": 0.01}},
+        {"aggregation": {"weighting": "uniform"}, "secure_aggregation": {}, "min_sites": 3},
+        {
+            "aggregation": {"weighting": "uniform"},
+            "privacy": {"mechanism": "site-level", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-4},
+        },
+        {
+            "aggregation": {"weighting": "uniform"},
+            "privacy": {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-4},
+        },
+    ],
+    ids=["codec", "svd", "server-optimiser", "secure-aggregation", "site-level", "record-level"],
+)
+def test_what_stays_does_so_beside_everything_else(tiny: Any, tmp_path: Path, more: dict[str, Any]) -> None:
+    """Neither noise nor a server's step nor rounding moves a personal array of the global adapter by one bit."""
+    path = run.simulate(what(tiny, "head-local", **more), output=tmp_path / "run").path
+    lock = locked(tiny, "head-local")
+    own = groups.personal(lock.manifest, "head-local")
+    adapter = checkpoint.read(path / "adapter.safetensors")[0]
+    assert {name for name in adapter if adapter[name].tobytes() == lock.adapter[name].tobytes()} == own
+    assert {len(list(kept(path, site).parent.iterdir())) for site in SITES} == {ROUNDS}
