@@ -17,7 +17,7 @@ import pytest
 
 from fedvfm.runtime import processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 DEBIANS = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 PROBE = """
 import time
