@@ -18,6 +18,9 @@ from tests.support import forks
 # A shell that starts the tests in the background tells them to ignore Ctrl-C, and so every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Threads that wait for each other sleep: where several tests share two cores, waiting in a loop takes what others need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if not os.environ.get("FEDVFM_DATA") and BESIDE.is_dir():
     os.environ["FEDVFM_DATA"] = str(BESIDE)

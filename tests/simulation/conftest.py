@@ -73,6 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_dino: Path) -> Tiny:
         "title": "Boxes <tiny> & drawn",
         "note": "drawn boxes, no patient claim",
         "baselines": ["local-only", "pooled", "classical"],
+        "workers": 1,  # in this process, whose child that decodes serves all tests; each worker would start its own
         "data": {"source": "folder", "path": str(folder)},
         "recipe": _recipe(tiny_dino, data=contract),
     }
@@ -81,8 +82,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_dino: Path) -> Tiny:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished segmentation run: seed 0, local-only, pooled and classical beside federated."""
-    return run.simulate(tiny.values, output=tmp_path_factory.mktemp("runs") / "tiny").path
+    """A finished segmentation run: seed 0, local-only, pooled and classical beside federated, workers as by default."""
+    return run.simulate({**tiny.values, "workers": "auto"}, output=tmp_path_factory.mktemp("runs") / "tiny").path
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,46 +45,69 @@ def computed(path: Path) -> list[str]:
     return sorted({word for line in lines for word in line["precision"].values()})
 
 
-def test_the_journal_the_summary_and_the_report_say_what_was_computed_in(tiny: Any, tmp_path: Path) -> None:
-    found = {}
-    for name, asked, ratio in (
-        ("strict", "float32", 0.5),
-        ("slow", "auto", 8.0),
-        ("quick", "auto", 0.5),
-        ("may", "bfloat16", 0.5),
-    ):
-        notes = Notes()
-        with precision.taken("cpu", ratio):
-            made = run.simulate(small(tiny, precision=asked), output=tmp_path / name, observer=notes)
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing stopped, and what it noted."""
+
+    made: run.Result
+    notes: Notes
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.made.summary["fingerprint"])
+
+
+def simulated(values: dict[str, Any], ratio: float, output: Path) -> Whole:
+    notes = Notes()
+    with precision.taken("cpu", ratio):
+        return Whole(run.simulate(values, output=output, observer=notes), notes)
+
+
+@pytest.fixture(scope="module")
+def wholes(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[float, Whole]:
+    """Runs of precision "auto" by how long bfloat16 takes; tests only read them."""
+    root = tmp_path_factory.mktemp("wholes")
+    return {ratio: simulated(small(tiny, precision="auto"), ratio, root / str(ratio)) for ratio in (0.5, 8.0)}
+
+
+def test_the_journal_the_summary_and_the_report_say_what_was_computed_in(
+    tiny: Any, wholes: dict[float, Whole], tmp_path: Path
+) -> None:
+    runs = {"slow": wholes[8.0], "quick": wholes[0.5]}
+    for name, asked in (("strict", "float32"), ("may", "bfloat16")):
+        runs[name] = simulated(small(tiny, precision=asked), 0.5, tmp_path / name)
+    for name, asked in (("strict", "float32"), ("slow", "auto"), ("quick", "auto"), ("may", "bfloat16")):
+        made = runs[name].made
         expected = "bfloat16" if name in ("quick", "may") else "float32"
         assert computed(made.path) == computed(made.path / "arms" / "pooled") == [expected]
         assert made.summary["precision"] == expected
         assert f"{expected}; the recipe says {asked}" in (made.path / "report.html").read_text()
-        assert any("emulates bfloat16" in note for note in notes) == (name == "slow")
-        found[name] = made.summary["fingerprint"]
-    assert found["strict"] == found["slow"]
-    assert found["quick"] == found["may"] != found["slow"]
+        assert any("emulates bfloat16" in note for note in runs[name].notes) == (name == "slow")
+    fingerprints = {name: whole.fingerprint for name, whole in runs.items()}
+    assert fingerprints["strict"] == fingerprints["slow"]
+    assert fingerprints["quick"] == fingerprints["may"] != fingerprints["slow"]
 
 
 @pytest.mark.parametrize(("began", "there"), [(0.5, 8.0), (8.0, 0.5)])
-def test_a_run_goes_on_as_it_began_and_says_so(tiny: Any, tmp_path: Path, began: float, there: float) -> None:
-    values, notes = small(tiny, rounds=3), Notes()
-    with precision.taken("cpu", began):
-        whole = run.simulate(values, output=tmp_path / "whole").summary["fingerprint"]
-        with pytest.raises(Stop):
-            run.simulate(values, output=tmp_path / "run", observer=Notes(stop_after=1))
+def test_a_run_goes_on_as_it_began_and_says_so(
+    tiny: Any, wholes: dict[float, Whole], tmp_path: Path, began: float, there: float
+) -> None:
+    values, notes = small(tiny, precision="auto"), Notes()
+    with precision.taken("cpu", began), pytest.raises(Stop):
+        run.simulate(values, output=tmp_path / "run", observer=Notes(stop_after=1))
     with precision.taken("cpu", there):
         made = run.resume(tmp_path / "run", observer=notes)
         assert precision.ratio("cpu") == there
-    assert made.summary["fingerprint"] == whole
+    assert made.summary["fingerprint"] == wholes[began].fingerprint
     words = ("bfloat16", "float32") if began < 1 else ("float32", "bfloat16")
     assert made.summary["precision"] == words[0]
     assert any(f"this run began in {words[0]} and goes on so, though {words[1]} is quicker" in note for note in notes)
 
 
-def test_a_run_that_does_not_say_how_it_began_is_not_mixed(tiny: Any, tmp_path: Path) -> None:
+def test_a_run_that_does_not_say_how_it_began_is_not_mixed(
+    tiny: Any, wholes: dict[float, Whole], tmp_path: Path
+) -> None:
     with precision.taken("cpu", 0.5):
-        whole = run.simulate(small(tiny), output=tmp_path / "whole").summary["fingerprint"]
         for asked in ("auto", "bfloat16"):
             with pytest.raises(Stop):
                 run.simulate(small(tiny, precision=asked), output=tmp_path / asked, observer=Notes(stop_after=1))
@@ -93,7 +117,7 @@ def test_a_run_that_does_not_say_how_it_began_is_not_mixed(tiny: Any, tmp_path: 
             run.resume(tmp_path / "auto")
         # An earlier release wrote none, and took the word literally.
         made = run.resume(tmp_path / "bfloat16")
-    assert (made.summary["precision"], made.summary["fingerprint"]) == ("bfloat16", whole)
+    assert (made.summary["precision"], made.summary["fingerprint"]) == ("bfloat16", wholes[0.5].fingerprint)
 
 
 def test_a_run_of_strict_precision_times_nothing(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not worker_schedule.can_fork(), reason="workers 
 
 def values(tiny: Any, **more: Any) -> dict[str, Any]:
     recipe = {**tiny.values["recipe"], **more.pop("recipe", {})}
-    return {**tiny.values, "baselines": ["local-only", "pooled"], "recipe": recipe, **more}
+    return {**tiny.values, "workers": "auto", "baselines": ["local-only", "pooled"], "recipe": recipe, **more}
 
 
 @pytest.fixture(scope="module")
