@@ -230,15 +230,11 @@ def _until_closed(terminal: int) -> Iterator[bytes]:
 
 def test_a_terminal_gets_a_live_display(tiny: Any, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    command = tiny.command(
-        "simulate", tiny.experiment, "--rounds", "1", "--set", "baselines=[]", "--output", tmp_path / "run"
-    )
-    process = subprocess.Popen(
-        command, cwd=tiny.root, env=tiny.environment({"TERM": "xterm"}), stdout=subprocess.DEVNULL, stderr=follower
-    )
+    call = ["simulate", tiny.experiment, "--rounds", "1", "--set", "baselines=[]", "--output", tmp_path / "run"]
+    process = tiny.start(*call, environment={"TERM": "xterm"}, terminal=follower)
     os.close(follower)
     shown = b"".join(_until_closed(leader))
-    assert process.wait(timeout=60) == 0, shown
+    assert process.answer(60).code == 0, shown
     assert b"\x1b[" in shown
     assert b"federated round 1: loss" in shown
 

@@ -163,6 +163,7 @@ class Template:
         environment: Mapping[str, str],
         limit: int = 0,
         start_new_session: bool = False,
+        terminal: int | None = None,
     ) -> Forked:
         """Begin one call of the command line.
 
@@ -172,6 +173,7 @@ class Template:
             environment: all of it.
             limit: RLIMIT_FSIZE in bytes, 0 for none.
             start_new_session: whether it leads a group of its own.
+            terminal: what it writes its errors to, in place of a pipe; stays the caller's.
         """
         call = {
             "arguments": [str(word) for word in arguments],
@@ -180,23 +182,23 @@ class Template:
             "limit": limit,
             "session": start_new_session,
         }
-        (out, write_out), (err, write_err), nothing = os.pipe(), os.pipe(), os.open(os.devnull, os.O_RDONLY)
-        try:
-            for end in (write_out, write_err):
-                _widen(end)
+        with contextlib.ExitStack() as closing:
+
+            def pipe() -> tuple[int, int]:
+                read, write = os.pipe()
+                closing.callback(os.close, write)
+                with contextlib.suppress(OSError):  # what nobody reads yet stops nobody
+                    fcntl.fcntl(write, F_SETPIPE_SZ, PIPE_BYTES)
+                return read, write
+
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            closing.callback(os.close, nothing)
+            out, write_out = pipe()
+            err, write_err = pipe() if terminal is None else (os.dup(nothing), terminal)
             return Forked(self, self.ask(call, (nothing, write_out, write_err)), out, err)
-        finally:
-            for end in (nothing, write_out, write_err):
-                os.close(end)
 
     def close(self) -> None:
         if self._process is not None:
             self._lines.close()
             self._socket.close()
             self._process.wait(timeout=30)
-
-
-def _widen(pipe: int) -> None:
-    """Let a process that nobody reads print more before it waits."""
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
