@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import json
 import pickle
@@ -233,6 +234,7 @@ def test_faults_of_many_kinds_are_all_told_at_once(data: Path, tmp_path: Path) -
     affected.write(made, tmp_path / "files.csv")
     listed = (tmp_path / "files.csv").read_text()
     assert (tmp_path / "files.csv").stat().st_mode & 0o777 == 0o600
+    assert all(row["message"] for row in csv.DictReader(listed.splitlines()))
     for number in (1, 2, 3, 4):
         assert name(number) in listed
     with pytest.raises(errors.OutputInUse, match="no file of an earlier check"):

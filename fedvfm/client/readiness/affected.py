@@ -32,7 +32,7 @@ def _rows(made: check.Checked) -> Iterator[tuple[str, ...]]:
     for one in made.findings:
         for number in one.samples:
             sample_id, file = _place(made, number)
-            yield one.severity, one.code, str(number), sample_id, file, messages.get((number, one.code), "")
+            yield one.severity, one.code, str(number), sample_id, file, messages.get((number, one.code), one.problem)
 
 
 def _place(made: check.Checked, number: int) -> tuple[str, str]:
