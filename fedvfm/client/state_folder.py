@@ -110,9 +110,14 @@ class State:
         return approvals.Approvals(self.folder / "approvals.jsonl", self.about.site)
 
     @property
+    def audit_path(self) -> Path:
+        """The audit log's file."""
+        return self.folder / "audit.jsonl"
+
+    @property
     def audit(self) -> audit.Audit:
         """The audit log, to add to."""
-        return audit.Audit(self.folder / "audit.jsonl", self.about.site, "site")
+        return audit.Audit(self.audit_path, self.about.site, "site")
 
     @property
     def secure(self) -> Path:

@@ -88,7 +88,8 @@ class Watcher:
 
     def __init__(self, folder: Path) -> None:
         self._where = state_folder.open_state(folder)
-        self._log = follower.Follower(self._where.audit.path)
+        self._log = follower.Follower(self._where.audit_path)
+        self._privacy: tuple[object, dict[str, Any] | None] = (None, None)
         self._today = today.Today()
         self._tallies: dict[str, audit.Tally] = {}
         self._times: dict[str, list[str]] = {}
@@ -108,7 +109,14 @@ class Watcher:
         folder, run = self._where.folder, self._where.folder / FOLDER
         kept = [run / SETTINGS, run / COORDINATOR, *(processes.pid_path(run, name) for name in (NAME, *CHILDREN))]
         folders = [folder / "recipes", folder / "rosters", folder / decisions.FOLDER]
-        return [self._where.audit.path, self._where.approvals.path, folder / "site.key.new", *folders, *kept]
+        return [
+            self._where.audit_path,
+            *self._ledger(),
+            self._where.approvals.path,
+            folder / "site.key.new",
+            *folders,
+            *kept,
+        ]
 
     def recipe(self, recipe: str) -> locked_recipe.LockedRecipe:
         """A recipe that was seen here; its file never changes."""
@@ -126,8 +134,6 @@ class Watcher:
         Raises:
             TrustError: if a file was edited.
         """
-        from fedvfm.client import privacy_report  # SciPy only where privacy is counted
-
         where, folder = self._where, self._where.folder / FOLDER
         self._read_log()
         pids = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
@@ -148,13 +154,33 @@ class Watcher:
             "coordinator": standing_of(where) if pids[NAME] is not None else None,
             "adapters": decisions.to_json(where),
             "damaged": decisions.damaged(where),
-            "privacy": privacy_report.status(where),
+            "privacy": self._of_privacy(),
             "today": self._today.totals(),
             "messages": self._messages[::-1],
             "audit_log_whole": self._log.whole,
             "last": self._last,
         }
         return {**values, "now": standing(values)}
+
+    def _ledger(self) -> list[Path]:
+        """Files that the privacy follows from."""
+        from fedvfm.client import privacy_report
+        from fedvfm.ledger import entries
+
+        kept = self._privacy[1] or {}
+        note = self._where.folder / FOLDER / privacy_report.FILE
+        return [note, Path(kept["ledger"]) / entries.FILE] if kept.get("ledger") else [note]
+
+    def _of_privacy(self) -> dict[str, Any] | None:
+        """What was spent; counted anew only where the ledger changed, as that takes its time."""
+        from fedvfm.client import privacy_report  # SciPy only where privacy is counted
+
+        before = [path.stat().st_mtime_ns for path in self._ledger() if path.exists()]
+        if self._privacy[0] != before:
+            values = privacy_report.status(self._where)
+            self._privacy = (None, values)
+            self._privacy = ([path.stat().st_mtime_ns for path in self._ledger() if path.exists()], values)
+        return self._privacy[1]
 
     def _read_log(self) -> None:
         for entry in self._log.new():

@@ -165,10 +165,11 @@ class Source:
             return self._content
 
     def _refresh(self) -> None:
-        stamp = tuple(_stamp(path) for path in self._files())
-        if stamp == self._stamp and time.monotonic() < self._made + LATEST_S:
-            return
+        stamp: Stamp | None = None
         try:
+            stamp = tuple(stamp_of(path) for path in self._files())
+            if stamp == self._stamp and time.monotonic() < self._made + LATEST_S:
+                return
             self._content = self._look()
         except (OSError, ValueError, KeyError, TypeError, errors.FedvfmError) as error:
             text = (
@@ -182,7 +183,8 @@ class Source:
         self._stamp, self._made = stamp, time.monotonic()
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def stamp_of(path: Path) -> tuple[int, int, int]:
+    """Tells whether a file was written to or put in another's place."""
     try:
         about = path.stat()
     except OSError:

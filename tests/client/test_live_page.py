@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedvfm.client import live_page, sentences, status
+from fedvfm.client import live_page, privacy_report, sentences, status
 from fedvfm.client.process import supervisor
 from fedvfm.doctor import monitor
 from fedvfm.runtime import processes
@@ -147,3 +148,28 @@ def test_a_drop_is_a_drop_and_a_revoked_site_reads_so(
     assert status.of(trained.where)["now"]["says"].startswith("finished")
     look.once()
     assert status.of(trained.where)["coordinator"] is None, "nobody answered"
+
+
+def test_what_privacy_has_spent_is_counted_anew_only_where_the_ledger_changed(
+    trained: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ledger").mkdir()
+    book = tmp_path / "ledger" / "ledger.jsonl"
+    book.write_text("a")
+    counted: list[int] = []
+
+    def count(where: Any) -> dict[str, Any]:
+        counted.append(1)
+        kept = {"mechanism": "record-level", "noise_multiplier": 1.0, "units": 3, "unit": "record", "epsilon": 1.0}
+        sets = [{"name": "mri", "epsilon": len(counted), "allowed": 8.0, "releases": 1}]
+        return {**kept, "delta": 1e-5, "ledger": str(book.parent), "data_sets": sets, "problem": "", "waiting": False}
+
+    monkeypatch.setattr(privacy_report, "status", count)
+    watcher = status.Watcher(trained.state)
+    shown = [live_page.content(watcher).parts["figures"] for _ in range(3)]
+    assert len(counted) == 1
+    assert "1.00 of 8.00" in shown[2]
+    assert book in watcher.files()
+    os.utime(book, ns=(1, 1))
+    assert "2.00 of 8.00" in live_page.content(watcher).parts["figures"]
+    assert "of 8.00 spent" in live_page.content(watcher).parts["privacy"]

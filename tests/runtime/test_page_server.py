@@ -45,8 +45,8 @@ class Shown:
 class Page:
     """The server, and requests to it."""
 
-    def __init__(self, port: int, shown: Shown) -> None:
-        self.port, self.shown = port, shown
+    def __init__(self, port: int, shown: Shown, source: page_server.Source) -> None:
+        self.port, self.shown, self.source = port, shown, source
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -73,7 +73,8 @@ class Page:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     monkeypatch.setattr(page_server, "LOOK_S", 0.02)
     shown = Shown(tmp_path / "file")
-    app = page_server.application(TOKEN, page_server.Source(shown.look, lambda: [shown.path]))
+    source = page_server.Source(shown.look, lambda: [shown.path])
+    app = page_server.application(TOKEN, source)
     port = processes.free_port()
     server = uvicorn.Server(page_server.settings(app, port))
     thread = threading.Thread(target=server.run)
@@ -81,7 +82,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     try:
         while not server.started:
             time.sleep(0.01)
-        yield Page(port, shown)
+        yield Page(port, shown, source)
     finally:
         server.should_exit = True
         thread.join()
@@ -141,6 +142,18 @@ def test_what_cannot_be_read_is_said_and_what_can_comes_back(served: Page) -> No
     time.sleep(0.03)
     served.shown.set("mended")
     assert "<p>mended</p>" in served.parts(1)[0]["body"]
+
+
+def test_files_that_cannot_be_named_end_nothing(served: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the state folder's own file is damaged."""
+
+    def damaged() -> list[Path]:
+        raise errors.TrustError("federation file: is no strict JSON")
+
+    monkeypatch.setattr(served.source, "_files", damaged)
+    time.sleep(0.03)
+    status, _, text = served.ask(f"/{TOKEN}/")
+    assert (status, "This cannot be read now: federation file: is no strict JSON" in text) == (200, True)
 
 
 def test_few_may_look_on_at_a_time(served: Page, monkeypatch: pytest.MonkeyPatch) -> None:
