@@ -161,7 +161,7 @@ def test_what_privacy_has_spent_is_counted_anew_only_where_the_ledger_changed(
     def count(where: Any) -> dict[str, Any]:
         counted.append(1)
         kept = {"mechanism": "record-level", "noise_multiplier": 1.0, "units": 3, "unit": "record", "epsilon": 1.0}
-        sets = [{"name": "mri", "epsilon": len(counted), "allowed": 8.0, "releases": 1}]
+        sets = [{"name": "mri", "epsilon": len(counted), "allowed": 8.0, "releases": 1, "scores": 0}]
         return {**kept, "delta": 1e-5, "ledger": str(book.parent), "data_sets": sets, "problem": "", "waiting": False}
 
     monkeypatch.setattr(privacy_report, "status", count)
