@@ -3,6 +3,9 @@
     python benchmarks/personal.py                                  # all sets, seeds 0 1 2: hours on two cores
     python benchmarks/personal.py --sets brain-mri --seeds 0       # a part of it
     python benchmarks/personal.py --table                          # of what is finished in --output
+    python benchmarks/personal.py --kind head-local                # with arrays that stay at the sites, to another file
+
+With a kind the column "global" is of the global adapter with each site's own arrays.
 
 Finished runs are left alone, a run that was stopped goes on. ``FEDVFM_DATA`` as for the experiments.
 """
@@ -19,6 +22,7 @@ from fedvfm import seeding
 from fedvfm.report import bootstrap
 from fedvfm.simulation import experiment, run, run_folder
 from fedvfm.simulation.results import compare, statistics
+from fedvfm.state import groups
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "simulations" / "results" / "personal.json"
@@ -30,7 +34,7 @@ SETS = {
 ARMS = ("federated", "personal", "local-only", "pooled")
 
 
-def train(name: str, seed: int, folder: Path) -> None:
+def train(name: str, seed: int, folder: Path, kind: str) -> None:
     """One run, from wherever it is."""
     place = run_folder.RunFolder(folder)
     if place.finished:
@@ -39,7 +43,8 @@ def train(name: str, seed: int, folder: Path) -> None:
         run.resume(folder)
         return
     what, sets = SETS[name]
-    run.simulate(experiment.load(what, [*sets, f"recipe.seed={seed}"]), output=folder)
+    own = [] if kind == groups.NONE else [f'recipe.personal.kind="{kind}"']
+    run.simulate(experiment.load(what, [*sets, *own, f"recipe.seed={seed}"]), output=folder)
 
 
 def table(name: str, folders: Sequence[Path]) -> dict[str, Any] | None:
@@ -127,20 +132,24 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/personal"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help=f"default: {RESULTS.name}, or personal-KIND.json beside it")
+    parser.add_argument("--kind", default=groups.NONE, choices=list(groups.KINDS), help="of recipe.personal")
     parser.add_argument("--table", action="store_true", help="train nothing")
     asked = parser.parse_args()
+    plain = asked.kind == groups.NONE
+    results = asked.results or (RESULTS if plain else RESULTS.with_name(f"personal-{asked.kind}.json"))
+    root = asked.output if plain else asked.output / asked.kind
     found = {}
     for name in asked.sets:
-        folders = [asked.output / name / f"seed-{seed}" for seed in asked.seeds]
+        folders = [root / name / f"seed-{seed}" for seed in asked.seeds]
         for seed, folder in zip(asked.seeds, folders, strict=True):
             if not asked.table:
-                train(name, seed, folder)
+                train(name, seed, folder, asked.kind)
         row = table(name, folders)
         if row is not None:
             found[name] = row
             print("\n".join(lines(name, row)), flush=True)
-            asked.results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from fedvfm import errors
 from fedvfm.client.personal import choice
 from fedvfm.client.training import evaluator
 from fedvfm.protocol import protocol
-from fedvfm.simulation import experiment, plan, run, run_folder
+from fedvfm.simulation import baselines, experiment, plan, run, run_folder
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.state import checkpoint, groups
 from fedvfm.storage import hash_chain
@@ -153,6 +153,11 @@ def test_it_is_one_more_candidate_of_the_choice(tiny: Any, tmp_path: Path) -> No
         assert seen[choice.PARTIAL] != seen[choice.GLOBAL]
     local = json.loads((path / "arms" / "local-only" / "east" / "evaluation.json").read_text())["recipe"]
     assert local != locked(tiny, "head-local").recipe.hash, "alone at home nothing is shared, and no store is"
+
+
+def test_a_probe_of_frozen_features_shares_its_head(tiny: Any) -> None:
+    asked = experiment.parse(what(tiny, "head-local"), "experiment").recipe
+    assert baselines.frozen(asked).personal.kind == groups.NONE
 
 
 def test_what_has_no_meaning_is_a_fault_of_the_experiment(tiny: Any) -> None:
