@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from fedvfm.audit import audit
 from fedvfm.client import state_folder
 from fedvfm.client.gate import policy, reply_cache
+from fedvfm.ledger import ledger
 from fedvfm.protocol import protocol
 from fedvfm.runtime import processes
 from fedvfm.secure_aggregation import fixed_point
@@ -41,6 +44,75 @@ def three(tiny: Any, tmp_path: Path) -> Iterator[Three]:
         for site in SITES:
             made.settings(site).write_text(tiny.site(site) + allowed)
         yield made
+
+
+SHARED = """
+[aggregation]
+weighting = "uniform"
+
+[secure_aggregation]
+
+[privacy]
+mechanism = "record-level-shared"
+clip = 1.0
+noise_multiplier = 2.0
+delta = 1e-3
+"""
+STEP = '[optimiser]\nname = "sgd"\nschedule = "constant"\nwarmup = 0.0\nweight_decay = 0.0\n'
+
+
+@pytest.fixture
+def sharing(tiny: Any, tmp_path: Path) -> Iterator[Three]:
+    """Three hospitals that share noise; each has a budget, and a policy that names the mechanism."""
+    recipe = tiny.recipe.replace("rounds = 3", "rounds = 1\nmin_sites = 3").replace("[optimiser]\n", STEP) + SHARED
+    with two_hospitals.enrolled(tiny, tmp_path, recipe, SITES) as made:
+        allowed = policy.accepting(policy.Facts.of(made.locked, 5)).replace("units = 10", "units = 1")
+        budget = '[privacy]\ndata_set = "discs"\nepsilon = 9.0\ndelta = 1e-3\nunit = "record"\n'
+        for site in SITES:
+            own = f'{tiny.site(site)}[split]\nseed = 52\n{allowed}\n{budget}ledger = "{site}-ledger"\n'
+            made.settings(site).write_text(own)
+        yield made
+
+
+def test_three_hospitals_share_noise_and_their_ledgers_say_whose(sharing: Three, until: Any, cli: Any) -> None:
+    state = ("--state", str(sharing.server.folder))
+    roster = json.loads(cli("server", "publish-roster", *state, "--json").out)["roster"]
+    clients = sharing.start_clients()
+    server = sharing.start_server()
+    assert until(lambda: all(_came(sharing, site, roster) for site in SITES), 900), sharing.said()
+    for site in SITES:
+        shown = cli("client", "review", sharing.locked.hash, "--state", str(sharing.sites[site].folder))
+        assert "1/sqrt(2) of the noise" in shown.out
+        state_folder.approve(sharing.sites[site], sharing.locked, roster=roster)
+    assert until(lambda: server.poll() is not None, 1500), sharing.said()
+    assert server.returncode == 0, sharing.said()
+    (line,) = sharing.journal()
+    told = line["secure_aggregation"]
+    assert (told["sites"], told["weight"], told["honest"], told["loss"]) == (3, 3, 2, None)
+    # The mean is of updates that the sites kept, and of noise that nobody has: so much of it as was said.
+    start = sharing.locked.adapter
+    after = checkpoint.read(sharing.run / "checkpoints" / "round-00001.safetensors")[0]
+    plain = updates(sharing)
+    names = sorted(plain["east"].state)
+    noise = np.concatenate(
+        [
+            (
+                after[name].astype(float)
+                - start[name]
+                - np.mean([own.state[name] - start[name] for own in plain.values()], axis=0)
+            ).reshape(-1)
+            for name in names
+        ]
+    )
+    assert noise.std() == pytest.approx(told["noise_on_mean"], rel=5 / np.sqrt(2 * noise.size))
+    assert stats.kstest(noise / told["noise_on_mean"], "norm").pvalue > 1e-5
+    for site in SITES:
+        (charged,) = (
+            entry for entry in ledger.reopen(sharing.folder / f"{site}-ledger").entries if entry["event"] == "charged"
+        )
+        assert (charged["mechanism"], charged["honest"], charged["steps"]) == ("record-level-shared", 2, 1)
+        assert clients[site].poll() is None
+        assert not list(sharing.sites[site].secure.glob("*.noise")), "it went with the recipe"
 
 
 def trained(three: Three, site: str) -> list[int]:
