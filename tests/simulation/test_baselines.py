@@ -150,3 +150,28 @@ def test_a_sampled_matrix_is_said_wherever_it_is_shown(tiny: Any, tmp_path: Path
     said = "ach local-only model is tested at home and at 1 of 2 other sites, drawn from the seed"
     assert any(said in note for note in notes)
     assert said in (made.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("shared", "alone", "joined"),
+    [
+        ("record-level-shared", "record-level", "record-level"),
+        ("patient-level-shared", "patient-level", "patient-level"),
+        ("site-level-shared", "none", "site-level"),
+    ],
+)
+def test_where_nobody_shares_a_noise_the_whole_of_it_is_one_s_own(shared: str, alone: str, joined: str) -> None:
+    values = {
+        "backbone": {"name": "none"},
+        "data": {"class_names": ["rest", "cell"]},
+        "min_sites": 3,
+        "secure_aggregation": {},
+        "privacy": {"mechanism": shared, "clip": 1.0, "noise_multiplier": 1.5, "delta": 1e-5},
+    }
+    recipe = schema.parse(schema.Recipe, values, "recipe")
+    by_itself = baselines.alone(recipe).privacy
+    assert by_itself.mechanism == alone
+    assert by_itself.noise_multiplier == (None if alone == "none" else 1.5)
+    arm = baselines.whole(baselines.Arm("left out", "leave-one-out", recipe, ("a", "b"), ("a", "b")))
+    assert arm.recipe is not None
+    assert (arm.recipe.privacy.mechanism, arm.recipe.secure_aggregation) == (joined, None)
