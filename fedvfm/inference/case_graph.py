@@ -51,6 +51,18 @@ class Head(nn.Module):
         return self.head(case)[0], self.head.weights(case)[0]
 
 
+def write_any(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
+    """ONNX of any model: of cases two graphs, else the one of :mod:`fedvfm.inference.graph`.
+
+    Raises:
+        MissingExtra, ConfigError, CheckpointError: see :func:`write` and :func:`fedvfm.inference.graph.write`.
+    """
+    if not model.task.bags:
+        return graph.write(model, adapter, folder)
+    graph.require_packages()
+    return write(model, folder)
+
+
 def write(model: adapted_model.AdaptedModel, folder: Path) -> dict[str, Any]:
     """``encoder.onnx`` and ``head.onnx``, each checked against the model before it counts as written.
 

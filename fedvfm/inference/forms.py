@@ -15,7 +15,7 @@ TABLE = registry.Table(
     {
         "hf": "fedvfm.inference.hub:write",
         "monai": "fedvfm.inference.bundle:write",
-        "onnx": "fedvfm.inference.graph:write",
+        "onnx": "fedvfm.inference.case_graph:write_any",
         "onnx-int8": "fedvfm.inference.graph:write_int8",
         "peft": "fedvfm.inference.hub:copy_peft",
     },

@@ -35,8 +35,6 @@ ONE_FILE_BYTES = 1_900_000_000
 def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """``model.onnx``: input ``image``, output ``logits``, checked against the model before it counts as written.
 
-    Of cases two graphs: :mod:`fedvfm.inference.case_graph`.
-
     The batch is free where the exporter can keep it so, else it is 1; height and width are those of the contract.
 
     Raises:
@@ -44,22 +42,27 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
         ConfigError: if the exporter cannot express the model, or it needs prompts.
         CheckpointError: if the graph computes something else.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise errors.MissingExtra(
-            f"export to ONNX needs {' and '.join(missing)}, not installed here. Run: pip install 'fedvfm[onnx]'"
-        )
+    require_packages()
     delivery.require_promptless(model, "--format onnx")
-    if model.task.bags:
-        from fedvfm.inference import case_graph
-
-        return case_graph.write(model, folder)
     plain = delivery.Deliverable(delivery.exact(delivery.folded(model))).eval()
     program, batch = _graph(plain, model)
     _store(program, plain, folder / FILE, model)
     by, off = _check(folder / FILE, plain, model, (1, 3) if batch is None else (batch,))
     storage.write_text(folder / "README.md", _card(model, batch, by, off))
     return {"opset": OPSET, "batch": "free" if batch is None else batch, "checked_with": by, "difference": off}
+
+
+def require_packages() -> None:
+    """Refuse where the exporter is not installed.
+
+    Raises:
+        MissingExtra: naming the extra.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.MissingExtra(
+            f"export to ONNX needs {' and '.join(missing)}, not installed here. Run: pip install 'fedvfm[onnx]'"
+        )
 
 
 def write_int8(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
