@@ -22,6 +22,7 @@ from fedvfm.client.training import site as sites
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
 from fedvfm.privacy import base, events, randomness
+from fedvfm.tasks import segmentation
 
 PRIVACY = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 BUDGET = {"data_set": "discs", "epsilon": 8.0, "delta": 1e-5, "unit": "record"}
@@ -230,7 +231,7 @@ class Noted:
 
 
 def trained(hospital: Any, asked: schema.Recipe, units: int) -> base.PrivacyEvent:
-    part, model = Noted(), SimpleNamespace(recipe=asked)
+    part, model = Noted(), SimpleNamespace(recipe=asked, task=segmentation.Segmentation)
     node = sites.Site("north", hospital, simulated=True, units=units)
     optimiser = SimpleNamespace(param_groups=[])
     with dp_trainer.opened(part, model, node, optimiser, 1):  # type: ignore[arg-type]
