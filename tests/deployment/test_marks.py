@@ -13,6 +13,7 @@ from flwr.app import Context, Error, Message
 
 from fedvfm import errors
 from fedvfm.audit import audit, cross_check
+from fedvfm.client import rekeying
 from fedvfm.client import state_folder as client_folder
 from fedvfm.client.gate import enforcement, gate, reply_cache
 from fedvfm.flower import internals
@@ -89,10 +90,13 @@ class Trial:
         state_folder.approve(self.server, self.site.request)
         self.reports: list[Exception] = []
         self.door = self._open()
-        key = keys.read_private(self.site.key).public_key()
-        pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        self.wire = Wire(self.door, pem)
+        self.wire = Wire(self.door, self.public_key())
         self.grid = self.start_again()
+
+    def public_key(self) -> bytes:
+        """The site's, as a node shows it."""
+        key = keys.read_private(self.site.key).public_key()
+        return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     def _open(self) -> gate.Gate:
         own = enforcement.HospitalTerms(self.site, lambda: self.joined.rules, build)
@@ -397,3 +401,42 @@ def test_a_site_that_was_not_put_back_goes_on(trial: Trial) -> None:
     assert not trial.door(internals.copy(message), CONTEXT).has_error()
     protocol.put_mark(message, hash_chain.Mark(91, SHA), noted=hash_chain.Mark(1, SHA))
     assert protocol.error_word(trial.door(internals.copy(message), CONTEXT)) == "went-back"
+
+
+def test_a_new_key_in_a_folder_that_was_put_back_is_no_way_round_it(trial: Trial, tmp_path: Path) -> None:
+    trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe()))
+    saved = shutil.copytree(trial.site.folder, tmp_path / "backup")
+    assert not trial.ask(protocol.TRAIN, train()).has_error()
+    shutil.rmtree(trial.site.folder)
+    shutil.copytree(saved, trial.site.folder)
+    rekeying.begin(trial.site)
+    state_folder.rekey(trial.server, rekeying.NewKey(trial.site).document)
+    assert rekeying.finish(trial.site, lambda key: True)
+    trial.restart_site()
+    trial.wire.public_key = trial.public_key()
+    assert trial.grid.present() == {"north": 7}
+    assert protocol.error_word(trial.ask(protocol.TRAIN, train())) == "went-back"
+    trial.grid = trial.start_again()
+    assert protocol.error_word(trial.ask(protocol.TRAIN, train())) == "went-back"
+
+
+def test_a_site_that_joined_anew_after_its_key_was_lost_takes_part_again(trial: Trial, tmp_path: Path) -> None:
+    """Its new folder begins a log of its own, so what was noted of the old one counts no more; a new key alone does."""
+    trial.ask(protocol.HANDSHAKE, protocol.Task(make_recipe()))
+    assert not trial.ask(protocol.TRAIN, train()).has_error()
+    state_folder.revoke(trial.server, "north")
+    path = state_folder.invite(trial.server, "north")
+    invite = client_folder.read_invite(path, trial.server.fingerprint())
+    trial.site = client_folder.join(tmp_path / "anew", invite, invite.lock.hash)
+    state_folder.approve(trial.server, trial.site.request)
+    trial.restart_site()
+    trial.wire.public_key = trial.public_key()
+    assert trial.grid.present() == {"north": 7}, "the coordinator runs on"
+    for kind, task in ((protocol.HANDSHAKE, protocol.Task(make_recipe())), (protocol.TRAIN, train(2, 1.0))):
+        reply = trial.ask(kind, task)
+        assert not reply.has_error(), protocol.error_word(reply)
+    trial.grid = trial.start_again()
+    assert not trial.ask(protocol.TRAIN, train(2, 1.0)).has_error(), "and started again"
+    mark = protocol.find_noted(trial.wire.pushed[-1])
+    assert mark is not None
+    assert mark.head in {entry["hash"] for entry in trial.site.audit.entries}, "the new log is noted as the old was"

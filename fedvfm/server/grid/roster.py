@@ -50,11 +50,14 @@ class RosterGrid(retrying.SteadyGrid):
         self._names: dict[int, str] = {}
         self._ledgers: dict[str, int] = {}
         self._noted: dict[str, hash_chain.Mark] = {}
+        self._keys: dict[str, str] = {}
         self._known: dict[str, int] = {}
         self._back: set[str] = set()
         for one in log.scan() if log is not None else ():
             if one["event"] == "received" and one.get("recipe") == recipe:
                 self._note(one)
+            if one["event"] == "enrolled":  # its new folder begins a log of its own
+                self._noted.pop(str(one["site"]), None)
             if one["event"] == "received" and one.get("recipe") == recipe and "ledger" in one:
                 self._longer(str(one["peer"]), hash_chain.Mark.parse(one["ledger"]).length)
             if one["event"] == "decided" and one.get("recipe") == recipe and one.get("reason") == _BACK:
@@ -62,7 +65,9 @@ class RosterGrid(retrying.SteadyGrid):
 
     def present(self) -> dict[str, int]:
         """Site -> node of the approved sites that are online."""
-        by_key = {entry.public_key: name for name, entry in self._roster().items() if entry.status == rosters.APPROVED}
+        approved = {name: entry for name, entry in self._roster().items() if entry.status == rosters.APPROVED}
+        self._forget_old_logs(approved)
+        by_key = {entry.public_key: name for name, entry in approved.items()}
         found = {by_key[node.public_key]: node.id for node in self.nodes() if node.online and node.public_key in by_key}
         self._names |= {node: name for name, node in found.items()}
         return found
@@ -152,6 +157,17 @@ class RosterGrid(retrying.SteadyGrid):
         site, length = str(entry["peer"]), int(entry.get("peer_length", 0)) * (entry["kind"] != "refusal")
         if length > self._noted.get(site, hash_chain.NOWHERE).length:
             self._noted[site] = hash_chain.Mark(length, str(entry["peer_head"]))
+
+    def _forget_old_logs(self, approved: Mapping[str, rosters.Entry]) -> None:
+        """A site that joined anew has another log; one that took a new key in its old folder has the same."""
+        for site, entry in approved.items():
+            if self._keys.setdefault(site, entry.public_key) == entry.public_key:
+                continue
+            for one in self._log.scan() if self._log is not None else ():
+                if one["event"] in audit.KEY_EVENTS and one["site"] == site and one["key"] == entry.key_fingerprint:
+                    self._keys[site] = entry.public_key  # else it is not noted yet, and looked for again
+                    if one["event"] == "enrolled":
+                        self._noted.pop(site, None)
 
     def _longer(self, site: str, length: int) -> None:
         self._ledgers[site] = max(length, self._ledgers.get(site, 0))
