@@ -121,7 +121,7 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("steered", "kind", "recipe site key round"),
         ("received", "kind bytes", f"{_CAME} peer peer_head peer_length ledger run"),
         ("refused", "reason address count", ""),
-        ("decided", "kind verdict", "recipe round reason peer fingerprint examples score"),
+        ("decided", "kind verdict", "recipe round reason peer fingerprint digest examples score"),
         ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon norm"),
         ("evaluated", "recipe round fingerprint split examples", "seconds"),
         ("interrupted", "kind recipe seconds", "round"),

@@ -3,7 +3,8 @@
     model-card.html      what the adapter is, what it was scored to do, and where it must not be trusted
     data-protection.html who took part, what came and went, what protects it, how long it is kept
     technical-file.html  the headings of Annex IV of the EU's AI Act, filled as far as the record goes
-    evidence.json        every line that is cited, by its hash, and the hash of each page; signed with the server's key
+    evidence.json        every line that is cited, by its hash, and the hash of each page; signed with the server's key,
+                         whose certificate lies with it: the key is renewed, the authority that certified it stays
 
 Journal and audit log are verified from their first line before anything is written, and again by :func:`verify`: a line
 that was changed since is refused. What the record does not say is left for people to write, and marked so.
@@ -27,7 +28,7 @@ from fedvfm.privacy import statements
 from fedvfm.report import page, quantity, rounds, scores
 from fedvfm.server import site_words, state_folder, status
 from fedvfm.storage import hash_chain, storage
-from fedvfm.trust import certificates, keys, locked_recipe, signed_documents
+from fedvfm.trust import certificates, invites, keys, locked_recipe, signed_documents
 
 FILE = "evidence.json"
 JOURNAL, AUDIT, TEST = "journal", "audit", "final-test"
@@ -55,7 +56,7 @@ class Evidence(signed_documents.Document):
     created: signed_documents.Time
     lines: Annotated[tuple[Cited, ...], Field(strict=False)]
     pages: dict[str, schema.Sha256]
-    public_key: signed_documents.PublicKey
+    certificate: invites.Pem
     signature: signed_documents.Signature
 
 
@@ -81,7 +82,7 @@ class Record:
         """Read and verify it.
 
         Raises:
-            AuditError, CheckpointError: naming the line that was changed.
+            AuditError, CheckpointError: naming the line that was changed, or a final test that is not the log's.
             ConfigError: if no round is done.
         """
         arm = where.run_path(where.about.recipe)
@@ -91,7 +92,17 @@ class Record:
         path = arm / "evaluation.json"
         tested = status.evaluation(where) if path.exists() else None
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if tested is not None else ""
-        return Record(where, where.lock(), journal, log, tested, sha256)
+        record = Record(where, where.lock(), journal, log, tested, sha256)
+        if tested is not None and [log[number - 1]["digest"] for number in record.scored()[-1:]] != [sha256]:
+            raise errors.AuditError(
+                f"{path}: is not the final test whose hash stands in the audit log. Put the file back from a copy; "
+                "where there is none, remove it and start the server: the final test is made again"
+            )
+        return record
+
+    def scored(self) -> list[int]:
+        """Numbers of the audit log's lines that say by its hash what the final test came to."""
+        return self.lines(event="decided", kind=TEST, recipe=self.locked.hash)
 
     def cite(self, log: str, numbers: Iterable[int]) -> page.Markup:
         """Links to lines; many in a row are named by the first and the last, whose hash covers those between."""
@@ -147,7 +158,7 @@ def write(where: state_folder.State, folder: Path) -> Evidence:
         created=signed_documents.stamp(signed_documents.now()),
         lines=tuple(Cited(log=log, line=line, hash=hash_) for (log, line), hash_ in sorted(every.items())),  # type: ignore[arg-type]
         pages={name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
-        public_key=keys.public_text(key),
+        certificate=where.certificate.read_text(),
         signature="A" * 40,
     )
     evidence = draft.model_copy(update={"signature": keys.sign(key, draft.signed_bytes())})
@@ -164,12 +175,15 @@ def verify(where: state_folder.State, folder: Path) -> Evidence:
 
     Raises:
         AuditError: naming the page or the line that was changed.
+        TrustError: if it was signed by no server of this federation.
         CheckpointError: if the record is damaged elsewhere.
     """
     evidence = signed_documents.read(folder / FILE, Evidence, "evidence")
-    own = keys.public_text(keys.read_private(where.key))
-    if not keys.verified(keys.read_public(own), evidence.signature, evidence.signed_bytes()):
-        raise errors.AuditError(f"{folder / FILE}: was changed, or is not signed with this server's key")
+    authority = certificates.read_pem(where.authority.read_text(), "authority")
+    certificate = certificates.read_pem(evidence.certificate, f"{folder / FILE}")
+    own = certificates.issued_key(certificate, authority, f"{folder / FILE}")
+    if not keys.verified(own, evidence.signature, evidence.signed_bytes()):
+        raise errors.AuditError(f"{folder / FILE}: was changed after this federation's server signed it")
     for name, sha256 in evidence.pages.items():
         path = folder / Path(name).name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
@@ -337,7 +351,7 @@ def _privacy(record: Record) -> str:
 def _scores(record: Record) -> str:
     if record.tested is None:
         return page.paragraph("The final test is not made yet.", "note")
-    link = record.cite(TEST, [1])
+    link = page.Markup(f"{record.cite(TEST, [1])}, {record.cite(AUDIT, record.scored()[-1:])}")
     rows: list[list[page.Cell]] = [
         [site, scores.metric_name(name), value, int(values["num_examples"]), link]
         for site, values in record.tested["last"]["sites"].items()

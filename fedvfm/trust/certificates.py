@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated
 
-from cryptography import x509
+from cryptography import exceptions, x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -158,6 +158,22 @@ def authority_key(certificate: Certificate, what: str) -> keys.Public:
         authority, key = False, None
     if not authority or not isinstance(key, keys.Public) or not isinstance(key.curve, ec.SECP384R1):
         raise errors.TrustError(f"{what}: is not a certificate authority on P-384")
+    return key
+
+
+def issued_key(certificate: Certificate, authority: Certificate, what: str) -> keys.Public:
+    """The public key of a certificate that an authority signed, whether or not it has ended since.
+
+    Raises:
+        TrustError: if the authority did not sign it, or its key is of another kind.
+    """
+    try:
+        certificate.verify_directly_issued_by(authority)
+        key = certificate.public_key()
+    except (ValueError, TypeError, exceptions.InvalidSignature):
+        key = None
+    if not isinstance(key, keys.Public) or not isinstance(key.curve, ec.SECP384R1):
+        raise errors.TrustError(f"{what}: is not a certificate that this federation's authority signed")
     return key
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from fedvfm import errors
-from fedvfm.server import evidence
+from fedvfm.server import evidence, state_folder
 from fedvfm.server.coordinator import orders
 from fedvfm.storage import hash_chain
-from fedvfm.trust import signed_documents
+from fedvfm.trust import keys, signed_documents
 from fedvfm.trust import study as studies
+from fedvfm.trust.certificates import make_authority, make_server, to_pem
+from fedvfm.trust.signed_documents import now
 from tests.server.test_coordinate import ROUNDS, Town, make  # noqa: F401 - a fixture
 
 
@@ -40,6 +42,8 @@ def test_every_figure_has_a_line_and_each_line_is_there(town: Town, tmp_path: Pa
     cited = {(row["log"], row["line"]): row["hash"] for row in made["lines"]}
     assert cited["journal", ROUNDS] == journal[-1]["hash"]
     assert ("final-test", 1) in cited
+    digests = [line["digest"] for line in town.server.audit.entries if line.get("kind") == "final-test"]
+    assert digests == [cited["final-test", 1]], "the audit log holds it too"
     texts = {name: (tmp_path / "e" / name).read_text() for name in made["pages"]}
     assert set(texts) == {"model-card.html", "data-protection.html", "technical-file.html"}
     for text in texts.values():
@@ -84,9 +88,17 @@ def test_a_changed_line_or_page_is_refused(town: Town, tmp_path: Path) -> None:
 
     kept = json.loads((tmp_path / "e" / evidence.FILE).read_text())
     (tmp_path / "e" / evidence.FILE).write_text(json.dumps({**kept, "federation": "other"}))
-    with pytest.raises(errors.AuditError, match="was changed, or is not signed with this server's key"):
+    with pytest.raises(errors.AuditError, match="was changed after this federation's server signed it"):
+        evidence.verify(town.server, tmp_path / "e")
+    other = make_server(*make_authority("other", now()), ["a.example"], now())
+    forged = evidence.Evidence(**{**kept, "certificate": to_pem(other[1])})
+    signed = forged.model_copy(update={"signature": keys.sign(other[0], forged.signed_bytes())})
+    signed_documents.write(tmp_path / "e" / evidence.FILE, signed)
+    with pytest.raises(errors.TrustError, match="is not a certificate that this federation's authority signed"):
         evidence.verify(town.server, tmp_path / "e")
     (tmp_path / "e" / evidence.FILE).write_text(json.dumps(kept))
+    state_folder.recertify(town.server, ())
+    evidence.verify(town.server, tmp_path / "e")  # the server's key was renewed since
 
     journal = town.server.run_path(town.server.about.recipe) / "journal.jsonl"
     shutil.copy(journal, tmp_path / "kept")
@@ -98,8 +110,10 @@ def test_a_changed_line_or_page_is_refused(town: Town, tmp_path: Path) -> None:
     tested = journal.with_name("evaluation.json")
     text = tested.read_text()
     tested.write_text(text.replace('"round":4', '"round": 4'))
-    with pytest.raises(errors.AuditError, match="final-test, line 1"):
-        evidence.verify(town.server, tmp_path / "e")
+    for do in (evidence.verify, evidence.write):
+        with pytest.raises(errors.AuditError, match=r"final-test, line 1|is not the final test whose hash stands in"):
+            do(town.server, tmp_path / ("e" if do is evidence.verify else "f"))
+    assert not (tmp_path / "f").exists(), "scores that were changed before anybody cited them are shown by nobody"
     tested.write_text(text)
 
     log = town.server.audit_path

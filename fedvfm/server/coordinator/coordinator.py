@@ -8,6 +8,7 @@ came or went are taken in or left out, and it pauses, ends early or makes room f
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import sys
 import threading
@@ -340,8 +341,10 @@ class Coordinator:
         self._where.audit.record("decided", peer=site, **about)
 
     def _accepted(self, result: Any) -> None:
-        """Note in the audit log which sites took the final adapter, and which did not."""
+        """Note in the audit log what the final test came to, by its file's hash, and which sites took the adapter."""
         about = {"recipe": self._recipe, "round": int(result["round"]), "fingerprint": result["fingerprint"]}
+        digest = hashlib.sha256(strategy.evaluation_text(result).encode()).hexdigest()
+        self._where.audit.record("decided", kind=status_file.TEST, verdict="scored", digest=digest, **about)
         for site, word in result["acceptance"].items():
             self._where.audit.record("decided", kind="final-adapter", verdict=word, peer=site, **about)
 

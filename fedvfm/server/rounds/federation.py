@@ -470,7 +470,7 @@ class Federation:
             self.job.folder / "adapter.safetensors", adapter, {"round": str(rounds), "recipe": self.recipe.hash}
         )
         self.observer("finished", arm=self.job.name, round=rounds, record=result)
-        storage.write_text(self.evaluation_path, hash_chain.canonical(result) + "\n")
+        storage.write_text(self.evaluation_path, evaluation_text(result))
 
     def _tested(self, number: int, adapter: state.AdapterState, sites: Sequence[handshake.Member]) -> dict[str, Any]:
         return as_record(self._evaluate(number, adapter, sites, split="test", full=True))
@@ -578,6 +578,11 @@ class Federation:
 def _times(started: float) -> dict[str, float]:
     """Seconds since ``started`` on the monotonic clock, and the time of day (Unix time) that it is now."""
     return {"seconds": round(time.monotonic() - started, 3), "ended": round(time.time(), 3)}
+
+
+def evaluation_text(result: Mapping[str, Any]) -> str:
+    """The file of a final test, byte for byte."""
+    return hash_chain.canonical(result) + "\n"
 
 
 def as_record(answers: Mapping[str, protocol.Evaluation]) -> dict[str, Any]:
