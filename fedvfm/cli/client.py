@@ -170,11 +170,12 @@ def _asked(what: str, locked: locked_recipe.LockedRecipe, state: Path) -> dossie
     path = Path(what)
     content = recipes.read(path) if path.exists() or path.suffix in (".json", ".toml") else None
     if isinstance(content, invites.Invite):
-        return dossier.Asked(locked, content.study, content.federation, content.address, content.site)
+        about = (content.study, content.federation, content.address, content.site)
+        return dossier.Asked(locked, *about, invited=content.lock.hash)
     if content is None:
         where = state_folder.open_state(state)
-        about = where.about
-        return dossier.Asked(locked, where.study(), about.federation, about.address, about.site, checked=True)
+        own = (where.study(), where.about.federation, where.about.address, where.about.site)
+        return dossier.Asked(locked, *own, checked=True, invited=where.invited())
     return dossier.Asked(locked)
 
 
@@ -214,6 +215,8 @@ def review(
     rosters = _rosters(locked, state)
     values |= {"rosters": [text for _, text in rosters]} if rosters else {}
     values |= {"study": dict(study)} if study else {}
+    values |= {"study_doubt": asked.doubt} if asked.doubt else {}
+    study = [("attention", asked.doubt), *study] if asked.doubt else study
     lines = [f"{heading + ':':22} {signed_documents.shown(text)}" for heading, text in study]
     lines += [*_text(locked, judged, here), *(f"{heading + ':':22} {sentence}" for heading, sentence in rosters)]
     print(json.dumps(values, indent=2) if as_json else "\n".join(lines))

@@ -33,6 +33,7 @@ class Asked:
         study: what the coordinator wrote of it; None where it wrote nothing.
         federation, address, site: as the invite says; empty where only a recipe was given.
         checked: whether the invite's signature was checked, against the fingerprint that was told, by joining.
+        invited: hash of the recipe that the invite was for; empty where that is not known.
     """
 
     locked: locked_recipe.LockedRecipe
@@ -41,6 +42,17 @@ class Asked:
     address: str = ""
     site: str = ""
     checked: bool = False
+    invited: str = ""
+
+    @property
+    def doubt(self) -> str:
+        """What a reader must know before the coordinator's own words; empty where they are of this very recipe."""
+        if self.study is None or self.invited in ("", self.locked.hash):
+            return ""
+        return (
+            f"What the coordinator wrote came with the invite, which was for recipe {self.invited[:12]}. This is "
+            "another recipe: ask whether the words hold for it."
+        )
 
 
 def write(path: Path, asked: Asked, judged: privacy_report.Judged) -> None:
@@ -67,7 +79,7 @@ def body(asked: Asked, judged: privacy_report.Judged) -> list[str]:
         "data": ("What is computed from", _data(words)),
         "leaves": ("What leaves this hospital", _leaves(words)),
         "stays": ("What never leaves", page.paragraph(f"{_sentence(recipe_review.NEVER)}.")),
-        "risks": ("Risks", _list(risks(asked.locked))),
+        "risks": ("Risks", _list(risks(asked.locked, noised=_noised(judged)))),
         "safeguards": ("What this hospital's own policy says", _policy(judged)),
         "budget": ("Privacy at this hospital", _list(privacy_report.words(here)) if here is not None else ""),
         "withdrawal": ("Withdrawal, and what stays", _list(withdrawal(asked.locked))),
@@ -99,7 +111,7 @@ def _head(asked: Asked) -> str:
         "back. "
         "Images do not travel."
     )
-    note = f'<p class="note" role="note">{page.text(doubt)}</p>' if doubt else ""
+    note = "".join(f'<p class="note" role="note">{page.text(each)}</p>' for each in (doubt, asked.doubt) if each)
     top = f'<h1>{page.text(title)}</h1><p class="soft">{page.text(about)}</p>'
     return f"<header>{top}{note}{page.paragraph(intro)}</header>"
 
@@ -159,25 +171,36 @@ def _leaves(words: dict[str, str]) -> str:
     return page.table(("when", "what"), rows, caption, words=(1,))
 
 
-def risks(locked: locked_recipe.LockedRecipe) -> list[str]:
-    """What may go wrong for patients and for the hospital, in plain words; it follows from the recipe."""
+def _noised(judged: privacy_report.Judged) -> bool:
+    """Whether this hospital's scores leave with noise and are charged to its budget."""
+    return judged.rules is not None and judged.rules.metrics_epsilon is not None
+
+
+def risks(locked: locked_recipe.LockedRecipe, *, noised: bool = False) -> list[str]:
+    """What may go wrong for patients and for the hospital, in plain words.
+
+    Args:
+        locked: the recipe.
+        noised: whether the hospital's policy has ``metrics_epsilon``.
+    """
     recipe = locked.recipe
     private = recipe.privacy.mechanism != privacy.NO_MECHANISM
     rows = [_privacy_risk(recipe, private)]
     rows.append(
-        "The coordinator sees a sum of the hospitals' updates and none of them alone."
+        "The coordinator sees a sum of the hospitals' updates and none of them alone, unless more than "
+        f"{recipe.secure_aggregation.colluders} of the other hospitals work together with it."
         if recipe.secure_aggregation is not None
         else "The coordinator sees this hospital's update by itself. Whoever breaks into the coordinator sees what "
         "it kept."
     )
+    whose = (
+        "validation and test patients, who are not trained on" if private else "the patients they were computed from"
+    )
+    care = "leave with noise that is charged to this hospital's budget" if noised else "are rounded"
+    outside = " They are outside the recipe's epsilon." if private else ""
     rows.append(
-        "Metrics say something of validation and test patients, who are not trained on; scores are rounded, and none "
-        "leaves that "
-        "fewer patients have a part in than the policy says. They are outside epsilon."
-        if private
-        else "Metrics say something of the patients they were computed from; scores are rounded, and none leaves "
-        "that fewer "
-        "patients have a part in than the policy says."
+        f"Metrics say something of {whose}; scores {care}, and none leaves that fewer patients have a part in than the "
+        f"policy says.{outside}"
     )
     rows += [
         "The joint adapter goes to every hospital of the federation. Who has it can try the same attacks on it; what "
@@ -202,6 +225,11 @@ def _privacy_risk(recipe: schema.Recipe, private: bool) -> str:
         )
     own = recipe.privacy
     size = f"epsilon {own.epsilon:g}" if own.epsilon is not None else f"a noise multiplier of {own.noise_multiplier:g}"
+    if own.mechanism in privacy.SHARED:
+        return (
+            f"Differential privacy ({own.mechanism}, {size}, delta {own.delta:g}) is {recipe_review.shared(recipe)}. "
+            "The more noise, the less anybody can learn of one."
+        )
     unit = privacy.UNITS.get(own.mechanism, "record")
     where = "at the coordinator, which must be trusted" if own.mechanism == privacy.SITE_LEVEL else "at this hospital"
     return (

@@ -136,7 +136,7 @@ def _privacy(recipe: schema.Recipe) -> str:
             "site's update without any, and must be trusted"
         )
     if own.mechanism in privacy.SHARED:
-        return f"{said}; {_shared(recipe)}"
+        return f"{said}; {shared(recipe)}"
     return (
         f"{said}; for each update that leaves, not metrics. It hides what one "
         f"{privacy.UNITS[own.mechanism]} adds, not about how many there are, unless [privacy] of the site's "
@@ -144,7 +144,8 @@ def _privacy(recipe: schema.Recipe) -> str:
     )
 
 
-def _shared(recipe: schema.Recipe) -> str:
+def shared(recipe: schema.Recipe) -> str:
+    """What noise that the sites share hides, and whom it stands on."""
     unit = privacy.UNITS[recipe.privacy.mechanism]
     noise = shared_noise.of(recipe)
     share = "a part of the noise" if noise is None else f"1/sqrt({noise.honest}) of the noise"

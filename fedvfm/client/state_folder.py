@@ -189,6 +189,12 @@ class State:
         path = self.folder / studies.FILE
         return signed_documents.read(path, studies.Study, "study") if path.exists() else None
 
+    def invited(self) -> str:
+        """Hash of the recipe that the invite was for; empty where the request to join is not here any more."""
+        if not self.request.exists():
+            return ""
+        return signed_documents.read(self.request, requests.Request, "request").recipe
+
     def recipe_path(self, recipe: str) -> Path:
         """A seen recipe's file."""
         return self.folder / "recipes" / f"{recipe}.json"

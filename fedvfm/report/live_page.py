@@ -18,8 +18,11 @@ const state = document.getElementById("connection");
 const clock = () => new Date().toLocaleTimeString();
 let heard = clock();
 function put(id, text) {
-  const box = document.getElementById(id);
-  if (!box) return;
+  let box = document.getElementById(id);
+  if (!box) {  // the page was first sent while a file could not be read
+    box = document.body.appendChild(document.createElement("div"));
+    box.id = id;
+  }
   const open = new Set([...box.querySelectorAll("details[open] > summary")].map(each => each.textContent));
   box.innerHTML = text;
   for (const each of box.querySelectorAll("details > summary"))

@@ -136,7 +136,7 @@ def start(
 
 def introduce(folder: Path, address: Address) -> str:
     """Where the page is, for people: the address itself on a terminal alone, as anything else may be a log."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and sys.stdout.isatty():  # records go to either
         return f"page: {address.url} (this machine alone; whoever has the address can read it)"
     return f"page: its address is the url in {folder / FILE}"
 

@@ -116,20 +116,39 @@ def test_after_joining_it_is_of_this_site_and_checked(tmp_path: Path, server: An
     assert "REFUSES" in text
 
 
+def test_words_that_came_with_another_recipe_are_marked_so(
+    tmp_path: Path, server: Any, cli: Callable[..., Any]
+) -> None:
+    invite = joining.read_invite(server.invite_path("north"), server.fingerprint())
+    site, later = joining.join(tmp_path / "north", invite, invite.lock.hash), make_lock(rounds=7)
+    site.remember(later)
+    for recipe, doubted in ((invite.lock.hash, False), (later.hash, True)):
+        page = tmp_path / f"{recipe[:6]}.html"
+        answer = cli("client", "review", recipe, "--html", page, "--state", site.folder)
+        words = f"came with the invite, which was for recipe {invite.lock.hash[:12]}"
+        assert (words in text_of(page), words in answer.out) == (doubted, doubted)
+
+
 def test_risks_follow_from_the_recipe() -> None:
     def said(**values: Any) -> str:
         return " ".join(dossier.risks(make_lock(**values)))
 
     plain = said()
     assert "There is no differential privacy" in plain
-    assert "outside epsilon" not in plain
+    assert "outside the recipe's epsilon" not in plain
     private = {"mechanism": "record-level", "epsilon": 3.0, "delta": 1e-5, "clip": 1.0}
     sample = said(privacy=private)
     assert "Differential privacy (record-level, epsilon 3, delta 1e-05) is added at this hospital" in sample
     assert "without any one record" in sample
-    assert "outside epsilon" in sample
+    assert "outside the recipe's epsilon" in sample
     hidden = said(secure_aggregation={}, min_sites=3)
-    assert "a sum of the hospitals' updates and none of them alone" in hidden
+    assert "a sum of the hospitals' updates and none of them alone, unless more than " in hidden
+    shared = {"mechanism": "site-level-shared", "noise_multiplier": 2.0, "delta": 1e-5, "clip": 1.0}
+    together = said(secure_aggregation={}, min_sites=3, privacy=shared)
+    assert "(site-level-shared, a noise multiplier of 2, delta 1e-05) is for the sum of the sites' updates" in together
+    assert "would have only its own part" in together
+    assert "is added at this hospital" not in together, "the part of one hospital alone keeps no epsilon"
+    assert "leave with noise that is charged" in " ".join(dossier.risks(make_lock(privacy=private), noised=True))
 
 
 def test_without_a_study_it_says_that_nothing_was_said() -> None:
