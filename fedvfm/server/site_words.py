@@ -22,6 +22,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "showed a privacy ledger that is shorter than it was; it takes no part in this recipe any more",
         "there: fedvfm ledger verify, then fedvfm ledger reconcile; it takes part again in another recipe",
     ),
+    "went-back": (
+        "lacks what it sent: its folder was put back to an earlier day; it answers nothing more of this recipe",
+        "there: put the newest copy of the folder back; it takes part again in another recipe",
+    ),
     "other-name": ("calls itself by another name than its key's", "there: name in SITE.toml is the name of the invite"),
     "other-settings": (
         "holds the backbone with other settings (config.json) than another site",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import re
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +42,14 @@ class Shown:
             raise errors.CheckpointError("line 3 does not continue the chain")
         parts = {"head": "<p>always</p>", "body": page.paragraph(text)}
         return live_page.Content("Town", parts, {"text": text})
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal, or is not."""
+
+    def __init__(self, is_one: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: is_one  # type: ignore[method-assign]
 
 
 class Page:
@@ -171,6 +181,17 @@ def test_the_address_is_new_each_time_private_and_never_in_a_command(tmp_path: P
     assert len(address.token) == 43
     assert said()[0] == said()[1] == f"page: its address is the url in {tmp_path / page_server.FILE}"
     assert page_server.read_address(tmp_path).url == f"http://127.0.0.1:{address.port}/{address.token}/"
+
+
+@pytest.mark.parametrize(("out", "err"), [(True, True), (False, True), (True, False)])
+def test_the_address_is_said_where_nothing_goes_into_a_file(
+    out: bool, err: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records go to standard error, or as JSON to standard output."""
+    monkeypatch.setattr(sys, "stdout", Terminal(out))
+    monkeypatch.setattr(sys, "stderr", Terminal(err))
+    words = page_server.introduce(tmp_path, page_server.Address(80, TOKEN))
+    assert (TOKEN in words) == (out and err)
 
 
 def test_a_port_that_is_taken_is_one_error(tmp_path: Path, served: Page) -> None:
