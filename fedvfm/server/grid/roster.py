@@ -50,7 +50,7 @@ class RosterGrid(retrying.SteadyGrid):
         self._names: dict[int, str] = {}
         self._ledgers: dict[str, int] = {}
         self._noted: dict[str, hash_chain.Mark] = {}
-        self._keys: dict[str, str] = {}
+        self._holders: dict[str, str] = {}
         self._known: dict[str, int] = {}
         self._back: set[str] = set()
         for one in log.scan() if log is not None else ():
@@ -161,11 +161,11 @@ class RosterGrid(retrying.SteadyGrid):
     def _forget_old_logs(self, approved: Mapping[str, rosters.Entry]) -> None:
         """A site that joined anew has another log; one that took a new key in its old folder has the same."""
         for site, entry in approved.items():
-            if self._keys.setdefault(site, entry.public_key) == entry.public_key:
+            if self._holders.setdefault(site, entry.public_key) == entry.public_key:
                 continue
             for one in self._log.scan() if self._log is not None else ():
                 if one["event"] in audit.KEY_EVENTS and one["site"] == site and one["key"] == entry.key_fingerprint:
-                    self._keys[site] = entry.public_key  # else it is not noted yet, and looked for again
+                    self._holders[site] = entry.public_key  # else it is not noted yet, and looked for again
                     if one["event"] == "enrolled":
                         self._noted.pop(site, None)
 
