@@ -129,8 +129,8 @@ def split(site: schema.SiteConfig, own: Sequence[samples.Sample], source: object
     """Train, val and test: as the data prescribes, else drawn by patients under the site's own seed.
 
     The draw depends on the site's name, its split settings and its samples, so that it is the same for every recipe
-    that cuts volumes in the same plane. Where the site's file has ``[privacy]`` every patient is drawn alone: there one
-    patient more must not move another one between train and test.
+    that cuts volumes in the same plane; one for cases draws otherwise than one for images. Where the site's file has
+    ``[privacy]`` every patient is drawn alone: there one patient more must not move another one between train and test.
 
     Args:
         site: the site's file.

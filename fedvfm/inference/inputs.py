@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from typing import Literal
 from fedvfm import errors
 from fedvfm.data import defect, formats
 from fedvfm.data.sources import layouts
-from fedvfm.data.volumes import dicom, nrrd, series_selector, volumes
+from fedvfm.data.volumes import dicom, dicom_series, nrrd, series_selector, volumes
 
 Kind = Literal["picture", "volume", "dicom"]
 
@@ -37,7 +39,8 @@ class Item:
         kind: a picture, a volume in one file (NIfTI, NRRD), or DICOM (one series, or one file).
         path: the file, or the folder of the series.
         more: further files of the case, one a channel, in the order of their numbers.
-        parts: the pictures of a case of many images, in their order; empty for all else.
+        parts: the pictures of a case of many images, or the radiographs and clips of a study, in their order; empty for
+            all else.
     """
 
     name: str
@@ -76,10 +79,11 @@ def find(path: Path, series: str = "") -> list[Item]:
 
 
 def by_case(path: Path, items: Sequence[Item]) -> list[Item]:
-    """The items where a model answers for cases of many images: the pictures of a folder are one case.
+    """The items where a model answers for cases of many images, put together as in training.
 
-    It is called as their folder below the input is, those that lie in the input itself as the input. Volumes and series
-    are cases by themselves.
+    The pictures of a folder are one case, called as their folder below the input is (with a slash behind it where
+    another case is called so), those that lie in the input itself as the input. Radiographs and clips of one DICOM
+    study are one, called as the first of them. Volumes and series of volumes are cases by themselves.
 
     Args:
         path: the input.
@@ -89,11 +93,53 @@ def by_case(path: Path, items: Sequence[Item]) -> list[Item]:
     for item in items:
         if item.kind == "picture":
             folders.setdefault(os.path.dirname(item.name), []).append(item)
-    whole = [
-        Item(name or formats.stem(path.absolute()), "picture", own[0].path, parts=tuple(_ordered(own)))
-        for name, own in folders.items()
-    ]
-    return [*whole, *(item for item in items if item.kind != "picture")]
+    taken, whole = {item.name for item in items if item.kind == "volume"}, []
+    for folder, own in folders.items():
+        name = folder or formats.stem(path.absolute())
+        while name in taken:
+            name += "/"
+        taken.add(name)
+        whole.append(Item(name, "picture", own[0].path, parts=tuple(_ordered(own))))
+    studies = _by_study([item for item in items if item.kind == "dicom"])
+    return [*whole, *(item for item in items if item.kind == "volume"), *studies]
+
+
+def _by_study(items: Sequence[Item]) -> list[Item]:
+    """Radiographs and clips of one study as one item, in the order of their series and files; others as they are.
+
+    What cannot be read goes with its study, which fails then as a whole; of several modalities nobody can tell which
+    one is meant, and each image stays by itself.
+    """
+    grouped: dict[tuple[bool, str], list[tuple[tuple[bool, int, str], str, Item]]] = {}
+    for item in items:
+        study, modality, place = _study(item)
+        grouped.setdefault((bool(study), study or item.name), []).append((place, modality, item))
+    whole: list[Item] = []
+    for own in grouped.values():
+        members = [item for _, _, item in sorted(own, key=operator.itemgetter(0))]
+        alike = len({modality for _, modality, _ in own if modality}) == 1
+        joined = alike and len(own) > 1
+        whole += [dataclasses.replace(own[0][2], parts=tuple(members))] if joined else [item for _, _, item in own]
+    return whole
+
+
+def _study(item: Item) -> tuple[str, str, tuple[bool, int, str]]:
+    """Of a radiograph or clip its study, modality and place in the study; the study is empty for all else.
+
+    Of what cannot be read the study, where it is said, without a modality.
+    """
+    found, series = list[dicom.Series](), None
+    with contextlib.suppress(Exception):  # told when it is read
+        found = dicom.find(item.path).series
+        series = found[0]
+    if len(found) > 1 or (series is not None and not dicom_series.is_apart(series)):
+        return "", "", (False, 0, "")
+    study, file = "", item.path
+    with contextlib.suppress(Exception):
+        file = series.slices[0].frame.file if series is not None else dicom.files_in(item.path)[0]
+        study = dicom.study_of(file, item.name)
+    number, modality = (None, "") if series is None else (series.number, series.modality)
+    return study, modality, (number is None, number or 0, str(file))
 
 
 def _ordered(items: Sequence[Item]) -> list[Item]:

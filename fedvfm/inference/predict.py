@@ -197,7 +197,9 @@ def _each(
         except errors.DataError as error:
             predictor.discard()
             # DICOM folders are often named after patients; sources.csv alone says which one it is.
-            reason = str(error).replace(str(item.path), item.name) if item.kind == "dicom" else str(error)
+            reason = str(error)
+            for part in (item.parts or (item,)) if item.kind == "dicom" else ():
+                reason = reason.replace(str(part.path), part.name)
             failed[item.name] = reason.removeprefix(f"{item.name}: ")
         except MemoryError:
             predictor.discard()
@@ -349,16 +351,12 @@ class Predictor:
     def _case(self, item: inputs.Item) -> list[dict[str, Any]]:
         """A case of many images: one row, with the weight of each image in its answer."""
         header: headers.Header | None = None
+        parts = item.parts or (item,)
         if item.kind == "picture":
-            parts = item.parts or (item,)
             shown: Iterator[tuple[str, samples.Pixels]] = ((part.name, self._read(part)) for part in parts)
         else:
-            case = layouts.Case(item.name, item.files)
-            seen = self._seen(item, case)
-            header = seen.header
-            if header is None:
-                raise errors.DataError(f"{item.name}: neither a picture nor a volume")
-            shown = ((name, pixels) for _, name, pixels in self._slices(case, header))
+            header = None if item.parts else self._header(item)
+            shown = itertools.chain.from_iterable(self._shown(part, header) for part in parts)
         names, vectors, pictures = list[str](), list[Tensor](), dict[str, NDArray[np.float32]]()
         while some := list(itertools.islice(shown, self.batch)):
             names += [name for name, _ in some]
@@ -374,10 +372,26 @@ class Predictor:
                 self.place.shown(names[at], pictures[names[at]])
         if self.overlays and header is not None and not header.moments:
             self.place.nifti(f"{results.OVERLAYS}/{item.name}", self._painted(weights, header), header)
-        for note in [] if item.parts else self._noted(item, "csv"):
+        for note in dict.fromkeys(note for part in parts for note in self._noted(part, "csv")):
             self.notes.setdefault(note, []).append(item.name)
         parts_row = [{"id": name, "weight": round(weight, 6)} for name, weight in zip(names, weights, strict=True)]
         return [{**self._class(item.name, _chances(values)), "parts": parts_row, "files": self.place.files}]
+
+    def _header(self, item: inputs.Item) -> headers.Header:
+        """Of a volume, a series, or a film.
+
+        Raises:
+            DataError: as :meth:`_seen`.
+        """
+        header = self._seen(item, layouts.Case(item.name, item.files)).header
+        if header is None:
+            raise errors.DataError(f"{item.name}: neither a picture nor a volume")
+        return header
+
+    def _shown(self, item: inputs.Item, header: headers.Header | None) -> Iterator[tuple[str, samples.Pixels]]:
+        """Name and pixels of every slice, cut as the recipe asks; ``header`` where it was read before."""
+        case = layouts.Case(item.name, item.files)
+        return ((name, pixels) for _, name, pixels in self._slices(case, header or self._header(item)))
 
     def _painted(self, weights: Sequence[float], header: headers.Header) -> NDArray[Any]:
         """The weight of every slice in all of its voxels, 255 for the heaviest one, on the input's own grid."""

@@ -9,14 +9,17 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedvfm.client import site_file
 from fedvfm.client.gate import policy
-from fedvfm.client.readiness import check, document
+from fedvfm.client.readiness import affected, check, document
 from fedvfm.data import bags
 from fedvfm.data import sample as data
 from fedvfm.data.readiness import dataset, rules, survey
 from tests.simulation import drawn_cases
+
+SITE = 'name = "north"\nrecipe = "recipe.toml"\n[data]\nsource = "folder"\npath = "data"\n'
 
 
 def _toml(values: dict[str, Any], where: str = "") -> str:
@@ -29,9 +32,7 @@ def _toml(values: dict[str, Any], where: str = "") -> str:
 def site(tmp_path: Path, tiny_dino: Path) -> Path:
     drawn_cases.volumes(tmp_path / "data", ("east",))
     (tmp_path / "recipe.toml").write_text(_toml(drawn_cases.recipe(tiny_dino)))
-    (tmp_path / "site.toml").write_text(
-        'name = "north"\nrecipe = "recipe.toml"\n[data]\nsource = "folder"\npath = "data"\n'
-    )
+    (tmp_path / "site.toml").write_text(SITE)
     return tmp_path / "site.toml"
 
 
@@ -71,6 +72,25 @@ def test_a_hospital_of_cases(site: Path) -> None:
     assert all(one.images for part in hospital.splits.values() for one in part)
     assert set(policy.leaving(own.recipe)) >= {"balanced_accuracy", "auroc"}
     assert policy.steps(own.recipe, len(hospital.train)) == 2
+
+
+def test_the_list_of_affected_files_names_the_folder_of_a_case_once(tmp_path: Path, tiny_dino: Path) -> None:
+    drawn_cases.pictures(tmp_path / "data", ("east",), images=3)
+    for at in (1, 2):
+        Image.fromarray(np.full((30, 30), 9, np.uint8)).save(tmp_path / "data" / "cases" / "east-3" / f"view-{at}.png")
+    (tmp_path / "recipe.toml").write_text(_toml(drawn_cases.recipe(tiny_dino)))
+    (tmp_path / "site.toml").write_text(SITE)
+    made = check.check(tmp_path / "site.toml")
+    affected.write(made, tmp_path / "files.csv")
+    rows = [line.split(",") for line in (tmp_path / "files.csv").read_text().splitlines()]
+    blank = [row for row in rows if row[1] == "blank"]
+    assert [row[2:5] for row in blank] == [["4", "case-0004", str(tmp_path / "data" / "cases" / "east-3")]]
+
+
+def test_cases_that_are_one_image_each_are_told() -> None:
+    for images in (1, 2):
+        codes = {finding.code for finding in rules.findings(_looked([(0, images), (1, 1)]))}
+        assert ("cases-of-one" in codes) == (images == 1)
 
 
 def _looked(counts: list[tuple[int, int]]) -> dataset.Looked:

@@ -20,6 +20,8 @@ from fedvfm.inference import export, forms, graph, predict
 from fedvfm.model import adapted_model, feature_cache, memory
 from fedvfm.simulation import experiment, inspection, run
 from fedvfm.tasks import case_heads
+from tests.data import dicom_writer as writer
+from tests.data.test_several_images import views
 from tests.simulation import drawn_cases
 
 MIB = 1 << 20
@@ -93,6 +95,47 @@ def test_pictures_of_a_folder_are_predicted_as_one_case(finished: run.Result, tm
     summary = predict.predict(finished.path / "adapter", tmp_path / "in" / "cases", tmp_path / "out")
     assert [row["id"] for row in summary["inputs"]] == [f"east-{at}" for at in range(8)]
     assert [part["id"] for part in summary["inputs"][0]["parts"]] == [f"east-0/view-{at}" for at in range(1, 11)]
+
+
+def _study(folder: Path, *, deep: bool) -> Path:
+    """Two radiographs of one study, beside each other or in a folder each; the second one's file."""
+    views(folder, (30, 32), (28, 30), StudyInstanceUID=f"1.2.{ord(folder.name)}")
+    files = sorted(folder.iterdir())
+    for at, file in enumerate(files if deep else ()):
+        (folder / str(at)).mkdir()
+        files[at] = file.rename(folder / str(at) / file.name)
+    return files[1]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_radiographs_of_a_study_are_predicted_as_one_case(finished: run.Result, tmp_path: Path, *, deep: bool) -> None:
+    for name in "ab":
+        _study(tmp_path / "in" / name, deep=deep)
+    summary = predict.predict(finished.path / "adapter", tmp_path / "in", tmp_path / "out", overlays=True)
+    assert [[part["id"] for part in row["parts"]] for row in summary["inputs"]] == [
+        ["series-001", "series-002"],
+        ["series-003", "series-004"],
+    ]
+
+
+def test_a_study_with_a_damaged_radiograph_has_no_answer(finished: run.Result, tmp_path: Path) -> None:
+    _study(tmp_path / "in" / "a", deep=True)
+    last = _study(tmp_path / "in" / "b", deep=True)
+    last.write_bytes(last.read_bytes()[:-200])
+    told = predict.run(finished.path / "adapter", tmp_path / "in", tmp_path / "out")
+    assert [row["id"] for row in told["inputs"]] == ["series-001"]
+    assert list(told["failed"]) == ["series-003"]
+    assert writer.PLANTED not in str(told["failed"])
+    assert str(tmp_path / "in") not in str(told["failed"])
+
+
+def test_two_cases_of_one_name_are_told_apart(finished: run.Result, tmp_path: Path) -> None:
+    drawn_cases.pictures(tmp_path, ("east",), images=2)
+    drawn_cases.volumes(tmp_path / "other", ("east",))
+    (tmp_path / "other" / "images" / "east-0.nii.gz").rename(tmp_path / "cases" / "east-0.nii.gz")
+    summary = predict.predict(finished.path / "adapter", tmp_path / "cases", tmp_path / "out")
+    names = [row["id"] for row in summary["inputs"]]
+    assert names == ["east-0/", *(f"east-{at}" for at in range(1, 8)), "east-0"]
 
 
 @pytest.mark.parametrize("form", ["hf", "onnx-int8", "monai", "peft"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedvfm.client.readiness import check, outputs
+from fedvfm.data import bags
 from fedvfm.storage import storage
 
 COLUMNS = ("severity", "code", "sample", "id", "file", "message")
@@ -36,9 +38,11 @@ def _rows(made: check.Checked) -> Iterator[tuple[str, ...]]:
 
 
 def _place(made: check.Checked, number: int) -> tuple[str, str]:
-    """A sample's id and file, where the source knows it."""
+    """A sample's id and file, where the source knows it; of a case of several files the folder that holds them."""
     if made.seen is None:
         return "", ""
-    one = made.seen.samples[number - 1]
+    sample = made.seen.samples[number - 1]
     path_of = getattr(made.raw, "path_of", None)
-    return one.id, "" if path_of is None else str(path_of(one))
+    if path_of is None:
+        return sample.id, ""
+    return sample.id, os.path.commonpath([path_of(image) for image in bags.images_of([sample])])

@@ -44,7 +44,7 @@ def evaluate(
     chosen = site.split(task.split)
     having: dict[str, set[str]] = {}
     owners = {sample.unit: sample.subject for sample in chosen}
-    batch = sliding_window.batch_of(model)
+    batch = 1 if model.task.bags else sliding_window.batch_of(model)  # a case is as long as many images
     for start in range(0, len(chosen), batch):
         if time.monotonic() > deadline:
             raise errors.DeadlinePassed(

@@ -201,7 +201,8 @@ class Site:
         for start in range(0, len(pairs), batch):
             shown = []
             for image, words in pairs[start : start + batch]:
-                prepared = self._evaluated(model, image)
+                # Where vectors are kept, nothing is read twice.
+                prepared = self._evaluated(model, image) if model.frozen_whole else self.whole(model, image)
                 if words is not None:
                     rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, image), *words)
                     prepared = transforms.training_view(prepared, model.recipe.data, rng)

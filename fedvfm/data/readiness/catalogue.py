@@ -226,6 +226,13 @@ DATA: dict[str, Entry] = {
     "one-class": Entry(
         _W, "With one class there is nothing to tell apart, and AUROC is not defined.", "Bring images of other classes."
     ),
+    "cases-of-one": Entry(
+        _W,
+        "The recipe is for cases of many images, and nothing here says which images belong together: each is judged by "
+        "itself.",
+        "Give the table a column case, put the images of each case into a folder of its own (cases/NAME/), or bring "
+        "volumes. Right where a case is one image.",
+    ),
     "parts-tell-label": Entry(
         _W,
         "How many images a case has, or how large they are, tells its label: a model may learn the protocol and not "

@@ -64,7 +64,7 @@ def make(
     """A finding of the catalogue; ``severity`` and ``remedy`` replace the catalogue's where the case is another."""
     entry = catalogue.ENTRIES[code]
     return Finding(
-        code, severity or entry.severity, problem, entry.why, remedy or entry.remedy, count, tuple(sorted(samples))
+        code, severity or entry.severity, problem, entry.why, remedy or entry.remedy, count, tuple(sorted(set(samples)))
     )
 
 

@@ -167,9 +167,12 @@ def _balance(seen: dataset.Looked) -> Findings:
 
 
 def _cases(seen: dataset.Looked) -> Findings:
-    """Whether of cases the number or the size of their images tells the label by itself."""
+    """Whether cases have several images, and whether their number or size tells the label by itself."""
     if not any(case.images for case in seen.samples):
         return []
+    if all(len(case.images) == 1 for case in seen.samples):
+        problem = f"each of {finding.number(len(seen.samples), 'case')} is of one image"
+        return [finding.make("cases-of-one", problem, len(seen.samples))]
     areas: dict[int, list[int]] = {}
     for row in seen.found.rows:
         areas.setdefault(row.number, []).append(row.size[0] * row.size[1])

@@ -374,6 +374,16 @@ def syntax(tags: Any) -> Any:
 
 
 @decoder.apart
+def study_of(file: Path, where: str) -> str:
+    """The Study Instance UID of a file, never shown; empty where it has none.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    return str(read_tags(file, where, ("StudyInstanceUID",)).get("StudyInstanceUID") or "")
+
+
+@decoder.apart
 def examine(file: Path, where: str) -> Contents:
     """What one DICOM file holds, by its header.
 
