@@ -128,11 +128,11 @@ def _study(item: Item) -> tuple[str, str, tuple[bool, int, str]]:
 
     Of what cannot be read the study, where it is said, without a modality.
     """
-    found, series = list[dicom.Series](), None
-    with contextlib.suppress(Exception):  # told when it is read
-        found = dicom.find(item.path).series
-        series = found[0]
-    if len(found) > 1 or (series is not None and not dicom_series.is_apart(series)):
+    held, series = list[dicom.Series](), None
+    with contextlib.suppress(Exception):  # why not is told when it is read
+        held = dicom.find(item.path).series
+        series = held[0]
+    if len(held) > 1 or (series is not None and not dicom_series.is_apart(series)):
         return "", "", (False, 0, "")
     study, file = "", item.path
     with contextlib.suppress(Exception):
