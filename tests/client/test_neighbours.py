@@ -276,7 +276,7 @@ def test_without_one_it_is_said_that_the_number_is_public(make: Make) -> None:
     found = privacy_report.look(asked, hospital, site.privacy)
     assert found is not None
     assert "about how many records there are is taken as public" in "\n".join(privacy_report.words(found))
-    said = recipe_review._privacy(asked.privacy)
+    said = recipe_review._privacy(asked)
     assert "It hides what one record adds, not about how many there are, unless [privacy]" in said
 
 
