@@ -28,7 +28,10 @@ HEADS = {
     1536: 24,
     1664: 16,
 }
-"""Width -> heads of attention, which no array's shape tells: those of every published model of that width."""
+"""Width -> heads of attention, which no array's shape tells: those of the models named above, and of their families.
+
+A model that has others (MoCo v3's small one has 12) needs its config.json in the layout of transformers.
+"""
 QKV = "blocks.0.attn.qkv.weight"
 PATCHES = "patch_embed.proj.weight"
 REGISTERS = ("reg_token", "register_tokens")
@@ -58,17 +61,15 @@ _GATED = {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"}
 """timm's packed SwiGLU."""
 
 
-def prefix_of(names: Collection[str]) -> str | None:
-    """What stands before the names of a transformer in this layout; None where there is none."""
-    prefixes = sorted(name.removesuffix(QKV) for name in names if name.endswith(QKV))
-    return next(
-        (prefix for prefix in prefixes if prefix + PATCHES in names and not prefix.startswith("image_encoder.")), None
-    )
+def prefixes(names: Collection[str]) -> list[str]:
+    """What stands before the names of each transformer in this layout."""
+    found = sorted(name.removesuffix(QKV) for name in names if name.endswith(QKV))
+    return [prefix for prefix in found if prefix + PATCHES in names and not prefix.startswith("image_encoder.")]
 
 
 def recognise(names: Collection[str]) -> bool:
     """Whether these are array names of such a transformer."""
-    return prefix_of(names) is not None
+    return bool(prefixes(names))
 
 
 def convert(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +87,9 @@ def convert(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, value in own.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+?)\.?(weight|bias|gamma)", name)
-        if block is None or name in ("patch_embed.proj.weight", "patch_embed.proj.bias"):
+        if block is None:
+            if _inner(name):
+                raise _unknown(name)
             continue
         number, part, kind = block.groups()
         place = f"encoder.layer.{number}."
@@ -150,10 +153,9 @@ def _settings(own: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             f"patches of {patch} x {other} pixels and {channels} channels; only square ones of 3 channels are read"
         )
     registers = next((own[name][1] for name in REGISTERS if name in own), 0)
-    side, depth = (
-        _side(own["pos_embed"][1], registers),
-        1 + max(int(name.split(".")[1]) for name in own if _inner(name)),
-    )
+    side, blocks = _side(own["pos_embed"][1], registers), {int(name.split(".")[1]) for name in own if _inner(name)}
+    if max(blocks) >= len(blocks):
+        raise ValueError
     for name in ("cls_token", "patch_embed.proj.bias", *(() if "fc_norm.weight" in own else ("norm.weight",))):
         own[name]  # a KeyError says what is missing
     if width not in HEADS:
@@ -163,7 +165,7 @@ def _settings(own: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         )
     shape = {
         "hidden_size": width,
-        "num_hidden_layers": depth,
+        "num_hidden_layers": len(blocks),
         "num_attention_heads": HEADS[width],
         "patch_size": patch,
         "image_size": side * patch,
@@ -228,9 +230,16 @@ def _own(arrays: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         WeightsError: if there is one that is not known here.
     """
-    prefix = prefix_of(arrays)
-    if prefix is None:
-        raise errors.WeightsError("this is no vision transformer in the layout of timm")
+    found = prefixes(arrays)
+    if len(found) != 1:
+        parts = ", ".join(ascii(each[:40])[1:-1] or "(no prefix)" for each in found[:4])
+        raise errors.WeightsError(
+            f"this file holds several vision transformers ({parts}), of which one is meant (a teacher, a student?); "
+            "save its arrays by themselves"
+            if found
+            else "this is no vision transformer in the layout of timm"
+        )
+    (prefix,) = found
     inside = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
     norm = ("norm.", "fc_norm.") if "norm.weight" not in inside else ("norm.",)
     known = ("cls_token", "pos_embed", *REGISTERS)

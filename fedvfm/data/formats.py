@@ -319,6 +319,10 @@ def read_shown(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_] | Non
     stored = load(path, False)
     image = _image(path, stored)
     if stored.clear is not None:
+        if stored.clear.all():
+            raise defect.UNREADABLE.error(
+                f"{path}: is transparent everywhere, so a viewer shows nothing of it; save it without its alpha channel"
+            )
         image[:, stored.clear] = 0.0
     return image, stored.clear
 

@@ -245,7 +245,7 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
             "train, to validate and to test. Bring more images, or name fewer --sites"
         )
         raise errors.ConfigError("experiments new", [fault])
-    options = {"class_names": list(seen.classes)} if seen.named and seen.task == "segmentation" else {}
+    options = {"class_names": list(seen.classes)} if seen.named else {}
     values = [
         f"name = {literal(_plain(path.name))}",
         'baselines = ["local-only", "pooled"]',

@@ -145,6 +145,9 @@ def test_a_training_scripts_file_and_a_folder_of_timm(tmp_path: Path) -> None:
     ("name", "shape", "said"),
     [
         ("blocks.0.attn.q_norm.weight", (64,), "has a part that is not known here .*q_norm"),
+        ("blocks.0.gamma_1", (WIDTH,), "has a part that is not known here .*gamma_1"),
+        ("blocks.0.attn.relative_position_bias_table", (9, 3), "has a part that is not known here .*relative"),
+        ("blocks.400000.norm1.weight", (WIDTH,), "arrays are not of the shapes"),
         ("norm_pre.weight", (WIDTH,), "has a part that is not known here .*norm_pre"),
         ("pos_embed", (1, 15, WIDTH), "arrays are not of the shapes"),
         ("patch_embed.proj.weight", (100, 3, PATCH, PATCH), "width 100: how many heads"),
@@ -159,6 +162,14 @@ def test_what_would_compute_something_else_is_refused(name: str, shape: Any, sai
         own[name] = torch.zeros(shape)
     safetensors.torch.save_file(own, tmp_path / "model.safetensors")
     with pytest.raises(errors.WeightsError, match=said):
+        convert.bring(tmp_path / "model.safetensors", "mine")
+
+
+def test_of_several_transformers_none_is_chosen(tmp_path: Path) -> None:
+    own = arrays(FORMS["timm, UNI"])
+    both = {f"{part}.{name}": value.clone() for part in ("student", "teacher") for name, value in own.items()}
+    safetensors.torch.save_file(both, tmp_path / "model.safetensors")
+    with pytest.raises(errors.WeightsError, match=r"several vision transformers \(student\., teacher\.\)"):
         convert.bring(tmp_path / "model.safetensors", "mine")
 
 

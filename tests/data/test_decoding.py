@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from fedvfm.data import formats
 from fedvfm.data.decoding import decoder, landlock, message
 from fedvfm.data.sources import folder
 from fedvfm.data.volumes import header as headers
-from fedvfm.data.volumes import volumes
+from fedvfm.data.volumes import nifti, volumes
 from tests.data import dicom_writer as writer
 
 MIB = 1 << 20
@@ -251,6 +252,19 @@ def test_a_picture_that_ends_the_child_is_one_fault_of_a_folder(tmp_path: Path, 
         source.read(bad)
     assert caught.value.code == "decoding-memory"
     assert source.read(good).image.shape == (1, 16, 16)
+
+
+def test_voxels_that_lie_as_they_are_have_the_same_limit(tmp_path: Path, small: None) -> None:
+    """A file of holes, of a few hundred bytes on the disk; it is read in this process, where nothing else bounds it."""
+    whole = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes()[:352]
+    (tmp_path / "a.nii").write_bytes(whole[:42] + np.array([600, 600, 600], "<i2").tobytes() + whole[48:])
+    os.truncate(tmp_path / "a.nii", 352 + 600**3)
+    header = nifti.read_header(tmp_path / "a.nii")
+    with pytest.raises(errors.DataError) as caught:
+        nifti.read_voxels(header)
+    assert caught.value.code == "decoding-memory"
+    with decoder.trusted():
+        assert decoder.may_take(600**3)
 
 
 def test_every_folder_has_its_own_limits(tmp_path: Path) -> None:

@@ -201,8 +201,12 @@ def test_another_file_under_a_known_name_is_refused(known: Path, whole: Path, tm
         (other / part).mkdir(parents=True)
         content = gzip.compress(b"another volume" if part == "images" else b"labels")
         (other / part / name(2)).write_bytes(content)
-    with pytest.raises(errors.DataError, match=r"69 are not in it, 1 differ"):
-        fetch.fetch("hippocampus", other)
+    for more in (b"", gzip.compress(b"hidden behind the right content")):
+        if more:
+            for part in ("images", "labels"):
+                (other / part / name(2)).write_bytes((whole / part / name(2)).read_bytes() + more)
+        with pytest.raises(errors.DataError, match=r"69 are not in it, 1 differ"):
+            fetch.fetch("hippocampus", other)
     assert not list(known.rglob("*.nii.gz"))
 
 

@@ -340,6 +340,9 @@ def test_surfaces_beside_images_are_no_other_suffix(tmp_path: Path) -> None:
     nii(tmp_path / "sub-1" / "func" / "sub-1_den-91k_bold.dtseries.nii")
     nii(tmp_path / "derivatives" / "x" / "sub-1" / "sub-1_dseg.nii.gz")
     assert len(make(tmp_path).samples()) == 4
+    nii(tmp_path / "sub-2" / "anat" / "sub-2_acq-0.8mm_T1w.nii.gz")
+    nii(tmp_path / "derivatives" / "x" / "sub-2" / "sub-2_acq-0.8mm_dseg.nii.gz")
+    assert len(make(tmp_path).samples()) == 8, "a dot in a name is no other kind of file"
 
 
 @pytest.mark.files("structures", "masks of floats beside a number (0.9999999)", "", "that number, to 0.0001")

@@ -258,6 +258,8 @@ def test_masks_of_several_wide_channels_are_refused(tmp_path: Path, kind: int, c
     """Pillow gives the upper 8 bits: number 1 would be background, and 256 class 1."""
     values = np.zeros((4, 8, channels), ">u2")
     values[..., :3] = DRAWN[..., None]
+    if channels != 3:
+        values[..., -1] = 65535  # opaque
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     head = struct.pack(">IIBBBBB", 8, 4, 16, kind, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
@@ -270,7 +272,10 @@ def test_masks_of_several_wide_channels_are_refused(tmp_path: Path, kind: int, c
 
 
 @pytest.mark.files(
-    "greys", "transparent pixels of a picture (alpha 0, a PNG's transparent colour)", "PNG 12.1", "dark, as padding"
+    "greys",
+    "transparent pixels of a picture (alpha 0, a PNG's transparent colour)",
+    "PNG 12.1",
+    "dark, as padding; refused where all are",
 )
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "I;16"])
 def test_what_lies_under_transparent_pixels_is_no_picture(tmp_path: Path, mode: str) -> None:
@@ -291,3 +296,6 @@ def test_what_lies_under_transparent_pixels_is_no_picture(tmp_path: Path, mode: 
     np.testing.assert_array_equal(pixels.padded, clear)
     assert not pixels.image[:, clear].any()
     np.testing.assert_allclose(pixels.image[0, ~clear], values[~clear] / (65535 if mode == "I;16" else 255), rtol=1e-6)
+    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(path)
+    with pytest.raises(errors.DataError, match="transparent everywhere"):
+        formats.read_image(path)

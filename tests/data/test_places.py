@@ -359,6 +359,14 @@ def test_slices_of_two_acquisitions_between_each_other(tmp_path: Path) -> None:
     assert dicom_series.ALTERNATING in notes
     stations = volumes.read_header(acquisitions(tmp_path / "stations", "CT", 15.0))
     assert (stations.stored.shape[2], stations.notes) == (12, ())
+    writer.series(tmp_path / "one", voxels(), LPS, AcquisitionNumber=1)
+    without = sorted((tmp_path / "one").iterdir())[2]
+    changed = pydicom.dcmread(without)
+    del changed.AcquisitionNumber
+    changed.save_as(without)
+    assert volumes.read_header(tmp_path / "one").notes == (), (
+        "a slice that does not say its acquisition is no other one"
+    )
 
 
 @pytest.mark.files("places", "slices farther apart than their files say", "C.7.6.2, C.8.3.1", "noted")

@@ -204,6 +204,9 @@ def test_two_versions_of_one_structure(tmp_path: Path, axis: int, moved: int, ri
     assert structures.TWO_OBJECTS in source.notes_of(source.samples()[0])
     both = {"image-0001": [np.count_nonzero(first | np.roll(first, moved, axis))]}
     assert voxels(make(tmp_path, class_names=["rest", "kidney"], overlap="last")) == both
+    if not moved:
+        writer.segmentation(tmp_path / "studies" / "a" / "2.dcm", images, first, described=[(KIDNEY, "v")])
+        assert voxels(make(tmp_path, class_names=["rest", "kidney"])) == both, "a third copy is no version, either"
     if right:
         assert voxels(source) == both
     else:

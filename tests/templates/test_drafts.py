@@ -381,6 +381,16 @@ def test_an_experiment_of_ones_own_folder(cli: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "few.toml").exists()
 
 
+def test_an_experiment_numbers_classes_as_they_were_said(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("ape", "zebra"):
+        (pictures(tmp_path / name, 9) / "images").rename(tmp_path / "mine" / name)
+    answer = cli("experiments", "new", tmp_path / "mine", "-o", tmp_path / "a.toml", "--classes", "zebra,ape")
+    assert answer.code == 0, answer.err
+    assert experiment_of(tmp_path / "a.toml").recipe.data.class_names == ("zebra", "ape")
+    assert cli("simulate", tmp_path / "a.toml", "--dry-run").code == 0
+
+
 def test_an_experiment_takes_the_hospitals_that_the_folder_tells_apart(cli: Any, tmp_path: Path) -> None:
     folder, path = pictures(tmp_path / "study", 6), tmp_path / "mine.toml"
     rows = [f"{number},{'ab'[number % 2]}" for number in range(6)]

@@ -170,6 +170,11 @@ def trusted() -> Iterator[None]:
         _here.reset(token)
 
 
+def may_take(size: int) -> bool:
+    """Whether a file may take that many bytes in this process; what runs in the child has the child's own bound."""
+    return _state.child or _here.get() or size <= _state.limits.memory_mib << 20
+
+
 @contextlib.contextmanager
 def _borrowed() -> Iterator[Decoder]:
     """A child for one thread and one purpose; afterwards others may have it."""

@@ -25,6 +25,8 @@ WAYS = ("desc", "atlas", "seg")
 """Entities that say how a mask was made, or after which atlas."""
 NATIVE = ("orig", "individual")
 """Spaces that are the image's own."""
+MATRIX = re.compile(r"\.(?:[dps]{1,2}(?:conn(?:series|scalar)?|t?series|scalar|label)|dfan|fiberTEMP)$", re.IGNORECASE)
+"""How the names of CIFTI-2 files end before ``.nii``; other dots are part of a name (``desc-0.8mm``)."""
 
 Entities = dict[str, str]
 Kind = tuple[str, Entities]
@@ -128,7 +130,7 @@ def _volumes(paths: Iterable[Path], folder: Path, layout: layouts.Layout) -> dic
                     f"{layouts.relative([path], folder)}: a link that leads nowhere; bring the file, or remove the link"
                 )
             )
-        elif path.is_file() and formats.ending(path) in (".nii", ".nii.gz") and "." not in formats.stem(path):
+        elif path.is_file() and formats.ending(path) in (".nii", ".nii.gz") and not MATRIX.search(formats.stem(path)):
             *pairs, suffix = formats.stem(path).split("_")
             matches = [re.fullmatch(r"([a-z]+)-(.+)", pair) for pair in pairs]
             entities: Entities = {match[1]: match[2] for match in matches if match}

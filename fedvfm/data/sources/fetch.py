@@ -185,13 +185,13 @@ def _is_whole(case: str, pair: Pair) -> bool:
 
 
 def _unpacked(content: bytes) -> bytes | None:
-    """What a gzip file holds; None where it is damaged, or larger than any file of the set."""
+    """What a gzip file holds; None where it is damaged, more follows, or it is larger than any file of the set."""
     reader = zlib.decompressobj(wbits=31)
     try:
         unpacked = reader.decompress(content, MOST_FILE)
     except zlib.error:
         return None
-    return unpacked if reader.eof else None
+    return unpacked if reader.eof and not reader.unused_data else None
 
 
 def _pairs(source: Path) -> Iterator[tuple[str, Pair]]:

@@ -309,7 +309,7 @@ class _Canvas:
     def begin(self) -> None:
         """The next object."""
         self._object += 1
-        self._earlier += self._own
+        self._earlier += self._own - self._again
         self._own[:], self._again[:] = 0, 0
 
     def _count(self, painter: NDArray[np.uint16], current: NDArray[np.uint16], drawn: NDArray[np.uint16]) -> None:

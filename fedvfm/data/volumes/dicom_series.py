@@ -254,9 +254,9 @@ def _alternating(path: Path, series: dicom.Series, slices: Sequence[dicom_frames
     Raises:
         DataError: of a CT, whose acquisitions differ in contrast agent or moment.
     """
-    numbers = [frame.acquisition for frame in slices]
+    numbers = [frame.acquisition for frame in slices if frame.acquisition is not None]
     changes = sum(here != there for here, there in itertools.pairwise(numbers))
-    if changes < len(set(numbers)):
+    if not numbers or changes < len(set(numbers)):
         return ()
     if series.modality == "CT":
         raise defect.SERIES_MIXED.error(

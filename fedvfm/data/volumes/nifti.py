@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
 import struct
@@ -218,12 +219,15 @@ def read_voxels(header: headers.Header) -> NDArray[Any]:
     """All voxels in stored axes, float32 or integers.
 
     Those that lie in the file as they are need no decoder: they are read here, once its child has said where they lie.
+    Those that are more than a file may take are left to the child, which says so.
 
     Raises:
         DataError: if they cannot be read.
     """
     plain = _plain(header)
-    return _unpacked(header) if plain is None else _as_they_are(header, plain)
+    if plain is None or not decoder.may_take(math.prod(header.stored.shape) * np.dtype(plain.kind).itemsize):
+        return _unpacked(header)
+    return _as_they_are(header, plain)
 
 
 @decoder.apart
@@ -288,6 +292,8 @@ def _part(header: headers.Header, part: tuple[slice, ...]) -> NDArray[Any]:
         else:  # asking for float32 keeps scaled volumes from being unfolded in double precision
             values = np.asarray(whole, dtype=np.float32) if scaled else np.asanyarray(whole)
     except _BROKEN as error:
+        if getattr(error, "errno", None) == errno.ENOMEM:  # the child's limit, which a file that is mapped meets so
+            raise MemoryError from None
         raise defect.damaged(header.path, error) from None
     return values if values.dtype.kind in "iu" else np.asarray(values, dtype=np.float32)
 
