@@ -789,8 +789,8 @@ def _sentence(model: type[pydantic.BaseModel], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{where}: required, but not given"
     shown = repr(fault["input"])
-    # What our own checks say is said as it is: a zone's name is no longer one in small letters.
-    said = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"].lower()
+    # Names of zones, of kinds and in patterns are none in small letters: the first letter alone is made one.
+    said = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"][:1].lower() + fault["msg"][1:]
     return f"{where} = {shown[:80]}: {said}"
 
 

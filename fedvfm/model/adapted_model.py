@@ -340,6 +340,11 @@ class AdaptedModel(nn.Module):
                 groups["head" if name in fast else "adapter"].append(parameter)
         return groups
 
+    def leaves(self, round_number: int) -> list[bool]:
+        """Whether each parameter of :meth:`trainable`, group after group, leaves a site after a round."""
+        sent = {id(self._parameters_by_name[name]) for name in self.leaving(round_number)}
+        return [id(parameter) in sent for group in self.trainable(round_number).values() for parameter in group]
+
     def select(self, round_number: int) -> None:
         """Before a round: what trains in it requires a gradient, and nothing else does."""
         chosen = set(self.trained(round_number))

@@ -270,7 +270,10 @@ def _groups(model: adapted_model.AdaptedModel, number: int) -> list[list[torch.n
 
 
 def _rows(model: adapted_model.AdaptedModel, member: Member, start: state.AdapterState, number: int) -> torch.Tensor:
-    """The gradient of each canary at ``start``, as the mechanism would take it. Shapes: (m, P), float32."""
+    """The gradient of each canary at ``start``, as the mechanism would take it, of the numbers that leave the site.
+
+    Shapes: (m, P), float32.
+    """
     recipe, site = model.recipe, member.whole
     model.write(start)
     model.select(number)
@@ -291,21 +294,28 @@ def _rows(model: adapted_model.AdaptedModel, member: Member, start: state.Adapte
     most = recipe.privacy.images_per_patient
     with gradients.opened(work) as way:
         rows = torch.cat([way.rows([unit[:most]], losses).cpu() for unit in member.canaries])
-    if recipe.privacy.clip is None:
-        return rows
-    return torch.stack([dpsgd.clipped_sum(row[None], recipe.privacy.clip).float() for row in rows])
+    if recipe.privacy.clip is not None:  # of the whole gradient, personal numbers too
+        rows = torch.stack([dpsgd.clipped_sum(row[None], recipe.privacy.clip).float() for row in rows])
+    return rows[:, _leaving(model, number)]
+
+
+def _leaving(model: adapted_model.AdaptedModel, number: int) -> torch.Tensor:
+    """Whether each trained number leaves: of personal ones nobody sees a change. Shapes: (numbers,), bool."""
+    parameters = [weight for group in _groups(model, number) for weight in group]
+    whether = zip(parameters, model.leaves(number), strict=True)
+    return torch.cat([torch.full((weight.numel(),), leaves) for weight, leaves in whether])
 
 
 def _change(
     model: adapted_model.AdaptedModel, before: state.AdapterState, after: state.AdapterState, number: int
 ) -> torch.Tensor:
-    """What was subtracted from the trained numbers, in the order of the gradients. Shapes: (P,), float64."""
+    """What was subtracted from the trained numbers that leave, in the order of the gradients. Shapes: (P,), float64."""
     flat = []
     for adapter in (before, after):
         model.write(adapter)
         parts = [weight.detach().reshape(-1).double().cpu() for group in _groups(model, number) for weight in group]
         flat.append(torch.cat(parts))
-    return flat[0] - flat[1]
+    return (flat[0] - flat[1])[_leaving(model, number)]
 
 
 def coefficients(rows: torch.Tensor, change: torch.Tensor) -> one_run_audit.Scores:

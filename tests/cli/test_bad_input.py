@@ -142,6 +142,8 @@ def test_missing_and_binary_files(cli: Any, tiny: Any, tmp_path: Path) -> None:
         ("recipe.rounds=0", "recipe.rounds = 0: input should be greater than or equal to 1"),
         ("recipe.rounds=true", "recipe.rounds = True: input should be a valid integer"),
         ("recipe.rounds=2.5", "recipe.rounds = 2.5"),
+        ("recipe.personal.kind='share-a'", "recipe.personal.kind = 'share-a': input should be 'none', 'head-local', "),
+        ("recipe.personal.kind='share-a'", "'share-A'"),
         ("recipe.adapter.rank=0", "recipe.adapter.rank = 0"),
         ("recipe.rouds=3", "recipe.rouds: unknown key"),
         ("site_ranks={north=4}", "site_ranks.north = 4: is over recipe.adapter.rank = 2"),

@@ -97,6 +97,11 @@ def test_plain_updates_tell_who_was_trained_on(make: Callable[..., dict[str, Any
     assert not result.refuted
 
 
+def test_what_stays_at_a_site_hides_nothing_of_what_leaves(make: Callable[..., dict[str, Any]]) -> None:
+    """Gradients of a personal head, large beside the others, are in no update, and so in no score."""
+    assert privacy_audit.audit(make(personal={"kind": "head-local"})).shown.epsilon > 0.5
+
+
 def test_private_updates_show_no_more_than_they_claim(make: Callable[..., dict[str, Any]]) -> None:
     result = privacy_audit.audit(make(privacy=PRIVATE))
     assert result.claimed is not None
