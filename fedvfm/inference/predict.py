@@ -350,32 +350,35 @@ class Predictor:
 
     def _case(self, item: inputs.Item) -> list[dict[str, Any]]:
         """A case of many images: one row, with the weight of each image in its answer."""
-        header: headers.Header | None = None
         parts = item.parts or (item,)
-        if item.kind == "picture":
-            shown: Iterator[tuple[str, samples.Pixels]] = ((part.name, self._read(part)) for part in parts)
-        else:
-            header = None if item.parts else self._header(item)
-            shown = itertools.chain.from_iterable(self._shown(part, header) for part in parts)
-        names, vectors, pictures = list[str](), list[Tensor](), dict[str, NDArray[np.float32]]()
+        header = None if item.kind == "picture" or item.parts else self._header(item)
+        names, vectors, shown = list[str](), list[Tensor](), self._images(item, header)
         while some := list(itertools.islice(shown, self.batch)):
             names += [name for name, _ in some]
             vectors.append(self.vectors([pixels for _, pixels in some]))
-            if self.overlays:
-                pictures |= {name: _middle(pixels.image, self.view) for name, pixels in some}
         whole = case_heads.Parts((tuple(range(len(names))),), torch.cat(vectors).to(self.model.device))
         with torch.no_grad():
             (values,) = self.model(torch.empty(0), None, None, whole).float().cpu()
         weights = [float(weight) for weight in self.model.attention(whole)]
-        for at in np.argsort(weights)[::-1][:HEAVIEST]:
-            if self.overlays:
-                self.place.shown(names[at], pictures[names[at]])
+        if self.overlays:
+            # Read a second time: of a case with thousands of images none but these is held.
+            heaviest = {int(at) for at in np.argsort(weights)[::-1][:HEAVIEST]}
+            for at, (name, pixels) in enumerate(itertools.islice(self._images(item, header), max(heaviest) + 1)):
+                if at in heaviest:
+                    self.place.shown(name, _middle(pixels.image, self.view))
         if self.overlays and header is not None and not header.moments:
             self.place.nifti(f"{results.OVERLAYS}/{item.name}", self._painted(weights, header), header)
         for note in dict.fromkeys(note for part in parts for note in self._noted(part, "csv")):
             self.notes.setdefault(note, []).append(item.name)
         parts_row = [{"id": name, "weight": round(weight, 6)} for name, weight in zip(names, weights, strict=True)]
         return [{**self._class(item.name, _chances(values)), "parts": parts_row, "files": self.place.files}]
+
+    def _images(self, item: inputs.Item, header: headers.Header | None) -> Iterator[tuple[str, samples.Pixels]]:
+        """Name and pixels of every image of a case, one after the other; ``header`` that of a volume."""
+        parts = item.parts or (item,)
+        if item.kind == "picture":
+            return ((part.name, self._read(part)) for part in parts)
+        return itertools.chain.from_iterable(self._shown(part, header) for part in parts)
 
     def _header(self, item: inputs.Item) -> headers.Header:
         """Of a volume, a series, or a film.

@@ -68,9 +68,9 @@ class RosterGrid(retrying.SteadyGrid):
         approved = {name: entry for name, entry in self._roster().items() if entry.status == rosters.APPROVED}
         self._forget_old_logs(approved)
         by_key = {entry.public_key: name for name, entry in approved.items()}
-        found = {by_key[node.public_key]: node.id for node in self.nodes() if node.online and node.public_key in by_key}
-        self._names |= {node: name for name, node in found.items()}
-        return found
+        here = {by_key[node.public_key]: node.id for node in self.nodes() if node.online and node.public_key in by_key}
+        self._names |= {node: name for name, node in here.items()}
+        return here
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes of :meth:`present`."""
