@@ -326,7 +326,7 @@ def _charged(entries: Iterable[dict[str, Any]], claim: Claim, update: str, token
     Of one that an earlier release kept the reservation is not known: bytes with noise in them are nobody else's.
     """
     wanted = {"event": "charged", "recipe": claim.recipe, "round": claim.round, "base": claim.base, "update": update}
-    unique = not token and claim.event.mechanism != privacy.SITE_LEVEL
+    unique = not token and claim.event.mechanism not in (privacy.SITE_LEVEL, *privacy.SHARED)
     fits = (one for one in entries if wanted.items() <= one.items() and (unique or one.get("token", "") == token))
     return next(fits, None)
 

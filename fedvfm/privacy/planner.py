@@ -183,7 +183,7 @@ def _share(recipe: schema.Recipe, mechanism: str, units: int) -> float:
     secure = recipe.secure_aggregation
     if secure is None or mechanism not in privacy.SHARED:
         return 1.0
-    honest = shared_noise.honest(recipe.min_sites, secure)
+    honest = max(1, shared_noise.honest(recipe.min_sites, secure))  # of fewer than two nobody trains, but may plan
     if privacy.UNITS[mechanism] == "site":
         return math.sqrt(max(units, honest) / honest)  # of a sum of all, which is divided by all further down
     return math.sqrt(recipe.min_sites / honest) / recipe.min_sites

@@ -418,6 +418,32 @@ def test_the_real_builder(hospital: Hospital, tiny_dino: Path) -> None:
     assert enforcement.built_here(found.recipe).hash == found.recipe.hash, "a locked recipe locks to itself"
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"personal": {"kind": "head-local"}}, "noise is added to what leaves alone"),
+        ({"codec": "int8"}, "such numbers have no sum"),
+        ({"min_sites": 2}, "a sum must be of 3 sites or more"),
+    ],
+)
+def test_a_site_itself_refuses_what_would_make_its_ledger_untrue(more: dict[str, Any], said: str) -> None:
+    """A coordinator that looks away locks such a recipe: one unit would change more than the noise is made for."""
+    step = {"name": "sgd", "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0}
+    covered = {
+        "backbone": {"name": "unet"},
+        "adapter": {"kind": "full"},
+        "data": {"class_names": ["a", "b"], "input_size": [32, 32]},
+        "min_sites": 3,
+        "aggregation": {"weighting": "uniform"},
+        "secure_aggregation": {},
+        "privacy": {"mechanism": "record-level-shared", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
+        "optimiser": step,
+    }
+    assert enforcement.built_here(schema.parse(schema.Recipe, covered, "recipe")).manifest.parameters
+    with pytest.raises(errors.ConfigError, match=said):
+        enforcement.built_here(schema.parse(schema.Recipe, covered | more, "recipe"))
+
+
 def test_a_recipe_that_leaves_values_open_is_refused(hospital: Hospital) -> None:
     """It would come to the same as the approved one under another hash, and count its rounds afresh."""
     hospital.terms = enforcement.HospitalTerms(hospital.where, lambda: hospital.rules, lambda _: build(make_recipe()))

@@ -308,10 +308,11 @@ def test_a_charge_takes_the_place_of_its_own_reservation_and_of_no_charge(book: 
     assert [line["token"] for line in book.entries[1:]] == [one.token, two.token, two.token, one.token]
 
 
-def test_the_same_bytes_of_two_reservations_are_two_releases(folder: Path) -> None:
-    """At site level nothing is drawn at the site: two federations get one update, and add noise of their own."""
+@pytest.mark.parametrize("mechanism", ["site-level", "site-level-shared"])
+def test_the_same_bytes_of_two_reservations_are_two_releases(folder: Path, mechanism: str) -> None:
+    """At site level what is charged has no noise yet: two federations get one update, with noise of their own."""
     book, own = ledger.Ledger(folder, "north", "site"), budget(unit="site", epsilon=20.0)
-    made = dataclasses.replace(claim(1, mechanism="site-level", unit="site"), names=["site"])
+    made = dataclasses.replace(claim(1, mechanism=mechanism, unit="site"), names=["site"])
     with book.hold(made, own) as one, book.hold(made, own) as two:
         for held in (one, two, one):
             held.charge(sha("bytes"))

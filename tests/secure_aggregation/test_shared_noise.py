@@ -15,7 +15,7 @@ from fedvfm import errors
 from fedvfm.aggregators import table as rules
 from fedvfm.client.gate import masking, secure_answers
 from fedvfm.config import schema
-from fedvfm.privacy import accountant, base, events
+from fedvfm.privacy import accountant, base, events, planner
 from fedvfm.privacy import table as mechanisms
 from fedvfm.protocol import protocol, secure_messages
 from fedvfm.secure_aggregation import fixed_point, participant, shared_noise
@@ -66,6 +66,15 @@ def test_who_is_certain_to_be_honest_follows_from_the_recipe_alone(
     assert event == base.PrivacyEvent("site-level-shared", "site", 1.5, 1.0, 1, 2.0, honest)
     told_more = recipe(min_sites=min_sites + 1, secure_aggregation=own)
     assert told_more.hash != made_from.hash, "whoever counts on more of them asks for another approval"
+
+
+@pytest.mark.parametrize("unit", ["site", "record"])
+@pytest.mark.parametrize("colluders", [1, 4])
+def test_a_recipe_that_counts_on_nobody_is_refused_and_can_be_planned(unit: str, colluders: int) -> None:
+    """A recipe's draft without min_sites, say: planning it is no crash."""
+    draft = recipe(unit, min_sites=1, secure_aggregation={"clip_norm": 50.0, "colluders": colluders})
+    assert any("is certain to be in a sum" in fault for fault in mechanisms.faults(draft))
+    assert math.isfinite(planner.plan(planner.question(draft, 40, numbers={"both": 10})).signals[0].step)
 
 
 def test_what_one_unit_changes_is_a_step_of_its_clipped_gradient() -> None:
@@ -312,7 +321,7 @@ def test_another_update_of_the_round_has_another_noise(tmp_path: Path, monkeypat
     assert 0.6 < apart.std() < 1.6
 
 
-def test_the_seed_goes_with_the_opening_and_the_recipe_s_end(tmp_path: Path) -> None:
+def test_the_seed_goes_with_the_opening(tmp_path: Path) -> None:
     study = Study(tmp_path, **values())
     study.fails = lambda site, asked, number: asked == protocol.UNMASK
     with pytest.raises(errors.QuorumMissed):
@@ -324,7 +333,7 @@ def test_the_seed_goes_with_the_opening_and_the_recipe_s_end(tmp_path: Path) -> 
     study.run(rounds=1)
     assert all('"seed":""' in path.read_text() for path in kept)
     study.site("east").own.forget(study.recipe.hash)
-    assert not list((tmp_path / "east").glob("*.noise"))
+    assert not [path for path in (tmp_path / "east").iterdir() if path.suffix in (".session", ".keys")]
 
 
 # -- a coordinator that wants less of it -------------------------------------------------------------------------------
@@ -398,6 +407,20 @@ def test_under_another_roster_document_a_round_s_noise_is_not_sent_again(tmp_pat
         asked.train("a", asked.session(("a", "d", "e"), 3, second), second)
     assert caught.value.reason == "secure-session"
     asked.train("a", asked.session(("a", "d", "e"), 3, second, number=2), second)
+
+
+def test_the_seed_goes_with_the_recipe_s_end_and_a_false_end_brings_no_second_noise(tmp_path: Path) -> None:
+    """That a recipe ended is the coordinator's word: it could end it, and go on under another roster document."""
+    asked = Asked(tmp_path, recipe(), SIX)
+    first, second = asked.roster(SIX[:3]), asked.roster(("a", "d", "e"))
+    asked.train("a", asked.session(SIX[:3], 3, first), first)
+    asked.own["a"].forget(asked.recipe.hash)
+    (kept,) = (tmp_path / "a").glob("*.noise")
+    assert '"seed":""' in kept.read_text()
+    for document, names in ((first, SIX[:3]), (second, ("a", "d", "e"))):
+        with pytest.raises(errors.SecureAggregationError) as caught:
+            asked.train("a", asked.session(names, 3, document), document)
+        assert caught.value.reason == "secure-session"
 
 
 def test_a_round_that_a_later_one_followed_is_over(tmp_path: Path) -> None:

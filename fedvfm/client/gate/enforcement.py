@@ -17,6 +17,7 @@ from typing import ClassVar
 from flwr.app import Context
 
 from fedvfm import errors
+from fedvfm.aggregators import table as rules
 from fedvfm.audit import audit
 from fedvfm.client import privacy_report, site_file, state_folder
 from fedvfm.client.gate import (
@@ -46,7 +47,15 @@ MIB = 1 << 20
 
 
 def built_here(recipe: schema.Recipe) -> locked_recipe.LockedRecipe:
-    """What this site itself makes of a recipe: shapes alone, on the meta device."""
+    """What this site itself makes of a recipe: shapes alone, on the meta device.
+
+    Raises:
+        ConfigError: if the recipe has faults, those of its aggregation too. A coordinator may look away; with numbers
+            that have no sum, or state that stays here without noise, what the ledger says would not be true.
+    """
+    wrong = rules.faults(recipe)
+    if wrong:
+        raise errors.ConfigError("recipe", wrong)
     locked = adapted_model.AdaptedModel(recipe, with_weights=False).locked()
     return locked.model_copy(update={"backbone_sha256": recipe.backbone.sha256 or ""})
 

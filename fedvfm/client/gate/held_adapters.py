@@ -207,12 +207,19 @@ class PersonalArrays(Residuals):
         )
 
     def _first(self, recipe: str, site: str) -> int:
-        """After which round the earliest ones that are kept were trained; 0 where that was the first adapter."""
+        """After which round the earliest ones that are kept were trained; 0 where that was the first adapter.
+
+        Raises:
+            CheckpointError: if the file that says it is damaged.
+        """
         if self._folder is None:
             rows = self._memory.get((recipe, site), [])
             return self._dropped.get((recipe, site), 0) if rows else 0
         paths = self._paths(recipe, site)
-        return int(_marks(paths[0]).get(_AFTER, "0")) if paths else 0
+        if not paths:
+            return 0
+        self._open(paths[0])
+        return int(_marks(paths[0])[_AFTER])
 
     def _marks(self, recipe: str, site: str, number: int) -> dict[str, str] | None:
         earlier = [_round(path) for path in self._paths(recipe, site) if _round(path) < number]

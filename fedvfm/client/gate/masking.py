@@ -18,7 +18,7 @@ update; and in a round it masks under one roster document alone, since the sites
                                        opened, the file when the next one begins or the recipe ends
     <recipe>-<round>.agreed            the one sum that this site signed or opens, and its signature; kept
     <recipe>-<round>.noise             the seed of this site's part of a shared noise, and the roster document it was
-                                       drawn under; gone once the sum is opened
+                                       drawn under; the seed goes once the sum is opened
     <recipe>-<round>.opened            what left to open the sum of a round; kept, so that no other one ever does
 """
 
@@ -312,11 +312,12 @@ class Sessions:
             )
         return _data(kept.seed)
 
-    def _end_noise(self, recipe: str, before: int) -> None:
-        """Forget the seeds of earlier rounds, though not that there were some."""
+    def _end_noise(self, recipe: str, before: int | None = None) -> None:
+        """Forget the seeds of earlier rounds, or of all of them, though not that there were some."""
         for path in self._folder.glob(f"{recipe}-*.noise"):
             kept = _read(path, _Seed)
-            if kept is not None and kept.seed and path.stem < self._noise_path(recipe, before).stem:
+            over = before is None or path.stem < self._noise_path(recipe, before).stem
+            if kept is not None and kept.seed and over:
                 storage.write_text(path, kept.model_copy(update={"seed": ""}).model_dump_json())
 
     def _wipe(self, recipe: str, number: int, session_id: str) -> None:
@@ -333,11 +334,15 @@ class Sessions:
             storage.write_text(path, kept.model_copy(update={**secrets, "inbox": {}}).model_dump_json())
 
     def forget(self, recipe: str) -> None:
-        """The recipe has ended: its keys and its last session go. What was signed or opened stays noted for good."""
+        """The recipe has ended: its keys, its last session and the seeds of its noise go.
+
+        What was signed or opened stays noted for good, and so does under which roster document noise was drawn: that it
+        has ended is the coordinator's word.
+        """
         with self._alone():
-            sessions_of = self._folder.glob(f"{recipe}-*.session")
-            for path in (*sessions_of, *self._folder.glob(f"{recipe}-*.noise"), self._folder / f"{recipe}.keys"):
+            for path in (*self._folder.glob(f"{recipe}-*.session"), self._folder / f"{recipe}.keys"):
                 path.unlink(missing_ok=True)
+            self._end_noise(recipe)
 
     def _settle(self, path: Path, asked: consistency.Sum, signature: str = "") -> _Agreed:
         """Let this be the one sum of the round, on disk."""
