@@ -88,16 +88,25 @@ def _inside(version: Version, events: Sequence[dict[str, str]]) -> bool:
     return affected
 
 
+def _same(number: str, other: str) -> bool:
+    """Whether two ways of writing are one version: 2.1 is 2.1.0."""
+    try:
+        return Version(number) == Version(other)
+    except (InvalidVersion, TypeError):
+        return False
+
+
 def affects(entry: dict[str, Any], number: str) -> str:
     """Why a version of a package is affected by one entry of an advisory; empty where it is not."""
-    if number in entry.get("versions", ()):
+    listed = entry.get("versions") or ()
+    if number in listed or any(_same(number, each) for each in listed):
         return "listed"
-    ranges = [each for each in entry.get("ranges", ()) if each.get("type") in ("ECOSYSTEM", "SEMVER")]
-    if not ranges:
-        return "" if entry.get("versions") else "no versions are stated: look yourself"
+    ranges = [each for each in entry.get("ranges") or () if each.get("type") in ("ECOSYSTEM", "SEMVER")]
+    if not any(each.get("events") for each in ranges):
+        return "" if listed else "no versions are stated: look yourself"
     try:
         version = Version(number)
-        return "in a range" if any(_inside(version, each.get("events", ())) for each in ranges) else ""
+        return "in a range" if any(_inside(version, each.get("events") or ()) for each in ranges) else ""
     except (InvalidVersion, ValueError):
         return "its versions cannot be compared: look yourself"
 
@@ -113,7 +122,9 @@ def hits(path: Path, pins: Sequence[locks.Pin]) -> tuple[list[tuple[str, str, st
         by_name.setdefault(pin.name, set()).add(pin.version)
     affected, count, newest = [], 0, ""
     for advisory in advisories(path):
-        entries = [each for each in advisory.get("affected", ()) if each.get("package", {}).get("ecosystem") == "PyPI"]
+        entries = [
+            each for each in advisory.get("affected") or () if each.get("package", {}).get("ecosystem") == "PyPI"
+        ]
         if not entries or advisory.get("withdrawn"):
             continue
         count, newest = count + 1, max(newest, str(advisory.get("modified", "")))
@@ -122,7 +133,7 @@ def hits(path: Path, pins: Sequence[locks.Pin]) -> tuple[list[tuple[str, str, st
             for number in sorted(by_name.get(name, ())):
                 why = affects(entry, number)
                 if why:
-                    names = {advisory["id"], *advisory.get("aliases", ())}
+                    names = {advisory["id"], *(advisory.get("aliases") or ())}
                     affected.append((" ".join(sorted(names)), name, number, why))
     return sorted(set(affected)), count, newest
 
@@ -138,7 +149,7 @@ def main() -> int:
         pins = [pin for path in given.lock or () for pin in locks.read(path)]
         pins = pins or [pin for which in locks.LOCKS for pin in locks.installed(which)]
         affected, count, newest = hits(given.advisories, pins)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, zipfile.BadZipFile) as error:
         print(f"cannot be read: {error}", file=sys.stderr)
         return 2
     if not count:

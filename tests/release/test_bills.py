@@ -201,6 +201,8 @@ def check(path: Path, lock: Path, *more: str) -> subprocess.CompletedProcess[str
         ({"versions": ["1.4.1"]}, False),
         (ranged({"introduced": "not a version"}), True),
         ({"ranges": [{"type": "GIT", "events": [{"introduced": "0"}]}]}, True),
+        ({"ranges": [{"type": "ECOSYSTEM", "events": []}]}, True),
+        ({"versions": ["1.4.2.0"]}, True),
         ({"ranges": [{"type": "GIT", "events": [{"introduced": "0"}]}], "versions": ["1.0"]}, False),
     ],
 )

@@ -116,10 +116,13 @@ def look(where: state_folder.State) -> list[finding.Row]:
 
 
 def _standing(where: state_folder.State) -> list[finding.Row]:
-    """What the coordinator says of this site when it asks by its key; kept for ``client status``."""
+    """What the coordinator says of this site when it asks by its key; kept for ``client status`` till it says else."""
     key = keys.read_private(where.key)
     word = flower_supernode.standing(where.about.address, where.authority.read_bytes(), key)
-    status.note_standing(where, word)
+    if word:
+        status.note_standing(where, word)
+    else:  # a question that got no answer ends no drop
+        word = (status.standing_of(where) or {}).get("word", "")
     if word not in status.STANDING:
         return []
     problem, remedy = status.STANDING[word]
