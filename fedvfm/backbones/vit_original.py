@@ -63,8 +63,8 @@ _GATED = {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"}
 
 def prefixes(names: Collection[str]) -> list[str]:
     """What stands before the names of each transformer in this layout."""
-    found = sorted(name.removesuffix(QKV) for name in names if name.endswith(QKV))
-    return [prefix for prefix in found if prefix + PATCHES in names and not prefix.startswith("image_encoder.")]
+    begins = sorted(name.removesuffix(QKV) for name in names if name.endswith(QKV))
+    return [prefix for prefix in begins if prefix + PATCHES in names and not prefix.startswith("image_encoder.")]
 
 
 def recognise(names: Collection[str]) -> bool:
@@ -230,16 +230,16 @@ def _own(arrays: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         WeightsError: if there is one that is not known here.
     """
-    found = prefixes(arrays)
-    if len(found) != 1:
-        parts = ", ".join(ascii(each[:40])[1:-1] or "(no prefix)" for each in found[:4])
+    begins = prefixes(arrays)
+    if len(begins) != 1:
+        parts = ", ".join(ascii(each[:40])[1:-1] or "(no prefix)" for each in begins[:4])
         raise errors.WeightsError(
             f"this file holds several vision transformers ({parts}), of which one is meant (a teacher, a student?); "
             "save its arrays by themselves"
-            if found
+            if begins
             else "this is no vision transformer in the layout of timm"
         )
-    (prefix,) = found
+    (prefix,) = begins
     inside = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
     norm = ("norm.", "fc_norm.") if "norm.weight" not in inside else ("norm.",)
     known = ("cls_token", "pos_embed", *REGISTERS)
