@@ -47,7 +47,7 @@ class Joined:
     def start(self, monkeypatch: pytest.MonkeyPatch, *more: Any) -> tuple[Any, list[str]]:
         """``client start`` up to where its processes would run."""
         started: list[str] = []
-        monkeypatch.setattr(supervisor, "start", lambda where, site: started.append(str(site)))
+        monkeypatch.setattr(supervisor, "start", lambda where, site, **_: started.append(str(site)))
         return self.cli("client", "start", "site.toml", "--state", self.folder / "site", *more), started
 
 

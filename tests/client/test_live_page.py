@@ -86,7 +86,7 @@ def test_what_is_used_of_the_policy_and_what_waits(trained: Hospital, cli: Any) 
     row = now["recipes"][trained.lock.hash]
     assert (row["round"], row["rounds"], row["rounds_used"], row["max_rounds"]) == (1, 3, 1, 5)
     assert row["max_hours"] == 2.0
-    assert 0 < row["hours_used"] < 0.1
+    assert 0 <= row["hours_used"] < 0.1
     assert (row["evaluations_used"], row["max_evaluations"]) == (1, 6)
     assert row["ended"]["verdict"] == "pending"
     assert now["now"] == {"says": "the client does not run", "remedy": "fedvfm client start SITE.toml"}

@@ -86,8 +86,9 @@ def test_a_kept_update_that_was_not_charged_decides_nothing_of_the_final_adapter
     from types import SimpleNamespace
 
     model: Any = SimpleNamespace(
-        trained=lambda number: ("head.bias",), manifest=private_site.ROWS, task=SimpleNamespace(primary="dice")
+        leaving=lambda number: ("head.bias",), manifest=private_site.ROWS, task=SimpleNamespace(primary="dice")
     )
+    whole: Any = SimpleNamespace(own=lambda model, recipe, adapter, number: adapter)
     answer = protocol.Evaluation("north", 1, 12, {"dice": 0.5})
     monkeypatch.setattr(adoption.evaluator, "evaluate", lambda *_: answer)
     finals = adoption.Finals(site.where, lambda: site.terms.config.policy)
@@ -95,9 +96,9 @@ def test_a_kept_update_that_was_not_charged_decides_nothing_of_the_final_adapter
     pid = private_site.child(lambda: private_site.leave(site.folder), FEDVFM_FAULT_POINT="update-on-disk")
     os.waitpid(pid, 0)
     assert reply_cache.Sent(site.where.sent).last(task.recipe.hash) is not None
-    assert finals._own(model, site, task, 1e9) is None
+    assert finals._own(model, whole, task, 1e9) is None
     assert not private_site.Site(site.folder).ask(private_site.train()).has_error()
-    assert finals._own(model, site, task, 1e9) == 0.5, "charged, and it left"
+    assert finals._own(model, whole, task, 1e9) == 0.5, "charged, and it left"
 
 
 @pytest.mark.parametrize("points", [POINTS, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])

@@ -108,14 +108,14 @@ def test_a_batch_is_computed_together(
 def test_one_file_that_breaks_the_reader_ends_no_other(
     saved: Saver, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    original = formats.read_image
+    original = formats.read_shown
 
     def read(path: Path) -> Any:
         if path.name == "p1.png":
             raise fault
         return original(path)
 
-    monkeypatch.setattr(formats, "read_image", read)
+    monkeypatch.setattr(formats, "read_shown", read)
     made, found = predicted(saved(), source, tmp_path / "out", batch=4)
     assert set(made["failed"]) == {"p1", "p2b"}
     assert set(found) >= {"p0", "p2", "p3", "p4", "p5"}

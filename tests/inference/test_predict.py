@@ -430,12 +430,12 @@ def test_every_file_gets_its_result_or_its_reason(
     (root / ".hidden").write_text("x")
     (tmp_path / "elsewhere").mkdir()
     (root / "more").symlink_to(tmp_path / "elsewhere")
-    original = formats.read_image
+    original = formats.read_shown
 
     def read(path: Path) -> Any:
         return 1 / 0 if path.name == "breaks.png" else original(path)
 
-    monkeypatch.setattr(formats, "read_image", read)
+    monkeypatch.setattr(formats, "read_shown", read)
     with pytest.raises(errors.DataError, match="2 of 3 inputs could not be used"):
         fedvfm.predict(saved(), root, tmp_path / "out")
     made = json.loads((tmp_path / "out" / "summary.json").read_text())

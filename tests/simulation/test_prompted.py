@@ -89,7 +89,7 @@ def test_a_class_is_the_stock_models_mask_for_its_box(sam_folders: dict[str, Pat
     side = 56 if family == "sam3" else 64
     model = adapted_model.AdaptedModel(recipe(sam_folders[family], size=side)).eval()
     model.write(model.initial())
-    pixels, prefix, prompts = sites.collate([told(model, site(), 0)], model)
+    pixels, prefix, prompts, _ = sites.collate([told(model, site(), 0)], model)
     assert prompts is not None
     assert [bool(one.present) for one in prompts] == [True, True, False]
     logits = model(pixels, prefix, prompts)
@@ -134,7 +134,7 @@ def test_another_box_gives_other_logits_and_the_same_one_the_same(sam_folders: d
     batch = sites.collate([told(model, place, 0), told(model, place, 1)], model)
     again = sites.collate([told(model, site(), 0), told(model, site(), 1)], model)
     torch.testing.assert_close(model(*batch), model(*again), rtol=0, atol=0)
-    pixels, prefix, prompts = batch
+    pixels, prefix, prompts, _ = batch
     assert prompts is not None
     assert torch.stack([one.present for one in prompts if one.present is not None]).tolist() == [
         [True, False],

@@ -310,7 +310,8 @@ def beside(folder: Path, used: Sequence[Path | None], begin: str = "") -> list[s
     for path in sorted(folder.iterdir()):
         if path in used or path.name.startswith("."):
             continue
-        archive = side_files.instead(side_files.head(path), side_files.ARCHIVES)
+        begins = b"" if path.suffix.lower() in IGNORED else side_files.head(path)
+        archive = side_files.instead(begins, side_files.ARCHIVES)
         if path.is_file() and formats.ending(path):
             found.append(f"{begin}{path.name}: an image beside the folders that are read")
         elif archive:

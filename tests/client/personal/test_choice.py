@@ -105,4 +105,4 @@ def test_the_ends_of_a_mix_are_themselves_and_its_middle_is_the_mean() -> None:
     assert list(tuning.candidates(shared, own, shared)) == [
         choice.GLOBAL, "mix 0.25", "mix 0.50", "mix 0.75", choice.PERSONAL, choice.ALONE,
     ]  # fmt: skip
-    assert set(tuning.candidates(shared, own, shared)) == set(choice.PREFERENCE)
+    assert set(tuning.candidates(shared, own, shared, own)) == set(choice.PREFERENCE)
