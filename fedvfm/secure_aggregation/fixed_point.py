@@ -116,18 +116,19 @@ class FixedPoint:
         weight, tellers, lost = (int(number) for number in whole[size:])
         if len(whole) != size + TAIL or not sites <= weight <= sites * self.most or not 0 <= tellers <= sites:
             raise _impossible(f"a weight of {weight} for {sites} sites, each of 1 to {self.most}")
-        moved = whole[:size].astype(np.float64) / math.ldexp(float(weight), self.places)
+        scale, sigma = math.ldexp(float(weight), self.places), 0
+        moved = whole[:size].astype(np.float64) / scale
         norm, off = float(np.sqrt(np.square(moved).sum())), math.sqrt(size) * math.ldexp(1.0, -self.places)
         if self.noise is not None:
-            longest = self.noise.longest(self.noise.sigma(self.places, start, names), size, sites)
-            off += longest / math.ldexp(float(weight), self.places)
+            sigma = self.noise.sigma(self.places, start, names)
+            off += self.noise.longest(sigma, size, sites) / scale
         if not norm <= self.clip_norm * (1 + 1e-6) + off:
             beside = "" if self.noise is None else f", beside noise of {off:.4g} at most"
             raise _impossible(f"a mean of norm {norm:.4g}, and no update may be over {self.clip_norm:g}{beside}")
         if not 0 <= lost <= (weight if tellers else 0) * MOST_LOSS * 2**LOSS_PLACES:
             raise _impossible("a loss that nobody may tell")
         loss = lost / (weight * 2**LOSS_PLACES) if tellers == sites else None
-        return Mean(_joined(moved, start, names), weight, loss, norm)
+        return Mean(_joined(moved, start, names), weight, loss, norm, sigma * math.sqrt(sites) / scale)
 
 
 def of(recipe: schema.Recipe) -> FixedPoint:
@@ -153,12 +154,14 @@ class Mean:
         weight: of all of them together.
         loss: weighted mean; None where a site did not tell its own.
         norm: of the mean change.
+        noise: standard deviation of what noise is in it, roundings included; 0 where none is shared.
     """
 
     state: state.AdapterState
     weight: int
     loss: float | None
     norm: float
+    noise: float = 0.0
 
 
 def _joined(moved: NDArray[np.float64], start: state.AdapterState, names: Sequence[str]) -> state.AdapterState:

@@ -94,7 +94,7 @@ def joined(
 ) -> aggregation.Joined:
     """What the journal states: nothing of a single site but that it is in the sum."""
     about = {"sites": len(sites), "weight": mean.weight, "loss": mean.loss, "norm": round(mean.norm, 9)}
-    about |= _noise(recipe, len(sites))
+    about |= _noise(recipe, mean)
     line = {
         "examples": dict.fromkeys(sorted(sites)),
         "weights": {},
@@ -106,10 +106,9 @@ def joined(
     return aggregation.Joined(mean.state, {}, {**record, **line})
 
 
-def _noise(recipe: schema.Recipe, sites: int) -> dict[str, Any]:
+def _noise(recipe: schema.Recipe, mean: fixed_point.Mean) -> dict[str, Any]:
     """What noise is in the mean; empty where none is shared."""
     noise = shared_noise.of(recipe)
     if noise is None:
         return {}
-    on_mean = noise.part * sites**0.5 / sites
-    return {"noise_multiplier": noise.multiplier, "honest": noise.honest, "noise_on_mean": round(on_mean, 12)}
+    return {"noise_multiplier": noise.multiplier, "honest": noise.honest, "noise_on_mean": round(mean.noise, 12)}
