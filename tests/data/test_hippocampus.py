@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 import urllib.error
 from pathlib import Path
@@ -189,10 +190,21 @@ def test_files_that_are_here_already_take_the_networks_place(known: Path, whole:
     with pytest.raises(errors.DataError, match=r"1 of 70 cases could not be taken \(1 are not in it, 0 differ.*_005"):
         fetch.fetch("hippocampus", tar)
     assert fetch.fetch("hippocampus", whole).written == 2
-    (tmp_path / "no.tar").write_bytes(b"no tar")
     (known / "images" / name(1)).unlink()
-    with pytest.raises(errors.DataError, match=r"cannot be read as a folder or a tar archive"):
-        fetch.fetch("hippocampus", tmp_path / "no.tar")
+    # Damaged behind its first member.
+    noise, stream = np.random.default_rng(0).bytes(300_000), io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as two:
+        for member in (tarfile.TarInfo("a"), tarfile.TarInfo("b")):
+            member.size = len(noise)
+            two.addfile(member, io.BytesIO(noise[::-1] if member.name == "a" else noise))
+    packed = bytearray(lzma.compress(stream.getvalue(), preset=0))
+    packed[200_000:200_400] = bytes(400)
+    for content in (b"no tar", bytes(packed)):
+        (tmp_path / "no.tar").write_bytes(content)
+        with pytest.raises(errors.DataError, match=r"cannot be read as a folder or a tar archive"):
+            fetch.fetch("hippocampus", tmp_path / "no.tar")
+    with pytest.raises(errors.DataError, match=r"nowhere: there is no such file or folder"):
+        fetch.fetch("hippocampus", tmp_path / "nowhere")
 
 
 def test_another_file_under_a_known_name_is_refused(known: Path, whole: Path, tmp_path: Path) -> None:

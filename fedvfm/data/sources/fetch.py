@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import lzma
 import re
 import tarfile
 import tempfile
@@ -201,6 +202,8 @@ def _pairs(source: Path) -> Iterator[tuple[str, Pair]]:
         DataError: if it cannot be read.
     """
     held: dict[str, Pair] = {}
+    if not source.exists():
+        raise defect.NOT_FOUND.error(f"{source}: there is no such file or folder")
     try:
         for name, content in _files(source):
             match = PAIR.fullmatch(name)
@@ -210,7 +213,7 @@ def _pairs(source: Path) -> Iterator[tuple[str, Pair]]:
             held.setdefault(case, {})[part] = content
             if len(held[case]) == 2:
                 yield case, held.pop(case)
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise defect.UNREADABLE.error(
             f"{source}: cannot be read as a folder or a tar archive ({type(error).__name__}); download it again"
         ) from None
