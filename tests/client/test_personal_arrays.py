@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import stat
@@ -172,6 +173,13 @@ def test_arrays_that_are_gone_stop_the_next_round(tmp_path: Path) -> None:
     with pytest.raises(errors.CheckpointError, match="are gone, and this site trained in round 1"):
         steps.personal_arrays(terms, passing)
     hospital.kept.personal.propose(asked.hash, "north", 1, "cd" * 32, {OWN: np.ones(3, np.float32)})
+    steps.personal_arrays(terms, passing)
+    passing.task = dataclasses.replace(passing.task, round=3)
+    steps.personal_arrays(terms, passing)  # round 2 went without this site
+    (hospital.where.sent / f"{asked.hash}-000002-{'ef' * 16}.reply").touch()
+    with pytest.raises(errors.CheckpointError, match="are gone, and this site trained in round 2"):
+        steps.personal_arrays(terms, passing)
+    hospital.kept.personal.propose(asked.hash, "north", 2, "cd" * 32, {OWN: np.ones(3, np.float32)})
     steps.personal_arrays(terms, passing)
 
 

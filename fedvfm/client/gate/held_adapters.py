@@ -200,10 +200,11 @@ class PersonalArrays(Residuals):
             )
         return arrays
 
-    def has(self, recipe: str) -> bool:
-        """Whether there is a file of this recipe, whatever became of its update."""
+    def has(self, recipe: str, number: int | None = None) -> bool:
+        """Whether there is a file of this recipe, or of this round of it, whatever became of its update."""
+        start = f"{recipe}-" if number is None else f"{recipe}-{number:06d}-"
         return self._folder is not None and any(
-            True for ending in (self._proposed, self._settled) for _ in self._folder.glob(f"{recipe}-*{ending}")
+            True for ending in (self._proposed, self._settled) for _ in self._folder.glob(f"{start}*{ending}")
         )
 
     def _first(self, recipe: str, site: str) -> int:

@@ -58,6 +58,11 @@ class Sent:
         kept = sorted(self._folder.glob(f"{recipe}-*{_SUFFIX}"))
         return _content(kept[-1]) if kept else None
 
+    def last_round(self, recipe: str) -> int:
+        """The round of the update that was kept last for a recipe; 0 where none is."""
+        kept = sorted(self._folder.glob(f"{recipe}-*{_SUFFIX}"))
+        return int(kept[-1].name.split("-")[1]) if kept else 0
+
     def keep(self, task: protocol.Task, reply: Message, token: str = "") -> None:
         """Write an update and wait until it is on disk; the one of the round before is let go.
 

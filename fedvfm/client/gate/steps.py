@@ -176,10 +176,13 @@ def personal_arrays(own: Site, of: Exchange) -> None:
         return
     until = of.asked.round + (of.kind == protocol.EVALUATE)
     trained = [number for number in own.history.taken(of.recipe.hash).bases.values() if number < until]
-    if trained and not of.sent.personal.has(of.recipe.hash):
+    last = of.sent.last_round(of.recipe.hash)  # kept beside the update, and let go no sooner
+    gone = 0 < last < until and not of.sent.personal.has(of.recipe.hash, last)
+    if gone or (trained and not of.sent.personal.has(of.recipe.hash)):
         raise errors.CheckpointError(
             f"{own.where.sent}: the personal arrays of recipe {of.recipe.hash[:12]} are gone, and this site trained in "
-            f"round {max(trained)}. Restore the folder from a backup; without them only a newly locked recipe goes on"
+            f"round {last if gone else max(trained)}. Restore the folder from a backup; without them only a newly "
+            "locked recipe goes on"
         )
 
 
