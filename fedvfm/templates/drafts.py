@@ -43,6 +43,9 @@ _CASES = {"optimiser.learning_rate": 1e-3, "optimiser.batch_size": 8, "adapter.k
 _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
 _SAM_SIDE, _SAM3_SIDE = 1024, 1008
+_LIGHT_SIDE = 256
+_AS_THEY_ARE = {"data.mean": [0.0, 0.0, 0.0], "data.std": [1.0, 1.0, 1.0]}
+"""LiteMedSAM knows values from 0 to 1; MobileSAM those of SAM."""
 
 
 def text(name: str) -> str:
@@ -157,6 +160,11 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     elif kind.startswith("sam"):
         side = int(shape.get("vision_config", {}).get("image_size", _SAM_SIDE))
         values |= _SAM | {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}
+    elif kind == "tinyvit_sam":
+        vision = shape["vision_config"]
+        side, depth = int(vision["image_size"]), sum(vision["depths"][1:])  # the first stage is no attention
+        values |= _SAM | {"data.input_size": [side, side], "data.views": 4, "adapter.layers": [depth - 2, depth - 1]}
+        values |= _AS_THEY_ARE if side == _LIGHT_SIDE else {}
     else:
         depth = int(shape.get("num_hidden_layers", 0))
         layers = {"adapter.layers": list(range(depth - depth // 3, depth))}
@@ -237,6 +245,8 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
         ConfigError: listing every fault of form, and where there are fewer patients than three a hospital.
         UnknownName: for a backbone that nobody knows.
     """
+    if sites == 1:
+        raise errors.ConfigError("experiments new", ["--sites 1: a federation has two hospitals or more"])
     natural = not sites and seen.sites > 1
     number = seen.sites if natural else sites or min(HOSPITALS, seen.patients // PATIENTS)
     if number < 2 or seen.patients < PATIENTS * number:

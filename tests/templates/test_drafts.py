@@ -21,6 +21,7 @@ from fedvfm.client import site_file
 from fedvfm.config import policy, privacy, schema
 from fedvfm.data.sources import folder, layouts, recognise
 from fedvfm.model import locking
+from fedvfm.simulation import experiment as experiments
 from fedvfm.templates import drafts
 from fedvfm.trust import recipes
 
@@ -229,6 +230,14 @@ def test_a_recipe_of_every_backbone_validates(backbone: str) -> None:
     )
     assert recipe.backbone.name == backbone
     assert locking.examine(recipe)[1] == []
+    if backbone == "litemedsam":  # what it was trained with, and what its bundled experiments say
+        bundled = experiments.load("sam-brain-mri").recipe
+        assert (recipe.data.mean, recipe.data.std, recipe.data.input_size) == (
+            bundled.data.mean,
+            bundled.data.std,
+            (256, 256),
+        )
+        assert recipe.adapter.layers == bundled.adapter.layers
 
 
 @pytest.mark.parametrize("backbone", ["dinov2-small-imgfocus", "dinov2-large", "deit-tiny", "clip-vit-base"])
@@ -376,6 +385,8 @@ def test_an_experiment_of_ones_own_folder(cli: Any, tmp_path: Path) -> None:
     assert "'background, foreground' are a guess" in guessed.err
     few = cli("experiments", "new", folder, "-o", tmp_path / "few.toml", "--sites", "4")
     assert (few.code, "9 patients for 4 hospitals" in few.err) == (errors.ConfigError.exit_code, True), few.err
+    single = cli("experiments", "new", folder, "-o", tmp_path / "few.toml", "--sites", "1")
+    assert (single.code, "two hospitals or more" in single.err) == (errors.ConfigError.exit_code, True), single.err
     nothing = cli("experiments", "new", tmp_path / "nowhere", "-o", tmp_path / "few.toml")
     assert (nothing.code, "no such folder" in nothing.err) == (errors.DataError.exit_code, True)
     assert not (tmp_path / "few.toml").exists()
