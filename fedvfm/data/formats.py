@@ -260,14 +260,16 @@ def load(path: Path, mask: bool) -> Stored:
         DataError: if it is missing, unreadable, cut short or too small.
     """
     picture, white, bits = _load(path, exact=mask)
+    if picture.mode == "La":  # multiplied by its alpha (TIFF); Pillow knows no other way out of it
+        picture = picture.convert("LA")
     if mask:
         _refuse_seen_through(path, picture)
     mode, colours = picture.mode, Palette()
-    grey = ("1", "L", "LA", "La") if not mask else ("1", "L", "I", "F", "P", "LA", "PA")
+    grey = ("1", "L", "LA") if not mask else ("1", "L", "I", "F", "P", "LA", "PA")
     if mode in PALETTES and mask:
         colours = _colours(picture)
     clear = None if mask else _clear(picture)
-    if mode in ("LA", "La") and not mask:
+    if mode == "LA" and not mask:
         picture = picture.convert("L")
     elif mode not in (*grey, "I", "F") and not mode.startswith("I;16"):
         picture = picture.convert("RGB")
@@ -278,7 +280,7 @@ def load(path: Path, mask: bool) -> Stored:
 def _clear(picture: Image.Image) -> NDArray[np.bool_] | None:
     """Where a picture is transparent, by its alpha or by the colour that a PNG names; None where it is nowhere."""
     named = picture.info.get("transparency")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    if picture.mode in ("RGBA", "LA", "PA"):
         clear = np.asarray(picture.getchannel("A")) == 0
     elif named is None:
         return None
@@ -330,7 +332,7 @@ def read_shown(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_] | Non
 def _image(path: Path, stored: Stored) -> NDArray[np.float32]:
     if stored.mode == "1":
         return _scaled(stored.values.astype(np.uint8) * np.float32(255.0), 255.0)
-    if stored.mode in ("L", "LA", "La"):
+    if stored.mode in ("L", "LA"):
         return _scaled(stored.values.astype(np.float32), 255.0)
     if stored.mode in ("I", "F") or stored.mode.startswith("I;16"):
         full = 1.0 if stored.mode == "F" else float(2**stored.bits - 1) if 8 < stored.bits < 16 else 65535.0

@@ -299,3 +299,16 @@ def test_what_lies_under_transparent_pixels_is_no_picture(tmp_path: Path, mode: 
     Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(path)
     with pytest.raises(errors.DataError, match="transparent everywhere"):
         formats.read_image(path)
+
+
+def test_grey_multiplied_by_its_alpha_is_read(tmp_path: Path) -> None:
+    values = np.full((8, 8, 2), 100, np.uint8)
+    values[..., 1], values[:2] = 255, 0
+    Image.fromarray(values, mode="LA").save(tmp_path / "a.tif")
+    content, kind = (tmp_path / "a.tif").read_bytes(), struct.Struct("<HHIH")
+    assert content.count(kind.pack(338, 3, 1, 2)) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(kind.pack(338, 3, 1, 2), kind.pack(338, 3, 1, 1)))
+    image, clear = formats.read_shown(tmp_path / "a.tif")
+    np.testing.assert_allclose(image[0, 2:], 100 / 255)
+    assert clear is not None
+    assert clear.sum() == 16
