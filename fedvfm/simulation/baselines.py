@@ -202,6 +202,7 @@ def unet(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """A small U-Net from scratch in the same federation: foundation models do not always win."""
     recipe, settings, fields = experiment.recipe, experiment.baseline, schema.TaskConfig.model_fields
     without_prompts = {key: fields[key].default for key in ("prompt", "prompt_jitter", "prompt_points")}
+    without_prompts["options"] = {key: value for key, value in recipe.task.options.items() if key != "passes"}
     changes = {
         "backbone": schema.BackboneConfig(name="unet", options={"channels": list(settings.unet_channels)}),
         "adapter": schema.AdapterConfig(kind="full"),

@@ -175,3 +175,11 @@ def test_where_nobody_shares_a_noise_the_whole_of_it_is_one_s_own(shared: str, a
     arm = baselines.whole(baselines.Arm("left out", "leave-one-out", recipe, ("a", "b"), ("a", "b")))
     assert arm.recipe is not None
     assert (arm.recipe.privacy.mechanism, arm.recipe.secure_aggregation) == (joined, None)
+
+
+def test_a_network_without_prompts_is_told_nothing_of_them() -> None:
+    sets = ['baselines=["unet"]', 'recipe.task.prompt="auto"', "recipe.task.options.passes=3"]
+    what = experiment.load("sam-brain-mri", sets)
+    experiment.examine(what)
+    (arm,) = baselines.unet(what, SITES)
+    assert (arm.recipe.task.prompt, arm.recipe.task.options) == ("none", {})
