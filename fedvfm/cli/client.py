@@ -507,7 +507,7 @@ def purge(
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
-    """Remove received adapters, kept replies, logs and caches of this federation; keys and audit log stay."""
+    """Remove received and personal adapters, kept replies, logs and caches; keys and audit log stay."""
     from fedvfm.client import purge as purging
     from fedvfm.client import state_folder
     from fedvfm.trust import signed_documents

@@ -112,12 +112,12 @@ def approve(
 ) -> None:
     """Check a site's request against the key you were told, and put that on the roster."""
     from fedvfm.server import state_folder
-    from fedvfm.trust import locked_recipe
+    from fedvfm.trust import keys, locked_recipe
 
     _require_key_or_unchecked("approve", key, unchecked, "join")
     where = state_folder.open_state(state)
     entry, current = state_folder.approve(where, request, None if unchecked else key)
-    lines = [f"site {entry.site} is on the roster, key {entry.key_fingerprint[:16]}"]
+    lines = [f"site {entry.site} is on the roster, key {keys.spoken(entry.public_key)}"]
     if not current:
         lines.append(
             f"note: it approved recipe {entry.recipe[:12]}; {where.about.recipe[:12]} runs and needs its approval"
@@ -143,10 +143,11 @@ def rekey(
 ) -> None:
     """Give a site another key; the one it has is let in no more, all else of the site stays."""
     from fedvfm.server import state_folder
+    from fedvfm.trust import keys
 
     _require_key_or_unchecked("rekey", key, unchecked, "rekey")
     entry = state_folder.rekey(state_folder.open_state(state), asked, None if unchecked else key)
-    _print(entry.to_json(), [f"site {entry.site} has another key now, {entry.key_fingerprint[:16]}"], as_json)
+    _print(entry.to_json(), [f"site {entry.site} has another key now, {keys.spoken(entry.public_key)}"], as_json)
 
 
 @app.command()
@@ -251,7 +252,13 @@ def start(
             if not launched["finished"]
             else "nothing to do"
         )
-        _print(launched, [f"{line}, log {launched['log']}"], as_json)
+        lines = [f"{line}, log {launched['log']}"]
+        if page and not launched["finished"]:
+            from fedvfm.runtime import page_server
+
+            folder = state / coordinator.RUN
+            lines.append(page_server.introduce(folder, page_server.read_address(folder)))
+        _print(launched, lines, as_json)
         return
     with probe.serving(health, lambda: doctor.alive(state_folder.open_state(state))):
         done = supervisor.start(where, server, listen, stay=stay, page_port=page_port if page else None)

@@ -105,8 +105,8 @@ def _head(asked: Asked) -> str:
         "were told."
     )
     intro = (
-        "A model that is frozen and already public is adapted to a task. A small adapter is trained at each hospital "
-        "on its "
+        "A model that exists already, and stays as it is, is adapted to a task. A small adapter is trained at "
+        "each hospital on its "
         "own images; its numbers travel to the coordinator, which joins those of all hospitals and sends the result "
         "back. "
         "Images do not travel."
@@ -250,9 +250,8 @@ def withdrawal(locked: locked_recipe.LockedRecipe) -> list[str]:
         "without this "
         "hospital, from the round before it joined, is the coordinator's to make; ask for it in writing.",
         "What the coordinator and the other hospitals hold of the adapter stays with them, as long as they say below.",
-        "Here, 'fedvfm client purge' removes received adapters, kept replies, logs and caches. Keys and the audit "
-        "log stay, so "
-        "that it can be shown later what left and what did not.",
+        "Here, 'fedvfm client purge' removes received and personal adapters, kept replies, logs and caches. Keys and "
+        "the audit log stay, so that it can be shown later what left and what did not.",
         "A patient who objects is taken out of this hospital's data; rounds after that do without. For rounds "
         "before, the same "
         "holds as above.",

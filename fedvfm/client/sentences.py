@@ -42,7 +42,7 @@ def of(entry: Entry) -> str:
 
 def _received(kind: str, number: int, recipe: str, size: str, entry: Entry) -> str:
     if kind == "handshake":
-        return f"The coordinator asked whether this site takes part{recipe}."
+        return f"The coordinator asked whether this site takes part in a run{recipe}."
     if kind == "train":
         return f"The coordinator asked for round {number}{recipe} ({size})."
     if kind == "evaluate":
@@ -68,7 +68,7 @@ def _sent(kind: str, number: int, recipe: str, size: str, entry: Entry) -> str:
         split = SPLITS.get(entry.get("split", ""), "")
         return f"Scores of round {number}{recipe} on {split} images left: {names or 'no metric'}, {size}."
     if kind == "handshake":
-        return f"This site answered that it takes part{recipe}."
+        return f"This site answered that it takes part in a run{recipe}."
     return "The request to join was written." if kind == "request" else ""
 
 

@@ -590,7 +590,7 @@ class PersonalConfig(Strict):
     """
 
     enabled: bool | None = None
-    """false: no personal adapter is made. Left out: it is at a site, and in an experiment where local-only is a
+    """Whether a personal adapter is made. Left out: a site makes one, an experiment only where local-only is a
     baseline. Change: to false to save its time."""
     rounds: Annotated[int, Field(ge=0, le=10_000)] = 0
     """(rounds) How long it trains on; 0: as many rounds as the recipe has. Change: down to save time; the choice among

@@ -234,10 +234,9 @@ def model_card(record: Record) -> list[str]:
 
 
 LIMITS = (
-    "It was scored on the test images of the hospitals above and on no others. A site's score counts its own images "
-    "once, so that "
-    "a small site weighs as much as a large one in a mean over sites. It is no medical device; nobody but people "
-    "decides on a patient."
+    "It was scored on the test images of the hospitals that took part and on no others. A site's score counts its own "
+    "images once, so that a small site weighs as much as a large one in a mean over sites. It is no medical device; "
+    "nobody but people decides on a patient."
 )
 
 
@@ -358,6 +357,8 @@ def _scores(record: Record) -> str:
         for name, value in values.items()
         if name != "num_examples"
     ]
+    if not rows:
+        return page.paragraph("Tested; the sites' policies let no score out.", "note")
     head = ("site", "metric", "value", "test images", "from")
     return page.table(head, rows, "The final adapter, as the sites' policies let it out.", words=(4,))
 

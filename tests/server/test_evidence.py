@@ -64,6 +64,10 @@ def test_every_figure_has_a_line_and_each_line_is_there(town: Town, tmp_path: Pa
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "e").iterdir()} == {0}
     assert cli("evidence", town.server.folder, "--verify", tmp_path / "e").out.startswith("verified: ")
     assert cli("evidence", town.server.folder, "-o", tmp_path / "e").code == errors.OutputInUse.exit_code
+    record = evidence.Record.of(town.server)
+    assert "let no score out" not in "".join(evidence.model_card(record))
+    record.tested = {"last": {"sites": {site: {"num_examples": 8} for site in ("east", "west")}}}
+    assert "let no score out" in "".join(evidence.model_card(record)), "no empty table"
 
 
 def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:

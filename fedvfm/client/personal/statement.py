@@ -165,7 +165,9 @@ def lines(statement: Statement) -> list[str]:
     if statement.word is not None:
         rows.append(f"joining: {statement.word}")
     else:
-        rows.append("joining: no word, since no adapter was trained here alone ([personal] local_only = true)")
+        rows.append(
+            "joining: cannot be judged, as no adapter was trained here alone ([personal] local_only = true trains one)"
+        )
     if statement.private:
         rows.append("NOT PRIVATE: this adapter was trained on without noise. It must not leave this site")
     return rows
