@@ -179,6 +179,14 @@ def test_a_volume_without_any_affine_is_noted(tmp_path: Path) -> None:
     assert "its sides are a guess" in volumes.read_header(tmp_path / "bare.nii").notes[0]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_affine_of_no_numbers_says_nothing(tmp_path: Path, value: float) -> None:
+    content = bytearray(nibabel.Nifti1Image(voxels(), AFFINE).to_bytes())
+    content[280:284] = np.array(value, "<f4").tobytes()  # the first number of sform
+    (tmp_path / "a.nii").write_bytes(content)
+    assert "does not say how the axes lie" in refused(tmp_path / "a.nii")
+
+
 def test_affines_that_disagree(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(voxels(), AFFINE)
     image.set_sform(AFFINE, 1)

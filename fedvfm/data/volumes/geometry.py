@@ -94,8 +94,9 @@ class Grid:
         """
         from nibabel import orientations  # only users of volumes pay for it
 
-        found: NDArray[Any] = orientations.io_orientation(self.affine)
-        if not np.isfinite(self.affine).all() or not np.isfinite(found).all():
+        known = bool(np.isfinite(self.affine).all())  # of others there are no singular values
+        found: NDArray[Any] = orientations.io_orientation(self.affine if known else np.zeros((4, 4)))
+        if not np.isfinite(found).all():
             raise defect.NO_GEOMETRY.error(
                 f"its header does not say how the axes lie (affine {self.affine.tolist()}); save it again with an "
                 "affine"
