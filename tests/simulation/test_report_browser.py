@@ -112,7 +112,8 @@ def counting_server() -> Iterator[tuple[str, list[str]]]:
 def test_the_page_renders_with_all_sections_and_only_its_own_data(tiny_run: Path, tmp_path: Path) -> None:
     log = tmp_path / "net.json"
     dom = Dom(render(tiny_run / "report.html", tmp_path / "profile", f"--log-net-log={log}"))
-    assert dom.sections == ["arms", "sites", "samples", "matrix", "training", "bytes", "hospitals", "environment"]
+    first = ["benefit", "home", "arms", "findings", "sites"]
+    assert dom.sections == [*first, "samples", "matrix", "training", "bytes", "hospitals", "environment"]
     assert dom.addresses
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in dom.addresses)
     assert dom.title == "Boxes <tiny> & drawn"
