@@ -113,33 +113,18 @@ def _card(model: adapted_model.AdaptedModel, off: float) -> str:
     height, width = model.recipe.data.input_size
     size, classes = model.backbone.width, len(model.recipe.data.class_names)
     rounded = ".astype(np.float16).astype(np.float32)" if model.frozen_whole else ""
-    lines = [
-        f"# {model.recipe.task.kind} with {model.recipe.backbone.name}, as ONNX",
-        "",
-        "Not a medical device. Trained for research; check it on your own data before any use. The terms of use of the",
-        "backbone still hold.",
-        "",
-        "```python",
+    usage = [
         "import numpy as np",
         "import onnxruntime",
         f'encoder, head = (onnxruntime.InferenceSession(name) for name in ("{ENCODER}", "{HEAD}"))',
         f'vectors = np.concatenate([encoder.run(None, {{"image": image[None]}})[0] for image in images]){rounded}',
         'logits, weights = head.run(None, {"vectors": vectors, "places": np.arange(len(vectors))})',
-        "```",
-        "",
+    ]
+    facts = [
         f"- `image`: float32 (N, 3, {height}, {width}), prepared as below; the graph itself normalises",
         f"- `vectors`: float32 (S, {size}), those of all images of one case in their order",
         "- `places`: int64 (S,), the place of each image in the case, from 0",
         f"- `logits`: float32 ({classes},); `weights`: float32 (S,), how much they rest on each image",
         f"- checked: off by {off:.1g} of the largest number",
-        "",
-        "## What goes in",
-        "",
-        *delivery.what_goes_in(model)[:-1],
-        "",
-        "## Where it comes from",
-        "",
-        f"- adapter: kind `{model.recipe.adapter.kind}`, fingerprint `{model.read().fingerprint}`",
-        f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
     ]
-    return "\n".join(lines) + "\n"
+    return graph.card(model, usage, facts)

@@ -260,6 +260,28 @@ def _card(
     classes = len(model.recipe.data.class_names)
     size = "B" if batch is None else str(batch)
     shape = f"({size}, {classes}, {height}, {width})" if delivery.dense(model) else f"({size}, {classes})"
+    usage = [
+        "import onnxruntime",
+        f'session = onnxruntime.InferenceSession("{FILE}")',
+        '(logits,) = session.run(["logits"], {"image": image})',
+    ]
+    facts = [
+        f"- `image`: float32 ({size}, 3, {height}, {width}), prepared as below; the graph itself normalises",
+        f"- `logits`: float32 {shape}",
+        f"- checked with {by}: off by {off:.1g} of the largest logit"
+        + ("" if int8 is None else f"; weights in 8 bits, {int8:.2%} of the classes of drawn images are the same"),
+    ]
+    return card(model, usage, facts)
+
+
+def card(model: adapted_model.AdaptedModel, usage: Sequence[str], facts: Sequence[str]) -> str:
+    """The card beside a graph.
+
+    Args:
+        model: what was exported.
+        usage: lines of Python that compute it.
+        facts: lines on what goes in and comes out, and how it was checked.
+    """
     lines = [
         f"# {model.recipe.task.kind} with {model.recipe.backbone.name}, as ONNX",
         "",
@@ -267,15 +289,10 @@ def _card(
         "backbone still hold.",
         "",
         "```python",
-        "import onnxruntime",
-        f'session = onnxruntime.InferenceSession("{FILE}")',
-        '(logits,) = session.run(["logits"], {"image": image})',
+        *usage,
         "```",
         "",
-        f"- `image`: float32 ({size}, 3, {height}, {width}), prepared as below; the graph itself normalises",
-        f"- `logits`: float32 {shape}",
-        f"- checked with {by}: off by {off:.1g} of the largest logit"
-        + ("" if int8 is None else f"; weights in 8 bits, {int8:.2%} of the classes of drawn images are the same"),
+        *facts,
         "",
         "## What goes in",
         "",

@@ -77,8 +77,14 @@ class SitePart:
         """See base."""
         from fedvfm.privacy import dpsgd
 
-        made: AbstractContextManager[base.Steps] = dpsgd.opened(work, recipe, event, draws)
-        return made
+        steps: AbstractContextManager[base.Steps] = dpsgd.opened(
+            work, recipe, event, draws, longest=self.longest(recipe)
+        )
+        return steps
+
+    def longest(self, recipe: schema.Recipe) -> float | None:
+        """Most that the sum of clipped gradients may measure, where noise is added later than here."""
+        return None
 
     def on_update(self, update: state.SiteUpdate) -> state.SiteUpdate:
         """See base."""

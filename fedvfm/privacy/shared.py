@@ -16,12 +16,9 @@ Source: Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 from fedvfm.config import privacy, schema
-from fedvfm.privacy import base, example_level, randomness
+from fedvfm.privacy import base, example_level
 from fedvfm.secure_aggregation import fixed_point, shared_noise
-from fedvfm.state import state
 
 FINEST = 1024
 """Whole numbers that one unit's change must measure at least, or rounding would outweigh it."""
@@ -117,27 +114,17 @@ class Shared:
         return
 
 
-class SitePart:
+class SitePart(example_level.SitePart):
     """The part at a site that trains; the noise is added where the update is masked."""
 
     noised = False
 
-    def prepare(
-        self, work: base.Work, recipe: schema.Recipe, event: base.PrivacyEvent, draws: randomness.Draws
-    ) -> AbstractContextManager[base.Steps]:
-        """See base."""
-        from fedvfm.privacy import dpsgd
-
+    def longest(self, recipe: schema.Recipe) -> float:
+        """See base: what the norm that an update may have leaves to the step."""
         noise = shared_noise.of(recipe)
         if noise is None:
             raise ValueError("no noise is shared")  # a fault of the recipe, told before
-        longest = noise.clip_norm * recipe.optimiser.batch_size / shared_noise.rate(recipe)
-        steps: AbstractContextManager[base.Steps] = dpsgd.opened(work, recipe, event, draws, longest=longest)
-        return steps
-
-    def on_update(self, update: state.SiteUpdate) -> state.SiteUpdate:
-        """See base."""
-        return base.bare(update)
+        return noise.clip_norm * recipe.optimiser.batch_size / shared_noise.rate(recipe)
 
 
 def record_level() -> Shared:

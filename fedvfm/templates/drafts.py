@@ -273,7 +273,7 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
         "",
         "[recipe]",
     ]
-    lines = iter(recipe(seen.task, backbone, seen.classes).splitlines())
+    lines = recipe(seen.task, backbone, seen.classes).splitlines()
     inner = [TABLE.sub(lambda heading: heading[0].replace("[", "[recipe."), line) for line in lines]
     first = next(at for at, line in enumerate(inner) if line.startswith("# rounds:"))
     text = "\n".join([EXPERIMENT_HEAD, *values, *inner[first:]]) + "\n"

@@ -29,12 +29,11 @@ def read_table(
         return {}, []
     rows = index.read_csv(path, ("id",))
     # Tables of labels are all read anyway; beside masks a second table is nobody's.
-    others = [folder / name for name in tables if name != path.name and (folder / name).is_file()]
-    others = others if "labels.csv" in tables else []
+    others = [folder / name for name in tables if name != path.name] if "labels.csv" in tables else []
     faults = [
         defect.TABLE.fault(f"{other.name}: has a column case, but {path.name} is read; move the column there")
         for other in others
-        if any("case" in row for row in index.read_csv(other, ("id",))[:1])
+        if other.is_file() and any("case" in row for row in index.read_csv(other, ("id",))[:1])
     ]
     faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     table: dict[str, Row] = {row["id"]: row for row in rows}
