@@ -467,13 +467,14 @@ def test_strangers_are_cut_those_that_say_nothing_first_and_a_known_node_is_not(
     public: Public, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "PER_ADDRESS", 6)
+    monkeypatch.setattr(connections, "TLS_S", 600.0)  # nobody is cut for his silence, however slow the machine is
     with contextlib.ExitStack() as held, public.client() as client:
         assert client.post("/v1/fleet/get-run", headers=HEADERS).status_code == 200
         speaks = held.enter_context(public.raw())
         silent = [socket.create_connection(("127.0.0.1", public.port)) for _ in range(30)]
         for one in silent:
             held.enter_context(one)
-        assert _until(lambda: sum(map(_is_reset, silent)) == 25)
+        assert _until(lambda: sum(map(_is_reset, silent)) >= 25, 60)
         assert ("connections", "127.0.0.1") in public.refusals
         speaks.sendall(f"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{head()}\r\n".encode())
         assert speaks.recv(4096).startswith(b"HTTP/1.1 200 "), "it began TLS: who says nothing goes before it"
