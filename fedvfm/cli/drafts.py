@@ -1,4 +1,4 @@
-"""``client init``, ``server init-config``, ``recipe new``, ``experiments new``: commented files to start from. Thin."""
+"""``client init``, ``server init-config``, ``recipe new``, ...: commented files to start from. Thin."""
 
 from __future__ import annotations
 
@@ -91,6 +91,29 @@ def recipe(
     elif task == "segmentation":
         print(f"the background is '{names[0]}'")
     print(f"{path}: next: fedvfm recipe lock {path}")
+
+
+def survey(
+    classes: Annotated[
+        str | None, typer.Option(help="Class names: background,lesion. In segmentation the background first.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="segmentation or classification.")] = "segmentation",
+    modality: Annotated[str, typer.Option(help="CT, MR, ...: a code of DICOM; CT asks in Hounsfield units.")] = "any",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = Path("survey.toml"),
+    as_json: Json = False,
+) -> None:
+    """Write a commented survey.toml: which statistics the sites are asked for before anything is trained."""
+    from fedvfm.survey import draft
+    from fedvfm.templates import drafts
+
+    names = [part.strip() for part in (EXAMPLES[task == "segmentation"] if classes is None else classes).split(",")]
+    path = drafts.write(output, draft.text(task, [name for name in names if name], modality))
+    if as_json:
+        print(json.dumps({"file": str(path)}, indent=2))
+        return
+    if classes is None:
+        print(f"note: {', '.join(names)} are examples; write your own into class_names", file=sys.stderr)
+    print(f"{path}: next: fedvfm survey EXPERIMENT --survey {path}")
 
 
 def experiment(

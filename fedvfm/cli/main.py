@@ -28,6 +28,7 @@ import fedvfm  # noqa: E402
 from fedvfm import errors, registry  # noqa: E402
 from fedvfm.cli import audit, client, doctor, drafts, evidence, explain, ledger, privacy, server, weights  # noqa: E402
 from fedvfm.cli import recipe as cli_recipe  # noqa: E402
+from fedvfm.cli import survey as cli_survey  # noqa: E402
 from fedvfm.report import quantity  # noqa: E402
 from fedvfm.report import terminal as screens  # noqa: E402
 from fedvfm.runtime import extras, logs, processes  # noqa: E402
@@ -343,6 +344,7 @@ experiments_app.command("new")(drafts.experiment)
 app.add_typer(experiments_app, name="experiments")
 app.command()(explain.explain)
 app.command()(evidence.evidence)
+app.command()(cli_survey.survey)
 
 
 @experiments_app.callback()

@@ -16,6 +16,7 @@ NAME = "server"
 app = typer.Typer(help="Launch a federation, steer it and decide who may take part.", no_args_is_help=True)
 app.add_typer(steering.app)
 app.command("init-config")(drafts.server)
+app.command("init-survey")(drafts.survey)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SERVER_STATE", help="The server's state folder.")]

@@ -22,6 +22,8 @@ from fedvfm.state import state
 
 SCORES = "metrics"
 """The mechanism of a release that is scores with noise, not an update."""
+SURVEY = "survey"
+"""The mechanism of a release that is statistics of the data with noise; see :mod:`fedvfm.survey.noise`."""
 Settings = privacy.RecipePrivacy
 Losses = Callable[[Sequence[Any]], Any]
 """Samples -> a tensor of one loss each. A loss depends on its own sample and on no other one of the batch."""
@@ -71,8 +73,8 @@ class PrivacyEvent:
 
     @property
     def shared(self) -> bool:
-        """Whether the noise is a sum of the sites' parts."""
-        return self.mechanism in privacy.SHARED
+        """Whether the noise is a sum of discrete Gaussian parts: the sites', or of a survey one site's own."""
+        return self.mechanism in privacy.SHARED or self.mechanism == SURVEY
 
 
 def sample_rate(units: int, batch: int) -> float:

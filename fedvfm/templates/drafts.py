@@ -175,6 +175,19 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     return headed("recipe", found)
 
 
+def sides(backbone: str) -> tuple[int, bool]:
+    """What sides of an input a backbone takes, as far as is known here: (pixels, whether it is that side alone).
+
+    Else multiples of it are taken. Of a model that is not on this machine, 16; locking a recipe says what is wrong.
+    """
+    shape = _shape(schema.parse(schema.BackboneConfig, {"name": backbone}, "--backbone"))
+    kind = str(shape.get("model_type", ""))
+    if kind.startswith("sam") or kind == "tinyvit_sam":
+        size: int = tomllib.loads(recipe("segmentation", backbone, ["background", "lesion"]))["data"]["input_size"][0]
+        return size, True
+    return int(shape.get("patch_size", 16)), False
+
+
 def _shape(settings: schema.BackboneConfig) -> Mapping[str, Any]:
     """What ``config.json`` says, as far as it is known here; of a model that is not on this machine, nothing."""
     if settings.name in backbones.TABLE and settings.name not in weights.KNOWN:

@@ -28,7 +28,7 @@ FLOORS = [
     ["config", "runtime", "state"],
     ["aggregators", "backbones", "data", "flower", "protocol", "secure_aggregation", "trust"],
     ["adapters", "audit", "doctor", "privacy", "tasks", "templates"],
-    ["ledger", "model"],
+    ["ledger", "model", "survey"],
     ["inference", "server"],
     ["client"],
     ["simulation"],

@@ -1,0 +1,179 @@
+"""One pass over a site's patients: what each adds to the groups of a survey. No image is kept, and nothing leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.config import survey as surveys
+from fedvfm.data import defect
+from fedvfm.data import sample as data
+from fedvfm.data.readiness import survey as passes
+from fedvfm.privacy import records
+from fedvfm.survey import layout, statistics
+
+Read = Callable[[data.Sample], data.Pixels]
+SEEN = ("train", "val")
+"""Splits that a survey looks at: what is chosen by it is not chosen by the images that test it."""
+
+
+def contract(survey: surveys.Survey) -> schema.DataContract:
+    """How a source shows its images to a survey: as a recipe of the same classes and plane would, not stretched."""
+    values = survey.model_dump(include={"class_names", "modality", "plane", "channels"})
+    return schema.DataContract(**values, intensity="none")
+
+
+def patients(samples: Sequence[data.Sample], source: object = None) -> dict[str, list[data.Sample]]:
+    """Samples by patient, an image without one by itself; by names that stay when files are added."""
+    grouped: dict[str, list[data.Sample]] = {}
+    for sample in samples:
+        grouped.setdefault(records.group(sample, source), []).append(sample)
+    return dict(sorted(grouped.items()))
+
+
+def totals(
+    survey: surveys.Survey,
+    grouped: dict[str, list[data.Sample]],
+    read: Read,
+    until: float = float("inf"),
+) -> statistics.Totals:
+    """What these patients come to.
+
+    Args:
+        survey: what is asked.
+        grouped: as :func:`patients` gave them.
+        read: one sample's pixels.
+        until: when to stop, by the monotonic clock.
+
+    Raises:
+        DataError: for an image that cannot be used.
+        DeadlinePassed: if the time is over.
+    """
+    groups = layout.groups(survey)
+
+    def rows() -> Iterator[statistics.Row]:
+        for samples in grouped.values():
+            if time.monotonic() > until:
+                raise errors.DeadlinePassed("the time for a survey is over before all patients were looked at")
+            yield row(survey, groups, samples, read)
+
+    return statistics.Totals.of(groups, rows())
+
+
+def row(
+    survey: surveys.Survey, groups: Sequence[layout.Group], samples: Sequence[data.Sample], read: Read
+) -> statistics.Row:
+    """What one patient adds to each group."""
+    seen = _Patient(survey, len(samples))
+    pixels = {"sizes", "spacings", "intensities", "foreground"} & set(survey.statistics)
+    if pixels or (survey.task == "segmentation" and {"classes", "class-shares"} & set(survey.statistics)):
+        for _, sample in passes.spaced(samples, survey.images_per_patient):
+            seen.add(sample, read(sample))
+    if survey.task == "classification":
+        seen.label(samples)
+    return {group.name: seen.part(group) for group in groups}
+
+
+class _Patient:
+    """Running sums of one patient's images."""
+
+    def __init__(self, survey: surveys.Survey, images: int) -> None:
+        self._survey, self._images = survey, images
+        self._values: dict[str, list[float]] = {}
+        self._edges = np.array(layout.intensity_edges(survey))
+        bins = survey.intensity_bins + 2
+        self._intensity = np.zeros((2, survey.colours, bins), np.int64)
+        self._classes = np.zeros(len(survey.class_names), np.int64)
+
+    def add(self, sample: data.Sample, pixels: data.Pixels) -> None:
+        """One image of it.
+
+        Raises:
+            DataError: if it has no mask, classes that the survey does not name, or no units where these are asked for.
+        """
+        rows, columns = pixels.image.shape[1:]
+        self._note("rows", rows)
+        self._note("columns", columns)
+        if pixels.spacing is not None:
+            self._note("row-spacing", pixels.spacing[0])
+            self._note("column-spacing", pixels.spacing[1])
+        if sample.part is not None:
+            self._note("slice-spacing", sample.part.step)
+        if self._survey.task == "segmentation":
+            self._add_mask(pixels)
+        if {"intensities", "foreground"} & set(self._survey.statistics):
+            self._add_intensities(pixels)
+
+    def _note(self, name: str, value: float) -> None:
+        self._values.setdefault(name, []).append(value)
+
+    def _add_mask(self, pixels: data.Pixels) -> None:
+        mask = pixels.mask
+        if mask is None:
+            raise defect.MASK_MISSING.error("no mask for this image; add one")
+        if mask.shape != pixels.image.shape[1:]:
+            raise defect.MASK_SIZE.error(f"a mask of {mask.shape} pixels for an image of {pixels.image.shape[1:]}")
+        if mask.size and not 0 <= int(mask.min()) <= int(mask.max()) < len(self._classes):
+            raise defect.MASK_VALUE.error(
+                f"a mask with values from {int(mask.min())} to {int(mask.max())}; the survey has "
+                f"{len(self._classes)} classes"
+            )
+        self._classes += np.bincount(mask.ravel(), minlength=len(self._classes))
+
+    def _add_intensities(self, pixels: data.Pixels) -> None:
+        image = pixels.image.astype(np.float64)
+        if self._survey.scale == "file":
+            if pixels.units is None:
+                raise defect.VOLUME_NEEDED.error(
+                    'a picture, but the survey has scale = "file" and needs values in units; bring DICOM or NIfTI'
+                )
+            low, high = pixels.units
+            image = low + image * (high - low)
+        if self._survey.colours == 1:
+            image = image.mean(axis=0, keepdims=True)
+        elif len(image) == 1:
+            image = np.repeat(image, 3, axis=0)
+        shown = np.ones(image.shape[1:], bool) if pixels.padded is None else ~pixels.padded
+        structures = shown & (pixels.mask > 0) if pixels.mask is not None else np.zeros_like(shown)
+        for at, where in enumerate((shown, structures)):
+            for channel, plane in enumerate(image):
+                places = np.searchsorted(self._edges, plane[where], side="right")
+                self._intensity[at, channel] += np.bincount(places, minlength=self._intensity.shape[2])
+
+    def label(self, samples: Sequence[data.Sample]) -> None:
+        """The classes of its images, where an image has one."""
+        for sample in samples:
+            if sample.label is None:
+                raise defect.STRUCTURE.error("an image without a class; name it in the table")
+            self._classes[sample.label] += 1
+
+    def part(self, group: layout.Group) -> layout.Whole:
+        """What it adds to a group."""
+        if group.statistic in ("intensities", "foreground"):
+            return self._of_intensities(group)
+        if group.several:
+            return np.where(self._classes > 0, layout.WHOLE, 0).astype(np.int64)
+        if group.statistic == "class-shares":
+            return layout.apportioned(self._classes)
+        if group.statistic == "patients":
+            return layout.counted(group, 0)
+        value = float(self._images) if group.statistic == "images" else self._median(group.name)
+        return layout.counted(group, layout.place(group, value))
+
+    def _median(self, name: str) -> float | None:
+        """The lower median; None where no image says it."""
+        values = sorted(self._values.get(name, ()))
+        return values[(len(values) - 1) // 2] if values else None
+
+    def _of_intensities(self, group: layout.Group) -> layout.Whole:
+        counts = self._intensity[int(group.statistic == "foreground"), int(group.name.rpartition("-")[2])]
+        whole = np.zeros(len(group.labels), np.int64)
+        if not counts.any():  # no pixel of a structure, or nothing but padding
+            whole[-1] = layout.WHOLE
+            return whole
+        whole[: len(counts)] = layout.apportioned(counts)
+        return whole

@@ -1,0 +1,283 @@
+"""What is proposed of a survey's result, by rules that are written down here; a person reads it, changes it, locks it.
+
+The rules follow nnU-Net's, which plans from a fingerprint of the data set (medians of sizes and spacings, percentiles
+of the intensities of structures). Here the fingerprint is a histogram over patients of all sites, so a value is that
+of a bin's edge and not of an image. What nothing in the data decides is left as the draft has it, and said.
+
+Source: Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
+    Nature Methods 18, 2021, supplementary note 2 (rule-based parameters); ``nnunetv2/experiment_planning``.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.survey import answer, layout
+from fedvfm.templates import drafts
+
+ENOUGH = 0.5
+"""Share of the patients that a median must be seen of."""
+TAILS = (0.005, 0.995)
+"""Percentiles of the foreground that a window goes from and to, as nnU-Net clips CT."""
+UNSEEN = 0.05
+"""Share of a histogram of intensities that may be withheld before its percentiles say nothing."""
+LARGEST, SMALLEST = 512, 64
+"""(pixels) Bounds of the proposed input: attention costs the fourth power of the side."""
+ANISOTROPIC = 3.0
+"""Slices that lie so many times as far apart as pixels do are anisotropic, by nnU-Net's rule."""
+WEIGHTS = (0.25, 4.0)
+"""Bounds of a class weight: a class that is hardly there must not be all that counts."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to put into a recipe.
+
+    Attributes:
+        values: dotted key -> value.
+        reasons: (key, rule and numbers), a sentence each.
+        left: (key, why it stays as the draft has it).
+    """
+
+    values: dict[str, Any]
+    reasons: tuple[tuple[str, str], ...]
+    left: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The bins of a group that are intervals.
+
+    Attributes:
+        group: its layout.
+        counts: patients in each; what is withheld, or below nought by noise, counts as none.
+        hidden: share of the patients that is not in any bin shown: withheld, or not known; None where that cannot be
+            worked out.
+    """
+
+    group: layout.Group
+    counts: tuple[float, ...]
+    hidden: float | None
+
+    @property
+    def total(self) -> float:
+        """Patients in all bins."""
+        return sum(self.counts)
+
+    def bin_at(self, share: float) -> int:
+        """The bin in which this share of the patients is reached."""
+        reached = 0.0
+        for at, count in enumerate(self.counts):
+            reached += count
+            if count and reached >= share * self.total:
+                return at
+        return len(self.counts) - 1
+
+    def low(self, at: int) -> float:
+        """Lower edge of a bin; of the first its upper one."""
+        return self.group.edges[max(0, at - 1)]
+
+    def high(self, at: int) -> float:
+        """Upper edge of a bin; of the last its lower one."""
+        return self.group.edges[min(at, len(self.group.edges) - 1)]
+
+
+def histogram(result: answer.Merged, name: str) -> Histogram | None:
+    """A group's histogram; None where it was not asked for, or all of it is withheld."""
+    group = result.group(name)
+    if group is None or not group.edges:
+        return None
+    row = result.values[name]
+    counts = tuple(max(0.0, value or 0.0) for value in row[: len(group.edges) + 1])
+    if not sum(counts):
+        return None
+    whole = result.patients
+    if whole is None and not any(result.withheld[name]):
+        whole = sum(max(0.0, value or 0.0) for value in row)
+    hidden = None if whole is None else max(0.0, 1.0 - sum(counts) / max(whole, sum(counts)))
+    return Histogram(group, counts, hidden)
+
+
+def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Proposal:
+    """The proposal for a backbone.
+
+    Args:
+        result: of a survey.
+        backbone: a name of the table, a Hugging Face name or a folder.
+        largest: (pixels) bound of the input's sides.
+    """
+    values: dict[str, Any] = {}
+    reasons: list[tuple[str, str]] = []
+    left: list[tuple[str, str]] = []
+    for rule in (_modality, _size, _window, _weights):
+        key, value, why = rule(result, backbone, largest)
+        if value is None:
+            left.append((key, why))
+        else:
+            values[key] = value
+            reasons.append((key, why))
+    left.append(("spacing", _spacing(result)))
+    for key, why in (
+        ("optimiser.batch_size", "follows from the memory of the sites' machines, which no survey asks for"),
+        (
+            "optimiser.learning_rate",
+            "no rule leads from these statistics to it: it is the one that trained well with this backbone",
+        ),
+    ):
+        left.append((key, why))
+    return Proposal(values, tuple(reasons), tuple(left))
+
+
+Ruled = tuple[str, Any, str]
+"""Key, value (None to leave it), and why."""
+
+
+def _modality(result: answer.Merged, backbone: str, largest: int) -> Ruled:
+    survey = result.survey
+    if survey.modality == "any":
+        return "data.modality", None, "the survey asked for none"
+    return "data.modality", survey.modality, "as the survey asked"
+
+
+def _size(result: answer.Merged, backbone: str, largest: int) -> Ruled:
+    key, (side, fixed) = "data.input_size", drafts.sides(backbone)
+    if fixed:
+        return key, None, f"{backbone} takes {side} x {side} pixels alone"
+    parts = [histogram(result, name) for name in ("rows", "columns")]
+    sizes, medians = [], []
+    for part in parts:
+        if part is None:
+            return key, None, "sizes were not asked for, or all of them are withheld"
+        if part.hidden is None or part.hidden > ENOUGH:
+            return key, None, f"the sizes of {_share(part.hidden)} of the patients are withheld: no median is known"
+        median = part.low(part.bin_at(0.5))
+        medians.append(median)
+        bounded = min(max(median, SMALLEST), largest)
+        sizes.append(max(1, int(bounded // side)) * side)
+    return (
+        key,
+        sizes,
+        f"lower edge of the bin with the median over patients ({medians[0]:g} x {medians[1]:g} pixels), between "
+        f"{SMALLEST} and {largest}, rounded down to a multiple of {side}, the grid of {backbone}",
+    )
+
+
+def _window(result: answer.Merged, backbone: str, largest: int) -> Ruled:
+    key, survey = "data.window", result.survey
+    if survey.scale != "file" or survey.modality != "CT":
+        return (
+            key,
+            None,
+            "grey values have no unit that is the same everywhere (modality CT and scale file have): each image is "
+            "stretched by its own percentiles",
+        )
+    part = histogram(result, "foreground-0") or histogram(result, "intensity-0")
+    if part is None:
+        return key, None, "intensities were not asked for, or all of them are withheld"
+    if part.hidden is None or part.hidden > UNSEEN:
+        return key, None, f"{_share(part.hidden)} of the intensities are withheld: percentiles would be wrong"
+    low, high = part.low(part.bin_at(TAILS[0])), part.high(part.bin_at(TAILS[1]))
+    if not low < high:
+        return key, None, "all intensities lie in one bin; ask with finer ones"
+    what = "structures" if part.group.statistic == "foreground" else "all pixels"
+    width = part.group.edges[1] - part.group.edges[0]
+    return (
+        key,
+        [(low + high) / 2, high - low],
+        f"centre and width from the 0.5th to the 99.5th percentile of {what} ({low:g} to {high:g}), each to its bin's "
+        f"outer edge; a bin is {width:g} wide",
+    )
+
+
+def _weights(result: answer.Merged, backbone: str, largest: int) -> Ruled:
+    key = "task.class_weights"
+    shares = result.values.get("class-shares")
+    if shares is None:
+        return key, None, "class shares were not asked for"
+    if any(result.withheld["class-shares"]):
+        return key, None, "the share of a class is withheld at a site: too few patients have it there"
+    known = [max(0.0, value or 0.0) for value in shares]
+    if result.survey.task == "classification":
+        return key, None, "training draws all classes equally often (task.options.sampling); weights would count twice"
+    if not all(known):
+        return key, None, "a class has no share at all"
+    total = sum(known)
+    weights = [min(max(total / (len(known) * share), WEIGHTS[0]), WEIGHTS[1]) for share in known]
+    names = zip(result.survey.class_names, known, strict=True)
+    said = ", ".join(f"{name} {share / total:.2%}" for name, share in names)
+    return (
+        key,
+        [round(weight, 3) for weight in weights],
+        f"1 / (number of classes x mean share of a patient's pixels), from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}; shares: "
+        f"{said}",
+    )
+
+
+def _spacing(result: answer.Merged) -> str:
+    """Medians of the spacings, and nnU-Net's word on them."""
+    medians: list[float | None] = []
+    for name in ("row-spacing", "column-spacing", "slice-spacing"):
+        part = histogram(result, name)
+        if part is None or part.hidden is None or part.hidden > ENOUGH:
+            medians.append(None)
+        else:
+            medians.append(part.low(part.bin_at(0.5)))
+    row, column, between = medians
+    if row is None or column is None:
+        return "no median is known: not asked for, withheld, or the files do not say it"
+    said = f"median {row:g} x {column:g} mm a pixel"
+    if between is None:
+        return f"{said}; a recipe has no target spacing: images are resized (data.fit)"
+    said += f", {between:g} mm from slice to slice"
+    if between >= ANISOTROPIC * min(row, column):
+        return f"{said}: anisotropic, so slices are best cut as the scanner did (data.plane), and each seen by itself"
+    return f"{said}; a recipe has no target spacing: images are resized (data.fit)"
+
+
+def _share(value: float | None) -> str:
+    return "an unknown share" if value is None else f"{value:.0%}"
+
+
+def recipe(result: answer.Merged, proposal: Proposal, backbone: str) -> str:
+    """A commented recipe.toml with the proposal in it, to be read, changed and locked.
+
+    Raises:
+        ConfigError: listing every fault of form.
+        UnknownName: for a backbone that nobody knows.
+    """
+    survey = result.survey
+    values = {"data.plane": survey.plane, **proposal.values}
+    if survey.channels:
+        values["data.channels"] = list(survey.channels)
+    text = drafts.fill(drafts.recipe(survey.task, backbone, list(survey.class_names)), values)
+    try:
+        schema.parse(schema.Recipe, tomllib.loads(text), "proposed recipe")
+    except errors.ConfigError as error:
+        raise errors.ConfigError("survey", list(error.faults)) from None
+    schema_line, _, rest = text.partition("\n")
+    return "\n".join([schema_line, *_head(result, proposal), "#", rest])
+
+
+def _head(result: answer.Merged, proposal: Proposal) -> list[str]:
+    rows: Sequence[str] = [
+        f"Proposed by survey {result.survey.hash[:12]} of {len(result.sites)} sites. Nothing is decided: read it, "
+        "change it, lock it; each site approves what you lock.",
+        *(f"{key} = {drafts.literal(proposal.values[key])}: {why}" for key, why in proposal.reasons),
+        *(f"{key}, as drafted: {why}" for key, why in proposal.left),
+    ]
+    return [
+        line
+        for row in rows
+        for line in textwrap.wrap(
+            "".join(char if char.isprintable() else " " for char in row),
+            118,
+            initial_indent="# ",
+            subsequent_indent="#   ",
+        )
+    ]

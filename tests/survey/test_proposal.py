@@ -1,0 +1,110 @@
+"""What is proposed of a survey: by the written rules, checked by hand, and never of what was withheld."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+
+import pytest
+
+from fedvfm.config import schema
+from fedvfm.survey import answer, draft, layout, proposal, results
+from tests.survey import hospital
+
+CT = {"modality": "CT", "scale": "file", "intensity_range": [-1000.0, 1000.0], "intensity_bins": 100}
+
+
+def result(rows: Mapping[str, Mapping[int, float]], patients: int = 100, **values: object) -> answer.Merged:
+    """A result with these patients in these bins."""
+    survey = hospital.ask(class_names=["background", "disc"], **values)
+    filled = {
+        group.name: [rows.get(group.name, {}).get(at) for at in range(len(group.labels))]
+        for group in layout.groups(survey)
+    }
+    filled["patients"] = [float(patients)]
+    hidden = {name: tuple(int(value is None) for value in row) for name, row in filled.items()}
+    shown = {name: tuple(row) for name, row in filled.items()}
+    return answer.Merged(survey, ("north",), shown, hidden, {}, 10)
+
+
+def at(name: str, value: float, **values: object) -> int:
+    group = next(one for one in layout.groups(hospital.ask(**values)) if one.name == name)
+    return layout.place(group, value)
+
+
+def test_the_input_is_the_median_on_the_grid_of_the_backbone() -> None:
+    rows = {"rows": {at("rows", 256): 60.0, at("rows", 700): 40.0}, "columns": {at("columns", 1100): 100.0}}
+    proposed = proposal.propose(result(rows), "dinov2-small-imgfocus")
+    assert proposed.values["data.input_size"] == [252, 504]  # 256 and at most 512, on a grid of 14
+    assert proposal.propose(result(rows), "dinov2-small-imgfocus", 224).values["data.input_size"] == [224, 224]
+
+
+def test_no_median_of_what_is_withheld() -> None:
+    few = {"rows": {7: 40.0}, "columns": {7: 100.0}}
+    left = dict(proposal.propose(result(few), "dinov2-small-imgfocus").left)
+    assert "60% of the patients are withheld" in left["data.input_size"]
+
+
+def test_a_model_of_one_size_keeps_it() -> None:
+    rows = {"rows": {7: 100.0}, "columns": {7: 100.0}}
+    proposed = proposal.propose(result(rows), "sam-vit-base")
+    assert "data.input_size" not in proposed.values
+
+
+def test_a_window_goes_from_tail_to_tail_of_the_structures() -> None:
+    low, middle, high = (at("foreground-0", value, **CT) for value in (-100, 50, 180))
+    rows = {"foreground-0": {low: 1.0, middle: 98.0, high: 1.0}}
+    proposed = proposal.propose(result(rows, **CT), "dinov2-small-imgfocus")
+    assert proposed.values["data.window"] == [50.0, 300.0]  # -100 to 200: the bins' outer edges, 20 wide
+    thin = {"foreground-0": {low: 0.4, middle: 99.2, high: 0.4}}
+    assert proposal.propose(result(thin, **CT), "dinov2-small-imgfocus").values["data.window"] == [50.0, 20.0]
+
+
+def test_no_window_where_grey_values_have_no_unit_or_tails_are_withheld() -> None:
+    rows = {"foreground-0": {5: 90.0}}
+    for values, word in (({}, "no unit"), (CT, "10% of the intensities")):
+        left = dict(proposal.propose(result(rows, **values), "dinov2-small-imgfocus").left)
+        assert word in left["data.window"]
+
+
+def test_class_weights_are_inverse_shares_within_bounds() -> None:
+    rows = {"class-shares": {0: 80.0, 1: 20.0}}
+    assert proposal.propose(result(rows), "dinov2-small-imgfocus").values["task.class_weights"] == [0.625, 2.5]
+    rows = {"class-shares": {0: 99.0, 1: 1.0}}
+    assert proposal.propose(result(rows), "dinov2-small-imgfocus").values["task.class_weights"] == [0.505, 4.0]
+    left = dict(proposal.propose(result({"class-shares": {0: 99.0}}), "dinov2-small-imgfocus").left)
+    assert "withheld" in left["task.class_weights"]
+
+
+def test_slices_far_apart_are_called_anisotropic() -> None:
+    rows = {
+        name: {at(name, value): 100.0}
+        for name, value in (("row-spacing", 0.5), ("column-spacing", 0.5), ("slice-spacing", 5.0))
+    }
+    left = dict(proposal.propose(result(rows), "dinov2-small-imgfocus").left)
+    assert "anisotropic" in left["spacing"]
+
+
+def test_what_nothing_decides_is_said() -> None:
+    left = dict(proposal.propose(result({}), "dinov2-small-imgfocus").left)
+    assert {"optimiser.batch_size", "optimiser.learning_rate", "data.window", "data.input_size"} <= set(left)
+
+
+def test_the_proposed_recipe_can_be_read_and_locked() -> None:
+    rows = {"rows": {7: 100.0}, "columns": {7: 100.0}, "class-shares": {0: 80.0, 1: 20.0}}
+    found = result(rows, purpose="why |\n# not a heading", title="a\n\x1b[31mb")
+    proposed = proposal.propose(found, "dinov2-small-imgfocus")
+    text = proposal.recipe(found, proposed, "dinov2-small-imgfocus")
+    recipe = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
+    assert recipe.task.class_weights == (0.625, 2.5)
+    assert recipe.data.input_size == (252, 252)
+    page = results.page(found, proposed)
+    assert "\x1b" not in page
+    assert "why \\| \\# not a heading" in page
+
+
+@pytest.mark.parametrize(("task", "modality"), [("segmentation", "CT"), ("classification", "any")])
+def test_a_draft_has_every_key_and_can_be_read(task: str, modality: str) -> None:
+    values = tomllib.loads(draft.text(task, ["a", "b"], modality))
+    assert values["task"] == task
+    assert ("scale" in values) == (modality == "CT")
