@@ -24,12 +24,23 @@ class Pair(nn.Module):
         self.start, self.stop, self.scale = rows.start, rows.stop, scale
         self.A = nn.Parameter(base.weight.new_zeros(rank, base.in_features))
         self.B = nn.Parameter(base.weight.new_zeros(rows.stop - rows.start, rank))
+        self.core: nn.Module = nn.Identity()
         self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """A and B."""
+        return self.A, self.B
 
     def forward(self, entering: Tensor) -> Tensor:
         """See the class."""
-        down = nn.functional.linear(self.lora_dropout(entering), self.A)
+        down = self.core(nn.functional.linear(self.lora_dropout(entering), self.A))
         return nn.functional.linear(down, self.B) * self.scale
+
+
+def up(b: Tensor, core: nn.Module) -> Tensor:
+    """B, or B R where a core stands between the factors. Shapes: (d_out, r)."""
+    return b @ core.weight if isinstance(core, nn.Linear) else b.detach()
 
 
 class Fused(nn.Module):
@@ -76,7 +87,7 @@ class Fused(nn.Module):
         rank = pairs[0].A.shape[0]
         whole = self.base.weight.new_zeros(self.base.out_features, rank * len(pairs))
         for index, pair in enumerate(pairs):
-            whole[pair.start : pair.stop, index * rank : (index + 1) * rank] = pair.B
+            whole[pair.start : pair.stop, index * rank : (index + 1) * rank] = up(pair.B, pair.core)
         return torch.cat([pair.A for pair in pairs]).detach(), whole
 
     @torch.no_grad()
@@ -86,7 +97,7 @@ class Fused(nn.Module):
         made = made.to(self.base.weight)
         made.load_state_dict(self.base.state_dict())
         for pair in self._of():
-            made.weight[pair.start : pair.stop] += pair.scale * pair.B @ pair.A
+            made.weight[pair.start : pair.stop] += pair.scale * up(pair.B, pair.core) @ pair.A
         return made.requires_grad_(False)
 
 

@@ -1,13 +1,18 @@
 """LoRA on projections chosen by our names, resolved per backbone: whole layers, or slices of a fused layer.
 
+Kind ``core`` leaves both factors of every pair as they are and trains a small matrix between them.
+
 What trains is computed as by PEFT, whose import takes seconds; an export is in its form (:func:`peft_config`).
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,19 +94,32 @@ class Layer(nn.Module):
         self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **place)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **place)
+        self.core: nn.Module = nn.Identity()
         nn.init.zeros_(self.lora_B.weight)
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """A and B."""
+        return self.lora_A.get_parameter("weight"), self.lora_B.get_parameter("weight")
 
     def forward(self, entering: Tensor) -> Tensor:
         """See the class."""
         leaving: Tensor = self.base(entering)
-        change: Tensor = self.lora_B(self.lora_A(self.lora_dropout(entering))) * self.scale
+        change: Tensor = self.lora_B(self.core(self.lora_A(self.lora_dropout(entering)))) * self.scale
         return leaving + change
+
+    @torch.no_grad()
+    def block_form(self) -> tuple[Tensor, Tensor]:
+        """The change as a pair A, B; of ``core`` B is B R."""
+        a, b = self.factors
+        return a.detach(), fused.up(b, self.core)
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
         """A plain layer with the pair in its weights; it shares nothing with this one."""
         made = copy.deepcopy(self.base)
-        made.weight += self.lora_B.weight @ self.lora_A.weight * self.scale
+        a, b = self.block_form()
+        made.weight += b @ a * self.scale
         return made.requires_grad_(False)
 
 
@@ -127,7 +145,8 @@ class Lora(base.Adapter):
         found = super().faults(settings, backbone)
         if backbone.depth == 0:
             return [
-                f"recipe.adapter.kind = 'lora': backbone '{backbone.name}' has no projections to adapt; use kind 'full'"
+                f"recipe.adapter.kind = '{settings.kind}': backbone '{backbone.name}' has no projections to adapt; use "
+                "kind 'full'"
             ]
         unknown = [part for part in settings.targets if not (backbone.projection(0, part) or backbone.fused(0, part))]
         if unknown or not settings.targets:
@@ -136,41 +155,38 @@ class Lora(base.Adapter):
 
     def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
         """See base."""
-        pairs = self._whole_layers(settings, backbone) | self._slices(settings, backbone)
         specs: list[state.ArraySpec] = []
         parameters: dict[str, nn.Parameter] = {}
-        for pair, weights in pairs.items():
-            for role, weight in zip("AB", weights, strict=True):
+        for pair, layer in self._placed(settings, backbone).items():
+            for role, weight in zip("AB", layer.factors, strict=True):
                 name = f"{pair}.{role}"
                 specs.append(state.ArraySpec(name, tuple(weight.shape), "lora", role, pair, settings.scale))
                 parameters[name] = weight
         return base.Injected(tuple(specs), parameters)
 
+    def _placed(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> Mapping[str, Layer | fused.Pair]:
+        """Pair -> the module that holds it, put into the backbone."""
+        return self._whole_layers(settings, backbone) | self._slices(settings, backbone)
+
     @staticmethod
-    def _whole_layers(
-        settings: schema.AdapterConfig, backbone: backbones.Backbone
-    ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Pair -> A and B put beside whole layers."""
-        found: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+    def _whole_layers(settings: schema.AdapterConfig, backbone: backbones.Backbone) -> dict[str, Layer | fused.Pair]:
+        """Pairs put beside whole layers."""
+        placed: dict[str, Layer | fused.Pair] = {}
         for pair, path in _whole(settings, backbone).items():
             frozen = backbone.model.get_submodule(path)
             if not isinstance(frozen, nn.Linear):
                 raise TypeError(f"{path} is {type(frozen).__name__}, no linear layer")
-            made = Layer(frozen, settings.rank, settings.scale, settings.dropout)
-            backbone.model.set_submodule(path, made)
-            down, up = (layer.get_parameter("weight") for layer in (made.lora_A, made.lora_B))
-            found[pair] = down, up
-        return found
+            placed[pair] = Layer(frozen, settings.rank, settings.scale, settings.dropout)
+            backbone.model.set_submodule(path, placed[pair])
+        return placed
 
     @staticmethod
-    def _slices(
-        settings: schema.AdapterConfig, backbone: backbones.Backbone
-    ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Pair -> A and B put on slices."""
-        found: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+    def _slices(settings: schema.AdapterConfig, backbone: backbones.Backbone) -> dict[str, Layer | fused.Pair]:
+        """Pairs put on slices."""
+        placed: dict[str, Layer | fused.Pair] = {}
         for path, slices in _sliced(settings, backbone).items():
             parts = {pair.rpartition(".")[2]: (pair, rows) for pair, rows in slices.items()}
-            made = fused.put_in(
+            pairs = fused.put_in(
                 backbone.model,
                 path,
                 {part: rows for part, (_, rows) in parts.items()},
@@ -178,5 +194,49 @@ class Lora(base.Adapter):
                 scale=settings.scale,
                 dropout=settings.dropout,
             )
-            found |= {parts[part][0]: (one.A, one.B) for part, one in made.items()}
-        return found
+            placed |= {parts[part][0]: module for part, module in pairs.items()}
+        return placed
+
+
+class Core(Lora):
+    """W + (alpha / rank) B R A: A and B stay as they are drawn, and R between them trains and travels.
+
+    The mean of the R is exactly the mean of the products, under every rule that averages. A and B never travel: every
+    site draws them from ``basis`` and the pair's name (:func:`drawn`). R begins as zero. A pair trains
+    ``rank`` x ``rank`` numbers, whatever the width of its layer, so ``rank`` should be larger than LoRA's.
+
+    Options: ``basis``, a number that chooses A and B.
+
+    Shapes: A (rank, d_in), B (d_out, rank), R (rank, rank).
+    Source: Singhal et al., "Fed-SB: A Silver Bullet for Extreme Communication Efficiency and Performance in (Private)
+        Federated LoRA Fine-Tuning", 2025 (arXiv 2502.15436), section 4. There A and B come from gradients of data,
+        which no site gives away here; as random ones: Balazy et al., "LoRA-XS", 2024 (arXiv 2405.17604), section 5.
+    """
+
+    known_options = ("basis",)
+    numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {"basis": (0, 0, 2**31 - 1)}
+    pairs: ClassVar[bool] = False
+
+    def inject(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> base.Injected:
+        """See base."""
+        basis, parameters = int(self.number(settings, "basis")), {}
+        for pair, layer in self._placed(settings, backbone).items():
+            a, b = layer.factors
+            with torch.no_grad():
+                a.copy_(torch.from_numpy(drawn(basis, f"{pair}.A", (a.shape[0], a.shape[1]))))
+                b.copy_(torch.from_numpy(drawn(basis, f"{pair}.B", (b.shape[1], b.shape[0])).T))
+            core = nn.Linear(a.shape[0], a.shape[0], bias=False, device=a.device, dtype=a.dtype)
+            nn.init.zeros_(core.weight)
+            layer.core, parameters[f"{pair}.R"] = core, core.get_parameter("weight")
+        specs = tuple(state.ArraySpec(name, tuple(weight.shape), "lora") for name, weight in parameters.items())
+        return base.Injected(specs, parameters)
+
+
+def drawn(basis: int, name: str, shape: tuple[int, int]) -> state.Array:
+    """Uniform rows whose length is one in the mean. They are never told: they must be the same bits at every site.
+
+    So they are made of a hash and of arithmetic that IEEE 754 fixes, and of no library's random stream.
+    """
+    raw = hashlib.shake_256(f"fedvfm core {basis} {name}".encode()).digest(4 * shape[0] * shape[1])
+    whole = np.frombuffer(raw, "<u4").reshape(shape).astype(np.float64)
+    return np.asarray((whole / 2**31 - 1.0) * np.sqrt(3.0 / shape[1]), dtype=np.float32)

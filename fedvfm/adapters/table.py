@@ -8,6 +8,7 @@ TABLE = registry.Table(
     "adapter kind",
     {
         "lora": "fedvfm.adapters.lora:Lora",
+        "core": "fedvfm.adapters.lora:Core",
         "head-only": "fedvfm.adapters.dense:HeadOnly",
         "adaptformer": "fedvfm.adapters.bottleneck:AdaptFormer",
         "medical-sam-adapter": "fedvfm.adapters.bottleneck:MedicalSamAdapter",

@@ -104,11 +104,12 @@ class AdapterConfig(Strict):
     """
 
     kind: Name = "lora"
-    """lora, adaptformer, prompt-tokens, medical-sam-adapter, norm, bias, head-only or full. Change: to send less (norm,
-    bias, head-only), or to learn more."""
+    """lora, core (LoRA of which a rank x rank matrix alone trains and travels), adaptformer, prompt-tokens,
+    medical-sam-adapter, norm, bias, head-only or full. Change: to send less (core, norm, bias, head-only), or to learn
+    more."""
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
-    """Of LoRA: more can learn more and sends more. Change: up where the training loss stays high, down to send fewer
-    bytes."""
+    """Of LoRA: more can learn more and sends more; core takes more than LoRA. Change: up where the training loss stays
+    high, down to send fewer bytes."""
     alpha: Positive | None = None
     """LoRA's scale is alpha / rank; left out, alpha is the rank. Change: keep it at one or two times the rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -126,8 +127,8 @@ class AdapterConfig(Strict):
     """Which LoRA factor trains: both, freeze-A or alternate; the last two are exact means and better under differential
     privacy. Change: to freeze-A under differential privacy, or to halve what goes up."""
     options: dict[str, Option] = {}
-    """What this kind takes besides, as count and depth of prompt-tokens. Change: with a kind that has options; a wrong
-    one is refused with the known."""
+    """What this kind takes besides, as count and depth of prompt-tokens, or basis of core, a number that chooses its
+    fixed factors. Change: with a kind that has options; a wrong one is refused with the known."""
 
     @property
     def scale(self) -> float:

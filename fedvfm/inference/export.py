@@ -230,14 +230,14 @@ def _as_json(settings: peft.PeftConfig) -> str:
 def _peft(model: adapted_model.AdaptedModel) -> tuple[peft.PeftConfig, dict[str, Tensor]] | None:
     """PEFT's configuration and tensors of the same adapter, or None where PEFT has no such kind."""
     kind, recipe = model.recipe.adapter.kind, model.recipe
-    if kind not in ("lora", "norm") or not model.injected.parameters:
+    if kind not in ("lora", "core", "norm") or not model.injected.parameters:
         return None
     if recipe.task.prompt == "auto":
         return None  # the stock model would be told nothing, and give other masks
     if model.backbone.mask_tokens > model.backbone.stock_mask_tokens or model.backbone.stock_differs:
         return None  # the stock model has no place for further mask tokens, or would compute something else
     fresh: backbones.Backbone = backbone_table.loader(recipe.backbone)(recipe.backbone, with_weights=False)
-    settings: Any = lora.peft_config(recipe.adapter, fresh) if kind == "lora" else _norm_config(model, fresh)
+    settings: Any = _norm_config(model, fresh) if kind == "norm" else lora.peft_config(recipe.adapter, fresh)
     settings.modules_to_save = decoder.paths(recipe.adapter.parts or (), fresh) or None
     settings.inference_mode = True
     settings.base_model_name_or_path = recipe.backbone.name
@@ -258,12 +258,12 @@ def _norm_config(model: adapted_model.AdaptedModel, fresh: backbones.Backbone) -
 def _peft_tensors(model: adapted_model.AdaptedModel) -> dict[str, Tensor]:
     """Under PEFT's names: stock paths with ``lora_A`` / ``lora_B`` or ``ln_tuning_layers``; decoder parts as they are.
 
-    Pairs on slices of a fused layer go in as one pair of the whole layer.
+    Pairs on slices of a fused layer go in as one pair of the whole layer, and a core is multiplied into B.
     """
     found: dict[str, Tensor] = {}
     groups = {id(model.injected.parameters[spec.name]): spec.group for spec in model.injected.specs}
     for path, module in model.backbone.model.named_modules():
-        if isinstance(module, fused.Fused):
+        if isinstance(module, fused.Fused | lora.Layer):
             down, up = module.block_form()
             found |= {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
     for name, parameter in model.backbone.model.named_parameters():
@@ -271,6 +271,6 @@ def _peft_tensors(model: adapted_model.AdaptedModel) -> dict[str, Tensor]:
         group = groups.get(id(parameter), "")
         if group == "norm":
             found[f"{path}.ln_tuning_layers.{last}"] = parameter
-        elif group == decoder.GROUP or (group == "lora" and path.endswith((".lora_A", ".lora_B"))):
+        elif group == decoder.GROUP:
             found[name] = parameter
     return {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in found.items()}

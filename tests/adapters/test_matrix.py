@@ -19,7 +19,7 @@ from fedvfm.model import adapted_model
 from fedvfm.state import state
 
 GOLDEN = Path(__file__).with_name("golden_names.json")
-KINDS = ("lora", "norm", "bias", "head-only", "full", "adaptformer", "prompt-tokens")
+KINDS = ("lora", "core", "norm", "bias", "head-only", "full", "adaptformer", "prompt-tokens")
 MLP = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -268,7 +268,7 @@ def test_faults_of_each_kind(folders: dict[str, str]) -> None:
         dino, "lora", targets=["q", "w"]
     )
     assert any("recipe.adapter.targets = []" in f for f in faults(dino, "lora", targets=[]))
-    for kind in ("lora", "norm", "bias", "adaptformer"):
+    for kind in ("lora", "core", "norm", "bias", "adaptformer"):
         assert any("backbone 'unet'" in f and "use kind 'full'" in f for f in faults("unet", kind)), kind
     assert any("layers" in f for f in faults("unet", "full", layers=[0]))
     for kind in ("norm", "bias", "full"):

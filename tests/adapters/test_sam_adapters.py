@@ -25,7 +25,7 @@ from fedvfm.model import adapted_model
 from fedvfm.state import state
 
 FAMILIES = ("sam", "sam_hq", "sam2", "sam3")
-KINDS = ("lora", "norm", "bias", "head-only", "full")
+KINDS = ("lora", "core", "norm", "bias", "head-only", "full")
 DEFAULT = ("upscale", "output_hypernetworks_mlps", "mask_tokens")
 STOCK = {"sam": "SamModel", "sam2": "Sam2Model", "sam3": "Sam3TrackerModel"}
 PAIRS = [(family, kind) for family in FAMILIES for kind in KINDS]

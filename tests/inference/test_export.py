@@ -86,10 +86,10 @@ def stock_grid(model: Any) -> torch.Tensor:
     return found[:, -16:]
 
 
-@pytest.mark.parametrize("kind", ["lora", "norm"])
+@pytest.mark.parametrize("kind", ["lora", "core", "norm"])
 @pytest.mark.parametrize("name", STOCK)
 def test_peft_loads_it_into_the_stock_model(folders: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
-    settings: dict[str, Any] = {"layers": [1, 3], "targets": ["q", "v", "fc1"]} if kind == "lora" else {}
+    settings: dict[str, Any] = {"layers": [1, 3], "targets": ["q", "v", "fc1"]} if kind != "norm" else {}
     model = moved(folders[name], kind, **settings)
     export.save(model, tmp_path / "adapter", MADE)
     stock = STOCK[name][0].from_pretrained(folders[name])
@@ -106,7 +106,7 @@ def test_peft_loads_it_into_the_stock_model(folders: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
-@pytest.mark.parametrize("kind", ["lora", "norm", "bias", "full", "head-only"])
+@pytest.mark.parametrize("kind", ["lora", "core", "norm", "bias", "full", "head-only"])
 def test_load_adapter_gives_equal_logits(tiny_dino: Path, tmp_path: Path, kind: str, task: str) -> None:
     model = moved(tiny_dino, kind, task)
     folder = export.save(model, tmp_path / "adapter", MADE, note="one average brain, no patient claim")
@@ -116,7 +116,7 @@ def test_load_adapter_gives_equal_logits(tiny_dino: Path, tmp_path: Path, kind: 
         assert torch.equal(loaded(pixels()), model(pixels()))
     assert loaded.read().fingerprint == model.read().fingerprint
     card = (folder / "README.md").read_text()
-    with_peft = kind in ("lora", "norm")
+    with_peft = kind in ("lora", "core", "norm")
     assert (folder / "adapter_config.json").exists() == with_peft
     assert (folder / "adapter_model.safetensors").exists() == with_peft
     assert ("This kind is not one of PEFT's" in card) == (not with_peft)
@@ -141,7 +141,7 @@ def test_the_head_lies_beside_it_under_its_own_names(tiny_dino: Path, tmp_path: 
         np.testing.assert_array_equal(stored[name], value.detach().numpy())
 
 
-@pytest.mark.parametrize("kind", ["lora", "norm", "bias", "full"])
+@pytest.mark.parametrize("kind", ["lora", "core", "norm", "bias", "full"])
 @pytest.mark.parametrize("name", ["dinov2", "clip"])
 def test_merged_equals_unmerged(folders: dict[str, Path], name: str, kind: str) -> None:
     model = moved(folders[name], kind)

@@ -135,6 +135,7 @@ VIT = [
     for kind, task, way in (
         ("lora", "segmentation", "hooks"),
         ("lora", "classification", "hooks"),
+        ("core", "segmentation", "hooks"),
         ("norm", "segmentation", "hooks"),
         ("bias", "classification", "hooks"),
         ("head-only", "segmentation", "hooks"),
@@ -338,7 +339,7 @@ def test_a_row_that_is_no_gradient_adds_nothing_or_the_clip(broken: float) -> No
     assert moved_by <= 1e-6 if broken == 3e38 else moved_by == 0.0
 
 
-ARMS = [("dino", kind) for kind in ("lora", "adaptformer", "prompt-tokens", "norm")] + [
+ARMS = [("dino", kind) for kind in ("lora", "core", "adaptformer", "prompt-tokens", "norm")] + [
     ("sam", "lora"),
     ("sam", "bias"),
     ("tinyvit", "lora"),
