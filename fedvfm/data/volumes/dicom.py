@@ -39,12 +39,18 @@ WITHOUT_PIXELS = frozenset(
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DEFLATE_RATIO = 1032
+LITTLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+"""Transfer syntaxes whose values lie in the file as they are, little end first."""
+PIXEL_DATA = bytes.fromhex("e07f1000")
+"""Tag of the pixels, little end first."""
 FRAME_BYTES = 8
 """Every compressed frame has a tag and a length before it."""
 TAGS = (*dicom_frames.TAGS, "ApprovalStatus", "SeriesInstanceUID", "SeriesNumber", "VOILUTSequence")
 PRIVATE = tuple(tag for pair in dicom_frames.TILES.values() for tag in pair)
 """Numbers and creators of private blocks that say that a picture is a mosaic; none of them is a text on a patient."""
 REJECTED = "a structure set that was rejected (Approval Status)"
+TOGETHER = 16
+"""Headers that are asked for in one request."""
 HEAD_BYTES = 4096
 CHUNK = 1 << 20
 MOST_INFLATED = 1 << 28
@@ -258,12 +264,31 @@ def find(path: Path) -> Study:
     study, found = Study(), dict[tuple[str, str], Series]()
     files, known = files_in(path), dict[str, Path]()
     asked = list(_asked(path, files, study.left))
-    for (file, _), held in zip(asked, examine.each(asked), strict=True):
+    for (file, where), held in zip(asked, _examined(asked), strict=True):
+        if any(piece.frame.file != file for piece in held.slices):
+            raise defect.DECODER_DIED.error(
+                f"{where}: its decoder named another file; it may be made to harm: take it out"
+            )
         reason = _add(study, found, file, held, known)
         if reason:
             study.left.append((file, reason))
     study.series = sorted(found.values(), key=lambda one: (one.number is None, one.number or 0, one.modality))
     return study
+
+
+def _examined(asked: Sequence[tuple[Path, str]]) -> Iterator[Contents]:
+    """:func:`examine` of many files, several in one request: an answer for each would take a third of the time."""
+    for start in range(0, len(asked), TOGETHER):
+        some = asked[start : start + TOGETHER]
+        try:
+            yield from _examine_all(some)
+        except errors.DataError:  # asked one by one each file has limits of its own, and the one at fault is named
+            yield from examine.each(some)
+
+
+@decoder.apart
+def _examine_all(asked: Sequence[tuple[Path, str]]) -> list[Contents]:
+    return [examine.here(*item) for item in asked]
 
 
 def _asked(path: Path, files: Sequence[Path], left: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
@@ -409,12 +434,31 @@ def examine(file: Path, where: str) -> Contents:
                 raise defect.WHOLE_SLIDE.error(f"{where}: a whole-slide image; cut it into tiles and save them as PNG")
             _check_length(tags, file, where)
             packing = syntax(tags)
-            slices, notes = dicom_frames.read(tags, file, where, packed=packing == DEFLATED, bare=tags.preamble is None)
+            options = {"packed": packing == DEFLATED, "bare": tags.preamble is None, "begin": _begin(tags, file)}
+            slices, notes = dicom_frames.read(tags, file, where, **options)
             key = (str(tags.get("SeriesInstanceUID", "")), modality)
             number = dicom_frames.whole(tags.get("SeriesNumber"))
             return Contents(kind, uid, "image", "", key, number, tuple(slices), tuple(notes), _curved(tags))
         except BROKEN as error:
             raise damaged(where, error) from None
+
+
+def _begin(tags: Any, file: Path) -> int | None:
+    """Where the grey values of a file begin that lie there as they are; None where they do not, or it is not certain.
+
+    They are its end then, and right before them stand their tag and their length (PS3.5, Sections 7.1 and 8.1.1).
+    """
+    packing, size = syntax(tags), dicom_frames.bytes_of_grey(tags)
+    if size is None or packing not in LITTLE or tags.preamble is None:
+        return None
+    even = size + size % 2
+    with file.open("rb") as opened:
+        begin = opened.seek(0, os.SEEK_END) - even
+        opened.seek(max(begin - 12, 0))
+        before = opened.read(12)
+    length = even.to_bytes(4, "little")
+    explicit = [PIXEL_DATA + kind + length for kind in (b"OB\0\0", b"OW\0\0")]
+    return begin if before in explicit or before[4:] == PIXEL_DATA + length else None
 
 
 def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, held: Contents, known: dict[str, Path]) -> str:

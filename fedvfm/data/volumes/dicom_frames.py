@@ -187,10 +187,12 @@ class Place:
     position: tuple[float, ...] | None
 
 
-def read(tags: Any, file: Path, where: str, *, packed: bool, bare: bool) -> tuple[list[Slice], list[str]]:
+def read(
+    tags: Any, file: Path, where: str, *, packed: bool, bare: bool, begin: int | None = None
+) -> tuple[list[Slice], list[str]]:
     """One slice a frame, and what is to be said of the file.
 
-    ``packed`` is whether the file is packed as a whole.
+    ``packed`` is whether the file is packed as a whole, ``begin`` where its values begin that lie there as they are.
 
     Raises:
         DataError: for a mosaic, projections, frames of which nobody says whether they are places or moments, and bits
@@ -223,7 +225,8 @@ def read(tags: Any, file: Path, where: str, *, packed: bool, bare: bool) -> tupl
     found, together = [], packed or has_split_bytes(tags)
     for index, place in enumerate(places):
         slope, intercept, scaled = _rescale(tags, levels[index], notes)
-        frame = headers.Frame(file, index, uid, slope, intercept, together, bare, inverted, table, padding)
+        plain = None if begin is None else _plain(tags, begin, index)
+        frame = headers.Frame(file, index, uid, slope, intercept, together, bare, inverted, table, padding, plain)
         measures = (tags, levels[index])
         found.append(
             Slice(
@@ -249,6 +252,22 @@ def read(tags: Any, file: Path, where: str, *, packed: bool, bare: bool) -> tupl
 def has_split_bytes(tags: Any) -> bool:
     """Whether frames of single bits begin inside of a byte (PS3.5, 8.1.1): pydicom cuts them wrongly one by one."""
     return whole(tags.get("BitsAllocated")) == 1 and int(tags.Rows) * int(tags.Columns) % 8 != 0
+
+
+def bytes_of_grey(tags: Any) -> int | None:
+    """Bytes of all grey values of a file where each takes one or two; None for others."""
+    bits, photometric = whole(tags.get("BitsAllocated")), tags.get("PhotometricInterpretation")
+    if bits not in (8, 16) or photometric not in (GREY, "MONOCHROME1") or int(tags.get("SamplesPerPixel", 1)) != 1:
+        return None
+    return count(tags) * int(tags.Rows) * int(tags.Columns) * bits // 8
+
+
+def _plain(tags: Any, begin: int, index: int) -> headers.Plain:
+    """Where the values of a frame lie; see :func:`bytes_of_grey`."""
+    bits = int(tags.BitsAllocated)
+    kind = f"<{'i' if tags.get('PixelRepresentation', 0) == 1 else 'u'}{bits // 8}"
+    unused = bits - int(tags.get("BitsStored", bits))
+    return headers.Plain(begin + index * int(tags.Rows) * int(tags.Columns) * bits // 8, kind, unused)
 
 
 def _of_pictures(tags: Any) -> list[str]:

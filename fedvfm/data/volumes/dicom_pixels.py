@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ AIR_HU = -1024
 """Scanners mark what lies outside their field with values far below air; these are raised to it."""
 IN_UNITS = ("CT", "PT", "NM")
 """Modalities whose values are measurements: they are not turned round where the file asks for a dark-on-bright look."""
+WIDEST = 8
+"""Bytes of a value while it is rescaled."""
 UNREAD = frozenset({"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"})
 """Transfer syntaxes without a decoder: high-throughput JPEG 2000 (HTJ2K)."""
 LUTS = tuple(
@@ -46,7 +48,7 @@ def read_voxels(header: headers.Header) -> tuple[Values, Padding]:
     Raises:
         DataError: if a frame cannot be decoded.
     """
-    frames = decode.each(_alone(header, number) for number in range(len(header.frames)))
+    frames = _frames(header, range(len(header.frames)))
     first, padded = next(frames)
     whole = np.empty((len(header.frames), *first.shape), dtype=first.dtype)
     whole[0] = first
@@ -80,7 +82,31 @@ def read_frame(header: headers.Header, number: int) -> tuple[Values, Padding]:
     Raises:
         DataError: if it cannot be decoded.
     """
-    return decode(*_alone(header, number))
+    return next(_frames(header, [number]))
+
+
+def _frames(header: headers.Header, numbers: Sequence[int]) -> Iterator[tuple[Values, Padding]]:
+    """:func:`read_frame` of several slices; values that lie in the files as they are need no decoder."""
+    places = [_plain(header, header.frames[number]) for number in numbers]
+    columns, rows, _ = header.stored.shape
+    if None in places:
+        yield from decode.each(_alone(header, number) for number in numbers)
+        return
+    for number, place in zip(numbers, filter(None, places), strict=True):
+        frame = header.frames[number]
+        stored = place.read(frame.file, rows * columns, _where(header, number)).reshape(rows, columns)
+        yield _without_padding(stored, _in_units(stored, header, frame), header, frame)
+
+
+def _plain(header: headers.Header, frame: headers.Frame) -> headers.Plain | None:
+    """Where stored values lie that only have to be rescaled, if that takes no more memory than a file may."""
+    if frame.table or _turned(header, frame):
+        return None
+    return frame.plain if decoder.may_take(WIDEST * math.prod(header.stored.shape[:2])) else None
+
+
+def _turned(header: headers.Header, frame: headers.Frame) -> bool:
+    return frame.inverted and header.modality not in IN_UNITS
 
 
 def _alone(header: headers.Header, number: int) -> tuple[headers.Header, str]:
@@ -99,6 +125,13 @@ def decode(header: headers.Header, where: str) -> tuple[Values, Padding]:
             values = _values(stored, tags, header, frame)
     except dicom.BROKEN as error:
         raise _fault(where, frame, error) from None
+    return _without_padding(stored, values, header, frame)
+
+
+def _without_padding(
+    stored: Values, values: Values, header: headers.Header, frame: headers.Frame
+) -> tuple[Values, Padding]:
+    """Values and where they are padding, which is given the darkest of them."""
     padded = _is_padding(stored, frame)
     if padded is None or not padded.any():
         return values, None
@@ -257,7 +290,7 @@ def _values(stored: NDArray[Any], tags: Any, header: headers.Header, frame: head
         return np.asarray(processing.apply_color_lut(stored, tags))[..., :3]
     if header.channels == 3:
         return _filled(stored, tags)
-    turned = frame.inverted and header.modality not in IN_UNITS
+    turned = _turned(header, frame)
     if frame.table and tags.get("ModalityLUTSequence"):
         # The table's outputs run from 0 to what the bits of its entries hold (PS3.3, C.11.1.1). Some writers say 10
         # or 12, but
@@ -269,6 +302,10 @@ def _values(stored: NDArray[Any], tags: Any, header: headers.Header, frame: head
         return np.float32(2**bits - 1) - values if turned else values
     if turned:
         stored = sum(_limits(tags)) - stored.astype(np.int64)
+    return _in_units(stored, header, frame)
+
+
+def _in_units(stored: Values, header: headers.Header, frame: headers.Frame) -> Values:
     scaled = _rescaled(stored, frame.slope, frame.intercept)
     return np.maximum(scaled, scaled.dtype.type(AIR_HU)) if header.hounsfield else scaled
 

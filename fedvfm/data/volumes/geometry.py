@@ -9,6 +9,7 @@ whole quarter turns and mirrors, without resampling, so that they run as nearly 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +54,22 @@ class Turn:
         return stored[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
+@functools.lru_cache(maxsize=1024)
+def _turn(content: bytes) -> Turn:
+    """:meth:`Grid.turn` of the bytes of an affine: it is asked several times for each slice."""
+    from nibabel import orientations  # only users of volumes pay for it
+
+    affine = np.frombuffer(content).reshape(4, 4)
+    known = bool(np.isfinite(affine).all())  # of others there are no singular values
+    found: NDArray[Any] = orientations.io_orientation(affine if known else np.zeros((4, 4)))
+    if not np.isfinite(found).all():
+        raise defect.NO_GEOMETRY.error(
+            f"its header does not say how the axes lie (affine {affine.tolist()}); save it again with an affine"
+        )
+    a, b, c = ((int(axis), bool(sign < 0)) for axis, sign in found)
+    return Turn((a[0], b[0], c[0]), (a[1], b[1], c[1]))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
     """Shape and place of voxels.
@@ -92,17 +109,7 @@ class Grid:
         Raises:
             DataError: if the affine does not say how the axes lie.
         """
-        from nibabel import orientations  # only users of volumes pay for it
-
-        known = bool(np.isfinite(self.affine).all())  # of others there are no singular values
-        found: NDArray[Any] = orientations.io_orientation(self.affine if known else np.zeros((4, 4)))
-        if not np.isfinite(found).all():
-            raise defect.NO_GEOMETRY.error(
-                f"its header does not say how the axes lie (affine {self.affine.tolist()}); save it again with an "
-                "affine"
-            )
-        a, b, c = ((int(axis), bool(sign < 0)) for axis, sign in found)
-        return Turn((a[0], b[0], c[0]), (a[1], b[1], c[1]))
+        return _turn(np.asarray(self.affine, dtype=np.float64).tobytes())
 
     def canonical(self) -> Grid:
         """The same voxels with axes turned as nearly as can be to right, front and head."""

@@ -4,11 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm.data import defect
 from fedvfm.data.volumes import geometry
 
 Kind = Literal["nifti", "nrrd", "metaimage", "dicom"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Values that lie in a file as they are: they need no decoder, only somebody who says where they lie.
+
+    Attributes:
+        offset: where they begin, in bytes.
+        kind: numpy's name of their type.
+        unused: how many of the highest bits of each mean nothing (DICOM PS3.5, Section 8.1.1).
+    """
+
+    offset: int
+    kind: str
+    unused: int = 0
+
+    def read(self, file: Path, count: int, where: object) -> NDArray[Any]:
+        """The values in one row; they are read, as a file that is mapped and cut meanwhile would end this process.
+
+        Raises:
+            DataError: for what is no such block.
+        """
+        try:
+            kind = np.dtype(self.kind)
+            if kind.kind not in "iuf" or self.offset < 0 or not 0 <= self.unused < 8 * kind.itemsize:
+                raise ValueError
+            values = np.fromfile(file, kind, count, offset=self.offset)
+            if len(values) < count:
+                raise EOFError
+            return (values << self.unused) >> self.unused if self.unused else values
+        except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
+            raise defect.damaged(where, type(error).__name__) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +61,7 @@ class Frame:
         inverted: whether it shows small values bright (MONOCHROME1).
         table: whether its Modality LUT is applied to the values.
         padding: lowest and highest stored value that is no grey value but padding, or None.
+        plain: where its values lie, where they are grey and in the file as they are; else None.
     """
 
     file: Path = field(repr=False)
@@ -37,6 +74,7 @@ class Frame:
     inverted: bool = False
     table: bool = False
     padding: tuple[float, float] | None = None
+    plain: Plain | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

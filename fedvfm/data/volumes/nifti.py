@@ -50,14 +50,6 @@ class Placing:
     qform_code: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """Voxels that lie in a file as they are: where they begin, in bytes, and numpy's name of their type."""
-
-    offset: int
-    kind: str
-
-
 def channel(path: Path) -> int | None:
     """Which channel of a file with four axes a path means: ``FILE.nii.gz/2`` is its third; None for a file itself."""
     inside = path.name.isdecimal() and path.parent.name.lower().endswith(ENDINGS) and path.parent.is_file()
@@ -227,7 +219,7 @@ def read_voxels(header: headers.Header) -> NDArray[Any]:
     plain = _plain(header)
     if plain is None or not decoder.may_take(math.prod(header.stored.shape) * np.dtype(plain.kind).itemsize):
         return _unpacked(header)
-    return _as_they_are(header, plain)
+    return plain.read(header.path, math.prod(header.stored.shape), header.path).reshape(header.stored.shape, order="F")
 
 
 @decoder.apart
@@ -236,7 +228,7 @@ def _unpacked(header: headers.Header) -> NDArray[Any]:
 
 
 @decoder.apart
-def _plain(header: headers.Header) -> Plain | None:
+def _plain(header: headers.Header) -> headers.Plain | None:
     """Where the voxels lie, as one block of numbers without a scale; None where they have to be decoded.
 
     Raises:
@@ -246,23 +238,7 @@ def _plain(header: headers.Header) -> Plain | None:
     packed, kind = file_of(header.path).name.lower().endswith(".gz"), np.dtype(proxy.dtype)
     if packed or channel(header.path) is not None or (float(proxy.slope), float(proxy.inter)) != (1.0, 0.0):
         return None
-    return Plain(int(proxy.offset), kind.str) if kind.kind in "iu" or kind == np.float32 else None
-
-
-def _as_they_are(header: headers.Header, plain: Plain) -> NDArray[Any]:
-    """The block of numbers; it is read, as a file that is mapped and cut meanwhile would end this process.
-
-    Raises:
-        DataError: for what is no such block.
-    """
-    kind, shape = np.dtype(plain.kind), header.stored.shape
-    if kind.kind not in "iuf" or plain.offset < 0:
-        raise defect.damaged(header.path, "no block of numbers")
-    try:
-        values = np.fromfile(header.path, kind, math.prod(shape), offset=plain.offset)
-        return values.reshape(shape, order="F")
-    except (OSError, ValueError) as error:
-        raise defect.damaged(header.path, type(error).__name__) from None
+    return headers.Plain(int(proxy.offset), kind.str) if kind.kind in "iu" or kind == np.float32 else None
 
 
 @decoder.apart
