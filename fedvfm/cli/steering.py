@@ -1,4 +1,4 @@
-"""``fedvfm server pause, resume, finish, extend, drop, readmit, recipe``: the coordinator steers. Thin."""
+"""``fedvfm server pause, resume, finish, extend, drop, readmit, withdraw, recipe``: the coordinator steers. Thin."""
 
 from __future__ import annotations
 
@@ -108,6 +108,47 @@ def readmit(site: SiteName, state: StateOption = STATE, as_json: Json = False) -
 
     entry = orders.readmit(state_folder.open_state(state), site)
     _print(entry.to_json(), f"site {site} takes part again since {entry.since}", as_json)
+
+
+@app.command()
+def withdraw(
+    site: SiteName,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Train again without it, from the round before it came in: a new recipe.")
+    ] = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove adapters and reports that its updates are part of; records stay.")
+    ] = False,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Let a site withdraw for good: say what its updates are part of, and pause what would go on from them.
+
+    It never comes back under this name. Ask again at any time, with --rerun or --purge too.
+    """
+    from fedvfm.server import rerun as reruns
+    from fedvfm.server import state_folder, withdrawal
+
+    where = state_folder.open_state(state)
+    document = withdrawal.withdraw(where, site, pause=not rerun)
+    planned = reruns.plan(where, document)
+    lines = [*withdrawal.lines(document), f"signed: {withdrawal.path_of(where, site)}"]
+    lines += [] if planned is None else [reruns.sentence(planned)]
+    again = reruns.take_up(where, planned) if rerun and planned is not None else ""
+    if again:
+        lines.append(f"recipe {again} is the present one; at each site: fedvfm client approve {again[:12]}")
+        lines += reruns.paused(where, state)
+    elif planned is not None:
+        lines += reruns.choices(where, site, state)
+    gone = withdrawal.purge(state_folder.open_state(state), document) if purge else (0, 0)
+    lines += [f"removed: {quantity.of(gone[0], 'file')}, {gone[1]:,} bytes"] if purge else []
+    values = {
+        "withdrawal": document.model_dump(mode="json"),
+        "rerun_after": None if planned is None else planned.after,
+        "recipe": again,
+        "removed": gone[0],
+    }
+    _print(values, "\n".join(lines), as_json)
 
 
 @app.command()

@@ -183,7 +183,11 @@ def _trains(locked: locked_recipe.LockedRecipe) -> str:
 
 
 def _start(locked: locked_recipe.LockedRecipe) -> str:
-    start = locked.recipe.start
+    start, rerun = locked.recipe.start, locked.recipe.rerun
+    if rerun is not None:
+        again = f"a hospital withdrew from recipe {rerun.of[:12]}; rounds {rerun.after + 1} to {locked.recipe.rounds}"
+        before = f"adapter {start}, which its round {rerun.after} left" if rerun.after else "the seed"
+        return f"{start if start and not rerun.after else before}: {again} are made again without it"
     if start is None:
         return "the seed"
     held = "round 1 is held to it, unless this site has a rank of its own; later rounds start from all sites' work"

@@ -193,6 +193,15 @@ class RecipePersonal(Strict):
     """
 
 
+class Rerun(Strict):
+    """Rounds of a recipe that are made again because a site withdrew; see :mod:`fedvfm.server.withdrawal`."""
+
+    of: Sha256
+    """Hash of the recipe whose later rounds are made again. Change: never; 'fedvfm server withdraw' writes it."""
+    after: Annotated[int, Field(ge=0, le=100_000)]
+    """(round) The last round that stands, 0 for none. Change: never; 'fedvfm server withdraw' writes it."""
+
+
 class DataContract(Strict):
     """What every site's images must become: part of the recipe, the same everywhere.
 
@@ -422,7 +431,8 @@ class Recipe(Strict):
     in bfloat16 where it is not slower with it, and in float32 elsewhere; "float32" is strict. ``codec`` is how
     adapters are written on the wire, in both directions: "fp32" as they are, "fp16", "int8" and "int4" as coded
     differences (see :mod:`fedvfm.protocol.codecs`). ``min_sites`` is a promise of the coordinator: no adapter is made
-    of fewer sites' updates. ``secure_aggregation`` hides every single update from the coordinator.
+    of fewer sites' updates. ``secure_aggregation`` hides every single update from the coordinator. ``rerun`` says that
+    the first rounds are an earlier recipe's, and that the later ones are made again without a site that withdrew.
     """
 
     schema_version: Literal[1] = 1
@@ -471,6 +481,22 @@ class Recipe(Strict):
 
     personal: RecipePersonal = _later(RecipePersonal())
     """What of the adapter stays at each site; left out, all of it is shared. docs/personal.md says when it helps."""
+    rerun: Rerun | None = _later(None)
+    """Rounds of an earlier recipe that are made again without a site that withdrew; left out in all others. Change:
+    never; 'fedvfm server withdraw' writes it."""
+
+    @pydantic.model_validator(mode="after")
+    def _begins_before_its_end(self) -> Recipe:
+        if self.rerun is not None and self.rerun.after >= self.rounds:
+            raise ValueError("rerun.after: the last round that stands comes before the last round of the recipe")
+        if self.rerun is not None and self.rerun.after and self.start is None:
+            raise ValueError("rerun: 'start' names the adapter of the last round that stands")
+        return self
+
+    @property
+    def first_round(self) -> int:
+        """Number of the first round that is made under this recipe; its adapter is the initial one."""
+        return 1 if self.rerun is None else self.rerun.after + 1
 
     @functools.cached_property
     def hash(self) -> str:

@@ -12,6 +12,7 @@ that was changed since is refused. What the record does not say is left for peop
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +27,10 @@ from fedvfm.audit import audit
 from fedvfm.config import schema
 from fedvfm.privacy import statements
 from fedvfm.report import page, quantity, rounds, scores
-from fedvfm.server import site_words, state_folder, status
+from fedvfm.server import site_words, state_folder, status, withdrawal
 from fedvfm.storage import hash_chain, storage
 from fedvfm.trust import certificates, invites, keys, locked_recipe, signed_documents
+from fedvfm.trust import roster as rosters
 
 FILE = "evidence.json"
 JOURNAL, AUDIT, TEST = "journal", "audit", "final-test"
@@ -62,7 +64,7 @@ class Evidence(signed_documents.Document):
 
 @dataclass
 class Record:
-    """The verified record of a federation's present recipe, and what was cited of it.
+    """The verified record of one recipe of a federation, and what was cited of it.
 
     Attributes:
         journal, log: all lines, the first has number 1.
@@ -78,13 +80,19 @@ class Record:
     cited: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @staticmethod
-    def of(where: state_folder.State) -> Record:
+    def of(where: state_folder.State, recipe: str = "") -> Record:
         """Read and verify it.
+
+        Args:
+            where: the state folder.
+            recipe: the beginning of a recipe's hash; empty for the present one, or the last one of which a round is
+                done: after ``server extend`` the present one is new.
 
         Raises:
             AuditError, CheckpointError: naming the line that was changed, or a final test that is not the log's.
-            ConfigError: if no round is done.
+            ConfigError: if there is no such recipe, or no round of it is done.
         """
+        where = dataclasses.replace(where, about=where.about.model_copy(update={"recipe": _chosen(where, recipe)}))
         arm = where.run_path(where.about.recipe)
         journal, log = hash_chain.read(arm / "journal.jsonl"), audit.read(where.audit_path)
         if not journal:
@@ -130,8 +138,33 @@ class Record:
         ]
 
 
-def write(where: state_folder.State, folder: Path) -> Evidence:
+def _chosen(where: state_folder.State, wanted: str) -> str:
+    """The recipe whose hash begins so; see :meth:`Record.of`.
+
+    Raises:
+        ConfigError: if none or several do.
+    """
+    kept = sorted(path.stem for path in (where.folder / "recipes").glob("*.json"))
+    if wanted:
+        matching = [name for name in kept if name.startswith(wanted)]
+        if len(matching) != 1:
+            fault = f"--recipe {signed_documents.shown(wanted)[:64]}: {quantity.of(len(matching), 'recipe')} of this "
+            known = ", ".join(name[:12] for name in kept)
+            raise errors.ConfigError("evidence", [f"{fault}folder begin so. Kept are: {known}"])
+        return matching[0]
+    paths = {name: where.run_path(name) / "journal.jsonl" for name in kept}
+    begun = {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists() and path.stat().st_size}
+    present = where.about.recipe
+    return present if present in begun or not begun else max(begun, key=begun.__getitem__)
+
+
+def write(where: state_folder.State, folder: Path, recipe: str = "") -> Evidence:
     """Write the pages and what they stand on into a new folder.
+
+    Args:
+        where: the state folder.
+        folder: the new folder.
+        recipe: as of :meth:`Record.of`.
 
     Raises:
         OutputInUse: if the folder holds anything.
@@ -139,7 +172,7 @@ def write(where: state_folder.State, folder: Path) -> Evidence:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise errors.OutputInUse(f"{folder} is not empty and is left as it is. Choose another --output")
-    record = Record.of(where)
+    record = Record.of(where, recipe)
     makers = {
         "model-card.html": ("Model card", model_card),
         "data-protection.html": ("Data-protection annex", data_protection),
@@ -167,6 +200,9 @@ def write(where: state_folder.State, folder: Path) -> Evidence:
     for name, text in texts.items():
         storage.write_text(folder / name, text)
     signed_documents.write(folder / FILE, evidence)
+    # Should a site withdraw, it is known what was written of its rounds.
+    digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    where.audit.record("decided", kind=withdrawal.EVIDENCE, verdict="written", recipe=evidence.recipe, digest=digest)
     return evidence
 
 
@@ -277,6 +313,7 @@ def data_protection(record: Record) -> list[str]:
         page.section("measures", "Technical measures", page.paragraph(measures)),
         page.section("kept", "What is kept, and how long", page.paragraph(kept)),
         page.section("steered", "What was ordered meanwhile", _steered(record)),
+        *_withdrawn(record),
         page.section("basis", "Legal basis and balancing", page.paragraph(BLANK)),
     ]
 
@@ -378,6 +415,26 @@ def _sites(record: Record) -> str:
         rows.append([site, entry.status, record.cite(AUDIT, enrolled[-1:]), len(updates), joined, word, decided])
     head = ("site", "roster", "key, from", "updates joined", "from", "final adapter", "from")
     return page.table(head, rows, "Every hospital of the roster.", words=(1, 2, 4, 5, 6))
+
+
+def _withdrawn(record: Record) -> list[str]:
+    """The sites that withdrew, and in which rounds of this recipe their updates are."""
+    rows: list[list[page.Cell]] = []
+    for site, entry in record.where.sites().items():
+        if entry.status == rosters.WITHDRAWN:
+            joined = [number for number, line in enumerate(record.journal, start=1) if site in line["examples"]]
+            ordered = [
+                number
+                for number, line in enumerate(record.log, start=1)
+                if line["event"] == "steered" and line["kind"] == withdrawal.KIND and line.get("site") == site
+            ]
+            rows.append([site, entry.since, record.cite(AUDIT, ordered), len(joined), record.cite(JOURNAL, joined)])
+    if not rows:
+        return []
+    head = ("site", "since", "from", "rounds its updates joined", "from")
+    words = "Updates cannot be taken out of an adapter; a rerun without a site is a recipe of its own."
+    table = page.table(head, rows, "Hospitals that withdrew.", words=(1, 2, 4))
+    return [page.section("withdrawn", "Withdrawals", page.paragraph(words) + table)]
 
 
 def _refused(record: Record) -> str:

@@ -45,6 +45,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "dropped": ("is dropped: it is asked nothing", "fedvfm server readmit {site} takes it in again"),
     "revoked": ("is revoked: its key is let in no more", "fedvfm server invite {site} lets it join anew"),
+    "withdrawn": (
+        "withdrew: neither its key nor its name is let in any more",
+        "fedvfm server withdraw {site} lists what its updates are part of",
+    ),
     "stopped": ("is approved; the run does not go on now", "fedvfm server start"),
     "finished": ("is approved; the recipe is finished", ""),
 }

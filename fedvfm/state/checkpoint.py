@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +73,19 @@ def read(path: Path) -> tuple[state.AdapterState, dict[str, state.Array], dict[s
     return adapter, kept, marks
 
 
-def prune(folder: Path, keep_from: int) -> None:
-    """Remove checkpoints of rounds before ``keep_from`` (round 0 and the best one are not among them)."""
+def round_of(path: Path) -> int:
+    """The round of a checkpoint file."""
+    return int(path.stem.partition("-")[2])
+
+
+def prune(folder: Path, keep_from: int, keep: Collection[int] = ()) -> None:
+    """Remove checkpoints of rounds before ``keep_from`` (round 0 and the best one are not among them).
+
+    Args:
+        folder: of the checkpoints.
+        keep_from: the first round that stays.
+        keep: earlier rounds that stay.
+    """
     for path in sorted(folder.glob("round-*.safetensors")):
-        if int(path.stem.partition("-")[2]) < keep_from:
+        if round_of(path) < keep_from and round_of(path) not in keep:
             path.unlink(missing_ok=True)

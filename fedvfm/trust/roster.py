@@ -1,4 +1,4 @@
-"""The roster: which sites were invited, approved, dropped and revoked, as a hash-chained file of the server.
+"""The roster: which sites were invited, approved, dropped, revoked and withdrawn, as a hash-chained file of the server.
 
 The state of a site is what its last line says. A token is used up by the line that approves its request, so it is good
 once whatever crashes in between; a key that was ever on the roster is never taken for another site.
@@ -17,7 +17,7 @@ from fedvfm import errors
 from fedvfm.storage import hash_chain, storage
 from fedvfm.trust import invites, keys, rekeying, requests, signed_documents
 
-INVITED, APPROVED, DROPPED, REVOKED = "invited", "approved", "dropped", "revoked"
+INVITED, APPROVED, DROPPED, REVOKED, WITHDRAWN = "invited", "approved", "dropped", "revoked", "withdrawn"
 KNOWN = (APPROVED, DROPPED)
 """Sites whose key is let in: a dropped one is asked nothing, but its client may stay and be readmitted."""
 READMITTED, REKEYED = "readmitted", "rekeyed"
@@ -29,7 +29,7 @@ class Entry:
     """One site.
 
     Attributes:
-        status: ``invited``, ``approved``, ``dropped`` or ``revoked``.
+        status: ``invited``, ``approved``, ``dropped``, ``revoked`` or ``withdrawn``.
         since: when that was written.
         public_key: of a site that is or was approved.
         recipe: hash of the recipe the site approved when it joined.
@@ -104,6 +104,11 @@ class Roster:
                     f"site '{site}': is {known[site].status}. To give it a new key: fedvfm server revoke "
                     f'"{site}", then invite; or, if it has its old key, fedvfm client rekey there'
                 )
+            if site in known and known[site].status == WITHDRAWN:
+                raise errors.TrustError(
+                    f"site '{site}': withdrew at {known[site].since}. Should the hospital take part again, invite it "
+                    "under another name: what it withdrew stays apart from what it gives then"
+                )
             written.append(
                 {
                     "event": INVITED,
@@ -148,8 +153,27 @@ class Roster:
                 raise errors.TrustError(
                     f"site '{signed_documents.shown(site)}': is not on the roster: {', '.join(known)}"
                 )
-            if known[site].status != REVOKED:
+            if known[site].status not in (REVOKED, WITHDRAWN):
                 written.append({"event": REVOKED, "site": site, "time": signed_documents.stamp(now)})
+            return _fold(written.entries)[site]
+
+    def withdraw(self, site: str, now: datetime.datetime) -> Entry:
+        """Take a site off that withdrew: neither its key nor its name come back.
+
+        Raises:
+            TrustError: if it never had a key here.
+        """
+        with storage.exclusive(self.path):
+            written = hash_chain.Chain(self.path)
+            held = {line["site"]: line["public_key"] for line in written.entries if "public_key" in line}
+            if site not in held:
+                raise errors.TrustError(
+                    f"site '{signed_documents.shown(site)[:80]}': never took part; sites that did: "
+                    f"{', '.join(sorted(held)) or 'none'}. An open invite ends with: fedvfm server revoke"
+                )
+            if _fold(written.entries)[site].status != WITHDRAWN:
+                line = {"event": WITHDRAWN, "site": site, "time": signed_documents.stamp(now)}
+                written.append({**line, "public_key": held[site]})
             return _fold(written.entries)[site]
 
     def drop(self, site: str, now: datetime.datetime) -> Entry:
@@ -258,6 +282,8 @@ class Roster:
             )
         if entry.status == REVOKED:
             raise errors.TrustError(f"{who}: the site was revoked at {entry.since}. It needs a new invite")
+        if entry.status == WITHDRAWN:
+            raise errors.TrustError(f"{who}: the site withdrew at {entry.since}; under this name it stays so")
         if not requests.has_token(request, entry.verifier):
             raise errors.TrustError(
                 f"{who}: does not come from the holder of this site's invite, or was changed. Ask the site on another "
@@ -285,10 +311,11 @@ def _fold(lines: list[dict[str, Any]]) -> dict[str, Entry]:
 def _next(line: Mapping[str, Any], before: Mapping[str, Entry]) -> Entry:
     """The state of a site after one line."""
     event, site, since = str(line["event"]), str(line["site"]), str(line["time"])
-    if event in (DROPPED, READMITTED, REVOKED):
+    if event in (DROPPED, READMITTED, REVOKED, WITHDRAWN):
         known = before[site]
         status = APPROVED if event == READMITTED else event
-        return Entry(site, status, since, known.public_key, known.recipe, known.version)
+        key = str(line.get("public_key", known.public_key))
+        return Entry(site, status, since, key, known.recipe, known.version)
     if event == REKEYED:
         return replace(before[site], public_key=str(line["public_key"]), since=since)
     names = ("verifier", "expires") if event == INVITED else ("public_key", "recipe", "version")

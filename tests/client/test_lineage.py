@@ -111,6 +111,19 @@ def test_an_extension_starts_from_the_adapter_that_its_recipe_names() -> None:
     assert site.word(TRAIN, 2, moved(start, by=0.2)) == ""
 
 
+def test_a_rerun_starts_in_its_middle_from_the_adapter_that_its_recipe_names() -> None:
+    start = moved(by=7.0)
+    site = Site(start=start.fingerprint, rerun={"of": SHA, "after": 4})
+    assert site.word(TRAIN, 5, start) == ""
+    assert {site.word(TRAIN, 5, FIRST), site.word(TRAIN, 1, FIRST), site.word(TRAIN, 1, start)} == {"policy-base"}
+    assert site.word(TRAIN, 6, start) == "policy-base", "nothing is at hand to hold it to"
+    site.trained(5, start, 0.1)
+    assert site.word(TRAIN, 6, moved(start, by=0.2)) == ""
+    whole = Site(rerun={"of": SHA, "after": 0})
+    assert whole.word(TRAIN, 1, FIRST) == ""
+    assert whole.word(TRAIN, 1, start) == "policy-base"
+
+
 def test_a_site_at_a_rank_of_its_own_starts_from_the_first_adapter_cut_to_it() -> None:
     narrow = state.Manifest.of(
         [

@@ -25,12 +25,12 @@ LONG = 900.0
 class Federation:
     """A server in the background and the clients of its sites."""
 
-    def __init__(self, tiny: Any, folder: Path, until: Callable[..., bool]) -> None:
+    def __init__(self, tiny: Any, folder: Path, until: Callable[..., bool], rounds: int = 500) -> None:
         self.tiny, self.folder, self._until = tiny, folder, until
         self.state = folder / "server"
         self.sites: dict[str, joining.State] = {}
         self.clients: dict[str, subprocess.Popen[bytes]] = {}
-        locked = locking.open_recipe(self.recipe("first", rounds=500))
+        locked = locking.open_recipe(self.recipe("first", rounds=rounds))
         address = f"127.0.0.1:{processes.free_port()}"
         self.server = enrolment.init(self.state, enrolment.Plan("steered", address, (), ("east", "south")), locked)
         self.policy = policy.accepting(policy.Facts.of(locked)).replace("units = 10", "units = 1")
@@ -189,3 +189,49 @@ def test_a_federation_is_steered_from_its_first_round_to_its_last(running: Feder
     assert kinds == ["pause", "resume", "drop", "recipe", "finish", "extend", "recipe"]
     for folder in (running.state, *(where.folder for where in running.sites.values())):
         assert audit.verify(folder / "audit.jsonl")["unfinished"] == 0
+
+
+def test_a_rerun_without_a_site_that_withdrew_ends_as_if_it_had_never_been(
+    tiny: Any, tmp_path: Path, until: Callable[..., bool]
+) -> None:
+    """Two federations of the same recipe on real processes: one where a third site came and withdrew, one without."""
+    ends: dict[str, str] = {}
+    for name in ("with", "never"):
+        (tmp_path / name).mkdir()
+        town = Federation(tiny, tmp_path / name, until, rounds=8)
+        try:
+            ends[name] = _to_the_end(town, third=name == "with")
+        finally:
+            town.close()
+    assert ends["with"] == ends["never"]
+
+
+def _to_the_end(town: Federation, *, third: bool) -> str:
+    """Fingerprint of the final adapter."""
+    first, there = town.server.about.recipe, {"takes-part"}
+    for name in ("east", "south"):
+        town.enrol(name)
+        town.connect(name)
+    town.order("start", "--config", town.folder / "server.toml", "--detach", "--stay")
+    if third:
+        town.wait_cohort("east", "south")
+        town.order("pause")
+        before = town.wait(lambda found: found["phase"] == "paused")["finished_rounds"]
+        town.order("invite", "north")
+        town.enrol("north")
+        town.connect("north")
+        town.wait(lambda found: {row["state"] for row in found["sites"].values()} == there)
+        town.order("resume")
+        town.wait(lambda found: found["finished"])
+        assert [line["cohort"] for line in town.lines(first)].index(["east", "north", "south"]) == before < 8
+        told = town.order("withdraw", "north", "--rerun")
+        assert told["rerun_after"] == before
+        assert told["withdrawal"]["touched"][0]["rounds"] == list(range(before + 1, 9))
+        for name in ("east", "south"):
+            town.approve(name, told["recipe"])
+        town.wait(lambda found: found["recipe"] == told["recipe"] and found["finished"])
+        assert [line["cohort"] for line in town.lines()] == [["east", "south"]] * 8
+        assert town.status()["sites"]["north"]["state"] == "withdrawn"
+    else:
+        town.wait(lambda found: found["finished"])
+    return str(town.lines()[-1]["fingerprint"])

@@ -136,3 +136,14 @@ def test_before_a_round_is_done_there_is_nothing_to_show(make: Callable[..., Tow
     answer = cli("evidence", town.server.folder, "-o", tmp_path / "e")
     assert (answer.code, "no round of it is done yet" in answer.err) == (errors.ConfigError.exit_code, True)
     assert cli("evidence", town.server.folder).code == errors.ConfigError.exit_code
+
+
+def test_after_an_extension_the_recipe_of_the_study_is_shown(town: Town, tmp_path: Path, cli: Any) -> None:
+    first = town.server.about.recipe
+    orders.extend(town.server, 2)
+    made = json.loads(cli("evidence", town.server.folder, "-o", tmp_path / "e", "--json").out)
+    assert made["recipe"] == first != state_folder.open_state(town.server.folder).about.recipe
+    assert cli("evidence", town.server.folder, "--verify", tmp_path / "e").code == 0
+    assert cli("evidence", town.server.folder, "-o", tmp_path / "f", "--recipe", first[:8]).code == 0
+    answer = cli("evidence", town.server.folder, "-o", tmp_path / "g", "--recipe", "0" * 64)
+    assert (answer.code, "0 recipes of this folder begin so" in answer.err) == (errors.ConfigError.exit_code, True)

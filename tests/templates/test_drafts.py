@@ -36,7 +36,8 @@ NOTE = re.compile(
 )
 FREE = {"site.toml": {"labels", "policy.backbones"}}
 """Tables whose keys a person makes up."""
-INTERNAL = {"schema_version"}
+INTERNAL = {"schema_version", "rerun"}
+"""What programs alone write."""
 NOT_TOGETHER = {"noise_multiplier", "adaptive_quantile", "adaptive_rate", "adaptive_noise", "images_per_patient"}
 NOT_TOGETHER |= {"channels"}
 """Examples that another example of the same file excludes."""

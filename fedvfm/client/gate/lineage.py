@@ -1,9 +1,9 @@
 """Which adapters a site takes: the one that the recipe names, then each within a bounded step of one it took before.
 
 A coordinator that may send any numbers can send a trap: weights under which an update or a score tells of one patient.
-So round 1 starts from what the approved recipe says: the adapter that its seed makes here, or the one that ``start``
-names. From there on a step, the distance to the adapter of the round before, is at most what admitted updates can come
-to: ``recipe.admission.max_update_norm``, and ``policy.max_step`` times the largest update that this site itself sent.
+So the first round starts from what the approved recipe says: the adapter that its seed makes here, or the one that
+``start`` names. From there on a step, the distance to the adapter of the round before, is at most what admitted updates
+can come to: ``recipe.admission.max_update_norm``, and ``policy.max_step`` times the largest update that this site sent.
 Nothing that does not train may move. An adapter is scored only if this site trains in the recipe, or has no image to
 train on: for such a site the recipe's bound stands alone.
 
@@ -106,7 +106,7 @@ class Lineage:
             return
         if kind == protocol.TRAIN and self._recipe.secure_aggregation is not None:
             self._require_new(task.round, adapter)
-        if number == 0:
+        if number == self._recipe.first_round - 1:
             self._require_first(adapter)
             return
         if not self.manifest.fits(adapter):
@@ -148,7 +148,9 @@ class Lineage:
             # Cut to the exact shapes of this site's own rank it cannot be told from another.
             cut = self.manifest.fingerprint != self.locked.manifest.fingerprint and self.manifest.fits(adapter)
             if adapter.fingerprint != start and not cut:
-                raise _refused(f"round 1 is to start from adapter {start[:12]} and came with {shown}")
+                raise _refused(
+                    f"round {self._recipe.first_round} is to start from adapter {start[:12]} and came with {shown}"
+                )
             return
         first = self.first()
         if first is None or not self.manifest.fits(adapter):

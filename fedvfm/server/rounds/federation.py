@@ -164,6 +164,11 @@ class Federation:
         )  # one virtual site may train alone
         if self.recipe.secure_aggregation is not None and not self.job.simulated and self._secure is None:
             wrong.append(NO_ROSTER)
+        if self.journal.last_round < self.recipe.first_round - 1:
+            wrong.append(
+                f"recipe.rerun: rounds 1 to {self.recipe.first_round - 1} are not here. 'fedvfm server withdraw SITE "
+                "--rerun' puts them where they belong; leave 'rerun' out of a recipe of your own"
+            )
         if wrong:
             raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
         members = self._handshake() if members is None else members
@@ -254,6 +259,7 @@ class Federation:
             "validation": validation,
             **self._mark,
             **({"same_as": self._same_as} if self._same_as else {}),
+            **({journal.DRAWN_FROM: sorted(self.job.train_sites)} if self._draws(asked) else {}),
             **self.job.machine,
             "bytes": self.asker.new_traffic(),
             **_times(started),
@@ -263,12 +269,17 @@ class Federation:
         if self._private is not None and not self.job.simulated:
             self.observer("note", text=f"round {number}: {statements.so_far(line[dp_aggregation.ENTRY])}")
         # The checkpoint before is kept: should this line be lost with the disk's cache, the round can be run again.
-        checkpoint.prune(self.checkpoints, number - 1)
+        # So are those that a federation would go on from, should a site withdraw.
+        checkpoint.prune(self.checkpoints, number - 1, journal.bases(self.journal.rounds) if self.job.durable else ())
         if self.job.durable:
             update_store.Received(self.job.folder / "received").clear()
         if self._secure is not None:
             self._secure.clear()
         return adapter
+
+    def _draws(self, asked: Sequence[str]) -> bool:
+        """Whether the cohort is a draw, so that who might have been drawn had a part in it."""
+        return self.job.durable and len(asked) < len(self.job.train_sites)
 
     def _hidden(
         self,

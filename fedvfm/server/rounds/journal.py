@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedvfm import errors
 from fedvfm.storage import hash_chain
+
+DRAWN_FROM = "drawn_from"
+"""The sites that a round's cohort was drawn from, where it was not all of them."""
 
 
 class Journal:
@@ -48,6 +52,30 @@ class Journal:
     def append(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write the line of a finished round and wait until it is on disk."""
         return self._chain.append({"recipe": self._recipe, **record})
+
+
+def parties(line: Mapping[str, Any]) -> set[str]:
+    """The sites that had a part in how a round came out: asked, admitted, or among those that were drawn from."""
+    return {*line.get("cohort", ()), *line["examples"], *line.get(DRAWN_FROM, ())}
+
+
+def first_part(lines: Sequence[Mapping[str, Any]], site: str) -> int:
+    """Number of the first round in which a site had a part; 0 where it had none."""
+    return next((int(line["round"]) for line in lines if site in parties(line)), 0)
+
+
+def bases(lines: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Rounds after which some site came in: what is left of a federation should that site withdraw.
+
+    As many as there are sites at most; 0 stands for the initial adapter.
+    """
+    known: set[str] = set()
+    rounds: set[int] = set()
+    for line in lines:
+        new = parties(line) - known
+        known |= new
+        rounds |= {int(line["round"]) - 1} if new else set()
+    return rounds
 
 
 def peak_mib() -> float:

@@ -69,6 +69,11 @@ class Received:
     def _path(self, number: int, site: str) -> Path:
         return self._folder / f"{number:05d}-{_safe(site)}.safetensors"
 
+    def remove(self, site: str) -> None:
+        """Remove what was kept of a site, of any round."""
+        for path in self._folder.glob(f"*-{_safe(site)}.safetensors"):
+            path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """The round is in the journal: its updates are not needed any more, and go."""
         for path in self._folder.glob("*.safetensors"):
