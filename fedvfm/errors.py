@@ -257,6 +257,17 @@ class DecoderError(EngineError):
     code = "decoder"
 
 
+class JobError(EngineError):
+    """A batch job gave no answer; ``reason`` is a word of ``protocol.ERROR_CODES``, ``detail`` stays at the site."""
+
+    code = "job"
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(detail)
+
+
 class TrustError(FedvfmError):
     """An invite, request, key, fingerprint, signature or approval that cannot be trusted, or was used before."""
 

@@ -568,3 +568,27 @@ def unit(
 
     text = systemd.client(site, site_file.read_site(site), state, user).text()
     print(json.dumps({"name": "fedvfm-client.service", "unit": text}, indent=2) if as_json else text, end="")
+
+
+@app.command("batch-script")
+def batch_script(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file, with [batch].")],
+    apptainer: Annotated[Path | None, typer.Option(help="Compute in this Apptainer image.")] = None,
+    require_no_network: Annotated[
+        bool, typer.Option("--require-no-network", help="A node that cannot take the network away computes nothing.")
+    ] = False,
+    definition: Annotated[
+        bool, typer.Option("--definition", help="Print the definition file of the image instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the Slurm script that [batch] submit of SITE.toml names."""
+    from fedvfm.client import site_file
+    from fedvfm.client.batch import scripts
+
+    own = site_file.read_site(site)
+    if definition:
+        name, text = scripts.DEFINITION, scripts.definition()
+    else:
+        name, text = scripts.SLURM, scripts.slurm(own, apptainer, require_no_network=require_no_network)
+    print(json.dumps({"name": name, "script": text}, indent=2) if as_json else text, end="")

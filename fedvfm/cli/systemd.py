@@ -53,13 +53,14 @@ class Service:
     Attributes:
         description: one line.
         arguments: of the command line of fedvfm.
-        state: the folder it writes to, and no other.
+        state: the folder it writes to, and no other but ``writes``.
         user: whom it runs as.
         reads: files and folders it must see.
         environment: set on top of systemd's.
         gpu: whether it computes on a GPU.
         threads: CPU threads at most; 0 leaves it open.
         port: where it listens; 0 where nowhere.
+        writes: further folders that it writes to.
     """
 
     description: str
@@ -71,6 +72,7 @@ class Service:
     gpu: bool = False
     threads: int = 0
     port: int = 0
+    writes: tuple[Path, ...] = ()
 
     def text(self) -> str:
         """The unit file."""
@@ -100,14 +102,14 @@ class Service:
             f"TimeoutStopSec={STOP_S}",
             *(f"Environment={_word(f'{name}={value}')}" for name, value in sorted(self.environment.items())),
             *([f"CPUQuota={100 * self.threads}%"] if self.threads else []),
-            f"ReadWritePaths={_word(str(self.state))}",
+            f"ReadWritePaths={' '.join(_word(str(path)) for path in (self.state, *self.writes))}",
             *SHUT_IN,
             *self._by_place(),
         ]
 
     def _by_place(self) -> list[str]:
         """What hangs on where files lie, on the device and on the port."""
-        seen = (self.state, *self.reads, Path(processes.console_script("fedvfm")))
+        seen = (self.state, *self.reads, *self.writes, Path(processes.console_script("fedvfm")))
         bind = "CAP_NET_BIND_SERVICE" if 0 < self.port < PRIVILEGED else ""
         return [
             "PrivateTmp=" + ("no" if _below(seen, TEMPORARY) else "yes"),
@@ -137,7 +139,8 @@ def client(settings: Path, site: schema.SiteConfig, state: Path, user: str | Non
         user=owner(state, user),
         reads=(settings, *data, *((Path(cache),) if cache else ())),
         environment={"HF_HUB_OFFLINE": "1"} | ({"FEDVFM_CACHE": cache} if cache else {}),
-        gpu=site.device not in ("cpu", "mps"),
+        gpu=site.device not in ("cpu", "mps") and site.batch is None,
+        writes=() if site.batch is None else (Path(site.batch.spool),),
         threads=site.limits.threads,
     )
 

@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 
 from fedvfm import errors
 from fedvfm.client.gate import held_adapters
-from fedvfm.client.training import evaluator, trainer
+from fedvfm.client.training import compute
 from fedvfm.client.training import site as sites
-from fedvfm.config import privacy, schema
+from fedvfm.config import schema
 from fedvfm.model import adapted_model, feature_counts
 from fedvfm.protocol import codecs, envelope, protocol
 from fedvfm.report import progress
@@ -132,6 +132,7 @@ def make_client_app(
     keep: Keep | None = None,
     on_step: progress.Step = progress.no_step,
     adapters: held_adapters.Adapters | None = None,
+    elsewhere: compute.Compute | None = None,
 ) -> ClientApp:
     """A ClientApp.
 
@@ -142,10 +143,12 @@ def make_client_app(
         keep: asked what becomes of the final adapter; a virtual hospital has nobody to ask.
         adapters: that came, where a codec sends differences to them; a gate has its own.
         on_step: told after each step of training and each sample of evaluation; nothing of it travels.
+        elsewhere: what computes in place of this process; a final adapter is kept from here all the same.
     """
     app = ClientApp()
     kept = built or Models()
     came = adapters or held_adapters.Adapters()
+    where = elsewhere or compute.Here(kept, on_step)
 
     def answer(message: Message, context: Context, work: Callable[[sites.Site, protocol.Task], RecordDict]) -> Message:
         site: sites.Site | None = None
@@ -168,25 +171,7 @@ def make_client_app(
         def work(site: sites.Site, task: protocol.Task) -> RecordDict:
             if task.recipe.codec not in codecs.TABLE:
                 raise errors.PolicyRefused("codec", codecs.TABLE.fault(task.recipe.codec))
-            recipe = site.recipe(task.recipe)
-            model = kept.get(recipe, site.device)
-            counts = {split: len(site.split(split)) for split in ("train", "val", "test")}
-            private = recipe.privacy.mechanism != privacy.NO_MECHANISM
-            if private or recipe.secure_aggregation is not None:  # whether there are any, not how many
-                counts["train"] = min(1, counts["train"])
-            fingerprint = model.manifest.fingerprint
-            return protocol.encode_hello(
-                protocol.Hello(
-                    site.name,
-                    model.backbone.sha256,
-                    fingerprint,
-                    recipe.adapter.rank,
-                    counts,
-                    model.backbone.config_sha256,
-                    model.precision,
-                    task.recipe.codec,
-                )
-            )
+            return protocol.encode_hello(where.hello(site, task))
 
         return answer(message, context, work)
 
@@ -195,12 +180,12 @@ def make_client_app(
         def work(site: sites.Site, task: protocol.Task) -> RecordDict:
             if task.state is None:
                 raise errors.ProtocolError("a train message without an adapter")
-            model = kept.get(site.recipe(task.recipe), site.device)
+            model = where.shapes(site, task.recipe)
             until = _until(message, site)
             before = site.cache.counts
             with _own_end(site):
                 start = site.own(model, task.recipe.hash, task.state, task.round)
-                update = trainer.train(model, site, start, task.round, until, on_step)
+                update = where.train(site, task, start, until)
             update = _shared(model, site, task, task.state, update)
             if site.simulated and update.metrics:  # at a real site how often is nobody else's business
                 counts = feature_counts.as_metrics(site.cache.counts - before)
@@ -214,12 +199,13 @@ def make_client_app(
         def work(site: sites.Site, task: protocol.Task) -> RecordDict:
             if task.state is None:
                 raise errors.ProtocolError("an evaluate message without an adapter")
-            model = kept.get(site.recipe(task.recipe), site.device)
+            model = where.shapes(site, task.recipe)
             until = _until(message, site)
             with _own_end(site):
                 own = site.own(model, task.recipe.hash, task.state, task.round + 1)
-                found = evaluator.evaluate(model, site, own, task, until, on_step)
+                found = where.evaluate(site, task, own, until)
                 if task.final and keep is not None:
+                    model = kept.get(site.recipe(task.recipe), site.device)
                     found = dataclasses.replace(found, acceptance=keep(model, site, task, found, until))
             return protocol.encode_evaluation(found)
 

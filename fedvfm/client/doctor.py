@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from fedvfm import errors
 from fedvfm.client import site_file, state_folder, weights
 from fedvfm.client.gate import policy, split_pin
-from fedvfm.config import schema
+from fedvfm.config import batch, schema
 from fedvfm.doctor import host, network
 from fedvfm.report import finding
 from fedvfm.runtime import processes
@@ -54,7 +55,10 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
     listed, about_data = _data(settings, site, approved, limit) if data else (None, [])
     for recipe in approved:
         rows += _recipe(where, site, recipe, settings, listed if recipe is approved[-1] else None)
-    rows += finding.caught("device", lambda: _device(site, approved))
+    if site.batch is None:
+        rows += finding.caught("device", lambda: _device(site, approved))
+    else:
+        rows += finding.caught("batch", lambda: _batch(site.batch))
     rows += [_backbone(recipe) for recipe in approved]
     rows.append(host.alive(children(where)))
     return rows + about_data
@@ -185,6 +189,24 @@ def _device(site: schema.SiteConfig, approved: Sequence[locked_recipe.LockedReci
     rows = rows or [finding.ok("device", f"{found.device}{name}, {found.memory:,.0f} MiB of memory free")]
     ways = sorted({one.recipe.precision for one in approved} or {"auto"})
     return rows + [finding.ok("precision", f"{way}: {precision.words(way, found.device)}") for way in ways]
+
+
+def _batch(settings: batch.BatchConfig | None) -> list[finding.Row]:
+    """Whether jobs can be given: the shared folder is this user's alone, and the commands are there. None is given."""
+    from fedvfm.client.batch import spool
+
+    if settings is None:
+        return []
+    spool.require_private(Path(settings.spool))
+    commands = {key: getattr(settings, key)[0] for key in ("submit", "query", "cancel")}
+    lacking = [f"batch.{key} = {name}" for key, name in commands.items() if shutil.which(name) is None]
+    if lacking:
+        problem = f"no such program: {', '.join(lacking)}"
+        return [finding.blocker("batch", problem, "install the scheduler's commands here, or name their whole paths")]
+    shown = (
+        f"jobs go to {settings.submit[0]} through {settings.spool}; device and memory are those of the compute nodes"
+    )
+    return [finding.ok("batch", shown)]
 
 
 def _backbone(recipe: locked_recipe.LockedRecipe) -> finding.Row:

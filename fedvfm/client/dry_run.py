@@ -27,6 +27,7 @@ from fedvfm.audit import audit
 from fedvfm.client import app as client_app
 from fedvfm.client import privacy_report, recipe_review, state_folder
 from fedvfm.client.adoption import adoption
+from fedvfm.client.batch import jobs
 from fedvfm.client.gate import enforcement, gate, policy, privacy_charge, reply_cache, split_pin
 from fedvfm.client.process import limits
 from fedvfm.client.training import site as sites
@@ -223,7 +224,7 @@ def run(
     if where is not None:
         split_pin.require(where, split_pin.of(locked.hash, site))
     privacy_charge.require(locked.recipe, site.privacy)
-    device = devices.choose(site.device)
+    device = "cpu" if site.batch is not None else devices.choose(site.device)
     limits.apply(site.limits, device)
     beside = None if where is None else where.folder
     with tempfile.TemporaryDirectory(prefix=state_folder.REHEARSAL, dir=beside, ignore_cleanup_errors=True) as folder:
@@ -269,7 +270,11 @@ def _site(
     faults: list[Exception] = []
     computed: dict[str, RecordDict] = {}
     app = client_app.make_client_app(
-        mine.site, built, lambda at, error: faults.append(error), adoption.Finals(where, lambda: mine.config.policy)
+        mine.site,
+        built,
+        lambda at, error: faults.append(error),
+        adoption.Finals(where, lambda: mine.config.policy),
+        elsewhere=jobs.Jobs(lambda: mine.judged) if site.batch is not None else None,
     )
 
     def listening(message: Message, context: Context) -> Message:

@@ -15,6 +15,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "no person here approved this recipe",
         "fedvfm client review {recipe}, then fedvfm client approve {recipe}",
     ),
+    "batch": (
+        "a job of the cluster ended without an answer, or did not begin in time",
+        "fedvfm doctor client SITE.toml; the job's own log lies in its folder below batch.spool",
+    ),
     "codec": ("this release does not know the recipe's codec", "install the release the coordinator has"),
     "config": ("site.toml has a fault, or does not fit the recipe", "fedvfm doctor client SITE.toml names it"),
     "data": ("an image or a label cannot be used", "fedvfm data check SITE.toml names it"),

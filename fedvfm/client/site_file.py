@@ -96,6 +96,8 @@ def _site(values: Mapping[str, Any], path: Path) -> schema.SiteConfig:
     name = site.data.source.partition(":")[0]
     if name not in sources.TABLE:
         raise errors.ConfigError(str(path), [f"data.source: {sources.TABLE.fault(name)}"])
+    if faults := _batch_faults(site):
+        raise errors.ConfigError(str(path), faults)
 
     def beside(other: str | None) -> str | None:
         return None if other is None else str(path.absolute().parent / Path(other).expanduser())
@@ -105,6 +107,22 @@ def _site(values: Mapping[str, Any], path: Path) -> schema.SiteConfig:
     if site.privacy is not None:
         changes["privacy"] = site.privacy.model_copy(update={"ledger": beside(site.privacy.ledger)})
     return site.model_copy(update=changes)
+
+
+def _batch_faults(site: schema.SiteConfig) -> list[str]:
+    """What does not go with training in batch jobs."""
+    wrong = []
+    if site.batch is not None and site.data.options.get("patients") == "hash":
+        wrong.append(
+            "batch: data.options.patients = 'hash' needs a key, and no key reaches a compute node; give patients.csv "
+            "(id,patient) instead"
+        )
+    if site.batch is not None and site.policy.final.max_drop is not None:
+        wrong.append(
+            "batch: policy.final.max_drop scores this site's own update on the client's machine, which computes "
+            "nothing; use min_score, or accept = 'ask'"
+        )
+    return wrong
 
 
 @dataclass(frozen=True)

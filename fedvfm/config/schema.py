@@ -20,6 +20,7 @@ from pydantic import Field
 
 from fedvfm import errors
 from fedvfm.config import base
+from fedvfm.config import batch as batch_config
 from fedvfm.config import policy as site_policy
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import secure_aggregation as secure_config
@@ -677,6 +678,9 @@ class SiteConfig(Strict):
     """How patients are divided into training, validation and test, where the data does not say."""
     limits: LimitsConfig = LimitsConfig()
     """How much of this machine the client takes; read when it starts."""
+    batch: batch_config.BatchConfig | None = None
+    """Training in jobs of a cluster (Slurm); left out, the client computes on its own machine. docs/sites-it.md says
+    how."""
     policy: PolicyConfig = PolicyConfig()
     """What this site accepts; whatever is not named is refused."""
     privacy: privacy_config.Budget | None = None

@@ -104,6 +104,8 @@ ERROR_CODES |= {"secure-survivors": 1064, "secure-opened": 1065, "secure-numbers
 ERROR_CODES |= {"secure-agreement": 1068, "secure-base": 1069}
 # The site's state folder was put back to an earlier day: it forgot what it sent since.
 ERROR_CODES |= {"went-back": 1039}
+# A job of the site's cluster ended without an answer, or did not begin in time.
+ERROR_CODES |= {"batch": 1070}
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
 # ... and of one whose privacy ledger is shorter than it was in this recipe.
@@ -710,7 +712,8 @@ def refusal(error: Exception) -> Error:
         errors.StorageError: "storage",
     }
     word = next((word for kind, word in kinds.items() if isinstance(error, kind)), "error")
-    if isinstance(error, errors.PolicyRefused | errors.SecureAggregationError) and error.reason in ERROR_CODES:
+    with_word = errors.PolicyRefused | errors.SecureAggregationError | errors.JobError
+    if isinstance(error, with_word) and error.reason in ERROR_CODES:
         word = error.reason
     return Error(code=ERROR_CODES[word], reason=word)
 

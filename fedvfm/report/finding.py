@@ -14,6 +14,7 @@ SEVERITIES = (BLOCKER, WARNING, OK)
 WHY = {
     "approval": "nothing is trained on a recipe that no person here approved",
     "authority": "sites trust this one certificate and no other; without its key nobody new can be invited",
+    "batch": "where no job can be given to the scheduler, every message of the coordinator is refused",
     "backbone": "an adapter fits one backbone, byte for byte; the handshake refuses every other",
     "certificate": "sites that cannot verify the coordinator's certificate do not connect",
     "clock": "a SuperNode signs the time; 5 s ahead or 305 s behind the coordinator it is refused as a stranger",

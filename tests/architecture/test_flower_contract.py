@@ -128,6 +128,11 @@ def test_a_message_is_its_head_and_its_records() -> None:
     assert got.content.config_records["header"]["text"] == "ü"
     assert internals.size(got) == len(internals.serialise(got))
     assert (internals.origin(got), internals.origin(sent)) == ("federated", "")
+    again = internals.parse_records(internals.records(sent.content))
+    assert internals.records(again) == internals.records(sent.content)
+    for other_bytes in (b"records", b"\xff" * 40):
+        with pytest.raises(ValueError, match="no records"):
+            internals.parse_records(other_bytes)
 
 
 def test_replies_carry_the_id_that_was_set() -> None:

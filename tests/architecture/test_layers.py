@@ -39,6 +39,8 @@ KNOWS_FLOWER = {
     "fedvfm.protocol.protocol",
     "fedvfm.protocol.secure_messages",
     "fedvfm.client.app",
+    "fedvfm.client.batch.job",
+    "fedvfm.client.batch.jobs",
     "fedvfm.client.process.executor",
     "fedvfm.client.gate.gate",
     "fedvfm.client.dry_run",

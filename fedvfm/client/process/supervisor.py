@@ -15,7 +15,7 @@ from fedvfm import errors
 from fedvfm.client import console, live_page, rekeying, site_file, state_folder, status
 from fedvfm.client.gate import split_pin
 from fedvfm.client.process import limits, supernode
-from fedvfm.config import schema
+from fedvfm.config import batch, schema
 from fedvfm.doctor import host, monitor, network
 from fedvfm.flower import runtime
 from fedvfm.flower import supernode as flower_supernode
@@ -56,6 +56,15 @@ def start(where: state_folder.State, settings: Path, *, page_port: int | None = 
         status.note_standing(where, "")
         _watch(where, settings, site, over, page_port)
         storage.remove_folder(where.features)
+        if site.batch is not None:
+            _end_jobs(site.batch)
+
+
+def _end_jobs(settings: batch.BatchConfig) -> None:
+    """Cancel what an executor that was killed left at the scheduler, and leave nothing of it in the shared folder."""
+    from fedvfm.client.batch import jobs
+
+    jobs.clear(Path(settings.spool), settings)
 
 
 def _watch(
@@ -142,13 +151,14 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
     """Be the executor; does not return."""
     from fedvfm.client import app as client_app
     from fedvfm.client.adoption import adoption
+    from fedvfm.client.batch import jobs
     from fedvfm.client.gate import compute_time, enforcement, gate, reply_cache
     from fedvfm.client.process import executor
     from fedvfm.model import device as devices
 
     where = state_folder.open_state(folder)
     site = site_file.read_site(settings)
-    device = devices.choose(site.device)
+    device = "cpu" if site.batch is not None else devices.choose(site.device)
     limits.apply(site.limits, device)
     mine = enforcement.SiteTerms(where, settings, device)
 
@@ -157,7 +167,7 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
         word = protocol.refusal(error).reason
         line: dict[str, object] = {"error": type(error).__name__, "told": word}
         plain = word in ("privacy-budget", split_pin.REASON)
-        if plain or isinstance(error, errors.BudgetExceeded | errors.LedgerError):
+        if plain or isinstance(error, errors.BudgetExceeded | errors.LedgerError | errors.JobError):
             line["text"] = str(error)  # numbers and the remedy; nothing of a patient is in them
         LOG.warning(word, extra={"fields": line})
 
@@ -166,7 +176,8 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
     finals = adoption.Finals(
         where, lambda: mine.config.policy, lambda recipe, digest: mine.history.left(recipe, digest)
     )
-    app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters)
+    cluster = jobs.Jobs(lambda: mine.judged) if site.batch is not None else None
+    app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters, elsewhere=cluster)
     entry = gate.Gate(app, kept, mine, report)
     compute_time.settle(where)
     executor.serve(link, compute_time.counted(where, entry), threading.Event(), lambda: most_bytes(where))
@@ -185,4 +196,7 @@ if __name__ == "__main__":
     _state, _settings, _port, _secret = sys.argv[1:]
     _link = runtime.Link(f"{supernode.HOST}:{_port}", b"", Path(_secret).read_bytes())
     with logs.output(as_json=True):
-        serve(Path(_state), Path(_settings), _link)
+        try:
+            serve(Path(_state), Path(_settings), _link)
+        except errors.Interrupted as _ended:  # a job was waited for
+            sys.exit(_ended.exit_code)
