@@ -25,6 +25,7 @@ class Pair(nn.Module):
         self.A = nn.Parameter(base.weight.new_zeros(rank, base.in_features))
         self.B = nn.Parameter(base.weight.new_zeros(rows.stop - rows.start, rank))
         self.core: nn.Module = nn.Identity()
+        self.residual: Residual | None = None
         self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     @property
@@ -35,12 +36,39 @@ class Pair(nn.Module):
     def forward(self, entering: Tensor) -> Tensor:
         """See the class."""
         down = self.core(nn.functional.linear(self.lora_dropout(entering), self.A))
-        return nn.functional.linear(down, self.B) * self.scale
+        return added(nn.functional.linear(down, self.B), self.residual, entering) * self.scale
 
 
-def up(b: Tensor, core: nn.Module) -> Tensor:
-    """B, or B R where a core stands between the factors. Shapes: (d_out, r)."""
-    return b @ core.weight if isinstance(core, nn.Linear) else b.detach()
+class Residual(nn.Module):
+    """A second pair beside a pair, which no site trains (see :mod:`fedvfm.aggregators.residual`). It begins as zeros.
+
+    Shapes: A (k, d_in), B (d_out, k); (..., d_in) -> (..., d_out).
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, rank: int) -> None:
+        super().__init__()
+        self.A = nn.Parameter(a.new_zeros(rank, a.shape[1]))
+        self.B = nn.Parameter(b.new_zeros(b.shape[0], rank))
+
+    def forward(self, entering: Tensor) -> Tensor:
+        """See the class."""
+        return nn.functional.linear(nn.functional.linear(entering, self.A), self.B)
+
+
+def added(change: Tensor, residual: Residual | None, entering: Tensor) -> Tensor:
+    """What a pair changes, and what its residual does, where it has one."""
+    return change if residual is None else change + residual(entering)
+
+
+def factors(a: Tensor, b: Tensor, core: nn.Module, residual: Residual | None) -> tuple[Tensor, Tensor]:
+    """A and B of all that a pair adds: of a core B is B R, and a residual comes behind.
+
+    Shapes: (k, d_in) and (d_out, k).
+    """
+    b = b @ core.weight if isinstance(core, nn.Linear) else b
+    if residual is not None:
+        a, b = torch.cat([a, residual.A]), torch.cat([b, residual.B], dim=1)
+    return a.detach(), b.detach()
 
 
 class Fused(nn.Module):
@@ -84,11 +112,12 @@ class Fused(nn.Module):
         Shapes: n pairs of rank r -> A (n r, d_in), B (d_out, n r).
         """
         pairs = self._of()
-        rank = pairs[0].A.shape[0]
+        parts = [factors(*pair.factors, pair.core, pair.residual) for pair in pairs]
+        rank = len(parts[0][0])
         whole = self.base.weight.new_zeros(self.base.out_features, rank * len(pairs))
-        for index, pair in enumerate(pairs):
-            whole[pair.start : pair.stop, index * rank : (index + 1) * rank] = up(pair.B, pair.core)
-        return torch.cat([pair.A for pair in pairs]).detach(), whole
+        for index, (pair, (_, b)) in enumerate(zip(pairs, parts, strict=True)):
+            whole[pair.start : pair.stop, index * rank : (index + 1) * rank] = b
+        return torch.cat([a for a, _ in parts]), whole
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
@@ -97,7 +126,8 @@ class Fused(nn.Module):
         made = made.to(self.base.weight)
         made.load_state_dict(self.base.state_dict())
         for pair in self._of():
-            made.weight[pair.start : pair.stop] += pair.scale * up(pair.B, pair.core) @ pair.A
+            a, b = factors(*pair.factors, pair.core, pair.residual)
+            made.weight[pair.start : pair.stop] += pair.scale * b @ a
         return made.requires_grad_(False)
 
 

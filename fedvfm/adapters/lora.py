@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedvfm.adapters import base, fused
 from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
-from fedvfm.state import state
+from fedvfm.state import factors, state
 
 if TYPE_CHECKING:
     import peft
@@ -31,14 +31,15 @@ def peft_config(settings: schema.AdapterConfig, backbone: backbones.Backbone) ->
     Pairs on slices of a fused layer become one pair of the whole layer (see :meth:`fused.Fused.block_form`).
     """
     whole, sliced = _whole(settings, backbone), _sliced(settings, backbone)
+    rank = settings.rank + int(str(settings.options.get("residual", 0)))
     number = len(next(iter(sliced.values()), {0: 0}))
     plain = list(whole.values()) if sliced else []
     return _config(
         settings,
         [*whole.values(), *sliced],
-        settings.rank * number,
-        rank_pattern=dict.fromkeys(plain, settings.rank),
-        alpha_pattern=dict.fromkeys(plain, _alpha(settings, settings.rank)),
+        rank * number,
+        rank_pattern=dict.fromkeys(plain, rank),
+        alpha_pattern=dict.fromkeys(plain, _alpha(settings, rank)),
     )
 
 
@@ -95,6 +96,7 @@ class Layer(nn.Module):
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **place)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **place)
         self.core: nn.Module = nn.Identity()
+        self.residual: fused.Residual | None = None
         nn.init.zeros_(self.lora_B.weight)
 
     @property
@@ -105,14 +107,13 @@ class Layer(nn.Module):
     def forward(self, entering: Tensor) -> Tensor:
         """See the class."""
         leaving: Tensor = self.base(entering)
-        change: Tensor = self.lora_B(self.core(self.lora_A(self.lora_dropout(entering)))) * self.scale
-        return leaving + change
+        change: Tensor = self.lora_B(self.core(self.lora_A(self.lora_dropout(entering))))
+        return leaving + fused.added(change, self.residual, entering) * self.scale
 
     @torch.no_grad()
     def block_form(self) -> tuple[Tensor, Tensor]:
-        """The change as a pair A, B; of ``core`` B is B R."""
-        a, b = self.factors
-        return a.detach(), fused.up(b, self.core)
+        """The change as one pair, see :func:`fused.factors`."""
+        return fused.factors(*self.factors, self.core, self.residual)
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
@@ -134,10 +135,14 @@ def fold(model: nn.Module) -> None:
 class Lora(base.Adapter):
     """W + (alpha / rank) B A on the chosen projections.
 
-    Shapes: A (rank, d_in), B (d_out, rank).
+    Options: ``residual``, the rank of a second pair beside every pair, which the rules ``residual`` and ``stack`` fill.
+
+    Shapes: A (rank, d_in), B (d_out, rank); of a residual (residual, d_in) and (d_out, residual).
     Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, eq. (3).
     """
 
+    known_options = ("residual",)
+    numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {"residual": (0, 0, 4096)}
     pairs: ClassVar[bool] = True
 
     def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
@@ -157,11 +162,19 @@ class Lora(base.Adapter):
         """See base."""
         specs: list[state.ArraySpec] = []
         parameters: dict[str, nn.Parameter] = {}
+        rank = int(self.number(settings, "residual"))
         for pair, layer in self._placed(settings, backbone).items():
             for role, weight in zip("AB", layer.factors, strict=True):
                 name = f"{pair}.{role}"
                 specs.append(state.ArraySpec(name, tuple(weight.shape), "lora", role, pair, settings.scale))
                 parameters[name] = weight
+            if rank:
+                layer.residual = fused.Residual(*layer.factors, rank)
+                for name, weight in zip(
+                    factors.residual_names(pair), (layer.residual.A, layer.residual.B), strict=True
+                ):
+                    specs.append(state.ArraySpec(name, tuple(weight.shape), factors.RESIDUAL))
+                    parameters[name] = weight
         return base.Injected(tuple(specs), parameters)
 
     def _placed(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> Mapping[str, Layer | fused.Pair]:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fedvfm.aggregators import base, exact_sum, products
+from fedvfm.aggregators import base, paired_sums, products
 from fedvfm.state import state
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Sums of all arrays, and of the products of every pair."""
-
-    manifest: state.Manifest
-    arrays: exact_sum.ExactSum
-    pairs: dict[str, products.Product]
-
-
 @dataclass(frozen=True)
-class Fair:
+class Fair(paired_sums.Rule):
     """mean A and ``mean B + dB``, ``dB = (W - mB mA) mA^T (mA mA^T + l I)^-1`` with W the mean of the products B A.
 
     The ridge solution of ``min || W - (mB + dB) mA ||^2 + l ||dB||^2``: the product comes nearer to the mean product
@@ -40,30 +30,12 @@ class Fair:
 
     ridge: float = 0.01
 
-    sum_only: ClassVar[bool] = False
-    mixed_ranks: ClassVar[bool] = False
-    any_order: ClassVar[bool] = False
-    refactors: ClassVar[bool] = False
-    joins_factors: ClassVar[bool] = True
-    robust: ClassVar[bool] = False
-    least: ClassVar[int] = 1
+    name: ClassVar[str] = "fair"
 
     def __post_init__(self) -> None:
         base.check_positive("ridge", self.ridge)
 
-    def init(self, manifest: state.Manifest, kept: Mapping[str, state.Array] | None = None) -> Sums:
-        """Empty sums."""
-        return Sums(manifest, exact_sum.ExactSum(), {pair: products.Product() for pair in manifest.pairs()})
-
-    def fold(self, acc: Sums, contribution: base.Contribution) -> Sums:
-        """Add the weighted arrays, and the weighted product of every pair."""
-        pairs = {
-            pair: acc.pairs[pair].add(contribution.weight, contribution.state[b.name], contribution.state[a.name])
-            for pair, (a, b) in contribution.manifest.pairs().items()
-        }
-        return Sums(acc.manifest, acc.arrays.add(contribution.weight, contribution.state), pairs)
-
-    def finish(self, acc: Sums) -> tuple[state.AdapterState, dict[str, state.Array]]:
+    def finish(self, acc: paired_sums.Sums) -> tuple[state.AdapterState, dict[str, state.Array]]:
         """The mean with every B corrected; this rule keeps no state.
 
         Raises:
@@ -84,7 +56,3 @@ class Fair:
             return np.zeros_like(missing)
         found: products.Matrix = np.asarray(np.linalg.solve(gram + level * np.eye(len(gram)), missing.T).T, np.float64)
         return found
-
-    def for_site(self, adapter: state.AdapterState, manifest: state.Manifest) -> state.AdapterState:
-        """See :func:`base.in_one_rank`."""
-        return base.in_one_rank("fair", adapter, manifest)

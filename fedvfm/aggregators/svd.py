@@ -101,7 +101,7 @@ def _scale_of(rank: int, site: state.ArraySpec) -> float:
 def split(product: products.Product, rank: int, scale: float) -> tuple[state.Array, state.Array]:
     """Best rank-``rank`` B, A with scale B A = the product."""
     u, s, vt = product.decomposed(rank)
-    u, vt = _signs(u, vt)
+    u, vt = signs(u, vt)
     root = np.sqrt(np.where(s > LEAST * s[0], s, 0.0) / scale)
     b, a = u * root, root[:, None] * vt
     return resized(b.astype(np.float32), rank, 1), resized(a.astype(np.float32), rank, 0)
@@ -118,7 +118,7 @@ def _revive(b: state.Array, a: state.Array, pair: str) -> state.Array:
     return np.where(alive, a, fresh).astype(np.float32)
 
 
-def _signs(u: Matrix, vt: Matrix) -> tuple[Matrix, Matrix]:
+def signs(u: Matrix, vt: Matrix) -> tuple[Matrix, Matrix]:
     """Fix the sign of each singular pair, so that equal inputs give equal bytes."""
     pivot = np.abs(u).argmax(axis=0)
     sign = np.where(u[pivot, np.arange(u.shape[1])] < 0, -1.0, 1.0)

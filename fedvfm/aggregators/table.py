@@ -24,6 +24,8 @@ TABLE = registry.Table(
         "krum": _PLACE + "krum:Krum",
         "mean": _PLACE + "mean:Mean",
         "median": _PLACE + "median:Median",
+        "residual": _PLACE + "residual:Residual",
+        "stack": _PLACE + "stack:Stack",
         "svd": _PLACE + "svd:Svd",
         "trimmed-mean": _PLACE + "trimmed_mean:TrimmedMean",
     },
@@ -75,6 +77,11 @@ def joins_factors(rule: base.Aggregator) -> bool:
     return refactors(rule) or getattr(rule, "joins_factors", False)
 
 
+def keeps_residual(rule: base.Aggregator) -> bool:
+    """Whether it puts what it knows of the mean products into a residual beside the pairs."""
+    return getattr(rule, "keeps_residual", False)
+
+
 def robust(rule: base.Aggregator) -> bool:
     """Whether it withstands bad sites; a rule that does not say so does not."""
     return getattr(rule, "robust", False)
@@ -104,6 +111,17 @@ def faults(recipe: schema.Recipe) -> list[str]:
         found.append(
             f"recipe.adapter.factors = '{way}': rule '{name}' makes both factors of every pair anew, so that none "
             'stays as it is; use recipe.aggregation.rule = "mean"'
+        )
+    rank = recipe.adapter.options.get("residual", 0)
+    if keeps_residual(rule) and not rank:
+        found.append(
+            f"recipe.aggregation.rule = '{name}': the adapter has no residual for what the rule finds. Use adapter "
+            "kind 'lora' and set recipe.adapter.options.residual to a few times recipe.adapter.rank"
+        )
+    elif rank and not keeps_residual(rule):
+        found.append(
+            f"recipe.adapter.options.residual = {rank!r}: rule '{name}' puts nothing there; leave it out, or use "
+            'recipe.aggregation.rule = "residual" or "stack"'
         )
     kind = recipe.personal.kind
     if kind != groups.NONE and mechanism in privacy.SHARED and mechanism != privacy.SITE_LEVEL_SHARED:

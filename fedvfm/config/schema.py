@@ -128,8 +128,9 @@ class AdapterConfig(Strict):
     """Which LoRA factor trains: both, freeze-A or alternate; the last two are exact means and better under differential
     privacy. Change: to freeze-A under differential privacy, or to halve what goes up."""
     options: dict[str, Option] = {}
-    """What this kind takes besides, as count and depth of prompt-tokens, or basis of core, a number that chooses its
-    fixed factors. Change: with a kind that has options; a wrong one is refused with the known."""
+    """What this kind takes besides: count and depth of prompt-tokens, basis of core (a number that chooses its fixed
+    factors), residual of lora (rank of what rules residual and stack keep beside it). Change: with a kind that has
+    options; a wrong one is refused with the known."""
 
     @property
     def scale(self) -> float:
@@ -362,8 +363,9 @@ class AggregationConfig(Strict):
     """
 
     rule: Name = "mean"
-    """Which one when: docs/which-rule.md. svd lets sites have different ranks. Change: to svd, fair or hetlora for
-    sites of different ranks; to a robust rule where a site may be bad."""
+    """Which one when: docs/which-rule.md. residual and stack need adapter.options.residual; svd lets sites have
+    different ranks. Change: to svd, fair or hetlora for sites of different ranks; to a robust rule where a site may be
+    bad."""
     weighting: Literal["examples", "uniform", "loss"] = "examples"
     """examples, uniform (private recipes need it) or loss. Change: to uniform where each hospital shall count the same.
     """

@@ -180,7 +180,10 @@ def pooled_twice(experiment: schema.Experiment, sites: Sequence[str]) -> list[Ar
 def frozen(recipe: schema.Recipe) -> schema.Recipe:
     """The recipe with the backbone wholly frozen: the head alone trains, and all of it is shared."""
     adapter = recipe.adapter.model_copy(update={"kind": "head-only", "options": {}, "factors": "both"})
-    return recipe.model_copy(update={"adapter": adapter, "personal": schema.RecipePersonal()})
+    rule = recipe.aggregation
+    if "residual" in recipe.adapter.options:  # a rule that fills one has nothing to fill
+        rule = rule.model_copy(update={"rule": "mean", "options": {}})
+    return recipe.model_copy(update={"adapter": adapter, "aggregation": rule, "personal": schema.RecipePersonal()})
 
 
 def head_only(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:

@@ -197,7 +197,7 @@ def _travels(
         return None
     if held:
         return codecs.Difference(recipe.codec, base.fingerprint, base.fingerprint, {}, b"")
-    left = base.select(groups.leaving(locked.manifest, recipe, number))
+    left = base.select(groups.moving(locked.manifest, recipe, number))
     return dataclasses.replace(codecs.encode(recipe.codec, left, base, {}).difference, target=base.fingerprint)
 
 

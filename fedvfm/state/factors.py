@@ -14,8 +14,12 @@ Source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", I
 
 from __future__ import annotations
 
+import numpy as np
+
 from fedvfm.state import state
 
+RESIDUAL = "residual"
+"""Group of the arrays that a rule of aggregation fills: a second pair beside a pair, which no site trains or sends."""
 BOTH, FREEZE_A, ALTERNATE = "both", "freeze-A", "alternate"
 WAYS = {BOTH: "both factors", FREEZE_A: FREEZE_A, ALTERNATE: ALTERNATE}
 """Way -> what people read."""
@@ -43,7 +47,34 @@ def trained(manifest: state.Manifest, way: str, round_number: int) -> tuple[str,
         round_number: from 1.
     """
     still = idle(way, round_number)
-    return tuple(spec.name for spec in manifest if not still or spec.role != still)
+    return tuple(spec.name for spec in manifest if spec.group != RESIDUAL and (not still or spec.role != still))
+
+
+def residual_names(pair: str) -> tuple[str, str]:
+    """Of the residual of a pair: the array beside A, and the one beside B."""
+    return f"{pair}.residual.A", f"{pair}.residual.B"
+
+
+def whole(
+    adapter: state.AdapterState, manifest: state.Manifest, less: state.AdapterState | None = None
+) -> state.AdapterState:
+    """The adapter with each pair's factors joined to those of its residual, whose product is all that it changes.
+
+    Shapes: A (r + residual, d_in), B (d_out, r + residual); with ``less`` once more the residual.
+
+    Args:
+        adapter: any.
+        manifest: of it.
+        less: an adapter whose residual is taken off the product.
+    """
+    arrays = {spec.name: adapter[spec.name] for spec in manifest if spec.group != RESIDUAL}
+    for pair, (a, b) in manifest.pairs().items():
+        down, up = residual_names(pair)
+        if down in adapter:
+            more = ((adapter[down], adapter[up]), *(() if less is None else ((less[down], -less[up]),)))
+            arrays[a.name] = np.concatenate([arrays[a.name], *(wide for wide, _ in more)])
+            arrays[b.name] = np.concatenate([arrays[b.name], *(tall for _, tall in more)], axis=1)
+    return state.AdapterState(arrays)
 
 
 def numbers(manifest: state.Manifest, way: str, round_number: int) -> int:

@@ -87,6 +87,12 @@ def leaving(manifest: state.Manifest, recipe: schema.Recipe, round_number: int) 
     return tuple(name for name in trained if name not in own)
 
 
+def moving(manifest: state.Manifest, recipe: schema.Recipe, round_number: int) -> tuple[str, ...]:
+    """Names of the arrays that differ in the next global adapter: those that leave, and the residuals; sorted."""
+    kept = {spec.name for spec in manifest if spec.group == factors.RESIDUAL}
+    return tuple(sorted(kept.union(leaving(manifest, recipe, round_number))))
+
+
 def leaving_numbers(manifest: state.Manifest, recipe: schema.Recipe, round_number: int) -> int:
     """How many numbers leave a site after a round."""
     return _numbers(manifest, leaving(manifest, recipe, round_number))

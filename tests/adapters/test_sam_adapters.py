@@ -383,6 +383,7 @@ def test_faults(sam_folders: dict[str, Path], tiny_dino: Path) -> None:
         ("sam", "lora", {"targets": ["q", "k", "v", "o", "fc1"], "layers": [1, 3]}),
         ("sam", "lora", {"parts": ["decoder"]}),
         ("sam", "lora", {"targets": ["o"], "parts": []}),
+        ("sam", "lora", {"options": {"residual": 3}}),
         ("sam", "norm", {}),
         ("sam2", "lora", {"targets": ["q", "v", "fc2"]}),
         ("sam2", "norm", {}),

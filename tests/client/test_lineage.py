@@ -258,3 +258,21 @@ def test_a_site_that_only_tests_scores_within_the_recipes_bound() -> None:
     assert site.word(EVALUATE, 3, moved(by=5.0)) == "", "three rounds lead so far"
     site.scored(1, moved(by=1.0))
     assert site.word(EVALUATE, 1, moved(by=1.1)) == "policy-base", "another one for the same round"
+
+
+def test_a_residual_moves_by_bounded_steps_though_no_site_sends_it() -> None:
+    names = {"q.residual.A": (1, 3), "q.residual.B": (4, 1)}
+    manifest = state.Manifest.of([*PAIR, *(state.ArraySpec(name, shape, "residual") for name, shape in names.items())])
+    first = state.AdapterState({**FIRST, **{name: np.zeros(shape, np.float32) for name, shape in names.items()}})
+
+    def filled(by: float) -> state.AdapterState:
+        """B A of the residual is a matrix of norm ``by``."""
+        sizes = {"q.residual.A": np.sqrt(by / 3), "q.residual.B": np.sqrt(by) / 2}
+        return state.AdapterState({**first, **{n: np.full(names[n], v, np.float32) for n, v in sizes.items()}})
+
+    site = Site(manifest, adapter={"options": {"residual": 1}}, aggregation={"rule": "residual"})
+    site.locked = locked_recipe.LockedRecipe.of(site.recipe, manifest, first, SHA, 1000)
+    site.trained(1, first, 0.5)
+    assert site.own.moved(first, filled(4.0)) == pytest.approx(4.0, rel=1e-5)
+    assert site.word(TRAIN, 2, filled(4.0), 10.0) == ""
+    assert site.word(TRAIN, 2, filled(6.0), 10.0) == "policy-base"

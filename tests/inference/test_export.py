@@ -158,6 +158,20 @@ def test_merged_equals_unmerged(folders: dict[str, Path], name: str, kind: str) 
     )
 
 
+def test_a_residual_is_exported_and_merged_with_its_pair(tiny_dino: Path, tmp_path: Path) -> None:
+    model = moved(tiny_dino, "lora", options={"residual": 3})
+    assert {spec.shape for spec in model.manifest if spec.group == "residual"} == {(3, 32), (32, 3)}
+    assert not [name for name in model.trained(1) if "residual" in name]
+    export.save(model, tmp_path / "adapter", MADE)
+    tuned = peft.PeftModel.from_pretrained(STOCK["dinov2"][0].from_pretrained(tiny_dino), tmp_path / "adapter")
+    bare = {name: a * np.float32(".residual." not in name) for name, a in model.read().items()}
+    for loaded in (stock_grid(tuned), stock_grid(export.merge(model))):
+        torch.testing.assert_close(loaded, last_grid(model), rtol=1e-5, atol=1e-5)
+    before = last_grid(model)
+    model.write(state.AdapterState(bare))
+    assert not torch.allclose(last_grid(model), before, atol=1e-3)
+
+
 def fresh(folder: Path) -> adapted_model.AdaptedModel:
     """A model loaded after a merge: the shared frozen weights must still be the file's."""
     model = moved(folder, "head-only")

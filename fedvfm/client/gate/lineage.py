@@ -25,7 +25,7 @@ from fedvfm.aggregators import table as rules
 from fedvfm.client.gate import held_adapters
 from fedvfm.config import privacy, schema
 from fedvfm.protocol import protocol
-from fedvfm.state import groups, state
+from fedvfm.state import factors, groups, state
 from fedvfm.trust import locked_recipe
 
 REASON, SHAPES, SAME = "policy-base", "adapter", "secure-base"
@@ -126,7 +126,8 @@ class Lineage:
         """
         if not rules.refactors(rules.make(self._recipe.aggregation)):
             return (after - before).norm()
-        dense = [spec.name for spec in self.manifest if spec.role == "dense"]
+        dense = [spec.name for spec in self.manifest if spec.role == "dense" and spec.group != factors.RESIDUAL]
+        after, before = factors.whole(after, self.manifest), factors.whole(before, self.manifest)
         total = (after.select(dense) - before.select(dense)).norm() ** 2
         for a, b in self.manifest.pairs().values():
             _, left = np.linalg.qr(np.hstack([after[b.name], before[b.name]]).astype(np.float64))
@@ -230,7 +231,7 @@ class Lineage:
         """What trains in none of the rounds between stays as it was, to the bit."""
         moving: set[str] = set()
         for between in range(earlier + 1, min(number, earlier + 2) + 1):  # two rounds show all that ever leaves
-            moving |= set(groups.leaving(self.manifest, self._recipe, between))
+            moving |= set(groups.moving(self.manifest, self._recipe, between))
         for name in set(adapter) - moving:
             if not np.array_equal(adapter[name], before[name]):
                 raise _refused(f"the adapter of round {number} differs in '{name}', which no site sends")
@@ -239,6 +240,7 @@ class Lineage:
         """A rule that makes factors anew leaves both of a pair of one length, so that none blows up a gradient."""
         if not rules.refactors(rules.make(self._recipe.aggregation)):
             return
+        adapter = factors.whole(adapter, self.manifest)
         for a, b in self.manifest.pairs().values():
             rows, columns = np.linalg.norm(adapter[a.name], axis=1), np.linalg.norm(adapter[b.name], axis=0)
             short, long = np.minimum(rows, columns), np.maximum(rows, columns)

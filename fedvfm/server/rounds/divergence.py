@@ -8,14 +8,14 @@ measured where a mechanism at the server lets no single update stay (:mod:`fedvf
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import seeding
-from fedvfm.state import state
+from fedvfm.state import factors, state
 
 SITES = 64
 NUMBERS = 1 << 14
@@ -90,7 +90,7 @@ class Divergence:
         }
 
 
-def effective_rank(aggregate: Mapping[str, state.Array], manifest: state.Manifest) -> dict[str, float] | None:
+def effective_rank(aggregate: state.AdapterState, manifest: state.Manifest) -> dict[str, float] | None:
     """Of the product B A of every pair: ``mean`` and ``least`` over pairs; None where no product has a direction.
 
     The exponential of the entropy of the singular values' shares: 1 where one direction holds all, the rank where all
@@ -99,6 +99,7 @@ def effective_rank(aggregate: Mapping[str, state.Array], manifest: state.Manifes
     Source: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, eq. (4).
     """
     ranks = []
+    aggregate = factors.whole(aggregate, manifest)
     for a, b in _few(list(manifest.pairs().values())):
         wide, tall = aggregate[a.name].astype(np.float64), aggregate[b.name].astype(np.float64)
         # The squared singular values of B A are the eigenvalues of (B'B)(A A'), which is r x r.

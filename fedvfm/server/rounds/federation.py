@@ -238,7 +238,7 @@ class Federation:
         if self._secure is not None:
             joined = self._hidden(self._secure, number, adapter, [members[name] for name in asked])
         joined = joined or self._joined(number, adapter, members, asked)
-        trained = groups.leaving(self.job.locked.manifest, self.recipe, number)
+        trained = groups.moving(self.job.locked.manifest, self.recipe, number)
         goal, velocity = server_optimiser.step(adapter, joined.adapter, self._kept, self.recipe.aggregation, trained)
         adapter, lost = self._broadcast.moved(adapter, goal, self._kept, trained)
         self._kept = {**joined.kept, **velocity, **lost}
