@@ -125,6 +125,7 @@ EVENTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("trained", "recipe round base fingerprint examples seconds", "steps numbers epsilon norm"),
         ("evaluated", "recipe round fingerprint split examples", "seconds"),
         ("interrupted", "kind recipe seconds", "round"),
+        ("surveyed", "fingerprint digest seconds", "metrics"),
         ("agreed", "recipe round digest numbers", ""),
         ("unmasked", "recipe round digest numbers", ""),
         ("sent", "kind bytes", f"{_SENT} ledger"),

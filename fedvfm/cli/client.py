@@ -22,6 +22,7 @@ from fedvfm.runtime import logs
 if TYPE_CHECKING:
     from fedvfm.client import dossier, privacy_report, state_folder
     from fedvfm.client import purge as purges
+    from fedvfm.config import survey as surveys
     from fedvfm.trust import locked_recipe
 
 LOG = logging.getLogger(__name__)
@@ -181,7 +182,9 @@ def _asked(what: str, locked: locked_recipe.LockedRecipe, state: Path) -> dossie
 
 @app.command()
 def review(
-    recipe: Annotated[str, typer.Argument(help="A recipe or an invite, or the hash of a recipe seen here.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe, an invite or a survey, or the hash of a recipe or survey seen here.")
+    ],
     site: Annotated[Path | None, typer.Option("--policy", "--data", help="The site's own file.")] = None,
     print_policy: Annotated[
         bool, typer.Option("--print-policy", help="Print a policy that accepts this recipe and no more.")
@@ -192,11 +195,18 @@ def review(
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
-    """Say in plain words what a recipe does, and what the site's policy says of it. Exits with 13 if it refuses."""
+    """Say in plain words what a recipe does, or what a survey asks, and what the site's policy says of it.
+
+    Exits with 13 if it refuses. Of a survey --data also shows what this site would tell now; nothing is sent.
+    """
     from fedvfm.client import recipe_review
     from fedvfm.client.gate import policy
     from fedvfm.trust import signed_documents
 
+    survey = _survey(recipe, state)
+    if survey is not None:
+        _review_survey(survey, site, state, as_json)
+        return
     locked = _open(recipe, state)
     judged = _judge(locked, site)
     if print_policy:
@@ -224,6 +234,47 @@ def review(
         raise typer.Exit(errors.PolicyRefused.exit_code)
 
 
+def _survey(what: str, state: Path) -> surveys.Survey | None:
+    """A survey by its TOML file, or by the hash of one that arrived; None where it is none."""
+    from fedvfm.client import state_folder
+    from fedvfm.config import schema
+    from fedvfm.config import survey as survey_config
+
+    path = Path(what)
+    if path.suffix == ".toml" and path.is_file():
+        values = schema.read_toml(path)
+        return schema.parse(survey_config.Survey, values, str(path)) if "statistics" in values else None
+    if path.exists() or not (state / state_folder.ABOUT).exists():
+        return None
+    return state_folder.open_state(state).find_survey(what)
+
+
+def _review_survey(survey: surveys.Survey, site: Path | None, state: Path, as_json: bool) -> None:
+    from fedvfm.client import site_file, state_folder, survey_review
+    from fedvfm.client.gate import history
+    from fedvfm.config import schema
+
+    answered = 0
+    if (state / state_folder.ABOUT).exists():
+        log = history.History()
+        state_folder.open_state(state).audit.follow(log.add)
+        answered = len(set(log.surveyed) - {survey.hash})
+    config = None if site is None else site_file.read_policy(site)
+    refusals = survey_review.judge(survey, config)
+    values = survey_review.to_json(survey, refusals, answered)
+    lines = [f"{heading + ':':22} {text}" for heading, text in survey_review.words(survey, answered)]
+    lines += [f"REFUSES: {text}" for text in refusals]
+    if isinstance(config, schema.SiteConfig):
+        statement = survey_review.tell(survey, config)
+        values["would_tell"] = statement
+        noisy = " before the noise" if survey.privacy is not None else ""
+        lines += ["", f"As the data are now this site would tell{noisy}, in patients:"]
+        lines += survey_review.told_lines(survey, statement)
+    print(json.dumps(values, indent=2) if as_json else "\n".join(lines))
+    if refusals:
+        raise typer.Exit(errors.PolicyRefused.exit_code)
+
+
 def _rosters(locked: locked_recipe.LockedRecipe, state: Path) -> list[tuple[str, str]]:
     """The roster documents that came to this site, for a recipe with secure aggregation."""
     from fedvfm.client import recipe_review, state_folder
@@ -236,7 +287,7 @@ def _rosters(locked: locked_recipe.LockedRecipe, state: Path) -> list[tuple[str,
 
 @app.command()
 def approve(
-    recipe: Annotated[str, typer.Argument(metavar="HASH", help="Hash of a recipe seen here.")],
+    recipe: Annotated[str, typer.Argument(metavar="HASH", help="Hash of a recipe or survey seen here.")],
     data: Site = None,
     roster: Annotated[
         str, typer.Option(help="Hash of the roster document you approve beside it (secure aggregation only).")
@@ -244,10 +295,15 @@ def approve(
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
-    """Approve a recipe that arrived; who, when and which hash are recorded."""
+    """Approve a recipe or a survey that arrived; who, when and which hash are recorded."""
     from fedvfm.client import state_folder
 
     where = state_folder.open_state(state)
+    survey = where.find_survey(recipe)
+    if survey is not None:
+        _require_survey(survey, data)
+        _show(state_folder.approve_survey(where, survey), as_json, "survey")
+        return
     locked = where.find(recipe)
     _judge(locked, data).require()
     _show(state_folder.approve(where, locked, roster=roster.lower()), as_json)
@@ -255,22 +311,40 @@ def approve(
 
 @app.command()
 def withdraw(
-    recipe: Annotated[str, typer.Argument(metavar="HASH", help="Hash of an approved recipe.")],
+    recipe: Annotated[str, typer.Argument(metavar="HASH", help="Hash of an approved recipe or survey.")],
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
-    """Withdraw an approval: the client trains no more on this recipe."""
+    """Withdraw an approval: the client trains no more on this recipe, or answers this survey no more."""
     from fedvfm.client import state_folder
 
     where = state_folder.open_state(state)
+    survey = where.find_survey(recipe)
+    if survey is not None:
+        _show(state_folder.withdraw_survey(where, survey), as_json, "survey")
+        return
     _show(state_folder.withdraw(where, where.find(recipe).hash), as_json)
 
 
-def _show(line: dict[str, Any], as_json: bool) -> None:
+def _require_survey(survey: surveys.Survey, site: Path | None) -> None:
+    """Check a survey against the site's file, where one is given.
+
+    Raises:
+        PolicyRefused: with the first reason.
+    """
+    from fedvfm.client import site_file, survey_review
+
+    refusals = survey_review.judge(survey, None if site is None else site_file.read_policy(site))
+    if refusals:
+        raise errors.PolicyRefused("policy-survey", "; ".join(refusals))
+
+
+def _show(line: dict[str, Any], as_json: bool, what: str = "recipe") -> None:
     if as_json:
-        print(json.dumps({key: line[key] for key in ("recipe", "event", "who", "time")}, indent=2))
+        values = {key: line[key] for key in ("recipe", "event", "who", "time")}
+        print(json.dumps({what: values.pop("recipe"), **values}, indent=2))
     else:
-        print(f"recipe {line['recipe']}: {line['event']} by {line['who']} at {line['time']}")
+        print(f"{what} {line['recipe']}: {line['event']} by {line['who']} at {line['time']}")
 
 
 @app.command()
@@ -305,7 +379,10 @@ def approvals(state: StateOption = STATE, as_json: Json = False) -> None:
         return
     for recipe in seen:
         print(f"recipe {recipe}: {'approved' if recipe in stand else 'not approved'}")
-    for row in rows:
+    stand = where.survey_approvals.stand()
+    for survey in where.surveys_seen():
+        print(f"survey {survey}: {'approved' if survey in stand else 'not approved'}")
+    for row in [*rows, *where.survey_approvals.rows()]:
         print(f"{row['time']} {row['event']:9} {row['recipe'][:12]} by {row['who']}")
 
 

@@ -113,7 +113,7 @@ def survey(
         return
     if classes is None:
         print(f"note: {', '.join(names)} are examples; write your own into class_names", file=sys.stderr)
-    print(f"{path}: next: fedvfm survey EXPERIMENT --survey {path}")
+    print(f"{path}: next: fedvfm server survey {path}, or fedvfm survey EXPERIMENT --survey {path}")
 
 
 def experiment(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedvfm import errors
 from fedvfm.cli import drafts, steering
+from fedvfm.cli import survey as survey_verb
+
+if TYPE_CHECKING:
+    from fedvfm.config import survey as surveys
+    from fedvfm.server import state_folder
 
 NAME = "server"
 app = typer.Typer(help="Launch a federation, steer it and decide who may take part.", no_args_is_help=True)
@@ -196,6 +201,103 @@ def publish_roster(state: StateOption = STATE, as_json: Json = False) -> None:
         "once its people know, from the people of the other sites, that these are their keys.",
     ]
     _print(values, lines, as_json)
+
+
+@app.command()
+def survey(
+    asked: Annotated[
+        Path | None, typer.Argument(metavar="[SURVEY.toml]", help="What the approved sites are asked for from now on.")
+    ] = None,
+    chosen: Annotated[
+        str, typer.Option("--of", metavar="HASH", help="Which survey; may be left out where there is one.")
+    ] = "",
+    close: Annotated[bool, typer.Option("--close", help="Ask nobody any more; answers stay.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New folder: what was answered so far, merged, and a recipe.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Of the proposed recipe: a name of the table, a Hugging Face name or a folder.")
+    ] = "dinov2-small-imgfocus",
+    largest: survey_verb.Largest = survey_verb.LARGEST,
+    state: StateOption = STATE,
+    as_json: Json = False,
+) -> None:
+    """Ask the approved sites for statistics before training; show who answered; merge, and propose a recipe.
+
+    Each site answers once its people approved that survey. A running server asks, also while it is paused.
+    """
+    from fedvfm.config import schema
+    from fedvfm.config import survey as survey_config
+    from fedvfm.server import state_folder, surveys
+
+    where = state_folder.open_state(state)
+    if asked is not None:
+        if close or output is not None or chosen:
+            raise errors.ConfigError("server survey", ["with SURVEY.toml nothing else; see --help"])
+        document = schema.parse(survey_config.Survey, schema.read_toml(asked), str(asked))
+        surveys.publish(where, document)
+        lines = [
+            f"survey {document.hash}",
+            "every approved site that is connected is asked; there, its people:",
+            f"  fedvfm client review {document.hash[:12]} --data SITE.toml",
+            f"  fedvfm client approve {document.hash[:12]}",
+            "who has answered: fedvfm server survey; the result: fedvfm server survey --output FOLDER",
+        ]
+        _print({"survey": document.hash}, lines, as_json)
+        return
+    if close:
+        document = surveys.find(where, chosen)
+        surveys.close(where, document)
+        _print({"closed": document.hash}, [f"survey {document.hash[:12]}: nobody is asked any more"], as_json)
+        return
+    if output is not None:
+        _survey_result(where, surveys.find(where, chosen), output, backbone, largest, as_json)
+        return
+    rows = {
+        key: {
+            "title": document.title,
+            "open": surveys.is_open(where, key),
+            "answered": sorted(surveys.answered(where, key)),
+            "waiting": {
+                site: word
+                for site, word in surveys.words(where, key).items()
+                if site not in surveys.answered(where, key)
+            },
+        }
+        for key, document in surveys.every(where).items()
+    }
+    _print({"surveys": rows}, _survey_lines(rows), as_json)
+
+
+def _survey_lines(rows: dict[str, Any]) -> list[str]:
+    from fedvfm.server import site_words
+    from fedvfm.trust import signed_documents
+
+    lines = [] if rows else ["no survey was published; fedvfm server init-survey writes one to edit"]
+    for key, row in rows.items():
+        answered = ", ".join(row["answered"]) or "nobody yet"
+        closed = "" if row["open"] else ", closed"
+        lines.append(f"survey {key[:12]} '{signed_documents.shown(row['title'])}'{closed}: answered by {answered}")
+        for site, word in row["waiting"].items():
+            remedy = site_words.remedy(word, site, key)
+            said = "waits for a person's approval" if word == "approval-pending" else site_words.sentence(word)
+            lines.append(f"  {site} {said}" + (f"; {remedy}" if remedy else ""))
+    return lines
+
+
+def _survey_result(
+    where: state_folder.State, document: surveys.Survey, output: Path, backbone: str, largest: int, as_json: bool
+) -> None:
+    from fedvfm.server import surveys as published
+    from fedvfm.survey import answer, proposal, results
+
+    results.require_free(output)
+    result = answer.merged(document, list(published.answers(where, document).values()))
+    proposed = proposal.propose(result, backbone, largest)
+    files = results.write(output, result, proposed, backbone)
+    values = {"survey": document.hash, "sites": result.sites, "proposed": proposed.values}
+    lines = survey_verb.lines(result.sites, proposed.values, files)
+    _print({**values, "files": [str(path) for path in files]}, lines, as_json)
 
 
 @app.command()

@@ -48,6 +48,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "tested would be trained on",
         "put the file back as it was: fedvfm doctor client SITE.toml names the values; or ask for another recipe",
     ),
+    "policy-survey": (
+        "a survey asks for statistics that policy.surveys does not name, or for more surveys than policy.max_surveys",
+        "fedvfm client review {recipe} says what would leave; name it in policy.surveys, or leave it at that",
+    ),
+    "survey-difference": (
+        "an earlier survey was answered of almost the same patients, and the difference would tell of the others",
+        "wait until many more came or went, or ask for a survey with noise",
+    ),
     "policy-task": ("the policy does not accept this task", _POLICY),
     "policy-training": (
         "optimiser, batch or number of steps would show single images in the update",

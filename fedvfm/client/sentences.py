@@ -33,6 +33,8 @@ def of(entry: Entry) -> str:
         return f"Work on a message{recipe} broke off after {spans.span(entry['seconds'])}; the time counts."
     if event == "rehearsed":
         return f"A rehearsal{recipe} ran here; nothing left."
+    if event == "surveyed":
+        return f"Answered survey {_short(entry)} with {', '.join(entry.get('metrics', ()))}."
     if event == "purged":
         return f"Kept files were removed by a person: {kind}, {size}."
     if event == "unmasked":
@@ -50,6 +52,8 @@ def _received(kind: str, number: int, recipe: str, size: str, entry: Entry) -> s
         return f"The coordinator asked to score the adapter of round {number}{recipe} on {split} images ({size})."
     if kind == "recipe":
         return f"Recipe {str(entry.get('recipe', ''))[:12]} arrived and waits for a person."
+    if kind == "survey":
+        return f"The coordinator asked for statistics: survey {_short(entry)}."
     if kind == "roster":
         return "A roster document of secure aggregation arrived and waits for a person."
     return f"A message of kind '{kind}' came{recipe} ({size})." if kind == "unknown" else ""
@@ -59,7 +63,7 @@ def _sent(kind: str, number: int, recipe: str, size: str, entry: Entry) -> str:
     names = ", ".join(entry.get("metrics", ()))
     if kind == "refusal":
         word = str(entry["reason"])
-        text, remedy = refusal_words.why(word, str(entry.get("recipe", "")))
+        text, remedy = refusal_words.why(word, str(entry.get("recipe", entry.get("fingerprint", ""))))
         return f"Refused a message{recipe}: {text} ({word}). What helps: {remedy}."
     if kind == "train":
         metrics = f", and {names}" if names else ""
@@ -67,6 +71,8 @@ def _sent(kind: str, number: int, recipe: str, size: str, entry: Entry) -> str:
     if kind == "evaluate":
         split = SPLITS.get(entry.get("split", ""), "")
         return f"Scores of round {number}{recipe} on {split} images left: {names or 'no metric'}, {size}."
+    if kind == "survey":
+        return f"Statistics left, the answer to survey {_short(entry)}: {names}, {size}."
     if kind == "handshake":
         return f"This site answered that it takes part in a run{recipe}."
     return "The request to join was written." if kind == "request" else ""
@@ -76,6 +82,9 @@ def _decided(kind: str, recipe: str, entry: Entry) -> str:
     if kind == "approval":
         done = "approved" if entry["verdict"] == "approved" else "withdrew the approval of"
         return f"A person here {done}{recipe[3:]}."
+    if kind == "survey-approval":
+        done = "approved" if entry["verdict"] == "approved" else "withdrew the approval of"
+        return f"A person here {done} survey {_short(entry)}."
     return f"{_capital(end(entry))}." if kind == "final" else ""
 
 
@@ -89,6 +98,10 @@ def end(entry: Entry) -> str:
         return f"finished; the final adapter waits for your decision{score}: {decide}"
     by = "by a person" if entry.get("reason") == "person" else f"by the policy ({entry.get('reason', 'policy')})"
     return f"finished; the final adapter was {entry['verdict']} {by}{score}"
+
+
+def _short(entry: Entry) -> str:
+    return str(entry.get("fingerprint", ""))[:12]
 
 
 def _capital(text: str) -> str:

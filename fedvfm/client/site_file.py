@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from fedvfm import errors, seeding
 from fedvfm.config import privacy, schema
+from fedvfm.config import survey as surveys
 from fedvfm.data import bags, defect, labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table as sources
 from fedvfm.privacy import records
+from fedvfm.survey import collection
 from fedvfm.trust import recipes
 
 if TYPE_CHECKING:
@@ -214,6 +216,23 @@ def hospital(
     _require_parts(site, own, parts)
     train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
     return virtual_hospitals.Hospital(site.name, source, train, val, test)
+
+
+def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.Source, list[samples.Sample]]:
+    """The source and the site's own samples that a survey looks at: those of train and validation; no image is read.
+
+    Raises:
+        ConfigError: if survey and data do not go together.
+        DataError: if the data cannot be listed, or a patient stands in several splits.
+    """
+    require_no_skipping(site, None)
+    contract = collection.contract(survey)
+    source = labels.mapped(sources.make(site.data, contract), site.labels, contract.class_names)
+    wrong = labels.class_faults(survey.task, survey.class_names, source.info)
+    if wrong:
+        raise errors.ConfigError("survey and data", wrong)
+    parts = whole(site, split(site, belonging(site, source.samples()), source))
+    return source, [sample for name in collection.SEEN for sample in parts[name]]
 
 
 def whole(site: schema.SiteConfig, found: Splits) -> dict[str, list[samples.Sample]]:

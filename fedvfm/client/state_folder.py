@@ -14,6 +14,8 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     audit-sealed/                earlier segments of the audit log, where it is long
     splits/                      what the split into train, val and test follows from, of each recipe that began here
     sent/                        the update that was sent last, of each recipe
+    surveys/<hash>.json          surveys that arrived; beside them answers that left, and of which patients, as hashes
+    survey-approvals.jsonl       which surveys a person here approved; hash-chained
     rosters/<hash>.json          roster documents that arrived: with whom this site's update may be summed
     secure/                      keys and shares of sessions of secure aggregation; secrets
     adapters/                    final adapters that came, and what was decided of each
@@ -26,11 +28,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.config import schema
+from fedvfm.config import survey as survey_config
 from fedvfm.storage import storage
 from fedvfm.trust import (
     approvals,
@@ -47,6 +50,8 @@ from fedvfm.trust import study as studies
 ABOUT = "site.json"
 REHEARSAL = "rehearsal-"
 """How the folder of a rehearsal begins; it is gone afterwards unless that was killed."""
+Approvals: TypeAlias = approvals.Approvals
+SHA256 = re.compile("[0-9a-f]{64}")
 MAX_SEEN = 1000
 """Recipes that are kept; a coordinator that sends more fills no disk."""
 
@@ -108,6 +113,51 @@ class State:
     def approvals(self) -> approvals.Approvals:
         """Which recipes a person here approved."""
         return approvals.Approvals(self.folder / "approvals.jsonl", self.about.site)
+
+    @property
+    def survey_approvals(self) -> Approvals:
+        """Which surveys a person here approved."""
+        return approvals.Approvals(self.folder / "survey-approvals.jsonl", self.about.site, "survey")
+
+    @property
+    def surveys(self) -> Path:
+        """Where surveys lie that arrived, and the answers that left."""
+        return self.folder / "surveys"
+
+    def surveys_seen(self) -> list[str]:
+        """Hashes of the surveys that arrived."""
+        return sorted(path.stem for path in self.surveys.glob("*.json") if SHA256.fullmatch(path.stem))
+
+    def find_survey(self, asked: str) -> survey_config.Survey | None:
+        """A survey that arrived by its hash, or the first twelve letters or more of it; None where none is meant.
+
+        Raises:
+            TrustError: if the file was changed.
+        """
+        word = asked.lower()
+        named = [known for known in self.surveys_seen() if len(word) >= 12 and known.startswith(word)]
+        if len(named) != 1:
+            return None
+        path = self.surveys / f"{named[0]}.json"
+        survey = signed_documents.read(path, survey_config.Survey, "survey")
+        if survey.hash != named[0]:
+            raise errors.TrustError(f"{path}: holds another survey than its name says")
+        return survey
+
+    def remember_survey(self, survey: survey_config.Survey) -> bool:
+        """Keep a survey that arrived, so that a person can review it; whether it is new here.
+
+        Raises:
+            PolicyRefused: if too many were kept.
+        """
+        path = self.surveys / f"{survey.hash}.json"
+        if path.exists():
+            return False
+        if len(self.surveys_seen()) >= MAX_SEEN:
+            raise errors.PolicyRefused("policy-message", f"{MAX_SEEN} surveys were seen already")
+        storage.make_private(self.surveys)
+        storage.write_text(path, signed_documents.to_text(survey))
+        return True
 
     @property
     def audit_path(self) -> Path:
@@ -359,4 +409,22 @@ def withdraw(where: State, recipe: str, person: str | None = None) -> dict[str, 
     """
     line = where.approvals.withdraw(recipe, person)
     where.audit.record("decided", kind="approval", recipe=recipe, verdict="withdrawn")
+    return line
+
+
+def approve_survey(where: State, survey: survey_config.Survey, person: str | None = None) -> dict[str, Any]:
+    """Record that a person here approved a survey."""
+    line = where.survey_approvals.approve(survey.hash, person)
+    where.audit.record("decided", kind="survey-approval", fingerprint=survey.hash, verdict="approved")
+    return line
+
+
+def withdraw_survey(where: State, survey: survey_config.Survey, person: str | None = None) -> dict[str, Any]:
+    """Record that the approval of a survey no longer stands.
+
+    Raises:
+        TrustError: if none stands.
+    """
+    line = where.survey_approvals.withdraw(survey.hash, person)
+    where.audit.record("decided", kind="survey-approval", fingerprint=survey.hash, verdict="withdrawn")
     return line

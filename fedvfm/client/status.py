@@ -98,6 +98,7 @@ class Watcher:
         self._refused: dict[str, dict[str, str]] = {}
         self._ends: dict[str, dict[str, Any]] = {}
         self._recipes: dict[str, locked_recipe.LockedRecipe] = {}
+        self._answered: set[str] = set()
 
     @property
     def where(self) -> state_folder.State:
@@ -108,11 +109,12 @@ class Watcher:
         """What it is made of."""
         folder, run = self._where.folder, self._where.folder / FOLDER
         kept = [run / SETTINGS, run / COORDINATOR, *(processes.pid_path(run, name) for name in (NAME, *CHILDREN))]
-        folders = [folder / "recipes", folder / "rosters", folder / decisions.FOLDER]
+        folders = [folder / "recipes", folder / "rosters", self._where.surveys, folder / decisions.FOLDER]
         return [
             self._where.audit_path,
             *self._ledger(),
             self._where.approvals.path,
+            self._where.survey_approvals.path,
             folder / "site.key.new",
             *folders,
             *kept,
@@ -149,6 +151,7 @@ class Watcher:
             "started": spans.stamp_or_none(processes.started(processes.pid_path(folder, NAME))),
             "approved": approved,
             "waiting": [recipe for recipe in where.seen() if recipe not in approved],
+            "surveys": self._surveys(),
             "recipes": {recipe: self._of_recipe(recipe, rules, approved) for recipe in where.seen()},
             "policy_problem": problem,
             "coordinator": standing_of(where) if pids[NAME] is not None else None,
@@ -199,9 +202,19 @@ class Watcher:
                 self._refused[recipe] = about
             elif event == "sent":
                 self._refused.pop(recipe, None)
+            if event == "surveyed":
+                self._answered.add(str(entry["fingerprint"]))
             sentence = sentences.of(entry)
             if sentence:
                 self._messages = [*self._messages, {"time": str(entry["time"]), "says": sentence}][-MESSAGES:]
+
+    def _surveys(self) -> dict[str, dict[str, bool]]:
+        """The surveys that arrived: whether a person here approved each, and whether it was answered."""
+        approved = self._where.survey_approvals.stand()
+        return {
+            survey: {"approved": survey in approved, "answered": survey in self._answered}
+            for survey in self._where.surveys_seen()
+        }
 
     def _of_recipe(self, recipe: str, rules: schema.PolicyConfig | None, approved: list[str]) -> dict[str, Any]:
         used = self._tallies[recipe].usage() if recipe in self._tallies else audit.Usage()
@@ -251,6 +264,11 @@ def standing(values: Mapping[str, Any]) -> dict[str, str]:
         recipe = values["waiting"][0][:12]
         remedy = f"fedvfm client review {recipe}, then fedvfm client approve {recipe}, or leave it"
         return {"says": f"recipe {recipe} waits for a person here", "remedy": remedy}
+    unread = [survey for survey, row in values["surveys"].items() if not (row["approved"] or row["answered"])]
+    if unread:
+        survey = unread[0][:12]
+        remedy = f"fedvfm client review {survey}, then fedvfm client approve {survey}, or leave it"
+        return {"says": f"survey {survey} waits for a person here", "remedy": remedy}
     active = max(values["recipes"].values(), key=lambda row: row["last"] or "", default=None)
     refusing = [row["refused"] for row in values["recipes"].values() if row["refused"]]
     if refusing:
@@ -305,6 +323,7 @@ def lines(now: Mapping[str, Any]) -> list[str]:
             ("recipe", "how it stands", "round", "rounds used", "hours used", "since", "ends about"),
             [_row(recipe, row) for recipe, row in now["recipes"].items()],
         ),
+        *(f"survey {survey[:12]}: {survey_words(row)}" for survey, row in now["surveys"].items()),
         "",
         *(f"{row['time']}  {row['says']}" for row in now["messages"][:10]),
     ]
@@ -320,6 +339,13 @@ def _row(recipe: str, row: Mapping[str, Any]) -> list[str]:
         row["since"] or "-",
         row["eta"] or "-",
     ]
+
+
+def survey_words(row: Mapping[str, bool]) -> str:
+    """How a survey stands, in a few words."""
+    if row["answered"]:
+        return "answered"
+    return "approved" if row["approved"] else "waits for a person"
 
 
 def recipe_words(row: Mapping[str, Any]) -> str:

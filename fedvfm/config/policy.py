@@ -57,6 +57,19 @@ class FinalPolicy(Part):
         return self
 
 
+STATISTICS = {
+    "patients": "how many patients there are",
+    "images": "how many images a patient has, as a histogram over patients",
+    "sizes": "rows and columns of the images, as histograms over patients",
+    "spacings": "size of a pixel and distance of slices in millimetres, as histograms over patients",
+    "intensities": "intensities of all pixels that are no padding, as a histogram of each channel",
+    "foreground": "intensities of the pixels of structures alone, as a histogram of each channel",
+    "classes": "how many patients have each class",
+    "class-shares": "which share of a patient's pixels (in classification: of a patient's images) each class has",
+}
+"""Name of a statistic -> what it tells. Each is a sum over patients; none holds a value of a single one."""
+
+
 class PolicyConfig(Part):
     """What a site accepts. Whatever is not named here is refused: an empty policy accepts nothing.
 
@@ -127,6 +140,12 @@ class PolicyConfig(Part):
     metrics_epsilon: base.Positive | None = None
     """(epsilon) Of the scores of one adapter on one split: they leave with noise, charged to the budget of [privacy];
     left out: rounded, without noise. Change: give it where no number may leave that a patient's own result shows in."""
+    surveys: Annotated[tuple[base.Name, ...], base.names()] = ()
+    """Statistics that a survey may ask for: patients, images, sizes, spacings, intensities, foreground, classes,
+    class-shares; none leaves of fewer patients than min_units. Change: to those that an approved survey asks for."""
+    max_surveys: Annotated[int, Field(ge=0)] = 1
+    """(surveys) That are answered here in all, each once; two answers differ by the patients that came or went. Change:
+    up where another one is worth that."""
     max_step: base.Positive = 100.0
     """(times) How much further an adapter may move in a round than this site's own largest update. Change: down where
     no bad coordinator shall move the adapter far."""
@@ -139,6 +158,13 @@ class PolicyConfig(Part):
     """The least privacy that this site asks for."""
     final: FinalPolicy = FinalPolicy()
     """What becomes of the final adapter, scored on this site's own test split first."""
+
+    @pydantic.field_validator("surveys")
+    @classmethod
+    def _known_statistics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in STATISTICS]:
+            raise ValueError(f"no statistic '{unknown[0]}'; known: {', '.join(STATISTICS)}")
+        return names
 
     @pydantic.model_validator(mode="after")
     def _tell_time(self) -> PolicyConfig:

@@ -13,21 +13,10 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from fedvfm.config import base
+from fedvfm.config import base, policy, schema
 from fedvfm.storage import hash_chain
 
-STATISTICS = {
-    "patients": "how many patients there are",
-    "images": "how many images a patient has, as a histogram over patients",
-    "sizes": "rows and columns of the images, as histograms over patients",
-    "spacings": "size of a pixel and distance of slices in millimetres, as histograms over patients",
-    "intensities": "intensities of all pixels that are no padding, as a histogram of each channel",
-    "foreground": "intensities of the pixels of structures alone, as a histogram of each channel",
-    "classes": "how many patients have each class",
-    "class-shares": "which share of a patient's pixels (in classification: of a patient's images) each class has",
-}
-"""Name of a statistic -> what it tells. Each is a sum over patients; none holds a value of a single one."""
-
+STATISTICS = policy.STATISTICS
 MOST_EDGES = 512
 
 Statistic = Literal["patients", "images", "sizes", "spacings", "intensities", "foreground", "classes", "class-shares"]
@@ -36,10 +25,8 @@ _SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 10
 _SPACINGS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0)
 
 
-class SurveyPrivacy(pydantic.BaseModel):
+class SurveyPrivacy(schema.Strict):
     """Noise on every number of an answer, for whole patients; charged to the site's privacy ledger."""
-
-    model_config = base.SETTINGS
 
     epsilon: base.Positive
     """Of the whole answer, at patient level. Change: down for more noise and coarser statistics."""
@@ -48,10 +35,8 @@ class SurveyPrivacy(pydantic.BaseModel):
     the size of that site."""
 
 
-class Survey(pydantic.BaseModel):
+class Survey(schema.Strict):
     """What the sites are asked for. Bins are public: they are the same everywhere and do not depend on the data."""
-
-    model_config = base.SETTINGS
 
     title: Annotated[str, Field(min_length=1, max_length=200)]
     """What the survey is called. Change: to a name that the sites' people know it by."""

@@ -16,18 +16,23 @@ from fedvfm.data import sample as data
 
 def faults(recipe: schema.Recipe, info: data.SourceInfo) -> list[str]:
     """Why a recipe cannot be trained on a source: another task, other classes or another order; one sentence each."""
+    return class_faults(recipe.task.kind, recipe.data.class_names, info)
+
+
+def class_faults(task: str, class_names: Sequence[str], info: data.SourceInfo) -> list[str]:
+    """:func:`faults` of a task's kind and its classes."""
     found = []
-    theirs, ours = ", ".join(info.class_names), ", ".join(recipe.data.class_names)
-    kind = bags.LABELS_OF.get(recipe.task.kind, recipe.task.kind)
+    theirs, ours = ", ".join(info.class_names), ", ".join(class_names)
+    kind = bags.LABELS_OF.get(task, task)
     if kind in ("segmentation", "classification") and info.task != kind:
-        found.append(f"recipe.task.kind = '{recipe.task.kind}': source '{info.name}' is for {info.task}")
-    if len(info.class_names) != len(recipe.data.class_names):
+        found.append(f"recipe.task.kind = '{task}': source '{info.name}' is for {info.task}")
+    if len(info.class_names) != len(class_names):
         found.append(
             f"recipe.data.class_names: {ours}; source '{info.name}' has {len(info.class_names)} classes: {theirs}"
         )
-    elif _mislabelled(kind, info.class_names, recipe.data.class_names):
+    elif _mislabelled(kind, info.class_names, class_names):
         found.append(f"recipe.data.class_names: {ours}; source '{info.name}' numbers its classes as {theirs}")
-    elif info.named and _others(info.class_names, recipe.data.class_names):
+    elif info.named and _others(info.class_names, class_names):
         found.append(
             f"recipe.data.class_names: {ours}; the masks of source '{info.name}' are of {theirs}; say in [labels] "
             "which is which"

@@ -26,13 +26,18 @@ from fedvfm.storage import hash_chain
 VERSION = 1
 MAX_RECIPE = 200_000
 MAX_ROSTER = 500_000
+MAX_SURVEY, MAX_ANSWER = 100_000, 900_000
+"""Characters of a survey, and of a site's answer to it."""
 
 HANDSHAKE = "query.handshake"
 TRAIN = "train"
 EVALUATE = "evaluate"
 SHARE, AGREE, UNMASK = "query.share", "query.agree", "query.unmask"
 """Of secure aggregation: a session is proposed; who is in its sum is to be signed; the sum is to be opened."""
+SURVEY = "query.survey"
+"""Of statistics before training; it names no recipe."""
 WORDS = {HANDSHAKE: "handshake", TRAIN: "train", EVALUATE: "evaluate", SHARE: "share", AGREE: "agree", UNMASK: "unmask"}
+WORDS |= {SURVEY: "survey"}
 """What both ends' logs call a kind of message."""
 
 _ADAPTER = "adapter"
@@ -61,6 +66,8 @@ _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
 _DEALING = frozenset(["protocol", "site", "session", "commitment", "outbox", _KEYS])
 _MASKED = frozenset(["protocol", "site", "round", "base_fingerprint", "session"])
 _AGREEMENT = frozenset(["protocol", "site", "session", "signature"])
+_SURVEY = frozenset(["protocol", "survey"])
+_ANSWER = frozenset(["protocol", "site", "answer"])
 _OPENING = frozenset(["protocol", "site", "session", "seeds", "masks"])
 
 _REASON = re.compile(r"([a-z][a-z-]{0,39})(?: ([0-9]{19}:[0-9a-f]{64}))?")
@@ -102,6 +109,9 @@ ERROR_CODES |= {"secure-aggregation": 1060, "roster-pending": 1061, "secure-sess
 ERROR_CODES |= {"secure-survivors": 1064, "secure-opened": 1065, "secure-numbers": 1066, "policy-secure": 1067}
 # ... too few of the survivors signed for one and the same sum; a round starts where another one did.
 ERROR_CODES |= {"secure-agreement": 1068, "secure-base": 1069}
+# The policy does not let out a statistic that a survey asks for, or so many surveys; the patients differ by few from
+# those of an earlier answer, and the difference of the two would tell of them.
+ERROR_CODES |= {"policy-survey": 1042, "survey-difference": 1043}
 # The site's state folder was put back to an earlier day: it forgot what it sent since.
 ERROR_CODES |= {"went-back": 1039}
 # A job of the site's cluster ended without an answer, or did not begin in time.
@@ -627,6 +637,40 @@ def decode_opening(content: RecordDict) -> secure_messages.Opening:
     header = _header(content, _OPENING)
     with _known_form("answer to a list of survivors"):
         return secure_messages.read_opening(header)
+
+
+def encode_survey(text: str) -> RecordDict:
+    """The records of a message that asks for statistics: the survey, as its file."""
+    header: dict[str, Any] = {"protocol": VERSION, "survey": text}
+    return RecordDict({_HEADER: ConfigRecord(header)})
+
+
+def decode_survey(content: RecordDict) -> str:
+    """The inverse of :func:`encode_survey`.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content, _SURVEY)
+    with _known_form("survey"):
+        return wire.text(header["survey"], MAX_SURVEY)
+
+
+def encode_answer(site: str, text: str) -> RecordDict:
+    """The records of a site's answer to a survey."""
+    header: dict[str, Any] = {"protocol": VERSION, "site": site, "answer": text}
+    return RecordDict({_HEADER: ConfigRecord(header)})
+
+
+def decode_answer(content: RecordDict) -> tuple[str, str]:
+    """The inverse of :func:`encode_answer`: the site, and what it answers.
+
+    Raises:
+        ProtocolError: if it is not of that form.
+    """
+    header = _header(content, _ANSWER)
+    with _known_form("answer to a survey"):
+        return wire.text(header["site"]), wire.text(header["answer"], MAX_ANSWER)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "waits for a person's approval of the roster document",
         "there: fedvfm client review {recipe}, then fedvfm client approve {recipe} --roster HASH",
     ),
+    "survey-difference": (
+        "was asked before with few patients other than now",
+        "wait, or publish a survey with noise",
+    ),
+    "policy-survey": (
+        "refuses: its policy does not let out what the survey asks for, or no further survey",
+        "there: fedvfm client review {recipe}; only its people can change it",
+    ),
     "policy-closed": ("is outside its hours", "nothing; it answers when it is open"),
     "ledger-went-back": (
         "showed a privacy ledger that is shorter than it was; it takes no part in this recipe any more",

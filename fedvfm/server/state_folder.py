@@ -6,6 +6,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
     authority.pem authority.key     signs the server's certificate and the invites
     server.pem server.key           what the TLS port shows
     recipes/<hash>.json .safetensors  locked recipes and their initial adapters
+    surveys/<hash>/                 what sites were asked before training: survey, answers, and who has not answered why
     steering.json                   what the coordinator ordered: pause, finish, extend, the recipe that follows
     runs/<hash>/                    journal, checkpoints and evaluation of each recipe
     roster.jsonl audit.jsonl        hash-chained

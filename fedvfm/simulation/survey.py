@@ -51,7 +51,7 @@ def ask(
     sizes = noise.sigmas(layout.groups(survey), event.noise_multiplier)
     values = noise.added(totals.sums(), sizes, seed, hospital.name)
     return answer.Answer(
-        survey=survey.hash, site=hospital.name, least=survey.least_patients, values=dict(values), sigmas=sizes
+        survey=survey.hash, site=hospital.name, least=survey.least_patients, values=values, sigmas=sizes
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def patients(samples: Sequence[data.Sample], source: object = None) -> dict[str,
 
 def totals(
     survey: surveys.Survey,
-    grouped: dict[str, list[data.Sample]],
+    grouped: Mapping[str, Sequence[data.Sample]],
     read: Read,
     until: float = float("inf"),
 ) -> statistics.Totals:

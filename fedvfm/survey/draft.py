@@ -15,8 +15,10 @@ _CHANGE = " Change: "
 CT = {"modality": "CT", "scale": "file", "intensity_range": [-1024.0, 3072.0], "intensity_bins": 256}
 """What a survey of CT asks for in Hounsfield units."""
 HEAD = """\
-# A survey: which statistics the sites are asked for before anything is trained.
-#   fedvfm survey EXPERIMENT --survey survey.toml      asks virtual hospitals
+# A survey: which statistics the sites are asked for before anything is trained. Its hash names it, and every site
+# approves exactly that hash.
+#   fedvfm survey EXPERIMENT --survey survey.toml      tries it on virtual hospitals
+#   fedvfm server survey survey.toml                   asks the approved sites of a federation
 #
 # A key with # before it is left out: its default holds."""
 

@@ -22,7 +22,7 @@ from fedvfm import errors, seeding
 from fedvfm.config import survey as surveys
 from fedvfm.privacy import accountant, base
 from fedvfm.secure_aggregation import discrete_gaussian
-from fedvfm.survey import layout
+from fedvfm.survey import layout, statistics
 
 UNIT = "patient"
 
@@ -64,7 +64,7 @@ def sigmas(groups: Sequence[layout.Group], multiplier: float) -> dict[str, int]:
 
 def added(
     sums: Mapping[str, layout.Whole], sizes: Mapping[str, int], seed: int | None = None, *words: str
-) -> dict[str, tuple[int, ...]]:
+) -> dict[str, statistics.Shown]:
     """The sums with noise.
 
     Args:
@@ -73,7 +73,7 @@ def added(
         seed: of a simulation; None takes the operating system's entropy, as a site with patients must.
         words: beside the seed.
     """
-    noised = {}
+    noised: dict[str, statistics.Shown] = {}
     for name, numbers in sums.items():
         key = secrets.token_bytes(discrete_gaussian.KEY_SIZE)
         if seed is not None:

@@ -36,10 +36,11 @@ class Approvals:
     Args:
         path: the file.
         site: the name every line must bear.
+        what: is approved, in a word.
     """
 
-    def __init__(self, path: Path, site: str) -> None:
-        self.path, self.site = path, site
+    def __init__(self, path: Path, site: str, what: str = "recipe") -> None:
+        self.path, self.site, self.what = path, site, what
 
     def rows(self) -> list[dict[str, Any]]:
         """All lines, verified.
@@ -79,7 +80,7 @@ class Approvals:
             TrustError: if none stands.
         """
         if recipe not in self.stand():
-            raise errors.TrustError(f"recipe {recipe[:12]}: is not approved, so there is nothing to withdraw")
+            raise errors.TrustError(f"{self.what} {recipe[:12]}: is not approved, so there is nothing to withdraw")
         return self._write(WITHDRAWN, recipe, person)
 
     def require_roster(self, recipe: str, roster: str) -> None:
@@ -104,8 +105,8 @@ class Approvals:
         if recipe not in self.stand():
             raise errors.PolicyRefused(
                 "approval-pending",
-                f"recipe {recipe[:12]} waits for a person here. Read it: fedvfm client review {recipe[:12]}; then: "
-                f"fedvfm client approve {recipe}",
+                f"{self.what} {recipe[:12]} waits for a person here. Read it: fedvfm client review {recipe[:12]}; "
+                f"then: fedvfm client approve {recipe}",
             )
 
     def _write(

@@ -69,7 +69,7 @@ def test_answers_with_noise_say_so_and_withhold_nothing() -> None:
     whole = hospital.totals(PRIVATE, 0, 20)
     sizes = noise.sigmas(GROUPS, 3.5)
     values = noise.added(whole.sums(), sizes)
-    reply = answer.Answer(survey=PRIVATE.hash, site="north", least=10, values=dict(values), sigmas=sizes)
+    reply = answer.Answer(survey=PRIVATE.hash, site="north", least=10, values=values, sigmas=sizes)
     assert answer.parse(answer.text(reply), PRIVATE, "north") == reply
     bare = reply.model_copy(update={"sigmas": {}})
     with pytest.raises(errors.ProtocolError, match="noise"):

@@ -112,8 +112,7 @@ class HospitalTerms:
 
     def note_refused(self, of: exchange.Exchange, refusal: errors.PolicyRefused) -> None:
         """Note that a message is refused, and why."""
-        about = {"recipe": of.recipe.hash, "reason": refusal.reason}
-        self.audit.record("decided", kind=protocol.WORDS[of.kind], verdict="refused", **about)
+        self.audit.record("decided", kind=protocol.WORDS[of.kind], verdict="refused", reason=refusal.reason, **of.about)
 
     def lock(self, recipe: schema.Recipe) -> locked_recipe.LockedRecipe:
         """What this site makes of a recipe.

@@ -12,12 +12,14 @@ from flwr.app import Context, Message
 from fedvfm import errors
 from fedvfm.client.gate import reply_cache
 from fedvfm.config import schema
+from fedvfm.config import survey as surveys
 from fedvfm.protocol import envelope as envelopes
 from fedvfm.protocol import protocol
 from fedvfm.state import state
 from fedvfm.storage import hash_chain
 
-KINDS = tuple(protocol.WORDS)
+KINDS = tuple(kind for kind in protocol.WORDS if kind != protocol.SURVEY)
+"""Kinds of message that are about a recipe."""
 
 App = Callable[[Message, Context], Message]
 
@@ -37,6 +39,7 @@ class Exchange:
         sent: the updates and scores that are kept.
         envelope: of the message.
         task: what it asks; None until it is read, and where it cannot be.
+        survey: the same of a message that asks for statistics.
         came: what the audit log notes of the message.
         started: when work on it began, by the monotonic clock; anew where time was noted already.
         rules: the policy that it is judged by.
@@ -57,6 +60,7 @@ class Exchange:
     sent: reply_cache.Sent
     envelope: envelopes.Envelope
     task: protocol.Task | None = None
+    survey: surveys.Survey | None = None
     came: Mapping[str, Any] = field(default_factory=dict)
     started: float = 0.0
     rules: schema.PolicyConfig | None = None
@@ -85,6 +89,11 @@ class Exchange:
         if self.task is None:
             raise errors.ProtocolError("a message that cannot be read")
         return self.task
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What it is about, as the audit log names it."""
+        return {"recipe": self.recipe.hash} if self.survey is None else {"fingerprint": self.survey.hash}
 
     @property
     def recipe(self) -> schema.Recipe:

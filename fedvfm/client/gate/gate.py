@@ -17,9 +17,9 @@ from typing import Any
 from flwr.app import Context, Message
 
 from fedvfm import errors
-from fedvfm.client.gate import enforcement, reply_cache, secure_steps, steps
+from fedvfm.client.gate import enforcement, reply_cache, secure_steps, steps, survey_steps
 from fedvfm.client.gate import exchange as exchanges
-from fedvfm.protocol import envelope
+from fedvfm.protocol import envelope, protocol
 
 Report = Callable[[str, Exception], None]
 Step = Callable[[Any, exchanges.Exchange], bool | None]
@@ -110,6 +110,24 @@ SITE = Order(
 )
 """A hospital."""
 
+SURVEY = Order(
+    judge=(
+        survey_steps.read,
+        survey_steps.note_received,
+        steps.site_policy,
+        survey_steps.remember,
+        survey_steps.statistics_policy,
+        survey_steps.approval,
+        steps.memory,
+        survey_steps.privacy_budget,
+        survey_steps.number_policy,
+        survey_steps.note_accepted,
+    ),
+    answer=(survey_steps.answered_before, survey_steps.collect),
+    leave=(survey_steps.note_unreadable, survey_steps.note_sent),
+)
+"""A hospital that is asked for statistics; nothing of it reaches the app."""
+
 HOSPITAL = Order(
     judge=(*RECIPE, steps.note_accepted),
     answer=tuple(step for step in SITE.answer if step is not steps.pin_split),
@@ -177,6 +195,11 @@ class Gate:
             passing.refuse(error)
         return passing.answer
 
+    def _order(self, passing: exchanges.Exchange) -> Order:
+        """The steps for a message: one that asks for statistics takes its own at a site that has data and terms."""
+        asked = passing.kind == protocol.SURVEY and isinstance(self._terms, enforcement.SiteTerms)
+        return SURVEY if asked else self.order
+
     def open(self, message: Message, context: Context) -> exchanges.Exchange:
         """A message that came, before anything of it is read."""
         opened = envelope.of(message, self._kept.adapters.find)
@@ -189,7 +212,7 @@ class Gate:
             PolicyRefused: if the message must not be answered; that is noted.
         """
         with steps.noting(self._terms, passing):
-            for step in self.order.judge:
+            for step in self._order(passing).judge:
                 step(self._terms, passing)
 
     def answer(self, passing: exchanges.Exchange) -> None:
@@ -199,7 +222,7 @@ class Gate:
             FedvfmError: whatever broke; nothing of it may leave.
         """
         with passing.held:
-            for step in self.order.answer:
+            for step in self._order(passing).answer:
                 if step(self._terms, passing):
                     return
 
@@ -209,5 +232,5 @@ class Gate:
         Raises:
             FedvfmError: if it must not.
         """
-        for step in self.order.leave:
+        for step in self._order(passing).leave:
             step(self._terms, passing)

@@ -21,6 +21,7 @@ class History:
 
     Attributes:
         coordinators: what was noted of their logs.
+        surveyed: hash of each survey that was answered here -> sha256 of the answer.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class History:
         self._taken: dict[str, lineage.Taken] = {}
         self._left: dict[str, str] = {}
         self._sums: dict[tuple[str, int], str] = {}
+        self.surveyed: dict[str, str] = {}
         self._marks: dict[str, audit.Noted] = {}
         self._length = 0
         self._heads: set[str] = set()
@@ -47,6 +49,8 @@ class History:
             self._left[recipe] = str(entry.get("digest", ""))
         if entry["event"] == "sent":
             self._heads.add(entry["hash"])
+        if entry["event"] == "surveyed":
+            self.surveyed[str(entry["fingerprint"])] = str(entry["digest"])
         if entry["event"] == "agreed":
             self._sums.setdefault((recipe, int(entry["round"])), str(entry["digest"]))
         if "ledger" in entry:

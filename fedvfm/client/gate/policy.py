@@ -17,6 +17,7 @@ from fedvfm import errors
 from fedvfm.audit import audit
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
+from fedvfm.config import survey as surveys
 from fedvfm.data import bags
 from fedvfm.state import factors
 from fedvfm.tasks import metrics
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fedvfm.protocol import protocol
 
 SCRATCH = "scratch"
+UNUSED = audit.Usage()
+"""Of what nothing was used up."""
 NO_PRIVACY = "none"
 TRAINING = ("loss", "seconds", "steps")
 """What a train reply says besides the adapter and the number of examples."""
@@ -200,7 +203,7 @@ def check_task(
         )
     again = kept and not task.final  # the final adapter is judged anew: a policy may have been tightened
     if not again:  # what was kept is sent again without computing anything
-        _require_open(policy, now or datetime.now(UTC))
+        require_open(policy, now)
     if kind == "train" and (task.round < 1 or not (again or _rounds_left(policy, task, used))):
         told = f"{len(used.trained)} rounds are trained; policy.max_rounds = {policy.max_rounds}"
         raise errors.PolicyRefused("policy-rounds", f"{told}, the recipe has {recipe.rounds}")
@@ -242,8 +245,26 @@ def _tested(used: audit.Usage) -> set[int]:
     return {number for number, split in used.answered if split == "test"}
 
 
-def _require_open(policy: schema.PolicyConfig, now: datetime) -> None:
-    when = policy.when
+def require_survey(policy: schema.PolicyConfig, survey: surveys.Survey) -> None:
+    """Check that the policy names every statistic that a survey asks for.
+
+    Raises:
+        PolicyRefused: "policy-survey".
+    """
+    others = [name for name in survey.statistics if name not in policy.surveys]
+    if others:
+        allowed = ", ".join(policy.surveys) or "none"
+        detail = f"the survey asks for {', '.join(others)}; policy.surveys = {allowed}"
+        raise errors.PolicyRefused("policy-survey", signed_documents.shown(detail))
+
+
+def require_open(policy: schema.PolicyConfig, now: datetime | None = None) -> None:
+    """Check that the site computes at this time of the week.
+
+    Raises:
+        PolicyRefused: "policy-closed".
+    """
+    when, now = policy.when, now or datetime.now(UTC)
     if when is not None and when.closes(now) is None:
         opens = when.opens(now)
         again = "never" if opens is None else f"{opens.astimezone(when.zone):%a %H:%M} ({when.zone.key})"

@@ -190,6 +190,33 @@ def of_scores(
     return Account(book, ledger.Claim(task.recipe.hash, task.round, scored, spent, own), budget)
 
 
+def of_survey(
+    survey: str,
+    spent: base.PrivacyEvent,
+    patients: Sequence[str],
+    site: str,
+    budget: privacy.Budget,
+    noted: Sequence[audit.Noted],
+) -> Account:
+    """The account of the answer to a survey.
+
+    Args:
+        survey: its hash.
+        spent: what the answer spends.
+        patients: by the names that the ledger knows them by.
+        site: the site's name.
+        budget: what it is charged to.
+        noted: as of :func:`account`.
+
+    Raises:
+        LedgerError: if the ledger is not what it was.
+    """
+    with _told():
+        book = ledger.Ledger(Path(budget.ledger), site, budget.unit)
+        _require_whole(book, noted)
+    return Account(book, ledger.Claim(survey, 0, survey, spent, patients), budget)
+
+
 def shown(budget: privacy.Budget, site: str, noted: Sequence[audit.Noted]) -> hash_chain.Mark | None:
     """The ledger's mark as it is now, for the coordinator to see before it asks for an update.
 

@@ -57,7 +57,7 @@ def read(own: object, of: Exchange) -> None:
 
 def note_received(own: Hospital, of: Exchange) -> None:
     """Note what came, whatever becomes of it."""
-    of.started, of.came = time.monotonic(), _came(own, of)
+    of.started, of.came = time.monotonic(), came(own, of)
     task = of.asked
     about = {**of.came, **({"split": task.split} if task.split in ("val", "test") else {})}
     if task.state is not None:
@@ -67,7 +67,7 @@ def note_received(own: Hospital, of: Exchange) -> None:
     )
 
 
-def _came(own: Hospital, of: Exchange) -> dict[str, Any]:
+def came(own: Hospital, of: Exchange) -> dict[str, Any]:
     """Of any message: size, sha256, its run, and the mark of the coordinator's log where it carries one."""
     about: dict[str, Any] = {"bytes": envelope.size(of.message), "peer": own.where.about.federation}
     about["run"] = str(of.message.metadata.run_id % 2**64)
@@ -372,7 +372,7 @@ def release(own: Hospital, of: Exchange) -> None:
 
 
 def _trained(own: Hospital, of: Exchange) -> envelope.Envelope:
-    seconds, allowed, base = _seconds(of), own.rules(), of.base
+    seconds, allowed, base = seconds_of(of), own.rules(), of.base
     update = of.made.update
     if privacy_charge.private(of.recipe):  # whatever computed it: nothing but the adapter is covered
         update = dataclasses.replace(update, metrics={}, num_examples=1)
@@ -397,7 +397,7 @@ def _trained(own: Hospital, of: Exchange) -> envelope.Envelope:
 
 
 def _evaluated(own: Hospital, of: Exchange) -> envelope.Envelope:
-    seconds, allowed, task = _seconds(of), own.rules(), of.asked
+    seconds, allowed, task = seconds_of(of), own.rules(), of.asked
     scores = protocol.decode_evaluation(of.made.content, inside=True)
     free = policy.release_scores(allowed, scores.metrics, own.patients(task.split, scores.num_examples), scores.classes)
     own.audit.record(
@@ -420,7 +420,8 @@ def _evaluated(own: Hospital, of: Exchange) -> envelope.Envelope:
     return envelope.Envelope.of_evaluation(leaving)
 
 
-def _seconds(of: Exchange) -> float:
+def seconds_of(of: Exchange) -> float:
+    """How long was worked on it that no entry counts yet."""
     return round(time.monotonic() - of.started, 3)
 
 
@@ -457,7 +458,7 @@ def _settle(of: Exchange) -> None:
 def note_unreadable(own: Hospital, of: Exchange) -> None:
     """Note that something came which is no message of ours, or of no known form."""
     if of.task is None:
-        own.audit.record("received", kind="unknown", **_came(own, of))
+        own.audit.record("received", kind="unknown", **came(own, of))
         own.audit.record("decided", kind="unknown", verdict="refused", reason="unreadable")
 
 
@@ -478,7 +479,7 @@ def note_sent(own: Hospital, of: Exchange) -> None:
         LedgerError: if an update under a mechanism would leave uncharged.
     """
     reply = of.answer
-    about = _refusal(of, reply) if reply.has_error() else _said(of)
+    about = refusal(of, reply) if reply.has_error() else _said(of)
     ledger = None if reply.has_error() else of.ledger
     if of.kind == protocol.EVALUATE:  # noted here alone: a coordinator counts the ledger of updates
         about |= {} if ledger is None else {"ledger": str(ledger)}
@@ -489,15 +490,22 @@ def note_sent(own: Hospital, of: Exchange) -> None:
         about["ledger"] = str(ledger)
     if of.task is not None:
         about |= {"recipe": of.task.recipe.hash, "round": enforcement.number(of.task)}
+    leave_marked(own, of, about, ledger)
+
+
+def leave_marked(own: Hospital, of: Exchange, about: dict[str, Any], ledger: hash_chain.Mark | None = None) -> None:
+    """Note that the reply leaves, then put the mark of the log that says so upon it."""
+    reply = of.answer
     protocol.put_mark(reply, hash_chain.NOWHERE, ledger)  # as long as the one it will carry
     own.audit.record("sent", bytes=envelope.size(reply), peer=own.where.about.federation, **about)
     protocol.put_mark(reply, own.audit.mark, ledger)
 
 
-def _refusal(of: Exchange, reply: Message) -> dict[str, Any]:
+def refusal(of: Exchange, reply: Message) -> dict[str, Any]:
+    """What the log says of a word that leaves."""
     about: dict[str, Any] = {"kind": "refusal", "reason": protocol.error_word(reply)}
     if of.accepted:  # what broke off was computed too, and counts
-        about["seconds"] = _seconds(of)
+        about["seconds"] = seconds_of(of)
     return about
 
 

@@ -28,7 +28,7 @@ from fedvfm.report import progress
 from fedvfm.runtime import logs, processes
 from fedvfm.server import app as server_app
 from fedvfm.server import state_folder
-from fedvfm.server.coordinator import admission_handshakes, status_file, waiting
+from fedvfm.server.coordinator import admission_handshakes, status_file, survey_questions, waiting
 from fedvfm.server.coordinator import orders as steering
 from fedvfm.server.grid import liveness
 from fedvfm.server.network import superlink
@@ -81,6 +81,7 @@ class Coordinator:
         self._where, self._server, self._observer = where, server, observer
         self._locked: locked_recipe.LockedRecipe = where.locked()
         self._greetings: admission_handshakes.Greetings | None = None
+        self._surveys: survey_questions.Surveys | None = None
         self._standing = status_file.Board(where.folder / RUN)
         self._phase = (status_file.WAITING, "", 0)
         self._memory = waiting.Memory(where.folder / RUN)
@@ -91,7 +92,9 @@ class Coordinator:
             raise errors.ConfigError("server", [strategy.NO_ROSTER])
 
     def look(self) -> None:
-        """Greet who came; called while answers are waited for."""
+        """Greet who came, and ask for statistics; called while answers are waited for."""
+        if self._surveys is not None:
+            self._surveys.look()
         if self._greetings is not None and self._greetings.look():
             self._stands(*self._phase)
 
@@ -108,6 +111,7 @@ class Coordinator:
             FedvfmError: what stopped the federation.
         """
         rule = rules.make(self._locked.recipe.aggregation)
+        self._surveys = survey_questions.Surveys(grid, self._where)
         while True:
             document = self._where.roster_document() if self._locked.recipe.secure_aggregation is not None else None
             if self._greetings is None or document != self._document:  # with another document all are greeted anew
@@ -132,6 +136,8 @@ class Coordinator:
         self._memory.go_on(waits, self._recipe, done)
         while True:
             greetings.look()
+            if self._surveys is not None:
+                self._surveys.look()
             if state_folder.open_state(self._where.folder).about.recipe != self._recipe:
                 self._memory.forget()
                 LOG.info(f"recipe {self._recipe[:12]} is put aside for another one")

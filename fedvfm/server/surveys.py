@@ -1,0 +1,122 @@
+"""Surveys of a federation: published by a person, answered by sites, merged. NumPy alone.
+
+surveys/<hash>/survey.json       what is asked; from then on every approved site that is there is asked
+surveys/<hash>/answers/<site>    what each answered
+surveys/<hash>/words.json        why the others have not, in a word each
+surveys/<hash>/closed            nobody is asked any more
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedvfm import errors
+from fedvfm.config import survey as surveys
+from fedvfm.server import state_folder
+from fedvfm.storage import storage
+from fedvfm.survey import answer, noise
+from fedvfm.trust import signed_documents
+
+
+def _folder(where: state_folder.State) -> Path:
+    return where.folder / "surveys"
+
+
+def publish(where: state_folder.State, survey: surveys.Survey) -> bool:
+    """Keep a survey, so that the coordinator asks the sites; whether it is new.
+
+    Raises:
+        ConfigError: if no noise reaches its epsilon.
+    """
+    noise.event(survey)
+    place = _folder(where) / survey.hash
+    if (place / "survey.json").exists():
+        (place / "closed").unlink(missing_ok=True)
+        return False
+    for needed in (_folder(where), place, place / "answers"):
+        storage.make_private(needed)
+    where.audit.record("decided", kind="survey", verdict="published", fingerprint=survey.hash)
+    storage.write_text(place / "survey.json", signed_documents.to_text(survey))
+    return True
+
+
+def close(where: state_folder.State, survey: surveys.Survey) -> None:
+    """Ask nobody any more; the answers stay."""
+    where.audit.record("decided", kind="survey", verdict="closed", fingerprint=survey.hash)
+    storage.write_text(_folder(where) / survey.hash / "closed", "")
+
+
+def every(where: state_folder.State) -> dict[str, surveys.Survey]:
+    """The surveys that were published, by hash.
+
+    Raises:
+        TrustError: if a file was changed.
+    """
+    known = {}
+    for path in sorted(_folder(where).glob("*/survey.json")):
+        survey = signed_documents.read(path, surveys.Survey, "survey")
+        if survey.hash != path.parent.name:
+            raise errors.TrustError(f"{path}: holds another survey than its folder says")
+        known[survey.hash] = survey
+    return known
+
+
+def is_open(where: state_folder.State, survey: str) -> bool:
+    """Whether sites are asked for it."""
+    return not (_folder(where) / survey / "closed").exists()
+
+
+def find(where: state_folder.State, asked: str) -> surveys.Survey:
+    """A survey by its hash, or the first letters of it; the only one where nothing was given.
+
+    Raises:
+        ConfigError: if none or several are meant.
+    """
+    known = every(where)
+    named = [survey for key, survey in known.items() if key.startswith(asked.lower())]
+    if len(named) != 1:
+        listed = ", ".join(key[:12] for key in known) or "none"
+        shown = signed_documents.shown(asked)[:64]
+        raise errors.ConfigError("server survey", [f"which survey? '{shown}' is not one of: {listed}"])
+    return named[0]
+
+
+def keep(where: state_folder.State, survey: surveys.Survey, site: str, text: str) -> None:
+    """Keep what a site answered.
+
+    Raises:
+        ProtocolError: if that is no answer to this survey by this site.
+    """
+    answer.parse(text, survey, site)
+    storage.write_text(_folder(where) / survey.hash / "answers" / site, text)
+
+
+def answers(where: state_folder.State, survey: surveys.Survey) -> dict[str, answer.Answer]:
+    """What sites answered, by name; checked again.
+
+    Raises:
+        ProtocolError: if a file was changed.
+    """
+    place = _folder(where) / survey.hash / "answers"
+    return {path.name: answer.parse(path.read_text(), survey, path.name) for path in sorted(place.glob("[!.]*"))}
+
+
+def answered(where: state_folder.State, survey: str) -> set[str]:
+    """The sites that did."""
+    return {path.name for path in (_folder(where) / survey / "answers").glob("[!.]*")}
+
+
+def note_words(where: state_folder.State, survey: str, words: Mapping[str, str]) -> None:
+    """Keep why sites have not answered."""
+    storage.write_text(_folder(where) / survey / "words.json", json.dumps(dict(sorted(words.items()))) + "\n")
+
+
+def words(where: state_folder.State, survey: str) -> dict[str, str]:
+    """Why sites have not answered, in a word each; "asked" where nothing came yet."""
+    try:
+        kept = json.loads((_folder(where) / survey / "words.json").read_text())
+        return {str(site): str(word) for site, word in kept.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
