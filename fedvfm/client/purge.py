@@ -98,6 +98,8 @@ def run(where: state_folder.State, *, with_audit: bool = False) -> list[Removed]
     if with_audit:
         for recipe in where.approvals.stand():
             state_folder.withdraw(where, recipe)
+        for survey in filter(None, map(where.find_survey, where.survey_approvals.stand())):
+            state_folder.withdraw_survey(where, survey)
     for one in rows:
         path = Path(one.path)
         if path.name == AUDIT:

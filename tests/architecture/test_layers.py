@@ -55,6 +55,7 @@ KNOWS_FLOWER = {
     "fedvfm.server.coordinator.coordinator",
     "fedvfm.server.grid.liveness",
     "fedvfm.server.coordinator.admission_handshakes",
+    "fedvfm.server.coordinator.survey_questions",
     "fedvfm.server.grid.roster",
     "fedvfm.server.grid.retrying",
     "fedvfm.server.rounds.federation",

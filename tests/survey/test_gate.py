@@ -278,3 +278,30 @@ def test_the_approval_of_a_recipe_is_none_of_a_survey(site: Site) -> None:
     site.where.remember_survey(survey)
     site.where.approvals.approve(survey.hash)
     assert site.word(survey) == "approval-pending"
+
+
+def test_an_answer_that_was_not_charged_and_is_of_other_data_is_made_anew(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survey = ask(privacy=NOISE)
+    site.agree(survey)
+    site.terms_of(POLICY + PATIENTS)
+
+    class Killed(BaseException):
+        pass
+
+    def fault(name: str) -> None:
+        if name == "survey-on-disk":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedvfm.storage.storage.fault_point", fault)
+        with pytest.raises(Killed):
+            site.survey(survey)
+    kept = (site.where.surveys / f"{survey.hash}.answer").read_text()
+    private_site.write_images(site.folder / "data", 30, 60)
+    again = Again(site.folder)
+    reply = again.told(survey)
+    assert answer.text(reply) not in kept
+    charged = [line for line in ledger.reopen(site.folder / "fedvfm-ledger").entries if line["event"] == "charged"]
+    assert len(charged) == 1

@@ -83,7 +83,7 @@ def read(own: Site, of: Exchange) -> None:
     Raises:
         ProtocolError: if it is no survey.
     """
-    text = protocol.decode_survey(of.message.content)
+    text = protocol.decode_survey(of.envelope.content)
     try:
         of.survey = signed_documents.parse(text.encode(), surveys.Survey, "survey")
     except errors.TrustError as error:
@@ -152,7 +152,8 @@ def number_policy(own: Site, of: Exchange) -> None:
     Raises:
         PolicyRefused: "policy-survey" too where the log says that it was answered, and the answer is gone.
     """
-    survey, done = asked(of), own.history.surveyed
+    survey = asked(of)
+    done = {*own.history.surveyed, *(path.stem for path in own.where.surveys.glob("*.answer"))}
     if kept(own, survey.hash) is not None:
         return
     policy.require_open(of.policy)
@@ -177,7 +178,11 @@ def note_accepted(own: Site, of: Exchange) -> None:
 
 
 def answered_before(own: Site, of: Exchange) -> bool:
-    """Asked again, the site sends the same; charged if it was not."""
+    """Asked again, the site sends the same; charged if it was not.
+
+    Where the site was killed before it charged the answer, and its data are others since, the answer never left, and
+    is made anew.
+    """
     survey = asked(of)
     before = kept(own, survey.hash)
     if before is None:
@@ -187,11 +192,11 @@ def answered_before(own: Site, of: Exchange) -> bool:
         _require_still_enough(own, of, survey, before)
     else:
         with steps.noting(own, of):
-            account = _account(own, survey, None)
+            account = _account(own, survey)
             if not account.again(protocol.digest(content), before.token):
-                raise errors.PolicyRefused(
-                    "privacy-ledger", "the kept answer was made from other data, and not charged"
-                )
+                kept_path(own, survey.hash).unlink()
+                number_policy(own, of)
+                return False
             of.ledger = account.mark
     _leave(own, of, envelope.Envelope(content), 0.0)
     return True
@@ -231,7 +236,7 @@ def collect(own: Site, of: Exchange) -> None:
         account = hold = None
         if survey.privacy is not None:
             with steps.noting(own, of):
-                account = _account(own, survey, grouped)
+                account = _account(own, survey)
                 hold = held.enter_context(account.hold())
         totals = _totals(of, survey, grouped, source.read)
         storage.fault_point("surveyed")
@@ -305,7 +310,7 @@ def _require_unlike(own: Site, survey: surveys.Survey, name: str, least: int) ->
     members, now = _set(own), _set(own).find(name) or frozenset()
     for other in own.where.surveys_seen():
         before = kept(own, other)
-        if before is None or other == survey.hash:
+        if before is None or before.token or other == survey.hash:  # noise on one of two hides the difference
             continue
         then = members.find(before.records)
         changed = least if then is None else len(now ^ then)
@@ -318,17 +323,14 @@ def _require_unlike(own: Site, survey: surveys.Survey, name: str, least: int) ->
             )
 
 
-def _account(own: Site, survey: surveys.Survey, grouped: Grouped | None) -> privacy_charge.Account:
+def _account(own: Site, survey: surveys.Survey) -> privacy_charge.Account:
     """Where an answer is charged: to every patient it is made from."""
     budget, event = own.judged.privacy, noise.event(survey)
     if budget is None or event is None:
         raise errors.ProtocolError("a survey without noise, or a site without a budget, is charged to nobody")
-    if grouped is None:
-        source, own_samples = site_file.surveyed(own.judged, survey)
-        grouped = collection.patients(own_samples, source)
-    return privacy_charge.of_survey(
-        survey.hash, event, list(grouped), own.judged.name, budget, own.history.ledger_marks()
-    )
+    source, own_samples = site_file.surveyed(own.judged, survey)
+    names = records.charged(noise.UNIT, own_samples, source)
+    return privacy_charge.of_survey(survey.hash, event, names, own.judged.name, budget, own.history.ledger_marks())
 
 
 # -- leave -------------------------------------------------------------------------------------------------------------
