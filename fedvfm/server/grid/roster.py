@@ -174,10 +174,10 @@ class RosterGrid(retrying.SteadyGrid):
 
     def _about(self, message: Message, asked: Any) -> dict[str, Any]:
         """What the log says of a message, by the metadata it was asked with: nothing here is the other end's word."""
-        found: dict[str, Any] = {"recipe": self._recipe, "bytes": envelope.size(message)}
-        if asked.message_type == protocol.SURVEY:  # of no recipe; its hash groups them
-            found = {"fingerprint": asked.group_id, "bytes": found["bytes"]}
-        elif asked.group_id.isdigit():
+        surveyed = asked.message_type == protocol.SURVEY  # of no recipe; its hash groups them
+        about = {"fingerprint": asked.group_id} if surveyed else {"recipe": self._recipe}
+        found: dict[str, Any] = {**about, "bytes": envelope.size(message)}
+        if asked.group_id.isdigit():
             found["round"] = int(asked.group_id)
         if message.has_error():
             return {**found, "kind": "refusal", "reason": protocol.error_word(message)}
