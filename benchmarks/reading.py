@@ -1,17 +1,18 @@
-"""What decoding in a child process costs the pixels' pass of `fedvfm data check`.
+"""What decoding in a child process costs `fedvfm data check`, and what that takes beside another checkout.
 
     python benchmarks/reading.py [--slices 1000] [--volumes 300] [--repeats 3] [--before CHECKOUT]
 
 Two folders are made: DICOM studies of 100 slices (512 x 512, 16 bits), and NIfTI volumes of 40 MB (512 x 512 x 80, 16
 bits), every second one packed with gzip. Each is read as a site's folder and looked through once, headers and all
-pixels, in turns: "here" decodes in the process that asks, "apart" in its child, "before" is another checkout. Every
-turn is a process of its own. Printed are medians of wall and processor seconds (both processes together), and ratios to
-the first arm.
+pixels, in turns: "here" decodes in the process that asks, "apart" in its child. With `--before` the whole command runs
+in both checkouts instead, "before" and "now". Every turn is a process of its own. Printed are medians of wall and
+processor seconds (all processes together), and ratios to the first arm.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -28,6 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE, DEPTH, STUDY = 512, 80, 100
+NOT_READY = 20
+COMMAND = """
+try:
+    from fedvfm.cli.main import main
+except ImportError:  # where releases before had it
+    from fedvfm.cli import main
+main()
+"""
 
 
 def values(seed: int, depth: int) -> NDArray[np.int16]:
@@ -66,50 +75,57 @@ def make_volumes(folder: Path, count: int) -> None:
             path.write_bytes(content)
 
 
-def look(folder: Path, arm: str) -> dict[str, float]:
-    """One pass over a folder: seconds, and a number that says whether the same was read."""
-    import contextlib
-
+def look(folder: Path, arm: str) -> dict[str, Any]:
+    """One pass over a folder: seconds, and what says whether the same was read."""
     from fedvfm.config import schema
+    from fedvfm.data.decoding import decoder
     from fedvfm.data.readiness import survey
     from fedvfm.data.sources import table
 
-    decoding: Any = None
-    if arm != "before":
-        from fedvfm.data.decoding import decoder as decoding
     started = time.perf_counter()
-    with decoding.trusted() if arm == "here" else contextlib.nullcontext():
+    with decoder.trusted() if arm == "here" else contextlib.nullcontext():
         source = table.make(schema.SourceConfig(source="folder", path=str(folder)))
         seen = survey.look(source, survey.spaced(source.samples(), 0))
     wall = time.perf_counter() - started
-    if decoding is not None:
-        decoding.close()
+    decoder.close()
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    return {
-        "wall": wall,
-        "cpu": cpu,
-        "samples": len(seen.rows),
-        "failures": len(seen.failures),
-        "squares": seen.squares,
-    }
+    return {"wall": wall, "cpu": cpu, "same": [len(seen.rows), len(seen.failures), seen.squares]}
 
 
-def turn(folder: Path, arm: str, checkout: Path) -> dict[str, float]:
+def turn(folder: Path, arm: str, checkout: Path) -> dict[str, Any]:
     """:func:`look` in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--look", str(folder), "--arm", arm]
+    return json.loads(_run(command, checkout))  # type: ignore[no-any-return]
+
+
+def check(folder: Path, arm: str, checkout: Path) -> dict[str, Any]:
+    """The command `fedvfm data check` of a checkout, which must find so many samples and be able to read all."""
+    site = folder / "site.toml"
+    site.write_text(f'name = "north"\ndevice = "cpu"\n\n[data]\nsource = "folder"\npath = "{folder}"\n')
+    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    report = json.loads(_run([sys.executable, "-c", COMMAND, "data", "check", str(site), "--json"], checkout))
+    wall, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    return {"wall": wall, "cpu": cpu, "same": [report["data"]["samples"], report["data"]["read"]]}
+
+
+def _run(command: list[str], checkout: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=checkout, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=checkout, env=environment)
+    if done.returncode not in (0, NOT_READY):
+        sys.exit(f"{command}: exit code {done.returncode}")
+    return done.stdout
 
 
 def compare(name: str, folder: Path, arms: dict[str, Path], repeats: int) -> None:
     """Print medians of the arms, run in turns, and whether they read the same."""
-    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    run = check if "before" in arms else turn
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for _ in range(repeats):
         for arm, checkout in arms.items():
-            results[arm].append(turn(folder, arm, checkout))
-    same = {(row["samples"], row["failures"], row["squares"]) for rows in results.values() for row in rows}
+            results[arm].append(run(folder, arm, checkout))
+    same = {tuple(row["same"]) for rows in results.values() for row in rows}
     first = next(iter(results))
     for key in ("wall", "cpu"):
         middle = {arm: statistics.median(row[key] for row in rows) for arm, rows in results.items()}
@@ -132,7 +148,7 @@ def main() -> None:
         print(json.dumps(look(given.look, given.arm)))
         return
     here = Path(__file__).resolve().parents[1]
-    arms = {"here": here, "apart": here} | ({"before": given.before} if given.before else {})
+    arms = {"before": given.before.resolve(), "now": here} if given.before else {"here": here, "apart": here}
     for name, count, make in (("slices", given.slices, make_slices), ("volumes", given.volumes, make_volumes)):
         if count:
             with tempfile.TemporaryDirectory() as folder:

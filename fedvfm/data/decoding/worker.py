@@ -66,9 +66,11 @@ def main(memory_mib: str, seconds: str, pipes: str) -> None:
 def _loaded(module: str) -> bool:
     """Import what a module decodes with, once: this is no part of a file's memory."""
     importlib.import_module(module)  # what the site asks for is not a stranger's
-    for name in LIBRARIES.get(module.rpartition(".")[2].partition("_")[0], ()):
+    libraries = LIBRARIES.get(module.rpartition(".")[2].partition("_")[0])
+    for name in libraries or ():
         importlib.import_module(name)
-    Image.init()
+    if libraries is None:
+        Image.init()  # pictures
     return True
 
 
