@@ -27,6 +27,12 @@ def stored(kind: str) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, kind).reshape(5, 3, 3)
 
 
+@pytest.mark.files(
+    "greys",
+    "grey DICOM pixels that are not packed",
+    "PS3.5 8.1.1",
+    "read without a decoder, once its process has said where they lie: bit for bit what it gives",
+)
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize(
     ("kind", "modality", "changes"),
@@ -92,6 +98,7 @@ def test_a_radiograph_that_shows_small_values_bright_is_turned_round(tmp_path: P
     np.testing.assert_array_equal(dicom_pixels.read_frame(header, 0)[0], expected)
 
 
+@pytest.mark.files("harm", "a place of pixels that is none", "", "`unreadable`, a fault of that file alone")
 @pytest.mark.parametrize(
     "plain",
     [
@@ -113,6 +120,9 @@ def test_a_place_that_is_none_is_one_fault(tmp_path: Path, plain: headers.Plain)
     assert caught.value.code == "unreadable"
 
 
+@pytest.mark.files(
+    "harm", "a decoder that names another file", "", "`decoder-died`: no file is read as pixels but the one asked"
+)
 def test_what_a_decoder_says_of_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that a file took over could have any file read as pixels."""
     writer.radiograph(tmp_path / "a.dcm", stored("<u2")[:, :, 0])
