@@ -210,7 +210,7 @@ def hospital(
     faults = labels.faults(recipe, source.info)
     if faults:
         raise errors.ConfigError("recipe and data", faults)
-    source = bags.of(source, recipe.task.kind)
+    source = bags.of(source, recipe)
     own = belonging(site, source.samples())
     parts = whole(site, split(site, own, source))
     _require_parts(site, own, parts)

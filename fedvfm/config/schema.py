@@ -25,6 +25,7 @@ from fedvfm.config import policy as site_policy
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.config import server as server_config
+from fedvfm.config import target as target_config
 from fedvfm.storage import hash_chain
 
 SCHEMA_VERSION = 1
@@ -226,8 +227,9 @@ class DataContract(Strict):
     known by it, and predicted DICOM-SEG objects carry it; common organs have their code of SNOMED CT without it.
     """
 
-    class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=256, strict=False)]
-    """In segmentation the first is the background. Change: to your classes; their order gives the class numbers."""
+    class_names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=256, strict=False)]
+    """In segmentation the first is the background; of a target of columns they are the columns. At least two, except of
+    a regression. Change: to your classes; their order gives the class numbers."""
     modality: str = "any"
     """With a code of DICOM in it (CT, MR, ...) DICOM files of another are refused. Change: to CT, MR, ... where sites
     have several in one folder."""
@@ -457,6 +459,8 @@ class Recipe(Strict):
     """The small weights that train and travel."""
     task: TaskConfig = TaskConfig()
     """What is learned."""
+    target: target_config.TargetConfig = _later(target_config.TargetConfig())
+    """What a classification answers with; left out, one class. docs/targets.md explains each kind."""
     data: DataContract
     """What every site's images must become."""
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -500,6 +504,12 @@ class Recipe(Strict):
     def first_round(self) -> int:
         """Number of the first round that is made under this recipe; its adapter is the initial one."""
         return 1 if self.rerun is None else self.rerun.after + 1
+
+    @pydantic.model_validator(mode="after")
+    def _answers(self) -> Recipe:
+        if len(self.data.class_names) < 2 and self.target.kind != "regression":
+            raise ValueError("data.class_names: at least two are needed; target.kind = 'regression' alone takes one")
+        return self
 
     @functools.cached_property
     def hash(self) -> str:
@@ -824,7 +834,8 @@ def _sentence(model: type[pydantic.BaseModel], fault: Mapping[str, Any]) -> str:
     shown = repr(fault["input"])
     # Names of zones, of kinds and in patterns are none in small letters: the first letter alone is made one.
     said = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"][:1].lower() + fault["msg"][1:]
-    return f"{where} = {shown[:80]}: {said}"
+    # What concerns several tables names its key itself.
+    return f"{where} = {shown[:80]}: {said}" if fault["loc"] else said
 
 
 def parse(model: type[Model], values: Mapping[str, Any], what: str) -> Model:

@@ -13,24 +13,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedvfm import errors
-from fedvfm.data import defect
+from fedvfm.config import schema
+from fedvfm.data import columns, defect
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
 LABELS_OF: Mapping[str, str] = {"case-classification": "classification"}
 """Tasks whose samples are cases -> the task that their images' labels are for."""
 
-SHARED = ("label", "patient", "site", "split")
+SHARED = ("label", "values", "patient", "site", "split")
 """What all images of a case have in common."""
 
 
-def of(source: data.Source, task: str) -> data.Source:
-    """The source as a task takes it: its cases where the task is of cases, else the source itself.
+def of(source: data.Source, recipe: schema.Recipe) -> data.Source:
+    """The source as a recipe takes it: with the columns of its target, and its cases where the task is of cases.
 
     Raises:
-        DataError: listing every case whose images have unlike labels, patients, sites or splits.
+        DataError: listing every case whose images have unlike labels, values, patients, sites or splits, and what is
+            wrong with the columns.
     """
-    return Bags(source) if task in LABELS_OF else source
+    answered = columns.Columns(source, recipe) if recipe.target.of_columns else source
+    return Bags(answered) if recipe.task.kind in LABELS_OF else answered
 
 
 def images_of(samples: Iterable[data.Sample]) -> list[data.Sample]:

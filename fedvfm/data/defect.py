@@ -76,6 +76,7 @@ CLASS_UNKNOWN = Kind("class-unknown", "folders or labels that stand for no class
 CLASS_EMPTY = Kind("class-empty", "class folders without images")
 VOLUME_NEEDED = Kind("volume-needed", "pictures where the recipe needs volumes")
 WHOLE_SLIDE = Kind("whole-slide", "whole-slide images")
+COLUMN_RANGE = Kind("column-range", "values of a column outside of what the recipe declares")
 TABLE = Kind("table", "the table does not fit the files")
 DATASET_JSON = Kind("dataset-json", "dataset.json does not say what it must")
 OPTIONS = Kind("options", "the folder or its settings do not fit")

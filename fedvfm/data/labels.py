@@ -10,23 +10,32 @@ import numpy as np
 
 from fedvfm import errors, registry
 from fedvfm.config import schema
-from fedvfm.data import bags, defect, structures
+from fedvfm.data import bags, columns, defect, structures
 from fedvfm.data import sample as data
 
 
 def faults(recipe: schema.Recipe, info: data.SourceInfo) -> list[str]:
     """Why a recipe cannot be trained on a source: another task, other classes or another order; one sentence each."""
-    return class_faults(recipe.task.kind, recipe.data.class_names, info)
+    return class_faults(recipe.task.kind, recipe.data.class_names, info, of_columns=recipe.target.of_columns)
 
 
-def class_faults(task: str, class_names: Sequence[str], info: data.SourceInfo) -> list[str]:
-    """:func:`faults` of a task's kind and its classes."""
+def class_faults(
+    task: str, class_names: Sequence[str], info: data.SourceInfo, *, of_columns: bool = False
+) -> list[str]:
+    """:func:`faults` of a task's kind and its classes, or the columns of its target."""
     found = []
     theirs, ours = ", ".join(info.class_names), ", ".join(class_names)
     kind = bags.LABELS_OF.get(task, task)
     if kind in ("segmentation", "classification") and info.task != kind:
         found.append(f"recipe.task.kind = '{task}': source '{info.name}' is for {info.task}")
-    if len(info.class_names) != len(class_names):
+    if of_columns:
+        return found  # names are columns of the table, which are looked for when it is read
+    if not info.class_names:
+        found.append(
+            f"recipe.task.kind = '{task}': the table of source '{info.name}' has no column label; add it, or name "
+            "columns in recipe.data.class_names and say in recipe.target what they are"
+        )
+    elif len(info.class_names) != len(class_names):
         found.append(
             f"recipe.data.class_names: {ours}; source '{info.name}' has {len(info.class_names)} classes: {theirs}"
         )
@@ -98,6 +107,10 @@ class Relabelled:
         """The source's names that stay when files are added; its ids where it has no others."""
         found = getattr(self._source, "stable", None)
         return (sample.id, sample.patient) if found is None else found(sample)
+
+    def row(self, sample: data.Sample) -> Mapping[str, str]:
+        """The cells of the source's table; none where it has no table."""
+        return self._source.row(sample) if isinstance(self._source, columns.Tabled) else {}
 
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read one sample, its mask in the new numbers.

@@ -9,6 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Truth = int | tuple[float | None, ...] | None
+"""What is known of a sample besides its pixels: a class index, or values of columns of which some may be missing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -41,6 +44,8 @@ class Sample:
         case: the name of what it is a part of, where the data says which images are labelled together; else None.
         images: of a case the images it consists of, in their order; empty for one image. A case is not read, its images
             are.
+        values: of the columns that a recipe's target names, in their order, None where one is missing; empty where it
+            names none.
     """
 
     id: str
@@ -51,6 +56,12 @@ class Sample:
     part: Part | None = None
     case: str | None = None
     images: tuple[Sample, ...] = ()
+    values: tuple[float | None, ...] = ()
+
+    @property
+    def truth(self) -> Truth:
+        """What the sample's answer is compared with: the values of columns, else its label."""
+        return self.values or self.label
 
     @property
     def unit(self) -> str:

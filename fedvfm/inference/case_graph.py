@@ -124,7 +124,8 @@ def _card(model: adapted_model.AdaptedModel, off: float) -> str:
         f"- `image`: float32 (N, 3, {height}, {width}), prepared as below; the graph itself normalises",
         f"- `vectors`: float32 (S, {size}), those of all images of one case in their order",
         "- `places`: int64 (S,), the place of each image in the case, from 0",
-        f"- `logits`: float32 ({classes},); `weights`: float32 (S,), how much they rest on each image",
+        f"- `logits`: float32 ({classes},){delivery.what_comes_out(model)}",
+        "- `weights`: float32 (S,), how much they rest on each image",
         f"- checked: off by {off:.1g} of the largest number",
     ]
     return graph.card(model, usage, facts)

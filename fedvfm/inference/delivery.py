@@ -178,6 +178,18 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     return lines
 
 
+def what_comes_out(model: adapted_model.AdaptedModel) -> str:
+    """How the numbers of the head are read, where they are no logits of classes; else nothing."""
+    target = model.recipe.target
+    units = ", ".join(unit for unit in target.units if unit) or "the unit of each column"
+    meanings = {
+        "multi-label": ", the sigmoid of each is the probability of its label",
+        "ordinal": ", logarithms of the probabilities of the grades",
+        "regression": f", values in {units}",
+    }
+    return meanings.get(target.kind, "")
+
+
 def dense(model: adapted_model.AdaptedModel) -> bool:
     """Whether the model gives a class for every pixel, rather than one for the image."""
     return isinstance(model.task, segmentation.Segmentation)

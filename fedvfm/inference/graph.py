@@ -233,6 +233,7 @@ def _facts(model: adapted_model.AdaptedModel) -> dict[str, str]:
     contract = model.recipe.data
     return {
         "fedvfm.task": model.recipe.task.kind,
+        "fedvfm.target": model.recipe.target.kind,
         "fedvfm.class_names": json.dumps(list(contract.class_names)),
         "fedvfm.input": json.dumps(
             {"range": [0, 1], "size": list(contract.input_size), "intensity": contract.intensity}
@@ -267,7 +268,7 @@ def _card(
     ]
     facts = [
         f"- `image`: float32 ({size}, 3, {height}, {width}), prepared as below; the graph itself normalises",
-        f"- `logits`: float32 {shape}",
+        f"- `logits`: float32 {shape}{delivery.what_comes_out(model)}",
         f"- checked with {by}: off by {off:.1g} of the largest logit"
         + ("" if int8 is None else f"; weights in 8 bits, {int8:.2%} of the classes of drawn images are the same"),
     ]

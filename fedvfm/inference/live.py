@@ -60,7 +60,8 @@ def show(summary: Mapping[str, Any], as_json: bool) -> None:
     table = Table(title=f"{summary['task']}, adapter {summary['adapter']['fingerprint'][:12]}")
     table.add_column("input")
     dense = [row for row in rows if "classes" in row]
-    names = summary["class_names"][1:] if dense else ["class", "probability"]
+    of_columns = list(rows[0]["values"]) if rows and "values" in rows[0] else ["class", "probability"]
+    names = summary["class_names"][1:] if dense else of_columns
     for name in names:
         table.add_column(name)
     for row in rows[:SHOWN]:
@@ -93,7 +94,9 @@ def _extent(counted: Mapping[str, Any]) -> str:
     return f"{counted['mm2']:.4g} mm2" if "mm2" in counted else f"{counted['voxels']} px"
 
 
-def _best(row: Mapping[str, Any]) -> tuple[str, str]:
+def _best(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "values" in row:
+        return tuple(f"{value:.6g}" for value in row["values"].values())
     return row["class"], f"{row['probabilities'][row['class']]:.3f}"
 
 

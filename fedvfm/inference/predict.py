@@ -336,7 +336,11 @@ class Predictor:
         seen = self._seen(item, case)
         if seen.header is None:
             pixels, found = self._ready.pop(item.name) if item.name in self._ready else self._alone(item)
-            rows = [self._picture(item, pixels, found, chosen)] if dense else [self._class(item.name, _chances(found))]
+            rows = (
+                [self._picture(item, pixels, found, chosen)]
+                if dense
+                else [self._answer(item.name, self.model.task.answers(found))]
+            )
         else:
             if self.form == "auto" and chosen == "dicom-seg" and not segmentation_object.holds(seen.header):
                 chosen = "png"  # a film: no object holds its frames together
@@ -371,7 +375,9 @@ class Predictor:
         for note in dict.fromkeys(note for part in parts for note in self._noted(part, "csv")):
             self.notes.setdefault(note, []).append(item.name)
         parts_row = [{"id": name, "weight": round(weight, 6)} for name, weight in zip(names, weights, strict=True)]
-        return [{**self._class(item.name, _chances(values)), "parts": parts_row, "files": self.place.files}]
+        return [
+            {**self._answer(item.name, self.model.task.answers(values)), "parts": parts_row, "files": self.place.files}
+        ]
 
     def _images(self, item: inputs.Item, header: headers.Header | None) -> Iterator[tuple[str, samples.Pixels]]:
         """Name and pixels of every image of a case, one after the other; ``header`` that of a volume."""
@@ -461,10 +467,10 @@ class Predictor:
 
     def _classes(self, item: inputs.Item, header: headers.Header, shown: Shown) -> list[dict[str, Any]]:
         """A row for every slice, and before them one of the volume, as it is scored: the mean of its slices."""
-        found = [(name, _chances(values)) for _, name, _, values in self._computed(shown)]
+        found = [(name, self.model.task.answers(values)) for _, name, _, values in self._computed(shown)]
         whole = slices.part_of(header, item.name, 0, self.view) is not None
         mean = [(item.name, torch.stack([chances for _, chances in found]).mean(dim=0))] if whole else []
-        return [self._class(name, chances) for name, chances in (*mean, *found)]
+        return [self._answer(name, chances) for name, chances in (*mean, *found)]
 
     def _computed(self, shown: Shown) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
         """Slices with their logits, so many at a time as are computed together."""
@@ -472,9 +478,8 @@ class Predictor:
             for one, values in zip(part, self.logits([pixels for _, _, pixels in part]), strict=True):
                 yield (*one, values)
 
-    def _class(self, name: str, chances: Tensor) -> dict[str, Any]:
-        shown = {one: round(float(chance), 6) for one, chance in zip(self.names, chances, strict=True)}
-        return {"id": name, "class": self.names[int(chances.argmax())], "probabilities": shown}
+    def _answer(self, name: str, answers: Tensor) -> dict[str, Any]:
+        return {"id": name, **self.model.task.row(answers)}
 
     def _picture(self, item: inputs.Item, pixels: samples.Pixels, found: Tensor, form: str) -> dict[str, Any]:
         mask = _mask(found, pixels)
@@ -501,11 +506,6 @@ class Predictor:
     def _row(self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any]) -> dict[str, Any]:
         row = {"id": item.name, "kind": item.kind, "form": form, "size": list(size), "files": self.place.files}
         return {**row, "classes": counts, "notes": self._noted(item, form)}
-
-
-def _chances(found: Tensor) -> Tensor:
-    """Probability of every class. Shapes: (K,), float64."""
-    return found.double().softmax(dim=0)
 
 
 def _mask(found: Tensor, pixels: samples.Pixels) -> results.Labels:

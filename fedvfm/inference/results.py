@@ -23,6 +23,7 @@ from fedvfm.storage import storage
 
 OVERLAYS = "overlays"
 CLASSES = "classes.csv"
+VALUES = "values.csv"
 PARTS = "parts.csv"
 SOURCES = "sources.csv"
 OWN = {"picture": "png", "volume": "nifti", "dicom": "dicom-seg"}
@@ -135,13 +136,17 @@ class Place:
 
 
 def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[inputs.Item]) -> None:
-    """``classes.csv`` in classification, ``parts.csv`` of cases, and ``sources.csv``: DICOM inputs by their numbers.
+    """``classes.csv`` or ``values.csv`` in classification, ``parts.csv`` of cases, ``sources.csv`` of DICOM inputs.
 
-    The second says how much each answer rests on each image. The third holds paths as this site names them, for this
-    site alone; nothing else repeats them.
+    The first holds classes, or the columns of a target that has columns. The second says how much each answer
+    rests on each image. The third holds paths as this site names them, for this site alone; nothing else repeats them.
     """
-    rows = [row for row in summary["inputs"] if "probabilities" in row]
-    if rows:
+    rows = [row for row in summary["inputs"] if "probabilities" in row or "values" in row]
+    if rows and "values" in rows[0]:
+        columns = list(rows[0]["values"])
+        lines = [[row["id"], *(row["values"][name] for name in columns)] for row in rows]
+        storage.write_text(folder / VALUES, storage.table(["id", *columns], lines))
+    elif rows:
         names = summary["class_names"]
         lines = [[row["id"], row["class"], *(row["probabilities"][name] for name in names)] for row in rows]
         storage.write_text(folder / CLASSES, storage.table(["id", "class", *(f"p_{name}" for name in names)], lines))

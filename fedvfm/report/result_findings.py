@@ -36,6 +36,8 @@ REFERENCES = ("majority", "classical", "head-only", "unet")
 LEAST_OF_CLASS = 5
 SHOWN = 5
 EXACT = 1e-9
+ALIKE = 1e-3
+"""Spread of answers over that of the truths, up to which the answers count as one."""
 
 Table = Mapping[str, Sequence[Any]]
 
@@ -84,7 +86,12 @@ def of_samples(
         units: site -> the unit (patient, else sample) of every row.
     """
     own = answers.by_site(tables, class_names)
-    findings = [*_of_answers(arm, own), *_of_classes(arm, tables, class_names, units), *_of_masks(arm, tables)]
+    findings = [
+        *_of_answers(arm, own),
+        *_of_classes(arm, tables, class_names, units),
+        *_of_masks(arm, tables),
+        *_of_columns(arm, tables, class_names),
+    ]
     few = {site: len(set(rows)) for site, rows in units.items() if len(set(rows)) < bootstrap.LEAST_UNITS}
     if few and arm == FEDERATED:
         text = f"under {bootstrap.LEAST_UNITS} independent test units at {_named(few)}: nothing can be told of a site"
@@ -240,6 +247,21 @@ def _of_masks(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
         each = "; ".join(_without_blank(site, own[site], count) for site, count in _first(blank))
         text = f"test images without foreground, on which an empty mask scores Dice 1: {each}{_rest(blank)}"
         yield Finding(EMPTY_TRUTHS, arm, tuple(blank), text)
+
+
+def _of_columns(arm: str, tables: Mapping[str, Table], class_names: Sequence[str]) -> Iterator[Finding]:
+    """Columns of which all answers are alike though the truths are not: whoever looks at no image does as well."""
+    own = {site: table for site, table in tables.items() if "known_0" in table}
+    for at, name in enumerate(class_names if own else ()):
+        alike = []
+        for site, table in own.items():
+            known = [number for number, is_known in enumerate(table[f"known_{at}"]) if is_known]
+            truths, answered = (np.array([table[f"{what}_{at}"][i] for i in known]) for what in ("truth", "answer"))
+            if len(known) > 1 and np.ptp(truths) > 0 and np.ptp(answered) <= ALIKE * np.ptp(truths):
+                alike.append(site)
+        if alike:
+            text = f"one answer for every test sample in {name} at {_count(alike, own)} ({_some(alike)})"
+            yield Finding(CONSTANT, arm, tuple(alike), text)
 
 
 def _all_alike(predicted: Sequence[float], truth: Sequence[float]) -> str:

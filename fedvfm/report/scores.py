@@ -19,15 +19,21 @@ NAMES = {
     "ece": "ECE",
     "macro_f1": "macro F1",
     "brier": "Brier",
+    "one_minus_brier": "1 - Brier",
+    "one_minus_nmae": "1 - MAE/range",
+    "quadratic_kappa": "quadratic weighted kappa",
+    "mae": "MAE in grades",
 }
-LOWER_IS_BETTER = ("hd95", "assd", "ece", "brier")
+LOWER_IS_BETTER = ("hd95", "assd", "ece", "brier", "mae")
+OF_COLUMN = {"dice_": "Dice", "auroc_": "AUROC", "auprc_": "AUPRC", "mae_": "MAE", "r2_": "R2"}
+"""What begins so is the metric of one class or one column; its own name follows."""
 
 
 def metric_name(metric: str) -> str:
     """A metric as people write it."""
-    base, _, of_class = metric.partition("dice_")
-    if of_class and not base:
-        return f"Dice {of_class}"
+    for begin, name in OF_COLUMN.items():
+        if metric.startswith(begin):
+            return f"{name} {metric.removeprefix(begin)}"
     return NAMES.get(metric, metric.replace("_", " "))
 
 
@@ -65,4 +71,5 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _column(metric: str) -> str:
-    return f"{metric_name(metric)}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}"
+    lower = metric in LOWER_IS_BETTER or metric.startswith("mae_")
+    return f"{metric_name(metric)}{' (lower is better)' if lower else ''}"

@@ -29,7 +29,7 @@ def content(watcher: status.Watcher, locked: locked_recipe.LockedRecipe) -> live
         locked: the present recipe.
     """
     now, journal = watcher.now(), watcher.journal()
-    primary = primary_of(locked.recipe.task.kind)
+    primary = primary_of(locked.recipe.task.kind, locked.recipe.target.kind)
     name = scores.shown(scores.metric_name(primary), {"prompt": locked.recipe.task.oracle})
     parts = {
         "head": live_page.heading(f"Federation {now['federation']}", _words(now), _notes(now)),
@@ -44,9 +44,9 @@ def content(watcher: status.Watcher, locked: locked_recipe.LockedRecipe) -> live
     return live_page.Content(f"{now['federation']}: {status.progress(now)}", parts, now)
 
 
-def primary_of(kind: str) -> str:
-    """The metric that ranks models of a task."""
-    return str(metrics.TABLE.get(kind).PRIMARY) if kind in metrics.TABLE else "score"
+def primary_of(kind: str, target: str) -> str:
+    """The metric that ranks models of a task and its target."""
+    return metrics.primary(kind, target) or "score"
 
 
 def _words(now: Now) -> str:

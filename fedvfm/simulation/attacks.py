@@ -245,6 +245,8 @@ def faults(what: schema.Experiment) -> list[str]:
     attack, classes = make(what.attack), len(what.recipe.data.class_names)
     if attack.sends and what.recipe.codec != codecs.PLAIN:
         found.append(f"attack: codec '{what.recipe.codec}' sends differences; use recipe.codec = \"{codecs.PLAIN}\"")
+    if attack.poisons and what.recipe.target.of_columns:
+        found.append(f"attack.kind = '{what.attack.kind}': is for classes, not for columns of a table; take another")
     if isinstance(attack, Backdoor) and attack.target >= classes:
         found.append(f"attack.options.target = {attack.target}: classes are numbered 0 to {classes - 1}")
     return found

@@ -240,6 +240,12 @@ def faults(experiment: schema.Experiment) -> list[str]:
     kind, own = experiment.recipe.task.kind, experiment.recipe.personal.kind
     other = {"segmentation": ("majority", "classification")}.get(kind, ("unet", "segmentation"))
     wrong = [f"baselines: '{other[0]}' is for {other[1]}"] if other[0] in experiment.baselines else []
+    target = experiment.recipe.target
+    wrong += [
+        f"baselines: '{name}' is for one class a sample, not for target '{target.kind}'; leave it out"
+        for name in ("classical", "majority")
+        if target.of_columns and name in experiment.baselines
+    ]
     if own != groups.NONE and "leave-one-out" in experiment.baselines:
         wrong.append(
             f"baselines: 'leave-one-out' has no meaning with recipe.personal.kind = '{own}': a hospital that was in no "

@@ -198,7 +198,7 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
     faults = labels.faults(experiment.recipe, source.info)
     if faults:
         raise errors.ConfigError("experiment and data", faults)
-    source = bags.of(source, experiment.recipe.task.kind)
+    source = bags.of(source, experiment.recipe)
     made = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
     faults = site_faults(experiment, [hospital.name for hospital in made])
     if faults:

@@ -127,7 +127,8 @@ def content(folder: Path, output: Path) -> live_page.Content:
     journals = {name: _journal(run.arm(name)) for name in arms}
     journal = journals.get("federated") or _journal(run.path)
     recipe = experiment.get("recipe", {})
-    primary = coordinator_page.primary_of(str(recipe.get("task", {}).get("kind", "")))
+    kinds = (str(recipe.get(part, {}).get("kind", default)) for part, default in (("task", ""), ("target", "class")))
+    primary = coordinator_page.primary_of(*kinds)
     mark = journal[-1].get("prompt") if journal else None
     name = scores.shown(scores.metric_name(primary), {"prompt": mark})
     title = str(experiment.get("title") or experiment.get("name") or "simulation")

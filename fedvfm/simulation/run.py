@@ -365,7 +365,7 @@ def _job(
         and not simulated_epsilon.is_private(locked.recipe)
         and locked.recipe.personal.kind == groups.NONE,
         simulated=True,
-        primary=tasks.TABLE.get(locked.recipe.task.kind).primary,
+        primary=tasks.TABLE.get(locked.recipe.task.kind)(locked.recipe).primary,
         machine={"threads": worker_schedule.threads(what)},
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
+from fedvfm.data import sample as samples
 from fedvfm.data import transforms
 from fedvfm.tasks import metrics
 
@@ -59,9 +60,26 @@ class Task:
         """A new head: ``forward(Features) -> logits``."""
         raise NotImplementedError
 
-    def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
-        """What the loss compares a sample with: an int64 mask (h, w) or a class number."""
+    def target(self, prepared: transforms.Prepared, truth: samples.Truth) -> Any:
+        """What the loss compares a sample with: an int64 mask (h, w), a class number or the values of columns."""
         raise NotImplementedError
+
+    def drawn_truth(self, number: int) -> dict[str, Any]:
+        """The truth of a drawn sample of no site, by the field of :class:`fedvfm.data.sample.Sample`."""
+        return heaviest(self.recipe, number)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """What is told of a sample that is no mask: probabilities, or values; of a volume the mean of its slices'.
+
+        Shapes: (K,) -> (K,), float64.
+        """
+        return logits.double().softmax(dim=0)
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """The same as a prediction's row holds it."""
+        names = self.recipe.data.class_names
+        chances = {name: round(float(chance), 6) for name, chance in zip(names, answers, strict=True)}
+        return {"class": names[int(answers.argmax())], "probabilities": chances}
 
     def order(self, labels: Sequence[int | None], rng: np.random.Generator) -> NDArray[np.int64]:
         """In which order an epoch takes a site's training samples, by number: each once, unless the task balances them.
@@ -90,10 +108,17 @@ class Task:
         raise NotImplementedError
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None
+        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
     ) -> None:
         """Add one sample's logits (K, h, w) or (K,) to the metric set."""
         raise NotImplementedError
+
+
+def heaviest(recipe: schema.Recipe, number: int) -> dict[str, Any]:
+    """A label: the heaviest classes first, since of one without weight nothing is learned."""
+    classes = len(recipe.data.class_names)
+    labels = np.argsort([-weight for weight in recipe.task.class_weights] or np.zeros(classes), kind="stable")
+    return {"label": int(labels[number % classes])}
 
 
 def class_weight_faults(recipe: schema.Recipe) -> list[str]:

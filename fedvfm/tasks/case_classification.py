@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
 from fedvfm.data import defect, transforms
+from fedvfm.data import sample as samples
 from fedvfm.tasks import case_heads, classification
 
 DEFAULT_HEAD = "attention-mil"
@@ -19,7 +20,7 @@ DEFAULT_LAYERS, MOST_LAYERS = 1, 8
 
 
 class CaseClassification(classification.Classification):
-    """One class a case.
+    """One class a case, or grades, labels or numbers (:mod:`fedvfm.tasks.targets`).
 
     The backbone sees every image by itself; a head (:mod:`fedvfm.tasks.case_heads`) makes one answer of their vectors.
     In training a step takes at most ``task.options.parts`` images of a case, drawn anew each time, which bounds its
@@ -30,7 +31,6 @@ class CaseClassification(classification.Classification):
     """
 
     known_options = ("layers", "parts", "sampling")
-    primary = "balanced_accuracy"
     bags = True
 
     def __init__(self, recipe: schema.Recipe) -> None:
@@ -79,22 +79,13 @@ class CaseClassification(classification.Classification):
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
         """See base."""
-        head: nn.Module = case_heads.TABLE.get(self._head)(backbone.width, len(self.class_names), self._layers)
-        return head
-
-    def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
-        """See base."""
-        if label is None:
-            raise defect.LABEL_MISSING.error("a case without a label; give every case a class")
-        return label
+        return self.answer.head(case_heads.TABLE.get(self._head)(backbone.width, self.answer.outputs, self._layers))
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None
+        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
     ) -> None:
         """See base. The case is scored as one, whatever of it ``prepared`` shows."""
-        if label is None:
-            raise defect.LABEL_MISSING.error(f"case '{sample_id}' has no label to score against")
-        into.add(sample_id, logits.float().softmax(dim=0).cpu().double().numpy(), label)
+        self.answer.add(into, sample_id, logits, truth, None)
 
 
 def frozen(vectors: Tensor) -> Tensor:

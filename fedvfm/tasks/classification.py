@@ -1,4 +1,4 @@
-"""Classification of whole images with cross entropy."""
+"""Classification of whole images: one class each, or what else the recipe's target says."""
 
 from __future__ import annotations
 
@@ -6,39 +6,44 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedvfm.backbones import base as backbones
 from fedvfm.config import privacy, schema
-from fedvfm.data import defect, transforms
-from fedvfm.tasks import base, heads, metrics
+from fedvfm.data import sample as samples
+from fedvfm.data import transforms
+from fedvfm.tasks import base, heads, metrics, targets
 
 SAMPLING = ("uniform", "balanced")
 """How an epoch draws: every sample once, or every class that the site has equally often."""
 
 
 class Classification(base.Task):
-    """One class an image.
+    """One class an image, or grades, labels or numbers (:mod:`fedvfm.tasks.targets`).
 
     With unequal classes plain cross entropy may end in one answer for all. Against it stand ``task.class_weights``,
     which are public and of the recipe, and ``task.options.sampling = "balanced"``, for which no count leaves a site.
 
-    Shapes: logits (B, K), target (B,) of class numbers.
+    Shapes: logits (B, K), target (B,) of class numbers; of other targets as they say.
     """
 
     known_options: ClassVar[tuple[str, ...]] = ("sampling",)
-    primary = "balanced_accuracy"
 
     def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
         self._head = recipe.task.head or "linear"
         self._sampling = recipe.task.options.get("sampling", SAMPLING[0])
+        self.answer: targets.Target = targets.TABLE.get(recipe.target.kind)(recipe)
+
+    @property
+    def primary(self) -> str:  # type: ignore[override]
+        """See base."""
+        return metrics.primary(self.recipe.task.kind, self.recipe.target.kind) or ""
 
     def faults(self) -> list[str]:
         """See base."""
-        return base.class_weight_faults(self.recipe) + self._sampling_faults() + self._head_faults()
+        return self.answer.faults() + self._sampling_faults() + self._head_faults()
 
     def _head_faults(self) -> list[str]:
         if self._head not in heads.TABLE:
@@ -67,45 +72,41 @@ class Classification(base.Task):
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
         """See base."""
-        made: nn.Module = heads.TABLE.get(self._head)(backbone.width, len(self.class_names))
-        return made
+        return self.answer.head(heads.TABLE.get(self._head)(backbone.width, self.answer.outputs))
 
-    def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
+    def target(self, prepared: transforms.Prepared, truth: samples.Truth) -> Any:
         """See base."""
-        if label is None:
-            raise defect.LABEL_MISSING.error(
-                "a sample without a label in a classification task; give every image a class"
-            )
-        return label
+        return self.answer.target(truth)
+
+    def drawn_truth(self, number: int) -> dict[str, Any]:
+        """See base."""
+        return self.answer.drawn(number)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """See base."""
+        return self.answer.answers(logits)
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """See base."""
+        return self.answer.row(answers)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See base."""
-        return nn.functional.cross_entropy(logits.float(), target, weight=self._weights(logits.device))
+        return self.answer.loss(logits, target)
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See base. Of one sample alone a weighted mean knows no weight, so that of its class stands beside the mean's.
-
-        The mean is over the classes, not over the samples, which would tie one to another.
-        """
-        weight = self._weights(logits.device)
-        found = nn.functional.cross_entropy(logits.float(), target, weight=weight, reduction="none")
-        return found if weight is None else found / weight.mean()
-
-    def _weights(self, device: torch.device) -> Tensor | None:
-        weights = self.recipe.task.class_weights
-        return torch.tensor(weights, device=device) if weights else None
-
-    def scores(self, *, surface: bool) -> metrics.ClassificationScores:
         """See base."""
-        return metrics.ClassificationScores(self.class_names)
+        return self.answer.losses(logits, target)
+
+    def scores(self, *, surface: bool) -> metrics.MetricSet:
+        """See base."""
+        return self.answer.scores()
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None
+        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
     ) -> None:
         """See base."""
-        if label is None:
-            raise defect.LABEL_MISSING.error(f"sample '{sample_id}' has no label to score against")
-        into.add(sample_id, logits.float().softmax(dim=0).cpu().double().numpy(), label, prepared.part)
+        self.answer.add(into, sample_id, logits, truth, prepared.part)
 
 
 def balanced(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from fedvfm import errors, registry
 from fedvfm.tasks import surfaces
 
 CALIBRATION_BINS = 15
-_BOUNDS = {"dice": 1.0, "iou": 1.0, "nsd": 1.0, "brier": 2.0}
+_BOUNDS = {"dice": 1.0, "iou": 1.0, "nsd": 1.0, "brier": 2.0, "one_minus_brier": 1.0, "one_minus_nmae": 1.0}
 _OF_CLASS = "dice_"
 
 Floats = NDArray[np.float64]
@@ -446,3 +446,25 @@ TABLE = registry.Table(
         "segmentation": "fedvfm.tasks.metrics:SegmentationScores",
     },
 )
+
+TARGETS = registry.Table(
+    "metric set of a target",
+    {
+        "multi-label": "fedvfm.tasks.target_metrics:MultiLabelScores",
+        "ordinal": "fedvfm.tasks.target_metrics:OrdinalScores",
+        "regression": "fedvfm.tasks.target_metrics:RegressionScores",
+    },
+)
+"""Metric sets of the targets of ``recipe.target.kind`` that are not one class."""
+
+
+def primary(kind: str, target: str) -> str | None:
+    """The metric that ranks models of a task and a target; None of a task that came with another package.
+
+    Args:
+        kind: ``recipe.task.kind``.
+        target: ``recipe.target.kind``.
+    """
+    if kind not in TABLE:
+        return None
+    return str((TARGETS.get(target) if target in TARGETS else TABLE.get(kind)).PRIMARY)

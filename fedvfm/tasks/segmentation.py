@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
 from fedvfm.data import defect, transforms
+from fedvfm.data import sample as samples
 from fedvfm.tasks import base, heads, metrics, proposals
 
 SMOOTH = 1e-5
@@ -59,6 +60,11 @@ class Segmentation(base.Task):
             found.append("recipe.task.head = 'pyramid': backbone 'unet' has one grid; use 'patch'")
         if settings.ce_weight + settings.dice_weight == 0:
             found.append("recipe.task: ce_weight and dice_weight are both 0; nothing would be learned")
+        if self.recipe.target.kind != "class":
+            found.append(
+                f"recipe.target.kind = '{self.recipe.target.kind}': is for classification and case-classification; "
+                "leave [recipe.target] out"
+            )
         passes = settings.options.get("passes", proposals.PASSES)
         if type(passes) is not int or not 1 <= passes <= proposals.MOST_PASSES:
             found.append(
@@ -77,7 +83,7 @@ class Segmentation(base.Task):
         made: nn.Module = heads.TABLE.get(self._head)(backbone.width, len(self.class_names))
         return made
 
-    def target(self, prepared: transforms.Prepared, label: int | None) -> Any:
+    def target(self, prepared: transforms.Prepared, truth: samples.Truth) -> Any:
         """See base."""
         if prepared.mask is None:
             raise defect.MASK_MISSING.error("a sample without a mask in a segmentation task; give every image a mask")
@@ -107,13 +113,13 @@ class Segmentation(base.Task):
         )
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, label: int | None
+        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
     ) -> None:
         """See base. Logits are resized to the image's own resolution before the class is chosen."""
-        truth = prepared.truth
-        if truth is None:
+        mask = prepared.truth
+        if mask is None:
             raise defect.MASK_MISSING.error(f"sample '{sample_id}' has no mask to score against")
-        into.add(sample_id, classes_at(logits, truth.shape), truth, prepared.spacing, prepared.part)
+        into.add(sample_id, classes_at(logits, mask.shape), mask, prepared.spacing, prepared.part)
 
 
 def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -38,7 +38,7 @@ class Listed:
 
 
 def _of(path: Path, **options: Any) -> bags.Bags:
-    made = bags.of(make(path, **options), "case-classification")
+    made = bags.Bags(make(path, **options))
     assert isinstance(made, bags.Bags)
     return made
 
@@ -120,7 +120,7 @@ def test_images_of_a_case_must_agree(key: str) -> None:
     first = data.Sample("a", 0, "east", "p", "train", case="one")
     other = dataclasses.replace(first, id="b", **{key: 1 if key == "label" else "test"})
     with pytest.raises(errors.DataError, match=f"unlike {key}s") as caught:
-        bags.of(Listed([first, other]), "case-classification")
+        bags.Bags(Listed([first, other]))
     assert caught.value.faults[0].code == defect.CASE_MIXED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from fedvfm.client.training import dp_trainer
 from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
 from fedvfm.privacy import gradients
 from tests.privacy import test_private_training as images
@@ -56,6 +58,43 @@ def test_one_case_moves_the_sum_by_at_most_the_clip(tiny_dino: Path, head: str, 
     moved = float(torch.linalg.vector_norm(whole - less))
     assert 0 < moved <= CLIP * (1 + 1e-4)
     # The sum is that of one clipped row a case, however many images it has.
+    sizes = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    expected = (rows * torch.clamp(CLIP / sizes, max=1.0)).sum(dim=0)
+    assert torch.allclose(whole.float(), expected, atol=CLIP * 1e-3)
+    assert float(sizes.max()) > CLIP, "the clip is reached, or nothing was shown"
+
+
+@dataclass(frozen=True)
+class Answered(Cases):
+    """The same with values of two columns, one of them missing at the last case."""
+
+    @property
+    def train(self) -> tuple[samples.Sample, ...]:
+        values = [(float(at % 2), None if at == self.count - 1 else 1.0 - at % 2) for at in range(self.count)]
+        return tuple(dataclasses.replace(case, values=own) for case, own in zip(super().train, values, strict=True))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"kind": "ordinal"},
+        {"kind": "multi-label", "prevalence": [0.01, 0.5]},
+        {"kind": "regression", "ranges": [[0, 9], [0, 9]], "centres": [1, 1], "scales": [0.1, 1]},
+    ],
+    ids=lambda target: target["kind"],
+)
+def test_of_every_target_one_case_moves_the_sum_by_at_most_the_clip(tiny_dino: Path, target: dict[str, Any]) -> None:
+    kind = Cases if target["kind"] == "ordinal" else Answered
+    hospital = kind(side=28, loud={f"{number:03d}": 60.0 for number in range(3)})
+    site = sites.Site(hospital.name, hospital, simulated=True)  # type: ignore[arg-type]
+    recipe = _recipe(tiny_dino, "mean", {"kind": "head-only"})
+    values = {**recipe.model_dump(mode="json"), "target": target}
+    model = images.moved(schema.parse(schema.Recipe, values, "recipe"))
+    with images.steps(model, site) as (opened, what):
+        units = dp_trainer.units_of(model, site)
+        whole, less = opened.clipped(units, what.losses), opened.clipped(units[1:], what.losses)
+        rows = images.plain_rows(model, what, [unit[0] for unit in units])
+    assert 0 < float(torch.linalg.vector_norm(whole - less)) <= CLIP * (1 + 1e-4)
     sizes = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     expected = (rows * torch.clamp(CLIP / sizes, max=1.0)).sum(dim=0)
     assert torch.allclose(whole.float(), expected, atol=CLIP * 1e-3)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedvfm import errors
+from fedvfm.config import schema
 from fedvfm.flower import internals
 from fedvfm.model import adapter_folder
 from fedvfm.protocol import protocol
@@ -184,4 +185,13 @@ def test_the_primary_metric_is_known_without_torch() -> None:
     from fedvfm.tasks import table as tasks
 
     for kind in metrics.TABLE.names():
-        assert tasks.TABLE.get(kind).primary == metrics.TABLE.get(kind).PRIMARY
+        for target in ("class", *metrics.TARGETS.names()) if kind != "segmentation" else ("class",):
+            columns = {"ranges": [[0, 1]] * 2, "centres": [0, 0], "scales": [1, 1]} if target == "regression" else {}
+            values = {
+                "backbone": {"name": "unet"},
+                "task": {"kind": kind},
+                "target": {"kind": target, **columns},
+                "data": {"class_names": ["a", "b"]},
+            }
+            task = tasks.TABLE.get(kind)(schema.parse(schema.Recipe, values, "recipe"))
+            assert task.primary == metrics.primary(kind, target) == task.scores(surface=False).PRIMARY

@@ -130,14 +130,14 @@ Model = TypeVar("Model", bound=Part)
 
 
 def listing(splits: Mapping[str, Iterable[samples.Sample]]) -> str:
-    """sha256 of the samples of each split: ids, labels, who counts as one patient, what is scored as one.
+    """sha256 of the samples of each split: ids, labels or values, who counts as one patient, what is scored as one.
 
     Both ends make it of what they see: a compute node where another folder, or nothing, is mounted, computes nothing.
     """
     total = hashlib.sha256()
     for name in ("train", "val", "test"):
         for each in splits.get(name, ()):
-            row = [name, each.id, each.label, each.subject, each.unit, [image.id for image in each.images]]
+            row = [name, each.id, each.truth, each.subject, each.unit, [image.id for image in each.images]]
             total.update((json.dumps(row) + "\n").encode())
     return total.hexdigest()
 

@@ -30,13 +30,22 @@ SCRATCH = "scratch"
 UNUSED = audit.Usage()
 """Of what nothing was used up."""
 NO_PRIVACY = "none"
+WITHOUT = "not "
+"""What begins so in the counts of classes is how many patients do not have a label."""
 TRAINING = ("loss", "seconds", "steps")
 """What a train reply says besides the adapter and the number of examples."""
-OF_CLASS = "dice_"
-"""What begins so is the score of one class."""
-OVER_CLASSES = ("auprc", "auroc", "balanced_accuracy", "macro_f1")
+OF_CLASS = ("dice_", "auprc_", "auroc_")
+"""What begins so is the score of one class, or of one label."""
+OVER_CLASSES = ("auprc", "auroc", "balanced_accuracy", "macro_f1", "quadratic_kappa")
 """Means over classes, in which the patients of a rare one weigh most."""
 CLASSIFICATION = ("auprc", "auroc", "balanced_accuracy", "brier", "ece", "macro_f1")
+OF_TARGETS = {
+    "class": (CLASSIFICATION, ()),
+    "ordinal": ((*CLASSIFICATION, "mae", "quadratic_kappa"), ()),
+    "multi-label": (("auprc", "auroc", "balanced_accuracy", "one_minus_brier"), ("auprc_", "auroc_")),
+    "regression": (("one_minus_nmae",), ("mae_", "r2_")),
+}
+"""Target of a classification -> its metrics, and what those of each of its columns begin with."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,9 @@ def leaving(recipe: schema.Recipe) -> tuple[str, ...]:
         found |= set(metrics.SegmentationScores(recipe.data.class_names, surface=recipe.evaluation.surface).columns)
     else:
         # Another task's are not known before it runs; each is held back then unless the policy names it.
-        found |= set(CLASSIFICATION if recipe.task.kind in ("classification", *bags.LABELS_OF) else ())
+        known = recipe.task.kind in ("classification", *bags.LABELS_OF)
+        whole, begins = OF_TARGETS[recipe.target.kind] if known else ((), ())
+        found |= {*whole, *(begin + name for begin in begins for name in recipe.data.class_names)}
     return tuple(sorted(found))
 
 
@@ -324,9 +335,14 @@ def release_scores(
         name: value
         for name, value in free.items()
         if (name not in OVER_CLASSES or (classes and not few))
-        and (not name.startswith(OF_CLASS) or classes.get(name.removeprefix(OF_CLASS), 0) >= policy.min_units)
+        and (not name.startswith(OF_CLASS) or _enough(classes, name.partition("_")[2], policy.min_units))
     }
     return {name: rounded(value, units) for name, value in whole.items()}
+
+
+def _enough(classes: Mapping[str, int], name: str, least: int) -> bool:
+    """Whether enough patients have a class and, of a label, enough do not have it."""
+    return min(classes.get(name, 0), classes.get(f"{WITHOUT}{name}", least)) >= least
 
 
 def rounded(value: float, units: int) -> float:

@@ -151,16 +151,14 @@ def made(model: adapted_model.AdaptedModel) -> list[sites.Example]:
     """Two images of no site, with targets, the same everywhere: what is found out with them tells of nobody."""
     contract, settings = model.recipe.data, model.recipe.task
     classes, found = len(contract.class_names), []
-    # The heaviest classes first: of one without weight nothing is learned.
-    labels = np.argsort([-weight for weight in settings.class_weights] or np.zeros(classes), kind="stable")
     if model.task.bags:
-        return [_made_case(model, number, int(labels[number % classes])) for number in range(2)]
+        return [_made_case(model, number) for number in range(2)]
     for number in range(2):
         rng = seeding.stream(0, "made image", number)
         image = _made_image(rng, contract.input_size)
         mask = transforms.resize_mask(rng.integers(0, classes, (8, 8)), contract.input_size)
         drawn = simulator.draw(mask, classes, settings, rng) if settings.oracle else None
-        sample = samples.Sample(f"made {number}", label=int(labels[number % classes]))
+        sample = samples.Sample(f"made {number}", **model.task.drawn_truth(number))
         found.append(sites.Example(sample, transforms.Prepared(image, mask, None, None), None, drawn))
     return found
 
@@ -170,10 +168,10 @@ def _made_image(rng: np.random.Generator, size: tuple[int, int]) -> transforms.I
     return np.asarray(0.8 * transforms.resize(coarse, size) + 0.2 * fine, dtype=np.float32)
 
 
-def _made_case(model: adapted_model.AdaptedModel, number: int, label: int) -> sites.Example:
+def _made_case(model: adapted_model.AdaptedModel, number: int) -> sites.Example:
     """A case of two or three images."""
     rng, places = seeding.stream(0, "made case", number), tuple(range(2 + number))
-    sample = samples.Sample(f"made {number}", label=label)
+    sample = samples.Sample(f"made {number}", **model.task.drawn_truth(number))
     pictures = [transforms.Prepared(_made_image(rng, model.recipe.data.input_size), None, None, None) for _ in places]
     images = tuple(sites.Example(sample, picture, None) for picture in pictures)
     if not model.frozen_whole:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors
+from fedvfm.client.gate import policy
 from fedvfm.client.training import site as sites
+from fedvfm.config import schema
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
 from fedvfm.model import adapted_model, sliding_window
@@ -54,9 +56,9 @@ def evaluate(
         shown = chosen[start : start + batch]
         ready, found = _answered(model, site, shown, batch)
         for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
-            model.task.score(scores, sample.id, values, prepared, sample.label)
+            model.task.score(scores, sample.id, values, prepared, sample.truth)
             if not site.simulated:
-                _note_classes(having, sample, prepared, model.recipe.data.class_names)
+                _note_classes(having, sample, prepared, model.recipe)
             on_step(number, len(chosen))
     return protocol.Evaluation(
         site=site.name,
@@ -110,10 +112,16 @@ def _of_patients(scores: metrics.MetricSet, owners: Mapping[str, str]) -> dict[s
 
 
 def _note_classes(
-    having: dict[str, set[str]], sample: samples.Sample, prepared: transforms.Prepared, names: Sequence[str]
+    having: dict[str, set[str]], sample: samples.Sample, prepared: transforms.Prepared, recipe: schema.Recipe
 ) -> None:
-    """Note which classes this sample's patient has."""
+    """Note which classes this sample's patient has; of a label also whether he does not have it."""
+    names = recipe.data.class_names
     present = [sample.label] if prepared.truth is None else np.unique(prepared.truth).tolist()
+    if recipe.target.kind == "multi-label":
+        # A rank among few who do not have a label would tell of each of them, too.
+        for name, value in zip(names, sample.values, strict=True):
+            if value is not None:
+                having.setdefault(name if value else f"{policy.WITHOUT}{name}", set()).add(sample.subject)
     for number in present:
         if number is not None:
             having.setdefault(names[int(number)], set()).add(sample.subject)

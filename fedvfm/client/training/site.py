@@ -394,7 +394,7 @@ def targets(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> T
     """What each example's loss is computed against, on the device. Shapes: (B, h, w) in segmentation, (B,) else."""
     made = []
     for one in examples:
-        found = model.task.target(one.prepared, one.sample.label)
+        found = model.task.target(one.prepared, one.sample.truth)
         turned = one.view.mask if one.view is not None and found is one.prepared.mask else None
         made.append(torch.as_tensor(found) if turned is None else turned)
     return torch.stack(made).to(model.device)

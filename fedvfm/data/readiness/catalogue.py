@@ -163,6 +163,11 @@ FILES: dict[str, Entry] = {
         "The table says which patient an image is of; where it does not fit the files, patients may mix.",
         "Give every image one row, and remove rows without an image.",
     ),
+    "column-range": Entry(
+        _B,
+        "A value in another unit, or a slip of the pen, is learned as if it were true.",
+        "Correct the cell, or bring the column into the unit of the recipe; leave a missing value empty.",
+    ),
     "dataset-json": Entry(_B, "dataset.json says what the files mean.", "Correct it as the format asks."),
     "options": Entry(_B, "The data cannot be opened with these settings.", "Correct [data] in the site's file."),
     "structure": Entry(
@@ -238,6 +243,11 @@ DATA: dict[str, Entry] = {
         "How many images a case has, or how large they are, tells its label: a model may learn the protocol and not "
         "the disease.",
         "Ask how cases of either label were taken; bring cases of one protocol, or bound the images of a case.",
+    ),
+    "values-missing": Entry(
+        _W,
+        "A sample without a value teaches nothing of that column and is not scored in it.",
+        "Fill the cells in where the value is known.",
     ),
     "imbalance": Entry(
         _W, "A rare class is easily ignored.", "Bring more images of it, or ask for task.class_weights in the recipe."

@@ -35,6 +35,7 @@ def findings(seen: dataset.Looked) -> Findings:
         *_classes(seen),
         *_balance(seen),
         *_cases(seen),
+        *_values(seen),
     ]
 
 
@@ -189,6 +190,22 @@ def _cases(seen: dataset.Looked) -> Findings:
                 problem = f"the {what} of a case tells whether it is of {name} (AUROC {area:.2f})"
                 telling.append(finding.make("parts-tell-label", problem))
     return telling[:1] if len(seen.classes) == 2 else telling
+
+
+def _values(seen: dataset.Looked) -> Findings:
+    """How many samples have no value in each column of the recipe's target."""
+    counts = {
+        name: [number for number, sample in enumerate(seen.samples, 1) if sample.values and sample.values[at] is None]
+        for at, name in enumerate(seen.classes)
+    }
+    missing = {name: numbers for name, numbers in counts.items() if numbers}
+    if not missing:
+        return []
+    problem = "no value in " + ", ".join(
+        f"{name} of {finding.number(len(numbers), 'sample')}" for name, numbers in missing.items()
+    )
+    every = sorted({number for numbers in missing.values() for number in numbers})
+    return [finding.make("values-missing", problem, len(every), every)]
 
 
 def _told(positive: Sequence[bool], values: Sequence[float]) -> float:

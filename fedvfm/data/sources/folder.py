@@ -135,6 +135,7 @@ class Folder:
             faults = self._skip_unreadable(faults)
         tables = patients.STUDY_TABLES if self._layout.kind in LABELLED else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
+        self._further: dict[str, dict[str, str]] | None = None
         self._same: frozenset[str] | None = None
         if options.patients == "hash":
             self._give_patients(options)
@@ -210,6 +211,17 @@ class Folder:
             times = collections.Counter(name for _, name in pairs)
             self._same = frozenset(case for case, name in named.items() if name is not None and times[name] > 1)
         return self._same
+
+    def row(self, sample: data.Sample) -> Mapping[str, str]:
+        """The further cells of a sample's row, of all tables, by column; none where no table has a row for it.
+
+        Raises:
+            DataError: if a table cannot be read, or two have one column.
+        """
+        if self._further is None:
+            self._further = patients.columns(self._folder)
+        case = self._place(sample).case
+        return self._further.get(case.study or case.name, {})
 
     def _row(self, case: layouts.Case) -> patients.Row:
         """What the table of patients says of a case, or of the study it is of."""

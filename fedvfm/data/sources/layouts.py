@@ -387,7 +387,9 @@ def cases(folder: Path, options: Options) -> Layout:
     return layout
 
 
-def _table_faults(folder: Path, name: str, labels: Mapping[str, str], images: Mapping[str, Path]) -> list[errors.Fault]:
+def _table_faults(
+    folder: Path, name: str, labels: Mapping[str, str | None], images: Mapping[str, Path]
+) -> list[errors.Fault]:
     """Rows without an image, and another table that gives an image another class."""
     faults = [
         defect.TABLE.fault(f"{name}: id '{key}' has no image; remove the row or bring the file")
@@ -406,12 +408,19 @@ def _table_faults(folder: Path, name: str, labels: Mapping[str, str], images: Ma
     return faults
 
 
-def classify(layout: Layout, table: str, labels: Mapping[str, str], images: Mapping[str, Path]) -> None:
-    """Images as cases of the classes that a table gives them; without class names those of the table are taken."""
+def classify(layout: Layout, table: str, labels: Mapping[str, str | None], images: Mapping[str, Path]) -> None:
+    """Images as cases of the classes that a table gives them; without class names those of the table are taken.
+
+    Where the table has no labels, which are None then, its other columns say what a case is, and there are no classes.
+    """
+    if all(label is None for label in labels.values()):
+        layout.class_names = ()
+        layout.cases = [Case(name, (path,), None) for name, path in images.items()]
+        return  # rows that are missing are told where patients are read
     layout.class_names = layout.class_names or tuple(sorted({label for label in labels.values() if label}))
     known = list(layout.class_names)
     alike: dict[str, set[str]] = {}
-    for written in (*known, *labels.values()):
+    for written in (*known, *filter(None, labels.values())):
         alike.setdefault(written.casefold(), set()).add(written)
     layout.faults += [
         defect.TABLE.fault(
@@ -438,13 +447,23 @@ def classify(layout: Layout, table: str, labels: Mapping[str, str], images: Mapp
             layout.faults.append(defect.CLASS_UNKNOWN.fault(text + registry.nearest(label, known)))
 
 
-def labelled(folder: Path) -> tuple[str, dict[str, str]] | None:
+def labelled(folder: Path) -> tuple[str, dict[str, str | None]] | None:
     """The first table of a folder that has a column ``label``, its name and id -> class; or None.
+
+    Without one it is ``labels.csv``, which by its name says what cases are, in other columns: every class is None then.
 
     Raises:
         DataError: if a table cannot be read.
     """
-    return next(_label_tables(folder), None)
+    for name, labels in _label_tables(folder):
+        return name, dict(labels)
+    rows = index.read_csv(folder / patients.LABELS, ("id",)) if (folder / patients.LABELS).is_file() else []
+    if not rows or not patients.further(rows[0]):
+        return None
+    twice = index.duplicates(rows, "id")
+    if twice:
+        raise defect.TABLE.error(f"{patients.LABELS}: {twice[0]}")
+    return patients.LABELS, {row["id"]: None for row in rows}
 
 
 def _label_tables(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:

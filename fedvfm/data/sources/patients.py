@@ -11,7 +11,10 @@ from fedvfm.data.sources import index
 
 SPLITS = ("train", "val", "test")
 TABLES = ("patients.csv", "index.csv")
-STUDY_TABLES = (*TABLES, "labels.csv")
+LABELS = "labels.csv"
+STUDY_TABLES = (*TABLES, LABELS)
+OWN = ("id", "label", "patient", "split", "site", "case")
+"""Columns that mean the same everywhere; others are what a recipe calls them."""
 
 Row = Mapping[str, str]
 
@@ -73,3 +76,28 @@ def read_table(
 
 def _first_of(table: Mapping[str, Row], patient: str) -> str:
     return next(name for name, row in table.items() if row["patient"] == patient)
+
+
+def further(row: Row) -> dict[str, str]:
+    """The cells of a row without those of :data:`OWN`."""
+    return {name: cell for name, cell in row.items() if name not in OWN}
+
+
+def columns(folder: Path) -> dict[str, dict[str, str]]:
+    """The further columns of all tables of a folder, by ``id``.
+
+    Raises:
+        DataError: if a table cannot be read, gives an id twice, or has a column that another has too.
+    """
+    rows, owner = dict[str, dict[str, str]](), dict[str, str]()
+    for table in (name for name in STUDY_TABLES if (folder / name).is_file()):
+        listed = index.read_csv(folder / table, ("id",))
+        index.refuse(folder / table, index.duplicates(listed, "id"))
+        for name in further(listed[0]) if listed else ():
+            if name in owner:
+                raise defect.TABLE.error(f"{table}: column '{name}' is in {owner[name]} too; keep it in one of them")
+            owner[name] = table
+        for row in listed:
+            rows.setdefault(row["id"], {}).update(further(row))
+    every = dict.fromkeys(owner, "")
+    return {key: {**every, **row} for key, row in rows.items()}

@@ -102,9 +102,9 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 def _primary(locked: locked_recipe.LockedRecipe, evaluation: Mapping[str, Any]) -> str:
     """The metric that ranks models of the task; of a task that came with another package the first that was sent."""
-    kind = locked.recipe.task.kind
-    if kind in metrics.TABLE:
-        return str(metrics.TABLE.get(kind).PRIMARY)
+    known = metrics.primary(locked.recipe.task.kind, locked.recipe.target.kind)
+    if known is not None:
+        return known
     sent = (name for row in evaluation["last"]["sites"].values() for name in row if name != "num_examples")
     return next(sent, "score")
 

@@ -90,19 +90,23 @@ def change_row(change: bootstrap.Difference) -> dict[str, Any]:
     }
 
 
+OF_SAMPLES = ("dice", "one_minus_brier", "one_minus_nmae")
+"""Metrics of single samples by which the worst is found, where there are no labels."""
+
+
 def worst_first(tables: Mapping[str, Columns]) -> dict[str, list[str]]:
-    """Site -> its test samples, the lowest Dice or the least probable true class first."""
+    """Site -> its test samples, the lowest Dice, the least probable true class or the farthest values first."""
     return {
         site: [name for _, name in sorted(zip(_scores(rows), rows["id"], strict=True))]
         for site, rows in tables.items()
-        if "label" in rows or "dice" in rows
+        if "label" in rows or any(name in rows for name in OF_SAMPLES)
     }
 
 
 def _scores(rows: Columns) -> Sequence[float]:
     if "label" not in rows:
-        dice: Sequence[float] = rows["dice"]
-        return dice
+        own: Sequence[float] = rows[next(name for name in OF_SAMPLES if name in rows)]
+        return own
     return [rows[f"probability_{int(label)}"][at] for at, label in enumerate(rows["label"])]
 
 

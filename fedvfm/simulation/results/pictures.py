@@ -31,7 +31,8 @@ class Picture:
         truth, prediction: PNG of the grey image with coloured masks; None in classification.
         dice: Dice of the prediction, mean over foreground classes; None in classification.
         label: the true class; None in segmentation.
-        probabilities: class -> probability; empty in segmentation.
+        probabilities: class -> probability; empty in segmentation and of a target of columns.
+        values: of a target of columns what was answered and the truth, in words, and how close they are, 0 to 1.
         part: of a case which of its images is shown, and how much of the answer rests on it; else empty.
         worst: whether it was chosen because no test sample of its site scores lower; else it was drawn.
     """
@@ -44,14 +45,17 @@ class Picture:
     dice: float | None = None
     label: str | None = None
     probabilities: Mapping[str, float] | None = None
+    values: tuple[str, float] | None = None
     part: str = ""
     worst: bool = False
 
     @property
     def score(self) -> float:
-        """Dice, or the probability of the true class; what a gallery is sorted by."""
+        """Dice, the probability of the true class, or closeness; what a gallery is sorted by."""
         if self.dice is not None:
             return self.dice
+        if self.values is not None:
+            return self.values[1]
         return (self.probabilities or {}).get(self.label or "", 0.0)
 
 
@@ -148,6 +152,19 @@ def _classified(
     logits: torch.Tensor,
 ) -> Picture:
     names = model.recipe.data.class_names
+    if model.recipe.target.of_columns:
+        return Picture(site, sample.id, overlay.png(overlay.as_shown(image)), values=_values(model, sample, logits))
     chances = dict(zip(names, (float(value) for value in logits.softmax(dim=0)), strict=True))
     label = None if sample.label is None else names[sample.label]
     return Picture(site, sample.id, overlay.png(overlay.as_shown(image)), label=label, probabilities=chances)
+
+
+def _values(model: adapted_model.AdaptedModel, sample: samples.Sample, logits: torch.Tensor) -> tuple[str, float]:
+    task, scores = model.task, model.task.scores(surface=False)
+    task.score(scores, sample.id, logits, sites.NO_IMAGE, sample.truth)
+    answered = task.row(task.answers(logits))["values"].items()
+    words = [
+        f"{name} {value:.3g} (truth {'missing' if truth is None else f'{truth:g}'})"
+        for (name, value), truth in zip(answered, sample.values, strict=True)
+    ]
+    return "; ".join(words), scores.per_sample()[task.primary][0]

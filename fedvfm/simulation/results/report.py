@@ -383,6 +383,7 @@ def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
     mark = scores.shown("", found.federated)
     key = _class_key(found.what.recipe.data.class_names) if shown[0].truth is not None else ""
     by = "Dice" if shown[0].dice is not None else "the probability of the true class"
+    by = by if shown[0].values is None else found.name
     parts = [
         ("The worst of each site", f"No test sample of its site scores lower; sorted by {by}.", True),
         ("Drawn at random", f"Not chosen: what is usual; sorted by {by}.", False),
@@ -414,6 +415,9 @@ def _sample(one: pictures.Picture, mark: str) -> str:
     ]
     score = "" if one.dice is None else f", Dice {one.dice:.3f}{mark}"
     caption = f"<figcaption>{page.text(one.site)}: {page.text(charts.shorten(one.sample, 28))}{score}</figcaption>"
+    if one.values is not None:
+        answered = f"<span>{page.text(one.values[0])}</span>"
+        return f'<figure class="sample">{caption}<div class="one">{"".join(pictured)}{answered}</div></figure>'
     if one.probabilities is None:
         return f'<figure class="sample">{caption}<div>{"".join(pictured)}</div></figure>'
     return f'<figure class="sample">{caption}<div class="one">{"".join(pictured)}{_chances(one)}</div></figure>'

@@ -44,7 +44,7 @@ def build(
     records = [row for rows in (*journals.values(), found.values()) for row in rows]
     federated = found["federated"]
     moved = [*(row["bytes"] for row in journals["federated"]), federated["bytes"]]
-    primary = tasks.TABLE.get(what.recipe.task.kind).primary
+    primary = tasks.TABLE.get(what.recipe.task.kind)(what.recipe).primary
     made: dict[str, Any] = {
         "experiment": what.name,
         "seed": what.recipe.seed,

@@ -1,0 +1,77 @@
+"""What a classification answers with: one class, a grade, several labels, numbers; and the public facts it needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from fedvfm.config import base
+
+Chance = Annotated[float, Field(gt=0.0, lt=1.0)]
+Range = Annotated[tuple[float, float], Field(strict=False)]
+
+OF_COLUMNS = ("multi-label", "regression")
+"""Targets that are columns of the table, called as ``recipe.data.class_names``; the others are its column ``label``."""
+
+
+class TargetConfig(pydantic.BaseModel):
+    """What is answered for an image or a case; see :mod:`fedvfm.tasks.targets`.
+
+    "class" and "ordinal" learn the column ``label``; with "ordinal" ``recipe.data.class_names`` are grades, the lowest
+    first. "multi-label" and "regression" learn columns of the table that are called as ``class_names``.
+    """
+
+    model_config = base.SETTINGS
+
+    kind: Literal["class", "multi-label", "ordinal", "regression"] = "class"
+    """class (one of several), ordinal (grades in their order), multi-label (each yes or no) or regression (numbers).
+    Change: to what the labels are; docs/targets.md says which columns each needs."""
+    prevalence: Annotated[tuple[Chance, ...], base.names()] = ()
+    """(share of cases) Of multi-label, how common each label is, from public knowledge: yes and no then weigh alike in
+    the loss. Empty: no weights. Change: where labels are rare. Never take them from the sites' own counts."""
+    ranges: Annotated[tuple[Range, ...], base.names()] = ()
+    """(units of the column) Of regression, the least and the greatest value of each number; what lies outside is
+    refused before training. Change: to what is possible at all."""
+    centres: Annotated[tuple[float, ...], base.names()] = ()
+    """(units of the column) Of regression, a usual value of each number, from public knowledge. Change: to a published
+    mean."""
+    scales: Annotated[tuple[base.Positive, ...], base.names()] = ()
+    """(units of the column) Of regression, how much each number usually differs from its centre. Change: to a published
+    standard deviation."""
+    units: Annotated[tuple[base.Name, ...], base.names()] = ()
+    """Of regression, the unit of each number, as reports and predictions show it. Change: to that of the tables."""
+
+    @property
+    def of_columns(self) -> bool:
+        """Whether it is columns of the table, and not the column ``label``."""
+        return self.kind in OF_COLUMNS
+
+    def faults(self, names: tuple[str, ...]) -> list[str]:
+        """What does not fit together, one sentence a fault.
+
+        Args:
+            names: ``recipe.data.class_names``.
+        """
+        needed = {"multi-label": (), "regression": ("ranges", "centres", "scales")}.get(self.kind, ())
+        known = {"multi-label": ("prevalence",), "regression": (*needed, "units")}.get(self.kind, ())
+        wrong = []
+        for key in ("prevalence", "ranges", "centres", "scales", "units"):
+            given = getattr(self, key)
+            if given and key not in known:
+                wrong.append(f"recipe.target.{key}: kind '{self.kind}' does not read it; leave it out")
+            elif (given or key in needed) and len(given) != len(names):
+                wrong.append(
+                    f"recipe.target.{key}: {len(given)} given for {len(names)} of recipe.data.class_names "
+                    f"({', '.join(names)}); give one for each"
+                )
+        if wrong:
+            return wrong
+        for name, (low, high), centre in zip(names, self.ranges, self.centres, strict=False):
+            if not low < high or not low <= centre <= high:
+                wrong.append(
+                    f"recipe.target: {name} has the range {low:g} to {high:g} and the centre {centre:g}; the least "
+                    "must lie below the greatest, and the centre between them"
+                )
+        return wrong

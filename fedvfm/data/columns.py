@@ -1,0 +1,123 @@
+"""Samples with values from columns of the hospital's table, as a recipe's target declares them.
+
+A table is read as numbers here and nowhere else: a cell that is no number, or lies outside its declared range, stops
+before the first image is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data import defect
+from fedvfm.data import sample as data
+from fedvfm.data.sources import index
+
+MISSING = ("", "na", "n/a", "nan", "none", "null")
+"""Cells, in small letters, that say that a value is missing."""
+
+
+@runtime_checkable
+class Tabled(data.Source, Protocol):
+    """A source with a table of further columns beside its images."""
+
+    def row(self, sample: data.Sample) -> Mapping[str, str]:
+        """The cells of a sample's row by column, without those that the source itself reads."""
+
+
+class Columns:
+    """A source whose samples have the values of columns in place of a label.
+
+    Args:
+        source: of images, with a table.
+        recipe: whose ``target`` says which columns, called as its ``data.class_names``, and what they may hold.
+
+    Raises:
+        DataError: if the source has no table of columns; else listing columns that are not there, cells that are no
+            number or outside the range, and samples without any value.
+    """
+
+    def __init__(self, source: data.Source, recipe: schema.Recipe) -> None:
+        self._source = source
+        names, kind = recipe.data.class_names, recipe.target.kind
+        if not isinstance(source, Tabled):
+            raise defect.OPTIONS.error(
+                f"recipe.target.kind = '{kind}': source '{source.info.name}' has no table of columns; use source "
+                "'folder' with a table labels.csv"
+            )
+        ranges = recipe.target.ranges or ((0.0, 1.0),) * len(names)
+        samples, faults = [], list[errors.Fault]()
+        lost = {name for sample in source.samples()[:1] for name in names if name not in source.row(sample)}
+        if lost:
+            held = sorted({name for sample in source.samples()[:1] for name in source.row(sample)})
+            text = f"no column {', '.join(sorted(lost))}, which recipe.data.class_names names; there are: " + (
+                ", ".join(held) or "none besides id, label, patient, split, site and case"
+            )
+            raise defect.TABLE.error(f"{source.info.name}: {text}")
+        for sample in source.samples():
+            row = source.row(sample)
+            values, wrong = _values(sample.id, row, names, ranges, whole=kind == "multi-label")
+            faults += wrong
+            if not wrong and all(value is None for value in values):
+                text = f"sample '{sample.id}': no value in {', '.join(names)}; fill one in, or take it out"
+                faults.append(defect.LABEL_MISSING.fault(text))
+            samples.append(dataclasses.replace(sample, label=None, values=values))
+        # A case is listed once, whatever the number of its images.
+        index.refuse(Path(source.info.name), list(dict.fromkeys(faults)))
+        self._samples = tuple(samples)
+        self.names = names
+
+    @property
+    def info(self) -> data.SourceInfo:
+        """That of the source, for the columns."""
+        return dataclasses.replace(self._source.info, class_names=self.names)
+
+    def samples(self) -> Sequence[data.Sample]:
+        """All samples with their values."""
+        return self._samples
+
+    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
+        """The source's names that stay when files are added; its ids where it has no others."""
+        named = getattr(self._source, "stable", None)
+        return (sample.id, sample.patient) if named is None else named(sample)
+
+    def read(self, sample: data.Sample) -> data.Pixels:
+        """Read one sample.
+
+        Raises:
+            DataError: as the source does.
+        """
+        return self._source.read(sample)
+
+
+def _values(
+    sample: str, row: Mapping[str, str], names: Sequence[str], ranges: Sequence[tuple[float, float]], *, whole: bool
+) -> tuple[tuple[float | None, ...], list[errors.Fault]]:
+    """A row's values, and a fault for each cell that is none; no cell's text is told, which may be anything."""
+    values, faults = list[float | None](), list[errors.Fault]()
+    for name, (low, high) in zip(names, ranges, strict=True):
+        cell = row.get(name, "")
+        if cell.casefold() in MISSING:
+            values.append(None)
+            continue
+        try:
+            number = float(cell)
+        except ValueError:
+            number = math.nan
+        where = f"sample '{sample}', column '{name}'"
+        if not math.isfinite(number):
+            text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
+            faults.append(defect.TABLE.fault(text))
+        elif whole and number not in (0.0, 1.0):
+            text = f"{where}: {number:g} is neither 0 nor 1; a label is there (1) or not (0), or empty where not known"
+            faults.append(defect.COLUMN_RANGE.fault(text))
+        elif not low <= number <= high:
+            text = f"{where}: {number:g} lies outside of {low:g} to {high:g} (recipe.target.ranges); check its unit"
+            faults.append(defect.COLUMN_RANGE.fault(text))
+        values.append(number)
+    return tuple(values), faults

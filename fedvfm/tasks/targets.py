@@ -1,0 +1,354 @@
+"""What a classification of images or cases answers with: head, loss, metrics, row of a prediction.
+
+A head computes numbers; a target says how many, what they mean and how far they are from the truth. No sample's loss
+depends on another's but by the weighted mean of one class, so that one gradient a sample is what it is alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedvfm import registry
+from fedvfm.config import schema
+from fedvfm.data import defect
+from fedvfm.data import sample as samples
+from fedvfm.tasks import base, metrics, target_metrics
+
+TABLE = registry.Table(
+    "target",
+    {
+        "class": "fedvfm.tasks.targets:OneClass",
+        "multi-label": "fedvfm.tasks.targets:MultiLabel",
+        "ordinal": "fedvfm.tasks.targets:Ordinal",
+        "regression": "fedvfm.tasks.targets:Regression",
+    },
+)
+
+
+class Target:
+    """Base of all targets.
+
+    Args:
+        recipe: the resolved recipe.
+    """
+
+    def __init__(self, recipe: schema.Recipe) -> None:
+        self.recipe = recipe
+        self.names = recipe.data.class_names
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the head computes."""
+        return len(self.names)
+
+    def head(self, inner: nn.Module) -> nn.Module:
+        """The head whose numbers are as :meth:`answers` and :meth:`losses` take them.
+
+        Args:
+            inner: a head with :attr:`outputs` numbers.
+        """
+        return inner
+
+    def faults(self) -> list[str]:
+        """What is wrong with the recipe for this target, one sentence a fault."""
+        return self.recipe.target.faults(self.names)
+
+    def target(self, truth: samples.Truth) -> Any:
+        """What the loss compares one sample with.
+
+        Raises:
+            DataError: without a truth.
+        """
+        raise NotImplementedError
+
+    def loss(self, numbers: Tensor, target: Tensor) -> Tensor:
+        """A scalar, mean over the batch."""
+        return self.losses(numbers, target).mean()
+
+    def losses(self, numbers: Tensor, target: Tensor) -> Tensor:
+        """One loss each, of that sample alone. Shapes: (B,)."""
+        raise NotImplementedError
+
+    def scores(self) -> metrics.MetricSet:
+        """An empty metric set."""
+        raise NotImplementedError
+
+    def add(self, into: Any, sample_id: str, numbers: Tensor, truth: samples.Truth, part: metrics.Part | None) -> None:
+        """Add one sample's numbers to the metric set. Shapes: numbers (K,).
+
+        Raises:
+            DataError: without a truth.
+        """
+        raise NotImplementedError
+
+    def answers(self, numbers: Tensor) -> Tensor:
+        """What is told of a sample: probabilities, or values in their units; the mean of a volume's slices is one too.
+
+        Shapes: (K,) -> (K,), float64.
+        """
+        raise NotImplementedError
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """The same as a prediction's row holds it."""
+        raise NotImplementedError
+
+    def drawn(self, number: int) -> dict[str, Any]:
+        """The truth of a drawn sample of no site, by the field of :class:`fedvfm.data.sample.Sample`."""
+        raise NotImplementedError
+
+
+class OneClass(Target):
+    """One of several classes: softmax and cross entropy, weighted by the recipe's public weights.
+
+    Shapes: numbers (B, K), target (B,) of class numbers.
+    """
+
+    def faults(self) -> list[str]:
+        """See Target."""
+        return [*super().faults(), *base.class_weight_faults(self.recipe)]
+
+    def target(self, truth: samples.Truth) -> Any:
+        """See Target."""
+        return _label(truth, "a sample without a label")
+
+    def loss(self, numbers: Tensor, target: Tensor) -> Tensor:
+        """See Target."""
+        return nn.functional.cross_entropy(numbers.float(), target, weight=self._weights(numbers.device))
+
+    def losses(self, numbers: Tensor, target: Tensor) -> Tensor:
+        """See Target. Of one sample alone a weighted mean knows no weight: that of its class stands beside the mean's.
+
+        The mean is over the classes, not over the samples, which would tie one to another.
+        """
+        weight = self._weights(numbers.device)
+        own = nn.functional.cross_entropy(numbers.float(), target, weight=weight, reduction="none")
+        return own if weight is None else own / weight.mean()
+
+    def _weights(self, device: torch.device) -> Tensor | None:
+        weights = self.recipe.task.class_weights
+        return torch.tensor(weights, device=device) if weights else None
+
+    def scores(self) -> metrics.MetricSet:
+        """See Target."""
+        return metrics.ClassificationScores(self.names)
+
+    def add(self, into: Any, sample_id: str, numbers: Tensor, truth: samples.Truth, part: metrics.Part | None) -> None:
+        """See Target."""
+        label = _label(truth, f"sample '{sample_id}' has no label to score against")
+        into.add(sample_id, numbers.float().softmax(dim=0).cpu().double().numpy(), label, part)
+
+    def answers(self, numbers: Tensor) -> Tensor:
+        """See Target."""
+        return numbers.double().softmax(dim=0)
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """See Target."""
+        chances = {name: round(float(chance), 6) for name, chance in zip(self.names, answers, strict=True)}
+        return {"class": self.names[int(answers.argmax())], "probabilities": chances}
+
+    def drawn(self, number: int) -> dict[str, Any]:
+        """See Target."""
+        return base.heaviest(self.recipe, number)
+
+
+class Ordinal(OneClass):
+    """Grades in their order, the lowest first, by the chance of going on from each grade to the next.
+
+    The head computes K - 1 numbers z, where sigmoid(z_k) = P(y > k | y >= k); P(y = k) is made of them, so the chances
+    of all grades are never at odds with their order. The loss is their likelihood, a sum over samples.
+
+    Source: Shi, Cao and Raschka, "Deep Neural Networks for Rank-Consistent Ordinal Regression Based On Conditional
+        Probabilities" (CORN), arXiv 2111.08851, eqs. (4) to (7), each sample counted once; the continuation-ratio model
+        of Fienberg, "The Analysis of Cross-Classified Categorical Data", 1980.
+    """
+
+    @property
+    def outputs(self) -> int:
+        """See Target."""
+        return len(self.names) - 1
+
+    def head(self, inner: nn.Module) -> nn.Module:
+        """See Target."""
+        return Ladder(inner)
+
+    def scores(self) -> metrics.MetricSet:
+        """See Target."""
+        return target_metrics.OrdinalScores(self.names)
+
+
+class OfColumns(Target):
+    """Base of the targets that are columns of the table, any of which may be missing.
+
+    A missing truth adds nothing to the loss, which is divided by the number of columns all the same: by a constant.
+
+    Shapes: numbers (B, K), target (B, 2 K): which truths are known (1, else 0), then the truths.
+    """
+
+    def faults(self) -> list[str]:
+        """See Target."""
+        settings, kind = self.recipe.task, self.recipe.target.kind
+        instead = "recipe.target.prevalence" if kind == "multi-label" else "nothing in its place"
+        wrong = super().faults()
+        if settings.class_weights:
+            wrong.append(f"recipe.task.class_weights: target '{kind}' has no classes to weigh; use {instead}")
+        if settings.options.get("sampling", "uniform") != "uniform":
+            wrong.append(
+                f"recipe.task.options.sampling: target '{kind}' has no classes to balance; leave it out and use "
+                f"{instead}"
+            )
+        return wrong
+
+    def target(self, truth: samples.Truth) -> Any:
+        """See Target."""
+        values = _values(truth, "a sample without values", len(self.names))
+        known = [value is not None for value in values]
+        return np.array([*known, *(value or 0.0 for value in values)], dtype=np.float32)
+
+    def losses(self, numbers: Tensor, target: Tensor) -> Tensor:
+        """See Target."""
+        known, truth = target.chunk(2, dim=1)
+        return (known * self._each(numbers.float(), truth)).sum(dim=1) / len(self.names)
+
+    def _each(self, numbers: Tensor, truth: Tensor) -> Tensor:
+        """One loss a sample and column. Shapes: (B, K)."""
+        raise NotImplementedError
+
+    def add(self, into: Any, sample_id: str, numbers: Tensor, truth: samples.Truth, part: metrics.Part | None) -> None:
+        """See Target."""
+        values = _values(truth, f"sample '{sample_id}' has no values", len(self.names))
+        into.add(sample_id, self.answers(numbers).cpu().numpy(), values, part)
+
+
+class MultiLabel(OfColumns):
+    """Labels of which each is there or not, independently: sigmoid and binary cross entropy.
+
+    With a public prevalence p, yes counts 1 / (2 p) and no 1 / (2 (1 - p)), so both weigh alike where the data are as
+    stated; the numbers are shifted back by the logarithm of p / (1 - p), so their sigmoid still is a probability.
+    """
+
+    def __init__(self, recipe: schema.Recipe) -> None:
+        super().__init__(recipe)
+        self._prevalence = recipe.target.prevalence or (0.5,) * len(self.names)
+
+    def head(self, inner: nn.Module) -> nn.Module:
+        """See Target."""
+        return Affine(inner, [1.0] * len(self.names), [math.log(p / (1 - p)) for p in self._prevalence])
+
+    def _each(self, numbers: Tensor, truth: Tensor) -> Tensor:
+        chance = numbers.new_tensor(self._prevalence)
+        shifted = numbers - torch.logit(chance)
+        yes, no = nn.functional.softplus(-shifted) / (2 * chance), nn.functional.softplus(shifted) / (2 * (1 - chance))
+        return truth * yes + (1 - truth) * no
+
+    def scores(self) -> metrics.MetricSet:
+        """See Target."""
+        return target_metrics.MultiLabelScores(self.names, self.recipe.target.prevalence)
+
+    def answers(self, numbers: Tensor) -> Tensor:
+        """See Target."""
+        return numbers.double().sigmoid()
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """See Target."""
+        return {"values": {f"p_{name}": round(float(p), 6) for name, p in zip(self.names, answers, strict=True)}}
+
+    def drawn(self, number: int) -> dict[str, Any]:
+        """See Target."""
+        return {"values": tuple(float((number + at) % 2) for at in range(len(self.names)))}
+
+
+class Regression(OfColumns):
+    """Numbers: the squared error in units of the recipe's public scales.
+
+    The head's numbers are standardised; what it gives is in the columns' own units, so an exported graph answers in
+    them too.
+    """
+
+    def head(self, inner: nn.Module) -> nn.Module:
+        """See Target."""
+        return Affine(inner, self.recipe.target.scales, self.recipe.target.centres)
+
+    def _each(self, numbers: Tensor, truth: Tensor) -> Tensor:
+        return ((numbers - truth) / numbers.new_tensor(self.recipe.target.scales)).square()
+
+    def scores(self) -> metrics.MetricSet:
+        """See Target."""
+        return target_metrics.RegressionScores(self.names, self.recipe.target.ranges)
+
+    def answers(self, numbers: Tensor) -> Tensor:
+        """See Target."""
+        return numbers.double()
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """See Target."""
+        return {"values": {name: float(f"{float(value):.6g}") for name, value in zip(self.names, answers, strict=True)}}
+
+    def drawn(self, number: int) -> dict[str, Any]:
+        """See Target."""
+        ends = [bounds[number % 2] for bounds in self.recipe.target.ranges]
+        return {"values": tuple(ends)}
+
+
+class _Around(nn.Module):
+    """A head around another one, whose parameters it has; what the answer rests on is the inner head's to say."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def weights(self, cases: Any) -> Tensor:
+        """See :meth:`fedvfm.tasks.case_heads.CaseHead.weights`."""
+        weights: Tensor = self.inner.weights(cases)  # type: ignore[operator]
+        return weights
+
+
+class Affine(_Around):
+    """The numbers of a head times ``scale`` plus ``shift``, in float32. Shapes: (B, K), scale and shift K numbers."""
+
+    def __init__(self, inner: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> None:
+        super().__init__(inner)
+        self._scale, self._shift = tuple(scale), tuple(shift)
+
+    def forward(self, given: Any) -> Tensor:
+        """See the class."""
+        numbers: Tensor = self.inner(given).float()
+        return numbers * numbers.new_tensor(self._scale) + numbers.new_tensor(self._shift)
+
+
+class Ladder(_Around):
+    """From K - 1 chances of going on to the logarithms of the chances of K grades. Shapes: (B, K - 1) -> (B, K)."""
+
+    def forward(self, given: Any) -> Tensor:
+        """See the class."""
+        numbers = self.inner(given).float()
+        on, stay = -nn.functional.softplus(-numbers), -nn.functional.softplus(numbers)
+        reached = torch.cumsum(torch.cat([torch.zeros_like(on[:, :1]), on], dim=1), dim=1)
+        return reached + torch.cat([stay, torch.zeros_like(stay[:, :1])], dim=1)
+
+
+def _label(truth: samples.Truth, what: str) -> int:
+    if not isinstance(truth, int):
+        raise defect.LABEL_MISSING.error(f"{what}; give every image, or every case, a class")
+    return truth
+
+
+def _values(truth: samples.Truth, what: str, count: int) -> Sequence[float | None]:
+    if truth is None or isinstance(truth, int) or len(truth) != count:
+        raise defect.LABEL_MISSING.error(
+            f"{what} of the columns that recipe.data.class_names names; fill its row of the table in"
+        )
+    return truth
+
+
+def described(recipe: schema.Recipe) -> Mapping[str, str]:
+    """Column -> how a number of it is read: its unit, or that it is a probability; empty of a class or a grade."""
+    if recipe.target.kind == "multi-label":
+        return dict.fromkeys(recipe.data.class_names, "probability")
+    units = recipe.target.units or ("",) * len(recipe.data.class_names)
+    return dict(zip(recipe.data.class_names, units, strict=True)) if recipe.target.kind == "regression" else {}

@@ -1,0 +1,123 @@
+"""Columns of a hospital's table as a recipe's target declares them: read, missing, out of range, where they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data import bags, columns, labels
+from fedvfm.data import sample as samples
+from fedvfm.data.sources import table as sources
+
+AGE = {"kind": "regression", "ranges": [[0.0, 120.0]], "centres": [60.0], "scales": [15.0]}
+
+
+def folder(root: Path, text: str, names: str = "ab", **tables: str) -> Path:
+    (root / "images").mkdir(parents=True)
+    for name in names:
+        Image.fromarray(np.full((8, 8), 90, np.uint8)).save(root / "images" / f"{name}.png")
+    (root / "labels.csv").write_text(text)
+    for name, rows in tables.items():
+        (root / f"{name}.csv").write_text(rows)
+    return root
+
+
+def recipe(target: dict[str, Any], *names: str, kind: str = "classification") -> schema.Recipe:
+    values = {
+        "backbone": {"name": "unet"},
+        "task": {"kind": kind},
+        "target": target,
+        "data": {"class_names": list(names)},
+    }
+    return schema.parse(schema.Recipe, values, "recipe")
+
+
+def listed(root: Path, chosen: schema.Recipe) -> list[samples.Sample]:
+    source = sources.make(schema.SourceConfig(source="folder", path=str(root)), chosen.data)
+    assert labels.faults(chosen, source.info) == []
+    return list(bags.of(source, chosen).samples())
+
+
+def test_columns_of_labels_csv_are_values(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,patient,oedema,mass\na,p,1,0\nb,q,,1\n")
+    found = listed(root, recipe({"kind": "multi-label"}, "mass", "oedema"))
+    assert [sample.values for sample in found] == [(0.0, 1.0), (1.0, None)]
+    assert [sample.label for sample in found] == [None, None]
+    assert found[0].truth == (0.0, 1.0)
+    assert len({sample.patient for sample in found}) == 2
+
+
+def test_columns_may_stand_beside_labels_and_in_any_table(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,label\na,x\nb,y\n", patients="id,patient,age\na,p,40.5\nb,q,NA\n", names="ab")
+    (root / "labels.csv").write_text("id,label,age2\na,x,1\nb,y,2\n")
+    two = recipe({**AGE, "ranges": [[0, 120]] * 2, "centres": [60, 60], "scales": [9, 9]}, "age", "age2")
+    assert [sample.values for sample in listed(root, two)] == [(40.5, 1.0), (None, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "code"),
+    [
+        ("a,140\nb,3", "column 'age': 140 lies outside of 0 to 120", "column-range"),
+        ("a,inf\nb,3", "is no number", "table"),
+        ("a,SECRET\nb,3", "is no number", "table"),
+        ("a,\nb,3", "no value in age", "label-missing"),
+    ],
+)
+def test_a_cell_that_cannot_be_meant_is_refused(tmp_path: Path, rows: str, words: str, code: str) -> None:
+    root = folder(tmp_path, f"id,age\n{rows}\n")
+    with pytest.raises(errors.DataError, match=words) as caught:
+        listed(root, recipe(AGE, "age"))
+    assert [fault.code for fault in caught.value.faults] == [code]
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_label_is_there_or_not(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,mass,oedema\na,0.5,1\nb,0,1\n")
+    with pytest.raises(errors.DataError, match="neither 0 nor 1"):
+        listed(root, recipe({"kind": "multi-label"}, "mass", "oedema"))
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,weight\na,1\nb,2\n")
+    with pytest.raises(errors.DataError, match=r"no column age, .*there are: weight"):
+        listed(root, recipe(AGE, "age"))
+
+
+def test_one_column_in_two_tables_is_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,age\na,1\nb,2\n", patients="id,patient,age\na,p,3\nb,q,4\n")
+    with pytest.raises(errors.DataError, match=r"column 'age' is in patients\.csv too"):
+        listed(root, recipe(AGE, "age"))
+
+
+def test_images_of_a_case_have_one_value(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,case,age\na,one,40\nb,one,41\n")
+    with pytest.raises(errors.DataError, match="unlike values") as caught:
+        listed(root, recipe(AGE, "age", kind="case-classification"))
+    assert "case-mixed" in {fault.code for fault in caught.value.faults}
+
+
+def test_a_table_without_labels_is_for_no_classes(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,age\na,40\nb,41\n")
+    chosen = recipe({}, "x", "y")
+    source = sources.make(schema.SourceConfig(source="folder", path=str(root)), chosen.data)
+    assert any("has no column label" in fault for fault in labels.faults(chosen, source.info))
+
+
+def test_a_source_without_a_table_is_refused() -> None:
+    class Bare:
+        info = samples.SourceInfo("bare", "classification", ("x", "y"), "none")
+
+        def samples(self) -> list[samples.Sample]:
+            return [samples.Sample("a", 0)]
+
+        def read(self, sample: samples.Sample) -> samples.Pixels:
+            raise NotImplementedError
+
+    with pytest.raises(errors.DataError, match="has no table of columns"):
+        columns.Columns(Bare(), recipe(AGE, "age"))
