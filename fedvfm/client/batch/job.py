@@ -125,7 +125,7 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
     from fedvfm.model import feature_cache
 
     raw = sources.make(job.data, task.recipe.data)
-    source = bags.of(labels.mapped(raw, job.labels, task.recipe.data.class_names), task.recipe.task.kind)
+    source = bags.of(labels.mapped(raw, job.labels, task.recipe.data.class_names), task.recipe)
     here = {each.id: each for each in source.samples()}
     parts: dict[str, tuple[samples.Sample, ...]] = {
         split: tuple(here[name] for name in names if name in here) for split, names in job.splits.items()
