@@ -257,6 +257,12 @@ class DecoderError(EngineError):
     code = "decoder"
 
 
+class DeviceError(EngineError):
+    """The device of a site does not compute, computes wrong numbers, or is full; asked before each round."""
+
+    code = "device"
+
+
 class JobError(EngineError):
     """A batch job gave no answer; ``reason`` is a word of ``protocol.ERROR_CODES``, ``detail`` stays at the site."""
 

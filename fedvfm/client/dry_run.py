@@ -34,8 +34,7 @@ from fedvfm.client.training import site as sites
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.flower import internals
-from fedvfm.model import device as devices
-from fedvfm.model import precision
+from fedvfm.model import device_check, precision
 from fedvfm.protocol import protocol
 from fedvfm.state import factors, state
 from fedvfm.storage import hash_chain
@@ -224,7 +223,7 @@ def run(
     if where is not None:
         split_pin.require(where, split_pin.of(locked.hash, site))
     privacy_charge.require(locked.recipe, site.privacy)
-    device = "cpu" if site.batch is not None else devices.choose(site.device)
+    device = "cpu" if site.batch is not None else device_check.first((site.device, *site.spare_devices))
     limits.apply(site.limits, device)
     beside = None if where is None else where.folder
     with tempfile.TemporaryDirectory(prefix=state_folder.REHEARSAL, dir=beside, ignore_cleanup_errors=True) as folder:

@@ -23,6 +23,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "config": ("site.toml has a fault, or does not fit the recipe", "fedvfm doctor client SITE.toml names it"),
     "data": ("an image or a label cannot be used", "fedvfm data check SITE.toml names it"),
     "deadline": ("the work took longer than the round lasts", "a faster device, or ask for a longer round"),
+    "device": (
+        "the GPU does not compute, computes wrong numbers, or another program fills it; looked at before each round",
+        f"nvidia-smi; {_LOG}. spare_devices in SITE.toml names what to use instead",
+    ),
     "error": ("something broke that nobody thought of", _LOG),
     "policy-adapter": ("the policy does not accept this kind of adapter", _POLICY),
     "policy-base": (

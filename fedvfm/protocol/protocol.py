@@ -114,8 +114,8 @@ ERROR_CODES |= {"secure-agreement": 1068, "secure-base": 1069}
 ERROR_CODES |= {"policy-survey": 1042, "survey-difference": 1043}
 # The site's state folder was put back to an earlier day: it forgot what it sent since.
 ERROR_CODES |= {"went-back": 1039}
-# A job of the site's cluster ended without an answer, or did not begin in time.
-ERROR_CODES |= {"batch": 1070}
+# A job of the site's cluster ended without an answer, or did not begin in time; the site's device does not compute.
+ERROR_CODES |= {"batch": 1070, "device": 1071}
 # What the coordinator itself puts in place of an answer that it waits for no more.
 ERROR_CODES |= {"away": 1050, "dropped": 1051, "revoked": 1052}
 # ... and of one whose privacy ledger is shorter than it was in this recipe.
@@ -754,6 +754,7 @@ def refusal(error: Exception) -> Error:
         errors.ConfigError: "config",
         errors.CheckpointError: "adapter",
         errors.StorageError: "storage",
+        errors.DeviceError: "device",
     }
     word = next((word for kind, word in kinds.items() if isinstance(error, kind)), "error")
     with_word = errors.PolicyRefused | errors.SecureAggregationError | errors.JobError

@@ -39,6 +39,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "holds the backbone with other settings (config.json) than another site",
         "fetch weights and config.json again at these sites",
     ),
+    "batch": ("got no answer from its cluster", "its people look at the queue; it is asked again in the next round"),
+    "device": ("has a GPU that does not compute", "its people look at it; it is asked again in the next round"),
     "weights": ("lacks the backbone's weights, or has others", "there: fedvfm weights fetch, or import"),
     "malformed": ("sent what cannot be read", "install the same release at both ends"),
     "oversized": ("sent more than any answer has", "install the same release at both ends"),

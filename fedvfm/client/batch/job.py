@@ -92,9 +92,9 @@ def computed(folder: Path, job: spool.Job, until: float) -> RecordDict:
     """
     from fedvfm.client import app
     from fedvfm.client.process import limits
-    from fedvfm.model import device as devices
+    from fedvfm.model import device_check
 
-    device = devices.choose(job.device)
+    device = device_check.first((job.device, *job.spare_devices))
     limits.apply(job.limits, device)
     task = spool.task(folder, job)
     site = _site(job, task, device)

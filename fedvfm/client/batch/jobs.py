@@ -125,6 +125,7 @@ class Jobs:
             splits={split: tuple(each.id for each in site.split(split)) for split in ("train", "val", "test")},
             listing=spool.listing(site.hospital.splits),
             device=config.device,
+            spare_devices=config.spare_devices,
             rank=config.rank,
             units=site.units,
             cache_mib=config.cache_mib,

@@ -84,6 +84,8 @@ class Job(Part):
     """Of the samples as the client sees them: see :func:`listing`."""
     device: schema.Device = "cpu"
     """Where to compute."""
+    spare_devices: Annotated[tuple[schema.Device, ...], Field(strict=False)] = ()
+    """Where else."""
     rank: Annotated[int, Field(ge=0, le=schema.MAX_RANK)] = 0
     """Of the site."""
     units: Annotated[int, Field(ge=0)] = 0

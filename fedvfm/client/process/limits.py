@@ -13,7 +13,7 @@ POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def environment(site: schema.SiteConfig) -> dict[str, str]:
     """What must be set before the executor's process starts: libraries read it when they are loaded."""
     found = {name: str(site.limits.threads) for name in POOLS} if site.limits.threads else {}
-    if site.device == "cpu" or site.batch is not None:
+    if {site.device, *site.spare_devices} == {"cpu"} or site.batch is not None:
         found["CUDA_VISIBLE_DEVICES"] = ""
     return found
 

@@ -154,20 +154,25 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
     from fedvfm.client.batch import jobs
     from fedvfm.client.gate import compute_time, enforcement, gate, reply_cache
     from fedvfm.client.process import executor
-    from fedvfm.model import device as devices
+    from fedvfm.model import device_check
 
     where = state_folder.open_state(folder)
     site = site_file.read_site(settings)
-    device = "cpu" if site.batch is not None else devices.choose(site.device)
+    device = "cpu" if site.batch is not None else device_check.first((site.device, *site.spare_devices))
     limits.apply(site.limits, device)
     mine = enforcement.SiteTerms(where, settings, device)
+    over = threading.Event()
 
     def report(at: str, error: Exception) -> None:
         # No text of it: it may name a file or a patient. 'fedvfm data check' says which, on the screen alone.
         word = protocol.refusal(error).reason
+        if isinstance(error, errors.DeviceError):
+            over.set()  # once it has answered: a CUDA error stays with its process, and a new one chooses again
         line: dict[str, object] = {"error": type(error).__name__, "told": word}
         plain = word in ("privacy-budget", split_pin.REASON)
-        if plain or isinstance(error, errors.BudgetExceeded | errors.LedgerError | errors.JobError):
+        if plain or isinstance(
+            error, errors.BudgetExceeded | errors.LedgerError | errors.JobError | errors.DeviceError
+        ):
             line["text"] = str(error)  # numbers and the remedy; nothing of a patient is in them
         LOG.warning(word, extra={"fields": line})
 
@@ -180,7 +185,7 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
     app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters, elsewhere=cluster)
     entry = gate.Gate(app, kept, mine, report)
     compute_time.settle(where)
-    executor.serve(link, compute_time.counted(where, entry), threading.Event(), lambda: most_bytes(where))
+    executor.serve(link, compute_time.counted(where, entry), over, lambda: most_bytes(where))
 
 
 def most_bytes(where: state_folder.State) -> int:

@@ -11,7 +11,7 @@ from typing import Protocol
 from fedvfm.client.training import evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
-from fedvfm.model import adapted_model
+from fedvfm.model import adapted_model, device_check
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
 from fedvfm.state import state
@@ -66,6 +66,7 @@ class Here:
 
     def __init__(self, models: Models, on_step: progress.Step = progress.no_step) -> None:
         self._models, self._on_step = models, on_step
+        self._counted: tuple[str, float] | None = None
 
     def shapes(self, site: sites.Site, recipe: schema.Recipe) -> adapted_model.AdaptedModel:
         """See above; with its weights, on the site's device."""
@@ -87,8 +88,21 @@ class Here:
         )
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:
-        """See above."""
-        return trainer.train(self.shapes(site, task.recipe), site, start, task.round, until, self._on_step)
+        """See above; a hospital's device is looked at first.
+
+        Raises:
+            DeviceError: if it does not compute.
+        """
+        model = self.shapes(site, task.recipe)
+        if not site.simulated:
+            device_check.require(site.device, lambda: self._step_mib(model))
+        return trainer.train(model, site, start, task.round, until, self._on_step)
+
+    def _step_mib(self, model: adapted_model.AdaptedModel) -> float:
+        """Counted once a recipe."""
+        if self._counted is None or self._counted[0] != model.recipe.hash:
+            self._counted = model.recipe.hash, device_check.step_mib(model)
+        return self._counted[1]
 
     def evaluate(
         self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float

@@ -1,0 +1,122 @@
+"""A site's device is looked at before each round; one that fails is a word, and the site stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvfm import errors
+from fedvfm.client.process import limits
+from fedvfm.client.training import compute
+from fedvfm.client.training import site as sites
+from fedvfm.config import schema
+from fedvfm.data.partition import virtual_hospitals
+from fedvfm.model import device_check
+from fedvfm.protocol import protocol
+from fedvfm.runtime import capacity
+
+CPU = device_check.probe("cpu")
+
+
+def rounded(left: device_check.Matrix, right: device_check.Matrix) -> device_check.Matrix:
+    """A device that loses one bit of one number."""
+    product = CPU.multiply(left, right)
+    product[3, 5] = np.nextafter(product[3, 5], np.float32(np.inf))
+    return product
+
+
+def gone(left: device_check.Matrix, right: device_check.Matrix) -> device_check.Matrix:
+    raise RuntimeError("CUDA error: unspecified launch failure at /data/patient-7")
+
+
+def test_a_device_that_computes_passes() -> None:
+    device_check.require("cpu")
+    device_check.require("cpu", lambda: 1.0, device_check.Probe(CPU.multiply, capacity.memory_mib))
+    device_check.require("cpu", lambda: 1e12, CPU)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "tf32"])
+def test_the_product_is_exact_in_each_format(kind: str) -> None:
+    """TF32 rounds factors to 10 bits of mantissa; whole numbers up to 8 have at most 4."""
+    import torch
+
+    def multiply(left: device_check.Matrix, right: device_check.Matrix) -> device_check.Matrix:
+        a, b = torch.from_numpy(left), torch.from_numpy(right)
+        if kind == "tf32":
+            a, b = ((each.view(torch.int32) & ~0x1FFF).view(torch.float32) for each in (a, b))
+        elif kind == "bfloat16":
+            a, b = (each.bfloat16().float() for each in (a, b))
+        product: device_check.Matrix = (a @ b).numpy()
+        return product
+
+    device_check.require("cpu", asked=device_check.Probe(multiply))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (device_check.Probe(rounded), "computes wrong numbers"),
+        (device_check.Probe(gone), r"does not compute \(RuntimeError\)"),
+        (device_check.Probe(CPU.multiply, capacity.memory_mib), "a step takes about 1,000,000,000,000 MiB"),
+        (device_check.Probe(CPU.multiply, lambda: float(gone)), r"does not compute \(TypeError\)"),
+    ],
+)
+def test_one_that_does_not_is_a_code_without_its_text(asked: device_check.Probe, said: str) -> None:
+    with pytest.raises(errors.DeviceError, match=said) as caught:
+        device_check.require("cuda:0", lambda: 1e12, asked)
+    assert "patient" not in str(caught.value)
+    answer = protocol.refusal(caught.value)
+    assert (answer.code, answer.reason, caught.value.code) == (1071, "device", "device")
+
+
+def test_a_device_that_torch_lacks_does_not_compute() -> None:
+    with pytest.raises(errors.DeviceError, match="does not compute"):
+        device_check.require("cuda:7")
+
+
+def test_the_first_device_that_computes_is_taken() -> None:
+    assert device_check.first(["cuda:7", "cpu"]) == "cpu", "torch sees no CUDA device here"
+    assert device_check.first(["cpu", "cuda:7"]) == "cpu"
+    with pytest.raises(errors.ConfigError, match="no CUDA device"):
+        device_check.first(
+            ["cpu", "cuda"], check=lambda name: device_check.require(name, asked=device_check.Probe(gone))
+        )
+
+
+def test_a_hospital_that_trains_is_checked_and_a_virtual_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoModel:
+        def get(self, recipe: Any, device: str) -> Any:
+            return None
+
+    asked: list[str] = []
+
+    def failing(device: str, needed_mib: Any) -> None:
+        asked.append(device)
+        raise errors.DeviceError("away")
+
+    monkeypatch.setattr(device_check, "require", failing)
+    source: Any = None
+    site = sites.Site("north", virtual_hospitals.Hospital("north", source, (), (), ()))
+    here, task = compute.Here(NoModel()), protocol.Task(_recipe(), 1)
+    start: Any = None
+    with pytest.raises(errors.DeviceError):
+        here.train(site, task, start, 0.0)
+    site.simulated = True
+    with pytest.raises(AttributeError):
+        here.train(site, task, start, 0.0)
+    assert asked == ["cpu"]
+
+
+def _recipe() -> schema.Recipe:
+    values = {"backbone": {"name": "x"}, "data": {"class_names": ["a", "b"], "input_size": [28, 28]}}
+    return schema.parse(schema.Recipe, values, "recipe")
+
+
+@pytest.mark.parametrize(("spare", "hidden"), [((), True), (("cpu",), True), (("cuda:1",), False)])
+def test_a_site_without_a_gpu_among_its_devices_sees_none(tmp_path: Path, spare: tuple[str, ...], hidden: bool) -> None:
+    data = {"source": "folder", "path": str(tmp_path)}
+    site = schema.parse(schema.SiteConfig, {"name": "n", "data": data, "spare_devices": list(spare)}, "site")
+    assert ("CUDA_VISIBLE_DEVICES" in limits.environment(site)) == hidden
