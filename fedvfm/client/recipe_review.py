@@ -198,9 +198,11 @@ def _rounds(locked: locked_recipe.LockedRecipe) -> str:
     recipe = locked.recipe
     passes = recipe.optimiser.local_epochs
     often = "never validated" if not recipe.evaluation.every else f"validated every {_times(recipe.evaluation.every)}"
+    minutes = recipe.optimiser.round_minutes
+    most = f", {minutes:g} minutes at most" if minutes else ""
     return (
-        f"{recipe.rounds} rounds of {passes} {'pass' if passes == 1 else 'passes'} over this site's training images, "
-        f"{often}, tested once at the end"
+        f"{recipe.rounds} rounds of {passes} {'pass' if passes == 1 else 'passes'} over this site's training images"
+        f"{most}, {often}, tested once at the end"
     )
 
 

@@ -324,6 +324,10 @@ class OptimiserConfig(Strict):
 
     ``proximal`` is FedProx's mu: the gradient of ``mu / 2 ||w - w0||^2`` is added in every step, w0 the global adapter
     that the round began with; 0 adds nothing. The loss that is told is without it.
+
+    ``round_minutes`` lets a site end a round before its ``local_epochs`` are over, after a step at least: it says how
+    many of its images it saw (an epoch's worth where there are several), which is its weight by examples. The order of
+    images is drawn anew in each round, so that over the rounds all are seen.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -350,6 +354,9 @@ class OptimiserConfig(Strict):
     proximal: NonNegative = _later(0.0)
     """FedProx's mu: how strongly a step is pulled back to where the round began. Change: to 0.01 or 0.1 where sites are
     unlike and rounds undo one another."""
+    round_minutes: NonNegative = _later(0.0)
+    """(minutes) The most that a site trains in a round, whatever local_epochs says; 0: no limit. Not with differential
+    privacy at the site. Change: where hospitals differ much in size or speed, so that none keeps the others waiting."""
 
 
 class AggregationConfig(Strict):
@@ -782,6 +789,10 @@ class Experiment(Strict):
     site_ranks: dict[Name, Annotated[int, Field(ge=1, le=MAX_RANK)]] = {}
     """LoRA rank of single sites, at most the recipe's: site = rank. Change: to see what small machines would do; with
     rule svd or hetlora."""
+    site_pace: dict[Name, Positive] = {}
+    """(images a minute) How quickly single sites train, for recipe.optimiser.round_minutes: site = pace. The others
+    train all they have: no clock is looked at, so that results are the same again. Change: to see what slow or large
+    hospitals would do."""
     cache_mib: Annotated[int, Field(ge=0)] = 2048
     """(MiB) Memory for images and what the frozen part of the model computes, over all processes. Change: down where
     memory is short."""

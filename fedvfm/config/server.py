@@ -28,6 +28,15 @@ class ServerConfig(pydantic.BaseModel):
     round_timeout_s: base.Positive = 3600.0
     """(seconds) How long a round waits for its answers. Change: up where training takes longer than an hour at some
     site."""
+    grace_s: base.NonNegative = 0.0
+    """(seconds) How long a round goes on waiting once a quorum has answered; 0: until round_timeout_s. Not under secure
+    aggregation, nor in a simulation, where nobody is late. Change: to a few minutes where one slow site keeps the
+    others waiting."""
+    patience: base.NonNegative = 0.0
+    """(times) From round 2 on a round waits at most so many times as long as the slowest answer that was admitted so
+    far took, a minute at least, and never longer than round_timeout_s; 0: round_timeout_s alone. Not under secure
+    aggregation, nor in a simulation. Change: to 2 or 3, so that a site that is gone holds a round up no longer than its
+    work would."""
     join_timeout_s: base.Positive = 3600.0
     """(seconds) How long absent sites are waited for before rounds begin with a quorum, or it gives up. Change: up
     where sites are started by hand."""

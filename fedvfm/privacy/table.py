@@ -34,7 +34,7 @@ def faults(recipe: schema.Recipe) -> list[str]:
     """Why a recipe with its mechanism cannot be trained here; nobody trains it without its mechanism instead."""
     name = recipe.privacy.mechanism
     if name in TABLE:
-        return get(recipe.privacy).faults(recipe)
+        return get(recipe.privacy).faults(recipe) + _clock_faults(recipe)
     if name in privacy.UNITS:
         known = ", ".join(TABLE.names())
         return [
@@ -42,6 +42,18 @@ def faults(recipe: schema.Recipe) -> list[str]:
             f"it, and does not train without what a recipe asks for; known: {known}"
         ]
     return [f"recipe.privacy.mechanism: {TABLE.fault(name)}"]
+
+
+def _clock_faults(recipe: schema.Recipe) -> list[str]:
+    """How many steps fit into a time depends on the images that they drew, and a ledger counts steps beforehand."""
+    minutes, name = recipe.optimiser.round_minutes, recipe.privacy.mechanism
+    if not minutes or privacy.UNITS.get(name, "site") == "site":
+        return []
+    return [
+        f"recipe.optimiser.round_minutes = {minutes:g}: under mechanism '{name}' a round has the steps that the ledger "
+        "was told, and how many fit into a time would tell of the images that were drawn; lower "
+        "recipe.optimiser.local_epochs in its place"
+    ]
 
 
 def require(recipe: schema.Recipe) -> None:

@@ -211,9 +211,12 @@ def site_faults(experiment: schema.Experiment, names: Sequence[str]) -> list[str
     found = cohort.faults(len(names), experiment.server) + attacks.site_faults(experiment, names)
     if not found:
         found += rules.site_faults(experiment.recipe, _fewest(experiment, len(names)))
-    unknown = sorted(set(experiment.site_ranks) - set(names))
-    if unknown:
-        found.append(f"site_ranks: no site {', '.join(unknown)}; sites: {', '.join(names)}")
+    for key, named in (("site_ranks", experiment.site_ranks), ("site_pace", experiment.site_pace)):
+        unknown = sorted(set(named) - set(names))
+        if unknown:
+            found.append(f"{key}: no site {', '.join(unknown)}; sites: {', '.join(names)}")
+    if experiment.site_pace and not experiment.recipe.optimiser.round_minutes:
+        found.append("site_pace: only recipe.optimiser.round_minutes reads it; set that, or leave site_pace out")
     for name in experiment.baselines:
         if name in tables.BASELINES and not tables.BASELINES.get(name)(experiment, names):
             found.append(f"baselines: '{name}' needs more sites than {', '.join(names)}; bring more or leave it out")

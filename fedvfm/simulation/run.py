@@ -412,6 +412,7 @@ def members(
             personal=held_adapters.PersonalArrays(
                 None if place is None else place.personal_arrays(hospital.name), at_once=True
             ),
+            pace=what.site_pace.get(hospital.name, 0.0),
         )
         for hospital in everyone
     ]

@@ -15,6 +15,7 @@ import pytest
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.flower import internals
+from fedvfm.server.rounds import federation
 from fedvfm.simulation.engines import in_process
 from fedvfm.state import checkpoint, state
 from fedvfm.storage import hash_chain
@@ -382,28 +383,53 @@ def _without(update: Any, record: str) -> Any:
     return content
 
 
+class Deaf(in_process.InProcessGrid):
+    """Loses the train messages of the second node, from a round on."""
+
+    since = 1
+
+    def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+        kept = list(messages)
+        ids = list(super().push_messages(kept))
+        for message in kept:
+            about = message.metadata
+            late = int(about.group_id) >= self.since
+            if late and about.message_type == "train" and about.dst_node_id == in_process.FIRST_NODE + 1:
+                del self._waiting[about.message_id]
+        return ids
+
+
 def test_a_site_that_does_not_answer_in_time(harness: Harness) -> None:
     members = [harness.site("east"), harness.site("west")]
-
-    class Deaf(in_process.InProcessGrid):
-        """Loses the train messages of the second node."""
-
-        def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
-            kept = list(messages)
-            ids = list(super().push_messages(kept))
-            for message in kept:
-                if (
-                    message.metadata.message_type == "train"
-                    and message.metadata.dst_node_id == in_process.FIRST_NODE + 1
-                ):
-                    del self._waiting[message.metadata.message_id]
-            return ids
-
     grid = Deaf(harness.sites.client_app(members), 2)
     folder = harness.run(
         members, grid=grid, server=schema.ServerConfig(quorum=1, round_timeout_s=0.3), recipe={"rounds": 1}
     )
     assert journal(folder)[0]["refused"] == {"west": {"reason": "no-answer", "detail": "no reply within 0.3 s"}}
+
+
+def test_after_a_quorum_a_round_waits_for_the_stated_grace_and_no_longer(harness: Harness) -> None:
+    members = [harness.site("east"), harness.site("west")]
+    server = schema.ServerConfig(quorum=1, round_timeout_s=1000.0, grace_s=0.25)
+    grid = Deaf(harness.sites.client_app(members), 2)
+    (line,) = journal(harness.run(members, grid=grid, server=server, recipe={"rounds": 1}))
+    assert line["refused"]["west"]["reason"] == "no-answer"
+    assert 0.25 <= line["seconds"] < 100.0
+    whole = journal(harness.run(members, "whole", server=server, recipe={"rounds": 1}))
+    assert [row["refused"] for row in whole] == [{}], "who answers within it is taken"
+
+
+def test_a_deadline_follows_the_pace_that_was_measured(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(federation, "LEAST_S", 0.3)
+    members = [harness.site("east"), harness.site("west")]
+    server = schema.ServerConfig(quorum=1, round_timeout_s=1000.0, patience=1.5)
+    grid = Deaf(harness.sites.client_app(members), 2)
+    grid.since = 2
+    first, second = journal(harness.run(members, grid=grid, server=server, recipe={"rounds": 2}))
+    assert set(first["answered"]) == {"east", "west"}
+    assert first["refused"] == {}
+    assert second["refused"]["west"]["reason"] == "no-answer"
+    assert second["seconds"] < 100.0
 
 
 @pytest.mark.parametrize("kind", ["evaluate val", "evaluate test"])

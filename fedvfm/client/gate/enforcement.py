@@ -283,6 +283,7 @@ class SiteTerms(HospitalTerms):
             units=units,
             residuals=self._sent.residuals,
             personal=self._sent.personal,
+            least_steps=config.policy.min_steps,
         )
 
     def units(self, recipe: schema.Recipe) -> int | None:

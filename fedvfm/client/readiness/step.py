@@ -117,7 +117,8 @@ def _timed(
     settings = model.recipe.optimiser
     steps = math.ceil(counts["train"] / settings.batch_size) * settings.local_epochs
     validated = counts["val"] if model.recipe.evaluation.every else 0
-    round_s = steps * second + validated * image_s
+    training_s = min(steps * second, 60.0 * settings.round_minutes or math.inf)
+    round_s = training_s + validated * image_s
     return Timing(first, second, image_s, steps, round_s, _peak(model.device))
 
 

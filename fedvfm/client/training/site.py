@@ -71,6 +71,8 @@ class Site:
             :func:`fedvfm.privacy.events.counted`.
         residuals: what coding its updates lost.
         personal: the arrays that it keeps for itself.
+        pace: images a minute that a virtual hospital trains on; 0 for as many as there are.
+        least_steps: that a round has here, where its time would be over before.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Site:
     units: int = 0
     residuals: held_adapters.Residuals = field(default_factory=held_adapters.Residuals)
     personal: held_adapters.PersonalArrays = field(default_factory=held_adapters.PersonalArrays)
+    pace: float = 0.0
+    least_steps: int = 1
 
     def recipe(self, recipe: schema.Recipe) -> schema.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.

@@ -34,10 +34,10 @@ def train(
     *,
     since: int = 0,
 ) -> state.SiteUpdate:
-    """Train for the recipe's local epochs from ``base``.
+    """Train for the recipe's local epochs from ``base``, or until its ``round_minutes`` are over.
 
-    The optimiser starts afresh; the learning rate follows the schedule over all rounds. Order, views and dropout depend
-    on seed, round and site name alone.
+    Those end no round before the site's least number of steps was taken. The optimiser starts afresh; the learning rate
+    follows the schedule over all rounds. Order, views and dropout depend on seed, round and site name alone.
 
     Args:
         model: the model, which is left as trained.
@@ -62,8 +62,11 @@ def train(
     model.select(round_number)
     optimiser = _optimiser(model, recipe.optimiser, round_number)
     with _pace(model, site, optimiser, round_number) as pace:
-        total, loss_sum = pace.steps * recipe.rounds, 0.0
+        total, loss_sum, taken = pace.steps * recipe.rounds, 0.0, 0
+        enough = _limit(recipe.optimiser, site, started)
         for step in range(pace.steps):
+            if step >= site.least_steps and enough(step):
+                break
             if time.monotonic() > deadline:
                 raise errors.DeadlinePassed(
                     f"site '{site.name}', round {round_number}: the coordinator's time was over after step {step} of "
@@ -71,23 +74,42 @@ def train(
                 )
             _set_rates(optimiser, recipe.optimiser, ((round_number - 1 - since) * pace.steps + step) / total)
             loss_sum += pace.take()
+            taken += 1
             if step == 0 and pace.part is not None and pace.part.noised:
                 _require_moved(model, base, site, round_number, 1)
             on_step(step + 1, pace.steps)
     bare = pace.part is not None and not pace.part.noised
-    after = model.read() if bare else _require_moved(model, base, site, round_number, pace.steps)
-    metrics = {"loss": loss_sum / pace.steps, "seconds": round(time.monotonic() - started, 3)}
+    after = model.read() if bare else _require_moved(model, base, site, round_number, taken)
+    metrics = {"loss": loss_sum / taken, "seconds": round(time.monotonic() - started, 3)}
     update = state.SiteUpdate(
         site.name,
         after.select(model.trained(round_number)),
-        len(examples),
+        len(examples) if taken == pace.steps else seen(recipe.optimiser, len(examples), taken),
         round_number - 1,
         base.fingerprint,
-        metrics={**metrics, "steps": float(pace.steps)},
+        metrics={**metrics, "steps": float(taken)},
     )
     if recipe.privacy.mechanism == privacy.NO_MECHANISM:
         return update
     return mechanisms.bare(update) if pace.part is None else pace.part.on_update(update)
+
+
+def _limit(settings: schema.OptimiserConfig, site: sites.Site, started: float) -> Callable[[int], bool]:
+    """Whether so many steps are enough by ``round_minutes``: by the clock, of a virtual hospital by its pace."""
+    minutes = settings.round_minutes
+    if not minutes or (site.simulated and not site.pace):
+        return lambda done: False
+    if site.simulated:
+        most = minutes * site.pace
+        return lambda done: (done + 1) * settings.batch_size > most
+    return lambda done: time.monotonic() >= started + 60.0 * minutes
+
+
+def seen(settings: schema.OptimiserConfig, examples: int, steps: int) -> int:
+    """How many of a site's examples a round saw that ended after so many steps, an epoch's worth; 1 at least."""
+    whole, part = divmod(steps, math.ceil(examples / settings.batch_size))
+    passed = whole * examples + min(part * settings.batch_size, examples)
+    return max(1, passed // settings.local_epochs)
 
 
 def _require_moved(

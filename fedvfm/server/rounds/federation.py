@@ -98,6 +98,10 @@ NO_ROSTER = (
 )
 
 
+LEAST_S = 60.0
+"""A round waits at least so long, however quickly the sites have answered so far."""
+
+
 def _stay(number: int) -> bool:
     return False
 
@@ -125,6 +129,7 @@ class Federation:
         self._broadcast = broadcast.Broadcast(self.recipe.codec, job.locked.manifest)
         self._same_as: dict[str, str] = {}
         self._norms: dict[str, float] = {}
+        self._answered: dict[str, float] = {}
         # A Grid whose sites compute in processes of their own knows what all of them take.
         self._peak_mib: Callable[[], float] = getattr(grid, "peak_mib", journal.peak_mib)
         self._private = dp_aggregation.of(job.locked, self.rule, job.folder, simulated=job.simulated)
@@ -331,7 +336,8 @@ class Federation:
         # At site level an update is not private before the sum is noised, and neither is its norm.
         hidden = self._private is not None or self.recipe.secure_aggregation is not None
         norms = {} if hidden else {"norms": dict(sorted(self._norms.items()))}
-        made = intake.finish({"cohort": asked, "refused": refused, **norms})
+        pace = {"answered": dict(sorted(self._answered.items()))} if self._waits and self.job.server.patience else {}
+        made = intake.finish({"cohort": asked, "refused": refused, **norms, **pace})
         if self._private is not None:
             kept.clear()  # what is not private stays no longer than it must
         return made
@@ -375,11 +381,17 @@ class Federation:
                 taken.add(update.site)
                 self._norms[update.site] = admission.norm_of(update.state, bases[update.site])
         asked = {m.node: m.name for m in members if m.name not in taken}
+        limit, enough = self._limit(), cohort.quorum(len(members), self.job.server)
+        self._answered = {}
+        grace = self.job.server.grace_s if self._waits else 0.0
+        if grace and len(taken) >= enough:
+            limit.seconds = min(limit.seconds, grace)
         for node, message in self._ask(
             [by_node[node] for node in asked],
             protocol.TRAIN,
             lambda member: protocol.Task(self.recipe, number, bases[member.name]),
             number,
+            limit,
         ):
             member = by_node[node]
             if member.name in taken or member.name in refused:
@@ -411,6 +423,9 @@ class Federation:
                     storage.fault_point("update-kept")
                 intake.take(update)
                 taken.add(member.name)
+                self._answered[member.name] = round(limit.now - limit.began, 3)
+                if grace and len(taken) >= enough:
+                    limit.until = min(limit.until, limit.now + grace)
                 self._norms[member.name] = admission.norm_of(update.state, terms.base)
                 loss = update.metrics.get("loss")
             except errors.Refused as refusal:
@@ -425,11 +440,23 @@ class Federation:
             if member.name not in taken and member.name not in refused:
                 refused[member.name] = {
                     "reason": "no-answer",
-                    "detail": f"no reply within {self.job.server.round_timeout_s:g} s",
+                    "detail": f"no reply within {round(min(self.asker.timeout_s, limit.lasts), 1):g} s",
                 }
                 self._refused(number, member.name, "no-answer")
                 intake.go_without(member.name)
         return dict(sorted(refused.items()))
+
+    def _limit(self) -> messaging.Limit:
+        """How long a round waits, by what the answers so far took."""
+        times = [seconds for line in self.journal.rounds for seconds in line.get("answered", {}).values()]
+        if not (self._waits and self.job.server.patience and times):
+            return messaging.Limit()
+        return messaging.Limit(max(LEAST_S, self.job.server.patience * max(times)))
+
+    @property
+    def _waits(self) -> bool:
+        """Whether it looks at the clock: in a simulation nobody is late, and results are the same again."""
+        return not self.job.simulated
 
     def _refused(self, number: int, site: str, reason: str) -> None:
         self.observer("refused", arm=self.job.name, round=number, site=site, reason=reason)
@@ -532,6 +559,7 @@ class Federation:
         kind: str,
         task_of: Callable[[handshake.Member], protocol.Task],
         number: int,
+        limit: messaging.Limit | None = None,
     ) -> Iterator[tuple[int, Message]]:
         """Ask these sites; one that does not hold what a difference is to is asked again with the whole adapter."""
         by_node = {member.node: member for member in members}
@@ -547,7 +575,7 @@ class Federation:
 
         nodes = {member.node: member.name for member in members}
         content = self._contents(task_of, by_node, adapters)
-        for node, message in self.asker.ask(nodes, kind, content, number, lacks):
+        for node, message in self.asker.ask(nodes, kind, content, number, lacks, limit):
             if message.has_error():
                 self._broadcast.forget(nodes[node])
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,28 @@ class Traffic:
     up: int = 0
 
 
+@dataclass
+class Limit:
+    """When answers are waited for no longer, beside the timeout; whoever takes them may set ``until``.
+
+    Attributes:
+        seconds: from the asking.
+        until: a time of the asker's clock.
+        began: when was asked, by that clock.
+        now: when the last answers came, by that clock.
+    """
+
+    seconds: float = math.inf
+    until: float = math.inf
+    began: float = 0.0
+    now: float = 0.0
+
+    @property
+    def lasts(self) -> float:
+        """Seconds from the asking."""
+        return min(self.seconds, self.until - self.began)
+
+
 class Asker:
     """Asks sites on a Grid and counts what travels.
 
@@ -51,6 +74,7 @@ class Asker:
         content: Callable[[int], Any],
         number: int,
         again: Callable[[int, Message], bool] = _never,
+        limit: Limit | None = None,
     ) -> Iterator[tuple[int, Message]]:
         """Send one message to each node in order of name; yield answers as they come, until all or the deadline.
 
@@ -61,7 +85,10 @@ class Asker:
             number: the round.
             again: whether a node that answered so is asked again, at once and until the same deadline; its answer is
                 not yielded then.
+            limit: ends the waiting earlier than the timeout.
         """
+        limit = limit or Limit()
+        timeout_s = min(self.timeout_s, limit.seconds)
 
         def send(some: Sequence[int], seconds: float) -> set[str]:
             messages = [Message(content(node), node, kind, ttl=seconds, group_id=str(number)) for node in some]
@@ -69,10 +96,12 @@ class Asker:
             self.traffic.down += sum(map(envelope.size, messages))
             return set(self.grid.push_messages(messages))
 
-        outstanding = send(sorted(nodes, key=lambda node: nodes[node]), self.timeout_s)
-        deadline = self._clock() + self.timeout_s
-        while outstanding and self._clock() < deadline:
+        outstanding = send(sorted(nodes, key=lambda node: nodes[node]), timeout_s)
+        limit.began = limit.now = self._clock()
+        deadline = limit.began + timeout_s
+        while outstanding and self._clock() < min(deadline, limit.until):
             replies = list(self.grid.pull_messages(sorted(outstanding)))
+            limit.now = self._clock()
             for message in replies:
                 outstanding.discard(message.metadata.reply_to_message_id)
                 self.traffic.up += envelope.size(message)

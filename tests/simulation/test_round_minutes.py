@@ -1,0 +1,69 @@
+"""Rounds by time in a whole simulation: a hospital nine times the others is in every round, and nobody waits for it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvfm import errors
+from fedvfm.simulation import run
+from fedvfm.storage import hash_chain
+
+SIZES = {"east": 2, "large": 18, "west": 2}
+"""Training images of each hospital."""
+
+
+@pytest.fixture
+def unequal(tiny: Any, tmp_path: Path) -> dict[str, Any]:
+    folder, rng, rows = tmp_path / "images", np.random.default_rng(0), []
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for site, count in SIZES.items():
+        for number in range(count + 2):
+            mask = np.zeros((56, 56), np.uint8)
+            mask[number : number + 18, 10:30] = 1
+            name = f"{site}-{number}"
+            Image.fromarray((60 * rng.random(mask.shape) + 150 * mask).astype(np.uint8)).save(
+                folder / "images" / f"{name}.png"
+            )
+            Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+            split = ("val", "test", "train")[min(number, 2)]
+            rows.append({"id": name, "patient": name, "site": site, "split": split})
+    with (folder / "patients.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    recipe = {**tiny.values["recipe"], "optimiser": {"batch_size": 1, "round_minutes": 1.0}}
+    recipe["evaluation"] = {"every": 0, "surface": False}
+    data = {"source": "folder", "path": str(folder)}
+    return {**tiny.values, "baselines": [], "data": data, "recipe": recipe, "site_pace": dict.fromkeys(SIZES, 3.0)}
+
+
+@pytest.mark.slow
+def test_the_largest_hospital_is_admitted_in_every_round_with_what_it_saw(
+    unequal: dict[str, Any], tmp_path: Path
+) -> None:
+    made = run.simulate(unequal, output=tmp_path / "timed")
+    lines = hash_chain.read(made.path / "journal.jsonl")
+    assert len(lines) == 2
+    for line in lines:
+        assert line["refused"] == {}
+        assert line["examples"] == {"east": 2, "large": 3, "west": 2}
+        assert line["weights"]["large"] == pytest.approx(3 / 7)
+        assert line["train"]["large"]["steps"] == 3.0
+    again = run.simulate({**unequal, "workers": 2}, output=tmp_path / "again")
+    assert again.summary["fingerprint"] == made.summary["fingerprint"]
+
+
+def test_a_pace_that_nothing_reads_or_of_nobody_is_refused(unequal: dict[str, Any], tmp_path: Path) -> None:
+    unequal["site_pace"] = {"south": 3.0}
+    with pytest.raises(errors.ConfigError, match="site_pace: no site south; sites: east, large, west"):
+        run.simulate(unequal, output=tmp_path / "run")
+    unequal["site_pace"], unequal["recipe"]["optimiser"] = {"east": 3.0}, {"batch_size": 1}
+    with pytest.raises(errors.ConfigError, match=r"site_pace: only recipe\.optimiser\.round_minutes reads it"):
+        run.simulate(unequal, output=tmp_path / "run")
