@@ -182,6 +182,13 @@ class HandshakeRefused(ProtocolError):
     code = "handshake-refused"
 
 
+class ClassUnlabelled(ProtocolError):
+    """A class of the recipe is labelled by none of the sites, so nothing would be learned of it."""
+
+    code = "class-unlabelled"
+    restart = False
+
+
 class Refused(ProtocolError):
     """A site's reply was not admitted; ``reason`` is a short stable name, ``detail`` the numbers."""
 

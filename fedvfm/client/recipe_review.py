@@ -110,7 +110,8 @@ def _greeting(recipe: schema.Recipe) -> str:
     train = "the number of images in train, val and test"
     if not _plain(recipe) or recipe.secure_aggregation is not None:
         train = "whether there are training images, the number of images in val and test"
-    return f"{train}, and hashes that identify the backbone"
+    labelled = ", the names of the classes that this site labels" if recipe.task.partial_labels else ""
+    return f"{train}{labelled}, and hashes that identify the backbone"
 
 
 def _metrics(recipe: schema.Recipe) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedvfm import errors, seeding
 from fedvfm.config import privacy, schema
 from fedvfm.config import survey as surveys
-from fedvfm.data import bags, defect, labels
+from fedvfm.data import bags, defect, labels, partial_labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.partition import virtual_hospitals
@@ -210,12 +210,15 @@ def hospital(
     faults = labels.faults(recipe, source.info)
     if faults:
         raise errors.ConfigError("recipe and data", faults)
-    source = bags.of(source, recipe)
+    source = partial_labels.declared(bags.of(source, recipe), site.labelled, recipe)
     own = belonging(site, source.samples())
     parts = whole(site, split(site, own, source))
     _require_parts(site, own, parts)
     train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
-    return virtual_hospitals.Hospital(site.name, source, train, val, test)
+    partly = isinstance(source, partial_labels.PartlyLabelled)
+    return virtual_hospitals.Hospital(
+        site.name, source, train, val, test, labelled=tuple(sorted(site.labelled)) if partly else ()
+    )
 
 
 def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.Source, list[samples.Sample]]:

@@ -139,6 +139,11 @@ class AdapterConfig(Strict):
         return (self.alpha if self.alpha is not None else float(self.rank)) / self.rank
 
 
+def _later(default: Any, **limits: Any) -> Any:
+    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
+    return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
+
+
 class TaskConfig(Strict):
     """What is learned: the head, the loss and its weights.
 
@@ -169,6 +174,9 @@ class TaskConfig(Strict):
     """Weight of the Dice loss in segmentation's loss. Change: up where structures are small beside the background."""
     class_weights: Annotated[tuple[NonNegative, ...], _names()] = ()
     """A weight for each class in the cross-entropy; empty means all alike. Change: where a rare class is missed."""
+    partial_labels: bool = _later(False)
+    """Whether a site may label some of the classes only and say which (labelled in its file); what it does not label
+    is no background there. Change: to true where hospitals label different classes; docs/unequal-hospitals.md."""
     options: dict[str, Option] = {}
     """Of classification: sampling = "uniform" or "balanced" (all classes drawn equally often; not under privacy at the
     site). Of cases also parts = 64, the images of a case that a training step takes at most, and layers = 1 of mst. Of
@@ -180,11 +188,6 @@ class TaskConfig(Strict):
     def oracle(self) -> str:
         """What marks every score that was reached with prompts from the truth; empty where there were none."""
         return "oracle prompt" if self.prompt in ("box", "points") else ""
-
-
-def _later(default: Any, **limits: Any) -> Any:
-    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
-    return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
 
 
 class RecipePersonal(Strict):
@@ -604,6 +607,9 @@ class PartitionConfig(Strict):
     intervals."""
     options: dict[str, Option] = {}
     """Of appearance: strength, from 0 (no shift). Change: to make the scanners more or less unlike."""
+    labelled: dict[Name, Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]] = _later({})
+    """Virtual hospital = the classes that it labels; the others are hidden there. Needs recipe.task.partial_labels.
+    Change: to try hospitals that label different classes."""
 
 
 class SiteSplit(Strict):
@@ -694,6 +700,9 @@ class SiteConfig(Strict):
     include: Annotated[tuple[Name, ...], _names()] = ()
     """The natural sites in the data that are this hospital's; empty means all. Change: where one folder holds several
     hospitals."""
+    labelled: Annotated[tuple[Name, ...], _names()] = ()
+    """The recipe's classes that are labelled in your images; empty means all. What is not labelled is then no
+    background here. The coordinator is told. Change: where you label fewer classes than the recipe has."""
     labels: dict[Name, Name] = {}
     """Your class names = the recipe's; several may become one. Change: where they differ."""
     split: SiteSplit = SiteSplit()

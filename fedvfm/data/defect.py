@@ -52,6 +52,7 @@ TURNED = Kind("turned", "pictures that say in a doubtful way how they are turned
 MASK_MISSING = Kind("mask-missing", "images without a mask")
 IMAGE_MISSING = Kind("image-missing", "masks without an image")
 LABEL_MISSING = Kind("label-missing", "images without a label")
+LABEL_NOT_DECLARED = Kind("label-not-declared", "images of a class that the site does not label")
 MASK_SIZE = Kind("mask-size", "mask and image of different size")
 MASK_GEOMETRY = Kind("mask-geometry", "mask and image on different grids")
 MASK_VALUE = Kind("mask-value", "mask values that are no class")

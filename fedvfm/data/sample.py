@@ -46,6 +46,8 @@ class Sample:
             are.
         values: of the columns that a recipe's target names, in their order, None where one is missing; empty where it
             names none.
+        labelled: numbers of the recipe's classes that were labelled in it; empty where all were. What was not is no
+            background (:mod:`fedvfm.data.partial_labels`).
     """
 
     id: str
@@ -57,6 +59,7 @@ class Sample:
     case: str | None = None
     images: tuple[Sample, ...] = ()
     values: tuple[float | None, ...] = ()
+    labelled: tuple[int, ...] = ()
 
     @property
     def truth(self) -> Truth:

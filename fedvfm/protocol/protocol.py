@@ -55,12 +55,13 @@ _LEDGER = "ledger"
 _MASKED_NUMBERS = "masked"
 _CODEC, _BASE, _TARGET = "codec", "base", "fingerprint"
 _SECURE, _ROSTER, _KEYS = "secure", "roster", "keys"
+_LABELLED = "labelled"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
 _TASK |= {_CODEC, _BASE, _TARGET, _SECURE, _ROSTER}
 _HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
-_HELLO |= {"rank", "precision", _CODEC, _KEYS}
+_HELLO |= {"rank", "precision", _CODEC, _KEYS, _LABELLED}
 _UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", _CODEC])
 _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
 _DEALING = frozenset(["protocol", "site", "session", "commitment", "outbox", _KEYS])
@@ -163,6 +164,7 @@ class Hello:
     ``precision`` is what the site computes in: one of :data:`fedvfm.config.schema.COMPUTED_IN`.
     ``codec`` is the one that it will send and take, the recipe's: it agrees to it by name.
     ``keys`` are those of its next session, where the recipe has secure aggregation.
+    ``labelled`` are the classes that it labels, by the recipe's names; empty for all.
     """
 
     site: str
@@ -174,6 +176,7 @@ class Hello:
     precision: str = schema.COMPUTED_IN[0]
     codec: str = codecs.PLAIN
     keys: round_keys.Advertised | None = None
+    labelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,6 +447,8 @@ def encode_hello(hello: Hello) -> RecordDict:
         header[_CODEC] = hello.codec
     if hello.keys is not None:
         header[_KEYS] = secure_messages.keys_text(hello.keys)
+    if hello.labelled:  # only of a recipe that asks for it
+        header[_LABELLED] = list(hello.labelled)
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
 
 
@@ -465,6 +470,7 @@ def decode_hello(content: RecordDict) -> Hello:
             precision=_word(header["precision"], schema.COMPUTED_IN),
             codec=wire.text(header.get(_CODEC, codecs.PLAIN), 64),
             keys=secure_messages.read_keys(header[_KEYS]) if _KEYS in header else None,
+            labelled=wire.texts(header.get(_LABELLED, [])),
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None

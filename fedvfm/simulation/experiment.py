@@ -199,11 +199,13 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
     if faults:
         raise errors.ConfigError("experiment and data", faults)
     source = bags.of(source, experiment.recipe)
-    made = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
-    faults = site_faults(experiment, [hospital.name for hospital in made])
+    drawn = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
+    hospitals = virtual_hospitals.partly_labelled(drawn, experiment.partition, experiment.recipe)
+    names = [hospital.name for hospital in hospitals]
+    faults = site_faults(experiment, names) + _label_faults(experiment, hospitals)
     if faults:
-        raise errors.ConfigError(f"experiment '{experiment.name}' with {len(made)} sites", faults)
-    return made
+        raise errors.ConfigError(f"experiment '{experiment.name}' with {len(names)} sites", faults)
+    return hospitals
 
 
 def site_faults(experiment: schema.Experiment, names: Sequence[str]) -> list[str]:
@@ -221,6 +223,21 @@ def site_faults(experiment: schema.Experiment, names: Sequence[str]) -> list[str
         if name in tables.BASELINES and not tables.BASELINES.get(name)(experiment, names):
             found.append(f"baselines: '{name}' needs more sites than {', '.join(names)}; bring more or leave it out")
     return found
+
+
+def _label_faults(experiment: schema.Experiment, members: Sequence[virtual_hospitals.Hospital]) -> list[str]:
+    """Classes that leave-one-out would leave without any site that labels them."""
+    from fedvfm.data import partial_labels
+
+    if "leave-one-out" not in experiment.baselines:
+        return []
+    sites, faults = {hospital.name: hospital.labelled for hospital in members}, []
+    for name in sites:
+        rest = {other: names for other, names in sites.items() if other != name}
+        missing = partial_labels.nobody(experiment.recipe, rest) if rest else ()
+        if missing:
+            faults.append(f"baselines: 'leave-one-out' without '{name}' has no site that labels {', '.join(missing)}")
+    return faults
 
 
 def _fewest(experiment: schema.Experiment, sites: int) -> int:

@@ -68,7 +68,8 @@ def _thresholds(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.H
         scores = task.scores(surface=what.recipe.evaluation.surface)
         for sample in hospital.test:
             pixels = hospital.read(sample)
-            scores.add(sample.id, fitted.predict(pixels.image), pixels.mask, pixels.spacing, pixels.part)
+            drawn = fitted.predict(pixels.image)
+            scores.add(sample.id, drawn, pixels.mask, pixels.spacing, pixels.part, sample.labelled)
         _tested(found, hospital.name, scores)
     return found, fitted.describe()
 
@@ -136,9 +137,18 @@ def _classified(
     for hospital in hospitals:
         scores, answer = task.scores(surface=False), answers(hospital)
         for sample in hospital.test:
-            scores.add(sample.id, answer(sample), _label(sample), sample.part)
+            scores.add(sample.id, _of_labelled(answer(sample), sample.labelled), _label(sample), sample.part)
         _tested(found, hospital.name, scores)
     return found
+
+
+def _of_labelled(shares: Probabilities, labelled: Sequence[int]) -> Probabilities:
+    """Probabilities over the labelled classes alone, all where none is named."""
+    if not labelled:
+        return shares
+    kept = np.zeros_like(shares)
+    kept[list(labelled)] = shares[list(labelled)]
+    return kept / kept.sum() if kept.sum() else np.isin(np.arange(len(shares)), labelled) / len(labelled)
 
 
 def _tested(found: dict[str, Any], site: str, scores: Any) -> None:

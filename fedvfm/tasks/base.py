@@ -29,6 +29,7 @@ class Task:
         masks: whether the head takes the masks of a mask decoder.
         bags: whether a sample is a case of many images (:mod:`fedvfm.data.bags`); such a task is a
             :class:`fedvfm.tasks.case_classification.CaseClassification`.
+        partial_labels: whether loss and scores take which classes are labelled (:mod:`fedvfm.data.partial_labels`).
         known_options: keys of ``recipe.task.options`` that the task reads; others are refused.
     """
 
@@ -37,6 +38,7 @@ class Task:
     grids: int = 1
     masks: bool = False
     bags: ClassVar[bool] = False
+    partial_labels: ClassVar[bool] = False
 
     def __init__(self, recipe: schema.Recipe) -> None:
         self.recipe = recipe
@@ -92,25 +94,40 @@ class Task:
         """
         return rng.permutation(len(labels))
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """A scalar, mean over the batch."""
+    def loss(self, logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
+        """A scalar, mean over the batch.
+
+        Args:
+            logits: of the batch.
+            target: what they are compared with.
+            labelled: (B, K), which classes are labelled in each sample; None where all are.
+        """
         raise NotImplementedError
 
-    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
         """One loss each, of that sample alone: what weighs samples is no mean over those that are beside it.
 
         Shapes: (B,).
         """
-        return torch.stack([self.loss(logits[at : at + 1], target[at : at + 1]) for at in range(len(target))])
+        parts = [slice(at, at + 1) for at in range(len(target))]
+        if labelled is None:
+            return torch.stack([self.loss(logits[part], target[part]) for part in parts])
+        return torch.stack([self.loss(logits[part], target[part], labelled[part]) for part in parts])
 
     def scores(self, *, surface: bool) -> metrics.MetricSet:
         """An empty metric set."""
         raise NotImplementedError
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
+        self,
+        into: Any,
+        sample_id: str,
+        logits: Tensor,
+        prepared: transforms.Prepared,
+        truth: samples.Truth,
+        labelled: Sequence[int] = (),
     ) -> None:
-        """Add one sample's logits (K, h, w) or (K,) to the metric set."""
+        """Add one sample's logits (K, h, w) or (K,) to the metric set; only ``labelled`` classes, unless all are."""
         raise NotImplementedError
 
 

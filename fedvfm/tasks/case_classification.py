@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -82,10 +83,16 @@ class CaseClassification(classification.Classification):
         return self.answer.head(case_heads.TABLE.get(self._head)(backbone.width, self.answer.outputs, self._layers))
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
+        self,
+        into: Any,
+        sample_id: str,
+        logits: Tensor,
+        prepared: transforms.Prepared,
+        truth: samples.Truth,
+        labelled: Sequence[int] = (),
     ) -> None:
         """See base. The case is scored as one, whatever of it ``prepared`` shows."""
-        self.answer.add(into, sample_id, logits, truth, None)
+        self.answer.add(into, sample_id, classification.of_labelled(logits, labelled), truth, None)
 
 
 def frozen(vectors: Tensor) -> Tensor:

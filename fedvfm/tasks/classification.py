@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,10 +26,16 @@ class Classification(base.Task):
     With unequal classes plain cross entropy may end in one answer for all. Against it stand ``task.class_weights``,
     which are public and of the recipe, and ``task.options.sampling = "balanced"``, for which no count leaves a site.
 
+    Where a site labels some classes only, the softmax is over these: the logits of the others get no gradient from it,
+    and its scores compare these classes alone.
+
     Shapes: logits (B, K), target (B,) of class numbers; of other targets as they say.
+    Source of the softmax over a site's classes: Li and Zhan, "FedRS: Federated Learning with Restricted Softmax for
+        Label Distribution Non-IID Data", KDD 2021, with their alpha = 0.
     """
 
     known_options: ClassVar[tuple[str, ...]] = ("sampling",)
+    partial_labels: ClassVar[bool] = True
 
     def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
@@ -39,11 +46,19 @@ class Classification(base.Task):
     @property
     def primary(self) -> str:  # type: ignore[override]
         """See base."""
-        return metrics.primary(self.recipe.task.kind, self.recipe.target.kind) or ""
+        kind = self.recipe.target.kind  # a task of a third party has another name, and answers as this one does
+        return metrics.primary(self.recipe.task.kind, kind) or metrics.primary("classification", kind) or ""
 
     def faults(self) -> list[str]:
         """See base."""
-        return self.answer.faults() + self._sampling_faults() + self._head_faults()
+        return self.answer.faults() + self._sampling_faults() + self._head_faults() + self._label_faults()
+
+    def _label_faults(self) -> list[str]:
+        kind = self.recipe.target.kind
+        if not self.recipe.task.partial_labels or kind == "class":
+            return []
+        instead = "; leave the values of a column empty that a site does not have" if kind != "ordinal" else ""
+        return [f"recipe.task.partial_labels: target '{kind}' has no classes that a site may leave out{instead}"]
 
     def _head_faults(self) -> list[str]:
         if self._head not in heads.TABLE:
@@ -90,23 +105,46 @@ class Classification(base.Task):
         """See base."""
         return self.answer.row(answers)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
         """See base."""
-        return self.answer.loss(logits, target)
+        return self.answer.loss(_masked(logits, labelled), target)
 
-    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
         """See base."""
-        return self.answer.losses(logits, target)
+        return self.answer.losses(_masked(logits, labelled), target)
 
     def scores(self, *, surface: bool) -> metrics.MetricSet:
         """See base."""
         return self.answer.scores()
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
+        self,
+        into: Any,
+        sample_id: str,
+        logits: Tensor,
+        prepared: transforms.Prepared,
+        truth: samples.Truth,
+        labelled: Sequence[int] = (),
     ) -> None:
         """See base."""
-        self.answer.add(into, sample_id, logits, truth, prepared.part)
+        self.answer.add(into, sample_id, of_labelled(logits, labelled), truth, prepared.part)
+
+
+def of_labelled(logits: Tensor, labelled: Sequence[int]) -> Tensor:
+    """One sample's logits, minus infinity for classes that are not labelled, where some are named: probability 0.
+
+    Shapes: (K,) -> (K,).
+    """
+    if not labelled:
+        return logits
+    rows = torch.zeros(1, len(logits), dtype=torch.bool, device=logits.device)
+    rows[0, list(labelled)] = True
+    return _masked(logits.unsqueeze(0), rows)[0]
+
+
+def _masked(logits: Tensor, labelled: Tensor | None) -> Tensor:
+    """Logits, of a class that is not labelled minus infinity: it has no part in loss and gradient."""
+    return logits if labelled is None else logits.float().masked_fill(~labelled, -torch.inf)
 
 
 def balanced(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -95,10 +95,11 @@ class MetricSet(abc.ABC):
         return sorted(self._rows)
 
     def per_sample(self) -> dict[str, list[float]]:
-        """Column -> one number a sample, in the order of :attr:`ids`."""
+        """Column -> one number a sample, in the order of :attr:`ids`; those that every sample has."""
         table = self._table()
         names = (*self.columns, *self.DESCRIBING)
-        return {name: [float(number) for number in table[:, at]] for at, name in enumerate(names)}
+        columns = {name: [float(number) for number in table[:, at]] for at, name in enumerate(names)}
+        return {name: column for name, column in columns.items() if not any(map(math.isnan, column))}
 
     def bounded(self) -> dict[str, list[float]]:
         """Metric -> one number a sample, in the order of :attr:`ids`, where the value is their mean.
@@ -182,6 +183,9 @@ class SegmentationScores(MetricSet):
     The rule for empty masks, class by class: absent in truth and prediction: Dice 1, IoU 1, NSD 1, HD95 and ASSD 0.
     Absent in exactly one: Dice 0, IoU 0, NSD 0, HD95 and ASSD the diagonal of the image or volume.
 
+    Where a sample has ``labelled`` classes, the others count as background in prediction and truth, every mean is over
+    the labelled ones, and it has no ``dice_<class>`` of the others.
+
     Of every sample is also kept which share of its pixels is foreground, in the prediction and in the truth: an adapter
     that leaves every mask empty must be told from one that is wrong.
 
@@ -205,9 +209,23 @@ class SegmentationScores(MetricSet):
         self.nsd_tolerance = float(nsd_tolerance)
 
     def add(
-        self, sample_id: str, predicted: Ints, truth: Ints, spacing: Spacing | None = None, part: Part | None = None
+        self,
+        sample_id: str,
+        predicted: Ints,
+        truth: Ints,
+        spacing: Spacing | None = None,
+        part: Part | None = None,
+        labelled: Sequence[int] = (),
     ) -> None:
         """Score one image, or keep a slice until its volume is whole.
+
+        Args:
+            sample_id: of the image.
+            predicted: class indices.
+            truth: class indices.
+            spacing: size of a pixel.
+            part: which slice it is of a volume.
+            labelled: the classes that were labelled; empty for all. All slices of a volume have the same.
 
         Shapes: ``predicted`` and ``truth`` (H, W), or (D, H, W) of a whole volume; class indices.
         Units: ``spacing`` ([slice,] row, column) in millimetres a pixel, or None for distances in pixels.
@@ -216,31 +234,53 @@ class SegmentationScores(MetricSet):
             DataError: if the masks differ in shape, hold a value that is no class, or the spacing is not positive.
         """
         _check_masks(sample_id, predicted, truth, spacing, len(self.class_names))
+        if labelled:
+            known = np.isin(np.arange(len(self.class_names)), labelled)
+            kept = np.where(known, np.arange(len(self.class_names)), 0)
+            predicted, truth = kept[predicted], kept[truth]
         if part is None:
-            self._score(sample_id, predicted, truth, spacing)
+            self._score(sample_id, predicted, truth, spacing, labelled)
         else:  # there are at most 256 classes, and a volume may have a thousand slices
-            self._collect(part, (predicted.astype(np.uint8), truth.astype(np.uint8), spacing))
+            self._collect(part, (predicted.astype(np.uint8), truth.astype(np.uint8), spacing, tuple(labelled)))
 
     def _whole(self, part: Part, pieces: Sequence[Any]) -> None:
         if len({piece[1].shape for piece in pieces}) > 1:
             raise errors.DataError(f"volume '{part.volume}': its slices differ in size; score one grid")
         predicted, truth = (np.stack([piece[at] for piece in pieces]) for at in (0, 1))
         spacing = pieces[0][2]
-        self._score(part.volume, predicted, truth, None if spacing is None else (part.step, *spacing))
+        whole = None if spacing is None else (part.step, *spacing)
+        self._score(part.volume, predicted, truth, whole, pieces[0][3])
 
-    def _score(self, sample_id: str, predicted: NDArray[Any], truth: NDArray[Any], spacing: Spacing | None) -> None:
+    def _score(
+        self,
+        sample_id: str,
+        predicted: NDArray[Any],
+        truth: NDArray[Any],
+        spacing: Spacing | None,
+        labelled: Sequence[int],
+    ) -> None:
         dice, iou = overlap(predicted, truth, len(self.class_names))
-        row = [dice[1:].mean(), iou[1:].mean()]
+        chosen = sorted(set(labelled) - {0}) or list(range(1, len(dice)))
+        row = [dice[chosen].mean(), iou[chosen].mean()]
         if self.surface:
-            row += list(np.mean(self._surfaces(predicted, truth, spacing), axis=0))
-        row += list(dice[1:]) if len(dice) > 2 else []
+            rows = self._surfaces(predicted, truth, spacing)
+            row += list(np.mean([rows[number - 1] for number in chosen], axis=0))
+        row += [dice[k] if k in chosen else math.nan for k in range(1, len(dice))] if len(dice) > 2 else []
         row += [np.count_nonzero(mask) / mask.size for mask in (predicted, truth)]
         self._insert(sample_id, np.array(row, dtype=np.float64))
 
     def value(self) -> dict[str, float]:
-        """Means over samples of every column: dice, iou, hd95, assd, nsd and, of several classes, ``dice_<class>``."""
-        means = self._table()[:, : len(self.columns)].mean(axis=0)
-        return dict(zip(self.columns, map(float, means), strict=True))
+        """Means over samples of every column: dice, iou, hd95, assd, nsd and, of several classes, ``dice_<class>``.
+
+        Of a class that is labelled in some samples over these, and none of one that is labelled in no sample.
+        """
+        table = self._table()[:, : len(self.columns)]
+        there = ~np.isnan(table)
+        if there.all():
+            return dict(zip(self.columns, map(float, table.mean(axis=0)), strict=True))
+        return {
+            name: float(table[there[:, at], at].mean()) for at, name in enumerate(self.columns) if there[:, at].any()
+        }
 
     def bounded(self) -> dict[str, list[float]]:
         """See MetricSet: all but distances."""

@@ -26,10 +26,14 @@ class Segmentation(base.Task):
     Shapes: logits (B, K, h, w), target (B, h, w) of class numbers.
     Source of the loss and its weights: Zhang and Liu, "Customized Segment Anything Model for Medical Image
         Segmentation" (SAMed), 2023, section 3.4; Dice as in MONAI's ``DiceCELoss``.
+    Source of the loss where some classes are not labelled: Shi et al., "Marginal loss and exclusion loss for partially
+        supervised multi-organ segmentation", Medical Image Analysis 70, 2021, marginal cross entropy and marginal Dice;
+        their exclusion loss is not there.
     """
 
     primary = "dice"
     known_options: ClassVar[tuple[str, ...]] = ("passes",)
+    partial_labels: ClassVar[bool] = True
 
     def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
@@ -65,6 +69,11 @@ class Segmentation(base.Task):
                 f"recipe.target.kind = '{self.recipe.target.kind}': is for classification and case-classification; "
                 "leave [recipe.target] out"
             )
+        if settings.partial_labels and settings.oracle:
+            found.append(
+                f"recipe.task.partial_labels: with prompt = '{settings.prompt}' a class that is not labelled would be "
+                "said to be absent. Use prompt = 'none' or 'auto'"
+            )
         passes = settings.options.get("passes", proposals.PASSES)
         if type(passes) is not int or not 1 <= passes <= proposals.MOST_PASSES:
             found.append(
@@ -89,20 +98,20 @@ class Segmentation(base.Task):
             raise defect.MASK_MISSING.error("a sample without a mask in a segmentation task; give every image a mask")
         return prepared.mask
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
         """See base. Of automatic prompts the last pass counts whole, each stage before it by ``STAGE_WEIGHT``."""
         last, *before = torch.split(logits, len(self.class_names), dim=1)
-        total = self._loss(last, target)
+        total = self._loss(last, target, labelled)
         for stage in before:
-            total = total + proposals.STAGE_WEIGHT * self._loss(stage, target)
+            total = total + proposals.STAGE_WEIGHT * self._loss(stage, target, labelled)
         return total
 
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, target: Tensor, labelled: Tensor | None) -> Tensor:
         settings = self.recipe.task
         if self._weights is not None:
             self._weights = self._weights.to(logits.device)
-        logits = logits.float()
-        dice = dice_loss(logits, target, self._weights)
+        logits = logits.float() if labelled is None else marginal(logits.float(), labelled)
+        dice = dice_loss(logits, target, self._weights, labelled)
         entropy = nn.functional.cross_entropy(logits, target, weight=self._weights)
         return settings.dice_weight * dice + settings.ce_weight * entropy
 
@@ -113,19 +122,42 @@ class Segmentation(base.Task):
         )
 
     def score(
-        self, into: Any, sample_id: str, logits: Tensor, prepared: transforms.Prepared, truth: samples.Truth
+        self,
+        into: Any,
+        sample_id: str,
+        logits: Tensor,
+        prepared: transforms.Prepared,
+        truth: samples.Truth,
+        labelled: Sequence[int] = (),
     ) -> None:
         """See base. Logits are resized to the image's own resolution before the class is chosen."""
         mask = prepared.truth
         if mask is None:
             raise defect.MASK_MISSING.error(f"sample '{sample_id}' has no mask to score against")
-        into.add(sample_id, classes_at(logits, mask.shape), mask, prepared.spacing, prepared.part)
+        classes = classes_at(logits, mask.shape)
+        into.add(sample_id, classes, mask, prepared.spacing, prepared.part, labelled=labelled)
 
 
-def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def marginal(logits: Tensor, labelled: Tensor) -> Tensor:
+    """Logits in which class 0 stands for the background and every class that is not labelled, and the latter for none.
+
+    Their softmax is the softmax of ``logits`` with these probabilities added up in class 0.
+
+    Shapes: logits (B, K, h, w), labelled (B, K) with class 0 among them; (B, K, h, w).
+    Source: Shi et al., Medical Image Analysis 70, 2021 (see :class:`Segmentation`).
+    """
+    rest = ~labelled[:, :, None, None]
+    merged = torch.cat([torch.ones_like(rest[:, :1]), rest[:, 1:]], dim=1)
+    background = logits.masked_fill(~merged, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([background, logits.masked_fill(rest, -torch.inf)[:, 1:]], dim=1)
+
+
+def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None, labelled: Tensor | None = None) -> Tensor:
     """1 - Dice of the softmax, the mean over images and all classes but the background.
 
-    Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,); a scalar.
+    Where some are not labelled, the mean over images of the mean over the labelled classes of each.
+
+    Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,), labelled (B, K); a scalar.
     Source: Milletari et al., "V-Net", 3DV 2016, in the form of MONAI's ``DiceCELoss`` (without squares, and weights
         multiplied class by class).
     """
@@ -138,6 +170,9 @@ def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> 
     loss = 1 - (2 * both + SMOOTH) / (2 * (both + extra + missed) + SMOOTH)
     if weights is not None and loss.shape[1] > 1:
         loss = loss * weights[1:]
+    if labelled is not None:
+        counted = labelled[:, 1:].to(loss.dtype)
+        return ((loss * counted).sum(dim=1) / counted.sum(dim=1)).mean()
     return loss.mean()
 
 

@@ -121,6 +121,7 @@ def test_a_listing_says_which_samples_are_for_what_and_whose() -> None:
         {"train": [first], "val": [second]},
         {"train": [first, samples.Sample("2", patient="a")]},
         {"train": [first, samples.Sample("2", label=1, patient="b")]},
+        {"train": [first, samples.Sample("2", patient="b", labelled=(0, 1))]},
     ):
         assert spool.listing(other) != one
 

@@ -795,3 +795,39 @@ def test_a_site_that_only_tests_fills_no_quorum() -> None:
     assert coordinator.training(members(east=5, north=0), 2) == ("east", "north")
     assert coordinator.training(members(east=0, north=0), 0) == ("east", "north")
     assert coordinator.training({"east": SimpleNamespace(examples={})}, 0) == ("east",), "it does not say"
+
+
+# -- unlike label sets -------------------------------------------------------------------------------------------------
+
+
+def labelling(make: Callable[..., Town], **names: tuple[str, ...]) -> Town:
+    """A town whose recipe takes partial labels, and whose sites name these classes."""
+    town = make(*names)
+    data = {"class_names": ["rest", "cell", "vessel"]}
+    orders.add_recipe(town.server, town.lock(task={"partial_labels": True}, data=data), at_once=True)
+    town.server = enrolment.open_state(town.server.folder)
+    for member in town.members:
+        member.change = lambda kind, number, said, own=names[member.name]: (
+            dataclasses.replace(said, labelled=own) if kind == "hello" else said
+        )
+    return town
+
+
+def test_a_federation_does_not_begin_with_a_class_that_nobody_labels(make: Callable[..., Town]) -> None:
+    town = labelling(make, east=("cell",), west=("cell",))
+    with pytest.raises(errors.ClassUnlabelled, match="no site labels vessel"):
+        town.run()
+    assert town.trained("east") == []
+
+
+def test_who_labels_what_is_in_the_journal(make: Callable[..., Town]) -> None:
+    town = labelling(make, east=("cell",), west=())
+    assert town.run() is not None
+    assert [line["labelled"] for line in town.journal()] == [{"east": ["cell"]}] * ROUNDS
+
+
+def test_a_site_that_names_other_classes_takes_no_part(make: Callable[..., Town]) -> None:
+    town = labelling(make, east=(), west=("liver",))
+    town.run(quorum=1, join_timeout_s=0.3)
+    assert town.cohorts() == [["east"]] * ROUNDS
+    assert "site 'west' names 1 classes that it labels, 1 of them not the recipe's" in town.notes()

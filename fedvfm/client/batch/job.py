@@ -20,7 +20,7 @@ from fedvfm import errors
 from fedvfm.client.batch import spool
 from fedvfm.client.training import compute
 from fedvfm.client.training import site as sites
-from fedvfm.data import bags, labels
+from fedvfm.data import bags, labels, partial_labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table as sources
@@ -126,6 +126,7 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
 
     raw = sources.make(job.data, task.recipe.data)
     source = bags.of(labels.mapped(raw, job.labels, task.recipe.data.class_names), task.recipe)
+    source = partial_labels.declared(source, job.labelled, task.recipe)
     here = {each.id: each for each in source.samples()}
     parts: dict[str, tuple[samples.Sample, ...]] = {
         split: tuple(here[name] for name in names if name in here) for split, names in job.splits.items()
@@ -135,7 +136,12 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
             "this machine sees other images, labels or patients than the client: mount the data under the same path"
         )
     hospital = virtual_hospitals.Hospital(
-        job.name, source, parts.get("train", ()), parts.get("val", ()), parts.get("test", ())
+        job.name,
+        source,
+        parts.get("train", ()),
+        parts.get("val", ()),
+        parts.get("test", ()),
+        labelled=job.labelled,
     )
     cache = feature_cache.FeatureCache(job.cache_mib * MIB)
     return sites.Site(job.name, hospital, device, job.rank, cache, units=job.units)

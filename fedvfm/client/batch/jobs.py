@@ -75,6 +75,7 @@ class Jobs:
             given.backbone_config_sha256,
             given.precision,
             task.recipe.codec,
+            labelled=site.labelled,
         )
         _require(given == own, "greets with another model or other counts than this machine knows")
         return own
@@ -122,6 +123,7 @@ class Jobs:
             name=site.name,
             data=config.data,
             labels=config.labels,
+            labelled=site.labelled,
             splits={split: tuple(each.id for each in site.split(split)) for split in ("train", "val", "test")},
             listing=spool.listing(site.hospital.splits),
             device=config.device,

@@ -78,6 +78,8 @@ class Job(Part):
     """Where its images are; paths are those of the client's machine."""
     labels: dict[base.Name, base.Name] = {}
     """Its class names = the recipe's."""
+    labelled: Annotated[tuple[base.Name, ...], Field(strict=False)] = ()
+    """The recipe's classes that are labelled there; empty for all."""
     splits: dict[Literal["train", "val", "test"], Ids]
     """The samples of each split, in order."""
     listing: base.Sha256
@@ -139,7 +141,16 @@ def listing(splits: Mapping[str, Iterable[samples.Sample]]) -> str:
     total = hashlib.sha256()
     for name in ("train", "val", "test"):
         for each in splits.get(name, ()):
-            row = [name, each.id, each.truth, each.subject, each.unit, [image.id for image in each.images]]
+            row: list[object] = [
+                name,
+                each.id,
+                each.truth,
+                each.subject,
+                each.unit,
+                [image.id for image in each.images],
+            ]
+            if each.labelled:
+                row.append(each.labelled)
             total.update((json.dumps(row) + "\n").encode())
     return total.hexdigest()
 

@@ -13,7 +13,7 @@ from fedvfm import errors
 from fedvfm.client import site_file
 from fedvfm.client.readiness import offline
 from fedvfm.config import schema
-from fedvfm.data import bags, defect, labels
+from fedvfm.data import bags, defect, labels, partial_labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.readiness import dataset, duplicates, finding, image_findings, rules, survey
@@ -122,7 +122,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     site, recipe = made.own.site, made.own.recipe
     source, contract = _mapped(made.own, raw)
     made.findings += contract
-    source = source if contract else _cases(made, source)
+    source = source if contract else _declared(made, _cases(made, source))
     everything = site_file.belonging(site, source.samples())
     split = site_file.split(site, everything, source)
     numbers = {one.id: number for number, one in enumerate(everything, 1)}
@@ -174,6 +174,20 @@ def _cases(made: Checked, source: samples.Source) -> samples.Source:
         made.told += [(0, defect.of(fault), fault) for fault in error.faults]
         made.findings += rules.structure([defect.of(fault) for fault in error.faults])
         return source
+
+
+def _declared(made: Checked, source: samples.Source) -> samples.Source:
+    """The source as the site says it is labelled; as it is where that does not fit."""
+    site, recipe = made.own.site, made.own.recipe
+    try:
+        partly = partial_labels.declared(source, site.labelled, recipe)
+        partly.samples()
+        return partly
+    except errors.ConfigError as error:
+        made.findings.append(finding.make("contract", "; ".join(error.faults), len(error.faults)))
+    except errors.DataError as error:
+        made.findings += rules.structure([defect.of(error)])
+    return source
 
 
 def _images_of(chosen: Sequence[survey.Numbered]) -> list[survey.Numbered]:

@@ -85,6 +85,7 @@ class Here:
             model.backbone.config_sha256,
             model.precision,
             task.recipe.codec,
+            labelled=site.labelled,
         )
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:

@@ -144,7 +144,8 @@ def losses(
 
 def losses_of(model: adapted_model.AdaptedModel, examples: Sequence[sites.Example]) -> Tensor:
     """One loss each, of that example alone. Shapes: (n,)."""
-    return model.task.losses(model(*sites.collate(examples, model)), sites.targets(examples, model))
+    logits = model(*sites.collate(examples, model))
+    return model.task.losses(logits, sites.targets(examples, model), *sites.labelled(examples, model))
 
 
 def made(model: adapted_model.AdaptedModel) -> list[sites.Example]:

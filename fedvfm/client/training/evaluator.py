@@ -56,7 +56,7 @@ def evaluate(
         shown = chosen[start : start + batch]
         ready, found = _answered(model, site, shown, batch)
         for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
-            model.task.score(scores, sample.id, values, prepared, sample.truth)
+            model.task.score(scores, sample.id, values, prepared, sample.truth, *sites.known(sample))
             if not site.simulated:
                 _note_classes(having, sample, prepared, model.recipe)
             on_step(number, len(chosen))

@@ -88,6 +88,11 @@ class Site:
     pace: float = 0.0
     least_steps: int = 1
 
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """Names of the classes that it labels; empty for all."""
+        return getattr(self.hospital, "labelled", ())
+
     def recipe(self, recipe: schema.Recipe) -> schema.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.
 
@@ -402,6 +407,24 @@ def targets(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> T
         turned = one.view.mask if one.view is not None and found is one.prepared.mask else None
         made.append(torch.as_tensor(found) if turned is None else turned)
     return torch.stack(made).to(model.device)
+
+
+def known(sample: samples.Sample) -> tuple[Sequence[int], ...]:
+    """Which classes are labelled in a sample, as the last argument of a task's score; nothing where all are."""
+    return (sample.labelled,) if sample.labelled else ()
+
+
+def labelled(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> tuple[Tensor, ...]:
+    """Which classes are labelled in each example, as the last argument of a task's loss; nothing where all are.
+
+    Shapes: (B, K).
+    """
+    if not any(example.sample.labelled for example in examples):
+        return ()
+    rows = torch.zeros(len(examples), len(model.recipe.data.class_names), dtype=torch.bool)
+    for row, example in zip(rows, examples, strict=True):
+        row[list(example.sample.labelled) or slice(None)] = True
+    return (rows.to(model.device),)
 
 
 def _joined(parts: Sequence[Tensor], device: str) -> Tensor:

@@ -241,7 +241,8 @@ def _step(
     site: sites.Site,
     near: proximal.Proximal,
 ) -> float:
-    loss: Tensor = model.task.loss(model(*sites.collate(batch, model)), sites.targets(batch, model))
+    logits = model(*sites.collate(batch, model))
+    loss: Tensor = model.task.loss(logits, sites.targets(batch, model), *sites.labelled(batch, model))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise errors.TrainingError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors, registry, seeding
 from fedvfm.config import schema
-from fedvfm.data import bags, defect
+from fedvfm.data import bags, defect, partial_labels
 from fedvfm.data import sample as data
 from fedvfm.data.partition import appearance as appearances
 from fedvfm.data.partition import partitioners
@@ -39,6 +39,7 @@ class Hospital:
         appearance: what its scanner does to every image, or None.
         seed: the run's seed; noise of a sample is drawn from it, the site's name and the sample's id.
         notes: what a reader of the results must know (classes that are missing, samples left out).
+        labelled: names of the classes that are labelled here; empty for all. All its samples say so too.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Hospital:
     appearance: appearances.Appearance | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
+    labelled: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, tuple[data.Sample, ...]]:
@@ -185,6 +187,58 @@ def make_hospitals(source: data.Source, partition: schema.PartitionConfig, seed:
     ]
     _check_classes(made)
     return sorted(made, key=lambda hospital: hospital.name)
+
+
+def partly_labelled(
+    hospitals: Sequence[Hospital], partition: schema.PartitionConfig, recipe: schema.Recipe
+) -> list[Hospital]:
+    """The hospitals as ``partition.labelled`` says: of the other classes nothing is labelled there.
+
+    Images of a class that a hospital does not label are left out, in segmentation their pixels count as not labelled.
+
+    Raises:
+        ConfigError: listing every name that is none, and classes that no hospital labels.
+        PartitionError: if a hospital has nothing left to train or to test on.
+    """
+    names = {hospital.name: partition.labelled.get(hospital.name, ()) for hospital in hospitals}
+    wrong = [
+        f"partition.labelled.{name}: no such hospital{registry.nearest(name, list(names))}"
+        for name in partition.labelled
+        if name not in names
+    ]
+    for name, classes in names.items():
+        if classes:
+            wrong += [f"partition.labelled.{name}: {fault}" for fault in partial_labels.faults(classes, recipe)]
+    if not wrong and partition.labelled:
+        nobody = partial_labels.said(recipe, names)
+        wrong += [f"partition.labelled: {nobody}"] if nobody else []
+    if wrong:
+        raise errors.ConfigError("partition", wrong)
+    return [_partly(hospital, names[hospital.name], recipe) for hospital in hospitals]
+
+
+def _partly(hospital: Hospital, names: Sequence[str], recipe: schema.Recipe) -> Hospital:
+    source = partial_labels.declared(hospital.source, names, recipe)
+    if not isinstance(source, partial_labels.PartlyLabelled):
+        return hospital
+    kept = {
+        split: tuple(source.marked(sample) for sample in part if sample.label is None or sample.label in source.numbers)
+        for split, part in hospital.splits.items()
+    }
+    _check_needed(hospital.name, hospital.splits, kept)
+    gone = sum(len(part) - len(kept[split]) for split, part in hospital.splits.items())
+    own = sorted(set(names) & set(partial_labels.required(recipe)))
+    less = f"; {gone} samples of other classes are left out" if gone else ""
+    note = f"site '{hospital.name}' labels only {', '.join(own)}: it is trained and scored on these alone{less}"
+    return dataclasses.replace(
+        hospital,
+        source=source,
+        train=kept["train"],
+        val=kept["val"],
+        test=kept["test"],
+        notes=(*hospital.notes, note),
+        labelled=tuple(own),
+    )
 
 
 def _included(source: data.Source, partition: schema.PartitionConfig) -> list[data.Sample]:

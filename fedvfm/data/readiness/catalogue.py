@@ -67,6 +67,11 @@ FILES: dict[str, Entry] = {
         "Correct the table, or make them two cases.",
     ),
     "label-missing": Entry(_B, "A classification learns from labels.", "Give every image a class."),
+    "label-not-declared": Entry(
+        _B,
+        "Of a class that is not among labelled nothing is learned here, so its images have no label.",
+        "Add the class to labelled in site.toml, or take these images out.",
+    ),
     "mask-size": Entry(
         _B, "Mask and image must lie on the same grid of pixels.", "Repair the pair, or resample the mask."
     ),

@@ -22,6 +22,7 @@ from flwr.app import Context
 from fedvfm import errors
 from fedvfm.aggregators import table as rules
 from fedvfm.config import schema
+from fedvfm.data import partial_labels
 from fedvfm.flower import runtime
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
@@ -150,6 +151,7 @@ class Coordinator:
                 text, phase = f"paused by {orders.paused.who} since {orders.paused.time}", status_file.PAUSED
             elif waits.enough(members, words) and (self._began or not waits.for_more(missing)):
                 self._memory.forget()
+                self._require_labels(members)
                 without = _listed({**missing, **self._expired()})
                 LOG.info(f"sites now: {', '.join(members)}" + (f"; goes on without: {without}" if without else ""))
                 return members
@@ -162,6 +164,21 @@ class Coordinator:
                 said = text
             self._stands(phase, text)
             time.sleep(LOOK_S)
+
+    def _require_labels(self, members: Mapping[str, handshake.Member]) -> None:
+        """Check that every class is labelled somewhere.
+
+        Later, when the only site that labels a class has gone, the rounds go on and the log says so: what was learned
+        of it stays.
+
+        Raises:
+            ClassUnlabelled: if no round is done and a class is labelled nowhere.
+        """
+        fault = partial_labels.said(self._locked.recipe, {name: member.labelled for name, member in members.items()})
+        if fault and not self._done():
+            raise errors.ClassUnlabelled(fault)
+        if fault:
+            LOG.warning(f"from now on {fault}")
 
     def _patience(self) -> waiting.Patience:
         return waiting.Patience(self._server, again=self._done() > 0)

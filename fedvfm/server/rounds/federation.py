@@ -261,6 +261,7 @@ class Federation:
             "fingerprint": adapter.fingerprint,
             **joined.record,
             "precision": {name: members[name].precision for name in asked if name in members},
+            **_labelled(members, asked),
             "validation": validation,
             **self._mark,
             **({"same_as": self._same_as} if self._same_as else {}),
@@ -612,6 +613,12 @@ class Federation:
             return made[key]
 
         return content
+
+
+def _labelled(members: Mapping[str, handshake.Member], asked: Sequence[str]) -> dict[str, Any]:
+    """Of the cohort the sites that label some classes only, and which; nothing where all label all."""
+    sites = {name: list(members[name].labelled) for name in asked if name in members and members[name].labelled}
+    return {"labelled": sites} if sites else {}
 
 
 def _times(started: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from fedvfm.trust import locked_recipe
 
 @dataclass(frozen=True)
 class Member:
-    """A site after the handshake; ``precision`` is what it computes in.
+    """A site after the handshake; ``precision`` is what it computes in, ``labelled`` the classes it labels (all: none).
 
     ``keys`` are those it greeted with for its next session of secure aggregation: no part of what it is.
     """
@@ -28,6 +28,7 @@ class Member:
     examples: Mapping[str, int]
     precision: str = schema.COMPUTED_IN[0]
     keys: round_keys.Advertised | None = dataclasses.field(default=None, compare=False)
+    labelled: tuple[str, ...] = ()
 
 
 class RollCall:
@@ -105,6 +106,12 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
             f"site '{hello.site}' agrees to codec '{hello.codec}', the recipe says '{locked.recipe.codec}'. Install "
             "the same fedvfm at both ends"
         )
+    strange = set(hello.labelled) - set(locked.recipe.data.class_names)
+    if strange or (hello.labelled and not locked.recipe.task.partial_labels):
+        raise errors.HandshakeRefused(
+            f"site '{hello.site}' names {len(hello.labelled)} classes that it labels, {len(strange)} of them not the "
+            "recipe's, or the recipe does not ask for that. Correct labelled in its site.toml"
+        )
     manifest = at_rank(locked.manifest, hello.rank)
     if hello.manifest_fingerprint != manifest.fingerprint:
         raise errors.HandshakeRefused(
@@ -112,7 +119,7 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
         )
     rule.for_site(locked.adapter, manifest)
     own = hello.keys if hello.keys is not None and hello.keys.site == hello.site else None
-    return Member(hello.site, node, manifest, hello.examples, hello.precision, own)
+    return Member(hello.site, node, manifest, hello.examples, hello.precision, own, hello.labelled)
 
 
 def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:
