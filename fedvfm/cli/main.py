@@ -33,6 +33,7 @@ from fedvfm.report import quantity  # noqa: E402
 from fedvfm.report import terminal as screens  # noqa: E402
 from fedvfm.runtime import extras, logs, processes  # noqa: E402
 from fedvfm.storage import storage  # noqa: E402
+from fedvfm.tracking import targets  # noqa: E402
 
 app = typer.Typer(
     name="fedvfm",
@@ -160,6 +161,10 @@ def simulate(
     page_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the live page; any free one by default.")
     ] = 0,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard:FOLDER, mlflow:URI or wandb:PROJECT takes every round's numbers. Repeatable."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop. Needs neither weights nor network.")
     ] = False,
@@ -168,6 +173,7 @@ def simulate(
 ) -> None:
     """Train federated, local-only and pooled on virtual hospitals of this machine."""
     wanted, processes = _seeds(seeds), _workers(workers)
+    watching = _Watching(quiet or as_json, page_port if page else None, tuple(targets.parse(track or [])))
     if resume is not None or experiment is not None:
         extras.require()
     from fedvfm.simulation import plugin as plugins
@@ -178,7 +184,7 @@ def simulate(
             raise errors.ConfigError(
                 "--resume", ["goes on with a run as it was set up; give no EXPERIMENT, and only --workers and --plugin"]
             )
-        _resume(resume, _Watching(quiet or as_json, page_port if page else None), as_json, processes)
+        _resume(resume, watching, as_json, processes)
         return
     if experiment is None:
         known = ", ".join(_bundled())
@@ -200,15 +206,15 @@ def simulate(
         return
     from fedvfm.simulation import run as runs
 
-    watching = _Watching(quiet or as_json, page_port if page else None)
     _simulate(what, wanted, output or runs.default_output(what.name), watching, as_json)
 
 
 class _Watching(NamedTuple):
-    """How a run is looked at: whether the terminal says nothing, and the port of its page; None for none."""
+    """How a run is looked at: whether the terminal says nothing, the port of its page (None for none), its trackers."""
 
     quiet: bool
     page_port: int | None
+    trackers: tuple[targets.Target, ...]
 
 
 def _simulate(what: Any, wanted: list[int], output: Path, watching: _Watching, as_json: bool) -> None:
@@ -256,6 +262,10 @@ def _run(work: Callable[[Any], list[Any]], folder: Path, watching: _Watching) ->
                 observer = during.enter_context(live_page.shown(folder, watching.page_port))
             during.enter_context(logs.output(level=logging.CRITICAL if watching.quiet else logging.INFO))
             terminal = during.enter_context(live.watch(watching.quiet))
+            if watching.trackers:
+                from fedvfm.simulation import tracked_runs
+
+                during.enter_context(tracked_runs.tracked(folder, watching.trackers, terminal))
             return work(terminal if observer is None else live_page.both(terminal, observer))
     except KeyboardInterrupt:
         if not run_folder.RunFolder(folder).begun:

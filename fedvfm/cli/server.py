@@ -327,6 +327,13 @@ def start(
     ] = False,
     page: Page = False,
     page_port: PagePort = 0,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard:FOLDER, mlflow:URI or wandb:PROJECT takes every round's means. Repeatable."),
+    ] = None,
+    track_sites: Annotated[
+        bool, typer.Option("--track-sites", help="Give trackers the numbers of single sites too, under their names.")
+    ] = False,
     state: StateOption = STATE,
     as_json: Json = False,
 ) -> None:
@@ -335,7 +342,9 @@ def start(
     from fedvfm.runtime import health as probe
     from fedvfm.server import daemon, doctor, state_folder, supervisor
     from fedvfm.server.coordinator import coordinator
+    from fedvfm.tracking import targets
 
+    trackers = targets.parse(track or [])
     server = schema.ServerConfig()
     if config is not None:
         server = schema.parse(schema.ServerConfig, schema.read_toml(config), str(config))
@@ -348,6 +357,8 @@ def start(
         options = (*limits, ("--listen", listen), ("--health", health))
         words = [word for pair in options if pair[1] for word in map(str, pair)]
         words += ["--page", "--page-port", str(page_port)] if page else []
+        words += [word for target in trackers for word in ("--track", f"{target.kind}:{target.where}")]
+        words += ["--track-sites"] if track_sites else []
         command = daemon.command(state, words, stay=stay)
         launched = daemon.launch(state / coordinator.RUN, command)
         line = (
@@ -364,7 +375,10 @@ def start(
         _print(launched, lines, as_json)
         return
     with probe.serving(health, lambda: doctor.alive(state_folder.open_state(state))):
-        done = supervisor.start(where, server, listen, stay=stay, page_port=page_port if page else None)
+        port = page_port if page else None
+        done = supervisor.start(
+            where, server, listen, stay=stay, page_port=port, trackers=trackers, track_sites=track_sites
+        )
         if done is None:
             print("stopped; go on with: fedvfm server start", file=sys.stderr)
             return

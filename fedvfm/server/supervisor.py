@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from fedvfm.doctor import host as machine
 from fedvfm.doctor import monitor
 from fedvfm.flower import runtime
 from fedvfm.runtime import capacity, page_server, processes
-from fedvfm.server import daemon, live_page, state_folder, status
+from fedvfm.server import daemon, live_page, state_folder, status, tracked_runs
 from fedvfm.server.coordinator import coordinator, waiting
 from fedvfm.server.coordinator import orders as steering
 from fedvfm.server.network import node_keys, proxy, refused_requests, superlink
 from fedvfm.server.rounds import result
+from fedvfm.tracking import follower, targets
 from fedvfm.trust import certificates, signed_documents
 from fedvfm.trust import roster as rosters
 
@@ -43,6 +44,8 @@ def start(
     *,
     stay: bool = False,
     page_port: int | None = None,
+    trackers: Sequence[targets.Target] = (),
+    track_sites: bool = False,
 ) -> dict[str, Any] | None:
     """Run the federation to its end, or until this process is told to end. What ends by itself is started again.
 
@@ -52,6 +55,8 @@ def start(
         listen: ``host:port`` of the public port; empty for that of the address sites were told, on all interfaces.
         stay: keep the sites connected when all recipes are finished, and wait for a further one.
         page_port: of the live page on loopback, 0 for any that is free; None for no page.
+        trackers: take the numbers of rounds.
+        track_sites: whether they take those of single sites too.
 
     Returns: the evaluation of the last recipe, or None if it was told to end before that was finished.
 
@@ -74,7 +79,9 @@ def start(
                 if page_port is not None:
                     page = str(where.folder.absolute())
                     page_server.start(family.start, folder, live_page.__name__, page, port=page_port)
-                return _watch(where, server, _listening(where, listen), family, over, stay)
+                place = tracked_runs.__name__
+                with follower.followed(trackers, family.start, place, where.folder, LOG.warning, sites=track_sites):
+                    return _watch(where, server, _listening(where, listen), family, over, stay)
         finally:
             daemon.silence(folder)
 

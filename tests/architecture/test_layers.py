@@ -26,7 +26,7 @@ FLOORS = [
     ["errors", "seeding"],
     ["registry", "report", "storage"],
     ["config", "runtime", "state"],
-    ["aggregators", "backbones", "data", "flower", "protocol", "secure_aggregation", "trust"],
+    ["aggregators", "backbones", "data", "flower", "protocol", "secure_aggregation", "tracking", "trust"],
     ["adapters", "audit", "doctor", "privacy", "tasks", "templates"],
     ["ledger", "model", "survey"],
     ["inference", "server"],

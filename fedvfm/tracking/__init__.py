@@ -1,0 +1,1 @@
+"""Trackers: what the journals say goes to TensorBoard, MLflow or Weights & Biases too."""
