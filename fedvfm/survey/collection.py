@@ -72,7 +72,11 @@ def row(
     pixels = {"sizes", "spacings", "intensities", "foreground"} & set(survey.statistics)
     if pixels or (survey.task == "segmentation" and {"classes", "class-shares"} & set(survey.statistics)):
         for _, sample in passes.spaced(samples, survey.images_per_patient):
-            seen.add(sample, read(sample))
+            image = read(sample)
+            try:
+                seen.add(sample, image)
+            except errors.DataError as error:
+                raise error.at(f"sample '{sample.id}'") from None
     if survey.task == "classification":
         seen.label(samples)
     return {group.name: seen.part(group) for group in groups}

@@ -146,9 +146,9 @@ def _modality(result: answer.Merged, backbone: str, largest: int) -> Ruled:
 
 
 def _size(result: answer.Merged, backbone: str, largest: int) -> Ruled:
-    key, (side, fixed) = "data.input_size", drafts.sides(backbone)
-    if fixed:
-        return key, None, f"{backbone} takes {side} x {side} pixels alone"
+    key, (side, trained) = "data.input_size", drafts.sides(backbone)
+    if trained:
+        return key, None, f"{backbone} was trained on squares of {side} pixels: left at that size"
     parts = [histogram(result, name) for name in ("rows", "columns")]
     sizes, medians = [], []
     for part in parts:

@@ -176,9 +176,10 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
 
 
 def sides(backbone: str) -> tuple[int, bool]:
-    """What sides of an input a backbone takes, as far as is known here: (pixels, whether it is that side alone).
+    """A backbone's side in pixels, as far as is known here, and which one that is.
 
-    Else multiples of it are taken. Of a model that is not on this machine, 16; locking a recipe says what is wrong.
+    True: that of the squares it was trained on, as every SAM. False: that of a patch, of which an input's sides are
+    multiples; of a model that is not on this machine, 16, and locking a recipe says what is wrong.
     """
     shape = _shape(schema.parse(schema.BackboneConfig, {"name": backbone}, "--backbone"))
     kind = str(shape.get("model_type", ""))

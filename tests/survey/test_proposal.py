@@ -45,7 +45,7 @@ def test_no_median_of_what_is_withheld() -> None:
     assert "60% of the patients are withheld" in left["data.input_size"]
 
 
-def test_a_model_of_one_size_keeps_it() -> None:
+def test_a_sam_keeps_the_size_it_was_trained_at() -> None:
     rows = {"rows": {7: 100.0}, "columns": {7: 100.0}}
     proposed = proposal.propose(result(rows), "sam-vit-base")
     assert "data.input_size" not in proposed.values
