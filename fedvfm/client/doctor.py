@@ -11,7 +11,7 @@ from fedvfm import errors
 from fedvfm.client import site_file, state_folder, weights
 from fedvfm.client.gate import policy, split_pin
 from fedvfm.config import batch, schema
-from fedvfm.doctor import host, network
+from fedvfm.doctor import host, network, windows
 from fedvfm.report import finding
 from fedvfm.runtime import processes
 from fedvfm.trust import keys, locked_recipe
@@ -49,6 +49,7 @@ def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) 
     rows += finding.caught("files", lambda: _key(where))
     rows += finding.caught("reach", lambda: network.examine(network.route(where.about.address), where.authority))
     rows.append(network.settings())
+    rows += windows.examine(folder)
     rows += finding.caught("disk", lambda: [host.disk(folder, _need(approved))])
     rows += finding.caught("versions", lambda: host.versions({f"recipe {r.hash[:12]}": r.version for r in approved}))
     rows += finding.caught("approval", lambda: [_approval(where, approved)])

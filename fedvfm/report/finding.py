@@ -37,6 +37,7 @@ WHY = {
     "split": "with another split into train, val and test, a recipe in mid-run trains on patients it was tested on",
     "standing": "the coordinator decides whom it asks; a site that is dropped or revoked waits for nothing",
     "state": "everything this end knows lies in its state folder",
+    "windows": "under WSL the files, the clock and the time that programs live are Windows' in part",
     "versions": "the two ends understand each other in one version; another may build another adapter",
 }
 """What is looked at -> why it matters."""
