@@ -152,8 +152,15 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         # Where table and samples tell the same fault, the one that numbers samples says more.
         if one.code == "patient-across-splits" and one.code in known:
             made.findings = [other for other in made.findings if other.code != one.code]
+        if one.code == "imbalance" and recipe is not None and _balances(recipe):
+            continue
         made.findings.append(_explained(site, one))
     made.raw, made.source, made.fits = raw, source, not contract
+
+
+def _balances(recipe: schema.Recipe) -> bool:
+    """Whether a recipe does something about unequal classes already."""
+    return bool(recipe.task.class_weights) or recipe.task.options.get("sampling") == "balanced"
 
 
 def _explained(site: schema.SiteConfig, one: finding.Finding) -> finding.Finding:

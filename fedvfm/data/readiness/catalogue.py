@@ -255,7 +255,11 @@ DATA: dict[str, Entry] = {
         "Fill the cells in where the value is known.",
     ),
     "imbalance": Entry(
-        _W, "A rare class is easily ignored.", "Bring more images of it, or ask for task.class_weights in the recipe."
+        _W,
+        "A rare class is easily ignored, and one answer for all images may come of it.",
+        'Ask for options = { sampling = "balanced" } under [task] of the recipe, for which no count leaves this site. '
+        "Where a mechanism at record or patient level forbids it, ask for task.class_weights from published "
+        "prevalences.",
     ),
     "foreground-rare": Entry(
         _N,
