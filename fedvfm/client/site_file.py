@@ -232,6 +232,7 @@ def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.S
     contract = collection.contract(survey)
     source = labels.mapped(sources.make(site.data, contract), site.labels, contract.class_names)
     wrong = labels.class_faults(survey.task, survey.class_names, source.info)
+    wrong += collection.label_faults(survey, site.labelled)
     if wrong:
         raise errors.ConfigError("survey and data", wrong)
     parts = whole(site, split(site, belonging(site, source.samples()), source))

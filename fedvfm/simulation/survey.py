@@ -77,6 +77,9 @@ def run(
         OutputInUse: if the folder holds anything.
     """
     results.require_free(folder)
+    if experiment.recipe.target.of_columns:
+        fault = "recipe.target is of columns of the table; a survey knows masks and one class an image alone"
+        raise errors.ConfigError("survey", [fault])
     asked = survey or of_experiment(experiment)
     kind = bags.LABELS_OF.get(experiment.recipe.task.kind, experiment.recipe.task.kind)
     if (asked.task, asked.class_names) != (kind, experiment.recipe.data.class_names):
@@ -89,7 +92,11 @@ def run(
     recipe = experiment.recipe.model_copy(
         update={"data": experiment.recipe.data.model_copy(update={**same, "window": None, "stack": 1})}
     )
-    answers = _answers(asked, experiments.hospitals(experiment.model_copy(update={"recipe": recipe})), recipe, observer)
+    hospitals = experiments.hospitals(experiment.model_copy(update={"recipe": recipe}))
+    partly = [f"{own.name}: {fault}" for own in hospitals for fault in collection.label_faults(asked, own.labelled)]
+    if partly:
+        raise errors.ConfigError("survey", partly)
+    answers = _answers(asked, hospitals, recipe, observer)
     result = answer.merged(asked, answers)
     backbone = experiment.recipe.backbone.name
     proposed = proposal.propose(result, backbone, largest)

@@ -21,6 +21,28 @@ SEEN = ("train", "val")
 """Splits that a survey looks at: what is chosen by it is not chosen by the images that test it."""
 
 
+OF_LABELS = ("foreground", "classes", "class-shares")
+"""Statistics that are true only where every class is labelled."""
+
+
+def label_faults(survey: surveys.Survey, labelled: Sequence[str]) -> list[str]:
+    """Why a site that labels some classes only cannot answer: what it does not label would count as background.
+
+    Args:
+        survey: what is asked.
+        labelled: the classes that are labelled there; empty for all.
+    """
+    asked = [name for name in OF_LABELS if name in survey.statistics]
+    needed = survey.class_names[1:] if survey.task == "segmentation" else survey.class_names
+    missing = [name for name in needed if name not in labelled] if labelled else []
+    if not asked or not missing:
+        return []
+    return [
+        f"statistics: {', '.join(asked)} need every class labelled, and {', '.join(missing)} is not labelled here; ask "
+        "this site for a survey without them"
+    ]
+
+
 def contract(survey: surveys.Survey) -> schema.DataContract:
     """How a source shows its images to a survey: as a recipe of the same classes and plane would, not stretched."""
     values = survey.model_dump(include={"class_names", "modality", "plane", "channels"})
@@ -69,15 +91,15 @@ def row(
 ) -> statistics.Row:
     """What one patient adds to each group."""
     seen = _Patient(survey, len(samples))
-    pixels = {"sizes", "spacings", "intensities", "foreground"} & set(survey.statistics)
-    if pixels or (survey.task == "segmentation" and {"classes", "class-shares"} & set(survey.statistics)):
+    wanted = {"sizes", "spacings", "intensities"} | (set(OF_LABELS) if survey.task == "segmentation" else set())
+    if wanted & set(survey.statistics):
         for _, sample in passes.spaced(samples, survey.images_per_patient):
             image = read(sample)
             try:
                 seen.add(sample, image)
             except errors.DataError as error:
                 raise error.at(f"sample '{sample.id}'") from None
-    if survey.task == "classification":
+    if survey.task == "classification" and set(OF_LABELS) & set(survey.statistics):
         seen.label(samples)
     return {group.name: seen.part(group) for group in groups}
 
@@ -107,7 +129,7 @@ class _Patient:
             self._note("column-spacing", pixels.spacing[1])
         if sample.part is not None:
             self._note("slice-spacing", sample.part.step)
-        if self._survey.task == "segmentation":
+        if self._survey.task == "segmentation" and set(OF_LABELS) & set(self._survey.statistics):
             self._add_mask(pixels)
         if {"intensities", "foreground"} & set(self._survey.statistics):
             self._add_intensities(pixels)
@@ -142,7 +164,9 @@ class _Patient:
         elif len(image) == 1:
             image = np.repeat(image, 3, axis=0)
         shown = np.ones(image.shape[1:], bool) if pixels.padded is None else ~pixels.padded
-        structures = shown & (pixels.mask > 0) if pixels.mask is not None else np.zeros_like(shown)
+        structures = np.zeros_like(shown)
+        if "foreground" in self._survey.statistics and pixels.mask is not None:
+            structures = shown & (pixels.mask > 0)
         for at, where in enumerate((shown, structures)):
             for channel, plane in enumerate(image):
                 places = np.searchsorted(self._edges, plane[where], side="right")

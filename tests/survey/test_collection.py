@@ -90,3 +90,19 @@ def test_an_image_that_cannot_be_used_is_named(change: dict[str, object]) -> Non
     survey = hospital.ask(scale="file")
     with pytest.raises(errors.DataError, match="6-0"):
         row(survey, lambda sample: dataclasses.replace(hospital.read(sample), **change))  # type: ignore[arg-type]
+
+
+def test_a_site_that_labels_some_classes_answers_nothing_of_them() -> None:
+    """What it does not label would count as background."""
+    survey = hospital.ask()
+    assert collection.label_faults(survey, ()) == []
+    assert collection.label_faults(survey, ("disc", "rare")) == []
+    (fault,) = collection.label_faults(survey, ("disc",))
+    assert "rare is not labelled here" in fault
+    assert collection.label_faults(hospital.ask(statistics=["patients", "sizes"]), ("disc",)) == []
+
+
+def test_sizes_alone_need_no_mask() -> None:
+    survey = hospital.ask(statistics=["sizes"])
+    counts = row(survey, lambda sample: dataclasses.replace(hospital.read(sample), mask=None))
+    assert sum(counts["rows"]) == W

@@ -41,7 +41,10 @@ class Site(private_site.Site):
         self.terms_of(POLICY)
 
     def terms_of(self, text: str) -> None:
-        self.settings.write_text(f'name = "north"\n[data]\nsource = "folder"\npath = "{self.folder / "data"}"\n{text}')
+        head, _, rest = text.rpartition("[policy]")
+        terms = f"[policy]{rest}" if text else ""
+        data = f'[data]\nsource = "folder"\npath = "{self.folder / "data"}"\n'
+        self.settings.write_text(f'name = "north"\n{head}{data}{terms}')
 
     def agree(self, survey: surveys.Survey) -> None:
         self.where.remember_survey(survey)
@@ -121,6 +124,7 @@ def test_nothing_but_the_named_statistics_leaves(site: Site) -> None:
         (POLICY.replace("min_units = 5", "min_units = 50"), "policy-units"),
         (POLICY + PATIENTS, "privacy-budget"),
         (POLICY + "[labels]\nother = 'disc'\n", "config"),
+        ('labelled = ["background"]\n' + POLICY, "config"),
     ],
 )
 def test_what_the_site_does_not_allow_is_refused_with_a_word(site: Site, terms: str, word: str) -> None:
