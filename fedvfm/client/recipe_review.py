@@ -178,7 +178,9 @@ def _trains(locked: locked_recipe.LockedRecipe) -> str:
     for spec in locked.manifest:
         sizes[spec.group] += spec.size
     parts = ", ".join(f"{size:,} in {group}" for group, size in sorted(sizes.items()))
-    some = "; ".join(filter(None, (factors.describe(locked.recipe.adapter.factors), groups.describe(locked.recipe))))
+    kept = f"what is in {factors.RESIDUAL} the coordinator fills, it trains nowhere" if sizes[factors.RESIDUAL] else ""
+    ways = factors.describe(locked.recipe.adapter.factors), groups.describe(locked.recipe), kept
+    some = "; ".join(filter(None, ways))
     whole = f"adapter '{locked.recipe.adapter.kind}' and head: {locked.manifest.parameters:,} numbers ({parts})"
     return f"{whole}; {some}" if some else whole
 

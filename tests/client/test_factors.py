@@ -135,6 +135,17 @@ def test_locking_refuses_a_rule_that_makes_new_factors(tiny_dino: Path) -> None:
 # -- what people and policies are told ---------------------------------------------------------------------------------
 
 
+def test_a_review_says_that_a_residual_comes_from_the_coordinator(tiny_dino: Path) -> None:
+    asked = recipe(("dino", tiny_dino), "both", adapter={"options": {"residual": 4}}, aggregation={"rule": "stack"})
+    locked = adapted_model.AdaptedModel(asked, with_weights=False).locked()
+    told = dict(recipe_review.words(locked))
+    assert "2,048 in residual" in told["what trains"]
+    assert told["what trains"].endswith("; what is in residual the coordinator fills, it trains nowhere")
+    trained = locked.manifest.parameters - 2048
+    assert told["leaves each round"].startswith(f"{trained:,} trained numbers")
+    assert policy.Facts.of(locked).trainable == trained
+
+
 @pytest.fixture(scope="module")
 def locks(tiny_dino: Path) -> dict[str, locked_recipe.LockedRecipe]:
     return {

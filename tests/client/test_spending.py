@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedvfm import errors
@@ -21,6 +22,7 @@ from fedvfm.config import privacy
 from fedvfm.flower import internals
 from fedvfm.ledger import receipts, reconcile
 from fedvfm.protocol import protocol
+from fedvfm.state import state
 from tests.client import private_site
 
 Site = private_site.Site
@@ -99,6 +101,12 @@ def test_a_kept_update_that_was_not_charged_decides_nothing_of_the_final_adapter
     assert finals._own(model, whole, task, 1e9) is None
     assert not private_site.Site(site.folder).ask(private_site.train()).has_error()
     assert finals._own(model, whole, task, 1e9) == 0.5, "charged, and it left"
+    row = state.ArraySpec("q.residual.A", (1, 1), "residual")
+    model.manifest = state.Manifest.of([*private_site.ROWS, row])
+    whole.own = lambda model, recipe, adapter, number: state.AdapterState(
+        {**adapter, row.name: np.zeros((1, 1), np.float32)}
+    )
+    assert finals._own(model, whole, task, 1e9) is None, "the server moved a residual since: these are no one's weights"
 
 
 @pytest.mark.parametrize("points", [POINTS, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])

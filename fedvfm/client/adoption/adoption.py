@@ -17,7 +17,7 @@ from fedvfm.config import schema
 from fedvfm.inference import export
 from fedvfm.model import adapted_model
 from fedvfm.protocol import protocol
-from fedvfm.state import checkpoint, factors, state
+from fedvfm.state import checkpoint, factors, groups, state
 from fedvfm.trust import signed_documents
 
 
@@ -107,6 +107,8 @@ class Finals:
         own = site.own(model, task.recipe.hash, factors.completed(update.state, task.state), update.base_round + 2)
         if set(update.state) != set(trained) or not still or not model.manifest.fits(own):
             return None
+        if set(groups.moving(model.manifest, task.recipe, 1)) != set(model.leaving(1)):
+            return None  # what it trained beside a residual of then says nothing beside the residual of now
         plain = dataclasses.replace(task, surface=False, final=False)
         answer = evaluator.evaluate(model, site, own, plain, until)
         return answer.metrics.get(model.task.primary)
