@@ -79,6 +79,18 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise defect.UNREADABLE.error(f"{path}: cannot be read as UTF-8 text; save it again or take it out") from None
 
 
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    distinct = dict(pairs)
+    for key, _ in pairs if len(distinct) < len(pairs) else ():
+        if sum(other == key for other, _ in pairs) > 1:
+            raise _Twice(ascii(key[:40])[1:-1])
+    return distinct
+
+
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """What a JSON file holds.
 
@@ -86,6 +98,10 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
         DataError: as :func:`read_text`; also for what is no JSON, or nested deeper than anybody writes it.
     """
     try:
-        return json.loads(read_text(path, most))
+        return json.loads(read_text(path, most), object_pairs_hook=_once)
+    except _Twice as error:
+        raise defect.TABLE.error(
+            f"{path}: '{error}' stands twice in one object, of which one would count; keep one"
+        ) from None
     except (ValueError, RecursionError):
         raise defect.UNREADABLE.error(f"{path}: cannot be read as JSON; correct it or take it out") from None

@@ -1,9 +1,9 @@
 """Which number of a mask means which structure: by coded type and name, never by the position in one file.
 
-DICOM-SEG, 3D Slicer's NRRD, dcmqi's JSON and BIDS tables say of every number what it stands for. Where these names or
-codes are those of the classes, masks are read by them. Where they are not, numbers are taken as classes only if every
-number is one structure in all files. Names and meanings are text of a file that may name a patient: they are
-compared, and never shown; codes of known schemes are.
+DICOM-SEG, NRRD of 3D Slicer and MITK, label tables of NIfTI, dcmqi's JSON and BIDS tables say of every number what it
+stands for. Where these names or codes are those of the classes, masks are read by them. Where they are not, numbers
+are taken as classes only if every number is one structure in all files. Names and meanings are text of a file that
+may name a patient: they are compared, and never shown; codes of known schemes are.
 
 Sources: DICOM PS3.3, C.8.20.2 (Segment Description Macro) and C.8.8.5 (Structure Set); PS3.16, CID 7151; 3D Slicer,
 "Segmentation file formats"; dcmqi, JSON meta information; BIDS 1.10, "Common image-derived labels".

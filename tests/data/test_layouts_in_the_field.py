@@ -357,3 +357,37 @@ def test_floats_beside_a_class_number_are_that_class(tmp_path: Path) -> None:
     source = make(tmp_path)
     with pytest.raises(errors.DataError, match="no whole numbers"):
         source.read(source.samples()[0])
+
+
+@pytest.mark.files(
+    "structures", "labels of a table that differ in 1 and 1.0, capitals or signs nobody sees", "", "refused"
+)
+@pytest.mark.files("structures", "NaN, N/A as a label", "", "no class; refused unless the row is taken out")
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("0", "1", "0.0"), "'0' and '0.0'"),
+        (("well", "ill", "Ill"), "'Ill' and 'ill'"),
+        (("well", "ill", "ill\0"), r"'ill' and 'ill\x00'"),
+        (("well", "ill", "NaN"), "label 'NaN' stands for no class"),
+    ],
+)
+def test_labels_that_look_alike_are_no_classes_of_their_own(tmp_path: Path, labels: tuple[str, ...], said: str) -> None:
+    for at in range(len(labels)):
+        save(tmp_path / "images" / f"{at}.png", RNG.integers(0, 255, (4, 4)))
+    rows = [f"{at},{label}" for at, label in enumerate(labels)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,label", *rows]))
+    assert said in str(refused(tmp_path))
+
+
+@pytest.mark.files(
+    "structures", "one name twice in dataset.json", "RFC 8259, 4", "refused: of the two numbers the last would count"
+)
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    for part in ("imagesTr/a_0000", "labelsTr/a"):
+        nii(tmp_path / f"{part}.nii.gz")
+    labels = '{"background": 0, "liver": 1, "liver": 2, "kidney": 1}'
+    (tmp_path / "dataset.json").write_text(
+        f'{{"channel_names": {{"0": "CT"}}, "labels": {labels}, "numTraining": 1, "file_ending": ".nii.gz"}}'
+    )
+    assert "'liver' stands twice in one object" in str(refused(tmp_path))

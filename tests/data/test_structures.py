@@ -556,3 +556,64 @@ def test_pydicoms_dictionary_knows_common_organs() -> None:
         assert f"SCT:{code}" in structures.codes_of(name)
     assert structures.code_of("SRT", "T-62000") == structures.code_of("sct", "10200004") == "SCT:10200004"
     assert structures.code_of("99PRIVATE", "Mueller").startswith("other scheme:")
+
+
+# --- label tables in headers: Connectome Workbench and TotalSegmentator (NIfTI), MITK (NRRD) ------------------------
+
+TABLE = (
+    '<?xml version="1.0" encoding="UTF-8"?><CaretExtension><VolumeInformation Index="0"><LabelTable>'
+    '<Label Key="0" Red="0" Green="0" Blue="0" Alpha="0"><![CDATA[???]]></Label>{}'
+    "</LabelTable><VolumeType><![CDATA[Label]]></VolumeType></VolumeInformation></CaretExtension>"
+)
+
+
+def nifti_mask(path: Path, where: dict[int, str], names: dict[int, str], code: int) -> None:
+    """A mask of :func:`drawn`, and a table of names."""
+    rows = [f'<Label Key="{number}" Red="1" Alpha="1"><![CDATA[{name}]]></Label>' for number, name in names.items()]
+    image = nibabel.Nifti1Image(sum((drawn(*item) for item in where.items()), np.zeros(SHAPE, np.uint8)), np.eye(4))
+    content = TABLE.format("".join(rows)).encode()
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, content))
+    nibabel.save(image, path)
+
+
+def mitk_mask(path: Path, where: dict[int, str], names: dict[int, str], code: int) -> None:
+    labels = [{"name": name, "value": number, "locked": True} for number, name in names.items()]
+    header = {"space": "right-anterior-superior", "space directions": np.eye(3), "space origin": [0, 0, 0]}
+    more = {"modality": "org.mitk.multilabel.segmentation", f"{MITK}.version": "1"}
+    values = sum((drawn(*item) for item in where.items()), np.zeros(SHAPE, np.uint8))
+    nrrd.write(str(path), values, header | more | {f"{MITK}.labelgroups": json.dumps([{"labels": labels}])})
+
+
+MITK = "org.mitk.multilabel.segmentation"
+
+
+@pytest.mark.files(
+    "structures",
+    "label table in a NIfTI header (TotalSegmentator, Connectome Workbench)",
+    "GIFTI 1.0, LabelTable",
+    "by name",
+)
+@pytest.mark.files("structures", "multi-label segmentations of MITK", "MITK, MultiLabelSegmentation", "by name")
+@pytest.mark.parametrize(
+    ("write", "ending", "code"), [(nifti_mask, ".nii.gz", 0), (nifti_mask, ".nii", 30), (mitk_mask, ".nrrd", 0)]
+)
+def test_names_in_a_header_say_which_number_is_which(tmp_path: Path, write: Any, ending: str, code: int) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for case, (liver, kidney) in {"a": (1, 2), "b": (2, 1)}.items():
+        nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4)), tmp_path / "images" / f"{case}.nii.gz")
+        where, names = {liver: "liver", kidney: "kidney"}, {liver: "Liver", kidney: "kidney"}
+        write(tmp_path / "masks" / f"{case}{ending}", where, names, code)
+    source = make(tmp_path, class_names=NAMES)
+    assert list(voxels(source).values()) == [[12, 20], [12, 20]]
+    assert "another structure from file to file" in refused(
+        tmp_path
+    )  # nobody says which classes there are, and a number is two structures
+
+
+def test_labels_of_mitk_without_a_value_are_refused(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4)), tmp_path / "images" / "a.nii.gz")
+    mitk_mask(tmp_path / "masks" / "a.nrrd", {1: "liver"}, {None: "liver"}, 0)  # type: ignore[dict-item]
+    assert "labels of MITK without name or value" in refused(tmp_path)

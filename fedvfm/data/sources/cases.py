@@ -16,7 +16,7 @@ from fedvfm.config import schema
 from fedvfm.data import defect, formats, label_tables, structures
 from fedvfm.data import sample as data
 from fedvfm.data.sources import layouts
-from fedvfm.data.volumes import dicom, dicom_seg, geometry, nrrd, slices, volumes
+from fedvfm.data.volumes import dicom, dicom_seg, geometry, nifti, nrrd, slices, volumes
 from fedvfm.data.volumes import header as headers
 
 SAME: dict[str, tuple[str, ...]] = {
@@ -124,12 +124,13 @@ def _look_at_volume(folder: Path, case: layouts.Case, series: str) -> Seen:
 
 
 def _held(mask: Path, image: headers.Header) -> Held:
-    """What the numbers of a mask stand for, where its files say so: DICOM-SEG, 3D Slicer's NRRD, a table beside it."""
+    """What the numbers of a mask stand for, where it says so (DICOM-SEG, NRRD, NIfTI), or a table beside it does."""
     if dicom_seg.is_segmentation(mask):
         return tuple(tuple(one) for one in dicom_seg.held(mask, image) if one)
     if not is_volume(mask):
         return ()
-    found = nrrd.held(mask) if volumes.kind_of(mask) == "nrrd" else ()
+    reader = {"nrrd": nrrd.held, "nifti": nifti.held}.get(volumes.kind_of(mask))
+    found = () if reader is None else reader(mask)
     return tuple(one for one in (tuple(found) or label_tables.beside(mask),) if one)
 
 

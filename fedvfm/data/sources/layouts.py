@@ -19,6 +19,9 @@ from fedvfm.data.volumes import metaimage
 
 DEFAULT_NAMES = ("background", "foreground")
 IGNORED = (".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml")
+NO_LABEL = frozenset({"", "nan", "<na>", "n/a", "#n/a"})
+"""What programs write into a table where there is nothing."""
+NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d*)?", re.ASCII)
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = (
     "masks",
@@ -408,6 +411,12 @@ def _table_faults(
     return faults
 
 
+def _spoken(label: str) -> str:
+    """What a label is however it is written: other capitals, 1.0 for 1, signs that nobody sees."""
+    seen = "".join(letter for letter in label if letter.isprintable()).casefold()
+    return f"{float(seen):g}" if NUMBER.fullmatch(seen) else seen
+
+
 def classify(layout: Layout, table: str, labels: Mapping[str, str | None], images: Mapping[str, Path]) -> None:
     """Images as cases of the classes that a table gives them; without class names those of the table are taken.
 
@@ -417,14 +426,16 @@ def classify(layout: Layout, table: str, labels: Mapping[str, str | None], image
         layout.class_names = ()
         layout.cases = [Case(name, (path,), None) for name, path in images.items()]
         return  # rows that are missing are told where patients are read
-    layout.class_names = layout.class_names or tuple(sorted({label for label in labels.values() if label}))
+    said = {label for label in labels.values() if label is not None and label.casefold() not in NO_LABEL}
+    layout.class_names = layout.class_names or tuple(sorted(said))
     known = list(layout.class_names)
     alike: dict[str, set[str]] = {}
     for written in (*known, *filter(None, labels.values())):
-        alike.setdefault(written.casefold(), set()).add(written)
+        alike.setdefault(_spoken(written), set()).add(written)
     layout.faults += [
         defect.TABLE.fault(
-            f"{table}: labels {' and '.join(map(repr, sorted(those)))} differ in capitals alone; use one"
+            f"{table}: labels {' and '.join(map(repr, sorted(those)))} differ in capitals alone, in how a number is "
+            "written, or in signs that nobody sees; use one"
         )
         for those in alike.values()
         if len(those) > 1

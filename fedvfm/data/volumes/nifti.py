@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import gzip
+import html
+import io
 import math
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.data import defect, side_files
+from fedvfm.data import defect, side_files, structures
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import geometry
 from fedvfm.data.volumes import header as headers
@@ -30,6 +33,10 @@ GZIP_RATIO = 1032
 """Deflate packs no better, so a file that claims more is damaged; asked before memory is taken."""
 NO_SPACING = "does not say how large a voxel is along each axis (pixdim is 0); 1 mm was taken"
 NO_AFFINE = "neither sform nor qform is set, so its sides are a guess: left may be right"
+LABEL = re.compile(
+    rb'<Label\b[^<>]*\sKey="(\d{1,9})"[^<>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<>]*))\s*</Label>', re.DOTALL
+)
+"""A row of the label table of an extension in the form of GIFTI and CIFTI."""
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -92,6 +99,26 @@ def _open(path: Path) -> Any:
             f"{path}: no volume of voxels but {type(image).__name__}; take it out, or export a volume"
         )
     return image
+
+
+@decoder.apart
+def held(path: Path) -> list[structures.Structure]:
+    """What the numbers of a mask stand for by the label table in its header; nothing of files without one.
+
+    Connectome Workbench and TotalSegmentator write it, and its numbers change with the release or the task that was
+    asked. It may list structures that no mask has.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    content = io.BytesIO()
+    _open(path).header.extensions.write_to(content, False)
+    rows = []
+    for number, quoted, written in LABEL.findall(content.getvalue()):
+        name = quoted.decode("utf-8", "replace") or html.unescape(written.decode("utf-8", "replace"))
+        if int(number) != 0:  # everything that is no structure
+            rows.append(structures.Structure(int(number), "", structures.plain(name), listed=True))
+    return rows
 
 
 @decoder.apart

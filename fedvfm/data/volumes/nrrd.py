@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import io
+import json
 import math
 import re
 import struct
@@ -54,6 +55,7 @@ UNITS = {
     "micrometre": 0.001,
 }
 """Space unit -> millimetres; none said means millimetres."""
+MITK = "org.mitk.multilabel.segmentation.labelgroups"
 SEGMENT = re.compile(r"Segment\d+_")
 TERM, ANY = r"~([^~^]*)\^([^~^]*)\^([^~^]*)", r"[^~]*"
 TERMS = re.compile(f"^{ANY}~{ANY}{TERM}{TERM}(?:~{ANY}(?:{TERM}(?:{TERM})?)?)?(?:~|$)")
@@ -212,7 +214,7 @@ def _millimetres(path: Path, fields: Mapping[str, Any]) -> list[float]:
 
 @decoder.apart
 def held(path: Path) -> list[structures.Structure]:
-    """What the numbers of 3D Slicer's segmentation stand for (``Segment0_LabelValue``, ...); nothing of other files.
+    """What the numbers of a segmentation of 3D Slicer (``Segment0_LabelValue``, ...) or MITK stand for, else nothing.
 
     Raises:
         DataError: if the header cannot be read.
@@ -228,7 +230,16 @@ def held(path: Path) -> list[structures.Structure]:
         name, tags = (str(fields.get(begin + part, "")) for part in ("Name", "Tags"))
         # Before version 4.11 a segment was a layer of its own, drawn as 1, and no number was written.
         found.append(_structure(path, fields.get(f"{begin}LabelValue", 1), name, tags))
-    return found
+    return found or _labels(path, str(fields.get(MITK, "[]")))
+
+
+def _labels(path: Path, groups: str) -> list[structures.Structure]:
+    """The labels of MITK's multi-label segmentation."""
+    try:
+        labels = [label for group in json.loads(groups) for label in group["labels"]]
+        return [structures.Structure(int(label["value"]), "", structures.plain(str(label["name"]))) for label in labels]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise defect.MASK_VALUE.error(f"{path}: labels of MITK without name or value; export it again") from None
 
 
 def _structure(path: Path, value: Any, name: str, tags: str) -> structures.Structure:
