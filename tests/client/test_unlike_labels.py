@@ -102,4 +102,25 @@ def test_a_batch_job_has_the_same_labels(folder: Path) -> None:
 @pytest.mark.parametrize(("names", "code"), [(["livr"], "contract"), (["liver"], "")])
 def test_the_check_knows_it(folder: Path, names: list[str], code: str) -> None:
     found = check.check(site_file.Own(site(folder, labelled=names), recipe(partial_labels=True)))
-    assert ("contract" in {finding.code for finding in found.findings}) == bool(code)
+    codes = {finding.code for finding in found.findings}
+    assert ("contract" in codes) == bool(code)
+    assert ("class-missing" in codes) is False
+
+
+def test_the_check_says_what_becomes_of_a_class_that_nobody_drew(folder: Path, tmp_path: Path) -> None:
+    """The masks of a site that labels the liver alone: without its word the spleen would be background."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for path in (folder / part).iterdir():
+            pixels = np.asarray(Image.open(path))
+            Image.fromarray(np.where(pixels == 2, 0, pixels) if part == "masks" else pixels).save(
+                tmp_path / part / path.name
+            )
+
+    def missing(**more: Any) -> list[str]:
+        made = check.check(site_file.Own(site(tmp_path, **more), recipe(partial_labels=True)))
+        return [finding.remedy for finding in made.findings if finding.code == "class-missing"]
+
+    (remedy,) = missing()
+    assert "labelled in site.toml" in remedy
+    assert missing(labelled=["liver"]) == []

@@ -228,7 +228,11 @@ DATA: dict[str, Entry] = {
         'Remove ids = "names" from [data.options].',
     ),
     "class-missing": Entry(
-        _W, "The model of this site never sees that class.", "Check labels and mask values, or bring such images."
+        _W,
+        "The model of this site never sees that class; where it is in the images and nobody labels it here, it is "
+        "taught as background.",
+        "Check labels and mask values, or bring such images. Where this site does not label the class, say which it "
+        "does: labelled in site.toml, under a recipe with task.partial_labels = true.",
     ),
     "class-missing-in-split": Entry(
         _W, "The class is not learned, or not tested, at this site.", "Bring more patients of that class."

@@ -120,7 +120,8 @@ def _classes(seen: dataset.Looked) -> Findings:
     counts = seen.class_counts()
     present = [at for at, count in enumerate(counts) if count]
     # Background is no class that one could miss.
-    wanted = range(1 if seen.segmentation else 0, len(counts))
+    labelled = {number for sample in seen.samples for number in sample.labelled} or set(range(len(counts)))
+    wanted = [at for at in range(1 if seen.segmentation else 0, len(counts)) if at in labelled]
     missing = [at for at in wanted if not counts[at]]
     found = []
     if missing and len(missing) < len(wanted):
