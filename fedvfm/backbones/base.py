@@ -113,6 +113,7 @@ class Backbone(nn.Module):
         promptable: whether it can be told where each class is (see ``prompted``).
         prompt_width: channels of the image embedding that its prompts meet; 0 where it takes none.
         default_parts: decoder parts that train where the recipe names none.
+        default_head: of segmentation, where the recipe names none; None leaves it to the task.
         stock_differs: why the stock class computes something else with the same weights; empty where it does not.
     """
 
@@ -131,6 +132,7 @@ class Backbone(nn.Module):
     promptable: bool = False
     prompt_width: int = 0
     default_parts: tuple[str, ...] = ()
+    default_head: str | None = None
     stock_differs: str = ""
 
     def taps(self, count: int) -> tuple[int, ...]:

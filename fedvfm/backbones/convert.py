@@ -21,6 +21,7 @@ from fedvfm import errors
 from fedvfm.backbones import (
     base,
     identity,
+    monai_bundle,
     pickled,
     record,
     safefile,
@@ -47,11 +48,13 @@ class Given:
         path: the file or folder.
         files: that make the weights.
         config: ``config.json``, if any.
+        settings: its content, where it was made from a configuration of another form.
     """
 
     path: Path
     files: tuple[Path, ...]
     config: Path | None
+    settings: bytes = b""
 
     @property
     def pickled(self) -> bool:
@@ -65,7 +68,8 @@ def bring(
     """Put weights into our cache under a name that recipes can use, with a record of what they were.
 
     Args:
-        path: a ``.safetensors``, ``.bin``, ``.pth`` or ``.pt`` file, or a folder in Hugging Face's layout.
+        path: a ``.safetensors``, ``.bin``, ``.pth`` or ``.pt`` file, a folder in Hugging Face's layout, or a MONAI
+            bundle.
         name: a name of the table, ``owner/model`` or a word of your own.
         config: ``config.json``, where ``path`` is a file; SAM in its authors' layout needs none.
         sha256: what the publisher says of the file; checked before anything in it is read.
@@ -120,6 +124,7 @@ def _as_before(name: str, source: str, given: Given) -> weights.Located:
     """
     kept = record.read(weights.own_folder(name))
     settings = "" if given.config is None else identity.of_settings(identity.read_json(given.config))
+    settings = identity.of_settings(json.loads(given.settings)) if given.settings else settings
     if kept is None or kept.source != source or settings not in ("", kept.config_sha256):
         raise errors.OutputInUse(
             f"'{name}' is on this machine already, made from {kept.source if kept else 'another file'}. Choose another "
@@ -134,6 +139,10 @@ def _as_before(name: str, source: str, given: Given) -> weights.Located:
 def _look(path: Path, config: Path | None) -> Given:
     if config is not None:
         identity.read_json(config)
+    if path.is_dir() and monai_bundle.is_bundle(path):
+        if config is not None:
+            raise errors.ConfigError("weights import", ["--config: a MONAI bundle has its own; leave it out"])
+        return Given(path, (monai_bundle.weights_of(path),), None, monai_bundle.settings_of(path))
     if path.is_dir():
         own = path / identity.CONFIG
         # timm's says nothing that the arrays do not.
@@ -173,15 +182,15 @@ def _fill(staging: Path, given: Given) -> None:
     else:
         tensors = {}
         names = {name for file in given.files if file.suffix == ".safetensors" for name in safefile.names(file)}
-    original = next((layout for layout in ORIGINALS if layout.recognise(names)), None)
-    if given.config is None and original is None:
+    original = None if given.settings else next((layout for layout in ORIGINALS if layout.recognise(names)), None)
+    if given.config is None and original is None and not given.settings:
         raise errors.WeightsError(
             f"{given.path}: comes without config.json, which says how the weights are used. Give the one of the "
             "model's page with --config"
         )
     if original is not None and not given.pickled:
         tensors = _read_safetensors(given.files)
-    text = given.config.read_bytes() if given.config is not None else b""
+    text = given.config.read_bytes() if given.config is not None else given.settings
     if original is not None and given.config is None:
         settings = original.settings({name: tuple(value.shape) for name, value in tensors.items()})
         text = (json.dumps(settings, indent=2) + "\n").encode()

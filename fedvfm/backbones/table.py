@@ -52,6 +52,9 @@ TABLE = registry.Table(
     },
 )
 
+STORED = registry.Table("stored backbone", {"monai-network": "fedvfm.backbones.monai_network:load"})
+"""``model_type`` of what was imported here -> what loads it, where that is no entry of the table."""
+
 KINDS = {
     "sam": "sam-vit-base",
     "sam_hq": "sam-hq-vit-base",
@@ -92,7 +95,11 @@ def _by_kind(settings: schema.BackboneConfig) -> Callable[..., Any]:
         values = weights.describe(settings)
     except errors.WeightsError:
         return _fetch_first
-    found: Callable[..., Any] = TABLE.get(KINDS.get(str(values.get("model_type")), "dinov2-small"))
+    kind = str(values.get("model_type"))
+    if kind in STORED:
+        stored: Callable[..., Any] = STORED.get(kind)
+        return stored
+    found: Callable[..., Any] = TABLE.get(KINDS.get(kind, "dinov2-small"))
     return found
 
 

@@ -45,7 +45,7 @@ class Segmentation(base.Task):
     @classmethod
     def head_for(cls, backbone: backbones.Backbone) -> str | None:
         """See base."""
-        return "sam-masks" if backbone.mask_tokens else None
+        return "sam-masks" if backbone.mask_tokens else backbone.default_head
 
     @classmethod
     def takes_masks(cls, head: str | None) -> bool:
