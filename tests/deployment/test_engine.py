@@ -87,6 +87,27 @@ def test_one_factor_at_a_time_over_a_real_network(tiny: Any, tmp_path: Path) -> 
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "deployment" / "journal.jsonl")] == [0.0] * 3
 
 
+def test_a_residual_and_rounds_by_time_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
+    """What no site sends comes down to all of them; a hospital that is slow says how few images it saw."""
+    sets = (
+        *TWO[1:],
+        'recipe.aggregation.rule="stack"',
+        "recipe.adapter.options={residual=16}",
+        "recipe.optimiser.batch_size=1",
+        "recipe.optimiser.round_minutes=1.0",
+        "site_pace={east=2.0}",
+    )
+    words = [word for one in sets if one != "--set" for word in ("--set", one)]
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", tiny.experiment, *words, "--engine", engine, "--output", tmp_path / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    lines = tiny.lines(tmp_path / "deployment" / "journal.jsonl")
+    assert [line["examples"]["east"] for line in lines] == [2] * 3
+    assert all(line["refused"] == {} and line["aggregate_error"] < 1e-5 for line in lines)
+
+
 def test_a_secure_sum_with_shared_noise_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
     """Virtual hospitals mask nothing from one machine; the whole numbers and their seeded noise are the same ones."""
     sets = (
