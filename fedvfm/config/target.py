@@ -12,12 +12,15 @@ from fedvfm.config import base
 Chance = Annotated[float, Field(gt=0.0, lt=1.0)]
 Range = Annotated[tuple[float, float], Field(strict=False)]
 
-OF_COLUMNS = ("multi-label", "regression")
+OF_COLUMNS = ("multi-label", "regression", "survival")
 """Targets that are columns of the table, called as ``recipe.data.class_names``; the others are its column ``label``."""
 
 
 class TargetConfig(pydantic.BaseModel):
     """What is answered for an image or a case; see :mod:`fedvfm.tasks.targets`.
+
+    With "survival" the two ``class_names`` are the columns of a time and of an event (1: it happened then; 0: it had
+    not happened then, the case is censored).
 
     "class" and "ordinal" learn the column ``label``; with "ordinal" ``recipe.data.class_names`` are grades, the lowest
     first. "multi-label" and "regression" learn columns of the table that are called as ``class_names``.
@@ -25,9 +28,9 @@ class TargetConfig(pydantic.BaseModel):
 
     model_config = base.SETTINGS
 
-    kind: Literal["class", "multi-label", "ordinal", "regression"] = "class"
-    """class (one of several), ordinal (grades in their order), multi-label (each yes or no) or regression (numbers).
-    Change: to what the labels are; docs/targets.md says which columns each needs."""
+    kind: Literal["class", "multi-label", "ordinal", "regression", "survival"] = "class"
+    """class (one of several), ordinal (grades in their order), multi-label (each yes or no), regression (numbers) or
+    survival (time until an event). Change: to what the labels are; docs/targets.md says which columns each needs."""
     prevalence: Annotated[tuple[Chance, ...], base.names()] = ()
     """(share of cases) Of multi-label, how common each label is, from public knowledge: yes and no then weigh alike in
     the loss. Empty: no weights. Change: where labels are rare. Never take them from the sites' own counts."""
@@ -41,7 +44,13 @@ class TargetConfig(pydantic.BaseModel):
     """(units of the column) Of regression, how much each number usually differs from its centre. Change: to a published
     standard deviation."""
     units: Annotated[tuple[base.Name, ...], base.names()] = ()
-    """Of regression, the unit of each number, as reports and predictions show it. Change: to that of the tables."""
+    """Of regression and survival, the unit of each column, as reports and predictions show it. Change: to that of
+    the tables."""
+
+    bins: Annotated[tuple[base.Positive, ...], base.names()] = ()
+    """(units of the time) Of survival, the ends of the intervals in which the event may fall, ascending, from public
+    knowledge. The last one is how far is answered; whoever is followed up longer counts as alive there. Change: to
+    points that clinicians ask for."""
 
     @property
     def of_columns(self) -> bool:
@@ -55,7 +64,9 @@ class TargetConfig(pydantic.BaseModel):
             names: ``recipe.data.class_names``.
         """
         needed = {"multi-label": (), "regression": ("ranges", "centres", "scales")}.get(self.kind, ())
-        known = {"multi-label": ("prevalence",), "regression": (*needed, "units")}.get(self.kind, ())
+        known = {"multi-label": ("prevalence",), "regression": (*needed, "units"), "survival": ("units",)}.get(
+            self.kind, ()
+        )
         wrong = []
         for key in ("prevalence", "ranges", "centres", "scales", "units"):
             given = getattr(self, key)
@@ -66,6 +77,15 @@ class TargetConfig(pydantic.BaseModel):
                     f"recipe.target.{key}: {len(given)} given for {len(names)} of recipe.data.class_names "
                     f"({', '.join(names)}); give one for each"
                 )
+        if self.bins and self.kind != "survival":
+            wrong.append(f"recipe.target.bins: kind '{self.kind}' does not read it; leave it out")
+        if self.kind == "survival" and (
+            len(names) != 2 or len(self.bins) < 2 or list(self.bins) != sorted(set(self.bins))
+        ):
+            wrong.append(
+                f"recipe.target: survival needs two columns in recipe.data.class_names, time and event ({len(names)} "
+                f"given), and at least two bins, each greater than the one before ({list(self.bins)})"
+            )
         if wrong:
             return wrong
         for name, (low, high), centre in zip(names, self.ranges, self.centres, strict=False):

@@ -50,7 +50,10 @@ class Columns:
                 f"recipe.target.kind = '{kind}': source '{source.info.name}' has no table of columns; use source "
                 "'folder' with a table labels.csv"
             )
-        ranges = recipe.target.ranges or ((0.0, 1.0),) * len(names)
+        ranges: Sequence[tuple[float, float]] = recipe.target.ranges or ((0.0, 1.0),) * len(names)
+        whole = (True,) * len(names) if kind == "multi-label" else (False,) * len(names)
+        if kind == "survival":
+            ranges, whole = ((0.0, math.inf), (0.0, 1.0)), (False, True)
         samples, faults = [], list[errors.Fault]()
         lost = {name for sample in source.samples()[:1] for name in names if name not in source.row(sample)}
         if lost:
@@ -61,10 +64,11 @@ class Columns:
             raise defect.TABLE.error(f"{source.info.name}: {text}")
         for sample in source.samples():
             row = source.row(sample)
-            values, wrong = _values(sample.id, row, names, ranges, whole=kind == "multi-label")
+            values, wrong = _values(sample.id, row, names, ranges, whole)
             faults += wrong
-            if not wrong and all(value is None for value in values):
-                text = f"sample '{sample.id}': no value in {', '.join(names)}; fill one in, or take it out"
+            missing = [name for name, value in zip(names, values, strict=True) if value is None]
+            if not wrong and missing and (kind == "survival" or len(missing) == len(names)):
+                text = f"sample '{sample.id}': no value in {', '.join(missing)}; fill one in, or take it out"
                 faults.append(defect.LABEL_MISSING.fault(text))
             samples.append(dataclasses.replace(sample, label=None, values=values))
         # A case is listed once, whatever the number of its images.
@@ -95,12 +99,41 @@ class Columns:
         return self._source.read(sample)
 
 
+def require_follow_up(recipe: schema.Recipe, site: str, parts: Mapping[str, Sequence[data.Sample]]) -> None:
+    """Refuse splits of which no prognosis could be scored, before the first round.
+
+    Args:
+        recipe: of the run.
+        site: its name.
+        parts: split -> its samples.
+
+    Raises:
+        DataError: where no case of a split is followed up beyond the first of ``recipe.target.bins``.
+    """
+    first = recipe.target.bins[0] if recipe.target.kind == "survival" else 0.0
+    short = [
+        split
+        for split, members in parts.items()
+        if first and members and max(sample.values[0] or 0.0 for sample in members) <= first
+    ]
+    if short:
+        raise defect.NO_SAMPLES.error(
+            f"site '{site}': no case of {' and of '.join(short)} is followed up beyond {first:g}, the first of "
+            "recipe.target.bins, so its prognoses could not be scored; bring more cases or longer follow-up, or state "
+            "earlier bins"
+        )
+
+
 def _values(
-    sample: str, row: Mapping[str, str], names: Sequence[str], ranges: Sequence[tuple[float, float]], *, whole: bool
+    sample: str,
+    row: Mapping[str, str],
+    names: Sequence[str],
+    ranges: Sequence[tuple[float, float]],
+    whole: Sequence[bool],
 ) -> tuple[tuple[float | None, ...], list[errors.Fault]]:
     """A row's values, and a fault for each cell that is none; no cell's text is told, which may be anything."""
     values, faults = list[float | None](), list[errors.Fault]()
-    for name, (low, high) in zip(names, ranges, strict=True):
+    for name, (low, high), yes_or_no in zip(names, ranges, whole, strict=True):
         cell = row.get(name, "")
         if cell.casefold() in MISSING:
             values.append(None)
@@ -113,11 +146,11 @@ def _values(
         if not math.isfinite(number):
             text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
             faults.append(defect.TABLE.fault(text))
-        elif whole and number not in (0.0, 1.0):
-            text = f"{where}: {number:g} is neither 0 nor 1; a label is there (1) or not (0), or empty where not known"
+        elif yes_or_no and number not in (0.0, 1.0):
+            text = f"{where}: {number:g} is neither 0 nor 1; it is there (1) or not (0), or empty where not known"
             faults.append(defect.COLUMN_RANGE.fault(text))
         elif not low <= number <= high:
-            text = f"{where}: {number:g} lies outside of {low:g} to {high:g} (recipe.target.ranges); check its unit"
+            text = f"{where}: {number:g} lies outside of {low:g} to {high:g} (recipe.target); check its unit"
             faults.append(defect.COLUMN_RANGE.fault(text))
         values.append(number)
     return tuple(values), faults

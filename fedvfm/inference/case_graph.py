@@ -111,7 +111,7 @@ def _check_head(path: Path, head: Head, model: adapted_model.AdaptedModel) -> fl
 
 def _card(model: adapted_model.AdaptedModel, off: float) -> str:
     height, width = model.recipe.data.input_size
-    size, classes = model.backbone.width, len(model.recipe.data.class_names)
+    size, classes = model.backbone.width, model.task.width
     rounded = ".astype(np.float16).astype(np.float32)" if model.frozen_whole else ""
     usage = [
         "import numpy as np",

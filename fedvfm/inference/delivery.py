@@ -186,6 +186,8 @@ def what_comes_out(model: adapted_model.AdaptedModel) -> str:
         "multi-label": ", the sigmoid of each is the probability of its label",
         "ordinal": ", logarithms of the probabilities of the grades",
         "regression": f", values in {units}",
+        "survival": ", logarithms of the chances of an event in each interval that ends at "
+        f"{', '.join(f'{end:g}' for end in target.bins)}, and of none",
     }
     return meanings.get(target.kind, "")
 

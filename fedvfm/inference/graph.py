@@ -258,7 +258,7 @@ def _card(
     model: adapted_model.AdaptedModel, batch: int | None, by: str, off: float, *, int8: float | None = None
 ) -> str:
     height, width = model.recipe.data.input_size
-    classes = len(model.recipe.data.class_names)
+    classes = model.task.width
     size = "B" if batch is None else str(batch)
     shape = f"({size}, {classes}, {height}, {width})" if delivery.dense(model) else f"({size}, {classes})"
     usage = [

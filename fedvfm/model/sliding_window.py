@@ -78,7 +78,7 @@ def many(
         OutOfMemoryError: if not even one window fits.
     """
     size = model.recipe.data.input_size
-    joined = [_Joined(len(model.recipe.data.class_names), image.shape[1:], size) for image in images]
+    joined = [_Joined(model.task.width, image.shape[1:], size) for image in images]
     waiting: list[Window] = []
     done = 0
     for number, (image, whole) in enumerate(zip(images, joined, strict=True)):

@@ -251,6 +251,7 @@ def _of_masks(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
 
 def _of_columns(arm: str, tables: Mapping[str, Table], class_names: Sequence[str]) -> Iterator[Finding]:
     """Columns of which all answers are alike though the truths are not: whoever looks at no image does as well."""
+    yield from _of_survival(arm, {site: table for site, table in tables.items() if "survival_0" in table})
     own = {site: table for site, table in tables.items() if "known_0" in table}
     for at, name in enumerate(class_names if own else ()):
         alike = []
@@ -262,6 +263,23 @@ def _of_columns(arm: str, tables: Mapping[str, Table], class_names: Sequence[str
         if alike:
             text = f"one answer for every test sample in {name} at {_count(alike, own)} ({_some(alike)})"
             yield Finding(CONSTANT, arm, tuple(alike), text)
+
+
+def _of_survival(arm: str, own: Mapping[str, Table]) -> Iterator[Finding]:
+    """Predicted survival that does not tell cases apart, and sites where hardly an event was tested."""
+    columns = {
+        site: [np.array(table[name]) for name in table if name.startswith("survival_")] for site, table in own.items()
+    }
+    alike = [site for site, each in columns.items() if len(each[0]) > 1 and max(map(np.ptp, each)) <= ALIKE]
+    if alike:
+        text = f"one prognosis for every test case at {_count(alike, own)} ({_some(alike)})"
+        yield Finding(CONSTANT, arm, tuple(alike), text)
+    few = {site: int(sum(table["event"])) for site, table in own.items() if sum(table["event"]) < LEAST_OF_CLASS}
+    if few and arm == FEDERATED:
+        text = (
+            f"under {LEAST_OF_CLASS} test cases with an event, the rest censored, at {_named(few)}: ranks of few cases"
+        )
+        yield Finding(FEW_OF_CLASS, arm, tuple(few), text)
 
 
 def _all_alike(predicted: Sequence[float], truth: Sequence[float]) -> str:

@@ -23,6 +23,10 @@ NAMES = {
     "one_minus_nmae": "1 - MAE/range",
     "quadratic_kappa": "quadratic weighted kappa",
     "mae": "MAE in grades",
+    "one_minus_ibs": "1 - integrated Brier",
+    "c_index": "C-index (Harrell)",
+    "c_index_uno": "C-index (Uno)",
+    "calibration_error": "calibration at the horizon (predicted - observed survival)",
 }
 LOWER_IS_BETTER = ("hd95", "assd", "ece", "brier", "mae")
 OF_COLUMN = {"dice_": "Dice", "auroc_": "AUROC", "auprc_": "AUPRC", "mae_": "MAE", "r2_": "R2"}

@@ -191,7 +191,7 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
         DataError, PartitionError: if the data is not there or cannot be divided so.
         ConfigError: if the recipe's task or classes are not those of the data, or something needs other sites.
     """
-    from fedvfm.data import bags, labels
+    from fedvfm.data import bags, columns, labels
     from fedvfm.data.partition import virtual_hospitals
 
     source = sources.make(experiment.data, experiment.recipe.data)
@@ -201,6 +201,8 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
     source = bags.of(source, experiment.recipe)
     drawn = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
     hospitals = virtual_hospitals.partly_labelled(drawn, experiment.partition, experiment.recipe)
+    for hospital in hospitals:
+        columns.require_follow_up(experiment.recipe, hospital.name, {"val": hospital.val, "test": hospital.test})
     names = [hospital.name for hospital in hospitals]
     faults = site_faults(experiment, names) + _label_faults(experiment, hospitals)
     if faults:

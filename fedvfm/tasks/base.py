@@ -70,6 +70,11 @@ class Task:
         """The truth of a drawn sample of no site, by the field of :class:`fedvfm.data.sample.Sample`."""
         return heaviest(self.recipe, number)
 
+    @property
+    def width(self) -> int:
+        """How many numbers the task gives of an image, a pixel or a case."""
+        return len(self.class_names)
+
     def answers(self, logits: Tensor) -> Tensor:
         """What is told of a sample that is no mask: probabilities, or values; of a volume the mean of its slices'.
 

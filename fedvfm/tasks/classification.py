@@ -97,6 +97,11 @@ class Classification(base.Task):
         """See base."""
         return self.answer.drawn(number)
 
+    @property
+    def width(self) -> int:
+        """See base."""
+        return self.answer.width
+
     def answers(self, logits: Tensor) -> Tensor:
         """See base."""
         return self.answer.answers(logits)

@@ -493,6 +493,7 @@ TARGETS = registry.Table(
         "multi-label": "fedvfm.tasks.target_metrics:MultiLabelScores",
         "ordinal": "fedvfm.tasks.target_metrics:OrdinalScores",
         "regression": "fedvfm.tasks.target_metrics:RegressionScores",
+        "survival": "fedvfm.tasks.survival_metrics:SurvivalScores",
     },
 )
 """Metric sets of the targets of ``recipe.target.kind`` that are not one class."""

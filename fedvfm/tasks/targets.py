@@ -18,7 +18,7 @@ from fedvfm import registry
 from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as samples
-from fedvfm.tasks import base, metrics, target_metrics
+from fedvfm.tasks import base, metrics, survival_metrics, target_metrics
 
 TABLE = registry.Table(
     "target",
@@ -27,6 +27,7 @@ TABLE = registry.Table(
         "multi-label": "fedvfm.tasks.targets:MultiLabel",
         "ordinal": "fedvfm.tasks.targets:Ordinal",
         "regression": "fedvfm.tasks.targets:Regression",
+        "survival": "fedvfm.tasks.targets:Survival",
     },
 )
 
@@ -45,6 +46,11 @@ class Target:
     @property
     def outputs(self) -> int:
         """How many numbers the head computes."""
+        return len(self.names)
+
+    @property
+    def width(self) -> int:
+        """How many numbers the task gives of a sample."""
         return len(self.names)
 
     def head(self, inner: nn.Module) -> nn.Module:
@@ -192,17 +198,7 @@ class OfColumns(Target):
 
     def faults(self) -> list[str]:
         """See Target."""
-        settings, kind = self.recipe.task, self.recipe.target.kind
-        instead = "recipe.target.prevalence" if kind == "multi-label" else "nothing in its place"
-        wrong = super().faults()
-        if settings.class_weights:
-            wrong.append(f"recipe.task.class_weights: target '{kind}' has no classes to weigh; use {instead}")
-        if settings.options.get("sampling", "uniform") != "uniform":
-            wrong.append(
-                f"recipe.task.options.sampling: target '{kind}' has no classes to balance; leave it out and use "
-                f"{instead}"
-            )
-        return wrong
+        return [*super().faults(), *no_classes(self.recipe)]
 
     def target(self, truth: samples.Truth) -> Any:
         """See Target."""
@@ -295,6 +291,80 @@ class Regression(OfColumns):
         return {"values": tuple(ends)}
 
 
+class Survival(Target):
+    """Time until an event in the public intervals of ``recipe.target.bins``: a chance of going through each of them.
+
+    The head computes J numbers z, where sigmoid(z_j) is the chance of no event in interval j of those who reached it. A
+    case with an event in interval j counts -log P(event in j); one that is censored -log P(no event in the intervals it
+    went through), of which the last counts from its middle on; follow-up beyond the last end counts as going through
+    all. This loss is a sum over cases, which no batch and no site changes.
+
+    Shapes: numbers (B, J + 1), logarithms of the chances of an event in each interval and of none; target (B, 2): the
+        interval of the event (or how many were gone through), and whether there was an event.
+    Source: Gensheimer and Narasimhan, "A scalable discrete-time survival model for neural networks", PeerJ 7:e6257,
+        2019, eqs. (1) to (3).
+    """
+
+    @property
+    def outputs(self) -> int:
+        """See Target."""
+        return len(self.recipe.target.bins)
+
+    @property
+    def width(self) -> int:
+        """See Target."""
+        return self.outputs + 1
+
+    def head(self, inner: nn.Module) -> nn.Module:
+        """See Target."""
+        return Ladder(inner)
+
+    def faults(self) -> list[str]:
+        """See Target."""
+        return [*super().faults(), *no_classes(self.recipe)]
+
+    def target(self, truth: samples.Truth) -> Any:
+        """See Target."""
+        time, event = _known(truth, "a sample without values")
+        ends = np.asarray(self.recipe.target.bins)
+        if event and time <= ends[-1]:
+            return np.array([int(np.searchsorted(ends, time, side="left")), 1], dtype=np.int64)
+        middles = (np.concatenate([[0.0], ends[:-1]]) + ends) / 2
+        return np.array([len(ends) if event else int((middles <= time).sum()), 0], dtype=np.int64)
+
+    def losses(self, numbers: Tensor, target: Tensor) -> Tensor:
+        """See Target."""
+        numbers = numbers.float()
+        through = numbers.flip(1).logcumsumexp(1).flip(1)
+        at, event = target[:, :1], target[:, 1] > 0
+        return -torch.where(event, numbers.gather(1, at)[:, 0], through.gather(1, at)[:, 0])
+
+    def scores(self) -> metrics.MetricSet:
+        """See Target."""
+        return survival_metrics.SurvivalScores(self.names, self.recipe.target.bins)
+
+    def add(self, into: Any, sample_id: str, numbers: Tensor, truth: samples.Truth, part: metrics.Part | None) -> None:
+        """See Target."""
+        known = _known(truth, f"sample '{sample_id}' has no values")
+        into.add(sample_id, self.answers(numbers).cpu().numpy(), known, part)
+
+    def answers(self, numbers: Tensor) -> Tensor:
+        """See Target: the chance of no event up to each end. Shapes: (J + 1,) -> (J,)."""
+        return (1 - numbers.double().softmax(dim=0)[:-1].cumsum(0)).clamp(0.0, 1.0)
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """See Target; ``risk`` is 1 minus the mean over the ends: what orders cases."""
+        chances = {
+            f"survival_{end:g}": round(float(p), 6) for end, p in zip(self.recipe.target.bins, answers, strict=True)
+        }
+        return {"values": {"risk": round(1 - float(answers.mean()), 6), **chances}}
+
+    def drawn(self, number: int) -> dict[str, Any]:
+        """See Target."""
+        ends = self.recipe.target.bins
+        return {"values": (ends[-1], 0.0) if number % 2 else (ends[0], 1.0)}
+
+
 class _Around(nn.Module):
     """A head around another one, whose parameters it has; what the answer rests on is the inner head's to say."""
 
@@ -330,6 +400,26 @@ class Ladder(_Around):
         on, stay = -nn.functional.softplus(-numbers), -nn.functional.softplus(numbers)
         reached = torch.cumsum(torch.cat([torch.zeros_like(on[:, :1]), on], dim=1), dim=1)
         return reached + torch.cat([stay, torch.zeros_like(stay[:, :1])], dim=1)
+
+
+def _known(truth: samples.Truth, what: str) -> tuple[float, float]:
+    """Time and event."""
+    time, event = _values(truth, what, 2)
+    if time is None or event is None:
+        raise defect.LABEL_MISSING.error(f"{what} of time and event; fill its row of the table in, or leave it out")
+    return time, event
+
+
+def no_classes(recipe: schema.Recipe) -> list[str]:
+    """What weighs or balances classes, where the target has none; one sentence a fault."""
+    settings, kind = recipe.task, recipe.target.kind
+    instead = "use recipe.target.prevalence" if kind == "multi-label" else "leave it out"
+    wrong = []
+    if settings.class_weights:
+        wrong.append(f"recipe.task.class_weights: target '{kind}' has no classes to weigh; {instead}")
+    if settings.options.get("sampling", "uniform") != "uniform":
+        wrong.append(f"recipe.task.options.sampling: target '{kind}' has no classes to balance; {instead}")
+    return wrong
 
 
 def _label(truth: samples.Truth, what: str) -> int:

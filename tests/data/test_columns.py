@@ -83,6 +83,20 @@ def test_a_label_is_there_or_not(tmp_path: Path) -> None:
         listed(root, recipe({"kind": "multi-label"}, "mass", "oedema"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a,-1,1\nb,3,0", "column 'months': -1 lies outside"),
+        ("a,1,2\nb,3,0", "column 'died': 2 is neither 0 nor 1"),
+        ("a,1,\nb,3,0", "no value in died"),
+    ],
+)
+def test_a_time_without_an_event_is_refused(tmp_path: Path, rows: str, words: str) -> None:
+    root = folder(tmp_path, f"id,months,died\n{rows}\n")
+    with pytest.raises(errors.DataError, match=words):
+        listed(root, recipe({"kind": "survival", "bins": [6.0, 12.0]}, "months", "died"))
+
+
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     root = folder(tmp_path, "id,weight\na,1\nb,2\n")
     with pytest.raises(errors.DataError, match=r"no column age, .*there are: weight"):
@@ -121,3 +135,12 @@ def test_a_source_without_a_table_is_refused() -> None:
 
     with pytest.raises(errors.DataError, match="has no table of columns"):
         columns.Columns(Bare(), recipe(AGE, "age"))
+
+
+def test_a_split_that_could_not_be_scored_is_refused_before_training(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,months,died\na,5,1\nb,30,0\n")
+    chosen = recipe({"kind": "survival", "bins": [6.0, 12.0]}, "months", "died")
+    early, late = listed(root, chosen)
+    columns.require_follow_up(chosen, "north", {"val": [], "test": [early, late]})
+    with pytest.raises(errors.DataError, match="site 'north': no case of val is followed up beyond 6"):
+        columns.require_follow_up(chosen, "north", {"val": [early], "test": [late]})

@@ -66,11 +66,15 @@ def test_one_case_moves_the_sum_by_at_most_the_clip(tiny_dino: Path, head: str, 
 
 @dataclass(frozen=True)
 class Answered(Cases):
-    """The same with values of two columns, one of them missing at the last case."""
+    """The same with values of two columns, one of them missing at the last case where ``missing``."""
+
+    missing: bool = True
 
     @property
     def train(self) -> tuple[samples.Sample, ...]:
-        values = [(float(at % 2), None if at == self.count - 1 else 1.0 - at % 2) for at in range(self.count)]
+        values = [
+            (float(at % 2), None if self.missing and at == self.count - 1 else 1.0 - at % 2) for at in range(self.count)
+        ]
         return tuple(dataclasses.replace(case, values=own) for case, own in zip(super().train, values, strict=True))
 
 
@@ -79,13 +83,15 @@ class Answered(Cases):
     [
         {"kind": "ordinal"},
         {"kind": "multi-label", "prevalence": [0.01, 0.5]},
+        {"kind": "survival", "bins": [0.5, 2]},
         {"kind": "regression", "ranges": [[0, 9], [0, 9]], "centres": [1, 1], "scales": [0.1, 1]},
     ],
     ids=lambda target: target["kind"],
 )
 def test_of_every_target_one_case_moves_the_sum_by_at_most_the_clip(tiny_dino: Path, target: dict[str, Any]) -> None:
-    kind = Cases if target["kind"] == "ordinal" else Answered
-    hospital = kind(side=28, loud={f"{number:03d}": 60.0 for number in range(3)})
+    loud = {f"{number:03d}": 60.0 for number in range(3)}
+    missing = target["kind"] != "survival"
+    hospital = Cases(28, loud=loud) if target["kind"] == "ordinal" else Answered(28, loud=loud, missing=missing)
     site = sites.Site(hospital.name, hospital, simulated=True)  # type: ignore[arg-type]
     recipe = _recipe(tiny_dino, "mean", {"kind": "head-only"})
     values = {**recipe.model_dump(mode="json"), "target": target}

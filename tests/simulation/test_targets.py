@@ -17,9 +17,11 @@ from tests.simulation import drawn_cases
 TARGETS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "ordinal": (["plain", "spot"], {}),
     "multi-label": (["bright", "odd"], {"prevalence": [0.5, 0.3]}),
+    "survival": (["months", "died"], {"bins": [6, 12, 24], "units": ["months", "yes or no"]}),
     "regression": (["size", "age"], {"ranges": [[0, 10], [0, 100]], "centres": [2, 50], "scales": [2, 20]}),
 }
 METRICS = {
+    "survival": {"one_minus_ibs", "calibration_error", "event_share"},
     "ordinal": {"quadratic_kappa", "mae", "balanced_accuracy"},
     "multi-label": {"one_minus_brier", "auroc", "auroc_bright", "auprc_bright", "balanced_accuracy"},
     "regression": {"one_minus_nmae", "mae_size", "mae_age", "r2_size"},
@@ -36,6 +38,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spot = row["label"] == "spot"
         row |= {"bright": str(int(spot)), "odd": str(at // 2 % 2) if at else "", "size": "6" if spot else "0"}
         row["age"] = str(40 + at)
+        row |= {"months": f"{5 if spot else 30}", "died": str(int(spot))}
     drawn_cases.table(folder / "index.csv", rows)
     return folder
 
@@ -61,7 +64,7 @@ def test_a_target_is_trained_scored_predicted_and_exported(
     # What is predicted is what was scored.
     with (finished.path / "samples.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["arm"] == "federated"]
-    column = "probability_1" if kind == "ordinal" else "answer_1"
+    column = {"ordinal": "probability_1", "survival": "survival_0"}.get(kind, "answer_1")
     scored = {row["sample"]: float(row["value"]) for row in rows if row["metric"] == column}
     images = {f"image-{at:04d}": path for at, path in enumerate(sorted((drawn / "images").iterdir()), 1)}
     summary = predict.predict(finished.path / "adapter", images[min(scored)], tmp_path / "out")
@@ -73,7 +76,7 @@ def test_a_target_is_trained_scored_predicted_and_exported(
     assert next(iter(line)) == "id"
     forms.export_adapter(finished.path / "adapter", tmp_path / "onnx", "onnx")
     card = (tmp_path / "onnx" / "README.md").read_text()
-    words = {"ordinal": "grades", "multi-label": "sigmoid", "regression": "values in"}
+    words = {"ordinal": "grades", "multi-label": "sigmoid", "regression": "values in", "survival": "each interval"}
     assert words[kind] in card
     assert json.loads((finished.path / "summary.json").read_text())["primary"] == finished.summary["primary"]
 

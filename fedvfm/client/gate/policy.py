@@ -36,14 +36,26 @@ TRAINING = ("loss", "seconds", "steps")
 """What a train reply says besides the adapter and the number of examples."""
 OF_CLASS = ("dice_", "auprc_", "auroc_")
 """What begins so is the score of one class, or of one label."""
-OVER_CLASSES = ("auprc", "auroc", "balanced_accuracy", "macro_f1", "quadratic_kappa")
-"""Means over classes, in which the patients of a rare one weigh most."""
+OVER_CLASSES = (
+    "auprc",
+    "auroc",
+    "balanced_accuracy",
+    "c_index",
+    "c_index_uno",
+    "calibration_error",
+    "event_share",
+    "macro_f1",
+    "one_minus_ibs",
+    "quadratic_kappa",
+)
+"""Means over classes, in which the patients of a rare one weigh most; and what rests on few events."""
 CLASSIFICATION = ("auprc", "auroc", "balanced_accuracy", "brier", "ece", "macro_f1")
 OF_TARGETS = {
     "class": (CLASSIFICATION, ()),
     "ordinal": ((*CLASSIFICATION, "mae", "quadratic_kappa"), ()),
     "multi-label": (("auprc", "auroc", "balanced_accuracy", "one_minus_brier"), ("auprc_", "auroc_")),
     "regression": (("one_minus_nmae",), ("mae_", "r2_")),
+    "survival": (("c_index", "c_index_uno", "calibration_error", "event_share", "one_minus_ibs"), ()),
 }
 """Target of a classification -> its metrics, and what those of each of its columns begin with."""
 

@@ -117,9 +117,10 @@ def _note_classes(
     """Note which classes this sample's patient has; of a label also whether he does not have it."""
     names = recipe.data.class_names
     present = [sample.label] if prepared.truth is None else np.unique(prepared.truth).tolist()
-    if recipe.target.kind == "multi-label":
-        # A rank among few who do not have a label would tell of each of them, too.
-        for name, value in zip(names, sample.values, strict=True):
+    if recipe.target.kind in ("multi-label", "survival"):
+        # A rank among few who do not have a label would tell of each of them, too; of survival the event is one.
+        answered = list(zip(names, sample.values, strict=True))
+        for name, value in answered if recipe.target.kind == "multi-label" else answered[1:]:
             if value is not None:
                 having.setdefault(name if value else f"{policy.WITHOUT}{name}", set()).add(sample.subject)
     for number in present:

@@ -90,7 +90,7 @@ def change_row(change: bootstrap.Difference) -> dict[str, Any]:
     }
 
 
-OF_SAMPLES = ("dice", "one_minus_brier", "one_minus_nmae")
+OF_SAMPLES = ("dice", "one_minus_brier", "one_minus_nmae", "one_minus_ibs")
 """Metrics of single samples by which the worst is found, where there are no labels."""
 
 

@@ -162,9 +162,10 @@ def _classified(
 def _values(model: adapted_model.AdaptedModel, sample: samples.Sample, logits: torch.Tensor) -> tuple[str, float]:
     task, scores = model.task, model.task.scores(surface=False)
     task.score(scores, sample.id, logits, sites.NO_IMAGE, sample.truth)
-    answered = task.row(task.answers(logits))["values"].items()
-    words = [
-        f"{name} {value:.3g} (truth {'missing' if truth is None else f'{truth:g}'})"
-        for (name, value), truth in zip(answered, sample.values, strict=True)
+    answered = [f"{name} {value:.3g}" for name, value in task.row(task.answers(logits))["values"].items()]
+    truths = [
+        f"{name} {'missing' if truth is None else f'{truth:g}'}"
+        for name, truth in zip(model.recipe.data.class_names, sample.values, strict=True)
     ]
-    return "; ".join(words), scores.per_sample()[task.primary][0]
+    words = f"{'; '.join(answered)} (truth: {'; '.join(truths)})"
+    return words, scores.per_sample()[task.primary][0]

@@ -5,6 +5,7 @@ This module says what was reached (arms, sites, matrix, pictures); :mod:`fedvfm.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -16,7 +17,16 @@ from fedvfm.data.partition import virtual_hospitals
 from fedvfm.privacy import statements
 from fedvfm.report import bootstrap, charts, page, rounds, scores
 from fedvfm.simulation import attacks, baselines, run_folder
-from fedvfm.simulation.results import benefit, compare, examination, pictures, provenance, simulated_epsilon, statistics
+from fedvfm.simulation.results import (
+    benefit,
+    compare,
+    examination,
+    pictures,
+    prognosis,
+    provenance,
+    simulated_epsilon,
+    statistics,
+)
 from fedvfm.storage import hash_chain, storage
 
 BELOW_HOME = 0.02
@@ -35,12 +45,14 @@ class Found:
         made: its summary.
         scores: per-sample test values by arm.
         journal: the federated arm's rounds.
+        tables: of the federated arm, site -> the columns of its test samples.
     """
 
     what: schema.Experiment
     made: Mapping[str, Any]
     scores: Mapping[str, statistics.Scores]
     journal: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def arms(self) -> Mapping[str, Any]:
@@ -86,7 +98,8 @@ def write(
         CheckpointError: if journal or evaluations are damaged.
     """
     journal = hash_chain.read(run.arm("federated") / "journal.jsonl")
-    found = Found(what, made, compare.scores(run, made, compare.patients_of(hospitals)), journal)
+    tables = compare.samples_of(run, compare.FEDERATED) if what.recipe.target.kind == "survival" else {}
+    found = Found(what, made, compare.scores(run, made, compare.patients_of(hospitals)), journal, tables)
     path = run.path / "report.html"
     storage.write_text(path, page.document(what.title or what.name, body(found, hospitals, shown)))
     return path
@@ -102,6 +115,7 @@ def body(found: Found, hospitals: Sequence[virtual_hospitals.Hospital], shown: S
         "findings": ("To be read with the figures", scores.findings(found.made.get("findings", ()))),
         "sites": ("Federated adapter, site by site", _sites(found)),
         "answers": ("Answers, class by class", _answers(found)),
+        "prognosis": ("Survival by predicted risk", _prognosis(found)),
         "samples": ("Sample images", _samples(found, shown)),
         "matrix": (f"Trained here, tested there: {name}", _matrix(found)),
         "training": (
@@ -375,6 +389,13 @@ def _answers(found: Found) -> str:
 def _sites(found: Found) -> str:
     sites, about = found.federated["sites"], "Test metrics of the federated adapter after the last round"
     return scores.by_site(sites, scores.shown(about, found.federated), found.what.recipe.evaluation.nsd_tolerance)
+
+
+def _prognosis(found: Found) -> str:
+    target = found.what.recipe.target
+    if target.kind != "survival":
+        return ""
+    return prognosis.section(found.tables, target.bins, target.units[0] if target.units else "")
 
 
 def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
