@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class Picture:
         dice: Dice of the prediction, mean over foreground classes; None in classification.
         label: the true class; None in segmentation.
         probabilities: class -> probability; empty in segmentation and of a target of columns.
-        values: of a target of columns what was answered and the truth, in words, and how close they are, 0 to 1.
+        values: of a target of columns what was answered and the truth, in words, and how well they fit: exp(-loss).
         part: of a case which of its images is shown, and how much of the answer rests on it; else empty.
         worst: whether it was chosen because no test sample of its site scores lower; else it was drawn.
     """
@@ -160,12 +161,13 @@ def _classified(
 
 
 def _values(model: adapted_model.AdaptedModel, sample: samples.Sample, logits: torch.Tensor) -> tuple[str, float]:
-    task, scores = model.task, model.task.scores(surface=False)
-    task.score(scores, sample.id, logits, sites.NO_IMAGE, sample.truth)
+    task = model.task
+    target = torch.as_tensor(task.target(sites.NO_IMAGE, sample.truth), device=logits.device)
+    fits = math.exp(-float(task.losses(logits[None], target[None])[0]))
     answered = [f"{name} {value:.3g}" for name, value in task.row(task.answers(logits))["values"].items()]
     truths = [
         f"{name} {'missing' if truth is None else f'{truth:g}'}"
         for name, truth in zip(model.recipe.data.class_names, sample.values, strict=True)
     ]
     words = f"{'; '.join(answered)} (truth: {'; '.join(truths)})"
-    return words, scores.per_sample()[task.primary][0]
+    return words, fits

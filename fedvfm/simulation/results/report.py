@@ -404,7 +404,7 @@ def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
     mark = scores.shown("", found.federated)
     key = _class_key(found.what.recipe.data.class_names) if shown[0].truth is not None else ""
     by = "Dice" if shown[0].dice is not None else "the probability of the true class"
-    by = by if shown[0].values is None else found.name
+    by = by if shown[0].values is None else "how well the answer fits the truth"
     parts = [
         ("The worst of each site", f"No test sample of its site scores lower; sorted by {by}.", True),
         ("Drawn at random", f"Not chosen: what is usual; sorted by {by}.", False),
