@@ -462,6 +462,9 @@ def predict(
         str, typer.Option(help="Which series of a DICOM folder: its number, or words of the list: 'CT axial most'.")
     ] = "",
     channels: Annotated[str, typer.Option(help="Which files CASE_0000, ... are the model's channels: 0,1,3.")] = "",
+    cases: Annotated[
+        Path | None, typer.Option(help="Of a case adapter: a table with columns id and case; one answer a case.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Images or slices computed at a time; 0: 1 on a CPU, more on a GPU.")] = 0,
     graph: Annotated[
@@ -483,7 +486,7 @@ def predict(
     try:
         with live.watch(quiet or as_json) as see:
             options: dict[str, Any] = {"form": form, "overlays": overlays, "series": series, "channels": channels}
-            options |= {"device": device, "batch": batch, "graph": graph, "backbone": backbone}
+            options |= {"cases": cases, "device": device, "batch": batch, "graph": graph, "backbone": backbone}
             options["limits"] = schema.DecodingLimits(memory_mib=memory_mib, seconds=seconds)
             prediction = predicting.run(adapter, source, output, **options, observer=see)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from fedvfm import errors
 from fedvfm.data import defect, formats
-from fedvfm.data.sources import layouts
+from fedvfm.data.sources import index, layouts
 from fedvfm.data.volumes import dicom, dicom_series, nrrd, series_selector, volumes
 
 Kind = Literal["picture", "volume", "dicom"]
@@ -102,6 +102,46 @@ def by_case(path: Path, items: Sequence[Item]) -> list[Item]:
         whole.append(Item(name, "picture", own[0].path, parts=tuple(_ordered(own))))
     studies = _by_study([item for item in items if item.kind == "dicom"])
     return [*whole, *(item for item in items if item.kind == "volume"), *studies]
+
+
+def by_table(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
+    """The items put together as a table says: whatever has one name in its column ``case`` is answered as one case.
+
+    Images of a case stand in the order of their names, as in training.
+
+    Args:
+        path: the input.
+        items: what there is to predict.
+        table: with the columns ``id``, the name of an input without its ending, of DICOM the folder or file below the
+            input; and ``case``.
+
+    Raises:
+        DataError: listing what has no row or no input, cases whose name is no plain file name, and cases of unlike
+            kinds of files.
+    """
+    rows = index.read_csv(table, ("id", "case"))
+    index.refuse(table, index.duplicates(rows, "id"))
+    below = {item.name: item.name for item in items if item.kind != "dicom"}
+    below |= {item.name: os.path.relpath(item.path, path) for item in items if item.kind == "dicom"}
+    cases, members = {row["id"]: row["case"] for row in rows}, dict[str, list[Item]]()
+    faults = [defect.TABLE.fault(f"no row for input '{name}'; add one") for name in below.values() if name not in cases]
+    known = set(below.values())
+    faults += [defect.TABLE.fault(f"id '{name}' is no input; remove the row") for name in cases if name not in known]
+    faults += [
+        defect.TABLE.fault(f"case '{name}' is no plain file name; call it otherwise")
+        for name in dict.fromkeys(cases.values())
+        if name.startswith(".") or "/" in name or "\\" in name
+    ]
+    for item in items:
+        members.setdefault(cases.get(below[item.name], ""), []).append(item)
+    faults += [
+        defect.KINDS_MIXED.fault(f"case '{name}' is of {' and '.join(sorted({item.kind for item in own}))} files")
+        for name, own in members.items()
+        if len({item.kind for item in own}) > 1
+    ]
+    index.refuse(table, faults)
+    ordered = {name: sorted(own, key=lambda item: layouts.natural(below[item.name])) for name, own in members.items()}
+    return [Item(name, own[0].kind, own[0].path, parts=tuple(own)) for name, own in ordered.items()]
 
 
 def _by_study(items: Sequence[Item]) -> list[Item]:

@@ -51,6 +51,7 @@ def predict(
     overlays: bool = False,
     series: str = "",
     channels: str = "",
+    cases: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -71,6 +72,7 @@ def predict(
             that hold no such series are passed over and named in ``skipped``.
         channels: "0,1,3": which files of a case (``CASE_0000.*``, ...) are the model's channels, in its order; left out
             they must be exactly those the model takes.
+        cases: a table that says which inputs are one case; see :func:`fedvfm.inference.inputs.by_table`.
         device: where to compute: cpu, cuda, cuda:N, mps or auto.
         batch: how many images, slices or windows of one size are computed at a time; 0: one on a CPU, more on a GPU.
         graph: folder of an ONNX export of this adapter, which onnxruntime computes in place of torch, on the CPU.
@@ -92,6 +94,7 @@ def predict(
         overlays=overlays,
         series=series,
         channels=channels,
+        cases=cases,
         device=device,
         batch=batch,
         graph=graph,
@@ -128,6 +131,7 @@ def run(
     overlays: bool = False,
     series: str = "",
     channels: str = "",
+    cases: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -158,7 +162,7 @@ def run(
         segmentation_object.require_installed()
     asked = [item for item in found if item.name not in skipped]
     joined = grouping.join(asked, model.recipe.data.channels, chosen, alone=source.is_file())
-    items = inputs.by_case(source, joined.items) if model.task.bags else joined.items
+    items = _together(model, source, joined.items, cases)
     session = None if graph is None else sessions.Session(Path(graph), model)
     predictor = Predictor(model, folder, form, overlays, observer, series=series, batch=batch, session=session)
     rows, failed, full = _each(predictor, items)
@@ -182,6 +186,19 @@ def run(
     if full is not None:
         raise full
     return summary
+
+
+def _together(
+    model: adapted_model.AdaptedModel, source: Path, items: Sequence[inputs.Item], cases: str | os.PathLike[str] | None
+) -> Sequence[inputs.Item]:
+    """The items, or the cases that they are put together to."""
+    if cases is not None and not model.task.bags:
+        raise errors.ConfigError(
+            "--cases", [f"this adapter answers for single images (task '{model.recipe.task.kind}'); leave it out"]
+        )
+    if cases is not None:
+        return inputs.by_table(source, items, Path(cases))
+    return inputs.by_case(source, items) if model.task.bags else items
 
 
 def _each(

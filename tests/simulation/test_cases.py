@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,30 @@ def test_pictures_of_a_folder_are_predicted_as_one_case(finished: run.Result, tm
     summary = predict.predict(finished.path / "adapter", tmp_path / "in" / "cases", tmp_path / "out")
     assert [row["id"] for row in summary["inputs"]] == [f"east-{at}" for at in range(8)]
     assert [part["id"] for part in summary["inputs"][0]["parts"]] == [f"east-0/view-{at}" for at in range(1, 11)]
+
+
+def test_several_volumes_of_one_case_have_one_answer(
+    finished: run.Result, values: dict[str, Any], drawn: Path, tmp_path: Path
+) -> None:
+    """As they are scored when they train as one case."""
+    rows = [{"id": path.name.removesuffix(".nii.gz"), "case": ""} for path in sorted((drawn / "images").iterdir())]
+    for at, row in enumerate(rows):
+        row["case"] = f"pair-{at // 2}"
+    drawn_cases.table(tmp_path / "cases.csv", rows)
+    summary = predict.predict(
+        finished.path / "adapter", drawn / "images", tmp_path / "out", cases=tmp_path / "cases.csv"
+    )
+    assert [row["id"] for row in summary["inputs"]] == [f"pair-{at}" for at in range(len(rows) // 2)]
+    site = _site(values)
+    members = [image for case in site.split("test")[:2] for image in case.images]
+    joined = dataclasses.replace(site.split("test")[0], id="pair", images=tuple(members))
+    model = export.load_adapter(finished.path / "adapter")
+    expected = model.task.answers(evaluator.answer(model, site, joined))
+    found = {tuple(round(value, 5) for value in row["probabilities"].values()) for row in summary["inputs"]}
+    assert tuple(round(float(value), 5) for value in expected) in found
+    drawn_cases.table(tmp_path / "few.csv", rows[1:])
+    with pytest.raises(errors.DataError, match="no row for input"):
+        predict.run(finished.path / "adapter", drawn / "images", tmp_path / "again", cases=tmp_path / "few.csv")
 
 
 def _study(folder: Path, *, deep: bool) -> Path:
