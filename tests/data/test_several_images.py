@@ -158,3 +158,18 @@ def test_images_of_several_modalities_stay_refused(tmp_path: Path) -> None:
         make(labelled(tmp_path))
     assert caught.value.code == "series-mixed"
     assert len(make(tmp_path, series="US").samples()) == 3
+
+
+@pytest.mark.files(
+    "places", "CT, MR or PET slices that lost their places", "PS3.3 C.7.6.2", "refused, no cases of their own"
+)
+def test_slices_without_a_place_are_no_cases_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        voxels = np.zeros((4, 4, 3), np.int16)
+        for one in writer.series(tmp_path / "studies" / name, voxels, np.diag([1.0, 1.0, 2.0, 1.0])):
+            del one.ImagePositionPatient
+            path = next((tmp_path / "studies" / name).glob(f"{one.InstanceNumber - 1:03d}*"))
+            one.save_as(path, enforce_file_format=True)
+    (tmp_path / "labels.csv").write_text("id,label\na,well\nb,ill\n")
+    with pytest.raises(errors.DataError, match="do not say where they lie"):
+        folder.Folder(schema.SourceConfig.model_validate({"source": "folder", "path": str(tmp_path)}))

@@ -45,6 +45,9 @@ ONE_PLACE = (
 ALTERNATING = "slices of several acquisitions (Acquisition Number) alternate; each may be a volume of its own"
 CURVED = "carries a table for display (VOI LUT); values are taken as stored, not as a viewer shows them"
 
+SLICED = ("CT", "MR", "PT")
+"""Modalities whose files are slices of a body."""
+
 Points = NDArray[np.float64]
 
 
@@ -192,7 +195,12 @@ def _film(slices: Sequence[dicom_frames.Slice]) -> bool:
 
 
 def is_apart(series: dicom.Series) -> bool:
-    """Whether the files of a series are images by themselves: radiographs, photographs, or films."""
+    """Whether the files of a series are images by themselves: radiographs, photographs, or films.
+
+    Slices of a body that lost their places are none: their number would be taken for that of cases.
+    """
+    if series.modality in SLICED and len(series.slices) > 1 and not series.films:
+        return False
     files: dict[Path, list[dicom_frames.Slice]] = {}
     for one in series.slices:
         files.setdefault(one.frame.file, []).append(one)
