@@ -391,11 +391,11 @@ def _sites(found: Found) -> str:
     return scores.by_site(sites, scores.shown(about, found.federated), found.what.recipe.evaluation.nsd_tolerance)
 
 
-def _prognosis(found: Found) -> str:
-    target = found.what.recipe.target
+def _prognosis(reached: Found) -> str:
+    target = reached.what.recipe.target
     if target.kind != "survival":
         return ""
-    return prognosis.section(found.tables, target.bins, target.units[0] if target.units else "")
+    return prognosis.section(reached.tables, target.bins, target.units[0] if target.units else "")
 
 
 def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
