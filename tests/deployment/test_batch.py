@@ -20,13 +20,13 @@ from fedvfm.client import app as client_app
 from fedvfm.client import site_file
 from fedvfm.client.adoption import adoption
 from fedvfm.client.batch import jobs, scripts, spool
-from fedvfm.client.gate import enforcement, gate, reply_cache
+from fedvfm.client.gate import enforcement, gate, policy, reply_cache
 from fedvfm.client.process import supervisor
 from fedvfm.model import locking
 from fedvfm.protocol import protocol
 from fedvfm.trust import locked_recipe, recipes
 from tests.client import private_site
-from tests.deployment import test_site_verbs
+from tests.deployment import test_site_verbs, two_hospitals
 from tests.support import cluster
 
 pytestmark = [
@@ -268,3 +268,27 @@ def test_slurm_itself_runs_the_script_of_the_package(
     thread.start() if meanwhile else None
     assert fingerprint(here.train()) == fingerprint(there.train())
     thread.join() if meanwhile else None
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_federation_of_real_processes_in_which_a_hospital_computes_by_jobs(
+    tiny: Any, tmp_path: Path, until: Callable[..., bool]
+) -> None:
+    with two_hospitals.enrolled(tiny, tmp_path, tiny.recipe) as two:
+        allowed = policy.accepting(policy.Facts.of(two.locked)).replace("units = 10", "units = 1")
+        root = tmp_path / "cluster"
+        for name in two.names:
+            batch = cluster.settings(root) if name == "east" else ""
+            two.settings(name).write_text(tiny.site(name) + allowed + batch)
+        two.start_clients()
+        server = two.start_server()
+        assert until(lambda: server.poll() is not None, 900), two.said()
+        assert server.returncode == 0, two.said()
+        journal = two.journal()
+        assert [line["round"] for line in journal] == [1, 2, 3]
+        assert all(line["cohort"] == list(two.names) and not line["refused"] for line in journal)
+        trained = [row["round"] for row in two.sites["east"].audit.entries if row["event"] == "trained"]
+        assert trained == [1, 2, 3]
+        assert cluster.log(root).count("submit") >= 1 + len(journal)
+        tiny.run("client", "stop", "--state", two.folder / "east")
+        assert spool.folders(root / "spool") == []
