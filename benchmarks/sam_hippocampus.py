@@ -1,6 +1,6 @@
 """LiteMedSAM on the hippocampus of real people at six virtual hospitals: what must travel, and what prompts are worth.
 
-    python benchmarks/sam_hippocampus.py run [--seeds 0 1 2] [--arms prompt-free automatic ...]   resumes run by run
+    python benchmarks/sam_hippocampus.py run [--seeds 0 1 2] [--arms pyramid automatic ...]   resumes run by run
     python benchmarks/sam_hippocampus.py jitter                                                   after the arm "oracle"
     python benchmarks/sam_hippocampus.py speed
     python benchmarks/sam_hippocampus.py report
@@ -43,13 +43,18 @@ EXPERIMENT, RESULTS = "sam-hippocampus", ROOT / "simulations" / "results" / "sam
 JITTERS = (0.0, 0.1, 0.2, 0.3)
 TARGET = 0.865
 
+MASKS = 'recipe.task.head="sam-masks"'
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "prompt-free": ("prompt-free: LoRA + upscale, hypernetworks, mask tokens", ()),
-    "automatic": ("automatic prompts, the same and the light head", ('recipe.task.prompt="auto"',)),
-    "oracle": ("boxes from the truth (oracle), the same", ('recipe.task.prompt="box"',)),
-    "lora-only": ("LoRA alone", ("recipe.adapter.parts=[]",)),
-    "parts-only": ("upscale, hypernetworks, mask tokens alone", ('recipe.adapter.kind="head-only"',)),
-    "decoder": ("the whole decoder alone", ('recipe.adapter.kind="head-only"', 'recipe.adapter.parts=["decoder"]')),
+    "pyramid": ("LoRA and a pyramid head on the encoder, no decoder", ()),
+    "prompt-free": ("prompt-free: LoRA + upscale, hypernetworks, mask tokens", (MASKS,)),
+    "automatic": ("automatic prompts, the same and the light head", (MASKS, 'recipe.task.prompt="auto"')),
+    "oracle": ("boxes from the truth (oracle), the same", (MASKS, 'recipe.task.prompt="box"')),
+    "lora-only": ("LoRA alone", (MASKS, "recipe.adapter.parts=[]")),
+    "parts-only": ("upscale, hypernetworks, mask tokens alone", (MASKS, 'recipe.adapter.kind="head-only"')),
+    "decoder": (
+        "the whole decoder alone",
+        (MASKS, 'recipe.adapter.kind="head-only"', 'recipe.adapter.parts=["decoder"]'),
+    ),
 }
 TINY = ("recipe.rounds=1", "partition.train=2", "partition.val=1", "partition.test=1", "recipe.data.views=1")
 
@@ -62,7 +67,7 @@ def run(arms: Sequence[str], seeds: Sequence[int], output: Path, sets: Sequence[
             if (folder / "summary.json").exists():
                 continue
             chosen = [f"recipe.seed={seed}", f"data.options.seed={seed}", *ARMS[arm][1], *sets]
-            if not (baselines and arm == "prompt-free" and seed == seeds[0]):
+            if not (baselines and arm == next(iter(ARMS)) and seed == seeds[0]):
                 chosen.append("baselines=[]")
             if (folder / "experiment.json").exists():
                 simulate(["--resume", str(folder)])

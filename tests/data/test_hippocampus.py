@@ -117,7 +117,7 @@ def test_the_bundled_recipes_have_no_fault_and_a_small_payload(bundled: str) -> 
     model = experiment.examine(experiment.load(bundled))
     numbers = sum(parameter.numel() for group in model.trainable().values() for parameter in group)
     assert numbers < 0.08 * model.backbone_parameters
-    assert model.frozen_blocks == 8  # what lies before is computed once
+    assert model.frozen_blocks >= 8  # what lies before is computed once
 
 
 # -- fetching ----------------------------------------------------------------------------------------------------------
