@@ -66,7 +66,11 @@ FILES: dict[str, Entry] = {
         "A case has one answer, one patient and one split; else the same patient is trained on and tested.",
         "Correct the table, or make them two cases.",
     ),
-    "label-missing": Entry(_B, "A classification learns from labels.", "Give every image a class."),
+    "label-missing": Entry(
+        _B,
+        "A classification learns from labels.",
+        "Give every image a class, or its row a value in each column needed.",
+    ),
     "label-not-declared": Entry(
         _B,
         "Of a class that is not among labelled nothing is learned here, so its images have no label.",
