@@ -24,7 +24,7 @@ from fedvfm.tasks import table as tasks
 
 Rows = Mapping[str, str]
 
-AUGMENTATIONS = ("flip", "intensity", "invert", "mirror", "noise", "rot90")
+AUGMENTATIONS = ("channel-dropout", "flip", "intensity", "invert", "mirror", "noise", "rot90")
 """Names of the table in :mod:`fedvfm.data.transforms`, which needs torch; a test compares the two."""
 
 _OWN = {
@@ -69,7 +69,7 @@ def _named(table: registry.Table) -> Callable[[], Rows]:
 
 
 def _augmentations() -> Rows:
-    return {name: _said(f"fedvfm.data.transforms:{name}") for name in AUGMENTATIONS}
+    return {name: _said(f"fedvfm.data.transforms:{name.replace('-', '_')}") for name in AUGMENTATIONS}
 
 
 def _windows() -> Rows:

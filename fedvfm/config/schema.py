@@ -266,8 +266,8 @@ class DataContract(Strict):
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
     """What values are divided by after that; ImageNet's. Change: only with a backbone that was trained with others."""
     augment: Annotated[tuple[Name, ...], _names()] = ()
-    """flip, mirror (left and right), rot90, intensity, invert, noise. Change: add some where sites have few images; no
-    mirror or flip where left and right matter."""
+    """flip, mirror (left and right), rot90, intensity, invert, noise, channel-dropout (of three named channels, last in
+    the list). Change: add some where sites have few images; no mirror or flip where left and right matter."""
     class_codes: Annotated[tuple[ClassCode, ...], _names()] = _later(())
     """A code for each class, "" where its name says enough: scheme:code, a modifier after +. Masks are known by it and
     predicted DICOM-SEG carry it. Change: where a class is no common organ, or sites' segmentations call it
@@ -304,6 +304,8 @@ class DataContract(Strict):
             raise ValueError("class_codes: one for each of class_names is needed, empty for the background")
         if len(set(self.codes.values())) < len(self.codes):
             raise ValueError("class_codes: two classes of one code could not be told apart")
+        if "channel-dropout" in self.augment and len(self.channels) != 3:
+            raise ValueError("augment = channel-dropout: three names in channels are needed, of a meaning each")
         if len(self.channels) > 1 and (self.grey or self.stack > 1):
             raise ValueError("three channels exclude grey = true and stack = 3: the model takes three in all")
         return self

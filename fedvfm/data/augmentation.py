@@ -98,7 +98,17 @@ def _noise(view: View, rng: np.random.Generator) -> View:
     return View((view.image + level * field).clamp(0.0, 1.0), view.mask)
 
 
+def _channel_dropout(view: View, rng: np.random.Generator) -> View:
+    channel = transforms.dropped_channel(rng)
+    if channel is None:
+        return view
+    kept = torch.ones(3, 1, 1, device=view.image.device)
+    kept[channel] = 0.0
+    return View(view.image * kept, view.mask)
+
+
 _KNOWN: Mapping[str, Augmentation] = {
+    "channel-dropout": _channel_dropout,
     "flip": _flip,
     "intensity": _intensity,
     "invert": _invert,

@@ -26,6 +26,7 @@ Augmentation = Callable[[Image, Mask | None, np.random.Generator], tuple[Image, 
 AUGMENTATIONS = registry.Table(
     "augmentation",
     {
+        "channel-dropout": "fedvfm.data.transforms:channel_dropout",
         "flip": "fedvfm.data.transforms:flip",
         "intensity": "fedvfm.data.transforms:intensity",
         "invert": "fedvfm.data.transforms:invert",
@@ -311,3 +312,19 @@ def noise(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Im
     """Add Gaussian noise of a standard deviation up to 0.05."""
     level = rng.uniform(0.0, MOST_NOISE)
     return np.clip(image + level * rng.standard_normal(image.shape), 0.0, 1.0).astype(np.float32), mask
+
+
+def dropped_channel(rng: np.random.Generator) -> int | None:
+    """Which of three channels :func:`channel_dropout` takes away; None in half of the cases."""
+    channel, drops = int(rng.integers(3)), rng.random() < 0.5
+    return channel if drops else None
+
+
+def channel_dropout(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """One of the three channels, drawn, is black in half of the cases; for channels of a meaning each."""
+    channel = dropped_channel(rng)
+    if channel is None:
+        return image, mask
+    image = image.copy()
+    image[channel] = 0.0
+    return image, mask

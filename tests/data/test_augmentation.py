@@ -53,6 +53,30 @@ def test_the_same_draws_give_the_same_view(
         np.testing.assert_array_equal(base.image, before.image)
 
 
+def test_channel_dropout_takes_one_of_three_channels_in_half_of_the_views() -> None:
+    base, names = prepared(), ("T1w", "T2w", "FLAIR")
+    asked = schema.DataContract(
+        class_names=("a", "b"), channels=names, augment=("channel-dropout",), input_size=(24, 24)
+    )
+    black = []
+    for seed in range(60):
+        numpy, there, left = both(base, asked, seed)
+        assert left[0] == left[1]
+        np.testing.assert_array_equal(there.image.numpy(), numpy.image)
+        gone = [channel for channel in range(3) if not numpy.image[channel].any()]
+        kept = [channel for channel in range(3) if channel not in gone]
+        np.testing.assert_array_equal(numpy.image[kept], base.image[kept])
+        black.append(tuple(gone))
+    assert set(black) == {(), (0,), (1,), (2,)}
+    assert 15 < black.count(()) < 45
+
+
+def test_channel_dropout_is_for_three_named_channels() -> None:
+    values = {"class_names": ["a", "b"], "augment": ["channel-dropout"]}
+    with pytest.raises(errors.ConfigError, match="three names in channels are needed"):
+        schema.parse(schema.DataContract, values, "data")
+
+
 def test_noise_has_its_level_and_its_seed() -> None:
     base = transforms.Prepared(np.full((3, 200, 200), 0.5, dtype=np.float32), None, None, None)
     levels = []
