@@ -198,6 +198,9 @@ def find(word: str) -> list[Table | Key]:
     if path in known:
         return [known[path]]
     matches = [entry for name, entry in known.items() if path and name.endswith(f".{path}")]
+    options = known.get(path.rpartition(".")[0])  # of a table that is one key, each option is told there
+    if isinstance(options, Key) and options.type == "table":
+        return [options]
     if not matches:
         raise errors.UnknownName(f"no key or table '{word[:80]}'{_nearest(path, known)}; files: {', '.join(ROOTS)}")
     return matches

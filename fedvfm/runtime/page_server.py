@@ -134,6 +134,11 @@ def start(
     LOG.info(introduce(folder, address))
 
 
+def forget(folder: Path) -> None:
+    """The page has ended: its address opens nothing any more."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
 def introduce(folder: Path, address: Address) -> str:
     """Where the page is, for people: the address itself on a terminal alone, as anything else may be a log."""
     if sys.stderr.isatty() and sys.stdout.isatty():  # records go to either

@@ -83,6 +83,7 @@ def start(
                 with follower.followed(trackers, family.start, place, where.folder, LOG.warning, sites=track_sites):
                     return _watch(where, server, _listening(where, listen), family, over, stay)
         finally:
+            page_server.forget(folder)
             daemon.silence(folder)
 
 

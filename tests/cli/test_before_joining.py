@@ -72,7 +72,7 @@ def plain(cli: Any, tiny: Any, tmp_path: Path) -> Joined:
 
 def test_the_data_is_checked_with_the_invite_itself(plain: Joined, tiny: Any, cli: Any) -> None:
     site = plain.folder / "site.toml"
-    site.write_text(tiny.site("north"))
+    site.write_text(tiny.site("north") + "[policy]\nmin_train_units = 1\n")
     answer = cli("data", "check", site, "--recipe", plain.invite, "--json")
     assert answer.code == 0, answer.err + answer.out
     found = json.loads(answer.out)

@@ -35,7 +35,8 @@ def hospital(tiny: Any, tmp_path: Path) -> Path:
         rows.append(f"{SECRET}_{number:02d},{SECRET}-{number // 2}")
     (data / "patients.csv").write_text("\n".join(rows) + "\n")
     site = tmp_path / "site.toml"
-    site.write_text(f'name = "north"\nrecipe = "{tiny.experiment}"\n[data]\nsource = "folder"\npath = "data"\n')
+    policy = "[policy]\nmin_train_units = 1\n"
+    site.write_text(f'name = "north"\nrecipe = "{tiny.experiment}"\n{policy}[data]\nsource = "folder"\npath = "data"\n')
     return site
 
 
@@ -53,6 +54,14 @@ def codes(answer: Any) -> dict[str, dict[str, Any]]:
 
 
 # --- a whole check ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_sites_own_policy_will_refuse_is_no_ready_hospital(cli: Any, hospital: Path) -> None:
+    hospital.write_text(hospital.read_text().replace("min_train_units = 1\n", "min_train_units = 90\n"))
+    answer = cli("data", "check", hospital, "--json")
+    row = codes(answer)["policy-refuses"]
+    assert (answer.code, row["severity"]) == (NOT_READY, "blocker")
+    assert "policy.min_train_units = 90: every round will be refused" in row["problem"]
 
 
 def test_a_ready_hospital_gets_its_numbers_its_step_and_exit_code_0(cli: Any, tiny: Any, hospital: Path) -> None:

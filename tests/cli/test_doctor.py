@@ -49,7 +49,8 @@ class Ends:
 
     def write_settings(self, tiny: Any, more: str = "", rules: str | None = None) -> None:
         own = f'name = "east"\n{more}include = ["east"]\n[data]\nsource = "folder"\npath = "{tiny.data}"\n'
-        allowed = policy.accepting(policy.Facts.of(self.locked)) if rules is None else rules
+        allowed = policy.accepting(policy.Facts.of(self.locked)).replace("units = 10", "units = 1")
+        allowed = allowed if rules is None else rules
         self.settings.write_text(own + allowed)
 
     def rows(self, *arguments: Any) -> tuple[int, dict[str, list[dict[str, str]]]]:

@@ -19,7 +19,8 @@ from fedvfm.data import sample as data
 from fedvfm.data.readiness import dataset, rules, survey
 from tests.simulation import drawn_cases
 
-SITE = 'name = "north"\nrecipe = "recipe.toml"\n[data]\nsource = "folder"\npath = "data"\n'
+POLICY = "[policy]\nmin_train_units = 1\n"
+SITE = f'name = "north"\nrecipe = "recipe.toml"\n{POLICY}[data]\nsource = "folder"\npath = "data"\n'
 
 
 def _toml(values: dict[str, Any], where: str = "") -> str:

@@ -97,6 +97,7 @@ def test_a_key_is_found_by_its_end() -> None:
     assert paths("max_epsilon") == ["site.policy.privacy.max_epsilon"]
     assert "site.personal.learning_rate" in paths("learning_rate")
     assert paths("experiment.recipe.adapter.rank") == ["experiment.recipe.adapter.rank"]
+    assert paths("recipe.task.options.sampling") == ["recipe.task.options"], "options are told where they stand"
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,9 @@ def test_the_address_is_new_each_time_private_and_never_in_a_command(tmp_path: P
     assert len(address.token) == 43
     assert said()[0] == said()[1] == f"page: its address is the url in {tmp_path / page_server.FILE}"
     assert page_server.read_address(tmp_path).url == f"http://127.0.0.1:{address.port}/{address.token}/"
+    for _ in range(2):
+        page_server.forget(tmp_path)
+        assert not (tmp_path / page_server.FILE).exists(), "the page has ended"
 
 
 @pytest.mark.parametrize(("out", "err"), [(True, True), (False, True), (True, False)])

@@ -54,7 +54,10 @@ def start(where: state_folder.State, settings: Path, *, page_port: int | None = 
     with processes.alone(_folder(where), NAME, f"the client of {where.folder}"), processes.told_to_end() as over:
         status.note_settings(where, settings)
         status.note_standing(where, "")
-        _watch(where, settings, site, over, page_port)
+        try:
+            _watch(where, settings, site, over, page_port)
+        finally:
+            page_server.forget(_folder(where))
         storage.remove_folder(where.features)
         if site.batch is not None:
             _end_jobs(site.batch)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedvfm import errors
 from fedvfm.client import site_file
+from fedvfm.client.gate import policy
 from fedvfm.client.readiness import offline
 from fedvfm.config import schema
 from fedvfm.data import bags, defect, labels, partial_labels
@@ -156,6 +157,20 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
             continue
         made.findings.append(_explained(site, one))
     made.raw, made.source, made.fits = raw, source, not contract
+    made.findings += _policy(made.own, made.seen) if made.fits else []
+
+
+def _policy(own: site_file.Own, seen: dataset.Looked) -> list[finding.Finding]:
+    """What the site's own policy will refuse to train on: so few patients, or steps."""
+    members = [seen.samples[number - 1] for number in seen.splits.get("train", [])]
+    if own.recipe is None or not members:  # a site without any only tests
+        return []
+    try:
+        patients = {sample.subject for sample in members}
+        policy.require_enough(own.site.policy, own.recipe, len(patients), len(members))
+    except errors.PolicyRefused as refusal:
+        return [finding.make("policy-refuses", f"{refusal.detail}: every round will be refused")]
+    return []
 
 
 def _balances(recipe: schema.Recipe) -> bool:

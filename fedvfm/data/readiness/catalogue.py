@@ -192,6 +192,11 @@ DATA: dict[str, Entry] = {
         "Results would stand under another class's name.",
         "Map your classes in [labels], set data.options.class_names, or ask for a recipe that fits.",
     ),
+    "policy-refuses": Entry(
+        _B,
+        "The site's own policy keeps an update from being of few patients or steps; no round would be trained.",
+        "Bring more patients, or let the site's people decide on [policy] min_train_units and min_steps.",
+    ),
     "no-training-sample": Entry(
         _B,
         "There is nothing to train on.",
