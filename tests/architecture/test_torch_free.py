@@ -44,7 +44,9 @@ for rule in table.TABLE.names():
     mixed = table.TABLE.get(rule).mixed_ranks
     members = [numpy_sites.NumpySite("north", rank=2 if mixed else 3), numpy_sites.NumpySite("west", examples=30)]
     weighting = "uniform" if table.TABLE.get(rule).robust else "examples"
-    recipe = numpy_sites.make_recipe(rounds=3, aggregation={"rule": rule, "weighting": weighting})
+    beside = {"residual": 5} if table.keeps_residual(table.TABLE.get(rule)) else {}
+    adapter = {"rank": 3, "alpha": 6.0, "options": beside}
+    recipe = numpy_sites.make_recipe(rounds=3, aggregation={"rule": rule, "weighting": weighting}, adapter=adapter)
     job = numpy_sites.make_job(Path(sys.argv[2]) / rule, members, recipe, per_sample=True, test_best=True)
     grid = numpy_sites.LoopGrid(numpy_sites.client_app(members), len(members))
     app.make_server_app([job])(grid, flower.context(1, 1, {}))

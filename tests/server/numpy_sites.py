@@ -25,9 +25,11 @@ SHA = "ab" * 32
 SETTINGS = "ef" * 32
 
 
-def manifest(rank: int = 3, alpha: float = 6.0) -> state.Manifest:
-    """One low-rank pair of a 5 x 7 product and a head."""
+def manifest(rank: int = 3, alpha: float = 6.0, residual: int = 0) -> state.Manifest:
+    """One low-rank pair of a 5 x 7 product, its residual where it has a rank, and a head."""
+    beside = zip(factors.residual_names("block.00.q"), ((residual, 7), (5, residual)), strict=True)
     rows = [
+        *(state.ArraySpec(name, shape, factors.RESIDUAL) for name, shape in beside if residual),
         state.ArraySpec("block.00.q.A", (rank, 7), "lora", "A", "block.00.q", alpha / rank),
         state.ArraySpec("block.00.q.B", (5, rank), "lora", "B", "block.00.q", alpha / rank),
         state.ArraySpec("head.bias", (2,), "head"),
@@ -57,8 +59,13 @@ def make_recipe(**values: Any) -> schema.Recipe:
 
 def lock(chosen: schema.Recipe) -> locked_recipe.LockedRecipe:
     """The recipe with a manifest and a first adapter of our own."""
-    rows = manifest(chosen.adapter.rank)
+    rows = of_recipe(chosen)
     return locked_recipe.LockedRecipe.of(chosen, rows, draw(rows, chosen.seed), SHA, 1000, SETTINGS)
+
+
+def of_recipe(chosen: schema.Recipe) -> state.Manifest:
+    """The manifest of a recipe's adapter."""
+    return manifest(chosen.adapter.rank, residual=int(str(chosen.adapter.options.get("residual", 0))))
 
 
 @dataclass
@@ -84,7 +91,7 @@ class NumpySite:
 
     def hello(self, task: protocol.Task) -> RecordDict:
         """The handshake reply."""
-        own = self.fingerprint or handshake.at_rank(manifest(task.recipe.adapter.rank), self.rank).fingerprint
+        own = self.fingerprint or handshake.at_rank(of_recipe(task.recipe), self.rank).fingerprint
         counts = {"train": self.examples, "val": self.val, "test": 5}
         return protocol.encode_hello(
             self.change(
@@ -99,7 +106,7 @@ class NumpySite:
     def train(self, task: protocol.Task) -> RecordDict:
         """Every array that trains moves half way to where this site wants it, with a little noise of the round."""
         assert task.state is not None
-        rows = manifest(task.recipe.adapter.rank)
+        rows = of_recipe(task.recipe)
         rng = seeding.stream(task.recipe.seed, "train", task.round, self.name)
         arrays = {
             name: (0.5 * array + 0.5 * len(self.name) + 0.1 * rng.standard_normal(array.shape)).astype(np.float32)
