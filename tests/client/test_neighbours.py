@@ -231,7 +231,7 @@ class Noted:
 
 
 def trained(hospital: Any, asked: schema.Recipe, units: int) -> base.PrivacyEvent:
-    part, model = Noted(), SimpleNamespace(recipe=asked, task=segmentation.Segmentation)
+    part, model = Noted(), SimpleNamespace(recipe=asked, task=segmentation.Segmentation(asked))
     node = sites.Site("north", hospital, simulated=True, units=units)
     optimiser = SimpleNamespace(param_groups=[])
     with dp_trainer.opened(part, model, node, optimiser, 1):  # type: ignore[arg-type]
