@@ -63,8 +63,9 @@ def withheld(rows: layout.Whole, least: int, *, several: bool = False) -> NDArra
 
     Where a patient is in one bin, or in parts in several, the bins add up to all patients: then the patients with a
     part in what is withheld must be at least ``least`` together, or none; the bin of the fewest goes too until they
-    are. Where a patient may be in several bins whole, each stands alone: those in it, and those not in it, must be
-    ``least`` or none.
+    are. Where a patient may be in several bins whole, those in a bin, and those not in it, must be ``least`` or none.
+    There what is shown may come to fewer than all patients: so many at least are in what is withheld, exactly so many
+    where nobody is in two bins, and then the same holds.
 
     Args:
         rows: what each patient adds.
@@ -79,10 +80,9 @@ def withheld(rows: layout.Whole, least: int, *, several: bool = False) -> NDArra
     if several:
         without = len(rows) - support
         hidden |= (without > 0) & (without < least)
-        return hidden
     while not hidden.all():
         behind = int(has[:, hidden].any(axis=1).sum())
-        if behind == 0 or behind >= least:
+        if behind == 0 or behind >= least or (several and support[~hidden].sum() >= len(rows)):
             break
         hidden[np.flatnonzero(~hidden)[np.argmin(support[~hidden])]] = True
     return hidden

@@ -93,6 +93,14 @@ def test_who_is_not_in_a_class_is_not_told_either() -> None:
     assert statistics.withheld(rows, 5, several=True).tolist() == [False, True, False]
 
 
+def test_a_rare_class_of_patients_with_one_class_each_is_not_left_over_by_the_others() -> None:
+    rows = np.repeat(np.eye(3, dtype=np.int64), [40, 30, 5], axis=0) * layout.WHOLE
+    assert statistics.withheld(rows, 10, several=True).tolist() == [False, True, True]
+    everywhere = np.ones((75, 1), np.int64) * layout.WHOLE  # a background: the counts shown leave nobody over
+    hidden = statistics.withheld(np.hstack([everywhere, rows[:, 1:]]), 10, several=True)
+    assert hidden.tolist() == [False, False, True]
+
+
 def test_an_answer_withholds_the_rare_class_and_what_gives_it_away(whole: statistics.Totals) -> None:
     reply = answer.of_totals(SURVEY, "north", whole, 10)
     patients = layout.WHOLE * 40
