@@ -10,6 +10,7 @@ Source: Isensee et al., "nnU-Net: a self-configuring method for deep learning-ba
 
 from __future__ import annotations
 
+import math
 import textwrap
 import tomllib
 from collections.abc import Sequence
@@ -33,6 +34,10 @@ ANISOTROPIC = 3.0
 """Slices that lie so many times as far apart as pixels do are anisotropic, by nnU-Net's rule."""
 WEIGHTS = (0.25, 4.0)
 """Bounds of a class weight: a class that is hardly there must not be all that counts."""
+SURE = 2.0
+"""Standard deviations of the noise that a rule reckons with."""
+NEAR = 0.1
+"""Share of the patients that noise may move a median by; a tail it may move by no more than the tail itself."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,17 @@ class Histogram:
 
     Attributes:
         group: its layout.
-        counts: patients in each; what is withheld, or below nought by noise, counts as none.
+        counts: patients in each; what is withheld counts as none. With noise as it is, below nought too: noise that is
+            cut at nought adds patients to the empty bins at both ends.
         hidden: share of the patients that is not in any bin shown: withheld, or not known; None where that cannot be
             worked out.
+        noise: standard deviation of the noise on each count, in patients; 0 for exact ones.
     """
 
     group: layout.Group
     counts: tuple[float, ...]
     hidden: float | None
+    noise: float
 
     @property
     def total(self) -> float:
@@ -75,9 +83,20 @@ class Histogram:
         reached = 0.0
         for at, count in enumerate(self.counts):
             reached += count
-            if count and reached >= share * self.total:
+            if count > 0 and reached >= share * self.total:
                 return at
         return len(self.counts) - 1
+
+    def unsure(self, most: float) -> str:
+        """Why noise leaves a percentile open, where it may move it by more than this share of the patients; else ""."""
+        moved = SURE * self.noise * math.sqrt(len(self.counts)) / self.total
+        if moved <= most:
+            return ""
+        return (
+            f"the noise (a standard deviation of {self.noise:.3g} patients a number) may move a percentile by "
+            f"{min(moved, 1.0):.0%} of {self.total:.0f} patients; {most:.1%} is the most. Ask for fewer statistics or "
+            "bins, or with a larger epsilon"
+        )
 
     def low(self, at: int) -> float:
         """Lower edge of a bin; of the first its upper one."""
@@ -94,14 +113,14 @@ def histogram(result: answer.Merged, name: str) -> Histogram | None:
     if group is None or not group.edges:
         return None
     row = result.values[name]
-    counts = tuple(max(0.0, value or 0.0) for value in row[: len(group.edges) + 1])
-    if not sum(counts):
+    counts = tuple(value or 0.0 for value in row[: len(group.edges) + 1])
+    if sum(counts) <= 0:
         return None
     whole = result.patients
     if whole is None and not any(result.withheld[name]):
-        whole = sum(max(0.0, value or 0.0) for value in row)
+        whole = sum(value or 0.0 for value in row)
     hidden = None if whole is None else max(0.0, 1.0 - sum(counts) / max(whole, sum(counts)))
-    return Histogram(group, counts, hidden)
+    return Histogram(group, counts, hidden, result.noise.get(name, 0.0))
 
 
 def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Proposal:
@@ -156,6 +175,8 @@ def _size(result: answer.Merged, backbone: str, largest: int) -> Ruled:
             return key, None, "sizes were not asked for, or all of them are withheld"
         if part.hidden is None or part.hidden > ENOUGH:
             return key, None, f"the sizes of {_share(part.hidden)} of the patients are withheld: no median is known"
+        if unsure := part.unsure(NEAR):
+            return key, None, unsure
         median = part.low(part.bin_at(0.5))
         medians.append(median)
         bounded = min(max(median, SMALLEST), largest)
@@ -182,6 +203,8 @@ def _window(result: answer.Merged, backbone: str, largest: int) -> Ruled:
         return key, None, "intensities were not asked for, or all of them are withheld"
     if part.hidden is None or part.hidden > UNSEEN:
         return key, None, f"{_share(part.hidden)} of the intensities are withheld: percentiles would be wrong"
+    if unsure := part.unsure(TAILS[0]):
+        return key, None, unsure
     low, high = part.low(part.bin_at(TAILS[0])), part.high(part.bin_at(TAILS[1]))
     if not low < high:
         return key, None, "all intensities lie in one bin; ask with finer ones"
@@ -207,6 +230,9 @@ def _weights(result: answer.Merged, backbone: str, largest: int) -> Ruled:
         return key, None, "training draws all classes equally often (task.options.sampling); weights would count twice"
     if not all(known):
         return key, None, "a class has no share at all"
+    noise = result.noise.get("class-shares", 0.0)
+    if min(known) < 2 * SURE * noise:
+        return key, None, f"the noise (a standard deviation of {noise:.3g} patients) may be half of a class's share"
     total = sum(known)
     weights = [min(max(total / (len(known) * share), WEIGHTS[0]), WEIGHTS[1]) for share in known]
     names = zip(result.survey.class_names, known, strict=True)
@@ -224,13 +250,13 @@ def _spacing(result: answer.Merged) -> str:
     medians: list[float | None] = []
     for name in ("row-spacing", "column-spacing", "slice-spacing"):
         part = histogram(result, name)
-        if part is None or part.hidden is None or part.hidden > ENOUGH:
+        if part is None or part.hidden is None or part.hidden > ENOUGH or part.unsure(NEAR):
             medians.append(None)
         else:
             medians.append(part.low(part.bin_at(0.5)))
     row, column, between = medians
     if row is None or column is None:
-        return "no median is known: not asked for, withheld, or the files do not say it"
+        return "no median is known: not asked for, withheld, lost in the noise, or the files do not say it"
     said = f"median {row:g} x {column:g} mm a pixel"
     if between is None:
         return f"{said}; a recipe has no target spacing: images are resized (data.fit)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping
 
@@ -74,6 +75,19 @@ def test_class_weights_are_inverse_shares_within_bounds() -> None:
     assert proposal.propose(result(rows), "dinov2-small-imgfocus").values["task.class_weights"] == [0.505, 4.0]
     left = dict(proposal.propose(result({"class-shares": {0: 99.0}}), "dinov2-small-imgfocus").left)
     assert "withheld" in left["task.class_weights"]
+
+
+@pytest.mark.parametrize(("noise", "said"), [(3.0, True), (0.01, False)])
+def test_nothing_is_proposed_of_what_noise_alone_may_have_made(noise: float, said: bool) -> None:
+    rows = {name: dict.fromkeys(range(20), -3.0) | {7: 160.0} for name in ("rows", "columns")}
+    rows |= {"foreground-0": {50: 100.0}, "class-shares": {0: 90.0, 1: 10.0}}
+    exact = result(rows, **CT)
+    names = [group.name for group in layout.groups(exact.survey)]
+    noisy = dataclasses.replace(exact, noise=dict.fromkeys(names, noise))
+    left = dict(proposal.propose(noisy, "dinov2-small-imgfocus").left)
+    keys = ("data.input_size", "data.window", "task.class_weights")
+    assert ["the noise" in left.get(key, "") for key in keys] == [said] * 3
+    assert said == ("a standard deviation of 3 patients" in left.get("data.input_size", ""))
 
 
 def test_slices_far_apart_are_called_anisotropic() -> None:
