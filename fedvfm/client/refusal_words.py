@@ -17,7 +17,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "batch": (
         "a job of the cluster ended without an answer, or did not begin in time",
-        "fedvfm doctor client SITE.toml; the job's own log lies in its folder below batch.spool",
+        "fedvfm doctor client SITE.toml; the job's own log lies in logs/ of batch.spool",
     ),
     "codec": ("this release does not know the recipe's codec", "install the release the coordinator has"),
     "config": ("site.toml has a fault, or does not fit the recipe", "fedvfm doctor client SITE.toml names it"),

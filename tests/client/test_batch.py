@@ -192,6 +192,16 @@ def test_a_job_that_does_not_begin_is_given_up(tmp_path: Path) -> None:
     assert (cluster.log(tmp_path), spool.folders(tmp_path / "spool")) == (["cancel"], [])
 
 
+def test_a_job_that_was_being_cancelled_when_the_client_was_killed_is_asked_anew(tmp_path: Path) -> None:
+    own = settings(tmp_path)
+    folder = spool.make(Path(own.spool), a_job(), b"m")
+    jobs.clear(Path(own.spool), own, but=folder.name)
+    assert spool.folders(Path(own.spool)) == [folder]
+    (folder / spool.CANCEL).touch()
+    jobs.clear(Path(own.spool), own, but=folder.name)
+    assert spool.folders(Path(own.spool)) == []
+
+
 def test_the_result_of_another_job_is_refused(tmp_path: Path) -> None:
     wait = waiting(tmp_path)
     (folder,) = spool.folders(tmp_path / "spool")
@@ -232,8 +242,14 @@ def test_the_name_of_a_job_is_what_is_printed_last(tmp_path: Path, said: str, na
 def test_a_scheduler_that_does_not_answer_ends_no_job(tmp_path: Path) -> None:
     gone = scheduler.Scheduler(settings(tmp_path, query=["/no/such/program", "{job}"]))
     assert gone.over("1") is None
-    failing = scheduler.Scheduler(settings(tmp_path, query=[sys.executable, "-S", "-c", "exit(1) #{job}"]))
+    failing = scheduler.Scheduler(settings(tmp_path, query=[sys.executable, "-S", "-c", "raise SystemExit(1) #{job}"]))
     assert failing.over("1") is None
+
+
+def test_a_job_that_slurm_forgot_is_over(tmp_path: Path) -> None:
+    words = "raise SystemExit('slurm_load_jobs error: Invalid job id specified') #{job}"
+    forgotten = scheduler.Scheduler(settings(tmp_path, query=[sys.executable, "-S", "-c", words]))
+    assert forgotten.over("1") is True
 
 
 # -- the compute node --------------------------------------------------------------------------------------------------
@@ -274,8 +290,9 @@ def test_the_images_of_the_node_must_be_those_of_the_client(tmp_path: Path) -> N
     task = protocol.Task(private_site.make_recipe(privacy=None))
     every = table.make(source).samples()
     names, listed = tuple(each.id for each in every[:2]), spool.listing({"train": every[:2]})
-    found = job._site(a_job(data=source, splits={"train": names}, listing=listed), task, "cpu")
+    found = job._site(a_job(data=source, splits={"train": names}, listing=listed, least_steps=7), task, "cpu")
     assert found.split("train") == tuple(every[:2])
+    assert found.least_steps == 7
     with pytest.raises(errors.DataError, match="mount the data under the same path"):
         job._site(a_job(data=source, splits={"train": (names[0], "0009")}, listing=listed), task, "cpu")
 

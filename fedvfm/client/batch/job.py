@@ -144,7 +144,7 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
         labelled=job.labelled,
     )
     cache = feature_cache.FeatureCache(job.cache_mib * MIB)
-    return sites.Site(job.name, hospital, device, job.rank, cache, units=job.units)
+    return sites.Site(job.name, hospital, device, job.rank, cache, units=job.units, least_steps=job.least_steps)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ class Jobs:
             spare_devices=config.spare_devices,
             rank=config.rank,
             units=site.units,
+            least_steps=site.least_steps,
             cache_mib=config.cache_mib,
             limits=config.limits,
             seconds=max(1.0, min(seconds, LONGEST_S) if math.isfinite(seconds) else LONGEST_S),
@@ -262,9 +263,9 @@ def cancel(folder: Path, asked: scheduler.Scheduler) -> None:
 
 
 def clear(place: Path, settings: batch.BatchConfig, but: str = "") -> None:
-    """Cancel and remove every job of a spool, but for the one of this name."""
+    """Cancel and remove every job of a spool, but for the one of this name, unless it was being cancelled."""
     for folder in spool.folders(place):
-        if folder.name != but:
+        if folder.name != but or (folder / spool.CANCEL).exists():
             cancel(folder, scheduler.Scheduler(settings))
 
 

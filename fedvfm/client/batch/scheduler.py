@@ -17,6 +17,8 @@ PASSED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "SLURM_CONF")
 """Environment variables that reach a command; a job gets no more of them than the scheduler hands on."""
 SECONDS = 60.0
 """The most that a command may take."""
+FORGOTTEN = "invalid job id"
+"""What squeue says, with an error, of a job that ended longer ago than Slurm's MinJobAge (5 minutes by default)."""
 _ID = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}")
 
 
@@ -60,6 +62,8 @@ class Scheduler:
         except errors.JobError as error:
             LOG.warning(str(error))
             return None
+        if code and FORGOTTEN in said.lower():
+            return True
         if code:
             LOG.warning(f"batch.query ended with {code}: {_shown(said)}")
             return None

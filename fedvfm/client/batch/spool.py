@@ -92,6 +92,8 @@ class Job(Part):
     """Of the site."""
     units: Annotated[int, Field(ge=0)] = 0
     """That a private round is made from."""
+    least_steps: Annotated[int, Field(ge=1)] = 1
+    """Of a round that ends by the clock, as the site's policy says."""
     cache_mib: Annotated[int, Field(ge=0)] = 0
     """Memory for images."""
     limits: schema.LimitsConfig = schema.LimitsConfig()
