@@ -110,7 +110,28 @@ def built(network: Mapping[str, Any], where: str) -> nn.Module:
             f"{where}: {len(shared)} layers of batch norm ({shared[0]}): their statistics are of a site's own images, "
             "and are neither averaged nor private. Take a network with instance or group norm"
         )
+    _require_grid(network, model, where)
     return model
+
+
+def _require_grid(network: Mapping[str, Any], model: nn.Module, where: str) -> None:
+    """Check on the meta device that a picture comes out as a grid of its own size, a channel a class.
+
+    Raises:
+        WeightsError: if not.
+    """
+    try:
+        side = 4 * _multiple(network)
+        wanted = (1, int(network.get("out_channels", 2)), side, side)
+        with torch.no_grad(), torch.device("meta"):
+            given = tuple(model.eval()(torch.empty(1, int(network.get("in_channels", 1)), side, side)).shape)
+    except Exception as error:  # whatever its layers do not like
+        raise errors.WeightsError(f"{where}: {network['_target_']} computes nothing of a picture: {error}") from None
+    if given != wanted:
+        raise errors.WeightsError(
+            f"{where}: {network['_target_']} makes {given} of a picture, not {wanted} (image, out_channels, height, "
+            "width). Take a network whose last layer makes its classes, at the size of the picture"
+        )
 
 
 class Network(base.Backbone):
@@ -129,6 +150,12 @@ class Network(base.Backbone):
         self._channels = int(network.get("in_channels", 1))
         self.width = int(network.get("out_channels", 2))
         self._multiple = _multiple(network)
+
+    def train(self, mode: bool = True) -> Network:
+        """It computes the same in training: no dropout, and no layer that keeps statistics of a site's images."""
+        super().train(False)
+        self.training = mode
+        return self
 
     def taps(self, count: int) -> tuple[int, ...]:
         """One grid only, as often as it is asked for."""
@@ -159,8 +186,8 @@ class Network(base.Backbone):
 def _multiple(network: Mapping[str, Any]) -> int:
     """What the sides of its input must be multiples of."""
     if network["_target_"] == "UNet":
-        strides = [stride if isinstance(stride, list) else [stride] for stride in network["strides"]]
-        return math.prod(max(stride) for stride in strides)
+        strides = [stride if isinstance(stride, list) else [stride, stride] for stride in network["strides"]]
+        return math.lcm(*(math.prod(side) for side in zip(*strides, strict=True)))
     if network["_target_"] == "SegResNet":
         blocks: Sequence[int] = network.get("blocks_down", (1, 2, 2, 4))
         return int(2 ** (len(blocks) - 1))

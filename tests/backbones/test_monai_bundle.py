@@ -137,17 +137,33 @@ def test_kinds_that_do_not_fit_are_told(tmp_path: Path, kind: str) -> None:
         ({"in_channels": 4}, "in_channels: 1 or 3"),
         ({"norm": "BATCH"}, "batch norm"),
         ({"strides": [2, 2, 2, 2]}, "takes no such arguments|arrays are not"),
+        ({"strides": [0]}, "computes nothing of a picture"),
+        (SEGRESNET | {"use_conv_final": False}, r"makes \(1, 8, 8, 8\) of a picture, not \(1, 3, 8, 8\)"),
+        (SEGRESNET | {"blocks_down": [], "blocks_up": []}, "takes no such arguments|computes nothing"),
     ],
 )
 def test_what_is_no_plain_network_of_the_list_is_refused(
     tmp_path: Path, change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = bundle(tmp_path / "bundle", UNET | change, arrays={"a": torch.zeros(1)})
+    folder = bundle(
+        tmp_path / "bundle", change if "init_filters" in change else UNET | change, arrays={"a": torch.zeros(1)}
+    )
     with pytest.raises(errors.WeightsError, match=said):
         convert.bring(folder, "own-net")
     assert not weights.in_cache("own-net")
     assert not (tmp_path / "hacked").exists()
+
+
+def test_it_computes_the_same_in_training(tmp_path: Path) -> None:
+    tracked = UNET | {"dropout": 0.5, "norm": ["INSTANCE", {"track_running_stats": True}], "strides": [[2, 3]]}
+    convert.bring(bundle(tmp_path / "bundle", tracked), "own-net")
+    backbone, pixels = load("own-net").train(), torch.rand(1, 3, 30, 44)
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    first, second = (backbone.features(pixels, (0,)).grids[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.shape == (1, 2, 30, 44)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())
 
 
 class Evil:
