@@ -139,7 +139,7 @@ def _values(
             values.append(None)
             continue
         try:
-            number = float(cell)
+            number = math.nan if "_" in cell else float(cell)  # Python alone writes 1_5 for 15
         except ValueError:
             number = math.nan
         where = f"sample '{sample}', column '{name}'"

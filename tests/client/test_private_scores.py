@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.client import privacy_report, site_file
-from fedvfm.client.gate import private_scores
+from fedvfm.client.gate import policy, private_scores
+from fedvfm.client.training import evaluator
+from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
+from fedvfm.data import sample as samples
 from fedvfm.ledger import summary
 from fedvfm.privacy import accountant, randomness
 from fedvfm.protocol import protocol
@@ -213,3 +216,21 @@ def test_it_needs_a_budget_that_counts_images_or_patients(tmp_path: Path, budget
     with pytest.raises(errors.ConfigError):
         site_file.read_site(tmp_path / "north.toml")
     assert schema.PolicyConfig().metrics_epsilon is None
+
+
+def test_no_score_tells_of_a_column_that_few_patients_have_a_value_in() -> None:
+    target = {"kind": "regression", "ranges": [[0, 9], [0, 9]], "centres": [1, 1], "scales": [1, 1]}
+    names = {"class_names": ["age", "volume"]}
+    chosen = schema.parse(
+        schema.Recipe,
+        {"backbone": {"name": "dino"}, "task": {"kind": "classification"}, "data": names, "target": target},
+        "recipe",
+    )
+    having: dict[str, set[str]] = {}
+    for at in range(10):
+        sample = samples.Sample(str(at), patient=str(at), values=(1.0, 2.0 if at < 3 else None))
+        evaluator._note_classes(having, sample, sites.NO_IMAGE, chosen)
+    known = {name: len(subjects) for name, subjects in having.items()}
+    scores = {"one_minus_nmae": 0.5, "mae_age": 0.5, "r2_age": 0.5, "mae_volume": 0.5, "r2_volume": 0.5}
+    leaving = policy.release_scores(schema.PolicyConfig(metrics=("*",), min_units=4), scores, 10, known)
+    assert set(leaving) == {"one_minus_nmae", "mae_age", "r2_age"}

@@ -66,6 +66,8 @@ def test_columns_may_stand_beside_labels_and_in_any_table(tmp_path: Path) -> Non
         ("a,140\nb,3", "column 'age': 140 lies outside of 0 to 120", "column-range"),
         ("a,inf\nb,3", "is no number", "table"),
         ("a,SECRET\nb,3", "is no number", "table"),
+        ("a,1_5\nb,3", "is no number", "table"),
+        ("a,12,5\nb,3", "line 2: more cells than the 2 columns; write decimals with a point", "table"),
         ("a,\nb,3", "no value in age", "label-missing"),
     ],
 )
@@ -101,6 +103,15 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
     root = folder(tmp_path, "id,weight\na,1\nb,2\n")
     with pytest.raises(errors.DataError, match=r"no column age, .*there are: weight"):
         listed(root, recipe(AGE, "age"))
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,age,age,,\na,1,2,,\nb,2,3,,\n")
+    with pytest.raises(errors.DataError, match="column age stands twice") as caught:
+        listed(root, recipe(AGE, "age"))
+    assert caught.value.code == "table"
+    (root / "labels.csv").write_text("id,age,,\na,1,,,\nb,2,,\n")  # empty columns, as spreadsheets write them
+    assert [sample.values for sample in listed(root, recipe(AGE, "age"))] == [(1.0,), (2.0,)]
 
 
 def test_one_column_in_two_tables_is_refused(tmp_path: Path) -> None:

@@ -201,6 +201,9 @@ def test_a_table_that_does_not_fit(tmp_path: Path) -> None:
     assert "MRN" not in text
     table.write_text("name,patient\na,1\n")
     assert "column id is missing; it has name, patient" in message(tmp_path)
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        table.write_text(f"id{mark}patient\na{mark}1\n")
+        assert f"is separated by {name}; save it with commas" in message(tmp_path)
     table.write_bytes(b"id,patient\n\xff\xfe,1\n")
     assert "cannot be read as a comma-separated UTF-8 table" in message(tmp_path)
 

@@ -34,8 +34,8 @@ WITHOUT = "not "
 """What begins so in the counts of classes is how many patients do not have a label."""
 TRAINING = ("loss", "seconds", "steps")
 """What a train reply says besides the adapter and the number of examples."""
-OF_CLASS = ("dice_", "auprc_", "auroc_")
-"""What begins so is the score of one class, or of one label."""
+OF_CLASS = ("dice_", "auprc_", "auroc_", "mae_", "r2_")
+"""What begins so is the score of one class, one label, or one column of numbers."""
 OVER_CLASSES = (
     "auprc",
     "auroc",
@@ -333,13 +333,14 @@ def release_scores(
     """Of scores those that may leave, rounded; see :func:`release` and :func:`rounded`.
 
     A class that fewer than ``min_units`` patients have would tell of each of them: neither its own score leaves nor a
-    mean over classes that counts it in.
+    mean over classes that counts it in. Nor does that of a column of which fewer patients have a value.
 
     Args:
         policy: the site's.
         values: the scores.
         units: patients that they were computed from.
-        classes: how many of them have each class; nothing that depends on classes leaves where this is not known.
+        classes: how many of them have each class, or a value in each column of numbers; nothing that depends on
+            classes or columns leaves where this is not known.
     """
     free, _ = release(policy, values, units)
     few = {name for name, count in classes.items() if 0 < count < policy.min_units}

@@ -114,7 +114,7 @@ def _of_patients(scores: metrics.MetricSet, owners: Mapping[str, str]) -> dict[s
 def _note_classes(
     having: dict[str, set[str]], sample: samples.Sample, prepared: transforms.Prepared, recipe: schema.Recipe
 ) -> None:
-    """Note which classes this sample's patient has; of a label also whether he does not have it."""
+    """Note which classes, or numbers, this sample's patient has; of a label also whether he does not have it."""
     names = recipe.data.class_names
     present = [sample.label] if prepared.truth is None else np.unique(prepared.truth).tolist()
     if recipe.target.kind in ("multi-label", "survival"):
@@ -123,6 +123,10 @@ def _note_classes(
         for name, value in answered if recipe.target.kind == "multi-label" else answered[1:]:
             if value is not None:
                 having.setdefault(name if value else f"{policy.WITHOUT}{name}", set()).add(sample.subject)
+    if recipe.target.kind == "regression":
+        for name, value in zip(names, sample.values, strict=True):
+            if value is not None:
+                having.setdefault(name, set()).add(sample.subject)
     for number in present:
         if number is not None:
             having.setdefault(names[int(number)], set()).add(sample.subject)

@@ -63,7 +63,7 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
         reader = csv.DictReader(io.StringIO(side_files.read_text(path, MOST_BYTES), newline=""))
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
+        read = list(reader)
     except errors.DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {reason}") from None
@@ -73,7 +73,24 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     if missing:
         raise defect.TABLE.error(
             f"{path}: column {', '.join(missing)} is missing; it has {', '.join(columns) or 'no header line'}"
+            + _separated(columns)
         )
+    # Of two columns of one name, and of cells beside the columns (12,5 for 12.5), something would be lost unseen.
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise defect.TABLE.error(f"{path}: column {', '.join(twice)} stands twice; keep one")
+    refuse(
+        path,
+        (
+            defect.TABLE.fault(
+                f"line {line}: more cells than the {len(columns)} columns; write decimals with a point, and text that "
+                "holds a comma in quotation marks"
+            )
+            for line, row in enumerate(read, 2)
+            if any(cell.strip() for cell in row.get(None) or ())
+        ),
+    )
+    rows = [{key: (row[key] or "").strip() for key in columns} for row in read]
     refuse(
         path,
         (
@@ -84,6 +101,13 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
         ),
     )
     return rows
+
+
+def _separated(columns: Sequence[str]) -> str:
+    """What to do where a header line is one column, as another mark stands between the names."""
+    marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    known = [name for mark, name in marks.items() if len(columns) == 1 and mark in columns[0]]
+    return f": it is separated by {known[0]}; save it with commas, and decimals with a point" if known else ""
 
 
 def read_files(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
