@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -13,7 +14,7 @@ from pydicom import uid
 
 from fedvfm import errors
 from fedvfm.data.decoding import decoder
-from fedvfm.data.volumes import dicom, dicom_pixels, dicom_series
+from fedvfm.data.volumes import dicom, dicom_frames, dicom_pixels, dicom_series, nifti, volumes
 from fedvfm.data.volumes import header as headers
 from tests.data import dicom_writer as writer
 
@@ -109,6 +110,7 @@ def test_a_radiograph_that_shows_small_values_bright_is_turned_round(tmp_path: P
         headers.Plain(0, "<u2", 16),
         headers.Plain(0, "<f4", 1),
         headers.Plain(10**6, "<u2"),
+        headers.Plain(0, "<u2", stamp=(1, 2)),
     ],
 )
 def test_a_place_that_is_none_is_one_fault(tmp_path: Path, plain: headers.Plain) -> None:
@@ -117,6 +119,62 @@ def test_a_place_that_is_none_is_one_fault(tmp_path: Path, plain: headers.Plain)
     wrong = dataclasses.replace(header, frames=(dataclasses.replace(header.frames[0], plain=plain),))
     with pytest.raises(errors.DataError) as caught:
         dicom_pixels.read_frame(wrong, 0)
+    assert caught.value.code == "unreadable"
+
+
+def test_a_number_of_values_that_is_none_reads_no_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(64))
+    with pytest.raises(errors.DataError) as caught:
+        headers.Plain(0, "<u2").read(tmp_path / "a", -1, "a")
+    assert caught.value.code == "unreadable"
+
+
+@pytest.mark.parametrize("change", [{"path": Path("other.nii")}, {"sides": (-1, 3, 4)}])
+def test_what_a_decoder_says_of_another_volume_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), path)
+    header = nifti.read_header(path)
+    sides = change.get("sides", (2, 3, 4))
+    grid = dataclasses.replace(header.stored, shape=sides)
+    wrong = dataclasses.replace(header, path=change.get("path", path), stored=grid)
+    monkeypatch.setattr(nifti, "read_header", lambda path: wrong)
+    with pytest.raises(errors.DataError) as caught:
+        volumes.read_volume(path)
+    assert caught.value.code == "decoder-died"
+
+
+@pytest.mark.files(
+    "greys",
+    "grey DICOM pixels of a file that changes after its header was read",
+    "",
+    "`unreadable`: its bytes may be anything now",
+)
+def test_a_file_that_was_changed_since_is_not_read_by_its_old_header(tmp_path: Path) -> None:
+    writer.radiograph(tmp_path / "a.dcm", stored("<u2")[:, :, 0])
+    header = dicom_series.read_header(tmp_path)
+    packed = pydicom.dcmread(tmp_path / "a.dcm")
+    packed.compress(uid.RLELossless)
+    packed.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with pytest.raises(errors.DataError, match="changed since its header was read"):
+        dicom_pixels.read_frame(header, 0)
+
+
+@pytest.mark.files(
+    "greys",
+    "DICOM pixels without an element that says what they mean (Photometric Interpretation, Pixel Representation, ...)",
+    "PS3.3 C.7.6.3",
+    "`unreadable`, and the missing element is named: no sign, no number of bits is guessed",
+)
+@pytest.mark.parametrize("name", dicom_frames.NEEDED)
+def test_a_missing_element_is_named_and_nothing_is_guessed(tmp_path: Path, name: str) -> None:
+    dataset = writer.radiograph(tmp_path / "a.dcm", stored("<u2")[:, :, 0])
+    del dataset[name]
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    header = dicom_series.read_header(tmp_path)
+    with pytest.raises(errors.DataError, match=f"{dicom_frames.NEEDED[name]} missing in the header") as caught:
+        dicom_pixels.read_frame(header, 0)
     assert caught.value.code == "unreadable"
 
 

@@ -26,6 +26,7 @@ from fedvfm import errors
 from fedvfm.data import defect, side_files
 from fedvfm.data.decoding import decoder
 from fedvfm.data.volumes import dicom_frames, geometry
+from fedvfm.data.volumes import header as headers
 from fedvfm.runtime import logs
 
 ENDINGS = (".dcm", ".dicom")
@@ -443,8 +444,10 @@ def examine(file: Path, where: str) -> Contents:
             raise damaged(where, error) from None
 
 
-def _begin(tags: Any, file: Path) -> int | None:
-    """Where the grey values of a file begin that lie there as they are; None where they do not, or it is not certain.
+def _begin(tags: Any, file: Path) -> dicom_frames.Begin | None:
+    """Where the grey values of a file begin that lie there as they are, and the file's stamp.
+
+    None where they do not lie so, or it is not certain.
 
     They are its end then, and right before them stand their tag and their length (PS3.5, Sections 7.1 and 8.1.1).
     """
@@ -453,12 +456,13 @@ def _begin(tags: Any, file: Path) -> int | None:
         return None
     even = size + size % 2
     with file.open("rb") as opened:
+        stamp = headers.stamp_of(opened)
         begin = opened.seek(0, os.SEEK_END) - even
         opened.seek(max(begin - 12, 0))
         before = opened.read(12)
     length = even.to_bytes(4, "little")
     explicit = [PIXEL_DATA + kind + length for kind in (b"OB\0\0", b"OW\0\0")]
-    return begin if before in explicit or before[4:] == PIXEL_DATA + length else None
+    return (begin, stamp) if before in explicit or before[4:] == PIXEL_DATA + length else None
 
 
 def _add(study: Study, found: dict[tuple[str, str], Series], file: Path, held: Contents, known: dict[str, Path]) -> str:

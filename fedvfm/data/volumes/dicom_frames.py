@@ -69,6 +69,14 @@ TAGS = (
     "Units",
 )
 """Elements of a file that are asked here."""
+NEEDED = {
+    "BitsAllocated": "Bits Allocated",
+    "BitsStored": "Bits Stored",
+    "PhotometricInterpretation": "Photometric Interpretation",
+    "PixelRepresentation": "Pixel Representation",
+    "SamplesPerPixel": "Samples per Pixel",
+}
+"""Elements without which nobody knows what pixels mean (PS3.3, C.7.6.3), as people write them."""
 TILES = {"SIEMENS MR HEADER": (0x00190010, 0x0019100A), "Image Private Header": (0x00650010, 0x00651050)}
 """Private block of Siemens and United Imaging -> its creator's tag and that of the number of slices in one picture.
 
@@ -97,6 +105,7 @@ PET_UNITS = (
 ANGIOGRAPHY = ("XA", "RF")
 """A Modality LUT of theirs leads back to X-ray intensity and is not for showing: PS3.3, C.8.7.1.1.2."""
 
+Begin = tuple[int, tuple[int, int]]
 MOMENTS = frozenset({0x00181063, 0x00181065, 0x00540030, 0x00540060, 0x00540070, 0x00540100})
 """Frame Time, Frame Time Vector, and nuclear medicine's phases, R-R intervals, time slots and time slices."""
 VIEWS = frozenset({0x00540010, 0x00540020, 0x00540050})
@@ -188,11 +197,12 @@ class Place:
 
 
 def read(
-    tags: Any, file: Path, where: str, *, packed: bool, bare: bool, begin: int | None = None
+    tags: Any, file: Path, where: str, *, packed: bool, bare: bool, begin: Begin | None = None
 ) -> tuple[list[Slice], list[str]]:
     """One slice a frame, and what is to be said of the file.
 
-    ``packed`` is whether the file is packed as a whole, ``begin`` where its values begin that lie there as they are.
+    ``packed`` is whether the file is packed as a whole, ``begin`` where its values begin that lie there as they are,
+    and the stamp of the file.
 
     Raises:
         DataError: for a mosaic, projections, frames of which nobody says whether they are places or moments, and bits
@@ -255,19 +265,24 @@ def has_split_bytes(tags: Any) -> bool:
 
 
 def bytes_of_grey(tags: Any) -> int | None:
-    """Bytes of all grey values of a file where each takes one or two; None for others."""
+    """Bytes of all grey values of a file where each takes one or two; None for others, and where an element is missing.
+
+    What is missing is told where pixels are decoded.
+    """
+    if any(tags.get(name) is None for name in NEEDED):
+        return None
     bits, photometric = whole(tags.get("BitsAllocated")), tags.get("PhotometricInterpretation")
-    if bits not in (8, 16) or photometric not in (GREY, "MONOCHROME1") or int(tags.get("SamplesPerPixel", 1)) != 1:
+    if bits not in (8, 16) or photometric not in (GREY, "MONOCHROME1") or int(tags.SamplesPerPixel) != 1:
         return None
     return count(tags) * int(tags.Rows) * int(tags.Columns) * bits // 8
 
 
-def _plain(tags: Any, begin: int, index: int) -> headers.Plain:
+def _plain(tags: Any, begin: Begin, index: int) -> headers.Plain:
     """Where the values of a frame lie; see :func:`bytes_of_grey`."""
-    bits = int(tags.BitsAllocated)
-    kind = f"<{'i' if tags.get('PixelRepresentation', 0) == 1 else 'u'}{bits // 8}"
-    unused = bits - int(tags.get("BitsStored", bits))
-    return headers.Plain(begin + index * int(tags.Rows) * int(tags.Columns) * bits // 8, kind, unused)
+    (first, stamp), bits = begin, int(tags.BitsAllocated)
+    kind = f"<{'i' if tags.PixelRepresentation == 1 else 'u'}{bits // 8}"
+    offset = first + index * int(tags.Rows) * int(tags.Columns) * bits // 8
+    return headers.Plain(offset, kind, bits - int(tags.BitsStored), stamp)
 
 
 def _of_pictures(tags: Any) -> list[str]:

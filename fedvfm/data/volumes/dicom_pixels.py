@@ -267,7 +267,14 @@ def _where(header: headers.Header, number: int) -> str:
 
 def _fault(where: str, frame: headers.Frame, error: Exception) -> errors.DataError:
     """Why a frame cannot be decoded, without the exception's words: they may quote the file."""
-    syntax = dicom.syntax(dicom.read_tags(frame.file, "", ("Rows",)))
+    tags = dicom.read_tags(frame.file, "", ("Rows", *dicom_frames.NEEDED))
+    lacking = [words for name, words in dicom_frames.NEEDED.items() if tags.get(name) is None]
+    if lacking:
+        return defect.UNREADABLE.error(
+            f"{where}: {', '.join(lacking)} missing in the header, without which nobody knows what the pixels mean; "
+            "export it again or remove it"
+        )
+    syntax = dicom.syntax(tags)
     if syntax is None:
         return defect.COMPRESSED.error(f"{where}: packed in a way that is not known; export it again uncompressed")
     if syntax in UNREAD:

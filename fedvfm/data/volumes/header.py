@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,12 @@ from fedvfm.data.volumes import geometry
 Kind = Literal["nifti", "nrrd", "metaimage", "dicom"]
 
 
+def stamp_of(opened: IO[bytes]) -> tuple[int, int]:
+    """When a file was last changed, in nanoseconds, and how many bytes it has."""
+    state = os.fstat(opened.fileno())
+    return state.st_mtime_ns, state.st_size
+
+
 @dataclass(frozen=True, slots=True)
 class Plain:
     """Values that lie in a file as they are: they need no decoder, only somebody who says where they lie.
@@ -23,23 +30,30 @@ class Plain:
         offset: where they begin, in bytes.
         kind: numpy's name of their type.
         unused: how many of the highest bits of each mean nothing (DICOM PS3.5, Section 8.1.1).
+        stamp: what :func:`stamp_of` said of the file as the place was looked up; None where that is right before it is
+            read.
     """
 
     offset: int
     kind: str
     unused: int = 0
+    stamp: tuple[int, int] | None = None
 
     def read(self, file: Path, count: int, where: object) -> NDArray[Any]:
         """The values in one row; they are read, as a file that is mapped and cut meanwhile would end this process.
 
         Raises:
-            DataError: for what is no such block.
+            DataError: for what is no such block, and for a file that was changed since its place was looked up: what
+                lies there now may be anything, and any bytes are numbers.
         """
         try:
             kind = np.dtype(self.kind)
-            if kind.kind not in "iuf" or self.offset < 0 or not 0 <= self.unused < 8 * kind.itemsize:
+            if kind.kind not in "iuf" or min(self.offset, count) < 0 or not 0 <= self.unused < 8 * kind.itemsize:
                 raise ValueError
-            values = np.fromfile(file, kind, count, offset=self.offset)
+            with file.open("rb", buffering=0) as opened:
+                if self.stamp not in (None, stamp_of(opened)):
+                    raise defect.UNREADABLE.error(f"{where}: was changed since its header was read; start again")
+                values = np.fromfile(opened, kind, count, offset=self.offset)
             if len(values) < count:
                 raise EOFError
             return (values << self.unused) >> self.unused if self.unused else values

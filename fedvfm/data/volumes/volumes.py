@@ -117,6 +117,12 @@ def _header(path: Path, key: Key) -> headers.Header:
     readers: dict[headers.Kind, Any] = {**READERS, "dicom": dicom_series}
     words = (key[2],) if kind == "dicom" else ()
     found: headers.Header = readers[kind].read_header(path, *words)
+    # Voxels may be read by what the header says, without a decoder: of this file alone, and as many as there can be.
+    if found.path != path or min(found.stored.shape) < 1:
+        raise defect.DECODER_DIED.error(
+            f"{path}: its decoder named another file or sides of {found.stored.shape} voxels; it may be made to harm: "
+            "take it out"
+        )
     rows, columns = found.size("acquired")
     if min(rows, columns) < 2:
         raise defect.TOO_SMALL.error(
