@@ -55,9 +55,10 @@ class Columns:
         if kind == "survival":
             ranges, whole = ((0.0, math.inf), (0.0, 1.0)), (False, True)
         samples, faults = [], list[errors.Fault]()
-        lost = {name for sample in source.samples()[:1] for name in names if name not in source.row(sample)}
+        # All rows have one header, but a sample that no table names has no row.
+        held = next((sorted(row) for sample in source.samples() if (row := source.row(sample))), [])
+        lost = set(names) - set(held) if source.samples() else set()
         if lost:
-            held = sorted({name for sample in source.samples()[:1] for name in source.row(sample)})
             text = f"no column {', '.join(sorted(lost))}, which recipe.data.class_names names; there are: " + (
                 ", ".join(held) or "none besides id, label, patient, split, site and case"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import bags, columns, labels
 from fedvfm.data import sample as samples
+from fedvfm.data.readiness import duplicates
 from fedvfm.data.sources import table as sources
 
 AGE = {"kind": "regression", "ranges": [[0.0, 120.0]], "centres": [60.0], "scales": [15.0]}
@@ -105,6 +107,13 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
         listed(root, recipe(AGE, "age"))
 
 
+def test_a_sample_without_a_row_is_the_one_that_is_named(tmp_path: Path) -> None:
+    root = folder(tmp_path, "id,age\nb,2\n", patients="id,patient\na,p\nb,q\n")
+    with pytest.raises(errors.DataError, match="no value in age") as caught:
+        listed(root, recipe(AGE, "age"))
+    assert [fault.code for fault in caught.value.faults] == ["label-missing"]
+
+
 def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
     root = folder(tmp_path, "id,age,age,,\na,1,2,,\nb,2,3,,\n")
     with pytest.raises(errors.DataError, match="column age stands twice") as caught:
@@ -155,3 +164,13 @@ def test_a_split_that_could_not_be_scored_is_refused_before_training(tmp_path: P
     columns.require_follow_up(chosen, "north", {"val": [], "test": [early, late]})
     with pytest.raises(errors.DataError, match="site 'north': no case of val is followed up beyond 6"):
         columns.require_follow_up(chosen, "north", {"val": [early], "test": [late]})
+
+
+def test_copies_of_an_image_with_unlike_values_are_a_conflict() -> None:
+    rows: Any = [
+        types.SimpleNamespace(mask="", number=at, sample=samples.Sample(str(at), values=(float(at), 1.0)))
+        for at in (1, 2)
+    ]
+    seen: Any = types.SimpleNamespace(segmentation=False)
+    assert [found.code for found in duplicates._conflicts(seen, [rows])] == ["duplicate-conflict"]
+    assert duplicates._conflicts(seen, [[rows[0], rows[0]]]) == []

@@ -75,7 +75,7 @@ def _across(seen: dataset.Looked, groups: Sequence[Rows]) -> list[finding.Findin
 
 
 def _conflicts(seen: dataset.Looked, groups: Sequence[Rows]) -> list[finding.Finding]:
-    torn = [group for group in groups if len({(row.mask, row.sample.label) for row in group}) > 1]
+    torn = [group for group in groups if len({(row.mask, row.sample.truth) for row in group}) > 1]
     if not torn:
         return []
     what = "masks" if seen.segmentation else "labels"
