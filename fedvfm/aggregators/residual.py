@@ -33,6 +33,7 @@ class Residual(paired_sums.Rule):
     name: ClassVar[str] = "residual"
     refactors: ClassVar[bool] = True
     keeps_residual: ClassVar[bool] = True
+    averages_factors: ClassVar[bool] = True
 
     def finish(self, acc: paired_sums.Sums) -> tuple[state.AdapterState, dict[str, state.Array]]:
         """The mean with every residual moved on; this rule keeps no state.

@@ -82,6 +82,11 @@ def keeps_residual(rule: base.Aggregator) -> bool:
     return getattr(rule, "keeps_residual", False)
 
 
+def averages_factors(rule: base.Aggregator) -> bool:
+    """Of a rule that moves a residual, whether the factors beside it are the mean of the sites'."""
+    return getattr(rule, "averages_factors", False)
+
+
 def robust(rule: base.Aggregator) -> bool:
     """Whether it withstands bad sites; a rule that does not say so does not."""
     return getattr(rule, "robust", False)

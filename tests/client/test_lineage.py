@@ -260,19 +260,44 @@ def test_a_site_that_only_tests_scores_within_the_recipes_bound() -> None:
     assert site.word(EVALUATE, 1, moved(by=1.1)) == "policy-base", "another one for the same round"
 
 
-def test_a_residual_moves_by_bounded_steps_though_no_site_sends_it() -> None:
+def with_residual(rule: str) -> tuple[Site, state.AdapterState]:
+    """A site of a recipe whose rule fills a residual of one direction, and the first adapter."""
     names = {"q.residual.A": (1, 3), "q.residual.B": (4, 1)}
     manifest = state.Manifest.of([*PAIR, *(state.ArraySpec(name, shape, "residual") for name, shape in names.items())])
     first = state.AdapterState({**FIRST, **{name: np.zeros(shape, np.float32) for name, shape in names.items()}})
+    site = Site(manifest, adapter={"options": {"residual": 1}}, aggregation={"rule": rule})
+    site.locked = locked_recipe.LockedRecipe.of(site.recipe, manifest, first, SHA, 1000)
+    return site, first
+
+
+def test_a_residual_moves_by_bounded_steps_though_no_site_sends_it() -> None:
+    site, first = with_residual("residual")
 
     def filled(by: float) -> state.AdapterState:
         """B A of the residual is a matrix of norm ``by``."""
         sizes = {"q.residual.A": np.sqrt(by / 3), "q.residual.B": np.sqrt(by) / 2}
-        return state.AdapterState({**first, **{n: np.full(names[n], v, np.float32) for n, v in sizes.items()}})
+        return state.AdapterState({**first, **{n: np.full_like(first[n], v) for n, v in sizes.items()}})
 
-    site = Site(manifest, adapter={"options": {"residual": 1}}, aggregation={"rule": "residual"})
-    site.locked = locked_recipe.LockedRecipe.of(site.recipe, manifest, first, SHA, 1000)
     site.trained(1, first, 0.5)
     assert site.own.moved(first, filled(4.0)) == pytest.approx(4.0, rel=1e-5)
     assert site.word(TRAIN, 2, filled(4.0), 10.0) == ""
     assert site.word(TRAIN, 2, filled(6.0), 10.0) == "policy-base"
+
+
+def test_averaged_factors_beside_a_residual_are_of_any_length_and_move_as_far_as_updates() -> None:
+    """B of ten rounds is long and A is as short as it was drawn; that is no trap, and ten thousand times as long is."""
+    site, first = with_residual("residual")
+    site.trained(1, first, 2.5)
+    long = moved(first, "q.B", by=6.0)
+    assert np.linalg.norm(long["q.B"], axis=0).min() > 2 * max(1.0, np.linalg.norm(long["q.A"], axis=1).max())
+    assert site.word(TRAIN, 2, long) == ""
+    fresh, other = with_residual("stack")
+    fresh.trained(1, other, 2.5)
+    assert fresh.word(TRAIN, 2, long) == "policy-base", "factors that are drawn anew are short"
+    site.trained(2, long, 2.5)
+    trap = state.AdapterState({**long, "q.A": long["q.A"] * np.float32(1e4), "q.B": long["q.B"] * np.float32(1e-4)})
+    assert site.own.moved(long, trap) < 1e-4
+    assert site.word(TRAIN, 3, trap) == "policy-base", "the same product with gradients of any size"
+    uneven = state.AdapterState({**long, "q.residual.A": np.full((1, 3), 1e4, np.float32)})
+    assert site.own.moved(long, uneven) < 1e-4
+    assert site.word(TRAIN, 3, uneven) == "policy-base", "a residual is made anew"

@@ -209,7 +209,7 @@ class Lineage:
                 f"the adapter of round {number} is {step:.4g} away from that of round {earlier}; what sites may send "
                 f"comes to {bound:.4g} at most. If it is honest work, raise policy.max_step = {max_step:g}"
             )
-        self._require_balanced(number, adapter)
+        self._require_balanced(earlier, number, before, adapter)
 
     def _bound(self, max_step: float) -> float:
         settings, largest = self._recipe.aggregation, self.taken.largest
@@ -236,13 +236,32 @@ class Lineage:
             if not np.array_equal(adapter[name], before[name]):
                 raise _refused(f"the adapter of round {number} differs in '{name}', which no site sends")
 
-    def _require_balanced(self, number: int, adapter: state.AdapterState) -> None:
-        """A rule that makes factors anew leaves both of a pair of one length, so that none blows up a gradient."""
-        if not rules.refactors(rules.make(self._recipe.aggregation)):
+    def _require_balanced(
+        self, earlier: int, number: int, before: state.AdapterState, adapter: state.AdapterState
+    ) -> None:
+        """A rule that makes factors anew leaves both of a pair of one length, so that none blows up a gradient.
+
+        Those that a rule averages beside a residual are of any length, and move no farther than an update may.
+        """
+        rule = rules.make(self._recipe.aggregation)
+        if not rules.refactors(rule):
             return
-        adapter = factors.whole(adapter, self.manifest)
+        averaged = rules.averages_factors(rule)
+        if averaged:
+            names = [spec.name for spec in self.manifest if spec.group != factors.RESIDUAL]
+            bound = (number - earlier) * SLACK * self._recipe.admission.max_update_norm
+            with np.errstate(over="ignore", invalid="ignore"):
+                step = (adapter.select(names) - before.select(names)).norm()
+            if not step <= bound:
+                raise _refused(
+                    f"the factors of round {number} are {step:.4g} away from those of round {earlier}; what sites may "
+                    f"send comes to {bound:.4g} at most"
+                )
+        whole = factors.whole(adapter, self.manifest)
         for a, b in self.manifest.pairs().values():
-            rows, columns = np.linalg.norm(adapter[a.name], axis=1), np.linalg.norm(adapter[b.name], axis=0)
+            down, up = factors.residual_names(a.pair)
+            wide, tall = (adapter[down], adapter[up]) if averaged else (whole[a.name], whole[b.name])
+            rows, columns = np.linalg.norm(wide, axis=1), np.linalg.norm(tall, axis=0)
             short, long = np.minimum(rows, columns), np.maximum(rows, columns)
             if (long > _LONGEST * np.maximum(short, 1.0)).any():
                 raise _refused(f"the adapter of round {number}: the factors of '{a.pair}' differ in length")
