@@ -17,6 +17,7 @@ from fedvfm.config import survey as surveys
 from fedvfm.server import state_folder
 from fedvfm.storage import storage
 from fedvfm.survey import answer, noise
+from fedvfm.trust import roster as rosters
 from fedvfm.trust import signed_documents
 
 
@@ -33,7 +34,9 @@ def publish(where: state_folder.State, survey: surveys.Survey) -> bool:
     noise.event(survey)
     place = _folder(where) / survey.hash
     if (place / "survey.json").exists():
-        (place / "closed").unlink(missing_ok=True)
+        if not is_open(where, survey.hash):
+            where.audit.record("decided", kind="survey", verdict="published", fingerprint=survey.hash)
+            (place / "closed").unlink(missing_ok=True)
         return False
     for needed in (_folder(where), place, place / "answers"):
         storage.make_private(needed)
@@ -94,18 +97,26 @@ def keep(where: state_folder.State, survey: surveys.Survey, site: str, text: str
 
 
 def answers(where: state_folder.State, survey: surveys.Survey) -> dict[str, answer.Answer]:
-    """What sites answered, by name; checked again.
+    """What sites answered, by name, but those that withdrew; checked again.
 
     Raises:
         ProtocolError: if a file was changed.
     """
     place = _folder(where) / survey.hash / "answers"
-    return {path.name: answer.parse(path.read_text(), survey, path.name) for path in sorted(place.glob("[!.]*"))}
+    names = sorted(answered(where, survey.hash))
+    return {name: answer.parse((place / name).read_text(), survey, name) for name in names}
 
 
 def answered(where: state_folder.State, survey: str) -> set[str]:
-    """The sites that did."""
-    return {path.name for path in (_folder(where) / survey / "answers").glob("[!.]*")}
+    """The sites that did, but those that withdrew."""
+    paths = (_folder(where) / survey / "answers").glob("[!.]*")
+    withdrawn = {name for name, entry in where.sites().items() if entry.status == rosters.WITHDRAWN}
+    return {path.name for path in paths} - withdrawn
+
+
+def answer_paths(where: state_folder.State, site: str) -> list[Path]:
+    """A site's answers to all surveys."""
+    return sorted(path for path in _folder(where).glob("*/answers/*") if path.name == site)
 
 
 def note_words(where: state_folder.State, survey: str, words: Mapping[str, str]) -> None:

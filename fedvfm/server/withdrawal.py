@@ -20,7 +20,7 @@ from fedvfm.config import schema
 from fedvfm.protocol import protocol
 from fedvfm.report import quantity
 from fedvfm.runtime import processes
-from fedvfm.server import state_folder
+from fedvfm.server import state_folder, surveys
 from fedvfm.server.coordinator import orders, status_file
 from fedvfm.server.rounds import dp_aggregation, update_store
 from fedvfm.server.rounds import journal as journals
@@ -121,8 +121,11 @@ def withdraw(where: state_folder.State, site: str, *, pause: bool = True) -> Wit
     """
     now, before = signed_documents.now(), where.sites().get(site)
     entry = where.roster.withdraw(site, now)
-    in_hand = _in_hand(where, site, approved=before is not None and before.status == rosters.APPROVED)
-    if before is None or before.status != rosters.WITHDRAWN:
+    status = before.status if before is not None else ""
+    # Where an earlier call was killed before the tombstone, all that was to be done then is done now.
+    killed = status == rosters.WITHDRAWN and not path_of(where, site).exists()
+    in_hand = _in_hand(where, site, approved=killed or status == rosters.APPROVED)
+    if killed or status != rosters.WITHDRAWN:
         where.audit.record("steered", kind=KIND, site=site, key=entry.key_fingerprint)
     where.invite_path(site).unlink(missing_ok=True)
     if not _runs(where):
@@ -282,7 +285,9 @@ def _files(where: state_folder.State, recipe: str, first: int) -> Iterator[File]
 
 
 def purge(where: state_folder.State, document: Withdrawal) -> tuple[int, int]:
-    """Remove the files that were made of the site's updates; records stay. Number and bytes of what went.
+    """Remove the files that were made of the site's updates, and its answers to surveys; records stay.
+
+    Returns: number and bytes of what went.
 
     Raises:
         ConfigError: while the present recipe goes on from them.
@@ -299,6 +304,10 @@ def purge(where: state_folder.State, document: Withdrawal) -> tuple[int, int]:
                 size, count = size + path.stat().st_size, count + 1
                 with storage.guard(path):
                     path.unlink()
+    for path in surveys.answer_paths(where, document.site):
+        size, count = size + path.stat().st_size, count + 1
+        with storage.guard(path):
+            path.unlink()
     where.audit.record("purged", kind="withdrawal", numbers=count, bytes=size)
     return count, size
 

@@ -98,6 +98,7 @@ class Follower:
             numbers = values.of_test(tested, sites=self._sites)
             if numbers:
                 self._tracker.log(known, step, numbers)
+            self._open.pop(run.folder)  # should this be tried again, it is opened again
             self._tracker.end(known)
             self._note(path, memory, known=known, tested=True)
 
@@ -161,7 +162,8 @@ class Watch:
             with contextlib.suppress(OSError, ValueError):
                 self._once(fault.read_text(encoding="utf-8"))
             if child.code and not self._over:
-                self._once(f"tracker {target.shown} ended: {child.last_words(1)}. The run goes on without it")
+                last = targets.without_login(child.last_words(1))
+                self._once(f"tracker {target.shown} ended: {last}. The run goes on without it")
 
     def stop(self) -> None:
         """Let all take the last rows, and end them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -49,8 +50,13 @@ class MLflow:
         number = experiment.experiment_id if experiment is not None else self._client.create_experiment(EXPERIMENT)
         opened = self._client.create_run(number, run_name=run.name, tags={"fedvfm.run": run.place}).info.run_id
         rows = [Param(_ALLOWED.sub("_", key), value) for key, value in run.parameters.items()]
-        for start in range(0, len(rows), 100):  # the most that MLflow takes at once
-            self._client.log_batch(opened, params=rows[start : start + 100])
+        try:
+            for start in range(0, len(rows), 100):  # the most that MLflow takes at once
+                self._client.log_batch(opened, params=rows[start : start + 100])
+        except Exception:  # it is tried again with a run of its own
+            with contextlib.suppress(Exception):
+                self._client.delete_run(opened)
+            raise
         return str(opened)
 
     def log(self, known: str, step: int, values: Mapping[str, float]) -> None:

@@ -27,7 +27,7 @@ TRACKERS = registry.Table(
 EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "wandb": "wandb"}
 """Import name, which is the extra's too -> the package that brings it."""
 _WHERE = {"tensorboard": "a folder", "mlflow": "a tracking URI, or a folder", "wandb": "a project"}
-_LOGIN = re.compile(r"//[^/@\s]*@")
+_LOGIN = re.compile(r"//[^/\s]*@")
 
 
 @dataclass(frozen=True)

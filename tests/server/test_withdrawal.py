@@ -14,11 +14,14 @@ from fedvfm.aggregators import table as rules
 from fedvfm.audit import audit
 from fedvfm.client import recipe_review
 from fedvfm.config import schema
-from fedvfm.server import evidence, rerun, state_folder, status, withdrawal
+from fedvfm.server import evidence, rerun, state_folder, status, surveys, withdrawal
 from fedvfm.server.coordinator import orders
 from fedvfm.state import checkpoint
+from fedvfm.survey import answer as survey_answer
+from fedvfm.survey import layout
 from fedvfm.trust import roster as rosters
 from tests.server.test_coordinate import ROUNDS, Town, make  # noqa: F401 - a fixture
+from tests.survey import hospital
 
 LATE = 3
 """The round in which the site that withdraws trains first."""
@@ -127,6 +130,8 @@ def test_the_round_in_hand_may_hold_its_update(
     for _ in range(2):  # asked again it says the same
         row = withdrawal.withdraw(opened(town), "late").touched[0]
         assert (row.first, row.last, row.rounds) == (LATE, LATE - 1, ())
+    withdrawal.path_of(town.server, "late").unlink()  # as if the first call had been killed before it was written
+    assert withdrawal.withdraw(opened(town), "late").touched[0].first == LATE
     monkeypatch.undo()
     assert withdrawal.withdraw(opened(town), "late").touched == (), "the server ended before that round did"
 
@@ -200,10 +205,18 @@ def test_what_it_is_part_of_can_be_removed_once_the_rerun_is_the_present_recipe(
     cli: Any,
 ) -> None:
     town = town_with_late(make)
-    first = present(town)
+    first, asked = present(town), hospital.ask(statistics=["patients"])
+    surveys.publish(town.server, asked)
+    for site in ("east", "late"):
+        values = {"patients": (40 * layout.WHOLE,)}
+        reply = survey_answer.Answer(survey=asked.hash, site=site, least=10, values=dict(values))
+        surveys.keep(town.server, asked, site, survey_answer.text(reply))
     answer = cli("server", "withdraw", "late", "--purge", "--state", town.server.folder)
     assert (answer.code, "the present one, has a part of 'late'" in answer.err) == (errors.ConfigError.exit_code, True)
-    assert told(cli, town, "--rerun", "--purge")["removed"] >= 3
+    assert list(surveys.answers(town.server, asked)) == ["east"], "an answer of a site that withdrew counts no more"
+    assert len(surveys.answer_paths(town.server, "late")) == 1
+    assert told(cli, town, "--rerun", "--purge")["removed"] >= 4
+    assert surveys.answer_paths(town.server, "late") == []
     left = {str(path.relative_to(town.server.run_path(first))) for path in town.server.run_path(first).rglob("*.*")}
     assert {one for one in left if not one.startswith(".")} >= {"journal.jsonl", "evaluation.json"}
     assert not any("round-00003" in one or "round-00004" in one or one == "adapter.safetensors" for one in left)

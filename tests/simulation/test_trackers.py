@@ -72,6 +72,7 @@ def test_what_is_asked_for_is_checked_before_anything_begins(monkeypatch: pytest
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: name)  # type: ignore[attr-defined]
     (target,) = targets.parse(["mlflow:http://me:secret@host", "mlflow:http://me:secret@host"])
     assert target.shown == "mlflow:http://host"
+    assert targets.without_login("no route to http://me:p@ss@host/a") == "no route to http://host/a"
     (folder,) = targets.parse(["tensorboard:runs"])
     assert Path(folder.where).is_absolute()
 
@@ -129,6 +130,22 @@ def test_a_fault_is_told_once_and_what_was_missed_is_handed_on(tmp_path: Path, m
     other = follower.Follower(targets.Target("mlflow", "elsewhere"), lambda: [run], said.append, sites=False)
     assert other.look(), "another tracker of the same run"
     assert len(recorder.rows) == 10
+
+
+@pytest.mark.usefixtures("own_environment")
+def test_a_run_that_mlflow_refuses_half_way_is_not_left_there_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = pytest.importorskip("mlflow.tracking", reason="the extra mlflow is not installed")
+    own = mlflow.MLflow(str(tmp_path / "target"))
+    refuse = lambda *given, **named: (_ for _ in ()).throw(OSError("too long"))  # noqa: E731
+    monkeypatch.setattr(tracking.MlflowClient, "log_batch", refuse)
+    for _ in range(2):
+        with pytest.raises(OSError, match="too long"):
+            own.begin(base.Run("a", tmp_path, "a", {"key": "value"}), "")
+    client = tracking.MlflowClient(tracking_uri=str(tmp_path / "target"))
+    (experiment,) = [row for row in client.search_experiments() if row.name == mlflow.EXPERIMENT]
+    assert client.search_runs([experiment.experiment_id]) == []
 
 
 # -- the real ones -----------------------------------------------------------------------------------------------------

@@ -123,6 +123,11 @@ def test_nobody_is_asked_for_a_closed_survey(town: Town) -> None:
     surveys.close(town.where, SURVEY)
     town.look()
     assert town.asked() == []
+    surveys.publish(town.where, SURVEY)
+    town.look()
+    assert town.asked() == [10, 11]
+    said = [line["verdict"] for line in town.where.audit.entries if line.get("kind") == "survey"]
+    assert said == ["published", "closed", "published"]
 
 
 def test_the_commands_publish_show_merge_and_close(town: Town, tmp_path: Path) -> None:
