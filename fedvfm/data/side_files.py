@@ -84,10 +84,11 @@ class _Twice(Exception):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    distinct = dict(pairs)
-    for key, _ in pairs if len(distinct) < len(pairs) else ():
-        if sum(other == key for other, _ in pairs) > 1:
+    distinct = dict[str, Any]()
+    for key, value in pairs:
+        if key in distinct:
             raise _Twice(ascii(key[:40])[1:-1])
+        distinct[key] = value
     return distinct
 
 

@@ -192,6 +192,14 @@ def test_what_a_decoder_says_of_another_file_is_refused(tmp_path: Path, monkeypa
     assert caught.value.code == "decoder-died"
 
 
+def test_a_decoder_that_answers_for_fewer_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.radiograph(tmp_path / "a.dcm", stored("<u2")[:, :, 0])
+    monkeypatch.setattr(dicom, "_examine_all", lambda asked: [])
+    with pytest.raises(errors.DataError, match="answered for 0 files in place of 1") as caught:
+        dicom.find(tmp_path)
+    assert caught.value.code == "decoder-died"
+
+
 def test_headers_that_are_asked_together_name_the_one_at_fault(tmp_path: Path) -> None:
     for number in range(3):
         writer.radiograph(tmp_path / f"{number}.dcm", stored("<u2")[:, :, number])

@@ -611,6 +611,29 @@ def test_names_in_a_header_say_which_number_is_which(tmp_path: Path, write: Any,
     )  # nobody says which classes there are, and a number is two structures
 
 
+@pytest.mark.files(
+    "structures",
+    "a mask whose header and the table beside it give one name to unlike numbers",
+    "",
+    "`mask-value`: nobody knows which is wrong",
+)
+def test_a_header_and_a_table_that_contradict_are_refused(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4)), tmp_path / "images" / "a.nii.gz")
+    nifti_mask(tmp_path / "masks" / "a.nii.gz", {1: "liver", 2: "kidney"}, {1: "Liver", 2: "kidney"}, 0)
+    table = tmp_path / "masks" / "a.json"
+    for numbers, fits in (((1, 2), True), ((2, 1), False)):
+        rows = [
+            {"labelID": number, "SegmentLabel": name} for number, name in zip(numbers, ("liver", "kidney"), strict=True)
+        ]
+        table.write_text(json.dumps({"segmentAttributes": [rows]}))
+        if fits:
+            assert list(voxels(make(tmp_path, class_names=NAMES)).values()) == [[12, 20]]
+        else:
+            assert "number 1 in its header and number 2 in the table beside it" in refused(tmp_path, class_names=NAMES)
+
+
 def test_labels_of_mitk_without_a_value_are_refused(tmp_path: Path) -> None:
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()

@@ -130,8 +130,27 @@ def _held(mask: Path, image: headers.Header) -> Held:
     if not is_volume(mask):
         return ()
     reader = {"nrrd": nrrd.held, "nifti": nifti.held}.get(volumes.kind_of(mask))
-    found = () if reader is None else reader(mask)
-    return tuple(one for one in (tuple(found) or label_tables.beside(mask),) if one)
+    own, beside = () if reader is None else tuple(reader(mask)), label_tables.beside(mask)
+    _require_one_word(mask, own, beside)
+    return tuple(one for one in (own or beside,) if one)
+
+
+def _require_one_word(mask: Path, own: Sequence[structures.Structure], beside: Sequence[structures.Structure]) -> None:
+    """Refuse a mask whose header and the table beside it give one name to unlike numbers: one of them is of another.
+
+    Raises:
+        DataError: naming the numbers.
+    """
+    numbers: dict[str, set[int]] = {}
+    for structure in own:
+        numbers.setdefault(structure.name, set()).add(structure.value)
+    for structure in beside:
+        for name in filter(None, (structure.name, *structure.meanings)):
+            if structure.value not in numbers.get(name, {structure.value}):
+                raise defect.MASK_VALUE.error(
+                    f"{mask}: a structure is number {min(numbers[name])} in its header and number {structure.value} in "
+                    "the table beside it; correct or remove the wrong one"
+                )
 
 
 def _fit(folder: Path, file: Path, header: headers.Header, other: Path, first: headers.Header) -> None:

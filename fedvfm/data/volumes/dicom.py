@@ -282,9 +282,16 @@ def _examined(asked: Sequence[tuple[Path, str]]) -> Iterator[Contents]:
     for start in range(0, len(asked), TOGETHER):
         some = asked[start : start + TOGETHER]
         try:
-            yield from _examine_all(some)
+            held = _examine_all(some)
         except errors.DataError:  # asked one by one each file has limits of its own, and the one at fault is named
             yield from examine.each(some)
+            continue
+        if len(held) != len(some):
+            raise defect.DECODER_DIED.error(
+                f"{some[0][1]}: its decoder answered for {len(held)} files in place of {len(some)}, of which this is "
+                "the first; one of them may be made to harm: take it out"
+            )
+        yield from held
 
 
 @decoder.apart
