@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from fedvfm import errors
-from fedvfm.client.process import limits
+from fedvfm.client import app as client_app
+from fedvfm.client.process import limits, supervisor
 from fedvfm.client.training import compute
 from fedvfm.client.training import site as sites
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
+from fedvfm.flower import internals
 from fedvfm.model import device_check
 from fedvfm.protocol import protocol
 from fedvfm.runtime import capacity
+from fedvfm.state import state
 
 CPU = device_check.probe("cpu")
 
@@ -108,6 +112,30 @@ def test_a_hospital_that_trains_is_checked_and_a_virtual_one_is_not(monkeypatch:
     with pytest.raises(AttributeError):
         here.train(site, task, start, 0.0)
     assert asked == ["cpu"]
+
+
+@pytest.mark.parametrize("kind", [protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE])
+def test_a_site_without_any_device_says_so_each_time(tmp_path: Path, kind: str) -> None:
+    own = {"name": "n", "device": "cuda:7", "data": {"source": "folder", "path": str(tmp_path)}}
+    device, fault = supervisor.device_or_fault(schema.parse(schema.SiteConfig, own, "site"))
+    assert device == "cpu", "where nothing is computed"
+    assert fault is not None
+    source: Any = None
+    site = sites.Site("n", virtual_hospitals.Hospital("n", source, (), (), ()))
+    seen: list[Exception] = []
+    app = client_app.make_client_app(
+        lambda context: site, report=lambda at, error: seen.append(error), elsewhere=compute.Nowhere(fault)
+    )
+    internals.be_server_task(1)
+    start = state.AdapterState({"head.weight": np.zeros((2, 3), np.float32)})
+    message = Message(protocol.encode_task(protocol.Task(_recipe(), 1, start)), 7, kind, ttl=60.0)
+    internals.set_message_id(message, "m1")
+    assert protocol.error_word(app(message, internals.context(1, 7, {}))) == "device"
+    (error,) = seen
+    assert isinstance(error, errors.DeviceError), "so the process ends, and the next one looks again"
+    assert "CUDA" in str(error)
+    spared = schema.parse(schema.SiteConfig, {**own, "spare_devices": ["cpu"]}, "site")
+    assert supervisor.device_or_fault(spared) == ("cpu", None)
 
 
 def _recipe() -> schema.Recipe:

@@ -29,6 +29,8 @@ LOG = logging.getLogger(__spec__.name)  # this module may run as "__main__"
 NAME, CHILDREN, FOLDER = status.NAME, status.CHILDREN, status.FOLDER
 ROOM_BYTES = 16 * 1024 * 1024
 """Of a message besides the adapter: the recipe, words."""
+WORD_S = 2.0
+"""An executor that ends itself takes the SuperNode along: so long that has to send what it was answered last."""
 
 
 def _folder(where: state_folder.State) -> Path:
@@ -157,11 +159,11 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
     from fedvfm.client.batch import jobs
     from fedvfm.client.gate import compute_time, enforcement, gate, reply_cache
     from fedvfm.client.process import executor
-    from fedvfm.model import device_check
+    from fedvfm.client.training import compute
 
     where = state_folder.open_state(folder)
     site = site_file.read_site(settings)
-    device = "cpu" if site.batch is not None else device_check.first((site.device, *site.spare_devices))
+    device, fault = ("cpu", None) if site.batch is not None else device_or_fault(site)
     limits.apply(site.limits, device)
     mine = enforcement.SiteTerms(where, settings, device)
     over = threading.Event()
@@ -184,11 +186,28 @@ def serve(folder: Path, settings: Path, link: runtime.Link) -> None:
     finals = adoption.Finals(
         where, lambda: mine.config.policy, lambda recipe, digest: mine.history.left(recipe, digest)
     )
-    cluster = jobs.Jobs(lambda: mine.judged) if site.batch is not None else None
-    app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters, elsewhere=cluster)
+    elsewhere: compute.Compute | None = None if fault is None else compute.Nowhere(fault)
+    if site.batch is not None:
+        elsewhere = jobs.Jobs(lambda: mine.judged)
+    app = client_app.make_client_app(mine.site, built, report, finals, adapters=kept.adapters, elsewhere=elsewhere)
     entry = gate.Gate(app, kept, mine, report)
     compute_time.settle(where)
     executor.serve(link, compute_time.counted(where, entry), over, lambda: most_bytes(where))
+    time.sleep(WORD_S)
+
+
+def device_or_fault(site: schema.SiteConfig) -> tuple[str, errors.FedvfmError | None]:
+    """The first device that computes; or the CPU, on which nothing is computed then, and why there is none.
+
+    A process that ended here would leave the coordinator to wait for the site until each round is over.
+    """
+    from fedvfm.model import device_check
+
+    try:
+        return device_check.first((site.device, *site.spare_devices)), None
+    except (errors.ConfigError, errors.DeviceError) as error:
+        LOG.error(str(error))
+        return "cpu", error
 
 
 def most_bytes(where: state_folder.State) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from fedvfm import errors
 from fedvfm.client.training import evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
@@ -54,6 +55,39 @@ def counts(site: sites.Site, recipe: schema.Recipe) -> dict[str, int]:
     if private or recipe.secure_aggregation is not None:  # whether there are any, not how many
         sizes["train"] = min(1, sizes["train"])
     return sizes
+
+
+class Nowhere:
+    """On no device: none of the site's computes. Each message is answered with the word of that.
+
+    Args:
+        fault: of the last device that was tried.
+    """
+
+    def __init__(self, fault: errors.FedvfmError) -> None:
+        self._fault = str(fault)
+
+    def shapes(self, site: sites.Site, recipe: schema.Recipe) -> adapted_model.AdaptedModel:
+        """See above.
+
+        Raises:
+            DeviceError: always, as do the others.
+        """
+        raise errors.DeviceError(self._fault)
+
+    def hello(self, site: sites.Site, task: protocol.Task) -> protocol.Hello:
+        """See above."""
+        raise errors.DeviceError(self._fault)
+
+    def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:
+        """See above."""
+        raise errors.DeviceError(self._fault)
+
+    def evaluate(
+        self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float
+    ) -> protocol.Evaluation:
+        """See above."""
+        raise errors.DeviceError(self._fault)
 
 
 class Here:
