@@ -30,7 +30,7 @@ def examine(folder: Path, kernel: Path = KERNEL, mounts: Path = MOUNTS, services
         problem = "WSL 1: no Linux kernel, so no GPU, and locks of files and limits of memory do not hold"
         return [finding.blocker("windows", problem, "in PowerShell: wsl --set-version DISTRIBUTION 2")]
     rows = []
-    kind = _kind(folder.absolute(), mounts)
+    kind = _kind(folder.resolve(), mounts)
     if kind in NOT_PRIVATE:
         rows.append(
             finding.blocker(

@@ -45,5 +45,15 @@ def test_what_is_said_of_a_machine(
     assert {row.check for row in rows} <= {"windows"}
 
 
+def test_a_link_to_windows_file_system_is_followed(tmp_path: Path) -> None:
+    version, mounts, link = tmp_path / "version", tmp_path / "mounts", tmp_path / "state"
+    version.write_text(WSL2)
+    (tmp_path / "c").mkdir()
+    link.symlink_to(tmp_path / "c")
+    mounts.write_text(f"/dev/sdc / ext4 rw 0 0\nC:\\134 {tmp_path.resolve() / 'c'} 9p rw 0 0\n")
+    rows = windows.examine(link, version, mounts, tmp_path)
+    assert [row.severity for row in rows] == ["blocker"]
+
+
 def test_a_machine_that_does_not_say_is_none(tmp_path: Path) -> None:
     assert windows.examine(tmp_path, tmp_path / "none") == []
