@@ -171,7 +171,8 @@ def make_client_app(
         def work(site: sites.Site, task: protocol.Task) -> RecordDict:
             if task.recipe.codec not in codecs.TABLE:
                 raise errors.PolicyRefused("codec", codecs.TABLE.fault(task.recipe.codec))
-            return protocol.encode_hello(where.hello(site, task))
+            with _own_end(site):
+                return protocol.encode_hello(where.hello(site, task))
 
         return answer(message, context, work)
 

@@ -18,9 +18,12 @@ import pytest
 from fedvfm import errors
 from fedvfm.client import doctor, site_file
 from fedvfm.client.batch import job, jobs, scheduler, scripts, spool
+from fedvfm.client.training import site as sites
 from fedvfm.config import batch, schema
 from fedvfm.data import sample as samples
+from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table
+from fedvfm.protocol import protocol
 from tests.client import private_site
 from tests.support import cluster
 
@@ -202,6 +205,24 @@ def test_a_job_that_was_being_cancelled_when_the_client_was_killed_is_asked_anew
     assert spool.folders(Path(own.spool)) == []
 
 
+def test_a_greeting_waits_for_its_job_no_longer_than_the_policy_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Waited(Exception):
+        pass
+
+    def ask(self: jobs.Jobs, kind: str, where: sites.Site, task: protocol.Task, seconds: float) -> Any:
+        raise Waited(seconds)
+
+    monkeypatch.setattr(jobs.Jobs, "_ask", ask)
+    source: Any = None
+    own = sites.Site("north", virtual_hospitals.Hospital("north", source, (), (), ()))
+    own.ends = time.monotonic() + 1000.0, "policy-hours"
+    with pytest.raises(Waited) as caught:
+        jobs.Jobs(lambda: site(tmp_path)).hello(own, protocol.Task(private_site.make_recipe(privacy=None)))
+    assert 0.0 < caught.value.args[0] <= 1000.0
+
+
 def test_the_result_of_another_job_is_refused(tmp_path: Path) -> None:
     wait = waiting(tmp_path)
     (folder,) = spool.folders(tmp_path / "spool")
@@ -283,8 +304,6 @@ def test_a_job_that_is_cancelled_writes_nothing_more(tmp_path: Path) -> None:
 
 
 def test_the_images_of_the_node_must_be_those_of_the_client(tmp_path: Path) -> None:
-    from fedvfm.protocol import protocol
-
     private_site.write_images(tmp_path / "data", 0, 4)
     source = schema.SourceConfig(source="folder", path=str(tmp_path / "data"))
     task = protocol.Task(private_site.make_recipe(privacy=None))

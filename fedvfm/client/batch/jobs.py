@@ -64,7 +64,9 @@ class Jobs:
 
     def hello(self, site: sites.Site, task: protocol.Task) -> protocol.Hello:
         """See above; the compute node says what it computes in, and must have the same model."""
-        content = self._ask(protocol.HANDSHAKE, site, protocol.Task(task.recipe, task.round), LONGEST_S)
+        # A greeting lives for minutes: one that waits longer in the queue answers the next, while the policy lasts.
+        left = site.ends[0] - time.monotonic()
+        content = self._ask(protocol.HANDSHAKE, site, protocol.Task(task.recipe, task.round), left)
         given, model = protocol.decode_hello(content), self.shapes(site, task.recipe)
         own = protocol.Hello(
             site.name,
