@@ -24,9 +24,16 @@ HEADS = {
     "site": "Every key of a hospital's own file, which never leaves it. `fedvfm client init` writes one to edit.",
     "server": "Every key of a coordinator's file, for `fedvfm server start --config`; an experiment has these in\n"
     "`[server]`. `fedvfm server init-config` writes one to edit.",
+    "survey": "Every key of a survey, for `fedvfm survey --survey` and `fedvfm server survey`; what it does:\n"
+    "[survey.md](survey.md). `fedvfm server init-survey` writes one to edit.",
     "experiment": "Every key of an experiment, for `fedvfm simulate`. `[recipe]` has the keys of\n"
     "[recipe.md](recipe.md), `[server]` those of [server.md](server.md). `fedvfm experiments show NAME` prints one.",
 }
+
+
+PAGES = {"survey": "survey-keys"}
+"""Pages that have another name than the file: a page of that name says what it is for."""
+TEMPLATED = ("recipe", "site", "server")
 
 
 def cell(text: str) -> str:
@@ -104,12 +111,12 @@ def note_of(key: reference.Key) -> list[str]:
 def files() -> Iterator[tuple[Path, str]]:
     """Everything that is made, with its content."""
     for root in reference.ROOTS:
-        yield DOCS / f"{root}.md", page(root)
+        yield DOCS / f"{PAGES.get(root, root)}.md", page(root)
         yield (
             TEMPLATES / f"{root}.schema.json",
             json.dumps(reference.json_schema(root), indent=1, ensure_ascii=False) + "\n",
         )
-        if root != "experiment":
+        if root in TEMPLATED:
             yield TEMPLATES / f"{root}.toml", template(root)
     yield DOCS / "names.md", names()
 

@@ -17,12 +17,13 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from fedvfm import errors
-from fedvfm.config import schema, server
+from fedvfm.config import schema, server, survey
 
 ROOTS: dict[str, type[pydantic.BaseModel]] = {
     "recipe": schema.Recipe,
     "site": schema.SiteConfig,
     "server": server.ServerConfig,
+    "survey": survey.Survey,
     "experiment": schema.Experiment,
 }
 """First word of a key -> the file it stands in."""

@@ -61,7 +61,7 @@ def text(task: str, classes: Sequence[str], modality: str = "any") -> str:
         lines.append(f"#{name} = {drafts.literal(value)}")
     content = "\n".join(lines) + "\n"
     schema.parse(surveys.Survey, tomllib.loads(content), "survey")
-    return content
+    return drafts.headed("survey", content)
 
 
 def _notes(name: str, description: str) -> list[str]:

@@ -20,6 +20,7 @@ from fedvfm.config import reference, schema
 from fedvfm.data import transforms
 from fedvfm.data.sources import folder
 from fedvfm.simulation import experiment
+from fedvfm.survey import draft as survey_draft
 from fedvfm.templates import drafts
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +141,7 @@ def test_lists_are_those_of_the_code() -> None:
 def test_the_schemas_take_what_the_models_take_and_no_typo() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     files = {root: drafts.text(f"{root}.toml") for root in ("recipe", "site", "server")}
+    files |= {"survey": survey_draft.text("segmentation", ["background", "lesion"], "CT")}
     files |= {"experiment": experiment.bundled()["brain-mri"].read_text()}
     for root, text in files.items():
         made = schema_of(root)
@@ -154,7 +156,8 @@ def test_the_schemas_take_what_the_models_take_and_no_typo() -> None:
 
 
 def test_a_draft_names_its_schema() -> None:
-    for root, text in (("server", drafts.server()), ("site", drafts.site("north"))):
+    survey = survey_draft.text("classification", ["a", "b"])
+    for root, text in (("server", drafts.server()), ("site", drafts.site("north")), ("survey", survey)):
         line = text.splitlines()[0]
         place = Path(urllib.parse.unquote(urllib.parse.urlparse(line.removeprefix("#:schema ")).path))
         assert place.name == f"{root}.schema.json"
