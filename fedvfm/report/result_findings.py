@@ -13,6 +13,7 @@ and in the terminal. Codes:
 * ``not-above-chance``: the mean over sites is not shown to be above what no look at the image reaches.
 * ``baseline-ahead``: an arm that is no federation of adapters scores as high or higher.
 * ``metric-missing``: a metric has no value at some sites, as AUROC where one class is tested.
+* ``unlike-classes``: sites are scored on unlike classes, each on those it labels.
 * ``at-chance``: a real site's score is exactly that of one answer for all (its answers are not known here).
 """
 
@@ -29,8 +30,9 @@ from fedvfm.report import answers, bootstrap, scores
 CONSTANT, ONE_CLASS, UNTESTED, NEVER = "constant-answer", "one-class-tested", "class-untested", "class-never-answered"
 FEW_OF_CLASS, FEW_UNITS, EMPTY_TRUTHS = "few-of-a-class", "few-units", "empty-truths"
 CHANCE, BASELINE, MISSING, AT_CHANCE = "not-above-chance", "baseline-ahead", "metric-missing", "at-chance"
+UNLIKE = "unlike-classes"
 
-HEADLINES = (CONSTANT, ONE_CLASS, CHANCE, BASELINE, AT_CHANCE)
+HEADLINES = (CONSTANT, ONE_CLASS, CHANCE, BASELINE, AT_CHANCE, UNLIKE)
 FEDERATED = "federated"
 REFERENCES = ("majority", "classical", "head-only", "unet")
 LEAST_OF_CLASS = 5
@@ -164,6 +166,24 @@ def of_values(arm: str, sites: Mapping[str, Mapping[str, float]], class_names: S
         text = f"under {bootstrap.LEAST_UNITS} test samples at {_named(few)}: nothing can be told of a site"
         findings.append(Finding(FEW_UNITS, arm, tuple(few), text))
     return findings
+
+
+def of_labels(arm: str, labelled: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Sites whose figures are over unlike classes.
+
+    Args:
+        arm: its name.
+        labelled: site -> the classes that it labels and is scored on, empty for all.
+    """
+    if len({frozenset(names) for names in labelled.values()}) < 2:
+        return []
+    some = {site: names for site, names in labelled.items() if names}
+    each = "; ".join(f"{site}: {', '.join(names)}" for site, names in _first(some))
+    text = (
+        f"sites are scored on unlike classes, each on those it labels ({each}{_rest(some)}): the mean over sites and "
+        "the worst site compare unlike tasks; read the scores of each class"
+    )
+    return [Finding(UNLIKE, arm, tuple(some), text)]
 
 
 def missing(arm: str, sites: Mapping[str, Mapping[str, float]]) -> list[Finding]:

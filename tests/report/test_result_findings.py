@@ -149,3 +149,11 @@ def test_the_confusion_matrix_is_scikit_learns(pairs: list[tuple[int, int]]) -> 
     assert found.chance == pytest.approx(1 / len(set(labels)))
     assert found.constant == (len(set(answered)) == 1 and len(pairs) > 1)
     assert (found + found).recall == found.recall
+
+
+def test_scores_over_unlike_classes_are_a_headline() -> None:
+    (found,) = result_findings.of_labels("federated", {"a": ("liver",), "b": ("liver", "spleen"), "c": ()})
+    assert (found.code, found.sites, found.headline) == ("unlike-classes", ("a", "b"), True)
+    assert "(a: liver; b: liver, spleen)" in found.text
+    for alike in ({}, {"a": (), "b": ()}, {"a": ("liver", "spleen"), "b": ("spleen", "liver")}):
+        assert result_findings.of_labels("federated", alike) == []

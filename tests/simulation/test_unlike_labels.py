@@ -74,7 +74,9 @@ def test_each_hospital_is_trained_and_scored_on_what_it_labels(values: dict[str,
         (arm, site): {name} for arm in arms for site, name in (("east", "dice_box"), ("west", "dice_bar"))
     }
     assert scored["personal/east", "east"] == {"dice_box"}
-    assert "labels only box: it is trained and scored on these alone" in (made.path / "report.html").read_text()
+    report = (made.path / "report.html").read_text()
+    assert "labels only box: it is trained and scored on these alone" in report
+    assert "Attention: sites are scored on unlike classes" in report
 
 
 def test_leave_one_out_needs_another_site_that_labels_it(values: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ def build(
     sites = evaluation["last"]["sites"]
     arm = {**over_sites(sites, primary), "rounds": int(evaluation["round"])}
     found = result_findings.of_values(ARM, sites, locked.recipe.data.class_names)
+    labelled = {site: names for line in journal for site, names in line.get("labelled", {}).items()}
+    found += result_findings.of_labels(ARM, {site: labelled.get(site, ()) for site in sites})
     return {
         "experiment": name,
         "seed": locked.recipe.seed,

@@ -36,6 +36,7 @@ def of_run(
     tables = {arm: compare.samples_of(run, arm) for arm in made["arms"]}
     found = [finding for arm, own in tables.items() for finding in _of_arm(arm, own, made, scored, patients, names)]
     found += result_findings.of_references({arm: part.get("macro") for arm, part in made["arms"].items()})
+    found += result_findings.of_labels(compare.FEDERATED, {each.name: each.labelled for each in hospitals})
     found.sort(key=lambda finding: not finding.headline)
     result: dict[str, Any] = {"findings": [finding.row() for finding in found]}
     changes = home(scored)
