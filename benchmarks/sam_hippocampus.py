@@ -43,17 +43,19 @@ EXPERIMENT, RESULTS = "sam-hippocampus", ROOT / "simulations" / "results" / "sam
 JITTERS = (0.0, 0.1, 0.2, 0.3)
 TARGET = 0.865
 
-MASKS = 'recipe.task.head="sam-masks"'
+SMALL = ("recipe.adapter.rank=4", 'recipe.adapter.targets=["q", "v"]')
+MASKS = ('recipe.task.head="sam-masks"', *SMALL)  # decoder parts have most of the numbers that may travel
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "pyramid": ("LoRA and a pyramid head on the encoder, no decoder", ()),
-    "prompt-free": ("prompt-free: LoRA + upscale, hypernetworks, mask tokens", (MASKS,)),
-    "automatic": ("automatic prompts, the same and the light head", (MASKS, 'recipe.task.prompt="auto"')),
-    "oracle": ("boxes from the truth (oracle), the same", (MASKS, 'recipe.task.prompt="box"')),
-    "lora-only": ("LoRA alone", (MASKS, "recipe.adapter.parts=[]")),
-    "parts-only": ("upscale, hypernetworks, mask tokens alone", (MASKS, 'recipe.adapter.kind="head-only"')),
+    "rank-4": ("the same, LoRA of rank 4 on queries and values alone", SMALL),
+    "prompt-free": ("prompt-free: LoRA + upscale, hypernetworks, mask tokens", MASKS),
+    "automatic": ("automatic prompts, the same and the light head", (*MASKS, 'recipe.task.prompt="auto"')),
+    "oracle": ("boxes from the truth (oracle), the same", (*MASKS, 'recipe.task.prompt="box"')),
+    "lora-only": ("LoRA alone", (*MASKS, "recipe.adapter.parts=[]")),
+    "parts-only": ("upscale, hypernetworks, mask tokens alone", (*MASKS, 'recipe.adapter.kind="head-only"')),
     "decoder": (
         "the whole decoder alone",
-        (MASKS, 'recipe.adapter.kind="head-only"', 'recipe.adapter.parts=["decoder"]'),
+        (*MASKS, 'recipe.adapter.kind="head-only"', 'recipe.adapter.parts=["decoder"]'),
     ),
 }
 TINY = ("recipe.rounds=1", "partition.train=2", "partition.val=1", "partition.test=1", "recipe.data.views=1")
