@@ -154,16 +154,18 @@ def feature_bytes(model: adapted_model.AdaptedModel, size: Sequence[int]) -> int
     return feature_cache.nbytes(found)
 
 
-def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False) -> int:
+def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False, most: int | None = None) -> int:
     """Bytes that a step keeps of a batch for the backward pass, and what it computes meanwhile.
 
     Counted on the meta device: what torch saves in a forward pass, each storage once. Where the shapes alone do not
-    suffice for one, it is estimated from the backbone. ``narrow``: computed in bfloat16.
+    suffice for one, it is estimated from the backbone. ``narrow``: computed in bfloat16; ``most``: of images at a time,
+    where that is less than a batch.
     """
     recipe = model.recipe
     if model.device != "meta":
         model = adapted_model.AdaptedModel(recipe, with_weights=False)
     size, batch = recipe.data.input_size, recipe.optimiser.batch_size * images_a_sample(model)
+    batch = batch if most is None else min(batch, most)
     estimated = 4 * model.backbone.activations(size) * batch
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
         blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))

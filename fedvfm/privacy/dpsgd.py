@@ -17,7 +17,7 @@ from fedvfm.privacy import base, gradients, randomness
 _SLACK = 1e-6
 """Rows are clipped to this much less than the clip, so that rounding brings none above it."""
 
-_MOST_UNITS, _ROW_BYTES = 16, 1 << 28
+MOST_UNITS, _ROW_BYTES = 16, 1 << 28
 
 
 class PrivateSteps:
@@ -51,7 +51,7 @@ class PrivateSteps:
         self._batch = recipe.optimiser.batch_size
         self._images = recipe.privacy.images_per_patient
         room = _ROW_BYTES // (12 * max(self._numbers, 1))
-        self._held = recipe.privacy.microbatch or max(1, min(_MOST_UNITS, room))
+        self._held = recipe.privacy.microbatch or max(1, min(MOST_UNITS, room))
 
     def draw(self, units: int) -> list[int]:
         """Each unit by itself with the event's chance: a Poisson sample, which may be empty."""

@@ -17,10 +17,11 @@ from fedvfm.client.training import site as sites
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.flower import internals
-from fedvfm.model import device_check
+from fedvfm.model import adapted_model, device_check
 from fedvfm.protocol import protocol
 from fedvfm.runtime import capacity
 from fedvfm.state import state
+from tests.privacy import test_private_training as drawn
 
 CPU = device_check.probe("cpu")
 
@@ -112,6 +113,18 @@ def test_a_hospital_that_trains_is_checked_and_a_virtual_one_is_not(monkeypatch:
     with pytest.raises(AttributeError):
         here.train(site, task, start, 0.0)
     assert asked == ["cpu"]
+
+
+def test_a_private_step_needs_memory_for_the_units_that_it_holds_alone(tiny_dino: Path) -> None:
+    def needed(batch: int, **own: Any) -> float:
+        asked = drawn.recipe(tiny_dino, privacy=own)
+        larger = asked.model_copy(update={"optimiser": asked.optimiser.model_copy(update={"batch_size": batch})})
+        return device_check.step_mib(adapted_model.AdaptedModel(larger, with_weights=False))
+
+    plain, private = {"mechanism": "none"}, drawn.PRIVACY | {"mechanism": "record-level"}
+    assert needed(64, **plain) > 3 * needed(8, **plain)
+    assert needed(512, **private) == needed(256, **private)
+    assert needed(512, **private, microbatch=2) < needed(512, **private) / 3
 
 
 @pytest.mark.parametrize("kind", [protocol.HANDSHAKE, protocol.TRAIN, protocol.EVALUATE])
