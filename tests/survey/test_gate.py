@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Message
 from typer.testing import CliRunner
 
 from fedvfm.cli import main
-from fedvfm.client import state_folder, status
+from fedvfm.client import site_file, state_folder, status
 from fedvfm.config import schema
 from fedvfm.config import survey as surveys
 from fedvfm.flower import internals
@@ -186,6 +187,25 @@ def test_a_second_survey_of_few_other_patients_is_refused(site: Site) -> None:
     assert site.word(second) == "survey-difference"
     private_site.write_images(site.folder / "data", 32, 70)
     assert site.told(second).values["patients"] != site.told(first).values["patients"]
+
+
+def test_who_comes_while_an_answer_is_made_is_neither_in_it_nor_charged(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The patients that are charged are of the listing that the numbers are made from, never of a later one."""
+    survey = ask(privacy=NOISE)
+    site.agree(survey)
+    site.terms_of(POLICY + PATIENTS)
+    listings, listed = [], site_file.surveyed
+
+    def surveyed(*given: Any) -> Any:
+        listings.append(listed(*given))
+        return listings[-1]
+
+    monkeypatch.setattr(site_file, "surveyed", surveyed)
+    site.told(survey)
+    assert len(listings) == 1
+    assert len(listings[0][1]) >= 15
 
 
 def test_an_answer_with_noise_is_charged_once_to_every_patient(site: Site) -> None:

@@ -192,7 +192,7 @@ def answered_before(own: Site, of: Exchange) -> bool:
         _require_still_enough(own, of, survey, before)
     else:
         with steps.noting(own, of):
-            account = _account(own, survey)
+            account = _account(own, survey, *site_file.surveyed(own.judged, survey))
             if not account.again(protocol.digest(content), before.token):
                 kept_path(own, survey.hash).unlink()
                 number_policy(own, of)
@@ -236,7 +236,7 @@ def collect(own: Site, of: Exchange) -> None:
         account = hold = None
         if survey.privacy is not None:
             with steps.noting(own, of):
-                account = _account(own, survey)
+                account = _account(own, survey, source, own_samples)
                 hold = held.enter_context(account.hold())
         totals = _totals(of, survey, grouped, source.read)
         storage.fault_point("surveyed")
@@ -323,12 +323,13 @@ def _require_unlike(own: Site, survey: surveys.Survey, name: str, least: int) ->
             )
 
 
-def _account(own: Site, survey: surveys.Survey) -> privacy_charge.Account:
-    """Where an answer is charged: to every patient it is made from."""
+def _account(
+    own: Site, survey: surveys.Survey, source: samples.Source, own_samples: Sequence[samples.Sample]
+) -> privacy_charge.Account:
+    """Where an answer is charged: to every patient it is made from, of the listing that it is made from."""
     budget, event = own.judged.privacy, noise.event(survey)
     if budget is None or event is None:
         raise errors.ProtocolError("a survey without noise, or a site without a budget, is charged to nobody")
-    source, own_samples = site_file.surveyed(own.judged, survey)
     names = records.charged(noise.UNIT, own_samples, source)
     return privacy_charge.of_survey(survey.hash, event, names, own.judged.name, budget, own.history.ledger_marks())
 
