@@ -26,6 +26,7 @@ from fedvfm.server.rounds import dp_aggregation, update_store
 from fedvfm.server.rounds import journal as journals
 from fedvfm.state import checkpoint
 from fedvfm.storage import hash_chain, storage
+from fedvfm.tracking import follower
 from fedvfm.trust import certificates, invites, keys, locked_recipe, signed_documents
 from fedvfm.trust import roster as rosters
 
@@ -268,10 +269,15 @@ def _made_of(where: state_folder.State, recipe: str, first: int) -> Iterator[Pat
     if first == 0:
         yield where.recipe_path(recipe).with_suffix(".safetensors")
     for path in sorted(folder.rglob("*")):
-        record = path.name in _RECORDS or path.suffix in (".lock", dp_aggregation.DRAWN)
+        record = path.name in _RECORDS or path.suffix in (".lock", dp_aggregation.DRAWN) or _of_tracker(folder, path)
         early = path.stem.startswith("round-") and checkpoint.round_of(path) < first
         if path.is_file() and not record and not early:
             yield path
+
+
+def _of_tracker(folder: Path, path: Path) -> bool:
+    """Whether it is a tracker's: what it took of the journal, or a copy of that; without it all would be taken anew."""
+    return path.name.startswith(follower.PREFIX) or path.relative_to(folder).parts[0] == "wandb"
 
 
 def _files(where: state_folder.State, recipe: str, first: int) -> Iterator[File]:

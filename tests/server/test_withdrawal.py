@@ -211,12 +211,15 @@ def test_what_it_is_part_of_can_be_removed_once_the_rerun_is_the_present_recipe(
         values = {"patients": (40 * layout.WHOLE,)}
         reply = survey_answer.Answer(survey=asked.hash, site=site, least=10, values=dict(values))
         surveys.keep(town.server, asked, site, survey_answer.text(reply))
+    tracked = town.server.run_path(first) / "track-mlflow-0.json"
+    tracked.write_text("{}")
     answer = cli("server", "withdraw", "late", "--purge", "--state", town.server.folder)
     assert (answer.code, "the present one, has a part of 'late'" in answer.err) == (errors.ConfigError.exit_code, True)
     assert list(surveys.answers(town.server, asked)) == ["east"], "an answer of a site that withdrew counts no more"
     assert len(surveys.answer_paths(town.server, "late")) == 1
     assert told(cli, town, "--rerun", "--purge")["removed"] >= 4
     assert surveys.answer_paths(town.server, "late") == []
+    assert tracked.exists(), "else the tracker would take all rounds once more"
     left = {str(path.relative_to(town.server.run_path(first))) for path in town.server.run_path(first).rglob("*.*")}
     assert {one for one in left if not one.startswith(".")} >= {"journal.jsonl", "evaluation.json"}
     assert not any("round-00003" in one or "round-00004" in one or one == "adapter.safetensors" for one in left)
