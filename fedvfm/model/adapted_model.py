@@ -57,8 +57,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
     if recipe.task.kind in task_table.TABLE:
         task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
         faults.extend(task.faults())
-        if recipe.task.partial_labels and not task.partial_labels:
-            faults.append(f"recipe.task.partial_labels: task '{recipe.task.kind}' does not take them; leave it out")
+        faults.extend(task.partial_faults())
         faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))
         faults.extend([] if backbone is None else _prompt_faults(recipe, task, backbone))
     if backbone is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -118,6 +119,28 @@ class Task:
         if labelled is None:
             return torch.stack([self.loss(logits[part], target[part]) for part in parts])
         return torch.stack([self.loss(logits[part], target[part], labelled[part]) for part in parts])
+
+    def partial_faults(self) -> list[str]:
+        """Why sites may not label some classes only, one sentence a fault; none where the recipe does not ask for it.
+
+        A task of a third party may inherit ``partial_labels`` and have a loss or a score of its own without them.
+        """
+        if not self.recipe.task.partial_labels:
+            return []
+        name = self.recipe.task.kind
+        if not self.partial_labels:
+            return [f"recipe.task.partial_labels: task '{name}' does not take them; leave it out"]
+        without = [
+            each.__name__
+            for each in (self.loss, self.losses, self.score)
+            if "labelled" not in inspect.signature(each).parameters
+        ]
+        if not without:
+            return []
+        return [
+            f"recipe.task.partial_labels: {' and '.join(without)} of task '{name}' does not take which classes are "
+            "labelled; give it the argument 'labelled', or leave partial_labels out"
+        ]
 
     def scores(self, *, surface: bool) -> metrics.MetricSet:
         """An empty metric set."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedvfm.tasks import classification, metrics, segmentation
+from fedvfm.tasks import base, classification, metrics, segmentation
 from tests.tasks.test_tasks import cross_entropy_by_hand, dice_by_hand, make
 
 TISSUES = ("background", "grey", "white")
@@ -127,3 +127,19 @@ def test_prompts_from_the_truth_need_all_classes(task: dict[str, Any], fault: st
     wrong = "; ".join(make(partial_labels=True, **task).faults())
     assert fault in wrong
     assert ("partial_labels" in wrong) == bool(fault)
+
+
+class Smoothed(classification.Classification):
+    """A task of a third party, whose loss was written before a site could label some classes only."""
+
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_task_whose_own_loss_takes_no_labelled_classes_is_refused_before_it_trains(partial: bool) -> None:
+    recipe = make("classification", partial_labels=partial).recipe
+    assert make("classification", partial_labels=partial).partial_faults() == []
+    faults = Smoothed(recipe).partial_faults()
+    assert [("loss of task" in fault, "argument 'labelled'" in fault) for fault in faults] == [(True, True)] * partial
+    assert len(base.Task(recipe).partial_faults()) == partial
