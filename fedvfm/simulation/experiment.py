@@ -103,6 +103,7 @@ def examine(experiment: schema.Experiment) -> adapted_model.AdaptedModel:
     faults = _rank_faults(experiment)
     if experiment.recipe.start is not None:
         faults.append("recipe.start: only a server goes on from an earlier adapter; leave it out")
+    faults += cohort.idle_clock(experiment.server, "a simulation looks at no clock, and nobody is late in it")
     faults += rules.faults(experiment.recipe) + baselines.faults(experiment) + attacks.faults(experiment)
     shapes: adapted_model.AdaptedModel | None = None
     if not names:

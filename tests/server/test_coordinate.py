@@ -831,3 +831,15 @@ def test_a_site_that_names_other_classes_takes_no_part(make: Callable[..., Town]
     town.run(quorum=1, join_timeout_s=0.3)
     assert town.cohorts() == [["east"]] * ROUNDS
     assert "site 'west' names 1 classes that it labels, 1 of them not the recipe's" in town.notes()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_keys_that_do_nothing_under_secure_aggregation_are_told(
+    make: Callable[..., Town], tmp_path: Path, secure: bool
+) -> None:
+    town = make("east")
+    locked: Any = town.lock(min_sites=3, **({"secure_aggregation": {}} if secure else {}))
+    where: Any = SimpleNamespace(folder=tmp_path, locked=lambda: locked, roster_document=lambda: "it")
+    with town._listening():
+        coordinator.Coordinator(where, schema.ServerConfig(grace_s=60.0), town._observe)
+    assert ("server.grace_s = 60: under secure aggregation" in town.notes()) == secure

@@ -67,3 +67,7 @@ def test_a_pace_that_nothing_reads_or_of_nobody_is_refused(unequal: dict[str, An
     unequal["site_pace"], unequal["recipe"]["optimiser"] = {"east": 3.0}, {"batch_size": 1}
     with pytest.raises(errors.ConfigError, match=r"site_pace: only recipe\.optimiser\.round_minutes reads it"):
         run.simulate(unequal, output=tmp_path / "run")
+    unequal["server"] = {"grace_s": 60.0, "patience": 2.0}
+    with pytest.raises(errors.ConfigError, match=r"server\.grace_s = 60: a simulation looks at no clock") as caught:
+        run.simulate(unequal, output=tmp_path / "run")
+    assert "server.patience = 2: a simulation" in str(caught.value)

@@ -33,8 +33,8 @@ from fedvfm.server.coordinator import admission_handshakes, status_file, survey_
 from fedvfm.server.coordinator import orders as steering
 from fedvfm.server.grid import liveness
 from fedvfm.server.network import superlink
+from fedvfm.server.rounds import cohort, handshake
 from fedvfm.server.rounds import federation as strategy
-from fedvfm.server.rounds import handshake
 from fedvfm.server.rounds import journal as journals
 from fedvfm.storage import storage
 from fedvfm.trust import locked_recipe, roster_document, signed_documents
@@ -91,6 +91,9 @@ class Coordinator:
         self._document: roster_document.RosterDocument | None = None
         if self._locked.recipe.secure_aggregation is not None and where.roster_document() is None:
             raise errors.ConfigError("server", [strategy.NO_ROSTER])
+        if self._locked.recipe.secure_aggregation is not None:
+            for fault in cohort.idle_clock(server, "under secure aggregation a round has the deadlines of its steps"):
+                LOG.warning(fault)
 
     def look(self) -> None:
         """Greet who came, and ask for statistics; called while answers are waited for."""

@@ -21,6 +21,21 @@ def faults(sites: int, server: schema.ServerConfig) -> list[str]:
     return found
 
 
+def idle_clock(server: schema.ServerConfig, why: str) -> list[str]:
+    """The keys that end a round by the clock, where no round is ended so, one sentence each.
+
+    Args:
+        server: the settings.
+        why: no round is.
+    """
+    keys = {"grace_s": server.grace_s, "patience": server.patience}
+    return [
+        f"server.{key} = {value:g}: {why}, so that it does nothing; leave it out"
+        for key, value in keys.items()
+        if value
+    ]
+
+
 def promise_faults(quorum: int, recipe: schema.Recipe) -> list[str]:
     """Where a round may go on with fewer sites than the recipe promises, one sentence."""
     if quorum >= recipe.min_sites:
