@@ -205,6 +205,8 @@ def review(
 
     survey = _survey(recipe, state)
     if survey is not None:
+        if page is not None or print_policy:
+            raise errors.ConfigError("client review", ["--html and --print-policy are of a recipe; this is a survey"])
         _review_survey(survey, site, state, as_json)
         return
     locked = _open(recipe, state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from typing import Annotated, Literal
 
 import pydantic
@@ -91,6 +92,9 @@ class Survey(schema.Strict):
             raise ValueError('statistics: "foreground" needs masks, task = "segmentation"')
         if not self.intensity_range[0] < self.intensity_range[1]:
             raise ValueError("intensity_range: the first must be below the second")
+        low, high, bins = *self.intensity_range, self.intensity_bins
+        if not math.isfinite((high - low) * bins) or not high - (high - low) / bins < high:
+            raise ValueError("intensity_range: too wide, or too narrow for intensity_bins: its edges would not ascend")
         for name in ("size_edges", "spacing_edges"):
             edges = getattr(self, name)
             if list(edges) != sorted(set(edges)):

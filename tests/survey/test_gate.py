@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Message
 from typer.testing import CliRunner
 
+from fedvfm import errors
 from fedvfm.cli import main
 from fedvfm.client import site_file, state_folder, status
 from fedvfm.config import schema
@@ -283,6 +284,8 @@ def test_the_person_sees_what_would_leave_approves_and_withdraws(site: Site) -> 
     assert done.exit_code == 0, done.output
     assert "how many patients there are, in one number" in done.output
     assert "rows: 16 to below 64: " in done.output
+    done = RUNNER.invoke(main.app, ["client", "review", short, "--html", str(site.folder / "page.html"), *state])
+    assert isinstance(done.exception, errors.ConfigError)
     site.terms_of("")
     assert RUNNER.invoke(main.app, ["client", "review", short, *data, *state]).exit_code == 13
     assert RUNNER.invoke(main.app, ["client", "approve", short, *data, *state]).exception is not None

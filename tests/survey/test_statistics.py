@@ -168,6 +168,8 @@ def test_the_hash_names_every_value_of_a_survey() -> None:
         ({"task": "classification"}, "foreground"),
         ({"size_edges": [64.0, 64.0]}, "size_edges"),
         ({"intensity_range": [1.0, 1.0]}, "intensity_range"),
+        ({"intensity_range": [0.0, 1e308]}, "intensity_range"),
+        ({"intensity_range": [1.0, 1.0 + 1e-15]}, "intensity_range"),
         ({"least_patients": 1}, "least_patients"),
         ({"file_names": True}, "file_names"),
     ],
