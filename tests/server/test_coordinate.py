@@ -833,6 +833,20 @@ def test_a_site_that_names_other_classes_takes_no_part(make: Callable[..., Town]
     assert "site 'west' names 1 classes that it labels, 1 of them not the recipe's" in town.notes()
 
 
+def test_a_site_cannot_fill_the_journal_with_the_names_of_classes(make: Callable[..., Town]) -> None:
+    town = labelling(make, east=(), west=("cell",) * 4)
+    town.run(quorum=1, join_timeout_s=0.3)
+    assert town.cohorts() == [["east"]] * ROUNDS
+    assert "site 'west' names 4 classes that it labels" in town.notes()
+
+
+def test_a_class_that_only_a_site_without_training_images_labels_is_labelled_nowhere(make: Callable[..., Town]) -> None:
+    town = labelling(make, east=("cell",), west=("vessel",))
+    town.members[1].examples = 0
+    with pytest.raises(errors.ClassUnlabelled, match=r"no site labels vessel \(east: cell\)"):
+        town.run(quorum=1)
+
+
 @pytest.mark.parametrize("secure", [False, True])
 def test_keys_that_do_nothing_under_secure_aggregation_are_told(
     make: Callable[..., Town], tmp_path: Path, secure: bool

@@ -169,7 +169,7 @@ class Coordinator:
             time.sleep(LOOK_S)
 
     def _require_labels(self, members: Mapping[str, handshake.Member]) -> None:
-        """Check that every class is labelled somewhere.
+        """Check that every class is labelled at some site that has images to train on.
 
         Later, when the only site that labels a class has gone, the rounds go on and the log says so: what was learned
         of it stays.
@@ -177,7 +177,8 @@ class Coordinator:
         Raises:
             ClassUnlabelled: if no round is done and a class is labelled nowhere.
         """
-        fault = partial_labels.said(self._locked.recipe, {name: member.labelled for name, member in members.items()})
+        sites = {name: member.labelled for name, member in members.items() if member.examples.get("train", 1)}
+        fault = partial_labels.said(self._locked.recipe, sites) if sites else ""
         if fault and not self._done():
             raise errors.ClassUnlabelled(fault)
         if fault:

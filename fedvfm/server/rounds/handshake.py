@@ -106,11 +106,12 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
             f"site '{hello.site}' agrees to codec '{hello.codec}', the recipe says '{locked.recipe.codec}'. Install "
             "the same fedvfm at both ends"
         )
+    known = locked.recipe.data.class_names if locked.recipe.task.partial_labels else ()
     strange = set(hello.labelled) - set(locked.recipe.data.class_names)
-    if strange or (hello.labelled and not locked.recipe.task.partial_labels):
+    if strange or len(hello.labelled) > len(known):
         raise errors.HandshakeRefused(
             f"site '{hello.site}' names {len(hello.labelled)} classes that it labels, {len(strange)} of them not the "
-            "recipe's, or the recipe does not ask for that. Correct labelled in its site.toml"
+            f"recipe's; the recipe asks for {len(known)} at most. Correct labelled in its site.toml"
         )
     manifest = at_rank(locked.manifest, hello.rank)
     if hello.manifest_fingerprint != manifest.fingerprint:
