@@ -159,8 +159,21 @@ def shared(recipe: schema.Recipe) -> str:
 
 
 def _task(locked: locked_recipe.LockedRecipe) -> str:
-    names = locked.recipe.data.class_names
-    return f"{locked.recipe.task.kind} of {len(names)} classes: {', '.join(names)}"
+    recipe, names = locked.recipe, locked.recipe.data.class_names
+    target, listed = recipe.target, ", ".join(names)
+    units = [f" {unit}" if unit else "" for unit in target.units or ("",) * len(names)]
+    if target.kind == "survival":
+        ends = ", ".join(f"{end:g}" for end in target.bins)
+        what = f"the chance of no event up to {ends}{units[0]}, from your table's columns {listed} (time, event)"
+    elif target.kind == "regression":
+        ranges = zip(names, target.ranges, units, strict=True)
+        numbers = ", ".join(f"{name} ({low:g} to {high:g}{unit})" for name, (low, high), unit in ranges)
+        what = f"numbers, from your table's columns {numbers}"
+    elif target.kind == "multi-label":
+        what = f"{len(names)} labels, each there or not, from your table's columns {listed}"
+    else:
+        what = f"{len(names)} {'grades, the lowest first' if target.kind == 'ordinal' else 'classes'}: {listed}"
+    return f"{recipe.task.kind} of {what}"
 
 
 def _backbone(locked: locked_recipe.LockedRecipe) -> str:

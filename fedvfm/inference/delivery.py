@@ -165,7 +165,8 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     if contract.limits is not None:
         shown = "from {:g} to {:g} in the file's units to [0, 1], the rest cut".format(*contract.limits)
     lines = [
-        f"- classes, in the order of the output: {', '.join(contract.class_names)}",
+        f"- {_OUTPUTS.get(model.recipe.target.kind, 'classes, in the order of the output')}: "
+        + ", ".join(contract.class_names),
         f"- input size: {height} x {width}"
         + (" (every image resized to it)" if contract.fit == "resize" else " (windows at the image's own scale)"),
         f"- intensity: {shown}" + ("; colour becomes luminance first" if contract.grey else ""),
@@ -176,6 +177,15 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     elif contract.channels:
         lines.insert(1, f"- channels, in this order: {', '.join(contract.channels)}")
     return lines
+
+
+_OUTPUTS = {
+    "multi-label": "labels, in the order of the output",
+    "ordinal": "grades, the lowest first, in the order of the output",
+    "regression": "columns, in the order of the output",
+    "survival": "columns of time and event that it learned from",
+}
+"""Target -> what the names of a recipe's data are."""
 
 
 def what_comes_out(model: adapted_model.AdaptedModel) -> str:

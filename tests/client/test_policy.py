@@ -208,6 +208,27 @@ def test_few_patients_or_a_single_step_are_not_trained_on(units: int, images: in
     policy.require_enough(make(min_train_units=1, min_steps=1), make_recipe(), units, images)
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({}, "2 classes: rest, cell"),
+        ({"kind": "ordinal"}, "2 grades, the lowest first: rest, cell"),
+        ({"kind": "multi-label"}, "2 labels, each there or not, from your table's columns rest, cell"),
+        (
+            {"kind": "survival", "bins": [6, 12], "units": ["months", "yes"]},
+            "the chance of no event up to 6, 12 months, from your table's columns rest, cell (time, event)",
+        ),
+        (
+            {"kind": "regression", "ranges": [[0, 9], [1, 2]], "centres": [1, 1], "scales": [1, 1]},
+            "numbers, from your table's columns rest (0 to 9), cell (1 to 2)",
+        ),
+    ],
+)
+def test_who_approves_is_told_what_is_learned(target: dict[str, Any], said: str) -> None:
+    told = dict(recipe_review.words(make_lock(task={"kind": "classification"}, target=target)))
+    assert told["task"] == f"classification of {said}"
+
+
 def test_a_person_is_warned_where_a_step_sees_few_patients() -> None:
     told = dict(recipe_review.words(make_lock(optimiser={"batch_size": 2})))["how it learns"]
     assert told.startswith("adamw, learning rate 0.001, steps of 2 images. A step sees few patients")

@@ -78,6 +78,7 @@ def test_a_target_is_trained_scored_predicted_and_exported(
     card = (tmp_path / "onnx" / "README.md").read_text()
     words = {"ordinal": "grades", "multi-label": "sigmoid", "regression": "values in", "survival": "each interval"}
     assert words[kind] in card
+    assert "- classes, in the order" not in card
     assert json.loads((finished.path / "summary.json").read_text())["primary"] == finished.summary["primary"]
 
 
