@@ -30,7 +30,11 @@ NETWORKS = {
 """Class -> its module: those whose layers compute each image by itself."""
 FACE = "monai.networks.nets"
 LARGEST = 4096
-"""Of a number among the arguments, and of the entries of a list."""
+"""Of a number among the arguments."""
+MOST = 64
+"""Entries of a list, and layers where an argument of :data:`COUNTS` says how many; lists lie at most so deep as
+:data:`DEEPEST`."""
+COUNTS, DEEPEST = ("blocks_down", "blocks_up", "num_res_units"), 4
 
 
 def checked(network: Any, where: str) -> dict[str, Any]:
@@ -57,30 +61,38 @@ def checked(network: Any, where: str) -> dict[str, Any]:
         f"{key}: {fault}"
         for key, value in network.items()
         if key != "_target_"
-        for fault in (_faults(value) if key in known else [f"unknown argument of {name}"])
+        for fault in (
+            _faults(value, MOST if key in COUNTS else LARGEST) if key in known else [f"unknown argument of {name}"]
+        )
     ]
     if network.get("spatial_dims") != 2:
         faults.append("spatial_dims: only networks of pictures and slices are taken, spatial_dims = 2")
     if network.get("in_channels", 1 if name != "UNet" else None) not in (1, 3):
         faults.append("in_channels: 1 or 3 is needed")
+    classes = network.get("out_channels", 2)
+    if not isinstance(classes, int) or classes < 1:
+        faults.append("out_channels: a whole number from 1 is needed")
     if faults:
         raise errors.WeightsError(f"{where}: " + "; ".join(faults))
     return {**network, "_target_": name}
 
 
-def _faults(value: Any) -> list[str]:
+def _faults(value: Any, largest: int, depth: int = 0) -> list[str]:
     """What is wrong with an argument."""
+    if depth > DEEPEST:
+        return [f"nested deeper than {DEEPEST}"]
     if isinstance(value, str):
         return ["expressions and references are not evaluated; write the value"] if value[:1] in ("$", "@", "%") else []
     if value is None or isinstance(value, bool):
         return []
     if isinstance(value, int | float):
-        return [] if abs(value) <= LARGEST else [f"a number over {LARGEST}"]
+        return [] if abs(value) <= largest else [f"a number over {largest}"]
     if isinstance(value, list):
-        return [fault for each in value for fault in _faults(each)] if len(value) <= LARGEST else ["too long"]
+        short = len(value) <= MOST
+        return [fault for each in value for fault in _faults(each, largest, depth + 1)] if short else ["too long"]
     if isinstance(value, dict):
         marked = [f"'{key}' is not evaluated" for key in value if not isinstance(key, str) or key.startswith("_")]
-        return marked + [fault for each in value.values() for fault in _faults(each)]
+        return marked + [fault for each in value.values() for fault in _faults(each, largest, depth + 1)]
     return ["of no plain kind"]
 
 
