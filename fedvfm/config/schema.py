@@ -306,6 +306,8 @@ class DataContract(Strict):
             raise ValueError("class_codes: two classes of one code could not be told apart")
         if "channel-dropout" in self.augment and len(self.channels) != 3:
             raise ValueError("augment = channel-dropout: three names in channels are needed, of a meaning each")
+        if "channel-dropout" in self.augment[:-1]:
+            raise ValueError("augment: channel-dropout must be last, or what comes behind it changes what is black")
         if len(self.channels) > 1 and (self.grey or self.stack > 1):
             raise ValueError("three channels exclude grey = true and stack = 3: the model takes three in all")
         return self

@@ -71,10 +71,19 @@ def test_channel_dropout_takes_one_of_three_channels_in_half_of_the_views() -> N
     assert 15 < black.count(()) < 45
 
 
-def test_channel_dropout_is_for_three_named_channels() -> None:
-    values = {"class_names": ["a", "b"], "augment": ["channel-dropout"]}
-    with pytest.raises(errors.ConfigError, match="three names in channels are needed"):
-        schema.parse(schema.DataContract, values, "data")
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"augment": ["channel-dropout"]}, "three names in channels are needed"),
+        (
+            {"augment": ["channel-dropout", "noise"], "channels": ["T1w", "T2w", "FLAIR"]},
+            "channel-dropout must be last",
+        ),
+    ],
+)
+def test_channel_dropout_is_for_three_named_channels_and_comes_last(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(errors.ConfigError, match=said):
+        schema.parse(schema.DataContract, {"class_names": ["a", "b"], **values}, "data")
 
 
 def test_noise_has_its_level_and_its_seed() -> None:
