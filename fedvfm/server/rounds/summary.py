@@ -36,9 +36,9 @@ def build(
     oracle = locked.recipe.task.oracle
     sites = evaluation["last"]["sites"]
     arm = {**over_sites(sites, primary), "rounds": int(evaluation["round"])}
-    found = result_findings.of_values(ARM, sites, locked.recipe.data.class_names)
+    findings = result_findings.of_values(ARM, sites, locked.recipe.data.class_names)
     labelled = {site: names for line in journal for site, names in line.get("labelled", {}).items()}
-    found += result_findings.of_labels(ARM, {site: labelled.get(site, ()) for site in sites})
+    findings += result_findings.of_labels(ARM, {site: labelled.get(site, ()) for site in sites})
     return {
         "experiment": name,
         "seed": locked.recipe.seed,
@@ -59,7 +59,7 @@ def build(
         "privacy": journal[-1].get("privacy") if journal else None,
         "acceptance": dict(evaluation.get("acceptance", {})),
         "arms": {ARM: {**arm, **({"prompt": oracle} if oracle else {})}},
-        "findings": [finding.row() for finding in found],
+        "findings": [finding.row() for finding in findings],
     }
 
 

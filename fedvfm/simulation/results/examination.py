@@ -34,11 +34,11 @@ def of_run(
     scored = compare.scores(run, made, patients)
     names = what.recipe.data.class_names
     tables = {arm: compare.samples_of(run, arm) for arm in made["arms"]}
-    found = [finding for arm, own in tables.items() for finding in _of_arm(arm, own, made, scored, patients, names)]
-    found += result_findings.of_references({arm: part.get("macro") for arm, part in made["arms"].items()})
-    found += result_findings.of_labels(compare.FEDERATED, {each.name: each.labelled for each in hospitals})
-    found.sort(key=lambda finding: not finding.headline)
-    result: dict[str, Any] = {"findings": [finding.row() for finding in found]}
+    findings = [finding for arm, own in tables.items() for finding in _of_arm(arm, own, made, scored, patients, names)]
+    findings += result_findings.of_references({arm: part.get("macro") for arm, part in made["arms"].items()})
+    findings += result_findings.of_labels(compare.FEDERATED, {each.name: each.labelled for each in hospitals})
+    findings.sort(key=lambda finding: not finding.headline)
+    result: dict[str, Any] = {"findings": [finding.row() for finding in findings]}
     changes = home(scored)
     if changes:
         result["home"] = {site: change_row(change) for site, change in changes.items()}
