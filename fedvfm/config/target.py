@@ -86,6 +86,11 @@ class TargetConfig(pydantic.BaseModel):
                 f"recipe.target: survival needs two columns in recipe.data.class_names, time and event ({len(names)} "
                 f"given), and at least two bins, each greater than the one before ({list(self.bins)})"
             )
+        if len({f"{end:g}" for end in self.bins}) < len(set(self.bins)):
+            wrong.append(
+                f"recipe.target.bins: {list(self.bins)} are alike in six digits, by which predictions name them; use a "
+                "larger unit of time"
+            )
         if wrong:
             return wrong
         for name, (low, high), centre in zip(names, self.ranges, self.centres, strict=False):

@@ -104,6 +104,8 @@ def test_a_recipe_that_does_not_fit_is_told(names: int, target: dict[str, Any]) 
     faults = test_targets.task("survival", names, **target).faults()
     assert any("two columns" in fault and "at least two bins" in fault for fault in faults)
     assert any("bins" in fault for fault in test_targets.task("multi-label", bins=[1.0, 2.0]).faults())
+    (alike,) = test_targets.task("survival", bins=[1234567.0, 1234568.0]).faults()
+    assert "alike in six digits" in alike
 
 
 def test_the_report_shows_groups_by_risk_and_says_who_is_censored() -> None:
