@@ -29,7 +29,9 @@ def taken(
     shapes: list[tuple[int, int]], batch: int, run: Any = None, *, pick: Any = None
 ) -> tuple[list[Any], list[int]]:
     """Logits of images whose pixels are told by their place, and how many windows were computed at a time."""
-    model = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(input_size=(28, 28), class_names=("a", "b"))))
+    model = SimpleNamespace(
+        recipe=SimpleNamespace(data=SimpleNamespace(input_size=(28, 28))), task=SimpleNamespace(width=2)
+    )
     images = [np.full((3, *shape), number, dtype=np.float32) for number, shape in enumerate(shapes)]
     sizes = []
 
@@ -79,7 +81,9 @@ def test_what_does_not_fit_into_a_gpu_is_computed_in_halves() -> None:
 def test_an_image_is_let_go_once_its_windows_are_there() -> None:
     """However many images follow: nothing is held for those that are done."""
     seen: list[int] = []
-    model = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(input_size=(28, 28), class_names=("a", "b"))))
+    model = SimpleNamespace(
+        recipe=SimpleNamespace(data=SimpleNamespace(input_size=(28, 28))), task=SimpleNamespace(width=2)
+    )
 
     def run(parts: Any) -> torch.Tensor:
         seen.append(parts[-1].number)

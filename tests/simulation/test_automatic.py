@@ -160,7 +160,7 @@ def test_every_stage_has_its_own_loss_and_learns_by_that_alone(sam_folders: dict
     assert stages.shape == (2, 9, 64, 64)
     task, rows = model.task, torch.split(stages, 3, dim=1)
     assert isinstance(task, segmentation.Segmentation)
-    expected = sum(weight * task._loss(row, target) for weight, row in zip((1.0, 0.5, 0.5), rows, strict=True))
+    expected = sum(weight * task._loss(row, target, None) for weight, row in zip((1.0, 0.5, 0.5), rows, strict=True))
     torch.testing.assert_close(task.loss(stages, target), expected)
     torch.testing.assert_close(task.losses(stages, target).mean(), task.loss(stages, target), rtol=1e-4, atol=1e-4)
     named = dict(model.head.named_parameters())

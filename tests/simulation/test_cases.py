@@ -271,7 +271,7 @@ def test_memory_follows_the_images_of_a_step(values: dict[str, Any]) -> None:
 
 def test_a_case_without_a_label_is_refused(values: dict[str, Any]) -> None:
     model = adapted_model.AdaptedModel(_recipe(values), with_weights=False)
-    with pytest.raises(errors.DataError, match="a case without a label"):
+    with pytest.raises(errors.DataError, match="without a label; give every image, or every case, a class"):
         model.task.target(sites.NO_IMAGE, None)
 
 
