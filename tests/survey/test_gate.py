@@ -243,16 +243,12 @@ class Again(Site):
         """Nothing: the file stays."""
 
 
-@pytest.mark.parametrize("point", ["surveyed", "survey-on-disk", "survey-charged"])
-def test_killed_at_any_line_it_has_sent_nothing_that_was_not_charged(
-    site: Site, point: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    survey = ask(privacy=NOISE)
-    site.agree(survey)
-    site.terms_of(POLICY + PATIENTS)
+class Killed(BaseException):
+    """The process ends here."""
 
-    class Killed(BaseException):
-        pass
+
+def survey_killed_at(point: str, site: Site, survey: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site is asked, and ends at a fault point."""
 
     def fault(name: str) -> None:
         if name == point:
@@ -262,6 +258,16 @@ def test_killed_at_any_line_it_has_sent_nothing_that_was_not_charged(
         patch.setattr("fedvfm.storage.storage.fault_point", fault)
         with pytest.raises(Killed):
             site.survey(survey)
+
+
+@pytest.mark.parametrize("point", ["surveyed", "survey-on-disk", "survey-charged"])
+def test_killed_at_any_line_it_has_sent_nothing_that_was_not_charged(
+    site: Site, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survey = ask(privacy=NOISE)
+    site.agree(survey)
+    site.terms_of(POLICY + PATIENTS)
+    survey_killed_at(point, site, survey, monkeypatch)
     again = Again(site.folder)
     reply = again.survey(survey)
     assert not reply.has_error(), again.faults
@@ -313,18 +319,7 @@ def test_an_answer_that_was_not_charged_and_is_of_other_data_is_made_anew(
     survey = ask(privacy=NOISE)
     site.agree(survey)
     site.terms_of(POLICY + PATIENTS)
-
-    class Killed(BaseException):
-        pass
-
-    def fault(name: str) -> None:
-        if name == "survey-on-disk":
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr("fedvfm.storage.storage.fault_point", fault)
-        with pytest.raises(Killed):
-            site.survey(survey)
+    survey_killed_at("survey-on-disk", site, survey, monkeypatch)
     kept = (site.where.surveys / f"{survey.hash}.answer").read_text()
     private_site.write_images(site.folder / "data", 30, 60)
     again = Again(site.folder)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedvfm.aggregators import averaging_error, base, products
+from fedvfm.aggregators import averaging_error, base, products, table
 from fedvfm.server.rounds import divergence, handshake
 from fedvfm.state import factors, state
 
@@ -131,7 +131,7 @@ class Fold:
             factor = self._error.factor()
             # Factors of different ranks have no mean; what the rule itself loses can still be told.
             lost = self._error.aggregate(aggregate) if self._error.mixed else None
-            if getattr(self._rule, "keeps_residual", False) and self._start is not None:
+            if table.keeps_residual(self._rule) and self._start is not None:
                 lost = self._error.aggregate(factors.whole(aggregate, self._manifest, self._start))
             by_pair = self._error.factor_by_pair()
             unlike = self._divergence.record()
