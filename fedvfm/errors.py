@@ -50,6 +50,12 @@ class UnknownName(ConfigError):
         self.faults = (fault,)
 
 
+class LicenceForbids(ConfigError):
+    """The licence of the backbone's weights forbids what was asked; nothing was written."""
+
+    code = "licence"
+
+
 class AdapterTooLarge(ConfigError):
     """An adapter is too large to travel between coordinator and sites, or has too many arrays; nothing was made."""
 

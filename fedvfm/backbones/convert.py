@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -31,7 +33,7 @@ from fedvfm.backbones import (
     vit_original,
     weights,
 )
-from fedvfm.config import schema
+from fedvfm.config import licence, schema
 from fedvfm.storage import storage
 
 STAGING = ".import."
@@ -63,7 +65,13 @@ class Given:
 
 
 def bring(
-    path: Path, name: str, *, config: Path | None = None, sha256: str | None = None, replace: bool = False
+    path: Path,
+    name: str,
+    *,
+    config: Path | None = None,
+    sha256: str | None = None,
+    replace: bool = False,
+    terms: licence.Licence | None = None,
 ) -> weights.Located:
     """Put weights into our cache under a name that recipes can use, with a record of what they were.
 
@@ -74,6 +82,7 @@ def bring(
         config: ``config.json``, where ``path`` is a file; SAM in its authors' layout needs none.
         sha256: what the publisher says of the file; checked before anything in it is read.
         replace: put it in place of what bears the name already.
+        terms: the licence of the weights, one name at most; recipes that are locked here state it.
 
     Raises:
         ConfigError: if the name cannot be used.
@@ -91,15 +100,15 @@ def bring(
         )
     source = f"{path.name}, sha256 {found}"
     if weights.in_cache(name) and not replace:
-        return _as_before(name, source, given)
+        return _as_before(name, source, given, terms)
     with _room(given) as staging:
         _fill(staging, given)
-        made = _record(staging, name, source)
+        made = dataclasses.replace(_record(staging, name, source), **_stated(terms))
         _check_loads(staging, path, name)
         record.write(staging, made)
         with storage.exclusive(weights.cache() / "weights"):
             if weights.in_cache(name) and not replace:  # another import of this name came first
-                return _as_before(name, source, given)
+                return _as_before(name, source, given, terms)
             _install(staging, weights.own_folder(name))
     return weights.locate(schema.BackboneConfig(name=name), download=False)
 
@@ -115,7 +124,11 @@ def _check_name(name: str) -> None:
         raise errors.ConfigError("weights import", [f"--name '{name}': is kept for another backbone; choose another"])
 
 
-def _as_before(name: str, source: str, given: Given) -> weights.Located:
+def _stated(terms: licence.Licence | None) -> dict[str, Any]:
+    return {} if terms is None else {"licence": "".join(terms.names[:1]), "limits": list(terms.limits)}
+
+
+def _as_before(name: str, source: str, given: Given, terms: licence.Licence | None) -> weights.Located:
     """What bears the name already, if it was made from the same file and settings.
 
     Raises:
@@ -129,6 +142,12 @@ def _as_before(name: str, source: str, given: Given) -> weights.Located:
         raise errors.OutputInUse(
             f"'{name}' is on this machine already, made from {kept.source if kept else 'another file'}. Choose another "
             "--name, or put the new one in its place with --replace"
+        )
+    if terms is not None and terms != licence.Licence.of(kept.licence, kept.limits):
+        before = licence.Licence.of(kept.licence, kept.limits)
+        raise errors.OutputInUse(
+            f"'{name}' is on this machine already, with licence {before}, not {terms}. Import it with --replace to "
+            "state another"
         )
     return weights.locate(schema.BackboneConfig(name=name), download=False)
 

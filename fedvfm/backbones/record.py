@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedvfm import errors
+from fedvfm.config import licence as terms
 from fedvfm.storage import storage
 
 FILE = "fedvfm-weights.json"
@@ -27,6 +28,7 @@ class Record:
         files: file name -> its sha256.
         folder: where the files lie, if not beside the record (Hugging Face's own cache).
         source: name and sha256 of the file they were made from, or the revision they were fetched at.
+        licence, limits: of the weights, as who imported them said; see :mod:`fedvfm.config.licence`.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Record:
     files: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
     source: str = ""
+    licence: str = ""
+    limits: Sequence[str] = ()
 
 
 def write(folder: Path, record: Record, *, mode: int = 0o600) -> None:
@@ -54,9 +58,11 @@ def read(folder: Path) -> Record | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         found = Record(**values)
-        texts = (found.name, found.origin, found.sha256, found.config_sha256, found.folder, found.source)
-        if not all(isinstance(text, str) for text in (*texts, *found.files.values())):
+        texts = (found.name, found.origin, found.sha256, found.config_sha256, found.folder, found.source, found.licence)
+        if not all(isinstance(text, str) for text in (*texts, *found.files.values(), *found.limits)):
             raise TypeError("a text is needed")
+        if terms.faults(found.licence, found.limits):
+            raise ValueError("no licence")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -55,6 +56,25 @@ def write(path: Path, rows: Sequence[Row], *, mode: int = 0o600) -> None:
             file.write(row.data)
 
     storage.write_file(path, put, mode=mode)
+
+
+def mark(path: Path, metadata: Mapping[str, str]) -> None:
+    """Put other metadata into a file, whose arrays stay as they are.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    with path.open("rb") as source:
+        (length,) = struct.unpack("<Q", source.read(8))
+        header: dict[str, object] = json.loads(source.read(length)) | {"__metadata__": dict(metadata)}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+
+        def put(file: IO[bytes]) -> None:
+            file.write(struct.pack("<Q", len(text)) + text)
+            shutil.copyfileobj(source, file, 1 << 20)
+
+        storage.write_file(path, put)
 
 
 @contextlib.contextmanager

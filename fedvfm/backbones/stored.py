@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvfm import errors
-from fedvfm.backbones import identity, record, safefile, table, weights
+from fedvfm.backbones import identity, licences, record, safefile, table, weights
 from fedvfm.config import schema
 
 
@@ -24,6 +24,7 @@ class Row:
         bytes: size of its weights.
         sha256: as recorded or pinned; empty where nothing is known without reading the weights.
         kind: model type of ``config.json``.
+        licence: of the weights, as far as this machine knows it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     bytes: int
     sha256: str
     kind: str
+    licence: str
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _row(name: str, origin: str, folder: Path, sha256: str) -> Row:
         size,
         sha256,
         kind,
+        str(licences.known(name)),
     )
 
 

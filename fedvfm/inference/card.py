@@ -32,6 +32,7 @@ def facts(model: adapted_model.AdaptedModel) -> adapter_folder.Facts:
         model.backbone.sha256,
         model.backbone.config_sha256,
         model.backbone_parameters,
+        model.licence,
     )
 
 

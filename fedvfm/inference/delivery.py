@@ -202,6 +202,11 @@ def what_comes_out(model: adapted_model.AdaptedModel) -> str:
     return meanings.get(target.kind, "")
 
 
+def licence_line(model: adapted_model.AdaptedModel) -> list[str]:
+    """Line of a card: the terms of use of the backbone's weights; none where they are made from the seed."""
+    return [f"- backbone licence: {model.licence}"] if model.backbone.sha256 else []
+
+
 def dense(model: adapted_model.AdaptedModel) -> bool:
     """Whether the model gives a class for every pixel, rather than one for the image."""
     return isinstance(model.task, segmentation.Segmentation)

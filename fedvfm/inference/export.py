@@ -20,9 +20,9 @@ from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder, fused, lora
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
+from fedvfm.backbones import licences, weights
 from fedvfm.backbones import table as backbone_table
-from fedvfm.backbones import weights
-from fedvfm.config import schema
+from fedvfm.config import licence, schema
 from fedvfm.inference import card
 from fedvfm.model import adapted_model, adapter_folder
 from fedvfm.state import checkpoint, groups, state
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STATE, ABOUT = adapter_folder.STATE, adapter_folder.ABOUT
 HEAD = "head.safetensors"
+MARK = f"fedvfm.{adapter_folder.LICENCE}"
 
 
 def save(model: adapted_model.AdaptedModel, folder: Path, made: Mapping[str, Any], *, note: str = "") -> Path:
@@ -53,11 +54,16 @@ def save(model: adapted_model.AdaptedModel, folder: Path, made: Mapping[str, Any
     if for_peft is not None:
         settings, tensors = for_peft
         storage.write_text(folder / "adapter_config.json", _as_json(settings))
-        storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
+        storage.write_bytes(folder / "adapter_model.safetensors", safetensors.torch.save(tensors, marks(model)))
     storage.write_text(
         folder / adapter_folder.CARD, card.text(model, adapter, made, note, with_peft=for_peft is not None)
     )
     return folder
+
+
+def marks(model: adapted_model.AdaptedModel) -> dict[str, str]:
+    """Metadata of a file of weights: what transformers wants, and the terms of use of the backbone."""
+    return {"format": "pt"} | ({MARK: str(model.licence)} if model.licence else {})
 
 
 def write_head(model: adapted_model.AdaptedModel, folder: Path) -> None:
@@ -102,6 +108,7 @@ def load_adapter(
     _require_head(path, model, adapter)
     model.write(adapter)
     model.recipe_hash = about.trained
+    model.licence = licences.of(about.recipe.backbone) + about.licence + model.licence
     model.eval()
     return model
 
@@ -145,6 +152,7 @@ class _About:
         sha256: of the backbone's weights.
         settings: sha256 of the backbone's settings; empty in older adapters.
         fingerprint: of the adapter.
+        licence: of the backbone's weights, as known where this was saved.
     """
 
     recipe: schema.Recipe
@@ -153,6 +161,7 @@ class _About:
     sha256: str
     settings: str
     fingerprint: str
+    licence: licence.Licence
 
     def require_of(self, path: Path, adapter: state.AdapterState, marks: Mapping[str, str]) -> None:
         """Refuse what is not of this adapter.
@@ -181,6 +190,7 @@ def _about(path: Path) -> _About:
             str(about["backbone_sha256"]),
             str(about.get("backbone_config_sha256", "")),
             str(about["fingerprint"]),
+            licence.Licence.read(about.get(adapter_folder.LICENCE)),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, errors.ConfigError) as error:
         raise errors.CheckpointError(
@@ -195,7 +205,9 @@ def merge(model: adapted_model.AdaptedModel) -> nn.Module:
 
     Raises:
         ConfigError: if the kind adds layers or tokens, which no stock weights can hold.
+        LicenceForbids: if nothing made of the weights may be passed on.
     """
+    licences.require_derivatives(model.licence, model.recipe.backbone.name, "merge")
     kind: adapters.Adapter = adapter_table.TABLE.get(model.recipe.adapter.kind)()
     if not kind.foldable:
         raise errors.ConfigError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import registry
+from fedvfm.backbones import licences
 from fedvfm.inference import delivery, export, output
 
 TABLE = registry.Table(
@@ -24,6 +25,8 @@ TABLE = registry.Table(
 
 ``model`` is the adapted model on the CPU, ``adapter`` the folder it was loaded from.
 """
+MERGED = ("hf", "onnx", "onnx-int8")
+"""Formats that hold the backbone's weights in another form than their publisher's."""
 
 
 def export_adapter(
@@ -44,6 +47,7 @@ def export_adapter(
     Raises:
         UnknownName: for a format that is not there.
         ConfigError: if the adapter's kind or backbone cannot take this form.
+        LicenceForbids: if the backbone's licence forbids a merged model.
         CheckpointError: if the adapter is damaged, or what was written computes something else.
         MissingExtra: if a package is needed that is not installed.
         OutputInUse: if the output folder is not free.
@@ -53,6 +57,8 @@ def export_adapter(
     folder = Path(output_folder)
     output.require_free(folder)
     model = export.load_adapter(adapter, backbone=backbone)
+    if form in MERGED:
+        licences.require_derivatives(model.licence, model.recipe.backbone.name, f"--format {form}")
     if form != "onnx":
         delivery.require_images(model, f"--format {form}")
     with output.whole(folder) as made, warnings.catch_warnings():

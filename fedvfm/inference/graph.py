@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors
-from fedvfm.inference import delivery, sessions
+from fedvfm.inference import delivery, export, sessions
 from fedvfm.model import adapted_model
 from fedvfm.runtime import logs
 from fedvfm.storage import storage
@@ -242,6 +242,7 @@ def _facts(model: adapted_model.AdaptedModel) -> dict[str, str]:
         "fedvfm.backbone_sha256": model.backbone.sha256,
         "fedvfm.recipe_hash": model.recipe_hash,
         "fedvfm.note": "not a medical device",
+        **({export.MARK: str(model.licence)} if model.licence else {}),
     }
 
 
@@ -303,5 +304,6 @@ def card(model: adapted_model.AdaptedModel, usage: Sequence[str], facts: Sequenc
         "",
         f"- adapter: kind `{model.recipe.adapter.kind}`, fingerprint `{model.read().fingerprint}`",
         f"- backbone sha256: `{model.backbone.sha256 or 'made from the seed'}`",
+        *delivery.licence_line(model),
     ]
     return "\n".join(lines) + "\n"

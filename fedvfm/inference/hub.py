@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedvfm import errors
-from fedvfm.backbones import stock
+from fedvfm.backbones import identity, safefile, stock
 from fedvfm.inference import delivery, export
 from fedvfm.model import adapted_model
 from fedvfm.storage import storage
@@ -40,6 +40,9 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
         )
     with storage.guard(folder), stock.quiet():
         merged.save_pretrained(folder)
+        for file in identity.weight_files(folder):
+            if file.suffix == ".safetensors":
+                safefile.mark(file, export.marks(model))
     export.write_head(model, folder)
     _copy(adapter / export.ABOUT, folder / export.ABOUT)
     loaded = _load(type(merged), folder)
@@ -170,6 +173,7 @@ def _card(model: adapted_model.AdaptedModel, name: str) -> str:
         "",
         f"- adapter: kind `{recipe.adapter.kind}`, fingerprint `{model.read().fingerprint}`",
         f"- backbone sha256: `{model.backbone.sha256}`",
+        *delivery.licence_line(model),
         f"- recipe hash: `{model.recipe_hash}`",
     ]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
+from fedvfm.backbones import licences
 from fedvfm.backbones import table as backbone_table
 from fedvfm.config import schema
 from fedvfm.model import precision as precisions
@@ -176,6 +177,7 @@ class AdaptedModel(nn.Module):
         precision: "float32" or "bfloat16": what it computes in, as recipe and machine allow.
         frozen_whole: whether nothing of the backbone trains, so that of an image one vector is all that is needed.
         recipe_hash: of the recipe that the adapter was trained with: the backbone may lie elsewhere since.
+        licence: of the backbone's weights, as far as anybody says it.
     """
 
     def __init__(
@@ -203,6 +205,7 @@ class AdaptedModel(nn.Module):
             self.backbone_parameters = self.backbone.parameters_total()
             self.recipe = recipe = resolve(recipe, self.backbone)
             self.recipe_hash = recipe.hash
+            self.licence = licences.of(recipe.backbone)
             self.task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
             if self.task.masks:
                 # With prompts the background needs no token.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvfm.config import schema
+from fedvfm.config import licence, schema
 from fedvfm.data import prompts
 from fedvfm.privacy import statements
 from fedvfm.report import quantity
@@ -25,6 +25,7 @@ from fedvfm.storage import storage
 STATE = "fedvfm_adapter.safetensors"
 ABOUT = "fedvfm.json"
 CARD = "README.md"
+LICENCE = "backbone_licence"
 OWN_WAY = (
     "```python",
     "import fedvfm",
@@ -43,6 +44,7 @@ class Facts:
         manifest: of the adapter.
         sha256, config_sha256, parameters: of the backbone: hashes of its weights and settings (empty where there are
             none, or they are not known), and its size.
+        licence: of the backbone's weights.
     """
 
     recipe: schema.Recipe
@@ -51,6 +53,7 @@ class Facts:
     sha256: str
     config_sha256: str
     parameters: int
+    licence: licence.Licence
 
 
 def write(folder: Path, facts: Facts, adapter: state.AdapterState) -> None:
@@ -68,6 +71,7 @@ def write(folder: Path, facts: Facts, adapter: state.AdapterState) -> None:
         "manifest": facts.manifest.to_json(),
         "fingerprint": adapter.fingerprint,
     }
+    about |= {LICENCE: facts.licence.to_json()} if facts.licence else {}
     storage.write_text(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
@@ -111,6 +115,7 @@ def card(
         *([f"- factors: `{recipe.adapter.factors}`: {way}"] if way else []),
         *([f"- {own}; in the adapter of a federation these are first values"] if own else []),
         f"- backbone sha256: `{facts.sha256 or 'made from the seed'}`",
+        *([f"- backbone licence: {facts.licence}"] if facts.sha256 else []),
         f"- recipe hash: `{facts.recipe_hash}`",
         f"- fingerprint: `{adapter.fingerprint}`",
         f"- differential privacy: {statements.sentence(recipe.privacy, made.get('privacy'))}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import errors
-from fedvfm.backbones import weights
+from fedvfm.backbones import licences, weights
 from fedvfm.config import schema
 from fedvfm.protocol import codecs
 from fedvfm.state import checkpoint, state
@@ -67,7 +67,7 @@ def make(recipe: schema.Recipe, start: state.AdapterState | None = None) -> lock
     if start is not None:
         _require_fit(start, shapes.manifest)
     sha256, config_sha256 = _pin(recipe, shapes)
-    pins = {"backbone": recipe.backbone.model_copy(update={"sha256": sha256 or None})}
+    pins = {"backbone": licences.stated(recipe.backbone).model_copy(update={"sha256": sha256 or None})}
     pinned = shapes.recipe.model_copy(update=pins if start is None else {**pins, "start": start.fingerprint})
     parts = (shapes.manifest, start or shapes.initial(), sha256, shapes.backbone_parameters, config_sha256)
     return locked_recipe.LockedRecipe.of(pinned, *parts)

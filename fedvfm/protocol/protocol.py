@@ -85,6 +85,7 @@ ERROR_CODES |= {
     "policy-adapter": 1021,
     "policy-backbone": 1022,
     "policy-hours": 1023,
+    "policy-licence": 1044,
     "policy-message": 1024,
     "policy-metrics": 1025,
     "policy-parameters": 1026,

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from fedvfm import errors
 from fedvfm.audit import audit
+from fedvfm.backbones import licences
 from fedvfm.config import schema
 from fedvfm.privacy import statements
 from fedvfm.report import page, quantity, rounds, scores
@@ -253,6 +254,7 @@ def model_card(record: Record) -> list[str]:
             f"{recipe.backbone.name}, sha256 {record.locked.backbone_sha256 or 'made from the seed'}",
             _recipe_link(record),
         ),
+        ("backbone licence", _licence(record), _recipe_link(record)),
         ("adapter", f"{recipe.adapter.kind}, {record.locked.manifest.parameters:,} numbers", _recipe_link(record)),
         ("fingerprint", str(record.journal[-1]["fingerprint"]), record.cite(JOURNAL, [last])),
         ("rounds", str(record.journal[-1]["round"]), record.cite(JOURNAL, range(1, last + 1))),
@@ -267,6 +269,10 @@ def model_card(record: Record) -> list[str]:
         page.section("limits", "Limits", page.paragraph(LIMITS)),
         page.section("licence", "Licence", page.paragraph(licence)),
     ]
+
+
+def _licence(record: Record) -> str:
+    return str(licences.of(record.locked.recipe.backbone)) if record.locked.backbone_sha256 else "made from the seed"
 
 
 LIMITS = (

@@ -85,6 +85,7 @@ RULES: list[tuple[str, dict[str, Any], str]] = [
     ("backbones", {"backbones": {"other": [SHA]}}, "policy-backbone"),
     ("backbones", {"backbones": {"dino": []}}, "policy-backbone"),
     ("backbones", {"backbones": {"dino": ["scratch"]}}, "policy-backbone"),
+    ("licences", {"licences": ["MIT"]}, "policy-licence"),
     ("tasks", {"tasks": ["classification"]}, "policy-task"),
     ("adapters", {"adapters": ["norm", "full"]}, "policy-adapter"),
     ("max_rounds", {"max_rounds": 4}, "policy-rounds"),
@@ -138,6 +139,41 @@ def test_the_weights_that_are_here_count_and_not_what_the_recipe_says() -> None:
     assert refused(make(backbones={"dino": [SHA, OTHER]}), policy.Facts(make_recipe(), OTHER, 1000)) == {
         "backbones": "policy-backbone"
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "taken"),
+    [("dino", "MIT", True), ("dino", "mit", True), ("dino", "CC-BY-NC-4.0", False), ("dino", None, False),
+     ("litemedsam", None, False), ("dinov2-small-imgfocus", None, True), ("litemedsam", "MIT", False)],
+)  # fmt: skip
+def test_licences_that_a_site_takes(name: str, stated: str | None, taken: bool) -> None:
+    """What the recipe states and what is known here must both be listed: a statement cannot replace a known one."""
+    asked = facts(backbone={"name": name, "sha256": SHA, **({} if stated is None else {"licence": stated})})
+    rules = make(licences=["MIT"], backbones={name: [SHA]})
+    assert refused(rules, asked) == ({} if taken else {"licences": "policy-licence"})
+    assert refused(make(backbones={name: [SHA]}), asked) == {}
+    if taken:
+        accepted = tomllib.loads(policy.accepting(asked))["policy"]["licences"]
+        assert refused(make(licences=accepted, backbones={name: [SHA]}), asked) == {}
+
+
+def test_weights_from_the_seed_have_no_licence() -> None:
+    scratch = policy.Facts(make_recipe(backbone={"name": "unet"}), "", 1000)
+    assert refused(make(licences=[], backbones={"unet": ["scratch"]}), scratch) == {}
+
+
+def test_review_says_who_states_the_licence() -> None:
+    sha = {"sha256": SHA, "name": "some/backbone"}
+
+    def said(**backbone: Any) -> str:
+        return dict(recipe_review.words(make_lock(backbone=sha | backbone)))["licence"]
+
+    assert said().startswith("neither the recipe nor this machine")
+    assert said(licence="CC-BY-ND-4.0") == (
+        "CC-BY-ND-4.0 (no-derivatives), says the recipe; nothing is known of it here; "
+        "no-derivatives: nothing that is made of the weights may be passed on"
+    )
+    assert said(name="litemedsam", licence="MIT") == "MIT, says the recipe; Apache-2.0, as known here"
 
 
 def test_a_backbone_from_scratch_is_named_so() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 import transformers
@@ -21,7 +22,8 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.inference import delivery, export, forms, hub
+from fedvfm.config import licence
+from fedvfm.inference import delivery, export, forms, graph, hub
 from fedvfm.model import adapted_model
 from fedvfm.state import checkpoint
 
@@ -64,6 +66,41 @@ def test_hf_loads_with_the_stock_class(saved: Saver, tmp_path: Path, kind: str) 
     assert set(made["files"]) == {"README.md", "config.json", "fedvfm.json", "head.safetensors", "model.safetensors"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.rglob("*"))
     assert str(tmp_path) not in (folder / "config.json").read_text()
+
+
+def under(adapter: Path, folder: Path, name: str) -> Path:
+    """A copy of an adapter that was saved where the licence of its backbone was known."""
+    shutil.copytree(adapter, folder)
+    path = folder / "fedvfm.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"backbone_licence": licence.Licence.of(name).to_json()}))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["hf", "onnx", "onnx-int8"])
+def test_no_merged_model_of_weights_that_may_not_be_changed(saved: Saver, tmp_path: Path, form: str) -> None:
+    adapter = under(saved(), tmp_path / "adapter", "CC-BY-NC-ND-4.0")
+    with pytest.raises(errors.LicenceForbids, match=r"CC-BY-NC-ND-4.0 \(no-derivatives.*--format peft or monai"):
+        fedvfm.export_adapter(adapter, tmp_path / "out", form)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(errors.LicenceForbids):
+        export.merge(fedvfm.load_adapter(adapter))
+
+
+def test_every_export_carries_the_licence_of_the_backbone(saved: Saver, tmp_path: Path) -> None:
+    model = fedvfm.load_adapter(under(saved(), tmp_path / "adapter", "CC-BY-NC-4.0"))
+    text = "CC-BY-NC-4.0 (non-commercial)"
+    adapter = export.save(model, tmp_path / "again", {})
+    assert fedvfm.load_adapter(adapter).licence == model.licence
+    for form, files in {"hf": ["model.safetensors"], "peft": ["adapter_model.safetensors"], "monai": []}.items():
+        folder = tmp_path / form
+        fedvfm.export_adapter(adapter, folder, form)
+        assert f"backbone licence: {text}" in (folder / ("LICENSE" if form == "monai" else "README.md")).read_text()
+        for name in files:
+            with safetensors.safe_open(folder / name, framework="np") as file:
+                assert file.metadata() == {"format": "pt", "fedvfm.backbone_licence": text}
+    assert json.loads((tmp_path / "monai" / "configs" / "metadata.json").read_text())["fedvfm"]["backbone_licence"] == {
+        "names": ["CC-BY-NC-4.0"], "limits": ["non-commercial"]}  # fmt: skip
+    assert graph._facts(model)["fedvfm.backbone_licence"] == text
 
 
 FAMILIES = {

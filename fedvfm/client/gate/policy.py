@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fedvfm import errors
 from fedvfm.audit import audit
+from fedvfm.backbones import licences
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
 from fedvfm.config import survey as surveys
@@ -135,6 +136,7 @@ def check(policy: schema.PolicyConfig, facts: Facts) -> list[Verdict]:
     recipe = facts.recipe
     return [
         _backbone(policy, facts),
+        *_licences(policy, facts),
         _listed("tasks", recipe.task.kind, policy.tasks, "policy-task"),
         _listed("adapters", recipe.adapter.kind, policy.adapters, "policy-adapter"),
         _capped("max_rounds", recipe.rounds, policy.max_rounds, "policy-rounds"),
@@ -383,6 +385,7 @@ def accepting(facts: Facts) -> str:
             "[policy]",
             f"tasks = {_toml([recipe.task.kind])}",
             f"adapters = {_toml([recipe.adapter.kind])}",
+            *_licence_lines(facts),
             f"max_rounds = {recipe.rounds}",
             "max_hours = 24.0                 # computing time for this recipe at this site",
             f"max_trainable_parameters = {facts.trainable}",
@@ -405,6 +408,12 @@ def accepting(facts: Facts) -> str:
             "",
         ]
     )
+
+
+def _licence_lines(facts: Facts) -> list[str]:
+    """Of weights whose licence nobody states a list would refuse the recipe."""
+    names = licences.of(facts.recipe.backbone).names if facts.backbone_sha256 else ()
+    return [f"licences = {_toml(list(names))}  # of the backbone's weights"] if names else []
 
 
 def _epsilon(facts: Facts) -> list[str]:
@@ -440,6 +449,15 @@ def _backbone(policy: schema.PolicyConfig, facts: Facts) -> Verdict:
     )
     asked = f"{name} ({sha256[:12]}{'' if pinned else ', not pinned by the recipe'})"
     return Verdict("backbones", pinned and sha256 in allowed, asked, shown or "none", "policy-backbone")
+
+
+def _licences(policy: schema.PolicyConfig, facts: Facts) -> list[Verdict]:
+    """Only where the policy lists licences. What the recipe states and what is known here must both be on the list."""
+    if policy.licences is None or not facts.backbone_sha256:
+        return []
+    terms = licences.of(facts.recipe.backbone)
+    allowed = ", ".join(policy.licences) or "none"
+    return [Verdict("licences", terms.taken_by(policy.licences), str(terms), allowed, "policy-licence")]
 
 
 def _listed(rule: str, asked: str, allowed: tuple[str, ...], reason: str) -> Verdict:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import errors
+from fedvfm.backbones import licences
 from fedvfm.data import prompts
 from fedvfm.model import adapter_folder
 from fedvfm.privacy import statements
@@ -71,6 +72,7 @@ def write(folder: Path, federation: str, locked: locked_recipe.LockedRecipe) -> 
         locked.backbone_sha256,
         locked.backbone_config_sha256,
         locked.backbone_parameters,
+        licences.of(recipe.backbone),
     )
     known = {"experiment": federation, "primary": made["primary"], "arms": made["arms"]}
     note = f"Final adapter of federation '{federation}', saved by its coordinator"

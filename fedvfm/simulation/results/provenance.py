@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from fedvfm.backbones import licences
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import feature_counts
@@ -61,6 +62,7 @@ def _environment(what: schema.Experiment, made: Mapping[str, Any]) -> list[tuple
         ("adapter fingerprint", _code(made["fingerprint"])),
         ("backbone", f"{backbone['name']}, {backbone['parameters']:,} parameters"),
         ("backbone sha256", _code(backbone["sha256"]) if backbone["sha256"] else "made from the seed"),
+        *((("backbone licence", str(licences.of(recipe.backbone))),) if backbone["sha256"] else ()),
         ("engine", made["engine"]),
         ("device", _device(what.device)),
         ("precision", f"{made.get('precision') or 'not recorded'}; the recipe says {recipe.precision}"),
