@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,12 @@ class Listener:
             LOG.warning(f"refused: {self._asked}{of}: {word}, {reason}. Remedy: {remedy}")
 
 
-def told(log: Path, rounds_of: Callable[[str], int] = lambda recipe: 0) -> contextlib.AbstractContextManager[None]:
-    """Tell of rounds, ends and refusals while the block runs."""
-    return processes.repeated(Listener(log, rounds_of).look, EVERY_S, "fedvfm-console")
+@contextlib.contextmanager
+def told(log: Path, rounds_of: Callable[[str], int] = lambda recipe: 0) -> Iterator[None]:
+    """Tell of rounds, ends and refusals while the block runs, and of what came last when it is over."""
+    listener = Listener(log, rounds_of)
+    try:
+        with processes.repeated(listener.look, EVERY_S, "fedvfm-console"):
+            yield
+    finally:
+        listener.look()

@@ -77,8 +77,9 @@ class Watcher:
         """
         where = state_folder.open_state(self._folder)
         folder, recipe = self._folder / status_file.RUN, where.about.recipe
+        done, fault = finished(where)  # first: what an end stands on was written before it
         self._read_log()
-        journal, (done, fault) = self.journal(), finished(where)
+        journal = hash_chain.read(where.run_path(recipe) / "journal.jsonl")
         pids = {name: processes.running(processes.pid_path(folder, name)) for name in (NAME, *CHILDREN)}
         stands = status_file.read(folder) if pids["coordinate"] else {}
         phase = "finished" if done else stands.get("phase", "stopped")

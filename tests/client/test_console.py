@@ -113,3 +113,14 @@ def test_they_are_told_while_the_site_runs(
         while not said() and time.monotonic() < deadline:
             time.sleep(0.02)
     assert ": data, an image or a label cannot be used. Remedy" in said()[0]
+
+
+def test_what_came_last_is_told_though_the_site_ends(
+    console: Console, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(consoles, "EVERY_S", 600.0)
+    with consoles.told(console.log.path):
+        console.log.record("sent", kind="refusal", reason="data", bytes=9)
+        assert said() == []
+    (line,) = said()
+    assert ": data, an image or a label cannot be used. Remedy" in line

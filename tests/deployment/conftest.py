@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.cli import conftest as cli
+from tests.deployment import two_hospitals
 from tests.support import forks
 
 
@@ -52,7 +53,7 @@ def until_fixture() -> Any:
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     """No process that works below this test's folder outlives it."""
     yield
-    left = until(lambda: not ours(tmp_path), 20)
+    left = until(lambda: not ours(tmp_path), two_hospitals.END_S)
     for pid in ours(tmp_path):
         psutil.Process(pid).kill()
     assert left

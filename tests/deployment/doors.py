@@ -59,7 +59,7 @@ def serving(server: uvicorn.Server) -> Iterator[None]:
         time.sleep(0.01)
     yield
     server.should_exit = True
-    thread.join(10)
+    thread.join(120)
     assert not thread.is_alive()
 
 
@@ -76,4 +76,6 @@ class Public:
         return ssl.create_default_context(cafile=self.authority)
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=self.context(), trust_env=False)
+        return httpx.Client(
+            base_url=f"https://127.0.0.1:{self.port}", verify=self.context(), trust_env=False, timeout=120
+        )

@@ -319,7 +319,7 @@ def test_the_servers_lock_is_enough_and_torch_is_not_there(tmp_path: Path) -> No
     assert {row["check"] for row in rows if row["severity"] == "blocker"} == {"quorum"}
     assert "locking a recipe needs torch" in subprocess.run(
         [fedvfm, "recipe", "lock", ROOT / "simulations/experiments/brain-mri.toml"],
-        env=clean, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        env=clean, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600,
     ).stderr  # fmt: skip
 
 
@@ -397,7 +397,7 @@ class Engine:
         words = [self.mapped(name, word) for word in image]
         if shutil.which(words[0], path=self.environment(name)["PATH"]) is None:
             pytest.skip(f"{words[0]} is not installed")
-        done = subprocess.run(words, env=self.environment(name), capture_output=True, check=False, timeout=120)
+        done = subprocess.run(words, env=self.environment(name), capture_output=True, check=False, timeout=600)
         return done.returncode == 0
 
     def up(self) -> None:
@@ -448,7 +448,7 @@ def test_the_commands_of_the_services_make_a_federation(engine: Engine, until: A
         return "\n".join(path.read_text() for path in sorted(engine.root.glob("*.txt")))
 
     for name in LASTING:
-        assert until(lambda name=name: engine.healthy(name), 300), f"{name} does not become healthy:\n{words()}"
+        assert until(lambda name=name: engine.healthy(name), 600), f"{name} does not become healthy:\n{words()}"
     state = engine.folder("server-state")
 
     def asked(*arguments: object, code: int | None = 0) -> Any:
@@ -470,8 +470,8 @@ def test_the_commands_of_the_services_make_a_federation(engine: Engine, until: A
     found = asked("server", "status", "--state", state)
     on_roster = {name: row["roster"] for name, row in found["sites"].items()}
     assert (found["finished_rounds"], on_roster) == (2, {"north": "approved", "south": "approved"})
-    assert until(lambda: "is finished; waits for a further one" in (engine.root / "server.txt").read_text(), 120)
-    assert until(lambda: engine.healthy("server"), 60), "a finished server stays, and is well"
+    assert until(lambda: "is finished; waits for a further one" in (engine.root / "server.txt").read_text(), 600)
+    assert until(lambda: engine.healthy("server"), 600), "a finished server stays, and is well"
     assert engine.running["server"].poll() is None
     journal = [
         json.loads(line) for line in (next((state / "runs").glob("*")) / "journal.jsonl").read_text().splitlines()

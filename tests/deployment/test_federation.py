@@ -82,7 +82,7 @@ def test_two_hospitals_an_approval_and_kills(two: Two, until: Any) -> None:
     server.kill()
     server.wait()
     run = two.server.folder / "run"
-    assert until(lambda: not any(processes.running(path) for path in run.glob("*.pid")), 60)
+    assert until(lambda: not any(processes.running(path) for path in run.glob("*.pid")), 300)
     executor = processes.running(processes.pid_path(two.folder / "east" / "run", "executor"))
     assert executor is not None
     os.kill(executor, signal.SIGKILL)

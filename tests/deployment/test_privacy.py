@@ -113,7 +113,7 @@ def test_a_federation_under_a_mechanism(private: Private, until: Any) -> None:
         check_delivered(private, site)
     for process in clients.values():
         process.terminate()
-        process.wait(60)
+        process.wait(two_hospitals.END_S)
     if private.way.unit == "record":
         check_restored(private)
 
@@ -161,7 +161,7 @@ def test_scores_of_a_federation_leave_with_noise_and_are_charged(private: Privat
         assert private.json("ledger", "verify", two.settings(site), "--against", receipt)["whole"]
     for process in clients.values():
         process.terminate()
-        process.wait(60)
+        process.wait(two_hospitals.END_S)
 
 
 def rehearse(private: Private) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import socket
 import ssl
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -32,7 +31,7 @@ def test_an_untrusted_certificate_is_final_and_an_absent_server_is_not(tmp_path:
 
     def ask() -> None:
         asked.append(port)
-        httpx.get(f"https://127.0.0.1:{port}/", verify=trusts, trust_env=False)
+        httpx.get(f"https://127.0.0.1:{port}/", verify=trusts, trust_env=False, timeout=60.0)
 
     with pytest.raises(httpx.ConnectError):
         invoker.invoke(ask)
@@ -46,9 +45,7 @@ def test_an_untrusted_certificate_is_final_and_an_absent_server_is_not(tmp_path:
 
         server = threading.Thread(target=serve)
         server.start()
-        began = time.monotonic()
         with pytest.raises(httpx.ConnectError):
-            invoker.invoke(ask)
-        server.join(10.0)
-    assert len(asked) == 1
-    assert time.monotonic() - began < 2.0
+            runtime.patient(threading.Event(), 600.0).invoke(ask)
+        server.join(60.0)
+    assert len(asked) == 1, "with all patience it is asked once"

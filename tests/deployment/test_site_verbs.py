@@ -666,7 +666,7 @@ def test_a_federation_on_a_sites_own_terms(
     finally:
         for process in (running, client):
             process.terminate()
-        codes = [process.wait(60) for process in (running, client)]
+        codes = [process.wait(300) for process in (running, client)]
     assert codes == [0, 0], "systemd takes any other ending for a failure"
     assert tiny.run("client", "purge", site.state, "--yes").code == 0
     assert not folder.exists()

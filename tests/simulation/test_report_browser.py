@@ -31,7 +31,7 @@ def render(page: Path, profile: Path, *options: str, width: int = 1280) -> str:
     # What the browser itself wants from its maker finds no address; only this machine can be reached.
     command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     command += [f"--user-data-dir={profile}", f"--window-size={width},900", *options, "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -96,7 +96,8 @@ def _watch(
     def rounds_of(recipe: str) -> int:
         return where.find(recipe).recipe.rounds if recipe in where.seen() else 0
 
-    with family.watched(), outside.watched(), console.told(where.audit.path, rounds_of):
+    # The console ends last: it tells of what the others did until their end.
+    with console.told(where.audit.path, rounds_of), family.watched(), outside.watched():
         if page_port is not None:
             page_server.start(family.start, folder, live_page.__name__, str(where.folder.absolute()), port=page_port)
         family.start(node.program)

@@ -255,7 +255,7 @@ class Federation:
             if process.poll() is None:
                 process.terminate()
         for process in self.started.values():
-            process.wait(120)
+            process.wait(PATIENCE_S)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

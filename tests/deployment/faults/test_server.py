@@ -80,7 +80,7 @@ def supervisor_ended(fed: Any, table: Any, number: int) -> None:
     fed.faulted.add(hurt)
     began = time.monotonic()
     fed.started["server"].send_signal(number)
-    fed.started["server"].wait(120)
+    fed.started["server"].wait(600)
     names = ("superlink", "proxy", "coordinate")
     fed.until(lambda: not any(fed.pid("server", name) for name in names), "its processes ended with it")
     fed.start("server")

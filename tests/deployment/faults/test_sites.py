@@ -66,7 +66,7 @@ def client_ended(fed: Any, table: Any, number: int) -> None:
     fed.faulted.add(hurt)
     began = time.monotonic()
     fed.started["south"].send_signal(number)
-    fed.started["south"].wait(120)
+    fed.started["south"].wait(600)
     names = ("supernode", "executor")
     fed.until(lambda: not any(fed.pid("south", name) for name in names), "its processes ended with it")
     fed.start("south")
@@ -86,7 +86,7 @@ def reboot(fed: Any, table: Any, all_of: Any) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     for process in fed.started.values():
-        process.wait(60)
+        process.wait(600)
     gone = [path for end in ("server", *fed.sites) for path in volatile(fed.run_folder(end).parent)]
     assert {path.name for path in gone} >= {"server.pid", "client.pid", "superlink.pid", "executor.pid"}
     for path in gone:

@@ -91,7 +91,11 @@ def works(file: Path, environment: Mapping[str, str]) -> bool:
     file.write_text("+1000\n")
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", PROBE], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", PROBE],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
     except subprocess.TimeoutExpired:
         return False
@@ -113,7 +117,7 @@ def behind_a_proxy(fed: Any, table: Any, hospital: tuple[str, str, Path]) -> Non
     assert not fed.entries("south", "received", kind="handshake"), "nothing goes past the proxy"
     assert fed.said("south").count("407") == 1
     fed.started["south"].terminate()
-    fed.started["south"].wait(120)
+    fed.started["south"].wait(600)
     table.row("hospital proxy, wrong password", f"the site says after {told:.0f} s: the proxy answered 407", 0, 0.0)
 
     began = time.monotonic()
