@@ -10,7 +10,7 @@ from fedvfm.aggregators import base
 from fedvfm.config import privacy, schema
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.secure_aggregation import session
-from fedvfm.state import factors, groups
+from fedvfm.state import control_variates, factors, groups
 
 _PLACE = "fedvfm.aggregators."
 
@@ -155,7 +155,7 @@ def faults(recipe: schema.Recipe) -> list[str]:
             f"recipe.aggregation.server_learning_rate = {settings.server_learning_rate:g}: with server_optimiser = "
             f"'{settings.server_optimiser}' every number moves by about that much a round; begin with 0.01"
         )
-    return found + secure_faults(recipe)
+    return found + control_variates.faults(recipe) + secure_faults(recipe)
 
 
 def secure_faults(recipe: schema.Recipe) -> list[str]:

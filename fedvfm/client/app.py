@@ -20,7 +20,7 @@ from fedvfm.config import schema
 from fedvfm.model import adapted_model, feature_counts
 from fedvfm.protocol import codecs, envelope, protocol
 from fedvfm.report import progress
-from fedvfm.state import state
+from fedvfm.state import control_variates, state
 
 MODELS_HELD = 8
 
@@ -182,6 +182,7 @@ def make_client_app(
             if task.state is None:
                 raise errors.ProtocolError("a train message without an adapter")
             model = where.shapes(site, task.recipe)
+            control_variates.require(task.correction, model.manifest, task.recipe, task.round)
             until = _until(message, site)
             before = site.cache.counts
             with _own_end(site):

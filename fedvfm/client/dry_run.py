@@ -36,7 +36,7 @@ from fedvfm.data.partition import virtual_hospitals
 from fedvfm.flower import internals
 from fedvfm.model import device_check, precision
 from fedvfm.protocol import protocol
-from fedvfm.state import factors, state
+from fedvfm.state import control_variates, factors, state
 from fedvfm.storage import hash_chain
 from fedvfm.trust import locked_recipe, signed_documents
 
@@ -176,10 +176,11 @@ class _NoHold:
 
 @dataclass
 class _Site:
-    """The site as messages meet it; ``initial`` is the adapter of round 0 at its rank."""
+    """The site as messages meet it; ``initial`` and ``correction`` are what round 1 begins with."""
 
     gate: gate.Gate
     initial: Callable[[], state.AdapterState]
+    correction: Callable[[], state.AdapterState | None]
     training: Callable[[], str]
     computed: dict[str, RecordDict] = field(default_factory=dict)
     faults: list[Exception] = field(default_factory=list)
@@ -290,11 +291,15 @@ def _site(
     def initial() -> state.AdapterState:
         return mine.lineage(locked.recipe, kept.adapters).first() or built.get(recipe, device).initial()
 
+    def correction() -> state.AdapterState | None:
+        manifest = mine.lineage(locked.recipe, kept.adapters).manifest
+        return control_variates.first(manifest, locked.recipe, 1)
+
     def training() -> str:
         images = mine.site(internals.context(1, NODE, {})).split("train")
         return recipe_review.steps_here(locked.recipe, len({one.subject for one in images}), len(images))
 
-    return _Site(door, initial, training, computed, faults)
+    return _Site(door, initial, correction, training, computed, faults)
 
 
 def _round(site: _Site, recipe: schema.Recipe) -> Iterator[Reply]:
@@ -304,7 +309,7 @@ def _round(site: _Site, recipe: schema.Recipe) -> Iterator[Reply]:
     yield listed("handshake, once", reply, seconds, ())
     hello = protocol.decode_hello(reply.content)
     base = site.initial()
-    reply, seconds = site.ask(protocol.TRAIN, protocol.Task(recipe, 1, base))
+    reply, seconds = site.ask(protocol.TRAIN, protocol.Task(recipe, 1, base, correction=site.correction()))
     update = protocol.decode_update(reply.content, base)
     adapter = factors.completed(update.state, base)
     before = protocol.decode_update(site.computed["last"], base).metrics

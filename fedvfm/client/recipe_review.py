@@ -239,6 +239,11 @@ def _rounds(locked: locked_recipe.LockedRecipe) -> str:
 def _learns(recipe: schema.Recipe) -> str:
     own = recipe.optimiser
     said = f"{own.name}, learning rate {own.learning_rate:g}, steps of {own.batch_size} images"
+    if own.control_variates:
+        said += (
+            "; plain steps, each corrected by the coordinator (SCAFFOLD): from what this site sends it computes the "
+            "mean gradient over this site's images, and keeps it"
+        )
     if not _plain(recipe) or own.batch_size >= FEW:
         return said
     return f"{said}. A step sees few patients: the fewer, and the fewer steps, the more of each shows in the update"

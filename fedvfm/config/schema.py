@@ -339,6 +339,9 @@ class OptimiserConfig(Strict):
     ``proximal`` is FedProx's mu: the gradient of ``mu / 2 ||w - w0||^2`` is added in every step, w0 the global adapter
     that the round began with; 0 adds nothing. The loss that is told is without it.
 
+    ``control_variates`` takes plain SGD steps without momentum, which the coordinator corrects; see
+    :mod:`fedvfm.state.control_variates`.
+
     ``round_minutes`` lets a site end a round before its ``local_epochs`` are over, after a step at least: it says how
     many of its images it saw (an epoch's worth where there are several), which is its weight by examples. The order of
     images is drawn anew in each round, so that over the rounds all are seen.
@@ -368,6 +371,10 @@ class OptimiserConfig(Strict):
     proximal: NonNegative = _later(0.0)
     """FedProx's mu: how strongly a step is pulled back to where the round began. Change: to 0.01 or 0.1 where sites are
     unlike and rounds undo one another."""
+    control_variates: bool = _later(False)
+    """SCAFFOLD: the coordinator corrects every step by how a site's mean gradient differs from that of all. Needs plain
+    sgd steps, rule mean, weighting uniform and no privacy mechanism. Change: to true where unlike sites take many local
+    steps; twice the bytes go down."""
     round_minutes: NonNegative = _later(0.0)
     """(minutes) The most that a site trains in a round, whatever local_epochs says; 0: no limit. Not with differential
     privacy at the site. Change: where hospitals differ much in size or speed, so that none keeps the others waiting."""

@@ -59,6 +59,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
         faults.extend(task.faults())
         faults.extend(task.partial_faults())
+        faults.extend(task.private_faults() if _bounds_units(recipe) else [])
         faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))
         faults.extend([] if backbone is None else _prompt_faults(recipe, task, backbone))
     if backbone is not None:
@@ -216,7 +217,7 @@ class AdaptedModel(nn.Module):
             self.injected = adapters.joined(kind.inject(recipe.adapter, self.backbone), parts)
             with torch.device(self.device):
                 self.head = self.task.head(self.backbone)
-        wrong = gradients.faults(self) if _bounds_units(recipe) else []
+        wrong = self.task.private_faults() + gradients.faults(self) if _bounds_units(recipe) else []
         if wrong:
             raise errors.ConfigError("recipe", wrong)
         self.to(self.device) if with_weights else None
@@ -316,6 +317,10 @@ class AdaptedModel(nn.Module):
                 value = value + self.injected.reference[name].cpu()
             parameter.copy_(value)
         self._written = adapter
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter of an array of the manifest."""
+        return self._parameters_by_name[name]
 
     def trained(self, round_number: int) -> tuple[str, ...]:
         """Names of the arrays that train in a round."""

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
@@ -41,6 +41,7 @@ WORDS |= {SURVEY: "survey"}
 """What both ends' logs call a kind of message."""
 
 _ADAPTER = "adapter"
+_CORRECTION, _CORRECTION_LAYOUT = "correction", "correction_layout"
 _HEADER = "fedvfm"
 _LAYOUT = "layout"
 _METRICS = "metrics"
@@ -59,7 +60,7 @@ _LABELLED = "labelled"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
-_TASK |= {_CODEC, _BASE, _TARGET, _SECURE, _ROSTER}
+_TASK |= {_CODEC, _BASE, _TARGET, _SECURE, _ROSTER, _CORRECTION_LAYOUT}
 _HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
 _HELLO |= {"rank", "precision", _CODEC, _KEYS, _LABELLED}
 _UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", _CODEC])
@@ -130,6 +131,8 @@ ERROR_CODES |= {"malformed": 1040, "oversized": 1041}
 ACCEPTANCE = ("accepted", "declined", "pending")
 """What a site says of the final adapter once it has scored it: its policy takes it, does not, or a person decides."""
 
+Arrays: TypeAlias = state.AdapterState
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -145,6 +148,7 @@ class Task:
         final: this is the adapter the federation ends with, for the site to keep (evaluate of "test" only).
         secure: what of secure aggregation rides on it; see :mod:`fedvfm.protocol.secure_messages`.
         roster: the roster document, as its file (handshake under secure aggregation only).
+        correction: what is added to the gradient of every step (train under control variates only).
     """
 
     recipe: schema.Recipe
@@ -156,6 +160,7 @@ class Task:
     final: bool = False
     secure: str = ""
     roster: str = ""
+    correction: Arrays | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +374,8 @@ def encode_task(task: Task, difference: codecs.Difference | None = None) -> Reco
         header |= {**coded, _BASE: difference.base, _TARGET: difference.target}
     elif task.state is not None:
         header[_LAYOUT], content[_ADAPTER] = _pack(task.state)
+    if task.correction is not None:
+        header[_CORRECTION_LAYOUT], content[_CORRECTION] = _pack(task.correction)
     content[_HEADER] = ConfigRecord(header)
     return content
 
@@ -406,11 +413,11 @@ def decode_task(content: RecordDict, held: Held = nothing) -> Task:
         AdapterMissing: if a difference is to an adapter that is not held.
         ConfigError: if the recipe has faults.
     """
-    header = _header(content, _TASK, _ADAPTER)
+    header = _header(content, _TASK, _ADAPTER, _CORRECTION)
     try:
         values = json.loads(wire.text(header["recipe"], MAX_RECIPE))
         recipe = schema.parse(schema.Recipe, values, "recipe from the server")
-        arrays = content.array_records.get(_ADAPTER)
+        arrays, correction = content.array_records.get(_ADAPTER), content.array_records.get(_CORRECTION)
         task = Task(
             recipe=recipe,
             round=wire.whole(header["round"]),
@@ -421,6 +428,7 @@ def decode_task(content: RecordDict, held: Held = nothing) -> Task:
             final=wire.flag(header["final"]),
             secure=wire.text(header.get(_SECURE, ""), secure_messages.MAX_TEXT),
             roster=wire.text(header.get(_ROSTER, ""), MAX_ROSTER),
+            correction=None if correction is None else _unpack(header[_CORRECTION_LAYOUT], correction),
         )
         if task.final and (task.state is None or task.split != "test"):
             raise ValueError("a final adapter comes with the test")

@@ -27,7 +27,7 @@ from fedvfm.server.rounds import summary as summaries
 from fedvfm.simulation import baselines, experiment, inspection, run
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.simulation.results import simulated_epsilon
-from fedvfm.state import factors, groups, state
+from fedvfm.state import control_variates, factors, groups, state
 from fedvfm.trust import locked_recipe
 
 METRICS = tuple(f"metric-{number}" for number in range(6))
@@ -210,7 +210,8 @@ def _train(locked: locked_recipe.LockedRecipe, base: state.AdapterState, number:
     left = base.select(groups.leaving(locked.manifest, recipe, number))
     update = state.SiteUpdate("site", left, 1, 0, base.fingerprint, metrics=metrics)
     up = None if recipe.codec == codecs.PLAIN else codecs.encode(recipe.codec, left, base, {}).difference
-    task = protocol.encode_task(protocol.Task(recipe, 1, base), _travels(locked, base, number, held))
+    asked = protocol.Task(recipe, 1, base, correction=control_variates.first(locked.manifest, recipe, number))
+    task = protocol.encode_task(asked, _travels(locked, base, number, held))
     return _exchange(protocol.TRAIN, task, protocol.encode_update(update, up))
 
 

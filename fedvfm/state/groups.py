@@ -33,7 +33,8 @@ KINDS = {
 """Kind -> what is personal, for people."""
 SPLITS_PAIRS = (SHARE_A, BY_PART)
 """Kinds under which one factor of a pair is shared and the other one is personal."""
-_HEAD_GROUPS = ("head", "decoder")
+HEAD_GROUPS = ("head", "decoder")
+"""Groups of a manifest that are the head and its like; their learning rate may be another."""
 
 
 def personal(manifest: state.Manifest, kind: str) -> frozenset[str]:
@@ -57,7 +58,7 @@ def personal(manifest: state.Manifest, kind: str) -> frozenset[str]:
 
 def _stays(spec: state.ArraySpec, kind: str) -> bool:
     if kind == HEAD_LOCAL:
-        return spec.group in _HEAD_GROUPS
+        return spec.group in HEAD_GROUPS
     if kind == SHARE_A:
         return spec.role == "B"
     return spec.role == ("B" if spec.name.startswith("decoder.") else "A")

@@ -142,6 +142,25 @@ class Task:
             "labelled; give it the argument 'labelled', or leave partial_labels out"
         ]
 
+    def private_faults(self) -> list[str]:
+        """Why units cannot be clipped one by one, one sentence a fault; called where a mechanism does so.
+
+        There :meth:`losses` is what trains. A task of a third party that inherits one which does not call its own
+        :meth:`loss` would train with another loss than it says.
+        """
+        owners = [
+            next(place for place, kind in enumerate(type(self).__mro__) if name in vars(kind))
+            for name in ("loss", "losses")
+        ]
+        if owners[0] >= owners[1] or type(self).__mro__[owners[1]] is Task:
+            return []
+        mechanism, name = self.recipe.privacy.mechanism, self.recipe.task.kind
+        return [
+            f"recipe.privacy.mechanism = '{mechanism}': task '{name}' has a loss of "
+            "its own and inherits 'losses', one loss a sample, which does not call it, so that another loss would "
+            "train; give the task its own 'losses', or use no mechanism that clips at the site"
+        ]
+
     def scores(self, *, surface: bool) -> metrics.MetricSet:
         """An empty metric set."""
         raise NotImplementedError

@@ -12,7 +12,7 @@ from fedvfm import errors
 from fedvfm.client.gate import held_adapters, lineage
 from fedvfm.config import schema
 from fedvfm.protocol import protocol
-from fedvfm.state import state
+from fedvfm.state import control_variates, state
 from fedvfm.trust import locked_recipe
 from tests.client.two_numbers import SHA, make_recipe
 
@@ -72,6 +72,7 @@ class Site:
         return ""
 
 
+SLACK = lineage.SLACK
 TRAIN, EVALUATE = protocol.TRAIN, protocol.EVALUATE
 
 
@@ -179,6 +180,30 @@ def test_a_server_that_steps_by_adam_goes_no_further_than_it_can() -> None:
     site.trained(1, FIRST, 100.0)
     assert site.word(TRAIN, 2, moved(by=0.4)) == "", "sixteen numbers, each by ten rates at most"
     assert site.word(TRAIN, 2, moved(by=0.5)) == "policy-base"
+
+
+def test_a_correction_of_steps_moves_weights_no_farther_than_an_adapter_may() -> None:
+    """Ten steps of rate 0.1 reach as far as the correction is long; the largest update so far was 2."""
+    optimiser = {"name": "sgd", "learning_rate": 0.1, "batch_size": 1, "schedule": "constant", "warmup": 0.0}
+    site = Site(optimiser={**optimiser, "control_variates": True}, aggregation={"weighting": "uniform"})
+    site.trained(1, FIRST, norm=2.0)
+    zero = control_variates.nothing(PAIR, site.recipe, 1)
+
+    def word(number: int, correction: state.AdapterState | None, max_step: float = 10.0) -> str:
+        task = protocol.Task(site.recipe, number, FIRST, correction=correction)
+        try:
+            site.own.require_correction(task, 10, max_step)
+        except (errors.PolicyRefused, errors.ProtocolError) as refusal:
+            return refusal.reason if isinstance(refusal, errors.PolicyRefused) else "form"
+        return ""
+
+    far = SLACK * 20.0
+    assert [word(1, zero), word(1, moved(zero, by=1e-6)), word(1, None)] == ["", "policy-base", "form"]
+    assert [word(2, moved(zero, by=0.99 * far)), word(2, moved(zero, by=1.01 * far))] == ["", "policy-base"]
+    assert word(2, moved(zero, by=1.01 * far), max_step=20.0) == ""
+    site.entries.clear()
+    assert word(2, moved(zero, by=1.01 * SLACK * 1000.0)) == "policy-base", "the recipe's bound stands alone"
+    assert Site().own.require_correction(protocol.Task(Site().recipe, 2, FIRST), 10, 1.0) is None
 
 
 def test_only_adapters_of_rounds_that_this_site_has_a_part_in_are_scored() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fedvfm.config import schema
+from fedvfm.model import adapted_model
 from fedvfm.tasks import base, classification, metrics, segmentation
+from fedvfm.tasks import table as task_table
 from tests.tasks.test_tasks import cross_entropy_by_hand, dice_by_hand, make
 
 TISSUES = ("background", "grey", "white")
@@ -143,3 +147,26 @@ def test_a_task_whose_own_loss_takes_no_labelled_classes_is_refused_before_it_tr
     faults = Smoothed(recipe).partial_faults()
     assert [("loss of task" in fault, "argument 'labelled'" in fault) for fault in faults] == [(True, True)] * partial
     assert len(base.Task(recipe).partial_faults()) == partial
+
+
+class OneByOne(Smoothed):
+    """The same with the losses of single samples."""
+
+    def losses(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.1, reduction="none")
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(classification.Classification, 0), (Smoothed, 1), (OneByOne, 0)])
+def test_a_loss_that_a_private_step_would_not_call_is_refused(
+    tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, kind: type[base.Task], refused: int
+) -> None:
+    """A private step takes the losses of single samples; those that are inherited would be another loss."""
+    monkeypatch.setitem(task_table.TABLE._entries, "own", kind)
+    values = {"backbone": {"name": str(tiny_dino)}, "data": {"class_names": ["a", "b"], "input_size": [28, 28]}}
+    values |= {"task": {"kind": "own"}, "aggregation": {"weighting": "uniform"}}
+    private = {"mechanism": "record-level", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    model, faults = adapted_model.examine(schema.parse(schema.Recipe, values, "recipe"))
+    assert model is not None, faults
+    _, faults = adapted_model.examine(schema.parse(schema.Recipe, {**values, "privacy": private}, "recipe"))
+    assert [fault for fault in faults if "inherits 'losses'" in fault] == faults
+    assert len(faults) == refused

@@ -84,7 +84,7 @@ class Jobs:
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:
         """See above."""
-        asked = protocol.Task(task.recipe, task.round, start)
+        asked = protocol.Task(task.recipe, task.round, start, correction=task.correction)
         update = protocol.decode_update(self._ask(protocol.TRAIN, site, asked, until - time.monotonic()))
         model = self.shapes(site, task.recipe)
         trained = set(model.trained(task.round))

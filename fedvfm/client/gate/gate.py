@@ -74,6 +74,7 @@ DATA: tuple[Step, ...] = (
     steps.privacy_budget,
     steps.personal_arrays,
     steps.enough_patients,
+    steps.correction,
     steps.privacy_statement,
     steps.compute_time,
 )

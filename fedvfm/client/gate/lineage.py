@@ -25,7 +25,7 @@ from fedvfm.aggregators import table as rules
 from fedvfm.client.gate import held_adapters
 from fedvfm.config import privacy, schema
 from fedvfm.protocol import protocol
-from fedvfm.state import factors, groups, state
+from fedvfm.state import control_variates, factors, groups, state
 from fedvfm.trust import locked_recipe
 
 REASON, SHAPES, SAME = "policy-base", "adapter", "secure-base"
@@ -117,6 +117,31 @@ class Lineage:
         if kind == protocol.EVALUATE and self.taken.largest is None and self.trains():
             raise _refused(f"this site has trained nothing of the recipe, so it scores no adapter of round {number}")
         self._require_near(number, adapter, max_step)
+
+    def require_correction(self, task: protocol.Task, images: int, max_step: float) -> None:
+        """Check the correction of a round's steps: it moves the weights too, and no farther than an adapter may move.
+
+        Args:
+            task: the message.
+            images: that this site trains on.
+            max_step: the policy's.
+
+        Raises:
+            ProtocolError: if it is not of the form that the recipe says.
+            PolicyRefused: "policy-base" if it would move them farther, or is more than zero before any site trained.
+        """
+        recipe, correction = self._recipe, task.correction
+        control_variates.require(correction, self.manifest, recipe, task.round)
+        if correction is None:
+            return
+        lengths = control_variates.lengths(self.manifest, recipe, task.round, images)
+        bound = 0.0 if task.round == 1 else self._bound(max_step)
+        reach = control_variates.reach(correction, lengths)
+        if not reach <= bound:
+            raise _refused(
+                f"the correction of round {task.round} moves the adapter by {reach:.4g}; what sites may send comes to "
+                f"{bound:.4g} at most. If it is honest work, raise policy.max_step = {max_step:g}"
+            )
 
     def moved(self, before: state.AdapterState, after: state.AdapterState) -> float:
         """How far apart two adapters are.

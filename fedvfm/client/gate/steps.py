@@ -194,6 +194,19 @@ def enough_patients(own: Site, of: Exchange) -> None:
         policy.require_enough(own.judged.policy, of.recipe, len(patients), len(images))
 
 
+def correction(own: Site, of: Exchange) -> None:
+    """What the coordinator adds to the steps of a round moves the adapter no farther than it may move itself.
+
+    Raises:
+        ProtocolError: if a correction came that the recipe does not ask for, or none that it does.
+    """
+    if of.kind == protocol.TRAIN:
+        images = len(own.prepared(of.recipe).split("train"))
+        own.lineage(of.recipe, of.sent.adapters).require_correction(of.asked, images, of.policy.max_step)
+    elif of.asked.correction is not None:
+        raise errors.ProtocolError("a correction of steps came with a message that trains nothing")
+
+
 def privacy_statement(own: Site, of: Exchange) -> None:
     """What the mechanism comes to here, for this site's people; a greeting shows how long the ledger is."""
     budget = own.judged.privacy if privacy_charge.private(of.recipe) else None

@@ -131,7 +131,7 @@ class Here:
         model = self.shapes(site, task.recipe)
         if not site.simulated:
             device_check.require(site.device, lambda: self._step_mib(model))
-        return trainer.train(model, site, start, task.round, until, self._on_step)
+        return trainer.train(model, site, start, task.round, until, self._on_step, correction=task.correction)
 
     def _step_mib(self, model: adapted_model.AdaptedModel) -> float:
         """Counted once a recipe."""

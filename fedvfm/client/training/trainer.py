@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import errors, seeding
+from fedvfm.client.training import correction as corrections
 from fedvfm.client.training import dp_trainer, feed, proximal
 from fedvfm.client.training import site as sites
-from fedvfm.config import privacy, schema
+from fedvfm.config import privacy, rates, schema
 from fedvfm.data import sample as samples
 from fedvfm.model import adapted_model, device
 from fedvfm.privacy import base as mechanisms
@@ -33,6 +34,7 @@ def train(
     on_step: progress.Step = progress.no_step,
     *,
     since: int = 0,
+    correction: state.AdapterState | None = None,
 ) -> state.SiteUpdate:
     """Train for the recipe's local epochs from ``base``, or until its ``round_minutes`` are over.
 
@@ -47,6 +49,7 @@ def train(
         deadline: a time of the monotonic clock.
         on_step: told after each step.
         since: after how many rounds the recipe's schedule begins: those of the federation, where a site trains on.
+        correction: what the coordinator adds to the gradient of every step, under control variates.
 
     Raises:
         DeadlinePassed: if it is over before the last step.
@@ -61,8 +64,8 @@ def train(
     model.train()
     model.select(round_number)
     optimiser = _optimiser(model, recipe.optimiser, round_number)
-    with _pace(model, site, optimiser, round_number) as pace:
-        total, loss_sum, taken = pace.steps * recipe.rounds, 0.0, 0
+    with _pace(model, site, optimiser, round_number, correction) as pace:
+        loss_sum, taken = 0.0, 0
         enough = _limit(recipe.optimiser, site, started)
         for step in range(pace.steps):
             if step >= site.least_steps and enough(step):
@@ -72,7 +75,7 @@ def train(
                     f"site '{site.name}', round {round_number}: the coordinator's time was over after step {step} of "
                     f"{pace.steps}. Ask it to raise round_timeout_s, or train on a faster device"
                 )
-            _set_rates(optimiser, recipe.optimiser, ((round_number - 1 - since) * pace.steps + step) / total)
+            _set_rates(optimiser, recipe.optimiser, rates.share(recipe.rounds, round_number - since, pace.steps, step))
             loss_sum += pace.take()
             taken += 1
             if step == 0 and pace.part is not None and pace.part.noised:
@@ -171,6 +174,7 @@ def _pace(
     site: sites.Site,
     optimiser: torch.optim.Optimizer,
     round_number: int,
+    correction: state.AdapterState | None = None,
     *,
     endless: bool = False,
 ) -> Iterator[Pace]:
@@ -184,9 +188,9 @@ def _pace(
     rounds = itertools.count() if endless else range(1)
     batches = itertools.chain.from_iterable(_batches(model, site, examples, round_number) for _ in rounds)
     count = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
-    near = proximal.Proximal(optimiser, settings.proximal)
+    near, towards = proximal.Proximal(optimiser, settings.proximal), corrections.Correction(model, correction)
     with feed.ahead(batches, feed.helps(model, site)) as ready:
-        yield Pace(count, lambda: _step(model, optimiser, next(ready), site, near))
+        yield Pace(count, lambda: _step(model, optimiser, next(ready), site, near, towards))
 
 
 def _optimiser(
@@ -200,23 +204,14 @@ def _optimiser(
     ]
     groups = [group for group in groups if group["params"]]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
+        momentum = 0.0 if settings.control_variates else 0.9
+        return torch.optim.SGD(groups, momentum=momentum, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-
-
-def rate_factor(settings: schema.OptimiserConfig, share: float) -> float:
-    """Factor on the learning rate at ``share`` in [0, 1) of the whole run: linear warm-up, then the schedule."""
-    if share < settings.warmup:
-        return (share + 1e-3) / (settings.warmup + 1e-3)
-    done = (share - settings.warmup) / (1.0 - settings.warmup)
-    if settings.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * done))
-    return float((1.0 - done) ** 0.9) if settings.schedule == "poly" else 1.0
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, settings: schema.OptimiserConfig, share: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = group["base"] * rate_factor(settings, share)
+        group["lr"] = group["base"] * rates.factor(settings, share)
 
 
 def _batches(
@@ -240,6 +235,7 @@ def _step(
     batch: list[sites.Example],
     site: sites.Site,
     near: proximal.Proximal,
+    towards: corrections.Correction,
 ) -> float:
     logits = model(*sites.collate(batch, model))
     loss: Tensor = model.task.loss(logits, sites.targets(batch, model), *sites.labelled(batch, model))
@@ -254,5 +250,6 @@ def _step(
     if model.recipe.optimiser.clip_norm:
         trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(trained, model.recipe.optimiser.clip_norm)
+    towards.add()
     optimiser.step()
     return value

@@ -35,6 +35,7 @@ from fedvfm.server.rounds import (
     aggregation,
     broadcast,
     cohort,
+    controls,
     dp_aggregation,
     handshake,
     journal,
@@ -44,7 +45,7 @@ from fedvfm.server.rounds import (
     server_optimiser,
     update_store,
 )
-from fedvfm.state import checkpoint, groups, state
+from fedvfm.state import checkpoint, control_variates, groups, state
 from fedvfm.storage import hash_chain, storage
 from fedvfm.trust import locked_recipe, roster_document
 
@@ -127,6 +128,11 @@ class Federation:
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self._kept: dict[str, state.Array] = {}
         self._broadcast = broadcast.Broadcast(self.recipe.codec, job.locked.manifest)
+        self._controls = (
+            controls.Controls(self.recipe, job.locked.manifest, job.train_sites)
+            if control_variates.used(self.recipe)
+            else None
+        )
         self._same_as: dict[str, str] = {}
         self._norms: dict[str, float] = {}
         self._answered: dict[str, float] = {}
@@ -239,6 +245,8 @@ class Federation:
         started = time.monotonic()
         asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
         self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=asked)
+        if self._controls is not None:
+            self._controls.begin(number, self._kept)
         joined = self._private.found(number, adapter, self._kept) if self._private is not None else None
         if self._secure is not None:
             joined = self._hidden(self._secure, number, adapter, [members[name] for name in asked])
@@ -246,7 +254,8 @@ class Federation:
         trained = groups.moving(self.job.locked.manifest, self.recipe, number)
         goal, velocity = server_optimiser.step(adapter, joined.adapter, self._kept, self.recipe.aggregation, trained)
         adapter, lost = self._broadcast.moved(adapter, goal, self._kept, trained)
-        self._kept = {**joined.kept, **velocity, **lost}
+        corrected = {} if self._controls is None else self._controls.kept()
+        self._kept = {**joined.kept, **velocity, **lost, **corrected}
         checkpoint.save(self.checkpoints, number, adapter, self._kept, self.recipe.hash)
         storage.fault_point("between-checkpoint-and-journal")
         every = self.recipe.evaluation.every
@@ -378,7 +387,7 @@ class Federation:
         self._same_as = {}
         if self.job.durable:
             for update in kept.find(number, bases):
-                intake.take(update)
+                self._take(update, bases[update.site], intake)
                 taken.add(update.site)
                 self._norms[update.site] = admission.norm_of(update.state, bases[update.site])
         asked = {m.node: m.name for m in members if m.name not in taken}
@@ -390,7 +399,12 @@ class Federation:
         for node, message in self._ask(
             [by_node[node] for node in asked],
             protocol.TRAIN,
-            lambda member: protocol.Task(self.recipe, number, bases[member.name]),
+            lambda member: protocol.Task(
+                self.recipe,
+                number,
+                bases[member.name],
+                correction=None if self._controls is None else self._controls.correction(member.name),
+            ),
             number,
             limit,
         ):
@@ -422,7 +436,7 @@ class Federation:
                 if self.job.durable:
                     kept.keep(update, number)
                     storage.fault_point("update-kept")
-                intake.take(update)
+                self._take(update, terms.base, intake)
                 taken.add(member.name)
                 self._answered[member.name] = round(limit.now - limit.began, 3)
                 if grace and len(taken) >= enough:
@@ -446,6 +460,12 @@ class Federation:
                 self._refused(number, member.name, "no-answer")
                 intake.go_without(member.name)
         return dict(sorted(refused.items()))
+
+    def _take(self, update: state.SiteUpdate, start: state.AdapterState, intake: aggregation.Intake) -> None:
+        """Take an admitted update, whose site began with ``start``."""
+        intake.take(update)
+        if self._controls is not None:
+            self._controls.take(update, start)
 
     def _limit(self) -> messaging.Limit:
         """How long a round waits, by what the answers so far took."""
@@ -602,6 +622,8 @@ class Federation:
         def content(node: int) -> Any:
             member = by_node[node]
             kind = member.manifest.fingerprint
+            if self._controls is not None:  # each site has a correction of its own
+                kind += f" {member.name}"
             task = tasks[kind] if kind in tasks else tasks.setdefault(kind, task_of(member))
             difference = None
             if task.state is not None:
