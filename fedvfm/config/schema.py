@@ -163,8 +163,9 @@ class TaskConfig(Strict):
     """segmentation, classification or case-classification. Change: to what the labels are: masks, one class an image,
     or one class a case of many images (the slices of a volume, the pictures of a folder)."""
     head: str | None = None
-    """Of the model; left out, what fits the backbone: patch or pyramid, linear for classification, sam-masks for SAM;
-    for cases attention-mil, or mst, mean, max. Change: to compare heads; to mst where the order of images counts."""
+    """Of the model; left out, what fits the backbone: patch or pyramid (or unet, which looks further around), linear
+    for classification, sam-masks for SAM; for cases attention-mil, or mst, mean, max. Change: to compare heads; to mst
+    where the order of images counts."""
     prompt: Literal["none", "auto", "box", "points"] = "none"
     """Of SAM: none; auto, boxes and masks that the adapter itself proposes; box or points, drawn from the truth, whose
     scores are called "oracle prompt". Change: to auto to compare with none; to the others only to measure what perfect
@@ -179,6 +180,9 @@ class TaskConfig(Strict):
     """Weight of the cross-entropy in segmentation's loss. Change: together with dice_weight."""
     dice_weight: NonNegative = 0.8
     """Weight of the Dice loss in segmentation's loss. Change: up where structures are small beside the background."""
+    dice: Literal["image", "batch"] = _later("image")
+    """Whether Dice is of each image or of all images of a batch together (not under privacy at the site). Change: to
+    batch where many images, such as slices of volumes, do not show every class; with a batch_size of 8 or more."""
     class_weights: Annotated[tuple[NonNegative, ...], _names()] = ()
     """A weight for each class in the cross-entropy; empty means all alike. Change: where a rare class is missed."""
     partial_labels: bool = _later(False)

@@ -19,6 +19,7 @@ TABLE = registry.Table(
         "linear": "fedvfm.tasks.heads:Linear",
         "patch": "fedvfm.tasks.heads:Patch",
         "pyramid": "fedvfm.tasks.heads:Pyramid",
+        "unet": "fedvfm.tasks.heads:UNet",
         "sam-masks": "fedvfm.tasks.heads:SamMasks",
     },
 )
@@ -103,6 +104,48 @@ class Pyramid(nn.Module):
         merged = self.fuse4(_join(grid, quarter))
         merged = self.fuse2(_join(merged, half))
         result: Tensor = self.classify(self.fuse1(_join(merged, full)))
+        return result
+
+
+class UNet(nn.Module):
+    """A small U-Net of the image whose coarse levels also see the last token grid.
+
+    Against :class:`Pyramid` it looks further around each pixel (down to an eighth of the input, two convolutions a
+    coarse level), for structures that are told apart by where they lie.
+
+    Shapes: image (B, 3, H, W), grid (B, D, h, w) -> (B, K, H, W).
+    Source of the form: Ronneberger et al., "U-Net", MICCAI 2015; Hatamizadeh et al., "UNETR", WACV 2022 (tokens as the
+        skip of a level).
+    """
+
+    grids = 1
+
+    def __init__(
+        self, width: int, classes: int, down: Sequence[int] = (8, 16, 24, 48), up: Sequence[int] = (16, 24, 48)
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Conv2d(width, up[2], 1)
+        self.down1, self.down2, self.down4 = (
+            _convolution(3, down[0]),
+            _convolution(down[0], down[1], 2),
+            _convolution(down[1], down[2], 2),
+        )
+        self.down8 = nn.Sequential(_convolution(down[2], down[3], 2), _convolution(down[3], down[3]))
+        self.up4 = nn.Sequential(_convolution(down[3] + down[2] + up[2], up[2]), _convolution(up[2], up[2]))
+        self.up2 = _convolution(up[2] + down[1], up[1])
+        self.up1 = _convolution(up[1] + down[0], up[0])
+        self.classify = nn.Conv2d(up[0], classes, 1)
+
+    def forward(self, features: base.Features) -> Tensor:
+        """See the class."""
+        grid = self.project(self.norm(features.grids[-1].movedim(1, -1)).movedim(-1, 1))
+        full = self.down1(features.image)
+        half = self.down2(full)
+        quarter = self.down4(half)
+        merged = self.up4(_join(self.down8(quarter), _join(grid, quarter)))
+        merged = self.up2(_join(merged, half))
+        result: Tensor = self.classify(self.up1(_join(merged, full)))
         return result
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedvfm.backbones import base as backbones
-from fedvfm.config import schema
+from fedvfm.config import privacy, schema
 from fedvfm.data import defect, transforms
 from fedvfm.data import sample as samples
 from fedvfm.tasks import base, heads, metrics, proposals
@@ -60,10 +60,15 @@ class Segmentation(base.Task):
             found.append(f"recipe.task.head: {heads.TABLE.fault(self._head)}")
         elif self._head == "linear":
             found.append("recipe.task.head = 'linear': is for classification; use 'pyramid' or 'patch'")
-        elif self._head == "pyramid" and self.recipe.backbone.name == "unet":
-            found.append("recipe.task.head = 'pyramid': backbone 'unet' has one grid; use 'patch'")
+        elif self._head in ("pyramid", "unet") and self.recipe.backbone.name == "unet":
+            found.append(f"recipe.task.head = '{self._head}': backbone 'unet' is a U-Net already; use 'patch'")
         if settings.ce_weight + settings.dice_weight == 0:
             found.append("recipe.task: ce_weight and dice_weight are both 0; nothing would be learned")
+        if settings.dice == "batch" and privacy.UNITS.get(self.recipe.privacy.mechanism, "site") != "site":
+            found.append(
+                f"recipe.task.dice = 'batch': under mechanism '{self.recipe.privacy.mechanism}' every image must have "
+                "a gradient of its own. Use dice = 'image'"
+            )
         if self.recipe.target.kind != "class":
             found.append(
                 f"recipe.target.kind = '{self.recipe.target.kind}': is for classification and case-classification; "
@@ -111,7 +116,7 @@ class Segmentation(base.Task):
         if self._weights is not None:
             self._weights = self._weights.to(logits.device)
         logits = logits.float() if labelled is None else marginal(logits.float(), labelled)
-        dice = dice_loss(logits, target, self._weights, labelled)
+        dice = dice_loss(logits, target, self._weights, labelled, batch=settings.dice == "batch")
         entropy = nn.functional.cross_entropy(logits, target, weight=self._weights)
         return settings.dice_weight * dice + settings.ce_weight * entropy
 
@@ -152,19 +157,33 @@ def marginal(logits: Tensor, labelled: Tensor) -> Tensor:
     return torch.cat([background, logits.masked_fill(rest, -torch.inf)[:, 1:]], dim=1)
 
 
-def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None, labelled: Tensor | None = None) -> Tensor:
+def dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
+    labelled: Tensor | None = None,
+    *,
+    batch: bool = False,
+) -> Tensor:
     """1 - Dice of the softmax, the mean over images and all classes but the background.
 
-    Where some are not labelled, the mean over images of the mean over the labelled classes of each.
+    Where some are not labelled, the mean over images of the mean over the labelled classes of each. With ``batch`` the
+    images of a batch count as one, class by class, over those that have the class labelled: a slice without a class
+    then teaches that the class is not there, which its own Dice hardly does.
 
     Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,), labelled (B, K); a scalar.
     Source: Milletari et al., "V-Net", 3DV 2016, in the form of MONAI's ``DiceCELoss`` (without squares, and weights
-        multiplied class by class).
+        multiplied class by class), whose ``batch`` it is too.
     """
     probabilities = logits.softmax(dim=1)
     truth = torch.zeros_like(probabilities).scatter_(1, target.unsqueeze(1), 1.0)
     probabilities, truth = probabilities[:, 1:], truth[:, 1:]
-    both, predicted, true = (part.sum(dim=(2, 3)) for part in (probabilities * truth, probabilities, truth))
+    sums = [part.sum(dim=(2, 3)) for part in (probabilities * truth, probabilities, truth)]
+    if batch:
+        counted = torch.ones_like(sums[0]) if labelled is None else labelled[:, 1:].to(sums[0].dtype)
+        sums = [(part * counted).sum(dim=0, keepdim=True) for part in sums]
+        labelled = None if labelled is None else labelled.any(dim=0, keepdim=True)
+    both, predicted, true = sums
     # In MONAI's order, so that the last bits of the gradient are its own.
     extra, missed = 0.5 * (predicted - both), 0.5 * (true - both)
     loss = 1 - (2 * both + SMOOTH) / (2 * (both + extra + missed) + SMOOTH)
