@@ -178,12 +178,13 @@ def dice_loss(
     probabilities = logits.softmax(dim=1)
     truth = torch.zeros_like(probabilities).scatter_(1, target.unsqueeze(1), 1.0)
     probabilities, truth = probabilities[:, 1:], truth[:, 1:]
-    sums = [part.sum(dim=(2, 3)) for part in (probabilities * truth, probabilities, truth)]
-    if batch:
-        counted = torch.ones_like(sums[0]) if labelled is None else labelled[:, 1:].to(sums[0].dtype)
-        sums = [(part * counted).sum(dim=0, keepdim=True) for part in sums]
-        labelled = None if labelled is None else labelled.any(dim=0, keepdim=True)
-    both, predicted, true = sums
+    if batch and labelled is not None:
+        probabilities, truth = (part * labelled[:, 1:, None, None] for part in (probabilities, truth))
+        labelled = labelled.any(dim=0, keepdim=True)
+    over = (0, 2, 3) if batch else (2, 3)
+    both, predicted, true = (
+        part.sum(dim=over).reshape(-1, part.shape[1]) for part in (probabilities * truth, probabilities, truth)
+    )
     # In MONAI's order, so that the last bits of the gradient are its own.
     extra, missed = 0.5 * (predicted - both), 0.5 * (true - both)
     loss = 1 - (2 * both + SMOOTH) / (2 * (both + extra + missed) + SMOOTH)

@@ -146,6 +146,7 @@ VIT = [
 SAM = [
     pytest.param("sam", {"rank": 2, "layers": [0, 2], "parts": []}, "pyramid", id="windows"),
     pytest.param("sam", {"rank": 2, "layers": [0, 1], "parts": []}, "pyramid", id="windows-and-global"),
+    pytest.param("sam", {"rank": 2, "layers": [0, 2], "parts": []}, "unet", id="head-unet"),
     pytest.param("sam", {"rank": 2, "parts": DECODER}, "sam-masks", id="lora-and-decoder"),
     pytest.param("sam", {"kind": "medical-sam-adapter", "parts": []}, "sam-masks", id="medical-sam-adapter"),
     pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "sam-masks", id="tinyvit-lora-and-decoder"),

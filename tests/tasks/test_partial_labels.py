@@ -104,6 +104,17 @@ def test_dice_is_the_mean_over_the_labelled_classes_of_each_image() -> None:
     assert float(segmentation.dice_loss(logits, target, labelled=both)) == pytest.approx((first + second) / 2, rel=1e-5)
 
 
+def test_dice_of_a_batch_is_over_the_images_that_have_the_class_labelled() -> None:
+    some = torch.tensor([[True, True, False], [True, True, True]])
+    logits, target = batch(some)
+    losses = []
+    for number, images in ((1, slice(0, 2)), (2, slice(1, 2))):
+        shares, truth = logits[images].softmax(dim=1)[:, number], (target[images] == number).float()
+        losses.append(1 - 2 * float((shares * truth).sum()) / float((shares + truth).sum()))
+    loss = segmentation.dice_loss(logits, target, labelled=some, batch=True)
+    assert float(loss) == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+
 def test_scores_are_of_the_labelled_classes_alone() -> None:
     """White is drawn where nobody labelled it: neither a false white nor a Dice of 1 for an empty white."""
     truth = np.zeros((8, 8), dtype=np.int64)

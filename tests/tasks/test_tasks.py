@@ -87,7 +87,8 @@ def test_class_weights_in_segmentation() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(classes: int, weighted: bool) -> None:
+@pytest.mark.parametrize("dice", ["image", "batch"])
+def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(classes: int, weighted: bool, dice: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its imports warn of optional packages
         from monai.losses import DiceCELoss
@@ -99,8 +100,9 @@ def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(classes: i
         lambda_ce=0.2,
         lambda_dice=0.8,
         weight=torch.tensor(weights) if weighted else None,
+        batch=dice == "batch",
     )
-    task = make(classes=classes, class_weights=weights)
+    task = make(classes=classes, class_weights=weights, dice=dice)
     generator = torch.Generator().manual_seed(classes)
     for size in ((6, 5), (64, 48)):
         target = torch.randint(0, classes, (3, *size), generator=generator)
@@ -149,7 +151,15 @@ def test_faults_of_one_task() -> None:
     assert "nothing would be learned" in make(ce_weight=0.0, dice_weight=0.0).faults()[0]
     assert "use 'pyramid' or 'patch'" in make(head="linear").faults()[0]
     assert "use 'linear'" in make(kind="classification", head="patch").faults()[0]
-    assert "has one grid; use 'patch'" in make(head="pyramid").faults()[0]
+    assert "is a U-Net already; use 'patch'" in make(head="pyramid").faults()[0]
+
+
+@pytest.mark.parametrize(("mechanism", "faults"), [("record-level", 1), ("site-level", 0)])
+def test_dice_of_a_batch_gives_no_image_a_gradient_of_its_own(mechanism: str, faults: int) -> None:
+    chosen = recipe(dice="batch")
+    private = chosen.privacy.model_copy(update={"mechanism": mechanism})
+    task = table.TABLE.get("segmentation")(chosen.model_copy(update={"privacy": private}))
+    assert [fault.rpartition(". ")[2] for fault in task.faults()] == ["Use dice = 'image'"] * faults
 
 
 def test_a_sample_without_what_the_task_needs() -> None:
@@ -185,15 +195,19 @@ def test_heads_mix_no_samples(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(56, 56), (57, 61), (14, 29)])
-def test_the_pyramid_answers_at_the_size_of_its_image(size: tuple[int, int]) -> None:
-    head = heads.Pyramid(8, 2)
-    grids = (torch.randn(1, 8, 4, 4),) * 2
+@pytest.mark.parametrize("kind", [heads.Pyramid, heads.UNet])
+def test_dense_heads_answer_at_the_size_of_the_image(kind: Any, size: tuple[int, int]) -> None:
+    head = kind(8, 2)
+    grids = (torch.randn(1, 8, 4, 4),) * head.grids
     assert head(backbones.Features(torch.randn(1, 3, *size), grids, torch.randn(1, 8))).shape == (1, 2, *size)
 
 
 def test_every_number_of_a_head_learns(tiny_dino: Path) -> None:
     """A parameter without a gradient would travel for nothing."""
-    for kind, head in (("segmentation", "pyramid"), ("segmentation", "patch"), ("classification", "linear")):
+    for kind, head in (
+        *(("segmentation", name) for name in ("pyramid", "unet", "patch")),
+        ("classification", "linear"),
+    ):
         model = adapted_model.AdaptedModel(recipe(tiny_dino, kind, head=head))
         model.write(model.initial())
         target = torch.randint(0, 3, (2, 56, 56)) if kind == "segmentation" else torch.tensor([0, 2])
