@@ -116,6 +116,25 @@ def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a saved random Swin: widths 8 to 64, stages of 1, 2, 3 and 2 blocks, windows of 2 x 2 cells."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("swin") / "tiny-swin"
+    shape = {"embed_dim": 8, "depths": (1, 2, 3, 2), "num_heads": (1, 2, 2, 4), "window_size": 2, "image_size": 64}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model = transformers.SwinModel(transformers.SwinConfig(**shape))
+        for name, parameter in model.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+            if "norm" in name and name.endswith("weight"):
+                parameter.data.add_(1.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sam_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family -> folder of a saved random promptable model: 4 to 6 narrow blocks, some windowed; 64 px (SAM 3: 56 px).
 

@@ -27,7 +27,9 @@ from fedvfm.backbones import (
     pickled,
     record,
     safefile,
+    sam2_original,
     sam_original,
+    swin_original,
     table,
     tinyvit_original,
     vit_original,
@@ -38,8 +40,12 @@ from fedvfm.storage import storage
 
 STAGING = ".import."
 STALE_S = 86_400.0
-ORIGINALS: tuple[ModuleType, ...] = (sam_original, tinyvit_original, vit_original)
-"""Layouts of the models' authors: each recognises its array names, reads settings off shapes, and converts arrays."""
+ORIGINALS: tuple[ModuleType, ...] = (sam_original, sam2_original, tinyvit_original, swin_original, vit_original)
+"""Layouts of the models' authors: each recognises its array names, reads settings off shapes, and converts arrays.
+
+Of those that say ``EXACT`` every array that they give must be one of the model's: transformers passes over others
+without a word, and a part that was left out would make the model compute something else.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,14 @@ class Given:
         files: that make the weights.
         config: ``config.json``, if any.
         settings: its content, where it was made from a configuration of another form.
+        key: the set of weights that is meant, where a pickle holds several.
     """
 
     path: Path
     files: tuple[Path, ...]
     config: Path | None
     settings: bytes = b""
+    key: str = ""
 
     @property
     def pickled(self) -> bool:
@@ -72,6 +80,7 @@ def bring(
     sha256: str | None = None,
     replace: bool = False,
     terms: licence.Licence | None = None,
+    key: str = "",
 ) -> weights.Located:
     """Put weights into our cache under a name that recipes can use, with a record of what they were.
 
@@ -82,6 +91,7 @@ def bring(
         config: ``config.json``, where ``path`` is a file; SAM in its authors' layout needs none.
         sha256: what the publisher says of the file; checked before anything in it is read.
         replace: put it in place of what bears the name already.
+        key: the set of weights that is meant, of a pickle that holds several (Ark's "teacher" and "state_dict").
         terms: the licence of the weights, one name at most; recipes that are locked here state it.
 
     Raises:
@@ -91,20 +101,22 @@ def bring(
         StorageError: if the disk refuses.
     """
     _check_name(name)
-    given = _look(path, config)
+    given = dataclasses.replace(_look(path, config), key=key)
     found = identity.of_weights(identity.hash_files(given.files))
     if sha256 is not None and found != sha256.lower():
         raise errors.WeightsError(
             f"{path}: sha256 is {found[:16]}..., expected {sha256[:16]}.... It is cut short or another file; download "
             "it again"
         )
-    source = f"{path.name}, sha256 {found}"
+    source = f"{path.name}, sha256 {found}" + (f", {key}" if key else "")
     if weights.in_cache(name) and not replace:
         return _as_before(name, source, given, terms)
     with _room(given) as staging:
-        _fill(staging, given)
+        layout = _fill(staging, given)
         made = dataclasses.replace(_record(staging, name, source), **_stated(terms))
-        _check_loads(staging, path, name)
+        loaded = _check_loads(staging, path, name)
+        if getattr(layout, "EXACT", False):
+            _require_used(staging, path, loaded)
         record.write(staging, made)
         with storage.exclusive(weights.cache() / "weights"):
             if weights.in_cache(name) and not replace:  # another import of this name came first
@@ -193,10 +205,10 @@ def _in_folder(folder: Path) -> tuple[Path, ...]:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def _fill(staging: Path, given: Given) -> None:
-    """Weights and ``config.json`` into the staging folder."""
+def _fill(staging: Path, given: Given) -> ModuleType | None:
+    """Weights and ``config.json`` into the staging folder; the layout they came in, where it is an original one."""
     if given.pickled:
-        tensors = pickled.read(given.files[0])
+        tensors = pickled.read(given.files[0], given.key)
         names = set(tensors)
     else:
         tensors = {}
@@ -219,9 +231,10 @@ def _fill(staging: Path, given: Given) -> None:
         tensors = original.convert(tensors)
     if tensors:
         safefile.write(staging / identity.SINGLE, [pickled.row(name, value) for name, value in tensors.items()])
-        return
+        return original
     for file in given.files:
         _copy(file, staging / (file.name if len(given.files) > 1 else identity.SINGLE))
+    return None
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -275,7 +288,7 @@ def _record(staging: Path, name: str, source: str) -> record.Record:
     return record.Record(name, "imported", identity.of_weights(hashes), settings, {**hashes, **config}, source=source)
 
 
-def _check_loads(staging: Path, path: Path, name: str) -> None:
+def _check_loads(staging: Path, path: Path, name: str) -> base.Backbone:
     """Load it as a run would; a name of the table must bear a model of the table's shape.
 
     Raises:
@@ -295,6 +308,22 @@ def _check_loads(staging: Path, path: Path, name: str) -> None:
                 f"{path}: is not of the shape of '{name}' ({made.parameters_total():,} parameters, not "
                 f"{wanted.parameters_total():,}). Choose another --name"
             )
+    return made
+
+
+def _require_used(staging: Path, path: Path, loaded: base.Backbone) -> None:
+    """Check that the model has a place for every array.
+
+    Raises:
+        WeightsError: naming one for which it has none.
+    """
+    left = sorted(set(safefile.names(staging / identity.SINGLE)) - set(loaded.model.state_dict()))
+    if left:
+        raise errors.WeightsError(
+            f"{path}: has {len(left)} arrays that this model has no place for (first: {ascii(left[0][:80])[1:-1]}), so "
+            "it would compute something else than its authors' code. Take weights of the published model, or import "
+            "them in the layout of transformers"
+        )
 
 
 def _shapes(backbone: base.Backbone) -> dict[str, tuple[int, ...]]:

@@ -20,8 +20,11 @@ from torch import Tensor
 from fedvfm import errors
 from fedvfm.backbones import safefile
 
-SUFFIXES = (".bin", ".pth", ".pt")
+SUFFIXES = (".bin", ".pth", ".pt", ".tar")
+"""``.tar`` as in ``.pth.tar``: training scripts call a pickle so; real tar files are refused."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
+OTHERS = ("teacher", "student", "model_ema", "ema", "ema_state_dict", "state_dict_ema")
+"""What training scripts call further sets of weights: of several the user names one."""
 MOST = 4
 """How many times the size of its file the tensors of a pickle may take: views can claim any size."""
 DTYPES = {
@@ -38,8 +41,12 @@ DTYPES = {
 }
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, key: str = "") -> dict[str, Tensor]:
     """The state dict of a pickle; nothing in it is run.
+
+    Args:
+        path: of the pickle.
+        key: name of the set of weights that is meant, where the file holds several.
 
     Raises:
         WeightsError: if it is damaged, or holds anything but tensors.
@@ -55,7 +62,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: refused ({type(error).__name__}): the pickle is damaged, or holds code or Python objects besides "
             "tensors. Take the model's safetensors"
         ) from None
-    tensors = _unwrapped(values)
+    tensors = _chosen(path, values, key)
     require_plain(path, tensors)
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -102,6 +109,26 @@ def require_plain(path: Path, tensors: Mapping[str, Any]) -> None:
             f"{path}: refused: its tensors would take {total:,} bytes, the file has {size:,}. Take the model's "
             "safetensors"
         )
+
+
+def _chosen(path: Path, values: Any, key: str) -> Mapping[str, Any]:
+    """The set of weights that is meant.
+
+    Raises:
+        WeightsError: if there are several and none is named, or there is none of that name.
+    """
+    named = (*WRAPPERS, *OTHERS)
+    sets = [name for name in named if isinstance(values, Mapping) and isinstance(values.get(name), Mapping)]
+    if key and key not in sets:
+        raise errors.WeightsError(f"{path}: holds no set of weights '{key}'; it has: {', '.join(sets) or 'one alone'}")
+    if not key and len(sets) > 1 and any(name in OTHERS for name in sets):
+        raise errors.WeightsError(
+            f"{path}: holds several sets of weights ({', '.join(sets)}); say with --key which is meant, as the model's "
+            "page does"
+        )
+    if key or (len(sets) == 1 and sets[0] in OTHERS):
+        return _unwrapped(values[key or sets[0]])
+    return _unwrapped(values)
 
 
 def _unwrapped(values: Any) -> Mapping[str, Any]:

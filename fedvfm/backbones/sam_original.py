@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fedvfm import errors
 
+EXACT = True
+"""Every array that :func:`convert` gives must be one of the model's."""
 HEADS = 8
 """Heads of the mask decoder's attention: no array's shape tells them, and the published code fixes them."""
 

@@ -13,6 +13,7 @@ _VIT = "fedvfm.backbones.vit:load"
 _SAM = "fedvfm.backbones.sam:load"
 _SAM_HQ = "fedvfm.backbones.sam_hq:load"
 _SAM2 = "fedvfm.backbones.sam2:load"
+_SWIN = "fedvfm.backbones.swin:load"
 _TINYVIT_SAM = "fedvfm.backbones.tinyvit_sam:load"
 
 TABLE = registry.Table(
@@ -33,6 +34,9 @@ TABLE = registry.Table(
         "deit-base": _VIT,
         "clip-vit-base": _VIT,
         "siglip-base": _VIT,
+        "swin-tiny": _SWIN,
+        "swin-base": _SWIN,
+        "swin-large-384": _SWIN,
         "sam-vit-base": _SAM,
         "sam-vit-large": _SAM,
         "sam-vit-huge": _SAM,
@@ -65,6 +69,7 @@ KINDS = {
     "sam3_tracker_video": "sam3",
     "sam3_video": "sam3",
     "tinyvit_sam": "litemedsam",
+    "swin": "swin-base",
 }
 """``model_type`` of a model that is in no table -> the entry that loads it; vision transformers load all others."""
 

@@ -64,6 +64,11 @@ def _vit(kind: str, width: int, depth: int, heads: int, patch: int = 16, **more:
     return {"model_type": kind, **shape, "patch_size": patch, "image_size": 224, **more}
 
 
+def _swin(stem: int, depths: list[int], heads: int, window: int, size: int) -> dict[str, Any]:
+    shape = {"embed_dim": stem, "depths": depths, "num_heads": [heads * 2**stage for stage in range(4)]}
+    return {"model_type": "swin", **shape, "window_size": window, "patch_size": 4, "image_size": size}
+
+
 def _sam(kind: str, width: int, depth: int, heads: int, wide: tuple[int, ...]) -> dict[str, Any]:
     shape = {
         "hidden_size": width,
@@ -197,6 +202,18 @@ KNOWN: dict[str, Known] = {
     "clip-vit-base": Known("openai/clip-vit-base-patch16", "general", _vit("clip_vision_model", 768, 12, 12)),
     "siglip-base": Known(
         "google/siglip-base-patch16-224", "general", _vit("siglip_vision_model", 768, 12, 12), licence=_APACHE
+    ),
+    "swin-tiny": Known(
+        "microsoft/swin-tiny-patch4-window7-224", "general", _swin(96, [2, 2, 6, 2], 3, 7, 224), licence=_APACHE
+    ),
+    "swin-base": Known(
+        "microsoft/swin-base-patch4-window7-224-in22k", "general", _swin(128, [2, 2, 18, 2], 4, 7, 224), licence=_APACHE
+    ),
+    "swin-large-384": Known(
+        "microsoft/swin-large-patch4-window12-384-in22k",
+        "general",
+        _swin(192, [2, 2, 18, 2], 6, 12, 384),
+        licence=_APACHE,
     ),
     "sam-vit-base": Known("facebook/sam-vit-base", "general", _sam("sam", *_SAM_BASE), licence=_APACHE),
     "sam-vit-large": Known("facebook/sam-vit-large", "general", _sam("sam", *_SAM_LARGE), licence=_APACHE),

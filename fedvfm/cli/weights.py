@@ -51,6 +51,7 @@ def bring(
     settings: Annotated[Path | None, typer.Option("--config", help="Its config.json, for a single file.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The publisher's sha256 of the file, checked first.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of what bears the name.")] = False,
+    key: Annotated[str, typer.Option(help="Of a pickle with several sets of weights, the one that is meant.")] = "",
     licence: Annotated[str, typer.Option(help="Of the weights, as SPDX calls it, or LicenseRef-NAME.")] = "",
     limits: Annotated[
         list[str] | None,
@@ -65,7 +66,7 @@ def bring(
     if wrong := terms.faults(licence, limits or ()):
         raise errors.ConfigError("weights import", wrong)
     stated = terms.Licence.of(licence, limits or ()) if licence or limits else None
-    located = convert.bring(path, name, config=settings, sha256=sha256, replace=replace, terms=stated)
+    located = convert.bring(path, name, config=settings, sha256=sha256, replace=replace, terms=stated, key=key)
     _located(name, located, as_json)
 
 

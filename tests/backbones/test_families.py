@@ -317,12 +317,12 @@ def test_damaged_config(tiny_dino: Path, tmp_path: Path, text: str) -> None:
 
 
 def test_unknown_model_type(tiny_dino: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "swin"
+    folder = tmp_path / "swinv2"
     shutil.copytree(tiny_dino, folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "swin"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "swinv2"}))
     for with_weights in (True, False):
         chosen = settings(folder)
-        with pytest.raises(errors.ConfigError, match=r"model type 'swin' is not supported; supported: .*dinov2"):
+        with pytest.raises(errors.ConfigError, match=r"model type 'swinv2' is not supported; supported: .*dinov2"):
             table.loader(chosen)(chosen, with_weights=with_weights)
 
 

@@ -361,7 +361,7 @@ def test_settings_that_are_missing_or_do_not_fit(tiny_dino: Path, tmp_path: Path
     refused(file, r"nowhere\.json: cannot be read", config=tmp_path / "nowhere.json")
     values = json.loads((tiny_dino / "config.json").read_text())
     for changes, match in (
-        ({"model_type": "swin"}, "model type 'swin' is not supported"),
+        ({"model_type": "swinv2"}, "model type 'swinv2' is not supported"),
         ({"num_hidden_layers": 5}, r"does not load with its config\.json: .*lack"),
         ({"hidden_size": 64}, r"does not load with its config\.json: "),
     ):

@@ -152,6 +152,7 @@ SAM = [
     pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "sam-masks", id="tinyvit-lora-and-decoder"),
     pytest.param("tinyvit", {"rank": 2, "layers": [0, 3], "parts": []}, "sam-masks", id="tinyvit-windows"),
     pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "automatic", id="tinyvit-automatic-prompts"),
+    pytest.param("swin", {"rank": 2, "layers": [2, 4]}, "pyramid", id="swin-shifted-windows"),
 ]
 
 
@@ -185,11 +186,11 @@ def assert_clean(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(("family", "adapter", "head"), SAM)
 def test_sam_is_computed_by_the_loop(
-    sam_folders: dict[str, Path], family: str, adapter: dict[str, Any], head: str
+    sam_folders: dict[str, Path], tiny_swin: Path, family: str, adapter: dict[str, Any], head: str
 ) -> None:
     """Even where hooks are asked for: they are tried and found wrong."""
     task = {"prompt": "auto"} if head == "automatic" else {"head": head}
-    made = recipe(sam_folders[family], side=64, adapter=adapter, task=task)
+    made = recipe({**sam_folders, "swin": tiny_swin}[family], side=64, adapter=adapter, task=task)
     model, site = moved(made), sites.Site("north", Drawn(side=64, count=3))
     with steps(model, site, hooks=True) as (opened, what):
         assert opened.way.name == "loop"
