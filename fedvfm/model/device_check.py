@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.config import privacy
 from fedvfm.model import device as devices
 
 LOG = logging.getLogger(__name__)
@@ -119,14 +118,7 @@ def first(names: Sequence[str], check: Callable[[str], None] = require) -> str:
 
 
 def step_mib(model: Any) -> float:
-    """What a step of a model takes beside what lies on the device already.
-
-    A private step holds the gradients of a few units at a time, however large its batch is.
-    """
+    """What a step of a model takes beside what lies on the device already."""
     from fedvfm.model import memory, precision
-    from fedvfm.privacy import dpsgd
 
-    own, most = model.recipe.privacy, None
-    if privacy.UNITS.get(own.mechanism, "site") != "site":
-        most = (own.microbatch or dpsgd.MOST_UNITS) * own.images_per_patient * memory.images_a_sample(model)
-    return memory.activations(model, narrow=model.precision == precision.BFLOAT16, most=most) / MIB
+    return memory.activations(model, narrow=model.precision == precision.BFLOAT16) / MIB

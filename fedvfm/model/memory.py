@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fedvfm.backbones import base as backbones
-from fedvfm.config import schema
+from fedvfm.config import privacy, schema
 from fedvfm.model import adapted_model, feature_cache, precision, sliding_window
+from fedvfm.privacy import dpsgd
 from fedvfm.tasks import case_classification, case_heads
 
 MIB = 1 << 20
@@ -119,7 +120,7 @@ def memory(model: adapted_model.AdaptedModel, seen: Iterable[Images], places: Pl
     scored = 4 * pixels * (3 * len(recipe.data.class_names) + 6)
     spilled = min(places.files * MIB, features) if places.files_first else 0
     kept = min(places.memory * MIB, images + features - spilled)
-    trained = 4 * COPIES * model.manifest.parameters
+    trained = (4 * COPIES + dpsgd.NUMBER_BYTES * _units_held(model)) * model.manifest.parameters
     step = activations(model, narrow=narrow)
     parts = (4 * model.backbone_parameters, max(step, scored) + trained, kept, features, images)
     return Memory(BASE_MIB, *(part / MIB for part in parts))
@@ -154,23 +155,38 @@ def feature_bytes(model: adapted_model.AdaptedModel, size: Sequence[int]) -> int
     return feature_cache.nbytes(found)
 
 
-def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False, most: int | None = None) -> int:
+def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False) -> int:
     """Bytes that a step keeps of a batch for the backward pass, and what it computes meanwhile.
 
     Counted on the meta device: what torch saves in a forward pass, each storage once. Where the shapes alone do not
-    suffice for one, it is estimated from the backbone. ``narrow``: computed in bfloat16; ``most``: of images at a time,
-    where that is less than a batch.
+    suffice for one, it is estimated from the backbone. ``narrow``: computed in bfloat16.
     """
     recipe = model.recipe
     if model.device != "meta":
         model = adapted_model.AdaptedModel(recipe, with_weights=False)
-    size, batch = recipe.data.input_size, recipe.optimiser.batch_size * images_a_sample(model)
-    batch = batch if most is None else min(batch, most)
+    size, batch = recipe.data.input_size, images_a_step(model)
     estimated = 4 * model.backbone.activations(size) * batch
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
         blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))
         return round(blocks * (NARROW if narrow else 1.0)) + head + 2 * largest
     return estimated
+
+
+def images_a_step(model: adapted_model.AdaptedModel) -> int:
+    """Images whose activations a training step holds at a time: under privacy at the site those of a few units."""
+    batch = model.recipe.optimiser.batch_size
+    held = _units_held(model)
+    if held:
+        batch = min(batch, held * model.recipe.privacy.images_per_patient)
+    return batch * images_a_sample(model)
+
+
+def _units_held(model: adapted_model.AdaptedModel) -> int:
+    """Units whose own gradients a step holds at a time; 0 where it holds the gradient of the batch alone."""
+    settings = model.recipe.privacy
+    if privacy.UNITS.get(settings.mechanism, "site") == "site":
+        return 0
+    return dpsgd.units_held(settings, model.manifest.parameters)
 
 
 def images_a_sample(model: adapted_model.AdaptedModel) -> int:

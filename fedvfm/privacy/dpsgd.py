@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors
-from fedvfm.config import schema
+from fedvfm.config import privacy, schema
 from fedvfm.privacy import base, gradients, randomness
 
 _SLACK = 1e-6
 """Rows are clipped to this much less than the clip, so that rounding brings none above it."""
 
-MOST_UNITS, _ROW_BYTES = 16, 1 << 28
+_MOST_UNITS, _ROW_BYTES, NUMBER_BYTES = 16, 1 << 28, 12
+"""Units whose gradients are held at a time, what they may take, and what each of their numbers takes."""
+
+
+def units_held(settings: privacy.RecipePrivacy, numbers: int) -> int:
+    """How many units' gradients, of so many numbers each, a step holds at a time."""
+    room = _ROW_BYTES // (NUMBER_BYTES * max(numbers, 1))
+    return settings.microbatch or max(1, min(_MOST_UNITS, room))
 
 
 class PrivateSteps:
@@ -50,8 +57,7 @@ class PrivateSteps:
         # Not the site's own count, where that is smaller: what leaves would tell it.
         self._batch = recipe.optimiser.batch_size
         self._images = recipe.privacy.images_per_patient
-        room = _ROW_BYTES // (12 * max(self._numbers, 1))
-        self._held = recipe.privacy.microbatch or max(1, min(MOST_UNITS, room))
+        self._held = units_held(recipe.privacy, self._numbers)
 
     def draw(self, units: int) -> list[int]:
         """Each unit by itself with the event's chance: a Poisson sample, which may be empty."""

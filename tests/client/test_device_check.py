@@ -17,7 +17,7 @@ from fedvfm.client.training import site as sites
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.flower import internals
-from fedvfm.model import adapted_model, device_check
+from fedvfm.model import adapted_model, device_check, memory
 from fedvfm.protocol import protocol
 from fedvfm.runtime import capacity
 from fedvfm.state import state
@@ -119,7 +119,13 @@ def test_a_private_step_needs_memory_for_the_units_that_it_holds_alone(tiny_dino
     def needed(batch: int, **own: Any) -> float:
         asked = drawn.recipe(tiny_dino, privacy=own)
         larger = asked.model_copy(update={"optimiser": asked.optimiser.model_copy(update={"batch_size": batch})})
-        return device_check.step_mib(adapted_model.AdaptedModel(larger, with_weights=False))
+        model = adapted_model.AdaptedModel(larger, with_weights=False)
+        step = device_check.step_mib(model)
+        trained = memory.memory(model, [], memory.Places(0)).activations - step
+        numbers = 4 * model.manifest.parameters / memory.MIB
+        rows = 0 if own["mechanism"] == "none" else 3 * (own.get("microbatch") or 16) * numbers
+        assert trained == pytest.approx(memory.COPIES * numbers + rows), "what data check and plans count beside it"
+        return step
 
     plain, private = {"mechanism": "none"}, drawn.PRIVACY | {"mechanism": "record-level"}
     assert needed(64, **plain) > 3 * needed(8, **plain)
