@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -29,6 +28,8 @@ from tests.deployment import two_hospitals
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 SITES = ("east", "north", "south")
+LAST = 3
+"""The recipe has so many rounds."""
 NUMBERS = 16
 """So many numbers of an update one behind another are looked for: no chance makes them."""
 
@@ -117,6 +118,18 @@ def test_three_hospitals_share_noise_and_their_ledgers_say_whose(sharing: Three,
         assert kept == [""], "it went with the recipe; that there was one is kept"
 
 
+@contextlib.contextmanager
+def stopped(folder: Path, name: str) -> Iterator[None]:
+    """A process that a pid file names stands still while the block runs."""
+    process = processes.running(processes.pid_path(folder, name))
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
 def trained(three: Three, site: str) -> list[int]:
     return [entry["round"] for entry in three.sites[site].audit.entries if entry["event"] == "trained"]
 
@@ -128,7 +141,8 @@ def test_three_hospitals_approve_a_roster_and_nobody_sees_an_update(three: Three
     assert "publish-roster" in refused.err
     published = json.loads(cli("server", "publish-roster", *state, "--json").out)
     assert set(published["sites"]) == set(SITES)
-    clients = three.start_clients()
+    crash = {"south": {"FEDVFM_FAULT_POINT": f"secure-masked-on-disk:{LAST}"}}
+    clients = {site: three.start_client(site, **crash.get(site, {})) for site in SITES}
     server = three.start_server("--stay", FEDVFM_FAULT_POINT="secure-survivors-kept:2")
 
     # The document came with the greeting and waits for people; nothing was trained.
@@ -141,22 +155,25 @@ def test_three_hospitals_approve_a_roster_and_nobody_sees_an_update(three: Three
         assert all(key in shown.out for key in (roster, "not approved here", *published["sites"].values()))
         state_folder.approve(three.sites[site], three.locked, roster=roster)
 
-    # All masked updates of the last round are there: the coordinator is held, and all that the server is is searched.
-    assert until(lambda: len(list((three.run / "received").glob("00003-*.masked"))) == 3, 1500), three.said()
-    coordinator = processes.running(processes.pid_path(three.server.folder / "run", "coordinate"))
-    assert coordinator is not None
-    os.kill(coordinator, signal.SIGSTOP)
-    try:
-        check_nothing_plain(three, server.pid)
-    finally:
-        os.kill(coordinator, signal.SIGCONT)
+    # All masked updates of the last round are there, and the sum cannot be opened: south was killed before it sent its
+    # own, and the other two, who sent theirs, stand still until all that the server is was copied.
+    def came() -> int:
+        return len(list((three.run / "received").glob(f"{LAST:05d}-*.masked")))
+
+    assert until(lambda: came() == 2, 1500), three.said()
+    with contextlib.ExitStack() as held:
+        for site in ("east", "north"):
+            held.enter_context(stopped(three.sites[site].folder / "run", "executor"))
+        assert until(lambda: came() == 3, 900), three.said()
+        files, memory = everything(three, server.pid)
+    check_nothing_plain(three, files, memory)
 
     assert until(lambda: (three.run / "evaluation.json").exists(), 900), three.said()
-    check_nothing_plain(three, server.pid)
+    check_nothing_plain(three, *everything(three, server.pid))
     check_rounds(three)
     for site in SITES:
         assert clients[site].poll() is None
-        assert trained(three, site) == [1, 2, 3], "a coordinator that was killed asks nobody to train twice"
+        assert trained(three, site) == [1, 2, 3], "a coordinator or a site that was killed makes nobody train twice"
         opened = [entry["round"] for entry in three.sites[site].audit.entries if entry["event"] == "unmasked"]
         assert sorted(set(opened)) == [1, 2, 3]
         assert audit.verify(three.sites[site].folder / "audit.jsonl")["unfinished"] == 0
@@ -212,24 +229,29 @@ def forms(three: Three, update: state.SiteUpdate) -> list[bytes]:
     return found
 
 
-def check_nothing_plain(three: Three, supervisor: int) -> None:
-    """A byte search over the server's whole state and the memory of each of its processes."""
-    folder = three.server.folder
-    files = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+def everything(three: Three, supervisor: int) -> tuple[list[bytes], list[bytes]]:
+    """A copy of the server's whole state on disk, and of the memory of each of its processes."""
+    folder, files = three.server.folder, []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it went meanwhile
+            files += [path.read_bytes()] if path.is_file() else []
     running = (processes.running(path) for path in (folder / "run").rglob("*.pid"))
     pids = {supervisor, *(pid for pid in running if pid is not None)}
+    return files, [place for pid in pids for place in _memory(pid)]
+
+
+def check_nothing_plain(three: Three, files: list[bytes], memory: list[bytes]) -> None:
+    """A byte search over both."""
     # What is there is found: the global adapter on disk, and in memory while its round is at work.
     adapter = checkpoint.read(three.run / "checkpoints" / "round-00002.safetensors")[0]
     name = max(adapter, key=lambda name: adapter[name].size)
     here = adapter[name].reshape(-1)[:NUMBERS].astype("<f4").tobytes()
     wanted = {data: site for site, update in updates(three).items() for data in forms(three, update)}
     assert any(here in data for data in files)
-    in_memory = (three.run / "evaluation.json").exists()
-    for at, place in enumerate(itertools.chain(files, *map(_memory, pids))):
-        in_memory = in_memory or (at >= len(files) and here in place)
+    assert (three.run / "evaluation.json").exists() or any(here in place for place in memory)
+    for place in (*files, *memory):
         shown = [site for data, site in wanted.items() if data in place]
         assert not shown, f"an update of {shown} lies at the server"
-    assert in_memory
 
 
 def _memory(pid: int) -> Iterator[bytes]:
