@@ -221,7 +221,6 @@ def followed(
     with tempfile.TemporaryDirectory(prefix="fedvfm-track-") as held, contextlib.ExitStack() as ending:
         ending.callback(watch.stop)
         for target in wanted:
-            # Where to may hold a password: no command line has it.
             settings = Path(held) / target.mark
             asked = {"kind": target.kind, "where": target.where, "sites": sites}
             storage.write_text(settings, json.dumps(asked) + "\n")

@@ -1,5 +1,8 @@
 """``--track KIND:TARGET``: what a person asks for, checked before anything begins; a tracker's process is told it.
 
+An address with a name or a password in it is refused: every user of a machine can read the arguments of its processes.
+A tracker's own client takes both from the environment (:data:`LOGINS`).
+
 Trackers are looked up in :data:`TRACKERS`; a further one is a class with the four methods of
 :class:`fedvfm.tracking.base.Tracker` and an entry point of group ``fedvfm.tracker``.
 """
@@ -27,7 +30,15 @@ TRACKERS = registry.Table(
 EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "wandb": "wandb"}
 """Import name, which is the extra's too -> the package that brings it."""
 _WHERE = {"tensorboard": "a folder", "mlflow": "a tracking URI, or a folder", "wandb": "a project"}
+LOGINS = {
+    "mlflow": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; for a data base what "
+    "its own client reads, as PGPASSWORD",
+    "wandb": "WANDB_API_KEY for 'wandb sync'; here only files are written",
+}
+"""Tracker -> the environment variables that its client reads a login from."""
 _LOGIN = re.compile(r"//[^/\s]*@")
+_WEB = re.compile(r"(?i)^https?://[^/\s]*@")
+_PASSWORD = re.compile(r"//[^/\s@]*:[^/\s]*@")
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Target:
 
     Attributes:
         kind: its name in :data:`TRACKERS`.
-        where: what it is told; may hold a password, so it is never shown whole and stands in no command line.
+        where: what it is told; what another program put there is shown without a login all the same.
     """
 
     kind: str
@@ -63,6 +74,11 @@ def without_login(text: str) -> str:
     return _LOGIN.sub("//", text)
 
 
+def _has_login(where: str) -> bool:
+    """Whether an address holds a password; in one of the web a name alone may be a token, and is no less a secret."""
+    return _WEB.search(where) is not None or _PASSWORD.search(where) is not None
+
+
 def parse(words: Sequence[str]) -> list[Target]:
     """The trackers that were asked for.
 
@@ -80,6 +96,12 @@ def parse(words: Sequence[str]) -> list[Target]:
             )
         elif not where:
             faults.append(f"--track {kind}: name {_WHERE.get(kind, 'where to')} after a colon: --track {kind}:...")
+        elif kind != "tensorboard" and _has_login(where):
+            faults.append(
+                f"--track {kind}:{without_login(where)[:200]}: the address had a name or a password in it, and every "
+                "user of this machine can read a command line. Leave it out, change that password, and set in the "
+                f"environment {LOGINS.get(kind, 'what the client of this tracker reads')}"
+            )
         else:
             targets.append(Target(kind, _absolute(kind, where)))
     if faults:

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,39 @@ def test_what_is_asked_for_is_checked_before_anything_begins(monkeypatch: pytest
     answer = cli("simulate", "brain-mri", "--track", "tensorboard:runs", "--dry-run")
     assert (answer.code, 'pip install "fedvfm[tensorboard]"' in answer.err) == (errors.MissingExtra.exit_code, True)
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: name)  # type: ignore[attr-defined]
-    (target,) = targets.parse(["mlflow:http://me:secret@host", "mlflow:http://me:secret@host"])
+    (target,) = targets.parse(["mlflow:http://host", "mlflow:http://host"])
     assert target.shown == "mlflow:http://host"
+    assert targets.Target("mlflow", "http://me:secret@host").shown == "mlflow:http://host"
     assert targets.without_login("no route to http://me:p@ss@host/a") == "no route to http://host/a"
     (folder,) = targets.parse(["tensorboard:runs"])
     assert Path(folder.where).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("word", "shown", "remedy"),
+    [
+        ("mlflow:http://me:secret@host:5000/a", "mlflow:http://host:5000/a", "MLFLOW_TRACKING_PASSWORD"),
+        ("mlflow:HTTPS://secret@host", "mlflow:HTTPS://host", "MLFLOW_TRACKING_TOKEN"),
+        ("mlflow:postgresql://me:p@secret@host/db", "mlflow:postgresql://host/db", "PGPASSWORD"),
+        ("wandb:https://api:secret@host", "wandb:https://host", "WANDB_API_KEY"),
+    ],
+)
+def test_a_login_in_an_address_is_refused_and_stands_nowhere(cli: Any, word: str, shown: str, remedy: str) -> None:
+    answer = cli("simulate", "brain-mri", "--track", word, "--dry-run")
+    assert answer.code == errors.ConfigError.exit_code
+    assert f"--track {shown}: the address had a name or a password in it" in answer.err
+    assert remedy in answer.err
+    assert "secret" not in answer.err + answer.out
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["mlflow:http://host/a@b", "mlflow:postgresql://me@host/db", "mlflow:sqlite:////a/b.db", "mlflow:databricks"],
+)
+def test_an_address_without_a_password_is_taken(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: name)  # type: ignore[attr-defined]
+    (target,) = targets.parse([word])
+    assert target.where == word.partition(":")[2]
 
 
 # -- a fault -----------------------------------------------------------------------------------------------------------
@@ -279,14 +308,19 @@ def test_a_tracker_that_hangs_or_is_away_ends_nothing(tiny_run: Path, tmp_path: 
     for kind in ("mlflow", "tensorboard"):
         pytest.importorskip(kind, reason=f"the extra {kind} is not installed")
     monkeypatch.setattr(follower, "GRACE_S", 12.0)
-    folder, said = tmp_path / "tiny", list[str]()
+    folder, board, said = tmp_path / "tiny", str(tmp_path / "board"), list[str]()
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as gone:
         ports = [silent.getsockname()[1], gone.getsockname()[1]]
         gone.close()
         wanted = [targets.Target("mlflow", f"http://127.0.0.1:{port}") for port in ports]
-        wanted.append(targets.Target("tensorboard", str(tmp_path / "board")))
+        wanted.append(targets.Target("tensorboard", board))
         with tracked_runs.tracked(folder, wanted, lambda event, /, **fields: said.append(str(fields["text"]))):
             shutil.copytree(tiny_run, folder)
+            deadline = time.monotonic() + 600.0
+            taken = folder / f"{follower.PREFIX}{wanted[-1].mark}.json"
+            while not (taken.exists() and json.loads(taken.read_text()).get("tested")):
+                assert time.monotonic() < deadline, said
+                time.sleep(0.1)
     assert len(said) == len(set(said)) == 2, said
     assert sum("takes nothing" in text or "did not take the last rows" in text for text in said) == 2, said
-    assert "tiny/federated" in tensorboard_points(str(tmp_path / "board"))
+    assert "tiny/federated" in tensorboard_points(board)
