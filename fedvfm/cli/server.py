@@ -253,35 +253,19 @@ def survey(
     if output is not None:
         _survey_result(where, surveys.find(where, chosen), output, backbone, largest, as_json)
         return
-    rows = {
-        key: {
-            "title": document.title,
-            "open": surveys.is_open(where, key),
-            "answered": sorted(surveys.answered(where, key)),
-            "waiting": {
-                site: word
-                for site, word in surveys.words(where, key).items()
-                if site not in surveys.answered(where, key)
-            },
-        }
-        for key, document in surveys.every(where).items()
-    }
+    rows = surveys.standing(where)
     _print({"surveys": rows}, _survey_lines(rows), as_json)
 
 
 def _survey_lines(rows: dict[str, Any]) -> list[str]:
     from fedvfm.server import site_words
-    from fedvfm.trust import signed_documents
 
     lines = [] if rows else ["no survey was published; fedvfm server init-survey writes one to edit"]
     for key, row in rows.items():
-        answered = ", ".join(row["answered"]) or "nobody yet"
-        closed = "" if row["open"] else ", closed"
-        lines.append(f"survey {key[:12]} '{signed_documents.shown(row['title'])}'{closed}: answered by {answered}")
+        lines.append(site_words.survey(key, row))
         for site, word in row["waiting"].items():
             remedy = site_words.remedy(word, site, key)
-            said = "waits for a person's approval" if word == "approval-pending" else site_words.sentence(word)
-            lines.append(f"  {site} {said}" + (f"; {remedy}" if remedy else ""))
+            lines.append(f"  {site} {site_words.survey_sentence(word)}" + (f"; {remedy}" if remedy else ""))
     return lines
 
 
@@ -292,8 +276,9 @@ def _survey_result(
     from fedvfm.survey import answer, proposal, results
 
     results.require_free(output)
-    result = answer.merged(document, list(published.answers(where, document).values()))
-    proposed = proposal.propose(result, backbone, largest)
+    answers = list(published.answers(where, document).values())
+    result = answer.merged(document, answers)
+    proposed = proposal.of_answers(document, answers, backbone, largest)
     files = results.write(output, result, proposed, backbone)
     values = {"survey": document.hash, "sites": result.sites, "proposed": proposed.values}
     lines = survey_verb.lines(result.sites, proposed.values, files)

@@ -58,6 +58,7 @@ def _notes(now: Now) -> list[str]:
     return [
         *([now["reason"]] if now["reason"] else []),
         *status.orders(now),
+        *(f"{line}." for line in status.survey_lines(now)),
         *([] if now["audit_log_whole"] else ["The audit log was edited. Run: fedvfm audit verify"]),
     ]
 

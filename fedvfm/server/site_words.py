@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from fedvfm.trust import signed_documents
+
 WORDS: dict[str, tuple[str, str]] = {
     "takes-part": ("takes part", ""),
     "not-connected": (
@@ -78,6 +83,22 @@ def remedy(word: str, site: str, recipe: str) -> str:
     """What helps; empty where nothing is wrong."""
     text = WORDS.get(word, _POLICY if word.startswith("policy-") else _OTHER)[1]
     return text.format(site=site, recipe=recipe[:12])
+
+
+def survey_sentence(word: str) -> str:
+    """Why a site has not answered a survey, without its name."""
+    return "waits for a person's approval" if word == "approval-pending" else sentence(word)
+
+
+def survey(hash_: str, row: Mapping[str, Any]) -> str:
+    """A survey and who answered it.
+
+    Args:
+        hash_: of the survey.
+        row: of :func:`fedvfm.server.surveys.standing`.
+    """
+    answered, closed = ", ".join(row["answered"]) or "nobody yet", "" if row["open"] else ", closed"
+    return f"survey {hash_[:12]} '{signed_documents.shown(row['title'])}'{closed}: answered by {answered}"
 
 
 REFUSED = {

@@ -16,7 +16,7 @@ from fedvfm.audit import follower, today
 from fedvfm.privacy import statements
 from fedvfm.report import quantity, spans, terminal
 from fedvfm.runtime import processes
-from fedvfm.server import site_words, state_folder
+from fedvfm.server import site_words, state_folder, surveys
 from fedvfm.server.coordinator import orders as steering
 from fedvfm.server.coordinator import status_file
 from fedvfm.server.network import refused_requests
@@ -54,6 +54,7 @@ class Watcher:
             *(arm / "journal.jsonl", arm / "evaluation.json", arm / result.REPORT),
             *(run / status_file.FILE, run / refused_requests.FILE),
             *(processes.pid_path(run, name) for name in (NAME, *CHILDREN)),
+            *surveys.files(where),
         ]
 
     def journal(self) -> list[dict[str, Any]]:
@@ -106,6 +107,7 @@ class Watcher:
             "refused": refused_requests.lately(folder / refused_requests.FILE),
             "sites": sites,
             "pending": sorted(name for name, row in sites.items() if row["state"] in PENDING),
+            "surveys": surveys.standing(where),
             "privacy": journal[-1].get("privacy") if journal else None,
             "bytes": moved([*journal, done] if done else journal),
             "today": self._today.totals(),
@@ -226,6 +228,15 @@ def orders(now: Mapping[str, Any]) -> list[str]:
     return lines + [f"recipe {following[:12]} follows" for following in now["following"]]
 
 
+def survey_lines(now: Mapping[str, Any]) -> list[str]:
+    """The surveys that are open: who answered each, and what the others wait for."""
+    said = []
+    for key, row in now["surveys"].items():
+        rest = ", ".join(f"{name} {site_words.survey_sentence(word)}" for name, word in row["waiting"].items())
+        said += [site_words.survey(key, row) + (f"; {rest}" if rest else "")] if row["open"] else []
+    return said
+
+
 def lines(now: Mapping[str, Any]) -> list[str]:
     """The same for a terminal."""
     since = f" since {now['since']}" if now["since"] else ""
@@ -238,6 +249,7 @@ def lines(now: Mapping[str, Any]) -> list[str]:
         f"now: {progress(now)}{since}{pace}{ends}",
         *([f"     {now['reason']}"] if now["reason"] else []),
         *(f"order: {order}" for order in orders(now)),
+        *survey_lines(now),
         *([f"privacy: {statements.so_far(now['privacy'])}"] if now["privacy"] else []),
         f"left today: {quantity.of(today['messages'], 'message')}, {today['bytes']:,} bytes",
         f"certificate: {now['certificate']}",

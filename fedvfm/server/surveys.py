@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedvfm import errors
 from fedvfm.config import survey as surveys
@@ -19,6 +20,9 @@ from fedvfm.storage import storage
 from fedvfm.survey import answer, noise
 from fedvfm.trust import roster as rosters
 from fedvfm.trust import signed_documents
+
+NOT_ASKED = "not-connected"
+"""The word of a site that nothing came of: it was not there since the survey was published."""
 
 
 def _folder(where: state_folder.State) -> Path:
@@ -69,6 +73,31 @@ def every(where: state_folder.State) -> dict[str, surveys.Survey]:
 def is_open(where: state_folder.State, survey: str) -> bool:
     """Whether sites are asked for it."""
     return not (_folder(where) / survey / "closed").exists()
+
+
+def standing(where: state_folder.State) -> dict[str, dict[str, Any]]:
+    """Survey -> how it stands: title, whether it is open, who answered, and why the other approved sites did not.
+
+    Raises:
+        TrustError: if a file was changed.
+    """
+    status, rows = {name: entry.status for name, entry in where.sites().items()}, {}
+    for key, survey in every(where).items():
+        runs, done, reasons = is_open(where, key), answered(where, key), words(where, key)
+        wanted = {name for name in (*reasons, *status) if status.get(name, rosters.APPROVED) == rosters.APPROVED}
+        rows[key] = {
+            "title": survey.title,
+            "open": runs,
+            "answered": sorted(done),
+            "waiting": {name: reasons.get(name, NOT_ASKED) for name in sorted(wanted - done)} if runs else {},
+        }
+    return rows
+
+
+def files(where: state_folder.State) -> list[Path]:
+    """What :func:`standing` is made of, but for the roster."""
+    places = sorted(_folder(where).glob("*"))
+    return [_folder(where), *(place / name for place in places for name in ("words.json", "closed", "answers"))]
 
 
 def find(where: state_folder.State, asked: str) -> surveys.Survey:

@@ -19,6 +19,10 @@ from fedvfm.survey import layout, statistics
 from fedvfm.trust import signed_documents
 
 MOST = 2**53
+LEAST_SITES = 3
+"""From so many on, one that tells another story than the others can be told from them."""
+BELOW = 0.999
+"""Of the patients of all others: a little less than half of all is no median."""
 MAX_TEXT = 1_000_000
 Number = Annotated[int, Field(ge=-MOST, le=MOST)]
 
@@ -121,24 +125,56 @@ class Merged:
         return self.values["patients"][0] if "patients" in self.values else None
 
 
-def merged(survey: surveys.Survey, answers: Sequence[Answer]) -> Merged:
+def patients(survey: surveys.Survey, answer: Answer) -> float:
+    """How many patients an answer is of: what it says, else the most that a group of it has."""
+    rows = [answer.values["patients"]] if "patients" in answer.values else []
+    known = [value for row in rows for value in row if value is not None]
+    if not known:
+        for group in layout.groups(survey):
+            row = [value for value in answer.values[group.name] if value is not None]
+            known += [max(row) if group.several else sum(row)] if row else []
+    return max([0, *known]) / layout.WHOLE
+
+
+def weights(survey: surveys.Survey, answers: Sequence[Answer]) -> dict[str, float]:
+    """Site -> what its patients are multiplied by where it would count for more than all others together; mostly none.
+
+    Nobody can check how many patients a site says that it has. With this bound one site of three or more has less than
+    half of the weight, and a median stays within what the others tell. Of two sites none can be told from the other.
+    """
+    if len(answers) < LEAST_SITES:
+        return {}
+    sizes = {answer.site: patients(survey, answer) for answer in answers}
+    others = {site: sum(sizes.values()) - size for site, size in sizes.items()}
+    return {site: BELOW * others[site] / size for site, size in sizes.items() if 0 < BELOW * others[site] < size}
+
+
+def merged(survey: surveys.Survey, answers: Sequence[Answer], weight: Mapping[str, float] | None = None) -> Merged:
     """All answers as one result: exact sums of whole numbers, so that their order does not matter.
+
+    Args:
+        survey: what was asked.
+        answers: of the sites.
+        weight: as :func:`weights` gave them; none for the sums themselves.
 
     Raises:
         ConfigError: if there is none.
     """
     if not answers:
         raise errors.ConfigError("survey", [f"no site has answered survey {survey.hash[:12]} yet"])
-    ordered = sorted(answers, key=lambda answer: answer.site)
+    ordered, factors = sorted(answers, key=lambda answer: answer.site), weight or {}
     values: dict[str, tuple[float | None, ...]] = {}
     hidden: dict[str, tuple[int, ...]] = {}
     noise: dict[str, float] = {}
     for group in layout.groups(survey):
         columns = list(zip(*(answer.values[group.name] for answer in ordered), strict=True))
-        known = [[value for value in column if value is not None] for column in columns]
+        known = [
+            [value * factors.get(own.site, 1) for own, value in zip(ordered, column, strict=True) if value is not None]
+            for column in columns
+        ]
         values[group.name] = tuple(sum(column) / layout.WHOLE if column else None for column in known)
         hidden[group.name] = tuple(sum(value is None for value in column) for column in columns)
-        variance = sum(answer.sigmas.get(group.name, 0) ** 2 for answer in ordered)
+        variance = sum((factors.get(own.site, 1) * own.sigmas.get(group.name, 0)) ** 2 for own in ordered)
         if variance:
             noise[group.name] = math.sqrt(variance) / layout.WHOLE
     least = max(answer.least for answer in ordered)

@@ -19,6 +19,7 @@ from typing import Any
 
 from fedvfm import errors
 from fedvfm.config import schema
+from fedvfm.config import survey as surveys
 from fedvfm.survey import answer, layout
 from fedvfm.templates import drafts
 
@@ -36,6 +37,10 @@ WEIGHTS = (0.25, 4.0)
 """Bounds of a class weight: a class that is hardly there must not be all that counts."""
 SURE = 2.0
 """Standard deviations of the noise that a rule reckons with."""
+RESTING = ("data.input_size", "data.window", "task.class_weights")
+"""Keys whose values rest on what sites tell."""
+APART = 0.1
+"""Share of a value by which it must change without a site before that is said."""
 NEAR = 0.1
 """Share of the patients that noise may move a median by; a tail it may move by no more than the tail itself."""
 
@@ -121,6 +126,58 @@ def histogram(result: answer.Merged, name: str) -> Histogram | None:
         whole = sum(value or 0.0 for value in row)
     hidden = None if whole is None else max(0.0, 1.0 - sum(counts) / max(whole, sum(counts)))
     return Histogram(group, counts, hidden, result.noise.get(name, 0.0))
+
+
+def of_answers(
+    survey: surveys.Survey, answers: Sequence[answer.Answer], backbone: str, largest: int = LARGEST
+) -> Proposal:
+    """The proposal of what sites answered, of whom one may be wrong, or lie.
+
+    No site counts for more than all others together, and a value that would be another one without a single site says
+    so: a tail of intensities is moved by few patients. Both from three sites on.
+
+    Args:
+        survey: what was asked.
+        answers: of the sites.
+        backbone: a name of the table, a Hugging Face name or a folder.
+        largest: (pixels) bound of the input's sides.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+
+    def proposed(some: Sequence[answer.Answer]) -> Proposal:
+        return propose(answer.merged(survey, some, answer.weights(survey, some)), backbone, largest)
+
+    whole = proposed(answers)
+    if len(answers) < answer.LEAST_SITES:
+        return whole
+    without = {own.site: proposed([other for other in answers if other is not own]).values for own in answers}
+    bound = [
+        f"site '{site}' counts for {factor:.2%} of the patients that it tells of: for no more than all others together"
+        for site, factor in answer.weights(survey, answers).items()
+    ]
+
+    def reason(key: str, why: str) -> str:
+        if key not in RESTING:
+            return why
+        others = [(site, values.get(key)) for site, values in sorted(without.items())]
+        hang = [f"without site '{site}' {_said(value)}" for site, value in others if _far(whole.values[key], value)]
+        return "; ".join([why, *bound, *hang])
+
+    return Proposal(whole.values, tuple((key, reason(key, why)) for key, why in whole.reasons), whole.left)
+
+
+def _far(value: list[float], other: list[float] | None) -> bool:
+    """Whether two values differ by more than :data:`APART` of the larger number."""
+    if other is None:
+        return True
+    most = max(abs(number) for number in value)
+    return max(abs(own - theirs) for own, theirs in zip(value, other, strict=True)) > APART * most
+
+
+def _said(value: list[float] | None) -> str:
+    return "it would stay as drafted" if value is None else f"it would be {drafts.literal(value)}"
 
 
 def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Proposal:

@@ -90,6 +90,39 @@ def test_nothing_is_proposed_of_what_noise_alone_may_have_made(noise: float, sai
     assert said == ("a standard deviation of 3 patients" in left.get("data.input_size", ""))
 
 
+def told(site: str, patients: int, side: int, **values: object) -> answer.Answer:
+    """The answer of a site whose images are all of one size."""
+    survey = hospital.ask(statistics=["patients", "sizes"], **values)
+    rows = {group.name: [0] * len(group.labels) for group in layout.groups(survey)}
+    for group in layout.groups(survey):
+        rows[group.name][layout.place(group, side) if group.edges else 0] = patients * layout.WHOLE
+    return answer.Answer(survey=survey.hash, site=site, least=10, values={key: tuple(row) for key, row in rows.items()})
+
+
+SIZES = hospital.ask(statistics=["patients", "sizes"])
+HONEST = [told("east", 40, 512), told("north", 60, 512), told("south", 50, 512)]
+
+
+@pytest.mark.parametrize("claimed", [40, 151, 10**9])
+def test_one_site_that_lies_moves_no_median_however_many_patients_it_claims(claimed: int) -> None:
+    answers = [*HONEST, told("mal", claimed, 64)]
+    proposed = proposal.of_answers(SIZES, answers, "dinov2-small-imgfocus")
+    assert proposed.values["data.input_size"] == [504, 504]
+    said = dict(proposed.reasons)["data.input_size"]
+    assert ("site 'mal' counts for" in said) == (claimed > 150)
+    assert answer.merged(SIZES, answers).patients == 150 + claimed, "the tables have what was told"
+
+
+def test_a_value_that_hangs_on_one_site_says_so() -> None:
+    answers = [told("east", 40, 512), told("north", 60, 224), told("south", 50, 512)]
+    proposed = proposal.of_answers(SIZES, answers, "dinov2-small-imgfocus")
+    assert proposed.values["data.input_size"] == [504, 504]
+    said = dict(proposed.reasons)["data.input_size"]
+    assert said.endswith("without site 'east' it would be [224, 224]; without site 'south' it would be [224, 224]")
+    two = proposal.of_answers(SIZES, answers[:2], "dinov2-small-imgfocus")
+    assert "without site" not in dict(two.reasons)["data.input_size"], "of two neither can be told from the other"
+
+
 def test_slices_far_apart_are_called_anisotropic() -> None:
     rows = {
         name: {at(name, value): 100.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error, Message, RecordDict
@@ -14,9 +15,11 @@ from fedvfm import errors
 from fedvfm.cli import main
 from fedvfm.flower import internals
 from fedvfm.protocol import protocol
-from fedvfm.server import state_folder, surveys
+from fedvfm.runtime import page_server
+from fedvfm.server import state_folder, status, surveys
 from fedvfm.server.coordinator import survey_questions
 from fedvfm.survey import answer
+from fedvfm.trust import roster as rosters
 from fedvfm.trust import signed_documents
 from tests.client import private_site
 from tests.survey import hospital
@@ -128,6 +131,38 @@ def test_nobody_is_asked_for_a_closed_survey(town: Town) -> None:
     assert town.asked() == [10, 11]
     said = [line["verdict"] for line in town.where.audit.entries if line.get("kind") == "survey"]
     assert said == ["published", "closed", "published"]
+
+
+def test_the_server_s_status_names_surveys_that_are_open_and_who_waits(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    since = signed_documents.stamp(signed_documents.now())
+    stands = {"north": rosters.APPROVED, "south": rosters.APPROVED, "west": rosters.APPROVED, "gone": rosters.DROPPED}
+    entries = {name: SimpleNamespace(status=status, since=since) for name, status in stands.items()}
+    monkeypatch.setattr(state_folder.State, "sites", lambda where: entries)
+    assert status.of(town.where)["surveys"] == {}
+    surveys.publish(town.where, SURVEY)
+    town.look()
+    assert status.of(town.where)["surveys"][SURVEY.hash]["waiting"] == {
+        "north": "asked",
+        "south": "asked",
+        "west": "not-connected",
+    }
+    town.grid.answers = {
+        0: protocol.encode_answer("north", SAID["north"]),
+        1: Error(code=protocol.ERROR_CODES["approval-pending"], reason="approval-pending"),
+    }
+    stamp = [page_server.stamp_of(path) for path in status.Watcher(town.where.folder).files()]
+    town.look()
+    assert stamp != [page_server.stamp_of(path) for path in status.Watcher(town.where.folder).files()]
+    now = json.loads(json.dumps(status.of(town.where)))
+    assert now["surveys"][SURVEY.hash]["answered"] == ["north"]
+    (said,) = [line for line in status.lines(now) if line.startswith("survey ")]
+    waits = "south waits for a person's approval, west is not connected"
+    assert said == f"survey {SURVEY.hash[:12]} 't': answered by north; {waits}"
+    surveys.close(town.where, SURVEY)
+    closed = status.of(town.where)
+    assert (closed["surveys"][SURVEY.hash]["open"], status.survey_lines(closed)) == (False, [])
 
 
 def test_the_commands_publish_show_merge_and_close(town: Town, tmp_path: Path) -> None:
