@@ -465,6 +465,9 @@ def predict(
     cases: Annotated[
         Path | None, typer.Option(help="Of a case adapter: a table with columns id and case; one answer a case.")
     ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Of an adapter with inputs: a table with column id and these; none: without it.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Images or slices computed at a time; 0: 1 on a CPU, more on a GPU.")] = 0,
     graph: Annotated[
@@ -486,7 +489,14 @@ def predict(
     try:
         with live.watch(quiet or as_json) as see:
             options: dict[str, Any] = {"form": form, "overlays": overlays, "series": series, "channels": channels}
-            options |= {"cases": cases, "device": device, "batch": batch, "graph": graph, "backbone": backbone}
+            options |= {
+                "cases": cases,
+                "table": table,
+                "device": device,
+                "batch": batch,
+                "graph": graph,
+                "backbone": backbone,
+            }
             options["limits"] = schema.DecodingLimits(memory_mib=memory_mib, seconds=seconds)
             prediction = predicting.run(adapter, source, output, **options, observer=see)
     except KeyboardInterrupt:

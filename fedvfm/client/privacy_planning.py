@@ -77,7 +77,8 @@ def _units(
 
 def _train(recipe: schema.Recipe, site: schema.SiteConfig) -> tuple[Any, list[Any]]:
     raw = sources.make(site.data, recipe.data)
-    source = bags.of(labels.mapped(raw, site.labels, recipe.data.class_names), recipe)
+    mapped = labels.mapped(raw, site.labels, recipe.data.class_names)
+    source = bags.of(mapped, recipe, table=site.table == "given")
     return source, site_file.whole(site, site_file.split(site, site_file.belonging(site, source.samples()), source))[
         "train"
     ]

@@ -39,6 +39,7 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("how it learns", _learns(recipe)),
         ("sites", _sites(recipe)),
         ("what images become", _contract(locked)),
+        *((("what of your table is used", _table(recipe)),) if recipe.inputs.columns else ()),
         ("leaves at the start", _greeting(recipe)),
         ("leaves each round", _leaves(locked)),
         (
@@ -176,6 +177,26 @@ def _task(locked: locked_recipe.LockedRecipe) -> str:
     else:
         what = f"{len(names)} {'grades, the lowest first' if target.kind == 'ordinal' else 'classes'}: {listed}"
     return f"{recipe.task.kind} of {what}"
+
+
+def _table(recipe: schema.Recipe) -> str:
+    """Columns, how they are standardised, and that no value of them leaves."""
+    chosen = recipe.inputs
+    units = [f" {unit}" if unit else "" for unit in chosen.units or ("",) * len(chosen.numbers)]
+    numbers = [
+        f"{name} ({low:g} to {high:g}{unit})"
+        for name, (low, high), unit in zip(chosen.numbers, chosen.ranges, units, strict=True)
+    ]
+    words = [f"{name} ({', '.join(chosen.categories[name])})" for name in sorted(chosen.categories)]
+    kept = (
+        ""
+        if recipe.privacy.mechanism != privacy.NO_MECHANISM
+        else ("; the head learns from them, and with few patients an update can tell of single values")
+    )
+    return (
+        f"columns {', '.join((*numbers, *words))}, beside each image or case; standardised by public numbers of the "
+        f"recipe; no value and no mean of them leaves{kept}"
+    )
 
 
 def _backbone(locked: locked_recipe.LockedRecipe) -> str:

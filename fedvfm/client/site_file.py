@@ -210,7 +210,7 @@ def hospital(
     faults = labels.faults(recipe, source.info)
     if faults:
         raise errors.ConfigError("recipe and data", faults)
-    source = partial_labels.declared(bags.of(source, recipe), site.labelled, recipe)
+    source = partial_labels.declared(bags.of(source, recipe, table=site.table == "given"), site.labelled, recipe)
     own = belonging(site, source.samples())
     parts = whole(site, split(site, own, source))
     _require_parts(site, own, parts)

@@ -21,6 +21,7 @@ from pydantic import Field
 from fedvfm import errors
 from fedvfm.config import base
 from fedvfm.config import batch as batch_config
+from fedvfm.config import inputs as inputs_config
 from fedvfm.config import licence as licence_config
 from fedvfm.config import policy as site_policy
 from fedvfm.config import privacy as privacy_config
@@ -493,6 +494,9 @@ class Recipe(Strict):
     """What is learned."""
     target: target_config.TargetConfig = _later(target_config.TargetConfig())
     """What a classification answers with; left out, one class. docs/targets.md explains each kind."""
+    inputs: inputs_config.InputsConfig = _later(inputs_config.InputsConfig())
+    """Columns of the hospital's table that the head sees beside the image; left out, the image alone. docs/tables.md.
+    """
     data: DataContract
     """What every site's images must become."""
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -632,6 +636,8 @@ class PartitionConfig(Strict):
     labelled: dict[Name, Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]] = _later({})
     """Virtual hospital = the classes that it labels; the others are hidden there. Needs recipe.task.partial_labels.
     Change: to try hospitals that label different classes."""
+    without_table: Annotated[tuple[Name, ...], Field(strict=False)] = _later(())
+    """Virtual hospitals that have none of the columns of recipe.inputs. Change: to try hospitals without a table."""
 
 
 class SiteSplit(Strict):
@@ -725,6 +731,9 @@ class SiteConfig(Strict):
     labelled: Annotated[tuple[Name, ...], _names()] = ()
     """The recipe's classes that are labelled in your images; empty means all. What is not labelled is then no
     background here. The coordinator is told. Change: where you label fewer classes than the recipe has."""
+    table: Literal["given", "absent"] = "given"
+    """absent: this site has none of the columns that recipe.inputs names, and takes part with its images alone. Change:
+    to absent where you have no such table; the coordinator is not told."""
     labels: dict[Name, Name] = {}
     """Your class names = the recipe's; several may become one. Change: where they differ."""
     split: SiteSplit = SiteSplit()

@@ -14,25 +14,31 @@ from pathlib import Path
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import columns, defect
+from fedvfm.data import columns, defect, input_rows
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
 LABELS_OF: Mapping[str, str] = {"case-classification": "classification"}
 """Tasks whose samples are cases -> the task that their images' labels are for."""
 
-SHARED = ("label", "values", "patient", "site", "split")
+SHARED = ("label", "values", "inputs", "patient", "site", "split")
 """What all images of a case have in common."""
 
 
-def of(source: data.Source, recipe: schema.Recipe) -> data.Source:
-    """The source as a recipe takes it: with the columns of its target, and its cases where the task is of cases.
+def of(source: data.Source, recipe: schema.Recipe, *, table: bool = True) -> data.Source:
+    """The source as a recipe takes it: with columns of its target and its inputs, and its cases where it is of them.
+
+    Args:
+        source: of images.
+        recipe: of the run.
+        table: whether the columns of ``recipe.inputs`` are read; where not, every sample is without a row.
 
     Raises:
         DataError: listing every case whose images have unlike labels, values, patients, sites or splits, and what is
             wrong with the columns.
     """
-    answered = columns.Columns(source, recipe) if recipe.target.of_columns else source
+    shown = input_rows.InputRows(source, recipe) if table and recipe.inputs.columns else source
+    answered = columns.Columns(shown, recipe) if recipe.target.of_columns else shown
     return Bags(answered) if recipe.task.kind in LABELS_OF else answered
 
 

@@ -55,14 +55,7 @@ class Columns:
         if kind == "survival":
             ranges, whole = ((0.0, math.inf), (0.0, 1.0)), (False, True)
         samples, faults = [], list[errors.Fault]()
-        # All rows have one header, but a sample that no table names has no row.
-        held = next((sorted(row) for sample in source.samples() if (row := source.row(sample))), [])
-        lost = set(names) - set(held) if source.samples() else set()
-        if lost:
-            text = f"no column {', '.join(sorted(lost))}, which recipe.data.class_names names; there are: " + (
-                ", ".join(held) or "none besides id, label, patient, split, site and case"
-            )
-            raise defect.TABLE.error(f"{source.info.name}: {text}")
+        require_columns(source, names, "recipe.data.class_names")
         for sample in source.samples():
             row = source.row(sample)
             values, wrong = _values(sample.id, row, names, ranges, whole)
@@ -100,6 +93,38 @@ class Columns:
         return self._source.read(sample)
 
 
+def require_columns(source: Tabled, names: Sequence[str], key: str, remedy: str = "") -> None:
+    """Refuse a source whose tables lack a column.
+
+    Args:
+        source: with a table.
+        names: of the columns.
+        key: of the recipe, which names them.
+        remedy: a further way out.
+
+    Raises:
+        DataError: naming the columns that are not there, and those that are.
+    """
+    # All rows have one header, but a sample that no table names has no row.
+    held = next((sorted(row) for sample in source.samples() if (row := source.row(sample))), [])
+    lost = set(names) - set(held) if source.samples() else set()
+    if lost:
+        text = f"no column {', '.join(sorted(lost))}, which {key} names; there are: " + (
+            ", ".join(held) or "none besides id, label, patient, split, site and case"
+        )
+        raise defect.TABLE.error(f"{source.info.name}: {text}{remedy}")
+
+
+def number(cell: str) -> float | None:
+    """What a cell of a column of numbers says; None where it is missing, NaN where it is no number."""
+    if cell.casefold() in MISSING:
+        return None
+    try:
+        return math.nan if "_" in cell else float(cell)  # Python alone writes 1_5 for 15
+    except ValueError:
+        return math.nan
+
+
 def require_follow_up(recipe: schema.Recipe, site: str, parts: Mapping[str, Sequence[data.Sample]]) -> None:
     """Refuse splits of which no prognosis could be scored, before the first round.
 
@@ -135,23 +160,18 @@ def _values(
     """A row's values, and a fault for each cell that is none; no cell's text is told, which may be anything."""
     values, faults = list[float | None](), list[errors.Fault]()
     for name, (low, high), yes_or_no in zip(names, ranges, whole, strict=True):
-        cell = row.get(name, "")
-        if cell.casefold() in MISSING:
-            values.append(None)
+        value = number(row.get(name, ""))
+        values.append(value)
+        if value is None:
             continue
-        try:
-            number = math.nan if "_" in cell else float(cell)  # Python alone writes 1_5 for 15
-        except ValueError:
-            number = math.nan
         where = f"sample '{sample}', column '{name}'"
-        if not math.isfinite(number):
+        if not math.isfinite(value):
             text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
             faults.append(defect.TABLE.fault(text))
-        elif yes_or_no and number not in (0.0, 1.0):
-            text = f"{where}: {number:g} is neither 0 nor 1; it is there (1) or not (0), or empty where not known"
+        elif yes_or_no and value not in (0.0, 1.0):
+            text = f"{where}: {value:g} is neither 0 nor 1; it is there (1) or not (0), or empty where not known"
             faults.append(defect.COLUMN_RANGE.fault(text))
-        elif not low <= number <= high:
-            text = f"{where}: {number:g} lies outside of {low:g} to {high:g} (recipe.target); check its unit"
+        elif not low <= value <= high:
+            text = f"{where}: {value:g} lies outside of {low:g} to {high:g} (recipe.target); check its unit"
             faults.append(defect.COLUMN_RANGE.fault(text))
-        values.append(number)
     return tuple(values), faults

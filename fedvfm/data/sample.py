@@ -46,6 +46,8 @@ class Sample:
             are.
         values: of the columns that a recipe's target names, in their order, None where one is missing; empty where it
             names none.
+        inputs: of the columns that ``recipe.inputs`` names, in their order: numbers in their units, words by their
+            number, None where one is missing; empty where the sample has no row, or no table is an input.
         labelled: numbers of the recipe's classes that were labelled in it; empty where all were. What was not is no
             background (:mod:`fedvfm.data.partial_labels`).
     """
@@ -59,6 +61,7 @@ class Sample:
     case: str | None = None
     images: tuple[Sample, ...] = ()
     values: tuple[float | None, ...] = ()
+    inputs: tuple[float | None, ...] = ()
     labelled: tuple[int, ...] = ()
 
     @property

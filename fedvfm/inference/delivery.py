@@ -26,7 +26,8 @@ class Deliverable(nn.Module):
 
     One that needs prompts is told the same box for every class: enough to check that two models compute the same.
 
-    Shapes: image (B, 3, h, w) in [0, 1] -> logits (B, K, h, w) in segmentation, (B, K) in classification.
+    Shapes: image (B, 3, h, w) in [0, 1], rows of the table (B, C) where the recipe takes one -> logits (B, K, h, w) in
+        segmentation, (B, K) in classification.
     """
 
     mean: Tensor
@@ -39,11 +40,11 @@ class Deliverable(nn.Module):
         self.register_buffer("mean", torch.tensor(contract.mean).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(contract.std).reshape(1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, table: Tensor | None = None) -> Tensor:
         """See the class."""
         told = (_middle_box(image),) * (len(self.model.recipe.data.class_names) - 1)
         prompts = told if self.model.recipe.task.oracle else None
-        result: Tensor = self.model((image - self.mean) / self.std, None, prompts)
+        result: Tensor = self.model((image - self.mean) / self.std, None, prompts, None, table)
         return result
 
 
@@ -94,6 +95,22 @@ def example(model: adapted_model.AdaptedModel, batch: int = 2) -> Tensor:
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.random((batch, 3, 8, 8), dtype=np.float32)).to(model.device)
     return nn.functional.interpolate(coarse, model.recipe.data.input_size, mode="bilinear", align_corners=False)
+
+
+def example_rows(model: adapted_model.AdaptedModel, batch: int = 2) -> tuple[Tensor, ...]:
+    """Rows of the table, the same every time, some values missing; nothing where the recipe takes no table.
+
+    Shapes: (batch, C).
+    """
+    chosen, rng = model.recipe.inputs, np.random.default_rng(1)
+    if not chosen.columns:
+        return ()
+    spread = zip(chosen.centres, chosen.scales, strict=True)
+    numbers = [centre + scale * rng.standard_normal(batch) for centre, scale in spread]
+    words = [rng.integers(0, len(chosen.categories[name]), batch) for name in sorted(chosen.categories)]
+    rows = np.stack([*numbers, *words], axis=1).astype(np.float32)
+    rows[rng.random(rows.shape) < 0.25] = np.nan
+    return (torch.from_numpy(rows).to(model.device),)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -149,6 +166,40 @@ def require_images(model: adapted_model.AdaptedModel, what: str) -> None:
                 "the head"
             ],
         )
+
+
+def require_tableless(model: adapted_model.AdaptedModel, what: str) -> None:
+    """Refuse adapters that take a row of a table beside the image, where only images can be given.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    if model.recipe.inputs.columns:
+        raise errors.ConfigError(
+            what,
+            [
+                f"this adapter takes a table beside the image (recipe.inputs: {', '.join(model.recipe.inputs.columns)})"
+                ", which this does not hold. Use 'fedvfm predict --table', or export --format onnx: its graph has an "
+                "input for the table"
+            ],
+        )
+
+
+def table_lines(model: adapted_model.AdaptedModel) -> list[str]:
+    """Lines of a card: the columns of the table in their order; none where the recipe takes no table."""
+    chosen = model.recipe.inputs
+    units = chosen.units or ("",) * len(chosen.numbers)
+    lines = [
+        f"  - `{name}`: a number from {low:g} to {high:g}{f' {unit}' if unit else ''}"
+        for name, (low, high), unit in zip(chosen.numbers, chosen.ranges, units, strict=True)
+    ]
+    return [
+        *lines,
+        *(
+            f"  - `{name}`: " + ", ".join(f"{at} for {word}" for at, word in enumerate(chosen.categories[name]))
+            for name in sorted(chosen.categories)
+        ),
+    ]
 
 
 def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:

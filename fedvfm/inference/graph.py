@@ -25,6 +25,8 @@ from fedvfm.storage import storage
 FILE = sessions.FILE
 NEEDED = ("onnx", "onnxscript")
 OPSET = 20
+NAMES = ("image", "table")
+"""Inputs of the graph; the second one where the recipe takes a table beside the image."""
 INT8 = {"fedvfm.weights": "int8"}
 FURTHEST = 0.25
 """In units of the largest logit: a graph in 8 bits that is further off is refused."""
@@ -81,10 +83,10 @@ def write_int8(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -
     with tempfile.TemporaryDirectory(prefix="fedvfm-onnx-") as beside:
         facts = write(model, adapter, Path(beside))
         _quantise(Path(beside) / FILE, folder / FILE)
-    image = delivery.example(model, 1 if facts["batch"] == 1 else 2)
+    given = _given(model, 1 if facts["batch"] == 1 else 2)
     with torch.no_grad():
-        expected = delivery.Deliverable(delivery.exact(model)).eval()(image)
-    by, found = _run(folder / FILE, image)
+        expected = delivery.Deliverable(delivery.exact(model)).eval()(*given)
+    by, found = _run(folder / FILE, given)
     off = delivery.require_same("the ONNX graph in 8 bits", found, expected, FURTHEST)
     same = float((found.argmax(dim=1) == expected.argmax(dim=1)).float().mean())
     batch = None if facts["batch"] == "free" else int(facts["batch"])
@@ -126,10 +128,10 @@ def _check(
     """
     by, worst = "", 0.0
     for batch in batches:
-        image = delivery.example(model, batch)
+        given = _given(model, batch)
         with torch.no_grad():
-            expected = plain(image)
-        by, found = _run(path, image)
+            expected = plain(*given)
+        by, found = _run(path, given)
         worst = max(worst, delivery.require_same("the ONNX graph", found, expected))
     return by, worst
 
@@ -137,13 +139,19 @@ def _check(
 def _graph(plain: delivery.Deliverable, model: adapted_model.AdaptedModel) -> tuple[Any, int | None]:
     """The exported program, and its fixed batch size or None."""
     with contextlib.suppress(Exception):  # the exporter raises whatever the traced code raises
-        program = _exported(plain, delivery.example(model, 2), ({0: torch.export.Dim.DYNAMIC},))
+        given = _given(model, 2)
+        program = _exported(plain, given, ({0: torch.export.Dim.DYNAMIC},) * len(given))
         if not isinstance(program.model.graph.inputs[0].shape[0], int):
             return program, None
     try:
-        return _exported(plain, delivery.example(model, 1), None), 1
+        return _exported(plain, _given(model, 1), None), 1
     except Exception as error:
         raise _inexpressible(model, error) from error
+
+
+def _given(model: adapted_model.AdaptedModel, batch: int) -> tuple[Tensor, ...]:
+    """An image, and a row of the table where the recipe takes one, so many times."""
+    return (delivery.example(model, batch), *delivery.example_rows(model, batch))
 
 
 def save(
@@ -208,12 +216,12 @@ def outputs(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(value)) for value in computed]
 
 
-def _exported(plain: delivery.Deliverable, image: Tensor, dimensions: Any) -> Any:
+def _exported(plain: delivery.Deliverable, given: tuple[Tensor, ...], dimensions: Any) -> Any:
     with _quiet(), torch.no_grad():
         return torch.onnx.export(
             plain,
-            (image,),
-            input_names=["image"],
+            given,
+            input_names=list(NAMES[: len(given)]),
             output_names=["logits"],
             dynamic_shapes=dimensions,
             opset_version=OPSET,
@@ -222,10 +230,10 @@ def _exported(plain: delivery.Deliverable, image: Tensor, dimensions: Any) -> An
         )
 
 
-def _run(path: Path, image: Tensor) -> tuple[str, Tensor]:
+def _run(path: Path, given: tuple[Tensor, ...]) -> tuple[str, Tensor]:
     """(what ran it, logits): onnxruntime where it is installed, else ONNX's own slow reference."""
     by = "onnxruntime" if importlib.util.find_spec("onnxruntime") is not None else "onnx.reference"
-    return by, outputs(path, {"image": image})[0]
+    return by, outputs(path, dict(zip(NAMES, given, strict=False)))[0]
 
 
 def _facts(model: adapted_model.AdaptedModel) -> dict[str, str]:
@@ -262,13 +270,17 @@ def _card(
     classes = model.task.width
     size = "B" if batch is None else str(batch)
     shape = f"({size}, {classes}, {height}, {width})" if delivery.dense(model) else f"({size}, {classes})"
+    columns = model.recipe.inputs.columns
+    table = ', "table": table' if columns else ""
     usage = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{FILE}")',
-        '(logits,) = session.run(["logits"], {"image": image})',
+        f'(logits,) = session.run(["logits"], {{"image": image{table}}})',
     ]
     facts = [
         f"- `image`: float32 ({size}, 3, {height}, {width}), prepared as below; the graph itself normalises",
+        *([f"- `table`: float32 ({size}, {len(columns)}), NaN where a value is missing"] if columns else []),
+        *delivery.table_lines(model),
         f"- `logits`: float32 {shape}{delivery.what_comes_out(model)}",
         f"- checked with {by}: off by {off:.1g} of the largest logit"
         + ("" if int8 is None else f"; weights in 8 bits, {int8:.2%} of the classes of drawn images are the same"),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from fedvfm import errors
-from fedvfm.data import defect, formats
+from fedvfm.config import inputs as config
+from fedvfm.data import defect, formats, input_rows
 from fedvfm.data.sources import index, layouts
 from fedvfm.data.volumes import dicom, dicom_series, nrrd, series_selector, volumes
 
@@ -142,6 +143,41 @@ def by_table(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
     index.refuse(table, faults)
     ordered = {name: sorted(own, key=lambda item: layouts.natural(below[item.name])) for name, own in members.items()}
     return [Item(name, own[0].kind, own[0].path, parts=tuple(own)) for name, own in ordered.items()]
+
+
+def rows(
+    path: Path, items: Sequence[Item], table: Path, chosen: config.InputsConfig
+) -> tuple[dict[str, input_rows.Row], list[str]]:
+    """The row of each item of a table that the adapter takes beside the images, and names of the items without one.
+
+    Args:
+        path: the input.
+        items: what there is to predict.
+        table: with the column ``id``, the name of an input or case, of DICOM the folder or file below the input; and
+            the columns that the recipe names. Rows of others are not looked at.
+        chosen: the recipe's columns.
+
+    Raises:
+        DataError: if the table lacks a column, no row is of an input, or a cell cannot be meant.
+    """
+    listed = index.read_csv(table, ("id",))
+    index.refuse(table, index.duplicates(listed, "id"))
+    lost = [name for name in chosen.columns if name not in (listed[0] if listed else {})]
+    if lost:
+        raise defect.TABLE.error(
+            f"{table}: no column {', '.join(lost)}, which the adapter takes; add it, empty if need be"
+        )
+    cells, found, faults = {row["id"]: row for row in listed}, dict[str, input_rows.Row](), list[errors.Fault]()
+    for item in items:
+        below = os.path.relpath(item.path, path) if item.kind == "dicom" else item.name
+        row = cells.get(item.name, cells.get(below))
+        if row is not None:
+            found[item.name], wrong = input_rows.read(item.name, row, chosen)
+            faults += wrong
+    index.refuse(table, faults)
+    if items and not found:
+        raise defect.TABLE.error(f"{table}: no id is the name of an input, as '{items[0].name}' is; correct the ids")
+    return found, [item.name for item in items if not found.get(item.name)]
 
 
 def _by_study(items: Sequence[Item]) -> list[Item]:

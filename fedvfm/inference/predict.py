@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from fedvfm import errors
 from fedvfm.config import schema
+from fedvfm.data import input_rows, transforms
 from fedvfm.data import sample as samples
-from fedvfm.data import transforms
 from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import cases, layouts
 from fedvfm.data.volumes import header as headers
@@ -30,11 +31,14 @@ from fedvfm.model import adapted_model, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.storage import storage
-from fedvfm.tasks import case_heads, segmentation
+from fedvfm.tasks import case_heads, fusion, segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
 SUMMARY = "summary.json"
 MOST = 4096
+NO_TABLE = "none"
+"""What is given in place of a table where there is none."""
+WITHOUT_ROW = "no value of the table beside the image is known; answered from the image alone"
 HEAVIEST = 3
 """Images of a case that ``overlays`` shows: those that its answer rests on most."""
 
@@ -52,6 +56,7 @@ def predict(
     series: str = "",
     channels: str = "",
     cases: str | os.PathLike[str] | None = None,
+    table: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -73,6 +78,8 @@ def predict(
         channels: "0,1,3": which files of a case (``CASE_0000.*``, ...) are the model's channels, in its order; left out
             they must be exactly those the model takes.
         cases: a table that says which inputs are one case; see :func:`fedvfm.inference.inputs.by_table`.
+        table: with the columns that the adapter takes beside the images; see :func:`fedvfm.inference.inputs.rows`. Of
+            such an adapter it must be given; :data:`NO_TABLE` answers without it.
         device: where to compute: cpu, cuda, cuda:N, mps or auto.
         batch: how many images, slices or windows of one size are computed at a time; 0: one on a CPU, more on a GPU.
         graph: folder of an ONNX export of this adapter, which onnxruntime computes in place of torch, on the CPU.
@@ -95,6 +102,7 @@ def predict(
         series=series,
         channels=channels,
         cases=cases,
+        table=table,
         device=device,
         batch=batch,
         graph=graph,
@@ -132,6 +140,7 @@ def run(
     series: str = "",
     channels: str = "",
     cases: str | os.PathLike[str] | None = None,
+    table: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -163,8 +172,12 @@ def run(
     asked = [item for item in found if item.name not in skipped]
     joined = grouping.join(asked, model.recipe.data.channels, chosen, alone=source.is_file())
     items = _together(model, source, joined.items, cases)
+    beside, rowless = _beside(model, source, items, table)
     session = None if graph is None else sessions.Session(Path(graph), model)
-    predictor = Predictor(model, folder, form, overlays, observer, series=series, batch=batch, session=session)
+    predictor = Predictor(
+        model, folder, form, overlays, observer, series=series, batch=batch, session=session, rows=beside
+    )
+    predictor.notes |= {WITHOUT_ROW: rowless} if rowless else {}
     rows, failed, full = _each(predictor, items)
     summary = {
         "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe_hash},
@@ -199,6 +212,35 @@ def _together(
     if cases is not None:
         return inputs.by_table(source, items, Path(cases))
     return inputs.by_case(source, items) if model.task.bags else items
+
+
+def _beside(
+    model: adapted_model.AdaptedModel,
+    source: Path,
+    items: Sequence[inputs.Item],
+    table: str | os.PathLike[str] | None,
+) -> tuple[dict[str, input_rows.Row], list[str]]:
+    """Rows of the table by the names of their items, and the names of items without one.
+
+    Raises:
+        ConfigError: for a table that this adapter does not take, and for none where it takes one.
+    """
+    columns = model.recipe.inputs.columns
+    if not columns:
+        if table is not None:
+            raise errors.ConfigError("--table", ["this adapter takes no table beside the image; leave it out"])
+        return {}, []
+    if table is None:
+        raise errors.ConfigError(
+            "--table",
+            [
+                f"this adapter takes a table beside the image, with the columns {', '.join(columns)}; give it, or "
+                f"--table {NO_TABLE} to answer from the images alone"
+            ],
+        )
+    if str(table) == NO_TABLE:
+        return {}, [item.name for item in items]
+    return inputs.rows(source, items, Path(table), model.recipe.inputs)
 
 
 def _each(
@@ -270,6 +312,7 @@ class Predictor:
         series: which series of a DICOM folder, see :func:`predict`.
         batch: images, slices or windows at a time; 0 for what fits the device.
         session: computes in place of the model.
+        rows: of the table beside the images, by the names of the items.
 
     Attributes:
         notes: what reading left in doubt, one sentence each -> the inputs it is said of.
@@ -286,6 +329,7 @@ class Predictor:
         series: str = "",
         batch: int = 0,
         session: sessions.Session | None = None,
+        rows: Mapping[str, input_rows.Row] | None = None,
     ) -> None:
         self.model, self.form, self.overlays, self.observer = model, form, overlays, observer
         self.place = results.Place(folder)
@@ -294,11 +338,16 @@ class Predictor:
         self.notes: dict[str, list[str]] = {}
         self.model.eval()
         self.batch = batch or sliding_window.batch_of(model)
-        self._run = sliding_window.alone(model) if session is None else session.run
+        self._run: sliding_window.WithRows = sliding_window.alone(model) if session is None else session.run
+        self._rows = rows or {}
         self._ready: dict[str, tuple[samples.Pixels, Tensor]] = {}
 
-    def logits(self, shown: Sequence[samples.Pixels]) -> list[Tensor]:
+    def logits(self, shown: Sequence[samples.Pixels], names: Sequence[str]) -> list[Tensor]:
         """Logits of images or slices, computed as in evaluation.
+
+        Args:
+            shown: their pixels.
+            names: of the items that each is of.
 
         Shapes: pixels.image (1 or 3, H, W) -> (K, h, w) in segmentation, (K,) in classification.
 
@@ -308,12 +357,18 @@ class Predictor:
         contract, patch = self.model.recipe.data, self.model.backbone.patch
         ready = [transforms.prepare(one, contract, len(contract.class_names), multiple=patch).image for one in shown]
         try:
-            return list(sliding_window.many(self.model, ready, self._run, self.batch))
+            table = self._table(names)
+            run = self._run if table is None else functools.partial(self._run, table=table)
+            return list(sliding_window.many(self.model, ready, run, self.batch))
         except torch.OutOfMemoryError:
             height, width = max(image.shape[1:] for image in ready)
             raise errors.DataError(
                 f"{height} x {width} pixels do not fit into the memory of {self.model.device}; use --device cpu"
             ) from None
+
+    def _table(self, names: Sequence[str]) -> Tensor | None:
+        """Rows of items; None where the adapter takes no table. Shapes: (B, C)."""
+        return fusion.stacked([self._rows.get(name, ()) for name in names], self.model.recipe.inputs)
 
     def ahead(self, items: Sequence[inputs.Item]) -> None:
         """Compute pictures together that come next; whatever fails is left to :meth:`item`, which says why."""
@@ -331,7 +386,9 @@ class Predictor:
                 shown[item.name] = self._read(item)
         with contextlib.suppress(Exception):
             self._ready = dict(
-                zip(shown, zip(shown.values(), self.logits(list(shown.values())), strict=True), strict=True)
+                zip(
+                    shown, zip(shown.values(), self.logits(list(shown.values()), list(shown)), strict=True), strict=True
+                )
             )
 
     def discard(self) -> None:
@@ -378,8 +435,10 @@ class Predictor:
             names += [name for name, _ in some]
             vectors.append(self.vectors([pixels for _, pixels in some]))
         whole = case_heads.Parts((tuple(range(len(names))),), torch.cat(vectors).to(self.model.device))
+        table = self._table([item.name])
+        table = None if table is None else table.to(self.model.device)
         with torch.no_grad():
-            (values,) = self.model(torch.empty(0), None, None, whole).float().cpu()
+            (values,) = self.model(torch.empty(0), None, None, whole, table).float().cpu()
         weights = [float(weight) for weight in self.model.attention(whole)]
         if self.overlays:
             # Read a second time: of a case with thousands of images none but these is held.
@@ -436,7 +495,7 @@ class Predictor:
 
     def _alone(self, item: inputs.Item) -> tuple[samples.Pixels, Tensor]:
         pixels = self._read(item)
-        (found,) = self.logits([pixels])
+        (found,) = self.logits([pixels], [item.name])
         return pixels, found
 
     def _read(self, item: inputs.Item) -> samples.Pixels:
@@ -484,15 +543,17 @@ class Predictor:
 
     def _classes(self, item: inputs.Item, header: headers.Header, shown: Shown) -> list[dict[str, Any]]:
         """A row for every slice, and before them one of the volume, as it is scored: the mean of its slices."""
-        found = [(name, self.model.task.answers(values)) for _, name, _, values in self._computed(shown)]
+        found = [(name, self.model.task.answers(values)) for _, name, _, values in self._computed(shown, item.name)]
         whole = slices.part_of(header, item.name, 0, self.view) is not None
         mean = [(item.name, torch.stack([chances for _, chances in found]).mean(dim=0))] if whole else []
         return [self._answer(name, chances) for name, chances in (*mean, *found)]
 
-    def _computed(self, shown: Shown) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
-        """Slices with their logits, so many at a time as are computed together."""
+    def _computed(self, shown: Shown, name: str) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
+        """Slices of one item with their logits, so many at a time as are computed together."""
         while part := list(itertools.islice(shown, self.batch)):
-            for one, values in zip(part, self.logits([pixels for _, _, pixels in part]), strict=True):
+            for one, values in zip(
+                part, self.logits([pixels for _, _, pixels in part], [name] * len(part)), strict=True
+            ):
                 yield (*one, values)
 
     def _answer(self, name: str, answers: Tensor) -> dict[str, Any]:
@@ -507,7 +568,7 @@ class Predictor:
 
     def _volume(self, item: inputs.Item, header: headers.Header, shown: Shown, form: str) -> dict[str, Any]:
         masks = {}
-        for at, name, pixels, found in self._computed(shown):
+        for at, name, pixels, found in self._computed(shown, item.name):
             masks[at] = _mask(found, pixels)
             if self.overlays and masks[at].any():
                 self.place.overlay(name, _middle(pixels.image, self.view), masks[at])

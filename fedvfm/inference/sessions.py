@@ -76,8 +76,8 @@ class Session:
         self._most = shape[0] if isinstance(shape[0], int) else None
         self._size = tuple(shape[2:])
 
-    def run(self, parts: Sequence[sliding_window.Window]) -> Tensor:
-        """See :data:`fedvfm.model.sliding_window.Run`.
+    def run(self, parts: Sequence[sliding_window.Window], table: Tensor | None = None) -> Tensor:
+        """See :class:`fedvfm.model.sliding_window.WithRows`.
 
         Raises:
             DataError: if the windows are not of the graph's size.
@@ -87,7 +87,11 @@ class Session:
             have, takes = (" x ".join(map(str, size)) for size in (images.shape[2:], self._size))
             raise errors.DataError(f"an image of {have} pixels, and the graph takes {takes}; leave --graph out")
         most = self._most or len(images)
+        feed = {"image": images}
+        if table is not None:
+            feed["table"] = table[[part.number for part in parts]].cpu().numpy()
         found = [
-            self._session.run(["logits"], {"image": images[at : at + most]})[0] for at in range(0, len(images), most)
+            self._session.run(["logits"], {name: given[at : at + most] for name, given in feed.items()})[0]
+            for at in range(0, len(images), most)
         ]
         return torch.from_numpy(np.concatenate(found))

@@ -60,6 +60,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         faults.extend(task.faults())
         faults.extend(task.partial_faults())
         faults.extend(task.private_faults() if _bounds_units(recipe) else [])
+        faults.extend(_input_faults(recipe, task))
         faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))
         faults.extend([] if backbone is None else _prompt_faults(recipe, task, backbone))
     if backbone is not None:
@@ -105,6 +106,13 @@ def _mask_faults(recipe: schema.Recipe, task: tasks.Task, backbone: backbones.Ba
             f"trains none of the backbone's and parts is empty. Name parts: {', '.join(backbone.default_parts)}"
         )
     return found
+
+
+def _input_faults(recipe: schema.Recipe, task: tasks.Task) -> list[str]:
+    """Faults of a table beside the images."""
+    if recipe.inputs.columns and not task.tabular:
+        return [f"recipe.inputs: task '{recipe.task.kind}' takes no table beside the image; leave it out"]
+    return recipe.inputs.faults(recipe.data.class_names if recipe.target.of_columns else ())
 
 
 def _prompt_faults(recipe: schema.Recipe, task: tasks.Task, backbone: backbones.Backbone) -> list[str]:
@@ -373,22 +381,24 @@ class AdaptedModel(nn.Module):
         prefix: backbones.Prefix | None = None,
         prompts: Sequence[backbones.Prompts] | None = None,
         parts: case_heads.Parts | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Logits. ``prompts`` are one for each foreground class, where the recipe trains with prompts.
 
         Of cases ``parts`` says which images are whose: pixels are those of all of them, and not looked at where their
-        vectors are given.
+        vectors are given. ``rows`` are those of the table, where the recipe takes one (:mod:`fedvfm.tasks.fusion`).
 
         Shapes: pixels (B, 3, H, W), normalised -> (B, K, H, W) in segmentation, (B, K) in classification; of cases
-            pixels (N, 3, H, W) -> (B, K).
+            pixels (N, 3, H, W) -> (B, K); rows (B, C).
         """
+        beside = (rows,) if self.recipe.inputs.columns else ()
         if parts is not None:
-            return self._of_cases(pixels, prefix, parts)
+            return self._of_cases(pixels, prefix, parts, beside)
         if (prompts is not None) != bool(self.recipe.task.oracle):
             told = "none were" if prompts is None else "some were"
             raise ValueError(f"recipe.task.prompt = '{self.recipe.task.prompt}', but {told} given")
         with self._computing():
-            result: Tensor = self.head(self.features(pixels, prefix, prompts))
+            result: Tensor = self.head(self.features(pixels, prefix, prompts), *beside)
         return result
 
     def features(
@@ -405,10 +415,12 @@ class AdaptedModel(nn.Module):
             return self.backbone.features(pixels, self.taps, prefix)
         return self.backbone.prompted(pixels, self.taps, prefix, prompts)
 
-    def _of_cases(self, pixels: Tensor, prefix: backbones.Prefix | None, parts: case_heads.Parts) -> Tensor:
+    def _of_cases(
+        self, pixels: Tensor, prefix: backbones.Prefix | None, parts: case_heads.Parts, beside: Sequence[Tensor | None]
+    ) -> Tensor:
         vectors = self.vectors(pixels, prefix) if parts.vectors is None else parts.vectors
         with self._computing():
-            result: Tensor = self.head(case_heads.bags(vectors, parts.places))
+            result: Tensor = self.head(case_heads.bags(vectors, parts.places), *beside)
         return result
 
     def vectors(self, pixels: Tensor, prefix: backbones.Prefix | None = None) -> Tensor:

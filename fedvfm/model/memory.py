@@ -213,13 +213,16 @@ def _saved(model: adapted_model.AdaptedModel, pixels: Tensor) -> tuple[int, int,
         if model.recipe.task.oracle:
             raise NotImplementedError("prompts have values, not shapes alone")
         features = model.features(pixels, prefix)
+        count = len(pixels) // (images_a_sample(model) if model.task.bags else 1)
+        columns = len(model.recipe.inputs.columns)
+        rows = (torch.empty(count, columns, device="meta"),) if columns else ()
         blocks = sum(storage.nbytes() for storage in storages.values())
         if model.task.bags:
             images = images_a_sample(model)
-            places = [range(images)] * (len(pixels) // images)
-            logits = model.head(case_heads.bags(features.pooled.float(), places))
+            places = [range(images)] * count
+            logits = model.head(case_heads.bags(features.pooled.float(), places), *rows)
         else:
-            logits = model.head(features)
+            logits = model.head(features, *rows)
     sizes = [storage.nbytes() for storage in storages.values()]
     # The loss keeps probabilities, their logarithms and the truth.
     lost = 4 * logits.numel() * logits.element_size()

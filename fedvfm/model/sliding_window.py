@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -42,6 +43,14 @@ class Window:
 
 Run = Callable[[Sequence[Window]], Tensor]
 """Windows of one shape -> logits (B, K, h, w) or (B, K) as float32 on the CPU."""
+
+
+class WithRows(Protocol):
+    """A :data:`Run` that takes the rows of a table too, of each image one."""
+
+    def __call__(self, windows: Sequence[Window], /, table: Tensor | None = None) -> Tensor:
+        """Shapes: table (number of images, C)."""
+        ...
 
 
 def logits(model: adapted_model.AdaptedModel, image: transforms.Image, run: Run) -> Tensor:
@@ -172,13 +181,17 @@ def tiling(model: adapted_model.AdaptedModel, size: tuple[int, int]) -> tuple[tu
     return window, len(_corners(size, window))
 
 
-def alone(model: adapted_model.AdaptedModel) -> Run:
-    """The run of images that are seen once: nothing is kept of them."""
+def alone(model: adapted_model.AdaptedModel) -> WithRows:
+    """The run of images that are seen once: nothing is kept of them.
 
-    def run(windows: Sequence[Window]) -> Tensor:
+    Where the recipe has inputs, it takes their rows.
+    """
+
+    def run(windows: Sequence[Window], table: Tensor | None = None) -> Tensor:
         images = np.stack([window.image for window in windows])
         pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
-        result: Tensor = model(pixels).float().cpu()
+        rows = None if table is None else table[[window.number for window in windows]].to(model.device)
+        result: Tensor = model(pixels, rows=rows).float().cpu()
         return result
 
     return run

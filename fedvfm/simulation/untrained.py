@@ -105,8 +105,8 @@ def _probe(
 class _Pooled(nn.Module):
     """A head that gives what a linear head would be given."""
 
-    def forward(self, features: backbones.Features) -> torch.Tensor:
-        """Shapes: (B, D)."""
+    def forward(self, features: backbones.Features, *rows: torch.Tensor | None) -> torch.Tensor:
+        """Shapes: (B, D); rows of a table are not looked at."""
         return features.pooled
 
 

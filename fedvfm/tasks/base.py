@@ -30,6 +30,7 @@ class Task:
         masks: whether the head takes the masks of a mask decoder.
         bags: whether a sample is a case of many images (:mod:`fedvfm.data.bags`); such a task is a
             :class:`fedvfm.tasks.case_classification.CaseClassification`.
+        tabular: whether its heads take a row of the hospital's table (``recipe.inputs``).
         partial_labels: whether loss and scores take which classes are labelled (:mod:`fedvfm.data.partial_labels`).
         known_options: keys of ``recipe.task.options`` that the task reads; others are refused.
     """
@@ -39,6 +40,7 @@ class Task:
     grids: int = 1
     masks: bool = False
     bags: ClassVar[bool] = False
+    tabular: ClassVar[bool] = False
     partial_labels: ClassVar[bool] = False
 
     def __init__(self, recipe: schema.Recipe) -> None:

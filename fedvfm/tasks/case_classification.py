@@ -13,7 +13,7 @@ from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
 from fedvfm.data import defect, transforms
 from fedvfm.data import sample as samples
-from fedvfm.tasks import case_heads, classification
+from fedvfm.tasks import case_heads, classification, fusion
 
 DEFAULT_HEAD = "attention-mil"
 DEFAULT_PARTS, MOST_PARTS = 64, 4096
@@ -80,7 +80,8 @@ class CaseClassification(classification.Classification):
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
         """See base."""
-        return self.answer.head(case_heads.TABLE.get(self._head)(backbone.width, self.answer.outputs, self._layers))
+        joined, chosen = fusion.argument(backbone.width, self.recipe.inputs), case_heads.TABLE.get(self._head)
+        return self.answer.head(chosen(backbone.width, self.answer.outputs, self._layers, **joined))
 
     def score(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import registry
+from fedvfm.tasks import fusion as fusions
 
 TABLE = registry.Table(
     "head of cases",
@@ -78,17 +79,25 @@ class CaseHead(nn.Module):
         width: of the vectors, D.
         classes: K.
         layers: of a transformer; the others have none.
+        fusion: of the case's vector with its row of the table, where the recipe takes one.
     """
 
     layered = False
 
-    def __init__(self, width: int, classes: int, layers: int = 1) -> None:
+    def __init__(self, width: int, classes: int, layers: int = 1, fusion: fusions.Fusion | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.classify = nn.Linear(width, classes)
+        self.classify = nn.Linear(width if fusion is None else fusion.width, classes)
+        self.fusion = fusion
 
-    def forward(self, cases: Bags) -> Tensor:
-        """Logits. Shapes: (B, K)."""
+    def forward(self, cases: Bags, rows: Tensor | None = None) -> Tensor:
+        """Logits. Shapes: rows (B, C) as :class:`fedvfm.tasks.fusion.Fusion` takes them -> (B, K)."""
+        pooled = self.pooled(cases)
+        result: Tensor = self.classify(pooled if self.fusion is None else self.fusion(pooled, rows))
+        return result
+
+    def pooled(self, cases: Bags) -> Tensor:
+        """One vector a case. Shapes: (B, D)."""
         raise NotImplementedError
 
     def weights(self, cases: Bags) -> Tensor:
@@ -102,11 +111,10 @@ class Mean(CaseHead):
     Shapes: vectors (B, S, D) -> (B, K).
     """
 
-    def forward(self, cases: Bags) -> Tensor:
-        """See the class."""
-        rows = self.norm(cases.vectors) * self.weights(cases)[..., None]
-        result: Tensor = self.classify(rows.sum(dim=1))
-        return result
+    def pooled(self, cases: Bags) -> Tensor:
+        """See CaseHead."""
+        rows: Tensor = self.norm(cases.vectors) * self.weights(cases)[..., None]
+        return rows.sum(dim=1)
 
     def weights(self, cases: Bags) -> Tensor:
         """See CaseHead."""
@@ -122,10 +130,9 @@ class Maximum(CaseHead):
     Shapes: vectors (B, S, D) -> (B, K).
     """
 
-    def forward(self, cases: Bags) -> Tensor:
-        """See the class."""
-        result: Tensor = self.classify(self._rows(cases).amax(dim=1))
-        return result
+    def pooled(self, cases: Bags) -> Tensor:
+        """See CaseHead."""
+        return self._rows(cases).amax(dim=1)
 
     def _rows(self, cases: Bags) -> Tensor:
         rows: Tensor = self.norm(cases.vectors)
@@ -147,17 +154,16 @@ class AttentionMil(CaseHead):
     Source: Ilse, Tomczak and Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018, eqs. (7) and (9).
     """
 
-    def __init__(self, width: int, classes: int, layers: int = 1) -> None:
-        super().__init__(width, classes)
+    def __init__(self, width: int, classes: int, layers: int = 1, fusion: fusions.Fusion | None = None) -> None:
+        super().__init__(width, classes, fusion=fusion)
         self.tanh = nn.Linear(width, INNER)
         self.gate = nn.Linear(width, INNER)
         self.score = nn.Linear(INNER, 1, bias=False)
 
-    def forward(self, cases: Bags) -> Tensor:
-        """See the class."""
-        rows = self.norm(cases.vectors)
-        result: Tensor = self.classify((rows * self._weights(rows, cases.present)[..., None]).sum(dim=1))
-        return result
+    def pooled(self, cases: Bags) -> Tensor:
+        """See CaseHead."""
+        rows: Tensor = self.norm(cases.vectors)
+        return (rows * self._weights(rows, cases.present)[..., None]).sum(dim=1)
 
     def weights(self, cases: Bags) -> Tensor:
         """See CaseHead."""
@@ -183,18 +189,18 @@ class SliceTransformer(CaseHead):
 
     layered = True
 
-    def __init__(self, width: int, classes: int, layers: int = 1) -> None:
-        super().__init__(width, classes)
+    def __init__(self, width: int, classes: int, layers: int = 1, fusion: fusions.Fusion | None = None) -> None:
+        super().__init__(width, classes, fusion=fusion)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.trunc_normal_(self.token, std=0.02)
         self.enter = nn.LayerNorm(width)
         self.layers = nn.ModuleList([_Layer(width) for _ in range(layers)])
 
-    def forward(self, cases: Bags) -> Tensor:
-        """See the class."""
+    def pooled(self, cases: Bags) -> Tensor:
+        """See CaseHead."""
         hidden, _ = self._run(cases)
-        result: Tensor = self.classify(self.norm(hidden[:, 0]))
-        return result
+        rows: Tensor = self.norm(hidden[:, 0])
+        return rows
 
     def weights(self, cases: Bags) -> Tensor:
         """See CaseHead."""

@@ -14,7 +14,7 @@ from fedvfm.backbones import base as backbones
 from fedvfm.config import privacy, schema
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
-from fedvfm.tasks import base, heads, metrics, targets
+from fedvfm.tasks import base, fusion, heads, metrics, targets
 
 SAMPLING = ("uniform", "balanced")
 """How an epoch draws: every sample once, or every class that the site has equally often."""
@@ -35,6 +35,7 @@ class Classification(base.Task):
     """
 
     known_options: ClassVar[tuple[str, ...]] = ("sampling",)
+    tabular: ClassVar[bool] = True
     partial_labels: ClassVar[bool] = True
 
     def __init__(self, recipe: schema.Recipe) -> None:
@@ -87,7 +88,8 @@ class Classification(base.Task):
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
         """See base."""
-        return self.answer.head(heads.TABLE.get(self._head)(backbone.width, self.answer.outputs))
+        joined = fusion.argument(backbone.width, self.recipe.inputs)
+        return self.answer.head(heads.TABLE.get(self._head)(backbone.width, self.answer.outputs, **joined))
 
     def target(self, prepared: transforms.Prepared, truth: samples.Truth) -> Any:
         """See base."""

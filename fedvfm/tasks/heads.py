@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedvfm import registry
 from fedvfm.backbones import base
+from fedvfm.tasks import fusion as fusions
 
 TABLE = registry.Table(
     "head",
@@ -26,21 +27,23 @@ TABLE = registry.Table(
 
 
 class Linear(nn.Module):
-    """Layer norm and one linear layer on the pooled vector.
+    """Layer norm and one linear layer on the pooled vector, joined with a row of the table where there is one.
 
-    Shapes: pooled (B, D) -> (B, K).
+    Shapes: pooled (B, D), rows (B, C) -> (B, K).
     """
 
     grids = 1
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, fusion: fusions.Fusion | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.classify = nn.Linear(width, classes)
+        self.classify = nn.Linear(width if fusion is None else fusion.width, classes)
+        self.fusion = fusion
 
-    def forward(self, features: base.Features) -> Tensor:
+    def forward(self, features: base.Features, rows: Tensor | None = None) -> Tensor:
         """See the class."""
-        result: Tensor = self.classify(self.norm(features.pooled))
+        pooled = self.norm(features.pooled)
+        result: Tensor = self.classify(pooled if self.fusion is None else self.fusion(pooled, rows))
         return result
 
 

@@ -385,18 +385,18 @@ class Affine(_Around):
         super().__init__(inner)
         self._scale, self._shift = tuple(scale), tuple(shift)
 
-    def forward(self, given: Any) -> Tensor:
+    def forward(self, given: Any, *rows: Tensor | None) -> Tensor:
         """See the class."""
-        numbers: Tensor = self.inner(given).float()
+        numbers: Tensor = self.inner(given, *rows).float()
         return numbers * numbers.new_tensor(self._scale) + numbers.new_tensor(self._shift)
 
 
 class Ladder(_Around):
     """From K - 1 chances of going on to the logarithms of the chances of K grades. Shapes: (B, K - 1) -> (B, K)."""
 
-    def forward(self, given: Any) -> Tensor:
+    def forward(self, given: Any, *rows: Tensor | None) -> Tensor:
         """See the class."""
-        numbers = self.inner(given).float()
+        numbers = self.inner(given, *rows).float()
         on, stay = -nn.functional.softplus(-numbers), -nn.functional.softplus(numbers)
         reached = torch.cumsum(torch.cat([torch.zeros_like(on[:, :1]), on], dim=1), dim=1)
         return reached + torch.cat([stay, torch.zeros_like(stay[:, :1])], dim=1)

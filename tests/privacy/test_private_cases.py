@@ -107,6 +107,37 @@ def test_of_every_target_one_case_moves_the_sum_by_at_most_the_clip(tiny_dino: P
     assert float(sizes.max()) > CLIP, "the clip is reached, or nothing was shown"
 
 
+@dataclass(frozen=True)
+class Tabled(Cases):
+    """The same with a row of a table each; the first one's lies far outside of the others'."""
+
+    @property
+    def train(self) -> tuple[samples.Sample, ...]:
+        rows = [(1e4, 1.0), (None, 0.0), (), (61.0, None)]
+        return tuple(dataclasses.replace(case, inputs=row) for case, row in zip(super().train, rows, strict=True))
+
+
+@pytest.mark.parametrize("fusion", ["concat", "film"])
+@pytest.mark.parametrize("head", ["attention-mil", "mst"])
+def test_with_a_table_one_case_moves_the_sum_by_at_most_the_clip(tiny_dino: Path, head: str, fusion: str) -> None:
+    """Its row is of the case: whatever stands in it, and whether it is hidden, one gradient is clipped."""
+    hospital = Tabled(side=28)
+    site = sites.Site(hospital.name, hospital, simulated=True)  # type: ignore[arg-type]
+    inputs = {"numbers": ["crp"], "ranges": [[0, 2e4]], "centres": [60], "scales": [10], "fusion": fusion}
+    inputs |= {"categories": {"sex": ["F", "M"]}, "dropout": 0.5}
+    values = {**_recipe(tiny_dino, head, {"kind": "head-only"}).model_dump(mode="json"), "inputs": inputs}
+    model = images.moved(schema.parse(schema.Recipe, values, "recipe"))
+    with images.steps(model, site) as (opened, what):
+        units = dp_trainer.units_of(model, site)
+        whole, less = opened.clipped(units, what.losses), opened.clipped(units[1:], what.losses)
+        rows = images.plain_rows(model, what, [unit[0] for unit in units])
+    assert 0 < float(torch.linalg.vector_norm(whole - less)) <= CLIP * (1 + 1e-4)
+    sizes = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    expected = (rows * torch.clamp(CLIP / sizes, max=1.0)).sum(dim=0)
+    assert torch.allclose(whole.float(), expected, atol=CLIP * 1e-3)
+    assert float(sizes.max()) > CLIP, "the clip is reached, or nothing was shown"
+
+
 def test_a_patient_of_several_cases_counts_once(tiny_dino: Path) -> None:
     hospital = Cases(side=28, each=2)
     site = sites.Site(hospital.name, hospital, simulated=True)  # type: ignore[arg-type]

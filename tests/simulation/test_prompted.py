@@ -89,7 +89,7 @@ def test_a_class_is_the_stock_models_mask_for_its_box(sam_folders: dict[str, Pat
     side = 56 if family == "sam3" else 64
     model = adapted_model.AdaptedModel(recipe(sam_folders[family], size=side)).eval()
     model.write(model.initial())
-    pixels, prefix, prompts, _ = sites.collate([told(model, site(), 0)], model)
+    pixels, prefix, prompts, *_ = sites.collate([told(model, site(), 0)], model)
     assert prompts is not None
     assert [bool(one.present) for one in prompts] == [True, True, False]
     logits = model(pixels, prefix, prompts)

@@ -125,7 +125,8 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
     from fedvfm.model import feature_cache
 
     raw = sources.make(job.data, task.recipe.data)
-    source = bags.of(labels.mapped(raw, job.labels, task.recipe.data.class_names), task.recipe)
+    mapped = labels.mapped(raw, job.labels, task.recipe.data.class_names)
+    source = bags.of(mapped, task.recipe, table=job.table == "given")
     source = partial_labels.declared(source, job.labelled, task.recipe)
     here = {each.id: each for each in source.samples()}
     parts: dict[str, tuple[samples.Sample, ...]] = {

@@ -126,6 +126,7 @@ class Jobs:
             data=config.data,
             labels=config.labels,
             labelled=site.labelled,
+            table=config.table,
             splits={split: tuple(each.id for each in site.split(split)) for split in ("train", "val", "test")},
             listing=spool.listing(site.hospital.splits),
             device=config.device,

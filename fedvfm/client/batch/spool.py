@@ -80,6 +80,8 @@ class Job(Part):
     """Its class names = the recipe's."""
     labelled: Annotated[tuple[base.Name, ...], Field(strict=False)] = ()
     """The recipe's classes that are labelled there; empty for all."""
+    table: Annotated[Literal["given", "absent"], Field(exclude_if=lambda said: said == "given")] = "given"
+    """Whether it has the columns of ``recipe.inputs``."""
     splits: dict[Literal["train", "val", "test"], Ids]
     """The samples of each split, in order."""
     listing: base.Sha256
@@ -136,7 +138,7 @@ Model = TypeVar("Model", bound=Part)
 
 
 def listing(splits: Mapping[str, Iterable[samples.Sample]]) -> str:
-    """sha256 of the samples of each split: ids, labels or values, who counts as one patient, what is scored as one.
+    """sha256 of the samples of each split: ids, truths, rows of inputs, who is one patient, what is scored as one.
 
     Both ends make it of what they see: a compute node where another folder, or nothing, is mounted, computes nothing.
     """
@@ -153,6 +155,8 @@ def listing(splits: Mapping[str, Iterable[samples.Sample]]) -> str:
             ]
             if each.labelled:
                 row.append(each.labelled)
+            if each.inputs:
+                row.append({"inputs": each.inputs})
             total.update((json.dumps(row) + "\n").encode())
     return total.hexdigest()
 

@@ -191,7 +191,7 @@ def _cases(made: Checked, source: samples.Source) -> samples.Source:
     if made.own.recipe is None:
         return source
     try:
-        return bags.of(source, made.own.recipe)
+        return bags.of(source, made.own.recipe, table=made.own.site.table == "given")
     except errors.DataError as error:
         made.told += [(0, defect.of(fault), fault) for fault in error.faults]
         made.findings += rules.structure([defect.of(fault) for fault in error.faults])

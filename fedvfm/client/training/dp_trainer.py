@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,9 +160,18 @@ def made(model: adapted_model.AdaptedModel) -> list[sites.Example]:
         image = _made_image(rng, contract.input_size)
         mask = transforms.resize_mask(rng.integers(0, classes, (8, 8)), contract.input_size)
         drawn = simulator.draw(mask, classes, settings, rng) if settings.oracle else None
-        sample = samples.Sample(f"made {number}", **model.task.drawn_truth(number))
+        sample = samples.Sample(f"made {number}", **_made_facts(model, number))
         found.append(sites.Example(sample, transforms.Prepared(image, mask, None, None), None, drawn))
     return found
+
+
+def _made_facts(model: adapted_model.AdaptedModel, number: int) -> dict[str, Any]:
+    """Truth and row of a made sample: the ends of each column, of which the first sample lacks the last."""
+    chosen = model.recipe.inputs
+    row: list[float | None] = [bounds[number % 2] for bounds in chosen.ranges]
+    row += [float(number % 2) for _ in chosen.categories]
+    row = [*row[:-1], None] if number == 0 and len(row) > 1 else row
+    return {**model.task.drawn_truth(number), "inputs": tuple(row)}
 
 
 def _made_image(rng: np.random.Generator, size: tuple[int, int]) -> transforms.Image:
@@ -172,12 +182,12 @@ def _made_image(rng: np.random.Generator, size: tuple[int, int]) -> transforms.I
 def _made_case(model: adapted_model.AdaptedModel, number: int) -> sites.Example:
     """A case of two or three images."""
     rng, places = seeding.stream(0, "made case", number), tuple(range(2 + number))
-    sample = samples.Sample(f"made {number}", **model.task.drawn_truth(number))
+    sample = samples.Sample(f"made {number}", **_made_facts(model, number))
     pictures = [transforms.Prepared(_made_image(rng, model.recipe.data.input_size), None, None, None) for _ in places]
     images = tuple(sites.Example(sample, picture, None) for picture in pictures)
     if not model.frozen_whole:
         return sites.Example(sample, sites.NO_IMAGE, None, images=images, places=places)
     with torch.no_grad():
-        pixels, _, _, _ = sites.collate(images, model)
+        pixels = sites.collate(images, model)[0]
         vectors = model.vectors(pixels).cpu()
     return sites.Example(sample, sites.NO_IMAGE, None, vectors=vectors, places=places)

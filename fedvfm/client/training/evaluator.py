@@ -91,7 +91,7 @@ def answer(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.
     if not sample.images:
         return logits(model, site, sample, site.whole(model, sample))
     parts = whole_case(model, site, sample)
-    result: Tensor = model(torch.empty(0), None, None, parts)[0].float().cpu()
+    result: Tensor = model(torch.empty(0), None, None, parts, sites.rows([sample], model))[0].float().cpu()
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, feature_cache, precision, sliding_window
 from fedvfm.privacy import records
 from fedvfm.state import groups, state
-from fedvfm.tasks import case_classification, case_heads
+from fedvfm.tasks import case_classification, case_heads, fusion
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Example:
             :data:`NO_IMAGE`.
         vectors: of a case what the frozen backbone makes of those images. Shapes: (S, D).
         places: of a case the places of those images in it, ascending.
+        hidden: whether it is shown without its row of the table.
     """
 
     sample: samples.Sample
@@ -49,6 +51,7 @@ class Example:
     images: tuple[Example, ...] = ()
     vectors: Tensor | None = None
     places: tuple[int, ...] = ()
+    hidden: bool = False
 
 
 NO_IMAGE = transforms.Prepared(np.zeros((3, 1, 1), dtype=np.float32), None, None, None)
@@ -144,10 +147,18 @@ class Site:
             view: number of a fixed view, or -1 for an augmentation drawn afresh under ``words``.
             words: key of the draw.
 
-        Of a case at most as many images as the task takes in a step, drawn under ``words`` too.
+        Of a case at most as many images as the task takes in a step, drawn under ``words`` too, as is whether its row
+        of the table is hidden.
         """
         if sample.images:
             return self._case(model, sample, view, words)
+        return dataclasses.replace(
+            self._image(model, sample, view, words), hidden=self._hides(model.recipe, sample, words)
+        )
+
+    def _image(
+        self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int, words: Sequence[str | int]
+    ) -> Example:
         if view == -1 and augments_there(model):
             base = self.whole(model, sample)
             rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
@@ -169,15 +180,24 @@ class Site:
         if not isinstance(task, case_classification.CaseClassification):
             raise ValueError(f"task '{model.recipe.task.kind}' takes no cases")
         rng = seeding.stream(model.recipe.seed, "parts", self._word(model.recipe, sample), *words)
-        places = task.drawn(len(sample.images), rng)
+        places, hidden = task.drawn(len(sample.images), rng), self._hides(model.recipe, sample, words)
         chosen = [sample.images[at] for at in places]
         if not model.frozen_whole:
-            images = tuple(self.example(model, image, view, words) for image in chosen)
-            return Example(sample, NO_IMAGE, None, images=images, places=places)
+            images = tuple(self._image(model, image, view, words) for image in chosen)
+            return Example(sample, NO_IMAGE, None, images=images, places=places, hidden=hidden)
         if view == -1:  # drawn afresh: of those that are not chosen nothing is computed
             drawn = self._computed(model, [(image, words) for image in chosen])
-            return Example(sample, NO_IMAGE, None, vectors=drawn, places=places)
-        return Example(sample, NO_IMAGE, None, vectors=self.vectors(model, sample, view)[list(places)], places=places)
+            return Example(sample, NO_IMAGE, None, vectors=drawn, places=places, hidden=hidden)
+        kept = self.vectors(model, sample, view)[list(places)]
+        return Example(sample, NO_IMAGE, None, vectors=kept, places=places, hidden=hidden)
+
+    def _hides(self, recipe: schema.Recipe, sample: samples.Sample, words: Sequence[str | int]) -> bool:
+        """Whether a training step shows a sample without its row: of its own draw, whoever is beside it."""
+        share = recipe.inputs.dropout
+        if not (sample.inputs and share):
+            return False
+        rng = seeding.stream(recipe.seed, "row hidden", self._word(recipe, sample), *words)
+        return bool(rng.random() < share)
 
     def vectors(self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int | None = None) -> Tensor:
         """What the backbone makes of every image of a case, without gradients.
@@ -217,7 +237,7 @@ class Site:
                     prepared = transforms.training_view(prepared, model.recipe.data, rng)
                 prefix = None if model.frozen_whole else self._prefix(model, prepared.image)
                 shown.append(Example(image, prepared, prefix))
-            pixels, prefix, _, _ = collate(shown, model)
+            pixels, prefix = _pixels(shown, model)
             vectors.append(model.vectors(pixels, prefix).cpu())
         return torch.cat(vectors)
 
@@ -366,8 +386,10 @@ def _image_bytes(prepared: transforms.Prepared) -> int:
     return sum(array.nbytes for array in arrays if array is not None)
 
 
-Taken = tuple[Tensor, backbones.Prefix | None, tuple[backbones.Prompts, ...] | None, case_heads.Parts | None]
-"""What the model takes: pixels, prefixes, prompts, and of cases whose images they are."""
+Taken = tuple[
+    Tensor, backbones.Prefix | None, tuple[backbones.Prompts, ...] | None, case_heads.Parts | None, Tensor | None
+]
+"""What the model takes: pixels, prefixes, prompts, of cases whose images they are, and rows of the table."""
 
 
 def collate(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> Taken:
@@ -376,27 +398,47 @@ def collate(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> T
     Prefixes only if every example has one; prompts are one for each foreground class. Of cases the pixels are those of
     all their images, or none where their vectors are known.
     """
+    table = rows([None if example.hidden else example.sample for example in examples], model)
     places = tuple(example.places for example in examples)
     vectors = [example.vectors for example in examples if example.vectors is not None]
     if vectors:
         joined = torch.cat(vectors).to(model.device)
-        return torch.empty(0, device=model.device), None, None, case_heads.Parts(places, joined)
+        return torch.empty(0, device=model.device), None, None, case_heads.Parts(places, joined), table
     if any(places):
-        pixels, prefix, _, _ = collate([image for example in examples for image in example.images], model)
-        return pixels, prefix, None, case_heads.Parts(places)
+        pixels, prefix = _pixels([image for example in examples for image in example.images], model)
+        return pixels, prefix, None, case_heads.Parts(places), table
+    pixels, prefix = _pixels(examples, model)
+    prompts = _joined_prompts([example.prompts for example in examples if example.prompts is not None], model.device)
+    return pixels, prefix, prompts, None, table
+
+
+def rows(shown: Sequence[samples.Sample | None], model: adapted_model.AdaptedModel) -> Tensor | None:
+    """Rows of the table as :mod:`fedvfm.tasks.fusion` takes them; None where the recipe takes no table.
+
+    Args:
+        shown: samples; None for one that is shown without its row.
+        model: of the recipe.
+
+    Shapes: (B, C).
+    """
+    found = fusion.stacked([() if sample is None else sample.inputs for sample in shown], model.recipe.inputs)
+    return None if found is None else found.to(model.device)
+
+
+def _pixels(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> tuple[Tensor, backbones.Prefix | None]:
+    """Normalised pixels of images, and their prefixes where every one has one."""
     views = [example.view.image for example in examples if example.view is not None]
     if views:
-        return augmentation.normalise(torch.stack(views), model.recipe.data), None, None, None
+        return augmentation.normalise(torch.stack(views), model.recipe.data), None
     images = np.stack([example.prepared.image for example in examples])
     pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
-    prompts = _joined_prompts([example.prompts for example in examples if example.prompts is not None], model.device)
     prefixes = [example.prefix for example in examples if example.prefix is not None]
     if len(prefixes) < len(examples):
-        return pixels, None, prompts, None
+        return pixels, None
     stop = prefixes[0].stop
     taken = {tap: _joined([prefix.taken[tap] for prefix in prefixes], model.device) for tap in prefixes[0].taken}
     hidden = taken[stop] if stop in taken else _joined([prefix.hidden for prefix in prefixes], model.device)
-    return pixels, backbones.Prefix(stop, hidden, taken), prompts, None
+    return pixels, backbones.Prefix(stop, hidden, taken)
 
 
 def targets(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> Tensor:

@@ -189,6 +189,35 @@ def make_hospitals(source: data.Source, partition: schema.PartitionConfig, seed:
     return sorted(made, key=lambda hospital: hospital.name)
 
 
+def without_table(
+    hospitals: Sequence[Hospital], partition: schema.PartitionConfig, recipe: schema.Recipe
+) -> list[Hospital]:
+    """The hospitals as ``partition.without_table`` says: no sample of these has a row of ``recipe.inputs``.
+
+    Raises:
+        ConfigError: listing every name that is none, and if the recipe takes no table.
+    """
+    names = [hospital.name for hospital in hospitals]
+    wrong = [
+        f"partition.without_table: no such hospital '{name}'{registry.nearest(name, names)}"
+        for name in partition.without_table
+        if name not in names
+    ]
+    if partition.without_table and not recipe.inputs.columns:
+        wrong.append("partition.without_table: the recipe takes no table (recipe.inputs); leave it out")
+    if wrong:
+        raise errors.ConfigError("partition", wrong)
+    return [_tableless(each) if each.name in partition.without_table else each for each in hospitals]
+
+
+def _tableless(hospital: Hospital) -> Hospital:
+    train, val, test = (
+        tuple(dataclasses.replace(sample, inputs=()) for sample in part)
+        for part in (hospital.train, hospital.val, hospital.test)
+    )
+    return dataclasses.replace(hospital, train=train, val=val, test=test)
+
+
 def partly_labelled(
     hospitals: Sequence[Hospital], partition: schema.PartitionConfig, recipe: schema.Recipe
 ) -> list[Hospital]:

@@ -215,13 +215,17 @@ class Folder:
     def row(self, sample: data.Sample) -> Mapping[str, str]:
         """The further cells of a sample's row, of all tables, by column; none where no table has a row for it.
 
+        What the row of an image leaves empty, that of its case says, where tables have both.
+
         Raises:
             DataError: if a table cannot be read, or two have one column.
         """
         if self._further is None:
             self._further = patients.columns(self._folder)
         case = self._place(sample).case
-        return self._further.get(case.study or case.name, {})
+        own = self._further.get(case.study or case.name, {})
+        of_case = self._further.get(self._row(case).get("case", ""), {})
+        return {**of_case, **{name: cell for name, cell in own.items() if cell or name not in of_case}}
 
     def _row(self, case: layouts.Case) -> patients.Row:
         """What the table of patients says of a case, or of the study it is of."""

@@ -13,6 +13,8 @@ SPLITS = ("train", "val", "test")
 TABLES = ("patients.csv", "index.csv")
 LABELS = "labels.csv"
 STUDY_TABLES = (*TABLES, LABELS)
+INPUTS = "table.csv"
+"""Columns beside the images alone; it needs no row for every image."""
 OWN = ("id", "label", "patient", "split", "site", "case")
 """Columns that mean the same everywhere; others are what a recipe calls them."""
 
@@ -90,7 +92,7 @@ def columns(folder: Path) -> dict[str, dict[str, str]]:
         DataError: if a table cannot be read, gives an id twice, or has a column that another has too.
     """
     rows, owner = dict[str, dict[str, str]](), dict[str, str]()
-    for table in (name for name in STUDY_TABLES if (folder / name).is_file()):
+    for table in (name for name in (*STUDY_TABLES, INPUTS) if (folder / name).is_file()):
         listed = index.read_csv(folder / table, ("id",))
         index.refuse(folder / table, index.duplicates(listed, "id"))
         for name in further(listed[0]) if listed else ():

@@ -1,0 +1,162 @@
+"""A table beside the images through the real simulation: trained, scored, predicted as scored, exported, left out."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedvfm import errors
+from fedvfm.client.training import dp_trainer, evaluator
+from fedvfm.client.training import site as sites
+from fedvfm.inference import case_graph, export, forms, graph, predict
+from fedvfm.model import adapted_model
+from fedvfm.simulation import experiment, run
+from fedvfm.tasks import case_heads
+from tests.simulation import drawn_cases
+
+INPUTS = {
+    "numbers": ["marker"],
+    "ranges": [[0.0, 10.0]],
+    "centres": [5.0],
+    "scales": [2.0],
+    "categories": {"sex": ["F", "M"]},
+    "dropout": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Volumes of two hospitals; the marker is high with a spot, and one case has no row."""
+    folder = drawn_cases.volumes(tmp_path_factory.mktemp("tables") / "data", ("east", "west"))
+    with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    made = [
+        {"id": row["id"], "marker": f"{7 if row['label'] == 'spot' else 3}", "sex": "FM"[at % 2] if at % 3 else ""}
+        for at, row in enumerate(found)
+    ]
+    drawn_cases.table(folder / "table.csv", made[1:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def values(drawn: Path, tiny_dino: Path) -> dict[str, Any]:
+    recipe = drawn_cases.recipe(tiny_dino, inputs=INPUTS)
+    recipe["task"]["head"] = "mean"
+    return {
+        "name": "tables",
+        "baselines": [],
+        "data": {"source": "folder", "path": str(drawn), "options": {"ids": "names"}},
+        "recipe": recipe,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> run.Result:
+    what = {**values, "partition": {"without_table": ["west"]}}
+    return run.simulate(what, output=tmp_path_factory.mktemp("runs") / "tables")
+
+
+def _site(values: dict[str, Any], **partition: Any) -> sites.Site:
+    hospital = experiment.hospitals(experiment.parse({**values, "partition": partition}, "tables"))[0]
+    return sites.Site(hospital.name, hospital, simulated=True)
+
+
+def test_a_site_without_a_table_takes_part(finished: run.Result, values: dict[str, Any]) -> None:
+    assert set(finished.summary["arms"]["federated"]["sites"]) == {"east", "west"}
+    with pytest.raises(errors.ConfigError, match="no such hospital 'wets'; nearest: 'west'"):
+        _site(values, without_table=["wets"])
+    assert {sample.inputs for sample in _site(values, without_table=["east"]).split("train")} == {()}
+
+
+def test_prediction_gives_what_was_scored(finished: run.Result, drawn: Path, tmp_path: Path) -> None:
+    with (finished.path / "samples.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "probability_1" and row["arm"] == "federated"]
+    scored = {row["sample"]: float(row["value"]) for row in rows}
+    summaries = {
+        table: predict.predict(finished.path / "adapter", drawn / "images", tmp_path / Path(table).stem, table=table)
+        for table in (str(drawn / "table.csv"), predict.NO_TABLE)
+    }
+    given, without = (
+        {row["id"]: row["probabilities"]["spot"] for row in summary["inputs"]} for summary in summaries.values()
+    )
+    for name, value in scored.items():
+        assert (given if name.startswith("east") else without)[name] == pytest.approx(value, abs=1e-5)
+    assert given["east-6"] != pytest.approx(without["east-6"], abs=1e-4)
+    assert summaries[str(drawn / "table.csv")]["notes"] == {predict.WITHOUT_ROW: ["east-0"]}
+    assert len(summaries[predict.NO_TABLE]["notes"][predict.WITHOUT_ROW]) == 16
+
+
+def test_a_table_is_asked_for_and_must_fit(finished: run.Result, drawn: Path, tmp_path: Path) -> None:
+    adapter, images = finished.path / "adapter", drawn / "images"
+    with pytest.raises(errors.ConfigError, match=r"columns marker, sex; give it, or --table none"):
+        predict.run(adapter, images, tmp_path / "out")
+    for text, words in (
+        ("id,marker,sex\nother,3,F\n", "no id is the name of an input"),
+        ("id,marker,sex\neast-1,30,F\n", "column 'marker': 30 lies outside of 0 to 10"),
+        ("id,marker\neast-1,3\n", "sex"),
+    ):
+        (tmp_path / "table.csv").write_text(text)
+        with pytest.raises(errors.DataError, match=words):
+            predict.run(adapter, images, tmp_path / "out", table=tmp_path / "table.csv")
+
+
+@pytest.mark.slow
+def test_exports_carry_the_table_or_refuse(finished: run.Result, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    adapter = finished.path / "adapter"
+    for form in ("hf", "monai", "peft"):
+        with pytest.raises(errors.ConfigError):
+            forms.export_adapter(adapter, tmp_path / form, form)
+    made = forms.export_adapter(adapter, tmp_path / "onnx", "onnx")
+    assert made["difference"] < 1e-4
+    model = export.load_adapter(adapter)
+    vectors = torch.randn(4, model.backbone.width)
+    row = torch.tensor([7.0, float("nan")])
+    given = {"vectors": vectors, "places": torch.arange(4), "table": row}
+    logits, _ = graph.outputs(tmp_path / "onnx" / case_graph.HEAD, given)
+    parts = case_heads.Parts((tuple(range(4)),), vectors)
+    assert torch.allclose(logits, model(torch.empty(0), None, None, parts, row[None])[0], atol=1e-4)
+    assert "`marker`: a number from 0 to 10" in (tmp_path / "onnx" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_single_images_take_a_table_in_training_prediction_and_onnx(
+    values: dict[str, Any], drawn: Path, tmp_path: Path
+) -> None:
+    recipe = {**values["recipe"], "task": {"kind": "classification"}, "rounds": 1}
+    made = run.simulate({**values, "recipe": recipe}, output=tmp_path / "run")
+    table = drawn / "table.csv"
+    forms.export_adapter(made.path / "adapter", tmp_path / "onnx", "onnx")
+    rows = []
+    for name, options in (("torch", {}), ("graph", {"graph": tmp_path / "onnx"})):
+        summary = predict.predict(made.path / "adapter", drawn / "images", tmp_path / name, table=table, **options)
+        rows.append([row["probabilities"]["spot"] for row in summary["inputs"]])
+    assert np.allclose(*rows, atol=1e-4)
+
+
+def test_a_row_is_hidden_by_its_own_draw(values: dict[str, Any]) -> None:
+    """Arms and engines hide the same rows, whoever is beside; and in evaluation none is hidden."""
+    what = experiment.parse(values, "tables")
+    model = adapted_model.AdaptedModel(what.recipe)
+    site = _site(values)
+    train = site.split("train")
+    hidden = [
+        [site.example(model, sample, 0, ("epoch", epoch)).hidden for epoch in range(60)]
+        for sample in train
+        if sample.inputs
+    ]
+    assert 0.1 < np.mean(hidden) < 0.3
+    assert hidden[0] == [site.example(model, train[1], 1, ("epoch", epoch)).hidden for epoch in range(60)]
+    assert not site.example(model, train[0], 0, ("epoch", 1)).hidden, "there is no row to hide"
+    shown = [site.example(model, sample, 0, ("epoch", 0)) for sample in train[1:3]]
+    rows = sites.collate(shown, model)[-1]
+    assert rows is not None
+    assert bool(torch.isnan(rows[0]).all()) == shown[0].hidden
+    answers = [evaluator.answer(model, site, train[1]) for _ in range(2)]
+    assert torch.equal(*answers)
+    assert {len(example.sample.inputs) for example in dp_trainer.made(model)} == {2}

@@ -1,0 +1,122 @@
+"""A row of a table beside the image: encoded by hand, fused without mixing samples, refused where it does not fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from fedvfm.config import inputs, schema
+from fedvfm.model import adapted_model
+from fedvfm.tasks import case_heads, fusion, heads
+
+TWO: dict[str, Any] = {
+    "numbers": ["age"],
+    "ranges": [[0.0, 120.0]],
+    "centres": [60.0],
+    "scales": [10.0],
+    "categories": {"sex": ["F", "M"]},
+}
+NAN = math.nan
+
+
+def chosen(**more: Any) -> inputs.InputsConfig:
+    return schema.parse(inputs.InputsConfig, {**TWO, **more}, "inputs")
+
+
+def test_a_row_is_encoded_by_public_constants_and_says_what_is_missing() -> None:
+    rows = torch.tensor([[75.0, 1.0], [NAN, 0.0], [60.0, NAN], [NAN, NAN]])
+    expected = [
+        [1.5, 0.0, 1.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0, 1.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 1.0],
+        [0.0, 0.0, 0.0, 1.0, 1.0],
+    ]
+    found = fusion.encoded(rows, chosen())
+    assert found.tolist() == expected
+    assert found.shape[1] == fusion.width(chosen())
+    absent = fusion.stacked([(), (75.0, None)], chosen())
+    assert absent is not None
+    assert fusion.encoded(absent, chosen()).tolist() == [expected[3], [1.5, 0.0, 0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("kind", fusion.TABLE.names())
+@pytest.mark.parametrize("head", ["linear", *case_heads.TABLE.names()])
+def test_every_head_takes_a_row_and_mixes_no_samples(kind: str, head: str) -> None:
+    torch.manual_seed(0)
+    own = fusion.argument(16, chosen(fusion=kind))
+    made = (heads if head == "linear" else case_heads).TABLE.get(head)(16, 3, **own).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    vectors, rows = torch.randn(3, 16), torch.tensor([[75.0, 1.0], [NAN, 0.0], [20.0, NAN]])
+
+    def answer(which: list[int], table: torch.Tensor) -> torch.Tensor:
+        if head == "linear":
+            return made(type("Features", (), {"pooled": vectors[which]})(), table[which])  # type: ignore[no-any-return]
+        return made(case_heads.bags(vectors[which], [(0,)] * len(which)), table[which])  # type: ignore[no-any-return]
+
+    whole = answer([0, 1, 2], rows)
+    assert torch.allclose(torch.cat([answer([at], rows) for at in range(3)]), whole, atol=1e-5)
+    changed = rows.clone()
+    changed[1, 0] = 30.0
+    moved = (answer([0, 1, 2], changed) - whole).abs().amax(dim=1) > 1e-4
+    assert moved.tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="no rows were given"):
+        made(case_heads.bags(vectors, [(0,)] * 3)) if head != "linear" else made(
+            type("Features", (), {"pooled": vectors})()
+        )
+
+
+def test_film_changes_nothing_at_the_start_and_images_can_be_left_out() -> None:
+    vectors, rows = torch.randn(2, 16), torch.tensor([[75.0, 1.0], [NAN, 0.0]])
+    film = fusion.argument(16, chosen(fusion="film"))["fusion"]
+    assert torch.equal(film(vectors, rows), vectors)
+    for kind in fusion.TABLE.names():
+        alone = fusion.argument(16, chosen(fusion=kind, images=False))["fusion"]
+        assert torch.equal(alone(vectors, rows), alone(torch.randn(2, 16), rows))
+
+
+def _recipe(values: dict[str, Any], **more: Any) -> schema.Recipe:
+    plain = {"backbone": {"name": "unet"}, "task": {"kind": "classification"}, "data": {"class_names": ["a", "b"]}}
+    return schema.parse(schema.Recipe, {**plain, "inputs": values, **more}, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"ranges": []}, "recipe.inputs.ranges: 0 given for 1 of recipe.inputs.numbers"),
+        ({"units": ["years", "kg"]}, "recipe.inputs.units: 2 given for 1"),
+        ({"centres": [200.0]}, "age has the range 0 to 120 and the centre 200"),
+        ({"categories": {"age": ["F", "M"]}}, "a column is named twice"),
+        ({"categories": {"label": ["F", "M"]}}, "column 'label' is no input"),
+        ({"categories": {"sex": ["F", "f "]}}, "differ in capitals or spaces alone"),
+        (
+            {"numbers": [], "ranges": [], "centres": [], "scales": [], "categories": {}, "dropout": 0.5},
+            "dropout: nothing reads",
+        ),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(more: dict[str, Any], words: str) -> None:
+    faults = adapted_model.examine(_recipe({**TWO, **more}))[1]
+    assert any(words in fault for fault in faults), faults
+
+
+def test_what_the_target_learns_is_no_input_and_masks_take_no_table() -> None:
+    target = {"kind": "regression", "ranges": [[0, 120]], "centres": [60], "scales": [15]}
+    learned = _recipe(TWO, target=target, data={"class_names": ["age"]})
+    assert "column 'age' is what the target learns" in str(adapted_model.examine(learned)[1])
+    masks = _recipe(TWO, task={"kind": "segmentation"})
+    assert "takes no table beside the image" in str(adapted_model.examine(masks)[1])
+
+
+def test_without_inputs_a_recipe_has_the_hash_and_the_arrays_that_it_had() -> None:
+    plain = schema.parse(
+        schema.Recipe,
+        {"backbone": {"name": "unet"}, "task": {"kind": "classification"}, "data": {"class_names": ["a", "b"]}},
+        "recipe",
+    )
+    assert "inputs" not in plain.model_dump(mode="json")
+    assert plain.hash == "c98f216dbf50fa7d5e7894ad44ce4c4d6895f2de6c00f8d8640dbe65d11d7eec"
+    assert _recipe(TWO).hash != plain.hash
