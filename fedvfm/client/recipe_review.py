@@ -15,8 +15,8 @@ from fedvfm.trust import locked_recipe, roster_document, signed_documents
 FEW = 4
 """Patients in a step, below which a person is warned."""
 NEVER = (
-    "images, masks, labels, file names, patient names or numbers, and what the policy holds back; they stay on this "
-    "machine"
+    "images, masks, labels, values of tables, file names, patient names or numbers, and what the policy holds back; "
+    "they stay on this machine"
 )
 
 

@@ -819,7 +819,7 @@ class Experiment(Strict):
     """What it computes on: cpu, cuda, cuda:N, mps or auto. Change: to auto where there is a GPU."""
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
     """What the federation is compared with: local-only, pooled, pooled-2x, head-only, leave-one-out, unet, classical,
-    majority. Change: to [] for a quick try."""
+    majority; with recipe.inputs also image-alone and table-alone. Change: to [] for a quick try."""
     workers: Workers = "auto"
     """(processes) Of the in-process engine: a number, or auto (cores, GPUs and free memory decide). Results are the
     same with any. Change: to 1 where memory is short."""

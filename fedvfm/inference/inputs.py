@@ -167,17 +167,17 @@ def rows(
         raise defect.TABLE.error(
             f"{table}: no column {', '.join(lost)}, which the adapter takes; add it, empty if need be"
         )
-    cells, found, faults = {row["id"]: row for row in listed}, dict[str, input_rows.Row](), list[errors.Fault]()
+    cells, known, faults = {row["id"]: row for row in listed}, dict[str, input_rows.Row](), list[errors.Fault]()
     for item in items:
         below = os.path.relpath(item.path, path) if item.kind == "dicom" else item.name
         row = cells.get(item.name, cells.get(below))
         if row is not None:
-            found[item.name], wrong = input_rows.read(item.name, row, chosen)
+            known[item.name], wrong = input_rows.read(item.name, row, chosen)
             faults += wrong
     index.refuse(table, faults)
-    if items and not found:
+    if items and not known:
         raise defect.TABLE.error(f"{table}: no id is the name of an input, as '{items[0].name}' is; correct the ids")
-    return found, [item.name for item in items if not found.get(item.name)]
+    return known, [item.name for item in items if not known.get(item.name)]
 
 
 def _by_study(items: Sequence[Item]) -> list[Item]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from fedvfm import seeding
 from fedvfm.aggregators import table as rules
+from fedvfm.config import inputs as inputs_config
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
@@ -191,6 +192,19 @@ def head_only(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     return [Arm("head-only", "head-only", frozen(experiment.recipe), tuple(sites), tuple(sites))]
 
 
+def image_alone(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """Federated, without the table beside the images: what the images give by themselves."""
+    recipe = experiment.recipe.model_copy(update={"inputs": inputs_config.InputsConfig()})
+    return [Arm("image-alone", "image-alone", recipe, tuple(sites), tuple(sites))]
+
+
+def table_alone(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """Federated, the same head on the table without the images: what the table gives by itself."""
+    recipe = frozen(experiment.recipe)
+    recipe = recipe.model_copy(update={"inputs": recipe.inputs.model_copy(update={"images": False, "dropout": 0.0})})
+    return [Arm("table-alone", "table-alone", recipe, tuple(sites), tuple(sites))]
+
+
 def leave_one_out(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Federated without one site, tested there: how the adapter does at a hospital it has never seen."""
     recipe = experiment.recipe if len(sites) > 2 else alone(experiment.recipe)
@@ -240,6 +254,12 @@ def faults(experiment: schema.Experiment) -> list[str]:
     kind, own = experiment.recipe.task.kind, experiment.recipe.personal.kind
     other = {"segmentation": ("majority", "classification")}.get(kind, ("unet", "segmentation"))
     wrong = [f"baselines: '{other[0]}' is for {other[1]}"] if other[0] in experiment.baselines else []
+    if not experiment.recipe.inputs.columns:
+        wrong += [
+            f"baselines: '{name}' is for a table beside the images (recipe.inputs), which this recipe does not take"
+            for name in ("image-alone", "table-alone")
+            if name in experiment.baselines
+        ]
     target = experiment.recipe.target
     wrong += [
         f"baselines: '{name}' is for one class a sample, not for target '{target.kind}'; leave it out"

@@ -18,11 +18,13 @@ BASELINES = registry.Table(
     {
         "classical": "fedvfm.simulation.baselines:classical_arm",
         "head-only": "fedvfm.simulation.baselines:head_only",
+        "image-alone": "fedvfm.simulation.baselines:image_alone",
         "leave-one-out": "fedvfm.simulation.baselines:leave_one_out",
         "local-only": "fedvfm.simulation.baselines:local_only",
         "majority": "fedvfm.simulation.baselines:majority",
         "pooled": "fedvfm.simulation.baselines:pooled",
         "pooled-2x": "fedvfm.simulation.baselines:pooled_twice",
+        "table-alone": "fedvfm.simulation.baselines:table_alone",
         "unet": "fedvfm.simulation.baselines:unet",
     },
 )

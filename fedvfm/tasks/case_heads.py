@@ -213,15 +213,16 @@ class SliceTransformer(CaseHead):
         hidden = torch.cat((self.token.to(rows.dtype).expand(len(rows), -1, -1), rows), dim=1)
         seen = torch.cat((cases.present.new_ones(len(rows), 1), cases.present), dim=1)
         attention = hidden
-        for layer in self.layers:
-            hidden, attention = layer(hidden, seen)
+        for number, layer in enumerate(self.layers, 1):
+            # Of the last layer the class token alone is read, so it alone asks there: S numbers and not S x S.
+            hidden, attention = layer(hidden, seen, asking=1 if number == len(self.layers) else hidden.shape[1])
         return hidden, attention
 
 
 class _Layer(nn.Module):
     """Attention and feed-forward, each behind a norm and added to what entered.
 
-    Shapes: hidden (B, T, D), seen (B, T) -> (B, T, D), and attention (B, heads, T, T).
+    Shapes: hidden (B, T, D), seen (B, T) -> (B, asking, D), and attention (B, heads, asking, T): of the first tokens.
     """
 
     def __init__(self, width: int) -> None:
@@ -231,11 +232,11 @@ class _Layer(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, seen: Tensor, asking: int) -> tuple[Tensor, Tensor]:
         """See the class."""
-        rows = self.norm1(hidden)
-        shape = (*rows.shape[:-1], self.heads, -1)
-        q, k, v = (layer(rows).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        rows, hidden = self.norm1(hidden), hidden[:, :asking]
+        pairs = ((self.q, rows[:, :asking]), (self.k, rows), (self.v, rows))
+        q, k, v = (layer(given).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, given in pairs)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         attention = scores.masked_fill(~seen[:, None, None], -math.inf).softmax(dim=-1)
         hidden = hidden + self.o((attention @ v).transpose(1, 2).reshape(hidden.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from fedvfm.client import site_file
 from fedvfm.client.gate import policy
 from fedvfm.client.readiness import affected, check, document
+from fedvfm.config import inputs, schema
 from fedvfm.data import bags
 from fedvfm.data import sample as data
 from fedvfm.data.readiness import dataset, rules, survey
@@ -109,6 +111,24 @@ def test_numbers_of_images_that_tell_the_label_are_found(more: int, told: bool) 
     seen = _looked([(at % 2, 3 + at // 2 % 3 + more * (at % 2)) for at in range(30)])
     problems = [one.problem for one in rules.findings(seen) if one.code == "parts-tell-label"]
     assert problems == (["the number of images of a case tells whether it is of plain (AUROC 1.00)"] if told else [])
+
+
+def test_a_table_is_judged_before_training() -> None:
+    """Rows that are missing or unused, values that are missing or all alike, and a column that is the answer."""
+    columns = {"numbers": ["age", "score", "ward"], "ranges": [[0, 99]] * 3, "centres": [50] * 3, "scales": [10] * 3}
+    chosen = schema.parse(inputs.InputsConfig, {**columns, "categories": {"drug": ["no", "yes"]}}, "inputs")
+    seen = _looked([(at % 2, 2) for at in range(30)])
+    rows: list[tuple[float | None, ...]] = [(float(at * 7 % 13), 3.0 + at % 2, 4.0, at % 2) for at in range(30)]
+    rows[0], rows[1] = (), (None, *rows[1][1:])
+    tabled = [dataclasses.replace(case, inputs=row) for case, row in zip(seen.samples, rows, strict=True)]
+    found = rules.findings(dataclasses.replace(seen, samples=tabled, inputs=chosen, unused_rows=2))
+    told = {one.code: one.problem for one in found}
+    assert told["rows-missing"] == "1 of 30 samples without a row of the table"
+    assert told["rows-unused"] == "2 rows of the tables of nothing that is here"
+    assert told["input-missing"] == "no value in age of 1 sample"
+    assert told["input-constant"] == "no two values differ in ward"
+    leaks = [one.problem for one in found if one.code == "input-tells-label"]
+    assert leaks == [f"column {name} tells spot by itself (AUROC 1.000)" for name in ("score", "drug")]
 
 
 def test_few_cases_tell_nothing() -> None:

@@ -265,6 +265,15 @@ def test_who_approves_is_told_what_is_learned(target: dict[str, Any], said: str)
     assert told["task"] == f"classification of {said}"
 
 
+def test_who_approves_is_told_what_of_the_table_is_used() -> None:
+    inputs = {"numbers": ["age"], "units": ["years"], "ranges": [[0, 120]], "centres": [60], "scales": [15]}
+    own = make_lock(task={"kind": "classification"}, inputs={**inputs, "categories": {"sex": ["F", "M"]}})
+    told = dict(recipe_review.words(own))["what of your table is used"]
+    assert told.startswith("columns age (0 to 120 years), sex (F, M), beside each image or case")
+    assert "no value and no mean of them leaves" in told
+    assert "what of your table is used" not in dict(recipe_review.words(make_lock()))
+
+
 def test_a_person_is_warned_where_a_step_sees_few_patients() -> None:
     told = dict(recipe_review.words(make_lock(optimiser={"batch_size": 2})))["how it learns"]
     assert told.startswith("adamw, learning rate 0.001, steps of 2 images. A step sees few patients")

@@ -15,7 +15,7 @@ from fedvfm.client.training import dp_trainer, evaluator
 from fedvfm.client.training import site as sites
 from fedvfm.inference import case_graph, export, forms, graph, predict
 from fedvfm.model import adapted_model
-from fedvfm.simulation import experiment, run
+from fedvfm.simulation import baselines, experiment, run
 from fedvfm.tasks import case_heads
 from tests.simulation import drawn_cases
 
@@ -57,7 +57,7 @@ def values(drawn: Path, tiny_dino: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> run.Result:
-    what = {**values, "partition": {"without_table": ["west"]}}
+    what = {**values, "partition": {"without_table": ["west"]}, "baselines": ["image-alone", "table-alone"]}
     return run.simulate(what, output=tmp_path_factory.mktemp("runs") / "tables")
 
 
@@ -67,7 +67,17 @@ def _site(values: dict[str, Any], **partition: Any) -> sites.Site:
 
 
 def test_a_site_without_a_table_takes_part(finished: run.Result, values: dict[str, Any]) -> None:
-    assert set(finished.summary["arms"]["federated"]["sites"]) == {"east", "west"}
+    arms = finished.summary["arms"]
+    for name in ("federated", "image-alone", "table-alone"):
+        assert set(arms[name]["sites"]) == {"east", "west"}
+    with (finished.path / "samples.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "probability_1" and row["arm"] == "table-alone"]
+    west = {row["value"] for row in rows if row["sample"].startswith("west")}
+    assert len(west) == 1, "without row and image all are answered alike"
+    assert len({row["value"] for row in rows}) > 2
+    plain = {name: value for name, value in values["recipe"].items() if name != "inputs"}
+    wanting = experiment.parse({**values, "baselines": ["table-alone"], "recipe": plain}, "tables")
+    assert "'table-alone' is for a table beside the images" in str(baselines.faults(wanting))
     with pytest.raises(errors.ConfigError, match="no such hospital 'wets'; nearest: 'west'"):
         _site(values, without_table=["wets"])
     assert {sample.inputs for sample in _site(values, without_table=["east"]).split("train")} == {()}

@@ -100,3 +100,16 @@ def test_each_head_learns_which_cases_hold_one_image_unlike_the_others(name: str
         heaviest = head.weights(found)[::2].argmax(dim=1)
         shifted = torch.stack([part[:, :4].sum(dim=1).argmax() for part in parts[::2]])
         assert (heaviest == shifted).float().mean() > 0.8
+
+
+def test_the_class_token_alone_asks_in_the_last_layer() -> None:
+    """A case of many images costs as many numbers as images, and the answer is that of all tokens asking."""
+    head = _head("mst")
+    assert isinstance(head, case_heads.SliceTransformer)
+    (layer,) = head.layers
+    hidden, seen = torch.randn(2, 6, WIDTH), torch.ones(2, 6, dtype=torch.bool)
+    seen[1, 4:] = False
+    (whole, all_weights), (token, weights) = (layer(hidden, seen, asking=asking) for asking in (6, 1))
+    assert weights.shape[2] == 1
+    assert torch.allclose(token, whole[:, :1], atol=1e-5)
+    assert torch.allclose(weights, all_weights[:, :, :1], atol=1e-6)

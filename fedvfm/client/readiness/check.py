@@ -140,6 +140,8 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         contract=recipe.data if recipe is not None else None,
         names_shown=site.data.options.get("ids") == "names",
         limited=len(chosen) < len(everything),
+        inputs=recipe.inputs if recipe is not None and recipe.inputs.columns and site.table == "given" else None,
+        unused_rows=getattr(raw, "unused_rows", 0),
     )
     made.told += [(one.number, one.code, one.message) for one in found.failures]
     made.findings += _noted(raw, _images_of(list(enumerate(everything, 1))))

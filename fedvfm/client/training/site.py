@@ -421,8 +421,8 @@ def rows(shown: Sequence[samples.Sample | None], model: adapted_model.AdaptedMod
 
     Shapes: (B, C).
     """
-    found = fusion.stacked([() if sample is None else sample.inputs for sample in shown], model.recipe.inputs)
-    return None if found is None else found.to(model.device)
+    table = fusion.stacked([() if sample is None else sample.inputs for sample in shown], model.recipe.inputs)
+    return None if table is None else table.to(model.device)
 
 
 def _pixels(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> tuple[Tensor, backbones.Prefix | None]:

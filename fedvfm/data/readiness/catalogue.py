@@ -267,6 +267,33 @@ DATA: dict[str, Entry] = {
         "A sample without a value teaches nothing of that column and is not scored in it.",
         "Fill the cells in where the value is known.",
     ),
+    "rows-missing": Entry(
+        _W,
+        "What the table says is not known of these: they are judged by their images alone.",
+        "Compare the column id of table.csv with the names of images, studies or cases, and add rows where values are "
+        "known.",
+    ),
+    "rows-unused": Entry(
+        _N,
+        "A row that names nothing here is not used; often an id is written otherwise than the image's name.",
+        "Correct the ids, or bring the images.",
+    ),
+    "input-missing": Entry(
+        _N,
+        "A missing value counts as the column's usual one, and the model is told that it is missing.",
+        "Fill the cells in where the value is known.",
+    ),
+    "input-constant": Entry(
+        _W,
+        "A column in which nothing differs teaches nothing here, and may stand for this hospital and no patient.",
+        "Check the column; ask for a recipe without it where it is so by nature.",
+    ),
+    "input-tells-label": Entry(
+        _W,
+        "A column that is the answer by itself was often written after it: the model would learn that column and fail "
+        "where it is not known yet.",
+        "Ask when the value is written down; ask for a recipe without a column that follows from the answer.",
+    ),
     "imbalance": Entry(
         _W,
         "A rare class is easily ignored, and one answer for all images may come of it.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedvfm.config import schema
+from fedvfm.config import inputs, schema
 from fedvfm.data import sample as data
 from fedvfm.data.readiness import survey
 
@@ -24,6 +24,8 @@ class Looked:
         contract: what the recipe asks of images, where there is one.
         names_shown: whether ids are file names.
         limited: whether only some samples were looked at.
+        inputs: columns of the table that the recipe takes beside the images, where this site has them.
+        unused_rows: how many rows of such a table are of nothing that is here.
     """
 
     info: data.SourceInfo
@@ -35,6 +37,8 @@ class Looked:
     contract: schema.DataContract | None = None
     names_shown: bool = False
     limited: bool = False
+    inputs: inputs.InputsConfig | None = None
+    unused_rows: int = 0
     split_of: Mapping[int, str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fedvfm.data import defect
+from fedvfm.data import sample as data
 from fedvfm.data.readiness import dataset, finding, survey
 
 FEW_TRAIN = 20
@@ -14,6 +15,8 @@ FEW_TEST = 10
 FEW_PATIENTS = 5
 IMBALANCE = 10.0
 RARE = 1e-3
+LEAKS = 0.99
+"""AUROC from which on one column of the table is the answer itself."""
 TELLS, FEW_CASES = 0.8, 10
 """AUROC from which on the number or the size of a case's images tells its label, and cases of a label it needs."""
 MOST_SHOWN = 999_999
@@ -36,6 +39,7 @@ def findings(seen: dataset.Looked) -> Findings:
         *_balance(seen),
         *_cases(seen),
         *_values(seen),
+        *_inputs(seen),
     ]
 
 
@@ -207,6 +211,60 @@ def _values(seen: dataset.Looked) -> Findings:
     )
     every = sorted({number for numbers in missing.values() for number in numbers})
     return [finding.make("values-missing", problem, len(every), every)]
+
+
+def _inputs(seen: dataset.Looked) -> Findings:
+    """The table beside the images: missing rows and values, constant columns, and columns that are the answer."""
+    if seen.inputs is None:
+        return []
+    findings = []
+    without = [number for number, sample in enumerate(seen.samples, 1) if not sample.inputs]
+    if without:
+        problem = f"{len(without):,} of {finding.number(len(seen.samples), 'sample')} without a row of the table"
+        findings.append(finding.make("rows-missing", problem, len(without), without))
+    if seen.unused_rows:
+        problem = f"{finding.number(seen.unused_rows, 'row')} of the tables of nothing that is here"
+        findings.append(finding.make("rows-unused", problem, seen.unused_rows))
+    known = {name: _known(seen, at) for at, name in enumerate(seen.inputs.columns)}
+    gaps = {name: len(seen.samples) - len(without) - len(values) for name, values in known.items()}
+    if any(gaps.values()):
+        listed = ", ".join(f"{name} of {finding.number(count, 'sample')}" for name, count in gaps.items() if count)
+        findings.append(finding.make("input-missing", f"no value in {listed}", sum(gaps.values())))
+    constant = [name for name, values in known.items() if len(set(values.values())) < 2]
+    if constant:
+        problem = f"no two values differ in {', '.join(constant)}"
+        findings.append(finding.make("input-constant", problem, len(constant)))
+    for name, values in known.items():
+        area, answer = max(_leaks(seen, name, values), default=(0.0, ""))
+        if area >= LEAKS:
+            problem = f"column {name} tells {answer} by itself (AUROC {area:.3f})"
+            findings.append(finding.make("input-tells-label", problem))
+    return findings
+
+
+def _known(seen: dataset.Looked, column: int) -> dict[int, float]:
+    """Values of a column of the inputs by the number of their samples, those that are missing left out."""
+    rows = ((number, sample.inputs) for number, sample in enumerate(seen.samples, 1))
+    return {number: value for number, row in rows if row and (value := row[column]) is not None}
+
+
+def _leaks(seen: dataset.Looked, column: str, values: Mapping[int, float]) -> Iterator[tuple[float, str]]:
+    """AUROC of a column, or of each of its words, for each answer that is yes or no."""
+    words = len(seen.inputs.categories.get(column, ())) if seen.inputs is not None else 0
+    views = [[float(value == word) for value in values.values()] for word in range(words)] or [list(values.values())]
+    for at, name in enumerate(seen.classes):
+        answers = [_answer(seen.samples[number - 1], at) for number in values]
+        some = [(answer > 0, number) for number, answer in enumerate(answers) if answer is not None]
+        if set(answers) <= {0.0, 1.0, None}:
+            for view in views:
+                yield _told([truth for truth, _ in some], [view[number] for _, number in some]), name
+
+
+def _answer(sample: data.Sample, at: int) -> float | None:
+    """Whether a sample is of a class (1, else 0), or its value of a column; None where nobody says."""
+    if sample.values:
+        return sample.values[at]
+    return None if sample.label is None else float(sample.label == at)
 
 
 def _told(positive: Sequence[bool], values: Sequence[float]) -> float:

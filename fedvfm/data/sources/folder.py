@@ -220,12 +220,26 @@ class Folder:
         Raises:
             DataError: if a table cannot be read, or two have one column.
         """
+        case, further = self._place(sample).case, self._columns()
+        own = further.get(case.study or case.name, {})
+        of_case = further.get(self._row(case).get("case", ""), {})
+        return {**of_case, **{name: cell for name, cell in own.items() if cell or name not in of_case}}
+
+    def _columns(self) -> dict[str, dict[str, str]]:
         if self._further is None:
             self._further = patients.columns(self._folder)
-        case = self._place(sample).case
-        own = self._further.get(case.study or case.name, {})
-        of_case = self._further.get(self._row(case).get("case", ""), {})
-        return {**of_case, **{name: cell for name, cell in own.items() if cell or name not in of_case}}
+        return self._further
+
+    @property
+    def unused_rows(self) -> int:
+        """How many rows of the tables name no image, study or case that is here.
+
+        Raises:
+            DataError: as :meth:`row`.
+        """
+        known = {case.study or case.name for case in self._layout.cases}
+        known |= {self._row(case).get("case", "") for case in self._layout.cases}
+        return len(set(self._columns()) - known)
 
     def _row(self, case: layouts.Case) -> patients.Row:
         """What the table of patients says of a case, or of the study it is of."""
