@@ -2,7 +2,8 @@
 
 * ``classical``: thresholds in segmentation (:mod:`fedvfm.simulation.classical`), logistic regression on frozen features
   in classification (:mod:`fedvfm.simulation.linear_probe`).
-* ``majority``: at every site the commonest class of its own training images, whatever the image.
+* ``majority``: at every site the commonest class of its own training images, whatever the image; of columns what is
+  usual there: shares of labels, means of numbers, Kaplan-Meier's survival.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedvfm.backbones import base as backbones
-from fedvfm.config import schema
+from fedvfm.config import schema, target
 from fedvfm.data import defect, transforms
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, sliding_window
 from fedvfm.simulation import baselines, classical, linear_probe
+from fedvfm.tasks import survival_metrics
 from fedvfm.tasks import table as tasks
 
 Probabilities = NDArray[np.float64]
@@ -75,6 +77,8 @@ def _thresholds(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.H
 
 
 def _majority(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> tuple[dict[str, Any], str]:
+    if what.recipe.target.of_columns:
+        return _usual_everywhere(what, hospitals)
     classes = len(what.recipe.data.class_names)
     shares = {
         hospital.name: linear_probe.majority([_label(sample) for sample in hospital.train], classes)
@@ -82,6 +86,38 @@ def _majority(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hos
     }
     found = _classified(what, hospitals, lambda hospital: lambda _: shares[hospital.name])
     return found, "the commonest class of the site's own training images for every image, their shares as probabilities"
+
+
+def _usual_everywhere(
+    what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]
+) -> tuple[dict[str, Any], str]:
+    """The same values of columns for every test sample of a site."""
+    task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
+    tested: dict[str, Any] = {"sites": {}, "samples": {}}
+    for hospital in hospitals:
+        scores: Any = task.scores(surface=False)
+        answers = usual([sample.values for sample in hospital.train], what.recipe.target)
+        for sample in hospital.test:
+            scores.add(sample.id, answers, sample.values, sample.part)
+        _tested(tested, hospital.name, scores)
+    return tested, "what is usual in the site's own training samples for every one: shares, means, or Kaplan-Meier"
+
+
+def usual(values: Sequence[Sequence[float | None]], chosen: target.TargetConfig) -> Probabilities:
+    """What is usual of columns: shares of labels, means of numbers, survival at the bins; missing values are left out.
+
+    Of a column of which nothing is known it is one half, or the public centre. Survival is Kaplan-Meier's.
+
+    Shapes: values (N, K) -> (K,), of survival (J,).
+    """
+    if chosen.kind == "survival":
+        table = np.array(values, dtype=np.float64).reshape(-1, 2)
+        curve = survival_metrics.kaplan_meier(table[:, 0], table[:, 1] > 0)
+        return curve(np.asarray(chosen.bins)).clip(0.0, 1.0)
+    columns = list(zip(*values, strict=True)) or [()] * len(chosen.centres)
+    known = [[value for value in column if value is not None] for column in columns]
+    public = chosen.centres or (0.5,) * len(known)
+    return np.array([np.mean(own) if own else centre for own, centre in zip(known, public, strict=True)])
 
 
 def _probe(

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.config import target as target_config
 from fedvfm.inference import forms, predict
-from fedvfm.simulation import experiment, run
+from fedvfm.simulation import experiment, run, untrained
 from tests.simulation import drawn_cases
 
 TARGETS: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -56,9 +58,10 @@ def _values(drawn: Path, tiny_dino: Path, kind: str, **more: Any) -> dict[str, A
 def test_a_target_is_trained_scored_predicted_and_exported(
     kind: str, drawn: Path, tiny_dino: Path, tmp_path: Path
 ) -> None:
-    finished = run.simulate(_values(drawn, tiny_dino, kind), output=tmp_path / "run")
+    finished = run.simulate({**_values(drawn, tiny_dino, kind), "baselines": ["majority"]}, output=tmp_path / "run")
     federated = finished.summary["arms"]["federated"]
     assert METRICS[kind] <= federated["sites"]["east"].keys()
+    assert finished.summary["primary"] in finished.summary["arms"]["majority"]["sites"]["east"]
     assert finished.summary["primary"] in METRICS[kind]
     assert (finished.path / "report.html").stat().st_size
     # What is predicted is what was scored.
@@ -82,13 +85,30 @@ def test_a_target_is_trained_scored_predicted_and_exported(
     assert json.loads((finished.path / "summary.json").read_text())["primary"] == finished.summary["primary"]
 
 
+@pytest.mark.parametrize(
+    ("target", "values", "expected"),
+    [
+        ({"kind": "multi-label"}, [(1.0, None), (0.0, None), (1.0, None), (1.0, None)], [0.75, 0.5]),
+        ({"kind": "regression", "centres": [7.0, 8.0]}, [(1.0, None), (2.0, None)], [1.5, 8.0]),
+        (
+            {"kind": "survival", "bins": [1.0, 4.0, 9.0]},
+            [(2.0, 1.0), (3.0, 0.0), (5.0, 1.0), (9.5, 0.0)],
+            [1.0, 0.75, 0.375],
+        ),
+    ],
+    ids=["labels", "numbers", "survival"],
+)
+def test_what_is_usual_is_known_by_hand(target: dict[str, Any], values: list[Any], expected: list[float]) -> None:
+    chosen = schema.parse(target_config.TargetConfig, target, "target")
+    assert untrained.usual(values, chosen).tolist() == pytest.approx(expected)
+
+
 def test_what_knows_classes_alone_is_refused(drawn: Path, tiny_dino: Path) -> None:
     values = _values(drawn, tiny_dino, "regression")
     attack = {"kind": "label-flip", "sites": ["east"]}
-    what = experiment.parse({**values, "baselines": ["classical", "majority"], "attack": attack}, "targets")
+    what = experiment.parse({**values, "baselines": ["classical"], "attack": attack}, "targets")
     with pytest.raises(errors.ConfigError) as caught:
         experiment.examine(what)
     told = " ".join(caught.value.faults)
     assert "'classical' is for one class a sample" in told
-    assert "'majority' is for one class a sample" in told
     assert "attack.kind = 'label-flip'" in told
