@@ -1,4 +1,4 @@
-"""SAM and MedSAM checkpoints as their authors publish them: names and settings in the layout of ``transformers``."""
+"""SAM, MedSAM and SAM-Med2D as their authors publish them: names and settings in the layout of ``transformers``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ EXACT = True
 HEADS = 8
 """Heads of the mask decoder's attention: no array's shape tells them, and the published code fixes them."""
 
+ADAPTER = "image_encoder.blocks.0.Adapter.channel.0.weight"
+"""Of SAM-Med2D: the first linear layer of an adapter."""
 _CONSTANTS = ("pixel_mean", "pixel_std")
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"^image_encoder\.", "vision_encoder."),
         (r"^vision_encoder\.blocks\.", "vision_encoder.layers."),
+        (r"^(vision_encoder\.layers\.\d+)\.Adapter\.", r"\1.mlp.adapter."),
         (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
         (r"\.neck\.0\.", ".neck.conv1."),
         (r"\.neck\.1\.", ".neck.layer_norm1."),
@@ -87,9 +90,11 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         WeightsError: if arrays are missing.
     """
     try:
+        adapted = {"architectures": ["SamMed2dModel"], "model_type": "sam_med2d"}
+        plain = {"architectures": ["SamModel"], "model_type": "sam"}
+        kind = plain if ADAPTER not in shapes else {**adapted, "adapter_width": shapes[ADAPTER][0]}
         return {
-            "architectures": ["SamModel"],
-            "model_type": "sam",
+            **kind,
             "vision_config": _vision(shapes),
             "prompt_encoder_config": _prompt(shapes),
             "mask_decoder_config": decoder(shapes),

@@ -89,12 +89,14 @@ def shared(identity: str, model: str, device: str, read: Callable[[], nn.Module]
     return copy.deepcopy(master, memo)
 
 
-def transformers_class(name: str) -> Any:
-    """A class of transformers, imported where it is used.
+def transformers_class(name: str | type) -> Any:
+    """A class of transformers, imported where it is used; or one of ours that stands on one of theirs.
 
     Raises:
         ConfigError: if the installed release has no such class.
     """
+    if isinstance(name, type):
+        return name
     import transformers
 
     if not hasattr(transformers, name):
@@ -105,12 +107,12 @@ def transformers_class(name: str) -> Any:
 
 
 def read(
-    model: str, located: weights.Located, settings: Any, optional: Sequence[str] = (), **arguments: Any
+    model: str | type, located: weights.Located, settings: Any, optional: Sequence[str] = (), **arguments: Any
 ) -> nn.Module:
     """Stock weights into a stock class, in float32 and evaluation mode.
 
     Args:
-        model: class name in transformers.
+        model: class name in transformers, or a class that stands on one.
         located: the weights on this machine.
         settings: the model's configuration.
         optional: arrays that may be missing.
@@ -134,8 +136,8 @@ def read(
         raise
     except Exception as error:  # damaged files, and settings that do not fit, break transformers in a dozen ways
         raise errors.WeightsError(
-            f"{located.folder}: the weights cannot be read into {model} ({type(error).__name__}). Fetch "
-            f"the backbone again"
+            f"{located.folder}: the weights cannot be read into {transformers_class(model).__name__} "
+            f"({type(error).__name__}). Fetch the backbone again"
         ) from None
     missing = sorted(set(info["missing_keys"]) - set(optional))
     if missing:
@@ -151,7 +153,7 @@ Made = TypeVar("Made", bound=Stock)
 
 def load(
     settings: schema.BackboneConfig,
-    shape: Callable[[Mapping[str, Any]], tuple[str, Any]],
+    shape: Callable[[Mapping[str, Any]], tuple[str | type, Any]],
     build: Callable[..., Made],
     *,
     with_weights: bool,
@@ -161,7 +163,7 @@ def load(
 
     Args:
         settings: what the recipe names; ``options.gradient_checkpointing`` is read.
-        shape: the values of ``config.json`` -> class name and configuration of the stock model.
+        shape: the values of ``config.json`` -> class (or its name) and configuration of the stock model.
         build: name, stock model, sha256 and ``checkpointing`` -> the backbone.
         with_weights: False builds shapes only, on the meta device, without network.
         device: where to compute.
@@ -175,7 +177,7 @@ def load(
         located = weights.locate(settings)
         with described(settings.name):
             kind, config = shape(located.config)
-        model = shared(located.key, kind, device, lambda: read(kind, located, config))
+        model = shared(located.key, str(kind), device, lambda: read(kind, located, config))
         sha256, config_sha256 = located.sha256, located.config_sha256
     else:
         values = weights.describe(settings)

@@ -12,7 +12,9 @@ from fedvfm.config import schema
 _VIT = "fedvfm.backbones.vit:load"
 _SAM = "fedvfm.backbones.sam:load"
 _SAM_HQ = "fedvfm.backbones.sam_hq:load"
+_SAM_MED2D = "fedvfm.backbones.sam_med2d:load"
 _SAM2 = "fedvfm.backbones.sam2:load"
+_CONVNEXT = "fedvfm.backbones.convnext:load"
 _SWIN = "fedvfm.backbones.swin:load"
 _TINYVIT_SAM = "fedvfm.backbones.tinyvit_sam:load"
 
@@ -28,6 +30,9 @@ TABLE = registry.Table(
         "rad-dino": _VIT,
         "dinov3-small": _VIT,
         "dinov3-base": _VIT,
+        "dinov3-convnext-tiny": _CONVNEXT,
+        "dinov3-convnext-small": _CONVNEXT,
+        "dinov3-convnext-base": _CONVNEXT,
         "vit-base": _VIT,
         "deit-tiny": _VIT,
         "deit-small": _VIT,
@@ -41,6 +46,7 @@ TABLE = registry.Table(
         "sam-vit-large": _SAM,
         "sam-vit-huge": _SAM,
         "medsam": _SAM,
+        "sam-med2d": _SAM_MED2D,
         "sam-hq-vit-base": _SAM_HQ,
         "sam-hq-vit-large": _SAM_HQ,
         "sam-hq-vit-huge": _SAM_HQ,
@@ -62,6 +68,7 @@ STORED = registry.Table("stored backbone", {"monai-network": "fedvfm.backbones.m
 KINDS = {
     "sam": "sam-vit-base",
     "sam_hq": "sam-hq-vit-base",
+    "sam_med2d": "sam-med2d",
     "sam2": "sam2-hiera-tiny",
     "sam2_video": "sam2-hiera-tiny",
     "sam3": "sam3",
@@ -70,6 +77,7 @@ KINDS = {
     "sam3_video": "sam3",
     "tinyvit_sam": "litemedsam",
     "swin": "swin-base",
+    "dinov3_convnext": "dinov3-convnext-tiny",
 }
 """``model_type`` of a model that is in no table -> the entry that loads it; vision transformers load all others."""
 

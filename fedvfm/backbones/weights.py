@@ -64,6 +64,11 @@ def _vit(kind: str, width: int, depth: int, heads: int, patch: int = 16, **more:
     return {"model_type": kind, **shape, "patch_size": patch, "image_size": 224, **more}
 
 
+def _convnext(stem: int, middle: int) -> dict[str, Any]:
+    widths = [stem * 2**stage for stage in range(4)]
+    return {"model_type": "dinov3_convnext", "hidden_sizes": widths, "depths": [3, 3, middle, 3]}
+
+
 def _swin(stem: int, depths: list[int], heads: int, window: int, size: int) -> dict[str, Any]:
     shape = {"embed_dim": stem, "depths": depths, "num_heads": [heads * 2**stage for stage in range(4)]}
     return {"model_type": "swin", **shape, "window_size": window, "patch_size": 4, "image_size": size}
@@ -78,6 +83,12 @@ def _sam(kind: str, width: int, depth: int, heads: int, wide: tuple[int, ...]) -
     }
     more = {"mask_decoder_config": {"vit_dim": width}} if kind == "sam_hq" else {}
     return {"model_type": kind, "vision_config": shape, **more}
+
+
+def _sam_med2d() -> dict[str, Any]:
+    base = _sam("sam_med2d", *_SAM_BASE)
+    vision = {**base["vision_config"], "image_size": 256}
+    return {**base, "adapter_width": 192, "vision_config": vision, "prompt_encoder_config": {"image_size": 256}}
 
 
 def _sam2(width: int, heads: int, blocks: list[int], wide: list[int], **more: Any) -> dict[str, Any]:
@@ -195,6 +206,15 @@ KNOWN: dict[str, Known] = {
         _vit("dinov3_vit", 768, 12, 12, num_register_tokens=4),
         licence="LicenseRef-DINOv3",
     ),
+    "dinov3-convnext-tiny": Known(
+        "facebook/dinov3-convnext-tiny-pretrain-lvd1689m", "general", _convnext(96, 9), licence="LicenseRef-DINOv3"
+    ),
+    "dinov3-convnext-small": Known(
+        "facebook/dinov3-convnext-small-pretrain-lvd1689m", "general", _convnext(96, 27), licence="LicenseRef-DINOv3"
+    ),
+    "dinov3-convnext-base": Known(
+        "facebook/dinov3-convnext-base-pretrain-lvd1689m", "general", _convnext(128, 27), licence="LicenseRef-DINOv3"
+    ),
     "vit-base": Known("google/vit-base-patch16-224-in21k", "general", _vit("vit", 768, 12, 12), licence=_APACHE),
     "deit-tiny": Known("facebook/deit-tiny-patch16-224", "general", _vit("deit", 192, 12, 3), licence=_APACHE),
     "deit-small": Known("facebook/deit-small-patch16-224", "general", _vit("deit", 384, 12, 6), licence=_APACHE),
@@ -220,6 +240,13 @@ KNOWN: dict[str, Known] = {
     "sam-vit-huge": Known("facebook/sam-vit-huge", "general", _sam("sam", *_SAM_HUGE), licence=_APACHE),
     "medsam": Known(
         "wanglab/medsam-vit-base", "medical images of many kinds", _sam("sam", *_SAM_BASE), licence=_APACHE
+    ),
+    "sam-med2d": Known(
+        "",
+        "medical images of many kinds",
+        _sam_med2d(),
+        made_by="fedvfm weights import sam-med2d_b.pth --name sam-med2d (the file is linked from SAM-Med2D's page)",
+        licence=_APACHE,
     ),
     "sam-hq-vit-base": Known("syscv-community/sam-hq-vit-base", "general", _sam("sam_hq", *_SAM_BASE), licence=_APACHE),
     "sam-hq-vit-large": Known(

@@ -34,7 +34,7 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
             ],
         )
     merged: Any = export.merge(model)
-    if not hasattr(merged, "save_pretrained"):
+    if not callable(getattr(merged, "save_pretrained", None)):
         raise errors.ConfigError(
             "--format hf", [f"backbone '{model.backbone.name}' is no model of transformers; use monai or onnx"]
         )

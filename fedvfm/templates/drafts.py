@@ -42,6 +42,8 @@ _CASES = {"optimiser.learning_rate": 1e-3, "optimiser.batch_size": 8, "adapter.k
 """Of cases the head alone: a step through the backbone computes every image of eight cases."""
 _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
+_STAGES: dict[str, dict[str, Any]] = {"dinov3_convnext": {"adapter.targets": ["fc1", "fc2"]}}
+"""Models of stages whose blocks have no attention."""
 _SAM_SIDE, _SAM3_SIDE = 1024, 1008
 _LIGHT_SIDE = 256
 _AS_THEY_ARE = {"data.mean": [0.0, 0.0, 0.0], "data.std": [1.0, 1.0, 1.0]}
@@ -166,13 +168,19 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         values |= _SAM | {"data.input_size": [side, side], "data.views": 4, "adapter.layers": [depth - 2, depth - 1]}
         values |= _AS_THEY_ARE if side == _LIGHT_SIDE else {}
     else:
-        depth = int(shape.get("num_hidden_layers", 0))
-        layers = {"adapter.layers": list(range(depth - depth // 3, depth))}
+        depth = sum(shape["depths"]) if "depths" in shape else int(shape.get("num_hidden_layers", 0))
+        layers: dict[str, Any] = {"adapter.layers": list(range(depth - depth // 3, depth))}
+        layers |= _STAGES.get(kind, {}) | ({"data.input_size": [_side(shape)] * 2} if kind == "swin" else {})
         kinds = {"segmentation": _SEGMENTATION | layers, "classification": _CLASSIFICATION | layers}
         values |= {"data.views": 4, **kinds.get(task, _CASES if task in bags.LABELS_OF else kinds["classification"])}
     found = fill(text("recipe.toml"), values)
     schema.parse(schema.Recipe, tomllib.loads(found), "recipe")
     return headed("recipe", found)
+
+
+def _side(shape: Mapping[str, Any]) -> int:
+    """Side of the squares that a Swin was made for: what its last stage needs is no more."""
+    return int(shape.get("image_size", 224))
 
 
 def sides(backbone: str) -> tuple[int, bool]:
@@ -183,6 +191,10 @@ def sides(backbone: str) -> tuple[int, bool]:
     """
     shape = _shape(schema.parse(schema.BackboneConfig, {"name": backbone}, "--backbone"))
     kind = str(shape.get("model_type", ""))
+    if kind == "swin":
+        return _side(shape), True
+    if kind in _STAGES:
+        return 32, False
     if kind.startswith("sam") or kind == "tinyvit_sam":
         size: int = tomllib.loads(recipe("segmentation", backbone, ["background", "lesion"]))["data"]["input_size"][0]
         return size, True

@@ -176,3 +176,61 @@ def test_of_several_transformers_none_is_chosen(tmp_path: Path) -> None:
 def test_the_encoder_of_sam_2_is_none() -> None:
     names = {f"image_encoder.trunk.{name}" for name in (vit_original.QKV, vit_original.PATCHES)}
     assert not vit_original.recognise(names)
+
+
+class Published(NamedTuple):
+    """What the arrays of a published checkpoint look like, as its page and timm's definition of it say."""
+
+    width: int
+    depth: int
+    up: int
+    down: int
+    places: int
+    patch: int
+    registers: int = 0
+    scale: bool = True
+    norm: str = "norm"
+
+
+PUBLISHED = {
+    "UNI": Published(1024, 24, 4096, 4096, 197, 16),
+    "UNI2-h": Published(1536, 24, 8192, 4096, 256, 14, registers=8),
+    "Virchow": Published(1280, 32, 6832, 3416, 257, 14),
+    "Virchow2": Published(1280, 32, 6832, 3416, 257, 14, registers=4),
+    "H-optimus-0": Published(1536, 40, 8192, 4096, 256, 14, registers=4),
+    "Prov-GigaPath": Published(1536, 40, 8192, 4096, 197, 16),
+    "BiomedCLIP": Published(768, 12, 3072, 3072, 197, 16, scale=False),
+    "RETFound": Published(1024, 24, 4096, 4096, 197, 16, scale=False, norm="fc_norm"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_shapes_make_a_model_of_their_size(name: str) -> None:
+    """Settings read off the shapes alone build a stock model with a place for every array."""
+    form = PUBLISHED[name]
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, form.width),
+        "pos_embed": (1, form.places, form.width),
+        "patch_embed.proj.weight": (form.width, 3, form.patch, form.patch),
+        "patch_embed.proj.bias": (form.width,),
+        f"{form.norm}.weight": (form.width,),
+        f"{form.norm}.bias": (form.width,),
+    }
+    shapes |= {"reg_token": (1, form.registers, form.width)} if form.registers else {}
+    for block in range(form.depth):
+        linear = {"attn.qkv": (3 * form.width, form.width), "attn.proj": (form.width, form.width)}
+        linear |= {"mlp.fc1": (form.up, form.width), "mlp.fc2": (form.width, form.down)}
+        for part, shape in linear.items():
+            shapes |= {f"blocks.{block}.{part}.weight": shape, f"blocks.{block}.{part}.bias": shape[:1]}
+        for part in ("norm1", "norm2"):
+            shapes |= {f"blocks.{block}.{part}.{kind}": (form.width,) for kind in ("weight", "bias")}
+        shapes |= {f"blocks.{block}.{part}.gamma": (form.width,) for part in ("ls1", "ls2") if form.scale}
+    values = vit_original.settings(shapes)
+    with torch.device("meta"):
+        arrays = vit_original.convert({part: torch.empty(shape) for part, shape in shapes.items()})
+        stock = vit._stock_model(vit.FAMILIES[values["model_type"]], values)
+    expected = sum(value.numel() for value in arrays.values())
+    own = sum(value.numel() for name, value in stock.named_parameters() if name != "embeddings.mask_token")
+    assert own == expected
+    assert values["num_hidden_layers"] == form.depth
+    assert values.get("num_register_tokens", 0) == form.registers
