@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm.audit import segments
-from fedvfm.client import refusal_words, sentences
+from fedvfm.client import refusal_words, sentences, state_folder
 from fedvfm.protocol import protocol
 from fedvfm.runtime import processes
 
@@ -32,7 +32,7 @@ class Listener:
     """
 
     def __init__(self, log: Path, rounds_of: Callable[[str], int] = lambda recipe: 0) -> None:
-        self._tail, self._rounds = segments.Tail(log), sentences.Rounds(rounds_of)
+        self._tail, self._rounds, self._folder = segments.Tail(log), sentences.Rounds(rounds_of), log.parent
         self._asked = ""
         self._standing: dict[tuple[str, str], str] = {}
 
@@ -46,7 +46,7 @@ class Listener:
     def _take(self, entry: Mapping[str, Any]) -> None:
         line = self._rounds.line(entry)
         if line:
-            LOG.info(line)
+            LOG.info(state_folder.named(line, self._folder))
         if entry["event"] == "received" and entry["kind"] in (*protocol.WORDS.values(), "unknown"):
             self._asked = entry["kind"]
         elif entry["event"] == "sent" and entry["kind"] == "refusal":
@@ -60,7 +60,8 @@ class Listener:
         if word not in known:
             reason, remedy = refusal_words.why(word, recipe)
             of = f" of recipe {recipe[:12]}" if recipe else ""
-            LOG.warning(f"refused: {self._asked}{of}: {word}, {reason}. Remedy: {remedy}")
+            helps = state_folder.named(remedy, self._folder)
+            LOG.warning(f"refused: {self._asked}{of}: {word}, {reason}. Remedy: {helps}")
 
 
 @contextlib.contextmanager

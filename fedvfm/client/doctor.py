@@ -101,6 +101,7 @@ def _approval(where: state_folder.State, approved: Sequence[locked_recipe.Locked
     if waiting:
         shown = ", ".join(one[:12] for one in waiting)
         remedy = f"fedvfm client review {waiting[0][:12]}, then fedvfm client approve {waiting[0][:12]}, or leave it"
+        remedy = state_folder.named(remedy, where.folder)
         return finding.warning("approval", f"not approved: recipe {shown}", remedy)
     if not approved:
         return finding.warning("approval", "no recipe is approved", "wait for one, review it and approve it")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedvfm.client import privacy_report, recipe_review, status
+from fedvfm.client import privacy_report, recipe_review, state_folder, status
 from fedvfm.report import live_page, page, quantity, rounds, spans
 from fedvfm.runtime import page_server
 
@@ -66,6 +66,7 @@ def _pending(watcher: status.Watcher, now: Now) -> str:
     for recipe in now["waiting"]:
         rows: list[list[page.Cell]] = [[*row] for row in recipe_review.words(watcher.recipe(recipe))]
         command = f"fedvfm client review {recipe[:12]} --policy SITE.toml, then fedvfm client approve {recipe[:12]}"
+        command = state_folder.named(command, watcher.where.folder)
         parts.append(page.paragraph(f"Recipe {recipe[:12]} was asked for and nobody here approved it. {command}."))
         table = page.table(("what", "in words"), rows, "The recipe in plain words.", words=(1,))
         parts.append(page.folded(f"What recipe {recipe[:12]} does", table))
@@ -75,7 +76,8 @@ def _pending(watcher: status.Watcher, now: Now) -> str:
             score = "not scored" if row["score"] is None else f"{row['metric']} {row['score']:.4f}"
             about = f"Final adapter {short} of recipe {row['recipe'][:12]}: {score}"
             about += f" on {quantity.of(row['examples'], 'own test image')}."
-            parts.append(page.paragraph(f"{about} fedvfm client adapter --accept {short}, or --decline {short}."))
+            command = f"fedvfm client adapter --accept {short}, or --decline {short}"
+            parts.append(page.paragraph(f"{about} {state_folder.named(command, watcher.where.folder)}."))
     return "".join(parts)
 
 

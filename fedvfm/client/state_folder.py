@@ -26,6 +26,7 @@ The folder is its owner's alone (0700, files 0600) and never overwritten:
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -52,6 +53,12 @@ REHEARSAL = "rehearsal-"
 """How the folder of a rehearsal begins; it is gone afterwards unless that was killed."""
 Approvals: TypeAlias = approvals.Approvals
 SHA256 = re.compile("[0-9a-f]{64}")
+DEFAULT = Path("fedvfm-site")
+"""Where the commands look for it that are not told."""
+_COMMAND = re.compile(
+    r"fedvfm client (?:(?:review|approve|withdraw) \w+|start SITE\.toml|status\b"
+    r"|adapter(?! personal)(?: --(?:accept|decline) \w+)?)"
+)
 MAX_SEEN = 1000
 """Recipes that are kept; a coordinator that sends more fills no disk."""
 
@@ -288,6 +295,18 @@ class State:
         storage.write_text(path, signed_documents.to_text(locked))
         self.audit.record("received", kind="recipe", recipe=locked.hash, bytes=path.stat().st_size)
         return True
+
+
+def named(text: str, folder: Path) -> str:
+    """A sentence for this site's people whose commands say where the state folder is, unless they find it themselves.
+
+    Args:
+        text: with commands as ``fedvfm client approve 0123456789ab``.
+        folder: the state folder.
+    """
+    if folder.absolute() == DEFAULT.absolute():
+        return text
+    return _COMMAND.sub(lambda command: f"{command[0]} --state {shlex.quote(str(folder.absolute()))}", text)
 
 
 def open_state(folder: Path) -> State:

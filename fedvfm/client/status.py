@@ -163,7 +163,8 @@ class Watcher:
             "audit_log_whole": self._log.whole,
             "last": self._last,
         }
-        return {**values, "now": standing(values)}
+        now = {key: state_folder.named(text, where.folder) for key, text in standing(values).items()}
+        return {**values, "now": now}
 
     def _ledger(self) -> list[Path]:
         """Files that the privacy follows from."""

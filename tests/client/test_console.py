@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from fedvfm.audit import audit
+from fedvfm.cli import client as client_commands
 from fedvfm.client import console as consoles
-from fedvfm.client import refusal_words
+from fedvfm.client import refusal_words, state_folder
 from fedvfm.protocol import protocol
 
 RECIPE, OTHER = "ab" * 32, "cd" * 32
@@ -48,9 +49,10 @@ def test_every_word_has_its_reason_and_remedy() -> None:
 
 
 def test_a_refusal_is_one_line_with_what_to_do(console: Console) -> None:
+    state = f" --state {console.log.path.parent}"
     assert console.answer("handshake", "approval-pending") == [
         "refused: handshake of recipe abababababab: approval-pending, no person here approved this recipe. Remedy: "
-        "fedvfm client review abababababab, then fedvfm client approve abababababab"
+        f"fedvfm client review abababababab{state}, then fedvfm client approve abababababab{state}"
     ]
 
 
@@ -61,6 +63,15 @@ def test_a_limit_that_the_recipe_alone_goes_beyond_is_not_called_used_up(console
     (line,) = console.answer("handshake", word)
     assert f"are, or would be, more than policy.{limit}. Remedy: fedvfm client review abababababab " in line
     assert line.endswith(f"says which; raise {limit}, or leave it at that")
+
+
+def test_commands_name_a_state_folder_that_they_would_not_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = "fedvfm client adapter --accept ab12, or --decline ab12; fedvfm client adapter personal SITE.toml"
+    assert state_folder.named(said, Path("fedvfm-site")) == said
+    assert state_folder.named(said, tmp_path / "a b") == said.replace("ab12,", f"ab12 --state '{tmp_path}/a b',")
+    assert state_folder.named("fedvfm client start SITE.toml", Path("x")).endswith(f"SITE.toml --state {tmp_path}/x")
+    assert client_commands.STATE == state_folder.DEFAULT
 
 
 def test_the_same_refusal_is_told_once_until_it_changes(console: Console) -> None:

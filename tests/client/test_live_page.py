@@ -89,7 +89,8 @@ def test_what_is_used_of_the_policy_and_what_waits(trained: Hospital, cli: Any) 
     assert 0 <= row["hours_used"] < 0.1
     assert (row["evaluations_used"], row["max_evaluations"]) == (1, 6)
     assert row["ended"]["verdict"] == "pending"
-    assert now["now"] == {"says": "the client does not run", "remedy": "fedvfm client start SITE.toml"}
+    remedy = f"fedvfm client start SITE.toml --state {trained.state}"
+    assert now["now"] == {"says": "the client does not run", "remedy": remedy}
     assert now["today"]["kinds"]["train"]["messages"] == 1
     for path, value in leaves(now):
         if isinstance(value, str):
