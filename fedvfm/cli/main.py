@@ -461,7 +461,9 @@ def predict(
     series: Annotated[
         str, typer.Option(help="Which series of a DICOM folder: its number, or words of the list: 'CT axial most'.")
     ] = "",
-    channels: Annotated[str, typer.Option(help="Which files CASE_0000, ... are the model's channels: 0,1,3.")] = "",
+    channels: Annotated[
+        str, typer.Option(help="Which files CASE_0000, ... are the model's channels: 0,1,3, or 0,-,1.")
+    ] = "",
     cases: Annotated[
         Path | None, typer.Option(help="Of a case adapter: a table with columns id and case; one answer a case.")
     ] = None,

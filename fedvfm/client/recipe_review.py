@@ -114,6 +114,7 @@ def _greeting(recipe: schema.Recipe) -> str:
     if not _plain(recipe) or recipe.secure_aggregation is not None:
         train = "whether there are training images, the number of images in val and test"
     labelled = ", the names of the classes that this site labels" if recipe.task.partial_labels else ""
+    labelled += ", the names of the channels that this site lacks" if recipe.data.optional_channels else ""
     return f"{train}{labelled}, and hashes that identify the backbone"
 
 

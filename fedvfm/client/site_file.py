@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedvfm import errors, seeding
 from fedvfm.config import privacy, schema
 from fedvfm.config import survey as surveys
-from fedvfm.data import bags, columns, defect, labels, partial_labels
+from fedvfm.data import bags, channels, columns, defect, labels, partial_labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.partition import virtual_hospitals
@@ -218,7 +218,13 @@ def hospital(
     columns.require_follow_up(recipe, site.name, {"val": val, "test": test})
     partly = isinstance(source, partial_labels.PartlyLabelled)
     return virtual_hospitals.Hospital(
-        site.name, source, train, val, test, labelled=tuple(sorted(site.labelled)) if partly else ()
+        site.name,
+        source,
+        train,
+        val,
+        test,
+        labelled=tuple(sorted(site.labelled)) if partly else (),
+        lacking=channels.lacking(recipe.data, site.data),
     )
 
 

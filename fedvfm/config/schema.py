@@ -273,6 +273,9 @@ class DataContract(Strict):
     structure."""
     channels: Annotated[tuple[Name, ...], _names()] = ()
     """Names of the one or three files of a case that are a channel each. Change: where a case is several sequences."""
+    optional_channels: Annotated[tuple[Name, ...], _names()] = _later(())
+    """Those of them that a site may lack, in its own file: they are black there. Needs channel-dropout in augment.
+    Change: where not every hospital has every sequence."""
     mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.485, 0.456, 0.406)
     """Subtracted from values of 0 to 1; ImageNet's. Change: only with a backbone that was trained with others."""
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
@@ -318,6 +321,14 @@ class DataContract(Strict):
             raise ValueError("class_codes: two classes of one code could not be told apart")
         if "channel-dropout" in self.augment and len(self.channels) != 3:
             raise ValueError("augment = channel-dropout: three names in channels are needed, of a meaning each")
+        strange = [name for name in self.optional_channels if name not in self.channels]
+        if strange or len(set(self.optional_channels)) < len(self.optional_channels):
+            raise ValueError(f"optional_channels: {', '.join(strange) or 'a name is repeated'}; name some of channels")
+        if self.optional_channels and "channel-dropout" not in self.augment:
+            raise ValueError(
+                "optional_channels: a model that never saw a channel black in training is wrong where it is; add "
+                "channel-dropout to augment, last"
+            )
         if "channel-dropout" in self.augment[:-1]:
             raise ValueError("augment: channel-dropout must be last, or what comes behind it changes what is black")
         if len(self.channels) > 1 and (self.grey or self.stack > 1):
@@ -592,6 +603,9 @@ class SourceConfig(Strict):
     unreadable: Literal["stop", "skip"] = "stop"
     """"skip" leaves out cases whose files cannot be read, and says which; not with [privacy]. Change: to skip where
     some files are known to be broken."""
+    channels: dict[Name, Annotated[int, Field(ge=0, le=1000)] | Name] = _later({})
+    """The recipe's channel = yours: its name in your dataset.json, or the number of its file from 0. A channel that is
+    not here is lacking: the recipe must allow it. Change: where your files are other channels than the recipe's."""
     roots: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """(list of paths) Folders outside of path that links in it may lead to; other links that leave it are refused.
     Change: where the data folder holds links into an archive."""
@@ -638,6 +652,9 @@ class PartitionConfig(Strict):
     Change: to try hospitals that label different classes."""
     without_table: Annotated[tuple[Name, ...], Field(strict=False)] = _later(())
     """Virtual hospitals that have none of the columns of recipe.inputs. Change: to try hospitals without a table."""
+    lacking: dict[Name, Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]] = _later({})
+    """Virtual hospital = the recipe's channels that it lacks; they are black there. Needs optional_channels of the
+    recipe. Change: to try hospitals without some sequences."""
 
 
 class SiteSplit(Strict):

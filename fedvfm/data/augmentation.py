@@ -44,9 +44,9 @@ def training_view(
     """As :func:`fedvfm.data.transforms.training_view`, on ``device``."""
     image, mask = transforms.cropped(base, contract, rng)
     view = View(_moved(image, device), None if mask is None else _moved(mask, device))
-    for name in contract.augment:
+    for name in transforms.before_dropout(contract, base.absent):
         view = _KNOWN[name](view, rng)
-    return view
+    return _dark(view, transforms.dropped_beside(contract, base.absent, rng)) if base.absent else view
 
 
 def normalise(batch: Tensor, contract: schema.DataContract) -> Tensor:
@@ -102,8 +102,12 @@ def _channel_dropout(view: View, rng: np.random.Generator) -> View:
     channel = transforms.dropped_channel(rng)
     if channel is None:
         return view
+    return _dark(view, (channel,))
+
+
+def _dark(view: View, channels: Sequence[int]) -> View:
     kept = torch.ones(3, 1, 1, device=view.image.device)
-    kept[channel] = 0.0
+    kept[list(channels)] = 0.0
     return View(view.image * kept, view.mask)
 
 

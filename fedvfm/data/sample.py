@@ -92,6 +92,7 @@ class Pixels:
         orientation: to where the file's axes run ("RAS", "LPS", ...), or None where it does not say.
         part: the slice it is of a volume, else None.
         padded: bool (H, W), where pixels are padding and no grey value; None where none is.
+        absent: numbers of the channels that the site lacks; they are 0 everywhere.
     """
 
     image: NDArray[np.float32]
@@ -101,6 +102,7 @@ class Pixels:
     orientation: str | None = None
     part: Part | None = None
     padded: NDArray[np.bool_] | None = None
+    absent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ PERCENTILES = (0.5, 99.5)
 LEAST_CONTRAST = 1e-4
 MOST_NOISE = 0.05
 
+DROPOUT = "channel-dropout"
+
 Image = NDArray[np.float32]
 Mask = NDArray[np.int64]
 Augmentation = Callable[[Image, Mask | None, np.random.Generator], tuple[Image, Mask | None]]
@@ -47,6 +49,7 @@ class Prepared:
         truth: int64 (H, W) as read; metrics are computed on this grid. None in classification.
         spacing: (row, column) millimetres of a pixel of ``truth``, or None.
         part: the slice it is of a volume, else None.
+        absent: numbers of the channels that the site lacks; they are 0 everywhere, and stay so in every view.
     """
 
     image: Image
@@ -54,6 +57,7 @@ class Prepared:
     truth: Mask | None
     spacing: tuple[float, float] | None
     part: data.Part | None = None
+    absent: tuple[int, ...] = ()
 
 
 def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int, multiple: int = 1) -> Prepared:
@@ -68,6 +72,8 @@ def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int
     _check(pixels, num_classes)
     image = to_grey(pixels.image) if contract.grey else pixels.image
     _check_channels(image, contract)
+    if pixels.absent:  # intensities are those of what is there
+        image = np.delete(image, pixels.absent, axis=0)
     if contract.limits is not None:
         image = windowed(pixels, image, contract.limits)
     elif contract.intensity != "none":
@@ -78,10 +84,22 @@ def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int
             image[:, pixels.padded] = 0.0
     size = contract.input_size if contract.fit == "resize" else rounded(image.shape[1:], multiple)
     image = resize(image, size)
+    if pixels.absent:
+        image = refilled(image, pixels.absent)
     if image.shape[0] == 1:
         image = np.repeat(image, 3, axis=0)
     mask = None if pixels.mask is None else resize_mask(pixels.mask, size)
-    return Prepared(image, mask, pixels.mask, pixels.spacing, pixels.part)
+    return Prepared(image, mask, pixels.mask, pixels.spacing, pixels.part, pixels.absent)
+
+
+def refilled(image: Image, absent: Sequence[int]) -> Image:
+    """The channels that are there, and black ones at the places of those that are absent.
+
+    Shapes: (C - number of absent ones, H, W) to (C, H, W).
+    """
+    whole = np.zeros((len(image) + len(absent), *image.shape[1:]), dtype=np.float32)
+    whole[[at for at in range(len(whole)) if at not in absent]] = image
+    return whole
 
 
 def rounded(size: Sequence[int], multiple: int) -> tuple[int, int]:
@@ -96,8 +114,23 @@ def training_view(base: Prepared, contract: schema.DataContract, rng: np.random.
     An image smaller than the crop is mirrored at its borders. The truth is left out: views are not scored.
     """
     image, mask = cropped(base, contract, rng)
-    image, mask = augment(image, mask, contract.augment, rng)
-    return Prepared(image, mask, None, base.spacing)
+    image, mask = augment(image, mask, before_dropout(contract, base.absent), rng)
+    if base.absent:
+        image = image.copy()
+        image[list(dropped_beside(contract, base.absent, rng))] = 0.0
+    return Prepared(image, mask, None, base.spacing, absent=base.absent)
+
+
+def before_dropout(contract: schema.DataContract, absent: Sequence[int]) -> tuple[str, ...]:
+    """The augmentations that see all channels alike; of a site that lacks some, dropout is drawn beside those."""
+    return tuple(name for name in contract.augment if name != DROPOUT) if absent else contract.augment
+
+
+def dropped_beside(contract: schema.DataContract, absent: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+    """The channels that are black in a view where some are absent: those, and what is drawn, if another one is left."""
+    drawn = dropped_channel(rng) if DROPOUT in contract.augment else None
+    dark = sorted({*absent, *(() if drawn is None else (drawn,))})
+    return tuple(dark) if len(dark) < 3 else tuple(absent)
 
 
 def cropped(base: Prepared, contract: schema.DataContract, rng: np.random.Generator) -> tuple[Image, Mask | None]:

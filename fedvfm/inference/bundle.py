@@ -99,10 +99,16 @@ def dataset(folder: str, dataset_dir: str, series: str = "", channels: str = "")
         FedvfmError: see :func:`fedvfm.predict`.
     """
     where = Path(dataset_dir)
-    found, named = inputs.find(where, series), export.recipe_of(Path(folder) / ADAPTER).data.channels
+    found, wanted = inputs.find(where, series), export.recipe_of(Path(folder) / ADAPTER).data
     passed = inputs.meant(found, series) if series else {}
     left = [item for item in found if item.name not in passed]
-    joined = grouping.join(left, named, grouping.read_numbers(channels), alone=where.is_file())
+    joined = grouping.join(
+        left,
+        wanted.channels,
+        grouping.read_numbers(channels),
+        alone=where.is_file(),
+        optional=wanted.optional_channels,
+    )
     return [item.name for item in joined.items]
 
 

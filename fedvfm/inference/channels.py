@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedvfm import errors
+from fedvfm.data import channels as unlike
 from fedvfm.data import formats
 from fedvfm.data.sources import cases
 from fedvfm.data.volumes import volumes
@@ -38,19 +39,30 @@ class Joined:
 
 
 def read_numbers(text: str) -> tuple[int, ...]:
-    """``"0,1,3"`` as numbers; empty for nothing.
+    """``"0,1,3"`` as numbers, with ``-`` for a channel that is lacking; empty for nothing.
 
     Raises:
         ConfigError: if it is no list of different channel numbers.
     """
     words = [word.strip() for word in text.split(",")] if text else []
-    numbers = tuple(int(word) for word in words if re.fullmatch(r"\d{1,4}", word))
-    if len(numbers) < len(words) or len(set(numbers)) < len(numbers):
-        raise errors.ConfigError("--channels", [f"'{text}': give different channel numbers from 0, like 0,1,3"])
+    numbers = tuple(int(word) if word != "-" else unlike.ABSENT for word in words if re.fullmatch(r"\d{1,4}|-", word))
+    there = [number for number in numbers if number != unlike.ABSENT]
+    if len(numbers) < len(words) or len(set(there)) < len(there) or (words and not there):
+        raise errors.ConfigError(
+            "--channels",
+            [f"'{text}': give different channel numbers from 0, like 0,1,3, and - for a lacking one"],
+        )
     return numbers
 
 
-def join(found: Sequence[inputs.Item], named: Sequence[str], chosen: Sequence[int], *, alone: bool) -> Joined:
+def join(
+    found: Sequence[inputs.Item],
+    named: Sequence[str],
+    chosen: Sequence[int],
+    *,
+    alone: bool,
+    optional: Sequence[str] = (),
+) -> Joined:
     """Put the channels of every case together, or refuse the case.
 
     Args:
@@ -59,14 +71,23 @@ def join(found: Sequence[inputs.Item], named: Sequence[str], chosen: Sequence[in
         chosen: numbers of the files to take, in the order of the recipe's channels; empty for 0, 1, 2, ...
         alone: whether the one file was named by hand: its neighbours are then looked for where the model needs them,
             and nothing is guessed where it needs none.
+        optional: channels of the recipe that may be lacking.
 
     Raises:
-        ConfigError: if other numbers of channels are chosen than the model takes.
+        ConfigError: if other numbers of channels are chosen than the model takes, or one is lacking that it needs.
     """
     need = max(1, len(named))
     if chosen and len(chosen) != need:
         takes = cases.shown(named) if named else "one file a case"
         raise errors.ConfigError("--channels", [f"{len(chosen)} channel numbers, but the model takes {takes}"])
+    needed = [
+        name for name, number in zip(named, chosen, strict=False) if number == unlike.ABSENT and name not in optional
+    ]
+    if needed:
+        raise errors.ConfigError(
+            "--channels",
+            [f"'-' for {', '.join(needed)}: the model may lack {', '.join(optional) or 'no channel'}; bring a file"],
+        )
     given = _with_neighbours(found) if alone and need > 1 else list(found)
     groups = _groups(given)
     made = Joined()
@@ -147,7 +168,7 @@ def _add_group(
     made: Joined, name: str, group: Group, numbers: Sequence[int], named: Sequence[str], *, exact: bool
 ) -> None:
     first = group[min(group)]
-    missing = [number for number in numbers if number not in group]
+    missing = [number for number in numbers if number not in group and number != unlike.ABSENT]
     surplus = sorted(set(group) - set(numbers)) if exact else []
     if len(named) > 1 and list(group) == [0] and first.kind == "picture":
         made.items.append(first)  # in colour it holds its three channels in one file; else reading refuses it
@@ -160,8 +181,10 @@ def _add_group(
     elif len({item.kind for item in group.values()}) > 1:
         made.failed[name] = "pictures and volumes mixed; convert one to the other's kind"
     else:
-        files = tuple(group[number].path for number in numbers)
-        made.items.append(dataclasses.replace(first, name=name, path=files[0], more=files[1:]))
+        there = [number for number in numbers if number != unlike.ABSENT]
+        files = tuple(group[number].path for number in there)
+        absent = tuple(at for at, number in enumerate(numbers) if number == unlike.ABSENT)
+        made.items.append(dataclasses.replace(first, name=name, path=files[0], more=files[1:], absent=absent))
 
 
 def _with_neighbours(found: Sequence[inputs.Item]) -> list[inputs.Item]:

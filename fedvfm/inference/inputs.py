@@ -14,7 +14,7 @@ from typing import Literal
 
 from fedvfm import errors
 from fedvfm.config import inputs as config
-from fedvfm.data import defect, formats, input_rows
+from fedvfm.data import channels, defect, formats, input_rows
 from fedvfm.data.sources import index, layouts
 from fedvfm.data.volumes import dicom, dicom_series, nrrd, series_selector, volumes
 
@@ -40,6 +40,7 @@ class Item:
         kind: a picture, a volume in one file (NIfTI, NRRD), or DICOM (one series, or one file).
         path: the file, or the folder of the series.
         more: further files of the case, one a channel, in the order of their numbers.
+        absent: places of the recipe's channels that are lacking; ``files`` are the others.
         parts: the pictures of a case of many images, or the radiographs and clips of a study, in their order; empty for
             all else.
     """
@@ -48,7 +49,17 @@ class Item:
     kind: Kind
     path: Path = field(repr=False)
     more: tuple[Path, ...] = field(default=(), repr=False)
+    absent: tuple[int, ...] = ()
     parts: tuple[Item, ...] = field(default=(), repr=False)
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """Which of the files is each channel, :data:`fedvfm.data.channels.ABSENT` where it is lacking; empty: all."""
+        if not self.absent:
+            return ()
+        there = iter(range(len(self.files)))
+        places = range(len(self.files) + len(self.absent))
+        return tuple(channels.ABSENT if at in self.absent else next(there) for at in places)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -75,8 +75,8 @@ def predict(
         series: which series of a DICOM folder with several, in the words of :mod:`fedvfm.data.volumes.series_selector`;
         DICOM folders
             that hold no such series are passed over and named in ``skipped``.
-        channels: "0,1,3": which files of a case (``CASE_0000.*``, ...) are the model's channels, in its order; left out
-            they must be exactly those the model takes.
+        channels: "0,1,3" or "0,-,1": which files of a case (``CASE_0000.*``, ...) are the model's channels, in its
+            order, and - where one is lacking; left out they must be exactly those the model takes.
         cases: a table that says which inputs are one case; see :func:`fedvfm.inference.inputs.by_table`.
         table: with the columns that the adapter takes beside the images; see :func:`fedvfm.inference.inputs.rows`. Of
             such an adapter it must be given; :data:`NO_TABLE` answers without it.
@@ -170,7 +170,8 @@ def run(
     if delivery.dense(model) and form in ("auto", "dicom-seg") and numbered:
         segmentation_object.require_installed()
     asked = [item for item in found if item.name not in skipped]
-    joined = grouping.join(asked, model.recipe.data.channels, chosen, alone=source.is_file())
+    wanted = model.recipe.data
+    joined = grouping.join(asked, wanted.channels, chosen, alone=source.is_file(), optional=wanted.optional_channels)
     items = _together(model, source, joined.items, cases)
     beside, rowless = _beside(model, source, items, table)
     session = None if graph is None else sessions.Session(Path(graph), model)
@@ -418,7 +419,7 @@ class Predictor:
         else:
             if self.form == "auto" and chosen == "dicom-seg" and not segmentation_object.holds(seen.header):
                 chosen = "png"  # a film: no object holds its frames together
-            shown = self._slices(case, seen.header)
+            shown = self._slices(case, seen.header, item.chosen)
             rows = (
                 [self._volume(item, seen.header, shown, chosen)] if dense else self._classes(item, seen.header, shown)
             )
@@ -476,7 +477,7 @@ class Predictor:
     def _shown(self, item: inputs.Item, header: headers.Header | None) -> Iterator[tuple[str, samples.Pixels]]:
         """Name and pixels of every slice, cut as the recipe asks; ``header`` where it was read before."""
         case = layouts.Case(item.name, item.files)
-        return ((name, pixels) for _, name, pixels in self._slices(case, header or self._header(item)))
+        return ((name, pixels) for _, name, pixels in self._slices(case, header or self._header(item), item.chosen))
 
     def _painted(self, weights: Sequence[float], header: headers.Header) -> NDArray[Any]:
         """The weight of every slice in all of its voxels, 255 for the heaviest one, on the input's own grid."""
@@ -501,7 +502,7 @@ class Predictor:
     def _read(self, item: inputs.Item) -> samples.Pixels:
         """The pixels of a picture."""
         case = layouts.Case(item.name, item.files)
-        return cases.read_image(case, self._seen(item, case), 0, self.view, ())
+        return cases.read_image(case, self._seen(item, case), 0, self.view, item.chosen)
 
     def _seen(self, item: inputs.Item, case: layouts.Case) -> cases.Seen:
         """What the headers of a case say.
@@ -512,7 +513,7 @@ class Predictor:
         """
         seen = cases.look(item.path.parent, case, self.view.series) if item.more else self._one(item)
         called = layouts.Case(item.name, tuple(Path(item.name) for _ in item.files))
-        faults = cases.faults_under(called, seen, Path(), self.model.recipe.data)
+        faults = cases.faults_under(called, seen, Path(), self.model.recipe.data, item.chosen)
         if faults:
             raise errors.DataError("; ".join(faults), faults)
         return seen
@@ -533,13 +534,13 @@ class Predictor:
             notes.append(segmentation_object.NO_PLANE)
         return list(dict.fromkeys(notes))
 
-    def _slices(self, case: layouts.Case, header: headers.Header) -> Shown:
+    def _slices(self, case: layouts.Case, header: headers.Header, chosen: Sequence[int] = ()) -> Shown:
         """Number, name and pixels of every slice, cut as the recipe asks; a single one has the input's own name."""
         names, seen = slices.names(header, self.view), cases.Seen(header.size("acquired"), header)
         for at, name in enumerate(names):
             self.observer("slice", name=case.name, index=at, count=len(names))
             shown = case.name if len(names) == 1 else f"{case.name}/{name}"
-            yield at, shown, cases.read_image(case, seen, at, self.view, ())
+            yield at, shown, cases.read_image(case, seen, at, self.view, chosen)
 
     def _classes(self, item: inputs.Item, header: headers.Header, shown: Shown) -> list[dict[str, Any]]:
         """A row for every slice, and before them one of the volume, as it is scored: the mean of its slices."""

@@ -56,13 +56,13 @@ _LEDGER = "ledger"
 _MASKED_NUMBERS = "masked"
 _CODEC, _BASE, _TARGET = "codec", "base", "fingerprint"
 _SECURE, _ROSTER, _KEYS = "secure", "roster", "keys"
-_LABELLED = "labelled"
+_LABELLED, _LACKING = "labelled", "lacking"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
 _TASK |= {_CODEC, _BASE, _TARGET, _SECURE, _ROSTER, _CORRECTION_LAYOUT}
 _HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
-_HELLO |= {"rank", "precision", _CODEC, _KEYS, _LABELLED}
+_HELLO |= {"rank", "precision", _CODEC, _KEYS, _LABELLED, _LACKING}
 _UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", _CODEC])
 _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
 _DEALING = frozenset(["protocol", "site", "session", "commitment", "outbox", _KEYS])
@@ -171,6 +171,7 @@ class Hello:
     ``codec`` is the one that it will send and take, the recipe's: it agrees to it by name.
     ``keys`` are those of its next session, where the recipe has secure aggregation.
     ``labelled`` are the classes that it labels, by the recipe's names; empty for all.
+    ``lacking`` are the recipe's channels that it has no files of.
     """
 
     site: str
@@ -183,6 +184,7 @@ class Hello:
     codec: str = codecs.PLAIN
     keys: round_keys.Advertised | None = None
     labelled: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,6 +460,8 @@ def encode_hello(hello: Hello) -> RecordDict:
         header[_KEYS] = secure_messages.keys_text(hello.keys)
     if hello.labelled:  # only of a recipe that asks for it
         header[_LABELLED] = list(hello.labelled)
+    if hello.lacking:  # the same
+        header[_LACKING] = list(hello.lacking)
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
 
 
@@ -480,6 +484,7 @@ def decode_hello(content: RecordDict) -> Hello:
             codec=wire.text(header.get(_CODEC, codecs.PLAIN), 64),
             keys=secure_messages.read_keys(header[_KEYS]) if _KEYS in header else None,
             labelled=wire.texts(header.get(_LABELLED, [])),
+            lacking=wire.texts(header.get(_LACKING, [])),
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None

@@ -203,6 +203,7 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
     drawn = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
     hospitals = virtual_hospitals.partly_labelled(drawn, experiment.partition, experiment.recipe)
     hospitals = virtual_hospitals.without_table(hospitals, experiment.partition, experiment.recipe)
+    hospitals = virtual_hospitals.without_channels(hospitals, experiment.partition, experiment.recipe.data)
     for hospital in hospitals:
         columns.require_follow_up(experiment.recipe, hospital.name, {"val": hospital.val, "test": hospital.test})
     names = [hospital.name for hospital in hospitals]

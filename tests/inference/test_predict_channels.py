@@ -267,3 +267,23 @@ def test_channels_of_other_names_count_by_their_order(saved: Saver, tmp_path: Pa
 def test_contracts_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(errors.ConfigError, match="three"):
         schema.parse(schema.DataContract, {"class_names": ["a", "b"], **changes}, "recipe.data")
+
+
+def test_a_lacking_channel_is_black_as_in_evaluation(saved: Saver, tmp_path: Path) -> None:
+    more = {"optional_channels": ["T1w"], "augment": ["channel-dropout"]}
+    adapter, root = saved(channels=NAMED, **more), nnunet(tmp_path / "set")
+    for file in (root / "imagesTr").glob("*_0001*"):
+        file.unlink()
+    made = fedvfm.predict(adapter, root / "imagesTr", tmp_path / "out", channels="0,-,2")
+    assert [row["id"] for row in made["inputs"]] == ["a", "b"]
+    whole = nnunet(tmp_path / "whole")
+    settings = schema.SourceConfig(
+        source="folder", path=str(whole), options={"ids": "names"}, channels={"FLAIR": 0, "T2w": "T2w"}
+    )
+    expected = evaluated(adapter, table.make(settings, fedvfm.load_adapter(adapter).recipe.data))
+    for at, mask in enumerate(predicted(tmp_path / "out", "a")):
+        np.testing.assert_array_equal(mask, expected[f"a-z{at:03d}"])
+    with pytest.raises(errors.ConfigError, match=r"'-' for T2w: the model may lack T1w"):
+        fedvfm.predict(adapter, root / "imagesTr", tmp_path / "no", channels="0,1,-")
+    with pytest.raises(errors.ConfigError, match="give different channel numbers"):
+        channels.read_numbers("-,-")

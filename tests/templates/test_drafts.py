@@ -39,7 +39,7 @@ FREE = {"site.toml": {"labels", "policy.backbones"}}
 INTERNAL = {"schema_version", "rerun"}
 """What programs alone write."""
 NOT_TOGETHER = {"noise_multiplier", "adaptive_quantile", "adaptive_rate", "adaptive_noise", "images_per_patient"}
-NOT_TOGETHER |= {"channels"}
+NOT_TOGETHER |= {"channels", "optional_channels"}
 """Examples that another example of the same file excludes."""
 
 

@@ -20,7 +20,7 @@ from fedvfm import errors
 from fedvfm.client.batch import spool
 from fedvfm.client.training import compute
 from fedvfm.client.training import site as sites
-from fedvfm.data import bags, labels, partial_labels
+from fedvfm.data import bags, channels, labels, partial_labels
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table as sources
@@ -143,6 +143,7 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
         parts.get("val", ()),
         parts.get("test", ()),
         labelled=job.labelled,
+        lacking=channels.lacking(task.recipe.data, job.data),
     )
     cache = feature_cache.FeatureCache(job.cache_mib * MIB)
     return sites.Site(job.name, hospital, device, job.rank, cache, units=job.units, least_steps=job.least_steps)

@@ -78,6 +78,7 @@ class Jobs:
             given.precision,
             task.recipe.codec,
             labelled=site.labelled,
+            lacking=site.lacking,
         )
         _require(given == own, "greets with another model or other counts than this machine knows")
         return own

@@ -120,6 +120,7 @@ class Here:
             model.precision,
             task.recipe.codec,
             labelled=site.labelled,
+            lacking=site.lacking,
         )
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:

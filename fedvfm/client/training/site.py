@@ -96,6 +96,11 @@ class Site:
         """Names of the classes that it labels; empty for all."""
         return getattr(self.hospital, "labelled", ())
 
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Names of the recipe's channels that it lacks."""
+        return getattr(self.hospital, "lacking", ())
+
     def recipe(self, recipe: schema.Recipe) -> schema.Recipe:
         """The recipe with this site's own rank; alpha stays, so the scale follows.
 
@@ -366,14 +371,15 @@ def _pack(prepared: transforms.Prepared) -> transforms.Prepared:
     image = prepared.image
     grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
     kept = image[:1].copy() if grey else image
-    return transforms.Prepared(kept, mask, truth, prepared.spacing, prepared.part)  # type: ignore[arg-type]
+    parts = (prepared.spacing, prepared.part, prepared.absent)
+    return transforms.Prepared(kept, mask, truth, *parts)  # type: ignore[arg-type]
 
 
 def _unpack(packed: transforms.Prepared) -> transforms.Prepared:
     # A copy in the usual order: another memory layout would choose other kernels and so other last bits.
     image = np.repeat(packed.image, 3, axis=0) if len(packed.image) == 1 else packed.image
     mask, truth = (None if array is None else array.astype(np.int64) for array in (packed.mask, packed.truth))
-    return transforms.Prepared(image, mask, truth, packed.spacing, packed.part)
+    return transforms.Prepared(image, mask, truth, packed.spacing, packed.part, packed.absent)
 
 
 def kept_bytes(prepared: transforms.Prepared) -> int:

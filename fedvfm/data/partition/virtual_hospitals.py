@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors, registry, seeding
 from fedvfm.config import schema
-from fedvfm.data import bags, defect, partial_labels
+from fedvfm.data import bags, channels, defect, partial_labels
 from fedvfm.data import sample as data
 from fedvfm.data.partition import appearance as appearances
 from fedvfm.data.partition import partitioners
@@ -40,6 +40,7 @@ class Hospital:
         seed: the run's seed; noise of a sample is drawn from it, the site's name and the sample's id.
         notes: what a reader of the results must know (classes that are missing, samples left out).
         labelled: names of the classes that are labelled here; empty for all. All its samples say so too.
+        lacking: names of the recipe's channels that are not here, as all its images say.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Hospital:
     seed: int = 0
     notes: tuple[str, ...] = ()
     labelled: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, tuple[data.Sample, ...]]:
@@ -216,6 +218,40 @@ def _tableless(hospital: Hospital) -> Hospital:
         for part in (hospital.train, hospital.val, hospital.test)
     )
     return dataclasses.replace(hospital, train=train, val=val, test=test)
+
+
+def without_channels(
+    hospitals: Sequence[Hospital], partition: schema.PartitionConfig, contract: schema.DataContract
+) -> list[Hospital]:
+    """The hospitals as ``partition.lacking`` says: these channels are black there.
+
+    Raises:
+        ConfigError: listing every name that is none, and channels that the recipe needs or every hospital lacks.
+    """
+    names = [hospital.name for hospital in hospitals]
+    wrong = [
+        f"partition.lacking.{name}: no such hospital{registry.nearest(name, names)}"
+        for name in partition.lacking
+        if name not in names
+    ]
+    wrong += [
+        f"partition.lacking.{name}: {fault}"
+        for name, lacked in partition.lacking.items()
+        for fault in channels.lacking_faults(lacked, contract)
+    ]
+    nobody = channels.nowhere(contract, {name: partition.lacking.get(name, ()) for name in names})
+    if wrong or nobody:
+        raise errors.ConfigError("partition", wrong or [f"partition.lacking: {nobody}"])
+    return [_without(hospital, partition.lacking.get(hospital.name, ()), contract) for hospital in hospitals]
+
+
+def _without(hospital: Hospital, names: Sequence[str], contract: schema.DataContract) -> Hospital:
+    if not names:
+        return hospital
+    numbers = [contract.channels.index(name) for name in names]
+    note = f"site '{hospital.name}' lacks channel {', '.join(names)}: it is black there"
+    source, notes = channels.Lacking(hospital.source, numbers), (*hospital.notes, note)
+    return dataclasses.replace(hospital, source=source, notes=notes, lacking=tuple(names))
 
 
 def partly_labelled(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import defect, formats, label_tables, structures
+from fedvfm.data import channels, defect, formats, label_tables, structures
 from fedvfm.data import sample as data
 from fedvfm.data.sources import layouts
 from fedvfm.data.volumes import dicom, dicom_seg, geometry, nifti, nrrd, slices, volumes
@@ -239,9 +239,9 @@ def faults_under(
         chosen: the channel numbers to take; empty for all.
     """
     where = layouts.relative(case.images[:1], folder)
-    channels = _channel_faults(case, seen, where, contract, chosen)
+    others = _channel_faults(case, seen, where, contract, chosen)
     if seen.header is None:
-        return channels + [
+        return others + [
             defect.VOLUME_NEEDED.fault(
                 f"{where}: a picture, but recipe.data.{key} needs {needs}; bring DICOM or NIfTI, or leave it out of "
                 "the recipe"
@@ -267,7 +267,7 @@ def faults_under(
                 "for a recipe that fits"
             )
         ]
-    return channels
+    return others
 
 
 def _channel_faults(
@@ -292,9 +292,9 @@ def _channel_faults(
     return [defect.CHANNELS.fault(f"{where}: {count(have)}, but recipe.data.channels names {shown(named)}; {remedy}")]
 
 
-def count(channels: int) -> str:
-    """How many, in words of a message."""
-    return "1 channel" if channels == 1 else f"{channels} channels"
+def count(number: int) -> str:
+    """How many channels, in words of a message."""
+    return "1 channel" if number == 1 else f"{number} channels"
 
 
 def shown(named: Sequence[str]) -> str:
@@ -303,24 +303,42 @@ def shown(named: Sequence[str]) -> str:
 
 
 def order_faults(layout: layouts.Layout, contract: schema.DataContract, chosen: Sequence[int]) -> list[errors.Fault]:
-    """A fault where the folder names all channels of the recipe, but others are taken, or in another order.
+    """Faults where the folder knows names of the recipe's channels, and takes one of them for another.
 
     Where its names are not the recipe's nobody can tell; there the order counts, as in nnU-Net.
     """
     have, named = [name.casefold() for name in layout.channels], [name.casefold() for name in contract.channels]
     numbers = list(chosen) or list(range(len(have)))
-    if not named or not set(named) <= set(have) or max(numbers) >= len(have):
+    if not named or not have or max(numbers) >= len(have):
         return []
+    if not set(named) <= set(have):
+        return _swapped(layout, contract, numbers)
     right = [have.index(name) for name in named]
-    if right == numbers:
+    if [at if number != channels.ABSENT else number for at, number in zip(right, numbers, strict=False)] == numbers:
         return []
-    taken = ", ".join(layout.channels[at] for at in numbers)
+    taken = ", ".join(layout.channels[at] for at in numbers if at != channels.ABSENT)
     return [
         defect.CHANNELS.fault(
             f"dataset.json: the channels taken are {taken}, but recipe.data.channels names {shown(contract.channels)}; "
             f"set data.options.channels = {right}"
         )
     ]
+
+
+def _swapped(layout: layouts.Layout, contract: schema.DataContract, chosen: Sequence[int]) -> list[errors.Fault]:
+    """Of a folder that knows some of the recipe's names: a file of one of them that is taken for another channel."""
+    named, wrong = {name.casefold(): name for name in contract.channels}, []
+    for name, number in zip(contract.channels, chosen, strict=False):
+        theirs = layout.channels[number] if 0 <= number < len(layout.channels) else ""
+        other = named.get(theirs.casefold(), name)
+        if other != name:
+            wrong.append(
+                defect.CHANNELS.fault(
+                    f"dataset.json: file {number} is {theirs}, and it is taken for the recipe's {name}; its channel "
+                    f"{other} is another one"
+                )
+            )
+    return wrong
 
 
 def modalities(text: str) -> frozenset[str]:
@@ -335,8 +353,8 @@ def modalities(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, channels: Sequence[int]) -> data.Pixels:
-    """All channels of an image or slice as (C, H, W), or those that are chosen.
+def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, chosen: Sequence[int]) -> data.Pixels:
+    """All channels of an image or slice as (C, H, W), or those that are chosen; black where one is absent.
 
     Raises:
         DataError: for files that cannot be read, or channel counts other than one and three.
@@ -347,32 +365,40 @@ def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, ch
         clear = [where for _, where in shown if where is not None]
         padded = np.logical_and.reduce(clear) if len(clear) == len(files) else None
         pixels = data.Pixels(np.concatenate([image for image, _ in shown]), padded=padded)
-    elif channels and seen.header.channels == 1:
+    elif chosen and seen.header.channels == 1:
         # One file a channel: those that are not asked for need not be read.
-        _check_channels(files[0], channels, len(files))
-        return slices.read([files[number] for number in channels], index, view)
+        _check_channels(files[0], chosen, len(files))
+        there = [number for number in chosen if number != channels.ABSENT]
+        pixels = slices.read([files[number] for number in there], index, view)
+        chosen = _renumbered(chosen, there)
     else:
         pixels = slices.read(files, index, view)
-    return _chosen(files[0], pixels, channels)
+    return _chosen(files[0], pixels, chosen)
 
 
-def _check_channels(file: Path, channels: Sequence[int], have: int) -> None:
-    if max(channels) >= have:
-        raise defect.CHANNELS.error(
-            f"{file}: data.options.channels = {list(channels)}, but there are {have} channels, from 0"
-        )
+def _renumbered(chosen: Sequence[int], there: Sequence[int]) -> list[int]:
+    """The same choice of what was read of it."""
+    return [channels.ABSENT if number == channels.ABSENT else there.index(number) for number in chosen]
 
 
-def _chosen(file: Path, pixels: data.Pixels, channels: Sequence[int]) -> data.Pixels:
-    image = pixels.image
-    if channels:
-        _check_channels(file, channels, len(image))
-        image = image[list(channels)]
+def _check_channels(file: Path, chosen: Sequence[int], have: int) -> None:
+    if max(chosen) >= have:
+        taken = [number for number in chosen if number != channels.ABSENT]
+        raise defect.CHANNELS.error(f"{file}: channels = {taken}, but there are {have}, from 0")
+
+
+def _chosen(file: Path, pixels: data.Pixels, chosen: Sequence[int]) -> data.Pixels:
+    image, absent = pixels.image, tuple(at for at, number in enumerate(chosen) if number == channels.ABSENT)
+    if chosen:
+        _check_channels(file, chosen, len(image))
+        image = image[list(chosen)]
+        image[list(absent)] = 0.0
     if len(image) not in (1, 3):
         raise defect.CHANNELS.error(
             f"{file}: {len(image)} channels; choose one or three with data.options.channels = [0]"
         )
-    return data.Pixels(image, None, pixels.spacing, pixels.units, pixels.orientation, padded=pixels.padded)
+    about = (pixels.spacing, pixels.units, pixels.orientation)
+    return data.Pixels(image, None, *about, padded=pixels.padded, absent=absent)
 
 
 def _crop(mask: headers.Header, image: headers.Header) -> tuple[int, int, int] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import defect, formats, structures
+from fedvfm.data import channels, defect, formats, structures
 from fedvfm.data import sample as data
 from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import cases, index, layouts, patients, recognise, studies
@@ -123,7 +123,9 @@ class Folder:
         self._folder = Path(source.path or "").expanduser()
         self._refuse = refuse
         self._layout = recognise.find(self._folder, options)
-        self._channels, self._by_name = options.channels, options.ids == "names"
+        self._channels, self._by_name, self._named = options.channels, options.ids == "names", dict(source.channels)
+        if self._named:  # until a recipe says in which order, what is taken first
+            self._channels = (next((each for each in self._named.values() if isinstance(each, int)), 0),)
         self._view = slices.View(series=options.series)
         files = [file for case in self._layout.cases for file in (*case.images, case.mask) if file is not None]
         roots = [self._folder, *(Path(root).expanduser() for root in source.roots)]
@@ -332,12 +334,16 @@ class Folder:
             DataError: listing images of another modality or with other channels, and pictures where the recipe needs
                 volumes.
         """
-        found, faults = copy.copy(self), cases.order_faults(self._layout, contract, self._channels)
+        found = copy.copy(self)
+        faults: list[errors.Fault] = []
+        if self._named:
+            found._channels, faults = channels.numbers(self._named, self._layout.channels, contract)
+        faults += cases.order_faults(self._layout, contract, found._channels)
         faults += found._structures_under(contract.class_names, contract.codes)
         found._view = slices.View.of(contract, self._view.series)
         for case in self._layout.cases:
             if case.name in self._seen:
-                wrong = cases.faults_under(case, self._seen[case.name], self._folder, contract, self._channels)
+                wrong = cases.faults_under(case, self._seen[case.name], self._folder, contract, found._channels)
                 wrong = [errors.Fault(_called(self._folder, case, one), one.code, one.values) for one in wrong]
                 faults += wrong
                 if wrong:
@@ -448,7 +454,7 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
             faults.append(f"data.options.{key} = {chosen[key]!r}: one of {', '.join(allowed)} is needed")
     names = _listed(given, "class_names", str, faults)
     values = _listed(given, "mask_values", int, faults)
-    channels = _listed(given, "channels", int, faults)
+    numbers = _listed(given, "channels", int, faults)
     expected = names or layouts.DEFAULT_NAMES
     if names and (len(names) < 2 or len(set(names)) < len(names)):
         faults.append(f"data.options.class_names = {list(names)}: at least two different names are needed")
@@ -457,8 +463,10 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
             f"data.options.mask_values = {list(values)}: one different value for each of {', '.join(expected)} is "
             "needed"
         )
-    if channels and (len(channels) not in (1, 3) or min(channels) < 0):
-        faults.append(f"data.options.channels = {list(channels)}: one or three channel numbers from 0 are needed")
+    if numbers and source.channels:
+        faults.append("data.options.channels and [data.channels] both say which files are taken; leave one of them out")
+    if numbers and (len(numbers) not in (1, 3) or min(numbers) < 0):
+        faults.append(f"data.options.channels = {list(numbers)}: one or three channel numbers from 0 are needed")
     fold, suffix, series = given.get("fold"), given.get("suffix", ""), given.get("series", "")
     where = given.get("patients_key", "")
     if not isinstance(where, str) or (where and not chosen["patients"]):
@@ -480,7 +488,7 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         str(chosen["layout"]),
         names,
         values,
-        channels,
+        numbers,
         str(chosen["ids"]),
         number,
         str(suffix),

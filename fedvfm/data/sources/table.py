@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fedvfm import registry
+from fedvfm import errors, registry
 from fedvfm.config import schema
 from fedvfm.data import defect
 from fedvfm.data import sample as data
@@ -42,6 +42,8 @@ def make(source: schema.SourceConfig, contract: schema.DataContract | None = Non
         DataError: if the source's files are missing or do not fit together.
     """
     name = source.source.partition(":")[0]
+    if source.channels and name != "folder":
+        raise errors.ConfigError("data", [f"data.channels: source '{name}' does not read it; leave it out"])
     return under(TABLE.get(name)(source), contract)
 
 

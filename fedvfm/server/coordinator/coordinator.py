@@ -22,7 +22,7 @@ from flwr.app import Context
 from fedvfm import errors
 from fedvfm.aggregators import table as rules
 from fedvfm.config import schema
-from fedvfm.data import partial_labels
+from fedvfm.data import channels, partial_labels
 from fedvfm.flower import runtime
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
@@ -183,6 +183,10 @@ class Coordinator:
             raise errors.ClassUnlabelled(fault)
         if fault:
             LOG.warning(f"from now on {fault}")
+        lacked = {name: members[name].lacking for name in sites}
+        nowhere = channels.nowhere(self._locked.recipe.data, lacked)
+        if nowhere:
+            LOG.warning(nowhere)
 
     def _patience(self) -> waiting.Patience:
         return waiting.Patience(self._server, again=self._done() > 0)

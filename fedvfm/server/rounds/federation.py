@@ -638,9 +638,11 @@ class Federation:
 
 
 def _labelled(members: Mapping[str, handshake.Member], asked: Sequence[str]) -> dict[str, Any]:
-    """Of the cohort the sites that label some classes only, and which; nothing where all label all."""
-    sites = {name: list(members[name].labelled) for name in asked if name in members and members[name].labelled}
-    return {"labelled": sites} if sites else {}
+    """Of the cohort the sites that label some classes only or lack channels, and which; nothing where all are alike."""
+    there = [members[name] for name in asked if name in members]
+    labelled = {member.name: list(member.labelled) for member in there if member.labelled}
+    lacking = {member.name: list(member.lacking) for member in there if member.lacking}
+    return {key: sites for key, sites in (("labelled", labelled), ("lacking", lacking)) if sites}
 
 
 def _times(started: float) -> dict[str, float]:

@@ -19,6 +19,7 @@ from fedvfm.trust import locked_recipe
 class Member:
     """A site after the handshake; ``precision`` is what it computes in, ``labelled`` the classes it labels (all: none).
 
+    ``lacking`` are the recipe's channels that it does not have.
     ``keys`` are those it greeted with for its next session of secure aggregation: no part of what it is.
     """
 
@@ -29,6 +30,7 @@ class Member:
     precision: str = schema.COMPUTED_IN[0]
     keys: round_keys.Advertised | None = dataclasses.field(default=None, compare=False)
     labelled: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 class RollCall:
@@ -113,6 +115,12 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
             f"site '{hello.site}' names {len(hello.labelled)} classes that it labels, {len(strange)} of them not the "
             f"recipe's; the recipe asks for {len(known)} at most. Correct labelled in its site.toml"
         )
+    others = set(hello.lacking) - set(locked.recipe.data.optional_channels)
+    if others or len(hello.lacking) > len(locked.recipe.data.optional_channels):
+        raise errors.HandshakeRefused(
+            f"site '{hello.site}' lacks {len(hello.lacking)} channels, {len(others)} of them none that the recipe's "
+            "data.optional_channels allows. Correct [data.channels] in its site.toml"
+        )
     manifest = at_rank(locked.manifest, hello.rank)
     if hello.manifest_fingerprint != manifest.fingerprint:
         raise errors.HandshakeRefused(
@@ -120,7 +128,7 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
         )
     rule.for_site(locked.adapter, manifest)
     own = hello.keys if hello.keys is not None and hello.keys.site == hello.site else None
-    return Member(hello.site, node, manifest, hello.examples, hello.precision, own, hello.labelled)
+    return Member(hello.site, node, manifest, hello.examples, hello.precision, own, hello.labelled, hello.lacking)
 
 
 def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:
