@@ -119,6 +119,12 @@ class PartitionError(DataError):
     code = "partition"
 
 
+class WordsError(ConfigError):
+    """Sentences of ``recipe.words`` that the model's tokenizer cannot read as they are meant; all are listed."""
+
+    code = "words"
+
+
 class WeightsError(FedvfmError):
     """Backbone weights are missing, damaged or not the pinned ones."""
 
@@ -131,6 +137,12 @@ class WeightsUnknown(WeightsError):
     """Nobody publishes weights of that name or revision, as after a slip of the pen; or they are private."""
 
     code = "weights-unknown"
+
+
+class TokenizerError(WeightsError):
+    """The tokenizer.json beside the weights is missing, damaged, not the pinned one or of another model."""
+
+    code = "tokenizer"
 
 
 class WeightsGated(WeightsError):

@@ -135,6 +135,17 @@ def tiny_swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tower_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kind ("clip", "siglip") -> folder of a tiny model of images and words, random but for its tokenizer: 32 px."""
+    from tests.support import two_towers
+
+    folders = {kind: tmp_path_factory.mktemp("towers") / kind for kind in ("clip", "siglip")}
+    for kind, folder in folders.items():
+        two_towers.save(folder, kind)
+    return folders
+
+
+@pytest.fixture(scope="session")
 def sam_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family -> folder of a saved random promptable model: 4 to 6 narrow blocks, some windowed; 64 px (SAM 3: 56 px).
 

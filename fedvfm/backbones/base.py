@@ -115,6 +115,7 @@ class Backbone(nn.Module):
         default_parts: decoder parts that train where the recipe names none.
         default_head: of segmentation, where the recipe names none; None leaves it to the task.
         stock_differs: why the stock class computes something else with the same weights; empty where it does not.
+        words: what joins its images with the recipe's sentences (:mod:`fedvfm.backbones.towers`); None without words.
     """
 
     name: str
@@ -134,6 +135,11 @@ class Backbone(nn.Module):
     default_parts: tuple[str, ...] = ()
     default_head: str | None = None
     stock_differs: str = ""
+    words: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = None
 
     def taps(self, count: int) -> tuple[int, ...]:
         """Block counts after which ``count`` grids are taken, evenly spaced, the last after the last block.

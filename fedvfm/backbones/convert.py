@@ -32,6 +32,7 @@ from fedvfm.backbones import (
     swin_original,
     table,
     tinyvit_original,
+    towers,
     vit_original,
     weights,
 )
@@ -113,6 +114,7 @@ def bring(
         return _as_before(name, source, given, terms)
     with _room(given) as staging:
         layout = _fill(staging, given)
+        _bring_tokenizer(staging, given)
         made = dataclasses.replace(_record(staging, name, source), **_stated(terms))
         loaded = _check_loads(staging, path, name)
         if getattr(layout, "EXACT", False):
@@ -237,6 +239,16 @@ def _fill(staging: Path, given: Given) -> ModuleType | None:
     return None
 
 
+def _bring_tokenizer(staging: Path, given: Given) -> None:
+    """What reads sentences for the model, where it lies beside its weights; a recipe with words needs it."""
+    beside = given.path if given.path.is_dir() else given.path.parent
+    if identity.read_config(staging).get("model_type") not in towers.MODELS:
+        return
+    for name in identity.TOKENIZER:
+        if (beside / name).is_file():
+            _copy(beside / name, staging / name)
+
+
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as file:
         storage.write_file(target, lambda out: shutil.copyfileobj(file, out, 1 << 20))
@@ -283,7 +295,9 @@ def _sweep(place: Path) -> None:
 def _record(staging: Path, name: str, source: str) -> record.Record:
     files = identity.weight_files(staging)
     hashes = identity.hash_files(files)
-    config = identity.hash_files((staging / identity.CONFIG,))
+    config = identity.hash_files(
+        [staging / name for name in (identity.CONFIG, *identity.TOKENIZER) if (staging / name).is_file()]
+    )
     settings = identity.of_settings(identity.read_config(staging))
     return record.Record(name, "imported", identity.of_weights(hashes), settings, {**hashes, **config}, source=source)
 

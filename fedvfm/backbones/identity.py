@@ -16,6 +16,8 @@ from fedvfm.storage import hash_chain
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+"""Beside the weights of a model of images and sentences; recipes pin the first."""
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 REMARKS = frozenset(
     {

@@ -78,11 +78,13 @@ def shared(identity: str, model: str, device: str, read: Callable[[], nn.Module]
         identity: of weights and settings.
         model: name of the class they are read into.
         device: where they lie.
-        read: reads them; called where the last model was another.
+        read: reads them; called where the last models were of others. Models of the same weights (an image tower and
+            what stands beside it) are kept together.
     """
     key = (identity, model, device)
     if key not in _masters:
-        _masters.clear()
+        for other in [each for each in _masters if (each[0], each[2]) != (identity, device)]:
+            del _masters[other]
         _masters[key] = read().to(device)
     master = _masters[key]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*master.parameters(), *master.buffers())}

@@ -102,7 +102,9 @@ def _out_of_wheel(settings: schema.BackboneConfig, source: Path | None) -> weigh
 def _sound(settings: schema.BackboneConfig) -> weights.Located:
     """The weights; what Hugging Face's cache holds of damaged ones is downloaded again."""
     try:
-        return weights.locate(settings)
+        located = weights.locate(settings)
+        if not _lacks_tokenizer(settings.name, located):
+            return located
     except weights.Damaged:
         if weights.in_cache(settings.name) or weights.is_folder(settings.name):
             raise
@@ -113,6 +115,13 @@ def _sound(settings: schema.BackboneConfig) -> weights.Located:
             f"backbone '{settings.name}' is damaged in Hugging Face's cache and cannot be downloaded again from here. "
             f"Fetch it on a machine with internet and bring its folder here: fedvfm weights import FOLDER --name NAME"
         ) from None
+
+
+def _lacks_tokenizer(name: str, located: weights.Located) -> bool:
+    """Whether what Hugging Face's cache holds was fetched for its image tower alone."""
+    if weights.in_cache(name) or weights.is_folder(name) or located.config.get("model_type") not in ("clip", "siglip"):
+        return False
+    return not (located.folder / identity.TOKENIZER[0]).is_file()
 
 
 def _keep(name: str, located: weights.Located) -> None:

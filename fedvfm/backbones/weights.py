@@ -74,6 +74,19 @@ def _swin(stem: int, depths: list[int], heads: int, window: int, size: int) -> d
     return {"model_type": "swin", **shape, "window_size": window, "patch_size": 4, "image_size": size}
 
 
+def _towers(kind: str, vision: dict[str, Any], width: int, heads: int, length: int, tokens: int) -> dict[str, Any]:
+    """A model of images and sentences; its text tower has twelve blocks."""
+    text = {
+        "hidden_size": width,
+        "num_hidden_layers": 12,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": length,
+        "vocab_size": tokens,
+    }
+    return {"model_type": kind, "vision_config": vision, "text_config": text}
+
+
 def _sam(kind: str, width: int, depth: int, heads: int, wide: tuple[int, ...]) -> dict[str, Any]:
     shape = {
         "hidden_size": width,
@@ -219,9 +232,16 @@ KNOWN: dict[str, Known] = {
     "deit-tiny": Known("facebook/deit-tiny-patch16-224", "general", _vit("deit", 192, 12, 3), licence=_APACHE),
     "deit-small": Known("facebook/deit-small-patch16-224", "general", _vit("deit", 384, 12, 6), licence=_APACHE),
     "deit-base": Known("facebook/deit-base-patch16-224", "general", _vit("deit", 768, 12, 12), licence=_APACHE),
-    "clip-vit-base": Known("openai/clip-vit-base-patch16", "general", _vit("clip_vision_model", 768, 12, 12)),
+    "clip-vit-base": Known(
+        "openai/clip-vit-base-patch16",
+        "general",
+        _towers("clip", _vit("clip_vision_model", 768, 12, 12), 512, 8, 77, 49408),
+    ),
     "siglip-base": Known(
-        "google/siglip-base-patch16-224", "general", _vit("siglip_vision_model", 768, 12, 12), licence=_APACHE
+        "google/siglip-base-patch16-224",
+        "general",
+        _towers("siglip", _vit("siglip_vision_model", 768, 12, 12), 768, 12, 64, 32000),
+        licence=_APACHE,
     ),
     "swin-tiny": Known(
         "microsoft/swin-tiny-patch4-window7-224", "general", _swin(96, [2, 2, 6, 2], 3, 7, 224), licence=_APACHE
@@ -546,7 +566,7 @@ def _from_hub(hub: str, revision: str | None, *, download: bool, force: bool = F
     """Hugging Face's cache first, the network second."""
     import huggingface_hub
 
-    files = [identity.CONFIG, identity.SINGLE, identity.INDEX, "model-*.safetensors"]
+    files = [identity.CONFIG, identity.SINGLE, identity.INDEX, "model-*.safetensors", *identity.TOKENIZER]
     for local_only in (True, False) if download else (True,):
         if local_only and force:
             continue

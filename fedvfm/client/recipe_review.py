@@ -31,6 +31,7 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
     rows = [
         ("recipe", locked.hash),
         ("task", _task(locked)),
+        *((("sentences", recipe.words.describe(recipe.data.class_names)),) if recipe.words is not None else ()),
         ("backbone", _backbone(locked)),
         *((("licence", _licence(recipe.backbone)),) if locked.backbone_sha256 else ()),
         ("what trains", _trains(locked)),

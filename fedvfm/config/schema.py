@@ -28,6 +28,7 @@ from fedvfm.config import privacy as privacy_config
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.config import server as server_config
 from fedvfm.config import target as target_config
+from fedvfm.config import words as words_config
 from fedvfm.storage import hash_chain
 
 SCHEMA_VERSION = 1
@@ -508,6 +509,9 @@ class Recipe(Strict):
     inputs: inputs_config.InputsConfig = _later(inputs_config.InputsConfig())
     """Columns of the hospital's table that the head sees beside the image; left out, the image alone. docs/tables.md.
     """
+    words: words_config.WordsConfig | None = _later(None)
+    """Sentences that describe the classes, of models with a text tower (CLIP, SigLIP); left out, a head is learned.
+    docs/words.md says when."""
     data: DataContract
     """What every site's images must become."""
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -836,7 +840,7 @@ class Experiment(Strict):
     """What it computes on: cpu, cuda, cuda:N, mps or auto. Change: to auto where there is a GPU."""
     baselines: Annotated[tuple[Name, ...], _names()] = ("local-only", "pooled")
     """What the federation is compared with: local-only, pooled, pooled-2x, head-only, leave-one-out, unet, classical,
-    majority; with recipe.inputs also image-alone and table-alone. Change: to [] for a quick try."""
+    majority, zero-shot; with recipe.inputs also image-alone and table-alone. Change: to [] for a quick try."""
     workers: Workers = "auto"
     """(processes) Of the in-process engine: a number, or auto (cores, GPUs and free memory decide). Results are the
     same with any. Change: to 1 where memory is short."""

@@ -146,7 +146,9 @@ def _copy_backbone(model: adapted_model.AdaptedModel, to: Path) -> None:
     if located.sha256 != model.backbone.sha256:
         raise errors.WeightsError(f"{located.folder}: changed while it was read. Export again")
     to.mkdir()
-    for file in (located.folder / identity.CONFIG, *identity.weight_files(located.folder)):
+    beside = identity.TOKENIZER if model.recipe.words is not None else ()
+    read = [located.folder / name for name in beside if (located.folder / name).is_file()]
+    for file in (located.folder / identity.CONFIG, *read, *identity.weight_files(located.folder)):
         shutil.copyfile(file, to / file.name)
 
 

@@ -40,7 +40,8 @@ def _loading(model: adapted_model.AdaptedModel, with_peft: bool) -> list[str]:
     own = adapter_folder.OWN_WAY
     if not with_peft:
         return [f"{_why_not_peft(model)}; load it with fedvfm:", "", *own]
-    head = "see head.safetensors" if next(model.head.parameters(), None) is not None else _classes(model)
+    beside = model.recipe.words is not None or next(model.head.parameters(), None) is not None
+    head = "see head.safetensors" if beside else _classes(model)
     stock = [
         "```python",
         "from peft import PeftModel",

@@ -14,7 +14,7 @@ from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.inference import export
 from fedvfm.model import adapted_model, precision
-from fedvfm.tasks import segmentation
+from fedvfm.tasks import segmentation, words
 
 TOLERANCE = 1e-4
 
@@ -60,9 +60,22 @@ def folded(model: adapted_model.AdaptedModel) -> adapted_model.AdaptedModel:
 
     A kind that adds layers or tokens cannot be folded: there the model itself is what is given.
     """
+    model = _with_classifier(model)
     if not adapter_table.TABLE.get(model.recipe.adapter.kind)().foldable:
         return model
     return on(model, export.merge(model))
+
+
+def _with_classifier(model: adapted_model.AdaptedModel) -> adapted_model.AdaptedModel:
+    """The same model with its sentences as one matrix, without text tower; a model without sentences as it is."""
+    if not isinstance(model.head, words.Words):
+        return model
+    whole, backbone = _beside(model), _beside(model.backbone)
+    whole.head = words.Folded(model.head)
+    del backbone._modules["words"]
+    backbone.words = None
+    whole.backbone = backbone
+    return whole
 
 
 def on(model: adapted_model.AdaptedModel, stock: nn.Module) -> adapted_model.AdaptedModel:
@@ -223,6 +236,8 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
         f"- intensity: {shown}" + ("; colour becomes luminance first" if contract.grey else ""),
         f"- then normalised with mean {list(contract.mean)} and standard deviation {list(contract.std)}",
     ]
+    if model.recipe.words is not None:
+        lines.insert(1, f"- sentences: {model.recipe.words.describe(contract.class_names)}")
     if contract.stack > 1:
         lines.insert(1, "- channels: each slice between its two neighbours")
     elif contract.channels:

@@ -27,6 +27,7 @@ from fedvfm.inference import card
 from fedvfm.model import adapted_model, adapter_folder
 from fedvfm.state import checkpoint, groups, state
 from fedvfm.storage import hash_chain, storage
+from fedvfm.tasks import words
 
 if TYPE_CHECKING:
     import peft
@@ -67,12 +68,14 @@ def marks(model: adapted_model.AdaptedModel) -> dict[str, str]:
 
 
 def write_head(model: adapted_model.AdaptedModel, folder: Path) -> None:
-    """The head's numbers under its own names.
+    """The head's numbers under its own names; of sentences also what they come to, so that no text tower is needed.
 
     Raises:
         StorageError: if the disk refuses.
     """
     numbers = {name: value.detach().cpu().contiguous() for name, value in model.head.named_parameters()}
+    if isinstance(model.head, words.Words):
+        numbers |= {name: value.cpu().contiguous() for name, value in words.Folded(model.head).matrix().items()}
     storage.write_bytes(folder / HEAD, safetensors.torch.save(numbers))
 
 

@@ -181,6 +181,11 @@ def _card(model: adapted_model.AdaptedModel, name: str) -> str:
 
 def _head(model: adapted_model.AdaptedModel, name: str) -> list[str]:
     """What the stock class alone does not give."""
+    if model.recipe.words is not None:
+        return [
+            f"`{export.HEAD}` holds `classes` and `bias`: the logits are `image_embeds @ classes.T + bias`, with the "
+            "`image_embeds` that the whole model of transformers makes of this image tower, divided by their length."
+        ]
     if not model.task.masks:
         return [f"`{export.HEAD}` holds the {model.recipe.task.kind} head, which transformers does not know."]
     lines = [f"The masks are those of its decoder, so there is no other head and `{export.HEAD}` is empty."]

@@ -15,7 +15,7 @@ from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
-from fedvfm.backbones import licences
+from fedvfm.backbones import licences, tokens, towers, weights
 from fedvfm.backbones import table as backbone_table
 from fedvfm.config import schema
 from fedvfm.model import precision as precisions
@@ -23,7 +23,7 @@ from fedvfm.privacy import gradients
 from fedvfm.privacy import table as mechanisms
 from fedvfm.state import factors, groups, state
 from fedvfm.tasks import base as tasks
-from fedvfm.tasks import case_classification, case_heads
+from fedvfm.tasks import case_classification, case_heads, words
 from fedvfm.tasks import table as task_table
 from fedvfm.trust import locked_recipe
 
@@ -67,7 +67,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         faults.extend(backbone.check_size(recipe.data.input_size))
         if recipe.adapter.kind in adapter_table.TABLE:
             faults.extend(adapter_table.TABLE.get(recipe.adapter.kind)().faults(recipe.adapter, backbone))
-    faults += _factor_faults(recipe)
+    faults += _factor_faults(recipe) + _word_faults(recipe)
     if faults or backbone is None:
         return None, faults
     try:
@@ -150,6 +150,18 @@ def _factor_faults(recipe: schema.Recipe) -> list[str]:
     ]
 
 
+def _word_faults(recipe: schema.Recipe) -> list[str]:
+    """Faults of sentences, as far as they are known without the tokenizer."""
+    if recipe.words is None:
+        return []
+    why, bias = "", None
+    with contextlib.suppress(errors.FedvfmError):  # told where the backbone is asked for
+        values = weights.describe(recipe.backbone)
+        why, bias = towers.refused(values), values.get("model_type") == tokens.SIGLIP
+    wrong = [f"recipe.words: backbone '{recipe.backbone.name}': {why}"] if why else []
+    return wrong + words.faults(recipe, bias=None if why else bias)
+
+
 def _option_faults(recipe: schema.Recipe) -> list[str]:
     """Options that the named backbone, adapter kind or task does not read: each table entry states its own."""
     rows: list[tuple[str, str, Mapping[str, Any], Any]] = []
@@ -216,6 +228,8 @@ class AdaptedModel(nn.Module):
             self.recipe_hash = recipe.hash
             self.licence = licences.of(recipe.backbone)
             self.task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
+            if recipe.words is not None:
+                self.backbone.words = towers.open_towers(recipe, with_weights=with_weights, device=device)
             if self.task.masks:
                 # With prompts the background needs no token.
                 prompted = recipe.task.prompt != "none"

@@ -110,6 +110,7 @@ def card(
         "## How it was made",
         "",
         f"- task: {recipe.task.kind}, classes: {', '.join(recipe.data.class_names)}",
+        *([f"- sentences: {recipe.words.describe(recipe.data.class_names)}"] if recipe.words is not None else []),
         f"- trainable numbers: {trainable:,} ({share:.2%} of the backbone), {quantity.of(recipe.rounds, 'round')}, "
         f"rule `{recipe.aggregation.rule}`",
         *([f"- factors: `{recipe.adapter.factors}`: {way}"] if way else []),

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedvfm import errors
-from fedvfm.backbones import licences, weights
+from fedvfm.backbones import licences, tokens, weights
 from fedvfm.config import schema
+from fedvfm.config import words as words_config
 from fedvfm.protocol import codecs
 from fedvfm.state import checkpoint, state
 from fedvfm.trust import invites, locked_recipe, recipes, signed_documents
@@ -67,7 +68,9 @@ def make(recipe: schema.Recipe, start: state.AdapterState | None = None) -> lock
     if start is not None:
         _require_fit(start, shapes.manifest)
     sha256, config_sha256 = _pin(recipe, shapes)
-    pins = {"backbone": licences.stated(recipe.backbone).model_copy(update={"sha256": sha256 or None})}
+    pins: dict[str, Any] = {"backbone": licences.stated(recipe.backbone).model_copy(update={"sha256": sha256 or None})}
+    if recipe.words is not None:
+        pins["words"] = _pin_words(recipe, recipe.words)
     pinned = shapes.recipe.model_copy(update=pins if start is None else {**pins, "start": start.fingerprint})
     parts = (shapes.manifest, start or shapes.initial(), sha256, shapes.backbone_parameters, config_sha256)
     return locked_recipe.LockedRecipe.of(pinned, *parts)
@@ -133,6 +136,25 @@ def _pin(recipe: schema.Recipe, shapes: Any) -> tuple[str, str]:
             ) from None
         return pinned, config_sha256
     return found.sha256, found.config_sha256
+
+
+def _pin_words(recipe: schema.Recipe, words: words_config.WordsConfig) -> words_config.WordsConfig:
+    """The sentences with the hash of the tokenizer that reads them, each of which was read once.
+
+    Raises:
+        TokenizerError: if the tokenizer is not here and the recipe does not pin it.
+        WordsError: if a sentence cannot be read as it is meant.
+    """
+    try:
+        here = weights.locate(recipe.backbone, download=False)
+    except weights.Missing:
+        if words.tokenizer_sha256 is None:
+            raise errors.TokenizerError(
+                f"backbone '{recipe.backbone.name}' is not on this machine, so nobody has read the sentences of "
+                f"recipe.words. {weights.remedy(recipe.backbone)}; or write tokenizer_sha256 into recipe.words"
+            ) from None
+        return words
+    return tokens.pinned(here.folder, here.config, words, recipe.data.class_names)
 
 
 def _require_fit(start: state.AdapterState, manifest: state.Manifest) -> None:

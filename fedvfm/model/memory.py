@@ -122,7 +122,8 @@ def memory(model: adapted_model.AdaptedModel, seen: Iterable[Images], places: Pl
     kept = min(places.memory * MIB, images + features - spilled)
     trained = (4 * COPIES + dpsgd.NUMBER_BYTES * _units_held(model)) * model.manifest.parameters
     step = activations(model, narrow=narrow)
-    parts = (4 * model.backbone_parameters, max(step, scored) + trained, kept, features, images)
+    beside = sum(value.numel() for value in model.backbone.words.parameters()) if recipe.words is not None else 0
+    parts = (4 * (model.backbone_parameters + beside), max(step, scored) + trained, kept, features, images)
     return Memory(BASE_MIB, *(part / MIB for part in parts))
 
 

@@ -34,7 +34,7 @@ UNLIKE = "unlike-classes"
 
 HEADLINES = (CONSTANT, ONE_CLASS, CHANCE, BASELINE, AT_CHANCE, UNLIKE)
 FEDERATED = "federated"
-REFERENCES = ("majority", "classical", "head-only", "unet", "image-alone", "table-alone")
+REFERENCES = ("majority", "zero-shot", "classical", "head-only", "unet", "image-alone", "table-alone")
 LEAST_OF_CLASS = 5
 SHOWN = 5
 EXACT = 1e-9

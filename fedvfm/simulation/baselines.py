@@ -243,6 +243,11 @@ def majority(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     return [Arm("majority", "majority", None, tuple(sites), tuple(sites))]
 
 
+def zero_shot(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
+    """The recipe's sentences as they are: what backbone and words give without training."""
+    return [Arm("zero-shot", "zero-shot", None, tuple(sites), tuple(sites))]
+
+
 def personal(experiment: schema.Experiment, site: str) -> Arm:
     """What a site makes of the federated adapter for itself, without a mechanism: :mod:`fedvfm.simulation.personal`."""
     recipe = experiment.recipe.model_copy(update={"privacy": privacy_config.NONE})
@@ -263,6 +268,14 @@ def faults(experiment: schema.Experiment) -> list[str]:
     target = experiment.recipe.target
     if target.of_columns and "classical" in experiment.baselines:
         wrong.append(f"baselines: 'classical' is for one class a sample, not for target '{target.kind}'; leave it out")
+    words = experiment.recipe.words
+    if words is None and "zero-shot" in experiment.baselines:
+        wrong.append("baselines: 'zero-shot' needs sentences: give recipe.words, or leave it out")
+    if words is not None and not words.learned and "head-only" in experiment.baselines:
+        wrong.append(
+            "baselines: 'head-only' has nothing to train where recipe.words.mode = 'zero-shot'; use 'zero-shot', which "
+            "is the same without training"
+        )
     if own != groups.NONE and "leave-one-out" in experiment.baselines:
         wrong.append(
             f"baselines: 'leave-one-out' has no meaning with recipe.personal.kind = '{own}': a hospital that was in no "

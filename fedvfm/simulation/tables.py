@@ -26,6 +26,7 @@ BASELINES = registry.Table(
         "pooled-2x": "fedvfm.simulation.baselines:pooled_twice",
         "table-alone": "fedvfm.simulation.baselines:table_alone",
         "unet": "fedvfm.simulation.baselines:unet",
+        "zero-shot": "fedvfm.simulation.baselines:zero_shot",
     },
 )
 

@@ -2,6 +2,7 @@
 
 * ``classical``: thresholds in segmentation (:mod:`fedvfm.simulation.classical`), logistic regression on frozen features
   in classification (:mod:`fedvfm.simulation.linear_probe`).
+* ``zero-shot``: the recipe's sentences as they are (:mod:`fedvfm.tasks.words`).
 * ``majority``: at every site the commonest class of its own training images, whatever the image; of columns what is
   usual there: shares of labels, means of numbers, Kaplan-Meier's survival.
 """
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedvfm.backbones import base as backbones
+from fedvfm.backbones import towers
 from fedvfm.config import schema, target
+from fedvfm.config import words as words_config
 from fedvfm.data import defect, transforms
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, sliding_window
 from fedvfm.simulation import baselines, classical, linear_probe
-from fedvfm.tasks import survival_metrics
+from fedvfm.tasks import survival_metrics, words
 from fedvfm.tasks import table as tasks
 
 Probabilities = NDArray[np.float64]
@@ -46,20 +49,26 @@ def evaluation(
         DataError: if a sample cannot be used, or there is none to fit on.
     """
     started = time.monotonic()
-    if what.recipe.task.kind == "segmentation":
-        found, rule = _thresholds(what, hospitals)
-    elif name == "majority":
-        found, rule = _majority(what, hospitals)
-    else:
-        found, rule = _probe(what, hospitals, device)
+    scored, rule = _scored(name, what, hospitals, device)
     return {
         "round": 0,
         "fingerprint": "",
-        "last": found,
+        "last": scored,
         "rule": rule,
         "seconds": round(time.monotonic() - started, 3),
         "bytes": {"up": 0, "down": 0},
     }
+
+
+def _scored(
+    name: str, what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital], device: str
+) -> tuple[dict[str, Any], str]:
+    """Scores of an arm by site and sample, and what it answers by."""
+    if name == "zero-shot":
+        return _zero_shot(what, hospitals, device)
+    if what.recipe.task.kind == "segmentation":
+        return _thresholds(what, hospitals)
+    return _majority(what, hospitals) if name == "majority" else _probe(what, hospitals, device)
 
 
 def _thresholds(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> tuple[dict[str, Any], str]:
@@ -123,7 +132,7 @@ def usual(values: Sequence[Sequence[float | None]], chosen: target.TargetConfig)
 def _probe(
     what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital], device: str
 ) -> tuple[dict[str, Any], str]:
-    model = adapted_model.AdaptedModel(baselines.frozen(what.recipe), device=device)
+    model = _frozen(what.recipe, device)
     model.head = _Pooled()
     model.eval()
     train = [(hospital, sample) for hospital in hospitals for sample in hospital.train]
@@ -136,6 +145,33 @@ def _probe(
         what, hospitals, lambda hospital: lambda sample: fitted.predict(_features(model, hospital, sample))
     )
     return found, fitted.describe()
+
+
+def _frozen(recipe: schema.Recipe, device: str) -> adapted_model.AdaptedModel:
+    """The recipe's backbone as it is, under a linear head that nothing trained."""
+    return adapted_model.AdaptedModel(baselines.frozen(recipe).model_copy(update={"words": None}), device=device)
+
+
+def _zero_shot(
+    what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital], device: str
+) -> tuple[dict[str, Any], str]:
+    if what.recipe.words is None:
+        raise ValueError("the recipe has no words")
+    plain = what.recipe.words.model_copy(update={"mode": words_config.ZERO_SHOT, "context": 0, "per_class": False})
+    recipe = what.recipe.model_copy(update={"words": plain})
+    model = _frozen(recipe, device)
+    model.backbone.words = towers.open_towers(recipe, with_weights=True, device=device)
+    model.head = words.Words(recipe, model.backbone.words)
+    model.eval()
+    scored: dict[str, Any] = {"sites": {}, "samples": {}}
+    for hospital in hospitals:
+        scores = model.task.scores(surface=False)
+        for sample in hospital.test:
+            prepared, logits = _logits(model, hospital, sample)
+            model.task.score(scores, sample.id, logits, prepared, sample.truth, sample.labelled)
+        _tested(scored, hospital.name, scores)
+    said = "; ".join(each for group in plain.sentences(recipe.data.class_names) for each in group)
+    return scored, f"images against sentences as they are, nothing trained: {said}"
 
 
 class _Pooled(nn.Module):
@@ -156,10 +192,17 @@ def _features(
     if sample.images:
         mean: Probabilities = np.mean([_features(model, hospital, image) for image in sample.images], axis=0)
         return mean
+    return _logits(model, hospital, sample)[1].double().numpy()
+
+
+def _logits(
+    model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospital, sample: samples.Sample
+) -> tuple[transforms.Prepared, torch.Tensor]:
+    """An image prepared, and what the head makes of it."""
     data = model.recipe.data
     pixels = hospital.read(sample)
     prepared = transforms.prepare(pixels, data, len(data.class_names), multiple=model.backbone.patch)
-    return sliding_window.logits(model, prepared.image, sliding_window.alone(model)).double().numpy()
+    return prepared, sliding_window.logits(model, prepared.image, sliding_window.alone(model))
 
 
 def _classified(

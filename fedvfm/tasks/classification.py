@@ -14,7 +14,7 @@ from fedvfm.backbones import base as backbones
 from fedvfm.config import privacy, schema
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
-from fedvfm.tasks import base, fusion, heads, metrics, targets
+from fedvfm.tasks import base, fusion, heads, metrics, targets, words
 
 SAMPLING = ("uniform", "balanced")
 """How an epoch draws: every sample once, or every class that the site has equally often."""
@@ -62,6 +62,8 @@ class Classification(base.Task):
         return [f"recipe.task.partial_labels: target '{kind}' has no classes that a site may leave out{instead}"]
 
     def _head_faults(self) -> list[str]:
+        if self.recipe.words is not None:
+            return []  # told with the words
         if self._head not in heads.TABLE:
             return [f"recipe.task.head: {heads.TABLE.fault(self._head)}"]
         if self._head != "linear":
@@ -88,6 +90,8 @@ class Classification(base.Task):
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
         """See base."""
+        if self.recipe.words is not None:
+            return words.Words(self.recipe, backbone.words)
         joined = fusion.argument(backbone.width, self.recipe.inputs)
         return self.answer.head(heads.TABLE.get(self._head)(backbone.width, self.answer.outputs, **joined))
 

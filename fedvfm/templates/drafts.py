@@ -156,19 +156,18 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     known, shape = weights.KNOWN.get(backbone), _shape(settings)
     if known is not None and known.sha256:
         values["backbone.sha256"] = known.sha256
-    kind = str(shape.get("model_type", ""))
+    kind, vision = str(shape.get("model_type", "")), shape.get("vision_config", shape)
     if backbone in backbones.TABLE and known is None:
         values |= _SCRATCH
     elif kind.startswith("sam"):
         side = int(shape.get("vision_config", {}).get("image_size", _SAM_SIDE))
         values |= _SAM | {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}
     elif kind == "tinyvit_sam":
-        vision = shape["vision_config"]
         side, depth = int(vision["image_size"]), sum(vision["depths"][1:])  # the first stage is no attention
         values |= _SAM | {"data.input_size": [side, side], "data.views": 4, "adapter.layers": [depth - 2, depth - 1]}
         values |= _AS_THEY_ARE if side == _LIGHT_SIDE else {}
     else:
-        depth = sum(shape["depths"]) if "depths" in shape else int(shape.get("num_hidden_layers", 0))
+        depth = sum(shape["depths"]) if "depths" in shape else int(vision.get("num_hidden_layers", 0))
         layers: dict[str, Any] = {"adapter.layers": list(range(depth - depth // 3, depth))}
         layers |= _STAGES.get(kind, {}) | ({"data.input_size": [_side(shape)] * 2} if kind == "swin" else {})
         kinds = {"segmentation": _SEGMENTATION | layers, "classification": _CLASSIFICATION | layers}
@@ -198,7 +197,7 @@ def sides(backbone: str) -> tuple[int, bool]:
     if kind.startswith("sam") or kind == "tinyvit_sam":
         size: int = tomllib.loads(recipe("segmentation", backbone, ["background", "lesion"]))["data"]["input_size"][0]
         return size, True
-    return int(shape.get("patch_size", 16)), False
+    return int(shape.get("vision_config", shape).get("patch_size", 16)), False
 
 
 def _shape(settings: schema.BackboneConfig) -> Mapping[str, Any]:
