@@ -79,7 +79,7 @@ class Hierarchical(stock.Stock):
         grid, pooled = self.last(rest.hidden)
         taken = {**prefix.taken, **rest.taken}
         grids = tuple(grid if tap == self.depth else functional.pixel_unshuffle(taken[tap], 2) for tap in taps)
-        finest = max((each.shape[-2:] for each in grids), key=lambda size: size[0])
+        finest = grids[0].shape[-2:]  # taps ascend, and grids only become coarser
         same = tuple(each if each.shape[-2:] == finest else base.resize(each, finest) for each in grids)
         return base.Features(pixels, same, pooled)
 

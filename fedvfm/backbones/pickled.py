@@ -1,9 +1,10 @@
 """Pickled state dicts, read without running them.
 
 A pickle is a program. ``torch.load(weights_only=True)`` runs none of it: it builds tensors and plain containers and
-refuses everything else, but for the arguments of a training script (``argparse.Namespace``, a bag of values): published
-checkpoints hold them beside their weights, and they are left behind. What comes out is
-written as safetensors, and the pickle is never read again.
+refuses everything else, but for what training scripts keep beside their weights in published checkpoints: their
+arguments (``argparse.Namespace``, a bag of values), and losses as NumPy numbers, in whose place an empty object is made
+so that no code of NumPy runs. Both are left behind. What comes out is written as safetensors, and the pickle is never
+read again.
 """
 
 from __future__ import annotations
@@ -41,6 +42,21 @@ DTYPES = {
 }
 
 
+class LeftBehind:
+    """In place of a NumPy number beside the weights; whatever it was made of is thrown away."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_BESIDE: list[Any] = [
+    argparse.Namespace,
+    *((LeftBehind, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")),
+]
+"""What a pickle may name besides tensors and plain containers."""
+
+
 def read(path: Path, key: str = "") -> dict[str, Tensor]:
     """The state dict of a pickle; nothing in it is run.
 
@@ -55,7 +71,7 @@ def read(path: Path, key: str = "") -> dict[str, Tensor]:
     if zipped:
         _check_zip(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_BESIDE):
             values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a hostile or damaged pickle breaks the reader in a dozen ways
         raise errors.WeightsError(

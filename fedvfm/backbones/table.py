@@ -42,6 +42,7 @@ TABLE = registry.Table(
         "swin-tiny": _SWIN,
         "swin-base": _SWIN,
         "swin-large-384": _SWIN,
+        "ark-plus": _SWIN,
         "sam-vit-base": _SAM,
         "sam-vit-large": _SAM,
         "sam-vit-huge": _SAM,

@@ -255,6 +255,15 @@ KNOWN: dict[str, Known] = {
         _swin(192, [2, 2, 18, 2], 6, 12, 384),
         licence=_APACHE,
     ),
+    "ark-plus": Known(
+        "",
+        "chest radiographs",
+        _swin(192, [2, 2, 18, 2], 6, 12, 768),
+        made_by="fedvfm weights import Ark6_swinLarge768_ep50.pth.tar --name ark-plus --key teacher (its authors give "
+        "the file)",
+        licence="LicenseRef-ASU-Ark",
+        limits=("non-commercial", "research-only"),
+    ),
     "sam-vit-base": Known("facebook/sam-vit-base", "general", _sam("sam", *_SAM_BASE), licence=_APACHE),
     "sam-vit-large": Known("facebook/sam-vit-large", "general", _sam("sam", *_SAM_LARGE), licence=_APACHE),
     "sam-vit-huge": Known("facebook/sam-vit-huge", "general", _sam("sam", *_SAM_HUGE), licence=_APACHE),

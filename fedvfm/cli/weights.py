@@ -46,7 +46,9 @@ def _located(name: str, located: Any, as_json: bool) -> None:
 
 @app.command("import")
 def bring(
-    path: Annotated[Path, typer.Argument(help="A .safetensors, .bin, .pth or .pt file, or a Hugging Face folder.")],
+    path: Annotated[
+        Path, typer.Argument(help="A .safetensors, .bin, .pth, .pt or .pth.tar, or a Hugging Face folder.")
+    ],
     name: Annotated[str, typer.Option(help="What recipes call it: a table name, owner/model or your own word.")],
     settings: Annotated[Path | None, typer.Option("--config", help="Its config.json, for a single file.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The publisher's sha256 of the file, checked first.")] = None,

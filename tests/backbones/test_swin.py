@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,7 +16,9 @@ from torch.nn import functional
 from fedvfm import errors
 from fedvfm.backbones import convert, swin, swin_original, table
 from fedvfm.config import schema
+from fedvfm.inference import export, forms
 from fedvfm.model import adapted_model
+from fedvfm.state import state
 
 STEM, DEPTHS, HEADS, WINDOW = 8, (1, 2, 3, 2), (1, 2, 2, 4), 2
 
@@ -162,6 +166,19 @@ def test_every_adapter_trains_and_goes_round(folder: Path, kind: str, task: str)
 def test_prompt_tokens_are_refused(folder: Path) -> None:
     _, faults = adapted_model.examine(recipe(folder, "prompt-tokens", "classification"))
     assert any("no sequence of tokens" in fault for fault in faults)
+
+
+def test_it_is_exported_as_the_stock_class(folder: Path, tmp_path: Path) -> None:
+    model = adapted_model.AdaptedModel(recipe(folder, "lora", "classification"))
+    start = model.initial()
+    model.write(state.AdapterState({name: array + np.float32(0.1) for name, array in start.items()}))
+    adapter = export.save(model.eval(), tmp_path / "adapter", {})
+    summary = forms.export_adapter(adapter, tmp_path / "hf", "hf")
+    assert summary["class"] == "SwinModel"
+    merged = transformers.SwinModel.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        logits = model.head(dataclasses.replace(model.features(pixels(64)), pooled=merged(pixels(64)).pooler_output))
+        torch.testing.assert_close(logits, model(pixels(64)), rtol=1e-4, atol=1e-4)
 
 
 # -- the layout of timm and Ark+ ---------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import resource
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -279,6 +281,17 @@ def test_a_sam_that_is_not_whole_or_not_sam(sam: Any, tmp_path: Path) -> None:
     refused(save(tmp_path / "sam.pth", originals(sam)), "is not of the shape of 'sam-vit-base'", name="sam-vit-base")
 
 
+def test_numbers_of_a_training_script_are_left_behind(tiny_dino: Path, tmp_path: Path) -> None:
+    """Losses as NumPy numbers lie beside the weights of published checkpoints; none of NumPy's code makes them."""
+    file, arrays = tmp_path / "trained.pth.tar", arrays_of(tiny_dino)
+    beside = {"lossMIN": [np.float64(0.5), np.float32(2.0)], "best": np.int64(3), "optimizer": {"state": {}}}
+    for new in (True, False):
+        torch.save({"state_dict": arrays, **beside}, file, _use_new_zipfile_serialization=new)
+        tensors = pickled.read(file)
+        assert tensors.keys() == arrays.keys()
+        assert all(torch.equal(value, arrays[name]) for name, value in tensors.items())
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +335,13 @@ def test_bare_pickles_modules_and_containers(tiny_dino: Path, tmp_path: Path) ->
         save(tmp_path / "mixed.pth", {"a": torch.zeros(1), "epoch": 3}), "'epoch' is no plain tensor", config=config
     )
     refused(save(tmp_path / "odd.pth", {"a": torch.zeros(1).to_sparse()}), "'a' is no plain tensor", config=config)
+    number = {"a": torch.zeros(1), "b": np.float64(1.0)}
+    refused(save(tmp_path / "number.pth", number), "'b' is no plain tensor", config=config)
+    array = {"model": {"a": torch.zeros(1)}, "history": np.zeros(3)}
+    refused(save(tmp_path / "array.pth", array), r"refused \(UnpicklingError", config=config)
+    with tarfile.open(tmp_path / "real.pth.tar", "w") as archive:
+        archive.add(tiny_dino / "config.json")
+    refused(tmp_path / "real.pth.tar", r"refused \(", config=config)
     looped: dict[str, Any] = {}
     looped["model"] = looped
     refused(save(tmp_path / "looped.pth", looped), "'model' is no plain tensor", config=config)
