@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedvfm import errors
 from fedvfm.aggregators import base, exact_sum, held
 from fedvfm.state import state
 
@@ -86,26 +85,12 @@ class ClippedMean:
         return base.in_one_rank("clipped-mean", adapter, manifest)
 
 
-def _start(contribution: base.Contribution) -> state.AdapterState:
-    if contribution.start is None:
-        raise errors.ProtocolError("rule 'clipped-mean': an update without the adapter it started from has no norm")
-    return contribution.start
-
-
 def _norm(contribution: base.Contribution) -> float:
-    start, total = _start(contribution), 0.0
-    for name, array in contribution.state.items():
-        total += float(np.square(array.astype(np.float64) - start[name]).sum())
-    return float(np.sqrt(total))
+    return held.norm(contribution, "clipped-mean")
 
 
 def _added(total: exact_sum.ExactSum, contribution: base.Contribution, norm: float, bound: float) -> exact_sum.ExactSum:
     """The sums with an update that is within the bound as it is, and another one shortened to it."""
     if norm <= bound:
         return total.add(contribution.weight, contribution.state)
-    start, factor = _start(contribution), bound / norm
-    short = {
-        name: start[name] + factor * (array.astype(np.float64) - start[name])
-        for name, array in contribution.state.items()
-    }
-    return total.add(contribution.weight, short)
+    return total.add(contribution.weight, held.shortened(contribution, "clipped-mean", bound / norm))

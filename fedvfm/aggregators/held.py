@@ -54,6 +54,37 @@ class Held:
         return sorted(self.contributions, key=lambda one: (one.state.fingerprint, one.weight))
 
 
+def norm(contribution: base.Contribution, rule: str) -> float:
+    """Euclidean norm of the flat update: all arrays as they travel, factors A and B of a pair apart.
+
+    Raises:
+        ProtocolError: if it is not known what the update started from.
+    """
+    start, total = _start(contribution, rule), 0.0
+    for name, array in contribution.state.items():
+        total += float(np.square(array.astype(np.float64) - start[name]).sum())
+    return float(np.sqrt(total))
+
+
+def shortened(contribution: base.Contribution, rule: str, factor: float) -> dict[str, Matrix]:
+    """The arrays of an update that is ``factor`` times as long.
+
+    Raises:
+        ProtocolError: if it is not known what the update started from.
+    """
+    start = _start(contribution, rule)
+    return {
+        name: start[name] + factor * (array.astype(np.float64) - start[name])
+        for name, array in contribution.state.items()
+    }
+
+
+def _start(contribution: base.Contribution, rule: str) -> state.AdapterState:
+    if contribution.start is None:
+        raise errors.ProtocolError(f"rule '{rule}': an update without the adapter it started from has no norm")
+    return contribution.start
+
+
 class Rule:
     """What rules share that hold all updates of a round and withstand bad ones; each adds ``least`` and ``finish``.
 

@@ -16,7 +16,7 @@ DUST = 2.0**-22
 
 
 @dataclass(frozen=True)
-class Residual(paired_sums.Rule):
+class Residual(paired_sums.Shortening):
     """mean A, mean B, and ``mean(B A) - mean(B) mean(A)`` is added to the residual D C of the pair.
 
     A layer computes ``W + s (B A + D C)``. In the paper the residual goes into W, which here no rule may change: sites
@@ -42,6 +42,7 @@ class Residual(paired_sums.Rule):
             EmptyCohort: if no update was admitted.
             ProtocolError: if the adapter has no residual.
         """
+        acc = self.settled(acc)
         arrays, total = acc.arrays.mean(), float(acc.arrays.weight)
         for pair, (a, b) in acc.manifest.pairs().items():
             size = float(np.linalg.norm(arrays[a.name])) * float(np.linalg.norm(arrays[b.name]))

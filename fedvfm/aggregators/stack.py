@@ -15,7 +15,7 @@ _ROUND = "stack.round"
 
 
 @dataclass(frozen=True)
-class Stack(paired_sums.Rule):
+class Stack(paired_sums.Shortening):
     """The residual D C of every pair takes ``mean(B A)``; A is drawn anew and B is zero.
 
     The sites' factors one above the other, ``[p_1 B_1 ... p_K B_K] [A_1; ...; A_K]``, are the mean product. In the
@@ -38,6 +38,7 @@ class Stack(paired_sums.Rule):
             EmptyCohort: if no update was admitted.
             ProtocolError: if the adapter has no residual.
         """
+        acc = self.settled(acc)
         arrays, total = acc.arrays.mean(), float(acc.arrays.weight)
         number = int(acc.kept[_ROUND][0]) + 1 if _ROUND in acc.kept else 1
         for pair, (a, b) in acc.manifest.pairs().items():

@@ -429,7 +429,8 @@ class AggregationConfig(Strict):
     """Steps far smaller than this are not made larger by adam and yogi. Change: up where the first rounds with adam or
     yogi move too far."""
     options: dict[str, Option] = {}
-    """What a rule takes: bad (trimmed-mean, krum), average, bound, smoothing. Change: with a rule that has options."""
+    """What a rule takes: bad (trimmed-mean, krum), average, bound, smoothing, ridge, shorten (residual, stack). Change:
+    with a rule that has options."""
 
     @property
     def moves(self) -> bool:

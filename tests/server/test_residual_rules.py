@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedvfm import errors
-from fedvfm.aggregators import averaging_error, base
+from fedvfm.aggregators import averaging_error, base, held
 from fedvfm.aggregators import table as rules
 from fedvfm.config import schema
 from fedvfm.state import factors, groups, state
@@ -56,8 +57,10 @@ def updates(group: list[tuple[int, float]], start: state.AdapterState, rank: int
     return [base.Contribution(w, state.AdapterState({**drawn(seed, rank), **kept}), rows, start) for seed, w in group]
 
 
-def aggregate(name: str, some: list[base.Contribution], kept: Any = None) -> tuple[state.AdapterState, dict[str, Any]]:
-    rule = rules.TABLE.get(name)()
+def aggregate(
+    name: str, some: list[base.Contribution], kept: Any = None, **options: float
+) -> tuple[state.AdapterState, dict[str, Any]]:
+    rule = rules.TABLE.get(name)(**options)
     acc = rule.init(some[0].manifest, kept)
     for update in some:
         acc = rule.fold(acc, update)
@@ -94,6 +97,48 @@ def test_every_layer_is_changed_by_exactly_the_mean_of_what_the_sites_change(
         for pair, change in effective(result).items():
             expected = mean_effect(some, pair)
             np.testing.assert_allclose(change, expected, rtol=0, atol=2e-5 * max(1.0, np.abs(expected).max()))
+
+
+@both
+def test_a_far_longer_update_counts_as_one_of_the_usual_length(name: str) -> None:
+    """Four honest sites, and one whose factors are a hundred times as far away, so its product ten thousand times."""
+    start = started()
+    honest = updates([(seed, 1.0) for seed in range(1, 5)], start)
+    (liar,) = updates([(9, 1.0)], start)
+    trained = [spec.name for spec in manifest() if spec.group != factors.RESIDUAL]
+    far = {key: start[key] + np.float32(100.0) * (liar.state[key] - start[key]) for key in trained}
+    some = [*honest, dataclasses.replace(liar, state=state.AdapterState({**liar.state, **far}))]
+
+    def largest(update: list[base.Contribution], **options: float) -> float:
+        return max(
+            float(np.linalg.norm(change)) for change in effective(aggregate(name, update, **options)[0]).values()
+        )
+
+    usual = largest(honest)
+    assert largest(some) > 100.0 * usual
+    assert largest(some, shorten=1.0) < 3.0 * usual
+    # Nothing changes where no update is longer than that, to the bit.
+    assert aggregate(name, honest, shorten=5.0)[0] == aggregate(name, honest)[0]
+    norms = sorted(held.norm(each, name) for each in some)
+    bound = 2.0 * norms[2]
+    expected = [*honest, dataclasses.replace(liar, state=shortened(some[-1], bound / norms[-1]))]
+    assert aggregate(name, some, shorten=2.0)[0] == aggregate(name, expected)[0]
+
+
+def shortened(update: base.Contribution, factor: float) -> state.AdapterState:
+    assert update.start is not None
+    return state.AdapterState(
+        {
+            name: (update.start[name] + factor * (array.astype(np.float64) - update.start[name])).astype(np.float32)
+            for name, array in update.state.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(("value", "refused"), [(0.0, False), (1.0, False), (0.5, True), (-1.0, True), (True, True)])
+def test_how_long_an_update_may_be_is_a_multiple_of_the_median(value: float, refused: bool) -> None:
+    asked = schema.AggregationConfig(rule="residual", options={"shorten": value})
+    assert bool(rules.option_faults(asked)) == refused
 
 
 @both
