@@ -21,8 +21,15 @@ from fedvfm.data.sources import index
 LABELS_OF: Mapping[str, str] = {"case-classification": "classification"}
 """Tasks whose samples are cases -> the task that their images' labels are for."""
 
-SHARED = ("label", "values", "inputs", "patient", "site", "split")
-"""What all images of a case have in common."""
+SHARED = {
+    "label": "label",
+    "values": "value",
+    "inputs": "row",
+    "patient": "patient",
+    "site": "site",
+    "split": "split",
+}
+"""What all images of a case have in common: fields of a sample, and what is said of them."""
 
 
 def of(source: data.Source, recipe: schema.Recipe, *, table: bool = True) -> data.Source:
@@ -107,14 +114,14 @@ def _case(members: Sequence[data.Sample]) -> data.Sample:
 def _faults(members: Sequence[data.Sample]) -> list[errors.Fault]:
     """What the images of a case do not have in common; ids alone are named, which are safe to log."""
     faults = []
-    for key in SHARED:
+    for key, word in SHARED.items():
         values = [getattr(image, key) for image in members]
         other = next((image for image, value in zip(members, values, strict=True) if value != values[0]), None)
         if other is not None:
             faults.append(
                 defect.CASE_MIXED.fault(
                     f"case '{members[0].case or members[0].unit}': its images '{members[0].id}' and '{other.id}' have "
-                    f"unlike {key}s; a case has one {key}: correct the table, or make them two cases"
+                    f"unlike {word}s; a case has one {word}: correct the table, or make them two cases"
                 )
             )
     return faults

@@ -119,7 +119,7 @@ def test_views_of_a_study_are_one_case(tmp_path: Path) -> None:
 def test_images_of_a_case_must_agree(key: str) -> None:
     first = data.Sample("a", 0, "east", "p", "train", case="one")
     other = dataclasses.replace(first, id="b", **{key: 1 if key == "label" else "test"})
-    with pytest.raises(errors.DataError, match=f"unlike {key}s") as caught:
+    with pytest.raises(errors.DataError, match=f"unlike {bags.SHARED[key]}s") as caught:
         bags.Bags(Listed([first, other]))
     assert caught.value.faults[0].code == defect.CASE_MIXED
 

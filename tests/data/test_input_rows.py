@@ -56,7 +56,7 @@ def test_a_case_has_one_row_by_its_own_name_or_its_images(tmp_path: Path) -> Non
     root = folder(tmp_path / "by-case", labels, "abc", table="id,age,sex\none,40,F\ntwo,,M\n")
     assert [case.inputs for case in listed(root, recipe("case-classification"))] == [(40.0, 0.0), (None, 1.0)]
     root = folder(tmp_path / "by-image", labels, "abc", table="id,age,sex\na,40,F\nb,41,F\nc,,M\n")
-    with pytest.raises(errors.DataError, match="unlike inputs"):
+    with pytest.raises(errors.DataError, match="unlike rows; a case has one row"):
         listed(root, recipe("case-classification"))
 
 

@@ -14,7 +14,7 @@ from fedvfm import errors
 from fedvfm.client.training import dp_trainer, evaluator
 from fedvfm.client.training import site as sites
 from fedvfm.inference import case_graph, export, forms, graph, predict
-from fedvfm.model import adapted_model
+from fedvfm.model import adapted_model, memory
 from fedvfm.simulation import baselines, experiment, run
 from fedvfm.tasks import case_heads
 from tests.simulation import drawn_cases
@@ -170,3 +170,5 @@ def test_a_row_is_hidden_by_its_own_draw(values: dict[str, Any]) -> None:
     answers = [evaluator.answer(model, site, train[1]) for _ in range(2)]
     assert torch.equal(*answers)
     assert {len(example.sample.inputs) for example in dp_trainer.made(model)} == {2}
+    shapes = adapted_model.AdaptedModel(what.recipe, with_weights=False)
+    assert memory._saved(shapes, torch.empty(2 * memory.images_a_sample(shapes), 3, 28, 28, device="meta"))[1] > 0

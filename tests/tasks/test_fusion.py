@@ -10,7 +10,7 @@ import torch
 
 from fedvfm.config import inputs, schema
 from fedvfm.model import adapted_model
-from fedvfm.tasks import case_heads, fusion, heads
+from fedvfm.tasks import case_heads, fusion, heads, table
 
 TWO: dict[str, Any] = {
     "numbers": ["age"],
@@ -76,6 +76,27 @@ def test_film_changes_nothing_at_the_start_and_images_can_be_left_out() -> None:
     for kind in fusion.TABLE.names():
         alone = fusion.argument(16, chosen(fusion=kind, images=False))["fusion"]
         assert torch.equal(alone(vectors, rows), alone(torch.randn(2, 16), rows))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"kind": "regression", "ranges": [[0, 9]] * 2, "centres": [4, 4], "scales": [1, 1]},
+        {"kind": "multi-label", "prevalence": [0.2, 0.4]},
+        {"kind": "survival", "bins": [1, 2, 3]},
+        {"kind": "ordinal"},
+    ],
+    ids=lambda target: target["kind"],
+)
+def test_heads_of_every_target_take_a_row(target: dict[str, Any]) -> None:
+    recipe = _recipe(TWO, target=target, task={"kind": "case-classification", "head": "mean"})
+    task = table.TABLE.get("case-classification")(recipe)
+    head = task.head(type("Backbone", (), {"width": 16})())
+    cases = case_heads.bags(torch.randn(2, 16), [(0,), (0,)])
+    first, second = (head(cases, torch.tensor([[age, 1.0], [NAN, NAN]])) for age in (40.0, 80.0))
+    assert first.shape == (2, task.width)
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[0], second[0])
 
 
 def _recipe(values: dict[str, Any], **more: Any) -> schema.Recipe:
