@@ -6,8 +6,9 @@ the recipe and the number of images, so it keeps every ``c_i``, makes ``c`` thei
 its *correction*. Nothing more goes up than without it, a site keeps nothing, and ``c`` is the mean of the ``c_i``
 whatever was refused, lost or withdrawn: an offset between the two would pull all sites to a wrong place for good.
 
-That holds where a step is the rate times the gradient: plain SGD without momentum, every step of the round taken. A
-gradient is clipped before it is corrected, so no ``c_i`` is longer than a clipped gradient with its weight decay.
+That holds where a step is the rate times the gradient: plain SGD without momentum, every step of the round taken. So
+an update of other images than the site greeted with is refused. A gradient is clipped before it is corrected, so no
+``c_i`` is longer than a clipped gradient with its weight decay; what a site sends that took other steps is cut to that.
 
 Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, alg. 1,
     option II, with c the mean over all sites.
@@ -151,3 +152,26 @@ def gradient(
         name: np.asarray((start[name] - after[name]) / np.float32(lengths[name]) - array, dtype=np.float32)
         for name, array in correction.items()
     }
+
+
+def bounded(
+    mean: Mapping[str, state.Array],
+    start: state.AdapterState,
+    after: state.AdapterState,
+    settings: schema.OptimiserConfig,
+) -> dict[str, state.Array]:
+    """A control variate, no longer than the mean of clipped gradients and their weight decay can be; else shortened.
+
+    Args:
+        mean: the control variate.
+        start: the adapter that the round began with.
+        after: what the site sent.
+        settings: the recipe's; without ``clip_norm`` nothing bounds a gradient.
+    """
+    if not settings.clip_norm:
+        return dict(mean)
+    there = list(mean)
+    most = settings.clip_norm + settings.weight_decay * (start.select(there).norm() + after.select(there).norm())
+    length = math.sqrt(math.fsum(float(np.square(array, dtype=np.float64).sum()) for array in mean.values()))
+    factor = np.float32(min(1.0, most / length) if length else 1.0)
+    return {name: array * factor for name, array in mean.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from fedvfm.config import rates, schema
 from fedvfm.protocol import protocol
 from fedvfm.server.rounds import controls
 from fedvfm.state import checkpoint, control_variates, groups, state
+from fedvfm.storage import hash_chain
 from tests.server import numpy_sites
 
-PLAIN = {"name": "sgd", "learning_rate": 0.1, "batch_size": 2, "schedule": "constant", "warmup": 0.0}
+PLAIN = {"name": "sgd", "learning_rate": 0.1, "batch_size": 2, "schedule": "constant", "warmup": 0.0, "clip_norm": 0.0}
 
 
 def recipe(corrected: bool = True, rounds: int = 30, **more: Any) -> schema.Recipe:
@@ -116,6 +118,32 @@ def test_a_site_that_is_there_no_more_is_in_the_mean_no_more() -> None:
     assert own.correction("a")["head.bias"].tolist() == [-0.5, -0.5], "of a and c, which begins at zero"
     assert set(own.correction("c")) == set(groups.leaving(manifest, chosen, 5))
     assert not any("/b/" in name for name in own.kept())
+
+
+def test_a_site_that_says_it_took_fewer_steps_is_refused(tmp_path: Path) -> None:
+    def few(kind: str, number: int, reply: Any) -> Any:
+        return dataclasses.replace(reply, num_examples=1) if kind == "train" else reply
+
+    sites = hospitals(change=few)
+    job = numpy_sites.make_job(tmp_path / "few", sites, recipe(rounds=1), server=schema.ServerConfig(quorum=2))
+    lines = hash_chain.read(numpy_sites.run(job, sites) / "journal.jsonl")
+    assert lines[-1]["refused"]["north"]["reason"] == "examples"
+
+
+def test_no_control_variate_is_longer_than_a_clipped_gradient() -> None:
+    manifest, rows = numpy_sites.manifest(), {"clip_norm": 1.0, "weight_decay": 0.0}
+    for factor, length in ((0.5, 0.5), (50.0, 1.0)):
+        chosen = recipe(optimiser=rows)
+        own, start = controls.Controls(chosen, manifest, ["a", "b"]), numpy_sites.draw(manifest, 1)
+        own.begin(1, {})
+        lengths = control_variates.lengths(manifest, chosen, 1, 4)
+        gradient = {
+            name: np.full(start[name].shape, factor / math.sqrt(start.parameters), np.float32) for name in start
+        }
+        after = state.AdapterState({name: start[name] - np.float32(lengths[name]) * gradient[name] for name in start})
+        own.take(state.SiteUpdate("a", after, 4, 0, start.fingerprint), start)
+        kept = state.AdapterState({name: array for name, array in own.kept().items() if "/a/" in name})
+        assert kept.norm() == pytest.approx(length, rel=1e-4)
 
 
 def test_what_is_sent_in_the_first_round_is_zero_and_travels_whole() -> None:

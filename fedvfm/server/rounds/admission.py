@@ -31,6 +31,7 @@ class Terms:
         personal: the recipe's ``personal.kind``: what stays at the site.
         greeted: training examples that the site greeted with; None where that is not known.
         usual: the median norm of the updates admitted in earlier rounds; 0 where there are none.
+        all_steps: whether every step of the round must have been taken, as control variates need.
     """
 
     site: str
@@ -43,6 +44,7 @@ class Terms:
     personal: str = groups.NONE
     greeted: int | None = None
     usual: float = 0.0
+    all_steps: bool = False
 
     @property
     def most(self) -> float:
@@ -70,6 +72,11 @@ def admit(update: state.SiteUpdate, terms: Terms) -> state.SiteUpdate:
         )
     if terms.greeted is not None and update.num_examples > terms.greeted:  # fewer only takes weight away
         raise errors.Refused("examples", f"claims {update.num_examples} examples and greeted with {terms.greeted}")
+    if terms.all_steps and update.num_examples != terms.greeted:  # the fewer steps, the longer their mean gradient
+        raise errors.Refused(
+            "examples",
+            f"claims {update.num_examples} examples and greeted with {terms.greeted}; control variates need all",
+        )
     loss = update.metrics.get("loss", 0.0)
     if terms.weighting == "loss" and not LEAST_LOSS <= loss <= MOST_LOSS:
         raise errors.Refused(

@@ -57,7 +57,8 @@ class Controls:
         """The control variate of a site follows from its admitted update, and the adapter that this began with."""
         images = update.num_examples
         lengths = control_variates.lengths(self._manifest, self._recipe, self._round, images)
-        self._own[update.site] = control_variates.gradient(start, update.state, self.correction(update.site), lengths)
+        mean = control_variates.gradient(start, update.state, self.correction(update.site), lengths)
+        self._own[update.site] = control_variates.bounded(mean, start, update.state, self._recipe.optimiser)
 
     def kept(self) -> dict[str, state.Array]:
         """What is kept for the next round."""

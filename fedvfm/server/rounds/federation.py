@@ -425,6 +425,7 @@ class Federation:
                 # Under secure aggregation a site greets with whether it has any, and not with how many.
                 member.examples.get("train") if self.recipe.secure_aggregation is None else None,
                 usual,
+                all_steps=self._controls is not None,
             )
             loss = None
             try:
