@@ -126,14 +126,16 @@ class Merged:
 
 
 def patients(survey: surveys.Survey, answer: Answer) -> float:
-    """How many patients an answer is of: what it says, else the most that a group of it has."""
-    rows = [answer.values["patients"]] if "patients" in answer.values else []
-    known = [value for row in rows for value in row if value is not None]
-    if not known:
-        for group in layout.groups(survey):
-            row = [value for value in answer.values[group.name] if value is not None]
-            known += [max(row) if group.several else sum(row)] if row else []
-    return max([0, *known]) / layout.WHOLE
+    """The patients that an answer can count for: what it says, or the most that a group of it has, whichever is more.
+
+    With noise nothing holds a group to the patients that are said, and a number below nought moves a median as one
+    above does: both count.
+    """
+    sizes = [0]
+    for group in layout.groups(survey):
+        row = [abs(value) for value in answer.values[group.name] if value is not None]
+        sizes += [max(row) if group.several else sum(row)] if row else []
+    return max(sizes) / layout.WHOLE
 
 
 def weights(survey: surveys.Survey, answers: Sequence[Answer]) -> dict[str, float]:

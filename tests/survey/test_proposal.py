@@ -113,6 +113,22 @@ def test_one_site_that_lies_moves_no_median_however_many_patients_it_claims(clai
     assert answer.merged(SIZES, answers).patients == 150 + claimed, "the tables have what was told"
 
 
+@pytest.mark.parametrize("below", [0, -1])
+def test_under_noise_a_site_that_says_few_patients_and_tells_of_many_moves_no_median(below: int) -> None:
+    noisy = hospital.ask(statistics=["patients", "sizes"], privacy={"epsilon": 1.0, "delta": 1e-4})
+    sigmas = {group.name: 1 for group in layout.groups(noisy)}
+    update = {"survey": noisy.hash, "sigmas": sigmas}
+    answers = [own.model_copy(update=update) for own in (*HONEST, told("mal", 40, 64))]
+    rows = dict(answers[-1].values)
+    for name in ("rows", "columns"):
+        row = [count * 1000 for count in rows[name]]
+        row[at(name, 512)] = below * max(row)
+        rows[name] = tuple(row)
+    answers[-1] = answers[-1].model_copy(update={"values": rows})
+    assert answer.faults(answers[-1], noisy, "mal") == []
+    assert proposal.of_answers(noisy, answers, "dinov2-small-imgfocus").values["data.input_size"] == [504, 504]
+
+
 def test_a_value_that_hangs_on_one_site_says_so() -> None:
     answers = [told("east", 40, 512), told("north", 60, 224), told("south", 50, 512)]
     proposed = proposal.of_answers(SIZES, answers, "dinov2-small-imgfocus")
