@@ -24,6 +24,7 @@ from fedvfm.backbones import (
     base,
     identity,
     monai_bundle,
+    open_clip_original,
     pickled,
     record,
     safefile,
@@ -41,7 +42,14 @@ from fedvfm.storage import storage
 
 STAGING = ".import."
 STALE_S = 86_400.0
-ORIGINALS: tuple[ModuleType, ...] = (sam_original, sam2_original, tinyvit_original, swin_original, vit_original)
+ORIGINALS: tuple[ModuleType, ...] = (
+    sam_original,
+    sam2_original,
+    tinyvit_original,
+    swin_original,
+    open_clip_original,
+    vit_original,
+)
 """Layouts of the models' authors: each recognises its array names, reads settings off shapes, and converts arrays.
 
 Of those that say ``EXACT`` every array that they give must be one of the model's: transformers passes over others
@@ -59,6 +67,7 @@ class Given:
         config: ``config.json``, if any.
         settings: its content, where it was made from a configuration of another form.
         key: the set of weights that is meant, where a pickle holds several.
+        open_clip: ``open_clip_config.json``, if any.
     """
 
     path: Path
@@ -66,6 +75,7 @@ class Given:
     config: Path | None
     settings: bytes = b""
     key: str = ""
+    open_clip: Path | None = None
 
     @property
     def pickled(self) -> bool:
@@ -117,6 +127,8 @@ def bring(
         _bring_tokenizer(staging, given)
         made = dataclasses.replace(_record(staging, name, source), **_stated(terms))
         loaded = _check_loads(staging, path, name)
+        if layout is open_clip_original:
+            towers.require_whole(staging, path)
         if getattr(layout, "EXACT", False):
             _require_used(staging, path, loaded)
         record.write(staging, made)
@@ -170,8 +182,8 @@ def _as_before(name: str, source: str, given: Given, terms: licence.Licence | No
 
 
 def _look(path: Path, config: Path | None) -> Given:
-    if config is not None:
-        identity.read_json(config)
+    if config is not None and "model_cfg" in identity.read_json(config):
+        return dataclasses.replace(_look(path, None), config=None, open_clip=config)
     if path.is_dir() and monai_bundle.is_bundle(path):
         if config is not None:
             raise errors.ConfigError("weights import", ["--config: a MONAI bundle has its own; leave it out"])
@@ -180,7 +192,8 @@ def _look(path: Path, config: Path | None) -> Given:
         own = path / identity.CONFIG
         # timm's says nothing that the arrays do not.
         usable = own.is_file() and "model_type" in identity.read_json(own)
-        return Given(path, _in_folder(path), config or (own if usable else None))
+        beside = open_clip_original.stated(path)
+        return Given(path, _in_folder(path), config or (own if usable else None), open_clip=beside)
     if not path.is_file():
         raise errors.WeightsError(f"{path}: there is no such file or folder")
     if path.suffix not in (".safetensors", *pickled.SUFFIXES):
@@ -225,7 +238,9 @@ def _fill(staging: Path, given: Given) -> ModuleType | None:
         tensors = _read_safetensors(given.files)
     text = given.config.read_bytes() if given.config is not None else given.settings
     if original is not None and given.config is None:
-        settings = original.settings({name: tuple(value.shape) for name, value in tensors.items()})
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        clip = original is open_clip_original
+        settings = open_clip_original.settings_of(given.open_clip, shapes) if clip else original.settings(shapes)
         text = (json.dumps(settings, indent=2) + "\n").encode()
     storage.write_bytes(staging / identity.CONFIG, text)
     identity.read_config(staging)

@@ -6,13 +6,14 @@ The image tower is the backbone itself (:mod:`fedvfm.backbones.vit`). All else i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedvfm import errors
-from fedvfm.backbones import base, stock, tokens, weights
+from fedvfm.backbones import base, identity, stock, tokens, weights
 from fedvfm.config import schema
 from fedvfm.config import words as words_config
 
@@ -154,6 +155,31 @@ def refused(config: Mapping[str, Any]) -> str:
     return f"model type '{kind}' has no text tower that is read here; those of {', '.join(sorted(MODELS))} are"
 
 
+def _config(values: Mapping[str, Any]) -> tuple[str, Any]:
+    """Class in transformers, and its configuration."""
+    name = MODELS[str(values["model_type"])]
+    chosen = {key: value for key, value in values.items() if key != "model_type"}
+    return name, stock.transformers_class(name).config_class(**chosen)
+
+
+def require_whole(folder: Path, given: Path) -> None:
+    """Check that a folder of converted weights holds both towers.
+
+    Args:
+        folder: of the weights.
+        given: what they were made from, as errors name it.
+
+    Raises:
+        WeightsError: if arrays are missing or of another shape.
+    """
+    located = weights.Located(folder, identity.read_config(folder), "", "")
+    name, config = _config(located.config)
+    try:
+        stock.read(name, located, config)
+    except errors.WeightsError as error:
+        raise errors.WeightsError(str(error).replace(str(folder), str(given))) from None
+
+
 def open_towers(recipe: schema.Recipe, *, with_weights: bool, device: str) -> Towers:
     """The towers of a recipe's backbone, with its sentences.
 
@@ -176,19 +202,15 @@ def open_towers(recipe: schema.Recipe, *, with_weights: bool, device: str) -> To
         raise errors.ConfigError("recipe", [f"recipe.words: backbone '{settings.name}': {why}"])
     kind = str(values["model_type"])
     with stock.described(settings.name):
-        config = stock.transformers_class(MODELS[kind]).config_class(
-            **{key: value for key, value in values.items() if key != "model_type"}
-        )
+        name, config = _config(values)
         if located is None:
             with torch.device("meta"):
-                shapes = Towers(kind, stock.transformers_class(MODELS[kind])(config))
+                shapes = Towers(kind, stock.transformers_class(name)(config))
             shapes.shapes_only(words, len(recipe.data.class_names))
             return shapes
     own = tokens.opened(located.folder, values, words)
     encoded = own.encode(words, recipe.data.class_names, tokens.own_length(values))
-    towers: Any = stock.shared(
-        located.key, MODELS[kind], device, lambda: Towers(kind, stock.read(MODELS[kind], located, config))
-    )
+    towers: Any = stock.shared(located.key, name, device, lambda: Towers(kind, stock.read(name, located, config)))
     towers.take(words, encoded)
     result: Towers = towers
     return result

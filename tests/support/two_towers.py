@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ TEXTS = [
     "a box or the rest of a wall in an empty image",
 ]
 NORM = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
 def _byte_pairs() -> tokenizers.Tokenizer:
-    own = tokenizers.Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    """As CLIP's: byte pairs in small letters, and the two marks at the end of the vocabulary."""
+    own = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     own.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     own.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -31,16 +34,18 @@ def _byte_pairs() -> tokenizers.Tokenizer:
     own.decoder = decoders.ByteLevel()
     trainer: Any = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
         end_of_word_suffix="</w>",
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     own.train_from_iterator(TEXTS, trainer)
-    begin, end = (int(own.token_to_id(name) or 0) for name in ("<|startoftext|>", "<|endoftext|>"))
-    own.post_processor = processors.RobertaProcessing(
-        ("<|endoftext|>", end), ("<|startoftext|>", begin), add_prefix_space=False
-    )
+    values = json.loads(own.to_str())
+    begin, end = (len(values["model"]["vocab"]) + more for more in range(2))
+    values["model"]["vocab"] |= {BEGIN: begin, END: end}
+    values["model"]["unk_token"] = END
+    own = tokenizers.Tokenizer.from_str(json.dumps(values))
+    own.add_special_tokens([BEGIN, END])
+    own.post_processor = processors.RobertaProcessing((END, end), (BEGIN, begin), add_prefix_space=False)
     return own
 
 
@@ -60,11 +65,11 @@ def _pieces() -> tokenizers.Tokenizer:
 
 def config(kind: str, own: tokenizers.Tokenizer) -> Any:
     """Of a model whose text tower knows the tokenizer."""
-    end = own.token_to_id("<|endoftext|>" if kind == "clip" else "</s>")
+    end = own.token_to_id(END if kind == "clip" else "</s>")
     text = {**SHAPE, "vocab_size": own.get_vocab_size(), "max_position_embeddings": 24, "eos_token_id": end}
     vision = {**SHAPE, "image_size": 32, "patch_size": 8}
     if kind == "clip":
-        text |= {"bos_token_id": own.token_to_id("<|startoftext|>"), "pad_token_id": end, "projection_dim": 24}
+        text |= {"bos_token_id": own.token_to_id(BEGIN), "pad_token_id": end, "projection_dim": 24}
         return transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
     return transformers.SiglipConfig(
         text_config=text | {"pad_token_id": end, "bos_token_id": end, "projection_size": 32}, vision_config=vision
@@ -94,7 +99,7 @@ def save(folder: Path, kind: str) -> Any:
 
 def ids(folder: Path, kind: str, sentences: list[str]) -> torch.Tensor:
     """What transformers' own tokenizer class makes of sentences. Shapes: (S, L)."""
-    end = "<|endoftext|>" if kind == "clip" else "</s>"
+    end = END if kind == "clip" else "</s>"
     own: Any = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), pad_token=end, eos_token=end
     )

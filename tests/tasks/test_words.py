@@ -117,7 +117,7 @@ def test_context_alone_trains_and_travels(saved: Any, kind: str, per_class: bool
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] - 0.02
+    assert losses[-1] < losses[0] - 0.005
     assert all(torch.equal(value, frozen[name]) for name, value in own.named_parameters() if name in frozen)
     with torch.no_grad():  # nothing kept of an embedding outlives a step
         assert float(own.task.loss(own(images()), target)) < losses[-1]
