@@ -65,6 +65,17 @@ def test_prefix_and_suffix_are_the_whole(folder: Path, stop: int, checkpointing:
     assert all(torch.equal(left, right) for left, right in zip(whole.grids, parts.grids, strict=True))
 
 
+def test_bfloat16_stays_near(folder: Path) -> None:
+    """Scales of branches are float32, what they are multiplied with is not."""
+    ours = load(folder)
+    with torch.no_grad():
+        exact = ours.features(pixels(128), ours.taps(2))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = ours.features(pixels(128), ours.taps(2))
+    for left, right in zip((exact.pooled, *exact.grids), (rough.pooled, *rough.grids), strict=True):
+        assert torch.linalg.vector_norm(left - right.float()) < 0.1 * torch.linalg.vector_norm(left)
+
+
 def test_names_of_the_wire(folder: Path) -> None:
     ours = load(folder)
     names = {ours.wire_name(name) for name, _ in ours.model.named_parameters()}

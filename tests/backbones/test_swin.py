@@ -109,6 +109,17 @@ def test_checkpointing_computes_the_same(folder: Path) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_bfloat16_stays_near(folder: Path) -> None:
+    """Masks and tables of positions are float32, what they are added to is not."""
+    ours = load(folder)
+    with torch.no_grad():
+        exact = ours.features(pixels(128), ours.taps(2))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = ours.features(pixels(128), ours.taps(2))
+    for left, right in zip((exact.pooled, *exact.grids), (rough.pooled, *rough.grids), strict=True):
+        assert torch.linalg.vector_norm(left - right.float()) < 0.1 * torch.linalg.vector_norm(left)
+
+
 def test_sizes_that_have_no_weights_are_refused(folder: Path) -> None:
     ours = load(folder)
     assert ours.check_size((128, 64)) == []
