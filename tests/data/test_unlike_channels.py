@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedvfm import errors
 from fedvfm.client.training import site as sites
@@ -50,6 +52,26 @@ def test_files_are_found_by_name_and_what_is_not_named_is_black(tmp_path: Path) 
     for named in ({"FLAIR": 0, "T1w": 1, "T2w": 2}, {}):
         with pytest.raises(errors.DataError, match=r"file 1 is FLAIR, and it is taken for the recipe's T1w"):
             source(turned, named, asked)
+
+
+def test_a_grey_picture_saved_in_colour_is_one_channel_and_one_in_colour_is_none(tmp_path: Path) -> None:
+    for at in range(3):
+        (tmp_path / "imagesTr").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (40 + 40 * at,) * 3).save(tmp_path / "imagesTr" / f"a_{at:04d}.png")
+    (tmp_path / "labelsTr").mkdir()
+    Image.new("L", (32, 32), 1).save(tmp_path / "labelsTr" / "a.png")
+    names = {str(at): name for at, name in enumerate(NAMED)}
+    labels = {"rest": 0, "cell": 1, "wall": 2}
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": names, "labels": labels, "file_ending": ".png"})
+    )
+    for named, shown in (({}, [40, 80, 120]), ({"FLAIR": 0, "T2w": "T2w"}, [40, 0, 120])):
+        some = source(tmp_path, named, contract("T1w"))
+        assert (255 * some.read(some.samples()[0]).image[:, 0, 0]).round().tolist() == shown
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / "imagesTr" / "a_0002.png")
+    some = source(tmp_path, {"FLAIR": 0, "T2w": 2}, contract("T1w"))
+    with pytest.raises(errors.DataError, match=r"a_0002\.png: in colour, and one of several files"):
+        some.read(some.samples()[0])
 
 
 @pytest.mark.parametrize(

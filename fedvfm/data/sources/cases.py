@@ -364,16 +364,38 @@ def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, ch
         shown = [formats.read_shown(file) for file in files]
         clear = [where for _, where in shown if where is not None]
         padded = np.logical_and.reduce(clear) if len(clear) == len(files) else None
-        pixels = data.Pixels(np.concatenate([image for image, _ in shown]), padded=padded)
+        images = [image for image, _ in shown]
+        if len(files) > 1:
+            images = [_one_channel(file, image) for file, image in zip(files, images, strict=True)]
+        pixels = data.Pixels(np.concatenate(images), padded=padded)
     elif chosen and seen.header.channels == 1:
         # One file a channel: those that are not asked for need not be read.
         _check_channels(files[0], chosen, len(files))
         there = [number for number in chosen if number != channels.ABSENT]
         pixels = slices.read([files[number] for number in there], index, view)
         chosen = _renumbered(chosen, there)
+    elif len(files) > 1 and seen.header.channels > 1:
+        raise _in_colour(files[0])
     else:
         pixels = slices.read(files, index, view)
     return _chosen(files[0], pixels, chosen)
+
+
+def _one_channel(file: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The channel of one of several files; of a grey picture saved in colour any of its equal planes is.
+
+    Raises:
+        DataError: if it is in colour: a number would count its planes, and no file.
+    """
+    if not (image == image[:1]).all():
+        raise _in_colour(file)
+    return image[:1]
+
+
+def _in_colour(file: Path) -> errors.DataError:
+    return defect.CHANNELS.error(
+        f"{file}: in colour, and one of several files that are one channel each; save it as one grey channel"
+    )
 
 
 def _renumbered(chosen: Sequence[int], there: Sequence[int]) -> list[int]:
