@@ -151,7 +151,9 @@ class Tokenizer:
             )
         rows: list[tuple[int, ...]] = []
         seen: dict[tuple[int, ...], str] = {}
-        room = length - len(self._begin) - len(self._end)
+        room, size = length - len(self._begin) - len(self._end), self._text.get("vocab_size")
+        if isinstance(size, int) and self.pad >= size:
+            wrong.append(f"pad = {self.pad}: the model knows {size} tokens; leave it to 'fedvfm recipe lock'")
         for sentence in (each for group in words.sentences(class_names) for each in group):
             ids = self._ids(sentence)
             wrong += self._sentence_faults(sentence, ids, begins, room, words)

@@ -88,6 +88,8 @@ class InputsConfig(pydantic.BaseModel):
         for name, words in sorted(self.categories.items()):
             if len({word.strip().casefold() for word in words}) < len(words):
                 wrong.append(f"{where}.categories.{name}: two words differ in capitals or spaces alone; keep one")
+            if not all(word.strip() for word in words):
+                wrong.append(f"{where}.categories.{name}: a word is blank, as a missing value is; leave it out")
         if wrong:
             return wrong
         return [

@@ -110,7 +110,9 @@ def require_columns(source: Tabled, names: Sequence[str], key: str, remedy: str 
     lost = set(names) - set(held) if source.samples() else set()
     if lost:
         text = f"no column {', '.join(sorted(lost))}, which {key} names; there are: " + (
-            ", ".join(held) or "none besides id, label, patient, split, site and case"
+            ", ".join(held)
+            or "none besides id, label, patient, split, site and case in rows of what is here; compare the column id "
+            "with the names of images, studies or cases"
         )
         raise defect.TABLE.error(f"{source.info.name}: {text}{remedy}")
 

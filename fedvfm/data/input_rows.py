@@ -28,8 +28,8 @@ class InputRows:
         recipe: of the run.
 
     Raises:
-        DataError: if the source has no table with these columns; else listing cells that are no number, outside of the
-            range, or none of the words.
+        DataError: if the source has no table with these columns, or no value in them of any sample; else listing cells
+            that are no number, outside of the range, or none of the words.
     """
 
     def __init__(self, source: data.Source, recipe: schema.Recipe) -> None:
@@ -48,6 +48,11 @@ class InputRows:
             samples.append(dataclasses.replace(sample, inputs=row))
         # A case is listed once, whatever the number of its images.
         index.refuse(Path(source.info.name), list(dict.fromkeys(faults)))
+        if samples and not any(sample.inputs for sample in samples):
+            raise defect.TABLE.error(
+                f"{source.info.name}: no sample has a value in {', '.join(chosen.columns)}, which recipe.inputs names; "
+                f"compare the column id of the table with the names of images, studies or cases{remedy}"
+            )
         self._samples = tuple(samples)
 
     @property

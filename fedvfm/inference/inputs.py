@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from fedvfm import errors
@@ -164,8 +164,9 @@ def rows(
     Args:
         path: the input.
         items: what there is to predict.
-        table: with the column ``id``, the name of an input or case, of DICOM the folder or file below the input; and
-            the columns that the recipe names. Rows of others are not looked at.
+        table: with the column ``id``, the name of an input or case, of DICOM the file or a folder below the input that
+            it lies in, as the images of a study have the study's row; and the columns that the recipe names. Rows of
+            others are not looked at.
         chosen: the recipe's columns.
 
     Raises:
@@ -180,8 +181,11 @@ def rows(
         )
     cells, known, faults = {row["id"]: row for row in listed}, dict[str, input_rows.Row](), list[errors.Fault]()
     for item in items:
-        below = os.path.relpath(item.path, path) if item.kind == "dicom" else item.name
-        row = cells.get(item.name, cells.get(below))
+        names = [item.name]
+        if item.kind == "dicom":
+            below = PurePath(os.path.relpath(item.path, path))
+            names += [place.as_posix() for place in (below, *below.parents)]
+        row = next((cells[name] for name in names if name in cells), None)
         if row is not None:
             known[item.name], wrong = input_rows.read(item.name, row, chosen)
             faults += wrong

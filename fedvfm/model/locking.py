@@ -148,10 +148,12 @@ def _pin_words(recipe: schema.Recipe, words: words_config.WordsConfig) -> words_
     try:
         here = weights.locate(recipe.backbone, download=False)
     except weights.Missing:
-        if words.tokenizer_sha256 is None:
+        filled = weights.describe(recipe.backbone).get("model_type") == tokens.SIGLIP
+        if words.tokenizer_sha256 is None or (filled and words.pad is None):
             raise errors.TokenizerError(
                 f"backbone '{recipe.backbone.name}' is not on this machine, so nobody has read the sentences of "
-                f"recipe.words. {weights.remedy(recipe.backbone)}; or write tokenizer_sha256 into recipe.words"
+                f"recipe.words. {weights.remedy(recipe.backbone)}; or write tokenizer_sha256{' and pad' * filled} into "
+                "recipe.words"
             ) from None
         return words
     return tokens.pinned(here.folder, here.config, words, recipe.data.class_names)

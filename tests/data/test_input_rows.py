@@ -12,6 +12,7 @@ from fedvfm.config import schema
 from fedvfm.data import bags
 from fedvfm.data import sample as samples
 from fedvfm.data.sources import table as sources
+from fedvfm.inference import inputs as predicted
 from tests.data.test_columns import folder
 from tests.tasks.test_fusion import TWO
 
@@ -81,3 +82,26 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
     root = folder(tmp_path, LABELS, table="id,age\na,40\n")
     with pytest.raises(errors.DataError, match=r"no column sex, which recipe.inputs names; there are: age; a site"):
         listed(root, recipe())
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_table_whose_ids_are_of_nothing_here_is_not_taken_for_a_missing_one(tmp_path: Path, *, tree: bool) -> None:
+    root = folder(tmp_path, LABELS, table="id,age,sex\na.png,40,F\nb.png,50,M\n")
+    if tree:  # without a table of labels no sample has a row at all
+        (root / "labels.csv").unlink()
+        (root / "images").rename(root / "x")
+        (root / "y").mkdir()
+        (root / "x" / "b.png").rename(root / "y" / "b.png")
+    words = "no column age, sex, .* in rows of what is here" if tree else "no sample has a value in age, sex"
+    with pytest.raises(errors.DataError, match=f'{words}.*; compare the column id .* table = "absent"'):
+        listed(root, recipe())
+
+
+def test_prediction_finds_the_row_of_an_image_in_a_study_as_training_does(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("id,age,sex\none,40,F\ntwo/b,50,M\ntwo,60,M\n")
+    places = {"series-001": "one/a.dcm", "series-002": "one/deep/b.dcm", "series-003": "two/b", "series-004": "x/c"}
+    items = [predicted.Item(name, "dicom", tmp_path / place) for name, place in places.items()]
+    known, without = predicted.rows(tmp_path, items, table, recipe().inputs)
+    assert known == {"series-001": (40.0, 0.0), "series-002": (40.0, 0.0), "series-003": (50.0, 1.0)}
+    assert without == ["series-004"]

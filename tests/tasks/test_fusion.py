@@ -113,6 +113,7 @@ def _recipe(values: dict[str, Any], **more: Any) -> schema.Recipe:
         ({"categories": {"age": ["F", "M"]}}, "a column is named twice"),
         ({"categories": {"label": ["F", "M"]}}, "column 'label' is no input"),
         ({"categories": {"sex": ["F", "f "]}}, "differ in capitals or spaces alone"),
+        ({"categories": {"sex": ["F", " "]}}, "a word is blank"),
         (
             {"numbers": [], "ranges": [], "centres": [], "scales": [], "categories": {}, "dropout": 0.5},
             "dropout: nothing reads",

@@ -15,9 +15,11 @@ import transformers
 
 from fedvfm import errors
 from fedvfm.client import recipe_review
+from fedvfm.client.gate import enforcement
 from fedvfm.config import schema
 from fedvfm.model import adapted_model, locking
 from fedvfm.privacy import gradients
+from tests.client import two_numbers
 from tests.support import two_towers
 
 NAMES = ("lymphocyte", "monocyte", "round nucleus")
@@ -203,6 +205,7 @@ UNREAD: list[tuple[str, dict[str, Any], str]] = [
     ("siglip", {"templates": ["A photo of {}"]}, "small letters"),
     ("siglip", {"names": ["x-ray", "blood", "cell"]}, "small letters"),
     ("siglip", {"names": ["\u00e9", "blood", "cell"]}, "does not know"),
+    ("siglip", {"pad": 10**6}, "pad = 1000000: the model knows"),
 ]
 
 
@@ -243,6 +246,18 @@ def test_locking_pins_the_tokenizer_and_a_site_with_another_stops(saved: Any, ki
     with pytest.raises(errors.TokenizerError, match="is not there") as refused:
         adapted_model.AdaptedModel(locked.recipe)
     assert refused.value.code == "tokenizer"
+
+
+def test_a_site_takes_no_sentences_without_a_pinned_tokenizer(saved: Any, tmp_path: Path) -> None:
+    """Else each site would read them by the tokenizer that it happens to have."""
+    joined = two_numbers.join(tmp_path)
+    terms = enforcement.HospitalTerms(joined.site, lambda: joined.rules)
+    locked = locking.make(recipe(saved["clip"][0], {})).recipe
+    assert terms.lock(locked).recipe.hash == locked.hash
+    assert locked.words is not None
+    loose = locked.model_copy(update={"words": locked.words.model_copy(update={"tokenizer_sha256": None})})
+    with pytest.raises(errors.PolicyRefused, match="leaves values open"):
+        terms.lock(loose)
 
 
 def test_the_tokenizer_of_another_model_is_refused(saved: Any, tmp_path: Path) -> None:

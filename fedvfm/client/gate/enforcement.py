@@ -123,7 +123,9 @@ class HospitalTerms:
         """
         if recipe.hash not in self._built:
             locked = self._build_recipe(recipe)
-            if locked.recipe.hash != recipe.hash:
+            # With sentences that no tokenizer is pinned for, each site would read its own.
+            loose = recipe.words is not None and recipe.words.tokenizer_sha256 is None
+            if locked.recipe.hash != recipe.hash or loose:
                 raise errors.PolicyRefused("policy-message", "the recipe leaves values open; lock it first")
             self._built[recipe.hash] = locked
         return self._built[recipe.hash]
