@@ -61,7 +61,6 @@ def export_adapter(
         licences.require_derivatives(model.licence, model.recipe.backbone.name, f"--format {form}")
     if form != "onnx":
         delivery.require_images(model, f"--format {form}")
-    if not form.startswith("onnx"):
         delivery.require_tableless(model, f"--format {form}")
     with output.whole(folder) as made, warnings.catch_warnings():
         # What libraries will rename some day is no business of who exports.

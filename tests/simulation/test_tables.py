@@ -140,6 +140,9 @@ def test_single_images_take_a_table_in_training_prediction_and_onnx(
 ) -> None:
     recipe = {**values["recipe"], "task": {"kind": "classification"}, "rounds": 1}
     made = run.simulate({**values, "recipe": recipe}, output=tmp_path / "run")
+    for form in ("hf", "monai", "onnx-int8", "peft"):
+        with pytest.raises(errors.ConfigError, match="takes a table beside the image"):
+            forms.export_adapter(made.path / "adapter", tmp_path / form, form)
     table = drawn / "table.csv"
     forms.export_adapter(made.path / "adapter", tmp_path / "onnx", "onnx")
     rows = []
