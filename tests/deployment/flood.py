@@ -37,7 +37,7 @@ def going_on(host: str, port: int, count: int, told: Path) -> Iterator[Callable[
     command = [sys.executable, __file__, host, str(port), str(count)]
     with told.open("w") as words, subprocess.Popen(command, stdout=words) as process:
         try:
-            yield lambda: json.loads(told.read_text().splitlines()[-1])
+            yield lambda: json.loads(["{}", *told.read_text().split("\n")[:-1]][-1])
         finally:
             process.kill()
 

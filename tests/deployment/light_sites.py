@@ -53,7 +53,7 @@ class Sites:
     def log(self, name: str) -> str:
         return processes.log_path(self.family.children[name].folder, name).read_text()
 
-    def round(self, number: int, numbers: int, seconds: float = 120.0) -> float:
+    def round(self, number: int, numbers: int, seconds: float = 600.0) -> float:
         """One message to each node and back; how long it took.
 
         Raises:
@@ -62,7 +62,7 @@ class Sites:
         began, rng = time.monotonic(), np.random.default_rng(number)
         arrays = {str(at): Array(rng.random(numbers // PARTS, dtype=np.float32)) for at in range(PARTS)}
         content = RecordDict({"a": ArrayRecord(arrays)})
-        asked = [Message(content, node, "train", ttl=300.0, group_id=str(number)) for node in self.grid.get_node_ids()]
+        asked = [Message(content, node, "train", ttl=900.0, group_id=str(number)) for node in self.grid.get_node_ids()]
         waiting = set(self.grid.push_messages(asked))
         while waiting:
             for reply in self.grid.pull_messages(sorted(waiting)):
@@ -100,11 +100,11 @@ def wired(folder: Path, count: int) -> Iterator[Sites]:
         grid, _ = held.enter_context(runtime.server_task(link.link, control.start_run(), stop))
         sites = Sites(front, link, family, grid)
         threads = [threading.Thread(target=_be_site, args=(sites, key, over)) for key in known]
-        held.callback(lambda: [thread.join(40) for thread in threads])
+        held.callback(lambda: [thread.join(300) for thread in threads])
         held.callback(over.set)
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 120.0
+        until = time.monotonic() + 600.0
         while len(list(grid.get_node_ids())) < count:
             assert time.monotonic() < until
             assert not sites.faults
@@ -136,7 +136,7 @@ def _be_site(sites: Sites, key: keys.Private, over: threading.Event) -> None:
         call = getattr(node.client, name)
         setattr(node.client, name, lambda request, call=call: patiently(lambda: call(request)))
     try:
-        node.activate(60.0)
+        node.activate(600.0)
         while not over.is_set():
             message = node.pull()
             if message is not None:

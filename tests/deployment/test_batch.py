@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,7 @@ def test_a_job_that_never_begins_is_cancelled_when_the_round_is_over(
     there = site(tiny, locked, tmp_path / "there").with_cluster()
     there.plan("wait")
     task = protocol.Task(locked.recipe, 1, there.initial)
-    assert protocol.error_word(there.ask(protocol.TRAIN, task, ttl=2.0)) == "deadline"
+    assert protocol.error_word(there.ask(protocol.TRAIN, task, ttl=8.0)) == "deadline"
     assert "no job began" in str(there.faults[-1])
     assert cluster.log(there.root)[-1] == "cancel"
     assert there.spooled == []
@@ -197,8 +196,7 @@ def test_a_client_that_is_told_to_end_cancels_its_job(
     there = site(tiny, locked, tmp_path / "there").with_cluster()
     there.plan("wait")
     pid = private_site.child(lambda: there.train())
-    assert until(lambda: cluster.log(there.root), 60)
-    time.sleep(0.5)
+    assert until(lambda: any((each / spool.SUBMITTED).exists() for each in there.spooled), 600)
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, "raised Interrupted"
     assert cluster.log(there.root)[-1] == "cancel"
@@ -259,7 +257,7 @@ def test_slurm_itself_runs_the_script_of_the_package(
     script.write_text(text.replace("cpus-per-task=4", "cpus-per-task=1").replace("--mem=32G", "--mem=0"))
 
     def disturb() -> None:
-        if until(lambda: [path for each in there.spooled if (path := each / spool.ALIVE).exists()], 120):
+        if until(lambda: [path for each in there.spooled if (path := each / spool.ALIVE).exists()], 600):
             note = spool.read(there.spooled[0], spool.SUBMITTED, spool.Submitted)
             assert note is not None
             subprocess.run([*meanwhile, note.id], check=True)

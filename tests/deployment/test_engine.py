@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -35,14 +36,16 @@ class Watch(threading.Thread):
         while not self.over.wait(0.5):
             for words in self.ours(self.folder).values():
                 self.words.update(words)
-            for path in (self.folder / "deployment").rglob("*"):
-                try:
-                    if path.suffix in (".key", ".secret", ".log", ".db", ".json", ".pid"):
-                        self.modes[path.name] = stat.S_IMODE(path.stat().st_mode)
-                    if path.suffix == ".secret":
-                        self.secrets.add(path.read_text())
-                except OSError:
-                    continue
+            with contextlib.suppress(OSError):  # a folder went while it was listed: the next look sees the rest
+                for path in (self.folder / "deployment").rglob("*"):
+                    self.look(path)
+
+    def look(self, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            if path.suffix in (".key", ".secret", ".log", ".db", ".json", ".pid"):
+                self.modes[path.name] = stat.S_IMODE(path.stat().st_mode)
+            if path.suffix == ".secret" and (text := path.read_text()):  # it may be written just now
+                self.secrets.add(text)
 
     def __enter__(self) -> Watch:
         self.start()
@@ -155,7 +158,7 @@ def test_two_sites_a_killed_parent_and_the_run_goes_on(tiny: Any, ours: Any, unt
     assert len(ours(run)) >= 5
     process.kill()
     process.communicate()
-    assert until(lambda: not ours(run), 20), f"orphans: {ours(run)}"
+    assert until(lambda: not ours(run), 300), f"orphans: {ours(run)}"
     answer = tiny.run("simulate", "--resume", run)
     assert answer.code == 0, answer.err
     assert tiny.results(run) == tiny.results(tmp_path / "in-process")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -240,13 +241,14 @@ def flwr_home(tmp_path: Path) -> Iterator[dict[str, str]]:
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or [])
         if str(home) in words or f"--port {port}" in words:
-            family = [*process.children(recursive=True), process]
-            for one in reversed(family):
-                one.send_signal(signal.SIGTERM)
-            psutil.wait_procs(family, timeout=30)
-            for one in family:
-                if one.is_running():
-                    one.kill()
+            family = [process]
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family += process.children(recursive=True)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                for each in family:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.send_signal(number)
+                _, family = psutil.wait_procs(family, timeout=60)
     shutil.rmtree(short, ignore_errors=True)
 
 
