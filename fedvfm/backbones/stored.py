@@ -105,6 +105,9 @@ def _sound(settings: schema.BackboneConfig) -> weights.Located:
         located = weights.locate(settings)
         if not _lacks_tokenizer(settings.name, located):
             return located
+        with contextlib.suppress(errors.WeightsError):  # the image tower is of use by itself
+            return weights.locate(settings, force=True)
+        return located
     except weights.Damaged:
         if weights.in_cache(settings.name) or weights.is_folder(settings.name):
             raise

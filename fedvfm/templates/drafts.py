@@ -44,6 +44,14 @@ _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
 _STAGES: dict[str, dict[str, Any]] = {"dinov3_convnext": {"adapter.targets": ["fc1", "fc2"]}}
 """Models of stages whose blocks have no attention."""
+_NORMS: dict[str, dict[str, Any]] = {
+    "clip": {
+        "data.mean": [0.48145466, 0.4578275, 0.40821073],
+        "data.std": [0.26862954, 0.26130258, 0.27577711],
+    },
+    "siglip": {"data.mean": [0.5, 0.5, 0.5], "data.std": [0.5, 0.5, 0.5]},
+}
+"""What models of images and words were trained with: OpenAI's and Google's own."""
 _SAM_SIDE, _SAM3_SIDE = 1024, 1008
 _LIGHT_SIDE = 256
 _AS_THEY_ARE = {"data.mean": [0.0, 0.0, 0.0], "data.std": [1.0, 1.0, 1.0]}
@@ -169,7 +177,11 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     else:
         depth = sum(shape["depths"]) if "depths" in shape else int(vision.get("num_hidden_layers", 0))
         layers: dict[str, Any] = {"adapter.layers": list(range(depth - depth // 3, depth))}
-        layers |= _STAGES.get(kind, {}) | ({"data.input_size": [_side(shape)] * 2} if kind == "swin" else {})
+        layers |= (
+            _STAGES.get(kind, {})
+            | _NORMS.get(kind.removesuffix("_vision_model"), {})
+            | ({"data.input_size": [_side(shape)] * 2} if kind == "swin" else {})
+        )
         kinds = {"segmentation": _SEGMENTATION | layers, "classification": _CLASSIFICATION | layers}
         values |= {"data.views": 4, **kinds.get(task, _CASES if task in bags.LABELS_OF else kinds["classification"])}
     found = fill(text("recipe.toml"), values)

@@ -404,6 +404,29 @@ def test_a_download_that_was_cut_off_is_gone_on_with(
     assert asked[-1] is False
 
 
+@pytest.mark.parametrize("online", [True, False])
+def test_a_tokenizer_that_an_earlier_download_left_out_is_fetched(
+    tower_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, online: bool
+) -> None:
+    import huggingface_hub
+
+    snapshot = hub(tmp_path, tower_folders["clip"])
+    (snapshot / "tokenizer.json").unlink()
+    local = huggingface_hub.snapshot_download
+
+    def download(name: str, *, local_files_only: bool, allow_patterns: list[str], **more: Any) -> str:
+        if not local_files_only:
+            assert "tokenizer.json" in allow_patterns
+            if not online:
+                raise OSError("no network")
+            shutil.copy(tower_folders["clip"] / "tokenizer.json", snapshot)
+        return str(local(name, local_files_only=True, allow_patterns=allow_patterns))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert stored.fetch(settings("someone/tiny")).folder == snapshot
+    assert (snapshot / "tokenizer.json").is_file() == online
+
+
 def test_what_a_strangers_adapter_names_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever hands an adapter over may name any repository; loading it must open no connection."""
     import huggingface_hub

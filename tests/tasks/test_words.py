@@ -260,6 +260,25 @@ def test_a_site_takes_no_sentences_without_a_pinned_tokenizer(saved: Any, tmp_pa
         terms.lock(loose)
 
 
+def test_without_weights_the_shapes_are_known_and_nothing_is_locked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a name of the table; sentences that nobody has read are in no locked recipe."""
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("FEDVFM_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    data = {"class_names": list(NAMES), "input_size": [224, 224], **two_towers.NORM}
+    chosen = recipe(Path("clip-vit-base"), LEARN, **HEAD_ONLY, data=data)
+    shapes, wrong = adapted_model.examine(chosen)
+    assert not wrong
+    assert shapes is not None
+    assert [spec.shape for spec in shapes.manifest] == [(4, 512)]
+    pinned = {"backbone": {"name": "clip-vit-base", "sha256": "0" * 64}, "data": data}
+    with pytest.raises(errors.WeightsError):
+        locking.make(recipe(Path(""), LEARN, **HEAD_ONLY, **pinned))
+
+
 def test_the_tokenizer_of_another_model_is_refused(saved: Any, tmp_path: Path) -> None:
     shutil.copytree(saved["clip"][0], tmp_path / "own")
     shutil.copy(saved["siglip"][0] / "tokenizer.json", tmp_path / "own")
