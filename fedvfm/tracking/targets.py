@@ -39,6 +39,8 @@ LOGINS = {
 _LOGIN = re.compile(r"//[^/\s]*@")
 _WEB = re.compile(r"(?i)^https?://[^/\s]*@")
 _PASSWORD = re.compile(r"//[^/\s@]*:[^/\s]*@")
+_QUERY = re.compile(r"(?i)([?&;](?:\w*pass\w*|pwd|\w*token|\w*secret|api_?key|odbc_connect)=)[^&\s]+")
+"""What data bases take behind the address, as ``?user=me&password=...``."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ class Target:
 
 def without_login(text: str) -> str:
     """A text whose addresses hold no name and password."""
-    return _LOGIN.sub("//", text)
+    return _QUERY.sub(r"\1...", _LOGIN.sub("//", text))
 
 
 def _has_login(where: str) -> bool:
     """Whether an address holds a password; in one of the web a name alone may be a token, and is no less a secret."""
-    return _WEB.search(where) is not None or _PASSWORD.search(where) is not None
+    return any(form.search(where) is not None for form in (_WEB, _PASSWORD, _QUERY))
 
 
 def parse(words: Sequence[str]) -> list[Target]:

@@ -86,6 +86,12 @@ def test_what_is_asked_for_is_checked_before_anything_begins(monkeypatch: pytest
         ("mlflow:HTTPS://secret@host", "mlflow:HTTPS://host", "MLFLOW_TRACKING_TOKEN"),
         ("mlflow:postgresql://me:p@secret@host/db", "mlflow:postgresql://host/db", "PGPASSWORD"),
         ("wandb:https://api:secret@host", "wandb:https://host", "WANDB_API_KEY"),
+        (
+            "mlflow:postgresql:///db?user=me&password=secret",
+            "mlflow:postgresql:///db?user=me&password=...",
+            "PGPASSWORD",
+        ),
+        ("mlflow:mysql://host/db?SSLPassword=secret&a=b", "mlflow:mysql://host/db?SSLPassword=...&a=b", "PGPASSWORD"),
     ],
 )
 def test_a_login_in_an_address_is_refused_and_stands_nowhere(cli: Any, word: str, shown: str, remedy: str) -> None:
