@@ -75,6 +75,8 @@ class Licence:
         if not isinstance(values, dict) or values.keys() != {"names", "limits"}:
             raise ValueError("no licence")
         names, limits = values["names"], values["limits"]
+        if not (isinstance(names, list) and isinstance(limits, list)):
+            raise ValueError("no licence")
         texts = [*names, *limits]
         if not all(isinstance(text, str) for text in texts) or any(faults(name, limits) for name in ["", *names]):
             raise ValueError("no licence")

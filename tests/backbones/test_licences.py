@@ -55,7 +55,10 @@ def test_two_sources_that_differ_both_count() -> None:
     assert not licence.Licence().taken_by(("MIT",))
 
 
-@pytest.mark.parametrize("values", [[], {"names": ["a b"], "limits": []}, {"names": [], "limits": ["all"]}, {}])
+@pytest.mark.parametrize(
+    "values",
+    [[], {"names": ["a b"], "limits": []}, {"names": [], "limits": ["all"]}, {"names": "MIT", "limits": []}, {}],
+)
 def test_other_values_are_no_licence(values: object) -> None:
     with pytest.raises(ValueError, match="no licence"):
         licence.Licence.read(values)
