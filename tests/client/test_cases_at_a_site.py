@@ -115,20 +115,24 @@ def test_numbers_of_images_that_tell_the_label_are_found(more: int, told: bool) 
 
 def test_a_table_is_judged_before_training() -> None:
     """Rows that are missing or unused, values that are missing or all alike, and a column that is the answer."""
-    columns = {"numbers": ["age", "score", "ward"], "ranges": [[0, 99]] * 3, "centres": [50] * 3, "scales": [10] * 3}
+    names = ["age", "score", "ward", "crp"]
+    columns = {"numbers": names, "ranges": [[0, 99]] * 4, "centres": [50] * 4, "scales": [10] * 4}
     chosen = schema.parse(inputs.InputsConfig, {**columns, "categories": {"drug": ["no", "yes"]}}, "inputs")
     seen = _looked([(at % 2, 2) for at in range(30)])
-    rows: list[tuple[float | None, ...]] = [(float(at * 7 % 13), 3.0 + at % 2, 4.0, at % 2) for at in range(30)]
+    rows: list[tuple[float | None, ...]] = [
+        (float(at * 7 % 13), 3.0 + at % 2, 4.0, at % 5 if at % 2 else None, at % 2) for at in range(30)
+    ]
     rows[0], rows[1] = (), (None, *rows[1][1:])
     tabled = [dataclasses.replace(case, inputs=row) for case, row in zip(seen.samples, rows, strict=True)]
     found = rules.findings(dataclasses.replace(seen, samples=tabled, inputs=chosen, unused_rows=2))
     told = {one.code: one.problem for one in found}
     assert told["rows-missing"] == "1 of 30 samples without a row of the table"
     assert told["rows-unused"] == "2 rows of the tables of nothing that is here"
-    assert told["input-missing"] == "no value in age of 1 sample"
+    assert told["input-missing"] == "no value in age of 1 sample, crp of 14 samples"
     assert told["input-constant"] == "no two values differ in ward"
     leaks = [one.problem for one in found if one.code == "input-tells-label"]
-    assert leaks == [f"column {name} tells spot by itself (AUROC 1.000)" for name in ("score", "drug")]
+    told_by = ("column score tells", "whether crp is missing tells", "column drug tells")
+    assert leaks == [f"{what} spot by itself (AUROC 1.000)" for what in told_by]
 
 
 def test_few_cases_tell_nothing() -> None:

@@ -235,10 +235,14 @@ def _inputs(seen: dataset.Looked) -> Findings:
         problem = f"no two values differ in {', '.join(constant)}"
         findings.append(finding.make("input-constant", problem, len(constant)))
     for name, values in known.items():
-        area, answer = max(_leaks(seen, name, values), default=(0.0, ""))
-        if area >= LEAKS:
-            problem = f"column {name} tells {answer} by itself (AUROC {area:.3f})"
-            findings.append(finding.make("input-tells-label", problem))
+        # The head sees whether a value is missing: a measurement of the sick alone is the answer too.
+        absent = {number: float(number not in values) for number in range(1, len(seen.samples) + 1)}
+        whether = f"whether {name} is missing tells"
+        for what, column, numbers in ((f"column {name} tells", name, values), (whether, "", absent)):
+            area, answer = max(_leaks(seen, column, numbers), default=(0.0, ""))
+            if area >= LEAKS:
+                problem = f"{what} {answer} by itself (AUROC {area:.3f})"
+                findings.append(finding.make("input-tells-label", problem))
     return findings
 
 
@@ -249,7 +253,7 @@ def _known(seen: dataset.Looked, column: int) -> dict[int, float]:
 
 
 def _leaks(seen: dataset.Looked, column: str, values: Mapping[int, float]) -> Iterator[tuple[float, str]]:
-    """AUROC of a column, or of each of its words, for each answer that is yes or no."""
+    """AUROC of numbers, or of each word of a column of words, for each answer that is yes or no."""
     words = len(seen.inputs.categories.get(column, ())) if seen.inputs is not None else 0
     views = [[float(value == word) for value in values.values()] for word in range(words)] or [list(values.values())]
     for at, name in enumerate(seen.classes):
