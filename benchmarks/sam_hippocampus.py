@@ -1,6 +1,6 @@
 """LiteMedSAM on the hippocampus of real people at six virtual hospitals: what must travel, and what prompts are worth.
 
-    python benchmarks/sam_hippocampus.py run [--seeds 0 1 2] [--arms pyramid automatic ...]   resumes run by run
+    python benchmarks/sam_hippocampus.py run [--seeds 0 1 2] [--arms unet automatic ...]   resumes run by run
     python benchmarks/sam_hippocampus.py jitter                                                   after the arm "oracle"
     python benchmarks/sam_hippocampus.py speed
     python benchmarks/sam_hippocampus.py report
@@ -43,11 +43,15 @@ EXPERIMENT, RESULTS = "sam-hippocampus", ROOT / "simulations" / "results" / "sam
 JITTERS = (0.0, 0.1, 0.2, 0.3)
 TARGET = 0.865
 
-SMALL = ("recipe.adapter.rank=4", 'recipe.adapter.targets=["q", "v"]')
-MASKS = ('recipe.task.head="sam-masks"', *SMALL)  # decoder parts have most of the numbers that may travel
+LORA = ('recipe.adapter.kind="lora"', "recipe.optimiser.learning_rate=1e-3", "recipe.optimiser.head_learning_rate=4e-3")
+LAST = (*LORA, "recipe.adapter.rank=8", "recipe.adapter.layers=[9]")
+ALL = (*LAST, 'recipe.adapter.targets=["q", "k", "v", "o", "fc1", "fc2"]')
+MASKS = ('recipe.task.head="sam-masks"', *LAST)  # decoder parts have most of the numbers that may travel
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "pyramid": ("LoRA and a pyramid head on the encoder, no decoder", ()),
-    "rank-4": ("the same, LoRA of rank 4 on queries and values alone", SMALL),
+    "unet": ("U-Net head on the frozen encoder, no decoder", ()),
+    "lora": ("the same and LoRA on the encoder's last block", ALL),
+    "pyramid": ("head pyramid on the frozen encoder", ('recipe.task.head="pyramid"',)),
+    "image-dice": ("U-Net head, Dice of each image", ('recipe.task.dice="image"',)),
     "prompt-free": ("prompt-free: LoRA + upscale, hypernetworks, mask tokens", MASKS),
     "automatic": ("automatic prompts, the same and the light head", (*MASKS, 'recipe.task.prompt="auto"')),
     "oracle": ("boxes from the truth (oracle), the same", (*MASKS, 'recipe.task.prompt="box"')),
