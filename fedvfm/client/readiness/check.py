@@ -130,6 +130,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     chosen = survey.spaced(everything, made.limit)
     wanted = None if recipe is None or contract else recipe.data
     found = survey.look(source, _images_of(chosen), observer, files=raw, contract=wanted)
+    inputs = recipe.inputs if recipe is not None and recipe.inputs.columns and site.table == "given" else None
     made.seen = dataset.Looked(
         info=source.info,
         classes=recipe.data.class_names if recipe is not None and not contract else _shown_names(made.own, source.info),
@@ -140,8 +141,8 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         contract=recipe.data if recipe is not None else None,
         names_shown=site.data.options.get("ids") == "names",
         limited=len(chosen) < len(everything),
-        inputs=recipe.inputs if recipe is not None and recipe.inputs.columns and site.table == "given" else None,
-        unused_rows=getattr(raw, "unused_rows", 0),
+        inputs=inputs,
+        unused_rows=0 if inputs is None else getattr(raw, "unused_rows", 0),
     )
     made.told += [(one.number, one.code, one.message) for one in found.failures]
     made.findings += _noted(raw, _images_of(list(enumerate(everything, 1))))
