@@ -86,6 +86,11 @@ def numbers(
     for name, value in named.items():
         if isinstance(value, int):
             placed[name] = value
+        elif plain.count(value.casefold()) > 1:
+            wrong.append(
+                f"data.channels.{name} = '{value}': several channels of the data have this name; give each its own in "
+                "dataset.json"
+            )
         elif value.casefold() in plain:
             placed[name] = plain.index(value.casefold())
         else:

@@ -95,6 +95,14 @@ def test_what_does_not_fit_is_refused_before_an_image_is_read(
     assert fault in str(caught.value)
 
 
+def test_a_name_that_two_channels_of_the_data_have_is_refused(tmp_path: Path) -> None:
+    folder = nnunet(tmp_path / "set", cases="a")
+    text = (folder / "dataset.json").read_text()
+    (folder / "dataset.json").write_text(text.replace("T2w", "t1W"))
+    with pytest.raises(errors.DataError, match="several channels of the data have this name"):
+        source(folder, {"FLAIR": 0, "T1w": "T1w"}, contract("T2w"))
+
+
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
