@@ -28,7 +28,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while time.monotonic() < until and not list(grid.get_node_ids()):
         time.sleep(0.5)
     asked = [Message(RecordDict({"a": ConfigRecord({"x": 1})}), node, "train") for node in grid.get_node_ids()]

@@ -201,16 +201,18 @@ def taken_over(fed: ours.Federation) -> Iterator[tuple[Grid, int]]:
         control = runtime.Control(link.link, patience_s=120.0)
         key = fed.sites["east"].public_key.read_text().strip()
 
-        def node() -> list[runtime.Node]:
-            return [one for one in control.nodes() if one.public_key == key and one.online]
+        nodes: list[int] = []
 
-        ours.until(node, 300, "the hospital comes back")
-        found = node()[0].id
+        def back() -> bool:
+            nodes.extend(node.id for node in control.nodes() if node.public_key == key and node.online)
+            return bool(nodes)
+
+        ours.until(back, ours.START_S, "the hospital comes back")
         asked = strangers.start_request(bundles.foreign(fed.canary))
         run_id = int(control._client.StartRun(asked).run_id)
         control.close()
         with runtime.server_task(link.link, run_id, stop) as (grid, _):
-            yield grid, found
+            yield grid, nodes[0]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ from fedvfm.trust import keys, signed_documents
 HONEST = ("east", "south")
 FIRST, LATER = (*HONEST, "mal"), ("thief", "liar")
 ORDER = tuple(updates.LIES)
-ROUND_S, ALL_S = 300.0, 1500.0
+ROUND_S, HOLD_S, ALL_S = 900.0, 720.0, 3600.0
+START_S = 900.0
+"""For each thing that must be there before the attacks; a busy machine is slow."""
 HERE = Path(__file__).parent
 
 
@@ -45,6 +47,12 @@ def until(true: Any, seconds: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
         time.sleep(0.2)
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of JSON that are whole: one that is being written is left out, and so are words that are no JSON."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 @dataclass
@@ -113,18 +121,17 @@ class Federation:
 
     def journal(self) -> list[dict[str, Any]]:
         path = self.server.folder / "runs" / self.server.about.recipe / "journal.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return whole_lines(path)
 
     def log(self) -> list[dict[str, Any]]:
         """What the coordinator's process said."""
         path = self.server.folder / coordinator.RUN / "coordinate.log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        return whole_lines(path)
 
     def told(self) -> list[dict[str, Any]]:
         """What the lying nodes got."""
         path = self.folder / "lies.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return whole_lines(path)
 
     def refusals(self) -> list[dict[str, Any]]:
         """What the audit log says of refused requests."""
@@ -183,7 +190,7 @@ def make(folder: Path, tiny: Any) -> Federation:
         "victims": str(folder / "victim.json"),
         "log": str(folder / "lies.jsonl"),
         "release": str(made.release),
-        "hold_s": 240.0,
+        "hold_s": HOLD_S,
         "rank": locked.recipe.adapter.rank,
         "backbone": locked.backbone_sha256,
         "backbone_config": locked.backbone_config_sha256,
@@ -218,7 +225,7 @@ def running(made: Federation) -> Iterator[subprocess.Popen[Any]]:
         server = made.start("server", "start", "--state", "server", "--config", "server.toml")
         for site in HONEST:
             made.start("client", "start", f"{site}.toml", "--state", site)
-        until(lambda: (made.server.folder / coordinator.RUN / "proxy.json").exists(), 300, "the server")
+        until(lambda: (made.server.folder / coordinator.RUN / "proxy.json").exists(), START_S, "the server")
         control = runtime.Control(made.link.link, patience_s=120.0)
         made.nodes("first")
 
@@ -229,12 +236,12 @@ def running(made: Federation) -> Iterator[subprocess.Popen[Any]]:
                 (made.folder / "victim.json").write_text(json.dumps(["east", found[0].id]))
             return bool(found)
 
-        until(victim, 300, "the first hospital")
-        until(lambda: any(line.get("event") == "round" for line in made.log()), 300, "the first round")
+        until(victim, START_S, "the first hospital")
+        until(lambda: any(line.get("event") == "round" for line in made.log()), START_S, "the first round")
         for site in LATER:
             enrolment.approve(made.server, made.sites[site].request)
         known = {made.sites[site].public_key.read_text().strip() for site in LATER}
-        until(lambda: known <= {node.public_key for node in control.nodes()}, 300, "the roster")
+        until(lambda: known <= {node.public_key for node in control.nodes()}, START_S, "the roster")
         # As whoever broke into the coordinator's machine would: a key that no roster has.
         stray = keys.public_text(keys.read_private(made.folder / "stray.key"))
         port = made.server.folder / coordinator.RUN / supervisor.KEYS
@@ -248,7 +255,7 @@ def running(made: Federation) -> Iterator[subprocess.Popen[Any]]:
                 node_keys.write(port, listed | {stray})
             return any(line["site"] == "stray" and "node" in line for line in made.told())
 
-        until(there, 300, "the stray node")
+        until(there, START_S, "the stray node")
         control.close()
         made.take_secrets()
         yield server
@@ -256,4 +263,4 @@ def running(made: Federation) -> Iterator[subprocess.Popen[Any]]:
         for process in made.started:
             process.terminate()
         for process in made.started:
-            process.wait(90)
+            process.wait(300)

@@ -58,7 +58,7 @@ def main(path: Path) -> None:
 
     def be(one: dict[str, Any]) -> None:
         node = fleet.Node(about["address"], Path(about["authority"]).read_bytes(), fleet.read_key(Path(one["key"])))
-        node.activate(300.0)
+        node.activate(900.0)
         tell({"site": one["site"], "node": node.node.node_id})
         before: list[updates.Update] = []
         while True:

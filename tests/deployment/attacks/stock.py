@@ -118,7 +118,7 @@ class Flower:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return ours.whole_lines(path)
 
     def words(self) -> str:
         return "".join(path.read_text() for path in sorted(self.folder.glob("*.txt")))
@@ -153,7 +153,7 @@ def running(folder: Path) -> Iterator[Flower]:
                 return True
             return False
 
-        ours.until(answers, 180, "stock SuperLink")
+        ours.until(answers, ours.START_S, "stock SuperLink")
         nodes = {site: _register(control, folder, site) for site in (*SITES, "stock", "gone")}
         control.UnregisterNode(control_pb2.UnregisterNodeRequest(node_id=nodes["gone"]))
         control.close()
@@ -175,7 +175,7 @@ def running(folder: Path) -> Iterator[Flower]:
         for process in reversed(made.started):
             process.terminate()
         for process in made.started:
-            process.wait(60)
+            process.wait(300)
         for process in made.started:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)  # the children that Flower's programs started
@@ -199,9 +199,9 @@ def lies(made: Flower) -> list[dict[str, Any]]:
     fab = serde.fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {}))
     control.StartRun(control_pb2.StartRunRequest(fab=fab))
     control.close()
-    ours.until(lambda: len(made.lines("rounds.jsonl")) == len(ours.ORDER), 900, "FedAvg")
+    ours.until(lambda: len(made.lines("rounds.jsonl")) == len(ours.ORDER), ours.ALL_S, "FedAvg")
     nodes.terminate()
-    nodes.wait(30)
+    nodes.wait(300)
     return made.lines("rounds.jsonl")
 
 
@@ -253,8 +253,8 @@ def asked(made: Flower) -> dict[str, str]:
             *("--port", str(processes.free_port())),
         ],
     )
-    ours.until(lambda: "SuperNode ID" in (made.folder / "supernode.txt").read_text(), 120, "stock SuperNode")
+    ours.until(lambda: "SuperNode ID" in (made.folder / "supernode.txt").read_text(), ours.START_S, "stock SuperNode")
     found["foreign-bundle"] = strangers.STRANGERS["foreign-bundle"][1](made.target)
     with contextlib.suppress(TimeoutError):
-        ours.until(lambda: list(made.canary.iterdir()), 180, "the canary")
+        ours.until(lambda: list(made.canary.iterdir()), ours.START_S, "the canary")
     return found

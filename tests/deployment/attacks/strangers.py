@@ -143,9 +143,9 @@ def _silent(target: Target) -> str:
     held: list[socket.socket] = []
     try:
         for _ in range(SILENT):
-            held.append(socket.create_connection((host, int(port)), timeout=10.0))
+            held.append(socket.create_connection((host, int(port)), timeout=60.0))
             held[-1].setblocking(False)
-        until = time.monotonic() + connections.TLS_S + 5.0
+        until = time.monotonic() + connections.TLS_S + 30.0
         while (open_still := sum(not _over(each) for each in held)) and time.monotonic() < until:
             time.sleep(0.5)
     finally:
