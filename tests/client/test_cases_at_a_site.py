@@ -49,6 +49,19 @@ def test_a_check_reads_every_image_and_counts_cases(site: Path) -> None:
     assert (told["samples"], told["images"], told["volumes"], told["patients"]) == (8, 36, 8, 8)
 
 
+@pytest.mark.parametrize("table", ["", "id,marker\nother,3\n", "id,marker\neast-1.nii.gz,3\n"])
+def test_columns_that_training_would_refuse_block_the_check(site: Path, table: str) -> None:
+    """Faults that come one at a time count as much as lists of them."""
+    columns = {"numbers": ["marker"], "ranges": [[0.0, 9.0]], "centres": [5.0], "scales": [2.0]}
+    recipe = site.parent / "recipe.toml"
+    recipe.write_text(recipe.read_text() + _toml({"inputs": columns}))
+    if table:
+        (site.parent / "data" / "table.csv").write_text(table)
+    made = check.check(site)
+    assert "table" in [one.code for one in made.findings if one.severity == "blocker"]
+    assert any("marker" in text and 'table = "absent"' in text for _, code, text in made.told if code == "table")
+
+
 def test_a_case_with_an_unreadable_image_is_named_and_the_others_train(site: Path) -> None:
     file = site.parent / "data" / "images" / "east-1.nii.gz"
     made = nibabel.load(file)

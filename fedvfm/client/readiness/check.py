@@ -196,8 +196,9 @@ def _cases(made: Checked, source: samples.Source) -> samples.Source:
     try:
         return bags.of(source, made.own.recipe, table=made.own.site.table == "given")
     except errors.DataError as error:
-        made.told += [(0, defect.of(fault), fault) for fault in error.faults]
-        made.findings += rules.structure([defect.of(fault) for fault in error.faults])
+        faults = error.faults or (error.fault(),)
+        made.told += [(0, defect.of(fault), fault) for fault in faults]
+        made.findings += rules.structure([defect.of(fault) for fault in faults])
         return source
 
 

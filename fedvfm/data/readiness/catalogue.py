@@ -169,8 +169,9 @@ FILES: dict[str, Entry] = {
     ),
     "table": Entry(
         _B,
-        "The table says which patient an image is of; where it does not fit the files, patients may mix.",
-        "Give every image one row, and remove rows without an image.",
+        "The table says which patient an image is of; where it does not fit the files, patients may mix, and columns "
+        "that the recipe takes stand beside no image.",
+        "Give every image one row, remove rows without an image, and give the columns that the recipe names.",
     ),
     "column-range": Entry(
         _B,
