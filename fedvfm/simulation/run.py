@@ -162,20 +162,23 @@ def _anywhere(what: schema.Experiment) -> schema.Experiment:
 def _same_setup(
     run: run_folder.RunFolder, hospitals: Sequence[virtual_hospitals.Hospital], jobs: Sequence[federation.Job]
 ) -> None:
-    """Keep which samples and which backbone the run began with; refuse to go on with others.
+    """Keep which samples, rows of tables and backbone the run began with; refuse to go on with others.
 
     Raises:
-        CheckpointError: if samples came, went or moved between splits, or a backbone has other bytes.
+        CheckpointError: if samples came, went or moved between splits, a row of ``recipe.inputs`` changed, or a
+            backbone has other bytes.
     """
     members = {h.name: {split: [one.id for one in part] for split, part in h.splits.items()} for h in hospitals}
     frozen = {job.name: _frozen(job.locked) for job in jobs}
-    found = hashlib.sha256(hash_chain.canonical({"samples": members, "frozen": frozen}).encode()).hexdigest()
+    rows = {one.id: one.inputs for h in hospitals for part in h.splits.values() for one in part if one.inputs}
+    began: dict[str, Any] = {"samples": members, "frozen": frozen} | ({"inputs": rows} if rows else {})
+    found = hashlib.sha256(hash_chain.canonical(began).encode()).hexdigest()
     path = run.path / "setup.json"
     if not path.exists():
         storage.write_text(path, hash_chain.canonical({"sha256": found}) + "\n")
     elif run_folder.read_json(path, f"{path} is damaged; restore it from a backup").get("sha256") != found:
         raise errors.CheckpointError(
-            f"{run.path}: the samples, their splits or the backbone are not those this run began with. "
+            f"{run.path}: samples, their splits, rows of tables or the backbone are not those this run began with. "
             "Bring them back, or start a new run with another --output"
         )
 

@@ -83,6 +83,17 @@ def test_a_site_without_a_table_takes_part(finished: run.Result, values: dict[st
     assert {sample.inputs for sample in _site(values, without_table=["east"]).split("train")} == {()}
 
 
+def test_a_run_goes_on_with_the_rows_that_it_began_with_alone(finished: run.Result, drawn: Path) -> None:
+    table = drawn / "table.csv"
+    before = table.read_text()
+    table.write_text(before.replace("east-1,7", "east-1,6"))
+    try:
+        with pytest.raises(errors.CheckpointError, match="not those this run began with"):
+            run.resume(finished.path)
+    finally:
+        table.write_text(before)
+
+
 def test_prediction_gives_what_was_scored(finished: run.Result, drawn: Path, tmp_path: Path) -> None:
     with (finished.path / "samples.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "probability_1" and row["arm"] == "federated"]
