@@ -44,8 +44,19 @@ def stated(settings: schema.BackboneConfig) -> schema.BackboneConfig:
     return settings.model_copy(update=update)
 
 
-def require_derivatives(terms: licence.Licence, backbone: str, what: str) -> None:
+def require_derivatives(
+    terms: licence.Licence,
+    backbone: str,
+    what: str,
+    instead: str = "--format peft or monai, which leave the weights as they are",
+) -> None:
     """Refuse to write weights that others' licence forbids to change and pass on.
+
+    Args:
+        terms: of the weights.
+        backbone: its name.
+        what: would be written.
+        instead: what may be exported.
 
     Raises:
         LicenceForbids: if it does.
@@ -55,7 +66,6 @@ def require_derivatives(terms: licence.Licence, backbone: str, what: str) -> Non
             what,
             [
                 f"the weights of backbone '{backbone}' are under {terms}: a model with the adapter in it would be a "
-                "derivative, and is not written. Export --format peft or monai, which leave the weights as they are, "
-                "or hand the adapter on as it is"
+                f"derivative, and is not written. Export {instead}, or hand the adapter on as it is"
             ],
         )

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
+from fedvfm.config import licence
 from fedvfm.model import adapted_model, adapter_folder
 from fedvfm.state import state
 
@@ -72,6 +73,11 @@ def _classes(model: adapted_model.AdaptedModel) -> str:
     return f"class k is mask token k, 0 to {classes - 1}"
 
 
+def holds_weights(model: adapted_model.AdaptedModel) -> bool:
+    """Whether the PEFT form has layers of the backbone as they are after training: norms, parts of a mask decoder."""
+    return model.recipe.adapter.kind == "norm" or bool(model.recipe.adapter.parts)
+
+
 def _why_not_peft(model: adapted_model.AdaptedModel) -> str:
     backbone = model.backbone
     if model.recipe.task.prompt == "auto":
@@ -80,4 +86,6 @@ def _why_not_peft(model: adapted_model.AdaptedModel) -> str:
         return f"Not for the stock backbone: {backbone.stock_differs}"
     if backbone.mask_tokens > backbone.stock_mask_tokens:
         return f"The stock backbone has {backbone.stock_mask_tokens} mask tokens, this one {backbone.mask_tokens}"
+    if holds_weights(model) and licence.NO_DERIVATIVES in model.licence.limits:
+        return f"No PEFT form: it would hold changed layers of weights under {model.licence}"
     return "This kind is not one of PEFT's"

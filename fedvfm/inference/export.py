@@ -247,6 +247,8 @@ def _peft(model: adapted_model.AdaptedModel) -> tuple[peft.PeftConfig, dict[str,
     kind, recipe = model.recipe.adapter.kind, model.recipe
     if kind not in ("lora", "core", "norm") or not model.injected.parameters:
         return None
+    if card.holds_weights(model) and licence.NO_DERIVATIVES in model.licence.limits:
+        return None
     if recipe.task.prompt == "auto":
         return None  # the stock model would be told nothing, and give other masks
     if model.backbone.mask_tokens > model.backbone.stock_mask_tokens or model.backbone.stock_differs:

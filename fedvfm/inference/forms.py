@@ -9,7 +9,7 @@ from typing import Any
 
 from fedvfm import registry
 from fedvfm.backbones import licences
-from fedvfm.inference import delivery, export, output
+from fedvfm.inference import card, delivery, export, output
 
 TABLE = registry.Table(
     "export format",
@@ -59,6 +59,9 @@ def export_adapter(
     model = export.load_adapter(adapter, backbone=backbone)
     if form in MERGED:
         licences.require_derivatives(model.licence, model.recipe.backbone.name, f"--format {form}")
+    if form == "peft" and card.holds_weights(model):
+        instead = "--format monai, which leaves the weights as they are"
+        licences.require_derivatives(model.licence, model.recipe.backbone.name, f"--format {form}", instead)
     if form != "onnx":
         delivery.require_images(model, f"--format {form}")
         delivery.require_tableless(model, f"--format {form}")

@@ -86,6 +86,17 @@ def test_no_merged_model_of_weights_that_may_not_be_changed(saved: Saver, tmp_pa
         export.merge(fedvfm.load_adapter(adapter))
 
 
+def test_no_peft_form_with_layers_of_weights_that_may_not_be_changed(saved: Saver, tmp_path: Path) -> None:
+    adapter = under(saved("segmentation", "norm"), tmp_path / "adapter", "CC-BY-NC-ND-4.0")
+    with pytest.raises(errors.LicenceForbids, match="Export --format monai, which leaves"):
+        fedvfm.export_adapter(adapter, tmp_path / "out", "peft")
+    again = export.save(fedvfm.load_adapter(adapter), tmp_path / "again", {})
+    assert not (again / "adapter_model.safetensors").exists()
+    assert "No PEFT form: it would hold changed layers" in (again / "README.md").read_text()
+    lora = under(saved(), tmp_path / "lora", "CC-BY-NC-ND-4.0")
+    assert fedvfm.export_adapter(lora, tmp_path / "peft", "peft")["format"] == "peft"
+
+
 def test_every_export_carries_the_licence_of_the_backbone(saved: Saver, tmp_path: Path) -> None:
     model = fedvfm.load_adapter(under(saved(), tmp_path / "adapter", "CC-BY-NC-4.0"))
     text = "CC-BY-NC-4.0 (non-commercial)"
