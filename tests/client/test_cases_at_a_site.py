@@ -59,6 +59,7 @@ def test_columns_that_training_would_refuse_block_the_check(site: Path, table: s
         (site.parent / "data" / "table.csv").write_text(table)
     made = check.check(site)
     assert "table" in [one.code for one in made.findings if one.severity == "blocker"]
+    assert not {"rows-missing", "input-constant"} & {one.code for one in made.findings}
     assert any("marker" in text and 'table = "absent"' in text for _, code, text in made.told if code == "table")
 
 

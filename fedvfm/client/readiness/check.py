@@ -130,7 +130,9 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     chosen = survey.spaced(everything, made.limit)
     wanted = None if recipe is None or contract else recipe.data
     found = survey.look(source, _images_of(chosen), observer, files=raw, contract=wanted)
-    inputs = recipe.inputs if recipe is not None and recipe.inputs.columns and site.table == "given" else None
+    # Of a table that could not be read, which was told, nothing is known: no row is missing.
+    tabled = any(sample.inputs for sample in everything)
+    inputs = recipe.inputs if recipe is not None and recipe.inputs.columns and tabled else None
     made.seen = dataset.Looked(
         info=source.info,
         classes=recipe.data.class_names if recipe is not None and not contract else _shown_names(made.own, source.info),
