@@ -119,6 +119,12 @@ class PartitionError(DataError):
     code = "partition"
 
 
+class BoxesError(DataError):
+    """Boxes given to a prediction that fit no image, class or place of it, or an image without any."""
+
+    code = "boxes"
+
+
 class WordsError(ConfigError):
     """Sentences of ``recipe.words`` that the model's tokenizer cannot read as they are meant; all are listed."""
 

@@ -470,6 +470,9 @@ def predict(
     table: Annotated[
         str | None, typer.Option(help="Of an adapter with inputs: a table with column id and these; none: without it.")
     ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(help="Of an adapter with prompt = box: a file that says where each class is.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Images or slices computed at a time; 0: 1 on a CPU, more on a GPU.")] = 0,
     graph: Annotated[
@@ -494,6 +497,7 @@ def predict(
             options |= {
                 "cases": cases,
                 "table": table,
+                "boxes": boxes,
                 "device": device,
                 "batch": batch,
                 "graph": graph,

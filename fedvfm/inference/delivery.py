@@ -146,6 +146,29 @@ def require_same(what: str, found: Tensor, expected: Tensor, tolerance: float = 
     return off
 
 
+def require_boxes(model: adapted_model.AdaptedModel, given: bool) -> None:
+    """Refuse to predict without boxes where the adapter needs them, and with boxes where it takes none.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    kind = model.recipe.task.prompt
+    if given and kind != "box":
+        raise errors.ConfigError(
+            "--boxes", [f"this adapter takes no boxes (recipe.task.prompt = '{kind}', not 'box'); leave it out"]
+        )
+    if kind == "box" and not given:
+        raise errors.ConfigError(
+            "predict",
+            [
+                "this adapter was trained with prompts (recipe.task.prompt = 'box') and segments nothing without them. "
+                "Give boxes: --boxes FILE. Train with prompt = 'none' or 'auto' where nobody draws any"
+            ],
+        )
+    if not given:
+        require_promptless(model, "predict")
+
+
 def require_promptless(model: adapted_model.AdaptedModel, what: str) -> None:
     """Refuse adapters that must be told where each class is: files to predict come without.
 
@@ -158,8 +181,8 @@ def require_promptless(model: adapted_model.AdaptedModel, what: str) -> None:
             what,
             [
                 f"this adapter was trained with prompts (recipe.task.prompt = '{kind}') and segments nothing without "
-                "them, and there is no way to give them here. Train with prompt = 'none', or export --format hf and "
-                "prompt the merged model with transformers"
+                "them, and there is no way to give them here. Train with prompt = 'none', predict with --boxes where "
+                "it is 'box', or export --format hf and prompt the merged model with transformers"
             ],
         )
 

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import cases, layouts
 from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import slices, volumes
+from fedvfm.inference import boxes as prompting
 from fedvfm.inference import channels as grouping
 from fedvfm.inference import delivery, export, inputs, output, results, segmentation_object, sessions
 from fedvfm.model import adapted_model, sliding_window
@@ -57,6 +58,7 @@ def predict(
     channels: str = "",
     cases: str | os.PathLike[str] | None = None,
     table: str | os.PathLike[str] | None = None,
+    boxes: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -80,6 +82,8 @@ def predict(
         cases: a table that says which inputs are one case; see :func:`fedvfm.inference.inputs.by_table`.
         table: with the columns that the adapter takes beside the images; see :func:`fedvfm.inference.inputs.rows`. Of
             such an adapter it must be given; :data:`NO_TABLE` answers without it.
+        boxes: a file that says where each class is (:mod:`fedvfm.inference.boxes`), of an adapter that was trained with
+            ``prompt = "box"``.
         device: where to compute: cpu, cuda, cuda:N, mps or auto.
         batch: how many images, slices or windows of one size are computed at a time; 0: one on a CPU, more on a GPU.
         graph: folder of an ONNX export of this adapter, which onnxruntime computes in place of torch, on the CPU.
@@ -103,6 +107,7 @@ def predict(
         channels=channels,
         cases=cases,
         table=table,
+        boxes=boxes,
         device=device,
         batch=batch,
         graph=graph,
@@ -141,6 +146,7 @@ def run(
     channels: str = "",
     cases: str | os.PathLike[str] | None = None,
     table: str | os.PathLike[str] | None = None,
+    boxes: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -163,9 +169,10 @@ def run(
     skipped = inputs.meant(found, series) if series else {}
     place = "cpu" if graph is not None else devices.choose(device)
     model = export.load_adapter(adapter, device=place, backbone=backbone)
-    delivery.require_promptless(model, "predict")
+    delivery.require_boxes(model, boxes is not None)
     if graph is not None:
         delivery.require_images(model, "--graph")
+        delivery.require_promptless(model, "--graph")
     numbered = [item for item in found if item.kind == "dicom"]
     if delivery.dense(model) and form in ("auto", "dicom-seg") and numbered:
         segmentation_object.require_installed()
@@ -175,8 +182,22 @@ def run(
     items = _together(model, source, joined.items, cases)
     beside, rowless = _beside(model, source, items, table)
     session = None if graph is None else sessions.Session(Path(graph), model)
+    prompts = (
+        None
+        if boxes is None
+        else prompting.read(Path(boxes), source, items, wanted.class_names, {*skipped, *joined.failed})
+    )
     predictor = Predictor(
-        model, folder, form, overlays, observer, series=series, batch=batch, session=session, rows=beside
+        model,
+        folder,
+        form,
+        overlays,
+        observer,
+        series=series,
+        batch=batch,
+        session=session,
+        rows=beside,
+        prompts=prompts,
     )
     predictor.notes |= {WITHOUT_ROW: rowless} if rowless else {}
     rows, failed, full = _each(predictor, items)
@@ -187,6 +208,7 @@ def run(
         "device": model.device,
         "precision": model.precision if session is None else session.precision,
         "computed_by": "torch" if session is None else session.name,
+        **({} if prompts is None else {"prompts": dict(prompts.source)}),
         "output": str(folder),
         "inputs": rows,
         "failed": joined.failed | failed,
@@ -314,6 +336,7 @@ class Predictor:
         batch: images, slices or windows at a time; 0 for what fits the device.
         session: computes in place of the model.
         rows: of the table beside the images, by the names of the items.
+        prompts: boxes of the inputs, of an adapter that takes them.
 
     Attributes:
         notes: what reading left in doubt, one sentence each -> the inputs it is said of.
@@ -331,6 +354,7 @@ class Predictor:
         batch: int = 0,
         session: sessions.Session | None = None,
         rows: Mapping[str, input_rows.Row] | None = None,
+        prompts: prompting.Prompts | None = None,
     ) -> None:
         self.model, self.form, self.overlays, self.observer = model, form, overlays, observer
         self.place = results.Place(folder)
@@ -340,15 +364,21 @@ class Predictor:
         self.model.eval()
         self.batch = batch or sliding_window.batch_of(model)
         self._run: sliding_window.WithRows = sliding_window.alone(model) if session is None else session.run
-        self._rows = rows or {}
+        self._rows, self._prompts = rows or {}, prompts
         self._ready: dict[str, tuple[samples.Pixels, Tensor]] = {}
 
-    def logits(self, shown: Sequence[samples.Pixels], names: Sequence[str]) -> list[Tensor]:
+    def logits(
+        self,
+        shown: Sequence[samples.Pixels],
+        names: Sequence[str],
+        boxes: Sequence[sliding_window.Boxes] | None = None,
+    ) -> list[Tensor]:
         """Logits of images or slices, computed as in evaluation.
 
         Args:
             shown: their pixels.
             names: of the items that each is of.
+            boxes: of each, on its own pixels, where the adapter takes boxes.
 
         Shapes: pixels.image (1 or 3, H, W) -> (K, h, w) in segmentation, (K,) in classification.
 
@@ -360,6 +390,10 @@ class Predictor:
         try:
             table = self._table(names)
             run = self._run if table is None else functools.partial(self._run, table=table)
+            if boxes is not None:
+                of_each = zip(boxes, shown, ready, strict=True)
+                sized = [prompting.scaled(own, seen.image.shape[1:], image.shape[1:]) for own, seen, image in of_each]
+                run = functools.partial(run, boxes=sized)
             return list(sliding_window.many(self.model, ready, run, self.batch))
         except torch.OutOfMemoryError:
             height, width = max(image.shape[1:] for image in ready)
@@ -386,11 +420,9 @@ class Predictor:
             with contextlib.suppress(Exception):
                 shown[item.name] = self._read(item)
         with contextlib.suppress(Exception):
-            self._ready = dict(
-                zip(
-                    shown, zip(shown.values(), self.logits(list(shown.values()), list(shown)), strict=True), strict=True
-                )
-            )
+            boxes = self._told({item.name: item for item in items}, shown)
+            logits = self.logits(list(shown.values()), list(shown), boxes)
+            self._ready = dict(zip(shown, zip(shown.values(), logits, strict=True), strict=True))
 
     def discard(self) -> None:
         """Remove what was written of the input that failed."""
@@ -419,9 +451,12 @@ class Predictor:
         else:
             if self.form == "auto" and chosen == "dicom-seg" and not segmentation_object.holds(seen.header):
                 chosen = "png"  # a film: no object holds its frames together
-            shown = self._slices(case, seen.header, item.chosen)
+            boxes = None if self._prompts is None else self._prompts.of_slices(item, seen.header, self.view)
+            shown = self._slices(case, seen.header, item.chosen, boxes)
             rows = (
-                [self._volume(item, seen.header, shown, chosen)] if dense else self._classes(item, seen.header, shown)
+                [self._volume(item, seen.header, shown, chosen, boxes)]
+                if dense
+                else self._classes(item, seen.header, shown)
             )
         for note in self._noted(item, chosen):
             self.notes.setdefault(note, []).append(item.name)
@@ -496,8 +531,16 @@ class Predictor:
 
     def _alone(self, item: inputs.Item) -> tuple[samples.Pixels, Tensor]:
         pixels = self._read(item)
-        (found,) = self.logits([pixels], [item.name])
+        (found,) = self.logits([pixels], [item.name], self._told({item.name: item}, {item.name: pixels}))
         return pixels, found
+
+    def _told(
+        self, items: Mapping[str, inputs.Item], shown: Mapping[str, samples.Pixels]
+    ) -> list[sliding_window.Boxes] | None:
+        """Boxes of pictures; None where the adapter takes none."""
+        if self._prompts is None:
+            return None
+        return [self._prompts.of_picture(items[name], _size(pixels)) for name, pixels in shown.items()]
 
     def _read(self, item: inputs.Item) -> samples.Pixels:
         """The pixels of a picture."""
@@ -526,19 +569,31 @@ class Predictor:
 
     def _noted(self, item: inputs.Item, form: str) -> list[str]:
         """What the headers of all files of a case, or the form of its mask, leave in doubt, without text of files."""
+        prompted = [] if self._prompts is None else [prompting.NOTE]
         if item.kind == "picture":
-            return []
+            return prompted
         read = [volumes.read_header(file, self.view.series) for file in item.files]
         notes = [note for header in read for note in header.notes]
         if form == "dicom-seg" and not read[0].stored.placed:
             notes.append(segmentation_object.NO_PLANE)
-        return list(dict.fromkeys(notes))
+        return list(dict.fromkeys([*notes, *prompted]))
 
-    def _slices(self, case: layouts.Case, header: headers.Header, chosen: Sequence[int] = ()) -> Shown:
-        """Number, name and pixels of every slice, cut as the recipe asks; a single one has the input's own name."""
+    def _slices(
+        self,
+        case: layouts.Case,
+        header: headers.Header,
+        chosen: Sequence[int] = (),
+        only: Container[int] | None = None,
+    ) -> Shown:
+        """Number, name and pixels of every slice, or of some, cut as the recipe asks.
+
+        A single one has the input's own name.
+        """
         names, seen = slices.names(header, self.view), cases.Seen(header.size("acquired"), header)
         for at, name in enumerate(names):
             self.observer("slice", name=case.name, index=at, count=len(names))
+            if only is not None and at not in only:
+                continue
             shown = case.name if len(names) == 1 else f"{case.name}/{name}"
             yield at, shown, cases.read_image(case, seen, at, self.view, chosen)
 
@@ -549,13 +604,15 @@ class Predictor:
         mean = [(item.name, torch.stack([chances for _, chances in found]).mean(dim=0))] if whole else []
         return [self._answer(name, chances) for name, chances in (*mean, *found)]
 
-    def _computed(self, shown: Shown, name: str) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
+    def _computed(
+        self, shown: Shown, name: str, boxes: Mapping[int, sliding_window.Boxes] | None = None
+    ) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
         """Slices of one item with their logits, so many at a time as are computed together."""
         while part := list(itertools.islice(shown, self.batch)):
-            for one, values in zip(
-                part, self.logits([pixels for _, _, pixels in part], [name] * len(part)), strict=True
-            ):
-                yield (*one, values)
+            own = None if boxes is None else [boxes[at] for at, _, _ in part]
+            logits = self.logits([pixels for _, _, pixels in part], [name] * len(part), own)
+            for numbered, values in zip(part, logits, strict=True):
+                yield (*numbered, values)
 
     def _answer(self, name: str, answers: Tensor) -> dict[str, Any]:
         return {"id": name, **self.model.task.row(answers)}
@@ -565,26 +622,52 @@ class Predictor:
         self.place.picture(item.name, mask, len(self.names))
         if self.overlays:
             self.place.overlay(item.name, pixels.image, mask)
-        return self._row(item, form, mask.shape, results.counts(mask, self.names))
+        row = self._row(item, form, mask.shape, results.counts(mask, self.names))
+        if self._prompts is None:
+            return row
+        return row | self._counted([self._prompts.of_picture(item, _size(pixels))])
 
-    def _volume(self, item: inputs.Item, header: headers.Header, shown: Shown, form: str) -> dict[str, Any]:
+    def _counted(self, boxes: Sequence[sliding_window.Boxes]) -> dict[str, Any]:
+        """What a row says of the boxes that its mask was drawn from."""
+        return {"prompts": {"from": "file", "boxes": prompting.counted(self.names, boxes)}}
+
+    def _volume(
+        self,
+        item: inputs.Item,
+        header: headers.Header,
+        shown: Shown,
+        form: str,
+        boxes: Mapping[int, sliding_window.Boxes] | None,
+    ) -> dict[str, Any]:
         masks = {}
-        for at, name, pixels, found in self._computed(shown, item.name):
+        for at, name, pixels, found in self._computed(shown, item.name, boxes):
             masks[at] = _mask(found, pixels)
             if self.overlays and masks[at].any():
                 self.place.overlay(name, _middle(pixels.image, self.view), masks[at])
             if form == "png":
                 self.place.picture(name, masks[at], len(self.names))
-        labels = volumes.place_back(masks, header, slices.plane_of(header, self.view))
+        plane, names = slices.plane_of(header, self.view), slices.names(header, self.view)
+        for at in () if form != "png" or boxes is None else sorted(set(range(len(names))) - set(masks)):
+            empty = np.zeros(header.size(plane), dtype=np.uint8)  # no box, so nothing was computed
+            self.place.picture(f"{item.name}/{names[at]}", empty, len(self.names))
+        labels = volumes.place_back(masks, header, plane)
         if form == "nifti":
             self.place.nifti(item.name, labels, header)
         elif form == "dicom-seg":
-            self.place.dicom_seg(item.name, labels, header, self.model.recipe.data, self.fingerprint)
-        return self._row(item, form, header.stored.shape, results.counts(labels, self.names, header))
+            helped = "" if self._prompts is None else f"boxes from a file, sha256 {self._prompts.source['sha256']}"
+            self.place.dicom_seg(item.name, labels, header, self.model.recipe.data, self.fingerprint, helped)
+        row = self._row(item, form, header.stored.shape, results.counts(labels, self.names, header))
+        return row if boxes is None else row | self._counted(list(boxes.values()))
 
     def _row(self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any]) -> dict[str, Any]:
         row = {"id": item.name, "kind": item.kind, "form": form, "size": list(size), "files": self.place.files}
         return {**row, "classes": counts, "notes": self._noted(item, form)}
+
+
+def _size(pixels: samples.Pixels) -> tuple[int, int]:
+    """Height and width."""
+    height, width = pixels.image.shape[1:]
+    return height, width
 
 
 def _mask(found: Tensor, pixels: samples.Pixels) -> results.Labels:

@@ -118,11 +118,17 @@ class Place:
         volumes.write_nifti(self._new(f"{name}{ending}"), labels, header)
 
     def dicom_seg(
-        self, name: str, labels: Labels, header: headers.Header, contract: schema.DataContract, fingerprint: str
+        self,
+        name: str,
+        labels: Labels,
+        header: headers.Header,
+        contract: schema.DataContract,
+        fingerprint: str,
+        prompts: str = "",
     ) -> None:
         """A DICOM-SEG object of the source's study."""
         names, codes = contract.class_names, contract.codes
-        segmentation_object.write(self._new(f"{name}.dcm"), labels, header, names, fingerprint, codes)
+        segmentation_object.write(self._new(f"{name}.dcm"), labels, header, names, fingerprint, codes, prompts)
 
     def shown(self, name: str, image: NDArray[np.float32]) -> None:
         """An image as it is."""

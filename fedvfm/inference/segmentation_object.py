@@ -96,6 +96,7 @@ def write(
     class_names: Sequence[str],
     fingerprint: str,
     codes: Mapping[str, str] = structures.EMPTY,
+    prompts: str = "",
 ) -> None:
     """Write labels as one binary DICOM-SEG object with a segment for every foreground class.
 
@@ -107,6 +108,7 @@ def write(
         class_names: of the recipe, background first.
         fingerprint: of the adapter.
         codes: class -> its code (``recipe.data.class_codes``); those of common organs are known.
+        prompts: where prompts came from that somebody gave; empty where the model alone found all.
 
     Raises:
         DataError: if the source's headers do not allow it; the message quotes none of them.
@@ -120,7 +122,8 @@ def write(
             "patient, which a DICOM-SEG object cannot hold together; write pictures: --as png, or NIfTI: --as nifti"
         )
     kind = header.modality or "images"
-    storage.write_bytes(path, _content(labels, header, class_names, fingerprint, tuple(codes.items()), kind).tobytes())
+    coded = tuple(codes.items())
+    storage.write_bytes(path, _content(labels, header, class_names, fingerprint, coded, prompts, kind).tobytes())
 
 
 @decoder.apart
@@ -130,6 +133,7 @@ def _content(
     class_names: Sequence[str],
     fingerprint: str,
     codes: tuple[tuple[str, str], ...],
+    prompts: str,
     where: str,
 ) -> NDArray[np.uint8]:
     """The object's file; see :func:`write`. The source's headers are read for it, so it is made where these are."""
@@ -138,7 +142,7 @@ def _content(
         with dicom.quietly(), logs.limited(logging.CRITICAL + 1, "highdicom"):
             sources, planes = _sources(labels, header)
             content = io.BytesIO()
-            _object(sources, planes, class_names, fingerprint, dict(codes)).save_as(content)
+            _object(sources, planes, class_names, fingerprint, dict(codes), prompts).save_as(content)
             return np.frombuffer(content.getvalue(), np.uint8)
     except dicom.BROKEN as error:
         # The words of the error may quote the header.
@@ -209,6 +213,7 @@ def _object(
     class_names: Sequence[str],
     fingerprint: str,
     codes: Mapping[str, str],
+    prompts: str,
 ) -> Any:
     import highdicom
     from pydicom.sr.codedict import codes as known
@@ -218,10 +223,13 @@ def _object(
         name="fedvfm",
         family=known.DCM.ArtificialIntelligence,
         version=version,
-        parameters={"adapter": fingerprint},
+        parameters={"adapter": fingerprint, **({"prompts": prompts} if prompts else {})},
     )
+    kinds = highdicom.seg.SegmentAlgorithmTypeValues
+    kind = kinds.SEMIAUTOMATIC if prompts else kinds.AUTOMATIC
     segments = [
-        _segment(number, class_codes.of(name, codes), name, algorithm) for number, name in enumerate(class_names[1:], 1)
+        _segment(number, class_codes.of(name, codes), name, algorithm, kind)
+        for number, name in enumerate(class_names[1:], 1)
     ]
     segmentation = highdicom.seg.Segmentation(
         source_images=sources,
@@ -245,7 +253,7 @@ def _object(
     return segmentation
 
 
-def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -> Any:
+def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any, algorithm_type: Any) -> Any:
     """What a segment is: category, type and modifier as codes, and the class's name as label."""
     import highdicom
 
@@ -255,7 +263,7 @@ def _segment(number: int, coded: class_codes.Coded, name: str, algorithm: Any) -
         segment_label=name[:LONGEST],
         segmented_property_category=category,
         segmented_property_type=kind,
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=algorithm_type,
         algorithm_identification=algorithm,
         display_color=highdicom.color.CIELabColor.from_rgb(*colours.palette(number + 1)[-3:]),
     )

@@ -76,12 +76,19 @@ class Session:
         self._most = shape[0] if isinstance(shape[0], int) else None
         self._size = tuple(shape[2:])
 
-    def run(self, parts: Sequence[sliding_window.Window], table: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        parts: Sequence[sliding_window.Window],
+        table: Tensor | None = None,
+        boxes: Sequence[sliding_window.Boxes] | None = None,
+    ) -> Tensor:
         """See :class:`fedvfm.model.sliding_window.WithRows`.
 
         Raises:
             DataError: if the windows are not of the graph's size.
         """
+        if boxes is not None:
+            raise ValueError("a graph takes no boxes")
         images = np.stack([part.image for part in parts])
         if images.shape[2:] != self._size:
             have, takes = (" x ".join(map(str, size)) for size in (images.shape[2:], self._size))

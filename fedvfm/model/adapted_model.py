@@ -393,11 +393,11 @@ class AdaptedModel(nn.Module):
         self,
         pixels: Tensor,
         prefix: backbones.Prefix | None = None,
-        prompts: Sequence[backbones.Prompts] | None = None,
+        prompts: Sequence[backbones.Prompts] | backbones.Propose | None = None,
         parts: case_heads.Parts | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Logits. ``prompts`` are one for each foreground class, where the recipe trains with prompts.
+        """Logits. ``prompts`` are one for each foreground class, where the recipe trains with prompts, or draw masks.
 
         Of cases ``parts`` says which images are whose: pixels are those of all of them, and not looked at where their
         vectors are given. ``rows`` are those of the table, where the recipe takes one (:mod:`fedvfm.tasks.fusion`).
@@ -419,7 +419,7 @@ class AdaptedModel(nn.Module):
         self,
         pixels: Tensor,
         prefix: backbones.Prefix | None = None,
-        prompts: Sequence[backbones.Prompts] | None = None,
+        prompts: Sequence[backbones.Prompts] | backbones.Propose | None = None,
     ) -> backbones.Features:
         """What the head sees; automatic prompts are the head's own."""
         if self.recipe.task.prompt == "auto":
@@ -427,6 +427,8 @@ class AdaptedModel(nn.Module):
             return self.backbone.proposed(pixels, self.taps, prefix, propose)
         if prompts is None:
             return self.backbone.features(pixels, self.taps, prefix)
+        if callable(prompts):
+            return self.backbone.proposed(pixels, self.taps, prefix, prompts)
         return self.backbone.prompted(pixels, self.taps, prefix, prompts)
 
     def _of_cases(

@@ -12,8 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedvfm.backbones import base as backbones
 from fedvfm.data import transforms
 from fedvfm.model import adapted_model
 
@@ -45,11 +47,20 @@ Run = Callable[[Sequence[Window]], Tensor]
 """Windows of one shape -> logits (B, K, h, w) or (B, K) as float32 on the CPU."""
 
 
-class WithRows(Protocol):
-    """A :data:`Run` that takes the rows of a table too, of each image one."""
+Boxes = tuple[NDArray[np.float64], ...]
+"""Boxes of one image, for each foreground class those that are given.
 
-    def __call__(self, windows: Sequence[Window], /, table: Tensor | None = None) -> Tensor:
-        """Shapes: table (number of images, C)."""
+Shapes: (N, 4) each, as (left, top, right, bottom). Units: pixels; 0 is the middle of the first.
+"""
+
+
+class WithRows(Protocol):
+    """A :data:`Run` that takes the rows of a table too, of each image one, and boxes."""
+
+    def __call__(
+        self, windows: Sequence[Window], /, table: Tensor | None = None, boxes: Sequence[Boxes] | None = None
+    ) -> Tensor:
+        """Shapes: table (number of images, C), boxes of each image."""
         ...
 
 
@@ -184,17 +195,55 @@ def tiling(model: adapted_model.AdaptedModel, size: tuple[int, int]) -> tuple[tu
 def alone(model: adapted_model.AdaptedModel) -> WithRows:
     """The run of images that are seen once: nothing is kept of them.
 
-    Where the recipe has inputs, it takes their rows.
+    Where the recipe has inputs, it takes their rows; where it trains with boxes, it takes boxes.
     """
 
-    def run(windows: Sequence[Window], table: Tensor | None = None) -> Tensor:
+    def run(windows: Sequence[Window], table: Tensor | None = None, boxes: Sequence[Boxes] | None = None) -> Tensor:
         images = np.stack([window.image for window in windows])
         pixels = torch.from_numpy(transforms.normalise(images, model.recipe.data)).to(model.device)
         rows = None if table is None else table[[window.number for window in windows]].to(model.device)
-        result: Tensor = model(pixels, rows=rows).float().cpu()
+        prompts = None if boxes is None else drawing([shown(window, boxes[window.number]) for window in windows])
+        result: Tensor = model(pixels, None, prompts, rows=rows).float().cpu()
         return result
 
     return run
+
+
+def shown(window: Window, boxes: Boxes) -> Boxes:
+    """What a window shows of boxes of its image, from its own upper left corner; those beside it are left out."""
+    (height, width), (top, left) = window.image.shape[1:], window.corner
+    inside = []
+    for own in boxes:
+        moved = own - (left, top, left, top)
+        seen = (moved[:, :2] <= (width - 1, height - 1)).all(axis=1) & (moved[:, 2:] >= 0).all(axis=1)
+        inside.append(np.clip(moved[seen], 0, (width - 1, height - 1) * 2))
+    return tuple(inside)
+
+
+def drawing(boxes: Sequence[Boxes]) -> backbones.Propose:
+    """Draws the masks of a batch of images from their boxes, on one embedding.
+
+    Each box of a class is drawn by itself, and a pixel keeps the highest logit; a class without box is absent, as in
+    training.
+    """
+
+    def draw(embedding: Tensor, size: Sequence[int], decode: backbones.Decode) -> Tensor:
+        most = max(1, *(len(own) for image in boxes for own in image))
+        drawn = decode([_told(boxes, number, 0, embedding.device) for number in range(len(boxes[0]))])
+        for at in range(1, most):
+            prompts = [_told(boxes, number, at, embedding.device) for number in range(len(boxes[0]))]
+            drawn = torch.maximum(drawn, decode(prompts))
+        return drawn
+
+    return draw
+
+
+def _told(boxes: Sequence[Boxes], number: int, at: int, device: torch.device) -> backbones.Prompts:
+    """The box ``at`` of a class in every image; absent where it has fewer."""
+    present = [len(image[number]) > at for image in boxes]
+    given = [image[number][at] if there else np.zeros(4) for image, there in zip(boxes, present, strict=True)]
+    values = torch.from_numpy(np.stack(given).astype(np.float32)).to(device)
+    return backbones.Prompts(boxes=values, present=torch.tensor(present, device=device))
 
 
 def _corners(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]]:

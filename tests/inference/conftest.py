@@ -18,13 +18,13 @@ Saver = Callable[..., Path]
 
 
 def moved(
-    backbone: Path | str, task: str = "segmentation", kind: str = "lora", **data: Any
+    backbone: Path | str, task: str | dict[str, Any] = "segmentation", kind: str = "lora", **data: Any
 ) -> adapted_model.AdaptedModel:
     """A model whose every trainable number is off its start, as after training; three classes unless told."""
     values = {
         "backbone": {"name": str(backbone), "options": {"channels": [4, 8]} if backbone == "unet" else {}},
         "adapter": {"kind": kind, "rank": 2},
-        "task": {"kind": task},
+        "task": {"kind": task} if isinstance(task, str) else task,
         "data": {"class_names": ["rest", "cell", "wall"], "input_size": [28, 28], **data},
     }
     model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
@@ -41,7 +41,9 @@ def saved(tiny_dino: Path, tmp_path_factory: pytest.TempPathFactory) -> Saver:
     """``saved(task, kind, **contract)`` -> folder of a saved adapter; the same one for the same words."""
     root, made = tmp_path_factory.mktemp("adapters"), dict[str, Path]()
 
-    def save(task: str = "segmentation", kind: str = "lora", backbone: Any = None, **data: Any) -> Path:
+    def save(
+        task: str | dict[str, Any] = "segmentation", kind: str = "lora", backbone: Any = None, **data: Any
+    ) -> Path:
         key = repr((task, kind, backbone, sorted(data.items())))
         if key not in made:
             model = moved(backbone or tiny_dino, task, kind, **data)
