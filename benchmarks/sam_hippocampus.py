@@ -167,7 +167,36 @@ def collect(output: Path) -> dict[str, Any]:
         folder = sorted((output / arm).glob("seed-*/summary.json"))[0].parent
         runs[arm] = json.loads((folder / "summary.json").read_text())
         curves[arm] = [point(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    return {**kept, "arms": rows, "runs": runs, "curves": curves}
+    tested = {
+        arm: unfinished(folder)
+        for arm in ARMS
+        if arm not in done
+        for folder in sorted((output / arm).glob("seed-*"))[:1]
+        if (folder / "evaluation.json").exists()
+    }
+    return {**kept, "arms": rows, "runs": runs, "curves": curves, "unfinished": tested}
+
+
+def unfinished(folder: Path) -> dict[str, Any]:
+    """What is known of a run whose federation is tested, and whose baselines may be, before it is at its end."""
+
+    def dice(where: Path) -> dict[str, float]:
+        tested = json.loads((where / "evaluation.json").read_text())["last"]["sites"]
+        return {site: values["dice"] for site, values in tested.items()}
+
+    home = {
+        where.name: dice(where)[where.name]
+        for where in sorted((folder / "arms" / "local-only").glob("*"))
+        if (where / "evaluation.json").exists()
+    }
+    pooled = folder / "arms" / "pooled"
+    return {
+        "seed": folder.name.removeprefix("seed-"),
+        "curve": [point(line) for line in (folder / "journal.jsonl").read_text().splitlines()],
+        "federated": dice(folder),
+        "pooled": dice(pooled) if (pooled / "evaluation.json").exists() else {},
+        "local-only": home,
+    }
 
 
 def point(line: str) -> dict[str, Any]:
@@ -184,6 +213,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield from _arms(rows, runs)
         yield from _curves(figures["curves"])
+    for arm, row in figures["unfinished"].items():
+        yield from _unfinished(arm, row)
     if "jitter" in figures:
         yield from _jitter(figures["jitter"])
     if "speed" in figures:
@@ -217,6 +248,24 @@ def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
     best = max(rows[arm]["arms"]["federated"]["macro"] for arm in rows if not runs[arm]["prompt"])
     yield f"Target {TARGET} without an oracle: {best:.3f} ({'reached' if best >= TARGET else 'not reached'})."
     yield ""
+
+
+def _unfinished(arm: str, row: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{arm} ({ARMS[arm][0]}), seed {row['seed']}, {row['curve'][-1]['round']} rounds, a run that has not ended."
+    yield "Dice of whole test volumes, mean of both classes; five or six volumes a hospital, so there are no intervals."
+    yield ""
+    yield "| arm | " + " | ".join(row["federated"]) + " | macro |"
+    yield "|---" * (2 + len(row["federated"])) + "|"
+    for name, words in (("federated", "federated"), ("local-only", "alone, at home"), ("pooled", "pooled")):
+        values = row[name]
+        if values.keys() == row["federated"].keys():
+            shown = [f"{values[site]:.3f}" for site in row["federated"]]
+            yield f"| {words} | " + " | ".join([*shown, f"{mean(values.values()):.3f}"]) + " |"
+    yield ""
+    reached = mean(row["federated"].values())
+    yield f"Target {TARGET} without an oracle: {reached:.3f} ({'reached' if reached >= TARGET else 'not reached'})."
+    yield ""
+    yield from _curves({arm: row["curve"]})
 
 
 def interval(row: Mapping[str, Any], form: str) -> str:

@@ -49,6 +49,11 @@ def test_arms_run_once_and_end_in_a_table(
     assert [list(row) for row in costs.values()] == [["0", "0.1", "0.2", "0.3"]] * 2
     assert all(0 <= value <= 1 for row in costs.values() for value in row.values())
     figures = {**bench.collect(folder), "jitter": costs}
+    assert figures["unfinished"] == {}
+    row = bench.unfinished(folder / "oracle" / "seed-0")
+    assert (row["local-only"], row["pooled"]) == ({}, {}), "no baselines"
+    assert row["federated"].keys() == hippocampus.SHARES.keys()
+    assert "| macro |" in "\n".join(bench._unfinished("oracle", row))
     assert figures["runs"]["oracle"]["prompt"] == "oracle prompt"
     assert set(figures["runs"]["prompt-free"]["arms"]["federated"]["sites"]) == set(hippocampus.SHARES)
     text = "\n".join(bench.lines(figures))
