@@ -140,7 +140,7 @@ class Loop:
         import torch
 
         from fedvfm import seeding
-        from fedvfm.client.training import trainer
+        from fedvfm.config import rates as schedule
         from fedvfm.data import transforms
 
         recipe, model = self.recipe, self.model
@@ -170,7 +170,7 @@ class Loop:
                 target = torch.stack([torch.as_tensor(view.mask).long() for view in views])
                 done = (number - 1) * per_epoch * settings.local_epochs + step
                 for group in optimiser.param_groups:
-                    group["lr"] = group["base"] * trainer.rate_factor(settings, done / total)
+                    group["lr"] = group["base"] * schedule.factor(settings, done / total)
                 loss = model.task.loss(model(pixels), target)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()

@@ -37,8 +37,7 @@ from torch import Tensor, nn
 
 from fedvfm import errors, seeding
 from fedvfm.backbones import base, convert, sam, stock, stored, vit, weights
-from fedvfm.client.training import trainer
-from fedvfm.config import schema
+from fedvfm.config import rates, schema
 from fedvfm.data import prompts, transforms
 from fedvfm.simulation.results import compare
 
@@ -116,7 +115,7 @@ class Learner:
         logits = self.answers(hidden, labels, [ASKED[int(rng.integers(len(ASKED)))] for _ in range(OBJECTS)], rng)
         loss = torch.stack([_loss(masks, truth, task) for masks, truth, task in logits]).mean()
         for group in self.optimiser.param_groups:
-            group["lr"] = OPTIMISER.learning_rate * trainer.rate_factor(OPTIMISER, self.done / self.steps)
+            group["lr"] = OPTIMISER.learning_rate * rates.factor(OPTIMISER, self.done / self.steps)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.named.values(), 1.0)

@@ -326,6 +326,7 @@ def test_fetch_from_the_cache_of_hugging_face_keeps_a_record(tiny_dino: Path, tm
         "bytes": (tiny_dino / "model.safetensors").stat().st_size,
         "sha256": found["sha256"],
         "kind": "dinov2",
+        "licence": "not stated",
     }
     assert "someone/tiny" in run("list")[1]
     assert json.loads(run("verify", "--json")[1])[0]["state"] == "good"

@@ -134,7 +134,7 @@ def test_another_box_gives_other_logits_and_the_same_one_the_same(sam_folders: d
     batch = sites.collate([told(model, place, 0), told(model, place, 1)], model)
     again = sites.collate([told(model, site(), 0), told(model, site(), 1)], model)
     torch.testing.assert_close(model(*batch), model(*again), rtol=0, atol=0)
-    pixels, prefix, prompts, _ = batch
+    pixels, prefix, prompts, _, _ = batch
     assert prompts is not None
     assert torch.stack([one.present for one in prompts if one.present is not None]).tolist() == [
         [True, False],

@@ -217,9 +217,9 @@ def test_threads_that_computed_before_the_fork_are_not_waited_for(
     def watch(event: str, /, **fields: Any) -> None:
         notes.extend([fields["text"]] if event == "note" else [])
 
-    def train(*arguments: Any) -> Any:
+    def train(*arguments: Any, **further: Any) -> Any:
         computed.add(torch.get_num_threads())
-        return really(*arguments)
+        return really(*arguments, **further)
 
     monkeypatch.setattr(trainer, "train", train)
     torch.set_num_threads(2)
