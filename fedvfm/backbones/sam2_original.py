@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors
-from fedvfm.backbones import sam_original
+from fedvfm.backbones import layout_fault, sam_original
 
 EXACT = True
 """Every array that :func:`convert` gives must be one of the model's."""
@@ -89,26 +89,20 @@ def convert(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**converted, "prompt_encoder.shared_embedding.positional_embedding": table.clone()}
 
 
+@layout_fault.raised("SAM 2", "SAM 2's")
 def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """``config.json`` of an original SAM 2, read off the shapes of its arrays.
 
     Raises:
         WeightsError: if arrays are missing, or the encoder is none of the published ones.
     """
-    try:
-        return {
-            "architectures": ["Sam2Model"],
-            "model_type": "sam2",
-            "vision_config": _vision(shapes),
-            "prompt_encoder_config": _prompt(shapes),
-            "mask_decoder_config": _decoder(shapes),
-        }
-    except KeyError as error:
-        raise errors.WeightsError(f"this is no whole SAM 2: it lacks {error}. Download it again") from None
-    except (IndexError, ValueError, ZeroDivisionError):
-        raise errors.WeightsError(
-            "this is no whole SAM 2: arrays are not of the shapes that SAM 2's have. Download it again"
-        ) from None
+    return {
+        "architectures": ["Sam2Model"],
+        "model_type": "sam2",
+        "vision_config": _vision(shapes),
+        "prompt_encoder_config": _prompt(shapes),
+        "mask_decoder_config": _decoder(shapes),
+    }
 
 
 def _vision(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fedvfm import errors
+from fedvfm.backbones import layout_fault
 
 EXACT = True
 """Every array that :func:`convert` gives must be one of the model's."""
@@ -83,28 +84,22 @@ def convert(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {new: value for old, value in arrays.items() if (new := rename(old)) is not None}
 
 
+@layout_fault.raised("SAM", "SAM's")
 def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """``config.json`` of an original SAM, read off the shapes of its arrays.
 
     Raises:
         WeightsError: if arrays are missing.
     """
-    try:
-        adapted = {"architectures": ["SamMed2dModel"], "model_type": "sam_med2d"}
-        plain = {"architectures": ["SamModel"], "model_type": "sam"}
-        kind = plain if ADAPTER not in shapes else {**adapted, "adapter_width": shapes[ADAPTER][0]}
-        return {
-            **kind,
-            "vision_config": _vision(shapes),
-            "prompt_encoder_config": _prompt(shapes),
-            "mask_decoder_config": decoder(shapes),
-        }
-    except KeyError as error:
-        raise errors.WeightsError(f"this is no whole SAM: it lacks {error}. Download it again") from None
-    except (IndexError, ValueError, ZeroDivisionError):
-        raise errors.WeightsError(
-            "this is no whole SAM: arrays are not of the shapes that SAM's have. Download it again"
-        ) from None
+    adapted = {"architectures": ["SamMed2dModel"], "model_type": "sam_med2d"}
+    plain = {"architectures": ["SamModel"], "model_type": "sam"}
+    kind = plain if ADAPTER not in shapes else {**adapted, "adapter_width": shapes[ADAPTER][0]}
+    return {
+        **kind,
+        "vision_config": _vision(shapes),
+        "prompt_encoder_config": _prompt(shapes),
+        "mask_decoder_config": decoder(shapes),
+    }
 
 
 def _vision(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

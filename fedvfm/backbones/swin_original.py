@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fedvfm import errors
+from fedvfm.backbones import layout_fault
 
 FIRST = "layers.0.blocks.0.attn.relative_position_bias_table"
 _LEFT = re.compile(r"(head|projector|omni_heads)\.|.*\.(relative_position_index|attn_mask)$")
@@ -92,23 +93,13 @@ def _unknown(name: str) -> errors.WeightsError:
     )
 
 
+@layout_fault.raised("Swin")
 def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """``config.json`` of such a Swin, read off the shapes of its arrays.
 
     Raises:
         WeightsError: if arrays are missing, or have other shapes.
     """
-    try:
-        return _settings(shapes)
-    except KeyError as error:
-        raise errors.WeightsError(f"this is no whole Swin: it lacks {error}. Download it again") from None
-    except (IndexError, ValueError, ZeroDivisionError):
-        raise errors.WeightsError(
-            "this is no whole Swin: arrays are not of the shapes that its have. Download it again"
-        ) from None
-
-
-def _settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     width, channels, patch, other = shapes["patch_embed.proj.weight"]
     if channels != 3 or patch != other:
         raise errors.WeightsError(

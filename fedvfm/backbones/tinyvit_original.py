@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors
-from fedvfm.backbones import sam_original
+from fedvfm.backbones import layout_fault, sam_original
 
 BATCH_NORM_EPSILON = 1e-5
 """Of the published code; no array tells it."""
@@ -125,6 +125,7 @@ def _block_name(name: str, stages: list[int]) -> str:
     return f"vision_encoder.blocks.{sum(stages[1:stage]) + int(match[2])}.{inner}"
 
 
+@layout_fault.raised("SAM", "SAM's")
 def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """``config.json`` read off the shapes of the authors' arrays.
 
@@ -135,37 +136,30 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Raises:
         WeightsError: if arrays are missing.
     """
-    try:
-        stages = _stages(shapes)
-        firsts = [f"image_encoder.layers.{stage}.blocks.0.attn" for stage in range(1, len(stages))]
-        width = shapes[_FIRST][1]
-        widths = [width, *(shapes[f"{first}.norm.weight"][0] for first in firsts)]
-        biases = [shapes[f"{first}.attention_biases"] for first in firsts]
-        kernel = shapes["image_encoder.patch_embed.seq.0.c.weight"][2]
-        vision = {
-            "widths": widths,
-            "depths": stages,
-            "heads": [2, *(row[0] for row in biases)],
-            "windows": [7, *(round(row[1] ** 0.5) for row in biases)],
-            "strides": [1 if after >= 320 else 2 for after in widths[1:]],
-            "patch_kernel": kernel,
-            "expansion": shapes[_FIRST][0] // width,
-            "mlp_ratio": shapes["image_encoder.layers.1.blocks.0.mlp.fc1.weight"][0] // widths[1],
-            "output_channels": shapes["image_encoder.neck.0.weight"][0],
-            "image_size": 1024 if kernel == 3 else 256,
-        }
-        return {
-            "model_type": MODEL_TYPE,
-            "vision_config": vision,
-            "prompt_encoder_config": _prompt(shapes, vision),
-            "mask_decoder_config": {**sam_original.decoder(shapes), "layer_norm_eps": DECODER_EPSILON},
-        }
-    except KeyError as error:
-        raise errors.WeightsError(f"this is no whole SAM: it lacks {error}. Download it again") from None
-    except (IndexError, ValueError, ZeroDivisionError):
-        raise errors.WeightsError(
-            "this is no whole SAM: arrays are not of the shapes that SAM's have. Download it again"
-        ) from None
+    stages = _stages(shapes)
+    firsts = [f"image_encoder.layers.{stage}.blocks.0.attn" for stage in range(1, len(stages))]
+    width = shapes[_FIRST][1]
+    widths = [width, *(shapes[f"{first}.norm.weight"][0] for first in firsts)]
+    biases = [shapes[f"{first}.attention_biases"] for first in firsts]
+    kernel = shapes["image_encoder.patch_embed.seq.0.c.weight"][2]
+    vision = {
+        "widths": widths,
+        "depths": stages,
+        "heads": [2, *(row[0] for row in biases)],
+        "windows": [7, *(round(row[1] ** 0.5) for row in biases)],
+        "strides": [1 if after >= 320 else 2 for after in widths[1:]],
+        "patch_kernel": kernel,
+        "expansion": shapes[_FIRST][0] // width,
+        "mlp_ratio": shapes["image_encoder.layers.1.blocks.0.mlp.fc1.weight"][0] // widths[1],
+        "output_channels": shapes["image_encoder.neck.0.weight"][0],
+        "image_size": 1024 if kernel == 3 else 256,
+    }
+    return {
+        "model_type": MODEL_TYPE,
+        "vision_config": vision,
+        "prompt_encoder_config": _prompt(shapes, vision),
+        "mask_decoder_config": {**sam_original.decoder(shapes), "layer_norm_eps": DECODER_EPSILON},
+    }
 
 
 def _prompt(shapes: Mapping[str, tuple[int, ...]], vision: Mapping[str, Any]) -> dict[str, Any]:

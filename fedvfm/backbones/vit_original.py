@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedvfm import errors
+from fedvfm.backbones import layout_fault
 
 HEADS = {
     192: 3,
@@ -135,17 +136,10 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Raises:
         WeightsError: if arrays are missing, or it has parts that are not known here.
     """
-    own = _own(shapes)
-    try:
-        return _settings(own)
-    except KeyError as error:
-        raise errors.WeightsError(f"this is no whole vision transformer: it lacks {error}. Download it again") from None
-    except (IndexError, ValueError, ZeroDivisionError):
-        raise errors.WeightsError(
-            "this is no whole vision transformer: arrays are not of the shapes that its have. Download it again"
-        ) from None
+    return _settings(_own(shapes))
 
 
+@layout_fault.raised("vision transformer")
 def _settings(own: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     width, channels, patch, other = own["patch_embed.proj.weight"]
     if channels != 3 or patch != other:
