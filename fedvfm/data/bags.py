@@ -54,8 +54,8 @@ def images_of(samples: Iterable[data.Sample]) -> list[data.Sample]:
     return [image for sample in samples for image in sample.images or (sample,)]
 
 
-class Bags:
-    """A source of cases.
+class Bags(data.Wrapped):
+    """A source of cases; the case of several images has another stable name than any of them.
 
     Args:
         source: of the images. Images of one case follow each other in its order; cases are in the order of their first
@@ -66,7 +66,7 @@ class Bags:
     """
 
     def __init__(self, source: data.Source) -> None:
-        self._source = source
+        super().__init__(source)
         groups: dict[str, list[data.Sample]] = {}
         for image in source.samples():
             name = f"unit {image.unit}" if image.case is None else f"case {image.case}"
@@ -75,22 +75,9 @@ class Bags:
         index.refuse(Path(source.info.name), faults)
         self._cases = tuple(_case(members) for members in groups.values())
 
-    @property
-    def info(self) -> data.SourceInfo:
-        """That of the source of images."""
-        return self._source.info
-
     def samples(self) -> Sequence[data.Sample]:
         """All cases."""
         return self._cases
-
-    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
-        """A case or an image, and its patient, by names that stay when files are added; ids where there are no others.
-
-        The case of several images is called otherwise than any of them.
-        """
-        named = getattr(self._source, "stable", None)
-        return (sample.id, sample.patient) if named is None else named(sample)
 
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read one image of a case.

@@ -106,7 +106,7 @@ def numbers(
     return tuple(placed.get(name, ABSENT) for name in ours), [defect.CHANNELS.fault(text) for text in wrong]
 
 
-class Lacking:
+class Lacking(data.Wrapped):
     """A source some of whose channels count as absent (simulation only).
 
     Args:
@@ -115,21 +115,8 @@ class Lacking:
     """
 
     def __init__(self, source: data.Source, absent: Sequence[int]) -> None:
-        self._source, self._absent = source, tuple(sorted(absent))
-
-    @property
-    def info(self) -> data.SourceInfo:
-        """That of the source."""
-        return self._source.info
-
-    def samples(self) -> Sequence[data.Sample]:
-        """Those of the source."""
-        return self._source.samples()
-
-    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
-        """The source's names that stay when files are added; its ids where it has no others."""
-        named = getattr(self._source, "stable", None)
-        return (sample.id, sample.patient) if named is None else named(sample)
+        super().__init__(source)
+        self._absent = tuple(sorted(absent))
 
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read one sample; what is absent is black.

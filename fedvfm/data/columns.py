@@ -30,7 +30,7 @@ class Tabled(data.Source, Protocol):
         """The cells of a sample's row by column, without those that the source itself reads."""
 
 
-class Columns:
+class Columns(data.Wrapped):
     """A source whose samples have the values of columns in place of a label.
 
     Args:
@@ -43,7 +43,7 @@ class Columns:
     """
 
     def __init__(self, source: data.Source, recipe: schema.Recipe) -> None:
-        self._source = source
+        super().__init__(source)
         names, kind = recipe.data.class_names, recipe.target.kind
         if not isinstance(source, Tabled):
             raise defect.OPTIONS.error(
@@ -78,19 +78,6 @@ class Columns:
     def samples(self) -> Sequence[data.Sample]:
         """All samples with their values."""
         return self._samples
-
-    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
-        """The source's names that stay when files are added; its ids where it has no others."""
-        named = getattr(self._source, "stable", None)
-        return (sample.id, sample.patient) if named is None else named(sample)
-
-    def read(self, sample: data.Sample) -> data.Pixels:
-        """Read one sample.
-
-        Raises:
-            DataError: as the source does.
-        """
-        return self._source.read(sample)
 
 
 def require_columns(source: Tabled, names: Sequence[str], key: str, remedy: str = "") -> None:

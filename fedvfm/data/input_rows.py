@@ -20,7 +20,7 @@ from fedvfm.data.sources import index
 Row = tuple[float | None, ...]
 
 
-class InputRows:
+class InputRows(data.Wrapped):
     """A source whose samples have their row of the columns that ``recipe.inputs`` names.
 
     Args:
@@ -32,13 +32,16 @@ class InputRows:
             that are no number, outside of the range, or none of the words.
     """
 
+    _source: columns.Tabled
+
     def __init__(self, source: data.Source, recipe: schema.Recipe) -> None:
         if not isinstance(source, columns.Tabled):
             raise defect.OPTIONS.error(
                 f"recipe.inputs: source '{source.info.name}' has no table of columns; use source 'folder' with a table "
                 "table.csv"
             )
-        chosen, self._source = recipe.inputs, source
+        super().__init__(source)
+        chosen = recipe.inputs
         remedy = '; a site without any of them says table = "absent" in its file'
         columns.require_columns(source, chosen.columns, "recipe.inputs", remedy)
         samples, faults = [], list[errors.Fault]()
@@ -55,11 +58,6 @@ class InputRows:
             )
         self._samples = tuple(samples)
 
-    @property
-    def info(self) -> data.SourceInfo:
-        """That of the source."""
-        return self._source.info
-
     def samples(self) -> Sequence[data.Sample]:
         """All samples with their rows."""
         return self._samples
@@ -67,19 +65,6 @@ class InputRows:
     def row(self, sample: data.Sample) -> Mapping[str, str]:
         """The cells of the source's table."""
         return self._source.row(sample)
-
-    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
-        """The source's names that stay when files are added; its ids where it has no others."""
-        named = getattr(self._source, "stable", None)
-        return (sample.id, sample.patient) if named is None else named(sample)
-
-    def read(self, sample: data.Sample) -> data.Pixels:
-        """Read one sample.
-
-        Raises:
-            DataError: as the source does.
-        """
-        return self._source.read(sample)
 
 
 def read(name: str, cells: Mapping[str, str], chosen: inputs.InputsConfig) -> tuple[Row, list[errors.Fault]]:

@@ -78,7 +78,7 @@ class Structured(data.Source, Protocol):
         """The same where class ``i`` will count as ``numbers[i]``: classes of one number do not overlap."""
 
 
-class Relabelled:
+class Relabelled(data.Wrapped):
     """A source under other class names.
 
     Args:
@@ -88,7 +88,8 @@ class Relabelled:
     """
 
     def __init__(self, source: data.Source, numbers: Sequence[int], class_names: Sequence[str]) -> None:
-        self._source, self._class_names = source, tuple(class_names)
+        super().__init__(source)
+        self._class_names = tuple(class_names)
         self._numbers = np.asarray(numbers, dtype=np.int64)
 
     @property
@@ -102,11 +103,6 @@ class Relabelled:
             one if one.label is None else dataclasses.replace(one, label=int(self._numbers[one.label]))
             for one in self._source.samples()
         )
-
-    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
-        """The source's names that stay when files are added; its ids where it has no others."""
-        found = getattr(self._source, "stable", None)
-        return (sample.id, sample.patient) if found is None else found(sample)
 
     def row(self, sample: data.Sample) -> Mapping[str, str]:
         """The cells of the source's table; none where it has no table."""

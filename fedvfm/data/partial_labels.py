@@ -78,7 +78,7 @@ def said(recipe: schema.Recipe, sites: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-class PartlyLabelled:
+class PartlyLabelled(data.Wrapped):
     """A source of which some classes are labelled.
 
     Args:
@@ -88,15 +88,11 @@ class PartlyLabelled:
     """
 
     def __init__(self, source: data.Source, numbers: Sequence[int], task: str) -> None:
-        self._source, self.numbers = source, tuple(numbers)
+        super().__init__(source)
+        self.numbers = tuple(numbers)
         hidden = np.arange(256)
         hidden[[number for number in range(256) if number not in self.numbers]] = 0
         self._masks = hidden.astype(np.int64) if task == SEGMENTATION else None
-
-    @property
-    def info(self) -> data.SourceInfo:
-        """That of the source."""
-        return self._source.info
 
     def samples(self) -> Sequence[data.Sample]:
         """All samples, each with what is labelled in it.
@@ -118,11 +114,6 @@ class PartlyLabelled:
     def marked(self, sample: data.Sample) -> data.Sample:
         """A sample with what is labelled in it."""
         return dataclasses.replace(sample, labelled=self.numbers)
-
-    def stable(self, sample: data.Sample) -> tuple[str, str | None]:
-        """The source's names that stay when files are added; its ids where it has no others."""
-        named = getattr(self._source, "stable", None)
-        return (sample.id, sample.patient) if named is None else named(sample)
 
     def read(self, sample: data.Sample) -> data.Pixels:
         """Read one sample; in its mask what is not labelled is 0.

@@ -146,3 +146,36 @@ class Source(Protocol):
             DataError: naming the file and the remedy.
         """
         ...
+
+
+class Wrapped:
+    """A source that shows another one otherwise; what a kind of it does not change is that of the source.
+
+    Args:
+        source: the other one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def info(self) -> SourceInfo:
+        """That of the source."""
+        return self._source.info
+
+    def samples(self) -> Sequence[Sample]:
+        """Those of the source."""
+        return self._source.samples()
+
+    def stable(self, sample: Sample) -> tuple[str, str | None]:
+        """The source's names that stay when files are added; its ids where it has no others."""
+        named = getattr(self._source, "stable", None)
+        return (sample.id, sample.patient) if named is None else named(sample)
+
+    def read(self, sample: Sample) -> Pixels:
+        """Read one sample.
+
+        Raises:
+            DataError: as the source does.
+        """
+        return self._source.read(sample)
