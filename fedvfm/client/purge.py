@@ -13,6 +13,7 @@ from fedvfm import errors
 from fedvfm.audit import audit, segments
 from fedvfm.client import state_folder
 from fedvfm.client.adoption import decisions
+from fedvfm.client.gate import masking
 from fedvfm.client.personal import statement
 from fedvfm.client.process import supervisor
 from fedvfm.runtime import processes
@@ -20,6 +21,7 @@ from fedvfm.storage import storage
 from fedvfm.trust import keys
 
 AUDIT = "audit.jsonl"
+SEEDS = "noise-seeds"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def found(where: state_folder.State, *, with_audit: bool = False) -> list[Remove
         ("features", where.features),
         # What was opened is never forgotten: a second sum of a round would be one site's update by subtraction.
         *(("sessions", path) for ending in ("session", "keys") for path in sorted(where.secure.glob(f"*.{ending}"))),
+        *((SEEDS, path) for path in masking.noise_seeds(where.secure)),
         ("run-files", where.folder / supervisor.FOLDER),
         *(("rehearsals", path) for path in sorted(where.folder.glob(f"{state_folder.REHEARSAL}*"))),
         *(("unfinished", path) for path in sorted(where.folder.rglob(f".*{storage.PART}"))),
@@ -104,7 +107,10 @@ def run(where: state_folder.State, *, with_audit: bool = False) -> list[Removed]
         path = Path(one.path)
         if path.name == AUDIT:
             storage.remove_folder(segments.folder(path))
-        with storage.guard(path):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        if one.kind == SEEDS:
+            masking.end_noise(path)  # that there was one stays
+        else:
+            with storage.guard(path):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         where.audit.record("purged", kind=one.kind, numbers=one.files, bytes=one.bytes)
     return rows

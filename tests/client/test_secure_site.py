@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import os
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 
-from fedvfm.client import site_file
+from fedvfm.client import purge, site_file
 from fedvfm.client import state_folder as joining
 from fedvfm.client.gate import gate, masking, reply_cache, secure_answers
 from fedvfm.ledger import ledger
@@ -225,6 +226,21 @@ def test_shared_noise_is_charged_with_the_honest_sites_it_counts_on_and_sent_aga
     assert opened[-3:].tolist() == [3, 0, 0], "three sites, and no loss"
     (seed,) = study.north.where.secure.glob("*.noise")
     assert '"seed":""' in seed.read_text(), "it went with the opening"
+
+
+def test_a_purge_forgets_the_seed_of_a_noise_though_not_that_there_was_one(tmp_path: Path) -> None:
+    study = Study(tmp_path, private=True, shared=True)
+    study.approve()
+    session = study.session()
+    dealt = study.dealt(session)
+    assert not study.train(session, dealt).has_error(), study.faults
+    (path,) = study.north.where.secure.glob("*.noise")
+    assert '"seed":""' not in path.read_text()
+    gone = purge.run(study.north.where)
+    assert purge.SEEDS in {row.kind for row in gone}
+    assert '"seed":""' in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert purge.SEEDS not in {row.kind for row in purge.found(study.north.where)}
 
 
 def test_a_policy_that_does_not_name_the_shared_mechanism_refuses_it(tmp_path: Path) -> None:

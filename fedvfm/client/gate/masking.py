@@ -314,11 +314,10 @@ class Sessions:
 
     def _end_noise(self, recipe: str, before: int | None = None) -> None:
         """Forget the seeds of earlier rounds, or of all of them, though not that there were some."""
-        for path in self._folder.glob(f"{recipe}-*.noise"):
-            kept = _read(path, _Seed)
-            over = before is None or path.stem < self._noise_path(recipe, before).stem
-            if kept is not None and kept.seed and over:
-                storage.write_text(path, kept.model_copy(update={"seed": ""}).model_dump_json())
+        first = None if before is None else self._noise_path(recipe, before).stem
+        for path in noise_seeds(self._folder, recipe):
+            if first is None or path.stem < first:
+                end_noise(path)
 
     def _wipe(self, recipe: str, number: int, session_id: str) -> None:
         """Let go of the secrets of a session whose sum was opened: the state folder opens nothing of it later.
@@ -470,6 +469,19 @@ class Sessions:
 
     def _opened_path(self, recipe: str, number: int) -> Path:
         return self._folder / f"{recipe}-{number:06d}.opened"
+
+
+def noise_seeds(folder: Path, recipe: str = "*") -> list[Path]:
+    """The files that hold the seed of a noise."""
+    paths = sorted(folder.glob(f"{recipe}-*.noise"))
+    return [path for path in paths if (kept := _read(path, _Seed)) is not None and kept.seed]
+
+
+def end_noise(path: Path) -> None:
+    """Forget a seed, though not that there was one: no second noise is drawn for its round."""
+    kept = _read(path, _Seed)
+    if kept is not None:
+        storage.write_text(path, kept.model_copy(update={"seed": ""}).model_dump_json())
 
 
 def _opened(number: int) -> errors.SecureAggregationError:
