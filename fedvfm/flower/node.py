@@ -15,8 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.inflatable import inflatable_utils as parts
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import main as nodes
 from flwr.supernode import start_client_internal as loops
 
@@ -24,6 +27,10 @@ from fedvfm.flower import guards, long_poll
 
 STALL_S = 30.0
 """How long no part of a message may come: the coordinator puts them on its own machine's SuperLink within seconds."""
+FROZEN_S = 5.0
+"""A question for a part that takes longer was asked of an end that stood still: that time says nothing of the part."""
+LOST = Error(ErrorCode.MESSAGE_UNAVAILABLE, "parts of the message did not come")
+"""The reply to a message that is given up: the coordinator asks again, where it is still there."""
 PART_S = 0.05
 """The first wait for a part that is under way; each further one is twice as long, up to Flower's own 10 s."""
 REPLIES, TASKS = "replies", "tasks"
@@ -81,6 +88,54 @@ def telling(pull: Callable[..., Any], bell: long_poll.Bell) -> Callable[..., Any
     return pulled
 
 
+class Losses:
+    """Tells the coordinator of a message whose parts come no more.
+
+    Flower's SuperNode forgets it without a word. A coordinator that died needs none, but one that stood still while it
+    sent would wait for an answer until its round is over.
+    """
+
+    def __init__(self) -> None:
+        self._lost = False
+
+    def noticing(self, pull: Callable[..., Any]) -> Callable[..., Any]:
+        """The fetching of a message's parts; what fails there while the run goes on is a loss."""
+
+        @functools.wraps(pull)
+        def pulled(*given: Any, **named: Any) -> Any:
+            self._lost = False
+            try:
+                return pull(*given, **named)
+            except RunNotRunningException:
+                raise
+            except Exception:  # Flower's loop gives the message up, whatever it was
+                self._lost = True
+                raise
+
+        return pulled
+
+    def telling(self, take: Callable[..., int | None]) -> Callable[..., int | None]:
+        """Flower's taking of one message; the run of a lost one too, whose reply waits to be sent then."""
+
+        @functools.wraps(take)
+        def taken(*, state: Any, object_store: Any, receive: Callable[[], Any], **named: Any) -> int | None:
+            heads: list[Message] = []
+
+            def noted() -> Any:
+                got = receive()
+                heads.extend([] if got is None else got[:1])
+                return got
+
+            self._lost = False
+            run = take(state=state, object_store=object_store, receive=noted, **named)
+            if not self._lost:
+                return run
+            loops._insert_message(Message(LOST, reply_to=heads[0]), state, object_store)
+            return heads[0].metadata.run_id
+
+        return taken
+
+
 class _Coming:
     """Fetches parts of a message until none came for :data:`STALL_S` and none is under way.
 
@@ -94,11 +149,11 @@ class _Coming:
     def __call__(self, part: str) -> bytes:
         with self._lock:
             self._under_way += 1
-        came = True
+        came, asked = True, time.monotonic()
         try:
             return self._pull(part)
         except parts.ObjectUnavailableError:
-            came = False
+            came = time.monotonic() > asked + FROZEN_S
             raise
         finally:
             self._after(part, came)
@@ -118,7 +173,10 @@ def run_supernode() -> None:
     # The package's face holds a function of the same name.
     program: Any = importlib.import_module("flwr.supernode.cli.flower_supernode")
     bell, loop, loaded = long_poll.Bell(), program.start_client_internal, vars(loops)
-    loaded["time"], loaded["pull_objects"] = WakefulTime(bell), telling(loaded["pull_objects"], bell)
+    losses = Losses()
+    loaded["time"] = WakefulTime(bell)
+    loaded["pull_objects"] = losses.noticing(telling(loaded["pull_objects"], bell))
+    loaded["_pull_and_store_message"] = losses.telling(loaded["_pull_and_store_message"])
     nodes.create_app = with_long_polls(nodes.create_app, bell)
 
     def begun(**named: Any) -> None:

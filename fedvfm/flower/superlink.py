@@ -6,9 +6,11 @@ As :mod:`fedvfm.flower.runtime`, with which it shares the contract test. What st
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hmac
 import importlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,14 +22,16 @@ from fastapi import HTTPException
 from flwr.app import Error, Message
 from flwr.app.message import make_message
 from flwr.common import serde_utils
-from flwr.common.constant import ACCESS_TOKEN_KEY, ErrorCode
+from flwr.common.constant import ACCESS_TOKEN_KEY, ErrorCode, Status
 from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
 from flwr.supercore import sql_mixin
 from flwr.supercore.inflatable import inflatable_object as trees
 from flwr.supercore.inflatable import inflatable_protobuf_utils as wire
 from flwr.supercore.inflatable import inflatable_utils as parts
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.superlink import main as links
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.grid import HttpGrid
@@ -35,11 +39,15 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 
 from fedvfm.flower import guards, long_poll
 
+LOG = logging.getLogger(__name__)
 WAIT_S = 180.0
 """How long nothing of an announced reply may come before it counts as lost; a slow line may take longer for all."""
 
 FIRST_PAUSE_S = 0.02
 """The first wait for parts of a reply that are under way."""
+
+MOST_AGAIN = 5
+"""How often a message is handed out anew to a node that never says it has it."""
 
 MALFORMED, OVERSIZED = Error(1040, "malformed"), Error(1041, "oversized")
 """Stand in place of a reply that cannot be read, or is larger than any that was asked for."""
@@ -68,6 +76,7 @@ def run_superlink(secret: Path) -> None:
     # The package's face holds a function of the same name.
     program: Any = importlib.import_module("flwr.superlink.cli.flower_superlink")
     program.load_control_authn_plugin = lambda: OwnerOnly(secret.read_bytes())
+    HandedOut().watch(fleet_handlers)
     fleet_handlers.push_messages = own_pushes(fleet_handlers.push_messages)
     patient_data_base()
     bell, ended = long_poll.Bell(), program.uvicorn.Server.handle_exit
@@ -150,6 +159,72 @@ def own_pushes(push: Callable[..., Any]) -> Callable[..., Any]:
         return push(request=request, state=state)
 
     return guarded
+
+
+class HandedOut:
+    """Messages that a node took and neither had whole nor answered: asking for another, it gets that one again.
+
+    A SuperNode does one message after the other, so one that asks has not got the last. The answer that held it went
+    to a question of which nobody waited any more: a machine that stood still finds those of half a minute waiting.
+    Flower takes it for delivered, and the site would say nothing until its round is over.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._with: dict[int, list[tuple[int, str]]] = {}
+        self._again: collections.Counter[str] = collections.Counter()
+
+    def watch(self, handlers: Any) -> None:
+        """Put this round Flower's handlers of a node's requests, which its routes look up when they are called."""
+        handlers.pull_messages = self._pulling(handlers.pull_messages)
+        for name in ("push_messages", "confirm_message_received"):
+            setattr(handlers, name, self._ending(getattr(handlers, name), lambda request, answer: request.node.node_id))
+        # A node that began anew has nothing of before, and is asked again by the grid.
+        handlers.activate_node = self._ending(handlers.activate_node, lambda request, answer: answer.node_id)
+
+    def _pulling(self, pull: Callable[..., Any]) -> Callable[..., Any]:
+        def pulled(request: Any, state: Any, store: Any) -> Any:
+            node = request.node.node_id
+            with self._lock:
+                lost = self._with.pop(node, [])
+            self._give_back(lost, state, store)
+            answer = pull(request=request, state=state, store=store)
+            taken = [(sent.metadata.run_id, sent.metadata.message_id) for sent in answer.messages_list]
+            if taken:
+                with self._lock:
+                    self._with[node] = taken
+            return answer
+
+        return pulled
+
+    def _ending(self, handler: Callable[..., Any], node_of: Callable[[Any, Any], int]) -> Callable[..., Any]:
+        def handled(*, request: Any, **named: Any) -> Any:
+            answer = handler(request=request, **named)
+            with self._lock:
+                for _, message in self._with.pop(node_of(request, answer), []):
+                    self._again.pop(message, None)
+            return answer
+
+        return handled
+
+    def _give_back(self, lost: Iterable[tuple[int, str]], state: Any, store: Any) -> None:
+        """Let messages of runs that go on be handed out once more, a few times at most."""
+        for run, message in lost:
+            with self._lock:
+                self._again[message] += 1
+                often = self._again[message] > MOST_AGAIN
+            try:
+                store.get_object_tree(message)
+            except NoObjectInStoreError:  # it was taken away, or its receipt was confirmed meanwhile
+                often = True
+            if often or state.get_run_status({run})[run].status != Status.RUNNING:
+                self._again.pop(message, None)
+                continue
+            with state.session() as session:
+                kept = session.get(MessageIns, message)
+                if kept is not None:
+                    kept.delivered_at = ""
+                    LOG.warning("a node asks for messages and has not got its last one; it is handed out again")
 
 
 @dataclass

@@ -308,7 +308,14 @@ def test_an_empty_answer_for_messages_has_no_byte() -> None:
 
 # --- events in place of looks -----------------------------------------------------------------------------------------
 
-NODE_INTERNALS = {"flwr.supercore.exit", "flwr.supercore.inflatable", "flwr.supernode"}
+NODE_INTERNALS = {
+    "flwr.app",
+    "flwr.common.constant",
+    "flwr.supercore.exit",
+    "flwr.supercore.inflatable",
+    "flwr.supercore.run",
+    "flwr.supernode",
+}
 
 
 def test_nothing_else_is_used_by_the_supernode() -> None:
@@ -333,6 +340,10 @@ def test_the_supernodes_loop_sleeps_and_fetches_where_it_can_be_woken() -> None:
     assert pull.index("state.create_task(") < pull.index("pull_objects("), "which rings for the task"
     assert {"initial_backoff", "pull_object_fn"} <= set(inspect.signature(loops.pull_objects).parameters)
     assert "pull_object_fn=" in pull
+    assert "run_id = _pull_and_store_message(" in loop, "looked up when it is called"
+    assert (
+        pull.index("except Exception") < pull.index("state.delete_messages(") < pull.index("return None\n\n    except")
+    )
     start = inspect.getsource(program.flower_supernode)
     assert start.index("stop_http_server)") < start.index("start_client_internal("), "ours is called before that"
     assert "LIFO" in str(exit_handler.add_exit_handler.__doc__)
@@ -362,6 +373,26 @@ def test_a_message_whose_parts_come_no_more_is_given_up_and_a_slow_one_is_not(mo
         pull(["never", "at once"], pull_object_fn=slowly)
     assert time.monotonic() >= began + 0.4
     assert bell.rung(flower_node.TASKS) == rung + 2
+
+
+def test_time_in_which_the_other_end_stood_still_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer after 45 s is that a part is not there yet; the part comes a moment later."""
+    from flwr.supercore.inflatable import inflatable_utils
+
+    now = [1000.0]
+    monkeypatch.setattr(flower_node.time, "monotonic", lambda: now[0])
+    waits = iter([45.0])
+
+    def ask(part: str) -> bytes:
+        now[0] += next(waits, 1.0)
+        raise inflatable_utils.ObjectUnavailableError(part)
+
+    coming = flower_node._Coming(ask)
+    for _ in range(1 + int(flower_node.STALL_S)):
+        with pytest.raises(inflatable_utils.ObjectUnavailableError):
+            coming("part")
+    with pytest.raises(inflatable_utils.ObjectPullError):
+        coming("part")
 
 
 @pytest.mark.parametrize("in_turn", [False, True], ids=["Flower's own", "one after another"])

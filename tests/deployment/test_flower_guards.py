@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import types
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import httpx
 import pytest
 from fastapi import HTTPException
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
-from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
+from flwr.proto import fleet_pb2, message_pb2, node_pb2, runtime_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 
 from fedvfm.flower import guards, internals, runtime, superlink
@@ -32,8 +35,10 @@ INTERNALS = {
     "flwr.supercore.constant",
     "flwr.supercore.inflatable",
     "flwr.supercore.interceptors",
+    "flwr.supercore.object_store",
     "flwr.supercore.primitives",
     "flwr.supercore.runtime",
+    "flwr.supercore.state.schema.linkstate_models",
     "flwr.superlink",
     "flwr.superlink.auth_plugin",
     "flwr.superlink.grid",
@@ -112,7 +117,6 @@ def test_flower_asks_the_plugin_it_is_given() -> None:
 
 
 def test_flower_looks_its_handler_up_when_it_is_called_and_ours_lets_a_node_speak_for_itself_alone() -> None:
-    from flwr.proto import fleet_pb2, node_pb2
     from flwr.superlink.routers.fleet import router
 
     assert "return fleet_handlers.push_messages(request=request, state=state)" in inspect.getsource(router)
@@ -125,6 +129,116 @@ def test_flower_looks_its_handler_up_when_it_is_called_and_ours_lets_a_node_spea
         handler(fleet_pb2.PushMessagesRequest(node=node_pb2.Node(node_id=8), messages_list=[message]), "state")
     assert refused.value.status_code == 403
     assert seen == ["state"]
+
+
+# --- what a node takes ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Link:
+    """Flower's handlers of a node's requests on its own data base, one node and a run that goes on."""
+
+    state: Any
+    node: int
+    run: int
+    handlers: Any
+
+    def send(self, word: str) -> str:
+        """A message to the node; its id."""
+        internals.be_server_task(self.run)
+        sent = Message(RecordDict({"a": ConfigRecord({"x": word})}), self.node, "train", ttl=600.0, group_id="1")
+        sent.metadata.__dict__["_message_id"] = key = sent.object_id
+        self.state.object_store.preregister(self.run, get_object_tree(sent))
+        assert self.state.store_message_ins(remove_content_from_message(sent)) == key
+        return key
+
+    def take(self) -> list[str]:
+        """What the node gets that asks for messages."""
+        asked = fleet_pb2.PullMessagesRequest(node=node_pb2.Node(node_id=self.node))
+        answer = self.handlers.pull_messages(request=asked, state=self.state, store=self.state.object_store)
+        return [one.metadata.message_id for one in answer.messages_list]
+
+    def confirm(self, key: str) -> None:
+        """The node has it whole."""
+        asked = message_pb2.ConfirmMessageReceivedRequest(
+            node=node_pb2.Node(node_id=self.node), run_id=self.run, message_object_id=key
+        )
+        self.handlers.confirm_message_received(request=asked, state=self.state, store=self.state.object_store)
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Link:
+    from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+    from flwr.server.superlink.linkstate import LinkStateFactory
+    from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink.federation import NoOpFederationManager
+    from flwr.superlink.servicer.fleet import fleet_handlers as flowers
+
+    base = str(tmp_path / "state.db")
+    state: Any = LinkStateFactory(base, NoOpFederationManager(), ObjectStoreFactory(base)).state()
+    node = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, b"key", 30)
+    state.activate_node(node, 30)
+    run = state.create_run("a/b", "1", "c", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+    (task,) = state.get_tasks(run_ids=[run])
+    state.claim_task(task.task_id)
+    state.activate_task(task.task_id)
+    names = ("pull_messages", "push_messages", "confirm_message_received", "activate_node")
+    handlers = types.SimpleNamespace(**{name: getattr(flowers, name) for name in names})
+    return Link(state, node, run, handlers)
+
+
+def test_a_message_whose_answer_was_lost_is_handed_out_again_until_the_node_has_it(link: Link) -> None:
+    """A coordinator that stood still for over 30 s finds questions that nobody waits for, and answers them first."""
+    first = link.send("one")
+    assert (link.take(), link.take()) == ([first], []), "Flower's own: a lost one is never seen again"
+    source = inspect.getsource(importlib.import_module("flwr.superlink.routers.fleet.router"))
+    superlink.HandedOut().watch(link.handlers)
+    assert all(f"return fleet_handlers.{name}(" in source for name in vars(link.handlers)), "looked up when called"
+    second, third = link.send("two"), link.send("three")
+    assert [link.take(), link.take()] == [[second], [second]]
+    link.confirm(second)
+    assert link.take() == [third]
+    link.handlers.push_messages(
+        request=fleet_pb2.PushMessagesRequest(
+            node=node_pb2.Node(node_id=link.node),
+            messages_list=[message_to_proto(_answer(link, third))],
+            message_object_trees=[get_object_tree(_answer(link, third))],
+        ),
+        state=link.state,
+    )
+    assert link.take() == [], "who answered has had it"
+
+
+def test_a_message_is_not_handed_out_for_ever_nor_after_its_run(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    superlink.HandedOut().watch(link.handlers)
+    monkeypatch.setattr(superlink, "MOST_AGAIN", 3)
+    first = link.send("one")
+    assert [link.take() for _ in range(6)] == [[first]] * 4 + [[]] * 2
+    second = link.send("two")
+    assert link.take() == [second]
+    link.handlers.activate_node(
+        request=fleet_pb2.ActivateNodeRequest(public_key=b"key", heartbeat_interval=30), state=_offline(link)
+    )
+    assert link.take() == [], "a node that began anew is asked anew by the grid"
+    third = link.send("three")
+    assert link.take() == [third]
+    (task,) = link.state.get_tasks(run_ids=[link.run])
+    link.state.finish_task(task.task_id, "stopped", "")
+    assert link.take() == []
+
+
+def _offline(link: Link) -> Any:
+    link.state.deactivate_node(link.node)
+    return link.state
+
+
+def _answer(link: Link, to: str) -> Message:
+    asked = Message(RecordDict(), link.node, "train", ttl=60.0, group_id="1")
+    internals.set_message_id(asked, to)
+    answer = Message(Error(3, "lost"), reply_to=asked)
+    answer.metadata.__dict__["_message_id"] = answer.object_id
+    return answer
 
 
 def test_our_client_shows_the_token() -> None:

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
@@ -25,7 +26,8 @@ from flwr.supernode.nodestate import NodeStateFactory
 
 from fedvfm import errors
 from fedvfm.client.process import executor
-from fedvfm.flower import internals, runtime, supernode
+from fedvfm.flower import internals, long_poll, runtime, supernode
+from fedvfm.flower import node as flower_node
 from fedvfm.runtime import processes
 
 SECRET = b"0" * 64
@@ -38,6 +40,8 @@ class SuperLink:
     Attributes:
         over: runs that ended.
         slow: seconds until each part of a message is there.
+        frozen: the coordinator stands still: no further part of a message comes.
+        errors: codes of replies that are errors.
         replies: run and id of the message, of each reply that arrived.
     """
 
@@ -49,6 +53,8 @@ class SuperLink:
         self.slow = 0.0
         self.most_bytes = 1_000_000
         self.replies: list[tuple[int, str]] = []
+        self.errors: list[int] = []
+        self.frozen = False
         self.pulled = 0
 
     def send(self, run: int) -> str:
@@ -89,12 +95,15 @@ class SuperLink:
     def pull_object(self, run_id: int, object_id: str) -> bytes:
         if run_id in self.over:
             raise RunNotRunningException
+        if self.frozen and self.pulled:
+            raise parts.ObjectUnavailableError(object_id)
         time.sleep(self.slow)
         self.pulled += 1
         return self._contents[object_id]
 
     def send_reply(self, message: Message, tree: Any, seconds: float) -> tuple[set[str], str]:
         self.replies.append((message.metadata.run_id, message.metadata.reply_to_message_id))
+        self.errors.extend([message.error.code] if message.has_error() else [])
         return set(), "session"
 
 
@@ -193,6 +202,31 @@ def test_messages_of_runs_that_ended_hold_up_no_other(node: SuperNode, link: Sup
     assert time.monotonic() - began < 30.0
     assert len(node.store) == 0, "the parts that came of the others are gone"
     assert {task.status.status for task in node.state.get_tasks()} == {"finished"}
+
+
+def test_a_coordinator_that_stood_still_while_it_sent_is_told_that_its_message_was_given_up(
+    node: SuperNode, link: SuperLink, answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait until its round is over; told, it asks again."""
+    losses, loop = flower_node.Losses(), vars(start_client_internal)
+    fetching = losses.noticing(flower_node.telling(loop["pull_objects"], long_poll.Bell()))
+    monkeypatch.setitem(loop, "pull_objects", fetching)
+    monkeypatch.setitem(loop, "_pull_and_store_message", losses.telling(loop["_pull_and_store_message"]))
+    monkeypatch.setattr(flower_node, "STALL_S", 0.5)
+    link.frozen = True
+    lost = link.send(1)
+    assert node.pull() == 1
+    node.push()
+    assert (link.replies, link.errors, answered) == ([(1, lost)], [ErrorCode.MESSAGE_UNAVAILABLE], [])
+    link.frozen = False
+    link.over = {2}
+    link.send(2)
+    assert node.pull() is None, "of a run that ended nobody is told"
+    asked = link.send(3)
+    assert node.pull() == 3
+    node.push()
+    assert (link.replies[1:], answered) == ([(3, asked)], [3])
+    assert len(node.store) == 0
 
 
 def test_a_slow_line_loses_no_message(
