@@ -155,7 +155,79 @@ def faults(recipe: schema.Recipe) -> list[str]:
             f"recipe.aggregation.server_learning_rate = {settings.server_learning_rate:g}: with server_optimiser = "
             f"'{settings.server_optimiser}' every number moves by about that much a round; begin with 0.01"
         )
-    return found + control_variates.faults(recipe) + secure_faults(recipe)
+    return found + control_variates.faults(recipe) + secure_faults(recipe) + unlabelled_faults(recipe)
+
+
+def unlabelled_faults(recipe: schema.Recipe) -> list[str]:
+    """With what of a recipe hospitals without labels cannot take part, one sentence a fault."""
+    own, joined, key = recipe.unlabelled, recipe.aggregation, "recipe.unlabelled"
+    if own is None:
+        return []
+    even, mechanism, kind = own.weight == 1.0, recipe.privacy.mechanism, recipe.personal.kind
+    known = joined.rule in TABLE and not option_faults(joined)
+    rows = [
+        (
+            not recipe.data.augment,
+            "recipe.data.augment is empty",
+            "such a site learns to answer for an augmented image as the adapter does for the image itself",
+            "recipe.data.augment, as ['flip', 'intensity', 'noise']",
+        ),
+        (
+            not own.warmup_rounds and recipe.start is None,
+            f"{key}.warmup_rounds = 0",
+            "the adapter of round 0 has learned nothing that could be taught",
+            "warmup_rounds = 1 or more; 0 is for a recipe that goes on from an earlier adapter (start)",
+        ),
+        (
+            own.warmup_rounds >= recipe.rounds,
+            f"{key}.warmup_rounds = {own.warmup_rounds}",
+            f"the recipe has {recipe.rounds} rounds, so that no such site would ever be asked",
+            "fewer, or more rounds",
+        ),
+        (
+            bool(recipe.task.oracle),
+            f"recipe.task.prompt = '{recipe.task.prompt}'",
+            "prompts are drawn from the truth, which such a site does not have",
+            "prompt = 'none' or 'auto'",
+        ),
+        (
+            kind != groups.NONE,
+            f"recipe.personal.kind = '{kind}'",
+            "what stays at such a site would never meet a label",
+            "personal.kind = 'none'",
+        ),
+        (
+            joined.weighting == "loss",
+            "recipe.aggregation.weighting = 'loss'",
+            "a loss against the adapter's own answers is no loss against labels",
+            "weighting = 'examples' or 'uniform'",
+        ),
+        (
+            recipe.optimiser.control_variates,
+            "recipe.optimiser.control_variates",
+            "its gradient is of another loss, by which no other site may be corrected",
+            "no control variates",
+        ),
+        (
+            mechanism == privacy.SITE_LEVEL or mechanism in privacy.SHARED,
+            f"recipe.privacy.mechanism = '{mechanism}'",
+            "its noise is for a sum in which every site counts the same in every round",
+            "a mechanism of single records or patients with the site's own noise, or none",
+        ),
+        (
+            known and robust(make(joined)) and not even,
+            f"{key}.weight = {own.weight:g}",
+            f"under rule '{joined.rule}' every site counts the same",
+            "weight = 1.0, or rule = 'mean'",
+        ),
+        (
+            recipe.secure_aggregation is not None and joined.weighting == "uniform" and not even,
+            f"{key}.weight = {own.weight:g}",
+            "under secure aggregation weights are whole numbers, and with weighting 'uniform' each is 1",
+            "weight = 1.0, or weighting = 'examples'",
+        ),
+    ]
+    return [f"{key}: {what}: {why}; use {remedy}" for wrong, what, why, remedy in rows if wrong]
 
 
 def secure_faults(recipe: schema.Recipe) -> list[str]:

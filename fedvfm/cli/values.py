@@ -34,7 +34,7 @@ _OWN = {
 """Of names whose place in the source is another's."""
 
 _FOLDER = {
-    "layout": "auto (recognised), pairs, table, classes, nnunet, datalist, studies, cases or bids.",
+    "layout": "auto (recognised), pairs, table, classes, nnunet, datalist, studies, cases, bids or images.",
     "class_names": "The classes in the order of the masks' values, the background first.",
     "mask_values": "What the masks hold for these classes; left out: 0, 1, 2, ... or 0 and 255.",
     "channels": "Which one or three files of a case, in the order of the recipe's channels.",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fedvfm.backbones import licences
 from fedvfm.client.gate import policy
 from fedvfm.config import licence, privacy, schema
+from fedvfm.data import unlabelled
 from fedvfm.secure_aggregation import shared_noise
 from fedvfm.state import factors, groups
 from fedvfm.trust import locked_recipe, roster_document, signed_documents
@@ -39,6 +40,7 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("how long", _rounds(locked)),
         ("how it learns", _learns(recipe)),
         ("sites", _sites(recipe)),
+        *((("without labels", recipe.unlabelled.said),) if recipe.unlabelled is not None else ()),
         ("what images become", _contract(locked)),
         *((("what of your table is used", _table(recipe)),) if recipe.inputs.columns else ()),
         ("leaves at the start", _greeting(recipe)),
@@ -62,6 +64,17 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("made by", f"fedvfm {locked.version}"),
     ]
     return [(heading, signed_documents.shown(text)) for heading, text in rows]
+
+
+def without_labels(recipe: schema.Recipe) -> str:
+    """What a recipe comes to at a site of role "unlabelled", in words."""
+    wrong = unlabelled.faults(recipe)
+    if wrong:
+        return f"REFUSES: {wrong[0]}"
+    return (
+        "trains without labels: on what the round's adapter is sure of on this site's own images. No score leaves or "
+        "judges the final adapter here, since nothing is labelled; an adapter that is sure and wrong is not noticed"
+    )
 
 
 def to_json(
@@ -116,6 +129,7 @@ def _greeting(recipe: schema.Recipe) -> str:
         train = "whether there are training images, the number of images in val and test"
     labelled = ", the names of the classes that this site labels" if recipe.task.partial_labels else ""
     labelled += ", the names of the channels that this site lacks" if recipe.data.optional_channels else ""
+    labelled += ", whether this site has labels" if recipe.unlabelled is not None else ""
     return f"{train}{labelled}, and hashes that identify the backbone"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedvfm import errors, seeding
 from fedvfm.config import privacy, schema
 from fedvfm.config import survey as surveys
-from fedvfm.data import bags, channels, columns, defect, labels, partial_labels
+from fedvfm.data import bags, channels, columns, defect, labels, partial_labels, unlabelled
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.partition import virtual_hospitals
@@ -98,26 +98,34 @@ def _site(values: Mapping[str, Any], path: Path) -> schema.SiteConfig:
     name = site.data.source.partition(":")[0]
     if name not in sources.TABLE:
         raise errors.ConfigError(str(path), [f"data.source: {sources.TABLE.fault(name)}"])
-    if faults := _batch_faults(site):
+    if faults := _faults(site):
         raise errors.ConfigError(str(path), faults)
 
     def beside(other: str | None) -> str | None:
         return None if other is None else str(path.absolute().parent / Path(other).expanduser())
 
     changes: dict[str, Any] = {"recipe": beside(site.recipe)}
-    changes["data"] = site.data.model_copy(update={"path": beside(site.data.path)})
+    options = dict(site.data.options)
+    if site.without_labels and name == "folder":
+        options.setdefault("layout", "images")
+    changes["data"] = site.data.model_copy(update={"path": beside(site.data.path), "options": options})
     if site.privacy is not None:
         changes["privacy"] = site.privacy.model_copy(update={"ledger": beside(site.privacy.ledger)})
     return site.model_copy(update=changes)
 
 
-def _batch_faults(site: schema.SiteConfig) -> list[str]:
-    """What does not go with training in batch jobs."""
+def _faults(site: schema.SiteConfig) -> list[str]:
+    """What does not go with training in batch jobs, or without labels."""
     wrong = []
     if site.batch is not None and site.data.options.get("patients") == "hash":
         wrong.append(
             "batch: data.options.patients = 'hash' needs a key, and no key reaches a compute node; give patients.csv "
             "(id,patient) instead"
+        )
+    if site.without_labels and (site.policy.final.max_drop is not None or site.policy.final.min_score is not None):
+        wrong.append(
+            "role = 'unlabelled': policy.final.min_score and max_drop need scores, and nothing is labelled here; use "
+            "policy.final.accept = 'ask' or 'always'"
         )
     if site.batch is not None and site.policy.final.max_drop is not None:
         wrong.append(
@@ -206,13 +214,17 @@ def hospital(
     """
     require_no_skipping(site, recipe)
     raw = sources.make(site.data, recipe.data) if listed is None else listed
-    source = labels.mapped(raw, site.labels, recipe.data.class_names)
-    faults = labels.faults(recipe, source.info)
+    if site.without_labels:
+        source: samples.Source = unlabelled.Unlabelled(raw)
+        faults = unlabelled.faults(recipe)
+    else:
+        source = labels.mapped(raw, site.labels, recipe.data.class_names)
+        faults = labels.faults(recipe, source.info)
     if faults:
         raise errors.ConfigError("recipe and data", faults)
     source = partial_labels.declared(bags.of(source, recipe, table=site.table == "given"), site.labelled, recipe)
     own = belonging(site, source.samples())
-    parts = whole(site, split(site, own, source))
+    parts = trained_alone(site, whole(site, split(site, own, source)))
     _require_parts(site, own, parts)
     train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
     columns.require_follow_up(recipe, site.name, {"val": val, "test": test})
@@ -225,7 +237,16 @@ def hospital(
         test,
         labelled=tuple(sorted(site.labelled)) if partly else (),
         lacking=channels.lacking(recipe.data, site.data),
+        without_labels=site.without_labels,
     )
+
+
+def trained_alone(site: schema.SiteConfig, parts: dict[str, list[samples.Sample]]) -> dict[str, list[samples.Sample]]:
+    """The parts of a split; of a site without labels what trains alone.
+
+    Its other patients stay apart all the same: whoever labels them later has patients that nothing was trained on.
+    """
+    return {**parts, "val": [], "test": []} if site.without_labels else parts
 
 
 def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.Source, list[samples.Sample]]:
@@ -237,9 +258,12 @@ def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.S
     """
     require_no_skipping(site, None)
     contract = collection.contract(survey)
-    source = labels.mapped(sources.make(site.data, contract), site.labels, contract.class_names)
-    wrong = labels.class_faults(survey.task, survey.class_names, source.info)
-    wrong += collection.label_faults(survey, site.labelled)
+    raw = sources.make(site.data, contract)
+    source: samples.Source = unlabelled.Unlabelled(raw)
+    if not site.without_labels:
+        source = labels.mapped(raw, site.labels, contract.class_names)
+    wrong = [] if site.without_labels else labels.class_faults(survey.task, survey.class_names, source.info)
+    wrong += collection.label_faults(survey, site.labelled, without_labels=site.without_labels)
     if wrong:
         raise errors.ConfigError("survey and data", wrong)
     parts = whole(site, split(site, belonging(site, source.samples()), source))
@@ -268,7 +292,8 @@ def _require_parts(
     site: schema.SiteConfig, own: Sequence[samples.Sample], parts: dict[str, list[samples.Sample]]
 ) -> None:
     """Where patients are drawn alone, chance may leave a part empty; what the data prescribes is as it is."""
-    empty = [name for name in ("train", "test") if not parts[name]]
+    needed = ("train",) if site.without_labels else ("train", "test")
+    empty = [name for name in needed if not parts[name]]
     if site.privacy is None or not empty or all(one.split in splitting.SPLITS for one in own):
         return
     if "test" in empty and not site.split.test_share:

@@ -28,6 +28,7 @@ from fedvfm.config import privacy as privacy_config
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.config import server as server_config
 from fedvfm.config import target as target_config
+from fedvfm.config import unlabelled as unlabelled_config
 from fedvfm.config import words as words_config
 from fedvfm.storage import hash_chain
 
@@ -540,6 +541,8 @@ class Recipe(Strict):
 
     personal: RecipePersonal = _later(RecipePersonal())
     """What of the adapter stays at each site; left out, all of it is shared. docs/personal.md says when it helps."""
+    unlabelled: unlabelled_config.UnlabelledConfig | None = _later(None)
+    """Whether and how hospitals without labels take part; left out, they do not. docs/unequal-hospitals.md."""
     rerun: Rerun | None = _later(None)
     """Rounds of an earlier recipe that are made again without a site that withdrew; left out in all others. Change:
     never; 'fedvfm server withdraw' writes it."""
@@ -655,6 +658,9 @@ class PartitionConfig(Strict):
     labelled: dict[Name, Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]] = _later({})
     """Virtual hospital = the classes that it labels; the others are hidden there. Needs recipe.task.partial_labels.
     Change: to try hospitals that label different classes."""
+    unlabelled: Annotated[tuple[Name, ...], _names()] = _later(())
+    """Virtual hospitals whose labels are hidden in training and validation; they are tested with them. Needs
+    recipe.unlabelled. Change: to try what hospitals without labels add."""
     without_table: Annotated[tuple[Name, ...], Field(strict=False)] = _later(())
     """Virtual hospitals that have none of the columns of recipe.inputs. Change: to try hospitals without a table."""
     lacking: dict[Name, Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]] = _later({})
@@ -750,6 +756,9 @@ class SiteConfig(Strict):
     include: Annotated[tuple[Name, ...], _names()] = ()
     """The natural sites in the data that are this hospital's; empty means all. Change: where one folder holds several
     hospitals."""
+    role: Literal["train", "unlabelled"] = "train"
+    """unlabelled: this site has images and no labels, and trains on what the round's adapter is sure of; no score comes
+    from it. Change: to unlabelled where nobody labels your images and the recipe takes such sites."""
     labelled: Annotated[tuple[Name, ...], _names()] = ()
     """The recipe's classes that are labelled in your images; empty means all. What is not labelled is then no
     background here. The coordinator is told. Change: where you label fewer classes than the recipe has."""
@@ -771,6 +780,22 @@ class SiteConfig(Strict):
     """What these images may spend of differential privacy; without it no private round is trained."""
     personal: SitePersonal = SitePersonal()
     """What this site makes of the final adapter for itself."""
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether it trains without labels."""
+        return self.role == unlabelled_config.ROLE
+
+    @pydantic.model_validator(mode="after")
+    def _label_nothing(self) -> SiteConfig:
+        given = {"labelled": self.labelled, "labels": self.labels}
+        wrong = [key for key, value in given.items() if value]
+        if self.without_labels and wrong:
+            raise ValueError(
+                f"role = 'unlabelled' and {' and '.join(wrong)} exclude each other: the first says that nothing is "
+                "labelled here. Leave one of them out"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _charge_scores(self) -> SiteConfig:

@@ -59,6 +59,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         task: tasks.Task = task_table.TABLE.get(recipe.task.kind)(recipe)
         faults.extend(task.faults())
         faults.extend(task.partial_faults())
+        faults.extend(task.unlabelled_faults())
         faults.extend(task.private_faults() if _bounds_units(recipe) else [])
         faults.extend(_input_faults(recipe, task))
         faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))

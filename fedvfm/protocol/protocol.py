@@ -56,13 +56,13 @@ _LEDGER = "ledger"
 _MASKED_NUMBERS = "masked"
 _CODEC, _BASE, _TARGET = "codec", "base", "fingerprint"
 _SECURE, _ROSTER, _KEYS = "secure", "roster", "keys"
-_LABELLED, _LACKING = "labelled", "lacking"
+_LABELLED, _LACKING, _WITHOUT_LABELS = "labelled", "lacking", "without_labels"
 
 # The keys that a header may have, by kind of message; there is no other.
 _TASK = frozenset(["protocol", "recipe", "recipe_hash", "round", "split", "surface", "per_sample", "final", "layout"])
 _TASK |= {_CODEC, _BASE, _TARGET, _SECURE, _ROSTER, _CORRECTION_LAYOUT}
 _HELLO = frozenset(["protocol", "site", "backbone_sha256", "backbone_config_sha256", "manifest_fingerprint"])
-_HELLO |= {"rank", "precision", _CODEC, _KEYS, _LABELLED, _LACKING}
+_HELLO |= {"rank", "precision", _CODEC, _KEYS, _LABELLED, _LACKING, _WITHOUT_LABELS}
 _UPDATE = frozenset(["protocol", "site", "round", "base_fingerprint", "layout", _CODEC])
 _EVALUATION = frozenset(["protocol", "site", "round", "ids", "acceptance"])
 _DEALING = frozenset(["protocol", "site", "session", "commitment", "outbox", _KEYS])
@@ -170,7 +170,8 @@ class Hello:
     ``precision`` is what the site computes in: one of :data:`fedvfm.config.schema.COMPUTED_IN`.
     ``codec`` is the one that it will send and take, the recipe's: it agrees to it by name.
     ``keys`` are those of its next session, where the recipe has secure aggregation.
-    ``labelled`` are the classes that it labels, by the recipe's names; empty for all.
+    ``labelled`` are the classes that it labels, by the recipe's names; empty for all. ``without_labels`` says that it
+    labels nothing.
     ``lacking`` are the recipe's channels that it has no files of.
     """
 
@@ -184,6 +185,7 @@ class Hello:
     codec: str = codecs.PLAIN
     keys: round_keys.Advertised | None = None
     labelled: tuple[str, ...] = ()
+    without_labels: bool = False
     lacking: tuple[str, ...] = ()
 
 
@@ -462,6 +464,8 @@ def encode_hello(hello: Hello) -> RecordDict:
         header[_LABELLED] = list(hello.labelled)
     if hello.lacking:  # the same
         header[_LACKING] = list(hello.lacking)
+    if hello.without_labels:  # the same
+        header[_WITHOUT_LABELS] = True
     return RecordDict({_HEADER: ConfigRecord(header), _METRICS: MetricRecord(dict(hello.examples))})
 
 
@@ -485,6 +489,7 @@ def decode_hello(content: RecordDict) -> Hello:
             keys=secure_messages.read_keys(header[_KEYS]) if _KEYS in header else None,
             labelled=wire.texts(header.get(_LABELLED, [])),
             lacking=wire.texts(header.get(_LACKING, [])),
+            without_labels=wire.flag(header.get(_WITHOUT_LABELS, False)),
         )
     except wire.FAULTS as error:
         raise errors.ProtocolError(f"handshake reply is not of the known form ({type(error).__name__})") from None

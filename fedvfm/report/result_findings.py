@@ -30,9 +30,9 @@ from fedvfm.report import answers, bootstrap, scores
 CONSTANT, ONE_CLASS, UNTESTED, NEVER = "constant-answer", "one-class-tested", "class-untested", "class-never-answered"
 FEW_OF_CLASS, FEW_UNITS, EMPTY_TRUTHS = "few-of-a-class", "few-units", "empty-truths"
 CHANCE, BASELINE, MISSING, AT_CHANCE = "not-above-chance", "baseline-ahead", "metric-missing", "at-chance"
-UNLIKE = "unlike-classes"
+UNLIKE, WITHOUT_LABELS = "unlike-classes", "without-labels"
 
-HEADLINES = (CONSTANT, ONE_CLASS, CHANCE, BASELINE, AT_CHANCE, UNLIKE)
+HEADLINES = (CONSTANT, ONE_CLASS, CHANCE, BASELINE, AT_CHANCE, UNLIKE, WITHOUT_LABELS)
 FEDERATED = "federated"
 REFERENCES = ("majority", "zero-shot", "classical", "head-only", "unet", "image-alone", "table-alone")
 LEAST_OF_CLASS = 5
@@ -184,6 +184,22 @@ def of_labels(arm: str, labelled: Mapping[str, Sequence[str]]) -> list[Finding]:
         "the worst site compare unlike tasks; read the scores of each class"
     )
     return [Finding(UNLIKE, arm, tuple(some), text)]
+
+
+def of_unlabelled(arm: str, sites: Sequence[str]) -> list[Finding]:
+    """Sites that trained without labels, so that nothing is known of how the adapter does there.
+
+    Args:
+        arm: its name.
+        sites: their names.
+    """
+    if not sites:
+        return []
+    text = (
+        f"{_some(list(sites))} trained without labels: no score comes from there, and whether the adapter is right on "
+        "these images nobody knows"
+    )
+    return [Finding(WITHOUT_LABELS, arm, tuple(sites), text)]
 
 
 def missing(arm: str, sites: Mapping[str, Mapping[str, float]]) -> list[Finding]:

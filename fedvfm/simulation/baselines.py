@@ -132,7 +132,14 @@ def own_noise(privacy: privacy_config.RecipePrivacy, *, alone: bool = False) -> 
 def local_only(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
     """Every site alone, tested at all sites or at a sample of them: the rows of the K x K matrix."""
     recipe, tested = alone(experiment.recipe), tested_at(experiment, sites)
-    return [Arm(f"local-only/{site}", "local-only", recipe, (site,), tested[site]) for site in sites]
+    return [
+        Arm(f"local-only/{site}", "local-only", recipe, (site,), tested[site]) for site in labelled(experiment, sites)
+    ]
+
+
+def labelled(experiment: schema.Experiment, sites: Sequence[str]) -> list[str]:
+    """The sites that can learn alone: those with labels."""
+    return [site for site in sites if site not in experiment.partition.unlabelled]
 
 
 def tested_at(experiment: schema.Experiment, sites: Sequence[str]) -> dict[str, tuple[str, ...]]:

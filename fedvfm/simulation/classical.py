@@ -45,6 +45,7 @@ def fit(hospitals: Sequence[virtual_hospitals.Hospital], num_classes: int) -> Cl
         raise errors.DataError(
             f"classical handles 2 to {MAX_CLASSES} classes, not {num_classes}; take 'classical' out of the baselines"
         )
+    hospitals = [hospital for hospital in hospitals if not hospital.without_labels]
     if not any(hospital.train for hospital in hospitals):
         raise errors.DataError("classical: no hospital has a training sample; check the partition")
     return _fit_otsu(hospitals) if num_classes == 2 else _fit_thresholds(hospitals, num_classes)

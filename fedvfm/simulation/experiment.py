@@ -202,6 +202,7 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
     source = bags.of(source, experiment.recipe)
     drawn = virtual_hospitals.make_hospitals(source, experiment.partition, experiment.recipe.seed)
     hospitals = virtual_hospitals.partly_labelled(drawn, experiment.partition, experiment.recipe)
+    hospitals = virtual_hospitals.without_labels(hospitals, experiment.partition, experiment.recipe)
     hospitals = virtual_hospitals.without_table(hospitals, experiment.partition, experiment.recipe)
     hospitals = virtual_hospitals.without_channels(hospitals, experiment.partition, experiment.recipe.data)
     for hospital in hospitals:
@@ -236,7 +237,10 @@ def _label_faults(experiment: schema.Experiment, members: Sequence[virtual_hospi
 
     if "leave-one-out" not in experiment.baselines:
         return []
-    sites, faults = {hospital.name: hospital.labelled for hospital in members}, []
+    having = {hospital.name: hospital.labelled for hospital in members if not hospital.without_labels}
+    if len(having) == 1 and len(members) > 1:
+        return [f"baselines: 'leave-one-out' without '{next(iter(having))}' has no site with labels"]
+    sites, faults = having, []
     for name in sites:
         rest = {other: names for other, names in sites.items() if other != name}
         missing = partial_labels.nobody(experiment.recipe, rest) if rest else ()

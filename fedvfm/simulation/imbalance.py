@@ -22,6 +22,7 @@ def note(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital
         return ""
     names = what.recipe.data.class_names
     drawn = Counter(sample.label for hospital in hospitals for sample in hospital.train)
+    drawn.pop(None, None)  # of hospitals without labels
     counts = [drawn.get(at, 0) for at in range(len(names))]
     present = [count for count in counts if count]
     if not present or max(present) < UNEQUAL * min(present):

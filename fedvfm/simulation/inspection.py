@@ -37,7 +37,8 @@ def _open(model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospita
     whole = site.whole(model, sample)
     view = site.example(model, sample, 0 if model.recipe.data.views else -1, ("epoch", 0)).prepared
     try:
-        model.task.target(view, sample.truth)
+        if not hospital.without_labels:
+            model.task.target(view, sample.truth)
     except errors.DataError as error:
         raise error.at(f"site '{hospital.name}', sample '{sample.id}'") from error
     height, width = whole.image.shape[1:]

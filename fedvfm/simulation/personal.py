@@ -41,7 +41,7 @@ def arms(what: schema.Experiment, names: Sequence[str]) -> list[baselines.Arm]:
     """A part of the arm for each site; none where the experiment says so, or has nothing to compare them with."""
     said = what.personal.enabled
     wanted = "local-only" in what.baselines if said is None else said
-    return [baselines.personal(what, name) for name in names] if wanted else []
+    return [baselines.personal(what, name) for name in baselines.labelled(what, names)] if wanted else []
 
 
 def run(
@@ -66,7 +66,7 @@ def run(
         FedvfmError: what stopped a site.
     """
     phase = _Phase(what, place, job, members, built)
-    waiting = [site for site in members if not phase.done(site)]
+    waiting = [site for site in members if not site.without_labels and not phase.done(site)]
     if not waiting:
         return
     rounds = tuning.rounds_of(job.locked.recipe, what.personal)

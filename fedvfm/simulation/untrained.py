@@ -89,12 +89,20 @@ def _majority(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hos
     if what.recipe.target.of_columns:
         return _usual_everywhere(what, hospitals)
     classes = len(what.recipe.data.class_names)
+    known = [_label(sample) for sample in _labelled(hospitals)]
     shares = {
-        hospital.name: linear_probe.majority([_label(sample) for sample in hospital.train], classes)
+        hospital.name: linear_probe.majority(
+            known if hospital.without_labels else [_label(sample) for sample in hospital.train], classes
+        )
         for hospital in hospitals
     }
     found = _classified(what, hospitals, lambda hospital: lambda _: shares[hospital.name])
     return found, "the commonest class of the site's own training images for every image, their shares as probabilities"
+
+
+def _labelled(hospitals: Sequence[virtual_hospitals.Hospital]) -> list[samples.Sample]:
+    """The training samples of the hospitals that have labels."""
+    return [sample for hospital in hospitals if not hospital.without_labels for sample in hospital.train]
 
 
 def _usual_everywhere(
@@ -135,7 +143,7 @@ def _probe(
     model = _frozen(what.recipe, device)
     model.head = _Pooled()
     model.eval()
-    train = [(hospital, sample) for hospital in hospitals for sample in hospital.train]
+    train = [(own, sample) for own in hospitals if not own.without_labels for sample in own.train]
     if not train:
         raise defect.NO_SAMPLES.error("classical: no hospital has a training sample; check the partition")
     features = np.stack([_features(model, *pair) for pair in train])

@@ -25,16 +25,17 @@ OF_LABELS = ("foreground", "classes", "class-shares")
 """Statistics that are true only where every class is labelled."""
 
 
-def label_faults(survey: surveys.Survey, labelled: Sequence[str]) -> list[str]:
+def label_faults(survey: surveys.Survey, labelled: Sequence[str], *, without_labels: bool = False) -> list[str]:
     """Why a site that labels some classes only cannot answer: what it does not label would count as background.
 
     Args:
         survey: what is asked.
         labelled: the classes that are labelled there; empty for all.
+        without_labels: whether none is.
     """
     asked = [name for name in OF_LABELS if name in survey.statistics]
     needed = survey.class_names[1:] if survey.task == "segmentation" else survey.class_names
-    missing = [name for name in needed if name not in labelled] if labelled else []
+    missing = [name for name in needed if name not in labelled] if labelled or without_labels else []
     if not asked or not missing:
         return []
     return [

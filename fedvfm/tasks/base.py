@@ -17,6 +17,9 @@ from fedvfm.data import sample as samples
 from fedvfm.data import transforms
 from fedvfm.tasks import metrics
 
+UNSURE = -1
+"""A pseudo-label that none is."""
+
 
 class Task:
     """Base of all tasks.
@@ -32,6 +35,8 @@ class Task:
             :class:`fedvfm.tasks.case_classification.CaseClassification`.
         tabular: whether its heads take a row of the hospital's table (``recipe.inputs``).
         partial_labels: whether loss and scores take which classes are labelled (:mod:`fedvfm.data.partial_labels`).
+        pseudo_labels: whether it trains on its own answers, of sites without labels: :meth:`pseudo_label`,
+            :meth:`consistency`.
         known_options: keys of ``recipe.task.options`` that the task reads; others are refused.
     """
 
@@ -42,6 +47,7 @@ class Task:
     bags: ClassVar[bool] = False
     tabular: ClassVar[bool] = False
     partial_labels: ClassVar[bool] = False
+    pseudo_labels: ClassVar[bool] = False
 
     def __init__(self, recipe: schema.Recipe) -> None:
         self.recipe = recipe
@@ -121,6 +127,42 @@ class Task:
         if labelled is None:
             return torch.stack([self.loss(logits[part], target[part]) for part in parts])
         return torch.stack([self.loss(logits[part], target[part], labelled[part]) for part in parts])
+
+    def pseudo_label(self, logits: Tensor, threshold: float) -> NDArray[np.int64]:
+        """What a sample's logits are sure of: the likeliest class, :data:`UNSURE` where its probability is lower.
+
+        Shapes: (K, h, w) -> (h, w) in segmentation, (K,) -> () in classification.
+        """
+        sure, answer = logits.double().softmax(dim=0).max(dim=0)
+        result: NDArray[np.int64] = torch.where(sure >= threshold, answer, UNSURE).cpu().numpy()
+        return result
+
+    def consistency(self, logits: Tensor, target: Tensor) -> Tensor:
+        """One loss each, of that sample alone, against pseudo-labels; what is :data:`UNSURE` has no part in it.
+
+        Args:
+            logits: of the batch.
+            target: of :meth:`pseudo_label`.
+
+        Shapes: (B,).
+        Source: Sohn et al., "FixMatch", NeurIPS 2020, eq. (4): the mean is over all pixels, the unsure ones included.
+        """
+        raise NotImplementedError
+
+    def unlabelled_faults(self) -> list[str]:
+        """Why sites without labels cannot take part, one sentence a fault; none where the recipe does not ask for it.
+
+        A task of a third party may inherit ``pseudo_labels`` and have a loss of its own, which would not train then.
+        """
+        if self.recipe.unlabelled is None:
+            return []
+        mro = type(self).__mro__
+        places = [next(at for at, kind in enumerate(mro) if name in vars(kind)) for name in ("loss", "consistency")]
+        if self.pseudo_labels and places[0] >= places[1]:
+            return []
+        return [
+            f"recipe.unlabelled: task '{self.recipe.task.kind}' has no loss for images without labels; leave it out"
+        ]
 
     def partial_faults(self) -> list[str]:
         """Why sites may not label some classes only, one sentence a fault; none where the recipe does not ask for it.

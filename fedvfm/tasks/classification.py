@@ -37,6 +37,7 @@ class Classification(base.Task):
     known_options: ClassVar[tuple[str, ...]] = ("sampling",)
     tabular: ClassVar[bool] = True
     partial_labels: ClassVar[bool] = True
+    pseudo_labels: ClassVar[bool] = True
 
     def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
@@ -123,6 +124,18 @@ class Classification(base.Task):
     def losses(self, logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
         """See base."""
         return self.answer.losses(_masked(logits, labelled), target)
+
+    def consistency(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See base."""
+        sure = target != base.UNSURE
+        return self.answer.losses(logits, target.clamp(min=0)) * sure
+
+    def unlabelled_faults(self) -> list[str]:
+        """See base."""
+        kind = self.recipe.target.kind
+        if self.recipe.unlabelled is None or kind == "class":
+            return super().unlabelled_faults()
+        return [f"recipe.unlabelled: target '{kind}' has no answer to be sure of; use target 'class', or leave it out"]
 
     def scores(self, *, surface: bool) -> metrics.MetricSet:
         """See base."""

@@ -34,6 +34,7 @@ class Segmentation(base.Task):
     primary = "dice"
     known_options: ClassVar[tuple[str, ...]] = ("passes",)
     partial_labels: ClassVar[bool] = True
+    pseudo_labels: ClassVar[bool] = True
 
     def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
@@ -111,6 +112,34 @@ class Segmentation(base.Task):
             total = total + proposals.STAGE_WEIGHT * self._loss(stage, target, labelled)
         return total
 
+    def pseudo_label(self, logits: Tensor, threshold: float) -> NDArray[np.int64]:
+        """See base. Of automatic prompts the last pass answers."""
+        return super().pseudo_label(logits[-len(self.class_names) :], threshold)
+
+    def consistency(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See base. Cross entropy and Dice with the recipe's weights; Dice is over the sure pixels."""
+        last, *before = torch.split(logits, len(self.class_names), dim=1)
+        total = self._consistency(last, target)
+        for stage in before:
+            total = total + proposals.STAGE_WEIGHT * self._consistency(stage, target)
+        return total
+
+    def _consistency(self, logits: Tensor, target: Tensor) -> Tensor:
+        settings, logits = self.recipe.task, logits.float()
+        if self._weights is not None:
+            self._weights = self._weights.to(logits.device)
+        entropy = nn.functional.cross_entropy(
+            logits, target, weight=self._weights, ignore_index=base.UNSURE, reduction="none"
+        ).mean(dim=(1, 2))
+        # As a weighted mean over pixels has it, but with the classes' mean in place of the image's own.
+        entropy = entropy if self._weights is None else entropy / self._weights.mean()
+        sure = target != base.UNSURE
+        dice = [
+            dice_loss(logits[at : at + 1], target[at : at + 1], self._weights, sure=sure[at : at + 1])
+            for at in range(len(target))
+        ]
+        return settings.ce_weight * entropy + settings.dice_weight * torch.stack(dice)
+
     def _loss(self, logits: Tensor, target: Tensor, labelled: Tensor | None) -> Tensor:
         settings = self.recipe.task
         if self._weights is not None:
@@ -164,20 +193,25 @@ def dice_loss(
     labelled: Tensor | None = None,
     *,
     batch: bool = False,
+    sure: Tensor | None = None,
 ) -> Tensor:
     """1 - Dice of the softmax, the mean over images and all classes but the background.
 
     Where some are not labelled, the mean over images of the mean over the labelled classes of each. With ``batch`` the
     images of a batch count as one, class by class, over those that have the class labelled: a slice without a class
-    then teaches that the class is not there, which its own Dice hardly does.
+    then teaches that the class is not there, which its own Dice hardly does. Pixels that are not ``sure`` are in none.
 
-    Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,), labelled (B, K); a scalar.
+    Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,), labelled (B, K), sure (B, h, w); a
+        scalar.
     Source: Milletari et al., "V-Net", 3DV 2016, in the form of MONAI's ``DiceCELoss`` (without squares, and weights
         multiplied class by class), whose ``batch`` it is too.
     """
     probabilities = logits.softmax(dim=1)
-    truth = torch.zeros_like(probabilities).scatter_(1, target.unsqueeze(1), 1.0)
+    known = target if sure is None else target.clamp(min=0)
+    truth = torch.zeros_like(probabilities).scatter_(1, known.unsqueeze(1), 1.0)
     probabilities, truth = probabilities[:, 1:], truth[:, 1:]
+    if sure is not None:
+        probabilities, truth = (part * sure.unsqueeze(1) for part in (probabilities, truth))
     if batch and labelled is not None:
         probabilities, truth = (part * labelled[:, 1:, None, None] for part in (probabilities, truth))
         labelled = labelled.any(dim=0, keepdim=True)

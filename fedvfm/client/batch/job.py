@@ -20,7 +20,7 @@ from fedvfm import errors
 from fedvfm.client.batch import spool
 from fedvfm.client.training import compute
 from fedvfm.client.training import site as sites
-from fedvfm.data import bags, channels, labels, partial_labels
+from fedvfm.data import bags, channels, labels, partial_labels, unlabelled
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table as sources
@@ -125,7 +125,9 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
     from fedvfm.model import feature_cache
 
     raw = sources.make(job.data, task.recipe.data)
-    mapped = labels.mapped(raw, job.labels, task.recipe.data.class_names)
+    mapped: samples.Source = unlabelled.Unlabelled(raw)
+    if not job.without_labels:
+        mapped = labels.mapped(raw, job.labels, task.recipe.data.class_names)
     source = bags.of(mapped, task.recipe, table=job.table == "given")
     source = partial_labels.declared(source, job.labelled, task.recipe)
     here = {each.id: each for each in source.samples()}
@@ -144,9 +146,19 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
         parts.get("test", ()),
         labelled=job.labelled,
         lacking=channels.lacking(task.recipe.data, job.data),
+        without_labels=job.without_labels,
     )
     cache = feature_cache.FeatureCache(job.cache_mib * MIB)
-    return sites.Site(job.name, hospital, device, job.rank, cache, units=job.units, least_steps=job.least_steps)
+    return sites.Site(
+        job.name,
+        hospital,
+        device,
+        job.rank,
+        cache,
+        units=job.units,
+        least_steps=job.least_steps,
+        least_units=job.least_units,
+    )
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Jobs:
             task.recipe.codec,
             labelled=site.labelled,
             lacking=site.lacking,
+            without_labels=site.without_labels,
         )
         _require(given == own, "greets with another model or other counts than this machine knows")
         return own
@@ -127,6 +128,7 @@ class Jobs:
             data=config.data,
             labels=config.labels,
             labelled=site.labelled,
+            without_labels=site.without_labels,
             table=config.table,
             splits={split: tuple(each.id for each in site.split(split)) for split in ("train", "val", "test")},
             listing=spool.listing(site.hospital.splits),
@@ -135,6 +137,7 @@ class Jobs:
             rank=config.rank,
             units=site.units,
             least_steps=site.least_steps,
+            least_units=site.least_units if site.without_labels else 1,
             cache_mib=config.cache_mib,
             limits=config.limits,
             seconds=max(1.0, min(seconds, LONGEST_S) if math.isfinite(seconds) else LONGEST_S),

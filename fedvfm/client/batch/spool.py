@@ -80,6 +80,8 @@ class Job(Part):
     """Its class names = the recipe's."""
     labelled: Annotated[tuple[base.Name, ...], Field(strict=False)] = ()
     """The recipe's classes that are labelled there; empty for all."""
+    without_labels: Annotated[bool, Field(exclude_if=lambda said: not said)] = False
+    """Whether nothing is labelled there."""
     table: Annotated[Literal["given", "absent"], Field(exclude_if=lambda said: said == "given")] = "given"
     """Whether it has the columns of ``recipe.inputs``."""
     splits: dict[Literal["train", "val", "test"], Ids]
@@ -96,6 +98,8 @@ class Job(Part):
     """That a private round is made from."""
     least_steps: Annotated[int, Field(ge=1)] = 1
     """Of a round that ends by the clock, as the site's policy says."""
+    least_units: Annotated[int, Field(ge=1, exclude_if=lambda said: said == 1)] = 1
+    """Patients of an update of a site without labels, as its policy says."""
     cache_mib: Annotated[int, Field(ge=0)] = 0
     """Memory for images."""
     limits: schema.LimitsConfig = schema.LimitsConfig()

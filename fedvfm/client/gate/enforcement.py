@@ -143,6 +143,10 @@ class HospitalTerms:
         """Whether there are images to train on here."""
         return True
 
+    def without_labels(self, recipe: schema.Recipe) -> bool:
+        """Whether this site trains a recipe without labels."""
+        return False
+
     def _manifest(self, recipe: schema.Recipe) -> state.Manifest:
         """Every array of the adapter as this site is sent it."""
         return self.lock(recipe).manifest
@@ -268,6 +272,10 @@ class SiteTerms(HospitalTerms):
         """See above; as the site's files say."""
         return bool(self.prepared(recipe).split("train"))
 
+    def without_labels(self, recipe: schema.Recipe) -> bool:
+        """See above; as the site's file says."""
+        return recipe.unlabelled is not None and self.prepared(recipe).without_labels
+
     def _hospital(self, config: schema.SiteConfig, recipe: schema.Recipe) -> virtual_hospitals.Hospital:
         return site_file.hospital(config, recipe)
 
@@ -286,6 +294,7 @@ class SiteTerms(HospitalTerms):
             residuals=self._sent.residuals,
             personal=self._sent.personal,
             least_steps=config.policy.min_steps,
+            least_units=config.policy.min_train_units,
         )
 
     def units(self, recipe: schema.Recipe) -> int | None:

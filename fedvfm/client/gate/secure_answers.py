@@ -44,7 +44,9 @@ def share(own: masking.Sessions, task: protocol.Task, roster: roster_document.Ro
     return protocol.encode_dealing(own.deal(session))
 
 
-def mask(own: masking.Sessions, site: str, task: protocol.Task, update: state.SiteUpdate) -> RecordDict:
+def mask(
+    own: masking.Sessions, site: str, task: protocol.Task, update: state.SiteUpdate, *, without_labels: bool = False
+) -> RecordDict:
     """An update as it leaves: masked numbers, and no metric or count beside them.
 
     Args:
@@ -52,6 +54,7 @@ def mask(own: masking.Sessions, site: str, task: protocol.Task, update: state.Si
         site: its name.
         task: what was asked.
         update: what was trained, after the policy held back what it does not let out.
+        without_labels: whether it was trained so: it counts less then, and its loss is none that others could join.
 
     Raises:
         SecureAggregationError: if it cannot be masked; then nothing leaves.
@@ -62,8 +65,11 @@ def mask(own: masking.Sessions, site: str, task: protocol.Task, update: state.Si
         session, inbox = secure_messages.read_inbox(task.secure)
     recipe, names = task.recipe, sorted(update.state)
     weight = update.num_examples if recipe.aggregation.weighting == "examples" else 1
+    if without_labels and recipe.unlabelled is not None and recipe.aggregation.weighting == "examples":
+        weight = recipe.unlabelled.examples(weight)
+    loss = None if without_labels else update.metrics.get("loss")
     point, start = fixed_point.of(recipe), task.state
-    plain = point.encode(update.state, start, names, weight, update.metrics.get("loss"))
+    plain = point.encode(update.state, start, names, weight, loss)
 
     def noised(numbers: masks.Numbers, key: bytes) -> masks.Numbers:
         return point.noised(numbers, start, names, key)

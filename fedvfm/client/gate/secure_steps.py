@@ -114,7 +114,8 @@ def mask(own: enforcement.HospitalTerms, of: exchange.Exchange) -> None:
         return
     try:
         site = own.where.about.site
-        of.leave(envelope.Envelope(secure_answers.mask(own.sessions, site, of.asked, of.leaving.update)))
+        without, update = own.without_labels(of.recipe), of.leaving.update
+        of.leave(envelope.Envelope(secure_answers.mask(own.sessions, site, of.asked, update, without_labels=without)))
     except errors.FedvfmError as error:
         of.refuse(error)
 

@@ -68,13 +68,21 @@ def run(
         on_step: told of the steps of training on.
 
     Raises:
-        ConfigError: if the site's file turns it off.
+        ConfigError: if the site's file turns it off, or says that nothing is labelled here.
         TrustError: if no final adapter was accepted here.
         DataError, TrainingError, WeightsError: as a round would.
         DeadlinePassed: if ``personal.minutes`` are over; nothing is kept then.
     """
     if site.personal.enabled is False:
         raise errors.ConfigError(f"site '{site.name}'", ["personal.enabled = false: set it to true, or leave it out"])
+    if site.without_labels:
+        raise errors.ConfigError(
+            f"site '{site.name}'",
+            [
+                "role = 'unlabelled': without labels nothing can be trained on or chosen by here; use the final "
+                "adapter as it is, or label some patients and say role = 'train'"
+            ],
+        )
     verdict, folder = taken(where, asked)
     os.environ["HF_HUB_OFFLINE"] = "1"
     recipe = where.find(verdict.recipe).recipe

@@ -14,7 +14,7 @@ from fedvfm.client import site_file
 from fedvfm.client.gate import policy
 from fedvfm.client.readiness import offline
 from fedvfm.config import schema
-from fedvfm.data import bags, defect, labels, partial_labels
+from fedvfm.data import bags, defect, labels, partial_labels, unlabelled
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.readiness import dataset, duplicates, finding, image_findings, rules, survey
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from fedvfm.model import adapted_model
     from fedvfm.model import memory as budget
 
-"""Exit code of a check that found a blocker."""
+OF_LABELS = (
+    "no-validation-sample",
+    "no-test-sample",
+    "few-test-samples",
+    "one-class",
+    "class-missing",
+    "class-missing-in-split",
+    "imbalance",
+    "foreground-rare",
+)
+"""What is no finding where nothing is labelled."""
 
 
 @dataclass
@@ -138,7 +148,10 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         classes=recipe.data.class_names if recipe is not None and not contract else _shown_names(made.own, source.info),
         samples=everything,
         found=found,
-        splits={name: [numbers[one.id] for one in members] for name, members in split.parts.items()},
+        splits={
+            name: [numbers[one.id] for one in members]
+            for name, members in site_file.trained_alone(site, split.parts).items()
+        },
         torn=[numbers[one.id] for one in split.torn],
         contract=recipe.data if recipe is not None else None,
         names_shown=site.data.options.get("ids") == "names",
@@ -158,6 +171,8 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         # Where table and samples tell the same fault, the one that numbers samples says more.
         if one.code == "patient-across-splits" and one.code in known:
             made.findings = [other for other in made.findings if other.code != one.code]
+        if site.without_labels and one.code in OF_LABELS:
+            continue
         if one.code == "imbalance" and recipe is not None and _balances(recipe):
             continue
         made.findings.append(_explained(site, one))
@@ -255,6 +270,9 @@ def _shown_names(own: site_file.Own, info: samples.SourceInfo) -> tuple[str, ...
 
 def _mapped(own: site_file.Own, raw: samples.Source) -> tuple[samples.Source, list[finding.Finding]]:
     """The source under the recipe's classes, or as it is with what keeps it from fitting."""
+    if own.site.without_labels:
+        wrong = [] if own.recipe is None else unlabelled.faults(own.recipe)
+        return unlabelled.Unlabelled(raw), [finding.make("contract", fault) for fault in wrong]
     wanted = own.recipe.data.class_names if own.recipe is not None else ()
     shown = _shown_names(own, raw.info)
     names = ", ".join(shown)

@@ -104,7 +104,8 @@ def _timed(
     counts: Mapping[str, int],
 ) -> Timing:
     train, val, test = (tuple(usable[name]) for name in ("train", "val", "test"))
-    hospital = virtual_hospitals.Hospital(site.name, source, train, val, test)
+    without = site.without_labels
+    hospital = virtual_hospitals.Hospital(site.name, source, train, val, test, without_labels=without)
     public = 0 if site.privacy is None else site.privacy.units or 0
     node = sites.Site(site.name, hospital, device=model.device, units=public)
     _reset_peak(model.device)
@@ -118,6 +119,7 @@ def _timed(
     steps = math.ceil(counts["train"] / settings.batch_size) * settings.local_epochs
     validated = counts["val"] if model.recipe.evaluation.every else 0
     training_s = min(steps * second, 60.0 * settings.round_minutes or math.inf)
+    training_s += counts["train"] * image_s if without else 0.0  # the adapter answers for each image first
     round_s = training_s + validated * image_s
     return Timing(first, second, image_s, steps, round_s, _peak(model.device))
 

@@ -121,6 +121,7 @@ class Here:
             task.recipe.codec,
             labelled=site.labelled,
             lacking=site.lacking,
+            without_labels=site.without_labels,
         )
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:

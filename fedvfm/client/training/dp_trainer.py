@@ -124,7 +124,7 @@ def opened(
         [group["params"] for group in optimiser.param_groups],
         f"site '{site.name}', round {round_number}",
         made(model),
-        lambda examples: losses_of(model, examples),
+        lambda examples: losses_of(model, examples, consistent=site.without_labels),
     )
     with part.prepare(work, recipe, event, draws) as steps:
         yield Steps(steps, model, site, optimiser, units, first=first, count=event.steps, full=full)
@@ -140,12 +140,17 @@ def losses(
     views, epochs = model.recipe.data.views, model.recipe.optimiser.local_epochs
     passed = step * epochs // count
     view, words = (passed % views, ("epoch", passed)) if views else (-1, ("step", step))
-    return losses_of(model, [site.example(model, one, view, words) for one in some])
+    shown = [site.example(model, one, view, words) for one in some]
+    return losses_of(model, shown, consistent=site.without_labels)
 
 
-def losses_of(model: adapted_model.AdaptedModel, examples: Sequence[sites.Example]) -> Tensor:
-    """One loss each, of that example alone. Shapes: (n,)."""
+def losses_of(
+    model: adapted_model.AdaptedModel, examples: Sequence[sites.Example], *, consistent: bool = False
+) -> Tensor:
+    """One loss each, of that example alone; ``consistent`` that of pseudo-labels. Shapes: (n,)."""
     logits = model(*sites.collate(examples, model))
+    if consistent:
+        return model.task.consistency(logits, sites.targets(examples, model))
     return model.task.losses(logits, sites.targets(examples, model), *sites.labelled(examples, model))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, feature_cache, precision, sliding_window
 from fedvfm.privacy import records
 from fedvfm.state import groups, state
+from fedvfm.tasks import base as tasks
 from fedvfm.tasks import case_classification, case_heads, fusion
 
 
@@ -76,6 +77,8 @@ class Site:
         personal: the arrays that it keeps for itself.
         pace: images a minute that a virtual hospital trains on; 0 for as many as there are.
         least_steps: that a round has here, where its time would be over before.
+        least_units: patients that an update is made of here, or nothing was trained.
+        pseudo_masks: of a site without labels, sample -> what the round's adapter is sure of, in place of a mask.
     """
 
     name: str
@@ -90,6 +93,13 @@ class Site:
     personal: held_adapters.PersonalArrays = field(default_factory=held_adapters.PersonalArrays)
     pace: float = 0.0
     least_steps: int = 1
+    least_units: int = 1
+    pseudo_masks: Mapping[str, transforms.Mask] | None = None
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether it trains without labels."""
+        return getattr(self.hospital, "without_labels", False)
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -165,13 +175,16 @@ class Site:
         self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int, words: Sequence[str | int]
     ) -> Example:
         if view == -1 and augments_there(model):
-            base = self.whole(model, sample)
+            base = self._base(model, sample)
             rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
             made = augmentation.training_view(base, model.recipe.data, rng, model.device)
             return Example(sample, base, None, view=made)
         if view == -1:
             fresh = self._augmented(model, sample, words)
             return Example(sample, fresh, None, self._prompts(model, sample, fresh.mask, words))
+        if self.pseudo_masks is not None:  # which are of this round alone; the image of the view is the same
+            fresh = self._augmented(model, sample, ("view", view))
+            return Example(sample, fresh, self._prefix(model, fresh.image))
         # Arms of a run share the cache, and under a mechanism the same view is drawn otherwise.
         key = (*_key(model, sample), self._word(model.recipe, sample), view)
         prepared = self._kept((*key, "image"), lambda: self._augmented(model, sample, ("view", view)))
@@ -304,7 +317,16 @@ class Site:
         self, model: adapted_model.AdaptedModel, sample: samples.Sample, words: Sequence[str | int]
     ) -> transforms.Prepared:
         rng = seeding.stream(model.recipe.seed, "augment", self._word(model.recipe, sample), *words)
-        return transforms.training_view(self.whole(model, sample), model.recipe.data, rng)
+        return transforms.training_view(self._base(model, sample), model.recipe.data, rng)
+
+    def _base(self, model: adapted_model.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
+        """The image that views are made of, with its mask or what stands for one; what that lacks nobody is sure of."""
+        whole = self.whole(model, sample)
+        if self.pseudo_masks is None:
+            return whole
+        mask = self.pseudo_masks.get(sample.id)
+        mask = np.full(whole.image.shape[1:], tasks.UNSURE, dtype=np.int64) if mask is None else mask
+        return dataclasses.replace(whole, mask=mask)
 
     def _word(self, recipe: schema.Recipe, sample: samples.Sample) -> str:
         """What draws for a sample are keyed by.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fedvfm import errors, seeding
+from fedvfm.client.training import consistency, dp_trainer, feed, proximal
 from fedvfm.client.training import correction as corrections
-from fedvfm.client.training import dp_trainer, feed, proximal
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, rates, schema
 from fedvfm.data import sample as samples
@@ -59,6 +59,11 @@ def train(
     recipe, examples = model.recipe, site.split("train")
     if not examples:
         raise errors.DataError(f"site '{site.name}' has no training sample")
+    if site.without_labels:
+        taught = consistency.taught(model, site, base, round_number, deadline)
+        if not taught.enough:
+            return _unchanged(model, site, base, round_number, started)
+        site, examples = taught.site, taught.site.split("train")
     torch.manual_seed(seeding.torch_seed(recipe.seed, "train", round_number, site.name))
     model.write(base)
     model.train()
@@ -95,6 +100,21 @@ def train(
     if recipe.privacy.mechanism == privacy.NO_MECHANISM:
         return update
     return mechanisms.bare(update) if pace.part is None else pace.part.on_update(update)
+
+
+def _unchanged(
+    model: adapted_model.AdaptedModel, site: sites.Site, base: state.AdapterState, round_number: int, started: float
+) -> state.SiteUpdate:
+    """The adapter as it came, as the update of one example: of a round that had nothing, or too little, to train on."""
+    model.write(base)
+    return state.SiteUpdate(
+        site.name,
+        base.select(model.trained(round_number)),
+        1,
+        round_number - 1,
+        base.fingerprint,
+        metrics={"loss": 0.0, "seconds": round(time.monotonic() - started, 3), "steps": 0.0},
+    )
 
 
 def _limit(settings: schema.OptimiserConfig, site: sites.Site, started: float) -> Callable[[int], bool]:
@@ -139,6 +159,7 @@ def trial(model: adapted_model.AdaptedModel, site: sites.Site, steps: int = 2) -
     """
     if not site.split("train"):
         raise errors.DataError(f"site '{site.name}' has no training sample")
+    site = consistency.untaught(model, site) if site.without_labels else site
     torch.manual_seed(seeding.torch_seed(model.recipe.seed, "train", 1, site.name))
     model.write(model.initial())
     model.train()
@@ -237,8 +258,12 @@ def _step(
     near: proximal.Proximal,
     towards: corrections.Correction,
 ) -> float:
-    logits = model(*sites.collate(batch, model))
-    loss: Tensor = model.task.loss(logits, sites.targets(batch, model), *sites.labelled(batch, model))
+    logits, targets = model(*sites.collate(batch, model)), sites.targets(batch, model)
+    loss: Tensor = (
+        model.task.consistency(logits, targets).mean()
+        if site.without_labels
+        else model.task.loss(logits, targets, *sites.labelled(batch, model))
+    )
     value = float(loss.detach())
     if not math.isfinite(value):
         raise errors.TrainingError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors, registry, seeding
 from fedvfm.config import schema
-from fedvfm.data import bags, channels, defect, partial_labels
+from fedvfm.data import bags, channels, defect, partial_labels, unlabelled
 from fedvfm.data import sample as data
 from fedvfm.data.partition import appearance as appearances
 from fedvfm.data.partition import partitioners
@@ -41,6 +41,7 @@ class Hospital:
         notes: what a reader of the results must know (classes that are missing, samples left out).
         labelled: names of the classes that are labelled here; empty for all. All its samples say so too.
         lacking: names of the recipe's channels that are not here, as all its images say.
+        without_labels: whether nothing is labelled in ``train``, and ``val`` is empty.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Hospital:
     notes: tuple[str, ...] = ()
     labelled: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    without_labels: bool = False
 
     @property
     def splits(self) -> dict[str, tuple[data.Sample, ...]]:
@@ -119,13 +121,21 @@ def _all(hospital: Hospital) -> Iterable[data.Sample]:
 def pooled(hospitals: Sequence[Hospital]) -> Hospital:
     """One hospital named ``pooled`` with the splits of all, each sample still read through its own scanner.
 
+    Images without labels are not trained on: where all lie in one place, labels are what is learned from.
+
     Raises:
         DataError: if there is no hospital, or two hold a sample of the same id.
     """
     if not hospitals:
         raise defect.NO_SAMPLES.error("no hospitals to pool; the experiment needs at least one site")
     joined = {
-        split: tuple(one for hospital in hospitals for one in hospital.splits[split]) for split in splitting.SPLITS
+        split: tuple(
+            one
+            for hospital in hospitals
+            if split == "test" or not hospital.without_labels
+            for one in hospital.splits[split]
+        )
+        for split in splitting.SPLITS
     }
     return Hospital(POOLED, Pooled(hospitals), joined["train"], joined["val"], joined["test"], seed=hospitals[0].seed)
 
@@ -189,6 +199,51 @@ def make_hospitals(source: data.Source, partition: schema.PartitionConfig, seed:
     ]
     _check_classes(made)
     return sorted(made, key=lambda hospital: hospital.name)
+
+
+def without_labels(
+    hospitals: Sequence[Hospital], partition: schema.PartitionConfig, recipe: schema.Recipe
+) -> list[Hospital]:
+    """The hospitals as ``partition.unlabelled`` says: these have no labels but for their test.
+
+    Raises:
+        ConfigError: listing every name that is none, and if the recipe takes no such hospital, or no other is left.
+    """
+    names, chosen = [hospital.name for hospital in hospitals], partition.unlabelled
+    wrong = [
+        f"partition.unlabelled: no such hospital '{name}'{registry.nearest(name, names)}"
+        for name in chosen
+        if name not in names
+    ]
+    wrong += [
+        f"partition.unlabelled: '{name}' is in partition.labelled too; leave it out of one of them"
+        for name in chosen
+        if name in partition.labelled
+    ]
+    if chosen:
+        wrong += [f"partition.unlabelled: {fault}" for fault in unlabelled.faults(recipe)]
+        nobody = unlabelled.nobody([name in chosen for name in names])
+        wrong += [f"partition.unlabelled: {nobody}"] if nobody else []
+    if wrong:
+        raise errors.ConfigError("partition", wrong)
+    return [_labelless(each) if each.name in chosen else each for each in hospitals]
+
+
+def _labelless(hospital: Hospital) -> Hospital:
+    kept = {image.id for image in (*hospital.test, *bags.images_of(hospital.test))}
+    note = (
+        f"site '{hospital.name}' has no labels to train or validate with; its test keeps them, which a real hospital "
+        "of that kind would not have"
+    )
+    return dataclasses.replace(
+        hospital,
+        source=unlabelled.Unlabelled(hospital.source, kept),
+        train=tuple(map(unlabelled.bare, hospital.train)),
+        val=(),
+        notes=(*hospital.notes, note),
+        labelled=(),
+        without_labels=True,
+    )
 
 
 def without_table(

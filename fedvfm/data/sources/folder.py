@@ -1,4 +1,4 @@
-"""The hospital's own folder: pictures, volumes and DICOM studies in one of eight layouts."""
+"""The hospital's own folder: pictures, volumes and DICOM studies in one of nine layouts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SAME_PATIENT = (
     'data.options.patients = "hash", keeps both in one split'
 )
 
-LABELLED = ("studies", "table", "cases")
+LABELLED = ("studies", "table", "cases", "images")
 """Layouts whose ``labels.csv`` may say the patients, too."""
 UNREADABLE = (
     defect.UNREADABLE,
@@ -87,6 +87,7 @@ class Folder:
     ``bids``     ``sub-*/`` and masks in ``derivatives/``; segmentation
     ``cases``    ``cases/NAME/`` with the images of one case each, and a table with the columns ``id`` (NAME) and
                  ``label``; classification
+    ``images``   no labels: ``studies/``, ``cases/`` or ``images/`` as above, else the images of the folder itself
     ============ ==========================================================================================
 
     Pictures are PNG, JPEG, TIFF or BMP; volumes NIfTI, NRRD or DICOM; one DICOM file with one frame (a radiograph)

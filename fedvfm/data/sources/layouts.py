@@ -45,7 +45,8 @@ REMEDY = (
     "column label, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a datalist "
     "(dataset.json with 'training'), studies/ with a DICOM folder each, cases/ with a folder of images each and a "
     "table that has a column label, or BIDS (sub-*/ and derivatives/); "
-    "data.options.layout = pairs, table, classes, nnunet, datalist, studies, cases or bids says which"
+    "data.options.layout = pairs, table, classes, nnunet, datalist, studies, cases or bids says which; "
+    "images alone are for a site of role = 'unlabelled'"
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedvfm import errors
 from fedvfm.data import defect, formats, side_files
-from fedvfm.data.sources import bids, datalist, layouts, studies
+from fedvfm.data.sources import bids, datalist, layouts, plain_images, studies
 
 COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
     "pairs": layouts.pairs,
@@ -20,13 +20,14 @@ COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
     "bids": bids.collect,
     "table": layouts.table,
     "cases": layouts.cases,
+    "images": plain_images.collect,
 }
 KINDS = tuple(COLLECT)
 OWN_OPTIONS = {
     "mask_values": ("pairs", "studies", "bids"),
     "fold": ("datalist",),
     "suffix": ("bids",),
-    "series": ("studies", "datalist"),
+    "series": ("studies", "datalist", "images"),
 }
 """Options that only some layouts have."""
 PARTS = ("mask", "label", "annot", "image", "img", "truth", "segment")

@@ -32,7 +32,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     if not (folder / "studies").is_dir():
         layout.faults.append(defect.OPTIONS.fault(f"studies/: no such folder; {layouts.REMEDY}"))
         return layout
-    found = {path.name: path for path in _studies(folder / "studies", layout.faults)}
+    found = {path.name: path for path in folders(folder / "studies", layout.faults)}
     layout.left += layouts.beside(folder / "studies", list(found.values()), "studies/")
     layout.names = list(found)
     table = None if (folder / "masks").is_dir() else layouts.labelled(folder)
@@ -46,7 +46,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     return layout
 
 
-def _studies(folder: Path, faults: list[errors.Fault]) -> Sequence[Path]:
+def folders(folder: Path, faults: list[errors.Fault]) -> Sequence[Path]:
     """Its folders; files beside them are named, because they may be a study that someone forgot to put into one."""
     loose = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     faults += layouts.lost(folder, "studies/")

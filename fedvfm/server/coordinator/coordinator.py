@@ -22,7 +22,7 @@ from flwr.app import Context
 from fedvfm import errors
 from fedvfm.aggregators import table as rules
 from fedvfm.config import schema
-from fedvfm.data import channels, partial_labels
+from fedvfm.data import channels, partial_labels, unlabelled
 from fedvfm.flower import runtime
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
@@ -177,13 +177,15 @@ class Coordinator:
         Raises:
             ClassUnlabelled: if no round is done and a class is labelled nowhere.
         """
-        sites = {name: member.labelled for name, member in members.items() if member.examples.get("train", 1)}
+        having = {name: member for name, member in members.items() if member.examples.get("train", 1)}
+        sites = {name: member.labelled for name, member in having.items() if not member.without_labels}
         fault = partial_labels.said(self._locked.recipe, sites) if sites else ""
+        fault = fault or unlabelled.nobody([member.without_labels for member in having.values()])
         if fault and not self._done():
             raise errors.ClassUnlabelled(fault)
         if fault:
             LOG.warning(f"from now on {fault}")
-        lacked = {name: members[name].lacking for name in sites}
+        lacked = {name: member.lacking for name, member in having.items()}
         nowhere = channels.nowhere(self._locked.recipe.data, lacked)
         if nowhere:
             LOG.warning(nowhere)

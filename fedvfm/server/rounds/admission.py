@@ -99,8 +99,16 @@ def norm_of(update: state.AdapterState, base: state.AdapterState) -> float:
 
 
 def usual(rounds: Iterable[Mapping[str, Any]]) -> float:
-    """The median of the norms that these lines of the journal hold; 0 where they hold none."""
-    norms = [norm for line in rounds for norm in line.get("norms", {}).values()]
+    """The median of the norms that these lines of the journal hold; 0 where they hold none.
+
+    Those of sites without labels do not count: where the adapter was sure of nothing, theirs are 0.
+    """
+    norms = [
+        norm
+        for line in rounds
+        for site, norm in line.get("norms", {}).items()
+        if site not in line.get("without_labels", ())
+    ]
     return statistics.median(norms) if norms else 0.0
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedvfm.aggregators import averaging_error, base, products, table
+from fedvfm.config import unlabelled as unlabelled_config
 from fedvfm.server.rounds import divergence, handshake
 from fedvfm.state import factors, state
 
@@ -69,6 +70,7 @@ class Fold:
         kept: what the rule left in the round before.
         start: the global adapter that the round begins with.
         stored: reads an update that is on disk; None where none is.
+        unlabelled: the recipe's: what a site without labels counts.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Fold:
         kept: Mapping[str, state.Array],
         start: state.AdapterState | None = None,
         stored: Callable[[str], state.SiteUpdate] | None = None,
+        unlabelled: unlabelled_config.UnlabelledConfig | None = None,
     ) -> None:
-        self._rule, self._members, self._weighting = rule, members, weighting
+        self._rule, self._members, self._weighting, self._unlabelled = rule, members, weighting, unlabelled
         self._acc = rule.init(manifest, kept)
         self._error = averaging_error.AveragingError(manifest)
         self._stored, self._start = stored, start
@@ -102,7 +105,8 @@ class Fold:
 
     def take(self, update: state.SiteUpdate) -> None:
         """See :class:`Intake`."""
-        self._weights[update.site] = weight(update, self._weighting)
+        without = self._members[update.site].without_labels
+        self._weights[update.site] = weight(update, self._weighting, self._unlabelled, without_labels=without)
         self._examples[update.site] = update.num_examples
         self._train[update.site] = dict(update.metrics)
         if not self._turns:
@@ -182,8 +186,19 @@ def folded(
     return rule.finish(acc)
 
 
-def weight(update: state.SiteUpdate, weighting: str) -> float:
+def weight(
+    update: state.SiteUpdate,
+    weighting: str,
+    unlabelled: unlabelled_config.UnlabelledConfig | None = None,
+    *,
+    without_labels: bool = False,
+) -> float:
     """The site's unnormalised weight, 1 or more and a float32; admission has bounded the number it rests on."""
     if weighting == "loss":
         return float(np.float32(update.metrics["loss"])) * 2**20
-    return float(update.num_examples) if weighting == "examples" else 1.0
+    if weighting == "examples":
+        count = update.num_examples
+        return float(unlabelled.examples(count) if without_labels and unlabelled is not None else count)
+    if unlabelled is None or unlabelled.weight == 1.0:
+        return 1.0
+    return float(np.float32(unlabelled.weight if without_labels else 1.0)) * 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fedvfm import errors, seeding
 from fedvfm.config import schema
@@ -46,18 +46,52 @@ def promise_faults(quorum: int, recipe: schema.Recipe) -> list[str]:
     ]
 
 
-def choose(sites: Sequence[str], server: schema.ServerConfig, seed: int, round_number: int) -> list[str]:
-    """The cohort of a round, sorted by name: all sites, or a seeded sample of ``server.cohort``."""
+def choose(
+    sites: Sequence[str],
+    server: schema.ServerConfig,
+    seed: int,
+    round_number: int,
+    without_labels: Collection[str] = (),
+) -> list[str]:
+    """The cohort of a round, sorted by name: all sites, or a seeded sample of ``server.cohort``.
+
+    A sample of none but sites without labels has the place of its last one taken by one with labels, drawn too.
+    """
     ordered = sorted(sites)
-    if server.cohort in (0, len(ordered)):
+    if not server.cohort or server.cohort >= len(ordered):
         return ordered
     rng = seeding.stream(seed, "cohort", round_number)
-    return sorted(str(name) for name in rng.choice(ordered, size=server.cohort, replace=False))
+    drawn = [str(name) for name in rng.choice(ordered, size=server.cohort, replace=False)]
+    if set(drawn) <= set(without_labels):
+        drawn[-1] = str(rng.choice([name for name in ordered if name not in without_labels]))
+    return sorted(drawn)
 
 
 def quorum(asked: int, server: schema.ServerConfig) -> int:
     """The least number of sites that must be admitted: ``server.quorum``, or all that were asked."""
     return server.quorum or asked
+
+
+def warmup_faults(asked: int, server: schema.ServerConfig, recipe: schema.Recipe, *, simulated: bool) -> list[str]:
+    """Why the first rounds, in which so many sites with labels are asked alone, cannot be, one sentence a fault."""
+    if server.quorum > asked:
+        return [
+            f"server.quorum = {server.quorum}: in the first rounds (recipe.unlabelled.warmup_rounds) {asked} sites "
+            f"with labels are asked; give at most {asked}, or 0 for all that are asked"
+        ]
+    return [] if simulated else promise_faults(quorum(asked, server), recipe)
+
+
+def require_labels(admitted: Sequence[str], without_labels: Collection[str], round_number: int) -> None:
+    """Check that a round is not of sites without labels alone: nothing would hold them to the truth.
+
+    Raises:
+        QuorumMissed: saying so.
+    """
+    if without_labels and set(admitted) <= set(without_labels):
+        raise errors.QuorumMissed(
+            f"round {round_number}: {len(admitted)} sites were admitted, all without labels. Mend a site that has some"
+        )
 
 
 def require(

@@ -25,6 +25,7 @@ from fedvfm import errors
 from fedvfm.aggregators import base
 from fedvfm.aggregators import table as rules
 from fedvfm.config import schema
+from fedvfm.data import unlabelled
 from fedvfm.flower import internals
 from fedvfm.privacy import base as mechanisms
 from fedvfm.privacy import statements
@@ -183,6 +184,7 @@ class Federation:
         if wrong:
             raise errors.ConfigError(f"federation '{self.job.name}'", wrong)
         members = self._handshake() if members is None else members
+        self._require_labels(members, least)
         adapter, self._kept = self._restore()
         for number in range(self.journal.last_round + 1, self.job.rounds + 1):
             if leave(number):
@@ -192,6 +194,37 @@ class Federation:
             return False
         self._test(adapter, members)
         return True
+
+    def _without_labels(self, members: Mapping[str, handshake.Member]) -> list[str]:
+        """The sites that train without labels."""
+        return sorted(n for n in self.job.train_sites if n in members and members[n].without_labels)
+
+    def _ready(self, number: int, members: Mapping[str, handshake.Member]) -> list[str]:
+        """The sites that may be asked to train in a round: in the warm-up those with labels."""
+        own = self.recipe.unlabelled
+        waiting = self._without_labels(members) if own is not None and number <= own.warmup_rounds else ()
+        return [name for name in self.job.train_sites if name not in waiting]
+
+    def _require_labels(self, members: Mapping[str, handshake.Member], least: int) -> None:
+        """Check that sites with labels are there, and enough of them for the rounds that are theirs alone.
+
+        Raises:
+            ClassUnlabelled: if no site has labels.
+            ConfigError: if the warm-up cannot be with those that have.
+        """
+        without = self._without_labels(members)
+        nobody = unlabelled.nobody([name in without for name in self.job.train_sites])
+        if nobody:
+            raise errors.ClassUnlabelled(nobody)
+        number = self.journal.last_round + 1
+        ready = self._ready(number, members)
+        if len(ready) < len(self.job.train_sites) and number <= self.job.rounds:
+            asked = min(self.job.server.cohort or len(ready), len(ready))
+            wrong = rules.site_faults(self.recipe, min(least, asked))
+            wrong += cohort.warmup_faults(asked, self.job.server, self.recipe, simulated=self.job.simulated)
+            if wrong:
+                what = f"federation '{self.job.name}', rounds of the {len(ready)} sites with labels alone"
+                raise errors.ConfigError(what, wrong)
 
     # -- handshake -------------------------------------------------------------------------------------------------
 
@@ -243,7 +276,8 @@ class Federation:
         self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
     ) -> state.AdapterState:
         started = time.monotonic()
-        asked = cohort.choose(self.job.train_sites, self.job.server, self.recipe.seed, number)
+        ready, without = self._ready(number, members), self._without_labels(members)
+        asked = cohort.choose(ready, self.job.server, self.recipe.seed, number, without)
         self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=asked)
         if self._controls is not None:
             self._controls.begin(number, self._kept)
@@ -274,7 +308,7 @@ class Federation:
             "validation": validation,
             **self._mark,
             **({"same_as": self._same_as} if self._same_as else {}),
-            **({journal.DRAWN_FROM: sorted(self.job.train_sites)} if self._draws(asked) else {}),
+            **({journal.DRAWN_FROM: sorted(ready)} if self._draws(asked, ready) else {}),
             **self.job.machine,
             "bytes": self.asker.new_traffic(),
             **_times(started),
@@ -292,9 +326,9 @@ class Federation:
             self._secure.clear()
         return adapter
 
-    def _draws(self, asked: Sequence[str]) -> bool:
+    def _draws(self, asked: Sequence[str], ready: Sequence[str]) -> bool:
         """Whether the cohort is a draw, so that who might have been drawn had a part in it."""
-        return self.job.durable and len(asked) < len(self.job.train_sites)
+        return self.job.durable and len(asked) < len(ready)
 
     def _hidden(
         self,
@@ -328,6 +362,7 @@ class Federation:
         least = cohort.quorum(len(members), self.job.server)
         tell = functools.partial(self._refused, number)
         mean, sites, refused = secure.run(number, adapter, members, least, ask, tell)
+        cohort.require_labels(list(sites), [member.name for member in members if member.without_labels], number)
         return secure_sum.joined(mean, sites, {"cohort": sorted(nodes), "refused": refused}, self.recipe)
 
     def _joined(
@@ -343,6 +378,7 @@ class Federation:
         refused = self._train(number, adapter, [members[name] for name in asked], intake, kept)
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
         cohort.require(list(intake.sites), asked, self.job.server, number, why)
+        cohort.require_labels(list(intake.sites), self._without_labels(members), number)
         # At site level an update is not private before the sum is noised, and neither is its norm.
         hidden = self._private is not None or self.recipe.secure_aggregation is not None
         norms = {} if hidden else {"norms": dict(sorted(self._norms.items()))}
@@ -361,12 +397,14 @@ class Federation:
         kept: update_store.Received,
     ) -> aggregation.Intake:
         if self.recipe.secure_aggregation is not None:  # a simulation; else no plain update is asked for
-            return secure_sum.PlainSum(self.recipe, adapter, self.job.locked.manifest, number)
+            without = self._without_labels(members)
+            return secure_sum.PlainSum(self.recipe, adapter, self.job.locked.manifest, number, without)
         if self._private is not None:
             return self._private.intake(number, adapter, len(asked), self._kept, self.journal.rounds)
         weighting, manifest = self.recipe.aggregation.weighting, self.job.locked.manifest
         stored = functools.partial(kept.read, number) if self.job.durable else None
-        return aggregation.Fold(self.rule, asked, members, weighting, manifest, self._kept, adapter, stored)
+        kept_of_rule, own = self._kept, self.recipe.unlabelled
+        return aggregation.Fold(self.rule, asked, members, weighting, manifest, kept_of_rule, adapter, stored, own)
 
     def _train(
         self,
@@ -639,11 +677,13 @@ class Federation:
 
 
 def _labelled(members: Mapping[str, handshake.Member], asked: Sequence[str]) -> dict[str, Any]:
-    """Of the cohort the sites that label some classes only or lack channels, and which; nothing where all are alike."""
+    """Of the cohort the sites that label nothing or not all classes, or lack channels; nothing where all are alike."""
     there = [members[name] for name in asked if name in members]
     labelled = {member.name: list(member.labelled) for member in there if member.labelled}
     lacking = {member.name: list(member.lacking) for member in there if member.lacking}
-    return {key: sites for key, sites in (("labelled", labelled), ("lacking", lacking)) if sites}
+    without = [member.name for member in there if member.without_labels]
+    rows = {"labelled": labelled, "lacking": lacking, "without_labels": without}
+    return {key: sites for key, sites in rows.items() if sites}
 
 
 def _times(started: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ from fedvfm.trust import locked_recipe
 class Member:
     """A site after the handshake; ``precision`` is what it computes in, ``labelled`` the classes it labels (all: none).
 
-    ``lacking`` are the recipe's channels that it does not have.
+    ``lacking`` are the recipe's channels that it does not have. ``without_labels`` says that it labels nothing.
     ``keys`` are those it greeted with for its next session of secure aggregation: no part of what it is.
     """
 
@@ -31,6 +31,7 @@ class Member:
     keys: round_keys.Advertised | None = dataclasses.field(default=None, compare=False)
     labelled: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    without_labels: bool = False
 
 
 class RollCall:
@@ -115,6 +116,11 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
             f"site '{hello.site}' names {len(hello.labelled)} classes that it labels, {len(strange)} of them not the "
             f"recipe's; the recipe asks for {len(known)} at most. Correct labelled in its site.toml"
         )
+    if hello.without_labels and (locked.recipe.unlabelled is None or hello.labelled):
+        raise errors.HandshakeRefused(
+            f"site '{hello.site}' has no labels, and the recipe takes no such site. Correct role in its site.toml, or "
+            "lock a recipe with [recipe.unlabelled]"
+        )
     others = set(hello.lacking) - set(locked.recipe.data.optional_channels)
     if others or len(hello.lacking) > len(locked.recipe.data.optional_channels):
         raise errors.HandshakeRefused(
@@ -128,7 +134,8 @@ def member(locked: locked_recipe.LockedRecipe, rule: base.Aggregator, node: int,
         )
     rule.for_site(locked.adapter, manifest)
     own = hello.keys if hello.keys is not None and hello.keys.site == hello.site else None
-    return Member(hello.site, node, manifest, hello.examples, hello.precision, own, hello.labelled, hello.lacking)
+    said = (hello.labelled, hello.lacking, hello.without_labels)
+    return Member(hello.site, node, manifest, hello.examples, hello.precision, own, *said)
 
 
 def at_rank(manifest: state.Manifest, rank: int) -> state.Manifest:

@@ -31,9 +31,18 @@ class PlainSum:
         start: the global adapter that the round begins with.
         manifest: of the global adapter.
         number: of the round.
+        without_labels: names of the sites that have none.
     """
 
-    def __init__(self, recipe: schema.Recipe, start: state.AdapterState, manifest: state.Manifest, number: int) -> None:
+    def __init__(
+        self,
+        recipe: schema.Recipe,
+        start: state.AdapterState,
+        manifest: state.Manifest,
+        number: int,
+        without_labels: Collection[str] = (),
+    ) -> None:
+        self._without_labels = frozenset(without_labels)
         self._recipe, self._start, self._point, self._number = recipe, start, fixed_point.of(recipe), number
         self._names = groups.leaving(manifest, recipe, number)
         self._total: masks.Numbers | None = None
@@ -46,8 +55,9 @@ class PlainSum:
 
     def take(self, update: state.SiteUpdate) -> None:
         """See :class:`fedvfm.server.rounds.aggregation.Intake`."""
-        weight = int(aggregation.weight(update, self._recipe.aggregation.weighting))
-        loss = update.metrics.get("loss")
+        weighting, without = self._recipe.aggregation.weighting, update.site in self._without_labels
+        weight = int(aggregation.weight(update, weighting, self._recipe.unlabelled, without_labels=without))
+        loss = None if without else update.metrics.get("loss")
         plain = self._point.encode(update.state, self._start, self._names, weight, loss)
         key = simulated_key(self._recipe.seed, self._number, update.site)
         numbers = self._point.noised(plain, self._start, self._names, key)

@@ -39,6 +39,8 @@ def build(
     findings = result_findings.of_values(ARM, sites, locked.recipe.data.class_names)
     labelled = {site: names for line in journal for site, names in line.get("labelled", {}).items()}
     findings += result_findings.of_labels(ARM, {site: labelled.get(site, ()) for site in sites})
+    without = {site for line in journal for site in line.get("without_labels", ())}
+    findings += result_findings.of_unlabelled(ARM, sorted(without))
     return {
         "experiment": name,
         "seed": locked.recipe.seed,
