@@ -47,6 +47,21 @@ LORA = ('recipe.adapter.kind="lora"', "recipe.optimiser.learning_rate=1e-3", "re
 LAST = (*LORA, "recipe.adapter.rank=8", "recipe.adapter.layers=[9]")
 ALL = (*LAST, 'recipe.adapter.targets=["q", "k", "v", "o", "fc1", "fc2"]')
 MASKS = ('recipe.task.head="sam-masks"', *LAST)  # decoder parts have most of the numbers that may travel
+WHOLE_VOLUMES = (
+    'recipe.backbone.name="unet3d"',
+    'recipe.adapter.kind="full"',
+    'recipe.task.head="voxel"',
+    "data.options.every=1",
+    "recipe.data.stack=1",
+    'recipe.data.fit="native"',
+    "recipe.data.depth=32",
+    "recipe.data.input_size=[48, 32]",
+    "recipe.data.views=0",
+    "recipe.optimiser.batch_size=2",
+    "recipe.optimiser.local_epochs=4",
+    "recipe.optimiser.learning_rate=2e-3",
+)
+"""What makes the experiment one of volumes: all slices, pieces of nearly a whole volume, steps as in the other arms."""
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("U-Net head on the frozen encoder, no decoder", ()),
     "lora": ("the same and LoRA on the encoder's last block", ALL),
@@ -61,6 +76,7 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "the whole decoder alone",
         (*MASKS, 'recipe.adapter.kind="head-only"', 'recipe.adapter.parts=["decoder"]'),
     ),
+    "unet3d": ("a 3D U-Net of whole volumes from scratch, no SAM", WHOLE_VOLUMES),
 }
 TINY = ("recipe.rounds=1", "partition.train=2", "partition.val=1", "partition.test=1", "recipe.data.views=1")
 

@@ -113,6 +113,7 @@ class Backbone(nn.Module):
         promptable: whether it can be told where each class is (see ``prompted``).
         prompt_width: channels of the image embedding that its prompts meet; 0 where it takes none.
         default_parts: decoder parts that train where the recipe names none.
+        volumetric: whether it takes whole volumes: pixels and grids then have an axis of slices before their sides.
         default_head: of segmentation, where the recipe names none; None leaves it to the task.
         stock_differs: why the stock class computes something else with the same weights; empty where it does not.
         words: what joins its images with the recipe's sentences (:mod:`fedvfm.backbones.towers`); None without words.
@@ -133,6 +134,7 @@ class Backbone(nn.Module):
     promptable: bool = False
     prompt_width: int = 0
     default_parts: tuple[str, ...] = ()
+    volumetric: bool = False
     default_head: str | None = None
     stock_differs: str = ""
     words: Any
@@ -235,5 +237,6 @@ def takes(*options: str) -> Callable[[Loader], Loader]:
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize of (B, C, H, W) to ``size`` (H, W)."""
-    return torch.nn.functional.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False)
+    """Bilinear resize of (B, C, H, W) to ``size`` (H, W); of (B, C, D, H, W) trilinear."""
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return torch.nn.functional.interpolate(image, size=tuple(size), mode=mode, align_corners=False)

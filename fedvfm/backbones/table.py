@@ -60,6 +60,7 @@ TABLE = registry.Table(
         "mobilesam": _TINYVIT_SAM,
         "sam-shaped": _SAM,
         "unet": "fedvfm.backbones.unet:load",
+        "unet3d": "fedvfm.backbones.unet:load_volumetric",
     },
 )
 

@@ -1,9 +1,11 @@
-"""A small U-Net trained from scratch: the honest baseline of every segmentation table."""
+"""Small U-Nets trained from scratch, of slices and of volumes: the honest baseline of every segmentation table."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,17 +23,19 @@ class UNet(base.Backbone):
     Source: Ronneberger et al., "U-Net", MICCAI 2015; Kerfoot et al., STACOM 2018 (residual units), as in MONAI.
     """
 
+    dimensions: ClassVar[int] = 2
+
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI's imports warn about optional packages
             from monai.networks.nets import UNet as MonaiUNet
 
-        self.name, self.sha256, self.pretrained, self.width, self.depth = "unet", "", False, channels[0], 0
-        self.patch = 1
+        self.name = "unet" if self.dimensions == 2 else "unet3d"
+        self.sha256, self.pretrained, self.width, self.depth, self.patch = "", False, channels[0], 0, 1
         self._multiple = 2 ** (len(channels) - 1)
         self.model = MonaiUNet(
-            spatial_dims=2,
+            spatial_dims=self.dimensions,
             in_channels=3,
             out_channels=channels[0],
             channels=tuple(channels),
@@ -58,11 +62,27 @@ class UNet(base.Backbone):
 
     def features(self, pixels: Tensor, taps: Sequence[int], prefix: base.Prefix | None = None) -> base.Features:
         """See base."""
-        height, width = pixels.shape[-2:]
-        below, right = -height % self._multiple, -width % self._multiple
-        padded = torch.nn.functional.pad(pixels, (0, right, 0, below), mode="replicate")
-        grid = self.model(padded)[..., :height, :width]
-        return base.Features(pixels, (grid,), grid.mean(dim=(2, 3)))
+        size = pixels.shape[2:]
+        missing = [number for side in reversed(size) for number in (0, -side % self._multiple)]
+        padded = torch.nn.functional.pad(pixels, missing, mode="replicate")
+        grid = self.model(padded)[:, :, *(slice(side) for side in size)]
+        return base.Features(pixels, (grid,), grid.mean(dim=tuple(range(2, grid.ndim))))
+
+
+class UNet3D(UNet):
+    """The same network of whole volumes.
+
+    Shapes: pixels (B, 3, D, H, W) -> one grid (B, channels[0], D, H, W).
+    Source: Çiçek et al., "3D U-Net", MICCAI 2016; residual units as in MONAI.
+    """
+
+    dimensions: ClassVar[int] = 3
+    volumetric = True
+    default_head = "voxel"
+
+    def activations(self, size: Sequence[int]) -> int:
+        """About ten grids a level: two residual units of convolutions, norms and activations."""
+        return 10 * self.width * math.prod(size)
 
 
 @base.takes("channels")
@@ -70,17 +90,36 @@ def load(settings: schema.BackboneConfig, *, with_weights: bool = True, device: 
     """A U-Net with the channels of ``options.channels``; its weights are set from the initial adapter.
 
     Raises:
+        ConfigError: as :func:`_load`.
+    """
+    return _load(UNet, settings, with_weights, device)
+
+
+@base.takes("channels")
+def load_volumetric(settings: schema.BackboneConfig, *, with_weights: bool = True, device: str = "cpu") -> UNet:
+    """A 3D U-Net of whole volumes (``recipe.data.depth``), otherwise as ``unet``.
+
+    Raises:
+        ConfigError: as :func:`_load`.
+    """
+    return _load(UNet3D, settings, with_weights, device)
+
+
+def _load(kind: type[UNet], settings: schema.BackboneConfig, with_weights: bool, device: str) -> UNet:
+    """A U-Net with the channels of ``options.channels``; its weights are set from the initial adapter.
+
+    Raises:
         ConfigError: if the channels are not whole positive numbers, or weights are pinned.
     """
     if settings.sha256 is not None or settings.revision is not None:
         raise errors.ConfigError(
-            "backbone 'unet'",
+            f"backbone '{settings.name}'",
             ["sha256 and revision: it is trained from scratch, there are no weights to pin; leave both out"],
         )
     channels = settings.options.get("channels", [16, 32, 64, 128])
     if not isinstance(channels, list) or len(channels) < 2 or not all(type(c) is int and c > 0 for c in channels):
         raise errors.ConfigError(
-            "backbone 'unet'", [f"options.channels = {channels!r}: give two or more positive whole numbers"]
+            f"backbone '{settings.name}'", [f"options.channels = {channels!r}: give two or more positive whole numbers"]
         )
     with torch.device(device if with_weights else "meta"):
-        return UNet([int(c) for c in channels])
+        return kind([int(c) for c in channels])

@@ -312,9 +312,9 @@ def _times(every: int) -> str:
 
 def _contract(locked: locked_recipe.LockedRecipe) -> str:
     data = locked.recipe.data
-    height, width = data.input_size
+    size, unit = " x ".join(map(str, data.patch_size)), "voxels" if data.depth else "pixels"
     how = "resized to" if data.fit == "resize" else "cut into pieces of"
-    return f"modality {data.modality}; {how} {height} x {width} pixels; intensity {data.intensity}"
+    return f"modality {data.modality}; {how} {size} {unit}; intensity {data.intensity}"
 
 
 def _leaves(locked: locked_recipe.LockedRecipe) -> str:

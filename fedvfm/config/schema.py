@@ -231,6 +231,9 @@ class DataContract(Strict):
     training sample once and goes round them, so that what the frozen blocks compute can be kept; 0 draws afresh every
     epoch. ``intensity``: "percentile" stretches each image, "polarity" also turns bright backgrounds dark.
 
+    ``depth`` > 0 makes each volume one sample, which a network of three dimensions sees in pieces of ``depth`` slices
+    of ``input_size``; a third of them have a voxel of a class in the middle.
+
     Of volumes ``plane`` says how they are cut ("acquired": as the scanner did, which may differ from site to site) and
     ``stack = 3`` shows every slice between its two neighbours, one a channel (2.5D). ``window`` is a name of
     :data:`WINDOWS` or (centre, width) in the files' units, Hounsfield units for CT, and takes the place of
@@ -270,6 +273,9 @@ class DataContract(Strict):
     plane: Literal["axial", "coronal", "sagittal", "acquired"] = "axial"
     """How volumes are cut: axial, coronal, sagittal, or acquired (as the scanner did). Change: to the plane in which
     the scanner's pixels are finest."""
+    depth: Annotated[int, Field(ge=0, le=1024)] = _later(0)
+    """(slices) A sample is a whole volume, and training sees pieces of so many slices of input_size; 0: a sample is a
+    slice. Needs backbone unet3d and fit = native. Change: to about the depth of the structures, a multiple of 8."""
     stack: Literal[1, 3] = 1
     """(slices) 3 shows each slice between its two neighbours. Change: to 3 where one slice alone does not show the
     structure."""
@@ -317,6 +323,8 @@ class DataContract(Strict):
             raise ValueError('window and intensity = "polarity" exclude each other: a window fixes what is dark')
         if self.stack > 1 and self.grey:
             raise ValueError("stack = 3 and grey = true exclude each other: the neighbours would be mixed into one")
+        if self.depth and (self.fit != "native" or self.stack > 1):
+            raise ValueError('depth: of whole volumes pieces are seen, at their own scale: fit = "native", no stack')
         if self.class_codes and (len(self.class_codes) != len(self.class_names) or self.class_codes[0]):
             raise ValueError("class_codes: one for each of class_names is needed, empty for the background")
         if len(set(self.codes.values())) < len(self.codes):
@@ -336,6 +344,11 @@ class DataContract(Strict):
         if len(self.channels) > 1 and (self.grey or self.stack > 1):
             raise ValueError("three channels exclude grey = true and stack = 3: the model takes three in all")
         return self
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """What training sees of a sample: (height, width), of volumes (slices, height, width)."""
+        return (self.depth, *self.input_size) if self.depth else self.input_size
 
     @property
     def codes(self) -> dict[str, str]:

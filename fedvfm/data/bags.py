@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import columns, defect, input_rows
+from fedvfm.data import columns, defect, input_rows, whole_volumes
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
@@ -33,7 +33,7 @@ SHARED = {
 
 
 def of(source: data.Source, recipe: schema.Recipe, *, table: bool = True) -> data.Source:
-    """The source as a recipe takes it: with columns of its target and its inputs, and its cases where it is of them.
+    """The source as a recipe takes it: with columns of its target and its inputs, its cases, or its whole volumes.
 
     Args:
         source: of images.
@@ -42,16 +42,23 @@ def of(source: data.Source, recipe: schema.Recipe, *, table: bool = True) -> dat
 
     Raises:
         DataError: listing every case whose images have unlike labels, values, patients, sites or splits, and what is
-            wrong with the columns.
+            wrong with the columns; of whole volumes what is no slice of one, or lacks slices.
     """
     shown = input_rows.InputRows(source, recipe) if table and recipe.inputs.columns else source
     answered = columns.Columns(shown, recipe) if recipe.target.of_columns else shown
+    if recipe.data.depth:
+        return whole_volumes.WholeVolumes(answered)
     return Bags(answered) if recipe.task.kind in LABELS_OF else answered
 
 
 def images_of(samples: Iterable[data.Sample]) -> list[data.Sample]:
     """The images of cases, and samples that are no cases themselves, in their order."""
     return [image for sample in samples for image in sample.images or (sample,)]
+
+
+def read_of(samples: Iterable[data.Sample]) -> list[data.Sample]:
+    """What is read of samples, each as one: the images of cases, volumes, and images by themselves."""
+    return [image for sample in samples for image in (sample.images if sample.bag else (sample,))]
 
 
 class Bags(data.Wrapped):

@@ -44,6 +44,7 @@ class Sample:
         case: the name of what it is a part of, where the data says which images are labelled together; else None.
         images: of a case the images it consists of, in their order; empty for one image. A case is not read, its images
             are.
+        whole: whether these are all slices of one volume, which is read as one (:mod:`fedvfm.data.whole_volumes`).
         values: of the columns that a recipe's target names, in their order, None where one is missing; empty where it
             names none.
         inputs: of the columns that ``recipe.inputs`` names, in their order: numbers in their units, words by their
@@ -63,6 +64,12 @@ class Sample:
     values: tuple[float | None, ...] = ()
     inputs: tuple[float | None, ...] = ()
     labelled: tuple[int, ...] = ()
+    whole: bool = False
+
+    @property
+    def bag(self) -> bool:
+        """Whether it is a case, whose images are read one by one."""
+        return bool(self.images) and not self.whole
 
     @property
     def truth(self) -> Truth:
@@ -82,22 +89,23 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One image as read.
+    """One image as read, or one whole volume, which has a further axis of slices before rows and columns.
 
     Attributes:
-        image: float32 (C, H, W), C in {1, 3}, values in [0, 1].
-        mask: int64 (H, W) of class indices, or None in classification.
-        spacing: (row, column) size of a pixel in millimetres, or None where unknown (distances are then in pixels).
+        image: float32 (C, H, W), C in {1, 3}, values in [0, 1]; of a volume (C, D, H, W).
+        mask: int64 (H, W), or (D, H, W), of class indices, or None in classification.
+        spacing: (row, column) size of a pixel in millimetres, of a volume (slice, row, column), or None where unknown
+            (distances are then in pixels).
         units: what 0 and 1 stand for in the file's units (Hounsfield units for CT), or None where it has none.
         orientation: to where the file's axes run ("RAS", "LPS", ...), or None where it does not say.
         part: the slice it is of a volume, else None.
-        padded: bool (H, W), where pixels are padding and no grey value; None where none is.
+        padded: bool, as the mask, where pixels are padding and no grey value; None where none is.
         absent: numbers of the channels that the site lacks; they are 0 everywhere.
     """
 
     image: NDArray[np.float32]
     mask: NDArray[np.int64] | None = None
-    spacing: tuple[float, float] | None = None
+    spacing: tuple[float, ...] | None = None
     units: tuple[float, float] | None = None
     orientation: str | None = None
     part: Part | None = None

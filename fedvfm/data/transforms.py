@@ -18,6 +18,8 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 PERCENTILES = (0.5, 99.5)
 LEAST_CONTRAST = 1e-4
 MOST_NOISE = 0.05
+FOREGROUND = 1 / 3
+"""Of the pieces of a volume: those that have a voxel of a class in the middle."""
 
 DROPOUT = "channel-dropout"
 
@@ -41,7 +43,7 @@ AUGMENTATIONS = registry.Table(
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One image as the contract asks for it.
+    """One image as the contract asks for it, or one whole volume, with an axis of slices before height and width.
 
     Attributes:
         image: float32 (3, h, w) in [0, 1] at the contract's input size, not yet normalised.
@@ -55,7 +57,7 @@ class Prepared:
     image: Image
     mask: Mask | None
     truth: Mask | None
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, ...] | None
     part: data.Part | None = None
     absent: tuple[int, ...] = ()
 
@@ -64,7 +66,8 @@ def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int
     """Bring one image into the contract: grey, three channels, intensity, size.
 
     Shapes: ``pixels.image`` (C, H, W) with C 1 or 3 becomes (3, h, w): ``contract.input_size`` with
-    ``fit = "resize"``, the image's own sides rounded to ``multiple`` with ``fit = "native"``.
+    ``fit = "resize"``, the image's own sides rounded to ``multiple`` with ``fit = "native"``; a volume
+    (C, D, H, W) becomes (3, d, h, w).
 
     Raises:
         DataError: for other channel counts, values that are not finite, a mask outside the classes or of another size.
@@ -87,9 +90,18 @@ def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int
     if pixels.absent:
         image = refilled(image, pixels.absent)
     if image.shape[0] == 1:
-        image = np.repeat(image, 3, axis=0)
+        image = in_three(image)
     mask = None if pixels.mask is None else resize_mask(pixels.mask, size)
     return Prepared(image, mask, pixels.mask, pixels.spacing, pixels.part, pixels.absent)
+
+
+def in_three(image: Image) -> Image:
+    """One channel as three; of a volume without copies, since what is computed is cut from it.
+
+    Shapes: (1, H, W) or (1, D, H, W).
+    """
+    # A copy in the usual order: another memory layout would choose other kernels and so other last bits.
+    return np.repeat(image, 3, axis=0) if image.ndim == 3 else np.broadcast_to(image, (3, *image.shape[1:]))
 
 
 def refilled(image: Image, absent: Sequence[int]) -> Image:
@@ -102,14 +114,13 @@ def refilled(image: Image, absent: Sequence[int]) -> Image:
     return whole
 
 
-def rounded(size: Sequence[int], multiple: int) -> tuple[int, int]:
-    """Both sides at the nearest positive multiple."""
-    height, width = (max(1, round(side / multiple)) * multiple for side in size)
-    return height, width
+def rounded(size: Sequence[int], multiple: int) -> tuple[int, ...]:
+    """All sides at the nearest positive multiple."""
+    return tuple(max(1, round(side / multiple)) * multiple for side in size)
 
 
 def training_view(base: Prepared, contract: schema.DataContract, rng: np.random.Generator) -> Prepared:
-    """One augmented view of a prepared image; with ``fit = "native"`` of a random crop of ``contract.input_size``.
+    """One augmented view of a prepared image; with ``fit = "native"`` of a random crop of ``contract.patch_size``.
 
     An image smaller than the crop is mirrored at its borders. The truth is left out: views are not scored.
     """
@@ -136,28 +147,42 @@ def dropped_beside(contract: schema.DataContract, absent: Sequence[int], rng: np
 def cropped(base: Prepared, contract: schema.DataContract, rng: np.random.Generator) -> tuple[Image, Mask | None]:
     """Image and mask; with ``fit = "native"`` a random crop of them."""
     if contract.fit == "native":
-        return _crop(base.image, base.mask, contract.input_size, rng)
+        return _crop(base.image, base.mask, contract.patch_size, rng)
     return base.image, base.mask
 
 
-def _crop(
-    image: Image, mask: Mask | None, size: tuple[int, int], rng: np.random.Generator
-) -> tuple[Image, Mask | None]:
+def _crop(image: Image, mask: Mask | None, size: Sequence[int], rng: np.random.Generator) -> tuple[Image, Mask | None]:
     short = [max(0, want - have) for want, have in zip(size, image.shape[1:], strict=True)]
     border = [(missing // 2, missing - missing // 2) for missing in short]
     if any(short):
         image = np.pad(image, [(0, 0), *border], mode="symmetric")
         mask = None if mask is None else np.pad(mask, border, mode="symmetric")
-    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(image.shape[1:], size, strict=True))
-    rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
-    return np.ascontiguousarray(image[:, rows, columns]), None if mask is None else np.ascontiguousarray(
-        mask[rows, columns]
-    )
+    starts = [int(rng.integers(have - want + 1)) for have, want in zip(image.shape[1:], size, strict=True)]
+    if len(size) == 3 and mask is not None and rng.random() < FOREGROUND:
+        starts = _around_a_class(mask, size, rng) or starts
+    where = tuple(slice(start, start + side) for start, side in zip(starts, size, strict=True))
+    return np.ascontiguousarray(image[:, *where]), None if mask is None else np.ascontiguousarray(mask[where])
+
+
+def _around_a_class(mask: Mask, size: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """Where a piece begins that has a voxel of a drawn class in the middle, as far as the volume reaches; [] of none.
+
+    Small structures fill little of a volume, and most pieces drawn anywhere would be of background alone.
+    Source: Isensee et al., "nnU-Net", Nature Methods 2021, supplementary note 2.
+    """
+    present = np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1
+    if not len(present):
+        return []
+    places = np.flatnonzero(mask == present[rng.integers(len(present))])
+    middle = np.unravel_index(places[rng.integers(len(places))], mask.shape)
+    return [
+        int(np.clip(at - side // 2, 0, have - side)) for at, side, have in zip(middle, size, mask.shape, strict=True)
+    ]
 
 
 def _check(pixels: data.Pixels, num_classes: int) -> None:
     shape = pixels.image.shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if len(shape) not in (3, 4) or shape[0] not in (1, 3):
         raise defect.CHANNELS.error(f"an image of shape {shape}; (1 or 3, height, width) is needed")
     if not np.isfinite(pixels.image).all():
         raise defect.NOT_FINITE.error("an image with values that are no finite numbers; repair or remove it")
@@ -239,30 +264,33 @@ def stretch(image: Image, padded: NDArray[np.bool_] | None = None) -> Image:
     return np.asarray(np.clip((image - low) / (high - low), 0.0, 1.0), dtype=np.float32)
 
 
-def resize(image: Image, size: tuple[int, int]) -> Image:
-    """Bilinear resize of (C, H, W) to (C, h, w), antialiased where it shrinks."""
+def resize(image: Image, size: Sequence[int]) -> Image:
+    """Bilinear resize of (C, H, W) to (C, h, w), antialiased where it shrinks; of volumes trilinear, without."""
     if image.shape[1:] == tuple(size):
         return np.ascontiguousarray(image, dtype=np.float32)
     batch = torch.from_numpy(np.ascontiguousarray(image[None], dtype=np.float32))
-    out = torch.nn.functional.interpolate(batch, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    flat = len(size) == 2
+    mode = "bilinear" if flat else "trilinear"
+    out = torch.nn.functional.interpolate(batch, size=tuple(size), mode=mode, align_corners=False, antialias=flat)
     return np.asarray(np.clip(out[0].numpy(), 0.0, 1.0), dtype=np.float32)
 
 
-def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
-    """Nearest resize of (H, W) to (h, w), pixel centres on pixel centres."""
-    rows, columns = (
+def resize_mask(mask: Mask, size: Sequence[int]) -> Mask:
+    """Nearest resize of (H, W) to (h, w), pixel centres on pixel centres; volumes alike."""
+    places = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
         for old, new in zip(mask.shape, size, strict=True)
     )
-    return np.ascontiguousarray(mask[np.ix_(rows, columns)], dtype=np.int64)
+    return np.ascontiguousarray(mask[np.ix_(*places)], dtype=np.int64)
 
 
 def normalise(batch: NDArray[np.float32], contract: schema.DataContract) -> NDArray[np.float32]:
     """Subtract the contract's mean and divide by its standard deviation.
 
-    Shapes: (B, 3, h, w) in, the same out, float32.
+    Shapes: (B, 3, h, w), or (B, 3, d, h, w), in, the same out, float32.
     """
-    mean, std = (np.asarray(values, dtype=np.float32).reshape(1, 3, 1, 1) for values in (contract.mean, contract.std))
+    shape = (1, 3, *[1] * (batch.ndim - 2))
+    mean, std = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (contract.mean, contract.std))
     return np.asarray((batch - mean) / std, dtype=np.float32)
 
 
@@ -292,9 +320,10 @@ def mirror(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[I
 
 
 def flip(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
-    """Left and right, and top and bottom, each change places in half of the cases."""
+    """Left and right, and top and bottom, each change places in half of the cases; so do a volume's first and last."""
     image, mask = mirror(image, mask, rng)
-    return _flip(image, mask, -2) if rng.random() < 0.5 else (image, mask)
+    image, mask = _flip(image, mask, -2) if rng.random() < 0.5 else (image, mask)
+    return _flip(image, mask, -3) if image.ndim == 4 and rng.random() < 0.5 else (image, mask)
 
 
 def rot90(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:

@@ -27,7 +27,7 @@ class Deliverable(nn.Module):
     One that needs prompts is told the same box for every class: enough to check that two models compute the same.
 
     Shapes: image (B, 3, h, w) in [0, 1], rows of the table (B, C) where the recipe takes one -> logits (B, K, h, w) in
-        segmentation, (B, K) in classification.
+        segmentation, (B, K) in classification; images and logits of whole volumes have a further side.
     """
 
     mean: Tensor
@@ -37,8 +37,9 @@ class Deliverable(nn.Module):
         super().__init__()
         contract = model.recipe.data
         self.model = model
-        self.register_buffer("mean", torch.tensor(contract.mean).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(contract.std).reshape(1, 3, 1, 1))
+        shape = (1, 3, *[1 for _ in contract.patch_size])
+        self.register_buffer("mean", torch.tensor(contract.mean).reshape(shape))
+        self.register_buffer("std", torch.tensor(contract.std).reshape(shape))
 
     def forward(self, image: Tensor, table: Tensor | None = None) -> Tensor:
         """See the class."""
@@ -103,11 +104,11 @@ def _beside(module: Module) -> Module:
 def example(model: adapted_model.AdaptedModel, batch: int = 2) -> Tensor:
     """Prepared images that are the same every time: smooth, so that nothing hangs on a single pixel.
 
-    Shapes: (batch, 3, h, w) in [0, 1], at the contract's input size.
+    Shapes: (batch, 3, h, w) in [0, 1], at the contract's input size; of volumes (batch, 3, d, h, w).
     """
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.random((batch, 3, 8, 8), dtype=np.float32)).to(model.device)
-    return nn.functional.interpolate(coarse, model.recipe.data.input_size, mode="bilinear", align_corners=False)
+    rng, size = np.random.default_rng(0), model.recipe.data.patch_size
+    coarse = torch.from_numpy(rng.random((batch, 3, *[8 for _ in size]), dtype=np.float32)).to(model.device)
+    return backbones.resize(coarse, size)
 
 
 def example_rows(model: adapted_model.AdaptedModel, batch: int = 2) -> tuple[Tensor, ...]:
@@ -241,7 +242,7 @@ def table_lines(model: adapted_model.AdaptedModel) -> list[str]:
 def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     """Lines of a card: how an image is prepared, and the classes."""
     contract = model.recipe.data
-    height, width = contract.input_size
+    size = " x ".join(map(str, contract.patch_size))
     steps = {
         "none": "values of the format's full scale to [0, 1]",
         "percentile": "the 0.5th and 99.5th percentile of each image to 0 and 1, the rest cut",
@@ -254,7 +255,7 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     lines = [
         f"- {_OUTPUTS.get(model.recipe.target.kind, 'classes, in the order of the output')}: "
         + ", ".join(contract.class_names),
-        f"- input size: {height} x {width}"
+        f"- input size: {size}{' (slices, height, width of whole volumes)' if contract.depth else ''}"
         + (" (every image resized to it)" if contract.fit == "resize" else " (windows at the image's own scale)"),
         f"- intensity: {shown}" + ("; colour becomes luminance first" if contract.grey else ""),
         f"- then normalised with mean {list(contract.mean)} and standard deviation {list(contract.std)}",

@@ -244,7 +244,7 @@ def _facts(model: adapted_model.AdaptedModel) -> dict[str, str]:
         "fedvfm.target": model.recipe.target.kind,
         "fedvfm.class_names": json.dumps(list(contract.class_names)),
         "fedvfm.input": json.dumps(
-            {"range": [0, 1], "size": list(contract.input_size), "intensity": contract.intensity}
+            {"range": [0, 1], "size": list(contract.patch_size), "intensity": contract.intensity}
         ),
         "fedvfm.adapter_fingerprint": model.read().fingerprint,
         "fedvfm.backbone_sha256": model.backbone.sha256,
@@ -266,10 +266,10 @@ def _quiet() -> Iterator[None]:
 def _card(
     model: adapted_model.AdaptedModel, batch: int | None, by: str, off: float, *, int8: float | None = None
 ) -> str:
-    height, width = model.recipe.data.input_size
+    sides = ", ".join(map(str, model.recipe.data.patch_size))
     classes = model.task.width
     size = "B" if batch is None else str(batch)
-    shape = f"({size}, {classes}, {height}, {width})" if delivery.dense(model) else f"({size}, {classes})"
+    shape = f"({size}, {classes}, {sides})" if delivery.dense(model) else f"({size}, {classes})"
     columns = model.recipe.inputs.columns
     table = ', "table": table' if columns else ""
     usage = [
@@ -278,7 +278,7 @@ def _card(
         f'(logits,) = session.run(["logits"], {{"image": image{table}}})',
     ]
     facts = [
-        f"- `image`: float32 ({size}, 3, {height}, {width}), prepared as below; the graph itself normalises",
+        f"- `image`: float32 ({size}, 3, {sides}), prepared as below; the graph itself normalises",
         *([f"- `table`: float32 ({size}, {len(columns)}), NaN where a value is missing"] if columns else []),
         *delivery.table_lines(model),
         f"- `logits`: float32 {shape}{delivery.what_comes_out(model)}",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import input_rows, transforms
+from fedvfm.data import defect, input_rows, transforms, whole_volumes
 from fedvfm.data import sample as samples
 from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import cases, layouts
@@ -380,7 +380,8 @@ class Predictor:
             names: of the items that each is of.
             boxes: of each, on its own pixels, where the adapter takes boxes.
 
-        Shapes: pixels.image (1 or 3, H, W) -> (K, h, w) in segmentation, (K,) in classification.
+        Shapes: pixels.image (1 or 3, H, W) -> (K, h, w) in segmentation, (K,) in classification; of whole volumes
+            (1 or 3, D, H, W) -> (K, d, h, w).
 
         Raises:
             DataError: if the contract cannot take an image.
@@ -396,9 +397,9 @@ class Predictor:
                 run = functools.partial(run, boxes=sized)
             return list(sliding_window.many(self.model, ready, run, self.batch))
         except torch.OutOfMemoryError:
-            height, width = max(image.shape[1:] for image in ready)
+            size = " x ".join(map(str, max(image.shape[1:] for image in ready)))
             raise errors.DataError(
-                f"{height} x {width} pixels do not fit into the memory of {self.model.device}; use --device cpu"
+                f"{size} pixels do not fit into the memory of {self.model.device}; use --device cpu"
             ) from None
 
     def _table(self, names: Sequence[str]) -> Tensor | None:
@@ -599,20 +600,47 @@ class Predictor:
 
     def _classes(self, item: inputs.Item, header: headers.Header, shown: Shown) -> list[dict[str, Any]]:
         """A row for every slice, and before them one of the volume, as it is scored: the mean of its slices."""
-        found = [(name, self.model.task.answers(values)) for _, name, _, values in self._computed(shown, item.name)]
+        found = [
+            (name, self.model.task.answers(values)) for _, name, _, values in self._computed(shown, item.name, header)
+        ]
         whole = slices.part_of(header, item.name, 0, self.view) is not None
         mean = [(item.name, torch.stack([chances for _, chances in found]).mean(dim=0))] if whole else []
         return [self._answer(name, chances) for name, chances in (*mean, *found)]
 
     def _computed(
-        self, shown: Shown, name: str, boxes: Mapping[int, sliding_window.Boxes] | None = None
+        self,
+        shown: Shown,
+        name: str,
+        header: headers.Header,
+        boxes: Mapping[int, sliding_window.Boxes] | None = None,
     ) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
-        """Slices of one item with their logits, so many at a time as are computed together."""
+        """Slices of one item with their logits, so many at a time as are computed together; of a whole volume all."""
+        if self.model.recipe.data.depth:
+            yield from self._at_once(list(shown), name, header)
+            return
         while part := list(itertools.islice(shown, self.batch)):
             own = None if boxes is None else [boxes[at] for at, _, _ in part]
             logits = self.logits([pixels for _, _, pixels in part], [name] * len(part), own)
             for numbered, values in zip(part, logits, strict=True):
                 yield (*numbered, values)
+
+    def _at_once(
+        self, shown: Sequence[tuple[int, str, samples.Pixels]], name: str, header: headers.Header
+    ) -> Iterator[tuple[int, str, samples.Pixels, Tensor]]:
+        """Slices of one volume with their logits, computed as in evaluation, where the volume is one sample.
+
+        Raises:
+            DataError: for one slice, or moments of a film.
+        """
+        part = slices.part_of(header, name, 0, self.view)
+        if part is None:
+            raise defect.VOLUME_NEEDED.error(
+                f"{len(shown)} slices that make no volume, and this adapter takes whole volumes; bring a volume"
+            )
+        whole = whole_volumes.joined([pixels for _, _, pixels in shown], part)
+        (logits,) = self.logits([whole], [name])
+        for number, numbered in enumerate(shown):
+            yield (*numbered, logits[:, number])
 
     def _answer(self, name: str, answers: Tensor) -> dict[str, Any]:
         return {"id": name, **self.model.task.row(answers)}
@@ -640,7 +668,7 @@ class Predictor:
         boxes: Mapping[int, sliding_window.Boxes] | None,
     ) -> dict[str, Any]:
         masks = {}
-        for at, name, pixels, found in self._computed(shown, item.name, boxes):
+        for at, name, pixels, found in self._computed(shown, item.name, header, boxes):
             masks[at] = _mask(found, pixels)
             if self.overlays and masks[at].any():
                 self.place.overlay(name, _middle(pixels.image, self.view), masks[at])

@@ -63,6 +63,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         faults.extend(task.private_faults() if _bounds_units(recipe) else [])
         faults.extend(_input_faults(recipe, task))
         faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))
+        faults.extend([] if backbone is None else _volume_faults(recipe, backbone))
         faults.extend([] if backbone is None else _prompt_faults(recipe, task, backbone))
     if backbone is not None:
         faults.extend(backbone.check_size(recipe.data.input_size))
@@ -106,6 +107,29 @@ def _mask_faults(recipe: schema.Recipe, task: tasks.Task, backbone: backbones.Ba
             f"recipe.adapter: nothing would train: head '{recipe.task.head}' has no parameters, kind 'head-only' "
             f"trains none of the backbone's and parts is empty. Name parts: {', '.join(backbone.default_parts)}"
         )
+    return found
+
+
+def _volume_faults(recipe: schema.Recipe, backbone: backbones.Backbone) -> list[str]:
+    """Faults of whole volumes: what takes slices is given none, and the other way round."""
+    depth, head, name = recipe.data.depth, recipe.task.head, backbone.name
+    if not depth:
+        found = []
+        if backbone.volumetric:
+            found.append(
+                f"recipe.data.depth: missing; backbone '{name}' takes whole volumes. Give the slices of a piece that "
+                'it sees in training, such as 32, with fit = "native"'
+            )
+        elif head == "voxel":
+            found.append("recipe.task.head = 'voxel': is for whole volumes (backbone 'unet3d'); use another head")
+        return found
+    found = []
+    if not backbone.volumetric:
+        found.append(f"recipe.data.depth = {depth}: backbone '{name}' takes slices; use 'unet3d', or leave depth out")
+    elif recipe.task.kind == "segmentation" and head != "voxel":
+        found.append(f"recipe.task.head = '{head}': backbone '{name}' takes volumes; use 'voxel', or leave it out")
+    if recipe.task.kind != "segmentation":
+        found.append(f"recipe.data.depth = {depth}: task '{recipe.task.kind}' takes slices; leave depth out")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -65,14 +66,14 @@ class Images:
     """Samples that look alike, and how many there are.
 
     Attributes:
-        size: (height, width) of a whole prepared image, as evaluation sees it.
+        size: (height, width) of a whole prepared image, as evaluation sees it; of a volume slices before them.
         nbytes: of it in the cache, with mask and truth.
         view_nbytes: of a training view in the cache.
         train: how many are trained on.
         evaluated: how many are validated or tested on.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     nbytes: int
     view_nbytes: int
     train: int
@@ -81,8 +82,8 @@ class Images:
     @classmethod
     def usual(cls, contract: schema.DataContract, train: int, evaluated: int) -> Images:
         """Where none was opened: of the input size, in three channels."""
-        height, width = contract.input_size
-        return cls(contract.input_size, 14 * height * width, 13 * height * width, train, evaluated)
+        voxels = math.prod(contract.patch_size)
+        return cls(contract.patch_size, 14 * voxels, 13 * voxels, train, evaluated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def memory(model: adapted_model.AdaptedModel, seen: Iterable[Images], places: Pl
     images = sum((one.train + one.evaluated) * one.nbytes + one.train * views * one.view_nbytes for one in seen)
     images = 0 if vectors else images
     features = _features(model, seen, views) // (1 if vectors else 1 + narrow) if places.memory or places.files else 0
-    pixels = max((one.size[0] * one.size[1] for one in seen), default=0)
+    pixels = max((math.prod(one.size) for one in seen), default=0)
     # Logits, their sums and their resized form, and the image with its normalised copy.
     scored = 4 * pixels * (3 * len(recipe.data.class_names) + 6)
     spilled = min(places.files * MIB, features) if places.files_first else 0
@@ -138,14 +139,14 @@ def _features(model: adapted_model.AdaptedModel, seen: Sequence[Images], views: 
         return 0
     if model.task.bags and model.frozen_whole:  # one vector an image, in half precision
         return sum(2 * model.backbone.width * (images.evaluated + images.train * views) for images in seen)
-    of_size: dict[tuple[int, int], int] = {}
+    of_size: dict[tuple[int, ...], int] = {}
     total = 0
     for one in seen:
         window, count = sliding_window.tiling(model, one.size)
-        for size in (window, model.recipe.data.input_size):
+        for size in (window, model.recipe.data.patch_size):
             if size not in of_size:
                 of_size[size] = feature_bytes(model, size)
-        total += one.evaluated * count * of_size[window] + one.train * views * of_size[model.recipe.data.input_size]
+        total += one.evaluated * count * of_size[window] + one.train * views * of_size[model.recipe.data.patch_size]
     return total
 
 
@@ -165,7 +166,7 @@ def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False) -> i
     recipe = model.recipe
     if model.device != "meta":
         model = adapted_model.AdaptedModel(recipe, with_weights=False)
-    size, batch = recipe.data.input_size, images_a_step(model)
+    size, batch = recipe.data.patch_size, images_a_step(model)
     estimated = 4 * model.backbone.activations(size) * batch
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
         blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))

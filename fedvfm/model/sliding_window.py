@@ -6,6 +6,7 @@ Evaluation, the report's pictures and prediction all compute them here, so that 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,13 +35,13 @@ class Window:
 
     Attributes:
         number: of the image.
-        image: its pixels. Shapes: (3, h, w).
-        corner: its upper left corner in the image.
+        image: its pixels. Shapes: (3, h, w), of a volume (3, d, h, w).
+        corner: its upper left corner in the image; of a volume its first slice, too.
     """
 
     number: int
     image: transforms.Image
-    corner: tuple[int, int]
+    corner: tuple[int, ...]
 
 
 Run = Callable[[Sequence[Window]], Tensor]
@@ -92,12 +93,13 @@ def many(
         run: computes windows.
         batch: how many of them at a time at most; fewer where the memory of a GPU holds no more.
 
-    Yields: in the order of the images. Shapes: (K, h, w) in segmentation, (K,) in classification.
+    Yields: in the order of the images. Shapes: (K, h, w) in segmentation, of volumes (K, d, h, w), (K,) in
+        classification.
 
     Raises:
         OutOfMemoryError: if not even one window fits.
     """
-    size = model.recipe.data.input_size
+    size = model.recipe.data.patch_size
     joined = [_Joined(model.task.width, image.shape[1:], size) for image in images]
     waiting: list[Window] = []
     done = 0
@@ -141,7 +143,7 @@ class _Joined:
 
     Args:
         classes: how many.
-        whole: height and width of the image.
+        whole: height and width of the image, of a volume slices before them.
         size: of a window in training.
     """
 
@@ -149,26 +151,25 @@ class _Joined:
         self._classes, self._whole = classes, tuple(whole)
         single = all(side <= WHOLE * trained for side, trained in zip(whole, size, strict=True))
         self._window = self._whole if single else tuple(min(pair) for pair in zip(size, whole, strict=True))
-        self.corners = [(0, 0)] if single else _corners(self._whole, self._window)
+        self.corners = [(0,) * len(self._whole)] if single else _corners(self._whole, self._window)
         self._total: Tensor | None = None
         self._weights: Tensor | None = None
         self._votes: list[Tensor] = []
 
-    def cut(self, image: transforms.Image, corner: tuple[int, int]) -> transforms.Image:
+    def cut(self, image: transforms.Image, corner: Sequence[int]) -> transforms.Image:
         """A window's pixels. Shapes: (3, H, W) -> (3, h, w)."""
-        rows, columns = self._at(corner)
-        return image[:, rows, columns]
+        return image[:, *place(corner, self._window)]
 
-    def add(self, piece: Tensor, corner: tuple[int, int]) -> None:
+    def add(self, piece: Tensor, corner: Sequence[int]) -> None:
         """Take the logits of one window, in the order of the corners. Shapes: (K, h, w) or (K,)."""
         if piece.ndim == 1 or self._window == self._whole:
             self._votes.append(piece)
             return
         if self._total is None or self._weights is None:
             self._total, self._weights = torch.zeros(self._classes, *self._whole), torch.zeros(self._whole)
-        weight, (rows, columns) = _importance(self._window), self._at(corner)
-        self._total[:, rows, columns] += piece * weight
-        self._weights[rows, columns] += weight
+        weight, where = _importance(self._window), place(corner, self._window)
+        self._total[:, *where] += piece * weight
+        self._weights[where] += weight
 
     def result(self) -> Tensor:
         """Logits of the whole image, once all windows are there; what was held for them is let go."""
@@ -178,17 +179,18 @@ class _Joined:
             return total / weights
         return votes[0] if len(self.corners) == 1 else torch.stack(votes).mean(dim=0)
 
-    def _at(self, corner: tuple[int, int]) -> tuple[slice, slice]:
-        rows, columns = (slice(start, start + side) for start, side in zip(corner, self._window, strict=True))
-        return rows, columns
+
+def place(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    """Where a window of a size lies in its image."""
+    return tuple(slice(start, start + side) for start, side in zip(corner, size, strict=True))
 
 
-def tiling(model: adapted_model.AdaptedModel, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """Size and number of the windows in which an image of ``size`` (height, width) is run."""
-    window = model.recipe.data.input_size
-    if size[0] <= WHOLE * window[0] and size[1] <= WHOLE * window[1]:
+def tiling(model: adapted_model.AdaptedModel, size: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """Size and number of the windows in which an image of ``size`` ([slices,] height, width) is run."""
+    window = model.recipe.data.patch_size
+    if all(side <= WHOLE * trained for side, trained in zip(size, window, strict=True)):
         return size, 1
-    window = (min(window[0], size[0]), min(window[1], size[1]))
+    window = tuple(min(pair) for pair in zip(window, size, strict=True))
     return window, len(_corners(size, window))
 
 
@@ -211,7 +213,7 @@ def alone(model: adapted_model.AdaptedModel) -> WithRows:
 
 def shown(window: Window, boxes: Boxes) -> Boxes:
     """What a window shows of boxes of its image, from its own upper left corner; those beside it are left out."""
-    (height, width), (top, left) = window.image.shape[1:], window.corner
+    (height, width), (top, left) = window.image.shape[1:], window.corner  # a volume has no boxes
     inside = []
     for own in boxes:
         moved = own - (left, top, left, top)
@@ -246,23 +248,23 @@ def _told(boxes: Sequence[Boxes], number: int, at: int, device: torch.device) ->
     return backbones.Prompts(boxes=values, present=torch.tensor(present, device=device))
 
 
-def _corners(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]]:
+def _corners(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, ...]]:
     """Upper left corners of windows that cover the image with ``OVERLAP``."""
     starts = []
     for side, part in zip(size, window, strict=True):
         step = max(1, round(part * (1 - OVERLAP)))
         starts.append([min(start, side - part) for start in range(0, side - part + step, step)])
-    return [(top, left) for top in dict.fromkeys(starts[0]) for left in dict.fromkeys(starts[1])]
+    return list(itertools.product(*(dict.fromkeys(side) for side in starts)))
 
 
 @functools.lru_cache(maxsize=4)
 def _importance(window: tuple[int, ...]) -> Tensor:
     """Gaussian weight of a window's pixels, as MONAI's ``compute_importance_map``: its middle counts most.
 
-    Shapes: (h, w). Its standard deviation is ``SIGMA`` of each side, its least value ``LEAST``.
+    Shapes: those of the window. Its standard deviation is ``SIGMA`` of each side, its least value ``LEAST``.
     """
     lines = []
     for side in window:
         offset = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
         lines.append(torch.exp(offset**2 / (-2 * (SIGMA * side) ** 2)))
-    return (lines[0][:, None] * lines[1]).clamp(min=LEAST)
+    return functools.reduce(lambda whole, line: whole[..., None] * line, lines).clamp(min=LEAST)

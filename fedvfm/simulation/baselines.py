@@ -272,6 +272,12 @@ def faults(experiment: schema.Experiment) -> list[str]:
             for name in ("image-alone", "table-alone")
             if name in experiment.baselines
         ]
+    if experiment.recipe.data.depth:
+        wrong += [
+            f"baselines: '{name}' is of slices, and recipe.data.depth makes samples of whole volumes; leave it out"
+            for name in ("unet", "classical")
+            if name in experiment.baselines
+        ]
     target = experiment.recipe.target
     if target.of_columns and "classical" in experiment.baselines:
         wrong.append(f"baselines: 'classical' is for one class a sample, not for target '{target.kind}'; leave it out")

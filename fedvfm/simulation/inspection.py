@@ -33,7 +33,7 @@ def inspect(model: adapted_model.AdaptedModel, hospitals: Sequence[virtual_hospi
 
 
 def _open(model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospital) -> memory.Images:
-    site, sample = sites.Site(hospital.name, hospital), bags.images_of(hospital.train[:1])[0]
+    site, sample = sites.Site(hospital.name, hospital), bags.read_of(hospital.train[:1])[0]
     whole = site.whole(model, sample)
     view = site.example(model, sample, 0 if model.recipe.data.views else -1, ("epoch", 0)).prepared
     try:
@@ -41,7 +41,6 @@ def _open(model: adapted_model.AdaptedModel, hospital: virtual_hospitals.Hospita
             model.task.target(view, sample.truth)
     except errors.DataError as error:
         raise error.at(f"site '{hospital.name}', sample '{sample.id}'") from error
-    height, width = whole.image.shape[1:]
-    train, evaluated = (len(bags.images_of(part)) for part in (hospital.train, hospital.val + hospital.test))
+    train, evaluated = (len(bags.read_of(part)) for part in (hospital.train, hospital.val + hospital.test))
     sizes = sites.kept_bytes(whole), sites.kept_bytes(view)
-    return memory.Images((height, width), *sizes, train, evaluated)
+    return memory.Images(whole.image.shape[1:], *sizes, train, evaluated)

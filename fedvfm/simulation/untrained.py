@@ -197,7 +197,7 @@ def _features(
 
     Shapes: (D,).
     """
-    if sample.images:
+    if sample.bag:
         mean: Probabilities = np.mean([_features(model, hospital, image) for image in sample.images], axis=0)
         return mean
     return _logits(model, hospital, sample)[1].double().numpy()

@@ -19,6 +19,7 @@ TABLE = registry.Table(
     {
         "linear": "fedvfm.tasks.heads:Linear",
         "patch": "fedvfm.tasks.heads:Patch",
+        "voxel": "fedvfm.tasks.heads:Voxel",
         "pyramid": "fedvfm.tasks.heads:Pyramid",
         "unet": "fedvfm.tasks.heads:UNet",
         "sam-masks": "fedvfm.tasks.heads:SamMasks",
@@ -64,6 +65,24 @@ class Patch(nn.Module):
     def forward(self, features: base.Features) -> Tensor:
         """See the class."""
         return base.resize(self.classify(features.grids[-1]), features.image.shape[-2:])
+
+
+class Voxel(nn.Module):
+    """One linear layer on every voxel: the last layer of a network of whole volumes.
+
+    Shapes: grid (B, D, d, h, w) -> (B, K, d, h, w).
+    """
+
+    grids = 1
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classify = nn.Conv3d(width, classes, 1)
+
+    def forward(self, features: base.Features) -> Tensor:
+        """See the class."""
+        result: Tensor = self.classify(features.grids[-1])
+        return result
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

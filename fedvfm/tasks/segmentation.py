@@ -23,7 +23,7 @@ SMOOTH = 1e-5
 class Segmentation(base.Task):
     """One class a pixel.
 
-    Shapes: logits (B, K, h, w), target (B, h, w) of class numbers.
+    Shapes: logits (B, K, h, w), target (B, h, w) of class numbers; of volumes (B, K, d, h, w) and (B, d, h, w).
     Source of the loss and its weights: Zhang and Liu, "Customized Segment Anything Model for Medical Image
         Segmentation" (SAMed), 2023, section 3.4; Dice as in MONAI's ``DiceCELoss``.
     Source of the loss where some classes are not labelled: Shi et al., "Marginal loss and exclusion loss for partially
@@ -180,10 +180,15 @@ def marginal(logits: Tensor, labelled: Tensor) -> Tensor:
     Shapes: logits (B, K, h, w), labelled (B, K) with class 0 among them; (B, K, h, w).
     Source: Shi et al., Medical Image Analysis 70, 2021 (see :class:`Segmentation`).
     """
-    rest = ~labelled[:, :, None, None]
+    rest = _over_pixels(~labelled, logits)
     merged = torch.cat([torch.ones_like(rest[:, :1]), rest[:, 1:]], dim=1)
     background = logits.masked_fill(~merged, -torch.inf).logsumexp(dim=1, keepdim=True)
     return torch.cat([background, logits.masked_fill(rest, -torch.inf)[:, 1:]], dim=1)
+
+
+def _over_pixels(classes: Tensor, logits: Tensor) -> Tensor:
+    """Shapes: (B, K) -> (B, K, 1, 1), or (B, K, 1, 1, 1) of volumes."""
+    return classes.reshape(*classes.shape, *[1] * (logits.ndim - 2))
 
 
 def dice_loss(
@@ -202,7 +207,7 @@ def dice_loss(
     then teaches that the class is not there, which its own Dice hardly does. Pixels that are not ``sure`` are in none.
 
     Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,), labelled (B, K), sure (B, h, w); a
-        scalar.
+        scalar. Volumes have a further side.
     Source: Milletari et al., "V-Net", 3DV 2016, in the form of MONAI's ``DiceCELoss`` (without squares, and weights
         multiplied class by class), whose ``batch`` it is too.
     """
@@ -213,9 +218,10 @@ def dice_loss(
     if sure is not None:
         probabilities, truth = (part * sure.unsqueeze(1) for part in (probabilities, truth))
     if batch and labelled is not None:
-        probabilities, truth = (part * labelled[:, 1:, None, None] for part in (probabilities, truth))
+        probabilities, truth = (part * _over_pixels(labelled[:, 1:], part) for part in (probabilities, truth))
         labelled = labelled.any(dim=0, keepdim=True)
-    over = (0, 2, 3) if batch else (2, 3)
+    sides = tuple(range(2, logits.ndim))
+    over = (0, *sides) if batch else sides
     both, predicted, true = (
         part.sum(dim=over).reshape(-1, part.shape[1]) for part in (probabilities * truth, probabilities, truth)
     )
@@ -233,7 +239,7 @@ def dice_loss(
 def classes_at(logits: Tensor, size: Sequence[int]) -> NDArray[np.int64]:
     """The likeliest class of every pixel at the image's own size: what is scored, shown and delivered.
 
-    Logits are resized before the class is chosen. Shapes: (K, h, w) -> (H, W).
+    Logits are resized before the class is chosen. Shapes: (K, h, w) -> (H, W); of volumes (K, d, h, w) -> (D, H, W).
     """
     own = logits.float().unsqueeze(0)
     if tuple(logits.shape[1:]) != tuple(size):

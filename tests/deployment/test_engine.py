@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.data import test_whole_volumes
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 
 ALONE = ["--set", "baselines=[]"]
@@ -88,6 +90,47 @@ def test_one_factor_at_a_time_over_a_real_network(tiny: Any, tmp_path: Path) -> 
     assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
     assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "deployment" / "journal.jsonl")] == [0.0] * 3
+
+
+def test_whole_volumes_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
+    """A 3D U-Net trained whole: pieces, views and sums are those of the in-process engine."""
+    test_whole_volumes.write(tmp_path / "data")
+    experiment = tmp_path / "volumes.toml"
+    experiment.write_text(
+        f"""
+name = "volumes"
+baselines = []
+[data]
+source = "folder"
+path = "{tmp_path / "data"}"
+options = {{ ids = "names", class_names = ["rest", "bright", "dark"], mask_values = [0, 1, 2] }}
+[partition]
+kind = "iid"
+sites = 1
+val_share = 0.0
+test_share = 0.3
+[recipe]
+rounds = 2
+threads = 1
+[recipe.backbone]
+name = "unet3d"
+options = {{ channels = [4, 8] }}
+[recipe.adapter]
+kind = "full"
+[recipe.data]
+class_names = ["rest", "bright", "dark"]
+depth = 8
+input_size = [16, 16]
+fit = "native"
+augment = ["flip", "intensity"]
+"""
+    )
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", experiment, "--engine", engine, "--output", tmp_path / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    assert "slice " in (tmp_path / "in-process" / "report.html").read_text(), "a picture says which slice it shows"
 
 
 def test_a_residual_and_rounds_by_time_over_a_real_network(tiny: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -344,18 +345,22 @@ def _images(made: Checked, model: adapted_model.AdaptedModel) -> list[budget.Ima
     if made.seen is None:
         return []
     contract, rows, number_of = model.recipe.data, made.seen.found.rows, made.seen.split_of
-    view = contract.input_size[0] * contract.input_size[1]
-    counts: Counter[tuple[tuple[int, int], bool, bool]] = Counter()
+    view = math.prod(contract.patch_size)
+    counts: Counter[tuple[tuple[int, ...], bool, bool]] = Counter()
+    samples_of, whole = made.seen.samples, contract.depth > 0
+    if whole:  # a row is a slice, and what is prepared is its volume
+        rows = list({row.number: row for row in rows}.values())
     for row in rows:
-        counts[(row.size, row.colour and not contract.grey, number_of.get(row.number) == "train")] += 1
+        size = (len(samples_of[row.number - 1].images), *row.size) if whole else row.size
+        counts[(size, row.colour and not contract.grey, number_of.get(row.number) == "train")] += 1
     found = []
     for (truth, colour, trained), seen in counts.items():
         native = contract.fit == "native"
-        size = transforms.rounded(truth, model.backbone.patch) if native else contract.input_size
+        prepared = transforms.rounded(truth, model.backbone.patch) if native else contract.input_size
         a_pixel = 13 if colour else 5
-        nbytes = a_pixel * size[0] * size[1] + truth[0] * truth[1]
-        count = round(seen * len(bags.images_of(made.seen.samples)) / len(rows))
-        found.append(budget.Images(size, nbytes, a_pixel * view, count * trained, count * (not trained)))
+        nbytes = a_pixel * math.prod(prepared) + math.prod(truth)
+        count = round(seen * len(bags.read_of(samples_of)) / len(rows))
+        found.append(budget.Images(prepared, nbytes, a_pixel * view, count * trained, count * (not trained)))
     return found
 
 

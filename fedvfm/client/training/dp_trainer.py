@@ -162,8 +162,8 @@ def made(model: adapted_model.AdaptedModel) -> list[sites.Example]:
         return [_made_case(model, number) for number in range(2)]
     for number in range(2):
         rng = seeding.stream(0, "made image", number)
-        image = _made_image(rng, contract.input_size)
-        mask = transforms.resize_mask(rng.integers(0, classes, (8, 8)), contract.input_size)
+        image = _made_image(rng, contract.patch_size)
+        mask = transforms.resize_mask(rng.integers(0, classes, [8 for _ in contract.patch_size]), contract.patch_size)
         drawn = simulator.draw(mask, classes, settings, rng) if settings.oracle else None
         sample = samples.Sample(f"made {number}", **_made_facts(model, number))
         found.append(sites.Example(sample, transforms.Prepared(image, mask, None, None), None, drawn))
@@ -179,8 +179,8 @@ def _made_facts(model: adapted_model.AdaptedModel, number: int) -> dict[str, Any
     return {**model.task.drawn_truth(number), "inputs": tuple(row)}
 
 
-def _made_image(rng: np.random.Generator, size: tuple[int, int]) -> transforms.Image:
-    coarse, fine = rng.random((3, 4, 4)).astype(np.float32), rng.random((3, *size))
+def _made_image(rng: np.random.Generator, size: Sequence[int]) -> transforms.Image:
+    coarse, fine = rng.random((3, *[4 for _ in size])).astype(np.float32), rng.random((3, *size))
     return np.asarray(0.8 * transforms.resize(coarse, size) + 0.2 * fine, dtype=np.float32)
 
 

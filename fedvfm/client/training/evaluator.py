@@ -88,7 +88,7 @@ def answer(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.
 
     Shapes: (K, h, w) in segmentation, (K,) in classification.
     """
-    if not sample.images:
+    if not sample.bag:
         return logits(model, site, sample, site.whole(model, sample))
     parts = whole_case(model, site, sample)
     result: Tensor = model(torch.empty(0), None, None, parts, sites.rows([sample], model))[0].float().cpu()
@@ -179,6 +179,6 @@ def _tile(
     prepared: transforms.Prepared,
     part: sliding_window.Window,
 ) -> sites.Example:
-    rows, columns = (slice(at, at + side) for at, side in zip(part.corner, part.image.shape[1:], strict=True))
-    shown = None if prepared.mask is None else prepared.mask[rows, columns]
+    where = sliding_window.place(part.corner, part.image.shape[1:])
+    shown = None if prepared.mask is None else prepared.mask[where]
     return site.tile(model, sample, part.image, part.corner, shown)

@@ -165,7 +165,7 @@ class Site:
         Of a case at most as many images as the task takes in a step, drawn under ``words`` too, as is whether its row
         of the table is hidden.
         """
-        if sample.images:
+        if sample.bag:
             return self._case(model, sample, view, words)
         return dataclasses.replace(
             self._image(model, sample, view, words), hidden=self._hides(model.recipe, sample, words)
@@ -268,7 +268,7 @@ class Site:
         model: adapted_model.AdaptedModel,
         sample: samples.Sample,
         image: transforms.Image,
-        corner: tuple[int, int],
+        corner: tuple[int, ...],
         mask: transforms.Mask | None = None,
     ) -> Example:
         """A window of an image in evaluation.
@@ -363,9 +363,13 @@ class Site:
 
 
 def augments_there(model: adapted_model.AdaptedModel) -> bool:
-    """Whether images are augmented on the device: on a GPU, unless prompts must be drawn from the augmented mask."""
+    """Whether images are augmented on the device: on a GPU, unless prompts must be drawn from the augmented mask.
+
+    Volumes are not: pieces are cut from them.
+    """
     recipe = model.recipe
-    return model.device != "cpu" and not recipe.task.oracle and augmentation.known(recipe.data.augment)
+    there = model.device != "cpu" and not recipe.data.depth
+    return there and not recipe.task.oracle and augmentation.known(recipe.data.augment)
 
 
 def at_rank(recipe: schema.Recipe, rank: int, site: str) -> schema.Recipe:
@@ -398,8 +402,7 @@ def _pack(prepared: transforms.Prepared) -> transforms.Prepared:
 
 
 def _unpack(packed: transforms.Prepared) -> transforms.Prepared:
-    # A copy in the usual order: another memory layout would choose other kernels and so other last bits.
-    image = np.repeat(packed.image, 3, axis=0) if len(packed.image) == 1 else packed.image
+    image = transforms.in_three(packed.image) if len(packed.image) == 1 else packed.image
     mask, truth = (None if array is None else array.astype(np.int64) for array in (packed.mask, packed.truth))
     return transforms.Prepared(image, mask, truth, packed.spacing, packed.part, packed.absent)
 

@@ -71,6 +71,9 @@ class Hospital:
         if self.appearance is None:
             return pixels
         rng = seeding.stream(self.seed, self.name, sample.id, "appearance")
+        if sample.whole:  # a scanner's field and noise are of slices
+            slices = [self.appearance.apply(pixels.image[:, at], rng) for at in range(pixels.image.shape[1])]
+            return dataclasses.replace(pixels, image=np.stack(slices, axis=1))
         return dataclasses.replace(pixels, image=self.appearance.apply(pixels.image, rng))
 
 

@@ -49,7 +49,7 @@ class Row:
     sample: data.Sample
     size: tuple[int, int]
     colour: bool
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, ...] | None
     units: tuple[float, float] | None
     orientation: str | None
     low: float

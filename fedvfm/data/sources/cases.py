@@ -248,6 +248,7 @@ def faults_under(
             )
             for key, needs, asked in (
                 ("stack", "neighbouring slices", contract.stack > 1),
+                ("depth", "whole volumes", contract.depth > 0),
                 ("window", "values in units", contract.limits is not None),
             )
             if asked

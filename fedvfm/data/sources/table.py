@@ -51,13 +51,17 @@ def under(source: Any, contract: schema.DataContract | None) -> data.Source:
     """A source as a recipe asks for its images; sources without volumes have no ``under`` and stay as they are.
 
     Raises:
-        DataError: if the recipe asks for what such a source does not have: another plane, or neighbouring slices.
+        DataError: if the recipe asks for what such a source does not have: another plane, neighbours, or volumes.
     """
     if contract is None:
         return cast(data.Source, source)
     if hasattr(source, "under"):
         return cast(data.Source, source.under(contract))
-    asked = {"stack": contract.stack > 1, "plane": contract.plane in ("coronal", "sagittal")}
+    asked = {
+        "stack": contract.stack > 1,
+        "depth": contract.depth > 0,
+        "plane": contract.plane in ("coronal", "sagittal"),
+    }
     wrong = [f"recipe.data.{key} = {getattr(contract, key)!r}" for key, wanted in asked.items() if wanted]
     if wrong:
         raise defect.VOLUME_NEEDED.error(

@@ -113,7 +113,7 @@ def _spaced(members: Sequence[sites.Site]) -> list[sites.Site]:
 
 @torch.no_grad()
 def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample) -> Picture:
-    if sample.images:
+    if sample.bag:
         return _case(model, site, sample)
     prepared = site.whole(model, sample)
     logits = evaluator.logits(model, site, sample, prepared)
@@ -126,6 +126,10 @@ def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: sample
         )
     predicted = segmentation.classes_at(logits, truth.shape)
     dice, _ = metrics.overlap(predicted, truth, len(model.recipe.data.class_names))
+    part = ""
+    if sample.whole:  # the slice that shows most
+        at = int((truth > 0).sum(axis=(1, 2)).argmax())
+        image, truth, predicted, part = image[:, at], truth[at], predicted[at], f"slice {at + 1} of {len(truth)}"
     return Picture(
         site=site.name,
         sample=sample.id,
@@ -133,6 +137,7 @@ def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: sample
         truth=overlay.png(overlay.drawn(image, truth)),
         prediction=overlay.png(overlay.drawn(image, predicted)),
         dice=float(dice[1:].mean()),
+        part=part,
     )
 
 
