@@ -323,8 +323,6 @@ class DataContract(Strict):
             raise ValueError('window and intensity = "polarity" exclude each other: a window fixes what is dark')
         if self.stack > 1 and self.grey:
             raise ValueError("stack = 3 and grey = true exclude each other: the neighbours would be mixed into one")
-        if self.depth and (self.fit != "native" or self.stack > 1):
-            raise ValueError('depth: of whole volumes pieces are seen, at their own scale: fit = "native", no stack')
         if self.class_codes and (len(self.class_codes) != len(self.class_names) or self.class_codes[0]):
             raise ValueError("class_codes: one for each of class_names is needed, empty for the background")
         if len(set(self.codes.values())) < len(self.codes):

@@ -113,24 +113,27 @@ def _mask_faults(recipe: schema.Recipe, task: tasks.Task, backbone: backbones.Ba
 def _volume_faults(recipe: schema.Recipe, backbone: backbones.Backbone) -> list[str]:
     """Faults of whole volumes: what takes slices is given none, and the other way round."""
     depth, head, name = recipe.data.depth, recipe.task.head, backbone.name
+    if not depth and backbone.volumetric:
+        return [
+            f"recipe.data.depth: missing; backbone '{name}' takes whole volumes. Give the slices of a piece that it "
+            'sees in training, such as 32, with fit = "native"'
+        ]
     if not depth:
-        found = []
-        if backbone.volumetric:
-            found.append(
-                f"recipe.data.depth: missing; backbone '{name}' takes whole volumes. Give the slices of a piece that "
-                'it sees in training, such as 32, with fit = "native"'
-            )
-        elif head == "voxel":
-            found.append("recipe.task.head = 'voxel': is for whole volumes (backbone 'unet3d'); use another head")
-        return found
-    found = []
-    if not backbone.volumetric:
-        found.append(f"recipe.data.depth = {depth}: backbone '{name}' takes slices; use 'unet3d', or leave depth out")
-    elif recipe.task.kind == "segmentation" and head != "voxel":
-        found.append(f"recipe.task.head = '{head}': backbone '{name}' takes volumes; use 'voxel', or leave it out")
-    if recipe.task.kind != "segmentation":
-        found.append(f"recipe.data.depth = {depth}: task '{recipe.task.kind}' takes slices; leave depth out")
-    return found
+        wrong = "recipe.task.head = 'voxel': is for whole volumes (backbone 'unet3d'); use another head"
+        return [wrong] if head == "voxel" else []
+    where, dense = f"recipe.data.depth = {depth}", recipe.task.kind == "segmentation"
+    faults = {
+        f"{where}: backbone '{name}' takes slices; use 'unet3d', or leave depth out": not backbone.volumetric,
+        f"{where}: task '{recipe.task.kind}' takes slices; leave depth out": not dense,
+        f"recipe.task.head = '{head}': backbone '{name}' takes volumes; use 'voxel', or leave it out": (
+            backbone.volumetric and dense and head != "voxel"
+        ),
+        f'{where}: volumes are not resized, pieces are cut from them; use fit = "native"': (
+            recipe.data.fit != "native"
+        ),
+        f"{where}: recipe.data.stack = {recipe.data.stack} is for slices; leave it out": recipe.data.stack > 1,
+    }
+    return [fault for fault, holds in faults.items() if holds]
 
 
 def _input_faults(recipe: schema.Recipe, task: tasks.Task) -> list[str]:

@@ -180,10 +180,10 @@ class Backdoor(Attack):
 
 
 def patched(image: np.ndarray[Any, np.dtype[np.float32]], size: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The image with a white square in its lower right corner. Shapes: (C, H, W)."""
-    side = max(1, round(size * min(image.shape[1:])))
+    """The image with a white square in its lower right corner, of a volume in each slice. Shapes: (C, H, W)."""
+    side = max(1, round(size * min(image.shape[-2:])))
     found = image.copy()
-    found[:, -side:, -side:] = 1.0
+    found[..., -side:, -side:] = 1.0
     return found
 
 

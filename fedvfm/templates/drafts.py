@@ -42,6 +42,12 @@ _CASES = {"optimiser.learning_rate": 1e-3, "optimiser.batch_size": 8, "adapter.k
 """Of cases the head alone: a step through the backbone computes every image of eight cases."""
 _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
+_WHOLE_VOLUMES = {
+    "data.depth": 32,
+    "data.input_size": [96, 96],
+    "data.fit": "native",
+    "optimiser.batch_size": 2,
+}
 _STAGES: dict[str, dict[str, Any]] = {"dinov3_convnext": {"adapter.targets": ["fc1", "fc2"]}}
 """Models of stages whose blocks have no attention."""
 _NORMS: dict[str, dict[str, Any]] = {
@@ -166,7 +172,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         values["backbone.sha256"] = known.sha256
     kind, vision = str(shape.get("model_type", "")), shape.get("vision_config", shape)
     if backbone in backbones.TABLE and known is None:
-        values |= _SCRATCH
+        values |= _SCRATCH | (_WHOLE_VOLUMES if backbone == "unet3d" else {})
     elif kind.startswith("sam"):
         side = int(shape.get("vision_config", {}).get("image_size", _SAM_SIDE))
         values |= _SAM | {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}

@@ -15,6 +15,8 @@ from PIL import Image
 
 import fedvfm
 from fedvfm import errors
+from fedvfm.client import site_file
+from fedvfm.client.readiness import check
 from fedvfm.client.training import dp_trainer, evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.config import schema
@@ -135,16 +137,12 @@ def test_slices_that_make_no_volume_are_refused(folder: Path, tmp_path: Path) ->
         ({"task": {"head": "patch"}}, "backbone 'unet3d' takes volumes; use 'voxel'"),
         ({"backbone": {"name": "unet"}, "data": {"depth": 0}, "task": {"head": "voxel"}}, "is for whole volumes"),
         ({"adapter": {"kind": "lora"}}, "backbone 'unet3d'"),
+        ({"data": {"fit": "resize"}}, "volumes are not resized"),
+        ({"data": {"stack": 3}}, "recipe.data.stack = 3 is for slices"),
     ],
 )
 def test_what_does_not_go_with_volumes_is_said(change: dict[str, Any], words: str) -> None:
     assert any(words in fault for fault in adapted_model.examine(recipe(**change))[1])
-
-
-@pytest.mark.parametrize("change", [{"fit": "resize"}, {"stack": 3}])
-def test_a_volume_is_neither_resized_nor_stacked(change: dict[str, Any]) -> None:
-    with pytest.raises(errors.ConfigError, match="depth: of whole volumes pieces are seen"):
-        recipe(data=change)
 
 
 def test_a_recipe_of_slices_has_the_bytes_it_had() -> None:
@@ -223,6 +221,24 @@ def test_a_scanner_shows_a_volume_slice_by_slice(folder: Path) -> None:
     found, plain = (reader.read(own.samples()[0]) for reader in (hospital, own))
     assert found.image.shape == plain.image.shape
     assert not np.allclose(found.image[:, 0] - plain.image[:, 0], found.image[:, 1] - plain.image[:, 1])
+
+
+def test_data_check_reads_slices_and_plans_volumes(folder: Path, tmp_path: Path) -> None:
+    """What it finds is of slices, what it trains on and forecasts is of volumes."""
+    chosen = recipe(optimiser={"batch_size": 1})
+    options = 'ids = "names"\nclass_names = ["rest", "bright", "dark"]\nmask_values = [0, 1, 2]\n'
+    own = f'name = "north"\n[data]\nsource = "folder"\npath = "{folder}"\n[data.options]\n{options}'
+    (tmp_path / "site.toml").write_text(own)
+    made = check.check(site_file.read(tmp_path / "site.toml", chosen))
+    blockers = {finding.code for finding in made.findings if finding.severity == "blocker"}
+    assert blockers <= {"policy-refuses", "few-patients"}, "three volumes are few, and that is all"
+    assert made.seen is not None
+    assert (len(made.seen.samples), len(made.seen.found.rows)) == (3, 50)
+    shapes = adapted_model.AdaptedModel(chosen, with_weights=False)
+    sizes = {(one.size, one.train + one.evaluated) for one in check._images(made, shapes)}
+    assert {size for size, _ in sizes} == {(12, 26, 20), (26, 20, 12)}
+    assert sum(count for _, count in sizes) == 3
+    assert made.facts["training_step"] is not None
 
 
 @pytest.fixture(scope="module")

@@ -183,14 +183,15 @@ def test_heads_mix_no_samples(name: str) -> None:
     head = heads.TABLE.get(name)(16, 3).train()
     assert not [module for module in head.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert not list(head.buffers())
-    grids = tuple(torch.randn(3, 16, 4, 5) for _ in range(head.grids))
+    sides = (40, 50) if name != "voxel" else (4, 6, 5)
+    grids = tuple(torch.randn(3, 16, *(sides if name == "voxel" else (4, 5))) for _ in range(head.grids))
     masks = torch.randn(3, 4, 8, 10)
-    features = backbones.Features(torch.randn(3, 3, 40, 50), grids, torch.randn(3, 16), masks)
+    features = backbones.Features(torch.randn(3, 3, *sides), grids, torch.randn(3, 16), masks)
     alone = backbones.Features(
         features.image[1:2], tuple(grid[1:2] for grid in grids), features.pooled[1:2], masks[1:2]
     )
     whole = head(features)
-    assert whole.shape == ((3, 3) if name == "linear" else (3, 3, 40, 50))
+    assert whole.shape == ((3, 3) if name == "linear" else (3, 3, *sides))
     torch.testing.assert_close(head(alone)[0], whole[1], rtol=1e-4, atol=1e-5)
 
 
