@@ -132,6 +132,7 @@ def _volume_faults(recipe: schema.Recipe, backbone: backbones.Backbone) -> list[
             recipe.data.fit != "native"
         ),
         f"{where}: recipe.data.stack = {recipe.data.stack} is for slices; leave it out": recipe.data.stack > 1,
+        f"{where}: recipe.unlabelled is for slices; leave one of them out": recipe.unlabelled is not None,
     }
     return [fault for fault, holds in faults.items() if holds]
 

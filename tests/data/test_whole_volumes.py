@@ -139,6 +139,7 @@ def test_slices_that_make_no_volume_are_refused(folder: Path, tmp_path: Path) ->
         ({"adapter": {"kind": "lora"}}, "backbone 'unet3d'"),
         ({"data": {"fit": "resize"}}, "volumes are not resized"),
         ({"data": {"stack": 3}}, "recipe.data.stack = 3 is for slices"),
+        ({"unlabelled": {}}, "recipe.unlabelled is for slices"),
     ],
 )
 def test_what_does_not_go_with_volumes_is_said(change: dict[str, Any], words: str) -> None:
