@@ -236,7 +236,7 @@ def test_data_check_reads_slices_and_plans_volumes(folder: Path, tmp_path: Path)
     assert made.seen is not None
     assert (len(made.seen.samples), len(made.seen.found.rows)) == (3, 50)
     shapes = adapted_model.AdaptedModel(chosen, with_weights=False)
-    sizes = {(one.size, one.train + one.evaluated) for one in check._images(made, shapes)}
+    sizes = [(one.size, one.train + one.evaluated) for one in check._images(made, shapes)]
     assert {size for size, _ in sizes} == {(12, 26, 20), (26, 20, 12)}
     assert sum(count for _, count in sizes) == 3
     assert made.facts["training_step"] is not None
