@@ -751,7 +751,8 @@ class SiteConfig(Strict):
     """All it may compute on: cpu, cuda, cuda:N, mps or auto. With cpu the client sees no GPU. Change: to auto or cuda
     where there is a GPU for it."""
     spare_devices: Annotated[tuple[Device, ...], Field(strict=False, max_length=64)] = ()
-    """(list of devices) Used in this order where device is not there, or fails the check before a round; one at a time.
+    """(list of devices) Used in this order where device is not there, fails the check before a round, or has too little
+    memory free for a step; one at a time.
     Change: where the machine has several GPUs."""
     rank: Annotated[int, Field(ge=0, le=MAX_RANK)] = 0
     """LoRA rank of this site, at most the recipe's; 0 takes the recipe's. Change: down where memory is short and the

@@ -7,6 +7,8 @@ in gives exactly, and its free memory is held against what a step of the recipe 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ def probe(device: str) -> Probe:
 
 
 def require(device: str, needed_mib: Callable[[], float] = lambda: 0.0, asked: Probe | None = None) -> None:
-    """Check that a device computes.
+    """Check that a device computes and has room.
 
     Args:
         device: its name.
@@ -72,6 +74,16 @@ def require(device: str, needed_mib: Callable[[], float] = lambda: 0.0, asked: P
 
     Raises:
         DeviceError: if it does not answer, miscounts, or has too little memory free.
+    """
+    if fault := shortage(device, needed_mib, asked):
+        raise errors.DeviceError(fault)
+
+
+def shortage(device: str, needed_mib: Callable[[], float], asked: Probe | None = None) -> str:
+    """What to say where a device that computes has too little memory free for a step; empty where it has enough.
+
+    Args, Raises:
+        As :func:`require`, which takes a shortage for an error too.
     """
     numbers = np.random.default_rng(0).integers(-LARGEST, LARGEST + 1, (2, SIDE, SIDE))
     try:
@@ -88,11 +100,45 @@ def require(device: str, needed_mib: Callable[[], float] = lambda: 0.0, asked: P
             f"device '{device}' computes wrong numbers: a product of whole numbers is not exact there. Take it out of "
             "use; nothing it computed lately can be trusted"
         )
-    if free is not None and free < (needed := needed_mib()):
-        raise errors.DeviceError(
-            f"device '{device}': a step takes about {needed:,.0f} MiB, {free:,.0f} MiB are free. Another program uses "
-            "it, or the recipe's batch is too large for it"
-        )
+    if free is None or free >= (needed := needed_mib()):
+        return ""
+    return (
+        f"device '{device}': a step takes about {needed:,.0f} MiB, {free:,.0f} MiB are free. Another program uses "
+        "it, or the recipe's batch is too large for it"
+    )
+
+
+def roomy(names: Sequence[str], needed_mib: Callable[[str], float], fits: Callable[[str], bool]) -> str:
+    """The first of these devices that computes and has room for a step, as torch takes its name; for one round.
+
+    Args:
+        names: that of the process first, then those that may be used in its place.
+        needed_mib: what a step takes on a device.
+        fits: whether a device in place of the first computes what that one would.
+
+    Raises:
+        DeviceError: where the first does not compute, which is for a new process to go round; or where all are full.
+    """
+    if not (full := shortage(names[0], lambda: needed_mib(names[0]))):
+        return names[0]
+    for name in names[1:]:
+        try:
+            device = devices.choose(name)
+            if fits(device) and not shortage(device, functools.partial(needed_mib, device)):
+                LOG.warning(f"{full}; this round is computed on '{device}'")
+                return device
+        except (errors.ConfigError, errors.DeviceError) as error:
+            LOG.warning(f"{error}; the next device is taken")
+    raise errors.DeviceError(full)
+
+
+def after(names: Sequence[str], device: str) -> tuple[str, ...]:
+    """Those of these names that stand behind the device which :func:`first` took."""
+    for number, name in enumerate(names, 1):
+        with contextlib.suppress(errors.ConfigError):
+            if devices.choose(name) == device:
+                return tuple(names[number:])
+    return ()
 
 
 def first(names: Sequence[str], check: Callable[[str], None] = require) -> str:
@@ -117,8 +163,19 @@ def first(names: Sequence[str], check: Callable[[str], None] = require) -> str:
     raise ValueError("no device is named")
 
 
-def step_mib(model: Any) -> float:
-    """What a step of a model takes beside what lies on the device already."""
+def step_mib(model: Any, computes: str = "") -> float:
+    """What a step of a model takes beside what lies on the device already.
+
+    Args:
+        model: it, or its shapes.
+        computes: its precision where it is only shapes, which have none.
+    """
     from fedvfm.model import memory, precision
 
-    return memory.activations(model, narrow=model.precision == precision.BFLOAT16) / MIB
+    return memory.activations(model, narrow=(computes or model.precision) == precision.BFLOAT16) / MIB
+
+
+def weights_mib(model: Any) -> float:
+    """What a model's own numbers take."""
+    held = (*model.parameters(), *model.buffers())
+    return float(sum(each.numel() * each.element_size() for each in held)) / MIB

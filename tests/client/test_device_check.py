@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_a_hospital_that_trains_is_checked_and_a_virtual_one_is_not(monkeypatch:
         asked.append(device)
         raise errors.DeviceError("away")
 
-    monkeypatch.setattr(device_check, "require", failing)
+    monkeypatch.setattr(device_check, "shortage", failing)
     source: Any = None
     site = sites.Site("north", virtual_hospitals.Hospital("north", source, (), (), ()))
     here, task = compute.Here(NoModel()), protocol.Task(_recipe(), 1)
@@ -113,6 +114,86 @@ def test_a_hospital_that_trains_is_checked_and_a_virtual_one_is_not(monkeypatch:
     with pytest.raises(AttributeError):
         here.train(site, task, start, 0.0)
     assert asked == ["cpu"]
+
+
+Full = dict[str, float | None]
+"""MiB that are free, by device."""
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, free: Full) -> list[str]:
+    """A machine with these devices, each of which is this CPU; those that were asked for a product, in order."""
+    asked: list[str] = []
+
+    def probe(device: str) -> device_check.Probe:
+        asked.append(device)
+        return device_check.Probe(CPU.multiply if device in free else gone, lambda: free[device])
+
+    monkeypatch.setattr(device_check, "probe", probe)
+    monkeypatch.setattr(device_check.devices, "choose", lambda name: name)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("free", "taken"),
+    [
+        ({"cuda:0": 100.0, "cuda:1": 900.0, "cuda:2": 900.0}, "cuda:0"),
+        ({"cuda:0": 99.0, "cuda:1": 99.0, "cuda:2": 100.0}, "cuda:2"),
+        ({"cuda:0": 99.0, "cuda:2": 900.0}, "cuda:2"),
+        (
+            {"cuda:0": 99.0, "cuda:1": 0.0, "cuda:2": 0.0},
+            "device 'cuda:0': a step takes about 100 MiB, 99 MiB are free",
+        ),
+        ({"cuda:1": 900.0}, "device 'cuda:0' does not compute"),
+    ],
+    ids=["the first has room", "the last alone has", "one is gone", "all are full", "the first is gone"],
+)
+def test_a_round_goes_to_the_first_gpu_with_room(monkeypatch: pytest.MonkeyPatch, free: Full, taken: str) -> None:
+    machine(monkeypatch, free)
+    names = ("cuda:0", "cuda:1", "cuda:2")
+    if taken.startswith("device"):
+        with pytest.raises(errors.DeviceError, match=taken):
+            device_check.roomy(names, lambda name: 100.0, lambda name: True)
+        return
+    assert device_check.roomy(names, lambda name: 100.0, lambda name: True) == taken
+    if taken == "cuda:2":  # that one computes in another precision than the handshake told
+        with pytest.raises(errors.DeviceError, match="device 'cuda:0'"):
+            device_check.roomy(names, lambda name: 100.0, lambda name: name != "cuda:2")
+
+
+def test_spare_devices_are_those_behind_the_one_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("cuda:7", "cuda:8", "auto", "cpu")
+    assert device_check.after(names, "cpu") == ("cpu",), "torch sees no CUDA device here: auto is the CPU"
+    assert device_check.after(("cpu",), "cpu") == ()
+    assert device_check.after((), "cpu") == ()
+
+
+def test_a_round_on_a_spare_device_is_bit_by_bit_that_of_the_first(
+    tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next round is the first device's again, once there is room."""
+    free: Full = {"first": 10_000.0, "second": 10_000.0}
+    asked = machine(monkeypatch, free)
+    on: list[str] = []
+    model = adapted_model.AdaptedModel(recipe := drawn.recipe(tiny_dino, privacy={"mechanism": "none"}))
+
+    class Held:
+        def get(self, recipe: Any, device: str) -> adapted_model.AdaptedModel:
+            on.append(device)
+            return model
+
+    monkeypatch.setattr(compute.precision, "of", lambda asked, device: "float32")
+    here = compute.Here(Held())
+    site = sites.Site("here", drawn.Drawn(56), "first", spare_devices=("second",))
+    task = protocol.Task(recipe, 1)
+    first = here.train(site, task, model.initial(), math.inf)
+    free["first"] = 1.0
+    second = here.train(site, task, model.initial(), math.inf)
+    assert first.state.fingerprint == second.state.fingerprint
+    free["first"] = 10_000.0
+    here.train(site, task, model.initial(), math.inf)
+    assert on == ["first", "second", "first"]
+    assert asked == ["first", "first", "second", "first"]
+    assert site.device == "first"
 
 
 def test_a_private_step_needs_memory_for_the_units_that_it_holds_alone(tiny_dino: Path) -> None:

@@ -94,10 +94,11 @@ def computed(folder: Path, job: spool.Job, until: float) -> RecordDict:
     from fedvfm.client.process import limits
     from fedvfm.model import device_check
 
-    device = device_check.first((job.device, *job.spare_devices))
+    device = device_check.first(names := (job.device, *job.spare_devices))
     limits.apply(job.limits, device)
     task = spool.task(folder, job)
     site = _site(job, task, device)
+    site.spare_devices = device_check.after(names, device)
     looked = 0.0
 
     def on_step(*_: int) -> None:

@@ -35,7 +35,7 @@ from fedvfm.client.gate import (
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
 from fedvfm.data.partition import virtual_hospitals
-from fedvfm.model import adapted_model, feature_cache, feature_counts, feature_files
+from fedvfm.model import adapted_model, device_check, feature_cache, feature_counts, feature_files
 from fedvfm.privacy import base, randomness
 from fedvfm.protocol import protocol
 from fedvfm.state import state
@@ -295,6 +295,7 @@ class SiteTerms(HospitalTerms):
             personal=self._sent.personal,
             least_steps=config.policy.min_steps,
             least_units=config.policy.min_train_units,
+            spare_devices=device_check.after((config.device, *config.spare_devices), self._device),
         )
 
     def units(self, recipe: schema.Recipe) -> int | None:

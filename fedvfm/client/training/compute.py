@@ -6,13 +6,16 @@ of them leaves, and how it is coded, is decided by whoever asked, beside the sit
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Protocol
 
 from fedvfm import errors
 from fedvfm.client.training import evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
-from fedvfm.model import adapted_model, device_check
+from fedvfm.model import adapted_model, device_check, precision
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
 from fedvfm.state import state
@@ -100,16 +103,20 @@ class Here:
 
     def __init__(self, models: Models, on_step: progress.Step = progress.no_step) -> None:
         self._models, self._on_step = models, on_step
-        self._counted: tuple[str, float] | None = None
+        self._counted: tuple[str, float, float] | None = None
+        self._there: set[tuple[str, str]] = set()
+        self._trained_on: dict[str, str] = {}
 
     def shapes(self, site: sites.Site, recipe: schema.Recipe) -> adapted_model.AdaptedModel:
         """See above; with its weights, on the site's device."""
-        return self._models.get(site.recipe(recipe), site.device)
+        recipe = site.recipe(recipe)
+        model = self._models.get(recipe, site.device)
+        self._there.add((recipe.hash, site.device))
+        return model
 
     def hello(self, site: sites.Site, task: protocol.Task) -> protocol.Hello:
         """See above."""
-        recipe = site.recipe(task.recipe)
-        model = self._models.get(recipe, site.device)
+        recipe, model = site.recipe(task.recipe), self.shapes(site, task.recipe)
         return protocol.Hello(
             site.name,
             model.backbone.sha256,
@@ -125,24 +132,48 @@ class Here:
         )
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:
-        """See above; a hospital's device is looked at first.
+        """See above; a hospital's device is looked at first, and a spare one takes a round for which it has no room.
 
         Raises:
-            DeviceError: if it does not compute.
+            DeviceError: if it does not compute, or all are full.
         """
-        model = self.shapes(site, task.recipe)
+        recipe = site.recipe(task.recipe)
         if not site.simulated:
-            device_check.require(site.device, lambda: self._step_mib(model))
-        return trainer.train(model, site, start, task.round, until, self._on_step, correction=task.correction)
-
-    def _step_mib(self, model: adapted_model.AdaptedModel) -> float:
-        """Counted once a recipe."""
-        if self._counted is None or self._counted[0] != model.recipe.hash:
-            self._counted = model.recipe.hash, device_check.step_mib(model)
-        return self._counted[1]
+            same = functools.partial(self._same_numbers, recipe.precision, site.device)
+            needed = functools.partial(self._needed_mib, recipe)
+            self._trained_on[recipe.hash] = device_check.roomy((site.device, *site.spare_devices), needed, same)
+        with self._placed(site, recipe):
+            model = self.shapes(site, task.recipe)
+            return trainer.train(model, site, start, task.round, until, self._on_step, correction=task.correction)
 
     def evaluate(
         self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float
     ) -> protocol.Evaluation:
-        """See above."""
-        return evaluator.evaluate(self.shapes(site, task.recipe), site, own, task, until, self._on_step)
+        """See above; where this recipe was trained last."""
+        with self._placed(site, site.recipe(task.recipe)):
+            return evaluator.evaluate(self.shapes(site, task.recipe), site, own, task, until, self._on_step)
+
+    @contextlib.contextmanager
+    def _placed(self, site: sites.Site, recipe: schema.Recipe) -> Iterator[None]:
+        """The site is on the device of this round until it is answered."""
+        before = site.device
+        site.device = before if site.simulated else self._trained_on.get(recipe.hash, before)
+        try:
+            yield
+        finally:
+            site.device = before
+
+    @staticmethod
+    def _same_numbers(asked: str, main: str, spare: str) -> bool:
+        """Whether a device computes in the precision that the handshake told."""
+        return precision.of(asked, main) == precision.of(asked, spare)
+
+    def _needed_mib(self, recipe: schema.Recipe, device: str) -> float:
+        """A step, and the model where it does not lie there yet. Counted once a recipe."""
+        if self._counted is None or self._counted[0] != recipe.hash:
+            shapes = adapted_model.AdaptedModel(recipe, with_weights=False)
+            computes = precision.of(recipe.precision, device)
+            self._counted = recipe.hash, device_check.step_mib(shapes, computes), device_check.weights_mib(shapes)
+        _, step, weights = self._counted
+        key = (recipe.hash, device)
+        return step + (0.0 if key in self._there else weights)

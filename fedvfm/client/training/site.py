@@ -79,6 +79,7 @@ class Site:
         least_steps: that a round has here, where its time would be over before.
         least_units: patients that an update is made of here, or nothing was trained.
         pseudo_masks: of a site without labels, sample -> what the round's adapter is sure of, in place of a mask.
+        spare_devices: where it computes in a round for which ``device`` has too little memory free.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Site:
     least_steps: int = 1
     least_units: int = 1
     pseudo_masks: Mapping[str, transforms.Mask] | None = None
+    spare_devices: tuple[str, ...] = ()
 
     @property
     def without_labels(self) -> bool:
