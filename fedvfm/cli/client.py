@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ app.command("init")(drafts.site)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 StateOption = Annotated[Path, typer.Option("--state", envvar="FEDVFM_SITE_STATE", help="This site's state folder.")]
-Site = Annotated[Path | None, typer.Option("--data", help="The site's own file, for its [policy].")]
+Site = Annotated[Path | None, typer.Option("--data", help="The site's own file, for its policy.")]
 StateArgument = Annotated[Path | None, typer.Argument(metavar="[STATE]", help="This site's state folder.")]
 FetchWeights = Annotated[
     bool,
@@ -83,6 +84,13 @@ def join(
     invite: Annotated[Path, typer.Argument(help="The file the coordinator handed over.")],
     fingerprint: Annotated[str, typer.Option(help="What the coordinator told you by another channel.")],
     data: Site = None,
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the images: once you approved, writes the site's own file (--data, or site.toml), whose "
+            "policy accepts this recipe and no more."
+        ),
+    ] = None,
     approve: Annotated[str | None, typer.Option(help="Hash of the recipe you approve, instead of being asked.")] = None,
     fetch_weights: FetchWeights = False,
     state: StateOption = STATE,
@@ -93,16 +101,20 @@ def join(
 
     invitation = state_folder.read_invite(invite, fingerprint)
     state_folder.free(state)
-    judged = _judge(invitation.lock, data)
+    judged = _judge(invitation.lock, None if path is not None else data)
+    own = None if path is None else drafts.accepting(invitation.site, path, data or drafts.SITE, judged.facts)
     _say([f"invite of federation '{invitation.federation}' at {invitation.address} for site '{invitation.site}'", ""])
     _say(_text(invitation.lock, judged, judged.here))
     judged.require()
+    if own is not None:
+        _say([f"{own.file} will be written with this policy, which accepts this recipe and no more:", "", own.policy])
     # The site joins and starts without the weights too, but trains only once they are here.
     _say([f"note: {fault.note}" for fault in weights.faults([invitation.lock] if not fetch_weights else [])])
     approved = approve if approve is not None else _ask(invitation.lock, as_json)
     if fetch_weights and approved == invitation.lock.hash:
         _say([f"note: {fault.note}" for fault in weights.faults([invitation.lock], fetch=True)])
-    joined = state_folder.join(state, invitation, approved)
+    with contextlib.nullcontext() if own is None or approved != invitation.lock.hash else own.written():
+        joined = state_folder.join(state, invitation, approved)
     values = {
         "site": invitation.site,
         "federation": invitation.federation,
@@ -110,6 +122,7 @@ def join(
         "request": str(joined.request),
     }
     values["key"] = joined.spoken_key
+    values |= {} if own is None else {"site_file": str(own.file)}
     if as_json:
         print(json.dumps({**values, "recipe": invitation.lock.hash, "approved": True}, indent=2))
         return
@@ -117,6 +130,8 @@ def join(
     print(
         f"key: {values['key']}\ntell it to the coordinator by telephone or in person, never in the mail with the file"
     )
+    if own is not None:
+        print(f"{own.file}: check the data with: fedvfm data check {own.file} --recipe {invite}")
 
 
 def _ask(locked: locked_recipe.LockedRecipe, as_json: bool) -> str:
@@ -665,7 +680,7 @@ def unit(
 
 @app.command("batch-script")
 def batch_script(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file, with [batch].")],
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file, with a table batch.")],
     apptainer: Annotated[Path | None, typer.Option(help="Compute in this Apptainer image.")] = None,
     require_no_network: Annotated[
         bool, typer.Option("--require-no-network", help="A node that cannot take the network away computes nothing.")
@@ -675,7 +690,7 @@ def batch_script(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the Slurm script that [batch] submit of SITE.toml names."""
+    """Print the Slurm script that batch.submit of SITE.toml names."""
     from fedvfm.client import site_file
     from fedvfm.client.batch import scripts
 

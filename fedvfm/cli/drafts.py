@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedvfm import errors
 
+if TYPE_CHECKING:
+    from fedvfm.client.gate import policy
+
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 
+SITE = Path("site.toml")
 EXAMPLES = {True: "background,lesion", False: "normal,abnormal"}
 """Class names of a recipe that was told none, with a background and without."""
 
@@ -22,24 +29,79 @@ def site(
     name: Annotated[str, typer.Option(help="This hospital's name in the federation, as its invite says it.")] = "north",
     path: Annotated[Path | None, typer.Option(help="Folder with the images.")] = None,
     layout: Annotated[str | None, typer.Option(help="Layout of that folder; recognised where it is left out.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = Path("site.toml"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = SITE,
     as_json: Json = False,
 ) -> None:
     """Write a commented site.toml; as it stands it accepts nothing. Asks nothing."""
     from fedvfm.templates import drafts
 
-    # The file is read from where it lies.
-    images = path if path is None or output.absolute().parent == Path.cwd() else path.absolute()
-    kind = layout if layout is not None or path is None else drafts.recognised(str(path))
-    written = drafts.write(output, drafts.site(name, None if images is None else str(images), kind))
-    if path is not None and kind is None:
-        why = "no known layout in it; set data.options.layout" if path.expanduser().is_dir() else "no such folder yet"
-        print(f"note: {path}: {why}", file=sys.stderr)
+    text, kind = _site(name, path, layout, output)
+    written = drafts.write(output, text)
     if as_json:
         print(json.dumps({"file": str(written), "name": name, "layout": kind}, indent=2))
         return
     about = f"site {name}, layout {kind}" if kind else f"site {name}"
     print(f"{written}: {about}; next: fedvfm data check {written} --recipe INVITE.json")
+
+
+def _site(name: str, path: Path | None, layout: str | None, output: Path) -> tuple[str, str | None]:
+    """A hospital's file and the layout of its folder; a note where none is known."""
+    from fedvfm.templates import drafts
+
+    # The file is read from where it lies.
+    images = path if path is None or output.absolute().parent == Path.cwd() else path.absolute()
+    kind = layout if layout is not None or path is None else drafts.recognised(str(path))
+    if path is not None and kind is None:
+        why = "no known layout in it; set data.options.layout" if path.expanduser().is_dir() else "no such folder yet"
+        print(f"note: {path}: {why}", file=sys.stderr)
+    return drafts.site(name, None if images is None else str(images), kind), kind
+
+
+@dataclass(frozen=True)
+class Accepting:
+    """A hospital's file that accepts one recipe, before it is written.
+
+    Attributes:
+        file: where it will lie.
+        policy: its ``[policy]``, for a person to read first.
+    """
+
+    file: Path
+    text: str
+    policy: str
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Write it; where what it is for fails, it is not there."""
+        from fedvfm.templates import drafts
+
+        drafts.write(self.file, self.text)
+        try:
+            yield
+        except BaseException:
+            self.file.unlink()
+            raise
+
+
+def accepting(name: str, path: Path, file: Path, facts: policy.Facts) -> Accepting:
+    """A site.toml for this folder, whose policy accepts this recipe and no more.
+
+    Raises:
+        ConfigError: for a recipe with a privacy mechanism: its budget is for a person to say.
+        OutputInUse: if the file exists.
+    """
+    from fedvfm.client.gate import policy
+    from fedvfm.templates import drafts
+
+    if facts.mechanism != policy.NO_PRIVACY:
+        why = (
+            f"the recipe has the privacy mechanism '{facts.mechanism}', and what this site's data may spend is for you"
+        )
+        raise errors.ConfigError("--path", [f"{why} to say: fedvfm client init, then [privacy] in {file}"])
+    drafts.require_free(file)
+    text, _ = _site(name, path, None, file)
+    allowed = policy.accepting(facts)
+    return Accepting(file, text[: text.index("\n[policy]\n") + 1] + allowed, allowed)
 
 
 def server(

@@ -329,6 +329,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_").lower()[:40] or "mine"
 
 
+def require_free(path: Path) -> None:
+    """Check that there is nothing at a path.
+
+    Raises:
+        OutputInUse: if there is.
+    """
+    if os.path.lexists(path):
+        raise errors.OutputInUse(f"{path} exists and is left as it is. Choose another --output, or move it away")
+
+
 def write(path: Path, content: str) -> Path:
     """Write a draft for its owner alone (0600); nothing is overwritten.
 
@@ -337,8 +347,7 @@ def write(path: Path, content: str) -> Path:
         ConfigError: if what a person gave is no text, as the name of a folder may be.
         StorageError: if it cannot be written.
     """
-    if os.path.lexists(path):
-        raise errors.OutputInUse(f"{path} exists and is left as it is. Choose another --output, or move it away")
+    require_free(path)
     try:
         content.encode()
     except UnicodeEncodeError as error:
