@@ -31,7 +31,7 @@ from fedvfm.cli import recipe as cli_recipe  # noqa: E402
 from fedvfm.cli import survey as cli_survey  # noqa: E402
 from fedvfm.report import quantity  # noqa: E402
 from fedvfm.report import terminal as screens  # noqa: E402
-from fedvfm.runtime import extras, logs, processes  # noqa: E402
+from fedvfm.runtime import extras, logs  # noqa: E402
 from fedvfm.storage import storage  # noqa: E402
 from fedvfm.tracking import targets  # noqa: E402
 
@@ -81,6 +81,7 @@ def main() -> None:
 
 
 def _fail(error: errors.FedvfmError) -> None:
+    from fedvfm.runtime import processes  # psutil takes a tenth of what the help takes
     from fedvfm.simulation.results import site_errors
 
     if site_errors.debugging():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedvfm import errors
 from fedvfm.backbones import stored, weights
-from fedvfm.client import state_folder
+from fedvfm.client import site_file, state_folder
 from fedvfm.client import weights as weights_here
 from fedvfm.client.adoption import decisions
 from fedvfm.client.process import supervisor
@@ -20,6 +22,7 @@ from fedvfm.trust import locked_recipe, recipes, signed_documents
 
 ROOT = Path(__file__).parents[2]
 PINNED = "dinov2-small-imgfocus"
+PRIVATE = {"mechanism": "record-level", "noise_multiplier": 1.0, "clip": 1.0, "delta": 1e-5}
 
 
 @pytest.fixture
@@ -97,6 +100,49 @@ def test_a_file_that_is_neither_is_named(tiny: Any, cli: Any, tmp_path: Path) ->
     wrong.write_text('{"format": "fedvfm-request-1"}')
     answer = cli("data", "check", tmp_path / "site.toml", "--recipe", wrong)
     tiny.one_error(answer, 12, "locked recipe", "request.json", "is not of the known form")
+
+
+# -- its own file ------------------------------------------------------------------------------------------------------
+
+
+def test_join_writes_a_site_file_that_accepts_this_recipe_and_no_more(plain: Joined, tiny: Any, cli: Any) -> None:
+    own = plain.folder / "own.toml"
+    joined = plain.join("--path", tiny.data, "--data", own)
+    assert joined.code == 0, joined.err
+    assert f"{own} will be written with this policy" in joined.err
+    assert own.stat().st_mode & 0o777 == 0o600
+    site = site_file.read_site(own)
+    assert (site.name, Path(site.data.path)) == ("north", tiny.data)
+    assert cli("client", "review", plain.invite, "--policy", own).code == 0
+    longer = tomllib.loads(own.read_text())["policy"]["max_rounds"] + 1
+    text = recipes.written(tiny.experiment).model_copy(update={"rounds": longer})
+    other = locking.write(plain.folder / "longer.json", locking.make(text))[0]
+    refused = cli("client", "review", other, "--policy", own)
+    assert (refused.code, "REFUSES  max_rounds" in refused.out) == (13, True)
+    assert tomllib.loads(own.read_text())["policy"]["final"]["accept"] == "ask"
+
+
+def test_join_writes_no_site_file_without_an_approval_or_over_another(plain: Joined, tiny: Any, cli: Any) -> None:
+    own = plain.folder / "own.toml"
+    words = ("client", "join", plain.invite, "--fingerprint", plain.fingerprint, "--state", plain.folder / "site")
+    refused = cli(*words, "--path", tiny.data, "--data", own, "--approve", "0" * 64)
+    assert refused.code != 0
+    assert not own.exists()
+    assert not (plain.folder / "site").exists()
+    own.write_text("mine")
+    tiny.one_error(plain.join("--path", tiny.data, "--data", own), errors.OutputInUse.exit_code, "is left as it is")
+    assert own.read_text() == "mine"
+    assert not (plain.folder / "site").exists()
+
+
+def test_what_data_may_spend_is_for_a_person_to_write(cli: Any, tiny: Any, tmp_path: Path) -> None:
+    recipe = recipes.written(tiny.experiment)
+    values = recipe.model_dump(mode="json") | {"privacy": PRIVATE, "aggregation": {"weighting": "uniform"}}
+    private = schema.parse(schema.Recipe, values, "recipe")
+    made = Joined(cli, tmp_path, locking.write(tmp_path / "recipe.json", locking.make(private))[0])
+    said = made.join("--path", tiny.data, "--data", tmp_path / "own.toml")
+    tiny.one_error(said, errors.ConfigError.exit_code, "'record-level'", "fedvfm client init")
+    assert not (tmp_path / "own.toml").exists()
 
 
 # -- the weights -------------------------------------------------------------------------------------------------------

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
+import typer
 
 import fedvfm
 from fedvfm import errors
+from fedvfm.cli import main
 from fedvfm.report import quantity
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +29,31 @@ def test_h_is_help(cli: Any, verb: tuple[str, ...]) -> None:
     short, long = cli(*verb, "-h"), cli(*verb, "--help")
     assert (short.code, short.out) == (0, long.out)
     assert "Usage:" in short.out
+
+
+def test_no_help_loses_a_word_in_brackets() -> None:
+    """Rich takes ``[policy]`` for markup and prints nothing in its place."""
+
+    def texts(command: click.Command) -> Iterator[str]:
+        yield command.help or ""
+        for parameter in command.params:
+            yield getattr(parameter, "help", None) or ""
+        for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
+            inner = command.get_command(click.Context(command), name)
+            yield from () if inner is None else texts(inner)
+
+    found = list(texts(typer.main.get_command(main.app)))
+    assert len(found) > 100
+    assert [text for text in found if re.search(r"\[/?[a-z#@]", text)] == []
+
+
+def test_help_loads_nothing_that_takes_time() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from fedvfm.cli import main; print(*sys.modules)"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert not loaded & {"numpy", "psutil", "pydantic", "cryptography", "flwr", "torch", "httpx"}
 
 
 @pytest.mark.parametrize(
