@@ -189,6 +189,8 @@ def test_a_round_on_a_spare_device_is_bit_by_bit_that_of_the_first(
     free["first"] = 1.0
     second = here.train(site, task, model.initial(), math.inf)
     assert first.state.fingerprint == second.state.fingerprint
+    with here._placed(site, recipe):
+        assert site.device == "second", "it is scored where it was trained"
     free["first"] = 10_000.0
     here.train(site, task, model.initial(), math.inf)
     assert on == ["first", "second", "first"]
