@@ -55,7 +55,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[demo,dicom-seg,onnx,ray,dev]"
+	$(PIP) -e ".[demo,dicom-seg,onnx,ray,slides,dev]"
 	touch $@
 
 clean:

@@ -474,6 +474,9 @@ def predict(
     boxes: Annotated[
         Path | None, typer.Option(help="Of an adapter with prompt = box: a file that says where each class is.")
     ] = None,
+    mpp: Annotated[
+        float, typer.Option(help="Of whole slides whose files do not say it: micrometres a pixel, 0.25 for 40x.")
+    ] = 0.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Images or slices computed at a time; 0: 1 on a CPU, more on a GPU.")] = 0,
     graph: Annotated[
@@ -499,6 +502,7 @@ def predict(
                 "cases": cases,
                 "table": table,
                 "boxes": boxes,
+                "mpp": mpp,
                 "device": device,
                 "batch": batch,
                 "graph": graph,

@@ -34,7 +34,8 @@ _OWN = {
 """Of names whose place in the source is another's."""
 
 _FOLDER = {
-    "layout": "auto (recognised), pairs, table, classes, nnunet, datalist, studies, cases, bids or images.",
+    "layout": "auto (recognised), pairs, table, classes, nnunet, datalist, studies, cases, slides, bids or images.",
+    "mpp": "Of slides: micrometres a pixel of those whose files do not say them, 0.25 for 40x.",
     "class_names": "The classes in the order of the masks' values, the background first.",
     "mask_values": "What the masks hold for these classes; left out: 0, 1, 2, ... or 0 and 255.",
     "channels": "Which one or three files of a case, in the order of the recipe's channels.",

@@ -27,6 +27,7 @@ from fedvfm.config import policy as site_policy
 from fedvfm.config import privacy as privacy_config
 from fedvfm.config import secure_aggregation as secure_config
 from fedvfm.config import server as server_config
+from fedvfm.config import slides as slides_config
 from fedvfm.config import target as target_config
 from fedvfm.config import unlabelled as unlabelled_config
 from fedvfm.config import words as words_config
@@ -295,6 +296,8 @@ class DataContract(Strict):
     """A code for each class, "" where its name says enough: scheme:code, a modifier after +. Masks are known by it and
     predicted DICOM-SEG carry it. Change: where a class is no common organ, or sites' segmentations call it
     otherwise."""
+    slides: slides_config.SlidesConfig | None = _later(None)
+    """Which tiles of whole slides are taken; left out, the recipe takes no slides. docs/slides.md."""
 
     @pydantic.field_validator("class_names")
     @classmethod

@@ -15,10 +15,11 @@ from typing import Literal
 from fedvfm import errors
 from fedvfm.config import inputs as config
 from fedvfm.data import channels, defect, formats, input_rows
-from fedvfm.data.sources import index, layouts
+from fedvfm.data.slides import slide_file
+from fedvfm.data.sources import index, layouts, slides
 from fedvfm.data.volumes import dicom, dicom_series, nrrd, series_selector, volumes
 
-Kind = Literal["picture", "volume", "dicom"]
+Kind = Literal["picture", "volume", "dicom", "slide"]
 
 KNOWN = tuple(dict.fromkeys((*formats.PICTURES, *volumes.ENDINGS)))
 
@@ -27,7 +28,7 @@ OTHERS = tuple(ending for ending in KNOWN if ending not in dicom.ENDINGS)
 SHOWN = 20
 """Series that a message lists."""
 
-LONGEST_FIRST = sorted(KNOWN, key=len, reverse=True)
+LONGEST_FIRST = sorted({*KNOWN, *slide_file.ENDINGS}, key=len, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Item:
     Attributes:
         name: what its results are called. Of pictures and volumes it is the path below the input, without ending; DICOM
             files and folders are often named after patients, so these are numbered.
-        kind: a picture, a volume in one file (NIfTI, NRRD), or DICOM (one series, or one file).
+        kind: a picture, a volume in one file (NIfTI, NRRD), DICOM (one series, or one file), or a whole slide.
         path: the file, or the folder of the series.
         more: further files of the case, one a channel, in the order of their numbers.
         absent: places of the recipe's channels that are lacking; ``files`` are the others.
@@ -67,17 +68,20 @@ class Item:
         return (self.path, *self.more)
 
 
-def find(path: Path, series: str = "") -> list[Item]:
+def find(path: Path, series: str = "", *, whole_slides: bool = False) -> list[Item]:
     """Everything below a folder in the order of names, or the one file.
 
     A folder with DICOM files is one study of one series; a folder in which every file is a series of its own
-    (radiographs) is as many items, unless ``series`` says which one is meant.
+    (radiographs) is as many items, unless ``series`` says which one is meant. Of an adapter for whole slides nothing
+    else is looked for.
 
     Raises:
         DataError: if there is nothing to predict.
     """
     if not path.exists():
         raise defect.NOT_FOUND.error(f"{path}: no such file or folder; check the path")
+    if whole_slides:
+        return _slides(path)
     found = list(_walk(path, bool(series))) if path.is_dir() else [(_kind(path), path)]
     items = [*_named(path, [one for one in found if one[0] != "dicom"])]
     dicoms = [one for kind, one in found if kind == "dicom"]
@@ -90,12 +94,28 @@ def find(path: Path, series: str = "") -> list[Item]:
     return items
 
 
+def _slides(path: Path) -> list[Item]:
+    files = [file for file in _files(path) if slides.is_slide(file)] if path.is_dir() else [path]
+    if not files or not all(map(slides.is_slide, files)):
+        raise defect.NO_SAMPLES.error(
+            f"{path}: nothing to predict; this adapter takes whole slides: {', '.join(slide_file.ENDINGS)}"
+        )
+    return list(_named(path, [("slide", file) for file in files]))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder in the order of names; hidden ones are left out."""
+    for here, deeper, names in os.walk(folder):
+        deeper[:] = sorted(name for name in deeper if not name.startswith("."))
+        yield from (Path(here) / name for name in sorted(names) if not name.startswith("."))
+
+
 def by_case(path: Path, items: Sequence[Item]) -> list[Item]:
     """The items where a model answers for cases of many images, put together as in training.
 
     The pictures of a folder are one case, called as their folder below the input is (with a slash behind it where
     another case is called so), those that lie in the input itself as the input. Radiographs and clips of one DICOM
-    study are one, called as the first of them. Volumes and series of volumes are cases by themselves.
+    study are one, called as the first of them. Volumes, series of volumes and whole slides are cases by themselves.
 
     Args:
         path: the input.
@@ -113,7 +133,7 @@ def by_case(path: Path, items: Sequence[Item]) -> list[Item]:
         taken.add(name)
         whole.append(Item(name, "picture", own[0].path, parts=tuple(_ordered(own))))
     studies = _by_study([item for item in items if item.kind == "dicom"])
-    return [*whole, *(item for item in items if item.kind == "volume"), *studies]
+    return [*whole, *(item for item in items if item.kind in ("volume", "slide")), *studies]
 
 
 def by_table(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
@@ -268,6 +288,8 @@ def unread(path: Path, found: Sequence[Item]) -> dict[str, str]:
 def _why_unread(file: Path) -> str:
     if file.name.lower().endswith(nrrd.SEGMENTATION):
         return "a segmentation of 3D Slicer, no image"
+    if file.name.lower().endswith(".svs"):
+        return "a whole slide, and the adapter was trained on other images"
     return f"ending '{file.suffix}' is not read" if file.suffix else "no DICOM, and without an ending"
 
 

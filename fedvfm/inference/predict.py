@@ -19,10 +19,13 @@ from torch import Tensor
 
 from fedvfm import errors
 from fedvfm.config import schema
+from fedvfm.config import slides as slides_config
 from fedvfm.data import defect, input_rows, transforms, whole_volumes
 from fedvfm.data import sample as samples
 from fedvfm.data.decoding import decoder
+from fedvfm.data.slides import slide_file, tissue
 from fedvfm.data.sources import cases, layouts
+from fedvfm.data.sources import slides as slide_cases
 from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import slices, volumes
 from fedvfm.inference import boxes as prompting
@@ -40,6 +43,8 @@ MOST = 4096
 NO_TABLE = "none"
 """What is given in place of a table where there is none."""
 WITHOUT_ROW = "no value of the table beside the image is known; answered from the image alone"
+HEAT = 0.7
+"""How much of its own colour the heaviest tile of a slide gives up for red."""
 HEAVIEST = 3
 """Images of a case that ``overlays`` shows: those that its answer rests on most."""
 
@@ -59,6 +64,7 @@ def predict(
     cases: str | os.PathLike[str] | None = None,
     table: str | os.PathLike[str] | None = None,
     boxes: str | os.PathLike[str] | None = None,
+    mpp: float = 0.0,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -84,6 +90,7 @@ def predict(
             such an adapter it must be given; :data:`NO_TABLE` answers without it.
         boxes: a file that says where each class is (:mod:`fedvfm.inference.boxes`), of an adapter that was trained with
             ``prompt = "box"``.
+        mpp: micrometres a pixel of whole slides whose files do not say them.
         device: where to compute: cpu, cuda, cuda:N, mps or auto.
         batch: how many images, slices or windows of one size are computed at a time; 0: one on a CPU, more on a GPU.
         graph: folder of an ONNX export of this adapter, which onnxruntime computes in place of torch, on the CPU.
@@ -108,6 +115,7 @@ def predict(
         cases=cases,
         table=table,
         boxes=boxes,
+        mpp=mpp,
         device=device,
         batch=batch,
         graph=graph,
@@ -147,6 +155,7 @@ def run(
     cases: str | os.PathLike[str] | None = None,
     table: str | os.PathLike[str] | None = None,
     boxes: str | os.PathLike[str] | None = None,
+    mpp: float = 0.0,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -165,7 +174,11 @@ def run(
     decoder.limit(limits or schema.DecodingLimits())
     source, folder, chosen = Path(input_path), Path(output_folder), grouping.read_numbers(channels)
     _require_apart(source, folder)
-    found = inputs.find(source, series)
+    slides_taken = export.recipe_of(Path(adapter)).data.slides is not None
+    if mpp and not (slides_taken and slides_config.FINEST <= mpp <= slides_config.COARSEST):
+        fault = f"{mpp:g}: give it {slides_config.SCALES}, with an adapter for whole slides alone"
+        raise errors.ConfigError("--mpp", [fault])
+    found = inputs.find(source, series, whole_slides=slides_taken)
     skipped = inputs.meant(found, series) if series else {}
     place = "cpu" if graph is not None else devices.choose(device)
     model = export.load_adapter(adapter, device=place, backbone=backbone)
@@ -198,6 +211,7 @@ def run(
         session=session,
         rows=beside,
         prompts=prompts,
+        mpp=mpp,
     )
     predictor.notes |= {WITHOUT_ROW: rowless} if rowless else {}
     rows, failed, full = _each(predictor, items)
@@ -337,6 +351,7 @@ class Predictor:
         session: computes in place of the model.
         rows: of the table beside the images, by the names of the items.
         prompts: boxes of the inputs, of an adapter that takes them.
+        mpp: of whole slides, see :func:`predict`.
 
     Attributes:
         notes: what reading left in doubt, one sentence each -> the inputs it is said of.
@@ -355,6 +370,7 @@ class Predictor:
         session: sessions.Session | None = None,
         rows: Mapping[str, input_rows.Row] | None = None,
         prompts: prompting.Prompts | None = None,
+        mpp: float = 0.0,
     ) -> None:
         self.model, self.form, self.overlays, self.observer = model, form, overlays, observer
         self.place = results.Place(folder)
@@ -364,7 +380,7 @@ class Predictor:
         self.model.eval()
         self.batch = batch or sliding_window.batch_of(model)
         self._run: sliding_window.WithRows = sliding_window.alone(model) if session is None else session.run
-        self._rows, self._prompts = rows or {}, prompts
+        self._rows, self._prompts, self._mpp = rows or {}, prompts, mpp
         self._ready: dict[str, tuple[samples.Pixels, Tensor]] = {}
 
     def logits(
@@ -466,7 +482,7 @@ class Predictor:
     def _case(self, item: inputs.Item) -> list[dict[str, Any]]:
         """A case of many images: one row, with the weight of each image in its answer."""
         parts = item.parts or (item,)
-        header = None if item.kind == "picture" or item.parts else self._header(item)
+        header = None if item.kind in ("picture", "slide") or item.parts else self._header(item)
         names, vectors, shown = list[str](), list[Tensor](), self._images(item, header)
         while some := list(itertools.islice(shown, self.batch)):
             names += [name for name, _ in some]
@@ -485,6 +501,8 @@ class Predictor:
                     self.place.shown(name, _middle(pixels.image, self.view))
         if self.overlays and header is not None and not header.moments:
             self.place.nifti(f"{results.OVERLAYS}/{item.name}", self._painted(weights, header), header)
+        if self.overlays and item.kind == "slide" and not item.parts:
+            self.place.shown(item.name, self._heat(item, weights))
         for note in dict.fromkeys(note for part in parts for note in self._noted(part, "csv")):
             self.notes.setdefault(note, []).append(item.name)
         parts_row = [{"id": name, "weight": round(weight, 6)} for name, weight in zip(names, weights, strict=True)]
@@ -497,7 +515,32 @@ class Predictor:
         parts = item.parts or (item,)
         if item.kind == "picture":
             return ((part.name, self._read(part)) for part in parts)
+        if item.kind == "slide":
+            return itertools.chain.from_iterable(self._tiles(part) for part in parts)
         return itertools.chain.from_iterable(self._shown(part, header) for part in parts)
+
+    def _tiles(self, item: inputs.Item) -> Iterator[tuple[str, samples.Pixels]]:
+        """Name and pixels of every tile of a slide; a name has its upper left corner, in pixels of the slide."""
+        case = layouts.Case(item.name, item.files, mpp=self._mpp)
+        seen = self._seen(item, case)
+        names = slide_cases.names(_slide(seen), self.view.slides)
+        for at, name in enumerate(names):
+            self.observer("slice", name=item.name, index=at, count=len(names))
+            yield f"{item.name}/{name}", cases.read_image(case, seen, at, self.view, ())
+
+    def _heat(self, item: inputs.Item, weights: Sequence[float]) -> NDArray[np.float32]:
+        """The slide, small, with its tiles the redder the heavier they are. Shapes: (3, h, w)."""
+        slide = _slide(self._seen(item, layouts.Case(item.name, item.files, mpp=self._mpp)))
+        shown = tissue.small(slide).astype(np.float32) / np.float32(255.0)
+        scale = max(shown.shape[:2]) / max(slide.levels[0])
+        for tile, weight in zip(slide_cases.tiles(slide, self.view.slides), weights, strict=True):
+            top, left, bottom, right = (
+                round(scale * edge) for edge in (tile.top, tile.left, tile.top + tile.side, tile.left + tile.side)
+            )
+            share = np.float32(HEAT * weight / max(weights))
+            part = shown[top : max(bottom, top + 1), left : max(right, left + 1)]
+            part += share * (np.array([1.0, 0.0, 0.0], dtype=np.float32) - part)
+        return shown.transpose(2, 0, 1)
 
     def _header(self, item: inputs.Item) -> headers.Header:
         """Of a volume, a series, or a film.
@@ -565,13 +608,15 @@ class Predictor:
     def _one(self, item: inputs.Item) -> cases.Seen:
         if item.kind == "picture":
             return cases.Seen((0, 0))
+        if item.kind == "slide":
+            return cases.look(item.path.parent, layouts.Case(item.name, item.files, mpp=self._mpp))
         header = volumes.read_header(item.path, self.view.series)
         return cases.Seen(header.size("acquired"), header)
 
     def _noted(self, item: inputs.Item, form: str) -> list[str]:
         """What the headers of all files of a case, or the form of its mask, leave in doubt, without text of files."""
         prompted = [] if self._prompts is None else [prompting.NOTE]
-        if item.kind == "picture":
+        if item.kind in ("picture", "slide"):
             return prompted
         read = [volumes.read_header(file, self.view.series) for file in item.files]
         notes = [note for header in read for note in header.notes]
@@ -690,6 +735,12 @@ class Predictor:
     def _row(self, item: inputs.Item, form: str, size: Sequence[int], counts: Mapping[str, Any]) -> dict[str, Any]:
         row = {"id": item.name, "kind": item.kind, "form": form, "size": list(size), "files": self.place.files}
         return {**row, "classes": counts, "notes": self._noted(item, form)}
+
+
+def _slide(seen: cases.Seen) -> slide_file.Slide:
+    if seen.slide is None:
+        raise errors.DataError("no whole slide, where one was looked for; report it")
+    return seen.slide
 
 
 def _size(pixels: samples.Pixels) -> tuple[int, int]:

@@ -62,6 +62,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         faults.extend(task.unlabelled_faults())
         faults.extend(task.private_faults() if _bounds_units(recipe) else [])
         faults.extend(_input_faults(recipe, task))
+        faults.extend(_slide_faults(recipe, task))
         faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))
         faults.extend([] if backbone is None else _volume_faults(recipe, backbone))
         faults.extend([] if backbone is None else _prompt_faults(recipe, task, backbone))
@@ -76,6 +77,26 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         return AdaptedModel(recipe, with_weights=False, backbone=backbone), []
     except errors.ConfigError as error:
         return None, list(error.faults)
+
+
+def _slide_faults(recipe: schema.Recipe, task: tasks.Task) -> list[str]:
+    """Why the recipe cannot take whole slides, one sentence a fault."""
+    if recipe.data.slides is None:
+        return []
+    wrong = []
+    if not task.bags:
+        wrong.append(
+            f"recipe.data.slides: a slide has one answer of many tiles, and task '{recipe.task.kind}' answers for "
+            "single images; use case-classification"
+        )
+    for key, given in (
+        ("stack", recipe.data.stack > 1),
+        ("window", recipe.data.window),
+        ("channels", recipe.data.channels),
+    ):
+        if given:
+            wrong.append(f"recipe.data.{key}: is not for whole slides (recipe.data.slides); leave one of them out")
+    return wrong
 
 
 def _bounds_units(recipe: schema.Recipe) -> bool:

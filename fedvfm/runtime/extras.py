@@ -20,11 +20,17 @@ CLIENT: dict[str, str] = {
     "transformers": "transformers",
 }
 """Import name -> the package of the extra ``client`` that brings it."""
+SLIDES: dict[str, str] = {"tifffile": "tifffile", "imagecodecs": "imagecodecs"}
+"""The same of the extra ``slides``, which whole slides are read with."""
 
 
 def missing(error: ModuleNotFoundError) -> errors.MissingExtra | None:
     """What to tell a person where an import failed; None where no part of fedvfm is missing, but something broke."""
     name = (error.name or "").partition(".")[0]
+    if name in SLIDES:
+        return errors.MissingExtra(
+            f"whole slides need {SLIDES[name]}, which is not installed here. Run: pip install 'fedvfm[slides]'"
+        )
     return _lacking(name) if name in CLIENT else None
 
 

@@ -29,6 +29,7 @@ OPEN_FILES = 64
 LIBRARIES = {
     "nifti": ("nibabel.loadsave", "nibabel.nifti1"),
     "nrrd": ("nrrd",),
+    "slide": ("tifffile", "imagecodecs._jpeg8", "imagecodecs._zlib", "imagecodecs._jpeg2k", "imagecodecs._imcd"),
     "dicom": ("pydicom.pixels.utils", "pydicom.pixels.processing"),
 }
 """What readers import with their first file."""

@@ -148,6 +148,24 @@ FILES: dict[str, Entry] = {
         "The recipe asks for neighbouring slices or values in units.",
         "Bring DICOM or NIfTI, or leave pictures out.",
     ),
+    "slide-scale": Entry(
+        _B,
+        "A cell of unknown size cannot be compared between hospitals.",
+        "Set data.options.mpp to the scanner's micrometres a pixel, or leave out slides of a coarser scanner.",
+    ),
+    "slide-levels": Entry(
+        _B,
+        "A slide that is not in tiles and levels would have to be read whole.",
+        "Save it as a tiled, pyramidal TIFF.",
+    ),
+    "slide-needed": Entry(
+        _B,
+        "Tiles of slides and other images are no images of one kind.",
+        "Bring what the recipe takes, or ask for a recipe that fits: of slides it has [data.slides].",
+    ),
+    "no-tissue": Entry(
+        _B, "Of an empty slide nothing can be said.", "Look at it, and take out what is empty or too pale."
+    ),
     "whole-slide": Entry(_B, "A slide of many thousand pixels is no image.", "Cut it into tiles, saved as PNG."),
     "mask-overlap": Entry(
         _B,

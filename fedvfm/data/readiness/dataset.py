@@ -81,6 +81,13 @@ class Looked:
 
 
 def assumed(one: data.Sample) -> bool:
-    """Whether a volume was taken for a patient of its own because nobody said whose it is."""
+    """Whether a volume or slide was taken for a patient of its own because nobody said whose it is."""
+    slide = f"{one.patient}-x"  # a tile's name begins with its slide's
+    if (
+        one.images
+        and one.patient
+        and all(image.case == one.patient and image.id.startswith(slide) for image in one.images)
+    ):
+        return True
     of_volume = [image.part.volume for image in one.images or (one,) if image.part is not None]
     return bool(of_volume) and of_volume.count(one.patient or "") == len(of_volume)

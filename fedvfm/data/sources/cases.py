@@ -15,7 +15,9 @@ from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import channels, defect, formats, label_tables, structures
 from fedvfm.data import sample as data
+from fedvfm.data.slides import slide_file
 from fedvfm.data.sources import layouts
+from fedvfm.data.sources import slides as slide_cases
 from fedvfm.data.volumes import dicom, dicom_seg, geometry, nifti, nrrd, slices, volumes
 from fedvfm.data.volumes import header as headers
 
@@ -45,6 +47,7 @@ class Seen:
         alone: whether the case is one image: a picture, or one DICOM file with one frame.
         held: what the numbers of its mask stand for, by the mask's files; empty where these do not say.
         notes: what is to be said of its mask, one sentence each, without text of a file.
+        slide: of a whole slide what its header says; else None.
     """
 
     size: tuple[int, int]
@@ -52,6 +55,7 @@ class Seen:
     alone: bool = True
     held: Held = ()
     notes: tuple[str, ...] = ()
+    slide: slide_file.Slide | None = None
 
 
 def is_volume(file: Path) -> bool:
@@ -65,6 +69,9 @@ def look(folder: Path, case: layouts.Case, series: str = "") -> Seen:
     Raises:
         DataError: if one is unreadable, or they differ in size or place.
     """
+    if case.mpp is not None:
+        slide = slide_cases.look(case.images[0], case.mpp)
+        return Seen((slide.levels[0][1], slide.levels[0][0]), alone=False, slide=slide)
     if any(is_volume(file) for file in case.images):
         return _look_at_volume(folder, case, series)
     files = [*case.images, *([case.mask] if case.mask else [])]
@@ -239,6 +246,8 @@ def faults_under(
         chosen: the channel numbers to take; empty for all.
     """
     where = layouts.relative(case.images[:1], folder)
+    if seen.slide is not None or contract.slides is not None:
+        return slide_cases.faults_under(seen.slide, where, contract)
     others = _channel_faults(case, seen, where, contract, chosen)
     if seen.header is None:
         return others + [
@@ -361,6 +370,8 @@ def read_image(case: layouts.Case, seen: Seen, index: int, view: slices.View, ch
         DataError: for files that cannot be read, or channel counts other than one and three.
     """
     files = case.images
+    if seen.slide is not None:
+        return slide_cases.read(seen.slide, index, view.slides)
     if seen.header is None:
         shown = [formats.read_shown(file) for file in files]
         clear = [where for _, where in shown if where is not None]
@@ -467,6 +478,10 @@ def read_whole(case: layouts.Case, seen: Seen, view: slices.View) -> None:
     Raises:
         DataError: naming the file that cannot be read.
     """
+    if seen.slide is not None:
+        for number, _ in enumerate(slide_cases.names(seen.slide, view.slides)):
+            slide_cases.read(seen.slide, number, view.slides)
+        return
     for file in (*case.images, case.mask):
         if file is None:
             continue

@@ -1,4 +1,4 @@
-"""The hospital's own folder: pictures, volumes and DICOM studies in one of nine layouts."""
+"""The hospital's own folder: pictures, volumes and DICOM studies in one of ten layouts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.config import schema
+from fedvfm.config import slides as slides_config
 from fedvfm.data import channels, defect, formats, structures
 from fedvfm.data import sample as data
 from fedvfm.data.decoding import decoder
-from fedvfm.data.sources import cases, index, layouts, patients, recognise, studies
-from fedvfm.data.volumes import dicom_seg, nifti, patient_id, series_selector, slices
+from fedvfm.data.sources import cases, index, layouts, patients, recognise, slides, studies
+from fedvfm.data.volumes import dicom_seg, nifti, patient_id, series_selector
+from fedvfm.data.volumes import slices as volume_slices
 
 OPTIONS = (
     "channels",
@@ -29,6 +31,7 @@ OPTIONS = (
     "ids",
     "layout",
     "mask_values",
+    "mpp",
     "overlap",
     "patients",
     "patients_key",
@@ -40,7 +43,7 @@ SAME_PATIENT = (
     'data.options.patients = "hash", keeps both in one split'
 )
 
-LABELLED = ("studies", "table", "cases", "images")
+LABELLED = ("studies", "table", "cases", "images", "slides")
 """Layouts whose ``labels.csv`` may say the patients, too."""
 UNREADABLE = (
     defect.UNREADABLE,
@@ -88,6 +91,7 @@ class Folder:
     ``cases``    ``cases/NAME/`` with the images of one case each, and a table with the columns ``id`` (NAME) and
                  ``label``; classification
     ``images``   no labels: ``studies/``, ``cases/`` or ``images/`` as above, else the images of the folder itself
+    ``slides``   ``slides/NAME.svs`` or ``.tif``, whole slides, and such a table; their tiles are the images
     ============ ==========================================================================================
 
     Pictures are PNG, JPEG, TIFF or BMP; volumes NIfTI, NRRD or DICOM; one DICOM file with one frame (a radiograph)
@@ -127,7 +131,7 @@ class Folder:
         self._channels, self._by_name, self._named = options.channels, options.ids == "names", dict(source.channels)
         if self._named:  # until a recipe says in which order, what is taken first
             self._channels = (next((each for each in self._named.values() if isinstance(each, int)), 0),)
-        self._view = slices.View(series=options.series)
+        self._view = volume_slices.View(series=options.series)
         files = [file for case in self._layout.cases for file in (*case.images, case.mask) if file is not None]
         roots = [self._folder, *(Path(root).expanduser() for root in source.roots)]
         self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder, roots)
@@ -341,7 +345,7 @@ class Folder:
             found._channels, faults = channels.numbers(self._named, self._layout.channels, contract)
         faults += cases.order_faults(self._layout, contract, found._channels)
         faults += found._structures_under(contract.class_names, contract.codes)
-        found._view = slices.View.of(contract, self._view.series)
+        found._view = volume_slices.View.of(contract, self._view.series)
         for case in self._layout.cases:
             if case.name in self._seen:
                 wrong = cases.faults_under(case, self._seen[case.name], self._folder, contract, found._channels)
@@ -403,6 +407,8 @@ class Folder:
         patient = _patient(place.case, row) or (None if place.seen.alone else name)
         if sample.images:
             return f"case {row.get('case') or place.case.study or name}", patient
+        if place.seen.slide is not None:
+            return f"{name} slide", patient  # however it is cut into tiles
         return f"{name} {place.slice}", patient
 
     def read(self, sample: data.Sample) -> data.Pixels:
@@ -474,6 +480,15 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         faults.append(
             f"data.options.patients_key = {where!r}: a path, beside data.options.patients = 'hash', is needed"
         )
+    mpp = given.get("mpp", 0.0)
+    if (
+        isinstance(mpp, bool)
+        or not isinstance(mpp, int | float)
+        or (mpp and not slides_config.FINEST <= mpp <= slides_config.COARSEST)
+    ):
+        faults.append(
+            f"data.options.mpp = {mpp!r}: the scale of slides that do not say it, {slides_config.SCALES}, is needed"
+        )
     if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
         faults.append(f"data.options.fold = {fold!r}: a whole number from 0 is needed")
     if not isinstance(suffix, str):
@@ -497,6 +512,7 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         str(chosen["overlap"]),
         str(chosen["patients"]),
         str(where),
+        float(str(mpp)),
     )
 
 
@@ -564,7 +580,7 @@ def _places(
     found: Sequence[layouts.Case],
     seen: Mapping[str, cases.Seen],
     table: Mapping[str, patients.Row],
-    view: slices.View,
+    view: volume_slices.View,
     *,
     by_name: bool,
 ) -> list[Place]:
@@ -594,6 +610,9 @@ def _places(
             belongs = f"case-{numbers[belongs]:0{width}d}"
         split = row.get("split") or case.split
         one = data.Sample(name, case.label, site, patient, split, case=belongs)
+        if what.slide is not None:
+            places += _tiles(one, case, what, view)
+            continue
         places += [Place(one, case, what, 0)] if what.alone or what.header is None else _slices(one, case, what, view)
     return places
 
@@ -603,19 +622,29 @@ def _patient(case: layouts.Case, row: patients.Row) -> str:
     return row.get("patient") or case.patient or case.study or row.get("case") or ""
 
 
-def _slices(one: data.Sample, case: layouts.Case, seen: cases.Seen, view: slices.View) -> list[Place]:
+def _slices(one: data.Sample, case: layouts.Case, seen: cases.Seen, view: volume_slices.View) -> list[Place]:
     """A sample for every slice of a volume, or every moment of a film."""
     header = seen.header
     if header is None:
         return []
     return [
         Place(
-            dataclasses.replace(one, id=f"{one.id}-{number}", part=slices.part_of(header, one.id, at, view)),
+            dataclasses.replace(one, id=f"{one.id}-{number}", part=volume_slices.part_of(header, one.id, at, view)),
             case,
             seen,
             at,
         )
-        for at, number in enumerate(slices.names(header, view))
+        for at, number in enumerate(volume_slices.names(header, view))
+    ]
+
+
+def _tiles(image: data.Sample, case: layouts.Case, seen: cases.Seen, view: volume_slices.View) -> list[Place]:
+    """A sample for every tile of a slide; a slide is a case, unless the table puts several into one."""
+    if seen.slide is None:
+        return []
+    return [
+        Place(dataclasses.replace(image, id=f"{image.id}-{name}", case=image.case or image.id), case, seen, at)
+        for at, name in enumerate(slides.names(seen.slide, view.slides))
     ]
 
 

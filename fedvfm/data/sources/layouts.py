@@ -44,8 +44,8 @@ REMEDY = (
     "expected images/ and masks/ (or labels/), also in a folder for each hospital, images/ with a table that has a "
     "column label, one folder of images a class, nnU-Net's imagesTr/, labelsTr/ and dataset.json, a datalist "
     "(dataset.json with 'training'), studies/ with a DICOM folder each, cases/ with a folder of images each and a "
-    "table that has a column label, or BIDS (sub-*/ and derivatives/); "
-    "data.options.layout = pairs, table, classes, nnunet, datalist, studies, cases or bids says which; "
+    "table that has a column label, slides/ with whole slides and such a table, or BIDS (sub-*/ and derivatives/); "
+    "data.options.layout = pairs, table, classes, nnunet, datalist, studies, cases, slides or bids says which; "
     "images alone are for a site of role = 'unlabelled'"
 )
 
@@ -65,6 +65,7 @@ class Options:
     overlap: str = "refuse"
     patients: str = ""
     patients_key: str = ""
+    mpp: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Case:
         split: where the layout says so; a table speaks first.
         site: where the layout says so; a table speaks first.
         study: name of the study whose folder holds further images that are cases of their own; a table has its row.
+        mpp: of a whole slide, the micrometres a pixel that its file may leave unsaid, 0 where nobody says them; None of
+            all else.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Case:
     split: str | None = None
     site: str | None = None
     study: str = ""
+    mpp: float | None = None
 
 
 @dataclass
@@ -350,7 +354,7 @@ def table(folder: Path, options: Options) -> Layout:
         return layout
     name, labels = rows
     images = images_in(where, layout.faults)
-    layout.faults += _table_faults(folder, name, labels, images)
+    layout.faults += table_faults(folder, name, labels, images)
     layout.names = list(images)
     layout.left += beside(folder, [where])
     classify(layout, name, labels, dict(sorted(images.items())))
@@ -374,7 +378,7 @@ def cases(folder: Path, options: Options) -> Layout:
         return layout
     name, labels = rows
     folders = {path.name: path for path in folders_in(where)}
-    layout.faults += _table_faults(folder, name, labels, folders) + lost(where, "cases/")
+    layout.faults += table_faults(folder, name, labels, folders) + lost(where, "cases/")
     layout.left += [*beside(folder, [where]), *beside(where, list(folders.values()), "cases/")]
     layout.names = list(folders)
     classify(layout, name, labels, folders)
@@ -391,7 +395,7 @@ def cases(folder: Path, options: Options) -> Layout:
     return layout
 
 
-def _table_faults(
+def table_faults(
     folder: Path, name: str, labels: Mapping[str, str | None], images: Mapping[str, Path]
 ) -> list[errors.Fault]:
     """Rows without an image, and another table that gives an image another class."""

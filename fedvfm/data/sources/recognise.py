@@ -9,7 +9,7 @@ import numpy as np
 
 from fedvfm import errors
 from fedvfm.data import defect, formats, side_files
-from fedvfm.data.sources import bids, datalist, layouts, plain_images, studies
+from fedvfm.data.sources import bids, datalist, layouts, plain_images, slides, studies
 
 COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
     "pairs": layouts.pairs,
@@ -21,6 +21,7 @@ COLLECT: dict[str, Callable[[Path, layouts.Options], layouts.Layout]] = {
     "table": layouts.table,
     "cases": layouts.cases,
     "images": plain_images.collect,
+    "slides": slides.collect,
 }
 KINDS = tuple(COLLECT)
 OWN_OPTIONS = {
@@ -28,6 +29,7 @@ OWN_OPTIONS = {
     "fold": ("datalist",),
     "suffix": ("bids",),
     "series": ("studies", "datalist", "images"),
+    "mpp": ("slides",),
 }
 """Options that only some layouts have."""
 PARTS = ("mask", "label", "annot", "image", "img", "truth", "segment")
@@ -45,7 +47,7 @@ def find(folder: Path, options: layouts.Options) -> layouts.Layout:
         raise defect.OPTIONS.error(f"{folder}: no such folder; set data.path to the folder that holds the images")
     kind = options.layout if options.layout != "auto" else kind_of(folder, named=bool(options.class_names))
     layout = COLLECT[kind](folder, options)
-    given = {key: getattr(options, key) not in (None, "", ()) for key in OWN_OPTIONS}
+    given = {key: getattr(options, key) not in (None, "", (), 0.0) for key in OWN_OPTIONS}
     layout.faults += [
         defect.OPTIONS.fault(f"data.options.{key}: only for layout {', '.join(kinds)}, this is '{kind}'; leave it out")
         for key, kinds in OWN_OPTIONS.items()
@@ -72,6 +74,8 @@ def kind_of(folder: Path, *, named: bool = False) -> str:
         return "table"
     if not images and not masks and (folder / "cases").is_dir() and layouts.labelled(folder) is not None:
         return "cases"
+    if not images and not masks and (folder / slides.FOLDER).is_dir():
+        return "slides"
     if images or masks or layouts.hospitals_in(folder):
         return "pairs"
     lists = [path.name for path in sorted(folder.glob("*.json")) if _has_training(path)]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm.config import schema
+from fedvfm.config import slides as slides_config
 from fedvfm.data import defect
 from fedvfm.data import sample as data
 from fedvfm.data.volumes import geometry, volumes
@@ -28,17 +29,19 @@ class View:
         stack: 3 shows a slice between its neighbours, one a channel (2.5D).
         limits: the lowest and highest value shown, in the files' units; None shows the whole range of each volume.
         series: words that say which series of a DICOM folder is meant; see :mod:`fedvfm.data.volumes.series_selector`.
+        slides: which tiles of whole slides are taken; None where no recipe says it.
     """
 
     plane: geometry.Plane = "axial"
     stack: int = 1
     limits: tuple[float, float] | None = None
     series: str = ""
+    slides: slides_config.SlidesConfig | None = None
 
     @classmethod
     def of(cls, contract: schema.DataContract, series: str = "") -> Self:
         """The view a recipe asks for, of the series the owner of the files means."""
-        return cls(contract.plane, contract.stack, contract.limits, series)
+        return cls(contract.plane, contract.stack, contract.limits, series, contract.slides)
 
 
 def plane_of(header: headers.Header, view: View) -> geometry.Plane:
