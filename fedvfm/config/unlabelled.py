@@ -21,9 +21,10 @@ class UnlabelledConfig(pydantic.BaseModel):
     threshold: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.9
     """(probability) What the round's adapter must give its answer on an image, or a pixel, for it to be trained on.
     Change: up where the adapter is often wrong and sure, down where hardly anything is trained on."""
-    weight: Annotated[float, Field(ge=0.01, le=1.0)] = 0.5
+    weight: Annotated[float, Field(ge=0.01, le=1.0)] = 0.1
     """(share) What an image without a label counts of one with a label in the average; with weighting = "uniform", what
-    such a site counts of another. Change: down where many images without labels stand against few with labels."""
+    such a site counts of another. Change: to what a simulation shows; the more these images outnumber those with
+    labels, the lower."""
     warmup_rounds: Annotated[int, Field(ge=0, le=100_000)] = 1
     """(rounds) The first rounds in which sites without labels are not asked. Change: up until the journal's validation
     says that the adapter is worth learning from."""

@@ -156,3 +156,10 @@ def test_leave_one_out_keeps_a_site_with_labels(values: dict[str, Any]) -> None:
     what = experiment.parse({**values, "baselines": ["leave-one-out"]}, "experiment")
     with pytest.raises(errors.ConfigError, match="without 'east' has no site with labels"):
         experiment.hospitals(what)
+
+
+@pytest.mark.slow
+def test_real_processes_make_the_same_adapter(made: run.Result, values: dict[str, Any], tmp_path: Path) -> None:
+    there = run.simulate({**values, "baselines": [], "engine": "deployment"}, output=tmp_path / "run")
+    assert there.summary["fingerprint"] == made.summary["fingerprint"]
+    assert hash_chain.read(there.path / "journal.jsonl")[-1]["without_labels"] == ["north", "west"]
