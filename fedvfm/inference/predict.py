@@ -30,7 +30,7 @@ from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import slices, volumes
 from fedvfm.inference import boxes as prompting
 from fedvfm.inference import channels as grouping
-from fedvfm.inference import delivery, export, inputs, output, results, segmentation_object, sessions
+from fedvfm.inference import delivery, drawn_boxes, export, inputs, output, results, segmentation_object, sessions
 from fedvfm.model import adapted_model, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
@@ -198,6 +198,8 @@ def run(
     prompts = (
         None
         if boxes is None
+        else drawn_boxes.read(Path(boxes), items, wanted)
+        if drawn_boxes.holds(Path(boxes))
         else prompting.read(Path(boxes), source, items, wanted.class_names, {*skipped, *joined.failed})
     )
     predictor = Predictor(

@@ -128,6 +128,21 @@ def held(path: Path, image: headers.Header) -> list[list[structures.Structure]]:
     return _held(path, _of(path, image))
 
 
+def described(file: Path, contours: bool) -> tuple[frozenset[str], tuple[structures.Structure, ...]]:
+    """SOP instance UIDs of the images that one object names, and its structures.
+
+    Args:
+        file: a DICOM-SEG, or an RT structure set.
+        contours: whether it is the latter.
+
+    Raises:
+        DataError: if its header is damaged.
+    """
+    objects = Objects((file,), contours)
+    (named,), (structures_of,) = _drawn_on(file, objects), _held(file, objects)
+    return frozenset(named), tuple(structures_of)
+
+
 @decoder.apart
 def _held(path: Path, objects: Objects) -> list[list[structures.Structure]]:
     describe = dicom_rtstruct.held if objects.contours else _described

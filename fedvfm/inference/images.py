@@ -1,0 +1,162 @@
+"""The images of inputs, read one after the other as a recipe's data contract asks, without any label."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.data import sample as samples
+from fedvfm.data.sources import cases, layouts
+from fedvfm.data.volumes import header as headers
+from fedvfm.data.volumes import slices, volumes
+from fedvfm.inference import channels as grouping
+from fedvfm.inference import inputs
+from fedvfm.report import progress
+
+Shown = Iterator[tuple[int, str, samples.Pixels]]
+"""Number, name and pixels of slices."""
+SHOWN = 10
+"""Faults that a message lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One image among inputs.
+
+    Attributes:
+        name: of the picture, or of the volume and its slice.
+        item: the input.
+        index: of the slice, 0 of a picture.
+        header: of the volume; None for a picture.
+    """
+
+    name: str
+    item: inputs.Item = field(repr=False)
+    index: int = 0
+    header: headers.Header | None = field(default=None, repr=False)
+
+
+class Images:
+    """Reads inputs under a contract.
+
+    Args:
+        contract: of the recipe.
+        series: which series of a DICOM folder, see :func:`fedvfm.inference.predict.predict`.
+        observer: told of every slice.
+
+    Attributes:
+        view: how volumes are looked at.
+    """
+
+    def __init__(
+        self, contract: schema.DataContract, series: str = "", observer: progress.Observer = progress.silent
+    ) -> None:
+        self.contract, self.observer = contract, observer
+        self.view = slices.View.of(contract, series)
+
+    def seen(self, item: inputs.Item) -> cases.Seen:
+        """What the headers of a case say.
+
+        Raises:
+            DataError: for what a site could not have trained on under this contract: files that do not fit together,
+                another modality, other channels, or a picture where values in units or neighbouring slices are needed.
+        """
+        case = layouts.Case(item.name, item.files)
+        seen = cases.look(item.path.parent, case, self.view.series) if item.more else self._of_one_file(item)
+        called = layouts.Case(item.name, tuple(Path(item.name) for _ in item.files))
+        faults = cases.faults_under(called, seen, Path(), self.contract, item.chosen)
+        if faults:
+            raise errors.DataError("; ".join(faults), faults)
+        return seen
+
+    def header(self, item: inputs.Item) -> headers.Header:
+        """Of a volume, a series, or a film.
+
+        Raises:
+            DataError: as :meth:`seen`.
+        """
+        header = self.seen(item).header
+        if header is None:
+            raise errors.DataError(f"{item.name}: neither a picture nor a volume")
+        return header
+
+    def picture(self, item: inputs.Item) -> samples.Pixels:
+        """The pixels of a picture.
+
+        Raises:
+            DataError: as :meth:`seen`.
+        """
+        return self._read(item, self.seen(item), 0)
+
+    def places(self, source: Path, option: str) -> list[Place]:
+        """Every picture and slice below a file or folder, in the order of their names.
+
+        Args:
+            source: what to look through.
+            option: what it was given for, for messages.
+
+        Raises:
+            DataError: if there is nothing, if cases lack channels that the contract takes, or as :meth:`seen`.
+        """
+        contract, items = self.contract, inputs.find(source)
+        joined = grouping.join(
+            items, contract.channels, (), alone=source.is_file(), optional=contract.optional_channels
+        )
+        if joined.failed:
+            faults = [f"{option} {source}: {name}: {reason}" for name, reason in joined.failed.items()]
+            raise errors.DataError("; ".join(faults[:SHOWN]), faults)
+        places = []
+        for item in joined.items:
+            header = self.seen(item).header
+            names = [] if header is None else slices.names(header, self.view)
+            if len(names) < 2:
+                places.append(Place(item.name, item, 0, header))
+            places += [
+                Place(f"{item.name}/{name}", item, at, header) for at, name in enumerate(names) if len(names) > 1
+            ]
+        return places
+
+    def at(self, place: Place) -> samples.Pixels:
+        """The pixels of one image.
+
+        Raises:
+            DataError: if they cannot be read.
+        """
+        header = place.header
+        seen = cases.Seen((0, 0)) if header is None else cases.Seen(header.size("acquired"), header)
+        return self._read(place.item, seen, place.index)
+
+    def slices(self, item: inputs.Item, header: headers.Header, only: Container[int] | None = None) -> Shown:
+        """Number, name and pixels of every slice, or of some, cut as the recipe asks.
+
+        A single one has the input's own name.
+        """
+        names, seen = slices.names(header, self.view), cases.Seen(header.size("acquired"), header)
+        for at, name in enumerate(names):
+            self.observer("slice", name=item.name, index=at, count=len(names))
+            if only is not None and at not in only:
+                continue
+            shown = item.name if len(names) == 1 else f"{item.name}/{name}"
+            yield at, shown, self._read(item, seen, at)
+
+    def of_case(self, item: inputs.Item, header: headers.Header | None) -> Iterator[tuple[str, samples.Pixels]]:
+        """Name and pixels of every image of a case, one after the other; ``header`` that of a volume."""
+        parts: Sequence[inputs.Item] = item.parts or (item,)
+        if item.kind == "picture":
+            return ((part.name, self.picture(part)) for part in parts)
+        return itertools.chain.from_iterable(
+            ((name, pixels) for _, name, pixels in self.slices(part, header or self.header(part))) for part in parts
+        )
+
+    def _read(self, item: inputs.Item, seen: cases.Seen, index: int) -> samples.Pixels:
+        return cases.read_image(layouts.Case(item.name, item.files), seen, index, self.view, item.chosen)
+
+    def _of_one_file(self, item: inputs.Item) -> cases.Seen:
+        if item.kind == "picture":
+            return cases.Seen((0, 0))
+        header = volumes.read_header(item.path, self.view.series)
+        return cases.Seen(header.size("acquired"), header)
