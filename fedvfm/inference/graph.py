@@ -50,7 +50,7 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
     program, batch = _graph(plain, model)
     _store(program, plain, folder / FILE, model)
     by, off = _check(folder / FILE, plain, model, (1, 3) if batch is None else (batch,))
-    storage.write_text(folder / "README.md", _card(model, batch, by, off))
+    storage.write_text(folder / "README.md", card_of(model, batch, _checked(by, off)))
     return {"opset": OPSET, "batch": "free" if batch is None else batch, "checked_with": by, "difference": off}
 
 
@@ -67,6 +67,16 @@ def require_packages() -> None:
         )
 
 
+def require_runtime() -> None:
+    """Refuse 8 bits where onnxruntime is not installed.
+
+    Raises:
+        MissingExtra: naming the extra.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise errors.MissingExtra("weights in 8 bits need onnxruntime. Run: pip install 'fedvfm[onnx]'")
+
+
 def write_int8(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dict[str, Any]:
     """The same graph with the weights of its linear layers in whole numbers of 7 bits, one scale a column, stored in 8.
 
@@ -78,8 +88,7 @@ def write_int8(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -
         MissingExtra: without onnx, onnxscript and onnxruntime.
         ConfigError, CheckpointError: as :func:`write`, and if it is too far off.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise errors.MissingExtra("weights in 8 bits need onnxruntime. Run: pip install 'fedvfm[onnx]'")
+    require_runtime()
     with tempfile.TemporaryDirectory(prefix="fedvfm-onnx-") as beside:
         facts = write(model, adapter, Path(beside))
         _quantise(Path(beside) / FILE, folder / FILE)
@@ -90,7 +99,8 @@ def write_int8(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -
     off = delivery.require_same("the ONNX graph in 8 bits", found, expected, FURTHEST)
     same = float((found.argmax(dim=1) == expected.argmax(dim=1)).float().mean())
     batch = None if facts["batch"] == "free" else int(facts["batch"])
-    storage.write_text(folder / "README.md", _card(model, batch, by, off, int8=same))
+    near = f"; weights in 8 bits, {same:.2%} of the classes of drawn images are the same"
+    storage.write_text(folder / "README.md", card_of(model, batch, _checked(by, off) + near))
     return {**facts, "checked_with": by, "difference": off, "int8": same}
 
 
@@ -98,7 +108,7 @@ def _quantise(source: Path, target: Path) -> None:
     import onnx
     from onnxruntime import quantization
 
-    with storage.guard(target.parent), _quiet():
+    with storage.guard(target.parent), quiet():
         big = source.with_suffix(".onnx.data").exists()
         quantization.quantize_dynamic(
             source,
@@ -169,7 +179,7 @@ def save(
         ConfigError: if the exporter cannot express it.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
                 module,
                 inputs,
@@ -190,7 +200,7 @@ def _store(program: Any, module: torch.nn.Module, path: Path, model: adapted_mod
         node.metadata_props.clear()  # the exporter notes each line of source with this machine's paths
     program.model.metadata_props.update(_facts(model))
     big = sum(value.numel() for value in module.state_dict().values()) * 4 > ONE_FILE_BYTES
-    with storage.guard(path.parent), _quiet():
+    with storage.guard(path.parent), quiet():
         program.save(str(path), external_data=big)
 
 
@@ -217,7 +227,7 @@ def outputs(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def _exported(plain: delivery.Deliverable, given: tuple[Tensor, ...], dimensions: Any) -> Any:
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         return torch.onnx.export(
             plain,
             given,
@@ -255,7 +265,7 @@ def _facts(model: adapted_model.AdaptedModel) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's notes on packages that are not needed."""
     # onnxruntime's quantization says what it has to say to the root.
     with logs.limited(logging.ERROR, "", "torch.onnx", "onnxscript", "onnx_ir"), warnings.catch_warnings():
@@ -263,9 +273,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _card(
-    model: adapted_model.AdaptedModel, batch: int | None, by: str, off: float, *, int8: float | None = None
-) -> str:
+def _checked(by: str, off: float) -> str:
+    return f"- checked with {by}: off by {off:.1g} of the largest logit"
+
+
+def card_of(model: adapted_model.AdaptedModel, batch: int | None, checked: str, notes: Sequence[str] = ()) -> str:
+    """The card beside the graph of a whole model.
+
+    Args:
+        model: what was exported.
+        batch: images at a time; None where any number goes.
+        checked: line on how it was checked.
+        notes: further lines.
+    """
     sides = ", ".join(map(str, model.recipe.data.patch_size))
     classes = model.task.width
     size = "B" if batch is None else str(batch)
@@ -282,8 +302,8 @@ def _card(
         *([f"- `table`: float32 ({size}, {len(columns)}), NaN where a value is missing"] if columns else []),
         *delivery.table_lines(model),
         f"- `logits`: float32 {shape}{delivery.what_comes_out(model)}",
-        f"- checked with {by}: off by {off:.1g} of the largest logit"
-        + ("" if int8 is None else f"; weights in 8 bits, {int8:.2%} of the classes of drawn images are the same"),
+        checked,
+        *notes,
     ]
     return card(model, usage, facts)
 

@@ -1,0 +1,52 @@
+"""How much two models' answers for the same images are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from fedvfm import errors
+from fedvfm.inference import delivery
+from fedvfm.model import adapted_model
+from fedvfm.tasks import metrics
+
+
+def measure(
+    model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor], option: str
+) -> tuple[str, float]:
+    """What is compared, and how much of it is the same, 1 for all.
+
+    "dice": of masks, the mean over images and the foreground classes that either mask has; "same_class": the share of
+    images with the same class, "same_side" of labels on the same side of 0.5; "" where answers are no classes.
+
+    Args:
+        model: whose task and classes they are of.
+        given: logits of each image.
+        expected: the same of the other model.
+        option: where the images come from, for messages.
+
+    Raises:
+        DataError: if ``expected`` has no mask to compare.
+    """
+    pairs = list(zip(given, expected, strict=True))
+    if delivery.dense(model):
+        if not any(bool((other.argmax(dim=0) > 0).any()) for other in expected):
+            raise errors.DataError(
+                f"{option}: the adapter finds none of its classes in these images, so nothing can be compared; give "
+                "images of what it was trained on"
+            )
+        classes, scores = len(model.recipe.data.class_names), list[float]()
+        for own, other in pairs:
+            masks = [logits.argmax(dim=0).numpy() for logits in (own, other)]
+            there = [number for number in range(1, classes) if any((mask == number).any() for mask in masks)]
+            scores += [float(metrics.overlap(masks[0], masks[1], classes)[0][number]) for number in there]
+        return "dice", float(np.mean(scores))
+    answers = [(model.task.answers(own), model.task.answers(other)) for own, other in pairs]
+    kind = model.recipe.target.kind
+    if kind in ("class", "ordinal"):
+        return "same_class", float(np.mean([int(own.argmax()) == int(other.argmax()) for own, other in answers]))
+    if kind == "multi-label":
+        return "same_side", float(np.mean([float(((a > 0.5) == (b > 0.5)).double().mean()) for a, b in answers]))
+    return "", 1.0

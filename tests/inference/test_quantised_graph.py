@@ -1,0 +1,117 @@
+"""Static 8 bits: measured on images, compared with the float graph, refused where it answers otherwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fedvfm
+from fedvfm import errors
+from fedvfm.inference import agreement, calibration, quantised_graph
+from tests.inference.conftest import Saver
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason="graphs need the extra onnx")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 smooth pictures, none like another."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rows, columns = np.mgrid[:30, :40]
+    for at in range(32):
+        wave = np.sin(rows / (2 + at % 5)) * 90 + np.cos((columns + at) / (3 + at % 7)) * 30 + 128
+        Image.fromarray(wave.astype(np.uint8)).save(folder / f"{at:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(saved: Saver, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("static") / "graph"
+    return fedvfm.export_adapter(saved(), folder, "onnx", int8=True, calibrate=photographs)
+
+
+def test_layers_in_8_bits_answer_like_the_adapter_and_say_how_near(
+    saved: Saver, photographs: Path, written: dict[str, Any], tmp_path: Path
+) -> None:
+    import onnx
+
+    folder = Path(written["folder"])
+    measured = written["calibration"]
+    assert (measured["method"], measured["images"], measured["compared_by"]) == ("min-max", 32, "dice")
+    assert 0.9 <= written["int8"] < 1.0
+    assert measured["bytes"]["int8"] == (folder / "model.onnx").stat().st_size < measured["bytes"]["float32"]
+    assert min(measured["seconds"].values()) > 0
+    graph = onnx.load(folder / "model.onnx")
+    onnx.checker.check_model(graph)
+    facts = {entry.key: entry.value for entry in graph.metadata_props}
+    assert facts["fedvfm.weights"] == "int8"
+    assert json.loads(facts["fedvfm.calibration"]) == {"method": "min-max", "images": 32, "windows": 32}
+    scales = {weight.name: weight for weight in graph.graph.initializer}
+    told = [node for node in graph.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in scales]
+    assert any(len(onnx.numpy_helper.to_array(scales[node.input[1]]).shape) == 1 for node in told)  # one a column
+    weights = [scales[node.input[0]] for node in told]
+    largest = [np.abs(onnx.numpy_helper.to_array(one)).max() for one in weights if one.data_type == 3]
+    assert largest
+    assert max(largest) <= 64  # 7 bits: pairs of products fit 16 bits
+    assert "photographs" not in graph.SerializeToString().decode("latin1")
+    card = (folder / "README.md").read_text()
+    assert f"Dice of its masks with those of the float graph {written['int8']:.4f}" in card
+    made = fedvfm.predict(saved(), photographs, tmp_path / "out", graph=folder)
+    assert made["precision"] == "int8"
+    own = fedvfm.predict(saved(), photographs, tmp_path / "own")
+    same = [
+        (np.asarray(Image.open(tmp_path / "out" / f"{row['id']}.png")) == np.asarray(Image.open(path))).mean()
+        for row in own["inputs"]
+        for path in [tmp_path / "own" / f"{row['id']}.png"]
+    ]
+    assert np.mean(same) > 0.9
+
+
+def test_classes_in_8_bits(saved: Saver, photographs: Path, tmp_path: Path) -> None:
+    made = fedvfm.export_adapter(saved("classification"), tmp_path / "graph", "onnx", int8=True, calibrate=photographs)
+    assert made["calibration"]["compared_by"] == "same_class"
+    assert made["int8"] >= 0.9
+    assert "of the classes are the same" in (tmp_path / "graph" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "hf", "int8": True}, r"--int8[\s\S]*is for --format onnx, not 'hf'"),
+        ({"form": "onnx", "calibrate": "here"}, r"--calibrate[\s\S]*is for --format onnx --int8"),
+        ({"form": "onnx", "int8": True}, "at least 32 images: give --calibrate FOLDER"),
+    ],
+)
+def test_options_that_do_not_belong_together(
+    saved: Saver, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(errors.ConfigError, match=message):
+        fedvfm.export_adapter(saved(), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_images_and_an_adapter_that_finds_nothing(
+    saved: Saver, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "few").mkdir()
+    for path in sorted(photographs.iterdir())[:31]:
+        (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(errors.DataError, match="31 images and slices; ranges are measured on at least 32"):
+        fedvfm.export_adapter(saved(), tmp_path / "out", "onnx", int8=True, calibrate=tmp_path / "few")
+    model = fedvfm.load_adapter(saved())
+    nothing = [torch.stack([torch.ones(4, 4), *[torch.zeros(4, 4)] * 2])]
+    with pytest.raises(errors.DataError, match="finds none of its classes"):
+        agreement.measure(model, nothing, nothing, "--calibrate")
+    monkeypatch.setattr(calibration, "LEAST", 2)
+    monkeypatch.setattr(quantised_graph, "LEAST_AGREEMENT", 1.1)
+    with pytest.raises(errors.CheckpointError, match=r"float graph is 0\.\d+ on the images.*Nothing was written"):
+        fedvfm.export_adapter(saved(), tmp_path / "out", "onnx", int8=True, calibrate=tmp_path / "few")
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
