@@ -26,7 +26,7 @@ from rich.table import Table  # noqa: E402
 
 import fedvfm  # noqa: E402
 from fedvfm import errors, registry  # noqa: E402
-from fedvfm.cli import audit, client, doctor, drafts, evidence, explain, ledger, privacy, server, weights  # noqa: E402
+from fedvfm.cli import audit, client, distil, doctor, drafts, evidence, explain, ledger, privacy, server, weights  # noqa: E402
 from fedvfm.cli import recipe as cli_recipe  # noqa: E402
 from fedvfm.cli import survey as cli_survey  # noqa: E402
 from fedvfm.report import quantity  # noqa: E402
@@ -353,6 +353,7 @@ def compare(
 experiments_app = typer.Typer(invoke_without_command=True)
 experiments_app.command("new")(drafts.experiment)
 app.add_typer(experiments_app, name="experiments")
+app.command()(distil.distil)
 app.command()(explain.explain)
 app.command()(evidence.evidence)
 app.command()(cli_survey.survey)
@@ -521,6 +522,10 @@ def export(
     adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter: a run's adapter/.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; must not exist or be empty.")],
     form: Annotated[str, typer.Option("--format", help="hf (merged), onnx, onnx-int8, monai (bundle) or peft.")] = "hf",
+    int8: Annotated[bool, typer.Option("--int8", help="Of onnx: layers compute in 8 bits; needs --calibrate.")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Of --int8: at least 32 images of the kind that will be predicted, unlabelled.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -529,13 +534,22 @@ def export(
     from fedvfm.inference import forms
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    written = forms.export_adapter(adapter, output, form, backbone=backbone)
+    written = forms.export_adapter(adapter, output, form, int8=int8, calibrate=calibrate, backbone=backbone)
     if as_json:
         print(json.dumps(written, indent=2))
         return
     size = sum(written["files"].values())
     print(f"{written['folder']}: {form}, {quantity.of(len(written['files']), 'file')}, {size:,} bytes")
-    if "int8" in written:
+    if "calibration" in written:
+        measured, took = written["calibration"], written["calibration"]["seconds"]
+        size = measured["bytes"]
+        print(
+            f"layers in 8 bits, ranges from {measured['images']} images: {measured['compared_by']} "
+            f"{written['int8']:.4f} beside the float graph on these, {measured['limit']:g} is the limit; "
+            f"{size['int8']:,} bytes beside {size['float32']:,}; {took['int8']:.3g} s beside {took['float32']:.3g} s "
+            "a window"
+        )
+    elif "int8" in written:
         print(
             f"weights in 8 bits: off by {written['difference']:.2g} of the largest logit, on drawn images "
             f"{written['int8']:.2%} of the classes are the same. Compare predictions on your own images first"

@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedvfm.backbones import base as backbones
 from fedvfm.model import feature_counts, feature_files
@@ -133,6 +134,18 @@ def nbytes(prefix: backbones.Prefix) -> int:
     """Bytes of the tensors of a prefix, each once."""
     tensors = {id(tensor): tensor for tensor in (prefix.hidden, *prefix.taken.values())}
     return sum(tensor.element_size() * tensor.numel() for tensor in tensors.values())
+
+
+def joined(prefixes: Sequence[backbones.Prefix], device: str) -> backbones.Prefix:
+    """One batch on the device, in float32. A copy: nothing that computes with it can change what is kept."""
+
+    def batch(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts)).to(device).float()
+
+    stop = prefixes[0].stop
+    taken = {tap: batch([prefix.taken[tap] for prefix in prefixes]) for tap in prefixes[0].taken}
+    hidden = taken[stop] if stop in taken else batch([prefix.hidden for prefix in prefixes])
+    return backbones.Prefix(stop, hidden, taken)
 
 
 def _on_cpu(prefix: backbones.Prefix) -> backbones.Prefix:

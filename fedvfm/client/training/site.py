@@ -468,10 +468,7 @@ def _pixels(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> t
     prefixes = [example.prefix for example in examples if example.prefix is not None]
     if len(prefixes) < len(examples):
         return pixels, None
-    stop = prefixes[0].stop
-    taken = {tap: _joined([prefix.taken[tap] for prefix in prefixes], model.device) for tap in prefixes[0].taken}
-    hidden = taken[stop] if stop in taken else _joined([prefix.hidden for prefix in prefixes], model.device)
-    return pixels, backbones.Prefix(stop, hidden, taken)
+    return pixels, feature_cache.joined(prefixes, model.device)
 
 
 def targets(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> Tensor:
@@ -500,11 +497,6 @@ def labelled(examples: Sequence[Example], model: adapted_model.AdaptedModel) -> 
     for row, example in zip(rows, examples, strict=True):
         row[list(example.sample.labelled) or slice(None)] = True
     return (rows.to(model.device),)
-
-
-def _joined(parts: Sequence[Tensor], device: str) -> Tensor:
-    """One batch on the device, in float32. A copy: nothing that computes with it can change what is kept."""
-    return torch.cat(list(parts)).to(device).float()
 
 
 def _joined_prompts(drawn: Sequence[simulator.Simulated], device: str) -> tuple[backbones.Prompts, ...] | None:

@@ -1,0 +1,142 @@
+"""A student learns a teacher's answers without labels, the same from the same seed, and says where they are from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fedvfm
+from fedvfm import errors
+from fedvfm.config import schema
+from fedvfm.inference import distillation, student_training
+from tests.inference.conftest import Saver
+
+TINY = ("adapter.rank=2", "optimiser.learning_rate=5e-3")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unlabelled")
+    rows, columns = np.mgrid[:30, :40]
+    for at in range(10):
+        wave = np.sin(rows / (2 + at % 5)) * 90 + np.cos((columns + 3 * at) / (3 + at % 4)) * 30 + 128
+        Image.fromarray(wave.astype(np.uint8)).save(folder / f"{at:02d}.png")
+    return folder
+
+
+def distilled(adapter: Path, pictures: Path, out: Path, student: Any, **more: Any) -> dict[str, Any]:
+    more = {"sets": TINY, "epochs": 6} | more
+    return distillation.run(adapter, pictures, out, str(student), **more)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_student_comes_near_its_teacher(
+    saved: Saver, tiny_dino: Path, pictures: Path, tmp_path: Path, task: str
+) -> None:
+    adapter = saved(task)
+    teacher = fedvfm.load_adapter(adapter)
+    made = distilled(adapter, pictures, tmp_path / "out", tiny_dino, settings=student_training.Settings(seed=3))
+    assert made["loss"]["last"] < 0.8 * made["loss"]["first"]
+    assert (made["images"]["fitted"], made["images"]["held"]) == (8, 2)
+    if task == "segmentation":
+        assert made["agreement"]["after"] > made["agreement"]["before"]
+    assert fedvfm.load_adapter(adapter).read().fingerprint == teacher.read().fingerprint  # weights are not shared
+    student = fedvfm.load_adapter(tmp_path / "out")
+    assert student.read().fingerprint == made["fingerprint"]
+    assert student.recipe.optimiser.local_epochs == 6
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"**Distilled from adapter {teacher.read().fingerprint}" in card
+    assert "## Distilled from" in card
+    assert json.loads((tmp_path / "out" / "distilled.json").read_text())["teacher"]["recipe"] == teacher.recipe_hash
+    again = distilled(adapter, pictures, tmp_path / "again", tiny_dino, settings=student_training.Settings(seed=3))
+    assert again["fingerprint"] == made["fingerprint"]
+    told = fedvfm.predict(tmp_path / "out", pictures, tmp_path / "predicted")
+    assert len(told["inputs"]) == 10
+
+
+def test_licences_join_and_private_teachers_are_named(
+    saved: Saver, tiny_dino: Path, pictures: Path, tmp_path: Path
+) -> None:
+    from tests.inference.test_export_formats import under
+
+    adapter = under(saved(), tmp_path / "adapter", "CC-BY-NC-4.0")
+    about = json.loads((adapter / "fedvfm.json").read_text())
+    made = distilled(adapter, pictures, tmp_path / "out", tiny_dino, epochs=1)
+    assert made["teacher"]["fingerprint"] == about["fingerprint"]
+    assert "non-commercial" in fedvfm.load_adapter(tmp_path / "out").licence.limits
+    assert "licence of that backbone: CC-BY-NC-4.0 (non-commercial)" in (tmp_path / "out" / "README.md").read_text()
+    facts = {**made, "teacher": {**made["teacher"], "privacy": "dp-sgd"}}
+    assert "not covered by that epsilon" in distillation._section(facts, fedvfm.load_adapter(adapter))
+    forbidden = under(saved(), tmp_path / "forbidden", "CC-BY-NC-ND-4.0")
+    with pytest.raises(errors.LicenceForbids, match="no-derivatives"):
+        distilled(forbidden, pictures, tmp_path / "no", tiny_dino)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"epochs": 0}, "--epochs 0: give a number from 1"),
+        ({"sets": ["data.stack=3"]}, "data.stack: these are the teacher's"),
+        ({"sets": ["task.prompt='box'"]}, "a student answers without prompts"),
+        ({"sets": ["precision='auto'"]}, "fitted in float32"),
+        ({"sets": ["data.input_size=[27, 28]"]}, "Change the student's recipe with --set"),
+        ({"student": "no-such-backbone"}, "no-such-backbone"),
+    ],
+)
+def test_what_cannot_be_distilled(
+    saved: Saver, tiny_dino: Path, pictures: Path, tmp_path: Path, more: dict[str, Any], match: str
+) -> None:
+    more = {"student": tiny_dino, **more}
+    with pytest.raises(errors.ConfigError, match=match):
+        distilled(saved(), pictures, tmp_path / "out", more.pop("student"), **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_images_leave_nothing(saved: Saver, tiny_dino: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for path in sorted(pictures.iterdir())[:4]:
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(errors.DataError, match="4 pictures or volumes; at least 5"):
+        distilled(saved(), tmp_path / "in", tmp_path / "out", tiny_dino)
+    with pytest.raises(errors.ConfigError, match="--temperature 0"):
+        student_training.Settings(temperature=0)
+
+    def stop(event: str, /, **fields: Any) -> None:
+        if str(fields.get("name", "")).startswith("student"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distilled(saved(), pictures, tmp_path / "out", tiny_dino, observer=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("kind", ["class", "multi-label", "regression"])
+def test_the_loss_is_zero_where_answers_are_the_teachers(kind: str) -> None:
+    target: dict[str, Any] = {"kind": kind}
+    if kind == "regression":
+        target |= {"scales": [1.0, 2.0, 3.0], "centres": [0.0] * 3, "ranges": [[-9.0, 9.0]] * 3, "units": ["mm"] * 3}
+    values = {
+        "backbone": {"name": "dinov2-small"},
+        "task": {"kind": "classification"},
+        "target": target,
+        "data": {"class_names": ["a", "b", "c"], "input_size": [28, 28]},
+    }
+    recipe = schema.parse(schema.Recipe, values, "recipe")
+    told = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)) * 4
+    assert float(student_training.of_answers(told, told, recipe, 2.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(student_training.of_answers(told + torch.tensor([1.0, -1.0, 0]), told, recipe, 2.0)) > 0.01
+
+
+def test_the_loss_of_masks_is_zero_for_the_same_masks_alone() -> None:
+    values = {"backbone": {"name": "dinov2-small"}, "data": {"class_names": ["a", "b"], "input_size": [28, 28]}}
+    recipe = schema.parse(schema.Recipe, values, "recipe")
+    told = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert float(student_training.of_answers(told, told, recipe, 3.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(student_training.of_answers(-told, told, recipe, 3.0)) > 0.1
