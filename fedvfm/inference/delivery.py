@@ -205,6 +205,19 @@ def require_images(model: adapted_model.AdaptedModel, what: str) -> None:
         )
 
 
+def require_slices(model: adapted_model.AdaptedModel, what: str) -> None:
+    """Refuse adapters that see whole volumes, where images are taken one by one.
+
+    Raises:
+        ConfigError: saying so.
+    """
+    if model.recipe.data.depth:
+        raise errors.ConfigError(
+            what,
+            [f"this adapter sees whole volumes (recipe.data.depth = {model.recipe.data.depth}), this takes images"],
+        )
+
+
 def require_tableless(model: adapted_model.AdaptedModel, what: str) -> None:
     """Refuse adapters that take a row of a table beside the image, where only images can be given.
 

@@ -198,6 +198,7 @@ def _require_teacher(teacher: adapted_model.AdaptedModel) -> None:
         ConfigError, LicenceForbids: naming the remedy.
     """
     delivery.require_images(teacher, "distil")
+    delivery.require_slices(teacher, "distil")
     delivery.require_tableless(teacher, "distil")
     delivery.require_promptless(teacher, "distil")
     instead = "the adapter as it is"

@@ -140,3 +140,13 @@ def test_the_loss_of_masks_is_zero_for_the_same_masks_alone() -> None:
     told = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     assert float(student_training.of_answers(told, told, recipe, 3.0)) == pytest.approx(0.0, abs=1e-6)
     assert float(student_training.of_answers(-told, told, recipe, 3.0)) > 0.1
+
+
+def test_whole_volumes_are_refused_where_images_are_taken() -> None:
+    from types import SimpleNamespace
+
+    from fedvfm.inference import delivery
+
+    seen: Any = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(depth=8)))
+    with pytest.raises(errors.ConfigError, match=r"whole volumes \(recipe.data.depth = 8\)"):
+        delivery.require_slices(seen, "distil")
