@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +13,7 @@ from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import slices, volumes
 from fedvfm.inference import channels as grouping
 from fedvfm.inference import inputs
-from fedvfm.report import progress
 
-Shown = Iterator[tuple[int, str, samples.Pixels]]
-"""Number, name and pixels of slices."""
 SHOWN = 10
 """Faults that a message lists."""
 
@@ -45,18 +40,14 @@ class Images:
 
     Args:
         contract: of the recipe.
-        series: which series of a DICOM folder, see :func:`fedvfm.inference.predict.predict`.
-        observer: told of every slice.
 
     Attributes:
         view: how volumes are looked at.
     """
 
-    def __init__(
-        self, contract: schema.DataContract, series: str = "", observer: progress.Observer = progress.silent
-    ) -> None:
-        self.contract, self.observer = contract, observer
-        self.view = slices.View.of(contract, series)
+    def __init__(self, contract: schema.DataContract) -> None:
+        self.contract = contract
+        self.view = slices.View.of(contract)
 
     def seen(self, item: inputs.Item) -> cases.Seen:
         """What the headers of a case say.
@@ -72,25 +63,6 @@ class Images:
         if faults:
             raise errors.DataError("; ".join(faults), faults)
         return seen
-
-    def header(self, item: inputs.Item) -> headers.Header:
-        """Of a volume, a series, or a film.
-
-        Raises:
-            DataError: as :meth:`seen`.
-        """
-        header = self.seen(item).header
-        if header is None:
-            raise errors.DataError(f"{item.name}: neither a picture nor a volume")
-        return header
-
-    def picture(self, item: inputs.Item) -> samples.Pixels:
-        """The pixels of a picture.
-
-        Raises:
-            DataError: as :meth:`seen`.
-        """
-        return self._read(item, self.seen(item), 0)
 
     def places(self, source: Path, option: str) -> list[Place]:
         """Every picture and slice below a file or folder, in the order of their names.
@@ -130,33 +102,13 @@ class Images:
         seen = cases.Seen((0, 0)) if header is None else cases.Seen(header.size("acquired"), header)
         return self._read(place.item, seen, place.index)
 
-    def slices(self, item: inputs.Item, header: headers.Header, only: Container[int] | None = None) -> Shown:
-        """Number, name and pixels of every slice, or of some, cut as the recipe asks.
-
-        A single one has the input's own name.
-        """
-        names, seen = slices.names(header, self.view), cases.Seen(header.size("acquired"), header)
-        for at, name in enumerate(names):
-            self.observer("slice", name=item.name, index=at, count=len(names))
-            if only is not None and at not in only:
-                continue
-            shown = item.name if len(names) == 1 else f"{item.name}/{name}"
-            yield at, shown, self._read(item, seen, at)
-
-    def of_case(self, item: inputs.Item, header: headers.Header | None) -> Iterator[tuple[str, samples.Pixels]]:
-        """Name and pixels of every image of a case, one after the other; ``header`` that of a volume."""
-        parts: Sequence[inputs.Item] = item.parts or (item,)
-        if item.kind == "picture":
-            return ((part.name, self.picture(part)) for part in parts)
-        return itertools.chain.from_iterable(
-            ((name, pixels) for _, name, pixels in self.slices(part, header or self.header(part))) for part in parts
-        )
-
     def _read(self, item: inputs.Item, seen: cases.Seen, index: int) -> samples.Pixels:
         return cases.read_image(layouts.Case(item.name, item.files), seen, index, self.view, item.chosen)
 
     def _of_one_file(self, item: inputs.Item) -> cases.Seen:
         if item.kind == "picture":
             return cases.Seen((0, 0))
+        if item.kind == "slide":
+            raise errors.DataError(f"{item.name}: a whole slide, and images are taken here; give tiles as pictures")
         header = volumes.read_header(item.path, self.view.series)
         return cases.Seen(header.size("acquired"), header)
