@@ -478,6 +478,9 @@ def predict(
     mpp: Annotated[
         float, typer.Option(help="Of whole slides whose files do not say it: micrometres a pixel, 0.25 for 40x.")
     ] = 0.0,
+    propagate: Annotated[
+        float, typer.Option(help="Millimetres that each box is followed through a volume, both ways; 0: not at all.")
+    ] = 0.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Images or slices computed at a time; 0: 1 on a CPU, more on a GPU.")] = 0,
     graph: Annotated[
@@ -504,6 +507,7 @@ def predict(
                 "table": table,
                 "boxes": boxes,
                 "mpp": mpp,
+                "propagate": propagate,
                 "device": device,
                 "batch": batch,
                 "graph": graph,

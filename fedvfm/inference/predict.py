@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -30,7 +31,17 @@ from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import slices, volumes
 from fedvfm.inference import boxes as prompting
 from fedvfm.inference import channels as grouping
-from fedvfm.inference import delivery, drawn_boxes, export, inputs, output, results, segmentation_object, sessions
+from fedvfm.inference import (
+    delivery,
+    drawn_boxes,
+    export,
+    inputs,
+    output,
+    propagation,
+    results,
+    segmentation_object,
+    sessions,
+)
 from fedvfm.model import adapted_model, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
@@ -65,6 +76,7 @@ def predict(
     table: str | os.PathLike[str] | None = None,
     boxes: str | os.PathLike[str] | None = None,
     mpp: float = 0.0,
+    propagate: float = 0.0,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -91,6 +103,8 @@ def predict(
         boxes: a file that says where each class is (:mod:`fedvfm.inference.boxes`), of an adapter that was trained with
             ``prompt = "box"``.
         mpp: micrometres a pixel of whole slides whose files do not say them.
+        propagate: millimetres that a box is followed at most, both ways, from its slice through a volume
+            (:mod:`fedvfm.inference.propagation`); 0: not at all.
         device: where to compute: cpu, cuda, cuda:N, mps or auto.
         batch: how many images, slices or windows of one size are computed at a time; 0: one on a CPU, more on a GPU.
         graph: folder of an ONNX export of this adapter, which onnxruntime computes in place of torch, on the CPU.
@@ -116,6 +130,7 @@ def predict(
         table=table,
         boxes=boxes,
         mpp=mpp,
+        propagate=propagate,
         device=device,
         batch=batch,
         graph=graph,
@@ -156,6 +171,7 @@ def run(
     table: str | os.PathLike[str] | None = None,
     boxes: str | os.PathLike[str] | None = None,
     mpp: float = 0.0,
+    propagate: float = 0.0,
     device: str = "cpu",
     batch: int = 0,
     graph: str | os.PathLike[str] | None = None,
@@ -171,6 +187,7 @@ def run(
         raise errors.ConfigError("--batch", [f"{batch}: give a number from 1 to {MOST}, or 0 for what fits the device"])
     if graph is not None and device not in ("cpu", "auto"):
         raise errors.ConfigError("--graph", [f"onnxruntime computes on the CPU here; leave --device {device} out"])
+    _check_reach(propagate, boxes is not None)
     decoder.limit(limits or schema.DecodingLimits())
     source, folder, chosen = Path(input_path), Path(output_folder), grouping.read_numbers(channels)
     _require_apart(source, folder)
@@ -214,6 +231,7 @@ def run(
         rows=beside,
         prompts=prompts,
         mpp=mpp,
+        propagate=propagate,
     )
     predictor.notes |= {WITHOUT_ROW: rowless} if rowless else {}
     rows, failed, full = _each(predictor, items)
@@ -325,6 +343,18 @@ def _writes(folder: Path) -> bool:
     return True
 
 
+def _check_reach(propagate: float, boxes: bool) -> None:
+    """Refuse a reach that is none, or without boxes.
+
+    Raises:
+        ConfigError: if so.
+    """
+    if not 0 <= propagate < math.inf:
+        raise errors.ConfigError("--propagate", [f"{propagate:g}: give millimetres, or 0 to follow no box"])
+    if propagate and not boxes:
+        raise errors.ConfigError("--propagate", ["follows boxes from slice to slice; give --boxes, or leave it out"])
+
+
 def _require_apart(source: Path, folder: Path) -> None:
     """The output must be free, and not lie where it would be an input of the next run.
 
@@ -354,6 +384,7 @@ class Predictor:
         rows: of the table beside the images, by the names of the items.
         prompts: boxes of the inputs, of an adapter that takes them.
         mpp: of whole slides, see :func:`predict`.
+        propagate: millimetres that they are followed through volumes.
 
     Attributes:
         notes: what reading left in doubt, one sentence each -> the inputs it is said of.
@@ -373,6 +404,7 @@ class Predictor:
         rows: Mapping[str, input_rows.Row] | None = None,
         prompts: prompting.Prompts | None = None,
         mpp: float = 0.0,
+        propagate: float = 0.0,
     ) -> None:
         self.model, self.form, self.overlays, self.observer = model, form, overlays, observer
         self.place = results.Place(folder)
@@ -383,6 +415,7 @@ class Predictor:
         self.batch = batch or sliding_window.batch_of(model)
         self._run: sliding_window.WithRows = sliding_window.alone(model) if session is None else session.run
         self._rows, self._prompts, self._mpp = rows or {}, prompts, mpp
+        self._propagate = propagate
         self._ready: dict[str, tuple[samples.Pixels, Tensor]] = {}
 
     def logits(
@@ -472,11 +505,15 @@ class Predictor:
                 chosen = "png"  # a film: no object holds its frames together
             boxes = None if self._prompts is None else self._prompts.of_slices(item, seen.header, self.view)
             shown = self._slices(case, seen.header, item.chosen, boxes)
-            rows = (
-                [self._volume(item, seen.header, shown, chosen, boxes)]
-                if dense
-                else self._classes(item, seen.header, shown)
-            )
+            part = slices.part_of(seen.header, item.name, 0, self.view)
+            if not dense:
+                rows = self._classes(item, seen.header, shown)
+            elif boxes is not None and self._propagate and part is not None:
+                rows = [self._propagated(item, case, seen.header, part, chosen, boxes)]
+            else:
+                computed = self._computed(shown, item.name, seen.header, boxes)
+                drawn = ((at, name, pixels, _mask(logits, pixels)) for at, name, pixels, logits in computed)
+                rows = [self._volume(item, seen.header, drawn, chosen, boxes)]
         for note in self._noted(item, chosen):
             self.notes.setdefault(note, []).append(item.name)
         return rows
@@ -620,6 +657,7 @@ class Predictor:
         prompted = [] if self._prompts is None else [prompting.NOTE]
         if item.kind in ("picture", "slide"):
             return prompted
+        prompted += [propagation.NOTE] if self._propagate else []
         read = [volumes.read_header(file, self.view.series) for file in item.files]
         notes = [note for header in read for note in header.notes]
         if form == "dicom-seg" and not read[0].stored.placed:
@@ -639,9 +677,9 @@ class Predictor:
         """
         names, seen = slices.names(header, self.view), cases.Seen(header.size("acquired"), header)
         for at, name in enumerate(names):
-            self.observer("slice", name=case.name, index=at, count=len(names))
             if only is not None and at not in only:
                 continue
+            self.observer("slice", name=case.name, index=at, count=len(names))
             shown = case.name if len(names) == 1 else f"{case.name}/{name}"
             yield at, shown, cases.read_image(case, seen, at, self.view, chosen)
 
@@ -706,17 +744,41 @@ class Predictor:
         """What a row says of the boxes that its mask was drawn from."""
         return {"prompts": {"from": "file", "boxes": prompting.counted(self.names, boxes)}}
 
+    def _propagated(
+        self,
+        item: inputs.Item,
+        case: layouts.Case,
+        header: headers.Header,
+        part: samples.Part,
+        form: str,
+        given: Mapping[int, sliding_window.Boxes],
+    ) -> dict[str, Any]:
+        """A volume whose boxes are followed from slice to slice: its row also says how far."""
+        steps = math.floor(self._propagate / part.step + 1e-6)
+
+        def draw(prompts: Mapping[int, sliding_window.Boxes]) -> dict[int, results.Labels]:
+            shown = self._slices(case, header, item.chosen, prompts)
+            computed = self._computed(shown, item.name, header, prompts)
+            return {at: _mask(logits, pixels) for at, _, pixels, logits in computed}
+
+        boxes, masks = propagation.follow(given, part.of, steps, draw)
+        again = self._slices(case, header, item.chosen, masks)
+        drawn = ((at, name, pixels, masks[at]) for at, name, pixels in again)
+        row = self._volume(item, header, drawn, form, boxes)
+        reached = {"mm": self._propagate, "slices_given": len(given), "slices_reached": len(boxes) - len(given)}
+        return row | self._counted(list(given.values())) | {"propagated": reached}
+
     def _volume(
         self,
         item: inputs.Item,
         header: headers.Header,
-        shown: Shown,
+        drawn: Iterator[tuple[int, str, samples.Pixels, results.Labels]],
         form: str,
         boxes: Mapping[int, sliding_window.Boxes] | None,
     ) -> dict[str, Any]:
         masks = {}
-        for at, name, pixels, found in self._computed(shown, item.name, header, boxes):
-            masks[at] = _mask(found, pixels)
+        for at, name, pixels, mask in drawn:
+            masks[at] = mask
             if self.overlays and masks[at].any():
                 self.place.overlay(name, _middle(pixels.image, self.view), masks[at])
             if form == "png":
@@ -730,6 +792,7 @@ class Predictor:
             self.place.nifti(item.name, labels, header)
         elif form == "dicom-seg":
             helped = "" if self._prompts is None else f"boxes from a file, sha256 {self._prompts.source['sha256']}"
+            helped += f", followed up to {self._propagate:g} mm" if helped and self._propagate else ""
             self.place.dicom_seg(item.name, labels, header, self.model.recipe.data, self.fingerprint, helped)
         row = self._row(item, form, header.stored.shape, results.counts(labels, self.names, header))
         return row if boxes is None else row | self._counted(list(boxes.values()))

@@ -1,0 +1,134 @@
+"""Boxes that go on from slice to slice of a volume: the mask of one slice prompts its neighbours.
+
+>>> boxes, masks = propagation.follow(given, count=40, steps=12, draw=draw)
+
+A person or a detector gives a box on one slice, or on a few. The mask that it leads to has a box of its own, which,
+with a margin (:data:`MARGIN`), is the prompt of the next slice, both ways. A box is followed until its mask has fewer
+than :data:`LEAST` pixels, hardly lies on that of the slice before (:data:`TOGETHER`), or the steps that were asked for
+are over; the slice where it ends so keeps nothing of it. A model that was only shown boxes of what is there draws
+something in every box: without a limit it may follow an object beyond its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm.model import sliding_window
+
+MARGIN = 0.1
+"""How far each side of a mask's box moves out, as a share of the box's width or height; training jitters it as much."""
+OUTWARDS = 1.0
+"""Pixels that it moves at least: a small object may grow, too."""
+LEAST = 8
+"""Pixels of a mask that is still followed."""
+TOGETHER = 0.2
+"""Least share of the smaller of two neighbouring masks that lies on the other."""
+
+NOTE = "boxes were followed from slice to slice: look where each object ends, since nobody said so"
+
+Box = NDArray[np.float64]
+Step = tuple[int, int, Box, NDArray[np.bool_] | None]
+"""Slice, number of a class, a box there, and the mask that led to it; None of a box of the file."""
+Draw = Callable[[Mapping[int, sliding_window.Boxes]], Mapping[int, NDArray[np.uint8]]]
+"""Slice -> its boxes, to slice -> its mask of class numbers. Shapes: (H, W)."""
+
+
+def follow(
+    given: Mapping[int, sliding_window.Boxes], count: int, steps: int, draw: Draw
+) -> tuple[dict[int, sliding_window.Boxes], dict[int, NDArray[np.uint8]]]:
+    """Boxes and masks of all slices that boxes are given for, or that these lead to.
+
+    Where a class has a box of the file, or was reached from a nearer slice, no other box of it comes there: slices are
+    reached in the order of their distance. Of slices that several classes reach all boxes are drawn together.
+
+    Args:
+        given: slice -> boxes of each foreground class.
+        count: slices of the volume.
+        steps: slices that a box is followed at most, both ways.
+        draw: computes masks.
+    """
+    boxes, masks = dict(given), dict(draw(given))
+    front: list[Step] = [
+        (at, number, box, None) for at, own in given.items() for number, listed in enumerate(own) for box in listed
+    ]
+    known = {(at, number) for at, number, _, _ in front}
+    for _ in range(steps):
+        reached = _reached(front, masks, known, count)
+        if not reached:
+            break
+        known |= reached.keys()
+        fresh = sorted({to for to, _ in reached})
+        boxes |= {to: _joined(boxes.get(to), to, reached, len(next(iter(given.values())))) for to in fresh}
+        masks |= draw({to: boxes[to] for to in fresh})
+        front = [(to, number, box, part) for (to, number), own in reached.items() for box, part in own]
+        masks |= _without_ends(front, masks)
+    return boxes, masks
+
+
+def _without_ends(front: Sequence[Step], masks: Mapping[int, NDArray[np.uint8]]) -> dict[int, NDArray[np.uint8]]:
+    """Masks of the slices that were just reached, without what is not followed further."""
+    kept = {at: masks[at].copy() for at, _, _, _ in front}
+    for at, number, box, before in front:
+        part = inside(masks[at] == number + 1, box)
+        if not goes_on(part, before):
+            kept[at][part] = 0
+    return kept
+
+
+Reached = dict[tuple[int, int], list[tuple[Box, NDArray[np.bool_]]]]
+"""Slice and number of a class -> its boxes there, each with the mask that it was led by."""
+
+
+def _reached(
+    front: Sequence[Step],
+    masks: Mapping[int, NDArray[np.uint8]],
+    known: Container[tuple[int, int]],
+    count: int,
+) -> Reached:
+    """Where the boxes of the last slices lead to."""
+    reached: Reached = {}
+    for at, number, box, before in front:
+        part = inside(masks[at] == number + 1, box)
+        for to in (at - 1, at + 1) if goes_on(part, before) else ():
+            if 0 <= to < count and (to, number) not in known:
+                reached.setdefault((to, number), []).append((around(part), part))
+    return reached
+
+
+def _joined(old: sliding_window.Boxes | None, to: int, reached: Reached, classes: int) -> sliding_window.Boxes:
+    """The boxes of a slice, those that reached it now beside those of other classes."""
+    before = old or tuple(np.zeros((0, 4)) for _ in range(classes))
+    return tuple(
+        np.stack([box for box, _ in reached[to, number]]) if (to, number) in reached else listed
+        for number, listed in enumerate(before)
+    )
+
+
+def inside(mask: NDArray[np.bool_], box: Box) -> NDArray[np.bool_]:
+    """What of a mask lies in a box: of several objects of a class each is followed by itself. Shapes: (H, W)."""
+    left, top, right, bottom = box
+    part = np.zeros_like(mask)
+    where = slice(int(np.floor(top)), int(np.ceil(bottom)) + 1), slice(int(np.floor(left)), int(np.ceil(right)) + 1)
+    part[where] = mask[where]
+    return part
+
+
+def goes_on(part: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> bool:
+    """Whether a mask is followed: large enough, and on that of the slice it was reached from."""
+    size = int(part.sum())
+    if size < LEAST:
+        return False
+    return before is None or int((part & before).sum()) >= TOGETHER * min(size, int(before.sum()))
+
+
+def around(part: NDArray[np.bool_]) -> Box:
+    """The box of a mask with its margin, cut at the middles of the outermost pixels. Shapes: (H, W) -> (4,)."""
+    rows, columns = np.nonzero(part)
+    sides = np.array([columns.min(), rows.min(), columns.max(), rows.max()], dtype=np.float64)
+    out = np.maximum(MARGIN * (sides[2:] - sides[:2]), OUTWARDS)
+    sides += np.concatenate([-out, out])
+    height, width = part.shape
+    return np.clip(sides, 0, [width - 1, height - 1] * 2)
