@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(
 class Site:
     source: brain_mri.BrainMRI
     train: Sequence[data.Sample]
+    without_labels: bool = False
 
     def read(self, sample: data.Sample) -> data.Pixels:
         return self.source.read(sample)

@@ -24,6 +24,7 @@ SITES = ("fluo256", "fluo360", "fluo696", "purple320", "he_white320", "brightfie
 class Site:
     pixels: dict[str, data.Pixels]
     train: Sequence[data.Sample] = field(init=False)
+    without_labels: bool = False
 
     def __post_init__(self) -> None:
         self.train = [data.Sample(id=name) for name in self.pixels]
