@@ -63,7 +63,10 @@ class UNet(base.Backbone):
     def features(self, pixels: Tensor, taps: Sequence[int], prefix: base.Prefix | None = None) -> base.Features:
         """See base."""
         size = pixels.shape[2:]
-        missing = [number for side in reversed(size) for number in (0, -side % self._multiple)]
+        short = [-side % self._multiple for side in size]
+        if all(side + more == self._multiple for side, more in zip(size, short, strict=True)):
+            short[-1] += self._multiple  # the lowest level normalises over its cells, and there must be two
+        missing = [number for more in reversed(short) for number in (0, more)]
         padded = torch.nn.functional.pad(pixels, missing, mode="replicate")
         grid = self.model(padded)[:, :, *(slice(side) for side in size)]
         return base.Features(pixels, (grid,), grid.mean(dim=tuple(range(2, grid.ndim))))

@@ -327,14 +327,14 @@ def flip(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Ima
 
 
 def rot90(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
-    """Turn by 0, 90, 180 or 270 degrees.
+    """Turn by 0, 90, 180 or 270 degrees; a volume within its slices.
 
     Raises:
         DataError: if the input size is not square.
     """
     require_square(image.shape[-2:])
-    turns = int(rng.integers(4))
-    return np.rot90(image, turns, axes=(-2, -1)), None if mask is None else np.rot90(mask, turns)
+    turns, axes = int(rng.integers(4)), (-2, -1)
+    return np.rot90(image, turns, axes), None if mask is None else np.rot90(mask, turns, axes)
 
 
 def require_square(size: Sequence[int]) -> None:

@@ -169,6 +169,24 @@ def test_pieces_often_hold_a_class_and_are_padded_where_a_volume_ends() -> None:
     assert view.mask.shape == (8, 16, 16)
 
 
+def test_image_and_mask_of_a_piece_turn_together() -> None:
+    """Each augmentation that moves voxels moves both alike, of a cube too, whose shape would not tell."""
+    mask = np.random.default_rng(0).integers(0, 3, (8, 8, 8))
+    for number in range(8):
+        image, turned = transforms.augment(
+            transforms.in_three(mask[None].astype(np.float32)), mask, ["rot90", "flip"], np.random.default_rng(number)
+        )
+        np.testing.assert_array_equal(image[0], turned)
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (8, 8, 8), (2, 3, 5), (8, 16, 8)])
+def test_a_volume_of_one_cell_on_the_lowest_level_is_computed(size: tuple[int, ...]) -> None:
+    whole = recipe(backbone={"name": "unet3d", "options": {"channels": [4, 4, 4, 4]}})
+    model = adapted_model.AdaptedModel(whole).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, *size)).shape == (1, 3, *size)
+
+
 def test_training_on_a_volume_fits_it(folder: Path) -> None:
     """The loss falls, and Dice of the whole volume, by windows, rises."""
     site, model = site_of(folder, (0,), (0,)), adapted_model.AdaptedModel(recipe())
