@@ -28,6 +28,9 @@ LARGEST = 8
 
 Matrix = NDArray[np.float32]
 
+_SHARES: dict[str, float] = {}
+"""Device -> what of its memory this process may take, where that is not all."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -59,7 +62,9 @@ def probe(device: str) -> Probe:
         ours = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
             device
         )  # kept by torch for the next step
-        return float(torch.cuda.mem_get_info(device)[0] + ours) / MIB
+        free, total = torch.cuda.mem_get_info(device)
+        left = _SHARES.get(device, 1.0) * total - torch.cuda.memory_allocated(device)
+        return float(max(0.0, min(free + ours, left))) / MIB
 
     return Probe(multiply, free_mib)
 
@@ -108,13 +113,25 @@ def shortage(device: str, needed_mib: Callable[[], float], asked: Probe | None =
     )
 
 
-def roomy(names: Sequence[str], needed_mib: Callable[[str], float], fits: Callable[[str], bool]) -> str:
+def bound(device: str, share: float) -> None:
+    """Let this process take at most this share of a GPU's memory: torch refuses more as if the GPU were full."""
+    import torch
+
+    if device.startswith("cuda") and share < 1.0:
+        _SHARES[device] = share
+        torch.cuda.set_per_process_memory_fraction(share, torch.device(device))
+
+
+def roomy(
+    names: Sequence[str], needed_mib: Callable[[str], float], fits: Callable[[str], bool], share: float = 1.0
+) -> str:
     """The first of these devices that computes and has room for a step, as torch takes its name; for one round.
 
     Args:
         names: that of the process first, then those that may be used in its place.
         needed_mib: what a step takes on a device.
         fits: whether a device in place of the first computes what that one would.
+        share: of a GPU's memory, the most that may be taken of one in place of the first.
 
     Raises:
         DeviceError: where the first does not compute, which is for a new process to go round; or where all are full.
@@ -124,7 +141,10 @@ def roomy(names: Sequence[str], needed_mib: Callable[[str], float], fits: Callab
     for name in names[1:]:
         try:
             device = devices.choose(name)
-            if fits(device) and not shortage(device, functools.partial(needed_mib, device)):
+            if not fits(device):
+                continue
+            bound(device, share)
+            if not shortage(device, functools.partial(needed_mib, device)):
                 LOG.warning(f"{full}; this round is computed on '{device}'")
                 return device
         except (errors.ConfigError, errors.DeviceError) as error:

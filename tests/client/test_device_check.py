@@ -160,6 +160,26 @@ def test_a_round_goes_to_the_first_gpu_with_room(monkeypatch: pytest.MonkeyPatch
             device_check.roomy(names, lambda name: 100.0, lambda name: name != "cuda:2")
 
 
+def test_the_site_s_share_of_a_gpu_holds_for_a_spare_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory that is free counts up to that share, and torch is told before anything lies there."""
+    import torch
+
+    shares: dict[str, float] = {}
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, at: shares.update({str(at): share})
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900 << 20, 1000 << 20))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 << 20)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 50 << 20)
+    monkeypatch.setattr(device_check, "_SHARES", {})
+    assert device_check.probe("cuda:1").free_mib() == 900.0
+    real = device_check.probe
+    machine(monkeypatch, {"cuda:0": 1.0, "cuda:1": 900.0})
+    assert device_check.roomy(("cuda:0", "cuda:1"), lambda name: 100.0, lambda name: True, 0.5) == "cuda:1"
+    assert shares == {"cuda:1": 0.5}
+    assert real("cuda:1").free_mib() == 450.0
+
+
 def test_spare_devices_are_those_behind_the_one_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("cuda:7", "cuda:8", "auto", "cpu")
     assert device_check.after(names, "cpu") == ("cpu",), "torch sees no CUDA device here: auto is the CPU"

@@ -98,7 +98,7 @@ def computed(folder: Path, job: spool.Job, until: float) -> RecordDict:
     limits.apply(job.limits, device)
     task = spool.task(folder, job)
     site = _site(job, task, device)
-    site.spare_devices = device_check.after(names, device)
+    site.spare_devices, site.gpu_share = device_check.after(names, device), job.limits.gpu_memory
     looked = 0.0
 
     def on_step(*_: int) -> None:

@@ -296,6 +296,7 @@ class SiteTerms(HospitalTerms):
             least_steps=config.policy.min_steps,
             least_units=config.policy.min_train_units,
             spare_devices=device_check.after((config.device, *config.spare_devices), self._device),
+            gpu_share=config.limits.gpu_memory,
         )
 
     def units(self, recipe: schema.Recipe) -> int | None:

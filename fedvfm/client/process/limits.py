@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from fedvfm.config import schema
+from fedvfm.model import device_check
 from fedvfm.runtime import capacity
 
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -30,6 +31,4 @@ def apply(limits: schema.LimitsConfig, device: str) -> None:
     torch.set_num_threads(limits.threads or min(torch.get_num_threads(), capacity.cores()))
     if limits.threads:
         threadpoolctl.threadpool_limits(limits.threads)
-    if device.startswith("cuda") and limits.gpu_memory < 1.0:
-        # torch refuses an allocation over it as if the GPU were full.
-        torch.cuda.set_per_process_memory_fraction(limits.gpu_memory, torch.device(device))
+    device_check.bound(device, limits.gpu_memory)

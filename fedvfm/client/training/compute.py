@@ -141,7 +141,8 @@ class Here:
         if not site.simulated:
             same = functools.partial(self._same_numbers, recipe.precision, site.device)
             needed = functools.partial(self._needed_mib, recipe)
-            self._trained_on[recipe.hash] = device_check.roomy((site.device, *site.spare_devices), needed, same)
+            names = (site.device, *site.spare_devices)
+            self._trained_on[recipe.hash] = device_check.roomy(names, needed, same, site.gpu_share)
         with self._placed(site, recipe):
             model = self.shapes(site, task.recipe)
             return trainer.train(model, site, start, task.round, until, self._on_step, correction=task.correction)

@@ -80,6 +80,7 @@ class Site:
         least_units: patients that an update is made of here, or nothing was trained.
         pseudo_masks: of a site without labels, sample -> what the round's adapter is sure of, in place of a mask.
         spare_devices: where it computes in a round for which ``device`` has too little memory free.
+        gpu_share: of a GPU's memory, the most that it takes.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Site:
     least_units: int = 1
     pseudo_masks: Mapping[str, transforms.Mask] | None = None
     spare_devices: tuple[str, ...] = ()
+    gpu_share: float = 1.0
 
     @property
     def without_labels(self) -> bool:
