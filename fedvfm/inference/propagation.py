@@ -32,6 +32,10 @@ NOTE = "boxes were followed from slice to slice: look where each object ends, si
 Box = NDArray[np.float64]
 Step = tuple[int, int, Box, NDArray[np.bool_] | None]
 """Slice, number of a class, a box there, and the mask that led to it; None of a box of the file."""
+Led = tuple[Box, NDArray[np.bool_]]
+"""A box, and the mask that led to it."""
+Reached = dict[tuple[int, int], list[Led]]
+"""Slice and number of a class -> its boxes there."""
 Draw = Callable[[Mapping[int, sliding_window.Boxes]], Mapping[int, NDArray[np.uint8]]]
 """Slice -> its boxes, to slice -> its mask of class numbers. Shapes: (H, W)."""
 
@@ -42,7 +46,8 @@ def follow(
     """Boxes and masks of all slices that boxes are given for, or that these lead to.
 
     Where a class has a box of the file, or was reached from a nearer slice, no other box of it comes there: slices are
-    reached in the order of their distance. Of slices that several classes reach all boxes are drawn together.
+    reached in the order of their distance. Of slices that several classes reach all boxes are drawn together, without
+    those that ended there. Slices where all ended have a mask, and no boxes.
 
     Args:
         given: slice -> boxes of each foreground class.
@@ -63,23 +68,32 @@ def follow(
         fresh = sorted({to for to, _ in reached})
         boxes |= {to: _joined(boxes.get(to), to, reached, len(next(iter(given.values())))) for to in fresh}
         masks |= draw({to: boxes[to] for to in fresh})
-        front = [(to, number, box, part) for (to, number), own in reached.items() for box, part in own]
-        masks |= _without_ends(front, masks)
+        going = {place: _going(masks[place[0]] == place[1] + 1, own) for place, own in reached.items()}
+        masks |= _without_ends(reached, going, masks)
+        boxes |= {to: _joined(boxes[to], to, going, len(boxes[to])) for to in fresh}  # or an end would be drawn again
+        boxes = {at: own for at, own in boxes.items() if at in given or any(map(len, own))}
+        front = [(to, number, box, part) for (to, number), own in going.items() for box, part in own]
     return boxes, masks
 
 
-def _without_ends(front: Sequence[Step], masks: Mapping[int, NDArray[np.uint8]]) -> dict[int, NDArray[np.uint8]]:
+def _going(mask: NDArray[np.bool_], own: Sequence[Led]) -> list[Led]:
+    """Those boxes of one slice and class that are followed further."""
+    return [(box, before) for box, before in own if goes_on(inside(mask, box), before)]
+
+
+def _without_ends(
+    reached: Reached, going: Reached, masks: Mapping[int, NDArray[np.uint8]]
+) -> dict[int, NDArray[np.uint8]]:
     """Masks of the slices that were just reached, without what is not followed further."""
-    kept = {at: masks[at].copy() for at, _, _, _ in front}
-    for at, number, box, before in front:
-        part = inside(masks[at] == number + 1, box)
-        if not goes_on(part, before):
-            kept[at][part] = 0
+    kept = {at: masks[at].copy() for at, _ in reached}
+    for (at, number), own in reached.items():
+        drawn = masks[at] == number + 1
+        whole, followed = (
+            np.logical_or.reduce([np.zeros_like(drawn), *(inside(drawn, box) for box, _ in some)])
+            for some in (own, going[at, number])
+        )
+        kept[at][whole & ~followed] = 0
     return kept
-
-
-Reached = dict[tuple[int, int], list[tuple[Box, NDArray[np.bool_]]]]
-"""Slice and number of a class -> its boxes there, each with the mask that it was led by."""
 
 
 def _reached(
@@ -102,7 +116,7 @@ def _joined(old: sliding_window.Boxes | None, to: int, reached: Reached, classes
     """The boxes of a slice, those that reached it now beside those of other classes."""
     before = old or tuple(np.zeros((0, 4)) for _ in range(classes))
     return tuple(
-        np.stack([box for box, _ in reached[to, number]]) if (to, number) in reached else listed
+        np.array([box for box, _ in reached[to, number]]).reshape(-1, 4) if (to, number) in reached else listed
         for number, listed in enumerate(before)
     )
 

@@ -106,6 +106,22 @@ def test_a_mask_that_jumps_or_is_too_small_ends_it_and_is_left_out() -> None:
     assert 4 not in masks
 
 
+def test_what_ended_does_not_come_back_with_another_class() -> None:
+    """Class 1 ends at slice 4, which class 2 reaches later: it is drawn again, without the end."""
+    labels = np.zeros((12, 40, 40), dtype=np.uint8)
+    labels[:4, 5:15, 5:15] = 1
+    labels[4, 5, 5 : 4 + propagation.LEAST] = 1
+    labels[3:, 25:35, 25:35] = 2
+    given = {2: (np.array([[5.0, 5, 14, 14]]), NONE), 8: (NONE, np.array([[25.0, 25, 34, 34]]))}
+    found, masks = propagation.follow(given, 12, 11, Truth(labels))
+    assert not (masks[4] == 1).any()
+    np.testing.assert_array_equal(masks[4] == 2, labels[4] == 2)
+    assert [len(listed) for listed in found[4]] == [0, 1]
+    assert 2 in masks, "of class 2 there is nothing, and its box ends"
+    assert [len(listed) for listed in found[2]] == [1, 0]
+    np.testing.assert_array_equal(masks[2], labels[2])
+
+
 def test_steps_bound_every_box_by_itself() -> None:
     labels = np.ones((30, 12, 12), dtype=np.uint8)
     given = {5: (np.array([[2.0, 2, 8, 8]]), NONE), 20: (NONE, np.array([[2.0, 2, 8, 8]]))}
