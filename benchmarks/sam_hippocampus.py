@@ -48,6 +48,8 @@ LAST = (*LORA, "recipe.adapter.rank=8", "recipe.adapter.layers=[9]")
 ALL = (*LAST, 'recipe.adapter.targets=["q", "k", "v", "o", "fc1", "fc2"]')
 MASKS = ('recipe.task.head="sam-masks"', *LAST)  # decoder parts have most of the numbers that may travel
 WHOLE_VOLUMES = (
+    "recipe.rounds=20",
+    "recipe.aggregation.server_momentum=0.8",
     'recipe.backbone.name="unet3d"',
     'recipe.adapter.kind="full"',
     'recipe.task.head="voxel"',
@@ -64,6 +66,15 @@ WHOLE_VOLUMES = (
 """What makes the experiment one of volumes: all slices, pieces of nearly a whole volume, steps as in the other arms."""
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("U-Net head on the frozen encoder, no decoder", ()),
+    "few-steps": (
+        "the same in 20 rounds with steps of four slices",
+        (
+            "recipe.rounds=20",
+            "recipe.optimiser.batch_size=4",
+            "recipe.optimiser.learning_rate=4e-3",
+            "recipe.aggregation.server_momentum=0.8",
+        ),
+    ),
     "lora": ("the same and LoRA on the encoder's last block", ALL),
     "pyramid": ("head pyramid on the frozen encoder", ('recipe.task.head="pyramid"',)),
     "image-dice": ("U-Net head, Dice of each image", ('recipe.task.dice="image"',)),
@@ -88,9 +99,8 @@ def run(arms: Sequence[str], seeds: Sequence[int], output: Path, sets: Sequence[
             folder = output / arm / f"seed-{seed}"
             if (folder / "summary.json").exists():
                 continue
-            chosen = [f"recipe.seed={seed}", f"data.options.seed={seed}", *ARMS[arm][1], *sets]
-            if not (baselines and arm == next(iter(ARMS)) and seed == seeds[0]):
-                chosen.append("baselines=[]")
+            alone = [] if baselines and arm == next(iter(ARMS)) and seed == seeds[0] else ["baselines=[]"]
+            chosen = [f"recipe.seed={seed}", f"data.options.seed={seed}", *alone, *ARMS[arm][1], *sets]
             if (folder / "experiment.json").exists():
                 simulate(["--resume", str(folder)])
             else:
