@@ -67,7 +67,7 @@ def distil(
         f"numbers beside the teacher's {report['teacher']['parameters']:,}"
     )
     print(
-        f"fitted on {shown['fitted']} images; on {shown['held']} held back, {near['by'] or 'answers'} beside the "
+        f"fitted on {shown['fitted']} images; on {shown['held']} held back, {near['by']} beside the "
         f"teacher {near['after']:.4f} (at the start {near['before']:.4f})"
     )
     for name, own in report["scores"].items():

@@ -50,3 +50,18 @@ def measure(
     if kind == "multi-label":
         return "same_side", float(np.mean([float(((a > 0.5) == (b > 0.5)).double().mean()) for a, b in answers]))
     return "", 1.0
+
+
+def apart(model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """How far answers that are no classes lie apart in the mean, 0 for the same.
+
+    Units: the recipe's scales in regression; else of probabilities.
+    """
+    target = model.recipe.target
+    off = []
+    for own, other in zip(given, expected, strict=True):
+        if target.kind == "regression":
+            off.append(((own - other).abs() / own.new_tensor(target.scales)).double().mean())
+        else:
+            off.append((own.double().softmax(dim=0) - other.double().softmax(dim=0)).abs().mean())
+    return float(np.mean([float(value) for value in off]))

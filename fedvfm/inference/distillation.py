@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedvfm import errors, seeding
 from fedvfm.backbones import licences, weights
 from fedvfm.config import overrides, privacy, schema
 from fedvfm.data import labels, transforms
+from fedvfm.data import sample as samples
 from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import table as sources
 from fedvfm.inference import agreement, delivery, export, images, output, student_training
@@ -89,9 +91,11 @@ def run(
     _require_teacher(teacher)
     recipe = recipe_of(teacher.recipe, student, sets, epochs, settings.seed)
     model = _student(recipe, place)
+    both = {"teacher": teacher, "student": model}
     reader = images.Images(model.recipe.data)
     chosen = _evenly(reader.places(Path(data), "--data"), most)
     fitted, held = _held_back(chosen, settings.seed)
+    scored = {} if score is None else {name: _labelled(Path(score), own) for name, own in both.items()}
     with output.whole(folder) as unfinished, tempfile.TemporaryDirectory(prefix="fedvfm-distil-") as beside:
         known = student_training.targets(
             teacher,
@@ -103,9 +107,9 @@ def run(
             observer=observer,
         )
         taught = [torch.from_numpy(known.answers[at].astype("float32")) for at in held]
-        before = agreement.measure(model, student_training.answers(model, known, held), taught, "--data")[1]
+        before = _near(model, student_training.answers(model, known, held), taught)[1]
         losses = student_training.fit(model, known, fitted, settings, observer)
-        name, near = agreement.measure(model, student_training.answers(model, known, held), taught, "--data")
+        name, near = _near(model, student_training.answers(model, known, held), taught)
         facts: dict[str, Any] = {
             "teacher": {
                 "fingerprint": teacher.read().fingerprint,
@@ -127,7 +131,7 @@ def run(
             },
             "loss": {"first": losses[0], "last": losses[-1]},
             "agreement": {"by": name, "before": before, "after": near},
-            "scores": {} if score is None else _scored(Path(score), {"teacher": teacher, "student": model}),
+            "scores": {name: _scored(source, both[name]) for name, source in scored.items()},
         }
         model.licence = model.licence + teacher.licence
         export.save(model, unfinished, {"experiment": "distilled"}, note=_note(facts))
@@ -247,27 +251,43 @@ def _held_back(places: Sequence[images.Place], seed: int) -> tuple[list[int], li
     return [at for at, place in enumerate(places) if place.item.name not in apart], held
 
 
-def _scored(folder: Path, models: Mapping[str, adapted_model.AdaptedModel]) -> dict[str, Any]:
-    """Each model's metrics on labelled images.
+def _near(model: adapted_model.AdaptedModel, own: Sequence[Tensor], taught: Sequence[Tensor]) -> tuple[str, float]:
+    """What is compared, and how near the student comes; of answers that are no classes "mean_difference", 0 the same.
+
+    Raises:
+        DataError: as :func:`fedvfm.inference.agreement.measure`.
+    """
+    name, near = agreement.measure(model, own, taught, "--data")
+    return (name, near) if name else ("mean_difference", agreement.apart(model, own, taught))
+
+
+def _labelled(folder: Path, model: adapted_model.AdaptedModel) -> samples.Source:
+    """Labelled images as a model takes them; asked for before anything is computed.
 
     Raises:
         ConfigError, DataError: if they are not the task's.
     """
-    record: dict[str, Any] = {}
-    for name, model in models.items():
-        contract = model.recipe.data
-        source = sources.make(schema.SourceConfig(source="folder", path=str(folder)), contract)
-        faults = labels.faults(model.recipe, source.info)
-        if faults:
-            raise errors.ConfigError(f"--score {folder}", faults)
-        scores, run = model.task.scores(surface=False), sliding_window.alone(model)
-        for sample in source.samples():
-            pixels = source.read(sample)
-            ready = transforms.prepare(pixels, contract, len(contract.class_names), multiple=model.backbone.patch)
-            logits = sliding_window.logits(model, ready.image, run)
-            model.task.score(scores, sample.id, logits, ready, sample.truth)
-        record[name] = {"samples": len(scores), **scores.value()}
-    return record
+    source = sources.make(schema.SourceConfig(source="folder", path=str(folder)), model.recipe.data)
+    faults = labels.faults(model.recipe, source.info)
+    if faults:
+        raise errors.ConfigError(f"--score {folder}", faults)
+    return source
+
+
+def _scored(source: samples.Source, model: adapted_model.AdaptedModel) -> dict[str, Any]:
+    """A model's metrics on labelled images.
+
+    Raises:
+        DataError: if one cannot be read.
+    """
+    contract, scores = model.recipe.data, model.task.scores(surface=False)
+    run = sliding_window.alone(model)
+    for sample in source.samples():
+        pixels = source.read(sample)
+        ready = transforms.prepare(pixels, contract, len(contract.class_names), multiple=model.backbone.patch)
+        logits = sliding_window.logits(model, ready.image, run)
+        model.task.score(scores, sample.id, logits, ready, sample.truth)
+    return {"samples": len(scores), **scores.value()}
 
 
 def _note(facts: Mapping[str, Any]) -> str:
@@ -285,7 +305,7 @@ def _section(facts: Mapping[str, Any], teacher: adapted_model.AdaptedModel) -> s
         f"(sha256 `{taught['backbone']['sha256'] or 'record from the seed'}`), {taught['parameters']:,} numbers",
         f"- licence of that backbone: {teacher.licence}; what it asks for holds here too",
         f"- on {shown['fitted']} images without labels, in {facts['settings']['epochs']} passes",
-        f"- on {shown['held']} images of inputs held back, beside the teacher ({near['by'] or 'values'}): "
+        f"- on {shown['held']} images of inputs held back, beside the teacher ({near['by']}): "
         f"{near['after']:.4f}, at the start {near['before']:.4f}",
         *(
             f"- scored on labels: {name}: "

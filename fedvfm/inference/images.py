@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from fedvfm.inference import inputs
 
 SHOWN = 10
 """Faults that a message lists."""
+OF_LABELS = (*layouts.MASK_FOLDERS, "labelstr", "labelsts")
+OF_IMAGES = (*layouts.IMAGE_FOLDERS, "imagestr", "imagests", "studies")
+"""Names of folders, in small letters: what lies in the first beside one of the second are masks, no images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,9 @@ class Images:
         return seen
 
     def places(self, source: Path, option: str) -> list[Place]:
-        """Every picture and slice below a file or folder, in the order of their names.
+        """Every picture and slice below a file or folder, in the order of their names; no masks.
+
+        Folders of masks beside folders of images, as sites train from, are left out; so are derivatives of BIDS.
 
         Args:
             source: what to look through.
@@ -74,7 +80,11 @@ class Images:
         Raises:
             DataError: if there is nothing, if cases lack channels that the contract takes, or as :meth:`seen`.
         """
-        contract, items = self.contract, inputs.find(source)
+        contract, found = self.contract, inputs.find(source)
+        labels = {folder for item in found for folder in _below(item.path, source) if _holds_labels(folder)}
+        items = [item for item in found if labels.isdisjoint(_below(item.path, source))]
+        if not items:
+            raise errors.DataError(f"{option} {source}: holds folders of masks alone; give the folder of the images")
         joined = grouping.join(
             items, contract.channels, (), alone=source.is_file(), optional=contract.optional_channels
         )
@@ -112,3 +122,16 @@ class Images:
             raise errors.DataError(f"{item.name}: a whole slide, and images are taken here; give tiles as pictures")
         header = volumes.read_header(item.path, self.view.series)
         return cases.Seen(header.size("acquired"), header)
+
+
+def _below(path: Path, source: Path) -> Iterator[Path]:
+    """The folders that a file lies in, up to the source, which is not among them."""
+    return (folder for folder in path.parents if folder != source and folder.is_relative_to(source))
+
+
+def _holds_labels(folder: Path) -> bool:
+    """Whether a folder is, by its name and what lies beside it, one of masks."""
+    if folder.name == "derivatives":
+        return (folder.parent / "dataset_description.json").is_file()
+    beside = (other.name.casefold() for other in layouts.folders_in(folder.parent))
+    return folder.name.casefold() in OF_LABELS and any(name in OF_IMAGES for name in beside)

@@ -31,7 +31,7 @@ from fedvfm.report import progress
 from fedvfm.tasks import segmentation
 
 LARGEST = 6e4
-"""Numbers are kept in half precision; beyond this they are cut."""
+"""Masks and features are kept in half precision; beyond this they are cut. Answers that are no masks are float32."""
 KINDS = {"class": "soft", "ordinal": "soft", "survival": "soft", "multi-label": "sides", "regression": "values"}
 """Target -> how answers are compared: probabilities of one of several, of each label, or values."""
 
@@ -73,8 +73,8 @@ class Targets:
     """
 
     images: NDArray[np.float32]
-    answers: NDArray[np.float16]
-    features: NDArray[np.float16] | None
+    answers: NDArray[np.floating]
+    features: NDArray[np.floating] | None
 
 
 @torch.no_grad()
@@ -109,7 +109,8 @@ def targets(
         if known is None:
             known = _files(folder, len(places), own.shape, logits.shape[1:], None if last is None else last.shape[1:])
         known.images[at] = own
-        known.answers[at] = logits[0].clamp(-LARGEST, LARGEST).cpu().numpy()
+        kept = logits[0].clamp(-LARGEST, LARGEST) if delivery.dense(teacher) else logits[0]
+        known.answers[at] = kept.cpu().numpy()
         if known.features is not None and last is not None:
             known.features[at] = last[0].clamp(-LARGEST, LARGEST).cpu().numpy()
     if known is None:
@@ -187,7 +188,8 @@ def _files(
     Raises:
         StorageError: if they do not fit: a file that grows in memory's place ends the process where the disk is full.
     """
-    need = count * (4 * math.prod(image) + 2 * math.prod(answer) + 2 * math.prod(feature or (0,)))
+    kind = np.float16 if len(answer) > 1 else np.float32
+    need = count * (4 * math.prod(image) + np.dtype(kind).itemsize * math.prod(answer) + 2 * math.prod(feature or (0,)))
     free = shutil.disk_usage(folder).free
     if need * 1.05 > free:
         raise errors.StorageError(
@@ -200,7 +202,7 @@ def _files(
 
     return Targets(
         array("images", image, np.float32),
-        array("answers", answer, np.float16),
+        array("answers", answer, kind),
         None if feature is None else array("features", feature, np.float16),
     )
 

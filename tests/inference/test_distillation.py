@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from PIL import Image
 import fedvfm
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.inference import distillation, student_training
+from fedvfm.inference import distillation, export, student_training
+from fedvfm.model import adapted_model
+from fedvfm.state import state
 from tests.inference.conftest import Saver
 
 TINY = ("adapter.rank=2", "optimiser.learning_rate=5e-3")
@@ -97,6 +100,58 @@ def test_what_cannot_be_distilled(
     with pytest.raises(errors.ConfigError, match=match):
         distilled(saved(), pictures, tmp_path / "out", more.pop("student"), **more)
     assert not (tmp_path / "out").exists()
+
+
+def test_values_stay_whole_and_their_difference_is_told(
+    tiny_dino: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values beyond what half precision holds; images lie as a site has them, beside masks."""
+    target = {"kind": "regression", "scales": [9e4], "centres": [2.5e5], "ranges": [[0.0, 1e6]], "units": ["mm3"]}
+    values = {
+        "backbone": {"name": str(tiny_dino)},
+        "adapter": {"rank": 2},
+        "task": {"kind": "classification"},
+        "target": target,
+        "data": {"class_names": ["volume"], "input_size": [28, 28]},
+    }
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
+    rng, start = np.random.default_rng(1), model.initial()
+    model.write(
+        state.AdapterState({name: a + rng.normal(0, 0.3, a.shape).astype(np.float32) for name, a in start.items()})
+    )
+    export.save(model.eval(), tmp_path / "adapter", {})
+    for name in ("images", "masks"):
+        shutil.copytree(pictures, tmp_path / "site" / name)
+    known, largest = student_training.targets, []
+
+    def kept(*given: Any, **more: Any) -> student_training.Targets:
+        made = known(*given, **more)
+        largest.append(float(made.answers.max()))
+        return made
+
+    monkeypatch.setattr(student_training, "targets", kept)
+    made = distilled(tmp_path / "adapter", tmp_path / "site", tmp_path / "out", tiny_dino)
+    assert largest[0] > 1e5
+    assert made["images"]["inputs"] == 10
+    near = made["agreement"]
+    assert near["by"] == "mean_difference"
+    assert 0 < near["after"] < near["before"]
+
+
+def test_labelled_images_are_asked_for_before_anything_is_computed(
+    saved: Saver, tiny_dino: Path, pictures: Path, tmp_path: Path
+) -> None:
+    events: list[str] = []
+    with pytest.raises(errors.DataError, match="no such folder"):
+        distilled(
+            saved(),
+            pictures,
+            tmp_path / "out",
+            tiny_dino,
+            score=tmp_path / "no",
+            observer=lambda event, /, **_: events.append(event),
+        )
+    assert events == []
 
 
 def test_too_few_images_leave_nothing(saved: Saver, tiny_dino: Path, pictures: Path, tmp_path: Path) -> None:
