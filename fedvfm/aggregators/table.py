@@ -92,6 +92,11 @@ def robust(rule: base.Aggregator) -> bool:
     return getattr(rule, "robust", False)
 
 
+def _compares(rule: base.Aggregator) -> bool:
+    """Whether what it makes of one update depends on what the others are like."""
+    return robust(rule) or bool(getattr(rule, "shorten", 0.0))
+
+
 def faults(recipe: schema.Recipe) -> list[str]:
     """What of a recipe its rule cannot serve, one sentence a fault; names are checked elsewhere."""
     settings, way, mechanism = recipe.aggregation, recipe.adapter.factors, recipe.privacy.mechanism
@@ -215,10 +220,10 @@ def unlabelled_faults(recipe: schema.Recipe) -> list[str]:
             "a mechanism of single records or patients with the site's own noise, or none",
         ),
         (
-            known and robust(make(joined)) and not even,
-            f"{key}.weight = {own.weight:g}",
-            f"under rule '{joined.rule}' every site counts the same",
-            "weight = 1.0, or rule = 'mean'",
+            known and _compares(make(joined)),
+            f"recipe.aggregation.rule = '{joined.rule}'",
+            "it goes by what most updates are like, and those of sites where it is sure of nothing are 0",
+            "rule = 'mean', or another that compares no updates (options.shorten left out)",
         ),
         (
             recipe.secure_aggregation is not None and joined.weighting == "uniform" and not even,

@@ -226,7 +226,7 @@ def every_round(journal: Rounds, primary: str, name: str) -> str:
         [
             row["round"],
             len(row["cohort"]),
-            mean_of(row["train"], "loss"),
+            mean_loss(row),
             mean_of(row["validation"], primary),
             None if row.get("factor_error") is None else f"{row['factor_error']:.2e}",
             size(row["bytes"]["up"]),
@@ -242,6 +242,12 @@ def mean_of(per_site: Mapping[str, Mapping[str, float]], metric: str) -> float |
     """Plain mean over the sites that sent a metric; None where none did."""
     values = [row[metric] for row in per_site.values() if metric in row]
     return math.fsum(values) / len(values) if values else None
+
+
+def mean_loss(row: Mapping[str, Any]) -> float | None:
+    """The mean training loss of a round, over the sites with labels: another is against the adapter's own answers."""
+    without = row.get("without_labels", ())
+    return mean_of({site: each for site, each in row.get("train", {}).items() if site not in without}, "loss")
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------

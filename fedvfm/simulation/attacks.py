@@ -259,6 +259,12 @@ def site_faults(what: schema.Experiment, names: Sequence[str]) -> list[str]:
     unknown = sorted(set(what.attack.sites) - set(names))
     if unknown:
         return [f"attack.sites: no site {', '.join(unknown)}; sites: {', '.join(names)}"]
+    without = sorted(set(what.attack.sites) & set(what.partition.unlabelled))
+    if without and what.attack.kind in tables.ATTACKS and make(what.attack).poisons:
+        return [
+            f"attack.kind = '{what.attack.kind}': {', '.join(without)} has no labels to poison (partition.unlabelled); "
+            "name sites with labels, or another kind"
+        ]
     return [] if set(names) - set(what.attack.sites) else ["attack.sites: an honest site must be left"]
 
 

@@ -161,7 +161,7 @@ def _cards(
         total = arms.get("federated", {}).get("rounds", "?")
         pace = spans.span(sum(row["seconds"] for row in journal) / len(journal))
         cards.append(("Federated rounds done", f"{last['round']} of {total}", f"{pace} each"))
-        loss = rounds.mean_of(last["train"], "loss")
+        loss = rounds.mean_loss(last)
         value = rounds.mean_of(_scored(journal), primary)
         cards += [("Mean loss", f"{loss:.3f}", "of the last round")] if loss is not None else []
         cards += [(f"Mean validation {name}", f"{value:.3f}", "over sites")] if value is not None else []
@@ -184,7 +184,7 @@ def _arms(
     for arm, row in arms.items():
         journal = journals[arm]
         answered = f"{row['answered']} of {row['asked']}" if row["stage"] == "trains" else None
-        loss = rounds.mean_of(journal[-1]["train"], "loss") if journal else None
+        loss = rounds.mean_loss(journal[-1]) if journal else None
         rounds_done = f"{row['round']} of {row['rounds']}"
         rows.append([arm, row["stage"], rounds_done, answered, loss, rounds.mean_of(_scored(journal), primary)])
     if not rows:

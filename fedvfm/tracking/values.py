@@ -29,8 +29,8 @@ def of_line(line: Mapping[str, Any], *, sites: bool) -> dict[str, float]:
     values |= {"round/admitted": len(line["examples"]), "round/refused": len(line.get("refused", {}))}
     values |= {f"privacy/{name}": line.get("privacy", {}).get(name) for name in ("epsilon", "noise_multiplier")}
     hidden = line.get("secure_aggregation")
-    values["train/loss"] = hidden.get("loss") if isinstance(hidden, Mapping) else None
     values |= _scores("train", line.get("train", {}), sites=sites)
+    values["train/loss"] = hidden.get("loss") if isinstance(hidden, Mapping) else rounds.mean_loss(line)
     values |= _scores("val", line.get("validation", {}), sites=sites)
     return finite(values)
 

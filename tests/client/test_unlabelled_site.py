@@ -132,6 +132,7 @@ def test_nothing_leaves_where_there_is_too_little_to_learn_from(
     update = trainer.train(model, site, first, 2)
     assert update.state.fingerprint == first.fingerprint
     assert (update.num_examples, update.metrics["steps"]) == (1, 0)
+    assert "loss" not in update.metrics, "of no step there is none"
 
 
 @pytest.mark.parametrize("views", [0, 2])

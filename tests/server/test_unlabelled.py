@@ -64,7 +64,10 @@ def test_no_cohort_is_of_sites_without_labels_alone() -> None:
         ({"task": {"prompt": "box"}}, "drawn from the truth"),
         ({"personal": {"kind": "head-local"}}, "would never meet a label"),
         ({"aggregation": {"weighting": "loss"}}, "no loss against labels"),
-        ({"aggregation": {"rule": "median", "weighting": "uniform"}}, "every site counts the same"),
+        (
+            {"aggregation": {"rule": "median", "weighting": "uniform"}, "unlabelled": {"weight": 1.0}},
+            "it goes by what most updates are like",
+        ),
         ({"optimiser": {"control_variates": True}}, "its gradient is of another loss"),
         (
             {"privacy": {"mechanism": "site-level", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}},

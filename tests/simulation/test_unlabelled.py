@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from fedvfm import errors
+from fedvfm.report import rounds
 from fedvfm.simulation import experiment, run
 from fedvfm.storage import hash_chain
+from fedvfm.tracking import values as tracked
 
 SPLITS = ("train",) * 4 + ("val",) + ("test",) * 2
 SITES = ("east", "north", "west")
@@ -163,3 +165,23 @@ def test_real_processes_make_the_same_adapter(made: run.Result, values: dict[str
     there = run.simulate({**values, "baselines": [], "engine": "deployment"}, output=tmp_path / "run")
     assert there.summary["fingerprint"] == made.summary["fingerprint"]
     assert hash_chain.read(there.path / "journal.jsonl")[-1]["without_labels"] == ["north", "west"]
+
+
+def test_labels_that_are_not_there_cannot_be_poisoned(values: dict[str, Any]) -> None:
+    def said(kind: str, site: str) -> list[str]:
+        what = experiment.parse({**values, "attack": {"kind": kind, "sites": [site]}}, "experiment")
+        return experiment.site_faults(what, SITES)
+
+    (fault,) = said("label-flip", "north")
+    assert "north has no labels to poison" in fault
+    assert not said("label-flip", "east")
+    assert not said("sign-flip", "north")
+
+
+def test_the_mean_loss_of_a_round_is_of_sites_with_labels() -> None:
+    line: dict[str, Any] = {"train": {"east": {"loss": 0.5}, "north": {"loss": 0.1}}, "examples": {}}
+    assert rounds.mean_loss(line) == pytest.approx(0.3)
+    line["without_labels"] = ["north"]
+    assert rounds.mean_loss(line) == 0.5
+    told = tracked.of_line(line, sites=True)
+    assert (told["train/loss"], told["site/north/train/loss"]) == (0.5, 0.1)

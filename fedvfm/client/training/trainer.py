@@ -113,7 +113,7 @@ def _unchanged(
         1,
         round_number - 1,
         base.fingerprint,
-        metrics={"loss": 0.0, "seconds": round(time.monotonic() - started, 3), "steps": 0.0},
+        metrics={"seconds": round(time.monotonic() - started, 3), "steps": 0.0},
     )
 
 

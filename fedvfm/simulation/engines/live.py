@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from fedvfm.privacy import statements
-from fedvfm.report import progress, terminal
+from fedvfm.report import progress, rounds, terminal
 
 
 def watch(quiet: bool) -> contextlib.AbstractContextManager[progress.Observer]:
@@ -20,8 +20,8 @@ def watch(quiet: bool) -> contextlib.AbstractContextManager[progress.Observer]:
 
 def _scores(record: dict[str, Any]) -> str:
     """Mean training loss and mean validation of a round, in a few words."""
-    losses = [row["loss"] for row in record["train"].values() if "loss" in row]
-    words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
+    loss = rounds.mean_loss(record)
+    words = [] if loss is None else [f"loss {loss:.3f}"]
     for metric in ("dice", "balanced_accuracy"):
         values = [row[metric] for row in record["validation"].values() if metric in row]
         mark = f" ({record['prompt']})" if "prompt" in record else ""
