@@ -71,6 +71,22 @@ def test_packings_that_scanners_write(tmp_path: Path, compression: str) -> None:
     assert (compression == "jpeg") or np.array_equal(found, own)
 
 
+def test_colours_of_aperios_jpeg_2000_are_those_of_its_compression(tmp_path: Path) -> None:
+    """33003 holds YCbCr, whatever the header's photometric interpretation says."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    made = drawn.pixels(side=512)
+    stored = np.asarray(Image.fromarray(made).convert("YCbCr"))
+    corners = [(row, column) for row in (0, 256) for column in (0, 256)]
+    tiles = [
+        imagecodecs.jpeg2k_encode(stored[row : row + 256, column : column + 256].copy(), codecformat="j2k", mct=False)
+        for row, column in corners
+    ]
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        file.write(iter(tiles), shape=made.shape, dtype="uint8", tile=(256, 256), compression=33003, photometric="rgb")
+    found = slide_file.read_region(tmp_path / "a.svs", 0, 0, 0, 512, 512)
+    assert np.abs(found.astype(int) - made).max() <= 4
+
+
 def test_scale_of_aperio_is_what_its_description_says(tmp_path: Path) -> None:
     text = "Aperio Image Library v12.0.15\r\n2048x2048 (256x256) JPEG/RGB Q=70|AppMag = 40|MPP = 0.2527|Left = 1.5"
     drawn.write(tmp_path / "a.svs", mpp=None, description=text, metadata=None)
@@ -108,7 +124,7 @@ def test_one_level_of_a_large_slide_is_looked_at_in_steps(tmp_path: Path) -> Non
         ({"mpp": None}, "slide-scale"),
         ({"mpp": 352.8}, "slide-scale"),
         ({"made": np.full((1024, 1024, 3), 240, np.uint8)}, "no-tissue"),
-        ({"made": np.full((1024, 1024, 3), 0, np.uint8)}, "no-tissue"),
+        ({"made": np.random.default_rng(0).integers(0, 4, (1024, 1024, 3)).astype(np.uint8)}, "no-tissue"),
         ({"made": np.random.default_rng(0).integers(236, 244, (1024, 1024, 3)).astype(np.uint8)}, "no-tissue"),
         ({"compression": "zstd"}, "compressed"),
     ],

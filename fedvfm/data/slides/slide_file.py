@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fedvfm import errors
 from fedvfm.config import slides as config
@@ -30,10 +31,12 @@ ENDINGS = (".svs", ".tif", ".tiff", ".btf")
 PACKINGS = {1: "none", 5: "LZW", 7: "JPEG", 8: "deflate", 32946: "deflate", 33003: "J2K", 33005: "J2K", 34712: "J2K"}
 """Compression tags that are read."""
 RGB, YCBCR, JPEG = 2, 6, 7
+APERIO_YCBCR, APERIO_RGB = 33003, 33005
+"""Aperio's JPEG 2000: what these hold says the compression, whatever else the header says."""
 MOST_PAGES = 64
 LARGEST_TILE = 2**24
 LARGEST_REGION = 2**26
-"""Pixels that are read in one piece at most; a level of more is looked at in steps."""
+"""Pixels that are read in one piece, and of the level that tissue is looked for on, at most."""
 LARGEST_SIDE = 2**20
 ALIKE = 0.02
 """How far the shape of a level may differ from the slide's: sides are rounded."""
@@ -209,7 +212,7 @@ def _require_read(path: Path, page: Any) -> None:
             f"{path}: TIFF compression {packing} is not read; save it with JPEG, JPEG 2000, deflate, LZW or none"
         )
     kind = int(page.photometric)
-    colour = kind == RGB or (kind == YCBCR and packing == JPEG) or packing in (33003, 33005, 34712)
+    colour = kind == RGB or (kind == YCBCR and packing == JPEG) or packing in (APERIO_YCBCR, APERIO_RGB)
     if not colour or page.dtype != np.uint8 or int(page.samplesperpixel) != 3 or int(page.planarconfig) != 1:
         raise defect.CHANNELS.error(
             f"{path}: {page.samplesperpixel} channel(s) of {page.bitspersample} bits; slides in colour are read, three "
@@ -248,6 +251,8 @@ def _tile(path: Path, page: Any, number: int) -> NDArray[np.uint8] | None:
         raise defect.damaged(path, f"tile {number}: {type(error).__name__}") from None
     if tile.ndim != 3 or tile.shape[2] != 3 or tile.dtype != np.uint8:
         raise defect.damaged(path, f"tile {number}: {tile.dtype} {tile.shape}")
+    if int(page.compression) == APERIO_YCBCR:  # the decoder gives components as they are
+        tile = np.asarray(Image.fromarray(np.ascontiguousarray(tile), "YCbCr").convert("RGB"))
     return tile
 
 

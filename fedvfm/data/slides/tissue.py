@@ -2,7 +2,8 @@
 
 Tissue is stained and glass is not: a pixel is tissue where its saturation (of HSV, after a median filter of 3 x 3)
 lies above Otsu's threshold of the slide, and above :data:`LEAST`, since Otsu's method finds two classes on empty glass
-too. Pen marks are stained as well and are not told from tissue.
+too. Nothing darker than :data:`DARK` is tissue: of black borders noise alone has a colour. Pen marks are stained as
+well and are not told from tissue.
 
 Source: Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on Systems, Man, and
 Cybernetics 9(1), 1979; on saturation as in Lu et al., "Data-efficient and weakly supervised computational pathology on
@@ -26,6 +27,8 @@ SIDE = 1024
 """Pixels of the longer side of the map of tissue, at most."""
 LEAST = 15
 """Of 255: what is less saturated is glass, dust or noise, whatever the threshold."""
+DARK = 24
+"""Of 255, the brightest channel: what is darker was not scanned, or lies beyond the slide."""
 COARSER = 1.1
 """How much coarser than the recipe's scale a slide may be: scanners of one magnification differ by some per cent."""
 FINER = 1.01
@@ -193,7 +196,7 @@ def mask(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
     highest = picture.max(axis=2).astype(np.int64)
     lowest = picture.min(axis=2).astype(np.int64)
-    saturation = np.where(highest > 0, 255 * (highest - lowest) // np.maximum(highest, 1), 0).astype(np.uint8)
+    saturation = np.where(highest > DARK, 255 * (highest - lowest) // np.maximum(highest, 1), 0).astype(np.uint8)
     smooth = ndimage.median_filter(saturation, size=3)
     return np.asarray(smooth > max(otsu(np.bincount(smooth.ravel(), minlength=256)), LEAST))
 
