@@ -145,8 +145,8 @@ FILES: dict[str, Entry] = {
     ),
     "volume-needed": Entry(
         _B,
-        "The recipe asks for neighbouring slices or values in units.",
-        "Bring DICOM or NIfTI, or leave pictures out.",
+        "The recipe asks for neighbouring slices, whole volumes or values in units.",
+        "Bring DICOM or NIfTI with all slices, or leave pictures and single slices out.",
     ),
     "slide-scale": Entry(
         _B,
