@@ -99,7 +99,7 @@ def accepting(name: str, path: Path, file: Path, facts: policy.Facts) -> Accepti
         )
         raise errors.ConfigError("--path", [f"{why} to say: fedvfm client init, then [privacy] in {file}"])
     drafts.require_free(file)
-    text, _ = _site(name, path, None, file)
+    text = _site(name, path, None, file)[0].replace(": as it stands here, everything is.", ".")
     allowed = policy.accepting(facts)
     return Accepting(file, text[: text.index("\n[policy]\n") + 1] + allowed, allowed)
 

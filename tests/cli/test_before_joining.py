@@ -111,6 +111,7 @@ def test_join_writes_a_site_file_that_accepts_this_recipe_and_no_more(plain: Joi
     assert joined.code == 0, joined.err
     assert f"{own} will be written with this policy" in joined.err
     assert own.stat().st_mode & 0o777 == 0o600
+    assert "everything is" not in own.read_text(), "a draft's word that it refuses everything"
     site = site_file.read_site(own)
     assert (site.name, Path(site.data.path)) == ("north", tiny.data)
     assert cli("client", "review", plain.invite, "--policy", own).code == 0

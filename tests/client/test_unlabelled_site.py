@@ -135,6 +135,16 @@ def test_nothing_leaves_where_there_is_too_little_to_learn_from(
     assert "loss" not in update.metrics, "of no step there is none"
 
 
+def test_steps_that_meet_nothing_sure_are_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crop may hold no pixel that the adapter is sure of: no gradient, and no learning rate to raise."""
+    asked = recipe()
+    still = asked.optimiser.model_copy(update={"weight_decay": 0.0})
+    model, site = made(folder, asked.model_copy(update={"optimiser": still}))
+    monkeypatch.setattr(type(model.task), "consistency", lambda self, logits, target: 0.0 * logits.mean(dim=(1, 2, 3)))
+    first = model.initial()
+    assert trainer.train(model, site, first, 2).state.fingerprint == first.fingerprint
+
+
 @pytest.mark.parametrize("views", [0, 2])
 def test_a_pseudo_mask_turns_with_its_image(folder: Path, views: int) -> None:
     asked = recipe()
