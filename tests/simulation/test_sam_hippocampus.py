@@ -31,6 +31,28 @@ def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_what_is_no_sam_or_is_told_reaches_no_target() -> None:
+    test_sam_shaped.script("block")
+    bench: Any = test_sam_shaped.script("sam_hippocampus")
+    score = {"macro": 0.9, "low": None, "high": None}
+    row = {"arms": {"federated": score}, "difference": None, "seeds": [0]}
+    run = {
+        "trainable_parameters": 10,
+        "bytes": {"up": 1, "down": 1},
+        "backbone": {"parameters": 100},
+        "arms": {"federated": {"worst": {"site": "west", "value": 0.8}}},
+        "rounds": 1,
+    }
+    half = {"seed": "0", "curve": [], "federated": {"west": 0.9}, "local-only": {}, "pooled": {}}
+    half["curve"] = [{"round": 1, "loss": 0.1, "dice": 0.9}]
+    figures = {"arms": {"unet3d": row, "oracle": row}, "runs": {"unet3d": run, "oracle": run}}
+    figures |= {"curves": {}, "unfinished": {"unet3d": half, "oracle": half}}
+    assert "Target" not in "\n".join(bench.lines(figures))
+    figures["arms"] |= {"unet": {**row, "arms": {"federated": {**score, "macro": 0.5}}}}
+    figures["runs"] |= {"unet": run}
+    assert "Target 0.865 without an oracle: 0.500 (not reached)." in "\n".join(bench.lines(figures))
+
+
 @pytest.mark.slow
 def test_arms_run_once_and_end_in_a_table(
     volumes: Path, sam_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
