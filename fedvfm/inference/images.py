@@ -44,14 +44,20 @@ class Images:
 
     Args:
         contract: of the recipe.
+        series: the series that is taken of a folder of several.
+        mpp: micrometres a pixel of whole slides whose files do not say.
 
     Attributes:
-        view: how volumes are looked at.
+        view: how volumes and slides are looked at.
     """
 
-    def __init__(self, contract: schema.DataContract) -> None:
-        self.contract = contract
-        self.view = slices.View.of(contract)
+    def __init__(self, contract: schema.DataContract, series: str = "", mpp: float = 0.0) -> None:
+        self.contract, self._mpp = contract, mpp
+        self.view = slices.View.of(contract, series)
+
+    def case(self, item: inputs.Item) -> layouts.Case:
+        """The input as readers of cases take it."""
+        return layouts.Case(item.name, item.files, mpp=self._mpp if item.kind == "slide" else None)
 
     def seen(self, item: inputs.Item) -> cases.Seen:
         """What the headers of a case say.
@@ -60,13 +66,26 @@ class Images:
             DataError: for what a site could not have trained on under this contract: files that do not fit together,
                 another modality, other channels, or a picture where values in units or neighbouring slices are needed.
         """
-        case = layouts.Case(item.name, item.files)
-        seen = cases.look(item.path.parent, case, self.view.series) if item.more else self._of_one_file(item)
+        if item.more or item.kind == "slide":
+            seen = cases.look(item.path.parent, self.case(item), self.view.series)
+        elif item.kind == "picture":
+            seen = cases.Seen((0, 0))
+        else:
+            header = volumes.read_header(item.path, self.view.series)
+            seen = cases.Seen(header.size("acquired"), header)
         called = layouts.Case(item.name, tuple(Path(item.name) for _ in item.files))
         faults = cases.faults_under(called, seen, Path(), self.contract, item.chosen)
         if faults:
             raise errors.DataError("; ".join(faults), faults)
         return seen
+
+    def picture(self, item: inputs.Item) -> samples.Pixels:
+        """The pixels of a picture.
+
+        Raises:
+            DataError: as :meth:`seen`, or if they cannot be read.
+        """
+        return cases.read_image(self.case(item), self.seen(item), 0, self.view, item.chosen)
 
     def places(self, source: Path, option: str) -> list[Place]:
         """Every picture and slice below a file or folder, in the order of their names; no masks.
@@ -93,6 +112,8 @@ class Images:
             raise errors.DataError("; ".join(faults[:SHOWN]), faults)
         places = []
         for item in joined.items:
+            if item.kind == "slide":
+                raise errors.DataError(f"{item.name}: a whole slide, and images are taken here; give tiles as pictures")
             header = self.seen(item).header
             names = [] if header is None else slices.names(header, self.view)
             if len(names) < 2:
@@ -110,18 +131,7 @@ class Images:
         """
         header = place.header
         seen = cases.Seen((0, 0)) if header is None else cases.Seen(header.size("acquired"), header)
-        return self._read(place.item, seen, place.index)
-
-    def _read(self, item: inputs.Item, seen: cases.Seen, index: int) -> samples.Pixels:
-        return cases.read_image(layouts.Case(item.name, item.files), seen, index, self.view, item.chosen)
-
-    def _of_one_file(self, item: inputs.Item) -> cases.Seen:
-        if item.kind == "picture":
-            return cases.Seen((0, 0))
-        if item.kind == "slide":
-            raise errors.DataError(f"{item.name}: a whole slide, and images are taken here; give tiles as pictures")
-        header = volumes.read_header(item.path, self.view.series)
-        return cases.Seen(header.size("acquired"), header)
+        return cases.read_image(self.case(place.item), seen, place.index, self.view, place.item.chosen)
 
 
 def _below(path: Path, source: Path) -> Iterator[Path]:

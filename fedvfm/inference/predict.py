@@ -42,6 +42,7 @@ from fedvfm.inference import (
     segmentation_object,
     sessions,
 )
+from fedvfm.inference import images as reading
 from fedvfm.model import adapted_model, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
@@ -409,12 +410,13 @@ class Predictor:
         self.model, self.form, self.overlays, self.observer = model, form, overlays, observer
         self.place = results.Place(folder)
         self.names, self.fingerprint = model.recipe.data.class_names, model.read().fingerprint
-        self.view = slices.View.of(model.recipe.data, series)
+        self.images = reading.Images(model.recipe.data, series, mpp)
+        self.view = self.images.view
         self.notes: dict[str, list[str]] = {}
         self.model.eval()
         self.batch = batch or sliding_window.batch_of(model)
         self._run: sliding_window.WithRows = sliding_window.alone(model) if session is None else session.run
-        self._rows, self._prompts, self._mpp = rows or {}, prompts, mpp
+        self._rows, self._prompts = rows or {}, prompts
         self._propagate = propagate
         self._ready: dict[str, tuple[samples.Pixels, Tensor]] = {}
 
@@ -470,7 +472,7 @@ class Predictor:
         shown: dict[str, samples.Pixels] = {}
         for item in itertools.takewhile(lambda one: one.kind == "picture" and not one.more, items):
             with contextlib.suppress(Exception):
-                shown[item.name] = self._read(item)
+                shown[item.name] = self.images.picture(item)
         with contextlib.suppress(Exception):
             boxes = self._told({item.name: item for item in items}, shown)
             logits = self.logits(list(shown.values()), list(shown), boxes)
@@ -491,8 +493,7 @@ class Predictor:
             return self._case(item)
         dense = delivery.dense(self.model)
         chosen = results.form_of(item, self.form) if dense else "csv"
-        case = layouts.Case(item.name, item.files)
-        seen = self._seen(item, case)
+        case, seen = self.images.case(item), self.images.seen(item)
         if seen.header is None:
             pixels, found = self._ready.pop(item.name) if item.name in self._ready else self._alone(item)
             rows = (
@@ -553,15 +554,14 @@ class Predictor:
         """Name and pixels of every image of a case, one after the other; ``header`` that of a volume."""
         parts = item.parts or (item,)
         if item.kind == "picture":
-            return ((part.name, self._read(part)) for part in parts)
+            return ((part.name, self.images.picture(part)) for part in parts)
         if item.kind == "slide":
             return itertools.chain.from_iterable(self._tiles(part) for part in parts)
         return itertools.chain.from_iterable(self._shown(part, header) for part in parts)
 
     def _tiles(self, item: inputs.Item) -> Iterator[tuple[str, samples.Pixels]]:
         """Name and pixels of every tile of a slide; a name has its upper left corner, in pixels of the slide."""
-        case = layouts.Case(item.name, item.files, mpp=self._mpp)
-        seen = self._seen(item, case)
+        case, seen = self.images.case(item), self.images.seen(item)
         names = slide_cases.names(_slide(seen), self.view.slides)
         for at, name in enumerate(names):
             self.observer("slice", name=item.name, index=at, count=len(names))
@@ -569,7 +569,7 @@ class Predictor:
 
     def _heat(self, item: inputs.Item, weights: Sequence[float]) -> NDArray[np.float32]:
         """The slide, small, with its tiles the redder the heavier they are. Shapes: (3, h, w)."""
-        slide = _slide(self._seen(item, layouts.Case(item.name, item.files, mpp=self._mpp)))
+        slide = _slide(self.images.seen(item))
         shown = tissue.small(slide).astype(np.float32) / np.float32(255.0)
         scale = max(shown.shape[:2]) / max(slide.levels[0])
         for tile, weight in zip(slide_cases.tiles(slide, self.view.slides), weights, strict=True):
@@ -585,16 +585,16 @@ class Predictor:
         """Of a volume, a series, or a film.
 
         Raises:
-            DataError: as :meth:`_seen`.
+            DataError: as :meth:`images.Images.seen`.
         """
-        header = self._seen(item, layouts.Case(item.name, item.files)).header
+        header = self.images.seen(item).header
         if header is None:
             raise errors.DataError(f"{item.name}: neither a picture nor a volume")
         return header
 
     def _shown(self, item: inputs.Item, header: headers.Header | None) -> Iterator[tuple[str, samples.Pixels]]:
         """Name and pixels of every slice, cut as the recipe asks; ``header`` where it was read before."""
-        case = layouts.Case(item.name, item.files)
+        case = self.images.case(item)
         return ((name, pixels) for _, name, pixels in self._slices(case, header or self._header(item), item.chosen))
 
     def _painted(self, weights: Sequence[float], header: headers.Header) -> NDArray[Any]:
@@ -613,7 +613,7 @@ class Predictor:
         return self.model.vectors(pixels).cpu()
 
     def _alone(self, item: inputs.Item) -> tuple[samples.Pixels, Tensor]:
-        pixels = self._read(item)
+        pixels = self.images.picture(item)
         (found,) = self.logits([pixels], [item.name], self._told({item.name: item}, {item.name: pixels}))
         return pixels, found
 
@@ -624,33 +624,6 @@ class Predictor:
         if self._prompts is None:
             return None
         return [self._prompts.of_picture(items[name], _size(pixels)) for name, pixels in shown.items()]
-
-    def _read(self, item: inputs.Item) -> samples.Pixels:
-        """The pixels of a picture."""
-        case = layouts.Case(item.name, item.files)
-        return cases.read_image(case, self._seen(item, case), 0, self.view, item.chosen)
-
-    def _seen(self, item: inputs.Item, case: layouts.Case) -> cases.Seen:
-        """What the headers of a case say.
-
-        Raises:
-            DataError: for what a site could not have trained on under this contract: files that do not fit together,
-                another modality, other channels, or a picture where values in units or neighbouring slices are needed.
-        """
-        seen = cases.look(item.path.parent, case, self.view.series) if item.more else self._one(item)
-        called = layouts.Case(item.name, tuple(Path(item.name) for _ in item.files))
-        faults = cases.faults_under(called, seen, Path(), self.model.recipe.data, item.chosen)
-        if faults:
-            raise errors.DataError("; ".join(faults), faults)
-        return seen
-
-    def _one(self, item: inputs.Item) -> cases.Seen:
-        if item.kind == "picture":
-            return cases.Seen((0, 0))
-        if item.kind == "slide":
-            return cases.look(item.path.parent, layouts.Case(item.name, item.files, mpp=self._mpp))
-        header = volumes.read_header(item.path, self.view.series)
-        return cases.Seen(header.size("acquired"), header)
 
     def _noted(self, item: inputs.Item, form: str) -> list[str]:
         """What the headers of all files of a case, or the form of its mask, leave in doubt, without text of files."""
