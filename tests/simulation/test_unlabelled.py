@@ -12,7 +12,8 @@ from PIL import Image
 
 from fedvfm import errors
 from fedvfm.report import rounds
-from fedvfm.simulation import experiment, run
+from fedvfm.simulation import experiment, run, run_folder
+from fedvfm.simulation.results import compare
 from fedvfm.storage import hash_chain
 from fedvfm.tracking import values as tracked
 
@@ -91,6 +92,31 @@ def test_only_what_needs_no_label_is_compared_there(made: run.Result) -> None:
     assert line["examples"] == {"pooled": 4}
     assert set(made.summary["arms"]["federated"]["sites"]) == set(SITES), "virtual hospitals keep their test's labels"
     assert "site &#x27;north&#x27; has no labels to train or validate with" in (made.path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_models_of_sites_with_labels_are_tested_by_class_at_those_without(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    """The classes of its test are those of no model of its own."""
+    folder, rows = tmp_path / "data", ["id,patient,site,split,label"]
+    (folder / "images").mkdir(parents=True)
+    for site in SITES[:2]:
+        for at in range(12):
+            stem, kind = f"{site}-{at}", ("ill", "well")[at % 2]
+            Image.fromarray(np.full((16, 16), 60 + 120 * (at % 2) + at, dtype=np.uint8)).save(
+                folder / "images" / f"{stem}.png"
+            )
+            rows.append(f"{stem},{site} {at},{site},{'train' if at < 6 else 'val' if at < 8 else 'test'},{kind}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    data = {**values["recipe"]["data"], "class_names": ["ill", "well"]}
+    recipe = {**values["recipe"], "rounds": 2, "task": {"kind": "classification"}, "data": data}
+    own = {"data": {"source": "folder", "path": str(folder)}, "partition": {"unlabelled": ["north"]}, "recipe": recipe}
+    made = run.simulate({**values, **own, "baselines": ["local-only"]}, output=tmp_path / "run")
+    scored = compare.scores(run_folder.RunFolder(made.path), made.summary)
+    assert set(scored[compare.LOCAL].sites) == {"east"}
+    assert set(scored[compare.ABROAD].sites) == {"north"}
+    assert "their means are of fewer sites" in (made.path / "report.html").read_text()
 
 
 @pytest.mark.slow

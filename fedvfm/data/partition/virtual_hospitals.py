@@ -236,7 +236,7 @@ def _labelless(hospital: Hospital) -> Hospital:
     kept = {image.id for image in (*hospital.test, *bags.images_of(hospital.test))}
     note = (
         f"site '{hospital.name}' has no labels to train or validate with; its test keeps them, which a real hospital "
-        "of that kind would not have"
+        "of that kind would not have. It has no local-only and no personal adapter: their means are of fewer sites"
     )
     return dataclasses.replace(
         hospital,

@@ -236,13 +236,16 @@ def _abroad(
     if home is None:
         return None
     values: dict[str, dict[str, list[float]]] = {}
+    labels: dict[str, Mapping[str, int]] = {}  # not those at home: a site without labels has no model of its own
     for trained_at, evaluation in _evaluations(run, LOCAL).items():
         others = {site: rows for site, rows in evaluation["last"].get("samples", {}).items() if site != trained_at}
-        for site, rows in (_scores(LOCAL, made, others, patients).sites if others else {}).items():
+        scored = _scores(LOCAL, made, others, patients) if others else None
+        labels |= {} if scored is None else scored.labels or {}
+        for site, rows in ({} if scored is None else scored.sites).items():
             for sample, value in rows.items():
                 values.setdefault(site, {}).setdefault(sample, []).append(value)
     means = {site: {at: math.fsum(found) / len(found) for at, found in rows.items()} for site, rows in values.items()}
-    return statistics.Scores(ABROAD, home.seed, means, home.labels, patients) if means else None
+    return statistics.Scores(ABROAD, home.seed, means, labels or None, patients) if means else None
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
