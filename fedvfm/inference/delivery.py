@@ -255,12 +255,12 @@ def table_lines(model: adapted_model.AdaptedModel) -> list[str]:
 def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     """Lines of a card: how an image is prepared, and the classes."""
     contract = model.recipe.data
-    size = " x ".join(map(str, contract.patch_size))
+    size, each = " x ".join(map(str, contract.patch_size)), "volume" if contract.depth else "image"
     steps = {
         "none": "values of the format's full scale to [0, 1]",
-        "percentile": "the 0.5th and 99.5th percentile of each image to 0 and 1, the rest cut",
-        "polarity": "the 0.5th and 99.5th percentile of each image to 0 and 1, the rest cut; images with a median over "
-        "0.5 inverted",
+        "percentile": f"the 0.5th and 99.5th percentile of each {each} to 0 and 1, the rest cut",
+        "polarity": f"the 0.5th and 99.5th percentile of each {each} to 0 and 1, the rest cut; {each}s with a median "
+        "over 0.5 inverted",
     }
     shown = steps[contract.intensity]
     if contract.limits is not None:
@@ -275,6 +275,8 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     ]
     if model.recipe.words is not None:
         lines.insert(1, f"- sentences: {model.recipe.words.describe(contract.class_names)}")
+    if contract.depth:
+        lines.insert(2, f"- axes: {_AXES[contract.plane]}; voxels keep their size")
     if contract.stack > 1:
         lines.insert(1, "- channels: each slice between its two neighbours")
     elif contract.channels:
@@ -282,6 +284,13 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     return lines
 
 
+_AXES = {
+    "axial": "slices from feet to head, rows from front to back, columns from the patient's right to left",
+    "coronal": "slices from back to front, rows from head to feet, columns from the patient's right to left",
+    "sagittal": "slices from the patient's left to right, rows from head to feet, columns from front to back",
+    "acquired": "slices as the scanner acquired them",
+}
+"""Plane -> how whole volumes run."""
 _OUTPUTS = {
     "multi-label": "labels, in the order of the output",
     "ordinal": "grades, the lowest first, in the order of the output",

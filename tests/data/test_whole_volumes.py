@@ -24,7 +24,7 @@ from fedvfm.data import bags, transforms
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import appearance, virtual_hospitals
 from fedvfm.data.sources import table
-from fedvfm.inference import export
+from fedvfm.inference import delivery, export
 from fedvfm.model import adapted_model, feature_cache, memory
 from fedvfm.privacy import gradients, records
 from fedvfm.protocol import protocol
@@ -310,6 +310,32 @@ def test_an_export_computes_the_same_of_a_piece(adapter: Path, tmp_path: Path, f
     assert made["difference"] < 1e-4
     text = "\n".join(path.read_text() for path in (tmp_path / form).rglob("README.md"))
     assert "8 x 16 x 16 (slices, height, width of whole volumes)" in text
+    assert "axes: slices from feet to head, rows from front to back, columns from the patient's right to left" in text
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_volumes_run_as_their_card_says(tmp_path: Path, plane: str) -> None:
+    """Values of each voxel say how far right, front and head it is."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    far = np.indices((6, 7, 8)).astype(np.int16) + np.array([10, 20, 30], dtype=np.int16).reshape(3, 1, 1, 1)
+    for number, name in enumerate(("right", "front", "head")):
+        nibabel.Nifti1Image(far[number], np.eye(4)).to_filename(tmp_path / "images" / f"{name}.nii.gz")
+        nibabel.Nifti1Image(np.zeros((6, 7, 8), np.uint8), np.eye(4)).to_filename(
+            tmp_path / "labels" / f"{name}.nii.gz"
+        )
+    own = source(tmp_path, recipe(data={"plane": plane}))
+    runs = {}
+    for sample in own.samples():
+        image = own.read(sample).image[0]
+        ((axis, forwards),) = [
+            (at, bool((np.diff(image, axis=at) > 0).all())) for at in range(3) if np.diff(image, axis=at).any()
+        ]
+        runs[axis] = sample.id if forwards else f"not {sample.id}"
+    opposite = {"head": "feet", "front": "back", "right": "left"}
+    to = {**{name: name for name in opposite}, **{f"not {name}": other for name, other in opposite.items()}}
+    said = delivery._AXES[plane].replace("the patient's ", "")
+    assert [to[runs[axis]] for axis in range(3)] == [part.split(" to ")[1] for part in said.split(", ")]
 
 
 def test_a_volume_has_no_peft_and_no_hub_form(adapter: Path, tmp_path: Path) -> None:
