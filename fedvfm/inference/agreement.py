@@ -30,19 +30,14 @@ def measure(
     Raises:
         DataError: if ``expected`` has no mask to compare.
     """
-    pairs = list(zip(given, expected, strict=True))
     if delivery.dense(model):
         if not any(bool((other.argmax(dim=0) > 0).any()) for other in expected):
             raise errors.DataError(
                 f"{option}: the adapter finds none of its classes in these images, so nothing can be compared; give "
                 "images of what it was trained on"
             )
-        classes, scores = len(model.recipe.data.class_names), list[float]()
-        for own, other in pairs:
-            masks = [logits.argmax(dim=0).numpy() for logits in (own, other)]
-            there = [number for number in range(1, classes) if any((mask == number).any() for mask in masks)]
-            scores += [float(metrics.overlap(masks[0], masks[1], classes)[0][number]) for number in there]
-        return "dice", float(np.mean(scores))
+        return "dice", float(np.mean([score for scores in _dice(model, given, expected).values() for score in scores]))
+    pairs = zip(given, expected, strict=True)
     answers = [(model.task.answers(own), model.task.answers(other)) for own, other in pairs]
     kind = model.recipe.target.kind
     if kind in ("class", "ordinal"):
@@ -50,6 +45,30 @@ def measure(
     if kind == "multi-label":
         return "same_side", float(np.mean([float(((a > 0.5) == (b > 0.5)).double().mean()) for a, b in answers]))
     return "", 1.0
+
+
+def by_class(
+    model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor]
+) -> dict[str, float]:
+    """Mean Dice of each foreground class over the images where either mask has it; classes of none are left out."""
+    if not delivery.dense(model):
+        return {}
+    scores = _dice(model, given, expected)
+    return {name: float(np.mean(own)) for name, own in scores.items() if own}
+
+
+def _dice(
+    model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor]
+) -> dict[str, list[float]]:
+    names = model.recipe.data.class_names
+    scores: dict[str, list[float]] = {name: [] for name in names[1:]}
+    for own, other in zip(given, expected, strict=True):
+        masks = [logits.argmax(dim=0).numpy() for logits in (own, other)]
+        dice = metrics.overlap(masks[0], masks[1], len(names))[0]
+        for number, name in enumerate(names[1:], 1):
+            if any((mask == number).any() for mask in masks):
+                scores[name].append(float(dice[number]))
+    return scores
 
 
 def apart(model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -29,6 +29,8 @@ from fedvfm.storage import storage
 
 LEAST_AGREEMENT = 0.9
 """Dice of the masks with those of the float graph, or share of equal classes: below it nothing is written."""
+LEAST_OF_A_CLASS = 0.7
+"""The same of each class's masks: a mean over classes hides one that is lost."""
 QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose weights and inputs are in 8 bits."""
 FLOAT_OUTPUT = ("Gemm", "MatMul")
@@ -45,12 +47,14 @@ class Compared:
     Attributes:
         name: what ``agreement`` is: "dice", "same_class", "same_side", or empty where the answers are no classes.
         agreement: 1 for the same.
+        classes: Dice of the masks of each class that was found.
         difference: of logits, the largest, in units of the largest.
         seconds: a window, by the float graph and by this one, medians.
     """
 
     name: str
     agreement: float
+    classes: dict[str, float]
     difference: float
     seconds: tuple[float, float]
 
@@ -98,6 +102,7 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path, calibr
         "calibration": {
             **record,
             "compared_by": compared.name or "difference",
+            "classes": compared.classes,
             "limit": LEAST_AGREEMENT if compared.name else graph.FURTHEST,
             "bytes": {"float32": before, "int8": after},
             "seconds": dict(zip(("float32", "int8"), compared.seconds, strict=True)),
@@ -195,7 +200,7 @@ def _compare(
     off = max(delivery.difference(own, other) for own, other in zip(answers, expected, strict=True))
     if not all(bool(torch.isfinite(own).all()) for own in answers):
         off = float("nan")
-    return Compared(name, same, off, _seconds(whole, small, windows))
+    return Compared(name, same, agreement.by_class(model, answers, expected), off, _seconds(whole, small, windows))
 
 
 def _seconds(
@@ -224,6 +229,13 @@ def _require_near(compared: Compared) -> None:
             f"the float graph is {compared.agreement:.3f} on the images of --calibrate, {LEAST_AGREEMENT:g} is the "
             f"least. {REMEDY}"
         )
+    lost = [f"'{name}' {dice:.3f}" for name, dice in compared.classes.items() if dice < LEAST_OF_A_CLASS]
+    if lost:
+        raise errors.CheckpointError(
+            f"the ONNX graph in 8 bits does not find what the adapter does: Dice of its masks with those of the float "
+            f"graph is {', '.join(lost)} on the images of --calibrate, {LEAST_OF_A_CLASS:g} is the least of a class. "
+            f"{REMEDY}"
+        )
     if not compared.name and not compared.difference <= graph.FURTHEST:
         raise errors.CheckpointError(
             f"the ONNX graph in 8 bits does not answer what the adapter does: it is off by {compared.difference:.2g} "
@@ -234,7 +246,9 @@ def _require_near(compared: Compared) -> None:
 def _checked(compared: Compared, count: int, before: int, after: int) -> str:
     """Line of the card: how near it is, how large and how fast."""
     words = {
-        "dice": f"Dice of its masks with those of the float graph {compared.agreement:.4f}",
+        "dice": f"Dice of its masks with those of the float graph {compared.agreement:.4f} ("
+        + ", ".join(f"{name} {dice:.4f}" for name, dice in compared.classes.items())
+        + ")",
         "same_class": f"{compared.agreement:.2%} of the classes are the same",
         "same_side": f"{compared.agreement:.2%} of the labels are on the same side of 0.5",
     }

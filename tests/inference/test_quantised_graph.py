@@ -48,6 +48,9 @@ def test_layers_in_8_bits_answer_like_the_adapter_and_say_how_near(
     assert 0.9 <= written["int8"] < 1.0
     assert measured["bytes"]["int8"] == (folder / "model.onnx").stat().st_size < measured["bytes"]["float32"]
     assert min(measured["seconds"].values()) > 0
+    assert measured["classes"]
+    assert set(measured["classes"]) <= {"cell", "wall"}
+    assert min(measured["classes"].values()) >= quantised_graph.LEAST_OF_A_CLASS
     graph = onnx.load(folder / "model.onnx")
     onnx.checker.check_model(graph)
     facts = {entry.key: entry.value for entry in graph.metadata_props}
@@ -72,6 +75,21 @@ def test_layers_in_8_bits_answer_like_the_adapter_and_say_how_near(
         for path in [tmp_path / "own" / f"{row['id']}.png"]
     ]
     assert np.mean(same) > 0.9
+
+
+def test_a_class_that_is_lost_is_no_graph_for_the_mean_of_all(saved: Saver) -> None:
+    """Twenty images where the large class is the same; the small one, in one of them, is gone."""
+    model = fedvfm.load_adapter(saved())
+    masks = torch.ones(20, 8, 8, dtype=torch.long)
+    masks[0, :2, :2] = 2
+    expected = [10.0 * torch.nn.functional.one_hot(mask, 3).permute(2, 0, 1) for mask in masks]
+    masks[0] = 1
+    given = [10.0 * torch.nn.functional.one_hot(mask, 3).permute(2, 0, 1) for mask in masks]
+    name, same = agreement.measure(model, given, expected, "--calibrate")
+    classes = agreement.by_class(model, given, expected)
+    assert (classes["wall"], same > quantised_graph.LEAST_AGREEMENT) == (0.0, True)
+    with pytest.raises(errors.CheckpointError, match=r"'wall' 0\.000 on the images"):
+        quantised_graph._require_near(quantised_graph.Compared(name, same, classes, 0.1, (1.0, 1.0)))
 
 
 def test_classes_in_8_bits(saved: Saver, photographs: Path, tmp_path: Path) -> None:
