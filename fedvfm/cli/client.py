@@ -64,6 +64,8 @@ def _text(
 
     own, verdicts = () if here is None else privacy_report.words(here), judged.verdicts
     lines = [f"{heading + ':':22} {sentence}" for heading, sentence in recipe_review.words(locked, own)]
+    if judged.without_labels:
+        lines.insert(0, f"{'this site:':22} {recipe_review.without_labels(locked.recipe)}")
     if verdicts is None:
         return [
             *lines,
@@ -245,9 +247,7 @@ def review(
     values |= {"study_doubt": asked.doubt} if asked.doubt else {}
     study = [("attention", asked.doubt), *study] if asked.doubt else study
     lines = [f"{heading + ':':22} {signed_documents.shown(text)}" for heading, text in study]
-    role = _role(locked, site)
-    values |= {"role": role} if role else {}
-    lines += [f"{'this site:':22} {role}"] if role else []
+    values |= {"role": recipe_review.without_labels(locked.recipe)} if judged.without_labels else {}
     lines += [*_text(locked, judged, here), *(f"{heading + ':':22} {sentence}" for heading, sentence in rosters)]
     print(json.dumps(values, indent=2) if as_json else "\n".join(lines))
     if verdicts is not None and not all(verdict.accepted for verdict in verdicts):
@@ -293,17 +293,6 @@ def _review_survey(survey: surveys.Survey, site: Path | None, state: Path, as_js
     print(json.dumps(values, indent=2) if as_json else "\n".join(lines))
     if refusals:
         raise typer.Exit(errors.PolicyRefused.exit_code)
-
-
-def _role(locked: locked_recipe.LockedRecipe, site: Path | None) -> str:
-    """What a recipe comes to at a site without labels; empty at others."""
-    from fedvfm.client import recipe_review, site_file
-    from fedvfm.config import schema
-
-    config = None if site is None else site_file.read_policy(site)
-    if not isinstance(config, schema.SiteConfig) or not config.without_labels:
-        return ""
-    return recipe_review.without_labels(locked.recipe)
 
 
 def _rosters(locked: locked_recipe.LockedRecipe, state: Path) -> list[tuple[str, str]]:

@@ -187,6 +187,7 @@ class Judged:
         facts: what the policy judges, with the epsilon that the recipe comes to on this site's own data.
         hospital: the site's data; None where the recipe has no mechanism or the data is not known.
         budget: the site's ``[privacy]``.
+        without_labels: whether the site takes part without labels.
     """
 
     recipe: schema.Recipe
@@ -194,6 +195,7 @@ class Judged:
     facts: policy.Facts
     hospital: virtual_hospitals.Hospital | None = None
     budget: privacy.Budget | None = None
+    without_labels: bool = False
 
     @property
     def verdicts(self) -> list[policy.Verdict] | None:
@@ -231,13 +233,15 @@ def judge(
     """
     recipe = locked.recipe
     if not isinstance(settings, schema.SiteConfig) or not privacy_charge.private(recipe):
-        rules = settings.policy if isinstance(settings, schema.SiteConfig) else settings
-        return Judged(recipe, rules, policy.Facts.of(locked))
+        if not isinstance(settings, schema.SiteConfig):
+            return Judged(recipe, settings, policy.Facts.of(locked))
+        return Judged(recipe, settings.policy, policy.Facts.of(locked), without_labels=settings.without_labels)
     if not examined:
         _require_apart(recipe)
     hospital = site_file.hospital(settings, recipe, listed)
     units = privacy_charge.counted(recipe, hospital, settings.privacy)
-    return Judged(recipe, settings.policy, policy.Facts.of(locked, units or None), hospital, settings.privacy)
+    facts = policy.Facts.of(locked, units or None)
+    return Judged(recipe, settings.policy, facts, hospital, settings.privacy, settings.without_labels)
 
 
 def _require_apart(recipe: schema.Recipe) -> None:

@@ -99,9 +99,9 @@ class Images:
         Raises:
             DataError: if there is nothing, if cases lack channels that the contract takes, or as :meth:`seen`.
         """
-        contract, found = self.contract, inputs.find(source)
-        labels = {folder for item in found for folder in _below(item.path, source) if _holds_labels(folder)}
-        items = [item for item in found if labels.isdisjoint(_below(item.path, source))]
+        contract, listed = self.contract, inputs.find(source)
+        labels = {folder for item in listed for folder in _below(item.path, source) if _holds_labels(folder)}
+        items = [item for item in listed if labels.isdisjoint(_below(item.path, source))]
         if not items:
             raise errors.DataError(f"{option} {source}: holds folders of masks alone; give the folder of the images")
         joined = grouping.join(

@@ -136,7 +136,7 @@ def test_segmentations_of_the_series_that_was_left_do_not_disturb(tmp_path: Path
         ({"series": True}, "a series number, or words like 'CT axial'"),
         ({"series": "thorax"}, "'thorax' says nothing of a series"),
         ({"series": ""}, "no word that says which series"),
-        ({"series": "CT", "layout": "pairs"}, "only for layout studies, datalist, this is 'pairs'"),
+        ({"series": "CT", "layout": "pairs"}, "only for layout studies, datalist, images, this is 'pairs'"),
     ],
 )
 def test_options_that_cannot_be(tmp_path: Path, given: dict[str, object], words: str) -> None:
