@@ -273,9 +273,9 @@ def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
     if others:
         yield f"Beside {first}: " + ", ".join(f"{name} {row['macro']:.3f}" for name, row in others.items()) + "."
         yield ""
-    scores = {arm: rows[arm]["arms"]["federated"]["macro"] for arm in rows}
-    if best := max((score for arm, score in scores.items() if arm not in BESIDE), default=0.0):
-        yield from _reached(best)
+    scores = [row["arms"]["federated"]["macro"] for arm, row in rows.items() if arm not in BESIDE]
+    if scores:
+        yield from _reached(max(scores))
 
 
 def _reached(score: float) -> Iterator[str]:
