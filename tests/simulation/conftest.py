@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fedvfm.simulation import run
+from tests.simulation import drawn_cases
 
 SITES = ("east", "north", "west")
 SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",) * 4
@@ -34,13 +34,6 @@ def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return grey.astype(np.uint8), mask
 
 
-def _table(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _recipe(dino: Path, **more: Any) -> dict[str, Any]:
     return {
         "rounds": 2,
@@ -56,17 +49,15 @@ def _recipe(dino: Path, **more: Any) -> dict[str, Any]:
 def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_dino: Path) -> Tiny:
     """Segmentation at three sites, two images a patient."""
     folder = tmp_path_factory.mktemp("pairs")
-    rng, rows = np.random.default_rng(7), []
-    for part in ("images", "masks"):
-        (folder / part).mkdir()
-    for site in SITES:
-        for at, split in enumerate(SPLITS):
-            name = f"{site}-{at}"
-            image, mask = _draw(rng)
-            Image.fromarray(image).save(folder / "images" / f"{name}.png")
-            Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
-            rows.append({"id": name, "patient": f"{site} {at // 2}", "site": site, "split": split})
-    _table(folder / "patients.csv", rows)
+    rng = np.random.default_rng(7)
+    drawn_cases.pairs(
+        folder,
+        (
+            ({"id": f"{site}-{at}", "patient": f"{site} {at // 2}", "site": site, "split": split}, *_draw(rng))
+            for site in SITES
+            for at, split in enumerate(SPLITS)
+        ),
+    )
     contract = {"class_names": ["background", "box"], "input_size": [56, 56]}
     values = {
         "name": "tiny",
@@ -110,7 +101,7 @@ def tiny_classes(tmp_path_factory: pytest.TempPathFactory, tiny_dino: Path) -> P
                 shown = image if kind == "box" else np.where(mask == 1, 30, image).astype(np.uint8)
                 Image.fromarray(shown).save(folder / kind / f"{name}.png")
                 rows.append({"id": f"{kind}/{name}", "site": site, "split": split})
-    _table(folder / "index.csv", rows)
+    drawn_cases.table(folder / "index.csv", rows)
     values = {
         "name": "tiny-classes",
         "baselines": ["pooled"],

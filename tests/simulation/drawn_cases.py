@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,18 @@ def table(path: Path, rows: Sequence[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def pairs(folder: Path, drawn: Iterable[tuple[dict[str, str], np.ndarray, np.ndarray]]) -> None:
+    """Pictures with masks: a row of ``patients.csv``, the picture and the mask of each, called as the row's ``id``."""
+    rows = []
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for row, image, mask in drawn:
+        Image.fromarray(image).save(folder / "images" / f"{row['id']}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{row['id']}.png")
+        rows.append(row)
+    table(folder / "patients.csv", rows)
 
 
 def rows(site: str, splits: Sequence[str] = SPLITS) -> list[dict[str, str]]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fedvfm import errors
 from fedvfm.simulation import run
 from fedvfm.storage import hash_chain
+from tests.simulation import drawn_cases
 
 SIZES = {"east": 2, "large": 18, "west": 2}
 """Training images of each hospital."""
@@ -20,24 +19,16 @@ SIZES = {"east": 2, "large": 18, "west": 2}
 
 @pytest.fixture
 def unequal(tiny: Any, tmp_path: Path) -> dict[str, Any]:
-    folder, rng, rows = tmp_path / "images", np.random.default_rng(0), []
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True)
+    folder, rng, drawn = tmp_path / "images", np.random.default_rng(0), []
     for site, count in SIZES.items():
         for number in range(count + 2):
             mask = np.zeros((56, 56), np.uint8)
             mask[number : number + 18, 10:30] = 1
             name = f"{site}-{number}"
-            Image.fromarray((60 * rng.random(mask.shape) + 150 * mask).astype(np.uint8)).save(
-                folder / "images" / f"{name}.png"
-            )
-            Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+            grey = (60 * rng.random(mask.shape) + 150 * mask).astype(np.uint8)
             split = ("val", "test", "train")[min(number, 2)]
-            rows.append({"id": name, "patient": name, "site": site, "split": split})
-    with (folder / "patients.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+            drawn.append(({"id": name, "patient": name, "site": site, "split": split}, grey, mask))
+    drawn_cases.pairs(folder, drawn)
     recipe = {**tiny.values["recipe"], "optimiser": {"batch_size": 1, "round_minutes": 1.0}}
     recipe["evaluation"] = {"every": 0, "surface": False}
     data = {"source": "folder", "path": str(folder)}

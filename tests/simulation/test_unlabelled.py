@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedvfm.simulation import experiment, run, run_folder
 from fedvfm.simulation.results import compare
 from fedvfm.storage import hash_chain
 from fedvfm.tracking import values as tracked
+from tests.simulation import drawn_cases
 
 SPLITS = ("train",) * 4 + ("val",) + ("test",) * 2
 SITES = ("east", "north", "west")
@@ -25,22 +25,15 @@ SITES = ("east", "north", "west")
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Three sites whose masks hold a bright box; one labels, the others do not. Half of the masks are there in vain."""
     folder = tmp_path_factory.mktemp("boxes")
-    rng, rows = np.random.default_rng(3), []
-    for part in ("images", "masks"):
-        (folder / part).mkdir()
+    rng, drawn = np.random.default_rng(3), []
     for site in SITES:
         for at, split in enumerate(SPLITS):
             mask = np.zeros((16, 16), dtype=np.uint8)
             top, left = rng.integers(1, 7, 2)
             mask[top : top + 8, left : left + 8] = 1
             grey = (40 * rng.random(mask.shape) + 200 * mask).astype(np.uint8)
-            Image.fromarray(grey).save(folder / "images" / f"{site}-{at}.png")
-            Image.fromarray(mask).save(folder / "masks" / f"{site}-{at}.png")
-            rows.append({"id": f"{site}-{at}", "patient": f"{site} {at}", "site": site, "split": split})
-    with (folder / "patients.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+            drawn.append(({"id": f"{site}-{at}", "patient": f"{site} {at}", "site": site, "split": split}, grey, mask))
+    drawn_cases.pairs(folder, drawn)
     return {
         "name": "unlabelled",
         "baselines": ["local-only", "pooled", "classical"],

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fedvfm.simulation import run
 from fedvfm.storage import hash_chain
+from tests.simulation import drawn_cases
 
 pytestmark = pytest.mark.slow
 
@@ -21,22 +20,15 @@ SITES = ("east", "north", "west")
 @pytest.fixture
 def coloured(tiny: Any, tmp_path: Path) -> dict[str, Any]:
     """Pictures of three channels at three hospitals, of which two lack one."""
-    folder, rng, rows = tmp_path / "images", np.random.default_rng(0), []
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True)
+    folder, rng, drawn = tmp_path / "images", np.random.default_rng(0), []
     for name, split in (
         (f"{site}-{at}", "train" if at > 1 else ("val", "test")[at]) for site in SITES for at in range(5)
     ):
         mask = np.zeros((56, 56), np.uint8)
-        mask[len(rows) : len(rows) + 18, 10:30] = 1
+        mask[len(drawn) : len(drawn) + 18, 10:30] = 1
         shown = (60 * rng.random((56, 56, 3)) + 150 * mask[..., None]).astype(np.uint8)
-        Image.fromarray(shown).save(folder / "images" / f"{name}.png")
-        Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
-        rows.append({"id": name, "patient": name, "site": name.partition("-")[0], "split": split})
-    with (folder / "patients.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        drawn.append(({"id": name, "patient": name, "site": name.partition("-")[0], "split": split}, shown, mask))
+    drawn_cases.pairs(folder, drawn)
     contract = {"channels": ["FLAIR", "T1w", "T2w"], "optional_channels": ["T1w", "T2w"]}
     recipe = {**tiny.values["recipe"], "evaluation": {"every": 0, "surface": False}}
     recipe["data"] = {**recipe["data"], **contract, "augment": ["intensity", "channel-dropout"]}

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fedvfm import errors
 from fedvfm.simulation import experiment, run
 from fedvfm.storage import hash_chain
+from tests.simulation import drawn_cases
 
 pytestmark = pytest.mark.slow
 SPLITS = ("train",) * 3 + ("val",) * 2 + ("test",) * 3
@@ -22,9 +22,7 @@ SPLITS = ("train",) * 3 + ("val",) * 2 + ("test",) * 3
 def values(tmp_path_factory: pytest.TempPathFactory, tiny_dino: Path) -> dict[str, Any]:
     """Two sites; every mask holds a box and a bar, and each site labels one of them."""
     folder = tmp_path_factory.mktemp("two-classes")
-    rng, rows = np.random.default_rng(3), []
-    for part in ("images", "masks"):
-        (folder / part).mkdir()
+    rng, drawn = np.random.default_rng(3), []
     for site in ("east", "west"):
         for at, split in enumerate(SPLITS):
             mask = np.zeros((56, 56), dtype=np.uint8)
@@ -32,13 +30,8 @@ def values(tmp_path_factory: pytest.TempPathFactory, tiny_dino: Path) -> dict[st
             mask[top : top + 16, 6:26] = 1
             mask[top + 24 : top + 32, 30:50] = 2
             grey = (60 * rng.random(mask.shape) + 90 * mask).astype(np.uint8)
-            Image.fromarray(grey).save(folder / "images" / f"{site}-{at}.png")
-            Image.fromarray(mask).save(folder / "masks" / f"{site}-{at}.png")
-            rows.append({"id": f"{site}-{at}", "patient": f"{site} {at}", "site": site, "split": split})
-    with (folder / "patients.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+            drawn.append(({"id": f"{site}-{at}", "patient": f"{site} {at}", "site": site, "split": split}, grey, mask))
+    drawn_cases.pairs(folder, drawn)
     return {
         "name": "unlike-labels",
         "baselines": ["local-only", "pooled", "classical"],
