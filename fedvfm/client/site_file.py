@@ -214,12 +214,8 @@ def hospital(
     """
     require_no_skipping(site, recipe)
     raw = sources.make(site.data, recipe.data) if listed is None else listed
-    if site.without_labels:
-        source: samples.Source = unlabelled.Unlabelled(raw)
-        faults = unlabelled.faults(recipe)
-    else:
-        source = labels.mapped(raw, site.labels, recipe.data.class_names)
-        faults = labels.faults(recipe, source.info)
+    source = unlabelled.shown(raw, site.labels, recipe.data.class_names, without_labels=site.without_labels)
+    faults = unlabelled.faults(recipe) if site.without_labels else labels.faults(recipe, source.info)
     if faults:
         raise errors.ConfigError("recipe and data", faults)
     source = partial_labels.declared(bags.of(source, recipe, table=site.table == "given"), site.labelled, recipe)
@@ -259,9 +255,7 @@ def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.S
     require_no_skipping(site, None)
     contract = collection.contract(survey)
     raw = sources.make(site.data, contract)
-    source: samples.Source = unlabelled.Unlabelled(raw)
-    if not site.without_labels:
-        source = labels.mapped(raw, site.labels, contract.class_names)
+    source = unlabelled.shown(raw, site.labels, contract.class_names, without_labels=site.without_labels)
     wrong = [] if site.without_labels else labels.class_faults(survey.task, survey.class_names, source.info)
     wrong += collection.label_faults(survey, site.labelled, without_labels=site.without_labels)
     if wrong:

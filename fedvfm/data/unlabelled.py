@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from fedvfm.config import schema
-from fedvfm.data import columns
+from fedvfm.data import columns, labels
 from fedvfm.data import sample as data
 
 
@@ -50,6 +50,13 @@ class Unlabelled(data.Wrapped):
         """
         pixels = self._source.read(sample)
         return pixels if sample.id in self._kept else dataclasses.replace(pixels, mask=None)
+
+
+def shown(
+    source: data.Source, own: Mapping[str, str], class_names: Sequence[str], *, without_labels: bool
+) -> data.Source:
+    """A site's source without labels, or under a recipe's classes (:func:`fedvfm.data.labels.mapped`)."""
+    return Unlabelled(source) if without_labels else labels.mapped(source, own, class_names)
 
 
 def faults(recipe: schema.Recipe) -> list[str]:

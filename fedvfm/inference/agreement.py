@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -13,13 +14,27 @@ from fedvfm.model import adapted_model
 from fedvfm.tasks import metrics
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """What is compared, and how much of it is the same.
+
+    Attributes:
+        name: "dice" of masks; "same_class", the share of images with the same class; "same_side" of labels on the same
+            side of 0.5; "" where answers are no classes.
+        share: 1 for all the same; of masks the mean over images and the foreground classes that either mask has.
+        classes: mean Dice of each foreground class over the images where either mask has it; classes of none, and
+            answers that are no masks, have none.
+    """
+
+    name: str
+    share: float
+    classes: dict[str, float] = field(default_factory=dict)
+
+
 def measure(
     model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor], option: str
-) -> tuple[str, float]:
-    """What is compared, and how much of it is the same, 1 for all.
-
-    "dice": of masks, the mean over images and the foreground classes that either mask has; "same_class": the share of
-    images with the same class, "same_side" of labels on the same side of 0.5; "" where answers are no classes.
+) -> Agreement:
+    """How much of two models' answers is the same.
 
     Args:
         model: whose task and classes they are of.
@@ -36,25 +51,19 @@ def measure(
                 f"{option}: the adapter finds none of its classes in these images, so nothing can be compared; give "
                 "images of what it was trained on"
             )
-        return "dice", float(np.mean([score for scores in _dice(model, given, expected).values() for score in scores]))
+        scores = {name: own for name, own in _dice(model, given, expected).items() if own}
+        whole = float(np.mean([score for own in scores.values() for score in own]))
+        return Agreement("dice", whole, {name: float(np.mean(own)) for name, own in scores.items()})
     pairs = zip(given, expected, strict=True)
     answers = [(model.task.answers(own), model.task.answers(other)) for own, other in pairs]
     kind = model.recipe.target.kind
     if kind in ("class", "ordinal"):
-        return "same_class", float(np.mean([int(own.argmax()) == int(other.argmax()) for own, other in answers]))
+        same = [int(own.argmax()) == int(other.argmax()) for own, other in answers]
+        return Agreement("same_class", float(np.mean(same)))
     if kind == "multi-label":
-        return "same_side", float(np.mean([float(((a > 0.5) == (b > 0.5)).double().mean()) for a, b in answers]))
-    return "", 1.0
-
-
-def by_class(
-    model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor]
-) -> dict[str, float]:
-    """Mean Dice of each foreground class over the images where either mask has it; classes of none are left out."""
-    if not delivery.dense(model):
-        return {}
-    scores = _dice(model, given, expected)
-    return {name: float(np.mean(own)) for name, own in scores.items() if own}
+        sides = [float(((a > 0.5) == (b > 0.5)).double().mean()) for a, b in answers]
+        return Agreement("same_side", float(np.mean(sides)))
+    return Agreement("", 1.0)
 
 
 def _dice(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import transforms
@@ -37,7 +35,6 @@ def read(model: adapted_model.AdaptedModel, source: Path) -> list[transforms.Ima
             "kind that will be predicted. Give more"
         )
     height, width = contract.input_size
-    most = min(max(LEAST, HELD_BYTES // (3 * height * width * 4)), MOST, len(places))
-    chosen = [places[int(at)] for at in np.linspace(0, len(places) - 1, most).round()]
+    chosen = images.evenly(places, min(max(LEAST, HELD_BYTES // (3 * height * width * 4)), MOST))
     patch, classes = model.backbone.patch, len(contract.class_names)
     return [transforms.prepare(reader.at(place), contract, classes, multiple=patch).image for place in chosen]

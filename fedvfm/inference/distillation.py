@@ -93,7 +93,7 @@ def run(
     model = _student(recipe, place)
     both = {"teacher": teacher, "student": model}
     reader = images.Images(model.recipe.data)
-    chosen = _evenly(reader.places(Path(data), "--data"), most)
+    chosen = images.evenly(reader.places(Path(data), "--data"), most)
     fitted, held = _held_back(chosen, settings.seed)
     scored = {} if score is None else {name: _labelled(Path(score), own) for name, own in both.items()}
     with output.whole(folder) as unfinished, tempfile.TemporaryDirectory(prefix="fedvfm-distil-") as beside:
@@ -228,11 +228,6 @@ def _student(recipe: schema.Recipe, device: str) -> adapted_model.AdaptedModel:
     return model.eval()
 
 
-def _evenly(places: Sequence[images.Place], most: int) -> list[images.Place]:
-    count = min(most, len(places))
-    return [places[round(at * (len(places) - 1) / max(1, count - 1))] for at in range(count)]
-
-
 def _held_back(places: Sequence[images.Place], seed: int) -> tuple[list[int], list[int]]:
     """Numbers of the images that are fitted, and of those held back: whole inputs, drawn by the seed.
 
@@ -257,8 +252,8 @@ def _near(model: adapted_model.AdaptedModel, own: Sequence[Tensor], taught: Sequ
     Raises:
         DataError: as :func:`fedvfm.inference.agreement.measure`.
     """
-    name, near = agreement.measure(model, own, taught, "--data")
-    return (name, near) if name else ("mean_difference", agreement.apart(model, own, taught))
+    same = agreement.measure(model, own, taught, "--data")
+    return (same.name, same.share) if same.name else ("mean_difference", agreement.apart(model, own, taught))
 
 
 def _labelled(folder: Path, model: adapted_model.AdaptedModel) -> samples.Source:

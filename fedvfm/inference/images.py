@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,6 +132,12 @@ class Images:
         header = place.header
         seen = cases.Seen((0, 0)) if header is None else cases.Seen(header.size("acquired"), header)
         return cases.read_image(self.case(place.item), seen, place.index, self.view, place.item.chosen)
+
+
+def evenly(places: Sequence[Place], most: int) -> list[Place]:
+    """All places, or of more than ``most`` so many, evenly spaced in their order."""
+    count = min(most, len(places))
+    return [places[round(at * (len(places) - 1) / max(1, count - 1))] for at in range(count)]
 
 
 def _below(path: Path, source: Path) -> Iterator[Path]:

@@ -196,11 +196,11 @@ def _compare(
     windows: Sequence[transforms.Image],
 ) -> Compared:
     answers = list(sliding_window.many(model, shown, small.run, 1))
-    name, same = agreement.measure(model, answers, expected, "--calibrate")
+    same = agreement.measure(model, answers, expected, "--calibrate")
     off = max(delivery.difference(own, other) for own, other in zip(answers, expected, strict=True))
     if not all(bool(torch.isfinite(own).all()) for own in answers):
         off = float("nan")
-    return Compared(name, same, agreement.by_class(model, answers, expected), off, _seconds(whole, small, windows))
+    return Compared(same.name, same.share, same.classes, off, _seconds(whole, small, windows))
 
 
 def _seconds(

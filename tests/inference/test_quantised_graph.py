@@ -85,8 +85,8 @@ def test_a_class_that_is_lost_is_no_graph_for_the_mean_of_all(saved: Saver) -> N
     expected = [10.0 * torch.nn.functional.one_hot(mask, 3).permute(2, 0, 1) for mask in masks]
     masks[0] = 1
     given = [10.0 * torch.nn.functional.one_hot(mask, 3).permute(2, 0, 1) for mask in masks]
-    name, same = agreement.measure(model, given, expected, "--calibrate")
-    classes = agreement.by_class(model, given, expected)
+    measured = agreement.measure(model, given, expected, "--calibrate")
+    name, same, classes = measured.name, measured.share, measured.classes
     assert (classes["wall"], same > quantised_graph.LEAST_AGREEMENT) == (0.0, True)
     with pytest.raises(errors.CheckpointError, match=r"'wall' 0\.000 on the images"):
         quantised_graph._require_near(quantised_graph.Compared(name, same, classes, 0.1, (1.0, 1.0)))

@@ -20,7 +20,7 @@ from fedvfm import errors
 from fedvfm.client.batch import spool
 from fedvfm.client.training import compute
 from fedvfm.client.training import site as sites
-from fedvfm.data import bags, channels, labels, partial_labels, unlabelled
+from fedvfm.data import bags, channels, partial_labels, unlabelled
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import table as sources
@@ -126,9 +126,7 @@ def _site(job: spool.Job, task: protocol.Task, device: str) -> sites.Site:
     from fedvfm.model import feature_cache
 
     raw = sources.make(job.data, task.recipe.data)
-    mapped: samples.Source = unlabelled.Unlabelled(raw)
-    if not job.without_labels:
-        mapped = labels.mapped(raw, job.labels, task.recipe.data.class_names)
+    mapped = unlabelled.shown(raw, job.labels, task.recipe.data.class_names, without_labels=job.without_labels)
     source = bags.of(mapped, task.recipe, table=job.table == "given")
     source = partial_labels.declared(source, job.labelled, task.recipe)
     here = {each.id: each for each in source.samples()}

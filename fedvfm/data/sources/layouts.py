@@ -371,10 +371,8 @@ def cases(folder: Path, options: Options) -> Layout:
         DataError: if the table cannot be read.
     """
     layout = Layout("cases", options.class_names)
-    where, rows = folder / "cases", labelled(folder)
-    if not where.is_dir() or rows is None:
-        missing = "no table with the columns id and label" if where.is_dir() else "cases/: no such folder"
-        layout.faults.append((defect.TABLE if where.is_dir() else defect.OPTIONS).fault(f"{missing}; {REMEDY}"))
+    where, rows = folder / "cases", rows_beside(layout, folder, "cases")
+    if rows is None:
         return layout
     name, labels = rows
     folders = {path.name: path for path in folders_in(where)}
@@ -384,15 +382,34 @@ def cases(folder: Path, options: Options) -> Layout:
     classify(layout, name, labels, folders)
     whole, layout.cases = layout.cases, []
     for case in whole:
-        images = images_in(folders[case.name], layout.faults)
-        if not images:
-            text = f"cases/{case.name}: no image in it; bring its images, or remove it and its row"
-            layout.faults.append(defect.CASE_EMPTY.fault(text))
-        layout.cases += [
-            Case(f"{case.name}/{image}", (images[image],), None, case.label, study=case.name)
-            for image in sorted(images, key=natural)
-        ]
+        layout.cases += images_of_case(layout, folders[case.name], case.label, "remove it and its row")
     return layout
+
+
+def rows_beside(layout: Layout, folder: Path, name: str) -> tuple[str, dict[str, str | None]] | None:
+    """The table beside a folder ``name``, as :func:`labelled`; None, and a fault of the layout, without one of them."""
+    there, rows = (folder / name).is_dir(), labelled(folder)
+    if there and rows is not None:
+        return rows
+    missing = "no table with the columns id and label" if there else f"{name}/: no such folder"
+    layout.faults.append((defect.TABLE if there else defect.OPTIONS).fault(f"{missing}; {REMEDY}"))
+    return None
+
+
+def images_of_case(layout: Layout, folder: Path, label: int | None, otherwise: str) -> list[Case]:
+    """The images of one case of ``cases/``; a folder without any is a fault of the layout.
+
+    Args:
+        layout: what is collected.
+        folder: of the case.
+        label: of the case.
+        otherwise: what else to do about an empty folder than to bring its images.
+    """
+    images, name = images_in(folder, layout.faults), folder.name
+    if not images:
+        text = f"cases/{name}: no image in it; bring its images, or {otherwise}"
+        layout.faults.append(defect.CASE_EMPTY.fault(text))
+    return [Case(f"{name}/{image}", (images[image],), None, label, study=name) for image in sorted(images, key=natural)]
 
 
 def table_faults(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedvfm.data import defect
 from fedvfm.data.sources import layouts, studies
 
 
@@ -36,11 +35,4 @@ def _cases(layout: layouts.Layout, where: Path) -> None:
     layout.left += layouts.beside(where, folders, "cases/")
     layout.names = [path.name for path in folders]
     for path in folders:
-        images = layouts.images_in(path, layout.faults)
-        if not images:
-            text = f"cases/{path.name}: no image in it; bring its images, or remove it"
-            layout.faults.append(defect.CASE_EMPTY.fault(text))
-        layout.cases += [
-            layouts.Case(f"{path.name}/{name}", (images[name],), study=path.name)
-            for name in sorted(images, key=layouts.natural)
-        ]
+        layout.cases += layouts.images_of_case(layout, path, None, "remove it")

@@ -39,10 +39,8 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
         DataError: if the table cannot be read.
     """
     layout = layouts.Layout("slides", options.class_names)
-    where, rows = folder / FOLDER, layouts.labelled(folder)
-    if not where.is_dir() or rows is None:
-        missing = "no table with the columns id and label" if where.is_dir() else f"{FOLDER}/: no such folder"
-        layout.faults.append((defect.TABLE if where.is_dir() else defect.OPTIONS).fault(f"{missing}; {layouts.REMEDY}"))
+    where, rows = folder / FOLDER, layouts.rows_beside(layout, folder, FOLDER)
+    if rows is None:
         return layout
     name, labels = rows
     files: dict[str, Path] = {}
@@ -87,10 +85,13 @@ def tiles(slide: slide_file.Slide, asked: config.SlidesConfig | None) -> tuple[t
     Raises:
         DataError: as :func:`fedvfm.data.slides.tissue.choose`.
     """
+    return tissue.choose(slide, _wanted(slide, asked)).tiles
+
+
+def _wanted(slide: slide_file.Slide, asked: config.SlidesConfig | None) -> config.SlidesConfig:
+    """What a recipe asks for; without one what :func:`tiles` says."""
     usual = config.SlidesConfig()
-    return tissue.choose(
-        slide, asked or usual.model_copy(update={"mpp": max(usual.mpp, slide.mpp), "tissue": 0.0})
-    ).tiles
+    return asked or usual.model_copy(update={"mpp": max(usual.mpp, slide.mpp), "tissue": 0.0})
 
 
 def faults_under(slide: slide_file.Slide | None, where: str, contract: schema.DataContract) -> list[errors.Fault]:
@@ -125,8 +126,8 @@ def read(slide: slide_file.Slide, index: int, asked: config.SlidesConfig | None)
     Raises:
         DataError: if it cannot be read.
     """
-    chosen = asked or config.SlidesConfig(mpp=max(config.SlidesConfig().mpp, slide.mpp))
-    pixels = tissue.read(slide, tiles(slide, asked)[index], chosen)
+    chosen = _wanted(slide, asked)
+    pixels = tissue.read(slide, tissue.choose(slide, chosen).tiles[index], chosen)
     image = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32) / np.float32(255.0)
     size = chosen.mpp / 1000.0
     return data.Pixels(image, spacing=(size, size))
