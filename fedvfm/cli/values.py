@@ -24,7 +24,7 @@ from fedvfm.tasks import table as tasks
 
 Rows = Mapping[str, str]
 
-AUGMENTATIONS = ("channel-dropout", "flip", "intensity", "invert", "mirror", "noise", "rot90")
+AUGMENTATIONS = ("affine", "channel-dropout", "flip", "intensity", "invert", "mirror", "noise", "rot90")
 """Names of the table in :mod:`fedvfm.data.transforms`, which needs torch; a test compares the two."""
 
 _OWN = {

@@ -80,6 +80,13 @@ def _rot90(view: View, rng: np.random.Generator) -> View:
     return _turned(view, lambda one: one.rot90(turns, (-2, -1)))
 
 
+def _affine(view: View, rng: np.random.Generator) -> View:
+    drawn = transforms.drawn_affine(view.image.shape[-2:], rng)
+    where = torch.from_numpy(drawn).to(view.image.device)
+    image = transforms.resampled(view.image, where, "bilinear").clamp(0.0, 1.0)
+    return View(image, None if view.mask is None else transforms.resampled(view.mask, where, "nearest").long())
+
+
 def _intensity(view: View, rng: np.random.Generator) -> View:
     gamma, contrast, shift = transforms.drawn_intensity(rng)
     curved = view.image.pow(gamma)
@@ -112,6 +119,7 @@ def _dark(view: View, channels: Sequence[int]) -> View:
 
 
 _KNOWN: Mapping[str, Augmentation] = {
+    "affine": _affine,
     "channel-dropout": _channel_dropout,
     "flip": _flip,
     "intensity": _intensity,

@@ -18,6 +18,9 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 PERCENTILES = (0.5, 99.5)
 LEAST_CONTRAST = 1e-4
 MOST_NOISE = 0.05
+MOST_TURN = 15.0
+MOST_ZOOM = 1.2
+MOST_SHIFT = 0.05
 FOREGROUND = 1 / 3
 """Of the pieces of a volume: those that have a voxel of a class in the middle."""
 
@@ -30,6 +33,7 @@ Augmentation = Callable[[Image, Mask | None, np.random.Generator], tuple[Image, 
 AUGMENTATIONS = registry.Table(
     "augmentation",
     {
+        "affine": "fedvfm.data.transforms:affine",
         "channel-dropout": "fedvfm.data.transforms:channel_dropout",
         "flip": "fedvfm.data.transforms:flip",
         "intensity": "fedvfm.data.transforms:intensity",
@@ -348,6 +352,44 @@ def require_square(size: Sequence[int]) -> None:
             f"augmentation 'rot90' needs a square input size, not {size[0]} x {size[1]}; change recipe.data.input_size "
             "or take 'flip'"
         )
+
+
+def drawn_affine(size: Sequence[int], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Where a pixel of the view lies in the image, for :func:`fedvfm.data.transforms.affine`.
+
+    Shapes: ``size`` (h, w) to (2, 3). Units: both are counted from -1 to 1 along width, then height.
+    """
+    height, width = size
+    turn = np.deg2rad(rng.uniform(-MOST_TURN, MOST_TURN))
+    zoom = np.exp(rng.uniform(-1.0, 1.0) * np.log(MOST_ZOOM))
+    across, down = rng.uniform(-2.0, 2.0, 2) * MOST_SHIFT
+    cosine, sine = np.cos(turn) / zoom, np.sin(turn) / zoom
+    # Angles are those of pixels: along the two axes -1 to 1 is another number of them.
+    rows = [[cosine, -sine * height / width, across], [sine * width / height, cosine, down]]
+    return np.asarray(rows, dtype=np.float32)
+
+
+def resampled(values: torch.Tensor, where: torch.Tensor, mode: str) -> torch.Tensor:
+    """Values at other places of the image, whose borders are mirrors; ``mode`` is bilinear or nearest.
+
+    Shapes: values (..., h, w), where (2, 3); the values' shape out, float32.
+    """
+    flat = values.float().reshape(1, -1, *values.shape[-2:])
+    grid = torch.nn.functional.affine_grid(where[None], list(flat.shape), align_corners=False)
+    out = torch.nn.functional.grid_sample(flat, grid, mode, padding_mode="reflection", align_corners=False)
+    return out.reshape(values.shape)
+
+
+def affine(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
+    """Turn by up to 15 degrees, 1/1.2 to 1.2 times as large, moved by up to 5 % of each side; borders are mirrors.
+
+    A volume within its slices, all alike. Masks take the nearest class.
+    """
+    where = torch.from_numpy(drawn_affine(image.shape[-2:], rng))
+    moved = resampled(torch.from_numpy(np.ascontiguousarray(image)), where, "bilinear").clamp_(0.0, 1.0).numpy()
+    if mask is None:
+        return moved, None
+    return moved, resampled(torch.from_numpy(np.ascontiguousarray(mask)), where, "nearest").long().numpy()
 
 
 def drawn_intensity(rng: np.random.Generator) -> tuple[float, float, float]:
