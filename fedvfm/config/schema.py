@@ -290,8 +290,8 @@ class DataContract(Strict):
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
     """What values are divided by after that; ImageNet's. Change: only with a backbone that was trained with others."""
     augment: Annotated[tuple[Name, ...], _names()] = ()
-    """flip, mirror (left and right), rot90, intensity, invert, noise, channel-dropout (of three named channels, last in
-    the list). Change: add some where sites have few images; no mirror or flip where left and right matter."""
+    """flip, mirror (left and right), rot90, affine, intensity, invert, noise, channel-dropout (of three named channels,
+    last in the list). Change: add some where sites have few images; no mirror or flip where left and right matter."""
     class_codes: Annotated[tuple[ClassCode, ...], _names()] = _later(())
     """A code for each class, "" where its name says enough: scheme:code, a modifier after +. Masks are known by it and
     predicted DICOM-SEG carry it. Change: where a class is no common organ, or sites' segmentations call it
