@@ -33,7 +33,16 @@ def both(base: transforms.Prepared, asked: schema.DataContract, seed: int) -> tu
 
 @pytest.mark.parametrize(
     "names",
-    [(), ("mirror",), ("flip",), ("rot90",), ("intensity",), ("invert",), ("affine",), ("flip", "rot90", "intensity", "invert")],
+    [
+        (),
+        ("mirror",),
+        ("flip",),
+        ("rot90",),
+        ("intensity",),
+        ("invert",),
+        ("affine",),
+        ("flip", "rot90", "intensity", "invert"),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("mask", [True, False])
