@@ -25,6 +25,7 @@ OVERLAYS = "overlays"
 CLASSES = "classes.csv"
 VALUES = "values.csv"
 PARTS = "parts.csv"
+VOLUMES = "volumes.csv"
 SOURCES = "sources.csv"
 OWN = {"picture": "png", "volume": "nifti", "dicom": "dicom-seg"}
 
@@ -142,10 +143,12 @@ class Place:
 
 
 def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[inputs.Item]) -> None:
-    """``classes.csv`` or ``values.csv`` in classification, ``parts.csv`` of cases, ``sources.csv`` of DICOM inputs.
+    """``classes.csv`` or ``values.csv``, ``parts.csv`` of cases, ``volumes.csv`` of masks, ``sources.csv`` of DICOM.
 
     The first holds classes, or the columns of a target that has columns. The second says how much each answer
-    rests on each image. The third holds paths as this site names them, for this site alone; nothing else repeats them.
+    rests on each image. The third has the millilitres of each class but the first, the background, of every input whose
+    voxels have a size, as ``recipe.inputs`` takes a table. The last holds paths as this site names them, for this site
+    alone; nothing else repeats them.
     """
     rows = [row for row in summary["inputs"] if "probabilities" in row or "values" in row]
     if rows and "values" in rows[0]:
@@ -159,6 +162,11 @@ def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[in
     parts = [[row["id"], part["id"], part["weight"]] for row in rows for part in row.get("parts", ())]
     if parts:
         storage.write_text(folder / PARTS, storage.table(["id", "part", "weight"], parts))
+    measured = [row for row in summary["inputs"] if any("ml" in each for each in row.get("classes", {}).values())]
+    if measured:
+        names = summary["class_names"][1:]
+        lines = [[row["id"], *(row["classes"][name]["ml"] for name in names)] for row in measured]
+        storage.write_text(folder / VOLUMES, storage.table(["id", *(f"{name}_ml" for name in names)], lines))
     if numbered:
         paths = [[item.name, str(item.path.absolute())] for item in numbered]
         storage.write_text(folder / SOURCES, storage.table(["id", "path"], paths))

@@ -146,7 +146,7 @@ def test_a_folder_of_everything(saved: Saver, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == made
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     told = {name for row in made["inputs"] for name in row["files"]}
-    assert files == told | {"summary.json"}
+    assert files == told | {"summary.json", "volumes.csv"}
     assert {"a.png", "deep/b.png", "c.png", "v.nii.gz", "overlays/a.png", "overlays/deep/b.png"} <= files
     with Image.open(tmp_path / "out" / "overlays" / "deep" / "b.png") as shown:
         assert shown.size == (31, 30)
@@ -204,6 +204,10 @@ def test_a_nifti_keeps_its_geometry(saved: Saver, tmp_path: Path, name: str, cod
         assert count["voxels"] == int((labels == number).sum())
         assert count["mm3"] == pytest.approx(count["voxels"] * 1.5 * 0.8 * 4.0, rel=1e-6)
         assert count["ml"] == pytest.approx(count["mm3"] / 1000)
+    with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
+        (measured,) = csv.DictReader(file)
+    assert measured.pop("id") == "v"
+    assert measured == {f"{name}_ml": str(row["classes"][name]["ml"]) for name in ("cell", "wall")}
 
 
 def test_what_headers_leave_in_doubt_is_told_once_a_note(saved: Saver, tmp_path: Path) -> None:
@@ -322,7 +326,7 @@ def test_bad_files_are_told_one_by_one_and_others_go_on(saved: Saver, tmp_path: 
     assert f"{len(reasons)} of {len(reasons) + len(done)} inputs could not be used" in str(caught.value)
     assert len(caught.value.faults) == len(reasons)
     written = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert written == {"summary.json", "good.png", "fine.nii"}
+    assert written == {"summary.json", "good.png", "fine.nii", "volumes.csv"}
 
 
 def test_a_volume_that_breaks_half_way_leaves_nothing(
