@@ -116,6 +116,9 @@ class Backbone(nn.Module):
         volumetric: whether it takes whole volumes: pixels and grids then have an axis of slices before their sides.
         default_head: of segmentation, where the recipe names none; None leaves it to the task.
         stock_differs: why the stock class computes something else with the same weights; empty where it does not.
+        slices: how many slices of a volume it is given of each sample, which meet in depth branches; their middle is
+            the sample. 1 where an image is a sample.
+        joined: blocks behind which the middle slice goes on alone.
         words: what joins its images with the recipe's sentences (:mod:`fedvfm.backbones.towers`); None without words.
     """
 
@@ -137,6 +140,8 @@ class Backbone(nn.Module):
     volumetric: bool = False
     default_head: str | None = None
     stock_differs: str = ""
+    slices: int = 1
+    joined: int = 0
     words: Any
 
     def __init__(self) -> None:
@@ -156,6 +161,10 @@ class Backbone(nn.Module):
 
     def prefix(self, pixels: Tensor, stop: int, taps: Sequence[int]) -> Prefix:
         """Embedding and the first ``stop`` blocks."""
+        raise NotImplementedError
+
+    def advanced(self, prefix: Prefix, stop: int, taps: Sequence[int]) -> Prefix:
+        """``prefix`` with the blocks up to ``stop`` done too."""
         raise NotImplementedError
 
     def features(self, pixels: Tensor, taps: Sequence[int], prefix: Prefix | None = None) -> Features:

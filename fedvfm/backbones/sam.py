@@ -83,6 +83,11 @@ class SegmentAnything(promptable.Promptable):
         """See base."""
         return self._walk(self._embed(pixels), range(stop), taps)
 
+    def advanced(self, prefix: base.Prefix, stop: int, taps: Sequence[int]) -> base.Prefix:
+        """See base."""
+        rest = self._walk(prefix.hidden, range(prefix.stop, stop), taps)
+        return base.Prefix(stop, rest.hidden, {**prefix.taken, **rest.taken})
+
     def features(
         self,
         pixels: Tensor,
@@ -92,8 +97,8 @@ class SegmentAnything(promptable.Promptable):
     ) -> base.Features:
         """See base. The pooled vector is the mean of the last grid."""
         prefix = prefix or self.prefix(pixels, 0, taps)
-        rest = self._walk(prefix.hidden, range(prefix.stop, self.depth), taps)
-        taken = {**prefix.taken, **rest.taken}
+        rest = self.advanced(prefix, self.depth, taps)
+        taken = rest.taken
         grids = tuple(taken[tap].movedim(-1, 1) for tap in taps)
         masks = None
         if self.masks_open:

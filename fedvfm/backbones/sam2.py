@@ -107,6 +107,12 @@ class SegmentAnything2(promptable.Promptable):
         """See base."""
         return self._walk(self._embed(pixels), range(stop))
 
+    def advanced(self, prefix: base.Prefix, stop: int, taps: Sequence[int]) -> base.Prefix:
+        """See base."""
+        self._fit(prefix.hidden)
+        rest = self._walk(prefix.hidden, range(prefix.stop, stop))
+        return base.Prefix(stop, rest.hidden, {**prefix.taken, **rest.taken})
+
     def features(
         self,
         pixels: Tensor,
@@ -116,9 +122,8 @@ class SegmentAnything2(promptable.Promptable):
     ) -> base.Features:
         """See base. The pooled vector is the mean of the grid."""
         prefix = prefix or self.prefix(pixels, 0, taps)
-        self._fit(prefix.hidden)
-        rest = self._walk(prefix.hidden, range(prefix.stop, self.depth))
-        levels = self.levels({**prefix.taken, **rest.taken}, rest.hidden)
+        rest = self.advanced(prefix, self.depth, taps)
+        levels = self.levels(rest.taken, rest.hidden)
         size = pixels.shape[-2:]
         masks = self._masks(lambda given: self.decode(levels, given, size), prompts, levels[2], size)
         return base.Features(pixels, (levels[2],) * len(taps), levels[2].mean(dim=(2, 3)), masks)

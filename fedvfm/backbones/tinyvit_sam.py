@@ -141,7 +141,7 @@ class TinyVitSam(sam.SegmentAnything):
     ) -> base.Features:
         """See base. The pooled vector is the mean of the grid."""
         prefix = prefix or self.prefix(pixels, 0, taps)
-        rest = self._walk(prefix.hidden, range(prefix.stop, self.depth), ())
+        rest = self.advanced(prefix, self.depth, ())
         embedding = self.neck(rest.hidden)
         size = pixels.shape[-2:]
         masks = self._masks(lambda given: self.decode(embedding, {}, given, size), prompts, embedding, size)

@@ -146,8 +146,9 @@ class AdapterConfig(Strict):
     privacy. Change: to freeze-A under differential privacy, or to halve what goes up."""
     options: dict[str, Option] = {}
     """What this kind takes besides: count and depth of prompt-tokens, basis of core (a number that chooses its fixed
-    factors), residual of lora (rank of what rules residual and stack keep beside it). Change: with a kind that has
-    options; a wrong one is refused with the known."""
+    factors), residual of lora (rank of what rules residual and stack keep beside it), width, scale and depth (true:
+    slices meet their neighbours, with data.stack = 3) of medical-sam-adapter. Change: with a kind that has options; a
+    wrong one is refused with the known."""
 
     @property
     def scale(self) -> float:

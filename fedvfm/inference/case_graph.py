@@ -34,7 +34,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
         model, pixels = self.plain.model, (image - self.plain.mean) / self.plain.std
-        return model.backbone.features(pixels, model.taps).pooled
+        return model.features(pixels).pooled
 
 
 class Head(nn.Module):

@@ -65,6 +65,7 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         faults.extend(_slide_faults(recipe, task))
         faults.extend([] if backbone is None else _mask_faults(recipe, task, backbone))
         faults.extend([] if backbone is None else _volume_faults(recipe, backbone))
+        faults.extend(_depth_faults(recipe))
         faults.extend([] if backbone is None else _prompt_faults(recipe, task, backbone))
     if backbone is not None:
         faults.extend(backbone.check_size(recipe.data.input_size))
@@ -156,6 +157,16 @@ def _volume_faults(recipe: schema.Recipe, backbone: backbones.Backbone) -> list[
         f"{where}: recipe.unlabelled is for slices; leave one of them out": recipe.unlabelled is not None,
     }
     return [fault for fault, holds in faults.items() if holds]
+
+
+def _depth_faults(recipe: schema.Recipe) -> list[str]:
+    """Faults of a branch over depth where the neighbours of a slice are not shown."""
+    if recipe.adapter.options.get("depth") is not True or recipe.data.stack > 1:
+        return []
+    return [
+        "recipe.adapter.options.depth: joins a slice with its neighbours, which recipe.data.stack = 1 does not show; "
+        "set stack = 3, or leave depth out"
+    ]
 
 
 def _input_faults(recipe: schema.Recipe, task: tasks.Task) -> list[str]:
@@ -472,6 +483,7 @@ class AdaptedModel(nn.Module):
         prompts: Sequence[backbones.Prompts] | backbones.Propose | None = None,
     ) -> backbones.Features:
         """What the head sees; automatic prompts are the head's own."""
+        prefix = self._middle(pixels, prefix)
         if self.recipe.task.prompt == "auto":
             propose: backbones.Propose = self.head.propose
             return self.backbone.proposed(pixels, self.taps, prefix, propose)
@@ -495,7 +507,7 @@ class AdaptedModel(nn.Module):
         Shapes: pixels (N, 3, H, W), normalised -> (N, D), float32.
         """
         with self._computing():
-            pooled = self.backbone.features(pixels, self.taps, prefix).pooled
+            pooled = self.features(pixels, prefix).pooled
         return case_classification.frozen(pooled) if self.frozen_whole else pooled.float()
 
     @torch.no_grad()
@@ -511,7 +523,36 @@ class AdaptedModel(nn.Module):
     def frozen_prefix(self, pixels: Tensor) -> backbones.Prefix:
         """What the blocks before the first adapted one compute. Shapes: pixels (B, 3, H, W)."""
         with self._computing():
-            return self.backbone.prefix(pixels, self.frozen_blocks, self.taps)
+            return self.begun(pixels, self.frozen_blocks)
+
+    def begun(self, pixels: Tensor, stop: int) -> backbones.Prefix:
+        """What the first ``stop`` blocks compute; of a stack, for every slice of it.
+
+        Shapes: pixels (B, 3, H, W) -> tokens of B images, or of B * 3 slices where they meet in depth branches.
+        """
+        return self.backbone.prefix(self._slices(pixels), stop, self.taps)
+
+    def _slices(self, pixels: Tensor) -> Tensor:
+        """Each slice of a stack as a grey image of its own, where they meet in depth branches.
+
+        Shapes: (B, 3, H, W) -> (B * 3, 3, H, W).
+        """
+        if self.backbone.slices == 1:
+            return pixels
+        contract = self.recipe.data
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (contract.mean, contract.std))
+        grey = (pixels * std + mean).flatten(0, 1)[:, None]
+        return (grey - mean) / std
+
+    def _middle(self, pixels: Tensor, prefix: backbones.Prefix | None) -> backbones.Prefix | None:
+        """The middle slice behind the last depth branch; ``prefix`` as it is where there is none."""
+        slices = self.backbone.slices
+        if slices == 1:
+            return prefix
+        prefix = self.begun(pixels, 0) if prefix is None else prefix
+        done = self.backbone.advanced(prefix, self.backbone.joined, self.taps)
+        taken = {tap: tokens[slices // 2 :: slices] for tap, tokens in done.taken.items()}
+        return backbones.Prefix(done.stop, done.hidden[slices // 2 :: slices], taken)
 
     def under(self, recipe: schema.Recipe) -> AdaptedModel:
         """The same modules, sharing every number, under a recipe that differs only in how they are trained."""

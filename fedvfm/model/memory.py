@@ -153,7 +153,7 @@ def _features(model: adapted_model.AdaptedModel, seen: Sequence[Images], views: 
 @torch.no_grad()
 def feature_bytes(model: adapted_model.AdaptedModel, size: Sequence[int]) -> int:
     """Bytes of what the frozen blocks give of an image of ``size`` (height, width), in float32; ``model`` on meta."""
-    found = model.backbone.prefix(torch.empty(1, 3, *size, device="meta"), model.frozen_blocks, model.taps)
+    found = model.begun(torch.empty(1, 3, *size, device="meta"), model.frozen_blocks)
     return feature_cache.nbytes(found)
 
 
@@ -167,7 +167,7 @@ def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False) -> i
     if model.device != "meta":
         model = adapted_model.AdaptedModel(recipe, with_weights=False)
     size, batch = recipe.data.patch_size, images_a_step(model)
-    estimated = 4 * model.backbone.activations(size) * batch
+    estimated = 4 * model.backbone.activations(size) * batch * model.backbone.slices
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
         blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))
         return round(blocks * (NARROW if narrow else 1.0)) + head + 2 * largest
@@ -210,7 +210,7 @@ def _saved(model: adapted_model.AdaptedModel, pixels: Tensor) -> tuple[int, int,
     prefix: backbones.Prefix | None = None
     if model.frozen_blocks:
         with torch.no_grad():
-            prefix = model.backbone.prefix(pixels, model.frozen_blocks, model.taps)
+            prefix = model.begun(pixels, model.frozen_blocks)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if model.recipe.task.oracle:
             raise NotImplementedError("prompts have values, not shapes alone")

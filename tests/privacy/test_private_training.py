@@ -143,12 +143,15 @@ VIT = [
         ("prompt-tokens", "segmentation", "loop"),
     )
 ]
+DEPTH = {"kind": "medical-sam-adapter", "layers": [1, 2], "parts": [], "options": {"depth": True}}
+STACKED = {"class_names": ["rest", "box"], "input_size": [64, 64], "stack": 3}
 SAM = [
     pytest.param("sam", {"rank": 2, "layers": [0, 2], "parts": []}, "pyramid", id="windows"),
     pytest.param("sam", {"rank": 2, "layers": [0, 1], "parts": []}, "pyramid", id="windows-and-global"),
     pytest.param("sam", {"rank": 2, "layers": [0, 2], "parts": []}, "unet", id="head-unet"),
     pytest.param("sam", {"rank": 2, "parts": DECODER}, "sam-masks", id="lora-and-decoder"),
     pytest.param("sam", {"kind": "medical-sam-adapter", "parts": []}, "sam-masks", id="medical-sam-adapter"),
+    pytest.param("sam", DEPTH, "sam-masks", id="depth"),
     pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "sam-masks", id="tinyvit-lora-and-decoder"),
     pytest.param("tinyvit", {"rank": 2, "layers": [0, 3], "parts": []}, "sam-masks", id="tinyvit-windows"),
     pytest.param("tinyvit", {"rank": 2, "parts": DECODER}, "automatic", id="tinyvit-automatic-prompts"),
@@ -190,7 +193,8 @@ def test_sam_is_computed_by_the_loop(
 ) -> None:
     """Even where hooks are asked for: they are tried and found wrong."""
     task = {"prompt": "auto"} if head == "automatic" else {"head": head}
-    made = recipe({**sam_folders, "swin": tiny_swin}[family], side=64, adapter=adapter, task=task)
+    more = {"data": STACKED, "privacy": {**PRIVACY, "mechanism": "patient-level"}} if adapter is DEPTH else {}
+    made = recipe({**sam_folders, "swin": tiny_swin}[family], side=64, adapter=adapter, task=task, **more)
     model, site = moved(made), sites.Site("north", Drawn(side=64, count=3))
     with steps(model, site, hooks=True) as (opened, what):
         assert opened.way.name == "loop"

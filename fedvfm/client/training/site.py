@@ -363,7 +363,8 @@ class Site:
         recipe, backbone = model.recipe, model.backbone
         # A backbone from scratch is told by its name, options and seed.
         frozen = (backbone.sha256, backbone.config_sha256, recipe.backbone.model_dump_json(), recipe.seed)
-        return (*frozen, recipe.data.mean, recipe.data.std, model.precision, self.device.partition(":")[0])
+        slices = (backbone.slices,) if backbone.slices > 1 else ()
+        return (*frozen, *slices, recipe.data.mean, recipe.data.std, model.precision, self.device.partition(":")[0])
 
 
 def augments_there(model: adapted_model.AdaptedModel) -> bool:
