@@ -160,7 +160,8 @@ def faults(recipe: schema.Recipe) -> list[str]:
             f"recipe.aggregation.server_learning_rate = {settings.server_learning_rate:g}: with server_optimiser = "
             f"'{settings.server_optimiser}' every number moves by about that much a round; begin with 0.01"
         )
-    return found + control_variates.faults(recipe) + secure_faults(recipe) + unlabelled_faults(recipe)
+    more = control_variates.faults(recipe) + secure_faults(recipe) + unlabelled_faults(recipe)
+    return found + more + asynchronous_faults(recipe)
 
 
 def unlabelled_faults(recipe: schema.Recipe) -> list[str]:
@@ -230,6 +231,64 @@ def unlabelled_faults(recipe: schema.Recipe) -> list[str]:
             f"{key}.weight = {own.weight:g}",
             "under secure aggregation weights are whole numbers, and with weighting 'uniform' each is 1",
             "weight = 1.0, or weighting = 'examples'",
+        ),
+    ]
+    return [f"{key}: {what}: {why}; use {remedy}" for wrong, what, why, remedy in rows if wrong]
+
+
+def asynchronous_faults(recipe: schema.Recipe) -> list[str]:
+    """What of a recipe needs updates that all start from one adapter, one sentence a fault."""
+    own, key, mechanism = recipe.asynchronous, "recipe.asynchronous", recipe.privacy.mechanism
+    if own is None:
+        return []
+    rows = [
+        (
+            recipe.aggregation.rule != "mean",
+            f"recipe.aggregation.rule = '{recipe.aggregation.rule}'",
+            "it compares updates, or makes factors anew, and needs all of them from one adapter",
+            'rule = "mean"',
+        ),
+        (
+            recipe.adapter.factors == factors.ALTERNATE,
+            "recipe.adapter.factors = 'alternate'",
+            "a late update is of the factor that does not train in the round that takes it",
+            'factors = "both" or "freeze-A"',
+        ),
+        (
+            recipe.personal.kind != groups.NONE,
+            f"recipe.personal.kind = '{recipe.personal.kind}'",
+            "what stays at a slow site would fit an adapter of earlier rounds",
+            'personal.kind = "none"',
+        ),
+        (
+            recipe.optimiser.control_variates,
+            "recipe.optimiser.control_variates",
+            "a correction is of the round that it was made for",
+            "no control variates",
+        ),
+        (
+            recipe.unlabelled is not None,
+            "recipe.unlabelled",
+            "a round could end with sites without labels alone",
+            "no sites without labels",
+        ),
+        (
+            mechanism == privacy.SITE_LEVEL or mechanism in privacy.SHARED,
+            f"recipe.privacy.mechanism = '{mechanism}'",
+            "its noise is for one sum of all sites that a round asked",
+            "a mechanism of single records or patients with the site's own noise, or none",
+        ),
+        (
+            recipe.secure_aggregation is not None,
+            "recipe.secure_aggregation",
+            "the masks of a round cancel out in one sum of its own sites",
+            "no secure aggregation, or no asynchronous rounds",
+        ),
+        (
+            recipe.min_sites > own.buffer_size,
+            f"recipe.min_sites = {recipe.min_sites}",
+            f"a round ends with buffer_size = {own.buffer_size}, and the sites were promised more",
+            "a larger buffer_size",
         ),
     ]
     return [f"{key}: {what}: {why}; use {remedy}" for wrong, what, why, remedy in rows if wrong]

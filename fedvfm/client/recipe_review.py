@@ -41,6 +41,7 @@ def words(locked: locked_recipe.LockedRecipe, here: Sequence[str] = ()) -> list[
         ("how it learns", _learns(recipe)),
         ("sites", _sites(recipe)),
         *((("without labels", recipe.unlabelled.said),) if recipe.unlabelled is not None else ()),
+        *((("slow sites", recipe.asynchronous.said),) if recipe.asynchronous is not None else ()),
         ("what images become", _contract(locked)),
         *((("what of your table is used", _table(recipe)),) if recipe.inputs.columns else ()),
         ("leaves at the start", _greeting(recipe)),

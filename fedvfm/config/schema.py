@@ -19,6 +19,7 @@ import pydantic
 from pydantic import Field
 
 from fedvfm import errors
+from fedvfm.config import asynchronous as asynchronous_config
 from fedvfm.config import base
 from fedvfm.config import batch as batch_config
 from fedvfm.config import inputs as inputs_config
@@ -498,8 +499,9 @@ class Recipe(Strict):
     in bfloat16 where it is not slower with it, and in float32 elsewhere; "float32" is strict. ``codec`` is how
     adapters are written on the wire, in both directions: "fp32" as they are, "fp16", "int8" and "int4" as coded
     differences (see :mod:`fedvfm.protocol.codecs`). ``min_sites`` is a promise of the coordinator: no adapter is made
-    of fewer sites' updates. ``secure_aggregation`` hides every single update from the coordinator. ``rerun`` says that
-    the first rounds are an earlier recipe's, and that the later ones are made again without a site that withdrew.
+    of fewer sites' updates. ``secure_aggregation`` hides every single update from the coordinator. ``asynchronous``
+    lets a round end before slow sites have answered, and folds in what they send later. ``rerun`` says that the first
+    rounds are an earlier recipe's, and that the later ones are made again without a site that withdrew.
     """
 
     schema_version: Literal[1] = 1
@@ -558,6 +560,9 @@ class Recipe(Strict):
     """What of the adapter stays at each site; left out, all of it is shared. docs/personal.md says when it helps."""
     unlabelled: unlabelled_config.UnlabelledConfig | None = _later(None)
     """Whether and how hospitals without labels take part; left out, they do not. docs/unequal-hospitals.md."""
+    asynchronous: asynchronous_config.Asynchronous | None = _later(None)
+    """Rounds that end before slow sites have answered, and take their late updates; left out, a round waits for all
+    that it asked. docs/unequal-hospitals.md says when."""
     rerun: Rerun | None = _later(None)
     """Rounds of an earlier recipe that are made again without a site that withdrew; left out in all others. Change:
     never; 'fedvfm server withdraw' writes it."""
@@ -896,6 +901,9 @@ class Experiment(Strict):
     """(images a minute) How quickly single sites train, for recipe.optimiser.round_minutes: site = pace. The others
     train all they have: no clock is looked at, so that results are the same again. Change: to see what slow or large
     hospitals would do."""
+    site_times: dict[Name, Positive] = _later({})
+    """(rounds) How long single sites train, on a clock that is only counted, for recipe.asynchronous: site = time. The
+    others take 1. Change: to see what slow hospitals would do."""
     cache_mib: Annotated[int, Field(ge=0)] = 2048
     """(MiB) Memory for images and what the frozen part of the model computes, over all processes. Change: down where
     memory is short."""

@@ -238,6 +238,8 @@ def faults(what: schema.Experiment) -> list[str]:
     if what.attack is None or what.attack.kind not in tables.ATTACKS:
         return []
     found = _option_faults(what.attack)
+    if what.recipe.asynchronous is not None:
+        found.append("attack: a bad site is to know all updates of its round, and an asynchronous round ends before")
     if what.engine != "in-process":
         found.append(f"attack: engine '{what.engine}' carries true updates alone; use engine = \"in-process\"")
     if found:

@@ -90,9 +90,10 @@ def whole(arm: Arm) -> Arm:
     """The arm without a codec: what a baseline sends is nobody's bytes, and no two arms may share a residual.
 
     Nor is there anybody whose update could be hidden among others; and all arrays are shared, as no two arms may share
-    what a site keeps either.
+    what a site keeps either. Rounds wait for all that they ask: a baseline is not slow.
     """
     plain: dict[str, Any] = {"codec": codecs.PLAIN, "secure_aggregation": None, "personal": schema.RecipePersonal()}
+    plain["asynchronous"] = None
     if arm.recipe is None or all(getattr(arm.recipe, key) == value for key, value in plain.items()):
         return arm
     plain["privacy"] = own_noise(arm.recipe.privacy)

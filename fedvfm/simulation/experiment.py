@@ -103,7 +103,9 @@ def examine(experiment: schema.Experiment) -> adapted_model.AdaptedModel:
     faults = _rank_faults(experiment)
     if experiment.recipe.start is not None:
         faults.append("recipe.start: only a server goes on from an earlier adapter; leave it out")
-    faults += cohort.idle_clock(experiment.server, "a simulation looks at no clock, and nobody is late in it")
+    no_clock = "a simulation looks at no clock, and nobody is late in it"
+    faults += cohort.asynchronous_faults(experiment.recipe, experiment.server)
+    faults += cohort.idle_clock(experiment.server, no_clock) if experiment.recipe.asynchronous is None else []
     faults += rules.faults(experiment.recipe) + baselines.faults(experiment) + attacks.faults(experiment)
     shapes: adapted_model.AdaptedModel | None = None
     if not names:
@@ -219,12 +221,15 @@ def site_faults(experiment: schema.Experiment, names: Sequence[str]) -> list[str
     found = cohort.faults(len(names), experiment.server) + attacks.site_faults(experiment, names)
     if not found:
         found += rules.site_faults(experiment.recipe, _fewest(experiment, len(names)))
-    for key, named in (("site_ranks", experiment.site_ranks), ("site_pace", experiment.site_pace)):
+    for key in ("site_ranks", "site_pace", "site_times"):
+        named = getattr(experiment, key)
         unknown = sorted(set(named) - set(names))
         if unknown:
             found.append(f"{key}: no site {', '.join(unknown)}; sites: {', '.join(names)}")
     if experiment.site_pace and not experiment.recipe.optimiser.round_minutes:
         found.append("site_pace: only recipe.optimiser.round_minutes reads it; set that, or leave site_pace out")
+    if experiment.site_times and experiment.recipe.asynchronous is None:
+        found.append("site_times: only recipe.asynchronous reads it; set that, or leave site_times out")
     for name in experiment.baselines:
         if name in tables.BASELINES and not tables.BASELINES.get(name)(experiment, names):
             found.append(f"baselines: '{name}' needs more sites than {', '.join(names)}; bring more or leave it out")

@@ -238,13 +238,30 @@ def as_before() -> Iterator[None]:
 
 def notes(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]) -> list[str]:
     """What a reader of the results must know, each sentence once."""
-    planned = arms(what, [hospital.name for hospital in hospitals])
+    names = [hospital.name for hospital in hospitals]
+    planned = arms(what, names)
     rounds = {arm.group: arm.recipe.rounds for arm in planned if arm.recipe is not None}
     told = [attacks.describe(what), *(note for hospital in hospitals for note in hospital.notes)]
     told += simulated_epsilon.notes(what.recipe, len(hospitals))
     told += [baselines.fewer_rounds(rounds, what, len(hospitals)), baselines.fewer_tests(what, len(hospitals))]
-    told += [groups.describe(what.recipe), prompts.describe(what.recipe.task), imbalance.note(what, hospitals)]
+    told += [
+        slow_sites(what, names),
+        groups.describe(what.recipe),
+        prompts.describe(what.recipe.task),
+        imbalance.note(what, hospitals),
+    ]
     return [note for note in dict.fromkeys(told) if note]
+
+
+def slow_sites(what: schema.Experiment, names: Sequence[str]) -> str:
+    """The sentence about asynchronous rounds and the clock that they count, empty where there are none."""
+    if what.recipe.asynchronous is None:
+        return ""
+    times = ", ".join(f"{name} {what.site_times.get(name, 1.0):g}" for name in names)
+    return (
+        f"asynchronous rounds: {what.recipe.asynchronous.said}. Counted times of a round's training: {times}. A slow "
+        "hospital trains in fewer rounds than the others; the baselines train in all, and wait for nobody"
+    )
 
 
 def _train_and_report(
@@ -370,6 +387,7 @@ def _job(
         simulated=True,
         primary=tasks.TABLE.get(locked.recipe.task.kind)(locked.recipe).primary,
         machine={"threads": worker_schedule.threads(what)},
+        site_times=what.site_times,
     )
 
 

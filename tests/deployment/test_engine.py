@@ -154,6 +154,19 @@ def test_a_residual_and_rounds_by_time_over_a_real_network(tiny: Any, tmp_path: 
     assert all(line["refused"] == {} and line["aggregate_error"] < 1e-5 for line in lines)
 
 
+def test_asynchronous_rounds_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
+    """Who is slow by the counted clock is late by it, and the same bits come of it."""
+    sets = (*ALONE[1:], "recipe.asynchronous={buffer_size=2}", "site_times={south=2.5}")
+    words = [word for one in sets for word in ("--set", one)]
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", tiny.experiment, *words, "--engine", engine, "--output", tmp_path / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
+    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    lines = tiny.lines(tmp_path / "deployment" / "journal.jsonl")
+    assert [line["staleness"] for line in lines] == [{}, {}, {"south": 2}]
+
+
 def test_a_secure_sum_with_shared_noise_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
     """Virtual hospitals mask nothing from one machine; the whole numbers and their seeded noise are the same ones."""
     sets = (

@@ -91,6 +91,9 @@ class Coordinator:
         self._document: roster_document.RosterDocument | None = None
         if self._locked.recipe.secure_aggregation is not None and where.roster_document() is None:
             raise errors.ConfigError("server", [strategy.NO_ROSTER])
+        wrong = cohort.asynchronous_faults(self._locked.recipe, server)
+        if wrong:
+            raise errors.ConfigError("server", wrong)
         if self._locked.recipe.secure_aggregation is not None:
             for fault in cohort.idle_clock(server, "under secure aggregation a round has the deadlines of its steps"):
                 LOG.warning(fault)

@@ -105,8 +105,7 @@ class Fold:
 
     def take(self, update: state.SiteUpdate) -> None:
         """See :class:`Intake`."""
-        without = self._members[update.site].without_labels
-        self._weights[update.site] = weight(update, self._weighting, self._unlabelled, without_labels=without)
+        self._weights[update.site] = self._weigh(update)
         self._examples[update.site] = update.num_examples
         self._train[update.site] = dict(update.metrics)
         if not self._turns:
@@ -116,6 +115,10 @@ class Fold:
         now = self._turns[-1] == update.site or self._stored is None
         self._waiting[update.site] = update if now else None
         self._advance()
+
+    def _weigh(self, update: state.SiteUpdate) -> float:
+        without = self._members[update.site].without_labels
+        return weight(update, self._weighting, self._unlabelled, without_labels=without)
 
     def go_without(self, site: str) -> None:
         """See :class:`Intake`."""

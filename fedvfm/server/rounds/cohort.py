@@ -36,6 +36,24 @@ def idle_clock(server: schema.ServerConfig, why: str) -> list[str]:
     ]
 
 
+def asynchronous_faults(recipe: schema.Recipe, server: schema.ServerConfig) -> list[str]:
+    """What of the server's settings cannot be with asynchronous rounds, one sentence a fault."""
+    if recipe.asynchronous is None:
+        return []
+    size, wrong = recipe.asynchronous.buffer_size, []
+    if server.cohort:
+        wrong.append(
+            f"server.cohort = {server.cohort}: with recipe.asynchronous a round asks every site that is not training; "
+            "leave it out"
+        )
+    if server.quorum > size:
+        wrong.append(
+            f"server.quorum = {server.quorum}: with recipe.asynchronous a round ends with buffer_size = {size} "
+            f"updates; give at most {size}, or 0 for that many"
+        )
+    return wrong + idle_clock(server, "with recipe.asynchronous no round waits for slow sites")
+
+
 def promise_faults(quorum: int, recipe: schema.Recipe) -> list[str]:
     """Where a round may go on with fewer sites than the recipe promises, one sentence."""
     if quorum >= recipe.min_sites:
@@ -94,15 +112,19 @@ def require_labels(admitted: Sequence[str], without_labels: Collection[str], rou
         )
 
 
-def require(
-    admitted: Sequence[str], asked: Sequence[str], server: schema.ServerConfig, round_number: int, why: str
-) -> None:
+def require(admitted: Sequence[str], asked: Sequence[str], needed: int, round_number: int, why: str) -> None:
     """Check the quorum.
+
+    Args:
+        admitted: sites whose updates were taken.
+        asked: those that were waited for.
+        needed: how many must be admitted.
+        round_number: the round.
+        why: the others were not.
 
     Raises:
         QuorumMissed: with who answered and why the others did not.
     """
-    needed = quorum(len(asked), server)
     if len(admitted) < needed:
         raise errors.QuorumMissed(
             f"round {round_number}: {len(admitted)} of {len(asked)} sites were admitted, the quorum "

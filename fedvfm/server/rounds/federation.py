@@ -35,6 +35,7 @@ from fedvfm.server.rounds import (
     admission,
     aggregation,
     broadcast,
+    buffer,
     cohort,
     controls,
     dp_aggregation,
@@ -69,6 +70,7 @@ class Job:
         least_tests: how many sites must test the final adapter; 0 for all.
         simulated: whether noise that this server adds for privacy comes from the seed (simulation only).
         machine: what each line of the journal states of how all sites compute (simulation only).
+        site_times: how long single sites train, by the clock that asynchronous rounds count (simulation only).
         roster: who may be in a sum, under secure aggregation.
     """
 
@@ -86,12 +88,26 @@ class Job:
     least_tests: int = 0
     simulated: bool = False
     machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    site_times: Mapping[str, float] = dataclasses.field(default_factory=dict)
     roster: roster_document.RosterDocument | None = None
 
     @property
     def rounds(self) -> int:
         """Number of the last round."""
         return min(self.last or self.locked.recipe.rounds, self.locked.recipe.rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a site's update starts.
+
+    Attributes:
+        round: that the site was asked for; an earlier one than runs where it is still training.
+        adapter: in the site's own shapes.
+    """
+
+    round: int
+    adapter: state.AdapterState
 
 
 NO_ROSTER = (
@@ -128,6 +144,8 @@ class Federation:
         self.checkpoints = job.folder / "checkpoints"
         self.journal = journal.Journal(job.folder / "journal.jsonl", self.recipe.hash)
         self._kept: dict[str, state.Array] = {}
+        self._buffer: buffer.Buffer | None = None
+        self._given_up: dict[str, dict[str, str]] = {}
         self._broadcast = broadcast.Broadcast(self.recipe.codec, job.locked.manifest)
         self._controls = (
             controls.Controls(self.recipe, job.locked.manifest, job.train_sites)
@@ -169,7 +187,10 @@ class Federation:
             return True
         sites, server = len(self.job.train_sites), self.job.server
         wrong = cohort.faults(sites, server) + rules.faults(self.recipe)
+        wrong += cohort.asynchronous_faults(self.recipe, server)
+        self._buffer = self._restored_buffer()
         least = cohort.quorum(server.cohort or sites, server)
+        least = least if self._buffer is None else self._buffer.quorum(sites, server)
         wrong += rules.site_faults(self.recipe, least)
         wrong += (
             [] if self.job.simulated else cohort.promise_faults(least, self.recipe)
@@ -270,6 +291,32 @@ class Federation:
             )
         return adapter, kept
 
+    def _restored_buffer(self) -> buffer.Buffer | None:
+        """Who was out as the last round ended; None where every round waits for all that it asked."""
+        settings, lines = self.recipe.asynchronous, self.journal.rounds
+        if settings is None:
+            return None
+        times = self.job.site_times if self.job.simulated else None
+        return buffer.Buffer(settings, times, lines[-1] if lines else None, self.recipe.first_round)
+
+    def _began_with(self, number: int) -> state.AdapterState:
+        """The adapter that an earlier round began with.
+
+        Raises:
+            CheckpointError: if it is gone, or is not the one that the journal names.
+        """
+        if number == self.recipe.first_round:
+            return self.job.locked.adapter
+        path = checkpoint.path_of(self.checkpoints, number - 1)
+        adapter, _, _ = checkpoint.read(path)
+        line = next(line for line in self.journal.rounds if int(line["round"]) == number - 1)
+        if adapter.fingerprint != line["fingerprint"]:
+            raise errors.CheckpointError(
+                f"{path} is not the adapter the journal names for round {number - 1}, with which a site still trains. "
+                "Restore it from a backup"
+            )
+        return adapter
+
     # -- one round -------------------------------------------------------------------------------------------------
 
     def _round(
@@ -277,8 +324,11 @@ class Federation:
     ) -> state.AdapterState:
         started = time.monotonic()
         ready, without = self._ready(number, members), self._without_labels(members)
+        if self._buffer is not None:
+            ready = self._free(number, [members[name] for name in ready], self._buffer)
         asked = cohort.choose(ready, self.job.server, self.recipe.seed, number, without)
-        self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=asked)
+        waited = asked if self._buffer is None else self._out(self._buffer)
+        self.observer("round", arm=self.job.name, round=number, rounds=self.job.rounds, sites=waited)
         if self._controls is not None:
             self._controls.begin(number, self._kept)
         joined = self._private.found(number, adapter, self._kept) if self._private is not None else None
@@ -309,6 +359,7 @@ class Federation:
             **self._mark,
             **({"same_as": self._same_as} if self._same_as else {}),
             **({journal.DRAWN_FROM: sorted(ready)} if self._draws(asked, ready) else {}),
+            **({} if self._buffer is None else self._buffer.record()),
             **self.job.machine,
             "bytes": self.asker.new_traffic(),
             **_times(started),
@@ -319,12 +370,28 @@ class Federation:
             self.observer("note", text=f"round {number}: {statements.so_far(line[dp_aggregation.ENTRY])}")
         # The checkpoint before is kept: should this line be lost with the disk's cache, the round can be run again.
         # So are those that a federation would go on from, should a site withdraw.
-        checkpoint.prune(self.checkpoints, number - 1, journal.bases(self.journal.rounds) if self.job.durable else ())
+        stay = journal.bases(self.journal.rounds) if self.job.durable else set()
+        stay |= set() if self._buffer is None else self._buffer.bases()
+        checkpoint.prune(self.checkpoints, number - 1, stay)
         if self.job.durable:
             update_store.Received(self.job.folder / "received").clear()
         if self._secure is not None:
             self._secure.clear()
         return adapter
+
+    def _free(self, number: int, ready: Sequence[handshake.Member], own: buffer.Buffer) -> list[str]:
+        """Of the sites that may be asked those that are not training; from now on they are."""
+        self._given_up = own.give_up(number)
+        for site, why in self._given_up.items():  # it is asked again in the next round
+            self._refused(number, site, why["reason"])
+        own.messages.forget({member.node for member in ready if member.name in self._given_up})
+        free = [member.name for member in ready if member.name not in {*own.out, *self._given_up}]
+        own.ask(number, free)
+        return free
+
+    def _out(self, own: buffer.Buffer) -> list[str]:
+        """The sites of this job that are training, in sorted order; another one is asked when it is there again."""
+        return sorted(set(self.job.train_sites) & set(own.out))
 
     def _draws(self, asked: Sequence[str], ready: Sequence[str]) -> bool:
         """Whether the cohort is a draw, so that who might have been drawn had a part in it."""
@@ -373,11 +440,16 @@ class Federation:
         asked: list[str],
     ) -> aggregation.Joined:
         """What the cohort's updates came to, and what the journal states of it."""
-        kept = update_store.Received(self.job.folder / "received")
-        intake = self._intake(number, adapter, members, asked, kept)
-        refused = self._train(number, adapter, [members[name] for name in asked], intake, kept)
+        kept, own = update_store.Received(self.job.folder / "received"), self._buffer
+        waited = asked if own is None else self._out(own)
+        starts = self._starts(number, adapter, [members[name] for name in waited])
+        intake = self._intake(number, adapter, members, starts, kept)
+        refused = self._train(number, starts, [members[name] for name in waited], intake, kept)
+        if own is not None:
+            refused = dict(sorted({**self._given_up, **refused}.items()))
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
-        cohort.require(list(intake.sites), asked, self.job.server, number, why)
+        least = cohort.quorum(len(asked), self.job.server) if own is None else own.quorum(len(waited), self.job.server)
+        cohort.require(list(intake.sites), waited, least, number, why)
         cohort.require_labels(list(intake.sites), self._without_labels(members), number)
         # At site level an update is not private before the sum is noised, and neither is its norm.
         hidden = self._private is not None or self.recipe.secure_aggregation is not None
@@ -393,9 +465,10 @@ class Federation:
         number: int,
         adapter: state.AdapterState,
         members: Mapping[str, handshake.Member],
-        asked: list[str],
+        starts: Mapping[str, Start],
         kept: update_store.Received,
     ) -> aggregation.Intake:
+        asked = sorted(starts)
         if self.recipe.secure_aggregation is not None:  # a simulation; else no plain update is asked for
             without = self._without_labels(members)
             return secure_sum.PlainSum(self.recipe, adapter, self.job.locked.manifest, number, without)
@@ -404,19 +477,35 @@ class Federation:
         weighting, manifest = self.recipe.aggregation.weighting, self.job.locked.manifest
         stored = functools.partial(kept.read, number) if self.job.durable else None
         kept_of_rule, own = self._kept, self.recipe.unlabelled
+        if self.recipe.asynchronous is not None:
+            bases = {name: start.adapter for name, start in starts.items()}
+            settings = (self.rule, members, weighting, manifest, kept_of_rule, adapter)
+            return buffer.BufferedFold(self.recipe.asynchronous, number, bases, *settings)
         return aggregation.Fold(self.rule, asked, members, weighting, manifest, kept_of_rule, adapter, stored, own)
+
+    def _starts(
+        self, number: int, adapter: state.AdapterState, members: Sequence[handshake.Member]
+    ) -> dict[str, Start]:
+        """Where each site's update starts: at the round's adapter, but for sites that are out since an earlier one."""
+        own, starts = self._buffer, {}
+        for member in members:
+            at = number if own is None else own.out[member.name].round
+            begin = adapter if own is None or at == number else own.adapter(at, self._began_with)
+            starts[member.name] = Start(at, self.rule.for_site(begin, member.manifest))
+        return starts
 
     def _train(
         self,
         number: int,
-        adapter: state.AdapterState,
+        starts: Mapping[str, Start],
         members: Sequence[handshake.Member],
         intake: aggregation.Intake,
         kept: update_store.Received,
     ) -> dict[str, dict[str, str]]:
         """Let every admitted update be taken, once it is on disk where it must; sites refused, in sorted order."""
-        bases = {member.name: self.rule.for_site(adapter, member.manifest) for member in members}
+        bases = {name: start.adapter for name, start in starts.items()}
         by_node = {member.node: member for member in members}
+        own, standing = self._buffer, None
 
         usual = admission.usual(self.journal.rounds)
         self._norms = {}
@@ -428,23 +517,28 @@ class Federation:
                 self._take(update, bases[update.site], intake)
                 taken.add(update.site)
                 self._norms[update.site] = admission.norm_of(update.state, bases[update.site])
-        asked = {m.node: m.name for m in members if m.name not in taken}
         limit, enough = self._limit(), cohort.quorum(len(members), self.job.server)
         self._answered = {}
         grace = self.job.server.grace_s if self._waits else 0.0
+        if own is not None:
+            standing, enough = own.messages, own.enough(len(members), last=number == self.job.rounds)
+            standing.next_of = own.turns({member.node: member.name for member in members})
         if grace and len(taken) >= enough:
             limit.seconds = min(limit.seconds, grace)
+        ended = own is not None and len(taken) >= enough  # an earlier process took all, and was ended before the round
+        asked = [] if ended else [member for member in members if member.name not in taken]
         for node, message in self._ask(
-            [by_node[node] for node in asked],
+            asked,
             protocol.TRAIN,
             lambda member: protocol.Task(
                 self.recipe,
-                number,
+                starts[member.name].round,
                 bases[member.name],
                 correction=None if self._controls is None else self._controls.correction(member.name),
             ),
-            number,
+            {member.node: starts[member.name].round for member in asked},
             limit,
+            standing,
         ):
             member = by_node[node]
             if member.name in taken or member.name in refused:
@@ -453,7 +547,7 @@ class Federation:
                 self._same_as[member.name] = internals.origin(message)
             terms = admission.Terms(
                 member.name,
-                number,
+                starts[member.name].round,
                 bases[member.name],
                 member.manifest,
                 self.recipe.admission,
@@ -478,7 +572,7 @@ class Federation:
                 self._take(update, terms.base, intake)
                 taken.add(member.name)
                 self._answered[member.name] = round(limit.now - limit.began, 3)
-                if grace and len(taken) >= enough:
+                if (grace or own is not None) and len(taken) >= enough:
                     limit.until = min(limit.until, limit.now + grace)
                 self._norms[member.name] = admission.norm_of(update.state, terms.base)
                 loss = update.metrics.get("loss")
@@ -490,14 +584,18 @@ class Federation:
                 self._refused(number, member.name, refused[member.name]["reason"])
                 intake.go_without(member.name)
             self.observer("reply", arm=self.job.name, round=number, phase="train", site=member.name, loss=loss)
+        out = set() if standing is None else {by_node[node].name for node in standing.nodes}
+        out |= {member.name for member in members} if ended else set()
         for member in members:
-            if member.name not in taken and member.name not in refused:
-                refused[member.name] = {
-                    "reason": "no-answer",
-                    "detail": f"no reply within {round(min(self.asker.timeout_s, limit.lasts), 1):g} s",
-                }
-                self._refused(number, member.name, "no-answer")
-                intake.go_without(member.name)
+            if member.name in taken or member.name in refused or member.name in out:
+                continue
+            seconds = self.asker.timeout_s if own is not None else min(self.asker.timeout_s, limit.lasts)
+            detail = f"no reply within {round(seconds, 1):g} s"
+            refused[member.name] = {"reason": "no-answer", "detail": detail}
+            self._refused(number, member.name, "no-answer")
+            intake.go_without(member.name)
+        if own is not None:
+            own.back(taken | refused.keys())
         return dict(sorted(refused.items()))
 
     def _take(self, update: state.SiteUpdate, start: state.AdapterState, intake: aggregation.Intake) -> None:
@@ -541,7 +639,11 @@ class Federation:
     def _validate(
         self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
     ) -> dict[str, dict[str, float]]:
-        sites = [members[name] for name in self.job.train_sites if members[name].examples.get("val", 0)]
+        # In a simulation nobody is busy, whatever the counted clock says, and all are asked.
+        busy = self._buffer.out if self._buffer is not None and self._waits else {}
+        sites = [
+            members[name] for name in self.job.train_sites if name not in busy and members[name].examples.get("val", 0)
+        ]
         answers = self._evaluate(number, adapter, sites, split="val", full=False)
         return {name: {"num_examples": answer.num_examples, **answer.metrics} for name, answer in answers.items()}
 
@@ -618,10 +720,14 @@ class Federation:
         members: Sequence[handshake.Member],
         kind: str,
         task_of: Callable[[handshake.Member], protocol.Task],
-        number: int,
+        number: int | Mapping[int, int],
         limit: messaging.Limit | None = None,
+        standing: messaging.Standing | None = None,
     ) -> Iterator[tuple[int, Message]]:
-        """Ask these sites; one that does not hold what a difference is to is asked again with the whole adapter."""
+        """Ask these sites; one that does not hold what a difference is to is asked again with the whole adapter.
+
+        See :meth:`fedvfm.server.rounds.messaging.Asker.ask`.
+        """
         by_node = {member.node: member for member in members}
         adapters: dict[int, str] = {}
         lacking: set[int] = set()
@@ -634,9 +740,10 @@ class Federation:
             return first
 
         nodes = {member.node: member.name for member in members}
-        content = self._contents(task_of, by_node, adapters)
-        for node, message in self.asker.ask(nodes, kind, content, number, lacks, limit):
-            if message.has_error():
+        rounds = number if isinstance(number, Mapping) else dict.fromkeys(nodes, number)
+        content = self._contents(task_of, by_node, adapters, rounds)
+        for node, message in self.asker.ask(nodes, kind, content, rounds, lacks, limit, standing):
+            if message.has_error() or node not in adapters:  # asked in an earlier round: another adapter came since
                 self._broadcast.forget(nodes[node])
             else:
                 self._broadcast.holds(nodes[node], adapters[node])
@@ -647,6 +754,7 @@ class Federation:
         task_of: Callable[[handshake.Member], protocol.Task],
         by_node: Mapping[int, handshake.Member],
         adapters: dict[int, str],
+        rounds: Mapping[int, int],
     ) -> Callable[[int], Any]:
         """The records for a node; sites of one rank that hold the same get the same: made once, serialised for each.
 
@@ -654,13 +762,14 @@ class Federation:
             task_of: what is asked of a site.
             by_node: the sites.
             adapters: takes the fingerprint of each node's adapter.
+            rounds: of each node's message.
         """
         made: dict[tuple[str, str | None], Any] = {}
         tasks: dict[str, protocol.Task] = {}
 
         def content(node: int) -> Any:
             member = by_node[node]
-            kind = member.manifest.fingerprint
+            kind = f"{member.manifest.fingerprint} {rounds[node]}"
             if self._controls is not None:  # each site has a correction of its own
                 kind += f" {member.name}"
             task = tasks[kind] if kind in tasks else tasks.setdefault(kind, task_of(member))

@@ -32,6 +32,7 @@ class Received:
             "examples": update.num_examples,
             "base": update.base_fingerprint,
             "metrics": dict(update.metrics),
+            "asked": update.base_round + 1,
         }
         checkpoint.write(
             self._path(number, update.site),
@@ -41,7 +42,7 @@ class Received:
         )
 
     def find(self, number: int, bases: Mapping[str, state.AdapterState]) -> Iterator[state.SiteUpdate]:
-        """Updates of this round that start from these adapters, one at a time; a damaged file is asked for again."""
+        """Updates that this round took, which start from these adapters, one at a time; a damaged file is left out."""
         for path in sorted(self._folder.glob(f"{number:05d}-*.safetensors")):
             update = None
             with contextlib.suppress(errors.CheckpointError, ValueError, KeyError):
@@ -83,8 +84,9 @@ class Received:
 def _read(path: Path, number: int) -> state.SiteUpdate:
     adapter, extra, marks = checkpoint.read(path)
     about = json.loads(marks["update"])
+    asked = int(about.get("asked", number))  # an earlier release kept updates of the round itself alone
     return state.SiteUpdate(
-        about["site"], adapter, about["examples"], number - 1, about["base"], extra, about["metrics"]
+        about["site"], adapter, about["examples"], asked - 1, about["base"], extra, about["metrics"]
     )
 
 
