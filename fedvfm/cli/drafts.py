@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 
 SITE = Path("site.toml")
+MASKS = ("segmentation", "detection")
+"""Tasks that learn from masks, whose first class is the background."""
 EXAMPLES = {True: "background,lesion", False: "normal,abnormal"}
 """Class names of a recipe that was told none, with a background and without."""
 
@@ -120,7 +122,9 @@ def recipe(
     classes: Annotated[
         str | None, typer.Option(help="Class names: background,lesion. In segmentation the background first.")
     ] = None,
-    task: Annotated[str, typer.Option(help="segmentation, classification or case-classification.")] = "segmentation",
+    task: Annotated[
+        str, typer.Option(help="segmentation, detection, classification or case-classification.")
+    ] = "segmentation",
     backbone: Annotated[
         str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
     ] = "dinov2-small-imgfocus",
@@ -132,7 +136,7 @@ def recipe(
     from fedvfm.model import locking
     from fedvfm.templates import drafts
 
-    names = [part.strip() for part in (EXAMPLES[task == "segmentation"] if classes is None else classes).split(",")]
+    names = [part.strip() for part in (EXAMPLES[task in MASKS] if classes is None else classes).split(",")]
     names = [name for name in names if name]
     text = drafts.recipe(task, backbone, names)
     checked = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
@@ -150,7 +154,7 @@ def recipe(
         return
     if classes is None:
         print(f"note: {', '.join(names)} are examples; write your own into data.class_names", file=sys.stderr)
-    elif task == "segmentation":
+    elif task in MASKS:
         print(f"the background is '{names[0]}'")
     print(f"{path}: next: fedvfm recipe lock {path}")
 
@@ -168,7 +172,7 @@ def survey(
     from fedvfm.survey import draft
     from fedvfm.templates import drafts
 
-    names = [part.strip() for part in (EXAMPLES[task == "segmentation"] if classes is None else classes).split(",")]
+    names = [part.strip() for part in (EXAMPLES[task in MASKS] if classes is None else classes).split(",")]
     path = drafts.write(output, draft.text(task, [name for name in names if name], modality))
     if as_json:
         print(json.dumps({"file": str(path)}, indent=2))

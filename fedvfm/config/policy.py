@@ -105,8 +105,8 @@ class PolicyConfig(Part):
     """Licences of a backbone's weights that this site takes, as SPDX calls them; then weights of no known licence are
     refused; left out: any. Change: to those that your lawyers accept."""
     tasks: Annotated[tuple[base.Name, ...], base.names()] = ()
-    """Kinds of task: segmentation, classification, case-classification. Change: to the kind that you want to take part
-    in."""
+    """Kinds of task: segmentation, detection, classification, case-classification. Change: to the kind that you want to
+    take part in."""
     adapters: Annotated[tuple[base.Name, ...], base.names()] = ()
     """Kinds of adapter. Change: to the kinds that you accept."""
     max_rounds: Annotated[int, Field(ge=0)] = 0

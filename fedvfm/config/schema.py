@@ -166,12 +166,13 @@ class TaskConfig(Strict):
     """
 
     kind: Name = "segmentation"
-    """segmentation, classification or case-classification. Change: to what the labels are: masks, one class an image,
-    or one class a case of many images (the slices of a volume, the pictures of a folder)."""
+    """segmentation, detection, classification or case-classification. Change: to what the labels are: masks, of which
+    detection learns boxes (docs/detection.md), one class an image, or one class a case of many images (the slices of a
+    volume, the pictures of a folder)."""
     head: str | None = None
     """Of the model; left out, what fits the backbone: patch or pyramid (or unet, which looks further around), linear
-    for classification, sam-masks for SAM; for cases attention-mil, or mst, mean, max. Change: to compare heads; to mst
-    where the order of images counts."""
+    for classification, sam-masks for SAM; boxes for detection; for cases attention-mil, or mst, mean, max. Change: to
+    compare heads; to mst where the order of images counts."""
     prompt: Literal["none", "auto", "box", "points"] = "none"
     """Of SAM: none; auto, boxes and masks that the adapter itself proposes; box or points, drawn from the truth, whose
     scores are called "oracle prompt". Change: to auto to compare with none; to the others only to measure what perfect
@@ -197,9 +198,11 @@ class TaskConfig(Strict):
     options: dict[str, Option] = {}
     """Of classification: sampling = "uniform" or "balanced" (all classes drawn equally often; not under privacy at the
     site). Of cases also parts = 64, the images of a case that a training step takes at most, and layers = 1 of mst. Of
-    segmentation with prompt = "auto": passes = 2, how often the decoder draws, each time shown its last mask. Change:
+    segmentation with prompt = "auto": passes = 2, how often the decoder draws, each time shown its last mask. Of
+    detection threshold = 0.3, the least score of a box that is delivered and counts in F1, most = 100 boxes an image,
+    overlap = 0.5 of two boxes of a class of which the surer stays, least_pixels = 0 of an object in a mask. Change:
     sampling to "balanced" where classes are unequal in number; parts down where memory is short; passes to 1 to save
-    time."""
+    time; threshold up where false alarms cost more than what is missed."""
 
     @property
     def oracle(self) -> str:
@@ -228,9 +231,9 @@ class Rerun(Strict):
 class DataContract(Strict):
     """What every site's images must become: part of the recipe, the same everywhere.
 
-    ``class_names[0]`` is the background in segmentation. ``input_size`` is (height, width) in pixels: with
-    ``fit = "resize"`` every image is resized to it; with ``fit = "native"`` training takes random crops of it at the
-    image's own scale and evaluation sees the whole image. ``views`` > 0 draws that many augmented views of each
+    ``class_names[0]`` is the background in segmentation and detection. ``input_size`` is (height, width) in pixels:
+    with ``fit = "resize"`` every image is resized to it; with ``fit = "native"`` training takes random crops of it at
+    the image's own scale and evaluation sees the whole image. ``views`` > 0 draws that many augmented views of each
     training sample once and goes round them, so that what the frozen blocks compute can be kept; 0 draws afresh every
     epoch. ``intensity``: "percentile" stretches each image, "polarity" also turns bright backgrounds dark.
 
@@ -251,8 +254,8 @@ class DataContract(Strict):
     """
 
     class_names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=256, strict=False)]
-    """In segmentation the first is the background; of a target of columns they are the columns. At least two, except of
-    a regression. Change: to your classes; their order gives the class numbers."""
+    """In segmentation and detection the first is the background; of a target of columns they are the columns. At least
+    two, except of a regression. Change: to your classes; their order gives the class numbers."""
     modality: str = "any"
     """With a code of DICOM in it (CT, MR, ...) DICOM files of another are refused. Change: to CT, MR, ... where sites
     have several in one folder."""

@@ -21,6 +21,9 @@ from fedvfm.data.sources import index
 LABELS_OF: Mapping[str, str] = {"case-classification": "classification"}
 """Tasks whose samples are cases -> the task that their images' labels are for."""
 
+MASKS_OF: Mapping[str, str] = {"detection": "segmentation"}
+"""Tasks that learn something else from masks -> the task whose masks they are."""
+
 SHARED = {
     "label": "label",
     "values": "value",
@@ -49,6 +52,11 @@ def of(source: data.Source, recipe: schema.Recipe, *, table: bool = True) -> dat
     if recipe.data.depth:
         return whole_volumes.WholeVolumes(answered)
     return Bags(answered) if recipe.task.kind in LABELS_OF else answered
+
+
+def data_of(task: str) -> str:
+    """The task that a source's labels or masks are for, where ``task`` is trained on them."""
+    return {**LABELS_OF, **MASKS_OF}.get(task, task)
 
 
 def images_of(samples: Iterable[data.Sample]) -> list[data.Sample]:

@@ -25,7 +25,7 @@ def class_faults(
     """:func:`faults` of a task's kind and its classes, or the columns of its target."""
     found = []
     theirs, ours = ", ".join(info.class_names), ", ".join(class_names)
-    kind = bags.LABELS_OF.get(task, task)
+    kind = bags.data_of(task)
     if kind in ("segmentation", "classification") and info.task != kind:
         found.append(f"recipe.task.kind = '{task}': source '{info.name}' is for {info.task}")
     if of_columns:

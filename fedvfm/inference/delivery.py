@@ -14,7 +14,7 @@ from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.inference import export
 from fedvfm.model import adapted_model, precision
-from fedvfm.tasks import segmentation, words
+from fedvfm.tasks import detection, segmentation, words
 
 TOLERANCE = 1e-4
 
@@ -205,6 +205,22 @@ def require_images(model: adapted_model.AdaptedModel, what: str) -> None:
         )
 
 
+def require_no_boxes(model: adapted_model.AdaptedModel, what: str) -> None:
+    """Refuse adapters that detect, where only classes of images or pixels can be answered.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    if detects(model):
+        raise errors.ConfigError(
+            what,
+            [
+                "this adapter answers with boxes (recipe.task.kind = 'detection'), which this does not hold. Use "
+                "'fedvfm predict', or export --format onnx: a graph of heat maps and distances"
+            ],
+        )
+
+
 def require_slices(model: adapted_model.AdaptedModel, what: str) -> None:
     """Refuse adapters that see whole volumes, where images are taken one by one.
 
@@ -302,6 +318,13 @@ _OUTPUTS = {
 
 def what_comes_out(model: adapted_model.AdaptedModel) -> str:
     """How the numbers of the head are read, where they are no logits of classes; else nothing."""
+    if detects(model):
+        heat = len(model.recipe.data.class_names) - 1
+        return (
+            f", first {heat} heat map{'s' * (heat > 1)} of the classes but the background, as logits: a box stands at "
+            "each peak, and the sigmoid there is its score; then the distances from a pixel's middle to the left, "
+            "upper, right and lower side of its box, in pixels of the input"
+        )
     target = model.recipe.target
     units = ", ".join(unit for unit in target.units if unit) or "the unit of each column"
     meanings = {
@@ -322,3 +345,8 @@ def licence_line(model: adapted_model.AdaptedModel) -> list[str]:
 def dense(model: adapted_model.AdaptedModel) -> bool:
     """Whether the model gives a class for every pixel, rather than one for the image."""
     return isinstance(model.task, segmentation.Segmentation)
+
+
+def detects(model: adapted_model.AdaptedModel) -> bool:
+    """Whether the model answers with boxes."""
+    return isinstance(model.task, detection.Detection)

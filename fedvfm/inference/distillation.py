@@ -202,6 +202,7 @@ def _require_teacher(teacher: adapted_model.AdaptedModel) -> None:
         ConfigError, LicenceForbids: naming the remedy.
     """
     delivery.require_images(teacher, "distil")
+    delivery.require_no_boxes(teacher, "distil")
     delivery.require_slices(teacher, "distil")
     delivery.require_tableless(teacher, "distil")
     delivery.require_promptless(teacher, "distil")

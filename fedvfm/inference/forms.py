@@ -71,6 +71,7 @@ def export_adapter(
     if form != "onnx" or measured is not None:
         delivery.require_images(model, f"--format {form}")
         delivery.require_tableless(model, f"--format {form}")
+        delivery.require_no_boxes(model, f"--format {form}")
     if measured is not None:
         delivery.require_slices(model, "--int8")
     with output.whole(folder) as made, warnings.catch_warnings():

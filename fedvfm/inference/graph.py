@@ -289,7 +289,9 @@ def card_of(model: adapted_model.AdaptedModel, batch: int | None, checked: str, 
     sides = ", ".join(map(str, model.recipe.data.patch_size))
     classes = model.task.width
     size = "B" if batch is None else str(batch)
-    shape = f"({size}, {classes}, {sides})" if delivery.dense(model) else f"({size}, {classes})"
+    shape = (
+        f"({size}, {classes}, {sides})" if delivery.dense(model) or delivery.detects(model) else f"({size}, {classes})"
+    )
     columns = model.recipe.inputs.columns
     table = ', "table": table' if columns else ""
     usage = [

@@ -47,7 +47,8 @@ from fedvfm.model import adapted_model, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.storage import storage
-from fedvfm.tasks import case_heads, fusion, segmentation
+from fedvfm.tasks import boxes as boxing
+from fedvfm.tasks import case_heads, detection, fusion, segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
 SUMMARY = "summary.json"
@@ -205,6 +206,8 @@ def run(
         delivery.require_images(model, "--graph")
         delivery.require_promptless(model, "--graph")
     numbered = [item for item in found if item.kind == "dicom"]
+    if delivery.detects(model) and form != "auto":
+        raise errors.ConfigError("--as", ["this adapter answers with boxes, which are written as JSON; leave it out"])
     if delivery.dense(model) and form in ("auto", "dicom-seg") and numbered:
         segmentation_object.require_installed()
     asked = [item for item in found if item.name not in skipped]
@@ -491,6 +494,8 @@ class Predictor:
         self.place.begin()
         if self.model.task.bags:
             return self._case(item)
+        if isinstance(self.model.task, detection.Detection):
+            return [self._detected(item, self.model.task)]
         dense = delivery.dense(self.model)
         chosen = results.form_of(item, self.form) if dense else "csv"
         case, seen = self.images.case(item), self.images.seen(item)
@@ -518,6 +523,30 @@ class Predictor:
         for note in self._noted(item, chosen):
             self.notes.setdefault(note, []).append(item.name)
         return rows
+
+    def _detected(self, item: inputs.Item, task: detection.Detection) -> dict[str, Any]:
+        """Boxes of a picture, or of every slice of a volume, in a file of their own."""
+        header, own = self.images.seen(item).header, list[results.Detected]()
+        if header is None:
+            pixels, found = self._ready.pop(item.name) if item.name in self._ready else self._alone(item)
+            answered: Iterator[tuple[int, str, samples.Pixels, Tensor]] = iter([(0, item.name, pixels, found)])
+        else:
+            shown = self._slices(self.images.case(item), header, item.chosen)
+            answered = self._computed(shown, item.name, header)
+        for at, name, pixels, values in answered:
+            boxes = task.delivered(values, _size(pixels))
+            own.append(results.Detected(name, None if header is None else at, _size(pixels), boxes))
+            if self.overlays and (len(boxes) or header is None):
+                self.place.overlay(
+                    name, _middle(pixels.image, self.view), boxing.framed(boxes, _size(pixels)).astype(np.uint8)
+                )
+        self.place.boxes(item.name, own, self.names)
+        for note in self._noted(item, "json"):
+            self.notes.setdefault(note, []).append(item.name)
+        numbers = np.concatenate([each.boxes.classes for each in own])
+        counts = {name: {"boxes": int((numbers == at).sum())} for at, name in enumerate(self.names) if at}
+        row = self._row(item, "json", own[0].size if header is None else header.stored.shape, counts)
+        return {**row, "boxes": [line for each in own for line in each.rows(self.names)]}
 
     def _case(self, item: inputs.Item) -> list[dict[str, Any]]:
         """A case of many images: one row, with the weight of each image in its answer."""

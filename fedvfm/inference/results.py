@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from fedvfm.data.volumes import header as headers
 from fedvfm.data.volumes import volumes
 from fedvfm.inference import inputs, segmentation_object
 from fedvfm.storage import storage
+from fedvfm.tasks import boxes as boxing
 
 OVERLAYS = "overlays"
 CLASSES = "classes.csv"
@@ -29,7 +32,40 @@ VOLUMES = "volumes.csv"
 SOURCES = "sources.csv"
 OWN = {"picture": "png", "volume": "nifti", "dicom": "dicom-seg"}
 
+BOXES = "boxes.csv"
+
 Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Boxes of one image.
+
+    Attributes:
+        name: of the picture or slice.
+        slice: its number in the volume, from 0; None of a picture.
+        size: height and width of the image.
+        boxes: on its own pixels.
+    """
+
+    name: str
+    slice: int | None
+    size: tuple[int, int]
+    boxes: boxing.Boxes
+
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """A box a row, by falling score."""
+        given = zip(self.boxes.classes, self.boxes.scores, self.boxes.edges, strict=True)
+        return [
+            {
+                "image": self.name,
+                **({} if self.slice is None else {"slice": self.slice}),
+                "class": names[number],
+                "score": round(float(score), 4),
+                "box": [round(float(edge), 2) for edge in edges],
+            }
+            for number, score, edges in given
+        ]
 
 
 def form_of(item: inputs.Item, asked: str) -> str:
@@ -113,6 +149,19 @@ class Place:
         """A PNG of class numbers with a palette of colours."""
         storage.write_bytes(self._new(f"{name}.png"), _png(mask, classes))
 
+    def boxes(self, name: str, images: Sequence[Detected], names: Sequence[str]) -> None:
+        """A JSON of boxes (left, top, right, bottom) in pixels, by their edges: 0 is the left edge of the first one."""
+        written = {
+            "id": name,
+            "unit": "pixels; left, top, right, bottom, by edges",
+            "images": [
+                {"image": each.name, "size": list(each.size), **({} if each.slice is None else {"slice": each.slice})}
+                for each in images
+            ],
+            "boxes": [row for each in images for row in each.rows(names)],
+        }
+        storage.write_text(self._new(f"{name}.json"), json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+
     def nifti(self, name: str, labels: Labels, header: headers.Header) -> None:
         """A NIfTI on the input's own grid, packed unless the input is a NIfTI that is not."""
         ending = ".nii" if header.path.name.lower().endswith(".nii") else ".nii.gz"
@@ -143,12 +192,12 @@ class Place:
 
 
 def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[inputs.Item]) -> None:
-    """``classes.csv`` or ``values.csv``, ``parts.csv`` of cases, ``volumes.csv`` of masks, ``sources.csv`` of DICOM.
+    """``classes.csv``, ``values.csv`` or ``boxes.csv``; ``parts.csv`` of cases; ``volumes.csv``; ``sources.csv``.
 
-    The first holds classes, or the columns of a target that has columns. The second says how much each answer
-    rests on each image. The third has the millilitres of each class but the first, the background, of every input whose
-    voxels have a size, as ``recipe.inputs`` takes a table. The last holds paths as this site names them, for this site
-    alone; nothing else repeats them.
+    The first holds classes, the columns of a target that has columns, or boxes. The second says how much each answer
+    rests on each image. The third, of masks, has the millilitres of each class but the first, the background, of every
+    input whose voxels have a size, as ``recipe.inputs`` takes a table. The last holds paths of DICOM inputs as this
+    site names them, for this site alone; nothing else repeats them.
     """
     rows = [row for row in summary["inputs"] if "probabilities" in row or "values" in row]
     if rows and "values" in rows[0]:
@@ -159,6 +208,11 @@ def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[in
         names = summary["class_names"]
         lines = [[row["id"], row["class"], *(row["probabilities"][name] for name in names)] for row in rows]
         storage.write_text(folder / CLASSES, storage.table(["id", "class", *(f"p_{name}" for name in names)], lines))
+    detected = [(row["id"], box) for row in summary["inputs"] for box in row.get("boxes", ())]
+    if summary["task"] == "detection":
+        lines = [[name, box["image"], box["class"], box["score"], *box["box"]] for name, box in detected]
+        head = ["id", "image", "class", "score", "left", "top", "right", "bottom"]
+        storage.write_text(folder / BOXES, storage.table(head, lines))
     parts = [[row["id"], part["id"], part["weight"]] for row in rows for part in row.get("parts", ())]
     if parts:
         storage.write_text(folder / PARTS, storage.table(["id", "part", "weight"], parts))

@@ -92,6 +92,7 @@ def of_samples(
         *_of_answers(arm, own),
         *_of_classes(arm, tables, class_names, units),
         *_of_masks(arm, tables),
+        *_of_boxes(arm, tables),
         *_of_columns(arm, tables, class_names),
     ]
     few = {site: len(set(rows)) for site, rows in units.items() if len(set(rows)) < bootstrap.LEAST_UNITS}
@@ -282,6 +283,28 @@ def _of_masks(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
     if blank and arm == FEDERATED:
         each = "; ".join(_without_blank(site, own[site], count) for site, count in _first(blank))
         text = f"test images without foreground, on which an empty mask scores Dice 1: {each}{_rest(blank)}"
+        yield Finding(EMPTY_TRUTHS, arm, tuple(blank), text)
+
+
+def _of_boxes(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
+    """Sites where nothing was detected in any image, and images without an object."""
+    own = {site: table for site, table in tables.items() if "false_alarms" in table}
+    none = [
+        site
+        for site, table in own.items()
+        if len(table["hits"]) > 1
+        and not any(table["hits"])
+        and not any(table["false_alarms"])
+        and any(table["objects"])
+    ]
+    if none:
+        text = f"no box is sure enough to be delivered in any test image at {_count(none, own)} ({_some(none)})"
+        yield Finding(CONSTANT, arm, tuple(none), text)
+    blank = {site: sum(count == 0 for count in table["objects"]) for site, table in own.items()}
+    blank = {site: count for site, count in blank.items() if count}
+    if blank and arm == FEDERATED:
+        each = "; ".join(f"{site} {count} of {len(own[site]['objects'])}" for site, count in _first(blank))
+        text = f"test images without an object, on which no box scores F1 1: {each}{_rest(blank)}"
         yield Finding(EMPTY_TRUTHS, arm, tuple(blank), text)
 
 

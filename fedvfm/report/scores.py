@@ -14,6 +14,10 @@ NAMES = {
     "hd95": "HD95",
     "assd": "ASSD",
     "nsd": "NSD",
+    "f1": "F1 of boxes",
+    "map50": "mAP at IoU 0.5",
+    "map10": "mAP at IoU 0.1",
+    "cpm": "CPM (mean of FROC)",
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "ece": "ECE",
@@ -29,7 +33,15 @@ NAMES = {
     "calibration_error": "calibration at the horizon (predicted - observed survival)",
 }
 LOWER_IS_BETTER = ("hd95", "assd", "ece", "brier", "mae")
-OF_COLUMN = {"dice_": "Dice", "auroc_": "AUROC", "auprc_": "AUPRC", "mae_": "MAE", "r2_": "R2"}
+OF_COLUMN = {
+    "dice_": "Dice",
+    "ap50_": "AP at IoU 0.5",
+    "froc_": "FROC, false alarms an image:",
+    "auroc_": "AUROC",
+    "auprc_": "AUPRC",
+    "mae_": "MAE",
+    "r2_": "R2",
+}
 """What begins so is the metric of one class or one column; its own name follows."""
 
 

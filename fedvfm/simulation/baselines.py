@@ -265,8 +265,11 @@ def personal(experiment: schema.Experiment, site: str) -> Arm:
 def faults(experiment: schema.Experiment) -> list[str]:
     """Baselines that do not fit the task, or what the recipe keeps at the sites."""
     kind, own = experiment.recipe.task.kind, experiment.recipe.personal.kind
-    other = {"segmentation": ("majority", "classification")}.get(kind, ("unet", "segmentation"))
+    masks = ("majority", "classification")
+    other = {"segmentation": masks, "detection": masks}.get(kind, ("unet", "segmentation"))
     wrong = [f"baselines: '{other[0]}' is for {other[1]}"] if other[0] in experiment.baselines else []
+    if kind == "detection" and "classical" in experiment.baselines:
+        wrong.append("baselines: 'classical' is of masks or classes, and this recipe answers with boxes; leave it out")
     if not experiment.recipe.inputs.columns:
         wrong += [
             f"baselines: '{name}' is for a table beside the images (recipe.inputs), which this recipe does not take"

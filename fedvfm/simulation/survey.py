@@ -27,8 +27,7 @@ SEEDED = f"{SIMULATED}; the noise is drawn from a seed, so it protects nobody."
 
 def of_experiment(experiment: schema.Experiment) -> surveys.Survey:
     """The survey that asks for all that fits an experiment's task."""
-    kind = experiment.recipe.task.kind
-    return draft.default(bags.LABELS_OF.get(kind, kind), experiment.recipe.data)
+    return draft.default(bags.data_of(experiment.recipe.task.kind), experiment.recipe.data)
 
 
 def ask(
@@ -81,7 +80,7 @@ def run(
         fault = "recipe.target is of columns of the table; a survey knows masks and one class an image alone"
         raise errors.ConfigError("survey", [fault])
     asked = survey or of_experiment(experiment)
-    kind = bags.LABELS_OF.get(experiment.recipe.task.kind, experiment.recipe.task.kind)
+    kind = bags.data_of(experiment.recipe.task.kind)
     if (asked.task, asked.class_names) != (kind, experiment.recipe.data.class_names):
         fault = (
             f"it asks for {asked.task} of {', '.join(asked.class_names)}; the experiment is {kind} of "

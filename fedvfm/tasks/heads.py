@@ -5,6 +5,7 @@ No BatchNorm, so that sites and privacy do not mix samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,14 @@ TABLE = registry.Table(
         "sam-masks": "fedvfm.tasks.heads:SamMasks",
     },
 )
+
+CELL = 4
+"""(pixels) Side of what :class:`Boxes` computes one number of."""
+RARE = math.log(0.01 / 0.99)
+"""Logit of a heat map at first: an object is rare (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017,
+section 4.1)."""
+USUAL, FARTHEST = 8.0, 6.0
+"""(pixels) Distance of a box's side at first, and the logarithm of how many times as far or near it may come to be."""
 
 
 class Linear(nn.Module):
@@ -169,6 +178,41 @@ class UNet(nn.Module):
         merged = self.up2(_join(merged, half))
         result: Tensor = self.classify(self.up1(_join(merged, full)))
         return result
+
+
+class Boxes(nn.Module):
+    """Anchor-free boxes: a heat map of each class, and how far the four sides of the box lie from every pixel.
+
+    The last token grid is joined with two convolutions of the image at a quarter of its size, which is where heat and
+    sides are computed. Both are resized to the image bilinearly: inside of one object the distance to a side is a
+    linear function of the place, and so stays exact.
+
+    Shapes: image (B, 3, H, W), grid (B, D, h, w) -> (B, K - 1 + 4, H, W): logits of the classes but the background,
+        then the distances to the left, upper, right and lower side.
+    Units: distances in pixels of the image.
+    Source of the form: Tian et al., "FCOS", ICCV 2019, section 3 (four distances, exp); Zhou et al., "Objects as
+        Points", 2019, section 3 (a heat map a class, a stride of four).
+    """
+
+    grids = 1
+
+    def __init__(self, width: int, classes: int, inner: int = 64, stem: Sequence[int] = (16, 32)) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Conv2d(width, inner, 1)
+        self.stem2, self.stem4 = _convolution(3, stem[0], 2), _convolution(stem[0], stem[1], 2)
+        self.fuse, self.mix = _convolution(inner + stem[1], inner), _convolution(inner, inner)
+        self.heat, self.sides = nn.Conv2d(inner, classes - 1, 1), nn.Conv2d(inner, 4, 1)
+        nn.init.constant_(self.heat.bias, RARE)  # type: ignore[arg-type]
+        nn.init.zeros_(self.sides.weight)
+        nn.init.zeros_(self.sides.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: base.Features) -> Tensor:
+        """See the class."""
+        grid = self.project(self.norm(features.grids[-1].movedim(1, -1)).movedim(-1, 1))
+        merged = self.mix(self.fuse(_join(grid, self.stem4(self.stem2(features.image)))))
+        distances = USUAL * self.sides(merged).float().clamp(-FARTHEST, FARTHEST).exp()
+        return base.resize(torch.cat([self.heat(merged).float(), distances], dim=1), features.image.shape[-2:])
 
 
 class SamMasks(nn.Module):

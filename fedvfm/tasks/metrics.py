@@ -25,7 +25,7 @@ from fedvfm import errors, registry
 from fedvfm.tasks import surfaces
 
 CALIBRATION_BINS = 15
-_BOUNDS = {"dice": 1.0, "iou": 1.0, "nsd": 1.0, "brier": 2.0, "one_minus_brier": 1.0, "one_minus_nmae": 1.0}
+_BOUNDS = {"dice": 1.0, "f1": 1.0, "iou": 1.0, "nsd": 1.0, "brier": 2.0, "one_minus_brier": 1.0, "one_minus_nmae": 1.0}
 _OF_CLASS = "dice_"
 
 Floats = NDArray[np.float64]
@@ -163,13 +163,14 @@ class MetricSet(abc.ABC):
         self._rows[sample_id] = row
 
     def _table(self) -> Floats:
-        """Rows in the order of ids, shape (samples, columns)."""
+        """Rows in the order of ids, shape (samples, columns); what a set keeps behind them is left out."""
         for volume, pieces in self._waiting.items():
             of = next(iter(pieces.values()))[0].of
             raise errors.DataError(f"volume '{volume}': {len(pieces)} of {of} slices were scored; score all of them")
         if not self._rows:
             raise errors.DataError("no sample was scored, so no metric has a value; give every site a test sample")
-        return np.stack([self._rows[sample_id] for sample_id in self.ids])
+        width = len(self.columns) + len(self.DESCRIBING)
+        return np.stack([self._rows[sample_id][:width] for sample_id in self.ids])
 
 
 class SegmentationScores(MetricSet):
@@ -483,6 +484,7 @@ TABLE = registry.Table(
     {
         "case-classification": "fedvfm.tasks.metrics:ClassificationScores",
         "classification": "fedvfm.tasks.metrics:ClassificationScores",
+        "detection": "fedvfm.tasks.detection_metrics:DetectionScores",
         "segmentation": "fedvfm.tasks.metrics:SegmentationScores",
     },
 )

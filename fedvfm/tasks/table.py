@@ -9,6 +9,7 @@ TABLE = registry.Table(
     {
         "case-classification": "fedvfm.tasks.case_classification:CaseClassification",
         "classification": "fedvfm.tasks.classification:Classification",
+        "detection": "fedvfm.tasks.detection:Detection",
         "segmentation": "fedvfm.tasks.segmentation:Segmentation",
     },
 )

@@ -188,7 +188,11 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
             | _NORMS.get(kind.removesuffix("_vision_model"), {})
             | ({"data.input_size": [_side(shape)] * 2} if kind == "swin" else {})
         )
-        kinds = {"segmentation": _SEGMENTATION | layers, "classification": _CLASSIFICATION | layers}
+        kinds = {
+            "segmentation": _SEGMENTATION | layers,
+            "detection": _SEGMENTATION | layers,
+            "classification": _CLASSIFICATION | layers,
+        }
         values |= {"data.views": 4, **kinds.get(task, _CASES if task in bags.LABELS_OF else kinds["classification"])}
     found = fill(text("recipe.toml"), values)
     schema.parse(schema.Recipe, tomllib.loads(found), "recipe")

@@ -19,7 +19,7 @@ from fedvfm.client.gate import policy
 from fedvfm.config import schema
 from fedvfm.protocol import protocol
 from fedvfm.state import state
-from fedvfm.tasks import metrics
+from fedvfm.tasks import boxes, detection_metrics, metrics
 from fedvfm.trust import locked_recipe
 
 SHA, OTHER = "ab" * 32, "cd" * 32
@@ -204,6 +204,15 @@ def test_the_metrics_it_foretells_are_those_a_classification_reports() -> None:
     for number, row in enumerate(([0.9, 0.1], [0.2, 0.8])):
         scores.add(str(number), np.array(row), number)
     told = policy.leaving(make_recipe(task={"kind": "classification"}))
+    assert set(told) == set(scores.value()) | set(policy.TRAINING)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c"]])
+def test_the_metrics_it_foretells_are_those_a_detection_reports(names: list[str]) -> None:
+    scores = detection_metrics.DetectionScores(names, 0.3)
+    mask = np.arange(len(names)).repeat(4).reshape(-1, 2).repeat(2, axis=1)
+    scores.add("a", boxes.of_mask(mask), boxes.of_mask(mask))
+    told = policy.leaving(make_recipe(task={"kind": "detection"}, data={"class_names": names}))
     assert set(told) == set(scores.value()) | set(policy.TRAINING)
 
 

@@ -135,6 +135,7 @@ VIT = [
     for kind, task, way in (
         ("lora", "segmentation", "hooks"),
         ("lora", "classification", "hooks"),
+        ("lora", "detection", "hooks"),
         ("core", "segmentation", "hooks"),
         ("norm", "segmentation", "hooks"),
         ("bias", "classification", "hooks"),
@@ -349,6 +350,7 @@ ARMS = [("dino", kind) for kind in ("lora", "core", "adaptformer", "prompt-token
     ("sam", "lora"),
     ("sam", "bias"),
     ("tinyvit", "lora"),
+    ("dino", "detection"),
 ]
 
 
@@ -357,7 +359,11 @@ def built(tiny_dino: Path, sam_folders: dict[str, Path]) -> dict[tuple[str, str]
     """One model a backbone and kind, for all examples."""
     folders = {"dino": (tiny_dino, 56), **{name: (sam_folders[name], 64) for name in ("sam", "tinyvit")}}
     return {
-        (name, kind): moved(recipe(folders[name][0], side=folders[name][1], adapter={"kind": kind}))
+        (name, kind): moved(
+            recipe(folders[name][0], side=folders[name][1], task={"kind": kind})
+            if kind == "detection"
+            else recipe(folders[name][0], side=folders[name][1], adapter={"kind": kind})
+        )
         for name, kind in ARMS
     }
 

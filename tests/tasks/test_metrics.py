@@ -363,7 +363,7 @@ def test_class_names_must_be_two_and_different(names: list[str]) -> None:
 
 
 def test_the_table_holds_every_task_and_its_primary_metric_is_a_value() -> None:
-    assert metrics.TABLE.names() == ["case-classification", "classification", "segmentation"]
+    assert metrics.TABLE.names() == ["case-classification", "classification", "detection", "segmentation"]
     segmentation, classification = (
         metrics.TABLE.get("segmentation")(BINARY),
         metrics.TABLE.get("classification")(BINARY),

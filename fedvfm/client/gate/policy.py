@@ -21,7 +21,7 @@ from fedvfm.config import schema
 from fedvfm.config import survey as surveys
 from fedvfm.data import bags
 from fedvfm.state import factors
-from fedvfm.tasks import metrics
+from fedvfm.tasks import detection_metrics, metrics
 from fedvfm.trust import locked_recipe, signed_documents
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ WITHOUT = "not "
 """What begins so in the counts of classes is how many patients do not have a label."""
 TRAINING = ("loss", "seconds", "steps")
 """What a train reply says besides the adapter and the number of examples."""
-OF_CLASS = ("dice_", "auprc_", "auroc_", "mae_", "r2_")
+OF_CLASS = ("dice_", "ap50_", "auprc_", "auroc_", "mae_", "r2_")
 """What begins so is the score of one class, one label, or one column of numbers."""
 OVER_CLASSES = (
     "auprc",
@@ -44,8 +44,12 @@ OVER_CLASSES = (
     "c_index",
     "c_index_uno",
     "calibration_error",
+    "cpm",
     "event_share",
+    *(f"froc_{rate:g}" for rate in detection_metrics.RATES),
     "macro_f1",
+    "map10",
+    "map50",
     "one_minus_ibs",
     "quadratic_kappa",
 )
@@ -127,6 +131,7 @@ def leaving(recipe: schema.Recipe) -> tuple[str, ...]:
         # Another task's are not known before it runs; each is held back then unless the policy names it.
         known = recipe.task.kind in ("classification", *bags.LABELS_OF)
         whole, begins = OF_TARGETS[recipe.target.kind] if known else ((), ())
+        whole = detection_metrics.names(recipe.data.class_names) if recipe.task.kind == "detection" else whole
         found |= {*whole, *(begin + name for begin in begins for name in recipe.data.class_names)}
     return tuple(sorted(found))
 

@@ -22,7 +22,7 @@ def _scores(record: dict[str, Any]) -> str:
     """Mean training loss and mean validation of a round, in a few words."""
     loss = rounds.mean_loss(record)
     words = [] if loss is None else [f"loss {loss:.3f}"]
-    for metric in ("dice", "balanced_accuracy"):
+    for metric in ("dice", "balanced_accuracy", "f1"):
         values = [row[metric] for row in record["validation"].values() if metric in row]
         mark = f" ({record['prompt']})" if "prompt" in record else ""
         words += [f"val {metric} {sum(values) / len(values):.3f}{mark}"] if values else []

@@ -91,12 +91,12 @@ def change_row(change: bootstrap.Difference) -> dict[str, Any]:
     }
 
 
-OF_SAMPLES = ("dice", "one_minus_brier", "one_minus_nmae", "one_minus_ibs")
+OF_SAMPLES = ("dice", "f1", "one_minus_brier", "one_minus_nmae", "one_minus_ibs")
 """Metrics of single samples by which the worst is found, where there are no labels."""
 
 
 def worst_first(tables: Mapping[str, Columns]) -> dict[str, list[str]]:
-    """Site -> its test samples, the lowest Dice, the least probable true class or the farthest values first."""
+    """Site -> its test samples, the lowest Dice or F1, the least probable true class or the farthest values first."""
     return {
         site: [name for _, name in sorted(zip(_scores(rows), rows["id"], strict=True))]
         for site, rows in tables.items()

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from fedvfm.client.training import evaluator
 from fedvfm.client.training import site as sites
-from fedvfm.data import defect, overlay
+from fedvfm.data import defect, overlay, transforms
 from fedvfm.data import sample as samples
 from fedvfm.model import adapted_model
-from fedvfm.tasks import metrics, segmentation
+from fedvfm.tasks import boxes, detection, metrics, segmentation
 
 SITES = 8
 
@@ -31,6 +31,7 @@ class Picture:
         image: PNG of the image as the site's scanner shows it.
         truth, prediction: PNG of the grey image with coloured masks; None in classification.
         dice: Dice of the prediction, mean over foreground classes; None in classification.
+        f1: F1 of the boxes; None but in detection.
         label: the true class; None in segmentation.
         probabilities: class -> probability; empty in segmentation and of a target of columns.
         values: of a target of columns what was answered and the truth, in words, and how well they fit: exp(-loss).
@@ -44,6 +45,7 @@ class Picture:
     truth: bytes | None = None
     prediction: bytes | None = None
     dice: float | None = None
+    f1: float | None = None
     label: str | None = None
     probabilities: Mapping[str, float] | None = None
     values: tuple[str, float] | None = None
@@ -52,7 +54,9 @@ class Picture:
 
     @property
     def score(self) -> float:
-        """Dice, the probability of the true class, or closeness; what a gallery is sorted by."""
+        """Dice, F1, the probability of the true class, or closeness; what a gallery is sorted by."""
+        if self.f1 is not None:
+            return self.f1
         if self.dice is not None:
             return self.dice
         if self.values is not None:
@@ -124,6 +128,8 @@ def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: sample
         raise defect.MASK_MISSING.error(
             f"sample '{sample.id}' of site '{site.name}' has no mask to show; give every image one"
         )
+    if isinstance(model.task, detection.Detection):
+        return _boxed(model.task, site.name, sample, prepared, image, logits)
     predicted = segmentation.classes_at(logits, truth.shape)
     dice, _ = metrics.overlap(predicted, truth, len(model.recipe.data.class_names))
     part = ""
@@ -138,6 +144,31 @@ def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: sample
         prediction=overlay.png(overlay.drawn(image, predicted)),
         dice=float(dice[1:].mean()),
         part=part,
+    )
+
+
+def _boxed(
+    task: detection.Detection,
+    site: str,
+    sample: samples.Sample,
+    prepared: transforms.Prepared,
+    image: NDArray[np.float32],
+    logits: torch.Tensor,
+) -> Picture:
+    """An image with the frames of its objects, and of the boxes that are delivered."""
+    if prepared.truth is None:
+        raise ValueError("an image without truth")
+    size = prepared.truth.shape
+    scores = task.scores(surface=False)
+    task.score(scores, sample.id, logits, dataclasses.replace(prepared, part=None), sample.truth)
+    truth, predicted = task.objects(prepared.truth), task.delivered(logits, size)
+    return Picture(
+        site=site,
+        sample=sample.id,
+        image=overlay.png(overlay.as_shown(image)),
+        truth=overlay.png(overlay.drawn(image, boxes.framed(truth, size))),
+        prediction=overlay.png(overlay.drawn(image, boxes.framed(predicted, size))),
+        f1=scores.value()["f1"],
     )
 
 

@@ -404,6 +404,7 @@ def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
     mark = scores.shown("", found.federated)
     key = _class_key(found.what.recipe.data.class_names) if shown[0].truth is not None else ""
     by = "Dice" if shown[0].dice is not None else "the probability of the true class"
+    by = by if shown[0].f1 is None else "F1 of the boxes"
     by = by if shown[0].values is None else "how well the answer fits the truth"
     parts = [
         ("The worst of each site", f"No test sample of its site scores lower; sorted by {by}.", True),
@@ -435,6 +436,7 @@ def _sample(one: pictures.Picture, mark: str) -> str:
         if png is not None
     ]
     score = "" if one.dice is None else f", Dice {one.dice:.3f}{mark}"
+    score = score if one.f1 is None else f", F1 {one.f1:.3f}"
     caption = f"<figcaption>{page.text(one.site)}: {page.text(charts.shorten(one.sample, 28))}{score}</figcaption>"
     if one.values is not None:
         answered = f"<span>{page.text(one.values[0])}</span>"
