@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedvfm.inference.export import load_adapter
     from fedvfm.inference.forms import export_adapter
     from fedvfm.inference.predict import predict
+    from fedvfm.inference.publication import push_to_hub
     from fedvfm.registry import (
         register_adapter,
         register_backbone,
@@ -49,6 +50,7 @@ _LAZY = {
     "load_experiment": "fedvfm.simulation.experiment:load",
     "plan": "fedvfm.simulation.notebook:plan_of",
     "predict": "fedvfm.inference.predict:predict",
+    "push_to_hub": "fedvfm.inference.publication:push_to_hub",
     "register_adapter": "fedvfm.registry:register_adapter",
     "register_backbone": "fedvfm.registry:register_backbone",
     "register_baseline": "fedvfm.registry:register_baseline",
@@ -73,6 +75,7 @@ __all__ = [
     "load_experiment",
     "plan",
     "predict",
+    "push_to_hub",
     "register_adapter",
     "register_backbone",
     "register_baseline",

@@ -380,6 +380,20 @@ class ClaimRefuted(FedvfmError):
     restart = False
 
 
+class HubError(FedvfmError):
+    """Hugging Face did not take what was to be published; a commit is whole there, or not at all."""
+
+    code = "hub"
+    exit_code = 19
+    restart = False
+
+
+class HubLogin(HubError):
+    """Nobody is logged in to Hugging Face here, or the login may not write there; nothing was sent."""
+
+    code = "hub-login"
+
+
 class Interrupted(FedvfmError):
     """The user stopped the run; what was finished is saved."""
 

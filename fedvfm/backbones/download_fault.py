@@ -21,39 +21,64 @@ def of(hub: str, revision: str | None, error: BaseException, known: Sequence[str
         error: what was raised; its causes tell what happened below.
         known: names of repositories, to find the nearest.
     """
-    # By name: the client's own errors, and those of httpx or httpx2, whichever it stands on.
-    names = {kind.__name__ for raised in _chain(error) for kind in type(raised).__mro__}
+    names = kinds(error)
     what = f"backbone '{hub}' is not on this machine and cannot be downloaded"
     if "GatedRepoError" in names:
         terms = f"accept its terms at {PLACE}/{hub} with your account, then set HF_TOKEN to a token of it"
         return errors.WeightsGated(f"{what}: the repository is gated; {terms}")
     if "RevisionNotFoundError" in names:
         return errors.WeightsUnknown(f"{what}: the repository has no revision '{revision}'; {PLACE}/{hub} lists them")
-    status = next((code for raised in _chain(error) if (code := _status(raised))), 0)
-    if status == UNAUTHORISED or names & {"RepositoryNotFoundError", "HFValidationError"}:
+    answer = status(error)
+    if answer == UNAUTHORISED or names & {"RepositoryNotFoundError", "HFValidationError"}:
         near = registry.nearest(hub, list(known))
         return errors.WeightsUnknown(
             f"{what}: Hugging Face has no repository of that name, or it is private{near}. Check the spelling; for a "
             "private one set HF_TOKEN, and where it is set, check that it still holds"
         )
-    if "OfflineModeIsEnabled" in names:
-        return errors.NetworkDown(f"{what}: HF_HUB_OFFLINE is set, so nothing is asked. Unset it, or {_by_hand(hub)}")
-    if names & {"ConnectError", "TimeoutException", "ProxyError", "ConnectionError", "TimeoutError"}:
-        return _unreachable(hub, what, names)
-    answered = f"Hugging Face answered {status}" if status else type(error).__name__
+    if fault := unreachable(what, names, _by_hand(hub)):
+        return fault
+    answered = f"Hugging Face answered {answer}" if answer else type(error).__name__
     return errors.WeightsError(f"{what} ({answered}). Try again later, or {_by_hand(hub)}")
 
 
-def _unreachable(hub: str, what: str, names: set[str]) -> errors.WeightsError:
+def kinds(error: BaseException) -> set[str]:
+    """The names of all classes of an error and its causes: the client's own, and those of httpx or httpx2."""
+    return {kind.__name__ for raised in _chain(error) for kind in type(raised).__mro__}
+
+
+def status(error: BaseException) -> int:
+    """What the hub's HTTP answer was; 0 where there was none."""
+    codes = (int(getattr(getattr(raised, "response", None), "status_code", 0) or 0) for raised in _chain(error))
+    return next((code for code in codes if code), 0)
+
+
+def unreachable(what: str, names: set[str], instead: str) -> errors.WeightsError | None:
+    """The error for a hub that was not reached; None where it was.
+
+    Args:
+        what: did not happen.
+        names: of :func:`kinds`.
+        instead: what else a person may do.
+    """
+    if "OfflineModeIsEnabled" in names:
+        return errors.NetworkDown(f"{what}: HF_HUB_OFFLINE is set, so nothing is asked. Unset it, or {instead}")
+    if not names & {"ConnectError", "TimeoutException", "ProxyError", "ConnectionError", "TimeoutError"}:
+        return None
     proxy = _proxy()
+    if "SSLCertVerificationError" in names:
+        between = f"the proxy {proxy}" if proxy else "something between here and there"
+        return errors.ProxyRefused(
+            f"{what}: {between} answers with a certificate that is not trusted here. Ask your IT for the authority "
+            f"that it is issued by, name its file in SSL_CERT_FILE, or {instead}"
+        )
     if proxy or "ProxyError" in names:
         return errors.ProxyRefused(
             f"{what}: not through the proxy {proxy or 'that is set'}. Check HTTPS_PROXY and NO_PROXY, ask its people "
-            f"to let huggingface.co through, or {_by_hand(hub)}"
+            f"to let huggingface.co through, or {instead}"
         )
     return errors.NetworkDown(
         f"{what}: huggingface.co cannot be reached. Check the network, set HTTPS_PROXY where there is a proxy, or "
-        f"{_by_hand(hub)}"
+        f"{instead}"
     )
 
 
@@ -77,7 +102,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _status(error: BaseException) -> int:
-    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)

@@ -562,5 +562,48 @@ def export(
         print(f"computes what the adapter does: largest difference {written['difference']:.1g} of the largest logit")
 
 
+@app.command()
+def push(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter: a run's adapter/.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On Hugging Face; made if it is not there.")],
+    form: Annotated[
+        str, typer.Option("--format", help="adapter, or as for export: hf, onnx, onnx-int8, monai, peft.")
+    ] = "adapter",
+    public: Annotated[
+        bool, typer.Option("--public", help="For all to see; needs --licence. Private by default.")
+    ] = False,
+    licence: Annotated[str, typer.Option(help="Of what is published: an SPDX identifier, or LicenseRef-NAME.")] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace what the repository holds, in one commit.")
+    ] = False,
+    backbone: Annotated[str | None, typer.Option(help="Another place of the same backbone.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make and check everything, show the card, send nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a saved adapter, or an export of it, on Hugging Face, as who 'hf auth login' or HF_TOKEN says."""
+    extras.require()
+    from fedvfm.inference import publication
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    said = publication.push_to_hub(
+        adapter,
+        repository,
+        form=form,
+        public=public,
+        licence=licence,
+        replace=replace,
+        backbone=backbone,
+        dry_run=dry_run,
+    )
+    if as_json:
+        print(json.dumps(said, indent=2))
+        return
+    if dry_run:
+        print(said["card"])
+    print("\n".join(publication.summary(said)))
+
+
 if __name__ == "__main__":
     main()

@@ -129,7 +129,9 @@ def card(
 
 
 def _scores(made: Mapping[str, Any]) -> list[str]:
-    rows = [(name, arm) for name, arm in made.get("arms", {}).items() if arm["macro"] is not None]
+    # Cards are published: they name no site, so not the worst one either, nor arms of one site (KIND/SITE).
+    arms = {name: arm for name, arm in made.get("arms", {}).items() if "/" not in name}
+    rows = [(name, arm) for name, arm in arms.items() if arm["macro"] is not None]
     if not rows:
         return []
     head = [
@@ -142,10 +144,7 @@ def _scores(made: Mapping[str, Any]) -> list[str]:
     ]
     return [
         *head,
-        *(
-            f"| {name}{_mark(arm)} | {arm['macro']:.3f} | {arm['worst']['site']} {arm['worst']['value']:.3f} |"
-            for name, arm in rows
-        ),
+        *(f"| {name}{_mark(arm)} | {arm['macro']:.3f} | {arm['worst']['value']:.3f} |" for name, arm in rows),
     ]
 
 

@@ -65,6 +65,16 @@ class Result:
         """Every test sample of samples.csv (arm, site, sample, metric, value): a frame, or rows without pandas."""
         return summary.frame(self.path / "samples.csv")
 
+    def push_to_hub(self, repository: str, **options: Any) -> dict[str, Any]:
+        """Publish the final adapter; see :func:`fedvfm.push_to_hub`, whose options these are.
+
+        Raises:
+            FedvfmError: as there.
+        """
+        from fedvfm.inference import publication
+
+        return publication.push_to_hub(self.path / "adapter", repository, **options)
+
     def _repr_html_(self) -> str:
         """A small table for notebooks."""
         return summary.as_html(self.summary)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import datetime
 import http.server
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +16,13 @@ import pytest
 from fedvfm import errors
 from fedvfm.backbones import stored
 from fedvfm.config import schema
+from fedvfm.trust import certificates, keys
 
 HEADERS = {
     "someone/typo": (404, "RepoNotFound"),
     "someone/private": (401, ""),
     "someone/gated": (403, "GatedRepo"),
+    "someone/gated-to-strangers": (401, "GatedRepo"),
     "someone/old": (404, "RevisionNotFound"),
     "someone/broken": (500, ""),
 }
@@ -37,7 +42,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_CONNECT(self) -> None:
-        self.send_error(403)
+        """To a proxy: one name of a user is refused, another is asked for its password."""
+        given = base64.b64decode(self.headers.get("Proxy-Authorization", "").removeprefix("Basic "))
+        self.send_error(407 if given.startswith(b"stranger:") else 403)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -85,6 +92,7 @@ def fetch(monkeypatch: pytest.MonkeyPatch, place: str, name: str, revision: str 
         ("someone/typo", "weights-unknown"),
         ("someone/private", "weights-unknown"),
         ("someone/gated", "weights-gated"),
+        ("someone/gated-to-strangers", "weights-gated"),
         ("someone/old", "weights-unknown"),
         ("someone/broken", "weights"),
     ],
@@ -111,11 +119,32 @@ def test_nothing_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetch(monkeypatch, "http://127.0.0.1:9", "someone/typo").code == "network"
 
 
-@pytest.mark.parametrize("alive", [True, False])
-def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch, server: str, alive: bool) -> None:
+@pytest.mark.parametrize(("user", "alive"), [("me", True), ("stranger", True), ("me", False)])
+def test_a_proxy_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, server: str, user: str, alive: bool
+) -> None:
+    """One that refuses (403), one that wants another password (407), one that is dead."""
     proxy = server if alive else "127.0.0.1:9"
-    monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@{proxy}")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{user}:secret@{proxy}")
     error = fetch(monkeypatch, "https://huggingface.co", "someone/typo")
     assert error.code == "proxy", error
     assert proxy in str(error)
     assert "secret" not in str(error)
+
+
+def test_a_certificate_that_is_not_trusted_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where a hospital's proxy opens what is encrypted: the remedy is its authority."""
+    now = datetime.datetime.now(datetime.UTC)
+    key, certificate = certificates.make_server(*certificates.make_authority("a proxy", now), ["127.0.0.1"], now)
+    keys.write_private(tmp_path / "key.pem", key, pem=True)
+    (tmp_path / "certificate.pem").write_text(certificates.to_pem(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as listening:
+        listening.socket = context.wrap_socket(listening.socket, server_side=True)
+        thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        error = fetch(monkeypatch, f"https://127.0.0.1:{listening.server_address[1]}", "someone/typo")
+        listening.shutdown()
+        thread.join()
+    assert (error.code, "SSL_CERT_FILE" in str(error)) == ("proxy", True), error

@@ -122,7 +122,7 @@ def test_load_adapter_gives_equal_logits(tiny_dino: Path, tmp_path: Path, kind: 
     assert ("This kind is not one of PEFT's" in card) == (not with_peft)
     assert model.read().fingerprint in card
     assert "one average brain, no patient claim" in card
-    assert "| federated | 0.500 | north 0.250 |" in card
+    assert "| federated | 0.500 | 0.250 |" in card
 
 
 def test_the_unet_loads_too(tmp_path: Path) -> None:
