@@ -315,6 +315,8 @@ def _contract(locked: locked_recipe.LockedRecipe) -> str:
     data = locked.recipe.data
     size, unit = " x ".join(map(str, data.patch_size)), "voxels" if data.depth else "pixels"
     how = "resized to" if data.fit == "resize" else "cut into pieces of"
+    if data.spacing:
+        how = f"resampled to voxels of {' x '.join(f'{side:g}' for side in data.spacing)} mm, {how}"
     return f"modality {data.modality}; {how} {size} {unit}; intensity {data.intensity}"
 
 

@@ -238,7 +238,8 @@ class DataContract(Strict):
     epoch. ``intensity``: "percentile" stretches each image, "polarity" also turns bright backgrounds dark.
 
     ``depth`` > 0 makes each volume one sample, which a network of three dimensions sees in pieces of ``depth`` slices
-    of ``input_size``; a third of them have a voxel of a class in the middle.
+    of ``input_size``; a third of them have a voxel of a class in the middle. ``spacing`` brings the voxels of all
+    volumes to one size before that; masks and scores are on the volume's own grid.
 
     Of volumes ``plane`` says how they are cut ("acquired": as the scanner did, which may differ from site to site) and
     ``stack = 3`` shows every slice between its two neighbours, one a channel (2.5D). ``window`` is a name of
@@ -282,6 +283,11 @@ class DataContract(Strict):
     depth: Annotated[int, Field(ge=0, le=1024)] = _later(0)
     """(slices) A sample is a whole volume, and training sees pieces of so many slices of input_size; 0: a sample is a
     slice. Needs backbone unet3d and fit = native. Change: to about the depth of the structures, a multiple of 8."""
+    spacing: Annotated[tuple[Annotated[float, Field(ge=0.05, le=50.0)], ...], Field(max_length=3, strict=False)] = (
+        _later(())
+    )
+    """(millimetres) Of whole volumes: distance of slices, of rows and of columns that every volume is resampled to;
+    left out, voxels keep their size. Change: to about the median of the sites where scanners' voxels differ."""
     stack: Literal[1, 3] = 1
     """(slices) 3 shows each slice between its two neighbours. Change: to 3 where one slice alone does not show the
     structure."""
@@ -329,6 +335,8 @@ class DataContract(Strict):
     def _agree(self) -> DataContract:
         if self.window is not None and self.intensity == "polarity":
             raise ValueError('window and intensity = "polarity" exclude each other: a window fixes what is dark')
+        if self.spacing and (len(self.spacing) != 3 or not self.depth):
+            raise ValueError("spacing: three numbers (slices, rows, columns), of whole volumes: set depth too")
         if self.stack > 1 and self.grey:
             raise ValueError("stack = 3 and grey = true exclude each other: the neighbours would be mixed into one")
         if self.class_codes and (len(self.class_codes) != len(self.class_names) or self.class_codes[0]):

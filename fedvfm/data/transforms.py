@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ MOST_ZOOM = 1.2
 MOST_SHIFT = 0.05
 FOREGROUND = 1 / 3
 """Of the pieces of a volume: those that have a voxel of a class in the middle."""
+
+LARGEST_VOLUME = 2**29
+"""Voxels of a resampled volume, 2 GiB in each channel: a recipe's spacing must not fill a site's memory."""
 
 DROPOUT = "channel-dropout"
 
@@ -71,10 +75,11 @@ def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int
 
     Shapes: ``pixels.image`` (C, H, W) with C 1 or 3 becomes (3, h, w): ``contract.input_size`` with
     ``fit = "resize"``, the image's own sides rounded to ``multiple`` with ``fit = "native"``; a volume
-    (C, D, H, W) becomes (3, d, h, w).
+    (C, D, H, W) becomes (3, d, h, w), with ``contract.spacing`` of voxels of that size.
 
     Raises:
-        DataError: for other channel counts, values that are not finite, a mask outside the classes or of another size.
+        DataError: for other channel counts, values that are not finite, a mask outside the classes or of another size,
+            or as :func:`size_of`.
     """
     _check(pixels, num_classes)
     image = to_grey(pixels.image) if contract.grey else pixels.image
@@ -89,14 +94,48 @@ def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int
         image = np.asarray(1.0 - image, dtype=np.float32)
         if pixels.padded is not None:
             image[:, pixels.padded] = 0.0
-    size = contract.input_size if contract.fit == "resize" else rounded(image.shape[1:], multiple)
-    image = resize(image, size)
+    image = resize(image, size := size_of(image.shape[1:], pixels.spacing, contract, multiple))
     if pixels.absent:
         image = refilled(image, pixels.absent)
     if image.shape[0] == 1:
         image = in_three(image)
     mask = None if pixels.mask is None else resize_mask(pixels.mask, size)
     return Prepared(image, mask, pixels.mask, pixels.spacing, pixels.part, pixels.absent)
+
+
+def size_of(
+    shape: Sequence[int], spacing: Sequence[float] | None, contract: schema.DataContract, multiple: int = 1
+) -> tuple[int, ...]:
+    """Sides of a prepared image.
+
+    Args:
+        shape: its own: (height, width), of a volume slices before them.
+        spacing: of them, where it is known.
+        contract: of the recipe.
+        multiple: that the sides are rounded to.
+
+    Raises:
+        DataError: for a volume that must be resampled and does not say its spacing, or would have too many voxels.
+    """
+    if contract.fit == "resize":
+        return contract.input_size
+    if not contract.spacing:
+        return rounded(shape, multiple)
+    wanted = " x ".join(f"{size:g}" for size in contract.spacing)
+    if spacing is None:
+        raise defect.PIXEL_SIZE.error(
+            f"a volume that does not say how large its voxels are, but recipe.data.spacing brings all to {wanted} mm; "
+            "bring files that say it, or leave spacing out of the recipe"
+        )
+    size = rounded(
+        [side * own / want for side, own, want in zip(shape, spacing, contract.spacing, strict=True)], multiple
+    )
+    if math.prod(size) > LARGEST_VOLUME:
+        raise defect.TOO_LARGE.error(
+            f"a volume of {' x '.join(map(str, size))} voxels of recipe.data.spacing = {wanted} mm; at most "
+            f"{LARGEST_VOLUME:,} voxels are computed. Ask for a coarser spacing"
+        )
+    return size
 
 
 def in_three(image: Image) -> Image:
@@ -118,7 +157,7 @@ def refilled(image: Image, absent: Sequence[int]) -> Image:
     return whole
 
 
-def rounded(size: Sequence[int], multiple: int) -> tuple[int, ...]:
+def rounded(size: Sequence[float], multiple: int) -> tuple[int, ...]:
     """All sides at the nearest positive multiple."""
     return tuple(max(1, round(side / multiple)) * multiple for side in size)
 

@@ -292,7 +292,9 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     if model.recipe.words is not None:
         lines.insert(1, f"- sentences: {model.recipe.words.describe(contract.class_names)}")
     if contract.depth:
-        lines.insert(2, f"- axes: {_AXES[contract.plane]}; voxels keep their size")
+        wanted = " x ".join(f"{size:g}" for size in contract.spacing)
+        voxels = f"voxels resampled to {wanted} mm" if wanted else "voxels keep their size"
+        lines.insert(2, f"- axes: {_AXES[contract.plane]}; {voxels}")
     if contract.stack > 1:
         lines.insert(1, "- channels: each slice between its two neighbours")
     elif contract.channels:

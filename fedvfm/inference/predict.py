@@ -726,6 +726,7 @@ class Predictor:
             )
         whole = whole_volumes.joined([pixels for _, _, pixels in shown], part)
         (logits,) = self.logits([whole], [name])
+        logits = segmentation.resized(logits, whole.image.shape[1:])
         for number, numbered in enumerate(shown):
             yield (*numbered, logits[:, number])
 

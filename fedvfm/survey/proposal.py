@@ -35,9 +35,11 @@ ANISOTROPIC = 3.0
 """Slices that lie so many times as far apart as pixels do are anisotropic, by nnU-Net's rule."""
 WEIGHTS = (0.25, 4.0)
 """Bounds of a class weight: a class that is hardly there must not be all that counts."""
+FINER = 0.1
+"""Quantile of the distance of anisotropic slices that volumes are resampled to, by nnU-Net's rule."""
 SURE = 2.0
 """Standard deviations of the noise that a rule reckons with."""
-RESTING = ("data.input_size", "data.window", "task.class_weights")
+RESTING = ("data.input_size", "data.window", "data.spacing", "task.class_weights")
 """Keys whose values rest on what sites tell."""
 APART = 0.1
 """Share of a value by which it must change without a site before that is said."""
@@ -191,14 +193,18 @@ def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Pro
     values: dict[str, Any] = {}
     reasons: list[tuple[str, str]] = []
     left: list[tuple[str, str]] = []
-    for rule in (_modality, _size, _window, _weights):
+    volumes = bool(drafts.piece(backbone))
+    for rule in (_modality, _size, *((_target_spacing,) if volumes else ()), _window, _weights):
         key, value, why = rule(result, backbone, largest)
         if value is None:
             left.append((key, why))
         else:
             values[key] = value
             reasons.append((key, why))
-    left.append(("spacing", _spacing(result)))
+    if not volumes:
+        left.append(("spacing", _spacing(result)))
+    else:
+        left.append(("data.depth", "no survey asks how many slices a volume has"))
     for key, why in (
         ("optimiser.batch_size", "follows from the memory of the sites' machines, which no survey asks for"),
         (
@@ -238,12 +244,44 @@ def _size(result: answer.Merged, backbone: str, largest: int) -> Ruled:
         medians.append(median)
         bounded = min(max(median, SMALLEST), largest)
         sizes.append(max(1, int(bounded // side)) * side)
+    if piece := drafts.piece(backbone):
+        return (
+            key,
+            _fitted(medians, side, piece),
+            f"lower edge of the bin with the median over patients ({medians[0]:g} x {medians[1]:g} pixels), made "
+            f"smaller along the longer side until a piece has no more voxels than a drafted one "
+            f"({' x '.join(map(str, piece))}), as nnU-Net fits a patch into memory, and a multiple of {side}",
+        )
     return (
         key,
         sizes,
         f"lower edge of the bin with the median over patients ({medians[0]:g} x {medians[1]:g} pixels), between "
         f"{SMALLEST} and {largest}, rounded down to a multiple of {side}, the grid of {backbone}",
     )
+
+
+def _fitted(medians: Sequence[float], side: int, piece: Sequence[int]) -> list[int]:
+    """Height and width of a piece of a volume, multiples of ``side``, of at most as many voxels as ``piece``."""
+    sides = [max(1, int(median // side)) for median in medians]
+    while math.prod(sides) * side**2 > math.prod(piece[1:]):
+        longest = max(range(len(sides)), key=sides.__getitem__)
+        sides[longest] -= 1
+    return [number * side for number in sides]
+
+
+def _target_spacing(result: answer.Merged, backbone: str, largest: int) -> Ruled:
+    key, medians = "data.spacing", _spacings(result)
+    if None in medians:
+        return key, None, f"{_UNKNOWN_SPACING}: voxels keep their size"
+    row, column, between = (float(median or 0.0) for median in medians)
+    rule = "lower edges of the bins with the medians over patients"
+    if between >= ANISOTROPIC * min(row, column):
+        part = histogram(result, "slice-spacing")
+        rule += f"; slices are {ANISOTROPIC:g} times as far apart or more"
+        if part is not None and (part.hidden or 0.0) <= UNSEEN and not part.unsure(FINER / 2):
+            between = part.low(part.bin_at(FINER))
+            rule += f", so of their distance the {FINER:.0%} quantile"
+    return key, [between, row, column], f"{rule} ({between:g} mm from slice to slice, {row:g} x {column:g} mm a voxel)"
 
 
 def _window(result: answer.Merged, backbone: str, largest: int) -> Ruled:
@@ -302,8 +340,11 @@ def _weights(result: answer.Merged, backbone: str, largest: int) -> Ruled:
     )
 
 
-def _spacing(result: answer.Merged) -> str:
-    """Medians of the spacings, and nnU-Net's word on them."""
+_UNKNOWN_SPACING = "no median is known: not asked for, withheld, lost in the noise, or the files do not say it"
+
+
+def _spacings(result: answer.Merged) -> list[float | None]:
+    """Medians of rows, of columns and from slice to slice; None where one is not known."""
     medians: list[float | None] = []
     for name in ("row-spacing", "column-spacing", "slice-spacing"):
         part = histogram(result, name)
@@ -311,16 +352,21 @@ def _spacing(result: answer.Merged) -> str:
             medians.append(None)
         else:
             medians.append(part.low(part.bin_at(0.5)))
-    row, column, between = medians
+    return medians
+
+
+def _spacing(result: answer.Merged) -> str:
+    """Medians of the spacings, and nnU-Net's word on them."""
+    row, column, between = _spacings(result)
     if row is None or column is None:
-        return "no median is known: not asked for, withheld, lost in the noise, or the files do not say it"
+        return _UNKNOWN_SPACING
     said = f"median {row:g} x {column:g} mm a pixel"
     if between is None:
-        return f"{said}; a recipe has no target spacing: images are resized (data.fit)"
+        return f"{said}; a recipe of slices has no target spacing: images are resized (data.fit)"
     said += f", {between:g} mm from slice to slice"
     if between >= ANISOTROPIC * min(row, column):
         return f"{said}: anisotropic, so slices are best cut as the scanner did (data.plane), and each seen by itself"
-    return f"{said}; a recipe has no target spacing: images are resized (data.fit)"
+    return f"{said}; a recipe of slices has no target spacing: images are resized (data.fit)"
 
 
 def _share(value: float | None) -> str:

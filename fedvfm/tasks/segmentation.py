@@ -241,7 +241,10 @@ def classes_at(logits: Tensor, size: Sequence[int]) -> NDArray[np.int64]:
 
     Logits are resized before the class is chosen. Shapes: (K, h, w) -> (H, W); of volumes (K, d, h, w) -> (D, H, W).
     """
-    own = logits.float().unsqueeze(0)
-    if tuple(logits.shape[1:]) != tuple(size):
-        own = backbones.resize(own, size)
-    return own[0].argmax(dim=0).cpu().numpy().astype(np.int64)
+    return resized(logits, size).argmax(dim=0).cpu().numpy().astype(np.int64)
+
+
+def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits at another size, in float32; as they are where it is theirs. Shapes: as :func:`classes_at` takes them."""
+    own = logits.float()
+    return own if tuple(own.shape[1:]) == tuple(size) else backbones.resize(own.unsqueeze(0), size)[0]

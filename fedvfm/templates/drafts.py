@@ -42,9 +42,10 @@ _CASES = {"optimiser.learning_rate": 1e-3, "optimiser.batch_size": 8, "adapter.k
 """Of cases the head alone: a step through the backbone computes every image of eight cases."""
 _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
+_PIECE = (32, 96, 96)
 _WHOLE_VOLUMES = {
-    "data.depth": 32,
-    "data.input_size": [96, 96],
+    "data.depth": _PIECE[0],
+    "data.input_size": list(_PIECE[1:]),
     "data.fit": "native",
     "optimiser.batch_size": 2,
 }
@@ -172,7 +173,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         values["backbone.sha256"] = known.sha256
     kind, vision = str(shape.get("model_type", "")), shape.get("vision_config", shape)
     if backbone in backbones.TABLE and known is None:
-        values |= _SCRATCH | (_WHOLE_VOLUMES if backbone == "unet3d" else {})
+        values |= _SCRATCH | (_WHOLE_VOLUMES if piece(backbone) else {})
     elif kind.startswith("sam"):
         side = int(shape.get("vision_config", {}).get("image_size", _SAM_SIDE))
         values |= _SAM | {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}
@@ -220,6 +221,14 @@ def sides(backbone: str) -> tuple[int, bool]:
         size: int = tomllib.loads(recipe("segmentation", backbone, ["background", "lesion"]))["data"]["input_size"][0]
         return size, True
     return int(shape.get("vision_config", shape).get("patch_size", 16)), False
+
+
+def piece(backbone: str) -> tuple[int, ...]:
+    """What a drafted recipe shows of a volume to a backbone of whole volumes; empty for a backbone of slices.
+
+    Units: voxels, (slices, height, width).
+    """
+    return _PIECE if backbone == "unet3d" else ()
 
 
 def _shape(settings: schema.BackboneConfig) -> Mapping[str, Any]:

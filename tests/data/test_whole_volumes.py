@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from fedvfm.model import adapted_model, feature_cache, memory
 from fedvfm.privacy import gradients, records
 from fedvfm.protocol import protocol
 from fedvfm.simulation import inspection
+from fedvfm.tasks import segmentation
 from tests.privacy import test_private_training as private
 
 SHAPE = (20, 26, 12)
@@ -88,9 +90,11 @@ def source(folder: Path, chosen: schema.Recipe | None = None) -> samples.Source:
     return bags.of(table.make(schema.SourceConfig.model_validate(values), chosen.data), chosen)
 
 
-def site_of(folder: Path, train: Sequence[int] = (0, 1), test: Sequence[int] = (2,)) -> sites.Site:
-    own = source(folder)
-    parts = [tuple(own.samples()[at] for at in chosen) for chosen in (train, test)]
+def site_of(
+    folder: Path, train: Sequence[int] = (0, 1), test: Sequence[int] = (2,), chosen: schema.Recipe | None = None
+) -> sites.Site:
+    own = source(folder, chosen)
+    parts = [tuple(own.samples()[at] for at in numbers) for numbers in (train, test)]
     hospital = virtual_hospitals.Hospital("north", own, parts[0], (), parts[1])
     return sites.Site("north", hospital, cache=feature_cache.FeatureCache(2**24), simulated=True)
 
@@ -150,6 +154,45 @@ def test_a_recipe_of_slices_has_the_bytes_it_had() -> None:
     plain = recipe(backbone={"name": "unet"}, data={"depth": 0})
     assert "depth" not in plain.model_dump_json()
     assert "depth" in recipe().model_dump_json()
+    assert "spacing" not in recipe().model_dump_json()
+    for wrong in ({"depth": 0, "spacing": [1.0, 1.0, 1.0]}, {"spacing": [1.0, 1.0]}):
+        with pytest.raises(errors.ConfigError, match="spacing: three numbers"):
+            recipe(backbone={"name": "unet"}, data=wrong)
+
+
+def test_volumes_are_brought_to_one_spacing_and_answered_on_their_own_grid(folder: Path, tmp_path: Path) -> None:
+    """A ball keeps its volume in millimetres; the mask has the file's voxels, wherever it was computed."""
+    chosen = recipe(data={"spacing": [1.25, 2.0, 1.5]})
+    own, contract = source(folder, chosen), chosen.data
+    for sample in own.samples():
+        pixels = own.read(sample)
+        assert pixels.spacing is not None
+        prepared = transforms.prepare(pixels, contract, 3)
+        assert prepared.mask is not None
+        assert prepared.truth is not None
+        want = zip(pixels.image.shape[1:], pixels.spacing, contract.spacing, strict=True)
+        shape = tuple(round(side * size / new) for side, size, new in want)
+        assert prepared.image.shape == (3, *shape)
+        assert prepared.mask.shape == shape
+        before = (prepared.truth == 2).sum() * np.prod(pixels.spacing)
+        assert 0.8 < (prepared.mask == 2).sum() * np.prod(contract.spacing) / before < 1.25
+    with pytest.raises(errors.DataError, match="does not say how large its voxels are"):
+        transforms.prepare(dataclasses.replace(pixels, spacing=None), contract, 3)
+    tiny = recipe(data={"spacing": [0.05, 0.05, 0.05]}).data
+    with pytest.raises(errors.DataError, match="at most 536,870,912 voxels"):
+        transforms.size_of((300, 512, 512), (1.0, 0.8, 0.8), tiny)
+    saved = export.save(private.moved(chosen).eval(), tmp_path / "adapter", {})
+    made = fedvfm.predict(saved, folder / "images" / "b.nii.gz", tmp_path / "out")
+    mask = np.asarray(nibabel.load(tmp_path / "out" / "b.nii.gz").dataobj)
+    assert mask.shape == SHAPE
+    assert len(np.unique(mask)) > 1
+    site, model = site_of(folder, test=(1,), chosen=chosen), fedvfm.load_adapter(saved)
+    (sample,) = site.split("test")
+    logits = evaluator.logits(model, site, sample, site.whole(model, sample))
+    assert logits.shape == (3, 24, 13, 20)
+    counts = np.bincount(segmentation.classes_at(logits, (12, 26, 20)).ravel(), minlength=3).tolist()
+    assert [row["voxels"] for row in made["inputs"][0]["classes"].values()] == counts
+    assert "voxels resampled to 1.25 x 2 x 1.5 mm" in "".join(delivery.what_goes_in(model))
 
 
 def test_pieces_often_hold_a_class_and_are_padded_where_a_volume_ends() -> None:

@@ -12,6 +12,7 @@ from fedvfm.config import schema
 from fedvfm.survey import answer, draft, layout, proposal, results
 from tests.survey import hospital
 
+EDGES = [16, 32, 48, 64, 128, 192, 256, 512]
 CT = {"modality": "CT", "scale": "file", "intensity_range": [-1000.0, 1000.0], "intensity_bins": 100}
 
 
@@ -146,6 +147,29 @@ def test_slices_far_apart_are_called_anisotropic() -> None:
     }
     left = dict(proposal.propose(result(rows), "dinov2-small-imgfocus").left)
     assert "anisotropic" in left["spacing"]
+
+
+@pytest.mark.parametrize(("rows", "columns", "size"), [(512, 512, [96, 96]), (50, 200, [48, 192]), (30, 30, [16, 16])])
+def test_a_piece_of_a_volume_fits_where_the_drafted_one_does(rows: int, columns: int, size: list[int]) -> None:
+    edges = {"size_edges": EDGES}
+    sizes = {name: {at(name, side, **edges): 100.0} for name, side in (("rows", rows), ("columns", columns))}
+    assert proposal.propose(result(sizes, **edges), "unet3d").values["data.input_size"] == size
+
+
+@pytest.mark.parametrize(
+    ("between", "target"), [({2.0: 100.0}, [2.0, 0.5, 0.5]), ({1.0: 15.0, 5.0: 85.0}, [1.0, 0.5, 0.5])]
+)
+def test_volumes_are_brought_to_the_median_spacing(between: dict[float, float], target: list[float]) -> None:
+    """Of slices far apart to a fine tenth of it, as nnU-Net has it."""
+    rows = {name: {at(name, 0.5): 100.0} for name in ("row-spacing", "column-spacing")}
+    rows["slice-spacing"] = {at("slice-spacing", value): count for value, count in between.items()}
+    whole = result(rows)
+    proposed = proposal.propose(whole, "unet3d")
+    assert proposed.values["data.spacing"] == target
+    assert "data.depth" in dict(proposed.left)
+    assert f"spacing = {target}" in proposal.recipe(whole, proposed, "unet3d")
+    assert "keep their size" in dict(proposal.propose(result({}), "unet3d").left)["data.spacing"]
+    assert "data.spacing" not in proposal.propose(whole, "dinov2-small-imgfocus").values
 
 
 def test_what_nothing_decides_is_said() -> None:

@@ -346,17 +346,21 @@ def _images(made: Checked, model: adapted_model.AdaptedModel) -> list[budget.Ima
         return []
     contract, rows, number_of = model.recipe.data, made.seen.found.rows, made.seen.split_of
     view = math.prod(contract.patch_size)
-    counts: Counter[tuple[tuple[int, ...], bool, bool]] = Counter()
+    counts: Counter[tuple[tuple[int, ...], tuple[float, ...] | None, bool, bool]] = Counter()
     samples_of, whole = made.seen.samples, contract.depth > 0
     if whole:  # a row is a slice, and what is prepared is its volume
         rows = list({row.number: row for row in rows}.values())
     for row in rows:
-        size = (len(samples_of[row.number - 1].images), *row.size) if whole else row.size
-        counts[(size, row.colour and not contract.grey, number_of.get(row.number) == "train")] += 1
+        size: tuple[int, ...] = row.size
+        spacing: tuple[float, ...] | None = None
+        if whole:
+            slices = samples_of[row.number - 1].images
+            size, part = (len(slices), *row.size), slices[0].part
+            spacing = None if part is None or row.spacing is None else (part.step, *row.spacing)
+        counts[(size, spacing, row.colour and not contract.grey, number_of.get(row.number) == "train")] += 1
     found = []
-    for (truth, colour, trained), seen in counts.items():
-        native = contract.fit == "native"
-        prepared = transforms.rounded(truth, model.backbone.patch) if native else contract.input_size
+    for (truth, spacing, colour, trained), seen in counts.items():
+        prepared = transforms.size_of(truth, spacing, contract, model.backbone.patch)
         a_pixel = 13 if colour else 5
         nbytes = a_pixel * math.prod(prepared) + math.prod(truth)
         count = round(seen * len(bags.read_of(samples_of)) / len(rows))
