@@ -207,7 +207,8 @@ def make_client_app(
                 own = site.own(model, task.recipe.hash, task.state, task.round + 1)
                 found = where.evaluate(site, task, own, until)
                 if task.final and keep is not None:
-                    model = kept.get(site.recipe(task.recipe), site.device)
+                    if elsewhere is not None:
+                        model = kept.get(site.recipe(task.recipe), site.device)
                     found = dataclasses.replace(found, acceptance=keep(model, site, task, found, until))
             return protocol.encode_evaluation(found)
 

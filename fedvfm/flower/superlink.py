@@ -167,45 +167,79 @@ class HandedOut:
     A SuperNode does one message after the other, so one that asks has not got the last. The answer that held it went
     to a question of which nobody waited any more: a machine that stood still finds those of half a minute waiting.
     Flower takes it for delivered, and the site would say nothing until its round is over.
+
+    Requests of one node are answered one after the other: of two questions at once the later would cover up what the
+    earlier took, and a receipt between looking for a message and handing it out again would lose the node's answer.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._turns: collections.defaultdict[int, threading.Lock] = collections.defaultdict(threading.Lock)
         self._with: dict[int, list[tuple[int, str]]] = {}
         self._again: collections.Counter[str] = collections.Counter()
 
     def watch(self, handlers: Any) -> None:
         """Put this round Flower's handlers of a node's requests, which its routes look up when they are called."""
         handlers.pull_messages = self._pulling(handlers.pull_messages)
-        for name in ("push_messages", "confirm_message_received"):
-            setattr(handlers, name, self._ending(getattr(handlers, name), lambda request, answer: request.node.node_id))
-        # A node that began anew has nothing of before, and is asked again by the grid.
-        handlers.activate_node = self._ending(handlers.activate_node, lambda request, answer: answer.node_id)
+        handlers.push_messages = self._ending(
+            handlers.push_messages, lambda asked: {sent.metadata.reply_to_message_id for sent in asked.messages_list}
+        )
+        handlers.confirm_message_received = self._ending(
+            handlers.confirm_message_received, lambda asked: {asked.message_object_id}
+        )
+        handlers.activate_node = self._activating(handlers.activate_node)
+
+    def _turn(self, node: int) -> threading.Lock:
+        with self._lock:
+            return self._turns[node]
 
     def _pulling(self, pull: Callable[..., Any]) -> Callable[..., Any]:
         def pulled(request: Any, state: Any, store: Any) -> Any:
             node = request.node.node_id
-            with self._lock:
-                lost = self._with.pop(node, [])
-            self._give_back(lost, state, store)
-            answer = pull(request=request, state=state, store=store)
-            taken = [(sent.metadata.run_id, sent.metadata.message_id) for sent in answer.messages_list]
-            if taken:
+            with self._turn(node):
                 with self._lock:
-                    self._with[node] = taken
-            return answer
+                    lost = self._with.pop(node, [])
+                self._give_back(lost, state, store)
+                answer = pull(request=request, state=state, store=store)
+                taken = [(sent.metadata.run_id, sent.metadata.message_id) for sent in answer.messages_list]
+                if taken:
+                    with self._lock:
+                        self._with[node] = taken
+                return answer
 
         return pulled
 
-    def _ending(self, handler: Callable[..., Any], node_of: Callable[[Any, Any], int]) -> Callable[..., Any]:
+    def _ending(self, handler: Callable[..., Any], had: Callable[[Any], set[str]]) -> Callable[..., Any]:
+        """With a receipt or an answer a node has had these messages; what else it took may still be lost."""
+
         def handled(*, request: Any, **named: Any) -> Any:
-            answer = handler(request=request, **named)
-            with self._lock:
-                for _, message in self._with.pop(node_of(request, answer), []):
-                    self._again.pop(message, None)
-            return answer
+            node = request.node.node_id
+            with self._turn(node):
+                answer = handler(request=request, **named)
+                self._forget(node, had(request))
+                return answer
 
         return handled
+
+    def _activating(self, activate: Callable[..., Any]) -> Callable[..., Any]:
+        """A node that began anew has nothing of before, and is asked again by the grid."""
+
+        def activated(*, request: Any, **named: Any) -> Any:
+            answer = activate(request=request, **named)
+            with self._turn(answer.node_id), self._lock:
+                gone = {message for _, message in self._with.get(answer.node_id, [])}
+            self._forget(answer.node_id, gone)
+            return answer
+
+        return activated
+
+    def _forget(self, node: int, messages: set[str]) -> None:
+        with self._lock:
+            left = [(run, message) for run, message in self._with.pop(node, []) if message not in messages]
+            if left:
+                self._with[node] = left
+            for message in messages:
+                self._again.pop(message, None)
 
     def _give_back(self, lost: Iterable[tuple[int, str]], state: Any, store: Any) -> None:
         """Let messages of runs that go on be handed out once more, a few times at most."""

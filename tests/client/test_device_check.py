@@ -202,9 +202,19 @@ def test_a_round_on_a_spare_device_is_bit_by_bit_that_of_the_first(
             return model
 
     monkeypatch.setattr(compute.precision, "of", lambda asked, device: "float32")
-    here = compute.Here(Held())
     site = sites.Site("here", drawn.Drawn(56), "first", spare_devices=("second",))
     task = protocol.Task(recipe, 1)
+    here = compute.Here(Held())
+    free["first"] = 1.0
+    here.hello(site, task)
+    here.shapes(site, recipe)
+    assert on == ["second", "second"], "a greeting puts no model on a device that is full"
+    free["second"] = 1.0
+    with pytest.raises(errors.DeviceError, match="device 'first': a step takes"):
+        here.hello(site, task)
+    free |= {"first": 10_000.0, "second": 10_000.0}
+    del on[:], asked[:]
+    here = compute.Here(Held())
     first = here.train(site, task, model.initial(), math.inf)
     free["first"] = 1.0
     second = here.train(site, task, model.initial(), math.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import threading
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,31 @@ def test_a_message_whose_answer_was_lost_is_handed_out_again_until_the_node_has_
         state=link.state,
     )
     assert link.take() == [], "who answered has had it"
+
+
+def test_a_receipt_while_its_message_is_looked_for_loses_nothing(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question that waited long is answered while the node, which has the message, says so: one after the other."""
+    superlink.HandedOut().watch(link.handlers)
+    first = link.send("one")
+    assert link.take() == [first]
+    find, receipts = link.state.object_store.get_object_tree, list[threading.Thread]()
+
+    def found(key: str) -> Any:
+        tree = find(key)
+        if not receipts:
+            receipts.append(threading.Thread(target=link.confirm, args=(first,)))
+            receipts[0].start()
+            receipts[0].join(0.2)
+        return tree
+
+    monkeypatch.setattr(link.state.object_store, "get_object_tree", found)
+    assert link.take() == [first], "it is still whole"
+    receipts[0].join()
+    assert link.take() == [], "it has it now, and may answer"
+    with link.state.session() as session:
+        assert session.get(superlink.MessageIns, first) is not None, (
+            "Flower deletes one that it finds without its parts"
+        )
 
 
 def test_a_message_is_not_handed_out_for_ever_nor_after_its_run(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:

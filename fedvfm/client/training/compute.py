@@ -105,18 +105,32 @@ class Here:
         self._models, self._on_step = models, on_step
         self._counted: tuple[str, float, float] | None = None
         self._there: set[tuple[str, str]] = set()
-        self._trained_on: dict[str, str] = {}
+        self._chosen: dict[str, str] = {}
 
     def shapes(self, site: sites.Site, recipe: schema.Recipe) -> adapted_model.AdaptedModel:
-        """See above; with its weights, on the site's device."""
+        """See above; with its weights, on the device that has room for it: the one of the last greeting or round.
+
+        Raises:
+            DeviceError: as :meth:`train`.
+        """
         recipe = site.recipe(recipe)
-        model = self._models.get(recipe, site.device)
-        self._there.add((recipe.hash, site.device))
+        if not site.simulated and recipe.hash not in self._chosen:
+            self._choose(site, recipe)
+        device = self._chosen.get(recipe.hash, site.device)
+        model = self._models.get(recipe, device)
+        self._there.add((recipe.hash, device))
         return model
 
     def hello(self, site: sites.Site, task: protocol.Task) -> protocol.Hello:
-        """See above."""
-        recipe, model = site.recipe(task.recipe), self.shapes(site, task.recipe)
+        """See above; the device is chosen as for a round, so that a greeting puts nothing on one that is full.
+
+        Raises:
+            DeviceError: as :meth:`train`.
+        """
+        recipe = site.recipe(task.recipe)
+        if not site.simulated:
+            self._choose(site, recipe)
+        model = self.shapes(site, task.recipe)
         return protocol.Hello(
             site.name,
             model.backbone.sha256,
@@ -139,10 +153,7 @@ class Here:
         """
         recipe = site.recipe(task.recipe)
         if not site.simulated:
-            same = functools.partial(self._same_numbers, recipe.precision, site.device)
-            needed = functools.partial(self._needed_mib, recipe)
-            names = (site.device, *site.spare_devices)
-            self._trained_on[recipe.hash] = device_check.roomy(names, needed, same, site.gpu_share)
+            self._choose(site, recipe)
         with self._placed(site, recipe):
             model = self.shapes(site, task.recipe)
             return trainer.train(model, site, start, task.round, until, self._on_step, correction=task.correction)
@@ -154,11 +165,18 @@ class Here:
         with self._placed(site, site.recipe(task.recipe)):
             return evaluator.evaluate(self.shapes(site, task.recipe), site, own, task, until, self._on_step)
 
+    def _choose(self, site: sites.Site, recipe: schema.Recipe) -> None:
+        """Look at the site's devices, and note the first that has room for a step of this recipe."""
+        same = functools.partial(self._same_numbers, recipe.precision, site.device)
+        needed = functools.partial(self._needed_mib, recipe)
+        names = (site.device, *site.spare_devices)
+        self._chosen[recipe.hash] = device_check.roomy(names, needed, same, site.gpu_share)
+
     @contextlib.contextmanager
     def _placed(self, site: sites.Site, recipe: schema.Recipe) -> Iterator[None]:
         """The site is on the device of this round until it is answered."""
         before = site.device
-        site.device = before if site.simulated else self._trained_on.get(recipe.hash, before)
+        site.device = before if site.simulated else self._chosen.get(recipe.hash, before)
         try:
             yield
         finally:
