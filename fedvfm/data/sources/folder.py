@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.config import slides as slides_config
-from fedvfm.data import channels, defect, formats, structures
+from fedvfm.data import channels, defect, formats, instances, structures
 from fedvfm.data import sample as data
 from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import cases, index, layouts, patients, recognise, slides, studies
@@ -29,6 +29,7 @@ OPTIONS = (
     "class_names",
     "fold",
     "ids",
+    "instances",
     "layout",
     "mask_values",
     "mpp",
@@ -147,6 +148,11 @@ class Folder:
         if options.patients == "hash":
             self._give_patients(options)
         self._own_numbers = bool(options.mask_values)
+        self._instances = options.instances
+        if options.instances and len(self._layout.class_names) > 2:
+            listed = ", ".join(self._layout.class_names)
+            fault = f"data.options.instances: such masks are of one class beside the background, not of {listed}"
+            raise errors.ConfigError("data source 'folder'", [fault])
         self._stated = bool(options.class_names)
         self._wanted: tuple[str, ...] = ()
         self._codes: Mapping[str, str] = {}
@@ -431,7 +437,9 @@ class Folder:
             return pixels
         file, size = place.case.mask, pixels.image.shape[1:]
         stored = cases.read_mask(file, place.seen, place.slice, self._view, self._assigned.table, self._merging)
-        if self._layout.mask_values == (0, 1) and not self._own_numbers and cases.is_black_and_white(file, stored):
+        if self._instances:
+            stored = instances.apart(stored)
+        elif self._layout.mask_values == (0, 1) and not self._own_numbers and cases.is_black_and_white(file, stored):
             stored = np.where(stored == WHITE, 1, stored)
         if stored.shape != size:
             raise defect.MASK_SIZE.error(
@@ -489,6 +497,9 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         faults.append(
             f"data.options.mpp = {mpp!r}: the scale of slides that do not say it, {slides_config.SCALES}, is needed"
         )
+    single = given.get("instances", False)
+    if not isinstance(single, bool) or (single and values):
+        faults.append(f"data.options.instances = {single!r}: true or false, without mask_values, is needed")
     if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
         faults.append(f"data.options.fold = {fold!r}: a whole number from 0 is needed")
     if not isinstance(suffix, str):
@@ -513,6 +524,7 @@ def read_options(source: schema.SourceConfig) -> layouts.Options:
         str(chosen["patients"]),
         str(where),
         float(str(mpp)),
+        single is True,
     )
 
 

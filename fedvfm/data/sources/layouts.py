@@ -66,6 +66,7 @@ class Options:
     patients: str = ""
     patients_key: str = ""
     mpp: float = 0.0
+    instances: bool = False
 
 
 @dataclass(frozen=True, slots=True)

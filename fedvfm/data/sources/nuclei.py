@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import defect, formats
+from fedvfm.data import defect, formats, instances
 from fedvfm.data import sample as data
 from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import index
@@ -18,8 +19,9 @@ CLASS_NAMES = ("background", "nucleus")
 class Nuclei:
     """A folder with ``index.csv`` (columns ``id`` and ``site``), ``images/ID.png`` and ``labels/ID.png``.
 
-    A label picture is a uint16 map of instances, 0 is background; here every instance is class 1. Sites are the
-    natural ones, inferred from picture size and stain; they are microscopes and tissues, not patients.
+    A label picture is a uint16 map of instances, 0 is background; here every instance is class 1. With the option
+    ``instances`` those that touch are drawn apart (:mod:`fedvfm.data.instances`), to be detected one by one. Sites are
+    the natural ones, inferred from picture size and stain; they are microscopes and tissues, not patients.
 
     Raises:
         DataError: if the folder, the table or files are missing (all of them are named).
@@ -30,7 +32,11 @@ class Nuclei:
     """
 
     def __init__(self, source: schema.SourceConfig) -> None:
-        index.refuse_options(source, ())
+        index.refuse_options(source, ("instances",))
+        self._instances = source.options.get("instances", False)
+        if not isinstance(self._instances, bool):
+            fault = f"data.options.instances = {self._instances!r}: true or false is needed"
+            raise errors.ConfigError("data source 'nuclei'", [fault])
         self._folder = index.locate(source, ("index.csv", "images/", "labels/"))
         rows = index.read_files(self._folder / "index.csv", ("id", "site"))
         ids = [row["id"] for row in rows]
@@ -71,4 +77,5 @@ class Nuclei:
                 f"{self._folder}: images/{sample.id}.png is {image.shape[1]} x {image.shape[2]} pixels, its label "
                 f"{labels.shape[0]} x {labels.shape[1]}; remove the pair or repair it"
             )
-        return data.Pixels(image, (labels > 0).astype(np.int64))
+        mask = instances.apart(labels) if self._instances else (labels > 0).astype(np.int64)
+        return data.Pixels(image, mask)
