@@ -22,13 +22,15 @@ class Agreement:
         name: "dice" of masks; "same_class", the share of images with the same class; "same_side" of labels on the same
             side of 0.5; "" where answers are no classes.
         share: 1 for all the same; of masks the mean over images and the foreground classes that either mask has.
-        classes: mean Dice of each foreground class over the images where either mask has it; classes of none, and
-            answers that are no masks, have none.
+        classes: of each class that is there: mean Dice over the images where either mask has it; share of the images
+            that the other model calls it and this one too; of labels the F1 score of the sides over 0.5.
+        images: how many images each of these rests on.
     """
 
     name: str
     share: float
     classes: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
 
 
 def measure(
@@ -53,16 +55,26 @@ def measure(
             )
         scores = {name: own for name, own in _dice(model, given, expected).items() if own}
         whole = float(np.mean([score for own in scores.values() for score in own]))
-        return Agreement("dice", whole, {name: float(np.mean(own)) for name, own in scores.items()})
+        classes = {name: float(np.mean(own)) for name, own in scores.items()}
+        return Agreement("dice", whole, classes, {name: len(own) for name, own in scores.items()})
     pairs = zip(given, expected, strict=True)
     answers = [(model.task.answers(own), model.task.answers(other)) for own, other in pairs]
     kind = model.recipe.target.kind
     if kind in ("class", "ordinal"):
-        same = [int(own.argmax()) == int(other.argmax()) for own, other in answers]
-        return Agreement("same_class", float(np.mean(same)))
+        same: dict[str, list[bool]] = {}
+        for own, other in answers:
+            name = model.recipe.data.class_names[int(other.argmax())]
+            same.setdefault(name, []).append(int(own.argmax()) == int(other.argmax()))
+        shares = {name: float(np.mean(row)) for name, row in sorted(same.items())}
+        whole = float(np.mean([equal for row in same.values() for equal in row]))
+        return Agreement("same_class", whole, shares, {name: len(row) for name, row in same.items()})
     if kind == "multi-label":
-        sides = [float(((a > 0.5) == (b > 0.5)).double().mean()) for a, b in answers]
-        return Agreement("same_side", float(np.mean(sides)))
+        over = np.stack([[(own > 0.5).numpy(), (other > 0.5).numpy()] for own, other in answers])
+        both, either = over.all(axis=1).sum(axis=0), over.sum(axis=(0, 1))
+        there = [(name, at) for at, name in enumerate(model.recipe.data.class_names) if either[at]]
+        scores_of = {name: float(2 * both[at] / either[at]) for name, at in there}
+        counts = {name: int(over[:, 1, at].sum()) for name, at in there}
+        return Agreement("same_side", float((over[:, 0] == over[:, 1]).mean()), scores_of, counts)
     return Agreement("", 1.0)
 
 

@@ -86,6 +86,10 @@ class Prompts(Protocol):
         """
         ...
 
+    def notes(self, header: headers.Header | None) -> list[str]:
+        """What was left out of what is said of an input, one sentence each; ``header`` is None for a picture."""
+        ...
+
 
 Given = dict[str, dict[str, list[list[float]]]]
 """Slice ("" for all of the input) -> class -> boxes."""
@@ -140,6 +144,10 @@ class Listed:
             names.index(name) if name else 0: self._on(f"{item.name}/{name}" if name else item.name, classes, size)
             for name, classes in own.items()
         }
+
+    def notes(self, header: headers.Header | None) -> list[str]:
+        """See :class:`Prompts`."""
+        return []
 
     def _of(self, item: inputs.Item) -> Given:
         if item.name not in self.given:

@@ -32,7 +32,7 @@ from fedvfm.storage import storage
 
 RECORD = "distilled.json"
 LEAST = 5
-"""Inputs that are needed: of so many one is held back, to say how near the student comes on what it did not see."""
+"""Inputs that are needed: of so many some are held back, to say how near the student comes on what it did not see."""
 OWN_DATA = {"augment", "input_size", "mean", "std", "views"}
 """Of the data contract what a student may have otherwise than its teacher; it is not augmented."""
 HELD = 0.2
@@ -94,7 +94,8 @@ def run(
     both = {"teacher": teacher, "student": model}
     reader = images.Images(model.recipe.data)
     chosen = images.evenly(reader.places(Path(data), "--data"), most)
-    fitted, held = _held_back(chosen, settings.seed)
+    owners = images.owners(Path(data), chosen)
+    fitted, held = _held_back(chosen, owners, settings.seed)
     scored = {} if score is None else {name: _labelled(Path(score), own) for name, own in both.items()}
     with output.whole(folder) as unfinished, tempfile.TemporaryDirectory(prefix="fedvfm-distil-") as beside:
         known = student_training.targets(
@@ -122,7 +123,13 @@ def run(
                 "backbone": {"name": student, "sha256": model.backbone.sha256},
                 "parameters": model.backbone_parameters,
             },
-            "images": {"fitted": len(fitted), "held": len(held), "inputs": len({place.item.name for place in chosen})},
+            "images": {
+                "fitted": len(fitted),
+                "held": len(held),
+                "inputs": (inputs := len({place.item.name for place in chosen})),
+                "of_known_patients": len(owners),
+                "held_by": "patient" if len(owners) == inputs else "input",
+            },
             "settings": {
                 "temperature": settings.temperature,
                 "features": settings.features if known.features is not None else 0.0,
@@ -229,11 +236,13 @@ def _student(recipe: schema.Recipe, device: str) -> adapted_model.AdaptedModel:
     return model.eval()
 
 
-def _held_back(places: Sequence[images.Place], seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the images that are fitted, and of those held back: whole inputs, drawn by the seed.
+def _held_back(places: Sequence[images.Place], owners: Mapping[str, str], seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the images that are fitted, and of those held back, drawn by the seed.
+
+    All images of a patient are on one side; an input that does not say whose it is counts as a patient.
 
     Raises:
-        DataError: if there are too few inputs.
+        DataError: if there are too few inputs, or all are of one patient.
     """
     names = list(dict.fromkeys(place.item.name for place in places))
     if len(names) < LEAST:
@@ -241,10 +250,16 @@ def _held_back(places: Sequence[images.Place], seed: int) -> tuple[list[int], li
             f"--data: {len(names)} pictures or volumes; at least {LEAST} are needed, of which some are held back to "
             "say how near the student comes. Give more"
         )
-    drawn = seeding.stream(seed, "distil", "held").permutation(len(names))[: max(1, round(HELD * len(names)))]
-    apart = {names[at] for at in drawn}
-    held = [at for at, place in enumerate(places) if place.item.name in apart]
-    return [at for at, place in enumerate(places) if place.item.name not in apart], held
+    persons = list(dict.fromkeys(owners.get(name, name) for name in names))
+    if len(persons) < 2:
+        raise errors.DataError(
+            "--data: all images are of one patient, so none could be held back that the student does not see. Give "
+            "images of several"
+        )
+    drawn = seeding.stream(seed, "distil", "held").permutation(len(persons))[: max(1, round(HELD * len(persons)))]
+    apart = {persons[at] for at in drawn}
+    is_held = [owners.get(place.item.name, place.item.name) in apart for place in places]
+    return [at for at, yes in enumerate(is_held) if not yes], [at for at, yes in enumerate(is_held) if yes]
 
 
 def _near(model: adapted_model.AdaptedModel, own: Sequence[Tensor], taught: Sequence[Tensor]) -> tuple[str, float]:
@@ -301,8 +316,16 @@ def _section(facts: Mapping[str, Any], teacher: adapted_model.AdaptedModel) -> s
         f"(sha256 `{taught['backbone']['sha256'] or 'record from the seed'}`), {taught['parameters']:,} numbers",
         f"- licence of that backbone: {teacher.licence}; what it asks for holds here too",
         f"- on {shown['fitted']} images without labels, in {facts['settings']['epochs']} passes",
-        f"- on {shown['held']} images of inputs held back, beside the teacher ({near['by']}): "
+        f"- on {shown['held']} images of {shown['held_by']}s held back, beside the teacher ({near['by']}): "
         f"{near['after']:.4f}, at the start {near['before']:.4f}",
+        *(
+            []
+            if shown["held_by"] == "patient"
+            else [
+                f"- of {shown['inputs']} inputs {shown['of_known_patients']} say whose they are: images of one patient "
+                "may be on both sides, and the student then looks nearer than it is"
+            ]
+        ),
         *(
             f"- scored on labels: {name}: "
             + ", ".join(f"{key} {value:.4f}" for key, value in own.items() if key != "samples")

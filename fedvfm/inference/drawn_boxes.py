@@ -24,6 +24,8 @@ from fedvfm.data.volumes import header as headers
 from fedvfm.inference import inputs
 from fedvfm.model import sliding_window
 
+LEFT_OUT = "structure sets of the same images beside a DICOM-SEG in --boxes are left out: boxes go round its segments"
+
 _ROUND = schema.TaskConfig(kind="segmentation", prompt="box", prompt_jitter=0.0)
 
 
@@ -97,6 +99,16 @@ class Drawn:
             for at, here in sorted(drawn.items())
         }
 
+    def notes(self, header: headers.Header | None) -> list[str]:
+        """See :class:`fedvfm.inference.boxes.Prompts`."""
+        fitting = [] if header is None else self._fitting(header)
+        return [LEFT_OUT] if len({each.contours for each in fitting}) > 1 else []
+
+    def _fitting(self, header: headers.Header) -> list[Object]:
+        """The objects that were drawn on these images."""
+        own = {frame.uid for frame in header.frames}
+        return [each for each in self.objects if each.named & own or (self.alone and not each.named)]
+
     def _structures(self, item: inputs.Item, header: headers.Header) -> list[tuple[Object, structures.Key, int]]:
         """The structures drawn on an input that are a class, each with its object and class number.
 
@@ -107,8 +119,7 @@ class Drawn:
             raise errors.BoxesError(
                 f"{item.name}: no DICOM, and drawings of DICOM belong to DICOM images; give its boxes as JSON"
             )
-        own = {frame.uid for frame in header.frames}
-        fitting = [each for each in self.objects if each.named & own or (self.alone and not each.named)]
+        fitting = self._fitting(header)
         if any(not each.contours for each in fitting):  # as in training: contours beside a segmentation are left out
             fitting = [each for each in fitting if not each.contours]
         if not fitting:

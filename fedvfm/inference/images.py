@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import sample as samples
-from fedvfm.data.sources import cases, layouts
+from fedvfm.data.sources import cases, index, layouts, patients
 from fedvfm.data.volumes import header as headers
-from fedvfm.data.volumes import slices, volumes
+from fedvfm.data.volumes import patient_id, slices, volumes
 from fedvfm.inference import channels as grouping
 from fedvfm.inference import inputs
 
@@ -132,6 +133,38 @@ class Images:
         header = place.header
         seen = cases.Seen((0, 0)) if header is None else cases.Seen(header.size("acquired"), header)
         return cases.read_image(self.case(place.item), seen, place.index, self.view, place.item.chosen)
+
+
+def owners(source: Path, places: Sequence[Place]) -> dict[str, str]:
+    """Name of each input -> whose it is, of those that say it: nothing that names a patient, and never kept.
+
+    DICOM says it by Patient ID, BIDS by the folder of the subject, and everything by a table of patients beside it
+    (:data:`fedvfm.data.sources.patients.TABLES`).
+
+    Args:
+        source: what was looked through.
+        places: its images.
+
+    Raises:
+        DataError: if a table or a DICOM file cannot be read.
+    """
+    secret, known = secrets.token_bytes(patient_id.KEY_BYTES), dict[str, str]()
+    tables = [source / name for name in patients.TABLES if (source / name).is_file()]
+    rows = {row["id"]: row.get("patient") for row in (index.read_csv(tables[0], ("id",)) if tables else [])}
+    for place in places:
+        item, header = place.item, place.header
+        if item.name in known:
+            continue
+        stated = rows.get(item.name) or rows.get(item.name.rpartition("/")[2])
+        subjects = [folder.name for folder in _below(item.path, source) if folder.name.startswith("sub-")]
+        if stated:
+            known[item.name] = f"table {stated}"
+        elif header is not None and header.frames:
+            keyed = patient_id.keyed(header.frames[0].file, secret)
+            known |= {} if keyed is None else {item.name: f"dicom {keyed}"}
+        elif subjects:
+            known[item.name] = f"subject {subjects[-1]}"
+    return known
 
 
 def evenly(places: Sequence[Place], most: int) -> list[Place]:

@@ -662,6 +662,7 @@ class Predictor:
         prompted += [propagation.NOTE] if self._propagate else []
         read = [volumes.read_header(file, self.view.series) for file in item.files]
         notes = [note for header in read for note in header.notes]
+        prompted += [] if self._prompts is None else self._prompts.notes(read[0])
         if form == "dicom-seg" and not read[0].stored.placed:
             notes.append(segmentation_object.NO_PLANE)
         return list(dict.fromkeys([*notes, *prompted]))

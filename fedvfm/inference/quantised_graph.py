@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,18 @@ from fedvfm.storage import storage
 LEAST_AGREEMENT = 0.9
 """Dice of the masks with those of the float graph, or share of equal classes: below it nothing is written."""
 LEAST_OF_A_CLASS = 0.7
-"""The same of each class's masks: a mean over classes hides one that is lost."""
+"""The same of each class: a mean over classes hides one that is lost."""
+FEWEST = 3
+"""Images of a class, where one image has one answer, that are needed to say that it is lost."""
 QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose weights and inputs are in 8 bits."""
 FLOAT_OUTPUT = ("Gemm", "MatMul")
 """Of these, operators whose sums stay in float32; convolutions have kernels in whole numbers only with both ends so."""
+OF_A_CLASS = {
+    "dice": "Dice of its masks with those of the float graph",
+    "same_class": "the share of the float graph's answers that are its own",
+    "same_side": "the F1 score of its labels beside those of the float graph",
+}
 TIMED = 8
 """Windows on which the time of both graphs is taken."""
 REMEDY = "Nothing was written. Export --format onnx-int8, where only weights are in 8 bits, or --format onnx"
@@ -47,7 +54,8 @@ class Compared:
     Attributes:
         name: what ``agreement`` is: "dice", "same_class", "same_side", or empty where the answers are no classes.
         agreement: 1 for the same.
-        classes: Dice of the masks of each class that was found.
+        classes: the same of each class that was found, see :class:`fedvfm.inference.agreement.Agreement`.
+        images: how many images each of these rests on.
         difference: of logits, the largest, in units of the largest.
         seconds: a window, by the float graph and by this one, medians.
     """
@@ -57,6 +65,13 @@ class Compared:
     classes: dict[str, float]
     difference: float
     seconds: tuple[float, float]
+    images: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> dict[str, float]:
+        """The classes that enough images show."""
+        least = 1 if self.name == "dice" else FEWEST
+        return {name: share for name, share in self.classes.items() if self.images.get(name, least) >= least}
 
 
 def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path, calibrate: Path) -> dict[str, Any]:
@@ -92,7 +107,8 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path, calibr
     after = sum(path.stat().st_size for path in folder.glob(f"{graph.FILE}*"))
     batch = None if facts["batch"] == "free" else int(facts["batch"])
     storage.write_text(
-        folder / "README.md", graph.card_of(model, batch, _checked(compared, len(shown), before, after), _notes(model))
+        folder / "README.md",
+        graph.card_of(model, batch, _checked(compared, len(shown), before, after), _notes(model, compared)),
     )
     return {
         **facts,
@@ -103,6 +119,8 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path, calibr
             **record,
             "compared_by": compared.name or "difference",
             "classes": compared.classes,
+            "images_of_classes": compared.images,
+            "not_judged": _not_judged(model, compared),
             "limit": LEAST_AGREEMENT if compared.name else graph.FURTHEST,
             "bytes": {"float32": before, "int8": after},
             "seconds": dict(zip(("float32", "int8"), compared.seconds, strict=True)),
@@ -200,7 +218,7 @@ def _compare(
     off = max(delivery.difference(own, other) for own, other in zip(answers, expected, strict=True))
     if not all(bool(torch.isfinite(own).all()) for own in answers):
         off = float("nan")
-    return Compared(same.name, same.share, same.classes, off, _seconds(whole, small, windows))
+    return Compared(same.name, same.share, same.classes, off, _seconds(whole, small, windows), same.images)
 
 
 def _seconds(
@@ -229,12 +247,11 @@ def _require_near(compared: Compared) -> None:
             f"the float graph is {compared.agreement:.3f} on the images of --calibrate, {LEAST_AGREEMENT:g} is the "
             f"least. {REMEDY}"
         )
-    lost = [f"'{name}' {dice:.3f}" for name, dice in compared.classes.items() if dice < LEAST_OF_A_CLASS]
+    lost = [f"'{name}' {share:.3f}" for name, share in compared.judged.items() if share < LEAST_OF_A_CLASS]
     if lost:
         raise errors.CheckpointError(
-            f"the ONNX graph in 8 bits does not find what the adapter does: Dice of its masks with those of the float "
-            f"graph is {', '.join(lost)} on the images of --calibrate, {LEAST_OF_A_CLASS:g} is the least of a class. "
-            f"{REMEDY}"
+            f"the ONNX graph in 8 bits does not find what the adapter does: {OF_A_CLASS[compared.name]} is "
+            f"{', '.join(lost)} on the images of --calibrate, {LEAST_OF_A_CLASS:g} is the least of a class. {REMEDY}"
         )
     if not compared.name and not compared.difference <= graph.FURTHEST:
         raise errors.CheckpointError(
@@ -247,10 +264,12 @@ def _checked(compared: Compared, count: int, before: int, after: int) -> str:
     """Line of the card: how near it is, how large and how fast."""
     words = {
         "dice": f"Dice of its masks with those of the float graph {compared.agreement:.4f} ("
-        + ", ".join(f"{name} {dice:.4f}" for name, dice in compared.classes.items())
+        + _each_class(compared)
         + ")",
-        "same_class": f"{compared.agreement:.2%} of the classes are the same",
-        "same_side": f"{compared.agreement:.2%} of the labels are on the same side of 0.5",
+        "same_class": f"{compared.agreement:.2%} of the classes are the same (" + _each_class(compared) + ")",
+        "same_side": f"{compared.agreement:.2%} of the labels are on the same side of 0.5 ("
+        + _each_class(compared)
+        + ")",
     }
     near = words.get(compared.name, "values as near as the difference says")
     least = f", {LEAST_AGREEMENT:g} is the least allowed" if compared.name else ""
@@ -261,7 +280,26 @@ def _checked(compared: Compared, count: int, before: int, after: int) -> str:
     )
 
 
-def _notes(model: adapted_model.AdaptedModel) -> list[str]:
+def _each_class(compared: Compared) -> str:
+    return ", ".join(f"{name} {share:.4f}" for name, share in compared.classes.items())
+
+
+def _not_judged(model: adapted_model.AdaptedModel, compared: Compared) -> list[str]:
+    """Classes that too few of the images show to say whether the graph still finds them."""
+    names = model.recipe.data.class_names[1 if delivery.dense(model) else 0 :]
+    return [name for name in names if name not in compared.judged] if compared.name else []
+
+
+def _notes(model: adapted_model.AdaptedModel, compared: Compared) -> list[str]:
+    unseen = [f"'{name}' ({compared.images.get(name, 0)})" for name in _not_judged(model, compared)]
+    few = (
+        [
+            f"- not judged, as too few of these images show them by the float graph's answers: {', '.join(unseen)}; "
+            "calibrate with images that do before this graph is used for them"
+        ]
+        if unseen
+        else []
+    )
     private = model.recipe.privacy.mechanism != "none"
     covered = ", and the adapter's epsilon does not cover them" if private else ""
-    return [f"- its ranges say how bright the values in its layers became on those images{covered}"]
+    return [*few, f"- its ranges say how bright the values in its layers became on those images{covered}"]

@@ -15,9 +15,10 @@ from PIL import Image
 import fedvfm
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.inference import distillation, export, student_training
+from fedvfm.inference import distillation, export, images, student_training
 from fedvfm.model import adapted_model
 from fedvfm.state import state
+from tests.data import dicom_writer as writer
 from tests.inference.conftest import Saver
 
 TINY = ("adapter.rank=2", "optimiser.learning_rate=5e-3")
@@ -152,6 +153,42 @@ def test_labelled_images_are_asked_for_before_anything_is_computed(
             observer=lambda event, /, **_: events.append(event),
         )
     assert events == []
+
+
+def test_whose_images_are_held_back(tmp_path: Path) -> None:
+    """A table, BIDS and Patient ID say it; of one patient all images are on one side."""
+    contract = schema.DataContract(class_names=("rest", "cell"))
+    grey = Image.fromarray(np.zeros((8, 8), np.uint8))
+    for person in range(6):
+        for scan in range(3):
+            place = tmp_path / "bids" / f"sub-{person:02d}" / "anat" / f"scan{person}{scan}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            grey.save(place)
+    places = images.Images(contract).places(tmp_path / "bids", "--data")
+    owners = images.owners(tmp_path / "bids", places)
+    assert len(owners) == 18
+    for seed in range(5):
+        fitted, held = distillation._held_back(places, owners, seed)
+        sides = [{owners[places[at].item.name] for at in side} for side in (fitted, held)]
+        assert sides[0].isdisjoint(sides[1])
+        assert (len(sides[0]), len(held)) == (5, 3)
+    (tmp_path / "bids" / "patients.csv").write_text(
+        "id,patient\n" + "".join(f"{place.item.name.rpartition('/')[2]},one\n" for place in places[:-1])
+    )
+    owners = images.owners(tmp_path / "bids", places)
+    assert len(set(owners.values())) == 2
+    with pytest.raises(errors.DataError, match="all images are of one patient"):
+        distillation._held_back(places[:-1], owners, 0)
+    assert images.owners(tmp_path, []) == {}
+
+
+def test_studies_of_one_patient_id_are_of_one_patient(tmp_path: Path) -> None:
+    for name, patient in (("a", "P-1"), ("b", "P-1"), ("c", "P-2")):
+        writer.radiograph(tmp_path / f"{name}.dcm", np.zeros((8, 8), np.uint16), PatientID=patient)
+    contract = schema.DataContract(class_names=("rest", "cell"))
+    owners = images.owners(tmp_path, images.Images(contract).places(tmp_path, "--data"))
+    assert owners["series-001"] == owners["series-002"] != owners["series-003"]
+    assert "P-1" not in str(owners)
 
 
 def test_too_few_images_leave_nothing(saved: Saver, tiny_dino: Path, pictures: Path, tmp_path: Path) -> None:

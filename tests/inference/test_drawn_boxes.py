@@ -103,6 +103,21 @@ def test_prediction_takes_the_object_of_each_study(saved: Saver, sam_folders: di
     assert writer.PLANTED not in made
 
 
+def test_a_structure_set_beside_a_segmentation_is_left_out_and_said(tmp_path: Path) -> None:
+    images = study(tmp_path / "in")
+    writer.segmentation(tmp_path / "drawn" / "a.dcm", images, labels(), described=NAMES)
+    (item,) = inputs.find(tmp_path / "in")
+    header = volumes.read_header(item.path)
+    alone = drawn_boxes.read(tmp_path / "drawn", [item], CONTRACT)
+    assert (alone.notes(header), alone.notes(None)) == ([], [])
+    ring = [("CELL", [(at, contour(3, 4, 8, 10, at)) for at in range(1, 4)])]
+    writer.structure_set(tmp_path / "drawn" / "b.dcm", images, ring)
+    both = drawn_boxes.read(tmp_path / "drawn", [item], CONTRACT)
+    assert both.notes(header) == [drawn_boxes.LEFT_OUT]
+    first, second = (read.of_slices(item, header, slices.View()) for read in (alone, both))
+    assert list(first) == list(second)
+
+
 def refused(tmp_path: Path, path: Path, match: str) -> None:
     (item,) = inputs.find(tmp_path / "in")
     with pytest.raises(errors.BoxesError, match=match) as caught:

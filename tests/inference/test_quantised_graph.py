@@ -92,6 +92,27 @@ def test_a_class_that_is_lost_is_no_graph_for_the_mean_of_all(saved: Saver) -> N
         quantised_graph._require_near(quantised_graph.Compared(name, same, classes, 0.1, (1.0, 1.0)))
 
 
+@pytest.mark.parametrize(("lost", "shown"), [(3, True), (2, False)])
+def test_a_rare_class_of_a_classification_is_looked_at(saved: Saver, lost: int, shown: bool) -> None:
+    """Of many images of one class a few are of another that the small graph no longer knows."""
+    model = fedvfm.load_adapter(saved("classification"))
+    names = model.recipe.data.class_names
+    expected = [10.0 * torch.eye(len(names))[int(at < lost)] for at in range(60)]
+    given = [10.0 * torch.eye(len(names))[0]] * 60
+    measured = agreement.measure(model, given, expected, "--calibrate")
+    assert measured.share > quantised_graph.LEAST_AGREEMENT
+    assert (measured.classes[names[1]], measured.images[names[1]]) == (0.0, lost)
+    compared = quantised_graph.Compared(
+        measured.name, measured.share, measured.classes, 0.1, (1.0, 1.0), measured.images
+    )
+    if shown:
+        with pytest.raises(errors.CheckpointError, match=rf"answers that are its own is '{names[1]}' 0\.000"):
+            quantised_graph._require_near(compared)
+    else:
+        quantised_graph._require_near(compared)
+        assert f"'{names[1]}' ({lost})" in quantised_graph._notes(model, compared)[0]
+
+
 def test_classes_in_8_bits(saved: Saver, photographs: Path, tmp_path: Path) -> None:
     made = fedvfm.export_adapter(saved("classification"), tmp_path / "graph", "onnx", int8=True, calibrate=photographs)
     assert made["calibration"]["compared_by"] == "same_class"
