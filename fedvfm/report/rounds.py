@@ -220,8 +220,10 @@ def _refusals(journal: Rounds) -> str:
 
 
 def every_round(journal: Rounds, primary: str, name: str) -> str:
-    """All rounds as a table."""
-    head = ("round", "sites", "mean loss", f"mean validation {name}", "factor error", "up", "down", "seconds")
+    """All rounds as a table; of asynchronous ones also which sites' updates came how many rounds late."""
+    late = any("staleness" in row for row in journal)
+    head = ["round", "sites", "mean loss", f"mean validation {name}", "factor error", "up", "down", "seconds"]
+    head += ["late"] if late else []
     rows: list[list[page.Cell]] = [
         [
             row["round"],
@@ -232,10 +234,12 @@ def every_round(journal: Rounds, primary: str, name: str) -> str:
             size(row["bytes"]["up"]),
             size(row["bytes"]["down"]),
             f"{row['seconds']:.1f}",
+            *([", ".join(f"{site} {by}" for site, by in row.get("staleness", {}).items())] if late else []),
         ]
         for row in journal
     ]
-    return page.table(head, rows, "The journal, a round a row.")
+    what = "; late: updates that came so many rounds after the one that asked for them" if late else ""
+    return page.table(head, rows, f"The journal, a round a row{what}.")
 
 
 def mean_of(per_site: Mapping[str, Mapping[str, float]], metric: str) -> float | None:

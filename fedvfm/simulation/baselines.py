@@ -86,6 +86,17 @@ def fewer_rounds(rounds: Mapping[str, int], what: schema.Experiment, sites: int)
     )
 
 
+def slow_sites(what: schema.Experiment, names: Sequence[str]) -> str:
+    """The sentence about asynchronous rounds and the clock that they count, empty where there are none."""
+    if what.recipe.asynchronous is None:
+        return ""
+    times = ", ".join(f"{name} {what.site_times.get(name, 1.0):g}" for name in names)
+    return (
+        f"asynchronous rounds: {what.recipe.asynchronous.said}. Counted times of a round's training: {times}. A slow "
+        "hospital trains in fewer rounds than the others; the baselines train in all, and wait for nobody"
+    )
+
+
 def whole(arm: Arm) -> Arm:
     """The arm without a codec: what a baseline sends is nobody's bytes, and no two arms may share a residual.
 

@@ -255,23 +255,12 @@ def notes(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospita
     told += simulated_epsilon.notes(what.recipe, len(hospitals))
     told += [baselines.fewer_rounds(rounds, what, len(hospitals)), baselines.fewer_tests(what, len(hospitals))]
     told += [
-        slow_sites(what, names),
+        baselines.slow_sites(what, names),
         groups.describe(what.recipe),
         prompts.describe(what.recipe.task),
         imbalance.note(what, hospitals),
     ]
     return [note for note in dict.fromkeys(told) if note]
-
-
-def slow_sites(what: schema.Experiment, names: Sequence[str]) -> str:
-    """The sentence about asynchronous rounds and the clock that they count, empty where there are none."""
-    if what.recipe.asynchronous is None:
-        return ""
-    times = ", ".join(f"{name} {what.site_times.get(name, 1.0):g}" for name in names)
-    return (
-        f"asynchronous rounds: {what.recipe.asynchronous.said}. Counted times of a round's training: {times}. A slow "
-        "hospital trains in fewer rounds than the others; the baselines train in all, and wait for nobody"
-    )
 
 
 def _train_and_report(

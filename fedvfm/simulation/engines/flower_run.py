@@ -165,6 +165,7 @@ class SharedNodes(Grid):
         self._numbers = itertools.count(1)
         self._waiting: dict[int, list[tuple[str, Message]]] = {node: [] for node in self._nodes}
         self._asked: dict[str, tuple[int, str, int]] = {}
+        self._came: dict[str, Message] = {}
 
     def _wait(self) -> list[int]:
         """Flower starts a ServerApp while it still registers the nodes."""
@@ -205,16 +206,14 @@ class SharedNodes(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that came; a node that has replied gets its next message."""
+        """Replies that came; a node that has replied gets its next message, and its reply waits until it is wanted."""
         self._advance()
-        wanted = set(message_ids)
-        open_ids = [real for real, (_, own, _) in self._asked.items() if own in wanted]
-        found = list(self._grid.pull_messages(open_ids)) if open_ids else []
-        for reply in found:
+        for reply in list(self._grid.pull_messages(list(self._asked))) if self._asked else ():
             _, own, hospital = self._asked.pop(reply.metadata.reply_to_message_id)
             internals.readdress(reply, hospital, own)
+            self._came[own] = reply
         self._advance()
-        return found
+        return [self._came.pop(key) for key in message_ids if key in self._came]
 
     def _advance(self) -> None:
         busy = {node for node, _, _ in self._asked.values()}

@@ -167,7 +167,8 @@ def _head(found: Found) -> list[str]:
 def _notes(found: Found) -> list[str]:
     """What must be read before any number."""
     told = [attacks.describe(found.what), *(f"Attention: {text}." for text in examination.headlines(found.made))]
-    told += [found.what.note, prompts.describe(found.what.recipe.task)]
+    slow = baselines.slow_sites(found.what, sorted(found.federated["sites"]))
+    told += [slow, found.what.note, prompts.describe(found.what.recipe.task)]
     bound = found.made.get("privacy")
     told += [f"{statements.bound(bound)}; {statements.SIMULATED}"] if bound else []
     return [note for note in told if note]
