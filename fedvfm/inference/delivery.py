@@ -132,6 +132,11 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
+def parts_of(model: adapted_model.AdaptedModel, values: Tensor) -> list[Tensor]:
+    """What is compared by itself, as it has a unit of its own: heat maps and distances in pixels, else all together."""
+    return list(values.tensor_split([values.shape[1] - 4], dim=1)) if detects(model) else [values]
+
+
 def require_same(what: str, found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
     """Their difference, if it is small.
 

@@ -63,7 +63,7 @@ def show(summary: Mapping[str, Any], as_json: bool) -> None:
     of_columns = list(rows[0]["values"]) if rows and "values" in rows[0] else ["class", "probability"]
     names = summary["class_names"][1:] if dense else of_columns
     for name in names:
-        table.add_column(name)
+        table.add_column(f"boxes of {name}" if summary["task"] == "detection" else name)
     for row in rows[:SHOWN]:
         table.add_row(row["id"], *(_extent(row["classes"][name]) for name in names) if dense else _best(row))
     if rows:
@@ -88,7 +88,9 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def _extent(counted: Mapping[str, Any]) -> str:
-    """A class's volume or area where it is known, else its number of pixels."""
+    """A class's volume or area where it is known, else its number of pixels; of an adapter that detects, of boxes."""
+    if "boxes" in counted:
+        return str(counted["boxes"])
     if "ml" in counted:
         return f"{counted['ml']:.3g} ml"
     return f"{counted['mm2']:.4g} mm2" if "mm2" in counted else f"{counted['voxels']} px"

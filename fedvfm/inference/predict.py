@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -27,8 +28,8 @@ from fedvfm.data.decoding import decoder
 from fedvfm.data.slides import slide_file, tissue
 from fedvfm.data.sources import cases, layouts
 from fedvfm.data.sources import slides as slide_cases
+from fedvfm.data.volumes import geometry, slices, volumes
 from fedvfm.data.volumes import header as headers
-from fedvfm.data.volumes import slices, volumes
 from fedvfm.inference import boxes as prompting
 from fedvfm.inference import channels as grouping
 from fedvfm.inference import (
@@ -535,7 +536,7 @@ class Predictor:
             answered = self._computed(shown, item.name, header)
         for at, name, pixels, values in answered:
             boxes = task.delivered(values, _size(pixels))
-            own.append(results.Detected(name, None if header is None else at, _size(pixels), boxes))
+            own.append(_placed(results.Detected(name, None, _size(pixels), boxes), header, at, self.view))
             if self.overlays and (len(boxes) or header is None):
                 self.place.overlay(
                     name, _middle(pixels.image, self.view), boxing.framed(boxes, _size(pixels)).astype(np.uint8)
@@ -816,6 +817,15 @@ def _size(pixels: samples.Pixels) -> tuple[int, int]:
     """Height and width."""
     height, width = pixels.image.shape[1:]
     return height, width
+
+
+def _placed(detected: results.Detected, header: headers.Header | None, at: int, view: slices.View) -> results.Detected:
+    """The same with its slice and its place in the file's own axes; of a picture as it is."""
+    if header is None:
+        return detected
+    axis = header.axis(slices.plane_of(header, view))
+    voxels = geometry.box_back(detected.boxes.edges, header.stored, axis, at)
+    return dataclasses.replace(detected, slice=at, voxels=voxels)
 
 
 def _mask(found: Tensor, pixels: samples.Pixels) -> results.Labels:

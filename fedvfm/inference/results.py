@@ -45,18 +45,21 @@ class Detected:
         name: of the picture or slice.
         slice: its number in the volume, from 0; None of a picture.
         size: height and width of the image.
-        boxes: on its own pixels.
+        boxes: on its own pixels, as it is shown.
+        voxels: of each box of a volume, in the axes of its file: :func:`fedvfm.data.volumes.geometry.box_back`; None
+            of a picture. Shapes: (N, 6).
     """
 
     name: str
     slice: int | None
     size: tuple[int, int]
     boxes: boxing.Boxes
+    voxels: NDArray[np.float64] | None = None
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """A box a row, by falling score."""
         given = zip(self.boxes.classes, self.boxes.scores, self.boxes.edges, strict=True)
-        return [
+        rows: list[dict[str, Any]] = [
             {
                 "image": self.name,
                 **({} if self.slice is None else {"slice": self.slice}),
@@ -66,6 +69,9 @@ class Detected:
             }
             for number, score, edges in given
         ]
+        for row, voxels in zip(rows, () if self.voxels is None else self.voxels, strict=self.voxels is not None):
+            row["voxels"] = [round(float(edge), 2) for edge in voxels]
+        return rows
 
 
 def form_of(item: inputs.Item, asked: str) -> str:
@@ -150,10 +156,16 @@ class Place:
         storage.write_bytes(self._new(f"{name}.png"), _png(mask, classes))
 
     def boxes(self, name: str, images: Sequence[Detected], names: Sequence[str]) -> None:
-        """A JSON of boxes (left, top, right, bottom) in pixels, by their edges: 0 is the left edge of the first one."""
+        """A JSON of boxes (left, top, right, bottom) in pixels, by their edges: 0 is the left edge of the first one.
+
+        Of a volume they are on its slices as shown, and each also says where it is in the axes of the file.
+        """
+        unit = "pixels; left, top, right, bottom, by edges"
+        if any(each.voxels is not None for each in images):
+            unit += ", on slices as shown; voxels: begin and end along the three axes of the file"
         written = {
             "id": name,
-            "unit": "pixels; left, top, right, bottom, by edges",
+            "unit": unit,
             "images": [
                 {"image": each.name, "size": list(each.size), **({} if each.slice is None else {"slice": each.slice})}
                 for each in images
@@ -210,8 +222,12 @@ def write_tables(folder: Path, summary: Mapping[str, Any], numbered: Sequence[in
         storage.write_text(folder / CLASSES, storage.table(["id", "class", *(f"p_{name}" for name in names)], lines))
     detected = [(row["id"], box) for row in summary["inputs"] for box in row.get("boxes", ())]
     if summary["task"] == "detection":
-        lines = [[name, box["image"], box["class"], box["score"], *box["box"]] for name, box in detected]
+        lines = [
+            [name, box["image"], box["class"], box["score"], *box["box"], *box.get("voxels", [""] * 6)]
+            for name, box in detected
+        ]
         head = ["id", "image", "class", "score", "left", "top", "right", "bottom"]
+        head += [f"{axis}_{end}" for end in ("begin", "end") for axis in "ijk"]
         storage.write_text(folder / BOXES, storage.table(head, lines))
     parts = [[row["id"], part["id"], part["weight"]] for row in rows for part in row.get("parts", ())]
     if parts:

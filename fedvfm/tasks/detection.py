@@ -253,11 +253,11 @@ def decoded(logits: Tensor, most: int, overlap: float) -> boxes.Boxes:
     """
     values = logits.detach().float().cpu()
     scores, distances = values.tensor_split([len(values) - 4])
-    chances = scores.sigmoid()
-    highest = nn.functional.max_pool2d(chances, 2 * heads.CELL + 1, 1, heads.CELL)
-    peaks = (chances == highest) & (chances >= detection_metrics.LEAST_SCORE)
+    # Peaks of logits: the sigmoid of a sure object is 1 on all of its middle.
+    highest = nn.functional.max_pool2d(scores, 2 * heads.CELL + 1, 1, heads.CELL)
+    peaks = (scores == highest) & (scores.double().sigmoid() >= detection_metrics.LEAST_SCORE)
     classes, rows, columns = (each.numpy() for each in peaks.nonzero(as_tuple=True))
-    own = chances[peaks].double().numpy()
+    own = scores[peaks].double().sigmoid().numpy()
     chosen = np.argsort(-own, kind="stable")[: PEAKS * most]
     classes, rows, columns, own = (each[chosen] for each in (classes, rows, columns, own))
     sides = distances[:, rows, columns].double().numpy()

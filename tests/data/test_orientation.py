@@ -73,6 +73,7 @@ def check_writing(path: Path, out: Path, plane: geometry.Plane, upright: np.ndar
     for index in range(header.count(plane)):
         shown = volumes.read_slice(path, index, plane)
         marked[index] = np.where(np.isin(shown, wanted), shown, 0).astype(np.int16)
+        check_boxes(path, shown, wanted, header.axis(plane), index)
     volumes.write_nifti(out, volumes.place_back(marked, header, plane), header)
     result = nibabel.load(out)
     labels = np.asarray(result.dataobj)
@@ -81,6 +82,17 @@ def check_writing(path: Path, out: Path, plane: geometry.Plane, upright: np.ndar
         (index,) = np.argwhere(labels == value)
         for affine in (result.get_sform(), result.get_qform()):
             np.testing.assert_allclose(nibabel.affines.apply_affine(affine, index), place_of(value, upright), atol=2e-3)
+
+
+def check_boxes(path: Path, shown: np.ndarray, wanted: list[int], axis: int, index: int) -> None:
+    """The box of a landmark on a slice as shown is that of its voxel in the axes of the file."""
+    volume = volumes.read_volume(path)
+    as_stored = volume.header.stored.turn().undo(volume.voxels)
+    places = np.argwhere(np.isin(shown, wanted))
+    edges = np.concatenate([places[:, ::-1], places[:, ::-1] + 1], axis=1).astype(float)
+    for (row, column), box in zip(places, geometry.box_back(edges, volume.header.stored, axis, index), strict=True):
+        np.testing.assert_array_equal(box[3:], box[:3] + 1)
+        assert as_stored[tuple(box[:3].astype(int))] == shown[row, column]
 
 
 @pytest.mark.parametrize("code", CODES)

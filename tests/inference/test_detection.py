@@ -17,7 +17,7 @@ import fedvfm
 from fedvfm import errors
 from fedvfm.data import formats
 from fedvfm.data import sample as samples
-from fedvfm.inference import delivery, distillation, export, forms, graph
+from fedvfm.inference import delivery, distillation, export, forms, graph, live
 from fedvfm.model import adapted_model
 from fedvfm.tasks import detection
 from tests.inference.conftest import moved
@@ -56,16 +56,26 @@ def test_boxes_of_pictures_are_those_that_are_scored(adapter: Path, tmp_path: Pa
             assert shown.size == (52, 40)
 
 
-def test_boxes_of_a_volume_say_their_slice(adapter: Path, tmp_path: Path) -> None:
+def test_boxes_of_a_volume_say_their_slice_and_voxels(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     voxels = np.random.default_rng(0).integers(0, 255, (30, 28, 3)).astype(np.int16)
     (tmp_path / "in").mkdir()
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / "in" / "scan.nii.gz")  # type: ignore[attr-defined]
-    (row,) = fedvfm.predict(adapter, tmp_path / "in", tmp_path / "out")["inputs"]
+    summary = fedvfm.predict(adapter, tmp_path / "in", tmp_path / "out")
+    (row,) = summary["inputs"]
     written = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert [image["slice"] for image in written["images"]] == [0, 1, 2]
     assert {box["slice"] for box in row["boxes"]} == {0, 1, 2}
     assert row["form"] == "json"
     assert row["size"] == [30, 28, 3]
+    for box in row["boxes"]:  # shown, rows run from front to back and columns from right to left
+        (left, top, right, bottom), at = box["box"], box["slice"]
+        assert box["voxels"] == pytest.approx([30 - right, 28 - bottom, at, 30 - left, 28 - top, at + 1])
+    lines = list(csv.DictReader((tmp_path / "out" / "boxes.csv").read_text().splitlines()))
+    assert [float(line["i_begin"]) for line in lines] == [box["voxels"][0] for box in row["boxes"]]
+    live.show(summary, as_json=False)
+    assert "boxes of cell" in capsys.readouterr().out
 
 
 def test_forms_of_masks_are_refused(adapter: Path, tmp_path: Path) -> None:

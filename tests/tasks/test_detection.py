@@ -226,6 +226,19 @@ def test_boxes_of_perfect_maps_are_the_objects_themselves() -> None:
     assert len(task.boxes_at(torch.full((6, 60, 80), -9.0), (60, 80))) == 0
 
 
+def test_a_very_sure_object_has_one_box_at_its_middle_and_leaves_room_for_others() -> None:
+    """The sigmoid of float32 is 1 on all of its middle, more pixels than peaks are looked at."""
+    logits = torch.full((6, 64, 96), -9.0)
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    logits[0] = 60.0 - torch.maximum((rows - 31).abs(), (columns - 40).abs()) - 9.0 * (columns > 70)
+    logits[0, :, 80:], logits[2:] = -9.0, 5.0
+    logits[1, 20, 90] = 1.0
+    task: Any = make(kind="detection", options={"most": 10})
+    found = task.delivered(logits, (64, 96))
+    assert found.edges.tolist() == [[35.5, 26.5, 45.5, 36.5], [85.5, 15.5, 95.5, 25.5]]
+    assert found.classes.tolist() == [1, 2]
+
+
 def test_faults_of_keys_that_it_does_not_read() -> None:
     assert make(kind="detection").faults() == []
     (fault,) = make(kind="detection", dice="batch").faults()

@@ -167,6 +167,30 @@ def hidden(picture: NDArray[Any]) -> NDArray[Any]:
     return picture.swapaxes(0, 1)[::-1, ::-1]
 
 
+def box_back(edges: NDArray[np.float64], grid: Grid, axis: int, index: int) -> NDArray[np.float64]:
+    """Boxes on a slice as shown, in the axes of the file.
+
+    Args:
+        edges: (left, top, right, bottom) of each.
+        grid: as stored.
+        axis: the canonical axis that the slice is cut across.
+        index: of the slice.
+
+    Shapes: (N, 4) -> (N, 6): where it begins along each stored axis, then where it ends.
+    Units: pixels in, voxels out, both by edges: 0 is the near side of the first, and a slice is one voxel thick.
+    """
+    turn, shape = grid.turn(), grid.canonical().shape
+    across, down = (kept for kept in range(3) if kept != axis)
+    low, high = np.empty((len(edges), 3)), np.empty((len(edges), 3))
+    left, top, right, bottom = edges.T
+    low[:, axis], high[:, axis] = index, index + 1
+    low[:, across], high[:, across] = shape[across] - right, shape[across] - left  # see shown
+    low[:, down], high[:, down] = shape[down] - bottom, shape[down] - top
+    low, high = low[:, turn.axes], high[:, turn.axes]
+    size, flips = np.asarray(grid.shape), np.asarray(turn.flips)
+    return np.concatenate([np.where(flips, size - high, low), np.where(flips, size - low, high)], axis=1)
+
+
 def in_plane(grid: Grid, axis: int) -> tuple[tuple[int, int], tuple[float, float]]:
     """(rows, columns) and their sizes in millimetres of the slices of a canonical grid across ``axis``."""
     across, down = (kept for kept in range(3) if kept != axis)
