@@ -191,6 +191,8 @@ def _task(locked: locked_recipe.LockedRecipe) -> str:
         what = f"numbers, from your table's columns {numbers}"
     elif target.kind == "multi-label":
         what = f"{len(names)} labels, each there or not, from your table's columns {listed}"
+    elif recipe.task.kind == "detection":
+        what = f"boxes around {', '.join(names[1:])}, from your masks; the background is {names[0]}"
     else:
         what = f"{len(names)} {'grades, the lowest first' if target.kind == 'ordinal' else 'classes'}: {listed}"
     return f"{recipe.task.kind} of {what}"

@@ -253,6 +253,11 @@ def test_few_patients_or_a_single_step_are_not_trained_on(units: int, images: in
     policy.require_enough(make(min_train_units=1, min_steps=1), make_recipe(), units, images)
 
 
+def test_a_review_says_that_boxes_are_made_of_masks() -> None:
+    told = dict(recipe_review.words(make_lock(task={"kind": "detection"})))
+    assert told["task"] == "detection of boxes around cell, from your masks; the background is rest"
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [

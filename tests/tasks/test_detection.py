@@ -261,6 +261,16 @@ def test_faults_of_keys_that_it_does_not_read() -> None:
         assert any(word in each for each in faults), (values, faults)
 
 
+@pytest.mark.parametrize("name", ["sam", "tinyvit"])
+def test_every_family_of_backbones_has_grids_to_find_boxes_on(sam_folders: dict[str, Path], name: str) -> None:
+    chosen = recipe(sam_folders[name], "detection").model_dump(mode="json")
+    chosen["data"]["input_size"], chosen["adapter"]["targets"] = [64, 64], ["q"]
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, chosen, "recipe"))
+    model.write(model.initial())
+    assert model.recipe.adapter.parts == ()
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 6, 64, 64)
+
+
 @pytest.mark.parametrize(("backbone", "adapter", "rate"), [("dino", "lora", 0.01), ("unet", "full", 0.02)])
 def test_four_images_are_learned_by_heart(tiny_dino: Path, backbone: str, adapter: str, rate: float) -> None:
     model = adapted_model.AdaptedModel(
