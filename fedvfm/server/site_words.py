@@ -106,6 +106,7 @@ REFUSED = {
     "protocol": "its answer cannot be read",
     "site-name": "it answered under another site's name",
     "stale": "it answered another round or session",
+    "too-stale": "it trained for longer than the recipe lets an update be late (staleness_limit)",
     "base": "it trained from another adapter than the one it was sent",
     "examples": "it claims more training images than it can have",
     "loss": "it claims a loss that cannot be a weight",

@@ -15,6 +15,8 @@ from flwr.app import Message
 from fedvfm import errors
 from fedvfm.aggregators import table as rules
 from fedvfm.config import asynchronous, schema
+from fedvfm.flower import runtime
+from fedvfm.protocol import protocol
 from fedvfm.server.rounds import buffer
 from fedvfm.state import checkpoint, state
 from fedvfm.storage import hash_chain
@@ -141,7 +143,7 @@ def test_a_site_that_is_too_slow_is_refused_counted_and_asked_again(counted: Cou
     lines = counted.run(recipe(7, staleness_limit=2), west=50.0)
     stale = [line["round"] for line in lines if line["refused"]]
     assert stale == [4]
-    assert lines[3]["refused"]["west"]["reason"] == "stale"
+    assert lines[3]["refused"]["west"]["reason"] == "too-stale"
     assert "trains since round 1; an update may be 2 rounds late" in lines[3]["refused"]["west"]["detail"]
     assert "west" not in lines[3]["cohort"]
     assert "west" in lines[4]["cohort"]
@@ -233,6 +235,36 @@ def test_killed_while_a_site_trains_it_is_asked_for_the_same_round_again(tmp_pat
     assert ("train", 1) in west
     lines = hash_chain.read(tmp_path / "run" / "journal.jsonl")
     assert [line["staleness"] for line in lines] == [{}, {}, {"west": 2}, {}]
+
+
+def test_a_site_that_is_away_for_long_is_asked_for_the_same_round_when_it_is_back(tmp_path: Path) -> None:
+    class Away(SlowWest):
+        words = 2
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            keys = [key for key in message_ids if key.endswith(self.west) and self.words]
+            asked = {key: self._waiting.pop(key) for key in keys if self._waiting[key].metadata.message_type == "train"}
+            self.words -= len(asked)
+            words = [protocol.in_place_of_answer("away", message) for message in asked.values()]
+            for word, key in zip(words, asked, strict=True):
+                runtime.set_reply_to(word, key)
+            return [*words, *super().pull_messages([key for key in message_ids if key not in asked])]
+
+    members = [numpy_sites.NumpySite(site, count) for site, count in SIZES.items()]
+    grid = Away(members)
+    grid.held = False
+    job = numpy_sites.make_job(tmp_path, members, recipe(4), durable=True)
+    numpy_sites.run(job, members, grid=grid)
+    lines = hash_chain.read(tmp_path / "journal.jsonl")
+    assert [line["staleness"] for line in lines] == [{}, {}, {"west": 2}, {}]
+    assert all(line["refused"] == {} for line in lines)
+    assert members[2].asked.count(("train", 1)) == 1
+
+
+def test_who_is_out_in_rounds_of_an_earlier_recipe_is_waited_for_by_nobody() -> None:
+    line = {"out": {"east": {"round": 2}, "west": {"round": 4}}}
+    own = buffer.Buffer(asynchronous.Asynchronous(buffer_size=1), None, line, first_round=3)
+    assert own.out == {"west": buffer.Version(4)}
 
 
 def test_a_round_that_is_full_on_disk_asks_nobody(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ class Town:
         when: (event, round) -> what is done as it happens; a note's "round" is its text's first word.
     """
 
-    def __init__(self, sites: Any, folder: Path, names: Iterable[str]) -> None:
-        self.sites, self.folder = sites, folder
+    def __init__(self, sites: Any, folder: Path, names: Iterable[str], **recipe: Any) -> None:
+        self.sites, self.folder, self._recipe = sites, folder, recipe
         self.members: list[Any] = []
         self.nodes: dict[str, runtime.Node] = {}
         self.away: set[str] = set()
@@ -63,7 +63,8 @@ class Town:
             self.join(name)
 
     def lock(self, **values: Any) -> Any:
-        recipe = {"rounds": ROUNDS, "backbone": {"name": "none", "sha256": self.sites.SHA}, **values}
+        backbone = {"name": "none", "sha256": self.sites.SHA}
+        recipe = {"rounds": ROUNDS, "backbone": backbone, **self._recipe, **values}
         locked = self.sites.lock(self.sites.make_recipe(**recipe))
         return locked
 
@@ -189,8 +190,8 @@ def make(sites: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.setattr(retrying, "LOOK_S", 0.01)
     monkeypatch.setattr(messaging, "POLL_S", 0.02)
 
-    def made(*names: str) -> Town:
-        town = Town(sites, tmp_path, names or ("east", "west"))
+    def made(*names: str, **recipe: Any) -> Town:
+        town = Town(sites, tmp_path, names or ("east", "west"), **recipe)
         (town.server.folder / coordinator.RUN).mkdir(mode=0o700)
         return town
 
@@ -285,6 +286,46 @@ def test_a_site_that_stays_away_is_waited_for_no_longer_than_told(make: Callable
     town.run(quorum=2, round_timeout_s=60.0)
     assert town.journal()[1]["refused"]["north"]["reason"] == "site-away"
     assert town.cohorts()[2:] == [["east", "west"]] * 2
+
+
+@pytest.mark.parametrize("how", ["another-joins", "away-and-back", "paused"])
+def test_who_still_trains_is_asked_for_the_same_round_when_the_sites_change(
+    make: Callable[..., Town], how: str
+) -> None:
+    """Its late update counts, whatever happens between two rounds."""
+    town = make("east", "north", "west", asynchronous={"buffer_size": 2})
+    town.silent.add("west")
+
+    def change() -> None:
+        if how == "another-joins":
+            town.add("late")
+        elif how == "away-and-back":
+            town.away.add("west")
+        else:
+            orders.pause(town.server)
+            town.at(time.monotonic() + 0.2, lambda: orders.resume(town.server))
+
+    def back() -> None:
+        town.away.clear()
+        town.silent.clear()
+
+    town.when["round-end", 1] = change
+    town.when["round-end", 2] = back
+    found = town.run(quorum=2)
+    assert found is not None
+    lines = town.journal()
+    assert lines[0]["out"] == lines[1]["out"] == {"west": {"round": 1}}
+    assert lines[2]["staleness"] == {"west": 2}
+    assert all(line["refused"] == {} for line in lines)
+    assert set(town.trained("west")) - {4} == {1}
+    assert lines[2]["examples"].keys() >= {"west"}
+
+
+def test_settings_that_exclude_asynchronous_rounds_stop_the_start(make: Callable[..., Town]) -> None:
+    town = make("east", "north", "west", asynchronous={"buffer_size": 2})
+    with pytest.raises(errors.ConfigError, match=r"server\.patience = 2: with recipe\.asynchronous no round waits"):
+        town.run(patience=2.0)
+    assert town.members[0].asked == []
 
 
 # -- quorum ------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from fedvfm.state import state
 
 OUT, STALENESS, CLOCK = "out", "staleness", "clock"
 """Keys of a journal's line: who is still training, and since which round; how late an update came; counted time."""
-STALE = "stale"
+TOO_STALE = "too-stale"
 Bases = Callable[[int], state.AdapterState]
 """The adapter that a round began with."""
 
@@ -90,7 +90,7 @@ class Buffer:
             del self.out[site]
         return {
             site: {
-                "reason": STALE,
+                "reason": TOO_STALE,
                 "detail": f"trains since round {since}; an update may be {limit} rounds late (staleness_limit)",
             }
             for site, since in late.items()

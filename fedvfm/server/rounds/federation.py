@@ -116,6 +116,9 @@ NO_ROSTER = (
 )
 
 
+AWAY = "away"
+"""The word that stands in place of the answer of a site that is not connected."""
+
 LEAST_S = 60.0
 """A round waits at least so long, however quickly the sites have answered so far."""
 
@@ -510,6 +513,7 @@ class Federation:
         usual = admission.usual(self.journal.rounds)
         self._norms = {}
         taken: set[str] = set()
+        away: set[str] = set()
         refused: dict[str, dict[str, str]] = {}
         self._same_as = {}
         if self.job.durable:
@@ -543,6 +547,9 @@ class Federation:
             member = by_node[node]
             if member.name in taken or member.name in refused:
                 continue  # a second answer of a site counts no more than the first
+            if own is not None and message.has_error() and protocol.error_word(message) == AWAY:
+                away.add(member.name)  # it may have trained: when it is there again it is asked for the same round
+                continue
             if internals.origin(message):
                 self._same_as[member.name] = internals.origin(message)
             terms = admission.Terms(
@@ -584,7 +591,7 @@ class Federation:
                 self._refused(number, member.name, refused[member.name]["reason"])
                 intake.go_without(member.name)
             self.observer("reply", arm=self.job.name, round=number, phase="train", site=member.name, loss=loss)
-        out = set() if standing is None else {by_node[node].name for node in standing.nodes}
+        out = away if standing is None else away | {by_node[node].name for node in standing.nodes}
         out |= {member.name for member in members} if ended else set()
         for member in members:
             if member.name in taken or member.name in refused or member.name in out:
