@@ -210,7 +210,7 @@ def main() -> None:
             result[name]["auroc"][head] = {arm: {"mean": round(mean(v), 4), "seeds": v} for arm, v in shown.items()}
             for arm, values in result[name]["auroc"][head].items():
                 print(f"{name:8} {head:14} {arm:12} {values['mean']:.3f}  {values['seeds']}", flush=True)
-    storage.write_text(RESULT, json.dumps(result, indent=2) + "\n")
+            storage.write_text(RESULT, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
