@@ -303,7 +303,7 @@ def _of_boxes(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
     blank = {site: sum(count == 0 for count in table["objects"]) for site, table in own.items()}
     blank = {site: count for site, count in blank.items() if count}
     if blank and arm == FEDERATED:
-        each = "; ".join(f"{site} {count} of {len(own[site]['objects'])}" for site, count in _first(blank))
+        each = "; ".join(_without_blank(site, own[site], count, "f1", "objects") for site, count in _first(blank))
         text = f"test images without an object, on which no box scores F1 1: {each}{_rest(blank)}"
         yield Finding(EMPTY_TRUTHS, arm, tuple(blank), text)
 
@@ -351,10 +351,10 @@ def _all_alike(predicted: Sequence[float], truth: Sequence[float]) -> str:
     return ""
 
 
-def _without_blank(site: str, table: Table, count: int) -> str:
-    rest = [dice for dice, share in zip(table["dice"], table["true_foreground"], strict=True) if share > 0]
-    dice = f"Dice {np.mean(rest):.3f} without them" if rest else "there are no others"
-    return f"{site} {count} of {len(table['dice'])}, {dice}"
+def _without_blank(site: str, table: Table, count: int, metric: str = "dice", there: str = "true_foreground") -> str:
+    rest = [score for score, share in zip(table[metric], table[there], strict=True) if share > 0]
+    without = f"{scores.metric_name(metric)} {np.mean(rest):.3f} without them" if rest else "there are no others"
+    return f"{site} {count} of {len(table[metric])}, {without}"
 
 
 def _is_any(value: float | None, targets: Sequence[float]) -> bool:

@@ -14,7 +14,7 @@ NAMES = {
     "hd95": "HD95",
     "assd": "ASSD",
     "nsd": "NSD",
-    "f1": "F1 of boxes",
+    "f1": "F1",
     "map50": "mAP at IoU 0.5",
     "map10": "mAP at IoU 0.1",
     "cpm": "CPM (mean of FROC)",

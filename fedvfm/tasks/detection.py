@@ -32,7 +32,7 @@ BOX_WEIGHT = 2.0
 """Of the loss of the sides beside that of the heat."""
 LEAST_HEAT = 0.01
 """Pixels of less heat do not learn an object's sides: as far as three standard deviations."""
-PEAKS = 4
+PEAKS = 2
 """So many times as many peaks are looked at as boxes are given."""
 OF_MASKS = ("ce_weight", "dice_weight", "dice", "class_weights", "prompt_jitter", "prompt_points")
 """Keys of ``recipe.task`` that this task does not read."""

@@ -17,8 +17,8 @@ import fedvfm
 from fedvfm import errors
 from fedvfm.data import formats
 from fedvfm.data import sample as samples
-from fedvfm.inference import delivery, distillation, export, forms, graph, live
-from fedvfm.model import adapted_model
+from fedvfm.inference import delivery, distillation, export, forms, live
+from fedvfm.model import memory
 from fedvfm.tasks import detection
 from tests.inference.conftest import moved
 from tests.inference.test_predict import evaluated, picture
@@ -107,7 +107,9 @@ def test_a_graph_gives_the_same_boxes(adapter: Path, tmp_path: Path) -> None:
     assert np.array(torchs) == pytest.approx(np.array(graphs), abs=0.02)
 
 
-def test_memory_is_foretold(adapter: Path) -> None:
+def test_memory_of_a_step_is_counted_and_not_estimated(adapter: Path) -> None:
     model = fedvfm.load_adapter(adapter)
-    assert isinstance(model, adapted_model.AdaptedModel)
-    assert graph.card_of(model, 1, "- checked").count("(1, 6, 28, 28)") == 1
+    counted = memory.activations(model)
+    maps = 4 * model.recipe.optimiser.batch_size * 6 * 28 * 28
+    assert counted > maps
+    assert counted != 4 * model.backbone.activations((28, 28)) * model.recipe.optimiser.batch_size

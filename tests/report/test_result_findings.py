@@ -12,7 +12,7 @@ from sklearn import metrics as sklearn
 
 from fedvfm.report import answers, result_findings
 from fedvfm.report.result_findings import Finding
-from fedvfm.tasks import metrics
+from fedvfm.tasks import boxes, detection_metrics, metrics
 
 NAMES = ("normal", "pneumonia", "effusion")
 
@@ -34,6 +34,17 @@ def masks(pairs: list[tuple[int, int]]) -> dict[str, Any]:
     return {"id": scores.ids, **scores.per_sample()}
 
 
+def found_boxes(rows: list[tuple[int, bool]]) -> dict[str, Any]:
+    """Columns of a metric set: for every image how many objects it has, and whether all are found or none."""
+    scores = detection_metrics.DetectionScores(("background", "lesion"), 0.3)
+    for at, (objects, sure) in enumerate(rows):
+        mask = np.zeros((4, 4 * objects + 1), np.int64)
+        mask[1:3, 1::4] = 1
+        truth = boxes.of_mask(mask if objects else mask * 0)
+        scores.add(f"{at:04d}", truth if sure else truth[:0], truth)
+    return {"id": scores.ids, **scores.per_sample()}
+
+
 def of(tables: dict[str, dict[str, Any]], arm: str = "federated", names: tuple[str, ...] = NAMES) -> dict[str, Finding]:
     units = {site: rows["id"] for site, rows in tables.items()}
     return {finding.code: finding for finding in result_findings.of_samples(arm, tables, names, units)}
@@ -49,6 +60,14 @@ def test_one_class_for_all_130_images_is_a_headline() -> None:
     assert set(found) == {"constant-answer"}
     other = of({"north": table(labels, [1] * 130)}, arm="pooled")
     assert not other["constant-answer"].headline
+
+
+def test_no_box_at_all_is_a_headline_and_images_without_an_object_are_told() -> None:
+    found = of({"north": found_boxes([(2, False)] * 12), "south": found_boxes([(1, True)] * 11 + [(0, False)])})
+    assert found["constant-answer"].headline
+    assert found["constant-answer"].sites == ("north",)
+    assert found["empty-truths"].text.endswith("no box scores F1 1: south 1 of 12, F1 1.000 without them")
+    assert "constant-answer" not in of({"north": found_boxes([(0, False)] * 12)})
 
 
 def test_a_site_that_tests_one_class_is_a_headline_and_no_constant_answer() -> None:

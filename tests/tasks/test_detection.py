@@ -13,6 +13,7 @@ import torch
 from fedvfm import errors
 from fedvfm.backbones import base as backbones
 from fedvfm.config import schema
+from fedvfm.data import sample as samples
 from fedvfm.data import transforms
 from fedvfm.model import adapted_model
 from fedvfm.tasks import boxes, detection, detection_metrics, heads
@@ -118,6 +119,21 @@ def test_parts_of_a_site_combine_to_the_whole_in_any_order(drawn: list[tuple[box
     parts = scored(drawn[:5]), scored(drawn[5:], 5)
     assert parts[1].combine(parts[0]).value() == parts[0].combine(parts[1]).value() == scored(drawn).value()
     assert parts[0].per_sample().keys() == {"f1", "objects", "hits", "false_alarms"}
+
+
+def test_a_volume_is_one_row_of_its_slices_and_each_slice_an_image(
+    drawn: list[tuple[boxes.Boxes, boxes.Boxes]],
+) -> None:
+    volume, flat = detection_metrics.DetectionScores(["rest", "a", "b"], 0.3), scored(drawn)
+    for number in reversed(range(12)):
+        volume.add(f"v/{number}", *drawn[number], samples.Part("v", number, 12, 1.0))
+    assert volume.ids == ["v"]
+    row, rows = volume.per_sample(), flat.per_sample()
+    assert [row[name] for name in volume.DESCRIBING] == [[sum(rows[name])] for name in volume.DESCRIBING]
+    objects, hits, alarms = (row[name][0] for name in volume.DESCRIBING)
+    assert row["f1"] == [2 * hits / (objects + hits + alarms)]
+    whole = {name: value for name, value in volume.value().items() if name != "f1"}
+    assert whole == pytest.approx({name: value for name, value in flat.value().items() if name != "f1"})
 
 
 def test_an_image_without_an_object_and_a_site_without_any() -> None:
