@@ -12,19 +12,24 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.common import serde
 from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedvfm import errors
 from fedvfm.runtime import logs
+
+TRANSPORT_ERRORS = frozenset({3, 4, 5, 8})
+"""Codes of errors that Flower itself puts in place of a reply: message or reply unavailable, node or app gone."""
 
 SERVER_NODE = 1
 _CONTENT = bytes([ProtoMessage.DESCRIPTOR.fields_by_name["content"].number << 3 | 2])
@@ -140,6 +145,33 @@ def copy(message: Message) -> Message:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give an outgoing message its id, as a SuperLink would."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def set_reply_to(reply: Message, message_id: str) -> None:
+    """Let a reply answer another message than the one it was made for."""
+    reply.metadata.__dict__["_reply_to_message_id"] = message_id
+
+
+@dataclass(frozen=True)
+class Node:
+    """A registered SuperNode as its SuperLink knows it; ``public_key`` is in OpenSSH's form."""
+
+    id: int
+    public_key: str
+    online: bool
+    activated: str
+
+
+def node_of(info: Any) -> Node:
+    """A node as Flower's API tells it."""
+    key = serialization.load_pem_public_key(info.public_key)
+    text = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    return Node(info.node_id, text, info.status == "online", info.last_activated_at)
+
+
+def nodes(grid: Grid) -> list[Node]:
+    """The nodes a run can reach now, with their keys."""
+    return [node_of(info) for info in grid.get_nodes()]
 
 
 def context(run_id: int, node_id: int, node_config: dict[str, Any]) -> Context:

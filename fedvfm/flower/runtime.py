@@ -15,11 +15,10 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives import serialization
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.common import serde
 from flwr.common.constant import SubStatus
 from flwr.proto import control_pb2, runtime_pb2
@@ -36,7 +35,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedvfm import errors
-from fedvfm.flower import guards, long_poll
+from fedvfm.flower import guards, internals, long_poll
 
 LEASE_S = 60.0
 """How long a SuperLink takes a SuperNode that vanished for present, and refuses it as already there (code 2004)."""
@@ -59,9 +58,6 @@ FLEET_ROUTES = frozenset(
     )
 )
 """All that a SuperNode asks of a SuperLink, each as POST."""
-
-TRANSPORT_ERRORS = frozenset({3, 4, 5, 8})
-"""Codes of errors that Flower itself puts in place of a reply: message or reply unavailable, node or app gone."""
 
 CHILD_ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -87,22 +83,6 @@ class Link:
     address: str
     authority: bytes
     secret: bytes
-
-
-@dataclass(frozen=True)
-class Node:
-    """A registered SuperNode as its SuperLink knows it; ``public_key`` is in OpenSSH's form."""
-
-    id: int
-    public_key: str
-    online: bool
-    activated: str
-
-
-def _node(info: Any) -> Node:
-    key = serialization.load_pem_public_key(info.public_key)
-    text = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
-    return Node(info.node_id, text, info.status == "online", info.last_activated_at)
 
 
 def _final(stop: threading.Event) -> Callable[[Exception], bool]:
@@ -169,11 +149,11 @@ class Control:
             retry_invoker=patient(threading.Event(), patience_s),
         )
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[internals.Node]:
         """All registered nodes."""
         with reached("the SuperLink"):
             found = self._client.ListNodes(control_pb2.ListNodesRequest())
-        return [_node(info) for info in found.nodes_info if info.status != "unregistered"]
+        return [internals.node_of(info) for info in found.nodes_info if info.status != "unregistered"]
 
     def register(self, public_key: str, name: str) -> int:
         """Let a node in by its key (in OpenSSH's form); its number."""
@@ -311,13 +291,3 @@ def _take_server_task(link: Link, run_id: int, stop: threading.Event) -> str:
         raise errors.EngineError(f"run {run_id} has no task to take: another process drives it")
     finally:
         client.close()
-
-
-def set_reply_to(reply: Message, message_id: str) -> None:
-    """Let a reply answer another message than the one it was made for."""
-    reply.metadata.__dict__["_reply_to_message_id"] = message_id
-
-
-def nodes(grid: Grid) -> list[Node]:
-    """The nodes a run can reach now, with their keys."""
-    return [_node(info) for info in grid.get_nodes()]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedvfm.backbones import base as backbones
 from fedvfm.config import privacy, schema
-from fedvfm.model import adapted_model, feature_cache, precision, sliding_window
+from fedvfm.model import adapted_model, feature_cache, precision, shape_rules, sliding_window
 from fedvfm.privacy import dpsgd
 from fedvfm.tasks import case_classification, case_heads
 
@@ -153,7 +153,8 @@ def _features(model: adapted_model.AdaptedModel, seen: Sequence[Images], views: 
 @torch.no_grad()
 def feature_bytes(model: adapted_model.AdaptedModel, size: Sequence[int]) -> int:
     """Bytes of what the frozen blocks give of an image of ``size`` (height, width), in float32; ``model`` on meta."""
-    found = model.begun(torch.empty(1, 3, *size, device="meta"), model.frozen_blocks)
+    with shape_rules.ShapeRules():
+        found = model.begun(torch.empty(1, 3, *size, device="meta"), model.frozen_blocks)
     return feature_cache.nbytes(found)
 
 
@@ -169,7 +170,8 @@ def activations(model: adapted_model.AdaptedModel, *, narrow: bool = False) -> i
     size, batch = recipe.data.patch_size, images_a_step(model)
     estimated = 4 * model.backbone.activations(size) * batch * model.backbone.slices
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
-        blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))
+        with shape_rules.ShapeRules():
+            blocks, head, largest = _saved(model, torch.empty(batch, 3, *size, device="meta"))
         return round(blocks * (NARROW if narrow else 1.0)) + head + 2 * largest
     return estimated
 

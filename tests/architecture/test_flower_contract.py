@@ -524,7 +524,7 @@ def test_errors_that_stand_for_a_lost_reply() -> None:
         ErrorCode.NODE_UNAVAILABLE,
         ErrorCode.CLIENT_APP_CRASHED,
     }
-    assert lost == runtime.TRANSPORT_ERRORS
+    assert lost == internals.TRANSPORT_ERRORS
     assert HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE == runtime.LEASE_S
 
 
@@ -570,7 +570,7 @@ def test_a_reply_can_answer_another_message() -> None:
     sent = message()
     internals.set_message_id(sent, "m1")
     reply = Message(RecordDict(), reply_to=sent)
-    runtime.set_reply_to(reply, "m0")
+    internals.set_reply_to(reply, "m0")
     assert reply.metadata.reply_to_message_id == "m0"
 
 

@@ -55,6 +55,17 @@ except SystemExit as leave:
     assert not leave.code
 print(json.dumps(sorted({*names, "scipy", "flwr"} & sys.modules.keys())))
 """
+PLAN = """
+import json, sys
+from fedvfm.cli import main as cli
+
+names, sys.argv = json.loads(sys.argv[1]), ["fedvfm", "simulate", sys.argv[2], "--dry-run"]
+try:
+    cli.main()
+except SystemExit as leave:
+    assert not leave.code
+print(json.dumps(sorted({*names, "fastapi", "scipy"} & sys.modules.keys())))
+"""
 EXPERIMENT = """
 name = "startup"
 title = "discs"
@@ -115,3 +126,9 @@ def test_slow_libraries_are_not_loaded(tiny_dino: Path, tmp_path: Path, kind: st
         json.loads(run(PREDICT, json.dumps(SLOW + COMPILER), tmp_path / "adapter", image, "--output", output)[-1]) == []
     )
     assert (output / "summary.json").exists()
+
+
+def test_a_plan_loads_no_compiler(tiny_dino: Path, tmp_path: Path) -> None:
+    data, experiment = write_data(tmp_path / "data", "segmentation"), tmp_path / "startup.toml"
+    experiment.write_text(EXPERIMENT.format(data=data, backbone=tiny_dino, kind="segmentation"))
+    assert json.loads(run(PLAN, json.dumps(SLOW + COMPILER), experiment)[-1]) == []

@@ -21,7 +21,7 @@ from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, message_pb2, node_pb2, runtime_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 
-from fedvfm.flower import guards, internals, runtime, superlink
+from fedvfm.flower import guards, internals, superlink
 from fedvfm.protocol import protocol
 from fedvfm.server.grid import retrying
 from fedvfm.server.network import proxy
@@ -371,7 +371,7 @@ def test_a_reply_whose_parts_do_not_come_holds_up_nobody(
     monkeypatch.setattr(superlink, "WAIT_S", 0.0)
     store.announce(reply(9, "m4", 5), parts={})
     (lost,) = grid.pull_messages(["m4"])
-    assert lost.error.code in runtime.TRANSPORT_ERRORS
+    assert lost.error.code in internals.TRANSPORT_ERRORS
     assert retrying.SteadyGrid._lost(lost)
 
 
@@ -397,7 +397,7 @@ def test_a_large_reply_over_a_slow_line_is_not_lost_while_parts_still_come(
     assert grid.pull_messages(["m2"]) == []
     now += superlink.WAIT_S + 1
     (lost,) = grid.pull_messages(["m2"])
-    assert lost.error.code in runtime.TRANSPORT_ERRORS
+    assert lost.error.code in internals.TRANSPORT_ERRORS
 
 
 def test_the_grid_waits_at_the_superlink_and_for_parts_ever_longer(
@@ -454,7 +454,7 @@ def test_parts_that_make_no_message_are_a_word(store: Store, grid: superlink.Car
     for one in found.values():
         assert (one.error.code, one.error.reason) == (1040, "malformed")
         assert protocol.error_word(one) == "malformed"
-        assert one.error.code not in runtime.TRANSPORT_ERRORS
+        assert one.error.code not in internals.TRANSPORT_ERRORS
 
 
 def test_the_head_is_what_the_superlink_checked_not_what_the_reply_says(

@@ -14,7 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from fedvfm import errors
 from fedvfm.client.gate import exchange, gate, reply_cache
 from fedvfm.config import schema
-from fedvfm.flower import internals, runtime
+from fedvfm.flower import internals
 from fedvfm.protocol import protocol
 from fedvfm.server.grid import retrying
 from fedvfm.server.rounds import update_store
@@ -200,7 +200,7 @@ def test_a_lost_reply_is_asked_for_again_under_its_first_number(
     steady = retrying.SteadyGrid(grid, lambda: None)  # type: ignore[arg-type]
     (first,) = steady.push_messages([Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")])
     if how == "error":
-        grid.answers[first] = Error(next(iter(runtime.TRANSPORT_ERRORS)), "gone")
+        grid.answers[first] = Error(next(iter(internals.TRANSPORT_ERRORS)), "gone")
     else:
         grid.activated = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)).isoformat()
     assert steady.pull_messages([first]) == []

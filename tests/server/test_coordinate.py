@@ -20,7 +20,7 @@ from flwr.app import Message
 from fedvfm import errors
 from fedvfm.client import state_folder as joining
 from fedvfm.config import schema
-from fedvfm.flower import internals, runtime
+from fedvfm.flower import internals
 from fedvfm.protocol import protocol
 from fedvfm.runtime import logs
 from fedvfm.server import state_folder as enrolment
@@ -49,7 +49,7 @@ class Town:
     def __init__(self, sites: Any, folder: Path, names: Iterable[str], **recipe: Any) -> None:
         self.sites, self.folder, self._recipe = sites, folder, recipe
         self.members: list[Any] = []
-        self.nodes: dict[str, runtime.Node] = {}
+        self.nodes: dict[str, internals.Node] = {}
         self.away: set[str] = set()
         self.refuses: dict[str, str] = {}
         self.silent: set[str] = set()
@@ -73,7 +73,7 @@ class Town:
         invite = joining.read_invite(self.server.invite_path(name), self.server.fingerprint())
         joined = joining.join(self.folder / f"{name}-{len(self.members)}", invite, invite.lock.hash)
         entry, _ = enrolment.approve(self.server, joined.request)
-        node = runtime.Node(10 + len(self.members), entry.public_key, True, "")
+        node = internals.Node(10 + len(self.members), entry.public_key, True, "")
         self.nodes[name] = node
         self.members.append(self.sites.NumpySite(name))
 
@@ -167,7 +167,7 @@ class _Grid(liveness.WatchfulGrid):
         super().__init__(*arguments, **more)
         self._town = town
 
-    def nodes(self) -> list[runtime.Node]:
+    def nodes(self) -> list[internals.Node]:
         self._town.pass_time()
         return [node for name, node in self._town.nodes.items() if name not in self._town.away]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from fedvfm import errors
 from fedvfm.client.training import evaluator, trainer
 from fedvfm.config import schema
-from fedvfm.model import adapted_model, feature_counts, memory
+from fedvfm.model import adapted_model, feature_cache, feature_counts, memory, shape_rules
 from fedvfm.protocol import protocol
 from fedvfm.simulation import experiment, inspection, plan, run
 
@@ -60,6 +60,79 @@ def test_activations_are_those_that_torch_saves(tiny: Any) -> None:
     assert sum(planned[:2]) == pytest.approx(blocks + head, rel=0.1)
     assert planned[2] == largest
     assert memory.activations(shapes, narrow=True) < memory.activations(shapes) <= 1.1 * (blocks + head) + 2 * largest
+
+
+@pytest.mark.parametrize(
+    ("backbone", "task"),
+    [
+        ("dino", {"kind": "segmentation"}),
+        ("dino", {"kind": "segmentation", "head": "unet"}),
+        ("dino", {"kind": "classification"}),
+        ("swin", {"kind": "segmentation", "head": "pyramid"}),
+        ("unet", {"kind": "segmentation"}),
+        ("tinyvit", {"kind": "segmentation"}),
+    ],
+    ids=lambda part: "-".join(part.values()) if isinstance(part, dict) else part,
+)
+def test_shapes_by_rules_are_those_of_torch(
+    tiny_dino: Path, tiny_swin: Path, sam_folders: dict[str, Path], backbone: str, task: dict[str, str]
+) -> None:
+    """The same bytes of the same storages as torch's own functions for the meta device, which load its compiler."""
+    names = {"dino": str(tiny_dino), "swin": str(tiny_swin), "unet": "unet", "tinyvit": str(sam_folders["tinyvit"])}
+    values: dict[str, Any] = {
+        "backbone": {"name": names[backbone]},
+        "adapter": {"kind": "full"} if backbone == "unet" else {"rank": 2},
+        "task": task,
+        "data": {"class_names": ["rest", "cell", "wall"], "input_size": [64, 64] if backbone != "dino" else [42, 28]},
+    }
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"), with_weights=False)
+    pixels = torch.empty(2, 3, *model.recipe.data.patch_size, device="meta")
+    by_torch = memory._saved(model, pixels)
+    with shape_rules.ShapeRules():
+        assert memory._saved(model, pixels) == by_torch
+    if model.frozen_blocks:
+        features = feature_cache.nbytes(model.begun(pixels[:1], model.frozen_blocks))
+        assert memory.feature_bytes(model, model.recipe.data.patch_size) == features
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_rule_gives_shape_type_and_order_in_memory_as_torch_does(last: bool) -> None:
+    def of(*shape: int) -> torch.Tensor:
+        made = torch.empty(shape, device="meta")
+        return made.contiguous(memory_format=torch.channels_last) if last and len(shape) == 4 else made
+
+    image, functional = of(2, 8, 9, 7), torch.nn.functional
+    calls: list[Any] = [
+        lambda: image + of(8, 1, 1),
+        lambda: image * 2.0,
+        lambda: image.half() + image.half(),
+        lambda: image + image.transpose(2, 3).transpose(2, 3),
+        lambda: functional.gelu(image.permute(0, 2, 3, 1)),
+        lambda: functional.relu(image),
+        lambda: torch.cat((image, of(2, 3, 9, 7)), dim=1),
+        lambda: torch.cat((of(2, 4, 5).transpose(1, 2), of(2, 5, 4)), dim=-1),
+        lambda: functional.conv2d(image, of(6, 4, 3, 3), of(6), stride=2, padding=1, dilation=1, groups=2),
+        lambda: functional.conv1d(of(2, 4, 11), of(6, 4, 3), dilation=2),
+        lambda: functional.conv_transpose2d(image, of(8, 3, 2, 2), stride=2, output_padding=1, groups=2),
+        lambda: functional.interpolate(image, size=(5, 6), mode="bilinear"),
+        lambda: functional.interpolate(image, size=(18, 20), mode="bicubic"),
+        lambda: functional.interpolate(of(2, 3, 5), size=9, mode="linear"),
+        lambda: functional.group_norm(of(2, 8, 5), 4, of(8), of(8)),
+        lambda: functional.layer_norm(of(2, 5, 8), (8,), of(8), of(8)),
+        lambda: functional.linear(of(2, 5, 8), of(3, 8), of(3)),
+        lambda: of(2, 5, 8) @ of(2, 8, 4),
+        lambda: functional.scaled_dot_product_attention(of(2, 2, 5, 8), of(2, 2, 5, 8), of(2, 2, 5, 8)),
+    ]
+    for call in calls:
+        expected = call()
+        with shape_rules.ShapeRules():
+            given = call()
+        for name in ("shape", "dtype", "device"):
+            assert getattr(given, name) == getattr(expected, name)
+        assert given.stride() == expected.stride()
+    for wrong in (lambda: functional.conv2d(image, of(6, 8, 11, 11)), lambda: image @ of(6, 2)):
+        with shape_rules.ShapeRules(), pytest.raises(RuntimeError):
+            wrong()
 
 
 def test_arms_share_a_cache() -> None:

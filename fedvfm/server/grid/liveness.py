@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedvfm.flower import runtime
+from fedvfm.flower import internals
 from fedvfm.protocol import protocol
 from fedvfm.server.grid import retrying
 from fedvfm.server.grid import roster as presence
@@ -61,7 +61,7 @@ class WatchfulGrid(presence.RosterGrid):
             if word:
                 LOG.warning(f"the answer of site '{self.name(node)}' is not waited for: {word}")
                 found.append(protocol.in_place_of_answer(word, message))
-                runtime.set_reply_to(found[-1], key)
+                internals.set_reply_to(found[-1], key)
                 del self._asked[key]
         return found
 

@@ -16,7 +16,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedvfm.flower import runtime
+from fedvfm.flower import internals
 
 LOG = logging.getLogger(__name__)
 LOOK_S = 2.0
@@ -73,9 +73,9 @@ class SteadyGrid(Grid):
         self._check()
         return self._grid.get_node_ids()
 
-    def nodes(self) -> list[runtime.Node]:
+    def nodes(self) -> list[internals.Node]:
         """The nodes that are online, with their keys."""
-        return runtime.nodes(self._grid)
+        return internals.nodes(self._grid)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Push, and remember until the reply came."""
@@ -101,7 +101,7 @@ class SteadyGrid(Grid):
             if self._lost(reply) and time.monotonic() < asked.deadline:
                 asked.ids = [one for one in asked.ids if one != reply.metadata.reply_to_message_id]
                 continue
-            runtime.set_reply_to(reply, key)
+            internals.set_reply_to(reply, key)
             del self._asked[key]
             found.append(reply)
         self._look([key for key in ids if key in self._asked])
@@ -143,7 +143,7 @@ class SteadyGrid(Grid):
 
     @staticmethod
     def _lost(reply: Message) -> bool:
-        return reply.has_error() and reply.error.code in runtime.TRANSPORT_ERRORS
+        return reply.has_error() and reply.error.code in internals.TRANSPORT_ERRORS
 
     def _look(self, keys: list[str]) -> None:
         """Ask again where the reply was lost, or the node began anew since it was asked, once it is online."""

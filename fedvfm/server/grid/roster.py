@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedvfm import errors
 from fedvfm.audit import audit
-from fedvfm.flower import runtime
+from fedvfm.flower import internals
 from fedvfm.protocol import envelope, protocol
 from fedvfm.server.grid import retrying
 from fedvfm.storage import hash_chain
@@ -135,7 +135,7 @@ class RosterGrid(retrying.SteadyGrid):
         if site not in self._back:
             return reply
         word = protocol.in_place_of_answer(_BACK, asked)
-        runtime.set_reply_to(word, reply.metadata.reply_to_message_id)
+        internals.set_reply_to(word, reply.metadata.reply_to_message_id)
         return word
 
     def _leave_out(self, site: str, length: int, before: int) -> None:
