@@ -288,6 +288,28 @@ def test_a_site_that_does_not_answer_in_time_is_missed_and_a_quorum_goes_on(tmp_
     assert lines[-1]["refused"]["west"] == {"reason": "no-answer", "detail": "no reply within 1 s"}
 
 
+def test_a_round_is_of_as_many_sites_as_were_promised_where_one_is_given_up_and_another_left(tmp_path: Path) -> None:
+    """West is given up in the round that south is away from: the two others alone would break ``min_sites``."""
+    chosen = recipe(4, 3, min_sites=3, staleness_limit=1)
+
+    def coordinate(names: tuple[str, ...], stop: int, *, held: bool) -> list[tuple[str, int]]:
+        members = [numpy_sites.NumpySite(name) for name in names]
+        grid = SlowWest(members)
+        grid.held = held
+        job = numpy_sites.make_job(tmp_path, members, chosen, durable=True)
+        numpy_sites.run(job, members, stop=numpy_sites.after(stop), grid=grid)
+        return members[-1].asked
+
+    coordinate(("east", "north", "south", "west"), 2, held=True)
+    asked = coordinate(("east", "north", "west"), 3, held=False)
+    third = hash_chain.read(tmp_path / "journal.jsonl")[2]
+    assert third["refused"]["west"]["reason"] == "too-stale", "its update of round 1"
+    assert sorted(third["examples"]) == ["east", "north", "west"]
+    assert third["staleness"] == {}
+    assert ("train", 3) in asked
+    assert ("train", 1) not in asked
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 

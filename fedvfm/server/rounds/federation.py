@@ -193,7 +193,7 @@ class Federation:
         wrong += cohort.asynchronous_faults(self.recipe, server)
         self._buffer = self._restored_buffer()
         least = cohort.quorum(server.cohort or sites, server)
-        least = least if self._buffer is None else self._buffer.quorum(sites, server)
+        least = least if self._buffer is None else self._least(self._buffer)
         wrong += rules.site_faults(self.recipe, least)
         wrong += (
             [] if self.job.simulated else cohort.promise_faults(least, self.recipe)
@@ -384,13 +384,19 @@ class Federation:
 
     def _free(self, number: int, ready: Sequence[handshake.Member], own: buffer.Buffer) -> list[str]:
         """Of the sites that may be asked those that are not training; from now on they are."""
-        self._given_up = own.give_up(number)
-        for site, why in self._given_up.items():  # it is asked again in the next round
+        self._given_up = given_up = own.give_up(number)
+        for site, why in given_up.items():
             self._refused(number, site, why["reason"])
-        own.messages.forget({member.node for member in ready if member.name in self._given_up})
-        free = [member.name for member in ready if member.name not in {*own.out, *self._given_up}]
+        own.messages.forget({member.node for member in ready if member.name in given_up})
+        # Who is given up is asked again in the next round; where the others are too few for this one, at once.
+        few = sum(member.name not in given_up for member in ready) < self._least(own)
+        free = [member.name for member in ready if member.name not in {*own.out, *(() if few else given_up)}]
         own.ask(number, free)
         return free
+
+    def _least(self, own: buffer.Buffer) -> int:
+        """So many updates a round needs: of all that train here, however few of them it may wait for."""
+        return own.quorum(len(self.job.train_sites), self.job.server)
 
     def _out(self, own: buffer.Buffer) -> list[str]:
         """The sites of this job that are training, in sorted order; another one is asked when it is there again."""
@@ -451,7 +457,7 @@ class Federation:
         if own is not None:
             refused = dict(sorted({**self._given_up, **refused}.items()))
         why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
-        least = cohort.quorum(len(asked), self.job.server) if own is None else own.quorum(len(waited), self.job.server)
+        least = cohort.quorum(len(asked), self.job.server) if own is None else self._least(own)
         cohort.require(list(intake.sites), waited, least, number, why)
         cohort.require_labels(list(intake.sites), self._without_labels(members), number)
         # At site level an update is not private before the sum is noised, and neither is its norm.
