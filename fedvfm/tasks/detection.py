@@ -22,8 +22,14 @@ from fedvfm.data import sample as samples
 from fedvfm.tasks import base, boxes, detection_metrics, heads
 
 HEADS = registry.Table("detection head", {"boxes": "fedvfm.tasks.heads:Boxes"})
-THRESHOLD, MOST, OVERLAP, LEAST = 0.3, 100, 0.5, 0
-"""Defaults of ``recipe.task.options``: threshold, most, overlap, least_pixels."""
+OPTIONS = {"threshold": 0.3, "most": 100, "overlap": 0.5, "least_pixels": 0}
+"""Options of the task and their defaults."""
+BOUNDS = {
+    "threshold": (detection_metrics.LEAST_SCORE, 1.0),
+    "most": (1, 1000),
+    "overlap": (0.0, 1.0),
+    "least_pixels": (0, 1_000_000),
+}
 HARDER, NEARER = 2.0, 4.0
 """Exponents of the focal loss, alpha and beta of Zhou et al."""
 SPREAD = 0.54 / 6
@@ -34,7 +40,7 @@ LEAST_HEAT = 0.01
 """Pixels of less heat do not learn an object's sides: as far as three standard deviations."""
 PEAKS = 2
 """So many times as many peaks are looked at as boxes are given."""
-OF_MASKS = ("ce_weight", "dice_weight", "dice", "class_weights", "prompt_jitter", "prompt_points")
+OF_MASKS = ("ce_weight", "dice_weight", "dice", "class_weights")
 """Keys of ``recipe.task`` that this task does not read."""
 
 
@@ -57,13 +63,14 @@ class Detection(base.Task):
     """
 
     primary = detection_metrics.DetectionScores.PRIMARY
-    known_options: ClassVar[tuple[str, ...]] = ("threshold", "most", "overlap", "least_pixels")
+    known_options: ClassVar[tuple[str, ...]] = tuple(OPTIONS)
 
     def __init__(self, recipe: schema.Recipe) -> None:
         super().__init__(recipe)
-        options, self._head = recipe.task.options, recipe.task.head or "boxes"
-        self.threshold, self.most = options.get("threshold", THRESHOLD), options.get("most", MOST)
-        self.overlap, self.least_pixels = options.get("overlap", OVERLAP), options.get("least_pixels", LEAST)
+        self._head = recipe.task.head or "boxes"
+        given = {key: value for key, value in recipe.task.options.items() if not _option_fault(key, value)}
+        self.threshold, self.overlap = (float(str(given.get(key, OPTIONS[key]))) for key in ("threshold", "overlap"))
+        self.most, self.least_pixels = (int(str(given.get(key, OPTIONS[key]))) for key in ("most", "least_pixels"))
 
     def faults(self) -> list[str]:
         """See base."""
@@ -79,16 +86,7 @@ class Detection(base.Task):
                 f"recipe.target.kind = '{self.recipe.target.kind}': is for classification and case-classification; "
                 "leave [recipe.target] out"
             )
-        for key, value, low, high, whole in (
-            ("threshold", self.threshold, detection_metrics.LEAST_SCORE, 1.0, False),
-            ("most", self.most, 1, 1000, True),
-            ("overlap", self.overlap, 0.0, 1.0, False),
-            ("least_pixels", self.least_pixels, 0, 1_000_000, True),
-        ):
-            fits = type(value) is int or (not whole and type(value) is float)
-            if not fits or not low <= float(str(value)) <= high:
-                kind = "whole number" if whole else "number"
-                wrong.append(f"recipe.task.options.{key} = {value!r}: give a {kind} from {low:g} to {high:g}")
+        wrong += [fault for key, value in settings.options.items() if (fault := _option_fault(key, value))]
         return wrong
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
@@ -117,7 +115,7 @@ class Detection(base.Task):
 
     def _loss(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Of one image. Shapes: (K - 1 + 4, h, w), (h, w)."""
-        objects = boxes.of_mask(mask.cpu().numpy(), int(str(self.least_pixels)))
+        objects = boxes.of_mask(mask.cpu().numpy(), self.least_pixels)
         drawn = Drawn.of(objects, len(self.class_names) - 1, mask.shape)
         heat, weights, sides = (
             torch.from_numpy(each).to(logits.device) for each in (drawn.heat, drawn.weights, drawn.sides)
@@ -136,21 +134,21 @@ class Detection(base.Task):
 
         Shapes: (K - 1 + 4, h, w).
         """
-        peaks = decoded(logits, int(str(self.most)), float(str(self.overlap)))
+        peaks = decoded(logits, self.most, self.overlap)
         return peaks.scaled(logits.shape[1:], size)
 
     def delivered(self, logits: Tensor, size: Sequence[int]) -> boxes.Boxes:
         """Those of :meth:`boxes_at` from the recipe's threshold on: what is shown and written."""
         answered = self.boxes_at(logits, size)
-        return answered[answered.scores >= float(str(self.threshold))]
+        return answered[answered.scores >= self.threshold]
 
     def objects(self, truth: NDArray[np.int64]) -> boxes.Boxes:
         """The objects of a mask on the image's own pixels. Shapes: (H, W)."""
-        return boxes.of_mask(truth, int(str(self.least_pixels)))
+        return boxes.of_mask(truth, self.least_pixels)
 
     def scores(self, *, surface: bool) -> detection_metrics.DetectionScores:
         """See base."""
-        return detection_metrics.DetectionScores(self.class_names, float(str(self.threshold)))
+        return detection_metrics.DetectionScores(self.class_names, self.threshold)
 
     def score(
         self,
@@ -166,6 +164,18 @@ class Detection(base.Task):
         if mask is None:
             raise defect.MASK_MISSING.error(f"sample '{sample_id}' has no mask to score against")
         into.add(sample_id, self.boxes_at(logits, mask.shape), self.objects(mask), prepared.part)
+
+
+def _option_fault(key: str, value: schema.Option) -> str:
+    """What is wrong with an option of the task; empty where nothing is, or it is another's."""
+    if key not in BOUNDS:
+        return ""
+    low, high = BOUNDS[key]
+    whole = isinstance(high, int)
+    if (type(value) is int or (type(value) is float and not whole)) and low <= float(str(value)) <= high:
+        return ""
+    kind = "whole number" if whole else "number"
+    return f"recipe.task.options.{key} = {value!r}: give a {kind} from {low:g} to {high:g}"
 
 
 class Drawn:
