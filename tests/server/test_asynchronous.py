@@ -15,7 +15,7 @@ from flwr.app import Message
 from fedvfm import errors
 from fedvfm.aggregators import table as rules
 from fedvfm.config import asynchronous, schema
-from fedvfm.flower import runtime
+from fedvfm.flower import internals
 from fedvfm.protocol import protocol
 from fedvfm.server.rounds import buffer
 from fedvfm.state import checkpoint, state
@@ -247,7 +247,7 @@ def test_a_site_that_is_away_for_long_is_asked_for_the_same_round_when_it_is_bac
             self.words -= len(asked)
             words = [protocol.in_place_of_answer("away", message) for message in asked.values()]
             for word, key in zip(words, asked, strict=True):
-                runtime.set_reply_to(word, key)
+                internals.set_reply_to(word, key)
             return [*words, *super().pull_messages([key for key in message_ids if key not in asked])]
 
     members = [numpy_sites.NumpySite(site, count) for site, count in SIZES.items()]
