@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from fedvfm.storage import storage
 
 COLOURS = 6
 MANY = 8
@@ -53,6 +57,48 @@ class Scale:
         low, high = self.data
         share = (value - low) / (high - low) if high > low else 0.5
         return self.view[0] + share * (self.view[1] - self.view[0])
+
+
+STYLE = (
+    "svg{background:#fff;font:12.5px system-ui,sans-serif}text{fill:#1b1f24}.grid{stroke:#d0d7de;stroke-width:.7}"
+    ".axis{stroke:#57606a}.line{fill:none;stroke-width:2;stroke-linejoin:round}.leader{fill:none;stroke-width:.8}"
+    ".faint{stroke:#57606a;stroke-width:.8;opacity:.45}.dot{stroke:none}"
+    + "".join(
+        f".c{at}{{stroke:{colour}}}.dot.c{at}{{fill:{colour}}}"
+        for at, colour in enumerate(("#0072b2", "#d55e00", "#008a64", "#b0568d", "#a87000", "#2a8cc4"))
+    )
+)
+"""For a chart outside a page of ours, which has none of its colours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A chart by itself: a notebook shows it, and it can be kept as a file.
+
+    Attributes:
+        svg: the chart with its own colours.
+    """
+
+    svg: str
+
+    @staticmethod
+    def of(svg: str) -> Picture:
+        """A chart of this module with what it needs outside a page."""
+        opened = svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * 1.5:g}" ', 1)
+        head, closed, rest = opened.partition(">")
+        return Picture(f"{head}{closed}<style>{STYLE}</style>{rest}")
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as an SVG file.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        storage.write_text(Path(path), self.svg)
+        return Path(path)
 
 
 def ticks(low: float, high: float, number: int = 5) -> list[float]:

@@ -24,7 +24,7 @@ from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import index
 from fedvfm.model import adapted_model, feature_cache, feature_files
 from fedvfm.model import device as devices
-from fedvfm.report import progress
+from fedvfm.report import charts, progress
 from fedvfm.server.rounds import federation
 from fedvfm.server.rounds import summary as summaries
 from fedvfm.simulation import attacks, baselines, experiment, imbalance, personal, run_folder, tables, untrained
@@ -64,6 +64,19 @@ class Result:
     def samples(self) -> Any:
         """Every test sample of samples.csv (arm, site, sample, metric, value): a frame, or rows without pandas."""
         return summary.frame(self.path / "samples.csv")
+
+    def plot(self, metric: str = "", arm: str = "federated") -> charts.Picture:
+        """A chart of a value of every site over rounds; a notebook shows it, ``.save(path)`` keeps it as SVG.
+
+        Args:
+            metric: of metrics.csv, "loss" for instance; the primary metric where none is given.
+            arm: whose.
+
+        Raises:
+            ConfigError: if there is no such value.
+            CheckpointError: if the run has no metrics.csv.
+        """
+        return summary.curves(self.path / "metrics.csv", metric or str(self.summary["primary"]), arm)
 
     def push_to_hub(self, repository: str, **options: Any) -> dict[str, Any]:
         """Publish the final adapter; see :func:`fedvfm.push_to_hub`, whose options these are.

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fedvfm import seeding
+from fedvfm import errors, seeding
 from fedvfm.config import schema
 from fedvfm.data import overlay
 from fedvfm.model import adapted_model
@@ -464,3 +465,28 @@ def test_examples_are_drawn_by_the_stream_and_scored_as_the_test_did(tiny_run: P
         if one.worst:
             assert one.dice == pytest.approx(min(evaluation["last"]["samples"][one.site]["dice"]), abs=1e-6)
     assert [one.site for one in beside if one.worst] == ["east", "north", "west"]
+
+
+def test_a_chart_of_a_result_stands_alone(tmp_path: Path) -> None:
+    """Out of metrics.csv, with colours of its own, as a picture that XML's own reader takes."""
+    lines = ["arm,round,split,site,metric,value"]
+    values = (("train", "loss"), ("val", "dice"), ("test", "dice"))
+    rows = [(n, split, site, metric) for n in (1, 2) for site in ("<a>", "b") for split, metric in values]
+    lines += [f"federated,{n},{split},{site},{metric},{n / 4}" for n, split, site, metric in rows]
+    (tmp_path / "metrics.csv").write_text("\n".join([*lines, "federated,1,val,b,hd95,"]) + "\n")
+    result = simulation.Result(tmp_path, {"primary": "dice"})
+    kept = result.plot().save(tmp_path / "dice.svg")
+    drawn = ElementTree.parse(kept).getroot()
+    names = "{http://www.w3.org/2000/svg}"
+    assert drawn.attrib["aria-label"] == "dice (val) of every site over rounds"
+    assert len(drawn.findall(f"{names}polyline[@class]")) >= 2
+    assert [each.text for each in drawn.iter(f"{names}title") if "at the end" in str(each.text)] == [
+        "<a>: 0.5 at the end",
+        "b: 0.5 at the end",
+    ]
+    assert "loss (train)" in result.plot("loss")._repr_svg_()
+    assert all(colour in page.STYLE for colour in re.findall(r"#[0-9a-f]{6}", charts.STYLE)), "as in the report"
+    with pytest.raises(errors.ConfigError, match="no auroc of federated by round; there are: dice of federated, loss"):
+        result.plot("auroc")
+    with pytest.raises(errors.CheckpointError, match="Let it finish"):
+        simulation.Result(tmp_path / "none", {"primary": "dice"}).plot()

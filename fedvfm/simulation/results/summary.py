@@ -14,7 +14,7 @@ from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import feature_counts
-from fedvfm.report import scores
+from fedvfm.report import charts, scores
 from fedvfm.server.rounds import journal
 from fedvfm.server.rounds import summary as summaries
 from fedvfm.simulation import baselines, run_folder
@@ -168,6 +168,34 @@ def as_html(made: Mapping[str, Any]) -> str:
     read = "".join(f"<p><b>{html.escape(text)}.</b></p>" for text in examination.headlines(made))
     head = f"<tr><th>arm</th><th>macro {html.escape(made['primary'])}</th><th>worst site</th></tr>"
     return f"{read}<table>{head}{rows}</table>"
+
+
+def curves(path: Path, metric: str, arm: str) -> charts.Picture:
+    """A value of every site over rounds, out of metrics.csv: a loss as trained, a score on the validation split.
+
+    Raises:
+        CheckpointError: if the file is not there.
+        ConfigError: if the arm has no such value by round, with those that there are.
+    """
+    if not path.is_file():
+        raise errors.CheckpointError(f"{path} is not there: this run has no values yet. Let it finish")
+    found: dict[str, dict[str, list[charts.Point]]] = {}
+    known: set[str] = set()
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["split"] == "test" or not row["value"]:
+                continue
+            known.add(f"{row['metric']} of {row['arm']}")
+            if row["metric"] == metric and row["arm"] == arm:
+                sites = found.setdefault(row["split"], {})
+                sites.setdefault(row["site"], []).append((float(row["round"]), float(row["value"])))
+    if not found:
+        listed = ", ".join(sorted(known)) or "none"
+        raise errors.ConfigError("plot", [f"there is no {metric} of {arm} by round; there are: {listed}"])
+    split, sites = sorted(found.items())[-1]
+    series = [charts.Series(site, sorted(points)) for site, points in sorted(sites.items())]
+    title = f"{metric} ({split}) of every site over rounds"
+    return charts.Picture.of(charts.line(series, title=title, x_label="round", y_label=f"{metric} ({split})"))
 
 
 def write_tables(run: run_folder.RunFolder, made: Mapping[str, Any]) -> None:
