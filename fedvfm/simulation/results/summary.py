@@ -179,7 +179,7 @@ def curves(path: Path, metric: str, arm: str) -> charts.Picture:
     """
     if not path.is_file():
         raise errors.CheckpointError(f"{path} is not there: this run has no values yet. Let it finish")
-    found: dict[str, dict[str, list[charts.Point]]] = {}
+    by_split: dict[str, dict[str, list[charts.Point]]] = {}
     known: set[str] = set()
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -187,12 +187,12 @@ def curves(path: Path, metric: str, arm: str) -> charts.Picture:
                 continue
             known.add(f"{row['metric']} of {row['arm']}")
             if row["metric"] == metric and row["arm"] == arm:
-                sites = found.setdefault(row["split"], {})
+                sites = by_split.setdefault(row["split"], {})
                 sites.setdefault(row["site"], []).append((float(row["round"]), float(row["value"])))
-    if not found:
+    if not by_split:
         listed = ", ".join(sorted(known)) or "none"
         raise errors.ConfigError("plot", [f"there is no {metric} of {arm} by round; there are: {listed}"])
-    split, sites = sorted(found.items())[-1]
+    split, sites = sorted(by_split.items())[-1]
     series = [charts.Series(site, sorted(points)) for site, points in sorted(sites.items())]
     title = f"{metric} ({split}) of every site over rounds"
     return charts.Picture.of(charts.line(series, title=title, x_label="round", y_label=f"{metric} ({split})"))
