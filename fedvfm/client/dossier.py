@@ -242,14 +242,17 @@ def _privacy_risk(recipe: schema.Recipe, private: bool) -> str:
 
 def withdrawal(locked: locked_recipe.LockedRecipe) -> list[str]:
     """How a hospital withdraws, and what cannot be taken back."""
+    as_if = "with the same result as if it had never taken part"
+    if locked.recipe.asynchronous is not None:
+        as_if = "though not to the same numbers as if it had never taken part: who answers first is in them"
     return [
         "At any moment, without a reason: 'fedvfm client withdraw "
         f"{locked.hash[:12]}' ends the approval, and nothing more is trained or sent; 'fedvfm client stop' ends the "
         f"program.",
         "Updates that were joined before stay in the adapter: they cannot be taken out of a sum. Ask the coordinator "
         "in writing for 'fedvfm server withdraw': it lists in a signed file what they are part of, lets this hospital "
-        "in no more, and can train again without it from the round before it joined, with the same result as if it had "
-        "never taken part. The other hospitals must approve that.",
+        f"in no more, and can train again without it from the round before it joined, {as_if}. The other hospitals "
+        "must approve that.",
         "What the coordinator and the other hospitals hold of the adapter stays with them, as long as they say below.",
         "Here, 'fedvfm client purge' removes received and personal adapters, kept replies, logs and caches. Keys and "
         "the audit log stay, so that it can be shown later what left and what did not.",

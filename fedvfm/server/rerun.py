@@ -4,8 +4,9 @@ The server keeps the checkpoint of each round after which a site came in
 (:func:`fedvfm.server.rounds.journal.bases`), at most one a site. The later rounds are made by the sites that are left,
 from that checkpoint, under a recipe of its own: the same but for ``rerun`` and ``start``, so each site is asked for its
 approval. Its journal begins with the lines of the rounds that stand, and rounds keep their numbers, so it ends with the
-bytes of a federation that never had the site. Where sites keep something from round to round (personal arrays, what
-coding lost) no middle can be gone on from, and the rerun is from round 1.
+bytes of a federation that never had the site; under asynchronous rounds, which depend on who answers first, without a
+part of it all the same. Late updates of the rounds that stand are waited for by nobody. Where sites keep something from
+round to round (personal arrays, what coding lost) no middle can be gone on from, and the rerun is from round 1.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 from fedvfm import errors
 from fedvfm.client import dossier, privacy_report
 from fedvfm.client import state_folder as joining
+from fedvfm.config import asynchronous
 from fedvfm.server import state_folder as enrolment
 from fedvfm.trust import invites, signed_documents
 from fedvfm.trust import study as studies
@@ -171,3 +172,11 @@ def test_a_study_with_faults_is_one_error(
     assert answer.code == errors.ConfigError.exit_code
     assert word in answer.err
     assert not (tmp_path / "s").exists()
+
+
+def test_it_promises_no_equal_numbers_where_the_order_of_arrival_is_in_them() -> None:
+    locked = make_lock()
+    assert "with the same result as if it had never taken part" in " ".join(dossier.withdrawal(locked))
+    late = locked.recipe.model_copy(update={"asynchronous": asynchronous.Asynchronous(buffer_size=1)})
+    said = " ".join(dossier.withdrawal(locked.model_copy(update={"recipe": late})))
+    assert "not to the same numbers as if it had never taken part: who answers first is in them" in said

@@ -288,6 +288,13 @@ def test_a_site_that_does_not_answer_in_time_is_missed_and_a_quorum_goes_on(tmp_
     assert lines[-1]["refused"]["west"] == {"reason": "no-answer", "detail": "no reply within 1 s"}
 
 
+def test_a_site_that_is_given_up_still_trains_and_is_not_waited_for_with_its_scores(tmp_path: Path) -> None:
+    deployed(tmp_path / "run", recipe(4, staleness_limit=1), release=4)
+    lines = hash_chain.read(tmp_path / "run" / "journal.jsonl")
+    assert [sorted(line["refused"]) for line in lines] == [[], [], ["west"], []]
+    assert ["west" in line["validation"] for line in lines] == [False, False, False, True]
+
+
 def test_a_round_is_of_as_many_sites_as_were_promised_where_one_is_given_up_and_another_left(tmp_path: Path) -> None:
     """West is given up in the round that south is away from: the two others alone would break ``min_sites``."""
     chosen = recipe(4, 3, min_sites=3, staleness_limit=1)

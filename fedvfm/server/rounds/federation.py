@@ -653,7 +653,8 @@ class Federation:
         self, number: int, adapter: state.AdapterState, members: Mapping[str, handshake.Member]
     ) -> dict[str, dict[str, float]]:
         # In a simulation nobody is busy, whatever the counted clock says, and all are asked.
-        busy = self._buffer.out if self._buffer is not None and self._waits else {}
+        # Who was given up in this round trains yet, and would hold up everybody who waits for its scores.
+        busy = {*self._buffer.out, *self._given_up} if self._buffer is not None and self._waits else ()
         sites = [
             members[name] for name in self.job.train_sites if name not in busy and members[name].examples.get("val", 0)
         ]
