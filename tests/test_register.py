@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +229,18 @@ def test_a_script_changes_values_plans_and_reads_frames(tmp_path: Path) -> None:
     with pytest.raises(fedvfm.errors.ConfigError) as caught:
         fedvfm.plan(VALUES, overrides={"recipe.rounds.x": 1, "": 2})
     assert len(caught.value.faults) == 2
+
+
+def test_the_page_of_own_parts_runs_as_it_is_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "own-parts.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    kinds = {"adapter", "backbone", "baseline", "rule", "source", "task"}
+    assert {kind for kind in kinds if f"fedvfm.register_{kind}(" in "".join(blocks)} == kinds
+    monkeypatch.chdir(tmp_path)
+    exec("".join(blocks), {"__name__": "pasted"})
+    assert set(ast.literal_eval(capsys.readouterr().out.splitlines()[-1])) == {"federated", "twice the learning rate"}
 
 
 def test_rows_without_pandas_are_those_of_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
