@@ -88,11 +88,12 @@ SHARED_STEPS = (
 )
 
 
-def on_both_engines(tiny: Any, folder: Path, changed: str) -> None:
-    """Run the federated arm with one setting changed, in-process and on Ray, and compare what they end with."""
+def on_both_engines(tiny: Any, folder: Path, *changed: str) -> None:
+    """Run the federated arm with settings changed, in-process and on Ray, and compare what they end with."""
+    sets = [word for value in ("baselines=[]", *changed) for word in ("--set", value)]
     for engine in ("in-process", "ray"):
         answer = tiny.run(
-            "simulate", tiny.experiment, "--set", changed, "--set", "baselines=[]",
+            "simulate", tiny.experiment, *sets,
             "--engine", engine, "--output", folder / engine, environment=ENVIRONMENT,
         )  # fmt: skip
         assert answer.code == 0, answer.err
@@ -102,6 +103,12 @@ def on_both_engines(tiny: Any, folder: Path, changed: str) -> None:
 def test_one_factor_at_a_time_gives_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
     on_both_engines(tiny, tmp_path, 'recipe.adapter.factors="alternate"')
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "ray" / "journal.jsonl")] == [0.0] * 3
+
+
+def test_asynchronous_rounds_give_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:
+    """Also where hospitals share a node, and one of them is waited for by nobody."""
+    on_both_engines(tiny, tmp_path, "recipe.asynchronous={buffer_size=2}", "site_times={south=2.5}")
+    assert tiny.lines(tmp_path / "ray" / "journal.jsonl")[-1]["staleness"] == {"south": 2}
 
 
 def test_arrays_that_stay_at_the_sites_give_the_same_bits_too(tiny: Any, tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def test_a_slow_hospitals_update_of_an_earlier_round_counts_and_survives_the_coo
         assert all(line["refused"] == {} for line in lines)
         assert lines[2]["weights"]["south"] < min(lines[2]["weights"][site] for site in ("east", "north"))
         assert lines[-1]["out"] == {}
+        words = ("baselines=[]", "recipe.asynchronous={buffer_size=2}", "site_times={south=2.5}")
+        sets = [word for value in words for word in ("--set", value)]
+        answer = tiny.run("simulate", tiny.experiment, *sets, "--output", tmp_path / "simulated")
+        assert answer.code == 0, answer.err
+        simulated = tiny.lines(tmp_path / "simulated" / "journal.jsonl")
+        assert [line["fingerprint"] for line in simulated] == [line["fingerprint"] for line in lines]
         assert not list(kept.glob("*"))
         trained = [entry["round"] for entry in slow.audit.entries if entry["event"] == "trained"]
         assert trained == [1], "nothing was trained twice, and nothing thrown away"
