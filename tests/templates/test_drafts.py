@@ -245,6 +245,7 @@ def test_a_recipe_of_every_backbone_validates(backbone: str) -> None:
 def test_a_recipe_for_classification_validates(backbone: str) -> None:
     recipe = schema.parse(schema.Recipe, tomllib.loads(drafts.recipe("classification", backbone, "abc")), "recipe")
     assert (recipe.task.kind, recipe.data.class_names) == ("classification", ("a", "b", "c"))
+    assert (recipe.rounds, recipe.aggregation.server_momentum) == (16, 0.6)
     assert locking.examine(recipe)[1] == []
 
 
