@@ -197,7 +197,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
             "classification": _CLASSIFICATION | layers,
         }
         values |= {"data.views": 4, **kinds.get(task, _CASES if task in bags.LABELS_OF else kinds["classification"])}
-    values |= {} if backbone in backbones.TABLE and known is None or task in bags.LABELS_OF else _FEDERATION
+    values |= {} if (backbone in backbones.TABLE and known is None) or task in bags.LABELS_OF else _FEDERATION
     found = fill(text("recipe.toml"), values)
     schema.parse(schema.Recipe, tomllib.loads(found), "recipe")
     return headed("recipe", found)
