@@ -79,6 +79,10 @@ class Task:
         """The truth of a drawn sample of no site, by the field of :class:`fedvfm.data.sample.Sample`."""
         return heaviest(self.recipe, number)
 
+    def present(self, truth: transforms.Mask) -> list[int]:
+        """The classes that the scores of an image with this mask rest on, by number; of a few patients none leaves."""
+        return [int(number) for number in np.unique(truth)]
+
     @property
     def width(self) -> int:
         """How many numbers the task gives of an image, a pixel or a case."""

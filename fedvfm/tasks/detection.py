@@ -146,6 +146,10 @@ class Detection(base.Task):
         """The objects of a mask on the image's own pixels. Shapes: (H, W)."""
         return boxes.of_mask(truth, self.least_pixels)
 
+    def present(self, truth: transforms.Mask) -> list[int]:
+        """See base: specks that are no object are none of a class, either."""
+        return [0, *(int(number) for number in np.unique(self.objects(truth).classes))]
+
     def scores(self, *, surface: bool) -> detection_metrics.DetectionScores:
         """See base."""
         return detection_metrics.DetectionScores(self.class_names, self.threshold)

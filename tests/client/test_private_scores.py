@@ -22,7 +22,7 @@ from fedvfm.data import sample as samples
 from fedvfm.ledger import summary
 from fedvfm.privacy import accountant, randomness
 from fedvfm.protocol import protocol
-from fedvfm.tasks import metrics
+from fedvfm.tasks import classification, metrics
 from tests.client import private_site
 
 BUDGET = privacy.Budget(data_set="discs", epsilon=8.0, delta=1e-5, unit="patient")
@@ -229,7 +229,7 @@ def test_no_score_tells_of_a_column_that_few_patients_have_a_value_in() -> None:
     having: dict[str, set[str]] = {}
     for at in range(10):
         sample = samples.Sample(str(at), patient=str(at), values=(1.0, 2.0 if at < 3 else None))
-        evaluator._note_classes(having, sample, sites.NO_IMAGE, chosen)
+        evaluator._note_classes(having, sample, sites.NO_IMAGE, classification.Classification(chosen))
     known = {name: len(subjects) for name, subjects in having.items()}
     scores = {"one_minus_nmae": 0.5, "mae_age": 0.5, "r2_age": 0.5, "mae_volume": 0.5, "r2_volume": 0.5}
     leaving = policy.release_scores(schema.PolicyConfig(metrics=("*",), min_units=4), scores, 10, known)

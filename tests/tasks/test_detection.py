@@ -41,6 +41,14 @@ def test_every_connected_part_of_a_class_is_an_object() -> None:
     assert len(boxes.of_mask(np.zeros((3, 3), np.int64))) == 0
 
 
+def test_specks_make_nobody_a_patient_of_a_class() -> None:
+    """What may leave a hospital is counted by patients whose objects are scored."""
+    mask = np.zeros((8, 8), np.int64)
+    mask[0, 0], mask[4:8, 4:8] = 1, 2
+    for least, expected in ((0, [0, 1, 2]), (2, [0, 2]), (99, [0])):
+        assert make(kind="detection", options={"least_pixels": least}).present(mask) == expected
+
+
 def test_overlap_and_suppression_by_hand() -> None:
     found = boxes.overlaps(some((0, 0, 4, 4)).edges, some((0, 0, 4, 4), (2, 0, 6, 4), (4, 0, 8, 4), (1, 1, 1, 3)).edges)
     assert found == pytest.approx(np.array([[1, 8 / 24, 0, 0]]))

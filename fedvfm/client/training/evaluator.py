@@ -6,20 +6,19 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedvfm import errors
 from fedvfm.client.gate import policy
 from fedvfm.client.training import site as sites
-from fedvfm.config import schema
 from fedvfm.data import sample as samples
 from fedvfm.data import transforms
 from fedvfm.model import adapted_model, sliding_window
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
 from fedvfm.state import state
+from fedvfm.tasks import base as tasks
 from fedvfm.tasks import case_heads, metrics
 
 
@@ -58,7 +57,7 @@ def evaluate(
         for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
             model.task.score(scores, sample.id, values, prepared, sample.truth, *sites.known(sample))
             if not site.simulated:
-                _note_classes(having, sample, prepared, model.recipe)
+                _note_classes(having, sample, prepared, model.task)
             on_step(number, len(chosen))
     return protocol.Evaluation(
         site=site.name,
@@ -112,11 +111,12 @@ def _of_patients(scores: metrics.MetricSet, owners: Mapping[str, str]) -> dict[s
 
 
 def _note_classes(
-    having: dict[str, set[str]], sample: samples.Sample, prepared: transforms.Prepared, recipe: schema.Recipe
+    having: dict[str, set[str]], sample: samples.Sample, prepared: transforms.Prepared, task: tasks.Task
 ) -> None:
     """Note which classes, or numbers, this sample's patient has; of a label also whether he does not have it."""
+    recipe = task.recipe
     names = recipe.data.class_names
-    present = [sample.label] if prepared.truth is None else np.unique(prepared.truth).tolist()
+    present = [sample.label] if prepared.truth is None else task.present(prepared.truth)
     if recipe.target.kind in ("multi-label", "survival"):
         # A rank among few who do not have a label would tell of each of them, too; of survival the event is one.
         answered = list(zip(names, sample.values, strict=True))
